@@ -1,0 +1,112 @@
+"""Settings: read once at the entrance, frozen, passed down."""
+
+from __future__ import annotations
+
+from datetime import date  # noqa: TC003  (pydantic reads the annotations at run time)
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from stack.errors import SettingsError
+
+PROJECT = Path(__file__).resolve().parents[1]
+LOOPBACK = "127.0.0.1"
+
+
+class Settings(BaseSettings):
+    """Where things are. Every field is the environment variable `GYRE_<FIELD>`.
+
+    Ports are those the stack's own processes listen on (loopback only). An address given for
+    Redis, MLflow or the database means that part is somebody else's: it is used, not started.
+    """
+
+    model_config = SettingsConfigDict(
+        env_prefix="GYRE_", env_nested_delimiter="__", frozen=True, extra="forbid"
+    )
+
+    home: Path = PROJECT / ".gyre"
+    serving_port: int = Field(8000, ge=1, le=65535)
+    mlflow_port: int = Field(5000, ge=1, le=65535)
+    airflow_port: int = Field(8080, ge=1, le=65535)
+    redis_port: int = Field(6379, ge=1, le=65535)
+    redis_url: str | None = Field(None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL"))
+    mlflow_url: str | None = None
+    database_url: str | None = None
+    artifacts_url: str | None = None
+    sources: dict[str, str] = Field(default_factory=dict)
+    """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a glob,
+    or an Ibis address followed by `#table`. Default: the file shipped in `data/`."""
+    demo_start: date | None = None
+    """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
+    Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
+    default_model: str = "customer_churn_model"
+
+    @property
+    def own_redis(self) -> bool:
+        return self.redis_url is None
+
+    @property
+    def own_mlflow(self) -> bool:
+        return self.mlflow_url is None
+
+    @property
+    def redis_address(self) -> str:
+        return self.redis_url or f"redis://{LOOPBACK}:{self.redis_port}/0"
+
+    @property
+    def mlflow_address(self) -> str:
+        return self.mlflow_url or f"http://{LOOPBACK}:{self.mlflow_port}"
+
+    @property
+    def airflow_address(self) -> str:
+        return f"http://{LOOPBACK}:{self.airflow_port}"
+
+    @property
+    def serving_address(self) -> str:
+        return f"http://{LOOPBACK}:{self.serving_port}"
+
+    @property
+    def ledger_address(self) -> str:
+        """SQLAlchemy address of the promotion ledger."""
+        return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
+
+    @property
+    def data(self) -> Path:
+        """Delta tables: everything that happened. All else below `home` can be rebuilt."""
+        return self.home / "data"
+
+    @property
+    def features(self) -> Path:
+        return self.home / "features"
+
+    def feast_connection(self, deadline: float) -> str:
+        """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""
+        url = urlsplit(self.redis_address)
+        parts = [f"{url.hostname}:{url.port or 6379}", f"db={url.path.lstrip('/') or 0}"]
+        parts += [f"socket_timeout={deadline}", f"socket_connect_timeout={deadline}"]
+        if url.scheme == "rediss":
+            parts.append("ssl=true")
+        if url.username:
+            parts.append(f"username={url.username}")
+        if url.password:
+            parts.append(f"password={url.password}")
+        return ",".join(parts)
+
+
+def load_settings(**overrides: Any) -> Settings:
+    """Read the environment once.
+
+    Raises:
+        SettingsError: one line naming the variable and what was expected.
+
+    """
+    try:
+        settings = Settings(**overrides)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")
+        raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from exc
+    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})
