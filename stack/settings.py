@@ -32,7 +32,9 @@ class Settings(BaseSettings):
     mlflow_port: int = Field(5000, ge=1, le=65535)
     airflow_port: int = Field(8080, ge=1, le=65535)
     redis_port: int = Field(6379, ge=1, le=65535)
-    redis_url: str | None = Field(None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL"))
+    redis_url: str | None = Field(
+        None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
+    )
     mlflow_url: str | None = None
     database_url: str | None = None
     artifacts_url: str | None = None

@@ -51,7 +51,7 @@ class Estimator(Strict):
 class Gate(Strict):
     """One rule a challenger must pass. `metric` is that of the newest matured snapshot.
 
-    better_than_trivial: better than always answering the constant prevalence of the training rows.
+    better_than_trivial: better than the best constant, the prevalence of those very rows.
     not_worse_than_champion: no worse than the champion on the same rows, and the upper end of the
     paired bootstrap interval (95 %) of the difference at most `margin_percent` of the champion's.
     """
@@ -119,7 +119,9 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     except ValidationError as exc:
         first = exc.errors()[0]
         key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        found = "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
+        found = (
+            "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
+        )
         raise SettingsError(f"{path.name}: {key}: {first['msg']}{found}") from exc
     if spec.name != name:
         raise SettingsError(f"{path.name}: name: expected the file's name, found {spec.name!r}")

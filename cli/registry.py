@@ -1,0 +1,77 @@
+"""`gyre promote`, `gyre rollback` and `gyre ledger`: what is in which role, and why."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from cli.verbs import AsJson, Reason, say, who
+from stack.settings import load_settings
+from stack.spec import load_spec
+
+if TYPE_CHECKING:
+    from mlflow_server.ledger import Ledger, LedgerRow
+    from mlflow_server.registry import Registry
+
+
+def promote(
+    model: str,
+    version: str,
+    reason: Reason,
+    replaces: Annotated[
+        str | None,
+        typer.Option("--replaces", help="The version expected in the role now; `none` for none."),
+    ] = None,
+    role: Annotated[str, typer.Option(help="production, challenger or shadow")] = "production",
+    percent: Annotated[int, typer.Option(min=0, max=100, help="Share of requests.")] = 100,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Put a version into a role: one ledger row, or a refusal that says who won."""
+    from mlflow_server.promotion import UNSET  # noqa: PLC0415
+    from mlflow_server.promotion import promote as put  # noqa: PLC0415
+
+    expected = UNSET if replaces is None else None if replaces == "none" else replaces
+    registry, ledger = _open(model)
+    row = put(
+        registry, ledger, model, version, who=who(), why=reason, replaces=expected, role=role,
+        percent=percent,
+    )  # fmt: skip
+    say(_line(row), row.as_json(), as_json=as_json)
+
+
+def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
+    """Go back to the version that was in production before; again goes back further."""
+    from mlflow_server.promotion import rollback as go_back  # noqa: PLC0415
+
+    registry, ledger = _open(model)
+    row = go_back(registry, ledger, model, who=who(), why=reason)
+    say(_line(row), row.as_json(), as_json=as_json)
+
+
+def ledger(model: str, *, as_json: AsJson = False) -> None:
+    """Every change of a role, oldest first: who, when, why, from, to."""
+    from mlflow_server.ledger import Ledger  # noqa: PLC0415
+
+    rows = Ledger(load_settings()).rows(load_spec(model).name)
+    lines = [_line(row) for row in rows] or [f"{model}: nothing was ever promoted"]
+    say("\n".join(lines), [row.as_json() for row in rows], as_json=as_json)
+
+
+def _open(model: str) -> tuple[Registry, Ledger]:
+    from mlflow_server.ledger import Ledger  # noqa: PLC0415
+    from mlflow_server.registry import Registry  # noqa: PLC0415
+
+    load_spec(model)  # a name that is no model gets the list of those there are
+    settings = load_settings()
+    return Registry(settings), Ledger(settings)
+
+
+def _line(row: LedgerRow) -> str:
+    change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
+    share = "" if row.percent == 100 else f" {row.percent} %"  # noqa: PLR2004  (the whole)
+    return (
+        f"{row.sequence:>3}  {row.time:%Y-%m-%d %H:%M:%S}Z  {row.role}{share}  {change}  "
+        f"{row.state}  by {row.who}: {row.why}"
+    )

@@ -1,0 +1,57 @@
+"""What the verbs share: how a time is given, who is asking, how a report is printed."""
+
+from __future__ import annotations
+
+import getpass
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+import typer
+
+from stack.errors import SettingsError
+
+AsOf = Annotated[
+    str | None,
+    typer.Option(
+        "--as-of", help="ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
+    ),
+]
+AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
+Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger for ever.")]
+
+
+def moment(text: str | None) -> datetime:
+    """Return the aware UTC time that `--as-of` names.
+
+    Raises:
+        SettingsError: not ISO 8601, or without an offset.
+
+    """
+    if text is None:
+        return datetime.now(tz=UTC)
+    try:
+        found = datetime.fromisoformat(text)
+    except ValueError as exc:
+        raise SettingsError(f"--as-of: expected ISO 8601, found {text!r}") from exc
+    if found.tzinfo is None:
+        raise SettingsError(f"--as-of: expected an offset (such as {text}Z), found {text!r}")
+    return found.astimezone(UTC)
+
+
+def who() -> str:
+    """Who is asking, for the ledger: the user of this shell."""
+    return f"shell:{getpass.getuser()}"
+
+
+def say(line: str, document: Any, *, as_json: bool) -> None:
+    typer.echo(json.dumps(document, indent=2, default=str) if as_json else line)
+
+
+def log_to_stderr() -> None:
+    """Progress goes to stderr, so that stdout is the report alone."""
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    for room in ("training", "feature_repo", "mlflow_server"):
+        logging.getLogger(room).setLevel(logging.INFO)

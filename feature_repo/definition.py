@@ -1,0 +1,51 @@
+"""What a dataset module defines beside its Feast objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import ibis.expr.types as ir
+
+if TYPE_CHECKING:
+    from datetime import timedelta
+
+    import pyarrow as pa
+
+Expression = Callable[[ir.Table], ir.Table]
+"""Raw rows → rows of one feature view: join keys, event_timestamp, created, features."""
+
+LabelExpression = Callable[[ir.Table, ir.Table], ir.Table]
+"""Raw rows, snapshots (event_timestamp) → join key, event_timestamp, label (int64, 0 or 1)."""
+
+
+@dataclass(frozen=True)
+class Label:
+    """What a model learns. It exists from snapshot + horizon + lateness on.
+
+    horizon: how far past its snapshot the label looks.
+    lateness: how long rows of the horizon may still arrive.
+    """
+
+    expression: LabelExpression
+    horizon: timedelta
+    lateness: timedelta
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A source of events, the feature views made of it, and the labels.
+
+    schema: columns and types of a source row; times are timestamp[us, UTC].
+    key: columns that identify a row; the newest arrival of a key wins.
+    silence: how long the source may go without an event before that is worth a word.
+    """
+
+    name: str
+    schema: pa.Schema
+    key: tuple[str, ...]
+    event_time: str
+    silence: timedelta
+    views: dict[str, Expression]
+    labels: dict[str, Label]

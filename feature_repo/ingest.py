@@ -1,0 +1,183 @@
+"""Ingest: what is due at the source becomes tables, feature rows and online values.
+
+pull → validate → quarantine and merge → features → materialise. Each step can be repeated: rows
+are merged by key, the feature file is switched when complete, online writes are the same again.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import write_views
+from feature_repo.source import pull
+from feature_repo.store import FeatureStore
+from feature_repo.validation import validate
+from stack.errors import BatchRejectedError
+from stack.storage import Table
+
+if TYPE_CHECKING:
+    from datetime import datetime
+    from pathlib import Path
+
+    from feature_repo.definition import Dataset
+    from feature_repo.validation import Validation
+    from stack.settings import Settings
+
+log = logging.getLogger(__name__)
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@dataclass(frozen=True)
+class IngestReport:
+    """Rows, by what became of them, and the table's version afterwards."""
+
+    dataset: str
+    as_of: datetime
+    inserted: int = 0
+    replaced: int = 0
+    quarantined: int = 0
+    table_version: int = -1
+    warnings: tuple[str, ...] = field(default_factory=tuple)
+
+    def summary(self) -> str:
+        what = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
+        head = f"{self.dataset} as of {self.as_of:%Y-%m-%d %H:%M} UTC: {what}"
+        return "; ".join((head, f"table version {self.table_version}", *self.warnings))
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self) | {"as_of": self.as_of.isoformat()}
+
+
+def raw_table(settings: Settings, dataset: Dataset) -> Table:
+    """The dataset's rows as they became known: source columns and `ingested_at`."""
+    schema = dataset.schema.append(pa.field("ingested_at", TIME))
+    return Table(settings.data / "raw" / dataset.name, schema)
+
+
+def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
+    """Rows set aside: when, by which rules, and the row as JSON (its types may be the fault)."""
+    schema = pa.schema({"quarantined_at": TIME, "rules": pa.string(), "row": pa.string()})
+    return Table(settings.data / "quarantine" / dataset.name, schema)
+
+
+def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
+    """Bring dataset `name` to `as_of`.
+
+    Raises:
+        BatchRejectedError: the batch broke a rule as a whole; tables and features are as before.
+        DataError: source or table cannot be read or written.
+
+    """
+    dataset = load_dataset(name)
+    table = raw_table(settings, dataset)
+    pulled = _newest_of_key(pull(settings, dataset, as_of), dataset)
+    batch = _unknown_rows(settings, pulled, table, dataset)
+    report = IngestReport(name, as_of, table_version=table.version)
+    earliest = None
+    if batch.num_rows:
+        checked = validate(dataset, batch, as_of)
+        _stop_if_rejected(settings, dataset, checked, as_of)
+        report, earliest = _land(settings, dataset, batch, checked, as_of)
+    write_views(settings, dataset, table)
+    FeatureStore(settings).materialise(dataset, as_of, since=earliest)
+    log.info(report.summary())
+    return report
+
+
+def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
+    """Drop exact repeats; of rows that share a key the last in the source's order stays.
+
+    Rows without a key pass: quarantine names them.
+    """
+    if not set(dataset.key) <= set(rows.column_names):
+        return rows  # the suite names the missing column
+    numbered = rows.append_column("_position", pa.array(range(rows.num_rows), pa.int64()))
+    keyed = pc.is_valid(numbered[dataset.key[0]])
+    for name in dataset.key[1:]:
+        keyed = pc.and_(keyed, pc.is_valid(numbered[name]))
+    last = numbered.filter(keyed).group_by(list(dataset.key)).aggregate([("_position", "max")])
+    stay = pa.concat_arrays(
+        [
+            last["_position_max"].combine_chunks(),
+            numbered.filter(pc.invert(keyed))["_position"].combine_chunks(),
+        ]
+    )
+    return rows.take(stay.take(pc.sort_indices(stay)))
+
+
+def _unknown_rows(settings: Settings, rows: pa.Table, table: Table, dataset: Dataset) -> pa.Table:
+    """Rows whose content neither the table nor quarantine holds: new keys and corrections.
+
+    Compared only where the columns are those of the dataset; else the suite has the word.
+    """
+    if not table.exists or rows.schema.remove_metadata() != dataset.schema:
+        return rows
+    columns = dataset.schema.names
+    rows = rows.join(table.read().select(columns), keys=columns, join_type="left anti")
+    aside = set(quarantine_table(settings, dataset).read()["row"].to_pylist())
+    return rows.filter(pa.array([row not in aside for row in _as_json(rows)], pa.bool_()))
+
+
+def _as_json(rows: pa.Table) -> list[str]:
+    return [json.dumps(row, default=str, sort_keys=True) for row in rows.to_pylist()]
+
+
+def _stop_if_rejected(
+    settings: Settings, dataset: Dataset, checked: Validation, as_of: datetime
+) -> None:
+    if not checked.rejections:
+        return
+    folder = settings.home / "reports" / "ingest"
+    folder.mkdir(parents=True, exist_ok=True)
+    path: Path = folder / f"{dataset.name}-{as_of:%Y%m%dT%H%M%S}.json"
+    path.write_text(json.dumps(checked.report, default=str))
+    broken = "; ".join(finding.message for finding in checked.rejections)
+    raise BatchRejectedError(
+        f"{dataset.name}: the batch was stopped, nothing was changed: {broken}. Report: {path}"
+    )
+
+
+def _land(
+    settings: Settings, dataset: Dataset, batch: pa.Table, checked: Validation, as_of: datetime
+) -> tuple[IngestReport, datetime | None]:
+    table, bad = raw_table(settings, dataset), checked.bad_rows()
+    good = pa.array(i not in bad for i in range(batch.num_rows))
+    rows = batch.filter(good).cast(dataset.schema)
+    known_at = rows[dataset.event_time].cast(TIME) if not table.exists else _constant(rows, as_of)
+    merged = table.merge(
+        rows.append_column("ingested_at", known_at), dataset.key, dataset.schema.names
+    )
+    _set_aside(settings, dataset, batch, bad, as_of)
+    report = IngestReport(
+        dataset.name, as_of, merged["inserted"], merged["replaced"], len(bad), table.version,
+        tuple(warning.message for warning in checked.warnings),
+    )  # fmt: skip
+    return report, pc.min(rows[dataset.event_time]).as_py()
+
+
+def _constant(rows: pa.Table, as_of: datetime) -> pa.Array:
+    return pa.array([as_of] * rows.num_rows, TIME)
+
+
+def _set_aside(
+    settings: Settings, dataset: Dataset, batch: pa.Table, bad: dict[int, str], as_of: datetime
+) -> None:
+    """Write failing rows to quarantine once: a row that is there already is not written again."""
+    if not bad:
+        return
+    table = quarantine_table(settings, dataset)
+    found = pa.table(
+        {
+            "quarantined_at": pa.array([as_of] * len(bad), TIME),
+            "rules": list(bad.values()),
+            "row": _as_json(batch.take(list(bad))),
+        }
+    )
+    table.merge(found, key=("row",), content=("rules",))

@@ -1,0 +1,87 @@
+"""Where a dataset's rows come from: files or any address Ibis can connect to, or the shipped demo.
+
+The demo's file is replayed: its dates are moved by a whole number of weeks so that the last 120
+days still lie ahead of the day Gyre first started, and only what is due is delivered.
+"""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, date, datetime, timedelta
+from math import ceil
+from typing import TYPE_CHECKING
+
+import ibis
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from stack.errors import DataError
+from stack.settings import PROJECT, Settings
+
+if TYPE_CHECKING:
+    from feature_repo.definition import Dataset
+
+DEMO = {"orders": PROJECT / "data" / "cdnow_orders.parquet"}
+AHEAD = timedelta(days=120)
+
+
+def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+    """Every row the source holds at `as_of`, in the source's own order and types.
+
+    Raises:
+        DataError: the source cannot be read, naming it.
+
+    """
+    address = settings.sources.get(dataset.name)
+    if address is None and dataset.name not in DEMO:
+        variable = f"GYRE_SOURCES__{dataset.name.upper()}"
+        raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
+    try:
+        return _demo(settings, dataset, as_of) if address is None else _read(address)
+    except DataError:
+        raise
+    except Exception as exc:  # every reader below fails in its own way
+        raise DataError(f"{dataset.name}: source {_without_secrets(address)}: {exc}") from exc
+
+
+def _read(address: str) -> pa.Table:
+    if "://" in address:
+        url, _, table = address.partition("#")
+        return ibis.connect(url).table(table).to_pyarrow()
+    connection = ibis.duckdb.connect()
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    read = connection.read_csv if address.endswith((".csv", ".csv.gz")) else connection.read_parquet
+    return read(address).to_pyarrow()
+
+
+def _demo(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+    rows = pq.read_table(DEMO[dataset.name])
+    times = rows[dataset.event_time]
+    moved = pc.add(times, pa.scalar(_shift(settings, pc.max(times).as_py())))
+    position = rows.schema.get_field_index(dataset.event_time)
+    rows = rows.set_column(position, dataset.event_time, moved)
+    return rows.filter(pc.less_equal(moved, pa.scalar(as_of, pa.timestamp("us", "UTC"))))
+
+
+def _shift(settings: Settings, newest: datetime) -> timedelta:
+    """Whole weeks from the file's dates to this installation's, fixed at the first start."""
+    path = settings.data / "demo.json"
+    if path.exists():
+        return timedelta(weeks=json.loads(path.read_text())["shift_weeks"])
+    start = settings.demo_start or datetime.now(tz=UTC).date()
+    weeks = demo_weeks(start, newest)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"start": start.isoformat(), "shift_weeks": weeks}))
+    partial.replace(path)
+    return timedelta(weeks=weeks)
+
+
+def demo_weeks(start: date, newest: datetime) -> int:
+    """Weeks to add so that the file's newest row lies at least 120 days after `start`."""
+    return ceil((start + AHEAD - newest.date()) / timedelta(weeks=1))
+
+
+def _without_secrets(address: str | None) -> str:
+    return (address or "shipped file").rpartition("@")[2]

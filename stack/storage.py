@@ -1,0 +1,98 @@
+"""Delta tables: everything that happened, below `GYRE_HOME/data/`.
+
+A version number names exactly what a reader saw. One writer per table at a time: concurrent merges
+conflict, so every write holds a file lock.
+"""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from deltalake import DeltaTable, write_deltalake
+from filelock import FileLock, Timeout
+
+from stack.errors import DataError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
+    from pathlib import Path
+
+LOCK_SECONDS = 60
+
+
+class Table:
+    """One Delta table at `path`, created with `schema` on first write."""
+
+    def __init__(self, path: Path, schema: pa.Schema) -> None:
+        self.path = path
+        self.schema = schema
+
+    @property
+    def version(self) -> int:
+        """The newest version; -1 before the first write."""
+        return int(self._open().version()) if self.exists else -1
+
+    @property
+    def exists(self) -> bool:
+        return bool(DeltaTable.is_deltatable(str(self.path)))
+
+    def files(self, version: int | None = None) -> list[str]:
+        """Parquet files of a version (default: the newest); DuckDB and Spark read these."""
+        return list(self._open(version).file_uris()) if self.exists else []
+
+    def read(self, version: int | None = None) -> pa.Table:
+        if not self.exists:
+            return self.schema.empty_table()
+        return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
+
+    def append(self, rows: pa.Table) -> None:
+        with self._writer():
+            write_deltalake(str(self.path), rows.cast(self.schema), mode="append")
+
+    def merge(self, rows: pa.Table, key: Sequence[str], content: Sequence[str]) -> dict[str, int]:
+        """Insert rows with a new key; replace those of a known key whose `content` differs.
+
+        Returns how many rows were inserted and how many replaced. Repeating it changes nothing.
+
+        Raises:
+            DataError: another process held the table's lock for a minute.
+
+        """
+        rows = rows.cast(self.schema)
+        with self._writer():
+            if not self.exists:
+                write_deltalake(str(self.path), rows)
+                return {"inserted": rows.num_rows, "replaced": 0}
+            differs = " OR ".join(f"(old.{name} IS DISTINCT FROM new.{name})" for name in content)
+            done: dict[str, Any] = (
+                self._open()
+                .merge(
+                    rows,
+                    predicate=" AND ".join(f"old.{name} = new.{name}" for name in key),
+                    source_alias="new",
+                    target_alias="old",
+                )
+                .when_matched_update_all(predicate=differs)
+                .when_not_matched_insert_all()
+                .execute()
+            )
+        return {
+            "inserted": done["num_target_rows_inserted"],
+            "replaced": done["num_target_rows_updated"],
+        }
+
+    def _open(self, version: int | None = None) -> DeltaTable:
+        return DeltaTable(str(self.path), version=version)
+
+    @contextmanager
+    def _writer(self) -> Iterator[None]:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
+                yield
+        except Timeout as exc:
+            raise DataError(
+                f"{self.path.name}: another writer held it for {LOCK_SECONDS} s"
+            ) from exc

@@ -1,0 +1,30 @@
+"""Files that one stage leaves in its MLflow run for the next."""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator  # noqa: TC003  (a public signature)
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from mlflow_server.tracking import Tracking
+
+FRAME, PLAN = "frame.parquet", "plan.json"
+CANDIDATE = "candidate"
+"""Folder of the trained model's files, before it is a registered version."""
+PIPELINE_FILE = "pipeline.skops"
+EVALUATION, GATES = "evaluation.json", "gates.json"
+
+
+@contextmanager
+def fetched(tracking: Tracking, run_id: str, path: str) -> Iterator[Path]:
+    """The run's artifact `path` (file or folder), on disk for as long as the block lasts."""
+    with tempfile.TemporaryDirectory(prefix="gyre-") as folder:
+        yield tracking.download(run_id, path, Path(folder))
+
+
+def read(tracking: Tracking, run_id: str, path: str) -> bytes:
+    with fetched(tracking, run_id, path) as file:
+        return file.read_bytes()

@@ -1,0 +1,160 @@
+"""The proof that an exported model scores as its scikit-learn pipeline does.
+
+Real rows alone are not enough: some conversions pass them all and fail on permuted rows, or one
+step beside a tree's threshold.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime as ort
+import pandas as pd
+from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
+
+from training.onnx_export import SCORE, TYPES, names_of
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from sklearn.pipeline import Pipeline
+
+    from stack.spec import FeatureType
+
+PERMUTED_ROWS = 50_000
+PROBED_THRESHOLDS = 3_000
+PROBED_ROWS = 500
+LARGEST_DIFFERENCE = 1e-5
+EXTREMES = (0, -1, 1, 2**24 + 1, -(2**31), 2**31, 10**12)
+UNKNOWN = ("never seen", "", "__missing__")
+
+
+@dataclass(frozen=True)
+class Proof:
+    """How far ONNX and scikit-learn agree; `passed` only without a reason against it."""
+
+    rows: dict[str, int]
+    largest_difference: float
+    flips: int
+    passed: bool
+    reasons: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def prove(
+    pipeline: Pipeline,
+    onnx_bytes: bytes,
+    frame: pd.DataFrame,
+    seed: int,
+    *,
+    features: Mapping[str, FeatureType],
+    threshold: float = 0.5,
+) -> Proof:
+    """Score real and made-up rows with both engines and compare; never raises for a difference.
+
+    `frame` holds real rows with the columns `features`. A flip is a row whose
+    `round(score, 6) >= threshold` differs.
+    """
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    rows: dict[str, int] = {}
+    largest, flips, reasons = 0.0, 0, []
+    try:
+        session = ort.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
+        for kind, probe in _probes(pipeline, frame[list(features)], features, seed):
+            expected = pipeline.predict_proba(probe)[:, 1].astype(np.float64)
+            found = session.run([SCORE], _feed(probe, features))[0].astype(np.float64)
+            gap = float(np.max(np.abs(found - expected), initial=0.0))
+            flipped = int(np.sum((found.round(6) >= threshold) != (expected.round(6) >= threshold)))
+            rows[kind] = len(probe)
+            if not np.isfinite(gap) or gap > LARGEST_DIFFERENCE or flipped:
+                reasons.append(f"{kind}: largest difference {gap:.3g}, {flipped} flips")
+            largest, flips = max(largest, gap if np.isfinite(gap) else np.inf), flips + flipped
+    except Exception as exc:  # noqa: BLE001  (whatever an engine says is a reason not to trust it)
+        reasons.append(f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}")
+        largest = float("inf")
+    return Proof(rows, largest, flips, not reasons, tuple(reasons))
+
+
+def _feed(frame: pd.DataFrame, features: Mapping[str, FeatureType]) -> dict[str, Any]:
+    return {name: frame[name].to_numpy(TYPES[kind][2]) for name, kind in features.items()}
+
+
+def _probes(
+    pipeline: Pipeline, frame: pd.DataFrame, features: Mapping[str, FeatureType], seed: int
+) -> Iterator[tuple[str, pd.DataFrame]]:
+    """Yield (kind, rows): real, permuted, null, unknown, extreme, and around tree thresholds."""
+    chance = np.random.default_rng(seed)
+    some = frame.sample(PROBED_ROWS, replace=True, random_state=seed).reset_index(drop=True)
+    yield "real", frame
+    mixed = {name: chance.choice(frame[name].to_numpy(), PERMUTED_ROWS) for name in frame}
+    yield "permuted", pd.DataFrame(mixed)
+    doubles, integers = names_of(features, "double"), names_of(features, "int64")
+    if doubles:
+        alone = [some.assign(**{name: np.nan}) for name in doubles]
+        yield "null", pd.concat([*alone, some.assign(**dict.fromkeys(doubles, np.nan))])
+    if strings := names_of(features, "string"):
+        unknown = [some.assign(**dict.fromkeys(strings, value)) for value in UNKNOWN]
+        yield "unknown", pd.concat(unknown)
+    numbers = [(name, value) for name in integers + doubles for value in EXTREMES]
+    yield "extreme", _one_each(frame, numbers, features, chance)
+    if thresholds := _thresholds(pipeline[-1], integers + doubles):
+        picked = chance.permutation(len(thresholds))[:PROBED_THRESHOLDS]
+        around = [
+            (name, value)
+            for name, threshold in (thresholds[at] for at in picked)
+            for value in _neighbours(threshold, whole=features[name] == "int64")
+        ]
+        yield "threshold", _one_each(frame, around, features, chance)
+
+
+def _thresholds(estimator: Any, numbers: list[str]) -> list[tuple[str, float]]:
+    """(feature, threshold) of every split on a number; the numbers are the trees' first columns."""
+    if isinstance(estimator, RandomForestClassifier):
+        trees = [(tree.tree_.feature, tree.tree_.threshold) for tree in estimator.estimators_]
+    elif isinstance(estimator, HistGradientBoostingClassifier):
+        nodes = [p.nodes[p.nodes["is_leaf"] == 0] for made in estimator._predictors for p in made]  # noqa: SLF001
+        trees = [(node["feature_idx"], node["num_threshold"]) for node in nodes]
+    else:
+        trees = []
+    found = {(int(f), float(t)) for tree in trees for f, t in zip(*tree, strict=True)}
+    return [
+        (numbers[feature], threshold)
+        for feature, threshold in sorted(found)
+        if 0 <= feature < len(numbers) and np.isfinite(threshold)
+    ]
+
+
+def _neighbours(threshold: float, *, whole: bool) -> list[float]:
+    """Values one step of float32 (and of float64) around, or the two whole numbers beside it."""
+    if whole:
+        return [float(np.floor(threshold)), float(np.floor(threshold)) + 1]
+    near = np.float32(threshold)
+    below, above = np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))
+    return [
+        threshold,
+        *(float(v) for v in (below, near, above)),
+        float(np.nextafter(threshold, np.inf)),
+    ]
+
+
+def _one_each(
+    frame: pd.DataFrame,
+    values: Sequence[tuple[str, float]],
+    features: Mapping[str, FeatureType],
+    chance: np.random.Generator,
+) -> pd.DataFrame:
+    """Real rows, each with one value replaced."""
+    rows = frame.iloc[chance.integers(0, len(frame), len(values))].reset_index(drop=True)
+    names = np.array([name for name, _ in values])
+    numbers = np.array([value for _, value in values], np.float64)
+    for name in set(names):
+        here = names == name
+        column = rows[name].to_numpy(copy=True)
+        column[here] = numbers[here].astype(TYPES[features[name]][2])
+        rows[name] = column
+    return rows

@@ -1,0 +1,128 @@
+"""Stage 1: is there something to learn from, and something new?"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import open_raw
+from feature_repo.ingest import raw_table
+from feature_repo.store import FeatureStore
+from feature_repo.validation import validate as check_rows
+from mlflow_server.tracking import Tracking
+from stack.errors import BatchRejectedError, SettingsError, TrainingError
+from training.lineage import code_tags, fingerprint, spec_hash
+from training.snapshots import Plan, plan
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from datetime import datetime
+
+    from feature_repo.definition import Dataset
+    from stack.settings import Settings
+    from stack.spec import ModelSpec
+
+log = logging.getLogger(__name__)
+FINGERPRINT = "gyre.fingerprint"
+
+
+def open_run(
+    settings: Settings,
+    spec: ModelSpec,
+    as_of: datetime,
+    *,
+    key: str,
+    reason: str,
+    who: str,
+    cause: str | None = None,
+    force: bool = False,
+) -> str | None:
+    """Validate what a run at `as_of` would learn from, and start its MLflow run.
+
+    key: names the run for ever: the same key gives the same run, so a stage can be repeated.
+    Returns the MLflow run id, or None when no snapshot has matured since an earlier run and
+    neither spec, code nor definitions changed: there is nothing new to learn.
+
+    Raises:
+        SettingsError, DataError, TrainingError: what is missing or wrong.
+
+    """
+    dataset = load_dataset(spec.dataset)
+    store, tracking = FeatureStore(settings), Tracking(settings)
+    _check_features(spec, dataset, store.feature_types(spec.feature_service))
+    version = raw_table(settings, dataset).version
+    planned = plan_run(settings, spec, dataset, as_of, version)
+    mark = fingerprint(spec, planned.test, store.definition_hash(spec.feature_service))
+    earlier = next(
+        (run for run in tracking.runs(spec.experiment)
+         if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key),
+        None,
+    )  # fmt: skip
+    if earlier is not None and not force:
+        log.info("nothing new to learn: run %s saw the same", earlier.run_id)
+        return None
+    tags = {
+        FINGERPRINT: mark,
+        "as_of": as_of.isoformat(),
+        "reason": reason,
+        "who": who,
+        "cause": cause or "",
+        f"table.raw.{spec.dataset}": str(version),
+        "feature_service": spec.feature_service,
+        "definition_sha256": store.definition_hash(spec.feature_service),
+        "spec_sha256": spec_hash(spec),
+        "seed": str(spec.seed),
+        **code_tags(),
+    }
+    run_id = tracking.start_or_find_run(spec.experiment, key, f"{as_of:%Y-%m-%d} {reason}", tags)
+    _validate_rows(settings, dataset, as_of, version, tracking, run_id)
+    return run_id
+
+
+def plan_run(
+    settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime, version: int
+) -> Plan:
+    """Plan the snapshots that raw version `version` allows at `as_of`."""
+    if version < 0:
+        raise TrainingError(f"{dataset.name}: no rows yet; run: gyre ingest {dataset.name}")
+    raw = open_raw(raw_table(settings, dataset), version, as_of)
+    first = raw[dataset.event_time].min().to_pyarrow().as_py()
+    if first is None:
+        raise TrainingError(f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}")
+    label = dataset.labels[spec.label]
+    return plan(first, as_of, label.horizon, label.lateness, spec.snapshots.train)
+
+
+def _check_features(spec: ModelSpec, dataset: Dataset, given: Mapping[str, str]) -> None:
+    file = f"{spec.name}.toml"
+    if spec.label not in dataset.labels:
+        known = ", ".join(dataset.labels)
+        raise SettingsError(f"{file}: label: {spec.label!r} is not of {dataset.name}: {known}")
+    for name, kind in spec.features.items():
+        if name not in given:
+            known = ", ".join(given)
+            raise SettingsError(f"{file}: features.{name}: {spec.feature_service} gives {known}")
+        if given[name] != kind:
+            raise SettingsError(f"{file}: features.{name}: expected {given[name]}, found {kind}")
+
+
+def _validate_rows(
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    version: int,
+    tracking: Tracking,
+    run_id: str,
+) -> None:
+    raw = open_raw(raw_table(settings, dataset), version, as_of)
+    checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
+    tracking.log_json(run_id, checked.report, "validation.json")
+    for warning in checked.warnings:
+        log.warning(warning.message)
+    if checked.rejections or checked.bad_rows():
+        broken = "; ".join(
+            finding.message for finding in checked.findings if finding.severity != "warning"
+        )
+        tracking.finish(run_id, "FAILED")
+        raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
