@@ -6,6 +6,10 @@ Definitions are published with Feast's own `feast apply` in this folder.
 from __future__ import annotations
 
 import hashlib
+import json
+import logging
+import sys
+from contextlib import redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,6 +18,7 @@ import feast
 import yaml
 from feast.errors import FeastObjectNotFoundException
 from feast.repo_config import RepoConfig
+from google.protobuf.json_format import MessageToDict
 
 from stack.errors import DataError
 
@@ -28,17 +33,29 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TYPES: dict[str, FeatureType] = {"Int64": "int64", "Float64": "double", "String": "string"}
+NOT_WRITTEN = frozenset({"meta", "body", "uri"})
+"""Parts of a Feast object that change with the clock, the process or the folder."""
+
 WRITE_DEADLINE = 10.0
 """Seconds a batch of online writes may take; reads have a deadline of their own."""
 
 
 def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
-    """Feast as `feature_store.yaml` says, with this installation's paths and addresses."""
+    """Feast as `feature_store.yaml` says, with this installation's paths and addresses.
+
+    Raises:
+        DataError: nothing was ever published here.
+
+    """
     raw: dict[str, Any] = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
     raw["registry"]["path"] = str(settings.home / "feast" / "registry.db")
     raw["online_store"]["connection_string"] = settings.feast_connection(deadline)
+    # Says on every start that the flag against failing reads matters less with a file registry.
+    logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     config = RepoConfig(**raw)
     config.repo_path = REPOSITORY
+    if not Path(raw["registry"]["path"]).exists():
+        raise DataError("the definitions are not published: cd feature_repo && feast apply")
     return feast.FeatureStore(config=config)
 
 
@@ -68,7 +85,8 @@ class FeatureStore:
             start = min(last or BEGINNING, since or as_of)
             end = max(as_of, last or as_of)
             if start < end and (since is not None or last is None or last < as_of):
-                self._store.materialize(start, end, feature_views=[name])
+                with redirect_stdout(sys.stderr):  # Feast prints; stdout is the report's
+                    self._store.materialize(start, end, feature_views=[name])
 
     def feature_types(self, service: str) -> dict[str, FeatureType]:
         """Names and types of what `service` gives, in its order."""
@@ -80,15 +98,15 @@ class FeatureStore:
 
     def definition_hash(self, service: str) -> str:
         """SHA-256 of the service's definition: its views, fields, sources and functions."""
-        parts = [self._service(service).to_proto().spec.SerializeToString(deterministic=True)]
-        for projection in self._service(service).feature_view_projections:
-            view = self._store.get_feature_view if self._is_view(projection.name) else None
-            found = (view or self._store.get_on_demand_feature_view)(projection.name)
-            parts.append(found.to_proto().spec.SerializeToString(deterministic=True))
-        return hashlib.sha256(b"\0".join(parts)).hexdigest()
+        found = self._service(service)
+        names = sorted(projection.name for projection in found.feature_view_projections)
+        parts = [_definition(part) for part in (found, *map(self._any_view, names))]
+        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
 
-    def _is_view(self, name: str) -> bool:
-        return name in {view.name for view in self._store.list_feature_views()}
+    def _any_view(self, name: str) -> Any:
+        if name in {view.name for view in self._store.list_feature_views()}:
+            return self._store.get_feature_view(name)
+        return self._store.get_on_demand_feature_view(name)
 
     def _view(self, name: str) -> feast.FeatureView:
         try:
@@ -105,3 +123,14 @@ class FeatureStore:
             raise DataError(
                 f"feature service {name!r} is not published: cd feature_repo && feast apply"
             ) from exc
+
+
+def _definition(part: Any) -> Any:
+    """What a person wrote of a Feast object, as JSON."""
+
+    def written(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: written(v) for key, v in value.items() if key not in NOT_WRITTEN}
+        return [written(v) for v in value] if isinstance(value, list) else value
+
+    return written(MessageToDict(part.to_proto().spec))

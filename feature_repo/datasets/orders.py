@@ -26,6 +26,9 @@ WINDOWS = (30, 90)
 LOYAL = 5
 """Lifetime orders from which a customer is loyal."""
 
+MONEY = "decimal(18, 6)"
+"""Sums of floats depend on the order of addition, and so on rows that come later: these do not."""
+
 DAY_US = 86_400_000_000
 LIFETIME = ibis.interval(days=36_500)
 HORIZON, POPULATION = timedelta(days=90), timedelta(days=180)
@@ -38,14 +41,14 @@ def customer_features(orders: ir.Table) -> ir.Table:
         event_timestamp=orders.order_ts,
         created=orders.ingested_at,
         n=ibis.literal(1, "int64"),
-        amount=orders.dollar_value,
+        amount=orders.dollar_value.cast(MONEY),
         order_us=_microseconds(orders.order_ts),
     )
     expiries = [
         arrivals.mutate(
             event_timestamp=arrivals.event_timestamp + ibis.interval(days=days),
             n=ibis.literal(0, "int64"),
-            amount=ibis.literal(0.0),
+            amount=ibis.literal(0).cast(MONEY),
         )
         for days in WINDOWS
     ]
@@ -58,9 +61,9 @@ def customer_features(orders: ir.Table) -> ir.Table:
         "event_timestamp",
         created=points.created.max().over(ever),
         **{f"total_orders_{d}d": points.n.sum().over(w) for d, w in windows.items()},
-        **{f"total_spend_{d}d": points.amount.sum().over(w) for d, w in windows.items()},
+        **{f"total_spend_{d}d": _dollars(points, w) for d, w in windows.items()},
         lifetime_orders=points.n.sum().over(ever),
-        lifetime_value=points.amount.sum().over(ever),
+        lifetime_value=_dollars(points, ever),
         last_order_us=points.order_us.max().over(ever),
         first_order_us=points.order_us.min().over(ever),
     )
@@ -101,9 +104,15 @@ def _back(preceding: Any) -> Any:
     )
 
 
+def _dollars(points: ir.Table, window: Any) -> Any:
+    return points.amount.sum().over(window).cast("float64")
+
+
 def _microseconds(time: Any) -> Any:
     """Timestamp → int64 microseconds since the epoch; Feast converts these 70 times faster."""
-    return time.epoch_seconds().cast("int64") * 1_000_000 + time.microsecond().cast("int64")
+    # The whole second first: the seconds of a time are a float, and casting it rounds up.
+    whole = time.truncate("s").epoch_seconds().cast("int64")
+    return whole * 1_000_000 + time.microsecond().cast("int64")
 
 
 ORDERS = Dataset(

@@ -1,0 +1,216 @@
+"""Ingest end to end: a source that changes, real Delta tables, Feast and Redis."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.datasets import load_dataset
+from feature_repo.ingest import ingest, quarantine_table, raw_table
+from feature_repo.online import OnlineFeatures
+from feature_repo.store import FeatureStore, open_store
+from stack.errors import BatchRejectedError, DataError
+from stack.spec import load_spec
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stack.settings import Settings
+
+SPEC = load_spec("customer_churn_model")
+ORDERS = load_dataset("orders")
+DAY = timedelta(days=1)
+
+
+def order(number, customer, at, amount=10.0, cds=1):
+    return {"order_id": number, "customer_id": customer, "order_ts": at,
+            "number_of_cds": cds, "dollar_value": amount}  # fmt: skip
+
+
+class Shop:
+    """A source file that a test rewrites, and an installation that reads it."""
+
+    def __init__(self, settings: Settings, file: Path) -> None:
+        self.file = file
+        self.settings = settings.model_copy(update={"sources": {"orders": str(file)}})
+
+    def has(self, *orders):
+        self.write(pa.Table.from_pylist(list(orders), schema=ORDERS.schema))
+
+    def write(self, table):
+        pq.write_table(table, self.file)
+
+    def ingest(self, as_of):
+        return ingest(self.settings, "orders", as_of)
+
+    def online(self, as_of, *customers):
+        reader = OnlineFeatures(
+            self.settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features)
+        )
+        try:
+            return reader.read(customers, as_of)
+        finally:
+            reader.close()
+
+    def raw(self):
+        return raw_table(self.settings, ORDERS).read().to_pylist()
+
+    def aside(self):
+        return quarantine_table(self.settings, ORDERS).read().to_pylist()
+
+
+@pytest.fixture
+def shop(applied, tmp_path):
+    return Shop(applied, tmp_path / "orders.parquet")
+
+
+def test_orders_become_rows_and_online_values_and_twice_is_the_same_as_once(shop, as_of):
+    shop.has(order(1, 1, as_of - 10 * DAY, 5.0), order(2, 1, as_of - 40 * DAY, 7.0))
+    report = shop.ingest(as_of)
+    assert (report.inserted, report.replaced, report.quarantined) == (2, 0, 0)
+    found = shop.online(as_of, 1, 99)
+    assert found[1] is None
+    assert found[0] == {
+        "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 5.0,
+        "total_spend_90d": 12.0, "lifetime_orders": 2, "lifetime_value": 12.0,
+        "avg_order_value": 6.0, "customer_segment": "repeat", "days_since_last_order": 10,
+        "customer_tenure_days": 40,
+    }  # fmt: skip
+    again = shop.ingest(as_of)
+    assert (again.inserted, again.table_version) == (0, report.table_version)
+
+
+def test_a_value_falls_when_its_order_leaves_the_window_and_nothing_else_happens(shop, as_of):
+    shop.has(order(1, 1, as_of - 29 * DAY, 5.0))
+    shop.ingest(as_of)
+    assert shop.online(as_of, 1)[0]["total_orders_30d"] == 1
+    shop.ingest(as_of + DAY)
+    assert shop.online(as_of + DAY, 1)[0]["total_orders_30d"] == 0
+
+
+def test_a_correction_replaces_and_reaches_the_online_store(shop, as_of):
+    shop.has(order(1, 1, as_of - DAY, 5.0), order(2, 2, as_of - DAY, 1.0))
+    shop.ingest(as_of)
+    shop.has(order(1, 1, as_of - DAY, 50.0), order(2, 2, as_of - DAY, 1.0))
+    report = shop.ingest(as_of + DAY)
+    assert (report.inserted, report.replaced) == (0, 1)
+    assert shop.online(as_of, 1)[0]["total_spend_30d"] == 50.0
+    assert {row["order_id"]: row["ingested_at"] for row in shop.raw()} == {
+        1: as_of + DAY, 2: as_of - DAY,
+    }  # fmt: skip
+
+
+def test_a_late_row_is_not_missed_by_the_incremental_materialisation(shop, as_of):
+    shop.has(order(1, 1, as_of - 20 * DAY))
+    shop.ingest(as_of)
+    shop.has(
+        order(1, 1, as_of - 20 * DAY), order(2, 1, as_of - 25 * DAY), order(3, 2, as_of - 25 * DAY)
+    )
+    shop.ingest(as_of + DAY)
+    first, second = shop.online(as_of + DAY, 1, 2)
+    assert first["total_orders_30d"] == 2
+    assert second["total_orders_30d"] == 1
+
+
+def test_repeats_count_once_and_of_one_key_the_last_row_wins(shop, as_of):
+    row = order(1, 1, as_of - DAY, 5.0)
+    shop.has(row, row, order(1, 1, as_of - DAY, 6.0))
+    assert shop.ingest(as_of).inserted == 1
+    assert [row["dollar_value"] for row in shop.raw()] == [6.0]
+
+
+def test_rows_that_fail_alone_go_to_quarantine_with_the_rule_they_broke(shop, as_of):
+    good = [order(n, n, as_of - DAY) for n in range(1, 40)]
+    bad = [order(50, 50, as_of - DAY, -1.0), order(51, None, as_of - DAY),
+           order(52, 52, as_of + DAY), order(53, 53, as_of - DAY, float("inf"))]  # fmt: skip
+    shop.has(*good, *bad)
+    report = shop.ingest(as_of)
+    assert (report.inserted, report.quarantined) == (39, 4)
+    broken = {json.loads(row["row"])["order_id"]: row["rules"] for row in shop.aside()}
+    assert set(broken) == {50, 51, 52, 53}
+    assert broken[50] == "expect_column_values_to_be_between(dollar_value)"
+    assert "not_be_null(customer_id)" in broken[51]
+    assert "be_between(order_ts)" in broken[52]  # dated in the future
+    shop.ingest(as_of + timedelta(hours=1))
+    assert len(shop.aside()) == 4  # said once
+
+
+def test_one_bad_row_in_a_quiet_hour_is_a_bad_row_not_a_bad_batch(shop, as_of):
+    shop.has(order(1, 1, as_of - DAY), order(2, 2, as_of - DAY, -5.0))
+    assert shop.ingest(as_of).quarantined == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "rule"),
+    [
+        (lambda t: t.rename_columns(["order_id", "customer_id", "order_ts", "cds", "dollar_value"]),
+         "columns_to_match_set"),
+        (lambda t: t.drop_columns(["dollar_value"]), "columns_to_match_set"),
+        (lambda t: t.append_column("extra", pa.array([1] * len(t))), "columns_to_match_set"),
+        (lambda t: t.set_column(1, "customer_id", t["customer_id"].cast(pa.string())), "of_type"),
+        (lambda t: t.set_column(4, "dollar_value", pa.array([-1.0] * len(t))), "between"),
+        (lambda t: t.set_column(1, "customer_id", pa.nulls(len(t), pa.int64())), "not_be_null"),
+    ],
+)  # fmt: skip
+def test_a_bad_batch_stops_and_changes_nothing(shop, as_of, change, rule):
+    good = [order(n, n, as_of - DAY) for n in range(1, 60)]
+    shop.has(*good)
+    shop.ingest(as_of)
+    before, served = shop.raw(), shop.online(as_of, 1)
+    more = [order(n, n, as_of) for n in range(60, 160)]
+    shop.write(change(pa.Table.from_pylist(more, schema=ORDERS.schema)))
+    with pytest.raises(BatchRejectedError, match=rule) as refusal:
+        shop.ingest(as_of + DAY)
+    report = str(refusal.value).rpartition("Report: ")[2]
+    with open(report) as file:  # noqa: PTH123
+        assert json.load(file)["suite"] == "orders"
+    assert (shop.raw(), shop.online(as_of, 1), shop.aside()) == (before, served, [])
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 cut short"])
+def test_a_source_that_cannot_be_read_is_named(shop, as_of, content):
+    shop.file.write_bytes(content)
+    with pytest.raises(DataError, match=r"orders\.parquet"):
+        shop.ingest(as_of)
+
+
+def test_an_empty_source_is_no_silence(shop, as_of):
+    shop.has()
+    with pytest.raises(DataError, match="no rows yet"):
+        shop.ingest(as_of)
+
+
+def test_a_csv_folder_is_a_source(shop, as_of, tmp_path):
+    for number in (1, 2):
+        frame = pd.DataFrame([order(number, number, as_of - DAY)])
+        frame.to_csv(tmp_path / f"day-{number}.csv", index=False)
+    shop.settings = shop.settings.model_copy(update={"sources": {"orders": f"{tmp_path}/*.csv"}})
+    assert shop.ingest(as_of).inserted == 2
+
+
+def test_history_and_online_agree_through_plain_feast(shop, as_of):
+    shop.has(*(order(n, n % 7 + 1, as_of - n * DAY, n + 0.25) for n in range(1, 120)))
+    shop.ingest(as_of)
+    entities = pd.DataFrame({"customer_id": range(1, 8), "event_timestamp": [as_of] * 7})
+    entities["as_of"] = int(as_of.timestamp() * 1_000_000)
+    history = FeatureStore(shop.settings).historical(SPEC.feature_service, entities)
+    by_customer = {row["customer_id"]: row for row in history.to_pylist()}
+    for customer, found in enumerate(shop.online(as_of, *range(1, 8)), 1):
+        assert found == {name: by_customer[customer][name] for name in SPEC.features}
+    plain = open_store(shop.settings, 5.0).get_online_features(
+        ["customer_features:total_orders_30d"], [{"customer_id": 1}]
+    )
+    assert plain.to_dict()["total_orders_30d"] == [by_customer[1]["total_orders_30d"]]
+
+
+def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):
+    shop.has(order(1, 1, as_of - DAY), order(2, 1, as_of))
+    shop.ingest(as_of)
+    shop.ingest(as_of - 5 * DAY)
+    assert shop.online(as_of, 1)[0]["lifetime_orders"] == 2

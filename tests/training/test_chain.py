@@ -1,0 +1,150 @@
+"""The stages in order, with real MLflow: from orders to a version in production."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import mlflow
+import numpy as np
+import pytest
+
+from mlflow_server.ledger import Ledger
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from stack.errors import SettingsError, TrainingError
+from stack.spec import load_spec
+from tests.conftest import AS_OF
+from training import chain
+from training.dataset import load_frame
+from training.frame import at, content_hash, features
+
+SPEC = load_spec("customer_churn_model")
+OLD = AS_OF - timedelta(days=180)
+
+
+def train(settings, spec, as_of, key, **more):
+    return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more)
+
+
+@pytest.fixture(scope="module")
+def first(tracked):
+    """The version of 180 days ago, trained where nothing was registered yet."""
+    return train(tracked, SPEC, OLD, "first")
+
+
+@pytest.fixture(scope="module")
+def second(tracked, first):
+    return train(tracked, SPEC, AS_OF, "second")
+
+
+def test_the_first_version_of_a_short_history_is_the_specs_first_estimator(tracked, first):
+    run = Tracking(tracked).run(first.run_id)
+    assert first.version == "1"
+    assert run.params["estimator"] == SPEC.estimators[0].name
+    assert run.params["chosen_by"] == "first of the spec: no folds"
+    assert "champion_log_loss" not in run.metrics
+
+
+def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(tracked, second):
+    run, ledger = Tracking(tracked).run(second.run_id), Ledger(tracked)
+    names = {estimator.name for estimator in SPEC.estimators}
+    assert {f"fold_log_loss_{name}" for name in names} <= set(run.metrics)
+    best = min(names, key=lambda name: run.metrics[f"fold_log_loss_{name}"])
+    assert run.params["estimator"] == best
+    assert run.metrics["log_loss"] < run.metrics["champion_log_loss"] < run.metrics["trivial_log_loss"]
+    assert run.metrics["log_loss_minus_champion_upper"] <= 0.005 * run.metrics["champion_log_loss"]
+    assert Registry(tracked).production(SPEC.name) == "2"
+    assert [(row.from_version, row.to_version, row.state) for row in ledger.rows(SPEC.name)] == [
+        (None, "1", "applied"),
+        ("1", "2", "applied"),
+    ]
+    ledger.close()
+
+
+def test_what_is_in_the_mlflow_ui(tracked, second):
+    tracking = Tracking(tracked)
+    run = tracking.run(second.run_id)
+    for metric in ("accuracy", "precision", "recall", "f1", "auc", "log_loss", "average_precision"):
+        assert np.isfinite(run.metrics[metric])
+        assert f"trivial_{metric}" in run.metrics
+        assert f"champion_{metric}" in run.metrics
+    client = mlflow.MlflowClient(tracked.mlflow_address)
+    plots = {item.path for item in client.list_artifacts(second.run_id, "plots")}
+    assert plots == {
+        f"plots/{name}.png"
+        for name in ("confusion_matrix", "roc", "precision_recall", "calibration", "feature_importance")
+    }
+    dataset = client.get_run(second.run_id).inputs.dataset_inputs[0].dataset
+    frame, plan = load_frame(tracking, second.run_id)
+    digest = content_hash(at(frame, plan.train))
+    assert dataset.digest == digest[:36]
+    version = Registry(tracked).version(SPEC.name, second.version)
+    assert version.tags["frame_sha256"] == digest
+    assert {"git_commit", "lock_sha256", "spec_sha256", "definition_sha256", "seed", "as_of",
+            "table.raw.orders", "sha256.model.onnx", "sha256.serving.json"} <= set(version.tags)  # fmt: skip
+
+
+def test_any_mlflow_client_can_load_what_is_in_production(tracked, second):
+    mlflow.set_tracking_uri(tracked.mlflow_address)
+    model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
+    frame, plan = load_frame(Tracking(tracked), second.run_id)
+    rows = features(SPEC, at(frame, [plan.test])).head(5)
+    scores = np.asarray(model.predict(rows)["score"])
+    assert scores.shape == (5,)
+    assert np.all((scores > 0) & (scores < 1))
+
+
+def test_nothing_new_to_learn_ends_before_a_run_begins(tracked, second):
+    before = len(Tracking(tracked).runs(SPEC.experiment))
+    report = train(tracked, SPEC, AS_OF + timedelta(hours=1), "again")
+    assert (report.run_id, report.version) == (None, None)
+    assert "nothing new to learn" in report.outcome
+    assert len(Tracking(tracked).runs(SPEC.experiment)) == before
+
+
+def test_a_refused_gate_says_why_and_the_champion_stays(tracked, second):
+    weakest = tuple(e for e in SPEC.estimators if e.type == "logistic_regression")
+    spec = SPEC.model_copy(update={"estimators": weakest})
+    report = train(tracked, spec, AS_OF, "refused")
+    assert report.version is None
+    assert "refused: log_loss minus that of version 2" in report.outcome
+    assert Registry(tracked).production(SPEC.name) == "2"
+    run = Tracking(tracked).run(report.run_id)
+    assert run.tags["gate"].startswith("refused")
+    assert run.status == "FINISHED"
+
+
+def test_every_stage_twice_is_the_same_as_once(tracked, second):
+    registry, versions = Registry(tracked), len(Registry(tracked).versions(SPEC.name))
+    spec = SPEC.model_copy(update={"seed": 8, "gates": (SPEC.gates[0],)})
+    run_id = chain.open_run(tracked, spec, OLD, key="twice", reason="r", who="t")
+    again = chain.open_run(tracked, spec, OLD, key="twice", reason="r", who="t")
+    assert run_id == again
+    for stage in (chain.dataset, chain.fit, chain.evaluate, chain.gate):
+        stage(tracked, spec, run_id)
+        stage(tracked, spec, run_id)
+    version = chain.register(tracked, spec, run_id)
+    assert chain.register(tracked, spec, run_id) == version
+    assert len(registry.versions(SPEC.name)) == versions + 1
+    outcome = chain.promote(tracked, spec, run_id, version, who="t", reason="r")
+    assert "not promoted" in outcome  # its as_of is older than the newest promotion
+    assert chain.promote(tracked, spec, run_id, version, who="t", reason="r") == outcome
+    assert registry.production(SPEC.name) == "2"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"features": {**SPEC.features, "nonsense": "int64"}}, r"features\.nonsense: customer_churn_v1 gives"),
+        ({"features": {**SPEC.features, "lifetime_value": "int64"}}, r"lifetime_value: expected double"),
+        ({"label": "nonsense"}, r"label: 'nonsense' is not of orders: churned_90d"),
+    ],
+)
+def test_a_spec_that_asks_for_what_is_not_there(tracked, change, message):
+    with pytest.raises(SettingsError, match=message):
+        train(tracked, SPEC.model_copy(update=change), AS_OF, "bad")
+
+
+def test_before_any_label_has_matured(tracked):
+    with pytest.raises(TrainingError, match="no label has matured"):
+        train(tracked, SPEC, AS_OF - timedelta(days=360), "early")

@@ -1,0 +1,99 @@
+"""The training frame: no byte of it knows what happens inside the test horizon."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+
+from feature_repo.ingest import raw_table
+from stack.spec import load_spec
+from tests.conftest import AS_OF
+from tests.training.conftest import ORDERS, installation
+from training.frame import at, build_frame, content_hash
+from training.validate import plan_run
+
+SPEC = load_spec("customer_churn_model")
+TIME = pa.timestamp("us", tz="UTC")
+
+
+@pytest.fixture(scope="module")
+def planned(history):
+    return plan_run(history, SPEC, ORDERS, AS_OF, raw_table(history, ORDERS).version)
+
+
+def frame_of(settings, planned):
+    version = raw_table(settings, ORDERS).version
+    return build_frame(settings, SPEC, ORDERS, planned.moments, AS_OF, version)
+
+
+@pytest.fixture(scope="module")
+def frame(history, planned):
+    return frame_of(history, planned)
+
+
+def flipped(rows, test):
+    """The orders in a world where everyone of the test snapshot does the opposite."""
+    horizon = pc.and_(
+        pc.greater(rows["order_ts"], pa.scalar(test, TIME)),
+        pc.less_equal(rows["order_ts"], pa.scalar(test + timedelta(days=90), TIME)),
+    )
+    kept = rows.filter(pc.invert(horizon))
+    came_back = set(rows.filter(horizon)["customer_id"].to_pylist())
+    stayed_away = sorted(set(rows["customer_id"].to_pylist()) - came_back)
+    return pa.concat_tables(
+        [
+            kept,
+            pa.table(
+                {
+                    "order_id": pa.array(range(10**6, 10**6 + len(stayed_away)), pa.int64()),
+                    "customer_id": pa.array(stayed_away, pa.int64()),
+                    "order_ts": pa.array([test + timedelta(days=1)] * len(stayed_away), TIME),
+                    "number_of_cds": pa.array([1] * len(stayed_away), pa.int64()),
+                    "dollar_value": pa.array([9.99] * len(stayed_away), pa.float64()),
+                }
+            ),
+        ]
+    )
+
+
+def test_flipping_every_label_of_the_test_horizon_changes_no_byte_of_the_training_frame(
+    history, planned, frame, tmp_path
+):
+    rows = raw_table(history, ORDERS).read().select(ORDERS.schema.names)
+    other = frame_of(installation(tmp_path, flipped(rows, planned.test)), planned)
+    test, other_test = at(frame, [planned.test]), at(other, [planned.test])
+    assert pc.all(pc.not_equal(test["label"], other_test["label"])).as_py()
+    assert content_hash(at(frame, planned.train)) == content_hash(at(other, planned.train))
+    assert test.drop_columns("label").equals(other_test.drop_columns("label"))
+    folds = {m for fold in planned.folds for m in (*fold.train, fold.validation)}
+    assert folds
+    assert at(frame, sorted(folds)).equals(at(other, sorted(folds)))
+
+
+def test_a_frame_is_one_row_per_member_and_snapshot_in_one_order(frame, planned):
+    assert frame.column_names == ["customer_id", "event_timestamp", *SPEC.features, "label"]
+    assert frame.num_rows == len(set(zip(*frame.select([0, 1]).to_pydict().values(), strict=True)))
+    order = [("event_timestamp", "ascending"), ("customer_id", "ascending")]
+    assert frame.equals(frame.sort_by(order))
+    days = frame["days_since_last_order"]
+    assert (pc.min(days).as_py(), pc.max(days).as_py() < SPEC.population.below) == (0, True)
+    assert frame.drop_columns("label")["total_spend_30d"].null_count == 0
+
+
+def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(history, planned, frame):
+    assert content_hash(frame_of(history, planned)) == content_hash(frame)
+    changed = frame.set_column(
+        frame.schema.get_field_index("label"), "label",
+        pa.chunked_array([[1 - frame["label"][0].as_py(), *frame["label"].to_pylist()[1:]]]),
+    )  # fmt: skip
+    assert content_hash(changed) != content_hash(frame)
+
+
+def test_rows_known_only_after_as_of_are_not_seen(history):
+    version = raw_table(history, ORDERS).version
+    early = plan_run(history, SPEC, ORDERS, AS_OF - timedelta(days=180), version)
+    assert early.folds == ()
+    assert early.test + timedelta(days=92) <= AS_OF - timedelta(days=180)
