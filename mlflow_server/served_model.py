@@ -1,6 +1,6 @@
 """What a registered version holds for serving, and how its bytes are trusted.
 
-The files lie beside each other in the version's artifact folder. Each has its SHA-256 as a tag of
+The files lie in the version's artifact folder (`registry.PLACES`). Each has its SHA-256 as a tag of
 the version, so a reader checks the digest before anything parses a byte.
 """
 

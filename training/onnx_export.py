@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,7 +40,7 @@ TYPES: dict[str, Any] = {
 }
 ESTIMATORS: dict[str, Any] = {
     "logistic_regression": LogisticRegression,
-    "random_forest": RandomForestClassifier,
+    "random_forest": partial(RandomForestClassifier, n_jobs=-1),
     "hist_gradient_boosting": HistGradientBoostingClassifier,
 }
 

@@ -13,7 +13,7 @@ import numpy as np
 import onnxruntime as ort
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
-from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+from threadpoolctl import threadpool_limits
 
 from training.onnx_export import SCORE, TYPES, names_of
 

@@ -14,6 +14,7 @@ import skops.io
 
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
+from mlflow_server.promotion import reconcile
 from mlflow_server.registration import register as register_version
 from mlflow_server.registry import PRODUCTION, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
@@ -44,8 +45,10 @@ TRUSTED = (
 """Types that a pipeline file may hold beside those that skops trusts anyway."""
 EXAMPLE_ROWS = 5
 MINUTE = "%Y-%m-%d %H:%M"
-LINEAGE = ("as_of", "git_commit", "git_clean", "lock_sha256", "code_sha256", "feature_service",
-           "definition_sha256", "frame_sha256", "spec_sha256", "seed", "reason", "cause")  # fmt: skip
+LINEAGE = (
+    "as_of", "git_commit", "git_clean", "lock_sha256", "code_sha256", "feature_service",
+    "definition_sha256", "frame_sha256", "spec_sha256", "seed", "reason", "cause",
+)  # fmt: skip
 
 
 def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
@@ -100,7 +103,8 @@ def promote(
         PromotionRefusedError: another version went into production in the meantime.
 
     """
-    tracking, ledger = Tracking(settings), Ledger(settings)
+    tracking, registry, ledger = Tracking(settings), Registry(settings), Ledger(settings)
+    reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
     evaluation = EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
     as_of = datetime.fromisoformat(tracking.run(run_id).tags["as_of"])
     applied = [row for row in ledger.rows(spec.name)
@@ -110,12 +114,12 @@ def promote(
     elif applied and as_of < applied[-1].time:
         newest = applied[-1]
         outcome = (
-            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE}} is older "
-            f"than the promotion of version {newest.to_version} at {newest.time:{MINUTE}}"
+            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE}} is "
+            f"older than the promotion of version {newest.to_version} at {newest.time:{MINUTE}}"
         )
     else:
         row = put_into_role(
-            Registry(settings), ledger, spec.name, version, who=who, why=reason,
+            registry, ledger, spec.name, version, who=who, why=reason,
             replaces=evaluation.champion_version, evidence=f"runs:/{run_id}",
         )  # fmt: skip
         outcome = f"version {row.to_version} is in production, in place of {row.from_version}"

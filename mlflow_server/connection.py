@@ -1,0 +1,76 @@
+"""The one way to MLflow: a client with time limits, and its errors as ours."""
+
+from __future__ import annotations
+
+import os
+from contextlib import contextmanager
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from stack.errors import RegistryError
+
+# MLflow reads these from the environment at each call, the first two at import. A request is
+# never repeated: a repeated "create version" whose first answer got lost would make two versions.
+LIMITS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_DISABLE_AGENT_HINT": "true",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+for _name, _value in LIMITS.items():
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402  (after the variables it reads at import)
+from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.utils import plugins  # noqa: E402
+
+# At the first request MLflow loads every plugin that adds headers to it. Feast's would import the
+# whole of Feast (seconds, 45 MB) into processes that have no use for it.
+_entry_points = plugins.get_entry_points
+plugins.get_entry_points = lambda group: [e for e in _entry_points(group) if e.name != "feast"]
+import_module("mlflow.tracking.request_header.registry")
+plugins.get_entry_points = _entry_points
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from stack.settings import Settings
+
+MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
+GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED"})
+LONGEST = 300
+
+
+def client(settings: Settings) -> MlflowClient:
+    """Client of the settings' server, for tracking and registry alike. Opens no connection."""
+    address = settings.mlflow_address
+    return MlflowClient(tracking_uri=address, registry_uri=address)
+
+
+@contextmanager
+def translated(what: str) -> Iterator[None]:
+    """Turn any error of MLflow inside into one line: `what` failed, and why.
+
+    Raises:
+        RegistryError: MLflow cannot be reached within 5 s, or refused.
+
+    """
+    try:
+        yield
+    except (MlflowException, OSError) as exc:  # requests' errors are OSErrors
+        unreachable = isinstance(exc, OSError) or "API request to" in str(exc)
+        reason = "MLflow does not answer (is it up?): " if unreachable else ""
+        line = " ".join(str(exc).split())[:LONGEST]
+        raise RegistryError(f"{what}: {reason}{line}") from exc
+
+
+def is_missing(error: RegistryError) -> bool:
+    """Whether MLflow answered that there is no such thing."""
+    return getattr(error.__cause__, "error_code", None) in MISSING
+
+
+def is_gone(error: RegistryError) -> bool:
+    """Whether MLflow answered that it does no such thing (any more)."""
+    return getattr(error.__cause__, "error_code", None) in GONE

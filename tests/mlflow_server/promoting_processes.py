@@ -1,0 +1,72 @@
+"""A program that promotes from processes of its own, which may be killed on the way.
+
+Each line of its input is a job in JSON: settings, model, versions (one process each, all at once),
+replaces, dies ("before" or "after" the alias is moved, or null). It answers with a line in JSON:
+by version, what the process wrote and how it ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote
+from mlflow_server.registry import Registry
+from stack.errors import PromotionRefusedError
+from stack.settings import Settings
+
+
+class Deadly(Registry):
+    """Ends its process by SIGKILL around the first alias that is moved."""
+
+    dies: str
+
+    def set_alias(self, model: str, role: str, version: str) -> None:
+        if self.dies == "after":
+            super().set_alias(model, role, version)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def attempt(job: dict[str, Any], version: str, begin: float) -> str:
+    settings = Settings(**job["settings"])
+    registry = Registry(settings)
+    if job["dies"]:
+        registry = Deadly(settings)
+        registry.dies = job["dies"]
+    ledger = Ledger(settings)
+    time.sleep(max(0.0, begin - time.time()))
+    named = {"who": f"process {version}", "why": "race", "replaces": job["replaces"]}
+    try:
+        promote(registry, ledger, job["model"], version, **named)
+    except PromotionRefusedError as exc:
+        return str(exc)
+    return "won"
+
+
+def run(job: dict[str, Any], folder: Path) -> dict[str, tuple[str, int]]:
+    begin, children = time.time() + 0.5, {}
+    for version in job["versions"]:
+        process = os.fork()
+        if not process:
+            (folder / version).write_text("never said anything")
+            (folder / version).write_text(attempt(job, version, begin))
+            os._exit(0)
+        children[version] = process
+    ended = {version: os.waitpid(process, 0)[1] for version, process in children.items()}
+    return {
+        version: ((folder / version).read_text(), os.waitstatus_to_exitcode(status))
+        for version, status in ended.items()
+    }
+
+
+if __name__ == "__main__":
+    for line in sys.stdin:
+        with tempfile.TemporaryDirectory() as name:
+            print(json.dumps(run(json.loads(line), Path(name))), flush=True)  # noqa: T201

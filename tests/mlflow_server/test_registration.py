@@ -1,0 +1,150 @@
+"""A trained model becomes exactly one version, which any MLflow client can load."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+import uuid
+import warnings
+from typing import TYPE_CHECKING, Any
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+
+from mlflow_server.connection import client
+from mlflow_server.promotion import promote
+from mlflow_server.registration import register
+from mlflow_server.served_model import wrong_files
+from mlflow_server.tracking import Tracking
+from stack.errors import RegistryError
+from training.onnx_export import build_pipeline, export
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from sklearn.pipeline import Pipeline
+
+    from mlflow_server.ledger import Ledger
+    from mlflow_server.registry import Registry, Version
+    from stack.settings import Settings
+
+FEATURES = {"orders": "int64", "spend": "double", "segment": "string"}
+REQUIREMENTS = ["onnxruntime", "numpy", "pandas"]
+KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+from pathlib import Path
+from mlflow import MlflowClient
+from stack.settings import Settings
+import test_registration as tests
+def die(*_, **__):
+    os.kill(os.getpid(), signal.SIGKILL)
+MlflowClient.create_model_version = die
+settings = Settings(home=Path(sys.argv[2]), mlflow_port=int(sys.argv[3]))
+tests.registered(settings, sys.argv[4], sys.argv[5], Path(sys.argv[6]))
+"""
+
+
+def trained() -> tuple[Pipeline, pd.DataFrame]:
+    chance = np.random.default_rng(1)
+    frame = pd.DataFrame(
+        {
+            "orders": chance.poisson(2, 300),
+            "spend": chance.exponential(60, 300),
+            "segment": chance.choice(["new", "loyal"], 300),
+        }
+    )
+    churned = (frame.orders < 2).astype(int)
+    parameters = {"n_estimators": 5, "max_depth": 3}
+    return build_pipeline("random_forest", parameters, FEATURES, 7).fit(frame, churned), frame
+
+
+def registered(settings: Settings, name: str, run_id: str, folder: Path, **changes: Any) -> Version:
+    pipeline, frame = trained()
+    folder.mkdir(exist_ok=True)
+    (folder / "serving.json").write_text(json.dumps({"model": name, "threshold": 0.5}))
+    (folder / "pipeline.skops").write_bytes(b"skops would be here")
+    (folder / "proof.json").write_text("{}")
+    arguments = {
+        "model": name,
+        "run_id": run_id,
+        "onnx_model": export(pipeline, FEATURES),
+        "extra_files": folder,
+        "input_example": frame[:5],
+        "tags": {"gyre.seed": "7"},
+        "description": "a test",
+        "requirements": REQUIREMENTS,
+    }
+    return register(settings, **{**arguments, **changes})
+
+
+@pytest.fixture
+def run_id(settings: Settings) -> str:
+    return Tracking(settings).start_or_find_run("registration", uuid.uuid4().hex, "run", {})
+
+
+def test_a_registered_model_is_an_ordinary_mlflow_model(
+    settings: Settings, registry: Registry, ledger: Ledger, run_id: str, tmp_path: Path
+) -> None:
+    name = f"m{run_id[:12]}"
+    registered(settings, f"warm{run_id[:8]}", run_id, tmp_path / "warm")
+    started = time.monotonic()
+    version = registered(settings, name, run_id, tmp_path / "files")
+    assert time.monotonic() - started < 3
+    assert (version.model, version.version, version.run_id) == (name, "1", run_id)
+    assert version.stage == "Staging"
+    assert version.tags["gyre.seed"] == "7"
+    registry.download(version, tmp_path / "served")
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {"model.onnx", "serving.json"}
+    assert wrong_files(tmp_path / "served", version.tags) == []
+    assert json.loads((tmp_path / "served/serving.json").read_text())["model"] == name
+
+    promote(registry, ledger, name, "1", who="ann", why="first")
+    pipeline, frame = trained()
+    expected = pipeline.predict_proba(frame)[:, 1]
+    mlflow.set_tracking_uri(settings.mlflow_address)
+    for address in (f"models:/{name}@production", f"models:/{name}/production"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated
+            loaded = mlflow.pyfunc.load_model(address)
+        assert loaded.predict(frame)["score"].to_numpy() == pytest.approx(expected, abs=1e-6)
+    types = [column.type.name for column in loaded.metadata.get_input_schema().inputs]
+    assert types == ["long", "double", "string"]
+    assert loaded.metadata.saved_input_example_info is not None
+
+
+def test_registering_a_run_again_finds_its_version(
+    settings: Settings, registry: Registry, run_id: str, tmp_path: Path
+) -> None:
+    name = f"m{run_id[:12]}"
+    first = registered(settings, name, run_id, tmp_path / "files")
+    assert registered(settings, name, run_id, tmp_path / "files") == first
+    assert registry.versions(name) == [first]
+
+
+def test_killed_between_model_and_version_the_next_try_makes_one(
+    settings: Settings, registry: Registry, run_id: str, tmp_path: Path
+) -> None:
+    name, here = f"m{run_id[:12]}", __file__.rsplit("/", 1)[0]
+    place = [str(settings.home), str(settings.mlflow_port), name, run_id, str(tmp_path / "files")]
+    died = subprocess.run([sys.executable, "-c", KILLED, here, *place], check=False)
+    assert died.returncode == -signal.SIGKILL
+    assert registry.versions(name) == []
+    version = registered(settings, name, run_id, tmp_path / "files")
+    assert registry.versions(name) == [version]
+    api = client(settings)
+    experiment = api.get_run(run_id).info.experiment_id
+    assert len(api.search_logged_models([experiment], f"source_run_id = '{run_id}'")) == 1
+
+
+def test_a_run_that_does_not_exist_makes_no_version(
+    settings: Settings, registry: Registry, tmp_path: Path
+) -> None:
+    with pytest.raises(RegistryError, match="0123456789abcdef"):
+        registered(settings, "m_lost", "0123456789abcdef" * 2, tmp_path / "files")
+    assert registry.versions("m_lost") == []

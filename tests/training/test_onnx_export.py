@@ -1,0 +1,182 @@
+"""Exported models score as their scikit-learn pipelines do, and a wrong one is found out."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import subprocess
+import sys
+import time
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pandas as pd
+import pytest
+
+from stack.errors import TrainingError
+from training.onnx_export import build_pipeline, export
+from training.onnx_proof import prove
+
+if TYPE_CHECKING:
+    from sklearn.pipeline import Pipeline
+
+FEATURES = {
+    "orders": "int64",
+    "spend": "double",
+    "segment": "string",
+    "days": "int64",
+    "value": "double",
+}
+PARAMETERS = {
+    "logistic_regression": {"C": 1.0, "max_iter": 1000},
+    "random_forest": {"n_estimators": 100, "max_depth": 8, "min_samples_leaf": 20},
+    "hist_gradient_boosting": {"learning_rate": 0.05, "max_iter": 100, "max_leaf_nodes": 15},
+}
+ROWS = 7_000
+
+
+def customers(rows: int = ROWS) -> tuple[pd.DataFrame, np.ndarray]:
+    chance = np.random.default_rng(3)
+    frame = pd.DataFrame(
+        {
+            "orders": chance.poisson(2, rows),
+            "spend": chance.exponential(60, rows).round(2),
+            "segment": chance.choice(["new", "repeat", "loyal", "__missing__"], rows),
+            "days": chance.integers(0, 180, rows),
+            "value": chance.lognormal(3, 1, rows),
+        }
+    )
+    frame.loc[chance.random(rows) < 0.2, "value"] = np.nan
+    risk = frame.days / 60 - frame.orders / 2 + (frame.segment == "new") - frame.spend / 100
+    return frame, (risk + chance.normal(size=rows) > 0).astype(int).to_numpy()
+
+
+@functools.cache  # nothing below changes what it is given
+def fitted(kind: str) -> tuple[Pipeline, pd.DataFrame]:
+    frame, churned = customers()
+    return build_pipeline(kind, PARAMETERS[kind], FEATURES, 7).fit(frame, churned), frame
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_scores_equal_on_every_kind_of_row(kind: str) -> None:
+    pipeline, frame = fitted(kind)
+    model = export(pipeline, FEATURES)
+    started = time.monotonic()
+    proof = prove(pipeline, model.SerializeToString(), frame, 7, features=FEATURES)
+    assert time.monotonic() - started < 6
+    assert proof.passed, proof.reasons
+    assert (proof.flips, proof.reasons) == (0, ())
+    assert proof.largest_difference < 1e-5
+    assert proof.rows["real"] == ROWS
+    assert proof.rows["permuted"] == 50_000
+    kinds = {"real", "permuted", "null", "unknown", "extreme"}
+    assert set(proof.rows) == kinds | ({"threshold"} if kind != "logistic_regression" else set())
+
+
+@pytest.mark.parametrize("kind", PARAMETERS)
+def test_inputs_are_columns_of_their_own_type_and_the_output_is_one_score(kind: str) -> None:
+    pipeline, frame = fitted(kind)
+    session = ort.InferenceSession(export(pipeline, FEATURES).SerializeToString())
+    found = {item.name: (item.type, item.shape) for item in session.get_inputs()}
+    types = {"int64": "tensor(int64)", "double": "tensor(double)", "string": "tensor(string)"}
+    assert found == {name: (types[kind], ["N"]) for name, kind in FEATURES.items()}
+    assert [(o.name, o.type, o.shape) for o in session.get_outputs()] == [
+        ("score", "tensor(float)", ["N"])
+    ]
+    (score,) = session.run(None, {name: frame[name].to_numpy()[:5] for name in FEATURES})
+    assert score == pytest.approx(pipeline.predict_proba(frame[:5])[:, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["random_forest", "hist_gradient_boosting"])
+def test_a_threshold_altered_by_hand_fails_the_proof(kind: str) -> None:
+    pipeline, frame = fitted(kind)
+    model = export(pipeline, FEATURES)
+    trees = next(node for node in model.graph.node if node.op_type.startswith("TreeEnsemble"))
+    values = next(a for a in trees.attribute if a.name == "nodes_values").floats
+    at = next(i for i, value in enumerate(values) if value > 1)
+    values[at] = np.nextafter(np.float32(values[at]), np.float32(0))
+    values[at] -= 1
+    proof = prove(pipeline, model.SerializeToString(), frame, 7, features=FEATURES)
+    assert not proof.passed
+    assert proof.reasons
+    assert proof.as_json()["passed"] is False
+
+
+def test_one_float32_step_of_one_threshold_is_found_by_the_probes_around_it() -> None:
+    pipeline, frame = fitted("hist_gradient_boosting")
+    model = export(pipeline, FEATURES)
+    trees = next(node for node in model.graph.node if node.op_type.startswith("TreeEnsemble"))
+    attributes = {a.name: a for a in trees.attribute}
+    numbers = [name for kind in ("int64", "double") for name in FEATURES if FEATURES[name] == kind]
+    values = attributes["nodes_values"].floats
+    for at, feature in enumerate(attributes["nodes_featureids"].ints):
+        if values[at] > 0 and feature < len(numbers) and FEATURES[numbers[feature]] == "double":
+            values[at] = np.nextafter(np.float32(values[at]), np.float32(np.inf))
+    proof = prove(pipeline, model.SerializeToString(), frame, 7, features=FEATURES)
+    assert any(reason.startswith("threshold") for reason in proof.reasons)
+
+
+def test_bytes_that_are_no_model_are_a_failed_proof_not_an_error() -> None:
+    pipeline, frame = fitted("logistic_regression")
+    proof = prove(pipeline, b"not a model", frame, 7, features=FEATURES)
+    assert not proof.passed
+    assert len(proof.reasons) == 1
+
+
+def test_the_bytes_are_the_same_in_another_process() -> None:
+    code = (
+        "import sys, hashlib; sys.path[:0] = sys.argv[1:]\n"
+        "from test_onnx_export import *\n"
+        "for kind in PARAMETERS:\n"
+        "    raw = export(fitted(kind)[0], FEATURES).SerializeToString()\n"
+        "    print(hashlib.sha256(raw).hexdigest())\n"
+    )
+    folder = str(__file__).rsplit("/", 1)[0]
+    there = subprocess.run(
+        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+    ).stdout.split()
+    here = [export(fitted(kind)[0], FEATURES).SerializeToString() for kind in PARAMETERS]
+    assert there == [hashlib.sha256(raw).hexdigest() for raw in here]
+
+
+def test_exporting_leaves_the_pipeline_as_it_was() -> None:
+    pipeline, frame = fitted("hist_gradient_boosting")
+    before = pipeline.predict_proba(frame)
+    thresholds = pipeline[-1]._predictors[0][0].nodes["num_threshold"].copy()
+    export(pipeline, FEATURES)
+    assert (pipeline[-1]._predictors[0][0].nodes["num_threshold"] == thresholds).all()
+    assert (pipeline.predict_proba(frame) == before).all()
+
+
+def test_what_cannot_be_exported_is_refused_by_name() -> None:
+    with pytest.raises(TrainingError, match=r"perceptron.*random_forest"):
+        build_pipeline("perceptron", {}, FEATURES, 7)
+    frame, churned = customers(200)
+    labels = np.where(churned == 1, 2, 0)
+    pipeline = build_pipeline("logistic_regression", {}, FEATURES, 7).fit(frame, labels)
+    with pytest.raises(TrainingError, match=r"\[0, 2\]"):
+        export(pipeline, FEATURES)
+
+
+def test_numbers_alone_need_no_string_column() -> None:
+    frame, churned = customers(500)
+    features = {"orders": "int64", "spend": "double"}
+    pipeline = build_pipeline("random_forest", {"n_estimators": 5}, features, 7)
+    pipeline.fit(frame[list(features)], churned)
+    model = export(pipeline, features)
+    assert isinstance(model, onnx.ModelProto)
+    assert prove(pipeline, model.SerializeToString(), frame, 7, features=features).passed
+
+
+def test_thresholds_between_neighbouring_float32_values_keep_every_row_on_its_side() -> None:
+    # From 2^24 on float32 holds every second whole number: each midpoint lies between two.
+    steps = np.arange(4_000) % 20
+    frame = pd.DataFrame({"spend": 2.0**24 + 2 * steps})
+    features = {"spend": "double"}
+    pipeline = build_pipeline("hist_gradient_boosting", {"max_iter": 20}, features, 7)
+    pipeline.fit(frame, (steps * 7 % 20 > 9).astype(int))
+    raw = export(pipeline, features).SerializeToString()
+    proof = prove(pipeline, raw, frame, 7, features=features)
+    assert proof.passed, proof.reasons
