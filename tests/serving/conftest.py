@@ -1,0 +1,282 @@
+"""Real parts for the serving tests: Redis, MLflow, features, tiny ONNX models, the server."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+import time
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import onnx
+import pandas as pd
+import pytest
+from onnx import TensorProto, helper
+
+from mlflow_server import server as mlflow_process
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote
+from mlflow_server.registration import register
+from mlflow_server.registry import Registry, Version
+from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
+from mlflow_server.tracking import Tracking
+from serving.prediction_log import read_rows
+from stack.settings import PROJECT, Settings
+from stack.spec import ModelSpec, load_spec
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+SPEC = load_spec("customer_churn_model")
+BIN = Path(sys.executable).parent
+KNOWN, UNKNOWN = 4, 99_999_999
+FEATURES = {
+    "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5, "total_spend_90d": 20,
+    "lifetime_orders": 3, "lifetime_value": 60.25, "avg_order_value": 20.08,
+    "customer_segment": "repeat", "days_since_last_order": 12, "customer_tenure_days": 200,
+}  # fmt: skip
+ONNX_TYPES = {
+    "int64": TensorProto.INT64,
+    "double": TensorProto.DOUBLE,
+    "string": TensorProto.STRING,
+}
+PANDAS_TYPES = {"int64": "int64", "double": "float64", "string": "object"}
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def wait_for(what: str, ready: object, seconds: float = 30.0, every: float = 0.05) -> float:
+    """Wait until `ready()` is true; seconds it took."""
+    start = time.monotonic()
+    while time.monotonic() - start < seconds:
+        if ready():  # type: ignore[operator]
+            return time.monotonic() - start
+        time.sleep(every)
+    raise AssertionError(f"{what}: not within {seconds} s")
+
+
+@contextmanager
+def running(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
+    # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    with log.open("ab") as out:
+        process = subprocess.Popen(
+            command, stdout=out, stderr=out, cwd=PROJECT, env=own | environment
+        )
+    try:
+        yield process
+    finally:
+        process.kill()
+        process.wait(10)
+
+
+def answers(url: str) -> bool:
+    try:
+        return httpx.get(url, timeout=2).status_code < 500
+    except httpx.HTTPError:
+        return False
+
+
+def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
+    """Graph of score = sigmoid(0.01 · days_since_last_order + bias), as float32 [N]."""
+    inputs = [
+        helper.make_tensor_value_info(name, ONNX_TYPES[kind], [None])
+        for name, kind in SPEC.features.items()
+    ]
+    nodes = [
+        helper.make_node("Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["days", "weight"], ["scaled"]),
+        helper.make_node("Add", ["scaled", "bias"], ["sum"]),
+        helper.make_node(score, ["sum"], [SCORE]),
+    ]
+    graph = helper.make_graph(
+        nodes, "tiny", inputs, [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [None])],
+        [helper.make_tensor("weight", TensorProto.FLOAT, [1], [0.01]),
+         helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias])],
+    )  # fmt: skip
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+
+
+def contract() -> ServedModel:
+    return ServedModel(
+        model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
+        features=SPEC.features, defaults=FEATURES, population=SPEC.population,
+        threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00",
+    )  # fmt: skip
+
+
+@dataclass
+class Rig:
+    """Everything around the server, and what a test does to it."""
+
+    settings: Settings
+    folder: Path
+    redis: subprocess.Popen[bytes] | None = None
+    count: int = 0
+    spec: ModelSpec = SPEC
+    features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
+
+    @property
+    def environment(self) -> dict[str, str]:
+        s = self.settings
+        return {
+            "GYRE_HOME": str(s.home), "GYRE_REDIS_PORT": str(s.redis_port),
+            "GYRE_MLFLOW_PORT": str(s.mlflow_port), "GYRE_SERVING_PORT": str(s.serving_port),
+        }  # fmt: skip
+
+    def register(self, bias: float, score: str = "Sigmoid") -> Version:
+        self.count += 1
+        files = self.folder / f"extra-{self.count}"
+        files.mkdir()
+        (files / CONTRACT_FILE).write_text(contract().model_dump_json())
+        name = f"run {self.count} {bias} {score} {time.time_ns()}"
+        run_id = Tracking(self.settings).start_or_find_run("serving-tests", name, name, {})
+        frame = pd.DataFrame({k: pd.Series([v], dtype=PANDAS_TYPES[SPEC.features[k]])
+                              for k, v in FEATURES.items()})  # fmt: skip
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's hints on integer columns and pip
+            return register(
+                self.settings, model=SPEC.name, run_id=run_id, onnx_model=tiny_onnx(bias, score),
+                extra_files=files, input_example=frame,
+                tags={}, description="tiny", requirements=["onnxruntime"],
+            )  # fmt: skip
+
+    def promote(self, version: str) -> None:
+        ledger = Ledger(self.settings)
+        promote(Registry(self.settings), ledger, SPEC.name, version, who="test", why="because")
+        ledger.close()
+
+    @contextmanager
+    def redis_server(self) -> Iterator[subprocess.Popen[bytes]]:
+        port = str(self.settings.redis_port)
+        command = [str(BIN / "redis-server"), "--port", port, "--bind", "127.0.0.1"]
+        command += ["--dir", str(self.folder), "--save", "", "--appendonly", "no"]
+        with running(command, self.folder / "redis.log") as process:
+            cli = [str(BIN / "redis-cli"), "-p", port, "ping"]
+            wait_for(
+                "Redis",
+                lambda: (
+                    subprocess.run(cli, capture_output=True, check=False).stdout.strip() == b"PONG"
+                ),
+            )
+            yield process
+
+    @contextmanager
+    def mlflow_server(self) -> Iterator[None]:
+        environment = mlflow_process.environment(self.settings)
+        with running(
+            mlflow_process.command(self.settings), self.folder / "mlflow.log", **environment
+        ):
+            wait_for("MLflow", lambda: answers(f"{self.settings.mlflow_address}/health"), 60)
+            yield
+
+    @contextmanager
+    def serving(self, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+        """`python -m serving`, live; a client of it and the process."""
+        command = [sys.executable, "-m", "serving"]
+        with running(
+            command, self.folder / "serving.log", **(self.environment | environment)
+        ) as process:
+            port = environment.get("GYRE_SERVING_PORT", str(self.settings.serving_port))
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
+                wait_for("serving", lambda: answers(f"http://127.0.0.1:{port}/health/live"), 40)
+                yield client, process
+
+    def fill_features(self) -> None:
+        """`feast apply`, then the real ingest of the shipped orders."""
+        definition = self.folder / "feature_store.yaml"
+        text = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
+        text = text.replace("../.gyre", str(self.settings.home))
+        definition.write_text(
+            text.replace("127.0.0.1:6379", f"127.0.0.1:{self.settings.redis_port}")
+        )
+        (self.settings.home / "feast").mkdir(parents=True, exist_ok=True)
+        environment = self.environment | {"FEAST_FS_YAML_FILE_PATH": str(definition)}
+        code = (
+            "from datetime import UTC, datetime\n"
+            "from feature_repo.ingest import ingest\n"
+            "from stack.settings import load_settings\n"
+            "ingest(load_settings(), 'orders', datetime.now(UTC))\n"
+        )
+        for command, place in (
+            ([str(BIN / "feast"), "apply"], PROJECT / "feature_repo"),
+            ([sys.executable, "-c", code], PROJECT),
+        ):
+            done = subprocess.run(
+                command, cwd=place, env=os.environ | environment, capture_output=True, check=False
+            )
+            assert done.returncode == 0, done.stderr.decode()[-2000:]
+
+    wait_for = staticmethod(wait_for)
+
+    def known_to_be_ready(self, client: httpx.Client, seconds: float = 30) -> float:
+        return wait_for("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
+
+    def answers_as(self, client: httpx.Client, version: str, seconds: float = 5) -> float:
+        """Wait until `version` answers; seconds it took."""
+        return wait_for(
+            f"version {version}",
+            lambda: self.predict(client).json().get("model_version") == version, seconds,
+        )  # fmt: skip
+
+    @staticmethod
+    def predict(client: httpx.Client, key: int = KNOWN) -> httpx.Response:
+        return client.post("/predict", json={"customer_id": key})
+
+    def rows(self, kind: str = "predictions", home: Path | None = None) -> list[dict[str, Any]]:
+        files = sorted(((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl"))
+        return [row for file in files for row in read_rows(file)[0]]
+
+
+@pytest.fixture(scope="session")
+def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Redis with the real features, and MLflow; nothing registered yet."""
+    folder = tmp_path_factory.mktemp("serving")
+    settings = Settings(
+        home=folder / "home", serving_port=free_port(), mlflow_port=free_port(),
+        redis_port=free_port(),
+    )  # fmt: skip
+    settings.home.mkdir(parents=True)
+    made = Rig(settings, folder)
+    with made.redis_server() as made.redis, ThreadPoolExecutor() as beside:
+        filled = beside.submit(made.fill_features)
+        with made.mlflow_server():
+            filled.result()
+            yield made
+
+
+@dataclass
+class Served:
+    """The running server, what it said before anything was registered, and what it serves."""
+
+    client: httpx.Client
+    process: subprocess.Popen[bytes]
+    empty: dict[str, httpx.Response]
+    first: str
+    second: str
+
+
+@pytest.fixture(scope="session")
+def served(rig: Rig) -> Iterator[Served]:
+    """One server for the tests that leave it as it was: version `first` in production."""
+    with rig.serving() as (client, process):
+        wait_for("Feast", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
+        wait_for("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
+        empty = {path: client.get(path) for path in ("/health/live", "/health/ready", "/")}
+        empty["/predict"] = rig.predict(client)
+        empty["/v1"] = client.get("/v1/models/churn-predictor")
+        first, second = rig.register(-1.0).version, rig.register(0.5).version
+        rig.promote(first)
+        rig.known_to_be_ready(client)
+        yield Served(client, process, empty, first, second)

@@ -1,0 +1,91 @@
+"""The log against a full disk, torn lines and rotation."""
+
+from __future__ import annotations
+
+import fcntl
+import resource
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from serving.errors import FeedbackConflictError
+from serving.metrics import Metrics
+from serving.prediction_log import AppendLog, FeedbackLog, read_rows
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+NOW = datetime(2026, 11, 20, tzinfo=UTC)
+
+
+def rows_in(folder: Path, kind: str = "predictions") -> tuple[list[dict[str, Any]], int]:
+    found = [read_rows(path) for path in sorted(folder.glob(f"{kind}-*.jsonl"))]
+    return [row for rows, _ in found for row in rows], sum(torn for _, torn in found)
+
+
+def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_path: Path) -> None:
+    """The kernel's own limit on the size of a file stands for the full disk."""
+    metrics = Metrics()
+    log = AppendLog(tmp_path, "predictions", metrics)
+    log.start()
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    try:
+        assert log.write([{"n": 1}])
+        resource.setrlimit(resource.RLIMIT_FSIZE, (12, before[1]))
+        assert not log.write([{"n": 2}])  # takes a part
+        assert not log.write([{"n": 3}])  # takes nothing
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert log.problem
+    assert metrics.total(metrics.log_failures) == 2
+    assert log.write([{"n": 4}])
+    assert log.problem is None
+    log.close()
+    assert rows_in(tmp_path) == ([{"n": 1}, {"n": 4}], 1)
+
+
+def test_a_folder_that_cannot_be_written_is_a_failure_and_no_error(tmp_path: Path) -> None:
+    (tmp_path / "log").write_text("a file stands where the folder should")
+    log = AppendLog(tmp_path / "log", "predictions", Metrics())
+    log.start()
+    assert not log.write([{"n": 1}])
+    assert log.problem
+    (tmp_path / "log").unlink()
+    log._open()
+    assert log.write([{"n": 2}])
+    log.close()
+
+
+def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path: Path) -> None:
+    log = AppendLog(tmp_path, "predictions", Metrics(), max_bytes=100)
+    log.start()
+    for n in range(30):
+        assert log.write([{"n": n}])
+    files = sorted(tmp_path.iterdir())
+    assert len(files) > 2
+    for path in files[:-1]:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with files[-1].open("rb") as file, pytest.raises(BlockingIOError):
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    log.close()
+    assert [row["n"] for row in rows_in(tmp_path)[0]] == list(range(30))
+
+
+def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
+    metrics = Metrics()
+    first = FeedbackLog(tmp_path, metrics)
+    first.start()
+    assert first.record({"a": 1.0, "b": 0.0}, NOW)
+    first.close()
+    path = next(tmp_path.iterdir())
+    path.write_bytes(path.read_bytes()[:-5])
+    again = FeedbackLog(tmp_path, metrics)
+    again.start()
+    assert metrics.torn_lines._value.get() == 1
+    with pytest.raises(FeedbackConflictError, match="request_id a"):
+        again.record({"b": 1.0, "a": 0.0}, NOW)
+    assert again.record({"b": 0.0, "a": 1.0}, NOW)
+    again.close()
+    assert [row["request_id"] for row in rows_in(tmp_path, "feedback")[0]] == ["a", "b"]
