@@ -122,7 +122,8 @@ def promote(
             registry, ledger, spec.name, version, who=who, why=reason,
             replaces=evaluation.champion_version, evidence=f"runs:/{run_id}",
         )  # fmt: skip
-        outcome = f"version {row.to_version} is in production, in place of {row.from_version}"
+        before = f"in place of {row.from_version}" if row.from_version else "the first one"
+        outcome = f"version {row.to_version} is in production, {before}"
     tracking.log_tags(run_id, {"outcome": outcome, "version": version})
     tracking.finish(run_id, "FINISHED")
     return outcome

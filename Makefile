@@ -1,0 +1,44 @@
+# `make` prints this list. Every target makes the environment first where it needs it.
+.DEFAULT_GOAL := help
+.PHONY: help up down status check test bench lock environment python
+PYTHON ?= python3
+BIN := .venv/bin
+
+help: ## Print this list.
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+up: python ## From nothing to a served prediction; again: nothing changes.
+	@$(PYTHON) -m stack.bootstrap --start
+	@$(BIN)/gyre up
+
+down: ## End every process of this stack.
+	@test ! -x $(BIN)/gyre || $(BIN)/gyre down
+
+status: ## What is up, what serves, how fresh, memory.
+	@test -x $(BIN)/gyre || { echo 'nothing is installed yet: make up'; exit 1; }
+	@$(BIN)/gyre status
+
+check: environment ## Lint, format, types, and which room may import what.
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+test: environment ## All tests, a full start of the stack included.
+	$(BIN)/pytest
+
+bench: environment ## Measure what the project promises.
+	$(BIN)/python -m benchmarks
+
+lock: environment ## Resolve pyproject.toml anew; write requirements.lock and bootstrap.lock.
+	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url \
+	  --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet -o requirements.lock
+	$(PYTHON) -m stack.bootstrap --lock
+
+environment: python
+	@$(PYTHON) -m stack.bootstrap
+
+# One that is too old for the project cannot read stack/preflight.py, which says the same.
+python:
+	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) \
+	  else "Python 3.11 to 3.13 is needed, this is " + v + ": make up PYTHON=/path/to/python3.11")'

@@ -1,0 +1,37 @@
+"""`gyre status`: what the processes say of themselves, and the ledger's word on since when."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mlflow_server.ledger import Ledger
+from stack.errors import RegistryError
+from stack.spec import load_specs
+from stack.status import UNKNOWN, report
+
+if TYPE_CHECKING:
+    from stack.settings import Settings
+
+
+def status(settings: Settings) -> dict[str, Any]:
+    """Return the whole status as JSON-ready values."""
+    now = report(settings, [spec.name for spec in load_specs()])
+    for name, facts in now["models"].items():
+        facts["since"] = _since(settings, name, facts["production"])
+    return now
+
+
+def _since(settings: Settings, model: str, version: str | None) -> str | None:
+    """Return when `version` became production (ISO 8601, UTC), as far as the ledger knows."""
+    if version in {None, UNKNOWN} or not settings.home.exists():
+        return None
+    ledger = Ledger(settings)
+    try:
+        rows = [row for row in ledger.rows(model) if row.role == "production"]
+    except RegistryError:
+        return None
+    finally:
+        ledger.close()
+    applied = [row for row in rows if row.state == "applied"]
+    last = applied[-1] if applied and applied[-1].to_version == version else None
+    return last.time.isoformat() if last else None

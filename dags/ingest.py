@@ -1,0 +1,42 @@
+"""`ingest`: every hour, what is due of each dataset becomes tables and features."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Asset, task
+
+from dags.run import PARAMS, current
+from stack.spec import load_specs
+
+FEATURES = Asset("features")
+WRITERS = "tables"
+"""The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
+
+with DAG(
+    dag_id="ingest",
+    doc_md=__doc__,
+    schedule="@hourly",
+    catchup=False,
+    max_active_runs=1,
+    params=PARAMS,
+    tags=["gyre"],
+    default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
+):
+    for _dataset in sorted({spec.dataset for spec in load_specs()}):
+
+        @task(
+            task_id=f"ingest_{_dataset}",
+            pool=WRITERS,
+            outlets=[FEATURES],
+            execution_timeout=timedelta(minutes=15),
+        )
+        def _ingest(dataset: str, *, outlet_events: Any = None) -> str:
+            from feature_repo.ingest import ingest  # noqa: PLC0415  (heavy)
+
+            settings, cause = current()
+            outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
+            return ingest(settings, dataset, cause.as_of).summary()
+
+        _ingest(_dataset)

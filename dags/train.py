@@ -1,0 +1,142 @@
+"""`train_<MODEL>`: raw tables to a promoted version; one DAG for each file in models/.
+
+It starts on the Asset `drift/<MODEL>` (one run for each partition key, the cause), by hand, or on
+`due/<MODEL>`, which the small DAG `schedule_<MODEL>` emits on the spec's schedule: Airflow cannot
+join cron and partitioned assets in one DAG, and unpartitioned events are lost when they come at
+once. What a task does is in training/chain.py; a task's result is an id, never data.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
+
+from dags.run import PARAMS, current, note
+from stack.spec import ModelSpec, load_spec, load_specs
+
+TRIES = {"retries": 1, "retry_delay": timedelta(seconds=3)}
+
+
+def schedule_dag(spec: ModelSpec) -> DAG:
+    due = Asset(f"due/{spec.name}")
+    with DAG(
+        dag_id=f"schedule_{spec.name}",
+        doc_md=f"Starts `train_{spec.name}` on the spec's schedule.",
+        schedule=spec.schedule,
+        catchup=False,
+        tags=["gyre", spec.name],
+        default_args=TRIES,
+    ) as dag:
+
+        @task(outlets=[due])
+        def emit(*, outlet_events: Any = None) -> None:
+            _, cause = current()
+            moment = cause.as_of.isoformat()
+            outlet_events[due].extra = {"as_of": moment, "reason": f"schedule {spec.schedule}"}
+            outlet_events[due].add_partitions(f"schedule {moment}")
+
+        emit()
+    return dag
+
+
+def train_dag(spec: ModelSpec) -> DAG:
+    with DAG(
+        dag_id=f"train_{spec.name}",
+        doc_md=__doc__,
+        schedule=PartitionedAssetTimetable(
+            assets=Asset(f"drift/{spec.name}") | Asset(f"due/{spec.name}")
+        ),
+        catchup=False,
+        max_active_runs=1,
+        params=PARAMS,
+        tags=["gyre", spec.name],
+        default_args={**TRIES, "execution_timeout": timedelta(minutes=30)},
+    ) as dag:
+        mlflow_run: Any = validate(spec.name)
+        passed = gate(spec.name, mlflow_run)
+        chain = dataset(spec.name, mlflow_run) >> train(spec.name, mlflow_run)
+        chain >> evaluate(spec.name, mlflow_run) >> passed
+        version: Any = register(spec.name, mlflow_run)
+        promoted = Asset(f"promoted/{spec.name}")
+        promote.override(outlets=[promoted])(spec.name, mlflow_run, version)
+        passed >> [version, EmptyOperator(task_id="refused")]
+    return dag
+
+
+@task.short_circuit
+def validate(model: str) -> str | None:
+    """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn."""
+    from training.chain import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
+
+    settings, cause = current()
+    mlflow_run = open_run(
+        settings, load_spec(model), cause.as_of,
+        key=cause.key, reason=cause.reason, who=cause.who, cause=cause.event,
+    )  # fmt: skip
+    if mlflow_run is None:
+        note(settings, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC)")
+    return mlflow_run
+
+
+@task
+def dataset(model: str, mlflow_run: str) -> None:
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    chain.dataset(current()[0], load_spec(model), mlflow_run)
+
+
+@task
+def train(model: str, mlflow_run: str) -> None:
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    chain.fit(current()[0], load_spec(model), mlflow_run)
+
+
+@task
+def evaluate(model: str, mlflow_run: str) -> None:
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    chain.evaluate(current()[0], load_spec(model), mlflow_run)
+
+
+@task.branch
+def gate(model: str, mlflow_run: str) -> str:
+    """Go on to `register`, or end green at `refused` with the reason as the run's note."""
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    settings, _ = current()
+    refusal = chain.gate(settings, load_spec(model), mlflow_run)
+    if refusal is None:
+        return "register"
+    note(settings, f"refused: {refusal}")
+    return "refused"
+
+
+@task
+def register(model: str, mlflow_run: str) -> str:
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    return chain.register(current()[0], load_spec(model), mlflow_run)
+
+
+@task
+def promote(model: str, mlflow_run: str, version: str, *, outlet_events: Any = None) -> str:
+    from training import chain  # noqa: PLC0415  (heavy)
+
+    settings, cause = current()
+    outcome = chain.promote(
+        settings, load_spec(model), mlflow_run, version, who=cause.who, reason=cause.reason
+    )
+    promoted = Asset(f"promoted/{model}")
+    outlet_events[promoted].extra = {"version": version, "as_of": cause.as_of.isoformat()}
+    outlet_events[promoted].add_partitions(f"version {version}")
+    note(settings, outcome)
+    return outcome
+
+
+for _spec in load_specs():
+    for _dag in (schedule_dag(_spec), train_dag(_spec)):
+        globals()[_dag.dag_id] = _dag

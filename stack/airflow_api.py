@@ -1,0 +1,140 @@
+"""Airflow's REST API: trigger a run, follow it task by task, say what went wrong."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+import httpx
+
+from stack.environment import LOGIN, load_secrets
+from stack.errors import StackError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from stack.settings import Settings
+
+FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
+NOTE_LIMIT = 1000
+
+
+@dataclass(frozen=True)
+class Run:
+    dag: str
+    run: str
+    state: str
+    note: str | None = None
+
+
+class AirflowApi:
+    """One login, one request at a time. Every failure is a StackError with one clear line."""
+
+    def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
+        self._http = httpx.Client(base_url=settings.airflow_address, timeout=timeout)
+        self._login = {"username": LOGIN, "password": load_secrets(settings)["password"]}
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._http.close()
+
+    def trigger(self, dag: str, conf: dict[str, Any], patience: float = 60) -> str:
+        """Start a run; wait up to `patience` s for a DAG that is not parsed yet. Return its id."""
+        until = time.monotonic() + patience
+        while True:
+            body = {"logical_date": None, "conf": conf}
+            answer = self._send("POST", f"/dags/{dag}/dagRuns", json=body)
+            if answer.status_code != httpx.codes.NOT_FOUND or time.monotonic() > until:
+                return str(self._checked(answer)["dag_run_id"])
+            time.sleep(0.5)
+
+    def run(self, dag: str, run: str) -> Run:
+        row = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}"))
+        return _run(row)
+
+    def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
+        """Return the newest runs' rows as Airflow has them, newest first."""
+        wanted = {"limit": count, "order_by": "-run_after", **query}
+        rows = self._checked(self._send("GET", f"/dags/{dag}/dagRuns", params=wanted))
+        return list[dict[str, Any]](rows["dag_runs"])
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        rows = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
+        return list[dict[str, Any]](rows["task_instances"])
+
+    def follow(self, dag: str, run: str, say: Callable[[str], None], limit: float = 600) -> Run:
+        """Wait for the end, saying each task's state and seconds as it finishes.
+
+        Raises:
+            StackError: a task failed (with its error), or `limit` s passed.
+
+        """
+        until, told = time.monotonic() + limit, set[str]()
+        while True:
+            now = self.run(dag, run)
+            rows = sorted(self.tasks(dag, run), key=lambda row: row["end_date"] or "9")
+            for row in rows:
+                if row["state"] in FINAL and row["task_id"] not in told:
+                    told.add(row["task_id"])
+                    say(f"    {row['task_id']}: {row['state']}, {row['duration'] or 0:.1f} s")
+            if now.state == "success":
+                return now
+            if now.state == "failed":
+                raise StackError(f"{dag} failed: {self.error(dag, run, rows)}")
+            if time.monotonic() > until:
+                raise StackError(f"{dag}: run {run} is still {now.state} after {limit:.0f} s")
+            time.sleep(0.5)
+
+    def error(self, dag: str, run: str, rows: list[dict[str, Any]]) -> str:
+        """Return which task failed, and the error of its log."""
+        failed = [row for row in rows if row["state"] == "failed"]
+        if not failed:
+            return "no task of it failed; see the run in Airflow"
+        row = failed[0]
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{row['task_id']}/logs/{row['try_number']}"
+        log = self._checked(self._send("GET", path, params={"full_content": "true"}))
+        return f"task {row['task_id']}: {error_of(log['content'])}"
+
+    def note(self, dag: str, run: str, text: str) -> None:
+        """Put a note on the run, for whoever looks at it in Airflow."""
+        body = {"note": text[:NOTE_LIMIT]}
+        self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
+
+    def pool(self, name: str, slots: int) -> None:
+        """Make the pool unless it is there."""
+        body = {"name": name, "slots": slots, "include_deferred": False}
+        answer = self._send("POST", "/pools", json=body)
+        if answer.status_code != httpx.codes.CONFLICT:
+            self._checked(answer)
+
+    def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
+        try:
+            if "Authorization" not in self._http.headers:
+                token = self._checked(self._http.post("/auth/token", json=self._login))
+                self._http.headers["Authorization"] = f"Bearer {token['access_token']}"
+            return self._http.request(method, f"/api/v2{path}", **more)
+        except httpx.HTTPError as exc:
+            raise StackError(f"Airflow at {self._http.base_url} does not answer: {exc}") from exc
+
+    @staticmethod
+    def _checked(answer: httpx.Response) -> dict[str, Any]:
+        if answer.is_success:
+            return dict[str, Any](answer.json())
+        line = f"{answer.request.method} {answer.request.url.path}: {answer.status_code}"
+        raise StackError(f"Airflow refused {line} {answer.text[:300]}")
+
+
+def error_of(entries: list[dict[str, Any]]) -> str:
+    """Return the last exception of a task's log, or its last error line."""
+    for entry in reversed(entries):
+        for detail in entry.get("error_detail") or []:
+            return f"{detail.get('exc_type')}: {detail.get('exc_value')}"
+    lines = [str(entry.get("event")) for entry in entries if entry.get("level") == "error"]
+    return lines[-1] if lines else "its log has no error"
+
+
+def _run(row: dict[str, Any]) -> Run:
+    return Run(row["dag_id"], row["dag_run_id"], row["state"], row["note"])

@@ -1,0 +1,131 @@
+"""The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+
+from stack import ready
+from stack.airflow_api import AirflowApi, error_of
+from stack.ending import end_stack, members
+from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
+from stack.errors import StackError
+from stack.processes import Program, render, start, wait_ready
+from stack.settings import load_settings
+
+MODEL = "customer_churn_model"
+
+
+def free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "redis_port")}
+    settings = load_settings(home=tmp_path_factory.mktemp("home"), **ports)
+    for name in ("run", "logs"):
+        (settings.home / name).mkdir()
+    make_secrets(settings)
+    airflow, config = str(Path(sys.executable).parent / "airflow"), airflow_environment(settings)
+    env = process_environment(settings) | config
+    subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
+    web = settings.airflow_address
+    scheduler, parser = ready.heartbeat(web, "scheduler"), ready.heartbeat(web, "dag_processor")
+    programs = [
+        Program("api", [airflow, "api-server"], ready.heartbeat(web, "metadatabase"), config),
+        Program("scheduler", [sys.executable, "-m", "stack.scheduler"], scheduler, config),
+        Program("parser", [airflow, "dag-processor"], parser, config),
+    ]
+    start(settings, render(settings, programs))
+    try:
+        wait_ready(settings, programs, print)
+        yield settings
+    finally:
+        end_stack(settings)
+        assert members(settings.home) == []
+
+
+@pytest.fixture
+def airflow(settings):
+    with AirflowApi(settings) as api:
+        yield api
+
+
+def wait_for_run(airflow: AirflowApi, wanted: str, count: int = 1) -> list[dict[str, object]]:
+    until = time.monotonic() + 40
+    while True:
+        rows = airflow.last_runs(f"train_{MODEL}", 50)
+        found = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]
+        if len(found) >= count:
+            return found
+        assert time.monotonic() < until, rows
+        time.sleep(0.5)
+
+
+def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
+    run = airflow.trigger(f"train_{MODEL}", {"as_of": "2026-05-01T00:00:00", "reason": "try"})
+    with pytest.raises(StackError, match=r"task validate: AirflowFailException: parameter as_of"):
+        airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
+    airflow.note(f"train_{MODEL}", run, "n" * 2000)
+    assert airflow.run(f"train_{MODEL}", run).note == "n" * 1000
+
+
+def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
+    assets = airflow._checked(airflow._send("GET", "/assets"))["assets"]
+    drift = next(asset["id"] for asset in assets if asset["name"] == f"drift/{MODEL}")
+
+    def emit(number: int) -> int:
+        body = {"asset_id": drift, "partition_key": f"cause {number % 2}"}
+        body["extra"] = {"as_of": "not a time", "reason": "drift of spend"}
+        return airflow._send("POST", "/assets/events", json=body).status_code
+
+    emit(0)
+    with ThreadPoolExecutor(8) as pool:
+        assert set(pool.map(emit, range(20))) == {200}
+    # Events of one cause that come once its run exists start another: open_run ends those.
+    keys = [row["partition_key"] for row in wait_for_run(airflow, "cause ", 2)]
+    assert set(keys) == {"cause 0", "cause 1"}
+
+
+def test_refusals_and_silence_are_one_clear_line(airflow, settings):
+    with pytest.raises(StackError, match=r"Airflow refused GET .*nothing.*404"):
+        airflow.run("nothing", "x")
+    airflow.pool("one", 1)
+    airflow.pool("one", 1)
+    dead = settings.model_copy(update={"airflow_port": free_port()})
+    with AirflowApi(dead) as nobody, pytest.raises(StackError, match="does not answer"):
+        nobody.run("x", "y")
+
+
+def test_secrets_are_their_owners_alone_and_made_once(settings):
+    folder = settings.home / "airflow"
+    assert {
+        (folder / name).stat().st_mode & 0o77 for name in ("secrets.json", "passwords.json")
+    } == {0}
+    before = load_secrets(settings)
+    make_secrets(settings)
+    assert load_secrets(settings) == before
+
+
+def test_the_last_error_of_a_log_is_told():
+    detail = {"error_detail": [{"exc_type": "A", "exc_value": "b"}], "level": "error"}
+    assert error_of([{"event": "x"}, detail, {"event": "after"}]) == "A: b"
+    assert error_of([{"event": "bad", "level": "error"}]) == "bad"
+    assert error_of([]) == "its log has no error"
+
+
+def test_the_schedule_starts_one_training_run_about_its_own_moment(airflow):
+    run = airflow.trigger(f"schedule_{MODEL}", {})
+    told: list[str] = []
+    assert airflow.follow(f"schedule_{MODEL}", run, told.append, limit=60).state == "success"
+    assert told[0].strip().startswith("emit: success")
+    assert len(wait_for_run(airflow, "schedule ")) == 1

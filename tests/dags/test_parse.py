@@ -1,0 +1,88 @@
+"""The shipped DAG files, read as Airflow reads them, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from stack.spec import load_specs
+
+DAGS = Path(__file__).resolve().parents[2] / "dags"
+READ = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+bag = DagBag(sys.argv[1])
+print(json.dumps({
+    "errors": {name: str(error) for name, error in bag.import_errors.items()},
+    "modules": sorted(sys.modules),
+    "dags": {name: {
+        "tasks": {t.task_id: sorted(t.downstream_task_ids) for t in dag.tasks},
+        "outlets": {t.task_id: [asset.name for asset in t.outlets] for t in dag.tasks},
+        "pools": {t.task_id: t.pool for t in dag.tasks},
+        "params": sorted(dag.params), "start_date": str(dag.start_date),
+        "catchup": dag.catchup, "at_once": dag.max_active_runs,
+        "schedule": type(dag.timetable).__name__,
+    } for name, dag in bag.dags.items()},
+}))
+"""
+HEAVY = {"pandas", "numpy", "pyarrow", "mlflow", "feast", "evidently", "sklearn", "training"}
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    env = os.environ | {
+        "AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", READ, str(DAGS)], env=env, capture_output=True, text=True, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
+    assert bag["errors"] == {}
+    assert HEAVY & set(bag["modules"]) == set()
+    models = [spec.name for spec in load_specs()]
+    expected = {"ingest"} | {f"{what}_{name}" for name in models for what in ("train", "schedule")}
+    assert set(bag["dags"]) == expected
+
+
+def test_training_goes_through_every_stage_in_order_or_ends_at_refused(bag):
+    tasks = bag["dags"]["train_customer_churn_model"]["tasks"]
+    order = ["validate", "dataset", "train", "evaluate", "gate", "register", "promote"]
+    assert set(tasks) == {*order, "refused"}
+    for task, following in pairwise(order):
+        assert following in tasks[task]
+    assert "refused" in tasks["gate"]
+    assert tasks["refused"] == tasks["promote"] == []
+
+
+def test_training_starts_by_partitioned_events_or_by_hand_and_tells_of_a_promotion(bag):
+    dag = bag["dags"]["train_customer_churn_model"]
+    assert dag["schedule"] == "PartitionedAssetTimetable"
+    assert dag["params"] == ["as_of", "reason"]
+    assert dag["outlets"]["promote"] == ["promoted/customer_churn_model"]
+    weekly = bag["dags"]["schedule_customer_churn_model"]
+    assert weekly["outlets"] == {"emit": ["due/customer_churn_model"]}
+
+
+def test_ingest_writes_alone_and_tells_of_new_features(bag):
+    dag = bag["dags"]["ingest"]
+    assert dag["tasks"] == {"ingest_orders": []}
+    assert dag["outlets"]["ingest_orders"] == ["features"]
+    assert dag["pools"]["ingest_orders"] == "tables"
+    assert dag["at_once"] == 1
+
+
+def test_no_dag_has_a_start_date_or_runs_for_the_past(bag):
+    for dag in bag["dags"].values():
+        assert dag["start_date"] == "None"
+        assert dag["catchup"] is False

@@ -1,0 +1,98 @@
+"""What `make up` says before it starts anything."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from stack.preflight import disk_problems, port_problems, problems, python_problems
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def free_ports(count: int) -> list[int]:
+    sockets = [socket.socket() for _ in range(count)]
+    for one in sockets:
+        one.bind(("127.0.0.1", 0))
+    ports = [one.getsockname()[1] for one in sockets]
+    for one in sockets:
+        one.close()
+    return ports
+
+
+def environment(home: Path) -> dict[str, str]:
+    names = ("SERVING", "MLFLOW", "AIRFLOW", "REDIS")
+    ports = dict(zip(names, free_ports(4), strict=True))
+    return {"GYRE_HOME": str(home)} | {f"GYRE_{n}_PORT": str(p) for n, p in ports.items()}
+
+
+def test_nothing_stands_in_the_way_here(tmp_path):
+    assert problems(environment(tmp_path), sys.version_info[:2]) == []
+
+
+def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_seconds(tmp_path):
+    env = environment(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        env["GYRE_MLFLOW_PORT"] = str(other.getsockname()[1])
+        began = time.monotonic()
+        done = subprocess.run(
+            [sys.executable, "-m", "stack.bootstrap", "--start"],
+            cwd=PROJECT, env=env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+    assert time.monotonic() - began < 5
+    assert done.returncode == 1
+    for word in (env["GYRE_MLFLOW_PORT"], "mlflow", "set GYRE_MLFLOW_PORT"):
+        assert word in done.stderr
+    assert not any(tmp_path.iterdir()), "nothing half-started stays"
+
+
+def test_a_part_that_is_somebody_elses_needs_no_port(tmp_path):
+    env = environment(tmp_path)
+    with socket.socket() as other:
+        other.bind(("127.0.0.1", 0))
+        other.listen()
+        env["GYRE_REDIS_PORT"] = str(other.getsockname()[1])
+        assert len(port_problems(env, tmp_path)) == 1
+        assert port_problems(env | {"REDIS_URL": "redis://elsewhere"}, tmp_path) == []
+
+
+def test_one_port_given_twice_or_not_a_port_is_refused(tmp_path):
+    env = environment(tmp_path)
+    twice = env | {"GYRE_REDIS_PORT": env["GYRE_SERVING_PORT"]}
+    assert "both" in port_problems(twice, tmp_path)[0]
+    assert "expected a port" in port_problems(env | {"GYRE_REDIS_PORT": "x"}, tmp_path)[0]
+
+
+def test_an_old_and_a_too_new_python_are_named():
+    assert "this is 3.10" in python_problems((3, 10))[0]
+    assert "3.11 to 3.13" in python_problems((3, 14))[0]
+    assert all(not python_problems((3, minor)) for minor in (11, 12, 13))
+
+
+def test_a_full_disk_and_a_place_that_cannot_be_written_are_named(tmp_path):
+    lines = disk_problems(tmp_path / "not" / "yet", tmp_path, room=10**18)
+    assert len(lines) == 2
+    assert "GB free" in lines[0]
+    (tmp_path / "file").touch()
+    assert "cannot be written: set GYRE_HOME" in disk_problems(tmp_path / "file", tmp_path, 0)[0]
+
+
+def test_the_first_lock_pins_the_same_uv_as_the_whole_lock():
+    whole = (PROJECT / "requirements.lock").read_text()
+    pins = (PROJECT / "bootstrap.lock").read_text().splitlines()[1:]
+    assert pins[0].startswith("uv==")
+    assert "\n".join(pins) in whole
+    assert "://" not in (PROJECT / "bootstrap.lock").read_text()
+
+
+def test_make_without_a_target_lists_the_targets():
+    make = shutil.which("make")
+    assert make
+    done = subprocess.run([make], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= {"up", "down", "check", "test"}
