@@ -9,7 +9,7 @@ import sys
 import typer
 
 from cli import loop, registry
-from cli.verbs import AsJson
+from cli.verbs import AsJson  # noqa: TC001  (typer reads the annotations)
 from stack.errors import GyreError
 from stack.settings import load_settings
 

@@ -7,13 +7,15 @@ can parse its DAGs, and serving can start, without the training stack.
 from __future__ import annotations
 
 import tomllib
-from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from stack.errors import SettingsError
 from stack.settings import PROJECT
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 MODELS = PROJECT / "models"
 FeatureType = Literal["int64", "double", "string"]
