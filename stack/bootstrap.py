@@ -84,6 +84,7 @@ def _environment() -> dict[str, str]:
     environment.setdefault("HOME", str(VENV))
     environment["VIRTUAL_ENV"] = str(VENV)
     environment.setdefault("UV_CACHE_DIR", str(CACHE))
+    environment.setdefault("UV_SYSTEM_CERTS", "true")  # as pip: behind a company's proxy too
     return environment
 
 
