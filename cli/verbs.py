@@ -53,5 +53,8 @@ def say(line: str, document: Any, *, as_json: bool) -> None:
 def log_to_stderr() -> None:
     """Progress goes to stderr, so that stdout is the report alone."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.captureWarnings(capture=True)  # what libraries deprecate is no news for who trains
+    for noisy in ("py.warnings", "great_expectations"):
+        logging.getLogger(noisy).setLevel(logging.ERROR)
     for room in ("training", "feature_repo", "mlflow_server"):
         logging.getLogger(room).setLevel(logging.INFO)

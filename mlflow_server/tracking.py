@@ -29,6 +29,8 @@ KEY_TAG = "gyre.key"
 BATCH = 100
 """Parameters, tags and metrics that MLflow takes in one request."""
 DIGEST_LENGTH = 36
+TRAINING = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it the UI greets an experiment as one about chat models, its runs a click away."""
 DATA_FOLDER = "data"
 
 
@@ -153,7 +155,7 @@ class Tracking:
         found = self._client.get_experiment_by_name(name)
         if found is None:
             try:
-                return str(self._client.create_experiment(name))
+                return str(self._client.create_experiment(name, tags=TRAINING))
             except MlflowException as exc:
                 if exc.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise  # otherwise another process was first

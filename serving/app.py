@@ -5,7 +5,7 @@ from __future__ import annotations
 from contextlib import AsyncExitStack, asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
-from fastapi import FastAPI
+from fastapi_offline import FastAPIOffline
 
 from mlflow_server.registry import Registry
 from serving.features import Features, FeatureSources, online_features
@@ -20,6 +20,8 @@ from stack.errors import SettingsError
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Sequence
+
+    from fastapi import FastAPI
 
     from stack.settings import Settings
     from stack.spec import ModelSpec
@@ -54,7 +56,7 @@ def create_app(
                 opened.callback(resource.close)
             yield
 
-    app = FastAPI(title="Gyre", version="1", lifespan=lifespan)
+    app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     scorers = [Scorer(holder.spec, holder, log, metrics) for holder in holders]
     default = scorers[names.index(settings.default_model)]
     add_routes(app, metrics, scorers, default, feedback)

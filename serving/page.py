@@ -90,9 +90,11 @@ def _facts(facts: Iterable[tuple[str, str, bool]]) -> str:
 def _ledger(rows: Sequence[LedgerRow] | None) -> str:
     if not rows:
         return f"<p>{UNKNOWN if rows is None else 'no row yet'}</p>"
-    names = ("time", "role", "percent", "from", "to", "who", "why", "state")
+    names = ("time", "from", "to", "why", "who", "role", "percent", "state")
     head = tuple(f"<b>{name}</b>" for name in names)
-    found = [row.as_json() for row in reversed(rows[-ROWS:])]
+    found = [
+        {**row.as_json(), "time": f"{row.time:%Y-%m-%d %H:%M:%S}"} for row in reversed(rows[-ROWS:])
+    ]
     return _table([head, *(tuple(_cell(row[name]) for name in names) for row in found)])
 
 

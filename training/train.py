@@ -38,7 +38,8 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     scores = {estimator.name: fold_scores(spec, estimator, frame, plan)
               for estimator in spec.estimators} if plan.folds else {}  # fmt: skip
     chosen = choose(spec, scores)
-    log.info("%s: chosen by %s", chosen.name, scores or "being the first: no forward fold yet")
+    means = ", ".join(f"{name} {np.mean(values):.4f}" for name, values in scores.items())
+    log.info("%s of %s", chosen.name, means or "no forward fold yet: the spec's first estimator")
     pipeline = fit_pipeline(spec, chosen, at(frame, plan.train))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -60,7 +60,7 @@ def open_run(
         None,
     )  # fmt: skip
     if earlier is not None and not force:
-        log.info("nothing new to learn: run %s saw the same", earlier.run_id)
+        log.info("run %s saw the same", earlier.run_id)
         return None
     tags = {
         FINGERPRINT: mark,
