@@ -1,0 +1,171 @@
+"""The whole stack as a user starts it: from nothing to a served prediction, and down to nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import psutil
+import pytest
+
+from stack.environment import child_environment
+from stack.settings import PROJECT
+from tests.conftest import BIN, new_settings, wait_until
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from stack.settings import Settings
+
+MODEL = "customer_churn_model"
+FIELDS = {
+    "customer_id", "prediction", "probability", "model_version", "request_id", "features_from",
+    "in_population", "logged",
+}  # fmt: skip
+
+pytestmark = pytest.mark.timeout(600)
+
+
+class Stack:
+    """A stack of its own, driven through the commands of the README."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("GYRE_")}
+        self.environment = inherited | child_environment(settings)
+
+    def run(self, *command: str, code: int = 0, cwd: Path = PROJECT) -> str:
+        done = subprocess.run(
+            [str(BIN / command[0]), *command[1:]], env=self.environment, cwd=cwd,
+            capture_output=True, text=True, check=False, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        return done.stdout + done.stderr
+
+    def ledger(self) -> list[dict[str, Any]]:
+        return list(json.loads(self.run("gyre", "ledger", MODEL, "--json")))
+
+    def predict(self, customer: int = 4) -> httpx.Response:
+        url = f"{self.settings.serving_address}/predict"
+        return httpx.post(url, json={"customer_id": customer}, timeout=5)
+
+    def processes(self) -> list[psutil.Process]:
+        """Whatever of this machine speaks of this stack's folder."""
+        home, found = str(self.settings.home), []
+        for process in psutil.process_iter():
+            try:
+                spoken = [*process.cmdline(), *process.environ().values()]
+            except (psutil.Error, OSError):
+                continue
+            if any(home in word for word in spoken) and process.pid != os.getpid():
+                found.append(process)
+        return found
+
+
+@pytest.fixture(scope="module")
+def stack(tmp_path_factory):
+    made = Stack(new_settings(tmp_path_factory.mktemp("stack") / "home"))
+    try:
+        made.first = made.run("gyre", "up")
+        yield made
+    finally:
+        made.run("gyre", "down")
+
+
+def test_up_ends_with_a_prediction_and_the_addresses(stack):
+    assert re.search(r'"customer_id":\d+,"prediction":[01]\.0', stack.first)
+    for step in ("processes", "features", "ingest", "model", "prediction"):
+        assert re.search(rf"  {step}.*: [\d.]+ s", stack.first)
+    for task in ("validate", "dataset", "train", "evaluate", "gate", "register", "promote"):
+        assert re.search(rf"{task}: success, [\d.]+ s", stack.first)
+    for address in (stack.settings.airflow_address, stack.settings.mlflow_address):
+        assert address in stack.first
+
+
+def test_an_answer_has_every_field_and_an_unknown_customer_is_named(stack):
+    answer = stack.predict()
+    assert (answer.status_code, set(answer.json())) == (200, FIELDS)
+    assert (answer.json()["model_version"], answer.json()["logged"]) == ("1", True)
+    unknown = stack.predict(99_999_999)
+    assert unknown.status_code == 404
+    assert "99999999" in unknown.text
+
+
+def test_the_ledger_has_one_applied_row_with_who_and_why(stack):
+    row = stack.ledger()[0]
+    assert (row["from"], row["to"], row["state"], row["percent"]) == (None, "1", "applied", 100)
+    assert row["who"] == "airflow:admin"
+    assert row["why"] == "first version, by gyre up"
+
+
+def test_feast_apply_by_itself_and_plain_feast_reads(stack):
+    for _ in range(2):
+        stack.run("feast", "apply", cwd=PROJECT / "feature_repo")
+    code = (
+        "from feast import FeatureStore\n"
+        "store = FeatureStore(repo_path='.')\n"
+        "names = ['customer_features:total_orders_30d']\n"
+        "print(store.get_online_features(names, [{'customer_id': 4}]).to_dict())\n"
+    )
+    found = stack.run("python", "-c", code, cwd=PROJECT / "feature_repo")
+    assert re.search(r"'total_orders_30d': \[\d+\]", found)
+
+
+def test_again_changes_nothing_and_nothing_new_is_said(stack):
+    before, processes = stack.ledger(), {p.pid for p in stack.processes()}
+    began = time.monotonic()
+    assert '"model_version":"1"' in stack.run("gyre", "up")
+    assert time.monotonic() - began < 60
+    assert stack.ledger() == before
+    assert {p.pid for p in stack.processes()} == processes
+    assert "nothing new to learn" in stack.run("gyre", "train", MODEL)
+    refused = stack.run("gyre", "rollback", MODEL, "--reason", "try", code=3)
+    assert "nothing to go back to" in refused
+
+
+def test_a_promotion_is_served_within_five_seconds_without_a_failed_request(stack):
+    stack.run("gyre", "train", MODEL, "--force", "--reason", "a second version")
+    assert [row["to"] for row in stack.ledger()] == ["1", "2"]
+    wait_until("version 2", lambda: stack.predict().json()["model_version"] == "2", 5)
+    stack.run("gyre", "rollback", MODEL, "--reason", "try")
+    until, seen = time.monotonic() + 5, []
+    while time.monotonic() < until and seen[-1:] != ["1"]:
+        answer = stack.predict()
+        assert answer.status_code == 200
+        seen.append(answer.json()["model_version"])
+    assert seen[-1] == "1"
+
+
+def test_an_alias_moved_by_hand_is_served_and_written_down_as_outside(stack):
+    code = (
+        f"import mlflow\nclient = mlflow.MlflowClient('{stack.settings.mlflow_address}')\n"
+        f"client.set_registered_model_alias('{MODEL}', 'production', '2')\n"
+    )
+    stack.run("python", "-c", code)
+    wait_until("version 2", lambda: stack.predict().json()["model_version"] == "2", 5)
+    wait_until("its row", lambda: stack.ledger()[-1]["who"] == "outside", 10)
+    assert (stack.ledger()[-1]["from"], stack.ledger()[-1]["to"]) == ("1", "2")
+
+
+def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
+    found = json.loads(stack.run("gyre", "status", "--json"))
+    assert found["up"] is True
+    text = stack.run("gyre", "status")
+    total = re.search(r"all processes\s+(\d+)", text)
+    assert total is not None
+    assert 300 < int(total[1]) < 1800
+    assert f"{MODEL} in production: 2" in text
+
+
+def test_after_the_supervisor_was_killed_down_leaves_nothing_and_up_comes_back(stack):
+    pid = int((stack.settings.home / "run" / "supervisord.pid").read_text())
+    os.kill(pid, signal.SIGKILL)
+    stack.run("gyre", "down")
+    wait_until("the end of all", lambda: not stack.processes(), 20)
+    assert '"model_version":"2"' in stack.run("gyre", "up")
