@@ -33,7 +33,8 @@ bench: environment ## Measure what the project promises.
 lock: environment ## Resolve pyproject.toml anew; write requirements.lock and bootstrap.lock.
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet -o requirements.lock
-	$(PYTHON) -m stack.bootstrap --lock
+	@{ echo '# From requirements.lock (`make lock`).'; \
+	  sed -n '/^uv==/,/# via/{/# via/!p}' requirements.lock; } > bootstrap.lock
 
 environment: python
 	@$(PYTHON) -m stack.bootstrap

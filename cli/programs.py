@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING
 
 from mlflow_server import server
-from stack import ready
 from stack.environment import airflow_environment
-from stack.processes import Program, redis
+from stack.processes import Program
+from stack.ready import answers, redis_pong
+from stack.settings import LOOPBACK
 
 if TYPE_CHECKING:
     from stack.settings import Settings
@@ -17,22 +18,31 @@ if TYPE_CHECKING:
 
 def programs(settings: Settings) -> list[Program]:
     """Return what is to be started; parts whose address is given are somebody else's."""
-    python, web = sys.executable, settings.airflow_address
-    airflow, config = str(Path(python).parent / "airflow"), airflow_environment(settings)
-    health = ready.answers(f"{web}/api/v2/monitor/health")
-    own: list[Program] = []
-    if settings.own_redis:
-        own.append(Program("redis", redis(settings), ready.redis_pong(settings.redis_port)))
-    if settings.own_mlflow:
-        alive = ready.answers(f"{settings.mlflow_address}/health")
+    own = [] if settings.redis_url else [redis(settings)]
+    if not settings.mlflow_url:
+        alive = partial(answers, f"{settings.mlflow_address}/health")
         command, variables = server.command(settings), server.environment(settings)
         own.append(Program("mlflow", command, alive, variables))
-    scheduler, parser = ready.heartbeat(web, "scheduler"), ready.heartbeat(web, "dag_processor")
-    serves = ready.answers(f"{settings.serving_address}/health/live")
+    serves = partial(answers, f"{settings.serving_address}/health/live")
+    serving = Program("serving", [sys.executable, "-m", "serving"], serves)
+    return [*own, *airflow_programs(settings), serving]
+
+
+def redis(settings: Settings) -> Program:
+    """Return this environment's redis-server, or the system's: the first in the PATH we give."""
+    command = ["redis-server", "--bind", LOOPBACK, "--port", str(settings.redis_port), "--dir"]
+    command += [str(settings.home / "redis"), "--appendonly", "yes", "--save", ""]
+    command += ["--set-proc-title", "no"]  # it would overwrite the environment that `down` reads
+    return Program("redis", command, partial(redis_pong, settings.redis_port))
+
+
+def airflow_programs(settings: Settings) -> list[Program]:
+    health = partial(answers, f"{settings.airflow_address}/api/v2/monitor/health")
     return [
-        *own,
-        Program("airflow-api", [airflow, "api-server"], health, config),
-        Program("scheduler", [python, "-m", "stack.scheduler"], scheduler, config),
-        Program("dag-processor", [airflow, "dag-processor"], parser, config),
-        Program("serving", [python, "-m", "serving"], serves),
+        Program(name, command, partial(health, component), airflow_environment(settings))
+        for name, component, command in (
+            ("airflow-api", "metadatabase", ["airflow", "api-server"]),
+            ("scheduler", "scheduler", [sys.executable, "-m", "stack.scheduler"]),
+            ("dag-processor", "dag_processor", ["airflow", "dag-processor"]),
+        )
     ]

@@ -69,9 +69,7 @@ def _open(model: str) -> tuple[Registry, Ledger]:
 
 
 def _line(row: LedgerRow) -> str:
-    change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
+    change = f"{row.from_version or 'none'} → {row.to_version or 'none'}  {row.state}"
     share = "" if row.percent == 100 else f" {row.percent} %"  # noqa: PLR2004  (the whole)
-    return (
-        f"{row.sequence:>3}  {row.time:%Y-%m-%d %H:%M:%S}Z  {row.role}{share}  {change}  "
-        f"{row.state}  by {row.who}: {row.why}"
-    )
+    role = f"{row.time:%Y-%m-%d %H:%M:%S}Z  {row.role}{share}"
+    return f"{row.sequence:>3}  {role}  {change}  by {row.who}: {row.why}"

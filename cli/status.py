@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from mlflow_server.ledger import Ledger
@@ -25,13 +26,8 @@ def _since(settings: Settings, model: str, version: str | None) -> str | None:
     """Return when `version` became production (ISO 8601, UTC), as far as the ledger knows."""
     if version in {None, UNKNOWN} or not settings.home.exists():
         return None
-    ledger = Ledger(settings)
-    try:
-        rows = [row for row in ledger.rows(model) if row.role == "production"]
-    except RegistryError:
-        return None
-    finally:
-        ledger.close()
-    applied = [row for row in rows if row.state == "applied"]
-    last = applied[-1] if applied and applied[-1].to_version == version else None
-    return last.time.isoformat() if last else None
+    with closing(Ledger(settings)) as ledger, suppress(RegistryError):
+        for row in reversed(ledger.rows(model)):
+            if row.role == "production" and row.state == "applied":
+                return row.time.isoformat() if row.to_version == version else None
+    return None

@@ -29,7 +29,7 @@ from stack.environment import (
 )
 from stack.errors import StackError
 from stack.preflight import problems
-from stack.processes import last_lines, render, restart_fallen, running, start, wait_ready
+from stack.processes import last_lines, render, restart_fallen, start, states, wait_ready
 from stack.settings import PROJECT
 from stack.spec import load_spec
 from stack.status import UNKNOWN, production
@@ -62,10 +62,8 @@ def up(settings: Settings) -> None:
     with FileLock(settings.home / "run" / "up.lock"):
         make_secrets(settings)
         write_feast_config(settings)
-        with _step("processes"):
+        with _step("processes and features"):
             _start(settings)
-        with _step("features (feast apply)"):
-            _apply(settings)
         with AirflowApi(settings) as airflow:
             airflow.pool("tables", 1)
             with _step("ingest"):
@@ -89,19 +87,23 @@ def _step(name: str) -> Iterator[None]:
 def _start(settings: Settings) -> None:
     wanted = programs(settings)
     text, conf = render(settings, wanted), settings.home / "run" / "supervisord.conf"
-    if running(settings) and conf.exists() and conf.read_text() == text:
-        for name in restart_fallen(settings):
-            typer.echo(f"  {name}: started again")
-        wait_ready(settings, wanted, typer.echo)
-        return
-    for line in end_stack(settings):  # of a killed supervisor, or with other settings
-        typer.echo(f"  ended left-over {line}")
+    there = states(settings) is not None and conf.read_text() == text
+    if not there:
+        for line in end_stack(settings):  # of a killed supervisor, or with other settings
+            typer.echo(f"  ended left-over {line}")
     try:
-        _migrate(settings)
-        start(settings, text)
+        if there:
+            for name in restart_fallen(settings):
+                typer.echo(f"  {name}: started again")
+        else:
+            _migrate(settings)
+            start(settings, text)
+        with _step("  features (feast apply)"):  # while they get ready
+            _tool(settings, "feast", "apply")
         wait_ready(settings, wanted, typer.echo)
     except BaseException:  # also Ctrl-C: nothing half-started stays
-        end_stack(settings)
+        if not there:
+            end_stack(settings)
         raise
 
 
@@ -109,27 +111,24 @@ def _migrate(settings: Settings) -> None:
     stamp, now = settings.home / "airflow" / "migrated", version("apache-airflow")
     if not stamp.exists() or stamp.read_text() != now:
         typer.echo("  airflow db migrate")
-        _tool(settings, ["airflow", "db", "migrate"], airflow_environment(settings))
+        _tool(settings, "airflow", "db", "migrate")
         stamp.write_text(now)
 
 
-def _apply(settings: Settings) -> None:
-    _tool(settings, ["feast", "apply"], cwd=PROJECT / "feature_repo")
-
-
-def _tool(
-    settings: Settings, command: list[str], more: dict[str, str] | None = None, cwd: Path = PROJECT
-) -> None:
-    """Run a tool's own command with its output in logs/<tool>.log."""
-    tool = str(Path(sys.executable).parent / command[0])
-    with (settings.home / "logs" / f"{command[0]}.log").open("a") as log:
-        environment = process_environment(settings) | (more or {})
+def _tool(settings: Settings, tool: str, *arguments: str) -> None:
+    """Run a tool's own command beside the feature definitions, its output in logs/<tool>.log."""
+    with (settings.home / "logs" / f"{tool}.log").open("a") as log:
         done = subprocess.run(
-            [tool, *command[1:]], cwd=cwd, env=environment, stdout=log, stderr=log, check=False
+            [Path(sys.executable).parent / tool, *arguments],
+            cwd=PROJECT / "feature_repo",
+            env=process_environment(settings) | airflow_environment(settings),
+            stdout=log,
+            stderr=log,
+            check=False,
         )
     if done.returncode:
-        tail = last_lines(settings, command[0])
-        raise StackError(f"{' '.join(command)} failed ({done.returncode}):\n{tail}")
+        command, tail = " ".join((tool, *arguments)), last_lines(settings, tool)
+        raise StackError(f"{command} failed ({done.returncode}):\n{tail}")
 
 
 def _ingest(airflow: AirflowApi) -> None:
@@ -148,7 +147,7 @@ def _model(settings: Settings, airflow: AirflowApi) -> None:
     if current is None:
         dag = f"train_{name}"
         run = airflow.trigger(dag, {"reason": "first version, by gyre up"})
-        note = airflow.follow(dag, run, typer.echo).note
+        note = airflow.follow(dag, run, typer.echo)["note"]
         current = production(settings, name)
         if current is None:
             raise StackError(f"{dag} promoted nothing: {note or 'see its run in Airflow'}")
@@ -157,31 +156,32 @@ def _model(settings: Settings, airflow: AirflowApi) -> None:
 
 def _predict(settings: Settings, patience: float = 30) -> None:
     """Ask for a real entity until the version just promoted is loaded."""
-    url, key = f"{settings.serving_address}/predict", load_spec(settings.default_model).entity_key
     problem, until = "no answer", time.monotonic() + patience
     while time.monotonic() < until:
         with suppress(httpx.HTTPError):
-            statuses = set()
-            for entity in ENTITIES:
-                answer = httpx.post(url, json={key: entity}, timeout=5)
-                statuses.add(answer.status_code)
-                if answer.is_success and answer.json()["in_population"]:
-                    typer.echo(f"    {answer.text}")
-                    return
-                problem = answer.text[:200]
-            if statuses <= {httpx.codes.OK, httpx.codes.NOT_FOUND}:  # other data than the shipped
-                typer.echo(f"    ask for a {key} of yours: {ENTITIES} are not in the population")
+            found, problem = _first_prediction(settings)
+            if found:
+                typer.echo(f"    {found}")
                 return
         time.sleep(0.5)
     raise StackError(f"serving gave no prediction within {patience:.0f} s: {problem}")
 
 
+def _first_prediction(settings: Settings) -> tuple[str, str]:
+    """Return the answer for the first of ENTITIES that has one; else nothing, and the problem."""
+    url, key = f"{settings.serving_address}/predict", load_spec(settings.default_model).entity_key
+    for entity in ENTITIES:
+        answer = httpx.post(url, json={key: entity}, timeout=5)
+        if answer.status_code not in {httpx.codes.OK, httpx.codes.NOT_FOUND}:
+            return "", answer.text[:200]
+        if answer.is_success and answer.json()["in_population"]:
+            return answer.text, ""
+    return f"ask for a {key} of yours: {ENTITIES} are not in the population", ""
+
+
 def _addresses(settings: Settings) -> None:
-    login = f"{LOGIN} / {load_secrets(settings)['password']}"
-    for name, address, extra in (
-        ("Airflow", settings.airflow_address, login),
-        ("MLflow", settings.mlflow_address, ""),
-        ("Serving", f"{settings.serving_address}/", "status page"),
-        ("", f"{settings.serving_address}/docs", "try requests"),
-    ):
-        typer.echo(f"{name:<10}{address:<32}{extra}")
+    serving, login = settings.serving_address, f"{LOGIN} / {load_secrets(settings)['password']}"
+    typer.echo(f"Airflow   {settings.airflow_address:<32}{login}")
+    typer.echo(f"MLflow    {settings.mlflow_address}")
+    typer.echo(f"Serving   {serving + '/':<32}status page")
+    typer.echo(f"          {serving + '/docs':<32}try requests")

@@ -3,12 +3,13 @@
 It starts on the Asset `drift/<MODEL>` (one run for each partition key, the cause), by hand, or on
 `due/<MODEL>`, which the small DAG `schedule_<MODEL>` emits on the spec's schedule: Airflow cannot
 join cron and partitioned assets in one DAG, and unpartitioned events are lost when they come at
-once. What a task does is in training/chain.py; a task's result is an id, never data.
+once. What a task does is in training/, a file each; a task's result is an id, never data.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
+from pkgutil import resolve_name
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
@@ -17,6 +18,12 @@ from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 from dags.run import PARAMS, current, note
 from stack.spec import ModelSpec, load_spec, load_specs
 
+STAGES = {
+    "dataset": "training.dataset:dataset",
+    "train": "training.train:fit",
+    "evaluate": "training.evaluate:evaluate",
+    "register": "training.register:register",
+}
 TRIES = {"retries": 1, "retry_delay": timedelta(seconds=3)}
 
 
@@ -56,20 +63,28 @@ def train_dag(spec: ModelSpec) -> DAG:
         default_args={**TRIES, "execution_timeout": timedelta(minutes=30)},
     ) as dag:
         mlflow_run: Any = validate(spec.name)
-        passed = gate(spec.name, mlflow_run)
-        chain = dataset(spec.name, mlflow_run) >> train(spec.name, mlflow_run)
-        chain >> evaluate(spec.name, mlflow_run) >> passed
-        version: Any = register(spec.name, mlflow_run)
+        tasks: dict[str, Any] = {
+            name: stage.override(task_id=name)(function, spec.name, mlflow_run)
+            for name, function in STAGES.items()
+        }
+        passed, version = gate(spec.name, mlflow_run), tasks["register"]
+        tasks["dataset"] >> tasks["train"] >> tasks["evaluate"] >> passed
         promoted = Asset(f"promoted/{spec.name}")
         promote.override(outlets=[promoted])(spec.name, mlflow_run, version)
         passed >> [version, EmptyOperator(task_id="refused")]
     return dag
 
 
+@task
+def stage(function: str, model: str, mlflow_run: str) -> Any:
+    """Run one stage of training, imported here: each one's libraries cost seconds."""
+    return resolve_name(function)(current()[0], load_spec(model), mlflow_run)
+
+
 @task.short_circuit
 def validate(model: str) -> str | None:
     """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn."""
-    from training.chain import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
+    from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
     mlflow_run = open_run(
@@ -81,34 +96,13 @@ def validate(model: str) -> str | None:
     return mlflow_run
 
 
-@task
-def dataset(model: str, mlflow_run: str) -> None:
-    from training import chain  # noqa: PLC0415  (heavy)
-
-    chain.dataset(current()[0], load_spec(model), mlflow_run)
-
-
-@task
-def train(model: str, mlflow_run: str) -> None:
-    from training import chain  # noqa: PLC0415  (heavy)
-
-    chain.fit(current()[0], load_spec(model), mlflow_run)
-
-
-@task
-def evaluate(model: str, mlflow_run: str) -> None:
-    from training import chain  # noqa: PLC0415  (heavy)
-
-    chain.evaluate(current()[0], load_spec(model), mlflow_run)
-
-
 @task.branch
 def gate(model: str, mlflow_run: str) -> str:
     """Go on to `register`, or end green at `refused` with the reason as the run's note."""
-    from training import chain  # noqa: PLC0415  (heavy)
+    from training.gate import gate as judge  # noqa: PLC0415  (heavy)
 
     settings, _ = current()
-    refusal = chain.gate(settings, load_spec(model), mlflow_run)
+    refusal = judge(settings, load_spec(model), mlflow_run)
     if refusal is None:
         return "register"
     note(settings, f"refused: {refusal}")
@@ -116,18 +110,11 @@ def gate(model: str, mlflow_run: str) -> str:
 
 
 @task
-def register(model: str, mlflow_run: str) -> str:
-    from training import chain  # noqa: PLC0415  (heavy)
-
-    return chain.register(current()[0], load_spec(model), mlflow_run)
-
-
-@task
 def promote(model: str, mlflow_run: str, version: str, *, outlet_events: Any = None) -> str:
-    from training import chain  # noqa: PLC0415  (heavy)
+    from training.register import promote as put_into_production  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
-    outcome = chain.promote(
+    outcome = put_into_production(
         settings, load_spec(model), mlflow_run, version, who=cause.who, reason=cause.reason
     )
     promoted = Asset(f"promoted/{model}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from typing import TYPE_CHECKING
 
 from redis.backoff import NoBackoff
@@ -19,8 +18,6 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 READ_DEADLINE = 0.05
-PAUSE = 1.0
-"""Seconds without another try after Redis failed, so that not every request waits for it."""
 
 Features = dict[str, int | float | str | None]
 
@@ -33,18 +30,14 @@ class OnlineFeatures:
     """
 
     def __init__(
-        self, settings: Settings, service: str, entity_key: str, features: tuple[str, ...]
+        self, settings: Settings, service: str, entity_key: str, features: Sequence[str]
     ) -> None:
         self._store = open_store(settings, READ_DEADLINE)
         self._service = self._store.get_feature_service(service)
-        self._views = [
-            view.name
-            for view in self._store.list_feature_views()
-            if view.name in {p.name for p in self._service.feature_view_projections}
-        ]
+        used = {projection.name for projection in self._service.feature_view_projections}
+        self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
         self._entity_key = entity_key
         self._features = features
-        self._not_before = 0.0
         online = self._store._get_provider().online_store  # noqa: SLF001  (no public way)
         self._redis = online._get_client(self._store.config.online_store)  # noqa: SLF001
         # redis-py's own three retries would turn a deadline of 50 ms into seconds.
@@ -56,17 +49,14 @@ class OnlineFeatures:
         None stands for an entity that the store does not know.
 
         Raises:
-            FeaturesUnavailableError: Redis is down, too slow, or failed within the last second.
+            FeaturesUnavailableError: Redis is down or too slow; when to try again is the caller's.
 
         """
-        if time.monotonic() < self._not_before:
-            raise FeaturesUnavailableError("Redis failed within the last second")
         moment = int(as_of.timestamp() * 1_000_000)
         rows = [{self._entity_key: key, "as_of": moment} for key in keys]
         try:
             found = self._store.get_online_features(self._service, rows).to_dict()
         except RedisError as exc:
-            self._not_before = time.monotonic() + PAUSE
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
         columns = [found[name] for name in self._features]
         return [
@@ -81,7 +71,6 @@ class OnlineFeatures:
             self._redis.ping()
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
-        self._not_before = 0.0
 
     def watermark(self) -> datetime | None:
         """The time (UTC) up to which the source is complete and its features are online."""

@@ -4,18 +4,11 @@
 longer than our clients wait, and `/health` would answer before anything else can.
 """
 
-from __future__ import annotations
-
 import os
 
 from mlflow.server.handlers import initialize_backend_stores
 
-initialize_backend_stores(
-    os.environ["_MLFLOW_SERVER_FILE_STORE"],
-    os.environ["_MLFLOW_SERVER_REGISTRY_STORE"],
-    os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"],
-)
+STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
+initialize_backend_stores(*(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES))
 
-from mlflow.server.fastapi_app import app  # noqa: E402  (after its database)
-
-__all__ = ["app"]
+from mlflow.server.fastapi_app import app  # noqa: E402, F401  (after its database)

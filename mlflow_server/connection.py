@@ -39,7 +39,9 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
+EXISTS = frozenset({"RESOURCE_ALREADY_EXISTS"})
 GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED"})
+"""What MLflow answers when it does no such thing (any more)."""
 LONGEST = 300
 
 
@@ -50,8 +52,10 @@ def client(settings: Settings) -> MlflowClient:
 
 
 @contextmanager
-def translated(what: str) -> Iterator[None]:
+def translated(what: str, unless: frozenset[str] = frozenset()) -> Iterator[None]:
     """Turn any error of MLflow inside into one line: `what` failed, and why.
+
+    unless: codes of answers that end the block and are no error.
 
     Raises:
         RegistryError: MLflow cannot be reached within 5 s, or refused.
@@ -60,17 +64,9 @@ def translated(what: str) -> Iterator[None]:
     try:
         yield
     except (MlflowException, OSError) as exc:  # requests' errors are OSErrors
+        if getattr(exc, "error_code", None) in unless:
+            return
         unreachable = isinstance(exc, OSError) or "API request to" in str(exc)
         reason = "MLflow does not answer (is it up?): " if unreachable else ""
         line = " ".join(str(exc).split())[:LONGEST]
         raise RegistryError(f"{what}: {reason}{line}") from exc
-
-
-def is_missing(error: RegistryError) -> bool:
-    """Whether MLflow answered that there is no such thing."""
-    return getattr(error.__cause__, "error_code", None) in MISSING
-
-
-def is_gone(error: RegistryError) -> bool:
-    """Whether MLflow answered that it does no such thing (any more)."""
-    return getattr(error.__cause__, "error_code", None) in GONE

@@ -6,42 +6,29 @@ doing so twice is the same as once. Both happen inside `Ledger.exclusive`, one p
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING
 
 from mlflow_server.ledger import LedgerRow, now
 from mlflow_server.reconcile import (
     ROLES,
-    Record,
-    Restage,
+    WHOLE,
     Seen,
-    Settle,
+    check_promotion,
+    history,
     last_applied,
-    plan_reconcile,
+    next_row,
 )
 from mlflow_server.registry import PRODUCTION
 from stack.errors import PromotionRefusedError, RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from mlflow_server.ledger import Book, Ledger
-    from mlflow_server.reconcile import Step
     from mlflow_server.registry import Registry
 
-OUTSIDE = "outside"
 MOST_STEPS = 20
 """More than any state needs; a bound, should MLflow not do what it answered."""
-WHOLE = 100
-
-
-class Unset(Enum):
-    """The caller names no version to be replaced: the one there when the call starts."""
-
-    UNSET = "unset"
-
-
-UNSET = Unset.UNSET
+UNSET = "*"
+"""The caller names no version to be replaced: the one there when the call starts."""
 
 
 def promote(
@@ -52,7 +39,7 @@ def promote(
     *,
     who: str,
     why: str,
-    replaces: str | Unset | None = UNSET,
+    replaces: str | None = UNSET,
     role: str = PRODUCTION,
     percent: int = WHOLE,
     evidence: str | None = None,
@@ -71,23 +58,16 @@ def promote(
             f"role must be one of {', '.join(ROLES)} and percent lie in 0..100: "
             f"found {role!r}, {percent!r}"
         )
-    if isinstance(replaces, Unset):
-        replaces = _standing(ledger.rows(model), observe(registry, model), role)
-    for _ in range(MOST_STEPS):
-        reconcile(registry, ledger, model)
-        with ledger.exclusive(model) as book:
-            rows, seen = book.rows(model), observe(registry, model)
-            if plan_reconcile(rows, seen) is not None:
-                continue  # somebody came in between
-            check_promotion(
-                rows, seen, model, version=version, replaces=replaces, role=role, percent=percent
-            )
-            wanted = (role, percent, replaces, version, who, why, evidence)
-            row = book.append(LedgerRow(model, len(rows) + 1, *wanted, "pending", now()))
-            break
-    else:
-        raise RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
-    return _carried_out(registry, ledger, row)
+    reconcile(registry, ledger, model)  # a pending row is a committed change: it comes first
+    if replaces == UNSET:
+        replaces = registry.aliases(model).get(role)
+    change = (role, percent, replaces, version, who, why, evidence)
+    with ledger.exclusive(model) as book:
+        rows, seen = _agreed(registry, book, model)
+        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", now())
+        check_promotion(rows, seen, wanted)
+        book.append(wanted)
+    return _carried_out(registry, ledger, wanted)
 
 
 def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: str) -> LedgerRow:
@@ -101,7 +81,7 @@ def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: s
     reconcile(registry, ledger, model)
     rows, seen = ledger.rows(model), observe(registry, model)
     current = seen.aliases.get(PRODUCTION)
-    before = [v for v in history(rows) if v != current and v in seen.known]
+    before = [v for v in history(rows) if v != current and v in seen.stages]
     if not before:
         raise PromotionRefusedError(
             f"{model}: nothing to go back to: no version was in production before {current}"
@@ -114,119 +94,57 @@ def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]
 
     Cheap and without a lock when they agree already. Any number of processes may do it at once.
     """
-    if plan_reconcile(ledger.rows(model), observe(registry, model)) is None:
+    if next_row(model, ledger.rows(model), observe(registry, model), now()) is None:
         return []
-    changed: dict[int, LedgerRow] = {}
     with ledger.exclusive(model) as book:
-        for _ in range(MOST_STEPS):
-            rows, seen = book.rows(model), observe(registry, model)
-            step = plan_reconcile(rows, seen)
-            if step is None:
-                break
-            row = _perform(registry, book, model, step, sequence=len(rows) + 1, seen=seen)
-            if row is not None:
-                changed[row.sequence] = row
-    return [changed[sequence] for sequence in sorted(changed)]
+        before = book.rows(model)
+        after, _ = _agreed(registry, book, model)
+    return [row for row in after if row not in before]
 
 
 def observe(registry: Registry, model: str) -> Seen:
-    versions, aliases = registry.versions(model), registry.aliases(model)
-    staged = sorted(
-        (v for v in versions if v.stage == "Production"), key=lambda v: v.changed, reverse=True
-    )
-    return Seen(
-        aliases=aliases,
-        known=frozenset(v.version for v in versions),
-        in_production=tuple(v.version for v in staged),
-        has_stages=any(v.stage != "None" for v in versions),
-    )
+    versions = sorted(registry.versions(model), key=lambda v: v.changed, reverse=True)
+    return Seen(registry.aliases(model), {v.version: v.stage for v in versions})
 
 
-def history(rows: Sequence[LedgerRow]) -> list[str]:
-    """Versions that going back passes through, the current one last, none of them twice."""
-    stack: list[str] = []
-    for row in rows:
-        if row.role != PRODUCTION or row.state != "applied" or row.to_version is None:
-            continue
-        if row.to_version in stack:  # gone back to: what came after it is no way back any more
-            del stack[stack.index(row.to_version) + 1 :]
+def _agreed(registry: Registry, book: Book, model: str) -> tuple[list[LedgerRow], Seen]:
+    """Do what is left to do until ledger and MLflow agree; return both."""
+    for _ in range(MOST_STEPS):
+        rows, seen = book.rows(model), observe(registry, model)
+        row = next_row(model, rows, seen, now())
+        if row is None:
+            return rows, seen
+        if row.state == "applied":
+            _carry_out(registry, row, seen)
+        # The ledger last: what is killed on the way is planned again.
+        if row.sequence > len(rows):
+            book.append(row)
         else:
-            stack.append(row.to_version)
-    return stack
+            book.settle(row)
+    raise RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
 
 
-def check_promotion(
-    rows: Sequence[LedgerRow],
-    seen: Seen,
-    model: str,
-    *,
-    version: str,
-    replaces: str | None,
-    role: str,
-    percent: int,
-) -> None:
-    """Refuse what `promote` must not write. `rows` and `seen` agree."""
-    if version not in seen.known:
-        known = ", ".join(sorted(seen.known, key=int)) or "none"
-        raise RegistryError(f"{model} has no version {version}: known are {known}")
-    current, last = seen.aliases.get(role), last_applied(rows, role)
-    won = f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})" if last else ""
-    if current != replaces:
-        raise PromotionRefusedError(
-            f"{model}: {role} is {_named(current)}{won}, not {_named(replaces)}, "
-            f"which version {version} was to replace"
-        )
-    if current == version and (last is None or last.percent == percent):
-        raise PromotionRefusedError(f"{model}: version {version} is already {role}{won}")
-
-
-def _named(version: str | None) -> str:
-    return "no version" if version is None else f"version {version}"
-
-
-def _standing(rows: Sequence[LedgerRow], seen: Seen, role: str) -> str | None:
-    """Return what is in `role`, or on its way there: a pending row is a committed change."""
-    step = plan_reconcile(rows, seen)
-    if isinstance(step, Settle) and step.row.role == role and step.state == "applied":
-        return step.row.to_version
-    return seen.aliases.get(role)
-
-
-def _perform(
-    registry: Registry, book: Book, model: str, step: Step, *, sequence: int, seen: Seen
-) -> LedgerRow | None:
-    """Carry out one step, the ledger last: what is killed on the way is planned again."""
-    if isinstance(step, Restage):
-        registry.set_stage(model, step.version, "Production")
-        return None
-    if isinstance(step, Record):
-        change = (step.role, WHOLE, step.from_version, step.to_version, OUTSIDE, step.why, None)
-        return book.append(LedgerRow(model, sequence, *change, "pending", now()))
-    row = step.row
-    if step.move and row.to_version is None:
-        registry.delete_alias(model, row.role)
-    elif step.move and row.to_version is not None:
-        registry.set_alias(model, row.role, row.to_version)
-    if step.state == "applied" and row.role == PRODUCTION:
-        _restage(registry, row, seen)
-    return book.settle(row, step.state)
-
-
-def _restage(registry: Registry, row: LedgerRow, seen: Seen) -> None:
-    if row.to_version is not None:
+def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:
+    """Move the alias, then put the stages in step."""
+    if row.to_version and row.to_version != seen.aliases.get(row.role):
+        registry.set_alias(row.model, row.role, row.to_version)
+    if row.role != PRODUCTION:
+        return
+    if row.to_version:
         registry.set_stage(row.model, row.to_version, "Production")  # archives the one before
-    for version in seen.in_production if row.to_version is None else ():
+    for version in () if row.to_version else seen.in_production:  # the alias was deleted by hand
         registry.set_stage(row.model, version, "Archived")
 
 
 def _carried_out(registry: Registry, ledger: Ledger, row: LedgerRow) -> LedgerRow:
     reconcile(registry, ledger, row.model)
-    row = ledger.rows(row.model)[row.sequence - 1]
-    if row.state == "superseded":
-        last = last_applied(ledger.rows(row.model), row.role)
+    rows = ledger.rows(row.model)
+    done = rows[row.sequence - 1]
+    if done.state == "superseded":
+        last = last_applied(rows, row.role)
         won = f"version {last.to_version} by {last.who}" if last else "somebody else"
         raise PromotionRefusedError(
             f"{row.model}: {row.role} was changed to {won} while version {row.to_version} "
             "was on its way: look again"
         )
-    return row
+    return done

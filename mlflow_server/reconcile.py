@@ -1,4 +1,4 @@
-"""What to do so that ledger and MLflow agree: a pure function of both.
+"""What to do so that ledger and MLflow agree: pure functions of both.
 
 The alias is the truth of what is in a role, the ledger of how it came there. Who changes a role
 writes a row `pending`, moves the alias, puts the stages in step and only then marks the row
@@ -9,59 +9,33 @@ can only have been put there by hand: it is an outside promotion, and the alias 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from mlflow_server.ledger import LedgerRow, State
 from mlflow_server.registry import PRODUCTION
+from stack.errors import PromotionRefusedError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from mlflow_server.ledger import LedgerRow, State
+    from datetime import datetime
 
 ROLES = (PRODUCTION, "challenger", "shadow")
+OUTSIDE = "outside"
+WHOLE = 100
 
 
 @dataclass(frozen=True)
 class Seen:
-    """What MLflow holds of a model."""
+    """What MLflow holds of a model: version by alias, and stage by version ("None" for none)."""
 
     aliases: Mapping[str, str]
-    known: frozenset[str]
-    """Every version."""
-    in_production: tuple[str, ...]
-    """Versions in stage Production, the latest changed first."""
-    has_stages: bool
-    """Whether any version has a stage (a later MLflow may drop them)."""
+    stages: Mapping[str, str]
+    """Every version, the latest changed first."""
 
-
-@dataclass(frozen=True)
-class Settle:
-    """End a pending row; `move` its alias before, and put the stages in step unless superseded."""
-
-    row: LedgerRow
-    state: State
-    move: bool
-
-
-@dataclass(frozen=True)
-class Record:
-    """Write down a change that was made outside."""
-
-    role: str
-    from_version: str | None
-    to_version: str | None
-    why: str
-
-
-@dataclass(frozen=True)
-class Restage:
-    """Give the version in production its stage again."""
-
-    version: str
-
-
-Step = Settle | Record | Restage
+    @property
+    def in_production(self) -> list[str]:
+        return [version for version, stage in self.stages.items() if stage == "Production"]
 
 
 def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
@@ -70,32 +44,71 @@ def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
     return next(applied, None)
 
 
-def plan_reconcile(rows: Sequence[LedgerRow], seen: Seen) -> Step | None:
-    """Return the next step, None once ledger and MLflow agree. `rows` are the oldest first."""
-    for row in rows:
-        if row.state == "pending":
-            return _settle(row, seen)
+def next_row(model: str, rows: Sequence[LedgerRow], seen: Seen, time: datetime) -> LedgerRow | None:
+    """Return the next row to bring about, None once ledger and MLflow agree.
+
+    A pending row comes back with the state it ends in, a change made outside as a new row, and
+    the row of the version in production once more if that has lost its stage. `rows` are the
+    oldest first.
+    """
+    pending = next((row for row in rows if row.state == "pending"), None)
+    if pending is not None:
+        return replace(pending, state=_end(pending, seen))
+
+    def outside(role: str, old: str | None, new: str | None, why: str) -> LedgerRow:
+        change = (role, WHOLE, old, new, OUTSIDE, f"{why} outside Gyre", None)
+        return LedgerRow(model, len(rows) + 1, *change, "applied", time)
+
     for role in ROLES:
         last = last_applied(rows, role)
         written, alias = last.to_version if last else None, seen.aliases.get(role)
         if written != alias:
-            return Record(role, written, alias, f"alias {role} was changed outside Gyre")
-    return _stages(seen)
-
-
-def _settle(row: LedgerRow, seen: Seen) -> Settle:
-    alias = seen.aliases.get(row.role)
-    gone = row.to_version is not None and row.to_version not in seen.known
-    if gone or alias not in {row.from_version, row.to_version}:
-        return Settle(row, "superseded", move=False)
-    return Settle(row, "applied", move=alias != row.to_version)
-
-
-def _stages(seen: Seen) -> Record | Restage | None:
+            return outside(role, written, alias, f"alias {role} was changed")
     alias = seen.aliases.get(PRODUCTION)
     by_hand = [version for version in seen.in_production if version != alias]
     if by_hand:
-        return Record(PRODUCTION, alias, by_hand[0], "stage Production was set outside Gyre")
-    if alias and seen.has_stages and alias not in seen.in_production:
-        return Restage(alias)
-    return None
+        return outside(PRODUCTION, alias, by_hand[0], "stage Production was set")
+    has_stages = any(stage != "None" for stage in seen.stages.values())  # a later MLflow has none
+    lost = alias and has_stages and alias not in seen.in_production
+    return last_applied(rows, PRODUCTION) if lost else None
+
+
+def history(rows: Sequence[LedgerRow]) -> list[str]:
+    """Versions that going back passes through, the current one last, none of them twice."""
+    stack: list[str] = []
+    for row in rows:
+        if row.role != PRODUCTION or row.state != "applied" or row.to_version is None:
+            continue
+        if row.to_version in stack:  # gone back to: what came after it is no way back any more
+            del stack[stack.index(row.to_version) + 1 :]
+        else:
+            stack.append(row.to_version)
+    return stack
+
+
+def check_promotion(rows: Sequence[LedgerRow], seen: Seen, wanted: LedgerRow) -> None:
+    """Refuse a row that `promote` must not write. `rows` and `seen` agree."""
+    model, role, version = wanted.model, wanted.role, wanted.to_version
+    if version not in seen.stages:
+        known = ", ".join(sorted(seen.stages, key=int)) or "none"
+        raise RegistryError(f"{model} has no version {version}: known are {known}")
+    current, last = seen.aliases.get(role), last_applied(rows, role)
+    won = f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})" if last else ""
+    if current != wanted.from_version:
+        raise PromotionRefusedError(
+            f"{model}: {role} is {_named(current)}{won}, not {_named(wanted.from_version)}, "
+            f"which version {version} was to replace"
+        )
+    if current == version and (last is None or last.percent == wanted.percent):
+        raise PromotionRefusedError(f"{model}: version {version} is already {role}{won}")
+
+
+def _end(row: LedgerRow, seen: Seen) -> State:
+    """Superseded by a hand that moved the alias elsewhere, or by the version's deletion."""
+    moved = seen.aliases.get(row.role) not in {row.from_version, row.to_version}
+    gone = row.to_version is not None and row.to_version not in seen.stages
+    return "superseded" if moved or gone else "applied"
+
+
+def _named(version: str | None) -> str:
+    return "no version" if version is None else f"version {version}"

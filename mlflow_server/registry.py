@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -11,9 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow.artifacts import download_artifacts
 
-from mlflow_server.connection import client, is_gone, is_missing, translated
+from mlflow_server.connection import GONE, MISSING, client, translated
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE
-from stack.errors import RegistryError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,19 +18,20 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 PRODUCTION = "production"
-PLACES = {ONNX_FILE: ONNX_FILE, CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
-"""Where a served file lies below the version's artifact folder (MLflow's own layout)."""
+PLACES = (ONNX_FILE, f"extra_files/{CONTRACT_FILE}")
+"""Where the served files lie below the version's artifact folder (MLflow's own layout)."""
+MOST = 100_000
+"""Versions asked for at once; MLflow's own bound is 200,000."""
 
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version; `version` is MLflow's number as text, `created` is UTC."""
+    """One registered version; `version` is MLflow's number as text, `changed` is UTC."""
 
     model: str
     version: str
     run_id: str
     tags: dict[str, str]
-    created: datetime
     stage: str
     changed: datetime
 
@@ -55,13 +53,9 @@ class Registry:
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
-        try:
-            with translated(f"aliases of {model}"):
-                found = self._client.get_registered_model(model).aliases
-        except RegistryError as exc:
-            if is_missing(exc):
-                return {}
-            raise
+        found: dict[str, Any] = {}
+        with translated(f"aliases of {model}", unless=MISSING):
+            found = self._client.get_registered_model(model).aliases
         return {alias: str(version) for alias, version in found.items()}
 
     def version(self, model: str, version: str) -> Version:
@@ -70,11 +64,9 @@ class Registry:
 
     def versions(self, model: str) -> list[Version]:
         """Every version, oldest first; empty for a model that does not exist."""
-        return self._search(f"name = '{model}'", f"versions of {model}")
-
-    def versions_of_run(self, model: str, run_id: str) -> list[Version]:
-        found = self._search(f"run_id = '{run_id}'", f"versions of run {run_id}")
-        return [version for version in found if version.model == model]
+        with translated(f"versions of {model}"):
+            found = self._client.search_model_versions(f"name = '{model}'", max_results=MOST)
+        return sorted(map(_version, found), key=lambda version: int(version.version))
 
     def download(self, version: Version, folder: Path) -> None:
         """Put the served files into `folder`; unverified, see `served_model.wrong_files`."""
@@ -86,60 +78,35 @@ class Registry:
     def download_from(self, uri: str, folder: Path, what: str) -> None:
         """Put the served files of the logged model at `uri` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary, translated(what):
-            for name, place in PLACES.items():
-                found = download_artifacts(
-                    artifact_uri=f"{uri}/{place}",
-                    dst_path=temporary,
-                    tracking_uri=self._address,
-                    registry_uri=self._address,
-                )
-                shutil.move(found, folder / name)
+        at = {"tracking_uri": self._address, "registry_uri": self._address}
+        with translated(what):
+            for place in PLACES:
+                download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
 
     def set_alias(self, model: str, role: str, version: str) -> None:
         with translated(f"set alias {role} of {model} to {version}"):
             self._client.set_registered_model_alias(model, role, version)
-
-    def delete_alias(self, model: str, role: str) -> None:
-        with translated(f"delete alias {role} of {model}"):
-            self._client.delete_registered_model_alias(model, role)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
         """Move `version` to `stage`; a new Production archives the one before in the same step.
 
         Does nothing with a server that no longer has stages.
         """
-        try:
-            with warnings.catch_warnings(), translated(f"stage {stage} for version {version}"):
-                warnings.simplefilter("ignore", FutureWarning)  # deprecated; the alias is the truth
-                self._client.transition_model_version_stage(
-                    model, version, stage, archive_existing_versions=stage == "Production"
-                )
-        except RegistryError as exc:
-            if not is_gone(exc):
-                raise
-
-    def _search(self, query: str, what: str) -> list[Version]:
-        found: list[Version] = []
-        token: str | None = None
-        with translated(what):
-            while True:
-                page = self._client.search_model_versions(query, page_token=token)
-                found += [_version(item) for item in page]
-                token = page.token
-                if not token:
-                    return sorted(found, key=lambda version: int(version.version))
+        alone = stage == "Production"
+        with warnings.catch_warnings(), translated(f"stage {stage} for version {version}", GONE):
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated; the alias is the truth
+            self._client.transition_model_version_stage(
+                model, version, stage, archive_existing_versions=alone
+            )
 
 
 def _version(found: Any) -> Version:
+    changed = found.last_updated_timestamp or found.creation_timestamp
     return Version(
         model=found.name,
         version=str(found.version),
         run_id=found.run_id or "",
         tags=dict(found.tags),
-        created=datetime.fromtimestamp(found.creation_timestamp / 1000, UTC),
         stage=found.current_stage or "None",
-        changed=datetime.fromtimestamp(
-            (found.last_updated_timestamp or found.creation_timestamp) / 1000, UTC
-        ),
+        changed=datetime.fromtimestamp(changed / 1000, UTC),
     )

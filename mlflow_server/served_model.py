@@ -58,11 +58,8 @@ def wrong_files(folder: Path, tags: dict[str, str]) -> list[str]:
     """Return one line per served file in `folder` whose bytes are not those registered."""
     wrong = []
     for name in (ONNX_FILE, CONTRACT_FILE):
-        expected, path = tags.get(DIGEST_TAG + name), folder / name
-        if expected is None:
-            wrong.append(f"{name}: the version carries no tag {DIGEST_TAG}{name}")
-        elif not path.is_file():
-            wrong.append(f"{name}: missing from the version's artifacts")
-        elif (found := sha256(path)) != expected:
-            wrong.append(f"{name}: sha256 is {found[:12]}…, registered was {expected[:12]}…")
+        expected = tags.get(DIGEST_TAG + name, "no digest")
+        found = sha256(folder / name) if (folder / name).is_file() else "no file"
+        if found != expected:
+            wrong.append(f"{name}: sha256 is {found[:12]}, registered was {expected[:12]}")
     return wrong

@@ -1,12 +1,9 @@
 """`python -m serving`: one worker on the loopback address, until SIGTERM."""
 
-from __future__ import annotations
-
 import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Any
 
 import uvicorn
 
@@ -28,16 +25,12 @@ class JsonLines(logging.Formatter):
         return json.dumps(line)
 
 
-LOGGING: dict[str, Any] = {
-    "version": 1,
-    "disable_existing_loggers": False,
-    "formatters": {"json": {"()": JsonLines}},
-    "handlers": {
-        "out": {"class": "logging.StreamHandler", "formatter": "json", "stream": "ext://sys.stdout"}
-    },
-    "root": {"handlers": ["out"], "level": "WARNING"},
-    "loggers": {"serving": {"level": "INFO"}, "uvicorn": {"level": "INFO"}},
-}
+def log_to_stdout() -> None:
+    output = logging.StreamHandler(sys.stdout)
+    output.setFormatter(JsonLines())
+    logging.basicConfig(handlers=[output], level=logging.WARNING)
+    for name in ("serving", "uvicorn"):
+        logging.getLogger(name).setLevel(logging.INFO)
 
 
 def main() -> int:
@@ -47,18 +40,11 @@ def main() -> int:
     except GyreError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code
+    log_to_stdout()
     uvicorn.run(
-        app,
-        host=LOOPBACK,
-        port=settings.serving_port,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        access_log=False,
-        log_config=LOGGING,
-        server_header=False,
-        timeout_graceful_shutdown=10,
-    )
+        app, host=LOOPBACK, port=settings.serving_port, loop="uvloop", http="httptools", ws="none",
+        access_log=False, log_config=None, server_header=False, timeout_graceful_shutdown=10,
+    )  # fmt: skip
     return 0
 
 

@@ -1,37 +1,27 @@
 """The application: resources opened in order, one set of routes per model, closed in reverse."""
 
-from __future__ import annotations
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, asynccontextmanager, contextmanager
 
-from contextlib import AsyncExitStack, asynccontextmanager
-from typing import TYPE_CHECKING, Any
-
+from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from mlflow_server.registry import Registry
-from serving.features import Features, FeatureSources, online_features
-from serving.health import Health
 from serving.holder import Holder
-from serving.metrics import Metrics
-from serving.pages import add_pages
 from serving.prediction_log import AppendLog, FeedbackLog
 from serving.routes import add_routes
 from serving.scorer import Scorer
+from serving.status import add_status
 from stack.errors import SettingsError
+from stack.settings import Settings
+from stack.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
-
-    from fastapi import FastAPI
-
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
+FLUSH_SECONDS, PROBE_SECONDS, POLL_SECONDS = 1.0, 1.0, 2.0
+logger = logging.getLogger(__name__)
 
 
-def create_app(
-    settings: Settings,
-    specs: Sequence[ModelSpec],
-    open_features: Callable[..., Features] = online_features,
-) -> FastAPI:
+def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     """Everything is made here, nothing is opened before the application starts.
 
     Raises:
@@ -41,25 +31,51 @@ def create_app(
     names = [spec.name for spec in specs]
     if settings.default_model not in names:
         raise SettingsError(f"GYRE_DEFAULT_MODEL: {settings.default_model!r} is not in {names}")
-    metrics, registry = Metrics(), Registry(settings)
-    sources = FeatureSources(settings, open_features)
     folder = settings.home / "serving" / "log"
-    log, feedback = AppendLog(folder, "predictions", metrics), FeedbackLog(folder, metrics)
-    holders = [Holder(settings, spec, registry, sources, metrics) for spec in specs]
+    log, feedback = AppendLog(folder, "predictions"), FeedbackLog(folder)
+    holders = [Holder(settings, spec) for spec in specs]
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        resources: list[Any] = [log, feedback, sources, *holders]
-        async with AsyncExitStack() as opened:
-            for resource in resources:
-                resource.start()
-                opened.callback(resource.close)
+        with ExitStack() as opened:
+            for each in (log, feedback):
+                each.open()
+                opened.callback(each.close)
+                opened.enter_context(every(FLUSH_SECONDS, each.flush))
+            for holder in holders:
+                opened.callback(holder.close)
+                opened.enter_context(every(PROBE_SECONDS, holder.probe, holder.wake))
+                opened.enter_context(every(POLL_SECONDS, holder.poll))
             yield
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
-    scorers = [Scorer(holder.spec, holder, log, metrics) for holder in holders]
-    default = scorers[names.index(settings.default_model)]
-    add_routes(app, metrics, scorers, default, feedback)
-    logs = [("prediction log", log), ("feedback log", feedback)]
-    add_pages(app, settings, Health(default.holder, holders, logs), metrics)
+    scorers = [Scorer(holder, log) for holder in holders]
+    add_routes(app.router, scorers, scorers[names.index(settings.default_model)], feedback)
+    add_status(app.router, settings, holders, (log, feedback))
     return app
+
+
+@contextmanager
+def every(
+    seconds: float, work: Callable[[], None], wake: threading.Event | None = None
+) -> Iterator[None]:
+    """Call `work` in a thread of its own: now, every `seconds` and when woken, until the end."""
+    wake, stopped = wake or threading.Event(), threading.Event()
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                work()
+            except Exception:
+                logger.exception("%s failed", work)
+            wake.wait(seconds)
+            wake.clear()
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        stopped.set()
+        wake.set()
+        thread.join(10)

@@ -3,41 +3,29 @@
 from stack.errors import GyreError
 
 
-class ServingError(GyreError):
-    """A request that cannot be answered as asked."""
+class NotFoundError(GyreError):
+    """No model of that name is served here, or the online store knows no such entity."""
 
 
-class UnknownModelError(ServingError):
-    """No model of that name is served here."""
+class InvalidRequestError(GyreError):
+    """Features are missing, the model cannot score them, or a parameter has no meaning."""
 
 
-class UnknownEntityError(ServingError):
-    """The online store knows no such entity, and no features were given."""
-
-
-class IncompleteRequestError(ServingError):
-    """Features are missing, or a parameter has no meaning."""
-
-
-class UnscorableError(ServingError):
-    """The model gives no probability for the features of the request."""
-
-
-class BodyTooLargeError(ServingError):
+class BodyTooLargeError(GyreError):
     """The body is over the limit of its route."""
 
 
-class FeedbackConflictError(ServingError):
+class FeedbackConflictError(GyreError):
     """Another `actual` is already written down for this request."""
 
 
-class NoModelError(ServingError):
+class NoModelError(GyreError):
     """Nothing is loaded yet: the text says why."""
 
 
-class ModelFailedError(ServingError):
+class ModelFailedError(GyreError):
     """The model gives no probability for features of our own."""
 
 
-class ModelRefusedError(ServingError):
+class ModelRefusedError(GyreError):
     """A version whose bytes, contract or warm-up do not hold is not served."""

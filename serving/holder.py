@@ -1,219 +1,178 @@
 """One model in production: follows the alias, proves a version, swaps it in whole."""
 
-from __future__ import annotations
-
+import json
 import logging
 import shutil
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
-
-from pydantic import BaseModel
 
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import reconcile
-from mlflow_server.served_model import wrong_files
-from serving.model import LoadedModel, open_version, settle
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import ServedModel, wrong_files
+from serving.features import FeatureSource, settle
+from serving.metrics import MODEL_INFO, REFUSED, WATERMARK_AGE
+from serving.model import LoadedModel, open_version
 from stack.errors import RegistryError
+from stack.settings import Settings
+from stack.spec import ModelSpec
 
-if TYPE_CHECKING:
-    from mlflow_server.registry import Registry
-    from serving.features import FeatureSource, FeatureSources
-    from serving.metrics import Metrics
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
-
-POLL_SECONDS = 2.0
-LONGEST_PAUSE = 60.0
+RETRY_SECONDS = 10.0
 KEPT = 3
 """Local copies kept, the one in use included."""
+REMEMBERED = "production.json"
+"""Version and tags that a restart without MLflow serves, once the digests hold again."""
 logger = logging.getLogger(__name__)
 
 
-class LocalCopy(BaseModel):
-    """`production.json`: what a restart without MLflow serves, once its digests hold again."""
+@dataclass(frozen=True)
+class Refusal:
+    """Why the version in production does not answer; `since` in monotonic seconds."""
 
     version: str
-    tags: dict[str, str]
-
-
-@dataclass
-class Refusal:
-    """Why a version does not answer, and when it is tried again (monotonic seconds)."""
-
     reason: str
-    next_try: float
-    pause: float = POLL_SECONDS
+    since: float
 
 
 class Holder:
     """`current` is replaced by one assignment; everything else belongs to the polling thread."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        spec: ModelSpec,
-        registry: Registry,
-        sources: FeatureSources,
-        metrics: Metrics,
-    ) -> None:
-        self.spec = spec
+    def __init__(self, settings: Settings, spec: ModelSpec) -> None:
+        self.spec, self._settings, self._registry = spec, settings, Registry(settings)
         self.current: LoadedModel | None = None
         self.registry_problem: str | None = None
-        self.refused: dict[str, Refusal] = {}
-        self._settings, self._registry, self._metrics = settings, registry, metrics
-        self._sources = sources
+        self._waiting: str | None = f"{spec.name} is being loaded"
+        self._refusal: Refusal | None = None
         self._ledger: Ledger | None = None
         self._folder = settings.home / "serving" / "models" / spec.name
-        self._alias: str | None = None
-        self._asked, self._registered = False, False
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._run, name=spec.name, daemon=True)
-
-    def start(self) -> None:
-        _ = self.features  # known to the probe ahead of the model: an empty start is probed too
-        self._thread.start()
-
-    def close(self) -> None:
-        self._stop.set()
-        self._thread.join(10)
-        if self._ledger is not None:
-            self._ledger.close()
+        self.wake = threading.Event()
+        self.features = self._source(spec)
+        """Where the answering version looks up; before there is one, where the spec says."""
+        WATERMARK_AGE.labels(spec.name).set_function(self._watermark_age)
 
     @property
     def state(self) -> str:
         """What answers, or why nothing does; and what was refused."""
-        name = self.spec.name
-        if not self._asked:
-            return f"{name} is being loaded"
-        parts = [f"version {self.current.version} answers"] if self.current else []
-        if self.registry_problem:
-            parts.append(self.registry_problem)
-        elif not self._alias:
-            what = "in production" if self._registered else "registered"
-            parts.append(f"nothing {what} yet for {name}: train one")
-        parts += [f"version {v} is refused: {r.reason}" for v, r in self.refused.items()]
-        return "; ".join(parts)
+        answers = f"version {self.current.version} answers" if self.current else None
+        why, no = self.registry_problem or self._waiting, self._refusal
+        refused = f"version {no.version} is refused: {no.reason}" if no else None
+        return "; ".join(part for part in (answers, why, refused) if part)
 
-    @property
-    def features(self) -> FeatureSource:
-        """Where the answering version looks up; before there is one, where the spec says."""
-        if self.current:
-            return self.current.features
-        spec = self.spec
-        return self._sources.source(spec.feature_service, spec.entity_key, spec.features)
+    def probe(self) -> None:
+        self.features.probe()
 
-    def ledger_rows(self) -> list[LedgerRow]:
-        """Oldest first. Raises RegistryError if the database does not answer."""
-        if self._ledger is None:
-            raise RegistryError("promotion ledger: not open yet")
-        return self._ledger.rows(self.spec.name)
-
-    def _run(self) -> None:
-        while not self._stop.is_set():
-            try:
-                self.poll()
-            except Exception:
-                logger.exception("%s: polling failed", self.spec.name)
-            self._stop.wait(POLL_SECONDS)
+    def history(self) -> Sequence[LedgerRow] | None:
+        """Return the ledger's rows, oldest first; None if its database does not answer."""
+        try:
+            return self._ledger.rows(self.spec.name) if self._ledger else None
+        except RegistryError:
+            return None
 
     def poll(self) -> None:
-        """One round: read the alias, serve what it names, then let the ledger know."""
+        """One round, every 2 s: read the alias, serve what it names, then let the ledger know."""
         name = self.spec.name
         try:
-            alias = self._registry.production(name)
-            if alias is None:
-                self._registered = bool(self._registry.versions(name))
+            version = self._registry.production(name)
+            what = "in production" if version or self._registry.versions(name) else "registered"
         except RegistryError as exc:
-            self.registry_problem = str(exc)
             if self.current is None:
                 self._start_from_local_copy()
-        else:
-            self.registry_problem, self._alias = None, alias
-            self._follow(alias)
-            self._tell_ledger()
-        self._asked = True
-
-    def _tell_ledger(self) -> None:
+            self.registry_problem = str(exc)
+            return
+        self._follow(version)
+        self._waiting = None if version else f"nothing {what} yet for {name}: train one"
+        self.registry_problem = None
         try:
             self._ledger = self._ledger or Ledger(self._settings)
-            reconcile(self._registry, self._ledger, self.spec.name)
+            reconcile(self._registry, self._ledger, name)
         except RegistryError as exc:
-            logger.warning("%s: %s", self.spec.name, exc)
+            logger.warning("%s: %s", name, exc)
+
+    def close(self) -> None:
+        self.features.close()
+        if self._ledger is not None:
+            self._ledger.close()
+
+    def _source(self, of: ModelSpec | ServedModel) -> FeatureSource:
+        return FeatureSource(
+            self._settings, of.feature_service, of.entity_key, tuple(of.features), self.wake
+        )
+
+    def _watermark_age(self) -> float:
+        watermark = self.features.watermark
+        return (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
 
     def _follow(self, version: str | None) -> None:
         if version is None or (self.current and self.current.version == version):
-            self.refused = {}  # what is refused matters while it is asked for
+            self._refusal = None
             return
-        earlier = self.refused.get(version)
-        if earlier and time.monotonic() < earlier.next_try:
+        no = self._refusal
+        if no and no.version == version and time.monotonic() < no.since + RETRY_SECONDS:
             return
         try:
-            self._swap(self._fetch(version))
+            self._swap(version, self._fetch(version))
         except Exception as exc:  # noqa: BLE001  (anything wrong keeps the old version)
-            self._refuse(version, exc, earlier)
+            self._refuse(version, exc)
 
-    def _fetch(self, version: str) -> LocalCopy:
-        """Make sure a verified copy of `version` lies in its final folder."""
-        found = self._registry.version(self.spec.name, version)
-        copy, final = LocalCopy(version=version, tags=found.tags), self._folder / version
-        if final.is_dir() and wrong_files(final, found.tags):
-            shutil.rmtree(final)
-        if not final.is_dir():
-            part = self._folder / f"{version}.part"
-            shutil.rmtree(part, ignore_errors=True)
-            self._registry.download(found, part)
-            if not wrong_files(part, found.tags):
-                part.rename(final)
-        return copy
+    def _fetch(self, version: str) -> dict[str, str]:
+        """Get the files of `version`, unless a good copy is here already. Return its tags."""
+        found, folder = self._registry.version(self.spec.name, version), self._folder / version
+        if wrong_files(folder, found.tags):
+            shutil.rmtree(folder, ignore_errors=True)
+            self._registry.download(found, folder)
+        return found.tags
 
-    def _swap(self, copy: LocalCopy) -> None:
-        folder = self._folder / copy.version
-        if not folder.is_dir():  # what was downloaded is not what was registered: say what
-            folder = folder.with_name(f"{copy.version}.part")
-        contract, session = open_version(folder, copy.tags, self.spec)
-        source = self._sources.source(
-            contract.feature_service, contract.entity_key, contract.features
-        )
-        before, name = self.current, self.spec.name
-        self.current = LoadedModel(copy.version, contract, session, source, datetime.now(UTC))
-        self.refused = {}
-        logger.info("%s: version %s answers", name, copy.version)
+    def _swap(self, version: str, tags: dict[str, str]) -> None:
+        contract, session = open_version(self._folder / version, tags, self.spec)
+        features, name, before = self._features_for(contract), self.spec.name, self.current
+        self.current = LoadedModel(version, contract, session, features, datetime.now(UTC))
+        if features is not self.features:
+            self.features, replaced = features, self.features
+            replaced.close()
+        self._refusal = None
+        logger.info("%s: version %s answers", name, version)
         if before:
-            self._metrics.model_info.remove(name, before.version)
-        self._metrics.model_info.labels(name, copy.version).set(1)
+            MODEL_INFO.remove(name, before.version)
+        MODEL_INFO.labels(name, version).set(1)
         try:
-            self._keep(copy)
+            self._keep(version, tags)
         except OSError as exc:
-            logger.warning("%s: a start without MLflow would not find %s: %s", name, copy, exc)
+            logger.warning("%s: a start without MLflow would not find %s: %s", name, version, exc)
         settle()
 
-    def _keep(self, copy: LocalCopy) -> None:
-        """Remember `copy` for a start without MLflow, and let the oldest others go."""
-        part = self._folder / "production.json.part"
-        part.write_text(copy.model_dump_json())
-        part.rename(self._folder / "production.json")
-        (self._folder / copy.version).touch()
+    def _features_for(self, contract: ServedModel) -> FeatureSource:
+        """Return the source at hand, or one for what the new version looks up, opened."""
+        source = self._source(contract)
+        if source.asked == self.features.asked:
+            return self.features
+        source.probe()
+        return source
+
+    def _keep(self, version: str, tags: dict[str, str]) -> None:
+        """Remember `version` for a start without MLflow, and let the oldest others go."""
+        part = self._folder / f"{REMEMBERED}.part"
+        part.write_text(json.dumps({"version": version, "tags": tags}))
+        part.rename(self._folder / REMEMBERED)
+        (self._folder / version).touch()
         copies = [path for path in self._folder.iterdir() if path.is_dir()]
         for path in sorted(copies, key=lambda p: p.stat().st_mtime, reverse=True)[KEPT:]:
             shutil.rmtree(path, ignore_errors=True)
 
     def _start_from_local_copy(self) -> None:
-        remembered = self._folder / "production.json"
+        remembered = self._folder / REMEMBERED
         if not remembered.is_file():
             return
         try:
-            self._swap(LocalCopy.model_validate_json(remembered.read_bytes()))
+            self._swap(**json.loads(remembered.read_bytes()))
         except Exception as exc:  # noqa: BLE001  (a damaged copy is refused like any other)
-            self._refuse("(local copy)", exc, self.refused.get("(local copy)"))
+            self._refuse("(local copy)", exc)
 
-    def _refuse(self, version: str, exc: Exception, earlier: Refusal | None) -> None:
-        reason = " ".join(f"{type(exc).__name__}: {exc}".split())[:500]
-        pause = min(earlier.pause * 2, LONGEST_PAUSE) if earlier else POLL_SECONDS
-        refusal = Refusal(reason, time.monotonic() + pause, pause)
-        self.refused = {**self.refused, version: refusal}  # others read it: never changed in place
-        if earlier is None or earlier.reason != reason:
-            self._metrics.refused.labels(self.spec.name).inc()
+    def _refuse(self, version: str, exc: Exception) -> None:
+        before, reason = self._refusal, " ".join(f"{type(exc).__name__}: {exc}".split())[:500]
+        self._refusal = Refusal(version, reason, time.monotonic())
+        if before is None or (before.version, before.reason) != (version, reason):
+            REFUSED.labels(self.spec.name).inc()
             logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)

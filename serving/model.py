@@ -1,24 +1,18 @@
 """A version in memory: its contract and its ONNX session, proved before it may answer."""
 
-from __future__ import annotations
-
-import gc
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
 
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, SCORE, ServedModel, wrong_files
 from serving.errors import ModelRefusedError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-    from pathlib import Path
-
-    from serving.features import FeatureSource
-    from stack.spec import ModelSpec
+from serving.features import FeatureSource
+from stack.spec import ModelSpec
 
 Value = int | float | str
 Row = dict[str, Value]
@@ -36,12 +30,9 @@ class LoadedModel:
     loaded_at: datetime
     """Since when this process serves it, UTC."""
 
-    def score(self, rows: Sequence[Row]) -> list[float]:
-        """Probability of class 1 for each row, in order. May be no number: the caller checks."""
-        return score(self.session, self.contract, rows)
-
 
 def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[Row]) -> list[float]:
+    """Probability of class 1 for each row, in order. May be no number: the caller checks."""
     feed = {
         name: np.array([row[name] for row in rows], dtype=DTYPES[kind])
         for name, kind in contract.features.items()
@@ -51,7 +42,7 @@ def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[R
 
 
 def open_version(
-    folder: Path, tags: Mapping[str, str], spec: ModelSpec
+    folder: Path, tags: dict[str, str], spec: ModelSpec
 ) -> tuple[ServedModel, ort.InferenceSession]:
     """Check the digests, then parse, compare and warm up what lies in `folder`.
 
@@ -59,18 +50,13 @@ def open_version(
         ModelRefusedError: what is wrong. onnxruntime's and pydantic's errors pass through.
 
     """
-    if wrong := wrong_files(folder, dict(tags)):
+    if wrong := wrong_files(folder, tags):
         raise ModelRefusedError("; ".join(wrong))
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     found, asked = (contract.model, contract.entity_key), (spec.name, spec.entity_key)
     if found != asked:
         raise ModelRefusedError(f"{CONTRACT_FILE}: model and entity are {found}, not {asked}")
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    session = ort.InferenceSession(
-        str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"]
-    )
+    session = _session(folder / ONNX_FILE)
     inputs = {i.name: i.type for i in session.get_inputs()}
     expected = {name: f"tensor({kind})" for name, kind in contract.features.items()}
     if inputs != expected:
@@ -81,9 +67,8 @@ def open_version(
     return contract, session
 
 
-def settle() -> None:
-    """Take what is in memory now out of the collector's sight: a later full collection, with
-    Feast's objects among others, would stop the answers for 0.1 s.
-    """
-    gc.collect()
-    gc.freeze()
+def _session(path: Path) -> ort.InferenceSession:
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

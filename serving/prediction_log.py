@@ -26,138 +26,117 @@ open file, every line that ends in a newline is final. A line that is no JSON ob
 full disk or a power cut) is skipped and counted by `read_rows`.
 """
 
-from __future__ import annotations
-
 import fcntl
 import json
 import logging
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 from pydantic_core import to_json
 
 from serving.errors import FeedbackConflictError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-    from pathlib import Path
-
-    from serving.metrics import Metrics
+from serving.metrics import LOG_FAILURES, TORN_LINES
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
+CLOSED = -1
 logger = logging.getLogger(__name__)
 
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Rows of one file, and how many torn lines were skipped."""
     rows, torn = [], 0
-    for line in path.read_bytes().split(b"\n"):
+    for line in filter(None, path.read_bytes().split(b"\n")):
         try:
-            row = json.loads(line) if line else None
+            row = json.loads(line)
         except ValueError:
-            row = line
+            row = None
         if isinstance(row, dict):
             rows.append(row)
-        elif line:
+        else:
             torn += 1
     return rows, torn
 
 
 class AppendLog:
-    """One kind of rows, written by this process alone. Writing never raises."""
+    """One kind of rows, written by this process alone. Nothing here raises."""
 
-    def __init__(
-        self, folder: Path, kind: str, metrics: Metrics, max_bytes: int = MAX_BYTES
-    ) -> None:
-        self._folder, self._kind, self._max_bytes = folder, kind, max_bytes
-        self._failures = metrics.log_failures.labels(kind)
-        self._lock, self._stop = threading.Lock(), threading.Event()
-        self._file = -1
+    def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
+        self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
+        self._lock, self._file = threading.Lock(), CLOSED
         self._size, self._opened, self._torn = 0, 0.0, False
         self.problem: str | None = None
-        self._thread = threading.Thread(target=self._flush_forever, name=kind, daemon=True)
 
-    def start(self) -> None:
-        with self._lock:
-            self._open()
-        self._thread.start()
-
-    def write(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Hand all rows to the kernel in one write; False if that failed."""
-        lines = b"".join([to_json(row, inf_nan_mode="null") + b"\n" for row in rows])
-        with self._lock:
-            done = self._append(b"\n" + lines if self._torn else lines)
-        if not done:
-            self._failures.inc(len(rows))
-        return done
-
-    def _append(self, data: bytes) -> bool:
-        if self._file < 0:
-            return False
-        try:
-            written = os.write(self._file, data)
-        except OSError as exc:
-            return self._fail(exc)
-        self._size += written
-        self._torn = written < len(data)
-        if self._torn:
-            return self._fail(OSError("the disk took only a part of the line"))
-        self.problem = None
-        if self._size >= self._max_bytes:
-            self._open()
-        return True
-
-    def _open(self) -> None:
+    def open(self) -> None:
         """Close the file at hand and begin another."""
-        self._close()
-        name = f"{self._kind}-{os.getpid()}-{time.time_ns() // 1000}.jsonl"
+        self._sync(self._file)
+        self._file = CLOSED
+        name = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             self._file = os.open(self._folder / name, flags, 0o644)
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as exc:
-            self._fail(exc)
+            self._failed(exc)
         self._size, self._torn, self._opened = 0, False, time.monotonic()
 
-    def _fail(self, exc: OSError) -> bool:
-        if self.problem is None:
-            logger.error("%s log: %s", self._kind, exc)
-        self.problem = str(exc)
-        return False
+    def write(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Hand all rows to the kernel in one write; False if that failed."""
+        lines = b"".join([to_json(row, inf_nan_mode="null") + b"\n" for row in rows])
+        with self._lock:
+            try:
+                self._append(b"\n" + lines if self._torn else lines)
+            except OSError as exc:
+                self._failed(exc)
+                LOG_FAILURES.labels(self.kind).inc(len(rows))
+                return False
+            self.problem = None
+            if self._size >= self._max_bytes:
+                self.open()
+        return True
 
-    def _flush_forever(self) -> None:
-        while not self._stop.wait(1.0):
-            with self._lock:
-                old = self._size and time.monotonic() - self._opened > MAX_SECONDS
-                if self._file < 0 or old:
-                    self._open()
-                file = os.dup(self._file) if self._file >= 0 else -1
-            if file >= 0:  # outside the lock: a slow disk must not hold up the answers
-                self._sync(file)
+    def _append(self, data: bytes) -> None:
+        written = os.write(self._file, data)
+        self._size += written
+        self._torn = written < len(data)
+        if self._torn:
+            raise OSError("the disk took only a part of the line")
+
+    def flush(self) -> None:
+        """Once a second: to disk, and on to a new file where this one is old or did not open."""
+        with self._lock:
+            old = self._size and time.monotonic() - self._opened > MAX_SECONDS
+            if self._file == CLOSED or old:
+                self.open()
+            file = CLOSED if self._file == CLOSED else os.dup(self._file)
+        self._sync(file)  # outside the lock: a slow disk must not hold up the answers
 
     def _sync(self, file: int) -> None:
+        """Flush `file` to disk and close it."""
+        if file == CLOSED:
+            return
         try:
             os.fsync(file)
         except OSError as exc:
-            self._fail(exc)
+            self._failed(exc)
         finally:
             os.close(file)
 
-    def _close(self) -> None:
-        if self._file >= 0:
-            self._sync(self._file)
-            self._file = -1
-
     def close(self) -> None:
-        self._stop.set()
-        self._thread.join(5)
         with self._lock:
-            self._close()
+            self._sync(self._file)
+            self._file = CLOSED
+
+    def _failed(self, exc: OSError) -> None:
+        if self.problem is None:
+            logger.error("%s log: %s", self.kind, exc)
+            self.problem = str(exc)
 
 
 class FeedbackLog(AppendLog):
@@ -167,16 +146,13 @@ class FeedbackLog(AppendLog):
     or moved already. What matches no prediction is seen when the two are joined.
     """
 
-    def __init__(self, folder: Path, metrics: Metrics) -> None:
-        super().__init__(folder, "feedback", metrics)
-        self._metrics, self._actuals = metrics, dict[str, float]()
-
-    def start(self) -> None:
-        for path in sorted(self._folder.glob("feedback-*.jsonl")):
+    def __init__(self, folder: Path) -> None:
+        super().__init__(folder, "feedback")
+        self._actuals: dict[str, float] = {}
+        for path in sorted(folder.glob("feedback-*.jsonl")):
             rows, torn = read_rows(path)
-            self._metrics.torn_lines.inc(torn)
+            TORN_LINES.inc(torn)
             self._actuals.update((row["request_id"], row["actual"]) for row in rows)
-        super().start()
 
     def record(self, outcomes: Mapping[str, float], received: datetime) -> bool:
         """Write what is new; True if all of it is on file.

@@ -1,30 +1,30 @@
-"""Which route is answered by what, and how `/docs` shows it."""
+"""The protocols: each translates its bodies to rows for the scorer and answers back."""
 
-from __future__ import annotations
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from typing import Any
 
-from typing import TYPE_CHECKING, Any
+from fastapi import APIRouter
+from fastapi.params import Body
+from fastapi.routing import APIRoute
+from fastapi.utils import create_model_field
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
 
-from pydantic.json_schema import models_json_schema
+from serving.edge import Endpoint, edge, json_response, read_body
+from serving.errors import FeedbackConflictError, InvalidRequestError, NoModelError, NotFoundError
+from serving.prediction_log import FeedbackLog
+from serving.schemas import ANSWER, FEEDBACK, FEEDBACKS, Feedback, Schemas, build_schemas
+from serving.scorer import Request, Scorer
 
-from serving.edge import edge
-from serving.errors import UnknownModelError
-from serving.protocols import feedback, kserve_predict, kserve_ready, predict
-from serving.schemas import Feedback, build_schemas
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastapi import FastAPI
-    from pydantic import BaseModel
-    from starlette.requests import Request
-    from starlette.responses import Response
-
-    from serving.metrics import Metrics
-    from serving.prediction_log import FeedbackLog
-    from serving.protocols import Work
-    from serving.scorer import Scorer
-
-REFERENCE = "#/components/schemas/{model}"
+ROW_LIMIT, BATCH_LIMIT = 1_000_000, 10_000_000
+"""Bytes of a body."""
+INLINE_BYTES = 4_096
+"""Bodies up to here are answered on the event loop; a larger one would hold up the others."""
+FIELDS = {name: name for name in ANSWER} | {"model_version": "version"}
+"""Names in an answer, and those in the log."""
+FLAGS = {"true": True, "1": True, "false": False, "0": False}
 MERGE = {
     "name": "merge",
     "in": "query",
@@ -40,77 +40,145 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 
 
 def add_routes(
-    app: FastAPI, metrics: Metrics, scorers: Sequence[Scorer], default: Scorer, log: FeedbackLog
+    router: APIRouter, scorers: Sequence[Scorer], default: Scorer, log: FeedbackLog
 ) -> None:
     """Add every protocol for every model, under its name and the names it is also served as."""
-    bodies: list[type[BaseModel]] = [Feedback]
-
-    def post(path: str, model: str, work: Work, listed: bool, extra: dict[str, Any]) -> None:  # noqa: FBT001
-        endpoint = edge(metrics, model, path, work)
-        app.add_api_route(path, endpoint, methods=["POST"], include_in_schema=listed, **extra)
-
     for scorer in scorers:
         spec, schemas = scorer.spec, build_schemas(scorer.spec)
-        bodies += [schemas.request, schemas.instances]
         one, many = predict(scorer, schemas, batch=False), predict(scorer, schemas, batch=True)
-        row = _shown(schemas.request, schemas.answer, [MERGE])
-        rows = _shown(schemas.request, list[schemas.answer], [MERGE], listed=True)  # type: ignore[name-defined]
-        if scorer is default:
-            post("/predict", spec.name, one, True, row)  # noqa: FBT003
-            post("/predict/batch", spec.name, many, True, rows)  # noqa: FBT003
-        for name in (spec.name, *spec.served_as):
-            listed, kserve = name == spec.name, f"/v1/models/{name}"
-            post(f"/models/{name}/predict", spec.name, one, listed, row)
-            post(f"/models/{name}/predict/batch", spec.name, many, listed, rows)
-            work = kserve_predict(scorer, schemas)
-            post(f"{kserve}:predict", spec.name, work, listed, _shown(schemas.instances, None))
-            ready = edge(metrics, spec.name, kserve, kserve_ready(scorer))
-            app.add_api_route(kserve, ready, methods=["GET"], include_in_schema=listed)
-    post("/feedback", "", feedback(log), True, _shown(Feedback, None))  # noqa: FBT003
-    _add_unknown_models(app, metrics, [scorer.spec.name for scorer in scorers])
-    _show_bodies(app, bodies)
+        rows, answers = list[schemas.request], list[schemas.answer]  # type: ignore[name-defined]
+        names = (spec.name, *spec.served_as)
+        for prefix in (*([""] if scorer is default else []), *(f"/models/{n}" for n in names)):
+            _post(router, f"{prefix}/predict", spec.name, one, schemas.request, schemas.answer)
+            _post(router, f"{prefix}/predict/batch", spec.name, many, rows, answers)
+        for path in (f"/v1/models/{name}" for name in names):
+            kserve = kserve_predict(scorer, schemas)
+            _post(router, f"{path}:predict", spec.name, kserve, schemas.instances)
+            router.add_api_route(path, edge(spec.name, path, kserve_ready(scorer)))
+    _post(router, "/feedback", "", feedback(log), Feedback)
+    _add_unknown_models(router, [scorer.spec.name for scorer in scorers])
 
 
-def _shown(
-    body: type[BaseModel], answer: Any, parameters: Sequence[Any] = (), *, listed: bool = False
-) -> dict[str, Any]:
-    """What `/docs` says of a route that reads its body itself."""
-    schema: dict[str, Any] = {"$ref": REFERENCE.format(model=body.__name__)}
-    if listed:
-        schema = {"type": "array", "items": schema}
-    content = {"application/json": {"schema": schema}}
-    return {
-        "responses": {200: {"model": answer}, **REFUSALS} if answer else REFUSALS,
-        "openapi_extra": {
-            "parameters": list(parameters),
-            "requestBody": {"required": True, "content": content},
-        },
-    }
+def _post(
+    router: APIRouter, path: str, model: str, work: Endpoint, body: Any, answer: Any = None
+) -> None:
+    route = APIRoute(
+        path,
+        edge(model, path, work),
+        methods=["POST"],
+        response_model=answer,
+        responses=REFUSALS,
+        openapi_extra={"parameters": [MERGE]} if answer else None,
+    )
+    # For /docs alone: set this late, FastAPI leaves reading the body to the endpoint.
+    route.body_field = create_model_field("body", body, field_info=Body(annotation=body))
+    router.routes.append(route)
 
 
-def _add_unknown_models(app: FastAPI, metrics: Metrics, known: Sequence[str]) -> None:
+def _add_unknown_models(router: APIRouter, known: Sequence[str]) -> None:
     """Routes behind those of the known models: 404 that says what there is."""
 
-    async def unknown(request: Request) -> Response:
-        name = request.path_params["name"].removesuffix(":predict")
-        raise UnknownModelError(f"no model {name!r}: there is {', '.join(known)}")
+    async def unknown(http: HttpRequest) -> Response:
+        name = http.path_params["name"].removesuffix(":predict")
+        raise NotFoundError(f"no model {name!r}: there is {', '.join(known)}")
 
     for path in ("/models/{name}/predict", "/models/{name}/predict/batch", "/v1/models/{name}"):
-        endpoint = edge(metrics, "", path, unknown)
-        app.add_api_route(path, endpoint, methods=["GET", "POST"], include_in_schema=False)
+        router.add_route(path, edge("", path, unknown), methods=["GET", "POST"])
 
 
-def _show_bodies(app: FastAPI, bodies: Sequence[type[BaseModel]]) -> None:
-    """Put the request models, which the endpoints read themselves, into the OpenAPI document."""
-    make = app.openapi
+def predict(scorer: Scorer, schemas: Schemas, *, batch: bool) -> Endpoint:
+    """`{"customer_id": 1, "features": {…}?}`, or a list of them."""
+    entity_key = scorer.spec.entity_key
 
-    def openapi() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            _, found = models_json_schema(
-                [(body, "validation") for body in bodies], ref_template=REFERENCE
-            )
-            components = make().setdefault("components", {}).setdefault("schemas", {})
-            components.update(found.get("$defs", {}))
-        return make()
+    def read(body: bytes, merge: bool) -> list[Request]:  # noqa: FBT001
+        if batch:
+            items = schemas.many[merge].validate_json(body)
+        else:
+            items = [schemas.one[merge].validate_json(body)]
+        return [Request(getattr(item, entity_key), _given(item.features), merge) for item in items]
 
-    app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way of extending it
+    def write(answers: list[dict[str, Any]]) -> Any:
+        return answers if batch else answers[0]
+
+    return _scoring(scorer, BATCH_LIMIT if batch else ROW_LIMIT, read, write)
+
+
+def kserve_predict(scorer: Scorer, schemas: Schemas) -> Endpoint:
+    """KServe V1: instances are `{"customer_id": 1}` or every feature by name."""
+
+    def read(body: bytes, _merge: bool) -> list[Request]:  # noqa: FBT001
+        parsed: Any = schemas.instances.model_validate_json(body)
+        given = [_given(instance) for instance in parsed.instances]
+        return [Request(values.pop(scorer.spec.entity_key, None), values) for values in given]
+
+    def write(answers: list[dict[str, Any]]) -> Any:
+        return {"predictions": [{"score": row.pop("probability"), **row} for row in answers]}
+
+    return _scoring(scorer, BATCH_LIMIT, read, write)
+
+
+def _given(model: Any) -> dict[str, Any]:
+    return {} if model is None else model.model_dump(exclude_unset=True)
+
+
+def _scoring(
+    scorer: Scorer,
+    limit: int,
+    read: Callable[[bytes, bool], Sequence[Request]],
+    write: Callable[[list[dict[str, Any]]], Any],
+) -> Endpoint:
+    """Answer with what `write` makes of the answers to the rows that `read` finds in a body."""
+    entity_key = scorer.spec.entity_key
+
+    async def work(http: HttpRequest) -> Response:
+        received, merge = datetime.now(UTC), _wants_merge(http)
+        body = await read_body(http, limit)
+
+        def respond() -> Response:
+            answers = [
+                {entity_key: row["entity"]} | {name: row[of] for name, of in FIELDS.items()}
+                for row in scorer.answer(read(body, merge), received)
+            ]
+            return json_response(write(answers))
+
+        return respond() if len(body) <= INLINE_BYTES else await run_in_threadpool(respond)
+
+    return work
+
+
+def _wants_merge(http: HttpRequest) -> bool:
+    if not http.scope["query_string"]:
+        return False
+    value = http.query_params.get("merge", "false").lower()
+    if value not in FLAGS:
+        raise InvalidRequestError("query.merge: expected true or false")
+    return FLAGS[value]
+
+
+def kserve_ready(scorer: Scorer) -> Endpoint:
+    """KServe V1 model readiness: 503 until a version answers."""
+
+    async def work(http: HttpRequest) -> Response:
+        if scorer.holder.current is None:
+            raise NoModelError(scorer.holder.state)
+        return json_response({"name": http.url.path.rpartition("/")[2], "ready": True})
+
+    return work
+
+
+def feedback(log: FeedbackLog) -> Endpoint:
+    """`{"request_id", "actual"}` or a list. All of it is recorded, or nothing (409)."""
+
+    async def work(http: HttpRequest) -> Response:
+        received = datetime.now(UTC)
+        body = await read_body(http, BATCH_LIMIT)
+        listed = body.lstrip()[:1] == b"["
+        items = FEEDBACKS.validate_json(body) if listed else [FEEDBACK.validate_json(body)]
+        outcomes: dict[str, float] = {}
+        for item in items:
+            if outcomes.setdefault(item.request_id, item.actual) != item.actual:
+                raise FeedbackConflictError(f"request_id {item.request_id}: two actuals sent")
+        logged = log.record(outcomes, received)
+        return json_response({"recorded": len(outcomes), "logged": logged})
+
+    return work

@@ -1,23 +1,11 @@
 """What clients may send and what they get, built from a spec. Strict: no type is guessed."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    FailFast,
-    Field,
-    Tag,
-    TypeAdapter,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
 
-from stack.spec import ModelSpec  # noqa: TC001  (used at run time by the builders)
+from stack.spec import ModelSpec
 
 MAX_ROWS = 10_000
 FLOAT32 = 3.4028234663852886e38
@@ -39,27 +27,18 @@ ANSWER: dict[str, Any] = {
 }
 
 
-def _zero_or_one(actual: float) -> float:
-    if actual not in (0.0, 1.0):
-        raise ValueError("expected 0 or 1")
-    return actual
-
-
 class Feedback(BaseModel):
     model_config = FORBID
     request_id: Annotated[str, Field(strict=True, pattern=r"^[0-9A-Za-z-]{1,64}$")]
-    actual: Annotated[
-        float,
-        Field(strict=True, json_schema_extra={"enum": [0, 1]}),
-        AfterValidator(_zero_or_one),
-    ]
+    actual: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)]
 
 
 @dataclass(frozen=True)
 class Schemas:
-    """The models of one spec. `body` by (batch, merge): a row or a list, all features or any."""
+    """The models of one spec; a row and a list of rows with all features or, to merge, any."""
 
-    body: dict[tuple[bool, bool], TypeAdapter[Any]]
+    one: dict[bool, TypeAdapter[Any]]
+    many: dict[bool, TypeAdapter[Any]]
     instances: type[BaseModel]
     request: type[BaseModel]
     answer: type[BaseModel]
@@ -76,36 +55,20 @@ def build_schemas(spec: ModelSpec) -> Schemas:
     every: dict[str, Any] = {name: (kind, ...) for name, kind in types.items()}
     some: dict[str, Any] = {name: (kind, None) for name, kind in types.items()}
     key: dict[str, Any] = {spec.entity_key: (Int64, ...)}
-    no_key: dict[str, Any] = {spec.entity_key: (Int64, None)}
 
     def make(name: str, fields: dict[str, Any]) -> Any:
         return create_model(title + name, __config__=FORBID, **fields)
 
     request = make("Request", key | {"features": (make("Features", every), None)})
     merged = make("MergeRequest", key | {"features": (make("SomeFeatures", some), None)})
-    instance = _instance(make("InstanceByKey", key), make("InstanceByFeatures", no_key | every))
-    kinds = {False: request, True: merged}
+    instance = make("Instance", {spec.entity_key: (Int64, None)} | some)
     return Schemas(
-        body={
-            (batch, merge): TypeAdapter(rows_of(kind) if batch else kind)
-            for merge, kind in kinds.items()
-            for batch in (False, True)
-        },
+        one={False: TypeAdapter(request), True: TypeAdapter(merged)},
+        many={False: TypeAdapter(rows_of(request)), True: TypeAdapter(rows_of(merged))},
         instances=make("Instances", {"instances": (rows_of(instance), ...)}),
         request=request,
         answer=make("Answer", key | ANSWER),
     )
-
-
-def _instance(by_key: Any, by_features: Any) -> Any:
-    """Type of one instance, told by its names, so that an error is that of the kind meant."""
-    names = by_key.model_fields.keys()
-
-    def kind(row: Any) -> str:
-        return "key" if isinstance(row, dict) and row.keys() <= names else "features"
-
-    key, features = Annotated[by_key, Tag("key")], Annotated[by_features, Tag("features")]
-    return Annotated[key | features, Discriminator(kind)]
 
 
 FEEDBACK: TypeAdapter[Feedback] = TypeAdapter(Feedback)

@@ -1,32 +1,20 @@
 """The one object behind every protocol: features in or looked up, score, write down, answer."""
 
-from __future__ import annotations
-
 import math
 import uuid
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any
 
-from serving.errors import (
-    IncompleteRequestError,
-    ModelFailedError,
-    NoModelError,
-    UnknownEntityError,
-    UnscorableError,
-)
+from serving.errors import InvalidRequestError, ModelFailedError, NoModelError, NotFoundError
+from serving.holder import Holder
+from serving.metrics import PREDICTIONS
+from serving.model import LoadedModel, Row, Value, score
+from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-
-    from serving.features import StoredRow
-    from serving.holder import Holder
-    from serving.metrics import Metrics
-    from serving.model import LoadedModel, Row, Value
-    from serving.prediction_log import AppendLog
-    from stack.spec import ModelSpec
-
+Stored = Mapping[str, Value | None]
 GIVEN = frozenset({"request", "merged"})
 
 
@@ -35,7 +23,7 @@ class Request:
     """One row to score. `given` replaces the look-up; with `merge` it overlays it."""
 
     key: int | str | None
-    given: Mapping[str, Value] | None = None
+    given: Mapping[str, Value] = field(default_factory=dict)
     merge: bool = False
 
 
@@ -46,75 +34,67 @@ Answer = dict[str, Any]
 class Scorer:
     """Safe to call from several threads: what it changes are counters and the log."""
 
-    def __init__(self, spec: ModelSpec, holder: Holder, log: AppendLog, metrics: Metrics) -> None:
-        self.spec, self.holder, self._log, self._metrics = spec, holder, log, metrics
-        self._refuse = spec.serving.missing_features == "refuse"
+    def __init__(self, holder: Holder, log: AppendLog) -> None:
+        self.spec, self.holder, self._log = holder.spec, holder, log
+        self._refuse = self.spec.serving.missing_features == "refuse"
 
     def answer(self, requests: Sequence[Request], received: datetime) -> list[Answer]:
         """Answers in the order of `requests`, all by one version and one call of it.
 
         Raises:
-            NoModelError, UnknownEntityError, IncompleteRequestError, UnscorableError,
-            ModelFailedError; FeaturesUnavailableError where the spec says refuse.
+            NoModelError, NotFoundError, InvalidRequestError, ModelFailedError;
+            FeaturesUnavailableError where the spec says refuse.
 
         """
         model = self.holder.current
         if model is None:
             raise NoModelError(self.holder.state)
-        rows, origins = self._gather(model, requests, received)
-        scores = model.score(rows)
+        rows = self._gather(model, requests, received)
+        scores = score(model.session, model.contract, [row for row, _ in rows])
         at = received.isoformat()
         answers = [
-            _answer(model, request, row, origin, score, at)
-            for request, row, origin, score in zip(requests, rows, origins, scores, strict=True)
+            _answer(model, request.key, row, origin, found, at)
+            for request, (row, origin), found in zip(requests, rows, scores, strict=True)
         ]
         logged = self._log.write(answers)
         for answer in answers:
             answer["logged"] = logged
+        origins = [origin for _, origin in rows]
         for origin in set(origins):
-            counter = self._metrics.predictions.labels(self.spec.name, model.version, origin)
+            counter = PREDICTIONS.labels(self.spec.name, model.version, origin)
             counter.inc(origins.count(origin))
         return answers
 
     def _gather(
         self, model: LoadedModel, requests: Sequence[Request], as_of: datetime
-    ) -> tuple[list[Row], list[str]]:
+    ) -> list[tuple[Row, str]]:
+        """Every feature of the contract for each request, and where they are from."""
         names = model.contract.features.keys()
-        incomplete = [r for r in requests if r.given is None or not names <= r.given.keys()]
-        for request in incomplete:
-            if request.key is None or (request.given is not None and not request.merge):
-                missing = ", ".join(name for name in names if name not in (request.given or {}))
-                raise IncompleteRequestError(f"features: version {model.version} needs {missing}")
-        keys = [request.key for request in incomplete if request.key is not None]
-        found, origin = model.features.read(keys, as_of) if keys else ([], "request")
-        stored = dict(zip(keys, found, strict=True))
-        filled = [self._row(model, request, stored, origin) for request in requests]
-        return [row for row, _ in filled], [row_origin for _, row_origin in filled]
-
-    def _row(
-        self,
-        model: LoadedModel,
-        request: Request,
-        stored: Mapping[int | str, StoredRow | None],
-        origin: str,
-    ) -> tuple[Row, str]:
-        """Return every feature of the contract for one request, and where they are from."""
-        given, names = request.given or {}, model.contract.features
-        if names.keys() <= given.keys():
-            return {name: given[name] for name in names}, "request"
-        values = stored[request.key] if request.key is not None else None
-        if values is None and origin == "online":
-            key = f"{self.spec.entity_key} {request.key}"
-            raise UnknownEntityError(f"{key} is not known to the feature store")
-        if given and origin == "online":
-            origin = "merged"
-        return self._complete(model, {**(values or {}), **given}, origin)
+        complete = [names <= request.given.keys() for request in requests]
+        keys = [
+            _key(model, request)
+            for request, whole in zip(requests, complete, strict=True)
+            if not whole
+        ]
+        found, origin = model.features.read(keys, as_of) if keys else ([], "")
+        stored = iter(found)
+        return [
+            ({name: request.given[name] for name in names}, "request")
+            if whole
+            else self._complete(model, request, next(stored), origin)
+            for request, whole in zip(requests, complete, strict=True)
+        ]
 
     def _complete(
-        self, model: LoadedModel, values: Mapping[str, Value | None], origin: str
+        self, model: LoadedModel, request: Request, stored: Stored | None, origin: str
     ) -> tuple[Row, str]:
         """Fill what is null: a double goes in as NaN, anything else as the spec says."""
-        row: Row = {}
+        if origin == "online" and stored is None:
+            key = f"{self.spec.entity_key} {request.key}"
+            raise NotFoundError(f"{key} is not known to the feature store")
+        if origin == "online" and request.given:
+            origin = "merged"
+        values, row = {**(stored or {}), **request.given}, {}
         for name, kind in model.contract.features.items():
             value = values.get(name)
             if value is None and kind == "double" and name in values:
@@ -128,14 +108,22 @@ class Scorer:
         return row, origin
 
 
+def _key(model: LoadedModel, request: Request) -> int | str:
+    """Key to look up what is not given."""
+    if request.key is None or (request.given and not request.merge):
+        missing = ", ".join(name for name in model.contract.features if name not in request.given)
+        raise InvalidRequestError(f"features: version {model.version} needs {missing}")
+    return request.key
+
+
 def _answer(
-    model: LoadedModel, request: Request, row: Row, origin: str, score: float, at: str
+    model: LoadedModel, key: int | str | None, row: Row, origin: str, found: float, at: str
 ) -> Answer:
-    if not 0.0 <= score <= 1.0:  # also true for NaN
-        error = UnscorableError if origin in GIVEN else ModelFailedError
-        raise error(f"features: version {model.version} scores them {score}, not a probability")
+    if not 0.0 <= found <= 1.0:  # also true for NaN
+        error = InvalidRequestError if origin in GIVEN else ModelFailedError
+        raise error(f"features: version {model.version} scores them {found}, not a probability")
     contract = model.contract
-    probability = round(score, 6)  # the digits that the threshold is compared with
+    probability = round(found, 6)  # the digits that the threshold is compared with
     member = row[contract.population.feature]
     return {
         "request_id": uuid.uuid4().hex,
@@ -144,7 +132,7 @@ def _answer(
         "role": "production",
         "received": at,
         "as_of": at,
-        "entity": request.key,
+        "entity": key,
         "features": row,
         "features_from": origin,
         "probability": probability,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 import httpx
@@ -18,14 +17,6 @@ if TYPE_CHECKING:
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 NOTE_LIMIT = 1000
-
-
-@dataclass(frozen=True)
-class Run:
-    dag: str
-    run: str
-    state: str
-    note: str | None = None
 
 
 class AirflowApi:
@@ -51,9 +42,8 @@ class AirflowApi:
                 return str(self._checked(answer)["dag_run_id"])
             time.sleep(0.5)
 
-    def run(self, dag: str, run: str) -> Run:
-        row = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}"))
-        return _run(row)
+    def run(self, dag: str, run: str) -> dict[str, Any]:
+        return self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}"))
 
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
         """Return the newest runs' rows as Airflow has them, newest first."""
@@ -61,12 +51,10 @@ class AirflowApi:
         rows = self._checked(self._send("GET", f"/dags/{dag}/dagRuns", params=wanted))
         return list[dict[str, Any]](rows["dag_runs"])
 
-    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
-        rows = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
-        return list[dict[str, Any]](rows["task_instances"])
-
-    def follow(self, dag: str, run: str, say: Callable[[str], None], limit: float = 600) -> Run:
-        """Wait for the end, saying each task's state and seconds as it finishes.
+    def follow(
+        self, dag: str, run: str, say: Callable[[str], None], limit: float = 600
+    ) -> dict[str, Any]:
+        """Wait for the end, saying each task's state and seconds as it finishes; return the run.
 
         Raises:
             StackError: a task failed (with its error), or `limit` s passed.
@@ -75,25 +63,25 @@ class AirflowApi:
         until, told = time.monotonic() + limit, set[str]()
         while True:
             now = self.run(dag, run)
-            rows = sorted(self.tasks(dag, run), key=lambda row: row["end_date"] or "9")
+            found = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
+            rows = sorted(found["task_instances"], key=lambda row: row["end_date"] or "9")
             for row in rows:
                 if row["state"] in FINAL and row["task_id"] not in told:
                     told.add(row["task_id"])
                     say(f"    {row['task_id']}: {row['state']}, {row['duration'] or 0:.1f} s")
-            if now.state == "success":
+            if now["state"] == "success":
                 return now
-            if now.state == "failed":
+            if now["state"] == "failed":
                 raise StackError(f"{dag} failed: {self.error(dag, run, rows)}")
             if time.monotonic() > until:
-                raise StackError(f"{dag}: run {run} is still {now.state} after {limit:.0f} s")
+                raise StackError(f"{dag}: run {run} is still {now['state']} after {limit:.0f} s")
             time.sleep(0.5)
 
     def error(self, dag: str, run: str, rows: list[dict[str, Any]]) -> str:
         """Return which task failed, and the error of its log."""
-        failed = [row for row in rows if row["state"] == "failed"]
-        if not failed:
+        row = next((row for row in rows if row["state"] == "failed"), None)
+        if row is None:
             return "no task of it failed; see the run in Airflow"
-        row = failed[0]
         path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{row['task_id']}/logs/{row['try_number']}"
         log = self._checked(self._send("GET", path, params={"full_content": "true"}))
         return f"task {row['task_id']}: {error_of(log['content'])}"
@@ -134,7 +122,3 @@ def error_of(entries: list[dict[str, Any]]) -> str:
             return f"{detail.get('exc_type')}: {detail.get('exc_value')}"
     lines = [str(entry.get("event")) for entry in entries if entry.get("level") == "error"]
     return lines[-1] if lines else "its log has no error"
-
-
-def _run(row: dict[str, Any]) -> Run:
-    return Run(row["dag_id"], row["dag_run_id"], row["state"], row["note"])

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import os
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import psutil
 
-from stack.marks import belongs
+from stack.preflight import belongs
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
     from pathlib import Path
 
     from stack.settings import Settings
@@ -21,68 +20,36 @@ PATIENCE = 20.0
 
 def end_stack(settings: Settings) -> list[str]:
     """End the stack of `settings.home`, and nothing else; one line for each process that ended."""
-    run = settings.home / "run"
-    before = members(settings.home)
-    names = {process.pid: _describe(process) for process in before}
-    supervisor = [p for p in before if p.pid == _recorded(run / "supervisord.pid")]
-    _terminate(supervisor, PATIENCE)
+    pid = settings.home / "run" / "supervisord.pid"
+    recorded = pid.read_text().strip() if pid.exists() else ""
+    before = {process: title(process) for process in members(settings.home)}
+    end([process for process in before if str(process.pid) == recorded], PATIENCE)
+    end(members(settings.home), 3.0)
+    pid.unlink(missing_ok=True)
     left = members(settings.home)
-    _terminate(left, 3.0)
-    ended = [process for process in before if not _alive(process)]
-    (run / "session").unlink(missing_ok=True)
-    (run / "supervisord.pid").unlink(missing_ok=True)
-    return [names[process.pid] for process in ended]
+    return [f"{process.pid} {name[:90]}" for process, name in before.items() if process not in left]
 
 
 def members(home: Path) -> list[psutil.Process]:
     """Return the living processes of this home's stack, never this one or those above it."""
-    own = {os.getpid(), *(parent.pid for parent in psutil.Process().parents())}
-    return [
-        process
-        for process in psutil.process_iter()
-        if process.pid not in own and belongs(process.pid, home) and _alive(process)
-    ]
+    own = [psutil.Process(), *psutil.Process().parents()]
+    return [p for p in psutil.process_iter() if belongs(p.pid, home) and p not in own]
 
 
-def end_leftover_workers(home: Path) -> None:
-    """End task processes that outlived their scheduler: their tasks are about to run again."""
-    titles = ("airflow worker --", "airflow task")
-    _terminate([p for p in members(home) if _describe(p).partition(" ")[2].startswith(titles)], 3.0)
+def title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:  # gone
+        return ""
 
 
-def _terminate(processes: Iterable[psutil.Process], patience: float) -> None:
-    wanted = list(processes)
-    for process in wanted:
-        _signal(process, "terminate")
-    _, stubborn = psutil.wait_procs(wanted, timeout=patience)
+def end(processes: list[psutil.Process], patience: float) -> None:
+    """Ask them to stop; kill those that have not after `patience` seconds."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=patience)
     for process in stubborn:
-        _signal(process, "kill")
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
     psutil.wait_procs(stubborn, timeout=5)
-
-
-def _signal(process: psutil.Process, name: str) -> None:
-    try:
-        getattr(process, name)()
-    except psutil.NoSuchProcess:
-        return
-
-
-def _alive(process: psutil.Process) -> bool:
-    try:
-        return bool(process.is_running() and process.status() != psutil.STATUS_ZOMBIE)
-    except psutil.NoSuchProcess:
-        return False
-
-
-def _describe(process: psutil.Process) -> str:
-    try:
-        return f"{process.pid} {' '.join(process.cmdline())[:90] or process.name()}"
-    except psutil.Error:
-        return str(process.pid)
-
-
-def _recorded(path: Path) -> int | None:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return None

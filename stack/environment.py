@@ -5,47 +5,36 @@ from __future__ import annotations
 import base64
 import json
 import os
-import re
 import secrets
 import sys
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
+
 from stack.errors import StackError
+from stack.preflight import MARK
 from stack.settings import LOOPBACK, PROJECT
 
 if TYPE_CHECKING:
     from stack.settings import Settings
 
-FEAST_CONFIG = PROJECT / "feature_repo" / "feature_store.yaml"
 LOGIN = "admin"
-_SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
-_QUIET = {
-    "DO_NOT_TRACK": "1",
-    "FEAST_USAGE": "False",
-    "GX_ANALYTICS_ENABLED": "False",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "GIT_PYTHON_REFRESH": "quiet",
-    "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
-}
+SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
     """Return what any process or shell needs to work with this stack; no secrets of ours."""
     home = settings.home
-    set_here = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
-    set_here.pop("GYRE_STACK", None)
-    ports = {
-        f"GYRE_{name.upper()}": str(getattr(settings, name))
-        for name in ("serving_port", "mlflow_port", "airflow_port", "redis_port")
-    }
-    return {
-        **set_here,
-        **ports,
-        **_QUIET,
+    ours = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
+    ours.pop(MARK, None)
+    return ours | {
         "GYRE_HOME": str(home),
-        "FEAST_FS_YAML_FILE_PATH": str(home / "feature_store.yaml"),
+        "GYRE_SERVING_PORT": str(settings.serving_port),
+        "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
+        "GYRE_AIRFLOW_PORT": str(settings.airflow_port),
+        "GYRE_REDIS_PORT": str(settings.redis_port),
+        "FEAST_FS_YAML_FILE_PATH": str(_feast_config(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_address,
         "AIRFLOW_HOME": str(home / "airflow"),
         "PYTHONPYCACHEPREFIX": str(home / "pycache"),
@@ -53,6 +42,12 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "MPLBACKEND": "agg",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "HOME": os.environ.get("HOME") or str(home),
+        "DO_NOT_TRACK": "1",
+        "FEAST_USAGE": "False",
+        "GX_ANALYTICS_ENABLED": "False",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
     }
 
 
@@ -65,48 +60,39 @@ def process_environment(settings: Settings) -> dict[str, str]:
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
     """Airflow's configuration (for why each is here see DECISIONS.md); holds its secrets."""
-    folder, key = settings.home / "airflow", load_secrets(settings)
-    base = settings.airflow_address
+    folder, key, base = settings.home / "airflow", load_secrets(settings), settings.airflow_address
     options = {
-        "CORE": {
-            "LOAD_EXAMPLES": "False",
-            "EXECUTOR": "LocalExecutor",
-            "PARALLELISM": "2",
-            "DAGS_FOLDER": str(PROJECT / "dags"),
-            "PLUGINS_FOLDER": str(PROJECT / "dags" / "plugins"),
-            "DAGS_ARE_PAUSED_AT_CREATION": "False",
-            "FERNET_KEY": key["fernet"],
-            "MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
-            "AUTH_MANAGER": _SIMPLE,
-            "SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
-            "SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
-            "EXECUTION_API_SERVER_URL": f"{base}/execution/",
-        },
-        "API": {
-            "HOST": LOOPBACK,
-            "PORT": str(settings.airflow_port),
-            "BASE_URL": base,
-            "WORKERS": "1",
-            "SECRET_KEY": key["api"],
-        },
-        "API_AUTH": {"JWT_SECRET": key["jwt"]},
-        "DATABASE": {"SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}?timeout=30"},
-        "WORKERS": {"MIN_HEARTBEAT_INTERVAL": "1", "EXECUTION_API_TIMEOUT": "30"},
-        "SCHEDULER": {"SCHEDULER_IDLE_SLEEP_TIME": "0.5", "ORPHANED_TASKS_CHECK_INTERVAL": "30"},
-        "DAG_PROCESSOR": {
-            "PARSING_PROCESSES": "1",
-            "REFRESH_INTERVAL": "5",
-            "BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-            "MIN_FILE_PROCESS_INTERVAL": "600",
-        },
-        "LOGGING": {"NAMESPACE_LEVELS": "airflow.models.dag=WARNING"},
-        "USAGE_DATA_COLLECTION": {"ENABLED": "False"},
+        "CORE__LOAD_EXAMPLES": "False",
+        "CORE__EXECUTOR": "LocalExecutor",
+        "CORE__PARALLELISM": "2",
+        "CORE__DAGS_FOLDER": str(PROJECT / "dags"),
+        "CORE__PLUGINS_FOLDER": str(PROJECT / "dags" / "plugins"),
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "CORE__FERNET_KEY": key["fernet"],
+        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
+        "CORE__AUTH_MANAGER": SIMPLE,
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
+        "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
+        "CORE__EXECUTION_API_SERVER_URL": f"{base}/execution/",
+        "API__HOST": LOOPBACK,
+        "API__PORT": str(settings.airflow_port),
+        "API__BASE_URL": base,
+        "API__WORKERS": "1",
+        "API__SECRET_KEY": key["api"],
+        "API_AUTH__JWT_SECRET": key["jwt"],
+        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}?timeout=30",
+        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        "WORKERS__EXECUTION_API_TIMEOUT": "30",
+        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+        "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+        "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+        "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+        "LOGGING__NAMESPACE_LEVELS": "airflow.models.dag=WARNING",
+        "USAGE_DATA_COLLECTION__ENABLED": "False",
     }
-    return {
-        f"AIRFLOW__{section}__{name}": value
-        for section, values in options.items()
-        for name, value in values.items()
-    }
+    return {f"AIRFLOW__{name}": value for name, value in options.items()}
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:
@@ -134,33 +120,30 @@ def make_secrets(settings: Settings) -> None:
         "password": secrets.token_urlsafe(12),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in (("passwords.json", {LOGIN: made["password"]}), (path.name, made)):
-        new = path.with_name(f".{name}")
-        with os.fdopen(os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w") as file:
-            json.dump(content, file)
-        new.rename(path.with_name(name))
+    for file, content in (
+        (path.with_name("passwords.json"), {LOGIN: made["password"]}),
+        (path, made),
+    ):
+        new = file.with_suffix(".new")
+        new.touch(mode=0o600)
+        new.write_text(json.dumps(content))
+        new.rename(file)
+
+
+def write_feast_config(settings: Settings) -> None:
+    """Write feature_repo/feature_store.yaml again with this stack's registry and online store."""
+    config = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_text())
+    config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
+    config["online_store"]["connection_string"] = settings.feast_connection(5.0)
+    (settings.home / "feast").mkdir(parents=True, exist_ok=True)
+    path = _feast_config(settings)
+    path.touch(mode=0o600)  # an address may hold a password
+    path.write_text(yaml.safe_dump(config))
 
 
 def _secrets(settings: Settings) -> Path:
     return settings.home / "airflow" / "secrets.json"
 
 
-def _assign(value: str, line: re.Match[str]) -> str:
-    return f"{line[1]} {value}"
-
-
-def write_feast_config(settings: Settings) -> None:
-    """Write feature_repo/feature_store.yaml again with this stack's registry and online store."""
-    text = FEAST_CONFIG.read_text()
-    for key, value in (
-        ("path", str(settings.home / "feast" / "registry.db")),
-        ("connection_string", settings.feast_connection(5.0)),
-    ):
-        text, count = re.subn(rf"(?m)^(\s+{key}:).*$", partial(_assign, json.dumps(value)), text)
-        if count != 1:
-            raise ValueError(f"{FEAST_CONFIG}: expected one line `{key}:`, found {count}")
-    (settings.home / "feast").mkdir(parents=True, exist_ok=True)
-    path = settings.home / "feature_store.yaml"
-    if not path.exists() or path.read_text() != text:
-        path.write_text(text)
-        path.chmod(0o600)  # an address may hold a password
+def _feast_config(settings: Settings) -> Path:
+    return settings.home / "feature_store.yaml"

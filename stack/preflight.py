@@ -5,62 +5,54 @@ Each problem is one line: what is wrong, and what to do. Nothing is changed.
 
 from __future__ import annotations
 
-import contextlib
+import glob
 import importlib.util
 import os
 import shutil
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack.marks import belongs
-
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Mapping
 
 PROJECT = Path(__file__).resolve().parents[1]
-OLDEST, NEWEST = (3, 11), (3, 13)
-ROOM_BYTES = 4 * 10**9
+MARK = "GYRE_STACK"
+"""The stack's home, in the environment of what its supervisor starts; no shell exports it."""
 PORTS = {"SERVING": 8000, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
-
-
-def home_of(env: Mapping[str, str]) -> Path:
-    return Path(env.get("GYRE_HOME") or PROJECT / ".gyre").expanduser().resolve()
 
 
 def problems(
     env: Mapping[str, str], python: tuple[int, int], project: Path = PROJECT, *, ports: bool = True
 ) -> list[str]:
     """Return everything that stands in the way, one line each; an empty list is good."""
-    home = home_of(env)
-    found = python_problems(python)
-    if not found:  # an old one could not even run what follows
-        found = disk_problems(home, project) + (port_problems(env, home) if ports else [])
-    return found
+    home = Path(env.get("GYRE_HOME") or PROJECT / ".gyre").expanduser().resolve()
+    if found := python_problems(python):  # it could not even run what follows
+        return found
+    return disk_problems(home, project) + (port_problems(env, home) if ports else [])
 
 
 def python_problems(version: tuple[int, int]) -> list[str]:
-    if not OLDEST <= version <= NEWEST:
-        want = f"{OLDEST[0]}.{OLDEST[1]} to {NEWEST[0]}.{NEWEST[1]}"
-        have = ".".join(map(str, version))
-        return [f"Python {want} is needed, this is {have}: make up PYTHON=/path/to/python3.11"]
+    if not (3, 11) <= version <= (3, 13):
+        have, remedy = ".".join(map(str, version)), "make up PYTHON=/path/to/python3.11"
+        return [f"Python 3.11 to 3.13 is needed, this is {have}: {remedy}"]
     missing = [name for name in ("venv", "ensurepip") if importlib.util.find_spec(name) is None]
     return [f"Python's module {name} is missing: apt-get install python3-venv" for name in missing]
 
 
-def disk_problems(home: Path, project: Path, room: int = ROOM_BYTES) -> list[str]:
+def disk_problems(home: Path, project: Path, room: int = 4 * 10**9) -> list[str]:
     found = []
-    installed = (project / ".venv" / "gyre.stamp").exists()
-    for folder, variable in ((project, ""), (home, "GYRE_HOME")):
+    if (project / ".venv" / "gyre.stamp").exists():
+        room //= 4  # the environment is there already
+    for folder, remedy in ((project, "clone"), (home, "set GYRE_HOME")):
         there = next(path for path in (folder, *folder.parents) if path.exists())
-        remedy = f"set {variable} to another folder" if variable else "clone to another folder"
         if not os.access(there, os.W_OK | os.X_OK) or not there.is_dir():
-            found.append(f"{there} cannot be written: {remedy}")
+            found.append(f"{there} cannot be written: {remedy} to another folder")
         free = shutil.disk_usage(there).free
-        needed = room if not installed else room // 4  # the environment is there already
-        if free < needed:
-            found.append(f"{there} has {free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed: "
-                         f"free some, or {remedy}")  # fmt: skip
+        if free < room:
+            have = f"{free / 1e9:.1f} GB free, {room / 1e9:.1f} GB are needed"
+            found.append(f"{there} has {have}: free some, or {remedy} to another folder")
     return found
 
 
@@ -78,55 +70,47 @@ def port_problems(env: Mapping[str, str], home: Path) -> list[str]:
             found.append(f"{variable} and {seen[port]} are both {port}: give one another port")
         else:
             seen[port] = variable
-            found += taken(port, name, variable, home)
+            if who := _stranger(port, home):
+                remedy = f"stop it, or set {variable} to a free port"
+                found.append(f"port {port} ({name.lower()}) is taken by process {who}: {remedy}")
     return found
 
 
-def taken(port: int, name: str, variable: str, home: Path) -> list[str]:
-    if not _in_use(port):
-        return []
-    holders = sorted(_holders(port))
-    if holders and all(belongs(pid, home) for pid in holders):
-        return []
-    who = ", ".join(f"{pid} ({_name(pid)})" for pid in holders) or "unknown"
-    remedy = f"stop it, or set {variable} to a free port"
-    return [f"port {port} ({name.lower()}) is taken by process {who}: {remedy}"]
+def belongs(pid: int, home: Path) -> bool:
+    """Say whether the stack of `home` started this process; False once it has ended."""
+    try:
+        return f"{MARK}={home}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    except OSError:  # gone, or somebody else's
+        return False
 
 
-def _in_use(port: int) -> bool:
-    with socket.socket() as probe:
+def _stranger(port: int, home: Path) -> str:
+    """Return who but our own stack holds the port; an empty text if nobody."""
+    with socket.socket() as probe, suppress(OSError):
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a closing one is free
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError:
-            return True
-    return False
+        probe.bind(("127.0.0.1", port))
+        return ""
+    holders = _holders(port)
+    if holders and all(belongs(pid, home) for pid in holders):
+        return ""
+    names = []
+    for pid in sorted(holders):
+        with suppress(OSError):
+            names.append(f"{pid} ({Path(f'/proc/{pid}/comm').read_text().strip()})")
+    return ", ".join(names) or "unknown"
 
 
 def _holders(port: int) -> set[int]:
-    """Return the processes with a listening socket on `port` (Linux; elsewhere none are known)."""
-    inodes = set()
+    """Return the processes that listen on `port` (Linux; elsewhere, and another user's, none)."""
+    sockets, found = set(), set()
     for table in ("tcp", "tcp6"):
-        with contextlib.suppress(OSError):
-            rows = Path(f"/proc/net/{table}").read_text().splitlines()[1:]
-            fields = [row.split() for row in rows]
-            inodes |= {
-                f"socket:[{f[9]}]"
-                for f in fields
-                if f[3] == "0A" and int(f[1].rpartition(":")[2], 16) == port
-            }
-    return {pid for pid, link in _open_files() if link in inodes} if inodes else set()
-
-
-def _open_files() -> Iterator[tuple[int, str]]:
-    for folder in Path("/proc").glob("[0-9]*/fd"):
-        with contextlib.suppress(OSError):
-            for file in folder.iterdir():
-                with contextlib.suppress(OSError):
-                    yield int(folder.parent.name), str(file.readlink())
-
-
-def _name(pid: int) -> str:
-    with contextlib.suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return "?"
+        with suppress(OSError):
+            for line in Path(f"/proc/net/{table}").read_text().splitlines():
+                _, address, _, state, *more = line.split()
+                if address.endswith(f":{port:04X}") and state == "0A":
+                    sockets.add(f"socket:[{more[5]}]")
+    for file in glob.iglob("/proc/[0-9]*/fd/*"):  # noqa: PTH207  (that of Path stops at one gone)
+        with suppress(OSError):
+            if str(Path(file).readlink()) in sockets:
+                found.add(int(file.split("/")[2]))
+    return found

@@ -4,18 +4,17 @@ A killed scheduler's workers live on and finish their tasks, which then run a se
 """
 
 import os
-import sys
 from pathlib import Path
 
-from stack.ending import end_leftover_workers
+from stack.ending import end, members, title
 
 
-def main() -> None:
-    end_leftover_workers(Path(os.environ["GYRE_HOME"]))
-    airflow = str(Path(sys.executable).parent / "airflow")
-    # Logs are local files; the server for them would listen on every interface, on one fixed port.
-    os.execv(airflow, [airflow, "scheduler", "--skip-serve-logs"])  # noqa: S606  (no shell is wanted)
+def end_leftover_workers(home: Path) -> None:
+    workers = ("airflow worker --", "airflow task")
+    end([process for process in members(home) if title(process).startswith(workers)], 3.0)
 
 
 if __name__ == "__main__":
-    main()
+    end_leftover_workers(Path(os.environ["GYRE_HOME"]))
+    # Logs are local files; the server for them would listen on every interface, on one fixed port.
+    os.execvp("airflow", ["airflow", "scheduler", "--skip-serve-logs"])  # noqa: S606  (no shell)

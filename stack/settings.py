@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, ValidationError
+from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stack.errors import SettingsError
@@ -20,7 +20,7 @@ class Settings(BaseSettings):
     """Where things are. Every field is the environment variable `GYRE_<FIELD>`.
 
     Ports are those the stack's own processes listen on (loopback only). An address given for
-    Redis, MLflow or the database means that part is somebody else's: it is used, not started.
+    Redis, MLflow or the (Postgres) database means that part is somebody else's: used, not started.
     """
 
     model_config = SettingsConfigDict(
@@ -46,13 +46,12 @@ class Settings(BaseSettings):
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     default_model: str = "customer_churn_model"
 
-    @property
-    def own_redis(self) -> bool:
-        return self.redis_url is None
-
-    @property
-    def own_mlflow(self) -> bool:
-        return self.mlflow_url is None
+    @field_validator("database_url")
+    @classmethod
+    def _postgres(cls, value: str | None) -> str | None:
+        if value is not None and not value.startswith("postgresql"):
+            raise ValueError("expected a postgresql:// address; one SQLite file for all deadlocks")
+        return value
 
     @property
     def redis_address(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 from contextlib import suppress
@@ -20,19 +21,22 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 UNKNOWN = "unknown"
+AGE = r'(?m)^gyre_feature_watermark_age_seconds\{model="([^"]+)"\} (\d.*)$'
 
 
 def report(settings: Settings, models: list[str]) -> dict[str, Any]:
     """Return the whole status as JSON-ready values; a source that is down is "unknown"."""
     rows = [_process(name, state) for name, state in (states(settings) or {}).items()]
-    everything = sum(_pss(process) for process in members(settings.home))
+    serving = settings.serving_address
     return {
         "up": bool(rows) and all(row["state"] == "RUNNING" for row in rows),
         "processes": rows,
-        "pss_mib": round(everything / 2**20),
-        "serving": _json(f"{settings.serving_address}/health/ready"),
+        "pss_mib": _pss_mib(members(settings.home)),
+        "serving": _json(_get(f"{serving}/health/ready")) or UNKNOWN,
         "models": {model: {"production": production(settings, model)} for model in models},
-        "features_behind_seconds": _freshness(settings),
+        "features_behind_seconds": {
+            model: round(float(age)) for model, age in re.findall(AGE, _get(f"{serving}/metrics"))
+        },
         "runs": _runs(settings, ["ingest", *(f"train_{model}" for model in models)]),
     }
 
@@ -40,12 +44,8 @@ def report(settings: Settings, models: list[str]) -> dict[str, Any]:
 def production(settings: Settings, model: str) -> str | None:
     """Return the version in production as MLflow says it; None if there is none, or "unknown"."""
     url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"
-    try:
-        answer = httpx.get(url, params={"name": model, "alias": "production"}, timeout=5)
-        body = answer.json()
-    except (httpx.HTTPError, ValueError):
-        return UNKNOWN
-    if answer.is_success:
+    body = _json(_get(url, name=model, alias="production"))
+    if "model_version" in body:
         return str(body["model_version"]["version"])
     missing = {"RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE"}  # no model, no such alias
     return None if body.get("error_code") in missing else UNKNOWN
@@ -65,78 +65,73 @@ def lines(status: dict[str, Any]) -> list[str]:
     for name, facts in status["models"].items():
         since = f" since {facts['since'][:16]} UTC" if facts.get("since") else ""
         text.append(f"{name} in production: {facts['production'] or 'none yet'}{since}")
-    text += _serving_lines(status["serving"])
-    text += [
-        f"features of {name}: complete up to {_span(seconds)} ago"
-        for name, seconds in status["features_behind_seconds"].items()
-    ]
-    return text + [
-        f"last run of {dag}: {run if run == UNKNOWN else _run(run)}"
-        for dag, run in status["runs"].items()
-    ]
-
-
-def _serving_lines(ready: dict[str, Any] | str) -> list[str]:
-    if isinstance(ready, str):
-        return [f"serving: {ready}"]
-    details = "; ".join(f"{name} {row['detail']}" for name, row in ready["resources"].items())
-    return [f"serving: {'ready' if ready['ready'] else 'not ready'}: {details}"]
-
-
-def _freshness(settings: Settings) -> dict[str, float]:
-    """Return how far each model's online features are behind now, in seconds, as serving says."""
-    pattern = r'(?m)^gyre_feature_watermark_age_seconds\{model="([^"]+)"\} (\d.*)$'
-    try:
-        text = httpx.get(f"{settings.serving_address}/metrics", timeout=3).text
-    except httpx.HTTPError:
-        return {}
-    return {model: round(float(age)) for model, age in re.findall(pattern, text)}
+    text.append(f"serving: {_serving(status['serving'])}")
+    for name, seconds in status["features_behind_seconds"].items():
+        text.append(f"features of {name}: complete up to {_span(seconds)} ago")
+    return text + [f"last run of {dag}: {_run(run)}" for dag, run in status["runs"].items()]
 
 
 def _process(name: str, state: dict[str, Any]) -> dict[str, Any]:
     pid, up = int(state["pid"]), state["statename"] == "RUNNING"
-    tree: list[psutil.Process] = []
-    with suppress(psutil.Error):
+    try:
         tree = [psutil.Process(pid), *psutil.Process(pid).children(recursive=True)] if pid else []
+    except psutil.Error:
+        tree = []
     return {
         "name": name,
         "state": str(state["statename"]),
         "pid": pid or None,
         "seconds": int(time.time() - state["start"]) if up else 0,
-        "pss_mib": round(sum(_pss(process) for process in tree) / 2**20),
+        "pss_mib": _pss_mib(tree),
     }
 
 
-def _pss(process: psutil.Process) -> int:
-    """Proportional set size in bytes: memory shared by n processes counts 1/n in each."""
-    try:
-        return int(process.memory_full_info().pss)
-    except psutil.Error:
-        return 0
+def _pss_mib(processes: list[psutil.Process]) -> int:
+    """Proportional set size: memory shared by n processes counts 1/n in each."""
+    found = 0
+    for process in processes:
+        with suppress(psutil.Error):
+            found += process.memory_full_info().pss
+    return round(found / 2**20)
 
 
-def _json(url: str) -> dict[str, Any] | str:
+def _get(url: str, **query: str) -> str:
+    """Return whatever text it answers, with any status; an empty one if it does not."""
     try:
-        return dict[str, Any](httpx.get(url, timeout=3).json())
-    except (httpx.HTTPError, ValueError):
-        return UNKNOWN
+        return httpx.get(url, params=query, timeout=5).text
+    except httpx.HTTPError:
+        return ""
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        return dict[str, Any](json.loads(text))
+    except ValueError:
+        return {}
 
 
 def _runs(settings: Settings, dags: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    keys, found = ("dag_run_id", "state", "start_date", "end_date", "note"), {}
     try:
         with AirflowApi(settings, timeout=5) as api:
             for dag in dags:
-                found[dag] = next(iter(api.last_runs(dag)), None)
+                run = next(iter(api.last_runs(dag)), None)
+                found[dag] = run and {key: run[key] for key in keys}
     except StackError:
         return dict.fromkeys(dags, UNKNOWN)
-    keys = ("dag_run_id", "state", "start_date", "end_date", "note")
-    return {dag: run and {key: run[key] for key in keys} for dag, run in found.items()}
+    return found
 
 
-def _run(run: dict[str, Any] | None) -> str:
-    if run is None:
-        return "none yet"
+def _serving(ready: dict[str, Any] | str) -> str:
+    if isinstance(ready, str):
+        return ready
+    details = "; ".join(f"{name} {row['detail']}" for name, row in ready["resources"].items())
+    return f"{'ready' if ready['ready'] else 'not ready'}: {details}"
+
+
+def _run(run: dict[str, Any] | str | None) -> str:
+    if run is None or isinstance(run, str):
+        return run or "none yet"
     ended = run["end_date"] or run["start_date"]
     ago = datetime.now(UTC) - datetime.fromisoformat(ended) if ended else None
     when = f" {_span(ago.total_seconds())} ago" if ago else ""

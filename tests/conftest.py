@@ -41,10 +41,10 @@ def wait_until(what: str, ready: Callable[[], bool], seconds: float = 60) -> Non
 
 @contextmanager
 def running(command: list[str], log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
+    own = {k: v for k, v in (os.environ | extra).items() if not k.startswith("PROMETHEUS_")}
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            command, stdout=output, stderr=output, cwd=PROJECT, env=os.environ | extra
-        )
+        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=PROJECT, env=own)
     try:
         yield process
     finally:
@@ -99,4 +99,4 @@ def feast_apply(settings: Settings) -> None:
 def new_settings(home: Path, **more: Any) -> Settings:
     """Settings of an installation of its own, its demo dated for START."""
     ports = {f"{name}_port": unused_port() for name in ("serving", "mlflow", "airflow", "redis")}
-    return Settings(home=home, demo_start=START, **(ports | more))
+    return Settings(**({"home": home, "demo_start": START} | ports | more))

@@ -1,13 +1,19 @@
-"""The stages in order: each a function of settings, spec and references, each safe to repeat.
+"""The stages in order, in one process; each is safe to repeat.
 
-Airflow's tasks call these names one by one; `train` runs them in this process. The stages are
-imported when called, because each one's libraries cost seconds.
+Airflow's tasks (dags/train.py) run the same functions one by one, each importing its own stage.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
+
+from training.dataset import dataset
+from training.evaluate import evaluate
+from training.gate import gate
+from training.register import promote, register
+from training.train import fit
+from training.validate import NOTHING_NEW, open_run
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -30,65 +36,6 @@ class TrainReport:
         return asdict(self) | {"as_of": self.as_of.isoformat()}
 
 
-NOTHING_NEW = "nothing new to learn: no snapshot has matured, and spec, code and definitions stand"
-
-
-def open_run(
-    settings: Settings,
-    spec: ModelSpec,
-    as_of: datetime,
-    *,
-    key: str,
-    reason: str,
-    who: str,
-    cause: str | None = None,
-    force: bool = False,
-) -> str | None:
-    from training import validate  # noqa: PLC0415
-
-    return validate.open_run(
-        settings, spec, as_of, key=key, reason=reason, who=who, cause=cause, force=force
-    )
-
-
-def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    from training import dataset as stage  # noqa: PLC0415
-
-    stage.dataset(settings, spec, run_id)
-
-
-def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    from training import train as stage  # noqa: PLC0415
-
-    stage.fit(settings, spec, run_id)
-
-
-def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    from training import evaluate as stage  # noqa: PLC0415
-
-    stage.evaluate(settings, spec, run_id)
-
-
-def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
-    from training import gate as stage  # noqa: PLC0415
-
-    return stage.gate(settings, spec, run_id)
-
-
-def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
-    from training import register as stage  # noqa: PLC0415
-
-    return stage.register(settings, spec, run_id)
-
-
-def promote(
-    settings: Settings, spec: ModelSpec, run_id: str, version: str, *, who: str, reason: str
-) -> str:
-    from training import register as stage  # noqa: PLC0415
-
-    return stage.promote(settings, spec, run_id, version, who=who, reason=reason)
-
-
 def train(
     settings: Settings,
     spec: ModelSpec,
@@ -103,9 +50,8 @@ def train(
     run_id = open_run(settings, spec, as_of, key=key, reason=reason, who=who, force=force)
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
-    dataset(settings, spec, run_id)
-    fit(settings, spec, run_id)
-    evaluate(settings, spec, run_id)
+    for stage in (dataset, fit, evaluate):
+        stage(settings, spec, run_id)
     if refused := gate(settings, spec, run_id):
         return TrainReport(spec.name, as_of, run_id, None, f"refused: {refused}")
     version = register(settings, spec, run_id)

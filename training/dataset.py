@@ -42,13 +42,11 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FRAME
         pq.write_table(frame, path)
-        tracking.log_dataset(
-            run_id, path, name=spec.label, context="training", digest=digest, target="label"
-        )
-    tracking.log_tags(run_id, {"frame_sha256": digest})
-    tracking.log_params(
+        tracking.log_dataset(run_id, path, name=spec.label, digest=digest, target="label")
+    tracking.log(
         run_id,
-        {
+        tags={"frame_sha256": digest},
+        params={
             "train_snapshots": ", ".join(f"{moment:%Y-%m-%d}" for moment in planned.train),
             "test_snapshot": f"{planned.test:%Y-%m-%d}",
             "train_rows": train.num_rows,

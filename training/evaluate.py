@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from mlflow_server.registry import Registry
-from mlflow_server.served_model import ONNX_FILE
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, wrong_files
 from mlflow_server.tracking import Tracking
-from stack.errors import GyreError
+from stack.errors import GyreError, RegistryError
 from training.artifacts import CANDIDATE, EVALUATION, read
-from training.champion import champion_scores
 from training.dataset import load_frame
-from training.frame import at, features
+from training.frame import at, features, with_features
 from training.gate import EVALUATIONS, Evaluation
 from training.metrics import all_metrics, paired_difference
 from training.plots import figures, permutation_importance
@@ -37,21 +38,47 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     rows = at(frame, [plan.test])
     y, inputs = rows["label"].to_numpy(), features(spec, rows)
     model = read(tracking, run_id, f"{CANDIDATE}/{ONNX_FILE}")
-    scores = score(model, spec.features, inputs)
-    version = Registry(settings).production(spec.name)
-    champion, unavailable = _champion(settings, spec, version, rows)
-    evaluation = compare(spec, y, scores, champion, version, unavailable)
-    tracking.log_metrics(run_id, _named(evaluation))
+    scored = {"challenger": score(model, spec.features, inputs)}
+    version, champion, unavailable = Registry(settings).production(spec.name), None, None
+    if version is not None:
+        try:
+            champion = champion_scores(settings, spec, version, rows)
+            scored[f"version {version} (champion)"] = champion
+        except GyreError as exc:
+            unavailable = str(exc)
+    evaluation = compare(spec, y, scored["challenger"], champion, version, unavailable)
+    tracking.log(run_id, metrics=_named(evaluation))
     tracking.log_json(run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION)
-    scored = {"challenger": scores}
-    if champion is not None:
-        scored[f"version {version} (champion)"] = champion
     importance = permutation_importance(
         lambda shuffled: score(model, spec.features, shuffled), inputs, y, spec.seed
     )
     title = f"{len(y):,} customers at {plan.test:%Y-%m-%d}"
     for path, figure in figures(y, scored, spec.threshold, importance, title).items():
         tracking.log_figure(run_id, figure, path)
+
+
+def champion_scores(settings: Settings, spec: ModelSpec, version: str, rows: pa.Table) -> Scores:
+    """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
+
+    Raises:
+        RegistryError: its files cannot be fetched or are not those registered.
+
+    """
+    registry = Registry(settings)
+    found = registry.version(spec.name, version)
+    with TemporaryDirectory(prefix="gyre-") as name:
+        folder = Path(name)
+        registry.download(found, folder)
+        if wrong := wrong_files(folder, found.tags):
+            raise RegistryError(f"version {version} of {spec.name}: {'; '.join(wrong)}")
+        contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+        model = (folder / ONNX_FILE).read_bytes()
+    service = contract.feature_service
+    theirs = spec.model_copy(update={"features": contract.features, "feature_service": service})
+    if service != spec.feature_service:
+        labelled = rows.select([spec.entity_key, "event_timestamp", "label"])
+        rows = with_features(settings, theirs, labelled)
+    return score(model, contract.features, features(theirs, rows))
 
 
 def compare(
@@ -78,17 +105,6 @@ def compare(
         differences=differences,
         unavailable=unavailable,
     )
-
-
-def _champion(
-    settings: Settings, spec: ModelSpec, version: str | None, rows: pa.Table
-) -> tuple[Scores | None, str | None]:
-    if version is None:
-        return None, None
-    try:
-        return champion_scores(settings, spec, version, rows), None
-    except GyreError as exc:
-        return None, str(exc)
 
 
 def _named(evaluation: Evaluation) -> dict[str, float]:

@@ -49,10 +49,7 @@ def build_frame(
     """
     raw = open_raw(raw_table(settings, dataset), version, as_of)
     labelled = labels(raw, dataset.labels[spec.label], moments)
-    entities = labelled.to_pandas()
-    entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
-    joined = FeatureStore(settings).historical(spec.feature_service, entities)
-    frame = canonical(spec, joined)
+    frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
         raise TrainingError(
             f"the point-in-time join gave {frame.num_rows} rows for {labelled.num_rows} labels"
@@ -62,20 +59,20 @@ def build_frame(
     return frame
 
 
+def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa.Table:
+    """Join the features as they were at each row's event_timestamp: a frame."""
+    entities = labelled.to_pandas()
+    entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
+    return canonical(spec, FeatureStore(settings).historical(spec.feature_service, entities))
+
+
 def canonical(spec: ModelSpec, table: pa.Table) -> pa.Table:
     """Columns, types and order of a frame; missing strings filled."""
-    fields = [
-        pa.field(spec.entity_key, table.schema.field(spec.entity_key).type),
-        pa.field("event_timestamp", TIME),
-        *(pa.field(name, ARROW[kind]) for name, kind in spec.features.items()),
-        pa.field("label", pa.int64()),
-    ]
-    schema = pa.schema(fields)
+    key = (spec.entity_key, table.schema.field(spec.entity_key).type)
+    inputs = [(name, ARROW[kind]) for name, kind in spec.features.items()]
+    schema = pa.schema([key, ("event_timestamp", TIME), *inputs, ("label", pa.int64())])
     columns = [table[field.name].cast(field.type) for field in schema]
-    filled = [
-        pc.fill_null(column, MISSING) if pa.types.is_string(column.type) else column
-        for column in columns
-    ]
+    filled = [pc.fill_null(c, MISSING) if pa.types.is_string(c.type) else c for c in columns]
     order = [("event_timestamp", "ascending"), (spec.entity_key, "ascending")]
     return pa.table(filled, schema=schema).sort_by(order)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
@@ -48,7 +48,6 @@ class Outcome:
 
 
 EVALUATIONS = TypeAdapter(Evaluation)
-OUTCOMES = TypeAdapter(tuple[Outcome, ...])
 
 
 def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
@@ -57,25 +56,24 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     Returns None when every gate is passed, else the reasons of the refusal.
     """
     tracking = Tracking(settings)
-    evaluation = EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
+    evaluation = load_evaluation(tracking, run_id)
     outcomes = decide(spec.gates, evaluation)
     refused = "; ".join(outcome.text for outcome in outcomes if not outcome.passed)
-    tracking.log_json(run_id, {"gates": OUTCOMES.dump_python(outcomes, mode="json")}, GATES)
-    tracking.log_tags(run_id, {"gate": f"refused: {refused}" if refused else "passed"})
+    tracking.log_json(run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES)
+    tracking.log(run_id, tags={"gate": f"refused: {refused}" if refused else "passed"})
     if refused:
         tracking.finish(run_id, "FINISHED")
     return refused or None
 
 
+def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
+    """Fetch what `evaluate` stored."""
+    return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
+
+
 def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]:
     """Apply each gate; one that compares with a champion is passed where there is none."""
-    return tuple(_judge(gate, evaluation) for gate in gates)
-
-
-def _judge(gate: Gate, evaluation: Evaluation) -> Outcome:
-    if gate.rule == "better_than_trivial":
-        return _better_than_trivial(gate, evaluation)
-    return _not_worse_than_champion(gate, evaluation)
+    return tuple(RULES[gate.rule](gate, evaluation) for gate in gates)
 
 
 def _better_than_trivial(gate: Gate, evaluation: Evaluation) -> Outcome:
@@ -89,8 +87,8 @@ def _not_worse_than_champion(gate: Gate, evaluation: Evaluation) -> Outcome:
     if evaluation.champion_version is None:
         return Outcome(gate.rule, gate.metric, passed=True, text="no champion to compare with")
     if evaluation.unavailable is not None:
-        text = f"version {evaluation.champion_version} cannot be compared with"
-        text = f"{text}: {evaluation.unavailable}"
+        champion = f"version {evaluation.champion_version}"
+        text = f"{champion} cannot be compared with: {evaluation.unavailable}"
         return Outcome(gate.rule, gate.metric, passed=False, text=text)
     difference, base = evaluation.differences[gate.metric], evaluation.champion[gate.metric]
     # Signed so that positive means the challenger is worse.
@@ -105,3 +103,9 @@ def _not_worse_than_champion(gate: Gate, evaluation: Evaluation) -> Outcome:
     )
     limit = f"; allowed is no worse, and at worst {allowed:.4f} worse"
     return Outcome(gate.rule, gate.metric, passed, text if passed else text + limit)
+
+
+RULES = {
+    "better_than_trivial": _better_than_trivial,
+    "not_worse_than_champion": _not_worse_than_champion,
+}

@@ -35,33 +35,24 @@ def predict(p: Scores, threshold: float) -> Labels:
     return (np.round(p, DIGITS) >= threshold).astype(np.int64)
 
 
-def metric(name: str, threshold: float) -> Callable[[Labels, Scores], float]:
-    """Return metric `name` as a function of labels and scores; nan where it is undefined."""
-    by_score: dict[str, Callable[[Labels, Scores], float]] = {
-        "log_loss": log_loss,
-        "auc": lambda y, p: float(sk.roc_auc_score(y, p)) if len(np.unique(y)) > 1 else np.nan,
-        "average_precision": lambda y, p: float(sk.average_precision_score(y, p)),
-    }
-    by_class: dict[str, Callable[[Labels, Labels], float]] = {
-        "accuracy": lambda y, c: float(np.mean(y == c)),
-        "precision": lambda y, c: float(sk.precision_score(y, c, zero_division=0)),
-        "recall": lambda y, c: float(sk.recall_score(y, c, zero_division=0)),
-        "f1": lambda y, c: float(sk.f1_score(y, c, zero_division=0)),
-    }
-    if name in by_score:
-        return by_score[name]
-    return lambda y, p: by_class[name](y, predict(p, threshold))
-
-
-NAMES = ("log_loss", "auc", "average_precision", "accuracy", "precision", "recall", "f1")
+# Of labels, scores and predicted classes; nan where it is undefined.
+METRICS: dict[str, Callable[[Labels, Scores, Labels], float]] = {
+    "log_loss": lambda y, p, _: log_loss(y, p),
+    "auc": lambda y, p, _: sk.roc_auc_score(y, p) if len(np.unique(y)) > 1 else np.nan,
+    "average_precision": lambda y, p, _: sk.average_precision_score(y, p),
+    "accuracy": lambda y, _, c: float(np.mean(y == c)),
+    "precision": lambda y, _, c: sk.precision_score(y, c, zero_division=0),
+    "recall": lambda y, _, c: sk.recall_score(y, c, zero_division=0),
+    "f1": lambda y, _, c: sk.f1_score(y, c, zero_division=0),
+}
 
 
 def all_metrics(y: Labels, p: Scores, threshold: float) -> dict[str, float]:
     """Every metric and the confusion matrix (tn, fp, fn, tp)."""
-    cells = sk.confusion_matrix(y, predict(p, threshold), labels=[0, 1]).ravel()
-    counted = zip(("tn", "fp", "fn", "tp"), cells, strict=True)
-    values = {name: metric(name, threshold)(y, p) for name in NAMES}
-    return values | {name: float(count) for name, count in counted}
+    classes = predict(p, threshold)
+    cells = sk.confusion_matrix(y, classes, labels=[0, 1]).ravel()
+    values = {name: float(metric(y, p, classes)) for name, metric in METRICS.items()}
+    return values | dict(zip(("tn", "fp", "fn", "tp"), map(float, cells), strict=True))
 
 
 @dataclass(frozen=True)
@@ -77,10 +68,13 @@ def paired_difference(
     name: str, y: Labels, challenger: Scores, champion: Scores, threshold: float, seed: int
 ) -> Difference:
     """Percentile bootstrap over rows, both models on the same resample (Efron 1979)."""
-    of, random = metric(name, threshold), np.random.default_rng(seed)
-    samples = []
-    for _ in range(RESAMPLES):
-        rows = random.integers(0, len(y), len(y))
-        samples.append(of(y[rows], challenger[rows]) - of(y[rows], champion[rows]))
+    metric, random = METRICS[name], np.random.default_rng(seed)
+    models = [(p, predict(p, threshold)) for p in (challenger, champion)]
+
+    def difference(rows: NDArray[np.int64] | slice) -> float:
+        ours, theirs = (metric(y[rows], p[rows], c[rows]) for p, c in models)
+        return float(ours - theirs)
+
+    samples = [difference(random.integers(0, len(y), len(y))) for _ in range(RESAMPLES)]
     low, high = np.nanquantile(samples, [0.025, 0.975])
-    return Difference(of(y, challenger) - of(y, champion), float(low), float(high))
+    return Difference(difference(slice(None)), float(low), float(high))

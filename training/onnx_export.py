@@ -9,6 +9,7 @@ from __future__ import annotations
 import warnings
 from copy import deepcopy
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,6 +25,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
+from mlflow_server.served_model import SCORE
 from stack.errors import TrainingError
 
 if TYPE_CHECKING:
@@ -31,12 +33,11 @@ if TYPE_CHECKING:
 
     from stack.spec import FeatureType
 
-SCORE = "score"
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TYPES: dict[str, Any] = {
-    "int64": (Int64TensorType, TensorProto.INT64, np.int64),
-    "double": (DoubleTensorType, TensorProto.DOUBLE, np.float64),
-    "string": (StringTensorType, TensorProto.STRING, np.object_),
+    "int64": (Int64TensorType, TensorProto.INT64),
+    "double": (DoubleTensorType, TensorProto.DOUBLE),
+    "string": (StringTensorType, TensorProto.STRING),
 }
 ESTIMATORS: dict[str, Any] = {
     "logistic_regression": LogisticRegression,
@@ -88,9 +89,9 @@ def export(pipeline: Pipeline, features: Mapping[str, FeatureType]) -> onnx.Mode
             f"found the classes {classes} and the features {', '.join(features)}"
         )
     exact = _with_float32_thresholds(pipeline)
-    options = {type(exact[-1]): {"zipmap": False}, StandardScaler: {"div": "div"}}
-    if "scaler" not in exact.named_steps:
-        del options[StandardScaler]
+    options: dict[Any, Any] = {type(exact[-1]): {"zipmap": False}}
+    if "scaler" in exact.named_steps:
+        options[StandardScaler] = {"div": "div"}
     inputs = [(name, TYPES[kind][0]([None, 1])) for name, kind in features.items()]
     with warnings.catch_warnings():
         # skl2onnx hands numpy's integers to protobuf, which will refuse them from 7 on.
@@ -112,12 +113,12 @@ def _with_float32_thresholds(pipeline: Pipeline) -> Pipeline:
     """
     copy = deepcopy(pipeline)
     if isinstance(copy[-1], HistGradientBoostingClassifier):
-        for predictors in copy[-1]._predictors:  # noqa: SLF001  (no public way to the trees)
-            for predictor in predictors:
-                exact = predictor.nodes["num_threshold"]
-                down = exact.astype(np.float32)
-                down = np.where(down > exact, np.nextafter(down, np.float32(-np.inf)), down)
-                predictor.nodes["num_threshold"] = down
+        made = copy[-1]._predictors  # noqa: SLF001  (no public way to the trees)
+        for predictor in chain.from_iterable(made):
+            exact = predictor.nodes["num_threshold"]
+            down = exact.astype(np.float32)
+            down = np.where(down > exact, np.nextafter(down, np.float32(-np.inf)), down)
+            predictor.nodes["num_threshold"] = down
     return copy
 
 

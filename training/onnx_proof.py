@@ -6,16 +6,17 @@ step beside a tree's threshold.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import onnxruntime as ort
 import pandas as pd
 from sklearn.ensemble import HistGradientBoostingClassifier, RandomForestClassifier
 from threadpoolctl import threadpool_limits
 
-from training.onnx_export import SCORE, TYPES, names_of
+from training.metrics import predict
+from training.onnx_export import names_of
+from training.scoring import DTYPES, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -42,9 +43,6 @@ class Proof:
     passed: bool
     reasons: tuple[str, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        return asdict(self)
-
 
 def prove(
     pipeline: Pipeline,
@@ -60,19 +58,16 @@ def prove(
     `frame` holds real rows with the columns `features`. A flip is a row whose
     `round(score, 6) >= threshold` differs.
     """
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
     rows: dict[str, int] = {}
     largest, flips, reasons = 0.0, 0, []
     try:
-        session = ort.InferenceSession(onnx_bytes, options, providers=["CPUExecutionProvider"])
         for kind, probe in _probes(pipeline, frame[list(features)], features, seed):
             with threadpool_limits(1):  # OpenMP's threads wait for each other on a busy machine
                 expected = pipeline.predict_proba(probe)[:, 1].astype(np.float64)
-            found = session.run([SCORE], _feed(probe, features))[0].astype(np.float64)
+            found = score(onnx_bytes, features, probe)
             gaps = np.abs(found - expected)
             gap = float(np.where(np.isnan(gaps), 1.0, gaps).max())  # NaN is as wrong as can be
-            flipped = int(np.sum((found.round(6) >= threshold) != (expected.round(6) >= threshold)))
+            flipped = int(np.sum(predict(found, threshold) != predict(expected, threshold)))
             rows[kind] = len(probe)
             if gap > LARGEST_DIFFERENCE or flipped:
                 reasons.append(f"{kind}: largest difference {gap:.3g}, {flipped} flips")
@@ -81,10 +76,6 @@ def prove(
         reasons.append(f"{type(exc).__name__}: {' '.join(str(exc).split())[:200]}")
         largest = 1.0
     return Proof(rows, largest, flips, not reasons, tuple(reasons))
-
-
-def _feed(frame: pd.DataFrame, features: Mapping[str, FeatureType]) -> dict[str, Any]:
-    return {name: frame[name].to_numpy(TYPES[kind][2]) for name, kind in features.items()}
 
 
 def _probes(
@@ -98,8 +89,8 @@ def _probes(
     yield "permuted", pd.DataFrame(mixed)
     doubles, integers = names_of(features, "double"), names_of(features, "int64")
     if doubles:
-        alone = [some.assign(**{name: np.nan}) for name in doubles]
-        yield "null", pd.concat([*alone, some.assign(**dict.fromkeys(doubles, np.nan))])
+        nulls = [*([name] for name in doubles), doubles]  # each alone, then all
+        yield "null", pd.concat([some.assign(**dict.fromkeys(n, np.nan)) for n in nulls])
     if strings := names_of(features, "string"):
         unknown = [some.assign(**dict.fromkeys(strings, value)) for value in UNKNOWN]
         yield "unknown", pd.concat(unknown)
@@ -120,32 +111,24 @@ def _probes(
 
 def _thresholds(estimator: Any, numbers: list[str]) -> list[tuple[str, float]]:
     """(feature, threshold) of every split on a number; the numbers are the trees' first columns."""
+    trees: list[Any] = []
     if isinstance(estimator, RandomForestClassifier):
         trees = [(tree.tree_.feature, tree.tree_.threshold) for tree in estimator.estimators_]
     elif isinstance(estimator, HistGradientBoostingClassifier):
         nodes = [p.nodes[p.nodes["is_leaf"] == 0] for made in estimator._predictors for p in made]  # noqa: SLF001
         trees = [(node["feature_idx"], node["num_threshold"]) for node in nodes]
-    else:
-        trees = []
     found = {(int(f), float(t)) for tree in trees for f, t in zip(*tree, strict=True)}
-    return [
-        (numbers[feature], threshold)
-        for feature, threshold in sorted(found)
-        if 0 <= feature < len(numbers) and np.isfinite(threshold)
-    ]
+    splits = [(f, t) for f, t in sorted(found) if 0 <= f < len(numbers) and np.isfinite(t)]
+    return [(numbers[feature], threshold) for feature, threshold in splits]
 
 
 def _neighbours(threshold: float, *, whole: bool) -> list[float]:
     """Values one step of float32 (and of float64) around, or the two whole numbers beside it."""
     if whole:
         return [float(np.floor(threshold)), float(np.floor(threshold)) + 1]
-    near = np.float32(threshold)
-    below, above = np.nextafter(near, np.float32(-np.inf)), np.nextafter(near, np.float32(np.inf))
-    return [
-        threshold,
-        *(float(v) for v in (below, near, above)),
-        float(np.nextafter(threshold, np.inf)),
-    ]
+    near, far = np.float32(threshold), np.float32(np.inf)
+    single = (np.nextafter(near, -far), near, np.nextafter(near, far))
+    return [threshold, *map(float, single), float(np.nextafter(threshold, np.inf))]
 
 
 def _one_each(
@@ -161,6 +144,6 @@ def _one_each(
     for name in set(names):
         here = names == name
         column = rows[name].to_numpy(copy=True)
-        column[here] = numbers[here].astype(TYPES[features[name]][2])
+        column[here] = numbers[here].astype(DTYPES[features[name]])
         rows[name] = column
     return rows

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from sklearn.calibration import calibration_curve
-from sklearn.metrics import (
-    ConfusionMatrixDisplay,
-    PrecisionRecallDisplay,
-    RocCurveDisplay,
-    confusion_matrix,
-)
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
 
 from training.metrics import log_loss, predict
 
@@ -20,10 +16,15 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     import pandas as pd
+    from matplotlib.axes import Axes
 
     from training.metrics import Labels, Scores
 
-BINS = 10
+CURVES: dict[str, Callable[..., Any]] = {
+    "roc": RocCurveDisplay.from_predictions,
+    "precision_recall": PrecisionRecallDisplay.from_predictions,
+    "calibration": partial(CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"),
+}
 
 
 def figures(
@@ -34,20 +35,25 @@ def figures(
     title: str,
 ) -> dict[str, Figure]:
     """File name → figure. scored: the challenger first, then whom it is compared with."""
-    challenger = next(iter(scored.values()))
-    drawn: dict[str, Callable[[Figure], None]] = {
-        "confusion_matrix": lambda f: _confusion(f, y, challenger, threshold),
-        "roc": lambda f: _curves(f, RocCurveDisplay, y, scored),
-        "precision_recall": lambda f: _curves(f, PrecisionRecallDisplay, y, scored),
-        "calibration": lambda f: _calibration(f, y, scored),
-        "feature_importance": lambda f: _importance(f, importance),
-    }
     made = {}
-    for name, draw in drawn.items():
-        figure = Figure(figsize=(6, 5), layout="constrained")
-        draw(figure)
+
+    def axes_of(name: str) -> Axes:
+        figure = made[f"plots/{name}.png"] = Figure(figsize=(6, 5), layout="constrained")
         figure.suptitle(f"{name.replace('_', ' ')} · {title}", fontsize=10)
-        made[f"plots/{name}.png"] = figure
+        return figure.subplots()
+
+    for curve, draw in CURVES.items():
+        axes = axes_of(curve)
+        for name, scores in scored.items():
+            draw(y, scores, name=name, ax=axes)
+    classes = predict(next(iter(scored.values())), threshold)
+    ConfusionMatrixDisplay.from_predictions(
+        y, classes, labels=[0, 1], display_labels=["stays", "churns"],
+        colorbar=False, ax=axes_of("confusion_matrix"),
+    )  # fmt: skip
+    axes, ordered = axes_of("feature_importance"), sorted(importance, key=importance.__getitem__)
+    axes.barh(ordered, [importance[name] for name in ordered])
+    axes.set(xlabel="rise in log loss when shuffled (nats)")
     return made
 
 
@@ -55,40 +61,8 @@ def permutation_importance(
     scorer: Callable[[pd.DataFrame], Scores], rows: pd.DataFrame, y: Labels, seed: int
 ) -> dict[str, float]:
     """By feature, how much log loss rises when its column is shuffled (Breiman 2001)."""
-    random, base = np.random.default_rng(seed), log_loss(y, scorer(rows))
-    shuffled = {
-        name: rows[name].to_numpy()[random.permutation(len(rows))] for name in map(str, rows)
-    }
-    return {
-        name: log_loss(y, scorer(rows.assign(**{name: column}))) - base
-        for name, column in shuffled.items()
-    }
-
-
-def _confusion(figure: Figure, y: Labels, scores: Scores, threshold: float) -> None:
-    cells = confusion_matrix(y, predict(scores, threshold), labels=[0, 1])
-    axes = figure.subplots()
-    ConfusionMatrixDisplay(cells, display_labels=["stays", "churns"]).plot(ax=axes, colorbar=False)
-
-
-def _curves(figure: Figure, kind: type, y: Labels, scored: dict[str, Scores]) -> None:
-    axes = figure.subplots()
-    for name, scores in scored.items():
-        kind.from_predictions(y, scores, name=name, ax=axes)  # type: ignore[attr-defined]
-
-
-def _calibration(figure: Figure, y: Labels, scored: dict[str, Scores]) -> None:
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], "--", color="grey", label="perfect")
-    for name, scores in scored.items():
-        observed, predicted = calibration_curve(y, scores, n_bins=BINS, strategy="quantile")
-        axes.plot(predicted, observed, "o-", label=name)
-    axes.set(xlabel="predicted probability (deciles)", ylabel="observed share")
-    axes.legend()
-
-
-def _importance(figure: Figure, importance: dict[str, float]) -> None:
-    axes = figure.subplots()
-    ordered = sorted(importance.items(), key=lambda item: item[1])
-    axes.barh([name for name, _ in ordered], [value for _, value in ordered])
-    axes.set(xlabel="rise in log loss when shuffled (nats)")
+    random, base, rises = np.random.default_rng(seed), log_loss(y, scorer(rows)), {}
+    for name in map(str, rows):
+        shuffled = rows[name].to_numpy()[random.permutation(len(rows))]
+        rises[name] = log_loss(y, scorer(rows.assign(**{name: shuffled}))) - base
+    return rises

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import logging
+from dataclasses import asdict
 from datetime import datetime
+from importlib.metadata import version as installed
 from pathlib import Path
 from shutil import copy
 from tempfile import TemporaryDirectory
@@ -20,10 +21,10 @@ from mlflow_server.registry import PRODUCTION, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from stack.errors import TrainingError
-from training.artifacts import CANDIDATE, EVALUATION, PIPELINE_FILE, fetched, read
+from training.artifacts import CANDIDATE, PIPELINE_FILE, fetched
 from training.dataset import load_frame
 from training.frame import at, features
-from training.gate import EVALUATIONS
+from training.gate import load_evaluation
 from training.onnx_proof import prove
 
 if TYPE_CHECKING:
@@ -35,7 +36,6 @@ if TYPE_CHECKING:
     from training.gate import Evaluation
     from training.snapshots import Plan
 
-log = logging.getLogger(__name__)
 TRUSTED = (
     "numpy.dtype",
     "skl2onnx.sklapi.cast_transformer.CastTransformer",
@@ -43,6 +43,7 @@ TRUSTED = (
     "sklearn.tree._tree.Tree",
 )
 """Types that a pipeline file may hold beside those that skops trusts anyway."""
+REQUIREMENTS = [f"{package}=={installed(package)}" for package in ("onnxruntime", "mlflow")]
 EXAMPLE_ROWS = 5
 MINUTE = "%Y-%m-%d %H:%M"
 LINEAGE = (
@@ -61,7 +62,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, run_id)
     tags = tracking.run(run_id).tags
-    evaluation = EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
+    evaluation = load_evaluation(tracking, run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate, TemporaryDirectory() as name:
         model, extra = (candidate / ONNX_FILE).read_bytes(), Path(name)
         pipeline = skops.io.load(candidate / PIPELINE_FILE, trusted=list(TRUSTED))
@@ -69,7 +70,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
         proof = prove(
             pipeline, model, rows, spec.seed, features=spec.features, threshold=spec.threshold
         )
-        tracking.log_json(run_id, proof.as_json(), "proof.json")
+        tracking.log_json(run_id, asdict(proof), "proof.json")
         if not proof.passed:
             tracking.finish(run_id, "FAILED")
             raise TrainingError(f"ONNX does not score as scikit-learn does: {proof.reasons}")
@@ -77,6 +78,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
         (extra / CONTRACT_FILE).write_text(contract.model_dump_json(indent=2))
         copy(candidate / PIPELINE_FILE, extra)
         example = features(spec, at(frame, [plan.test]).slice(0, EXAMPLE_ROWS))
+        lineage = (*LINEAGE, f"table.raw.{spec.dataset}")
         version = register_version(
             settings,
             model=spec.name,
@@ -84,9 +86,9 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             onnx_model=onnx.load_model_from_string(model),
             extra_files=extra,
             input_example=example,
-            tags=_lineage(spec, tags),
+            tags={name: tags[name] for name in lineage if tags.get(name)},
             description=_description(evaluation, plan, tags),
-            requirements=_requirements(),
+            requirements=REQUIREMENTS,
         )
     return version.version
 
@@ -105,7 +107,7 @@ def promote(
     """
     tracking, registry, ledger = Tracking(settings), Registry(settings), Ledger(settings)
     reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
-    evaluation = EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
+    evaluation = load_evaluation(tracking, run_id)
     as_of = datetime.fromisoformat(tracking.run(run_id).tags["as_of"])
     applied = [row for row in ledger.rows(spec.name)
                if row.role == PRODUCTION and row.state == "applied"]  # fmt: skip
@@ -124,7 +126,7 @@ def promote(
         )  # fmt: skip
         before = f"in place of {row.from_version}" if row.from_version else "the first one"
         outcome = f"version {row.to_version} is in production, {before}"
-    tracking.log_tags(run_id, {"outcome": outcome, "version": version})
+    tracking.log(run_id, tags={"outcome": outcome, "version": version})
     tracking.finish(run_id, "FINISHED")
     return outcome
 
@@ -149,11 +151,6 @@ def _default(column: pd.Series[Any], kind: str) -> int | float | str:
     return int(column.median()) if kind == "int64" else float(column.median())
 
 
-def _lineage(spec: ModelSpec, tags: dict[str, str]) -> dict[str, str]:
-    table = f"table.raw.{spec.dataset}"
-    return {name: tags[name] for name in (*LINEAGE, table) if tags.get(name)}
-
-
 def _description(evaluation: Evaluation, plan: Plan, tags: dict[str, str]) -> str:
     ours, trivial = evaluation.challenger, evaluation.trivial
     return (
@@ -162,13 +159,3 @@ def _description(evaluation: Evaluation, plan: Plan, tags: dict[str, str]) -> st
         f"AUC {ours['auc']:.3f} (0.5), F1 {ours['f1']:.3f} ({trivial['f1']:.3f}). "
         f"Reason: {tags['reason']}."
     )
-
-
-def _requirements() -> list[str]:
-    return [f"onnxruntime=={_installed('onnxruntime')}", f"mlflow=={_installed('mlflow')}"]
-
-
-def _installed(package: str) -> str:
-    from importlib.metadata import version  # noqa: PLC0415
-
-    return version(package)

@@ -24,7 +24,9 @@ def score(
     model: bytes, inputs: Mapping[str, FeatureType], rows: pd.DataFrame
 ) -> NDArray[np.float64]:
     """Probability of class 1, float64 [N], of an ONNX model with one column per input."""
-    session = onnxruntime.InferenceSession(model, providers=["CPUExecutionProvider"])
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
     feed = {name: rows[name].to_numpy(dtype=DTYPES[kind]) for name, kind in inputs.items()}
     scores: NDArray[np.float64] = session.run([SCORE], feed)[0].astype(np.float64)
     return scores

@@ -20,11 +20,13 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from feature_repo.definition import Dataset
+    from feature_repo.validation import Validation
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 FINGERPRINT = "gyre.fingerprint"
+NOTHING_NEW = "nothing new to learn: no snapshot has matured, and spec, code and definitions stand"
 
 
 def open_run(
@@ -54,14 +56,10 @@ def open_run(
     version = raw_table(settings, dataset).version
     planned = plan_run(settings, spec, dataset, as_of, version)
     mark = fingerprint(spec, planned.test, store.definition_hash(spec.feature_service))
-    earlier = next(
-        (run for run in tracking.runs(spec.experiment)
-         if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key),
-        None,
-    )  # fmt: skip
-    if earlier is not None and not force:
-        log.info("run %s saw the same", earlier.run_id)
-        return None
+    for run in () if force else tracking.runs(spec.experiment):
+        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key:
+            log.info("run %s saw the same", run.run_id)
+            return None
     tags = {
         FINGERPRINT: mark,
         "as_of": as_of.isoformat(),
@@ -76,7 +74,12 @@ def open_run(
         **code_tags(),
     }
     run_id = tracking.start_or_find_run(spec.experiment, key, f"{as_of:%Y-%m-%d} {reason}", tags)
-    _validate_rows(settings, dataset, as_of, version, tracking, run_id)
+    raw = open_raw(raw_table(settings, dataset), version, as_of)
+    checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
+    tracking.log_json(run_id, checked.report, "validation.json")
+    if broken := _broken(checked):
+        tracking.finish(run_id, "FAILED")
+        raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
     return run_id
 
 
@@ -107,22 +110,9 @@ def _check_features(spec: ModelSpec, dataset: Dataset, given: Mapping[str, str])
             raise SettingsError(f"{file}: features.{name}: expected {given[name]}, found {kind}")
 
 
-def _validate_rows(
-    settings: Settings,
-    dataset: Dataset,
-    as_of: datetime,
-    version: int,
-    tracking: Tracking,
-    run_id: str,
-) -> None:
-    raw = open_raw(raw_table(settings, dataset), version, as_of)
-    checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
-    tracking.log_json(run_id, checked.report, "validation.json")
+def _broken(checked: Validation) -> str:
     for warning in checked.warnings:
         log.warning(warning.message)
-    if checked.rejections or checked.bad_rows():
-        broken = "; ".join(
-            finding.message for finding in checked.findings if finding.severity != "warning"
-        )
-        tracking.finish(run_id, "FAILED")
-        raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
+    if not checked.rejections and not checked.bad_rows():
+        return ""
+    return "; ".join(f.message for f in checked.findings if f.severity != "warning")

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from stack import ready
+from cli.programs import airflow_programs
 from stack.airflow_api import AirflowApi, error_of
 from stack.ending import end_stack, members
 from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
 from stack.errors import StackError
-from stack.processes import Program, render, start, wait_ready
+from stack.processes import render, start, wait_ready
 from stack.settings import load_settings
 
 MODEL = "customer_churn_model"
@@ -38,13 +38,7 @@ def settings(tmp_path_factory):
     airflow, config = str(Path(sys.executable).parent / "airflow"), airflow_environment(settings)
     env = process_environment(settings) | config
     subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
-    web = settings.airflow_address
-    scheduler, parser = ready.heartbeat(web, "scheduler"), ready.heartbeat(web, "dag_processor")
-    programs = [
-        Program("api", [airflow, "api-server"], ready.heartbeat(web, "metadatabase"), config),
-        Program("scheduler", [sys.executable, "-m", "stack.scheduler"], scheduler, config),
-        Program("parser", [airflow, "dag-processor"], parser, config),
-    ]
+    programs = airflow_programs(settings)
     start(settings, render(settings, programs))
     try:
         wait_ready(settings, programs, print)
@@ -76,7 +70,7 @@ def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
     with pytest.raises(StackError, match=r"task validate: AirflowFailException: parameter as_of"):
         airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
     airflow.note(f"train_{MODEL}", run, "n" * 2000)
-    assert airflow.run(f"train_{MODEL}", run).note == "n" * 1000
+    assert airflow.run(f"train_{MODEL}", run)["note"] == "n" * 1000
 
 
 def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
@@ -126,6 +120,6 @@ def test_the_last_error_of_a_log_is_told():
 def test_the_schedule_starts_one_training_run_about_its_own_moment(airflow):
     run = airflow.trigger(f"schedule_{MODEL}", {})
     told: list[str] = []
-    assert airflow.follow(f"schedule_{MODEL}", run, told.append, limit=60).state == "success"
+    assert airflow.follow(f"schedule_{MODEL}", run, told.append, limit=60)["state"] == "success"
     assert told[0].strip().startswith("emit: success")
     assert len(wait_for_run(airflow, "schedule ")) == 1

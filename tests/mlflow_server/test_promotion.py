@@ -172,7 +172,8 @@ def test_one_that_wakes_up_late_disturbs_nothing(
     promote(registry, ledger, model, "1", **ANN)
     with ledger.exclusive(model) as book:  # all that `promote` did before it fell asleep
         change = ("production", 100, "1", "2", "late", "", None)
-        late = book.append(LedgerRow(model, 2, *change, "pending", now()))
+        late = LedgerRow(model, 2, *change, "pending", now())
+        book.append(late)
     assert registry.production(model) == "1"
     assert [row.state for row in reconcile(registry, ledger, model)] == ["applied"]  # helped
     promote(registry, ledger, model, "3", **ANN)
@@ -196,7 +197,7 @@ def test_a_hand_beats_a_dead_promotion(
 
 
 def test_an_alias_moved_by_hand_is_written_down(
-    registry: Registry, ledger: Ledger, model: str
+    settings: Settings, registry: Registry, ledger: Ledger, model: str
 ) -> None:
     promote(registry, ledger, model, "1", **ANN)
     registry.set_alias(model, "production", "3")
@@ -208,7 +209,7 @@ def test_an_alias_moved_by_hand_is_written_down(
         "applied",
     )
     assert stages(registry, model) == {"1": "Archived", "3": "Production"}
-    registry.delete_alias(model, "production")
+    client(settings).delete_registered_model_alias(model, "production")
     (row,) = reconcile(registry, ledger, model)
     assert (row.from_version, row.to_version) == ("3", None)
     assert "Production" not in stages(registry, model).values()

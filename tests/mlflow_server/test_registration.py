@@ -44,7 +44,7 @@ from stack.settings import Settings
 import test_registration as tests
 def die(*_, **__):
     os.kill(os.getpid(), signal.SIGKILL)
-MlflowClient.create_model_version = die
+setattr(MlflowClient, sys.argv[7], die)
 settings = Settings(home=Path(sys.argv[2]), mlflow_port=int(sys.argv[3]))
 tests.registered(settings, sys.argv[4], sys.argv[5], Path(sys.argv[6]))
 """
@@ -127,19 +127,24 @@ def test_registering_a_run_again_finds_its_version(
     assert registry.versions(name) == [first]
 
 
-def test_killed_between_model_and_version_the_next_try_makes_one(
-    settings: Settings, registry: Registry, run_id: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("at", "logged"), [("log_model_artifacts", 2), ("create_model_version", 1)]
+)
+def test_killed_before_upload_or_version_the_next_try_makes_one(
+    settings: Settings, registry: Registry, run_id: str, tmp_path: Path, at: str, logged: int
 ) -> None:
     name, here = f"m{run_id[:12]}", __file__.rsplit("/", 1)[0]
     place = [str(settings.home), str(settings.mlflow_port), name, run_id, str(tmp_path / "files")]
-    died = subprocess.run([sys.executable, "-c", KILLED, here, *place], check=False)
+    died = subprocess.run([sys.executable, "-c", KILLED, here, *place, at], check=False)
     assert died.returncode == -signal.SIGKILL
     assert registry.versions(name) == []
     version = registered(settings, name, run_id, tmp_path / "files")
     assert registry.versions(name) == [version]
+    registry.download(version, tmp_path / "served")
+    assert wrong_files(tmp_path / "served", version.tags) == []
     api = client(settings)
     experiment = api.get_run(run_id).info.experiment_id
-    assert len(api.search_logged_models([experiment], f"source_run_id = '{run_id}'")) == 1
+    assert len(api.search_logged_models([experiment], f"source_run_id = '{run_id}'")) == logged
 
 
 def test_a_run_that_does_not_exist_makes_no_version(

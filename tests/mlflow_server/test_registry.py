@@ -7,7 +7,6 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pytest
@@ -33,7 +32,6 @@ def test_versions_are_our_own_small_type(registry: Registry, model: str) -> None
     assert [version.version for version in registry.versions(model)] == list("12345")
     version = registry.version(model, "2")
     assert (version.model, version.stage, version.tags) == (model, "None", {})
-    assert abs((datetime.now(UTC) - version.created).total_seconds()) < 60
 
 
 def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None:

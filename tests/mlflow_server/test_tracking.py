@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -32,18 +31,15 @@ def experiment() -> str:
 
 
 def test_a_key_has_one_run(tracking: Tracking, experiment: str) -> None:
-    assert tracking.find_run(experiment, "k") is None
     assert tracking.runs(experiment) == []
     run_id = tracking.start_or_find_run(experiment, "k", "monday", {"gyre.reason": "drift"})
     assert tracking.start_or_find_run(experiment, "k", "monday", {}) == run_id
-    assert tracking.find_run(experiment, "k") == run_id
     other = tracking.start_or_find_run(
         experiment, "manual__2026-11-20T09:17:47.5+00:00", "tuesday", {}
     )
     assert [run.run_id for run in tracking.runs(experiment)] == [other, run_id]
     run = tracking.run(run_id)
     assert (run.key, run.status, run.tags["gyre.reason"]) == ("k", "RUNNING", "drift")
-    assert abs((datetime.now(UTC) - run.started).total_seconds()) < 60
 
 
 def test_a_failed_run_goes_on_and_a_finished_one_stays(tracking: Tracking, experiment: str) -> None:
@@ -61,15 +57,12 @@ def test_what_is_logged_comes_back(
     tracking: Tracking, experiment: str, settings: Settings, tmp_path: Path
 ) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
-    tracking.log_params(run_id, {f"p{n}": n for n in range(150)})
-    tracking.log_params(run_id, {"p1": 1})
-    tracking.log_metrics(run_id, {"f1": 0.75, "auc": 0.5}, step=3, time=datetime.now(UTC))
-    tracking.log_tags(run_id, {"git": "abc"})
+    tracking.log(run_id, params={f"p{n}": n for n in range(150)})
+    tracking.log(run_id, params={"p1": 1})
+    tracking.log(run_id, metrics={"f1": 0.75, "auc": 0.5}, tags={"git": "abc"})
     run = tracking.run(run_id)
     assert len(run.params) == 150
     assert (run.metrics, run.tags["git"]) == ({"f1": 0.75, "auc": 0.5}, "abc")
-    (point,) = client(settings).get_metric_history(run_id, "f1")
-    assert point.step == 3
 
     figure = Figure()
     figure.subplots().plot([1, 2])
@@ -92,9 +85,7 @@ def test_a_dataset_is_the_file_and_the_runs_input(
     file = tmp_path / "train.parquet"
     pd.DataFrame({"orders": [1, 2], "spend": [0.5, None], "churned": [0, 1]}).to_parquet(file)
     digest = hashlib.sha256(b"content").hexdigest()
-    tracking.log_dataset(
-        run_id, file, name="orders", context="training", digest=digest, target="churned"
-    )
+    tracking.log_dataset(run_id, file, name="orders", digest=digest, target="churned")
     (found,) = client(settings).get_run(run_id).inputs.dataset_inputs
     assert (found.dataset.name, found.dataset.digest) == ("orders", digest[:36])
     assert found.tags[0].value == "training"
@@ -104,6 +95,6 @@ def test_a_dataset_is_the_file_and_the_runs_input(
 
 def test_a_parameter_keeps_its_value(tracking: Tracking, experiment: str) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
-    tracking.log_params(run_id, {"depth": 8})
-    with pytest.raises(RegistryError, match="params of run"):
-        tracking.log_params(run_id, {"depth": 9})
+    tracking.log(run_id, params={"depth": 8})
+    with pytest.raises(RegistryError, match=r"values of run .*depth"):
+        tracking.log(run_id, params={"depth": 9})

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import subprocess
 import sys
 import time
@@ -11,7 +9,6 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,7 +17,6 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
-from mlflow_server import server as mlflow_process
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registration import register
@@ -28,15 +24,27 @@ from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from serving.prediction_log import read_rows
-from stack.settings import PROJECT, Settings
+from stack.environment import process_environment
+from stack.settings import PROJECT
 from stack.spec import ModelSpec, load_spec
+from tests.conftest import (
+    answers,
+    feast_apply,
+    mlflow_server,
+    new_settings,
+    redis_server,
+    running,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
+
+    from stack.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
-BIN = Path(sys.executable).parent
-KNOWN, UNKNOWN = 4, 99_999_999
+KNOWN = 4
 FEATURES = {
     "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5, "total_spend_90d": 20,
     "lifetime_orders": 3, "lifetime_value": 60.25, "avg_order_value": 20.08,
@@ -47,45 +55,14 @@ ONNX_TYPES = {
     "double": TensorProto.DOUBLE,
     "string": TensorProto.STRING,
 }
+INGEST = """
+from datetime import UTC, datetime
+from feature_repo.ingest import ingest
+from stack.settings import load_settings
+
+ingest(load_settings(), "orders", datetime.now(UTC))
+"""
 PANDAS_TYPES = {"int64": "int64", "double": "float64", "string": "object"}
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def wait_for(what: str, ready: object, seconds: float = 30.0, every: float = 0.05) -> float:
-    """Wait until `ready()` is true; seconds it took."""
-    start = time.monotonic()
-    while time.monotonic() - start < seconds:
-        if ready():  # type: ignore[operator]
-            return time.monotonic() - start
-        time.sleep(every)
-    raise AssertionError(f"{what}: not within {seconds} s")
-
-
-@contextmanager
-def running(command: list[str], log: Path, **environment: str) -> Iterator[subprocess.Popen[bytes]]:
-    # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
-    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-    with log.open("ab") as out:
-        process = subprocess.Popen(
-            command, stdout=out, stderr=out, cwd=PROJECT, env=own | environment
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait(10)
-
-
-def answers(url: str) -> bool:
-    try:
-        return httpx.get(url, timeout=2).status_code < 500
-    except httpx.HTTPError:
-        return False
 
 
 def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
@@ -127,14 +104,6 @@ class Rig:
     spec: ModelSpec = SPEC
     features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
 
-    @property
-    def environment(self) -> dict[str, str]:
-        s = self.settings
-        return {
-            "GYRE_HOME": str(s.home), "GYRE_REDIS_PORT": str(s.redis_port),
-            "GYRE_MLFLOW_PORT": str(s.mlflow_port), "GYRE_SERVING_PORT": str(s.serving_port),
-        }  # fmt: skip
-
     def register(self, bias: float, score: str = "Sigmoid") -> Version:
         self.count += 1
         files = self.folder / f"extra-{self.count}"
@@ -158,74 +127,36 @@ class Rig:
         ledger.close()
 
     @contextmanager
-    def redis_server(self) -> Iterator[subprocess.Popen[bytes]]:
-        port = str(self.settings.redis_port)
-        command = [str(BIN / "redis-server"), "--port", port, "--bind", "127.0.0.1"]
-        command += ["--dir", str(self.folder), "--save", "", "--appendonly", "no"]
-        with running(command, self.folder / "redis.log") as process:
-            cli = [str(BIN / "redis-cli"), "-p", port, "ping"]
-            wait_for(
-                "Redis",
-                lambda: (
-                    subprocess.run(cli, capture_output=True, check=False).stdout.strip() == b"PONG"
-                ),
-            )
-            yield process
-
-    @contextmanager
-    def mlflow_server(self) -> Iterator[None]:
-        environment = mlflow_process.environment(self.settings)
-        with running(
-            mlflow_process.command(self.settings), self.folder / "mlflow.log", **environment
-        ):
-            wait_for("MLflow", lambda: answers(f"{self.settings.mlflow_address}/health"), 60)
-            yield
-
-    @contextmanager
-    def serving(self, **environment: str) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    def serving(self, **changed: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
         """`python -m serving`, live; a client of it and the process."""
-        command = [sys.executable, "-m", "serving"]
-        with running(
-            command, self.folder / "serving.log", **(self.environment | environment)
-        ) as process:
-            port = environment.get("GYRE_SERVING_PORT", str(self.settings.serving_port))
-            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=20) as client:
-                wait_for("serving", lambda: answers(f"http://127.0.0.1:{port}/health/live"), 40)
-                yield client, process
+        settings = self.settings.model_copy(update=changed)
+        command, log = [sys.executable, "-m", "serving"], self.folder / "serving.log"
+        with (
+            running(command, log, **process_environment(settings)) as process,
+            httpx.Client(base_url=settings.serving_address, timeout=20) as client,
+        ):
+            wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
+            yield client, process
 
     def fill_features(self) -> None:
         """`feast apply`, then the real ingest of the shipped orders."""
-        definition = self.folder / "feature_store.yaml"
-        text = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
-        text = text.replace("../.gyre", str(self.settings.home))
-        definition.write_text(
-            text.replace("127.0.0.1:6379", f"127.0.0.1:{self.settings.redis_port}")
+        feast_apply(self.settings)
+        done = subprocess.run(
+            [sys.executable, "-c", INGEST],
+            cwd=PROJECT,
+            env=process_environment(self.settings),
+            capture_output=True,
+            check=False,
         )
-        (self.settings.home / "feast").mkdir(parents=True, exist_ok=True)
-        environment = self.environment | {"FEAST_FS_YAML_FILE_PATH": str(definition)}
-        code = (
-            "from datetime import UTC, datetime\n"
-            "from feature_repo.ingest import ingest\n"
-            "from stack.settings import load_settings\n"
-            "ingest(load_settings(), 'orders', datetime.now(UTC))\n"
-        )
-        for command, place in (
-            ([str(BIN / "feast"), "apply"], PROJECT / "feature_repo"),
-            ([sys.executable, "-c", code], PROJECT),
-        ):
-            done = subprocess.run(
-                command, cwd=place, env=os.environ | environment, capture_output=True, check=False
-            )
-            assert done.returncode == 0, done.stderr.decode()[-2000:]
+        assert done.returncode == 0, done.stderr.decode()[-2000:]
 
-    wait_for = staticmethod(wait_for)
+    wait_until = staticmethod(wait_until)
 
-    def known_to_be_ready(self, client: httpx.Client, seconds: float = 30) -> float:
-        return wait_for("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
+    def known_to_be_ready(self, client: httpx.Client, seconds: float = 30) -> None:
+        wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
 
-    def answers_as(self, client: httpx.Client, version: str, seconds: float = 5) -> float:
-        """Wait until `version` answers; seconds it took."""
-        return wait_for(
+    def answers_as(self, client: httpx.Client, version: str, seconds: float = 5) -> None:
+        wait_until(
             f"version {version}",
             lambda: self.predict(client).json().get("model_version") == version, seconds,
         )  # fmt: skip
@@ -243,15 +174,14 @@ class Rig:
 def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Redis with the real features, and MLflow; nothing registered yet."""
     folder = tmp_path_factory.mktemp("serving")
-    settings = Settings(
-        home=folder / "home", serving_port=free_port(), mlflow_port=free_port(),
-        redis_port=free_port(),
-    )  # fmt: skip
-    settings.home.mkdir(parents=True)
+    settings = new_settings(folder / "home", demo_start=None)
     made = Rig(settings, folder)
-    with made.redis_server() as made.redis, ThreadPoolExecutor() as beside:
+    with (
+        redis_server(settings.redis_port, folder) as made.redis,
+        ThreadPoolExecutor() as beside,
+    ):
         filled = beside.submit(made.fill_features)
-        with made.mlflow_server():
+        with mlflow_server(settings):
             filled.result()
             yield made
 
@@ -271,8 +201,8 @@ class Served:
 def served(rig: Rig) -> Iterator[Served]:
     """One server for the tests that leave it as it was: version `first` in production."""
     with rig.serving() as (client, process):
-        wait_for("Feast", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
-        wait_for("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
+        wait_until("Feast", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
+        wait_until("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
         empty = {path: client.get(path) for path in ("/health/live", "/health/ready", "/")}
         empty["/predict"] = rig.predict(client)
         empty["/v1"] = client.get("/v1/models/churn-predictor")

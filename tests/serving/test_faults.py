@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 import threading
 import time
 from typing import Any
 
 import httpx
 
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from tests.conftest import unused_port
 
 
 def timed(client: httpx.Client, key: int) -> tuple[float, dict[str, Any]]:
@@ -40,7 +35,7 @@ def test_redis_that_hangs_is_replaced_by_the_last_values_then_defaults(
         assert answer["features_from"] == "defaults"
         assert took < 0.05
         not_ready = lambda: client.get("/health/ready").status_code == 503  # noqa: E731
-        rig.wait_for("not ready", not_ready, 2)
+        rig.wait_until("not ready", not_ready, 2)
         assert time.monotonic() - stopped < 2
         assert "Redis" in client.get("/health/ready").json()["resources"]["redis"]["detail"]
         rows = {row["request_id"]: row for row in rig.rows()}
@@ -50,14 +45,14 @@ def test_redis_that_hangs_is_replaced_by_the_last_values_then_defaults(
         assert sorted(times)[45] < 0.05
     finally:
         os.kill(rig.redis.pid, signal.SIGCONT)
-    assert rig.known_to_be_ready(client, 5) < 5
+    rig.known_to_be_ready(client, 5)
     assert timed(client, 4)[1]["features_from"] == "online"
 
 
 def test_a_killed_worker_loses_no_acknowledged_row(rig: Any, served: Any) -> None:
     acknowledged: list[str] = []
     failed: list[str] = []
-    with rig.serving(GYRE_SERVING_PORT=free_port()) as (client, process):
+    with rig.serving(serving_port=unused_port()) as (client, process):
         rig.known_to_be_ready(client)
 
         def load(n: int) -> None:

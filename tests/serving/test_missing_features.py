@@ -1,95 +1,94 @@
-"""What the spec says of missing features, with a feature port that has none or holes."""
+"""What the spec says of missing features: Redis is down, or holds nulls."""
 
 from __future__ import annotations
 
 import asyncio
+import shutil
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import httpx
+import pandas as pd
+import pytest
 
+from feature_repo.store import open_store
 from serving.app import create_app
-from stack.errors import FeaturesUnavailableError
+from tests.conftest import unused_port
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from datetime import datetime
+    from pathlib import Path
+
+HOLES = 7_000_001
 
 
-class Holes:
-    """Features in memory, some of them null."""
-
-    def __init__(self, row: dict[str, Any], *null: str) -> None:
-        self._row = row | dict.fromkeys(null)
-
-    def read(self, keys: Sequence[int | str], as_of: datetime) -> list[Any]:
-        assert as_of.tzinfo
-        return [dict(self._row) for _ in keys]
-
-    def ping(self) -> None: ...
-    def watermark(self) -> None: ...
-    def close(self) -> None: ...
-
-
-def none(*_: Any) -> Any:
-    raise FeaturesUnavailableError("Redis: connection refused")
-
-
-def ask(
-    rig: Any, policy: str, features: Callable[..., Any], body: dict[str, Any]
-) -> httpx.Response:
-    """Answer of an application in this process, once its model is loaded."""
-    home = rig.folder / f"in-process-{policy}-{features.__name__}"
+def ask(rig: Any, home: Path, policy: str, redis_port: int, *bodies: Any) -> list[httpx.Response]:
+    """Answers of an application in this process, once its model and Feast are loaded."""
+    shutil.copytree(rig.settings.home / "feast", home / "feast", dirs_exist_ok=True)
     serving = rig.spec.serving.model_copy(update={"missing_features": policy})
     spec = rig.spec.model_copy(update={"serving": serving})
-    app = create_app(rig.settings.model_copy(update={"home": home}), [spec], features)
+    app = create_app(
+        rig.settings.model_copy(update={"home": home, "redis_port": redis_port}), [spec]
+    )
 
-    async def run() -> httpx.Response:
+    async def run() -> list[httpx.Response]:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            for _ in range(200):
+            for _ in range(400):
                 state = await client.get("/v1/models/customer_churn_model")
                 redis = (await client.get("/health/ready")).json()["resources"]["redis"]
                 if state.status_code == 200 and redis["detail"] != "not opened yet":
                     break
                 await asyncio.sleep(0.05)
-            return await client.post("/predict", json=body)
+            return [await client.post("/predict", json=body) for body in bodies]
 
     return asyncio.run(run())
 
 
+@pytest.fixture(scope="module")
+def holes(rig: Any) -> int:
+    """A customer whose stored row has nulls, as a source with gaps would leave it."""
+    now = datetime.now(UTC)
+    row = {
+        "customer_id": HOLES, "event_timestamp": now, "created": now,
+        "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5,
+        "total_spend_90d": 20.0, "lifetime_orders": 3, "lifetime_value": None,
+        "avg_order_value": 20.08, "customer_segment": "repeat",
+        "last_order_us": None, "first_order_us": int(now.timestamp() * 1e6),
+    }  # fmt: skip
+    types = {"lifetime_value": "float64", "last_order_us": "Int64"}
+    store = open_store(rig.settings, 5.0)
+    store.write_to_online_store("customer_features", pd.DataFrame([row]).astype(types))
+    return HOLES
+
+
 def test_refuse_is_503_with_retry_after_and_features_in_the_request_still_answer(
-    rig: Any, served: Any
+    rig: Any, served: Any, tmp_path: Path
 ) -> None:
-    answer = ask(rig, "refuse", none, {"customer_id": 4})
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert "connection refused" in answer.json()["detail"]
-    answer = ask(rig, "refuse", none, {"customer_id": 4, "features": rig.features})
+    given = {"customer_id": 4, "features": rig.features}
+    refused, answer = ask(rig, tmp_path, "refuse", unused_port(), {"customer_id": 4}, given)
+    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
+    assert "refused" in refused.json()["detail"]
     assert (answer.status_code, answer.json()["model_version"]) == (200, served.first)
 
 
-def test_defaults_answer_and_say_so(rig: Any, served: Any) -> None:
-    answer = ask(rig, "defaults", none, {"customer_id": 4}).json()
+def test_defaults_answer_and_say_so(rig: Any, served: Any, tmp_path: Path) -> None:
+    answer = ask(rig, tmp_path, "defaults", unused_port(), {"customer_id": 4})[0].json()
     assert (answer["features_from"], answer["model_version"]) == ("defaults", served.first)
 
 
 def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwise(
-    rig: Any, served: Any
+    rig: Any, served: Any, holes: int, tmp_path: Path
 ) -> None:
-    def no_value(*_: Any) -> Holes:
-        return Holes(rig.features, "lifetime_value")
-
-    def no_days(*_: Any) -> Holes:
-        return Holes(rig.features, "days_since_last_order", "lifetime_value")
-
-    assert served.first
-    answer = ask(rig, "refuse", no_value, {"customer_id": 4})
-    assert (answer.status_code, answer.json()["features_from"]) == (200, "online")
-    row = rig.rows(home=rig.folder / "in-process-refuse-no_value")[-1]
-    assert row["features"]["lifetime_value"] is None
-    assert ask(rig, "defaults", no_days, {"customer_id": 4}).json()["features_from"] == "defaults"
-    refused = ask(rig, "refuse", no_days, {"customer_id": 4})
+    row, redis = {"customer_id": holes}, rig.settings.redis_port
+    filled = {**row, "features": {"days_since_last_order": 12}}
+    assert served.client.post("/predict", json=row).json()["features_from"] == "defaults"
+    merged = served.client.post("/predict?merge=true", json=filled).json()
+    assert merged["features_from"] == "merged"
+    logged = next(r for r in rig.rows() if r["request_id"] == merged["request_id"])
+    assert logged["features"]["lifetime_value"] is None
+    refused = ask(rig, tmp_path, "refuse", redis, row)[0]
     assert refused.status_code == 503
     assert "days_since_last_order is null" in refused.json()["detail"]

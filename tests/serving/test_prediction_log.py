@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from serving.errors import FeedbackConflictError
-from serving.metrics import Metrics
+from serving.metrics import LOG_FAILURES, TORN_LINES
 from serving.prediction_log import AppendLog, FeedbackLog, read_rows
 
 if TYPE_CHECKING:
@@ -26,9 +26,10 @@ def rows_in(folder: Path, kind: str = "predictions") -> tuple[list[dict[str, Any
 
 def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_path: Path) -> None:
     """The kernel's own limit on the size of a file stands for the full disk."""
-    metrics = Metrics()
-    log = AppendLog(tmp_path, "predictions", metrics)
-    log.start()
+    failures = LOG_FAILURES.labels("predictions")._value
+    before_it = failures.get()
+    log = AppendLog(tmp_path, "predictions")
+    log.open()
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     try:
         assert log.write([{"n": 1}])
@@ -38,7 +39,7 @@ def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_pa
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert log.problem
-    assert metrics.total(metrics.log_failures) == 2
+    assert failures.get() - before_it == 2
     assert log.write([{"n": 4}])
     assert log.problem is None
     log.close()
@@ -47,19 +48,19 @@ def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_pa
 
 def test_a_folder_that_cannot_be_written_is_a_failure_and_no_error(tmp_path: Path) -> None:
     (tmp_path / "log").write_text("a file stands where the folder should")
-    log = AppendLog(tmp_path / "log", "predictions", Metrics())
-    log.start()
+    log = AppendLog(tmp_path / "log", "predictions")
+    log.open()
     assert not log.write([{"n": 1}])
     assert log.problem
     (tmp_path / "log").unlink()
-    log._open()
+    log.flush()
     assert log.write([{"n": 2}])
     log.close()
 
 
 def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path: Path) -> None:
-    log = AppendLog(tmp_path, "predictions", Metrics(), max_bytes=100)
-    log.start()
+    log = AppendLog(tmp_path, "predictions", max_bytes=100)
+    log.open()
     for n in range(30):
         assert log.write([{"n": n}])
     files = sorted(tmp_path.iterdir())
@@ -74,16 +75,16 @@ def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path
 
 
 def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
-    metrics = Metrics()
-    first = FeedbackLog(tmp_path, metrics)
-    first.start()
+    torn = TORN_LINES._value.get()
+    first = FeedbackLog(tmp_path)
+    first.open()
     assert first.record({"a": 1.0, "b": 0.0}, NOW)
     first.close()
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-5])
-    again = FeedbackLog(tmp_path, metrics)
-    again.start()
-    assert metrics.torn_lines._value.get() == 1
+    again = FeedbackLog(tmp_path)
+    again.open()
+    assert TORN_LINES._value.get() - torn == 1
     with pytest.raises(FeedbackConflictError, match="request_id a"):
         again.record({"b": 1.0, "a": 0.0}, NOW)
     assert again.record({"b": 0.0, "a": 1.0}, NOW)

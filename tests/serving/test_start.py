@@ -4,14 +4,9 @@ from __future__ import annotations
 
 import json
 import shutil
-import socket
 from typing import Any
 
-
-def free_port() -> str:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return str(probe.getsockname()[1])
+from tests.conftest import unused_port
 
 
 def test_an_empty_start_is_live_not_ready_and_says_why(served: Any) -> None:
@@ -34,8 +29,8 @@ def test_without_mlflow_the_verified_local_copy_serves_and_an_altered_one_does_n
     home = rig.folder / "cold"
     for part in ("serving/models", "feast"):
         shutil.copytree(rig.settings.home / part, home / part)
-    change = {"GYRE_HOME": str(home), "GYRE_MLFLOW_PORT": free_port()}
-    with rig.serving(**change, GYRE_SERVING_PORT=free_port()) as (client, process):
+    change = {"home": home, "mlflow_port": unused_port()}
+    with rig.serving(**change, serving_port=unused_port()) as (client, process):
         rig.known_to_be_ready(client)
         assert rig.predict(client).json()["model_version"] == served.first
         resources = client.get("/health/ready").json()["resources"]
@@ -48,8 +43,8 @@ def test_without_mlflow_the_verified_local_copy_serves_and_an_altered_one_does_n
     version = json.loads((copy / "production.json").read_text())["version"]
     model = copy / version / "model.onnx"
     model.write_bytes(model.read_bytes()[:-1])
-    with rig.serving(**change, GYRE_SERVING_PORT=free_port()) as (client, _):
-        rig.wait_for("a refusal", lambda: "being loaded" not in client.get("/health/ready").text)
+    with rig.serving(**change, serving_port=unused_port()) as (client, _):
+        rig.wait_until("a refusal", lambda: "being loaded" not in client.get("/health/ready").text)
         answer = rig.predict(client)
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]

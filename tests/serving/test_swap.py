@@ -61,15 +61,21 @@ def test_an_altered_artifact_is_refused_and_the_old_version_stays(rig: Any, serv
     with under_load(served.client) as answers:
         rig.promote(version)
         refusal = f"version {version} is refused: ModelRefusedError: model.onnx: sha256 is"
-        rig.wait_for("the refusal", lambda: refusal in served.client.get("/health/ready").text, 10)
+        rig.wait_until(
+            "the refusal", lambda: refusal in served.client.get("/health/ready").text, 10
+        )
         assert served.client.get("/health/ready").status_code == 200
         artifact.unlink()
         missing = f"version {version} is refused: RegistryError"
-        rig.wait_for("a later try", lambda: missing in served.client.get("/health/ready").text, 15)
+        rig.wait_until(
+            "a later try", lambda: missing in served.client.get("/health/ready").text, 15
+        )
     assert {(status, v) for _, status, v in answers} == {(200, served.first)}
     assert "gyre_model_refused_total" in served.client.get("/metrics").text
     rig.promote(served.first)
-    rig.wait_for("no refusal", lambda: "refused" not in served.client.get("/health/ready").text, 10)
+    rig.wait_until(
+        "no refusal", lambda: "refused" not in served.client.get("/health/ready").text, 10
+    )
 
 
 def test_a_model_that_scores_no_probability_is_refused(rig: Any, served: Any) -> None:
@@ -77,7 +83,7 @@ def test_a_model_that_scores_no_probability_is_refused(rig: Any, served: Any) ->
     broken = rig.register(-5.0, score="Log").version  # … log of a negative number is NaN
     rig.promote(broken)
     refusal = f"version {broken} is refused: ModelRefusedError: model.onnx: the defaults score"
-    rig.wait_for("the refusal", lambda: refusal in served.client.get("/health/ready").text, 10)
+    rig.wait_until("the refusal", lambda: refusal in served.client.get("/health/ready").text, 10)
     assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(version)
     rig.answers_as(served.client, version)
@@ -92,7 +98,7 @@ def test_an_alias_set_by_hand_is_served_and_written_down_as_outside(rig: Any, se
     registry, ledger = Registry(rig.settings), Ledger(rig.settings)
     registry.set_alias(rig.spec.name, "production", served.second)
     rig.answers_as(served.client, served.second)
-    rig.wait_for("the row", lambda: ledger.rows(rig.spec.name)[-1].who == "outside", 5)
+    rig.wait_until("the row", lambda: ledger.rows(rig.spec.name)[-1].who == "outside", 5)
     assert ledger.rows(rig.spec.name)[-1].to_version == served.second
     ledger.close()
     rig.promote(served.first)

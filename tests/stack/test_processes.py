@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -11,13 +12,16 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 
-from stack.ending import end_leftover_workers, end_stack, members
+from cli.programs import redis
+from stack.ending import end_stack, members
 from stack.environment import child_environment, process_environment, write_feast_config
-from stack.errors import StackError
-from stack.marks import MARK
-from stack.processes import Program, render, running, socket_path, start, states, wait_ready
-from stack.settings import Settings, load_settings
+from stack.errors import SettingsError, StackError
+from stack.preflight import MARK
+from stack.processes import Program, render, socket_path, start, states, wait_ready
+from stack.scheduler import end_leftover_workers
+from stack.settings import PROJECT, Settings, load_settings
 
 SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 
@@ -29,6 +33,12 @@ def settings(tmp_path):
         (settings.home / name).mkdir(parents=True)
     yield settings
     end_stack(settings)
+
+
+def unused_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
 
 
 def ready() -> None:
@@ -82,19 +92,22 @@ def test_down_leaves_nothing_also_after_the_supervisor_was_killed(settings):
     leader = int((settings.home / "run" / "supervisord.pid").read_text())
     os.kill(leader, signal.SIGKILL)
     psutil.wait_procs([psutil.Process(leader)], timeout=5)
-    assert not running(settings)
+    assert states(settings) is None
     assert len(children(settings)) == 1
     assert any("awake" in line for line in end_stack(settings))
     assert members(settings.home) == []
     assert end_stack(settings) == []
 
 
-def test_a_process_that_forgot_its_environment_is_known_by_its_session(settings):
-    forget = ["env", "-i", *SLEEP]
-    launch(settings, Program("forgetful", forget, ready))
-    assert len(children(settings)) == 1
-    end_stack(settings)
-    assert children(settings) == []
+def test_redis_keeps_the_mark_that_down_knows_it_by(settings):
+    settings = settings.model_copy(update={"redis_port": unused_port()})
+    (settings.home / "redis").mkdir()
+    launch(settings, redis(settings))
+    pid = states(settings)["redis"]["pid"]
+    os.kill(int((settings.home / "run" / "supervisord.pid").read_text()), signal.SIGKILL)
+    assert pid in {process.pid for process in members(settings.home)}
+    assert any("redis-server" in line for line in end_stack(settings))
+    assert not psutil.pid_exists(pid)
 
 
 def test_down_spares_other_stacks_and_shells_that_merely_talk_to_this_one(settings, tmp_path):
@@ -148,9 +161,18 @@ def test_children_find_the_stack_and_no_hindrance(settings):
 
 def test_the_feature_store_is_pointed_at_this_stack_and_nothing_else_changes(settings):
     write_feast_config(settings)
-    config = (settings.home / "feature_store.yaml").read_text()
-    assert f'path: "{settings.home}/feast/registry.db"' in config
-    assert f"127.0.0.1:{settings.redis_port}" in config
-    shipped = (Path(__file__).parents[2] / "feature_repo/feature_store.yaml").read_text()
-    changed = set(config.splitlines()) ^ set(shipped.splitlines())
-    assert {line.split(":")[0].strip() for line in changed} == {"path", "connection_string"}
+    written = yaml.safe_load((settings.home / "feature_store.yaml").read_text())
+    assert written["registry"]["path"] == f"{settings.home}/feast/registry.db"
+    address = written["online_store"]["connection_string"]
+    assert address.startswith(f"127.0.0.1:{settings.redis_port},")
+    shipped = yaml.safe_load((PROJECT / "feature_repo/feature_store.yaml").read_text())
+    shipped["registry"]["path"] = written["registry"]["path"]
+    shipped["online_store"]["connection_string"] = address
+    assert written == shipped
+
+
+def test_sqlite_for_all_databases_in_one_is_refused_in_one_line(tmp_path):
+    with pytest.raises(SettingsError, match=r"^GYRE_DATABASE_URL: .*postgresql://.*$") as refused:
+        load_settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/all.db")
+    assert "\n" not in str(refused.value)
+    load_settings(home=tmp_path, database_url="postgresql+psycopg2://somewhere/gyre")

@@ -101,7 +101,6 @@ def test_a_threshold_altered_by_hand_fails_the_proof(kind: str) -> None:
     proof = prove(pipeline, model.SerializeToString(), frame, 7, features=FEATURES)
     assert not proof.passed
     assert proof.reasons
-    assert proof.as_json()["passed"] is False
 
 
 def test_one_float32_step_of_one_threshold_is_found_by_the_probes_around_it() -> None:

@@ -1,0 +1,116 @@
+"""What people, probes and Prometheus read: readiness, metrics, and a page without scripts."""
+
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from html import escape
+from typing import Any
+
+from fastapi import APIRouter
+from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from starlette.responses import HTMLResponse, Response
+
+from serving.edge import json_response
+from serving.holder import Holder
+from serving.metrics import REQUESTS
+from serving.prediction_log import AppendLog
+from stack.settings import Settings
+
+STYLE = """
+body{font:16px/1.5 system-ui,sans-serif;margin:0 auto;max-width:60rem;padding:1rem;color:#222}
+h1{font-size:1.4rem}h2{font-size:1.1rem;margin:1.5rem 0 .3rem}
+table{border-collapse:collapse;width:100%;font-size:.9rem}div{overflow-x:auto}
+td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;vertical-align:top}
+"""
+UNKNOWN = "unknown"
+"""What a source that does not answer is shown as: never as zero or as nothing."""
+COLUMNS = ("time", "from", "to", "why", "who", "role", "percent", "state")
+ROWS = 10
+
+
+def add_status(
+    router: APIRouter, settings: Settings, holders: Sequence[Holder], logs: Sequence[AppendLog]
+) -> None:
+    default = next(h for h in holders if h.spec.name == settings.default_model)
+
+    @router.get("/health/live")
+    async def live() -> Response:
+        return json_response({"live": True})
+
+    @router.get("/health/ready")
+    async def ready() -> Response:
+        found = readiness(default, holders, logs)
+        return json_response(found, 200 if found["ready"] else 503)
+
+    @router.get("/metrics")
+    async def metrics() -> Response:
+        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+
+    @router.get("/")
+    def page() -> HTMLResponse:  # in a thread: it may wait for the ledger's database
+        return HTMLResponse(status_page(settings, readiness(default, holders, logs), holders))
+
+
+def readiness(
+    default: Holder, holders: Sequence[Holder], logs: Sequence[AppendLog]
+) -> dict[str, Any]:
+    """What each resource said when it was last asked. Ready: model and online store answer.
+
+    MLflow or the log being down is shown and does not count: answers go on without them. So does
+    another model that has no version yet: `GET /v1/models/{name}` tells of each.
+    """
+    redis, mlflow = default.features.problem, default.registry_problem
+    resources = {
+        **{f"model {h.spec.name}": (h.current is not None, h.state) for h in holders},
+        "redis": (redis is None, redis or "answers"),
+        "mlflow": (mlflow is None, mlflow or "answers"),
+        **{f"{log.kind} log": (not log.problem, log.problem or "is written") for log in logs},
+    }
+    shown = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in resources.items()}
+    return {"ready": default.current is not None and redis is None, "resources": shown}
+
+
+def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Holder]) -> str:
+    links = {"API": "/docs", "metrics": "/metrics",
+             "MLflow": settings.mlflow_address, "Airflow": settings.airflow_address}  # fmt: skip
+    anchors = " · ".join(f'<a href="{escape(to)}">{name}</a>' for name, to in links.items())
+    found = ready["resources"].items()
+    said = [(name, "ok" if r["ok"] else "not ok", r["detail"]) for name, r in found]
+    return (
+        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Gyre</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{STYLE}</style><h1>Gyre serving: {'' if ready['ready'] else 'not '}ready</h1>"
+        f"<p>{anchors}</p>{_table(said)}{''.join(map(_model, holders))}</html>"
+    )
+
+
+def _model(holder: Holder) -> str:
+    name, current, ledger = holder.spec.name, holder.current, holder.history()
+    promoted = [r for r in ledger or () if r.state == "applied" and r.role == "production"]
+    last = promoted[-1] if promoted else None
+    since = f"{_moment(last.time)}, by {last.who}: {last.why}" if last else "no promotion yet"
+    counted = [s for metric in REQUESTS.collect() for s in metric.samples]
+    of_model = [s for s in counted if s.name.endswith("_total") and s.labels["model"] == name]
+    facts = [
+        ("version", current.version if current else holder.state),
+        ("loaded", _moment(current.loaded_at if current else None)),
+        ("in production since", UNKNOWN if ledger is None else since),
+        ("features complete up to", _moment(holder.features.watermark)),
+        ("requests so far", int(sum(s.value for s in of_model))),
+    ]
+    shown = [row.as_json() for row in reversed((ledger or [])[-ROWS:])]
+    rows = [["-" if row[name] is None else row[name] for name in COLUMNS] for row in shown]
+    found = _table([COLUMNS, *rows]) if rows else UNKNOWN if ledger is None else "no row yet"
+    return f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Ledger</h2>{found}"
+
+
+def _moment(at: datetime | None) -> str:
+    if at is None:
+        return UNKNOWN
+    minutes = max(0, int((datetime.now(UTC) - at).total_seconds() // 60))
+    age = f"{minutes} min" if minutes < 120 else f"{minutes // 60} h"  # noqa: PLR2004
+    return f"{at.astimezone(UTC):%Y-%m-%d %H:%M:%S} UTC ({age} ago)"
+
+
+def _table(rows: Iterable[Iterable[object]]) -> str:
+    cells = ("".join(f"<td>{escape(str(cell))}</td>" for cell in row) for row in rows)
+    return f"<div><table>{''.join(f'<tr>{row}</tr>' for row in cells)}</table></div>"
