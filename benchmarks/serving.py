@@ -76,6 +76,8 @@ def start(opened: ExitStack, command: list[str], ready: str = "", **environment:
 def start_ours(opened: ExitStack, folder: Path) -> int:
     """Copy what the stack serves, then Redis and a worker of our own. Return the worker's port."""
     settings, home = load_settings(), folder / "home"
+    if not (settings.home / "serving" / "models").is_dir():
+        raise SystemExit(f"nothing is served from {settings.home}: make up first")
     redis, port, nothing = free_port(), free_port(), free_port()
     for part in ("serving/models", "feast"):
         shutil.copytree(settings.home / part, home / part)
