@@ -12,6 +12,7 @@ SECONDS = Histogram(
     "gyre_request_seconds", "Time to the answer.", ["model", "route"], buckets=BUCKETS
 )
 PREDICTIONS = Counter("gyre_predictions", "Rows scored.", ["model", "version", "features_from"])
+FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", ["model", "version"])
 WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",
     "Now minus the time up to which features are complete; NaN: unknown.",

@@ -9,7 +9,7 @@ from typing import Any
 
 from serving.errors import InvalidRequestError, ModelFailedError, NoModelError, NotFoundError
 from serving.holder import Holder
-from serving.metrics import PREDICTIONS
+from serving.metrics import FAILURES, PREDICTIONS
 from serving.model import LoadedModel, Row, Value, score
 from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
@@ -50,12 +50,13 @@ class Scorer:
         if model is None:
             raise NoModelError(self.holder.state)
         rows = self._gather(model, requests, received)
-        scores = score(model.session, model.contract, [row for row, _ in rows])
-        at = received.isoformat()
-        answers = [
-            _answer(model, request.key, row, origin, found, at)
-            for request, (row, origin), found in zip(requests, rows, scores, strict=True)
-        ]
+        at, failed = received.isoformat(), FAILURES.labels(self.spec.name, model.version)
+        with failed.count_exceptions((ModelFailedError, RuntimeError)):
+            scores = score(model.session, model.contract, [row for row, _ in rows])
+            answers = [
+                _answer(model, request.key, row, origin, found, at)
+                for request, (row, origin), found in zip(requests, rows, scores, strict=True)
+            ]
         logged = self._log.write(answers)
         for answer in answers:
             answer["logged"] = logged

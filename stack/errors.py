@@ -43,5 +43,9 @@ class FeaturesUnavailableError(GyreError):
     """The online store did not answer within its deadline."""
 
 
+class MonitoringError(GyreError):
+    """A monitor cannot look, or a decision cannot be explained."""
+
+
 class StackError(GyreError):
     """A process of the stack did not start, stop or answer in time."""

@@ -44,6 +44,8 @@ class Settings(BaseSettings):
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
+    alert_urls: str = ""
+    """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
     default_model: str = "customer_churn_model"
 
     @field_validator("database_url")

@@ -73,6 +73,23 @@ class Serving(Strict):
     missing_features: Literal["defaults", "refuse"]
 
 
+class DriftLimits(Strict):
+    """PSI from which drift is worth a word (`moderate`) and an action (`significant`).
+
+    informative: features whose drift is shown and never acted on.
+    """
+
+    moderate: float = Field(0.1, gt=0)
+    significant: float = Field(0.25, gt=0)
+    informative: tuple[str, ...] = ()
+
+
+class Retraining(Strict):
+    """How soon after one retraining that drift started another may follow."""
+
+    cooldown_hours: float = Field(24, ge=0)
+
+
 class ModelSpec(Strict):
     """One model: what a data scientist edits."""
 
@@ -90,6 +107,8 @@ class ModelSpec(Strict):
     population: Population
     snapshots: Snapshots
     serving: Serving
+    drift: DriftLimits
+    retraining: Retraining
     estimators: tuple[Estimator, ...] = Field(min_length=1)
     gates: tuple[Gate, ...] = Field(min_length=1)
 
@@ -97,6 +116,8 @@ class ModelSpec(Strict):
     def _consistent(self) -> ModelSpec:
         if self.population.feature not in self.features:
             raise ValueError(f"population.feature {self.population.feature!r} is not in [features]")
+        if unknown := set(self.drift.informative) - set(self.features):
+            raise ValueError(f"drift.informative: {sorted(unknown)} is not in [features]")
         names = [estimator.name for estimator in self.estimators]
         if len(set(names)) != len(names):
             raise ValueError(f"two estimators share a name: {names}")

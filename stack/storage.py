@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
 from filelock import FileLock, Timeout
 
@@ -82,6 +83,17 @@ class Table:
             "inserted": done["num_target_rows_inserted"],
             "replaced": done["num_target_rows_updated"],
         }
+
+    def insert(self, rows: pa.Table, key: str) -> int:
+        """Append rows whose key the table does not hold; return how many. Again changes nothing."""
+        rows = rows.cast(self.schema)
+        with self._writer():
+            if self.exists:
+                known = self._open().to_pyarrow_dataset().to_table(columns=[key])[key]
+                rows = rows.filter(pc.invert(pc.is_in(rows[key], known.combine_chunks())))
+            if rows.num_rows:
+                write_deltalake(str(self.path), rows, mode="append")
+        return int(rows.num_rows)
 
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(str(self.path), version=version)

@@ -54,12 +54,9 @@ def open_run(
     store, tracking = FeatureStore(settings), Tracking(settings)
     _check_features(spec, dataset, store.feature_types(spec.feature_service))
     version = raw_table(settings, dataset).version
-    planned = plan_run(settings, spec, dataset, as_of, version)
-    mark = fingerprint(spec, planned.test, store.definition_hash(spec.feature_service))
-    for run in () if force else tracking.runs(spec.experiment):
-        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key:
-            log.info("run %s saw the same", run.run_id)
-            return None
+    mark = _mark(settings, spec, store, as_of)
+    if not force and _seen(tracking, spec, mark, key):
+        return None
     tags = {
         FINGERPRINT: mark,
         "as_of": as_of.isoformat(),
@@ -81,6 +78,32 @@ def open_run(
         tracking.finish(run_id, "FAILED")
         raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
     return run_id
+
+
+def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
+    """Whether a run at `as_of` would see anything that no finished run has seen."""
+    mark = _mark(settings, spec, FeatureStore(settings), as_of)
+    return not _seen(Tracking(settings), spec, mark)
+
+
+def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
+    """The newest snapshot whose labels are known at `as_of`."""
+    dataset = load_dataset(spec.dataset)
+    version = raw_table(settings, dataset).version
+    return plan_run(settings, spec, dataset, as_of, version).test
+
+
+def _mark(settings: Settings, spec: ModelSpec, store: FeatureStore, as_of: datetime) -> str:
+    newest = newest_snapshot(settings, spec, as_of)
+    return fingerprint(spec, newest, store.definition_hash(spec.feature_service))
+
+
+def _seen(tracking: Tracking, spec: ModelSpec, mark: str, key: str | None = None) -> bool:
+    for run in tracking.runs(spec.experiment):
+        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key:
+            log.info("run %s saw the same", run.run_id)
+            return True
+    return False
 
 
 def plan_run(

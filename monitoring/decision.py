@@ -1,0 +1,84 @@
+"""What follows from what the monitor saw: a pure function, stored with its inputs.
+
+Read top to bottom, the first rule that fits decides:
+
+    harm                 errors, a collapsed score distribution          roll back
+    insufficient_data    the newest window has too few entities          nothing
+    ok                   no actionable drift, performance holds          nothing
+    first_bad_window     fewer than 2 bad of the last 5 windows          alert
+    answered             a retraining for this cause was decided         nothing
+    cooldown             one was decided too short a time ago            nothing
+    parked               nothing new to learn until a label matures      alert
+    drift                none of these                                   retrain
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta  # noqa: TC003  (pydantic reads the annotations)
+from typing import Literal
+
+WINDOWS, BAD = 5, 2
+Verdict = Literal["ok", "bad", "insufficient_data"]
+Action = Literal["nothing", "alert", "retrain", "rollback"]
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything a decision depends on.
+
+    verdicts: of this version's windows, oldest first, the newest last.
+    findings: what made the newest window bad, such as `total_spend_30d: PSI 0.31`.
+    harm: why the version does harm, None if it does not.
+    previous: the version to go back to, None if there is none.
+    cause: names what a retraining would answer; the same until a new label matures.
+    answered: whether a retraining for this cause was decided before.
+    last_retraining: when the newest one was decided, UTC.
+    learnable: whether a training now would see anything that no earlier one saw.
+    """
+
+    as_of: datetime
+    version: str
+    verdicts: tuple[Verdict, ...]
+    findings: tuple[str, ...]
+    harm: str | None
+    previous: str | None
+    cause: str
+    answered: bool
+    last_retraining: datetime | None
+    cooldown: timedelta
+    learnable: bool
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What to do, by which rule, and why in words."""
+
+    action: Action
+    rule: str
+    reason: str
+
+
+def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
+    """Apply the rules above; the first that fits decides."""
+    newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
+    bad = seen.verdicts[-WINDOWS:].count("bad")
+    found = ", ".join(seen.findings)
+    if seen.harm is not None:
+        if seen.previous is None:
+            return Decision("alert", "harm", f"{seen.harm}; there is no version to go back to")
+        return Decision("rollback", "harm", seen.harm)
+    if newest == "insufficient_data":
+        return Decision("nothing", newest, found or "too few entities for a verdict")
+    if newest == "ok":
+        return Decision("nothing", newest, "no actionable drift, performance holds")
+    if bad < BAD:
+        return Decision("alert", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
+    if seen.answered:
+        return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")
+    if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:
+        until = seen.last_retraining + seen.cooldown
+        return Decision("nothing", "cooldown", f"{found}; cooling down to {until:%Y-%m-%d %H:%M}")
+    if not seen.learnable:
+        return Decision("alert", "parked", f"{found}; nothing new to learn until a label matures")
+    return Decision("retrain", "drift", found)
