@@ -1,0 +1,101 @@
+"""Log files become tables, each row once, whatever is torn, repeated or killed on the way."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from monitoring.collect import collect, outcomes, predictions
+from monitoring.window import window
+from tests.conftest import new_settings
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+def line(number, **change):
+    row = {
+        "request_id": f"r{number}", "model": "m", "version": "1", "role": "production",
+        "received": (NOW - timedelta(minutes=number)).isoformat(),
+        "as_of": (NOW - timedelta(minutes=number)).isoformat(), "entity": number,
+        "features": {"orders": number, "segment": "new"}, "features_from": "online",
+        "probability": 0.5, "prediction": 1.0, "in_population": True,
+    }  # fmt: skip
+    return json.dumps(row | change)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    made = new_settings(tmp_path)
+    (made.home / "serving" / "log").mkdir(parents=True)
+    return made
+
+
+def write(settings, name, *lines, end="\n"):
+    path = settings.home / "serving" / "log" / name
+    path.write_text("\n".join(lines) + end)
+    return path
+
+
+def test_a_closed_file_is_taken_and_goes_and_an_open_one_is_taken_and_stays(settings):
+    closed = write(settings, "predictions-1-1.jsonl", line(1), line(2))
+    still = write(settings, "predictions-2-2.jsonl", line(3))
+    with still.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert collect(settings).predictions == 3
+        assert (closed.exists(), still.exists()) == (False, True)
+        assert collect(settings).predictions == 0
+    assert collect(settings).predictions == 0
+    assert not still.exists()
+    assert predictions(settings).read().num_rows == 3
+
+
+def test_killed_between_the_table_and_the_file_nothing_is_doubled(settings):
+    content = [line(1), line(2)]
+    write(settings, "predictions-1-1.jsonl", *content)
+    collect(settings)
+    write(settings, "predictions-1-1.jsonl", *content, line(3))  # as if it had not been removed
+    assert collect(settings).predictions == 1
+    assert predictions(settings).read().num_rows == 3
+
+
+def test_torn_and_foreign_lines_are_counted_and_stop_nothing(settings):
+    write(settings, "predictions-1-1.jsonl", line(1), "{torn", "[]", line(2, extra=1),
+          line(3, received="2026-11-20T12:00:00"), line(4), end="")  # fmt: skip
+    found = collect(settings)
+    assert (found.predictions, found.malformed) == (1, 4)  # the last line is not final yet
+
+
+def test_feedback_becomes_outcomes_and_its_files_stay_with_serving(settings):
+    told = json.dumps({"request_id": "r1", "actual": 1.0, "received": NOW.isoformat()})
+    file = write(settings, "feedback-1-1.jsonl", told, told)
+    assert collect(settings).outcomes == 1
+    assert collect(settings).outcomes == 0
+    assert file.exists()
+    assert outcomes(settings).read().to_pylist()[0]["actual"] == 1.0
+
+
+def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(settings):
+    write(
+        settings, "predictions-1-1.jsonl",
+        line(1), line(2, entity=1), line(3), line(4, version="0"), line(5, in_population=False),
+        line(6, entity=None), line(7, features_from="defaults"), line(8, features={"orders": 1}),
+        line(9, model="other"), line(10, received=(NOW - timedelta(hours=25)).isoformat()),
+        line(11, features={"orders": 11, "segment": None}),
+        line(12, features={"orders": 1, "segment": "a", "more": 2}),
+    )  # fmt: skip
+    collect(settings)
+    seen = window(predictions(settings).read(), "m", "1", ["orders", "segment"], NOW)
+    assert sorted(seen.rows["orders"]) == [1, 3, 11]
+    assert list(seen.rows.columns) == ["orders", "segment", "score", "entity", "as_of"]
+    assert seen.left_out == {
+        "of another version": 1, "outside the population": 1, "without an entity": 1,
+        "answered from defaults": 1, "with other features": 2, "followed by a later one": 1,
+    }  # fmt: skip
+
+
+def test_a_window_of_nothing_is_empty(settings):
+    seen = window(predictions(settings).read(), "m", "1", ["orders"], NOW)
+    assert (len(seen.rows), seen.left_out) == (0, {})

@@ -1,0 +1,116 @@
+"""The decision, rule by rule: nothing of it needs a server."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import TypeAdapter
+
+from monitoring.decision import Inputs, decide
+from monitoring.drift import Drift
+from monitoring.verdict import harm, judge
+from stack.spec import DriftLimits
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+BAD = Inputs(
+    as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("lifetime_orders: PSI 0.41",),
+    harm=None, previous=None, cause="drift of version 1", answered=False, last_retraining=None,
+    cooldown=timedelta(hours=24), learnable=True,
+)  # fmt: skip
+LIMITS = DriftLimits(informative=("tenure",))
+
+
+@pytest.mark.parametrize(
+    ("change", "action", "rule"),
+    [
+        ({}, "retrain", "drift"),
+        ({"verdicts": ()}, "nothing", "insufficient_data"),
+        ({"verdicts": ("bad", "bad", "insufficient_data")}, "nothing", "insufficient_data"),
+        ({"verdicts": ("bad", "bad", "ok")}, "nothing", "ok"),
+        ({"verdicts": ("bad",)}, "alert", "first_bad_window"),
+        ({"verdicts": ("bad", "ok", "ok", "ok", "ok", "bad")}, "alert", "first_bad_window"),
+        ({"verdicts": ("bad", "ok", "ok", "ok", "bad")}, "retrain", "drift"),
+        ({"answered": True}, "nothing", "answered"),
+        ({"last_retraining": NOW - timedelta(hours=23)}, "nothing", "cooldown"),
+        ({"last_retraining": NOW - timedelta(hours=24)}, "retrain", "drift"),
+        ({"learnable": False}, "alert", "parked"),
+        ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
+        ({"harm": "every score is 0.5"}, "alert", "harm"),
+        ({"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)}, "rollback", "harm"),
+    ],
+)
+def test_the_first_rule_that_fits_decides(change, action, rule):
+    found = decide(replace(BAD, **change))
+    assert (found.action, found.rule) == (action, rule)
+    assert found.reason
+
+
+def test_twenty_windows_of_one_drift_give_one_retraining():
+    actions, verdicts, answered, last = [], (), False, None
+    for hour in range(20):
+        verdicts = (*verdicts, "bad")
+        at = NOW + timedelta(hours=hour)
+        found = decide(replace(BAD, as_of=at, verdicts=verdicts, answered=answered,
+                               last_retraining=last))  # fmt: skip
+        actions.append(found.action)
+        if found.action == "retrain":
+            answered, last = True, at
+    assert actions == ["alert", "retrain", *["nothing"] * 18]
+
+
+@given(st.lists(st.sampled_from(["ok", "bad", "insufficient_data"]), max_size=12), st.booleans())
+def test_without_two_bad_windows_and_the_newest_bad_nothing_is_retrained(verdicts, learnable):
+    found = decide(replace(BAD, verdicts=tuple(verdicts), learnable=learnable))
+    enough = verdicts[-5:].count("bad") >= 2 and verdicts[-1:] == ["bad"]
+    assert (found.action == "retrain") is (enough and learnable)
+
+
+def test_stored_inputs_replay_to_the_same_decision():
+    stored = TypeAdapter(Inputs).dump_json(BAD)
+    assert decide(TypeAdapter(Inputs).validate_json(stored)) == decide(BAD)
+
+
+def drift(nulls=0.0, **psi):
+    return Drift(psi, dict.fromkeys(psi, nulls), dict.fromkeys(psi, 0.0))
+
+
+def test_too_small_a_window_is_insufficient_data_and_never_ok():
+    assert judge(LIMITS, 0, None, [])[0] == "insufficient_data"
+    assert judge(LIMITS, 0, None, ["auc 0.60 (replay), was 0.70"])[0] == "bad"
+
+
+def test_significant_drift_is_bad_moderate_is_a_note_and_what_is_informative_never_acts():
+    assert judge(LIMITS, 250, drift(orders=0.24), []) == ("ok", [], [])
+    verdict, bad, notes = judge(LIMITS, 500, drift(orders=0.3, spend=0.12, tenure=8.0), [])
+    assert (verdict, bad) == ("bad", ["orders: PSI 0.30"])
+    assert notes == ["spend: PSI 0.12", "tenure: PSI 8.00"]
+
+
+def test_more_nulls_than_the_reference_has_are_bad():
+    verdict, bad, _ = judge(LIMITS, 500, drift(nulls=0.06, orders=0.0), [])
+    assert (verdict, bad) == ("bad", ["orders: 6% null, 0% before"])
+
+
+@pytest.mark.parametrize(
+    ("scores", "failed", "asked", "says"),
+    [
+        ([0.7] * 200, 0, 0, "every one of 200 scores is 0.700000"),
+        ([0.6, 0.9] * 150, 0, 0, "every one of 300 predictions is positive"),
+        ([0.1, 0.2] * 150, 0, 0, "every one of 300 predictions is negative"),
+        ([0.1, 0.9] * 150, 0, 0, None),
+        ([0.7] * 199, 0, 0, None),
+        ([], 5, 100, "5 of 100 predictions failed"),
+        ([], 4, 100, None),
+        ([], 50, 99, None),
+    ],
+)
+def test_harm_is_failures_or_a_collapse_of_the_scores(scores, failed, asked, says):
+    assert harm(scores, 0.5, [0.2, 0.8], failed, asked) == says
+
+
+def test_a_model_that_always_said_one_thing_is_not_harmful_for_saying_it():
+    assert harm([0.6, 0.9] * 150, 0.5, [0.7, 0.8], 0, 0) is None
