@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import reconcile
+from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel, wrong_files
 from serving.features import FeatureSource, settle
@@ -47,6 +48,7 @@ class Holder:
         self._waiting: str | None = f"{spec.name} is being loaded"
         self._refusal: Refusal | None = None
         self._ledger: Ledger | None = None
+        self._records: Records | None = None
         self._folder = settings.home / "serving" / "models" / spec.name
         self.wake = threading.Event()
         self.features = self._source(spec)
@@ -71,6 +73,13 @@ class Holder:
         except RegistryError:
             return None
 
+    def decisions(self) -> Sequence[DecisionRow] | None:
+        """Return what the monitor decided, oldest first; None if its database does not answer."""
+        try:
+            return self._records.decisions(self.spec.name) if self._records else None
+        except RegistryError:
+            return None
+
     def poll(self) -> None:
         """One round, every 2 s: read the alias, serve what it names, then let the ledger know."""
         name = self.spec.name
@@ -87,14 +96,16 @@ class Holder:
         self.registry_problem = None
         try:
             self._ledger = self._ledger or Ledger(self._settings)
+            self._records = self._records or Records(self._settings)
             reconcile(self._registry, self._ledger, name)
         except RegistryError as exc:
             logger.warning("%s: %s", name, exc)
 
     def close(self) -> None:
         self.features.close()
-        if self._ledger is not None:
-            self._ledger.close()
+        for store in (self._ledger, self._records):
+            if store is not None:
+                store.close()
 
     def _source(self, of: ModelSpec | ServedModel) -> FeatureSource:
         return FeatureSource(

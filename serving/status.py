@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from html import escape
+from math import isfinite
 from typing import Any
 
 from fastapi import APIRouter
@@ -100,7 +101,50 @@ def _model(holder: Holder) -> str:
     shown = [row.as_json() for row in reversed((ledger or [])[-ROWS:])]
     rows = [["-" if row[name] is None else row[name] for name in COLUMNS] for row in shown]
     found = _table([COLUMNS, *rows]) if rows else UNKNOWN if ledger is None else "no row yet"
-    return f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Ledger</h2>{found}"
+    return (
+        f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Verdicts</h2>{_verdicts(holder)}"
+        f"<h2>Ledger</h2>{found}"
+    )
+
+
+def _verdicts(holder: Holder) -> str:
+    """What the monitor last decided, above a plot of the largest drift it may act on."""
+    rows = holder.decisions()
+    if not rows:
+        return UNKNOWN if rows is None else "no monitor has looked yet"
+    passive = {f"psi_{name}" for name in holder.spec.drift.informative}
+    largest = [
+        max(
+            (
+                v
+                for k, v in row.figures.items()
+                if k.startswith("psi_") and k not in passive and isfinite(v)
+            ),
+            default=0,
+        )
+        for row in rows
+    ]
+    shown = [
+        (f"{row.as_of:%Y-%m-%d %H:%M}", row.version, row.verdict, row.action, row.reason)
+        for row in reversed(rows[-ROWS:])
+    ]
+    head = ("time", "version", "verdict", "action", "reason")
+    return _plot(largest, holder.spec.drift.significant) + _table([head, *shown])
+
+
+def _plot(values: Sequence[float], limit: float) -> str:
+    """A line of `values` over time, and the limit they are held against, as a small picture."""
+    top, width, height = max(*values, limit) * 1.1, 400, 60
+    step = width / max(len(values) - 1, 1)
+    points = " ".join(f"{i * step:.1f},{height * (1 - v / top):.1f}" for i, v in enumerate(values))
+    edge = height * (1 - limit / top)
+    return (
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:25rem;width:100%">'
+        f"<title>largest PSI of each window; the dashed line is {limit}</title>"
+        f'<line x1="0" x2="{width}" y1="{edge:.1f}" y2="{edge:.1f}" stroke="#b00" '
+        f'stroke-dasharray="4"/><polyline points="{points}" fill="none" stroke="#036" '
+        'stroke-width="2"/></svg>'
+    )
 
 
 def _moment(at: datetime | None) -> str:
