@@ -7,12 +7,12 @@ from math import isfinite
 from typing import Any
 
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
 from starlette.responses import HTMLResponse, Response
 
 from serving.edge import json_response
 from serving.holder import Holder
-from serving.metrics import REQUESTS
+from serving.metrics import REQUESTS, SECONDS
 from serving.prediction_log import AppendLog
 from stack.settings import Settings
 
@@ -89,22 +89,32 @@ def _model(holder: Holder) -> str:
     promoted = [r for r in ledger or () if r.state == "applied" and r.role == "production"]
     last = promoted[-1] if promoted else None
     since = f"{_moment(last.time)}, by {last.who}: {last.why}" if last else "no promotion yet"
-    counted = [s for metric in REQUESTS.collect() for s in metric.samples]
-    of_model = [s for s in counted if s.name.endswith("_total") and s.labels["model"] == name]
+    requests = _total(REQUESTS, "_total", name)
+    seconds, timed = _total(SECONDS, "_sum", name), _total(SECONDS, "_count", name)
     facts = [
         ("version", current.version if current else holder.state),
         ("loaded", _moment(current.loaded_at if current else None)),
         ("in production since", UNKNOWN if ledger is None else since),
         ("features complete up to", _moment(holder.features.watermark)),
-        ("requests so far", int(sum(s.value for s in of_model))),
+        ("requests so far", int(requests)),
+        ("mean time to answer", f"{1000 * seconds / timed:.2f} ms" if timed else UNKNOWN),
     ]
-    shown = [row.as_json() for row in reversed((ledger or [])[-ROWS:])]
+    shown = [
+        row.as_json() | {"time": f"{row.time:%Y-%m-%d %H:%M:%S}"}
+        for row in reversed((ledger or [])[-ROWS:])
+    ]
     rows = [["-" if row[name] is None else row[name] for name in COLUMNS] for row in shown]
     found = _table([COLUMNS, *rows]) if rows else UNKNOWN if ledger is None else "no row yet"
     return (
         f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Verdicts</h2>{_verdicts(holder)}"
         f"<h2>Ledger</h2>{found}"
     )
+
+
+def _total(metric: Counter | Histogram, ending: str, model: str) -> float:
+    samples = [sample for family in metric.collect() for sample in family.samples]
+    mine = [s for s in samples if s.name.endswith(ending) and s.labels["model"] == model]
+    return sum(sample.value for sample in mine)
 
 
 def _verdicts(holder: Holder) -> str:
