@@ -1,6 +1,6 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status check test bench lock environment python
+.PHONY: help up down status demo check test faults bench lock environment python
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -18,14 +18,20 @@ status: ## What is up, what serves, how fresh, memory.
 	@test -x $(BIN)/gyre || { echo 'nothing is installed yet: make up'; exit 1; }
 	@$(BIN)/gyre status
 
+demo: environment ## The loop closing on real history, on a stack of its own.
+	@$(BIN)/gyre demo
+
 check: environment ## Lint, format, types, and which room may import what.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: environment ## All tests, a full start of the stack included.
-	$(BIN)/pytest
+test: environment ## All tests but the faults, a full start of the stack included.
+	$(BIN)/pytest --ignore=tests/faults
+
+faults: environment ## The faults of a bad day, made for real: killed, hung, altered, cut short.
+	$(BIN)/pytest tests/faults
 
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks

@@ -9,12 +9,13 @@ from typing import Annotated
 
 import typer
 
-from cli import registry
+from cli import registry, watch
 from cli.verbs import AsJson, AsOf, log_to_stderr, moment, say, who
 from stack.errors import GyreError
 from stack.settings import load_settings
 from stack.spec import load_spec
 
+Dataset = Annotated[str, typer.Argument(help="A module of feature_repo/datasets/.")]
 typer_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
@@ -28,11 +29,23 @@ def app() -> None:
 
 
 @typer_app.command()
-def up() -> None:
-    """Start the stack, ingest, train the first version, predict."""
+def up(as_of: AsOf = None) -> None:
+    """Start the stack, ingest, train the first version (as of --as-of), predict."""
     from cli.up import up as bring_up  # noqa: PLC0415  (other verbs need none of it)
 
-    bring_up(load_settings())
+    bring_up(load_settings(), None if as_of is None else moment(as_of))
+
+
+@typer_app.command()
+def demo(
+    home: Annotated[str | None, typer.Option(help="Its folder. A temporary one if absent.")] = None,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running.")] = False,
+) -> None:
+    """Tell the loop's story on a stack of its own: drift in, a better version answering out."""
+    from cli.demo import demo as tell  # noqa: PLC0415  (heavy)
+
+    raise typer.Exit(0 if tell(home, keep=keep) else 1)
 
 
 @typer_app.command()
@@ -48,7 +61,7 @@ def down() -> None:
 
 @typer_app.command()
 def status(*, as_json: AsJson = False) -> None:
-    """Say what is up, what serves, how fresh; exit code 1 if a process is not running."""
+    """Say what is up, what serves, how fresh; exit code 1 unless all runs and serving is ready."""
     from cli.status import status as ask  # noqa: PLC0415
     from stack.status import lines  # noqa: PLC0415
 
@@ -60,15 +73,17 @@ def status(*, as_json: AsJson = False) -> None:
 @typer_app.command()
 def env() -> None:
     """Print what a shell needs to talk to this stack: eval "$(gyre env)"."""
-    from stack.environment import child_environment  # noqa: PLC0415
+    from stack.environment import child_environment, write_feast_config  # noqa: PLC0415
 
-    for name, value in sorted(child_environment(load_settings()).items()):
+    settings = load_settings()
+    write_feast_config(settings)
+    for name, value in sorted(child_environment(settings).items()):
         if name != "HOME":
             typer.echo(f"export {name}={shlex.quote(value)}")
 
 
 @typer_app.command()
-def ingest(dataset: str = "orders", as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+def ingest(dataset: Dataset = "orders", as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
     log_to_stderr()
     time = moment(as_of)
@@ -100,5 +115,7 @@ def train(
     say(f"{model}: {report.outcome}", report.as_json(), as_json=as_json)
 
 
-for _verb in (registry.promote, registry.rollback, registry.ledger):
+for _verb in (
+    watch.monitor, watch.decide, registry.promote, registry.rollback, registry.ledger,
+):  # fmt: skip
     typer_app.command()(_verb)

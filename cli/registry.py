@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.verbs import AsJson, Reason, say, who
+from stack.errors import PromotionRefusedError
 from stack.settings import load_settings
 from stack.spec import load_spec
 
@@ -32,8 +33,14 @@ def promote(
     from mlflow_server.promotion import UNSET  # noqa: PLC0415
     from mlflow_server.promotion import promote as put  # noqa: PLC0415
 
+    if role != "production" or percent != 100:  # noqa: PLR2004  (the whole)
+        raise PromotionRefusedError(
+            f"role {role} at {percent} %: serving knows only production at 100 % so far"
+        )
     expected = UNSET if replaces is None else None if replaces == "none" else replaces
     registry, ledger = _open(model)
+    if wrong := registry.damage(model, version):
+        raise PromotionRefusedError(f"{model}: version {version} is damaged: {wrong}")
     row = put(
         registry, ledger, model, version, who=who(), why=reason, replaces=expected, role=role,
         percent=percent,

@@ -45,8 +45,10 @@ ENTITIES = (4, 18, 21, 1, 2)
 """Of the shipped data; the first that is in the population gets the first prediction."""
 
 
-def up(settings: Settings) -> None:
+def up(settings: Settings, as_of: datetime | None = None) -> None:
     """Bring the stack of `settings.home` to where it serves; change nothing that is already there.
+
+    as_of: what the first version is trained as of, now if absent; ingest is always as of now.
 
     Raises:
         StackError: what failed; processes that this call started are ended again if one of them
@@ -67,9 +69,9 @@ def up(settings: Settings) -> None:
         with AirflowApi(settings) as airflow:
             airflow.pool("tables", 1)
             with _step("ingest"):
-                _ingest(airflow)
+                _ingest(settings, airflow)
             with _step("model"):
-                _model(settings, airflow)
+                _model(settings, airflow, as_of)
         with _step("prediction"):
             _predict(settings)
     typer.echo(f"ready in {time.monotonic() - began:.0f} s")
@@ -131,22 +133,40 @@ def _tool(settings: Settings, tool: str, *arguments: str) -> None:
         raise StackError(f"{command} failed ({done.returncode}):\n{tail}")
 
 
-def _ingest(airflow: AirflowApi) -> None:
+def _ingest(settings: Settings, airflow: AirflowApi) -> None:
     good = airflow.last_runs("ingest", state="success")
-    if good and datetime.fromisoformat(good[0]["end_date"]) > datetime.now(UTC) - FRESH:
+    if (
+        good
+        and _filled(settings)
+        and datetime.fromisoformat(good[0]["end_date"]) > datetime.now(UTC) - FRESH
+    ):
         typer.echo(f"    done within the hour: {good[0]['dag_run_id']}")
         return
     airflow.follow("ingest", airflow.trigger("ingest", {}), typer.echo)
 
 
-def _model(settings: Settings, airflow: AirflowApi) -> None:
+def _filled(settings: Settings, patience: float = 20) -> bool:
+    """Whether Redis holds the features; serving says so once it has opened Feast."""
+    until = time.monotonic() + patience
+    while time.monotonic() < until:
+        with suppress(httpx.HTTPError):
+            found = httpx.get(f"{settings.serving_address}/health/ready", timeout=5).json()
+            redis = found["resources"]["redis"]
+            if redis["ok"] or "gyre ingest" in redis["detail"]:
+                return bool(redis["ok"])
+        time.sleep(0.5)
+    return False
+
+
+def _model(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> None:
     name = settings.default_model
     current = production(settings, name)
     if current == UNKNOWN:
         raise StackError(f"MLflow at {settings.mlflow_address} does not say what is in production")
     if current is None:
         dag = f"train_{name}"
-        run = airflow.trigger(dag, {"reason": "first version, by gyre up"})
+        asked = {"as_of": as_of.isoformat()} if as_of else {}
+        run = airflow.trigger(dag, {"reason": "first version, by gyre up"} | asked)
         note = airflow.follow(dag, run, typer.echo)["note"]
         current = production(settings, name)
         if current is None:

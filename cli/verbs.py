@@ -12,6 +12,14 @@ from typing import Annotated, Any
 import typer
 
 from stack.errors import SettingsError
+from stack.moment import parse_moment
+
+
+def _said(text: str) -> str:
+    if not text.strip():
+        raise typer.BadParameter("say why: it stands in the ledger for ever")
+    return text.strip()
+
 
 AsOf = Annotated[
     str | None,
@@ -20,25 +28,20 @@ AsOf = Annotated[
     ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
-Reason = Annotated[str, typer.Option("--reason", help="Why; it stands in the ledger for ever.")]
+Reason = Annotated[str, typer.Option("--reason", callback=_said, help="Why; kept for ever.")]
 
 
 def moment(text: str | None) -> datetime:
-    """Return the aware UTC time that `--as-of` names.
+    """Return the aware UTC time that `--as-of` names, now if it names none.
 
     Raises:
-        SettingsError: not ISO 8601, or without an offset.
+        SettingsError: not ISO 8601, without an offset, or in the future.
 
     """
-    if text is None:
-        return datetime.now(tz=UTC)
     try:
-        found = datetime.fromisoformat(text)
+        return datetime.now(tz=UTC) if text is None else parse_moment(text, "--as-of")
     except ValueError as exc:
-        raise SettingsError(f"--as-of: expected ISO 8601, found {text!r}") from exc
-    if found.tzinfo is None:
-        raise SettingsError(f"--as-of: expected an offset (such as {text}Z), found {text!r}")
-    return found.astimezone(UTC)
+        raise SettingsError(str(exc)) from exc
 
 
 def who() -> str:
@@ -56,5 +59,5 @@ def log_to_stderr() -> None:
     logging.captureWarnings(capture=True)  # what libraries deprecate is no news for who trains
     for noisy in ("py.warnings", "great_expectations"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for room in ("training", "feature_repo", "mlflow_server"):
+    for room in ("training", "feature_repo", "mlflow_server", "monitoring"):
         logging.getLogger(room).setLevel(logging.INFO)

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
 
-from dags.run import PARAMS, current
+from dags.run import PARAMS, WRITERS, current
 from stack.spec import load_specs
 
 FEATURES = Asset("features")
-WRITERS = "tables"
-"""The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
 
 with DAG(
     dag_id="ingest",
@@ -37,6 +36,8 @@ with DAG(
 
             settings, cause = current()
             outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
-            return ingest(settings, dataset, cause.as_of).summary()
+            summary = ingest(settings, dataset, cause.as_of).summary()
+            logging.getLogger(__name__).info(summary)
+            return summary
 
         _ingest(_dataset)

@@ -17,6 +17,8 @@ from stack.settings import Settings, load_settings
 if TYPE_CHECKING:
     from datetime import datetime
 
+WRITERS = "tables"
+"""The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
 PARAMS = {
     "as_of": Param(
         None,

@@ -1,9 +1,8 @@
 """`train_<MODEL>`: raw tables to a promoted version; one DAG for each file in models/.
 
 It starts on the Asset `drift/<MODEL>` (one run for each partition key, the cause), by hand, or on
-`due/<MODEL>`, which the small DAG `schedule_<MODEL>` emits on the spec's schedule: Airflow cannot
-join cron and partitioned assets in one DAG, and unpartitioned events are lost when they come at
-once. What a task does is in training/, a file each; a task's result is an id, never data.
+`due/<MODEL>`, which the small DAG `schedule_<MODEL>` emits on the spec's schedule. What a task does
+is in training/, a file each; a task's result is an id, never data.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from dags.run import PARAMS, current, note
+from dags.tick import tick_dag
 from stack.spec import ModelSpec, load_spec, load_specs
 
 STAGES = {
@@ -25,28 +25,6 @@ STAGES = {
     "register": "training.register:register",
 }
 TRIES = {"retries": 1, "retry_delay": timedelta(seconds=3)}
-
-
-def schedule_dag(spec: ModelSpec) -> DAG:
-    due = Asset(f"due/{spec.name}")
-    with DAG(
-        dag_id=f"schedule_{spec.name}",
-        doc_md=f"Starts `train_{spec.name}` on the spec's schedule.",
-        schedule=spec.schedule,
-        catchup=False,
-        tags=["gyre", spec.name],
-        default_args=TRIES,
-    ) as dag:
-
-        @task(outlets=[due])
-        def emit(*, outlet_events: Any = None) -> None:
-            _, cause = current()
-            moment = cause.as_of.isoformat()
-            outlet_events[due].extra = {"as_of": moment, "reason": f"schedule {spec.schedule}"}
-            outlet_events[due].add_partitions(f"schedule {moment}")
-
-        emit()
-    return dag
 
 
 def train_dag(spec: ModelSpec) -> DAG:
@@ -92,7 +70,8 @@ def validate(model: str) -> str | None:
         key=cause.key, reason=cause.reason, who=cause.who, cause=cause.event,
     )  # fmt: skip
     if mlflow_run is None:
-        note(settings, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC)")
+        answered = f"; or a run answers it already: {cause.event}" if cause.event else ""
+        note(settings, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC){answered}")
     return mlflow_run
 
 
@@ -118,12 +97,18 @@ def promote(model: str, mlflow_run: str, version: str, *, outlet_events: Any = N
         settings, load_spec(model), mlflow_run, version, who=cause.who, reason=cause.reason
     )
     promoted = Asset(f"promoted/{model}")
-    outlet_events[promoted].extra = {"version": version, "as_of": cause.as_of.isoformat()}
+    # Not "as_of": who looks at a version after its promotion looks at now.
+    outlet_events[promoted].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
     outlet_events[promoted].add_partitions(f"version {version}")
     note(settings, outcome)
     return outcome
 
 
 for _spec in load_specs():
-    for _dag in (schedule_dag(_spec), train_dag(_spec)):
+    _due = Asset(f"due/{_spec.name}")
+    _tags = ["gyre", _spec.name]
+    for _dag in (
+        tick_dag(f"schedule_{_spec.name}", f"train_{_spec.name}", _spec.schedule, _due, _tags),
+        train_dag(_spec),
+    ):
         globals()[_dag.dag_id] = _dag

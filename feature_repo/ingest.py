@@ -7,7 +7,6 @@ are merged by key, the feature file is switched when complete, online writes are
 from __future__ import annotations
 
 import json
-import logging
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     from feature_repo.validation import Validation
     from stack.settings import Settings
 
-log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
 
 
@@ -79,6 +77,7 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
     table = raw_table(settings, dataset)
     pulled = _newest_of_key(pull(settings, dataset, as_of), dataset)
     batch = _unknown_rows(settings, pulled, table, dataset)
+    store = FeatureStore(settings)  # says what is not published before anything is written
     report = IngestReport(name, as_of, table_version=table.version)
     earliest = None
     if batch.num_rows:
@@ -86,8 +85,7 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
         _stop_if_rejected(settings, dataset, checked, as_of)
         report, earliest = _land(settings, dataset, batch, checked, as_of)
     write_views(settings, dataset, table)
-    FeatureStore(settings).materialise(dataset, as_of, since=earliest)
-    log.info(report.summary())
+    store.materialise(dataset, as_of, since=earliest)
     return report
 
 

@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from typeguard import suppress_type_checks
 
-from feature_repo.store import open_store
+from feature_repo.store import mark, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 
 if TYPE_CHECKING:
@@ -39,8 +39,7 @@ class OnlineFeatures:
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
         self._entity_key = entity_key
         self._features = features
-        online = self._store._get_provider().online_store  # noqa: SLF001  (no public way)
-        self._redis = online._get_client(self._store.config.online_store)  # noqa: SLF001
+        self._redis = online_client(self._store)
         # Feast checks the types of its own calls at each read: a tenth of the time it takes.
         self._unchecked = suppress_type_checks()
         self._unchecked.__enter__()
@@ -71,11 +70,13 @@ class OnlineFeatures:
         ]  # fmt: skip
 
     def ping(self) -> None:
-        """Raise FeaturesUnavailableError unless Redis answers within its deadline."""
+        """Raise FeaturesUnavailableError unless Redis answers in time and holds the features."""
         try:
-            self._redis.ping()
+            found = self._redis.exists(*(mark(self._store, view) for view in self._views))
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+        if found < len(self._views):
+            raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
 
     def watermark(self) -> datetime | None:
         """The time (UTC) up to which the source is complete and its features are online."""

@@ -7,6 +7,7 @@ days still lie ahead of the day Gyre first started, and only what is due is deli
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from math import ceil
 from typing import TYPE_CHECKING
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 DEMO = {"orders": PROJECT / "data" / "cdnow_orders.parquet"}
 AHEAD = timedelta(days=120)
+LONGEST = 300
 
 
 def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
@@ -38,11 +40,14 @@ def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
         variable = f"GYRE_SOURCES__{dataset.name.upper()}"
         raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
     try:
-        return _demo(settings, dataset, as_of) if address is None else _read(address)
+        return (
+            _demo(settings, dataset, as_of) if address is None else _typed(_read(address), dataset)
+        )
     except DataError:
         raise
     except Exception as exc:  # every reader below fails in its own way
-        raise DataError(f"{dataset.name}: source {_without_secrets(address)}: {exc}") from exc
+        line = " ".join(str(exc).split())[:LONGEST]  # DuckDB shows its SQL and a caret below it
+        raise DataError(f"{dataset.name}: source {_without_secrets(address)}: {line}") from exc
 
 
 def _read(address: str) -> pa.Table:
@@ -53,6 +58,23 @@ def _read(address: str) -> pa.Table:
     connection.raw_sql("SET TimeZone = 'UTC'")
     read = connection.read_csv if address.endswith((".csv", ".csv.gz")) else connection.read_parquet
     return read(address).to_pyarrow()
+
+
+def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
+    """Whole numbers, days and times in the dataset's types, where nothing is lost or guessed.
+
+    Anything else keeps its type, and the suite stops the batch: text that holds numbers is a
+    retyped column, and a time without an offset may be any zone's.
+    """
+    kind = pa.types
+    for position, field in enumerate(rows.schema):
+        found = field.type
+        clear = kind.is_integer(found) or kind.is_date(found) or getattr(found, "tz", None)
+        if clear and field.name in dataset.schema.names:
+            wanted = dataset.schema.field(field.name).type
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                rows = rows.set_column(position, field.name, rows[field.name].cast(wanted))
+    return rows
 
 
 def _demo(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:

@@ -59,6 +59,17 @@ def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
     return feast.FeatureStore(config=config)
 
 
+def online_client(store: feast.FeatureStore) -> Any:
+    """The Redis client that Feast's online store uses; there is no public way to it."""
+    online = store._get_provider().online_store  # noqa: SLF001
+    return online._get_client(store.config.online_store)  # noqa: SLF001
+
+
+def mark(store: feast.FeatureStore, view: str) -> str:
+    """Key that stands in Redis since `view` was materialised there in full."""
+    return f"gyre:complete:{store.project}:{view}"
+
+
 class FeatureStore:
     """What ingest and training ask of Feast."""
 
@@ -80,13 +91,17 @@ class FeatureStore:
         since: earliest event time of rows that just landed; rows that are late are older than the
         last materialisation and would be missed by an incremental one.
         """
+        online = online_client(self._store)
         for name in dataset.views:
-            last = self._view(name).most_recent_end_time
+            # The registry remembers what was materialised, not whether Redis still holds it.
+            kept = online.exists(mark(self._store, name))
+            last = self._view(name).most_recent_end_time if kept else None
             start = min(last or BEGINNING, since or as_of)
             end = max(as_of, last or as_of)
             if start < end and (since is not None or last is None or last < as_of):
                 with redirect_stdout(sys.stderr):  # Feast prints; stdout is the report's
                     self._store.materialize(start, end, feature_views=[name])
+                online.set(mark(self._store, name), as_of.isoformat())
 
     def feature_types(self, service: str) -> dict[str, FeatureType]:
         """Names and types of what `service` gives, in its order."""

@@ -9,6 +9,7 @@ in a quiet hour is a bad order, not a bad batch.
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,6 +82,7 @@ def validate(dataset: Dataset, rows: pa.Table, as_of: datetime) -> Validation:
     import great_expectations as gx  # noqa: PLC0415  (5 s; only where something is validated)
     from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: PLC0415
 
+    logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it says where it is
     context = gx.get_context(mode="ephemeral")
     context.variables.progress_bars = ProgressBarsConfig(globally=False)
     batch = (
@@ -134,4 +136,12 @@ def _found(outcome: dict[str, Any], rows: tuple[int, ...]) -> str:
     expected = {k: v for k, v in config.items() if k not in {"column", "batch_id"}}
     if rows:
         return f"{len(rows)} rows, such as {result.get('partial_unexpected_list', [])[:3]}"
-    return f"expected {expected}, found {result.get('observed_value', 'no such column')}"
+    found = result.get("observed_value", _raised(outcome.get("exception_info") or {}))
+    return f"expected {expected}, found {found}"
+
+
+def _raised(info: dict[str, Any]) -> str:
+    """What GX says where it could not look: no such column, or values it cannot compare."""
+    said = [info, *(value for value in info.values() if isinstance(value, dict))]
+    texts = [str(each["exception_message"]) for each in said if each.get("exception_message")]
+    return texts[0].splitlines()[0] if texts else "nothing to compare"

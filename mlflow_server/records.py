@@ -86,8 +86,11 @@ class Records:
         return [_row(row) for row in reversed(found)]
 
     def keep(self, row: DecisionRow) -> None:
+        """Store `row`, in place of what an earlier try decided at the same moment."""
         values = asdict(row) | {"as_of": row.as_of.isoformat(), "figures": json.dumps(row.figures)}
+        same = (DECISIONS.c.model == row.model) & (DECISIONS.c.as_of == values["as_of"])
         with self._begin() as connection:
+            connection.execute(sql.delete(DECISIONS).where(same))
             connection.execute(sql.insert(DECISIONS).values(values))
 
     def count_alert(self, model: str, cause: str, message: str, at: datetime) -> bool:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import tempfile
 import warnings
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.artifacts import download_artifacts
 
 from mlflow_server.connection import GONE, MISSING, client, translated
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, wrong_files
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stack.settings import Settings
 
 PRODUCTION = "production"
@@ -82,6 +82,13 @@ class Registry:
         with translated(what):
             for place in PLACES:
                 download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
+
+    def damage(self, model: str, version: str) -> str:
+        """Say which served files are not those registered; empty if all are."""
+        found = self.version(model, version)
+        with tempfile.TemporaryDirectory(prefix="gyre-") as name:
+            self.download(found, Path(name))
+            return "; ".join(wrong_files(Path(name), found.tags))
 
     def set_alias(self, model: str, role: str, version: str) -> None:
         with translated(f"set alias {role} of {model} to {version}"):

@@ -76,6 +76,10 @@ class MonitorReport:
             f"{self.decision.action} ({self.decision.rule}): {self.decision.reason}"
         )
 
+    def retraining_reason(self) -> str:
+        """Say what a retraining would answer and why, for run and ledger."""
+        return f"{self.cause}: {self.decision.reason}"
+
 
 REPORTS = TypeAdapter(MonitorReport)
 
@@ -146,7 +150,8 @@ def _decide(
     malformed: int,
 ) -> MonitorReport:
     records, ledger = Records(settings), Ledger(settings)
-    rows = records.decisions(spec.name)
+    # Without its own row of an earlier try: a killed task decides the same again.
+    rows = [row for row in records.decisions(spec.name) if row.as_of != as_of]
     entities = len(seen.rows)
     verdict, bad, notes = judge(spec.drift, entities, look.drift, look.performance)
     cause = f"harm of version {version}" if look.harm else _cause(settings, spec, version, as_of)

@@ -27,7 +27,8 @@ class FeatureSource:
     """One feature service, read through a circuit that `probe`, called every second, closes again.
 
     After one failed read the store is left alone (its deadline would hold up every request in
-    turn) until a ping succeeds; `wake` asks for that at once.
+    turn) until a ping succeeds; `wake` asks for that at once. `problem` says why it is left alone;
+    `down` is the same once a second try failed too: one late answer is no outage.
     """
 
     def __init__(
@@ -37,12 +38,14 @@ class FeatureSource:
         entity_key: str,
         features: tuple[str, ...],
         wake: threading.Event,
+        cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self.asked = (service, entity_key, features)
-        self._settings, self._wake = settings, wake
+        self._settings, self._wake, self._cache_seconds = settings, wake, cache_seconds
         self._reader: OnlineFeatures | None = None
         self._cache: OrderedDict[int | str, tuple[float, Features]] = OrderedDict()
         self.problem: str | None = "not opened yet"
+        self.down: str | None = self.problem
         self.watermark: datetime | None = None
 
     def read(self, keys: Sequence[int | str], as_of: datetime) -> tuple[list[Features | None], str]:
@@ -56,11 +59,10 @@ class FeatureSource:
                 rows = self._reader.read(keys, as_of)
             except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
                 self._failed(exc)
-                self._wake.set()
             else:
                 self._remember(keys, rows)
                 return rows, "online"
-        oldest = time.monotonic() - CACHE_SECONDS
+        oldest = time.monotonic() - self._cache_seconds
         known = (self._cache.get(key, (oldest - 1, None)) for key in keys)
         return [row if at >= oldest else None for at, row in known], "cache"
 
@@ -79,10 +81,13 @@ class FeatureSource:
             if self._reader is None:
                 self._reader = self._open()
             self._reader.ping()
-            self.problem = None
+            self.problem = self.down = None
             self.watermark = self._reader.watermark()
         except Exception as exc:  # noqa: BLE001  (what is wrong is said by `problem`)
+            again = self.problem is not None
             self._failed(exc)
+            if again:
+                self.down = self.problem
 
     def _open(self) -> OnlineFeatures:
         # Feast takes seconds to import: the server is live before that.
@@ -96,6 +101,8 @@ class FeatureSource:
         problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
         if problem != self.problem:
             logger.warning("features: %s", problem)
+        if self.problem is None:
+            self._wake.set()
         self.problem = problem
 
     def close(self) -> None:

@@ -97,7 +97,8 @@ class Holder:
         try:
             self._ledger = self._ledger or Ledger(self._settings)
             self._records = self._records or Records(self._settings)
-            reconcile(self._registry, self._ledger, name)
+            if reconcile(self._registry, self._ledger, name):  # it may have moved the alias
+                self._follow(self._registry.production(name))
         except RegistryError as exc:
             logger.warning("%s: %s", name, exc)
 
@@ -127,6 +128,10 @@ class Holder:
             self._swap(version, self._fetch(version))
         except Exception as exc:  # noqa: BLE001  (anything wrong keeps the old version)
             self._refuse(version, exc)
+            if self.current is None:  # started anew: the last good one is on disk
+                refusal = self._refusal
+                self._start_from_local_copy()
+                self._refusal = refusal  # what is asked for is still what was refused
 
     def _fetch(self, version: str) -> dict[str, str]:
         """Get the files of `version`, unless a good copy is here already. Return its tags."""

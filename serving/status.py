@@ -59,7 +59,7 @@ def readiness(
     MLflow or the log being down is shown and does not count: answers go on without them. So does
     another model that has no version yet: `GET /v1/models/{name}` tells of each.
     """
-    redis, mlflow = default.features.problem, default.registry_problem
+    redis, mlflow = default.features.down, default.registry_problem
     resources = {
         **{f"model {h.spec.name}": (h.current is not None, h.state) for h in holders},
         "redis": (redis is None, redis or "answers"),

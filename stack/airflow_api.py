@@ -45,6 +45,11 @@ class AirflowApi:
     def run(self, dag: str, run: str) -> dict[str, Any]:
         return self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}"))
 
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        """Return the run's task instances as Airflow has them, in the order they ended."""
+        found = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
+        return sorted(found["task_instances"], key=lambda row: row["end_date"] or "9")
+
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
         """Return the newest runs' rows as Airflow has them, newest first."""
         wanted = {"limit": count, "order_by": "-run_after", **query}
@@ -63,8 +68,7 @@ class AirflowApi:
         until, told = time.monotonic() + limit, set[str]()
         while True:
             now = self.run(dag, run)
-            found = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
-            rows = sorted(found["task_instances"], key=lambda row: row["end_date"] or "9")
+            rows = self.tasks(dag, run)
             for row in rows:
                 if row["state"] in FINAL and row["task_id"] not in told:
                     told.add(row["task_id"])
@@ -90,6 +94,15 @@ class AirflowApi:
         """Put a note on the run, for whoever looks at it in Airflow."""
         body = {"note": text[:NOTE_LIMIT]}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
+
+    def emit(self, asset: str, key: str, extra: dict[str, Any]) -> None:
+        """Tell of the Asset named `asset`; what listens to it starts, once per partition key."""
+        found = self._checked(self._send("GET", "/assets", params={"limit": 1000}))["assets"]
+        number = next((row["id"] for row in found if row["name"] == asset), None)
+        if number is None:
+            raise StackError(f"Airflow knows no asset {asset}")
+        body = {"asset_id": number, "partition_key": key, "extra": extra}
+        self._checked(self._send("POST", "/assets/events", json=body))
 
     def pool(self, name: str, slots: int) -> None:
         """Make the pool unless it is there."""

@@ -76,6 +76,16 @@ def port_problems(env: Mapping[str, str], home: Path) -> list[str]:
     return found
 
 
+def free_ports() -> dict[str, int]:
+    """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
+    names = ("serving_port", "mlflow_port", "airflow_port", "redis_port")
+    held = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+    found = {name: int(listener.getsockname()[1]) for name, listener in held.items()}
+    for listener in held.values():
+        listener.close()
+    return found
+
+
 def belongs(pid: int, home: Path) -> bool:
     """Say whether the stack of `home` started this process; False once it has ended."""
     try:

@@ -27,12 +27,19 @@ AGE = r'(?m)^gyre_feature_watermark_age_seconds\{model="([^"]+)"\} (\d.*)$'
 def report(settings: Settings, models: list[str]) -> dict[str, Any]:
     """Return the whole status as JSON-ready values; a source that is down is "unknown"."""
     rows = [_process(name, state) for name, state in (states(settings) or {}).items()]
+    if not rows:  # whoever answers on these ports is another stack
+        return {
+            "up": False, "processes": [], "pss_mib": 0, "serving": UNKNOWN,
+            "models": {model: {"production": UNKNOWN} for model in models},
+            "features_behind_seconds": {}, "runs": {},
+        }  # fmt: skip
     serving = settings.serving_address
+    ready = _json(_get(f"{serving}/health/ready"))
     return {
-        "up": bool(rows) and all(row["state"] == "RUNNING" for row in rows),
+        "up": all(row["state"] == "RUNNING" for row in rows) and ready.get("ready") is True,
         "processes": rows,
         "pss_mib": _pss_mib(members(settings.home)),
-        "serving": _json(_get(f"{serving}/health/ready")) or UNKNOWN,
+        "serving": ready or UNKNOWN,
         "models": {model: {"production": production(settings, model)} for model in models},
         "features_behind_seconds": {
             model: round(float(age)) for model, age in re.findall(AGE, _get(f"{serving}/metrics"))

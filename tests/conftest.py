@@ -62,7 +62,7 @@ def answers(url: str) -> bool:
 @contextmanager
 def redis_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     command = [str(BIN / "redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
-    command += ["--dir", str(folder), "--save", ""]
+    command += ["--dir", str(folder), "--save", "", "--appendonly", "yes"]
 
     def pong() -> bool:
         ping = [str(BIN / "redis-cli"), "-p", str(port), "ping"]

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FINGERPRINT = "gyre.fingerprint"
+RUN_NAME_LIMIT = 250
+"""Of MLflow's table; SQLite does not hold to it, Postgres does."""
 NOTHING_NEW = "nothing new to learn: no snapshot has matured, and spec, code and definitions stand"
 
 
@@ -43,8 +45,9 @@ def open_run(
     """Validate what a run at `as_of` would learn from, and start its MLflow run.
 
     key: names the run for ever: the same key gives the same run, so a stage can be repeated.
-    Returns the MLflow run id, or None when no snapshot has matured since an earlier run and
-    neither spec, code nor definitions changed: there is nothing new to learn.
+    cause: names what the run answers, such as a drift; one run answers one cause.
+    Returns the MLflow run id, or None when there is nothing to do: another run answers the cause,
+    or no snapshot has matured since an earlier run and neither spec, code nor definitions changed.
 
     Raises:
         SettingsError, DataError, TrainingError: what is missing or wrong.
@@ -52,6 +55,8 @@ def open_run(
     """
     dataset = load_dataset(spec.dataset)
     store, tracking = FeatureStore(settings), Tracking(settings)
+    if cause and _answered(tracking, spec, cause, key):
+        return None
     _check_features(spec, dataset, store.feature_types(spec.feature_service))
     version = raw_table(settings, dataset).version
     mark = _mark(settings, spec, store, as_of)
@@ -70,7 +75,8 @@ def open_run(
         "seed": str(spec.seed),
         **code_tags(),
     }
-    run_id = tracking.start_or_find_run(spec.experiment, key, f"{as_of:%Y-%m-%d} {reason}", tags)
+    name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
+    run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
     raw = open_raw(raw_table(settings, dataset), version, as_of)
     checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
     tracking.log_json(run_id, checked.report, "validation.json")
@@ -102,6 +108,15 @@ def _seen(tracking: Tracking, spec: ModelSpec, mark: str, key: str | None = None
     for run in tracking.runs(spec.experiment):
         if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key:
             log.info("run %s saw the same", run.run_id)
+            return True
+    return False
+
+
+def _answered(tracking: Tracking, spec: ModelSpec, cause: str, key: str) -> bool:
+    for run in tracking.runs(spec.experiment):
+        alive = run.status in {"RUNNING", "FINISHED"}
+        if alive and run.tags.get("cause") == cause and run.key != key:
+            log.info("run %s answers the same cause: %s", run.run_id, cause)
             return True
     return False
 

@@ -54,10 +54,12 @@ def airflow(settings):
         yield api
 
 
-def wait_for_run(airflow: AirflowApi, wanted: str, count: int = 1) -> list[dict[str, object]]:
+def wait_for_run(
+    airflow: AirflowApi, wanted: str, count: int = 1, dag: str = "train"
+) -> list[dict[str, object]]:
     until = time.monotonic() + 40
     while True:
-        rows = airflow.last_runs(f"train_{MODEL}", 50)
+        rows = airflow.last_runs(f"{dag}_{MODEL}", 50)
         found = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]
         if len(found) >= count:
             return found
@@ -74,17 +76,14 @@ def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
 
 
 def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
-    assets = airflow._checked(airflow._send("GET", "/assets"))["assets"]
-    drift = next(asset["id"] for asset in assets if asset["name"] == f"drift/{MODEL}")
+    extra = {"as_of": "not a time", "reason": "drift of spend"}
 
-    def emit(number: int) -> int:
-        body = {"asset_id": drift, "partition_key": f"cause {number % 2}"}
-        body["extra"] = {"as_of": "not a time", "reason": "drift of spend"}
-        return airflow._send("POST", "/assets/events", json=body).status_code
+    def emit(number: int) -> None:
+        airflow.emit(f"drift/{MODEL}", f"cause {number % 2}", extra)
 
     emit(0)
     with ThreadPoolExecutor(8) as pool:
-        assert set(pool.map(emit, range(20))) == {200}
+        assert len(list(pool.map(emit, range(20)))) == 20
     # Events of one cause that come once its run exists start another: open_run ends those.
     keys = [row["partition_key"] for row in wait_for_run(airflow, "cause ", 2)]
     assert set(keys) == {"cause 0", "cause 1"}
@@ -123,3 +122,12 @@ def test_the_schedule_starts_one_training_run_about_its_own_moment(airflow):
     assert airflow.follow(f"schedule_{MODEL}", run, told.append, limit=60)["state"] == "success"
     assert told[0].strip().startswith("emit: success")
     assert len(wait_for_run(airflow, "schedule ")) == 1
+
+
+def test_the_hour_and_a_promotion_each_start_a_look_of_their_own(airflow):
+    airflow.follow(f"hourly_{MODEL}", airflow.trigger(f"hourly_{MODEL}", {}), lambda _: None)
+    airflow.emit(f"promoted/{MODEL}", "version 7", {"version": "7"})
+    for wanted in ("schedule ", "version 7"):
+        assert len(wait_for_run(airflow, wanted, dag="monitor")) == 1
+    with pytest.raises(StackError, match="Airflow knows no asset promoted/nothing"):
+        airflow.emit("promoted/nothing", "x", {})

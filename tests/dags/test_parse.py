@@ -28,10 +28,24 @@ print(json.dumps({
         "params": sorted(dag.params), "start_date": str(dag.start_date),
         "catchup": dag.catchup, "at_once": dag.max_active_runs,
         "schedule": type(dag.timetable).__name__,
+        "starts_by": sorted(
+            asset.name
+            for asset in getattr(getattr(dag.timetable, "asset_condition", None), "objects", [])
+        ),
     } for name, dag in bag.dags.items()},
 }))
 """
-HEAVY = {"pandas", "numpy", "pyarrow", "mlflow", "feast", "evidently", "sklearn", "training"}
+HEAVY = {
+    "pandas",
+    "numpy",
+    "pyarrow",
+    "mlflow",
+    "feast",
+    "evidently",
+    "sklearn",
+    "training",
+    "monitoring",
+}
 
 
 @pytest.fixture(scope="module")
@@ -51,7 +65,8 @@ def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
     assert bag["errors"] == {}
     assert HEAVY & set(bag["modules"]) == set()
     models = [spec.name for spec in load_specs()]
-    expected = {"ingest"} | {f"{what}_{name}" for name in models for what in ("train", "schedule")}
+    kinds = ("train", "schedule", "monitor", "hourly")
+    expected = {"ingest"} | {f"{kind}_{name}" for name in models for kind in kinds}
     assert set(bag["dags"]) == expected
 
 
@@ -72,6 +87,25 @@ def test_training_starts_by_partitioned_events_or_by_hand_and_tells_of_a_promoti
     assert dag["outlets"]["promote"] == ["promoted/customer_churn_model"]
     weekly = bag["dags"]["schedule_customer_churn_model"]
     assert weekly["outlets"] == {"emit": ["due/customer_churn_model"]}
+
+
+def test_monitoring_starts_hourly_after_a_promotion_or_by_hand(bag):
+    dag = bag["dags"]["monitor_customer_churn_model"]
+    assert dag["schedule"] == "PartitionedAssetTimetable"
+    assert dag["starts_by"] == ["look/customer_churn_model", "promoted/customer_churn_model"]
+    assert (dag["params"], dag["at_once"]) == (["as_of", "reason"], 1)
+    hourly = bag["dags"]["hourly_customer_churn_model"]
+    assert hourly["outlets"] == {"emit": ["look/customer_churn_model"]}
+    assert hourly["schedule"] == "CronTriggerTimetable"
+
+
+def test_a_decision_ends_in_a_task_of_its_name_and_a_retraining_in_the_event_of_drift(bag):
+    dag = bag["dags"]["monitor_customer_churn_model"]
+    ends = ["alerted", "nothing", "retrain", "rolled_back"]
+    assert dag["tasks"] == {"monitor": ends} | {end: [] for end in ends}
+    assert dag["outlets"]["retrain"] == ["drift/customer_churn_model"]
+    train = bag["dags"]["train_customer_churn_model"]
+    assert train["starts_by"] == ["drift/customer_churn_model", "due/customer_churn_model"]
 
 
 def test_ingest_writes_alone_and_tells_of_new_features(bag):

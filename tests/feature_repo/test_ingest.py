@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, quarantine_table, raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
-from stack.errors import BatchRejectedError, DataError
+from stack.errors import BatchRejectedError, DataError, FeaturesUnavailableError
 from stack.spec import load_spec
+from tests.conftest import BIN
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -207,6 +209,43 @@ def test_history_and_online_agree_through_plain_feast(shop, as_of):
         ["customer_features:total_orders_30d"], [{"customer_id": 1}]
     )
     assert plain.to_dict()["total_orders_30d"] == [by_customer[1]["total_orders_30d"]]
+
+
+def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
+    shop.has(order(1, 1, as_of - DAY))
+    shop.ingest(as_of)
+    flush = [str(BIN / "redis-cli"), "-p", str(shop.settings.redis_port), "flushall"]
+    subprocess.run(flush, check=True, capture_output=True)
+    reader = OnlineFeatures(
+        shop.settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features)
+    )
+    with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
+        reader.ping()
+    shop.ingest(as_of + timedelta(hours=1))
+    reader.ping()
+    assert reader.read([1], as_of)[0]["lifetime_orders"] == 1
+    reader.close()
+
+
+@pytest.mark.parametrize(
+    ("times", "outcome"),
+    [("2026-11-18T10:00:00Z", None), ("2026-11-18", None), ("2026-11-18T10:00:00", "order_ts")],
+)
+def test_a_csv_says_its_zone_or_is_a_day_and_whole_amounts_are_amounts(
+    shop, as_of, tmp_path, times, outcome
+):
+    file = tmp_path / "orders.csv"
+    file.write_text(
+        "order_id,customer_id,order_ts,number_of_cds,dollar_value\n"
+        + "".join(f"{n},{n},{times},1,10\n" for n in range(1, 31))
+    )
+    shop.settings = shop.settings.model_copy(update={"sources": {"orders": str(file)}})
+    if outcome is None:
+        assert shop.ingest(as_of).inserted == 30
+        return
+    with pytest.raises(BatchRejectedError, match=outcome) as refused:
+        shop.ingest(as_of)
+    assert "no such column" not in str(refused.value)
 
 
 def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):

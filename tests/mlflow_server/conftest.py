@@ -90,3 +90,7 @@ def new_model(settings: Settings, versions: int) -> str:
     for _ in range(versions):
         api.create_model_version(name, source=f"{run.artifact_uri}/model", run_id=run.run_id)
     return name
+
+
+def stages(registry: Registry, model: str) -> dict[str, str]:
+    return {v.version: v.stage for v in registry.versions(model) if v.stage != "None"}

@@ -7,7 +7,7 @@ import sys
 import time
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -99,12 +99,25 @@ class Rig:
 
     settings: Settings
     folder: Path
+    opened: ExitStack
     redis: subprocess.Popen[bytes] | None = None
+    mlflow: subprocess.Popen[bytes] | None = None
     count: int = 0
     spec: ModelSpec = SPEC
     features: dict[str, Any] = field(default_factory=lambda: dict(FEATURES))
 
-    def register(self, bias: float, score: str = "Sigmoid") -> Version:
+    def start_redis(self) -> None:
+        """Start it, or again over the data that the one before left behind."""
+        running = redis_server(self.settings.redis_port, self.folder)
+        self.redis = self.opened.enter_context(running)
+
+    def start_mlflow(self) -> None:
+        self.mlflow = self.opened.enter_context(mlflow_server(self.settings))
+
+    def register(
+        self, bias: float, score: str = "Sigmoid", model: onnx.ModelProto | None = None
+    ) -> Version:
+        """Register the tiny model, or `model` in its place."""
         self.count += 1
         files = self.folder / f"extra-{self.count}"
         files.mkdir()
@@ -116,7 +129,8 @@ class Rig:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's hints on integer columns and pip
             return register(
-                self.settings, model=SPEC.name, run_id=run_id, onnx_model=tiny_onnx(bias, score),
+                self.settings, model=SPEC.name, run_id=run_id,
+                onnx_model=model or tiny_onnx(bias, score),
                 extra_files=files, input_example=frame,
                 tags={}, description="tiny", requirements=["onnxruntime"],
             )  # fmt: skip
@@ -127,10 +141,13 @@ class Rig:
         ledger.close()
 
     @contextmanager
-    def serving(self, **changed: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-        """`python -m serving`, live; a client of it and the process."""
+    def serving(
+        self, *program: str, **changed: Any
+    ) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+        """`python -m serving` (or another program), live; a client of it and the process."""
         settings = self.settings.model_copy(update=changed)
-        command, log = [sys.executable, "-m", "serving"], self.folder / "serving.log"
+        command = [sys.executable, *(program or ("-m", "serving"))]
+        log = self.folder / "serving.log"
         with (
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=settings.serving_address, timeout=20) as client,
@@ -175,15 +192,13 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     """Redis with the real features, and MLflow; nothing registered yet."""
     folder = tmp_path_factory.mktemp("serving")
     settings = new_settings(folder / "home", demo_start=None)
-    made = Rig(settings, folder)
-    with (
-        redis_server(settings.redis_port, folder) as made.redis,
-        ThreadPoolExecutor() as beside,
-    ):
+    with ExitStack() as opened, ThreadPoolExecutor() as beside:
+        made = Rig(settings, folder, opened)
+        made.start_redis()
         filled = beside.submit(made.fill_features)
-        with mlflow_server(settings):
-            filled.result()
-            yield made
+        made.start_mlflow()
+        filled.result()
+        yield made
 
 
 @dataclass

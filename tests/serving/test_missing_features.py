@@ -1,4 +1,4 @@
-"""What the spec says of missing features: Redis is down, or holds nulls."""
+"""What the spec says of missing features where the store holds nulls (without it: faults/)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,6 @@ import pytest
 
 from feature_repo.store import open_store
 from serving.app import create_app
-from tests.conftest import unused_port
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,16 +20,14 @@ if TYPE_CHECKING:
 HOLES = 7_000_001
 
 
-def ask(rig: Any, home: Path, policy: str, redis_port: int, *bodies: Any) -> list[httpx.Response]:
-    """Answers of an application in this process, once its model and Feast are loaded."""
+def refusing(rig: Any, home: Path, body: Any) -> httpx.Response:
+    """Answer of an application in this process, told to refuse, once its model is loaded."""
     shutil.copytree(rig.settings.home / "feast", home / "feast", dirs_exist_ok=True)
-    serving = rig.spec.serving.model_copy(update={"missing_features": policy})
+    serving = rig.spec.serving.model_copy(update={"missing_features": "refuse"})
     spec = rig.spec.model_copy(update={"serving": serving})
-    app = create_app(
-        rig.settings.model_copy(update={"home": home, "redis_port": redis_port}), [spec]
-    )
+    app = create_app(rig.settings.model_copy(update={"home": home}), [spec])
 
-    async def run() -> list[httpx.Response]:
+    async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with (
             app.router.lifespan_context(app),
@@ -42,7 +39,7 @@ def ask(rig: Any, home: Path, policy: str, redis_port: int, *bodies: Any) -> lis
                 if state.status_code == 200 and redis["detail"] != "not opened yet":
                     break
                 await asyncio.sleep(0.05)
-            return [await client.post("/predict", json=body) for body in bodies]
+            return await client.post("/predict", json=body)
 
     return asyncio.run(run())
 
@@ -64,31 +61,16 @@ def holes(rig: Any) -> int:
     return HOLES
 
 
-def test_refuse_is_503_with_retry_after_and_features_in_the_request_still_answer(
-    rig: Any, served: Any, tmp_path: Path
-) -> None:
-    given = {"customer_id": 4, "features": rig.features}
-    refused, answer = ask(rig, tmp_path, "refuse", unused_port(), {"customer_id": 4}, given)
-    assert (refused.status_code, refused.headers["retry-after"]) == (503, "1")
-    assert "refused" in refused.json()["detail"]
-    assert (answer.status_code, answer.json()["model_version"]) == (200, served.first)
-
-
-def test_defaults_answer_and_say_so(rig: Any, served: Any, tmp_path: Path) -> None:
-    answer = ask(rig, tmp_path, "defaults", unused_port(), {"customer_id": 4})[0].json()
-    assert (answer["features_from"], answer["model_version"]) == ("defaults", served.first)
-
-
 def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwise(
     rig: Any, served: Any, holes: int, tmp_path: Path
 ) -> None:
-    row, redis = {"customer_id": holes}, rig.settings.redis_port
+    row = {"customer_id": holes}
     filled = {**row, "features": {"days_since_last_order": 12}}
     assert served.client.post("/predict", json=row).json()["features_from"] == "defaults"
     merged = served.client.post("/predict?merge=true", json=filled).json()
     assert merged["features_from"] == "merged"
     logged = next(r for r in rig.rows() if r["request_id"] == merged["request_id"])
     assert logged["features"]["lifetime_value"] is None
-    refused = ask(rig, tmp_path, "refuse", redis, row)[0]
+    refused = refusing(rig, tmp_path, row)
     assert refused.status_code == 503
     assert "days_since_last_order is null" in refused.json()["detail"]

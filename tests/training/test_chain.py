@@ -134,6 +134,19 @@ def test_every_stage_twice_is_the_same_as_once(tracked, second):
     assert registry.production(SPEC.name) == "2"
 
 
+def test_one_cause_gives_one_run_unless_that_one_failed(tracked, second):
+    spec = SPEC.model_copy(update={"seed": 9})
+
+    def opened(key: str) -> str | None:
+        return chain.open_run(tracked, spec, OLD, key=key, reason="r", who="t", cause="drift of x")
+
+    run_id = opened("one")
+    assert opened("one") == run_id
+    assert opened("two") is None
+    Tracking(tracked).finish(run_id, "FAILED")
+    assert opened("two") not in {None, run_id}
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -1,0 +1,167 @@
+"""`gyre demo`: the loop closes by itself, on a stack of its own and the real history.
+
+The first version is as of 180 days ago; the customers it meets are today's. Nothing is staged: if
+no drift is found, or the challenger is refused, that is what is told, and the exit code is 1.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import ExitStack, closing
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import typer
+
+from feature_repo.datasets import load_dataset
+from feature_repo.ingest import raw_table
+from mlflow_server.ledger import Ledger
+from mlflow_server.records import Records
+from mlflow_server.tracking import Tracking
+from stack.airflow_api import AirflowApi
+from stack.ending import end_stack
+from stack.environment import child_environment, process_environment
+from stack.errors import MonitoringError
+from stack.preflight import free_ports
+from stack.settings import load_settings
+from stack.spec import load_spec
+from training.artifacts import GATES, read
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow_server.records import DecisionRow
+    from stack.settings import Settings
+
+AGE = timedelta(days=180)
+CHUNK, UP_SECONDS = 10_000, 400
+LOOKS = 3
+"""The rule asks for 2 bad windows of 5."""
+
+
+def demo(home: str | None, *, keep: bool) -> bool:
+    """Tell the story; say whether it ended as it should. Takes the stack down unless `keep`."""
+    folder = Path(home).resolve() if home else Path(mkdtemp(prefix="gyre-demo-"))
+    settings = load_settings(home=folder, **free_ports())
+    with ExitStack() as after:
+        if not keep:
+            if not home:
+                after.callback(shutil.rmtree, folder, ignore_errors=True)
+            after.callback(end_stack, settings)
+        first = (datetime.now(UTC) - AGE).isoformat()
+        gyre = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
+        subprocess.run(gyre, env=process_environment(settings), check=True, timeout=UP_SECONDS)
+        ended = Story(settings).tell()
+    if keep:
+        ours = [f"{k}={v}" for k, v in child_environment(settings).items() if k[:5] == "GYRE_"]
+        typer.echo(f"It stays up. For a shell: export {' '.join(ours)}")
+    return ended
+
+
+class Story:
+    """Each step says the seconds since the story began."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings, self.spec = settings, load_spec(settings.default_model)
+        self.name, self.began = self.spec.name, time.monotonic()
+
+    def say(self, text: str) -> None:
+        typer.echo(f"[{time.monotonic() - self.began:6.1f} s] {text}")
+
+    def tell(self) -> bool:
+        with AirflowApi(self.settings) as airflow:
+            old = self.predict_all()["model_version"]
+            cause = self.look_until_retrain(airflow).cause
+            for line in (self.settings.home / "logs" / "alerts.log").read_text().splitlines():
+                self.say(f"alert: {line}")
+            run = self.wait("training", lambda: self.run_of(airflow, cause), 60)
+            self.say(f"training {run['dag_run_id']}, its cause: {run['partition_key']}")
+            outcome = airflow.follow(f"train_{self.name}", run["dag_run_id"], typer.echo)["note"]
+            self.tell_gates(cause)
+            self.say(f"training ended: {outcome}")
+            with closing(Ledger(self.settings)) as ledger:
+                row = ledger.rows(self.name)[-1]
+            change = f"{row.from_version} → {row.to_version}"
+            self.say(f"ledger {row.sequence}: {change} by {row.who}: {row.why}")
+            self.wait("a new version", lambda: self.version() != old, 30)
+            served = datetime.now(UTC)
+            answer = self.predict_all()
+            then = self.look(airflow)
+            started = datetime.fromisoformat(run["start_date"])
+            verdict = self.verdict_before(airflow, started)
+        self.say(f"an answer now: {json.dumps(answer)}")
+        self.say(f"verdict to training started: {(started - verdict).total_seconds():.1f} s")
+        self.say(f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s")
+        self.say(f"version {old} at first, version {answer['model_version']} now: {then.verdict}")
+        return answer["model_version"] != old and (then.verdict, then.action) == ("ok", "nothing")
+
+    def predict_all(self) -> dict[str, Any]:
+        """Ask for every customer there is; return an answer that counts."""
+        raw = raw_table(self.settings, load_dataset(self.spec.dataset)).read()
+        self.known = sorted(raw[self.spec.entity_key].unique().to_pylist())
+        chunks = [self.known[i : i + CHUNK] for i in range(0, len(self.known), CHUNK)]
+        answers = [self.predict(chunk) for chunk in chunks]
+        self.say(f"{len(self.known)} predictions, by version {answers[-1][0]['model_version']}")
+        counted = (answer for answer in answers[-1] if answer["in_population"])
+        return dict[str, Any](next(counted, answers[-1][-1]))
+
+    def predict(self, keys: list[int]) -> list[Any]:
+        url, rows = "/predict/batch", [{self.spec.entity_key: key} for key in keys]
+        answer = httpx.post(f"{self.settings.serving_address}{url}", json=rows, timeout=60)
+        return list[Any](answer.raise_for_status().json())
+
+    def version(self) -> str:
+        return str(self.predict(self.known[:1])[0]["model_version"])
+
+    def look_until_retrain(self, airflow: AirflowApi) -> DecisionRow:
+        """Look again until a look, perhaps the hourly one between, has decided to retrain."""
+        for _ in range(LOOKS):
+            last = self.look(airflow)
+            with closing(Records(self.settings)) as records:
+                found = [r for r in records.decisions(self.name) if r.action == "retrain"]
+            if found:
+                return found[-1]
+        raise MonitoringError(f"no retraining was decided; the last: {last.rule}: {last.reason}")
+
+    def look(self, airflow: AirflowApi) -> DecisionRow:
+        """Run the monitor in Airflow and return what it decided."""
+        dag, began = f"monitor_{self.name}", time.monotonic()
+        run = airflow.follow(dag, airflow.trigger(dag, {}), typer.echo, 120)
+        as_of = datetime.fromisoformat(run["run_after"])
+        with closing(Records(self.settings)) as records:
+            row = next(r for r in records.decisions(self.name) if r.as_of == as_of)
+        self.say(f"{dag}, {time.monotonic() - began:.1f} s: {run['note']}")
+        self.say(", ".join(f"{name} {value:.4g}" for name, value in row.figures.items()))
+        return row
+
+    def verdict_before(self, airflow: AirflowApi, moment: datetime) -> datetime:
+        dag = f"monitor_{self.name}"
+        runs = [run["dag_run_id"] for run in airflow.last_runs(dag, 10)]
+        rows = [row for run in runs for row in airflow.tasks(dag, run) if row["end_date"]]
+        ends = [datetime.fromisoformat(r["end_date"]) for r in rows if r["task_id"] == "monitor"]
+        return max(end for end in ends if end < moment)
+
+    def run_of(self, airflow: AirflowApi, cause: str) -> dict[str, Any] | None:
+        rows = airflow.last_runs(f"train_{self.name}", 10)
+        return next((r for r in rows if r["partition_key"] == cause and r["start_date"]), None)
+
+    def tell_gates(self, cause: str) -> None:
+        tracking = Tracking(self.settings)
+        run = next(r for r in tracking.runs(self.spec.experiment) if r.tags["cause"] == cause)
+        for gate in json.loads(read(tracking, run.run_id, GATES))["gates"]:
+            self.say(f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}")
+
+    def wait(self, what: str, found: Callable[[], Any], limit: float) -> Any:
+        until = time.monotonic() + limit
+        while not (value := found()):
+            if time.monotonic() > until:
+                raise MonitoringError(f"{what}: not within {limit:.0f} s")
+            time.sleep(0.2)
+        return value

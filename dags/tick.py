@@ -1,0 +1,36 @@
+"""A small DAG that says on a schedule that something is due.
+
+Airflow cannot join cron and partitioned assets in one DAG, and unpartitioned events are lost when
+they come at once: so a DAG that starts both by the clock and by what happened listens to an Asset
+that such a tick emits.
+"""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from airflow.sdk import DAG, Asset, task
+
+from dags.run import current
+
+
+def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str]) -> DAG:
+    with DAG(
+        dag_id=dag_id,
+        doc_md=f"Starts `{starts}` on the schedule {schedule}.",
+        schedule=schedule,
+        catchup=False,
+        tags=tags,
+        default_args={"retries": 1, "retry_delay": timedelta(seconds=3)},
+    ) as dag:
+
+        @task(outlets=[due])
+        def emit(*, outlet_events: Any = None) -> None:
+            _, cause = current()
+            moment = cause.as_of.isoformat()
+            outlet_events[due].extra = {"as_of": moment, "reason": f"schedule {schedule}"}
+            outlet_events[due].add_partitions(f"schedule {moment}")
+
+        emit()
+    return dag

@@ -1,0 +1,108 @@
+"""`gyre monitor` and `gyre decide`, as a shell starts them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from cli.watch import _lines, _retrain
+from mlflow_server.records import DecisionRow, Records
+from monitoring.decision import Decision, Inputs, decide
+from monitoring.monitor import INPUTS, MonitorReport
+from stack.environment import child_environment
+from tests.conftest import BIN, mlflow_server, new_settings
+
+MODEL = "customer_churn_model"
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+CAUSE = "drift of version 1, labels up to 2026-08-01"
+SEEN = Inputs(
+    as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("total_spend_30d: PSI 0.31",),
+    harm=None, previous=None, cause=CAUSE, answered=False, last_retraining=None,
+    cooldown=timedelta(hours=24), learnable=True,
+)  # fmt: skip
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return new_settings(tmp_path)
+
+
+def gyre(settings, *arguments: str, code: int = 0) -> str:
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    done = subprocess.run(
+        [str(BIN / "gyre"), *arguments], env=own | child_environment(settings),
+        capture_output=True, text=True, check=False, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == code, done.stdout + done.stderr
+    return done.stdout if code == 0 else done.stderr
+
+
+def keep(settings, decision: Decision) -> None:
+    records = Records(settings)
+    records.keep(
+        DecisionRow(
+            MODEL, SEEN.version, NOW, "bad", decision.action, decision.rule, decision.reason,
+            CAUSE, INPUTS.dump_json(SEEN).decode(), {"psi_total_spend_30d": 0.31},
+        )
+    )  # fmt: skip
+    records.close()
+
+
+def report(**more) -> MonitorReport:
+    values = {
+        "model": MODEL, "as_of": NOW, "version": "1", "verdict": "bad", "decision": decide(SEEN),
+        "cause": CAUSE, "entities": 900, "findings": SEEN.findings, "notes": ("score: PSI 0.12",),
+        "figures": {}, "left_out": {"outside the population": 7}, "malformed": 2,
+    }  # fmt: skip
+    return MonitorReport(**(values | more))
+
+
+def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
+    keep(settings, decide(SEEN))
+    text = gyre(settings, "decide", MODEL, "--explain")
+    for part in ("version 1: retrain", "rule: drift", "total_spend_30d: PSI 0.31", "the same"):
+        assert part in text
+    assert "learnable" not in gyre(settings, "decide", MODEL)
+    found = json.loads(gyre(settings, "decide", MODEL, "--explain", "--json"))
+    assert (found["rule"], found["agrees"], found["cause"]) == ("drift", True, CAUSE)
+    assert found["inputs"]["verdicts"] == ["bad", "bad"]
+    assert found["figures"] == {"psi_total_spend_30d": 0.31}
+
+
+def test_a_decision_that_todays_rules_would_not_take_is_said_to_differ(settings):
+    keep(settings, Decision("nothing", "cooldown", "another rule, once"))
+    text = gyre(settings, "decide", MODEL, "--explain")
+    assert "decided again by today's rules: retrain by drift: total_spend_30d: PSI 0.31" in text
+    assert json.loads(gyre(settings, "decide", MODEL, "--json"))["agrees"] is False
+
+
+def test_without_a_decision_there_is_a_word_on_what_to_do(settings):
+    error = gyre(settings, "decide", MODEL, code=1)
+    assert f"{MODEL}: nothing was decided yet; run: gyre monitor {MODEL}" in error
+
+
+def test_the_report_counts_what_was_left_out_and_says_its_notes():
+    assert list(_lines(report())) == [
+        f"{MODEL} version 1: bad on 900 entities; retrain (drift): total_spend_30d: PSI 0.31",
+        "  left out: 7 outside the population",
+        "  left out: 2 malformed lines",
+        "  note: score: PSI 0.12",
+    ]
+
+
+def test_a_retraining_decided_without_airflow_names_the_command_instead(settings):
+    line = _retrain(settings, report())
+    assert "no retraining was started" in line
+    assert f"gyre train {MODEL} --reason '{CAUSE}: total_spend_30d: PSI 0.31'" in line
+
+
+def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(settings):
+    with mlflow_server(settings):
+        text = gyre(settings, "monitor", MODEL)
+        found = json.loads(gyre(settings, "monitor", MODEL, "--json"))
+    assert "insufficient_data on 0 entities; nothing" in text
+    assert found["decision"]["action"] == "nothing"

@@ -1,0 +1,107 @@
+"""Model files that are not what was registered: in MLflow's store, and in the local copy."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import unused_port
+from tests.serving.load import under_load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+RETRY = 10 + 2 + 3
+"""Seconds after which a refused version was tried again: retry, poll, margin."""
+
+
+def alter(path: Path) -> None:
+    """One bit of one byte in the middle."""
+    whole = bytearray(path.read_bytes())
+    whole[len(whole) // 2] ^= 1
+    path.write_bytes(whole)
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "altered": (alter, "ModelRefusedError: model.onnx: sha256 is"),
+    "cut short": (cut_short, "ModelRefusedError: model.onnx: sha256 is"),
+    "missing": (Path.unlink, "RegistryError: files of"),
+}
+
+
+def refusals(client: Any) -> float:
+    metrics = client.get("/metrics").text.splitlines()
+    return sum(float(m.split()[-1]) for m in metrics if m.startswith("gyre_model_refused_total{"))
+
+
+def stored(rig: Any, file: str) -> Path:
+    """The file of the newest version in MLflow's store."""
+    found = (rig.settings.home / "mlflow" / "artifacts").rglob(file)
+    return max(found, key=lambda path: path.stat().st_mtime)
+
+
+def test_what_is_not_what_was_registered_is_refused_every_time_until_it_is_whole_again(
+    rig: Any, served: Any
+) -> None:
+    """3: the artifact in MLflow's store is altered, then cut short, then missing."""
+    client, version = served.client, rig.register(1.0).version
+    artifact = stored(rig, "model.onnx")
+    whole = artifact.read_bytes()
+    with under_load(client, 1) as answers:
+        for at, (damage, reason) in enumerate(DAMAGES.values()):
+            artifact.write_bytes(whole)
+            damage(artifact)
+            expected = refusals(client) + 1
+            if at == 0:
+                rig.promote(version)
+            said = f"version {version} is refused: {reason}"
+            rig.wait_until(said, lambda n=expected: refusals(client) == n, RETRY)
+            ready = client.get("/health/ready")
+            assert ready.status_code == 200
+            assert said in ready.json()["resources"][f"model {rig.spec.name}"]["detail"]
+            assert f"version {served.first} answers" in ready.text
+    assert {(a.status, a.version) for a in answers} == {(200, served.first)}
+    artifact.write_bytes(whole)
+    rig.answers_as(client, version, RETRY)
+    assert "refused" not in client.get("/health/ready").text
+    rig.promote(served.first)
+    rig.answers_as(client, served.first)
+
+
+def test_a_contract_that_is_not_what_was_registered_is_refused(rig: Any, served: Any) -> None:
+    """3: one byte of serving.json, the other file of a version."""
+    client, version = served.client, rig.register(1.0).version
+    alter(stored(rig, "serving.json"))
+    rig.promote(version)
+    said = f"version {version} is refused: ModelRefusedError: serving.json: sha256 is"
+    rig.wait_until(said, lambda: said in client.get("/health/ready").text, 5)
+    assert rig.predict(client).json()["model_version"] == served.first
+    rig.promote(served.first)
+    rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text, 5)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
+    rig: Any, served: Any, damage: str, tmp_path: Path
+) -> None:
+    """3: the local copy is altered, cut short or missing."""
+    for part in ("serving/models", "feast"):
+        shutil.copytree(rig.settings.home / part, tmp_path / part)
+    copy = tmp_path / "serving" / "models" / rig.spec.name
+    version = json.loads((copy / "production.json").read_text())["version"]
+    DAMAGES[damage][0](copy / version / "model.onnx")
+    ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
+    with rig.serving(home=tmp_path, **ports) as (client, _):
+        rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text, 30)
+        answer = rig.predict(client)
+        assert answer.status_code == 503
+        assert "model.onnx: sha256 is" in answer.json()["detail"]
+        assert client.get("/health/live").status_code == 200

@@ -1,0 +1,104 @@
+"""Models whose bytes are those registered and that are broken all the same."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from tests.serving.conftest import tiny_onnx
+from tests.serving.load import under_load
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+
+def no_probability() -> onnx.ModelProto:
+    """Logarithm of a negative number: NaN."""
+    return tiny_onnx(-5.0, score="Log")
+
+
+def other_inputs() -> onnx.ModelProto:
+    made = tiny_onnx(1.0)
+    made.graph.input[0].name = "shoe_size"
+    return made
+
+
+def fails_at_its_first_call() -> onnx.ModelProto:
+    """Wants seven rows, whatever it is given."""
+    made = tiny_onnx(1.0)
+    made.graph.node[-1].input[0] = "seven"
+    made.graph.node.insert(3, helper.make_node("Reshape", ["sum", "shape"], ["seven"]))
+    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [1], [7]))
+    return made
+
+
+def an_operator_nobody_knows() -> onnx.ModelProto:
+    made = tiny_onnx(1.0)
+    made.graph.node[0].domain = "nowhere"
+    made.opset_import.append(helper.make_opsetid("nowhere", 1))
+    return made
+
+
+BROKEN = {
+    no_probability: "ModelRefusedError: model.onnx: the defaults score [nan], not a probability",
+    other_inputs: "ModelRefusedError: model.onnx: inputs are",
+    fails_at_its_first_call: "Fail: ",
+    an_operator_nobody_knows: "Fail: ",
+}
+
+
+@contextmanager
+def watched(client: httpx.Client) -> Iterator[set[int]]:
+    """Statuses of `/health/ready`, asked twenty times a second until the block ends."""
+    seen: set[int] = set()
+    ended = threading.Event()
+
+    def watch() -> None:
+        with httpx.Client(base_url=client.base_url) as own:
+            while not ended.wait(0.05):
+                seen.add(own.get("/health/ready").status_code)
+
+    watching = threading.Thread(target=watch)
+    watching.start()
+    try:
+        yield seen
+    finally:
+        ended.set()
+        watching.join()
+
+
+@pytest.mark.parametrize("make", BROKEN)
+def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
+    rig: Any, served: Any, make: Callable[[], onnx.ModelProto]
+) -> None:
+    """4: no request fails, the old version stays, ready stays true, log and metric tell."""
+    client, version = served.client, rig.register(1.0, model=make()).version
+    before, said = refused(client, rig.spec.name), f"version {version} is refused: {BROKEN[make]}"
+    with watched(client) as readiness, under_load(client) as answers:
+        rig.promote(version)
+        rig.wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+        time.sleep(1)
+        rig.promote(served.first)
+        rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text, 5)
+    assert readiness == {200}
+    assert {(a.status, a.version) for a in answers} == {(200, served.first)}
+    assert refused(client, rig.spec.name) == before + 1
+    lines = [json.loads(line) for line in (rig.folder / "serving.log").read_text().splitlines()
+             if line.startswith("{")]  # fmt: skip
+    told = [line["level"] for line in lines if f"{rig.spec.name}: {said}" in line["message"]]
+    assert told == ["ERROR"]
+
+
+def refused(client: httpx.Client, model: str) -> float:
+    """`gyre_model_refused_total` of the model."""
+    name = f'gyre_model_refused_total{{model="{model}"}} '
+    found = [m for m in client.get("/metrics").text.splitlines() if m.startswith(name)]
+    return float(found[0].removeprefix(name)) if found else 0.0

@@ -1,0 +1,122 @@
+"""MLflow that is down, and MLflow that accepts and never answers."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from stack.environment import process_environment
+from tests.conftest import BIN, unused_port
+from tests.faults.conftest import broken
+from tests.serving.load import under_load
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+SEEN = 20
+"""Seconds until readiness tells of it: two calls of 5 s and a poll of 2 s, on a busy machine."""
+HOWS = pytest.mark.parametrize("how", ["killed", "hangs"])
+
+
+def asks_mlflow(client: httpx.Client) -> dict[str, Any]:
+    resource: dict[str, Any] = client.get("/health/ready").json()["resources"]["mlflow"]
+    return resource
+
+
+@HOWS
+def test_serving_goes_on_without_mlflow_and_follows_it_again(
+    rig: Any, served: Any, how: str
+) -> None:
+    """2: serving goes on."""
+    client = served.client
+    with under_load(client) as answers:
+        with broken(rig, "mlflow", how):
+            rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"], SEEN)
+            assert "MLflow does not answer (is it up?)" in asks_mlflow(client)["detail"]
+            assert client.get("/health/ready").status_code == 200
+            assert client.get("/").status_code == 200
+        rig.wait_until("MLflow again", lambda: asks_mlflow(client)["ok"], 10)
+        rig.promote(served.second)
+        rig.answers_as(client, served.second)
+        rig.promote(served.first)
+        rig.answers_as(client, served.first)
+    assert {a.status for a in answers} == {200}
+    assert {a.version for a in answers} == {served.first, served.second}
+    assert max(a.took for a in answers) < 1
+
+
+@HOWS
+def test_a_cold_restart_without_mlflow_serves_the_verified_local_copy(
+    rig: Any, served: Any, how: str
+) -> None:
+    """2: a cold restart."""
+    with broken(rig, "mlflow", how), rig.serving(serving_port=unused_port()) as (client, process):
+        rig.known_to_be_ready(client)
+        answer = rig.predict(client).json()
+        assert (answer["model_version"], answer["features_from"]) == (served.first, "online")
+        rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"], SEEN)
+        assert "unknown" in client.get("/").text  # since when: the ledger was not asked yet
+        process.terminate()
+        process.wait(15)
+    assert "Application shutdown complete" in (rig.folder / "serving.log").read_text()
+
+
+@pytest.fixture
+def gyre(rig: Any, served: Any) -> Iterator[Any]:
+    """Start `gyre train` in the installation that serves; the version before is back after it."""
+
+    def train() -> subprocess.Popen[str]:
+        command = [str(BIN / "gyre"), "train", rig.spec.name]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        return subprocess.Popen(command, env=process_environment(rig.settings), **pipes)
+
+    yield train
+    rig.wait_until("MLflow again", lambda: asks_mlflow(served.client)["ok"], 30)
+    if Registry(rig.settings).production(rig.spec.name) != served.first:
+        rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
+
+
+def clear_line(training: subprocess.Popen[str]) -> None:
+    """Assert that it failed with one line that names MLflow."""
+    out, said = training.communicate(timeout=120)
+    complaints = [line for line in said.splitlines() if line.startswith("gyre: ")]
+    assert (training.returncode, out, len(complaints)) == (1, "", 1), said
+    assert said.splitlines()[-1] == complaints[0]
+    assert "MLflow does not answer (is it up?)" in complaints[0]
+    assert "Traceback" not in said
+
+
+def test_training_without_mlflow_is_one_clear_line_and_can_be_run_again(
+    rig: Any, served: Any, gyre: Any
+) -> None:
+    """2: training, with MLflow down from the start, gone on the way, and back."""
+    before = {v.version for v in Registry(rig.settings).versions(rig.spec.name)}
+    tracking = Tracking(rig.settings)
+    with broken(rig, "mlflow", "killed"):
+        clear_line(gyre())
+    training = gyre()
+    rig.wait_until("a run", lambda: len(tracking.runs(rig.spec.experiment)) > 0)
+    with broken(rig, "mlflow", "killed"):
+        clear_line(training)
+    training = gyre()
+    out, said = training.communicate(timeout=200)
+    assert training.returncode == 0, said
+    (version,) = {v.version for v in Registry(rig.settings).versions(rig.spec.name)} - before
+    assert re.search(rf"version {version}\b", out)
+    rig.answers_as(served.client, version)
+
+
+def test_training_with_an_mlflow_that_hangs_is_one_clear_line(
+    rig: Any, served: Any, gyre: Any
+) -> None:
+    """2: training; an answer that never comes is waited for 5 s."""
+    with broken(rig, "mlflow", "hangs"):
+        clear_line(gyre())

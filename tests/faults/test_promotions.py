@@ -1,0 +1,134 @@
+"""Promotions from several processes at once, and some that are killed on the way."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_server.promotion import promote, reconcile
+from stack.environment import process_environment
+from tests.conftest import BIN
+from tests.mlflow_server.conftest import stages
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mlflow_server.ledger import Ledger
+    from mlflow_server.registry import Registry
+
+ANN = {"who": "ann", "why": "better"}
+REFUSED = 3
+"""Exit code of `gyre` for a promotion that came too late."""
+
+
+def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
+    rig: Any, served: Any, registry: Registry, ledger: Ledger
+) -> None:
+    """6: two shells, the same version to be replaced; the winner is served."""
+    model, third = rig.spec.name, rig.register(0.7).version
+    before, started = ledger.rows(model), {}
+    for version in (served.second, third):
+        command = [str(BIN / "gyre"), "promote", model, version, "--replaces", served.first]
+        started[version] = subprocess.Popen(
+            [*command, "--reason", f"for {version}"], env=process_environment(rig.settings),
+            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    said = {version: process.communicate(timeout=60) for version, process in started.items()}
+    codes = {version: process.returncode for version, process in started.items()}
+    assert sorted(codes.values()) == [0, REFUSED], said
+    winner, loser = sorted(codes, key=lambda version: codes[version])
+    assert f"version {winner} (by shell:" in said[loser][1]
+    assert f"for {winner})" in said[loser][1]
+    rows = ledger.rows(model)
+    assert rows[:-1] == before
+    assert [row.sequence for row in rows] == list(range(1, len(rows) + 1))
+    last = (rows[-1].from_version, rows[-1].to_version, rows[-1].state)
+    assert last == (served.first, winner, "applied")
+    assert registry.production(model) == winner
+    rig.answers_as(served.client, winner)
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
+
+
+def test_of_four_processes_at_once_exactly_one_wins(
+    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+) -> None:
+    """6: four at once; the others are told who won, the ledger has no gap."""
+    promote(registry, ledger, model, "1", **ANN)
+    ended = promoting(model, ["2", "3", "4", "5"])
+    said = [word for word, _ in ended.values()]
+    (winner,) = [version for version, word in zip("2345", said, strict=True) if word == "won"]
+    assert sum(f"version {winner} (by process {winner}" in word for word in said) == 3, said
+    assert registry.production(model) == winner
+    rows = ledger.rows(model)
+    assert [(r.sequence, r.to_version, r.state) for r in rows] == [
+        (1, "1", "applied"),
+        (2, winner, "applied"),
+    ]
+    assert stages(registry, model) == {"1": "Archived", winner: "Production"}
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_a_kill_around_the_alias_is_made_good(
+    promoting: Callable[..., dict[str, Any]],
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
+    when: str,
+) -> None:
+    """7: SIGKILL between ledger row and alias, and between alias and stage."""
+    promote(registry, ledger, model, "1", **ANN)
+    assert promoting(model, ["2"], dies=when)["2"][1] == -signal.SIGKILL
+    assert registry.production(model) == ("1" if when == "before" else "2")
+    assert stages(registry, model) == {"1": "Production"}
+    assert [row.state for row in ledger.rows(model)] == ["applied", "pending"]
+    (row,) = reconcile(registry, ledger, model)
+    assert (row.sequence, row.state, row.who) == (2, "applied", "process 2")
+    assert registry.production(model) == "2"
+    assert stages(registry, model) == {"1": "Archived", "2": "Production"}
+    assert reconcile(registry, ledger, model) == []
+
+
+def test_a_dead_promotion_blocks_nobody(
+    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+) -> None:
+    """7: whoever promotes next carries it out first."""
+    promote(registry, ledger, model, "1", **ANN)
+    assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
+    promote(registry, ledger, model, "3", **ANN)
+    changes = [(r.from_version, r.to_version, r.state) for r in ledger.rows(model)]
+    assert changes == [(None, "1", "applied"), ("1", "2", "applied"), ("2", "3", "applied")]
+
+
+def test_a_hand_beats_a_dead_promotion(
+    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+) -> None:
+    """7, 8: what a person did meanwhile stays."""
+    promote(registry, ledger, model, "1", **ANN)
+    assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
+    registry.set_alias(model, "production", "4")
+    rows = reconcile(registry, ledger, model)
+    assert [(r.to_version, r.who, r.state) for r in rows] == [
+        ("2", "process 2", "superseded"),
+        ("4", "outside", "applied"),
+    ]
+    assert registry.production(model) == "4"
+
+
+def test_serving_carries_out_what_a_killed_process_left_behind(
+    promoting: Callable[..., dict[str, Any]], rig: Any, served: Any, ledger: Ledger
+) -> None:
+    """7: killed between ledger row and alias; the next poll makes them agree and serves it."""
+    model, before = rig.spec.name, len(ledger.rows(rig.spec.name))
+    ended = promoting(model, [served.second], replaces=served.first, dies="before")
+    assert ended[served.second][1] == -signal.SIGKILL
+    rig.answers_as(served.client, served.second)
+    rig.wait_until("its row", lambda: ledger.rows(model)[-1].state == "applied", 5)
+    (row,) = ledger.rows(model)[before:]
+    found = (row.from_version, row.to_version, row.who)
+    assert found == (served.first, served.second, f"process {served.second}")
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)

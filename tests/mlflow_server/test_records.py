@@ -1,0 +1,26 @@
+"""Decisions as rows beside the ledger."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+from mlflow_server.records import DecisionRow, Records
+from tests.conftest import new_settings
+
+FIRST = DecisionRow(
+    "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "alert", "first_bad_window",
+    "spend: PSI 0.31", "drift of version 1", "{}", {"psi_spend": 0.31},
+)  # fmt: skip
+
+
+def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row(tmp_path):
+    second = replace(FIRST, as_of=FIRST.as_of + timedelta(hours=1), action="retrain", rule="drift")
+    other = replace(FIRST, model="other")
+    with closing(Records(new_settings(tmp_path))) as records:
+        for row in (FIRST, other, second, second):
+            records.keep(row)
+        assert records.decisions("churn") == [FIRST, second]
+        assert records.decisions("churn", 1) == [second]
+        assert records.decisions("other") == [other]

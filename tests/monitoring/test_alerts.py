@@ -1,0 +1,137 @@
+"""Alerts through real receivers: a webhook and a mail server of the test's own."""
+
+from __future__ import annotations
+
+import json
+import socketserver
+import threading
+from contextlib import closing, contextmanager
+from datetime import UTC, datetime, timedelta
+from email import message_from_bytes
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+
+from mlflow_server.records import Records
+from monitoring.alerts import alert
+from tests.conftest import new_settings, unused_port
+
+MODEL, CAUSE = "customer_churn_model", "drift of version 1, labels up to 2026-08-01"
+MESSAGE = "bad: total_spend_30d: PSI 0.31; retrain"
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+
+
+class Webhook(BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.received.append(json.loads(body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_):
+        pass
+
+
+class Mail(socketserver.StreamRequestHandler):
+    """As much of RFC 5321 as one mail takes."""
+
+    def handle(self):
+        self.say("220 test")
+        for line in self.rfile:
+            verb = line[:4].upper().strip()
+            if verb == b"DATA":
+                self.say("354 go on")
+                self.server.received.append(b"".join(iter(self.rfile.readline, b".\r\n")))
+            self.say("221 bye" if verb == b"QUIT" else "250 fine")
+            if verb == b"QUIT":
+                return
+
+    def say(self, text):
+        self.wfile.write(f"{text}\r\n".encode())
+
+
+class MailServer(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+
+
+@contextmanager
+def receiving(kind, handler, port=0):
+    """Port and list of what arrived."""
+    with kind(("127.0.0.1", port), handler) as server:
+        server.received = []
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        try:
+            yield server.server_address[1], server.received
+        finally:
+            server.shutdown()
+            thread.join(10)
+
+
+@pytest.fixture
+def records(tmp_path):
+    with closing(Records(new_settings(tmp_path))) as opened:
+        yield opened
+
+
+def seen(tmp_path, records, urls, times=1, cause=CAUSE):
+    settings = new_settings(tmp_path, alert_urls=urls)
+    return [
+        alert(settings, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=hour))
+        for hour in range(times)
+    ]
+
+
+def test_twenty_sightings_are_one_alert_with_a_count(tmp_path, records):
+    with receiving(HTTPServer, Webhook) as (port, received):
+        went_out = seen(tmp_path, records, f"json://127.0.0.1:{port}", 20)
+    assert went_out == [True] + [False] * 19
+    (sent,) = received
+    assert sent["title"] == f"Gyre: {MODEL}"
+    assert MESSAGE in sent["message"]
+    assert CAUSE in sent["message"]
+    (row,) = records.alerts(MODEL)
+    assert (row["count"], row["delivered"]) == (20, True)
+    assert row["first"] < row["last"]
+
+
+def test_another_cause_is_another_alert(tmp_path, records):
+    with receiving(HTTPServer, Webhook) as (port, received):
+        seen(tmp_path, records, f"json://127.0.0.1:{port}")
+        seen(tmp_path, records, f"json://127.0.0.1:{port}", cause="harm of version 2")
+    assert len(received) == 2
+
+
+def test_a_failed_delivery_is_tried_again_when_seen_again(tmp_path, records):
+    port = unused_port()
+    url = f"json://127.0.0.1:{port}"
+    assert seen(tmp_path, records, url, 2) == [False, False]
+    assert records.alerts(MODEL)[0]["delivered"] is False
+    with receiving(HTTPServer, Webhook, port) as (_, received):
+        assert seen(tmp_path, records, url, 2) == [True, False]
+    assert len(received) == 1
+    assert records.alerts(MODEL)[0]["count"] == 4
+
+
+def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):
+    with (
+        receiving(HTTPServer, Webhook) as (web, posted),
+        receiving(MailServer, Mail) as (mail, mailed),
+    ):
+        address = f"mailto://127.0.0.1:{mail}/?from=gyre@test.example&to=team@test.example"
+        urls = f"json://127.0.0.1:{web} {address}&mode=insecure"
+        assert seen(tmp_path, records, urls) == [True]
+    letter = message_from_bytes(mailed[0])
+    assert letter["To"] == "team@test.example"
+    assert MODEL in str(letter["Subject"])
+    body = letter.get_payload(decode=True) or letter.get_payload(0).get_payload(decode=True)
+    assert MESSAGE.encode() in body
+    assert len(posted) == 1
+
+
+def test_without_an_address_alerts_are_lines_of_a_file(tmp_path, records):
+    assert seen(tmp_path, records, "", 3) == [True, False, False]
+    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
+    assert json.loads(line) == {
+        "time": NOW.isoformat(), "model": MODEL, "cause": CAUSE, "message": MESSAGE,
+    }  # fmt: skip
