@@ -105,3 +105,21 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]
         assert client.get("/health/live").status_code == 200
+
+
+def test_a_start_while_a_damaged_version_is_in_production_answers_with_the_last_good_one(
+    rig: Any, served: Any, tmp_path: Path
+) -> None:
+    """3: the worker restarts while what MLflow names cannot be trusted."""
+    for part in ("serving/models", "feast"):
+        shutil.copytree(rig.settings.home / part, tmp_path / part)
+    version = rig.register(1.0).version
+    alter(stored(rig, "model.onnx"))
+    rig.promote(version)
+    said = f"version {version} is refused: ModelRefusedError: model.onnx: sha256 is"
+    with rig.serving(home=tmp_path, serving_port=unused_port()) as (client, _):
+        rig.known_to_be_ready(client)
+        assert rig.predict(client).json()["model_version"] == served.first
+        rig.wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
