@@ -31,6 +31,7 @@ MERGE = {
     "schema": {"type": "boolean", "default": False},
     "description": "Fill the features that are not given from the online store.",
 }
+SUMMARIES = {"predict": "Predict", "batch": "Predict many", "feedback": "Tell what came true"}
 REFUSALS: dict[int | str, dict[str, Any]] = {
     404: {"description": "No such entity or model."},
     413: {"description": "The body is too large."},
@@ -68,6 +69,7 @@ def _post(
         methods=["POST"],
         response_model=answer,
         responses=REFUSALS,
+        summary=SUMMARIES[path.replace(":", "/").rpartition("/")[2]],
         openapi_extra={"parameters": [MERGE]} if answer else None,
     )
     # For /docs alone: set this late, FastAPI leaves reading the body to the endpoint.
