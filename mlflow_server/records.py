@@ -76,9 +76,13 @@ class Records:
         with self._begin() as connection:
             META.create_all(connection)
 
-    def decisions(self, model: str, limit: int = 100) -> list[DecisionRow]:
-        """Newest decisions of `model`, oldest first."""
+    def decisions(
+        self, model: str, limit: int = 100, *, action: str | None = None
+    ) -> list[DecisionRow]:
+        """Newest decisions of `model` (those with `action`, if given), oldest first."""
         query = sql.select(DECISIONS).where(DECISIONS.c.model == model)
+        if action is not None:
+            query = query.where(DECISIONS.c.action == action)
         with self._begin() as connection:
             found = connection.execute(
                 query.order_by(DECISIONS.c.sequence.desc()).limit(limit)

@@ -2,13 +2,15 @@
 
 Lines of open files are taken too (every line that ends in a newline is final). Rows are merged by
 request id, so taking a file again changes nothing; a file of predictions is removed once it is
-closed and taken (serving reads its feedback files itself, those stay).
+closed and taken, or set aside as `.malformed` if a line of it could not be (serving reads its
+feedback files itself, those stay).
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+from collections import Counter
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -97,9 +99,13 @@ def collect(settings: Settings) -> Collected:
     answered, malformed = _rows(files, Prediction)
     new = _merge(predictions(settings), answered)
     for file in closed:
-        file.unlink()
+        if malformed[file]:
+            file.rename(file.with_suffix(".malformed"))
+        else:
+            file.unlink()
     told, more = _rows(sorted(folder.glob("feedback-*.jsonl")), Feedback)
-    return Collected(new, _merge(outcomes(settings), told), malformed + more)
+    strange = sum((malformed + more).values())
+    return Collected(new, _merge(outcomes(settings), told), strange)
 
 
 def _is_closed(file: Path) -> bool:
@@ -112,15 +118,15 @@ def _is_closed(file: Path) -> bool:
     return True
 
 
-def _rows(files: list[Path], form: type[BaseModel]) -> tuple[list[dict[str, Any]], int]:
-    """Rows by request id, the first of each; and how many lines were none."""
+def _rows(files: list[Path], form: type[BaseModel]) -> tuple[list[dict[str, Any]], Counter[Path]]:
+    """Rows by request id, the first of each; and how many lines of each file were none."""
     rows: dict[str, dict[str, Any]] = {}
-    malformed = 0
-    for line in (line for file in files for line in _final_lines(file)):
+    malformed: Counter[Path] = Counter()
+    for file, line in ((each, line) for each in files for line in _final_lines(each)):
         try:
             row = form.model_validate_json(line).model_dump()
         except ValidationError:
-            malformed += 1
+            malformed[file] += 1
         else:
             rows.setdefault(row["request_id"], row)
     return list(rows.values()), malformed

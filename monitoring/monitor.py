@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
@@ -34,6 +35,8 @@ from stack.errors import GyreError
 from training.validate import learnable, newest_snapshot
 
 if TYPE_CHECKING:
+    import pyarrow as pa
+
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
@@ -99,7 +102,8 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     found = predictions(settings).read()
     seen = window(found, spec.name, version, list(spec.features), as_of)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
-        look = _look(settings, spec, version, seen, as_of, Path(name))
+        mine = found.filter((pc.field("model") == spec.name) & (pc.field("version") == version))
+        look = _look(settings, spec, version, seen, mine, as_of, Path(name))
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
         _publish(settings, spec, report, Path(name))
     _act(settings, spec, report)
@@ -111,6 +115,7 @@ def _look(
     spec: ModelSpec,
     version: str,
     seen: Window,
+    mine: pa.Table,
     as_of: datetime,
     folder: Path,
 ) -> Look:
@@ -124,13 +129,7 @@ def _look(
         current = seen.rows[list(reference.rows)]
         drift = measure(reference.rows, current, folder, spec.drift.significant)
     past = replay(settings, spec, version, reference.snapshot, as_of)
-    told = outcomes(settings).read()
-    mine = (
-        predictions(settings)
-        .read()
-        .filter((pc.field("model") == spec.name) & (pc.field("version") == version))
-    )
-    true = logged(settings, spec, mine, told, as_of)
+    true = logged(settings, spec, mine, outcomes(settings).read(), as_of)
     measured = [each for each in (past, true) if each is not None]
     bad = [line for each in measured for line in findings(each, reference.evaluated)]
     figures = {f"{each.kind}_{name}": each.metrics[name] for each in measured for name in WATCHED}
@@ -155,8 +154,9 @@ def _decide(
     entities = len(seen.rows)
     verdict, bad, notes = judge(spec.drift, entities, look.drift, look.performance)
     cause = f"harm of version {version}" if look.harm else _cause(settings, spec, version, as_of)
-    retrained = [row for row in rows if row.action == "retrain"]
-    before = [each for each in history(ledger.rows(spec.name)) if each != version]
+    retrained = [
+        row for row in records.decisions(spec.name, action="retrain") if row.as_of != as_of
+    ]
     inputs = Inputs(
         as_of=as_of,
         version=version,
@@ -166,7 +166,7 @@ def _decide(
         ),
         findings=tuple(bad),
         harm=look.harm,
-        previous=before[-1] if before else None,
+        previous=_previous(ledger, spec.name, version),
         cause=cause,
         answered=any(row.cause == cause for row in retrained),
         last_retraining=retrained[-1].as_of if retrained else None,
@@ -189,6 +189,12 @@ def _decide(
     )  # fmt: skip
 
 
+def _previous(ledger: Ledger, model: str, version: str) -> str | None:
+    """The version that was in production before `version`."""
+    before = [each for each in history(ledger.rows(model)) if each != version]
+    return before[-1] if before else None
+
+
 def _cause(settings: Settings, spec: ModelSpec, version: str, as_of: datetime) -> str:
     """Name what a retraining would answer; a newly matured snapshot makes it another cause."""
     newest = newest_snapshot(settings, spec, as_of)
@@ -200,7 +206,7 @@ def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder:
     tracking, experiment = Tracking(settings), f"{spec.experiment}_monitoring"
     key = f"{spec.name} version {report.version}"
     run_id = tracking.start_or_find_run(experiment, key, key, {"version": str(report.version)})
-    finite = {name: value for name, value in report.figures.items() if value == value}  # noqa: PLR0124
+    finite = {name: value for name, value in report.figures.items() if isfinite(value)}
     tracking.log(run_id, metrics=finite, tags={"verdict": report.verdict})
     tracking.log_json(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
     tags = tracking.run(run_id).tags
@@ -214,16 +220,20 @@ def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder:
 
 def _act(settings: Settings, spec: ModelSpec, report: MonitorReport) -> None:
     """Alert once per cause, and go back where the version does harm."""
-    decision, version = report.decision, report.version
+    decision = report.decision
     if report.verdict != "bad" and decision.action == "nothing":
         return
     if decision.action == "rollback":
-        registry, ledger = Registry(settings), Ledger(settings)
-        before = [each for each in history(ledger.rows(spec.name)) if each != version]
-        promote(registry, ledger, spec.name, before[-1], who="monitor", why=decision.reason,
-                replaces=version)  # fmt: skip
-        ledger.close()
+        _go_back(settings, spec.name, report)
     records = Records(settings)
     message = f"{report.verdict}: {decision.reason}; {decision.action}"
     alert(settings, records, spec.name, report.cause, message, report.as_of)
     records.close()
+
+
+def _go_back(settings: Settings, model: str, report: MonitorReport) -> None:
+    ledger = Ledger(settings)
+    if previous := _previous(ledger, model, str(report.version)):
+        promote(Registry(settings), ledger, model, previous, who="monitor",
+                why=report.decision.reason, replaces=report.version)  # fmt: skip
+    ledger.close()

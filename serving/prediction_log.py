@@ -80,8 +80,12 @@ class AppendLog:
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._file = os.open(self._folder / name, flags, 0o644)
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Locked before it has its name: a file that can be found is never taken for closed.
+            hidden = self._folder / f".{name}"
+            file = os.open(hidden, flags, 0o644)
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            hidden.rename(self._folder / name)
+            self._file = file
         except OSError as exc:
             self._failed(exc)
         self._size, self._torn, self._opened = 0, False, time.monotonic()

@@ -48,10 +48,6 @@ class Table:
             return self.schema.empty_table()
         return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
 
-    def append(self, rows: pa.Table) -> None:
-        with self._writer():
-            write_deltalake(str(self.path), rows.cast(self.schema), mode="append")
-
     def merge(self, rows: pa.Table, key: Sequence[str], content: Sequence[str]) -> dict[str, int]:
         """Insert rows with a new key; replace those of a known key whose `content` differs.
 

@@ -16,11 +16,12 @@ from training.lineage import code_tags, fingerprint, spec_hash
 from training.snapshots import Plan, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from feature_repo.definition import Dataset
     from feature_repo.validation import Validation
+    from mlflow_server.tracking import Run
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
@@ -55,12 +56,13 @@ def open_run(
     """
     dataset = load_dataset(spec.dataset)
     store, tracking = FeatureStore(settings), Tracking(settings)
-    if cause and _answered(tracking, spec, cause, key):
+    others = [run for run in tracking.runs(spec.experiment) if run.key != key]
+    if cause and _answered(others, cause):
         return None
     _check_features(spec, dataset, store.feature_types(spec.feature_service))
     version = raw_table(settings, dataset).version
     mark = _mark(settings, spec, store, as_of)
-    if not force and _seen(tracking, spec, mark, key):
+    if not force and _seen(others, mark):
         return None
     tags = {
         FINGERPRINT: mark,
@@ -89,7 +91,7 @@ def open_run(
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Whether a run at `as_of` would see anything that no finished run has seen."""
     mark = _mark(settings, spec, FeatureStore(settings), as_of)
-    return not _seen(Tracking(settings), spec, mark)
+    return not _seen(Tracking(settings).runs(spec.experiment), mark)
 
 
 def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
@@ -104,18 +106,17 @@ def _mark(settings: Settings, spec: ModelSpec, store: FeatureStore, as_of: datet
     return fingerprint(spec, newest, store.definition_hash(spec.feature_service))
 
 
-def _seen(tracking: Tracking, spec: ModelSpec, mark: str, key: str | None = None) -> bool:
-    for run in tracking.runs(spec.experiment):
-        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark and run.key != key:
+def _seen(runs: Sequence[Run], mark: str) -> bool:
+    for run in runs:
+        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark:
             log.info("run %s saw the same", run.run_id)
             return True
     return False
 
 
-def _answered(tracking: Tracking, spec: ModelSpec, cause: str, key: str) -> bool:
-    for run in tracking.runs(spec.experiment):
-        alive = run.status in {"RUNNING", "FINISHED"}
-        if alive and run.tags.get("cause") == cause and run.key != key:
+def _answered(runs: Sequence[Run], cause: str) -> bool:
+    for run in runs:
+        if run.status in {"RUNNING", "FINISHED"} and run.tags.get("cause") == cause:
             log.info("run %s answers the same cause: %s", run.run_id, cause)
             return True
     return False

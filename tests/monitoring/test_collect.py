@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import fcntl
 import json
+import threading
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.collect import collect, outcomes, predictions
+from monitoring.collect import _final_lines, _is_closed, collect, outcomes, predictions
 from monitoring.window import window
+from serving.prediction_log import AppendLog
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -99,3 +101,44 @@ def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_lef
 def test_a_window_of_nothing_is_empty(settings):
     seen = window(predictions(settings).read(), "m", "1", ["orders"], NOW)
     assert (len(seen.rows), seen.left_out) == (0, {})
+
+
+def test_a_file_that_was_just_begun_is_never_taken_for_a_closed_one(settings):
+    """The writer rotates all the time and the collector looks all the time: no row is lost."""
+    log = AppendLog(settings.home / "serving" / "log", "predictions")
+    total, done = 4000, threading.Event()
+
+    def write_and_rotate():
+        for number in range(total):
+            log.open()
+            assert log.write([json.loads(line(number % 600, request_id=f"w{number}"))])
+        log.close()
+        done.set()
+
+    writer = threading.Thread(target=write_and_rotate)
+    writer.start()
+    seen = []
+    while not done.is_set():
+        seen += take_closed(settings)
+    writer.join()
+    collect(settings)
+    kept = predictions(settings).read()["request_id"].to_pylist()
+    assert sorted([*seen, *kept]) == sorted(f"w{number}" for number in range(total))
+
+
+def take_closed(settings):
+    """What `collect` does with closed files, without the table, so that it looks more often."""
+    taken = []
+    for file in (settings.home / "serving" / "log").glob("predictions-*.jsonl"):
+        if _is_closed(file):
+            taken += [json.loads(row)["request_id"] for row in _final_lines(file)]
+            file.unlink()
+    return taken
+
+
+def test_lines_that_could_not_be_read_are_set_aside_not_thrown_away(settings):
+    file = write(settings, "predictions-1-1.jsonl", line(1), line(2, extra=1))
+    assert collect(settings).malformed == 1
+    assert not file.exists()
+    assert "extra" in file.with_suffix(".malformed").read_text()
+    assert collect(settings).malformed == 0
