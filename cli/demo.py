@@ -7,12 +7,15 @@ no drift is found, or the challenger is refused, that is what is told, and the e
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
 import time
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from math import nan
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
@@ -22,20 +25,22 @@ import typer
 
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import raw_table
+from feature_repo.source import date_demo
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from stack.ending import end_stack
-from stack.environment import child_environment, process_environment
-from stack.errors import MonitoringError
-from stack.preflight import free_ports
+from stack.environment import process_environment
+from stack.errors import GyreError, MonitoringError
+from stack.preflight import ENV_FILE, free_ports, port_problems
 from stack.settings import load_settings
 from stack.spec import load_spec
 from training.artifacts import GATES, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
+    from datetime import date
 
     from mlflow_server.records import DecisionRow
     from stack.settings import Settings
@@ -44,25 +49,95 @@ AGE = timedelta(days=180)
 CHUNK, UP_SECONDS = 10_000, 400
 LOOKS = 3
 """The rule asks for 2 bad windows of 5."""
+COMPARED = ("log_loss_minus_champion", "log_loss_minus_champion_upper")
 
 
 def demo(home: str | None, *, keep: bool) -> bool:
-    """Tell the story; say whether it ended as it should. Takes the stack down unless `keep`."""
-    folder = Path(home).resolve() if home else Path(mkdtemp(prefix="gyre-demo-"))
-    settings = load_settings(home=folder, **free_ports())
+    """Tell the story; say whether it ended as it should.
+
+    Where nothing is installed yet its stack becomes the installation and stays up. Otherwise it is
+    in `home` or a temporary folder, on free ports, and is taken down unless `keep`.
+    """
+    settings = load_settings()
+    if home is None and not settings.data.exists():
+        if taken := port_problems(os.environ, settings.home):
+            typer.echo("\n".join((*taken, "so the demo takes free ones")))
+            _on_free_ports(settings.home)
+        ended = _story(load_settings(), keep=True)
+    else:
+        with _folder(home, keep=keep) as folder:
+            _on_free_ports(folder)
+            ended = _story(load_settings(home=folder), keep=keep)
+    return bool(ended and ended.good)
+
+
+def demo_week() -> bool:
+    """Tell the story as it will be on each of seven days from today; end with a table."""
+    today = datetime.now(UTC).date()
+    told: dict[date, Ending | None] = {}
+    for start in (today + timedelta(days=n) for n in range(7)):
+        typer.echo(f"\n=== started on {start} ===")
+        with _folder(None, keep=False) as folder:
+            _on_free_ports(folder)
+            settings = load_settings(home=folder)
+            date_demo(settings, load_dataset("orders"), start, seen_on=today)
+            try:
+                told[start] = _story(settings, keep=False)
+            except (GyreError, subprocess.SubprocessError) as exc:
+                typer.echo(f"gyre: {exc}", err=True)
+                told[start] = None
+    typer.echo("\n| started on | drift | challenger's log loss minus champion's | in service after "
+               "| then |\n|---|---|---|---|---|")  # fmt: skip
+    for start, end in told.items():
+        typer.echo(f"| {start} | {end.row() if end else 'failed | | |'} |")
+    return all(end and end.good for end in told.values())
+
+
+def _story(settings: Settings, *, keep: bool) -> Ending:
     with ExitStack() as after:
         if not keep:
-            if not home:
-                after.callback(shutil.rmtree, folder, ignore_errors=True)
             after.callback(end_stack, settings)
         first = (datetime.now(UTC) - AGE).isoformat()
         gyre = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
-        subprocess.run(gyre, env=process_environment(settings), check=True, timeout=UP_SECONDS)
+        environment = process_environment(settings) | {"GYRE_ALERT_URLS": settings.alert_urls}
+        subprocess.run(gyre, env=environment, check=True, timeout=UP_SECONDS)
         ended = Story(settings).tell()
     if keep:
-        ours = [f"{k}={v}" for k, v in child_environment(settings).items() if k[:5] == "GYRE_"]
-        typer.echo(f"It stays up. For a shell: export {' '.join(ours)}")
+        ours = settings.home == load_settings().home
+        named = "" if ours else f"export GYRE_HOME={settings.home}; "
+        typer.echo(f"It stays up at {settings.serving_address}/ ; to end it: {named}make down")
     return ended
+
+
+@contextmanager
+def _folder(home: str | None, *, keep: bool) -> Iterator[Path]:
+    """Give a folder of its own, removed again if it was made for this and nothing is kept."""
+    folder = Path(home).resolve() if home else Path(mkdtemp(prefix="gyre-demo-"))
+    try:
+        yield folder
+    finally:
+        if not (home or keep):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _on_free_ports(home: Path) -> None:
+    home.mkdir(parents=True, exist_ok=True)
+    lines = (f"{name}={port}\n" for name, port in free_ports().items())
+    (home / ENV_FILE).write_text("".join(lines))
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a story ended. seconds: from the verdict until the new version served."""
+
+    good: bool
+    drift: str
+    difference: str
+    seconds: float
+    verdict: str
+
+    def row(self) -> str:
+        return f"{self.drift} | {self.difference} | {self.seconds:.0f} s | {self.verdict}"
 
 
 class Story:
@@ -75,16 +150,17 @@ class Story:
     def say(self, text: str) -> None:
         typer.echo(f"[{time.monotonic() - self.began:6.1f} s] {text}")
 
-    def tell(self) -> bool:
+    def tell(self) -> Ending:
         with AirflowApi(self.settings) as airflow:
             old = self.predict_all()["model_version"]
-            cause = self.look_until_retrain(airflow).cause
+            decided = self.look_until_retrain(airflow)
+            cause = decided.cause
             for line in (self.settings.home / "logs" / "alerts.log").read_text().splitlines():
                 self.say(f"alert: {line}")
             run = self.wait("training", lambda: self.run_of(airflow, cause), 60)
             self.say(f"training {run['dag_run_id']}, its cause: {run['partition_key']}")
             outcome = airflow.follow(f"train_{self.name}", run["dag_run_id"], typer.echo)["note"]
-            self.tell_gates(cause)
+            difference = self.tell_gates(cause)
             self.say(f"training ended: {outcome}")
             with closing(Ledger(self.settings)) as ledger:
                 row = ledger.rows(self.name)[-1]
@@ -98,9 +174,11 @@ class Story:
             verdict = self.verdict_before(airflow, started)
         self.say(f"an answer now: {json.dumps(answer)}")
         self.say(f"verdict to training started: {(started - verdict).total_seconds():.1f} s")
-        self.say(f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s")
+        seconds = (served - verdict).total_seconds()
+        self.say(f"verdict to new version serving: {seconds:.1f} s")
         self.say(f"version {old} at first, version {answer['model_version']} now: {then.verdict}")
-        return answer["model_version"] != old and (then.verdict, then.action) == ("ok", "nothing")
+        good = answer["model_version"] != old and (then.verdict, then.action) == ("ok", "nothing")
+        return Ending(good, decided.reason, difference, seconds, f"{then.verdict}: {then.reason}")
 
     def predict_all(self) -> dict[str, Any]:
         """Ask for every customer there is; return an answer that counts."""
@@ -152,11 +230,14 @@ class Story:
         rows = airflow.last_runs(f"train_{self.name}", 10)
         return next((r for r in rows if r["partition_key"] == cause and r["start_date"]), None)
 
-    def tell_gates(self, cause: str) -> None:
+    def tell_gates(self, cause: str) -> str:
+        """Say how each gate judged; return by how much the challenger differs from the champion."""
         tracking = Tracking(self.settings)
         run = next(r for r in tracking.runs(self.spec.experiment) if r.tags["cause"] == cause)
         for gate in json.loads(read(tracking, run.run_id, GATES))["gates"]:
             self.say(f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}")
+        value, upper = (run.metrics.get(name, nan) for name in COMPARED)
+        return f"{value:+.3f} (97.5 %: below {upper:+.3f})"
 
     def wait(self, what: str, found: Callable[[], Any], limit: float) -> Any:
         until = time.monotonic() + limit

@@ -38,14 +38,22 @@ def up(as_of: AsOf = None) -> None:
 
 @typer_app.command()
 def demo(
-    home: Annotated[str | None, typer.Option(help="Its folder. A temporary one if absent.")] = None,
+    home: Annotated[
+        str | None,
+        typer.Option(help="Its folder. If absent: that of a stack to be, else a temporary one."),
+    ] = None,
     *,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running.")] = False,
+    week: Annotated[
+        bool, typer.Option("--week", help="Seven stories: as if started on each of seven days.")
+    ] = False,
 ) -> None:
-    """Tell the loop's story on a stack of its own: drift in, a better version answering out."""
+    """Tell the loop's story on real history: drift in, a better version answering out."""
     from cli.demo import demo as tell  # noqa: PLC0415  (heavy)
+    from cli.demo import demo_week  # noqa: PLC0415
 
-    raise typer.Exit(0 if tell(home, keep=keep) else 1)
+    good = demo_week() if week else tell(home, keep=keep)
+    raise typer.Exit(0 if good else 1)
 
 
 @typer_app.command()

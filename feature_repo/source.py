@@ -21,6 +21,8 @@ from stack.errors import DataError
 from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from feature_repo.definition import Dataset
 
 DEMO = {"orders": PROJECT / "data" / "cdnow_orders.parquet"}
@@ -77,32 +79,44 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
     return rows
 
 
+def date_demo(
+    settings: Settings, dataset: Dataset, start: date, seen_on: date | None = None
+) -> timedelta:
+    """Fix what this installation's demo is moved by, as an installation on the day `start` has it.
+
+    seen_on: the real day on which it is to look as it does on `start`; `start` itself if absent.
+    The days of the week move with it then: nothing that is computed from the orders knows them.
+    """
+    times = pq.read_table(DEMO[dataset.name], columns=[dataset.event_time])[0]
+    shift = demo_shift(start, pc.max(times).as_py()) - (start - (seen_on or start))
+    path = _shift_file(settings)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_suffix(".part")
+    partial.write_text(json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
+    partial.replace(path)
+    return shift
+
+
+def demo_shift(start: date, newest: datetime) -> timedelta:
+    """Whole weeks, so that the file's newest row lies at least 120 days after `start`."""
+    return timedelta(weeks=ceil((start + AHEAD - newest.date()) / timedelta(weeks=1)))
+
+
 def _demo(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+    path = _shift_file(settings)
+    if path.exists():
+        shift = timedelta(days=json.loads(path.read_text())["shift_days"])
+    else:
+        shift = date_demo(settings, dataset, settings.demo_start or datetime.now(tz=UTC).date())
     rows = pq.read_table(DEMO[dataset.name])
-    times = rows[dataset.event_time]
-    moved = pc.add(times, pa.scalar(_shift(settings, pc.max(times).as_py())))
+    moved = pc.add(rows[dataset.event_time], pa.scalar(shift))
     position = rows.schema.get_field_index(dataset.event_time)
     rows = rows.set_column(position, dataset.event_time, moved)
     return rows.filter(pc.less_equal(moved, pa.scalar(as_of, pa.timestamp("us", "UTC"))))
 
 
-def _shift(settings: Settings, newest: datetime) -> timedelta:
-    """Whole weeks from the file's dates to this installation's, fixed at the first start."""
-    path = settings.data / "demo.json"
-    if path.exists():
-        return timedelta(weeks=json.loads(path.read_text())["shift_weeks"])
-    start = settings.demo_start or datetime.now(tz=UTC).date()
-    weeks = demo_weeks(start, newest)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"start": start.isoformat(), "shift_weeks": weeks}))
-    partial.replace(path)
-    return timedelta(weeks=weeks)
-
-
-def demo_weeks(start: date, newest: datetime) -> int:
-    """Weeks to add so that the file's newest row lies at least 120 days after `start`."""
-    return ceil((start + AHEAD - newest.date()) / timedelta(weeks=1))
+def _shift_file(settings: Settings) -> Path:
+    return settings.data / "demo.json"
 
 
 def _without_secrets(address: str | None) -> str:

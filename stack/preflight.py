@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 PROJECT = Path(__file__).resolve().parents[1]
 MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""
+ENV_FILE = "gyre.env"
+"""In a stack's home: settings that always belong to it."""
 PORTS = {"SERVING": 8000, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
 
 
@@ -30,7 +32,15 @@ def problems(
     home = Path(env.get("GYRE_HOME") or PROJECT / ".gyre").expanduser().resolve()
     if found := python_problems(python):  # it could not even run what follows
         return found
-    return disk_problems(home, project) + (port_problems(env, home) if ports else [])
+    taken = port_problems({**_kept(home), **env}, home) if ports else []
+    return disk_problems(home, project) + taken
+
+
+def _kept(home: Path) -> dict[str, str]:
+    file = home / ENV_FILE
+    lines = file.read_text().splitlines() if file.exists() else []
+    pairs = (line.partition("=") for line in lines)
+    return {name.strip(): value.strip() for name, _, value in pairs}
 
 
 def python_problems(version: tuple[int, int]) -> list[str]:
@@ -77,9 +87,10 @@ def port_problems(env: Mapping[str, str], home: Path) -> list[str]:
 
 
 def free_ports() -> dict[str, int]:
-    """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
-    names = ("serving_port", "mlflow_port", "airflow_port", "redis_port")
-    held = {name: socket.create_server(("127.0.0.1", 0)) for name in names}
+    """Variables of a stack of its own: ports nobody listens on, all of them different."""
+    held = {
+        f"GYRE_{name}_PORT": socket.create_server(("127.0.0.1", 0)) for name in PORTS
+    }  # at once
     found = {name: int(listener.getsockname()[1]) for name, listener in held.items()}
     for listener in held.values():
         listener.close()

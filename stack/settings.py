@@ -11,6 +11,7 @@ from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from stack.errors import SettingsError
+from stack.preflight import ENV_FILE
 
 PROJECT = Path(__file__).resolve().parents[1]
 LOOPBACK = "127.0.0.1"
@@ -18,6 +19,8 @@ LOOPBACK = "127.0.0.1"
 
 class Settings(BaseSettings):
     """Where things are. Every field is the environment variable `GYRE_<FIELD>`.
+
+    Those that always belong to one home can be lines of its `gyre.env`: `GYRE_MLFLOW_PORT=5001`.
 
     Ports are those the stack's own processes listen on (loopback only). An address given for
     Redis, MLflow or the (Postgres) database means that part is somebody else's: used, not started.
@@ -100,16 +103,16 @@ class Settings(BaseSettings):
 
 
 def load_settings(**overrides: Any) -> Settings:
-    """Read the environment once.
+    """Read the environment, then the home's `gyre.env`, once.
 
     Raises:
         SettingsError: one line naming the variable and what was expected.
 
     """
     try:
-        settings = Settings(**overrides)
+        home = Settings(**overrides).home.expanduser().resolve()
+        return Settings(_env_file=home / ENV_FILE, **(overrides | {"home": home}))
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")
         raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from exc
-    return settings.model_copy(update={"home": settings.home.expanduser().resolve()})

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from feature_repo.datasets import load_dataset
-from feature_repo.source import DEMO, demo_weeks, pull
+from feature_repo.source import DEMO, date_demo, demo_shift, pull
 from stack.errors import DataError
 from tests.conftest import AS_OF, new_settings
 
@@ -23,7 +23,7 @@ NEWEST = pc.max(pq.read_table(DEMO["orders"])["order_ts"]).as_py()
 
 @given(st.dates(date(2000, 1, 1), date(2100, 1, 1)))
 def test_at_least_120_and_less_than_127_days_lie_ahead_of_any_start(start):
-    ahead = NEWEST + timedelta(weeks=demo_weeks(start, NEWEST)) - timedelta(days=120)
+    ahead = NEWEST + demo_shift(start, NEWEST) - timedelta(days=120)
     assert start <= ahead.date() < start + timedelta(days=7)
 
 
@@ -39,6 +39,16 @@ def test_the_dates_are_fixed_at_the_first_start(tmp_path):
     first = pull(new_settings(tmp_path), ORDERS, AS_OF)
     later = new_settings(tmp_path).model_copy(update={"demo_start": date(2027, 5, 5)})
     assert pull(later, ORDERS, AS_OF).equals(first)
+
+
+def test_another_day_can_be_seen_today(tmp_path):
+    then, now = new_settings(tmp_path / "then"), new_settings(tmp_path / "now")
+    start = AS_OF.date() + timedelta(days=3)
+    date_demo(then, ORDERS, start)
+    date_demo(now, ORDERS, start, seen_on=AS_OF.date())
+    seen = pull(now, ORDERS, AS_OF)
+    assert pull(then, ORDERS, AS_OF + timedelta(days=3)).num_rows == seen.num_rows
+    assert pull(then, ORDERS, AS_OF).num_rows < seen.num_rows
 
 
 def test_an_ibis_address_with_a_table_is_a_source(tmp_path):

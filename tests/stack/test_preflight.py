@@ -9,7 +9,11 @@ import sys
 import time
 from pathlib import Path
 
-from stack.preflight import disk_problems, port_problems, problems, python_problems
+import pytest
+
+from stack.errors import SettingsError
+from stack.preflight import ENV_FILE, disk_problems, port_problems, problems, python_problems
+from stack.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -67,6 +71,24 @@ def test_one_port_given_twice_or_not_a_port_is_refused(tmp_path):
     twice = env | {"GYRE_REDIS_PORT": env["GYRE_SERVING_PORT"]}
     assert "both" in port_problems(twice, tmp_path)[0]
     assert "expected a port" in port_problems(env | {"GYRE_REDIS_PORT": "x"}, tmp_path)[0]
+
+
+def test_what_a_home_keeps_holds_wherever_its_variables_are_not_given(tmp_path, monkeypatch):
+    given = environment(tmp_path)
+    for name in given:
+        monkeypatch.delenv(name, raising=False)
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        (tmp_path / ENV_FILE).write_text(f"GYRE_MLFLOW_PORT={taken}\nGYRE_REDIS_PORT=7\n")
+        kept = {n: v for n, v in given.items() if n not in {"GYRE_MLFLOW_PORT", "GYRE_REDIS_PORT"}}
+        assert f"port {taken} (mlflow) is taken" in problems(kept, sys.version_info[:2])[0]
+        assert problems(given | {"GYRE_REDIS_PORT": "8"}, sys.version_info[:2]) == []
+    monkeypatch.setenv("GYRE_REDIS_PORT", "8")
+    settings = load_settings(home=tmp_path)
+    assert (settings.mlflow_port, settings.redis_port, settings.home) == (taken, 8, tmp_path)
+    (tmp_path / ENV_FILE).write_text("GYRE_MLFLOW_PORT=many\n")
+    with pytest.raises(SettingsError, match=r"GYRE_MLFLOW_PORT: .*'many'"):
+        load_settings(home=tmp_path)
 
 
 def test_an_old_and_a_too_new_python_are_named():
