@@ -89,15 +89,16 @@ def _model(holder: Holder) -> str:
     promoted = [r for r in ledger or () if r.state == "applied" and r.role == "production"]
     last = promoted[-1] if promoted else None
     since = f"{_moment(last.time)}, by {last.who}: {last.why}" if last else "no promotion yet"
-    requests = _total(REQUESTS, "_total", name)
-    seconds, timed = _total(SECONDS, "_sum", name), _total(SECONDS, "_count", name)
+    requests = _by("status", REQUESTS, "_total", name)
+    seconds, timed = (_by("route", SECONDS, end, name) for end in ("_sum", "_count"))
+    times = [f"{route}: {1000 * seconds[route] / n:.2f} ms" for route, n in timed.items() if n]
     facts = [
         ("version", current.version if current else holder.state),
         ("loaded", _moment(current.loaded_at if current else None)),
         ("in production since", UNKNOWN if ledger is None else since),
         ("features complete up to", _moment(holder.features.watermark)),
-        ("requests so far", int(requests)),
-        ("mean time to answer", f"{1000 * seconds / timed:.2f} ms" if timed else UNKNOWN),
+        ("requests so far", ", ".join(f"{n:.0f} with {code}" for code, n in requests.items()) or 0),
+        ("mean time to answer", ", ".join(times) or UNKNOWN),
     ]
     shown = [
         row.as_json() | {"time": f"{row.time:%Y-%m-%d %H:%M:%S}"}
@@ -111,10 +112,14 @@ def _model(holder: Holder) -> str:
     )
 
 
-def _total(metric: Counter | Histogram, ending: str, model: str) -> float:
-    samples = [sample for family in metric.collect() for sample in family.samples]
-    mine = [s for s in samples if s.name.endswith(ending) and s.labels["model"] == model]
-    return sum(sample.value for sample in mine)
+def _by(label: str, metric: Counter | Histogram, ending: str, model: str) -> dict[str, float]:
+    """Sums of a metric of `model` by the value of `label`."""
+    found: dict[str, float] = {}
+    for sample in (sample for family in metric.collect() for sample in family.samples):
+        if sample.name.endswith(ending) and sample.labels["model"] == model:
+            value = sample.labels[label]
+            found[value] = found.get(value, 0) + sample.value
+    return found
 
 
 def _verdicts(holder: Holder) -> str:
@@ -123,23 +128,17 @@ def _verdicts(holder: Holder) -> str:
     if not rows:
         return UNKNOWN if rows is None else "no monitor has looked yet"
     passive = {f"psi_{name}" for name in holder.spec.drift.informative}
-    largest = [
-        max(
-            (
-                v
-                for k, v in row.figures.items()
-                if k.startswith("psi_") and k not in passive and isfinite(v)
-            ),
-            default=0,
-        )
-        for row in rows
-    ]
+    drifts = ([v for name, v in row.figures.items()
+               if name.startswith("psi_") and name not in passive and isfinite(v)]
+              for row in rows)  # fmt: skip
+    largest = [max(values) for values in drifts if values]  # a window too small has none
     shown = [
         (f"{row.as_of:%Y-%m-%d %H:%M}", row.version, row.verdict, row.action, row.reason)
         for row in reversed(rows[-ROWS:])
     ]
     head = ("time", "version", "verdict", "action", "reason")
-    return _plot(largest, holder.spec.drift.significant) + _table([head, *shown])
+    plot = _plot(largest, holder.spec.drift.significant) if largest else ""
+    return plot + _table([head, *shown])
 
 
 def _plot(values: Sequence[float], limit: float) -> str:
