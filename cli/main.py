@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from cli import registry, watch
+from cli import features, registry, watch
 from cli.verbs import AsJson, AsOf, log_to_stderr, moment, say, who
 from stack.errors import GyreError
 from stack.settings import load_settings
@@ -124,6 +124,7 @@ def train(
 
 
 for _verb in (
-    watch.monitor, watch.decide, registry.promote, registry.rollback, registry.ledger,
+    features.parity, watch.monitor, watch.decide,
+    registry.promote, registry.rollback, registry.ledger,
 ):  # fmt: skip
     typer_app.command()(_verb)
