@@ -43,8 +43,8 @@ def decide(
     """Show the last decision; with --explain what it depended on, decided once more."""
     settings, name = load_settings(), load_spec(model).name
     from mlflow_server.records import Records  # noqa: PLC0415
+    from monitoring.decision import INPUTS  # noqa: PLC0415
     from monitoring.decision import decide as again  # noqa: PLC0415
-    from monitoring.monitor import INPUTS  # noqa: PLC0415  (heavy)
 
     if not settings.home.exists():
         raise MonitoringError(f"{settings.home} holds no stack yet: make up")
@@ -77,6 +77,8 @@ def _lines(report: MonitorReport) -> Iterator[str]:
     yield report.summary()
     for why, count in sorted(report.left_out.items()):
         yield f"  left out: {count} {why}"
+    for why, count in sorted(report.outcomes_left_out.items()):
+        yield f"  left out: {count} outcomes {why}"
     if report.malformed:
         yield f"  left out: {report.malformed} malformed lines"
     for note in report.notes:

@@ -8,6 +8,7 @@ is in training/, a file each; a task's result is an id, never data.
 from __future__ import annotations
 
 from datetime import timedelta
+from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
@@ -16,6 +17,7 @@ from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from dags.run import PARAMS, current, note
 from dags.tick import tick_dag
+from stack.settings import load_settings
 from stack.spec import ModelSpec, load_spec, load_specs
 
 STAGES = {
@@ -39,6 +41,7 @@ def train_dag(spec: ModelSpec) -> DAG:
         params=PARAMS,
         tags=["gyre", spec.name],
         default_args={**TRIES, "execution_timeout": timedelta(minutes=30)},
+        on_failure_callback=partial(failed, spec.name),
     ) as dag:
         mlflow_run: Any = validate(spec.name)
         tasks: dict[str, Any] = {
@@ -51,6 +54,14 @@ def train_dag(spec: ModelSpec) -> DAG:
         promote.override(outlets=[promoted])(spec.name, mlflow_run, version)
         passed >> [version, EmptyOperator(task_id="refused")]
     return dag
+
+
+def failed(model: str, context: Any) -> None:
+    """Mark the MLflow run as failed once Airflow has given up: another may answer its cause."""
+    from training.validate import fail_run  # noqa: PLC0415  (heavy)
+
+    key = f"{context['dag'].dag_id}/{context['run_id']}"
+    fail_run(load_settings(), load_spec(model), key)
 
 
 @task

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateIndex, CreateTable
 
+from mlflow_server.ledger import WAIT_SECONDS
 from stack.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -45,6 +47,8 @@ ALERTS = sql.Table(
     sql.Column("last", sql.String(32), nullable=False),
     sql.Column("delivered", sql.Boolean, nullable=False),
 )
+IN_HAND = timedelta(seconds=30)
+"""A delivery takes less; until then another process may be at it."""
 
 
 @dataclass(frozen=True)
@@ -72,21 +76,24 @@ class Records:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = sql.create_engine(settings.ledger_address)
+        sqlite = settings.ledger_address.startswith("sqlite")
+        waits = {"timeout": WAIT_SECONDS} if sqlite else {}
+        self._engine = sql.create_engine(settings.ledger_address, connect_args=waits)
         with self._begin() as connection:
-            META.create_all(connection)
+            for table in META.sorted_tables:  # create_all looks first, and another may be quicker
+                connection.execute(CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
     def decisions(
         self, model: str, limit: int = 100, *, action: str | None = None
     ) -> list[DecisionRow]:
-        """Newest decisions of `model` (those with `action`, if given), oldest first."""
+        """Decisions on the newest moments of `model` (with `action`, if given), oldest first."""
         query = sql.select(DECISIONS).where(DECISIONS.c.model == model)
         if action is not None:
             query = query.where(DECISIONS.c.action == action)
         with self._begin() as connection:
-            found = connection.execute(
-                query.order_by(DECISIONS.c.sequence.desc()).limit(limit)
-            ).all()
+            found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
         return [_row(row) for row in reversed(found)]
 
     def keep(self, row: DecisionRow) -> None:
@@ -98,9 +105,15 @@ class Records:
             connection.execute(sql.insert(DECISIONS).values(values))
 
     def count_alert(self, model: str, cause: str, message: str, at: datetime) -> bool:
-        """Note that `cause` was seen; say whether it must still be delivered."""
+        """Note that `cause` was seen at `at`; say whether the caller must deliver it.
+
+        The same moment once more is the caller's own next try.
+        """
         which = (ALERTS.c.model == model) & (ALERTS.c.cause == cause)
+        more = sql.update(ALERTS).where(which)
         with self._begin() as connection:
+            # Writing first: one process at a time goes on from here.
+            connection.execute(more.values(count=ALERTS.c.count + 1, message=message))
             known = connection.execute(sql.select(ALERTS).where(which)).one_or_none()
             if known is None:
                 first = at.isoformat()
@@ -111,10 +124,9 @@ class Records:
                     )
                 )  # fmt: skip
                 return True
-            seen = known._mapping["count"]  # noqa: SLF001  (a tuple has a `count` of its own)
-            more = {"count": seen + 1, "last": at.isoformat(), "message": message}
-            connection.execute(sql.update(ALERTS).where(which).values(**more))
-            return not known.delivered
+            connection.execute(more.values(last=at.isoformat()))
+            passed = abs(at - datetime.fromisoformat(known.last))
+            return not known.delivered and (not passed or passed > IN_HAND)
 
     def alert_delivered(self, model: str, cause: str) -> None:
         which = (ALERTS.c.model == model) & (ALERTS.c.cause == cause)

@@ -21,6 +21,8 @@ CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"
 """Name of the ONNX output: float32 [N], the probability of class 1."""
+SCORE_DIGITS = 6
+"""Decimals of an answer, of its log line, and of what the monitor compares them with."""
 
 
 class ServedModel(BaseModel):

@@ -1,6 +1,7 @@
 """What serving wrote becomes tables: `predictions` and `outcomes`, each row exactly once.
 
-Lines of open files are taken too (every line that ends in a newline is final). Rows are merged by
+Lines of open files are taken too (every line that ends in a newline is final; in a closed file the
+rest behind the last newline is a line as well, mostly a torn one). Rows are merged by
 request id, so taking a file again changes nothing; a file of predictions is removed once it is
 closed and taken, or set aside as `.malformed` if a line of it could not be (serving reads its
 feedback files itself, those stay).
@@ -12,26 +13,30 @@ import fcntl
 import json
 from collections import Counter
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from operator import itemgetter
+from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
+from filelock import FileLock, Timeout
+from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from stack.storage import Table
+from stack.errors import DataError
+from stack.storage import LOCK_SECONDS, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Collection, Iterator
     from pathlib import Path
 
     from stack.settings import Settings
 
 TIME = pa.timestamp("us", tz="UTC")
+STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
 
 
 class Prediction(BaseModel):
     """A line of the prediction log (serving/prediction_log.py) and a row of `predictions`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     request_id: str
     model: str
@@ -50,10 +55,10 @@ class Prediction(BaseModel):
 class Feedback(BaseModel):
     """A line of the feedback log and a row of `outcomes`."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config = STRICT
 
     request_id: str
-    actual: float
+    actual: Annotated[float, Field(ge=0, le=1, multiple_of=1)]
     received: AwareDatetime
 
 
@@ -71,11 +76,17 @@ OUTCOMES = pa.schema({"request_id": pa.string(), "actual": pa.float64(), "receiv
 
 @dataclass(frozen=True)
 class Collected:
-    """Rows that were new, and lines that were none: torn, or not of the log's form."""
+    """Rows that were new, lines that were none, and every line of feedback.
+
+    malformed: lines that are torn or not of their log's form. Those of predictions are counted
+    until their file is set aside, that time included; those of feedback stay on file, and count
+    every time. told: columns of `outcomes`, a row per line, by time of receipt.
+    """
 
     predictions: int
     outcomes: int
     malformed: int
+    told: pa.Table
 
 
 def predictions(settings: Settings) -> Table:
@@ -90,22 +101,34 @@ def collect(settings: Settings) -> Collected:
     """Take every final line of the logs into the tables.
 
     Raises:
-        DataError: another process held a table's lock for a minute.
+        DataError: another process held the lock of the logs or of a table for a minute.
 
     """
+    settings.data.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(settings.data / "collect.lock", LOCK_SECONDS):  # two would remove one file
+            return _collect(settings)
+    except Timeout as exc:
+        raise DataError(f"another process collects the logs for over {LOCK_SECONDS} s") from exc
+
+
+def _collect(settings: Settings) -> Collected:
     folder = settings.home / "serving" / "log"
     files = sorted(folder.glob("predictions-*.jsonl"))
-    closed = [file for file in files if _is_closed(file)]  # before reading: nothing more comes
-    answered, malformed = _rows(files, Prediction)
+    feedback = sorted(folder.glob("feedback-*.jsonl"))
+    # Before reading: nothing more comes.
+    closed = {file for file in files + feedback if _is_closed(file)}
+    answered, malformed = _rows(files, closed, Prediction)
     new = _merge(predictions(settings), answered)
-    for file in closed:
+    for file in closed.intersection(files):
         if malformed[file]:
             file.rename(file.with_suffix(".malformed"))
         else:
             file.unlink()
-    told, more = _rows(sorted(folder.glob("feedback-*.jsonl")), Feedback)
-    strange = sum((malformed + more).values())
-    return Collected(new, _merge(outcomes(settings), told), strange)
+    told, more = _rows(feedback, closed, Feedback)
+    told.sort(key=itemgetter("received"))
+    lines = pa.Table.from_pylist(told, schema=OUTCOMES)
+    return Collected(new, _merge(outcomes(settings), told), (malformed + more).total(), lines)
 
 
 def _is_closed(file: Path) -> bool:
@@ -118,28 +141,31 @@ def _is_closed(file: Path) -> bool:
     return True
 
 
-def _rows(files: list[Path], form: type[BaseModel]) -> tuple[list[dict[str, Any]], Counter[Path]]:
-    """Rows by request id, the first of each; and how many lines of each file were none."""
-    rows: dict[str, dict[str, Any]] = {}
+def _rows(
+    files: list[Path], closed: Collection[Path], form: type[BaseModel]
+) -> tuple[list[dict[str, Any]], Counter[Path]]:
+    """Rows, a request's as often as it was written; and how many lines of each file were none."""
+    rows: list[dict[str, Any]] = []
     malformed: Counter[Path] = Counter()
-    for file, line in ((each, line) for each in files for line in _final_lines(each)):
-        try:
-            row = form.model_validate_json(line).model_dump()
-        except ValidationError:
-            malformed[file] += 1
-        else:
-            rows.setdefault(row["request_id"], row)
-    return list(rows.values()), malformed
+    for file in files:
+        for line in _final_lines(file, closed=file in closed):
+            try:
+                rows.append(form.model_validate_json(line).model_dump())
+            except ValidationError:
+                malformed[file] += 1
+    return rows, malformed
 
 
-def _final_lines(file: Path) -> Iterator[bytes]:
-    *lines, _unfinished = file.read_bytes().split(b"\n")
-    return (line for line in lines if line)
+def _final_lines(file: Path, *, closed: bool) -> Iterator[bytes]:
+    *lines, unfinished = file.read_bytes().split(b"\n")
+    return (line for line in (*lines, unfinished if closed else b"") if line)
 
 
 def _merge(table: Table, rows: list[dict[str, Any]]) -> int:
+    """Add the first row of each request that `table` does not hold."""
     if not rows:
         return 0
+    rows = list({row["request_id"]: row for row in reversed(rows)}.values())
     for row in rows:
         if "features" in row:
             row["features"] = json.dumps(row["features"])

@@ -2,14 +2,18 @@
 
 Read top to bottom, the first rule that fits decides:
 
+    stale                as_of lies before the newest promotion          nothing
     harm                 errors, a collapsed score distribution          roll back
     insufficient_data    the newest window has too few entities          nothing
     ok                   no actionable drift, performance holds          nothing
-    first_bad_window     fewer than 2 bad of the last 5 windows          alert
-    answered             a retraining for this cause was decided         nothing
+    first_bad_window     fewer than 2 bad of the last 5 windows          nothing
+    answered             a retraining for this cause goes on or is over  nothing
     cooldown             one was decided too short a time ago            nothing
     parked               nothing new to learn until a label matures      alert
     drift                none of these                                   retrain
+
+An alert goes out with every action but nothing, once per cause; later bad windows of the same cause
+only raise its count. A stale look is told to who asked, and neither stored nor a window to count.
 """
 
 from __future__ import annotations
@@ -18,7 +22,10 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta  # noqa: TC003  (pydantic reads the annotations)
 from typing import Literal
 
+from pydantic import TypeAdapter
+
 WINDOWS, BAD = 5, 2
+STALE = "stale"
 Verdict = Literal["ok", "bad", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]
 
@@ -27,14 +34,15 @@ Action = Literal["nothing", "alert", "retrain", "rollback"]
 class Inputs:
     """Everything a decision depends on.
 
-    verdicts: of this version's windows, oldest first, the newest last.
+    verdicts: of this version's windows since its promotion up to `as_of`, oldest first.
     findings: what made the newest window bad, such as `total_spend_30d: PSI 0.31`.
     harm: why the version does harm, None if it does not.
     previous: the version to go back to, None if there is none.
     cause: names what a retraining would answer; the same until a new label matures.
-    answered: whether a retraining for this cause was decided before.
+    answered: whether a retraining for this cause is on its way or has finished.
     last_retraining: when the newest one was decided, UTC.
     learnable: whether a training now would see anything that no earlier one saw.
+    last_promotion: when the newest one was made, by the clock, UTC.
     """
 
     as_of: datetime
@@ -48,6 +56,11 @@ class Inputs:
     last_retraining: datetime | None
     cooldown: timedelta
     learnable: bool
+    last_promotion: datetime | None = None
+
+
+INPUTS = TypeAdapter(Inputs)
+"""As JSON, in which form they are stored with the decision."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +77,9 @@ def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
     newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
     bad = seen.verdicts[-WINDOWS:].count("bad")
     found = ", ".join(seen.findings)
+    if seen.last_promotion and seen.as_of < seen.last_promotion:
+        promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S}"
+        return Decision("nothing", STALE, f"older than the newest promotion, of {promoted} UTC")
     if seen.harm is not None:
         if seen.previous is None:
             return Decision("alert", "harm", f"{seen.harm}; there is no version to go back to")
@@ -73,7 +89,7 @@ def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
     if newest == "ok":
         return Decision("nothing", newest, "no actionable drift, performance holds")
     if bad < BAD:
-        return Decision("alert", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
+        return Decision("nothing", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
     if seen.answered:
         return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")
     if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:

@@ -26,7 +26,10 @@ MOST_ROWS = 100_000
 
 @dataclass(frozen=True)
 class Drift:
-    """PSI by column (features and `score`), over all rows; and null shares of the features."""
+    """PSI by column (features and `score`), over all rows; and null shares of the features.
+
+    PSI is nan where the window or the reference has no value.
+    """
 
     psi: dict[str, float]
     null_share: dict[str, float]
@@ -64,9 +67,11 @@ def _report(reference: pd.DataFrame, current: pd.DataFrame, significant: float) 
         _register()
         text = [name for name in reference if reference[name].dtype == object]
         numbers = [name for name in reference if name not in text]
+        # Evidently raises on a column without any value; MissingValueCount says it instead.
+        filled = [n for n in reference if reference[n].notna().any() and current[n].notna().any()]
         shape = DataDefinition(numerical_columns=numbers, categorical_columns=text)
         metrics: Sequence[Any] = [
-            *(ValueDrift(column=n, method=METHOD, threshold=significant) for n in reference),
+            *(ValueDrift(column=n, method=METHOD, threshold=significant) for n in filled),
             *(MissingValueCount(column=name) for name in reference),
         ]
         frames = (Dataset.from_pandas(rows, data_definition=shape) for rows in (current, reference))

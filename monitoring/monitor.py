@@ -16,23 +16,24 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
-from mlflow_server.reconcile import history
+from mlflow_server.reconcile import history, last_applied
 from mlflow_server.records import DecisionRow, Records
-from mlflow_server.registry import Registry
+from mlflow_server.registry import PRODUCTION, Registry
 from mlflow_server.tracking import Tracking
-from monitoring.alerts import alert
 from monitoring.collect import collect, outcomes, predictions
-from monitoring.decision import Decision, Inputs, Verdict, decide
+from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide
 from monitoring.drift import SCORE, Drift, measure
 from monitoring.failures import failures
+from monitoring.feedback import Settled, settle
 from monitoring.performance import WATCHED, findings, logged, replay
 from monitoring.reference import load_reference
 from monitoring.verdict import FEWEST, harm, judge
 from monitoring.window import Window, window
 from stack.errors import GyreError
-from training.validate import learnable, newest_snapshot
+from training.validate import answered, learnable, newest_snapshot
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
-INPUTS = TypeAdapter(Inputs)
+UNMEASURED = "performance was not measured: no snapshot matured since, too few outcomes are known"
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
 
 
@@ -53,11 +54,16 @@ class Look:
     notes: list[str]
     harm: str | None
     figures: dict[str, float]
+    outcomes_left_out: dict[str, int]
 
 
 @dataclass(frozen=True)
 class MonitorReport:
-    """One look at one model. version is None where nothing is in production."""
+    """One look at one model. version is None where nothing is in production.
+
+    left_out: predictions of the window, by why (window.py). outcomes_left_out: lines of feedback,
+    by why (feedback.py). malformed: lines of the logs that are no rows (collect.py).
+    """
 
     model: str
     as_of: datetime
@@ -70,6 +76,7 @@ class MonitorReport:
     notes: tuple[str, ...]
     figures: dict[str, float]
     left_out: dict[str, int]
+    outcomes_left_out: dict[str, int]
     malformed: int
 
     def summary(self) -> str:
@@ -90,23 +97,30 @@ REPORTS = TypeAdapter(MonitorReport)
 def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorReport:
     """Look at the version in production as of `as_of`; store verdict and decision; say it.
 
+    Where `as_of` is older than the newest promotion, what is seen is said and nothing else done.
+
     Raises:
         RegistryError, DataError: a store that it needs does not answer.
 
     """
-    taken, version = collect(settings), Registry(settings).production(spec.name)
+    taken, registry = collect(settings), Registry(settings)
+    version = registry.production(spec.name)
     if version is None:
         decision = Decision("nothing", "insufficient_data", "nothing is in production")
         return MonitorReport(spec.name, as_of, None, "insufficient_data", decision, "", 0, (), (),
-                             {}, {}, taken.malformed)  # fmt: skip
+                             {}, {}, {}, taken.malformed)  # fmt: skip
     found = predictions(settings).read()
-    seen = window(found, spec.name, version, list(spec.features), as_of)
+    registered = {each.version for each in registry.versions(spec.name)}
+    seen = window(found, spec.name, version, registered, spec.features, as_of)
+    settled = settle(outcomes(settings).read(), taken.told, found, spec.name, as_of)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         mine = found.filter((pc.field("model") == spec.name) & (pc.field("version") == version))
-        look = _look(settings, spec, version, seen, mine, as_of, Path(name))
+        look = _look(settings, spec, version, seen, mine, settled, as_of, Path(name))
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
+        if report.decision.rule == STALE:
+            return report
+        _act(settings, spec, report)  # first: no report is worth a harmful version's next minute
         _publish(settings, spec, report, Path(name))
-    _act(settings, spec, report)
     return report
 
 
@@ -116,27 +130,30 @@ def _look(
     version: str,
     seen: Window,
     mine: pa.Table,
+    settled: Settled,
     as_of: datetime,
     folder: Path,
 ) -> Look:
     """Measure everything that can be measured; what cannot is a note."""
+    failed = failures(settings, spec.name, version)
     try:
         reference = load_reference(settings, spec, Registry(settings).version(spec.name, version))
     except GyreError as exc:
-        return Look(None, [], [f"no reference: {exc}"], None, {})
+        found = harm(seen.rows[SCORE].tolist(), spec.threshold, [], *failed)
+        return Look(None, [], [f"no reference: {exc}"], found, {}, settled.left_out)
     drift = None
     if len(seen.rows) >= FEWEST:
         current = seen.rows[list(reference.rows)]
         drift = measure(reference.rows, current, folder, spec.drift.significant)
     past = replay(settings, spec, version, reference.snapshot, as_of)
-    true = logged(settings, spec, mine, outcomes(settings).read(), as_of)
+    true = logged(settings, spec, mine, settled.known, as_of)
     measured = [each for each in (past, true) if each is not None]
     bad = [line for each in measured for line in findings(each, reference.evaluated)]
     figures = {f"{each.kind}_{name}": each.metrics[name] for each in measured for name in WATCHED}
-    scores = seen.rows[SCORE].tolist()
-    harmful = harm(scores, spec.threshold, reference.rows[SCORE].tolist(),
-                   *failures(settings, spec.name, version))  # fmt: skip
-    return Look(drift, bad, [], harmful, figures)
+    scores, before = seen.rows[SCORE].tolist(), reference.rows[SCORE].tolist()
+    harmful = harm(scores, spec.threshold, before, *failed)
+    notes = [] if measured else [UNMEASURED]
+    return Look(drift, bad, notes, harmful, figures, settled.left_out)
 
 
 def _decide(
@@ -149,8 +166,15 @@ def _decide(
     malformed: int,
 ) -> MonitorReport:
     records, ledger = Records(settings), Ledger(settings)
-    # Without its own row of an earlier try: a killed task decides the same again.
-    rows = [row for row in records.decisions(spec.name) if row.as_of != as_of]
+    promotion = last_applied(ledger.rows(spec.name), PRODUCTION)
+    # Before `as_of`, so without the row of an earlier try: a killed task decides the same again.
+    rows = [
+        row
+        for row in records.decisions(spec.name)
+        if row.version == version
+        and row.as_of < as_of
+        and not (promotion and row.as_of < promotion.time)
+    ]
     entities = len(seen.rows)
     verdict, bad, notes = judge(spec.drift, entities, look.drift, look.performance)
     cause = f"harm of version {version}" if look.harm else _cause(settings, spec, version, as_of)
@@ -161,17 +185,20 @@ def _decide(
         as_of=as_of,
         version=version,
         verdicts=(
-            *(VERDICTS.validate_python(r.verdict) for r in rows if r.version == version),
+            *(VERDICTS.validate_python(row.verdict) for row in rows),
             verdict,
         ),
         findings=tuple(bad),
         harm=look.harm,
         previous=_previous(ledger, spec.name, version),
         cause=cause,
-        answered=any(row.cause == cause for row in retrained),
+        answered=answered(
+            settings, spec, cause, [row.as_of for row in retrained if row.cause == cause], as_of
+        ),
         last_retraining=retrained[-1].as_of if retrained else None,
         cooldown=timedelta(hours=spec.retraining.cooldown_hours),
         learnable=learnable(settings, spec, as_of),
+        last_promotion=promotion.time if promotion else None,
     )
     decision = decide(inputs)
     figures = {"entities": float(entities), **look.figures}
@@ -179,13 +206,15 @@ def _decide(
         f"psi_{name}": value for name, value in (look.drift.psi if look.drift else {}).items()
     }
     stored = INPUTS.dump_json(inputs).decode()
-    records.keep(DecisionRow(spec.name, version, as_of, verdict, decision.action, decision.rule,
-                             decision.reason, cause, stored, figures))  # fmt: skip
+    if decision.rule != STALE:
+        records.keep(DecisionRow(spec.name, version, as_of, verdict, decision.action, decision.rule,
+                                 decision.reason, cause, stored, figures))  # fmt: skip
     records.close()
     ledger.close()
     return MonitorReport(
         spec.name, as_of, version, verdict, decision, cause, entities, tuple(bad),
-        (*look.notes, *notes), figures, seen.left_out, malformed,
+        (*look.notes, *notes), figures, seen.left_out,
+        look.outcomes_left_out, malformed,
     )  # fmt: skip
 
 
@@ -221,13 +250,15 @@ def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder:
 def _act(settings: Settings, spec: ModelSpec, report: MonitorReport) -> None:
     """Alert once per cause, and go back where the version does harm."""
     decision = report.decision
-    if report.verdict != "bad" and decision.action == "nothing":
-        return
     if decision.action == "rollback":
         _go_back(settings, spec.name, report)
     records = Records(settings)
-    message = f"{report.verdict}: {decision.reason}; {decision.action}"
-    alert(settings, records, spec.name, report.cause, message, report.as_of)
+    # A retraining that starts after it was parked is news, though its cause is the same.
+    cause = f"parked: {report.cause}" if decision.rule == "parked" else report.cause
+    told = [row["cause"] for row in records.alerts(spec.name)] if report.verdict == "bad" else []
+    if decision.action != "nothing" or decision.rule == "answered" or cause in told:
+        message = f"{report.verdict}: {decision.reason}; {decision.action}"
+        alert(settings, records, spec.name, cause, message, report.as_of)
     records.close()
 
 

@@ -73,13 +73,16 @@ def replay(
 
 
 def logged(
-    settings: Settings, spec: ModelSpec, answered: pa.Table, told: pa.Table, as_of: datetime
+    settings: Settings,
+    spec: ModelSpec,
+    answered: pa.Table,
+    known: Mapping[str, float],
+    as_of: datetime,
 ) -> Performance | None:
     """Judge logged predictions of one version by what came true; None below 200 outcomes.
 
-    answered: rows of `predictions`. told: rows of `outcomes` (feedback), which raw data outranks.
+    answered: rows of `predictions`. known: actuals by request (feedback); raw data outranks them.
     """
-    known = dict(zip(told["request_id"].to_pylist(), told["actual"].to_pylist(), strict=True))
     seen = _from_raw(settings, spec, answered, as_of)
     pairs = []
     for row in answered.select(["request_id", "entity", "as_of", "probability"]).to_pylist():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from mlflow_server.served_model import SCORE_DIGITS
 from mlflow_server.tracking import Tracking
 from monitoring.drift import SCORE
 from training.dataset import load_frame
@@ -43,4 +44,6 @@ def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Ref
     rows = at(frame, [plan.test])
     scores = champion_scores(settings, spec, version.version, rows)
     evaluated = load_evaluation(tracking, version.run_id).challenger
-    return Reference(features(spec, rows).assign(**{SCORE: scores}), plan.test, evaluated)
+    return Reference(
+        features(spec, rows).assign(**{SCORE: scores.round(SCORE_DIGITS)}), plan.test, evaluated
+    )

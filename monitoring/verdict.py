@@ -24,22 +24,29 @@ def judge(
 ) -> tuple[Verdict, list[str], list[str]]:
     """Return the verdict, what made it bad, and what is worth a word but not an action.
 
-    drift is None where a window is too small or the reference is missing: that alone is
-    insufficient_data, never ok and never an alarm about drift. Performance stands on its own.
+    drift is None where a window is too small or the reference is missing: insufficient_data, never
+    ok and never an alarm, whatever performance says. So is a column that only the reference lacks
+    all values of, unless something else is bad.
     """
-    bad, notes = list(performance), []
-    for name, value in (drift.psi if drift else {}).items():
+    if drift is None:
+        return "insufficient_data", [], list(performance)
+    bad, notes, compared = list(performance), [], True
+    for name, value in drift.psi.items():
         text = f"{name}: PSI {value:.2f}"
         if value >= limits.significant and name not in limits.informative:
             bad.append(text)
         elif value >= limits.moderate and entities >= FEWEST_FOR_MODERATE:
             notes.append(text)
-    for name, share in (drift.null_share if drift else {}).items():
-        if drift and share - drift.reference_null_share[name] >= NULLS_MORE:
-            bad.append(f"{name}: {share:.0%} null, {drift.reference_null_share[name]:.0%} before")
+    for name, share in drift.null_share.items():
+        before = drift.reference_null_share[name]
+        if share - before >= NULLS_MORE:
+            bad.append(f"{name}: {share:.0%} null, {before:.0%} before")
+        elif share < 1 and not before < 1:  # nan too: a reference without rows
+            notes.append(f"{name}: nothing to compare with, the reference has no value of it")
+            compared = False
     if bad:
         return "bad", bad, notes
-    return ("ok" if drift else "insufficient_data"), bad, notes
+    return ("ok" if compared else "insufficient_data"), bad, notes
 
 
 def harm(
@@ -53,7 +60,7 @@ def harm(
         return f"{failed} of {asked} predictions failed"
     if len(scores) < FEWEST:
         return None
-    if max(scores) == min(scores) and len(set(reference)) > 1:
+    if max(scores) == min(scores):
         return f"every one of {len(scores)} scores is {scores[0]:.6f}"
     for side, name in ((True, "positive"), (False, "negative")):
         one_sided = all((score >= threshold) == side for score in scores)

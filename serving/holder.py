@@ -6,9 +6,11 @@ import shutil
 import threading
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
+from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import reconcile
 from mlflow_server.records import DecisionRow, Records
@@ -192,3 +194,13 @@ class Holder:
         if before is None or (before.version, before.reason) != (version, reason):
             REFUSED.labels(self.spec.name).inc()
             logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)
+            said = (f"version {version} is refused", self.state)
+            threading.Thread(target=self._alert, args=said, daemon=True).start()
+
+    def _alert(self, cause: str, message: str) -> None:
+        """Tell of a refusal; in a thread of its own, because a receiver may be slow."""
+        try:
+            with closing(Records(self._settings)) as records:
+                alert(self._settings, records, self.spec.name, cause, message, datetime.now(UTC))
+        except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
+            logger.warning("%s: no alert that %s: %s", self.spec.name, cause, exc)

@@ -155,8 +155,9 @@ class FeedbackLog(AppendLog):
         self._actuals: dict[str, float] = {}
         for path in sorted(folder.glob("feedback-*.jsonl")):
             rows, torn = read_rows(path)
-            TORN_LINES.inc(torn)
-            self._actuals.update((row["request_id"], row["actual"]) for row in rows)
+            told = [row for row in rows if row.keys() >= {"request_id", "actual"}]
+            TORN_LINES.inc(torn + len(rows) - len(told))
+            self._actuals.update((row["request_id"], row["actual"]) for row in told)
 
     def record(self, outcomes: Mapping[str, float], received: datetime) -> bool:
         """Write what is new; True if all of it is on file.

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
+from mlflow_server.served_model import SCORE_DIGITS
 from serving.errors import InvalidRequestError, ModelFailedError, NoModelError, NotFoundError
 from serving.holder import Holder
 from serving.metrics import FAILURES, PREDICTIONS
@@ -124,7 +125,7 @@ def _answer(
         error = InvalidRequestError if origin in GIVEN else ModelFailedError
         raise error(f"features: version {model.version} scores them {found}, not a probability")
     contract = model.contract
-    probability = round(found, 6)  # the digits that the threshold is compared with
+    probability = round(found, SCORE_DIGITS)  # the digits that the threshold is compared with
     member = row[contract.population.feature]
     return {
         "request_id": uuid.uuid4().hex,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from feature_repo.datasets import load_dataset
@@ -17,7 +18,6 @@ from training.snapshots import Plan, plan
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     from feature_repo.definition import Dataset
     from feature_repo.validation import Validation
@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 FINGERPRINT = "gyre.fingerprint"
 RUN_NAME_LIMIT = 250
 """Of MLflow's table; SQLite does not hold to it, Postgres does."""
+LONGEST = timedelta(hours=12)
+"""A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
 NOTHING_NEW = "nothing new to learn: no snapshot has matured, and spec, code and definitions stand"
 
 
@@ -57,7 +59,7 @@ def open_run(
     dataset = load_dataset(spec.dataset)
     store, tracking = FeatureStore(settings), Tracking(settings)
     others = [run for run in tracking.runs(spec.experiment) if run.key != key]
-    if cause and _answered(others, cause):
+    if cause and _answered(others, cause, as_of):
         return None
     _check_features(spec, dataset, store.feature_types(spec.feature_service))
     version = raw_table(settings, dataset).version
@@ -94,6 +96,27 @@ def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     return not _seen(Tracking(settings).runs(spec.experiment), mark)
 
 
+def answered(
+    settings: Settings, spec: ModelSpec, cause: str, decided: Sequence[datetime], as_of: datetime
+) -> bool:
+    """Whether a retraining of `cause` has finished, or is on its way at `as_of`.
+
+    decided: when retrainings of it were. One that no run came of is on its way, for a time.
+    """
+    runs = Tracking(settings).runs(spec.experiment)
+    begun = {run.tags["as_of"] for run in runs if run.tags.get("cause") == cause}
+    coming = (at for at in decided if at.isoformat() not in begun and as_of - at <= LONGEST)
+    return any(coming) or _answered(runs, cause, as_of)
+
+
+def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
+    """Mark the run of `key`, should there be one, as failed: it answers its cause no more."""
+    tracking = Tracking(settings)
+    for run in tracking.runs(spec.experiment):
+        if run.key == key and run.status == "RUNNING":
+            tracking.finish(run.run_id, "FAILED")
+
+
 def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
     """The newest snapshot whose labels are known at `as_of`."""
     dataset = load_dataset(spec.dataset)
@@ -114,12 +137,17 @@ def _seen(runs: Sequence[Run], mark: str) -> bool:
     return False
 
 
-def _answered(runs: Sequence[Run], cause: str) -> bool:
+def _answered(runs: Sequence[Run], cause: str, as_of: datetime) -> bool:
     for run in runs:
-        if run.status in {"RUNNING", "FINISHED"} and run.tags.get("cause") == cause:
+        if run.tags.get("cause") == cause and (run.status == "FINISHED" or _goes_on(run, as_of)):
             log.info("run %s answers the same cause: %s", run.run_id, cause)
             return True
     return False
+
+
+def _goes_on(run: Run, as_of: datetime) -> bool:
+    began = datetime.fromisoformat(run.tags["as_of"])
+    return run.status == "RUNNING" and as_of - began <= LONGEST
 
 
 def plan_run(

@@ -57,6 +57,7 @@ def report(**more) -> MonitorReport:
         "model": MODEL, "as_of": NOW, "version": "1", "verdict": "bad", "decision": decide(SEEN),
         "cause": CAUSE, "entities": 900, "findings": SEEN.findings, "notes": ("score: PSI 0.12",),
         "figures": {}, "left_out": {"outside the population": 7}, "malformed": 2,
+        "outcomes_left_out": {"told again": 3},
     }  # fmt: skip
     return MonitorReport(**(values | more))
 
@@ -89,6 +90,7 @@ def test_the_report_counts_what_was_left_out_and_says_its_notes():
     assert list(_lines(report())) == [
         f"{MODEL} version 1: bad on 900 entities; retrain (drift): total_spend_30d: PSI 0.31",
         "  left out: 7 outside the population",
+        "  left out: 3 outcomes told again",
         "  left out: 2 malformed lines",
         "  note: score: PSI 0.12",
     ]

@@ -12,12 +12,15 @@ from pathlib import Path
 import pytest
 
 from cli.programs import airflow_programs
+from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi, error_of
 from stack.ending import end_stack, members
 from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
 from stack.errors import StackError
 from stack.processes import render, start, wait_ready
 from stack.settings import load_settings
+from stack.spec import load_spec
+from tests.conftest import mlflow_server, wait_until
 
 MODEL = "customer_churn_model"
 
@@ -79,6 +82,18 @@ def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
         airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
     airflow.note(f"train_{MODEL}", run, "n" * 2000)
     assert airflow.run(f"train_{MODEL}", run)["note"] == "n" * 1000
+
+
+def test_a_training_that_failed_for_good_is_failed_in_mlflow_too(airflow, settings):
+    experiment, run = load_spec(MODEL).experiment, "dies"
+    with mlflow_server(settings):
+        tracking = Tracking(settings)
+        run_id = tracking.start_or_find_run(experiment, f"train_{MODEL}/{run}", run, {})
+        body = {"dag_run_id": run, "logical_date": None, "conf": {}}
+        airflow._checked(airflow._send("POST", f"/dags/train_{MODEL}/dagRuns", json=body))
+        with pytest.raises(StackError, match="task validate: "):
+            airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
+        wait_until("failed", lambda: tracking.run(run_id).status == "FAILED", 30)
 
 
 def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from stack.spec import load_specs
+from training.validate import LONGEST
 
 DAGS = Path(__file__).resolve().parents[2] / "dags"
 READ = """
@@ -28,6 +29,9 @@ print(json.dumps({
         "params": sorted(dag.params), "start_date": str(dag.start_date),
         "catchup": dag.catchup, "at_once": dag.max_active_runs,
         "schedule": type(dag.timetable).__name__,
+        "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
+                       for t in dag.tasks if t.execution_timeout),
+        "on_failure": bool(dag.on_failure_callback),
         "starts_by": sorted(
             asset.name
             for asset in getattr(getattr(dag.timetable, "asset_condition", None), "objects", [])
@@ -87,6 +91,12 @@ def test_training_starts_by_partitioned_events_or_by_hand_and_tells_of_a_promoti
     assert dag["outlets"]["promote"] == ["promoted/customer_churn_model"]
     weekly = bag["dags"]["schedule_customer_churn_model"]
     assert weekly["outlets"] == {"emit": ["due/customer_churn_model"]}
+
+
+def test_a_training_that_fails_says_so_and_one_that_goes_on_for_longest_has_died(bag):
+    dag = bag["dags"]["train_customer_churn_model"]
+    assert dag["on_failure"]
+    assert 0 < dag["longest"] < LONGEST.total_seconds()
 
 
 def test_monitoring_starts_hourly_after_a_promotion_or_by_hand(bag):

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import threading
 import time
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
+from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import onnx
+import psutil
 import pytest
 from onnx import TensorProto, helper
 
+from mlflow_server.records import Records
+from tests.conftest import unused_port, wait_until
+from tests.mlflow_server.test_alerts import Webhook, receiving
 from tests.serving.conftest import tiny_onnx
 from tests.serving.load import under_load
 
@@ -79,7 +84,7 @@ def watched(client: httpx.Client) -> Iterator[set[int]]:
 def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
     rig: Any, served: Any, make: Callable[[], onnx.ModelProto]
 ) -> None:
-    """4: no request fails, the old version stays, ready stays true, log and metric tell."""
+    """4: no request fails, the old version stays, ready stays true; log, metric and alert tell."""
     client, version = served.client, rig.register(1.0, model=make()).version
     before, said = refused(client, rig.spec.name), f"version {version} is refused: {BROKEN[make]}"
     with watched(client) as readiness, under_load(client) as answers:
@@ -95,6 +100,57 @@ def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
              if line.startswith("{")]  # fmt: skip
     told = [line["level"] for line in lines if f"{rig.spec.name}: {said}" in line["message"]]
     assert told == ["ERROR"]
+    wait_until("an alert", lambda: alerts(rig, version) != [], 5)
+    (alert,) = alerts(rig, version)
+    assert f"version {served.first} answers; {said}" in alert["message"]
+
+
+def alerts(rig: Any, version: str) -> list[dict[str, str]]:
+    path = rig.settings.home / "logs" / "alerts.log"
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows = [json.loads(line) for line in lines]
+    return [row for row in rows if row["cause"] == f"version {version} is refused"]
+
+
+class Slow(Webhook):
+    """Answers, but not in the time in which a promotion is followed."""
+
+    def do_POST(self) -> None:  # noqa: N802  (Python's name for it)
+        time.sleep(3)
+        super().do_POST()
+
+
+def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
+    rig: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """4: nor does a receiver that is not there at all."""
+    version, good = rig.register(1.0, model=other_inputs()).version, rig.register(0.75).version
+    said = f"version {version} is refused"
+    with receiving(ThreadingHTTPServer, Slow) as (port, received), ExitStack() as opened:
+        psutil.Process(served.process.pid).suspend()  # it would be the third
+        opened.callback(psutil.Process(served.process.pid).resume)
+        urls = f"json://127.0.0.1:{port} json://127.0.0.1:{unused_port()}"
+        monkeypatch.setenv("GYRE_ALERT_URLS", urls)
+        ports = (unused_port(), unused_port())
+        workers = [opened.enter_context(rig.serving(serving_port=each))[0] for each in ports]
+        for client in workers:
+            rig.known_to_be_ready(client)
+        rig.promote(version)
+        for client in workers:
+            rig.wait_until(said, lambda c=client: said in c.get("/health/ready").text, 5)
+        rig.promote(good)
+        for client in workers:
+            rig.answers_as(client, good, 5)
+        with closing(Records(rig.settings)) as records:
+
+            def counted() -> list[tuple[int, bool]]:
+                rows = records.alerts(rig.spec.name)
+                return [(row["count"], row["delivered"]) for row in rows if row["cause"] == said]
+
+            rig.wait_until("an alert", lambda: counted() == [(2, True)], 60)
+        rig.promote(served.first)
+    (alert,) = received
+    assert said in alert["message"]
 
 
 def refused(client: httpx.Client, model: str) -> float:

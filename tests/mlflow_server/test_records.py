@@ -10,7 +10,7 @@ from mlflow_server.records import DecisionRow, Records
 from tests.conftest import new_settings
 
 FIRST = DecisionRow(
-    "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "alert", "first_bad_window",
+    "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "nothing", "first_bad_window",
     "spend: PSI 0.31", "drift of version 1", "{}", {"psi_spend": 0.31},
 )  # fmt: skip
 
@@ -24,3 +24,12 @@ def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row
         assert records.decisions("churn") == [FIRST, second]
         assert records.decisions("churn", 1) == [second]
         assert records.decisions("other") == [other]
+
+
+def test_decisions_are_in_the_order_of_what_they_are_about_not_of_when_they_were_taken(tmp_path):
+    earlier = replace(FIRST, as_of=FIRST.as_of - timedelta(microseconds=1))
+    with closing(Records(new_settings(tmp_path))) as records:
+        for row in (FIRST, earlier):
+            records.keep(row)
+        assert records.decisions("churn") == [earlier, FIRST]
+        assert records.decisions("churn", 1) == [FIRST]

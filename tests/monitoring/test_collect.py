@@ -15,6 +15,7 @@ from serving.prediction_log import AppendLog
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+FEATURES = {"orders": "int64", "segment": "string"}
 
 
 def line(number, **change):
@@ -33,6 +34,11 @@ def settings(tmp_path):
     made = new_settings(tmp_path)
     (made.home / "serving" / "log").mkdir(parents=True)
     return made
+
+
+def told(request_id, actual, received=NOW):
+    row = {"request_id": request_id, "actual": actual, "received": received.isoformat()}
+    return json.dumps(row)
 
 
 def write(settings, name, *lines, end="\n"):
@@ -64,17 +70,33 @@ def test_killed_between_the_table_and_the_file_nothing_is_doubled(settings):
 
 
 def test_torn_and_foreign_lines_are_counted_and_stop_nothing(settings):
-    write(settings, "predictions-1-1.jsonl", line(1), "{torn", "[]", line(2, extra=1),
-          line(3, received="2026-11-20T12:00:00"), line(4), end="")  # fmt: skip
+    write(settings, "predictions-1-1.jsonl", line(1), "{torn", "[]", line(2, extra=1), "\0\0\0",
+          line(3, received="2026-11-20T12:00:00"), line(4, probability=float("nan")))  # fmt: skip
     found = collect(settings)
-    assert (found.predictions, found.malformed) == (1, 4)  # the last line is not final yet
+    assert (found.predictions, found.malformed) == (1, 6)
+
+
+def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_closed_one(settings):
+    kinds = ("predictions-1-1.jsonl", line(1)), ("feedback-1-1.jsonl", told("r1", 1.0))
+    files = [write(settings, name, row, row[:30], end="") for name, row in kinds]
+    with files[0].open("rb") as writer, files[1].open("rb") as other:
+        for opened in (writer, other):
+            fcntl.flock(opened, fcntl.LOCK_EX)
+        found = collect(settings)
+        assert (found.predictions, found.outcomes, found.malformed) == (1, 1, 0)
+    assert collect(settings).malformed == 2
+    assert files[0].with_suffix(".malformed").exists()
+    write(settings, "predictions-1-2.jsonl", line(2), end="")  # whole, and nothing more comes
+    assert collect(settings).predictions == 1
+    assert collect(settings).malformed == 1  # feedback stays on file, and counts
 
 
 def test_feedback_becomes_outcomes_and_its_files_stay_with_serving(settings):
-    told = json.dumps({"request_id": "r1", "actual": 1.0, "received": NOW.isoformat()})
-    file = write(settings, "feedback-1-1.jsonl", told, told)
-    assert collect(settings).outcomes == 1
-    assert collect(settings).outcomes == 0
+    row = told("r1", 1.0)
+    file = write(settings, "feedback-1-1.jsonl", row, row, told("r2", 0.5), told("r3", 7.0), "{")
+    for new in (1, 0):
+        found = collect(settings)
+        assert (found.outcomes, found.malformed) == (new, 3)
     assert file.exists()
     assert outcomes(settings).read().to_pylist()[0]["actual"] == 1.0
 
@@ -86,20 +108,32 @@ def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_lef
         line(6, entity=None), line(7, features_from="defaults"), line(8, features={"orders": 1}),
         line(9, model="other"), line(10, received=(NOW - timedelta(hours=25)).isoformat()),
         line(11, features={"orders": 11, "segment": None}),
-        line(12, features={"orders": 1, "segment": "a", "more": 2}),
+        line(12, features={"orders": 1, "segment": "a", "more": 2}), line(13, version="7"),
+        line(14, features={"orders": "many", "segment": "a"}),
+        line(15, features={"orders": 1, "segment": 2}), line(16, version="7", in_population=False),
     )  # fmt: skip
     collect(settings)
-    seen = window(predictions(settings).read(), "m", "1", ["orders", "segment"], NOW)
+    seen = window(predictions(settings).read(), "m", "1", {"0", "1"}, FEATURES, NOW)
     assert sorted(seen.rows["orders"]) == [1, 3, 11]
     assert list(seen.rows.columns) == ["orders", "segment", "score", "entity", "as_of"]
     assert seen.left_out == {
         "of another version": 1, "outside the population": 1, "without an entity": 1,
-        "answered from defaults": 1, "with other features": 2, "followed by a later one": 1,
+        "answered from defaults": 1, "with other features": 4, "followed by a later one": 1,
+        "of an unknown version": 2,
     }  # fmt: skip
 
 
+def test_a_feature_that_nobody_has_any_more_is_a_column_of_nulls(settings):
+    nulls = dict.fromkeys(FEATURES)
+    write(settings, "predictions-1-1.jsonl", line(1, features=nulls), line(2, features=nulls))
+    collect(settings)
+    seen = window(predictions(settings).read(), "m", "1", {"1"}, FEATURES, NOW)
+    assert seen.rows["orders"].dtype == float
+    assert seen.rows[list(FEATURES)].isna().all(axis=None)
+
+
 def test_a_window_of_nothing_is_empty(settings):
-    seen = window(predictions(settings).read(), "m", "1", ["orders"], NOW)
+    seen = window(predictions(settings).read(), "m", "1", {"1"}, FEATURES, NOW)
     assert (len(seen.rows), seen.left_out) == (0, {})
 
 
@@ -131,7 +165,7 @@ def take_closed(settings):
     taken = []
     for file in (settings.home / "serving" / "log").glob("predictions-*.jsonl"):
         if _is_closed(file):
-            taken += [json.loads(row)["request_id"] for row in _final_lines(file)]
+            taken += [json.loads(row)["request_id"] for row in _final_lines(file, closed=True)]
             file.unlink()
     return taken
 

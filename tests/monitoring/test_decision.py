@@ -21,6 +21,7 @@ BAD = Inputs(
     harm=None, previous=None, cause="drift of version 1", answered=False, last_retraining=None,
     cooldown=timedelta(hours=24), learnable=True,
 )  # fmt: skip
+LATER = NOW + timedelta(seconds=1)
 LIMITS = DriftLimits(informative=("tenure",))
 
 
@@ -31,8 +32,8 @@ LIMITS = DriftLimits(informative=("tenure",))
         ({"verdicts": ()}, "nothing", "insufficient_data"),
         ({"verdicts": ("bad", "bad", "insufficient_data")}, "nothing", "insufficient_data"),
         ({"verdicts": ("bad", "bad", "ok")}, "nothing", "ok"),
-        ({"verdicts": ("bad",)}, "alert", "first_bad_window"),
-        ({"verdicts": ("bad", "ok", "ok", "ok", "ok", "bad")}, "alert", "first_bad_window"),
+        ({"verdicts": ("bad",)}, "nothing", "first_bad_window"),
+        ({"verdicts": ("bad", "ok", "ok", "ok", "ok", "bad")}, "nothing", "first_bad_window"),
         ({"verdicts": ("bad", "ok", "ok", "ok", "bad")}, "retrain", "drift"),
         ({"answered": True}, "nothing", "answered"),
         ({"last_retraining": NOW - timedelta(hours=23)}, "nothing", "cooldown"),
@@ -41,6 +42,10 @@ LIMITS = DriftLimits(informative=("tenure",))
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
         ({"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)}, "rollback", "harm"),
+        ({"last_promotion": NOW}, "retrain", "drift"),
+        ({"last_promotion": LATER}, "nothing", "stale"),
+        ({"last_promotion": LATER, "learnable": False}, "nothing", "stale"),
+        ({"last_promotion": LATER, "harm": "12 failed", "previous": "7"}, "nothing", "stale"),
     ],
 )
 def test_the_first_rule_that_fits_decides(change, action, rule):
@@ -59,7 +64,7 @@ def test_twenty_windows_of_one_drift_give_one_retraining():
         actions.append(found.action)
         if found.action == "retrain":
             answered, last = True, at
-    assert actions == ["alert", "retrain", *["nothing"] * 18]
+    assert actions == ["nothing", "retrain", *["nothing"] * 18]
 
 
 @given(st.lists(st.sampled_from(["ok", "bad", "insufficient_data"]), max_size=12), st.booleans())
@@ -80,7 +85,9 @@ def drift(nulls=0.0, **psi):
 
 def test_too_small_a_window_is_insufficient_data_and_never_ok():
     assert judge(LIMITS, 0, None, [])[0] == "insufficient_data"
-    assert judge(LIMITS, 0, None, ["auc 0.60 (replay), was 0.70"])[0] == "bad"
+    worse = ["auc 0.60 (replay), was 0.70"]
+    assert judge(LIMITS, 199, None, worse) == ("insufficient_data", [], worse)
+    assert judge(LIMITS, 200, drift(orders=0.0), worse) == ("bad", worse, [])
 
 
 def test_significant_drift_is_bad_moderate_is_a_note_and_what_is_informative_never_acts():
@@ -114,3 +121,8 @@ def test_harm_is_failures_or_a_collapse_of_the_scores(scores, failed, asked, say
 
 def test_a_model_that_always_said_one_thing_is_not_harmful_for_saying_it():
     assert harm([0.6, 0.9] * 150, 0.5, [0.7, 0.8], 0, 0) is None
+
+
+def test_one_score_for_everybody_is_harm_even_where_it_always_was_so():
+    assert harm([0.7] * 200, 0.5, [0.7] * 200, 0, 0) == "every one of 200 scores is 0.700000"
+    assert harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.700000"  # no reference

@@ -8,7 +8,7 @@ from datetime import timedelta
 import pyarrow as pa
 import pytest
 
-from mlflow_server.ledger import Ledger
+from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
@@ -18,7 +18,7 @@ from monitoring.monitor import INPUTS, monitor
 from stack.spec import load_spec
 from tests.conftest import AS_OF, mlflow_server
 from tests.training.conftest import installation
-from training import chain
+from training import chain, validate
 from training.evaluate import champion_scores
 from training.frame import features, with_features
 
@@ -71,6 +71,53 @@ def answer(settings, version, at, name, limit=None, score=None):
     (folder / f"predictions-1-{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
+def registered(settings):
+    """Register a version that no training made; return its number."""
+    client = Registry(settings)._client
+    run = client.create_run("0").info
+    made = client.create_model_version(SPEC.name, f"{run.artifact_uri}/model", run.run_id)
+    return str(made.version)
+
+
+BAD_INPUT = {"of an unknown version": 60, "with other features": 40}
+BAD_OUTCOMES = {
+    "of an unknown request": 2, "dated before the prediction": 10,
+    "told again": 20, "contradicting the first": 30,
+}  # fmt: skip
+
+
+def add_bad_input(settings, name, at):
+    """To what was answered at `at`: rows and lines that cannot be right, outcomes good and bad."""
+    folder = settings.home / "serving" / "log"
+    lines = (folder / f"predictions-1-{name}.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines if '"in_population": true' in line]
+    deleted = registered(settings)
+    Registry(settings)._client.delete_model_version(SPEC.name, deleted)
+    odd = [
+        *(rows[n] | {"version": deleted if n % 2 else "99"} for n in range(60)),
+        *(rows[n] | {"features": dict(list(rows[n]["features"].items())[1:])} for n in range(20)),
+        *(rows[n] | {"features": rows[n]["features"] | {"more": 1}} for n in range(20)),
+    ]
+    odd = [json.dumps(row | {"request_id": f"odd-{n}"}) for n, row in enumerate(odd)]
+    (folder / "predictions-2-odd.jsonl").write_text("\n".join([*odd, "{", "[]", odd[0][:40]]))
+
+    def told(row, minutes, *, truly=True):
+        actual = float((row["probability"] >= SPEC.threshold) == truly)
+        received = (at + timedelta(minutes=minutes)).isoformat()
+        return {"request_id": row["request_id"], "actual": actual, "received": received}
+
+    nobody = rows[0] | {"request_id": "nobody"}
+    outcomes = [
+        *(told(row, 1) for row in rows[:300]),
+        *(told(row, 2) for row in rows[:20]),
+        *(told(row, 3, truly=False) for row in rows[:30]),
+        *(told(row, -1, truly=False) for row in rows[300:310]),
+        told(nobody, 1), told(nobody, 2),
+    ]  # fmt: skip
+    text = "\n".join([*map(json.dumps, outcomes), "torn", json.dumps(outcomes[0])[:20]])
+    (folder / "feedback-1-1.jsonl").write_text(text)
+
+
 def alerts(settings):
     path = settings.home / "logs" / "alerts.log"
     return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
@@ -92,24 +139,27 @@ def test_the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
     assert few.entities == 0
 
     answer(settings, "1", AS_OF - HOUR, "today")
+    add_bad_input(settings, "today", AS_OF - HOUR)
     first = monitor(settings, SPEC, AS_OF)
     assert first.verdict == "bad"
+    bad_input_is_counted_and_not_used(first, malformed=3 + 2)
     assert first.entities > 5000
     assert first.figures["psi_lifetime_orders"] > SPEC.drift.significant
     assert first.left_out["outside the population"] > 10_000
     assert not any("tenure" in finding for finding in first.findings)
-    assert (first.decision.action, first.decision.rule) == ("alert", "first_bad_window")
+    assert (first.decision.action, first.decision.rule) == ("nothing", "first_bad_window")
+    assert alerts(settings) == []
     second = monitor(settings, SPEC, AS_OF + HOUR)
+    bad_input_is_counted_and_not_used(second, malformed=2)  # feedback, which stays on file
     assert second.decision.action == "retrain"
     assert "lifetime_orders: PSI" in second.decision.reason
     assert second.cause == first.cause
-    for hours in range(2, 5):
-        again = monitor(settings, SPEC, AS_OF + hours * HOUR)
-        assert (again.decision.action, again.decision.rule) == ("nothing", "answered")
-    said = alerts(settings)
-    assert [line["cause"] for line in said] == [first.cause]  # one alert
+    one_that_dies_is_started_again(settings, second)
+    (said,) = alerts(settings)  # one of this cause; it names what is done, and why
+    assert said["cause"] == first.cause
+    assert said["message"] == f"bad: {second.decision.reason}; retrain"
     records = Records(settings)
-    assert records.alerts(SPEC.name)[0]["count"] == 5
+    assert records.alerts(SPEC.name)[0]["count"] == 6
     rows = records.decisions(SPEC.name)
     assert all(decide(replayed(row)).action == row.action for row in rows)
 
@@ -135,8 +185,62 @@ def test_the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
     records.close()
 
 
+def bad_input_is_counted_and_not_used(report, malformed):
+    assert report.left_out.items() >= BAD_INPUT.items()
+    assert (report.outcomes_left_out, report.malformed) == (BAD_OUTCOMES, malformed)
+    assert report.figures["logged_accuracy"] == 1.0  # by the 300 that count, which are all true
+
+
+def one_that_dies_is_started_again(settings, report):
+    assert rule(settings, AS_OF + 2 * HOUR) == "answered"
+    validate.open_run(settings, SPEC, report.as_of, key="dies", reason="drift", who="test",
+                      cause=report.cause)  # fmt: skip
+    assert rule(settings, AS_OF + 3 * HOUR) == "answered"
+    validate.fail_run(settings, SPEC, "dies")
+    assert rule(settings, AS_OF + 3.5 * HOUR) == "cooldown"
+    soon = SPEC.retraining.model_copy(update={"cooldown_hours": 3})
+    spec = SPEC.model_copy(update={"retraining": soon})
+    assert monitor(settings, spec, AS_OF + 4 * HOUR).decision.action == "retrain"
+    assert rule(settings, AS_OF + 4.5 * HOUR) == "answered"
+
+
+def rule(settings, as_of):
+    decision = monitor(settings, SPEC, as_of).decision
+    assert decision.action == "nothing"
+    return decision.rule
+
+
 def replayed(row) -> Inputs:
     return INPUTS.validate_json(row.inputs)
+
+
+def test_a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(settings):
+    ledger, records, moment = Ledger(settings), Records(settings), AS_OF + HOUR
+    with ledger.exclusive(SPEC.name) as book:  # as if the last way back had been at this moment
+        change = ("production", 100, None, "1", "test", "harm", None, "applied")
+        at = AS_OF + 31 * HOUR
+        book.append(LedgerRow(SPEC.name, len(book.rows(SPEC.name)) + 1, *change, at))
+
+    def seen():
+        tracking = Tracking(settings)
+        runs = [vars(run) for run in tracking.runs(f"{SPEC.experiment}_monitoring")]
+        decided = records.decisions(SPEC.name)
+        return decided, records.alerts(SPEC.name), alerts(settings), ledger.rows(SPEC.name), runs
+
+    before = seen()
+    assert [row.action for row in before[0] if row.as_of == moment] == ["retrain"]
+    back = monitor(settings, SPEC, moment)
+    assert (back.version, back.verdict) == ("1", "bad")
+    assert (back.decision.action, back.decision.rule) == ("nothing", "stale")
+    assert seen() == before
+    # Nor do windows of before the promotion count, of which many were bad.
+    after = AS_OF + 31.5 * HOUR
+    answer(settings, "1", AS_OF + 31.2 * HOUR, "since")
+    assert rule(settings, after) == "first_bad_window"
+    (row,) = (row for row in records.decisions(SPEC.name) if row.as_of == after)
+    assert replayed(row).verdicts == ("bad",)
+    ledger.close()
+    records.close()
 
 
 def test_figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
@@ -146,14 +250,15 @@ def test_figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path
     assert first.metrics["psi_lifetime_orders"] > 0
     report = next(tracking.download(first.run_id, "reports", tmp_path).rglob("report.html"))
     assert report.stat().st_size > 100_000
+    latest = json.loads(tracking.download(first.run_id, "latest.json", tmp_path).read_text())
+    assert latest["outcomes_left_out"] == BAD_OUTCOMES
+    assert latest["malformed"] == 2
 
 
 def test_a_version_without_a_reference_is_no_data_and_never_ok(settings):
-    client = Registry(settings)._client
-    run = client.create_run("0").info
-    made = client.create_model_version(SPEC.name, f"{run.artifact_uri}/model", run.run_id).version
+    made = registered(settings)
     ledger = Ledger(settings)
-    promote(Registry(settings), ledger, SPEC.name, str(made), who="test", why="by hand")
+    promote(Registry(settings), ledger, SPEC.name, made, who="test", why="by hand")
     ledger.close()
     found = monitor(settings, SPEC, AS_OF + 40 * HOUR)
     assert (found.verdict, found.decision.action) == ("insufficient_data", "nothing")

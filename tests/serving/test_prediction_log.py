@@ -82,11 +82,14 @@ def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
     first.close()
     path = next(tmp_path.iterdir())
     path.write_bytes(path.read_bytes()[:-5])
+    with path.open("a") as file:
+        file.write('\n{"actual": 1.0}\n')  # of nothing
     again = FeedbackLog(tmp_path)
     again.open()
-    assert TORN_LINES._value.get() - torn == 1
+    assert TORN_LINES._value.get() - torn == 2
     with pytest.raises(FeedbackConflictError, match="request_id a"):
         again.record({"b": 1.0, "a": 0.0}, NOW)
     assert again.record({"b": 0.0, "a": 1.0}, NOW)
     again.close()
-    assert [row["request_id"] for row in rows_in(tmp_path, "feedback")[0]] == ["a", "b"]
+    rows = rows_in(tmp_path, "feedback")[0]
+    assert [row.get("request_id") for row in rows] == ["a", None, "b"]

@@ -14,7 +14,7 @@ from mlflow_server.tracking import Tracking
 from stack.errors import SettingsError, TrainingError
 from stack.spec import load_spec
 from tests.conftest import AS_OF
-from training import chain
+from training import chain, validate
 from training.dataset import load_frame
 from training.frame import at, content_hash, features
 
@@ -147,6 +147,33 @@ def test_one_cause_gives_one_run_unless_that_one_failed(tracked, second):
     assert opened("two") is None
     Tracking(tracked).finish(run_id, "FAILED")
     assert opened("two") not in {None, run_id}
+
+
+def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_finished(
+    tracked, second
+):
+    spec, cause, hour = SPEC.model_copy(update={"seed": 10}), "drift of y", timedelta(hours=1)
+
+    def answered(hours: int, *decided: int) -> bool:
+        times = [OLD + each * hour for each in decided]
+        return validate.answered(tracked, spec, cause, times, OLD + hours * hour)
+
+    def opened(hours: int) -> str | None:
+        return chain.open_run(
+            tracked, spec, OLD + hours * hour, key=f"y {hours}", reason="r", who="t", cause=cause
+        )
+
+    assert [answered(0), answered(12, 0), answered(13, 0)] == [False, True, False]  # none began
+    assert opened(0) is not None
+    assert [answered(1, 0), answered(12, 0), answered(13, 0)] == [True, True, False]  # no end
+    assert opened(12) is None
+    validate.fail_run(tracked, spec, "y 0")
+    assert [answered(1, 0), answered(2, 0, 1)] == [False, True]
+    run_id = opened(13)
+    assert run_id is not None
+    Tracking(tracked).finish(run_id, "FINISHED")
+    validate.fail_run(tracked, spec, "y 13")  # too late: it has finished
+    assert answered(1000, 0, 1, 13)
 
 
 @pytest.mark.parametrize(

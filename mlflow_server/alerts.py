@@ -7,9 +7,8 @@ separated by blanks. Without one, alerts are lines of GYRE_HOME/logs/alerts.log.
 from __future__ import annotations
 
 import json
+import logging
 from typing import TYPE_CHECKING
-
-import apprise
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -17,19 +16,25 @@ if TYPE_CHECKING:
     from mlflow_server.records import Records
     from stack.settings import Settings
 
+log = logging.getLogger(__name__)
+
 
 def alert(
     settings: Settings, records: Records, model: str, cause: str, message: str, at: datetime
 ) -> bool:
     """Deliver an alert unless this cause was delivered before; say whether it went out now.
 
-    A failed delivery is tried again the next time the cause is seen.
+    It is delivered once one address has taken it: of several, one that is dead must not make the
+    others hear it every time. A failed delivery is tried again the next time the cause is seen.
+    Safe in several processes: one of those that see a cause at once delivers it.
     """
     if not records.count_alert(model, cause, message, at):
         return False
     delivered = _send(settings, model, cause, message, at)
     if delivered:
         records.alert_delivered(model, cause)
+    else:
+        log.warning("%s: an alert was not delivered, and will be when seen again: %s", model, cause)
     return delivered
 
 
@@ -41,9 +46,9 @@ def _send(settings: Settings, model: str, cause: str, message: str, at: datetime
         with path.open("a") as file:
             file.write(json.dumps(line) + "\n")
         return True
-    sender = apprise.Apprise()
-    for url in settings.alert_urls.split():
-        sender.add(url)
-    return bool(
-        sender.notify(title=f"Gyre: {model}", body=f"{message} ({cause}, {at:%Y-%m-%d %H:%M} UTC)")
-    )
+    import apprise  # noqa: PLC0415  (0.7 s, and serving seldom has anything to tell)
+
+    title, body = f"Gyre: {model}", f"{message} ({cause}, {at:%Y-%m-%d %H:%M} UTC)"
+    addresses = [apprise.Apprise(url) for url in settings.alert_urls.split()]
+    taken = [bool(address.notify(title=title, body=body)) for address in addresses]
+    return any(taken)

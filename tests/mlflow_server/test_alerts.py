@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socketserver
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from email import message_from_bytes
@@ -12,8 +13,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from mlflow_server.alerts import alert
 from mlflow_server.records import Records
-from monitoring.alerts import alert
 from tests.conftest import new_settings, unused_port
 
 MODEL, CAUSE = "customer_churn_model", "drift of version 1, labels up to 2026-08-01"
@@ -111,6 +112,33 @@ def test_a_failed_delivery_is_tried_again_when_seen_again(tmp_path, records):
         assert seen(tmp_path, records, url, 2) == [True, False]
     assert len(received) == 1
     assert records.alerts(MODEL)[0]["count"] == 4
+
+
+def test_what_many_see_at_once_one_delivers(tmp_path):
+    """Each with a database connection of its own, and nothing made before."""
+    together = threading.Barrier(8)
+
+    def see(number):
+        together.wait(10)
+        at = NOW + timedelta(milliseconds=number)
+        with closing(Records(new_settings(tmp_path))) as records:
+            return alert(settings, records, MODEL, CAUSE, MESSAGE, at)
+
+    with receiving(HTTPServer, Webhook) as (port, received), ThreadPoolExecutor(8) as pool:
+        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
+        assert sorted(pool.map(see, range(8))) == [False] * 7 + [True]
+    assert len(received) == 1
+    with closing(Records(settings)) as records:
+        assert [(row["count"], row["delivered"]) for row in records.alerts(MODEL)] == [(8, True)]
+
+
+def test_while_one_delivers_no_other_does_and_a_try_of_the_same_moment_may(records):
+    def must_deliver(seconds):
+        return records.count_alert(MODEL, CAUSE, MESSAGE, NOW + timedelta(seconds=seconds))
+
+    assert [must_deliver(s) for s in (0, 0, 10, 60, 60)] == [True, True, False, True, True]
+    records.alert_delivered(MODEL, CAUSE)
+    assert must_deliver(600) is False
 
 
 def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):

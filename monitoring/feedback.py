@@ -1,0 +1,63 @@
+"""What came true of a model's predictions, and which lines of feedback do not count."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    import pyarrow as pa
+
+
+@dataclass(frozen=True)
+class Settled:
+    """known: the actual of each request that has one. left_out: lines that do not count, by why.
+
+    Of several lines for one request the first received stands; the others are "told again" or
+    "contradicting the first". A line names no model: one of an unknown request is every model's.
+    A count is of everything told up to the moment of the look, not of its 24 hours: the next look
+    counts the same lines again, and gives the same figure until somebody tells more.
+    """
+
+    known: dict[str, float]
+    left_out: dict[str, int]
+
+
+def settle(
+    stored: pa.Table, lines: pa.Table, answered: pa.Table, model: str, until: datetime
+) -> Settled:
+    """Join what was told up to `until` with what `model` answered.
+
+    stored: rows of `outcomes`. lines: every line of the feedback files, in the same columns (most
+    are stored too). answered: rows of `predictions`, of all models.
+    """
+    asked = answered.select(["request_id", "model", "received"])
+    asked = asked.rename_columns(["request_id", "model", "asked"]).to_pandas()
+    told = _all_lines(stored, lines).merge(asked, how="left", on="request_id")
+    told = told[(told["received"] <= until) & (told["model"].isna() | (told["model"] == model))]
+    unknown, early = told["model"].isna(), told["received"] < told["asked"]
+    fitting = told[~unknown & ~early]
+    first = fitting.drop_duplicates("request_id")
+    known = dict(zip(first["request_id"], first["actual"], strict=True))
+    later = fitting.drop(first.index)
+    against = later["actual"] != later["request_id"].map(known)
+    counts = {
+        "of an unknown request": unknown.sum(),
+        "dated before the prediction": early.sum(),
+        "told again": (~against).sum(),
+        "contradicting the first": against.sum(),
+    }
+    return Settled(known, {why: int(count) for why, count in counts.items() if count})
+
+
+def _all_lines(*tables: pa.Table) -> pd.DataFrame:
+    """Return the lines of all tables by time of receipt; one that two of them hold only once."""
+    frames = [table.to_pandas() for table in tables]
+    # Numbered, because a line that stands twice in one file was told twice.
+    frames = [rows.assign(nth=rows.groupby(list(rows.columns)).cumcount()) for rows in frames]
+    every: pd.DataFrame = pd.concat(frames).drop_duplicates()
+    return every.sort_values("received", kind="stable", ignore_index=True)

@@ -1,0 +1,103 @@
+"""Outcomes that nobody asked for, told twice, or told otherwise: counted by name, never used."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime, timedelta
+from itertools import permutations
+
+import pytest
+
+from monitoring.collect import collect, outcomes, predictions
+from monitoring.feedback import settle
+from tests.conftest import new_settings
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+MINUTE = timedelta(minutes=1)
+
+
+def asked(request_id, model="m", minutes=0):
+    at = (NOW + minutes * MINUTE).isoformat()
+    return {
+        "request_id": request_id, "model": model, "version": "1", "role": "production",
+        "received": at, "as_of": at, "entity": 1, "features": {}, "features_from": "online",
+        "probability": 0.5, "prediction": 1.0, "in_population": True,
+    }  # fmt: skip
+
+
+def told(request_id, actual, minutes):
+    at = (NOW + minutes * MINUTE).isoformat()
+    return {"request_id": request_id, "actual": actual, "received": at}
+
+
+@pytest.fixture
+def settings(tmp_path):
+    made = new_settings(tmp_path)
+    (made.home / "serving" / "log").mkdir(parents=True)
+    return made
+
+
+def write(settings, name, *rows):
+    lines = "".join(json.dumps(row) + "\n" for row in rows)
+    (settings.home / "serving" / "log" / name).write_text(lines)
+
+
+def settled(settings, model="m", minutes=60):
+    taken, answered = collect(settings), predictions(settings).read()
+    until = NOW + minutes * MINUTE
+    return settle(outcomes(settings).read(), taken.told, answered, model, until)
+
+
+def test_each_line_of_feedback_is_used_or_counted_by_name_again_at_every_look(settings):
+    write(settings, "predictions-1-1.jsonl", *(asked(name) for name in "abcdef"))
+    write(
+        settings, "feedback-1-1.jsonl",
+        told("a", 1.0, 1),
+        told("b", 1.0, 1), told("b", 1.0, 1), told("b", 1.0, 2),  # the same line, and a later one
+        told("c", 0.0, 1), told("c", 1.0, 2), told("c", 0.0, 3),
+        told("d", 1.0, -1),
+        told("e", 1.0, -1), told("e", 0.0, 1),  # the first that can be true stands
+        told("nobody", 1.0, 1), told("nobody", 1.0, 2),
+    )  # fmt: skip
+    for _ in range(3):
+        found = settled(settings)
+        assert found.known == {"a": 1.0, "b": 1.0, "c": 0.0, "e": 0.0}
+        assert found.left_out == {
+            "told again": 3, "contradicting the first": 1,
+            "dated before the prediction": 2, "of an unknown request": 2,
+        }  # fmt: skip
+
+
+@pytest.mark.parametrize("names", permutations(("1-9", "2-1", "9-5")))
+def test_the_first_received_stands_whichever_process_wrote_it(settings, names):
+    write(settings, "predictions-1-1.jsonl", asked("a"))
+    for name, actual, minutes in zip(names, (1.0, 0.0, 0.0), (1, 2, 3), strict=True):
+        write(settings, f"feedback-{name}.jsonl", told("a", actual, minutes))
+    found = settled(settings)
+    assert (found.known, found.left_out) == ({"a": 1.0}, {"contradicting the first": 2})
+    assert outcomes(settings).read()["actual"].to_pylist() == [1.0]
+
+
+def test_what_was_told_stays_known_when_its_file_is_gone(settings):
+    write(settings, "predictions-1-1.jsonl", asked("a"))
+    write(settings, "feedback-1-1.jsonl", told("a", 1.0, 1))
+    settled(settings)
+    (settings.home / "serving" / "log" / "feedback-1-1.jsonl").unlink()
+    assert settled(settings).known == {"a": 1.0}
+
+
+def test_what_is_told_of_another_model_or_later_than_the_look_is_no_matter_of_it(settings):
+    write(settings, "predictions-1-1.jsonl", asked("a"), asked("b", model="other"))
+    write(settings, "feedback-1-1.jsonl", told("a", 1.0, 5), told("b", 1.0, 5), told("b", 0.0, 6),
+          told("nobody", 1.0, 5))  # fmt: skip
+    early, late = settled(settings, minutes=1), settled(settings)
+    assert (early.known, early.left_out) == ({}, {})
+    assert (late.known, late.left_out) == ({"a": 1.0}, {"of an unknown request": 1})
+    assert settled(settings, "other").left_out == {
+        "of an unknown request": 1, "contradicting the first": 1
+    }  # fmt: skip
+
+
+def test_of_nothing_nothing_is_known(settings):
+    found = settled(settings)
+    assert (found.known, found.left_out) == ({}, {})
