@@ -128,3 +128,4 @@ for _verb in (
     registry.promote, registry.rollback, registry.ledger,
 ):  # fmt: skip
     typer_app.command()(_verb)
+typer_app.add_typer(features.quarantine, name="quarantine")
