@@ -108,6 +108,34 @@ def test_a_correction_replaces_and_reaches_the_online_store(shop, as_of):
     }  # fmt: skip
 
 
+def test_an_order_that_moves_leaves_nothing_of_it_online(shop, as_of):
+    first, second = order(1, 1, as_of - 40 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
+    third, lone = order(3, 2, as_of - 3 * DAY, 1.0), order(4, 3, as_of - DAY, 1.0)
+    shop.has(first, second, third, lone)
+    shop.ingest(as_of)
+    # The newest order of 1 was older, that of 2 was 1's, and 3 never ordered.
+    second["order_ts"] = as_of - 35 * DAY
+    third["customer_id"], lone["customer_id"] = 1, 2
+    shop.has(first, second, third, lone)
+    assert shop.ingest(as_of + DAY).replaced == 3
+    one, two, three = shop.online(as_of + DAY, 1, 2, 3)
+    assert (one["total_orders_30d"], one["lifetime_value"]) == (1, 13.0)
+    assert (two["lifetime_orders"], two["days_since_last_order"]) == (1, 2)
+    assert three is None
+
+
+def test_an_order_taken_from_its_customer_lowers_what_is_online(shop, as_of):
+    first, second = order(1, 1, as_of - 50 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
+    shop.has(first, second)
+    shop.ingest(as_of)
+    shop.has(first, second | {"customer_id": 9})
+    shop.ingest(as_of + DAY)
+    one, nine = shop.online(as_of + DAY, 1, 9)
+    # Its newest row is now 20 days old: the first order leaving the window of 30 days.
+    assert (one["total_orders_30d"], one["total_orders_90d"], one["lifetime_orders"]) == (0, 1, 1)
+    assert nine["lifetime_value"] == 7.0
+
+
 def test_a_late_row_is_not_missed_by_the_incremental_materialisation(shop, as_of):
     shop.has(order(1, 1, as_of - 20 * DAY))
     shop.ingest(as_of)
