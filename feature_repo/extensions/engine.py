@@ -20,6 +20,8 @@ from feature_repo.extensions import encoding
 from feature_repo.extensions.online import NewestOnlineStore
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     import pyarrow as pa
     from feast.infra.common.materialization_job import MaterializationTask
 
@@ -68,32 +70,30 @@ class ArrowComputeEngine(compute.LocalComputeEngine):  # type: ignore[misc]
         return table.rename_columns([mapping.get(name, name) for name in table.column_names])
 
     def _write(self, view: FeatureView, table: pa.Table) -> None:
-        names, sent = [feature.name for feature in view.features], Future[int]()
+        config, sent = self.repo_config, Future[int]()
+        names = [feature.name for feature in view.features]
         sent.set_result(0)
         with ThreadPoolExecutor(1) as writer:
-            for start in range(0, len(table), ROWS):
-                part = table.slice(start, ROWS).combine_chunks()
-                columns = _encode(view, part)
-                keys = encoding.keys(
-                    {k.name: _array(part, k.name) for k in view.entity_columns},
-                    self.repo_config.project,
-                )
-                cells = list(chain.from_iterable(zip(*columns, strict=True)))
+            for keys, cells in encoded(view, table, config.project):
                 sent.result()
-                sent = writer.submit(
-                    self.online_store.write, self.repo_config, view, names, keys.to_pylist(), cells
-                )
+                sent = writer.submit(self.online_store.write, config, view, names, keys, cells)
             sent.result()
 
 
-def _encode(view: FeatureView, part: pa.Table) -> list[list[bytes]]:
-    """Event times, then each feature's values."""
-    columns = [encoding.times(_array(part, view.batch_source.timestamp_field))]
-    columns += [
-        encoding.values(_array(part, feature.name), feature.dtype.to_value_type())
-        for feature in view.features
-    ]
-    return [column.to_pylist() for column in columns]
+def encoded(
+    view: FeatureView, table: pa.Table, project: str
+) -> Iterator[tuple[list[bytes], list[bytes]]]:
+    """Parts of `table` as NewestOnlineStore.write takes them: keys of n hashes, n rows of cells."""
+    for start in range(0, len(table), ROWS):
+        part = table.slice(start, ROWS)
+        keys = encoding.keys({k.name: _array(part, k.name) for k in view.entity_columns}, project)
+        columns = [encoding.times(_array(part, view.batch_source.timestamp_field))]
+        columns += [
+            encoding.values(_array(part, feature.name), feature.dtype.to_value_type())
+            for feature in view.features
+        ]
+        rows = zip(*(column.to_pylist() for column in columns), strict=True)
+        yield keys.to_pylist(), list(chain.from_iterable(rows))
 
 
 def _array(part: pa.Table, name: str) -> pa.Array:
