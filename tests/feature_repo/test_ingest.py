@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from redis import Redis
 
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, quarantine_table, raw_table
@@ -18,7 +20,7 @@ from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
 from stack.errors import BatchRejectedError, DataError, FeaturesUnavailableError
 from stack.spec import load_spec
-from tests.conftest import BIN
+from tests.conftest import BIN, redis_server, unused_port, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -253,6 +255,35 @@ def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
     reader.ping()
     assert reader.read([1], as_of)[0]["lifetime_orders"] == 1
     reader.close()
+
+
+def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, as_of, tmp_path):
+    port, failed = unused_port(), list[Exception]()
+    shop.settings = shop.settings.model_copy(update={"redis_port": port})
+    old, new = order(1, 1, as_of - DAY), order(2, 2, as_of)
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+
+    def ingest_more():
+        try:
+            shop.ingest(as_of + DAY)
+        except Exception as exc:  # noqa: BLE001
+            failed.append(exc)
+
+    with redis_server(port, tmp_path / "before"):
+        shop.has(old)
+        shop.ingest(as_of)
+        redis = Redis(port=port)
+        redis.client_pause(300_000, all=False)  # holds writes, not reads
+        shop.has(old, new)
+        writer = Thread(target=ingest_more)
+        writer.start()
+        wait_until("a held write", lambda: any(c["cmd"] == "eval" for c in redis.client_list()))
+    with redis_server(port, tmp_path / "after"):
+        writer.join(60)
+        assert failed == []
+        found = shop.online(as_of + DAY, 1, 2)
+    assert [row["lifetime_orders"] for row in found] == [1, 1]
 
 
 @pytest.mark.parametrize(
