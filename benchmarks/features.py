@@ -238,7 +238,7 @@ def start_redis(opened: ExitStack, folder: Path) -> Redis:
     """Redis as the stack runs it, but for its append-only file, on any free core."""
     port = free_port()
     command = [str(BIN / "redis-server"), "--port", str(port), "--dir", str(folder), "--save", ""]
-    process = subprocess.Popen([*command, "--loglevel", "warning"])
+    process = subprocess.Popen([*command, "--loglevel", "warning"], stdout=subprocess.DEVNULL)
     opened.callback(process.wait, 10)
     opened.callback(process.kill)
     redis = Redis(port=port, retry=Retry(ConstantBackoff(0.1), 100))

@@ -101,8 +101,11 @@ def _array(part: pa.Table, name: str) -> pa.Array:
 
 
 def _is_plain(view: Any) -> bool:
+    """Does the stock engine only read this view's batch source and write its newest rows online?"""
     return (
         type(view) is FeatureView
+        and view.data_source is not None
+        and view.data_source is view.batch_source
         and view.online
         and not view.offline
         and not view.enable_validation
@@ -110,12 +113,11 @@ def _is_plain(view: Any) -> bool:
 
 
 def _is_encodable(view: FeatureView, table: pa.Table) -> bool:
-    types = {name: table.schema.field(name).type for name in table.column_names}
-    return all(
-        types[field.name] == known.get(field.dtype.to_value_type())
-        for known, fields in (
-            (encoding.ENCODED, view.features),
-            (encoding.KEYS, view.entity_columns),
-        )
-        for field in fields
-    ) and not any(table[key.name].null_count for key in view.entity_columns)
+    def known(fields: Any, types: dict[Any, pa.DataType]) -> bool:
+        kinds = {field.name: types.get(field.dtype.to_value_type()) for field in fields}
+        return kinds.items() <= found.items()
+
+    found = {field.name: field.type for field in table.schema}
+    if not (known(view.features, encoding.ENCODED) and known(view.entity_columns, encoding.KEYS)):
+        return False
+    return not any(table[key.name].null_count for key in view.entity_columns)
