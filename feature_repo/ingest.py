@@ -85,7 +85,7 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
         _stop_if_rejected(settings, dataset, checked, as_of)
         report, earliest = _land(settings, dataset, batch, checked, as_of)
     write_views(settings, dataset, table)
-    store.materialise(dataset, as_of, since=earliest)
+    store.materialise(dataset, as_of, since=earliest, rewrite=report.replaced > 0)
     return report
 
 

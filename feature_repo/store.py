@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import sys
-from contextlib import redirect_stdout
+from contextlib import nullcontext, redirect_stdout
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -85,23 +85,50 @@ class FeatureStore:
         job = self._store.get_historical_features(entity_df=frame, features=self._service(service))
         return job.to_arrow()
 
-    def materialise(self, dataset: Dataset, as_of: datetime, since: datetime | None = None) -> None:
+    def materialise(
+        self,
+        dataset: Dataset,
+        as_of: datetime,
+        since: datetime | None = None,
+        *,
+        rewrite: bool = False,
+    ) -> None:
         """Bring the dataset's views online up to `as_of`, nothing later.
 
         since: earliest event time of rows that just landed; rows that are late are older than the
         last materialisation and would be missed by an incremental one.
+        rewrite: rows may have gone, and with them the newest of an entity or the entity: everything
+        is written again, older than what is online or not, and what is no more is removed.
+
+        Raises:
+            DataError: Redis was restarted again and again meanwhile.
+
         """
         online = online_client(self._store)
         for name in dataset.views:
             # The registry remembers what was materialised, not whether Redis still holds it.
             kept = online.exists(mark(self._store, name))
             last = self._view(name).most_recent_end_time if kept else None
-            start = min(last or BEGINNING, since or as_of)
+            start = BEGINNING if rewrite else min(last or BEGINNING, since or as_of)
             end = max(as_of, last or as_of)
             if start < end and (since is not None or last is None or last < as_of):
-                with redirect_stdout(sys.stderr):  # Feast prints; stdout is the report's
-                    self._store.materialize(start, end, feature_views=[name])
+                self._fill(name, start, end, rewrite=rewrite)
                 online.set(mark(self._store, name), as_of.isoformat())
+
+    def _fill(self, name: str, start: datetime, end: datetime, *, rewrite: bool) -> None:
+        store, view = self._store._get_provider().online_store, self._view(name)  # noqa: SLF001
+        for begin in (start, BEGINNING, BEGINNING):
+            before = self._redis_run()
+            whole = store.rewriting(self._store.config, view) if rewrite else nullcontext()
+            with redirect_stdout(sys.stderr), whole:  # Feast prints; stdout is the report's
+                self._store.materialize(begin, end, feature_views=[name])
+            if self._redis_run() == before:
+                return
+            # A Redis that was restarted meanwhile may have lost what was written before.
+        raise DataError(f"{name}: Redis was restarted three times while its values were written")
+
+    def _redis_run(self) -> str:
+        return str(online_client(self._store).info("server")["run_id"])
 
     def feature_types(self, service: str) -> dict[str, FeatureType]:
         """Names and types of what `service` gives, in its order."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import subprocess
 from datetime import timedelta
+from threading import Thread
 from typing import TYPE_CHECKING
 
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from redis import Redis
 
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, quarantine_table, raw_table
@@ -18,7 +20,7 @@ from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
 from stack.errors import BatchRejectedError, DataError, FeaturesUnavailableError
 from stack.spec import load_spec
-from tests.conftest import BIN
+from tests.conftest import BIN, redis_server, unused_port, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -106,6 +108,34 @@ def test_a_correction_replaces_and_reaches_the_online_store(shop, as_of):
     assert {row["order_id"]: row["ingested_at"] for row in shop.raw()} == {
         1: as_of + DAY, 2: as_of - DAY,
     }  # fmt: skip
+
+
+def test_an_order_that_moves_leaves_nothing_of_it_online(shop, as_of):
+    first, second = order(1, 1, as_of - 40 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
+    third, lone = order(3, 2, as_of - 3 * DAY, 1.0), order(4, 3, as_of - DAY, 1.0)
+    shop.has(first, second, third, lone)
+    shop.ingest(as_of)
+    # The newest order of 1 was older, that of 2 was 1's, and 3 never ordered.
+    second["order_ts"] = as_of - 35 * DAY
+    third["customer_id"], lone["customer_id"] = 1, 2
+    shop.has(first, second, third, lone)
+    assert shop.ingest(as_of + DAY).replaced == 3
+    one, two, three = shop.online(as_of + DAY, 1, 2, 3)
+    assert (one["total_orders_30d"], one["lifetime_value"]) == (1, 13.0)
+    assert (two["lifetime_orders"], two["days_since_last_order"]) == (1, 2)
+    assert three is None
+
+
+def test_an_order_taken_from_its_customer_lowers_what_is_online(shop, as_of):
+    first, second = order(1, 1, as_of - 50 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
+    shop.has(first, second)
+    shop.ingest(as_of)
+    shop.has(first, second | {"customer_id": 9})
+    shop.ingest(as_of + DAY)
+    one, nine = shop.online(as_of + DAY, 1, 9)
+    # Its newest row is now 20 days old: the first order leaving the window of 30 days.
+    assert (one["total_orders_30d"], one["total_orders_90d"], one["lifetime_orders"]) == (0, 1, 1)
+    assert nine["lifetime_value"] == 7.0
 
 
 def test_a_late_row_is_not_missed_by_the_incremental_materialisation(shop, as_of):
@@ -225,6 +255,35 @@ def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
     reader.ping()
     assert reader.read([1], as_of)[0]["lifetime_orders"] == 1
     reader.close()
+
+
+def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, as_of, tmp_path):
+    port, failed = unused_port(), list[Exception]()
+    shop.settings = shop.settings.model_copy(update={"redis_port": port})
+    old, new = order(1, 1, as_of - DAY), order(2, 2, as_of)
+    for folder in ("before", "after"):
+        (tmp_path / folder).mkdir()
+
+    def ingest_more():
+        try:
+            shop.ingest(as_of + DAY)
+        except Exception as exc:  # noqa: BLE001
+            failed.append(exc)
+
+    with redis_server(port, tmp_path / "before"):
+        shop.has(old)
+        shop.ingest(as_of)
+        redis = Redis(port=port)
+        redis.client_pause(300_000, all=False)  # holds writes, not reads
+        shop.has(old, new)
+        writer = Thread(target=ingest_more)
+        writer.start()
+        wait_until("a held write", lambda: any(c["cmd"] == "eval" for c in redis.client_list()))
+    with redis_server(port, tmp_path / "after"):
+        writer.join(60)
+        assert failed == []
+        found = shop.online(as_of + DAY, 1, 2)
+    assert [row["lifetime_orders"] for row in found] == [1, 1]
 
 
 @pytest.mark.parametrize(
