@@ -81,7 +81,7 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
     report = IngestReport(name, as_of, table_version=table.version)
     earliest = None
     if batch.num_rows:
-        checked = validate(dataset, batch, as_of)
+        checked = validate(dataset, batch, as_of, settings.data_docs)
         _stop_if_rejected(settings, dataset, checked, as_of)
         report, earliest = _land(settings, dataset, batch, checked, as_of)
     write_views(settings, dataset, table)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ import pandas as pd
 from stack.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from datetime import datetime
 
     import pyarrow as pa
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
 
 EXPECTATIONS = Path(__file__).parent / "expectations"
 SINGLE_ROWS = 20
+SITE = "docs"
 # Arrow's integers keep their nulls only in the nullable types; the suites name these.
 NULLABLE: dict[str, Any] = {
     "int64": pd.Int64Dtype(), "double": pd.Float64Dtype(), "bool": pd.BooleanDtype(),
@@ -71,49 +74,101 @@ class Validation:
         return {row: ", ".join(broken) for row, broken in sorted(rules.items())}
 
 
-def validate(dataset: Dataset, rows: pa.Table, as_of: datetime) -> Validation:
-    """Hold `rows` against the dataset's suite.
+def validate(
+    dataset: Dataset, rows: pa.Table, as_of: datetime, docs: Path | None = None
+) -> Validation:
+    """Hold `rows` against the dataset's suite; with `docs`, show it there as GX's Data Docs.
 
     Raises:
         DataError: the suite cannot be read.
 
     """
+    silent = (as_of - dataset.silence).isoformat()
+    parameters = {"as_of": as_of.isoformat(), "fresh_from": silent}
+    return check(dataset.name, suite(dataset.name), rows, parameters, docs)
+
+
+def check(
+    name: str,
+    rules: Mapping[str, Any],
+    rows: pa.Table,
+    parameters: Mapping[str, str],
+    docs: Path | None = None,
+) -> Validation:
+    """Hold `rows` against a suite (GX's own JSON) by a checkpoint `name`.
+
+    docs: folder of all Data Docs; those of the newest checkpoint `name` are kept in docs/name.
+    """
     os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx  # noqa: PLC0415  (5 s; only where something is validated)
-    from great_expectations.data_context.types.base import ProgressBarsConfig  # noqa: PLC0415
+    from great_expectations.checkpoint import UpdateDataDocsAction  # noqa: PLC0415
+    from great_expectations.data_context.types import base  # noqa: PLC0415
 
     logging.getLogger("great_expectations").setLevel(logging.WARNING)  # it says where it is
-    context = gx.get_context(mode="ephemeral")
-    context.variables.progress_bars = ProgressBarsConfig(globally=False)
+    made = None if docs is None else docs / f"{name}.part"
+    context = gx.get_context(
+        mode="ephemeral",
+        project_config=base.DataContextConfig(
+            store_backend_defaults=base.InMemoryStoreBackendDefaults(),
+            data_docs_sites={} if made is None else {SITE: _site(made)},
+            progress_bars=base.ProgressBarsConfig(globally=False),
+        ),
+    )
     batch = (
         context.data_sources.add_pandas("rows")
-        .add_dataframe_asset(dataset.name)
+        .add_dataframe_asset(name)
         .add_batch_definition_whole_dataframe("batch")
-        .get_batch({"dataframe": rows.to_pandas(types_mapper=lambda t: NULLABLE.get(str(t)))})
     )
-    result = batch.validate(
-        gx.ExpectationSuite(**_suite(dataset.name)),
+    definition = gx.ValidationDefinition(
+        name=name, data=batch, suite=context.suites.add(gx.ExpectationSuite(**rules))
+    )
+    checkpoint = gx.Checkpoint(
+        name=name,
+        validation_definitions=[context.validation_definitions.add(definition)],
+        actions=[] if made is None else [UpdateDataDocsAction(name=SITE, site_names=[SITE])],
         result_format="COMPLETE",
-        expectation_parameters={
-            "as_of": as_of.isoformat(),
-            "fresh_from": (as_of - dataset.silence).isoformat(),
-        },
     )
+    frame = rows.to_pandas(types_mapper=lambda kind: NULLABLE.get(str(kind)))
+    done = context.checkpoints.add(checkpoint).run(
+        batch_parameters={"dataframe": frame}, expectation_parameters=dict(parameters)
+    )
+    (result,) = done.run_results.values()
+    if made is not None:
+        shutil.rmtree(made.with_suffix(""), ignore_errors=True)
+        made.rename(made.with_suffix(""))
     outcomes = [outcome.to_json_dict() for outcome in result.results]
     findings = tuple(_finding(outcome) for outcome in outcomes)
     return Validation(
         findings=tuple(f for f in findings if not f.passed or f.rows),
-        report={"suite": dataset.name, "rows": rows.num_rows, "results": outcomes},
+        report={"suite": name, "rows": rows.num_rows, "results": outcomes},
     )
 
 
-def _suite(name: str) -> dict[str, Any]:
+def _site(folder: Path) -> dict[str, Any]:
+    """Configuration of Data Docs in `folder`, which a killed run may have left behind."""
+    shutil.rmtree(folder, ignore_errors=True)
+    place = {"class_name": "TupleFilesystemStoreBackend", "base_directory": str(folder)}
+    return {
+        "class_name": "SiteBuilder",
+        "show_how_to_buttons": False,
+        "store_backend": place,
+        "site_index_builder": {"class_name": "DefaultSiteIndexBuilder"},
+    }
+
+
+def suite(name: str) -> dict[str, Any]:
+    """Read `expectations/<name>.json`.
+
+    Raises:
+        DataError: it is not there or no suite.
+
+    """
     path = EXPECTATIONS / f"{name}.json"
     try:
-        suite: dict[str, Any] = json.loads(path.read_text())
+        rules: dict[str, Any] = json.loads(path.read_text())
     except (OSError, ValueError) as exc:
         raise DataError(f"expectations/{path.name}: cannot be read as a GX suite: {exc}") from exc
-    return suite
+    return rules
 
 
 def _finding(outcome: dict[str, Any]) -> Finding:

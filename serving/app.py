@@ -7,12 +7,13 @@ from contextlib import ExitStack, asynccontextmanager, contextmanager
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
+from starlette.staticfiles import StaticFiles
 
 from serving.holder import Holder
 from serving.prediction_log import AppendLog, FeedbackLog
 from serving.routes import add_routes
 from serving.scorer import Scorer
-from serving.status import add_status
+from serving.status import DATA_DOCS, add_status
 from stack.errors import SettingsError
 from stack.settings import Settings
 from stack.spec import ModelSpec
@@ -52,6 +53,8 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     scorers = [Scorer(holder, log) for holder in holders]
     add_routes(app.router, scorers, scorers[names.index(settings.default_model)], feedback)
     add_status(app.router, settings, holders, (log, feedback))
+    settings.data_docs.mkdir(parents=True, exist_ok=True)
+    app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
     return app
 
 

@@ -24,6 +24,7 @@ td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd
 """
 UNKNOWN = "unknown"
 """What a source that does not answer is shown as: never as zero or as nothing."""
+DATA_DOCS = "/data-docs"
 COLUMNS = ("time", "from", "to", "why", "who", "role", "percent", "state")
 ROWS = 10
 
@@ -73,6 +74,7 @@ def readiness(
 def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Holder]) -> str:
     links = {"API": "/docs", "metrics": "/metrics",
              "MLflow": settings.mlflow_address, "Airflow": settings.airflow_address}  # fmt: skip
+    links |= {f"data: {name}": f"{DATA_DOCS}/{name}/" for name in _validated(settings)}
     anchors = " · ".join(f'<a href="{escape(to)}">{name}</a>' for name, to in links.items())
     found = ready["resources"].items()
     said = [(name, "ok" if r["ok"] else "not ok", r["detail"]) for name, r in found]
@@ -82,6 +84,11 @@ def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Hol
         f"<style>{STYLE}</style><h1>Gyre serving: {'' if ready['ready'] else 'not '}ready</h1>"
         f"<p>{anchors}</p>{_table(said)}{''.join(map(_model, holders))}</html>"
     )
+
+
+def _validated(settings: Settings) -> list[str]:
+    """Datasets and frames that Great Expectations has pages of."""
+    return sorted(path.parent.name for path in settings.data_docs.glob("*/index.html"))
 
 
 def _model(holder: Holder) -> str:

@@ -88,6 +88,11 @@ class Settings(BaseSettings):
     def features(self) -> Path:
         return self.home / "features"
 
+    @property
+    def data_docs(self) -> Path:
+        """Great Expectations' pages on the newest batch of each dataset and training frame."""
+        return self.home / "reports" / "data_docs"
+
     def feast_connection(self, deadline: float) -> str:
         """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""
         url = urlsplit(self.redis_address)

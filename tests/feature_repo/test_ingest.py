@@ -164,6 +164,10 @@ def test_rows_that_fail_alone_go_to_quarantine_with_the_rule_they_broke(shop, as
     shop.has(*good, *bad)
     report = shop.ingest(as_of)
     assert (report.inserted, report.quarantined) == (39, 4)
+    docs = shop.settings.data_docs / "orders"
+    assert (docs / "index.html").stat().st_size > 1_000
+    (page,) = docs.glob("validations/**/*.html")
+    assert "dollar_value" in page.read_text()
     broken = {json.loads(row["row"])["order_id"]: row["rules"] for row in shop.aside()}
     assert set(broken) == {50, 51, 52, 53}
     assert broken[50] == "expect_column_values_to_be_between(dollar_value)"

@@ -208,6 +208,17 @@ def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
     assert "<script" not in page
 
 
+def test_data_docs_are_linked_and_nothing_beside_them_is_served(rig: Any, served: Any) -> None:
+    folder = rig.settings.data_docs / "orders"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text("<p>nineteen rules</p>")
+    (folder.parents[1] / "secret.json").write_text("{}")
+    assert 'href="/data-docs/orders/"' in served.client.get("/").text
+    assert "nineteen rules" in served.client.get("/data-docs/orders/").text
+    for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
+        assert served.client.get(f"/data-docs/{path}").status_code == 404
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (

@@ -9,9 +9,11 @@ import pyarrow.compute as pc
 import pytest
 
 from feature_repo.ingest import raw_table
+from feature_repo.validation import check
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
+from training.dataset import frame_rules
 from training.frame import at, build_frame, content_hash
 from training.validate import plan_run
 
@@ -32,6 +34,26 @@ def frame_of(settings, planned):
 @pytest.fixture(scope="module")
 def frame(history, planned):
     return frame_of(history, planned)
+
+
+def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(history, frame, tmp_path):
+    def found(rows):
+        checked = check(SPEC.name, frame_rules(SPEC), rows, {}, tmp_path)
+        return [each.rule for each in checked.rejections], [
+            each.column for each in checked.warnings
+        ]
+
+    assert found(frame) == ([], [])
+    assert (tmp_path / SPEC.name / "index.html").exists()
+    assert found(pa.concat_tables([frame, frame.slice(0, 1)]))[0] == [
+        "expect_compound_columns_to_be_unique"
+    ]
+    place = frame.schema.get_field_index("label")
+    odd = frame.set_column(place, "label", pc.add(frame["label"], 1))
+    assert found(odd)[0] == ["expect_column_values_to_be_in_set"]
+    place = frame.schema.get_field_index("lifetime_value")
+    empty = frame.set_column(place, "lifetime_value", pa.nulls(frame.num_rows, pa.float64()))
+    assert found(empty) == ([], ["lifetime_value"])
 
 
 def flipped(rows, test):
