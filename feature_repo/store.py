@@ -130,6 +130,11 @@ class FeatureStore:
     def _redis_run(self) -> str:
         return str(online_client(self._store).info("server")["run_id"])
 
+    def watermark(self, dataset: Dataset) -> datetime | None:
+        """Return up to when all views of `dataset` are online, None if one never was."""
+        ends = [self._view(name).most_recent_end_time for name in dataset.views]
+        return None if None in ends else min(ends)
+
     def feature_types(self, service: str) -> dict[str, FeatureType]:
         """Names and types of what `service` gives, in its order."""
         return {

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
+from feature_repo.freshness import freshness
 from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
@@ -36,6 +37,8 @@ from stack.errors import GyreError
 from training.validate import answered, learnable, newest_snapshot
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import pyarrow as pa
 
     from stack.settings import Settings
@@ -116,10 +119,14 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         mine = found.filter((pc.field("model") == spec.name) & (pc.field("version") == version))
         look = _look(settings, spec, version, seen, mine, settled, as_of, Path(name))
+        aged = freshness(settings, spec.dataset).problems(as_of)
+        look.notes.extend(why for _, why in aged)
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
         if report.decision.rule == STALE:
             return report
-        _act(settings, spec, report)  # first: no report is worth a harmful version's next minute
+        _act(
+            settings, spec, report, aged
+        )  # first: no report is worth a harmful version's next minute
         _publish(settings, spec, report, Path(name))
     return report
 
@@ -247,8 +254,10 @@ def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder:
     tracking.log(run_id, tags={"reported": stamp})
 
 
-def _act(settings: Settings, spec: ModelSpec, report: MonitorReport) -> None:
-    """Alert once per cause, and go back where the version does harm."""
+def _act(
+    settings: Settings, spec: ModelSpec, report: MonitorReport, aged: Sequence[tuple[str, str]]
+) -> None:
+    """Alert once per cause, and go back where the version does harm. aged: causes, and why."""
     decision = report.decision
     if decision.action == "rollback":
         _go_back(settings, spec.name, report)
@@ -259,6 +268,8 @@ def _act(settings: Settings, spec: ModelSpec, report: MonitorReport) -> None:
     if decision.action != "nothing" or decision.rule == "answered" or cause in told:
         message = f"{report.verdict}: {decision.reason}; {decision.action}"
         alert(settings, records, spec.name, cause, message, report.as_of)
+    for since, why in aged:
+        alert(settings, records, spec.name, since, why, report.as_of)
     records.close()
 
 

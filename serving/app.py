@@ -18,7 +18,7 @@ from stack.errors import SettingsError
 from stack.settings import Settings
 from stack.spec import ModelSpec
 
-FLUSH_SECONDS, PROBE_SECONDS, POLL_SECONDS = 1.0, 1.0, 2.0
+FLUSH_SECONDS, PROBE_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 1.0, 2.0, 10.0
 logger = logging.getLogger(__name__)
 
 
@@ -47,6 +47,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
                 opened.callback(holder.close)
                 opened.enter_context(every(PROBE_SECONDS, holder.probe, holder.wake))
                 opened.enter_context(every(POLL_SECONDS, holder.poll))
+                opened.enter_context(every(SOURCE_SECONDS, holder.look_at_source))
             yield
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)

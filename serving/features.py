@@ -47,6 +47,7 @@ class FeatureSource:
         self.problem: str | None = "not opened yet"
         self.down: str | None = self.problem
         self.watermark: datetime | None = None
+        self.newest_event: datetime | None = None
 
     def read(self, keys: Sequence[int | str], as_of: datetime) -> tuple[list[Features | None], str]:
         """Rows in the order of `keys` and where they are from.
@@ -88,6 +89,13 @@ class FeatureSource:
             self._failed(exc)
             if again:
                 self.down = self.problem
+
+    def look_at_source(self, dataset: str) -> None:
+        """Read when the source of `dataset` last had an event."""
+        if self._reader is not None:  # Feast is imported by then
+            from feature_repo.freshness import newest_event  # noqa: PLC0415
+
+            self.newest_event = newest_event(self._settings, dataset)
 
     def _open(self) -> OnlineFeatures:
         # Feast takes seconds to import: the server is live before that.

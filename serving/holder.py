@@ -17,7 +17,7 @@ from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel, wrong_files
 from serving.features import FeatureSource, settle
-from serving.metrics import MODEL_INFO, REFUSED, WATERMARK_AGE
+from serving.metrics import MODEL_INFO, REFUSED, SOURCE_SILENCE, WATERMARK_AGE
 from serving.model import LoadedModel, open_version
 from stack.errors import RegistryError
 from stack.settings import Settings
@@ -55,7 +55,9 @@ class Holder:
         self.wake = threading.Event()
         self.features = self._source(spec)
         """Where the answering version looks up; before there is one, where the spec says."""
-        WATERMARK_AGE.labels(spec.name).set_function(self._watermark_age)
+        WATERMARK_AGE.labels(spec.name).set_function(lambda: age(self.features.watermark))
+        silence = SOURCE_SILENCE.labels(spec.dataset)
+        silence.set_function(lambda: age(self.features.newest_event))
 
     @property
     def state(self) -> str:
@@ -67,6 +69,9 @@ class Holder:
 
     def probe(self) -> None:
         self.features.probe()
+
+    def look_at_source(self) -> None:
+        self.features.look_at_source(self.spec.dataset)
 
     def history(self) -> Sequence[LedgerRow] | None:
         """Return the ledger's rows, oldest first; None if its database does not answer."""
@@ -114,10 +119,6 @@ class Holder:
         return FeatureSource(
             self._settings, of.feature_service, of.entity_key, tuple(of.features), self.wake
         )
-
-    def _watermark_age(self) -> float:
-        watermark = self.features.watermark
-        return (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
 
     def _follow(self, version: str | None) -> None:
         if version is None or (self.current and self.current.version == version):
@@ -204,3 +205,8 @@ class Holder:
                 alert(self._settings, records, self.spec.name, cause, message, datetime.now(UTC))
         except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
             logger.warning("%s: no alert that %s: %s", self.spec.name, cause, exc)
+
+
+def age(moment: datetime | None) -> float:
+    """Seconds since `moment`; NaN if it is unknown."""
+    return (datetime.now(UTC) - moment).total_seconds() if moment else float("nan")

@@ -104,6 +104,7 @@ def _model(holder: Holder) -> str:
         ("loaded", _moment(current.loaded_at if current else None)),
         ("in production since", UNKNOWN if ledger is None else since),
         ("features complete up to", _moment(holder.features.watermark)),
+        (f"newest event of {holder.spec.dataset}", _moment(holder.features.newest_event)),
         ("requests so far", ", ".join(f"{n:.0f} with {code}" for code, n in requests.items()) or 0),
         ("mean time to answer", ", ".join(times) or UNKNOWN),
     ]

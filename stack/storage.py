@@ -18,6 +18,7 @@ from stack.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from datetime import datetime
     from pathlib import Path
 
 LOCK_SECONDS = 60
@@ -47,6 +48,14 @@ class Table:
         if not self.exists:
             return self.schema.empty_table()
         return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
+
+    def newest(self, column: str) -> datetime | None:
+        """Return the largest time in `column`, to the millisecond: the files know it."""
+        if not self.exists:
+            return None
+        found = pa.table(self._open().get_add_actions(flatten=True))[f"max.{column}"]
+        newest: datetime | None = pc.max(found).as_py()
+        return newest
 
     def merge(self, rows: pa.Table, key: Sequence[str], content: Sequence[str]) -> dict[str, int]:
         """Insert rows with a new key; replace those of a known key whose `content` differs.

@@ -263,3 +263,6 @@ def test_a_version_without_a_reference_is_no_data_and_never_ok(settings):
     found = monitor(settings, SPEC, AS_OF + 40 * HOUR)
     assert (found.verdict, found.decision.action) == ("insufficient_data", "nothing")
     assert any("no reference" in note for note in found.notes)
+    silent = [each for each in alerts(settings) if "source is silent since" in each["cause"]]
+    assert len(silent) == 1  # the demo's newest order is of AS_OF's midnight, 52 hours ago
+    assert silent[0]["message"] in found.notes

@@ -198,7 +198,8 @@ def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
     for line in (
         f'gyre_model_info{{model="customer_churn_model",version="{served.first}"}} 1.0',
         'gyre_requests_total{model="customer_churn_model",route="/predict",status="200"}',
-        "gyre_feature_watermark_age_seconds{", "gyre_request_seconds_bucket{",
+        "gyre_feature_watermark_age_seconds{", 'gyre_source_silence_seconds{dataset="orders"}',
+        "gyre_request_seconds_bucket{",
         'gyre_predictions_total{features_from="online"',
     ):  # fmt: skip
         assert line in text

@@ -1,0 +1,65 @@
+"""Freshness: up to when a dataset is complete and online, and when its source last had an event.
+
+Two figures: ingest that stands still lets the first age, a silent source the second alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
+
+from feature_repo.datasets import load_dataset
+from feature_repo.ingest import raw_table
+from feature_repo.store import FeatureStore
+
+if TYPE_CHECKING:
+    from stack.settings import Settings
+
+LATE = timedelta(hours=2)
+"""Ingest is hourly, so features are complete up to an hour ago: the promise, and once missed."""
+
+
+@dataclass(frozen=True)
+class Freshness:
+    """Of one dataset, aware UTC; None: nothing was ingested yet.
+
+    watermark: up to when the source was read and its features are online.
+    newest: event time of its newest row. silence: how long there may be none.
+    """
+
+    dataset: str
+    watermark: datetime | None
+    newest: datetime | None
+    silence: timedelta
+
+    def problems(self, as_of: datetime) -> list[tuple[str, str]]:
+        """Say what is too old at `as_of`: a cause, the same for as long as it lasts, and why."""
+        found = []
+        for what, moment, limit in (
+            ("features are not complete", self.watermark, LATE),
+            ("source is silent", self.newest, self.silence),
+        ):
+            if moment is not None and as_of - moment > limit:
+                hours, most = ((age / timedelta(hours=1)) for age in (as_of - moment, limit))
+                since = f"{self.dataset}: {what} since {moment:%Y-%m-%d %H:%M} UTC"
+                found.append((since, f"{since}: {hours:.0f} h, at most {most:.0f} h are expected"))
+        return found
+
+
+def freshness(settings: Settings, name: str) -> Freshness:
+    """Read both figures of dataset `name`.
+
+    Raises:
+        DataError: there is no such dataset, or its definitions are not published.
+
+    """
+    dataset = load_dataset(name)
+    watermark = FeatureStore(settings).watermark(dataset)
+    return Freshness(name, watermark, newest_event(settings, name), dataset.silence)
+
+
+def newest_event(settings: Settings, name: str) -> datetime | None:
+    """Event time of the newest row of dataset `name`, None before the first."""
+    dataset = load_dataset(name)
+    return raw_table(settings, dataset).newest(dataset.event_time)
