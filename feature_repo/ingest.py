@@ -2,17 +2,19 @@
 
 pull → validate → quarantine and merge → features → materialise. Each step can be repeated: rows
 are merged by key, the feature file is switched when complete, online writes are the same again.
+Events that serving was sent go the way of pulled rows (feature_repo/arrivals.py).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.features import write_views
 from feature_repo.source import pull
@@ -42,12 +44,15 @@ class IngestReport:
     replaced: int = 0
     quarantined: int = 0
     table_version: int = -1
+    malformed: int = 0
+    """Lines of the event files that are no events."""
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
     def summary(self) -> str:
         what = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
         head = f"{self.dataset} as of {self.as_of:%Y-%m-%d %H:%M} UTC: {what}"
-        return "; ".join((head, f"table version {self.table_version}", *self.warnings))
+        torn = (f"{self.malformed} lines of event files are no events",) if self.malformed else ()
+        return "; ".join((head, f"table version {self.table_version}", *torn, *self.warnings))
 
     def as_json(self) -> dict[str, object]:
         return asdict(self) | {"as_of": self.as_of.isoformat()}
@@ -75,8 +80,9 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
     """
     dataset = load_dataset(name)
     table = raw_table(settings, dataset)
-    pulled = _newest_of_key(pull(settings, dataset, as_of), dataset)
-    batch = _unknown_rows(settings, pulled, table, dataset)
+    sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
+    pulled = sent.without_replaced(_newest_of_key(pull(settings, dataset, as_of), dataset))
+    batch = sent.beside(_unknown_rows(settings, pulled, table, dataset))
     store = FeatureStore(settings)  # says what is not published before anything is written
     report = IngestReport(name, as_of, table_version=table.version)
     earliest = None
@@ -86,7 +92,7 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
         report, earliest = _land(settings, dataset, batch, checked, as_of)
     write_views(settings, dataset, table)
     store.materialise(dataset, as_of, since=earliest)
-    return report
+    return replace(report, malformed=sent.finish())
 
 
 def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
@@ -155,7 +161,7 @@ def _land(
     _set_aside(settings, dataset, batch, bad, as_of)
     report = IngestReport(
         dataset.name, as_of, merged["inserted"], merged["replaced"], len(bad), table.version,
-        tuple(warning.message for warning in checked.warnings),
+        warnings=tuple(warning.message for warning in checked.warnings),
     )  # fmt: skip
     return report, pc.min(rows[dataset.event_time]).as_py()
 

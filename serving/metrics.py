@@ -18,6 +18,9 @@ WATERMARK_AGE = Gauge(
     "Now minus the time up to which features are complete; NaN: unknown.",
     ["model"],
 )
+EVENTS = Counter(
+    "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
+)
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
 MODEL_INFO = Gauge("gyre_model_info", "1 for the version that answers.", ["model", "version"])
