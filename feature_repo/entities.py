@@ -7,17 +7,20 @@ written, older or not than what is online: a correction may have moved an entity
 
 from __future__ import annotations
 
+import logging
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import ibis
 import pyarrow as pa
 from feast.utils import _convert_arrow_to_proto
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from feature_repo.events import EventFiles, arrived_after, as_json, key_of
+from feature_repo.events import EventFiles, arrived_after, key_of, not_aside
 from feature_repo.store import mark, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 
@@ -33,6 +36,7 @@ if TYPE_CHECKING:
 DEADLINE = 0.5
 """Seconds that Redis may take; who sent the event waits."""
 LOCK_SECONDS = 10.0
+logger = logging.getLogger(__name__)
 
 
 class EntityFeatures:
@@ -49,26 +53,40 @@ class EntityFeatures:
         self._turn = FileLock(settings.events / f"{dataset.name}.lock", LOCK_SECONDS,
                               poll_interval=0.005)  # fmt: skip
 
-    def bring_online(self, rows: Sequence[Row], moment: datetime) -> None:
+    def bring_online(self, rows: Sequence[Row], moment: datetime) -> list[Row]:
         """Bring the entities of `rows`, which are on file or were, to what is known at `moment`.
 
         Nothing is turned back: what was materialised up to a later time stays at that time. An
-        entity without any row (its only event went to quarantine) becomes unknown again.
+        entity without any row (its only event went to quarantine) becomes unknown again. Returns
+        the rows that an expression cannot take, such as an amount beyond its decimals.
 
         Raises:
-            FeaturesUnavailableError: the views are not in Redis; ingest fills it.
-            RedisError: Redis does not answer in time.
+            FeaturesUnavailableError: Redis does not answer in time, or does not hold the views.
 
         """
-        with self._turn:
-            views = [self._store.get_feature_view(name) for name in self._dataset.views]
-            if self._redis.exists(*(mark(self._store, view.name) for view in views)) < len(views):
-                raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
-            times = [row[self._dataset.event_time] for row in rows]  # our clock may be behind
-            for view in views:
-                until = max(moment, *times, view.most_recent_end_time or moment)
-                for table in self._newest(view, rows, until):
-                    self._write(view, table)
+        try:
+            with self._turn:
+                self._refresh(rows, moment)
+        except (RedisError, Timeout) as exc:
+            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+        except (duckdb.Error, pa.ArrowException) as exc:
+            if len(rows) <= 1:
+                logger.warning("%s: %s: %s", self._dataset.name, type(exc).__name__, exc)
+                return [*rows]
+            half = len(rows) // 2
+            return [*self.bring_online(rows[:half], moment),
+                    *self.bring_online(rows[half:], moment)]  # fmt: skip
+        return []
+
+    def _refresh(self, rows: Sequence[Row], moment: datetime) -> None:
+        views = [self._store.get_feature_view(name) for name in self._dataset.views]
+        if self._redis.exists(*(mark(self._store, view.name) for view in views)) < len(views):
+            raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+        times = [row[self._dataset.event_time] for row in rows]  # our clock may be behind
+        for view in views:
+            until = max(moment, *times, view.most_recent_end_time or moment)
+            for table in self._newest(view, rows, until):
+                self._write(view, table)
 
     def close(self) -> None:
         self._redis.close()
@@ -102,8 +120,7 @@ class EntityFeatures:
         """Entities that `rows` are or were about, and every row known of them."""
         key = self._dataset.key
         # Files before the table: what ingest takes from one to the other meanwhile is in both.
-        aside = set(self._quarantine.read()["row"].to_pylist())
-        events = [e for e in self._files.read() if not aside or as_json([e.row])[0] not in aside]
+        events = not_aside(self._files.read(), self._quarantine)
         sent = {key_of(row, key) for row in rows}
         before = raw_rows(self._raw, {tuple(key): sent})
         before += [event.row for event in events if key_of(event.row, key) in sent]
@@ -112,7 +129,8 @@ class EntityFeatures:
         found = raw_rows(self._raw, {tuple(key): moved, tuple(joins): entities})
         standing = {key_of(row, key): row for row in found}
         concerned = [e for e in events if key_of(e.row, key) in moved | standing.keys()]
-        known = standing | arrived_after(standing, concerned, key)
+        newer = arrived_after(standing, concerned, key)
+        known = standing | {of: e.row | {"ingested_at": e.received} for of, e in newer.items()}
         return [row for row in known.values() if key_of(row, joins) in entities], entities
 
 

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from feature_repo.definition import Dataset
     from stack.settings import Settings
+    from stack.storage import Table
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -122,22 +123,21 @@ def key_of(row: Row, columns: Sequence[str]) -> Key:
     return tuple(row[name] for name in columns)
 
 
-def as_json(rows: Iterable[Row]) -> list[str]:
-    """Rows as quarantine holds them."""
-    return [json.dumps(row, default=str, sort_keys=True) for row in rows]
+def not_aside(events: Sequence[Event], quarantine: Table) -> list[Event]:
+    """Those whose row is not in quarantine, which holds rows as JSON."""
+    aside = set(quarantine.read()["row"].to_pylist())
+    if not aside:
+        return [*events]
+    return [e for e in events if json.dumps(e.row, default=str, sort_keys=True) not in aside]
 
 
-def arrived_after(standing: dict[Key, Row], events: Iterable[Event], key: Sequence[str]) -> Rows:
-    """Newest row of each key in `events` that is newer than the key's raw row in `standing`.
-
-    Like a raw row it has `ingested_at`: when it was received.
-    """
-    found: Rows = {}
+def arrived_after(
+    standing: dict[Key, Row], events: Iterable[Event], key: Sequence[str]
+) -> dict[Key, Event]:
+    """Of each key the newest event, where it is newer than the key's raw row in `standing`."""
+    found: dict[Key, Event] = {}
     for event in events:  # by time of receipt
         of = key_of(event.row, key)
         if of not in standing or event.received > standing[of]["ingested_at"]:
-            found[of] = event.row | {"ingested_at": event.received}
+            found[of] = event
     return found
-
-
-Rows = dict[Key, Row]

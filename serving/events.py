@@ -59,11 +59,12 @@ class EventsAnswer(BaseModel):
 
 @dataclass(frozen=True)
 class Form:
-    """A dataset, and what a body with its events looks like."""
+    """A dataset, and what a body with its events is: one, or a list of them."""
 
     dataset: Dataset
-    one: Any
-    many: Any
+    one: TypeAdapter[Any]
+    many: TypeAdapter[Any]
+    shown: Any
 
 
 class Events:
@@ -82,7 +83,7 @@ class Events:
     def warm(self) -> None:
         """Do what takes long the first time. In a thread of its own: the server is live before."""
         form = self.form()
-        self.show(form.one | form.many)
+        self.show(form.shown)
         self.bring_online([]).result()
         settle()
 
@@ -95,7 +96,7 @@ class Events:
                 dataset = load_dataset(self.name)
                 row: Any = row_model(dataset)
                 many = Annotated[list[row], FailFast(), Field(min_length=1, max_length=MAX_EVENTS)]
-                self._form = Form(dataset, row, many)
+                self._form = Form(dataset, TypeAdapter(row), TypeAdapter(many), row | list[row])
             return self._form
 
     def take(self, body: bytes) -> list[Row]:
@@ -107,7 +108,7 @@ class Events:
 
         """
         form, listed = self.form(), body.lstrip()[:1] == b"["
-        read = TypeAdapter(form.many if listed else form.one).validate_json(body)
+        read = (form.many if listed else form.one).validate_json(body)
         rows = [item.model_dump() for item in (read if listed else [read])]
         received, time = datetime.now(UTC), form.dataset.event_time
         for position, row in enumerate(rows):
@@ -131,18 +132,16 @@ class Events:
         waiting = [each for each in found if each[1].set_running_or_notify_cancel()]
         if not waiting:
             return
-        online = False
+        sent = [row for rows, _ in waiting for row in rows]
         try:
             if self._online is None:
                 self._online = self._open()
-            self._online.bring_online(
-                [row for rows, _ in waiting for row in rows], datetime.now(UTC)
-            )
-            online = True
+            failed = self._online.bring_online(sent, datetime.now(UTC))
         except Exception as exc:  # noqa: BLE001  (whatever it is: the events are on file)
             logger.warning("%s events are not online: %s: %s", self.name, type(exc).__name__, exc)
-        for _, done in waiting:
-            done.set_result(online)
+            failed = sent
+        for rows, done in waiting:
+            done.set_result(not any(row in failed for row in rows))
 
     def _open(self) -> EntityFeatures:
         from feature_repo.entities import EntityFeatures  # noqa: PLC0415

@@ -56,8 +56,8 @@ class Shop:
         """Put events on file as serving does."""
         with self.file(worker).open("a") as file:
             for row in orders:
-                row = row | {"order_ts": row["order_ts"].isoformat()}
-                file.write(json.dumps({"received": received.isoformat(), "row": row}) + "\n")
+                line = {"received": received, "row": row}
+                file.write(json.dumps(line, default=lambda at: at.isoformat()) + "\n")
 
     def brings_online(self, moment, *orders):
         tables = (of(self.settings, ORDERS) for of in (raw_table, quarantine_table))
@@ -224,3 +224,27 @@ def test_events_of_an_ingest_that_died_half_way_land_once_and_come_online(shop):
     assert (report.inserted, report.replaced) == (0, 0)
     assert shop.spent(1) == 8.0
     assert not shop.file().exists()
+
+
+def test_an_event_that_stood_back_for_a_row_that_broke_a_rule_lands_the_next_time(shop):
+    sent = order(2, 1, AS_OF, 2.0)
+    shop.has(FIRST, sent | {"dollar_value": -2.0})
+    shop.sends(AS_OF + MINUTE, sent, order(3, 1, AS_OF, 3.0))
+    shop.sends(AS_OF + 2 * MINUTE, order(3, 1, AS_OF, -3.0), worker=2)
+    report = shop.ingest(LATER)
+    assert (report.inserted, report.quarantined) == (0, 2)
+    assert shop.spent(1) == 10.0  # what is on file counts
+    assert shop.ingest(LATER + HOUR).inserted == 2
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0), (3, 1, 3.0)]
+    assert not list(shop.settings.events.glob("*.jsonl"))
+
+
+def test_a_value_that_no_expression_can_take_keeps_no_other_event_offline(shop):
+    """Beyond decimal(18, 6); a rule stops it when it is due."""
+    sent = [order(n, n, AS_OF, 1e30 if n == 5 else 2.0) for n in range(2, 9)]
+    shop.sends(LATER + MINUTE, *sent)
+    shop.brings_online(LATER + MINUTE, *sent)
+    shop.ingest(LATER)
+    assert [shop.spent(n) for n in range(2, 9)] == [2.0, 2.0, 2.0, None, 2.0, 2.0, 2.0]
+    report = shop.ingest(LATER + HOUR)
+    assert (report.inserted, report.quarantined) == (6, 1)
