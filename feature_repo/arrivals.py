@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from feature_repo.events import Event, Key, Row
     from stack.settings import Settings
 
-TOGETHER = 1_000
+TOGETHER = 200
 """Events whose entities are brought online in one go; serving waits for its turn meanwhile."""
 
 

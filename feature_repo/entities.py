@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import ibis
 import pyarrow as pa
+import pyarrow.compute as pc
 from feast.utils import _convert_arrow_to_proto
 from filelock import FileLock, Timeout
 from redis.backoff import NoBackoff
@@ -99,13 +100,15 @@ class EntityFeatures:
         with _connection() as connection:
             given = ibis.memtable(pa.Table.from_pylist(known, schema=self._raw.schema))
             found = connection.to_pyarrow(expression(given))
-        newest: dict[Key, Row] = {}
-        for row in found.sort_by("event_timestamp").to_pylist():
-            if row["event_timestamp"] <= until:
-                newest[key_of(row, joins)] = row
-        yield pa.Table.from_pylist([*newest.values()], schema=found.schema)
+        found = found.filter(pc.field("event_timestamp") <= pa.scalar(until))
+        found = found.sort_by("event_timestamp")
+        numbered = found.append_column("_position", pa.array(range(found.num_rows), pa.int64()))
+        last = numbered.group_by(joins).aggregate([("_position", "max")])
+        newest = found.take(last["_position_max"])
+        yield newest
+        there = {key_of(row, joins) for row in newest.select(joins).to_pylist()}
         times = {"event_timestamp": until, "created": until}
-        gone = [dict(zip(joins, entity, strict=True)) | times for entity in entities - {*newest}]
+        gone = [dict(zip(joins, entity, strict=True)) | times for entity in entities - there]
         yield pa.Table.from_pylist(gone, schema=found.schema)
 
     def _write(self, view: Any, table: pa.Table) -> None:
@@ -128,7 +131,8 @@ class EntityFeatures:
         moved = {key_of(e.row, key) for e in events if key_of(e.row, joins) in entities}
         found = raw_rows(self._raw, {tuple(key): moved, tuple(joins): entities})
         standing = {key_of(row, key): row for row in found}
-        concerned = [e for e in events if key_of(e.row, key) in moved | standing.keys()]
+        keys = moved | standing.keys()
+        concerned = [event for event in events if key_of(event.row, key) in keys]
         newer = arrived_after(standing, concerned, key)
         known = standing | {of: e.row | {"ingested_at": e.received} for of, e in newer.items()}
         return [row for row in known.values() if key_of(row, joins) in entities], entities
