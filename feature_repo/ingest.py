@@ -2,17 +2,19 @@
 
 pull → validate → quarantine and merge → features → materialise. Each step can be repeated: rows
 are merged by key, the feature file is switched when complete, online writes are the same again.
+Events that serving was sent go the way of pulled rows (feature_repo/arrivals.py).
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.features import write_views
 from feature_repo.source import pull
@@ -42,12 +44,15 @@ class IngestReport:
     replaced: int = 0
     quarantined: int = 0
     table_version: int = -1
+    malformed: int = 0
+    """Lines of the event files that are no events."""
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
     def summary(self) -> str:
         what = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
         head = f"{self.dataset} as of {self.as_of:%Y-%m-%d %H:%M} UTC: {what}"
-        return "; ".join((head, f"table version {self.table_version}", *self.warnings))
+        torn = (f"{self.malformed} lines of event files are no events",) if self.malformed else ()
+        return "; ".join((head, f"table version {self.table_version}", *torn, *self.warnings))
 
     def as_json(self) -> dict[str, object]:
         return asdict(self) | {"as_of": self.as_of.isoformat()}
@@ -75,18 +80,23 @@ def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
     """
     dataset = load_dataset(name)
     table = raw_table(settings, dataset)
-    pulled = _newest_of_key(pull(settings, dataset, as_of), dataset)
-    batch = _unknown_rows(settings, pulled, table, dataset)
+    sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
+    pulled = sent.without_replaced(_newest_of_key(pull(settings, dataset, as_of), dataset))
+    new = _unknown_rows(settings, pulled, table, dataset)
+    events = sent.beside(new).slice(new.num_rows)
     store = FeatureStore(settings)  # says what is not published before anything is written
     report = IngestReport(name, as_of, table_version=table.version)
     earliest = None
+    good = _without_bad(settings, dataset, events, as_of)  # who sends may not stop who delivers
+    batch = pa.concat_tables([new, good]) if good.num_rows else new
     if batch.num_rows:
         checked = validate(dataset, batch, as_of, settings.data_docs)
         _stop_if_rejected(settings, dataset, checked, as_of)
         report, earliest = _land(settings, dataset, batch, checked, as_of)
     write_views(settings, dataset, table)
     store.materialise(dataset, as_of, since=earliest, rewrite=report.replaced > 0)
-    return report
+    aside = report.quarantined + events.num_rows - good.num_rows
+    return replace(report, quarantined=aside, malformed=sent.finish())
 
 
 def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
@@ -127,6 +137,17 @@ def _as_json(rows: pa.Table) -> list[str]:
     return [json.dumps(row, default=str, sort_keys=True) for row in rows.to_pylist()]
 
 
+def _without_bad(
+    settings: Settings, dataset: Dataset, events: pa.Table, as_of: datetime
+) -> pa.Table:
+    """Set aside each event that breaks a rule, however many do; return the others."""
+    if not events.num_rows:
+        return events
+    bad = validate(dataset, events, as_of).bad_rows(every=True)
+    _set_aside(settings, dataset, events, bad, as_of)
+    return events.filter(pa.array(i not in bad for i in range(events.num_rows)))
+
+
 def _stop_if_rejected(
     settings: Settings, dataset: Dataset, checked: Validation, as_of: datetime
 ) -> None:
@@ -155,7 +176,7 @@ def _land(
     _set_aside(settings, dataset, batch, bad, as_of)
     report = IngestReport(
         dataset.name, as_of, merged["inserted"], merged["replaced"], len(bad), table.version,
-        tuple(warning.message for warning in checked.warnings),
+        warnings=tuple(warning.message for warning in checked.warnings),
     )  # fmt: skip
     return report, pc.min(rows[dataset.event_time]).as_py()
 

@@ -65,11 +65,14 @@ class Validation:
     def warnings(self) -> tuple[Finding, ...]:
         return tuple(f for f in self.findings if not f.passed and f.severity == "warning")
 
-    def bad_rows(self) -> dict[int, str]:
-        """Position of each row that fails alone → the rules it broke."""
+    def bad_rows(self, *, every: bool = False) -> dict[int, str]:
+        """Position of each row that fails alone → the rules it broke.
+
+        every: rows of rules that fail as a whole too.
+        """
         rules: dict[int, list[str]] = {}
         for finding in self.findings:
-            for row in finding.rows if finding.passed else ():
+            for row in finding.rows if finding.passed or every else ():
                 rules.setdefault(row, []).append(f"{finding.rule}({finding.column})")
         return {row: ", ".join(broken) for row, broken in sorted(rules.items())}
 

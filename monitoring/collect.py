@@ -9,7 +9,6 @@ feedback files itself, those stay).
 
 from __future__ import annotations
 
-import fcntl
 import json
 from collections import Counter
 from dataclasses import dataclass
@@ -21,10 +20,11 @@ from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from stack.errors import DataError
+from stack.log_files import final_lines, is_closed
 from stack.storage import LOCK_SECONDS, Table
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator
+    from collections.abc import Collection
     from pathlib import Path
 
     from stack.settings import Settings
@@ -117,7 +117,7 @@ def _collect(settings: Settings) -> Collected:
     files = sorted(folder.glob("predictions-*.jsonl"))
     feedback = sorted(folder.glob("feedback-*.jsonl"))
     # Before reading: nothing more comes.
-    closed = {file for file in files + feedback if _is_closed(file)}
+    closed = {file for file in files + feedback if is_closed(file)}
     answered, malformed = _rows(files, closed, Prediction)
     new = _merge(predictions(settings), answered)
     for file in closed.intersection(files):
@@ -131,16 +131,6 @@ def _collect(settings: Settings) -> Collected:
     return Collected(new, _merge(outcomes(settings), told), (malformed + more).total(), lines)
 
 
-def _is_closed(file: Path) -> bool:
-    """The writer holds a lock on its open file, until it closes it or dies."""
-    with file.open("rb") as opened:
-        try:
-            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-    return True
-
-
 def _rows(
     files: list[Path], closed: Collection[Path], form: type[BaseModel]
 ) -> tuple[list[dict[str, Any]], Counter[Path]]:
@@ -148,17 +138,12 @@ def _rows(
     rows: list[dict[str, Any]] = []
     malformed: Counter[Path] = Counter()
     for file in files:
-        for line in _final_lines(file, closed=file in closed):
+        for line in final_lines(file.read_bytes(), closed=file in closed)[0]:
             try:
                 rows.append(form.model_validate_json(line).model_dump())
             except ValidationError:
                 malformed[file] += 1
     return rows, malformed
-
-
-def _final_lines(file: Path, *, closed: bool) -> Iterator[bytes]:
-    *lines, unfinished = file.read_bytes().split(b"\n")
-    return (line for line in (*lines, unfinished if closed else b"") if line)
 
 
 def _merge(table: Table, rows: list[dict[str, Any]]) -> int:

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 from starlette.staticfiles import StaticFiles
 
+from serving.events import Events, add_events
 from serving.holder import Holder
 from serving.prediction_log import AppendLog, FeedbackLog
 from serving.routes import add_routes
@@ -35,14 +36,19 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     folder = settings.home / "serving" / "log"
     log, feedback = AppendLog(folder, "predictions"), FeedbackLog(folder)
     holders = [Holder(settings, spec) for spec in specs]
+    events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
+    logs = (log, feedback, *(each.log for each in events))
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as opened:
-            for each in (log, feedback):
+            for each in logs:
                 each.open()
                 opened.callback(each.close)
                 opened.enter_context(every(FLUSH_SECONDS, each.flush))
+            for receiver in events:
+                opened.callback(receiver.close)
+                threading.Thread(target=receiver.warm, daemon=True).start()
             for holder in holders:
                 opened.callback(holder.close)
                 opened.enter_context(every(PROBE_SECONDS, holder.probe, holder.wake))
@@ -53,7 +59,8 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     scorers = [Scorer(holder, log) for holder in holders]
     add_routes(app.router, scorers, scorers[names.index(settings.default_model)], feedback)
-    add_status(app.router, settings, holders, (log, feedback))
+    add_events(app, events)
+    add_status(app.router, settings, holders, logs)
     settings.data_docs.mkdir(parents=True, exist_ok=True)
     app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
     return app

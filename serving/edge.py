@@ -27,6 +27,7 @@ STATUSES: dict[type[Exception], int] = {
     ValidationError: 422,
     errors.ModelFailedError: DEFECT,
     errors.NoModelError: 503,
+    errors.NotLoggedError: 503,
     FeaturesUnavailableError: 503,
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {

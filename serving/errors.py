@@ -19,6 +19,10 @@ class FeedbackConflictError(GyreError):
     """Another `actual` is already written down for this request."""
 
 
+class NotLoggedError(GyreError):
+    """Events could not be written to file, so they are not accepted."""
+
+
 class NoModelError(GyreError):
     """Nothing is loaded yet: the text says why."""
 

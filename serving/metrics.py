@@ -23,6 +23,9 @@ SOURCE_SILENCE = Gauge(
     "Now minus the event time of the dataset's newest row; NaN: unknown.",
     ["dataset"],
 )
+EVENTS = Counter(
+    "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
+)
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
 MODEL_INFO = Gauge("gyre_model_info", "1 for the version that answers.", ["model", "version"])

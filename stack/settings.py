@@ -93,6 +93,11 @@ class Settings(BaseSettings):
         """Great Expectations' pages on the newest batch of each dataset and training frame."""
         return self.home / "reports" / "data_docs"
 
+    @property
+    def events(self) -> Path:
+        """Events that serving took in and ingest has yet to land."""
+        return self.home / "serving" / "events"
+
     def feast_connection(self, deadline: float) -> str:
         """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""
         url = urlsplit(self.redis_address)

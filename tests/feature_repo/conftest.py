@@ -28,7 +28,7 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 @pytest.fixture
 def applied(template: Settings) -> Settings:
-    for folder in ("feast", "data", "features", "reports"):
+    for folder in ("feast", "data", "features", "reports", "serving"):
         shutil.rmtree(template.home / folder, ignore_errors=True)
     shutil.copytree(template.home / "pristine", template.home / "feast")
     flush = [str(BIN / "redis-cli"), "-p", str(template.redis_port), "flushall"]

@@ -9,9 +9,10 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.collect import _final_lines, _is_closed, collect, outcomes, predictions
+from monitoring.collect import collect, outcomes, predictions
 from monitoring.window import window
 from serving.prediction_log import AppendLog
+from stack.log_files import final_lines, is_closed
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -164,8 +165,9 @@ def take_closed(settings):
     """What `collect` does with closed files, without the table, so that it looks more often."""
     taken = []
     for file in (settings.home / "serving" / "log").glob("predictions-*.jsonl"):
-        if _is_closed(file):
-            taken += [json.loads(row)["request_id"] for row in _final_lines(file, closed=True)]
+        if is_closed(file):
+            lines, _ = final_lines(file.read_bytes(), closed=True)
+            taken += [json.loads(row)["request_id"] for row in lines]
             file.unlink()
     return taken
 

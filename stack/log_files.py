@@ -1,0 +1,30 @@
+"""Append-only files of lines, from the reader's side; serving/prediction_log.py writes them."""
+
+from __future__ import annotations
+
+import fcntl
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+def is_closed(file: Path) -> bool:
+    """The writer holds a lock on its open file, until it closes it or dies."""
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
+
+
+def final_lines(content: bytes, *, closed: bool) -> tuple[list[bytes], int]:
+    """Lines of a file that will not change any more, and how many bytes they take.
+
+    Every line that ends in a newline is final; in a closed file so is the rest behind the last.
+    """
+    *lines, unfinished = content.split(b"\n")
+    if closed:
+        return [line for line in (*lines, unfinished) if line], len(content)
+    return [line for line in lines if line], len(content) - len(unfinished)
