@@ -74,7 +74,7 @@ def readiness(
 def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Holder]) -> str:
     links = {"API": "/docs", "metrics": "/metrics",
              "MLflow": settings.mlflow_address, "Airflow": settings.airflow_address}  # fmt: skip
-    links |= {f"data: {name}": f"{DATA_DOCS}/{name}/" for name in _validated(settings)}
+    links |= _validated(settings)
     anchors = " · ".join(f'<a href="{escape(to)}">{name}</a>' for name, to in links.items())
     found = ready["resources"].items()
     said = [(name, "ok" if r["ok"] else "not ok", r["detail"]) for name, r in found]
@@ -86,9 +86,14 @@ def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Hol
     )
 
 
-def _validated(settings: Settings) -> list[str]:
-    """Datasets and frames that Great Expectations has pages of."""
-    return sorted(path.parent.name for path in settings.data_docs.glob("*/index.html"))
+def _validated(settings: Settings) -> dict[str, str]:
+    """Great Expectations' page on the newest batch of each dataset and frame.
+
+    Not its index, which is empty without scripts from elsewhere.
+    """
+    docs = settings.data_docs
+    found = sorted(page.relative_to(docs) for page in docs.glob("*/validations/**/*.html"))
+    return {f"data: {page.parts[0]}": f"{DATA_DOCS}/{page}" for page in found}
 
 
 def _model(holder: Holder) -> str:

@@ -210,12 +210,12 @@ def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
 
 
 def test_data_docs_are_linked_and_nothing_beside_them_is_served(rig: Any, served: Any) -> None:
-    folder = rig.settings.data_docs / "orders"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").write_text("<p>nineteen rules</p>")
-    (folder.parents[1] / "secret.json").write_text("{}")
-    assert 'href="/data-docs/orders/"' in served.client.get("/").text
-    assert "nineteen rules" in served.client.get("/data-docs/orders/").text
+    folder = rig.settings.data_docs
+    (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
+    (folder.parent / "secret.json").write_text("{}")
+    address = f"/data-docs/{page.relative_to(folder)}"
+    assert f'href="{address}"' in served.client.get("/").text
+    assert "Successful Expectations" in served.client.get(address).text
     for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
         assert served.client.get(f"/data-docs/{path}").status_code == 404
 
