@@ -32,7 +32,7 @@ from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from stack.ending import end_stack
 from stack.environment import process_environment
-from stack.errors import GyreError, MonitoringError
+from stack.errors import GyreError, MonitoringError, StackError
 from stack.preflight import ENV_FILE, free_ports, port_problems
 from stack.settings import load_settings
 from stack.spec import load_spec
@@ -62,13 +62,10 @@ def demo(home: str | None, *, keep: bool) -> bool:
     if home is None and not settings.data.exists():
         if taken := port_problems(os.environ, settings.home):
             typer.echo("\n".join((*taken, "so the demo takes free ones")))
-            _on_free_ports(settings.home)
-        ended = _story(load_settings(), keep=True)
-    else:
-        with _folder(home, keep=keep) as folder:
-            _on_free_ports(folder)
-            ended = _story(load_settings(home=folder), keep=keep)
-    return bool(ended and ended.good)
+            settings = _on_free_ports(settings.home)
+        return _story(settings, keep=True).good
+    with _folder(home, keep=keep) as folder:
+        return _story(_on_free_ports(folder), keep=keep).good
 
 
 def demo_week() -> bool:
@@ -78,8 +75,7 @@ def demo_week() -> bool:
     for start in (today + timedelta(days=n) for n in range(7)):
         typer.echo(f"\n=== started on {start} ===")
         with _folder(None, keep=False) as folder:
-            _on_free_ports(folder)
-            settings = load_settings(home=folder)
+            settings = _on_free_ports(folder)
             date_demo(settings, load_dataset("orders"), start, seen_on=today)
             try:
                 told[start] = _story(settings, keep=False)
@@ -99,8 +95,7 @@ def _story(settings: Settings, *, keep: bool) -> Ending:
             after.callback(end_stack, settings)
         first = (datetime.now(UTC) - AGE).isoformat()
         gyre = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
-        environment = process_environment(settings) | {"GYRE_ALERT_URLS": settings.alert_urls}
-        subprocess.run(gyre, env=environment, check=True, timeout=UP_SECONDS)
+        subprocess.run(gyre, env=process_environment(settings), check=True, timeout=UP_SECONDS)
         ended = Story(settings).tell()
     if keep:
         ours = settings.home == load_settings().home
@@ -120,10 +115,20 @@ def _folder(home: str | None, *, keep: bool) -> Iterator[Path]:
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _on_free_ports(home: Path) -> None:
+def _on_free_ports(home: Path) -> Settings:
+    """Settings of a new stack in `home`, whatever ports this shell names; kept there for others.
+
+    Raises:
+        StackError: there is a stack already.
+
+    """
+    if (home / "data").exists():
+        raise StackError(f"{home} holds a stack already: choose another folder")
     home.mkdir(parents=True, exist_ok=True)
-    lines = (f"{name}={port}\n" for name, port in free_ports().items())
+    ports = free_ports()
+    lines = (f"GYRE_{name.upper()}={port}\n" for name, port in ports.items())
     (home / ENV_FILE).write_text("".join(lines))
+    return load_settings(home=home, **ports)
 
 
 @dataclass(frozen=True)
@@ -155,17 +160,18 @@ class Story:
             old = self.predict_all()["model_version"]
             decided = self.look_until_retrain(airflow)
             cause = decided.cause
-            for line in (self.settings.home / "logs" / "alerts.log").read_text().splitlines():
-                self.say(f"alert: {line}")
+            with closing(Records(self.settings)) as records:
+                for row in records.alerts(self.name):
+                    self.say(f"alert: {row['message']} ({row['cause']})")
             run = self.wait("training", lambda: self.run_of(airflow, cause), 60)
             self.say(f"training {run['dag_run_id']}, its cause: {run['partition_key']}")
             outcome = airflow.follow(f"train_{self.name}", run["dag_run_id"], typer.echo)["note"]
             difference = self.tell_gates(cause)
             self.say(f"training ended: {outcome}")
             with closing(Ledger(self.settings)) as ledger:
-                row = ledger.rows(self.name)[-1]
-            change = f"{row.from_version} → {row.to_version}"
-            self.say(f"ledger {row.sequence}: {change} by {row.who}: {row.why}")
+                last = ledger.rows(self.name)[-1]
+            change = f"{last.from_version} → {last.to_version}"
+            self.say(f"ledger {last.sequence}: {change} by {last.who}: {last.why}")
             self.wait("a new version", lambda: self.version() != old, 30)
             served = datetime.now(UTC)
             answer = self.predict_all()

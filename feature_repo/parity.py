@@ -85,7 +85,8 @@ def parity(
     entities = sorted(known[key].unique().to_pylist()) if known.num_rows else []
     if not entities:
         raise DataError(f"{dataset.name}: no rows yet; run: gyre ingest {dataset.name}")
-    offline, names = FeatureStore(settings), list(FeatureStore(settings).feature_types(service))
+    offline = FeatureStore(settings)
+    names = list(offline.feature_types(service))
     compared, found = 0, list[str]()
     moments = sorted(moments)
     with _online_only(settings) as aside:
@@ -131,7 +132,7 @@ def same(offline: Any, online: Any) -> bool:
 def _online_only(settings: Settings) -> Iterator[Settings]:
     """Settings of a folder with the same definitions and offline files, and an empty Redis."""
     with TemporaryDirectory(prefix="gyre-parity-") as name:
-        folder, port = Path(name), free_ports()["GYRE_REDIS_PORT"]
+        folder, port = Path(name), free_ports()["redis_port"]
         shutil.copytree(settings.home / "feast", folder / "feast")
         # The bundled one first, as the stack has it.
         places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))

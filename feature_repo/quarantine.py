@@ -95,9 +95,11 @@ def release(
         raise DataError(f"{row_id} still breaks a rule: {'; '.join(broken)}")
     store, table = FeatureStore(settings), raw_table(settings, dataset)
     known = pa.array([as_of], TIME)
-    table.merge(rows.append_column("ingested_at", known), dataset.key, dataset.schema.names)
+    landed = rows.append_column("ingested_at", known)
+    merged = table.merge(landed, dataset.key, dataset.schema.names)
     write_views(settings, dataset, table)
-    store.materialise(dataset, as_of, since=pc.min(rows[dataset.event_time]).as_py())
+    since = pc.min(rows[dataset.event_time]).as_py()
+    store.materialise(dataset, as_of, since=since, rewrite=merged["replaced"] > 0)
     back: dict[str, Any] = rows.to_pylist()[0]
     line = {"row": _text(one.row), "as": _text(back), "released_at": as_of, "who": who, "why": why}
     _released(settings, dataset).insert(pa.Table.from_pylist([line], RELEASED), "row")

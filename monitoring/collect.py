@@ -16,12 +16,10 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
-from filelock import FileLock, Timeout
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from stack.errors import DataError
 from stack.log_files import final_lines, is_closed
-from stack.storage import LOCK_SECONDS, Table
+from stack.storage import Table, one_writer
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -104,12 +102,8 @@ def collect(settings: Settings) -> Collected:
         DataError: another process held the lock of the logs or of a table for a minute.
 
     """
-    settings.data.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(settings.data / "collect.lock", LOCK_SECONDS):  # two would remove one file
-            return _collect(settings)
-    except Timeout as exc:
-        raise DataError(f"another process collects the logs for over {LOCK_SECONDS} s") from exc
+    with one_writer(settings.data / "collect"):  # two would remove one file
+        return _collect(settings)
 
 
 def _collect(settings: Settings) -> Collected:

@@ -124,9 +124,8 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
         if report.decision.rule == STALE:
             return report
-        _act(
-            settings, spec, report, aged
-        )  # first: no report is worth a harmful version's next minute
+        # First: no report is worth a harmful version's next minute.
+        _act(settings, spec, report, aged)
         _publish(settings, spec, report, Path(name))
     return report
 
@@ -191,10 +190,7 @@ def _decide(
     inputs = Inputs(
         as_of=as_of,
         version=version,
-        verdicts=(
-            *(VERDICTS.validate_python(row.verdict) for row in rows),
-            verdict,
-        ),
+        verdicts=(*(VERDICTS.validate_python(row.verdict) for row in rows), verdict),
         findings=tuple(bad),
         harm=look.harm,
         previous=_previous(ledger, spec.name, version),

@@ -87,10 +87,8 @@ def port_problems(env: Mapping[str, str], home: Path) -> list[str]:
 
 
 def free_ports() -> dict[str, int]:
-    """Variables of a stack of its own: ports nobody listens on, all of them different."""
-    held = {
-        f"GYRE_{name}_PORT": socket.create_server(("127.0.0.1", 0)) for name in PORTS
-    }  # at once
+    """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
+    held = {f"{name.lower()}_port": socket.create_server(("127.0.0.1", 0)) for name in PORTS}
     found = {name: int(listener.getsockname()[1]) for name, listener in held.items()}
     for listener in held.values():
         listener.close()

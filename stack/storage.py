@@ -67,7 +67,7 @@ class Table:
 
         """
         rows = rows.cast(self.schema)
-        with self._writer():
+        with one_writer(self.path):
             if not self.exists:
                 write_deltalake(str(self.path), rows)
                 return {"inserted": rows.num_rows, "replaced": 0}
@@ -92,7 +92,7 @@ class Table:
     def insert(self, rows: pa.Table, key: str) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing."""
         rows = rows.cast(self.schema)
-        with self._writer():
+        with one_writer(self.path):
             if self.exists:
                 known = self._open().to_pyarrow_dataset().to_table(columns=[key])[key]
                 rows = rows.filter(pc.invert(pc.is_in(rows[key], known.combine_chunks())))
@@ -103,13 +103,13 @@ class Table:
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(str(self.path), version=version)
 
-    @contextmanager
-    def _writer(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
-                yield
-        except Timeout as exc:
-            raise DataError(
-                f"{self.path.name}: another writer held it for {LOCK_SECONDS} s"
-            ) from exc
+
+@contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of `path` or raise DataError after a minute."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as exc:
+        raise DataError(f"{path.name}: another writer held it for {LOCK_SECONDS} s") from exc

@@ -53,3 +53,14 @@ def test_a_row_that_holds_by_now_goes_back_as_it_is(shop, as_of):  # noqa: F811
     (row,) = held(shop.settings, ORDERS)
     assert back(shop, row, as_of + 2 * DAY)["order_id"] == 2
     assert shop.online(as_of + 2 * DAY, 7)[0]["lifetime_orders"] == 2
+
+
+def test_a_repair_that_replaces_an_entitys_newest_row_moves_it_back_online_too(shop, as_of):  # noqa: F811
+    shop.has(order(1, 7, as_of - DAY), order(2, 7, as_of - 40 * DAY, -5.0))
+    shop.ingest(as_of)
+    assert shop.online(as_of, 7)[0]["total_orders_30d"] == 1
+    (row,) = held(shop.settings, ORDERS)
+    later = as_of + timedelta(hours=1)
+    back(shop, row, later, order_id="1", dollar_value="5.0")
+    found = shop.online(later, 7)[0]
+    assert (found["total_orders_30d"], found["lifetime_value"]) == (0, 5.0)

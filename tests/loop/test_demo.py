@@ -70,5 +70,15 @@ def test_one_retraining_was_decided_and_one_alert_went_out(told):
     assert len(lines) == 1
 
 
+def test_a_folder_that_holds_a_stack_is_not_told_over(told):
+    before = (told[0].home / "gyre.env").read_bytes()
+    again = subprocess.run(
+        [str(BIN / "gyre"), "demo", "--home", str(told[0].home)],
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (again.returncode != 0, "holds a stack already" in again.stderr) == (True, True)
+    assert (told[0].home / "gyre.env").read_bytes() == before
+
+
 def test_nothing_of_it_is_left_running(told):
     assert [process for process in members(told[0].home) if psutil.pid_exists(process.pid)] == []

@@ -15,6 +15,7 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.decision import Inputs, decide
 from monitoring.monitor import INPUTS, monitor
+from monitoring.reference import load_reference
 from stack.spec import load_spec
 from tests.conftest import AS_OF, mlflow_server
 from tests.training.conftest import installation
@@ -241,6 +242,12 @@ def test_a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_noth
     assert replayed(row).verdicts == ("bad",)
     ledger.close()
     records.close()
+
+
+def test_the_reference_has_scores_as_the_log_has_them(settings):
+    found = load_reference(settings, SPEC, Registry(settings).version(SPEC.name, "1")).rows["score"]
+    assert found.nunique() > 100
+    assert (found == found.round(6)).all(), "deciles would lie between a window's scores"
 
 
 def test_figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
