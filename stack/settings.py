@@ -43,7 +43,7 @@ class Settings(BaseSettings):
     artifacts_url: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
     """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder
-    of them, a glob, or an Ibis address followed by `#table`. Default: the file shipped in `data/`."""
+    of them, a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
