@@ -6,12 +6,14 @@ conflict, so every write holds a file lock.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 from filelock import FileLock, Timeout
 
 from stack.errors import DataError
@@ -44,6 +46,20 @@ class Table:
         """Parquet files of a version (default: the newest); DuckDB and Spark read these."""
         return list(self._open(version).file_uris()) if self.exists else []
 
+    @property
+    def identity(self) -> str:
+        """What tells this table from one made anew at its place."""
+        return str(self._open().metadata().id)
+
+    def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
+        """Files that came and files that went between two versions; None if no longer known."""
+        try:
+            before, after = set(self.files(since)), set(self.files(version))
+        except DeltaError:
+            return None
+        came, went = sorted(after - before), sorted(before - after)
+        return (came, went) if all(map(os.path.exists, went)) else None
+
     def read(self, version: int | None = None) -> pa.Table:
         if not self.exists:
             return self.schema.empty_table()
@@ -67,7 +83,7 @@ class Table:
 
         """
         rows = rows.cast(self.schema)
-        with self._writer():
+        with one_writer(self.path):
             if not self.exists:
                 write_deltalake(str(self.path), rows)
                 return {"inserted": rows.num_rows, "replaced": 0}
@@ -92,7 +108,7 @@ class Table:
     def insert(self, rows: pa.Table, key: str) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing."""
         rows = rows.cast(self.schema)
-        with self._writer():
+        with one_writer(self.path):
             if self.exists:
                 known = self._open().to_pyarrow_dataset().to_table(columns=[key])[key]
                 rows = rows.filter(pc.invert(pc.is_in(rows[key], known.combine_chunks())))
@@ -103,13 +119,13 @@ class Table:
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(str(self.path), version=version)
 
-    @contextmanager
-    def _writer(self) -> Iterator[None]:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            with FileLock(f"{self.path}.lock", timeout=LOCK_SECONDS):
-                yield
-        except Timeout as exc:
-            raise DataError(
-                f"{self.path.name}: another writer held it for {LOCK_SECONDS} s"
-            ) from exc
+
+@contextmanager
+def one_writer(path: Path) -> Iterator[None]:
+    """Hold the lock of `path` or raise DataError after a minute."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+            yield
+    except Timeout as exc:
+        raise DataError(f"{path.name}: another writer held it for {LOCK_SECONDS} s") from exc
