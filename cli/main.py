@@ -91,13 +91,19 @@ def env() -> None:
 
 
 @typer_app.command()
-def ingest(dataset: Dataset = "orders", as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+def ingest(
+    dataset: Dataset = "orders",
+    as_of: AsOf = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Read all of the source.")] = False,
+    as_json: AsJson = False,
+) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
     log_to_stderr()
     time = moment(as_of)
     from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
 
-    report = run(load_settings(), dataset, time)
+    report = run(load_settings(), dataset, time, full=full)
     say(report.summary(), report.as_json(), as_json=as_json)
 
 

@@ -39,6 +39,10 @@ class Dataset:
 
     schema: columns and types of a source row; times are timestamp[us, UTC].
     key: columns that identify a row; the newest arrival of a key wins.
+    entity: column that says whose row it is. A view's row at t may depend on rows of its entity
+    with an event time at or before t and on nothing else: only these are computed anew.
+    look_back: how far before the newest row known the source is read again for late rows and
+    corrections; older ones are found by a full read.
     silence: how long the source may go without an event before that is worth a word.
     """
 
@@ -46,6 +50,8 @@ class Dataset:
     schema: pa.Schema
     key: tuple[str, ...]
     event_time: str
+    entity: str
+    look_back: timedelta
     silence: timedelta
     views: dict[str, Expression]
     labels: dict[str, Label]

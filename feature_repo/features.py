@@ -1,20 +1,30 @@
-"""Feature engine: Ibis expressions over the raw tables, written as one parquet file per view."""
+"""Feature engine: Ibis expressions over the raw tables, each view a folder of parquet files.
+
+A view is a symbolic link to a folder named after what it stands on: the expression and the version
+of the raw table. Its rows are cut into periods of event time. A row depends on rows of its entity
+at or before its time, so a change moves nothing before it: of the periods from the earliest change
+on, rows of changed entities are computed anew and all others copied; earlier periods are linked.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import os
-from typing import TYPE_CHECKING
+import shutil
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
 import ibis
 import pyarrow as pa
-import pyarrow.parquet as pq
+from ibis.backends.sql.datatypes import DuckDBType
 
 from stack.errors import DataError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
-    from pathlib import Path
 
     import ibis.expr.types as ir
 
@@ -23,48 +33,95 @@ if TYPE_CHECKING:
     from stack.storage import Table
 
 TIME = pa.timestamp("us", tz="UTC")
-VERSION_KEY = b"gyre.raw_version"
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+PERIOD = timedelta(days=28)
+PERIOD_US = PERIOD // timedelta(microseconds=1)
+PERIOD_SQL = f"epoch_us(event_timestamp) // {PERIOD_US}"
+MEMORY = "4GB"
+"""What DuckDB may hold; beyond it, it spills beside the features."""
 
 
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
-    """Compute every view of `dataset` from the newest version of its raw table.
+    """Bring every view of `dataset` to the newest version of its raw table.
 
-    The new file replaces the old one when it is complete. A view that stands on this version
-    already is left as it is.
+    A view that stands on it already is left as it is; one of another expression is computed in
+    full. Either way its rows are those of the full computation. The new folder takes the place of
+    the old one when it is complete; the old one stays, for those who read it, until the next time.
 
     Raises:
         DataError: the raw table is empty, so there is nothing to compute from.
 
     """
-    version = raw.version
-    if version < 0:
+    if raw.version < 0:
         raise DataError(f"{dataset.name}: no rows yet; check the source")
     settings.features.mkdir(parents=True, exist_ok=True)
-    for name, expression in dataset.views.items():
-        path = view_path(settings, name)
-        if _stands_on(path) == version:
+    for name in dataset.views:
+        link, wanted = view_path(settings, name), _standing(dataset, name, raw)
+        old = _target(link)
+        if old == wanted:
             continue
-        rows = expression(open_raw(raw, version)).to_pyarrow()
-        # Newest last and in one order, so that the same rows give the same bytes.
-        rows = _microseconds(rows).sort_by([(rows.column_names[0], "ascending"),
-                                            ("event_timestamp", "ascending")])  # fmt: skip
-        rows = rows.replace_schema_metadata({VERSION_KEY: str(version).encode()})
-        partial = path.with_suffix(".part")
-        pq.write_table(rows, partial)
-        with partial.open("rb") as file:
-            os.fsync(file.fileno())
-        partial.replace(path)
+        for left in settings.features.glob(f"{name}.*.*"):
+            if left.name != old:
+                shutil.rmtree(left)
+        partial = settings.features / f"{wanted}.part"
+        partial.mkdir()
+        _write(partial, dataset, name, raw, link.parent / old)
+        partial.rename(link.parent / wanted)
+        _point(link, wanted)
 
 
 def view_path(settings: Settings, view: str) -> Path:
     return settings.features / f"{view}.parquet"
 
 
-def open_raw(raw: Table, version: int | None = None, as_of: datetime | None = None) -> ir.Table:
-    """Open a version of a raw table; `as_of` hides rows that became known only later."""
+@dataclass(frozen=True)
+class News:
+    """What the online store has not seen. since: earliest event time of a change, if any.
+
+    replaced: rows have gone or changed, not only come.
+    """
+
+    since: datetime | None
+    replaced: bool
+
+
+def news(settings: Settings, dataset: Dataset, raw: Table) -> News:
+    """Compare the newest version of `raw` with the one that was noted by `note_online`."""
+    found = []
+    for name in dataset.views:
+        known, wanted = _target(_online(settings, name)), _standing(dataset, name, raw)
+        changed = _changed(connect(), raw, known, wanted)
+        if changed is None:
+            found.append(News(BEGINNING, replaced=bool(known)))
+            continue
+        rows = changed.agg(since=changed[dataset.event_time].min(), replaced=changed.gone.any())
+        (row,) = rows.to_pyarrow().to_pylist()
+        found.append(News(row["since"], bool(row["replaced"])))
+    moments = [each.since for each in found if each.since]
+    return News(min(moments, default=None), any(each.replaced for each in found))
+
+
+def note_online(settings: Settings, dataset: Dataset) -> None:
+    """Keep that what the views stand on is what the online store has seen."""
+    for name in dataset.views:
+        _point(_online(settings, name), _target(view_path(settings, name)))
+
+
+def connect(spill: Path | None = None) -> Any:
+    """DuckDB; with `spill`, a folder, what exceeds MEMORY goes there."""
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET TimeZone = 'UTC'")
-    rows = connection.read_parquet(raw.files(version))
+    if spill:
+        connection.raw_sql(f"SET temp_directory = '{spill}'; SET memory_limit = '{MEMORY}'")
+        connection.raw_sql("SET preserve_insertion_order = false")
+    return connection
+
+
+def open_raw(
+    raw: Table, version: int | None = None, as_of: datetime | None = None, connection: Any = None
+) -> ir.Table:
+    """Open a version of a raw table; `as_of` hides rows that became known only later."""
+    rows = (connection or connect()).read_parquet(raw.files(version))
     return rows if as_of is None else rows.filter(rows.ingested_at <= ibis.literal(as_of))
 
 
@@ -75,11 +132,88 @@ def labels(raw: ir.Table, label: Label, snapshots: Sequence[datetime]) -> pa.Tab
     return rows.sort_by([("event_timestamp", "ascending"), (rows.column_names[0], "ascending")])
 
 
-def _stands_on(path: Path) -> int | None:
-    if not path.exists():
+def _online(settings: Settings, view: str) -> Path:
+    return settings.features / f"{view}.online"
+
+
+def _target(link: Path) -> str:
+    return link.readlink().name if link.is_symlink() else ""
+
+
+def _point(link: Path, target: str) -> None:
+    """Make `link` point to `target` in one step."""
+    fresh = link.with_name(f".{link.name}")
+    fresh.unlink(missing_ok=True)
+    fresh.symlink_to(target)
+    fresh.replace(link)
+
+
+def _standing(dataset: Dataset, view: str, raw: Table) -> str:
+    """Name of what a view is computed from: its expression, the raw table and its version."""
+    unbound = ibis.table(ibis.Schema.from_pyarrow(raw.schema), name="raw")
+    sql = ibis.to_sql(dataset.views[view](unbound), dialect="duckdb")
+    digest = hashlib.sha256(f"{sql} {raw.identity} {PERIOD}".encode()).hexdigest()
+    return f"{view}.{digest[:16]}.{raw.version}"
+
+
+def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table | None:
+    """Rows that came or went (`gone`) between two standings; None if that cannot be told."""
+    (before, _, since), (after, _, version) = known.rpartition("."), wanted.rpartition(".")
+    files = raw.changed_files(int(since), int(version)) if before == after else None
+    if files is None:
         return None
-    metadata = pq.read_schema(path).metadata or {}
-    return int(metadata[VERSION_KEY]) if VERSION_KEY in metadata else None
+    added, removed = (
+        connection.read_parquet(paths).select(raw.schema.names)
+        if paths
+        else ibis.memtable(raw.schema.empty_table())
+        for paths in files
+    )
+    # Files that went mostly hold what files that came hold too: a merge copies, so does compaction.
+    came = added.difference(removed, distinct=False) if files[1] else added
+    gone = removed.difference(added, distinct=False) if files[1] else removed
+    return came.mutate(gone=False).union(gone.mutate(gone=True))
+
+
+def _write(folder: Path, dataset: Dataset, view: str, raw: Table, old: Path) -> None:
+    """Write the rows of `view` into `folder`, of `old` what can be kept."""
+    wanted, key = folder.stem, dataset.entity
+    with TemporaryDirectory(dir=folder.parent, prefix=f"{view}.spill.") as spill:
+        connection = connect(Path(spill))
+        rows = open_raw(raw, int(wanted.rpartition(".")[2]), connection=connection)
+        changed = _changed(connection, raw, old.name, wanted) if old.is_dir() else None
+        kept = list[Path]()
+        if changed is None:
+            sql = _select(connection, dataset.views[view](rows))
+        else:
+            touched = connection.create_table("touched", changed, temp=True)
+            since = f"(SELECT min(epoch_us({dataset.event_time})) // {PERIOD_US} FROM touched)"  # noqa: S608
+            (first,) = connection.raw_sql(f"SELECT {since}").fetchone()
+            new = dataset.views[view](rows.semi_join(touched, key))
+            periods = {path: int(path.name.partition("=")[2]) for path in old.iterdir()}
+            kept = [path for path, period in periods.items() if first is None or period < first]
+            again = [f"{path}/*.parquet" for path in periods.keys() - set(kept)]
+            sql = f"{_select(connection, new)} WHERE {PERIOD_SQL} >= {first or 0}"
+            if again:
+                sql += f" UNION ALL BY NAME SELECT * FROM read_parquet({again})"  # noqa: S608
+                sql += f" ANTI JOIN touched USING ({key})"
+        name = f"rows_{wanted.rpartition('.')[2]}_{{i}}"
+        connection.raw_sql(
+            f"COPY ({sql}) TO '{folder}' (FORMAT parquet, PARTITION_BY (period),"
+            f" FILENAME_PATTERN '{name}')"
+        )
+        connection.disconnect()
+    for path in folder.glob("*/*"):
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    for path in kept:
+        shutil.copytree(path, folder / path.name, copy_function=os.link)
+
+
+def _select(connection: Any, rows: ir.Table) -> str:
+    """SQL of `rows` in the types Ibis promises (DuckDB sums to wider ones), with their period."""
+    types = {name: DuckDBType.to_string(type_) for name, type_ in rows.schema().items()}
+    columns = [f'CAST("{name}" AS {type_}) AS "{name}"' for name, type_ in types.items()]
+    return f"SELECT {', '.join(columns)}, {PERIOD_SQL} AS period FROM ({connection.compile(rows)})"  # noqa: S608
 
 
 def _microseconds(rows: pa.Table) -> pa.Table:

@@ -11,17 +11,19 @@ import json
 from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+import ibis
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
-from feature_repo.features import write_views
+from feature_repo.features import news, note_online, open_raw, write_views
 from feature_repo.source import pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
 from stack.errors import BatchRejectedError
-from stack.storage import Table
+from stack.storage import Table, one_writer
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -70,33 +72,57 @@ def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
     return Table(settings.data / "quarantine" / dataset.name, schema)
 
 
-def ingest(settings: Settings, name: str, as_of: datetime) -> IngestReport:
-    """Bring dataset `name` to `as_of`.
+def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False) -> IngestReport:
+    """Bring dataset `name` to `as_of`. full: read all of the source, not only its newest rows.
 
     Raises:
         BatchRejectedError: the batch broke a rule as a whole; tables and features are as before.
-        DataError: source or table cannot be read or written.
+        DataError: source or table cannot be read or written, or another ingest goes on.
 
     """
     dataset = load_dataset(name)
+    with one_writer(settings.data / name):
+        return _ingest(settings, dataset, as_of, full=full)
+
+
+def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool) -> IngestReport:
     table = raw_table(settings, dataset)
+    since = None if full else _read_from(table, dataset, as_of)
     sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
-    pulled = sent.without_replaced(_newest_of_key(pull(settings, dataset, as_of), dataset))
+    pulled = sent.without_replaced(_newest_of_key(pull(settings, dataset, as_of, since), dataset))
     new = _unknown_rows(settings, pulled, table, dataset)
     events = sent.beside(new).slice(new.num_rows)
     store = FeatureStore(settings)  # says what is not published before anything is written
-    report = IngestReport(name, as_of, table_version=table.version)
-    earliest = None
+    report = IngestReport(dataset.name, as_of, table_version=table.version)
     good = _without_bad(settings, dataset, events, as_of)  # who sends may not stop who delivers
     batch = pa.concat_tables([new, good]) if good.num_rows else new
     if batch.num_rows:
         checked = validate(dataset, batch, as_of, settings.data_docs)
         _stop_if_rejected(settings, dataset, checked, as_of)
-        report, earliest = _land(settings, dataset, batch, checked, as_of)
-    write_views(settings, dataset, table)
-    store.materialise(dataset, as_of, since=earliest, rewrite=report.replaced > 0)
+        report = _land(settings, dataset, batch, checked, as_of)
+    catch_up(settings, dataset, store, table, as_of)
     aside = report.quarantined + events.num_rows - good.num_rows
     return replace(report, quarantined=aside, malformed=sent.finish())
+
+
+def catch_up(
+    settings: Settings, dataset: Dataset, store: FeatureStore, table: Table, as_of: datetime
+) -> None:
+    """Bring views and online store to what the table holds.
+
+    From the tables, not from a batch: a run that was killed may have landed rows before.
+    """
+    write_views(settings, dataset, table)
+    seen = news(settings, dataset, table)
+    store.materialise(dataset, as_of, since=seen.since, rewrite=seen.replaced)
+    note_online(settings, dataset)
+
+
+def _read_from(table: Table, dataset: Dataset, as_of: datetime) -> datetime | None:
+    if not table.exists:
+        return None
+    newest: datetime = open_raw(table)[dataset.event_time].max().to_pyarrow().as_py()
+    return min(newest, as_of) - dataset.look_back
 
 
 def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
@@ -106,7 +132,7 @@ def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
     """
     if not set(dataset.key) <= set(rows.column_names):
         return rows  # the suite names the missing column
-    numbered = rows.append_column("_position", pa.array(range(rows.num_rows), pa.int64()))
+    numbered = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
     keyed = pc.is_valid(numbered[dataset.key[0]])
     for name in dataset.key[1:]:
         keyed = pc.and_(keyed, pc.is_valid(numbered[name]))
@@ -125,10 +151,14 @@ def _unknown_rows(settings: Settings, rows: pa.Table, table: Table, dataset: Dat
 
     Compared only where the columns are those of the dataset; else the suite has the word.
     """
-    if not table.exists or rows.schema.remove_metadata() != dataset.schema:
+    if not (table.exists and rows.num_rows and rows.schema.remove_metadata() == dataset.schema):
         return rows
-    columns = dataset.schema.names
-    rows = rows.join(table.read().select(columns), keys=columns, join_type="left anti")
+    columns, known = dataset.schema.names, open_raw(table)
+    times = pc.min_max(rows[dataset.event_time]).as_py()
+    if times["min"]:
+        known = known.filter(known[dataset.event_time].between(times["min"], times["max"]))
+    rows = ibis.memtable(rows).anti_join(known.select(columns), columns).to_pyarrow()
+    rows = rows.cast(dataset.schema)
     aside = set(quarantine_table(settings, dataset).read()["row"].to_pylist())
     return rows.filter(pa.array([row not in aside for row in _as_json(rows)], pa.bool_()))
 
@@ -165,7 +195,7 @@ def _stop_if_rejected(
 
 def _land(
     settings: Settings, dataset: Dataset, batch: pa.Table, checked: Validation, as_of: datetime
-) -> tuple[IngestReport, datetime | None]:
+) -> IngestReport:
     table, bad = raw_table(settings, dataset), checked.bad_rows()
     good = pa.array(i not in bad for i in range(batch.num_rows))
     rows = batch.filter(good).cast(dataset.schema)
@@ -174,11 +204,10 @@ def _land(
         rows.append_column("ingested_at", known_at), dataset.key, dataset.schema.names
     )
     _set_aside(settings, dataset, batch, bad, as_of)
-    report = IngestReport(
+    return IngestReport(
         dataset.name, as_of, merged["inserted"], merged["replaced"], len(bad), table.version,
         warnings=tuple(warning.message for warning in checked.warnings),
     )  # fmt: skip
-    return report, pc.min(rows[dataset.event_time]).as_py()
 
 
 def _constant(rows: pa.Table, as_of: datetime) -> pa.Array:

@@ -13,14 +13,12 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
-from feature_repo.features import write_views
-from feature_repo.ingest import quarantine_table, raw_table
+from feature_repo.ingest import catch_up, quarantine_table, raw_table
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
 from stack.errors import DataError
-from stack.storage import Table
+from stack.storage import Table, one_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -94,12 +92,10 @@ def release(
     if broken := [f.message for f in checked.findings if f.rows or f in checked.rejections]:
         raise DataError(f"{row_id} still breaks a rule: {'; '.join(broken)}")
     store, table = FeatureStore(settings), raw_table(settings, dataset)
-    known = pa.array([as_of], TIME)
-    landed = rows.append_column("ingested_at", known)
-    merged = table.merge(landed, dataset.key, dataset.schema.names)
-    write_views(settings, dataset, table)
-    since = pc.min(rows[dataset.event_time]).as_py()
-    store.materialise(dataset, as_of, since=since, rewrite=merged["replaced"] > 0)
+    landed = rows.append_column("ingested_at", pa.array([as_of], TIME))
+    with one_writer(settings.data / dataset.name):
+        table.merge(landed, dataset.key, dataset.schema.names)
+        catch_up(settings, dataset, store, table, as_of)
     back: dict[str, Any] = rows.to_pylist()[0]
     line = {"row": _text(one.row), "as": _text(back), "released_at": as_of, "who": who, "why": why}
     _released(settings, dataset).insert(pa.Table.from_pylist([line], RELEASED), "row")

@@ -10,6 +10,7 @@ import json
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from math import ceil
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import ibis
@@ -21,7 +22,7 @@ from stack.errors import DataError
 from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    import ibis.expr.types as ir
 
     from feature_repo.definition import Dataset
 
@@ -30,8 +31,15 @@ AHEAD = timedelta(days=120)
 LONGEST = 300
 
 
-def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
-    """Every row the source holds at `as_of`, in the source's own order and types.
+FORMATS = {".parquet": "read_parquet", ".csv": "read_csv", ".csv.gz": "read_csv"}
+
+
+def pull(
+    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None = None
+) -> pa.Table:
+    """Rows the source holds at `as_of`, in the source's own order and types.
+
+    since: only those with a later event time, or with none; the database itself leaves out others.
 
     Raises:
         DataError: the source cannot be read, naming it.
@@ -42,9 +50,9 @@ def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
         variable = f"GYRE_SOURCES__{dataset.name.upper()}"
         raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
     try:
-        return (
-            _demo(settings, dataset, as_of) if address is None else _typed(_read(address), dataset)
-        )
+        if address is None:
+            return _demo(settings, dataset, as_of, since)
+        return _typed(_read(address, dataset.event_time, since), dataset)
     except DataError:
         raise
     except Exception as exc:  # every reader below fails in its own way
@@ -52,14 +60,46 @@ def pull(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
         raise DataError(f"{dataset.name}: source {_without_secrets(address)}: {line}") from exc
 
 
-def _read(address: str) -> pa.Table:
+def _read(address: str, time: str, since: datetime | None) -> pa.Table:
     if "://" in address:
         url, _, table = address.partition("#")
-        return ibis.connect(url).table(table).to_pyarrow()
-    connection = ibis.duckdb.connect()
-    connection.raw_sql("SET TimeZone = 'UTC'")
-    read = connection.read_csv if address.endswith((".csv", ".csv.gz")) else connection.read_parquet
-    return read(address).to_pyarrow()
+        connection = ibis.connect(url)
+        rows = connection.table(table)
+    else:
+        connection = ibis.duckdb.connect()
+        connection.raw_sql("SET TimeZone = 'UTC'")
+        files, ending = _files(address)
+        rows = getattr(connection, FORMATS[ending])(files)
+    try:
+        return _later(rows, time, since).to_pyarrow()
+    finally:
+        connection.disconnect()
+
+
+def _files(address: str) -> tuple[str | list[str], str]:
+    """What DuckDB is to read, and the ending that says how. All files of a folder are of a kind."""
+    endings = {ending for ending in FORMATS if address.endswith(ending)} or {".parquet"}
+    if not Path(address).is_dir():
+        return address, endings.pop()
+    files = sorted(str(path) for path in Path(address).rglob("*") if path.is_file())
+    files = [path for path in files if path.endswith(tuple(FORMATS))]
+    endings = {ending for ending in FORMATS for path in files if path.endswith(ending)}
+    if len({FORMATS[ending] for ending in endings}) != 1:
+        found = ", ".join(sorted(endings)) or "none"
+        raise DataError(f"{address}: expected parquet files or CSV files, found {found}")
+    return files, endings.pop()
+
+
+def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
+    kind = rows.schema().get(time)
+    if since is None or kind is None:
+        return rows
+    column = rows[time]
+    if kind.is_date():
+        return rows.filter(column.isnull() | (column >= since.date()))
+    if kind.is_timestamp() and kind.timezone:
+        return rows.filter(column.isnull() | (column > since))
+    return rows  # the suite has the word
 
 
 def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
@@ -71,7 +111,8 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
     kind = pa.types
     for position, field in enumerate(rows.schema):
         found = field.type
-        clear = kind.is_integer(found) or kind.is_date(found) or getattr(found, "tz", None)
+        number = kind.is_integer(found) or kind.is_decimal(found)
+        clear = number or kind.is_date(found) or getattr(found, "tz", None)
         if clear and field.name in dataset.schema.names:
             wanted = dataset.schema.field(field.name).type
             with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
@@ -102,7 +143,9 @@ def demo_shift(start: date, newest: datetime) -> timedelta:
     return timedelta(weeks=ceil((start + AHEAD - newest.date()) / timedelta(weeks=1)))
 
 
-def _demo(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+def _demo(
+    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None
+) -> pa.Table:
     path = _shift_file(settings)
     if path.exists():
         shift = timedelta(days=json.loads(path.read_text())["shift_days"])
@@ -112,7 +155,10 @@ def _demo(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
     moved = pc.add(rows[dataset.event_time], pa.scalar(shift))
     position = rows.schema.get_field_index(dataset.event_time)
     rows = rows.set_column(position, dataset.event_time, moved)
-    return rows.filter(pc.less_equal(moved, pa.scalar(as_of, pa.timestamp("us", "UTC"))))
+    due = pc.less_equal(moved, pa.scalar(as_of, moved.type))
+    if since is not None:
+        due = pc.and_(due, pc.greater(moved, pa.scalar(since, moved.type)))
+    return rows.filter(due)
 
 
 def _shift_file(settings: Settings) -> Path:

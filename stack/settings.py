@@ -42,8 +42,8 @@ class Settings(BaseSettings):
     database_url: str | None = None
     artifacts_url: str | None = None
     sources: dict[str, str] = Field(default_factory=dict)
-    """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a glob,
-    or an Ibis address followed by `#table`. Default: the file shipped in `data/`."""
+    """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder
+    of them, a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""

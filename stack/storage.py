@@ -6,12 +6,14 @@ conflict, so every write holds a file lock.
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
 from filelock import FileLock, Timeout
 
 from stack.errors import DataError
@@ -43,6 +45,20 @@ class Table:
     def files(self, version: int | None = None) -> list[str]:
         """Parquet files of a version (default: the newest); DuckDB and Spark read these."""
         return list(self._open(version).file_uris()) if self.exists else []
+
+    @property
+    def identity(self) -> str:
+        """What tells this table from one made anew at its place."""
+        return str(self._open().metadata().id)
+
+    def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
+        """Files that came and files that went between two versions; None if no longer known."""
+        try:
+            before, after = set(self.files(since)), set(self.files(version))
+        except DeltaError:
+            return None
+        came, went = sorted(after - before), sorted(before - after)
+        return (came, went) if all(map(os.path.exists, went)) else None
 
     def read(self, version: int | None = None) -> pa.Table:
         if not self.exists:

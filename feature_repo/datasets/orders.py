@@ -30,7 +30,7 @@ MONEY = "decimal(18, 6)"
 """Sums of floats depend on the order of addition, and so on rows that come later: these do not."""
 
 DAY_US = 86_400_000_000
-LIFETIME = ibis.interval(days=36_500)
+EPOCH = ibis.timestamp("1970-01-01T00:00:00")
 HORIZON, POPULATION = timedelta(days=90), timedelta(days=180)
 
 
@@ -38,27 +38,22 @@ def customer_features(orders: ir.Table) -> ir.Table:
     """Rows of the view, one per customer and change point, those that lie ahead included."""
     arrivals = orders.select(
         "customer_id",
-        event_timestamp=orders.order_ts,
         created=orders.ingested_at,
-        n=ibis.literal(1, "int64"),
-        amount=orders.dollar_value.cast(MONEY),
+        spent=orders.dollar_value.cast(MONEY),
         order_us=_microseconds(orders.order_ts),
     )
-    expiries = [
-        arrivals.mutate(
-            event_timestamp=arrivals.event_timestamp + ibis.interval(days=days),
-            n=ibis.literal(0, "int64"),
-            amount=ibis.literal(0).cast(MONEY),
-        )
-        for days in WINDOWS
-    ]
-    points = ibis.union(arrivals, *expiries)
+    points = arrivals.mutate(days=ibis.array([0, *WINDOWS]).unnest())
+    points = points.mutate(
+        at=points.order_us + points.days.cast("int64") * DAY_US,
+        n=(points.days == 0).cast("int64"),
+        amount=(points.days == 0).ifelse(points.spent, ibis.literal(0).cast(MONEY)),
+    )
     # Half open: an order exactly `d` days old has left the window.
-    windows = {d: _back(ibis.interval(microseconds=d * DAY_US - 1)) for d in WINDOWS}
-    ever = _back(LIFETIME)
+    windows = {d: _back(d * DAY_US - 1) for d in WINDOWS}
+    ever = _back(None)
     rows = points.select(
         "customer_id",
-        "event_timestamp",
+        event_timestamp=(EPOCH + points["at"].as_interval("us")).cast("timestamp('UTC')"),
         created=points.created.max().over(ever),
         **{f"total_orders_{d}d": points.n.sum().over(w) for d, w in windows.items()},
         **{f"total_spend_{d}d": _dollars(points, w) for d, w in windows.items()},
@@ -66,9 +61,10 @@ def customer_features(orders: ir.Table) -> ir.Table:
         lifetime_value=_dollars(points, ever),
         last_order_us=points.order_us.max().over(ever),
         first_order_us=points.order_us.min().over(ever),
+        last_of_instant=points["at"] != points["at"].lead().over(ever),
     )
     # Rows of one instant see the same window, so any of them is the value at that instant.
-    rows = rows.distinct(on=["customer_id", "event_timestamp"], keep="first")
+    rows = rows.filter(rows.last_of_instant.fill_null(True)).drop("last_of_instant")  # noqa: FBT003
     return rows.mutate(
         avg_order_value=rows.lifetime_value / rows.lifetime_orders,
         customer_segment=ibis.cases(
@@ -95,12 +91,13 @@ def churned_90d(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
     )
 
 
-def _back(preceding: Any) -> Any:
+def _back(preceding: int | None) -> Any:
+    """Window of so many microseconds, all that went before if None.
+
+    Whole numbers: DuckDB takes the calendar of the time zone for an interval's edge, row by row.
+    """
     return ibis.range_window(
-        group_by="customer_id",
-        order_by="event_timestamp",
-        preceding=preceding,
-        following=ibis.interval(days=0),
+        group_by="customer_id", order_by="at", preceding=preceding, following=0
     )
 
 
@@ -110,9 +107,7 @@ def _dollars(points: ir.Table, window: Any) -> Any:
 
 def _microseconds(time: Any) -> Any:
     """Timestamp → int64 microseconds since the epoch; Feast converts these 70 times faster."""
-    # The whole second first: the seconds of a time are a float, and casting it rounds up.
-    whole = time.truncate("s").epoch_seconds().cast("int64")
-    return whole * 1_000_000 + time.microsecond().cast("int64")
+    return time.cast("timestamp").delta(EPOCH, unit="microsecond")
 
 
 ORDERS = Dataset(
@@ -128,6 +123,8 @@ ORDERS = Dataset(
     ),
     key=("order_id",),
     event_time="order_ts",
+    entity="customer_id",
+    look_back=timedelta(days=7),
     silence=timedelta(hours=48),  # the days have no clock time
     views={"customer_features": customer_features},
     labels={"churned_90d": Label(churned_90d, horizon=HORIZON, lateness=timedelta(days=2))},

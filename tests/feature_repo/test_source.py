@@ -6,11 +6,13 @@ from datetime import date, timedelta
 from itertools import pairwise
 
 import duckdb
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pyarrow import csv
 
 from feature_repo.datasets import load_dataset
 from feature_repo.source import DEMO, date_demo, demo_shift, pull
@@ -57,6 +59,35 @@ def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
     address = f"duckdb://{tmp_path}/shop.db#orders"
     settings = new_settings(tmp_path).model_copy(update={"sources": {"orders": address}})
     assert pull(settings, ORDERS, AS_OF).num_rows == 5
+
+
+def rows_at(folder, **files):
+    """One order per file, as many days old as given."""
+    for name, days in files.items():
+        row = {"order_id": days, "customer_id": 1, "order_ts": AS_OF - timedelta(days=days),
+               "number_of_cds": 1, "dollar_value": 1.0}  # fmt: skip
+        table = pa.Table.from_pylist([row], schema=ORDERS.schema)
+        folder.mkdir(exist_ok=True)
+        if name.startswith("csv"):
+            csv.write_csv(table, folder / f"{name}.csv")
+        else:
+            pq.write_table(table, folder / f"{name}.parquet")
+    return new_settings(folder / "home").model_copy(update={"sources": {"orders": str(folder)}})
+
+
+@pytest.mark.parametrize("kind", ["csv", "day"])
+def test_a_folder_is_a_source_and_only_its_newer_rows_are_read_when_asked(tmp_path, kind):
+    settings = rows_at(tmp_path / "shop", **{f"{kind}_{n}": n for n in (1, 8, 20)})
+    assert sorted(pull(settings, ORDERS, AS_OF)["order_id"].to_pylist()) == [1, 8, 20]
+    week = AS_OF - timedelta(days=7)
+    assert pull(settings, ORDERS, AS_OF, since=week)["order_id"].to_pylist() == [1]
+
+
+@pytest.mark.parametrize("files", [{}, {"csv_1": 1, "day_1": 2}])
+def test_a_folder_holds_files_of_one_kind(tmp_path, files):
+    (tmp_path / "shop").mkdir()
+    with pytest.raises(DataError, match="expected parquet files or CSV files"):
+        pull(rows_at(tmp_path / "shop", **files), ORDERS, AS_OF)
 
 
 def test_a_source_that_is_not_there_is_named_without_its_password(tmp_path):

@@ -1,0 +1,244 @@
+"""Features kept up to date are those of the full computation, whatever came in which order."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import ibis
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given
+from hypothesis import settings as hypothesis_settings
+from hypothesis import strategies as st
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import connect, news, note_online, view_path, write_views
+from feature_repo.ingest import ingest, raw_table
+from feature_repo.online import OnlineFeatures
+from stack.errors import DataError
+from stack.settings import PROJECT, Settings
+from stack.spec import load_spec
+from stack.storage import one_writer
+from tests.conftest import AS_OF, new_settings
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
+VIEW, DAY, HOUR = "customer_features", timedelta(days=1), timedelta(hours=1)
+
+orders = st.tuples(
+    st.integers(1, 12),  # few keys, so that batches correct each other
+    st.integers(1, 5),
+    st.sampled_from([0, 1, 27, 28, 29, 30, 60, 90, 300]),
+    st.sampled_from([0.0, 0.1, 14.96]),
+)
+batches = st.lists(st.lists(orders, min_size=1, max_size=8), min_size=1, max_size=5)
+
+
+def land(settings, batch, hour):
+    """Merge rows (key, customer, days ago, amount); of one key the last stays."""
+    at = AS_OF + hour * HOUR
+    rows = [
+        {"order_id": key, "customer_id": customer, "order_ts": AS_OF - days * DAY,
+         "number_of_cds": 1, "dollar_value": amount, "ingested_at": at}
+        for key, (customer, days, amount) in {key: rest for key, *rest in batch}.items()
+    ]  # fmt: skip
+    raw = raw_table(settings, ORDERS)
+    raw.merge(pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names)
+    return raw
+
+
+def rows_of(folder: Path):
+    """All rows of a view, its files' own types included, in one order."""
+    rows = connect().read_parquet(f"{folder}/*/*.parquet").drop("period").to_pyarrow()
+    return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
+
+
+def rebuilt(settings, raw):
+    """The view computed in full beside it, from the same table."""
+    elsewhere = settings.model_copy(update={"home": settings.home / "elsewhere"})
+    write_views(elsewhere, ORDERS, raw)
+    return rows_of(view_path(elsewhere, VIEW))
+
+
+@hypothesis_settings(
+    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(batches, st.randoms(use_true_random=False))
+def test_any_batches_leave_what_the_full_computation_gives(tmp_path_factory, given_batches, chance):
+    settings = new_settings(tmp_path_factory.mktemp("any"))
+    replayed = [*given_batches, chance.choice(given_batches)]
+    for hour, batch in enumerate(replayed):
+        raw = land(settings, batch, hour)
+        if chance.random() < 0.7:  # or several versions at once
+            write_views(settings, ORDERS, raw)
+    write_views(settings, ORDERS, raw)
+    assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+
+
+@hypothesis_settings(max_examples=15, deadline=None)
+@given(st.lists(orders, min_size=1, max_size=12, unique_by=lambda row: row[0]), st.randoms())
+def test_the_same_rows_in_any_order_and_number_are_the_same_view(tmp_path_factory, history, chance):
+    found = []
+    for _ in range(2):
+        settings = new_settings(tmp_path_factory.mktemp("order"))
+        parts = [history[n::3] for n in range(3) if history[n::3]]
+        for part in [*chance.sample(parts, len(parts)), chance.choice(parts)]:
+            raw = land(settings, part, 0)
+            write_views(settings, ORDERS, raw)
+        found.append(rows_of(view_path(settings, VIEW)))
+    assert found[0].equals(found[1])
+
+
+def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
+    settings = new_settings(tmp_path)
+    write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
+    before = {path.relative_to(path.parents[1]): path.stat().st_ino
+              for path in view_path(settings, VIEW).glob("*/*")}  # fmt: skip
+    write_views(settings, ORDERS, land(settings, [(3, 1, 0, 1.0)], 1))
+    after = {path.relative_to(path.parents[1]): path.stat().st_ino
+             for path in view_path(settings, VIEW).glob("*/*")}  # fmt: skip
+    kept = {path for path in before if after.get(path) == before[path]}
+    assert 3 <= len(kept) < len(after)  # the order of 300 days ago and its expiries
+
+
+def test_files_put_together_change_nothing(tmp_path):
+    settings = new_settings(tmp_path)
+    for key in range(4):
+        raw = land(settings, [(key, 1, key, 1.0)], 0)
+        write_views(settings, ORDERS, raw)
+    note_online(settings, ORDERS)
+    raw._open().optimize.compact()
+    assert len(raw.files()) == 1
+    write_views(settings, ORDERS, raw)
+    assert news(settings, ORDERS, raw).since is None
+    assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+
+
+def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_full(tmp_path):
+    settings = new_settings(tmp_path)
+    write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
+    note_online(settings, ORDERS)
+    raw = land(settings, [(1, 3, 5, 1.0)], 1)
+    raw._open().vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    assert news(settings, ORDERS, raw).since.year == 1970
+    write_views(settings, ORDERS, raw)
+    assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+    raw.path.rename(raw.path.with_name("gone"))
+    for hour in range(2):
+        raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)
+    write_views(settings, ORDERS, raw)
+    assert set(rows_of(view_path(settings, VIEW))["customer_id"].to_pylist()) == {7}
+
+
+def test_news_are_what_came_and_went_since_noted(tmp_path):
+    settings = new_settings(tmp_path)
+    raw = land(settings, [(1, 1, 9, 1.0)], 0)
+    assert (news(settings, ORDERS, raw).since.year, news(settings, ORDERS, raw).replaced) == (
+        1970, False,
+    )  # fmt: skip
+    write_views(settings, ORDERS, raw)
+    note_online(settings, ORDERS)
+    assert news(settings, ORDERS, raw).since is None
+    raw = land(settings, [(2, 1, 3, 1.0)], 1)
+    assert news(settings, ORDERS, raw).since == AS_OF - 3 * DAY
+    raw = land(settings, [(1, 2, 2, 1.0)], 2)
+    assert news(settings, ORDERS, raw).since == AS_OF - 9 * DAY  # where it went from
+    assert news(settings, ORDERS, raw).replaced
+
+
+def test_a_file_of_the_time_before_gives_way_to_a_folder(tmp_path):
+    settings = new_settings(tmp_path)
+    settings.features.mkdir()
+    view_path(settings, VIEW).write_bytes(b"PAR1 from before")
+    raw = land(settings, [(1, 1, 9, 1.0)], 0)
+    write_views(settings, ORDERS, raw)
+    assert ibis.duckdb.connect().read_parquet(str(view_path(settings, VIEW))).count().execute() == 3
+
+
+def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
+    settings = new_settings(tmp_path)
+    monkeypatch.setattr("stack.storage.LOCK_SECONDS", 0.2)
+    with (
+        one_writer(settings.data / "orders"),
+        pytest.raises(DataError, match="orders: another writer"),
+    ):
+        ingest(settings, "orders", AS_OF)
+
+
+def online(settings: Settings, customers, as_of):
+    reader = OnlineFeatures(settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features))
+    try:
+        return reader.read(customers, as_of)
+    finally:
+        reader.close()
+
+
+# Ends itself at the n-th step that Python's audit hooks tell of; what Delta and DuckDB write lies
+# between these.
+INGEST = """
+import os, signal, sys
+from datetime import datetime
+from feature_repo.ingest import ingest
+from stack.settings import Settings
+settings, as_of = Settings.model_validate_json(sys.argv[1]), datetime.fromisoformat(sys.argv[2])
+left = int(sys.argv[3])
+def step(event, args):
+    global left
+    ours = str(settings.home) in str(args[:2]) and (event != "open" or ".lock" in str(args[0]))
+    if ours or event == "socket.connect":
+        left -= 1
+        if left == 0:
+            os.kill(os.getpid(), signal.SIGKILL)
+sys.addaudithook(step)
+ingest(settings, "orders", as_of)
+print(left)
+"""
+
+
+def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, tmp_path):
+    """Late rows and corrections too, online values included, as if nothing had happened."""
+    chance, source = random.Random(7), tmp_path / "source"
+    source.mkdir()
+    settings = applied.model_copy(update={"sources": {"orders": str(source)}})
+    here = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    killed, steps = 0, 10**9
+    for hour in range(6):
+        as_of, file = AS_OF + hour * HOUR, source / "orders.parquet"
+        known = pq.read_table(file).to_pylist() if file.exists() else []
+        changed = [row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]]
+        more = [{"order_id": hour * 100 + n, "customer_id": chance.randint(1, 20),
+                 "order_ts": as_of - chance.randint(0, 6 if hour else 200) * DAY,
+                 "number_of_cds": 1, "dollar_value": float(n)} for n in range(30)]  # fmt: skip
+        rows = {row["order_id"]: row for row in [*known, *changed, *more]}
+        pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=ORDERS.schema), file)
+        arguments = [settings.model_dump_json(), as_of.isoformat(), str(steps)]
+        run = subprocess.run(
+            [sys.executable, "-W", "ignore", "-c", INGEST, *arguments],
+            cwd=PROJECT, env=here, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if not hour:
+            total = steps - int(run.stdout.splitlines()[-1])
+        killed += run.returncode == -signal.SIGKILL
+        steps = total * (hour + 1) // 6
+    assert killed >= 4
+    ingest(settings, "orders", as_of, full=True)
+    raw = raw_table(settings, ORDERS)
+    landed = raw.read().drop_columns("ingested_at").sort_by("order_id").to_pylist()
+    assert landed == sorted(rows.values(), key=lambda row: row["order_id"])
+    found = rows_of(view_path(settings, VIEW))
+    assert found.equals(rebuilt(settings, raw))
+    newest = {
+        row["customer_id"]: row for row in found.to_pylist() if row["event_timestamp"] <= as_of
+    }
+    served = online(settings, sorted(newest), as_of)
+    for row, values in zip((newest[key] for key in sorted(newest)), served, strict=True):
+        assert values == values | {name: row[name] for name in values.keys() & row.keys()}

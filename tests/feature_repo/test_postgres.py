@@ -1,0 +1,134 @@
+"""A PostgreSQL of Debian's packages as a source."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import suppress
+from datetime import timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+import pytest
+
+from feature_repo.datasets import load_dataset
+from feature_repo.ingest import ingest, raw_table
+from feature_repo.source import pull
+from tests.conftest import AS_OF, new_settings, running, unused_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+ORDERS, DAY = load_dataset("orders"), timedelta(days=1)
+PLACES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/local/bin/initdb", "/usr/bin/initdb")
+
+
+def programs() -> Path:
+    """Where initdb and postgres are; Debian's package is installed where they are not."""
+
+    def found() -> list[Path]:
+        return [path for place in PLACES for path in Path("/").glob(place[1:])]
+
+    if not found():
+        apt = [] if os.geteuid() == 0 else ["sudo"]
+        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
+            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
+    return found()[0].resolve().parent
+
+
+@pytest.fixture(scope="module")
+def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("postgres") / "log"
+
+
+@pytest.fixture(scope="module")
+def postgres(server_log: Path) -> Iterator[str]:
+    """Address of an empty database; the server refuses to run as root."""
+    binaries, folder = programs(), Path("/tmp") / f"gyre-postgres-{unused_port()}"
+    folder.mkdir(mode=0o755)
+    port = unused_port()
+    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+    if os.geteuid() == 0:
+        shutil.chown(folder, "postgres", "postgres")
+    else:
+        as_user = []
+    data = str(folder / "data")
+    make = [str(binaries / "initdb"), "-D", data, "-U", "gyre", "-A", "trust", "-E", "UTF8"]
+    serve = [str(binaries / "postgres"), "-D", data, "-p", str(port), "-k", str(folder), "-F"]
+    serve += ["-c", "log_statement=all"]
+    address = f"postgres://gyre@127.0.0.1:{port}/postgres"
+    try:
+        subprocess.run([*as_user, *make], check=True, capture_output=True, cwd="/")
+        with running([*as_user, *serve], server_log) as server:
+            wait_until("PostgreSQL", lambda: answers(address))
+            yield address
+            server.terminate()  # it ends its own children then, which a kill leaves
+            server.wait(20)
+    finally:
+        shutil.rmtree(folder)
+
+
+def answers(address: str) -> bool:
+    with suppress(psycopg.OperationalError), psycopg.connect(address):
+        return True
+    return False
+
+
+@pytest.fixture
+def shop(postgres: str) -> Iterator[psycopg.Connection]:
+    with psycopg.connect(postgres, autocommit=True) as connection:
+        connection.execute("DROP TABLE IF EXISTS orders")
+        connection.execute(
+            "CREATE TABLE orders (order_id bigint, customer_id integer, order_ts timestamptz,"
+            " number_of_cds smallint, dollar_value numeric(10, 2))"
+        )
+        connection.execute("SET TIME ZONE 'Asia/Kolkata'")  # the shop's own; an instant is one
+        yield connection
+
+
+def sell(shop, *orders):
+    for number, at in orders:
+        shop.execute(
+            "INSERT INTO orders VALUES (%s, %s, %s, 1, 9.99)", (number, number % 5 + 1, at)
+        )
+
+
+def test_rows_come_in_the_dataset_s_types_and_only_the_later_ones(shop, postgres, tmp_path):
+    sources = {"orders": f"{postgres}#orders"}
+    settings = new_settings(tmp_path).model_copy(update={"sources": sources})
+    sell(shop, (1, AS_OF - 30 * DAY), (2, AS_OF - 2 * DAY), (3, None))
+    found = pull(settings, ORDERS, AS_OF)
+    assert found.schema.remove_metadata() == ORDERS.schema
+    assert found.sort_by("order_id")["order_ts"].to_pylist() == [
+        AS_OF - 30 * DAY, AS_OF - 2 * DAY, None,
+    ]  # fmt: skip
+    assert found["dollar_value"].to_pylist() == [9.99] * 3
+    later = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY)
+    assert sorted(later["order_id"].to_pylist()) == [2, 3]  # without a time: for quarantine
+
+
+def test_the_database_itself_leaves_out_what_is_older(shop, postgres, server_log, tmp_path):
+    sources = {"orders": f"{postgres}#orders"}
+    settings = new_settings(tmp_path).model_copy(update={"sources": sources})
+    sell(shop, *((n, AS_OF - n * DAY) for n in range(1, 100)))
+    assert pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).num_rows == 6
+    asked = server_log.read_text().rpartition("SELECT")[2]
+    assert "WHERE" in asked
+
+
+def test_ingest_reads_the_newest_rows_and_all_of_them_when_asked(shop, postgres, applied, as_of):
+    settings = applied.model_copy(update={"sources": {"orders": f"{postgres}#orders"}})
+    sell(shop, *((n, as_of - n * DAY) for n in range(1, 40)))
+    assert ingest(settings, "orders", as_of).inserted == 39
+    sell(shop, (100, as_of - 5 * DAY), (101, as_of - 20 * DAY))
+    shop.execute("UPDATE orders SET dollar_value = 5 WHERE order_id IN (2, 30)")
+    hourly = ingest(settings, "orders", as_of + DAY)
+    assert (hourly.inserted, hourly.replaced) == (1, 1)  # within the look-back of seven days
+    whole = ingest(settings, "orders", as_of + DAY, full=True)
+    assert (whole.inserted, whole.replaced) == (1, 1)
+    landed = raw_table(settings, ORDERS).read()
+    assert landed.num_rows == 41
+    assert landed["dollar_value"].to_pylist().count(5.0) == 2
