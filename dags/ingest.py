@@ -1,4 +1,8 @@
-"""`ingest`: every hour, what is due of each dataset becomes tables and features."""
+"""`ingest`: every hour, what is due of each dataset becomes tables and features.
+
+The run of midnight (UTC) reads all of the source: corrections older than the dataset's look-back
+are found then, or by `gyre ingest --full`.
+"""
 
 from __future__ import annotations
 
@@ -36,7 +40,8 @@ with DAG(
 
             settings, cause = current()
             outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
-            summary = ingest(settings, dataset, cause.as_of).summary()
+            full = cause.as_of.hour == 0
+            summary = ingest(settings, dataset, cause.as_of, full=full).summary()
             logging.getLogger(__name__).info(summary)
             return summary
 

@@ -15,7 +15,7 @@ from redis.exceptions import RedisError
 
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
-from feature_repo.features import view_path
+from feature_repo.features import connect, view_path
 from feature_repo.ingest import ingest, quarantine_table, raw_table
 from feature_repo.online import OnlineFeatures
 from stack.errors import BatchRejectedError
@@ -65,8 +65,8 @@ class Shop:
         online.bring_online(orders, moment)
         online.close()
 
-    def ingest(self, as_of, **changed):
-        return ingest(self.settings.model_copy(update=changed), "orders", as_of)
+    def ingest(self, as_of, *, full=False, **changed):
+        return ingest(self.settings.model_copy(update=changed), "orders", as_of, full=full)
 
     def online(self, customer, as_of=LATER):
         reader = OnlineFeatures(
@@ -98,7 +98,13 @@ def shop(applied, tmp_path):
     return made
 
 
-def test_events_that_landed_give_the_feature_file_that_the_source_would_have_given(shop):
+def feature_rows(shop):
+    folder = view_path(shop.settings, "customer_features")
+    rows = connect().read_parquet(f"{folder}/*/*.parquet").to_pyarrow()
+    return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
+
+
+def test_events_that_landed_give_the_feature_rows_that_the_source_would_have_given(shop):
     more = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
     shop.sends(AS_OF + MINUTE, *more[:20])
     shop.sends(AS_OF + MINUTE, *more[20:], worker=2)
@@ -107,14 +113,14 @@ def test_events_that_landed_give_the_feature_file_that_the_source_would_have_giv
     report = shop.ingest(LATER)
     assert (report.inserted, report.replaced, report.malformed) == (38, 0, 0)
     assert not list(shop.settings.events.glob("*.jsonl"))
-    landed = view_path(shop.settings, "customer_features").read_bytes()
+    landed = feature_rows(shop)
     assert [shop.online(customer) for customer in (1, 2, 3)] == at_once
     for folder in (shop.settings.data, shop.settings.features):
         shutil.rmtree(folder)
     shop.ingest(AS_OF)
     shop.has(FIRST, *more)
-    shop.ingest(LATER)
-    assert view_path(shop.settings, "customer_features").read_bytes() == landed
+    shop.ingest(LATER, full=True)
+    assert feature_rows(shop).equals(landed)
 
 
 def test_of_one_key_the_newest_arrival_wins_whatever_file_it_is_in(shop):

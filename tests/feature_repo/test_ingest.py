@@ -50,8 +50,8 @@ class Shop:
     def write(self, table):
         pq.write_table(table, self.file)
 
-    def ingest(self, as_of):
-        return ingest(self.settings, "orders", as_of)
+    def ingest(self, as_of, *, full=False):
+        return ingest(self.settings, "orders", as_of, full=full)
 
     def online(self, as_of, *customers):
         reader = OnlineFeatures(
@@ -119,7 +119,7 @@ def test_an_order_that_moves_leaves_nothing_of_it_online(shop, as_of):
     second["order_ts"] = as_of - 35 * DAY
     third["customer_id"], lone["customer_id"] = 1, 2
     shop.has(first, second, third, lone)
-    assert shop.ingest(as_of + DAY).replaced == 3
+    assert shop.ingest(as_of + DAY, full=True).replaced == 3
     one, two, three = shop.online(as_of + DAY, 1, 2, 3)
     assert (one["total_orders_30d"], one["lifetime_value"]) == (1, 13.0)
     assert (two["lifetime_orders"], two["days_since_last_order"]) == (1, 2)
