@@ -55,6 +55,23 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
         return job
 
+    @staticmethod
+    def pull_latest_from_table_or_query(*, timestamp_field: str, **asked: Any) -> Any:
+        """Return the newest row of each entity between two times, both included.
+
+        Feast compares times that it cast, which skips no file and asks DuckDB's calendar for each
+        row: 6 s of 30 million. So rows are cut by their own times first.
+        """
+        start, end = (asked[name].astimezone(UTC) for name in ("start_date", "end_date"))
+
+        def read(source: Any, folder: str) -> ir.Table:
+            rows = duckdb._read_data_source(source, folder)  # noqa: SLF001
+            time = rows[timestamp_field]
+            return rows.filter(time.between(start, end)) if time.type().timezone else rows
+
+        stock = duckdb.DuckDBOfflineStore.pull_latest_from_table_or_query
+        return _with(stock, _read_data_source=read)(timestamp_field=timestamp_field, **asked)
+
 
 def asof_join(
     entity_table: ir.Table,
