@@ -20,9 +20,6 @@ if TYPE_CHECKING:
     from feature_repo.events import Event, Key, Row
     from stack.settings import Settings
 
-TOGETHER = 200
-"""Events whose entities are brought online in one go; serving waits for its turn meanwhile."""
-
 
 class Arrivals:
     """Events received, and dated, up to `as_of`. Repeating any step changes nothing.
@@ -71,8 +68,7 @@ class Arrivals:
         on_file = [event.row for event in EventFiles(self._settings, self._dataset).read()]
         if on_file:
             online = EntityFeatures(self._settings, self._dataset, self._raw, self._quarantine)
-            for start in range(0, len(on_file), TOGETHER):
-                online.bring_online(on_file[start : start + TOGETHER], self._as_of)
+            online.bring_online(on_file, self._as_of)
             online.close()
         malformed = sum(map(self._files.malformed, self._files.paths()))
         # Pending still: what stood back for a row that went to quarantine. It lands next time.

@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 DEADLINE = 0.5
 """Seconds that Redis may take; who sent the event waits."""
 LOCK_SECONDS = 10.0
+TOGETHER = 1_000
+"""Rows whose entities are brought online in one go; other processes wait for their turn."""
 logger = logging.getLogger(__name__)
 
 
@@ -65,6 +67,10 @@ class EntityFeatures:
             FeaturesUnavailableError: Redis does not answer in time, or does not hold the views.
 
         """
+        parts = (rows[at : at + TOGETHER] for at in range(0, len(rows) or 1, TOGETHER))
+        return [row for part in parts for row in self._bring_online(part, moment)]
+
+    def _bring_online(self, rows: Sequence[Row], moment: datetime) -> list[Row]:
         try:
             with self._turn:
                 self._refresh(rows, moment)
@@ -75,8 +81,8 @@ class EntityFeatures:
                 logger.warning("%s: %s: %s", self._dataset.name, type(exc).__name__, exc)
                 return [*rows]
             half = len(rows) // 2
-            return [*self.bring_online(rows[:half], moment),
-                    *self.bring_online(rows[half:], moment)]  # fmt: skip
+            return [*self._bring_online(rows[:half], moment),
+                    *self._bring_online(rows[half:], moment)]  # fmt: skip
         return []
 
     def _refresh(self, rows: Sequence[Row], moment: datetime) -> None:

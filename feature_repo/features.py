@@ -11,7 +11,6 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -74,31 +73,16 @@ def view_path(settings: Settings, view: str) -> Path:
     return settings.features / f"{view}.parquet"
 
 
-@dataclass(frozen=True)
-class News:
-    """What the online store has not seen. since: earliest event time of a change, if any.
-
-    replaced: rows have gone or changed, not only come.
-    """
-
-    since: datetime | None
-    replaced: bool
-
-
-def news(settings: Settings, dataset: Dataset, raw: Table) -> News:
-    """Compare the newest version of `raw` with the one that was noted by `note_online`."""
-    found = []
+def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
+    """Raw rows that came or went (`gone`) since `note_online`; None if that cannot be told."""
+    found = [raw.schema.append(pa.field("gone", pa.bool_())).empty_table()]
     for name in dataset.views:
         known, wanted = _target(_online(settings, name)), _standing(dataset, name, raw)
         changed = _changed(connect(), raw, known, wanted)
         if changed is None:
-            found.append(News(BEGINNING, replaced=bool(known)))
-            continue
-        rows = changed.agg(since=changed[dataset.event_time].min(), replaced=changed.gone.any())
-        (row,) = rows.to_pyarrow().to_pylist()
-        found.append(News(row["since"], bool(row["replaced"])))
-    moments = [each.since for each in found if each.since]
-    return News(min(moments, default=None), any(each.replaced for each in found))
+            return None
+        found.append(changed.to_pyarrow().cast(found[0].schema))
+    return pa.concat_tables(found)
 
 
 def note_online(settings: Settings, dataset: Dataset) -> None:

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
+from feature_repo.entities import EntityFeatures
 from feature_repo.features import news, note_online, open_raw, write_views
 from feature_repo.source import pull
 from feature_repo.store import FeatureStore
@@ -34,6 +35,8 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 TIME = pa.timestamp("us", tz="UTC")
+MANY = 5_000
+"""Rows that came late or went, from which writing every entity anew is cheaper."""
 
 
 @dataclass(frozen=True)
@@ -110,11 +113,20 @@ def catch_up(
 ) -> None:
     """Bring views and online store to what the table holds.
 
-    From the tables, not from a batch: a run that was killed may have landed rows before.
+    From the tables, not from a batch: a run that was killed may have landed rows before. What went
+    or was late says nothing of itself at a later time, so its entities are brought online anew.
     """
     write_views(settings, dataset, table)
-    seen = news(settings, dataset, table)
-    store.materialise(dataset, as_of, since=seen.since, rewrite=seen.replaced)
+    changed, last = news(settings, dataset, table), store.watermark(dataset)
+    if changed is not None and last is not None:
+        late = pc.less_equal(changed[dataset.event_time], pa.scalar(last, TIME))
+        changed = changed.filter(pc.or_(changed["gone"], late))
+    every = changed is None or changed.num_rows > MANY
+    store.materialise(dataset, as_of, rewrite=every)
+    if changed is not None and not every:
+        online = EntityFeatures(settings, dataset, table, quarantine_table(settings, dataset))
+        online.bring_online(changed.to_pylist(), as_of)
+        online.close()
     note_online(settings, dataset)
 
 

@@ -85,20 +85,10 @@ class FeatureStore:
         job = self._store.get_historical_features(entity_df=frame, features=self._service(service))
         return job.to_arrow()
 
-    def materialise(
-        self,
-        dataset: Dataset,
-        as_of: datetime,
-        since: datetime | None = None,
-        *,
-        rewrite: bool = False,
-    ) -> None:
-        """Bring the dataset's views online up to `as_of`, nothing later.
+    def materialise(self, dataset: Dataset, as_of: datetime, *, rewrite: bool = False) -> None:
+        """Bring what is dated after the last time up to `as_of` online, nothing later.
 
-        since: earliest event time of rows that just landed; rows that are late are older than the
-        last materialisation and would be missed by an incremental one.
-        rewrite: rows may have gone, and with them the newest of an entity or the entity: everything
-        is written again, older than what is online or not, and what is no more is removed.
+        rewrite: everything, older than what is online or not; what is no more is removed.
 
         Raises:
             DataError: Redis was restarted again and again meanwhile.
@@ -109,9 +99,9 @@ class FeatureStore:
             # The registry remembers what was materialised, not whether Redis still holds it.
             kept = online.exists(mark(self._store, name))
             last = self._view(name).most_recent_end_time if kept else None
-            start = BEGINNING if rewrite else min(last or BEGINNING, since or as_of)
+            start = BEGINNING if rewrite else last or BEGINNING
             end = max(as_of, last or as_of)
-            if start < end and (since is not None or last is None or last < as_of):
+            if start < end:
                 self._fill(name, start, end, rewrite=rewrite)
                 online.set(mark(self._store, name), as_of.isoformat())
 
