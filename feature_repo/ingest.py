@@ -20,7 +20,7 @@ from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
 from feature_repo.features import news, note_online, open_raw, write_views
-from feature_repo.source import pull
+from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
 from stack.errors import BatchRejectedError
@@ -92,7 +92,9 @@ def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool
     table = raw_table(settings, dataset)
     since = None if full else _read_from(table, dataset, as_of)
     sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
-    pulled = sent.without_replaced(_newest_of_key(pull(settings, dataset, as_of, since), dataset))
+    delivered = pull(settings, dataset, as_of, since)
+    silent = () if delivered.num_rows else (f"{place(settings, dataset)} delivered no rows",)
+    pulled = sent.without_replaced(_newest_of_key(delivered, dataset))
     new = _unknown_rows(settings, pulled, table, dataset)
     events = sent.beside(new).slice(new.num_rows)
     store = FeatureStore(settings)  # says what is not published before anything is written
@@ -105,7 +107,8 @@ def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool
         report = _land(settings, dataset, batch, checked, as_of)
     catch_up(settings, dataset, store, table, as_of)
     aside = report.quarantined + events.num_rows - good.num_rows
-    return replace(report, quarantined=aside, malformed=sent.finish())
+    said = (*silent, *report.warnings)
+    return replace(report, quarantined=aside, malformed=sent.finish(), warnings=said)
 
 
 def catch_up(
@@ -201,7 +204,8 @@ def _stop_if_rejected(
     path.write_text(json.dumps(checked.report, default=str))
     broken = "; ".join(finding.message for finding in checked.rejections)
     raise BatchRejectedError(
-        f"{dataset.name}: the batch was stopped, nothing was changed: {broken}. Report: {path}"
+        f"{dataset.name}: the batch of {place(settings, dataset)} was stopped, "
+        f"nothing was changed: {broken}. Report: {path}"
     )
 
 

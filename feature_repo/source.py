@@ -6,12 +6,15 @@ days still lie ahead of the day Gyre first started, and only what is due is deli
 
 from __future__ import annotations
 
+import gzip
 import json
+import os
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
+from glob import glob
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ibis
 import pyarrow as pa
@@ -29,7 +32,10 @@ if TYPE_CHECKING:
 DEMO = {"orders": PROJECT / "data" / "cdnow_orders.parquet"}
 AHEAD = timedelta(days=120)
 LONGEST = 300
-
+UNDATED = datetime(1971, 1, 1, tzinfo=UTC)
+"""Earlier times are lost dates and unset clocks, mostly the epoch itself: as good as none."""
+CLEAR_TIME = r"^\d{4}-\d\d-\d\d([T ][\d:.]+(Z|[+-][\d:]+))?$"
+"""A whole day, or a time with its offset from UTC."""
 
 FORMATS = {".parquet": "read_parquet", ".csv": "read_csv", ".csv.gz": "read_csv"}
 
@@ -39,7 +45,8 @@ def pull(
 ) -> pa.Table:
     """Rows the source holds at `as_of`, in the source's own order and types.
 
-    since: only those with a later event time, or with none; the database itself leaves out others.
+    since: only those with a later event time, or with none (or one before 1971, which stands for
+    none); the database itself leaves out others.
 
     Raises:
         DataError: the source cannot be read, naming it.
@@ -57,7 +64,12 @@ def pull(
         raise
     except Exception as exc:  # every reader below fails in its own way
         line = " ".join(str(exc).split())[:LONGEST]  # DuckDB shows its SQL and a caret below it
-        raise DataError(f"{dataset.name}: source {_without_secrets(address)}: {line}") from exc
+        raise DataError(f"{dataset.name}: source {place(settings, dataset)}: {line}") from exc
+
+
+def place(settings: Settings, dataset: Dataset) -> str:
+    """Where the rows come from, without user and password."""
+    return settings.sources.get(dataset.name, "shipped file").rpartition("@")[2]
 
 
 def _read(address: str, time: str, since: datetime | None) -> pa.Table:
@@ -70,17 +82,22 @@ def _read(address: str, time: str, since: datetime | None) -> pa.Table:
         connection.raw_sql("SET TimeZone = 'UTC'")
         files, ending = _files(address)
         rows = getattr(connection, FORMATS[ending])(files)
+        if FORMATS[ending] == "read_csv":
+            _stop_if_cut(files)
+            if _is_clear(rows.schema().get(time)):
+                _stop_if_guessed(connection.read_csv(files, types={time: "string"})[time], address)
     try:
         return _later(rows, time, since).to_pyarrow()
     finally:
         connection.disconnect()
 
 
-def _files(address: str) -> tuple[str | list[str], str]:
+def _files(address: str) -> tuple[list[str], str]:
     """What DuckDB is to read, and the ending that says how. All files of a folder are of a kind."""
     endings = {ending for ending in FORMATS if address.endswith(ending)} or {".parquet"}
     if not Path(address).is_dir():
-        return address, endings.pop()
+        matching = sorted(glob(address, recursive=True))  # noqa: PTH207  (absolute ones too)
+        return matching or [address], endings.pop()
     files = sorted(str(path) for path in Path(address).rglob("*") if path.is_file())
     files = [path for path in files if path.endswith(tuple(FORMATS))]
     endings = {ending for ending in FORMATS for path in files if path.endswith(ending)}
@@ -90,15 +107,65 @@ def _files(address: str) -> tuple[str | list[str], str]:
     return files, endings.pop()
 
 
+def _stop_if_cut(files: list[str]) -> None:
+    """DuckDB reads what there is of a file cut short, half a number as a number.
+
+    Raises:
+        DataError: a CSV file does not end with the end of a line.
+
+    """
+    for path in files:
+        if _last_byte(path) not in {b"\n", b"\r"}:
+            raise DataError(
+                f"{path}: the last line has no end: was the file cut short? "
+                "If it is whole, end its last line"
+            )
+
+
+def _last_byte(path: str) -> bytes:
+    """Return the last byte of the text; none if there is none or its compression is cut short."""
+    last = b""
+    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
+        if not path.endswith(".gz"):
+            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
+        try:
+            while part := file.read(2**20):
+                last = part[-1:]
+        except EOFError:
+            return b""
+    return last
+
+
+def _is_clear(kind: Any) -> bool:
+    """Whether a type says which instant is meant: days are those of UTC."""
+    return kind is not None and (kind.is_date() or bool(getattr(kind, "timezone", None)))
+
+
+def _stop_if_guessed(times: ir.Column, address: str) -> None:
+    """DuckDB reads times without an offset as UTC beside others, and 03/04 as a day it chooses.
+
+    Raises:
+        DataError: not every time, as it stands in the file, is a whole day or has its offset.
+
+    """
+    unclear = times.as_table().filter(times.notnull() & ~times.re_search(CLEAR_TIME)).to_pyarrow()
+    if unclear.num_rows:
+        raise DataError(
+            f"{address}: {times.get_name()}: {unclear.num_rows} of the times are neither whole "
+            f"days (2026-11-20) nor carry their offset from UTC, such as {unclear[0][0]}"
+        )
+
+
 def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
     kind = rows.schema().get(time)
     if since is None or kind is None:
         return rows
     column = rows[time]
     if kind.is_date():
-        return rows.filter(column.isnull() | (column >= since.date()))
+        undated = column < UNDATED.date()
+        return rows.filter(column.isnull() | undated | (column >= since.date()))
     if kind.is_timestamp() and kind.timezone:
-        return rows.filter(column.isnull() | (column > since))
+        return rows.filter(column.isnull() | (column < UNDATED) | (column > since))
     return rows  # the suite has the word
 
 
@@ -163,7 +230,3 @@ def _demo(
 
 def _shift_file(settings: Settings) -> Path:
     return settings.data / "demo.json"
-
-
-def _without_secrets(address: str | None) -> str:
-    return (address or "shipped file").rpartition("@")[2]

@@ -28,6 +28,11 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
 
 @pytest.fixture
 def applied(template: Settings) -> Settings:
+    return emptied(template)
+
+
+def emptied(template: Settings) -> Settings:
+    """As it was when its definitions had just been published."""
     for folder in ("feast", "data", "features", "reports", "serving"):
         shutil.rmtree(template.home / folder, ignore_errors=True)
     shutil.copytree(template.home / "pristine", template.home / "feast")

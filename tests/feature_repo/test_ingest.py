@@ -18,7 +18,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, quarantine_table, raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
-from stack.errors import BatchRejectedError, DataError, FeaturesUnavailableError
+from stack.errors import DataError, FeaturesUnavailableError
 from stack.spec import load_spec
 from tests.conftest import BIN, redis_server, unused_port, wait_until
 
@@ -182,40 +182,6 @@ def test_one_bad_row_in_a_quiet_hour_is_a_bad_row_not_a_bad_batch(shop, as_of):
     assert shop.ingest(as_of).quarantined == 1
 
 
-@pytest.mark.parametrize(
-    ("change", "rule"),
-    [
-        (lambda t: t.rename_columns(["order_id", "customer_id", "order_ts", "cds", "dollar_value"]),
-         "columns_to_match_set"),
-        (lambda t: t.drop_columns(["dollar_value"]), "columns_to_match_set"),
-        (lambda t: t.append_column("extra", pa.array([1] * len(t))), "columns_to_match_set"),
-        (lambda t: t.set_column(1, "customer_id", t["customer_id"].cast(pa.string())), "of_type"),
-        (lambda t: t.set_column(4, "dollar_value", pa.array([-1.0] * len(t))), "between"),
-        (lambda t: t.set_column(1, "customer_id", pa.nulls(len(t), pa.int64())), "not_be_null"),
-    ],
-)  # fmt: skip
-def test_a_bad_batch_stops_and_changes_nothing(shop, as_of, change, rule):
-    good = [order(n, n, as_of - DAY) for n in range(1, 60)]
-    shop.has(*good)
-    shop.ingest(as_of)
-    before, served = shop.raw(), shop.online(as_of, 1)
-    more = [order(n, n, as_of) for n in range(60, 160)]
-    shop.write(change(pa.Table.from_pylist(more, schema=ORDERS.schema)))
-    with pytest.raises(BatchRejectedError, match=rule) as refusal:
-        shop.ingest(as_of + DAY)
-    report = str(refusal.value).rpartition("Report: ")[2]
-    with open(report) as file:  # noqa: PTH123
-        assert json.load(file)["suite"] == "orders"
-    assert (shop.raw(), shop.online(as_of, 1), shop.aside()) == (before, served, [])
-
-
-@pytest.mark.parametrize("content", [b"", b"PAR1 cut short"])
-def test_a_source_that_cannot_be_read_is_named(shop, as_of, content):
-    shop.file.write_bytes(content)
-    with pytest.raises(DataError, match=r"orders\.parquet"):
-        shop.ingest(as_of)
-
-
 def test_an_empty_source_is_no_silence(shop, as_of):
     shop.has()
     with pytest.raises(DataError, match="no rows yet"):
@@ -288,27 +254,6 @@ def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, 
         assert failed == []
         found = shop.online(as_of + DAY, 1, 2)
     assert [row["lifetime_orders"] for row in found] == [1, 1]
-
-
-@pytest.mark.parametrize(
-    ("times", "outcome"),
-    [("2026-11-18T10:00:00Z", None), ("2026-11-18", None), ("2026-11-18T10:00:00", "order_ts")],
-)
-def test_a_csv_says_its_zone_or_is_a_day_and_whole_amounts_are_amounts(
-    shop, as_of, tmp_path, times, outcome
-):
-    file = tmp_path / "orders.csv"
-    file.write_text(
-        "order_id,customer_id,order_ts,number_of_cds,dollar_value\n"
-        + "".join(f"{n},{n},{times},1,10\n" for n in range(1, 31))
-    )
-    shop.settings = shop.settings.model_copy(update={"sources": {"orders": str(file)}})
-    if outcome is None:
-        assert shop.ingest(as_of).inserted == 30
-        return
-    with pytest.raises(BatchRejectedError, match=outcome) as refused:
-        shop.ingest(as_of)
-    assert "no such column" not in str(refused.value)
 
 
 def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):

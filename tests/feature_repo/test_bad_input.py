@@ -1,0 +1,189 @@
+"""Bad input through the real ingest: the table in docs/bad-input.md, row by row."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import re
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import view_path
+from feature_repo.ingest import ingest, quarantine_table, raw_table
+from feature_repo.online import OnlineFeatures
+from stack.errors import BatchRejectedError, DataError
+from stack.settings import PROJECT
+from stack.spec import load_spec
+from tests.conftest import AS_OF
+from tests.feature_repo.conftest import emptied
+
+ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
+LINE = re.compile(r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE)
+TABLE = LINE.findall((PROJECT / "docs" / "bad-input.md").read_text())
+NOON = AS_OF - timedelta(days=1)
+ZULU = "2099-11-19T12:00:00Z"
+
+
+def orders(numbers, **changed):
+    """An order of a customer each, some columns changed."""
+    rows = [{"order_id": n, "customer_id": n, "order_ts": NOON, "number_of_cds": 1,
+             "dollar_value": 10.0} | changed for n in numbers]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=ORDERS.schema)
+
+
+def one_bad(**changed):
+    """A good order and a bad one."""
+    return lambda new: pa.concat_tables([orders(new[:1]), orders(new[1:2], **changed)])
+
+
+def retyped(column, kind):
+    def rows(new):
+        found = orders(new[:1])
+        position = found.schema.get_field_index(column)
+        return found.set_column(position, column, found[column].cast(kind))
+
+    return rows
+
+
+def csv(*times, amount="10.5"):
+    def content(new):
+        lines = [f"{n},{n},{time},1,{amount}\n" for n, time in zip(new, times, strict=False)]
+        return "".join([",".join(ORDERS.schema.names), "\n", *lines])
+
+    return content
+
+
+def cut(content, end):
+    return lambda new: content(new)[:end]
+
+
+def parquet_bytes(new):
+    file = pa.BufferOutputStream()
+    pq.write_table(orders(new), file)
+    return file.getvalue().to_pybytes()
+
+
+def of_one_customer(new):
+    millisecond = timedelta(milliseconds=1)
+    rows = [{"order_id": 10**6 + n, "customer_id": new[0], "order_ts": NOON - n * millisecond,
+             "number_of_cds": 1, "dollar_value": 10.0} for n in range(100_000)]  # fmt: skip
+    return pa.Table.from_pylist(rows, schema=ORDERS.schema)
+
+
+CASES = {
+    "a renamed column": lambda new: orders(new).rename_columns({"number_of_cds": "cds"}),
+    "a missing column": lambda new: orders(new).drop_columns(["customer_id"]),
+    "an extra column": lambda new: orders(new).append_column("coupon", pa.array(["X"] * len(new))),
+    "amounts as text": retyped("dollar_value", pa.string()),
+    "customers as text": retyped("customer_id", pa.string()),
+    "every 4th amount negative": lambda new: pa.concat_tables(
+        [orders(new[::4], dollar_value=-1.0), *(orders(new[n::4]) for n in (1, 2, 3))]
+    ),
+    "no customer on any of 100 rows": lambda new: orders(new, customer_id=None),
+    "times without a zone": retyped("order_ts", pa.timestamp("us")),
+    "CSV: times without an offset": csv("2099-11-19T12:00:00"),
+    "CSV: one time without an offset beside others": csv(ZULU, "2099-11-19T12:00:00", ZULU),
+    "CSV: days such as 03/04/2099": csv("03/04/2099"),
+    "times of another zone": retyped("order_ts", pa.timestamp("us", "America/New_York")),
+    "CSV: times of other offsets": csv("2099-11-19T07:00:00-05:00", "2099-11-19 17:30:00+05:30"),
+    "CSV: whole days, whole amounts": csv("2099-11-19", amount="10"),
+    "an order of 1970": one_bad(order_ts=datetime(1970, 1, 1, tzinfo=UTC)),
+    "an order of 2170": one_bad(order_ts=datetime(2170, 1, 1, tzinfo=UTC)),
+    "an order without its key": one_bad(order_id=None),
+    "an order without a customer": one_bad(customer_id=None),
+    "an order without a time": one_bad(order_ts=None),
+    "a negative amount": one_bad(dollar_value=-1.0),
+    "an amount that is no number (NaN)": one_bad(dollar_value=float("nan")),
+    "a file with columns and no rows": lambda _: orders([]),
+    "CSV with a header and no rows": csv(),
+    "parquet of 0 bytes": lambda _: b"",
+    "parquet cut short": cut(parquet_bytes, -100),
+    "CSV of 0 bytes": lambda _: "",
+    "CSV cut within a line": cut(csv(ZULU, ZULU), -3),  # 10.5 has become 10
+    "CSV, compressed and cut short": lambda new: gzip.compress(csv(ZULU)(new).encode())[:-20],
+    "CSV cut at the end of a line": lambda new: csv(ZULU, ZULU)(new[:1]),
+    "1,000 times the same order": lambda new: orders([new[0]] * 1_000),
+    "100,000 orders of one customer": of_one_customer,
+}
+
+
+@pytest.fixture(scope="module")
+def shop(template, tmp_path_factory):
+    """An installation with orders, to which case after case arrives; a stopped one leaves it so."""
+    settings, folder = emptied(template), tmp_path_factory.mktemp("source")
+    arrive(settings, folder, "first", orders([1, 2, 3]))
+    return settings, folder
+
+
+def arrive(settings, folder, name, content):
+    """Ingest what a file of its own holds: rows of parquet, text of a CSV, bytes of either."""
+    ending = "csv.gz" if "compressed" in name else "csv" if "CSV" in name else "parquet"
+    file = folder / f"{name.replace('/', '-')}.{ending}"
+    if isinstance(content, pa.Table):
+        pq.write_table(content, file)
+    else:
+        file.write_bytes(content.encode() if isinstance(content, str) else content)
+    settings = settings.model_copy(update={"sources": {"orders": str(file)}})
+    return ingest(settings, "orders", AS_OF)
+
+
+def online(settings, *customers):
+    reader = OnlineFeatures(settings, SPEC.feature_service, SPEC.entity_key, (*SPEC.features,))
+    try:
+        return reader.read(customers, AS_OF)
+    finally:
+        reader.close()
+
+
+def state(settings):
+    """Version and rows of the tables, the view that stands, and a customer online."""
+    tables = (raw_table(settings, ORDERS), quarantine_table(settings, ORDERS))
+    known = [(table.version, table.read().num_rows) for table in tables]
+    return *known, view_path(settings, "customer_features").readlink(), online(settings, 1)
+
+
+def test_the_documented_cases_are_those_tested():
+    assert [name for name, *_ in TABLE] == list(CASES)
+
+
+@pytest.mark.parametrize(("name", "outcome", "said"), TABLE, ids=[name for name, *_ in TABLE])
+def test_what_becomes_of_bad_input_is_what_the_table_says(shop, name, outcome, said):
+    (settings, folder), expected = shop, re.findall("`([^`]+)`", said)
+    start = 1_000 * (1 + list(CASES).index(name))
+    new = range(start, start + 100)  # keys and customers that no other case delivers
+    content, before = CASES[name](new), state(settings)
+    if outcome == "stopped":
+        with pytest.raises(DataError) as stopped:
+            arrive(settings, folder, name, content)
+        message = str(stopped.value)
+        assert all(words in message for words in [*expected, str(folder / name.split("/")[0])])
+        assert state(settings) == before
+        if isinstance(stopped.value, BatchRejectedError):
+            report = Path(message.rpartition("Report: ")[2])
+            assert json.loads(report.read_text())["suite"] == "orders"
+        return
+
+    report = arrive(settings, folder, name, content)
+    raw = raw_table(settings, ORDERS).read()
+    landed = raw.filter(pc.is_in(raw["customer_id"], pa.array(new, pa.int64())))
+    aside = [row for row in quarantine_table(settings, ORDERS).read().to_pylist()
+             if str(new[1]) in row["row"]]  # fmt: skip
+    assert len(landed) == report.inserted == len(raw) - before[0][1]
+    if outcome == "accepted":
+        assert all(words in report.summary() for words in expected)
+        assert report.quarantined == 0
+    else:
+        assert (report.inserted, report.quarantined) == (1, 1)
+        assert [row["rules"] for row in aside] == expected
+        assert online(settings, new[1]) == [None]
+    if "zone" in name or "offset" in name:
+        assert set(landed["order_ts"].to_pylist()) == {NOON}
+    if len(landed):
+        (found,) = online(settings, new[0])
+        assert found["lifetime_orders"] == pc.sum(pc.equal(landed["customer_id"], new[0])).as_py()
