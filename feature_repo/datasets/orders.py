@@ -31,6 +31,7 @@ MONEY = "decimal(18, 6)"
 
 DAY_US = 86_400_000_000
 EPOCH = ibis.timestamp("1970-01-01T00:00:00")
+NOTHING = ibis.literal(0).cast(MONEY)
 HORIZON, POPULATION = timedelta(days=90), timedelta(days=180)
 
 
@@ -43,22 +44,28 @@ def customer_features(orders: ir.Table) -> ir.Table:
         order_us=_microseconds(orders.order_ts),
     )
     points = arrivals.mutate(days=ibis.array([0, *WINDOWS]).unnest())
+    came, left = points.days == 0, {d: points.days == d for d in WINDOWS}
     points = points.mutate(
         at=points.order_us + points.days.cast("int64") * DAY_US,
-        n=(points.days == 0).cast("int64"),
-        amount=(points.days == 0).ifelse(points.spent, ibis.literal(0).cast(MONEY)),
+        n=came.cast("int64"),
+        amount=came.ifelse(points.spent, NOTHING),
+        # Half open: an order exactly `d` days old has left the window.
+        **{f"n_{d}": came.cast("int64") - left[d].cast("int64") for d in WINDOWS},
+        **{
+            f"amount_{d}": ibis.cases((came, points.spent), (left[d], -points.spent), else_=NOTHING)
+            for d in WINDOWS
+        },
     )
-    # Half open: an order exactly `d` days old has left the window.
-    windows = {d: _back(d * DAY_US - 1) for d in WINDOWS}
-    ever = _back(None)
+    # A window holds what came less what left it. A sliding frame costs a customer's orders squared.
+    ever = ibis.range_window(group_by="customer_id", order_by="at", following=0)
     rows = points.select(
         "customer_id",
         event_timestamp=(EPOCH + points["at"].as_interval("us")).cast("timestamp('UTC')"),
         created=points.created.max().over(ever),
-        **{f"total_orders_{d}d": points.n.sum().over(w) for d, w in windows.items()},
-        **{f"total_spend_{d}d": _dollars(points, w) for d, w in windows.items()},
+        **{f"total_orders_{d}d": points[f"n_{d}"].sum().over(ever) for d in WINDOWS},
+        **{f"total_spend_{d}d": _dollars(points[f"amount_{d}"], ever) for d in WINDOWS},
         lifetime_orders=points.n.sum().over(ever),
-        lifetime_value=_dollars(points, ever),
+        lifetime_value=_dollars(points.amount, ever),
         last_order_us=points.order_us.max().over(ever),
         first_order_us=points.order_us.min().over(ever),
         last_of_instant=points["at"] != points["at"].lead().over(ever),
@@ -91,18 +98,8 @@ def churned_90d(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
     )
 
 
-def _back(preceding: int | None) -> Any:
-    """Window of so many microseconds, all that went before if None.
-
-    Whole numbers: DuckDB takes the calendar of the time zone for an interval's edge, row by row.
-    """
-    return ibis.range_window(
-        group_by="customer_id", order_by="at", preceding=preceding, following=0
-    )
-
-
-def _dollars(points: ir.Table, window: Any) -> Any:
-    return points.amount.sum().over(window).cast("float64")
+def _dollars(amount: Any, window: Any) -> Any:
+    return amount.sum().over(window).cast("float64")
 
 
 def _microseconds(time: Any) -> Any:

@@ -19,9 +19,8 @@ from hypothesis import strategies as st
 from feature_repo.datasets import load_dataset
 from feature_repo.features import view_path, write_views
 from feature_repo.ingest import _newest_of_key, catch_up, raw_table
-from feature_repo.online import OnlineFeatures
-from feature_repo.parity import same
-from feature_repo.store import FeatureStore
+from feature_repo.parity import SECONDS, same
+from feature_repo.store import FeatureStore, open_store
 from stack.spec import load_spec
 from tests.feature_repo.conftest import emptied
 from tests.feature_repo.test_incremental import VIEW, rows_of
@@ -172,13 +171,12 @@ def from_feast(table: pa.Table) -> dict[tuple[int, int], dict[str, object]]:
 
 
 def online(settings, at: int) -> dict[tuple[int, int], dict[str, object]]:
-    reader = OnlineFeatures(settings, SPEC.feature_service, SPEC.entity_key, NAMES)
-    try:
-        found = reader.read([*CUSTOMERS], moment(at))
-    finally:
-        reader.close()
-    return {(customer, at): values or dict.fromkeys(NAMES)
-            for customer, values in zip(CUSTOMERS, found, strict=True)}  # fmt: skip
+    store = open_store(settings, SECONDS)
+    rows = [{"customer_id": customer, "as_of": at} for customer in CUSTOMERS]
+    service = store.get_feature_service(SPEC.feature_service)
+    found = store.get_online_features(service, rows).to_dict()
+    return {(customer, at): {name: found[name][n] for name in NAMES}
+            for n, customer in enumerate(found["customer_id"])}  # fmt: skip
 
 
 def moment(at: int) -> datetime:
