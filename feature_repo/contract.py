@@ -11,6 +11,9 @@ from google.protobuf.json_format import MessageToDict
 NOT_WRITTEN = frozenset({"meta", "body", "dataSourceClassType"})
 """Parts of a Feast object that change with the clock, the process or how often it was applied."""
 
+SERVICE = "service "
+FIELDS = (("features",), ("featureColumns",))
+
 
 def contract(registry: Any, service: str) -> dict[str, Any]:
     """Return what people wrote of `service` and all it reads, by name; empty if it is unknown.
@@ -29,22 +32,32 @@ def contract(registry: Any, service: str) -> dict[str, Any]:
         sources = getattr(views[name], "sources", {})  # of an on-demand view
         names |= {source.feature_view_projection.feature_view_name for source in sources.values()}
     parts = {name: views[name] for name in names & views.keys()}
-    parts |= {f"service {service}": spec for spec in asked}
+    parts |= {f"{SERVICE}{service}": spec for spec in asked}
     return {name: _written(MessageToDict(part)) for name, part in sorted(parts.items())}
 
 
-def differences(old: Any, new: Any, path: str = "") -> list[str]:
-    """Say what is another in `new`, one line per place; things with names are found by them."""
+def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
+    """Say what of the contract `old` is another in `new`, one line per place.
+
+    A field that a view has more is no difference for who does not ask for it.
+    """
+    return [
+        f"{'.'.join(path)}: {_short(before)} -> {_short(after)}"
+        for path, before, after in _changed(old, new, ())
+        if before is not None or path[0].startswith(SERVICE) or path[-2:-1] not in FIELDS
+    ]
+
+
+def _changed(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any, Any]]:
+    """Path, old and new value of each difference; things with names are found by them."""
     old, new = _by_name(old), _by_name(new)
     if isinstance(old, dict) and isinstance(new, dict):
         return [
-            line
+            found
             for key in sorted(old.keys() | new.keys())
-            for line in differences(old.get(key), new.get(key), f"{path}.{key}".lstrip("."))
+            for found in _changed(old.get(key), new.get(key), (*path, key))
         ]
-    if old == new:
-        return []
-    return [f"{path}: {_short(old)} -> {_short(new)}"]
+    return [] if old == new else [(path, old, new)]
 
 
 def _written(value: Any) -> Any:
