@@ -5,6 +5,7 @@ Feast writes the file in place, so a reader could find half of it; here it is re
 
 from __future__ import annotations
 
+import copy
 import os
 from typing import TYPE_CHECKING
 
@@ -66,10 +67,8 @@ class GuardedRegistryStore(FileRegistryStore):  # type: ignore[misc]
                 )
 
     def _write_registry(self, registry_proto: Registry) -> None:
-        final = self._filepath
-        self._filepath = final.with_name(f"{final.name}.{os.getpid()}.part")
-        try:
-            super()._write_registry(registry_proto)
-            self._filepath.replace(final)
-        finally:
-            self._filepath = final
+        part = self._filepath.with_name(f"{self._filepath.name}.{os.getpid()}.part")
+        beside = copy.copy(self)  # other threads may be reading through this one
+        beside._filepath = part  # noqa: SLF001
+        super(GuardedRegistryStore, beside)._write_registry(registry_proto)
+        part.replace(self._filepath)
