@@ -24,7 +24,7 @@ import httpx
 import typer
 
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import raw_table
+from feature_repo.features import raw_table
 from feature_repo.source import date_demo
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records

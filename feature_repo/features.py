@@ -12,24 +12,26 @@ import hashlib
 import os
 import shutil
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import ibis
 import pyarrow as pa
+import pyarrow.parquet as pq
 from ibis.backends.sql.datatypes import DuckDBType
 
 from stack.errors import DataError
+from stack.storage import Table
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     import ibis.expr.types as ir
 
-    from feature_repo.definition import Dataset, Label
+    from feature_repo.definition import Dataset, Expression, Label
     from stack.settings import Settings
-    from stack.storage import Table
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
@@ -38,6 +40,12 @@ PERIOD_US = PERIOD // timedelta(microseconds=1)
 PERIOD_SQL = f"epoch_us(event_timestamp) // {PERIOD_US}"
 MEMORY = "4GB"
 """What DuckDB may hold; beyond it, it spills beside the features."""
+
+
+def raw_table(settings: Settings, dataset: Dataset) -> Table:
+    """The dataset's rows as they became known: source columns and `ingested_at`."""
+    schema = dataset.schema.append(pa.field("ingested_at", TIME))
+    return Table(settings.data / "raw" / dataset.name, schema)
 
 
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
@@ -71,6 +79,26 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
 
 def view_path(settings: Settings, view: str) -> Path:
     return settings.features / f"{view}.parquet"
+
+
+def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
+    """Say why `view`, published with `fields`, has not the rows of its expression; None if it has.
+
+    Rows that came since are no reason: that the features are late is another figure.
+    """
+    ingest = f"run: gyre ingest {dataset.name}"
+    raw, folder = raw_table(settings, dataset), view_path(settings, view).resolve()
+    file = next(folder.glob("*/*.parquet"), None)
+    if file is None or not raw.exists:
+        return f"{view}: applied, not built (no rows yet); {ingest}"
+    if folder.stem != _standing(dataset, view, raw).rpartition(".")[0]:
+        return f"{view}: applied, not built (its rows are of another expression); {ingest}"
+    if lacking := sorted(set(fields) - set(pq.read_schema(file).names)):
+        return (
+            f"{view}: applied, not built (its expression gives no {', '.join(lacking)}); "
+            f"add it to the expression, then {ingest}"
+        )
+    return None
 
 
 def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
@@ -134,10 +162,15 @@ def _point(link: Path, target: str) -> None:
 
 def _standing(dataset: Dataset, view: str, raw: Table) -> str:
     """Name of what a view is computed from: its expression, the raw table and its version."""
-    unbound = ibis.table(ibis.Schema.from_pyarrow(raw.schema), name="raw")
-    sql = ibis.to_sql(dataset.views[view](unbound), dialect="duckdb")
+    sql = _sql(dataset.views[view], raw.schema)
     digest = hashlib.sha256(f"{sql} {raw.identity} {PERIOD}".encode()).hexdigest()
     return f"{view}.{digest[:16]}.{raw.version}"
+
+
+@cache
+def _sql(expression: Expression, schema: pa.Schema) -> str:
+    unbound = ibis.table(ibis.Schema.from_pyarrow(schema), name="raw")
+    return str(ibis.to_sql(expression(unbound), dialect="duckdb"))
 
 
 def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table | None:

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import raw_table
+from feature_repo.features import raw_table
 from feature_repo.store import FeatureStore
 
 if TYPE_CHECKING:
@@ -26,16 +26,21 @@ class Freshness:
 
     watermark: up to when the source was read and its features are online.
     newest: event time of its newest row. silence: how long there may be none.
+    not_built: views that were published and whose values were not computed since, in words.
     """
 
     dataset: str
     watermark: datetime | None
     newest: datetime | None
     silence: timedelta
+    not_built: tuple[str, ...] = ()
 
     def problems(self, as_of: datetime) -> list[tuple[str, str]]:
-        """Say what is too old at `as_of`: a cause, the same for as long as it lasts, and why."""
-        found = []
+        """Say what is not built, and what is too old at `as_of`.
+
+        A cause, the same for as long as it lasts, and why.
+        """
+        found = [(each, each) for each in self.not_built]
         for what, moment, limit in (
             ("features are not complete", self.watermark, LATE),
             ("source is silent", self.newest, self.silence),
@@ -48,15 +53,18 @@ class Freshness:
 
 
 def freshness(settings: Settings, name: str) -> Freshness:
-    """Read both figures of dataset `name`.
+    """Read both figures of dataset `name`, and what is not built.
 
     Raises:
         DataError: there is no such dataset, or its definitions are not published.
 
     """
     dataset = load_dataset(name)
-    watermark = FeatureStore(settings).watermark(dataset)
-    return Freshness(name, watermark, newest_event(settings, name), dataset.silence)
+    store = FeatureStore(settings)
+    return Freshness(
+        name, store.watermark(dataset), newest_event(settings, name), dataset.silence,
+        tuple(store.not_built(dataset)),
+    )  # fmt: skip
 
 
 def newest_event(settings: Settings, name: str) -> datetime | None:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
-from feature_repo.features import news, note_online, open_raw, write_views
+from feature_repo.features import news, note_online, open_raw, raw_table, write_views
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -61,12 +61,6 @@ class IngestReport:
 
     def as_json(self) -> dict[str, object]:
         return asdict(self) | {"as_of": self.as_of.isoformat()}
-
-
-def raw_table(settings: Settings, dataset: Dataset) -> Table:
-    """The dataset's rows as they became known: source columns and `ingested_at`."""
-    schema = dataset.schema.append(pa.field("ingested_at", TIME))
-    return Table(settings.data / "raw" / dataset.name, schema)
 
 
 def quarantine_table(settings: Settings, dataset: Dataset) -> Table:

@@ -9,7 +9,8 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 from typeguard import suppress_type_checks
 
-from feature_repo.store import mark, online_client, open_store
+from feature_repo.extensions.online import as_of as reading_as_of
+from feature_repo.store import mark, microseconds, not_built, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ class OnlineFeatures:
     def __init__(
         self, settings: Settings, service: str, entity_key: str, features: Sequence[str]
     ) -> None:
-        self._store = open_store(settings, READ_DEADLINE)
+        self._settings, self._store = settings, open_store(settings, READ_DEADLINE)
         self._service = self._store.get_feature_service(service)
         used = {projection.name for projection in self._service.feature_view_projections}
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
@@ -49,16 +50,17 @@ class OnlineFeatures:
     def read(self, keys: Sequence[int | str], as_of: datetime) -> list[Features | None]:
         """Features of each entity as known now, with clock-dependent ones at `as_of` (UTC).
 
-        None stands for an entity that the store does not know.
+        None stands for an entity that the store does not know, or of which every value is older
+        than its view's time to live; single values that are too old are None.
 
         Raises:
             FeaturesUnavailableError: Redis is down or too slow; when to try again is the caller's.
 
         """
-        moment = int(as_of.timestamp() * 1_000_000)
-        rows = [{self._entity_key: key, "as_of": moment} for key in keys]
+        rows = [{self._entity_key: key, "as_of": microseconds(as_of)} for key in keys]
         try:
-            found = self._store.get_online_features(self._service, rows).proto
+            with reading_as_of(as_of):
+                found = self._store.get_online_features(self._service, rows).proto
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
         columns = dict(zip(found.metadata.feature_names.val, found.results, strict=True))
@@ -83,6 +85,10 @@ class OnlineFeatures:
         self._store.refresh_registry()
         ends = [self._store.get_feature_view(name).most_recent_end_time for name in self._views]
         return None if not ends or None in ends else min(ends)
+
+    def not_built(self) -> list[str]:
+        """Say which views were published and have no values of their expression."""
+        return not_built(self._settings, self._store, self._views)
 
     def close(self) -> None:
         self._unchecked.__exit__(None, None, None)

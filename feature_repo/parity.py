@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from feature_repo.ingest import raw_table
-from feature_repo.store import BEGINNING, FeatureStore, open_store
+from feature_repo.extensions.online import as_of as reading_as_of
+from feature_repo.features import raw_table
+from feature_repo.store import BEGINNING, FeatureStore, microseconds, open_store
 from stack.errors import DataError
 from stack.preflight import free_ports
 from stack.ready import redis_pong
@@ -95,13 +96,14 @@ def parity(
         for moment in moments:
             with redirect_stdout(sys.stderr):  # Feast prints
                 online.materialize(start, moment, feature_views=list(dataset.views))
-            instant = int(moment.timestamp() * 1_000_000)
+            instant = microseconds(moment)
             frame = pd.DataFrame({key: entities, "event_timestamp": moment, "as_of": instant})
             past = offline.historical(service, frame).select([key, *names]).to_pylist()
             rows = [{key: entity, "as_of": instant} for entity in entities]
             now = dict[Any, dict[str, Any]]()
             for position in range(0, len(rows), CHUNK):
-                chunk = online.get_online_features(asked, rows[position : position + CHUNK])
+                with reading_as_of(moment):  # a time to live counts from there
+                    chunk = online.get_online_features(asked, rows[position : position + CHUNK])
                 columns = chunk.to_dict()
                 values = zip(*(columns[name] for name in names), strict=True)
                 now |= zip(columns[key], (dict(zip(names, v, strict=True)) for v in values),
@@ -133,7 +135,8 @@ def _online_only(settings: Settings) -> Iterator[Settings]:
     """Settings of a folder with the same definitions and offline files, and an empty Redis."""
     with TemporaryDirectory(prefix="gyre-parity-") as name:
         folder, port = Path(name), free_ports()["redis_port"]
-        shutil.copytree(settings.home / "feast", folder / "feast")
+        (folder / "feast").mkdir()
+        shutil.copy(settings.home / "feast" / "registry.db", folder / "feast")
         # The bundled one first, as the stack has it.
         places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         program = shutil.which("redis-server", path=places) or "redis-server"

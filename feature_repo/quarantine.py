@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feature_repo.ingest import catch_up, quarantine_table, raw_table
+from feature_repo.features import raw_table
+from feature_repo.ingest import catch_up, quarantine_table
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
 from stack.errors import DataError

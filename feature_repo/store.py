@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from contextlib import nullcontext, redirect_stdout
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +18,15 @@ import feast
 import yaml
 from feast.errors import FeastObjectNotFoundException
 from feast.repo_config import RepoConfig
-from google.protobuf.json_format import MessageToDict
 
+from feature_repo.contract import contract
+from feature_repo.datasets import dataset_of
+from feature_repo.features import unbuilt
 from stack.errors import DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     import pandas as pd
     import pyarrow as pa
 
@@ -33,8 +37,6 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).parent
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TYPES: dict[str, FeatureType] = {"Int64": "int64", "Float64": "double", "String": "string"}
-NOT_WRITTEN = frozenset({"meta", "body", "uri"})
-"""Parts of a Feast object that change with the clock, the process or the folder."""
 
 WRITE_DEADLINE = 10.0
 """Seconds a batch of online writes may take; reads have a deadline of their own."""
@@ -70,18 +72,51 @@ def mark(store: feast.FeatureStore, view: str) -> str:
     return f"gyre:complete:{store.project}:{view}"
 
 
+def not_built(settings: Settings, store: feast.FeatureStore, views: Collection[str]) -> list[str]:
+    """Say of which of `views` values are missing or of another expression: applied, not built."""
+    found = []
+    for view in store.list_feature_views():
+        dataset = dataset_of(view.name) if view.name in views else None
+        if dataset is None:
+            continue
+        problem = unbuilt(settings, dataset, view.name, [field.name for field in view.features])
+        if problem is None and view.most_recent_end_time is None:
+            problem = (
+                f"{view.name}: applied, not built (never brought online); "
+                f"run: gyre ingest {dataset.name}"
+            )
+        found += [problem] if problem else []
+    return found
+
+
+def microseconds(moment: datetime) -> int:
+    """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
+    return (moment - BEGINNING) // timedelta(microseconds=1)
+
+
 class FeatureStore:
     """What ingest and training ask of Feast."""
 
     def __init__(self, settings: Settings) -> None:
-        self._store = open_store(settings, WRITE_DEADLINE)
+        self._settings, self._store = settings, open_store(settings, WRITE_DEADLINE)
 
     def historical(self, service: str, frame: pd.DataFrame) -> pa.Table:
         """Join the features of `service` to each row as they were at its event_timestamp.
 
         frame: join keys, event_timestamp (UTC), and the request columns of on-demand views
         (`as_of`: int64 microseconds). Rows come back in an order of Feast's choosing.
+
+        Raises:
+            DataError: a view was published whose rows were not computed since.
+
         """
+        self._service(service)
+        for name in contract(self._store.registry.proto(), service):
+            dataset = dataset_of(name)
+            fields = [field.name for field in self._view(name).features] if dataset else []
+            problem = dataset and unbuilt(self._settings, dataset, name, fields)
+            if problem:
+                raise DataError(problem)
         job = self._store.get_historical_features(entity_df=frame, features=self._service(service))
         return job.to_arrow()
 
@@ -98,11 +133,14 @@ class FeatureStore:
         for name in dataset.views:
             # The registry remembers what was materialised, not whether Redis still holds it.
             kept = online.exists(mark(self._store, name))
-            last = self._view(name).most_recent_end_time if kept else None
-            start = BEGINNING if rewrite else last or BEGINNING
+            known = self._view(name).most_recent_end_time
+            last = known if kept else None
+            # Removed and published again: Feast forgot the view, its values are still there.
+            whole = rewrite or (kept and known is None)
+            start = BEGINNING if whole else last or BEGINNING
             end = max(as_of, last or as_of)
             if start < end:
-                self._fill(name, start, end, rewrite=rewrite)
+                self._fill(name, start, end, rewrite=whole)
                 online.set(mark(self._store, name), as_of.isoformat())
 
     def _fill(self, name: str, start: datetime, end: datetime, *, rewrite: bool) -> None:
@@ -120,6 +158,10 @@ class FeatureStore:
     def _redis_run(self) -> str:
         return str(online_client(self._store).info("server")["run_id"])
 
+    def not_built(self, dataset: Dataset) -> list[str]:
+        """Say which views of `dataset` were published and have no values of their expression."""
+        return not_built(self._settings, self._store, dataset.views)
+
     def watermark(self, dataset: Dataset) -> datetime | None:
         """Return up to when all views of `dataset` are online, None if one never was."""
         ends = [self._view(name).most_recent_end_time for name in dataset.views]
@@ -135,15 +177,9 @@ class FeatureStore:
 
     def definition_hash(self, service: str) -> str:
         """SHA-256 of the service's definition: its views, fields, sources and functions."""
-        found = self._service(service)
-        names = sorted(projection.name for projection in found.feature_view_projections)
-        parts = [_definition(part) for part in (found, *map(self._any_view, names))]
-        return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-    def _any_view(self, name: str) -> Any:
-        if name in {view.name for view in self._store.list_feature_views()}:
-            return self._store.get_feature_view(name)
-        return self._store.get_on_demand_feature_view(name)
+        self._service(service)
+        found = contract(self._store.registry.proto(), service)
+        return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
     def _view(self, name: str) -> feast.FeatureView:
         try:
@@ -160,14 +196,3 @@ class FeatureStore:
             raise DataError(
                 f"feature service {name!r} is not published: cd feature_repo && feast apply"
             ) from exc
-
-
-def _definition(part: Any) -> Any:
-    """What a person wrote of a Feast object, as JSON."""
-
-    def written(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: written(v) for key, v in value.items() if key not in NOT_WRITTEN}
-        return [written(v) for v in value] if isinstance(value, list) else value
-
-    return written(MessageToDict(part.to_proto().spec))

@@ -12,6 +12,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
 from stack.errors import PromotionRefusedError, RegistryError
+from stack.live import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,6 +76,8 @@ class Ledger:
 
     def __init__(self, settings: Settings) -> None:
         sqlite = settings.ledger_address.startswith("sqlite")
+        self.live = settings.home / "feast" / FOLDER
+        """Where it is on file what versions in a role read."""
         if sqlite:
             settings.home.mkdir(parents=True, exist_ok=True)
         waits = {"timeout": WAIT_SECONDS} if sqlite else {}

@@ -20,6 +20,7 @@ from mlflow_server.reconcile import (
 )
 from mlflow_server.registry import PRODUCTION
 from stack.errors import PromotionRefusedError, RegistryError
+from stack.live import Live, read_live, write_live
 
 if TYPE_CHECKING:
     from mlflow_server.ledger import Book, Ledger
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 20
 """More than any state needs; a bound, should MLflow not do what it answered."""
+SERVICE_TAG = "feature_service"
+"""Tag of a version: the Feast feature service that it was trained on."""
 UNSET = "*"
 """The caller names no version to be replaced: the one there when the call starts."""
 
@@ -94,11 +97,14 @@ def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]
 
     Cheap and without a lock when they agree already. Any number of processes may do it at once.
     """
-    if next_row(model, ledger.rows(model), observe(registry, model), now()) is None:
+    before, seen = ledger.rows(model), observe(registry, model)
+    if next_row(model, before, seen, now()) is None:
+        _keep_live(registry, ledger, model, seen)
         return []
     with ledger.exclusive(model) as book:
         before = book.rows(model)
-        after, _ = _agreed(registry, book, model)
+        after, seen = _agreed(registry, book, model)
+    _keep_live(registry, ledger, model, seen)
     return [row for row in after if row not in before]
 
 
@@ -122,6 +128,22 @@ def _agreed(registry: Registry, book: Book, model: str) -> tuple[list[LedgerRow]
         else:
             book.settle(row)
     raise RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
+
+
+def _keep_live(registry: Registry, ledger: Ledger, model: str, seen: Seen) -> None:
+    """Keep on file what is in a role and what it reads: `feast apply` asks without MLflow.
+
+    Who is late with an older view of things is put right by the next one who looks.
+    """
+    held = {role: version for role, version in seen.aliases.items() if role in ROLES}
+    known = {each.role: each.version for each in read_live(ledger.live) if each.model == model}
+    if held == known:
+        return
+    tags = {version: registry.version(model, version).tags for version in held.values()}
+    write_live(ledger.live, model, [
+        Live(model, version, role, tags[version].get(SERVICE_TAG, ""))
+        for role, version in held.items()
+    ])  # fmt: skip
 
 
 def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_repo.datasets import load_dataset
-from feature_repo.features import labels, open_raw
-from feature_repo.ingest import raw_table
+from feature_repo.features import labels, open_raw, raw_table
 from training.evaluate import champion_scores
 from training.frame import build_frame
 from training.metrics import all_metrics

@@ -145,7 +145,8 @@ class Events:
 
     def _open(self) -> EntityFeatures:
         from feature_repo.entities import EntityFeatures  # noqa: PLC0415
-        from feature_repo.ingest import quarantine_table, raw_table  # noqa: PLC0415
+        from feature_repo.features import raw_table  # noqa: PLC0415
+        from feature_repo.ingest import quarantine_table  # noqa: PLC0415
 
         dataset = self.form().dataset
         tables = (of(self._settings, dataset) for of in (raw_table, quarantine_table))

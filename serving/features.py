@@ -48,6 +48,8 @@ class FeatureSource:
         self.down: str | None = self.problem
         self.watermark: datetime | None = None
         self.newest_event: datetime | None = None
+        self.not_built: list[str] | None = None
+        """Views published and not computed since, in words; None: not looked at yet."""
 
     def read(self, keys: Sequence[int | str], as_of: datetime) -> tuple[list[Features | None], str]:
         """Rows in the order of `keys` and where they are from.
@@ -91,11 +93,12 @@ class FeatureSource:
                 self.down = self.problem
 
     def look_at_source(self, dataset: str) -> None:
-        """Read when the source of `dataset` last had an event."""
+        """Read when the source of `dataset` last had an event, and what of it is not built."""
         if self._reader is not None:  # Feast is imported by then
             from feature_repo.freshness import newest_event  # noqa: PLC0415
 
             self.newest_event = newest_event(self._settings, dataset)
+            self.not_built = self._reader.not_built()
 
     def _open(self) -> OnlineFeatures:
         # Feast takes seconds to import: the server is live before that.

@@ -63,12 +63,19 @@ def readiness(
     redis, mlflow = default.features.down, default.registry_problem
     resources = {
         **{f"model {h.spec.name}": (h.current is not None, h.state) for h in holders},
+        **{f"features of {h.spec.name}": _built(h) for h in holders},
         "redis": (redis is None, redis or "answers"),
         "mlflow": (mlflow is None, mlflow or "answers"),
         **{f"{log.kind} log": (not log.problem, log.problem or "is written") for log in logs},
     }
     shown = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in resources.items()}
     return {"ready": default.current is not None and redis is None, "resources": shown}
+
+
+def _built(holder: Holder) -> tuple[bool, str]:
+    """Whether what was published of the model's features was also computed."""
+    found = holder.features.not_built
+    return found == [], UNKNOWN if found is None else "; ".join(found) or "are built"
 
 
 def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Holder]) -> str:

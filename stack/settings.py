@@ -49,6 +49,8 @@ class Settings(BaseSettings):
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
+    change_live_features: bool = False
+    """Let `feast apply` change what a live model reads."""
     default_model: str = "customer_churn_model"
 
     @field_validator("database_url")

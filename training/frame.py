@@ -12,8 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.features import labels, open_raw
-from feature_repo.ingest import raw_table
+from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.store import FeatureStore
 from stack.errors import TrainingError
 

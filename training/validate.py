@@ -7,8 +7,7 @@ from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 from feature_repo.datasets import load_dataset
-from feature_repo.features import open_raw
-from feature_repo.ingest import raw_table
+from feature_repo.features import open_raw, raw_table
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate as check_rows
 from mlflow_server.tracking import Tracking

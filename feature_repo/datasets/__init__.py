@@ -16,7 +16,7 @@ def load_dataset(name: str) -> Dataset:
         DataError: there is no such module, or it defines none of that name.
 
     """
-    known = sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    known = _names()
     if name not in known:
         raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {', '.join(known)}")
     module = import_module(f"feature_repo.datasets.{name}")
@@ -24,3 +24,12 @@ def load_dataset(name: str) -> Dataset:
         if isinstance(value, Dataset) and value.name == name:
             return value
     raise DataError(f"feature_repo/datasets/{name}.py defines no Dataset(name={name!r})")
+
+
+def dataset_of(view: str) -> Dataset | None:
+    """Return the dataset that makes the rows of feature view `view`; None: they are not ours."""
+    return next((each for each in map(load_dataset, _names()) if view in each.views), None)
+
+
+def _names() -> list[str]:
+    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")

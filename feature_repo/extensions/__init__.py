@@ -2,6 +2,7 @@
 
     offline.AsofOfflineStore    training frames by ASOF joins (DuckDB)
     online.NewestOnlineStore    Redis writes that only a newer row can refuse
+    registry.GuardedRegistryStore  a registry that keeps what live models read
     engine.ArrowComputeEngine   materialisation without a Python object per value
 
 Each is a subclass of the stock class and falls back to it where it has nothing better to offer.

@@ -7,15 +7,19 @@ per entity. Everything around that join is still Feast's: reading, names, field 
 from __future__ import annotations
 
 import copy
+import os
 from collections import UserDict
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import FunctionType
 from typing import TYPE_CHECKING, Any
 
 import ibis
 import pyarrow as pa
+from feast.data_format import ParquetFormat
 from feast.infra.offline_stores import duckdb
 from feast.infra.offline_stores import ibis as feast_ibis
+from feast.infra.offline_stores.file_source import FileSource
 from feast.transformation.python_transformation import PythonTransformation
 
 if TYPE_CHECKING:
@@ -37,7 +41,11 @@ class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[m
 
 
 class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
-    """Same frames as the stock store; ties of event and created time are arbitrary in both."""
+    """Same frames as the stock store; ties of event and created time are arbitrary in both.
+
+    A source that is a link is followed once: what it points to when asked is what is read, however
+    long that takes and wherever the link points by then.
+    """
 
     @staticmethod
     def get_historical_features(*, filter_by_created_timestamp: bool = False, **asked: Any) -> Any:
@@ -45,7 +53,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
         A cut by created time is no ASOF condition: that join is left to Feast.
         """
-        stock = duckdb.DuckDBOfflineStore.get_historical_features
+        stock = _with(duckdb.DuckDBOfflineStore.get_historical_features, _read_data_source=_read)
         if filter_by_created_timestamp:
             return stock(filter_by_created_timestamp=True, **asked)
         # Over an Arrow table DuckDB has no row estimate and takes nested loops: 26 s, not 0.3.
@@ -65,12 +73,17 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         start, end = (asked[name].astimezone(UTC) for name in ("start_date", "end_date"))
 
         def read(source: Any, folder: str) -> ir.Table:
-            rows = duckdb._read_data_source(source, folder)  # noqa: SLF001
+            rows = _read(source, folder)
             time = rows[timestamp_field]
             return rows.filter(time.between(start, end)) if time.type().timezone else rows
 
         stock = duckdb.DuckDBOfflineStore.pull_latest_from_table_or_query
         return _with(stock, _read_data_source=read)(timestamp_field=timestamp_field, **asked)
+
+    @staticmethod
+    def pull_all_from_table_or_query(**asked: Any) -> Any:
+        stock = duckdb.DuckDBOfflineStore.pull_all_from_table_or_query
+        return _with(stock, _read_data_source=_read)(**asked)
 
 
 def asof_join(
@@ -106,6 +119,17 @@ def asof_join(
         features += names
         found = joined.select(*asked, *features)
     return found
+
+
+def _read(source: Any, repo_path: str) -> ir.Table:
+    """Feast's reader, on the folder or file itself: DuckDB lists a folder and then opens its files.
+
+    Through a link that is pointed elsewhere in between, it would miss those it had listed.
+    """
+    if isinstance(source, FileSource) and Path(source.path).is_symlink():
+        place = os.path.realpath(source.path)
+        source = FileSource(path=place, file_format=source.file_format or ParquetFormat())
+    return duckdb._read_data_source(source, repo_path)  # noqa: SLF001
 
 
 def _with(function: Any, **replaced: Any) -> Any:

@@ -3,6 +3,8 @@
 The stock store also refuses rows of an equal time, so corrections never arrive, and compares in the
 client, so writers overtake each other. Here a script in Redis compares and writes each entity's
 hash in one step. Keys, fields and bytes are the stock store's: its readers see no difference.
+
+Values older than their view's time to live are not found, as offline; the stock store gives them.
 """
 
 from __future__ import annotations
@@ -10,6 +12,8 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from contextlib import contextmanager
+from contextvars import ContextVar
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 ROWS_PER_CALL = 64
 """Redis answers nobody else during one call: about 0.2 ms."""
+
+ASKED_AT: ContextVar[datetime | None] = ContextVar("asked_at", default=None)
+"""The moment (UTC) that reads are about, see `as_of`; None: the clock's."""
+
+Row = tuple[datetime | None, dict[str, Any] | None]
+"""Event time and values of one entity in one view, as Feast has them."""
 
 ROWS_PER_TRIP = 100 * ROWS_PER_CALL
 
@@ -88,6 +98,30 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
     """Several views may share an entity's hash; each has its own event time in it."""
 
     _rewritten: set[bytes] | None = None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ttl: dict[str, timedelta | None] = {}
+
+    def _generate_hset_keys_for_features(
+        self, feature_view: FeatureView, *args: Any, **kwargs: Any
+    ) -> Any:
+        # What every way of reading calls with the view, right before its values come by name.
+        found = super()._generate_hset_keys_for_features(feature_view, *args, **kwargs)
+        self._ttl[found[0][-1].removeprefix("_ts:")] = feature_view.ttl
+        return found
+
+    def _convert_redis_values_to_protobuf(
+        self, redis_values: Any, feature_view: str, requested_features: list[str]
+    ) -> list[Row]:
+        rows: list[Row] = super()._convert_redis_values_to_protobuf(
+            redis_values, feature_view, requested_features
+        )
+        ttl = self._ttl[feature_view]
+        if not ttl:
+            return rows
+        oldest = (ASKED_AT.get() or datetime.now(UTC)) - ttl
+        return [row if row[0] and row[0] >= oldest else (None, None) for row in rows]
 
     def online_write_batch(
         self,
@@ -169,6 +203,19 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
         for key in client.scan_iter(b"*" + project, count=10_000):
             if key.startswith(prefix) and key not in keep:
                 client.hdel(key, *fields)
+
+
+@contextmanager
+def as_of(moment: datetime) -> Iterator[None]:
+    """Have what is read inside be as old as it was at `moment` (aware UTC).
+
+    A value is found until it is exactly its view's time to live old, as in the offline join.
+    """
+    before = ASKED_AT.set(moment)
+    try:
+        yield
+    finally:
+        ASKED_AT.reset(before)
 
 
 def _fields(config: RepoConfig, table: FeatureView, names: Sequence[str]) -> list[bytes]:

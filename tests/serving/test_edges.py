@@ -9,6 +9,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from feature_repo.features import view_path
+from stack.status import lines
+
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
 
@@ -207,6 +210,28 @@ def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
     assert "by test: because" in page
     assert "ready" in page
     assert "<script" not in page
+
+
+def test_what_is_applied_and_not_built_is_on_the_page_and_in_the_status(
+    rig: Any, served: Any
+) -> None:
+    def shown() -> Any:
+        return served.client.get("/health/ready").json()
+
+    link, said = view_path(rig.settings, "customer_features"), "applied, not built (no rows yet)"
+    built, name = link.readlink(), "features of customer_churn_model"
+    rig.wait_until("looked at", lambda: shown()["resources"][name]["detail"] == "are built")
+    link.unlink()
+    try:
+        rig.wait_until("noticed", lambda: said in shown()["resources"][name]["detail"], 30)
+        assert said in served.client.get("/").text
+        found = shown()
+    finally:
+        link.symlink_to(built)
+    assert found["ready"]  # answers are not worse than before
+    assert not found["resources"][name]["ok"]
+    rest = {"processes": [], "pss_mib": 0, "models": {}, "features_behind_seconds": {}, "runs": {}}
+    assert any(said in line for line in lines({"serving": found, **rest}))
 
 
 def test_data_docs_are_linked_and_nothing_beside_them_is_served(rig: Any, served: Any) -> None:

@@ -1,0 +1,124 @@
+"""Who reads while features are written finds the old values or the new ones, nothing else."""
+
+from __future__ import annotations
+
+import threading
+import time
+from contextlib import contextmanager
+
+import pandas as pd
+import pyarrow as pa
+import pytest
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import raw_table, write_views
+from feature_repo.online import OnlineFeatures
+from feature_repo.store import FeatureStore, microseconds, open_store
+from stack.spec import load_spec
+from tests.feature_repo.test_ingest import DAY, Shop, order
+
+SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
+CUSTOMERS = [*range(1, 41)]
+
+
+@pytest.fixture
+def shop(applied, tmp_path):
+    return Shop(applied, tmp_path / "orders.parquet")
+
+
+def orders_of(as_of, amount):
+    """Two recent orders of each customer: what they spent is the same in every window."""
+    return [
+        order(2 * n + k, n, as_of - (1 + 2 * k) * DAY, amount) for n in CUSTOMERS for k in range(2)
+    ]
+
+
+def written(settings, as_of, amount):
+    """Land the orders and compute their views, as ingest does."""
+    raw = raw_table(settings, ORDERS)
+    rows = [each | {"ingested_at": as_of} for each in orders_of(as_of, amount)]
+    raw.merge(pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names)
+    write_views(settings, ORDERS, raw)
+
+
+@contextmanager
+def looped(*reads):
+    """Call each of `reads` again and again in a thread of its own; yield what they raised."""
+    stop, failed, counts = threading.Event(), [], [0] * len(reads)
+
+    def loop(n):
+        try:
+            while not stop.is_set():
+                reads[n]()
+                counts[n] += 1
+        except BaseException as exc:  # noqa: BLE001
+            failed.append(exc)
+
+    threads = [threading.Thread(target=loop, args=(n,)) for n in range(len(reads))]
+    for thread in threads:
+        thread.start()
+    try:
+        yield failed
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join(60)
+    if failed:
+        raise failed[0]
+    assert min(counts) >= 5, counts
+
+
+def whole(spend_30d, spend_90d, lifetime):
+    """One customer's values are all of one materialisation."""
+    assert spend_30d == spend_90d == lifetime
+    assert spend_30d in {20.0, 40.0}
+
+
+def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
+    shop.has(*orders_of(as_of, 10.0))
+    shop.ingest(as_of)
+    names = ["total_spend_30d", "total_spend_90d", "lifetime_value"]
+    plain, store = open_store(shop.settings, 5), FeatureStore(shop.settings)
+    reader = OnlineFeatures(shop.settings, SPEC.feature_service, "customer_id", names)
+    rows = [{"customer_id": customer} for customer in CUSTOMERS]
+
+    def by_feast():
+        found = plain.get_online_features([f"customer_features:{name}" for name in names], rows)
+        columns = found.to_dict()
+        for values in zip(*(columns[name] for name in names), strict=True):
+            whole(*values)
+
+    def by_us():
+        for found in reader.read(CUSTOMERS, as_of):
+            whole(*found.values())
+
+    def watermark():  # what the probe asks beside the reads
+        assert reader.watermark() is not None
+
+    with looped(by_feast, by_us, watermark) as failed:
+        for turn in range(12):
+            written(shop.settings, as_of, 10.0 * (1 + turn % 2))
+            store.materialise(ORDERS, as_of, since=as_of - 9 * DAY, rewrite=True)
+            assert not failed, failed
+    reader.close()
+
+
+def test_historical_reads_meanwhile_find_every_row(shop, as_of):
+    shop.has(*orders_of(as_of, 10.0))
+    shop.ingest(as_of)
+    store = FeatureStore(shop.settings)
+    frame = pd.DataFrame(
+        {"customer_id": CUSTOMERS, "event_timestamp": as_of, "as_of": microseconds(as_of)}
+    )
+
+    def read():
+        found = store.historical(SPEC.feature_service, frame).to_pylist()
+        assert len(found) == len(CUSTOMERS)
+        for each in found:
+            whole(each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"])
+
+    with looped(read) as failed:
+        for turn in range(12):
+            written(shop.settings, as_of, 10.0 * (1 + turn % 2))
+            time.sleep(0.3)  # longer than a read: it may outlive one switch, not two
+            assert not failed, failed
