@@ -45,15 +45,24 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
         A cut by created time is no ASOF condition: that join is left to Feast.
         """
-        stock = duckdb.DuckDBOfflineStore.get_historical_features
         if filter_by_created_timestamp:
+            stock = duckdb.DuckDBOfflineStore.get_historical_features
             return stock(filter_by_created_timestamp=True, **asked)
         # Over an Arrow table DuckDB has no row estimate and takes nested loops: 26 s, not 0.3.
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
-        helper = _with(feast_ibis.get_historical_features_ibis, point_in_time_join=asof_join)
-        job = _with(stock, get_historical_features_ibis=helper)(**asked)
-        job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
-        return job
+        return joined_by(asof_join, asked)
+
+
+def joined_by(join: Any, asked: dict[str, Any], **replaced: Any) -> Any:
+    """Feast's job for what is asked, made by its own functions, with another join.
+
+    replaced: what the DuckDB store's function calls by these names.
+    """
+    helper = with_names(feast_ibis.get_historical_features_ibis, point_in_time_join=join)
+    stock = duckdb.DuckDBOfflineStore.get_historical_features
+    job = with_names(stock, get_historical_features_ibis=helper, **replaced)(**asked)
+    job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
+    return job
 
 
 def asof_join(
@@ -91,7 +100,7 @@ def asof_join(
     return found
 
 
-def _with(function: Any, **replaced: Any) -> Any:
+def with_names(function: Any, **replaced: Any) -> Any:
     """`function` calling others by the given names; the original stays as it is for everybody."""
     own = FunctionType(
         function.__code__, function.__globals__ | replaced, argdefs=function.__defaults__
