@@ -1,8 +1,9 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo check test faults bench lock environment python
+.PHONY: help up down status demo check test faults bench spark lock environment python
 PYTHON ?= python3
 BIN := .venv/bin
+APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get
 
 help: ## Print this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -27,7 +28,7 @@ check: environment ## Lint, format, types, and which room may import what.
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: environment ## All tests but the faults, a full start of the stack included.
+test: spark ## All tests but the faults, a full start of the stack included.
 	$(BIN)/pytest --ignore=tests/faults
 
 faults: environment ## The faults of a bad day, made for real: killed, hung, altered, cut short.
@@ -36,11 +37,20 @@ faults: environment ## The faults of a bad day, made for real: killed, hung, alt
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks
 
-lock: environment ## Resolve pyproject.toml anew; write requirements.lock and bootstrap.lock.
+spark: python ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
+	@command -v java > /dev/null || { $(APT) update --quiet=2 \
+	  && $(APT) install --yes --no-install-recommends openjdk-17-jre-headless; } \
+	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
+	@$(PYTHON) -m stack.bootstrap --spark
+
+lock: environment ## Resolve pyproject.toml anew; write requirements.lock, bootstrap.lock and spark.lock.
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet -o requirements.lock
 	@{ echo '# From requirements.lock (`make lock`).'; \
 	  sed -n '/^uv==/,/# via/{/# via/!p}' requirements.lock; } > bootstrap.lock
+	$(BIN)/uv pip compile --group spark --constraints requirements.lock --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet \
+	  -o spark.lock
 
 environment: python
 	@$(PYTHON) -m stack.bootstrap

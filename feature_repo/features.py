@@ -11,7 +11,9 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
-from datetime import UTC, datetime, timedelta
+import sys
+from contextlib import closing
+from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -20,8 +22,10 @@ from typing import TYPE_CHECKING, Any
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
-from ibis.backends.sql.datatypes import DuckDBType
 
+from feature_repo.engines import open_engine
+from feature_repo.engines.duckdb import connect
+from feature_repo.engines.period import PERIOD
 from stack.errors import DataError
 from stack.storage import Table
 
@@ -35,11 +39,6 @@ if TYPE_CHECKING:
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
-PERIOD = timedelta(days=28)
-PERIOD_US = PERIOD // timedelta(microseconds=1)
-PERIOD_SQL = f"epoch_us(event_timestamp) // {PERIOD_US}"
-MEMORY = "4GB"
-"""What DuckDB may hold; beyond it, it spills beside the features."""
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
@@ -72,7 +71,7 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
                 shutil.rmtree(left)
         partial = settings.features / f"{wanted}.part"
         partial.mkdir()
-        _write(partial, dataset, name, raw, link.parent / old)
+        _write(settings, partial, dataset, name, raw)
         partial.rename(link.parent / wanted)
         _point(link, wanted)
 
@@ -117,16 +116,6 @@ def note_online(settings: Settings, dataset: Dataset) -> None:
     """Keep that what the views stand on is what the online store has seen."""
     for name in dataset.views:
         _point(_online(settings, name), _target(view_path(settings, name)))
-
-
-def connect(spill: Path | None = None) -> Any:
-    """DuckDB; with `spill`, a folder, what exceeds MEMORY goes there."""
-    connection = ibis.duckdb.connect()
-    connection.raw_sql("SET TimeZone = 'UTC'")
-    if spill:
-        connection.raw_sql(f"SET temp_directory = '{spill}'; SET memory_limit = '{MEMORY}'")
-        connection.raw_sql("SET preserve_insertion_order = false")
-    return connection
 
 
 def open_raw(
@@ -179,10 +168,9 @@ def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table |
     files = raw.changed_files(int(since), int(version)) if before == after else None
     if files is None:
         return None
+    none = open_raw(raw, int(version), connection=connection).limit(0)
     added, removed = (
-        connection.read_parquet(paths).select(raw.schema.names)
-        if paths
-        else ibis.memtable(raw.schema.empty_table())
+        (connection.read_parquet(paths) if paths else none).select(raw.schema.names)
         for paths in files
     )
     # Files that went mostly hold what files that came hold too: a merge copies, so does compaction.
@@ -191,46 +179,35 @@ def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table |
     return came.mutate(gone=False).union(gone.mutate(gone=True))
 
 
-def _write(folder: Path, dataset: Dataset, view: str, raw: Table, old: Path) -> None:
-    """Write the rows of `view` into `folder`, of `old` what can be kept."""
-    wanted, key = folder.stem, dataset.entity
-    with TemporaryDirectory(dir=folder.parent, prefix=f"{view}.spill.") as spill:
-        connection = connect(Path(spill))
+def _write(settings: Settings, folder: Path, dataset: Dataset, view: str, raw: Table) -> None:
+    """Write the rows of `view` into `folder`; of those it has now, what can be kept is kept."""
+    wanted, old, kept = folder.stem, view_path(settings, view).resolve(), list[Path]()
+    with (
+        TemporaryDirectory(dir=folder.parent, prefix=f"{view}.spill.") as spill,
+        closing(open_engine(settings, Path(spill))) as engine,
+    ):
+        connection, key = engine.connection, dataset.entity
         rows = open_raw(raw, int(wanted.rpartition(".")[2]), connection=connection)
         changed = _changed(connection, raw, old.name, wanted) if old.is_dir() else None
-        kept = list[Path]()
         if changed is None:
-            sql = _select(connection, dataset.views[view](rows))
+            engine.write(dataset.views[view](rows), folder)
         else:
-            touched = connection.create_table("touched", changed, temp=True)
-            since = f"(SELECT min(epoch_us({dataset.event_time})) // {PERIOD_US} FROM touched)"  # noqa: S608
-            (first,) = connection.raw_sql(f"SELECT {since}").fetchone()
+            touched = engine.hold(changed)
+            earliest = touched[dataset.event_time].min().to_pyarrow().as_py()
+            first = (earliest - BEGINNING) // PERIOD if earliest else sys.maxsize
             new = dataset.views[view](rows.semi_join(touched, key))
             periods = {path: int(path.name.partition("=")[2]) for path in old.iterdir()}
-            kept = [path for path, period in periods.items() if first is None or period < first]
+            kept = [path for path, period in periods.items() if period < first]
             again = [f"{path}/*.parquet" for path in periods.keys() - set(kept)]
-            sql = f"{_select(connection, new)} WHERE {PERIOD_SQL} >= {first or 0}"
             if again:
-                sql += f" UNION ALL BY NAME SELECT * FROM read_parquet({again})"  # noqa: S608
-                sql += f" ANTI JOIN touched USING ({key})"
-        name = f"rows_{wanted.rpartition('.')[2]}_{{i}}"
-        connection.raw_sql(
-            f"COPY ({sql}) TO '{folder}' (FORMAT parquet, PARTITION_BY (period),"
-            f" FILENAME_PATTERN '{name}')"
-        )
-        connection.disconnect()
+                known = connection.read_parquet(again).anti_join(touched, key)
+                new = new.union(known.select(new.columns).cast(new.schema()))
+            engine.write(new, folder, first)
     for path in folder.glob("*/*"):
         with path.open("rb") as file:
             os.fsync(file.fileno())
     for path in kept:
         shutil.copytree(path, folder / path.name, copy_function=os.link)
-
-
-def _select(connection: Any, rows: ir.Table) -> str:
-    """SQL of `rows` in the types Ibis promises (DuckDB sums to wider ones), with their period."""
-    types = {name: DuckDBType.to_string(type_) for name, type_ in rows.schema().items()}
-    columns = [f'CAST("{name}" AS {type_}) AS "{name}"' for name, type_ in types.items()]
-    return f"SELECT {', '.join(columns)}, {PERIOD_SQL} AS period FROM ({connection.compile(rows)})"  # noqa: S608
 
 
 def _microseconds(rows: pa.Table) -> pa.Table:

@@ -51,6 +51,7 @@ def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
     """
     raw: dict[str, Any] = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
     raw["registry"]["path"] = str(settings.home / "feast" / "registry.db")
+    raw["offline_store"] = settings.feast_offline_store
     raw["online_store"]["connection_string"] = settings.feast_connection(deadline)
     # Says on every start that the flag against failing reads matters less with a file registry.
     logging.getLogger("feast.repo_config").setLevel(logging.ERROR)

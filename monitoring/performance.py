@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from feature_repo.datasets import load_dataset
+from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
 from training.evaluate import champion_scores
 from training.frame import build_frame
@@ -105,7 +106,8 @@ def _from_raw(
     days = sorted({_day(at) for at in answered["as_of"].to_pylist() if at <= latest})
     if not days:
         return {}
-    raw = open_raw(raw_table(settings, dataset), as_of=as_of)
+    connection = open_engine(settings).connection
+    raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
     rows = labels(raw, label, days).to_pylist()
     return {(str(r[spec.entity_key]), r["event_timestamp"]): r["label"] for r in rows}
 

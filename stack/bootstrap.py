@@ -2,6 +2,7 @@
 
 Standard library only: it runs before anything is installed. What is installed is exactly
 requirements.lock, every file checked against its hash; a second call finds the stamp and ends.
+`--spark` adds spark.lock; once there, it stays and follows its lock.
 """
 
 from __future__ import annotations
@@ -13,11 +14,15 @@ import platform
 import subprocess
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from stack.preflight import PROJECT, problems
 
+if TYPE_CHECKING:
+    from pathlib import Path
+
 VENV = PROJECT / ".venv"
-LOCK = PROJECT / "requirements.lock"
+LOCK, SPARK = PROJECT / "requirements.lock", PROJECT / "spark.lock"
 STAMP = VENV / "gyre.stamp"
 CACHE = PROJECT / ".uv-cache"
 
@@ -31,13 +36,18 @@ def main() -> int:
     CACHE.mkdir(exist_ok=True)
     with (CACHE / "bootstrap.flock").open("w") as file:  # two stacks may share the .venv
         fcntl.flock(file, fcntl.LOCK_EX)
-        if not ((VENV / "bin" / "gyre").exists() and _stamp() == fingerprint()):
-            install()
+        there = any(VENV.glob("lib/*/site-packages/pyspark"))
+        spark = there or "--spark" in sys.argv
+        locks = (LOCK, SPARK) if spark else (LOCK,)
+        made = (VENV / "bin" / "gyre").exists() and there == spark
+        if not (made and _stamp() == fingerprint(locks)):
+            install(locks)
     return 0
 
 
-def fingerprint() -> str:
-    parts = [LOCK.read_bytes(), (PROJECT / "pyproject.toml").read_bytes(), sys.version.encode()]
+def fingerprint(locks: tuple[Path, ...]) -> str:
+    files = (*locks, PROJECT / "pyproject.toml")
+    parts = [*(file.read_bytes() for file in files), sys.version.encode()]
     return hashlib.sha256(b"\0".join(parts)).hexdigest()
 
 
@@ -45,7 +55,7 @@ def _stamp() -> str:
     return STAMP.read_text() if STAMP.exists() else ""
 
 
-def install() -> None:
+def install(locks: tuple[Path, ...]) -> None:
     """Make the environment in timed steps; a failed one leaves no stamp: the next call repeats."""
     began = time.monotonic()
     STAMP.unlink(missing_ok=True)
@@ -55,11 +65,12 @@ def install() -> None:
     if not os.access(uv, os.X_OK):
         pinned = ("--require-hashes", "-r", str(PROJECT / "bootstrap.lock"))
         _step("uv, by hash", python, "-m", "pip", "install", "--quiet", *pinned)
-    sync = (uv, "pip", "sync", "--require-hashes", str(LOCK))
-    _step("packages of requirements.lock (downloads included)", *sync)
+    names = " and ".join(lock.name for lock in locks)
+    sync = (uv, "pip", "sync", "--require-hashes", *map(str, locks))
+    _step(f"packages of {names} (downloads included)", *sync)
     ours = (uv, "pip", "install", "--no-deps", "--no-build-isolation", "-e", str(PROJECT))
     _step("this project", *ours)
-    STAMP.write_text(fingerprint())
+    STAMP.write_text(fingerprint(locks))
     sys.stdout.write(f"  environment ready in {time.monotonic() - began:.0f} s\n")
 
 

@@ -131,9 +131,10 @@ def make_secrets(settings: Settings) -> None:
 
 
 def write_feast_config(settings: Settings) -> None:
-    """Write feature_repo/feature_store.yaml again with this stack's registry and online store."""
+    """Write feature_repo/feature_store.yaml again with this stack's registry and stores."""
     config = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_text())
     config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
+    config["offline_store"] = settings.feast_offline_store
     config["online_store"]["connection_string"] = settings.feast_connection(5.0)
     (settings.home / "feast").mkdir(parents=True, exist_ok=True)
     path = _feast_config(settings)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from datetime import date  # noqa: TC003  (pydantic reads the annotations at run time)
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
@@ -47,6 +47,9 @@ class Settings(BaseSettings):
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
+    engine: Literal["duckdb", "spark"] = "duckdb"
+    """What computes features, labels and training frames; Spark is installed by `make spark`."""
+    spark_master: str = "local[*]"
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
     change_live_features: bool = False
@@ -99,6 +102,14 @@ class Settings(BaseSettings):
     def events(self) -> Path:
         """Events that serving took in and ingest has yet to land."""
         return self.home / "serving" / "events"
+
+    @property
+    def feast_offline_store(self) -> dict[str, str]:
+        """`offline_store` in feature_store.yaml."""
+        room = "feature_repo.extensions"
+        if self.engine == "duckdb":
+            return {"type": f"{room}.offline.AsofOfflineStore"}
+        return {"type": f"{room}.spark.SparkOfflineStore", "master": self.spark_master}
 
     def feast_connection(self, deadline: float) -> str:
         """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.store import FeatureStore
 from stack.errors import TrainingError
@@ -46,7 +47,8 @@ def build_frame(
         TrainingError: the join lost or added rows, or the labels of all rows are the same.
 
     """
-    raw = open_raw(raw_table(settings, dataset), version, as_of)
+    connection = open_engine(settings).connection
+    raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
     labelled = labels(raw, dataset.labels[spec.label], moments)
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:

@@ -23,10 +23,12 @@ from feast.infra.offline_stores.file_source import FileSource
 from feast.transformation.python_transformation import PythonTransformation
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import ibis.expr.types as ir
 
+    Reader = Callable[[Any, str], ir.Table]
+    """Source of a view, folder of the repository → its rows."""
     FeatureTable = tuple[ir.Table, str, str | None, dict[str, str], list[str], timedelta | None]
     """Rows, event time, created time, join key → entity column, features, time to live."""
 
@@ -53,37 +55,50 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
         A cut by created time is no ASOF condition: that join is left to Feast.
         """
-        stock = _with(duckdb.DuckDBOfflineStore.get_historical_features, _read_data_source=_read)
         if filter_by_created_timestamp:
+            stock = duckdb.DuckDBOfflineStore.get_historical_features
+            stock = with_names(stock, _read_data_source=_read)
             return stock(filter_by_created_timestamp=True, **asked)
         # Over an Arrow table DuckDB has no row estimate and takes nested loops: 26 s, not 0.3.
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
-        helper = _with(feast_ibis.get_historical_features_ibis, point_in_time_join=asof_join)
-        job = _with(stock, get_historical_features_ibis=helper)(**asked)
-        job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
-        return job
+        return joined_by(asof_join, _read, asked)
 
     @staticmethod
-    def pull_latest_from_table_or_query(*, timestamp_field: str, **asked: Any) -> Any:
-        """Return the newest row of each entity between two times, both included.
-
-        Feast compares times that it cast, which skips no file and asks DuckDB's calendar for each
-        row: 6 s of 30 million. So rows are cut by their own times first.
-        """
-        start, end = (asked[name].astimezone(UTC) for name in ("start_date", "end_date"))
-
-        def read(source: Any, folder: str) -> ir.Table:
-            rows = _read(source, folder)
-            time = rows[timestamp_field]
-            return rows.filter(time.between(start, end)) if time.type().timezone else rows
-
-        stock = duckdb.DuckDBOfflineStore.pull_latest_from_table_or_query
-        return _with(stock, _read_data_source=read)(timestamp_field=timestamp_field, **asked)
+    def pull_latest_from_table_or_query(**asked: Any) -> Any:
+        """Return the newest row of each entity between two times, both included."""
+        return newest_of(_read, asked)
 
     @staticmethod
     def pull_all_from_table_or_query(**asked: Any) -> Any:
         stock = duckdb.DuckDBOfflineStore.pull_all_from_table_or_query
-        return _with(stock, _read_data_source=_read)(**asked)
+        return with_names(stock, _read_data_source=_read)(**asked)
+
+
+def joined_by(join: Any, read: Reader, asked: dict[str, Any]) -> Any:
+    """Feast's job for what is asked, made by its own functions, with another join and reader."""
+    helper = with_names(feast_ibis.get_historical_features_ibis, point_in_time_join=join)
+    stock = duckdb.DuckDBOfflineStore.get_historical_features
+    stock = with_names(stock, get_historical_features_ibis=helper, _read_data_source=read)
+    job = stock(**asked)
+    job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
+    return job
+
+
+def newest_of(read: Reader, asked: dict[str, Any]) -> Any:
+    """Feast's job for the newest rows between two times, with another reader.
+
+    Feast compares times that it cast, which skips no file and asks DuckDB's calendar for each row:
+    6 s of 30 million. So rows are cut by their own times first.
+    """
+    start, end = (asked[name].astimezone(UTC) for name in ("start_date", "end_date"))
+
+    def between(source: Any, folder: str) -> ir.Table:
+        rows = read(source, folder)
+        time = rows[asked["timestamp_field"]]
+        return rows.filter(time.between(start, end)) if time.type().timezone else rows
+
+    stock = duckdb.DuckDBOfflineStore.pull_latest_from_table_or_query
+    return with_names(stock, _read_data_source=between)(**asked)
 
 
 def asof_join(
@@ -132,7 +147,7 @@ def _read(source: Any, repo_path: str) -> ir.Table:
     return duckdb._read_data_source(source, repo_path)  # noqa: SLF001
 
 
-def _with(function: Any, **replaced: Any) -> Any:
+def with_names(function: Any, **replaced: Any) -> Any:
     """`function` calling others by the given names; the original stays as it is for everybody."""
     own = FunctionType(
         function.__code__, function.__globals__ | replaced, argdefs=function.__defaults__

@@ -105,8 +105,8 @@ def definitions(folder, rng, ttl, *, created):
     return [customer, shop, *views.values(), request, summed]
 
 
-def stores(folder, objects):
-    for name, kind in {"stock": "duckdb", "ours": OURS}.items():
+def stores(folder, objects, ours=OURS):
+    for name, kind in {"stock": "duckdb", "ours": ours}.items():
         config = RepoConfig(
             project="test",
             provider="local",
@@ -139,7 +139,7 @@ def entity_rows(rng, n):
     return pd.concat([rows, rows.sample(20, random_state=1)], ignore_index=True)
 
 
-def same(stores, entities, **asked):
+def same_frames(stores, entities, **asked):
     frames = []
     for store in stores:
         table = store.get_historical_features(entity_df=entities.copy(), **asked).to_arrow()
@@ -163,7 +163,7 @@ REFS = [
 def test_random_frames_are_the_stock_stores(tmp_path, seed, created, ttl):
     rng = np.random.default_rng([seed, created])
     both = list(stores(tmp_path, definitions(tmp_path, rng, ttl, created=created)))
-    rows = same(both, entity_rows(rng, 400), features=REFS, full_feature_names=True)
+    rows = same_frames(both, entity_rows(rng, 400), features=REFS, full_feature_names=True)
     found = [row["of_customer__count"] is not None for row in rows]
     assert 0.1 < np.mean(found) < 0.95  # both outcomes are common
 
@@ -194,17 +194,17 @@ def test_on_demand_views_aliases_and_join_key_maps_are_the_stock_stores(tmp_path
     both = list(stores(tmp_path, [*objects, service, aliased]))
     entities = entity_rows(rng, 300)
     entities["referrer_id"] = rng.integers(0, 9, len(entities))
-    rows = same(both, entities, features=service)
+    rows = same_frames(both, entities, features=service)
     assert any(row["sum"] is not None for row in rows)
-    same(both, entities, features=service, full_feature_names=True)
-    same(both, entities, features=aliased, full_feature_names=True)
+    same_frames(both, entities, features=service, full_feature_names=True)
+    same_frames(both, entities, features=aliased, full_feature_names=True)
 
 
 def test_rows_made_later_are_hidden_on_request_as_in_the_stock_store(tmp_path):
     rng = np.random.default_rng(3)
     both = list(stores(tmp_path, definitions(tmp_path, rng, timedelta(0), created=True)))
     asked = {"features": REFS, "full_feature_names": True, "filter_by_created_timestamp": True}
-    same(both, entity_rows(rng, 100), **asked)
+    same_frames(both, entity_rows(rng, 100), **asked)
 
 
 def test_the_stock_store_in_the_same_process_keeps_its_own_join(tmp_path):

@@ -1,0 +1,208 @@
+"""Spark gives what DuckDB gives: views, labels, training frames, online values. One JVM for all."""
+
+from __future__ import annotations
+
+import gc
+import os
+import subprocess
+import sys
+from datetime import timedelta
+
+import ibis
+import numpy as np
+import psutil
+import pyarrow as pa
+import pytest
+from feast import FeatureService
+from hypothesis import given
+from hypothesis import settings as hypothesis_settings
+
+from feature_repo.datasets import load_dataset
+from feature_repo.datasets.orders import churned_90d, customer_features
+from feature_repo.engines import open_engine
+from feature_repo.features import labels, open_raw, view_path, write_views
+from feature_repo.ingest import ingest, raw_table
+from feature_repo.parity import parity, same
+from feature_repo.store import FeatureStore
+from stack.errors import DataError
+from stack.settings import PROJECT, Settings
+from tests.conftest import AS_OF, new_settings, wait_until
+from tests.feature_repo.test_change_points import TIME, histories, moments, orders_table, st
+from tests.feature_repo.test_incremental import land, rebuilt, rows_of
+from tests.feature_repo.test_offline_store import (
+    REFS,
+    definitions,
+    entity_rows,
+    same_frames,
+    stores,
+)
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
+    # py4j leaves closing its sockets to the garbage collector.
+    pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+]
+ORDERS, SERVICE, VIEW = load_dataset("orders"), "customer_churn_v1", "customer_features"
+SPARK = "feature_repo.extensions.spark.SparkOfflineStore"
+DAY = timedelta(days=1)
+
+
+def on(engine: str, settings: Settings) -> Settings:
+    return settings.model_copy(update={"engine": engine, "spark_master": "local[2]"})
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spark(tmp_path_factory):
+    # A JVM of minutes: what its second compiler wins, it does not live to see.
+    os.environ.setdefault("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+    engine = open_engine(on("spark", new_settings(tmp_path_factory.mktemp("spark"))))
+    yield engine
+    engine.connection.disconnect()
+    gc.collect()  # here, where it is excused, not in some later test
+
+
+def frame(settings, customers, at):
+    rows = pa.table(
+        {
+            "customer_id": pa.array(customers, pa.int64()),
+            "event_timestamp": pa.array([at] * len(customers), TIME),
+            "as_of": [int(at.timestamp() * 1e6)] * len(customers),
+        }
+    )
+    found = FeatureStore(settings).historical(SERVICE, rows.to_pandas())
+    return found.sort_by("customer_id")
+
+
+def assert_same(one: pa.Table, other: pa.Table) -> None:
+    """Schemas, whole numbers and strings are equal, floats within 1e-9 of each other."""
+    assert one.schema.remove_metadata() == other.schema.remove_metadata()
+    assert one.num_rows == other.num_rows > 0
+    for name in one.column_names:
+        if pa.types.is_floating(one[name].type):
+            pairs = zip(one[name].to_pylist(), other[name].to_pylist(), strict=True)
+            assert all(same(a, b) for a, b in pairs), name
+        else:
+            assert one[name].equals(other[name]), name
+
+
+def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(applied):
+    settings, as_of = on("spark", applied), AS_OF + 130 * DAY  # all of them have come by then
+    ingest(settings, "orders", as_of)
+    raw = raw_table(settings, ORDERS)
+    assert raw.read().num_rows == 69_659
+    assert_same(rows_of(view_path(settings, VIEW)), rebuilt(on("duckdb", applied), raw))
+
+    snapshots = [AS_OF - days * DAY for days in (0, 28, 200)]
+    found = [
+        labels(open_raw(raw, connection=open_engine(each).connection), label, snapshots)
+        for label in ORDERS.labels.values()
+        for each in (settings, on("duckdb", applied))
+    ]
+    assert_same(*found)
+
+    customers = [*range(24_000)]  # some of whom never ordered
+    for at in (AS_OF - 200 * DAY, AS_OF + timedelta(microseconds=1)):
+        assert_same(*(frame(on(e, applied), customers, at) for e in ("spark", "duckdb")))
+
+    report = parity(settings, ORDERS, SERVICE, "customer_id", [as_of], print)
+    assert (report.entities, report.differences) == (23_570, 0)
+
+
+@hypothesis_settings(max_examples=4, deadline=None)
+@given(histories, st.lists(moments, min_size=1, max_size=5, unique=True))
+def test_rows_and_labels_of_any_history_are_those_of_duckdb(spark, customers, asked):
+    orders = orders_table(customers)
+    snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array(asked, TIME)}))
+    for rows in (customer_features(orders), churned_90d(orders, snapshots)):
+        order = [(name, "ascending") for name in ("customer_id", "event_timestamp")]
+        ours, theirs = spark.connection.to_pyarrow(rows), rows.to_pyarrow()
+        assert ours.sort_by(order).equals(theirs.cast(ours.schema).sort_by(order))
+
+
+def test_an_engine_goes_on_where_the_other_left(tmp_path):
+    settings = new_settings(tmp_path)
+    batches = [
+        [(1, 1, 300, 1.0), (2, 2, 1, 1.0), (3, 3, 60, 0.1), (7, 3, 300, 0.1)],
+        [(4, 1, 0, 14.96), (5, 4, 29, 0.1)],
+        [(2, 3, 90, 2.0), (6, 2, 27, 0.0)],  # moves an order to another customer and back in time
+    ]
+    for hour, batch in enumerate(batches):
+        raw = land(settings, batch, hour)
+        before = {path.stat().st_ino for path in view_path(settings, VIEW).glob("*/*")}
+        write_views(on("duckdb" if hour == 1 else "spark", settings), ORDERS, raw)
+        after = [path.stat().st_ino for path in view_path(settings, VIEW).glob("*/*")]
+        assert before.isdisjoint(after) is (hour == 0)  # what lies before the change is kept
+        assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+
+
+@pytest.mark.parametrize("created", [True, False])
+@pytest.mark.parametrize("ttl", [timedelta(0), timedelta(days=3)])
+def test_random_frames_are_the_stock_stores(tmp_path, created, ttl):
+    rng = np.random.default_rng([11, created])
+    both = list(stores(tmp_path, definitions(tmp_path, rng, ttl, created=created), ours=SPARK))
+    rows = same_frames(both, entity_rows(rng, 400), features=REFS, full_feature_names=True)
+    assert 0.1 < np.mean([row["of_customer__count"] is not None for row in rows]) < 0.95
+
+
+def test_on_demand_views_aliases_and_cuts_by_created_time_are_the_stock_stores(tmp_path):
+    rng = np.random.default_rng(7)
+    objects = definitions(tmp_path, rng, timedelta(days=5), created=True)
+    _, _, of_customer, _, of_both, _, odfv = objects
+    referrer = of_customer.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
+    service = FeatureService(name="plain", features=[of_customer[["count"]], odfv])
+    aliased = FeatureService(name="aliased", features=[referrer[["name"]], of_both[["amount"]]])
+    both = list(stores(tmp_path, [*objects, service, aliased], ours=SPARK))
+    entities = entity_rows(rng, 300)
+    entities["referrer_id"] = rng.integers(0, 9, len(entities))
+    rows = same_frames(both, entities, features=service)
+    assert any(row["sum"] is not None for row in rows)
+    same_frames(both, entities, features=aliased, full_feature_names=True)
+    asked = {"features": REFS[:2], "filter_by_created_timestamp": True}
+    same_frames(both, entity_rows(rng, 100), **asked)
+
+
+def test_whole_numbers_beside_nulls_stay_whole(spark):
+    rows = pa.table({"n": pa.array([2**53 + 1, None], pa.int64()), "at": pa.array([0, 1], TIME)})
+    assert spark.connection.to_pyarrow(ibis.memtable(rows)).sort_by("at").equals(rows)
+
+
+START = """
+import sys
+from feature_repo.engines import open_engine
+from stack.errors import DataError
+from stack.settings import Settings
+sys.modules |= dict.fromkeys(sys.argv[1:])
+try:
+    open_engine(Settings(engine="spark", spark_master="local[1]"))
+    print("started", flush=True)
+    sys.stdin.read()
+except DataError as exc:
+    print(exc)
+"""
+
+
+def started(*without: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-W", "ignore", "-c", START, *without]
+    here = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen(command, cwd=PROJECT, env=here, text=True, **pipes)
+
+
+def test_what_is_missing_is_one_line_with_the_remedy(tmp_path, monkeypatch):
+    said = "GYRE_ENGINE=spark, but there is no {}: make spark"
+    with started("pyspark") as process:
+        assert process.communicate()[0] == said.format("pyspark") + "\n"
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("JAVA_HOME", raising=False)
+    with pytest.raises(DataError) as raised:
+        open_engine(on("spark", new_settings(tmp_path)))
+    assert str(raised.value) == said.format("java")
+
+
+def test_the_jvm_ends_with_its_process_even_a_killed_one():
+    with started() as process:
+        assert process.stdout.readline() == "started\n"
+        below = psutil.Process(process.pid).children(recursive=True)
+        (java,) = [child for child in below if child.name() == "java"]
+        process.kill()
+    wait_until("end of the JVM", lambda: not java.is_running(), 20)
