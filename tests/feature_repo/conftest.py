@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
@@ -44,3 +45,10 @@ def emptied(template: Settings) -> Settings:
 @pytest.fixture
 def as_of() -> datetime:
     return AS_OF
+
+
+@pytest.fixture
+def spark_ends_here() -> Iterator[None]:
+    """py4j leaves closing its sockets to the garbage collector, which may come in another test."""
+    yield
+    gc.collect()

@@ -39,8 +39,8 @@ from tests.feature_repo.test_offline_store import (
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
-    # py4j leaves closing its sockets to the garbage collector.
     pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.usefixtures("spark_ends_here"),
 ]
 ORDERS, SERVICE, VIEW = load_dataset("orders"), "customer_churn_v1", "customer_features"
 SPARK = "feature_repo.extensions.spark.SparkOfflineStore"
