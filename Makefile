@@ -29,8 +29,8 @@ check: environment ## Lint, format, types, and which room may import what.
 	$(BIN)/lint-imports
 
 test: spark ## All tests but the faults, a full start of the stack included.
-	$(BIN)/pytest tests/loop tests --ignore=tests/faults --numprocesses=auto --maxprocesses=4 \
-	  --dist=loadfile --no-loadscope-reorder # the longest first
+	$(BIN)/pytest --ignore=tests/faults --numprocesses=auto --maxprocesses=4 \
+	  --dist=loadfile --no-loadscope-reorder
 
 faults: environment ## The faults of a bad day, made for real: killed, hung, altered, cut short.
 	$(BIN)/pytest tests/faults
