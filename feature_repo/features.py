@@ -64,7 +64,7 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
     for name in dataset.views:
         link, wanted = view_path(settings, name), _standing(dataset, name, raw)
         old = _target(link)
-        if old == wanted:
+        if old == wanted and link.exists():
             continue
         for left in settings.features.glob(f"{name}.*.*"):
             if left.name != old:

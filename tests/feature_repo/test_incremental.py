@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -137,6 +138,15 @@ def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_ful
         raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)
     write_views(settings, ORDERS, raw)
     assert set(rows_of(view_path(settings, VIEW))["customer_id"].to_pylist()) == {7}
+
+
+def test_a_view_whose_rows_were_deleted_is_computed_again(tmp_path):
+    settings = new_settings(tmp_path)
+    raw = land(settings, [(1, 1, 9, 1.0)], 0)
+    write_views(settings, ORDERS, raw)
+    shutil.rmtree(view_path(settings, VIEW).resolve())
+    write_views(settings, ORDERS, raw)
+    assert rows_of(view_path(settings, VIEW)).num_rows == 3
 
 
 def test_news_are_what_came_and_went_since_noted(tmp_path):
