@@ -139,7 +139,7 @@ class FeatureStore:
             # Removed and published again: Feast forgot the view, its values are still there.
             whole = rewrite or (kept and known is None)
             start = BEGINNING if whole else last or BEGINNING
-            end = max(as_of, last or as_of)
+            end = max(as_of, known or as_of)  # Feast believes that all up to `known` is there
             if start < end:
                 self._fill(name, start, end, rewrite=whole)
                 online.set(mark(self._store, name), as_of.isoformat())
