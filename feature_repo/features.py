@@ -112,6 +112,12 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
     return pa.concat_tables(found)
 
 
+def forget_online(settings: Settings, dataset: Dataset) -> None:
+    """Before every value is written anew: what is online then is of no known standing."""
+    for name in dataset.views:
+        _online(settings, name).unlink(missing_ok=True)
+
+
 def note_online(settings: Settings, dataset: Dataset) -> None:
     """Keep that what the views stand on is what the online store has seen."""
     for name in dataset.views:

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
-from feature_repo.features import news, note_online, open_raw, raw_table, write_views
+from feature_repo.features import forget_online, news, note_online, open_raw, raw_table, write_views
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -119,6 +119,8 @@ def catch_up(
         late = pc.less_equal(changed[dataset.event_time], pa.scalar(last, TIME))
         changed = changed.filter(pc.or_(changed["gone"], late))
     every = changed is None or changed.num_rows > MANY
+    if every:
+        forget_online(settings, dataset)
     store.materialise(dataset, as_of, rewrite=every)
     if changed is not None and not every:
         online = EntityFeatures(settings, dataset, table, quarantine_table(settings, dataset))

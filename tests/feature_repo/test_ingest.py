@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SPEC = load_spec("customer_churn_model")
 ORDERS = load_dataset("orders")
-DAY = timedelta(days=1)
+VIEW, DAY = "customer_features", timedelta(days=1)
 
 
 def order(number, customer, at, amount=10.0, cds=1):
@@ -265,3 +265,19 @@ def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):
             Redis(port=shop.settings.redis_port).flushall()
         shop.ingest(as_of - 5 * DAY)
         assert shop.online(as_of, 1)[0]["lifetime_orders"] == 2
+
+
+def test_an_expression_that_is_taken_back_leaves_nothing_of_it_online(shop, as_of, monkeypatch):
+    """Nor one whose ingest died when its values were online and that was not written down yet."""
+    shop.has(order(1, 1, as_of - DAY, 5.0))
+    shop.ingest(as_of)
+    shipped, link = ORDERS.views[VIEW], shop.settings.features / f".{VIEW}.online"
+    with monkeypatch.context() as edited:
+        edited.setitem(ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(lifetime_value=9.0))
+        link.mkdir()  # where the pointer to what is online would be made
+        with pytest.raises(OSError, match="online"):
+            shop.ingest(as_of)
+        link.rmdir()
+        assert shop.online(as_of, 1)[0]["lifetime_value"] == 9.0
+    shop.ingest(as_of + DAY)
+    assert shop.online(as_of + DAY, 1)[0]["lifetime_value"] == 5.0
