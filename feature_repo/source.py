@@ -173,7 +173,8 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
     """Whole numbers, days and times in the dataset's types, where nothing is lost or guessed.
 
     Anything else keeps its type, and the suite stops the batch: text that holds numbers is a
-    retyped column, and a time without an offset may be any zone's.
+    retyped column, and a time without an offset may be any zone's. The order of columns is no
+    matter.
     """
     kind = pa.types
     for position, field in enumerate(rows.schema):
@@ -184,7 +185,8 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
             wanted = dataset.schema.field(field.name).type
             with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 rows = rows.set_column(position, field.name, rows[field.name].cast(wanted))
-    return rows
+    names = dataset.schema.names
+    return rows.select(names) if sorted(rows.column_names) == sorted(names) else rows
 
 
 def date_demo(
