@@ -73,6 +73,7 @@ def place(settings: Settings, dataset: Dataset) -> str:
 
 
 def _read(address: str, time: str, since: datetime | None) -> pa.Table:
+    files, before = list[str](), None
     if "://" in address:
         url, _, table = address.partition("#")
         connection = ibis.connect(url)
@@ -81,15 +82,27 @@ def _read(address: str, time: str, since: datetime | None) -> pa.Table:
         connection = ibis.duckdb.connect()
         connection.raw_sql("SET TimeZone = 'UTC'")
         files, ending = _files(address)
+        before = _state(files)
         rows = getattr(connection, FORMATS[ending])(files)
         if FORMATS[ending] == "read_csv":
             _stop_if_cut(files)
             if _is_clear(rows.schema().get(time)):
                 _stop_if_guessed(connection.read_csv(files, types={time: "string"})[time], address)
     try:
-        return _later(rows, time, since).to_pyarrow()
+        found = _later(rows, time, since).to_pyarrow()
     finally:
         connection.disconnect()
+    if files and _state(files) != before:  # half a row, or half a number
+        raise DataError(
+            f"{address} was written while it was read; run it again, or have whoever writes it "
+            "put whole files there: written elsewhere, then renamed"
+        )
+    return found
+
+
+def _state(files: list[str]) -> list[tuple[int, int, int]]:
+    found = (Path(path).stat() for path in files if Path(path).exists())
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
 def _files(address: str) -> tuple[list[str], str]:
