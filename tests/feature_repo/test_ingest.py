@@ -157,6 +157,22 @@ def test_repeats_count_once_and_of_one_key_the_last_row_wins(shop, as_of):
     assert [row["dollar_value"] for row in shop.raw()] == [6.0]
 
 
+def test_a_row_that_the_source_corrected_far_back_stays_corrected(shop, as_of):
+    """The source keeps both rows; only the one that no longer counts lies in the look-back."""
+    wrong, other = order(1, 1, as_of - DAY), order(2, 2, as_of - DAY)
+    shop.has(wrong, other)
+    shop.ingest(as_of)
+    right = wrong | {"order_ts": as_of - 40 * DAY}
+    shop.has(wrong, other, right)
+    shop.ingest(as_of, full=True)
+    shop.has(wrong, other | {"dollar_value": 11.0}, right, order(3, 3, as_of))
+    report = shop.ingest(as_of + DAY)
+    assert (report.inserted, report.replaced) == (1, 1)
+    found = {row["order_id"]: (row["order_ts"], row["dollar_value"]) for row in shop.raw()}
+    assert found[1] == (as_of - 40 * DAY, 10.0)
+    assert found[2] == (as_of - DAY, 11.0)
+
+
 def test_rows_that_fail_alone_go_to_quarantine_with_the_rule_they_broke(shop, as_of):
     good = [order(n, n, as_of - DAY) for n in range(1, 40)]
     bad = [order(50, 50, as_of - DAY, -1.0), order(51, None, as_of - DAY),
