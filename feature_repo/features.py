@@ -135,7 +135,7 @@ def open_raw(
 def labels(raw: ir.Table, label: Label, snapshots: Sequence[datetime]) -> pa.Table:
     """Rows (join key, event_timestamp, label) of every snapshot, in one order."""
     moments = ibis.memtable(pa.table({"event_timestamp": pa.array(snapshots, TIME)}))
-    rows = _microseconds(label.expression(raw, moments).to_pyarrow())
+    rows = _in_microseconds(label.expression(raw, moments).to_pyarrow())
     return rows.sort_by([("event_timestamp", "ascending"), (rows.column_names[0], "ascending")])
 
 
@@ -216,7 +216,7 @@ def _write(settings: Settings, folder: Path, dataset: Dataset, view: str, raw: T
         shutil.copytree(path, folder / path.name, copy_function=os.link)
 
 
-def _microseconds(rows: pa.Table) -> pa.Table:
+def _in_microseconds(rows: pa.Table) -> pa.Table:
     """Feast's DuckDB store wants microsecond UTC timestamps."""
     fields = [f.with_type(TIME) if pa.types.is_timestamp(f.type) else f for f in rows.schema]
     return rows.cast(pa.schema(fields))

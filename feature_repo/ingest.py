@@ -19,7 +19,15 @@ import pyarrow.compute as pc
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
-from feature_repo.features import forget_online, news, note_online, open_raw, raw_table, write_views
+from feature_repo.features import (
+    TIME,
+    forget_online,
+    news,
+    note_online,
+    open_raw,
+    raw_table,
+    write_views,
+)
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
     from feature_repo.validation import Validation
     from stack.settings import Settings
 
-TIME = pa.timestamp("us", tz="UTC")
 MANY = 5_000
 """Rows that came late or went, from which writing every entity anew is cheaper."""
 
