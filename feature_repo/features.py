@@ -64,7 +64,7 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
     for name in dataset.views:
         link, wanted = view_path(settings, name), _standing(dataset, name, raw)
         old = _target(link)
-        if old == wanted:
+        if old == wanted and link.exists():
             continue
         for left in settings.features.glob(f"{name}.*.*"):
             if left.name != old:
@@ -112,6 +112,12 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
     return pa.concat_tables(found)
 
 
+def forget_online(settings: Settings, dataset: Dataset) -> None:
+    """Before every value is written anew: what is online then is of no known standing."""
+    for name in dataset.views:
+        _online(settings, name).unlink(missing_ok=True)
+
+
 def note_online(settings: Settings, dataset: Dataset) -> None:
     """Keep that what the views stand on is what the online store has seen."""
     for name in dataset.views:
@@ -129,7 +135,7 @@ def open_raw(
 def labels(raw: ir.Table, label: Label, snapshots: Sequence[datetime]) -> pa.Table:
     """Rows (join key, event_timestamp, label) of every snapshot, in one order."""
     moments = ibis.memtable(pa.table({"event_timestamp": pa.array(snapshots, TIME)}))
-    rows = _microseconds(label.expression(raw, moments).to_pyarrow())
+    rows = _in_microseconds(label.expression(raw, moments).to_pyarrow())
     return rows.sort_by([("event_timestamp", "ascending"), (rows.column_names[0], "ascending")])
 
 
@@ -210,7 +216,7 @@ def _write(settings: Settings, folder: Path, dataset: Dataset, view: str, raw: T
         shutil.copytree(path, folder / path.name, copy_function=os.link)
 
 
-def _microseconds(rows: pa.Table) -> pa.Table:
+def _in_microseconds(rows: pa.Table) -> pa.Table:
     """Feast's DuckDB store wants microsecond UTC timestamps."""
     fields = [f.with_type(TIME) if pa.types.is_timestamp(f.type) else f for f in rows.schema]
     return rows.cast(pa.schema(fields))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ibis
 import numpy as np
@@ -19,7 +19,15 @@ import pyarrow.compute as pc
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import EntityFeatures
-from feature_repo.features import news, note_online, open_raw, raw_table, write_views
+from feature_repo.features import (
+    TIME,
+    forget_online,
+    news,
+    note_online,
+    open_raw,
+    raw_table,
+    write_views,
+)
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -34,7 +42,6 @@ if TYPE_CHECKING:
     from feature_repo.validation import Validation
     from stack.settings import Settings
 
-TIME = pa.timestamp("us", tz="UTC")
 MANY = 5_000
 """Rows that came late or went, from which writing every entity anew is cheaper."""
 
@@ -86,10 +93,7 @@ def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool
     table = raw_table(settings, dataset)
     since = None if full else _read_from(table, dataset, as_of)
     sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
-    delivered = pull(settings, dataset, as_of, since)
-    silent = () if delivered.num_rows else (f"{place(settings, dataset)} delivered no rows",)
-    pulled = sent.without_replaced(_newest_of_key(delivered, dataset))
-    new = _unknown_rows(settings, pulled, table, dataset)
+    new, silent = _news_of_source(settings, dataset, sent, as_of, since)
     events = sent.beside(new).slice(new.num_rows)
     store = FeatureStore(settings)  # says what is not published before anything is written
     report = IngestReport(dataset.name, as_of, table_version=table.version)
@@ -119,12 +123,48 @@ def catch_up(
         late = pc.less_equal(changed[dataset.event_time], pa.scalar(last, TIME))
         changed = changed.filter(pc.or_(changed["gone"], late))
     every = changed is None or changed.num_rows > MANY
+    if every:
+        forget_online(settings, dataset)
     store.materialise(dataset, as_of, rewrite=every)
     if changed is not None and not every:
         online = EntityFeatures(settings, dataset, table, quarantine_table(settings, dataset))
         online.bring_online(changed.to_pylist(), as_of)
         online.close()
     note_online(settings, dataset)
+
+
+def _news_of_source(
+    settings: Settings, dataset: Dataset, sent: Arrivals, as_of: datetime, since: datetime | None
+) -> tuple[pa.Table, tuple[str, ...]]:
+    """What the source says that neither table nor quarantine holds, and a word if it is silent.
+
+    A source may keep a row that it corrected since by one dated before `since`. So where a row
+    read would correct the table, all rows of its key are read, and the last of them counts.
+    """
+    table = raw_table(settings, dataset)
+
+    def unknown(rows: pa.Table) -> pa.Table:
+        pulled = sent.without_replaced(_newest_of_key(rows, dataset))
+        return _unknown_rows(settings, pulled, table, dataset)
+
+    delivered = pull(settings, dataset, as_of, since)
+    new = unknown(delivered)
+    keys = _corrected(new, table, dataset) if since else []
+    if keys:
+        others = new.filter(pc.invert(pc.is_in(new[dataset.key[0]], pa.array(keys))))
+        again = unknown(pull(settings, dataset, as_of, keyed=keys))
+        new = pa.concat_tables([others, again])
+    silent = () if delivered.num_rows else (f"{place(settings, dataset)} delivered no rows",)
+    return new, silent
+
+
+def _corrected(rows: pa.Table, table: Table, dataset: Dataset) -> list[Any]:
+    """First columns of the keys of those `rows` whose key the table holds."""
+    if not (table.exists and rows.num_rows and rows.schema.remove_metadata() == dataset.schema):
+        return []
+    known = ibis.memtable(rows).semi_join(open_raw(table), dataset.key)
+    found: list[Any] = known[dataset.key[0]].to_pyarrow().unique().to_pylist()
+    return found
 
 
 def _read_from(table: Table, dataset: Dataset, as_of: datetime) -> datetime | None:

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from feature_repo.extensions.online import as_of as reading_as_of
-from feature_repo.features import raw_table
-from feature_repo.store import BEGINNING, FeatureStore, microseconds, open_store
+from feature_repo.features import BEGINNING, raw_table
+from feature_repo.store import FeatureStore, microseconds, open_store
 from stack.errors import DataError
 from stack.preflight import free_ports
 from stack.ready import redis_pong

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from feature_repo.features import raw_table
+from feature_repo.features import TIME, raw_table
 from feature_repo.ingest import catch_up, quarantine_table
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from feature_repo.definition import Dataset
     from stack.settings import Settings
 
-TIME = pa.timestamp("us", tz="UTC")
 RELEASED = pa.schema({"row": pa.string(), "as": pa.string(), "released_at": TIME,
                       "who": pa.string(), "why": pa.string()})  # fmt: skip
 """The row as it was set aside and as it went back (JSON both)."""

@@ -25,6 +25,8 @@ from stack.errors import DataError
 from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     import ibis.expr.types as ir
 
     from feature_repo.definition import Dataset
@@ -41,12 +43,18 @@ FORMATS = {".parquet": "read_parquet", ".csv": "read_csv", ".csv.gz": "read_csv"
 
 
 def pull(
-    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None = None
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    since: datetime | None = None,
+    *,
+    keyed: Sequence[Any] = (),
 ) -> pa.Table:
     """Rows the source holds at `as_of`, in the source's own order and types.
 
     since: only those with a later event time, or with none (or one before 1971, which stands for
     none); the database itself leaves out others.
+    keyed: only those that have one of these values in the first column of the key.
 
     Raises:
         DataError: the source cannot be read, naming it.
@@ -58,8 +66,8 @@ def pull(
         raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
     try:
         if address is None:
-            return _demo(settings, dataset, as_of, since)
-        return _typed(_read(address, dataset.event_time, since), dataset)
+            return _demo(settings, dataset, as_of, since, keyed)
+        return _typed(_read(address, dataset, since, keyed), dataset)
     except DataError:
         raise
     except Exception as exc:  # every reader below fails in its own way
@@ -72,7 +80,8 @@ def place(settings: Settings, dataset: Dataset) -> str:
     return settings.sources.get(dataset.name, "shipped file").rpartition("@")[2]
 
 
-def _read(address: str, time: str, since: datetime | None) -> pa.Table:
+def _read(address: str, dataset: Dataset, since: datetime | None, keyed: Sequence[Any]) -> pa.Table:
+    files, before, time = list[str](), None, dataset.event_time
     if "://" in address:
         url, _, table = address.partition("#")
         connection = ibis.connect(url)
@@ -81,15 +90,30 @@ def _read(address: str, time: str, since: datetime | None) -> pa.Table:
         connection = ibis.duckdb.connect()
         connection.raw_sql("SET TimeZone = 'UTC'")
         files, ending = _files(address)
+        before = _state(files)
         rows = getattr(connection, FORMATS[ending])(files)
         if FORMATS[ending] == "read_csv":
             _stop_if_cut(files)
             if _is_clear(rows.schema().get(time)):
                 _stop_if_guessed(connection.read_csv(files, types={time: "string"})[time], address)
     try:
-        return _later(rows, time, since).to_pyarrow()
+        rows = _later(rows, time, since)
+        if keyed:
+            rows = rows.filter(rows[dataset.key[0]].isin(keyed))
+        found = rows.to_pyarrow()
     finally:
         connection.disconnect()
+    if files and _state(files) != before:  # half a row, or half a number
+        raise DataError(
+            f"{address} was written while it was read; run it again, or have whoever writes it "
+            "put whole files there: written elsewhere, then renamed"
+        )
+    return found
+
+
+def _state(files: list[str]) -> list[tuple[int, int, int]]:
+    found = (Path(path).stat() for path in files if Path(path).exists())
+    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
 def _files(address: str) -> tuple[list[str], str]:
@@ -173,7 +197,8 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
     """Whole numbers, days and times in the dataset's types, where nothing is lost or guessed.
 
     Anything else keeps its type, and the suite stops the batch: text that holds numbers is a
-    retyped column, and a time without an offset may be any zone's.
+    retyped column, and a time without an offset may be any zone's. The order of columns is no
+    matter.
     """
     kind = pa.types
     for position, field in enumerate(rows.schema):
@@ -184,7 +209,8 @@ def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
             wanted = dataset.schema.field(field.name).type
             with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
                 rows = rows.set_column(position, field.name, rows[field.name].cast(wanted))
-    return rows
+    names = dataset.schema.names
+    return rows.select(names) if sorted(rows.column_names) == sorted(names) else rows
 
 
 def date_demo(
@@ -211,7 +237,11 @@ def demo_shift(start: date, newest: datetime) -> timedelta:
 
 
 def _demo(
-    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    since: datetime | None,
+    keyed: Sequence[Any],
 ) -> pa.Table:
     path = _shift_file(settings)
     if path.exists():
@@ -225,6 +255,8 @@ def _demo(
     due = pc.less_equal(moved, pa.scalar(as_of, moved.type))
     if since is not None:
         due = pc.and_(due, pc.greater(moved, pa.scalar(since, moved.type)))
+    if keyed:
+        due = pc.and_(due, pc.is_in(rows[dataset.key[0]], pa.array(keyed)))
     return rows.filter(due)
 
 

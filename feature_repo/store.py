@@ -10,7 +10,7 @@ import json
 import logging
 import sys
 from contextlib import nullcontext, redirect_stdout
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +21,7 @@ from feast.repo_config import RepoConfig
 
 from feature_repo.contract import contract
 from feature_repo.datasets import dataset_of
-from feature_repo.features import unbuilt
+from feature_repo.features import BEGINNING, unbuilt
 from stack.errors import DataError
 
 if TYPE_CHECKING:
@@ -35,7 +35,6 @@ if TYPE_CHECKING:
     from stack.spec import FeatureType
 
 REPOSITORY = Path(__file__).parent
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 TYPES: dict[str, FeatureType] = {"Int64": "int64", "Float64": "double", "String": "string"}
 
 WRITE_DEADLINE = 10.0
@@ -139,7 +138,7 @@ class FeatureStore:
             # Removed and published again: Feast forgot the view, its values are still there.
             whole = rewrite or (kept and known is None)
             start = BEGINNING if whole else last or BEGINNING
-            end = max(as_of, last or as_of)
+            end = max(as_of, known or as_of)  # Feast believes that all up to `known` is there
             if start < end:
                 self._fill(name, start, end, rewrite=whole)
                 online.set(mark(self._store, name), as_of.isoformat())

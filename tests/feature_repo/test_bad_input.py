@@ -90,6 +90,7 @@ CASES = {
     "CSV: times without an offset": csv("2099-11-19T12:00:00"),
     "CSV: one time without an offset beside others": csv(ZULU, "2099-11-19T12:00:00", ZULU),
     "CSV: days such as 03/04/2099": csv("03/04/2099"),
+    "columns in another order": lambda new: orders(new[:1]).select(ORDERS.schema.names[::-1]),
     "times of another zone": retyped("order_ts", pa.timestamp("us", "America/New_York")),
     "CSV: times of other offsets": csv("2099-11-19T07:00:00-05:00", "2099-11-19 17:30:00+05:30"),
     "CSV: whole days, whole amounts": csv("2099-11-19", amount="10"),

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
-import signal
+import shutil
 import subprocess
 import sys
 from datetime import timedelta
@@ -139,6 +140,15 @@ def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_ful
     assert set(rows_of(view_path(settings, VIEW))["customer_id"].to_pylist()) == {7}
 
 
+def test_a_view_whose_rows_were_deleted_is_computed_again(tmp_path):
+    settings = new_settings(tmp_path)
+    raw = land(settings, [(1, 1, 9, 1.0)], 0)
+    write_views(settings, ORDERS, raw)
+    shutil.rmtree(view_path(settings, VIEW).resolve())
+    write_views(settings, ORDERS, raw)
+    assert rows_of(view_path(settings, VIEW)).num_rows == 3
+
+
 def test_news_are_what_came_and_went_since_noted(tmp_path):
     settings = new_settings(tmp_path)
     raw = land(settings, [(1, 1, 9, 1.0)], 0)
@@ -181,25 +191,39 @@ def online(settings: Settings, customers, as_of):
         reader.close()
 
 
-# Ends itself at the n-th step that Python's audit hooks tell of; what Delta and DuckDB write lies
-# between these.
+# For each line (settings, as_of, n) an ingest that ends itself at the n-th step that Python's audit
+# hooks tell of; what Delta and DuckDB write lies between these. Forked: imports take far longer.
 INGEST = """
-import os, signal, sys
+import json, os, signal, sys
 from datetime import datetime
+import great_expectations, ibis.backends.duckdb, feast.repo_operations
+import feature_repo.extensions.engine, feature_repo.extensions.offline
+from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest
 from stack.settings import Settings
-settings, as_of = Settings.model_validate_json(sys.argv[1]), datetime.fromisoformat(sys.argv[2])
-left = int(sys.argv[3])
-def step(event, args):
-    global left
-    ours = str(settings.home) in str(args[:2]) and (event != "open" or ".lock" in str(args[0]))
-    if ours or event == "socket.connect":
-        left -= 1
-        if left == 0:
-            os.kill(os.getpid(), signal.SIGKILL)
-sys.addaudithook(step)
-ingest(settings, "orders", as_of)
-print(left)
+
+load_dataset("orders")
+
+def run(given, as_of, left):
+    settings = Settings.model_validate(given)
+    def step(event, args):
+        nonlocal left
+        ours = str(settings.home) in str(args[:2]) and (event != "open" or ".lock" in str(args[0]))
+        if ours or event == "socket.connect":
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+    sys.addaudithook(step)
+    ingest(settings, "orders", datetime.fromisoformat(as_of))
+    return left
+
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        print(run(*json.loads(line)), flush=True)
+        os._exit(0)
+    if os.waitpid(child, 0)[1]:
+        print("killed", flush=True)
 """
 
 
@@ -209,6 +233,10 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
     source.mkdir()
     settings = applied.model_copy(update={"sources": {"orders": str(source)}})
     here = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    ingests = subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", INGEST], cwd=PROJECT, env=here, text=True,
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
     killed, steps = 0, 10**9
     for hour in range(6):
         as_of, file = AS_OF + hour * HOUR, source / "orders.parquet"
@@ -219,15 +247,15 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
                  "number_of_cds": 1, "dollar_value": float(n)} for n in range(30)]  # fmt: skip
         rows = {row["order_id"]: row for row in [*known, *changed, *more]}
         pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=ORDERS.schema), file)
-        arguments = [settings.model_dump_json(), as_of.isoformat(), str(steps)]
-        run = subprocess.run(
-            [sys.executable, "-W", "ignore", "-c", INGEST, *arguments],
-            cwd=PROJECT, env=here, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+        given = [settings.model_dump(mode="json"), as_of.isoformat(), steps]
+        ingests.stdin.write(json.dumps(given) + "\n")
+        ingests.stdin.flush()
+        end = ingests.stdout.readline().strip()
         if not hour:
-            total = steps - int(run.stdout.splitlines()[-1])
-        killed += run.returncode == -signal.SIGKILL
+            total = steps - int(end)
+        killed += end == "killed"
         steps = total * (hour + 1) // 6
+    ingests.communicate()
     assert killed >= 4
     ingest(settings, "orders", as_of, full=True)
     raw = raw_table(settings, ORDERS)

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 SPEC = load_spec("customer_churn_model")
 ORDERS = load_dataset("orders")
-DAY = timedelta(days=1)
+VIEW, DAY = "customer_features", timedelta(days=1)
 
 
 def order(number, customer, at, amount=10.0, cds=1):
@@ -157,6 +157,22 @@ def test_repeats_count_once_and_of_one_key_the_last_row_wins(shop, as_of):
     assert [row["dollar_value"] for row in shop.raw()] == [6.0]
 
 
+def test_a_row_that_the_source_corrected_far_back_stays_corrected(shop, as_of):
+    """The source keeps both rows; only the one that no longer counts lies in the look-back."""
+    wrong, other = order(1, 1, as_of - DAY), order(2, 2, as_of - DAY)
+    shop.has(wrong, other)
+    shop.ingest(as_of)
+    right = wrong | {"order_ts": as_of - 40 * DAY}
+    shop.has(wrong, other, right)
+    shop.ingest(as_of, full=True)
+    shop.has(wrong, other | {"dollar_value": 11.0}, right, order(3, 3, as_of))
+    report = shop.ingest(as_of + DAY)
+    assert (report.inserted, report.replaced) == (1, 1)
+    found = {row["order_id"]: (row["order_ts"], row["dollar_value"]) for row in shop.raw()}
+    assert found[1] == (as_of - 40 * DAY, 10.0)
+    assert found[2] == (as_of - DAY, 11.0)
+
+
 def test_rows_that_fail_alone_go_to_quarantine_with_the_rule_they_broke(shop, as_of):
     good = [order(n, n, as_of - DAY) for n in range(1, 40)]
     bad = [order(50, 50, as_of - DAY, -1.0), order(51, None, as_of - DAY),
@@ -257,7 +273,27 @@ def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, 
 
 
 def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):
+    """Not one that was emptied before either: the next ingest goes on where Feast says it is."""
     shop.has(order(1, 1, as_of - DAY), order(2, 1, as_of))
     shop.ingest(as_of)
-    shop.ingest(as_of - 5 * DAY)
-    assert shop.online(as_of, 1)[0]["lifetime_orders"] == 2
+    for flush in (False, True):
+        if flush:
+            Redis(port=shop.settings.redis_port).flushall()
+        shop.ingest(as_of - 5 * DAY)
+        assert shop.online(as_of, 1)[0]["lifetime_orders"] == 2
+
+
+def test_an_expression_that_is_taken_back_leaves_nothing_of_it_online(shop, as_of, monkeypatch):
+    """Nor one whose ingest died when its values were online and that was not written down yet."""
+    shop.has(order(1, 1, as_of - DAY, 5.0))
+    shop.ingest(as_of)
+    shipped, link = ORDERS.views[VIEW], shop.settings.features / f".{VIEW}.online"
+    with monkeypatch.context() as edited:
+        edited.setitem(ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(lifetime_value=9.0))
+        link.mkdir()  # where the pointer to what is online would be made
+        with pytest.raises(OSError, match="online"):
+            shop.ingest(as_of)
+        link.rmdir()
+        assert shop.online(as_of, 1)[0]["lifetime_value"] == 9.0
+    shop.ingest(as_of + DAY)
+    assert shop.online(as_of + DAY, 1)[0]["lifetime_value"] == 5.0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from datetime import date, timedelta
-from itertools import pairwise
+from itertools import count, pairwise
+from threading import Event, Thread
 
 import duckdb
 import pyarrow as pa
@@ -101,3 +102,33 @@ def test_a_source_that_is_not_there_is_named_without_its_password(tmp_path):
 def test_a_dataset_that_is_not_there_gets_the_list_of_those_there_are():
     with pytest.raises(DataError, match="has orders"):
         load_dataset("returns")
+
+
+def test_of_a_file_that_is_being_written_no_half_row_is_taken(tmp_path):
+    """What was read is whole rows, or the file is refused."""
+    file, amounts, refused = tmp_path / "orders.csv", set[float](), 0
+    settings = new_settings(tmp_path).model_copy(update={"sources": {"orders": str(file)}})
+    file.write_text(",".join(ORDERS.schema.names) + "\n")
+    done = Event()
+
+    def write():
+        with file.open("ab", buffering=0) as out:
+            for number in count():
+                for part in (f"{number},1,2026-11-02T10:30:00Z,2,2", "4.90\n"):
+                    out.write(part.encode())
+                    if done.wait(0.002):
+                        return
+
+    writer = Thread(target=write)
+    writer.start()
+    try:
+        for _ in range(12):
+            try:
+                amounts |= {*pull(settings, ORDERS, AS_OF)["dollar_value"].to_pylist()}
+            except DataError:
+                refused += 1
+    finally:
+        done.set()
+        writer.join()
+    assert amounts <= {24.9}
+    assert refused
