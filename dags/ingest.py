@@ -1,8 +1,4 @@
-"""`ingest`: every hour, what is due of each dataset becomes tables and features.
-
-The run of midnight (UTC) reads all of the source: corrections older than the dataset's look-back
-are found then, or by `gyre ingest --full`.
-"""
+"""`ingest`: every hour, what is due of each dataset becomes tables and features."""
 
 from __future__ import annotations
 
@@ -40,8 +36,7 @@ with DAG(
 
             settings, cause = current()
             outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
-            full = cause.as_of.hour == 0
-            summary = ingest(settings, dataset, cause.as_of, full=full).summary()
+            summary = ingest(settings, dataset, cause.as_of).summary()
             logging.getLogger(__name__).info(summary)
             return summary
 

@@ -77,7 +77,10 @@ def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
 
 
 def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False) -> IngestReport:
-    """Bring dataset `name` to `as_of`. full: read all of the source, not only its newest rows.
+    """Bring dataset `name` to `as_of`.
+
+    full: read all of the source, not only its newest rows, as the first ingest of a day (UTC) does:
+    it finds what was corrected before the look-back.
 
     Raises:
         BatchRejectedError: the batch broke a rule as a whole; tables and features are as before.
@@ -90,12 +93,13 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
 
 
 def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool) -> IngestReport:
-    table = raw_table(settings, dataset)
+    table, store = raw_table(settings, dataset), FeatureStore(settings)
+    last = store.watermark(dataset)
+    full = full or last is None or last.date() < as_of.date()
     since = None if full else _read_from(table, dataset, as_of)
     sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
     new, silent = _news_of_source(settings, dataset, sent, as_of, since)
     events = sent.beside(new).slice(new.num_rows)
-    store = FeatureStore(settings)  # says what is not published before anything is written
     report = IngestReport(dataset.name, as_of, table_version=table.version)
     good = _without_bad(settings, dataset, events, as_of)  # who sends may not stop who delivers
     batch = pa.concat_tables([new, good]) if good.num_rows else new

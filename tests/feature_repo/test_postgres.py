@@ -21,7 +21,7 @@ from tests.conftest import AS_OF, new_settings, running, unused_port, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-ORDERS, DAY = load_dataset("orders"), timedelta(days=1)
+ORDERS, DAY, HOUR = load_dataset("orders"), timedelta(days=1), timedelta(hours=1)
 PLACES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/local/bin/initdb", "/usr/bin/initdb")
 
 
@@ -119,16 +119,21 @@ def test_the_database_itself_leaves_out_what_is_older(shop, postgres, server_log
     assert "WHERE" in asked
 
 
-def test_ingest_reads_the_newest_rows_and_all_of_them_when_asked(shop, postgres, applied, as_of):
+def test_ingest_reads_the_newest_rows_and_all_of_them_once_a_day_or_when_asked(
+    shop, postgres, applied, as_of
+):
     settings = applied.model_copy(update={"sources": {"orders": f"{postgres}#orders"}})
     sell(shop, *((n, as_of - n * DAY) for n in range(1, 40)))
     assert ingest(settings, "orders", as_of).inserted == 39
     sell(shop, (100, as_of - 5 * DAY), (101, as_of - 20 * DAY))
     shop.execute("UPDATE orders SET dollar_value = 5 WHERE order_id IN (2, 30)")
-    hourly = ingest(settings, "orders", as_of + DAY)
+    hourly = ingest(settings, "orders", as_of + HOUR)
     assert (hourly.inserted, hourly.replaced) == (1, 1)  # within the look-back of seven days
-    whole = ingest(settings, "orders", as_of + DAY, full=True)
-    assert (whole.inserted, whole.replaced) == (1, 1)
+    asked = ingest(settings, "orders", as_of + 2 * HOUR, full=True)
+    assert (asked.inserted, asked.replaced) == (1, 1)
+    sell(shop, (102, as_of - 30 * DAY))
+    assert ingest(settings, "orders", as_of + 3 * HOUR).inserted == 0
+    assert ingest(settings, "orders", as_of + DAY).inserted == 1
     landed = raw_table(settings, ORDERS).read()
-    assert landed.num_rows == 41
+    assert landed.num_rows == 42
     assert landed["dollar_value"].to_pylist().count(5.0) == 2
