@@ -16,7 +16,7 @@ from redis import Redis
 
 from feature_repo.datasets.orders import ORDERS, customer, customer_features, customer_features_view
 from feature_repo.extensions import encoding
-from feature_repo.features import _microseconds
+from feature_repo.features import _in_microseconds
 from feature_repo.source import pull
 from tests.conftest import AS_OF, new_settings, redis_server, unused_port
 
@@ -83,7 +83,7 @@ def test_the_real_customers_are_the_stock_stores_to_the_byte(port, tmp_path):
         timestamp_field="event_timestamp",
         created_timestamp_column="created",
     )
-    pq.write_table(_microseconds(rows), source.path)
+    pq.write_table(_in_microseconds(rows), source.path)
     view = FeatureView(
         name="customer_features",
         entities=[customer],

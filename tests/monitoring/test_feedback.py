@@ -68,7 +68,7 @@ def test_each_line_of_feedback_is_used_or_counted_by_name_again_at_every_look(se
         }  # fmt: skip
 
 
-@pytest.mark.parametrize("names", permutations(("1-9", "2-1", "9-5")))
+@pytest.mark.parametrize("names", [*permutations(("1-9", "2-1", "9-5"))])
 def test_the_first_received_stands_whichever_process_wrote_it(settings, names):
     write(settings, "predictions-1-1.jsonl", asked("a"))
     for name, actual, minutes in zip(names, (1.0, 0.0, 0.0), (1, 2, 3), strict=True):
