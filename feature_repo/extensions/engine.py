@@ -6,6 +6,7 @@ each entity straight from the offline store to bytes. All others go the stock wa
 
 from __future__ import annotations
 
+from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,8 @@ if TYPE_CHECKING:
 
 ROWS = 32_000
 """Encoded at once, while Redis takes those before."""
+WRITERS = 3
+"""While one packs its commands, Redis works for the others."""
 
 
 class ArrowComputeEngineConfig(compute.LocalComputeEngineConfig):  # type: ignore[misc]
@@ -70,14 +73,17 @@ class ArrowComputeEngine(compute.LocalComputeEngine):  # type: ignore[misc]
         return table.rename_columns([mapping.get(name, name) for name in table.column_names])
 
     def _write(self, view: FeatureView, table: pa.Table) -> None:
-        config, sent = self.repo_config, Future[int]()
+        config, sent = self.repo_config, deque[Future[int]]()
         names = [feature.name for feature in view.features]
-        sent.set_result(0)
-        with ThreadPoolExecutor(1) as writer:
+        with ThreadPoolExecutor(WRITERS) as writers:
             for keys, cells in encoded(view, table, config.project):
-                sent.result()
-                sent = writer.submit(self.online_store.write, config, view, names, keys, cells)
-            sent.result()
+                if len(sent) == WRITERS:
+                    sent.popleft().result()
+                sent.append(
+                    writers.submit(self.online_store.write, config, view, names, keys, cells)
+                )
+            for each in sent:
+                each.result()
 
 
 def encoded(

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from feast import FeatureView, RepoConfig
 
-ROWS_PER_CALL = 64
-"""Redis answers nobody else during one call: about 0.2 ms."""
+ROWS_PER_CALL = 128
+"""Redis answers nobody else during one call: about 0.6 ms."""
 
 ASKED_AT: ContextVar[datetime | None] = ContextVar("asked_at", default=None)
 """The moment (UTC) that reads are about, see `as_of`; None: the clock's."""
@@ -35,7 +35,7 @@ ASKED_AT: ContextVar[datetime | None] = ContextVar("asked_at", default=None)
 Row = tuple[datetime | None, dict[str, Any] | None]
 """Event time and values of one entity in one view, as Feast has them."""
 
-ROWS_PER_TRIP = 100 * ROWS_PER_CALL
+ROWS_PER_TRIP = 50 * ROWS_PER_CALL
 
 # KEYS: one hash per row. ARGV: 1 to write older rows too, seconds until keys expire (0: never), the
 # hash's field names, the time's first; after them the values row by row, the time's first.
