@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import statistics
 import subprocess
 import sys
@@ -41,6 +40,7 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from benchmarks.memory import peak_mb
 from benchmarks.serving import free_port
 from stack.settings import PROJECT, Settings, load_settings
 
@@ -209,7 +209,7 @@ def measured(arguments: list[str]) -> dict[str, float]:
             seconds = time_frame(peer, *map(int, numbers))
         else:
             seconds = time_materialise(peer)
-    return {"seconds": seconds, "mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}
+    return {"seconds": seconds, "mb": peak_mb()}
 
 
 def frames(home: Path, rows: int) -> None:

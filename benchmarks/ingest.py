@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import statistics
 import subprocess
@@ -40,6 +39,7 @@ from redis import Redis
 from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
+from benchmarks.memory import peak_mb
 from benchmarks.serving import free_port
 from stack.environment import process_environment, write_feast_config
 from stack.settings import PROJECT, Settings, load_settings
@@ -159,9 +159,7 @@ def measured(what: str, home: Path, port: int) -> dict[str, float]:
                 if found.inserted != NEW:
                     raise SystemExit(found.summary())
             seconds = time.perf_counter() - began
-    # Not getrusage: that peak is inherited from the process that started this one.
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    return {"seconds": seconds, "imports": imports, "mb": int(peak[1]) / 1024 if peak else 0.0}
+    return {"seconds": seconds, "imports": imports, "mb": peak_mb()}
 
 
 def child(what: str, home: Path, port: int) -> dict[str, float]:

@@ -130,7 +130,7 @@ def catch_up(
     if every:
         forget_online(settings, dataset)
     store.materialise(dataset, as_of, rewrite=every)
-    if changed is not None and not every:
+    if changed is not None and changed.num_rows and not every:
         online = EntityFeatures(settings, dataset, table, quarantine_table(settings, dataset))
         online.bring_online(changed.to_pylist(), as_of)
         online.close()

@@ -184,16 +184,22 @@ def test_a_time_to_live_of_mixed_units_works_too(tmp_path):
     assert counts[0] <= counts[1] < counts[2]
 
 
-def test_on_demand_views_aliases_and_join_key_maps_are_the_stock_stores(tmp_path):
+def stores_with_aliases(tmp_path, **ours):
+    """Both stores, entity rows, a service with an on-demand view, and one with a view renamed."""
     rng = np.random.default_rng(7)
     objects = definitions(tmp_path, rng, timedelta(days=5), created=True)
     _, _, of_customer, _, of_both, _, odfv = objects
     referrer = of_customer.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
     service = FeatureService(name="plain", features=[of_customer[["count"]], odfv])
     aliased = FeatureService(name="aliased", features=[referrer[["name"]], of_both[["amount"]]])
-    both = list(stores(tmp_path, [*objects, service, aliased]))
+    both = list(stores(tmp_path, [*objects, service, aliased], **ours))
     entities = entity_rows(rng, 300)
     entities["referrer_id"] = rng.integers(0, 9, len(entities))
+    return both, entities, service, aliased
+
+
+def test_on_demand_views_aliases_and_join_key_maps_are_the_stock_stores(tmp_path):
+    both, entities, service, aliased = stores_with_aliases(tmp_path)
     rows = same_frames(both, entities, features=service)
     assert any(row["sum"] is not None for row in rows)
     same_frames(both, entities, features=service, full_feature_names=True)

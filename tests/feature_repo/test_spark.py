@@ -13,7 +13,6 @@ import numpy as np
 import psutil
 import pyarrow as pa
 import pytest
-from feast import FeatureService
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
@@ -35,6 +34,7 @@ from tests.feature_repo.test_offline_store import (
     entity_rows,
     same_frames,
     stores,
+    stores_with_aliases,
 )
 
 pytestmark = [
@@ -145,20 +145,12 @@ def test_random_frames_are_the_stock_stores(tmp_path, created, ttl):
 
 
 def test_on_demand_views_aliases_and_cuts_by_created_time_are_the_stock_stores(tmp_path):
-    rng = np.random.default_rng(7)
-    objects = definitions(tmp_path, rng, timedelta(days=5), created=True)
-    _, _, of_customer, _, of_both, _, odfv = objects
-    referrer = of_customer.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
-    service = FeatureService(name="plain", features=[of_customer[["count"]], odfv])
-    aliased = FeatureService(name="aliased", features=[referrer[["name"]], of_both[["amount"]]])
-    both = list(stores(tmp_path, [*objects, service, aliased], ours=SPARK))
-    entities = entity_rows(rng, 300)
-    entities["referrer_id"] = rng.integers(0, 9, len(entities))
+    both, entities, service, aliased = stores_with_aliases(tmp_path, ours=SPARK)
     rows = same_frames(both, entities, features=service)
     assert any(row["sum"] is not None for row in rows)
     same_frames(both, entities, features=aliased, full_feature_names=True)
     asked = {"features": REFS[:2], "filter_by_created_timestamp": True}
-    same_frames(both, entity_rows(rng, 100), **asked)
+    same_frames(both, entity_rows(np.random.default_rng(8), 100), **asked)
 
 
 def test_whole_numbers_beside_nulls_stay_whole(spark):
