@@ -1,7 +1,8 @@
-"""`make bench`: every figure the README states about speed, measured here and now."""
+"""`make bench`: what the README says of it, measured here and now."""
 
-from benchmarks import features, ingest, serving
+from benchmarks import features, ingest, serving, training
 
 serving.main(4.0)
 features.main(1_000_000)
 ingest.main(10_000_000)
+training.main(1_000_000)

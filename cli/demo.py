@@ -24,7 +24,7 @@ import httpx
 import typer
 
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
+from feature_repo.features import entities
 from feature_repo.source import date_demo
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records
@@ -188,17 +188,17 @@ class Story:
 
     def predict_all(self) -> dict[str, Any]:
         """Ask for every customer there is; return an answer that counts."""
-        raw = raw_table(self.settings, load_dataset(self.spec.dataset)).read()
-        self.known = sorted(raw[self.spec.entity_key].unique().to_pylist())
+        views, now = load_dataset(self.spec.dataset).views, datetime.now(UTC)
+        self.known = entities(self.settings, views, self.spec.entity_key, now)
         chunks = [self.known[i : i + CHUNK] for i in range(0, len(self.known), CHUNK)]
         answers = [self.predict(chunk) for chunk in chunks]
         self.say(f"{len(self.known)} predictions, by version {answers[-1][0]['model_version']}")
         counted = (answer for answer in answers[-1] if answer["in_population"])
         return dict[str, Any](next(counted, answers[-1][-1]))
 
-    def predict(self, keys: list[int]) -> list[Any]:
-        url, rows = "/predict/batch", [{self.spec.entity_key: key} for key in keys]
-        answer = httpx.post(f"{self.settings.serving_address}{url}", json=rows, timeout=60)
+    def predict(self, keys: list[dict[str, Any]]) -> list[Any]:
+        url = f"{self.settings.serving_address}/predict/batch"
+        answer = httpx.post(url, json=keys, timeout=60)
         return list[Any](answer.raise_for_status().json())
 
     def version(self) -> str:

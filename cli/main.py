@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import shlex
 import sys
-import uuid
 from typing import Annotated
 
 import typer
 
-from cli import features, registry, watch
-from cli.verbs import AsJson, AsOf, log_to_stderr, moment, say, who
+from cli import features, registry, training, use_case, watch
+from cli.verbs import AsJson, AsOf, log_to_stderr, moment, say
 from stack.errors import GyreError
 from stack.settings import load_settings
-from stack.spec import load_spec
 
 Dataset = Annotated[str, typer.Argument(help="A module of feature_repo/datasets/.")]
 typer_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -107,31 +105,9 @@ def ingest(
     say(report.summary(), report.as_json(), as_json=as_json)
 
 
-@typer_app.command()
-def train(
-    model: str,
-    as_of: AsOf = None,
-    reason: Annotated[str, typer.Option("--reason", help="Why; in run and ledger.")] = "by hand",
-    *,
-    force: Annotated[bool, typer.Option("--force", help="Also with nothing new to learn.")] = False,
-    as_json: AsJson = False,
-) -> None:
-    """Train, evaluate, gate, register and promote; or say why not.
-
-    A refused challenger and nothing new to learn are expected outcomes: exit code 0.
-    """
-    log_to_stderr()
-    spec, time = load_spec(model), moment(as_of)
-    from training.chain import train as run  # noqa: PLC0415
-
-    key = f"shell-{uuid.uuid4().hex[:12]}"
-    report = run(load_settings(), spec, time, key=key, reason=reason, who=who(), force=force)
-    say(f"{model}: {report.outcome}", report.as_json(), as_json=as_json)
-
-
 for _verb in (
-    features.parity, watch.monitor, watch.decide,
-    registry.promote, registry.rollback, registry.ledger,
+    training.train, training.reproduce, features.parity, watch.monitor, watch.decide,
+    registry.promote, registry.rollback, registry.ledger, use_case.new, use_case.spec,
 ):  # fmt: skip
     typer_app.command()(_verb)
 typer_app.add_typer(features.quarantine, name="quarantine")

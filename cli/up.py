@@ -29,9 +29,9 @@ from stack.environment import (
 )
 from stack.errors import StackError
 from stack.preflight import problems
-from stack.processes import last_lines, render, restart_fallen, start, states, wait_ready
+from stack.processes import last_lines, render, restart, start, states, wait_ready
 from stack.settings import PROJECT
-from stack.spec import load_spec
+from stack.spec import MODELS, load_spec, load_specs
 from stack.status import UNKNOWN, production
 
 if TYPE_CHECKING:
@@ -41,8 +41,10 @@ if TYPE_CHECKING:
 
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 FRESH = timedelta(hours=1)
-ENTITIES = (4, 18, 21, 1, 2)
-"""Of the shipped data; the first that is in the population gets the first prediction."""
+READERS = ("serving", "dag-processor")
+"""They read models/ when they start: a model that came since is seen by the next `up`."""
+CANDIDATES = 20
+"""Entities with the newest features; the first in the population gets the first prediction."""
 
 
 def up(settings: Settings, as_of: datetime | None = None) -> None:
@@ -87,6 +89,7 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _start(settings: Settings) -> None:
+    load_specs()  # else serving, started again, would end of a spec that is wrong
     wanted = programs(settings)
     text, conf = render(settings, wanted), settings.home / "run" / "supervisord.conf"
     there = states(settings) is not None and conf.read_text() == text
@@ -95,7 +98,7 @@ def _start(settings: Settings) -> None:
             typer.echo(f"  ended left-over {line}")
     try:
         if there:
-            for name in restart_fallen(settings):
+            for name in restart(settings, READERS, _models_changed()):
                 typer.echo(f"  {name}: started again")
         else:
             _migrate(settings)
@@ -107,6 +110,10 @@ def _start(settings: Settings) -> None:
         if not there:
             end_stack(settings)
         raise
+
+
+def _models_changed() -> float:
+    return max(path.stat().st_mtime for path in (MODELS, *MODELS.glob("*.toml")))
 
 
 def _migrate(settings: Settings) -> None:
@@ -166,7 +173,9 @@ def _model(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> N
     if current is None:
         dag = f"train_{name}"
         asked = {"as_of": as_of.isoformat()} if as_of else {}
-        run = airflow.trigger(dag, {"reason": "first version, by gyre up"} | asked)
+        going = airflow.last_runs(dag, state="running")  # such as one that waits for approval
+        first = {"reason": "first version, by gyre up"} | asked
+        run = going[0]["dag_run_id"] if going else airflow.trigger(dag, first)
         note = airflow.follow(dag, run, typer.echo)["note"]
         current = production(settings, name)
         if current is None:
@@ -188,15 +197,20 @@ def _predict(settings: Settings, patience: float = 30) -> None:
 
 
 def _first_prediction(settings: Settings) -> tuple[str, str]:
-    """Return the answer for the first of ENTITIES that has one; else nothing, and the problem."""
+    """Return the answer for the first of CANDIDATES that has one; else nothing, and the problem."""
+    from feature_repo.features import entities  # noqa: PLC0415  (a second, and only here)
+
     url, key = f"{settings.serving_address}/predict", load_spec(settings.default_model).entity_key
-    for entity in ENTITIES:
-        answer = httpx.post(url, json={key: entity}, timeout=5)
+    views = [path.stem for path in settings.features.glob("*.parquet")]
+    known = entities(settings, views, key, datetime.now(UTC), CANDIDATES)
+    for entity in known:
+        answer = httpx.post(url, json=entity, timeout=5)
         if answer.status_code not in {httpx.codes.OK, httpx.codes.NOT_FOUND}:
             return "", answer.text[:200]
         if answer.is_success and answer.json()["in_population"]:
             return answer.text, ""
-    return f"ask for a {key} of yours: {ENTITIES} are not in the population", ""
+    asked = f"the {len(known)} with the newest features are not in the population"
+    return f"ask for {', '.join(key)} of yours: {asked}", ""
 
 
 def _addresses(settings: Settings) -> None:

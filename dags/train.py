@@ -15,6 +15,7 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
+from dags.approval import FORM, Approval, answered
 from dags.run import PARAMS, current, note
 from dags.tick import tick_dag
 from stack.settings import load_settings
@@ -50,8 +51,12 @@ def train_dag(spec: ModelSpec) -> DAG:
         }
         passed, version = gate(spec.name, mlflow_run), tasks["register"]
         tasks["dataset"] >> tasks["train"] >> tasks["evaluate"] >> passed
+        approval: Any = None
+        if spec.promotion.approval:
+            asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
+            approval = Approval(task_id="approval", params=FORM, **asked).output
         promoted = Asset(f"promoted/{spec.name}")
-        promote.override(outlets=[promoted])(spec.name, mlflow_run, version)
+        promote.override(outlets=[promoted])(spec.name, mlflow_run, version, approval)
         passed >> [version, EmptyOperator(task_id="refused")]
     return dag
 
@@ -67,7 +72,11 @@ def failed(model: str, context: Any) -> None:
 @task
 def stage(function: str, model: str, mlflow_run: str) -> Any:
     """Run one stage of training, imported here: each one's libraries cost seconds."""
-    return resolve_name(function)(current()[0], load_spec(model), mlflow_run)
+    from training.gate import on_record  # noqa: PLC0415  (heavy)
+
+    settings = current()[0]
+    with on_record(settings, mlflow_run):
+        return resolve_name(function)(settings, load_spec(model), mlflow_run)
 
 
 @task.short_circuit
@@ -100,12 +109,19 @@ def gate(model: str, mlflow_run: str) -> str:
 
 
 @task
-def promote(model: str, mlflow_run: str, version: str, *, outlet_events: Any = None) -> str:
+def promote(
+    model: str, mlflow_run: str, version: str, approval: Any = None, *, outlet_events: Any = None
+) -> str:
+    """Put the version into production; with an approval, in the name of who gave it."""
     from training.register import promote as put_into_production  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
+    who, reason = cause.who, cause.reason
+    if approval:
+        name, comment = answered(approval)
+        who, reason = f"airflow:{name}", f"{reason}; {comment}" if comment else reason
     outcome = put_into_production(
-        settings, load_spec(model), mlflow_run, version, who=cause.who, reason=cause.reason
+        settings, load_spec(model), mlflow_run, version, who=who, reason=reason
     )
     promoted = Asset(f"promoted/{model}")
     # Not "as_of": who looks at a version after its promotion looks at now.

@@ -10,6 +10,7 @@ import ibis.expr.types as ir
 
 if TYPE_CHECKING:
     from datetime import timedelta
+    from pathlib import Path
 
     import pyarrow as pa
 
@@ -17,7 +18,7 @@ Expression = Callable[[ir.Table], ir.Table]
 """Raw rows → rows of one feature view: join keys, event_timestamp, created, features."""
 
 LabelExpression = Callable[[ir.Table, ir.Table], ir.Table]
-"""Raw rows, snapshots (event_timestamp) → join key, event_timestamp, label (int64, 0 or 1)."""
+"""Raw rows, snapshots (event_timestamp) → join keys, event_timestamp, label (0 or 1; a number)."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,8 @@ class Dataset:
     schema: columns and types of a source row; times are timestamp[us, UTC].
     key: columns that identify a row; the newest arrival of a key wins.
     entity: column that says whose row it is. A view's row at t may depend on rows of its entity
-    with an event time at or before t and on nothing else: only these are computed anew.
+    with an event time at or before t and on nothing else: only these are computed anew. It is a
+    join key of every view; a view may have more, each derived from a single raw row.
     look_back: how far before the newest row known the source is read again for late rows and
     corrections; older ones are found by a full read.
     silence: how long the source may go without an event before that is worth a word.
@@ -55,3 +57,5 @@ class Dataset:
     silence: timedelta
     views: dict[str, Expression]
     labels: dict[str, Label]
+    shipped: Path | None = None
+    """The parquet file that stands in for a source; see `date_demo`."""

@@ -100,12 +100,17 @@ class EntityFeatures:
 
     def _newest(self, view: Any, rows: Sequence[Row], until: datetime) -> Iterator[pa.Table]:
         """Newest feature rows of the entities concerned, and rows of nulls for those gone."""
-        joins = view.join_keys
-        known, entities = self._known_rows(rows, joins)
-        expression = self._dataset.views[view.name]
+        joins, expression = view.join_keys, self._dataset.views[view.name]
+        known, ever = self._known_rows(rows)
+
+        def rows_of(part: Sequence[Row]) -> Any:
+            return expression(ibis.memtable(pa.Table.from_pylist(part, schema=self._raw.schema)))
+
         with _connection() as connection:
-            given = ibis.memtable(pa.Table.from_pylist(known, schema=self._raw.schema))
-            found = connection.to_pyarrow(expression(given))
+            found = connection.to_pyarrow(rows_of(known))
+            if joins != [self._dataset.entity]:  # else the rows say it: half the time of an event
+                keys = rows_of(ever).select(joins).distinct()
+                ever = connection.to_pyarrow(keys).to_pylist()
         found = found.filter(pc.field("event_timestamp") <= pa.scalar(until))
         found = found.sort_by("event_timestamp")
         numbered = found.append_column("_position", pa.array(range(found.num_rows), pa.int64()))
@@ -113,8 +118,9 @@ class EntityFeatures:
         newest = found.take(last["_position_max"])
         yield newest
         there = {key_of(row, joins) for row in newest.select(joins).to_pylist()}
+        before = {key_of(row, joins) for row in ever}
         times = {"event_timestamp": until, "created": until}
-        gone = [dict(zip(joins, entity, strict=True)) | times for entity in entities - there]
+        gone = [dict(zip(joins, entity, strict=True)) | times for entity in before - there]
         yield pa.Table.from_pylist(gone, schema=found.schema)
 
     def _write(self, view: Any, table: pa.Table) -> None:
@@ -125,23 +131,29 @@ class EntityFeatures:
         provider, config = self._store._get_provider(), self._store.config  # noqa: SLF001
         provider.online_write_batch(config, view, rows, None)
 
-    def _known_rows(self, rows: Sequence[Row], joins: Sequence[str]) -> tuple[list[Row], set[Key]]:
-        """Entities that `rows` are or were about, and every row known of them."""
-        key = self._dataset.key
+    def _known_rows(self, rows: Sequence[Row]) -> tuple[list[Row], ...]:
+        """Every row known of the entities that `rows` are or were about.
+
+        And beside these what they were before: of any row all that was ever said, as far as it is
+        still known.
+        """
+        key, entity = self._dataset.key, (self._dataset.entity,)
         # Files before the table: what ingest takes from one to the other meanwhile is in both.
         events = not_aside(self._files.read(), self._quarantine)
         sent = {key_of(row, key) for row in rows}
         before = raw_rows(self._raw, {tuple(key): sent})
         before += [event.row for event in events if key_of(event.row, key) in sent]
-        entities = {key_of(row, joins) for row in (*rows, *before)}
-        moved = {key_of(e.row, key) for e in events if key_of(e.row, joins) in entities}
-        found = raw_rows(self._raw, {tuple(key): moved, tuple(joins): entities})
+        entities = {key_of(row, entity) for row in (*rows, *before)}
+        moved = {key_of(e.row, key) for e in events if key_of(e.row, entity) in entities}
+        found = raw_rows(self._raw, {tuple(key): moved, entity: entities})
         standing = {key_of(row, key): row for row in found}
         keys = moved | standing.keys()
         concerned = [event for event in events if key_of(event.row, key) in keys]
         newer = arrived_after(standing, concerned, key)
         known = standing | {of: e.row | {"ingested_at": e.received} for of, e in newer.items()}
-        return [row for row in known.values() if key_of(row, joins) in entities], entities
+        ever = (*known.values(), *rows, *before, *found, *(event.row for event in concerned))
+        parts = known.values(), ever
+        return tuple([row for row in part if key_of(row, entity) in entities] for part in parts)
 
 
 def raw_rows(raw: Table, wanted: Mapping[tuple[str, ...], Collection[Key]]) -> list[Row]:

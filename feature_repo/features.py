@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from feature_repo.engines import open_engine
-from feature_repo.engines.duckdb import connect
+from feature_repo.engines.duckdb import DuckDBEngine, connect
 from feature_repo.engines.period import PERIOD
 from stack.errors import DataError
 from stack.storage import Table
@@ -132,11 +132,40 @@ def open_raw(
     return rows if as_of is None else rows.filter(rows.ingested_at <= ibis.literal(as_of))
 
 
+def entities(
+    settings: Settings,
+    views: Iterable[str],
+    key: Iterable[str],
+    until: datetime | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Entities with a row in one of `views` at or before `until`, the newest row first.
+
+    key: its join keys; views that lack some of them do not count.
+    """
+    columns, parts = [*key], list[Any]()
+    with closing(DuckDBEngine(None)) as engine:
+        for view in views:
+            files = [*map(str, view_path(settings, view).glob("*/*.parquet"))]
+            rows = engine.connection.read_parquet(files) if files else None
+            if rows is not None and set(columns) <= set(rows.columns):
+                parts.append(rows.select(*columns, at=rows.event_timestamp))
+        if not parts:
+            return []
+        rows = ibis.union(*parts)
+        rows = rows if until is None else rows.filter(rows["at"] <= ibis.literal(until))
+        newest = rows.group_by(columns).agg(at=rows["at"].max())
+        ordered = newest.order_by(ibis.desc("at"), *columns).select(columns).limit(limit)
+        found: list[dict[str, Any]] = ordered.to_pyarrow().to_pylist()
+    return found
+
+
 def labels(raw: ir.Table, label: Label, snapshots: Sequence[datetime]) -> pa.Table:
-    """Rows (join key, event_timestamp, label) of every snapshot, in one order."""
+    """Rows (join keys, event_timestamp, label) of every snapshot, in one order."""
     moments = ibis.memtable(pa.table({"event_timestamp": pa.array(snapshots, TIME)}))
     rows = _in_microseconds(label.expression(raw, moments).to_pyarrow())
-    return rows.sort_by([("event_timestamp", "ascending"), (rows.column_names[0], "ascending")])
+    keys = [name for name in rows.column_names if name not in {"event_timestamp", "label"}]
+    return rows.sort_by([(name, "ascending") for name in ("event_timestamp", *keys)])
 
 
 def _online(settings: Settings, view: str) -> Path:

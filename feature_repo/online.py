@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from stack.settings import Settings
+    from stack.spec import Entity
 
 READ_DEADLINE = 0.05
 
@@ -31,14 +32,11 @@ class OnlineFeatures:
     refresh on the path of a request would stop it for milliseconds.
     """
 
-    def __init__(
-        self, settings: Settings, service: str, entity_key: str, features: Sequence[str]
-    ) -> None:
+    def __init__(self, settings: Settings, service: str, features: Sequence[str]) -> None:
         self._settings, self._store = settings, open_store(settings, READ_DEADLINE)
         self._service = self._store.get_feature_service(service)
         used = {projection.name for projection in self._service.feature_view_projections}
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
-        self._entity_key = entity_key
         self._features = features
         self._redis = online_client(self._store)
         # Feast checks the types of its own calls at each read: a tenth of the time it takes.
@@ -47,9 +45,10 @@ class OnlineFeatures:
         # redis-py's own three retries would turn a deadline of 50 ms into seconds.
         self._redis.set_retry(Retry(NoBackoff(), 0))
 
-    def read(self, keys: Sequence[int | str], as_of: datetime) -> list[Features | None]:
+    def read(self, keys: Sequence[Entity], as_of: datetime) -> list[Features | None]:
         """Features of each entity as known now, with clock-dependent ones at `as_of` (UTC).
 
+        keys: of each entity the value of every join key.
         None stands for an entity that the store does not know, or of which every value is older
         than its view's time to live; single values that are too old are None.
 
@@ -57,7 +56,8 @@ class OnlineFeatures:
             FeaturesUnavailableError: Redis is down or too slow; when to try again is the caller's.
 
         """
-        rows = [{self._entity_key: key, "as_of": microseconds(as_of)} for key in keys]
+        instant = microseconds(as_of)
+        rows = [{**key, "as_of": instant} for key in keys]
         try:
             with reading_as_of(as_of):
                 found = self._store.get_online_features(self._service, rows).proto

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from feature_repo.extensions.online import as_of as reading_as_of
-from feature_repo.features import BEGINNING, raw_table
+from feature_repo.features import BEGINNING, entities
 from feature_repo.store import FeatureStore, microseconds, open_store
 from stack.errors import DataError
 from stack.preflight import free_ports
@@ -29,7 +29,7 @@ from stack.ready import redis_pong
 from stack.settings import LOOPBACK
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Collection, Iterator, Sequence
     from datetime import datetime
 
     from feature_repo.definition import Dataset
@@ -70,21 +70,20 @@ def parity(
     settings: Settings,
     dataset: Dataset,
     service: str,
-    key: str,
+    key: Collection[str],
     moments: Sequence[datetime],
     say: Callable[[str], None],
 ) -> ParityReport:
     """Compare every feature of `service` for every entity of `dataset` at each of `moments`.
 
-    key: the entity's join key. moments: aware UTC. The installation's own stores are only read.
+    key: the entity's join keys. moments: aware UTC. The installation's own stores are only read.
 
     Raises:
         DataError: there are no rows yet, or no Redis could be started.
 
     """
-    known = raw_table(settings, dataset).read()
-    entities = sorted(known[key].unique().to_pylist()) if known.num_rows else []
-    if not entities:
+    known = entities(settings, dataset.views, key)
+    if not known:
         raise DataError(f"{dataset.name}: no rows yet; run: gyre ingest {dataset.name}")
     offline = FeatureStore(settings)
     names = list(offline.feature_types(service))
@@ -97,27 +96,32 @@ def parity(
             with redirect_stdout(sys.stderr):  # Feast prints
                 online.materialize(start, moment, feature_views=list(dataset.views))
             instant = microseconds(moment)
-            frame = pd.DataFrame({key: entities, "event_timestamp": moment, "as_of": instant})
-            past = offline.historical(service, frame).select([key, *names]).to_pylist()
-            rows = [{key: entity, "as_of": instant} for entity in entities]
+            frame = pd.DataFrame(known).assign(event_timestamp=moment, as_of=instant)
+            past = offline.historical(service, frame).select([*key, *names]).to_pylist()
+            rows = [entity | {"as_of": instant} for entity in known]
             now = dict[Any, dict[str, Any]]()
             for position in range(0, len(rows), CHUNK):
                 with reading_as_of(moment):  # a time to live counts from there
                     chunk = online.get_online_features(asked, rows[position : position + CHUNK])
                 columns = chunk.to_dict()
-                values = zip(*(columns[name] for name in names), strict=True)
-                now |= zip(columns[key], (dict(zip(names, v, strict=True)) for v in values),
-                           strict=True)  # fmt: skip
+                keys, values = (
+                    zip(*(columns[name] for name in asked_for), strict=True)
+                    for asked_for in (key, names)
+                )
+                now |= zip(keys, (dict(zip(names, v, strict=True)) for v in values), strict=True)
             differ = [
-                f"  {key} {row[key]} at {moment:%Y-%m-%d %H:%M} {name}: "
-                f"offline {row[name]!r}, online {now[row[key]][name]!r}"
-                for row in past for name in names if not same(row[name], now[row[key]][name])
-            ]  # fmt: skip
+                f"  {', '.join(f'{of} {row[of]}' for of in key)} at {moment:%Y-%m-%d %H:%M} "
+                f"{name}: offline {row[name]!r}, online {there[name]!r}"
+                for row in past
+                for there in [now[tuple(row[of] for of in key)]]
+                for name in names
+                if not same(row[name], there[name])
+            ]
             say(f"  {moment:%Y-%m-%d}: {len(past)} entities, {len(differ)} differences")
             compared += len(past) * len(names)
             found += differ
             start = moment
-    return ParityReport(service, len(entities), len(names), tuple(moments), compared,
+    return ParityReport(service, len(known), len(names), tuple(moments), compared,
                         len(found), tuple(found[:NAMED]))  # fmt: skip
 
 

@@ -22,7 +22,6 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from stack.errors import DataError
-from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,8 +29,8 @@ if TYPE_CHECKING:
     import ibis.expr.types as ir
 
     from feature_repo.definition import Dataset
+    from stack.settings import Settings
 
-DEMO = {"orders": PROJECT / "data" / "cdnow_orders.parquet"}
 AHEAD = timedelta(days=120)
 LONGEST = 300
 UNDATED = datetime(1971, 1, 1, tzinfo=UTC)
@@ -61,7 +60,7 @@ def pull(
 
     """
     address = settings.sources.get(dataset.name)
-    if address is None and dataset.name not in DEMO:
+    if address is None and dataset.shipped is None:
         variable = f"GYRE_SOURCES__{dataset.name.upper()}"
         raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
     try:
@@ -218,10 +217,12 @@ def date_demo(
 ) -> timedelta:
     """Fix what this installation's demo is moved by, as an installation on the day `start` has it.
 
+    Datasets of shipped files share it: the first to ask decides.
+
     seen_on: the real day on which it is to look as it does on `start`; `start` itself if absent.
     The days of the week move with it then: nothing that is computed from the orders knows them.
     """
-    times = pq.read_table(DEMO[dataset.name], columns=[dataset.event_time])[0]
+    times = pq.read_table(dataset.shipped, columns=[dataset.event_time])[0]
     shift = demo_shift(start, pc.max(times).as_py()) - (start - (seen_on or start))
     path = _shift_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -248,7 +249,7 @@ def _demo(
         shift = timedelta(days=json.loads(path.read_text())["shift_days"])
     else:
         shift = date_demo(settings, dataset, settings.demo_start or datetime.now(tz=UTC).date())
-    rows = pq.read_table(DEMO[dataset.name])
+    rows = pq.read_table(dataset.shipped)
     moved = pc.add(rows[dataset.event_time], pa.scalar(shift))
     position = rows.schema.get_field_index(dataset.event_time)
     rows = rows.set_column(position, dataset.event_time, moved)

@@ -5,12 +5,15 @@ Definitions are published with Feast's own `feast apply` in this folder.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import logging
 import sys
+import warnings
 from contextlib import nullcontext, redirect_stdout
 from datetime import datetime, timedelta
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,7 +24,7 @@ from feast.repo_config import RepoConfig
 
 from feature_repo.contract import contract
 from feature_repo.datasets import dataset_of
-from feature_repo.features import BEGINNING, unbuilt
+from feature_repo.features import BEGINNING, unbuilt, view_path
 from stack.errors import DataError
 
 if TYPE_CHECKING:
@@ -48,6 +51,29 @@ def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
         DataError: nothing was ever published here.
 
     """
+    config = _config(settings, deadline)
+    if not Path(config.registry.path).exists():
+        raise DataError("the definitions are not published: cd feature_repo && feast apply")
+    return feast.FeatureStore(config=config)
+
+
+def publish_beside(settings: Settings, dataset: Dataset) -> None:
+    """Publish `dataset`'s definitions, as the code has them, in a home made for a rebuild.
+
+    As `feast apply` does, but in this process and over the home's own files: seconds less.
+    """
+    module = import_module(f"feature_repo.datasets.{dataset.name}")
+    kinds = (feast.Entity, feast.FeatureView, feast.OnDemandFeatureView, feast.FeatureService)
+    objects = copy.deepcopy([each for each in vars(module).values() if isinstance(each, kinds)])
+    for each in objects:
+        if isinstance(each, feast.FeatureView):
+            each.batch_source.file_options.uri = str(view_path(settings, each.name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # that on-demand views are experimental
+        feast.FeatureStore(config=_config(settings, WRITE_DEADLINE)).apply(objects)
+
+
+def _config(settings: Settings, deadline: float) -> RepoConfig:
     raw: dict[str, Any] = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
     raw["registry"]["path"] = str(settings.home / "feast" / "registry.db")
     raw["offline_store"] = settings.feast_offline_store
@@ -56,9 +82,7 @@ def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
     logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     config = RepoConfig(**raw)
     config.repo_path = REPOSITORY
-    if not Path(raw["registry"]["path"]).exists():
-        raise DataError("the definitions are not published: cd feature_repo && feast apply")
-    return feast.FeatureStore(config=config)
+    return config
 
 
 def online_client(store: feast.FeatureStore) -> Any:
@@ -174,6 +198,13 @@ class FeatureStore:
             for projection in self._service(service).feature_view_projections
             for field in projection.features
         }
+
+    def key_types(self, service: str) -> dict[str, str]:
+        """Names and types of the join keys of every view that `service` reads."""
+        names = contract(self._store.registry.proto(), service)
+        views = [view for view in self._store.list_feature_views() if view.name in names]
+        keys = [key for view in views for key in view.entity_columns]
+        return {key.name: TYPES.get(str(key.dtype), str(key.dtype)) for key in keys}
 
     def definition_hash(self, service: str) -> str:
         """SHA-256 of the service's definition: its views, fields, sources and functions."""

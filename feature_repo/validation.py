@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import shutil
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from stack.errors import DataError
+from stack.storage import one_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,13 +134,15 @@ def check(
         result_format="COMPLETE",
     )
     frame = rows.to_pandas(types_mapper=lambda kind: NULLABLE.get(str(kind)))
-    done = context.checkpoints.add(checkpoint).run(
-        batch_parameters={"dataframe": frame}, expectation_parameters=dict(parameters)
-    )
+    # Two trainings of one model write the same pages.
+    with nullcontext() if made is None else one_writer(made):
+        done = context.checkpoints.add(checkpoint).run(
+            batch_parameters={"dataframe": frame}, expectation_parameters=dict(parameters)
+        )
+        if made is not None:
+            shutil.rmtree(made.with_suffix(""), ignore_errors=True)
+            made.rename(made.with_suffix(""))
     (result,) = done.run_results.values()
-    if made is not None:
-        shutil.rmtree(made.with_suffix(""), ignore_errors=True)
-        made.rename(made.with_suffix(""))
     outcomes = [outcome.to_json_dict() for outcome in result.results]
     findings = tuple(_finding(outcome) for outcome in outcomes)
     return Validation(

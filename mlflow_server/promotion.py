@@ -120,8 +120,7 @@ def _agreed(registry: Registry, book: Book, model: str) -> tuple[list[LedgerRow]
         row = next_row(model, rows, seen, now())
         if row is None:
             return rows, seen
-        if row.state == "applied":
-            _carry_out(registry, row, seen)
+        _carry_out(registry, row, seen)
         # The ledger last: what is killed on the way is planned again.
         if row.sequence > len(rows):
             book.append(row)
@@ -147,15 +146,22 @@ def _keep_live(registry: Registry, ledger: Ledger, model: str, seen: Seen) -> No
 
 
 def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:
-    """Move the alias, then put the stages in step."""
-    if row.to_version and row.to_version != seen.aliases.get(row.role):
-        registry.set_alias(row.model, row.role, row.to_version)
+    """Move the alias, then put the stages in step: of what comes and of what goes, no other.
+
+    What a hand puts into Production meanwhile stays there, and is found next. Of a superseded row
+    the stage goes that it may have brought.
+    """
+    comes, goes = row.to_version, row.from_version
+    if row.state == "superseded":
+        comes, goes = None, row.to_version
+    if comes and comes != seen.aliases.get(row.role):
+        registry.set_alias(row.model, row.role, comes)
     if row.role != PRODUCTION:
         return
-    if row.to_version:
-        registry.set_stage(row.model, row.to_version, "Production")  # archives the one before
-    for version in () if row.to_version else seen.in_production:  # the alias was deleted by hand
-        registry.set_stage(row.model, version, "Archived")
+    if comes:
+        registry.set_stage(row.model, comes, "Production")
+    if goes != comes and goes in seen.in_production:
+        registry.set_stage(row.model, goes, "Archived")
 
 
 def _carried_out(registry: Registry, ledger: Ledger, row: LedgerRow) -> LedgerRow:

@@ -4,7 +4,9 @@ The alias is the truth of what is in a role, the ledger of how it came there. Wh
 writes a row `pending`, moves the alias, puts the stages in step and only then marks the row
 `applied`. So while a row is pending, a stage that lags is ours and is repaired by settling the
 row. Once the last row is applied, stages were in step, and another version in stage Production
-can only have been put there by hand: it is an outside promotion, and the alias follows.
+can only have been put there by hand: it is an outside promotion, and the alias follows. Of
+several, each is one, in the order in which they were changed; MLflow does not say when an alias
+was moved, so an alias that was moved as well comes before them.
 """
 
 from __future__ import annotations
@@ -67,7 +69,7 @@ def next_row(model: str, rows: Sequence[LedgerRow], seen: Seen, time: datetime) 
     alias = seen.aliases.get(PRODUCTION)
     by_hand = [version for version in seen.in_production if version != alias]
     if by_hand:
-        return outside(PRODUCTION, alias, by_hand[0], "stage Production was set")
+        return outside(PRODUCTION, alias, by_hand[-1], "stage Production was set")
     has_stages = any(stage != "None" for stage in seen.stages.values())  # a later MLflow has none
     lost = alias and has_stages and alias not in seen.in_production
     return last_applied(rows, PRODUCTION) if lost else None

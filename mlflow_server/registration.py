@@ -8,10 +8,9 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import mlflow
 import mlflow.onnx
 import onnx
-from mlflow.entities import LoggedModelStatus
+from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
@@ -29,8 +28,8 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 COLUMN_TYPES = {"int64": "long", "float64": "double", "object": "string"}
-HOW = {
-    "name": "model",
+NAME = "model"
+HOW: dict[str, Any] = {
     "onnx_execution_providers": ["CPUExecutionProvider"],
     "onnx_session_options": {"intra_op_num_threads": 1, "inter_op_num_threads": 1},
     "save_as_external_data": False,  # one file, so that it has one digest
@@ -63,54 +62,69 @@ def register(
     registry = Registry(settings)
     for done in registry.versions(model):
         if done.run_id == run_id:
-            return done
+            return _staged(registry, done)
     with tempfile.TemporaryDirectory(prefix="gyre-register-") as name:
         folder = Path(name)
         onnx.save_model(onnx_model, folder / ONNX_FILE)
         shutil.copy(extra_files / CONTRACT_FILE, folder)
         digests = digest_tags(folder)
-        logged = _logged(settings, run_id, digests) or _log(
-            settings,
-            run_id,
-            tags=digests,
-            onnx_model=onnx_model,
-            signature=_signature(input_example),
-            input_example=input_example,
-            pip_requirements=list(requirements),
-            extra_files=[str(path) for path in sorted(extra_files.iterdir())],
-        )
+        logged = _logged(settings, run_id, digests)
+        if logged.status != LoggedModelStatus.READY:
+            _fill(
+                settings,
+                logged,
+                onnx_model=onnx_model,
+                signature=_signature(input_example),
+                input_example=input_example,
+                pip_requirements=list(requirements),
+                extra_files=[str(path) for path in sorted(extra_files.iterdir())],
+            )
         registry.download_from(logged.artifact_location, folder / "back", f"model of run {run_id}")
         if wrong := wrong_files(folder / "back", digests):
             raise RegistryError(f"{model}: run {run_id}: MLflow returned other bytes: {wrong}")
     version = _new_version(settings, model, logged, {**tags, **digests}, description)
-    registry.set_stage(model, version, "Staging")
-    return registry.version(model, version)
+    return _staged(registry, registry.version(model, version))
+
+
+def _staged(registry: Registry, version: Version) -> Version:
+    """Put it into Staging unless it was in a stage already; return it as it then is."""
+    if version.stage != "None":
+        return version
+    registry.set_stage(version.model, version.version, "Staging")
+    return registry.version(version.model, version.version)
 
 
 def _logged(settings: Settings, run_id: str, digests: dict[str, str]) -> Any:
-    """Return the run's model with these digests that a killed try logged whole, or None."""
+    """Return the run's model with these digests, begun if no killed try has."""
     api = client(settings)
-    with translated(f"models logged by run {run_id}"):
-        models = api.search_logged_models(
-            [api.get_run(run_id).info.experiment_id], f"source_run_id = '{run_id}'"
-        )
-    whole = [model for model in models if model.status == LoggedModelStatus.READY]
-    return next((model for model in whole if digests.items() <= model.tags.items()), None)
+    with translated(f"model logged by run {run_id}"):
+        run = api.get_run(run_id)
+        place, source = run.info.experiment_id, f"source_run_id = '{run_id}'"
+        for model in api.search_logged_models([place], source):
+            if digests.items() <= model.tags.items():
+                return model
+        return api.create_logged_model(place, NAME, run_id, digests, run.data.params)
 
 
-def _log(settings: Settings, run_id: str, **model: Any) -> Any:
-    """Log an ordinary MLflow model of the ONNX flavour, as `mlflow.onnx.log_model` does.
+def _fill(settings: Settings, logged: Any, **model: Any) -> None:
+    """Make of it an ordinary MLflow model of the ONNX flavour; what a killed try did is done.
 
-    That function knows only the "active run"; `Model.log` below it takes the run by its id.
+    `mlflow.onnx.log_model` would begin another and leave the dead one on the run's page.
     """
-    api = client(settings)
-    mlflow.set_tracking_uri(settings.mlflow_address)
-    with warnings.catch_warnings(), translated(f"log the model into run {run_id}"):
-        warnings.simplefilter("ignore", UserWarning)  # about type hints of MLflow's own modules
-        # Without an active run MLflow puts the model into the default experiment.
-        mlflow.set_experiment(experiment_id=api.get_run(run_id).info.experiment_id)
-        made = Model.log(None, mlflow.onnx, run_id=run_id, **HOW, **model)
-        return api.get_logged_model(made.model_id)
+    api, run_id = client(settings), logged.source_run_id
+    with translated(f"log the model into run {run_id}"), tempfile.TemporaryDirectory() as name:
+        run = api.get_run(run_id)
+        if logged.model_id not in {output.model_id for output in run.outputs.model_outputs}:
+            api.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
+        measured = run.data._metric_objs  # noqa: SLF001  (with their times: again is the same)
+        named = {"model_id": logged.model_id, "run_id": run_id}
+        api.log_batch(run_id, [Metric(m.key, m.value, m.timestamp, 0, **named) for m in measured])
+        made = Model(logged.artifact_location, model_uuid=logged.model_id, **named)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # about type hints of MLflow's own modules
+            mlflow.onnx.save_model(path=f"{name}/{NAME}", mlflow_model=made, **HOW, **model)
+        api.log_model_artifacts(logged.model_id, f"{name}/{NAME}")
+        api.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)
 
 
 def _signature(example: pd.DataFrame) -> ModelSignature:

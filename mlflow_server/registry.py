@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from mlflow.artifacts import download_artifacts
 
 from mlflow_server.connection import GONE, MISSING, client, translated
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, wrong_files
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, wrong_files
+from stack.errors import RegistryError
 
 if TYPE_CHECKING:
     from stack.settings import Settings
@@ -83,6 +84,17 @@ class Registry:
             for place in PLACES:
                 download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
 
+    def served(self, version: Version) -> tuple[ServedModel, bytes]:
+        """Contract and ONNX file of `version`, once they are those registered."""
+        with tempfile.TemporaryDirectory(prefix="gyre-") as name:
+            folder = Path(name)
+            self.download(version, folder)
+            if wrong := wrong_files(folder, version.tags):
+                what = f"version {version.version} of {version.model}"
+                raise RegistryError(f"{what} is damaged: {'; '.join(wrong)}")
+            found = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+            return found, (folder / ONNX_FILE).read_bytes()
+
     def damage(self, model: str, version: str) -> str:
         """Say which served files are not those registered; empty if all are."""
         found = self.version(model, version)
@@ -95,16 +107,10 @@ class Registry:
             self._client.set_registered_model_alias(model, role, version)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
-        """Move `version` to `stage`; a new Production archives the one before in the same step.
-
-        Does nothing with a server that no longer has stages.
-        """
-        alone = stage == "Production"
+        """Move `version` to `stage`, and no other. Does nothing with a server without stages."""
         with warnings.catch_warnings(), translated(f"stage {stage} for version {version}", GONE):
             warnings.simplefilter("ignore", FutureWarning)  # deprecated; the alias is the truth
-            self._client.transition_model_version_stage(
-                model, version, stage, archive_existing_versions=alone
-            )
+            self._client.transition_model_version_stage(model, version, stage)
 
 
 def _version(found: Any) -> Version:

@@ -7,43 +7,67 @@ the version, so a reader checks the digest before anything parses a byte.
 from __future__ import annotations
 
 import hashlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict
 
-from stack.spec import FeatureType, Population  # noqa: TC001  (pydantic reads the annotations)
+from stack.spec import EntityKey, FeatureType, Population  # noqa: TC001  (pydantic reads the annotations)
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from numpy.typing import ArrayLike, NDArray
 
 ONNX_FILE = "model.onnx"
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"
-"""Name of the ONNX output: float32 [N], the probability of class 1."""
+"""Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted."""
 SCORE_DIGITS = 6
-"""Decimals of an answer, of its log line, and of what the monitor compares them with."""
+"""Digits of an answer, of its log line, and of what threshold and monitor compare them with."""
 
 
 class ServedModel(BaseModel):
     """`serving.json`: how to call `model.onnx` and what to do without features.
 
     ONNX inputs are one rank-1 column per feature, of the types below (int64, float64, string).
-    The prediction is 1 where `round(score, 6) >= threshold`.
+    The prediction is 1 where `rounded(score) >= threshold`; without a threshold it is the rounded
+    score itself.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     model: str
-    entity_key: str
+    entity_key: EntityKey
     feature_service: str
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame."""
     population: Population
-    threshold: float
+    threshold: float | None = None
     as_of: str
     """ISO 8601, UTC: the training run's `as_of`."""
+
+
+def at_most_1(scores: NDArray[Any], threshold: float | None) -> NDArray[Any]:
+    """Scores [N] of classes, those within 1e-5 above 1 as 1.
+
+    Versions exported before ONNX did so sum shares in float32, and the proof let them pass.
+    """
+    above = (scores > 1) & (scores < 1 + 1e-5)
+    return scores if threshold is None else np.where(above, 1, scores)
+
+
+def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
+    """Scores [N] as they are answered: classes to 6 decimals, numbers to 6 significant digits.
+
+    A number may have any unit: in euros 0.0000001 is nothing, in millions of them a coin.
+    """
+    exact = np.asarray(scores, np.float64)
+    if threshold is None:
+        return np.array([float(f"{score:.{SCORE_DIGITS}g}") for score in exact.tolist()])
+    return np.round(exact, SCORE_DIGITS)
 
 
 def sha256(path: Path) -> str:

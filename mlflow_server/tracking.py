@@ -25,6 +25,8 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 KEY_TAG = "gyre.key"
+PARENT_TAG = "mlflow.parentRunId"
+"""MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without it the UI greets an experiment as one about chat models, its runs a click away."""
@@ -53,29 +55,49 @@ class Tracking:
         self._address = settings.mlflow_address
 
     def start_or_find_run(
-        self, experiment: str, key: str, name: str, tags: Mapping[str, str]
+        self,
+        experiment: str,
+        key: str,
+        name: str,
+        tags: Mapping[str, str],
+        parent: str | None = None,
     ) -> str:
-        """Return the run of `key`, started if there is none; one that did not finish goes on."""
-        found = [run for run in self.runs(experiment) if run.key == key]
+        """Return the run of `key`, started if there is none; one that did not finish goes on.
+
+        parent: id of the run that this one lies under.
+        """
+        found = [run for run in self.runs(experiment, parent) if run.key == key]
         with translated(f"run {name} of {experiment}"):
             if not found:
-                marked, parent = {**tags, KEY_TAG: key}, self._experiment(experiment)
-                run = self._client.create_run(parent, tags=marked, run_name=name)
+                marked, place = {**tags, KEY_TAG: key}, self._experiment(experiment)
+                marked |= {PARENT_TAG: parent} if parent else {}
+                run = self._client.create_run(place, tags=marked, run_name=name)
                 return str(run.info.run_id)
             oldest = found[-1]
             if oldest.status != "FINISHED":
                 self._client.update_run(oldest.run_id, status="RUNNING")
             return oldest.run_id
 
-    def runs(self, experiment: str) -> list[Run]:
-        """Every run, newest first; empty for an experiment that does not exist."""
+    def runs(self, experiment: str, parent: str | None = None) -> list[Run]:
+        """Every run under `parent` (default: under none), newest first.
+
+        Empty for an experiment that does not exist.
+        """
+        # Not "IS NULL", which older servers do not know.
+        under = None if parent is None else f"tags.`{PARENT_TAG}` = '{parent}'"
         with translated(f"runs of {experiment}"):
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
                 return []
             order = ["attributes.start_time DESC"]
-            found = self._client.search_runs([known.experiment_id], "", 1, MOST, order)
-        return [_run(run) for run in found]
+            found = self._client.search_runs([known.experiment_id], under or "", 1, MOST, order)
+        return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
+
+    def page(self, run_id: str, path: str) -> str:
+        """Address of the run's artifact `path` in MLflow's UI."""
+        with translated(f"run {run_id}"):
+            place = self._client.get_run(run_id).info.experiment_id
+        return f"{self._address}/#/experiments/{place}/runs/{run_id}/artifacts/{path}"
 
     def run(self, run_id: str) -> Run:
         with translated(f"run {run_id}"):
@@ -107,6 +129,10 @@ class Tracking:
     def log_json(self, run_id: str, content: Mapping[str, Any], path: str) -> None:
         with translated(f"artifact {path} of run {run_id}"):
             self._client.log_dict(run_id, dict(content), path)
+
+    def log_text(self, run_id: str, text: str, path: str) -> None:
+        with translated(f"artifact {path} of run {run_id}"):
+            self._client.log_text(run_id, text, path)
 
     def log_artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
         with translated(f"artifact {file.name} of run {run_id}"):

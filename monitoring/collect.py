@@ -13,10 +13,10 @@ import json
 from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
 from stack.log_files import final_lines, is_closed
 from stack.storage import Table, one_writer
@@ -45,7 +45,7 @@ class Prediction(BaseModel):
     entity: int | str | None
     features: dict[str, int | float | str | None]
     features_from: str
-    probability: float
+    probability: float | None
     prediction: float
     in_population: bool
 
@@ -56,7 +56,7 @@ class Feedback(BaseModel):
     model_config = STRICT
 
     request_id: str
-    actual: Annotated[float, Field(ge=0, le=1, multiple_of=1)]
+    actual: float
     received: AwareDatetime
 
 

@@ -28,19 +28,27 @@ class Settled:
 
 
 def settle(
-    stored: pa.Table, lines: pa.Table, answered: pa.Table, model: str, until: datetime
+    stored: pa.Table,
+    lines: pa.Table,
+    answered: pa.Table,
+    model: str,
+    until: datetime,
+    *,
+    classes: bool,
 ) -> Settled:
     """Join what was told up to `until` with what `model` answered.
 
     stored: rows of `outcomes`. lines: every line of the feedback files, in the same columns (most
-    are stored too). answered: rows of `predictions`, of all models.
+    are stored too). answered: rows of `predictions`, of all models. classes: what comes true of
+    `model` is 0 or 1.
     """
     asked = answered.select(["request_id", "model", "received"])
     asked = asked.rename_columns(["request_id", "model", "asked"]).to_pandas()
     told = _all_lines(stored, lines).merge(asked, how="left", on="request_id")
     told = told[(told["received"] <= until) & (told["model"].isna() | (told["model"] == model))]
     unknown, early = told["model"].isna(), told["received"] < told["asked"]
-    fitting = told[~unknown & ~early]
+    odd = ~unknown & ~early & ~told["actual"].isin([0, 1]) & classes
+    fitting = told[~unknown & ~early & ~odd]
     first = fitting.drop_duplicates("request_id")
     known = dict(zip(first["request_id"], first["actual"], strict=True))
     later = fitting.drop(first.index)
@@ -48,6 +56,7 @@ def settle(
     counts = {
         "of an unknown request": unknown.sum(),
         "dated before the prediction": early.sum(),
+        "neither 0 nor 1": odd.sum(),
         "told again": (~against).sum(),
         "contradicting the first": against.sum(),
     }

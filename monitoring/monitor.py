@@ -30,7 +30,7 @@ from monitoring.drift import SCORE, Drift, measure
 from monitoring.failures import failures
 from monitoring.feedback import Settled, settle
 from monitoring.performance import WATCHED, findings, logged, replay
-from monitoring.reference import load_reference
+from monitoring.reference import Reference, load_reference
 from monitoring.verdict import FEWEST, harm, judge
 from monitoring.window import Window, window
 from stack.errors import GyreError
@@ -114,11 +114,17 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
                              {}, {}, {}, taken.malformed)  # fmt: skip
     found = predictions(settings).read()
     registered = {each.version for each in registry.versions(spec.name)}
-    seen = window(found, spec.name, version, registered, spec.features, as_of)
-    settled = settle(outcomes(settings).read(), taken.told, found, spec.name, as_of)
+    # The version's own, whatever the spec says by now.
+    reference = _reference(settings, spec, version)
+    types = reference.features if isinstance(reference, Reference) else spec.features
+    seen = window(found, spec.name, version, registered, types, as_of)
+    settled = settle(
+        outcomes(settings).read(), taken.told, found, spec.name, as_of,
+        classes=spec.task == "classification",
+    )  # fmt: skip
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         mine = found.filter((pc.field("model") == spec.name) & (pc.field("version") == version))
-        look = _look(settings, spec, version, seen, mine, settled, as_of, Path(name))
+        look = _look(settings, spec, version, reference, seen, mine, settled, as_of, Path(name))
         aged = freshness(settings, spec.dataset).problems(as_of)
         look.notes.extend(why for _, why in aged)
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
@@ -130,10 +136,19 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     return report
 
 
+def _reference(settings: Settings, spec: ModelSpec, version: str) -> Reference | str:
+    """Return what the version is compared with, or why there is nothing."""
+    try:
+        return load_reference(settings, spec, Registry(settings).version(spec.name, version))
+    except GyreError as exc:
+        return str(exc)
+
+
 def _look(
     settings: Settings,
     spec: ModelSpec,
     version: str,
+    reference: Reference | str,
     seen: Window,
     mine: pa.Table,
     settled: Settled,
@@ -142,22 +157,23 @@ def _look(
 ) -> Look:
     """Measure everything that can be measured; what cannot is a note."""
     failed = failures(settings, spec.name, version)
-    try:
-        reference = load_reference(settings, spec, Registry(settings).version(spec.name, version))
-    except GyreError as exc:
+    if isinstance(reference, str):
         found = harm(seen.rows[SCORE].tolist(), spec.threshold, [], *failed)
-        return Look(None, [], [f"no reference: {exc}"], found, {}, settled.left_out)
+        return Look(None, [], [f"no reference: {reference}"], found, {}, settled.left_out)
     drift = None
     if len(seen.rows) >= FEWEST:
         current = seen.rows[list(reference.rows)]
         drift = measure(reference.rows, current, folder, spec.drift.significant)
     past = replay(settings, spec, version, reference.snapshot, as_of)
-    true = logged(settings, spec, mine, settled.known, as_of)
+    true = logged(settings, spec, mine, settled.known, reference.threshold, as_of)
     measured = [each for each in (past, true) if each is not None]
     bad = [line for each in measured for line in findings(each, reference.evaluated)]
-    figures = {f"{each.kind}_{name}": each.metrics[name] for each in measured for name in WATCHED}
+    figures = {
+        f"{each.kind}_{name}": each.metrics[name]
+        for each in measured for name in WATCHED if name in each.metrics
+    }  # fmt: skip
     scores, before = seen.rows[SCORE].tolist(), reference.rows[SCORE].tolist()
-    harmful = harm(scores, spec.threshold, before, *failed)
+    harmful = harm(scores, reference.threshold, before, *failed)
     notes = [] if measured else [UNMEASURED]
     return Look(drift, bad, notes, harmful, figures, settled.left_out)
 

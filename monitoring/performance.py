@@ -8,17 +8,19 @@ Both are compared with what it scored when it was evaluated.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
+import pyarrow.compute as pc
 
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
+from stack.spec import LOWER_IS_BETTER, entity_text
 from training.evaluate import champion_scores
 from training.frame import build_frame
-from training.metrics import all_metrics
+from training.metrics import Scored, all_metrics, interval, resampled
 from training.snapshots import month_starts
 
 if TYPE_CHECKING:
@@ -29,36 +31,52 @@ if TYPE_CHECKING:
 
     from stack.settings import Settings
     from stack.spec import ModelSpec
+    from training.metrics import Labels
 
-WATCHED = {"f1": 1, "auc": 1, "accuracy": 1, "log_loss": -1}
-"""Metrics, and in which direction they are better."""
-POINTS = 0.05
+WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_loss": (0.05, 0.0),
+           "rmse": (0.0, 0.05)}  # fmt: skip
+"""How much worse than when the version was evaluated is too much: points, and a share of what it
+was then. A version has those of its task.
+"""
 FEWEST = 200
 
 
 @dataclass(frozen=True)
 class Performance:
-    """Metrics on `rows` rows; `kind` is logged or replay, `about` says which rows."""
+    """Metrics on `rows` rows; `kind` is logged or replay, `about` says which rows.
+
+    surely: the better end of a metric's 95 % interval, where it is judged by that: errors of
+    numbers have heavy tails.
+    """
 
     kind: str
     about: str
     rows: int
     metrics: dict[str, float]
+    surely: dict[str, float] = field(default_factory=dict)
 
 
 def findings(seen: Performance, evaluated: Mapping[str, float]) -> list[str]:
-    """Each watched metric that is 5 points or more worse than when the version was evaluated."""
-    return [
-        f"{name} {seen.metrics[name]:.3f} ({seen.kind}, {seen.about}), was {evaluated[name]:.3f}"
-        for name, better in WATCHED.items()
-        if better * (seen.metrics[name] - evaluated[name]) <= -POINTS
-    ]
+    """Each watched metric that is too much worse than when the version was evaluated."""
+    found = []
+    for name, (points, share) in WATCHED.items():
+        if name not in seen.metrics:
+            continue
+        now, was = seen.metrics[name], evaluated[name]
+        best = seen.surely.get(name, now)
+        worse = best - was if name in LOWER_IS_BETTER else was - best
+        if worse >= points + share * was:
+            found.append(f"{name} {now:.3f} ({seen.kind}, {seen.about}), was {was:.3f}")
+    return found
 
 
 def replay(
     settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
 ) -> Performance | None:
-    """Score `version` on the newest snapshot matured after `evaluated_on`; None if none has."""
+    """Score `version` on the newest snapshot matured after `evaluated_on`.
+
+    None if none has, or if it says nothing: below 200 rows, or all of one label.
+    """
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
     matured = month_starts(evaluated_on, as_of - label.horizon - label.lateness)
@@ -67,9 +85,10 @@ def replay(
     newest = matured[-1]
     table_version = raw_table(settings, dataset).version
     rows = build_frame(settings, spec, dataset, [newest], as_of, table_version)
-    scores = champion_scores(settings, spec, version, rows)
-    found = all_metrics(rows["label"].to_numpy(), scores, spec.threshold)
-    return Performance("replay", f"{newest:%Y-%m-%d}", rows.num_rows, found)
+    if rows.num_rows < FEWEST or pc.count_distinct(rows["label"]).as_py() == 1:
+        return None
+    scored = champion_scores(settings, spec, version, rows)
+    return measured("replay", f"{newest:%Y-%m-%d}", rows["label"].to_numpy(), scored, spec)
 
 
 def logged(
@@ -77,28 +96,38 @@ def logged(
     spec: ModelSpec,
     answered: pa.Table,
     known: Mapping[str, float],
+    threshold: float | None,
     as_of: datetime,
 ) -> Performance | None:
     """Judge logged predictions of one version by what came true; None below 200 outcomes.
 
     answered: rows of `predictions`. known: actuals by request (feedback); raw data outranks them.
+    threshold: from which the version says 1; None if it predicts a number.
     """
     seen = _from_raw(settings, spec, answered, as_of)
     pairs = []
-    for row in answered.select(["request_id", "entity", "as_of", "probability"]).to_pylist():
+    score = "prediction" if threshold is None else "probability"
+    for row in answered.select(["request_id", "entity", "as_of", score]).to_pylist():
         actual = seen.get((row["entity"], _day(row["as_of"])), known.get(row["request_id"]))
         if actual is not None:
-            pairs.append((actual, row["probability"]))
+            pairs.append((actual, row[score]))
     if len(pairs) < FEWEST or len({actual for actual, _ in pairs}) == 1:
         return None
     y, p = np.array(pairs).T
-    found = all_metrics(y.astype(np.int64), p, spec.threshold)
-    return Performance("logged", f"{len(pairs)} outcomes", len(pairs), found)
+    return measured("logged", f"{len(pairs)} outcomes", y, Scored(p, threshold), spec)
+
+
+def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:
+    found, surely = all_metrics(y, model, spec.costs), {}
+    if model.threshold is None:
+        drawn = resampled(y, {kind: model}, None, spec.seed)[kind]["rmse"]
+        surely = {"rmse": interval(found["rmse"], drawn).low}
+    return Performance(kind, about, len(y), found, surely)
 
 
 def _from_raw(
     settings: Settings, spec: ModelSpec, answered: pa.Table, as_of: datetime
-) -> dict[tuple[str, datetime], int]:
+) -> dict[tuple[str, datetime], float]:
     """Labels by entity and day of prediction, for the days whose labels have matured."""
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
@@ -109,7 +138,12 @@ def _from_raw(
     connection = open_engine(settings).connection
     raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
     rows = labels(raw, label, days).to_pylist()
-    return {(str(r[spec.entity_key]), r["event_timestamp"]): r["label"] for r in rows}
+    return {
+        (entity_text({name: row[name] for name in spec.entity_key}), row["event_timestamp"]): row[
+            "label"
+        ]
+        for row in rows
+    }
 
 
 def _day(at: datetime) -> datetime:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from mlflow_server.served_model import SCORE_DIGITS
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import rounded
 from mlflow_server.tracking import Tracking
 from monitoring.drift import SCORE
 from training.dataset import load_frame
-from training.evaluate import champion_scores
+from training.evaluate import as_trained, champion_scores
 from training.frame import at, features
 from training.gate import load_evaluation
 
@@ -20,16 +21,23 @@ if TYPE_CHECKING:
 
     from mlflow_server.registry import Version
     from stack.settings import Settings
-    from stack.spec import ModelSpec
+    from stack.spec import FeatureType, ModelSpec
 
 
 @dataclass(frozen=True)
 class Reference:
-    """rows: features and `score` of the evaluated snapshot; evaluated: metrics on it."""
+    """rows: the version's features and `score` of the evaluated snapshot; evaluated: metrics on it.
+
+    features: the types of the version's features; the spec's may be others by now.
+
+    threshold: from which the version says 1, there and as it serves; None if it predicts a number.
+    """
 
     rows: pd.DataFrame
+    features: dict[str, FeatureType]
     snapshot: datetime
     evaluated: dict[str, float]
+    threshold: float | None
 
 
 def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Reference:
@@ -42,8 +50,9 @@ def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Ref
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, version.run_id)
     rows = at(frame, [plan.test])
-    scores = champion_scores(settings, spec, version.version, rows)
+    own = as_trained(spec, Registry(settings).served(version)[0])
+    scored = champion_scores(settings, own, version.version, rows)
     evaluated = load_evaluation(tracking, version.run_id).challenger
-    return Reference(
-        features(spec, rows).assign(**{SCORE: scores.round(SCORE_DIGITS)}), plan.test, evaluated
-    )
+    scores = rounded(scored.scores, scored.threshold)
+    reference = features(own, rows).assign(**{SCORE: scores})
+    return Reference(reference, own.features, plan.test, evaluated, scored.threshold)

@@ -50,18 +50,25 @@ def judge(
 
 
 def harm(
-    scores: Sequence[float], threshold: float, reference: Sequence[float], failed: int, asked: int
+    scores: Sequence[float],
+    threshold: float | None,
+    reference: Sequence[float],
+    failed: int,
+    asked: int,
 ) -> str | None:
     """Say why a version must go back: it fails, or its scores collapsed; None if it need not.
 
-    scores: of the window, one per entity. reference: of the evaluated snapshot.
+    scores: of the window, one per entity. reference: of the evaluated snapshot. threshold: None
+    where numbers are predicted, which have no sides.
     """
     if asked >= FEWEST_REQUESTS and failed >= FAILING_SHARE * asked:
         return f"{failed} of {asked} predictions failed"
     if len(scores) < FEWEST:
         return None
     if max(scores) == min(scores):
-        return f"every one of {len(scores)} scores is {scores[0]:.6f}"
+        return f"every one of {len(scores)} scores is {scores[0]:.6g}"
+    if threshold is None:
+        return None
     for side, name in ((True, "positive"), (False, "negative")):
         one_sided = all((score >= threshold) == side for score in scores)
         if one_sided and not all((score >= threshold) == side for score in reference):

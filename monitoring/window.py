@@ -23,7 +23,8 @@ LENGTH = timedelta(hours=24)
 class Window:
     """Rows: the features, `score`, `entity`, `as_of`; one per entity, population only.
 
-    A number is a float (null: nan), a text an object (null: None).
+    score: the probability, or the number predicted. A number is a float (null: nan), a text an
+    object (null: None).
 
     left_out: predictions that do not count, by why: of a version that is not registered (any
     more), of another version, outside the population, without an entity, answered from defaults,
@@ -71,7 +72,8 @@ def window(
     rows = pd.DataFrame(list(parsed[last.index]), columns=list(features), index=last.index)
     # Numbers even where every one of them is null, which pandas takes for objects.
     rows = rows.astype({name: float for name, kind in features.items() if kind != "string"})
-    rows = rows.assign(score=last["probability"], entity=last["entity"], as_of=last["as_of"])
+    scores = last["probability"].fillna(last["prediction"])
+    rows = rows.assign(score=scores, entity=last["entity"], as_of=last["as_of"])
     return Window(rows.reset_index(drop=True), left_out)
 
 

@@ -28,7 +28,7 @@ class NoModelError(GyreError):
 
 
 class ModelFailedError(GyreError):
-    """The model gives no probability for features of our own."""
+    """The model gives no probability, or no finite number, for features of our own."""
 
 
 class ModelRefusedError(GyreError):

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from feature_repo.online import Features, OnlineFeatures
     from stack.settings import Settings
+    from stack.spec import Entity
 
 CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000
@@ -35,15 +36,14 @@ class FeatureSource:
         self,
         settings: Settings,
         service: str,
-        entity_key: str,
         features: tuple[str, ...],
         wake: threading.Event,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
-        self.asked = (service, entity_key, features)
+        self.asked = (service, features)
         self._settings, self._wake, self._cache_seconds = settings, wake, cache_seconds
         self._reader: OnlineFeatures | None = None
-        self._cache: OrderedDict[int | str, tuple[float, Features]] = OrderedDict()
+        self._cache: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
         self.problem: str | None = "not opened yet"
         self.down: str | None = self.problem
         self.watermark: datetime | None = None
@@ -51,8 +51,8 @@ class FeatureSource:
         self.not_built: list[str] | None = None
         """Views published and not computed since, in words; None: not looked at yet."""
 
-    def read(self, keys: Sequence[int | str], as_of: datetime) -> tuple[list[Features | None], str]:
-        """Rows in the order of `keys` and where they are from.
+    def read(self, keys: Sequence[Entity], as_of: datetime) -> tuple[list[Features | None], str]:
+        """Rows in the order of `keys`, which name the same columns in one order, and their origin.
 
         `online`: None is an entity that does not exist. `cache`: the store failed, the rows are
         at most 300 s old, None is an entity of which nothing is known.
@@ -66,12 +66,12 @@ class FeatureSource:
                 self._remember(keys, rows)
                 return rows, "online"
         oldest = time.monotonic() - self._cache_seconds
-        known = (self._cache.get(key, (oldest - 1, None)) for key in keys)
+        known = (self._cache.get((*key.values(),), (oldest - 1, None)) for key in keys)
         return [row if at >= oldest else None for at, row in known], "cache"
 
-    def _remember(self, keys: Sequence[int | str], rows: Sequence[Features | None]) -> None:
+    def _remember(self, keys: Sequence[Entity], rows: Sequence[Features | None]) -> None:
         now, cache = time.monotonic(), self._cache
-        for key, row in zip(keys, rows, strict=True):
+        for key, row in zip(((*key.values(),) for key in keys), rows, strict=True):
             if row is not None:
                 cache.pop(key, None)
                 cache[key] = (now, row)

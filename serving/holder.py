@@ -116,9 +116,7 @@ class Holder:
                 store.close()
 
     def _source(self, of: ModelSpec | ServedModel) -> FeatureSource:
-        return FeatureSource(
-            self._settings, of.feature_service, of.entity_key, tuple(of.features), self.wake
-        )
+        return FeatureSource(self._settings, of.feature_service, tuple(of.features), self.wake)
 
     def _follow(self, version: str | None) -> None:
         if version is None or (self.current and self.current.version == version):

@@ -1,5 +1,6 @@
 """A version in memory: its contract and its ONNX session, proved before it may answer."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -9,7 +10,14 @@ from typing import Any
 import numpy as np
 import onnxruntime as ort
 
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, SCORE, ServedModel, wrong_files
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ONNX_FILE,
+    SCORE,
+    ServedModel,
+    at_most_1,
+    wrong_files,
+)
 from serving.errors import ModelRefusedError
 from serving.features import FeatureSource
 from stack.spec import ModelSpec
@@ -32,13 +40,21 @@ class LoadedModel:
 
 
 def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[Row]) -> list[float]:
-    """Probability of class 1 for each row, in order. May be no number: the caller checks."""
+    """Score of each row, in order. May be no number: `wrong` says."""
     feed = {
         name: np.array([row[name] for row in rows], dtype=DTYPES[kind])
         for name, kind in contract.features.items()
     }
-    result: list[float] = session.run([SCORE], feed)[0].tolist()
+    found = at_most_1(session.run([SCORE], feed)[0], contract.threshold)
+    result: list[float] = found.tolist()
     return result
+
+
+def wrong(contract: ServedModel, found: float) -> str:
+    """Say what a score is not and should be; empty if it can be answered with."""
+    if contract.threshold is None:
+        return "" if math.isfinite(found) else "not a finite number"
+    return "" if 0.0 <= found <= 1.0 else "not a probability"
 
 
 def open_version(
@@ -50,20 +66,23 @@ def open_version(
         ModelRefusedError: what is wrong. onnxruntime's and pydantic's errors pass through.
 
     """
-    if wrong := wrong_files(folder, tags):
-        raise ModelRefusedError("; ".join(wrong))
+    if altered := wrong_files(folder, tags):
+        raise ModelRefusedError("; ".join(altered))
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     found, asked = (contract.model, contract.entity_key), (spec.name, spec.entity_key)
     if found != asked:
         raise ModelRefusedError(f"{CONTRACT_FILE}: model and entity are {found}, not {asked}")
+    if (contract.threshold is None) != (spec.threshold is None):
+        raise ModelRefusedError(f"{CONTRACT_FILE}: it is of no {spec.task}, as {spec.name} is")
     session = _session(folder / ONNX_FILE)
     inputs = {i.name: i.type for i in session.get_inputs()}
     expected = {name: f"tensor({kind})" for name, kind in contract.features.items()}
     if inputs != expected:
         raise ModelRefusedError(f"{ONNX_FILE}: inputs are {inputs}, the contract says {expected}")
     warm = score(session, contract, [contract.defaults])
-    if len(warm) != 1 or not 0.0 <= warm[0] <= 1.0:
-        raise ModelRefusedError(f"{ONNX_FILE}: the defaults score {warm}, not a probability")
+    if len(warm) != 1 or wrong(contract, warm[0]):
+        what = wrong(contract, warm[0]) if warm else "nothing"
+        raise ModelRefusedError(f"{ONNX_FILE}: the defaults score {warm}, {what}")
     return contract, session
 
 

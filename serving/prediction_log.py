@@ -10,13 +10,14 @@ A prediction, one line each:
     role          str, the alias it answered as: production
     received      str, ISO 8601 UTC, when the request arrived
     as_of         str, ISO 8601 UTC, the moment its features are asked for
-    entity        int | str | null, the entity's key (null: features alone were given)
+    entity        str | null, the entity as stack.spec.entity_text has it (null: features alone
+                  were given)
     features      object, every feature as the model got it, in its order (null: not a number)
     features_from str: request | online | merged | cache | defaults
-    probability   float, rounded to 6 digits
-    prediction    0.0 | 1.0
+    probability   float, rounded to 6 digits | null (a number is predicted, not a class)
+    prediction    0.0 | 1.0, or the number predicted, rounded to 6 digits
     in_population bool, whether the label is defined for this row
-A feedback: request_id, actual (0.0 | 1.0), received.
+A feedback: request_id, actual (0.0 | 1.0; any finite number where numbers are predicted), received.
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk
 once a second: SIGKILL loses no acknowledged row, a power cut at most the last second.

@@ -8,6 +8,7 @@ from fastapi import APIRouter
 from fastapi.params import Body
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
+from pydantic import TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
@@ -15,15 +16,22 @@ from starlette.responses import Response
 from serving.edge import Endpoint, edge, json_response, read_body
 from serving.errors import FeedbackConflictError, InvalidRequestError, NoModelError, NotFoundError
 from serving.prediction_log import FeedbackLog
-from serving.schemas import ANSWER, FEEDBACK, FEEDBACKS, Feedback, Schemas, build_schemas
+from serving.schemas import (
+    Feedback,
+    Schemas,
+    answer_fields,
+    build_schemas,
+    feedback_schema,
+    rows_of,
+)
 from serving.scorer import Request, Scorer
 
 ROW_LIMIT, BATCH_LIMIT = 1_000_000, 10_000_000
 """Bytes of a body."""
 INLINE_BYTES = 4_096
 """Bodies up to here are answered on the event loop; a larger one would hold up the others."""
-FIELDS = {name: name for name in ANSWER} | {"model_version": "version"}
-"""Names in an answer, and those in the log."""
+IN_LOG = {"model_version": "version"}
+"""A name of an answer that is another in the log."""
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
 MERGE = {
     "name": "merge",
@@ -56,7 +64,8 @@ def add_routes(
             kserve = kserve_predict(scorer, schemas)
             _post(router, f"{path}:predict", spec.name, kserve, schemas.instances)
             router.add_api_route(path, edge(spec.name, path, kserve_ready(scorer)))
-    _post(router, "/feedback", "", feedback(log), Feedback)
+    outcome = feedback_schema([scorer.spec for scorer in scorers])
+    _post(router, "/feedback", "", feedback(log, outcome), outcome)
     _add_unknown_models(router, [scorer.spec.name for scorer in scorers])
 
 
@@ -90,14 +99,17 @@ def _add_unknown_models(router: APIRouter, known: Sequence[str]) -> None:
 
 def predict(scorer: Scorer, schemas: Schemas, *, batch: bool) -> Endpoint:
     """`{"customer_id": 1, "features": {…}?}`, or a list of them."""
-    entity_key = scorer.spec.entity_key
+    names = scorer.spec.entity_key.keys()
 
     def read(body: bytes, merge: bool) -> list[Request]:  # noqa: FBT001
         if batch:
             items = schemas.many[merge].validate_json(body)
         else:
             items = [schemas.one[merge].validate_json(body)]
-        return [Request(getattr(item, entity_key), _given(item.features), merge) for item in items]
+        return [
+            Request({name: getattr(item, name) for name in names}, _given(item.features), merge)
+            for item in items
+        ]
 
     def write(answers: list[dict[str, Any]]) -> Any:
         return answers if batch else answers[0]
@@ -106,15 +118,28 @@ def predict(scorer: Scorer, schemas: Schemas, *, batch: bool) -> Endpoint:
 
 
 def kserve_predict(scorer: Scorer, schemas: Schemas) -> Endpoint:
-    """KServe V1: instances are `{"customer_id": 1}` or every feature by name."""
+    """KServe V1: instances are `{"customer_id": 1}` or every feature by name.
+
+    score: the probability, or the number predicted.
+    """
+    names = scorer.spec.entity_key.keys()
 
     def read(body: bytes, _merge: bool) -> list[Request]:  # noqa: FBT001
         parsed: Any = schemas.instances.model_validate_json(body)
-        given = [_given(instance) for instance in parsed.instances]
-        return [Request(values.pop(scorer.spec.entity_key, None), values) for values in given]
+        requests = []
+        for position, instance in enumerate(parsed.instances):
+            values = _given(instance)
+            key = {name: values.pop(name) for name in names if name in values}
+            if key and len(key) < len(names):
+                missing = ", ".join(names - key.keys())
+                raise InvalidRequestError(f"body.instances.{position}: {missing} is missing")
+            requests.append(Request(key or None, values))
+        return requests
 
     def write(answers: list[dict[str, Any]]) -> Any:
-        return {"predictions": [{"score": row.pop("probability"), **row} for row in answers]}
+        scores = [row.pop("probability", row["prediction"]) for row in answers]
+        rows = zip(scores, answers, strict=True)
+        return {"predictions": [{"score": score, **row} for score, row in rows]}
 
     return _scoring(scorer, BATCH_LIMIT, read, write)
 
@@ -130,16 +155,18 @@ def _scoring(
     write: Callable[[list[dict[str, Any]]], Any],
 ) -> Endpoint:
     """Answer with what `write` makes of the answers to the rows that `read` finds in a body."""
-    entity_key = scorer.spec.entity_key
+    nobody = dict.fromkeys(scorer.spec.entity_key)
+    fields = {name: IN_LOG.get(name, name) for name in answer_fields(scorer.spec)}
 
     async def work(http: HttpRequest) -> Response:
         received, merge = datetime.now(UTC), _wants_merge(http)
         body = await read_body(http, limit)
 
         def respond() -> Response:
+            asked = read(body, merge)
             answers = [
-                {entity_key: row["entity"]} | {name: row[of] for name, of in FIELDS.items()}
-                for row in scorer.answer(read(body, merge), received)
+                {**(request.key or nobody), **{name: row[of] for name, of in fields.items()}}
+                for request, row in zip(asked, scorer.answer(asked, received), strict=True)
             ]
             return json_response(write(answers))
 
@@ -168,14 +195,15 @@ def kserve_ready(scorer: Scorer) -> Endpoint:
     return work
 
 
-def feedback(log: FeedbackLog) -> Endpoint:
+def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
     """`{"request_id", "actual"}` or a list. All of it is recorded, or nothing (409)."""
+    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](rows_of(outcome))
 
     async def work(http: HttpRequest) -> Response:
         received = datetime.now(UTC)
         body = await read_body(http, BATCH_LIMIT)
         listed = body.lstrip()[:1] == b"["
-        items = FEEDBACKS.validate_json(body) if listed else [FEEDBACK.validate_json(body)]
+        items = many.validate_json(body) if listed else [single.validate_json(body)]
         outcomes: dict[str, float] = {}
         for item in items:
             if outcomes.setdefault(item.request_id, item.actual) != item.actual:

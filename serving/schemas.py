@@ -1,15 +1,14 @@
 """What clients may send and what they get, built from a spec. Strict: no type is guessed."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
 
-from stack.spec import ModelSpec
+from stack.spec import FLOAT32, ModelSpec
 
 MAX_ROWS = 10_000
-FLOAT32 = 3.4028234663852886e38
-"""Models compute in float32: a larger number would be infinite inside."""
 
 Int64 = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
@@ -25,12 +24,19 @@ ANSWER: dict[str, Any] = {
     "in_population": (bool, ...),
     "logged": (bool, ...),
 }
+OUTCOMES: dict[bool, Any] = {
+    True: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)],
+    False: Annotated[float, Field(strict=True, allow_inf_nan=False)],
+}
+"""What may come true where only classes are predicted, and where numbers are too: a line of
+feedback names no model.
+"""
 
 
 class Feedback(BaseModel):
     model_config = FORBID
     request_id: Annotated[str, Field(strict=True, pattern=r"^[0-9A-Za-z-]{1,64}$")]
-    actual: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)]
+    actual: float
 
 
 @dataclass(frozen=True)
@@ -49,27 +55,36 @@ def rows_of(item: Any) -> Any:
     return Annotated[list[item], FailFast(), Field(min_length=1, max_length=MAX_ROWS)]
 
 
+def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
+    """A line of feedback where `specs` are served."""
+    classes = all(spec.task == "classification" for spec in specs)
+    return create_model("Feedback", __base__=Feedback, actual=(OUTCOMES[classes], ...))
+
+
+def answer_fields(spec: ModelSpec) -> dict[str, Any]:
+    """Fields of an answer behind the key. A number that is predicted has no probability."""
+    lacking = "probability" if spec.task == "regression" else None
+    return {name: field for name, field in ANSWER.items() if name != lacking}
+
+
 def build_schemas(spec: ModelSpec) -> Schemas:
     title = "".join(part.capitalize() for part in spec.name.split("_"))
     types = {name: TYPES[kind] for name, kind in spec.features.items()}
     every: dict[str, Any] = {name: (kind, ...) for name, kind in types.items()}
     some: dict[str, Any] = {name: (kind, None) for name, kind in types.items()}
-    key: dict[str, Any] = {spec.entity_key: (Int64, ...)}
+    key: dict[str, Any] = {name: (TYPES[kind], ...) for name, kind in spec.entity_key.items()}
+    maybe: dict[str, Any] = {name: (kind, None) for name, (kind, _) in key.items()}
 
     def make(name: str, fields: dict[str, Any]) -> Any:
         return create_model(title + name, __config__=FORBID, **fields)
 
     request = make("Request", key | {"features": (make("Features", every), None)})
     merged = make("MergeRequest", key | {"features": (make("SomeFeatures", some), None)})
-    instance = make("Instance", {spec.entity_key: (Int64, None)} | some)
+    instance = make("Instance", maybe | some)
     return Schemas(
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
         many={False: TypeAdapter(rows_of(request)), True: TypeAdapter(rows_of(merged))},
         instances=make("Instances", {"instances": (rows_of(instance), ...)}),
         request=request,
-        answer=make("Answer", key | ANSWER),
+        answer=make("Answer", key | answer_fields(spec)),
     )
-
-
-FEEDBACK: TypeAdapter[Feedback] = TypeAdapter(Feedback)
-FEEDBACKS: TypeAdapter[list[Feedback]] = TypeAdapter(rows_of(Feedback))

@@ -7,13 +7,14 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from mlflow_server.served_model import SCORE_DIGITS
+from mlflow_server.served_model import rounded
 from serving.errors import InvalidRequestError, ModelFailedError, NoModelError, NotFoundError
 from serving.holder import Holder
 from serving.metrics import FAILURES, PREDICTIONS
-from serving.model import LoadedModel, Row, Value, score
+from serving.model import LoadedModel, Row, Value, score, wrong
 from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
+from stack.spec import Entity, entity_text
 
 Stored = Mapping[str, Value | None]
 GIVEN = frozenset({"request", "merged"})
@@ -23,7 +24,7 @@ GIVEN = frozenset({"request", "merged"})
 class Request:
     """One row to score. `given` replaces the look-up; with `merge` it overlays it."""
 
-    key: int | str | None
+    key: Entity | None
     given: Mapping[str, Value] = field(default_factory=dict)
     merge: bool = False
 
@@ -92,7 +93,7 @@ class Scorer:
     ) -> tuple[Row, str]:
         """Fill what is null: a double goes in as NaN, anything else as the spec says."""
         if origin == "online" and stored is None:
-            key = f"{self.spec.entity_key} {request.key}"
+            key = ", ".join(f"{name} {value}" for name, value in (request.key or {}).items())
             raise NotFoundError(f"{key} is not known to the feature store")
         if origin == "online" and request.given:
             origin = "merged"
@@ -110,7 +111,7 @@ class Scorer:
         return row, origin
 
 
-def _key(model: LoadedModel, request: Request) -> int | str:
+def _key(model: LoadedModel, request: Request) -> Entity:
     """Key to look up what is not given."""
     if request.key is None or (request.given and not request.merge):
         missing = ", ".join(name for name in model.contract.features if name not in request.given)
@@ -119,13 +120,17 @@ def _key(model: LoadedModel, request: Request) -> int | str:
 
 
 def _answer(
-    model: LoadedModel, key: int | str | None, row: Row, origin: str, found: float, at: str
+    model: LoadedModel, key: Entity | None, row: Row, origin: str, found: float, at: str
 ) -> Answer:
-    if not 0.0 <= found <= 1.0:  # also true for NaN
-        error = InvalidRequestError if origin in GIVEN else ModelFailedError
-        raise error(f"features: version {model.version} scores them {found}, not a probability")
     contract = model.contract
-    probability = round(found, SCORE_DIGITS)  # the digits that the threshold is compared with
+    if what := wrong(contract, found):
+        error = InvalidRequestError if origin in GIVEN else ModelFailedError
+        raise error(f"features: version {model.version} scores them {found}, {what}")
+    threshold = contract.threshold
+    (shown,) = rounded([found], threshold).tolist()  # what the threshold is compared with
+    said = shown
+    if threshold is not None:
+        said = 1.0 if shown >= threshold else 0.0
     member = row[contract.population.feature]
     return {
         "request_id": uuid.uuid4().hex,
@@ -134,10 +139,10 @@ def _answer(
         "role": "production",
         "received": at,
         "as_of": at,
-        "entity": key,
+        "entity": None if key is None else entity_text(key),
         "features": row,
         "features_from": origin,
-        "probability": probability,
-        "prediction": 1.0 if probability >= contract.threshold else 0.0,
+        "probability": None if threshold is None else shown,
+        "prediction": said,
         "in_population": not isinstance(member, str) and 0 <= member < contract.population.below,
     }

@@ -62,7 +62,7 @@ class AirflowApi:
         """Wait for the end, saying each task's state and seconds as it finishes; return the run.
 
         Raises:
-            StackError: a task failed (with its error), or `limit` s passed.
+            StackError: a task failed (with its error), waits for a person, or `limit` s passed.
 
         """
         until, told = time.monotonic() + limit, set[str]()
@@ -75,6 +75,9 @@ class AirflowApi:
                     say(f"    {row['task_id']}: {row['state']}, {row['duration'] or 0:.1f} s")
             if now["state"] == "success":
                 return now
+            if asks := [row["task_id"] for row in rows if row["state"] == "awaiting_input"]:
+                page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{asks[0]}"
+                raise StackError(f"{dag} waits for your answer: {page}/required_actions")
             if now["state"] == "failed":
                 raise StackError(f"{dag} failed: {self.error(dag, run, rows)}")
             if time.monotonic() > until:

@@ -33,6 +33,10 @@ class RegistryError(GyreError):
     """MLflow cannot be reached, or holds no such model or version."""
 
 
+class NoChampionError(RegistryError):
+    """What is in production is of another task or of other entities: nothing to compare with."""
+
+
 class PromotionRefusedError(GyreError):
     """The version to be replaced is no longer in production, or there is nothing to go back to."""
 

@@ -9,7 +9,7 @@ import sys
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Mapping  # noqa: TC003  (dataclass fields)
+from collections.abc import Callable, Collection, Mapping  # noqa: TC003  (dataclass fields)
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -122,13 +122,21 @@ def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
     return {row["name"]: row for row in rows}
 
 
-def restart_fallen(settings: Settings) -> list[str]:
-    """Start again what the supervisor gave up on; return the names."""
-    fallen = [n for n, s in (states(settings) or {}).items() if s["statename"] in FALLEN]
+def restart(settings: Settings, readers: Collection[str], changed: float) -> list[str]:
+    """Start again what the supervisor gave up on, and those of `readers` that run since before.
+
+    changed: seconds since 1970, when what they read at their start was changed. Returns the names.
+    """
+    now = states(settings) or {}
+    fallen = [name for name, state in now.items() if state["statename"] in FALLEN]
+    running = [name for name in readers if now[name]["statename"] == "RUNNING"]
+    old = [name for name in running if now[name]["start"] < changed]
     with _supervisor(settings) as asked:
-        for name in fallen:
+        for name in old:
+            asked.supervisor.stopProcess(name)
+        for name in (*fallen, *old):
             asked.supervisor.startProcess(name, False)  # noqa: FBT003  (do not wait for it)
-    return fallen
+    return [*fallen, *old]
 
 
 def _supervisor(settings: Settings) -> ServerProxy:

@@ -6,10 +6,19 @@ can parse its DAGs, and serving can start, without the training stack.
 
 from __future__ import annotations
 
+import json
 import tomllib
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 
 from stack.errors import SettingsError
 from stack.settings import PROJECT
@@ -18,13 +27,55 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 MODELS = PROJECT / "models"
+NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FeatureType = Literal["int64", "double", "string"]
-Metric = Literal["log_loss", "auc", "f1", "accuracy", "precision", "recall", "average_precision"]
-LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss"})
+FLOAT32 = 3.4028234663852886e38
+"""Models compute in float32: a larger number would be infinite inside."""
+YEAR = 365 * 24
+"""Hours."""
+KeyType = Literal["int64", "string"]
+EntityKey = Annotated[
+    dict[str, KeyType],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda found: {found: "int64"} if isinstance(found, str) else found,
+        json_schema_input_type=str | dict[str, KeyType],
+    ),
+]
+"""The columns that name an entity, and their types; a name alone is an int64."""
+Entity = Mapping[str, int | str]
+"""One entity: the value of each of these columns."""
+Task = Literal["classification", "regression"]
+OfClasses = Literal[
+    "log_loss", "brier", "auc", "average_precision", "accuracy", "precision", "recall", "f1", "cost"
+]
+OfNumbers = Literal["rmse", "mae", "r2"]
+Metric = Literal[OfClasses, OfNumbers]
+"""What challenger, trivial baseline and champion are compared by (training/metrics.py)."""
+LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "brier", "cost", "rmse", "mae"})
+Figure = Literal[
+    "ece", "demographic_parity_difference", "equal_opportunity_difference", "largest_gap",
+    "model_mb", "latency_p99_ms", "onnx_difference",
+]  # fmt: skip
+"""What is measured of the challenger alone (training/calibration.py, segments.py, evaluate.py)."""
+OF_SEGMENTS = {"demographic_parity_difference", "equal_opportunity_difference", "largest_gap"}
+OTHERS: dict[Task, frozenset[str]] = {
+    "classification": frozenset(get_args(OfNumbers)),
+    "regression": frozenset(get_args(OfClasses)) | OF_SEGMENTS,
+}
+"""What a task has no such thing as: no gate may ask for it."""
+LOSSES: dict[Task, OfClasses | OfNumbers] = {"classification": "log_loss", "regression": "rmse"}
+"""What estimators and their parameters are chosen by, on the forward folds."""
+ESTIMATORS: dict[Task, tuple[str, ...]] = {
+    "classification": ("logistic_regression", "random_forest", "hist_gradient_boosting"),
+    "regression": ("ridge", "random_forest", "hist_gradient_boosting"),
+}
 
 
 class Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", protected_namespaces=(), allow_inf_nan=False
+    )
 
 
 class Population(Strict):
@@ -42,25 +93,106 @@ class Snapshots(Strict):
     """How many of the newest snapshots that the label's gap allows are trained on."""
 
 
+class Range(Strict):
+    """Where to search a parameter: `{ low = 3, high = 12 }`, both included.
+
+    Whole numbers if both are whole. log: 0.01 to 0.1 is as far as 0.1 to 1.
+    """
+
+    low: int | float
+    high: int | float
+    log: bool = False
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Range:
+        if not self.low < self.high or (self.log and self.low <= 0):
+            raise ValueError("expected low < high, and with log 0 < low")
+        return self
+
+
 class Estimator(Strict):
-    """A scikit-learn estimator; the first one is what a history too short for folds trains."""
+    """A scikit-learn estimator; the first one is what a history too short for folds trains.
+
+    space: what a search may change of `parameters`. A parameter has its own value there as well:
+    the search begins with it.
+    """
 
     name: str
-    type: Literal["logistic_regression", "random_forest", "hist_gradient_boosting"]
+    type: Literal["logistic_regression", "ridge", "random_forest", "hist_gradient_boosting"]
+    """Of the model's task (ESTIMATORS)."""
     parameters: dict[str, Any] = Field(default_factory=dict)
+    space: dict[str, Range] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _begins_within(self) -> Estimator:
+        for key, bounds in self.space.items():
+            own = self.parameters.get(key)
+            if not isinstance(own, int | float) or not bounds.low <= own <= bounds.high:
+                within = f"{bounds.low} to {bounds.high}"
+                raise ValueError(
+                    f"space.{key}: expected a value of its own in parameters, {within}, "
+                    f"found {own!r}"
+                )
+        return self
 
 
-class Gate(Strict):
-    """One rule a challenger must pass. `metric` is that of the newest matured snapshot.
+class Search(Strict):
+    """`[search]`: try parameters out of the spaces on the forward folds; without it, none.
 
-    better_than_trivial: better than the best constant, the prevalence of those very rows.
+    It ends after `trials`, or with the trial during which `minutes` have passed; each estimator's
+    own parameters are tried first and in any case.
+    """
+
+    trials: int = Field(ge=1)
+    minutes: float = Field(10, gt=0, le=24 * 60)
+
+
+class Costs(Strict):
+    """What acting on a prediction of 1 is worth, in one currency.
+
+    action: of acting on one row. loss: of one row that turns out 1. averted: the share of those
+    losses that acting prevents, an assumption until an experiment measures it.
+    """
+
+    action: float = Field(ge=0)
+    loss: float = Field(gt=0)
+    averted: float = Field(1.0, gt=0, le=1)
+
+
+class Limit(Strict):
+    """at_least, at_most: the challenger's `metric` on the newest matured snapshot, and `value`."""
+
+    metric: Metric | Figure
+    rule: Literal["at_least", "at_most"]
+    value: float = Field(allow_inf_nan=False)
+
+
+class BetterThanTrivial(Strict):
+    """Better than the best constant of those very rows.
+
+    Their prevalence; their mean for `rmse` and `r2`, their median for `mae`. For `cost`: the
+    cheaper of acting on nobody and on everybody.
+    """
+
+    metric: Metric
+    rule: Literal["better_than_trivial"]
+
+
+class AgainstChampion(Strict):
+    """Both models on the same rows; passed where there is no champion.
+
+    better_than_champion: by at least `margin_percent` of the champion's.
     not_worse_than_champion: no worse than the champion on the same rows, and the upper end of the
     paired bootstrap interval (95 %) of the difference at most `margin_percent` of the champion's.
     """
 
     metric: Metric
-    rule: Literal["better_than_trivial", "not_worse_than_champion"]
+    rule: Literal["better_than_champion", "not_worse_than_champion"]
     margin_percent: float = Field(0.0, ge=0, le=100)
+
+
+# One rule a challenger must pass. That ONNX scores as scikit-learn does is asked without a gate.
+Gate = Annotated[Limit | BetterThanTrivial | AgainstChampion, Field(discriminator="rule")]
 
 
 class Serving(Strict):
@@ -87,22 +219,42 @@ class DriftLimits(Strict):
 class Retraining(Strict):
     """How soon after one retraining that drift started another may follow."""
 
-    cooldown_hours: float = Field(24, ge=0)
+    cooldown_hours: float = Field(24, ge=0, le=YEAR)
+
+
+class Promotion(Strict):
+    """`[promotion]`: approval: a person says yes, in Airflow, before a version is promoted.
+
+    Without an answer within `wait_hours` it is not promoted.
+    """
+
+    approval: bool = False
+    wait_hours: float = Field(72, gt=0, le=YEAR)
 
 
 class ModelSpec(Strict):
-    """One model: what a data scientist edits."""
+    """One model: what a data scientist edits.
 
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    task: a class, 0 or 1 (label int64), or a number (label float64). `threshold` and `costs` are
+    what a classification needs and a regression has not.
+    """
+
+    task: Task = "classification"
+    name: str = Field(pattern=NAME)
     experiment: str
     served_as: tuple[str, ...] = ()
     dataset: str
-    entity_key: str
+    entity_key: EntityKey
     feature_service: str
     label: str
     schedule: str
     seed: int = Field(ge=0)
-    threshold: float = Field(gt=0, lt=1)
+    threshold: float | None = Field(None, gt=0, lt=1)
+    """Where a history has no forward fold; else the cheapest on the newest one's validation rows
+    is chosen (training/threshold.py) and stored with the version."""
+    segment: str | None = None
+    """A string feature: metrics are told for each of its values, and fairness between them."""
+    costs: Costs | None = None
     features: dict[str, FeatureType] = Field(min_length=1)
     population: Population
     snapshots: Snapshots
@@ -110,18 +262,67 @@ class ModelSpec(Strict):
     drift: DriftLimits
     retraining: Retraining
     estimators: tuple[Estimator, ...] = Field(min_length=1)
+    search: Search | None = None
     gates: tuple[Gate, ...] = Field(min_length=1)
+    promotion: Promotion = Promotion()
+
+    @property
+    def loss(self) -> OfClasses | OfNumbers:
+        return LOSSES[self.task]
+
+    @model_validator(mode="after")
+    def _of_one_task(self) -> ModelSpec:
+        for key in ("threshold", "costs"):
+            if (getattr(self, key) is None) == (self.task == "classification"):
+                what = "has none" if self.task == "regression" else "needs one"
+                raise ValueError(f"{key}: a {self.task} {what}")
+        for at, estimator in enumerate(self.estimators):
+            if estimator.type not in ESTIMATORS[self.task]:
+                raise ValueError(
+                    f"estimators.{at}.type: {estimator.type!r} is not of a {self.task}, expected "
+                    f"one of {', '.join(ESTIMATORS[self.task])}"
+                )
+        for at, gate in enumerate(self.gates):
+            if gate.metric in OTHERS[self.task]:
+                raise ValueError(f"gates.{at}.metric: a {self.task} has no {gate.metric}")
+        return self
 
     @model_validator(mode="after")
     def _consistent(self) -> ModelSpec:
+        if both := set(self.entity_key) & set(self.features):
+            raise ValueError(f"entity_key: {sorted(both)} is in [features] too: give it a new name")
         if self.population.feature not in self.features:
             raise ValueError(f"population.feature {self.population.feature!r} is not in [features]")
         if unknown := set(self.drift.informative) - set(self.features):
             raise ValueError(f"drift.informative: {sorted(unknown)} is not in [features]")
+        if self.segment is not None and self.features.get(self.segment) != "string":
+            raise ValueError(f"segment: {self.segment!r} is not a string of [features]")
+        if self.segment is None and (asked := OF_SEGMENTS & {gate.metric for gate in self.gates}):
+            raise ValueError(f"gates: {min(asked)} needs a segment, such as customer_segment")
         names = [estimator.name for estimator in self.estimators]
         if len(set(names)) != len(names):
             raise ValueError(f"two estimators share a name: {names}")
+        if self.search and not any(estimator.space for estimator in self.estimators):
+            raise ValueError("search: expected a space = { … } with at least one of [[estimators]]")
         return self
+
+
+def entity_text(key: Entity) -> str:
+    """One text for one entity, for logs, tables and joins: its value, or all as a JSON object."""
+    if len(key) == 1:
+        return str(*key.values())
+    return json.dumps(key, sort_keys=True)
+
+
+def searching(spec: ModelSpec, trials: int) -> ModelSpec:
+    """`spec` with a search of `trials`, in the minutes that it allows already.
+
+    Raises:
+        SettingsError: no estimator has a space.
+
+    """
+    wanted = {"trials": trials} | ({"minutes": spec.search.minutes} if spec.search else {})
+    return _checked(f"{spec.name}.toml", spec.model_dump() | {"search": wanted})
 
 
 def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
@@ -136,16 +337,10 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     if name not in known:
         raise SettingsError(f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}")
     try:
-        spec = ModelSpec.model_validate(tomllib.loads(path.read_text()))
+        content = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as exc:
         raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
-    except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        found = (
-            "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
-        )
-        raise SettingsError(f"{path.name}: {key}: {first['msg']}{found}") from exc
+    spec = _checked(path.name, content)
     if spec.name != name:
         raise SettingsError(f"{path.name}: name: expected the file's name, found {spec.name!r}")
     return spec
@@ -154,3 +349,15 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
 def load_specs(folder: Path = MODELS) -> tuple[ModelSpec, ...]:
     """Every model of the folder, by name."""
     return tuple(load_spec(path.stem, folder) for path in sorted(folder.glob("*.toml")))
+
+
+def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(content)
+    except ValidationError as exc:
+        first = exc.errors()[0]
+        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
+        found = (
+            "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
+        )
+        raise SettingsError(f"{file}: {key}: {first['msg']}{found}") from exc

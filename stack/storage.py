@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_SECONDS = 60
+LONGEST = 200
+"""Characters of Delta's own words in a message of ours."""
 
 
 class Table:
@@ -61,9 +63,23 @@ class Table:
         return (came, went) if all(map(os.path.exists, went)) else None
 
     def read(self, version: int | None = None) -> pa.Table:
+        """Every row of a version (default: the newest); none of a table that does not exist.
+
+        Raises:
+            DataError: the version is not there, or files of it are gone (vacuumed).
+
+        """
         if not self.exists:
             return self.schema.empty_table()
-        return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
+        try:
+            return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
+        except (DeltaError, OSError) as exc:
+            reason = " ".join(str(exc).split())[:LONGEST]
+            which = "newest version" if version is None else f"version {version}"
+            raise DataError(
+                f"table {self.path.name}: its {which} cannot be read, vacuumed or never here: "
+                f"{reason}"
+            ) from exc
 
     def newest(self, column: str) -> datetime | None:
         """Return the largest time in `column`, to the millisecond: the files know it."""

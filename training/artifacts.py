@@ -15,7 +15,9 @@ FRAME, PLAN = "frame.parquet", "plan.json"
 CANDIDATE = "candidate"
 """Folder of the trained model's files, before it is a registered version."""
 PIPELINE_FILE = "pipeline.skops"
-EVALUATION, GATES = "evaluation.json", "gates.json"
+SPEC, ESTIMATOR = "spec.json", "estimator.json"
+"""The model spec as it was for this run, and which of its estimators was fitted."""
+EVALUATION, GATES, PLOTS = "evaluation.json", "gates.json", "plots"
 
 
 @contextmanager

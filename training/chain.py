@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING
 
+from training.approval import wait_in_shell
 from training.dataset import dataset
 from training.evaluate import evaluate
-from training.gate import gate
+from training.gate import gate, on_record
 from training.register import promote, register
 from training.train import fit
 from training.validate import NOTHING_NEW, open_run
@@ -50,10 +51,14 @@ def train(
     run_id = open_run(settings, spec, as_of, key=key, reason=reason, who=who, force=force)
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
-    for stage in (dataset, fit, evaluate):
-        stage(settings, spec, run_id)
+    with on_record(settings, run_id):
+        for stage in (dataset, fit, evaluate):
+            stage(settings, spec, run_id)
     if refused := gate(settings, spec, run_id):
         return TrainReport(spec.name, as_of, run_id, None, f"refused: {refused}")
     version = register(settings, spec, run_id)
-    outcome = promote(settings, spec, run_id, version, who=who, reason=reason)
+    if spec.promotion.approval:
+        outcome = wait_in_shell(settings, spec, run_id, version)
+    else:
+        outcome = promote(settings, spec, run_id, version, who=who, reason=reason)
     return TrainReport(spec.name, as_of, run_id, version, outcome)

@@ -8,6 +8,8 @@ from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
@@ -15,19 +17,21 @@ from feature_repo.datasets import load_dataset
 from feature_repo.validation import check
 from mlflow_server.tracking import Tracking
 from stack.errors import TrainingError
+from stack.spec import FLOAT32
 from training.artifacts import FRAME, PLAN, fetched, read
 from training.frame import at, build_frame, content_hash
+from training.lineage import TABLE_TAG
 from training.snapshots import Plan
 from training.validate import plan_run
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 PLANS = TypeAdapter(Plan)
+FEWEST = 50
+"""Rows: below, every interval of a metric is so wide that gates let chance decide."""
 
 
 def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
@@ -37,11 +41,13 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     """
     tracking, source = Tracking(settings), load_dataset(spec.dataset)
     tags = tracking.run(run_id).tags
-    as_of, version = datetime.fromisoformat(tags["as_of"]), int(tags[f"table.raw.{spec.dataset}"])
+    as_of, version = datetime.fromisoformat(tags["as_of"]), int(tags[f"{TABLE_TAG}{spec.dataset}"])
     planned = plan_run(settings, spec, source, as_of, version)
     frame = build_frame(settings, spec, source, planned.moments, as_of, version)
     _validate(settings, spec, tracking, run_id, frame)
     train = at(frame, planned.train)
+    if useless := unlearnable(spec, train, at(frame, [planned.test])):
+        raise TrainingError(f"{spec.name}: {'; '.join(useless)}")
     digest = content_hash(train)
     tracking.log_json(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
     with tempfile.TemporaryDirectory() as folder:
@@ -60,15 +66,40 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     )
 
 
+def unlearnable(spec: ModelSpec, train: pa.Table, test: pa.Table) -> list[str]:
+    """One line for each thing that makes training or its evaluation say nothing."""
+    wrong = []
+    for name, rows in (("training", train), ("test", test)):
+        if rows.num_rows < FEWEST:
+            wrong.append(f"expected at least {FEWEST} {name} rows, found {rows.num_rows}")
+        if pc.count_distinct(rows["label"]).as_py() < 2:  # noqa: PLR2004  (two classes)
+            wrong.append(f"every label of the {rows.num_rows} {name} rows is the same")
+    for feature, kind in spec.features.items():
+        if pc.count_distinct(train[feature]).as_py() < 2:  # noqa: PLR2004  (nulls do not count)
+            wrong.append(f"{feature} has no two values in the {train.num_rows} training rows")
+        both = pa.chunked_array([*train[feature].chunks, *test[feature].chunks])
+        if kind == "int64" and both.null_count:
+            gone = f"{feature} is null in {both.null_count} rows"
+            wrong.append(f"{gone}: an int64 cannot be; make it a double, or fill it")
+        infinite = pc.sum(pc.is_inf(both)).as_py() if kind == "double" else 0
+        if infinite:
+            wrong.append(f"{feature} is infinite in {infinite} rows")
+    return wrong
+
+
 def frame_rules(spec: ModelSpec) -> dict[str, Any]:
     """Suite of a training frame, as Great Expectations' own JSON; features may only warn."""
-    key = [spec.entity_key, "event_timestamp"]
+    key = [*spec.entity_key, "event_timestamp"]
+    label = {
+        "classification": _rule("be_in_set", column="label", value_set=[0, 1]),
+        "regression": _rule("be_between", column="label", min_value=-FLOAT32, max_value=FLOAT32),
+    }[spec.task]
     columns = [*key, *spec.features, "label"]
     rules: list[dict[str, Any]] = [
         {"type": "expect_table_columns_to_match_ordered_list", "kwargs": {"column_list": columns}},
         {"type": "expect_compound_columns_to_be_unique", "kwargs": {"column_list": key}},
         *(_rule("not_be_null", column=name) for name in (*key, "label")),
-        _rule("be_in_set", column="label", value_set=[0, 1]),
+        label,
     ]
     rules += [
         _rule("not_be_null", column=name, mostly=0.95) | {"severity": "warning"}
@@ -90,7 +121,6 @@ def _validate(
         log.warning(warning.message)
     if checked.rejections:
         broken = "; ".join(finding.message for finding in checked.rejections)
-        tracking.finish(run_id, "FAILED")
         raise TrainingError(f"{spec.name}: the training frame broke its rules: {broken}")
 
 

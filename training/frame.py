@@ -1,7 +1,8 @@
 """The training frame: one row per member of the population and snapshot, with features and label.
 
-A frame has the entity key, event_timestamp, the spec's features in order, and label (int64), in
-the canonical order (event_timestamp, key), so that its hash names its content.
+A frame has the entity's keys, event_timestamp, the spec's features in order, and label (int64 of
+classes, float64 of numbers), in the canonical order (event_timestamp, keys), so that its hash names
+its content.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
 
 TIME = pa.timestamp("us", tz="UTC")
 ARROW = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
+LABELS = {"classification": pa.int64(), "regression": pa.float64()}
 MISSING = "__missing__"
 """What a missing string is at training and serving alike: ONNX Runtime would read "None"."""
 
@@ -44,20 +46,36 @@ def build_frame(
     """Label every snapshot from raw version `version` and join the features as they were then.
 
     Raises:
-        TrainingError: the join lost or added rows, or the labels of all rows are the same.
+        TrainingError: the labels are no numbers of the task, or the join lost or added rows.
 
     """
     connection = open_engine(settings).connection
     raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
-    labelled = labels(raw, dataset.labels[spec.label], moments)
+    labelled = typed(spec, labels(raw, dataset.labels[spec.label], moments))
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
         raise TrainingError(
             f"the point-in-time join gave {frame.num_rows} rows for {labelled.num_rows} labels"
         )
-    if pc.count_distinct(frame["label"]).as_py() < 2:  # noqa: PLR2004  (two classes)
-        raise TrainingError(f"every label of {spec.label} is the same: there is nothing to learn")
     return frame
+
+
+def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
+    """Labels in the type of the task.
+
+    Raises:
+        TrainingError: they are text, or would change by it.
+
+    """
+    found, wanted = labelled["label"], LABELS[spec.task]
+    said = f"label {spec.label}: expected {wanted}, as a {spec.task} has it, found {found.type}"
+    if pa.types.is_string(found.type) or pa.types.is_large_string(found.type):
+        raise TrainingError(said)  # not even text that could be read as a number
+    place = labelled.schema.get_field_index("label")
+    try:
+        return labelled.set_column(place, "label", found.cast(wanted))
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
+        raise TrainingError(f"{said}: {exc}") from exc
 
 
 def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa.Table:
@@ -69,12 +87,16 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
 
 def canonical(spec: ModelSpec, table: pa.Table) -> pa.Table:
     """Columns, types and order of a frame; missing strings filled."""
-    key = (spec.entity_key, table.schema.field(spec.entity_key).type)
+    keys = [(name, ARROW[kind]) for name, kind in spec.entity_key.items()]
     inputs = [(name, ARROW[kind]) for name, kind in spec.features.items()]
-    schema = pa.schema([key, ("event_timestamp", TIME), *inputs, ("label", pa.int64())])
+    schema = pa.schema([*keys, ("event_timestamp", TIME), *inputs, ("label", LABELS[spec.task])])
     columns = [table[field.name].cast(field.type) for field in schema]
-    filled = [pc.fill_null(c, MISSING) if pa.types.is_string(c.type) else c for c in columns]
-    order = [("event_timestamp", "ascending"), (spec.entity_key, "ascending")]
+    texts = {name for name, kind in spec.features.items() if kind == "string"}
+    filled = [
+        pc.fill_null(column, MISSING) if field.name in texts else column
+        for field, column in zip(schema, columns, strict=True)
+    ]
+    order = [(name, "ascending") for name in ("event_timestamp", *spec.entity_key)]
     return pa.table(filled, schema=schema).sort_by(order)
 
 

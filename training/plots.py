@@ -5,64 +5,71 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
-from sklearn.metrics import ConfusionMatrixDisplay, PrecisionRecallDisplay, RocCurveDisplay
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    PrecisionRecallDisplay,
+    PredictionErrorDisplay,
+    RocCurveDisplay,
+)
 
-from training.metrics import log_loss, predict
+from training.artifacts import PLOTS
+from training.calibration import bins
+from training.metrics import predict
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    import pandas as pd
     from matplotlib.axes import Axes
 
-    from training.metrics import Labels, Scores
+    from training.metrics import Labels, Scored
 
 CURVES: dict[str, Callable[..., Any]] = {
     "roc": RocCurveDisplay.from_predictions,
     "precision_recall": PrecisionRecallDisplay.from_predictions,
     "calibration": partial(CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"),
 }
+SHOWN_ROWS = 2000
 
 
 def figures(
     y: Labels,
-    scored: dict[str, Scores],
-    threshold: float,
+    models: dict[str, Scored],
     importance: dict[str, float],
     title: str,
+    loss: str,
 ) -> dict[str, Figure]:
-    """File name → figure. scored: the challenger first, then whom it is compared with."""
+    """File name → figure. models: the challenger first, then whom it is compared with."""
     made = {}
 
     def axes_of(name: str) -> Axes:
-        figure = made[f"plots/{name}.png"] = Figure(figsize=(6, 5), layout="constrained")
+        figure = made[f"{PLOTS}/{name}.png"] = Figure(figsize=(6, 5), layout="constrained")
         figure.suptitle(f"{name.replace('_', ' ')} · {title}", fontsize=10)
         return figure.subplots()
 
-    for curve, draw in CURVES.items():
-        axes = axes_of(curve)
-        for name, scores in scored.items():
-            draw(y, scores, name=name, ax=axes)
-    classes = predict(next(iter(scored.values())), threshold)
-    ConfusionMatrixDisplay.from_predictions(
-        y, classes, labels=[0, 1], display_labels=["stays", "churns"],
-        colorbar=False, ax=axes_of("confusion_matrix"),
-    )  # fmt: skip
+    challenger = next(iter(models.values()))
+    answers = predict(challenger.scores, challenger.threshold)
+    if challenger.threshold is None:
+        PredictionErrorDisplay.from_predictions(
+            y, answers, kind="actual_vs_predicted", subsample=SHOWN_ROWS, random_state=0,
+            scatter_kwargs={"alpha": 0.3}, ax=axes_of("predicted_against_actual"),
+        )  # fmt: skip
+        axes = axes_of("calibration")
+        for name, model in models.items():
+            axes.plot(*bins(y, model.scores)[1:], "s-", label=name)
+        axes.axline((0, 0), slope=1, linestyle=":", color="black", label="as said")
+        axes.set(xlabel="mean prediction of each tenth of the rows", ylabel="mean label")
+        axes.legend()
+    else:
+        for curve, draw in CURVES.items():
+            axes = axes_of(curve)
+            for name, model in models.items():
+                draw(y, model.scores, name=name, ax=axes)
+        ConfusionMatrixDisplay.from_predictions(
+            y, answers, labels=[0, 1], colorbar=False, ax=axes_of("confusion_matrix")
+        )
     axes, ordered = axes_of("feature_importance"), sorted(importance, key=importance.__getitem__)
     axes.barh(ordered, [importance[name] for name in ordered])
-    axes.set(xlabel="rise in log loss when shuffled (nats)")
+    axes.set(xlabel=f"rise in {loss.replace('_', ' ')} when shuffled")
     return made
-
-
-def permutation_importance(
-    scorer: Callable[[pd.DataFrame], Scores], rows: pd.DataFrame, y: Labels, seed: int
-) -> dict[str, float]:
-    """By feature, how much log loss rises when its column is shuffled (Breiman 2001)."""
-    random, base, rises = np.random.default_rng(seed), log_loss(y, scorer(rows)), {}
-    for name in map(str, rows):
-        shuffled = rows[name].to_numpy()[random.permutation(len(rows))]
-        rises[name] = log_loss(y, scorer(rows.assign(**{name: shuffled}))) - base
-    return rises

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -11,7 +10,6 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 import onnx
-import skops.io
 
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
@@ -20,65 +18,42 @@ from mlflow_server.registration import register as register_version
 from mlflow_server.registry import PRODUCTION, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from stack.errors import TrainingError
+from stack.errors import PromotionRefusedError
 from training.artifacts import CANDIDATE, PIPELINE_FILE, fetched
 from training.dataset import load_frame
 from training.frame import at, features
 from training.gate import load_evaluation
-from training.onnx_proof import prove
+from training.lineage import LINEAGE, TABLE_TAG
 
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
+    from mlflow_server.ledger import LedgerRow
     from stack.settings import Settings
     from stack.spec import ModelSpec
     from training.gate import Evaluation
     from training.snapshots import Plan
 
-TRUSTED = (
-    "numpy.dtype",
-    "skl2onnx.sklapi.cast_transformer.CastTransformer",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
-"""Types that a pipeline file may hold beside those that skops trusts anyway."""
 REQUIREMENTS = [f"{package}=={installed(package)}" for package in ("onnxruntime", "mlflow")]
 EXAMPLE_ROWS = 5
+TOLD = {"classification": ("log_loss", "auc", "f1"), "regression": ("rmse", "mae", "r2")}
 MINUTE = "%Y-%m-%d %H:%M"
-LINEAGE = (
-    "as_of", "git_commit", "git_clean", "lock_sha256", "code_sha256", "feature_service",
-    "definition_sha256", "frame_sha256", "spec_sha256", "seed", "reason", "cause",
-)  # fmt: skip
 
 
 def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
-    """Prove the ONNX file against scikit-learn and register it; return the version.
-
-    Raises:
-        TrainingError: the proof failed; nothing was registered.
-
-    """
+    """Register what passed the gates, with the threshold it was measured at; return the version."""
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, run_id)
     tags = tracking.run(run_id).tags
     evaluation = load_evaluation(tracking, run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate, TemporaryDirectory() as name:
         model, extra = (candidate / ONNX_FILE).read_bytes(), Path(name)
-        pipeline = skops.io.load(candidate / PIPELINE_FILE, trusted=list(TRUSTED))
-        rows = features(spec, frame)
-        proof = prove(
-            pipeline, model, rows, spec.seed, features=spec.features, threshold=spec.threshold
-        )
-        tracking.log_json(run_id, asdict(proof), "proof.json")
-        if not proof.passed:
-            tracking.finish(run_id, "FAILED")
-            raise TrainingError(f"ONNX does not score as scikit-learn does: {proof.reasons}")
-        contract = _contract(spec, at(frame, plan.train), tags["as_of"])
-        (extra / CONTRACT_FILE).write_text(contract.model_dump_json(indent=2))
+        made = contract(spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
+        (extra / CONTRACT_FILE).write_text(made.model_dump_json(indent=2))
         copy(candidate / PIPELINE_FILE, extra)
         example = features(spec, at(frame, [plan.test]).slice(0, EXAMPLE_ROWS))
-        lineage = (*LINEAGE, f"table.raw.{spec.dataset}")
+        table = [name for name in tags if name.startswith(TABLE_TAG)]
         version = register_version(
             settings,
             model=spec.name,
@@ -86,8 +61,8 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             onnx_model=onnx.load_model_from_string(model),
             extra_files=extra,
             input_example=example,
-            tags={name: tags[name] for name in lineage if tags.get(name)},
-            description=_description(evaluation, plan, tags),
+            tags={name: tags[name] for name in (*LINEAGE, *table) if tags.get(name)},
+            description=_description(spec, evaluation, plan, tags),
             requirements=REQUIREMENTS,
         )
     return version.version
@@ -102,36 +77,56 @@ def promote(
     promotes. Repeated after a kill it finds its own promotion done.
 
     Raises:
-        PromotionRefusedError: another version went into production in the meantime.
+        PromotionRefusedError: another version went into production in the meantime; the run has
+            then failed.
 
     """
-    tracking, registry, ledger = Tracking(settings), Registry(settings), Ledger(settings)
-    reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
-    evaluation = load_evaluation(tracking, run_id)
-    as_of = datetime.fromisoformat(tracking.run(run_id).tags["as_of"])
-    applied = [row for row in ledger.rows(spec.name)
-               if row.role == PRODUCTION and row.state == "applied"]  # fmt: skip
-    if any(row.to_version == version for row in applied):
-        outcome = f"version {version} was put into production before"
-    elif applied and as_of < applied[-1].time:
-        newest = applied[-1]
-        outcome = (
-            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE}} is "
-            f"older than the promotion of version {newest.to_version} at {newest.time:{MINUTE}}"
-        )
-    else:
-        row = put_into_role(
-            registry, ledger, spec.name, version, who=who, why=reason,
-            replaces=evaluation.champion_version, evidence=f"runs:/{run_id}",
-        )  # fmt: skip
-        before = f"in place of {row.from_version}" if row.from_version else "the first one"
-        outcome = f"version {row.to_version} is in production, {before}"
+    tracking, outcome = Tracking(settings), settled(settings, spec, run_id, version)
+    if outcome is None:
+        try:
+            row = put_into_role(
+                Registry(settings), Ledger(settings), spec.name, version, who=who, why=reason,
+                replaces=load_evaluation(tracking, run_id).champion_version,
+                evidence=f"runs:/{run_id}",
+            )  # fmt: skip
+        except PromotionRefusedError as exc:
+            tracking.log(run_id, tags={"outcome": str(exc), "version": version})
+            tracking.finish(run_id, "FAILED")  # against the new champion it may be learnt again
+            raise
+        outcome = _promoted(row)
     tracking.log(run_id, tags={"outcome": outcome, "version": version})
     tracking.finish(run_id, "FINISHED")
     return outcome
 
 
-def _contract(spec: ModelSpec, train: pa.Table, as_of: str) -> ServedModel:
+def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str | None:
+    """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
+    registry, ledger = Registry(settings), Ledger(settings)
+    reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
+    applied = [row for row in ledger.rows(spec.name)
+               if row.role == PRODUCTION and row.state == "applied"]  # fmt: skip
+    if own := [row for row in applied if row.evidence == f"runs:/{run_id}"]:
+        return _promoted(own[-1])
+    if any(row.to_version == version for row in applied):
+        return f"version {version} was put into production before"
+    as_of = datetime.fromisoformat(Tracking(settings).run(run_id).tags["as_of"])
+    if applied and as_of < applied[-1].time:
+        newest = applied[-1]
+        return (
+            f"version {version} is registered and not promoted: its as_of {as_of:{MINUTE}} is "
+            f"older than the promotion of version {newest.to_version} at {newest.time:{MINUTE}} "
+            f"by {newest.who}"
+        )
+    return None
+
+
+def _promoted(row: LedgerRow) -> str:
+    before = f"in place of {row.from_version}" if row.from_version else "the first one"
+    return f"version {row.to_version} is in production, {before}"
+
+
+def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: str) -> ServedModel:
+    """How serving calls a model that was fitted on the rows `train`."""
     rows = features(spec, train)
     return ServedModel(
         model=spec.name,
@@ -140,7 +135,7 @@ def _contract(spec: ModelSpec, train: pa.Table, as_of: str) -> ServedModel:
         features=spec.features,
         defaults={name: _default(rows[name], kind) for name, kind in spec.features.items()},
         population=spec.population,
-        threshold=spec.threshold,
+        threshold=threshold,
         as_of=as_of,
     )
 
@@ -151,11 +146,15 @@ def _default(column: pd.Series[Any], kind: str) -> int | float | str:
     return int(column.median()) if kind == "int64" else float(column.median())
 
 
-def _description(evaluation: Evaluation, plan: Plan, tags: dict[str, str]) -> str:
-    ours, trivial = evaluation.challenger, evaluation.trivial
+def _description(spec: ModelSpec, evaluation: Evaluation, plan: Plan, tags: dict[str, str]) -> str:
+    ours, trivial, at = evaluation.challenger, evaluation.trivial, evaluation.threshold
+    told = ", ".join(
+        f"{name.replace('_', ' ')} {ours[name]:.4f} ({trivial[name]:.4f})"
+        for name in TOLD[spec.task]
+    )
+    says = "" if at is None else f"Says 1 from {at:.2f} on. "
     return (
-        f"As of {tags['as_of'][:10]}: tested on {evaluation.rows:,} rows at {plan.test:%Y-%m-%d}. "
-        f"Log loss {ours['log_loss']:.4f} (best constant {trivial['log_loss']:.4f}), "
-        f"AUC {ours['auc']:.3f} (0.5), F1 {ours['f1']:.3f} ({trivial['f1']:.3f}). "
+        f"As of {tags['as_of'][:10]}: tested on {evaluation.rows:,} rows at {plan.test:%Y-%m-%d}, "
+        f"in brackets the best constant: {told}. {says}More: model_card.html of its run. "
         f"Reason: {tags['reason']}."
     )

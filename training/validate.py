@@ -12,7 +12,8 @@ from feature_repo.store import FeatureStore
 from feature_repo.validation import validate as check_rows
 from mlflow_server.tracking import Tracking
 from stack.errors import BatchRejectedError, SettingsError, TrainingError
-from training.lineage import code_tags, fingerprint, spec_hash
+from training.artifacts import SPEC
+from training.lineage import code_tags, fingerprint, spec_hash, spec_text, table_tags
 from training.snapshots import Plan, plan
 
 if TYPE_CHECKING:
@@ -61,8 +62,18 @@ def open_run(
     if cause and _answered(others, cause, as_of):
         return None
     _check_features(spec, dataset, store.feature_types(spec.feature_service))
-    version = raw_table(settings, dataset).version
-    mark = _mark(settings, spec, store, as_of)
+    if (keys := store.key_types(spec.feature_service)) != spec.entity_key:
+        found = f"expected {keys}, found {spec.entity_key}"
+        raise SettingsError(f"{spec.name}.toml: entity_key: {found}")
+    table = raw_table(settings, dataset)
+    version = table.version
+    if spec.search:
+        from training.search import check_spaces
+
+        check_spaces(spec)
+    newest = plan_run(settings, spec, dataset, as_of, version).test
+    definition = store.definition_hash(spec.feature_service)
+    mark = fingerprint(spec, newest, definition)
     if not force and _seen(others, mark):
         return None
     tags = {
@@ -71,16 +82,17 @@ def open_run(
         "reason": reason,
         "who": who,
         "cause": cause or "",
-        f"table.raw.{spec.dataset}": str(version),
+        **table_tags(table, version, dataset),
         "feature_service": spec.feature_service,
-        "definition_sha256": store.definition_hash(spec.feature_service),
+        "definition_sha256": definition,
         "spec_sha256": spec_hash(spec),
         "seed": str(spec.seed),
-        **code_tags(),
+        **code_tags(spec),
     }
     name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
     run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
-    raw = open_raw(raw_table(settings, dataset), version, as_of)
+    tracking.log_text(run_id, spec_text(spec), SPEC)
+    raw = open_raw(table, version, as_of)
     checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
     tracking.log_json(run_id, checked.report, "validation.json")
     if broken := _broken(checked):
@@ -91,7 +103,8 @@ def open_run(
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Whether a run at `as_of` would see anything that no finished run has seen."""
-    mark = _mark(settings, spec, FeatureStore(settings), as_of)
+    definition = FeatureStore(settings).definition_hash(spec.feature_service)
+    mark = fingerprint(spec, newest_snapshot(settings, spec, as_of), definition)
     return not _seen(Tracking(settings).runs(spec.experiment), mark)
 
 
@@ -121,11 +134,6 @@ def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> dat
     dataset = load_dataset(spec.dataset)
     version = raw_table(settings, dataset).version
     return plan_run(settings, spec, dataset, as_of, version).test
-
-
-def _mark(settings: Settings, spec: ModelSpec, store: FeatureStore, as_of: datetime) -> str:
-    newest = newest_snapshot(settings, spec, as_of)
-    return fingerprint(spec, newest, store.definition_hash(spec.feature_service))
 
 
 def _seen(runs: Sequence[Run], mark: str) -> bool:

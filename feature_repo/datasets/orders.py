@@ -18,7 +18,7 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64, String
 
 from feature_repo.definition import Dataset, Label
-from stack.settings import load_settings
+from stack.settings import PROJECT, load_settings
 
 WINDOWS = (30, 90)
 """Days. A window of n days at t holds the orders in (t - n d, t]."""
@@ -125,6 +125,7 @@ ORDERS = Dataset(
     silence=timedelta(hours=48),  # the days have no clock time
     views={"customer_features": customer_features},
     labels={"churned_90d": Label(churned_90d, horizon=HORIZON, lateness=timedelta(days=2))},
+    shipped=PROJECT / "data" / "cdnow_orders.parquet",
 )
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)

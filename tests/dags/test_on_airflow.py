@@ -1,34 +1,72 @@
-"""The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once."""
+"""The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once.
+
+Two models stand beside the shipped one, equal to it but that a person approves their versions.
+"""
 
 from __future__ import annotations
 
+import shutil
 import socket
 import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from cli.programs import airflow_programs
+from mlflow_server.connection import client
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote
+from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi, error_of
 from stack.ending import end_stack, members
 from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
 from stack.errors import StackError
 from stack.processes import render, start, wait_ready
-from stack.settings import load_settings
+from stack.settings import PROJECT, load_settings
 from stack.spec import load_spec
-from tests.conftest import mlflow_server, wait_until
+from tests.conftest import AS_OF, mlflow_server, wait_until
+from training.artifacts import EVALUATION
+from training.evaluate import compare
+from training.gate import EVALUATIONS
+from training.metrics import Scored
 
 MODEL = "customer_churn_model"
+APPROVED, HASTY = "approved_model", "hasty_model"
+WAIT_HOURS = {APPROVED: 1, HASTY: 0.0005}
 
 
 def free_port() -> int:
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])
+
+
+def with_approval(folder: Path) -> Path:
+    """A copy of the project, with the two models more."""
+    for room in (
+        "dags",
+        "feature_repo",
+        "mlflow_server",
+        "models",
+        "monitoring",
+        "stack",
+        "training",
+    ):
+        shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+    shipped = (folder / "models" / f"{MODEL}.toml").read_text()
+    for name, hours in WAIT_HOURS.items():
+        spec = shipped.replace(f'name = "{MODEL}"', f'name = "{name}"', 1)
+        spec += f"\n[promotion]\napproval = true\nwait_hours = {hours}\n"
+        (folder / "models" / f"{name}.toml").write_text(spec)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +79,12 @@ def settings(tmp_path_factory):
     airflow, config = str(Path(sys.executable).parent / "airflow"), airflow_environment(settings)
     env = process_environment(settings) | config
     subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
-    programs = airflow_programs(settings)
+    project = with_approval(tmp_path_factory.mktemp("project"))
+    theirs = {"PYTHONPATH": str(project), "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags")}
+    programs = [
+        replace(program, environment={**program.environment, **theirs})
+        for program in airflow_programs(settings)
+    ]
     start(settings, render(settings, programs))
     try:
         wait_ready(settings, programs, print)
@@ -74,6 +117,114 @@ def assert_one_each(runs: list[dict[str, object]]) -> None:
     """One run for each moment: at a full hour Airflow's own schedule has started one as well."""
     keys = [run["partition_key"] for run in runs]
     assert len(keys) == len(set(keys)), keys
+
+
+def registered(settings, model):
+    """The run of version 2, which was measured beside version 1, the one in production."""
+    api, tracking = client(settings), Tracking(settings)
+    tags = {"as_of": AS_OF.isoformat(), "reason": "drift of spend"}
+    run_id = tracking.start_or_find_run(model, model, model, tags)
+    y = np.arange(200) % 2
+    better, worse = (Scored(np.where(y, 0.5 + by, 0.5 - by), 0.5) for by in (0.3, 0.2))
+    found = compare(load_spec(MODEL), y, better, worse, "1")
+    tracking.log_json(run_id, EVALUATIONS.dump_python(found, mode="json"), EVALUATION)
+    api.create_registered_model(model)
+    for _ in range(2):
+        api.create_model_version(model, f"runs:/{run_id}/model", run_id)
+    Registry(settings).set_stage(model, "2", "Staging")
+    with closing(Ledger(settings)) as ledger:
+        promote(Registry(settings), ledger, model, "1", who="ann", why="first")
+    return run_id
+
+
+def request(airflow, method, path, **more):
+    return airflow._checked(airflow._send(method, path, **more))
+
+
+def started_at_approval(airflow, model, run_id):
+    """A run of `train_<MODEL>` as if every task up to `register` had done its work."""
+    dag, run = f"train_{model}", "asks"
+    body = {"dag_run_id": run, "logical_date": None, "conf": {"reason": "drift of spend"}}
+    tasks = f"/dags/{dag}/dagRuns/{run}/taskInstances"
+    for name in (dag, f"monitor_{model}"):
+        parsed = partial(airflow._send, "PATCH", f"/dags/{name}", json={"is_paused": True})
+        wait_until(name, lambda asked=parsed: asked().is_success, 30)
+    request(airflow, "POST", f"/dags/{dag}/dagRuns", json=body)
+    done = {"new_state": "success", "include_upstream": True}
+    request(airflow, "PATCH", f"{tasks}/register", json=done)
+    request(airflow, "PATCH", f"{tasks}/refused", json={"new_state": "skipped"})
+    for task, value in (("validate", run_id), ("register", "2")):
+        result = {"key": "return_value", "value": value}
+        request(airflow, "POST", f"{tasks}/{task}/xcomEntries", json=result)
+    request(airflow, "PATCH", f"/dags/{dag}", json={"is_paused": False})
+    return dag, run
+
+
+def answer(airflow, dag, run, chosen, comment):
+    """Answer as a person does, once asked; return what was asked."""
+    place = f"/dags/{dag}/dagRuns/{run}/taskInstances/approval"
+
+    def asked():
+        return request(airflow, "GET", place)["state"] == "awaiting_input"
+
+    wait_until("the question", asked, 60)
+    with pytest.raises(StackError, match=f"{dag} waits for your answer: http://127.*/approval/req"):
+        airflow.follow(dag, run, lambda _: None)
+    # The scheduler has yet to hear that the asking process has ended: told of it after an answer
+    # of the same second, it takes the task for killed, and asks again.
+    time.sleep(3)
+    found = request(airflow, "GET", f"{place}/-1/hitlDetails")
+    body = {"chosen_options": [chosen], "params_input": {"comment": comment}}
+    request(airflow, "PATCH", f"{place}/-1/hitlDetails", json=body)
+    wait_until("the answer", lambda: not asked(), 10)  # Airflow commits after it has answered
+    return found
+
+
+def ended(airflow, dag, run):
+    note = airflow.follow(dag, run, lambda _: None, limit=60)["note"]
+    return note, {row["task_id"]: row["state"] for row in airflow.tasks(dag, run)}
+
+
+def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, settings):
+    with mlflow_server(settings):
+        tracking, registry = Tracking(settings), Registry(settings)
+        runs = {model: registered(settings, model) for model in (HASTY, APPROVED)}
+        dags = {model: started_at_approval(airflow, model, run) for model, run in runs.items()}
+        dag, run = dags[APPROVED]
+        found = answer(airflow, dag, run, "Reject", "too few rows")
+        asked = "Put version 2 of approved_model into production, in place of version 1?"
+        assert found["subject"] == asked
+        assert "| metric | version 2 | trivial | champion, version 1 |" in found["body"]
+        assert "| log_loss | 0.2231 | 0.6931 | 0.3567 |" in found["body"]
+        card = f"runs/{runs[APPROVED]}/artifacts/model_card.html)"
+        assert f"[Model card]({settings.mlflow_address}/#/experiments/" in found["body"]
+        assert card in found["body"]
+        said = "not approved: version 2: rejected by admin: too few rows"
+        note, states = ended(airflow, dag, run)
+        assert (note, states["approval"], states["promote"]) == (said, "success", "skipped")
+        mlflow_run = tracking.run(runs[APPROVED])
+        assert (mlflow_run.status, mlflow_run.tags["outcome"]) == ("FINISHED", said)
+        assert registry.version(APPROVED, "2").stage == "Staging"
+        assert registry.production(APPROVED) == "1"
+
+        again = {"dag_run_id": run, "task_ids": ["approval"], "include_downstream": True}
+        again |= {"dry_run": False, "only_failed": False}
+        request(airflow, "POST", f"/dags/{dag}/clearTaskInstances", json=again)
+        answer(airflow, dag, run, "Approve", "enough after all")
+        note, states = ended(airflow, dag, run)
+        assert (note, states["promote"]) == ("version 2 is in production, in place of 1", "success")
+        with closing(Ledger(settings)) as ledger:
+            row = ledger.rows(APPROVED)[-1]
+        assert (row.to_version, row.state, row.who) == ("2", "applied", "airflow:admin")
+        assert row.why == "drift of spend; enough after all"
+        assert registry.version(APPROVED, "2").stage == "Production"
+        assert tracking.run(runs[APPROVED]).tags["outcome"] == note
+
+        note, states = ended(airflow, *dags[HASTY])
+        assert note == "not approved: version 2: nobody answered within 0.0005 h"
+        assert (states["approval"], states["promote"]) == ("success", "skipped")
+        assert registry.version(HASTY, "2").stage == "Staging"
+        assert registry.production(HASTY) == "1"
 
 
 def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):

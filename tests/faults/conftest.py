@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import psutil
 import pytest
 
 from tests.conftest import wait_until
+from tests.faults.promoting_processes import promoting_processes
 from tests.mlflow_server.conftest import ledger, model, registry  # noqa: F401  (fixtures)
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 
@@ -55,21 +52,5 @@ def broken(
 @pytest.fixture(scope="session")
 def promoting(rig: Rig) -> Iterator[Callable[..., dict[str, Any]]]:  # noqa: F811
     """Promote from other processes, see `promoting_processes.py`."""
-    program = [sys.executable, str(Path(__file__).with_name("promoting_processes.py"))]
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    place = {"home": str(rig.settings.home), "mlflow_port": rig.settings.mlflow_port}
-    with subprocess.Popen(program, **pipes) as process:
-
-        def job(
-            model: str,
-            versions: list[str],
-            *,
-            replaces: str = "1",
-            dies: Literal["before", "after"] | None = None,
-        ) -> dict[str, Any]:
-            what = {"model": model, "versions": versions, "replaces": replaces, "dies": dies}
-            process.stdin.write(json.dumps({"settings": place, **what}) + "\n")
-            process.stdin.flush()
-            return json.loads(process.stdout.readline())
-
+    with promoting_processes(rig.settings) as job:
         yield job

@@ -8,19 +8,26 @@ by version, what the process wrote and how it ended.
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 import tempfile
-import time
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
 from stack.errors import PromotionRefusedError
-from stack.settings import Settings
+from stack.settings import PROJECT, Settings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+READY_SECONDS = 30
 
 
 class Deadly(Registry):
@@ -34,14 +41,37 @@ class Deadly(Registry):
         os.kill(os.getpid(), signal.SIGKILL)
 
 
-def attempt(job: dict[str, Any], version: str, begin: float) -> str:
+@contextmanager
+def promoting_processes(settings: Settings) -> Iterator[Callable[..., dict[str, Any]]]:
+    """Run this program; what is yielded sends it one job and returns its answer."""
+    program = [sys.executable, "-m", "tests.faults.promoting_processes"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    place = {"home": str(settings.home), "mlflow_port": settings.mlflow_port}
+    with subprocess.Popen(program, cwd=PROJECT, **pipes) as process:
+
+        def job(
+            model: str,
+            versions: list[str],
+            *,
+            replaces: str = "1",
+            dies: Literal["before", "after"] | None = None,
+        ) -> dict[str, Any]:
+            what = {"model": model, "versions": versions, "replaces": replaces, "dies": dies}
+            process.stdin.write(json.dumps({"settings": place, **what}) + "\n")
+            process.stdin.flush()
+            return json.loads(process.stdout.readline())
+
+        yield job
+
+
+def attempt(job: dict[str, Any], version: str, begin: Any) -> str:
     settings = Settings(**job["settings"])
     registry = Registry(settings)
     if job["dies"]:
         registry = Deadly(settings)
         registry.dies = job["dies"]
     ledger = Ledger(settings)
-    time.sleep(max(0.0, begin - time.time()))
+    begin.wait(READY_SECONDS)
     named = {"who": f"process {version}", "why": "race", "replaces": job["replaces"]}
     try:
         promote(registry, ledger, job["model"], version, **named)
@@ -51,7 +81,7 @@ def attempt(job: dict[str, Any], version: str, begin: float) -> str:
 
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, tuple[str, int]]:
-    begin, children = time.time() + 0.5, {}
+    begin, children = multiprocessing.get_context("fork").Barrier(len(job["versions"])), {}
     for version in job["versions"]:
         process = os.fork()
         if not process:

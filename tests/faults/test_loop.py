@@ -85,14 +85,14 @@ class Loop:
         url = f"{self.settings.serving_address}/predict/batch"
         answers: list[dict[str, Any]] = []
         for start in range(0, len(customers), CHUNK):
-            rows = [{SPEC.entity_key: key} for key in customers[start : start + CHUNK]]
+            rows = [{"customer_id": key} for key in customers[start : start + CHUNK]]
             answers += httpx.post(url, json=rows, timeout=60).raise_for_status().json()
         return answers
 
     def predict_all(self) -> None:
         raw = raw_table(self.settings, load_dataset(SPEC.dataset)).read()
-        answers = self.predict(sorted(raw[SPEC.entity_key].unique().to_pylist()))
-        self.counted = [row[SPEC.entity_key] for row in answers if row["in_population"]]
+        answers = self.predict(sorted(raw["customer_id"].unique().to_pylist()))
+        self.counted = [row["customer_id"] for row in answers if row["in_population"]]
 
     def wait_for_answers_of(self, version: str, seconds: float = 10) -> None:
         """Wait without a prediction, which the monitor would count."""
@@ -243,7 +243,7 @@ def test_a_version_whose_scores_collapse_goes_back_once_and_stays_back(
     last = loop.ledger()[-1]
     assert (last.from_version, last.to_version, last.who) == (version, "2", "monitor")
     assert last.state == "applied"
-    assert last.why.startswith(f"every one of {ENOUGH} scores is {answers[0]['probability']:.6f}")
+    assert last.why.startswith(f"every one of {ENOUGH} scores is {answers[0]['probability']:.6g}")
     (alert,) = [each for each in loop.delivered() if each not in before]
     assert alert["cause"] == f"harm of version {version}"
 

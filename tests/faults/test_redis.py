@@ -98,10 +98,10 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
 def source(rig: Any) -> Iterator[FeatureSource]:
     """What serving reads through, opened, in this process; it knows customer 4, for 1 s."""
     spec = rig.spec
-    asked = (spec.feature_service, spec.entity_key, tuple(spec.features), threading.Event())
+    asked = (spec.feature_service, tuple(spec.features), threading.Event())
     made = FeatureSource(rig.settings, *asked, cache_seconds=1.0)
     made.probe()
-    assert made.read([4], datetime.now(UTC))[1] == "online"
+    assert made.read([{"customer_id": 4}], datetime.now(UTC))[1] == "online"
     yield made
     made.close()
 
@@ -110,14 +110,14 @@ def test_the_last_known_values_are_given_up_at_their_age(
     rig: Any, served: Any, source: FeatureSource, how: str
 ) -> None:
     """1: the bound on the age of what is known, here 1 s in place of 300 s."""
-    (row,), _ = source.read([4], datetime.now(UTC))
+    (row,), _ = source.read([{"customer_id": 4}], datetime.now(UTC))
     with broken(rig, "redis", how):
-        found, origin = source.read([4], datetime.now(UTC))
+        found, origin = source.read([{"customer_id": 4}], datetime.now(UTC))
         assert (found, origin, row is None) == ([row], "cache", False)
         time.sleep(1)
-        assert source.read([4], datetime.now(UTC)) == ([None], "cache")
+        assert source.read([{"customer_id": 4}], datetime.now(UTC)) == ([None], "cache")
     source.probe()
-    assert source.read([4], datetime.now(UTC))[1] == "online"
+    assert source.read([{"customer_id": 4}], datetime.now(UTC))[1] == "online"
 
 
 def test_one_late_answer_is_no_outage_and_a_second_one_is(
@@ -125,7 +125,7 @@ def test_one_late_answer_is_no_outage_and_a_second_one_is(
 ) -> None:
     """1: a failed read opens the circuit and asks for a ping; readiness turns when that fails."""
     with broken(rig, "redis", how):
-        source.read([4], datetime.now(UTC))
+        source.read([{"customer_id": 4}], datetime.now(UTC))
         assert "Redis" in str(source.problem)
         assert (source.down, source._wake.is_set()) == (None, True)
         source.probe()

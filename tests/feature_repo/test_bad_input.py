@@ -135,9 +135,9 @@ def arrive(settings, folder, name, content):
 
 
 def online(settings, *customers):
-    reader = OnlineFeatures(settings, SPEC.feature_service, SPEC.entity_key, (*SPEC.features,))
+    reader = OnlineFeatures(settings, SPEC.feature_service, (*SPEC.features,))
     try:
-        return reader.read(customers, AS_OF)
+        return reader.read([{"customer_id": each} for each in customers], AS_OF)
     finally:
         reader.close()
 

@@ -68,11 +68,9 @@ class Shop:
         return ingest(self.settings, "orders", as_of, full=full)
 
     def online(self, customer, as_of=LATER):
-        reader = OnlineFeatures(
-            self.settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features)
-        )
+        reader = OnlineFeatures(self.settings, SPEC.feature_service, tuple(SPEC.features))
         try:
-            return reader.read([customer], as_of)[0]
+            return reader.read([{"customer_id": customer}], as_of)[0]
         finally:
             reader.close()
 

@@ -184,9 +184,9 @@ def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
 
 
 def online(settings: Settings, customers, as_of):
-    reader = OnlineFeatures(settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features))
+    reader = OnlineFeatures(settings, SPEC.feature_service, tuple(SPEC.features))
     try:
-        return reader.read(customers, as_of)
+        return reader.read([{"customer_id": each} for each in customers], as_of)
     finally:
         reader.close()
 

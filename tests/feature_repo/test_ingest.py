@@ -54,11 +54,9 @@ class Shop:
         return ingest(self.settings, "orders", as_of, full=full)
 
     def online(self, as_of, *customers):
-        reader = OnlineFeatures(
-            self.settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features)
-        )
+        reader = OnlineFeatures(self.settings, SPEC.feature_service, tuple(SPEC.features))
         try:
-            return reader.read(customers, as_of)
+            return reader.read([{"customer_id": each} for each in customers], as_of)
         finally:
             reader.close()
 
@@ -232,14 +230,12 @@ def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
     shop.ingest(as_of)
     flush = [str(BIN / "redis-cli"), "-p", str(shop.settings.redis_port), "flushall"]
     subprocess.run(flush, check=True, capture_output=True)
-    reader = OnlineFeatures(
-        shop.settings, SPEC.feature_service, SPEC.entity_key, tuple(SPEC.features)
-    )
+    reader = OnlineFeatures(shop.settings, SPEC.feature_service, tuple(SPEC.features))
     with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
         reader.ping()
     shop.ingest(as_of + timedelta(hours=1))
     reader.ping()
-    assert reader.read([1], as_of)[0]["lifetime_orders"] == 1
+    assert reader.read([{"customer_id": 1}], as_of)[0]["lifetime_orders"] == 1
     reader.close()
 
 

@@ -27,7 +27,7 @@ def compare(settings, *moments, say=lambda _: None):
         told.append(line)
         say(line)
 
-    report = parity(settings, ORDERS, SERVICE, "customer_id", moments, tell)
+    report = parity(settings, ORDERS, SERVICE, ["customer_id"], moments, tell)
     assert len(told) == len(moments)
     return report
 

@@ -79,7 +79,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     shop.ingest(as_of)
     names = ["total_spend_30d", "total_spend_90d", "lifetime_value"]
     plain, store = open_store(shop.settings, 5), FeatureStore(shop.settings)
-    reader = OnlineFeatures(shop.settings, SPEC.feature_service, "customer_id", names)
+    reader = OnlineFeatures(shop.settings, SPEC.feature_service, names)
     rows = [{"customer_id": customer} for customer in CUSTOMERS]
 
     def by_feast():
@@ -89,7 +89,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
             whole(*values)
 
     def by_us():
-        for found in reader.read(CUSTOMERS, as_of):
+        for found in reader.read([{"customer_id": each} for each in CUSTOMERS], as_of):
             whole(*found.values())
 
     def watermark():  # what the probe asks beside the reads

@@ -16,12 +16,12 @@ from hypothesis import strategies as st
 from pyarrow import csv
 
 from feature_repo.datasets import load_dataset
-from feature_repo.source import DEMO, date_demo, demo_shift, pull
+from feature_repo.source import date_demo, demo_shift, pull
 from stack.errors import DataError
 from tests.conftest import AS_OF, new_settings
 
 ORDERS = load_dataset("orders")
-NEWEST = pc.max(pq.read_table(DEMO["orders"])["order_ts"]).as_py()
+NEWEST = pc.max(pq.read_table(ORDERS.shipped)["order_ts"]).as_py()
 
 
 @given(st.dates(date(2000, 1, 1), date(2100, 1, 1)))
@@ -56,7 +56,7 @@ def test_another_day_can_be_seen_today(tmp_path):
 
 def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
     with duckdb.connect(str(tmp_path / "shop.db")) as shop:
-        shop.execute(f"CREATE TABLE orders AS SELECT * FROM '{DEMO['orders']}' LIMIT 5")
+        shop.execute(f"CREATE TABLE orders AS SELECT * FROM '{ORDERS.shipped}' LIMIT 5")
     address = f"duckdb://{tmp_path}/shop.db#orders"
     settings = new_settings(tmp_path).model_copy(update={"sources": {"orders": address}})
     assert pull(settings, ORDERS, AS_OF).num_rows == 5

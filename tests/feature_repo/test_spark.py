@@ -104,7 +104,7 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(ap
     for at in (AS_OF - 200 * DAY, AS_OF + timedelta(microseconds=1)):
         assert_same(*(frame(on(e, applied), customers, at) for e in ("spark", "duckdb")))
 
-    report = parity(settings, ORDERS, SERVICE, "customer_id", [as_of], print)
+    report = parity(settings, ORDERS, SERVICE, ["customer_id"], [as_of], print)
     assert (report.entities, report.differences) == (23_570, 0)
 
 

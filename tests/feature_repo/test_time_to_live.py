@@ -20,6 +20,7 @@ from feature_repo.store import FeatureStore, microseconds, open_store
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 TICK, DAY = timedelta(microseconds=1), timedelta(days=1)
 SEEN = datetime(2026, 3, 1, 9, 30, 0, 123_457, tzinfo=UTC)
+ONE, TWO = {"customer_id": 1}, {"customer_id": 2}
 NAMES = ("stock", "price", "stock_or_none")
 
 
@@ -69,8 +70,8 @@ def test_a_value_holds_until_it_is_exactly_its_time_to_live_old(snapshots, age, 
         "stock": None, "price": 7.0, "stock_or_none": -1,
     }  # fmt: skip
     assert offline(snapshots, SEEN + age) == [expected]
-    reader = OnlineFeatures(snapshots, "snapshots", "customer_id", NAMES)
-    assert reader.read([1], SEEN + age) == [expected]
+    reader = OnlineFeatures(snapshots, "snapshots", NAMES)
+    assert reader.read([ONE], SEEN + age) == [expected]
     reader.close()
 
 
@@ -93,7 +94,7 @@ def test_plain_reads_count_from_the_clock(snapshots):
 
 
 def test_an_entity_of_which_all_is_too_old_is_unknown(snapshots):
-    reader = OnlineFeatures(snapshots, "snapshots", "customer_id", ("stock",))
-    assert reader.read([1, 2], SEEN + DAY) == [{"stock": 7}, None]
-    assert reader.read([1, 2], SEEN + DAY + TICK) == [None, None]
+    reader = OnlineFeatures(snapshots, "snapshots", ("stock",))
+    assert reader.read([ONE, TWO], SEEN + DAY) == [{"stock": 7}, None]
+    assert reader.read([ONE, TWO], SEEN + DAY + TICK) == [None, None]
     reader.close()

@@ -59,6 +59,7 @@ BY_ALIAS, BY_STAGE = "alias production was changed", "stage Production was set"
         ([], seen("1", has_stages=False), outside(1, None, "1", BY_ALIAS)),
         (HISTORY, seen("2", "3", "2"), outside(3, "2", "3", BY_STAGE)),
         (HISTORY, seen("2", "1"), outside(3, "2", "1", BY_STAGE)),
+        (HISTORY, seen("2", "4", "3", "2"), outside(3, "2", "3", BY_STAGE)),  # 4 came after it
         ([], seen(None, "1"), outside(1, None, "1", BY_STAGE)),
         (HISTORY, seen("2"), APPLIED),  # its stage was taken: put in step again
         (HISTORY, seen("2", has_stages=False), None),

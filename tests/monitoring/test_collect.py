@@ -94,12 +94,13 @@ def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_c
 
 def test_feedback_becomes_outcomes_and_its_files_stay_with_serving(settings):
     row = told("r1", 1.0)
-    file = write(settings, "feedback-1-1.jsonl", row, row, told("r2", 0.5), told("r3", 7.0), "{")
-    for new in (1, 0):
+    odd = told("r2", 1.0).replace("1.0", "1e999")
+    file = write(settings, "feedback-1-1.jsonl", row, row, told("r3", -7.25), odd, "{")
+    for new in (2, 0):
         found = collect(settings)
-        assert (found.outcomes, found.malformed) == (new, 3)
+        assert (found.outcomes, found.malformed) == (new, 2)
     assert file.exists()
-    assert outcomes(settings).read().to_pylist()[0]["actual"] == 1.0
+    assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0]
 
 
 def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(settings):
@@ -122,6 +123,15 @@ def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_lef
         "answered from defaults": 1, "with other features": 4, "followed by a later one": 1,
         "of an unknown version": 2,
     }  # fmt: skip
+
+
+def test_the_score_of_a_window_is_the_probability_or_the_number_predicted(settings):
+    number = {"probability": None, "prediction": -31.5}
+    write(settings, "predictions-1-1.jsonl", line(1), line(2, version="2", **number))
+    collect(settings)
+    for version, score in (("1", 0.5), ("2", -31.5)):
+        seen = window(predictions(settings).read(), "m", version, {"1", "2"}, FEATURES, NOW)
+        assert seen.rows["score"].tolist() == [score]
 
 
 def test_a_feature_that_nobody_has_any_more_is_a_column_of_nulls(settings):

@@ -105,7 +105,7 @@ def test_more_nulls_than_the_reference_has_are_bad():
 @pytest.mark.parametrize(
     ("scores", "failed", "asked", "says"),
     [
-        ([0.7] * 200, 0, 0, "every one of 200 scores is 0.700000"),
+        ([0.7] * 200, 0, 0, "every one of 200 scores is 0.7"),
         ([0.6, 0.9] * 150, 0, 0, "every one of 300 predictions is positive"),
         ([0.1, 0.2] * 150, 0, 0, "every one of 300 predictions is negative"),
         ([0.1, 0.9] * 150, 0, 0, None),
@@ -123,6 +123,11 @@ def test_a_model_that_always_said_one_thing_is_not_harmful_for_saying_it():
     assert harm([0.6, 0.9] * 150, 0.5, [0.7, 0.8], 0, 0) is None
 
 
+def test_numbers_have_no_sides_and_collapse_all_the_same():
+    assert harm([60.0, 90.0] * 150, None, [-2.0, 8.0], 0, 0) is None
+    assert harm([60.0] * 200, None, [], 0, 0) == "every one of 200 scores is 60"
+
+
 def test_one_score_for_everybody_is_harm_even_where_it_always_was_so():
-    assert harm([0.7] * 200, 0.5, [0.7] * 200, 0, 0) == "every one of 200 scores is 0.700000"
-    assert harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.700000"  # no reference
+    assert harm([0.7] * 200, 0.5, [0.7] * 200, 0, 0) == "every one of 200 scores is 0.7"
+    assert harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.7"  # no reference

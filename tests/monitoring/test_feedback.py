@@ -42,10 +42,11 @@ def write(settings, name, *rows):
     (settings.home / "serving" / "log" / name).write_text(lines)
 
 
-def settled(settings, model="m", minutes=60):
+def settled(settings, model="m", minutes=60, *, classes=True):
     taken, answered = collect(settings), predictions(settings).read()
     until = NOW + minutes * MINUTE
-    return settle(outcomes(settings).read(), taken.told, answered, model, until)
+    stored = outcomes(settings).read()
+    return settle(stored, taken.told, answered, model, until, classes=classes)
 
 
 def test_each_line_of_feedback_is_used_or_counted_by_name_again_at_every_look(settings):
@@ -96,6 +97,16 @@ def test_what_is_told_of_another_model_or_later_than_the_look_is_no_matter_of_it
     assert settled(settings, "other").left_out == {
         "of an unknown request": 1, "contradicting the first": 1
     }  # fmt: skip
+
+
+def test_a_class_is_0_or_1_and_a_number_is_any(settings):
+    write(settings, "predictions-1-1.jsonl", asked("a"), asked("b"))
+    write(settings, "feedback-1-1.jsonl", told("a", 0.5, 1), told("a", 1.0, 2), told("b", -7.0, 1))
+    found = settled(settings)
+    assert (found.known, found.left_out) == ({"a": 1.0}, {"neither 0 nor 1": 2})
+    found = settled(settings, classes=False)
+    assert found.known == {"a": 0.5, "b": -7.0}
+    assert found.left_out == {"contradicting the first": 1}
 
 
 def test_of_nothing_nothing_is_known(settings):

@@ -55,7 +55,7 @@ def answer(settings, version, at, name, limit=None, score=None):
     """Write what serving logs when `version` answers for today's customers at `at`."""
     frame = today(settings)
     frame = frame if limit is None else frame.slice(0, limit)
-    scores = champion_scores(settings, SPEC, version, frame)
+    scores = champion_scores(settings, SPEC, version, frame).scores
     rows = features(SPEC, frame).to_dict("records")
     lines = [
         json.dumps({
@@ -237,6 +237,10 @@ def test_a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_noth
     back = monitor(settings, SPEC, moment)
     assert (back.version, back.verdict) == ("1", "bad")
     assert (back.decision.action, back.decision.rule) == ("nothing", "stale")
+    # Whatever the spec reads by now, the version is watched by its own features.
+    fewer = {name: kind for name, kind in SPEC.features.items() if name != "lifetime_orders"}
+    same = monitor(settings, SPEC.model_copy(update={"features": fewer}), moment)
+    assert (same.figures, same.left_out) == (back.figures, back.left_out)
     assert seen() == before
     # Nor do windows of before the promotion count, of which many were bad.
     after = AS_OF + 31.5 * HOUR

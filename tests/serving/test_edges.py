@@ -177,7 +177,10 @@ def test_each_answer_is_in_the_log_as_it_was_given(rig: Any, served: Any) -> Non
         row = rows[answer["request_id"]]
         for name in ("prediction", "probability", "features_from", "in_population"):
             assert row[name] == answer[name]
-        assert (row["entity"], row["version"]) == (answer["customer_id"], answer["model_version"])
+        assert (row["entity"], row["version"]) == (
+            str(answer["customer_id"]),
+            answer["model_version"],
+        )
         assert list(row["features"]) == list(rig.spec.features)
         assert row["as_of"].endswith("+00:00")
 

@@ -19,7 +19,7 @@ from stack.ending import end_stack, members
 from stack.environment import child_environment, process_environment, write_feast_config
 from stack.errors import SettingsError, StackError
 from stack.preflight import MARK
-from stack.processes import Program, render, socket_path, start, states, wait_ready
+from stack.processes import Program, render, restart, socket_path, start, states, wait_ready
 from stack.scheduler import end_leftover_workers
 from stack.settings import PROJECT, Settings, load_settings
 
@@ -78,6 +78,17 @@ def test_a_process_that_dies_is_started_again(settings):
     while states(settings)["sleeper"]["pid"] in {before, 0}:
         assert time.monotonic() < until
         time.sleep(0.1)
+
+
+def test_of_those_that_read_what_changed_since_they_started_each_is_started_again(settings):
+    both = [Program(name, SLEEP, ready) for name in ("reader", "other")]
+    launch(settings, *both)
+    before = {name: state["pid"] for name, state in states(settings).items()}
+    assert restart(settings, ["reader"], time.time() - 600) == []
+    assert restart(settings, ["reader"], time.time() + 600) == ["reader"]
+    wait_ready(settings, both, lambda _: None, limit=20)
+    after = {name: state["pid"] for name, state in states(settings).items()}
+    assert [name for name in after if after[name] != before[name]] == ["reader"]
 
 
 def test_one_that_never_gets_ready_is_named_with_the_end_of_its_log(settings):

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import pytest
 
+from mlflow_server.served_model import ServedModel
 from stack.errors import SettingsError
-from stack.settings import load_settings
+from stack.settings import PROJECT, load_settings
 from stack.spec import MODELS, load_spec, load_specs
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
+SPEND = (PROJECT / "docs/second_use_case/models/next_quarter_spend.toml").read_text()
+COSTS = SHIPPED[SHIPPED.index("[costs]") : SHIPPED.index("[features]")]
+LIMIT = 'rule = "at_most"'
 
 
 def test_every_shipped_model_loads_under_the_name_of_its_file():
@@ -18,16 +22,64 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
+        ('= "customer_id"', "= 5", r"entity_key: Input should be a valid dict.* \(found 5"),
+        ('= "customer_id"', '= { customer_id = "long" }', r"entity_key\.customer_id: Input should"),
+        ('= "customer_id"', '= { lifetime_value = "int64" }', "entity_key: .* in .features. too"),
         ('label = "churned_90d"', 'labl = "churned_90d"', "label: Field required"),
         ("seed = 7", "seed = 7\nsede = 8", "sede: Extra inputs are not permitted"),
         ("threshold = 0.5", "threshold = 1.5", r"threshold: Input should be less than 1 \(found"),
         ('type = "random_forest"', 'type = "forest"', r"estimators\.0\.type: Input should be"),
-        ('rule = "better_than_trivial"', 'rule = "good"', r"gates\.0\.rule: Input should be"),
-        ('metric = "log_loss"', 'metric = "gini"', r"gates\.0\.metric: Input should be"),
+        ('rule = "better_than_trivial"', 'rule = "good"', r"gates\.0: .*'good'.*'at_least'"),
+        ('rule = "better_than_trivial"\n', "", r"gates\.0: Unable to extract tag .*'rule'"),
+        ('metric = "log_loss"', 'metric = "gini"', r"gates\.0\.\w+\.metric: .*'log_loss'.*'gini'"),
+        ("margin_percent = 0.5", "margin = 0.5", r"gates\.1\.\w+\.margin: Extra inputs"),
+        (
+            "margin_percent = 0.5",
+            "margin_percent = -1",
+            r"gates\.1\.\w+\.margin_percent: .*\(found -1",
+        ),
+        (
+            'rule = "better_than_trivial"',
+            'rule = "at_most"',
+            r"gates\.0\.at_most\.value: Field req",
+        ),
+        ('rule = "better_than_trivial"', f'{LIMIT}\nvalue = "x"', r"gates\.0\.at_most\.value: Inp"),
+        ('rule = "better_than_trivial"', f"{LIMIT}\nvalue = nan", r"gates\.0\.at_most\.value: Inp"),
+        ('segment = "customer_segment"', 'segment = "age"', "segment: 'age' is not a string of"),
+        ('segment = "customer_segment"', 'segment = "lifetime_value"', "is not a string of"),
+        (
+            "averted = 0.2",
+            "averted = 1.2",
+            r"costs\.averted: Input should be less than or equal to 1",
+        ),
+        ("[costs]", "[cost]", "cost: Extra inputs"),
+        (COSTS, "", "costs: a classification needs one"),
+        ("threshold = 0.5", "", "threshold: a classification needs one"),
+        ("seed = 7", 'seed = 7\ntask = "regression"', "threshold: a regression has none"),
+        ("seed = 7", 'seed = 7\ntask = "ranking"', r"task: Input should be 'classification' or"),
+        (
+            'metric = "log_loss"',
+            'metric = "rmse"',
+            r"gates\.0\.metric: a classification has no rmse",
+        ),
+        (
+            'type = "logistic_regression"',
+            'type = "ridge"',
+            r"estimators\.2\.type: 'ridge' is not of",
+        ),
         ('lifetime_orders = "int64"', 'lifetime_orders = "long"', r"features\.lifetime_orders: "),
         ('feature = "days_since_last_order"', 'feature = "days"', "population.feature 'days'"),
         ('name = "customer_churn_model"', 'name = "other"', "name: expected the file's name"),
         ("seed = 7", "seed = ", "not TOML"),
+        (
+            "max_depth = { low = 3",
+            "max_depth = { low = 9",
+            r"estimators\.0: .*space\.max_depth: exp",
+        ),
+        ("C = { low = 0.001", "C = { low = 0", r"estimators\.2\.space\.C: .*with log 0 < low"),
+        ("low = 3, high", "from = 3, high", r"estimators\.0\.space\.max_depth\.low: Field req"),
+        ("cooldown_hours = 24", "cooldown_hours = inf", r"retraining\.cooldown_hours: .* finite"),
+        ("cooldown_hours = 24", "cooldown_hours = 1e12", r"retraining\.cooldown_hours: .* 8760"),
         ("below = 180", "below = 0", r"population\.below: Input should be greater than 0"),
     ],
 )
@@ -39,6 +91,56 @@ def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, mess
         load_spec("customer_churn_model", tmp_path)
     assert str(refused.value).startswith("customer_churn_model.toml: ")
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "message"),
+    [
+        ("seed = 7", "seed = 7\nthreshold = 0.5", "threshold: a regression has none"),
+        ("[features]", f"{COSTS}\n[features]", "costs: a regression has none"),
+        (
+            'type = "ridge"',
+            'type = "logistic_regression"',
+            "expected one of ridge, random_forest, ",
+        ),
+        ('metric = "rmse"', 'metric = "auc"', r"gates\.0\.metric: a regression has no auc"),
+        ('metric = "rmse"', 'metric = "largest_gap"', r"gates\.0\..*metric: .*largest_gap"),
+        ("[retraining]", "[search]\ntrials = 4\n[retraining]", "search: expected a space"),
+    ],
+)
+def test_a_bad_regression_is_one_line_too(tmp_path, before, after, message):
+    file = tmp_path / "next_quarter_spend.toml"
+    file.write_text(SPEND)
+    assert load_spec("next_quarter_spend", tmp_path).loss == "rmse"
+    assert before in SPEND
+    file.write_text(SPEND.replace(before, after, 1))
+    with pytest.raises(SettingsError, match=message) as refused:
+        load_spec("next_quarter_spend", tmp_path)
+    assert str(refused.value).startswith("next_quarter_spend.toml: ")
+    assert "\n" not in str(refused.value)
+
+
+def test_a_key_is_a_name_or_a_table_of_columns_also_in_what_was_registered_before(tmp_path):
+    file, both = tmp_path / "customer_churn_model.toml", {"customer_id": "int64", "kind": "string"}
+    said = '{ customer_id = "int64", kind = "string" }'
+    file.write_text(SHIPPED.replace('= "customer_id"', f"= {said}"))
+    assert load_spec("customer_churn_model", tmp_path).entity_key == both
+    spec = load_spec("customer_churn_model")
+    assert spec.entity_key == {"customer_id": "int64"}
+    fields = spec.model_dump() | {"defaults": {}, "as_of": "", "entity_key": "customer_id"}
+    older = {name: fields[name] for name in ServedModel.model_fields if name != "model"}
+    assert ServedModel(model=spec.name, **older).entity_key == spec.entity_key
+
+
+def test_a_gate_on_fairness_needs_a_segment(tmp_path):
+    gate = '[[gates]]\nmetric = "largest_gap"\nrule = "at_most"\nvalue = 0.2\n\n[[gates]]'
+    fair = SHIPPED.replace("[[gates]]", gate, 1)
+    file = tmp_path / "customer_churn_model.toml"
+    file.write_text(fair)
+    assert load_spec("customer_churn_model", tmp_path).gates[0].metric == "largest_gap"
+    file.write_text(fair.replace('segment = "customer_segment"', ""))
+    with pytest.raises(SettingsError, match="largest_gap needs a segment"):
+        load_spec("customer_churn_model", tmp_path)
 
 
 def test_a_name_that_is_no_model_gets_the_list_of_those_there_are():

@@ -2,28 +2,65 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
+import json
+import re
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import mlflow
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 
+from feature_repo.source import pull
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
+from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from stack.errors import SettingsError, TrainingError
-from stack.spec import load_spec
+from monitoring.performance import replay
+from monitoring.reference import load_reference
+from stack.errors import NoChampionError, SettingsError, TrainingError
+from stack.spec import ModelSpec, Promotion, load_spec
 from tests.conftest import AS_OF
+from tests.training.conftest import ORDERS, installation
 from training import chain, validate
-from training.dataset import load_frame
-from training.frame import at, content_hash, features
+from training.approval import ask
+from training.artifacts import CANDIDATE, GATES, PLOTS, fetched, read
+from training.card import CARD, model_card
+from training.dataset import load_frame, unlearnable
+from training.evaluate import champion_scores
+from training.frame import at, content_hash, features, with_features
+from training.gate import decide, load_evaluation
+from training.metrics import Scored, all_metrics
+from training.register import settled
+from training.threshold import CANDIDATES
+from training.train import fold_scores
 
 SPEC = load_spec("customer_churn_model")
 OLD = AS_OF - timedelta(days=180)
+ALIKE = "lifetime_value has no two values in the 50 training rows"
 
 
 def train(settings, spec, as_of, key, **more):
     return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more)
+
+
+def served(settings, version):
+    registry = Registry(settings)
+    with TemporaryDirectory() as folder:
+        registry.download(registry.version(SPEC.name, version), Path(folder))
+        return ServedModel.model_validate_json((Path(folder) / CONTRACT_FILE).read_bytes())
+
+
+def stopped(settings, key):
+    """The run of `key`, which failed and left version 2 in production."""
+    run = next(run for run in Tracking(settings).runs(SPEC.experiment) if run.key == key)
+    assert run.status == "FAILED"
+    assert Registry(settings).production(SPEC.name) == "2"
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -109,11 +146,225 @@ def test_a_refused_gate_says_why_and_the_champion_stays(tracked, second):
     spec = SPEC.model_copy(update={"estimators": weakest})
     report = train(tracked, spec, AS_OF, "refused")
     assert report.version is None
-    assert "refused: log_loss minus that of version 2" in report.outcome
+    assert "refused: log_loss not_worse_than_champion: log_loss minus that of ver" in report.outcome
     assert Registry(tracked).production(SPEC.name) == "2"
     run = Tracking(tracked).run(report.run_id)
     assert run.tags["gate"].startswith("refused")
     assert run.status == "FINISHED"
+    card = read(Tracking(tracked), report.run_id, CARD).decode()
+    assert "Refused by 1 of 3 gates" in card
+
+
+def test_the_threshold_is_chosen_on_the_newest_fold_and_served(tracked, first, second):
+    tracking = Tracking(tracked)
+    old, run = tracking.run(first.run_id), tracking.run(second.run_id)
+    assert (old.params["threshold"], old.params["threshold_by"]) == ("0.5", "the spec: no folds")
+    threshold = float(run.params["threshold"])
+    assert (served(tracked, "1").threshold, served(tracked, "2").threshold) == (0.5, threshold)
+    frame, plan = load_frame(tracking, second.run_id)
+    chosen = next(e for e in SPEC.estimators if e.name == run.params["estimator"])
+    y, scores = fold_scores(SPEC, chosen, frame, plan.folds[-1])
+    assert len(y) == at(frame, [plan.folds[-1].validation]).num_rows
+    assert plan.folds[-1].validation < plan.test
+    cost = {t: all_metrics(y, Scored(scores, t), SPEC.costs)["cost"] for t in CANDIDATES}
+    assert cost[threshold] == pytest.approx(min(cost.values()))
+    evaluation = load_evaluation(tracking, second.run_id)
+    model = champion_scores(tracked, SPEC, "2", at(frame, [plan.test]))
+    tested = all_metrics(at(frame, [plan.test])["label"].to_numpy(), model, SPEC.costs)
+    assert tested == pytest.approx(evaluation.challenger)
+
+
+def test_what_is_measured_beside_the_metrics(tracked, second):
+    found = load_evaluation(Tracking(tracked), second.run_id)
+    for name, each in found.intervals.items():
+        assert each.low < each.value == found.challenger[name] < each.high
+    assert set(found.differences) == set(found.intervals) > {"log_loss", "brier", "auc", "cost"}
+    assert [segment.value for segment in found.segments] == ["loyal", "repeat"]
+    assert sum(segment.rows for segment in found.segments) == found.rows
+    selected = [segment.selected for segment in found.segments]
+    gap = found.figures["demographic_parity_difference"]
+    assert gap == pytest.approx(max(selected) - min(selected))
+    assert 0 < found.figures["latency_p99_ms"] < 50
+    assert found.figures["onnx_difference"] < 1e-5
+    file = read(Tracking(tracked), second.run_id, f"{CANDIDATE}/model.onnx")
+    assert found.figures["model_mb"] == len(file) / 1e6
+    assert found.figures["ece"] < 0.1
+    assert found.challenger["cost"] < found.trivial["cost"]
+
+
+def test_one_page_tells_what_the_model_is(tracked, second):
+    card = read(Tracking(tracked), second.run_id, CARD).decode()
+    run, found = (
+        Tracking(tracked).run(second.run_id),
+        load_evaluation(Tracking(tracked), second.run_id),
+    )
+    expected = (
+        "All 3 gates passed", "better than trivial", "not worse than champion", "onnx proof",
+        "version 1", "loyal", "equal opportunity difference", "prevents 20 % of those losses",
+        f"<strong>{found.threshold:.2f}</strong>", f"[{found.intervals['auc'].low:.4f}, ",
+        run.params["test_snapshot"], run.params["train_snapshots"], f"{found.rows:,} rows",
+        run.tags["git_commit"], run.tags["definition_sha256"], run.tags["frame_sha256"],
+        "table version 0", f"gyre reproduce {SPEC.name} VERSION",
+    )  # fmt: skip
+    assert [text for text in expected if text not in card] == []
+    assert card.count("data:image/png;base64,") == 3
+    assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
+
+
+def test_what_people_wrote_is_text_on_the_page(tracked, second):
+    tracking = Tracking(tracked)
+    run = tracking.run(second.run_id)
+    run = replace(run, tags=run.tags | {"reason": "<script>alert(1)</script>"})
+    found = load_evaluation(tracking, second.run_id)
+    found = replace(found, unavailable="<b>", champion={}, differences={})
+    with fetched(tracking, second.run_id, PLOTS) as plots:
+        card = model_card(SPEC, run, found, decide(SPEC.gates, found), plots)
+    assert "&lt;script&gt;" in card
+    assert "<script>" not in card
+    assert "could not be compared with: &lt;b&gt;" in card
+    assert "Refused by 1 of 3 gates" in card
+
+
+def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, second):
+    files = (tracked.home / "mlflow" / "artifacts").rglob("serving.json")
+    contract = max(files, key=lambda path: path.stat().st_mtime)
+    whole = contract.read_bytes()
+    contract.write_bytes(whole[:-1])
+    small = [
+        {"name": "s", "type": "random_forest", "parameters": {"n_estimators": 5, "max_depth": 4}}
+    ]
+    spec = SPEC.model_validate(SPEC.model_dump() | {"estimators": small})
+    try:
+        with pytest.raises(TrainingError, match=r"^customer_churn_model: refused: .*serving.json"):
+            train(tracked, spec, OLD, "no champion")
+    finally:
+        contract.write_bytes(whole)
+    run = stopped(tracked, "no champion")
+    assert "version 2 cannot be compared with: RegistryError: version 2" in run.tags["gate"]
+    gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
+    assert {gate["rule"]: gate["passed"] for gate in gates} == {
+        "better_than_trivial": True, "not_worse_than_champion": False, "onnx_proof": True,
+    }  # fmt: skip
+
+
+def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(tracked, second):
+    """The monitor goes on to read what the version was made of."""
+    fewer = {name: kind for name, kind in SPEC.features.items() if name != "lifetime_value"}
+    few = {"parameters": {"n_estimators": 5, "max_depth": 2}}
+    small = SPEC.estimators[0].model_copy(update=few)
+    spec = SPEC.model_copy(update={"estimators": (small,), "features": fewer})
+    report = train(tracked, spec, OLD, "fewer")
+    assert "refused: log_loss not_worse_than_champion: log_loss minus that of ver" in report.outcome
+    frame, plan = load_frame(Tracking(tracked), report.run_id)
+    asked = with_features(tracked, SPEC, at(frame, [plan.test]).select(
+        [*SPEC.entity_key, "event_timestamp", "label"]))  # fmt: skip
+    theirs = champion_scores(tracked, SPEC, "2", asked)
+    metrics = all_metrics(asked["label"].to_numpy(), theirs, SPEC.costs)
+    assert Tracking(tracked).run(report.run_id).metrics["champion_log_loss"] == metrics["log_loss"]
+    version = Registry(tracked).version(SPEC.name, "2")
+    found, was = (load_reference(tracked, each, version) for each in (spec, SPEC))
+    assert list(found.rows) == [*SPEC.features, "score"]
+    assert found.rows.equals(was.rows)
+    assert replay(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
+
+
+def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, second):
+    ridge = [{"name": "ridge", "type": "ridge"}]
+    gates = [{"metric": "rmse", "rule": "not_worse_than_champion"}]
+    more = {"task": "regression", "threshold": None, "costs": None, "gates": gates}
+    more |= {"estimators": ridge, "promotion": {"approval": True}}
+    report = train(tracked, ModelSpec.model_validate(SPEC.model_dump() | more), OLD, "numbers")
+    assert f"gyre promote {SPEC.name} {report.version} --replaces 2 " in report.outcome
+    card = read(Tracking(tracked), report.run_id, CARD).decode()
+    assert f"No champion to compare with: version 2 of {SPEC.name} is of no regression" in card
+    other = SPEC.model_copy(update={"entity_key": {"order_id": "int64"}})
+    with pytest.raises(NoChampionError, match="is of customer_id, not of order_id"):
+        champion_scores(tracked, other, "2", pa.table({}))
+
+
+def test_data_that_nothing_can_be_learnt_from_is_on_record_and_changes_nothing(
+    tracked, second, tmp_path
+):
+    """Every order costs the same, and nobody orders again after the test snapshot."""
+    rows = pull(tracked, ORDERS, AS_OF)
+    test = datetime.fromisoformat(Tracking(tracked).run(second.run_id).params["test_snapshot"])
+    before = pc.less_equal(rows["order_ts"], pa.scalar(test.replace(tzinfo=UTC)))
+    early = rows.filter(pc.and_(before, pc.less(rows["customer_id"], 2000)))
+    same = pa.array(np.full(early.num_rows, 9.5))
+    at_amount = early.schema.get_field_index("dollar_value")
+    other = installation(tmp_path, early.set_column(at_amount, "dollar_value", same))
+    other = other.model_copy(update={"mlflow_port": tracked.mlflow_port})
+    told = r"every label of the \d+ test rows is the same; avg_order_value has no two values"
+    with pytest.raises(TrainingError, match=told):
+        train(other, SPEC, AS_OF, "useless", force=True)
+    run = stopped(tracked, "useless")
+    assert re.search(f"refused: data can_be_learnt: .*{told}", run.tags["gate"])
+    gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
+    assert [(gate["rule"], gate["passed"]) for gate in gates] == [("can_be_learnt", False)]
+
+
+@pytest.mark.parametrize(
+    ("train_labels", "test_labels", "column", "told"),
+    [
+        ([0, 1], [0, 1], [1.0, 2.0], []),
+        ([0, 1], [1, 1], [1.0, 2.0], ["every label of the 50 test rows is the same"]),
+        ([0, 0], [0, 1], [1.0, 2.0], ["every label of the 50 training rows is the same"]),
+        ([0, 1], [0, 1], [2.0, 2.0], [ALIKE]),
+        (
+            [0, 1],
+            [0, 1],
+            [None, None],
+            [ALIKE],
+        ),
+        ([0, 1], [0, 1], [None, 2.0], [ALIKE]),
+        ([0, 1], [0, 1], [1.0, -np.inf], ["lifetime_value is infinite in 50 rows"]),
+    ],
+)
+def test_what_cannot_be_learnt_from_is_one_line(train_labels, test_labels, column, told):
+    spec = SPEC.model_copy(update={"features": {"lifetime_value": "double"}})
+    values = pa.array(column * 25, pa.float64())
+    train_rows, test_rows = (
+        pa.table({"lifetime_value": values, "label": labels * 25})
+        for labels in (train_labels, test_labels)
+    )
+    assert unlearnable(spec, train_rows, test_rows) == told
+
+
+def test_a_whole_number_that_is_null_is_one_line():
+    spec = SPEC.model_copy(update={"features": {"lifetime_orders": "int64"}})
+    rows = pa.table({"lifetime_orders": [1, 2] * 25, "label": [0, 1] * 25})
+    gone = pa.table({"lifetime_orders": [1, None] * 25, "label": [0, 1] * 25})
+    told = "lifetime_orders is null in 25 rows: an int64 cannot be; make it a double, or fill it"
+    assert unlearnable(spec, rows, gone) == [told]
+
+
+def test_too_few_rows_are_one_line():
+    spec = SPEC.model_copy(update={"features": {"lifetime_value": "double"}})
+    rows = pa.table({"lifetime_value": [1.0, 2.0] * 25, "label": [0, 1] * 25})
+    assert unlearnable(spec, rows, rows.slice(1)) == ["expected at least 50 test rows, found 49"]
+
+
+def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tracked, second):
+    few = {"parameters": {"n_estimators": 5, "max_depth": 4}}
+    small = SPEC.estimators[0].model_copy(update=few)
+    asks = {"promotion": Promotion(approval=True), "gates": (SPEC.gates[0],)}
+    spec = SPEC.model_copy(update={"estimators": (small,), **asks})
+    report = train(tracked, spec, OLD, "asks")
+    assert report.outcome.startswith(
+        f"version {report.version} is registered and waits for approval: gyre promote {SPEC.name} "
+        f"{report.version} --replaces 2 --reason …"
+    )
+    assert Registry(tracked).version(SPEC.name, report.version).stage == "Staging"
+    assert Registry(tracked).production(SPEC.name) == "2"
+    run = Tracking(tracked).run(report.run_id)
+    assert (run.status, run.tags["outcome"]) == ("FINISHED", report.outcome)
+    reason = {"reason": "late\n\n[Model card](https://example.org)"}
+    Tracking(tracked).log(report.run_id, tags=reason)
+    body = ask(tracked, spec, report.run_id, report.version).body
+    assert "\n\n    late [Model card](https://example.org)\n\n" in body  # as code
+    assert settled(tracked, spec, report.run_id, report.version) is None
+    done = settled(tracked, SPEC, second.run_id, "2")
+    assert done == "version 2 is in production, in place of 1"
 
 
 def test_every_stage_twice_is_the_same_as_once(tracked, second):
@@ -179,6 +430,7 @@ def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_fi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        ({"entity_key": {"customer": "int64"}}, r"entity_key: expected {'customer_id': 'int64'}"),
         ({"features": SPEC.features | {"nonsense": "int64"}}, r"nonsense: customer_churn_v1 gives"),
         ({"features": SPEC.features | {"lifetime_value": "int64"}}, r"value: expected double"),
         ({"label": "nonsense"}, r"label: 'nonsense' is not of orders: churned_90d"),

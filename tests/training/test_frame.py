@@ -10,11 +10,13 @@ import pytest
 
 from feature_repo.ingest import raw_table
 from feature_repo.validation import check
+from stack.errors import TrainingError
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
 from training.dataset import frame_rules
-from training.frame import at, build_frame, content_hash
+from training.frame import at, build_frame, content_hash, typed
+from training.train import fit_pipeline
 from training.validate import plan_run
 
 SPEC = load_spec("customer_churn_model")
@@ -54,6 +56,35 @@ def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(history, frame, tm
     place = frame.schema.get_field_index("lifetime_value")
     empty = frame.set_column(place, "lifetime_value", pa.nulls(frame.num_rows, pa.float64()))
     assert found(empty) == ([], ["lifetime_value"])
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "told"),
+    [
+        ("classification", [0.0, 1.0], None),
+        ("regression", [0, -7], None),
+        ("classification", ["yes", "no"], "expected int64, as a classification has it, found str"),
+        ("classification", ["0", "1"], "expected int64, as a classification has it, found string"),
+        ("classification", [0.5, 1.0], "found double: Float value 0.50* was truncated"),
+        ("regression", ["many", "none"], "expected double, as a regression has it, found string"),
+        ("regression", ["1.5", "2.5"], "expected double, as a regression has it, found string"),
+    ],
+)
+def test_labels_have_the_type_of_the_task_or_are_one_line(task, labels, told):
+    spec, table = SPEC.model_copy(update={"task": task}), pa.table({"label": labels})
+    if told is None:
+        found = typed(spec, table)["label"]
+        assert found.type == {"classification": pa.int64(), "regression": pa.float64()}[task]
+        assert found.to_pylist() == labels
+    else:
+        with pytest.raises(TrainingError, match=rf"label churned_90d: .*{told}") as refused:
+            typed(spec, table)
+        assert "\n" not in str(refused.value)
+
+
+def test_a_fold_of_one_class_is_one_line():
+    with pytest.raises(TrainingError, match="every label of 3 training rows is the same"):
+        fit_pipeline(SPEC, SPEC.estimators[0], pa.table({"label": [1, 1, 1]}))
 
 
 def flipped(rows, test):

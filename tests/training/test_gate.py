@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from pydantic import TypeAdapter
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from stack.spec import Gate, load_spec
+from stack.spec import AgainstChampion, BetterThanTrivial, Gate, Limit, load_spec
 from training.evaluate import compare
 from training.gate import Evaluation, decide
-from training.metrics import Difference, all_metrics, log_loss, paired_difference, predict
+from training.metrics import Interval, Scored
 
-TRIVIAL = Gate(metric="log_loss", rule="better_than_trivial")
-CHAMPION = Gate(metric="log_loss", rule="not_worse_than_champion", margin_percent=0.5)
+SPEC = load_spec("customer_churn_model")
+TRIVIAL = BetterThanTrivial(metric="log_loss", rule="better_than_trivial")
+CHAMPION = AgainstChampion(metric="log_loss", rule="not_worse_than_champion", margin_percent=0.5)
+BETTER = AgainstChampion(metric="log_loss", rule="better_than_champion", margin_percent=2)
 
 
-def evaluation(ours=0.6, trivial=0.67, champion=0.62, difference=(-0.02, -0.03, -0.01), **more):
-    known = {"champion_version": "1", "champion": {"log_loss": champion}} | more
+def evaluation(
+    ours=0.6, trivial=0.67, champion=0.62, difference=(-0.02, -0.03, -0.01),
+    metric="log_loss", **more,
+):  # fmt: skip
+    known = {"champion_version": "1", "champion": {metric: champion}} | more
     return Evaluation(
-        rows=100, challenger={"log_loss": ours}, trivial={"log_loss": trivial},
-        differences={"log_loss": Difference(*difference)}, **known,
+        rows=100, challenger={metric: ours}, trivial={metric: trivial},
+        differences={metric: Interval(*difference)}, **known,
     )  # fmt: skip
 
 
@@ -44,51 +50,133 @@ def test_no_worse_than_the_champion_with_confidence(difference, passed):
 
 
 def test_where_more_is_better_the_lower_end_counts():
-    gate = Gate(metric="auc", rule="not_worse_than_champion", margin_percent=1)
+    gate = AgainstChampion(metric="auc", rule="not_worse_than_champion", margin_percent=1)
     for low, passed in ((-0.005, True), (-0.02, False)):
-        found = Evaluation(100, {"auc": 0.71}, {"auc": 0.5}, "1", {"auc": 0.7},
-                           {"auc": Difference(0.01, low, 0.03)})  # fmt: skip
+        found = evaluation(0.71, 0.5, 0.7, (0.01, low, 0.03), metric="auc")
         assert decide([gate], found)[0].passed is passed
 
 
+@pytest.mark.parametrize(
+    ("metric", "difference", "passed"),
+    [
+        ("log_loss", -0.0125, True),  # 2 % of 0.625, to the bit
+        ("log_loss", -0.0124, False),
+        ("log_loss", 0.0125, False),
+        ("auc", 0.0125, True),
+        ("auc", 0.0124, False),
+        ("auc", -0.0125, False),
+    ],
+)
+def test_better_than_the_champion_by_two_percent(metric, difference, passed):
+    gate = BETTER.model_copy(update={"metric": metric})
+    found = evaluation(champion=0.625, difference=(difference, -1, 1), metric=metric)
+    assert decide([gate], found)[0].passed is passed
+
+
+def test_better_than_the_champion_by_nothing_is_not_better():
+    gate = BETTER.model_copy(update={"margin_percent": 0})
+    for difference, passed in ((-1e-9, True), (0, False)):
+        found = evaluation(difference=(difference, -1, 1))
+        assert decide([gate], found)[0].passed is passed
+
+
+@pytest.mark.parametrize(
+    ("rule", "value", "passed"),
+    [
+        ("at_least", 0.3, True),
+        ("at_least", 0.3001, False),
+        ("at_most", 0.3, True),
+        ("at_most", 0.2999, False),
+    ],
+)
+@pytest.mark.parametrize("metric", ["recall", "largest_gap", "model_mb", "latency_p99_ms"])
+def test_a_limit_holds_for_metrics_fairness_size_and_latency(metric, rule, value, passed):
+    more = {} if metric == "recall" else {"figures": {metric: 0.3}}
+    found = evaluation(ours=0.3 if metric == "recall" else 9.0, **more)
+    found.challenger.update({"recall": 0.3} if metric == "recall" else {})
+    outcome = decide([Limit(metric=metric, rule=rule, value=value)], found)[0]
+    assert outcome.passed is passed
+    assert f"{metric} is 0.3, allowed is {rule}" in outcome.text
+
+
+def test_what_is_no_number_passes_no_gate():
+    gates = [TRIVIAL, CHAMPION, BETTER] + [
+        Limit(metric="log_loss", rule=rule, value=0) for rule in ("at_least", "at_most")
+    ]
+    nan = float("nan")
+    outcomes = decide(gates, evaluation(ours=nan, difference=(nan, nan, nan)))
+    assert [outcome.passed for outcome in outcomes] == [False] * 5 + [True]
+
+
+def test_onnx_that_scores_otherwise_is_refused_whatever_the_spec_asks():
+    assert [o.rule for o in decide([], evaluation()) if o.passed] == ["onnx_proof"]
+    refused = decide([TRIVIAL], evaluation(unproved="real: largest difference 0.3"))[-1]
+    assert not refused.passed
+    assert "largest difference 0.3" in refused.text
+
+
+def test_a_gate_on_cost_asks_for_less_than_the_cheaper_of_nobody_and_everybody():
+    y = np.array([1] * 6 + [0] * 4)
+    gate = BetterThanTrivial(metric="cost", rule="better_than_trivial")
+    for p, cost, passed in ((y * 0.9, 5.4, True), (np.full(10, 0.9), 5.8, False)):
+        found = compare(SPEC, y, Scored(p, 0.5), None, None)
+        # Acting costs 1, a loss 10, one in five is averted: (6 + 10 * 6 * 0.8) / 10 and so on.
+        assert found.challenger["cost"] == pytest.approx(cost)
+        assert found.figures["cost_nobody"] == pytest.approx(6.0)
+        assert found.trivial["cost"] == found.figures["cost_everybody"] == pytest.approx(5.8)
+        assert decide([gate], found)[0].passed is passed
+
+
+def test_the_best_constant_of_numbers_is_their_mean_and_for_mae_their_median():
+    spec = SPEC.model_copy(update={"task": "regression", "threshold": None, "costs": None})
+    y = np.array([0.0, 0.0, 0.0, 10.0])
+    found = compare(spec, y, Scored(np.array([0.0, 1.0, 0.0, 8.0]), None), None, None)
+    assert found.trivial["rmse"] == pytest.approx(np.std(y))
+    assert (found.trivial["mae"], found.trivial["r2"]) == (2.5, 0)  # around the mean it is 3.75
+    assert found.figures["uncertainty"] == pytest.approx(found.trivial["rmse"] ** 2)
+    assert "cost_nobody" not in found.figures
+    ours = {"rmse": (5 / 4) ** 0.5, "mae": 0.75, "r2": 1 - 5 / 75}
+    assert found.challenger == pytest.approx(ours)
+    for metric in ours:
+        gate = BetterThanTrivial(metric=metric, rule="better_than_trivial")
+        assert decide([gate], found)[0].passed
+
+
+def test_each_rule_of_a_file_becomes_its_own_gate():
+    read = TypeAdapter(list[Gate]).validate_python
+    assert read([gate.model_dump() for gate in (TRIVIAL, CHAMPION, BETTER)]) == [
+        TRIVIAL, CHAMPION, BETTER,
+    ]  # fmt: skip
+    assert read([{"metric": "model_mb", "rule": "at_most", "value": 5}])[0].value == 5
+
+
 def test_without_a_champion_there_is_nothing_to_be_worse_than():
-    assert decide([CHAMPION], evaluation(champion_version=None))[0].passed
+    outcomes = decide([CHAMPION, BETTER], evaluation(champion_version=None))
+    assert [outcome.passed for outcome in outcomes] == [True] * 3
 
 
 def test_a_champion_that_cannot_be_compared_blocks():
-    outcome = decide([CHAMPION], evaluation(unavailable="digest is wrong"))[0]
-    assert not outcome.passed
-    assert "digest is wrong" in outcome.text
+    for outcome in decide([CHAMPION, BETTER], evaluation(unavailable="digest is wrong"))[:2]:
+        assert not outcome.passed
+        assert "digest is wrong" in outcome.text
 
 
-def test_metrics_stand_beside_the_best_constant():
-    spec, random = load_spec("customer_churn_model"), np.random.default_rng(1)
+def test_metrics_stand_beside_the_best_constant_and_the_champion():
+    random = np.random.default_rng(1)
     y = (random.random(2000) < 0.6).astype(np.int64)
     p = np.clip(0.4 * y + 0.5 * random.random(2000), 0.01, 0.99)
-    found = compare(spec, y, p, None, None)
+    found = compare(SPEC, y, Scored(p, 0.5), None, None)
     share = y.mean()
     entropy = -(share * np.log(share) + (1 - share) * np.log(1 - share))
     assert found.trivial["log_loss"] == pytest.approx(entropy)
+    assert found.trivial["brier"] == pytest.approx(found.figures["uncertainty"])
     assert found.trivial["auc"] == 0.5
     assert found.trivial["recall"] == 1.0  # always churn
     assert found.challenger["log_loss"] == pytest.approx(sklearn_log_loss(y, p))
     assert sum(found.challenger[cell] for cell in ("tn", "fp", "fn", "tp")) == 2000
     assert found.differences == {}
-
-
-def test_a_tie_at_the_threshold_falls_the_same_way_as_in_serving():
-    assert predict(np.array([0.4999999, 0.5, 0.4999994]), 0.5).tolist() == [1, 1, 0]
-
-
-def test_log_loss_of_certainty_gone_wrong_is_finite():
-    assert np.isfinite(log_loss(np.array([1, 0]), np.array([0.0, 1.0])))
-    assert set(all_metrics(np.array([1, 0]), np.array([0.2, 0.3]), 0.5)) >= {"f1", "tp", "auc"}
-
-
-def test_the_interval_of_a_difference_covers_it_and_is_the_same_for_a_seed():
-    random = np.random.default_rng(3)
-    y = (random.random(500) < 0.6).astype(np.int64)
-    good, bad = np.where(y == 1, 0.7, 0.3), np.full(500, 0.6)
-    first = paired_difference("log_loss", y, good, bad, 0.5, 7)
-    assert first.low < first.value < first.high < 0
-    assert first == paired_difference("log_loss", y, good, bad, 0.5, 7)
+    high = compare(SPEC, y, Scored(p, 0.99), Scored(p, 0.5), "3")
+    assert high.trivial == found.trivial  # whatever the threshold
+    assert high.champion == found.challenger  # at its own
+    assert high.differences["log_loss"] == Interval(0, 0, 0)
+    assert high.differences["recall"].high < 0

@@ -14,13 +14,17 @@ import onnx
 import onnxruntime as ort
 import pandas as pd
 import pytest
+from threadpoolctl import threadpool_limits
 
 from stack.errors import TrainingError
 from training.onnx_export import build_pipeline, export
 from training.onnx_proof import prove
+from training.scoring import score
 
 if TYPE_CHECKING:
     from sklearn.pipeline import Pipeline
+
+    from stack.spec import Task
 
 FEATURES = {
     "orders": "int64",
@@ -33,6 +37,11 @@ PARAMETERS = {
     "logistic_regression": {"C": 1.0, "max_iter": 1000},
     "random_forest": {"n_estimators": 100, "max_depth": 8, "min_samples_leaf": 20},
     "hist_gradient_boosting": {"learning_rate": 0.05, "max_iter": 100, "max_leaf_nodes": 15},
+}
+NUMBERS = {
+    "ridge": {},
+    "random_forest": {"n_estimators": 10, "max_depth": 8, "min_samples_leaf": 20},
+    "hist_gradient_boosting": {"max_iter": 20, "max_leaf_nodes": 15},
 }
 ROWS = 7_000
 
@@ -75,6 +84,73 @@ def test_scores_equal_on_every_kind_of_row(kind: str) -> None:
     assert set(proof.rows) == kinds | ({"threshold"} if kind != "logistic_regression" else set())
 
 
+def spent(frame: pd.DataFrame) -> np.ndarray:
+    """What customers spend: heavy-tailed, most of them nothing."""
+    chance = np.random.default_rng(4)
+    value = frame.value.fillna(10) * (1 + frame.orders)
+    return (
+        value * chance.lognormal(0, 1, len(frame)) * (chance.random(len(frame)) < 0.3)
+    ).to_numpy()
+
+
+@functools.cache
+def fitted_to_numbers(kind: str, unit: float = 1) -> tuple[Pipeline, pd.DataFrame]:
+    frame, _ = customers()
+    unfitted = build_pipeline(kind, NUMBERS[kind], FEATURES, 7, "regression")
+    with threadpool_limits(1):
+        return unfitted.fit(frame, spent(frame) * unit), frame
+
+
+@pytest.mark.parametrize("kind", NUMBERS)
+@pytest.mark.parametrize("unit", [1, 1e-4, 1e6])
+def test_numbers_are_equal_on_every_kind_of_row_in_any_unit(kind: str, unit: float) -> None:
+    pipeline, frame = fitted_to_numbers(kind, unit)
+    model = export(pipeline, FEATURES)
+    (output,) = model.graph.output
+    assert (output.name, output.type.tensor_type.elem_type) == ("score", onnx.TensorProto.FLOAT)
+    raw = model.SerializeToString()
+    proof = prove(pipeline, raw, frame, 7, features=FEATURES, threshold=None)
+    assert proof.passed, proof.reasons
+    assert proof.flips is None
+    assert 0 < proof.largest_difference < 1e-5
+    kinds = {"real", "permuted", "null", "unknown", "extreme"}
+    assert set(proof.rows) == kinds | ({"threshold"} if kind != "ridge" else set())
+
+
+@pytest.mark.parametrize("kind", ["random_forest", "hist_gradient_boosting"])
+def test_trees_whose_sums_float32_holds_give_the_same_bits(kind: str) -> None:
+    """Eight trees grown to whole numbers; one boosted tree with all its sums in eighths."""
+    frame, _ = customers(1_000)
+    y = np.random.default_rng(5).integers(0, 4, 1_000) * 1024.0
+    own = {"n_estimators": 8, "bootstrap": False} if "forest" in kind else {"max_iter": 1}
+    pipeline = build_pipeline(kind, own, FEATURES, 7, "regression").fit(frame, y)
+    if kind == "hist_gradient_boosting":
+        (tree,) = (each for (each,) in pipeline[-1]._predictors)
+        tree.nodes["value"] = np.round(tree.nodes["value"] * 8) / 8
+        pipeline[-1]._baseline_prediction = np.round(pipeline[-1]._baseline_prediction)
+    raw = export(pipeline, FEATURES).SerializeToString()
+    proof = prove(pipeline, raw, frame, 7, features=FEATURES, threshold=None)
+    assert (proof.passed, proof.largest_difference) == (True, 0.0)
+
+
+def test_numbers_altered_by_a_hundred_thousandth_fail_the_proof_and_so_does_a_link() -> None:
+    pipeline, frame = fitted_to_numbers("random_forest")
+    model = export(pipeline, FEATURES)
+    trees = next(node for node in model.graph.node if node.op_type.startswith("TreeEnsemble"))
+    values = next(a for a in trees.attribute if a.name == "target_weights").floats
+    for at, value in enumerate(values):
+        values[at] = value * (1 + 2e-5)
+    raw = model.SerializeToString()
+    assert not prove(pipeline, raw, frame, 7, features=FEATURES, threshold=None).passed
+    # Counts by their logarithm: skl2onnx forgets the way back.
+    poisson = {"loss": "poisson", "max_iter": 5}
+    pipeline = build_pipeline("hist_gradient_boosting", poisson, FEATURES, 7, "regression")
+    raw = export(pipeline.fit(frame, spent(frame)), FEATURES).SerializeToString()
+    proof = prove(pipeline, raw, frame, 7, features=FEATURES, threshold=None)
+    assert not proof.passed
+    assert "flips" not in proof.reasons[0]
+
+
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_inputs_are_columns_of_their_own_type_and_the_output_is_one_score(kind: str) -> None:
     pipeline, frame = fitted(kind)
@@ -87,6 +163,18 @@ def test_inputs_are_columns_of_their_own_type_and_the_output_is_one_score(kind: 
     ]
     (score,) = session.run(None, {name: frame[name].to_numpy()[:5] for name in FEATURES})
     assert score == pytest.approx(pipeline.predict_proba(frame[:5])[:, 1], abs=1e-6)
+
+
+@pytest.mark.parametrize("trees", [10, 18])
+def test_shares_that_float32_sums_to_more_than_one_are_a_probability(trees: int) -> None:
+    frame = pd.DataFrame({"spend": np.arange(200.0)})
+    features = {"spend": "double"}
+    pipeline = build_pipeline("random_forest", {"n_estimators": trees}, features, 7)
+    raw = export(pipeline.fit(frame, frame.spend >= 100), features).SerializeToString()
+    scores = score(raw, features, frame)
+    assert (scores.min(), scores.max()) == (0, 1)
+    proof = prove(pipeline, raw, frame, 7, features=features)
+    assert proof.passed, proof.reasons
 
 
 @pytest.mark.parametrize("kind", ["random_forest", "hist_gradient_boosting"])
@@ -131,12 +219,16 @@ def test_the_bytes_are_the_same_in_another_process() -> None:
         "for kind in PARAMETERS:\n"
         "    raw = export(fitted(kind)[0], FEATURES).SerializeToString()\n"
         "    print(hashlib.sha256(raw).hexdigest())\n"
+        "for kind in NUMBERS:\n"
+        "    raw = export(fitted_to_numbers(kind)[0], FEATURES).SerializeToString()\n"
+        "    print(hashlib.sha256(raw).hexdigest())\n"
     )
     folder = str(__file__).rsplit("/", 1)[0]
     there = subprocess.run(
         [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
     ).stdout.split()
-    here = [export(fitted(kind)[0], FEATURES).SerializeToString() for kind in PARAMETERS]
+    made = [*map(fitted, PARAMETERS), *map(fitted_to_numbers, NUMBERS)]
+    here = [export(pipeline, FEATURES).SerializeToString() for pipeline, _ in made]
     assert there == [hashlib.sha256(raw).hexdigest() for raw in here]
 
 
@@ -152,6 +244,8 @@ def test_exporting_leaves_the_pipeline_as_it_was() -> None:
 def test_what_cannot_be_exported_is_refused_by_name() -> None:
     with pytest.raises(TrainingError, match=r"perceptron.*random_forest"):
         build_pipeline("perceptron", {}, FEATURES, 7)
+    with pytest.raises(TrainingError, match=r"logistic_regression.*are ridge, random_forest"):
+        build_pipeline("logistic_regression", {}, FEATURES, 7, "regression")
     frame, churned = customers(200)
     labels = np.where(churned == 1, 2, 0)
     pipeline = build_pipeline("logistic_regression", {}, FEATURES, 7).fit(frame, labels)
@@ -169,13 +263,17 @@ def test_numbers_alone_need_no_string_column() -> None:
     assert prove(pipeline, model.SerializeToString(), frame, 7, features=features).passed
 
 
-def test_thresholds_between_neighbouring_float32_values_keep_every_row_on_its_side() -> None:
+@pytest.mark.parametrize("task", ["classification", "regression"])
+def test_thresholds_between_neighbouring_float32_values_keep_every_row_on_its_side(
+    task: Task,
+) -> None:
     # From 2^24 on float32 holds every second whole number: each midpoint lies between two.
     steps = np.arange(4_000) % 20
     frame = pd.DataFrame({"spend": 2.0**24 + 2 * steps})
     features = {"spend": "double"}
-    pipeline = build_pipeline("hist_gradient_boosting", {"max_iter": 20}, features, 7)
+    pipeline = build_pipeline("hist_gradient_boosting", {"max_iter": 20}, features, 7, task)
     pipeline.fit(frame, (steps * 7 % 20 > 9).astype(int))
     raw = export(pipeline, features).SerializeToString()
-    proof = prove(pipeline, raw, frame, 7, features=features)
+    threshold = 0.5 if task == "classification" else None
+    proof = prove(pipeline, raw, frame, 7, features=features, threshold=threshold)
     assert proof.passed, proof.reasons

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
+import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from stack.errors import TrainingError
-from training.snapshots import month_starts, plan
+from training.frame import TIME
+from training.snapshots import Fold, Plan, month_starts, plan
+from training.train import with_usable_folds
 
 HORIZON, LATENESS = timedelta(days=90), timedelta(days=2)
 FIRST = datetime(2025, 9, 24, tzinfo=UTC)
@@ -51,6 +54,18 @@ def test_a_short_history_has_no_folds():
 def test_too_little_history_is_said(days, message):
     with pytest.raises(TrainingError, match=message):
         plan(FIRST, FIRST + timedelta(days=days), HORIZON, LATENESS, 3)
+
+
+def test_folds_without_rows_to_judge_by_or_of_one_label_are_left_out():
+    month = [datetime(2026, number, 1, tzinfo=UTC) for number in range(1, 7)]
+    folds = [Fold((month[at],), month[at + 1]) for at in (0, 1, 2)]
+    rows = [(month[0], 0), (month[0], 1), (month[1], 1), (month[1], 1)]
+    rows += [(month[2], 0), (month[2], 1)]
+    moments, labels = zip(*rows, strict=True)
+    frame = pa.table({"event_timestamp": pa.array(moments, TIME), "label": labels})
+    planned = Plan(month[5], (month[4],), tuple(folds))
+    # The second trains on one label only, the third has nobody to judge by.
+    assert with_usable_folds(frame, planned).folds == (folds[0],)
 
 
 def test_month_starts_exclude_the_first_event_and_include_the_end():

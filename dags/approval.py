@@ -1,0 +1,68 @@
+"""The task that asks a person, in Airflow's own "required actions"; it needs no triggerer."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param
+
+from dags.run import note
+from stack.settings import load_settings
+from stack.spec import load_spec
+
+if TYPE_CHECKING:
+    from stack.spec import ModelSpec
+
+
+FORM = {"comment": Param("", type="string", description="Why; it is kept with the outcome.")}
+"""What the task takes as its `params`: Airflow adds the DAG's before it calls the constructor."""
+
+
+class Approval(ApprovalOperator):
+    """Waits as long as the spec says; rejected or unanswered, what follows is skipped.
+
+    Either ends green, with the outcome as note and in MLflow. `answered` reads its result.
+    """
+
+    template_fields = (*ApprovalOperator.template_fields, "mlflow_run", "version")
+
+    def __init__(self, *, spec: ModelSpec, mlflow_run: Any, version: Any, **more: Any) -> None:
+        super().__init__(
+            subject=f"Put a version of {spec.name} into production?",
+            defaults=self.REJECT,
+            response_timeout=timedelta(hours=spec.promotion.wait_hours),
+            **more,
+        )
+        self.model, self.mlflow_run, self.version = spec.name, mlflow_run, version
+
+    def execute(self, context: Any) -> None:
+        from training.approval import ask  # noqa: PLC0415  (heavy)
+        from training.register import settled  # noqa: PLC0415
+
+        settings, spec = load_settings(), load_spec(self.model)
+        if settled(settings, spec, self.mlflow_run, self.version):
+            return  # nothing to ask: `promote` says what became of it
+        question = ask(settings, spec, self.mlflow_run, self.version)
+        self.subject, self.body = question.subject, question.body
+        note(settings, f"waits for approval: {self.subject}")
+        super().execute(context)
+
+    def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
+        if event.get("chosen_options") == [self.REJECT]:
+            from training.approval import not_approved  # noqa: PLC0415  (heavy)
+
+            who, comment = answered(event)
+            hours = load_spec(self.model).promotion.wait_hours
+            why = f"rejected by {who}" if who else f"nobody answered within {hours:g} h"
+            why += f": {comment}" if comment else ""
+            settings = load_settings()
+            note(settings, not_approved(settings, self.mlflow_run, self.version, why))
+        return super().execute_complete(context, event)
+
+
+def answered(event: dict[str, Any]) -> tuple[str | None, str]:
+    """Return who answered (None: nobody did in time) and the comment."""
+    user = event["responded_by_user"]
+    return user and user["name"], str((event["params_input"] or {}).get("comment") or "")

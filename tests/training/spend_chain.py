@@ -1,0 +1,166 @@
+"""Inside a project with the second use case: from its orders to what the monitor says.
+
+Prints one JSON object; test_second_use_case.py runs it, and judges what it says.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from dataclasses import asdict
+from datetime import timedelta
+from pathlib import Path
+
+import ibis
+import numpy as np
+from fastapi.testclient import TestClient
+
+from feature_repo.datasets import load_dataset
+from feature_repo.definition import Label
+from feature_repo.features import raw_table, write_views
+from feature_repo.source import pull
+from feature_repo.store import publish_beside
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from monitoring.collect import predictions
+from monitoring.monitor import monitor
+from monitoring.performance import replay
+from serving.app import create_app
+from stack.errors import GyreError
+from stack.spec import Estimator, Limit, Range, Search, load_spec, load_specs
+from tests.conftest import AS_OF, mlflow_server, new_settings
+from training import chain
+from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
+from training.card import CARD
+from training.dataset import load_frame
+from training.frame import at, features
+from training.reproduce import reproduce
+
+NAME, KEY = "next_quarter_spend", {"customer_id": 1, "basket": "single"}
+FOREST = Estimator(
+    name="random_forest",
+    type="random_forest",
+    parameters={"n_estimators": 30, "max_depth": 6, "min_samples_leaf": 20},
+    space={"max_depth": Range(low=3, high=8)},
+)
+SHIPPED, SPEND = load_spec(NAME), load_dataset("spend")
+SPEC = SHIPPED.model_copy(
+    update={"estimators": (*SHIPPED.estimators, FOREST), "search": Search(trials=4)}
+)
+OLD = AS_OF - timedelta(days=180)
+LENIENT = Limit(metric="rmse", rule="at_most", value=1000)
+said = {}
+
+
+def install(settings) -> None:
+    publish_beside(settings, SPEND)
+    rows, table = pull(settings, SPEND, AS_OF), raw_table(settings, SPEND)
+    table.merge(rows.append_column("ingested_at", rows["order_ts"]), SPEND.key, rows.column_names)
+    write_views(settings, SPEND, table)
+
+
+def train(settings, as_of, key, spec=SPEC):
+    return chain.train(settings, spec, as_of, key=key, reason=key, who="test", force=True)
+
+
+def learn(settings) -> None:
+    old = train(settings, OLD, "old", SPEC.model_copy(update={"gates": (LENIENT,)}))
+    new = train(settings, AS_OF, "new")
+    tracking, registry = Tracking(settings), Registry(settings)
+    run = tracking.run(new.run_id)
+    said["trained"] = [report.as_json() for report in (old, new)]
+    said["run"] = {"params": run.params, "metrics": run.metrics}
+    said["trials"] = [trial.metrics for trial in tracking.runs(SPEC.experiment, new.run_id)]
+    said["evaluation"] = json.loads(read(tracking, new.run_id, EVALUATION))
+    said["proof"] = json.loads(read(tracking, new.run_id, "proof.json"))
+    said["card"] = read(tracking, new.run_id, CARD).decode()
+    with fetched(tracking, new.run_id, PLOTS) as folder:
+        said["plots"] = sorted(path.name for path in folder.iterdir())
+    version = registry.version(NAME, new.version)
+    said["description"] = registry._client.get_model_version(NAME, version.version).description
+    again = reproduce(settings, NAME, new.version)
+    said["reproduced"] = [again.reproduced, again.summary()]
+
+
+def serve(settings) -> None:
+    """Ask the real application for everybody of the test snapshot, and tell it what came true."""
+    frame, plan = load_frame(Tracking(settings), said["trained"][1]["run_id"])
+    rows = at(frame, [plan.test])
+    given = features(SPEC, rows).to_dict("records")
+    actual = rows["label"].to_pylist()
+    body = [KEY | {"features": row} for row in given]
+    with TestClient(create_app(settings, load_specs())) as client:
+        while client.get(f"/v1/models/{NAME}").status_code != 200:
+            time.sleep(0.1)
+        said["served"] = [client.post("/predict", json=body[0]).json()]
+        instances = {"instances": [given[0]]}
+        kserve = client.post(f"/v1/models/{NAME}:predict", json=instances)
+        said["kserve"] = kserve.json()["predictions"]
+        answers = client.post("/predict/batch", json=body).json()
+        said["schema"] = client.get("/openapi.json").json()["components"]["schemas"]
+        told = [
+            {"request_id": answer["request_id"], "actual": value}
+            for answer, value in zip(answers, actual, strict=True)
+        ]
+        said["feedback"] = [
+            client.post("/feedback", json=told[:2000]).json(),
+            client.post("/feedback", content='{"request_id": "a", "actual": 1e999}').status_code,
+        ]
+        predicted = np.array([answer["prediction"] for answer in answers])
+        said["rmse_of_answers"] = float(np.sqrt(np.mean((predicted - actual) ** 2)))
+        said["monitor"] = [look(settings, AS_OF)]
+        worse = [row | {"actual": row["actual"] + 500} for row in told[2000:]]
+        client.post("/feedback", json=worse)
+    said["monitor"].append(look(settings, AS_OF + timedelta(hours=1)))
+    stored = predictions(settings).read().to_pylist()
+    (first,) = (row for row in stored if row["request_id"] == said["served"][0]["request_id"])
+    said["logged"] = {name: first[name] for name in ("probability", "prediction")}
+    old = replay(settings, SPEC, "1", plan.test - timedelta(days=1), AS_OF)
+    said["replay"] = asdict(old)
+
+
+def look(settings, as_of):
+    found = monitor(settings, SPEC, as_of)
+    return {"notes": found.notes, "figures": found.figures, "verdict": found.verdict}
+
+
+def refuse(settings) -> None:
+    """What cannot be learnt from, or with: the one line, and the gate on record."""
+    mine = SPEND.labels["spend_90d"]
+
+    def labelled(change):
+        return Label(
+            lambda rows, moments: change(mine.expression(rows, moments)),
+            mine.horizon,
+            mine.lateness,
+        )
+
+    infinite = ibis.literal(float("inf"))
+    SPEND.labels["text"] = labelled(lambda t: t.mutate(label=t.label.cast("string")))
+    SPEND.labels["one"] = labelled(lambda t: t.mutate(label=ibis.literal(3.5)))
+    SPEND.labels["infinite"] = labelled(
+        lambda t: t.mutate(label=(t.label > 200).ifelse(infinite, t.label))
+    )
+    wrong = FOREST.model_copy(update={"parameters": {"n_estimators": 5, "max_depth": -1}})
+    changes = {label: {"label": label} for label in ("text", "one", "infinite")}
+    changes["parameters"] = {"estimators": (wrong,), "search": None}
+    tracking = Tracking(settings)
+    said["refused"] = {}
+    for key, change in changes.items():
+        try:
+            train(settings, OLD, key, SPEC.model_copy(update=change))
+        except GyreError as exc:
+            run = next(run for run in tracking.runs(SPEC.experiment) if run.key == key)
+            gates = json.loads(read(tracking, run.run_id, GATES))["gates"]
+            said["refused"][key] = [str(exc), run.status, gates[0]["passed"]]
+
+
+if __name__ == "__main__":
+    home = new_settings(Path(sys.argv[1]), sources={"spend": sys.argv[2]}, default_model=NAME)
+    with mlflow_server(home):
+        install(home)
+        learn(home)
+        serve(home)
+        refuse(home)
+    sys.stdout.write(json.dumps(said))

@@ -1,0 +1,32 @@
+"""What of the code is a model's: its own dataset's and what that imports, no other model's."""
+
+from __future__ import annotations
+
+from stack.settings import PROJECT
+from stack.spec import load_spec
+from training import lineage
+
+FILES = ("training/gate.py", "feature_repo/ingest.py", "feature_repo/engines/duckdb.py",
+         "stack/spec.py", "mlflow_server/served_model.py")  # fmt: skip
+
+
+def test_code_is_that_of_every_model_and_of_its_own_datasets(tmp_path, monkeypatch):
+    monkeypatch.setattr(lineage, "PROJECT", tmp_path)
+    monkeypatch.setattr(lineage, "DATASETS", tmp_path / "feature_repo" / "datasets")
+    own = {"orders.py": "A = 1", "spend.py": "from feature_repo.datasets.orders import A"}
+    places = {name: tmp_path / name for name in FILES}
+    places |= {name: lineage.DATASETS / name for name in own}
+    for name, path in places.items():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(own.get(name) or (PROJECT / name).read_text())
+    churn = load_spec("customer_churn_model")
+    models = {each: churn.model_copy(update={"dataset": each}) for each in ("orders", "spend")}
+
+    def changed(path):
+        before = {name: lineage.code_hash(spec) for name, spec in models.items()}
+        path.write_text(path.read_text() + "\n" if path.exists() else "")
+        return {name for name, spec in models.items() if lineage.code_hash(spec) != before[name]}
+
+    assert changed(lineage.DATASETS / "returns.py") == set()
+    assert changed(places["spend.py"]) == {"spend"}
+    assert [changed(places[name]) for name in ("orders.py", *FILES)] == [{"orders", "spend"}] * 6

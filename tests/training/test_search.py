@@ -1,0 +1,139 @@
+"""A search: each trial a run below its training run, the same again after a kill."""
+
+from __future__ import annotations
+
+import tomllib
+from datetime import timedelta
+
+import pytest
+
+from mlflow_server.tracking import Tracking
+from stack.errors import SettingsError
+from stack.spec import MODELS, ModelSpec, Range, Search, load_spec, searching
+from tests.conftest import AS_OF
+from training import chain
+from training.search import search
+
+TRIALS = 5
+NAME = "to_be_searched"
+SHIPPED = load_spec("customer_churn_model")
+SPEC = SHIPPED.model_copy(
+    update={"name": NAME, "experiment": NAME, "search": Search(trials=TRIALS, minutes=5)}
+)
+BUDGET = SPEC.search
+
+
+def slope(estimator) -> float:
+    """Stand for the folds: any pure function of the parameters is a landscape to search."""
+    return estimator.parameters.get("learning_rate", 2.0)
+
+
+@pytest.fixture(scope="module")
+def searched(tracked) -> str:
+    """A run whose estimator was searched for on the real folds."""
+    run_id = chain.open_run(tracked, SPEC, AS_OF, key="searched", reason="r", who="t")
+    chain.dataset(tracked, SPEC, run_id)
+    chain.fit(tracked, SPEC, run_id)
+    return run_id
+
+
+def test_each_trial_is_a_run_below_and_the_specs_own_parameters_come_first(tracked, searched):
+    tracking = Tracking(tracked)
+    trials = tracking.runs(NAME, searched)[::-1]
+    assert [run.status for run in trials] == ["FINISHED"] * TRIALS
+    own = [{"estimator": e.name} | {k: str(v) for k, v in e.parameters.items()}
+           for e in SPEC.estimators]  # fmt: skip
+    assert [run.params for run in trials[:3]] == own
+    assert all(run.params not in own for run in trials[3:])
+    best = min(trials, key=lambda run: run.metrics["fold_log_loss"])
+    chosen = tracking.run(searched)
+    assert chosen.params["estimator"] == best.params["estimator"]
+    assert chosen.params["chosen_by"] == f"search of {TRIALS} trials on forward folds, log loss"
+    name = f"fold_log_loss_{best.params['estimator']}"
+    assert chosen.metrics[name] == best.metrics["fold_log_loss"]
+    assert [run.run_id for run in tracking.runs(NAME)] == [searched]  # only what lies under none
+
+
+def test_a_search_that_was_killed_goes_on_where_it_was(tracked, searched):
+    tracking = Tracking(tracked)
+    before, asked = tracking.runs(NAME, searched), []
+    chain.fit(tracked, SPEC, searched)
+    assert tracking.runs(NAME, searched) == before
+
+    def dies(estimator) -> float:
+        asked.append(estimator)
+        if len(asked) == TRIALS:
+            raise KeyboardInterrupt
+        return slope(estimator)
+
+    run_id = tracking.start_or_find_run(NAME, "killed", "killed", {})
+    with pytest.raises(KeyboardInterrupt):
+        search(tracking, SPEC, BUDGET, run_id, dies)
+    begun = tracking.runs(NAME, run_id)
+    assert sorted(run.status for run in begun) == ["FINISHED"] * (TRIALS - 1) + ["RUNNING"]
+    again = search(tracking, SPEC, BUDGET, run_id, lambda e: asked.append(e) or slope(e))
+    assert asked[TRIALS:] == asked[TRIALS - 1 : TRIALS]  # only the one that was not done
+    assert {run.run_id for run in tracking.runs(NAME, run_id)} == {run.run_id for run in begun}
+    assert [estimator for _, estimator in again] == asked[:TRIALS]
+
+
+def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
+    tracking = Tracking(tracked)
+    run_id = tracking.start_or_find_run(NAME, "short", "short", {})
+    assert len(search(tracking, SPEC, Search(trials=50, minutes=1e-9), run_id, slope)) == 3
+    run_id = tracking.start_or_find_run(NAME, "long", "long", {})
+    found = search(tracking, SPEC, Search(trials=25, minutes=5), run_id, slope)
+    assert len(found) == 25
+    for _, estimator in found:
+        for key, bounds in estimator.space.items():
+            assert bounds.low <= estimator.parameters[key] <= bounds.high
+            assert type(estimator.parameters[key]) is type(bounds.low)
+    assert min(found)[0] < 0.02  # towards the lower bound 0.01, from 0.05
+
+
+def test_without_folds_the_search_says_so_and_the_specs_first_is_trained(tracked, caplog):
+    caplog.set_level("INFO", "training")
+    old = AS_OF - timedelta(days=180)
+    run_id = chain.open_run(tracked, SPEC, old, key="short history", reason="r", who="t")
+    chain.dataset(tracked, SPEC, run_id)
+    chain.fit(tracked, SPEC, run_id)
+    said = "random_forest by first of the spec: no folds; a search needs forward folds"
+    assert said in caplog.messages
+    assert Tracking(tracked).runs(NAME, run_id) == []
+
+
+def test_a_space_that_is_no_parameter_is_named_before_a_run_begins(tracked):
+    forest = SPEC.estimators[0]
+    wrong = forest.model_copy(update={"space": {"depth": forest.space["max_depth"]}})
+    spec = SPEC.model_copy(update={"estimators": (wrong,), "experiment": "never begun"})
+    expected = r"to_be_searched\.toml: estimators\.0\.space\.depth: expected one of .*max_depth"
+    with pytest.raises(SettingsError, match=expected):
+        chain.open_run(tracked, spec, AS_OF, key="wrong", reason="r", who="t")
+    assert Tracking(tracked).runs("never begun") == []
+
+
+@pytest.mark.parametrize(
+    ("key", "low", "high", "told"),
+    [
+        ("min_samples_leaf", 0, 50, r"'min_samples_leaf' .* Got 0 instead"),
+        ("max_features", 0.5, 1.5, r"'max_features' .* Got 1\.5 instead"),
+    ],
+)
+def test_a_bound_that_scikit_learn_refuses_is_named_before_a_run_begins(
+    tracked, key, low, high, told
+):
+    own = {"parameters": {key: 1}, "space": {key: Range(low=low, high=high)}}
+    spec = SPEC.model_copy(update={"estimators": (SPEC.estimators[0].model_copy(update=own),)})
+    with pytest.raises(SettingsError, match=rf"toml: estimators\.0\.space\.{key}: The {told}"):
+        chain.open_run(tracked, spec, AS_OF, key="refused", reason="r", who="t")
+
+
+def test_search_for_one_run_keeps_the_specs_minutes_and_needs_a_space():
+    once = searching(SHIPPED, 3)
+    assert (SHIPPED.search, once.search) == (None, Search(trials=3, minutes=10))
+    assert searching(SPEC, 3).search == Search(trials=3, minutes=5)
+    assert once.model_copy(update={"search": None}) == SHIPPED
+    text = (MODELS / f"{SHIPPED.name}.toml").read_text()
+    bare = "\n".join(line for line in text.splitlines() if not line.startswith("space = "))
+    with pytest.raises(SettingsError, match=r"churn_model\.toml: .*search: expected a space"):
+        searching(ModelSpec.model_validate(tomllib.loads(bare)), 3)
