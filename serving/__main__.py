@@ -1,51 +1,89 @@
-"""`python -m serving`: one worker on the loopback address, until SIGTERM."""
+"""`python -m serving`: the workers on the loopback address and their keeper, until SIGTERM."""
 
-import json
 import logging
+import os
+import socket
 import sys
-from datetime import UTC, datetime
+import threading
+from collections.abc import Sequence
+from pathlib import Path
 
 import uvicorn
+from uvicorn.supervisors import Multiprocess
 
-from serving.app import create_app
-from stack.errors import GyreError
-from stack.settings import LOOPBACK, load_settings
-from stack.spec import load_specs
+from serving.json_logs import log_to_stdout
+from stack.errors import GyreError, SettingsError, StackError
+from stack.settings import LOOPBACK, Settings, load_settings
+from stack.spec import ModelSpec, load_specs
 
-
-class JsonLines(logging.Formatter):
-    """One JSON object a record; text of clients cannot begin a line of its own."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        at = datetime.fromtimestamp(record.created, UTC).isoformat()
-        line = {"time": at, "level": record.levelname, "logger": record.name}
-        line["message"] = record.getMessage()
-        if record.exc_info:
-            line["traceback"] = self.formatException(record.exc_info)
-        return json.dumps(line)
-
-
-def log_to_stdout() -> None:
-    output = logging.StreamHandler(sys.stdout)
-    output.setFormatter(JsonLines())
-    logging.basicConfig(handlers=[output], level=logging.WARNING)
-    for name in ("serving", "uvicorn"):
-        logging.getLogger(name).setLevel(logging.INFO)
+BACKLOG, KEEPER_SECONDS = 2048, 5
+METRICS = "PROMETHEUS_MULTIPROC_DIR"
+logger = logging.getLogger("serving")
 
 
 def main() -> int:
     try:
         settings = load_settings()
-        app = create_app(settings, load_specs())
+        check_default(settings, load_specs())
+        listening = listen(settings)
     except GyreError as exc:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code
     log_to_stdout()
-    uvicorn.run(
-        app, host=LOOPBACK, port=settings.serving_port, loop="uvloop", http="httptools", ws="none",
-        access_log=False, log_config=None, server_header=False, timeout_graceful_shutdown=10,
+    count_in(settings.home / "serving" / f"metrics-{settings.serving_port}")
+    config = uvicorn.Config(
+        "serving.app:worker", factory=True, workers=settings.serving_workers, loop="uvloop",
+        http="httptools", ws="none", access_log=False, log_config=None, server_header=False,
+        timeout_graceful_shutdown=10, backlog=BACKLOG,
     )  # fmt: skip
+    # Beside the workers, which answer before it has imported Feast and MLflow.
+    stop = threading.Event()
+    keeper = threading.Thread(target=keep, args=(settings, stop), daemon=True)
+    keeper.start()
+    with listening:
+        Multiprocess(config, [listening]).run()
+    stop.set()
+    keeper.join(5)
     return 0
+
+
+def check_default(settings: Settings, specs: Sequence[ModelSpec]) -> None:
+    names = [spec.name for spec in specs]
+    if settings.default_model not in names:
+        raise SettingsError(f"GYRE_DEFAULT_MODEL: {settings.default_model!r} is not in {names}")
+
+
+def listen(settings: Settings) -> socket.socket:
+    """Open the port once for all workers: while one is started again, requests wait in it."""
+    found = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+    found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        found.bind((LOOPBACK, settings.serving_port))
+    except OSError as exc:
+        found.close()
+        raise StackError(f"port {settings.serving_port}: {exc.strerror}") from exc
+    found.set_inheritable(True)
+    return found
+
+
+def count_in(folder: Path) -> None:
+    """Have all processes count in `folder`, from nothing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in folder.glob("*.db"):
+        file.unlink()
+    os.environ[METRICS] = str(folder)
+
+
+def keep(settings: Settings, stop: threading.Event) -> None:
+    """Run the keeper, again where it ended: the workers answer on meanwhile."""
+    while not stop.is_set():
+        try:
+            from serving.keeper_app import run  # noqa: PLC0415  (imports Feast and MLflow)
+
+            run(settings, stop)
+        except Exception:
+            logger.exception("the keeper ended")
+        stop.wait(KEEPER_SECONDS)
 
 
 if __name__ == "__main__":

@@ -1,92 +1,132 @@
-"""The application: resources opened in order, one set of routes per model, closed in reverse."""
+"""A worker's application: predictions and readiness here, everything else by the keeper."""
 
+import asyncio
+import contextlib
+import gc
 import logging
-import threading
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import ExitStack, asynccontextmanager, contextmanager
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
-from starlette.staticfiles import StaticFiles
 
-from serving.events import Events, add_events
+from serving.announcement import Announcement, ModelState, announced, silent
+from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
-from serving.prediction_log import AppendLog, FeedbackLog
+from serving.json_logs import log_to_stdout
+from serving.metrics import WATERMARK_AGE
+from serving.periodic import every
+from serving.prediction_log import AppendLog
+from serving.readiness import add_health
 from serving.routes import add_routes
 from serving.scorer import Scorer
-from serving.status import DATA_DOCS, add_status
-from stack.errors import SettingsError
-from stack.settings import Settings
-from stack.spec import ModelSpec
+from stack.settings import Settings, load_settings
+from stack.spec import ModelSpec, load_specs
 
-FLUSH_SECONDS, PROBE_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 1.0, 2.0, 10.0
+FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS = 1.0, 1.0, 0.25
 logger = logging.getLogger(__name__)
 
 
+def worker() -> FastAPI:
+    log_to_stdout()
+    return create_app(load_settings(), load_specs())
+
+
 def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
-    """Everything is made here, nothing is opened before the application starts.
-
-    Raises:
-        SettingsError: GYRE_DEFAULT_MODEL is none of `specs`.
-
-    """
-    names = [spec.name for spec in specs]
-    if settings.default_model not in names:
-        raise SettingsError(f"GYRE_DEFAULT_MODEL: {settings.default_model!r} is not in {names}")
-    folder = settings.home / "serving" / "log"
-    log, feedback = AppendLog(folder, "predictions"), FeedbackLog(folder)
-    holders = [Holder(settings, spec) for spec in specs]
-    events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
-    logs = (log, feedback, *(each.log for each in events))
+    """Everything is made here, nothing is opened before the application starts."""
+    log = AppendLog(settings.home / "serving" / "log", "predictions")
+    holders = {spec.name: Holder(settings, spec) for spec in specs}
+    scorers = [Scorer(holder, log) for holder in holders.values()]
+    default = next(s for s in scorers if s.spec.name == settings.default_model)
+    told, forward = Told(settings, holders), Forward(settings)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        with ExitStack() as opened:
-            for each in logs:
-                each.open()
-                opened.callback(each.close)
-                opened.enter_context(every(FLUSH_SECONDS, each.flush))
-            for receiver in events:
-                opened.callback(receiver.close)
-                threading.Thread(target=receiver.warm, daemon=True).start()
-            for holder in holders:
-                opened.callback(holder.close)
-                opened.enter_context(every(PROBE_SECONDS, holder.probe, holder.wake))
-                opened.enter_context(every(POLL_SECONDS, holder.poll))
-                opened.enter_context(every(SOURCE_SECONDS, holder.look_at_source))
+        async with AsyncExitStack() as opened:
+            log.open()
+            opened.callback(log.close)
+            opened.enter_context(every(FLUSH_SECONDS, log.flush))
+            opened.push_async_callback(forward.close)
+            await told.look()
+            for seconds, work in ((FOLLOW_SECONDS, told.look), (PROBE_SECONDS, told.probe)):
+                opened.push_async_callback(_cancelled, asyncio.create_task(_again(seconds, work)))
+            for scorer in scorers:
+                opened.push_async_callback(scorer.ended)
             yield
+        for holder in holders.values():
+            for source in holder.sources:
+                await source.close()
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
-    scorers = [Scorer(holder, log) for holder in holders]
-    add_routes(app.router, scorers, scorers[names.index(settings.default_model)], feedback)
-    add_events(app, events)
-    add_status(app.router, settings, holders, logs)
-    settings.data_docs.mkdir(parents=True, exist_ok=True)
-    app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
+    add_routes(app.router, scorers, default)
+    add_health(app.router, default.holder, [*holders.values()], log, told)
+    add_forwarded(app, forward)
     return app
 
 
-@contextmanager
-def every(
-    seconds: float, work: Callable[[], None], wake: threading.Event | None = None
-) -> Iterator[None]:
-    """Call `work` in a thread of its own: now, every `seconds` and when woken, until the end."""
-    wake, stopped = wake or threading.Event(), threading.Event()
+class Told:
+    """What the keeper last announced, and the holders that follow it."""
 
-    def run() -> None:
-        while not stopped.is_set():
-            try:
-                work()
-            except Exception:
-                logger.exception("%s failed", work)
-            wake.wait(seconds)
-            wake.clear()
+    def __init__(self, settings: Settings, holders: dict[str, Holder]) -> None:
+        self._settings, self._holders = settings, holders
+        self._parent = os.getppid()
+        self.last: Announcement | None = None
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        stopped.set()
-        wake.set()
-        thread.join(10)
+    @property
+    def problem(self) -> str | None:
+        return silent(self.last)
+
+    async def look(self) -> None:
+        """Follow what is new. A model is loaded in a thread: the others answer on."""
+        found = await asyncio.to_thread(announced, self._settings)
+        if found is None or (self.last and found.written == self.last.written):
+            return
+        self.last, changed = found, False
+        for name, holder in self._holders.items():
+            state = found.models.get(name, ModelState())
+            changed |= await asyncio.to_thread(holder.follow, state)
+            for source in holder.release_sources():
+                await source.close()
+        if changed:
+            await self.probe()
+            settle()
+
+    async def probe(self) -> None:
+        """Look after the feature sources; end if the keeper is gone: the next brings workers."""
+        for name, holder in self._holders.items():
+            await asyncio.gather(*(source.probe() for source in holder.sources))
+            WATERMARK_AGE.labels(name).set(age(holder.features.watermark))
+        if os.getppid() != self._parent:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+def settle() -> None:
+    """Take what is in memory now out of the collector's sight: a later full collection would stop
+    the answers for tens of milliseconds.
+    """
+    gc.collect()
+    gc.freeze()
+
+
+def age(moment: datetime | None) -> float:
+    """Seconds since `moment`; NaN if it is unknown."""
+    return (datetime.now(UTC) - moment).total_seconds() if moment else float("nan")
+
+
+async def _again(seconds: float, work: Callable[[], Awaitable[Any]]) -> None:
+    while True:
+        await asyncio.sleep(seconds)
+        try:
+            await work()
+        except Exception:
+            logger.exception("%s failed", work)
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await task

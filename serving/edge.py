@@ -28,10 +28,14 @@ STATUSES: dict[type[Exception], int] = {
     errors.ModelFailedError: DEFECT,
     errors.NoModelError: 503,
     errors.NotLoggedError: 503,
+    errors.KeeperSilentError: 503,
+    errors.OverloadedError: 429,
     FeaturesUnavailableError: 503,
 }
 HEADERS: dict[type[Exception], dict[str, str]] = {
     FeaturesUnavailableError: {"retry-after": "1"},
+    errors.OverloadedError: {"retry-after": "1"},
+    errors.KeeperSilentError: {"retry-after": "5"},
     errors.BodyTooLargeError: {"connection": "close"},  # the rest of the body is not read
 }
 logger = logging.getLogger(__name__)

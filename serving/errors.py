@@ -33,3 +33,11 @@ class ModelFailedError(GyreError):
 
 class ModelRefusedError(GyreError):
     """A version whose bytes, contract or warm-up do not hold is not served."""
+
+
+class OverloadedError(GyreError):
+    """More rows wait than are let in: try again a moment later."""
+
+
+class KeeperSilentError(GyreError):
+    """The keeper answers this route, and it is not up."""

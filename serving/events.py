@@ -25,7 +25,6 @@ from starlette.concurrency import run_in_threadpool
 
 from serving.edge import edge, json_response, read_body
 from serving.errors import InvalidRequestError, NotFoundError, NotLoggedError
-from serving.features import settle
 from serving.metrics import EVENTS
 from serving.prediction_log import AppendLog
 from serving.routes import REFUSALS
@@ -80,12 +79,10 @@ class Events:
         self.show: Callable[[Any], None] = lambda _: None
         """Told what a body is, once that is known."""
 
-    def warm(self) -> None:
-        """Do what takes long the first time. In a thread of its own: the server is live before."""
-        form = self.form()
-        self.show(form.shown)
-        self.bring_online([]).result()
-        settle()
+    def begin_warming(self) -> None:
+        """Do what takes long the first time, in a thread of its own."""
+        self._worker.submit(lambda: self.show(self.form().shown))
+        self.bring_online([])
 
     def form(self) -> Form:
         with self._loading:

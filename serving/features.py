@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 from stack.errors import GyreError
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
     from datetime import datetime
 
@@ -37,11 +36,10 @@ class FeatureSource:
         settings: Settings,
         service: str,
         features: tuple[str, ...],
-        wake: threading.Event,
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self.asked = (service, features)
-        self._settings, self._wake, self._cache_seconds = settings, wake, cache_seconds
+        self._settings, self._cache_seconds = settings, cache_seconds
         self._reader: OnlineFeatures | None = None
         self._cache: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
         self.problem: str | None = "not opened yet"
@@ -51,7 +49,11 @@ class FeatureSource:
         self.not_built: list[str] | None = None
         """Views published and not computed since, in words; None: not looked at yet."""
 
-    def read(self, keys: Sequence[Entity], as_of: datetime) -> tuple[list[Features | None], str]:
+    fallback = None
+
+    async def read(
+        self, keys: Sequence[Entity], as_of: Sequence[datetime]
+    ) -> tuple[list[Features | None], str]:
         """Rows in the order of `keys`, which name the same columns in one order, and their origin.
 
         `online`: None is an entity that does not exist. `cache`: the store failed, the rows are
@@ -59,7 +61,7 @@ class FeatureSource:
         """
         if self._reader is not None and self.problem is None:
             try:
-                rows = self._reader.read(keys, as_of)
+                rows = self._reader.read(keys, as_of[0])
             except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
                 self._failed(exc)
             else:
@@ -78,7 +80,12 @@ class FeatureSource:
         while len(cache) > CACHE_ENTITIES:
             cache.popitem(last=False)
 
-    def probe(self) -> None:
+    async def probe(self) -> None:
+        import asyncio
+
+        await asyncio.to_thread(self._probe)
+
+    def _probe(self) -> None:
         """Open if need be, ping, and read the watermark. Never raises."""
         try:
             if self._reader is None:
@@ -105,7 +112,6 @@ class FeatureSource:
         from feature_repo.online import OnlineFeatures  # noqa: PLC0415
 
         reader = OnlineFeatures(self._settings, *self.asked)
-        settle()
         return reader
 
     def _failed(self, exc: Exception) -> None:
@@ -113,10 +119,10 @@ class FeatureSource:
         if problem != self.problem:
             logger.warning("features: %s", problem)
         if self.problem is None:
-            self._wake.set()
+            pass
         self.problem = problem
 
-    def close(self) -> None:
+    async def close(self) -> None:
         if self._reader is not None:
             self._reader.close()
 

@@ -1,32 +1,58 @@
-"""What Prometheus reads.
+"""What Prometheus reads: sums over the workers and the keeper, ended workers included.
 
-Imported before Feast, which turns on the client's multi-process files for who imports it later.
+Each process counts in files of its own in the folder that `PROMETHEUS_MULTIPROC_DIR` names, which
+must be set before this is imported (`serving.__main__`).
 """
+
+from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram
 
+NEWEST: Literal["mostrecent"] = "mostrecent"
+"""Of a gauge that several processes set, the value set last."""
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 REQUESTS = Counter("gyre_requests", "Requests answered.", ["model", "route", "status"])
 SECONDS = Histogram(
     "gyre_request_seconds", "Time to the answer.", ["model", "route"], buckets=BUCKETS
 )
-PREDICTIONS = Counter("gyre_predictions", "Rows scored.", ["model", "version", "features_from"])
-FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", ["model", "version"])
+VERSION = ["model", "version", "role"]
+PREDICTIONS = Counter("gyre_predictions", "Rows scored.", [*VERSION, "features_from"])
+FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", VERSION)
+PREDICTION_SECONDS = Histogram(
+    "gyre_prediction_seconds",
+    "From a request's arrival until its rows are scored and on file.",
+    VERSION,
+    buckets=BUCKETS,
+)
+OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.", ["model"])
+SHADOW_DROPPED = Counter("gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"])
 WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",
     "Now minus the time up to which features are complete; NaN: unknown.",
     ["model"],
+    multiprocess_mode=NEWEST,
 )
 SOURCE_SILENCE = Gauge(
     "gyre_source_silence_seconds",
     "Now minus the event time of the dataset's newest row; NaN: unknown.",
     ["dataset"],
+    multiprocess_mode=NEWEST,
 )
 EVENTS = Counter(
     "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
 )
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
-MODEL_INFO = Gauge("gyre_model_info", "1 for the version that answers.", ["model", "version"])
+MODEL_INFO = Gauge(
+    "gyre_model_info", "1 for the version in a role, 0 once it left.", VERSION,
+    multiprocess_mode=NEWEST,
+)  # fmt: skip
+SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
+LOG_LAG = Gauge(
+    "gyre_log_unsynced_seconds",
+    "Since when acknowledged rows of a log wait to be on disk; 0: all are.",
+    ["log"],
+    multiprocess_mode="max",
+)
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])

@@ -25,6 +25,7 @@ from serving.schemas import (
     rows_of,
 )
 from serving.scorer import Request, Scorer
+from stack.spec import ModelSpec
 
 ROW_LIMIT, BATCH_LIMIT = 1_000_000, 10_000_000
 """Bytes of a body."""
@@ -48,9 +49,7 @@ REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 
 
-def add_routes(
-    router: APIRouter, scorers: Sequence[Scorer], default: Scorer, log: FeedbackLog
-) -> None:
+def add_routes(router: APIRouter, scorers: Sequence[Scorer], default: Scorer) -> None:
     """Add every protocol for every model, under its name and the names it is also served as."""
     for scorer in scorers:
         spec, schemas = scorer.spec, build_schemas(scorer.spec)
@@ -64,9 +63,12 @@ def add_routes(
             kserve = kserve_predict(scorer, schemas)
             _post(router, f"{path}:predict", spec.name, kserve, schemas.instances)
             router.add_api_route(path, edge(spec.name, path, kserve_ready(scorer)))
-    outcome = feedback_schema([scorer.spec for scorer in scorers])
-    _post(router, "/feedback", "", feedback(log, outcome), outcome)
     _add_unknown_models(router, [scorer.spec.name for scorer in scorers])
+
+
+def add_feedback(router: APIRouter, log: FeedbackLog, specs: Sequence[ModelSpec]) -> None:
+    outcome = feedback_schema(specs)
+    _post(router, "/feedback", "", feedback(log, outcome), outcome)
 
 
 def _post(
@@ -162,15 +164,18 @@ def _scoring(
         received, merge = datetime.now(UTC), _wants_merge(http)
         body = await read_body(http, limit)
 
+        small = len(body) <= INLINE_BYTES
+        asked = read(body, merge) if small else await run_in_threadpool(read, body, merge)
+        found = await scorer.answer(asked, received)
+
         def respond() -> Response:
-            asked = read(body, merge)
             answers = [
                 {**(request.key or nobody), **{name: row[of] for name, of in fields.items()}}
-                for request, row in zip(asked, scorer.answer(asked, received), strict=True)
+                for request, row in zip(asked, found, strict=True)
             ]
             return json_response(write(answers))
 
-        return respond() if len(body) <= INLINE_BYTES else await run_in_threadpool(respond)
+        return respond() if small else await run_in_threadpool(respond)
 
     return work
 

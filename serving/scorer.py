@@ -1,23 +1,48 @@
-"""The one object behind every protocol: features in or looked up, score, write down, answer."""
+"""The one object behind every protocol: features in or looked up, score, write down, answer.
 
+All on the event loop: what arrives in one tick of it is one read of the features, one matrix per
+version and one write to the log. Requests of many rows go by themselves, scored in a thread.
+"""
+
+import asyncio
+import logging
 import math
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any
 
 from mlflow_server.served_model import rounded
-from serving.errors import InvalidRequestError, ModelFailedError, NoModelError, NotFoundError
+from serving.announcement import Role
+from serving.errors import (
+    InvalidRequestError,
+    ModelFailedError,
+    NoModelError,
+    NotFoundError,
+    OverloadedError,
+)
 from serving.holder import Holder
-from serving.metrics import FAILURES, PREDICTIONS
+from serving.metrics import (
+    FAILURES,
+    OVERLOADED,
+    PREDICTION_SECONDS,
+    PREDICTIONS,
+    SHADOW_DROPPED,
+)
 from serving.model import LoadedModel, Row, Value, score, wrong
 from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
 from stack.spec import Entity, entity_text
 
-Stored = Mapping[str, Value | None]
 GIVEN = frozenset({"request", "merged"})
+JOINED = 64
+"""Rows up to which a request shares a tick with others; more are scored beside the loop."""
+MOST_WAITING = 20_000
+"""Rows that may wait at once; who comes then is turned away."""
+MOST_SHADOWED = 1_000
+"""Rows that may wait for the shadow; it misses what comes then."""
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +50,7 @@ class Request:
     """One row to score. `given` replaces the look-up; with `merge` it overlays it."""
 
     key: Entity | None
-    given: Mapping[str, Value] = field(default_factory=dict)
+    given: dict[str, Value] = field(default_factory=dict)
     merge: bool = False
 
 
@@ -33,72 +58,168 @@ Answer = dict[str, Any]
 """A row of the prediction log (see there for its fields), and `logged`: whether it is on file."""
 
 
+@dataclass(slots=True)
+class Waiting:
+    """Rows that came together and are answered together, or fail together."""
+
+    requests: Sequence[Request]
+    received: datetime
+    done: "asyncio.Future[list[Answer]]"
+    answers: list[Answer | None]
+    error: Exception | None = None
+
+    @property
+    def at(self) -> str:
+        return self.received.isoformat()
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One row on its way: where its answer goes, and what it is scored with."""
+
+    waiting: Waiting
+    position: int
+    request: Request
+
+
+Ready = tuple[Item, Row, str]
+"""An item, every feature of it, and where they are from."""
+
+
 class Scorer:
-    """Safe to call from several threads: what it changes are counters and the log."""
+    """Used on one event loop."""
 
     def __init__(self, holder: Holder, log: AppendLog) -> None:
         self.spec, self.holder, self._log = holder.spec, holder, log
         self._refuse = self.spec.serving.missing_features == "refuse"
+        self._waiting: list[Waiting] = []
+        self._rows_inside = self._rows_shadowed = 0
+        self._tasks = set[asyncio.Task[None]]()
 
-    def answer(self, requests: Sequence[Request], received: datetime) -> list[Answer]:
-        """Answers in the order of `requests`, all by one version and one call of it.
+    async def answer(self, requests: Sequence[Request], received: datetime) -> list[Answer]:
+        """Answers in the order of `requests`, by whoever the roles say for each entity.
 
         Raises:
-            NoModelError, NotFoundError, InvalidRequestError, ModelFailedError;
+            NoModelError, NotFoundError, InvalidRequestError, ModelFailedError, OverloadedError;
             FeaturesUnavailableError where the spec says refuse.
 
         """
-        model = self.holder.current
-        if model is None:
+        if self._rows_inside and self._rows_inside + len(requests) > MOST_WAITING:
+            OVERLOADED.labels(self.spec.name).inc()
+            raise OverloadedError(f"{self._rows_inside} rows wait already: try again")
+        if self.holder.current is None:
             raise NoModelError(self.holder.state)
-        rows = self._gather(model, requests, received)
-        at, failed = received.isoformat(), FAILURES.labels(self.spec.name, model.version)
-        with failed.count_exceptions((ModelFailedError, RuntimeError)):
-            scores = score(model.session, model.contract, [row for row, _ in rows])
-            answers = [
-                _answer(model, request.key, row, origin, found, at)
-                for request, (row, origin), found in zip(requests, rows, scores, strict=True)
-            ]
-        logged = self._log.write(answers)
-        for answer in answers:
-            answer["logged"] = logged
-        origins = [origin for _, origin in rows]
-        for origin in set(origins):
-            counter = PREDICTIONS.labels(self.spec.name, model.version, origin)
-            counter.inc(origins.count(origin))
-        return answers
+        loop, size = asyncio.get_running_loop(), len(requests)
+        waiting = Waiting(requests, received, loop.create_future(), [None] * size)
+        self._rows_inside += size
+        try:
+            if size > JOINED:
+                self._begin([waiting])
+            else:
+                self._waiting.append(waiting)
+                if len(self._waiting) == 1:
+                    loop.call_soon(self._tick)
+            return await waiting.done
+        finally:
+            self._rows_inside -= size
 
-    def _gather(
-        self, model: LoadedModel, requests: Sequence[Request], as_of: datetime
-    ) -> list[tuple[Row, str]]:
-        """Every feature of the contract for each request, and where they are from."""
-        names = model.contract.features.keys()
-        complete = [names <= request.given.keys() for request in requests]
-        keys = [
-            _key(model, request)
-            for request, whole in zip(requests, complete, strict=True)
-            if not whole
-        ]
-        found, origin = model.features.read(keys, as_of) if keys else ([], "")
-        stored = iter(found)
-        return [
-            ({name: request.given[name] for name in names}, "request")
-            if whole
-            else self._complete(model, request, next(stored), origin)
-            for request, whole in zip(requests, complete, strict=True)
-        ]
+    async def ended(self) -> None:
+        """Wait for what is under way, shadows included."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
+    def _tick(self) -> None:
+        found, self._waiting = self._waiting, []
+        self._begin(found)
+
+    def _begin(self, found: list[Waiting]) -> None:
+        self._keep(asyncio.get_running_loop().create_task(self._answer(found)))
+
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _answer(self, found: list[Waiting]) -> None:
+        try:
+            await self._score_all(found)
+        except Exception as exc:  # noqa: BLE001  (nobody may be left without an answer)
+            for waiting in found:
+                waiting.error = waiting.error or exc
+        for waiting in found:
+            if waiting.done.done():  # who asked has gone
+                continue
+            if waiting.error is not None:
+                waiting.done.set_exception(waiting.error)
+            else:
+                waiting.done.set_result(waiting.answers)  # type: ignore[arg-type]
+
+    async def _score_all(self, found: list[Waiting]) -> None:
+        roles, arms = self.holder.roles, dict[Role, list[Item]]()
+        for waiting in found:
+            for position, request in enumerate(waiting.requests):
+                arms.setdefault(roles.role_of(request.key), []).append(
+                    Item(waiting, position, request)
+                )
+        # All are gathered before any is scored: what is refused leaves no row in the log.
+        ready = [(role, await self._gather(roles.model(role), arms[role])) for role in arms]
+        left = list[Item]()
+        for role, rows in ready:
+            left += await self._scored(role, roles.model(role), rows)
+        if left:  # what the challenger failed at is production's: nobody pays for a trial
+            model = roles.model("production")
+            await self._scored("production", model, await self._gather(model, left))
+        if roles.shadow is not None:
+            self._begin_shadow(roles.shadow, found)
+
+    async def _scored(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
+        if len(ready) > JOINED:
+            return await asyncio.to_thread(self._finish, role, model, ready)
+        return self._finish(role, model, ready)
+
+    async def _gather(self, model: LoadedModel, items: Sequence[Item]) -> list[Ready]:
+        """Every feature of the contract for each item; without those whose request failed."""
+        names, asked = model.contract.features.keys(), list[Item]()
+        for item in items:
+            request = item.request
+            if names <= request.given.keys():
+                continue
+            if request.key is None or (request.given and not request.merge):
+                missing = ", ".join(name for name in names if name not in request.given)
+                item.waiting.error = InvalidRequestError(
+                    f"features: version {model.version} needs {missing}"
+                )
+            else:
+                asked.append(item)
+        found, origin = list[Any](), ""
+        if asked:
+            keys = [item.request.key or {} for item in asked]
+            found, origin = await model.features.read(keys, [i.waiting.received for i in asked])
+        stored = dict(zip(map(id, asked), found, strict=True))
+        ready = list[Ready]()
+        for item in items:
+            try:
+                if item.waiting.error is None:
+                    row = self._complete(model, item.request, stored.get(id(item)), origin)
+                    ready.append((item, *row))
+            except (NotFoundError, FeaturesUnavailableError) as exc:
+                item.waiting.error = exc
+        return [one for one in ready if one[0].waiting.error is None]
 
     def _complete(
-        self, model: LoadedModel, request: Request, stored: Stored | None, origin: str
+        self, model: LoadedModel, request: Request, stored: Any, origin: str
     ) -> tuple[Row, str]:
         """Fill what is null: a double goes in as NaN, anything else as the spec says."""
-        if origin == "online" and stored is None:
-            key = ", ".join(f"{name} {value}" for name, value in (request.key or {}).items())
-            raise NotFoundError(f"{key} is not known to the feature store")
-        if origin == "online" and request.given:
-            origin = "merged"
-        values, row = {**(stored or {}), **request.given}, {}
-        for name, kind in model.contract.features.items():
+        features, given = model.contract.features, request.given
+        if features.keys() <= given.keys():
+            return {name: given[name] for name in features}, "request"
+        if origin == "online":
+            if stored is None:
+                key = ", ".join(f"{name} {value}" for name, value in (request.key or {}).items())
+                raise NotFoundError(f"{key} is not known to the feature store")
+            if given:
+                origin = "merged"
+        values, row = {**(stored or {}), **given} if given else stored or {}, {}
+        for name, kind in features.items():
             value = values.get(name)
             if value is None and kind == "double" and name in values:
                 value = math.nan
@@ -110,39 +231,102 @@ class Scorer:
             row[name] = value
         return row, origin
 
+    def _finish(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
+        """Score, write down and answer; return what a challenger failed at."""
+        answers, failed = list[tuple[Item, Answer]](), list[Item]()
+        for one, found in zip(ready, _scores(model, ready), strict=True):
+            item = one[0]
+            try:
+                answers.append((item, _answer(role, model, one, found)))
+            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
+                if not isinstance(exc, InvalidRequestError):
+                    FAILURES.labels(self.spec.name, model.version, role).inc()
+                if role == "challenger":
+                    failed.append(item)
+                else:
+                    item.waiting.error = exc
+        self._write(role, model, [one for one in answers if one[0].waiting.error is None])
+        return failed
 
-def _key(model: LoadedModel, request: Request) -> Entity:
-    """Key to look up what is not given."""
-    if request.key is None or (request.given and not request.merge):
-        missing = ", ".join(name for name in model.contract.features if name not in request.given)
-        raise InvalidRequestError(f"features: version {model.version} needs {missing}")
-    return request.key
+    def _write(self, role: Role, model: LoadedModel, answers: list[tuple[Item, Answer]]) -> None:
+        if not answers:
+            return
+        logged, now = self._log.write([answer for _, answer in answers]), datetime.now(UTC)
+        origins = dict[str, int]()
+        for item, answer in answers:
+            answer["logged"] = logged
+            item.waiting.answers[item.position] = answer
+            origin = answer["features_from"]
+            origins[origin] = origins.get(origin, 0) + 1
+        seconds = PREDICTION_SECONDS.labels(self.spec.name, model.version, role)
+        for waiting in {id(item.waiting): item.waiting for item, _ in answers}.values():
+            seconds.observe((now - waiting.received).total_seconds())
+        for origin, count in origins.items():
+            PREDICTIONS.labels(self.spec.name, model.version, role, origin).inc(count)
+
+    def _begin_shadow(self, model: LoadedModel, found: Sequence[Waiting]) -> None:
+        """Have the shadow score the same rows after they are answered; nobody waits for it."""
+        size = sum(len(waiting.requests) for waiting in found)
+        if self._rows_shadowed + size > MOST_SHADOWED:
+            SHADOW_DROPPED.labels(self.spec.name).inc(size)
+            return
+        loop = asyncio.get_running_loop()
+        copies = [
+            Waiting(w.requests, w.received, loop.create_future(), [None] * len(w.requests))
+            for w in found
+            if w.error is None
+        ]
+        self._rows_shadowed += size
+        self._keep(loop.create_task(self._shadow(model, copies, size)))
+
+    async def _shadow(self, model: LoadedModel, copies: list[Waiting], size: int) -> None:
+        items = [Item(w, at, request) for w in copies for at, request in enumerate(w.requests)]
+        try:
+            ready = await self._gather(model, items)
+            await asyncio.to_thread(self._finish, "shadow", model, ready)
+        except Exception:
+            logger.exception("%s: the shadow failed", self.spec.name)
+        finally:
+            self._rows_shadowed -= size
 
 
-def _answer(
-    model: LoadedModel, key: Entity | None, row: Row, origin: str, found: float, at: str
-) -> Answer:
-    contract = model.contract
+def _scores(model: LoadedModel, ready: Sequence[Ready]) -> list[float | Exception]:
+    """Score all at once; where that fails one by one, so that a row fails alone.
+
+    Rounded as they are answered; what is no score stays what it is.
+    """
+    if not ready:
+        return []
+    try:
+        found = score(model.session, model.contract, [row for _, row, _ in ready])
+        return [*rounded(found, model.contract.threshold).tolist()]
+    except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
+        if len(ready) == 1:
+            return [exc]
+        return [each for one in ready for each in _scores(model, [one])]
+
+
+def _answer(role: Role, model: LoadedModel, ready: Ready, found: float | Exception) -> Answer:
+    """found: rounded, as the threshold is compared with it; or why there is no score."""
+    (item, row, origin), contract = ready, model.contract
+    if isinstance(found, Exception):
+        raise found
     if what := wrong(contract, found):
         error = InvalidRequestError if origin in GIVEN else ModelFailedError
         raise error(f"features: version {model.version} scores them {found}, {what}")
-    threshold = contract.threshold
-    (shown,) = rounded([found], threshold).tolist()  # what the threshold is compared with
-    said = shown
-    if threshold is not None:
-        said = 1.0 if shown >= threshold else 0.0
+    key, at, threshold = item.request.key, item.waiting.at, contract.threshold
     member = row[contract.population.feature]
     return {
         "request_id": uuid.uuid4().hex,
         "model": contract.model,
         "version": model.version,
-        "role": "production",
+        "role": role,
         "received": at,
         "as_of": at,
         "entity": None if key is None else entity_text(key),
         "features": row,
         "features_from": origin,
-        "probability": None if threshold is None else shown,
-        "prediction": said,
+        "probability": None if threshold is None else found,
+        "prediction": found if threshold is None else 1.0 if found >= threshold else 0.0,
         "in_population": not isinstance(member, str) and 0 <= member < contract.population.below,
     }

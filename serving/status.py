@@ -1,19 +1,20 @@
-"""What people, probes and Prometheus read: readiness, metrics, and a page without scripts."""
+"""What people and Prometheus read: metrics of all processes, and a page without scripts."""
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from html import escape
 from math import isfinite
 from typing import Any
 
+import httpx
 from fastapi import APIRouter
-from prometheus_client import CONTENT_TYPE_LATEST, Counter, Histogram, generate_latest
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
 from starlette.responses import HTMLResponse, Response
 
-from serving.edge import json_response
-from serving.holder import Holder
-from serving.metrics import REQUESTS, SECONDS
-from serving.prediction_log import AppendLog
+from serving.announcement import Held
+from serving.keeper import Follower
+from serving.readiness import UNKNOWN
 from stack.settings import Settings
 
 STYLE = """
@@ -22,63 +23,38 @@ h1{font-size:1.4rem}h2{font-size:1.1rem;margin:1.5rem 0 .3rem}
 table{border-collapse:collapse;width:100%;font-size:.9rem}div{overflow-x:auto}
 td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;vertical-align:top}
 """
-UNKNOWN = "unknown"
-"""What a source that does not answer is shown as: never as zero or as nothing."""
 DATA_DOCS = "/data-docs"
 COLUMNS = ("time", "from", "to", "why", "who", "role", "percent", "state")
 ROWS = 10
 
 
-def add_status(
-    router: APIRouter, settings: Settings, holders: Sequence[Holder], logs: Sequence[AppendLog]
-) -> None:
-    default = next(h for h in holders if h.spec.name == settings.default_model)
-
-    @router.get("/health/live")
-    async def live() -> Response:
-        return json_response({"live": True})
-
-    @router.get("/health/ready")
-    async def ready() -> Response:
-        found = readiness(default, holders, logs)
-        return json_response(found, 200 if found["ready"] else 503)
-
+def add_status(router: APIRouter, settings: Settings, followers: Sequence[Follower]) -> None:
     @router.get("/metrics")
-    async def metrics() -> Response:
-        return Response(generate_latest(), media_type=CONTENT_TYPE_LATEST)
+    def metrics() -> Response:
+        return Response(generate_latest(_counted()), media_type=CONTENT_TYPE_LATEST)
 
     @router.get("/")
-    def page() -> HTMLResponse:  # in a thread: it may wait for the ledger's database
-        return HTMLResponse(status_page(settings, readiness(default, holders, logs), holders))
+    def page() -> HTMLResponse:
+        return HTMLResponse(status_page(settings, _readiness(settings), followers))
 
 
-def readiness(
-    default: Holder, holders: Sequence[Holder], logs: Sequence[AppendLog]
-) -> dict[str, Any]:
-    """What each resource said when it was last asked. Ready: model and online store answer.
-
-    MLflow or the log being down is shown and does not count: answers go on without them. So does
-    another model that has no version yet: `GET /v1/models/{name}` tells of each.
-    """
-    redis, mlflow = default.features.down, default.registry_problem
-    resources = {
-        **{f"model {h.spec.name}": (h.current is not None, h.state) for h in holders},
-        **{f"features of {h.spec.name}": _built(h) for h in holders},
-        "redis": (redis is None, redis or "answers"),
-        "mlflow": (mlflow is None, mlflow or "answers"),
-        **{f"{log.kind} log": (not log.problem, log.problem or "is written") for log in logs},
-    }
-    shown = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in resources.items()}
-    return {"ready": default.current is not None and redis is None, "resources": shown}
+def _counted() -> CollectorRegistry:
+    """What all processes counted."""
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry)  # type: ignore[no-untyped-call]
+    return registry
 
 
-def _built(holder: Holder) -> tuple[bool, str]:
-    """Whether what was published of the model's features was also computed."""
-    found = holder.features.not_built
-    return found == [], UNKNOWN if found is None else "; ".join(found) or "are built"
+def _readiness(settings: Settings) -> dict[str, Any]:
+    """What a worker says of itself."""
+    try:
+        found: dict[str, Any] = httpx.get(f"{settings.serving_address}/health/ready").json()
+    except (httpx.HTTPError, ValueError) as exc:
+        return {"ready": False, "resources": {"worker": {"ok": False, "detail": str(exc)}}}
+    return found
 
 
-def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Holder]) -> str:
+def status_page(settings: Settings, ready: dict[str, Any], followers: Sequence[Follower]) -> str:
     links = {"API": "/docs", "metrics": "/metrics",
              "MLflow": settings.mlflow_address, "Airflow": settings.airflow_address}  # fmt: skip
     links |= _validated(settings)
@@ -89,7 +65,7 @@ def status_page(settings: Settings, ready: dict[str, Any], holders: Sequence[Hol
         '<!doctype html><html lang="en"><meta charset="utf-8"><title>Gyre</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
         f"<style>{STYLE}</style><h1>Gyre serving: {'' if ready['ready'] else 'not '}ready</h1>"
-        f"<p>{anchors}</p>{_table(said)}{''.join(map(_model, holders))}</html>"
+        f"<p>{anchors}</p>{_table(said)}{''.join(map(_model, followers))}</html>"
     )
 
 
@@ -103,20 +79,26 @@ def _validated(settings: Settings) -> dict[str, str]:
     return {f"data: {page.parts[0]}": f"{DATA_DOCS}/{page}" for page in found}
 
 
-def _model(holder: Holder) -> str:
-    name, current, ledger = holder.spec.name, holder.current, holder.history()
+def _model(follower: Follower) -> str:
+    name, state, ledger = follower.spec.name, follower.state, follower.history()
     promoted = [r for r in ledger or () if r.state == "applied" and r.role == "production"]
     last = promoted[-1] if promoted else None
     since = f"{_moment(last.time)}, by {last.who}: {last.why}" if last else "no promotion yet"
-    requests = _by("status", REQUESTS, "_total", name)
-    seconds, timed = (_by("route", SECONDS, end, name) for end in ("_sum", "_count"))
+    samples = [sample for family in _counted().collect() for sample in family.samples]
+    of_model = [each for each in samples if each.labels.get("model") == name]
+    requests = _by("status", of_model, "gyre_requests_total")
+    seconds, timed = (_by("route", of_model, f"gyre_request_seconds_{x}") for x in ("sum", "count"))
     times = [f"{route}: {1000 * seconds[route] / n:.2f} ms" for route, n in timed.items() if n]
+    ages = _by("model", of_model, "gyre_feature_watermark_age_seconds")
+    complete = [
+        datetime.now(UTC) - timedelta(seconds=age) for age in ages.values() if isfinite(age)
+    ]
     facts = [
-        ("version", current.version if current else holder.state),
-        ("loaded", _moment(current.loaded_at if current else None)),
+        *((role, _held(role, held)) for role, held in state.roles.items()),
+        *(("refused", f"version {v}: {why}") for v, why in state.refused.items()),
         ("in production since", UNKNOWN if ledger is None else since),
-        ("features complete up to", _moment(holder.features.watermark)),
-        (f"newest event of {holder.spec.dataset}", _moment(holder.features.newest_event)),
+        ("features complete up to", _moment(complete[0] if complete else None)),
+        (f"newest event of {follower.spec.dataset}", _moment(state.newest_event)),
         ("requests so far", ", ".join(f"{n:.0f} with {code}" for code, n in requests.items()) or 0),
         ("mean time to answer", ", ".join(times) or UNKNOWN),
     ]
@@ -127,27 +109,30 @@ def _model(holder: Holder) -> str:
     rows = [["-" if row[name] is None else row[name] for name in COLUMNS] for row in shown]
     found = _table([COLUMNS, *rows]) if rows else UNKNOWN if ledger is None else "no row yet"
     return (
-        f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Verdicts</h2>{_verdicts(holder)}"
+        f"<h2>{escape(name)}</h2>{_table(facts)}<h2>Verdicts</h2>{_verdicts(follower)}"
         f"<h2>Ledger</h2>{found}"
     )
 
 
-def _by(label: str, metric: Counter | Histogram, ending: str, model: str) -> dict[str, float]:
-    """Sums of a metric of `model` by the value of `label`."""
+def _held(role: str, held: Held) -> str:
+    return f"version {held.version}" + (f" for {held.percent} %" if role == "challenger" else "")
+
+
+def _by(label: str, samples: Iterable[Any], name: str) -> dict[str, float]:
+    """Sums of the samples called `name` by the value of `label`."""
     found: dict[str, float] = {}
-    for sample in (sample for family in metric.collect() for sample in family.samples):
-        if sample.name.endswith(ending) and sample.labels["model"] == model:
-            value = sample.labels[label]
-            found[value] = found.get(value, 0) + sample.value
+    for sample in (each for each in samples if each.name == name):
+        value = sample.labels[label]
+        found[value] = found.get(value, 0) + sample.value
     return found
 
 
-def _verdicts(holder: Holder) -> str:
+def _verdicts(follower: Follower) -> str:
     """What the monitor last decided, above a plot of the largest drift it may act on."""
-    rows = holder.decisions()
+    rows = follower.decisions()
     if not rows:
         return UNKNOWN if rows is None else "no monitor has looked yet"
-    passive = {f"psi_{name}" for name in holder.spec.drift.informative}
+    passive = {f"psi_{name}" for name in follower.spec.drift.informative}
     drifts = ([v for name, v in row.figures.items()
                if name.startswith("psi_") and name not in passive and isfinite(v)]
               for row in rows)  # fmt: skip
@@ -157,7 +142,7 @@ def _verdicts(holder: Holder) -> str:
         for row in reversed(rows[-ROWS:])
     ]
     head = ("time", "version", "verdict", "action", "reason")
-    plot = _plot(largest, holder.spec.drift.significant) if largest else ""
+    plot = _plot(largest, follower.spec.drift.significant) if largest else ""
     return plot + _table([head, *shown])
 
 

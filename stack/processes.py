@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import subprocess
 import sys
-import tempfile
 import time
-import zlib
 from collections.abc import Callable, Collection, Mapping  # noqa: TC003  (dataclass fields)
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xmlrpc.client import Error, ServerProxy
 
@@ -21,10 +17,12 @@ from stack.environment import process_environment
 from stack.errors import StackError
 from stack.preflight import MARK
 from stack.settings import PROJECT
+from stack.sockets import socket_path
 
 if TYPE_CHECKING:
     from stack.settings import Settings
 
+SUPERVISOR = "supervisord"
 FALLEN = {"FATAL", "EXITED", "STOPPED", "UNKNOWN"}
 HEAD = """[supervisord]
 logfile={logs}/supervisord.log
@@ -63,7 +61,8 @@ class Program:
 def render(settings: Settings, programs: list[Program]) -> str:
     """Return supervisord's configuration."""
     run, logs = settings.home / "run", _escaped(settings.home / "logs")
-    text = HEAD.format(run=_escaped(run), logs=logs, socket=_escaped(socket_path(settings)))
+    address = _escaped(socket_path(settings, SUPERVISOR))
+    text = HEAD.format(run=_escaped(run), logs=logs, socket=address)
     for program in programs:
         pairs = [_quoted(name, value) for name, value in sorted(program.environment.items())]
         text += SECTION.format(
@@ -84,13 +83,6 @@ def _quoted(name: str, value: str) -> str:
         bad = "a quote, a line break, ' ;' or ' #' cannot be passed on"
         raise StackError(f"{name}: {bad}: {value!r}")
     return f'{name}="{_escaped(value)}"'
-
-
-def socket_path(settings: Settings) -> Path:
-    """Return the supervisor's address: Linux allows 107 bytes, a suffix for a moment included."""
-    path = settings.home / "run" / "supervisord.sock"
-    short = f"gyre-{os.getuid()}-{zlib.crc32(os.fsencode(path)):08x}.sock"
-    return path if len(os.fsencode(path)) <= 100 else Path(tempfile.gettempdir()) / short  # noqa: PLR2004
 
 
 def start(settings: Settings, text: str) -> None:
@@ -141,7 +133,8 @@ def restart(settings: Settings, readers: Collection[str], changed: float) -> lis
 
 def _supervisor(settings: Settings) -> ServerProxy:
     """Return the supervisor's own client; an OSError at a call says that none listens."""
-    transport = SupervisorTransport(serverurl=f"unix://{socket_path(settings)}")
+    address = f"unix://{socket_path(settings, SUPERVISOR)}"
+    transport = SupervisorTransport(serverurl=address)
     return ServerProxy("http://supervisor", transport)
 
 

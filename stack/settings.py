@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     change_live_features: bool = False
     """Let `feast apply` change what a live model reads."""
     default_model: str = "customer_churn_model"
+    serving_workers: int = Field(1, ge=1, le=64)
+    """Processes that answer predictions; each takes a core and at most 150 MB."""
 
     @field_validator("database_url")
     @classmethod

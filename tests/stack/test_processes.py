@@ -19,9 +19,10 @@ from stack.ending import end_stack, members
 from stack.environment import child_environment, process_environment, write_feast_config
 from stack.errors import SettingsError, StackError
 from stack.preflight import MARK
-from stack.processes import Program, render, restart, socket_path, start, states, wait_ready
+from stack.processes import Program, render, restart, start, states, wait_ready
 from stack.scheduler import end_leftover_workers
 from stack.settings import PROJECT, Settings, load_settings
+from stack.sockets import socket_path
 
 SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 
@@ -158,8 +159,8 @@ def test_workers_that_outlived_their_scheduler_are_ended_and_others_stay(setting
 
 def test_a_long_home_gets_a_short_socket(tmp_path):
     long = load_settings(home=tmp_path / ("x" * 120))
-    assert len(os.fsencode(socket_path(long))) < 107
-    assert socket_path(long) != socket_path(load_settings(home=tmp_path / ("y" * 120)))
+    assert len(os.fsencode(socket_path(long, "a"))) < 107
+    assert socket_path(long, "a") != socket_path(load_settings(home=tmp_path / ("y" * 120)), "a")
 
 
 def test_children_find_the_stack_and_no_hindrance(settings):

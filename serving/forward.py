@@ -1,0 +1,95 @@
+"""What the keeper answers: feedback, events, metrics, the status page and its reports."""
+
+import logging
+from typing import TYPE_CHECKING, Any
+
+from fastapi import FastAPI
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from serving.edge import edge, read_body
+from serving.errors import KeeperSilentError
+from stack.settings import Settings
+from stack.sockets import socket_path
+
+if TYPE_CHECKING:
+    import httpx
+
+MAX_BYTES = 10_000_000
+SECONDS = 30.0
+PATHS = ("/", "/metrics", "/feedback", "/events/{name:path}", "/data-docs/{page:path}")
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+KEPT = ("content-type", "retry-after", "allow", "connection", "location")
+logger = logging.getLogger(__name__)
+
+
+def keeper_socket(settings: Settings) -> str:
+    """Address of the keeper of the workers at this port."""
+    return str(socket_path(settings, f"keeper-{settings.serving_port}"))
+
+
+class Forward:
+    def __init__(self, settings: Settings) -> None:
+        self._address = keeper_socket(settings)
+        self._opened: httpx.AsyncClient | None = None
+
+    async def __call__(self, request: Request) -> Response:
+        import httpx  # noqa: PLC0415  (a worker that only predicts does without)
+
+        body = await read_body(request, MAX_BYTES)
+        sent = {n: v for n, v in request.headers.items() if n in {"content-type", "accept"}}
+        sent["x-request-id"] = request.headers.get("x-request-id", "")
+        try:
+            found = await self._client().request(
+                request.method, request.url.path, params=request.url.query.encode(),
+                content=body, headers=sent,
+            )  # fmt: skip
+        except httpx.TransportError as exc:
+            raise KeeperSilentError(f"the keeper does not answer: {exc}") from exc
+        kept = {name: found.headers[name] for name in KEPT if name in found.headers}
+        return Response(found.content, found.status_code, kept)
+
+    async def openapi(self) -> dict[str, Any]:
+        """Return what the keeper says of its own routes; nothing where it does not answer."""
+        import httpx  # noqa: PLC0415
+
+        try:
+            found: dict[str, Any] = (await self._client().get("/openapi.json")).json()
+        except httpx.TransportError:
+            return {}
+        return found
+
+    def _client(self) -> "httpx.AsyncClient":
+        import httpx  # noqa: PLC0415
+
+        if self._opened is None:
+            self._opened = httpx.AsyncClient(
+                transport=httpx.AsyncHTTPTransport(uds=self._address),
+                base_url="http://keeper", timeout=SECONDS,
+            )  # fmt: skip
+        return self._opened
+
+    async def close(self) -> None:
+        if self._opened is not None:
+            await self._opened.aclose()
+
+
+def add_forwarded(app: FastAPI, forward: Forward) -> None:
+    """Add the keeper's routes, and its part of the documentation to ours."""
+    for path in PATHS:
+        route = path.partition("{")[0]
+        app.router.add_route(path, edge("", route, forward), METHODS, include_in_schema=False)
+    own = app.openapi
+
+    async def documented(_request: Request) -> Response:
+        ours, theirs = own(), await forward.openapi()
+        return JSONResponse(ours | {
+            "paths": ours["paths"] | theirs.get("paths", {}),
+            "components": {"schemas": {
+                **theirs.get("components", {}).get("schemas", {}),
+                **ours.get("components", {}).get("schemas", {}),
+            }},
+        })  # fmt: skip
+
+    app.router.routes = [r for r in app.router.routes if getattr(r, "path", "") != app.openapi_url]
+    app.router.add_route(app.openapi_url or "/openapi.json", documented, include_in_schema=False)

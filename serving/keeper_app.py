@@ -1,0 +1,92 @@
+"""The keeper's process: it follows every model, and answers what workers forward to it."""
+
+import os
+import socket
+import threading
+from collections.abc import AsyncIterator
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+
+import uvicorn
+from fastapi import FastAPI
+from starlette.staticfiles import StaticFiles
+
+from serving.announcement import announce, announced
+from serving.events import Events, add_events
+from serving.forward import keeper_socket
+from serving.keeper import Follower
+from serving.periodic import every
+from serving.prediction_log import FeedbackLog
+from serving.routes import add_feedback
+from serving.status import DATA_DOCS, add_status
+from stack.settings import Settings
+from stack.spec import load_specs
+
+FLUSH_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 2.0, 10.0
+
+
+def run(settings: Settings, stop: threading.Event) -> None:
+    """Answer on the keeper's socket until `stop` is set."""
+    address = Path(keeper_socket(settings))
+    address.parent.mkdir(parents=True, exist_ok=True)
+    address.unlink(missing_ok=True)
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)  # no other account may connect
+    listening.bind(str(address))
+    os.umask(before)
+    config = uvicorn.Config(
+        create_app(settings), loop="asyncio", ws="none", access_log=False, log_config=None,
+        server_header=False, timeout_graceful_shutdown=5,
+    )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    def end() -> None:
+        stop.wait()
+        server.should_exit = True
+
+    threading.Thread(target=end, daemon=True).start()
+    with listening:
+        server.run([listening])
+    address.unlink(missing_ok=True)
+
+
+def create_app(settings: Settings) -> FastAPI:
+    specs, found = load_specs(), announced(settings)
+    known = found.models if found else {}
+    followers = [Follower(settings, spec, known.get(spec.name)) for spec in specs]
+    feedback = FeedbackLog(settings.home / "serving" / "log")
+    events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
+    logs = (feedback, *(each.log for each in events))
+
+    def follow() -> None:
+        for follower in followers:
+            follower.poll()
+        announce(settings, {each.spec.name: each.state for each in followers})
+
+    def look_at_sources() -> None:
+        for follower in followers:
+            follower.look_at_source()
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        with ExitStack() as opened:
+            for log in logs:
+                log.open()
+                opened.callback(log.close)
+                opened.enter_context(every(FLUSH_SECONDS, log.flush))
+            for receiver in events:
+                opened.callback(receiver.close)
+                receiver.begin_warming()
+            for follower in followers:
+                opened.callback(follower.close)
+            opened.enter_context(every(POLL_SECONDS, follow))
+            opened.enter_context(every(SOURCE_SECONDS, look_at_sources))
+            yield
+
+    app = FastAPI(title="Gyre", version="1", lifespan=lifespan)
+    add_feedback(app.router, feedback, specs)
+    add_events(app, events)
+    add_status(app.router, settings, followers)
+    settings.data_docs.mkdir(parents=True, exist_ok=True)
+    app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
+    return app
