@@ -81,6 +81,7 @@ def start_ours(opened: ExitStack, folder: Path) -> int:
     redis, port, nothing = free_port(), free_port(), free_port()
     for part in ("serving/models", "feast"):
         shutil.copytree(settings.home / part, home / part)
+    shutil.copy(settings.home / "serving" / "announcement.json", home / "serving")
     dump = [str(BIN / "redis-cli"), "-u", settings.redis_address, "--rdb", str(folder / "dump.rdb")]
     subprocess.run(dump, check=True, capture_output=True)
     server = [str(BIN / "redis-server"), "--port", str(redis), "--dir", str(folder), "--save", ""]

@@ -14,6 +14,7 @@ from uvicorn.supervisors import Multiprocess
 from serving.json_logs import log_to_stdout
 from stack.errors import GyreError, SettingsError, StackError
 from stack.settings import LOOPBACK, Settings, load_settings
+from stack.sockets import keeper_socket
 from stack.spec import ModelSpec, load_specs
 
 BACKLOG, KEEPER_SECONDS = 2048, 5
@@ -66,6 +67,19 @@ def listen(settings: Settings) -> socket.socket:
     return found
 
 
+def listen_beside(settings: Settings) -> socket.socket:
+    """Open the socket that workers find the keeper at; no other account may connect."""
+    address = keeper_socket(settings)
+    address.parent.mkdir(parents=True, exist_ok=True)
+    address.unlink(missing_ok=True)
+    found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    before = os.umask(0o177)
+    found.bind(str(address))
+    os.umask(before)
+    found.listen()
+    return found
+
+
 def count_in(folder: Path) -> None:
     """Have all processes count in `folder`, from nothing."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -78,9 +92,11 @@ def keep(settings: Settings, stop: threading.Event) -> None:
     """Run the keeper, again where it ended: the workers answer on meanwhile."""
     while not stop.is_set():
         try:
-            from serving.keeper_app import run  # noqa: PLC0415  (imports Feast and MLflow)
+            # Before what takes seconds to import: workers wait rather than fail.
+            with listen_beside(settings) as listening:
+                from serving.keeper_app import run  # noqa: PLC0415  (Feast and MLflow)
 
-            run(settings, stop)
+                run(settings, listening, stop)
         except Exception:
             logger.exception("the keeper ended")
         stop.wait(KEEPER_SECONDS)

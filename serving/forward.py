@@ -10,7 +10,7 @@ from starlette.responses import JSONResponse, Response
 from serving.edge import edge, read_body
 from serving.errors import KeeperSilentError
 from stack.settings import Settings
-from stack.sockets import socket_path
+from stack.sockets import keeper_socket
 
 if TYPE_CHECKING:
     import httpx
@@ -23,14 +23,9 @@ KEPT = ("content-type", "retry-after", "allow", "connection", "location")
 logger = logging.getLogger(__name__)
 
 
-def keeper_socket(settings: Settings) -> str:
-    """Address of the keeper of the workers at this port."""
-    return str(socket_path(settings, f"keeper-{settings.serving_port}"))
-
-
 class Forward:
     def __init__(self, settings: Settings) -> None:
-        self._address = keeper_socket(settings)
+        self._address = str(keeper_socket(settings))
         self._opened: httpx.AsyncClient | None = None
 
     async def __call__(self, request: Request) -> Response:

@@ -1,11 +1,9 @@
 """The keeper's process: it follows every model, and answers what workers forward to it."""
 
-import os
 import socket
 import threading
 from collections.abc import AsyncIterator
 from contextlib import ExitStack, asynccontextmanager
-from pathlib import Path
 
 import uvicorn
 from fastapi import FastAPI
@@ -13,7 +11,6 @@ from starlette.staticfiles import StaticFiles
 
 from serving.announcement import announce, announced
 from serving.events import Events, add_events
-from serving.forward import keeper_socket
 from serving.keeper import Follower
 from serving.periodic import every
 from serving.prediction_log import FeedbackLog
@@ -25,15 +22,8 @@ from stack.spec import load_specs
 FLUSH_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 2.0, 10.0
 
 
-def run(settings: Settings, stop: threading.Event) -> None:
-    """Answer on the keeper's socket until `stop` is set."""
-    address = Path(keeper_socket(settings))
-    address.parent.mkdir(parents=True, exist_ok=True)
-    address.unlink(missing_ok=True)
-    listening = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    before = os.umask(0o177)  # no other account may connect
-    listening.bind(str(address))
-    os.umask(before)
+def run(settings: Settings, listening: socket.socket, stop: threading.Event) -> None:
+    """Answer on `listening` until `stop` is set."""
     config = uvicorn.Config(
         create_app(settings), loop="asyncio", ws="none", access_log=False, log_config=None,
         server_header=False, timeout_graceful_shutdown=5,
@@ -45,9 +35,7 @@ def run(settings: Settings, stop: threading.Event) -> None:
         server.should_exit = True
 
     threading.Thread(target=end, daemon=True).start()
-    with listening:
-        server.run([listening])
-    address.unlink(missing_ok=True)
+    server.run([listening])
 
 
 def create_app(settings: Settings) -> FastAPI:

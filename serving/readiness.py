@@ -1,19 +1,14 @@
 """What probes read of a worker: whether it lives, and whether it can answer."""
 
-from __future__ import annotations
+from collections.abc import Sequence
+from typing import Any, Protocol
 
-from typing import TYPE_CHECKING, Any, Protocol
+from fastapi import APIRouter
+from starlette.responses import Response
 
 from serving.edge import json_response
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from fastapi import APIRouter
-    from starlette.responses import Response
-
-    from serving.holder import Holder
-    from serving.prediction_log import AppendLog
+from serving.holder import Holder
+from serving.prediction_log import AppendLog
 
 UNKNOWN = "unknown"
 """What a source that does not answer is shown as: never as zero or as nothing."""

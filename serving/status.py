@@ -90,14 +90,12 @@ def _model(follower: Follower) -> str:
     seconds, timed = (_by("route", of_model, f"gyre_request_seconds_{x}") for x in ("sum", "count"))
     times = [f"{route}: {1000 * seconds[route] / n:.2f} ms" for route, n in timed.items() if n]
     ages = _by("model", of_model, "gyre_feature_watermark_age_seconds")
-    complete = [
-        datetime.now(UTC) - timedelta(seconds=age) for age in ages.values() if isfinite(age)
-    ]
+    known = [timedelta(seconds=age) for age in ages.values() if isfinite(age)]
     facts = [
         *((role, _held(role, held)) for role, held in state.roles.items()),
         *(("refused", f"version {v}: {why}") for v, why in state.refused.items()),
         ("in production since", UNKNOWN if ledger is None else since),
-        ("features complete up to", _moment(complete[0] if complete else None)),
+        ("features complete up to", _moment(datetime.now(UTC) - known[0] if known else None)),
         (f"newest event of {follower.spec.dataset}", _moment(state.newest_event)),
         ("requests so far", ", ".join(f"{n:.0f} with {code}" for code, n in requests.items()) or 0),
         ("mean time to answer", ", ".join(times) or UNKNOWN),

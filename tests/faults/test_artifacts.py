@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,9 +62,9 @@ def test_what_is_not_what_was_registered_is_refused_every_time_until_it_is_whole
                 rig.promote(version)
             said = f"version {version} is refused: {reason}"
             rig.wait_until(said, lambda n=expected: refusals(client) == n, RETRY)
+            rig.wait_until("word of it", lambda s=said: s in client.get("/health/ready").text, 5)
             ready = client.get("/health/ready")
             assert ready.status_code == 200
-            assert said in ready.json()["resources"][f"model {rig.spec.name}"]["detail"]
             assert f"version {served.first} answers" in ready.text
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
     artifact.write_bytes(whole)
@@ -93,11 +91,9 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     rig: Any, served: Any, damage: str, tmp_path: Path
 ) -> None:
     """3: the local copy is altered, cut short or missing."""
-    for part in ("serving/models", "feast"):
-        shutil.copytree(rig.settings.home / part, tmp_path / part)
+    rig.copy_what_serves(tmp_path)
     copy = tmp_path / "serving" / "models" / rig.spec.name
-    version = json.loads((copy / "production.json").read_text())["version"]
-    DAMAGES[damage][0](copy / version / "model.onnx")
+    DAMAGES[damage][0](copy / served.first / "model.onnx")
     ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
     with rig.serving(home=tmp_path, **ports) as (client, _):
         rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text, 30)
@@ -111,8 +107,7 @@ def test_a_start_while_a_damaged_version_is_in_production_answers_with_the_last_
     rig: Any, served: Any, tmp_path: Path
 ) -> None:
     """3: the worker restarts while what MLflow names cannot be trusted."""
-    for part in ("serving/models", "feast"):
-        shutil.copytree(rig.settings.home / part, tmp_path / part)
+    rig.copy_what_serves(tmp_path)
     version = rig.register(1.0).version
     alter(stored(rig, "model.onnx"))
     rig.promote(version)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -154,6 +155,12 @@ class Rig:
         ):
             wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
             yield client, process
+
+    def copy_what_serves(self, home: Path) -> None:
+        """Give another home what a worker needs to start by itself."""
+        for part in ("serving/models", "feast"):
+            shutil.copytree(self.settings.home / part, home / part, dirs_exist_ok=True)
+        shutil.copy(self.settings.home / "serving" / "announcement.json", home / "serving")
 
     def fill_features(self) -> None:
         """`feast apply`, then the real ingest of the shipped orders."""

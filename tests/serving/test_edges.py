@@ -202,11 +202,11 @@ def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
     rig.predict(served.client)
     text = served.client.get("/metrics").text
     for line in (
-        f'gyre_model_info{{model="customer_churn_model",version="{served.first}"}} 1.0',
+        f'gyre_model_info{{model="{rig.spec.name}",role="production",version="{served.first}"}} 1.0',
         'gyre_requests_total{model="customer_churn_model",route="/predict",status="200"}',
         "gyre_feature_watermark_age_seconds{", 'gyre_source_silence_seconds{dataset="orders"}',
         "gyre_request_seconds_bucket{",
-        'gyre_predictions_total{features_from="online"',
+        'gyre_predictions_total{features_from="online"', "gyre_prediction_seconds_bucket{",
     ):  # fmt: skip
         assert line in text
     page = served.client.get("/").text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +21,7 @@ HOLES = 7_000_001
 
 def refusing(rig: Any, home: Path, body: Any) -> httpx.Response:
     """Answer of an application in this process, told to refuse, once its model is loaded."""
-    shutil.copytree(rig.settings.home / "feast", home / "feast", dirs_exist_ok=True)
+    rig.copy_what_serves(home)
     serving = rig.spec.serving.model_copy(update={"missing_features": "refuse"})
     spec = rig.spec.model_copy(update={"serving": serving})
     app = create_app(rig.settings.model_copy(update={"home": home}), [spec])
