@@ -149,6 +149,7 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
 
             rig.wait_until("an alert", lambda: counted() == [(2, True)], 60)
         rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
     (alert,) = received
     assert said in alert["message"]
 
