@@ -30,3 +30,6 @@ LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", [
 TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
 MODEL_INFO = Gauge("gyre_model_info", "1 for the version that answers.", ["model", "version"])
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
+FEATURE_FALLBACKS = Counter(
+    "gyre_feature_fallbacks", "Rows that Feast's own reader was to answer.", ["reason"]
+)
