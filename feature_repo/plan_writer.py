@@ -9,10 +9,11 @@ import symtable
 import textwrap
 from contextlib import closing
 from datetime import UTC, datetime
+from functools import cache
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from feast import utils
+from feast import ValueType, utils
 from feast.errors import FeastError, FeastObjectNotFoundException
 from feast.infra.key_encoding_utils import deserialize_entity_key, serialize_entity_key_prefix
 from feast.infra.online_stores import redis as stock
@@ -49,8 +50,7 @@ DEADLINE = 0.5
 CANARIES = 16
 SCANS, SCANNED = 50, 2_000
 """Rounds in search of canaries, and keys a round: Redis answers nobody else during one."""
-TAGS: dict[FeatureType, int] = {"int64": 0x20, "double": 0x29, "string": 0x12}
-"""Of the field in feast.types.Value, https://protobuf.dev/programming-guides/encoding"""
+SOME: dict[FeatureType, int | float | str] = {"int64": 1, "double": 1.0, "string": "a"}
 KEY_VALUES: dict[str, tuple[int | str, ...]] = {
     "int64": (1, 0, -1, 2**63 - 1, -(2**63), 2**40),
     "string": ("a", "", "ü", "€😀", "x" * 300, "0"),
@@ -208,7 +208,7 @@ class _Planned:
         _, fields = self._online._generate_hset_keys_for_features(  # noqa: SLF001
             table, [*names], fv_name_override=view
         )
-        dtypes = {field.name: _kind(field) for field in table.features if field.name in names}
+        kinds_of = {field.name: _kind(field) for field in table.features if field.name in names}
         joins, alias = sorted(table.join_keys), table.projection.join_key_map
         kinds = {alias.get(join, join): self._types[alias.get(join, join)].name for join in joins}
         if other := {k: v for k, v in kinds.items() if v.lower() not in KEY_VALUES}:
@@ -221,7 +221,9 @@ class _Planned:
             time=fields[-1].encode(),
             ttl_us=round(table.ttl.total_seconds() * 1e6) if table.ttl else 0,
             features=tuple(
-                PlannedFeature(name=name, kind=dtypes[name], field=field, tag=TAGS[dtypes[name]])
+                PlannedFeature(
+                    name=name, kind=kinds_of[name], field=field, tag=_tag(kinds_of[name])
+                )
                 for name, field in zip(names, fields, strict=False)
             ),
         )
@@ -284,6 +286,13 @@ def _kind(field: Any) -> FeatureType:
     return TYPES[str(field.dtype)]
 
 
+@cache
+def _tag(kind: FeatureType) -> int:
+    """Return the first byte of any value of a type, as Feast serialises it."""
+    (value,) = utils.python_values_to_proto_values([SOME[kind]], ValueType[kind.upper()])
+    return bytes(value.SerializeToString())[0]
+
+
 def _plain(view: Any) -> None:
     """Raise NotDirectError unless an on-demand view is one Python function over lists."""
     reasons = {
@@ -299,7 +308,7 @@ def _plain(view: Any) -> None:
 
 
 def plain_source(view: str, text: str) -> tuple[str, str]:
-    """Return the function of an on-demand view without its decorators, and its name.
+    """Return the function of an on-demand view without decorators and annotations, and its name.
 
     Raises:
         NotDirectError: it is no plain function, or uses names that it does not define.
@@ -312,6 +321,11 @@ def plain_source(view: str, text: str) -> tuple[str, str]:
     if not isinstance(function, ast.FunctionDef):
         raise NotDirectError(f"on-demand view {view}: its source is not one function")
     function.decorator_list = []
+    for node in ast.walk(function):  # names of annotations are Feast's module's, not the function's
+        if isinstance(node, ast.arg):
+            node.annotation = None
+        elif isinstance(node, ast.FunctionDef):
+            node.returns = None
     source = ast.unparse(function)
     if strange := _free(symtable.symtable(source, view, "exec")) - {function.name, *dir(builtins)}:
         raise NotDirectError(f"on-demand view {view}: it uses {', '.join(sorted(strange))}")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
 import hiredis
@@ -46,8 +46,7 @@ class _Protocol(asyncio.Protocol):
         self.problem: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)  # noqa: S101  (for mypy)
-        self._transport = transport
+        self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from neither
 
     def ask(self, payload: bytes, count: int, seconds: float) -> asyncio.Future[list[Any]]:
         """Send commands; the future has their `count` replies, or fails within `seconds`."""

@@ -5,7 +5,6 @@ reason, for Feast's own reader to answer.
 """
 
 from __future__ import annotations
-import __future__
 
 import math
 import struct
@@ -176,9 +175,8 @@ class FunctionReader:
 
     def __init__(self, plan: PlannedFunction) -> None:
         self._plan, names = plan, dict[str, Any]()
-        flags = __future__.annotations.compiler_flag  # as where Feast makes functions of sources
         # As trusted as the registry, of which Feast runs what is pickled there.
-        exec(compile(plan.source, plan.name, "exec", flags, dont_inherit=True), names)  # noqa: S102
+        exec(compile(plan.source, plan.name, "exec"), names)  # noqa: S102
         self._function = names[plan.function]
 
     def columns(self, known: Columns, count: int, odd: Odd) -> Columns:
@@ -301,6 +299,9 @@ class DirectReader:
             return f"version: the plan is of Feast {plan.standing.feast}, {installed} is installed"
         if plan.not_direct is not None:
             return f"plan: {plan.not_direct}"
+        for feature in (f for view in plan.views for f in view.features):
+            if feature.tag != DECODERS[feature.kind][0]:
+                return f"tag: {feature.name} is stored under {feature.tag}"
         for each in (*plan.samples, *plan.canaries):
             if self.commands([each.key]) != [*self._by_feast(each.hashes)]:
                 return f"keys: of {dict(each.key)} another name is read than Feast reads"
