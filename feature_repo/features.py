@@ -13,7 +13,6 @@ import os
 import shutil
 import sys
 from contextlib import closing
-from datetime import UTC, datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,10 +26,12 @@ from feature_repo.engines import open_engine
 from feature_repo.engines.duckdb import DuckDBEngine, connect
 from feature_repo.engines.period import PERIOD
 from stack.errors import DataError
+from stack.moment import BEGINNING
 from stack.storage import Table
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
+    from datetime import datetime
 
     import ibis.expr.types as ir
 
@@ -38,7 +39,6 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 TIME = pa.timestamp("us", tz="UTC")
-BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:

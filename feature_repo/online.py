@@ -10,11 +10,12 @@ from redis.retry import Retry
 from typeguard import suppress_type_checks
 
 from feature_repo.extensions.online import as_of as reading_as_of
-from feature_repo.store import mark, microseconds, not_built, online_client, open_store
+from feature_repo.store import mark, not_built, online_client, open_store
 from stack.errors import FeaturesUnavailableError
+from stack.moment import microseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from datetime import datetime
 
     from stack.settings import Settings
@@ -59,12 +60,10 @@ class OnlineFeatures:
         instant = microseconds(as_of)
         rows = [{**key, "as_of": instant} for key in keys]
         try:
-            with reading_as_of(as_of):
-                found = self._store.get_online_features(self._service, rows).proto
+            columns = answer(self._store, self._service, rows, as_of)
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
-        columns = dict(zip(found.metadata.feature_names.val, found.results, strict=True))
-        values = [map(_value, columns[name].values) for name in self._features]
+        values = [columns[name] for name in self._features]
         return [
             None if all(value is None for value in row)
             else dict(zip(self._features, row, strict=True))
@@ -93,6 +92,16 @@ class OnlineFeatures:
     def close(self) -> None:
         self._unchecked.__exit__(None, None, None)
         self._redis.close()
+
+
+def answer(
+    store: Any, service: Any, rows: Sequence[Mapping[str, Any]], as_of: datetime
+) -> dict[str, list[int | float | str | None]]:
+    """Feast's answer by column. rows: join keys and request data; as_of (UTC): see the store."""
+    with reading_as_of(as_of):
+        found = store.get_online_features(service, rows).proto
+    columns = zip(found.metadata.feature_names.val, found.results, strict=True)
+    return {name: [_value(each) for each in column.values] for name, column in columns}
 
 
 def _value(found: Any) -> int | float | str | None:

@@ -21,9 +21,10 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from feature_repo.extensions.online import as_of as reading_as_of
-from feature_repo.features import BEGINNING, entities
-from feature_repo.store import FeatureStore, microseconds, open_store
+from feature_repo.features import entities
+from feature_repo.store import FeatureStore, open_store
 from stack.errors import DataError
+from stack.moment import BEGINNING, microseconds
 from stack.preflight import free_ports
 from stack.ready import redis_pong
 from stack.settings import LOOPBACK

@@ -12,7 +12,6 @@ import logging
 import sys
 import warnings
 from contextlib import nullcontext, redirect_stdout
-from datetime import datetime, timedelta
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,11 +23,13 @@ from feast.repo_config import RepoConfig
 
 from feature_repo.contract import contract
 from feature_repo.datasets import dataset_of
-from feature_repo.features import BEGINNING, unbuilt, view_path
+from feature_repo.features import unbuilt, view_path
 from stack.errors import DataError
+from stack.moment import BEGINNING
 
 if TYPE_CHECKING:
     from collections.abc import Collection
+    from datetime import datetime
 
     import pandas as pd
     import pyarrow as pa
@@ -111,11 +112,6 @@ def not_built(settings: Settings, store: feast.FeatureStore, views: Collection[s
             )
         found += [problem] if problem else []
     return found
-
-
-def microseconds(moment: datetime) -> int:
-    """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
-    return (moment - BEGINNING) // timedelta(microseconds=1)
 
 
 class FeatureStore:

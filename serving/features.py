@@ -1,34 +1,51 @@
-"""The online store as serving sees it: known values now, the last known ones when it fails."""
+"""The online store as a worker sees it: known values now, the last known ones when it fails."""
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import logging
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any
 
-from stack.errors import GyreError
+from feature_repo.serving_plan import load_plan, plan_path
+from serving.connection import RedisConnection, command
+from serving.metrics import FEATURE_FALLBACKS
+from serving.reader import DirectReader, Features
+from stack.errors import FeaturesUnavailableError, GyreError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
-    from feature_repo.online import Features, OnlineFeatures
+    from feature_repo.online import OnlineFeatures
     from stack.settings import Settings
     from stack.spec import Entity
 
 CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000
+READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
+"""Redis's deadline: for a read, and for each key beside it."""
+TOGETHER = 500
+"""Keys read in one go; each go has its own deadline, and others may read in between."""
+CANARY_SECONDS = 5.0
+"""A value may be corrected at its event time; a new plan says so before this has passed."""
 logger = logging.getLogger(__name__)
+
+
+class UnreadError(GyreError):
+    """A row that only Feast's reader can answer, and it cannot, or not yet."""
 
 
 class FeatureSource:
     """One feature service, read through a circuit that `probe`, called every second, closes again.
 
     After one failed read the store is left alone (its deadline would hold up every request in
-    turn) until a ping succeeds; `wake` asks for that at once. `problem` says why it is left alone;
-    `down` is the same once a second try failed too: one late answer is no outage.
+    turn) until a ping succeeds; one is sent at once. `problem` says why it is left alone; `down`
+    is the same once a second try failed too: one late answer is no outage. `fallback` says why
+    Feast's own reader answers everything; else None.
     """
 
     def __init__(
@@ -39,92 +56,208 @@ class FeatureSource:
         cache_seconds: float = CACHE_SECONDS,
     ) -> None:
         self.asked = (service, features)
-        self._settings, self._cache_seconds = settings, cache_seconds
-        self._reader: OnlineFeatures | None = None
-        self._cache: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
+        self._settings, self._file = settings, plan_path(settings, service)
+        self._redis = RedisConnection(settings.redis_address)
+        self._known = LastKnown(cache_seconds)
+        self._direct: DirectReader | None = None
+        self._loaded: tuple[int, int] | None = None
+        self._feast: OnlineFeatures | None = None
+        self._opening = asyncio.Lock()
+        self._probing = asyncio.Lock()
+        self._beside = set[asyncio.Task[None]]()
+        self._doubtful_since: float | None = None
         self.problem: str | None = "not opened yet"
         self.down: str | None = self.problem
+        self.fallback: str | None = None
         self.watermark: datetime | None = None
-        self.newest_event: datetime | None = None
-        self.not_built: list[str] | None = None
-        """Views published and not computed since, in words; None: not looked at yet."""
-
-    fallback = None
+        """The time (UTC) up to which the source is complete and its features are online."""
 
     async def read(
         self, keys: Sequence[Entity], as_of: Sequence[datetime]
     ) -> tuple[list[Features | None], str]:
         """Rows in the order of `keys`, which name the same columns in one order, and their origin.
 
+        as_of: of each key the moment (UTC) that its clock-dependent features are about.
         `online`: None is an entity that does not exist. `cache`: the store failed, the rows are
         at most 300 s old, None is an entity of which nothing is known.
         """
-        if self._reader is not None and self.problem is None:
+        if self.problem is None:
             try:
-                rows = self._reader.read(keys, as_of[0])
+                return await self._read(keys, as_of), "online"
+            except UnreadError as exc:
+                logger.warning("features: %s", exc)
             except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
                 self._failed(exc)
-            else:
-                self._remember(keys, rows)
-                return rows, "online"
-        oldest = time.monotonic() - self._cache_seconds
-        known = (self._cache.get((*key.values(),), (oldest - 1, None)) for key in keys)
-        return [row if at >= oldest else None for at, row in known], "cache"
+                self._start(self.probe())
+        return self._known.rows(keys), "cache"
 
-    def _remember(self, keys: Sequence[Entity], rows: Sequence[Features | None]) -> None:
-        now, cache = time.monotonic(), self._cache
-        for key, row in zip(((*key.values(),) for key in keys), rows, strict=True):
-            if row is not None:
-                cache.pop(key, None)
-                cache[key] = (now, row)
-        while len(cache) > CACHE_ENTITIES:
-            cache.popitem(last=False)
+    async def _read(
+        self, keys: Sequence[Entity], as_of: Sequence[datetime]
+    ) -> list[Features | None]:
+        rows = list[Features | None]()
+        for at in range(0, len(keys), TOGETHER):
+            part = keys[at : at + TOGETHER]
+            found = await self._read_part(part, as_of[at : at + TOGETHER])
+            self._known.remember(part, found)
+            rows += found
+        return rows
+
+    async def _read_part(
+        self, keys: Sequence[Entity], as_of: Sequence[datetime]
+    ) -> list[Features | None]:
+        if self.fallback is not None or self._direct is None:
+            reason = f"{self.fallback}".partition(":")[0]
+            return await self._by_feast(keys, as_of, dict.fromkeys(range(len(keys)), reason))
+        commands, seconds = self._direct.commands(keys), READ_SECONDS + KEY_SECONDS * len(keys)
+        replies = await self._redis.ask(b"".join(commands), len(commands), seconds)
+        rows, odd = self._direct.rows(replies, keys, as_of)
+        if odd:
+            self._known.remember(keys, rows)
+            found = await self._by_feast([keys[n] for n in odd], [as_of[n] for n in odd], odd)
+            for n, row in zip(odd, found, strict=True):
+                rows[n] = row
+        return rows
+
+    async def _by_feast(
+        self, keys: Sequence[Entity], as_of: Sequence[datetime], reasons: dict[int, str]
+    ) -> list[Features | None]:
+        for reason in reasons.values():
+            FEATURE_FALLBACKS.labels(reason).inc()
+        if self._feast is None:
+            self._start(self._open_feast())
+            raise UnreadError("Feast's own reader is being opened")
+        try:
+            return await asyncio.to_thread(_read_by_feast, self._feast, keys, as_of)
+        except FeaturesUnavailableError:
+            raise
+        except Exception as exc:
+            raise UnreadError(f"Feast: {type(exc).__name__}: {exc}") from exc
 
     async def probe(self) -> None:
-        import asyncio
+        """Open if need be, ping, read the watermark, and see whether the plan holds. Never raises.
 
-        await asyncio.to_thread(self._probe)
+        For the event loop that reads, every second.
+        """
+        if self._probing.locked():
+            return
+        async with self._probing:
+            try:
+                await self._look()
+            except Exception as exc:  # noqa: BLE001  (what is wrong is said by `problem`)
+                again = self.problem is not None
+                self._failed(exc)
+                if again:
+                    self.down = self.problem
+            else:
+                self.problem = self.down = None
 
-    def _probe(self) -> None:
-        """Open if need be, ping, and read the watermark. Never raises."""
+    async def _look(self) -> None:
+        direct = self._load()
+        asked = [command(b"MGET", *direct.plan.marks), *direct.probe()]
+        await self._redis.open()
+        marks, *live = await self._redis.ask(b"".join(asked), len(asked), READ_SECONDS)
+        if None in marks:
+            raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+        self.watermark = min(datetime.fromisoformat(mark.decode()) for mark in marks)
+        if self.fallback is None:
+            self._compare(direct, live)
+        if self.fallback is not None:
+            await self._open_feast()
+
+    def _load(self) -> DirectReader:
+        """Read the plan if it is a new one; a worse one than the last is none."""
         try:
-            if self._reader is None:
-                self._reader = self._open()
-            self._reader.ping()
-            self.problem = self.down = None
-            self.watermark = self._reader.watermark()
-        except Exception as exc:  # noqa: BLE001  (what is wrong is said by `problem`)
-            again = self.problem is not None
-            self._failed(exc)
-            if again:
-                self.down = self.problem
+            found = self._file.stat()
+            stamp = found.st_mtime_ns, found.st_ino
+        except FileNotFoundError:
+            stamp = None
+        if self._direct is not None and stamp in {None, self._loaded}:
+            return self._direct
+        service, features = self.asked
+        direct = DirectReader(load_plan(self._settings, service), features)
+        if direct.problem != self.fallback:
+            logger.warning("features: %s", direct.problem or "read directly again")
+        self._direct, self._loaded, self.fallback = direct, stamp, direct.problem
+        self._doubtful_since = None
+        return direct
 
-    def look_at_source(self, dataset: str) -> None:
-        """Read when the source of `dataset` last had an event, and what of it is not built."""
-        if self._reader is not None:  # Feast is imported by then
-            from feature_repo.freshness import newest_event  # noqa: PLC0415
+    def _compare(self, direct: DirectReader, live: Sequence[Any]) -> None:
+        doubt, readable = direct.compare(live)
+        now = time.monotonic()
+        self._doubtful_since = (self._doubtful_since or now) if doubt else None
+        if self._doubtful_since is None:
+            return
+        if not readable or now >= self._doubtful_since + CANARY_SECONDS:
+            self.fallback = doubt
+            logger.warning("features: %s", doubt)
 
-            self.newest_event = newest_event(self._settings, dataset)
-            self.not_built = self._reader.not_built()
+    async def _open_feast(self) -> None:
+        async with self._opening:
+            if self._feast is None:
+                self._feast = await asyncio.to_thread(_open_feast, self._settings, *self.asked)
 
-    def _open(self) -> OnlineFeatures:
-        # Feast takes seconds to import: the server is live before that.
-        from feature_repo.online import OnlineFeatures  # noqa: PLC0415
+    def _start(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._beside.add(task)
+        task.add_done_callback(self._ended)
 
-        reader = OnlineFeatures(self._settings, *self.asked)
-        return reader
+    def _ended(self, task: asyncio.Task[None]) -> None:
+        self._beside.discard(task)
+        if not task.cancelled() and task.exception():
+            logger.warning("features: %s", task.exception())
 
     def _failed(self, exc: Exception) -> None:
         problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
         if problem != self.problem:
             logger.warning("features: %s", problem)
-        if self.problem is None:
-            pass
         self.problem = problem
 
     async def close(self) -> None:
-        if self._reader is not None:
-            self._reader.close()
+        for task in self._beside:
+            task.cancel()
+        self._redis.close()
+        if self._feast is not None:
+            await asyncio.to_thread(self._feast.close)
+
+
+class LastKnown:
+    """Rows of the entities read last, each for some seconds; 50,000 at most."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._rows: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
+
+    def remember(self, keys: Sequence[Entity], rows: Sequence[Features | None]) -> None:
+        now, known = time.monotonic(), self._rows
+        for key, row in zip(((*key.values(),) for key in keys), rows, strict=True):
+            if row is not None:
+                known[key] = (now, row)
+                known.move_to_end(key)
+        while len(known) > CACHE_ENTITIES:
+            known.popitem(last=False)
+
+    def rows(self, keys: Sequence[Entity]) -> list[Features | None]:
+        oldest = time.monotonic() - self._seconds
+        found = (self._rows.get((*key.values(),), (oldest - 1, None)) for key in keys)
+        return [row if at >= oldest else None for at, row in found]
+
+
+def _open_feast(settings: Settings, service: str, features: tuple[str, ...]) -> OnlineFeatures:
+    # Feast takes seconds to import and 190 MB: only who needs its reader has it.
+    from feature_repo.online import OnlineFeatures  # noqa: PLC0415
+
+    reader = OnlineFeatures(settings, service, features)
+    settle()
+    return reader
+
+
+def _read_by_feast(
+    reader: OnlineFeatures, keys: Sequence[Entity], as_of: Sequence[datetime]
+) -> list[Features | None]:
+    rows = list[Any]()
+    for moment, pairs in groupby(zip(keys, as_of, strict=True), key=lambda pair: pair[1]):
+        rows += reader.read([key for key, _ in pairs], moment)
+    return rows
 
 
 def settle() -> None:

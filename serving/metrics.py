@@ -56,3 +56,6 @@ LOG_LAG = Gauge(
     multiprocess_mode="max",
 )
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
+FEATURE_FALLBACKS = Counter(
+    "gyre_feature_fallbacks", "Rows that Feast's own reader was to answer.", ["reason"]
+)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, timedelta
 
 CLOCKS_DIFFER = timedelta(minutes=5)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 def parse_moment(text: object, where: str) -> datetime:
@@ -26,3 +27,8 @@ def parse_moment(text: object, where: str) -> datetime:
     if utc > datetime.now(UTC) + CLOCKS_DIFFER:
         raise ValueError(f"{where}: {text} lies in the future")
     return utc
+
+
+def microseconds(moment: datetime) -> int:
+    """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
+    return (moment - BEGINNING) // timedelta(microseconds=1)

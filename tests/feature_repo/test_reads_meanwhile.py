@@ -13,7 +13,8 @@ import pytest
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table, write_views
 from feature_repo.online import OnlineFeatures
-from feature_repo.store import FeatureStore, microseconds, open_store
+from feature_repo.store import FeatureStore, open_store
+from stack.moment import microseconds
 from stack.spec import load_spec
 from tests.feature_repo.test_ingest import DAY, Shop, order
 

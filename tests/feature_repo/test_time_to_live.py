@@ -15,7 +15,8 @@ from feast.types import Float64, Int64
 
 from feature_repo.extensions.online import as_of as reading_as_of
 from feature_repo.online import OnlineFeatures
-from feature_repo.store import FeatureStore, microseconds, open_store
+from feature_repo.store import FeatureStore, open_store
+from stack.moment import microseconds
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 TICK, DAY = timedelta(microseconds=1), timedelta(days=1)
