@@ -58,7 +58,8 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     scorers = [Scorer(holder, log) for holder in holders]
-    add_routes(app.router, scorers, scorers[names.index(settings.default_model)], feedback)
+    default, tokens = scorers[names.index(settings.default_model)], settings.serving_tokens_file
+    add_routes(app, scorers, default, feedback, tokens)
     add_events(app, events)
     add_status(app.router, settings, holders, logs)
     settings.data_docs.mkdir(parents=True, exist_ok=True)

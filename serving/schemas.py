@@ -41,11 +41,17 @@ class Feedback(BaseModel):
 
 @dataclass(frozen=True)
 class Schemas:
-    """The models of one spec; a row and a list of rows with all features or, to merge, any."""
+    """The models of one spec; a row and a list of rows with all features or, to merge, any.
+
+    flat: the type of rows that bring the key, the features or both under their names. `instances`
+    is what /docs show of it, which also says that features come all or none; `scored` answers one.
+    """
 
     one: dict[bool, TypeAdapter[Any]]
     many: dict[bool, TypeAdapter[Any]]
-    instances: type[BaseModel]
+    flat: Any
+    instances: Any
+    scored: type[BaseModel]
     request: type[BaseModel]
     answer: type[BaseModel]
 
@@ -80,11 +86,16 @@ def build_schemas(spec: ModelSpec) -> Schemas:
 
     request = make("Request", key | {"features": (make("Features", every), None)})
     merged = make("MergeRequest", key | {"features": (make("SomeFeatures", some), None)})
-    instance = make("Instance", maybe | some)
+    flat = make("Instance", maybe | some)
+    answer = answer_fields(spec)
+    nullable: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
+    rest = {name: field for name, field in answer.items() if name != "probability"}
     return Schemas(
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
         many={False: TypeAdapter(rows_of(request)), True: TypeAdapter(rows_of(merged))},
-        instances=make("Instances", {"instances": (rows_of(instance), ...)}),
+        flat=rows_of(flat),
+        instances=rows_of(make("Key", key) | make("Row", maybe | every)),
+        scored=make("Score", nullable | {"score": (float, ...)} | rest),
         request=request,
-        answer=make("Answer", key | answer_fields(spec)),
+        answer=make("Answer", key | answer),
     )

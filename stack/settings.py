@@ -55,6 +55,9 @@ class Settings(BaseSettings):
     change_live_features: bool = False
     """Let `feast apply` change what a live model reads."""
     default_model: str = "customer_churn_model"
+    serving_tokens_file: Path | None = None
+    """One bearer token a line (`name:token` or `token`; `#` for comments), read again when it
+    changes: serving answers nobody without one, but for probes and /metrics. Default: everybody."""
 
     @field_validator("database_url")
     @classmethod
