@@ -62,7 +62,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
                 await source.close()
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
-    add_routes(app.router, scorers, default)
+    add_routes(app, scorers, default, settings.serving_tokens_file)
     add_health(app.router, default.holder, [*holders.values()], log, told)
     add_forwarded(app, forward)
     return app

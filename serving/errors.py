@@ -15,6 +15,22 @@ class BodyTooLargeError(GyreError):
     """The body is over the limit of its route."""
 
 
+class BodyTimeoutError(GyreError):
+    """The body did not arrive in time."""
+
+
+class WrongContentTypeError(GyreError):
+    """The body is not of a kind that its route reads."""
+
+
+class UnauthorizedError(GyreError):
+    """Tokens are set and the request carries none of them."""
+
+
+class OverloadedError(GyreError):
+    """Too many requests wait already."""
+
+
 class FeedbackConflictError(GyreError):
     """Another `actual` is already written down for this request."""
 
@@ -33,10 +49,6 @@ class ModelFailedError(GyreError):
 
 class ModelRefusedError(GyreError):
     """A version whose bytes, contract or warm-up do not hold is not served."""
-
-
-class OverloadedError(GyreError):
-    """More rows wait than are let in: try again a moment later."""
 
 
 class KeeperSilentError(GyreError):

@@ -14,7 +14,7 @@ from serving.events import Events, add_events
 from serving.keeper import Follower
 from serving.periodic import every
 from serving.prediction_log import FeedbackLog
-from serving.routes import add_feedback
+from serving.routes import add_feedback, document
 from serving.status import DATA_DOCS, add_status
 from stack.settings import Settings
 from stack.spec import load_specs
@@ -72,9 +72,10 @@ def create_app(settings: Settings) -> FastAPI:
             yield
 
     app = FastAPI(title="Gyre", version="1", lifespan=lifespan)
-    add_feedback(app.router, feedback, specs)
+    add_feedback(app, feedback, specs)
     add_events(app, events)
     add_status(app.router, settings, followers)
     settings.data_docs.mkdir(parents=True, exist_ok=True)
+    document(app, guarded=settings.serving_tokens_file is not None)
     app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
     return app

@@ -1,208 +1,186 @@
-"""The protocols: each translates its bodies to rows for the scorer and answers back."""
+"""Every protocol for every model wired to the application: its routes, docs, refusals, tokens."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import FastAPI
 from fastapi.params import Body
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
-from pydantic import TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
+from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from serving.edge import Endpoint, edge, json_response, read_body
-from serving.errors import FeedbackConflictError, InvalidRequestError, NoModelError, NotFoundError
+from serving.access import Access, Guard
+from serving.edge import PLAIN, Detail, Endpoint, ErrorForm, edge, json_response, read_body, refusal
+from serving.errors import FeedbackConflictError, NotFoundError
 from serving.prediction_log import FeedbackLog
-from serving.schemas import (
-    Feedback,
-    Schemas,
-    answer_fields,
-    build_schemas,
-    feedback_schema,
-    rows_of,
+from serving.protocols import (
+    BATCH_LIMIT,
+    Protocol,
+    Scores,
+    Served,
+    Tells,
+    kserve_v1,
+    mlflow_scoring,
+    open_inference,
+    plain,
 )
-from serving.scorer import Request, Scorer
+from serving.schemas import INT64_MAX, Feedback, build_schemas, fast, feedback_schema, rows_of
+from serving.scorer import Scorer
 from stack.spec import ModelSpec
 
-ROW_LIMIT, BATCH_LIMIT = 1_000_000, 10_000_000
-"""Bytes of a body."""
+PROTOCOLS: tuple[Protocol, ...] = (
+    plain.PROTOCOL,
+    kserve_v1.PROTOCOL,
+    open_inference.PROTOCOL,
+    mlflow_scoring.PROTOCOL,
+)
 INLINE_BYTES = 4_096
-"""Bodies up to here are answered on the event loop; a larger one would hold up the others."""
-IN_LOG = {"model_version": "version"}
-"""A name of an answer that is another in the log."""
-FLAGS = {"true": True, "1": True, "false": False, "0": False}
-MERGE = {
-    "name": "merge",
-    "in": "query",
-    "schema": {"type": "boolean", "default": False},
-    "description": "Fill the features that are not given from the online store.",
+"""Bodies up to here are read on the event loop; a larger one would hold up the others."""
+WHY = {
+    400: "The request did not arrive whole.",
+    401: "Tokens are set, and none of them was sent.",
+    404: "No such entity, model or version.",
+    408: "The body did not arrive in time.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    422: "The field that is wrong is named.",
+    429: "Too many requests wait: try again after `Retry-After` seconds.",
+    503: "No model, or no features and the spec says refuse.",
 }
-SUMMARIES = {"predict": "Predict", "batch": "Predict many", "feedback": "Tell what came true"}
-REFUSALS: dict[int | str, dict[str, Any]] = {
-    404: {"description": "No such entity or model."},
-    413: {"description": "The body is too large."},
-    422: {"description": "`detail` names the field."},
-    503: {"description": "No model, or no features and the spec says refuse."},
-}
+EXACT = {float(bound): bound for bound in (INT64_MAX, -INT64_MAX - 1)}
 
 
-def add_routes(router: APIRouter, scorers: Sequence[Scorer], default: Scorer) -> None:
-    """Add every protocol for every model, under its name and the names it is also served as."""
-    for scorer in scorers:
-        spec, schemas = scorer.spec, build_schemas(scorer.spec)
-        one, many = predict(scorer, schemas, batch=False), predict(scorer, schemas, batch=True)
-        rows, answers = list[schemas.request], list[schemas.answer]  # type: ignore[name-defined]
-        names = (spec.name, *spec.served_as)
-        for prefix in (*([""] if scorer is default else []), *(f"/models/{n}" for n in names)):
-            _post(router, f"{prefix}/predict", spec.name, one, schemas.request, schemas.answer)
-            _post(router, f"{prefix}/predict/batch", spec.name, many, rows, answers)
-        for path in (f"/v1/models/{name}" for name in names):
-            kserve = kserve_predict(scorer, schemas)
-            _post(router, f"{path}:predict", spec.name, kserve, schemas.instances)
-            router.add_api_route(path, edge(spec.name, path, kserve_ready(scorer)))
-    _add_unknown_models(router, [scorer.spec.name for scorer in scorers])
+class FeedbackAnswer(BaseModel):
+    recorded: int
+    logged: bool
 
 
-def add_feedback(router: APIRouter, log: FeedbackLog, specs: Sequence[ModelSpec]) -> None:
-    outcome = feedback_schema(specs)
-    _post(router, "/feedback", "", feedback(log, outcome), outcome)
+def refusals(
+    form: ErrorForm = PLAIN, statuses: Sequence[int] = tuple(WHY)
+) -> dict[int | str, dict[str, Any]]:
+    """Say in /docs how a route of a protocol refuses."""
+    found: dict[int | str, dict[str, Any]] = {}
+    for status in statuses:
+        own, why = form.statuses.get(status, status), WHY[status]
+        said = f"{found[own]['description']} {why}" if own in found else why
+        found[own] = {"model": form.shown, "description": said}
+    return found
 
 
-def _post(
-    router: APIRouter, path: str, model: str, work: Endpoint, body: Any, answer: Any = None
+REFUSALS = refusals()
+
+
+def add_routes(
+    app: FastAPI, scorers: Sequence[Scorer], default: Scorer, tokens: Path | None
 ) -> None:
+    """Add every protocol for every model, under its name and the names it is also served as."""
+    models = [Served(each, build_schemas(each.spec), each is default) for each in scorers]
+    for protocol in PROTOCOLS:
+        for route in protocol.routes(models):
+            add = _scoring if isinstance(route, Scores) else _telling
+            app.router.routes.append(add(route, protocol.form))  # type: ignore[arg-type]
+    _add_unknown_models(app, models)
+    app.add_exception_handler(HTTPException, _refused)
+    document(app, guarded=tokens is not None)
+    if tokens is not None:
+        app.add_middleware(Guard, access=Access(tokens), form_of=form_of)
+
+
+def form_of(path: str) -> ErrorForm:
+    """Form of the protocol whose path it is; of none: ours."""
+    return next(each.form for each in reversed(PROTOCOLS) if each.owns(path))
+
+
+async def _refused(http: HttpRequest, exc: Exception) -> Response:
+    return refusal(exc, form_of(http.url.path))
+
+
+def _scoring(route: Scores, form: ErrorForm) -> APIRoute:
+    work = edge(route.model.names[0], route.path, _score(route), form)
+    extra: dict[str, Any] = {"parameters": list(route.parameters)} if route.parameters else {}
+    if route.binary:
+        content = {route.binary: {"schema": {"type": "string", "format": "binary"}}}
+        extra |= {"requestBody": {"content": content}, "responses": {"200": {"content": content}}}
+    said = refusals(form)
+    return posting(route.path, work, route.summary, route.body, route.answer, said, extra)
+
+
+def _telling(route: Tells, form: ErrorForm) -> APIRoute:
+    work = edge(route.model, route.path, route.work, form)
+    made = APIRoute(
+        route.path, work, response_model=route.answer, summary=route.summary,
+        response_class=route.shown_as, responses=refusals(form, (401, *route.refuses)),
+        openapi_extra={"parameters": list(route.parameters)} if route.parameters else None,
+    )  # fmt: skip
+    made.app = _Direct(work)
+    return made
+
+
+def posting(
+    path: str, work: Endpoint, summary: str, body: Any, answer: Any,
+    responses: dict[int | str, dict[str, Any]], extra: dict[str, Any] | None = None,
+) -> APIRoute:  # fmt: skip
+    """Make a POST route whose endpoint reads the body itself; `body` is for /docs alone."""
     route = APIRoute(
-        path,
-        edge(model, path, work),
-        methods=["POST"],
-        response_model=answer,
-        responses=REFUSALS,
-        summary=SUMMARIES[path.replace(":", "/").rpartition("/")[2]],
-        openapi_extra={"parameters": [MERGE]} if answer else None,
-    )
-    # For /docs alone: set this late, FastAPI leaves reading the body to the endpoint.
+        path, work, methods=["POST"], response_model=answer, responses=responses,
+        summary=summary, openapi_extra=extra,
+    )  # fmt: skip
     route.body_field = create_model_field("body", body, field_info=Body(annotation=body))
-    router.routes.append(route)
+    route.app = _Direct(work)
+    return route
 
 
-def _add_unknown_models(router: APIRouter, known: Sequence[str]) -> None:
-    """Routes behind those of the known models: 404 that says what there is."""
+@dataclass(frozen=True, slots=True)
+class _Direct:
+    """An endpoint without FastAPI's reading of what it declares: it declares nothing."""
 
-    async def unknown(http: HttpRequest) -> Response:
-        name = http.path_params["name"].removesuffix(":predict")
-        raise NotFoundError(f"no model {name!r}: there is {', '.join(known)}")
+    work: Endpoint
 
-    for path in ("/models/{name}/predict", "/models/{name}/predict/batch", "/v1/models/{name}"):
-        router.add_route(path, edge("", path, unknown), methods=["GET", "POST"])
-
-
-def predict(scorer: Scorer, schemas: Schemas, *, batch: bool) -> Endpoint:
-    """`{"customer_id": 1, "features": {…}?}`, or a list of them."""
-    names = scorer.spec.entity_key.keys()
-
-    def read(body: bytes, merge: bool) -> list[Request]:  # noqa: FBT001
-        if batch:
-            items = schemas.many[merge].validate_json(body)
-        else:
-            items = [schemas.one[merge].validate_json(body)]
-        return [
-            Request({name: getattr(item, name) for name in names}, _given(item.features), merge)
-            for item in items
-        ]
-
-    def write(answers: list[dict[str, Any]]) -> Any:
-        return answers if batch else answers[0]
-
-    return _scoring(scorer, BATCH_LIMIT if batch else ROW_LIMIT, read, write)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        response = await self.work(HttpRequest(scope, receive))
+        await response(scope, receive, send)
 
 
-def kserve_predict(scorer: Scorer, schemas: Schemas) -> Endpoint:
-    """KServe V1: instances are `{"customer_id": 1}` or every feature by name.
-
-    score: the probability, or the number predicted.
-    """
-    names = scorer.spec.entity_key.keys()
-
-    def read(body: bytes, _merge: bool) -> list[Request]:  # noqa: FBT001
-        parsed: Any = schemas.instances.model_validate_json(body)
-        requests = []
-        for position, instance in enumerate(parsed.instances):
-            values = _given(instance)
-            key = {name: values.pop(name) for name in names if name in values}
-            if key and len(key) < len(names):
-                missing = ", ".join(names - key.keys())
-                raise InvalidRequestError(f"body.instances.{position}: {missing} is missing")
-            requests.append(Request(key or None, values))
-        return requests
-
-    def write(answers: list[dict[str, Any]]) -> Any:
-        scores = [row.pop("probability", row["prediction"]) for row in answers]
-        rows = zip(scores, answers, strict=True)
-        return {"predictions": [{"score": score, **row} for score, row in rows]}
-
-    return _scoring(scorer, BATCH_LIMIT, read, write)
-
-
-def _given(model: Any) -> dict[str, Any]:
-    return {} if model is None else model.model_dump(exclude_unset=True)
-
-
-def _scoring(
-    scorer: Scorer,
-    limit: int,
-    read: Callable[[bytes, bool], Sequence[Request]],
-    write: Callable[[list[dict[str, Any]]], Any],
-) -> Endpoint:
-    """Answer with what `write` makes of the answers to the rows that `read` finds in a body."""
-    nobody = dict.fromkeys(scorer.spec.entity_key)
-    fields = {name: IN_LOG.get(name, name) for name in answer_fields(scorer.spec)}
+def _score(route: Scores) -> Endpoint:
+    scorer = route.model.scorer
 
     async def work(http: HttpRequest) -> Response:
-        received, merge = datetime.now(UTC), _wants_merge(http)
-        body = await read_body(http, limit)
-
-        small = len(body) <= INLINE_BYTES
-        asked = read(body, merge) if small else await run_in_threadpool(read, body, merge)
-        found = await scorer.answer(asked, received)
-
-        def respond() -> Response:
-            answers = [
-                {**(request.key or nobody), **{name: row[of] for name, of in fields.items()}}
-                for request, row in zip(asked, found, strict=True)
-            ]
-            return json_response(write(answers))
-
-        return respond() if small else await run_in_threadpool(respond)
+        received = datetime.now(UTC)
+        body = await read_body(http, route.limit, route.binary)
+        large = len(body) > INLINE_BYTES
+        asked, write = await _near(large, route.translate, body, http)
+        answers = await scorer.answer(asked, received)
+        response: Response = await _near(large, write, answers)
+        return response
 
     return work
 
 
-def _wants_merge(http: HttpRequest) -> bool:
-    if not http.scope["query_string"]:
-        return False
-    value = http.query_params.get("merge", "false").lower()
-    if value not in FLAGS:
-        raise InvalidRequestError("query.merge: expected true or false")
-    return FLAGS[value]
+async def _near(large: bool, work: Callable[..., Any], *given: Any) -> Any:  # noqa: FBT001
+    """Do it here, or in a thread where it would hold up the others."""
+    return await run_in_threadpool(work, *given) if large else work(*given)
 
 
-def kserve_ready(scorer: Scorer) -> Endpoint:
-    """KServe V1 model readiness: 503 until a version answers."""
-
-    async def work(http: HttpRequest) -> Response:
-        if scorer.holder.current is None:
-            raise NoModelError(scorer.holder.state)
-        return json_response({"name": http.url.path.rpartition("/")[2], "ready": True})
-
-    return work
+def add_feedback(app: FastAPI, log: FeedbackLog, specs: Sequence[ModelSpec]) -> None:
+    outcome = feedback_schema(specs)
+    work = edge("", "/feedback", feedback(log, outcome))
+    conflict = {"model": Detail, "description": "Another `actual` is written down."}
+    shown, said = outcome | rows_of(outcome), REFUSALS | {409: conflict}
+    summary = "Tell what came true"
+    app.router.routes.append(posting("/feedback", work, summary, shown, FeedbackAnswer, said))
 
 
 def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
     """`{"request_id", "actual"}` or a list. All of it is recorded, or nothing (409)."""
-    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](rows_of(outcome))
+    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](fast(rows_of(outcome)))
 
     async def work(http: HttpRequest) -> Response:
         received = datetime.now(UTC)
@@ -217,3 +195,48 @@ def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
         return json_response({"recorded": len(outcomes), "logged": logged})
 
     return work
+
+
+def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:
+    """Routes behind those of the known models: 404 that says what there is."""
+    known = {name for model in models for name in model.names}
+    there = ", ".join(model.names[0] for model in models)
+
+    async def unknown(http: HttpRequest) -> Response:
+        name, _, verb = http.path_params["name"].partition(":")
+        if name in known:
+            raise HTTPException(405, headers={"Allow": "POST" if verb else "GET"})
+        raise NotFoundError(f"no model {name!r}: there is {there}")
+
+    for protocol in PROTOCOLS:
+        for method, path in protocol.unknown:
+            work = edge("", path, unknown, protocol.form)
+            app.router.add_route(path, work, methods=[method])
+
+
+def document(app: FastAPI, *, guarded: bool) -> None:
+    """Say what FastAPI cannot: no 422 where a protocol has another status, and tokens."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        document: dict[str, Any] = _exact(made())
+        for operation in (of for path in document["paths"].values() for of in path.values()):
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
+                del operation["responses"]["422"]
+            if guarded:
+                operation["security"] = [{"bearer": []}]
+        if guarded:
+            scheme: Mapping[str, str] = {"type": "http", "scheme": "bearer"}
+            document["components"]["securitySchemes"] = {"bearer": scheme}
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _exact(node: Any) -> Any:
+    """Make the bounds of int64 integers again: FastAPI's are floats."""
+    if isinstance(node, dict):
+        return {name: _exact(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_exact(value) for value in node]
+    return EXACT.get(node, node) if isinstance(node, float) else node

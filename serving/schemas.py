@@ -4,13 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
+from annotated_types import Ge, Le, Len
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    Strict,
+    TypeAdapter,
+    create_model,
+)
 
 from stack.spec import FLOAT32, ModelSpec
 
 MAX_ROWS = 10_000
+INT64_MAX = 2**63 - 1
 
-Int64 = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
+
+def _whole(value: Any) -> Any:
+    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Int64 = Annotated[int, Strict(), Ge(-INT64_MAX - 1), Le(INT64_MAX), BeforeValidator(_whole)]
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[str, Any] = {"int64": Int64, "double": Double, "string": Text}
@@ -41,18 +58,29 @@ class Feedback(BaseModel):
 
 @dataclass(frozen=True)
 class Schemas:
-    """The models of one spec; a row and a list of rows with all features or, to merge, any."""
+    """The models of one spec; a row and a list of rows with all features or, to merge, any.
+
+    flat: the type of rows that bring the key, the features or both under their names. `instances`
+    is what /docs show of it, which also says that features come all or none; `scored` answers one.
+    """
 
     one: dict[bool, TypeAdapter[Any]]
     many: dict[bool, TypeAdapter[Any]]
-    instances: type[BaseModel]
+    flat: Any
+    instances: Any
+    scored: type[BaseModel]
     request: type[BaseModel]
     answer: type[BaseModel]
 
 
 def rows_of(item: Any) -> Any:
-    """Type of a list of `item`; its first bad row ends the check."""
-    return Annotated[list[item], FailFast(), Field(min_length=1, max_length=MAX_ROWS)]
+    """Type of a list of `item`."""
+    return Annotated[list[item], Len(1, MAX_ROWS)]
+
+
+def fast(rows: Any) -> Any:
+    """Type of `rows` whose first bad row ends the check."""
+    return Annotated[rows, FailFast()]
 
 
 def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
@@ -80,11 +108,19 @@ def build_schemas(spec: ModelSpec) -> Schemas:
 
     request = make("Request", key | {"features": (make("Features", every), None)})
     merged = make("MergeRequest", key | {"features": (make("SomeFeatures", some), None)})
-    instance = make("Instance", maybe | some)
+    flat = make("Instance", maybe | some)
+    answer = answer_fields(spec)
+    nullable: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
+    rest = {name: field for name, field in answer.items() if name != "probability"}
     return Schemas(
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
-        many={False: TypeAdapter(rows_of(request)), True: TypeAdapter(rows_of(merged))},
-        instances=make("Instances", {"instances": (rows_of(instance), ...)}),
+        many={
+            False: TypeAdapter(fast(rows_of(request))),
+            True: TypeAdapter(fast(rows_of(merged))),
+        },
+        flat=fast(rows_of(flat)),
+        instances=rows_of(make("Key", key) | make("Row", maybe | every)),
+        scored=make("Score", nullable | {"score": (float, ...)} | rest),
         request=request,
-        answer=make("Answer", key | answer_fields(spec)),
+        answer=make("Answer", key | answer),
     )

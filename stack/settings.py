@@ -57,6 +57,9 @@ class Settings(BaseSettings):
     default_model: str = "customer_churn_model"
     serving_workers: int = Field(1, ge=1, le=64)
     """Processes that answer predictions; each takes a core and at most 150 MB."""
+    serving_tokens_file: Path | None = None
+    """One bearer token a line (`name:token` or `token`; `#` for comments), read again when it
+    changes: serving answers nobody without one, but for probes and /metrics. Default: everybody."""
 
     @field_validator("database_url")
     @classmethod

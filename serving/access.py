@@ -1,0 +1,95 @@
+"""Bearer tokens, where a file of them is set: who carries none of them is refused."""
+
+import hmac
+import logging
+import time
+from collections.abc import Callable
+from hashlib import sha256
+from pathlib import Path
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from serving.edge import ErrorForm, refusal
+from serving.errors import UnauthorizedError
+
+OPEN = frozenset(
+    {
+        "/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready",
+        "/ping", "/metrics",
+    }
+)  # fmt: skip
+"""Probes, which have no secrets, and counts, which Prometheus and the monitor read."""
+LOOK_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+class Access:
+    """Tokens of a file, one a line, `#` for comments; `name:token` says whose it is.
+
+    What is replaced or removed there holds within a second. While the file is missing, cannot be
+    read or holds no token, everything is refused. Nothing here writes a token anywhere.
+    """
+
+    def __init__(self, tokens_file: Path) -> None:
+        self.tokens_file = tokens_file
+        self._text: bytes | None = None
+        self._digests: tuple[bytes, ...] = ()
+        self._look_at, self._problem = 0.0, ""
+
+    def allows(self, authorization: bytes) -> bool:
+        """Whether the value of an `Authorization` header holds a token; none is b""."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        scheme, _, token = authorization.partition(b" ")
+        found, allowed = sha256(token.strip()).digest(), False
+        for digest in self._digests:  # all of them: the time says nothing about which
+            allowed |= hmac.compare_digest(digest, found)
+        return allowed and scheme.lower() == b"bearer"
+
+    def _look(self) -> None:
+        """Read the file: a few lines, so that no clock of a file system is relied on."""
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        text, problem = b"", ""
+        try:
+            text = self.tokens_file.read_bytes()
+        except OSError as exc:
+            problem = str(exc.strerror)
+        if text != self._text:
+            self._text = text
+            self._digests = tuple(sha256(token).digest() for token in _tokens(text))
+        self._say("" if self._digests else problem or "no token in it")
+
+    def _say(self, problem: str) -> None:
+        if problem and problem != self._problem:
+            logger.error("%s: %s: every request is refused", self.tokens_file, problem)
+        elif self._problem and not problem:
+            logger.warning("%s: %d tokens are valid", self.tokens_file, len(self._digests))
+        self._problem = problem
+
+
+def _tokens(text: bytes) -> list[bytes]:
+    lines = (line.strip() for line in text.splitlines())
+    tokens = (line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#"))
+    return [token for token in tokens if token]
+
+
+class Guard:
+    """Stands before the whole application: what is added to it later is guarded too."""
+
+    def __init__(self, app: ASGIApp, access: Access, form_of: Callable[[str], ErrorForm]) -> None:
+        self._app, self._access, self._form_of = app, access, form_of
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["path"] in OPEN or self._access.allows(_sent(scope)):
+            await self._app(scope, receive, send)
+            return
+        refused = UnauthorizedError("expected a valid token: `Authorization: Bearer TOKEN`")
+        await refusal(refused, self._form_of(scope["path"]))(scope, receive, send)
+
+
+def _sent(scope: Scope) -> bytes:
+    found: bytes
+    for name, found in scope["headers"]:
+        if name == b"authorization":
+            return found
+    return b""
