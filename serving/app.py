@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -15,6 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from serving.announcement import Announcement, ModelState, announced, silent
+from serving.features import settle
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
 from serving.json_logs import log_to_stdout
@@ -102,14 +102,6 @@ class Told:
             WATERMARK_AGE.labels(name).set(age(holder.features.watermark))
         if os.getppid() != self._parent:
             os.kill(os.getpid(), signal.SIGTERM)
-
-
-def settle() -> None:
-    """Take what is in memory now out of the collector's sight: a later full collection would stop
-    the answers for tens of milliseconds.
-    """
-    gc.collect()
-    gc.freeze()
 
 
 def age(moment: datetime | None) -> float:

@@ -50,8 +50,8 @@ MODEL_INFO = Gauge(
 )  # fmt: skip
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
-    "gyre_log_unsynced_seconds",
-    "Since when acknowledged rows of a log wait to be on disk; 0: all are.",
+    "gyre_log_lag_seconds",
+    "How long the oldest row of the last flush had waited to be on disk.",
     ["log"],
     multiprocess_mode="max",
 )

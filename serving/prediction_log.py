@@ -41,7 +41,7 @@ from typing import Any
 from pydantic_core import to_json
 
 from serving.errors import FeedbackConflictError
-from serving.metrics import LOG_FAILURES, TORN_LINES
+from serving.metrics import LOG_FAILURES, LOG_LAG, TORN_LINES
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
@@ -71,6 +71,8 @@ class AppendLog:
         self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
         self._lock, self._file = threading.Lock(), CLOSED
         self._size, self._opened, self._torn = 0, 0.0, False
+        self._unsynced: float | None = None
+        """Since when rows wait to be on disk, monotonic seconds; None: none does."""
         self.problem: str | None = None
 
     def open(self) -> None:
@@ -107,6 +109,8 @@ class AppendLog:
         return True
 
     def _append(self, data: bytes) -> None:
+        if self._unsynced is None:
+            self._unsynced = time.monotonic()
         written = os.write(self._file, data)
         self._size += written
         self._torn = written < len(data)
@@ -120,7 +124,9 @@ class AppendLog:
             if self._file == CLOSED or old:
                 self.open()
             file = CLOSED if self._file == CLOSED else os.dup(self._file)
+            since, self._unsynced = self._unsynced, None
         self._sync(file)  # outside the lock: a slow disk must not hold up the answers
+        LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
     def _sync(self, file: int) -> None:
         """Flush `file` to disk and close it."""

@@ -1,0 +1,142 @@
+"""Who answers: a challenger for its share of the customers, a shadow for nobody."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from onnx import TensorProto, helper
+
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote, release
+from mlflow_server.registry import Registry
+from tests.conftest import unused_port, wait_until
+from tests.serving.conftest import tiny_onnx
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import httpx
+
+CUSTOMERS = range(1, 1001)
+PERCENT = 10
+
+
+def give(rig: Any, version: str, role: str, percent: int = 100) -> None:
+    ledger = Ledger(rig.settings)
+    promote(Registry(rig.settings), ledger, rig.spec.name, version, who="test", why="a trial",
+            role=role, percent=percent)  # fmt: skip
+    ledger.close()
+
+
+def end(rig: Any, role: str) -> None:
+    ledger = Ledger(rig.settings)
+    release(Registry(rig.settings), ledger, rig.spec.name, role, who="test", why="over")
+    ledger.close()
+
+
+def ask_all(client: httpx.Client) -> dict[int, str]:
+    """Who answered each customer."""
+    body = [{"customer_id": key} for key in CUSTOMERS]
+    answer = client.post("/predict/batch", json=body)
+    assert answer.status_code == 200, answer.text
+    return {row["customer_id"]: row["model_version"] for row in answer.json()}
+
+
+def in_role(client: httpx.Client, version: str, role: str) -> bool:
+    named = (f'role="{role}"', f'version="{version}"')
+    lines = [x for x in client.get("/metrics").text.splitlines() if x.startswith("gyre_model_info")]
+    return any(all(n in x for n in named) and x.endswith(" 1.0") for x in lines)
+
+
+@pytest.fixture
+def alone(rig: Any, served: Any) -> Iterator[Any]:
+    """A server of two workers for the trials; afterwards nobody is on trial."""
+    with rig.serving(serving_port=unused_port(), serving_workers=2) as (client, _):
+        rig.known_to_be_ready(client)
+        yield client
+    for role in ("challenger", "shadow"):
+        if role in Registry(rig.settings).aliases(rig.spec.name):
+            end(rig, role)
+
+
+def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
+    rig: Any, served: Any, alone: httpx.Client
+) -> None:
+    give(rig, served.second, "challenger", PERCENT)
+    wait_until("a challenger", lambda: in_role(alone, served.second, "challenger"), 20)
+    first = ask_all(alone)
+    chosen = {key for key, version in first.items() if version == served.second}
+    assert set(first.values()) == {served.first, served.second}
+    assert 0.06 * len(first) < len(chosen) < 0.14 * len(first)  # four standard deviations
+    assert [ask_all(alone) == first for _ in range(4)] == [True] * 4  # whichever worker answers
+    one = alone.post("/predict", json={"customer_id": min(chosen)}).json()
+    assert one["model_version"] == served.second
+    given = alone.post("/predict", json={"customer_id": min(chosen), "features": rig.features})
+    assert given.json()["model_version"] == served.second
+    roles = Counter((row["role"], row["version"]) for row in rig.rows()[-len(first) :])
+    assert set(roles) <= {("production", served.first), ("challenger", served.second)}
+    assert roles["challenger", served.second] >= len(chosen)
+    give(rig, served.second, "challenger", 50)
+    wait_until("half", lambda: Counter(ask_all(alone).values())[served.second] > 400, 20)
+    more = {key for key, version in ask_all(alone).items() if version == served.second}
+    assert chosen < more  # who had the challenger keeps it
+    end(rig, "challenger")
+    wait_until("an end", lambda: set(ask_all(alone).values()) == {served.first}, 20)
+
+
+def test_a_shadow_scores_what_production_answers_and_answers_nobody(
+    rig: Any, served: Any, alone: httpx.Client
+) -> None:
+    give(rig, served.second, "shadow")
+    wait_until("a shadow", lambda: in_role(alone, served.second, "shadow"), 20)
+    before = len(rig.rows())
+    answers = [alone.post("/predict", json={"customer_id": key}).json() for key in CUSTOMERS[:50]]
+    assert {answer["model_version"] for answer in answers} == {served.first}
+
+    def shadowed() -> list[Any]:
+        return [row for row in rig.rows()[before:] if row["role"] == "shadow"]
+
+    wait_until("its rows", lambda: len(shadowed()) == len(answers), 5)
+    assert {row["version"] for row in shadowed()} == {served.second}
+    assert {row["entity"] for row in shadowed()} == {str(a["customer_id"]) for a in answers}
+    assert not {row["request_id"] for row in shadowed()} & {a["request_id"] for a in answers}
+
+
+def test_what_a_challenger_fails_at_is_answered_by_production_and_counted(
+    rig: Any, served: Any, alone: httpx.Client
+) -> None:
+    """It gives a probability for the defaults, so it is loaded, and none for other customers."""
+    version = rig.register(0, model=only_for_the_defaults(rig)).version
+    give(rig, version, "challenger", 100)
+    wait_until("a challenger", lambda: in_role(alone, version, "challenger"), 20)
+    answers = ask_all(alone)
+    assert served.first in answers.values()
+    failed = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
+    counted = [x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)]
+    assert float(counted[0].split()[-1]) >= Counter(answers.values())[served.first]
+
+
+def only_for_the_defaults(rig: Any) -> Any:
+    """score = sqrt(days as in the defaults − days): NaN for who bought longer ago."""
+    made = tiny_onnx(rig.features["days_since_last_order"] * 0.01, score="Sqrt")
+    made.graph.initializer[0].CopyFrom(
+        helper.make_tensor("weight", TensorProto.FLOAT, [1], [-0.01])
+    )
+    return made
+
+
+def test_the_way_back_takes_no_loading(rig: Any, served: Any, alone: httpx.Client) -> None:
+    """The version before is warm: no digest is looked at again."""
+    rig.promote(served.second)
+    rig.answers_as(alone, served.second)
+    copy = rig.settings.home / "serving" / "models" / rig.spec.name / served.first / "model.onnx"
+    whole = copy.read_bytes()
+    copy.write_bytes(whole[:-1])
+    try:
+        rig.promote(served.first)
+        rig.answers_as(alone, served.first)
+    finally:
+        copy.write_bytes(whole)
+    rig.answers_as(served.client, served.first)
