@@ -1,4 +1,4 @@
-"""`gyre monitor` and `gyre decide`: what is seen of a model, and why that follows from it."""
+"""`gyre monitor`, `decide` and `rollout`: what is seen of a model, and what follows from it."""
 
 from __future__ import annotations
 
@@ -32,6 +32,19 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     if report.decision.action == "retrain":
         lines.append(_retrain(settings, report))
     say("\n".join(lines), REPORTS.dump_python(report, mode="json"), as_json=as_json)
+
+
+def rollout(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+    """One look at the version on its way into production: go on, stop it, or wait for more.
+
+    The same as a run of rollout_MODEL in Airflow; steps and limits are the spec's [rollout].
+    """
+    log_to_stderr()
+    settings, spec, time = load_settings(), load_spec(model), moment(as_of)
+    from monitoring.canary import REPORTS, look  # noqa: PLC0415  (heavy)
+
+    report = look(settings, spec, time)
+    say(report.summary, REPORTS.dump_python(report, mode="json"), as_json=as_json)
 
 
 def decide(

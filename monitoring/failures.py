@@ -1,16 +1,55 @@
-"""How often a version failed, as serving itself counts it."""
+"""How often a version failed and how long it took, as serving itself counts it."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from prometheus_client.samples import Sample
+
     from stack.settings import Settings
 
 FAILURES, ANSWERS = "gyre_prediction_failures_total", "gyre_predictions_total"
+SECONDS = "gyre_prediction_seconds_bucket"
+
+
+@dataclass(frozen=True)
+class Counted:
+    """Of one version in one role since serving started.
+
+    within: how many predictions took at most so many seconds, by bound, rising; the last is inf.
+    """
+
+    failed: int = 0
+    within: tuple[tuple[float, float], ...] = ()
+
+    def since(self, earlier: Counted) -> Counted:
+        """What came after `earlier`; all of it where serving has begun anew since."""
+        before = dict(earlier.within)
+        rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)
+        if self.failed < earlier.failed or any(n < 0 for _, n in rows):
+            return self
+        return Counted(self.failed - earlier.failed, rows)
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds within which `share` was done, on a line within its bucket; None without any.
+
+        As Prometheus's histogram_quantile: beyond the last bound, that bound.
+        """
+        below, done = 0.0, 0.0
+        wanted = share * (self.within[-1][1] if self.within else 0)
+        for bound, count in self.within:
+            if count >= wanted > 0:
+                inside = (wanted - done) / (count - done)
+                return below if bound == float("inf") else below + (bound - below) * inside
+            below, done = bound, count
+        return None
 
 
 def failures(settings: Settings, model: str, version: str) -> tuple[int, int]:
@@ -18,15 +57,41 @@ def failures(settings: Settings, model: str, version: str) -> tuple[int, int]:
 
     (0, 0) where serving does not answer: what is unknown is no harm.
     """
+    counted = dict.fromkeys((FAILURES, ANSWERS), 0.0)
+    for sample in _samples(settings) or ():
+        labels = (sample.labels.get("model"), sample.labels.get("version"))
+        if sample.name in counted and labels == (model, version):
+            counted[sample.name] += sample.value
+    failed = int(counted[FAILURES])
+    return failed, failed + int(counted[ANSWERS])
+
+
+def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
+    """By "role version" what serving counted of `model`; None where serving does not answer."""
+    samples = _samples(settings)
+    if samples is None:
+        return None
+    failed: dict[str, float] = {}
+    within: dict[str, dict[float, float]] = {}
+    for sample in samples:
+        if sample.labels.get("model") != model or sample.name not in {FAILURES, SECONDS}:
+            continue
+        key = f"{sample.labels.get('role')} {sample.labels.get('version')}"
+        if sample.name == FAILURES:
+            failed[key] = failed.get(key, 0) + sample.value
+        else:
+            bounds, bound = within.setdefault(key, {}), float(sample.labels["le"])
+            bounds[bound] = bounds.get(bound, 0) + sample.value
+    return {
+        key: Counted(int(failed.get(key, 0)), tuple(sorted(within.get(key, {}).items())))
+        for key in failed.keys() | within.keys()
+    }
+
+
+def _samples(settings: Settings) -> Iterator[Sample] | None:
     try:
         text = httpx.get(f"{settings.serving_address}/metrics", timeout=5).raise_for_status().text
     except httpx.HTTPError:
-        return 0, 0
-    counted = dict.fromkeys((FAILURES, ANSWERS), 0.0)
-    for family in text_string_to_metric_families(text):
-        for sample in family.samples:
-            labels = (sample.labels.get("model"), sample.labels.get("version"))
-            if sample.name in counted and labels == (model, version):
-                counted[sample.name] += sample.value
-    failed = int(counted[FAILURES])
-    return failed, failed + int(counted[ANSWERS])
+        return None
+    families = text_string_to_metric_families(text)
+    return (sample for family in families for sample in family.samples)
