@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 import httpx
@@ -23,33 +24,35 @@ SECONDS = "gyre_prediction_seconds_bucket"
 class Counted:
     """Of one version in one role since serving started.
 
-    within: how many predictions took at most so many seconds, by bound, rising; the last is inf.
+    timed: how many predictions were timed. within: how many of them took at most so many seconds,
+    by bound, rising.
     """
 
     failed: int = 0
+    timed: int = 0
     within: tuple[tuple[float, float], ...] = ()
 
     def since(self, earlier: Counted) -> Counted:
         """What came after `earlier`; all of it where serving has begun anew since."""
         before = dict(earlier.within)
         rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)
-        if self.failed < earlier.failed or any(n < 0 for _, n in rows):
-            return self
-        return Counted(self.failed - earlier.failed, rows)
+        new = Counted(self.failed - earlier.failed, self.timed - earlier.timed, rows)
+        anew = min(new.failed, new.timed, *(n for _, n in rows)) < 0
+        return self if anew else new
 
     def quantile(self, share: float) -> float | None:
         """Seconds within which `share` was done, on a line within its bucket; None without any.
 
         As Prometheus's histogram_quantile: beyond the last bound, that bound.
         """
-        below, done = 0.0, 0.0
-        wanted = share * (self.within[-1][1] if self.within else 0)
+        if not self.timed:
+            return None
+        below, done, wanted = 0.0, 0.0, share * self.timed
         for bound, count in self.within:
-            if count >= wanted > 0:
-                inside = (wanted - done) / (count - done)
-                return below if bound == float("inf") else below + (bound - below) * inside
+            if count >= wanted:
+                return below + (bound - below) * (wanted - done) / (count - done)
             below, done = bound, count
-        return None
+        return below
 
 
 def failures(settings: Settings, model: str, version: str) -> tuple[int, int]:
@@ -83,9 +86,14 @@ def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
             bounds, bound = within.setdefault(key, {}), float(sample.labels["le"])
             bounds[bound] = bounds.get(bound, 0) + sample.value
     return {
-        key: Counted(int(failed.get(key, 0)), tuple(sorted(within.get(key, {}).items())))
+        key: _counted(int(failed.get(key, 0)), within.get(key, {}))
         for key in failed.keys() | within.keys()
     }
+
+
+def _counted(failed: int, within: dict[float, float]) -> Counted:
+    finite = tuple(sorted((bound, n) for bound, n in within.items() if isfinite(bound)))
+    return Counted(failed, int(within.get(inf, 0)), finite)
 
 
 def _samples(settings: Settings) -> Iterator[Sample] | None:
