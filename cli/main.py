@@ -107,7 +107,7 @@ def ingest(
 
 for _verb in (
     training.train, training.reproduce, features.parity, watch.monitor, watch.decide, watch.rollout,
-    registry.promote, registry.release, registry.rollback, registry.ledger,
+    watch.compare, registry.promote, registry.release, registry.rollback, registry.ledger,
     use_case.new, use_case.spec,
 ):  # fmt: skip
     typer_app.command()(_verb)
