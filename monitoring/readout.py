@@ -100,6 +100,24 @@ def read_out(
     return next((each for each in told if each.matured), told[0])
 
 
+def note_of_trial(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    answered: pa.Table,
+    known: Mapping[str, float],
+    as_of: datetime,
+) -> list[str]:
+    """The sentence on the trial that `version`, in production, won or stands; none if immature."""
+    with closing(Ledger(settings)) as ledger:
+        rows = [row for row in ledger.rows(spec.name) if row.time <= as_of]
+    found = [each for each in trials(rows) if each.challenger == version or each.ended is None]
+    if not found:
+        return []
+    told = of_trial(settings, spec, found[-1], answered, known, as_of)
+    return [f"A/B: {told.comparison.sentence}"] if told.matured else []
+
+
 def of_trial(
     settings: Settings,
     spec: ModelSpec,

@@ -15,7 +15,8 @@ from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.ab import Lift, Outcomes, Trial, compare, lift, trials
-from monitoring.readout import read_out
+from monitoring.collect import collect, predictions
+from monitoring.readout import note_of_trial, read_out
 from serving.prediction_log import AppendLog
 from stack.errors import MonitoringError
 from stack.spec import load_spec
@@ -227,6 +228,12 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
         "each entity by its",
     ):
         assert part in text
+    taken, answered = collect(settings).told, predictions(settings).read()
+    known = dict(zip(taken["request_id"].to_pylist(), taken["actual"].to_pylist(), strict=True))
+    notes = note_of_trial(settings, SPEC, "2", answered, known, AS_OF)
+    assert notes == [f"A/B: {found.comparison.sentence}"]
+    assert note_of_trial(settings, SPEC, "1", answered, known, AS_OF) == []
+    assert note_of_trial(settings, SPEC, "2", answered, {}, AS_OF - 100 * DAY) == []
     early = read_out(settings, SPEC, AS_OF - 100 * DAY)
     assert "0 and 0 outcomes" in early.sentence
     assert early.left_out["whose outcome is not known yet"] == 602
