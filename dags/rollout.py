@@ -1,9 +1,10 @@
 """`rollout_<MODEL>`: a version on its way into production, a step at a time.
 
-For specs with `[rollout] policy = "canary"`. A run is one look (monitoring/canary.py): every five
-minutes, when `train_<MODEL>` has put a version into role shadow, and by hand. The state is the
-promotion ledger, not Airflow's: a run that is lost is made up for by the next one, and holding
-occupies no worker. What went into production is told on the Asset `promoted/<MODEL>`.
+For specs with `[rollout] policy = "canary"`. A run is one look (monitoring/canary.py): on the Asset
+`rollout/<MODEL>`, when `train_<MODEL>` has put a version into role shadow, on `step/<MODEL>`, which
+the small DAG `steps_<MODEL>` emits every five minutes, and by hand. The state is the promotion
+ledger, not Airflow's: a run that is lost is made up for by the next one, and holding occupies no
+worker. What went into production is told on the Asset `promoted/<MODEL>`.
 """
 
 from __future__ import annotations
@@ -12,16 +13,10 @@ from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import (
-    DAG,
-    Asset,
-    AssetOrTimeSchedule,
-    CronTriggerTimetable,
-    get_current_context,
-    task,
-)
+from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
 from dags.run import PARAMS, current, note
+from dags.tick import tick_dag
 from stack.spec import ModelSpec, load_spec, load_specs
 
 LOOKS = "*/5 * * * *"
@@ -34,10 +29,8 @@ def rollout_dag(spec: ModelSpec) -> DAG:
     with DAG(
         dag_id=f"rollout_{spec.name}",
         doc_md=__doc__,
-        # A lost event is no loss here, so this needs no partitions (dags/tick.py).
-        schedule=AssetOrTimeSchedule(
-            timetable=CronTriggerTimetable(LOOKS, timezone="UTC"),
-            assets=Asset(f"rollout/{spec.name}"),
+        schedule=PartitionedAssetTimetable(
+            assets=Asset(f"rollout/{spec.name}") | Asset(f"step/{spec.name}")
         ),
         catchup=False,
         max_active_runs=1,
@@ -78,6 +71,11 @@ def promoted(model: str, *, outlet_events: Any = None) -> None:
 
 
 for _spec in load_specs():
-    if _spec.rollout.policy == "canary":
-        _dag = rollout_dag(_spec)
+    if _spec.rollout.policy != "canary":
+        continue
+    _due, _tags = Asset(f"step/{_spec.name}"), ["gyre", _spec.name]
+    for _dag in (
+        tick_dag(f"steps_{_spec.name}", f"rollout_{_spec.name}", LOOKS, _due, _tags),
+        rollout_dag(_spec),
+    ):
         globals()[_dag.dag_id] = _dag

@@ -55,12 +55,15 @@ def train_dag(spec: ModelSpec) -> DAG:
         if spec.promotion.approval:
             asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
             approval = Approval(task_id="approval", params=FORM, **asked).output
-        # With a canary nothing is promoted yet: rollout_<MODEL> has to look.
-        tells = "rollout" if spec.rollout.policy == "canary" else "promoted"
-        after = Asset(f"{tells}/{spec.name}")
-        promote.override(outlets=[after])(spec.name, mlflow_run, version, approval)
+        promote.override(outlets=[told_after(spec)])(spec.name, mlflow_run, version, approval)
         passed >> [version, EmptyOperator(task_id="refused")]
     return dag
+
+
+def told_after(spec: ModelSpec) -> Asset:
+    """Who is to look next: with a canary `rollout_<MODEL>`, for nothing is promoted yet."""
+    who = "rollout" if spec.rollout.policy == "canary" else "promoted"
+    return Asset(f"{who}/{spec.name}")
 
 
 def failed(model: str, context: Any) -> None:
@@ -125,12 +128,10 @@ def promote(
     outcome = put_into_production(
         settings, load_spec(model), mlflow_run, version, who=who, reason=reason
     )
-    if load_spec(model).rollout.policy == "direct":
-        promoted = Asset(f"promoted/{model}")
-        # Not "as_of": who looks at a version after its promotion looks at now.
-        trained = cause.as_of.isoformat()
-        outlet_events[promoted].extra = {"version": version, "trained_as_of": trained}
-        outlet_events[promoted].add_partitions(f"version {version}")
+    after = told_after(load_spec(model))
+    # Not "as_of": who looks at a version after its promotion looks at now.
+    outlet_events[after].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
+    outlet_events[after].add_partitions(f"version {version}")
     note(settings, outcome)
     return outcome
 

@@ -35,7 +35,6 @@ print(json.dumps({
         "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
                        for t in dag.tasks if t.execution_timeout),
         "on_failure": bool(dag.on_failure_callback),
-        "asset": getattr(getattr(dag.timetable, "asset_condition", None), "name", None),
         "starts_by": sorted(
             asset.name
             for asset in getattr(getattr(dag.timetable, "asset_condition", None), "objects", [])
@@ -144,12 +143,15 @@ def test_a_decision_ends_in_a_task_of_its_name_and_a_retraining_in_the_event_of_
 def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one(bag, canary):
     assert canary["errors"] == {}
     assert HEAVY & set(canary["modules"]) == set()
-    assert canary["dags"].keys() - bag["dags"].keys() == {"rollout_customer_churn_model"}
+    more = {"rollout_customer_churn_model", "steps_customer_churn_model"}
+    assert canary["dags"].keys() - bag["dags"].keys() == more
     dag = canary["dags"]["rollout_customer_churn_model"]
     ends = ["advanced", "held", "nothing", "promoted", "stopped"]
     assert dag["tasks"] == {"look": ends} | {end: [] for end in ends}
-    assert (dag["schedule"], dag["at_once"]) == ("AssetOrTimeSchedule", 1)
-    assert dag["asset"] == "rollout/customer_churn_model"
+    assert (dag["schedule"], dag["at_once"]) == ("PartitionedAssetTimetable", 1)
+    assert dag["starts_by"] == ["rollout/customer_churn_model", "step/customer_churn_model"]
+    ticks = canary["dags"]["steps_customer_churn_model"]
+    assert ticks["outlets"] == {"emit": ["step/customer_churn_model"]}
     assert dag["outlets"]["promoted"] == ["promoted/customer_churn_model"]
     assert (dag["start_date"], dag["catchup"]) == ("None", False)
     train = canary["dags"]["train_customer_churn_model"]
