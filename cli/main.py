@@ -106,8 +106,9 @@ def ingest(
 
 
 for _verb in (
-    training.train, training.reproduce, features.parity, watch.monitor, watch.decide,
-    registry.promote, registry.rollback, registry.ledger, use_case.new, use_case.spec,
+    training.train, training.reproduce, features.parity, watch.monitor, watch.decide, watch.rollout,
+    watch.compare, registry.promote, registry.release, registry.rollback, registry.ledger,
+    use_case.new, use_case.spec,
 ):  # fmt: skip
     typer_app.command()(_verb)
 typer_app.add_typer(features.quarantine, name="quarantine")

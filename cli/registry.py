@@ -1,4 +1,4 @@
-"""`gyre promote`, `gyre rollback` and `gyre ledger`: what is in which role, and why."""
+"""`gyre promote`, `release`, `rollback` and `ledger`: what is in which role, and why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from cli.verbs import AsJson, Reason, say, who
-from stack.errors import PromotionRefusedError
+from stack.errors import PromotionRefusedError, SettingsError
 from stack.settings import load_settings
 from stack.spec import load_spec
 
@@ -25,31 +25,54 @@ def promote(
         typer.Option("--replaces", help="The version expected in the role now; `none` for none."),
     ] = None,
     role: Annotated[str, typer.Option(help="production, challenger or shadow")] = "production",
-    percent: Annotated[int, typer.Option(min=0, max=100, help="Share of requests.")] = 100,
+    percent: Annotated[
+        int | None,
+        typer.Option(min=1, max=100, help="How many of a hundred entities a challenger answers."),
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Put a version into a role: one ledger row, or a refusal that says who won."""
+    """Put a version into a role: one ledger row, or a refusal that says who won.
+
+    A challenger answers --percent of the entities, the same ones each time; a shadow scores
+    every request and answers none. Both end by gyre release, and a challenger with production.
+    """
     from mlflow_server.promotion import UNSET  # noqa: PLC0415
     from mlflow_server.promotion import promote as put  # noqa: PLC0415
 
-    if role != "production" or percent != 100:  # noqa: PLR2004  (the whole)
-        raise PromotionRefusedError(
-            f"role {role} at {percent} %: serving knows only production at 100 % so far"
-        )
+    if role == "challenger" and percent is None:
+        raise SettingsError("--percent: of how many entities in a hundred? Such as --percent 10")
     expected = UNSET if replaces is None else None if replaces == "none" else replaces
     registry, ledger = _open(model)
     if wrong := registry.damage(model, version):
         raise PromotionRefusedError(f"{model}: version {version} is damaged: {wrong}")
     row = put(
         registry, ledger, model, version, who=who(), why=reason, replaces=expected, role=role,
-        percent=percent,
+        percent=100 if percent is None else percent,
     )  # fmt: skip
     say(_line(row), row.as_json(), as_json=as_json)
 
 
+def release(
+    model: str,
+    reason: Reason,
+    role: Annotated[str, typer.Option(help="challenger or shadow")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """End a challenger or shadow: production answers everybody again, one ledger row says so."""
+    from mlflow_server.promotion import release as end  # noqa: PLC0415
+
+    registry, ledger = _open(model)
+    row = end(registry, ledger, model, role, who=who(), why=reason)
+    say(_line(row), row.as_json(), as_json=as_json)
+
+
 def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
-    """Go back to the version that was in production before; again goes back further."""
+    """Go back to the version that was in production before; again goes back further.
+
+    A challenger ends with it: everybody is answered by the version that is gone back to.
+    """
     from mlflow_server.promotion import rollback as go_back  # noqa: PLC0415
 
     registry, ledger = _open(model)
@@ -77,6 +100,6 @@ def _open(model: str) -> tuple[Registry, Ledger]:
 
 def _line(row: LedgerRow) -> str:
     change = f"{row.from_version or 'none'} → {row.to_version or 'none'}  {row.state}"
-    share = "" if row.percent == 100 else f" {row.percent} %"  # noqa: PLR2004  (the whole)
+    share = f" {row.percent} %" if row.role == "challenger" and row.to_version else ""
     role = f"{row.time:%Y-%m-%d %H:%M:%S}Z  {row.role}{share}"
     return f"{row.sequence:>3}  {role}  {change}  by {row.who}: {row.why}"

@@ -1,4 +1,4 @@
-"""`gyre monitor` and `gyre decide`: what is seen of a model, and why that follows from it."""
+"""`gyre monitor`, `decide`, `rollout`, `compare`: what is seen of a model, and what follows."""
 
 from __future__ import annotations
 
@@ -32,6 +32,43 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     if report.decision.action == "retrain":
         lines.append(_retrain(settings, report))
     say("\n".join(lines), REPORTS.dump_python(report, mode="json"), as_json=as_json)
+
+
+def rollout(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+    """One look at the version on its way into production: go on, stop it, or wait for more.
+
+    The same as a run of rollout_MODEL in Airflow; steps and limits are the spec's [rollout].
+    """
+    log_to_stderr()
+    settings, spec, time = load_settings(), load_spec(model), moment(as_of)
+    from monitoring.canary import REPORTS, look  # noqa: PLC0415  (heavy)
+
+    report = look(settings, spec, time)
+    say(report.summary, REPORTS.dump_python(report, mode="json"), as_json=as_json)
+
+
+def compare(
+    model: str,
+    challenger: Annotated[
+        str | None,
+        typer.Option("--challenger", help="Its version; the newest with outcomes if absent."),
+    ] = None,
+    as_of: AsOf = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Production against challenger by what came true: better, worse, or not yet known.
+
+    Outcomes are those of raw data once its labels have matured, before that of feedback. Each
+    entity counts once, for the version that answered it first while both were answering.
+    """
+    log_to_stderr()
+    settings, spec, time = load_settings(), load_spec(model), moment(as_of)
+    from monitoring.readout import READ_OUTS, read_out  # noqa: PLC0415  (heavy)
+
+    found = read_out(settings, spec, time, challenger)
+    document = READ_OUTS.dump_python(found, mode="json") | {"sentence": found.sentence}
+    say("\n".join(found.lines()), document, as_json=as_json)
 
 
 def decide(

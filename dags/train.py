@@ -55,10 +55,15 @@ def train_dag(spec: ModelSpec) -> DAG:
         if spec.promotion.approval:
             asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
             approval = Approval(task_id="approval", params=FORM, **asked).output
-        promoted = Asset(f"promoted/{spec.name}")
-        promote.override(outlets=[promoted])(spec.name, mlflow_run, version, approval)
+        promote.override(outlets=[told_after(spec)])(spec.name, mlflow_run, version, approval)
         passed >> [version, EmptyOperator(task_id="refused")]
     return dag
+
+
+def told_after(spec: ModelSpec) -> Asset:
+    """Who is to look next: with a canary `rollout_<MODEL>`, for nothing is promoted yet."""
+    who = "rollout" if spec.rollout.policy == "canary" else "promoted"
+    return Asset(f"{who}/{spec.name}")
 
 
 def failed(model: str, context: Any) -> None:
@@ -112,7 +117,7 @@ def gate(model: str, mlflow_run: str) -> str:
 def promote(
     model: str, mlflow_run: str, version: str, approval: Any = None, *, outlet_events: Any = None
 ) -> str:
-    """Put the version into production; with an approval, in the name of who gave it."""
+    """Put the version into production or on its way; an approval's is in its giver's name."""
     from training.register import promote as put_into_production  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
@@ -123,10 +128,10 @@ def promote(
     outcome = put_into_production(
         settings, load_spec(model), mlflow_run, version, who=who, reason=reason
     )
-    promoted = Asset(f"promoted/{model}")
+    after = told_after(load_spec(model))
     # Not "as_of": who looks at a version after its promotion looks at now.
-    outlet_events[promoted].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
-    outlet_events[promoted].add_partitions(f"version {version}")
+    outlet_events[after].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
+    outlet_events[after].add_partitions(f"version {version}")
     note(settings, outcome)
     return outcome
 

@@ -16,9 +16,11 @@ from mlflow_server.reconcile import (
     check_promotion,
     history,
     last_applied,
+    named,
     next_row,
+    over,
 )
-from mlflow_server.registry import PRODUCTION
+from mlflow_server.registry import CHALLENGER, PRODUCTION
 from stack.errors import PromotionRefusedError, RegistryError
 from stack.live import Live, read_live, write_live
 
@@ -49,6 +51,8 @@ def promote(
 ) -> LedgerRow:
     """Put `version` into `role` in place of `replaces` (None: of none); return the applied row.
 
+    percent: how many of the requests a challenger answers; the other roles have all of them.
+
     Raises:
         PromotionRefusedError: another version is in the role by now (the message says who put it
             there), or this one is already there at this percentage, or role or percent is wrong.
@@ -56,25 +60,46 @@ def promote(
             written by then it is pending, and the next `reconcile` carries it out.
 
     """
-    if role not in ROLES or not 0 <= percent <= WHOLE:
+    fits = 1 <= percent <= WHOLE if role == CHALLENGER else percent == WHOLE
+    if role not in ROLES or not fits:
         raise PromotionRefusedError(
-            f"role must be one of {', '.join(ROLES)} and percent lie in 0..100: "
-            f"found {role!r}, {percent!r}"
+            f"role must be one of {', '.join(ROLES)}, and percent 100, or of a challenger 1..100 "
+            f"(0 is gyre release): found {role!r}, {percent!r}"
         )
-    reconcile(registry, ledger, model)  # a pending row is a committed change: it comes first
-    if replaces == UNSET:
-        replaces = registry.aliases(model).get(role)
-    change = (role, percent, replaces, version, who, why, evidence)
-    with ledger.exclusive(model) as book:
-        rows, seen = _agreed(registry, book, model)
-        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", now())
-        check_promotion(rows, seen, wanted)
-        book.append(wanted)
-    return _carried_out(registry, ledger, wanted)
+    return _changed(registry, ledger, model, version, role, percent, replaces, who, why, evidence)
+
+
+def release(
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
+    role: str,
+    *,
+    who: str,
+    why: str,
+    replaces: str | None = UNSET,
+    evidence: str | None = None,
+) -> LedgerRow:
+    """End a challenger or shadow: its alias goes; return the applied row.
+
+    Raises:
+        PromotionRefusedError: no version is in the role, or another than `replaces`; or it is
+            production, in which something must be.
+        RegistryError: as for `promote`.
+
+    """
+    if role not in ROLES or role == PRODUCTION:
+        raise PromotionRefusedError(
+            f"role must be one of {', '.join(ROLES[1:])}: found {role!r}; what is in production "
+            "goes by gyre rollback, or when another is promoted"
+        )
+    return _changed(registry, ledger, model, None, role, 0, replaces, who, why, evidence)
 
 
 def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: str) -> LedgerRow:
     """Go back to the version that was in production before; twice goes back further.
+
+    A challenger's trial is over by that, as by any change of production.
 
     Raises:
         PromotionRefusedError: there is none, or somebody else changed production meanwhile.
@@ -92,20 +117,51 @@ def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: s
     return promote(registry, ledger, model, before[-1], who=who, why=why, replaces=current)
 
 
+def _changed(
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
+    version: str | None,
+    role: str,
+    percent: int,
+    replaces: str | None,
+    who: str,
+    why: str,
+    evidence: str | None,
+) -> LedgerRow:
+    reconcile(registry, ledger, model)  # a pending row is a committed change: it comes first
+    if replaces == UNSET:
+        replaces = registry.aliases(model).get(role)
+    change = (role, percent, replaces, version, who, why, evidence)
+    with ledger.exclusive(model) as book:
+        rows, seen = _agreed(registry, book, model)
+        if over(model, rows, seen, now()):
+            raise PromotionRefusedError(f"{model}: production has just changed: look again")
+        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", now())
+        check_promotion(rows, seen, wanted)
+        book.append(wanted)
+    return _carried_out(registry, ledger, wanted)
+
+
 def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]:
     """Make ledger and MLflow agree; return the rows changed or added, in order.
 
     Cheap and without a lock when they agree already. Any number of processes may do it at once.
     """
-    before, seen = ledger.rows(model), observe(registry, model)
-    if next_row(model, before, seen, now()) is None:
-        _keep_live(registry, ledger, model, seen)
-        return []
-    with ledger.exclusive(model) as book:
-        before = book.rows(model)
-        after, seen = _agreed(registry, book, model)
-    _keep_live(registry, ledger, model, seen)
-    return [row for row in after if row not in before]
+    changed: dict[int, LedgerRow] = {}
+    for _ in range(MOST_STEPS):
+        rows, seen = ledger.rows(model), observe(registry, model)
+        if not next_row(model, rows, seen, now()) and not over(model, rows, seen, now()):
+            _keep_live(registry, ledger, model, seen)
+            return [changed[at] for at in sorted(changed)]
+        with ledger.exclusive(model) as book:
+            before = book.rows(model)
+            after, seen = _agreed(registry, book, model)
+            if ended := over(model, after, seen, now()):
+                book.append(ended)  # kept by itself; the next round carries it out
+                after.append(ended)
+        changed |= {row.sequence: row for row in after if row not in before}
+    raise _restless(model)
 
 
 def observe(registry: Registry, model: str) -> Seen:
@@ -126,7 +182,11 @@ def _agreed(registry: Registry, book: Book, model: str) -> tuple[list[LedgerRow]
             book.append(row)
         else:
             book.settle(row)
-    raise RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
+    raise _restless(model)
+
+
+def _restless(model: str) -> RegistryError:
+    return RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
 
 
 def _keep_live(registry: Registry, ledger: Ledger, model: str, seen: Seen) -> None:
@@ -151,10 +211,12 @@ def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:
     What a hand puts into Production meanwhile stays there, and is found next. Of a superseded row
     the stage goes that it may have brought.
     """
-    comes, goes = row.to_version, row.from_version
+    comes, goes, now_there = row.to_version, row.from_version, seen.aliases.get(row.role)
     if row.state == "superseded":
         comes, goes = None, row.to_version
-    if comes and comes != seen.aliases.get(row.role):
+    elif comes is None and now_there is not None:
+        registry.delete_alias(row.model, row.role)
+    if comes and comes != now_there:
         registry.set_alias(row.model, row.role, comes)
     if row.role != PRODUCTION:
         return
@@ -172,7 +234,7 @@ def _carried_out(registry: Registry, ledger: Ledger, row: LedgerRow) -> LedgerRo
         last = last_applied(rows, row.role)
         won = f"version {last.to_version} by {last.who}" if last else "somebody else"
         raise PromotionRefusedError(
-            f"{row.model}: {row.role} was changed to {won} while version {row.to_version} "
+            f"{row.model}: {row.role} was changed to {won} while {named(row.to_version)} "
             "was on its way: look again"
         )
     return done

@@ -18,7 +18,7 @@ from stack.errors import RegistryError
 if TYPE_CHECKING:
     from stack.settings import Settings
 
-PRODUCTION = "production"
+PRODUCTION, CHALLENGER, SHADOW = "production", "challenger", "shadow"
 PLACES = (ONNX_FILE, f"extra_files/{CONTRACT_FILE}")
 """Where the served files lie below the version's artifact folder (MLflow's own layout)."""
 MOST = 100_000
@@ -105,6 +105,11 @@ class Registry:
     def set_alias(self, model: str, role: str, version: str) -> None:
         with translated(f"set alias {role} of {model} to {version}"):
             self._client.set_registered_model_alias(model, role, version)
+
+    def delete_alias(self, model: str, role: str) -> None:
+        """Take the alias off; does nothing where there is none."""
+        with translated(f"remove alias {role} of {model}"):
+            self._client.delete_registered_model_alias(model, role)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
         """Move `version` to `stage`, and no other. Does nothing with a server without stages."""

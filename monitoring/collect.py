@@ -1,5 +1,7 @@
 """What serving wrote becomes tables: `predictions` and `outcomes`, each row exactly once.
 
+A request's row of a shadow has the request's id with `/shadow` behind it.
+
 Lines of open files are taken too (every line that ends in a newline is final; in a closed file the
 rest behind the last newline is a line as well, mostly a torn one). Rows are merged by
 request id, so taking a file again changes nothing; a file of predictions is removed once it is
@@ -18,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 from pydantic import AwareDatetime, BaseModel, ConfigDict, ValidationError
 
+from mlflow_server.registry import SHADOW
 from stack.log_files import final_lines, is_closed
 from stack.storage import Table, one_writer
 
@@ -144,6 +147,9 @@ def _merge(table: Table, rows: list[dict[str, Any]]) -> int:
     """Add the first row of each request that `table` does not hold."""
     if not rows:
         return 0
+    for row in rows:
+        if row.get("role") == SHADOW:  # the same request was answered by another, and both count
+            row["request_id"] += f"/{SHADOW}"
     rows = list({row["request_id"]: row for row in reversed(rows)}.values())
     for row in rows:
         if "features" in row:

@@ -30,6 +30,7 @@ from monitoring.drift import SCORE, Drift, measure
 from monitoring.failures import failures
 from monitoring.feedback import Settled, settle
 from monitoring.performance import WATCHED, findings, logged, replay
+from monitoring.readout import note_of_trial
 from monitoring.reference import Reference, load_reference
 from monitoring.verdict import FEWEST, harm, judge
 from monitoring.window import Window, window
@@ -127,6 +128,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         look = _look(settings, spec, version, reference, seen, mine, settled, as_of, Path(name))
         aged = freshness(settings, spec.dataset).problems(as_of)
         look.notes.extend(why for _, why in aged)
+        look.notes.extend(note_of_trial(settings, spec, version, found, settled.known, as_of))
         report = _decide(settings, spec, version, seen, look, as_of, taken.malformed)
         if report.decision.rule == STALE:
             return report

@@ -104,17 +104,29 @@ def logged(
     answered: rows of `predictions`. known: actuals by request (feedback); raw data outranks them.
     threshold: from which the version says 1; None if it predicts a number.
     """
-    seen = _from_raw(settings, spec, answered, as_of)
-    pairs = []
     score = "prediction" if threshold is None else "probability"
-    for row in answered.select(["request_id", "entity", "as_of", score]).to_pylist():
-        actual = seen.get((row["entity"], _day(row["as_of"])), known.get(row["request_id"]))
-        if actual is not None:
-            pairs.append((actual, row[score]))
+    true = actuals(settings, spec, answered, known, as_of)
+    scores = answered[score].to_pylist()
+    pairs = [pair for pair in zip(true, scores, strict=True) if pair[0] is not None]
     if len(pairs) < FEWEST or len({actual for actual, _ in pairs}) == 1:
         return None
     y, p = np.array(pairs).T
     return measured("logged", f"{len(pairs)} outcomes", y, Scored(p, threshold), spec)
+
+
+def actuals(
+    settings: Settings,
+    spec: ModelSpec,
+    answered: pa.Table,
+    known: Mapping[str, float],
+    as_of: datetime,
+) -> list[float | None]:
+    """What came true of each row of `answered`, None where nothing is known yet; as `logged`."""
+    seen = _from_raw(settings, spec, answered, as_of)
+    rows = answered.select(["request_id", "entity", "as_of"]).to_pylist()
+    return [
+        seen.get((row["entity"], _day(row["as_of"])), known.get(row["request_id"])) for row in rows
+    ]
 
 
 def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:

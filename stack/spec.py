@@ -232,6 +232,37 @@ class Promotion(Strict):
     wait_hours: float = Field(72, gt=0, le=YEAR)
 
 
+class Rollout(Strict):
+    """`[rollout]`: how a version that training made comes into production.
+
+    direct: at once. canary: as a shadow, then as a challenger that answers `steps` percent of the
+    entities, then in production; every step judged by the limits below (monitoring/rollout.py).
+    requests: at least so many of each version before a step is judged well; fewer say too little.
+    minutes: how long a step takes at least.
+    """
+
+    policy: Literal["direct", "canary"] = "direct"
+    steps: tuple[int, ...] = (5, 25, 50, 100)
+    requests: int = Field(100, ge=100)
+    minutes: float = Field(10, ge=0, le=YEAR * 60)
+    errors: float = Field(0.02, ge=0, lt=1)
+    """By how much its share of failed predictions may be above that of production."""
+    latency: float = Field(2.0, ge=1)
+    """How many times as slow as production it may be, at the 95th percentile."""
+    scores: float = Field(0.5, gt=0, le=1)
+    """How far its scores may lie from production's: the largest difference between the shares of
+    both below any one score (Kolmogorov-Smirnov), 0 to 1."""
+
+    @model_validator(mode="after")
+    def _rising(self) -> Rollout:
+        rising = sorted(set(self.steps))
+        if not rising or list(self.steps) != rising or not 1 <= rising[0] <= rising[-1] <= 100:  # noqa: PLR2004
+            raise ValueError(
+                f"steps: expected rising percents like [5, 25, 50, 100], found {list(self.steps)}"
+            )
+        return self
+
+
 class ModelSpec(Strict):
     """One model: what a data scientist edits.
 
@@ -265,6 +296,7 @@ class ModelSpec(Strict):
     search: Search | None = None
     gates: tuple[Gate, ...] = Field(min_length=1)
     promotion: Promotion = Promotion()
+    rollout: Rollout = Rollout()
 
     @property
     def loss(self) -> OfClasses | OfNumbers:

@@ -47,11 +47,12 @@ def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> Quest
 def wait_in_shell(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str:
     """Leave word as `ask` does; return one line on how to approve where there is no Airflow."""
     tracking = Tracking(settings)
-    champion = load_evaluation(tracking, run_id).champion_version or "none"
+    champion = load_evaluation(tracking, run_id).champion_version
+    canary = champion and spec.rollout.policy == "canary"
+    where = "--role shadow" if canary else f"--replaces {champion or 'none'}"
     outcome = (
         f"version {version} is registered and waits for approval: gyre promote {spec.name} "
-        f"{version} --replaces {champion} --reason … (what train_{spec.name} trains is approved "
-        "in Airflow)"
+        f"{version} {where} --reason … (what train_{spec.name} trains is approved in Airflow)"
     )
     _end(tracking, run_id, version, outcome)
     return outcome

@@ -1,4 +1,7 @@
-"""Stages 6 and 7: a passed challenger becomes a version, and the version goes into production."""
+"""Stages 6 and 7: a passed challenger becomes a version, and the version goes into production.
+
+With `[rollout] policy = "canary"` it goes into role shadow instead, the first step on its way.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
 from mlflow_server.registration import register as register_version
-from mlflow_server.registry import PRODUCTION, Registry
+from mlflow_server.registry import PRODUCTION, SHADOW, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from stack.errors import PromotionRefusedError
@@ -73,6 +76,9 @@ def promote(
 ) -> str:
     """Put the version into production in place of the champion it was compared with.
 
+    With a canary it becomes the shadow, in place of whatever is; the first version of all has
+    nothing to be compared with and goes into production.
+
     Returns one line on what was done. A run whose `as_of` is older than the newest promotion never
     promotes. Repeated after a kill it finds its own promotion done.
 
@@ -83,12 +89,9 @@ def promote(
     """
     tracking, outcome = Tracking(settings), settled(settings, spec, run_id, version)
     if outcome is None:
+        champion = load_evaluation(tracking, run_id).champion_version
         try:
-            row = put_into_role(
-                Registry(settings), Ledger(settings), spec.name, version, who=who, why=reason,
-                replaces=load_evaluation(tracking, run_id).champion_version,
-                evidence=f"runs:/{run_id}",
-            )  # fmt: skip
+            row = _put(settings, spec, run_id, version, champion, who=who, why=reason)
         except PromotionRefusedError as exc:
             tracking.log(run_id, tags={"outcome": str(exc), "version": version})
             tracking.finish(run_id, "FAILED")  # against the new champion it may be learnt again
@@ -99,14 +102,38 @@ def promote(
     return outcome
 
 
+def _put(
+    settings: Settings,
+    spec: ModelSpec,
+    run_id: str,
+    version: str,
+    champion: str | None,
+    *,
+    who: str,
+    why: str,
+) -> LedgerRow:
+    registry = Registry(settings)
+    canary = spec.rollout.policy == "canary" and champion is not None
+    if canary and (current := registry.production(spec.name)) != champion:
+        raise PromotionRefusedError(
+            f"{spec.name}: production is version {current}, and version {version} was compared "
+            f"with version {champion}"
+        )
+    where = {"role": SHADOW} if canary else {"replaces": champion}
+    return put_into_role(
+        registry, Ledger(settings), spec.name, version, who=who, why=why,
+        evidence=f"runs:/{run_id}", **where,
+    )  # fmt: skip
+
+
 def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str | None:
     """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
     registry, ledger = Registry(settings), Ledger(settings)
     reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
-    applied = [row for row in ledger.rows(spec.name)
-               if row.role == PRODUCTION and row.state == "applied"]  # fmt: skip
-    if own := [row for row in applied if row.evidence == f"runs:/{run_id}"]:
+    every = [row for row in ledger.rows(spec.name) if row.state == "applied"]
+    if own := [row for row in every if row.evidence == f"runs:/{run_id}"]:
         return _promoted(own[-1])
+    applied = [row for row in every if row.role == PRODUCTION]
     if any(row.to_version == version for row in applied):
         return f"version {version} was put into production before"
     as_of = datetime.fromisoformat(Tracking(settings).run(run_id).tags["as_of"])
@@ -121,6 +148,11 @@ def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> s
 
 
 def _promoted(row: LedgerRow) -> str:
+    if row.role == SHADOW:
+        return (
+            f"version {row.to_version} is the shadow, the first step of its rollout: "
+            f"rollout_{row.model} goes on, or: gyre rollout {row.model}"
+        )
     before = f"in place of {row.from_version}" if row.from_version else "the first one"
     return f"version {row.to_version} is in production, {before}"
 

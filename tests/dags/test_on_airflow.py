@@ -1,6 +1,7 @@
 """The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once.
 
-Two models stand beside the shipped one, equal to it but that a person approves their versions.
+Three models stand beside the shipped one, equal to it but that a person approves the versions of
+two, and that those of the third come into production step by step.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ from training.gate import EVALUATIONS
 from training.metrics import Scored
 
 MODEL = "customer_churn_model"
-APPROVED, HASTY = "approved_model", "hasty_model"
+APPROVED, HASTY, CANARY = "approved_model", "hasty_model", "canary_model"
 WAIT_HOURS = {APPROVED: 1, HASTY: 0.0005}
 
 
@@ -49,8 +50,8 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def with_approval(folder: Path) -> Path:
-    """A copy of the project, with the two models more."""
+def with_more(folder: Path) -> Path:
+    """A copy of the project, with the three models more."""
     for room in (
         "dags",
         "feature_repo",
@@ -62,16 +63,21 @@ def with_approval(folder: Path) -> Path:
     ):
         shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
     shipped = (folder / "models" / f"{MODEL}.toml").read_text()
-    for name, hours in WAIT_HOURS.items():
+    more = {
+        name: f"[promotion]\napproval = true\nwait_hours = {hours}"
+        for name, hours in WAIT_HOURS.items()
+    }
+    for name, lines in (more | {CANARY: '[rollout]\npolicy = "canary"'}).items():
         spec = shipped.replace(f'name = "{MODEL}"', f'name = "{name}"', 1)
-        spec += f"\n[promotion]\napproval = true\nwait_hours = {hours}\n"
-        (folder / "models" / f"{name}.toml").write_text(spec)
+        (folder / "models" / f"{name}.toml").write_text(f"{spec}\n{lines}\n")
     return folder
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
-    ports = {name: free_port() for name in ("airflow_port", "mlflow_port", "redis_port")}
+    ports = {
+        name: free_port() for name in ("airflow_port", "mlflow_port", "redis_port", "serving_port")
+    }
     settings = load_settings(home=tmp_path_factory.mktemp("home"), **ports)
     for name in ("run", "logs"):
         (settings.home / name).mkdir()
@@ -79,7 +85,7 @@ def settings(tmp_path_factory):
     airflow, config = str(Path(sys.executable).parent / "airflow"), airflow_environment(settings)
     env = process_environment(settings) | config
     subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
-    project = with_approval(tmp_path_factory.mktemp("project"))
+    project = with_more(tmp_path_factory.mktemp("project"))
     theirs = {"PYTHONPATH": str(project), "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags")}
     programs = [
         replace(program, environment={**program.environment, **theirs})
@@ -225,6 +231,24 @@ def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, 
         assert (states["approval"], states["promote"]) == ("success", "skipped")
         assert registry.version(HASTY, "2").stage == "Staging"
         assert registry.production(HASTY) == "1"
+
+
+def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(airflow, settings):
+    dag, extra = f"rollout_{CANARY}", {"as_of": "2026-05-01T00:00:00Z"}
+    with mlflow_server(settings), closing(Ledger(settings)) as ledger:
+        registry, api = Registry(settings), client(settings)
+        api.create_registered_model(CANARY)
+        run = api.create_run("0").info
+        for _ in range(2):
+            api.create_model_version(CANARY, f"{run.artifact_uri}/model", run.run_id)
+        promote(registry, ledger, CANARY, "1", who="ann", why="first")
+        promote(registry, ledger, CANARY, "2", who="ann", why="next", role="shadow")
+        airflow.emit(f"rollout/{CANARY}", "version 2", extra)
+        wait_until("the run", lambda: airflow.last_runs(dag, 1), 60)
+        note, states = ended(airflow, dag, airflow.last_runs(dag, 1)[0]["dag_run_id"])
+    said = f"{CANARY} version 2 as shadow holds: serving at {settings.serving_address} does not"
+    assert note.startswith(said)
+    assert (states["look"], states["held"], states["promoted"]) == ("success", "success", "skipped")
 
 
 def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from itertools import pairwise
 from pathlib import Path
+from typing import get_args
 
 import pytest
 
+from monitoring.rollout import Action
 from stack.spec import load_specs
 from training.validate import LONGEST
 
-DAGS = Path(__file__).resolve().parents[2] / "dags"
+PROJECT = Path(__file__).resolve().parents[2]
 READ = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
@@ -52,17 +55,36 @@ HEAVY = {
 }
 
 
-@pytest.fixture(scope="module")
-def bag(tmp_path_factory):
+def read(home, project):
+    dags = str(project / "dags")
     env = os.environ | {
-        "AIRFLOW_HOME": str(tmp_path_factory.mktemp("airflow")),
+        "AIRFLOW_HOME": str(home),
         "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_FOLDER": str(DAGS),
+        "AIRFLOW__CORE__DAGS_FOLDER": dags,
+        "PYTHONPATH": str(project),
     }
     done = subprocess.run(
-        [sys.executable, "-c", READ, str(DAGS)], env=env, capture_output=True, text=True, check=True
-    )
+        [sys.executable, "-c", READ, dags],
+        cwd=project, env=env, capture_output=True, text=True, check=True,
+    )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def bag(tmp_path_factory):
+    return read(tmp_path_factory.mktemp("airflow"), PROJECT)
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory):
+    """The same with the shipped model's [rollout] a canary."""
+    project = tmp_path_factory.mktemp("canary")
+    for room in ("dags", "models", "stack"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / room, project / room, ignore=ignored)
+    spec = project / "models" / "customer_churn_model.toml"
+    spec.write_text(spec.read_text() + '\n[rollout]\npolicy = "canary"\n')
+    return read(tmp_path_factory.mktemp("airflow"), project)
 
 
 def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
@@ -116,6 +138,25 @@ def test_a_decision_ends_in_a_task_of_its_name_and_a_retraining_in_the_event_of_
     assert dag["outlets"]["retrain"] == ["drift/customer_churn_model"]
     train = bag["dags"]["train_customer_churn_model"]
     assert train["starts_by"] == ["drift/customer_churn_model", "due/customer_churn_model"]
+
+
+def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one(bag, canary):
+    assert canary["errors"] == {}
+    assert HEAVY & set(canary["modules"]) == set()
+    more = {"rollout_customer_churn_model", "steps_customer_churn_model"}
+    assert canary["dags"].keys() - bag["dags"].keys() == more
+    dag = canary["dags"]["rollout_customer_churn_model"]
+    ends = ["advanced", "held", "nothing", "promoted", "stopped"]
+    assert dag["tasks"] == {"look": ends} | {end: [] for end in ends}
+    assert (dag["schedule"], dag["at_once"]) == ("PartitionedAssetTimetable", 1)
+    assert dag["starts_by"] == ["rollout/customer_churn_model", "step/customer_churn_model"]
+    ticks = canary["dags"]["steps_customer_churn_model"]
+    assert ticks["outlets"] == {"emit": ["step/customer_churn_model"]}
+    assert dag["outlets"]["promoted"] == ["promoted/customer_churn_model"]
+    assert (dag["start_date"], dag["catchup"]) == ("None", False)
+    train = canary["dags"]["train_customer_churn_model"]
+    assert train["outlets"]["promote"] == ["rollout/customer_churn_model"]
+    assert len(ends) == len(get_args(Action)) + 1  # and nothing to look at
 
 
 def test_ingest_writes_alone_and_tells_of_new_features(bag):

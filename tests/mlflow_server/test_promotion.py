@@ -9,7 +9,7 @@ import pytest
 
 from mlflow_server.connection import client
 from mlflow_server.ledger import LedgerRow, now
-from mlflow_server.promotion import _carried_out, promote, reconcile, rollback
+from mlflow_server.promotion import _carried_out, promote, reconcile, release, rollback
 from stack.errors import PromotionRefusedError, RegistryError
 from stack.live import Live, read_live
 from tests.mlflow_server.conftest import stages
@@ -88,7 +88,7 @@ def test_the_loser_is_told_who_won(registry: Registry, ledger: Ledger, model: st
         promote(registry, ledger, model, "2", **ANN)
     with pytest.raises(PromotionRefusedError, match="role must be one of"):
         promote(registry, ledger, model, "2", **ANN, role="king")
-    with pytest.raises(PromotionRefusedError, match=r"0\.\.100"):
+    with pytest.raises(PromotionRefusedError, match=r"1\.\.100 .*101"):
         promote(registry, ledger, model, "2", **ANN, percent=101)
     assert len(ledger.rows(model)) == 2
 
@@ -140,3 +140,110 @@ def test_rollback_passes_over_a_version_deleted_meanwhile(
         promote(registry, ledger, model, version, **ANN)
     client(settings).delete_model_version(model, "2")
     assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "1"
+
+
+def roles(ledger: Ledger, model: str) -> list[tuple[str, int, str | None, str | None, str]]:
+    return [
+        (row.role, row.percent, row.from_version, row.to_version, row.who)
+        for row in ledger.rows(model)
+        if row.state == "applied"
+    ]
+
+
+def test_a_role_is_ended_once_and_production_never(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
+    promote(registry, ledger, model, "1", **ANN)
+    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
+    with pytest.raises(PromotionRefusedError, match=r"challenger is version 2 .* not version 3"):
+        release(registry, ledger, model, "challenger", **ANN, replaces="3")
+    row = release(registry, ledger, model, "challenger", **ANN, evidence="{}")
+    found = (row.from_version, row.to_version, row.percent, row.evidence, row.state)
+    assert found == ("2", None, 0, "{}", "applied")
+    assert registry.aliases(model) == {"production": "1"}
+    with pytest.raises(PromotionRefusedError, match="no version is challenger, nothing"):
+        release(registry, ledger, model, "challenger", **ANN)
+    with pytest.raises(PromotionRefusedError, match="gyre rollback"):
+        release(registry, ledger, model, "production", **ANN)
+    assert reconcile(registry, ledger, model) == []
+
+
+def test_an_ending_killed_on_the_way_is_carried_out_by_the_next_who_looks(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
+    promote(registry, ledger, model, "1", **ANN)
+    promote(registry, ledger, model, "2", **ANN, role="shadow")
+    with ledger.exclusive(model) as book:
+        change = ("shadow", 0, "2", None, "ann", "enough", None)
+        book.append(LedgerRow(model, 3, *change, "pending", now()))
+    assert registry.aliases(model)["shadow"] == "2"
+    assert [row.state for row in reconcile(registry, ledger, model)] == ["applied"]
+    assert registry.aliases(model) == {"production": "1"}
+
+
+def test_a_challenger_ends_with_the_production_that_it_was_tried_against(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
+    promote(registry, ledger, model, "1", **ANN)
+    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=100)
+    promote(registry, ledger, model, "2", **ANN)  # it won
+    promote(registry, ledger, model, "3", **ANN, role="challenger", percent=5)
+    rollback(registry, ledger, model, who="ann", why="harm")
+    promote(registry, ledger, model, "4", **ANN, role="challenger", percent=5)
+    registry.set_alias(model, "production", "5")
+    reconcile(registry, ledger, model)
+    assert registry.aliases(model) == {"production": "5"}
+    assert [row for row in roles(ledger, model) if row[0] == "challenger"] == [
+        ("challenger", 100, None, "2", "ann"), ("challenger", 0, "2", None, "gyre"),
+        ("challenger", 5, None, "3", "ann"), ("challenger", 0, "3", None, "gyre"),
+        ("challenger", 5, None, "4", "ann"), ("challenger", 0, "4", None, "gyre"),
+    ]  # fmt: skip
+    assert [row.sequence for row in ledger.rows(model)] == list(range(1, 11))
+    assert "production is version 1 now" in ledger.rows(model)[6].why
+
+
+def test_a_shadow_ends_once_its_version_answers_and_outlives_a_change_of_production(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
+    promote(registry, ledger, model, "1", **ANN)
+    promote(registry, ledger, model, "3", **ANN, role="shadow")
+    promote(registry, ledger, model, "2", **ANN)
+    assert registry.aliases(model) == {"production": "2", "shadow": "3"}
+    promote(registry, ledger, model, "3", **ANN, role="challenger", percent=5)
+    assert registry.aliases(model) == {"production": "2", "challenger": "3"}
+    assert roles(ledger, model)[-1] == ("shadow", 0, "3", None, "gyre")
+
+
+def test_a_role_beside_production_needs_one_and_a_version_has_one_role(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
+    with pytest.raises(PromotionRefusedError, match=f"compared with: gyre promote {model} 2"):
+        promote(registry, ledger, model, "2", **ANN, role="shadow")
+    promote(registry, ledger, model, "1", **ANN)
+    with pytest.raises(PromotionRefusedError, match="is in role production, and cannot be chall"):
+        promote(registry, ledger, model, "1", **ANN, role="challenger", percent=5)
+    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
+    with pytest.raises(PromotionRefusedError, match="is in role challenger, and cannot be shadow"):
+        promote(registry, ledger, model, "2", **ANN, role="shadow")
+    with pytest.raises(PromotionRefusedError, match="0 is gyre release"):
+        promote(registry, ledger, model, "2", **ANN, role="challenger", percent=0)
+    with pytest.raises(PromotionRefusedError, match="percent 100"):
+        promote(registry, ledger, model, "3", **ANN, role="shadow", percent=50)
+
+
+def test_roles_changed_by_hand_are_written_down_and_such_a_challenger_answers_nobody(
+    settings: Settings, registry: Registry, ledger: Ledger, model: str
+) -> None:
+    promote(registry, ledger, model, "1", **ANN)
+    registry.set_alias(model, "challenger", "2")
+    registry.set_alias(model, "shadow", "3")
+    reconcile(registry, ledger, model)
+    client(settings).delete_registered_model_alias(model, "shadow")
+    reconcile(registry, ledger, model)
+    assert roles(ledger, model)[1:] == [
+        ("challenger", 0, None, "2", "outside"),
+        ("shadow", 100, None, "3", "outside"),
+        ("shadow", 0, "3", None, "outside"),
+    ]
+    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=10)
+    assert roles(ledger, model)[-1] == ("challenger", 10, "2", "2", "ann")

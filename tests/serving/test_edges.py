@@ -200,9 +200,9 @@ def test_docs_show_every_feature_with_its_type(rig: Any, served: Any) -> None:
 
 def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
     rig.predict(served.client)
-    text = served.client.get("/metrics").text
+    text, named = served.client.get("/metrics").text, f'model="{rig.spec.name}",role="production"'
     for line in (
-        f'gyre_model_info{{model="{rig.spec.name}",role="production",version="{served.first}"}} 1.0',
+        f'gyre_model_info{{{named},version="{served.first}"}} 1.0',
         'gyre_requests_total{model="customer_churn_model",route="/predict",status="200"}',
         "gyre_feature_watermark_age_seconds{", 'gyre_source_silence_seconds{dataset="orders"}',
         "gyre_request_seconds_bucket{",

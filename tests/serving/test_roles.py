@@ -119,7 +119,7 @@ def test_what_a_challenger_fails_at_is_answered_by_production_and_counted(
 
 
 def only_for_the_defaults(rig: Any) -> Any:
-    """score = sqrt(days as in the defaults − days): NaN for who bought longer ago."""
+    """score = sqrt(days as in the defaults less days): NaN for who bought longer ago."""
     made = tiny_onnx(rig.features["days_since_last_order"] * 0.01, score="Sqrt")
     made.graph.initializer[0].CopyFrom(
         helper.make_tensor("weight", TensorProto.FLOAT, [1], [-0.01])

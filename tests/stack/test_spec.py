@@ -7,7 +7,7 @@ import pytest
 from mlflow_server.served_model import ServedModel
 from stack.errors import SettingsError
 from stack.settings import PROJECT, load_settings
-from stack.spec import MODELS, load_spec, load_specs
+from stack.spec import MODELS, Rollout, load_spec, load_specs
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
 SPEND = (PROJECT / "docs/second_use_case/models/next_quarter_spend.toml").read_text()
@@ -81,6 +81,12 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         ("cooldown_hours = 24", "cooldown_hours = inf", r"retraining\.cooldown_hours: .* finite"),
         ("cooldown_hours = 24", "cooldown_hours = 1e12", r"retraining\.cooldown_hours: .* 8760"),
         ("below = 180", "below = 0", r"population\.below: Input should be greater than 0"),
+        ("[snapshots]", "[rollout]\nsteps = [25, 5]\n[snapshots]", r"rollout: .*found \[25, 5\]"),
+        ("[snapshots]", "[rollout]\nsteps = [5, 101]\n[snapshots]", r"rollout: .*rising percents"),
+        ("[snapshots]", "[rollout]\nsteps = []\n[snapshots]", r"rollout: .*rising percents"),
+        ("[snapshots]", "[rollout]\nrequests = 99\n[snapshots]", r"rollout\.requests: .*found 99"),
+        ("[snapshots]", '[rollout]\npolicy = "slow"\n[snapshots]', r"rollout\.policy: .*'canary'"),
+        ("[snapshots]", "[rollout]\nlatncy = 3\n[snapshots]", r"rollout\.latncy: Extra inputs"),
     ],
 )
 def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, message):
@@ -130,6 +136,16 @@ def test_a_key_is_a_name_or_a_table_of_columns_also_in_what_was_registered_befor
     fields = spec.model_dump() | {"defaults": {}, "as_of": "", "entity_key": "customer_id"}
     older = {name: fields[name] for name in ServedModel.model_fields if name != "model"}
     assert ServedModel(model=spec.name, **older).entity_key == spec.entity_key
+
+
+def test_the_rollout_shown_in_the_shipped_model_is_the_default_but_for_its_policy(tmp_path):
+    shown = SHIPPED[SHIPPED.index("# [rollout]") : SHIPPED.index("# [search]")]
+    lines = [line.removeprefix("# ") for line in shown.splitlines()]
+    text = SHIPPED.replace(shown, "\n".join(lines) + "\n\n")
+    (tmp_path / "customer_churn_model.toml").write_text(text)
+    found = load_spec("customer_churn_model", tmp_path).rollout
+    assert found == Rollout(policy="canary")
+    assert load_spec("customer_churn_model").rollout == Rollout(policy="direct")
 
 
 def test_a_gate_on_fairness_needs_a_segment(tmp_path):
