@@ -50,15 +50,22 @@ def in_role(client: httpx.Client, version: str, role: str) -> bool:
     return any(all(n in x for n in named) and x.endswith(" 1.0") for x in lines)
 
 
-@pytest.fixture
-def alone(rig: Any, served: Any) -> Iterator[Any]:
-    """A server of two workers for the trials; afterwards nobody is on trial."""
+@pytest.fixture(scope="module")
+def workers(rig: Any, served: Any) -> Iterator[httpx.Client]:
+    """A server of two workers."""
     with rig.serving(serving_port=unused_port(), serving_workers=2) as (client, _):
         rig.known_to_be_ready(client)
         yield client
+
+
+@pytest.fixture
+def alone(rig: Any, served: Any, workers: httpx.Client) -> Iterator[httpx.Client]:
+    """The two workers; afterwards nobody is on trial."""
+    yield workers
     for role in ("challenger", "shadow"):
         if role in Registry(rig.settings).aliases(rig.spec.name):
             end(rig, role)
+    wait_until("no trial", lambda: set(ask_all(workers).values()) == {served.first}, 20)
 
 
 def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
