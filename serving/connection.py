@@ -29,10 +29,12 @@ def command(*words: bytes) -> bytes:
 
 
 class _Waiting:
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("count", "future", "replies", "timer")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
-        self.count, self.future = count, future
+    def __init__(
+        self, count: int, future: asyncio.Future[list[Any]], timer: asyncio.TimerHandle
+    ) -> None:
+        self.count, self.future, self.timer = count, future, timer
         self.replies: list[Any] = []
 
 
@@ -55,10 +57,9 @@ class _Protocol(asyncio.Protocol):
         if self._transport is None or self.problem is not None:
             future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
             return future
-        self._waiting.append(_Waiting(count, future))
-        self._transport.write(payload)
         timer = loop.call_later(seconds, self._late, future, seconds)
-        future.add_done_callback(lambda _: timer.cancel())
+        self._waiting.append(_Waiting(count, future, timer))
+        self._transport.write(payload)
         return future
 
     def _late(self, future: asyncio.Future[list[Any]], seconds: float) -> None:
@@ -88,6 +89,7 @@ class _Protocol(asyncio.Protocol):
         first.replies.append(reply)
         if len(first.replies) == first.count:
             self._waiting.popleft()
+            first.timer.cancel()
             if not first.future.done():
                 first.future.set_result(first.replies)
 
@@ -100,9 +102,10 @@ class _Protocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
-            future = self._waiting.popleft().future
-            if not future.done():
-                future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
+            waiting = self._waiting.popleft()
+            waiting.timer.cancel()
+            if not waiting.future.done():
+                waiting.future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
 
 
 class RedisConnection:
