@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import builtins
+import logging
 import os
 import symtable
 import textwrap
@@ -42,6 +43,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
+    from feature_repo.serving_plan import Value
     from stack.settings import Settings
     from stack.spec import Entity, FeatureType
 
@@ -56,6 +58,7 @@ KEY_VALUES: dict[str, tuple[int | str, ...]] = {
     "string": ("a", "", "ü", "€😀", "x" * 300, "0"),
 }
 AS_OF = "as_of"
+logger = logging.getLogger(__name__)
 Stored = tuple[tuple[bytes | None, ...], ...]
 
 
@@ -266,18 +269,25 @@ class _Planned:
         return tuple(found)
 
     def canaries(self, redis: Redis, views: Sequence[PlannedView]) -> Iterator[Canary]:
-        """Entities that Redis knows; those that were written meanwhile are left out."""
+        """Entities that Redis knows, but those that are written meanwhile or Feast cannot read."""
         keys = [KeySample(key=k, hashes=self._hashes(k)) for k in _known(redis, views)]
-        if not keys:
-            return
         before, now = _stored(redis, views, keys), datetime.now(UTC)
-        rows = [{**each.key, AS_OF: microseconds(now)} for each in keys]
-        found = answer(self._store, self._service, rows, now)
-        for n, (each, stored) in enumerate(zip(keys, _stored(redis, views, keys), strict=True)):
-            if stored == before[n]:
-                values = {name: found[name][n] for name in sorted(self._asked)}
+        found = [self._answer(each.key, now) for each in keys]
+        after = _stored(redis, views, keys)
+        for each, was, values, stored in zip(keys, before, found, after, strict=True):
+            if stored == was and values is not None:
                 yield Canary(key=each.key, hashes=each.hashes, as_of=now, stored=stored,
                              found=values)  # fmt: skip
+
+    def _answer(self, key: Entity, now: datetime) -> dict[str, Value] | None:
+        try:
+            found = answer(self._store, self._service, [{**key, AS_OF: microseconds(now)}], now)
+        except RedisError:
+            raise
+        except Exception as exc:  # noqa: BLE001  (one damaged row is no reason to have no plan)
+            logger.warning("%s of %s: Feast: %s", self._service.name, dict(key), exc)
+            return None
+        return {name: found[name][0] for name in sorted(self._asked)}
 
 
 def _kind(field: Any) -> FeatureType:

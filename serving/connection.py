@@ -29,10 +29,16 @@ def command(*words: bytes) -> bytes:
 
 
 class _Waiting:
-    __slots__ = ("count", "future", "replies")
+    __slots__ = ("count", "future", "replies", "timer", "token")
 
-    def __init__(self, count: int, future: asyncio.Future[list[Any]]) -> None:
-        self.count, self.future = count, future
+    def __init__(
+        self,
+        count: int,
+        token: bytes,
+        future: asyncio.Future[list[Any]],
+        timer: asyncio.TimerHandle,
+    ) -> None:
+        self.count, self.token, self.future, self.timer = count, token, future, timer
         self.replies: list[Any] = []
 
 
@@ -43,22 +49,27 @@ class _Protocol(asyncio.Protocol):
         self._waiting: deque[_Waiting] = deque()
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
+        self._asked = 0
         self.problem: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from neither
 
     def ask(self, payload: bytes, count: int, seconds: float) -> asyncio.Future[list[Any]]:
-        """Send commands; the future has their `count` replies, or fails within `seconds`."""
+        """Send commands; the future has their `count` replies, or fails within `seconds`.
+
+        A token that Redis is to echo after them shows that they are these commands' replies.
+        """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
         if self._transport is None or self.problem is not None:
             future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
             return future
-        self._waiting.append(_Waiting(count, future))
-        self._transport.write(payload)
         timer = loop.call_later(seconds, self._late, future, seconds)
-        future.add_done_callback(lambda _: timer.cancel())
+        self._asked += 1
+        token = b"%d" % self._asked
+        self._waiting.append(_Waiting(count + 1, token, future, timer))
+        self._transport.write(payload + command(b"ECHO", token))
         return future
 
     def _late(self, future: asyncio.Future[list[Any]], seconds: float) -> None:
@@ -87,7 +98,10 @@ class _Protocol(asyncio.Protocol):
         first = self._waiting[0]
         first.replies.append(reply)
         if len(first.replies) == first.count:
+            if first.replies.pop() != first.token:
+                raise ValueError("answers to something else")
             self._waiting.popleft()
+            first.timer.cancel()
             if not first.future.done():
                 first.future.set_result(first.replies)
 
@@ -100,9 +114,10 @@ class _Protocol(asyncio.Protocol):
         if self._transport is not None:
             self._transport.abort()
         while self._waiting:
-            future = self._waiting.popleft().future
-            if not future.done():
-                future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
+            waiting = self._waiting.popleft()
+            waiting.timer.cancel()
+            if not waiting.future.done():
+                waiting.future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
 
 
 class RedisConnection:

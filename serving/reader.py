@@ -34,7 +34,7 @@ INT64, STRING = struct.pack("<II", 4, 8), struct.pack("<I", 2)
 MORE, SEVEN = 128, 127
 """In each byte of a varint: there is another one; the payload."""
 INT64_TAG, DOUBLE_TAG, STRING_TAG = 0x20, 0x29, 0x12
-EMPTY, LONGEST_VARINT = b"", 10
+EMPTY = b""
 WRONG_BYTES = (IndexError, TypeError, ValueError, struct.error)
 _double = struct.Struct("<Bd").unpack
 
@@ -42,16 +42,16 @@ _double = struct.Struct("<Bd").unpack
 def varint(raw: bytes, at: int) -> tuple[int, int]:
     """Return the int64 (two's complement) at `at`, and where it ends."""
     value = shift = 0
-    while True:
-        byte = raw[at]
-        at += 1
+    for byte in raw[at:]:
         value |= (byte & SEVEN) << shift
+        shift += 7
         if byte < MORE:
             break
-        shift += 7
+    else:
+        raise ValueError("a varint without an end")
     if value >= 1 << 64:
         raise ValueError("a varint of more than 64 bits")
-    return (value if value < 1 << 63 else value - (1 << 64)), at
+    return (value if value < 1 << 63 else value - (1 << 64)), at + shift // 7
 
 
 def int64(raw: bytes) -> int | None:

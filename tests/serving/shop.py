@@ -1,0 +1,192 @@
+"""A shop online in a Redis of its own: every type, composite keys, nulls, values that expire."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import struct
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
+from feast.on_demand_feature_view import on_demand_feature_view
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.types import Float64, Int64, String
+from redis import Redis
+
+from feature_repo.datasets.orders import ORDERS
+from feature_repo.online import OnlineFeatures
+from feature_repo.plan_writer import ensure_plan
+from feature_repo.serving_plan import load_plan
+from feature_repo.store import mark, open_store, publish_beside
+from serving.features import FeatureSource
+from stack.errors import FeaturesUnavailableError
+from tests.conftest import new_settings, redis_server
+
+if TYPE_CHECKING:
+    from stack.settings import Settings
+
+DAY = timedelta(days=1)
+NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
+INTS = (0, 1, 127, 128, 300, -1, -(2**40), 2**63 - 1, -(2**63), None)
+DOUBLES = (0.0, -0.0, 1.5, -2.25e300, 5e-324, float("inf"), 1.0, 3.0, -7.0, None)
+TEXTS = ("", "a", "ü€😀", "x" * 127, "x" * 128, "x" * 20_000, "\x00", "0", " ", None)
+SHOPS = ("", "a", "ü€😀", "x" * 300)
+NAMES = ("count", "amount", "name", "stock", "visits", "seen_days", "label", "twice")
+PLAIN = ("count", "amount", "name")
+
+customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
+moment = RequestSource(name="moment", schema=[Field(name="as_of", dtype=Int64)])
+
+
+def view(name, /, *entities, ttl=timedelta(0), **fields):
+    source = FileSource(name=f"{name}_source", path="unused.parquet", timestamp_field="at")
+    schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
+    return FeatureView(name=name, entities=list(entities), schema=schema, source=source, ttl=ttl)
+
+
+PERSON = view("person", customer, count=Int64, amount=Float64, name=String, seen_us=Int64)
+LEVEL = view("level", customer, ttl=DAY, stock=Int64)
+VISIT = view("visit", customer, shop, visits=Int64)
+VIEWS = (PERSON, LEVEL, VISIT)
+
+
+def derived(inputs: dict[str, Any]) -> dict[str, Any]:
+    day = 86_400_000_000
+    amounts = inputs["person__amount"]
+    for at, name in enumerate(inputs["name"]):
+        inputs["name"][at] = name or "none"  # its own copy
+    pairs = zip(inputs["as_of"], inputs["seen_us"], strict=True)
+    return {
+        "seen_days": [None if seen is None else (now - seen) // day for now, seen in pairs],
+        "label": [f"{name}!" for name in inputs["name"]],
+        "twice": [None if amount is None else 2 * amount for amount in amounts],
+    }
+
+
+def by_pandas(inputs):
+    return inputs[["amount"]].rename(columns={"amount": "thrice"}) * 3
+
+
+DERIVED = on_demand_feature_view(
+    sources=[PERSON, moment],
+    schema=[
+        Field(name="seen_days", dtype=Int64),
+        Field(name="label", dtype=String),
+        Field(name="twice", dtype=Float64),
+    ],
+    mode="python",
+)(derived)
+BY_PANDAS = on_demand_feature_view(
+    sources=[PERSON], schema=[Field(name="thrice", dtype=Float64)], mode="pandas"
+)(by_pandas)
+SERVICES = (
+    FeatureService(name="mixed", features=[PERSON[[*PLAIN]], LEVEL, VISIT, DERIVED]),
+    FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
+    FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
+)
+
+
+@dataclass
+class Shop:
+    settings: Settings
+    store: Any
+    redis: Redis
+
+    def write(self, view, keys, values, at=NOON):
+        protos = {k: Value(**{"string_val" if isinstance(v, str) else "int64_val": v})
+                  for k, v in keys.items()}  # fmt: skip
+        key = EntityKey(join_keys=[*protos], entity_values=[*protos.values()])
+        kinds = {Int64: "int64_val", Float64: "double_val", String: "string_val"}
+        found = {f.name: Value() if values[f.name] is None
+                 else Value(**{kinds[f.dtype]: values[f.name]}) for f in view.features}  # fmt: skip
+        online = self.store._get_provider().online_store
+        online.online_write_batch(self.store.config, view, [(key, found, at, None)], None)
+
+    def fill(self):
+        self.redis.flushdb()
+        for n in range(10):
+            seen = None if n == 3 else int((NOON - n * DAY).timestamp() * 1e6)
+            person = {"count": INTS[n], "amount": DOUBLES[n], "name": TEXTS[n], "seen_us": seen}
+            self.write(PERSON, {"customer_id": n - 4}, person)
+            self.write(LEVEL, {"customer_id": n - 3}, {"stock": n})
+            for at, code in enumerate(SHOPS):
+                keys = {"shop_code": code, "customer_id": n - 2}
+                self.write(VISIT, keys, {"visits": n * 100 + at})
+        nobody = dict.fromkeys(("count", "amount", "name", "seen_us"))
+        self.write(PERSON, {"customer_id": 77}, nobody)
+        for each in VIEWS:
+            self.redis.set(mark(self.store, each.name), NOON.isoformat())
+
+    def feast(self, service, names, keys, as_of):
+        reader = OnlineFeatures(self.settings, service, names)
+        try:
+            return [in_time(reader, key, at) for key, at in zip(keys, as_of, strict=True)]
+        finally:
+            reader.close()
+
+    @asynccontextmanager
+    async def source(self, service="mixed", names=NAMES, **changed):
+        settings = self.settings.model_copy(update=changed)
+        source = FeatureSource(settings, service, names)
+        try:
+            await source.probe()
+            while str(source.problem).endswith(" ms"):  # this machine may be busy
+                await source.probe()
+            yield source
+        finally:
+            await source.close()
+
+    def hash_of(self, customer_id, service="plain"):
+        view = load_plan(self.settings, service).views[0]
+        value = struct.pack("<IIq", 4, 8, customer_id)
+        return view.prefix + value + view.suffix, {f.name: f.field for f in view.features}
+
+
+@pytest.fixture(scope="module")
+def template(tmp_path_factory):
+    settings = new_settings(tmp_path_factory.mktemp("reader") / "home")
+    settings.home.mkdir()
+    with redis_server(settings.redis_port, settings.home):
+        publish_beside(settings, ORDERS)
+        store = open_store(settings, 5)
+        store.apply([customer, shop, *VIEWS, DERIVED, BY_PANDAS, *SERVICES])
+        redis = Redis(port=settings.redis_port)
+        yield Shop(settings, store, redis)
+        redis.close()
+
+
+@pytest.fixture
+def stocked(template):
+    template.fill()
+    shutil.rmtree(template.settings.home / "feast" / "plans", ignore_errors=True)
+    for service in SERVICES:
+        ensure_plan(template.settings, service.name)
+    return template
+
+
+def people(*numbers):
+    return [{"customer_id": n} for n in numbers]
+
+
+def in_time(reader, key, at):
+    """Feast's own answer; its deadline may pass on a busy machine."""
+    for _ in range(20):
+        with suppress(FeaturesUnavailableError):
+            return reader.read([key], at)[0]
+    raise AssertionError(key)
+
+
+async def online(source, keys, as_of=NOON):
+    """Rows that are not from the cache; as above."""
+    for _ in range(200):
+        rows, origin = await source.read(keys, [as_of] * len(keys))
+        if origin == "online":
+            return rows
+        await asyncio.sleep(0.02)
+    raise AssertionError(source.problem)

@@ -1,0 +1,275 @@
+"""A connection that is slow, cut, split or garbled: no answer, never somebody else's."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import ssl
+import subprocess
+import time
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import quote
+
+import pytest
+import uvloop
+from redis import Redis
+
+from serving.connection import RedisConnection, command
+from stack.errors import FeaturesUnavailableError
+from tests.conftest import redis_server, unused_port
+from tests.serving.shop import NOON, PLAIN, online, people, stocked, template  # noqa: F401
+
+pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+LOOPS = [asyncio.run, uvloop.run]
+PASSWORD = "p@ss:w/rd %"
+
+
+class Proxy:
+    """Passes bytes on to Redis; `answer` does what it likes with those that come back."""
+
+    def __init__(self, port):
+        self.target, self.port, self.opened = port, unused_port(), 0
+
+    async def answer(self, data, writer):
+        writer.write(data)
+
+    async def serve(self, reader, writer):
+        self.opened += 1
+        there, back = await asyncio.open_connection("127.0.0.1", self.target)
+
+        async def up():
+            while data := await reader.read(65_536):
+                back.write(data)
+
+        async def down():
+            while data := await there.read(65_536):
+                await self.answer(data, writer)
+
+        tasks = [asyncio.create_task(up()), asyncio.create_task(down())]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for each in (back, writer):
+                each.transport.abort()
+
+    @asynccontextmanager
+    async def running(self, secure=None):
+        server = await asyncio.start_server(self.serve, "127.0.0.1", self.port, ssl=secure)
+        try:
+            yield f"redis{'s' if secure else ''}://127.0.0.1:{self.port}"
+        finally:
+            server.close()
+            await asyncio.sleep(0.01)
+
+
+class Splitting(Proxy):
+    async def answer(self, data, writer):
+        while data:
+            size = random.choice([1, 1, 2, 3, 7, 50])
+            writer.write(data[:size])
+            data = data[size:]
+            await asyncio.sleep(0)
+
+
+class Slow(Proxy):
+    seconds = 0.02
+
+    async def answer(self, data, writer):
+        await asyncio.sleep(self.seconds)
+        writer.write(data)
+
+
+class Unreliable(Proxy):
+    """Now and then late, cut off in the middle, or with bytes that Redis never sent."""
+
+    async def answer(self, data, writer):
+        chance = random.random()
+        at = random.randrange(len(data))
+        if chance < 0.1:
+            await asyncio.sleep(random.choice([0.02, 0.06, 0.1]))
+        elif chance < 0.15:
+            writer.write(data[:at])
+            writer.transport.abort()
+            return
+        elif chance < 0.25:  # whole replies too many, and bytes that are none
+            ghost = command(b"", b"", *[b"\x12\x01X"] * 2)
+            junk = random.choice([b":1\r\n", b"$-1\r\n", ghost, b"-ERR no\r\n", b"?", b"\r\n"])
+            data = junk + data if chance < 0.2 else data[:at] + junk + data[at:]
+        elif chance < 0.3:  # a reply lost
+            data = data[data.find(b"*", 1) :] if b"*" in data[1:] else b""
+        with suppress(ConnectionError):
+            writer.write(data)
+
+
+@asynccontextmanager
+async def through(proxy, shop):
+    async with proxy.running() as address, shop.source("plain", PLAIN, redis_url=address) as source:
+        yield source
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_answers_split_anywhere_come_to_who_asked(stocked, run):  # noqa: F811
+    for n in range(200):
+        stocked.redis.set(f"k{n}", "x" * n)
+
+    async def one(redis, n):
+        return await redis.ask(command(b"GET", b"k%d" % n) * 2, 2, 5) == [b"x" * n] * 2
+
+    async def read():
+        async with Splitting(stocked.settings.redis_port).running() as address:
+            redis = RedisConnection(address)
+            found = await asyncio.gather(*(one(redis, n) for n in range(200)))
+            redis.close()
+            await asyncio.sleep(0)
+            return found
+
+    assert all(run(read()))
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked, run):  # noqa: F811
+    customers = range(100, 160)
+    for n in customers:
+        row = {"count": n, "amount": n / 2, "name": f"customer {n}", "seen_us": 1}
+        stocked.write(stocked.store.get_feature_view("person"), {"customer_id": n}, row)
+    random.seed(7)
+    proxy = Unreliable(stocked.settings.redis_port)
+    origins, wrong = [], []
+
+    async def one(source):
+        for _ in range(60):
+            wanted = random.choices(customers, k=random.choice([1, 1, 3, 20]))
+            rows, origin = await source.read(people(*wanted), [NOON] * len(wanted))
+            origins.append(origin)
+            expected = [{"count": n, "amount": n / 2, "name": f"customer {n}"} for n in wanted]
+            wrong.extend((row, want) for row, want in zip(rows, expected, strict=True)
+                         if row != want and (row is not None or origin == "online"))  # fmt: skip
+            await asyncio.sleep(random.random() / 100)
+
+    async def read():
+        async with through(proxy, stocked) as source:
+            probing = asyncio.create_task(_probe(source))
+            await asyncio.gather(*(one(source) for _ in range(12)))
+            probing.cancel()
+            assert source.fallback is None
+
+    run(read())
+    assert wrong[:3] == []
+    assert min(origins.count("online"), origins.count("cache"), proxy.opened) > 5
+
+
+async def _probe(source):
+    while True:
+        await source.probe()
+        await asyncio.sleep(0.02)
+
+
+def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):  # noqa: F811
+    proxy = Slow(stocked.settings.redis_port)
+
+    async def read():
+        async with through(proxy, stocked) as source:
+            known = await online(source, people(-3, -2))
+            proxy.seconds = 0.3
+            began = time.monotonic()
+            found = await asyncio.gather(*(source.read(people(n), [NOON]) for n in (-3, -2, 0)))
+            assert time.monotonic() - began < 0.25
+            assert found == [([known[0]], "cache"), ([known[1]], "cache"), ([None], "cache")]
+            assert source.problem == "Redis: no answer within 50 ms"
+            proxy.seconds = 0
+            rows = await online(source, people(0, -3, -2))
+            assert (rows[1:], source.down) == (known, None)
+            return rows[0]["count"]
+
+    assert asyncio.run(read()) == 300
+
+
+def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
+    keys = [*people(*range(-4, 5)), *people(*range(1_000, 10_991))]
+
+    async def read():
+        async with through(Slow(stocked.settings.redis_port), stocked) as source:
+            began = time.monotonic()
+            rows = await online(source, keys)
+            assert time.monotonic() - began > 0.2  # far past the deadline of one read
+            return rows
+
+    rows = uvloop.run(read())
+    assert [row["count"] for row in rows[:9]] == [0, 1, 127, 128, 300, -1, -(2**40), 2**63 - 1,
+                                                  -(2**63)]  # fmt: skip
+    assert rows[9:] == [None] * 9_991
+
+
+@pytest.fixture(scope="module")
+def guarded(tmp_path_factory):
+    """A Redis with passwords, and a certificate for its address."""
+    folder, port = tmp_path_factory.mktemp("guarded"), unused_port()
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+         "-nodes", "-keyout", folder / "key.pem", "-out", folder / "cert.pem", "-days", "2",
+         "-subj", "/CN=redis", "-addext", "subjectAltName=IP:127.0.0.1"],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    with redis_server(port, folder):
+        redis = Redis(port=port, db=3)
+        redis.set("k", "in three")
+        redis.execute_command("ACL", "SETUSER", "reader", "on", f">{PASSWORD}", "~*", "+@all")
+        redis.config_set("requirepass", PASSWORD)
+        redis.close()
+        yield port, folder / "cert.pem", folder / "key.pem"
+
+
+@pytest.mark.parametrize("run", LOOPS)
+@pytest.mark.parametrize("user", ["", "reader"])
+def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeypatch, user, run):
+    port, certificate, key = guarded
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.load_cert_chain(certificate, key)
+
+    async def read():
+        found = []
+        async with Proxy(port).running(secure) as address:
+            for each in (f"redis://127.0.0.1:{port}", address):
+                who = f"://{user}:{quote(PASSWORD, safe='')}@"
+                redis = RedisConnection(f"{each.replace('://', who)}/3")
+                await redis.open()
+                found += await redis.ask(command(b"GET", b"k"), 1, 5)
+                redis.close()
+                await asyncio.sleep(0.01)
+        return found
+
+    assert run(read()) == [b"in three"] * 2
+
+
+@pytest.mark.parametrize("run", LOOPS)
+def test_who_is_refused_is_told_why_without_the_password(guarded, run):
+    port, certificate, key = guarded
+    secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    secure.load_cert_chain(certificate, key)
+
+    async def refused(address):
+        redis = RedisConnection(address)
+        with pytest.raises(FeaturesUnavailableError) as found:
+            await redis.open()
+        redis.close()
+        return str(found.value)
+
+    async def read():
+        async with Proxy(port).running(secure) as address:
+            return [
+                await refused(f"redis://:wrong@127.0.0.1:{port}"),
+                await refused(f"redis://127.0.0.1:{port}/3"),
+                await refused(address),
+                await refused(f"redis://127.0.0.1:{unused_port()}"),
+            ]
+
+    wrong, nobody, unknown, closed = run(read())
+    assert "WRONGPASS" in wrong
+    assert "word wrong" not in wrong
+    assert "NOAUTH" in nobody
+    assert "certificate verify failed" in unknown
+    assert "refused" in closed or "Connect call failed" in closed
