@@ -36,6 +36,7 @@ from stack.errors import GyreError, MonitoringError, StackError
 from stack.preflight import ENV_FILE, free_ports, port_problems
 from stack.settings import load_settings
 from stack.spec import load_spec
+from stack.tokens import serving_headers
 from training.artifacts import GATES, read
 
 if TYPE_CHECKING:
@@ -199,8 +200,10 @@ class Story:
     def predict(self, keys: list[dict[str, Any]]) -> list[Any]:
         """Ask, again where features came too late: answers from defaults count for nothing."""
         url = f"{self.settings.serving_address}/predict/batch"
+        headers = serving_headers(self.settings)
         for _ in range(TRIES):
-            answers = list[Any](httpx.post(url, json=keys, timeout=60).raise_for_status().json())
+            answer = httpx.post(url, json=keys, headers=headers, timeout=60)
+            answers = list[Any](answer.raise_for_status().json())
             late = sum(each["features_from"] != "online" for each in answers)
             if not late:
                 break

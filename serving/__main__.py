@@ -11,6 +11,7 @@ from pathlib import Path
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
+from serving.http_connection import BoundedConnection
 from serving.json_logs import log_to_stdout
 from stack.errors import GyreError, SettingsError, StackError
 from stack.settings import LOOPBACK, Settings, load_settings
@@ -34,7 +35,7 @@ def main() -> int:
     count_in(settings.home / "serving" / f"metrics-{settings.serving_port}")
     config = uvicorn.Config(
         "serving.app:worker", factory=True, workers=settings.serving_workers, loop="uvloop",
-        http="httptools", ws="none", access_log=False, log_config=None, server_header=False,
+        http=BoundedConnection, ws="none", access_log=False, log_config=None, server_header=False,
         timeout_graceful_shutdown=10, backlog=BACKLOG,
     )  # fmt: skip
     # Beside the workers, which answer before it has imported Feast and MLflow.

@@ -11,6 +11,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.edge import ErrorForm, refusal
 from serving.errors import UnauthorizedError
+from serving.metrics import REQUESTS
+from stack.tokens import tokens_of
 
 OPEN = frozenset(
     {
@@ -20,11 +22,12 @@ OPEN = frozenset(
 )  # fmt: skip
 """Probes, which have no secrets, and counts, which Prometheus and the monitor read."""
 LOOK_SECONDS = 1.0
+REFUSED_401 = REQUESTS.labels("", "", 401)  # of no route: nobody looked which it would have been
 logger = logging.getLogger(__name__)
 
 
 class Access:
-    """Tokens of a file, one a line, `#` for comments; `name:token` says whose it is.
+    """Tokens of a file (see stack/tokens.py).
 
     What is replaced or removed there holds within a second. While the file is missing, cannot be
     read or holds no token, everything is refused. Nothing here writes a token anywhere.
@@ -56,7 +59,7 @@ class Access:
             problem = str(exc.strerror)
         if text != self._text:
             self._text = text
-            self._digests = tuple(sha256(token).digest() for token in _tokens(text))
+            self._digests = tuple(sha256(token).digest() for token in tokens_of(text))
         self._say("" if self._digests else problem or "no token in it")
 
     def _say(self, problem: str) -> None:
@@ -65,12 +68,6 @@ class Access:
         elif self._problem and not problem:
             logger.warning("%s: %d tokens are valid", self.tokens_file, len(self._digests))
         self._problem = problem
-
-
-def _tokens(text: bytes) -> list[bytes]:
-    lines = (line.strip() for line in text.splitlines())
-    tokens = (line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#"))
-    return [token for token in tokens if token]
 
 
 class Guard:
@@ -83,6 +80,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN or self._access.allows(_sent(scope)):
             await self._app(scope, receive, send)
             return
+        REFUSED_401.inc()
         refused = UnauthorizedError("expected a valid token: `Authorization: Bearer TOKEN`")
         await refusal(refused, self._form_of(scope["path"]))(scope, receive, send)
 

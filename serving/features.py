@@ -12,9 +12,9 @@ from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from feature_repo.serving_plan import load_plan, plan_path
-from serving.connection import RedisConnection, command
 from serving.metrics import FEATURE_FALLBACKS
 from serving.reader import DirectReader, Features
+from serving.redis_connection import RedisConnection, command
 from stack.errors import FeaturesUnavailableError, GyreError
 
 if TYPE_CHECKING:

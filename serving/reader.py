@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
-from serving.connection import command
+from serving.redis_connection import command
 from stack.errors import DataError
 from stack.moment import microseconds
 

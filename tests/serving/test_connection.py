@@ -14,7 +14,7 @@ import pytest
 import uvloop
 from redis import Redis
 
-from serving.connection import RedisConnection, command
+from serving.redis_connection import RedisConnection, command
 from stack.errors import FeaturesUnavailableError
 from tests.conftest import redis_server, unused_port
 from tests.serving.shop import NOON, PLAIN, online, people, stocked, template  # noqa: F401

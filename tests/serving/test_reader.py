@@ -23,10 +23,10 @@ from hypothesis import strategies as st
 from feature_repo.plan_writer import NotDirectError, ensure_plan, plain_source
 from feature_repo.serving_plan import PlannedFeature, PlannedView, load_plan, plan_path
 from feature_repo.store import mark
-from serving.connection import command
 from serving.features import CANARY_SECONDS
 from serving.metrics import FEATURE_FALLBACKS
 from serving.reader import WRONG_BYTES, ViewReader, double, int64, string
+from serving.redis_connection import command
 from stack.errors import DataError
 from stack.settings import PROJECT
 from tests.conftest import unused_port
