@@ -17,8 +17,10 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 10_000_000
 SECONDS = 30.0
-PATHS = ("/", "/metrics", "/feedback", "/events/{name:path}", "/data-docs/{page:path}")
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
+PATHS = {
+    "/": "GET", "/metrics": "GET", "/feedback": "POST", "/events/{name:path}": "POST",
+    "/data-docs/{page:path}": "GET",
+}  # fmt: skip
 KEPT = ("content-type", "retry-after", "allow", "connection", "location")
 logger = logging.getLogger(__name__)
 
@@ -71,9 +73,9 @@ class Forward:
 
 def add_forwarded(app: FastAPI, forward: Forward) -> None:
     """Add the keeper's routes, and its part of the documentation to ours."""
-    for path in PATHS:
-        route = path.partition("{")[0]
-        app.router.add_route(path, edge("", route, forward), METHODS, include_in_schema=False)
+    for path, method in PATHS.items():
+        work = edge("", path.partition("{")[0], forward)
+        app.router.add_route(path, work, [method], include_in_schema=False)
     own = app.openapi
 
     async def documented(_request: Request) -> Response:

@@ -191,7 +191,8 @@ class Rig:
 
     def rows(self, kind: str = "predictions", home: Path | None = None) -> list[dict[str, Any]]:
         files = sorted(((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl"))
-        return [row for file in files for row in read_rows(file)[0]]
+        rows = [row for file in files for row in read_rows(file)[0]]
+        return sorted(rows, key=lambda row: row["received"])
 
 
 @pytest.fixture(scope="session")
