@@ -35,8 +35,8 @@ def main() -> int:
     count_in(settings.home / "serving" / f"metrics-{settings.serving_port}")
     config = uvicorn.Config(
         "serving.app:worker", factory=True, workers=settings.serving_workers, loop="uvloop",
-        http=BoundedConnection, ws="none", access_log=False, log_config=None, server_header=False,
-        timeout_graceful_shutdown=10, backlog=BACKLOG,
+        http=BoundedConnection, ws="none", access_log=False, log_config=None, proxy_headers=False,
+        server_header=False, timeout_graceful_shutdown=10, backlog=BACKLOG,
     )  # fmt: skip
     # Beside the workers, which answer before it has imported Feast and MLflow.
     stop = threading.Event()

@@ -99,7 +99,7 @@ def json_response(
 
 def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> Endpoint:
     """Make an endpoint of `work`: its errors become answers, and each answer is counted."""
-    seconds = SECONDS.labels(model, route)
+    seconds, requests = SECONDS.labels(model, route), dict[int, Any]()
 
     async def endpoint(request: Request) -> Response:
         start = time.perf_counter()
@@ -107,7 +107,10 @@ def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> End
             response = await work(request)
         except Exception as exc:  # noqa: BLE001  (one place for all of them: see STATUSES)
             response = refusal(exc, form)
-        REQUESTS.labels(model, route, response.status_code).inc()
+        status = response.status_code
+        if status not in requests:
+            requests[status] = REQUESTS.labels(model, route, status)
+        requests[status].inc()
         seconds.observe(time.perf_counter() - start)
         return response
 

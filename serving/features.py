@@ -32,6 +32,8 @@ TOGETHER = 500
 """Keys read in one go; each go has its own deadline, and others may read in between."""
 CANARY_SECONDS = 5.0
 """A value may be corrected at its event time; a new plan says so before this has passed."""
+COLLECT = (50_000, 20, 100)
+"""An answer leaves no cycles behind: the collector's default looks for them every few ticks."""
 logger = logging.getLogger(__name__)
 
 
@@ -266,3 +268,4 @@ def settle() -> None:
     """
     gc.collect()
     gc.freeze()
+    gc.set_threshold(*COLLECT)

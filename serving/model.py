@@ -45,7 +45,9 @@ def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[R
         name: np.array([row[name] for row in rows], dtype=DTYPES[kind])
         for name, kind in contract.features.items()
     }
-    found = at_most_1(session.run([SCORE], feed)[0], contract.threshold)
+    found = session.run([SCORE], feed)[0]
+    if (found > 1).any():
+        found = at_most_1(found, contract.threshold)
     result: list[float] = found.tolist()
     return result
 

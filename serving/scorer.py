@@ -7,7 +7,7 @@ version and one write to the log. Requests of many rows go by themselves, scored
 import asyncio
 import logging
 import math
-import uuid
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -35,6 +35,7 @@ from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
 from stack.spec import Entity, entity_text
 
+ID_BYTES = 16
 GIVEN = frozenset({"request", "merged"})
 JOINED = 64
 """Rows up to which a request shares a tick with others; more are scored beside the loop."""
@@ -234,10 +235,11 @@ class Scorer:
     def _finish(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
         """Score, write down and answer; return what a challenger failed at."""
         answers, failed = list[tuple[Item, Answer]](), list[Item]()
-        for one, found in zip(ready, _scores(model, ready), strict=True):
-            item = one[0]
+        ids = os.urandom(ID_BYTES * len(ready)).hex()
+        for n, (one, found) in enumerate(zip(ready, _scores(model, ready), strict=True)):
+            item, name = one[0], ids[2 * ID_BYTES * n : 2 * ID_BYTES * (n + 1)]
             try:
-                answers.append((item, _answer(role, model, one, found)))
+                answers.append((item, _answer(role, model, name, one, found)))
             except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
                 if not isinstance(exc, InvalidRequestError):
                     FAILURES.labels(self.spec.name, model.version, role).inc()
@@ -306,8 +308,10 @@ def _scores(model: LoadedModel, ready: Sequence[Ready]) -> list[float | Exceptio
         return [each for one in ready for each in _scores(model, [one])]
 
 
-def _answer(role: Role, model: LoadedModel, ready: Ready, found: float | Exception) -> Answer:
-    """found: rounded, as the threshold is compared with it; or why there is no score."""
+def _answer(
+    role: Role, model: LoadedModel, name: str, ready: Ready, found: float | Exception
+) -> Answer:
+    """name: of the answer. found: rounded, as the threshold is compared with it; or an error."""
     (item, row, origin), contract = ready, model.contract
     if isinstance(found, Exception):
         raise found
@@ -317,7 +321,7 @@ def _answer(role: Role, model: LoadedModel, ready: Ready, found: float | Excepti
     key, at, threshold = item.request.key, item.waiting.at, contract.threshold
     member = row[contract.population.feature]
     return {
-        "request_id": uuid.uuid4().hex,
+        "request_id": name,
         "model": contract.model,
         "version": model.version,
         "role": role,
