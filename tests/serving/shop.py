@@ -183,9 +183,10 @@ def in_time(reader, key, at):
 
 
 async def online(source, keys, as_of=NOON):
-    """Rows that are not from the cache; as above."""
+    """Rows that are not from the cache; as above. as_of: one for all, or of each."""
+    moments = as_of if isinstance(as_of, list) else [as_of] * len(keys)
     for _ in range(200):
-        rows, origin = await source.read(keys, [as_of] * len(keys))
+        rows, origin = await source.read(keys, moments)
         if origin == "online":
             return rows
         await asyncio.sleep(0.02)

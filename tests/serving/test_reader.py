@@ -69,9 +69,9 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
 
     async def together():
         async with stocked.source() as source:
-            return await source.read(keys, as_of)
+            return await online(source, keys, as_of)
 
-    assert (run(together())[0], fallbacks("encoding")) == (rows, before)
+    assert (run(together()), fallbacks("encoding")) == (rows, before)
 
 
 def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):  # noqa: F811
@@ -285,6 +285,33 @@ def test_without_a_plan_or_without_what_it_should_give_nothing_is_read(stocked):
     assert "has no nonsense" in asyncio.run(read(("count", "nonsense")))
     plan_path(stocked.settings, "plain").unlink()
     assert "no serving plan of 'plain'" in asyncio.run(read(PLAIN))
+
+
+def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
+    async def read():
+        async with stocked.source("plain", PLAIN) as source:
+            known = await online(source, people(-3))
+            stocked.redis.flushdb()
+            await source.probe()
+            assert "holds no features (any more): gyre ingest" in source.problem
+            return known, await source.read(people(-3, -2), [NOON] * 2)
+
+    (known,), found = uvloop.run(read())
+    assert found == ([known, None], "cache")
+
+
+def test_a_plan_that_breaks_does_not_break_who_reads_already(stocked):  # noqa: F811
+    path = plan_path(stocked.settings, "plain")
+
+    async def read():
+        async with stocked.source("plain", PLAIN) as source:
+            for text in ("{", None):
+                path.write_text(text) if text else path.unlink()
+                await source.probe()
+                assert (source.problem, source.fallback) == (None, None)
+                await online(source, people(-3))
+
+    uvloop.run(read())
 
 
 @pytest.mark.parametrize(
