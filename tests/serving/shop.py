@@ -85,7 +85,9 @@ DERIVED = on_demand_feature_view(
 BY_PANDAS = on_demand_feature_view(
     sources=[PERSON], schema=[Field(name="thrice", dtype=Float64)], mode="pandas"
 )(by_pandas)
+SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
+    FeatureService(name="renamed", features=[PERSON[[*PLAIN]], SOLD]),
     FeatureService(name="mixed", features=[PERSON[[*PLAIN]], LEVEL, VISIT, DERIVED]),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
     FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),

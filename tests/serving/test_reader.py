@@ -74,6 +74,20 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
     assert (run(together()), fallbacks("encoding")) == (rows, before)
 
 
+def test_a_view_under_another_name_and_key_is_read_by_them(stocked):  # noqa: F811
+    keys = [{"customer_id": n, "seller_id": 1 - n} for n in range(-5, 6)]
+    names = (*PLAIN, "stock")
+
+    async def read():
+        async with stocked.source("renamed", names) as source:
+            assert (source.problem, source.fallback) == (None, None)
+            return await online(source, keys)
+
+    found = uvloop.run(read())
+    assert found == stocked.feast("renamed", names, keys, [NOON] * len(keys))
+    assert (found[5]["count"], found[5]["stock"]) == (300, 4)
+
+
 def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):  # noqa: F811
     async def read():
         async with stocked.source("plain", PLAIN) as source:
