@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import ast
-import builtins
 import logging
 import os
-import symtable
-import textwrap
 from contextlib import closing
 from datetime import UTC, datetime
 from functools import cache
@@ -23,6 +19,7 @@ from redis.exceptions import RedisError
 
 from feature_repo.contract import contract
 from feature_repo.extensions.online import NewestOnlineStore
+from feature_repo.on_demand import NotDirectError, check_plain, plain_source
 from feature_repo.online import answer
 from feature_repo.serving_plan import (
     Canary,
@@ -60,10 +57,6 @@ KEY_VALUES: dict[str, tuple[int | str, ...]] = {
 AS_OF = "as_of"
 logger = logging.getLogger(__name__)
 Stored = tuple[tuple[bytes | None, ...], ...]
-
-
-class NotDirectError(Exception):
-    """What only Feast's own reader can do."""
 
 
 def ensure_plan(settings: Settings, service: str) -> Path:
@@ -238,7 +231,7 @@ class _Planned:
         for view in self._on_demand:
             if renamed:
                 raise NotDirectError(f"{view.name} is on demand beside {renamed[0]}, renamed")
-            _plain(view)
+            check_plain(view)
             sources = {p.name: p for p in view.source_feature_view_projections.values()}
             seen = [name for source in sources for name in columns[source]]
             full = {f"{p.name}__{f.name}": f.name for p in sources.values() for f in p.features}
@@ -301,50 +294,6 @@ def _tag(kind: FeatureType) -> int:
     """Return the first byte of any value of a type, as Feast serialises it."""
     (value,) = utils.python_values_to_proto_values([SOME[kind]], ValueType[kind.upper()])
     return bytes(value.SerializeToString())[0]
-
-
-def _plain(view: Any) -> None:
-    """Raise NotDirectError unless an on-demand view is one Python function over lists."""
-    reasons = {
-        f"mode is {view.mode}": view.mode != "python",
-        "it is a singleton": view.singleton,
-        "it is written to the online store": view.write_to_online_store,
-        "it aggregates": bool(view.aggregations),
-        "it has an alias": view.projection.name_to_use() != view.name,
-    }
-    for reason, true in reasons.items():
-        if true:
-            raise NotDirectError(f"on-demand view {view.name}: {reason}")
-
-
-def plain_source(view: str, text: str) -> tuple[str, str]:
-    """Return the function of an on-demand view without decorators and annotations, and its name.
-
-    Raises:
-        NotDirectError: it is no plain function, or uses names that it does not define.
-
-    """
-    try:
-        (function,) = ast.parse(textwrap.dedent(text)).body
-    except (SyntaxError, ValueError) as exc:
-        raise NotDirectError(f"on-demand view {view}: its source is not one function") from exc
-    if not isinstance(function, ast.FunctionDef):
-        raise NotDirectError(f"on-demand view {view}: its source is not one function")
-    function.decorator_list = []
-    for node in ast.walk(function):  # names of annotations are Feast's module's, not the function's
-        if isinstance(node, ast.arg):
-            node.annotation = None
-        elif isinstance(node, ast.FunctionDef):
-            node.returns = None
-    source = ast.unparse(function)
-    if strange := _free(symtable.symtable(source, view, "exec")) - {function.name, *dir(builtins)}:
-        raise NotDirectError(f"on-demand view {view}: it uses {', '.join(sorted(strange))}")
-    return source, function.name
-
-
-def _free(table: symtable.SymbolTable) -> set[str]:
-    found = {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
-    return found.union(*(_free(child) for child in table.get_children()))
 
 
 def _known(redis: Redis, views: Sequence[PlannedView]) -> list[dict[str, int | str]]:

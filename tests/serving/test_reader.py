@@ -20,13 +20,15 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.plan_writer import NotDirectError, ensure_plan, plain_source
+from feature_repo.on_demand import NotDirectError, plain_source
+from feature_repo.plan_writer import ensure_plan
 from feature_repo.serving_plan import PlannedFeature, PlannedView, load_plan, plan_path
 from feature_repo.store import mark
 from serving.connection import command
+from serving.decoding import WRONG_BYTES, double, int64, string
 from serving.features import CANARY_SECONDS
 from serving.metrics import FEATURE_FALLBACKS
-from serving.reader import WRONG_BYTES, ViewReader, double, int64, string
+from serving.reader import ViewReader
 from stack.errors import DataError
 from stack.settings import PROJECT
 from tests.conftest import unused_port
