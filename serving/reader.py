@@ -57,7 +57,11 @@ class ViewReader:
         return b"%b$%d\r\n%b%b" % (self._start, len(name), name, self._end)
 
     def columns(self, rows: Sequence[Raw], as_of: Sequence[datetime], odd: Odd) -> Columns:
-        usable = [self._usable(n, row, as_of[n], odd) for n, row in enumerate(rows)]
+        holds = not self._plan.ttl_us
+        usable = [
+            row if holds and row[0] is not None else self._usable(n, row, as_of[n], odd)
+            for n, row in enumerate(rows)
+        ]
         _, *raws = zip(*usable, strict=True)
         names = (feature.name for feature in self._plan.features)
         return {
@@ -67,15 +71,14 @@ class ViewReader:
 
     def _usable(self, n: int, row: Raw, as_of: datetime, odd: Odd) -> Raw:
         """Return the row; nulls for an entity that is not there or a value that is too old."""
-        time, ttl = row[0], self._plan.ttl_us
+        time = row[0]
         if time is None:
             if any(value is not None for value in row):
                 odd[n] = "absent"
             return self._nothing
-        if not ttl:
-            return row
         try:
-            return row if microseconds(as_of) - instant(time) <= ttl else self._nothing
+            age = microseconds(as_of) - instant(time)
+            return row if age <= self._plan.ttl_us else self._nothing
         except WRONG_BYTES:
             odd[n] = "encoding"
             return self._nothing
