@@ -78,10 +78,10 @@ class ViewReader:
             return self._nothing
         try:
             age = microseconds(as_of) - instant(time)
-            return row if age <= self._plan.ttl_us else self._nothing
         except WRONG_BYTES:
             odd[n] = "encoding"
             return self._nothing
+        return row if age <= self._plan.ttl_us else self._nothing
 
 
 def _decoded(decode: Callable[[Any], Any], raws: Raw, odd: Odd) -> list[Any]:
