@@ -68,6 +68,7 @@ class FeatureSource:
         self._probing = asyncio.Lock()
         self._beside = set[asyncio.Task[None]]()
         self._doubtful_since: float | None = None
+        self._said: str | None = None
         self.problem: str | None = "not opened yet"
         self.down: str | None = self.problem
         self.fallback: str | None = None
@@ -87,7 +88,7 @@ class FeatureSource:
             try:
                 return await self._read(keys, as_of), "online"
             except UnreadError as exc:
-                logger.warning("features: %s", exc)
+                self._say(str(exc))
             except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
                 self._failed(exc)
                 self._start(self.probe())
@@ -167,7 +168,7 @@ class FeatureSource:
             await self._open_feast()
 
     def _load(self) -> DirectReader:
-        """Read the plan if it is a new one; a worse one than the last is none."""
+        """Read the plan if it is a new one; one that cannot be used is none beside the last."""
         try:
             found = self._file.stat()
             stamp = found.st_mtime_ns, found.st_ino
@@ -176,9 +177,15 @@ class FeatureSource:
         if self._direct is not None and stamp in {None, self._loaded}:
             return self._direct
         service, features = self.asked
-        direct = DirectReader(load_plan(self._settings, service), features)
-        if direct.problem != self.fallback:
-            logger.warning("features: %s", direct.problem or "read directly again")
+        try:
+            direct = DirectReader(load_plan(self._settings, service), features)
+        except GyreError as exc:
+            if self._direct is None:
+                raise
+            self._say(str(exc))
+            return self._direct
+        if direct.problem is not None:
+            self._say(direct.problem)
         self._direct, self._loaded, self.fallback = direct, stamp, direct.problem
         self._doubtful_since = None
         return direct
@@ -191,7 +198,7 @@ class FeatureSource:
             return
         if not readable or now >= self._doubtful_since + CANARY_SECONDS:
             self.fallback = doubt
-            logger.warning("features: %s", doubt)
+            self._say(f"{doubt}")
 
     async def _open_feast(self) -> None:
         async with self._opening:
@@ -205,19 +212,25 @@ class FeatureSource:
 
     def _ended(self, task: asyncio.Task[None]) -> None:
         self._beside.discard(task)
-        if not task.cancelled() and task.exception():
-            logger.warning("features: %s", task.exception())
+        if not task.cancelled() and (exc := task.exception()):
+            self._say(f"{type(exc).__name__}: {exc}")
 
     def _failed(self, exc: Exception) -> None:
         problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
-        if problem != self.problem:
-            logger.warning("features: %s", problem)
+        self._say(problem)
         self.problem = problem
 
+    def _say(self, what: str) -> None:
+        """Log what is new: the same may be true of thousands of reads."""
+        if what != self._said:
+            logger.warning("features: %s", what)
+        self._said = what
+
     async def close(self) -> None:
+        """End what is under way; reads that have begun are answered."""
+        await self._redis.close(READ_SECONDS)
         for task in self._beside:
             task.cancel()
-        self._redis.close()
         if self._feast is not None:
             await asyncio.to_thread(self._feast.close)
 

@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
 
+from serving.decoding import DECODERS, EMPTY, WRONG_BYTES, instant
+from serving.on_demand import Columns, FunctionReader, Odd
 from serving.redis_connection import command
 from stack.errors import DataError
 from stack.moment import microseconds
@@ -20,90 +22,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from datetime import datetime
 
-    from feature_repo.serving_plan import PlannedFunction, PlannedView, ServingPlan, Value
+    from feature_repo.serving_plan import PlannedView, ServingPlan, Value
     from stack.spec import Entity
 
 Features = dict[str, int | float | str | None]
-Columns = dict[str, list[Any]]
 Raw = Sequence[bytes | None]
-Odd = dict[int, str]
-"""Rows, by position, that Feast's own reader is to answer, and why."""
 
 INT64, STRING = struct.pack("<II", 4, 8), struct.pack("<I", 2)
 """Types of join keys in the name of a hash (feast.types.ValueType), sizes beside them."""
-MORE, SEVEN = 128, 127
-"""In each byte of a varint: there is another one; the payload."""
-INT64_TAG, DOUBLE_TAG, STRING_TAG = 0x20, 0x29, 0x12
-EMPTY = b""
-WRONG_BYTES = (IndexError, TypeError, ValueError, struct.error)
-_double = struct.Struct("<Bd").unpack
-
-
-def varint(raw: bytes, at: int) -> tuple[int, int]:
-    """Return the int64 (two's complement) at `at`, and where it ends."""
-    value = shift = 0
-    for byte in raw[at:]:
-        value |= (byte & SEVEN) << shift
-        shift += 7
-        if byte < MORE:
-            break
-    else:
-        raise ValueError("a varint without an end")
-    if value >= 1 << 64:
-        raise ValueError("a varint of more than 64 bits")
-    return (value if value < 1 << 63 else value - (1 << 64)), at + shift // 7
-
-
-def int64(raw: bytes) -> int | None:
-    """Decode a serialised feast.types.Value, as the two below."""
-    if raw == EMPTY:
-        return None
-    if raw[0] != INT64_TAG:
-        raise ValueError("no int64")
-    if len(raw) == 2 and raw[1] < MORE:  # noqa: PLR2004
-        return raw[1]
-    value, end = varint(raw, 1)
-    if end != len(raw):
-        raise ValueError("no int64")
-    return value
-
-
-def double(raw: bytes) -> float | None:
-    if raw == EMPTY:
-        return None
-    tag, value = _double(raw)
-    if tag != DOUBLE_TAG:
-        raise ValueError("no double")
-    return float(value)
-
-
-def string(raw: bytes) -> str | None:
-    if raw == EMPTY:
-        return None
-    if raw[0] != STRING_TAG:
-        raise ValueError("no string")
-    size, start = (raw[1], 2) if raw[1] < MORE else varint(raw, 1)
-    if size != len(raw) - start:
-        raise ValueError("no string")
-    return raw[start:].decode()
-
-
-DECODERS: dict[str, tuple[int, Callable[[Any], Any]]] = {
-    "int64": (INT64_TAG, int64),
-    "double": (DOUBLE_TAG, double),
-    "string": (STRING_TAG, string),
-}
-
-
-def instant(raw: bytes) -> int:
-    """Whole microseconds since the epoch in a serialised google.protobuf.Timestamp."""
-    parts, at = {0x08: 0, 0x10: 0}, 0
-    while at < len(raw):
-        tag = raw[at]
-        if tag not in parts:
-            raise ValueError("no Timestamp")
-        parts[tag], at = varint(raw, at + 1)
-    return parts[0x08] * 1_000_000 + parts[0x10] // 1000
 
 
 class ViewReader:
@@ -131,7 +57,11 @@ class ViewReader:
         return b"%b$%d\r\n%b%b" % (self._start, len(name), name, self._end)
 
     def columns(self, rows: Sequence[Raw], as_of: Sequence[datetime], odd: Odd) -> Columns:
-        usable = [self._usable(n, row, as_of[n], odd) for n, row in enumerate(rows)]
+        holds = not self._plan.ttl_us
+        usable = [
+            row if holds and row[0] is not None else self._usable(n, row, as_of[n], odd)
+            for n, row in enumerate(rows)
+        ]
         _, *raws = zip(*usable, strict=True)
         names = (feature.name for feature in self._plan.features)
         return {
@@ -141,18 +71,17 @@ class ViewReader:
 
     def _usable(self, n: int, row: Raw, as_of: datetime, odd: Odd) -> Raw:
         """Return the row; nulls for an entity that is not there or a value that is too old."""
-        time, ttl = row[0], self._plan.ttl_us
+        time = row[0]
         if time is None:
             if any(value is not None for value in row):
                 odd[n] = "absent"
             return self._nothing
-        if not ttl:
-            return row
         try:
-            return row if microseconds(as_of) - instant(time) <= ttl else self._nothing
+            age = microseconds(as_of) - instant(time)
         except WRONG_BYTES:
             odd[n] = "encoding"
             return self._nothing
+        return row if age <= self._plan.ttl_us else self._nothing
 
 
 def _decoded(decode: Callable[[Any], Any], raws: Raw, odd: Odd) -> list[Any]:
@@ -168,69 +97,6 @@ def _one(decode: Callable[[Any], Any], n: int, raw: bytes | None, odd: Odd) -> A
     except WRONG_BYTES:
         odd[n] = "absent" if raw is None else "encoding"
         return None
-
-
-class FunctionReader:
-    """An on-demand view: its function, called with lists."""
-
-    def __init__(self, plan: PlannedFunction) -> None:
-        self._plan, names = plan, dict[str, Any]()
-        # As trusted as the registry, of which Feast runs what is pickled there.
-        exec(compile(plan.source, plan.name, "exec"), names)  # noqa: S102
-        self._function = names[plan.function]
-
-    def columns(self, known: Columns, count: int, odd: Odd) -> Columns:
-        try:
-            return self._call(known, slice(count), count)
-        except Exception:  # noqa: BLE001  (of which row it is, is found out)
-            return self._each(known, count, odd)
-
-    def _each(self, known: Columns, count: int, odd: Odd) -> Columns:
-        found: dict[str, list[Any]] = {name: [] for name in self._plan.outputs}
-        for n in range(count):
-            try:
-                row = self._call(known, slice(n, n + 1), 1)
-            except Exception:  # noqa: BLE001  (Feast's reader says what)
-                odd[n] = "function"
-                row = {name: [None] for name in found}
-            for name, values in row.items():
-                found[name] += values
-        return found
-
-    def _call(self, known: Columns, part: slice, count: int) -> Columns:
-        # Copies: what a function does to its arguments is its own affair.
-        given = {name: [*known[column][part]] for name, column in self._plan.inputs.items()}
-        found = self._function(given)
-        made = {name: PYTHON[kind](found[name]) for name, kind in self._plan.outputs.items()}
-        if any(len(column) != count for column in made.values()):
-            raise ValueError("not a value for each row")
-        return made
-
-
-def _ints(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {int, type(None)}:
-        raise TypeError("no integers")
-    struct.pack(f"<{len(values)}q", *[value or 0 for value in values])
-    return values
-
-
-def _doubles(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {float, int, type(None)}:
-        raise TypeError("no numbers")
-    found = [None if value is None else float(value) for value in values]
-    return [None if value is None or math.isnan(value) else value for value in found]
-
-
-def _strings(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {str, type(None)}:
-        raise TypeError("no strings")
-    return values
-
-
-PYTHON: dict[str, Callable[[Any], list[Any]]] = {
-    "int64": _ints, "double": _doubles, "string": _strings,
-}  # fmt: skip
-"""What a function gives, as Feast would; TypeError or ValueError where that is not plain."""
 
 
 class DirectReader:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections import deque
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote, urlsplit
 
@@ -81,8 +82,6 @@ class _Protocol(asyncio.Protocol):
             self.drop(f"no answer within {seconds * 1000:.0f} ms")
 
     def data_received(self, data: bytes) -> None:
-        if self.problem is not None:
-            return
         try:
             self._reader.feed(data)
             while (reply := self._reader.gets()) is not False:
@@ -128,6 +127,7 @@ class RedisConnection:
         self._url = urlsplit(address)
         self._protocol: _Protocol | None = None
         self._opening = asyncio.Lock()
+        self._closed = False
 
     async def ask(self, payload: bytes, count: int, seconds: float) -> list[Any]:
         """Send `count` commands and return their replies.
@@ -147,6 +147,8 @@ class RedisConnection:
         await self._open(OPENING_SECONDS)
 
     async def _open(self, seconds: float) -> _Protocol:
+        if self._closed:
+            raise FeaturesUnavailableError("Redis: closed")
         try:
             async with asyncio.timeout(seconds), self._opening:
                 if self._protocol is None or self._protocol.problem is not None:
@@ -171,8 +173,12 @@ class RedisConnection:
             raise
         return protocol
 
-    def close(self) -> None:
+    async def close(self, seconds: float) -> None:
+        """Let what is under way end, at most for `seconds`; nothing is sent any more."""
+        self._closed = True
         if self._protocol is not None:
+            with suppress(FeaturesUnavailableError):  # after all that was asked before it
+                await self._protocol.ask(command(b"PING"), 1, seconds)
             self._protocol.drop("closed")
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import statistics
-import threading
 import time
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import uvloop
 
+from feature_repo.plan_writer import ensure_plan
+from serving.connection import OPENING_SECONDS
 from serving.features import FeatureSource
 from tests.conftest import unused_port
 from tests.faults.conftest import broken
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import AsyncIterator
 
     import httpx
 
@@ -94,41 +98,53 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
         assert timed(client, 777)[1].json()["features_from"] == "online"
 
 
-@pytest.fixture
-def source(rig: Any) -> Iterator[FeatureSource]:
-    """What serving reads through, opened, in this process; it knows customer 4, for 1 s."""
-    spec = rig.spec
-    asked = (spec.feature_service, tuple(spec.features), threading.Event())
-    made = FeatureSource(rig.settings, *asked, cache_seconds=1.0)
-    made.probe()
-    assert made.read([{"customer_id": 4}], datetime.now(UTC))[1] == "online"
-    yield made
-    made.close()
+@asynccontextmanager
+async def opened(rig: Any) -> AsyncIterator[FeatureSource]:
+    """What a worker reads through, in this process; it knows customer 4, for 1 s."""
+    ensure_plan(rig.settings, rig.spec.feature_service)
+    names = tuple(rig.spec.features)
+    source = FeatureSource(rig.settings, rig.spec.feature_service, names, cache_seconds=1.0)
+    await source.probe()
+    assert (source.fallback, (await read(source))[1]) == (None, "online")
+    yield source
+    await source.close()
 
 
-def test_the_last_known_values_are_given_up_at_their_age(
-    rig: Any, served: Any, source: FeatureSource, how: str
-) -> None:
+async def read(source: FeatureSource) -> tuple[list[Any], str]:
+    return await source.read([{"customer_id": 4}], [datetime.now(UTC)])
+
+
+def test_the_last_known_values_are_given_up_at_their_age(rig: Any, how: str) -> None:
     """1: the bound on the age of what is known, here 1 s in place of 300 s."""
-    (row,), _ = source.read([{"customer_id": 4}], datetime.now(UTC))
-    with broken(rig, "redis", how):
-        found, origin = source.read([{"customer_id": 4}], datetime.now(UTC))
-        assert (found, origin, row is None) == ([row], "cache", False)
-        time.sleep(1)
-        assert source.read([{"customer_id": 4}], datetime.now(UTC)) == ([None], "cache")
-    source.probe()
-    assert source.read([{"customer_id": 4}], datetime.now(UTC))[1] == "online"
+
+    async def check() -> None:
+        async with opened(rig) as source:
+            (row,), _ = await read(source)
+            with broken(rig, "redis", how):
+                began = time.monotonic()
+                found, origin = await read(source)
+                assert time.monotonic() - began < LONGEST
+                assert (found, origin, row is None) == ([row], "cache", False)
+                await asyncio.sleep(1)
+                assert await read(source) == ([None], "cache")
+            await source.probe()
+            assert (await read(source))[1] == "online"
+
+    uvloop.run(check())
 
 
-def test_one_late_answer_is_no_outage_and_a_second_one_is(
-    rig: Any, served: Any, source: FeatureSource, how: str
-) -> None:
-    """1: a failed read opens the circuit and asks for a ping; readiness turns when that fails."""
-    with broken(rig, "redis", how):
-        source.read([{"customer_id": 4}], datetime.now(UTC))
-        assert "Redis" in str(source.problem)
-        assert (source.down, source._wake.is_set()) == (None, True)
-        source.probe()
-        assert source.down == source.problem
-    source.probe()
-    assert (source.down, source.problem) == (None, None)
+def test_one_late_answer_is_no_outage_and_a_second_one_is(rig: Any, how: str) -> None:
+    """1: a failed read opens the circuit and has Redis pinged; readiness turns when that fails."""
+
+    async def check() -> None:
+        async with opened(rig) as source:
+            with broken(rig, "redis", how):
+                await read(source)
+                assert "Redis" in str(source.problem)
+                assert source.down is None
+                await asyncio.sleep(OPENING_SECONDS + 0.2)
+                assert source.down == source.problem
+            await source.probe()
+            assert (source.down, source.problem) == (None, None)
+
+    uvloop.run(check())

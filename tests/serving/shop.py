@@ -85,7 +85,9 @@ DERIVED = on_demand_feature_view(
 BY_PANDAS = on_demand_feature_view(
     sources=[PERSON], schema=[Field(name="thrice", dtype=Float64)], mode="pandas"
 )(by_pandas)
+SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
+    FeatureService(name="renamed", features=[PERSON[[*PLAIN]], SOLD]),
     FeatureService(name="mixed", features=[PERSON[[*PLAIN]], LEVEL, VISIT, DERIVED]),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
     FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
@@ -183,9 +185,10 @@ def in_time(reader, key, at):
 
 
 async def online(source, keys, as_of=NOON):
-    """Rows that are not from the cache; as above."""
+    """Rows that are not from the cache; as above. as_of: one for all, or of each."""
+    moments = as_of if isinstance(as_of, list) else [as_of] * len(keys)
     for _ in range(200):
-        rows, origin = await source.read(keys, [as_of] * len(keys))
+        rows, origin = await source.read(keys, moments)
         if origin == "online":
             return rows
         await asyncio.sleep(0.02)

@@ -122,8 +122,7 @@ def test_answers_split_anywhere_come_to_who_asked(stocked, run):  # noqa: F811
         async with Splitting(stocked.settings.redis_port).running() as address:
             redis = RedisConnection(address)
             found = await asyncio.gather(*(one(redis, n) for n in range(200)))
-            redis.close()
-            await asyncio.sleep(0)
+            await redis.close(1)
             return found
 
     assert all(run(read()))
@@ -187,6 +186,21 @@ def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):  # noqa: F811
     assert asyncio.run(read()) == 300
 
 
+def test_a_read_that_has_begun_ends_before_its_connection(stocked):  # noqa: F811
+    async def read():
+        async with through(Slow(stocked.settings.redis_port), stocked) as source:
+            await online(source, people(-3))
+            under_way = asyncio.create_task(source.read(people(-2), [NOON]))
+            await asyncio.sleep(0)
+            await source.close()
+            after = await source.read(people(-3), [NOON])
+            assert after[1] == "cache"
+            return await under_way
+
+    row = {"count": 127, "amount": 1.5, "name": "ü€😀"}
+    assert uvloop.run(read()) == ([row], "online")
+
+
 def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
     keys = [*people(*range(-4, 5)), *people(*range(1_000, 10_991))]
 
@@ -238,8 +252,7 @@ def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeyp
                 redis = RedisConnection(f"{each.replace('://', who)}/3")
                 await redis.open()
                 found += await redis.ask(command(b"GET", b"k"), 1, 5)
-                redis.close()
-                await asyncio.sleep(0.01)
+                await redis.close(1)
         return found
 
     assert run(read()) == [b"in three"] * 2
@@ -255,7 +268,7 @@ def test_who_is_refused_is_told_why_without_the_password(guarded, run):
         redis = RedisConnection(address)
         with pytest.raises(FeaturesUnavailableError) as found:
             await redis.open()
-        redis.close()
+        await redis.close(1)
         return str(found.value)
 
     async def read():

@@ -20,12 +20,14 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.plan_writer import NotDirectError, ensure_plan, plain_source
+from feature_repo.on_demand import NotDirectError, plain_source
+from feature_repo.plan_writer import ensure_plan
 from feature_repo.serving_plan import PlannedFeature, PlannedView, load_plan, plan_path
 from feature_repo.store import mark
+from serving.decoding import WRONG_BYTES, double, int64, string
 from serving.features import CANARY_SECONDS
 from serving.metrics import FEATURE_FALLBACKS
-from serving.reader import WRONG_BYTES, ViewReader, double, int64, string
+from serving.reader import ViewReader
 from serving.redis_connection import command
 from stack.errors import DataError
 from stack.settings import PROJECT
@@ -69,9 +71,23 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
 
     async def together():
         async with stocked.source() as source:
-            return await source.read(keys, as_of)
+            return await online(source, keys, as_of)
 
-    assert (run(together())[0], fallbacks("encoding")) == (rows, before)
+    assert (run(together()), fallbacks("encoding")) == (rows, before)
+
+
+def test_a_view_under_another_name_and_key_is_read_by_them(stocked):  # noqa: F811
+    keys = [{"customer_id": n, "seller_id": 1 - n} for n in range(-5, 6)]
+    names = (*PLAIN, "stock")
+
+    async def read():
+        async with stocked.source("renamed", names) as source:
+            assert (source.problem, source.fallback) == (None, None)
+            return await online(source, keys)
+
+    found = uvloop.run(read())
+    assert found == stocked.feast("renamed", names, keys, [NOON] * len(keys))
+    assert (found[5]["count"], found[5]["stock"]) == (300, 4)
 
 
 def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):  # noqa: F811
@@ -285,6 +301,33 @@ def test_without_a_plan_or_without_what_it_should_give_nothing_is_read(stocked):
     assert "has no nonsense" in asyncio.run(read(("count", "nonsense")))
     plan_path(stocked.settings, "plain").unlink()
     assert "no serving plan of 'plain'" in asyncio.run(read(PLAIN))
+
+
+def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
+    async def read():
+        async with stocked.source("plain", PLAIN) as source:
+            known = await online(source, people(-3))
+            stocked.redis.flushdb()
+            await source.probe()
+            assert "holds no features (any more): gyre ingest" in source.problem
+            return known, await source.read(people(-3, -2), [NOON] * 2)
+
+    (known,), found = uvloop.run(read())
+    assert found == ([known, None], "cache")
+
+
+def test_a_plan_that_breaks_does_not_break_who_reads_already(stocked):  # noqa: F811
+    path = plan_path(stocked.settings, "plain")
+
+    async def read():
+        async with stocked.source("plain", PLAIN) as source:
+            for text in ("{", None):
+                path.write_text(text) if text else path.unlink()
+                await source.probe()
+                assert (source.problem, source.fallback) == (None, None)
+                await online(source, people(-3))
+
+    uvloop.run(read())
 
 
 @pytest.mark.parametrize(
