@@ -14,6 +14,7 @@ They hold for one look. Who looks every day and stops at the first "better" is w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
 from math import ceil, isfinite, sqrt
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,6 @@ from training.metrics import TINY, Scored, all_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from numpy.typing import NDArray
 

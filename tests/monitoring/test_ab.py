@@ -16,7 +16,7 @@ from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.ab import Lift, Outcomes, Trial, compare, lift, trials
 from monitoring.collect import collect, predictions
-from monitoring.readout import note_of_trial, read_out
+from monitoring.readout import READ_OUTS, note_of_trial, read_out
 from serving.prediction_log import AppendLog
 from stack.errors import MonitoringError
 from stack.spec import load_spec
@@ -234,6 +234,8 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     assert notes == [f"A/B: {found.comparison.sentence}"]
     assert note_of_trial(settings, SPEC, "1", answered, known, AS_OF) == []
     assert note_of_trial(settings, SPEC, "2", answered, {}, AS_OF - 100 * DAY) == []
+    document = json.loads(json.dumps(READ_OUTS.dump_python(found, mode="json"), allow_nan=False))
+    assert document["comparison"]["lifts"]["cost"]["low"] == found.comparison.lifts["cost"].low
     early = read_out(settings, SPEC, AS_OF - 100 * DAY)
     assert "0 and 0 outcomes" in early.sentence
     assert early.left_out["whose outcome is not known yet"] == 602
