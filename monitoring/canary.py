@@ -162,8 +162,9 @@ def measure(
     as_of: datetime,
 ) -> Seen:
     """What both versions did since the step began. answered: rows of `predictions`."""
-    model, received = pc.field("model") == step.row.model, pc.field("received")
-    since = answered.filter(model & (received > step.began) & (received <= as_of))
+    ours = (pc.field("model") == step.row.model) & pc.field("in_population")
+    received = pc.field("received")
+    since = answered.filter(ours & (received > step.began) & (received <= as_of))
     minutes = (as_of - step.began).total_seconds() / 60
     production, evidence = str(step.production.to_version), _evidence(step.row)
     return Seen(

@@ -116,9 +116,11 @@ def test_it_says_better_worse_or_not_yet_known_in_a_sentence_with_what_is_lackin
     assert open_still.word == "not yet known"
     assert open_still.more is None or f"{open_still.more:,} more would tell" in open_still.sentence
     few = compare(SPEC, TRIAL, outcomes(random, 150, 0.5, (0.9, 0.1)))
-    assert (few.word, few.more > 0) == ("not yet known", True)
+    assert few.lifts["cost"].high < 0  # sure, were it not for so few
+    lacking = 150 * (100 / min(few.challenger.outcomes, few.production.outcomes) - 1)
+    assert (few.word, few.more) == ("not yet known", np.ceil(lacking))
     none = compare(SPEC, TRIAL, outcomes(random, 0, 0.5, (0.3, 0.3)))
-    assert none.sentence.endswith("0 and 0 outcomes, 100 of each are needed")
+    assert none.sentence.endswith("0 and 0 outcomes; 100 of each are the least")
     numbers = replace(outcomes(random, 4000, 0.5, (0.3, 0.3)), y=random.normal(size=4000))
     assert compare(SPEND, TRIAL, numbers).figure == "squared_error"
 

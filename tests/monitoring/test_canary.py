@@ -38,7 +38,9 @@ class Serving:
         self.log.open()
         self.failed, self.within = defaultdict(int), defaultdict(lambda: np.zeros(len(BOUNDS)))
 
-    def answers(self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None):
+    def answers(
+        self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None, ours=True
+    ):
         """Return the ids of the requests; score: of all of them, else spread."""
         self.failed[role, version] += failed
         self.within[role, version] += number * (np.array(BOUNDS) >= seconds)
@@ -52,7 +54,7 @@ class Serving:
                 "request_id": request, "model": self.model, "version": version, "role": role,
                 "received": at, "as_of": at, "entity": n, "features": {"orders": 1},
                 "features_from": "online", "probability": round(float(score), 6),
-                "prediction": 1.0, "in_population": True,
+                "prediction": 1.0, "in_population": ours,
             }
             for n, (request, score) in enumerate(zip(ids, scores, strict=True))
         ])  # fmt: skip
@@ -142,7 +144,8 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     said = []
     for role, share in (("shadow", 300), *[("challenger", n) for n in (100, 100, 150)]):
         world.serving.answers("production", "1", 300)
-        world.serving.answers(role, "2", share - 1 if share == 100 else 99)
+        world.serving.answers(role, "2", 99)
+        world.serving.answers(role, "2", 50, ours=False)
         waits = world.look()
         assert (waits.action, world.look().action) == ("hold", "hold")
         assert "it has answered 99 of 100 requests" in waits.summary
