@@ -13,12 +13,13 @@ from itertools import count
 import numpy as np
 import pytest
 
-from mlflow_server.ledger import Ledger, now
+from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.promotion import promote, release
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from monitoring.canary import WHO, look
 from monitoring.collect import predictions
+from monitoring.failures import failures
 from serving.prediction_log import AppendLog
 from stack.spec import Rollout, load_spec
 from tests.conftest import mlflow_server, new_settings
@@ -178,6 +179,7 @@ def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_agai
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
     for _ in range(3):
         assert world.look().action == "nothing"
+    assert failures(world.settings, world.model, "2") == (0, 0)  # of production
     (message,) = world.alerts()
     assert message == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
 
@@ -207,6 +209,21 @@ def test_what_was_killed_between_ledger_and_alert_is_told_by_the_next_look(world
     assert world.alerts() == []
     assert [world.look().action for _ in range(2)] == ["nothing", "nothing"]
     assert len(world.alerts()) == 1
+
+
+def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_look(world):
+    change = ("challenger", 5, None, "2", WHO, "as shadow: …", None)
+    with world.ledger.exclusive(world.model) as book:  # all that a look did before it was killed
+        book.append(LedgerRow(world.model, 3, *change, "pending", now()))
+    assert world.roles == {"production": "1", "shadow": "2"}
+    assert "2 at 5 % holds" in world.look().summary
+    assert world.roles == {"production": "1", "challenger": "2"}
+    rows = world.ledger.rows(world.model)
+    assert [(row.role, row.to_version) for row in rows[2:]] == [
+        ("challenger", "2"),
+        ("shadow", None),
+    ]
+    assert {row.state for row in rows} == {"applied"}
 
 
 def test_it_waits_while_serving_is_silent_and_keeps_off_what_is_not_its_own(world):

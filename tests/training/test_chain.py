@@ -373,6 +373,8 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tra
 def a_canary_begins_as_shadow(tracked, spec, report):
     canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
     assert "--role shadow --reason" in wait_in_shell(tracked, canary, report.run_id, report.version)
+    asked = ask(tracked, canary, report.run_id, report.version).subject
+    assert asked == f"Begin the rollout of version {report.version} of {SPEC.name} beside 2?"
     by = {"who": "ann", "reason": "good"}
     said = [promote(tracked, canary, report.run_id, report.version, **by) for _ in range(2)]
     assert said[0] == said[1] == Tracking(tracked).run(report.run_id).tags["outcome"]
