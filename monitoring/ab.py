@@ -14,6 +14,7 @@ They hold for one look. Who looks every day and stops at the first "better" is w
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
 from math import ceil, isfinite, sqrt
 from typing import TYPE_CHECKING, Literal
 
@@ -26,7 +27,6 @@ from training.metrics import TINY, Scored, all_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-    from datetime import datetime
 
     from numpy.typing import NDArray
 
@@ -94,7 +94,8 @@ class Lift:
 
 @dataclass(frozen=True)
 class Comparison:
-    """lifts: by figure, of which `figure` decides the word. more: outcomes that would do, if known.
+    """lifts: by figure, of which `figure` decides the word. more: so many outcomes more would do;
+    None if that is out of sight.
 
     Of every figure but `rate` less is better.
     """
@@ -139,12 +140,12 @@ def compare(spec: ModelSpec, trial: Trial, seen: Outcomes) -> Comparison:
     ours = _result(spec.costs, trial.challenger, seen, seen.challenger, figures)
     theirs = _result(spec.costs, trial.production, seen, ~seen.challenger, figures)
     found = {name: each for name, each in lifts.items() if each is not None}
-    few = min(ours.outcomes, theirs.outcomes) < FEWEST
+    fewer, outcomes = min(ours.outcomes, theirs.outcomes), len(seen.y)
     decisive = found.get(figure)
-    word = "not yet known" if few or decisive is None else _word(decisive)
-    more = _more(decisive, ours.outcomes + theirs.outcomes) if word == "not yet known" else 0
-    if few:
-        more = max(more or 0, 2 * FEWEST - ours.outcomes - theirs.outcomes)
+    word = "not yet known" if fewer < FEWEST or decisive is None else _word(decisive)
+    more = _more(decisive, outcomes) if word == "not yet known" else 0
+    if 0 < fewer < FEWEST:
+        more = max(more or 0, ceil(outcomes * (FEWEST / fewer - 1)))
     sentence = _sentence(word, figure, decisive, ours, theirs, more)
     return Comparison(theirs, ours, figure, found, word, more, sentence)
 
@@ -241,7 +242,7 @@ def _sentence(
     who = f"version {ours.version} against version {theirs.version}"
     known = f"{ours.outcomes:,} and {theirs.outcomes:,} outcomes"
     if decisive is None:
-        return f"{word}: {who}: {known}, {FEWEST} of each are needed"
+        return f"{word}: {who}: {known}; {FEWEST} of each are the least"
     unit, shift = UNITS[figure], decisive.difference
     told = (
         f"{who}: {unit} {abs(shift):.3g} {'lower' if shift < 0 else 'higher'} "

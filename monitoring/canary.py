@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -29,7 +30,6 @@ from stack.storage import one_writer
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-    from datetime import datetime
 
     import pyarrow as pa
 
@@ -162,8 +162,9 @@ def measure(
     as_of: datetime,
 ) -> Seen:
     """What both versions did since the step began. answered: rows of `predictions`."""
-    model, received = pc.field("model") == step.row.model, pc.field("received")
-    since = answered.filter(model & (received > step.began) & (received <= as_of))
+    ours = (pc.field("model") == step.row.model) & pc.field("in_population")
+    received = pc.field("received")
+    since = answered.filter(ours & (received > step.began) & (received <= as_of))
     minutes = (as_of - step.began).total_seconds() / 60
     production, evidence = str(step.production.to_version), _evidence(step.row)
     return Seen(

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from mlflow_server.registry import PRODUCTION
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -58,12 +60,15 @@ class Counted:
 def failures(settings: Settings, model: str, version: str) -> tuple[int, int]:
     """Predictions of `version` that failed, and how many were asked of it, since serving started.
 
+    In production: what it did as shadow or challenger was judged by its rollout.
+
     (0, 0) where serving does not answer: what is unknown is no harm.
     """
     counted = dict.fromkeys((FAILURES, ANSWERS), 0.0)
     for sample in _samples(settings) or ():
         labels = (sample.labels.get("model"), sample.labels.get("version"))
-        if sample.name in counted and labels == (model, version):
+        role = sample.labels.get("role", PRODUCTION)
+        if sample.name in counted and (*labels, role) == (model, version, PRODUCTION):
             counted[sample.name] += sample.value
     failed = int(counted[FAILURES])
     return failed, failed + int(counted[ANSWERS])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,7 +23,6 @@ from stack.errors import MonitoringError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
-    from datetime import datetime
 
     from monitoring.ab import ArmResult, Lift
     from stack.settings import Settings

@@ -35,8 +35,9 @@ SURELY = 1.63
 class Arm:
     """What one version did since the step began.
 
-    seconds: 95th percentile of a prediction; None if unknown. scores: their percentiles 0, 1, …
-    100; empty without any.
+    answered: predictions for the label's population; of others a score means nothing. seconds:
+    95th percentile of a prediction; None if unknown. scores: their percentiles 0, 1, … 100; empty
+    without any.
     """
 
     answered: int

@@ -41,6 +41,8 @@ def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> Quest
         _table(evaluation, version),
     ]
     subject = f"Put version {version} of {spec.name} into production, {place}?"
+    if champion and spec.rollout.policy == "canary":
+        subject = f"Begin the rollout of version {version} of {spec.name} beside {champion}?"
     return Question(subject, "\n\n".join(lines))
 
 

@@ -16,7 +16,7 @@ from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.ab import Lift, Outcomes, Trial, compare, lift, trials
 from monitoring.collect import collect, predictions
-from monitoring.readout import note_of_trial, read_out
+from monitoring.readout import READ_OUTS, note_of_trial, read_out
 from serving.prediction_log import AppendLog
 from stack.errors import MonitoringError
 from stack.spec import load_spec
@@ -116,9 +116,11 @@ def test_it_says_better_worse_or_not_yet_known_in_a_sentence_with_what_is_lackin
     assert open_still.word == "not yet known"
     assert open_still.more is None or f"{open_still.more:,} more would tell" in open_still.sentence
     few = compare(SPEC, TRIAL, outcomes(random, 150, 0.5, (0.9, 0.1)))
-    assert (few.word, few.more > 0) == ("not yet known", True)
+    assert few.lifts["cost"].high < 0  # sure, were it not for so few
+    lacking = 150 * (100 / min(few.challenger.outcomes, few.production.outcomes) - 1)
+    assert (few.word, few.more) == ("not yet known", np.ceil(lacking))
     none = compare(SPEC, TRIAL, outcomes(random, 0, 0.5, (0.3, 0.3)))
-    assert none.sentence.endswith("0 and 0 outcomes, 100 of each are needed")
+    assert none.sentence.endswith("0 and 0 outcomes; 100 of each are the least")
     numbers = replace(outcomes(random, 4000, 0.5, (0.3, 0.3)), y=random.normal(size=4000))
     assert compare(SPEND, TRIAL, numbers).figure == "squared_error"
 
@@ -234,6 +236,8 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     assert notes == [f"A/B: {found.comparison.sentence}"]
     assert note_of_trial(settings, SPEC, "1", answered, known, AS_OF) == []
     assert note_of_trial(settings, SPEC, "2", answered, {}, AS_OF - 100 * DAY) == []
+    document = json.loads(json.dumps(READ_OUTS.dump_python(found, mode="json"), allow_nan=False))
+    assert document["comparison"]["lifts"]["cost"]["low"] == found.comparison.lifts["cost"].low
     early = read_out(settings, SPEC, AS_OF - 100 * DAY)
     assert "0 and 0 outcomes" in early.sentence
     assert early.left_out["whose outcome is not known yet"] == 602

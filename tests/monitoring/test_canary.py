@@ -13,12 +13,13 @@ from itertools import count
 import numpy as np
 import pytest
 
-from mlflow_server.ledger import Ledger, now
+from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.promotion import promote, release
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from monitoring.canary import WHO, look
 from monitoring.collect import predictions
+from monitoring.failures import failures
 from serving.prediction_log import AppendLog
 from stack.spec import Rollout, load_spec
 from tests.conftest import mlflow_server, new_settings
@@ -38,7 +39,9 @@ class Serving:
         self.log.open()
         self.failed, self.within = defaultdict(int), defaultdict(lambda: np.zeros(len(BOUNDS)))
 
-    def answers(self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None):
+    def answers(
+        self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None, ours=True
+    ):
         """Return the ids of the requests; score: of all of them, else spread."""
         self.failed[role, version] += failed
         self.within[role, version] += number * (np.array(BOUNDS) >= seconds)
@@ -52,7 +55,7 @@ class Serving:
                 "request_id": request, "model": self.model, "version": version, "role": role,
                 "received": at, "as_of": at, "entity": n, "features": {"orders": 1},
                 "features_from": "online", "probability": round(float(score), 6),
-                "prediction": 1.0, "in_population": True,
+                "prediction": 1.0, "in_population": ours,
             }
             for n, (request, score) in enumerate(zip(ids, scores, strict=True))
         ])  # fmt: skip
@@ -142,7 +145,8 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     said = []
     for role, share in (("shadow", 300), *[("challenger", n) for n in (100, 100, 150)]):
         world.serving.answers("production", "1", 300)
-        world.serving.answers(role, "2", share - 1 if share == 100 else 99)
+        world.serving.answers(role, "2", 99)
+        world.serving.answers(role, "2", 50, ours=False)
         waits = world.look()
         assert (waits.action, world.look().action) == ("hold", "hold")
         assert "it has answered 99 of 100 requests" in waits.summary
@@ -175,6 +179,7 @@ def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_agai
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
     for _ in range(3):
         assert world.look().action == "nothing"
+    assert failures(world.settings, world.model, "2") == (0, 0)  # of production
     (message,) = world.alerts()
     assert message == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
 
@@ -204,6 +209,21 @@ def test_what_was_killed_between_ledger_and_alert_is_told_by_the_next_look(world
     assert world.alerts() == []
     assert [world.look().action for _ in range(2)] == ["nothing", "nothing"]
     assert len(world.alerts()) == 1
+
+
+def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_look(world):
+    change = ("challenger", 5, None, "2", WHO, "as shadow: …", None)
+    with world.ledger.exclusive(world.model) as book:  # all that a look did before it was killed
+        book.append(LedgerRow(world.model, 3, *change, "pending", now()))
+    assert world.roles == {"production": "1", "shadow": "2"}
+    assert "2 at 5 % holds" in world.look().summary
+    assert world.roles == {"production": "1", "challenger": "2"}
+    rows = world.ledger.rows(world.model)
+    assert [(row.role, row.to_version) for row in rows[2:]] == [
+        ("challenger", "2"),
+        ("shadow", None),
+    ]
+    assert {row.state for row in rows} == {"applied"}
 
 
 def test_it_waits_while_serving_is_silent_and_keeps_off_what_is_not_its_own(world):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from contextlib import closing
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -17,17 +18,18 @@ import pytest
 
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import release
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from monitoring.performance import replay
 from monitoring.reference import load_reference
 from stack.errors import NoChampionError, SettingsError, TrainingError
-from stack.spec import ModelSpec, Promotion, load_spec
+from stack.spec import ModelSpec, Promotion, Rollout, load_spec
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
 from training import chain, validate
-from training.approval import ask
+from training.approval import ask, wait_in_shell
 from training.artifacts import CANDIDATE, GATES, PLOTS, fetched, read
 from training.card import CARD, model_card
 from training.dataset import load_frame, unlearnable
@@ -35,7 +37,7 @@ from training.evaluate import champion_scores
 from training.frame import at, content_hash, features, with_features
 from training.gate import decide, load_evaluation
 from training.metrics import Scored, all_metrics
-from training.register import settled
+from training.register import promote, settled
 from training.threshold import CANDIDATES
 from training.train import fold_scores
 
@@ -365,6 +367,24 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tra
     assert settled(tracked, spec, report.run_id, report.version) is None
     done = settled(tracked, SPEC, second.run_id, "2")
     assert done == "version 2 is in production, in place of 1"
+    a_canary_begins_as_shadow(tracked, spec, report)
+
+
+def a_canary_begins_as_shadow(tracked, spec, report):
+    canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
+    assert "--role shadow --reason" in wait_in_shell(tracked, canary, report.run_id, report.version)
+    asked = ask(tracked, canary, report.run_id, report.version).subject
+    assert asked == f"Begin the rollout of version {report.version} of {SPEC.name} beside 2?"
+    by = {"who": "ann", "reason": "good"}
+    said = [promote(tracked, canary, report.run_id, report.version, **by) for _ in range(2)]
+    assert said[0] == said[1] == Tracking(tracked).run(report.run_id).tags["outcome"]
+    assert said[0].startswith(f"version {report.version} is the shadow, the first step of its")
+    registry = Registry(tracked)
+    assert registry.aliases(SPEC.name) == {"production": "2", "shadow": report.version}
+    with closing(Ledger(tracked)) as ledger:
+        row = ledger.rows(SPEC.name)[-1]
+        assert (row.role, row.evidence) == ("shadow", f"runs:/{report.run_id}")
+        release(registry, ledger, SPEC.name, "shadow", who="ann", why="enough")
 
 
 def test_every_stage_twice_is_the_same_as_once(tracked, second):
