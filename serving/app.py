@@ -65,8 +65,6 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     add_routes(app, scorers, default, settings.serving_tokens_file)
     add_health(app.router, default.holder, [*holders.values()], log, told)
     add_forwarded(app, forward)
-    # Routes are tried in their order: the one that is asked most comes first.
-    app.router.routes.sort(key=lambda route: getattr(route, "path", "") != "/predict")
     return app
 
 

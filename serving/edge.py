@@ -25,7 +25,7 @@ BODY_SECONDS = 10.0
 WHOLE = "body_is_here"
 """In a request's state: nothing of it is still to come, so that nothing needs a clock."""
 DEFECT = 500
-JSON = "application/json"
+OK, JSON, CONTENT_TYPE = 200, "application/json", (b"content-type", b"application/json")
 STATUSES: dict[type[Exception], int] = {
     ClientDisconnect: 400,
     errors.UnauthorizedError: 401,
@@ -96,7 +96,19 @@ def json_response(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     body = to_json(content, inf_nan_mode="null")
-    return Response(body, status, headers, media_type="application/json")
+    if status == OK and headers is None:
+        return _Json(body)
+    return Response(body, status, headers, media_type=JSON)
+
+
+class _Json(Response):
+    """An answer, of which only the length has to be found out."""
+
+    status_code, background = OK, None
+
+    def __init__(self, body: bytes) -> None:
+        self.body = body
+        self.raw_headers = [(b"content-length", b"%d" % len(body)), CONTENT_TYPE]
 
 
 def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> Endpoint:

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
+from serving.connection import OPENING_SECONDS
 
 from feature_repo.plan_writer import ensure_plan
-from serving.connection import OPENING_SECONDS
 from serving.features import FeatureSource
 from tests.conftest import unused_port
 from tests.faults.conftest import broken
