@@ -37,11 +37,11 @@ def promote(
     A challenger answers --percent of the entities, the same ones each time; a shadow scores
     every request and answers none. Both end by gyre release, and a challenger with production.
     """
+    if role == "challenger" and percent is None:
+        raise SettingsError("--percent: how many entities of a hundred? Such as --percent 10")
     from mlflow_server.promotion import UNSET  # noqa: PLC0415
     from mlflow_server.promotion import promote as put  # noqa: PLC0415
 
-    if role == "challenger" and percent is None:
-        raise SettingsError("--percent: of how many entities in a hundred? Such as --percent 10")
     expected = UNSET if replaces is None else None if replaces == "none" else replaces
     registry, ledger = _open(model)
     if wrong := registry.damage(model, version):

@@ -128,8 +128,22 @@ def trials(rows: Sequence[LedgerRow]) -> list[Trial]:
     return found
 
 
+def comparable(seen: Outcomes) -> Outcomes:
+    """Without the steps in which one of the versions answered nobody, or one entity alone."""
+    rows = np.zeros(len(seen.y), bool)
+    for each in np.unique(seen.step):
+        here = seen.step == each
+        ours = int((here & seen.challenger).sum())
+        rows |= here & (min(ours, int(here.sum()) - ours) > 1)
+    return Outcomes(
+        seen.challenger[rows], seen.step[rows], seen.y[rows], seen.p[rows], seen.said[rows]
+    )
+
+
 def compare(spec: ModelSpec, trial: Trial, seen: Outcomes) -> Comparison:
     """Judge by the business figure: the cost where the spec has costs, else the loss.
+
+    seen: `comparable`.
 
     cost: of acting on who was said to be 1, and of who came true as 1; what the experiment shows
     and not what was assumed (`averted`), provided that who was said to be 1 was acted on.
@@ -151,14 +165,13 @@ def compare(spec: ModelSpec, trial: Trial, seen: Outcomes) -> Comparison:
 
 
 def lift(values: Scores, challenger: NDArray[np.bool_], step: NDArray[np.int64]) -> Lift | None:
-    """Difference of means within each step, averaged; None if no step has two of each version."""
-    parts = []
-    for each in np.unique(step):
-        ours, theirs = values[challenger & (step == each)], values[~challenger & (step == each)]
-        if min(len(ours), len(theirs)) > 1:
-            parts.append((ours, theirs))
-    if not parts:
+    """Difference of means within each step, averaged; None without any. Rows are `comparable`."""
+    if not len(values):
         return None
+    parts = [
+        (values[challenger & (step == each)], values[~challenger & (step == each)])
+        for each in np.unique(step)
+    ]
     weights = np.array([len(a) * len(b) / (len(a) + len(b)) for a, b in parts])
     weights /= weights.sum()
     difference = float(weights @ [a.mean() - b.mean() for a, b in parts])

@@ -15,7 +15,7 @@ from pydantic import TypeAdapter
 
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import CHALLENGER, PRODUCTION
-from monitoring.ab import Comparison, Outcomes, Trial, compare, trials
+from monitoring.ab import Comparison, Outcomes, Trial, comparable, compare, trials
 from monitoring.collect import PREDICTIONS, collect, outcomes, predictions
 from monitoring.feedback import settle
 from monitoring.performance import actuals
@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from stack.spec import ModelSpec
 
 YET = "whose outcome is not known yet"
+ALONE = "answered first at a percent at which only one version has outcomes"
 
 
 @dataclass(frozen=True)
@@ -141,7 +142,10 @@ def of_trial(
         p=first["probability" if classes else "prediction"].to_numpy(float),
         said=first["prediction"].to_numpy(float),
     )
-    return ReadOut(spec.name, as_of, trial, compare(spec, trial, seen), left_out)
+    fair = comparable(seen)
+    if len(fair.y) < len(seen.y):
+        left_out[ALONE] = len(seen.y) - len(fair.y)
+    return ReadOut(spec.name, as_of, trial, compare(spec, trial, fair), left_out)
 
 
 def first_answers(

@@ -110,14 +110,9 @@ def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error
     assert found["decision"]["action"] == "nothing"
 
 
-def test_rollout_and_comparison_say_what_to_do_where_there_is_nothing_yet(settings):
+def test_roles_say_what_to_do_where_there_is_nothing_yet(settings):
     assert "[rollout] is direct" in gyre(settings, "rollout", MODEL)
     error = gyre(settings, "compare", MODEL, code=1)
     assert f"gyre promote {MODEL} VERSION --role challenger --percent 10 --reason" in error
-
-
-def test_a_challenger_needs_a_percent_and_production_is_not_released(settings):
     beside = ["--role", "challenger", "--reason", "try"]
     assert "--percent 10" in gyre(settings, "promote", MODEL, "2", *beside, code=2)
-    production = ["--role", "production", "--reason", "try"]
-    assert "gyre rollback" in gyre(settings, "release", MODEL, *production, code=3)

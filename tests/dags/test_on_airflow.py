@@ -107,11 +107,11 @@ def airflow(settings):
 
 
 def wait_for_run(
-    airflow: AirflowApi, wanted: str, count: int = 1, dag: str = "train"
+    airflow: AirflowApi, wanted: str, count: int = 1, dag: str = f"train_{MODEL}"
 ) -> list[dict[str, object]]:
     until = time.monotonic() + 40
     while True:
-        rows = airflow.last_runs(f"{dag}_{MODEL}", 50)
+        rows = airflow.last_runs(dag, 50)
         found = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]
         if len(found) >= count:
             return found
@@ -244,8 +244,8 @@ def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(airflow
         promote(registry, ledger, CANARY, "1", who="ann", why="first")
         promote(registry, ledger, CANARY, "2", who="ann", why="next", role="shadow")
         airflow.emit(f"rollout/{CANARY}", "version 2", extra)
-        wait_until("the run", lambda: airflow.last_runs(dag, 1), 60)
-        note, states = ended(airflow, dag, airflow.last_runs(dag, 1)[0]["dag_run_id"])
+        (told,) = wait_for_run(airflow, "version 2", dag=dag)  # beside those of the clock
+        note, states = ended(airflow, dag, told["dag_run_id"])
     said = f"{CANARY} version 2 as shadow holds: serving at {settings.serving_address} does not"
     assert note.startswith(said)
     assert (states["look"], states["held"], states["promoted"]) == ("success", "success", "skipped")
@@ -324,6 +324,6 @@ def test_the_hour_and_a_promotion_each_start_a_look_of_their_own(airflow):
     airflow.follow(f"hourly_{MODEL}", airflow.trigger(f"hourly_{MODEL}", {}), lambda _: None)
     airflow.emit(f"promoted/{MODEL}", "version 7", {"version": "7"})
     for wanted in ("schedule ", "version 7"):
-        assert_one_each(wait_for_run(airflow, wanted, dag="monitor"))
+        assert_one_each(wait_for_run(airflow, wanted, dag=f"monitor_{MODEL}"))
     with pytest.raises(StackError, match="Airflow knows no asset promoted/nothing"):
         airflow.emit("promoted/nothing", "x", {})

@@ -14,7 +14,7 @@ from feature_repo.features import labels, open_raw
 from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
-from monitoring.ab import Lift, Outcomes, Trial, compare, lift, trials
+from monitoring.ab import Lift, Outcomes, Trial, comparable, compare, lift, trials
 from monitoring.collect import collect, predictions
 from monitoring.readout import READ_OUTS, note_of_trial, read_out
 from serving.prediction_log import AppendLog
@@ -28,7 +28,7 @@ SPEND = SPEC.model_copy(update={"task": "regression", "costs": None})
 DAY = timedelta(days=1)
 START = datetime(2026, 6, 1, tzinfo=UTC)
 TRIAL = Trial("1", "2", START, None, (START,))
-STEPS = (0.05, 0.25, 0.5, 1.0)
+STEPS = (0.05, 0.25, 0.5, 0.75)
 
 
 def arms(random, size, share, rates, costs=(1.0, 10.0)):
@@ -125,6 +125,18 @@ def test_it_says_better_worse_or_not_yet_known_in_a_sentence_with_what_is_lackin
     assert compare(SPEND, TRIAL, numbers).figure == "squared_error"
 
 
+def test_a_percent_at_which_one_version_answered_everybody_compares_nothing():
+    random = np.random.default_rng(2)
+    parts = [outcomes(random, 200, share, (0.3, 0.3)) for share in (0.5, 1.0, 0.0)]
+    both = Outcomes(*(
+        np.concatenate([getattr(part, name) for part in parts])
+        for name in ("challenger", "step", "y", "p", "said")
+    ))  # fmt: skip
+    seen = comparable(replace(both, step=np.repeat(np.arange(3), 200)))
+    assert len(seen.y) == 200
+    assert len(comparable(replace(both, step=np.zeros(600, np.int64))).y) == 600
+
+
 def row(at, role, old, new, days, percent=100, state="applied"):
     change = (role, percent, old, new, "ann", "try", None, state)
     return LedgerRow(SPEC.name, at, *change, START + days * DAY)
@@ -196,7 +208,7 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     lines.append(answers("nobody", None, "production", "1"))
     lines.append(answers("outside", 10**6, "production", "1", in_population=False))
     lines.append(answers("unknown", 10**6 + 1, "production", "1"))
-    lines.append(answers("told", 10**6 + 2, "challenger", "2"))
+    lines.append(answers("told", 10**6 + 2, "challenger", "2", hours=-24))
     lines.append(answers("earlier", 10**6 + 3, "challenger", "2", hours=-24 * 6))
     log = AppendLog(folder, "predictions")
     log.open()
@@ -212,20 +224,21 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
 
     found = read_out(settings, SPEC, AS_OF)
     ours, theirs = found.comparison.challenger, found.comparison.production
-    assert (theirs.outcomes, ours.outcomes) == (300, 301)
+    assert (theirs.outcomes, ours.outcomes) == (300, 300)
     assert theirs.rate == pytest.approx(np.mean([true[c] for c in customers[::2]]))
-    assert ours.rate == pytest.approx((sum(true[c] for c in customers[1::2]) + 1) / 301)
+    assert ours.rate == pytest.approx(np.mean([true[c] for c in customers[1::2]]))
     assert found.left_out == {
         "answers without an entity": 1,
         "answers outside the population": 1,
         "answered by the other version later": 1,
+        "answered first at a percent at which only one version has outcomes": 1,
         "whose outcome is not known yet": 1,
     }
     assert found.comparison.word == "not yet known"
     text = "\n".join(found.lines())
     assert text.startswith(f"{SPEC.name}: not yet known: version 2 against version 1: cost per")
     for part in (
-        "challenger  version 2, 301 outcomes",
+        "challenger  version 2, 300 outcomes",
         "difference  log_loss",
         "each entity by its",
     ):
