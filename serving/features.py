@@ -29,7 +29,8 @@ CACHE_ENTITIES = 50_000
 READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
 """Redis's deadline: for a read, and for each key beside it."""
 TOGETHER = 500
-"""Keys read in one go; each go has its own deadline, and others may read in between."""
+"""Keys read in one go; others may read in between. Each go has its own deadline, and where there
+are several a second try: one late answer is no reason to do without thousands."""
 CANARY_SECONDS = 5.0
 """A value may be corrected at its event time; a new plan says so before this has passed."""
 logger = logging.getLogger(__name__)
@@ -95,10 +96,15 @@ class FeatureSource:
     async def _read(
         self, keys: Sequence[Entity], as_of: Sequence[datetime]
     ) -> list[Features | None]:
-        rows = list[Features | None]()
+        rows, several = list[Features | None](), len(keys) > TOGETHER
         for at in range(0, len(keys), TOGETHER):
-            part = keys[at : at + TOGETHER]
-            found = await self._read_part(part, as_of[at : at + TOGETHER])
+            part, moments = keys[at : at + TOGETHER], as_of[at : at + TOGETHER]
+            try:
+                found = await self._read_part(part, moments)
+            except FeaturesUnavailableError:
+                if not several:
+                    raise
+                found = await self._read_part(part, moments)
             self._known.remember(part, found)
             rows += found
         return rows
