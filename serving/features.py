@@ -7,6 +7,7 @@ import gc
 import logging
 import time
 from collections import OrderedDict
+from contextlib import suppress
 from datetime import datetime
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
@@ -29,7 +30,8 @@ CACHE_ENTITIES = 50_000
 READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
 """Redis's deadline: for a read, and for each key beside it."""
 TOGETHER = 500
-"""Keys read in one go; each go has its own deadline, and others may read in between."""
+"""Keys read in one go; others may read in between. Each go has its own deadline, and where there
+are several a second try: one late answer is no reason to do without thousands."""
 CANARY_SECONDS = 5.0
 """A value may be corrected at its event time; a new plan says so before this has passed."""
 COLLECT = (50_000, 20, 100)
@@ -63,8 +65,7 @@ class FeatureSource:
         self._known = LastKnown(cache_seconds)
         self._direct: DirectReader | None = None
         self._loaded: tuple[int, int] | None = None
-        self._feast: OnlineFeatures | None = None
-        self._opening = asyncio.Lock()
+        self._feast: asyncio.Task[OnlineFeatures] | None = None
         self._probing = asyncio.Lock()
         self._beside = set[asyncio.Task[None]]()
         self._doubtful_since: float | None = None
@@ -97,10 +98,15 @@ class FeatureSource:
     async def _read(
         self, keys: Sequence[Entity], as_of: Sequence[datetime]
     ) -> list[Features | None]:
-        rows = list[Features | None]()
+        rows, several = list[Features | None](), len(keys) > TOGETHER
         for at in range(0, len(keys), TOGETHER):
-            part = keys[at : at + TOGETHER]
-            found = await self._read_part(part, as_of[at : at + TOGETHER])
+            part, moments = keys[at : at + TOGETHER], as_of[at : at + TOGETHER]
+            try:
+                found = await self._read_part(part, moments)
+            except FeaturesUnavailableError:
+                if not several:
+                    raise
+                found = await self._read_part(part, moments)
             self._known.remember(part, found)
             rows += found
         return rows
@@ -126,12 +132,9 @@ class FeatureSource:
     ) -> list[Features | None]:
         for reason in reasons.values():
             FEATURE_FALLBACKS.labels(reason).inc()
-        if self._feast is None:
-            self._start(self._open_feast())
-            raise UnreadError("Feast's own reader is being opened")
         try:
-            return await asyncio.to_thread(_read_by_feast, self._feast, keys, as_of)
-        except FeaturesUnavailableError:
+            return await asyncio.to_thread(_read_by_feast, self._reader(), keys, as_of)
+        except (FeaturesUnavailableError, UnreadError):
             raise
         except Exception as exc:
             raise UnreadError(f"Feast: {type(exc).__name__}: {exc}") from exc
@@ -165,7 +168,7 @@ class FeatureSource:
         if self.fallback is None:
             self._compare(direct, live)
         if self.fallback is not None:
-            await self._open_feast()
+            self._reader()
 
     def _load(self) -> DirectReader:
         """Read the plan if it is a new one; one that cannot be used is none beside the last."""
@@ -200,10 +203,23 @@ class FeatureSource:
             self.fallback = doubt
             self._say(f"{doubt}")
 
-    async def _open_feast(self) -> None:
-        async with self._opening:
-            if self._feast is None:
-                self._feast = await asyncio.to_thread(_open_feast, self._settings, *self.asked)
+    def _reader(self) -> OnlineFeatures:
+        """Return Feast's own reader; it is opened beside what goes on, which takes seconds.
+
+        Raises:
+            UnreadError: it is not open yet, or could not be opened; the next call tries again.
+
+        """
+        if self._feast is None:
+            opening = asyncio.to_thread(_open_feast, self._settings, *self.asked)
+            self._feast = asyncio.create_task(opening)
+        if not self._feast.done():
+            raise UnreadError("Feast's own reader is being opened")
+        try:
+            return self._feast.result()
+        except Exception as exc:
+            self._feast = None
+            raise UnreadError(f"Feast: {type(exc).__name__}: {exc}") from exc
 
     def _start(self, work: Any) -> None:
         task = asyncio.create_task(work)
@@ -232,7 +248,8 @@ class FeatureSource:
         for task in self._beside:
             task.cancel()
         if self._feast is not None:
-            await asyncio.to_thread(self._feast.close)
+            with suppress(UnreadError):
+                await asyncio.to_thread(self._reader().close)
 
 
 class LastKnown:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import date  # noqa: TC003  (pydantic reads the annotations at run time)
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -131,9 +131,9 @@ class Settings(BaseSettings):
         if url.scheme == "rediss":
             parts.append("ssl=true")
         if url.username:
-            parts.append(f"username={url.username}")
+            parts.append(f"username={unquote(url.username)}")
         if url.password:
-            parts.append(f"password={url.password}")
+            parts.append(f"password={unquote(url.password)}")
         return ",".join(parts)
 
 

@@ -138,7 +138,8 @@ class Shop:
         source = FeatureSource(settings, service, names)
         try:
             await source.probe()
-            while str(source.problem).endswith(" ms"):  # this machine may be busy
+            while str(source.problem).endswith((" ms", "opened")):  # this machine may be busy
+                await asyncio.sleep(0.02)
                 await source.probe()
             yield source
         finally:
@@ -192,4 +193,5 @@ async def online(source, keys, as_of=NOON):
         if origin == "online":
             return rows
         await asyncio.sleep(0.02)
+        await source.probe()
     raise AssertionError(source.problem)

@@ -82,6 +82,20 @@ class Slow(Proxy):
         writer.write(data)
 
 
+class Stalling(Proxy):
+    """Is late once, in the middle of what is passed on."""
+
+    passed, late = 0, False
+
+    async def answer(self, data, writer):
+        self.passed += len(data)
+        if self.passed > 200_000 and not self.late:
+            self.late = True
+            await asyncio.sleep(0.12)
+        with suppress(ConnectionError):
+            writer.write(data)
+
+
 class Unreliable(Proxy):
     """Now and then late, cut off in the middle, or with bytes that Redis never sent."""
 
@@ -215,6 +229,19 @@ def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
     assert [row["count"] for row in rows[:9]] == [0, 1, 127, 128, 300, -1, -(2**40), 2**63 - 1,
                                                   -(2**63)]  # fmt: skip
     assert rows[9:] == [None] * 9_991
+
+
+def test_one_late_answer_of_many_does_not_cost_a_batch_its_values(stocked):  # noqa: F811
+    keys, proxy = people(*[-3, -2, 5_000] * 3_000), Stalling(stocked.settings.redis_port)
+
+    async def read():
+        async with through(proxy, stocked) as source:
+            rows, origin = await source.read(keys, [NOON] * len(keys))
+            assert (proxy.late, origin, source.problem) == (True, "online", None)
+            return rows
+
+    rows = asyncio.run(read())
+    assert [row and row["count"] for row in rows] == [1, 127, None] * 3_000
 
 
 @pytest.fixture(scope="module")

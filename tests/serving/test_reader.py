@@ -160,7 +160,7 @@ def test_a_row_of_other_bytes_goes_through_feast_alone(stocked, reason, raw):  #
             assert (source.problem, source.fallback) == (None, None)
 
             if raw == b"\x20":  # Feast cannot either
-                await until(lambda: source._feast is not None)
+                await until(source._feast.done)
                 assert (await source.read(keys, [NOON] * 2))[1] == "cache"
                 assert source.problem is None
                 return

@@ -174,11 +174,11 @@ def test_a_bad_setting_is_named_with_its_variable(monkeypatch):
 def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_path):
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", "orders.csv")
-    monkeypatch.setenv("GYRE_REDIS_URL", "rediss://user:secret@redis.example:6380/2")
+    monkeypatch.setenv("GYRE_REDIS_URL", "rediss://user:s%40cret@redis.example:6380/2")
     settings = load_settings()
     assert (settings.home, settings.sources) == (tmp_path, {"orders": "orders.csv"})
-    assert settings.redis_address == "rediss://user:secret@redis.example:6380/2"
+    assert settings.redis_address == "rediss://user:s%40cret@redis.example:6380/2"
     assert settings.feast_connection(0.05) == (
         "redis.example:6380,db=2,socket_timeout=0.05,socket_connect_timeout=0.05,ssl=true,"
-        "username=user,password=secret"
+        "username=user,password=s@cret"
     )
