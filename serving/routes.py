@@ -4,9 +4,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
-from annotated_types import Len
 from fastapi import FastAPI
 from fastapi.params import Body
 from fastapi.routing import APIRoute
@@ -33,7 +32,7 @@ from serving.protocols import (
     open_inference,
     plain,
 )
-from serving.schemas import MAX_ROWS, Feedback, build_schemas, feedback_schema, rows_of
+from serving.schemas import INT64_MAX, Feedback, build_schemas, fast, feedback_schema, rows_of
 from serving.scorer import Scorer
 
 PROTOCOLS: tuple[Protocol, ...] = (
@@ -55,7 +54,7 @@ WHY = {
     429: "Too many requests wait: try again after `Retry-After` seconds.",
     503: "No model, or no features and the spec says refuse.",
 }
-LISTED = Len(1, MAX_ROWS)
+EXACT = {float(bound): bound for bound in (INT64_MAX, -INT64_MAX - 1)}
 
 
 class FeedbackAnswer(BaseModel):
@@ -88,7 +87,7 @@ def add_routes(
             add = _scoring if isinstance(route, Scores) else _telling
             app.router.routes.append(add(route, protocol.form))  # type: ignore[arg-type]
     app.router.routes.append(_feedback(log, feedback_schema([each.spec for each in scorers])))
-    _add_unknown_models(app, [each.spec.name for each in scorers])
+    _add_unknown_models(app, models)
     app.add_exception_handler(HTTPException, _refused)
     _document(app, guarded=tokens is not None)
     if tokens is not None:
@@ -173,13 +172,13 @@ async def _near(large: bool, work: Callable[..., Any], *given: Any) -> Any:  # n
 def _feedback(log: FeedbackLog, outcome: type[Feedback]) -> APIRoute:
     work = edge("", "/feedback", feedback(log, outcome))
     conflict = {"model": Detail, "description": "Another `actual` is written down."}
-    shown, said = outcome | Annotated[list[outcome], LISTED], REFUSALS | {409: conflict}  # type: ignore[valid-type]
+    shown, said = outcome | rows_of(outcome), REFUSALS | {409: conflict}
     return posting("/feedback", work, "Tell what came true", shown, FeedbackAnswer, said)
 
 
 def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
     """`{"request_id", "actual"}` or a list. All of it is recorded, or nothing (409)."""
-    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](rows_of(outcome))
+    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](fast(rows_of(outcome)))
 
     async def work(http: HttpRequest) -> Response:
         received = datetime.now(UTC)
@@ -196,28 +195,31 @@ def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
     return work
 
 
-def _add_unknown_models(app: FastAPI, known: Sequence[str]) -> None:
+def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:
     """Routes behind those of the known models: 404 that says what there is."""
+    known = {name for model in models for name in model.names}
+    there = ", ".join(model.names[0] for model in models)
 
     async def unknown(http: HttpRequest) -> Response:
-        name = http.path_params["name"].removesuffix(":predict")
-        raise NotFoundError(f"no model {name!r}: there is {', '.join(known)}")
+        name, _, verb = http.path_params["name"].partition(":")
+        if name in known:
+            raise HTTPException(405, headers={"Allow": "POST" if verb else "GET"})
+        raise NotFoundError(f"no model {name!r}: there is {there}")
 
     for protocol in PROTOCOLS:
-        for path in protocol.unknown:
+        for method, path in protocol.unknown:
             work = edge("", path, unknown, protocol.form)
-            app.router.add_route(path, work, methods=["GET", "POST"])
+            app.router.add_route(path, work, methods=[method])
 
 
 def _document(app: FastAPI, *, guarded: bool) -> None:
-    """Leave out the 422 that FastAPI adds where a protocol says it with another status."""
+    """Say what FastAPI cannot: no 422 where a protocol has another status, and tokens."""
     made = app.openapi
 
     def openapi() -> dict[str, Any]:
-        document = made()
+        document: dict[str, Any] = _exact(made())
         for operation in (of for path in document["paths"].values() for of in path.values()):
-            found = operation["responses"].get("422", {})
-            if "HTTPValidationError" in str(found):
+            if "HTTPValidationError" in str(operation["responses"].get("422")):
                 del operation["responses"]["422"]
             if guarded:
                 operation["security"] = [{"bearer": []}]
@@ -227,3 +229,12 @@ def _document(app: FastAPI, *, guarded: bool) -> None:
         return document
 
     app.openapi = openapi  # type: ignore[method-assign]
+
+
+def _exact(node: Any) -> Any:
+    """Make the bounds of int64 integers again: FastAPI's are floats."""
+    if isinstance(node, dict):
+        return {name: _exact(value) for name, value in node.items()}
+    if isinstance(node, list):
+        return [_exact(value) for value in node]
+    return EXACT.get(node, node) if isinstance(node, float) else node

@@ -4,13 +4,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
+from annotated_types import Len
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    FailFast,
+    Field,
+    TypeAdapter,
+    create_model,
+)
 
 from stack.spec import FLOAT32, ModelSpec
 
 MAX_ROWS = 10_000
 
-Int64 = Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]
+INT64_MAX = 2**63 - 1
+
+
+def _whole(value: Any) -> Any:
+    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap."""
+    return int(value) if type(value) is float and value.is_integer() else value
+
+
+Int64 = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-INT64_MAX - 1, le=INT64_MAX)]
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[str, Any] = {"int64": Int64, "double": Double, "string": Text}
@@ -57,8 +74,13 @@ class Schemas:
 
 
 def rows_of(item: Any) -> Any:
-    """Type of a list of `item`; its first bad row ends the check."""
-    return Annotated[list[item], FailFast(), Field(min_length=1, max_length=MAX_ROWS)]
+    """Type of a list of `item`."""
+    return Annotated[list[item], Len(1, MAX_ROWS)]
+
+
+def fast(rows: Any) -> Any:
+    """Type of `rows` whose first bad row ends the check."""
+    return Annotated[rows, FailFast()]
 
 
 def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
@@ -92,8 +114,11 @@ def build_schemas(spec: ModelSpec) -> Schemas:
     rest = {name: field for name, field in answer.items() if name != "probability"}
     return Schemas(
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
-        many={False: TypeAdapter(rows_of(request)), True: TypeAdapter(rows_of(merged))},
-        flat=rows_of(flat),
+        many={
+            False: TypeAdapter(fast(rows_of(request))),
+            True: TypeAdapter(fast(rows_of(merged))),
+        },
+        flat=fast(rows_of(flat)),
         instances=rows_of(make("Key", key) | make("Row", maybe | every)),
         scored=make("Score", nullable | {"score": (float, ...)} | rest),
         request=request,

@@ -74,8 +74,8 @@ class Protocol:
     routes: Callable[[Sequence[Served]], Iterator[Scores | Tells]]
     owns: Callable[[str], bool]
     """Whether a path is this protocol's, so that its form says what is wrong with it."""
-    unknown: tuple[str, ...]
-    """Paths of models that are not there: `{name}`."""
+    unknown: tuple[tuple[str, str], ...]
+    """Methods and paths of models that are not there: `{name}`."""
 
 
 def default_of(models: Sequence[Served]) -> Served:
@@ -125,4 +125,4 @@ def shown(model: Served, asked: Sequence[Request], answers: Sequence[Answer]) ->
 def scored(model: Served, asked: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
     """`shown`, with `score` (the probability, or the number predicted) for the probability."""
     rows = shown(model, asked, answers)
-    return [{**row, "score": row.pop("probability", row["prediction"])} for row in rows]
+    return [{"score": row.pop("probability", row["prediction"]), **row} for row in rows]

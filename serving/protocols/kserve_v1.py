@@ -94,5 +94,5 @@ PROTOCOL = Protocol(
     ERRORS,
     routes,
     lambda path: path.startswith("/v1/"),
-    ("/v1/models/{name}", "/v1/models/{name}:predict"),
+    (("GET", "/v1/models/{name}"), ("POST", "/v1/models/{name}")),
 )

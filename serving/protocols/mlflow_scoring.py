@@ -151,5 +151,5 @@ PROTOCOL = Protocol(
     ERRORS,
     routes,
     lambda path: path in OWN or path.endswith("/invocations"),
-    ("/models/{name}/invocations",),
+    (("POST", "/models/{name}/invocations"),),
 )

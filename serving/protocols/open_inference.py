@@ -359,8 +359,8 @@ PROTOCOL = Protocol(
     routes,
     lambda path: path == "/v2" or path.startswith("/v2/"),
     tuple(
-        f"/v2/models/{{name}}{version}{what}"
+        (method, f"/v2/models/{{name}}{version}{what}")
         for version in ("", "/versions/{version}")
-        for what in ("", "/ready", "/infer")
+        for method, what in (("GET", ""), ("GET", "/ready"), ("POST", "/infer"))
     ),
 )

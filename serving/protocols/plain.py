@@ -9,6 +9,7 @@ from starlette.responses import Response
 from serving.edge import PLAIN, json_response
 from serving.errors import InvalidRequestError
 from serving.protocols import Protocol, Scores, Served, Tells, Translate, Write, shown
+from serving.schemas import rows_of
 from serving.scorer import Answer, Request
 
 ROW_LIMIT = 1_000_000
@@ -26,7 +27,7 @@ def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
     for model in models:
         schemas = model.schemas
         one, many = translate(model, batch=False), translate(model, batch=True)
-        rows, answers = list[schemas.request], list[schemas.answer]  # type: ignore[name-defined]
+        rows, answers = rows_of(schemas.request), list[schemas.answer]  # type: ignore[name-defined]
         for prefix in (*([""] if model.default else []), *(f"/models/{n}" for n in model.names)):
             path = f"{prefix}/predict"
             yield Scores(model, path, "Predict", one, schemas.request, schemas.answer,
@@ -69,5 +70,5 @@ def _wants_merge(http: HttpRequest) -> bool:
     return FLAGS[value]
 
 
-UNKNOWN = ("/models/{name}/predict", "/models/{name}/predict/batch")
+UNKNOWN = (("POST", "/models/{name}/predict"), ("POST", "/models/{name}/predict/batch"))
 PROTOCOL = Protocol(PLAIN, routes, lambda _: True, UNKNOWN)
