@@ -4,13 +4,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Len
+from annotated_types import Ge, Le, Len
 from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
+    Strict,
     TypeAdapter,
     create_model,
 )
@@ -18,7 +19,6 @@ from pydantic import (
 from stack.spec import FLOAT32, ModelSpec
 
 MAX_ROWS = 10_000
-
 INT64_MAX = 2**63 - 1
 
 
@@ -27,7 +27,7 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-Int64 = Annotated[int, BeforeValidator(_whole), Field(strict=True, ge=-INT64_MAX - 1, le=INT64_MAX)]
+Int64 = Annotated[int, Strict(), Ge(-INT64_MAX - 1), Le(INT64_MAX), BeforeValidator(_whole)]
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[str, Any] = {"int64": Int64, "double": Double, "string": Text}

@@ -26,7 +26,7 @@ from serving.schemas import FORBID
 from serving.scorer import Answer, Request
 
 
-class Error(BaseModel):
+class KServeError(BaseModel):
     error: str
 
 
@@ -39,7 +39,7 @@ class Ready(BaseModel):
     ready: bool
 
 
-ERRORS = ErrorForm(Error, lambda _, detail: {"error": in_words(detail)}, {422: 400})
+ERRORS = ErrorForm(KServeError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
 
 
 def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:

@@ -36,7 +36,7 @@ CODES = {
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 
 
-class Error(BaseModel):
+class MlflowError(BaseModel):
     error_code: str
     message: str
 
@@ -45,7 +45,7 @@ def _error(status: int, detail: Any) -> dict[str, Any]:
     return {"error_code": CODES.get(status, "BAD_REQUEST"), "message": in_words(detail)}
 
 
-ERRORS = ErrorForm(Error, _error, {422: 400})
+ERRORS = ErrorForm(MlflowError, _error, {422: 400})
 
 Cell = int | float | str | bool | None
 Record = Mapping[str, Cell]

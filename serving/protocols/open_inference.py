@@ -49,7 +49,7 @@ Datatype = Literal["INT64", "FP64", "BYTES", "BOOL"]
 Parameters = dict[str, str | int | float | bool]
 
 
-class Error(BaseModel):
+class InferenceError(BaseModel):
     error: str
 
 
@@ -125,7 +125,7 @@ class Inferred(BaseModel):
     outputs: list[Output]
 
 
-ERRORS = ErrorForm(Error, lambda _, detail: {"error": in_words(detail)}, {422: 400})
+ERRORS = ErrorForm(InferenceError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
 
 
 def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
