@@ -36,6 +36,7 @@ from stack.errors import GyreError, MonitoringError, StackError
 from stack.preflight import ENV_FILE, free_ports, port_problems
 from stack.settings import load_settings
 from stack.spec import load_spec
+from stack.tokens import serving_headers
 from training.artifacts import GATES, read
 
 if TYPE_CHECKING:
@@ -198,7 +199,8 @@ class Story:
 
     def predict(self, keys: list[dict[str, Any]]) -> list[Any]:
         url = f"{self.settings.serving_address}/predict/batch"
-        answer = httpx.post(url, json=keys, timeout=60)
+        headers = serving_headers(self.settings)
+        answer = httpx.post(url, json=keys, headers=headers, timeout=60)
         return list[Any](answer.raise_for_status().json())
 
     def version(self) -> str:

@@ -33,6 +33,7 @@ from stack.processes import last_lines, render, restart, start, states, wait_rea
 from stack.settings import PROJECT
 from stack.spec import MODELS, load_spec, load_specs
 from stack.status import UNKNOWN, production
+from stack.tokens import serving_headers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -203,8 +204,9 @@ def _first_prediction(settings: Settings) -> tuple[str, str]:
     url, key = f"{settings.serving_address}/predict", load_spec(settings.default_model).entity_key
     views = [path.stem for path in settings.features.glob("*.parquet")]
     known = entities(settings, views, key, datetime.now(UTC), CANDIDATES)
+    headers = serving_headers(settings)
     for entity in known:
-        answer = httpx.post(url, json=entity, timeout=5)
+        answer = httpx.post(url, json=entity, headers=headers, timeout=5)
         if answer.status_code not in {httpx.codes.OK, httpx.codes.NOT_FOUND}:
             return "", answer.text[:200]
         if answer.is_success and answer.json()["in_population"]:

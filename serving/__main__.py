@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 import uvicorn
 
 from serving.app import create_app
+from serving.connection import BoundedConnection
 from stack.errors import GyreError
 from stack.settings import LOOPBACK, load_settings
 from stack.spec import load_specs
@@ -42,8 +43,9 @@ def main() -> int:
         return exc.exit_code
     log_to_stdout()
     uvicorn.run(
-        app, host=LOOPBACK, port=settings.serving_port, loop="uvloop", http="httptools", ws="none",
-        access_log=False, log_config=None, server_header=False, timeout_graceful_shutdown=10,
+        app, host=LOOPBACK, port=settings.serving_port, loop="uvloop", http=BoundedConnection,
+        ws="none", access_log=False, log_config=None, server_header=False,
+        timeout_graceful_shutdown=10,
     )  # fmt: skip
     return 0
 

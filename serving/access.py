@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.edge import ErrorForm, refusal
 from serving.errors import UnauthorizedError
+from stack.tokens import tokens_of
 
 OPEN = frozenset(
     {
@@ -24,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 class Access:
-    """Tokens of a file, one a line, `#` for comments; `name:token` says whose it is.
+    """Tokens of a file (see stack/tokens.py).
 
     What is replaced or removed there holds within a second. While the file is missing, cannot be
     read or holds no token, everything is refused. Nothing here writes a token anywhere.
@@ -56,7 +57,7 @@ class Access:
             problem = str(exc.strerror)
         if text != self._text:
             self._text = text
-            self._digests = tuple(sha256(token).digest() for token in _tokens(text))
+            self._digests = tuple(sha256(token).digest() for token in tokens_of(text))
         self._say("" if self._digests else problem or "no token in it")
 
     def _say(self, problem: str) -> None:
@@ -65,12 +66,6 @@ class Access:
         elif self._problem and not problem:
             logger.warning("%s: %d tokens are valid", self.tokens_file, len(self._digests))
         self._problem = problem
-
-
-def _tokens(text: bytes) -> list[bytes]:
-    lines = (line.strip() for line in text.splitlines())
-    tokens = (line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#"))
-    return [token for token in tokens if token]
 
 
 class Guard:

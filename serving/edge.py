@@ -20,7 +20,7 @@ from stack.errors import FeaturesUnavailableError, GyreError
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 SHOWN_ERRORS = 20
-BODY_SECONDS = 30.0
+BODY_SECONDS = 10.0
 """How long a body may take to arrive."""
 DEFECT = 500
 JSON = "application/json"

@@ -59,6 +59,13 @@ class Settings(BaseSettings):
     """One bearer token a line (`name:token` or `token`; `#` for comments), read again when it
     changes: serving answers nobody without one, but for probes and /metrics. Default: everybody."""
 
+    @field_validator("serving_tokens_file")
+    @classmethod
+    def _absolute(cls, value: Path | None) -> Path | None:
+        if value is not None and not value.is_absolute():
+            raise ValueError("expected an absolute path: processes have other working directories")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:

@@ -1,0 +1,71 @@
+"""A connection of uvicorn's with bounds: httptools takes a head of any size, for any time."""
+
+from asyncio import TimerHandle, Transport
+from http import HTTPStatus
+
+from pydantic_core import to_json
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+HEAD_BYTES = 65_536
+"""Of a request line and its headers; what one read of the socket brings may be above it."""
+HEAD_SECONDS = 10.0
+"""How long they may take to arrive."""
+
+
+class BoundedConnection(HttpToolsProtocol):
+    """Refuses what never becomes a request, in our form: no route, so no protocol, is known yet."""
+
+    _in_head, _head = True, 0
+    _late: TimerHandle | None = None
+
+    def connection_made(self, transport: Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        super().data_received(data)
+        if not self._in_head:
+            if self._late is not None:
+                self._rest()
+            return
+        self._head += len(data)
+        if self._head > HEAD_BYTES:
+            self._refuse(431, f"headers: over {HEAD_BYTES} bytes")
+        elif self._late is None:
+            self._wait()
+
+    def on_message_begin(self) -> None:
+        self._in_head, self._head = True, 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        self._in_head = False
+        super().on_headers_complete()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._rest()
+        super().connection_lost(exc)
+
+    def send_400_response(self, msg: str) -> None:
+        self._refuse(400, msg)
+
+    def _wait(self) -> None:
+        text = f"headers: not complete within {HEAD_SECONDS:g} s"
+        self._late = self.loop.call_later(HEAD_SECONDS, self._refuse, 408, text)
+
+    def _rest(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _refuse(self, status: int, text: str) -> None:
+        self._rest()
+        if self.transport.is_closing():
+            return
+        body = to_json({"detail": text})
+        head = (
+            f"HTTP/1.1 {status} {HTTPStatus(status).phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()

@@ -1,0 +1,172 @@
+"""Tokens: set, exchanged and removed while requests run; nobody else gets in."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+import timeit
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from serving.access import LOOK_SECONDS, OPEN, Access
+from stack.errors import SettingsError
+from stack.settings import load_settings
+from stack.tokens import serving_headers
+from tests.conftest import unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+OLD, NEW, WRONG = "old-0123456789", "new-0123456789", "new-0123456788"
+SEEN = LOOK_SECONDS + 0.5
+"""Seconds after which an exchange holds, the way to the server included."""
+
+
+def put(file: Path, *lines: str) -> float:
+    """Exchange the file as a whole, as a secret store does; when that was done."""
+    beside = file.with_suffix(".new")
+    beside.write_text("\n".join(lines))
+    beside.replace(file)
+    return time.monotonic()
+
+
+def bearer(token: str) -> bytes:
+    return f"Bearer {token}".encode()
+
+
+def test_a_file_may_hold_several_tokens_and_whose_they_are(tmp_path: Path) -> None:
+    file = tmp_path / "tokens"
+    put(file, "# of the shop", f"shop:{OLD}", "", f"  {NEW}  ")
+    access = Access(file)
+    assert access.allows(bearer(OLD))
+    assert access.allows(bearer(NEW))
+    assert access.allows(b"bearer " + NEW.encode())
+    for sent in (b"", bearer(WRONG), bearer(""), b"Basic " + NEW.encode(), NEW.encode(),
+                 bearer(f"shop:{OLD}"), b"Bearer \xff", bearer("# of the shop")):  # fmt: skip
+        assert not access.allows(sent)
+    assert serving_headers(load_settings(serving_tokens_file=file)) == {
+        "authorization": f"Bearer {OLD}"
+    }
+
+
+def test_a_file_that_is_no_use_refuses_everything_and_is_said_once(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "tokens"
+    access = Access(file)
+    with caplog.at_level(logging.WARNING, "serving.access"):
+        for make, problem in ((lambda: None, "No such file"), (file.touch, "no token")):
+            make()
+            access._look_at = 0.0
+            for _ in range(3):
+                assert not access.allows(bearer(""))
+                access._look_at = 0.0
+            assert problem in caplog.messages[-1]
+            with pytest.raises(SettingsError, match=problem):
+                serving_headers(load_settings(serving_tokens_file=file))
+        put(file, OLD)
+        assert access.allows(bearer(OLD))
+    assert len(caplog.messages) == 3
+    assert OLD not in caplog.text
+
+
+def test_a_relative_path_is_refused_at_the_start() -> None:
+    with pytest.raises(SettingsError, match=r"GYRE_SERVING_TOKENS_FILE: .*absolute"):
+        load_settings(serving_tokens_file="tokens")
+
+
+def test_a_token_costs_less_than_5_microseconds(tmp_path: Path) -> None:
+    put(tmp_path / "tokens", OLD, NEW)
+    access, sent = Access(tmp_path / "tokens"), bearer(NEW)
+    assert min(timeit.repeat(lambda: access.allows(sent), number=10_000, repeat=5)) / 10_000 < 5e-6
+
+
+@pytest.fixture(scope="module")
+def guarded(
+    rig: Any, served: Any, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[httpx.Client, Path]]:
+    """A second server with tokens, and their file."""
+    file = tmp_path_factory.mktemp("secret") / "tokens"
+    put(file, OLD)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
+        with rig.serving(serving_port=unused_port()) as (client, _):
+            rig.known_to_be_ready(client)
+            yield client, file
+
+
+def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: Any) -> None:
+    client, _ = guarded
+    for path, said in (
+        ("/predict", "detail"), ("/feedback", "detail"), ("/events/orders", "detail"),
+        ("/v1/models/churn-predictor:predict", "error"), ("/invocations", "message"),
+        ("/v2/models/churn-predictor/infer", "error"), ("/nothing", "detail"), ("/docs", "detail"),
+        ("/", "detail"), ("/data-docs/", "detail"), ("/openapi.json", "detail"),
+    ):  # fmt: skip
+        for method in ("GET", "POST"):
+            answer = client.request(method, path, content=b"{" * 100)
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert "Bearer TOKEN" in answer.json()[said]
+    assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
+
+
+def test_kserve_answers_who_carries_a_token(guarded: Any) -> None:
+    client, _ = guarded
+    headers = {"authorization": f"Bearer {OLD}"}
+    path, body = "/v1/models/churn-predictor", {"instances": [{"customer_id": 4}]}
+    assert client.get(path, headers=headers).json()["ready"] is True
+    answer = client.post(f"{path}:predict", json=body, headers=headers)
+    assert answer.json()["predictions"][0]["customer_id"] == 4
+    document = client.get("/openapi.json", headers=headers).json()
+    assert document["paths"]["/predict"]["post"]["security"] == [{"bearer": []}]
+
+
+def test_tokens_are_exchanged_and_removed_under_load(rig: Any, guarded: Any) -> None:
+    client, file = guarded
+    answers: list[tuple[str, float, float, int]] = []
+    stop = threading.Event()
+
+    def ask(token: str) -> None:
+        headers = {"authorization": f"Bearer {token}"}
+        with httpx.Client(base_url=client.base_url, headers=headers, timeout=10) as own:
+            while not stop.is_set():
+                asked = time.monotonic()
+                status = own.post("/predict", json={"customer_id": 4}).status_code
+                answers.append((token, asked, time.monotonic(), status))
+
+    threads = [threading.Thread(target=ask, args=(token,)) for token in (OLD, NEW, WRONG)]
+    for thread in threads:
+        thread.start()
+    time.sleep(0.5)
+    both = put(file, OLD, f"shop:{NEW}")
+    time.sleep(SEEN + 0.5)
+    changed = put(file, NEW)
+    time.sleep(SEEN + 0.5)
+    file.unlink()
+    gone = time.monotonic()
+    time.sleep(SEEN + 0.5)
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+    def statuses(token: str, start: float, end: float) -> set[int]:
+        """Of requests asked after `start` and answered before `end`."""
+        return {status for name, asked, at, status in answers
+                if name == token and asked > start and at < end}  # fmt: skip
+
+    assert statuses(OLD, 0, changed) == {200}
+    assert statuses(NEW, 0, both) == {401}
+    assert statuses(NEW, both + SEEN, gone) == {200}
+    assert statuses(OLD, changed + SEEN, gone) == {401}
+    assert {statuses(token, gone + SEEN, time.monotonic()) == {401} for token in (OLD, NEW)} == {
+        True
+    }
+    assert statuses(WRONG, 0, time.monotonic()) == {401}
+    log = (rig.folder / "serving.log").read_text()
+    assert f"{file}: No such file or directory" in log
+    assert OLD not in log
+    assert NEW not in log
