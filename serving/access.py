@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from serving.edge import ErrorForm, refusal
 from serving.errors import UnauthorizedError
+from serving.metrics import REQUESTS
 from stack.tokens import tokens_of
 
 OPEN = frozenset(
@@ -21,6 +22,7 @@ OPEN = frozenset(
 )  # fmt: skip
 """Probes, which have no secrets, and counts, which Prometheus and the monitor read."""
 LOOK_SECONDS = 1.0
+REFUSED_401 = REQUESTS.labels("", "", 401)  # of no route: nobody looked which it would have been
 logger = logging.getLogger(__name__)
 
 
@@ -78,6 +80,7 @@ class Guard:
         if scope["type"] != "http" or scope["path"] in OPEN or self._access.allows(_sent(scope)):
             await self._app(scope, receive, send)
             return
+        REFUSED_401.inc()
         refused = UnauthorizedError("expected a valid token: `Authorization: Bearer TOKEN`")
         await refusal(refused, self._form_of(scope["path"]))(scope, receive, send)
 

@@ -202,9 +202,9 @@ def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:
 
     async def unknown(http: HttpRequest) -> Response:
         name, _, verb = http.path_params["name"].partition(":")
-        if name in known:
+        if name in known and verb in {"", "predict"}:
             raise HTTPException(405, headers={"Allow": "POST" if verb else "GET"})
-        raise NotFoundError(f"no model {name!r}: there is {there}")
+        raise NotFoundError(f"no model {http.path_params['name']!r}: there is {there}")
 
     for protocol in PROTOCOLS:
         for method, path in protocol.unknown:

@@ -112,6 +112,7 @@ def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: An
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
             assert "Bearer TOKEN" in answer.json()[said]
     assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
+    assert 'gyre_requests_total{model="",route="",status="401"} 22.0' in client.get("/metrics").text
 
 
 def test_kserve_answers_who_carries_a_token(guarded: Any) -> None:
