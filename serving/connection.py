@@ -6,6 +6,8 @@ from http import HTTPStatus
 from pydantic_core import to_json
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from serving.edge import WHOLE
+
 HEAD_BYTES = 65_536
 """Of a request line and its headers; what one read of the socket brings may be above it."""
 HEAD_SECONDS = 10.0
@@ -41,6 +43,10 @@ class BoundedConnection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._in_head = False
         super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self.scope["state"][WHOLE] = True
+        super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._rest()

@@ -103,8 +103,11 @@ class RequestedOutput(BaseModel):
 
 
 class Inference(BaseModel):
+    """`model_name` is what KServe's client repeats of the path."""
+
     model_config = FORBID
     id: str | None = None
+    model_name: str | None = None
     parameters: Parameters = {}
     inputs: Annotated[list[Input], Field(min_length=1)]
     outputs: list[RequestedOutput] = []

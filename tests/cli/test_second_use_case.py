@@ -134,7 +134,7 @@ def test_it_ends_with_a_number_for_both_columns_of_the_key(told, project):
     assert (
         kserve.json()["predictions"][0].items() >= (KEY | {"score": answer["prediction"]}).items()
     )
-    assert (refused.status_code, "basket is missing" in refused.text) == (422, True)
+    assert (refused.status_code, "basket is missing" in refused.text) == (400, True)
     form = api["components"]["schemas"]["NextQuarterSpendRequest"]
     assert {name: form["properties"][name]["type"] for name in form["required"]} == {
         "customer_id": "integer", "basket": "string",

@@ -144,7 +144,8 @@ def test_mlflows_formats_and_every_protocol_give_one_score(rig: Any, served: Any
     inputs = [{"name": name, "shape": [2], "data": lists[name], "datatype": DATATYPES[kind]}
               for name, kind in rig.spec.features.items()]  # fmt: skip
     path = f"/v2/models/churn-predictor/versions/{served.first}/infer"
-    v2 = served.client.post(path, json={"inputs": inputs, "outputs": [{"name": "score"}]})
+    asked = {"model_name": "churn-predictor", "inputs": inputs, "outputs": [{"name": "score"}]}
+    v2 = served.client.post(path, json=asked)  # with the name, as KServe's client sends it
     assert v2.json()["outputs"][0]["data"] == expected
     for body in (
         {"dataframe_split": {"index": [0, 1], "columns": columns, "data": data}},
