@@ -45,6 +45,7 @@ def generate(address: str, examples: int, seed: int, skip: str, headers: dict[st
     """
     settings: dict[str, Any] = {
         "seed": seed,
+        "cache": {"enabled": False},
         "headers": headers,
         "parameters": {"merge": False},  # true: `features` need not be complete, as the text says
         "generation": {"max-examples": examples, "database": "none", "no-shrink": True},

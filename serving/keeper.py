@@ -136,7 +136,9 @@ class Follower:
             roles["production"] = self.state.roles["production"]
         if "challenger" in roles:
             last = last_applied(rows or [], "challenger")
-            percent = last.percent if last else 0
+            # Of an alias that no row is about yet, nobody has said for how many.
+            told = last is not None and last.to_version == wanted["challenger"]
+            percent = last.percent if last and told else 0
             roles["challenger"] = roles["challenger"].model_copy(update={"percent": percent})
         asked = {v: no for v, no in self._refused.items() if v in wanted.values()}
         self._refused = asked

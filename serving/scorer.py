@@ -67,6 +67,8 @@ class Waiting:
     received: datetime
     done: "asyncio.Future[list[Answer]]"
     answers: list[Answer | None]
+    since: datetime
+    """From when its time is counted."""
     error: Exception | None = None
 
     @property
@@ -111,7 +113,7 @@ class Scorer:
         if self.holder.current is None:
             raise NoModelError(self.holder.state)
         loop, size = asyncio.get_running_loop(), len(requests)
-        waiting = Waiting(requests, received, loop.create_future(), [None] * size)
+        waiting = Waiting(requests, received, loop.create_future(), [None] * size, received)
         self._rows_inside += size
         try:
             if size > JOINED:
@@ -262,7 +264,7 @@ class Scorer:
             origins[origin] = origins.get(origin, 0) + 1
         seconds = PREDICTION_SECONDS.labels(self.spec.name, model.version, role)
         for waiting in {id(item.waiting): item.waiting for item, _ in answers}.values():
-            seconds.observe((now - waiting.received).total_seconds())
+            seconds.observe((now - waiting.since).total_seconds())
         for origin, count in origins.items():
             PREDICTIONS.labels(self.spec.name, model.version, role, origin).inc(count)
 
@@ -272,9 +274,9 @@ class Scorer:
         if self._rows_shadowed + size > MOST_SHADOWED:
             SHADOW_DROPPED.labels(self.spec.name).inc(size)
             return
-        loop = asyncio.get_running_loop()
+        loop, now = asyncio.get_running_loop(), datetime.now(UTC)
         copies = [
-            Waiting(w.requests, w.received, loop.create_future(), [None] * len(w.requests))
+            Waiting(w.requests, w.received, loop.create_future(), [None] * len(w.requests), now)
             for w in found
             if w.error is None
         ]

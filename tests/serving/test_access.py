@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 import threading
 import time
 import timeit
@@ -89,12 +90,14 @@ def test_a_token_costs_less_than_5_microseconds(tmp_path: Path) -> None:
 def guarded(
     rig: Any, served: Any, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple[httpx.Client, Path]]:
-    """A second server with tokens, and their file."""
-    file = tmp_path_factory.mktemp("secret") / "tokens"
+    """A second server with tokens, in a home and with a log of its own, and their file."""
+    home = tmp_path_factory.mktemp("guarded")
+    shutil.copytree(rig.settings.home / "feast", home / "feast")
+    file = home / "tokens"
     put(file, OLD)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
-        with rig.serving(serving_port=unused_port()) as (client, _):
+        with rig.serving(home=home, serving_port=unused_port()) as (client, _):
             rig.known_to_be_ready(client)
             yield client, file
 
