@@ -17,10 +17,11 @@ from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
+from annotated_types import Len
 from fastapi.params import Body
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
-from pydantic import BaseModel, FailFast, Field, TypeAdapter
+from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
 from serving.edge import edge, json_response, read_body
@@ -28,6 +29,7 @@ from serving.errors import InvalidRequestError, NotFoundError, NotLoggedError
 from serving.metrics import EVENTS
 from serving.prediction_log import AppendLog
 from serving.routes import REFUSALS
+from serving.schemas import fast
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -92,8 +94,9 @@ class Events:
 
                 dataset = load_dataset(self.name)
                 row: Any = row_model(dataset)
-                many = Annotated[list[row], FailFast(), Field(min_length=1, max_length=MAX_EVENTS)]
-                self._form = Form(dataset, TypeAdapter(row), TypeAdapter(many), row | list[row])
+                rows = Annotated[list[row], Len(1, MAX_EVENTS)]
+                many = TypeAdapter(fast(rows))
+                self._form = Form(dataset, TypeAdapter(row), many, row | rows)
             return self._form
 
     def take(self, body: bytes) -> list[Row]:

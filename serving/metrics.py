@@ -30,7 +30,7 @@ PREDICTION_SECONDS = Histogram(
     VERSION,
     buckets=BUCKETS,
 )
-OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.", ["model"])
+OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.")
 SHADOW_DROPPED = Counter("gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"])
 WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",

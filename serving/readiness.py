@@ -30,7 +30,7 @@ def add_health(
     async def live() -> Response:
         return json_response({"live": True})
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", responses={503: {"description": "Not ready; says why."}})
     async def ready() -> Response:
         found = readiness(default, holders, log, keeper)
         return json_response(found, 200 if found["ready"] else 503)

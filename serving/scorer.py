@@ -108,7 +108,7 @@ class Scorer:
 
         """
         if self._rows_inside and self._rows_inside + len(requests) > MOST_WAITING:
-            OVERLOADED.labels(self.spec.name).inc()
+            OVERLOADED.inc()
             raise OverloadedError(f"{self._rows_inside} rows wait already: try again")
         if self.holder.current is None:
             raise NoModelError(self.holder.state)

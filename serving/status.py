@@ -10,11 +10,12 @@ import httpx
 from fastapi import APIRouter
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
-from starlette.responses import HTMLResponse, Response
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serving.announcement import Held
 from serving.keeper import Follower
 from serving.readiness import UNKNOWN
+from serving.routes import refusals
 from stack.settings import Settings
 
 STYLE = """
@@ -24,16 +25,17 @@ table{border-collapse:collapse;width:100%;font-size:.9rem}div{overflow-x:auto}
 td,th{text-align:left;padding:.25rem .6rem .25rem 0;border-bottom:1px solid #ddd;vertical-align:top}
 """
 DATA_DOCS = "/data-docs"
+BY_KEEPER = refusals(statuses=(401, 503))
 COLUMNS = ("time", "from", "to", "why", "who", "role", "percent", "state")
 ROWS = 10
 
 
 def add_status(router: APIRouter, settings: Settings, followers: Sequence[Follower]) -> None:
-    @router.get("/metrics")
+    @router.get("/metrics", response_class=PlainTextResponse, responses=BY_KEEPER)
     def metrics() -> Response:
         return Response(generate_latest(_counted()), media_type=CONTENT_TYPE_LATEST)
 
-    @router.get("/")
+    @router.get("/", response_class=HTMLResponse, responses=BY_KEEPER)
     def page() -> HTMLResponse:
         return HTMLResponse(status_page(settings, _readiness(settings), followers))
 

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import uvloop
-from serving.connection import OPENING_SECONDS
 
 from feature_repo.plan_writer import ensure_plan
 from serving.features import FeatureSource
+from serving.redis_connection import OPENING_SECONDS
 from tests.conftest import unused_port
 from tests.faults.conftest import broken
 from tests.serving.load import under_load

@@ -12,8 +12,8 @@ def test_an_empty_start_is_live_not_ready_and_says_why(served: Any) -> None:
     assert ready.status_code == 503
     assert ready.json()["resources"]["model customer_churn_model"]["detail"] == why
     assert ready.json()["resources"]["redis"]["ok"]
-    for path in ("/predict", "/v1"):
+    for path, form in (("/predict", "detail"), ("/v1", "error")):
         assert served.empty[path].status_code == 503
-        assert served.empty[path].json()["detail"] == why
+        assert served.empty[path].json()[form] == why
     assert served.empty["/"].status_code == 200
     assert why in served.empty["/"].text
