@@ -114,12 +114,13 @@ class FeatureSource:
     async def _read_part(
         self, keys: Sequence[Entity], as_of: Sequence[datetime]
     ) -> list[Features | None]:
-        if self.fallback is not None or self._direct is None:
+        direct = self._direct  # a new plan may come while Redis is asked
+        if direct is None or self.fallback is not None:
             reason = f"{self.fallback}".partition(":")[0]
             return await self._by_feast(keys, as_of, dict.fromkeys(range(len(keys)), reason))
-        commands, seconds = self._direct.commands(keys), READ_SECONDS + KEY_SECONDS * len(keys)
+        commands, seconds = direct.commands(keys), READ_SECONDS + KEY_SECONDS * len(keys)
         replies = await self._redis.ask(b"".join(commands), len(commands), seconds)
-        rows, odd = self._direct.rows(replies, keys, as_of)
+        rows, odd = direct.rows(replies, keys, as_of)
         if odd:
             self._known.remember(keys, rows)
             found = await self._by_feast([keys[n] for n in odd], [as_of[n] for n in odd], odd)

@@ -62,12 +62,15 @@ class Follower:
         self._refused: dict[str, Refusal] = {}
         self._tried: dict[str, tuple[Held, Stamp]] = {}
         """Versions whose local copy holds, and what it looked like then."""
+        self._services: dict[str, str] = {}
         waiting = None if before and before.roles else f"{spec.name} is being loaded"
         self.state = ModelState(roles=before.roles if before else {}, waiting=waiting)
 
     def poll(self) -> None:
         """One round: read who holds a role, have it here, let the ledger know."""
         name = self.spec.name
+        for service in {self.spec.feature_service, *self._services.values()}:
+            self._plan(service)
         try:
             held = self._registry.aliases(name)
             what = "in production" if held or self._registry.versions(name) else "registered"
@@ -88,7 +91,7 @@ class Follower:
             logger.warning("%s: %s", name, exc)
 
     def look_at_source(self) -> None:
-        """See how old the features are and whether they are built; keep the plans up to date."""
+        """See how old the features are and whether they are built."""
         try:
             found = freshness(self._settings, self.spec.dataset)
         except GyreError:
@@ -98,7 +101,6 @@ class Follower:
         age = SOURCE_SILENCE.labels(self.spec.dataset)
         newest = self.state.newest_event
         age.set((datetime.now(UTC) - newest).total_seconds() if newest else float("nan"))
-        self._plan(self.spec.feature_service)
 
     def history(self) -> Sequence[LedgerRow] | None:
         """Return the ledger's rows, oldest first; None if its database does not answer."""
@@ -162,6 +164,7 @@ class Follower:
         except Exception as exc:  # noqa: BLE001  (anything wrong keeps the old version)
             self._refuse(version, exc)
             return None
+        self._services[version] = contract.feature_service
         self._plan(contract.feature_service)
         digests = {tag: of for tag, of in found.tags.items() if tag.startswith(DIGEST_TAG)}
         self._refused.pop(version, None)
@@ -182,6 +185,7 @@ class Follower:
             if path.name not in kept and path.name not in self._refused:
                 shutil.rmtree(path, ignore_errors=True)
                 self._tried.pop(path.name, None)
+                self._services.pop(path.name, None)
 
     def _refuse(self, version: str, exc: Exception) -> None:
         before, reason = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import random
 import ssl
 import subprocess
@@ -14,6 +15,7 @@ import pytest
 import uvloop
 from redis import Redis
 
+from feature_repo.serving_plan import plan_path
 from serving.redis_connection import RedisConnection, command
 from stack.errors import FeaturesUnavailableError
 from tests.conftest import redis_server, unused_port
@@ -213,6 +215,26 @@ def test_a_read_that_has_begun_ends_before_its_connection(stocked):  # noqa: F81
 
     row = {"count": 127, "amount": 1.5, "name": "ü€😀"}
     assert uvloop.run(read()) == ([row], "online")
+
+
+def test_what_was_asked_by_one_plan_is_not_read_by_the_next(stocked):  # noqa: F811
+    path = plan_path(stocked.settings, "plain")
+    plan = json.loads(path.read_bytes())
+    plan["views"][0]["features"].reverse()
+    plan["canaries"] = []
+
+    async def read():
+        async with through(Slow(stocked.settings.redis_port), stocked) as source:
+            await online(source, people(-3))
+            under_way = asyncio.create_task(source.read(people(-2), [NOON]))
+            await asyncio.sleep(0)
+            path.write_text(json.dumps(plan))
+            await source.probe()
+            assert source.fallback is None
+            return [await under_way, (await online(source, people(-2)), "online")]
+
+    row = {"count": 127, "amount": 1.5, "name": "ü€😀"}
+    assert asyncio.run(read()) == [([row], "online")] * 2
 
 
 def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
