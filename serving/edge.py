@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving import errors
-from serving.metrics import REQUESTS, SECONDS
+from serving.metrics import Answers
 from stack.errors import FeaturesUnavailableError, GyreError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -113,7 +113,7 @@ class _Json(Response):
 
 def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> Endpoint:
     """Make an endpoint of `work`: its errors become answers, and each answer is counted."""
-    seconds, requests = SECONDS.labels(model, route), dict[int, Any]()
+    answers = Answers(model, route)
 
     async def endpoint(request: Request) -> Response:
         start = time.perf_counter()
@@ -121,11 +121,7 @@ def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> End
             response = await work(request)
         except Exception as exc:  # noqa: BLE001  (one place for all of them: see STATUSES)
             response = refusal(exc, form)
-        status = response.status_code
-        if status not in requests:
-            requests[status] = REQUESTS.labels(model, route, status)
-        requests[status].inc()
-        seconds.observe(time.perf_counter() - start)
+        answers.add(response.status_code, time.perf_counter() - start)
         return response
 
     return endpoint
@@ -166,13 +162,17 @@ async def read_body(request: Request, limit: int, also: str | None = None) -> by
 
 
 async def _read(request: Request, limit: int) -> bytes:
-    chunks, size = [], 0
-    async for chunk in request.stream():
-        size += len(chunk)
+    chunks, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        size += len(message["body"])
         if size > limit:
             raise _too_large(limit)
-        chunks.append(chunk)
-    return b"".join(chunks)
+        chunks.append(message["body"])
+        more = message["more_body"]
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
 
 def _check_headers(request: Request, limit: int, types: tuple[str, str | None]) -> None:

@@ -29,6 +29,7 @@ from serving.metrics import (
     PREDICTION_SECONDS,
     PREDICTIONS,
     SHADOW_DROPPED,
+    observe_all,
 )
 from serving.model import LoadedModel, Row, Value, score, wrong
 from serving.prediction_log import AppendLog
@@ -262,9 +263,9 @@ class Scorer:
             item.waiting.answers[item.position] = answer
             origin = answer["features_from"]
             origins[origin] = origins.get(origin, 0) + 1
+        since = {id(item.waiting): item.waiting.since for item, _ in answers}.values()
         seconds = PREDICTION_SECONDS.labels(self.spec.name, model.version, role)
-        for waiting in {id(item.waiting): item.waiting for item, _ in answers}.values():
-            seconds.observe((now - waiting.since).total_seconds())
+        observe_all(seconds, [(now - began).total_seconds() for began in since])
         for origin, count in origins.items():
             PREDICTIONS.labels(self.spec.name, model.version, role, origin).inc(count)
 

@@ -5,6 +5,7 @@ A fifth is a module with a `PROTOCOL`, listed in serving/routes.py.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 from starlette.requests import Request as HttpRequest
@@ -32,6 +33,15 @@ class Served:
     scorer: Scorer
     schemas: Schemas
     default: bool
+
+    @cached_property
+    def nobody(self) -> dict[str, None]:
+        return dict.fromkeys(self.scorer.spec.entity_key)
+
+    @cached_property
+    def fields(self) -> list[tuple[str, str]]:
+        """Names of an answer's fields here and in the log."""
+        return [(name, IN_LOG.get(name, name)) for name in answer_fields(self.scorer.spec)]
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -113,11 +123,9 @@ def requests_of(model: Served, rows: Sequence[Any]) -> list[Request]:
 
 def shown(model: Served, asked: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    spec = model.scorer.spec
-    nobody = dict.fromkeys(spec.entity_key)
-    fields = {name: IN_LOG.get(name, name) for name in answer_fields(spec)}
+    nobody, fields = model.nobody, model.fields
     return [
-        {**(request.key or nobody), **{name: row[of] for name, of in fields.items()}}
+        {**(request.key or nobody), **{name: row[of] for name, of in fields}}
         for request, row in zip(asked, answers, strict=True)
     ]
 
