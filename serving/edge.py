@@ -14,7 +14,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
 from serving import errors
-from serving.metrics import Answers
+from serving.metrics import REQUESTS, SECONDS, Tally
 from stack.errors import FeaturesUnavailableError, GyreError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -113,7 +113,7 @@ class _Json(Response):
 
 def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> Endpoint:
     """Make an endpoint of `work`: its errors become answers, and each answer is counted."""
-    answers = Answers(model, route)
+    tally = Tally(REQUESTS, SECONDS, model, route)
 
     async def endpoint(request: Request) -> Response:
         start = time.perf_counter()
@@ -121,7 +121,7 @@ def edge(model: str, route: str, work: Endpoint, form: ErrorForm = PLAIN) -> End
             response = await work(request)
         except Exception as exc:  # noqa: BLE001  (one place for all of them: see STATUSES)
             response = refusal(exc, form)
-        answers.add(response.status_code, time.perf_counter() - start)
+        tally.add((response.status_code,), (time.perf_counter() - start,))
         return response
 
     return endpoint

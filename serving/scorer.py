@@ -22,14 +22,14 @@ from serving.errors import (
     NotFoundError,
     OverloadedError,
 )
-from serving.holder import Holder
+from serving.holder import Holder, Roles
 from serving.metrics import (
     FAILURES,
     OVERLOADED,
     PREDICTION_SECONDS,
     PREDICTIONS,
     SHADOW_DROPPED,
-    observe_all,
+    Tally,
 )
 from serving.model import LoadedModel, Row, Value, score, wrong
 from serving.prediction_log import AppendLog
@@ -99,6 +99,7 @@ class Scorer:
         self._waiting: list[Waiting] = []
         self._rows_inside = self._rows_shadowed = 0
         self._tasks = set[asyncio.Task[None]]()
+        self._tallies = dict[tuple[str, Role], Tally]()
 
     async def answer(self, requests: Sequence[Request], received: datetime) -> list[Answer]:
         """Answers in the order of `requests`, by whoever the roles say for each entity.
@@ -144,8 +145,9 @@ class Scorer:
         task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, found: list[Waiting]) -> None:
+        roles = self.holder.roles
         try:
-            await self._score_all(found)
+            await self._score_all(roles, found)
         except Exception as exc:  # noqa: BLE001  (nobody may be left without an answer)
             for waiting in found:
                 waiting.error = waiting.error or exc
@@ -156,9 +158,11 @@ class Scorer:
                 waiting.done.set_exception(waiting.error)
             else:
                 waiting.done.set_result(waiting.answers)  # type: ignore[arg-type]
+        if roles.shadow is not None:
+            self._begin_shadow(roles.shadow, found)
 
-    async def _score_all(self, found: list[Waiting]) -> None:
-        roles, arms = self.holder.roles, dict[Role, list[Item]]()
+    async def _score_all(self, roles: Roles, found: list[Waiting]) -> None:
+        arms = dict[Role, list[Item]]()
         for waiting in found:
             for position, request in enumerate(waiting.requests):
                 arms.setdefault(roles.role_of(request.key), []).append(
@@ -172,13 +176,24 @@ class Scorer:
         if left:  # what the challenger failed at is production's: nobody pays for a trial
             model = roles.model("production")
             await self._scored("production", model, await self._gather(model, left))
-        if roles.shadow is not None:
-            self._begin_shadow(roles.shadow, found)
 
     async def _scored(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
-        if len(ready) > JOINED:
-            return await asyncio.to_thread(self._finish, role, model, ready)
-        return self._finish(role, model, ready)
+        """Score, write down and answer; return what a challenger failed at."""
+        if len(ready) > JOINED or role == "shadow":
+            failed, answers = await asyncio.to_thread(self._finish, role, model, ready)
+        else:
+            failed, answers = self._finish(role, model, ready)
+        tally = self._tallies.get((model.version, role))
+        if tally is None:
+            of = (self.spec.name, model.version, role)
+            tally = self._tallies[model.version, role] = Tally(PREDICTIONS, PREDICTION_SECONDS, *of)
+        now = datetime.now(UTC)
+        since = {id(item.waiting): item.waiting.since for item, _ in answers}.values()
+        tally.add(
+            [answer["features_from"] for _, answer in answers],
+            [(now - began).total_seconds() for began in since],
+        )
+        return failed
 
     async def _gather(self, model: LoadedModel, items: Sequence[Item]) -> list[Ready]:
         """Every feature of the contract for each item; without those whose request failed."""
@@ -235,8 +250,10 @@ class Scorer:
             row[name] = value
         return row, origin
 
-    def _finish(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
-        """Score, write down and answer; return what a challenger failed at."""
+    def _finish(
+        self, role: Role, model: LoadedModel, ready: list[Ready]
+    ) -> tuple[list[Item], list[tuple[Item, Answer]]]:
+        """`_scored`, but for the counting; return what was answered too."""
         answers, failed = list[tuple[Item, Answer]](), list[Item]()
         ids = os.urandom(ID_BYTES * len(ready)).hex()
         for n, (one, found) in enumerate(zip(ready, _scores(model, ready), strict=True)):
@@ -250,24 +267,12 @@ class Scorer:
                     failed.append(item)
                 else:
                     item.waiting.error = exc
-        self._write(role, model, [one for one in answers if one[0].waiting.error is None])
-        return failed
-
-    def _write(self, role: Role, model: LoadedModel, answers: list[tuple[Item, Answer]]) -> None:
-        if not answers:
-            return
-        logged, now = self._log.write([answer for _, answer in answers]), datetime.now(UTC)
-        origins = dict[str, int]()
+        answers = [one for one in answers if one[0].waiting.error is None]
+        logged = self._log.write([answer for _, answer in answers]) if answers else False
         for item, answer in answers:
             answer["logged"] = logged
             item.waiting.answers[item.position] = answer
-            origin = answer["features_from"]
-            origins[origin] = origins.get(origin, 0) + 1
-        since = {id(item.waiting): item.waiting.since for item, _ in answers}.values()
-        seconds = PREDICTION_SECONDS.labels(self.spec.name, model.version, role)
-        observe_all(seconds, [(now - began).total_seconds() for began in since])
-        for origin, count in origins.items():
-            PREDICTIONS.labels(self.spec.name, model.version, role, origin).inc(count)
+        return failed, answers
 
     def _begin_shadow(self, model: LoadedModel, found: Sequence[Waiting]) -> None:
         """Have the shadow score the same rows after they are answered; nobody waits for it."""
@@ -287,8 +292,7 @@ class Scorer:
     async def _shadow(self, model: LoadedModel, copies: list[Waiting], size: int) -> None:
         items = [Item(w, at, request) for w in copies for at, request in enumerate(w.requests)]
         try:
-            ready = await self._gather(model, items)
-            await asyncio.to_thread(self._finish, "shadow", model, ready)
+            await self._scored("shadow", model, await self._gather(model, items))
         except Exception:
             logger.exception("%s: the shadow failed", self.spec.name)
         finally:
