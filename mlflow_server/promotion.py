@@ -21,7 +21,7 @@ from mlflow_server.reconcile import (
     over,
 )
 from mlflow_server.registry import CHALLENGER, PRODUCTION
-from stack.errors import PromotionRefusedError, RegistryError
+from stack.errors import DataError, PromotionRefusedError, RegistryError
 from stack.live import Live, read_live, write_live
 
 if TYPE_CHECKING:
@@ -195,7 +195,12 @@ def _keep_live(registry: Registry, ledger: Ledger, model: str, seen: Seen) -> No
     Who is late with an older view of things is put right by the next one who looks.
     """
     held = {role: version for role, version in seen.aliases.items() if role in ROLES}
-    known = {each.role: each.version for each in read_live(ledger.live) if each.model == model}
+    try:
+        found = read_live(ledger.live)
+    except DataError:  # damaged: written anew
+        known = None
+    else:
+        known = {each.role: each.version for each in found if each.model == model}
     if held == known:
         return
     tags = {version: registry.version(model, version).tags for version in held.values()}

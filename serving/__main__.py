@@ -2,16 +2,17 @@
 
 import logging
 import os
+import shutil
 import socket
 import sys
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import mkdtemp
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from serving.http_connection import BoundedConnection
 from serving.json_logs import log_to_stdout
 from stack.errors import GyreError, SettingsError, StackError
 from stack.settings import LOOPBACK, Settings, load_settings
@@ -32,7 +33,9 @@ def main() -> int:
         sys.stderr.write(f"{exc}\n")
         return exc.exit_code
     log_to_stdout()
-    count_in(settings.home / "serving" / f"metrics-{settings.serving_port}")
+    counts = count_in_memory()
+    from serving.http_connection import BoundedConnection  # noqa: PLC0415  (counts from here on)
+
     config = uvicorn.Config(
         "serving.app:worker", factory=True, workers=settings.serving_workers, loop="uvloop",
         http=BoundedConnection, ws="none", access_log=False, log_config=None, proxy_headers=False,
@@ -46,6 +49,7 @@ def main() -> int:
         Multiprocess(config, [listening]).run()
     stop.set()
     keeper.join(5)
+    shutil.rmtree(counts, ignore_errors=True)
     return 0
 
 
@@ -75,18 +79,26 @@ def listen_beside(settings: Settings) -> socket.socket:
     address.unlink(missing_ok=True)
     found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     before = os.umask(0o177)
-    found.bind(str(address))
-    os.umask(before)
+    try:
+        found.bind(str(address))
+    except OSError:
+        found.close()
+        raise
+    finally:
+        os.umask(before)
     found.listen()
     return found
 
 
-def count_in(folder: Path) -> None:
-    """Have all processes count in `folder`, from nothing."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in folder.glob("*.db"):
-        file.unlink()
-    os.environ[METRICS] = str(folder)
+def count_in_memory() -> Path:
+    """Have all processes count in a folder of their own, from nothing.
+
+    In memory: a file that is mapped and whose disk is full kills who writes to it.
+    """
+    memory = Path("/dev/shm")  # noqa: S108  (the folder in it is ours alone)
+    made = mkdtemp(prefix="gyre-metrics-", dir=memory if memory.is_dir() else None)
+    os.environ[METRICS] = made
+    return Path(made)
 
 
 def keep(settings: Settings, stop: threading.Event) -> None:
@@ -98,7 +110,7 @@ def keep(settings: Settings, stop: threading.Event) -> None:
                 from serving.keeper_app import run  # noqa: PLC0415  (Feast and MLflow)
 
                 run(settings, listening, stop)
-        except Exception:
+        except (Exception, SystemExit):  # uvicorn's, where the application does not start
             logger.exception("the keeper ended")
         stop.wait(KEEPER_SECONDS)
 

@@ -7,6 +7,7 @@ MLflow, and also when MLflow is down.
 
 from __future__ import annotations
 
+import os
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
@@ -61,10 +62,13 @@ def local_copy(settings: Settings, model: str, version: str) -> Path:
 
 def announce(settings: Settings, models: dict[str, ModelState]) -> None:
     path = _path(settings)
-    part = path.with_suffix(".part")
+    part = path.with_suffix(f".{os.getpid()}.part")
     written = Announcement(written=datetime.now(UTC), models=models)
     path.parent.mkdir(parents=True, exist_ok=True)
-    part.write_text(written.model_dump_json())
+    with part.open("w") as file:
+        file.write(written.model_dump_json())
+        file.flush()
+        os.fsync(file.fileno())
     part.rename(path)
 
 

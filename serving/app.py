@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
 from serving.announcement import Announcement, ModelState, announced, silent
-from serving.features import settle
+from serving.features import FeatureSource, settle
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
 from serving.json_logs import log_to_stdout
@@ -27,7 +27,7 @@ from serving.scorer import Scorer
 from stack.settings import Settings, load_settings
 from stack.spec import ModelSpec, load_specs
 
-FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS = 1.0, 1.0, 0.25
+FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS, CLOSE_SECONDS = 1.0, 1.0, 0.25, 30.0
 logger = logging.getLogger(__name__)
 
 
@@ -75,6 +75,7 @@ class Told:
         self._settings, self._holders = settings, holders
         self._parent = os.getppid()
         self.last: Announcement | None = None
+        self._closing = set[asyncio.Task[None]]()
 
     @property
     def problem(self) -> str | None:
@@ -88,12 +89,21 @@ class Told:
         self.last, changed = found, False
         for name, holder in self._holders.items():
             state = found.models.get(name, ModelState())
-            changed |= await asyncio.to_thread(holder.follow, state)
-            for source in holder.release_sources():
-                await source.close()
+            loaded = await asyncio.to_thread(holder.load, state)
+            if loaded is None:
+                continue
+            # Before the swap: a source that is not open yet would answer with defaults.
+            await asyncio.gather(*(source.probe() for source in holder.sources))
+            changed |= holder.swap(state, loaded)
+            for source in holder.release_sources():  # answers that have begun still read there
+                asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close, source)
         if changed:
-            await self.probe()
             settle()
+
+    def _close(self, source: FeatureSource) -> None:
+        task = asyncio.create_task(source.close())
+        self._closing.add(task)
+        task.add_done_callback(self._closing.discard)
 
     async def probe(self) -> None:
         """Look after the feature sources; end if the keeper is gone: the next brings workers."""

@@ -21,6 +21,9 @@ PATHS = {
     "/": "GET", "/metrics": "GET", "/feedback": "POST", "/events/{name:path}": "POST",
     "/data-docs/{page:path}": "GET",
 }  # fmt: skip
+MOST_INSIDE = 64
+"""That wait for the keeper at once: predictions need the worker's places."""
+SENT = (b"content-type", b"accept", b"host")
 KEPT = ("content-type", "retry-after", "allow", "connection", "location")
 logger = logging.getLogger(__name__)
 
@@ -29,20 +32,26 @@ class Forward:
     def __init__(self, settings: Settings) -> None:
         self._address = str(keeper_socket(settings))
         self._opened: httpx.AsyncClient | None = None
+        self._inside = 0
 
     async def __call__(self, request: Request) -> Response:
         import httpx  # noqa: PLC0415  (a worker that only predicts does without)
 
-        body = await read_body(request, MAX_BYTES)
-        sent = {n: v for n, v in request.headers.items() if n in {"content-type", "accept"}}
-        sent["x-request-id"] = request.headers.get("x-request-id", "")
+        if self._inside >= MOST_INSIDE:
+            raise KeeperSilentError("too many requests wait for the keeper")
+        scope = request.scope
+        query = b"?" + scope["query_string"] if scope["query_string"] else b""
+        # As it came: decoded and encoded again, a path may become another one, or none.
+        path = httpx.URL(scheme="http", host="keeper", raw_path=scope["raw_path"] + query)
+        self._inside += 1
         try:
-            found = await self._client().request(
-                request.method, request.url.path, params=request.url.query.encode(),
-                content=body, headers=sent,
-            )  # fmt: skip
+            body = await read_body(request, MAX_BYTES)
+            sent = [(n, v) for n, v in scope["headers"] if n in SENT]
+            found = await self._client().request(request.method, path, content=body, headers=sent)
         except httpx.TransportError as exc:
             raise KeeperSilentError(f"the keeper does not answer: {exc}") from exc
+        finally:
+            self._inside -= 1
         kept = {name: found.headers[name] for name in KEPT if name in found.headers}
         return Response(found.content, found.status_code, kept)
 

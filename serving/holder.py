@@ -4,7 +4,6 @@ import hashlib
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 
 from serving.announcement import Held, ModelState, Role, local_copy
 from serving.features import FeatureSource
@@ -46,15 +45,24 @@ def bucket(challenger: LoadedModel, key: Entity) -> float:
     return int.from_bytes(digest) * 100 / 2**64
 
 
+Key = tuple[str, ...]
+"""A version and the digests of its files: numbers begin again where a model is deleted."""
+Loaded = dict[Key, LoadedModel | None]
+
+
+def _key(held: Held) -> Key:
+    return held.version, *sorted(held.digests.values())
+
+
 class Holder:
-    """`roles` is replaced by one assignment; `follow` is one thread's at a time."""
+    """`roles` is replaced by one assignment."""
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         self.spec, self._settings = spec, settings
         self.roles = Roles()
         self.announced = ModelState(waiting=f"{spec.name} is being loaded")
         self._refused: dict[str, str] = {}
-        self._loaded: dict[str, LoadedModel] = {}
+        self._loaded: dict[Key, LoadedModel] = {}
         self._held: dict[Role, Held] = {}
         own = FeatureSource(settings, spec.feature_service, tuple(spec.features))
         self._sources = {own.asked: own}
@@ -83,22 +91,23 @@ class Holder:
         refused = [f"version {version} is refused: {reason}" for version, reason in no.items()]
         return "; ".join(part for part in (answers, why, *refused) if part)
 
-    def follow(self, told: ModelState) -> bool:
-        """Load what is new in `told`, let go what holds no role; True if anything changed."""
+    def load(self, told: ModelState) -> Loaded | None:
+        """Load what is new in `told`; None: nothing is. In a thread; the roles stay as they are."""
         self.announced = told
         if told.roles == self._held:
-            return False
-        before, loaded = (
-            self.roles,
-            {held.version: self._load(held) for held in told.roles.values()},
-        )
+            return None
+        return {_key(held): self._load(held) for held in told.roles.values()}
+
+    def swap(self, told: ModelState, loaded: Loaded) -> bool:
+        """Give the roles to what was loaded; True if any changed."""
+        before = self.roles
 
         def of(role: Role) -> LoadedModel | None:
             held = told.roles.get(role)
-            return loaded[held.version] if held else None
+            return loaded[_key(held)] if held else None
 
         challenger = told.roles.get("challenger")
-        self._loaded = {version: model for version, model in loaded.items() if model}
+        self._loaded = {key: model for key, model in loaded.items() if model}
         self.roles = Roles(
             production=of("production") or before.production,
             challenger=of("challenger"),
@@ -108,7 +117,7 @@ class Holder:
         )
         self._held = dict(told.roles) if all(loaded.values()) else {}
         self._count(before)
-        return True
+        return self.roles != before
 
     def release_sources(self) -> list[FeatureSource]:
         """Take out the feature sources that no version looks up in any more; to be closed."""
@@ -119,7 +128,7 @@ class Holder:
 
     def _load(self, held: Held) -> LoadedModel | None:
         """Return the version, proved; None: it is refused, and tried again at the next look."""
-        if known := self._loaded.get(held.version):
+        if known := self._loaded.get(_key(held)):
             return known
         folder = local_copy(self._settings, self.spec.name, held.version)
         try:
@@ -135,11 +144,12 @@ class Holder:
         source = FeatureSource(self._settings, contract.feature_service, tuple(contract.features))
         features = self._sources.setdefault(source.asked, source)
         logger.info("%s: version %s is loaded", self.spec.name, held.version)
-        return LoadedModel(held.version, contract, session, features, datetime.now(UTC))
+        return LoadedModel(held.version, contract, session, features)
 
     def _count(self, before: Roles) -> None:
         name, roles = self.spec.name, self.roles
-        self._refused = {v: no for v, no in self._refused.items() if v not in self._loaded}
+        here = {version for version, *_ in self._loaded}
+        self._refused = {v: no for v, no in self._refused.items() if v not in here}
         if before.production is not roles.production:
             SWAPS.labels(name).inc()
             logger.info(

@@ -48,7 +48,6 @@ class BoundedConnection(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if len(self.tasks) >= MOST_REQUESTS and self._between_requests() and is_whole(data):
             # Before anything is parsed or begun: what is refused must cost next to nothing.
-            self._rest()
             OVERLOADED.inc()
             self.transport.write(BUSY)
             return

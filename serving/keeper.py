@@ -58,6 +58,9 @@ class Follower:
         """before: what was announced when a keeper last ran."""
         self.spec, self._settings, self._registry = spec, settings, Registry(settings)
         self._ledger: Ledger | None = None
+        self._known: list[LedgerRow] | None = None
+        """The ledger's rows when it last answered."""
+        self._telling = threading.Lock()
         self._records: Records | None = None
         self._refused: dict[str, Refusal] = {}
         self._tried: dict[str, tuple[Held, Stamp]] = {}
@@ -87,7 +90,7 @@ class Follower:
             changed = reconcile(self._registry, self._ledger, name)  # it may have moved an alias
             if changed or rows is None:
                 self._follow(self._registry.aliases(name), self._rows())
-        except RegistryError as exc:
+        except (GyreError, OSError) as exc:
             logger.warning("%s: %s", name, exc)
 
     def look_at_source(self) -> None:
@@ -104,7 +107,10 @@ class Follower:
 
     def history(self) -> Sequence[LedgerRow] | None:
         """Return the ledger's rows, oldest first; None if its database does not answer."""
-        return self._rows()
+        try:
+            return self._ledger.rows(self.spec.name) if self._ledger else None
+        except RegistryError:
+            return None
 
     def decisions(self) -> Sequence[DecisionRow] | None:
         """Return what the monitor decided, oldest first; None if its database does not answer."""
@@ -119,33 +125,40 @@ class Follower:
                 store.close()
 
     def _rows(self) -> list[LedgerRow] | None:
-        try:
-            return self._ledger.rows(self.spec.name) if self._ledger else None
-        except RegistryError:
-            return None
+        rows = self.history()
+        if rows is not None:
+            self._known = [*rows]
+        return self._known
 
     def _tell(self, **changed: object) -> None:
-        self.state = self.state.model_copy(update=changed)
+        with self._telling:  # two threads do
+            self.state = self.state.model_copy(update=changed)
 
     def _follow(self, aliases: Mapping[str, str], rows: Sequence[LedgerRow] | None) -> None:
         """Announce what can be served of what holds a role; else production stays as it was."""
         wanted: dict[Role, str] = {role: aliases[role] for role in ANSWERING if role in aliases}
-        before = [v for v in history(rows or []) if v != wanted.get("production")]
-        if before:
-            wanted["previous"] = before[-1]
+        before = self.state.roles
+        if rows is None and "previous" in before:
+            wanted["previous"] = before["previous"].version
+        if earlier := [v for v in history(rows or []) if v != wanted.get("production")]:
+            wanted["previous"] = earlier[-1]
         roles = {role: held for role, version in wanted.items() if (held := self._held(version))}
-        if "production" not in roles and "production" in self.state.roles:
-            roles["production"] = self.state.roles["production"]
+        if "production" not in roles and "production" in before:
+            roles["production"] = before["production"]
         if "challenger" in roles:
-            last = last_applied(rows or [], "challenger")
-            # Of an alias that no row is about yet, nobody has said for how many.
-            told = last is not None and last.to_version == wanted["challenger"]
-            percent = last.percent if last and told else 0
+            percent = self._percent(wanted["challenger"], rows)
             roles["challenger"] = roles["challenger"].model_copy(update={"percent": percent})
         asked = {v: no for v, no in self._refused.items() if v in wanted.values()}
         self._refused = asked
         self._tell(roles=roles, refused={v: no.reason for v, no in asked.items()})
-        self._let_go({held.version for held in roles.values()})
+
+    def _percent(self, version: str, rows: Sequence[LedgerRow] | None) -> int:
+        """Of an alias that no row is about, nobody has said for how many: 0."""
+        if rows is None:  # not asked yet: as it was announced before
+            known = self.state.roles.get("challenger")
+            return known.percent if known and known.version == version else 0
+        last = last_applied(rows, "challenger")
+        return last.percent if last and last.to_version == version else 0
 
     def _held(self, version: str) -> Held | None:
         """Have the files of `version` here, tried; None: it is refused."""
@@ -178,8 +191,9 @@ class Follower:
         except Exception as exc:  # noqa: BLE001  (workers say that there is none)
             logger.info("%s: no serving plan: %s", service, exc)
 
-    def _let_go(self, kept: set[str]) -> None:
-        """Remove local copies that hold no role any more."""
+    def let_go(self) -> None:
+        """Remove local copies that hold no role any more; after that was announced."""
+        kept = {held.version for held in self.state.roles.values()}
         folder = local_copy(self._settings, self.spec.name, "-").parent
         for path in folder.iterdir() if folder.is_dir() else ():
             if path.name not in kept and path.name not in self._refused:
@@ -188,11 +202,8 @@ class Follower:
                 self._services.pop(path.name, None)
 
     def _refuse(self, version: str, exc: Exception) -> None:
-        before, reason = (
-            self._refused.get(version),
-            " ".join(f"{type(exc).__name__}: {exc}".split()),
-        )
-        reason = reason[:500]
+        before = self._refused.get(version)
+        reason = " ".join(f"{type(exc).__name__}: {exc}".split())[:500]
         self._refused[version] = Refusal(reason, time.monotonic())
         if before is None or before.reason != reason:
             REFUSED.labels(self.spec.name).inc()

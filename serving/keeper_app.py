@@ -1,9 +1,11 @@
 """The keeper's process: it follows every model, and answers what workers forward to it."""
 
+import logging
 import socket
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import ExitStack, asynccontextmanager
+from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
@@ -19,6 +21,7 @@ from serving.status import DATA_DOCS, add_status
 from stack.settings import Settings
 from stack.spec import load_specs
 
+logger = logging.getLogger(__name__)
 FLUSH_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 2.0, 10.0
 
 
@@ -38,6 +41,18 @@ def run(settings: Settings, listening: socket.socket, stop: threading.Event) -> 
     server.run([listening])
 
 
+def follow(settings: Settings, followers: Sequence[Follower]) -> None:
+    """One round for every model; then what is so is announced, and what is over let go."""
+    for follower in followers:
+        try:
+            follower.poll()
+        except Exception:  # one model's trouble is not the others'
+            logger.exception("%s: the round failed", follower.spec.name)
+    announce(settings, {each.spec.name: each.state for each in followers})
+    for follower in followers:
+        follower.let_go()
+
+
 def create_app(settings: Settings) -> FastAPI:
     specs, found = load_specs(), announced(settings)
     known = found.models if found else {}
@@ -45,11 +60,6 @@ def create_app(settings: Settings) -> FastAPI:
     feedback = FeedbackLog(settings.home / "serving" / "log")
     events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
     logs = (feedback, *(each.log for each in events))
-
-    def follow() -> None:
-        for follower in followers:
-            follower.poll()
-        announce(settings, {each.spec.name: each.state for each in followers})
 
     def look_at_sources() -> None:
         for follower in followers:
@@ -67,7 +77,7 @@ def create_app(settings: Settings) -> FastAPI:
                 receiver.begin_warming()
             for follower in followers:
                 opened.callback(follower.close)
-            opened.enter_context(every(POLL_SECONDS, follow))
+            opened.enter_context(every(POLL_SECONDS, partial(follow, settings, followers)))
             opened.enter_context(every(SOURCE_SECONDS, look_at_sources))
             yield
 

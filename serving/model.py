@@ -3,7 +3,6 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -35,8 +34,6 @@ class LoadedModel:
     contract: ServedModel
     session: ort.InferenceSession
     features: FeatureSource
-    loaded_at: datetime
-    """Since when this process serves it, UTC."""
 
 
 def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[Row]) -> list[float]:

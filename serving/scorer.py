@@ -88,6 +88,7 @@ class Item:
 
 Ready = tuple[Item, Row, str]
 """An item, every feature of it, and where they are from."""
+Scored = tuple[Role, LoadedModel, list[tuple[Item, Answer]]]
 
 
 class Scorer:
@@ -162,38 +163,100 @@ class Scorer:
             self._begin_shadow(roles.shadow, found)
 
     async def _score_all(self, roles: Roles, found: list[Waiting]) -> None:
-        arms = dict[Role, list[Item]]()
+        asked: dict[Role, list[Item]] = {"challenger": [], "production": []}
         for waiting in found:
             for position, request in enumerate(waiting.requests):
-                arms.setdefault(roles.role_of(request.key), []).append(
-                    Item(waiting, position, request)
-                )
-        # All are gathered before any is scored: what is refused leaves no row in the log.
-        ready = [(role, await self._gather(roles.model(role), arms[role])) for role in arms]
-        left = list[Item]()
-        for role, rows in ready:
-            left += await self._scored(role, roles.model(role), rows)
-        if left:  # what the challenger failed at is production's: nobody pays for a trial
+                asked[roles.role_of(request.key)].append(Item(waiting, position, request))
+        scored = list[Scored]()
+        if asked["challenger"]:  # what it fails at is production's: nobody pays for a trial
+            model = roles.model("challenger")
+            mine, left = self._own(
+                roles, asked["challenger"], await self._gather(model, asked["challenger"])
+            )
+            answers, failed = await self._scored("challenger", model, mine)
+            scored.append(answers)
+            asked["production"] += [*left, *failed]
+        if asked["production"]:
             model = roles.model("production")
-            await self._scored("production", model, await self._gather(model, left))
+            ready = await self._gather(model, asked["production"])
+            scored.append((await self._scored("production", model, ready))[0])
+        await self._write(scored)
 
-    async def _scored(self, role: Role, model: LoadedModel, ready: list[Ready]) -> list[Item]:
-        """Score, write down and answer; return what a challenger failed at."""
+    def _own(
+        self, roles: Roles, items: list[Item], ready: list[Ready]
+    ) -> tuple[list[Ready], list[Item]]:
+        """What the challenger has features for, and what it leaves to production."""
+        challenger, production = roles.model("challenger"), roles.model("production")
+        if challenger.features is not production.features:
+            known = [one for one in ready if one[2] != "defaults"]
+            if lacking := len(ready) - len(known):
+                self._failed(challenger, "challenger", lacking)
+            ready = known
+        mine = {id(one[0]) for one in ready}
+        left = [item for item in items if id(item) not in mine]
+        for item in left:
+            item.waiting.error = None
+        return ready, left
+
+    async def _scored(
+        self, role: Role, model: LoadedModel, ready: list[Ready]
+    ) -> tuple[Scored, list[Item]]:
+        """Answers, not written yet; and what a challenger failed at."""
         if len(ready) > JOINED or role == "shadow":
-            failed, answers = await asyncio.to_thread(self._finish, role, model, ready)
-        else:
-            failed, answers = self._finish(role, model, ready)
+            return await asyncio.to_thread(self._answers, role, model, ready)
+        return self._answers(role, model, ready)
+
+    def _answers(
+        self, role: Role, model: LoadedModel, ready: list[Ready]
+    ) -> tuple[Scored, list[Item]]:
+        answers, failed = list[tuple[Item, Answer]](), list[Item]()
+        ids = os.urandom(ID_BYTES * len(ready)).hex()
+        for n, (one, found) in enumerate(zip(ready, _scores(model, ready), strict=True)):
+            item, name = one[0], ids[2 * ID_BYTES * n : 2 * ID_BYTES * (n + 1)]
+            try:
+                answers.append((item, _answer(role, model, name, one, found)))
+            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
+                if not isinstance(exc, InvalidRequestError):
+                    self._failed(model, role, 1)
+                if role == "challenger":
+                    failed.append(item)
+                else:
+                    item.waiting.error = exc
+        return (role, model, answers), failed
+
+    def _failed(self, model: LoadedModel, role: Role, count: int) -> None:
+        FAILURES.labels(self.spec.name, model.version, role).inc(count)
+
+    async def _write(self, scored: list[Scored]) -> None:
+        """Write down what is answered, all in one write; what failed meanwhile leaves no row."""
+        kept = [
+            (role, model, [one for one in answers if one[0].waiting.error is None])
+            for role, model, answers in scored
+        ]
+        rows = [answer for _, _, answers in kept for _, answer in answers]
+        if not rows:
+            return
+        far = len(rows) > JOINED
+        logged = await asyncio.to_thread(self._log.write, rows) if far else self._log.write(rows)
+        now = datetime.now(UTC)
+        for role, model, answers in kept:
+            for item, answer in answers:
+                answer["logged"] = logged
+                item.waiting.answers[item.position] = answer
+            self._count(role, model, answers, now)
+
+    def _count(
+        self, role: Role, model: LoadedModel, answers: list[tuple[Item, Answer]], now: datetime
+    ) -> None:
         tally = self._tallies.get((model.version, role))
         if tally is None:
             of = (self.spec.name, model.version, role)
             tally = self._tallies[model.version, role] = Tally(PREDICTIONS, PREDICTION_SECONDS, *of)
-        now = datetime.now(UTC)
         since = {id(item.waiting): item.waiting.since for item, _ in answers}.values()
         tally.add(
             [answer["features_from"] for _, answer in answers],
             [(now - began).total_seconds() for began in since],
         )
-        return failed
 
     async def _gather(self, model: LoadedModel, items: Sequence[Item]) -> list[Ready]:
         """Every feature of the contract for each item; without those whose request failed."""
@@ -250,30 +313,6 @@ class Scorer:
             row[name] = value
         return row, origin
 
-    def _finish(
-        self, role: Role, model: LoadedModel, ready: list[Ready]
-    ) -> tuple[list[Item], list[tuple[Item, Answer]]]:
-        """`_scored`, but for the counting; return what was answered too."""
-        answers, failed = list[tuple[Item, Answer]](), list[Item]()
-        ids = os.urandom(ID_BYTES * len(ready)).hex()
-        for n, (one, found) in enumerate(zip(ready, _scores(model, ready), strict=True)):
-            item, name = one[0], ids[2 * ID_BYTES * n : 2 * ID_BYTES * (n + 1)]
-            try:
-                answers.append((item, _answer(role, model, name, one, found)))
-            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
-                if not isinstance(exc, InvalidRequestError):
-                    FAILURES.labels(self.spec.name, model.version, role).inc()
-                if role == "challenger":
-                    failed.append(item)
-                else:
-                    item.waiting.error = exc
-        answers = [one for one in answers if one[0].waiting.error is None]
-        logged = self._log.write([answer for _, answer in answers]) if answers else False
-        for item, answer in answers:
-            answer["logged"] = logged
-            item.waiting.answers[item.position] = answer
-        return failed, answers
-
     def _begin_shadow(self, model: LoadedModel, found: Sequence[Waiting]) -> None:
         """Have the shadow score the same rows after they are answered; nobody waits for it."""
         size = sum(len(waiting.requests) for waiting in found)
@@ -292,7 +331,8 @@ class Scorer:
     async def _shadow(self, model: LoadedModel, copies: list[Waiting], size: int) -> None:
         items = [Item(w, at, request) for w in copies for at, request in enumerate(w.requests)]
         try:
-            await self._scored("shadow", model, await self._gather(model, items))
+            found, _ = await self._scored("shadow", model, await self._gather(model, items))
+            await self._write([found])
         except Exception:
             logger.exception("%s: the shadow failed", self.spec.name)
         finally:
