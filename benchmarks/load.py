@@ -118,7 +118,7 @@ class Generator:
         self._port, self._requests, self._seen = port, requests, seen
         self._epoll, self._made, self.found = select.epoll(), dict[int, Connection](), Load()
         self._next = random.Random(1).randrange(len(requests))  # noqa: S311  (no secret)
-        self._free = [self._connect() for _ in range(connections)]
+        self._free = deque(self._connect() for _ in range(connections))
 
     def _connect(self) -> Connection:
         made = socket.create_connection(("127.0.0.1", self._port), 10)
@@ -142,7 +142,7 @@ class Generator:
             now = clock()
             sending = now < end and left > 0
             while sending and free and left and (dues is None or (dues and begin + dues[0] <= now)):
-                self._send(free.pop(), now if dues is None else begin + dues.popleft())
+                self._send(free.popleft(), now if dues is None else begin + dues.popleft())
                 left -= 1
             if now > end + PATIENCE or (not sending and len(free) == len(made)):
                 break

@@ -1,4 +1,4 @@
-"""BentoML on a skops file and on an ONNX file; the input is a typed row, as in its tutorial."""
+"""BentoML on a skops file, in batches, and on an ONNX file; the input is typed as in its manual."""
 
 import os
 
@@ -40,10 +40,11 @@ class Sklearn:
         trusted = skops.io.get_untrusted_types(file=path)  # our own file
         self.model = skops.io.load(path, trusted=trusted)
 
-    @bentoml.api
-    async def predict(self, row: Row) -> Score:
-        frame = pd.DataFrame([row.__dict__])
-        return Score(probability=float(self.model.predict_proba(frame)[0, 1]))
+    @bentoml.api(batchable=True, max_batch_size=16, max_latency_ms=1000)
+    async def predict(self, rows: list[Row]) -> list[Score]:
+        frame = pd.DataFrame([row.__dict__ for row in rows])
+        found = self.model.predict_proba(frame)[:, 1].tolist()
+        return [Score(probability=score) for score in found]
 
 
 @bentoml.service(**QUIET)
