@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -31,7 +30,9 @@ import mlflow
 import psutil
 import skops.io
 
+from benchmarks.empty import COMMAND
 from benchmarks.load import post
+from benchmarks.ports import free_port
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from stack.ready import answers
@@ -51,7 +52,6 @@ CACHE, PEERS = PROJECT / ".gyre-bench", PROJECT / "benchmarks" / "peers"
 CUSTOMERS = range(1, 10_001)
 """Of the shipped orders, whose customers are numbered without a gap."""
 V2_TYPES = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
-EMPTY = "-m uvicorn benchmarks.serving:empty_app --factory --http httptools --loop uvloop"
 BATCHES = {"max_batch_size": 16, "max_batch_time": 0.001}
 QUIET = {
     "BENTOML_DO_NOT_TRACK": "True", "MLFLOW_DISABLE_TELEMETRY": "true", "DO_NOT_TRACK": "true",
@@ -89,13 +89,8 @@ class Files:
     """The pipeline as an MLflow model."""
 
 
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as probe:
-        return int(probe.getsockname()[1])
-
-
 def start(
-    opened: ExitStack, log: Path, command: list[str], ready: str = "", **environment: str
+    opened: ExitStack, log: Path, command: list[str], *ready: str, **environment: str
 ) -> subprocess.Popen[bytes]:
     """Start `command` on the first core, wait for `ready`; killed when `opened` closes."""
     os.sched_setaffinity(0, {CORES[0]})
@@ -106,10 +101,11 @@ def start(
     os.sched_setaffinity(0, {CORES[-1]})
     opened.callback(end, process)
     until = time.monotonic() + 90
-    while ready and (problem := answers(ready)):
-        if time.monotonic() > until or process.poll() is not None:
-            raise SystemExit(f"{problem}\n{log.read_text()[-3000:]}")
-        time.sleep(0.2)
+    for address in ready:
+        while problem := answers(address):
+            if time.monotonic() > until or process.poll() is not None:
+                raise SystemExit(f"{problem}\n{log.read_text()[-3000:]}")
+            time.sleep(0.2)
     return process
 
 
@@ -144,15 +140,16 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
     here = {"GYRE_HOME": str(home), "GYRE_REDIS_URL": f"redis://127.0.0.1:{redis}/0"}
     here |= {"GYRE_MLFLOW_URL": f"http://127.0.0.1:{nothing}", "GYRE_SERVING_PORT": str(port)}
     here |= {"GYRE_SERVING_WORKERS": "1"}
-    ready = f"http://127.0.0.1:{port}/health/ready"
-    process = start(opened, log, [sys.executable, "-m", "serving"], ready, **here)
+    # The status page is the keeper's, which has imported Feast by then, on the same core.
+    ready = [f"http://127.0.0.1:{port}{path}" for path in ("/health/ready", "/")]
+    process = start(opened, log, [sys.executable, "-m", "serving"], *ready, **here)
     asking = [post("/predict", b'{"customer_id":%d}' % key) for key in CUSTOMERS]
     return Server(port, asking, (store, process))
 
 
 def start_empty(opened: ExitStack, folder: Path, ours: Server) -> Server:
     port = free_port()
-    command = [sys.executable, *EMPTY.split(), "--port", str(port), "--log-level", "warning"]
+    command = [sys.executable, *COMMAND.split(), "--port", str(port), "--log-level", "warning"]
     ready = f"http://127.0.0.1:{port}/docs"
     process = start(opened, folder / "empty.log", command, ready)
     return Server(port, ours.requests, (process,))

@@ -5,7 +5,7 @@
 
 Servers and Redis on the first core, the load generator on the last (`benchmarks.servers` says how
 each runs, `benchmarks.load` what a generator can send); `make up` first: model, features and plans
-are the stack's. An empty FastAPI route validates the same body and answers a constant. Rounds are
+are the stack's. `empty` is an empty FastAPI route that validates the same body. Rounds are
 interleaved, medians of three are printed; below them what the project promises, and what was found.
 
 What is unfair, in the peers' favour: the features come with the request, they look nothing up, and
@@ -30,18 +30,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from fastapi import FastAPI
-
 from benchmarks.load import Load, load, post
-from benchmarks.servers import CORES, Server, free_port, peers, production, start_empty, start_ours
-from serving.schemas import build_schemas
-from stack.settings import load_settings
-from stack.spec import load_spec
+from benchmarks.servers import CORES, Server, peers, production, start_empty, start_ours
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-__all__ = ["empty_app", "free_port", "main"]
 
 ROUNDS, CONNECTIONS, MANY = 3, (1, 16), 1000
 OVERLOADED = {429, 503}
@@ -61,17 +54,6 @@ class Found(NamedTuple):
     cpu: float
     busy: float
     times: float
-
-
-def empty_app() -> FastAPI:
-    body, app = build_schemas(load_spec(load_settings().default_model)).request, FastAPI()
-
-    async def empty(row: body) -> dict[str, float]:  # type: ignore[valid-type]  # noqa: ARG001
-        return {"probability": 0.5}
-
-    empty.__annotations__["row"] = body
-    app.post("/predict")(empty)
-    return app
 
 
 def answer_of(server: Server, request: bytes) -> bytes:
