@@ -92,7 +92,7 @@ def load(
 ) -> Load:  # fmt: skip
     """Send `requests` in turn from `connections`, for so long or so many of them.
 
-    seen: is told each answer, its status, its head and its body.
+    seen: is told of each answer its status, and the whole of it.
     """
     made = Generator(port, requests, connections, seen)
     gc.disable()

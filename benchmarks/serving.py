@@ -7,6 +7,9 @@ Servers and Redis on the first core, the load generator on the last (`benchmarks
 each runs, `benchmarks.load` what a generator can send); `make up` first: model, features and plans
 are the stack's. `empty` is an empty FastAPI route that validates the same body. Rounds are
 interleaved, medians of three are printed; below them what the project promises, and what was found.
+`cpu us` is the processor time of the whole server (of ours: worker, keeper and Redis) per answer.
+Where others use the core too it is the column to trust: a crowded core is shared among processes,
+and we have three of them.
 
 What is unfair, in the peers' favour: the features come with the request, they look nothing up, and
 write nothing down, while Redis shares our worker's core and each of our answers is on file before
