@@ -33,6 +33,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from benchmarks import load as generator
 from benchmarks.load import Load, load, post
 from benchmarks.servers import CORES, Server, peers, production, start_empty, start_ours
 
@@ -163,6 +164,8 @@ def million(ours: Server) -> None:
 def main(seconds: float, *, only_million: bool = False) -> None:
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name, ExitStack() as opened:
         folder = Path(name)
+        opened.callback(os.sched_setaffinity, 0, CORES)  # other benchmarks follow
+        generator.main()
         ours = start_ours(opened, folder)
         if only_million:
             million(ours)
