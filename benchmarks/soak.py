@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 from benchmarks.load import Load, load, post
 from benchmarks.servers import CORES, Server
 from benchmarks.turns import IN_PRODUCTION, Promotion, Seen, first_answers, stale
+from stack.errors import PromotionRefusedError, RegistryError
 from tests.conftest import new_settings
 from tests.serving.conftest import Rig
 
@@ -94,10 +95,25 @@ def turns(
             tidy(rig.settings.home / "serving" / "log")
         if begin + every * (len(promotions) + 1) <= now <= last:
             version = versions[(len(promotions) + 1) % 2]
-            rig.promote(version)
+            promote(rig, version)
             promotions.append(Promotion(version, now, time.monotonic()))
         time.sleep(0.05)
     return promotions, memory
+
+
+def promote(rig: Rig, version: str) -> None:
+    """Promote it; again where MLflow closed the connection just as it was asked."""
+    for again in range(10):
+        try:
+            rig.promote(version)
+        except RegistryError as exc:
+            print(f"promoted again: {str(exc)[:200]}")
+        except PromotionRefusedError:
+            if not again:
+                raise
+            return
+        else:
+            return
 
 
 def tidy(folder: Path) -> None:
