@@ -2,7 +2,7 @@
 
 from benchmarks import features, ingest, serving, training
 
-serving.main(4.0)
+serving.main(3.0)
 features.main(1_000_000)
 ingest.main(10_000_000)
 training.main(1_000_000)

@@ -41,7 +41,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from benchmarks.memory import peak_mb
-from benchmarks.serving import free_port
+from benchmarks.ports import free_port
 from stack.settings import PROJECT, Settings, load_settings
 
 if TYPE_CHECKING:

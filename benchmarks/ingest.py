@@ -40,7 +40,7 @@ from redis.backoff import ConstantBackoff
 from redis.retry import Retry
 
 from benchmarks.memory import peak_mb
-from benchmarks.serving import free_port
+from benchmarks.ports import free_port
 from stack.environment import process_environment, write_feast_config
 from stack.settings import PROJECT, Settings, load_settings
 

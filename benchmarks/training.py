@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from benchmarks.ingest import AS_OF, HISTORY, SHIPPED
 from benchmarks.memory import peak_mb
-from benchmarks.serving import free_port
+from benchmarks.ports import free_port
 from stack.settings import PROJECT, load_settings
 from tests.conftest import feast_apply, mlflow_server
 

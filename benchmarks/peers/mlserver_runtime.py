@@ -1,0 +1,34 @@
+"""MLServer's own scikit-learn runtime on a skops file, and a custom runtime for an ONNX file."""
+
+import numpy as np
+import onnxruntime as ort
+import skops.io
+from mlserver.codecs import NumpyCodec
+from mlserver.model import MLModel
+from mlserver.types import InferenceRequest, InferenceResponse
+from mlserver_sklearn import SKLearnModel
+
+
+class Sklearn(SKLearnModel):
+    async def load(self) -> bool:
+        path = self.settings.parameters.uri
+        trusted = skops.io.get_untrusted_types(file=path)  # our own file
+        self._model = skops.io.load(path, trusted=trusted)
+        return True
+
+
+class Onnx(MLModel):
+    async def load(self) -> bool:
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = options.inter_op_num_threads = 1
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        path = self.settings.parameters.uri
+        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        kinds = {"tensor(int64)": np.int64, "tensor(double)": np.float64}
+        self._types = {i.name: kinds.get(i.type, np.object_) for i in self._session.get_inputs()}
+        return True
+
+    async def predict(self, payload: InferenceRequest) -> InferenceResponse:
+        feed = {i.name: np.array(i.data.root, self._types[i.name]).ravel() for i in payload.inputs}
+        score = NumpyCodec.encode_output("score", self._session.run(["score"], feed)[0])
+        return InferenceResponse(model_name=self.name, outputs=[score])
