@@ -9,8 +9,8 @@ MLServer: uvloop, httptools, no inference pool (`parallel_workers` 0), no metric
 scikit-learn runtime, and for the ONNX file a lean custom runtime as its manual shows. BentoML:
 `async def`, one worker, no metrics, no access log. onnxruntime has one thread and does not spin, as
 in ours. Adaptive batching is on where it helped: for the forest in both (at 16 connections 4 to 5
-times the requests/s, at one none lost), for the ONNX file in neither (MLServer lost a quarter at 16
-and more than half at one).
+times the requests/s, at one none lost), not for the ONNX file (MLServer lost a quarter at 16 and
+more than half at one; BentoML's was not tried).
 """
 
 from __future__ import annotations

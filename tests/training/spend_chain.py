@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
+import httpx
 import ibis
 import numpy as np
-from fastapi.testclient import TestClient
 
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Label
@@ -26,10 +25,17 @@ from mlflow_server.tracking import Tracking
 from monitoring.collect import predictions
 from monitoring.monitor import monitor
 from monitoring.performance import replay
-from serving.app import create_app
+from stack.environment import process_environment
 from stack.errors import GyreError
-from stack.spec import Estimator, Limit, Range, Search, load_spec, load_specs
-from tests.conftest import AS_OF, mlflow_server, new_settings
+from stack.spec import Estimator, Limit, Range, Search, load_spec
+from tests.conftest import (
+    AS_OF,
+    answers,
+    mlflow_server,
+    new_settings,
+    running,
+    wait_until,
+)
 from training import chain
 from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
 from training.card import CARD
@@ -84,30 +90,35 @@ def learn(settings) -> None:
 
 
 def serve(settings) -> None:
-    """Ask the real application for everybody of the test snapshot, and tell it what came true."""
+    """Ask the real server for everybody of the test snapshot, and tell it what came true."""
     frame, plan = load_frame(Tracking(settings), said["trained"][1]["run_id"])
     rows = at(frame, [plan.test])
     given = features(SPEC, rows).to_dict("records")
     actual = rows["label"].to_pylist()
     body = [KEY | {"features": row} for row in given]
-    with TestClient(create_app(settings, load_specs())) as client:
-        while client.get(f"/v1/models/{NAME}").status_code != 200:
-            time.sleep(0.1)
+    command, log = [sys.executable, "-m", "serving"], settings.home / "serving.log"
+    with (
+        running(command, log, **process_environment(settings), GYRE_DEFAULT_MODEL=NAME),
+        httpx.Client(base_url=settings.serving_address, timeout=60) as client,
+    ):
+        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 60)
+        loaded = f"/v1/models/{NAME}"
+        wait_until("the model", lambda: client.get(loaded).status_code == 200, 60)
         said["served"] = [client.post("/predict", json=body[0]).json()]
         instances = {"instances": [given[0]]}
         kserve = client.post(f"/v1/models/{NAME}:predict", json=instances)
         said["kserve"] = kserve.json()["predictions"]
-        answers = client.post("/predict/batch", json=body).json()
+        answered = client.post("/predict/batch", json=body).json()
         said["schema"] = client.get("/openapi.json").json()["components"]["schemas"]
         told = [
             {"request_id": answer["request_id"], "actual": value}
-            for answer, value in zip(answers, actual, strict=True)
+            for answer, value in zip(answered, actual, strict=True)
         ]
         said["feedback"] = [
             client.post("/feedback", json=told[:2000]).json(),
             client.post("/feedback", content='{"request_id": "a", "actual": 1e999}').status_code,
         ]
-        predicted = np.array([answer["prediction"] for answer in answers])
+        predicted = np.array([answer["prediction"] for answer in answered])
         said["rmse_of_answers"] = float(np.sqrt(np.mean((predicted - actual) ** 2)))
         said["monitor"] = [look(settings, AS_OF)]
         worse = [row | {"actual": row["actual"] + 500} for row in told[2000:]]
