@@ -187,18 +187,22 @@ def _arm(
     scores = pc.coalesce(own["probability"], own["prediction"]).to_numpy()
     shape = np.percentile(scores, PERCENTILES, method="inverted_cdf") if len(scores) else []
     key = f"{role} {version}"
-    counted = now.get(key, Counted()).since(_counted_before(rows, key))
-    seconds = counted.quantile(SLOW)
-    return Arm(own.num_rows, counted.failed, seconds, tuple(float(each) for each in shape))
+    before = _counted_before(rows, key)
+    counted = now.get(key, Counted()).since(before or Counted())
+    seconds, failed = counted.quantile(SLOW), counted.failed
+    if before is None and role == PRODUCTION and counted.timed:
+        # It has counted since long before this step: its share, of as many as the step has.
+        failed = round(failed * own.num_rows / counted.timed)
+    return Arm(own.num_rows, failed, seconds, tuple(float(each) for each in shape))
 
 
-def _counted_before(rows: Sequence[LedgerRow], key: str) -> Counted:
-    """Serving's counters when a row last took them down."""
+def _counted_before(rows: Sequence[LedgerRow], key: str) -> Counted | None:
+    """Serving's counters when a row last took them down; None: no row did."""
     for row in reversed(rows):
         evidence = _evidence(row)
         if evidence and key in evidence.counted:
             return evidence.counted[key]
-    return Counted()
+    return None
 
 
 def _evidence(row: LedgerRow) -> Evidence | None:

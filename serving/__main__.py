@@ -39,7 +39,7 @@ def main() -> int:
     config = uvicorn.Config(
         "serving.app:worker", factory=True, workers=settings.serving_workers, loop="uvloop",
         http=BoundedConnection, ws="none", access_log=False, log_config=None, proxy_headers=False,
-        server_header=False, timeout_graceful_shutdown=10, backlog=BACKLOG,
+        server_header=False, timeout_graceful_shutdown=5, backlog=BACKLOG,
     )  # fmt: skip
     # Beside the workers, which answer before it has imported Feast and MLflow.
     stop = threading.Event()
@@ -48,7 +48,7 @@ def main() -> int:
     with listening:
         Multiprocess(config, [listening]).run()
     stop.set()
-    keeper.join(5)
+    keeper.join(2)  # the supervisor's patience is 8 s
     shutil.rmtree(counts, ignore_errors=True)
     return 0
 

@@ -136,7 +136,8 @@ class Scorer:
 
     def _tick(self) -> None:
         found, self._waiting = self._waiting, []
-        self._begin(found)
+        for at in range(0, len(found), JOINED):  # more at once would hold up the loop
+            self._begin(found[at : at + JOINED])
 
     def _begin(self, found: list[Waiting]) -> None:
         self._keep(asyncio.get_running_loop().create_task(self._answer(found)))

@@ -19,10 +19,11 @@ BEARABLE, SECONDS, AT_ONCE = 64, 3.0, 0.5
 
 async def load(port: int, connections: int, seconds: float) -> tuple[Counter[int], list[float]]:
     """Statuses of requests without pause, who is refused waiting as told; times of refusals."""
-    statuses, refusals, end = Counter[int](), list[float](), time.monotonic() + seconds
+    statuses, refusals = Counter[int](), list[float]()
+    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(connections)]
+    end = time.monotonic() + seconds
 
-    async def client() -> None:
-        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while (began := time.monotonic()) < end:
             writer.write(ASK)
             head = await reader.readuntil(b"\r\n\r\n")
@@ -35,7 +36,7 @@ async def load(port: int, connections: int, seconds: float) -> tuple[Counter[int
                 await asyncio.sleep(1)
         writer.close()
 
-    await asyncio.gather(*(client() for _ in range(connections)))
+    await asyncio.gather(*(client(*each) for each in opened))
     return statuses, refusals
 
 

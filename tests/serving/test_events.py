@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -148,54 +147,3 @@ def test_an_offset_other_than_utc_is_the_same_moment(
     assert served.client.post(URL, json=order(310, NEW + 3, order_ts=elsewhere)).json() == ONLINE
     found = features(NEW + 3)
     assert (found["days_since_last_order"], found["total_orders_30d"]) == (40, 0)
-
-
-def test_acknowledged_events_of_a_killed_worker_land_once(rig: Rig, served: Served) -> None:
-    """The one that dies is another worker than the one that answers on."""
-    with rig.serving(serving_port=rig.settings.mlflow_port + 1) as (client, process):
-        sent = [client.post(URL, json=order(400 + n, NEW + 4)).json() for n in range(5)]
-        process.kill()
-    assert [answer["logged"] for answer in sent] == [True] * 5
-    assert served.client.post(URL, json=order(405, NEW + 4)).json() == ONLINE
-    rig.predict(served.client, NEW + 4)
-    assert rig.rows()[-1]["features"]["lifetime_orders"] == 6  # the files of all workers are read
-    before = len(list(rig.settings.events.glob("orders-*.jsonl")))
-    for _ in range(2):
-        ingested(rig)
-        assert [n for n in raw(rig) if 400 <= n < 500] == [400, 401, 402, 403, 404, 405]
-    assert len(list(rig.settings.events.glob("orders-*.jsonl"))) < before
-    rig.predict(served.client, NEW + 4)
-    assert rig.rows()[-1]["features"]["lifetime_orders"] == 6
-
-
-def test_without_redis_events_are_accepted_and_the_next_ingest_brings_them_online(
-    rig: Rig, served: Served, features: Any
-) -> None:
-    assert rig.redis
-    rig.redis.kill()
-    rig.redis.wait()
-    try:
-        start = time.perf_counter()
-        answer = served.client.post(URL, json=order(500, NEW + 5))
-        assert time.perf_counter() < start + 3
-        assert answer.json() == ONLINE | {"online": False}
-    finally:
-        rig.start_redis()
-    rig.known_to_be_ready(served.client)
-    assert features(NEW + 5) is None
-    ingested(rig)
-    assert features(NEW + 5)["lifetime_orders"] == 1
-    assert 'outcome="on_file"} 1.0' in served.client.get("/metrics").text
-    assert served.client.post(URL, json=order(501, NEW + 5)).json() == ONLINE
-
-
-def test_events_that_cannot_be_written_are_not_accepted(rig: Rig, served: Served) -> None:
-    """A folder that is a file stands for a disk that takes nothing."""
-    home = rig.folder / "full"
-    shutil.copytree(rig.settings.home / "feast", home / "feast")
-    (home / "serving").mkdir()
-    (home / "serving" / "events").write_text("")
-    with rig.serving(home=home, serving_port=rig.settings.mlflow_port + 1) as (client, _):
-        answer = client.post(URL, json=order(600, 1))
-        assert answer.status_code == 503
-        assert "not on file" in answer.json()["detail"]
