@@ -10,7 +10,7 @@ from redis.retry import Retry
 from typeguard import suppress_type_checks
 
 from feature_repo.extensions.online import as_of as reading_as_of
-from feature_repo.store import mark, not_built, online_client, open_store
+from feature_repo.store import mark, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 from stack.moment import microseconds
 
@@ -34,7 +34,7 @@ class OnlineFeatures:
     """
 
     def __init__(self, settings: Settings, service: str, features: Sequence[str]) -> None:
-        self._settings, self._store = settings, open_store(settings, READ_DEADLINE)
+        self._store = open_store(settings, READ_DEADLINE)
         self._service = self._store.get_feature_service(service)
         used = {projection.name for projection in self._service.feature_view_projections}
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
@@ -84,10 +84,6 @@ class OnlineFeatures:
         self._store.refresh_registry()
         ends = [self._store.get_feature_view(name).most_recent_end_time for name in self._views]
         return None if not ends or None in ends else min(ends)
-
-    def not_built(self) -> list[str]:
-        """Say which views were published and have no values of their expression."""
-        return not_built(self._settings, self._store, self._views)
 
     def close(self) -> None:
         self._unchecked.__exit__(None, None, None)
