@@ -53,8 +53,12 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
-    """Return `child_environment` on top of this process's own, without what would hinder it."""
-    dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH"}
+    """Return `child_environment` on top of this process's own, without what would hinder it.
+
+    Feast, where it is imported, names a folder for metrics that goes when its process ends.
+    """
+    dropped = {"PYTHONDONTWRITEBYTECODE", "PYTHONHOME", "PYTHONPATH",
+               "PROMETHEUS_MULTIPROC_DIR", "PROMETHEUS_MULTIPROCESS_DIR"}  # fmt: skip
     inherited = {name: value for name, value in os.environ.items() if name not in dropped}
     return inherited | child_environment(settings)
 
@@ -68,7 +72,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "CORE__PARALLELISM": "2",
         "CORE__DAGS_FOLDER": str(PROJECT / "dags"),
         "CORE__PLUGINS_FOLDER": str(PROJECT / "dags" / "plugins"),
-        "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        "CORE__DAGS_ARE_PAUSED_AT_CREATION": str(settings.replay is not None),
         "CORE__FERNET_KEY": key["fernet"],
         "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
         "CORE__AUTH_MANAGER": SIMPLE,

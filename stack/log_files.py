@@ -8,6 +8,14 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from pathlib import Path
 
+REMEMBERED = 100_000
+"""Outcomes that serving refuses a contradiction of, the newest on file; 20 MB."""
+
+
+def began(path: Path) -> int:
+    """When the file was opened, as its name says: microseconds since 1970."""
+    return int(path.stem.rpartition("-")[2])
+
 
 def is_closed(file: Path) -> bool:
     """The writer holds a lock on its open file, until it closes it or dies."""

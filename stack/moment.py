@@ -31,4 +31,5 @@ def parse_moment(text: object, where: str) -> datetime:
 
 def microseconds(moment: datetime) -> int:
     """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
-    return (moment - BEGINNING) // timedelta(microseconds=1)
+    since = moment - BEGINNING
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from datetime import date  # noqa: TC003  (pydantic reads the annotations at run time)
 from pathlib import Path
 from typing import Any, Literal
@@ -47,6 +48,9 @@ class Settings(BaseSettings):
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
+    replay: date | None = None
+    """In a home where history is replayed (`gyre replay`): the day (UTC) it ends. Promotions then
+    are of the moment they are made as of. Only a line of the home's own `gyre.env`."""
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What computes features, labels and training frames; Spark is installed by `make spark`."""
     spark_master: str = "local[*]"
@@ -55,11 +59,21 @@ class Settings(BaseSettings):
     change_live_features: bool = False
     """Let `feast apply` change what a live model reads."""
     default_model: str = "customer_churn_model"
+    keep_days: dict[str, int] = Field(default_factory=dict, validate_default=True)
+    """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`)."""
     serving_workers: int = Field(1, ge=1, le=64)
     """Processes that answer predictions; each takes a core and at most 150 MB."""
     serving_tokens_file: Path | None = None
     """One bearer token a line (`name:token` or `token`; `#` for comments), read again when it
     changes: serving answers nobody without one, but for probes and /metrics. Default: everybody."""
+
+    @field_validator("keep_days")
+    @classmethod
+    def _of_each(cls, given: dict[str, int]) -> dict[str, int]:
+        known = {"predictions": 400, "outcomes": 400}
+        if given.keys() - known or any(days < 1 for days in given.values()):
+            raise ValueError(f"expected whole days, at least 1, of {' or '.join(known)}")
+        return known | given
 
     @field_validator("serving_tokens_file")
     @classmethod
@@ -144,6 +158,10 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: one line naming the variable and what was expected.
 
     """
+    if any(name.upper() == "GYRE_REPLAY" for name in os.environ):  # it would pass for any home's
+        raise SettingsError(
+            f"GYRE_REPLAY: unset it; it belongs in the {ENV_FILE} of a replay's own home alone"
+        )
     try:
         home = Settings(**overrides).home.expanduser().resolve()
         return Settings(_env_file=home / ENV_FILE, **(overrides | {"home": home}))

@@ -348,6 +348,22 @@ def entity_text(key: Entity) -> str:
     return json.dumps(key, sort_keys=True)
 
 
+def entity_of(columns: Mapping[str, KeyType], text: str) -> Entity:
+    """Return the entity that `entity_text` gave this text, with columns of these types.
+
+    Raises:
+        ValueError: it is the text of no such entity.
+
+    """
+    found = {next(iter(columns)): text} if len(columns) == 1 else json.loads(text)
+    if not isinstance(found, dict) or found.keys() != columns.keys():
+        raise ValueError(f"expected an entity of {', '.join(columns)}, found {text}")
+    return {
+        name: int(found[name]) if kind == "int64" else str(found[name])
+        for name, kind in columns.items()
+    }
+
+
 def searching(spec: ModelSpec, trials: int) -> ModelSpec:
     """`spec` with a search of `trials`, in the minutes that it allows already.
 

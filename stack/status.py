@@ -72,6 +72,8 @@ def lines(status: dict[str, Any]) -> list[str]:
     for name, facts in status["models"].items():
         since = f" since {facts['since'][:16]} UTC" if facts.get("since") else ""
         text.append(f"{name} in production: {facts['production'] or 'none yet'}{since}")
+        late = facts.get("undelivered_alerts", [])
+        text += [f"{name}: an alert is not delivered yet: {each}" for each in late]
     text.append(f"serving: {_serving(status['serving'])}")
     for name, seconds in status["features_behind_seconds"].items():
         text.append(f"features of {name}: complete up to {_span(seconds)} ago")

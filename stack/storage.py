@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, PostCommitHookProperties, write_deltalake
 from deltalake.exceptions import DeltaError
 from filelock import FileLock, Timeout
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 LOCK_SECONDS = 60
+# Delta's own would throw away the log of versions that lineage names: stack/maintenance.py does it.
+KEEP_LOG = PostCommitHookProperties(cleanup_expired_logs=False)
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
 
@@ -44,9 +46,14 @@ class Table:
     def exists(self) -> bool:
         return bool(DeltaTable.is_deltatable(str(self.path)))
 
-    def files(self, version: int | None = None) -> list[str]:
-        """Parquet files of a version (default: the newest); DuckDB and Spark read these."""
-        return list(self._open(version).file_uris()) if self.exists else []
+    def files(self, version: int | None = None, within: str | None = None) -> list[str]:
+        """Parquet files of a version (default: the newest); DuckDB and Spark read these.
+
+        within: SQL on columns; files that surely hold no such row are left out.
+        """
+        if not self.exists:
+            return []
+        return list(self._open(version).file_uris(file_pruning_predicate=within))
 
     @property
     def identity(self) -> str:
@@ -62,17 +69,29 @@ class Table:
         came, went = sorted(after - before), sorted(before - after)
         return (came, went) if all(map(os.path.exists, went)) else None
 
-    def read(self, version: int | None = None) -> pa.Table:
-        """Every row of a version (default: the newest); none of a table that does not exist.
+    def read(
+        self,
+        version: int | None = None,
+        columns: Sequence[str] | None = None,
+        where: pc.Expression | None = None,
+    ) -> pa.Table:
+        """Rows of a version (default: the newest); none of a table that does not exist.
+
+        columns, where: only these are read, of files that may hold such rows.
 
         Raises:
             DataError: the version is not there, or files of it are gone (vacuumed).
 
         """
+        schema = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
         if not self.exists:
-            return self.schema.empty_table()
+            return schema.empty_table()
         try:
-            return pa.table(self._open(version).to_pyarrow_table()).cast(self.schema)
+            found = self._open(version).to_pyarrow_dataset()
+            there = [name for name in schema.names if name in found.schema.names]
+            # A column that came later is null in what was written before.
+            both = [schema.empty_table(), found.to_table(there, where)]
+            return pa.concat_tables(both, promote_options="permissive").cast(schema)
         except (DeltaError, OSError) as exc:
             reason = " ".join(str(exc).split())[:LONGEST]
             which = "newest version" if version is None else f"version {version}"
@@ -81,11 +100,19 @@ class Table:
                 f"{reason}"
             ) from exc
 
-    def newest(self, column: str) -> datetime | None:
-        """Return the largest time in `column`, to the millisecond: the files know it."""
+    def newest(self, column: str, version: int | None = None) -> datetime | None:
+        """Return the largest time in `column`, to the millisecond: the files know it.
+
+        Raises:
+            DataError: the version (default: the newest) is no longer there.
+
+        """
         if not self.exists:
             return None
-        found = pa.table(self._open().get_add_actions(flatten=True))[f"max.{column}"]
+        try:
+            found = pa.table(self._open(version).get_add_actions(flatten=True))[f"max.{column}"]
+        except DeltaError as exc:
+            raise DataError(f"table {self.path.name}: version {version} is gone: {exc}") from exc
         newest: datetime | None = pc.max(found).as_py()
         return newest
 
@@ -101,7 +128,7 @@ class Table:
         rows = rows.cast(self.schema)
         with one_writer(self.path):
             if not self.exists:
-                write_deltalake(str(self.path), rows)
+                write_deltalake(str(self.path), rows, post_commithook_properties=KEEP_LOG)
                 return {"inserted": rows.num_rows, "replaced": 0}
             differs = " OR ".join(f"(old.{name} IS DISTINCT FROM new.{name})" for name in content)
             done: dict[str, Any] = (
@@ -111,6 +138,7 @@ class Table:
                     predicate=" AND ".join(f"old.{name} = new.{name}" for name in key),
                     source_alias="new",
                     target_alias="old",
+                    post_commithook_properties=KEEP_LOG,
                 )
                 .when_matched_update_all(predicate=differs)
                 .when_not_matched_insert_all()
@@ -129,8 +157,28 @@ class Table:
                 known = self._open().to_pyarrow_dataset().to_table(columns=[key])[key]
                 rows = rows.filter(pc.invert(pc.is_in(rows[key], known.combine_chunks())))
             if rows.num_rows:
-                write_deltalake(str(self.path), rows, mode="append")
+                write_deltalake(
+                    str(self.path), rows, mode="append", schema_mode="merge",
+                    post_commithook_properties=KEEP_LOG,
+                )  # fmt: skip
         return int(rows.num_rows)
+
+    def replace(self, rows: pa.Table, partition: Sequence[str]) -> None:
+        """Put `rows`, all of one partition, in place of what that partition holds, in one commit.
+
+        partition: the columns that the table is partitioned by, all text.
+
+        Raises:
+            DataError: another process held the table's lock for a minute.
+
+        """
+        rows = rows.cast(self.schema)
+        same = " AND ".join(f"{name} = '{rows[name][0]}'" for name in partition)
+        with one_writer(self.path):
+            write_deltalake(
+                str(self.path), rows, mode="overwrite", partition_by=list(partition),
+                predicate=same if self.exists else None,
+            )  # fmt: skip
 
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(str(self.path), version=version)
