@@ -8,39 +8,104 @@ from __future__ import annotations
 
 import json
 import logging
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from mlflow_server.records import Records
     from stack.settings import Settings
 
 log = logging.getLogger(__name__)
+Severity = Literal["moderate", "significant", "critical"]
+
+
+@dataclass(frozen=True)
+class DriftAlert:
+    """What a monitor alerts of. psi_score: of `feature`, None where it is judged otherwise.
+
+    feature: the column that says most, `score`, or what else is watched, such as `entities`.
+    drift_type: such as data_drift, prediction_drift, concept_drift, performance, harm.
+    detected_at: aware UTC, the look that saw it. message: all of it, in words.
+    """
+
+    feature: str
+    drift_type: str
+    severity: Severity
+    psi_score: float | None
+    detected_at: datetime
+    message: str
+
+
+DRIFT_ALERTS = TypeAdapter(DriftAlert)
 
 
 def alert(
-    settings: Settings, records: Records, model: str, cause: str, message: str, at: datetime
+    settings: Settings,
+    records: Records,
+    model: str,
+    cause: str,
+    said: str | DriftAlert,
+    at: datetime,
 ) -> bool:
     """Deliver an alert unless this cause was delivered before; say whether it went out now.
 
     It is delivered once one address has taken it: of several, one that is dead must not make the
-    others hear it every time. A failed delivery is tried again the next time the cause is seen.
-    Safe in several processes: one of those that see a cause at once delivers it.
+    others hear it every time. A failed delivery is tried again when the cause is seen again, and by
+    `retry`. Safe in several processes: one of those that see a cause at once delivers it.
     """
-    if not records.count_alert(model, cause, message, at):
+    return note(records, model, cause, said, at) and deliver(settings, records, model, cause, at)
+
+
+def note(records: Records, model: str, cause: str, said: str | DriftAlert, at: datetime) -> bool:
+    """Count an alert and tell nobody; say whether the caller must `deliver` it.
+
+    What is noted and not delivered, because its process died, is delivered by `retry`.
+    """
+    if isinstance(said, DriftAlert):
+        details = DRIFT_ALERTS.dump_json(said).decode()
+        return records.count_alert(model, cause, said.message, at, details)
+    return records.count_alert(model, cause, said, at)
+
+
+def over(
+    settings: Settings, records: Records, row: dict[str, Any], why: str | None, at: datetime
+) -> bool:
+    """Tell once that the cause of `row` (of `alerts`) is over, and why; None ends it unsaid."""
+    times = f"seen {row['count']} times since {row['first'][:16]}"
+    message = why and f"over: {why}; it was {row['message']} ({times})"
+    if not records.end_alert(row["model"], row["cause"], message, at):
         return False
-    delivered = _send(settings, model, cause, message, at)
+    return deliver(settings, records, row["model"], row["cause"], at)
+
+
+def retry(settings: Settings, records: Records, model: str, at: datetime) -> int:
+    """Try again whatever of `model` could not be delivered; return how many went out now."""
+    late = [row["cause"] for row in records.undelivered(model) if row["tried"] != at.isoformat()]
+    taken = (cause for cause in late if records.take_alert(model, cause, at))
+    return sum(deliver(settings, records, model, cause, at) for cause in taken)
+
+
+def deliver(settings: Settings, records: Records, model: str, cause: str, at: datetime) -> bool:
+    """Send what is noted of `cause`; say whether an address has taken it."""
+    row = next(each for each in records.alerts(model) if each["cause"] == cause)
+    delivered = _send(settings, row, at)
     if delivered:
         records.alert_delivered(model, cause)
     else:
-        log.warning("%s: an alert was not delivered, and will be when seen again: %s", model, cause)
+        log.warning("%s: an alert was not delivered, and will be tried again: %s", model, cause)
     return delivered
 
 
-def _send(settings: Settings, model: str, cause: str, message: str, at: datetime) -> bool:
+def _send(settings: Settings, row: dict[str, Any], at: datetime) -> bool:
+    model, cause, message = row["model"], row["cause"], row["message"]
+    details = json.loads(row["details"] or "{}")
     if not settings.alert_urls:
-        line = {"time": at.isoformat(), "model": model, "cause": cause, "message": message}
+        told = {"time": at.isoformat(), "model": model, "cause": cause, "message": message}
+        ended = {"over": row["over"]} if row["over"] else {}
+        line = details | told | ended
         path = settings.home / "logs" / "alerts.log"
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:
@@ -48,7 +113,8 @@ def _send(settings: Settings, model: str, cause: str, message: str, at: datetime
         return True
     import apprise  # noqa: PLC0415  (0.7 s, and serving seldom has anything to tell)
 
-    title, body = f"Gyre: {model}", f"{message} ({cause}, {at:%Y-%m-%d %H:%M} UTC)"
+    title, lines = f"Gyre: {model}", [f"{message} ({cause}, {at:%Y-%m-%d %H:%M} UTC)"]
+    lines += [f"{name}: {value}" for name, value in details.items() if name != "message"]
     addresses = [apprise.Apprise(url) for url in settings.alert_urls.split()]
-    taken = [bool(address.notify(title=title, body=body)) for address in addresses]
+    taken = [bool(each.notify(title=title, body="\n".join(lines))) for each in addresses]
     return any(taken)

@@ -70,12 +70,15 @@ class LedgerRow:
 class Ledger:
     """Rows of every model. Safe to use from several processes and threads.
 
+    as_of: the moment that whoever writes acts as of; it counts in a replay's home alone.
+
     Raises:
         RegistryError: the database does not answer, or stays locked for 20 s.
 
     """
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, as_of: datetime | None = None) -> None:
+        self._replayed = as_of if settings.replay else None
         sqlite = settings.ledger_address.startswith("sqlite")
         self.live = settings.home / "feast" / FOLDER
         """Where it is on file what versions in a role read."""
@@ -87,6 +90,10 @@ class Ledger:
         )
         with self.exclusive("") as book:
             book.connection.execute(CreateTable(TABLE, if_not_exists=True))
+
+    def now(self) -> datetime:
+        """When a row is from that is written now: by the clock; in a replay, as of its moment."""
+        return self._replayed or now()
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first. Waits for no writer but while it commits."""

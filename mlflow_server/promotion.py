@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mlflow_server.ledger import LedgerRow, now
+from mlflow_server.ledger import LedgerRow
 from mlflow_server.reconcile import (
     ROLES,
     WHOLE,
@@ -134,10 +134,10 @@ def _changed(
         replaces = registry.aliases(model).get(role)
     change = (role, percent, replaces, version, who, why, evidence)
     with ledger.exclusive(model) as book:
-        rows, seen = _agreed(registry, book, model)
-        if over(model, rows, seen, now()):
+        rows, seen = _agreed(registry, ledger, book, model)
+        if over(model, rows, seen, ledger.now()):
             raise PromotionRefusedError(f"{model}: production has just changed: look again")
-        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", now())
+        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", ledger.now())
         check_promotion(rows, seen, wanted)
         book.append(wanted)
     return _carried_out(registry, ledger, wanted)
@@ -151,13 +151,14 @@ def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]
     changed: dict[int, LedgerRow] = {}
     for _ in range(MOST_STEPS):
         rows, seen = ledger.rows(model), observe(registry, model)
-        if not next_row(model, rows, seen, now()) and not over(model, rows, seen, now()):
+        time = ledger.now()
+        if not next_row(model, rows, seen, time) and not over(model, rows, seen, time):
             _keep_live(registry, ledger, model, seen)
             return [changed[at] for at in sorted(changed)]
         with ledger.exclusive(model) as book:
             before = book.rows(model)
-            after, seen = _agreed(registry, book, model)
-            if ended := over(model, after, seen, now()):
+            after, seen = _agreed(registry, ledger, book, model)
+            if ended := over(model, after, seen, ledger.now()):
                 book.append(ended)  # kept by itself; the next round carries it out
                 after.append(ended)
         changed |= {row.sequence: row for row in after if row not in before}
@@ -169,11 +170,13 @@ def observe(registry: Registry, model: str) -> Seen:
     return Seen(registry.aliases(model), {v.version: v.stage for v in versions})
 
 
-def _agreed(registry: Registry, book: Book, model: str) -> tuple[list[LedgerRow], Seen]:
+def _agreed(
+    registry: Registry, ledger: Ledger, book: Book, model: str
+) -> tuple[list[LedgerRow], Seen]:
     """Do what is left to do until ledger and MLflow agree; return both."""
     for _ in range(MOST_STEPS):
         rows, seen = book.rows(model), observe(registry, model)
-        row = next_row(model, rows, seen, now())
+        row = next_row(model, rows, seen, ledger.now())
         if row is None:
             return rows, seen
         _carry_out(registry, row, seen)

@@ -35,6 +35,7 @@ DECISIONS = sql.Table(
     sql.Column("cause", sql.Text, nullable=False),
     sql.Column("inputs", sql.Text, nullable=False),
     sql.Column("figures", sql.Text, nullable=False),
+    sql.Column("counted", sql.Text),
 )
 ALERTS = sql.Table(
     "alerts",
@@ -46,14 +47,24 @@ ALERTS = sql.Table(
     sql.Column("first", sql.String(32), nullable=False),
     sql.Column("last", sql.String(32), nullable=False),
     sql.Column("delivered", sql.Boolean, nullable=False),
+    sql.Column("details", sql.Text),
+    sql.Column("tried", sql.String(32)),
+    sql.Column("over", sql.String(32)),
 )
+"""details: a DriftAlert (alerts.py) as JSON. tried: when delivery was last begun. over: when the
+cause ended; `message` and `delivered` are of its end from then on. Without a value in rows of an
+older release.
+"""
 IN_HAND = timedelta(seconds=30)
 """A delivery takes less; until then another process may be at it."""
 
 
 @dataclass(frozen=True)
 class DecisionRow:
-    """One decision: `inputs` is all it depended on, as JSON, `figures` what was measured."""
+    """One decision: `inputs` is all it depended on, as JSON, `figures` what was measured.
+
+    counted: what serving had counted by then (monitoring/failures.py), as JSON; None if unknown.
+    """
 
     model: str
     version: str
@@ -65,6 +76,7 @@ class DecisionRow:
     cause: str
     inputs: str
     figures: dict[str, float]
+    counted: str | None = None
 
 
 class Records:
@@ -84,14 +96,19 @@ class Records:
                 connection.execute(CreateTable(table, if_not_exists=True))
                 for index in table.indexes:
                     connection.execute(CreateIndex(index, if_not_exists=True))
+        for table in META.sorted_tables:
+            for column in self._absent(table):
+                self._add(table, column)
 
     def decisions(
-        self, model: str, limit: int = 100, *, action: str | None = None
+        self, model: str, limit: int = 100, *, action: str | None = None, verdict: str | None = None
     ) -> list[DecisionRow]:
-        """Decisions on the newest moments of `model` (with `action`, if given), oldest first."""
+        """Decisions on the newest moments of `model`, oldest first; of one action or verdict."""
         query = sql.select(DECISIONS).where(DECISIONS.c.model == model)
         if action is not None:
             query = query.where(DECISIONS.c.action == action)
+        if verdict is not None:
+            query = query.where(DECISIONS.c.verdict == verdict)
         with self._begin() as connection:
             found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
         return [_row(row) for row in reversed(found)]
@@ -104,34 +121,56 @@ class Records:
             connection.execute(sql.delete(DECISIONS).where(same))
             connection.execute(sql.insert(DECISIONS).values(values))
 
-    def count_alert(self, model: str, cause: str, message: str, at: datetime) -> bool:
+    def count_alert(
+        self, model: str, cause: str, message: str, at: datetime, details: str | None = None
+    ) -> bool:
         """Note that `cause` was seen at `at`; say whether the caller must deliver it.
 
-        The same moment once more is the caller's own next try.
+        One that was over begins anew. The same moment once more is the caller's own next try.
         """
-        which = (ALERTS.c.model == model) & (ALERTS.c.cause == cause)
+        which, now = _alert(model, cause), at.isoformat()
+        said = {"message": message, "details": details}
         more = sql.update(ALERTS).where(which)
         with self._begin() as connection:
             # Writing first: one process at a time goes on from here.
-            connection.execute(more.values(count=ALERTS.c.count + 1, message=message))
+            connection.execute(more.values(count=ALERTS.c.count + 1))
             known = connection.execute(sql.select(ALERTS).where(which)).one_or_none()
-            if known is None:
-                first = at.isoformat()
-                connection.execute(
-                    sql.insert(ALERTS).values(
-                        model=model, cause=cause, message=message, count=1, first=first,
-                        last=first, delivered=False,
-                    )
-                )  # fmt: skip
-                return True
-            connection.execute(more.values(last=at.isoformat()))
-            passed = abs(at - datetime.fromisoformat(known.last))
-            return not known.delivered and (not passed or passed > IN_HAND)
+            if known is not None and known.over is None:
+                connection.execute(more.values(last=now, **said))
+                return _take(connection, known, at)
+            begun = {"count": 1, "first": now, "last": now, "delivered": False, "tried": now}
+            change = more if known else sql.insert(ALERTS)
+            named = {"model": model, "cause": cause, "over": None}
+            connection.execute(change.values(named | begun | said))
+            return True
+
+    def end_alert(self, model: str, cause: str, message: str | None, at: datetime) -> bool:
+        """Note that `cause` is over; say whether the caller must deliver `message`, now the row's.
+
+        Without one nothing is to be told. Of several processes one is told to deliver.
+        """
+        now = at.isoformat()
+        said = {"message": message, "delivered": False, "tried": now} if message else {}
+        goes_on = _alert(model, cause) & ALERTS.c.over.is_(None)
+        with self._begin() as connection:
+            ended = connection.execute(sql.update(ALERTS).where(goes_on).values(over=now, **said))
+            return bool(ended.rowcount and message)
+
+    def take_alert(self, model: str, cause: str, at: datetime) -> bool:
+        """Whether the caller must deliver the alert at `at`, which no other has in hand."""
+        which = _alert(model, cause)
+        with self._begin() as connection:
+            connection.execute(sql.update(ALERTS).where(which).values(count=ALERTS.c.count))
+            return _take(connection, connection.execute(sql.select(ALERTS).where(which)).one(), at)
 
     def alert_delivered(self, model: str, cause: str) -> None:
-        which = (ALERTS.c.model == model) & (ALERTS.c.cause == cause)
         with self._begin() as connection:
-            connection.execute(sql.update(ALERTS).where(which).values(delivered=True))
+            done = sql.update(ALERTS).where(_alert(model, cause)).values(delivered=True)
+            connection.execute(done)
+
+    def undelivered(self, model: str) -> list[dict[str, Any]]:
+        """Alerts of `model`, or their ends, that no address has taken yet; the oldest first."""
+        return [row for row in self.alerts(model) if not row["delivered"]]
 
     def alerts(self, model: str) -> list[dict[str, Any]]:
         """Alerts of `model`, the newest cause last."""
@@ -139,8 +178,31 @@ class Records:
         with self._begin() as connection:
             return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
 
+    def forget_alerts(self, before: datetime) -> int:
+        """Delete alerts last seen before a moment; return how many."""
+        old = ALERTS.c.last < before.isoformat()
+        with self._begin() as connection:
+            return connection.execute(sql.delete(ALERTS).where(old)).rowcount
+
     def close(self) -> None:
         self._engine.dispose()
+
+    def _absent(self, table: sql.Table) -> list[sql.Column[Any]]:
+        with self._begin() as connection:
+            there = {each["name"] for each in sql.inspect(connection).get_columns(table.name)}
+        return [column for column in table.columns if column.name not in there]
+
+    def _add(self, table: sql.Table, column: sql.Column[Any]) -> None:
+        """Add a column that an older release's table has not, unless another is quicker."""
+        try:
+            with self._begin() as connection:
+                kind = column.type.compile(connection.dialect)
+                connection.execute(
+                    sql.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
+                )
+        except RegistryError:
+            if any(each.name == column.name for each in self._absent(table)):
+                raise
 
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
@@ -150,6 +212,20 @@ class Records:
         except SQLAlchemyError as exc:
             line = str(getattr(exc, "orig", None) or exc).splitlines()[0]
             raise RegistryError(f"decisions and alerts: the database refused: {line}") from exc
+
+
+def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:
+    return (ALERTS.c.model == model) & (ALERTS.c.cause == cause)
+
+
+def _take(connection: sql.Connection, row: Any, at: datetime) -> bool:
+    """Whether to deliver `row` at `at`, which is noted: nobody took it, or too long ago."""
+    passed = row.tried and abs(at - datetime.fromisoformat(row.tried))
+    if row.delivered or (passed and passed <= IN_HAND):
+        return False
+    taken = sql.update(ALERTS).where(_alert(row.model, row.cause))
+    connection.execute(taken.values(tried=at.isoformat()))
+    return True
 
 
 def _row(found: Any) -> DecisionRow:

@@ -69,6 +69,11 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{model}'", max_results=MOST)
         return sorted(map(_version, found), key=lambda version: int(version.version))
 
+    def tags(self) -> list[dict[str, str]]:
+        """Tags of every version of every model."""
+        with translated("versions of all models"):
+            return [dict(v.tags) for v in self._client.search_model_versions(max_results=MOST)]
+
     def download(self, version: Version, folder: Path) -> None:
         """Put the served files into `folder`; unverified, see `served_model.wrong_files`."""
         what = f"files of version {version.version} of {version.model}"

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_server.connection import EXISTS, client, translated
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+    from datetime import datetime
 
     from matplotlib.figure import Figure
 
@@ -110,9 +112,13 @@ class Tracking:
         params: Mapping[str, object] | None = None,
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
+        at: datetime | None = None,
     ) -> None:
-        """Write values; a parameter, once written, keeps its own (the same again is fine)."""
-        now = int(time.time() * 1000)
+        """Write values; a parameter, once written, keeps its own (the same again is fine).
+
+        at: the moment that the metrics are of, now if absent.
+        """
+        now = int((at.timestamp() if at else time.time()) * 1000)
         with translated(f"values of run {run_id}"):
             self._client.log_batch(
                 run_id,
@@ -166,6 +172,18 @@ class Tracking:
         folder.mkdir(parents=True, exist_ok=True)
         with translated(f"artifact {path} of run {run_id}"):
             return Path(self._client.download_artifacts(run_id, path, str(folder)))
+
+    def artifacts(self, run_id: str, folder: str) -> dict[str, int]:
+        """Paths of what lies in the artifact folder, with sizes in bytes (0 for a folder)."""
+        with translated(f"artifacts of run {run_id}"):
+            found = self._client.list_artifacts(run_id, folder)
+        return {each.path: each.file_size or 0 for each in found}
+
+    def delete_artifacts(self, run_id: str, path: str) -> None:
+        """Delete the artifact (file or folder) `path`; of one that is gone nothing is said."""
+        with translated(f"artifact {path} of run {run_id}"):
+            place = self._client.get_run(run_id).info.artifact_uri
+            get_artifact_repository(place, self._address).delete_artifacts(path)
 
     def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
         with translated(f"end of run {run_id}"):

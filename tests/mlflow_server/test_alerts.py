@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socketserver
+import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -13,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from mlflow_server.alerts import alert
-from mlflow_server.records import Records
+from mlflow_server.alerts import DriftAlert, alert, note, over, retry
+from mlflow_server.records import DecisionRow, Records
 from tests.conftest import new_settings, unused_port
 
 MODEL, CAUSE = "customer_churn_model", "drift of version 1, labels up to 2026-08-01"
@@ -163,3 +164,94 @@ def test_without_an_address_alerts_are_lines_of_a_file(tmp_path, records):
     assert json.loads(line) == {
         "time": NOW.isoformat(), "model": MODEL, "cause": CAUSE, "message": MESSAGE,
     }  # fmt: skip
+
+
+DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
+
+
+def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(tmp_path, records):
+    settings = new_settings(tmp_path)
+    assert alert(settings, records, MODEL, CAUSE, DRIFT, NOW)
+    fields = {
+        "feature": "total_spend_30d", "drift_type": "data_drift", "severity": "significant",
+        "psi_score": 0.31, "detected_at": "2026-11-20T12:00:00Z", "message": MESSAGE,
+    }  # fmt: skip
+    assert json.loads(records.alerts(MODEL)[0]["details"]) == fields
+    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
+    assert json.loads(line).items() >= fields.items()
+    with receiving(HTTPServer, Webhook) as (port, received):
+        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
+        alert(settings, records, MODEL, "another", DRIFT, NOW)
+    for part in ("feature: total_spend_30d", "psi_score: 0.31", "severity: significant", MESSAGE):
+        assert part in received[0]["message"]
+
+
+def test_that_it_is_over_is_told_once_and_then_it_begins_anew(tmp_path, records):
+    with receiving(HTTPServer, Webhook) as (port, received):
+        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
+        seen(tmp_path, records, settings.alert_urls, 3)
+        (row,) = records.alerts(MODEL)
+        later = NOW + timedelta(hours=5)
+        told = [over(settings, records, row, "its window is ok again", later) for _ in range(3)]
+        assert told == [True, False, False]
+        (ended,) = records.alerts(MODEL)
+        assert (ended["over"], ended["delivered"]) == (later.isoformat(), True)
+        assert alert(settings, records, MODEL, CAUSE, MESSAGE, NOW + timedelta(hours=6))
+    first, last, again = (each["message"] for each in received)
+    assert last.startswith("over: its window is ok again; it was " + MESSAGE)
+    assert "seen 3 times since 2026-11-20T12:00" in last
+    assert MESSAGE in first
+    assert "over" not in again
+    (row,) = records.alerts(MODEL)
+    assert (row["count"], row["over"], row["first"][11:13]) == (1, None, "18")
+
+
+def test_what_ends_unsaid_is_not_told(tmp_path, records):
+    settings = new_settings(tmp_path)
+    alert(settings, records, MODEL, CAUSE, MESSAGE, NOW)
+    assert not over(settings, records, records.alerts(MODEL)[0], None, NOW)
+    (row,) = records.alerts(MODEL)
+    assert (row["message"], row["delivered"], row["over"]) == (MESSAGE, True, NOW.isoformat())
+    assert len((tmp_path / "logs" / "alerts.log").read_text().splitlines()) == 1
+
+
+def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(tmp_path, records):
+    port = unused_port()
+    url = f"json://127.0.0.1:{port}"
+    seen(tmp_path, records, url)
+    assert note(records, MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
+    assert [row["cause"] for row in records.undelivered(MODEL)] == [CAUSE, "killed after"]
+    settings = new_settings(tmp_path, alert_urls=url)
+    assert retry(settings, records, MODEL, NOW) == 0, "tried in this very look"
+    assert retry(settings, records, MODEL, NOW + timedelta(hours=1)) == 0, "nobody is there"
+    with receiving(HTTPServer, Webhook, port) as (_, received), ThreadPoolExecutor(4) as pool:
+        at = [NOW + timedelta(hours=2, milliseconds=n) for n in range(4)]
+        went = pool.map(lambda each: retry(settings, records, MODEL, each), at)
+        assert sum(went) == 2
+    assert len(received) == 2
+    assert records.undelivered(MODEL) == []
+    assert {row["count"] for row in records.alerts(MODEL)} == {1}, "a try is no sighting"
+
+
+def test_a_database_of_an_older_release_is_read_and_gains_what_it_lacks(tmp_path):
+    settings = new_settings(tmp_path)
+    with closing(Records(settings)) as records:
+        alert(settings, records, MODEL, CAUSE, MESSAGE, NOW)
+        records.keep(DecisionRow(MODEL, "1", NOW, "ok", "nothing", "ok", "", "", "{}", {}))
+    with closing(sqlite3.connect(settings.ledger_address.removeprefix("sqlite:///"))) as file:
+        for table, column in (("alerts", "details"), ("alerts", "tried"), ("alerts", "over"),
+                              ("decisions", "counted")):  # fmt: skip
+            file.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
+        file.commit()
+    together = threading.Barrier(4)
+
+    def opened(_):
+        together.wait(10)
+        with closing(Records(settings)) as records:
+            return records.alerts(MODEL)[0]["over"], records.decisions(MODEL)[0].counted
+
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(opened, range(4))) == {(None, None)}
+    with closing(Records(settings)) as records:
+        assert not alert(settings, records, MODEL, CAUSE, MESSAGE, NOW), "it was delivered"
+        assert over(settings, records, records.alerts(MODEL)[0], "gone", NOW)
