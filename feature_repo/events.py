@@ -28,6 +28,7 @@ from pydantic import (
 )
 
 from stack.errors import DataError
+from stack.json_types import Int64
 from stack.log_files import final_lines
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ Key = tuple[Any, ...]
 FORBID = ConfigDict(extra="forbid", protected_namespaces=())
 KINDS: tuple[tuple[Any, Any], ...] = (
     (pa.types.is_boolean, Annotated[bool, Field(strict=True)]),
-    (pa.types.is_integer, Annotated[int, Field(strict=True, ge=-(2**63), le=2**63 - 1)]),
+    (pa.types.is_integer, Int64),
     (pa.types.is_floating, Annotated[float, Field(strict=True, allow_inf_nan=False)]),
     (pa.types.is_string, Annotated[str, Field(strict=True)]),
     (

@@ -113,6 +113,21 @@ def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool
     return replace(report, quarantined=aside, malformed=sent.finish(), warnings=said)
 
 
+def land_all(settings: Settings, dataset: Dataset, rows: pa.Table, as_of: datetime) -> None:
+    """Make table and views of all of a source's rows, by the same rules; nothing goes online.
+
+    Raises:
+        BatchRejectedError: the rows broke a rule as a whole.
+
+    """
+    rows = _newest_of_key(rows, dataset)
+    checked = validate(dataset, rows, as_of)
+    if broken := "; ".join(finding.message for finding in checked.rejections):
+        raise BatchRejectedError(f"{dataset.name}: {place(settings, dataset)}: {broken}")
+    _land(settings, dataset, rows, checked, as_of)
+    write_views(settings, dataset, raw_table(settings, dataset))
+
+
 def catch_up(
     settings: Settings, dataset: Dataset, store: FeatureStore, table: Table, as_of: datetime
 ) -> None:

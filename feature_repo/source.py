@@ -224,7 +224,7 @@ def date_demo(
     """
     times = pq.read_table(dataset.shipped, columns=[dataset.event_time])[0]
     shift = demo_shift(start, pc.max(times).as_py()) - (start - (seen_on or start))
-    path = _shift_file(settings)
+    path = shift_file(settings)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".part")
     partial.write_text(json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
@@ -244,7 +244,7 @@ def _demo(
     since: datetime | None,
     keyed: Sequence[Any],
 ) -> pa.Table:
-    path = _shift_file(settings)
+    path = shift_file(settings)
     if path.exists():
         shift = timedelta(days=json.loads(path.read_text())["shift_days"])
     else:
@@ -261,5 +261,6 @@ def _demo(
     return rows.filter(due)
 
 
-def _shift_file(settings: Settings) -> Path:
+def shift_file(settings: Settings) -> Path:
+    """Where an installation keeps by how many days its demo is moved; absent before its first."""
     return settings.data / "demo.json"
