@@ -45,10 +45,13 @@ def train(
     key: str,
     reason: str,
     who: str,
+    cause: str | None = None,
     force: bool = False,
 ) -> TrainReport:
-    """Run the whole chain in this process."""
-    run_id = open_run(settings, spec, as_of, key=key, reason=reason, who=who, force=force)
+    """Run the whole chain in this process; what is given is `open_run`'s."""
+    run_id = open_run(
+        settings, spec, as_of, key=key, reason=reason, who=who, cause=cause, force=force
+    )
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
     with on_record(settings, run_id):

@@ -61,6 +61,11 @@ def rmse(y: Labels, p: Scores) -> float:
     return float(np.sqrt(np.mean((y - p) ** 2)))
 
 
+def losses(y: Labels, model: Scored) -> Scores:
+    """Each row's log loss; where a number is predicted its squared error; float [N]."""
+    return (y - model.scores) ** 2 if model.threshold is None else _losses(y, model.scores)
+
+
 LOSSES: dict[str, Callable[[Labels, Scores], float]] = {"log_loss": log_loss, "rmse": rmse}
 """By the name that a spec's task has for its loss."""
 

@@ -90,8 +90,9 @@ def promote(
     tracking, outcome = Tracking(settings), settled(settings, spec, run_id, version)
     if outcome is None:
         champion = load_evaluation(tracking, run_id).champion_version
+        as_of = datetime.fromisoformat(tracking.run(run_id).tags["as_of"])
         try:
-            row = _put(settings, spec, run_id, version, champion, who=who, why=reason)
+            row = _put(settings, spec, run_id, version, champion, as_of, who=who, why=reason)
         except PromotionRefusedError as exc:
             tracking.log(run_id, tags={"outcome": str(exc), "version": version})
             tracking.finish(run_id, "FAILED")  # against the new champion it may be learnt again
@@ -108,6 +109,7 @@ def _put(
     run_id: str,
     version: str,
     champion: str | None,
+    as_of: datetime,
     *,
     who: str,
     why: str,
@@ -121,7 +123,7 @@ def _put(
         )
     where = {"role": SHADOW} if canary else {"replaces": champion}
     return put_into_role(
-        registry, Ledger(settings), spec.name, version, who=who, why=why,
+        registry, Ledger(settings, as_of), spec.name, version, who=who, why=why,
         evidence=f"runs:/{run_id}", **where,
     )  # fmt: skip
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
-from mlflow_server.served_model import rounded
+from mlflow_server.served_model import rounded, rounded_one
 from stack.spec import Costs
 from training.calibration import calibration
 from training.metrics import (
@@ -59,6 +59,7 @@ def test_numbers_keep_six_digits_in_any_unit_and_one_is_rounded_as_many_are():
     assert predict(np.array([1.23456789e-7, -2345678.9]), None).tolist() == [1.23457e-7, -2345680]
     for threshold in (None, 0.5):
         alone = [rounded([score], threshold).item() for score in scores]
+        assert [rounded_one(score, threshold) for score in scores] == alone
         assert alone == rounded(scores, threshold).tolist()
     assert rounded([0.49999951, 1e-7], 0.5).tolist() == [0.5, 0.0]
 
