@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 
 WHO = "rollout"
 """Who, in the ledger: a challenger that anybody else put there is theirs to move."""
+LONG = timedelta(days=1)
 PERCENTILES = range(101)
 SLOW = 0.95
 
@@ -81,7 +82,10 @@ class Step:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """One look. action: nothing, hold, advance, abort or done; version None: none on its way."""
+    """One look. action: nothing, hold, advance, abort or done; version None: none on its way.
+
+    done: also of a version that is in production and that no monitor has looked at.
+    """
 
     model: str
     as_of: datetime
@@ -109,12 +113,13 @@ def look(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutReport:
         rows = ledger.rows(spec.name)
         step = under_way(rows)
         if step is None:
-            report = _nothing(spec, as_of, "no version is on its way into production")
+            report = _ended(settings, spec, rows, as_of)
         elif step.role == CHALLENGER and step.row.who != WHO:
             why = f"{step.row.who} put it there and moves it on, or ends it by gyre release"
             report = _report(spec, as_of, step, Verdict("hold", step.percent, why), None)
         else:
             report = _go_on(settings, spec, registry, ledger, step, rows, as_of)
+            _tell_of_waiting(settings, spec, step, report)
         _tell(settings, ledger.rows(spec.name), as_of)
     return report
 
@@ -127,6 +132,21 @@ def under_way(rows: Sequence[LedgerRow]) -> Step | None:
         if production and row and row.to_version is not None:
             return Step(role, row, production)
     return None
+
+
+def _ended(
+    settings: Settings, spec: ModelSpec, rows: Sequence[LedgerRow], as_of: datetime
+) -> RolloutReport:
+    """Nothing; or done again, until a monitor has looked: whoever was to tell it may be dead."""
+    last, nothing = last_applied(rows, PRODUCTION), "no version is on its way into production"
+    if last is None or last.who != WHO:
+        return _nothing(spec, as_of, nothing)
+    with closing(Records(settings)) as records:
+        if any(row.version == last.to_version for row in records.decisions(spec.name)):
+            return _nothing(spec, as_of, nothing)
+    what = f"{spec.name} version {last.to_version} went into production"
+    summary = f"{what} at {last.time:%Y-%m-%d %H:%M} UTC, and no monitor has looked at it yet"
+    return RolloutReport(spec.name, as_of, last.to_version, "done", summary)
 
 
 def _go_on(
@@ -143,7 +163,8 @@ def _go_on(
         why = f"serving at {settings.serving_address} does not answer"
         return _report(spec, as_of, step, Verdict("hold", step.percent, why), None)
     collect(settings)
-    seen = measure(predictions(settings).read(), rows, step, now, as_of)
+    since = pc.field("received") > step.began
+    seen = measure(predictions(settings).read(where=since), rows, step, now, as_of)
     verdict = decide(spec.rollout, seen)
     report = _report(spec, as_of, step, verdict, seen)
     evidence = EVIDENCE.dump_json(Evidence(seen, now)).decode()
@@ -240,10 +261,26 @@ def _tell(settings: Settings, rows: Sequence[LedgerRow], as_of: datetime) -> Non
         return
     row = stopped[-1]
     cause = f"rollout of version {row.from_version} stopped (ledger row {row.sequence})"
+    _alert_once(settings, row.model, cause, f"{cause}: {row.why}", as_of)
+
+
+def _tell_of_waiting(
+    settings: Settings, spec: ModelSpec, step: Step, report: RolloutReport
+) -> None:
+    """Alert of a step that holds a day longer than it must: once a step."""
+    longest = timedelta(minutes=spec.rollout.minutes) + LONG
+    if report.action != "hold" or report.as_of - step.began < longest:
+        return
+    cause = f"rollout of version {step.version} holds (ledger row {step.row.sequence})"
+    message = f"{report.summary}; since {step.began:%Y-%m-%d %H:%M} UTC"
+    _alert_once(settings, spec.name, cause, message, report.as_of)
+
+
+def _alert_once(settings: Settings, model: str, cause: str, message: str, as_of: datetime) -> None:
     with closing(Records(settings)) as records:
-        told = {each["cause"] for each in records.alerts(row.model) if each["delivered"]}
+        told = {each["cause"] for each in records.alerts(model) if each["delivered"]}
         if cause not in told:
-            alert(settings, records, row.model, cause, f"{cause}: {row.why}", as_of)
+            alert(settings, records, model, cause, message, as_of)
 
 
 def _nothing(spec: ModelSpec, as_of: datetime, why: str) -> RolloutReport:

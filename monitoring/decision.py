@@ -7,13 +7,15 @@ Read top to bottom, the first rule that fits decides:
     insufficient_data    the newest window has too few entities          nothing
     ok                   no actionable drift, performance holds          nothing
     first_bad_window     fewer than 2 bad of the last 5 windows          nothing
+    escalate             2 retrainings since it was last ok did not help alert
     answered             a retraining for this cause goes on or is over  nothing
     cooldown             one was decided too short a time ago            nothing
     parked               nothing new to learn until a label matures      alert
     drift                none of these                                   retrain
 
 An alert goes out with every action but nothing, once per cause; later bad windows of the same cause
-only raise its count. A stale look is told to who asked, and neither stored nor a window to count.
+only raise its count, and once they are over (`settled`) that is told. A stale look is told to who
+asked, and neither stored nor a window to count.
 """
 
 from __future__ import annotations
@@ -25,6 +27,8 @@ from typing import Literal
 from pydantic import TypeAdapter
 
 WINDOWS, BAD = 5, 2
+HELPLESS = 2
+"""Retrainings that have ended and did not help: a person must look."""
 STALE = "stale"
 Verdict = Literal["ok", "bad", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]
@@ -43,6 +47,10 @@ class Inputs:
     last_retraining: when the newest one was decided, UTC.
     learnable: whether a training now would see anything that no earlier one saw.
     last_promotion: when the newest one was made, by the clock, UTC.
+    tried: when retrainings were decided that have ended since a window was last ok, or a person
+        promoted, UTC.
+
+    What has a default is not in the decisions of older releases.
     """
 
     as_of: datetime
@@ -57,6 +65,7 @@ class Inputs:
     cooldown: timedelta
     learnable: bool
     last_promotion: datetime | None = None
+    tried: tuple[datetime, ...] = ()
 
 
 INPUTS = TypeAdapter(Inputs)
@@ -72,7 +81,12 @@ class Decision:
     reason: str
 
 
-def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
+def settled(verdicts: tuple[Verdict, ...]) -> bool:
+    """Whether bad windows are over: the newest is ok, and too few of the last 5 are bad."""
+    return verdicts[-1:] == ("ok",) and verdicts[-WINDOWS:].count("bad") < BAD
+
+
+def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)
     """Apply the rules above; the first that fits decides."""
     newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
     bad = seen.verdicts[-WINDOWS:].count("bad")
@@ -90,6 +104,10 @@ def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
         return Decision("nothing", newest, "no actionable drift, performance holds")
     if bad < BAD:
         return Decision("nothing", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
+    if len(seen.tried) >= HELPLESS:
+        tried = ", ".join(f"{at:%Y-%m-%d %H:%M}" for at in seen.tried)
+        why = f"{len(seen.tried)} retrainings since it was last ok did not help ({tried} UTC)"
+        return Decision("alert", "escalate", f"{found}; {why}: a person must look")
     if seen.answered:
         return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")
     if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:

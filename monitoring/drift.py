@@ -6,34 +6,68 @@ report is the figure that decides.
 
 from __future__ import annotations
 
+import math
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from monitoring.psi import psi
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     import pandas as pd
 
 METHOD = "psi_reference_deciles"
+TESTS = {False: "ks", True: "chisquare"}
+"""Of a number and of a text: Evidently's names."""
 SCORE = "score"
 MOST_ROWS = 100_000
 """Entities that go into Evidently's report: a sample of fixed seed where there are more."""
 
 
 @dataclass(frozen=True)
+class Means:
+    """Mean score of the reference and of the window; spread: standard deviation of the reference's
+    scores; error: standard error of the difference (Welch, Biometrika 34, 1947).
+    """
+
+    before: float
+    now: float
+    spread: float
+    error: float
+
+
+@dataclass(frozen=True)
 class Drift:
     """PSI by column (features and `score`), over all rows; and null shares of the features.
 
-    PSI is nan where the window or the reference has no value.
+    PSI is nan where the window or the reference has no value. new_categories, out_of_range: share
+    of a text's or a number's values that are none of the reference's, outside its range; of the
+    columns that both have values of. means: None where one has no score. For information, over the
+    rows of the report: p_values (Kolmogorov-Smirnov of numbers, chi-squared of texts), and
+    drifted_share, of the columns that both have values of.
     """
 
     psi: dict[str, float]
     null_share: dict[str, float]
     reference_null_share: dict[str, float]
+    new_categories: dict[str, float] = field(default_factory=dict)
+    out_of_range: dict[str, float] = field(default_factory=dict)
+    means: Means | None = None
+    p_values: dict[str, float] = field(default_factory=dict)
+    drifted_share: float | None = None
+
+    def figures(self) -> dict[str, float]:
+        """By name, as decisions and MLflow keep them."""
+        found = {f"psi_{name}": value for name, value in self.psi.items()}
+        found |= {f"p_{name}": value for name, value in self.p_values.items()}
+        if self.means is not None:
+            found["mean_score"] = self.means.now
+        if self.drifted_share is not None:
+            found["drifted_share"] = self.drifted_share
+        return found
 
 
 def measure(
@@ -41,17 +75,61 @@ def measure(
 ) -> Drift:
     """Compare columns of `reference`; write Evidently's `report.html` and `report.json`.
 
-    Both frames have the same columns: the features, and `score`.
+    Both frames have these: the features, and `score`; what else `current` has is no matter.
     """
-    report = _report(_sample(reference), _sample(current), significant)
+    sample = _sample(current)[list(reference)]
+    report = _report(_sample(reference), sample, significant)
     report.save_html(str(folder / "report.html"))
     report.save_json(str(folder / "report.json"))
+    p_values, drifted_share = _information(report.dict()["metrics"])
+    return replace(compared(reference, current), p_values=p_values, drifted_share=drifted_share)
+
+
+def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
+    """What decides, over all rows, without Evidently's report and what it gives for information."""
     names = [str(name) for name in reference]
+    texts = [name for name in names if reference[name].dtype == object]
+    both = [name for name in names if reference[name].notna().any() and current[name].notna().any()]
+    unseen = {
+        name: (_new if name in texts else _outside)(reference[name], current[name].dropna())
+        for name in both
+        if name != SCORE
+    }
     return Drift(
         psi={name: psi(reference[name], current[name]) for name in names},
         null_share={name: float(current[name].isna().mean()) for name in names},
         reference_null_share={name: float(reference[name].isna().mean()) for name in names},
+        new_categories={name: share for name, share in unseen.items() if name in texts},
+        out_of_range={name: share for name, share in unseen.items() if name not in texts},
+        means=_means(reference[SCORE], current[SCORE]) if SCORE in both else None,
     )
+
+
+def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
+    found = current.value_counts()
+    return float(found[~found.index.isin(reference.unique())].sum() / found.sum())
+
+
+def _outside(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
+    return float(1 - current.between(reference.min(), reference.max()).mean())
+
+
+def _means(reference: pd.Series[Any], current: pd.Series[Any]) -> Means:
+    before, now = reference.dropna(), current.dropna()
+    error = math.sqrt(sum(each.var(ddof=0) / len(each) for each in (before, now)))
+    return Means(float(before.mean()), float(now.mean()), float(before.std(ddof=0)), error)
+
+
+def _information(metrics: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], float | None]:
+    """P-values by column, and the share of drifted columns, out of Evidently's report."""
+    p_values, share = dict[str, float](), None
+    for metric in metrics:
+        config = metric["config"]
+        if config.get("method") in TESTS.values():
+            p_values[config["column"]] = float(metric["value"])
+        elif config["type"].endswith("DriftedColumnsCount"):
+            share = float(metric["value"]["share"])
+    return p_values, share
 
 
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:
@@ -62,7 +140,11 @@ def _report(reference: pd.DataFrame, current: pd.DataFrame, significant: float) 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Evidently's own, on libraries it uses
         from evidently import DataDefinition, Dataset, Report  # noqa: PLC0415  (5 s)
-        from evidently.metrics import MissingValueCount, ValueDrift  # noqa: PLC0415
+        from evidently.metrics import (  # noqa: PLC0415
+            DriftedColumnsCount,
+            MissingValueCount,
+            ValueDrift,
+        )
 
         _register()
         text = [name for name in reference if reference[name].dtype == object]
@@ -70,7 +152,10 @@ def _report(reference: pd.DataFrame, current: pd.DataFrame, significant: float) 
         # Evidently raises on a column without any value; MissingValueCount says it instead.
         filled = [n for n in reference if reference[n].notna().any() and current[n].notna().any()]
         shape = DataDefinition(numerical_columns=numbers, categorical_columns=text)
+        counted = DriftedColumnsCount(columns=filled, method=METHOD, threshold=significant)
         metrics: Sequence[Any] = [
+            *([counted] if filled else []),
+            *(ValueDrift(column=name, method=TESTS[name in text]) for name in filled),
             *(ValueDrift(column=n, method=METHOD, threshold=significant) for n in filled),
             *(MissingValueCount(column=name) for name in reference),
         ]

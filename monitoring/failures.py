@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from pydantic import TypeAdapter
 
 from mlflow_server.registry import PRODUCTION
 
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 FAILURES, ANSWERS = "gyre_prediction_failures_total", "gyre_predictions_total"
+NUMBERS = {FAILURES: "failed", ANSWERS: "answered"}
 SECONDS = "gyre_prediction_seconds_bucket"
 
 
@@ -26,20 +28,24 @@ SECONDS = "gyre_prediction_seconds_bucket"
 class Counted:
     """Of one version in one role since serving started.
 
-    timed: how many predictions were timed. within: how many of them took at most so many seconds,
-    by bound, rising.
+    failed, answered: rows. timed: how many requests were timed. within: how many of them took at
+    most so many seconds, by bound, rising.
     """
 
     failed: int = 0
     timed: int = 0
     within: tuple[tuple[float, float], ...] = ()
+    answered: int = 0
 
     def since(self, earlier: Counted) -> Counted:
         """What came after `earlier`; all of it where serving has begun anew since."""
         before = dict(earlier.within)
         rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)
-        new = Counted(self.failed - earlier.failed, self.timed - earlier.timed, rows)
-        anew = min(new.failed, new.timed, *(n for _, n in rows)) < 0
+        new = Counted(
+            self.failed - earlier.failed, self.timed - earlier.timed, rows,
+            self.answered - earlier.answered,
+        )  # fmt: skip
+        anew = min(new.failed, new.timed, new.answered, *(n for _, n in rows)) < 0
         return self if anew else new
 
     def quantile(self, share: float) -> float | None:
@@ -57,21 +63,8 @@ class Counted:
         return below
 
 
-def failures(settings: Settings, model: str, version: str) -> tuple[int, int]:
-    """Predictions of `version` that failed, and how many were asked of it, since serving started.
-
-    In production: what it did as shadow or challenger was judged by its rollout.
-
-    (0, 0) where serving does not answer: what is unknown is no harm.
-    """
-    counted = dict.fromkeys((FAILURES, ANSWERS), 0.0)
-    for sample in _samples(settings) or ():
-        labels = (sample.labels.get("model"), sample.labels.get("version"))
-        role = sample.labels.get("role", PRODUCTION)
-        if sample.name in counted and (*labels, role) == (model, version, PRODUCTION):
-            counted[sample.name] += sample.value
-    failed = int(counted[FAILURES])
-    return failed, failed + int(counted[ANSWERS])
+COUNTS = TypeAdapter(dict[str, Counted])
+"""What `counts` gives, as JSON."""
 
 
 def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
@@ -79,26 +72,26 @@ def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
     samples = _samples(settings)
     if samples is None:
         return None
-    failed: dict[str, float] = {}
+    numbers: dict[str, dict[str, float]] = {}
     within: dict[str, dict[float, float]] = {}
     for sample in samples:
-        if sample.labels.get("model") != model or sample.name not in {FAILURES, SECONDS}:
+        if sample.labels.get("model") != model or sample.name not in {*NUMBERS, SECONDS}:
             continue
-        key = f"{sample.labels.get('role')} {sample.labels.get('version')}"
-        if sample.name == FAILURES:
-            failed[key] = failed.get(key, 0) + sample.value
-        else:
-            bounds, bound = within.setdefault(key, {}), float(sample.labels["le"])
+        key = f"{sample.labels.get('role', PRODUCTION)} {sample.labels.get('version')}"
+        bounds, counted = within.setdefault(key, {}), numbers.setdefault(key, {})
+        if sample.name == SECONDS:
+            bound = float(sample.labels["le"])
             bounds[bound] = bounds.get(bound, 0) + sample.value
-    return {
-        key: _counted(int(failed.get(key, 0)), within.get(key, {}))
-        for key in failed.keys() | within.keys()
-    }
+        else:
+            name = NUMBERS[sample.name]
+            counted[name] = counted.get(name, 0) + sample.value
+    return {key: _counted(numbers[key], within[key]) for key in numbers}
 
 
-def _counted(failed: int, within: dict[float, float]) -> Counted:
+def _counted(numbers: dict[str, float], within: dict[float, float]) -> Counted:
     finite = tuple(sorted((bound, n) for bound, n in within.items() if isfinite(bound)))
-    return Counted(failed, int(within.get(inf, 0)), finite)
+    failed, answered = (int(numbers.get(name, 0)) for name in NUMBERS.values())
+    return Counted(failed, int(within.get(inf, 0)), finite, answered)
 
 
 def _samples(settings: Settings) -> Iterator[Sample] | None:

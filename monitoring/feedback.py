@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
 
 if TYPE_CHECKING:
     from datetime import datetime
-
-    import pyarrow as pa
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,11 @@ def settle(
     are stored too). answered: rows of `predictions`, of all models. classes: what comes true of
     `model` is 0 or 1.
     """
+    told = _all_lines(stored, lines)
     asked = answered.select(["request_id", "model", "received"])
+    asked = asked.filter(pc.is_in(asked["request_id"], pa.array(told["request_id"], pa.string())))
     asked = asked.rename_columns(["request_id", "model", "asked"]).to_pandas()
-    told = _all_lines(stored, lines).merge(asked, how="left", on="request_id")
+    told = told.merge(asked, how="left", on="request_id")
     told = told[(told["received"] <= until) & (told["model"].isna() | (told["model"] == model))]
     unknown, early = told["model"].isna(), told["received"] < told["asked"]
     odd = ~unknown & ~early & ~told["actual"].isin([0, 1]) & classes

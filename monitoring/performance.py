@@ -11,13 +11,14 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from stack.spec import LOWER_IS_BETTER, entity_text
+from monitoring.verdict import worse
+from stack.spec import entity_text
 from training.evaluate import champion_scores
 from training.frame import build_frame
 from training.metrics import Scored, all_metrics, interval, resampled
@@ -27,17 +28,11 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
-    import pyarrow as pa
-
+    from monitoring.verdict import Finding
     from stack.settings import Settings
     from stack.spec import ModelSpec
     from training.metrics import Labels
 
-WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_loss": (0.05, 0.0),
-           "rmse": (0.0, 0.05)}  # fmt: skip
-"""How much worse than when the version was evaluated is too much: points, and a share of what it
-was then. A version has those of its task.
-"""
 FEWEST = 200
 
 
@@ -56,23 +51,31 @@ class Performance:
     surely: dict[str, float] = field(default_factory=dict)
 
 
-def findings(seen: Performance, evaluated: Mapping[str, float]) -> list[str]:
+@dataclass(frozen=True)
+class Judged:
+    """How good what a version says of `rows` is: a frame, or rows of `predictions` with `label`."""
+
+    performance: Performance
+    rows: pa.Table
+    scored: Scored
+
+
+def findings(seen: Performance, evaluated: Mapping[str, float]) -> list[Finding]:
     """Each watched metric that is too much worse than when the version was evaluated."""
-    found = []
-    for name, (points, share) in WATCHED.items():
-        if name not in seen.metrics:
-            continue
-        now, was = seen.metrics[name], evaluated[name]
-        best = seen.surely.get(name, now)
-        worse = best - was if name in LOWER_IS_BETTER else was - best
-        if worse >= points + share * was:
-            found.append(f"{name} {now:.3f} ({seen.kind}, {seen.about}), was {was:.3f}")
-    return found
+    return worse(seen.kind, seen.about, seen.metrics, evaluated, seen.surely)
 
 
 def replay(
     settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
 ) -> Performance | None:
+    """As `replayed`, the metrics alone."""
+    found = replayed(settings, spec, version, evaluated_on, as_of)
+    return found.performance if found else None
+
+
+def replayed(
+    settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
+) -> Judged | None:
     """Score `version` on the newest snapshot matured after `evaluated_on`.
 
     None if none has, or if it says nothing: below 200 rows, or all of one label.
@@ -88,7 +91,8 @@ def replay(
     if rows.num_rows < FEWEST or pc.count_distinct(rows["label"]).as_py() == 1:
         return None
     scored = champion_scores(settings, spec, version, rows)
-    return measured("replay", f"{newest:%Y-%m-%d}", rows["label"].to_numpy(), scored, spec)
+    found = measured("replay", f"{newest:%Y-%m-%d}", rows["label"].to_numpy(), scored, spec)
+    return Judged(found, rows, scored)
 
 
 def logged(
@@ -98,20 +102,20 @@ def logged(
     known: Mapping[str, float],
     threshold: float | None,
     as_of: datetime,
-) -> Performance | None:
+) -> Judged | None:
     """Judge logged predictions of one version by what came true; None below 200 outcomes.
 
     answered: rows of `predictions`. known: actuals by request (feedback); raw data outranks them.
     threshold: from which the version says 1; None if it predicts a number.
     """
     score = "prediction" if threshold is None else "probability"
-    true = actuals(settings, spec, answered, known, as_of)
-    scores = answered[score].to_pylist()
-    pairs = [pair for pair in zip(true, scores, strict=True) if pair[0] is not None]
-    if len(pairs) < FEWEST or len({actual for actual, _ in pairs}) == 1:
+    true = pa.array(actuals(settings, spec, answered, known, as_of), pa.float64())
+    rows = answered.append_column("label", true).filter(pc.is_valid(true))
+    if rows.num_rows < FEWEST or pc.count_distinct(rows["label"]).as_py() == 1:
         return None
-    y, p = np.array(pairs).T
-    return measured("logged", f"{len(pairs)} outcomes", y, Scored(p, threshold), spec)
+    scored = Scored(rows[score].to_numpy(), threshold)
+    about = f"{rows.num_rows} outcomes"
+    return Judged(measured("logged", about, rows["label"].to_numpy(), scored, spec), rows, scored)
 
 
 def actuals(

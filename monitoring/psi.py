@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DECILES = np.linspace(0.1, 0.9, 9)
 SMALLEST_SHARE = 1e-4
 """Stands for an empty bin, whose logarithm is not finite."""
+AT_ONCE = 100_000
+"""Values that are counted while they lie in a processor's cache."""
 
 
 def psi(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
@@ -27,27 +29,35 @@ def psi(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
     Numbers are cut at the reference's deciles (ties merged, open at both ends), anything else by
     category. Nan where one of the two has no value.
     """
-    reference, current = reference.dropna(), current.dropna()
-    if reference.empty or current.empty:
-        return float("nan")
     counts = _by_decile if pd.api.types.is_numeric_dtype(reference) else _by_category
-    expected, found = (_shares(each) for each in counts(reference, current))
+    before, now = counts(reference.dropna(), current)
+    if not (before.sum() and now.sum()):
+        return float("nan")
+    expected, found = _shares(before), _shares(now)
     return float(np.sum((found - expected) * np.log(found / expected)))
 
 
-def _by_decile(*samples: pd.Series[Any]) -> list[Counts]:
-    cuts = np.unique(np.quantile(samples[0].to_numpy(float), DECILES))
-    counted: list[Counts] = []
-    for values in samples:
-        # A value equal to a cut belongs below it, so that a tied value is one bin's alone.
-        bins = np.searchsorted(cuts, values.to_numpy(float), side="left")
-        counted.append(np.bincount(bins, minlength=len(cuts) + 1).astype(np.int64))
-    return counted
+def _by_decile(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Counts]:
+    if reference.empty:
+        return [np.zeros(1, np.int64)] * 2
+    cuts = np.unique(np.quantile(reference.to_numpy(float), DECILES))
+    return [_in_bins(values.to_numpy(float), cuts) for values in (reference, current)]
 
 
-def _by_category(*samples: pd.Series[Any]) -> list[Counts]:
-    names = sorted({name for values in samples for name in values.astype(str)})
-    counted = [values.astype(str).value_counts() for values in samples]
+def _in_bins(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> Counts:
+    """How many values lie in each bin; one that equals a cut is below it, ties in one bin."""
+    up_to = np.zeros(len(cuts) + 1, np.int64)
+    for first in range(0, len(values), AT_ONCE):
+        some = values[first : first + AT_ONCE]
+        known = len(some) - np.count_nonzero(np.isnan(some))
+        up_to += [*(np.count_nonzero(some <= cut) for cut in cuts), known]
+    return np.diff(up_to, prepend=0)
+
+
+def _by_category(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Counts]:
+    counted = [values.value_counts() for values in (reference, current)]
+    counted = [each.groupby(each.index.astype(str)).sum() for each in counted]
+    names = sorted({name for each in counted for name in each.index})
     return [np.asarray(each.reindex(names, fill_value=0), dtype=np.int64) for each in counted]
 
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import CHALLENGER, PRODUCTION
 from monitoring.ab import Comparison, Outcomes, Trial, comparable, compare, trials
-from monitoring.collect import PREDICTIONS, collect, outcomes, predictions
+from monitoring.collect import ANSWERS, collect, outcomes, predictions
 from monitoring.feedback import settle
 from monitoring.performance import actuals
 from stack.errors import MonitoringError
@@ -92,7 +92,8 @@ def read_out(
             f"{spec.name}: {which} a challenger, so there is nothing to compare; run: gyre promote "
             f"{spec.name} VERSION --role challenger --percent 10 --reason …"
         )
-    taken, answered = collect(settings), predictions(settings).read()
+    taken = collect(settings)
+    answered = predictions(settings).read(columns=ANSWERS)
     known = settle(
         outcomes(settings).read(), taken.told, answered, spec.name, as_of,
         classes=spec.task == "classification",
@@ -129,7 +130,7 @@ def of_trial(
 ) -> ReadOut:
     """answered: rows of `predictions`. known: actuals by request; raw data outranks them."""
     first, left_out = first_answers(answered, spec.name, trial, as_of)
-    table = pa.Table.from_pandas(first[PREDICTIONS.names], PREDICTIONS, preserve_index=False)
+    table = pa.Table.from_pandas(first, answered.schema, preserve_index=False)
     true = np.array(actuals(settings, spec, table, known, as_of), dtype=float)
     first, y = first[~np.isnan(true)], true[~np.isnan(true)]
     if len(y) < len(true):

@@ -22,11 +22,13 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Version
     from stack.settings import Settings
     from stack.spec import FeatureType, ModelSpec
+    from training.metrics import Labels
 
 
 @dataclass(frozen=True)
 class Reference:
-    """rows: the version's features and `score` of the evaluated snapshot; evaluated: metrics on it.
+    """rows: the version's features and `score` of the evaluated snapshot; evaluated: metrics on it;
+    y: what came true of each row.
 
     features: the types of the version's features; the spec's may be others by now.
 
@@ -38,6 +40,7 @@ class Reference:
     snapshot: datetime
     evaluated: dict[str, float]
     threshold: float | None
+    y: Labels
 
 
 def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Reference:
@@ -55,4 +58,5 @@ def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Ref
     evaluated = load_evaluation(tracking, version.run_id).challenger
     scores = rounded(scored.scores, scored.threshold)
     reference = features(own, rows).assign(**{SCORE: scores})
-    return Reference(reference, own.features, plan.test, evaluated, scored.threshold)
+    y = rows["label"].to_numpy()
+    return Reference(reference, own.features, plan.test, evaluated, scored.threshold, y)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
+
+from stack.spec import LOWER_IS_BETTER
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from monitoring.decision import Verdict
     from monitoring.drift import Drift
@@ -14,63 +16,138 @@ if TYPE_CHECKING:
 FEWEST = 200
 """Entities below which a window has no verdict: PSI of ten deciles is noise there."""
 FEWEST_FOR_MODERATE = 300
-FEWEST_REQUESTS = 100
-FAILING_SHARE = 0.05
+
+# What is too much, and what is worth a word. PSI has the spec's [drift].
 NULLS_MORE = 0.05
+"""Points of the share of nulls above the reference's."""
+UNSEEN, UNSEEN_WORD = 0.05, 0.01
+"""Share of values that the reference never had: other categories, numbers out of its range."""
+MEAN_SCORE, MEAN_SCORE_SPREAD, MEAN_SCORE_ERRORS = 0.10, 0.10, 3.29
+"""Change of the mean score: a share of what it was, and of the scores' standard deviation (of
+numbers around 0 the mean is no measure), and so many standard errors (1 in 1,000 by chance)."""
+WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_loss": (0.05, 0.0),
+           "rmse": (0.0, 0.05)}  # fmt: skip
+"""How much worse than when the version was evaluated is too much: points, and a share of what it
+was then. A version has those of its task.
+"""
+CONCEPT, CONCEPT_SHARE, SURELY = 0.05, 0.10, 0.01
+"""Rise of the mean loss of a segment: points of log loss, a share of a squared error; and the most
+that its adjusted p may be."""
+ECE = 0.05
+"""Rise of the expected calibration error above what it was, and above what chance gives."""
+VOLUME, FEWEST_WINDOWS = 0.5, 3
+"""Share of the usual entities below which a window is a collapse; windows that say what is usual.
+"""
+
+
+class Finding(str):
+    """One thing seen, in words; of what, of which kind, and its PSI where that is judged."""
+
+    __slots__ = ("drift_type", "feature", "psi")
+    feature: str
+    drift_type: str
+    psi: float | None
+
+    def __new__(cls, text: str, feature: str, drift_type: str, psi: float | None = None) -> Self:
+        made = super().__new__(cls, text)
+        made.feature, made.drift_type, made.psi = feature, drift_type, psi
+        return made
 
 
 def judge(
-    limits: DriftLimits, entities: int, drift: Drift | None, performance: Sequence[str]
-) -> tuple[Verdict, list[str], list[str]]:
+    limits: DriftLimits, entities: int, drift: Drift | None, performance: Sequence[Finding]
+) -> tuple[Verdict, list[Finding], list[Finding]]:
     """Return the verdict, what made it bad, and what is worth a word but not an action.
 
-    drift is None where a window is too small or the reference is missing: insufficient_data, never
-    ok and never an alarm, whatever performance says. So is a column that only the reference lacks
-    all values of, unless something else is bad.
+    performance: what is too much worse on outcomes. drift is None where a window is too small or
+    the reference is missing: insufficient_data, never ok and never an alarm, whatever performance
+    says. So is a column that only the reference lacks all values of, unless something else is bad.
     """
     if drift is None:
         return "insufficient_data", [], list(performance)
-    bad, notes, compared = list(performance), [], True
-    for name, value in drift.psi.items():
-        text = f"{name}: PSI {value:.2f}"
-        if value >= limits.significant and name not in limits.informative:
-            bad.append(text)
-        elif value >= limits.moderate and entities >= FEWEST_FOR_MODERATE:
-            notes.append(text)
+    bad, notes, compared = list(performance), list[Finding](), True
+    for found, acts in (*_psi(limits, entities, drift), *_unseen(limits, drift)):
+        (bad if acts else notes).append(found)
+    bad += _mean_score(drift)
     for name, share in drift.null_share.items():
         before = drift.reference_null_share[name]
         if share - before >= NULLS_MORE:
-            bad.append(f"{name}: {share:.0%} null, {before:.0%} before")
+            bad.append(Finding(f"{name}: {share:.0%} null, {before:.0%} before", name, "nulls"))
         elif share < 1 and not before < 1:  # nan too: a reference without rows
-            notes.append(f"{name}: nothing to compare with, the reference has no value of it")
+            text = f"{name}: nothing to compare with, the reference has no value of it"
+            notes.append(Finding(text, name, "nulls"))
             compared = False
     if bad:
         return "bad", bad, notes
     return ("ok" if compared else "insufficient_data"), bad, notes
 
 
-def harm(
-    scores: Sequence[float],
-    threshold: float | None,
-    reference: Sequence[float],
-    failed: int,
-    asked: int,
-) -> str | None:
-    """Say why a version must go back: it fails, or its scores collapsed; None if it need not.
+def _psi(limits: DriftLimits, entities: int, drift: Drift) -> Iterator[tuple[Finding, bool]]:
+    for name, value in drift.psi.items():
+        kind = "prediction_drift" if name == "score" else "data_drift"
+        found = Finding(f"{name}: PSI {value:.2f}", name, kind, value)
+        if value >= limits.significant and name not in limits.informative:
+            yield found, True
+        elif value >= limits.moderate and entities >= FEWEST_FOR_MODERATE:
+            yield found, False
 
-    scores: of the window, one per entity. reference: of the evaluated snapshot. threshold: None
-    where numbers are predicted, which have no sides.
+
+def _unseen(limits: DriftLimits, drift: Drift) -> Iterator[tuple[Finding, bool]]:
+    for kind, shares, what in (
+        ("new_categories", drift.new_categories, "of categories that the reference has not"),
+        ("out_of_range", drift.out_of_range, "out of the reference's range"),
+    ):
+        for name, share in shares.items():
+            if share >= UNSEEN_WORD:
+                acts = share >= UNSEEN and name not in limits.informative
+                yield Finding(f"{name}: {share:.0%} {what}", name, kind), acts
+
+
+def _mean_score(drift: Drift) -> Iterator[Finding]:
+    if drift.means is None:
+        return
+    before, now = drift.means.before, drift.means.now
+    least = max(
+        MEAN_SCORE * abs(before),
+        MEAN_SCORE_SPREAD * drift.means.spread,
+        MEAN_SCORE_ERRORS * drift.means.error,
+    )
+    if abs(now - before) > least:
+        share = f" ({now / before - 1:+.0%})" if before else ""
+        text = f"score: mean {now:.3g}, was {before:.3g}{share}"
+        yield Finding(text, "score", "prediction_drift")
+
+
+def worse(
+    kind: str,
+    about: str,
+    metrics: Mapping[str, float],
+    evaluated: Mapping[str, float],
+    surely: Mapping[str, float],
+) -> list[Finding]:
+    """Each watched metric that is too much worse than when the version was evaluated.
+
+    kind, about: which outcomes, for the words. surely: the end of a metric's interval to go by.
     """
-    if asked >= FEWEST_REQUESTS and failed >= FAILING_SHARE * asked:
-        return f"{failed} of {asked} predictions failed"
-    if len(scores) < FEWEST:
+    found = []
+    for name, (points, share) in WATCHED.items():
+        if name not in metrics:
+            continue
+        now, was = metrics[name], evaluated[name]
+        best = surely.get(name, now)
+        loss = best - was if name in LOWER_IS_BETTER else was - best
+        if loss >= points + share * was:
+            text = f"{name} {now:.3f} ({kind}, {about}), was {was:.3f}"
+            found.append(Finding(text, name, "performance"))
+    return found
+
+
+def collapse(entities: int, usual: Sequence[float]) -> Finding | None:
+    """Say that a window has far fewer entities than windows before it (`usual`) had."""
+    if len(usual) < FEWEST_WINDOWS:
         return None
-    if max(scores) == min(scores):
-        return f"every one of {len(scores)} scores is {scores[0]:.6g}"
-    if threshold is None:
+    mean = sum(usual) / len(usual)
+    if mean < FEWEST or entities >= VOLUME * mean:
         return None
-    for side, name in ((True, "positive"), (False, "negative")):
-        one_sided = all((score >= threshold) == side for score in scores)
-        if one_sided and not all((score >= threshold) == side for score in reference):
-            return f"every one of {len(scores)} predictions is {name}"
-    return None
+    text = f"{entities} entities in 24 hours, {mean:.0f} are usual"
+    return Finding(text, "entities", "volume")

@@ -15,11 +15,11 @@ import pytest
 
 from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.promotion import promote, release
-from mlflow_server.records import Records
+from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from monitoring.canary import WHO, look
 from monitoring.collect import predictions
-from monitoring.failures import failures
+from monitoring.failures import counts
 from serving.prediction_log import AppendLog
 from stack.spec import Rollout, load_spec
 from tests.conftest import mlflow_server, new_settings
@@ -63,11 +63,11 @@ class Serving:
 
     def text(self):
         lines = []
-        for (role, version), counts in self.within.items():
+        for (role, version), counted in self.within.items():
             labels = f'model="{self.model}",version="{version}",role="{role}"'
             lines += [
                 f'gyre_prediction_seconds_bucket{{{labels},le="{bound}"}} {value}'
-                for bound, value in zip((*BOUNDS[:-1], "+Inf"), counts, strict=True)
+                for bound, value in zip((*BOUNDS[:-1], "+Inf"), counted, strict=True)
             ]
             failed = self.failed[role, version]
             lines.append(f"gyre_prediction_failures_total{{{labels}}} {failed}")
@@ -111,6 +111,11 @@ class World:
             assert self.look().action == "advance"
             role = "challenger"
         assert self.roles == {"production": "1", "challenger": "2"}
+
+    def monitored(self, version):
+        row = DecisionRow(self.model, version, now(), "ok", "nothing", "", "", "", "{}", {})
+        with closing(Records(self.settings)) as records:
+            records.keep(row)
 
     def alerts(self):
         with closing(Records(self.settings)) as records:
@@ -165,8 +170,25 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     assert [row.percent for row in rows] == [5, 25, 50, 100, 100]
     assert all(json.loads(row.evidence)["seen"]["challenger"]["answered"] >= 100 for row in rows)
     assert rows[-1].why.startswith("at 100 %: 120 answered beside 300, 0 failed beside 0, 95 %")
+    told = world.look()  # whoever was to tell of it may have been killed
+    assert (told.action, told.version) == ("done", "2")
+    assert "no monitor has looked at it yet" in told.summary
+    world.monitored("2")
     assert world.look().action == "nothing"
     assert world.alerts() == []
+
+
+def test_one_that_holds_for_a_day_is_alerted_of_once(world):
+    assert world.look(24 * 60).action == "hold"
+    assert world.alerts() == []
+    assert [world.look(24 * 60 + 11).action for _ in range(2)] == ["hold", "hold"]
+    (message,) = world.alerts()
+    assert "version 2 as shadow holds: it has answered 0 of 100 requests; since 20" in message
+    world.serving.answers("production", "1", 300)
+    world.serving.answers("shadow", "2", 300)
+    assert world.look().action == "advance"
+    assert [world.look(48 * 60).action for _ in range(2)] == ["hold", "hold"]
+    assert len(world.alerts()) == 2  # of another step
 
 
 def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_again(world):
@@ -179,7 +201,7 @@ def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_agai
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
     for _ in range(3):
         assert world.look().action == "nothing"
-    assert failures(world.settings, world.model, "2") == (0, 0)  # of production
+    assert "production 2" not in counts(world.settings, world.model)
     (message,) = world.alerts()
     assert message == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
 

@@ -188,3 +188,22 @@ def test_lines_that_could_not_be_read_are_set_aside_not_thrown_away(settings):
     assert not file.exists()
     assert "extra" in file.with_suffix(".malformed").read_text()
     assert collect(settings).malformed == 0
+
+
+@pytest.mark.parametrize(
+    ("number", "taken"),
+    [(-(2**63) + 1, 1), (2**53 + 1, 1), (10**30, 1), (10**400, 0)],
+    ids=["int64's last", "odd above 2^53", "beyond int64", "beyond float64"],
+)
+def test_a_number_no_float_can_hold_is_taken_to_the_nearest_and_stops_nothing(
+    settings, number, taken
+):
+    odd = line(2, features={"orders": number, "segment": "new"})
+    write(settings, "predictions-1-1.jsonl", line(1), odd)
+    found = collect(settings)
+    assert (found.predictions, found.malformed) == (1 + taken, 1 - taken)
+    rows = predictions(settings).read().sort_by("request_id").to_pylist()[1:]
+    assert [row["numbers"] for row in rows] == ([[float(number), None]] if taken else [])
+    assert [float(json.loads(row["features"])["orders"]) for row in rows] == (
+        [float(number)] if taken else []
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
@@ -10,9 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
-from monitoring.decision import Inputs, decide
-from monitoring.drift import Drift
-from monitoring.verdict import harm, judge
+from mlflow_server.ledger import LedgerRow
+from mlflow_server.records import DecisionRow
+from monitoring.decision import Inputs, decide, settled
+from monitoring.drift import Drift, Means
+from monitoring.harm import harm
+from monitoring.past import unsolved
+from monitoring.verdict import collapse, judge
 from stack.spec import DriftLimits
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -42,6 +47,10 @@ LIMITS = DriftLimits(informative=("tenure",))
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
         ({"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)}, "rollback", "harm"),
+        ({"tried": (LATER,)}, "retrain", "drift"),
+        ({"tried": (NOW, LATER)}, "alert", "escalate"),
+        ({"tried": (NOW, LATER), "answered": True}, "alert", "escalate"),
+        ({"tried": (NOW, LATER), "verdicts": ("bad", "ok")}, "nothing", "ok"),
         ({"last_promotion": NOW}, "retrain", "drift"),
         ({"last_promotion": LATER}, "nothing", "stale"),
         ({"last_promotion": LATER, "learnable": False}, "nothing", "stale"),
@@ -79,6 +88,34 @@ def test_stored_inputs_replay_to_the_same_decision():
     assert decide(TypeAdapter(Inputs).validate_json(stored)) == decide(BAD)
 
 
+def test_inputs_of_an_older_release_replay_too():
+    stored = json.loads(TypeAdapter(Inputs).dump_json(BAD))
+    assert stored.pop("tried") == []
+    assert decide(TypeAdapter(Inputs).validate_python(stored)) == decide(BAD)
+
+
+def test_what_is_escalated_says_what_was_tried():
+    reason = decide(replace(BAD, tried=(NOW - timedelta(days=31), NOW))).reason
+    assert "lifetime_orders: PSI 0.41" in reason
+    assert "2 retrainings since it was last ok did not help" in reason
+    assert "2026-10-20 12:00, 2026-11-20 12:00" in reason
+
+
+@pytest.mark.parametrize(
+    ("verdicts", "over"),
+    [
+        ((), False),
+        (("bad", "bad", "ok"), False),  # it begins with 2 of 5, and ends with fewer
+        (("bad", "bad", "ok", "ok", "ok"), False),
+        (("bad", "bad", "ok", "ok", "ok", "ok"), True),
+        (("bad", "ok"), True),
+        (("ok", "insufficient_data"), False),
+    ],
+)
+def test_an_alarm_ends_by_the_measure_by_which_it_began(verdicts, over):
+    assert settled(verdicts) is over
+
+
 def drift(nulls=0.0, **psi):
     return Drift(psi, dict.fromkeys(psi, nulls), dict.fromkeys(psi, 0.0))
 
@@ -100,6 +137,44 @@ def test_significant_drift_is_bad_moderate_is_a_note_and_what_is_informative_nev
 def test_more_nulls_than_the_reference_has_are_bad():
     verdict, bad, _ = judge(LIMITS, 500, drift(nulls=0.06, orders=0.0), [])
     assert (verdict, bad) == ("bad", ["orders: 6% null, 0% before"])
+
+
+@pytest.mark.parametrize(
+    ("more", "bad", "notes"),
+    [
+        (
+            {"new_categories": {"plan": 0.06}},
+            "plan: 6% of categories that the reference has not",
+            "",
+        ),
+        (
+            {"new_categories": {"plan": 0.02}},
+            "",
+            "plan: 2% of categories that the reference has not",
+        ),
+        ({"new_categories": {"plan": 0.005}}, "", ""),
+        ({"out_of_range": {"orders": 0.06}}, "orders: 6% out of the reference's range", ""),
+        ({"out_of_range": {"tenure": 1.0}}, "", "tenure: 100% out of the reference's range"),
+        ({"means": Means(0.6, 0.67, 0.2, 0.01)}, "score: mean 0.67, was 0.6 (+12%)", ""),
+        ({"means": Means(0.6, 0.53, 0.2, 0.01)}, "score: mean 0.53, was 0.6 (-12%)", ""),
+        ({"means": Means(0.6, 0.65, 0.2, 0.01)}, "", ""),
+        ({"means": Means(0.6, 0.67, 0.2, 0.03)}, "", ""),  # too few to be sure
+        ({"means": Means(0.01, 0.08, 5.0, 0.01)}, "", ""),  # numbers around 0
+    ],
+)
+def test_what_the_reference_never_had_and_other_mean_scores_are_bad_or_worth_a_word(
+    more, bad, notes
+):
+    found = replace(drift(orders=0.0), **more)
+    assert judge(LIMITS, 500, found, [])[1:] == ([bad] if bad else [], [notes] if notes else [])
+
+
+def test_a_collapse_is_less_than_half_of_what_is_usual_and_usual_takes_windows():
+    assert collapse(400, [1000, 900, 1100]) == "400 entities in 24 hours, 1000 are usual"
+    assert collapse(0, [1000, 900, 1100]).drift_type == "volume"
+    assert collapse(500, [1000, 900, 1100]) is None
+    assert collapse(0, [1000, 900]) is None
+    assert collapse(0, [150, 150, 150]) is None
 
 
 @pytest.mark.parametrize(
@@ -131,3 +206,21 @@ def test_numbers_have_no_sides_and_collapse_all_the_same():
 def test_one_score_for_everybody_is_harm_even_where_it_always_was_so():
     assert harm([0.7] * 200, 0.5, [0.7] * 200, 0, 0) == "every one of 200 scores is 0.7"
     assert harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.7"  # no reference
+
+
+@pytest.mark.parametrize(
+    ("ok", "who", "left"),
+    [
+        ((), "airflow:asset_triggered", 2),
+        ((), "monitor", 2),
+        ((NOW + timedelta(hours=1),), "monitor", 1),
+        ((), "airflow:admin", 1),
+        ((), "ada", 1),
+    ],
+)
+def test_retrainings_count_since_a_window_was_ok_or_a_person_promoted(ok, who, left):
+    moments = (NOW, NOW + timedelta(hours=2))
+    tried = [DecisionRow("m", "1", at, "bad", "retrain", "drift", "", "", "", {}) for at in moments]
+    time = NOW + timedelta(hours=1)
+    row = LedgerRow("m", 1, "production", 100, "1", "2", who, "", None, "applied", time)
+    assert unsolved(tried, ok, [row]) == tried[-left:]

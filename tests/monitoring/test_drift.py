@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import ks_2samp
 
 from monitoring.drift import measure
 from monitoring.verdict import judge
@@ -32,3 +33,40 @@ def test_a_column_without_values_is_named(tmp_path, reference, current, verdict,
     assert (tmp_path / "report.html").exists()
     got, bad, notes = judge(LIMITS, len(current), found, [])
     assert (got, bad + notes) == (verdict, said)
+
+
+def test_what_the_reference_never_had_is_counted_and_tests_are_told_for_information(tmp_path):
+    plans = FULL.assign(plan=pd.Series(["a", "b"] * 200, dtype=object))
+    shown = plans["plan"].where(plans.index >= 40, "c")
+    moved = plans.assign(plan=shown, orders=plans["orders"] + 1, score=plans["score"] * 0.8)
+    found = measure(plans, moved, tmp_path, LIMITS.significant)
+    assert found.new_categories == {"plan": 0.1}
+    out_of_range = (moved["orders"] > plans["orders"].max()).mean()
+    assert found.out_of_range == {"orders": pytest.approx(out_of_range)}
+    assert 0 < out_of_range < 0.05
+    assert found.means.now == pytest.approx(0.8 * found.means.before)
+    assert set(found.p_values) == {"orders", "plan", "score"}
+    assert found.p_values["orders"] == pytest.approx(
+        ks_2samp(plans["orders"], moved["orders"]).pvalue
+    )
+    significant = [value >= LIMITS.significant for value in found.psi.values()]
+    assert found.drifted_share == pytest.approx(np.mean(significant))
+    verdict, bad, _ = judge(LIMITS, 400, found, [])
+    assert verdict == "bad"
+    assert "plan: 10% of categories that the reference has not" in bad
+    assert any(text.startswith("score: mean ") for text in bad)
+    same = measure(plans, plans, tmp_path, LIMITS.significant)
+    assert min(same.p_values.values()) == pytest.approx(1)
+    assert same.drifted_share == 0
+
+
+def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(tmp_path):
+    one = FULL.assign(plan=pd.Series(["a"] * 400, dtype=object))
+    assert judge(LIMITS, 400, measure(one, one, tmp_path, 0.25), []) == ("ok", [], [])
+    other = one.assign(plan=pd.Series(["b"] * 400, dtype=object))
+    verdict, bad, _ = judge(LIMITS, 400, measure(one, other, tmp_path, 0.25), [])
+    assert verdict == "bad"
+    assert "plan: 100% of categories that the reference has not" in bad
+    empty = one.assign(plan=pd.Series([None] * 400, dtype=object))
+    verdict, bad, _ = judge(LIMITS, 400, measure(one, empty, tmp_path, 0.25), [])
+    assert (verdict, bad) == ("bad", ["plan: 100% null, 0% before"])

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import json
-from datetime import timedelta
+from datetime import datetime, timedelta
 
+import numpy as np
 import pyarrow as pa
 import pytest
+from onnx import TensorProto, helper
 
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote
 from mlflow_server.records import Records
+from mlflow_server.registration import register
 from mlflow_server.registry import Registry
+from mlflow_server.served_model import CONTRACT_FILE
 from mlflow_server.tracking import Tracking
 from monitoring.decision import Inputs, decide
 from monitoring.monitor import INPUTS, monitor
 from monitoring.reference import load_reference
 from stack.spec import load_spec
 from tests.conftest import AS_OF, mlflow_server
+from tests.serving.conftest import tiny_onnx
 from tests.training.conftest import installation
 from training import chain, validate
+from training.artifacts import EVALUATION, FRAME, PLAN, fetched
 from training.evaluate import champion_scores
 from training.frame import features, with_features
 
@@ -160,17 +166,18 @@ def test_the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
     assert second.cause == first.cause
     one_that_dies_is_started_again(settings, second)
     (said,) = alerts(settings)  # one of this cause; it names what is done, and why
-    assert said["cause"] == first.cause
-    assert said["message"] == f"bad: {second.decision.reason}; retrain"
+    its_leading_finding_is_named(said, second)
     records = Records(settings)
     counts = {row["cause"]: row["count"] for row in records.alerts(SPEC.name)}
     assert counts[first.cause] == 6
     rows = records.decisions(SPEC.name)
     assert all(decide(replayed(row)).action == row.action for row in rows)
+    two_that_did_not_help_are_a_persons(settings, first.cause)
 
     version = train(settings, AS_OF + 5 * HOUR, "drift")
     after = monitor(settings, SPEC, AS_OF + 6 * HOUR)
     assert (after.version, after.verdict) == (version, "insufficient_data")
+    its_end_is_told_once(settings, said, version)
     answer(settings, version, AS_OF + 7 * HOUR, "new")
     calm = monitor(settings, SPEC, AS_OF + 8 * HOUR)
     assert (calm.verdict, calm.decision.action) == ("ok", "nothing")
@@ -207,6 +214,35 @@ def one_that_dies_is_started_again(settings, report):
     spec = SPEC.model_copy(update={"retraining": soon})
     assert monitor(settings, spec, AS_OF + 4 * HOUR).decision.action == "retrain"
     assert rule(settings, AS_OF + 4.5 * HOUR) == "answered"
+
+
+def two_that_did_not_help_are_a_persons(settings, cause):
+    validate.open_run(settings, SPEC, AS_OF + 4 * HOUR, key="dies too", reason="drift", who="test",
+                      cause=cause)  # fmt: skip
+    validate.fail_run(settings, SPEC, "dies too")
+    found = monitor(settings, SPEC, AS_OF + 4.7 * HOUR)
+    assert (found.decision.action, found.decision.rule) == ("alert", "escalate")
+    assert "2 retrainings since it was last ok did not help" in found.decision.reason
+    last = alerts(settings)[-1]
+    assert (last["cause"], last["severity"]) == (f"escalated: {cause}", "critical")
+
+
+def its_leading_finding_is_named(said, second):
+    assert said["cause"] == second.cause
+    assert said["message"] == f"bad: {second.decision.reason}; retrain"
+    psi = {name: value for name, value in second.figures.items() if name.startswith("psi_")}
+    del psi["psi_customer_tenure_days"]  # informative
+    assert (said["feature"], said["psi_score"]) == ("lifetime_orders", max(psi.values()))
+    assert (said["drift_type"], said["severity"]) == ("data_drift", "significant")
+    assert datetime.fromisoformat(said["detected_at"]) == second.as_of
+
+
+def its_end_is_told_once(settings, said, version):
+    told = [each for each in alerts(settings) if "over" in each]
+    assert [each["cause"] for each in told] == [said["cause"], f"escalated: {said['cause']}"]
+    assert told[0]["message"].startswith(f"over: version {version} answers now; it was bad: ")
+    monitor(settings, SPEC, AS_OF + 6.5 * HOUR)
+    assert [each for each in alerts(settings) if "over" in each] == told
 
 
 def rule(settings, as_of):
@@ -281,3 +317,74 @@ def test_a_version_without_a_reference_is_no_data_and_never_ok(settings):
     silent = [each for each in alerts(settings) if "source is silent since" in each["cause"]]
     assert len(silent) == 1  # the demo's newest order is of AS_OF's midnight, 52 hours ago
     assert silent[0]["message"] in found.notes
+
+
+def reversed_version(settings, folder):
+    """Register a model of version 1's evaluation that thinks the less of who stays away longer."""
+    registry, tracking = Registry(settings), Tracking(settings)
+    first = registry.version(SPEC.name, "1")
+    run_id = tracking.start_or_find_run("by hand", "reversed", "reversed", {})
+    for path, place in ((f"data/{FRAME}", "data"), (PLAN, None), (EVALUATION, None)):
+        with fetched(tracking, first.run_id, path) as file:
+            tracking.log_artifact(run_id, file, place)
+    registry.download(first, folder / "first")
+    (folder / "extra").mkdir()
+    (folder / "first" / CONTRACT_FILE).rename(folder / "extra" / CONTRACT_FILE)
+    model = tiny_onnx(0.8)
+    weight = next(each for each in model.graph.initializer if each.name == "weight")
+    weight.CopyFrom(helper.make_tensor("weight", TensorProto.FLOAT, [1], [-0.01]))
+    return register(
+        settings, model=SPEC.name, run_id=run_id, onnx_model=model, extra_files=folder / "extra",
+        input_example=features(SPEC, today(settings)).head(), tags={}, description="reversed",
+        requirements=["onnxruntime"],
+    ).version  # fmt: skip
+
+
+def tell(settings, name, requests, actual, at):
+    folder = settings.home / "serving" / "log"
+    lines = [
+        json.dumps({"request_id": f"{name}-{n}", "actual": float(actual[n]),
+                    "received": at.isoformat()})
+        for n in requests
+    ]  # fmt: skip
+    (folder / f"feedback-{name}-{requests[0]}.jsonl").write_text("\n".join(lines) + "\n")
+
+
+def test_a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(settings, tmp_path):
+    """Row 19 of the faults: outcomes come late, and what came before may be no better."""
+    version, ledger, at = reversed_version(settings, tmp_path), Ledger(settings), OLD + 50 * HOUR
+    registry = Registry(settings)
+
+    def promoted(each):
+        promote(registry, ledger, SPEC.name, each, who="test", why="by hand")
+
+    if registry.production(SPEC.name) != "1":
+        promoted("1")
+    promoted(version)
+    answer(settings, version, at, "late")
+    before = champion_scores(settings, SPEC, "1", today(settings))
+    likely = before.scores >= before.threshold
+
+    inside = np.flatnonzero(today(settings)["days_since_last_order"].to_numpy() < 180)
+    coin = np.random.default_rng(3).integers(0, 2, len(likely))
+    tell(settings, "late", inside[:400], coin, at + HOUR)
+    nobody = monitor(settings, SPEC, at + 2 * HOUR)
+    assert nobody.figures["logged_f1"] < 0.7
+    assert nobody.decision.action == "nothing", "the version before is no better at a coin"
+
+    tell(settings, "late", inside[400:4400], likely, at + 2 * HOUR)
+    worse = monitor(settings, SPEC, at + 3 * HOUR)
+    assert (worse.version, worse.decision.action) == (version, "rollback")
+    assert worse.decision.reason.startswith("logged, 4400 outcomes: f1 0.")
+    assert ", of version 1 0.9" in worse.decision.reason
+    last = ledger_of(settings)[-1]
+    assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
+    assert last.why == worse.decision.reason
+    (alert,) = (each for each in alerts(settings) if each["cause"] == f"harm of version {version}")
+    assert alert["drift_type"] == "harm"
+    assert monitor(settings, SPEC, at + 4 * HOUR).decision.action != "rollback", "no ping-pong"
+
+    promoted(version)  # a person insists, and now labels that nobody had to tell have matured
+    assert monitor(settings, SPEC, AS_OF + 50 * HOUR).decision.reason.startswith("replay, 2099-0")
+    assert ledger_of(settings)[-1].to_version == "1"
+    ledger.close()

@@ -1,0 +1,122 @@
+"""What is done about a decision here: the way back, alerts and their ends, figures in MLflow."""
+
+from __future__ import annotations
+
+import json
+from contextlib import closing
+from math import isfinite
+from typing import TYPE_CHECKING
+
+from mlflow_server.alerts import DriftAlert, alert, deliver, note, over, retry
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote
+from mlflow_server.records import Records
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from monitoring.past import WHO, previous
+from monitoring.report import REPORTS
+
+if TYPE_CHECKING:
+    from collections.abc import Collection, Mapping, Sequence
+    from datetime import datetime
+    from pathlib import Path
+    from typing import Any
+
+    from mlflow_server.alerts import Severity
+    from monitoring.decision import Decision
+    from monitoring.report import MonitorReport
+    from monitoring.verdict import Finding
+    from stack.settings import Settings
+    from stack.spec import ModelSpec
+
+CAUSES = {"parked": "parked: {}", "escalate": "escalated: {}"}
+"""By rule: what it alerts of is news, though a retraining of the same cause was told before."""
+CONDITIONS = {"freshness", "volume", "skew"}
+"""Types of alerts that are of no verdict: over as soon as a look does not see them."""
+
+
+def drift_alert(
+    decision: Decision, verdict: str, findings: Sequence[Finding], as_of: datetime
+) -> DriftAlert:
+    """Name the finding that says most, and say what is done."""
+    message = f"{verdict}: {decision.reason}; {decision.action}"
+    if decision.rule == "harm":
+        return DriftAlert("predictions", "harm", "critical", None, as_of, message)
+    severity: Severity = "critical" if decision.rule == "escalate" else "significant"
+    if not findings:
+        return DriftAlert("score", "data_drift", severity, None, as_of, message)
+    most = max(findings, key=lambda each: each.psi or 0)
+    return DriftAlert(most.feature, most.drift_type, severity, most.psi, as_of, message)
+
+
+def act(
+    settings: Settings,
+    report: MonitorReport,
+    found: DriftAlert,
+    conditions: Mapping[str, DriftAlert],
+    *,
+    settled: bool,
+) -> None:
+    """Go back where the version does harm; alert once per cause; tell once what is over.
+
+    conditions: by cause, what is alerted of whatever the decision is. settled: whether bad windows
+    of the version are over. Whatever could not be delivered earlier is tried again.
+    """
+    decision, at, name = report.decision, report.as_of, report.model
+    with closing(Records(settings)) as records:
+        known = [row for row in records.alerts(name) if row["over"] is None]
+        cause = CAUSES.get(decision.rule, "{}").format(report.cause)
+        seen_again = report.verdict == "bad" and cause in {row["cause"] for row in known}
+        if decision.action != "nothing" or decision.rule == "answered" or seen_again:
+            # Noted first, told last: a killed look is told by the next one, and no receiver is
+            # worth a harmful version's next minute.
+            due = note(records, name, cause, found, at)
+            if decision.action == "rollback":
+                _go_back(settings, report)
+            if due:
+                deliver(settings, records, name, cause, at)
+        for each, seen in conditions.items():
+            alert(settings, records, name, each, seen, at)
+        if decision.action == "rollback":  # the alert has told its end
+            records.end_alert(name, cause, None, at)
+        for row in known:
+            if why := _over(row, report, conditions, settled=settled):
+                over(settings, records, row, why, at)
+        retry(settings, records, name, at)
+
+
+def _over(
+    row: Mapping[str, Any], report: MonitorReport, seen: Collection[str], *, settled: bool
+) -> str | None:
+    """Why an alert that goes on is over, None if it is not; only a monitor's own has details."""
+    if not row["details"] or row["cause"] in seen:
+        return None
+    if json.loads(row["details"])["drift_type"] in CONDITIONS:
+        return "it is not so any more"
+    if f"version {report.version}," not in f"{row['cause']},":
+        return f"version {report.version} answers now"
+    return "its window is ok again" if settled else None
+
+
+def _go_back(settings: Settings, report: MonitorReport) -> None:
+    with closing(Ledger(settings, report.as_of)) as ledger:
+        if before := previous(ledger.rows(report.model), str(report.version)):
+            promote(Registry(settings), ledger, report.model, before, who=WHO,
+                    why=report.decision.reason, replaces=report.version)  # fmt: skip
+
+
+def publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path) -> None:
+    """Figures as metric series of the version's monitoring run; the report when news or daily."""
+    tracking, experiment = Tracking(settings), f"{spec.experiment}_monitoring"
+    key = f"{spec.name} version {report.version}"
+    run_id = tracking.start_or_find_run(experiment, key, key, {"version": str(report.version)})
+    finite = {name: value for name, value in report.figures.items() if isfinite(value)}
+    tracking.log(run_id, metrics=finite, tags={"verdict": report.verdict}, at=report.as_of)
+    tracking.log_json(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
+    tags = tracking.run(run_id).tags
+    stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
+    if tags.get("reported") == stamp:
+        return
+    for file in sorted(folder.iterdir()):
+        tracking.log_artifact(run_id, file, f"reports/{report.as_of:%Y-%m-%dT%H%M%S}")
+    tracking.log(run_id, tags={"reported": stamp})

@@ -1,0 +1,137 @@
+"""Everything that is measured of the version in production, and what is seen to be wrong."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from mlflow_server.registry import PRODUCTION, Registry
+from monitoring.concept import Outcomes, decayed, miscalibrated, rises
+from monitoring.drift import SCORE, Drift, measure
+from monitoring.failures import COUNTS, Counted, counts
+from monitoring.harm import harm, slow
+from monitoring.performance import findings, logged, replayed
+from monitoring.previous import outdone
+from monitoring.reference import Reference, load_reference
+from monitoring.verdict import FEWEST, WATCHED, Finding
+from stack.errors import GyreError
+from training.metrics import Scored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import pyarrow as pa
+
+    from monitoring.feedback import Settled
+    from monitoring.past import Past
+    from monitoring.performance import Judged
+    from monitoring.window import Window
+    from stack.settings import Settings
+    from stack.spec import ModelSpec
+
+UNMEASURED = "performance was not measured: no snapshot matured since, too few outcomes are known"
+
+
+@dataclass(frozen=True)
+class Look:
+    """What was measured. drift is None where the window is too small or the reference missing.
+
+    performance: what is too much worse on outcomes. harm: why the version must go back, if it
+    must. counted: what serving has counted, as JSON; None where it does not answer.
+    """
+
+    drift: Drift | None
+    performance: list[Finding]
+    notes: list[str]
+    harm: str | None
+    figures: dict[str, float]
+    outcomes_left_out: dict[str, int]
+    counted: str | None
+
+
+def find_reference(settings: Settings, spec: ModelSpec, version: str) -> Reference | str:
+    """Return what the version is compared with, or why there is nothing."""
+    try:
+        return load_reference(settings, spec, Registry(settings).version(spec.name, version))
+    except GyreError as exc:
+        return str(exc)
+
+
+def look_at(
+    settings: Settings,
+    spec: ModelSpec,
+    past: Past,
+    reference: Reference | str,
+    seen: Window,
+    mine: pa.Table,
+    settled: Settled,
+    folder: Path,
+) -> Look:
+    """Measure everything that can be measured; what cannot is a note.
+
+    mine: the version's rows of `predictions`. folder: where Evidently's reports go.
+    """
+    now = counts(settings, spec.name)
+    counted = None if now is None else COUNTS.dump_json(now).decode()
+    own, scores = past.counted(now or {}), seen.rows[SCORE].tolist()
+    before = (now or {}).get(f"{PRODUCTION} {past.previous}", Counted())
+    failed, late = (own.failed, own.failed + own.answered), slow(own, before)
+    if isinstance(reference, str):
+        why = harm(scores, spec.threshold, [], *failed) or late
+        return Look(None, [], [f"no reference: {reference}"], why, {}, settled.left_out, counted)
+    drift = None
+    if len(seen.rows) >= FEWEST:
+        current = seen.rows[list(reference.rows)]
+        drift = measure(reference.rows, current, folder, spec.drift.significant)
+    again = replayed(settings, spec, past.version, reference.snapshot, past.as_of)
+    true = logged(settings, spec, mine, settled.known, reference.threshold, past.as_of)
+    judged = [each for each in (again, true) if each is not None]
+    found = [(each, findings(each.performance, reference.evaluated)) for each in judged]
+    figures = {
+        f"{each.performance.kind}_{name}": each.performance.metrics[name]
+        for each in judged for name in WATCHED if name in each.performance.metrics
+    }  # fmt: skip
+    bad, notes = [line for _, lines in found for line in lines], list[str]()
+    if again is not None:
+        more, words, measured = _against_evaluation(spec, reference, again)
+        bad, notes, figures = bad + more, notes + words, figures | measured
+    why = harm(scores, reference.threshold, reference.rows[SCORE].tolist(), *failed) or late
+    if why is None and past.previous is not None:
+        why = _outdone(settings, spec, past.version, past.previous, found)
+    if not judged:
+        notes.append(UNMEASURED)
+    return Look(drift, bad, notes, why, figures, settled.left_out, counted)
+
+
+def _against_evaluation(
+    spec: ModelSpec, reference: Reference, again: Judged
+) -> tuple[list[Finding], list[str], dict[str, float]]:
+    """What a replay says of concept and calibration: what is bad, notes, and figures."""
+    by = spec.segment if spec.segment in {*reference.rows} & {*again.rows.column_names} else None
+    then = Outcomes(
+        reference.y,
+        Scored(reference.rows[SCORE].to_numpy(), reference.threshold),
+        reference.rows[by].to_numpy() if by else None,
+    )
+    segment = again.rows[by].to_pandas().to_numpy() if by else None
+    now = Outcomes(again.rows["label"].to_numpy(), again.scored, segment)
+    found = rises(then, now)
+    bad, notes = decayed(found, classes=reference.threshold is not None)
+    ece, uncalibrated = miscalibrated(then, now, spec.seed)
+    figures = {"replay_ece": ece, "concept_p": float(np.min([rise.p for rise in found]))}
+    return bad + uncalibrated, [*notes], figures
+
+
+def _outdone(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    previous: str,
+    found: list[tuple[Judged, list[Finding]]],
+) -> str | None:
+    for judged, lines in found:
+        if lines and (why := outdone(settings, spec, version, previous, judged, lines)):
+            return why
+    return None

@@ -1,0 +1,102 @@
+"""Latency as harm, and which version is gone back to: pure functions, no server."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from mlflow_server.ledger import LedgerRow
+from mlflow_server.records import DecisionRow
+from monitoring.failures import COUNTS, Counted
+from monitoring.harm import slow
+from monitoring.past import Past, previous
+
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+BOUNDS = (0.001, 0.01, 0.1, 1.0)
+
+
+def counted(*numbers, failed=0, answered=0):
+    """So many requests in each of BOUNDS."""
+    so_far = [sum(numbers[: n + 1]) for n in range(len(numbers))]
+    return Counted(failed, so_far[-1], tuple(zip(BOUNDS, so_far, strict=False)), answered)
+
+
+FAST = counted(1000, 50, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("now", "before", "is_slow"),
+    [
+        (counted(0, 0, 500, 0), FAST, True),
+        (FAST, FAST, False),
+        (counted(1000, 0, 0, 100), FAST, False),  # a few large requests, most as fast as ever
+        (counted(0, 500, 0, 0), FAST, False),  # a hundredth of a second more is nothing
+        (counted(0, 0, 99, 0), FAST, False),
+        (counted(0, 0, 500, 0), counted(99), False),
+        (counted(0, 0, 500, 0), Counted(), False),  # serving has begun anew: unknown
+        (counted(0, 0, 500, 0), counted(0, 0, 400, 0), False),
+    ],
+)
+def test_slow_is_many_times_as_long_as_the_version_before(now, before, is_slow):
+    found = slow(now, before)
+    assert (found is not None) is is_slow
+    assert found is None or "within" in found
+
+
+def ledger(*changes):
+    """Rows of (from, to, who)."""
+    return [
+        LedgerRow("m", n + 1, "production", 100, *change[:2], change[2], "", None, "applied", NOW)
+        for n, change in enumerate(changes)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "version", "back_to"),
+    [
+        ([(None, "1", "ann")], "1", None),
+        ([(None, "1", "ann"), ("1", "2", "airflow")], "2", "1"),
+        ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "monitor")], "1", None),
+        # A hand puts the harmful one back, then a third comes: it is passed over.
+        ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "monitor"), ("1", "2", "ann"),
+          ("2", "3", "ann")], "3", "1"),
+        ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "ann"), ("1", "2", "ann"),
+          ("2", "3", "ann")], "3", "2"),  # who went back by hand may have had any reason
+    ],
+)  # fmt: skip
+def test_the_monitor_goes_back_to_none_that_it_has_gone_back_from(changes, version, back_to):
+    assert previous(ledger(*changes), version) == back_to
+
+
+def test_what_is_usual_is_of_windows_that_share_no_hour_with_this_one():
+    hours = {1: 900.0, 25: 1000.0, 24: 1100.0, 30: 1200.0}
+    rows = [
+        DecisionRow("m", version, NOW - timedelta(hours=hour), "ok", "nothing", "ok", "", "", "{}",
+                    {"entities": entities})
+        for hour, entities in hours.items() for version in ("1", "2")
+    ]  # fmt: skip
+    assert Past("1", NOW, None, None, rows, [], ()).usual() == [1000.0, 1100.0, 1200.0]
+
+
+def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
+    """It failed, was replaced, and is back: what counts is from its promotion on."""
+
+    def decided(hour, now):
+        stored = COUNTS.dump_json({"production 1": now}).decode()
+        at = NOW.replace(hour=hour)
+        return DecisionRow("m", "1", at, "ok", "nothing", "ok", "", "", "{}", {}, stored)
+
+    (promotion,) = ledger((None, "1", "ann"))
+    rows = [
+        decided(8, counted(10, failed=90)),
+        decided(11, counted(20, failed=90)),
+        decided(13, counted(25, failed=90)),
+    ]
+    past = Past("1", NOW.replace(hour=13, minute=1), promotion, None, rows, [], ())
+    now = counted(220, failed=90, answered=200)
+    # The look of a minute ago is too near; that of before the promotion is where it began.
+    assert past.counted({"production 1": now}) == counted(200, answered=200)
+    assert past.counted({"production 1": counted(3)}) == counted(3), "serving has begun anew"
+    late = Past("1", NOW.replace(hour=14, minute=1), promotion, None, rows, [], ())
+    assert late.counted({"production 1": now}).timed == 195

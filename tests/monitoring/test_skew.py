@@ -1,0 +1,264 @@
+"""Each class of skew, made for real: ingest, Feast, Redis, its reader and the prediction log."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from redis import Redis
+
+from feature_repo.entities import EntityFeatures
+from feature_repo.features import raw_table
+from feature_repo.ingest import quarantine_table
+from feature_repo.online import OnlineFeatures
+from mlflow_server.served_model import ServedModel
+from monitoring import skew
+from monitoring.collect import collect, predictions
+from monitoring.skew import audit, sampled
+from serving.prediction_log import AppendLog
+from stack.spec import entity_of, entity_text
+from tests.conftest import AS_OF
+from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
+from tests.feature_repo.test_composite_keys import Shop as Baskets
+from tests.feature_repo.test_composite_keys import order as basket_order
+from tests.feature_repo.test_composite_keys import spend  # noqa: F401
+from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401
+
+HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
+SPENT = {"total_spend_30d", "total_spend_90d", "lifetime_value", "avg_order_value"}
+BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
+           "avg_order_value", "order_kind")  # fmt: skip
+
+
+def contract(spec=SPEC, **changed):
+    of_spec = {name: getattr(spec, name) for name in ("entity_key", "feature_service", "features")}
+    return ServedModel(**of_spec | {"model": "m", "defaults": {}, "population": SPEC.population,
+                                    "as_of": AS_OF.isoformat()} | changed)  # fmt: skip
+
+
+class Asking:
+    """What serving does of a request, without the model: read online, write down."""
+
+    def __init__(self, settings, dataset=ORDERS, served=None):
+        self.settings, self.dataset, self.served = settings, dataset, served or contract()
+        self.log, self.count = AppendLog(settings.home / "serving" / "log", "predictions"), 0
+        self.log.open()
+
+    def ask(self, at, *keys):
+        reader = OnlineFeatures(
+            self.settings, self.served.feature_service, tuple(self.served.features)
+        )
+        for key, features in zip(keys, reader.read(keys, at), strict=True):
+            self.write(at, entity_text(key), features)
+        reader.close()
+
+    def write(self, at, entity, features, **changed):
+        self.count += 1
+        row = {
+            "request_id": str(self.count), "model": "m", "version": "1", "role": "production",
+            "received": at.isoformat(), "as_of": at.isoformat(), "entity": entity,
+            "features": features, "features_from": "online", "probability": 0.5,
+            "prediction": 1.0, "in_population": True,
+        }  # fmt: skip
+        assert self.log.write([row | changed])
+
+    def told(self):
+        return {cause: each.message for cause, each in self.look().alerts(AS_OF).items()}
+
+    def look(self):
+        collect(self.settings)
+        seen = predictions(self.settings).read()
+        online = seen.filter(pc.field("features_from") == "online")
+        sources = Counter(seen["features_from"].to_pylist())
+        return audit(self.settings, self.dataset, self.served, "1", online, sources)
+
+
+@pytest.fixture
+def asking(shop):  # noqa: F811
+    return Asking(shop.settings)
+
+
+def who(number):
+    return {"customer_id": number}
+
+
+def classes(found):
+    return {name: count for name, count in found.values.items() if count}
+
+
+def first_orders():
+    return [order(n, n, AS_OF - n * DAY, 5.0 + n) for n in range(1, 8)]
+
+
+def test_what_landed_later_is_stale_or_corrected_and_no_skew(shop, asking):  # noqa: F811
+    orders = first_orders()
+    shop.has(*orders)
+    shop.ingest(AS_OF)
+    at = AS_OF + HOUR / 2
+    asking.ask(at, *map(who, (1, 2, 3, 4, 5)))
+    assert classes(asking.look()) == {"equal": 50}
+    stale = order(11, 1, AS_OF + MINUTE, 3.0)
+    late = order(12, 3, AS_OF - 10 * HOUR, 3.0)
+    # Of 4 both: an order that is only stale, and an older one that is corrected beside it.
+    both = order(13, 4, at - MINUTE, 3.0)
+    corrected = [order(n, n, AS_OF - n * DAY, 50.0) for n in (2, 4)]
+    shop.has(*(each for n, each in enumerate(orders, 1) if n not in {2, 4}),
+             *corrected, stale, late, both)  # fmt: skip
+    shop.ingest(AS_OF + HOUR)
+    found = asking.look()
+    assert asking.told() == {}
+    # Of 1 and 3 all but tenure, of 2 what was spent, of 4 both kinds, of 5 nothing.
+    assert classes(found) == {"equal": 19, "stale": 9 + 5, "corrected": 4 + 9 + 4}
+    asking.ask(AS_OF + HOUR, *map(who, (1, 2, 3, 4, 5)))
+    assert asking.look().values["equal"] == found.values["equal"] + 50
+
+
+def test_a_value_is_stale_for_as_long_as_promised_and_then_skewed(shop, asking):  # noqa: F811
+    leaves = AS_OF + MINUTE  # the 30 days' window
+    shop.has(order(1, 1, leaves - 30 * DAY, 5.0), order(2, 2, AS_OF - DAY, 5.0))
+    shop.ingest(AS_OF)
+    asking.ask(leaves + HOUR - MINUTE, who(1))  # ingest stands still
+    found = asking.look()
+    assert classes(found) == {"equal": 8, "stale": 2}
+    asking.ask(leaves + HOUR + MINUTE, who(1), who(2))
+    found = asking.look()
+    assert classes(found) == {"equal": 26, "stale": 2, "skewed": 2}
+    assert [*asking.told()] == [
+        "skew of version 1: total_orders_30d", "skew of version 1: total_spend_30d",
+    ]  # fmt: skip
+
+
+def planted(settings, number, **changed):
+    """Give customer `number` the hash of another one in Redis, as Feast encodes it."""
+    redis = Redis(port=settings.redis_port)
+    keys = {n: key for key in redis.keys("*") for n in (number, changed["of"])
+            if n.to_bytes(8, "little") in key}  # fmt: skip
+    redis.hset(keys[number], mapping=redis.hgetall(keys[changed["of"]]))
+    redis.close()
+
+
+def test_a_planted_value_is_named_with_customer_and_feature(shop, asking):  # noqa: F811
+    shop.has(*first_orders(), order(11, 1, AS_OF - 40 * DAY, 3.0))
+    shop.ingest(AS_OF)
+    planted(shop.settings, 3, of=1)
+    at = AS_OF + HOUR / 2
+    asking.ask(at, *map(who, range(1, 8)))
+    asking.ask(at + MINUTE, who(3))
+    shop.ingest(AS_OF + HOUR)
+    found, alerts = asking.look(), asking.told()
+    assert alerts["skew of version 1: lifetime_orders"] == (
+        f"skew of lifetime_orders: customer_id 3 at {at + MINUTE:%Y-%m-%d %H:%M:%S} UTC: "
+        "online 2, offline 1; and 1 more"
+    )
+    assert "online 'repeat', offline 'new'" in alerts["skew of version 1: customer_segment"]
+    assert "skew of version 1: total_orders_30d" not in alerts  # 1 of both
+    assert found.values["skewed"] == 2 * len(alerts)
+    assert {each.key["customer_id"] for each in found.skewed} == {3}
+    assert found.figures()["skew_skewed"] == found.values["skewed"]
+
+
+def test_entities_that_nobody_knows_and_rows_that_are_no_vectors(shop, asking):  # noqa: F811
+    shop.has(*first_orders())
+    shop.ingest(AS_OF)
+    asking.ask(AS_OF, who(1))
+    row = json.loads(predictions_of(asking)[0]["features"])
+    asking.write(AS_OF, "99", row)
+    for entity in (None, "1.5", "x"):
+        asking.write(AS_OF, entity, row)
+    asking.write(AS_OF, "1", dict(list(row.items())[1:]))
+    for origin in ("request", "cache", "cache", "merged", "defaults"):
+        asking.write(AS_OF, "1", row | {"lifetime_orders": 9}, features_from=origin)
+    found = asking.look()
+    assert classes(found) == {"equal": 10, "skewed": 10}
+    assert found.apart == {"request": 1, "cache": 2, "merged": 1, "defaults": 1,
+                           "other_entity": 3, "other_features": 1}  # fmt: skip
+    told = asking.told()["skew of version 1: lifetime_value"]
+    assert "customer_id 99" in told
+    assert "offline None" in told
+
+
+def predictions_of(asking):
+    collect(asking.settings)
+    return predictions(asking.settings).read().to_pylist()
+
+
+def send(settings, moment, *rows):
+    """Put events on file as serving does, and bring them online."""
+    settings.events.mkdir(parents=True, exist_ok=True)
+    with (settings.events / "orders-1-1.jsonl").open("a") as file:
+        for row in rows:
+            line = {"received": moment, "row": row}
+            file.write(json.dumps(line, default=lambda at: at.isoformat()) + "\n")
+    tables = (of(settings, ORDERS) for of in (raw_table, quarantine_table))
+    online = EntityFeatures(settings, ORDERS, *tables)
+    assert online.bring_online(rows, moment) == []
+    online.close()
+
+
+def test_an_event_is_known_before_it_lands_and_one_that_was_replaced_is_unsettled(shop, asking):  # noqa: F811
+    shop.has(*first_orders())
+    shop.ingest(AS_OF)
+    late, settings = order(21, 1, AS_OF - 5 * HOUR, 3.0), shop.settings
+    send(settings, AS_OF + 10 * MINUTE, late, order(22, 2, AS_OF + 5 * MINUTE, 1.0))
+    asking.ask(AS_OF + 20 * MINUTE, who(1), who(2))
+    pending = asking.look()  # not in the table yet
+    assert classes(pending) == {"equal": 2, "corrected": 18}
+    send(settings, AS_OF + 30 * MINUTE, late | {"dollar_value": 30.0})
+    asking.ask(AS_OF + 40 * MINUTE, who(1))
+    assert asking.look().values["skewed"] == 0
+    shop.ingest(AS_OF + HOUR)
+    assert not [*settings.events.glob("*.jsonl")]
+    landed = asking.look()
+    assert landed.values["unsettled"] == len(SPENT)  # of 3.0 dollars nothing tells any more
+    assert landed.values["equal"] == 30 - len(SPENT)
+    assert asking.told() == {}
+
+
+def test_a_key_of_two_columns_one_of_them_text(applied, spend):  # noqa: F811
+    made = Baskets(applied, spend)
+    month = AS_OF.replace(month=12, day=1, hour=0)
+    made.land([basket_order(n, n, AS_OF - n * DAY, cds=1 + n % 2) for n in range(1, 5)], month)
+    kinds = {name: "double" if "spend" in name or "value" in name else "int64" for name in BASKETS}
+    served = contract(
+        entity_key={"customer_id": "int64", "basket": "string"},
+        feature_service="next_quarter_spend_v1", features=kinds | {"order_kind": "string"},
+    )  # fmt: skip
+    asking = Asking(applied, spend, served)
+    one, two = ({"customer_id": n, "basket": kind} for n, kind in ((1, "several"), (2, "single")))
+    asking.ask(month + HOUR / 2, one, two)
+    assert classes(asking.look()) == {"equal": 14}
+    made.land([basket_order(1, 1, AS_OF - DAY, cds=2, cents=7_700)], month + HOUR)
+    assert classes(asking.look()) == {"equal": 11, "corrected": 3}
+    row = json.loads(predictions_of(asking)[0]["features"])
+    asking.write(month + HOUR, entity_text(two), row | {"orders_3m": 8})
+    assert "customer_id 2, basket single" in asking.told()["skew of version 1: orders_3m"]
+
+
+@pytest.mark.parametrize(
+    "key", [{"customer_id": 4}, {"basket": "4"}, {"customer_id": -1, "basket": 'a, "b"'}]
+)
+def test_an_entity_is_found_by_its_text(key):
+    kinds = {name: "int64" if name == "customer_id" else "string" for name in key}
+    assert entity_of(kinds, entity_text(key)) == key
+
+
+@pytest.mark.parametrize("text", ["x", "4", '{"customer_id": 1}', "[1, 2]"])
+def test_a_text_of_another_entity_is_refused(text):
+    with pytest.raises(ValueError, match=r"expected an entity|Expecting value"):
+        entity_of({"customer_id": "int64", "basket": "string"}, text)
+
+
+def test_of_many_vectors_the_newest_are_looked_at_and_the_same_sample_of_the_others():
+    count = 3 * skew.MOST
+    order_of = np.random.default_rng(1).permutation(count)
+    rows = pa.table({"received": order_of})
+    found = sampled(rows)["received"].to_numpy()
+    assert len(set(found)) == skew.MOST
+    assert (found[: skew.MOST // 2] == np.arange(count - 1, count - 1 - skew.MOST // 2, -1)).all()
+    assert found[skew.MOST // 2 :].min() < count // 10
+    assert (sampled(rows)["received"].to_numpy() == found).all()
