@@ -1,24 +1,28 @@
-"""What the keeper tells the workers: one file, `GYRE_HOME/serving/announcement.json`.
+"""What the keeper tells the workers: one file in memory, and its copy in GYRE_HOME/serving.
 
 It names the versions that hold a role, with the digests their files must have. Replaced as a
 whole, it outlives both: a worker that starts serves what it says before the keeper has asked
-MLflow, and also when MLflow is down.
+MLflow, and also when MLflow is down. In memory, because a promotion must reach the workers while
+the disk is full; the copy is for a start after a clean end or a reboot.
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
+import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from stack.settings import Settings
 
 Role = Literal["production", "challenger", "shadow", "previous"]
+NAME = "announcement.json"
 SILENT_SECONDS = 15
 """A keeper that has not written for so long is down."""
 
@@ -60,24 +64,59 @@ def local_copy(settings: Settings, model: str, version: str) -> Path:
     return settings.home / "serving" / "models" / model / version
 
 
-def announce(settings: Settings, models: dict[str, ModelState]) -> None:
-    path = _path(settings)
-    part = path.with_suffix(f".{os.getpid()}.part")
+def in_memory(settings: Settings) -> Path:
+    """Folder of this home that no full disk reaches; the server makes it at its start."""
+    shared = Path("/dev/shm")  # noqa: S108  (the folder in it is ours alone)
+    base = shared if shared.is_dir() else Path(tempfile.gettempdir())
+    name = hashlib.blake2b(os.fsencode(settings.home), digest_size=8).hexdigest()
+    return base / f"gyre-{os.getuid()}-{name}"
+
+
+def announce(settings: Settings, models: dict[str, ModelState]) -> bool:
+    """Tell the workers; False: for want of room a start after the next reboot would not know.
+
+    Raises:
+        OSError: it cannot be told in memory.
+
+    """
     written = Announcement(written=datetime.now(UTC), models=models)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with part.open("w") as file:
-        file.write(written.model_dump_json())
-        file.flush()
-        os.fsync(file.fileno())
-    part.rename(path)
+    in_memory(settings).mkdir(mode=0o700, exist_ok=True)
+    _replace(in_memory(settings) / NAME, written.model_dump_json().encode())
+    return written_down(settings)
 
 
 def announced(settings: Settings) -> Announcement | None:
     """Return what was last announced; None: nothing ever, or nothing readable."""
+    for path in (in_memory(settings) / NAME, _on_disk(settings)):
+        with suppress(OSError, ValueError):
+            return Announcement.model_validate_json(path.read_bytes())
+    return None
+
+
+def written_down(settings: Settings) -> bool:
+    """Whether the disk has what memory says, once it was tried."""
     try:
-        return Announcement.model_validate_json(_path(settings).read_bytes())
-    except (OSError, ValueError):
-        return None
+        _replace(_on_disk(settings), (in_memory(settings) / NAME).read_bytes())
+    except FileNotFoundError:
+        return True  # nothing was announced since
+    except OSError:
+        return False
+    return True
+
+
+def forget_another_home(settings: Settings) -> None:
+    """At a start: where the disk knows of no announcement, one in memory is a removed home's."""
+    if not _on_disk(settings).exists():
+        (in_memory(settings) / NAME).unlink(missing_ok=True)
+
+
+def stamp(settings: Settings) -> tuple[int, int] | None:
+    """Return what changes whenever something is announced; None: nothing ever was."""
+    for path in (in_memory(settings) / NAME, _on_disk(settings)):
+        with suppress(OSError):
+            found = path.stat()
+            return found.st_ino, found.st_mtime_ns
+    return None
 
 
 def silent(found: Announcement | None) -> str | None:
@@ -88,5 +127,19 @@ def silent(found: Announcement | None) -> str | None:
     return f"the keeper is silent since {found.written:%Y-%m-%d %H:%M:%S} UTC" if late else None
 
 
-def _path(settings: Settings) -> Path:
-    return settings.home / "serving" / "announcement.json"
+def _replace(path: Path, content: bytes) -> None:
+    part = path.with_suffix(f".{os.getpid()}.part")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with part.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        part.rename(path)
+    except OSError:
+        part.unlink(missing_ok=True)
+        raise
+
+
+def _on_disk(settings: Settings) -> Path:
+    return settings.home / "serving" / NAME

@@ -13,27 +13,21 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
-from serving.announcement import Announcement, ModelState, announced, silent
+from serving.announcement import Announcement, ModelState, announced, silent, stamp
 from serving.features import FeatureSource, settle
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
-from serving.json_logs import log_to_stdout
 from serving.metrics import WATERMARK_AGE
 from serving.periodic import every
 from serving.prediction_log import AppendLog
 from serving.readiness import add_health
 from serving.routes import add_routes
 from serving.scorer import Scorer
-from stack.settings import Settings, load_settings
-from stack.spec import ModelSpec, load_specs
+from stack.settings import Settings
+from stack.spec import ModelSpec
 
 FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS, CLOSE_SECONDS = 1.0, 1.0, 0.25, 30.0
 logger = logging.getLogger(__name__)
-
-
-def worker() -> FastAPI:
-    log_to_stdout()
-    return create_app(load_settings(), load_specs())
 
 
 def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
@@ -52,6 +46,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             opened.enter_context(every(FLUSH_SECONDS, log.flush))
             opened.push_async_callback(forward.close)
             await told.look()
+            settle()  # else the first swap collects all that was imported: 0.1 s without answers
             for seconds, work in ((FOLLOW_SECONDS, told.look), (PROBE_SECONDS, told.probe)):
                 opened.push_async_callback(_cancelled, asyncio.create_task(_again(seconds, work)))
             for scorer in scorers:
@@ -75,6 +70,7 @@ class Told:
         self._settings, self._holders = settings, holders
         self._parent = os.getppid()
         self.last: Announcement | None = None
+        self._stamp: tuple[int, int] | None = None
         self._closing = set[asyncio.Task[None]]()
 
     @property
@@ -83,20 +79,25 @@ class Told:
 
     async def look(self) -> None:
         """Follow what is new. A model is loaded in a thread: the others answer on."""
-        found = await asyncio.to_thread(announced, self._settings)
-        if found is None or (self.last and found.written == self.last.written):
+        now = stamp(self._settings)
+        if now == self._stamp:
             return
-        self.last, changed = found, False
+        found = await asyncio.to_thread(announced, self._settings)
+        if found is None:
+            return
+        self.last, changed, whole = found, False, True
         for name, holder in self._holders.items():
             state = found.models.get(name, ModelState())
             loaded = await asyncio.to_thread(holder.load, state)
             if loaded is None:
                 continue
+            whole &= all(loaded.values())
             # Before the swap: a source that is not open yet would answer with defaults.
             await asyncio.gather(*(source.probe() for source in holder.sources))
             changed |= holder.swap(state, loaded)
             for source in holder.release_sources():  # answers that have begun still read there
                 asyncio.get_running_loop().call_later(CLOSE_SECONDS, self._close, source)
+        self._stamp = now if whole else None  # what is refused is tried again at the next look
         if changed:
             settle()
 

@@ -16,6 +16,8 @@ MORE, SEVEN = 128, 127
 """In each byte of a varint: there is another one; the payload."""
 INT64_TAG, DOUBLE_TAG, STRING_TAG = 0x20, 0x29, 0x12
 EMPTY = b""
+EIGHT, MORES = 8, 0x8080808080808080
+"""Bytes, and the bit of each that says that there is another."""
 WRONG_BYTES = (IndexError, TypeError, ValueError, struct.error)
 _double = struct.Struct("<Bd").unpack
 
@@ -42,10 +44,21 @@ def int64(raw: bytes) -> int | None:
         raise ValueError("no int64")
     if len(raw) == 2 and raw[1] < MORE:  # noqa: PLR2004
         return raw[1]
+    if len(raw) == 1 + EIGHT:
+        bits = int.from_bytes(raw[1:], "little")
+        if bits & MORES == MORES >> 8:
+            return _eight_bytes(bits)
     value, end = varint(raw, 1)
     if end != len(raw):
         raise ValueError("no int64")
     return value
+
+
+def _eight_bytes(bits: int) -> int:
+    """As `varint`, of the eight bytes that a time in microseconds has, in half of its time."""
+    bits = (bits & 0x007F007F007F007F) | (bits & 0x7F007F007F007F00) >> 1
+    bits = (bits & 0x00003FFF00003FFF) | (bits & 0x3FFF00003FFF0000) >> 2
+    return (bits & 0x0FFFFFFF) | (bits & 0x0FFFFFFF00000000) >> 4
 
 
 def double(raw: bytes) -> float | None:

@@ -1,6 +1,8 @@
 """What the keeper answers: feedback, events, metrics, the status page and its reports."""
 
+import asyncio
 import logging
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
@@ -19,7 +21,7 @@ MAX_BYTES = 10_000_000
 SECONDS = 30.0
 PATHS = {
     "/": "GET", "/metrics": "GET", "/feedback": "POST", "/events/{name:path}": "POST",
-    "/data-docs/{page:path}": "GET",
+    "/data-docs/{page:path}": "GET", "/status/{name}": "GET",
 }  # fmt: skip
 MOST_INSIDE = 64
 """That wait for the keeper at once: predictions need the worker's places."""
@@ -35,10 +37,9 @@ class Forward:
         self._inside = 0
 
     async def __call__(self, request: Request) -> Response:
-        import httpx  # noqa: PLC0415  (a worker that only predicts does without)
-
         if self._inside >= MOST_INSIDE:
             raise KeeperSilentError("too many requests wait for the keeper")
+        httpx = await _httpx()
         scope = request.scope
         query = b"?" + scope["query_string"] if scope["query_string"] else b""
         # As it came: decoded and encoded again, a path may become another one, or none.
@@ -47,7 +48,8 @@ class Forward:
         try:
             body = await read_body(request, MAX_BYTES)
             sent = [(n, v) for n, v in scope["headers"] if n in SENT]
-            found = await self._client().request(request.method, path, content=body, headers=sent)
+            client = await self._client()
+            found = await client.request(request.method, path, content=body, headers=sent)
         except httpx.TransportError as exc:
             raise KeeperSilentError(f"the keeper does not answer: {exc}") from exc
         finally:
@@ -57,27 +59,30 @@ class Forward:
 
     async def openapi(self) -> dict[str, Any]:
         """Return what the keeper says of its own routes; nothing where it does not answer."""
-        import httpx  # noqa: PLC0415
-
+        client = await self._client()
         try:
-            found: dict[str, Any] = (await self._client().get("/openapi.json")).json()
-        except httpx.TransportError:
+            found: dict[str, Any] = (await client.get("/openapi.json")).json()
+        except (await _httpx()).TransportError:
             return {}
         return found
 
-    def _client(self) -> "httpx.AsyncClient":
-        import httpx  # noqa: PLC0415
-
+    async def _client(self) -> "httpx.AsyncClient":
+        httpx = await _httpx()
         if self._opened is None:
             self._opened = httpx.AsyncClient(
-                transport=httpx.AsyncHTTPTransport(uds=self._address),
-                base_url="http://keeper", timeout=SECONDS,
+                transport=httpx.AsyncHTTPTransport(uds=self._address, verify=False),
+                base_url="http://keeper", timeout=SECONDS, trust_env=False,
             )  # fmt: skip
         return self._opened
 
     async def close(self) -> None:
         if self._opened is not None:
             await self._opened.aclose()
+
+
+async def _httpx() -> Any:
+    """A worker that only predicts does without; another imports it beside its answers."""
+    return await asyncio.to_thread(import_module, "httpx")
 
 
 def add_forwarded(app: FastAPI, forward: Forward) -> None:

@@ -20,22 +20,24 @@ from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import reconcile
 from mlflow_server.reconcile import history, last_applied
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.registry import PRODUCTION, Registry
+from mlflow_server.records import Records
+from mlflow_server.registry import PRODUCTION, Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, wrong_files
 from serving.announcement import Held, ModelState, Role, local_copy
 from serving.metrics import REFUSED, SOURCE_SILENCE
 from serving.model import open_version
+from serving.readout import Observed
 from stack.errors import GyreError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
+    from feature_repo.freshness import Freshness
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
-RETRY_SECONDS = 10.0
+RETRY_SECONDS, MOST_SECONDS = 10.0, 60.0
 ANSWERING: tuple[Role, ...] = ("production", "challenger", "shadow")
 logger = logging.getLogger(__name__)
 
@@ -45,14 +47,22 @@ Stamp = list[tuple[str, int, int]]
 
 @dataclass(frozen=True)
 class Refusal:
-    """Why a version is not served; `since` in monotonic seconds."""
+    """Why a version is not served; not tried again until `until`, monotonic seconds."""
 
     reason: str
-    since: float
+    until: float
+    wait: float = RETRY_SECONDS
+
+    @classmethod
+    def of(cls, reason: str, before: Refusal | None, now: float) -> Refusal:
+        """Wait twice as long each time that the reason is the same, a minute at most."""
+        same = before is not None and before.reason == reason
+        wait = min(2 * before.wait, MOST_SECONDS) if before and same else RETRY_SECONDS
+        return cls(reason, now + wait, wait)
 
 
 class Follower:
-    """One model: `state` is what to announce. Used by one thread, but for history, decisions."""
+    """One model: `state` is what to announce. Used by one thread, but for what others read."""
 
     def __init__(self, settings: Settings, spec: ModelSpec, before: ModelState | None) -> None:
         """before: what was announced when a keeper last ran."""
@@ -61,11 +71,14 @@ class Follower:
         self._known: list[LedgerRow] | None = None
         """The ledger's rows when it last answered."""
         self._telling = threading.Lock()
-        self._records: Records | None = None
+        self.aliases: Observed[Mapping[str, str]] = Observed()
+        """What MLflow last said of who holds a role; unknown: it does not answer."""
+        self.freshness: Observed[Freshness] = Observed()
         self._refused: dict[str, Refusal] = {}
         self._tried: dict[str, tuple[Held, Stamp]] = {}
         """Versions whose local copy holds, and what it looked like then."""
         self._services: dict[str, str] = {}
+        REFUSED.labels(spec.name)  # there from the start: Prometheus sees no increase from nothing
         waiting = None if before and before.roles else f"{spec.name} is being loaded"
         self.state = ModelState(roles=before.roles if before else {}, waiting=waiting)
 
@@ -76,8 +89,10 @@ class Follower:
             self._plan(service)
         try:
             held = self._registry.aliases(name)
+            self.aliases = Observed(held, datetime.now(UTC))
             what = "in production" if held or self._registry.versions(name) else "registered"
         except RegistryError as exc:
+            self.aliases = Observed(why=str(exc))
             self._tell(registry_problem=str(exc), waiting=None)
             return
         rows = self._rows()
@@ -86,7 +101,6 @@ class Follower:
         self._tell(registry_problem=None, waiting=empty)
         try:
             self._ledger = self._ledger or Ledger(self._settings)
-            self._records = self._records or Records(self._settings)
             changed = reconcile(self._registry, self._ledger, name)  # it may have moved an alias
             if changed or rows is None:
                 self._follow(self._registry.aliases(name), self._rows())
@@ -97,9 +111,11 @@ class Follower:
         """See how old the features are and whether they are built."""
         try:
             found = freshness(self._settings, self.spec.dataset)
-        except GyreError:
+        except GyreError as exc:
+            self.freshness = Observed(why=str(exc))
             self._tell(not_built=None)
         else:
+            self.freshness = Observed(found, datetime.now(UTC))
             self._tell(not_built=[*found.not_built], newest_event=found.newest)
         age = SOURCE_SILENCE.labels(self.spec.dataset)
         newest = self.state.newest_event
@@ -112,17 +128,9 @@ class Follower:
         except RegistryError:
             return None
 
-    def decisions(self) -> Sequence[DecisionRow] | None:
-        """Return what the monitor decided, oldest first; None if its database does not answer."""
-        try:
-            return self._records.decisions(self.spec.name) if self._records else None
-        except RegistryError:
-            return None
-
     def close(self) -> None:
-        for store in (self._ledger, self._records):
-            if store is not None:
-                store.close()
+        if self._ledger is not None:
+            self._ledger.close()
 
     def _rows(self) -> list[LedgerRow] | None:
         rows = self.history()
@@ -163,7 +171,7 @@ class Follower:
     def _held(self, version: str) -> Held | None:
         """Have the files of `version` here, tried; None: it is refused."""
         known, no = self._tried.get(version), self._refused.get(version)
-        if no and time.monotonic() < no.since + RETRY_SECONDS:
+        if no and time.monotonic() < no.until:
             return None
         folder = local_copy(self._settings, self.spec.name, version)
         if known and known[1] == _stamp(folder):
@@ -171,8 +179,7 @@ class Follower:
         try:
             found = self._registry.version(self.spec.name, version)
             if wrong_files(folder, found.tags):
-                shutil.rmtree(folder, ignore_errors=True)
-                self._registry.download(found, folder)
+                self._fetch(found, folder)
             contract, _ = open_version(folder, found.tags, self.spec)
         except Exception as exc:  # noqa: BLE001  (anything wrong keeps the old version)
             self._refuse(version, exc)
@@ -184,6 +191,14 @@ class Follower:
         held = Held(version=version, digests=digests)
         self._tried[version] = held, _stamp(folder)
         return held
+
+    def _fetch(self, version: Version, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            self._registry.download(version, folder)
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)  # a part of it may fill the disk
+            raise
 
     def _plan(self, service: str) -> None:
         try:
@@ -204,7 +219,7 @@ class Follower:
     def _refuse(self, version: str, exc: Exception) -> None:
         before = self._refused.get(version)
         reason = " ".join(f"{type(exc).__name__}: {exc}".split())[:500]
-        self._refused[version] = Refusal(reason, time.monotonic())
+        self._refused[version] = Refusal.of(reason, before, time.monotonic())
         if before is None or before.reason != reason:
             REFUSED.labels(self.spec.name).inc()
             logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)

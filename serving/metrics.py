@@ -55,14 +55,14 @@ LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", [
 TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
 MODEL_INFO = Gauge(
     "gyre_model_info", "1 for the version in a role, 0 once it left.", VERSION,
-    multiprocess_mode=NEWEST,
+    multiprocess_mode="livemostrecent",  # nobody sets to 0 what a killed worker held
 )  # fmt: skip
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
     "gyre_log_lag_seconds",
     "How long the oldest row of the last flush had waited to be on disk.",
     ["log"],
-    multiprocess_mode="max",
+    multiprocess_mode="livemax",
 )
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
 FEATURE_FALLBACKS = Counter(

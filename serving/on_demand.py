@@ -45,7 +45,7 @@ class FunctionReader:
 
     def _call(self, known: Columns, part: slice, count: int) -> Columns:
         # Copies: what a function does to its arguments is its own affair.
-        given = {name: [*known[column][part]] for name, column in self._plan.inputs.items()}
+        given = {name: known[column][part] for name, column in self._plan.inputs.items()}
         found = self._function(given)
         made = {name: PYTHON[kind](found[name]) for name, kind in self._plan.outputs.items()}
         if any(len(column) != count for column in made.values()):

@@ -21,10 +21,10 @@ A feedback: request_id, actual (0.0 | 1.0; any finite number where numbers are p
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk
 once a second: SIGKILL loses no acknowledged row, a power cut at most the last second.
-A file is closed after 64 MB or 10 minutes and never written again. The writer holds a lock
-(`flock`) on its open file: whoever gets that lock has a closed file, also after a SIGKILL. In an
-open file, every line that ends in a newline is final. A line that is no JSON object (torn by a
-full disk or a power cut) is skipped and counted by `read_rows`.
+A file is ended after 64 MB or 10 minutes, closed once it is on disk, and never written again. The
+writer holds a lock (`flock`) on its open file: whoever gets it has a closed file, also after a
+SIGKILL. In an open file, every line that ends in a newline is final. A line that is no JSON object
+(torn by a full disk or a power cut) is skipped and counted by `read_rows`.
 """
 
 import fcntl
@@ -33,6 +33,7 @@ import logging
 import os
 import threading
 import time
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
@@ -42,6 +43,7 @@ from pydantic_core import to_json
 
 from serving.errors import FeedbackConflictError
 from serving.metrics import LOG_FAILURES, LOG_LAG, TORN_LINES
+from stack.log_files import REMEMBERED, began
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
@@ -70,26 +72,33 @@ class AppendLog:
     def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
         self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
         self._lock, self._file = threading.Lock(), CLOSED
+        self._ended: list[int] = []
+        """Files before it: full, not synced yet, and so not closed."""
         self._size, self._opened, self._torn = 0, 0.0, False
         self._unsynced: float | None = None
         """Since when rows wait to be on disk, monotonic seconds; None: none does."""
         self.problem: str | None = None
+        LOG_FAILURES.labels(kind)  # there from the start: Prometheus sees no increase from nothing
 
     def open(self) -> None:
-        """Close the file at hand and begin another."""
-        self._sync(self._file)
+        """Begin a file. One at hand takes no more rows: the next flush syncs and closes it."""
+        if self._file != CLOSED:
+            self._ended.append(self._file)
         self._file = CLOSED
         name = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}.jsonl"
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        hidden, file = self._folder / f".{name}", CLOSED
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Locked before it has its name: a file that can be found is never taken for closed.
-            hidden = self._folder / f".{name}"
             file = os.open(hidden, flags, 0o644)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             hidden.rename(self._folder / name)
             self._file = file
         except OSError as exc:
+            if file != CLOSED:
+                os.close(file)
+                hidden.unlink(missing_ok=True)
             self._failed(exc)
         self._size, self._torn, self._opened = 0, False, time.monotonic()
 
@@ -123,15 +132,19 @@ class AppendLog:
             old = self._size and time.monotonic() - self._opened > MAX_SECONDS
             if self._file == CLOSED or old:
                 self.open()
-            file = CLOSED if self._file == CLOSED else os.dup(self._file)
+            try:
+                now = [] if self._file == CLOSED else [os.dup(self._file)]
+            except OSError as exc:  # too many are open: the next flush has them all
+                self._failed(exc)
+                return
+            files, self._ended = [*self._ended, *now], []
             since, self._unsynced = self._unsynced, None
-        self._sync(file)  # outside the lock: a slow disk must not hold up the answers
+        for file in files:  # outside the lock: a slow disk must not hold up the answers
+            self._sync(file)
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
     def _sync(self, file: int) -> None:
         """Flush `file` to disk and close it."""
-        if file == CLOSED:
-            return
         try:
             os.fsync(file)
         except OSError as exc:
@@ -141,8 +154,10 @@ class AppendLog:
 
     def close(self) -> None:
         with self._lock:
-            self._sync(self._file)
-            self._file = CLOSED
+            for file in (*self._ended, self._file):
+                if file != CLOSED:
+                    self._sync(file)
+            self._ended, self._file = [], CLOSED
 
     def _failed(self, exc: OSError) -> None:
         if self.problem is None:
@@ -151,20 +166,25 @@ class AppendLog:
 
 
 class FeedbackLog(AppendLog):
-    """Outcomes by request id, one `actual` each, remembered from the files at start.
+    """Outcomes by request id, one `actual` each; the newest are remembered, first from the files.
 
     A request id is not checked against the predictions: its row may be in another worker's file,
-    or moved already. What matches no prediction is seen when the two are joined.
+    or moved already. What matches no prediction is seen when the two are joined, and so is what
+    contradicts an outcome that is not remembered any more: there the first one stands.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, remembered: int = REMEMBERED) -> None:
         super().__init__(folder, "feedback")
-        self._actuals: dict[str, float] = {}
-        for path in sorted(folder.glob("feedback-*.jsonl")):
+        self._remembered, self._actuals = remembered, OrderedDict[str, float]()
+        known: list[dict[str, Any]] = []
+        for path in sorted(folder.glob("feedback-*.jsonl"), key=began, reverse=True):
+            if len(known) >= remembered:
+                break
             rows, torn = read_rows(path)
             told = [row for row in rows if row.keys() >= {"request_id", "actual"}]
             TORN_LINES.inc(torn + len(rows) - len(told))
-            self._actuals.update((row["request_id"], row["actual"]) for row in told)
+            known = told + known
+        self._remember({row["request_id"]: row["actual"] for row in known})
 
     def record(self, outcomes: Mapping[str, float], received: datetime) -> bool:
         """Write what is new; True if all of it is on file.
@@ -184,5 +204,10 @@ class FeedbackLog(AppendLog):
         rows = [{"request_id": k, "actual": actual, "received": at} for k, actual in new.items()]
         if rows and not self.write(rows):
             return False
-        self._actuals.update(new)
+        self._remember(new)
         return True
+
+    def _remember(self, outcomes: Mapping[str, float]) -> None:
+        self._actuals.update(outcomes)
+        while len(self._actuals) > self._remembered:
+            self._actuals.popitem(last=False)

@@ -40,7 +40,7 @@ class ViewReader:
         fields = [plan.time, *(feature.field for feature in plan.features)]
         self._start = b"*%d\r\n$5\r\nHMGET\r\n" % (2 + len(fields))
         self._end = b"\r\n" + b"".join(b"$%d\r\n%b\r\n" % (len(f), f) for f in fields)
-        self._decoders = [DECODERS[feature.kind][1] for feature in plan.features]
+        self._decoders = [(each.name, DECODERS[each.kind][1]) for each in plan.features]
         self._nothing = (EMPTY,) * len(fields)
 
     def command(self, key: Entity) -> bytes:
@@ -63,11 +63,16 @@ class ViewReader:
             for n, row in enumerate(rows)
         ]
         _, *raws = zip(*usable, strict=True)
-        names = (feature.name for feature in self._plan.features)
-        return {
-            name: _decoded(decode, raw, odd)
-            for name, decode, raw in zip(names, self._decoders, raws, strict=True)
-        }
+        try:
+            return {
+                name: [*map(decode, raw)]
+                for (name, decode), raw in zip(self._decoders, raws, strict=True)
+            }
+        except WRONG_BYTES:
+            return {
+                name: [_one(decode, n, each, odd) for n, each in enumerate(raw)]
+                for (name, decode), raw in zip(self._decoders, raws, strict=True)
+            }
 
     def _usable(self, n: int, row: Raw, as_of: datetime, odd: Odd) -> Raw:
         """Return the row; nulls for an entity that is not there or a value that is too old."""
@@ -82,13 +87,6 @@ class ViewReader:
             odd[n] = "encoding"
             return self._nothing
         return row if age <= self._plan.ttl_us else self._nothing
-
-
-def _decoded(decode: Callable[[Any], Any], raws: Raw, odd: Odd) -> list[Any]:
-    try:
-        return [decode(raw) for raw in raws]
-    except WRONG_BYTES:
-        return [_one(decode, n, raw, odd) for n, raw in enumerate(raws)]
 
 
 def _one(decode: Callable[[Any], Any], n: int, raw: bytes | None, odd: Odd) -> Any:

@@ -6,7 +6,10 @@ RESP is written by hand and parsed by hiredis. https://redis.io/docs/latest/deve
 from __future__ import annotations
 
 import asyncio
+import os
+import select
 import ssl
+import time
 from collections import deque
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, cast
@@ -22,6 +25,13 @@ if TYPE_CHECKING:
 OPENING_SECONDS = 0.5
 GRACE_SECONDS = 0.002
 """The loop may have been held up itself while the answer lay there: it is looked for once more."""
+LOOK_MS, FAR_SECONDS = 1, 1.0
+"""A store nearby answers before the loop has gone round: it is waited for on the spot. Where it did
+not come in this time, nobody waits so for the next second.
+"""
+LOOK_COMMANDS = 200
+"""More than these take Redis longer than that."""
+RECEIVE = 65_536
 
 
 def command(*words: bytes) -> bytes:
@@ -32,15 +42,14 @@ def command(*words: bytes) -> bytes:
 class _Waiting:
     __slots__ = ("count", "future", "replies", "timer", "token")
 
-    def __init__(
-        self,
-        count: int,
-        token: bytes,
-        future: asyncio.Future[list[Any]],
-        timer: asyncio.TimerHandle,
-    ) -> None:
-        self.count, self.token, self.future, self.timer = count, token, future, timer
+    def __init__(self, count: int, token: bytes, future: asyncio.Future[list[Any]]) -> None:
+        self.count, self.token, self.future = count, token, future
+        self.timer: asyncio.TimerHandle | None = None
         self.replies: list[Any] = []
+
+    def rest(self) -> None:
+        if self.timer is not None:
+            self.timer.cancel()
 
 
 class _Protocol(asyncio.Protocol):
@@ -51,10 +60,16 @@ class _Protocol(asyncio.Protocol):
         self._reader = hiredis.Reader()
         self._transport: asyncio.Transport | None = None
         self._asked = 0
+        self._fd: int | None = None
+        """To read at once; None: what comes is encrypted."""
+        self._poll, self._look_from = select.poll(), 0.0
         self.problem: str | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)  # uvloop's derives from neither
+        if transport.get_extra_info("ssl_object") is None:
+            self._fd = transport.get_extra_info("socket").fileno()
+            self._poll.register(self._fd, select.POLLIN)
 
     def ask(self, payload: bytes, count: int, seconds: float) -> asyncio.Future[list[Any]]:
         """Send commands; the future has their `count` replies, or fails within `seconds`.
@@ -63,15 +78,41 @@ class _Protocol(asyncio.Protocol):
         """
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Any]] = loop.create_future()
-        if self._transport is None or self.problem is not None:
-            future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
+        if self._transport is None or self.problem is not None or self._transport.is_closing():
+            # Closing: the number of its file may be another connection's by now.
+            problem = self.problem or "connection lost"
+            future.set_exception(FeaturesUnavailableError(f"Redis: {problem}"))
             return future
-        timer = loop.call_later(seconds, self._late, future, seconds)
         self._asked += 1
         token = b"%d" % self._asked
-        self._waiting.append(_Waiting(count + 1, token, future, timer))
-        self._transport.write(payload + command(b"ECHO", token))
+        waiting = _Waiting(count + 1, token, future)
+        self._waiting.append(waiting)
+        self._send(payload + command(b"ECHO", token), near=count <= LOOK_COMMANDS)
+        if not future.done():
+            waiting.timer = loop.call_later(seconds, self._late, future, seconds)
         return future
+
+    def _send(self, data: bytes, *, near: bool) -> None:
+        """Send, and take the answer if it comes at once: the loop need not go round for it."""
+        transport, fd = cast("asyncio.Transport", self._transport), self._fd
+        now = time.monotonic()
+        if fd is None or not near or now < self._look_from or transport.get_write_buffer_size():
+            transport.write(data)
+            return
+        try:
+            rest = data[os.write(fd, data) :]
+        except BlockingIOError:
+            rest = data
+        except OSError as exc:
+            self.drop(f"{exc}")
+            return
+        if rest:
+            transport.write(rest)
+        elif self._poll.poll(LOOK_MS):
+            with suppress(OSError):  # the transport finds the same, and ends
+                self.data_received(os.read(fd, RECEIVE))
+        else:
+            self._look_from = now + FAR_SECONDS
 
     def _late(self, future: asyncio.Future[list[Any]], seconds: float) -> None:
         loop = asyncio.get_running_loop()
@@ -100,7 +141,7 @@ class _Protocol(asyncio.Protocol):
             if first.replies.pop() != first.token:
                 raise ValueError("answers to something else")
             self._waiting.popleft()
-            first.timer.cancel()
+            first.rest()
             if not first.future.done():
                 first.future.set_result(first.replies)
 
@@ -114,7 +155,7 @@ class _Protocol(asyncio.Protocol):
             self._transport.abort()
         while self._waiting:
             waiting = self._waiting.popleft()
-            waiting.timer.cancel()
+            waiting.rest()
             if not waiting.future.done():
                 waiting.future.set_exception(FeaturesUnavailableError(f"Redis: {self.problem}"))
 
@@ -139,6 +180,7 @@ class RedisConnection:
         """
         protocol = self._protocol
         if protocol is None or protocol.problem is not None:
+            await asyncio.sleep(0)  # in a task from here on, which a timeout needs
             protocol = await self._open(seconds)
         return await protocol.ask(payload, count, seconds)
 

@@ -15,11 +15,12 @@ from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from serving.access import Access, Guard
 from serving.edge import PLAIN, Detail, Endpoint, ErrorForm, edge, json_response, read_body, refusal
 from serving.errors import FeedbackConflictError, NotFoundError
+from serving.hot import INLINE_BYTES, Hot, HotRoute
 from serving.prediction_log import FeedbackLog
 from serving.protocols import (
     BATCH_LIMIT,
@@ -32,8 +33,9 @@ from serving.protocols import (
     open_inference,
     plain,
 )
-from serving.schemas import INT64_MAX, Feedback, build_schemas, fast, feedback_schema, rows_of
+from serving.schemas import Feedback, build_schemas, fast, feedback_schema, rows_of
 from serving.scorer import Scorer
+from stack.json_types import INT64_MAX
 from stack.spec import ModelSpec
 
 PROTOCOLS: tuple[Protocol, ...] = (
@@ -42,8 +44,6 @@ PROTOCOLS: tuple[Protocol, ...] = (
     open_inference.PROTOCOL,
     mlflow_scoring.PROTOCOL,
 )
-INLINE_BYTES = 4_096
-"""Bodies up to here are read on the event loop; a larger one would hold up the others."""
 WHY = {
     400: "The request did not arrive whole.",
     401: "Tokens are set, and none of them was sent.",
@@ -82,17 +82,20 @@ def add_routes(
     app: FastAPI, scorers: Sequence[Scorer], default: Scorer, tokens: Path | None
 ) -> None:
     """Add every protocol for every model, under its name and the names it is also served as."""
-    models = [Served(each, build_schemas(each.spec), each is default) for each in scorers]
+    models, hot = [Served(each, build_schemas(each.spec), each is default) for each in scorers], {}
     for protocol in PROTOCOLS:
         for route in protocol.routes(models):
             add = _scoring if isinstance(route, Scores) else _telling
             app.router.routes.append(add(route, protocol.form))  # type: ignore[arg-type]
+            if isinstance(route, Scores) and "{" not in route.path:
+                hot[route.path] = HotRoute(route, protocol.form)
     _add_unknown_models(app, models)
     app.add_exception_handler(HTTPException, _refused)
     document(app, guarded=tokens is not None)
-    app.add_middleware(Hot, endpoints=_endpoints(app))
-    if tokens is not None:
-        app.add_middleware(Guard, access=Access(tokens), form_of=form_of)
+    access = Access(tokens) if tokens is not None else None
+    app.state.hot = Hot(hot, access)
+    if access is not None:
+        app.add_middleware(Guard, access=access, form_of=form_of)
 
 
 def form_of(path: str) -> ErrorForm:
@@ -148,28 +151,6 @@ class _Direct:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         response = await self.work(HttpRequest(scope, receive))
         await response(scope, receive, send)
-
-
-class Hot:
-    """Before FastAPI's router, which tries one pattern after the other: paths that say it all."""
-
-    def __init__(self, app: ASGIApp, endpoints: Mapping[str, _Direct]) -> None:
-        self._app, self._endpoints = app, endpoints
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        found = None
-        if scope["type"] == "http" and scope["method"] == "POST":
-            found = self._endpoints.get(scope["path"])
-        await (found or self._app)(scope, receive, send)
-
-
-def _endpoints(app: FastAPI) -> dict[str, _Direct]:
-    return {
-        route.path: route.app
-        for route in app.router.routes
-        if isinstance(route, APIRoute) and isinstance(route.app, _Direct)
-        and "POST" in route.methods and "{" not in route.path
-    }  # fmt: skip
 
 
 def _score(route: Scores) -> Endpoint:

@@ -4,30 +4,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le, Len
+from annotated_types import Len
 from pydantic import (
     BaseModel,
-    BeforeValidator,
     ConfigDict,
     FailFast,
     Field,
-    Strict,
     TypeAdapter,
     create_model,
 )
 
+from stack.json_types import Int64
 from stack.spec import FLOAT32, ModelSpec
 
 MAX_ROWS = 10_000
-INT64_MAX = 2**63 - 1
-
-
-def _whole(value: Any) -> Any:
-    """In JSON 4.0 is an integer, and what pandas makes of a column with a gap."""
-    return int(value) if type(value) is float and value.is_integer() else value
-
-
-Int64 = Annotated[int, Strict(), Ge(-INT64_MAX - 1), Le(INT64_MAX), BeforeValidator(_whole)]
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[str, Any] = {"int64": Int64, "double": Double, "string": Text}

@@ -8,12 +8,13 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from mlflow_server.served_model import rounded
+from mlflow_server.served_model import rounded_one
+from serving import eager
 from serving.announcement import Role
 from serving.errors import (
     InvalidRequestError,
@@ -47,7 +48,7 @@ MOST_SHADOWED = 1_000
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Request:
     """One row to score. `given` replaces the look-up; with `merge` it overlays it."""
 
@@ -66,18 +67,17 @@ class Waiting:
 
     requests: Sequence[Request]
     received: datetime
-    done: "asyncio.Future[list[Answer]]"
-    answers: list[Answer | None]
+    done: "Callable[[Waiting], None]"
+    """Told once, on the event loop: every row has its answer, or there is an error."""
+    answers: list[Any]
     since: datetime
     """From when its time is counted."""
+    at: str
+    """`received`, as the log has it."""
     error: Exception | None = None
 
-    @property
-    def at(self) -> str:
-        return self.received.isoformat()
 
-
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Item:
     """One row on its way: where its answer goes, and what it is scored with."""
 
@@ -106,8 +106,29 @@ class Scorer:
         """Answers in the order of `requests`, by whoever the roles say for each entity.
 
         Raises:
-            NoModelError, NotFoundError, InvalidRequestError, ModelFailedError, OverloadedError;
+            As `begin` does; NotFoundError, InvalidRequestError, ModelFailedError;
             FeaturesUnavailableError where the spec says refuse.
+
+        """
+        answered = asyncio.get_running_loop().create_future()
+
+        def done(found: Waiting) -> None:
+            if not answered.done():  # who asked has gone
+                answered.set_result(found)
+
+        self.begin(requests, received, done)
+        found: Waiting = await answered
+        if found.error is not None:
+            raise found.error
+        return found.answers
+
+    def begin(
+        self, requests: Sequence[Request], received: datetime, done: Callable[[Waiting], None]
+    ) -> None:
+        """Have `requests` answered together with what else comes in this tick of the loop.
+
+        Raises:
+            NoModelError, OverloadedError: `done` is told nothing.
 
         """
         if self._rows_inside and self._rows_inside + len(requests) > MOST_WAITING:
@@ -115,19 +136,15 @@ class Scorer:
             raise OverloadedError(f"{self._rows_inside} rows wait already: try again")
         if self.holder.current is None:
             raise NoModelError(self.holder.state)
-        loop, size = asyncio.get_running_loop(), len(requests)
-        waiting = Waiting(requests, received, loop.create_future(), [None] * size, received)
+        size = len(requests)
+        waiting = Waiting(requests, received, done, [None] * size, received, received.isoformat())
         self._rows_inside += size
-        try:
-            if size > JOINED:
-                self._begin([waiting])
-            else:
-                self._waiting.append(waiting)
-                if len(self._waiting) == 1:
-                    loop.call_soon(self._tick)
-            return await waiting.done
-        finally:
-            self._rows_inside -= size
+        if size > JOINED:
+            self._keep(asyncio.get_running_loop().create_task(self._answer([waiting])))
+            return
+        self._waiting.append(waiting)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._tick)
 
     async def ended(self) -> None:
         """Wait for what is under way, shadows included."""
@@ -137,14 +154,12 @@ class Scorer:
     def _tick(self) -> None:
         found, self._waiting = self._waiting, []
         for at in range(0, len(found), JOINED):  # more at once would hold up the loop
-            self._begin(found[at : at + JOINED])
+            self._keep(eager.begin(self._answer(found[at : at + JOINED])))
 
-    def _begin(self, found: list[Waiting]) -> None:
-        self._keep(asyncio.get_running_loop().create_task(self._answer(found)))
-
-    def _keep(self, task: "asyncio.Task[None]") -> None:
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+    def _keep(self, task: "asyncio.Task[None] | None") -> None:
+        if task is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, found: list[Waiting]) -> None:
         roles = self.holder.roles
@@ -154,12 +169,11 @@ class Scorer:
             for waiting in found:
                 waiting.error = waiting.error or exc
         for waiting in found:
-            if waiting.done.done():  # who asked has gone
-                continue
-            if waiting.error is not None:
-                waiting.done.set_exception(waiting.error)
-            else:
-                waiting.done.set_result(waiting.answers)  # type: ignore[arg-type]
+            self._rows_inside -= len(waiting.requests)
+            try:
+                waiting.done(waiting)
+            except Exception:  # the others' answers do not depend on it
+                logger.exception("an answer could not be given")
         if roles.shadow is not None:
             self._begin_shadow(roles.shadow, found)
 
@@ -273,17 +287,18 @@ class Scorer:
                 )
             else:
                 asked.append(item)
-        found, origin = list[Any](), ""
+        stored, origin = dict[int, Any](), ""
         if asked:
             keys = [item.request.key or {} for item in asked]
             found, origin = await model.features.read(keys, [i.waiting.received for i in asked])
-        stored = dict(zip(map(id, asked), found, strict=True))
+            stored = dict(zip(map(id, asked), found, strict=True))
         ready = list[Ready]()
         for item in items:
+            if item.waiting.error is not None:
+                continue
             try:
-                if item.waiting.error is None:
-                    row = self._complete(model, item.request, stored.get(id(item)), origin)
-                    ready.append((item, *row))
+                row, from_where = self._complete(model, item.request, stored.get(id(item)), origin)
+                ready.append((item, row, from_where))
             except (NotFoundError, FeaturesUnavailableError) as exc:
                 item.waiting.error = exc
         return [one for one in ready if one[0].waiting.error is None]
@@ -293,6 +308,8 @@ class Scorer:
     ) -> tuple[Row, str]:
         """Fill what is null: a double goes in as NaN, anything else as the spec says."""
         features, given = model.contract.features, request.given
+        if stored and not given and None not in stored.values():
+            return stored, origin
         if features.keys() <= given.keys():
             return {name: given[name] for name in features}, "request"
         if origin == "online":
@@ -320,14 +337,14 @@ class Scorer:
         if self._rows_shadowed + size > MOST_SHADOWED:
             SHADOW_DROPPED.labels(self.spec.name).inc(size)
             return
-        loop, now = asyncio.get_running_loop(), datetime.now(UTC)
+        now = datetime.now(UTC)
         copies = [
-            Waiting(w.requests, w.received, loop.create_future(), [None] * len(w.requests), now)
+            Waiting(w.requests, w.received, _nobody, [None] * len(w.requests), now, w.at)
             for w in found
             if w.error is None
         ]
         self._rows_shadowed += size
-        self._keep(loop.create_task(self._shadow(model, copies, size)))
+        self._keep(asyncio.get_running_loop().create_task(self._shadow(model, copies, size)))
 
     async def _shadow(self, model: LoadedModel, copies: list[Waiting], size: int) -> None:
         items = [Item(w, at, request) for w in copies for at, request in enumerate(w.requests)]
@@ -340,6 +357,10 @@ class Scorer:
             self._rows_shadowed -= size
 
 
+def _nobody(_: Waiting) -> None:
+    """A shadow's answers are told to nobody."""
+
+
 def _scores(model: LoadedModel, ready: Sequence[Ready]) -> list[float | Exception]:
     """Score all at once; where that fails one by one, so that a row fails alone.
 
@@ -349,7 +370,7 @@ def _scores(model: LoadedModel, ready: Sequence[Ready]) -> list[float | Exceptio
         return []
     try:
         found = score(model.session, model.contract, [row for _, row, _ in ready])
-        return [*rounded(found, model.contract.threshold).tolist()]
+        return [rounded_one(each, model.contract.threshold) for each in found]
     except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
         if len(ready) == 1:
             return [exc]

@@ -10,6 +10,8 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -24,6 +26,7 @@ from mlflow_server.registration import register
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
+from serving.announcement import in_memory
 from serving.prediction_log import read_rows
 from stack.environment import process_environment
 from stack.settings import PROJECT
@@ -40,7 +43,6 @@ from tests.conftest import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from stack.settings import Settings
 
@@ -149,6 +151,9 @@ class Rig:
         settings = self.settings.model_copy(update=changed)
         command = [sys.executable, *(program or ("-m", "serving"))]
         log = self.folder / "serving.log"
+        self.opened.callback(
+            shutil.rmtree, in_memory(settings), ignore_errors=True
+        )  # of killed ones
         with (
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=settings.serving_address, timeout=20) as client,
@@ -161,6 +166,17 @@ class Rig:
         for part in ("serving/models", "feast"):
             shutil.copytree(self.settings.home / part, home / part, dirs_exist_ok=True)
         shutil.copy(self.settings.home / "serving" / "announcement.json", home / "serving")
+
+    def home_beside(self, home: Path | None = None) -> Path:
+        """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
+        own, home = self.settings.home, home or Path(mkdtemp(dir=self.folder, prefix="beside-"))
+        (home / "serving").mkdir()
+        self.copy_what_serves(home)
+        for path in (*own.iterdir(), *(own / "serving").iterdir()):
+            here = home / path.relative_to(own)
+            if not here.exists() and path.name not in {"lock", "run"}:
+                here.symlink_to(path)
+        return home
 
     def fill_features(self) -> None:
         """`feast apply`, then the real ingest of the shipped orders."""

@@ -83,7 +83,8 @@ def test_the_first_order_of_a_customer_and_the_same_again_and_corrected(
         ingested(rig)
         assert raw(rig)[100] == 12.5
         assert features(customer)["lifetime_value"] == 12.5
-    assert served.client.post(URL, json=corrected).json() == ONLINE
+    as_json_may_write_it = corrected | {"customer_id": float(customer)}
+    assert served.client.post(URL, json=as_json_may_write_it).json() == ONLINE
     assert features(customer)["lifetime_orders"] == 1
 
 

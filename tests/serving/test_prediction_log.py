@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import resource
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import pytest
 from serving.errors import FeedbackConflictError
 from serving.metrics import LOG_FAILURES, TORN_LINES
 from serving.prediction_log import AppendLog, FeedbackLog, read_rows
+from stack.log_files import is_closed
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -65,13 +65,14 @@ def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path
         assert log.write([{"n": n}])
     files = sorted(tmp_path.iterdir())
     assert len(files) > 2
-    for path in files[:-1]:
-        with path.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    with files[-1].open("rb") as file, pytest.raises(BlockingIOError):
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    assert [is_closed(path) for path in files] == [False] * len(files)  # to disk is for `flush`
+    log.flush()
+    assert [is_closed(path) for path in files] == [True] * len(files[:-1]) + [False]
+    assert log.write([{"n": 30}])
+    log.open()
     log.close()
-    assert [row["n"] for row in rows_in(tmp_path)[0]] == list(range(30))
+    assert all(is_closed(path) for path in tmp_path.iterdir())
+    assert [row["n"] for row in rows_in(tmp_path)[0]] == list(range(31))
 
 
 def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
@@ -93,3 +94,21 @@ def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
     again.close()
     rows = rows_in(tmp_path, "feedback")[0]
     assert [row.get("request_id") for row in rows] == ["a", None, "b"]
+
+
+def test_of_the_oldest_outcomes_a_contradiction_is_left_to_the_join(tmp_path: Path) -> None:
+    first = FeedbackLog(tmp_path, remembered=2)
+    first.open()
+    for name in "abc":
+        assert first.record({name: 1.0}, NOW)
+        first.open()  # the process is the same: only the time in a file's name tells its age
+    first.close()
+    again = FeedbackLog(tmp_path, remembered=2)
+    again.open()
+    for log in (first, again):
+        with pytest.raises(FeedbackConflictError, match="request_id b"):
+            log.record({"b": 0.0}, NOW)
+    assert again.record({"a": 0.0}, NOW)
+    again.close()
+    told = [(row["request_id"], row["actual"]) for row in rows_in(tmp_path, "feedback")[0]]
+    assert told == [("a", 1.0), ("b", 1.0), ("c", 1.0), ("a", 0.0)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,10 @@ def in_role(client: httpx.Client, version: str, role: str) -> bool:
 @pytest.fixture(scope="module")
 def workers(rig: Any, served: Any) -> Iterator[httpx.Client]:
     """A server of two workers."""
-    with rig.serving(serving_port=unused_port(), serving_workers=2) as (client, _):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port(), serving_workers=2) as (
+        client,
+        _,
+    ):
         rig.known_to_be_ready(client)
         yield client
 
@@ -118,12 +120,16 @@ def test_what_a_challenger_fails_at_is_answered_by_production_and_counted(
     """It gives a probability for the defaults, so it is loaded, and none for other customers."""
     version = rig.register(0, model=only_for_the_defaults(rig)).version
     give(rig, version, "challenger", 100)
-    wait_until("a challenger", lambda: in_role(alone, version, "challenger"), 20)
+    failed = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
+
+    def counted() -> list[str]:
+        return [x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)]
+
+    # Either worker may have it first, and the connection is to one of them.
+    wait_until("failures", lambda: ask_all(alone) and counted(), 20)
     answers = ask_all(alone)
     assert served.first in answers.values()
-    failed = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
-    counted = [x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)]
-    assert float(counted[0].split()[-1]) >= Counter(answers.values())[served.first]
+    assert float(counted()[0].split()[-1]) >= Counter(answers.values())[served.first]
 
 
 def only_for_the_defaults(rig: Any) -> Any:
@@ -138,15 +144,18 @@ def only_for_the_defaults(rig: Any) -> Any:
 def test_the_way_back_takes_no_loading(rig: Any, served: Any, alone: httpx.Client) -> None:
     """The version before is warm: no worker loads it again."""
 
-    def loadings() -> int:
-        return (rig.folder / "serving.log").read_text().count(f"version {served.first} is loaded")
+    def lines(what: str) -> int:
+        return (rig.folder / "serving.log").read_text().count(what)
 
-    rig.promote(served.second)
-    for client in (alone, served.client):
-        rig.answers_as(client, served.second)
-    time.sleep(1)  # each worker's own look
-    before = loadings()
-    rig.promote(served.first)
+    def swapped(version: str) -> None:
+        """Promote it; all three workers answer with it."""
+        before = lines(f"version {version} answers")
+        rig.promote(version)
+        wait_until("swaps", lambda: lines(f"version {version} answers") >= before + 3, 10)
+
+    swapped(served.second)
+    before = lines(f"version {served.first} is loaded")
+    swapped(served.first)
+    assert lines(f"version {served.first} is loaded") == before > 0
     for client in (alone, served.client):
         rig.answers_as(client, served.first)
-    assert loadings() == before > 0
