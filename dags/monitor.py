@@ -8,13 +8,12 @@ retrain becomes the Asset event `drift/<MODEL>`, its partition key the cause, wh
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
-from dags.run import PARAMS, current, note
+from dags.run import ONCE_MORE, PARAMS, current, note
 from dags.tick import tick_dag
 from stack.spec import ModelSpec, load_spec, load_specs
 
@@ -34,11 +33,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         max_active_runs=1,
         params=PARAMS,
         tags=["gyre", spec.name],
-        default_args={
-            "retries": 1,
-            "retry_delay": timedelta(seconds=3),
-            "execution_timeout": timedelta(minutes=15),
-        },
+        default_args=ONCE_MORE,
     ) as dag:
         seen: Any = monitor(spec.name)
         seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)

@@ -4,7 +4,8 @@ For specs with `[rollout] policy = "canary"`. A run is one look (monitoring/cana
 `rollout/<MODEL>`, when `train_<MODEL>` has put a version into role shadow, on `step/<MODEL>`, which
 the small DAG `steps_<MODEL>` emits every five minutes, and by hand. The state is the promotion
 ledger, not Airflow's: a run that is lost is made up for by the next one, and holding occupies no
-worker. What went into production is told on the Asset `promoted/<MODEL>`.
+worker. What went into production is told on the Asset `promoted/<MODEL>`, again at every look until
+a monitor has looked at it.
 """
 
 from __future__ import annotations

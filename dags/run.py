@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Param, get_current_context
@@ -19,6 +20,12 @@ if TYPE_CHECKING:
 
 WRITERS = "tables"
 """The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
+ONCE_MORE: dict[str, Any] = {
+    "retries": 1,
+    "retry_delay": timedelta(seconds=3),
+    "execution_timeout": timedelta(minutes=15),
+}
+"""How a task of a few seconds is tried."""
 PARAMS = {
     "as_of": Param(
         None,

@@ -30,7 +30,7 @@ print(json.dumps({
         "outlets": {t.task_id: [asset.name for asset in t.outlets] for t in dag.tasks},
         "pools": {t.task_id: t.pool for t in dag.tasks},
         "params": sorted(dag.params), "start_date": str(dag.start_date),
-        "catchup": dag.catchup, "at_once": dag.max_active_runs,
+        "catchup": dag.catchup, "at_once": dag.max_active_runs, "end_date": str(dag.end_date),
         "schedule": type(dag.timetable).__name__,
         "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
                        for t in dag.tasks if t.execution_timeout),
@@ -55,14 +55,18 @@ HEAVY = {
 }
 
 
-def read(home, project):
+def read(home, project, **more):
     dags = str(project / "dags")
-    env = os.environ | {
-        "AIRFLOW_HOME": str(home),
-        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-        "AIRFLOW__CORE__DAGS_FOLDER": dags,
-        "PYTHONPATH": str(project),
-    }
+    env = (
+        os.environ
+        | more
+        | {
+            "AIRFLOW_HOME": str(home),
+            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+            "AIRFLOW__CORE__DAGS_FOLDER": dags,
+            "PYTHONPATH": str(project),
+        }
+    )
     done = subprocess.run(
         [sys.executable, "-c", READ, dags],
         cwd=project, env=env, capture_output=True, text=True, check=True,
@@ -91,8 +95,8 @@ def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
     assert bag["errors"] == {}
     assert HEAVY & set(bag["modules"]) == set()
     models = [spec.name for spec in load_specs()]
-    kinds = ("train", "schedule", "monitor", "hourly")
-    expected = {"ingest"} | {f"{kind}_{name}" for name in models for kind in kinds}
+    kinds = ("train", "schedule", "monitor", "hourly", "score")
+    expected = {"ingest", "maintain"} | {f"{kind}_{name}" for name in models for kind in kinds}
     assert set(bag["dags"]) == expected
 
 
@@ -171,3 +175,25 @@ def test_no_dag_has_a_start_date_or_runs_for_the_past(bag):
     for dag in bag["dags"].values():
         assert dag["start_date"] == "None"
         assert dag["catchup"] is False
+
+
+def test_scores_are_made_nightly_and_start_nothing(bag):
+    dag = bag["dags"]["score_customer_churn_model"]
+    assert dag["tasks"] == {"score": []}
+    assert dag["outlets"]["score"] == []
+    assert (dag["pools"]["score"], dag["at_once"]) == ("tables", 1)
+    assert (dag["schedule"], dag["params"]) == ("CronTriggerTimetable", ["as_of", "reason"])
+
+
+def test_in_a_replays_home_alone_there_is_a_dag_that_airflow_can_backfill(bag, tmp_path):
+    (tmp_path / "gyre.env").write_text("GYRE_REPLAY=2026-11-20\n")
+    replay = read(tmp_path / "airflow", PROJECT, GYRE_HOME=str(tmp_path))
+    assert replay["errors"] == {}
+    assert HEAVY & set(replay["modules"]) == set()
+    names = {f"replay_{spec.name}" for spec in load_specs()}
+    assert replay["dags"].keys() - bag["dags"].keys() == names
+    dag = replay["dags"]["replay_customer_churn_model"]
+    assert dag["tasks"] == {"look": ["retrain"], "retrain": []}
+    assert (dag["schedule"], dag["at_once"]) == ("CronTriggerTimetable", 1)
+    assert (dag["start_date"], dag["catchup"]) == ("None", False)
+    assert dag["end_date"].startswith("2026-11-20 00:00")  # nothing of it is scheduled later
