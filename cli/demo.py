@@ -8,21 +8,18 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import subprocess
-import sys
 import time
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from math import nan
-from pathlib import Path
-from tempfile import mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import typer
 
+from cli.own_stack import bring_up, folder, on_free_ports, stays_up
 from feature_repo.datasets import load_dataset
 from feature_repo.features import entities
 from feature_repo.source import date_demo
@@ -31,23 +28,22 @@ from mlflow_server.records import Records
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
 from stack.ending import end_stack
-from stack.environment import process_environment
-from stack.errors import GyreError, MonitoringError, StackError
-from stack.preflight import ENV_FILE, free_ports, port_problems
+from stack.errors import GyreError, MonitoringError
+from stack.preflight import port_problems
 from stack.settings import load_settings
 from stack.spec import load_spec
 from stack.tokens import serving_headers
 from training.artifacts import GATES, read
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable
     from datetime import date
 
     from mlflow_server.records import DecisionRow
     from stack.settings import Settings
 
 AGE = timedelta(days=180)
-CHUNK, TRIES, UP_SECONDS = 1_000, 5, 400
+CHUNK, TRIES = 1_000, 5
 LOOKS = 3
 """The rule asks for 2 bad windows of 5."""
 COMPARED = ("log_loss_minus_champion", "log_loss_minus_champion_upper")
@@ -63,10 +59,10 @@ def demo(home: str | None, *, keep: bool) -> bool:
     if home is None and not settings.data.exists():
         if taken := port_problems(os.environ, settings.home):
             typer.echo("\n".join((*taken, "so the demo takes free ones")))
-            settings = _on_free_ports(settings.home)
+            settings = on_free_ports(settings.home)
         return _story(settings, keep=True).good
-    with _folder(home, keep=keep) as folder:
-        return _story(_on_free_ports(folder), keep=keep).good
+    with folder(home, "demo", keep=keep) as place:
+        return _story(on_free_ports(place), keep=keep).good
 
 
 def demo_week() -> bool:
@@ -75,8 +71,8 @@ def demo_week() -> bool:
     told: dict[date, Ending | None] = {}
     for start in (today + timedelta(days=n) for n in range(7)):
         typer.echo(f"\n=== started on {start} ===")
-        with _folder(None, keep=False) as folder:
-            settings = _on_free_ports(folder)
+        with folder(None, "demo", keep=False) as place:
+            settings = on_free_ports(place)
             date_demo(settings, load_dataset("orders"), start, seen_on=today)
             try:
                 told[start] = _story(settings, keep=False)
@@ -95,41 +91,11 @@ def _story(settings: Settings, *, keep: bool) -> Ending:
         if not keep:
             after.callback(end_stack, settings)
         first = (datetime.now(UTC) - AGE).isoformat()
-        gyre = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
-        subprocess.run(gyre, env=process_environment(settings), check=True, timeout=UP_SECONDS)
+        bring_up(settings, "--as-of", first)
         ended = Story(settings).tell()
     if keep:
-        ours = settings.home == load_settings().home
-        named = "" if ours else f"export GYRE_HOME={settings.home}; "
-        typer.echo(f"It stays up at {settings.serving_address}/ ; to end it: {named}make down")
+        stays_up(settings)
     return ended
-
-
-@contextmanager
-def _folder(home: str | None, *, keep: bool) -> Iterator[Path]:
-    """Give a folder of its own, removed again if it was made for this and nothing is kept."""
-    folder = Path(home).resolve() if home else Path(mkdtemp(prefix="gyre-demo-"))
-    try:
-        yield folder
-    finally:
-        if not (home or keep):
-            shutil.rmtree(folder, ignore_errors=True)
-
-
-def _on_free_ports(home: Path) -> Settings:
-    """Settings of a new stack in `home`, whatever ports this shell names; kept there for others.
-
-    Raises:
-        StackError: there is a stack already.
-
-    """
-    if (home / "data").exists():
-        raise StackError(f"{home} holds a stack already: choose another folder")
-    home.mkdir(parents=True, exist_ok=True)
-    ports = free_ports()
-    lines = (f"GYRE_{name.upper()}={port}\n" for name, port in ports.items())
-    (home / ENV_FILE).write_text("".join(lines))
-    return load_settings(home=home, **ports)
 
 
 @dataclass(frozen=True)

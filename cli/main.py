@@ -55,6 +55,23 @@ def demo(
 
 
 @typer_app.command()
+def replay(
+    home: Annotated[
+        str | None, typer.Option(help="Its folder, a new one; a temporary one if absent.")
+    ] = None,
+    months: Annotated[
+        int, typer.Option(min=1, max=48, help="How much of the history, up to its end.")
+    ] = 12,
+    *,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave the stack running.")] = False,
+) -> None:
+    """Replay months of history as an Airflow backfill: score, mature, monitor, retrain."""
+    from cli.replay import replay as run  # noqa: PLC0415  (heavy)
+
+    run(home, months, keep=keep)
+
+
+@typer_app.command()
 def down() -> None:
     """End every process of the stack, and only those."""
     from stack.ending import end_stack  # noqa: PLC0415
@@ -105,10 +122,27 @@ def ingest(
     say(report.summary(), report.as_json(), as_json=as_json)
 
 
+@typer_app.command()
+def maintain(
+    as_of: AsOf = None,
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Free what is past its time: rows, files, logs, reports; exit code 1 if a part could not."""
+    log_to_stderr()
+    time = moment(as_of)
+    from monitoring.maintain import maintain as keep_house  # noqa: PLC0415  (heavy)
+
+    freed = keep_house(load_settings(), time, dry_run=dry_run)
+    say("\n".join(part.line() for part in freed), [vars(part) for part in freed], as_json=as_json)
+    raise typer.Exit(1 if any(part.problem for part in freed) else 0)
+
+
 for _verb in (
-    training.train, training.reproduce, features.parity, watch.monitor, watch.decide, watch.rollout,
-    watch.compare, registry.promote, registry.release, registry.rollback, registry.ledger,
-    use_case.new, use_case.spec,
+    training.train, training.reproduce, training.score, features.parity, watch.monitor,
+    watch.decide, watch.rollout, watch.compare, watch.backtest, registry.promote,
+    registry.release, registry.rollback, registry.ledger, use_case.new, use_case.spec,
 ):  # fmt: skip
     typer_app.command()(_verb)
 typer_app.add_typer(features.quarantine, name="quarantine")

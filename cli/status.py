@@ -6,6 +6,7 @@ from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
 from mlflow_server.ledger import Ledger
+from mlflow_server.records import Records
 from stack.errors import RegistryError
 from stack.spec import load_specs
 from stack.status import UNKNOWN, report
@@ -19,7 +20,17 @@ def status(settings: Settings) -> dict[str, Any]:
     now = report(settings, [spec.name for spec in load_specs()])
     for name, facts in now["models"].items():
         facts["since"] = _since(settings, name, facts["production"])
+        facts["undelivered_alerts"] = _undelivered(settings, name)
     return now
+
+
+def _undelivered(settings: Settings, model: str) -> list[str]:
+    """Return the messages of alerts that no address has taken yet."""
+    if not settings.home.exists():
+        return []
+    with suppress(RegistryError), closing(Records(settings)) as records:
+        return [row["message"] for row in records.undelivered(model)]
+    return []
 
 
 def _since(settings: Settings, model: str, version: str | None) -> str | None:

@@ -1,4 +1,4 @@
-"""`gyre train` and `gyre reproduce`: make a version, and make it again to compare."""
+"""`gyre train`, `reproduce`, `score`: make a version, make it again, have it say of everybody."""
 
 from __future__ import annotations
 
@@ -67,3 +67,16 @@ def reproduce(
     report = build_again(load_settings(), model, version, folder)
     say(report.summary(), report.as_json(), as_json=as_json)
     raise typer.Exit(0 if report.reproduced else 1)
+
+
+def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+    """Score the label's whole population with the version in production; again is the same.
+
+    A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
+    """
+    log_to_stderr()
+    settings, spec, time = load_settings(), load_spec(model), moment(as_of)
+    from training.batch import score_population  # noqa: PLC0415  (heavy)
+
+    report = score_population(settings, spec, time)
+    say(report.summary(), report.as_json(), as_json=as_json)

@@ -71,12 +71,13 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
             _start(settings)
         with AirflowApi(settings) as airflow:
             airflow.pool("tables", 1)
-            with _step("ingest"):
-                _ingest(settings, airflow)
-            with _step("model"):
-                _model(settings, airflow, as_of)
-        with _step("prediction"):
-            _predict(settings)
+            if settings.replay is None:  # else what happens there is the past, and gyre replay's
+                with _step("ingest"):
+                    _ingest(settings, airflow)
+                with _step("model"):
+                    _model(settings, airflow, as_of)
+                with _step("prediction"):
+                    _predict(settings)
     typer.echo(f"ready in {time.monotonic() - began:.0f} s")
     _addresses(settings)
 

@@ -31,15 +31,15 @@ AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead 
 Reason = Annotated[str, typer.Option("--reason", callback=_said, help="Why; kept for ever.")]
 
 
-def moment(text: str | None) -> datetime:
-    """Return the aware UTC time that `--as-of` names, now if it names none.
+def moment(text: str | None, option: str = "--as-of") -> datetime:
+    """Return the aware UTC time that an option names, now if it names none.
 
     Raises:
         SettingsError: not ISO 8601, without an offset, or in the future.
 
     """
     try:
-        return datetime.now(tz=UTC) if text is None else parse_moment(text, "--as-of")
+        return datetime.now(tz=UTC) if text is None else parse_moment(text, option)
     except ValueError as exc:
         raise SettingsError(str(exc)) from exc
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from contextlib import closing
 from typing import TYPE_CHECKING, Annotated
 
@@ -108,6 +109,34 @@ def decide(
         "cause": row.cause, "inputs": found, "figures": row.figures, "agrees": agrees,
     }  # fmt: skip
     say("\n".join(lines), document, as_json=as_json)
+
+
+def backtest(
+    model: str,
+    since: Annotated[
+        str | None,
+        typer.Option(
+            "--since", help="When the first model is trained; as early as can be if absent."
+        ),
+    ] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Walk retraining policies through the real history: what each would have cost and gained.
+
+    Nothing of the stack needs to run and nothing of it is changed; table, plot and JSON lie in
+    GYRE_HOME/backtest/MODEL/ then. Of the shipped orders those that lie ahead are used too.
+    """
+    log_to_stderr()
+    settings, spec, time = load_settings(), load_spec(model), moment(None)
+    start = None if since is None else moment(since, "--since")
+    from monitoring.backtest import backtest as walk  # noqa: PLC0415  (heavy)
+    from monitoring.backtest_report import BACKTESTS, summary, write  # noqa: PLC0415
+
+    report = walk(settings, spec, time, start)
+    folder = write(settings, report)
+    document = json.loads(BACKTESTS.dump_json(report))
+    say(f"{summary(report)}\n{folder}/backtest.png", document, as_json=as_json)
 
 
 def _lines(report: MonitorReport) -> Iterator[str]:

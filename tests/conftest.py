@@ -21,17 +21,10 @@ from stack.settings import PROJECT, Settings
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    import pytest
-
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)
 """Far ahead: whatever a test promotes now was promoted before AS_OF."""
 AS_OF = datetime(2099, 11, 20, 12, tzinfo=UTC)
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Whole stacks first: the other processes have enough to do beside them (`make test`)."""
-    items.sort(key=lambda item: "loop" not in item.path.parts)
 
 
 def unused_port() -> int:

@@ -147,14 +147,14 @@ def test_it_ends_with_a_number_for_both_columns_of_the_key(told, project):
 def test_routes_dags_and_page_are_there(told, project):
     _, page, api, *_ = told
     assert {f"/models/{SPEND}/predict", "/predict", "/events/spend"} <= set(api["paths"])
-    assert f"<h2>{SPEND}</h2>" in page
+    assert f'<h2><a href="/status/{SPEND}">{SPEND}</a></h2>' in page
     home = project.folder / ".gyre" / "airflow"
     known = {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
     known["AIRFLOW__CORE__DAGS_FOLDER"] = str(project.folder / "dags")
     read = project.run('python -c "$READ" dags 2> /dev/null | tail -1', READ=READ, **known)
     bag = json.loads(read)
     assert bag["errors"] == {}
-    kinds, models = ("train", "schedule", "monitor", "hourly"), (SPEND, VISITS)
+    kinds, models = ("train", "schedule", "monitor", "hourly", "score"), (SPEND, VISITS)
     assert {f"{kind}_{model}" for kind in kinds for model in models} <= set(bag["dags"])
     assert {"ingest_orders", "ingest_spend", f"ingest_{VISITS}"} == set(
         bag["dags"]["ingest"]["tasks"]
