@@ -1,6 +1,7 @@
 """The servers that are measured, each on the first core; who measures has the last one.
 
-Ours is started over a copy of what the stack serves (it must be up), beside a Redis of its own.
+Ours is started over a copy of what the stack serves (it must be up; it is paused while others are
+measured), beside a Redis of its own.
 The peers answer the version in production too, but get the features with the request, look nothing
 up and write nothing down: that much is in their favour. Each runs as one process at the settings
 that proved fastest here. MLflow: `mlflow models serve`, one uvicorn worker with uvloop and
@@ -21,7 +22,7 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -41,7 +42,7 @@ from training.artifacts import CANDIDATE, PIPELINE_FILE
 from training.evaluate import TRUSTED
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from contextlib import ExitStack
 
     from mlflow_server.served_model import ServedModel
@@ -121,6 +122,21 @@ def end(process: subprocess.Popen[bytes]) -> None:
 def tree(pid: int) -> list[psutil.Process]:
     top = psutil.Process(pid)
     return [top, *top.children(recursive=True)]
+
+
+@contextmanager
+def paused_stack() -> Iterator[None]:
+    """Stop the stack that stands beside: its processes wake on the cores that are measured."""
+    pid = int((load_settings().home / "run" / "supervisord.pid").read_text())
+    found = psutil.Process(pid).children(recursive=True)
+    try:
+        for each in found:
+            each.suspend()
+        yield
+    finally:
+        for each in found:
+            with suppress(psutil.NoSuchProcess):
+                each.resume()
 
 
 def start_ours(opened: ExitStack, folder: Path) -> Server:

@@ -35,7 +35,15 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import load as generator
 from benchmarks.load import Load, load, post
-from benchmarks.servers import CORES, Server, peers, production, start_empty, start_ours
+from benchmarks.servers import (
+    CORES,
+    Server,
+    paused_stack,
+    peers,
+    production,
+    start_empty,
+    start_ours,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -127,20 +135,29 @@ def beside_peers(found: Mapping[tuple[str, int], Found]) -> None:
             promised(what, median.times, least[connections], "x", least=True)
 
 
-def limits(ours: Server, best: float, seconds: float) -> None:
+def limits(ours: Server, empty: Server, best: Mapping[str, float], seconds: float) -> None:
     keys = [{"customer_id": key} for key in range(1, 501)]
     batch = replace(ours, requests=[post("/predict/batch", json.dumps(keys).encode())])
     promised("500 rows in one request, p50", closed(batch, 1, seconds).ms(50), 10, "ms")
-    half = load(ours.port, ours.requests, 256, seconds=3 * seconds, rate=best / 2)
+    half = at_half(ours, best["gyre"], seconds)
     promised(f"p99 at {half.rate:,.0f} requests/s (half, open loop)", half.ms(99), 1, "ms")
     print(f"  (p50 {half.ms(50):.2f}, p99.9 {half.ms(99.9):.2f}, slowest {half.ms(100):.1f} ms, "
           f"{half.failed} failed)")  # fmt: skip
+    beside = at_half(empty, best["empty"], seconds)
+    print(f"  empty at half of its own, {beside.rate:,.0f} requests/s: p50 {beside.ms(50):.2f}, "
+          f"p99 {beside.ms(99):.2f}, p99.9 {beside.ms(99.9):.2f} ms")  # fmt: skip
     for worker in ours.workers():
         promised("memory of the worker (PSS)", worker.memory_full_info().pss / 1e6, 150, "MB")
 
 
-def overload(ours: Server, best: float, seconds: float) -> None:
-    """Three times the load it can bear, from many connections."""
+def at_half(server: Server, best: float, seconds: float) -> Load:
+    """Half of what it can bear, at random moments; the connections are open and known before."""
+    load(server.port, server.requests, 256, seconds=seconds, rate=best / 2)
+    return load(server.port, server.requests, 256, seconds=3 * seconds, rate=best / 2)
+
+
+def overload(ours: Server, best: float, before: float, seconds: float) -> None:
+    """Three times the load it can bear, from many connections. before: requests/s from 16."""
     found = load(ours.port, ours.requests, MANY, seconds=2 * seconds, rate=3 * best)
     refused = sum(found.statuses[status] for status in OVERLOADED)
     share, offered = found.rate / best, (len(found.status) + found.unsent) / found.seconds
@@ -151,7 +168,7 @@ def overload(ours: Server, best: float, seconds: float) -> None:
           f"{refused}, p50 {found.ms(50, good=False):.1f}, p99 {found.ms(99, good=False):.1f} ms; "
           f"never sent, as all {MANY} connections waited: {found.unsent}")  # fmt: skip
     again = closed(ours, 16, seconds)
-    promised("  requests/s afterwards to those before", again.rate / best, 0.9, "x", least=True)
+    promised("  requests/s afterwards to those before", again.rate / before, 0.9, "x", least=True)
 
 
 def million(ours: Server) -> None:
@@ -168,7 +185,8 @@ def main(seconds: float, *, only_million: bool = False) -> None:
         generator.main()
         ours = start_ours(opened, folder)
         if only_million:
-            million(ours)
+            with paused_stack():
+                million(ours)
             return
         files = production(folder)
         servers = {"gyre": ours, "empty": start_empty(opened, folder, ours)}
@@ -177,13 +195,16 @@ def main(seconds: float, *, only_million: bool = False) -> None:
         cores = f"servers and Redis on core {CORES[0]}, load on core {CORES[-1]}"
         print(f"{cores}, {seconds:g} s each, median of {ROUNDS}; "
               f"load of the machine {os.getloadavg()[0]:.1f}")  # fmt: skip
-        found = measure(servers, seconds)
-        best = max(found["gyre", 16].rate, closed(ours, 64, seconds).rate)
-        print()
-        beside_peers(found)
-        promised("p99 at 16 connections", found["gyre", 16].p99, 3, "ms")
-        limits(ours, best, seconds)
-        overload(ours, best, seconds)
+        with paused_stack():
+            found = measure(servers, seconds)
+            print()
+            beside_peers(found)
+            promised("p99 at 16 connections", found["gyre", 16].p99, 3, "ms")
+            best = max(found["gyre", 16].rate, closed(ours, 64, seconds).rate)
+            limits(
+                ours, servers["empty"], {"gyre": best, "empty": found["empty", 16].rate}, seconds
+            )
+            overload(ours, best, found["gyre", 16].rate, seconds)
 
 
 if __name__ == "__main__":
