@@ -1,6 +1,6 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo check test faults bench spark lock environment python
+.PHONY: help up down status demo replay check test faults bench spark lock environment python
 PYTHON ?= python3
 BIN := .venv/bin
 APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get
@@ -22,18 +22,21 @@ status: ## What is up, what serves, how fresh, memory.
 demo: environment ## The loop closing on real history, on a stack of its own.
 	@$(BIN)/gyre demo
 
+replay: environment ## A year of the loop in minutes, as an Airflow backfill; its stack stays up to look at.
+	@$(BIN)/gyre replay --keep
+
 check: environment ## Lint, format, types, and which room may import what.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-test: spark ## All tests but the faults, a full start of the stack included.
-	$(BIN)/pytest --ignore=tests/faults --numprocesses=auto --maxprocesses=4 \
+test: spark ## All tests but those of the whole loop and of the faults.
+	$(BIN)/pytest --ignore=tests/faults --ignore=tests/loop --numprocesses=auto --maxprocesses=4 \
 	  --dist=loadfile --no-loadscope-reorder
 
-faults: environment ## The faults of a bad day, made for real: killed, hung, altered, cut short.
-	$(BIN)/pytest tests/faults
+faults: environment ## The whole loop, then the faults of a bad day, made for real.
+	$(BIN)/pytest tests/loop tests/faults
 
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks

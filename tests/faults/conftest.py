@@ -14,6 +14,7 @@ from tests.mlflow_server.conftest import ledger, model, registry  # noqa: F401  
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     from stack.settings import Settings
@@ -24,6 +25,12 @@ if TYPE_CHECKING:
 def settings(rig: Rig) -> Settings:  # noqa: F811
     """Of the one MLflow and the one ledger that all these tests share."""
     return rig.settings
+
+
+def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
+    """Those that answer, of all that `python -m serving` started."""
+    children = psutil.Process(process.pid).children()
+    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 @contextmanager

@@ -132,9 +132,13 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
         urls = f"json://127.0.0.1:{port} json://127.0.0.1:{unused_port()}"
         monkeypatch.setenv("GYRE_ALERT_URLS", urls)
         ports = (unused_port(), unused_port())
-        workers = [opened.enter_context(rig.serving(serving_port=each))[0] for each in ports]
+        workers = [
+            opened.enter_context(rig.serving(home=rig.home_beside(), serving_port=each))[0]
+            for each in ports
+        ]
         for client in workers:
             rig.known_to_be_ready(client)
+            wait_until("its keeper", lambda c=client: c.get("/").status_code == 200)
         rig.promote(version)
         for client in workers:
             rig.wait_until(said, lambda c=client: said in c.get("/health/ready").text, 5)

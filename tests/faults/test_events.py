@@ -22,7 +22,10 @@ if TYPE_CHECKING:
 
 def test_acknowledged_events_of_a_killed_worker_land_once(rig: Rig, served: Served) -> None:
     """The one that dies is another worker than the one that answers on."""
-    with rig.serving(serving_port=rig.settings.mlflow_port + 1) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=rig.settings.mlflow_port + 1) as (
+        client,
+        process,
+    ):
         sent = [client.post(URL, json=order(400 + n, NEW + 4)).json() for n in range(5)]
         process.kill()
     assert [answer["logged"] for answer in sent] == [True] * 5
@@ -54,6 +57,9 @@ def test_without_redis_events_are_accepted_and_the_next_ingest_brings_them_onlin
     finally:
         rig.start_redis()
     rig.known_to_be_ready(served.client)
+    # Ready all along if Redis was back before the second ping: then the circuit may be open yet.
+    online = lambda: rig.predict(served.client).json()["features_from"] == "online"  # noqa: E731
+    rig.wait_until("features from Redis", online, 5)
     assert features(NEW + 5) is None
     ingested(rig)
     assert features(NEW + 5)["lifetime_orders"] == 1

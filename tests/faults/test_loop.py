@@ -188,7 +188,8 @@ def test_the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loo
     assert (first.to_version, second.from_version, second.to_version) == ("1", "1", "2")
     assert second.why.startswith(cause)
 
-    (alert,), (told,) = loop.alerts(), loop.delivered()
+    (alert,), told = loop.alerts(), loop.delivered()[0]
+    assert all("over" in row for row in loop.delivered()[1:])
     assert alert["cause"] == told["cause"] == cause
     # Those that saw less than two bad windows count only if one beside them had told by then.
     sure = len([row for row in looks if row.rule in {"drift", "answered"}])
@@ -204,6 +205,8 @@ def training_runs(airflow: AirflowApi, *states: str) -> list[dict[str, Any]]:
 def test_a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop: Loop) -> None:
     """16: of the second version, after whose snapshot no label has matured."""
     loop.wait_for_answers_of("2")
+    loop.look()
+    assert ["over" in row for row in loop.delivered()] == [False, True], "its end is told once"
     before = (loop.alerts(), loop.delivered(), loop.ledger())
     for entities in (0, FEW):
         if entities:

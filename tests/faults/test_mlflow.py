@@ -57,7 +57,10 @@ def test_a_cold_restart_without_mlflow_serves_the_verified_local_copy(
     rig: Any, served: Any, how: str
 ) -> None:
     """2: a cold restart."""
-    with broken(rig, "mlflow", how), rig.serving(serving_port=unused_port()) as (client, process):
+    with (
+        broken(rig, "mlflow", how),
+        rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process),
+    ):
         rig.known_to_be_ready(client)
         answer = rig.predict(client).json()
         assert (answer["model_version"], answer["features_from"]) == (served.first, "online")

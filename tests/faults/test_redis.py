@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import statistics
 import time
 from contextlib import asynccontextmanager
@@ -17,7 +18,7 @@ from feature_repo.plan_writer import ensure_plan
 from serving.features import FeatureSource
 from serving.redis_connection import OPENING_SECONDS
 from tests.conftest import unused_port
-from tests.faults.conftest import broken
+from tests.faults.conftest import broken, workers
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
@@ -33,9 +34,12 @@ pytestmark = pytest.mark.parametrize("how", ["killed", "hangs"])
 
 
 def timed(client: httpx.Client, key: int) -> tuple[float, httpx.Response]:
+    gc.disable()  # this process's, see tests/serving/load.py
     start = time.perf_counter()
     answer = client.post("/predict", json={"customer_id": key})
-    return time.perf_counter() - start, answer
+    took = time.perf_counter() - start
+    gc.enable()
+    return took, answer
 
 
 def is_ready(client: httpx.Client) -> bool:
@@ -68,9 +72,7 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
     during = [a for a in answers if began <= a.asked and a.at <= ended]
     assert len(during) > 50
     assert {a.body["features_from"] for a in during} == {"cache"}
-    took = sorted(a.took for a in answers)
-    assert took[int(0.99 * len(took))] < LONGEST
-    assert took[-1] < 2 * LONGEST  # Redis, its plan and its client start again on these cores
+    assert max(a.took for a in answers) < LONGEST
     assert statistics.median(a.took for a in during) < MEDIAN
     rows = {row["request_id"]: row for row in rig.rows()}
     assert all(rows[a.body["request_id"]]["features_from"] == "cache" for a in during)
@@ -81,9 +83,16 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
 def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
     rig: Any, served: Any, how: str
 ) -> None:
-    """1: `refuse`; the last known values and given features still answer."""
+    """1: `refuse`, also by a worker started later; known values and given features still answer."""
     given = {"customer_id": 777, "features": rig.features}
-    with rig.serving(REFUSING, serving_port=unused_port()) as (client, _):
+    with rig.serving(REFUSING, home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
+        rig.known_to_be_ready(client)
+        (first,) = workers(process)
+        first.kill()
+        first.wait()
         rig.known_to_be_ready(client)
         assert timed(client, 4)[1].json()["features_from"] == "online"
         with broken(rig, "redis", how):

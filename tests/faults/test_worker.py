@@ -3,29 +3,28 @@
 from __future__ import annotations
 
 import fcntl
+import shutil
+import sys
 import time
 from collections import Counter
 from typing import Any
 
 import psutil
 
-from tests.conftest import unused_port
+from serving.announcement import announced, in_memory
+from stack.environment import process_environment
+from tests.conftest import running, unused_port, wait_until
+from tests.faults.conftest import workers
 from tests.serving.load import FAILED, under_load
 
 CONNECTIONS = 3
-
-
-def workers(process: Any) -> list[psutil.Process]:
-    """Those that answer, of all that `python -m serving` started."""
-    children = psutil.Process(process.pid).children()
-    return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
 
 
 def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
     rig: Any, served: Any
 ) -> None:
     """9: SIGKILL under load; another worker takes its place at the same port and logs on."""
-    with rig.serving(serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
         rig.known_to_be_ready(client)
         (killed,) = workers(process)
         with under_load(client, CONNECTIONS) as answers:
@@ -59,9 +58,10 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
 def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
     rig: Any, served: Any
 ) -> None:
-    """9, 20: the process that started them gets SIGKILL."""
-    port = unused_port()
-    with rig.serving(serving_port=port, serving_workers=2) as (client, process):
+    """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
+    home, port = rig.home_beside(), unused_port()
+    counts = in_memory(rig.settings.model_copy(update={"home": home})) / "metrics"
+    with rig.serving(home=home, serving_port=port, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
         orphans = workers(process)
         assert len(orphans) == 2
@@ -69,6 +69,55 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
         process.wait()
         _, alive = psutil.wait_procs(orphans, timeout=15)
         assert alive == []
-    with rig.serving(serving_port=port) as (client, _):
+    left = {file.name for file in counts.iterdir()}
+    with rig.serving(home=home, serving_port=port) as (client, process):
         rig.known_to_be_ready(client)
         assert rig.predict(client).json()["logged"]
+        assert left.isdisjoint(file.name for file in counts.iterdir())
+        process.terminate()
+        assert process.wait(15) == 0
+    assert not counts.parent.exists()
+
+
+def test_workers_end_whose_parent_died_while_they_started(rig: Any) -> None:
+    """9, 20: they would hold the port for ever."""
+    made = {"home": rig.folder / "short", "serving_port": unused_port(), "serving_workers": 2}
+    settings = rig.settings.model_copy(update=made)
+    rig.opened.callback(shutil.rmtree, in_memory(settings), ignore_errors=True)
+    env = process_environment(settings)
+    with running([sys.executable, "-m", "serving"], rig.folder / "short.log", **env) as process:
+        wait_until("workers", lambda: len(workers(process)) == 2)
+        orphans = workers(process)
+    _, alive = psutil.wait_procs(orphans, timeout=15)
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
+
+
+def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
+    rig: Any, served: Any
+) -> None:
+    """9: `gyre_model_info`; nobody is left to set it to 0."""
+    home = rig.home_beside()
+    settings = rig.settings.model_copy(update={"home": home})
+
+    def told() -> bool:
+        found = announced(settings)
+        roles = found.models[rig.spec.name].roles if found else {}
+        return roles["production"].version == served.second
+
+    with rig.serving(home=home, serving_port=unused_port()) as (client, process):
+        rig.answers_as(client, served.first, 20)
+        wait_until("counts", lambda: "_model_info{" in client.get("/metrics").text)
+        (killed,) = workers(process)
+        killed.suspend()
+        rig.promote(served.second)
+        wait_until("announced", told)
+        killed.kill()
+        killed.wait()
+        rig.answers_as(client, served.second, 20)
+        held = [line for line in client.get("/metrics").text.splitlines() if "_model_info{" in line]
+        (production,) = [x for x in held if 'role="production"' in x and x.endswith(" 1.0")]
+        assert f'version="{served.second}"' in production
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)

@@ -1,0 +1,73 @@
+"""A disk that takes nothing more, under serving's home."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.conftest import unused_port, wait_until
+from tests.faults.conftest import workers
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A small one of its own."""
+    if os.getuid():
+        pytest.skip("only root may mount a disk")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "gyre", str(tmp_path)], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
+
+
+def fill(disk: Path) -> None:
+    with (disk / "full").open("wb", buffering=0) as file, suppress(OSError):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refused(
+    rig: Any, served: Any, disk: Path
+) -> None:
+    """10: also for workers and servers that start then."""
+    rig.promote(served.second)
+    rig.answers_as(served.client, served.second)
+    home = rig.home_beside(disk)
+    (home / "serving" / "log").unlink()
+    port, model = unused_port(), rig.spec.name
+    with rig.serving(home=home, serving_port=port) as (client, process):
+        rig.known_to_be_ready(client)
+        wait_until("previous", (home / "serving" / "models" / model / served.first).is_dir)
+        rig.answers_as(client, served.second)
+        fill(disk)
+        wait_until("no row on file", lambda: not rig.predict(client).json()["logged"])
+        rig.promote(served.first)
+        rig.answers_as(client, served.first)
+        third = rig.register(1.0).version
+        rig.promote(third)
+        said = f"version {third} is refused: "
+        wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+        assert "No space left on device" in client.get("/health/ready").text
+        assert "is it up" not in client.get("/health/ready").text
+        (killed,) = workers(process)
+        killed.kill()
+        killed.wait()
+        rig.known_to_be_ready(client)
+        rig.answers_as(client, served.first)
+        process.terminate()
+        assert process.wait(15) == 0
+    on_disk = json.loads((home / "serving" / "announcement.json").read_bytes())["models"]
+    assert on_disk[model]["roles"]["production"]["version"] == served.second  # and yet:
+    with rig.serving(home=home, serving_port=port, mlflow_port=unused_port()) as (client, _):
+        rig.known_to_be_ready(client)
+        rig.answers_as(client, served.first)
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
