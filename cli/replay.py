@@ -79,23 +79,28 @@ def follow(settings: Settings, spec: ModelSpec, begin: datetime, end: datetime) 
 
 
 def table(settings: Settings, spec: ModelSpec, moments: Sequence[datetime]) -> list[str]:
-    """Lines of what ledger and decisions hold of each moment, and who is in production then."""
+    """Lines of what ledger and decisions hold of each moment, and who is in production then.
+
+    Log loss: of the version looked at, on labels that matured after it was evaluated, if any.
+    """
     with closing(Ledger(settings)) as ledger, closing(Records(settings)) as records:
         rows = [row for row in ledger.rows(spec.name) if row.state == "applied"]
         seen = {row.as_of: row for row in records.decisions(spec.name)}
-    lines = ["| as of | entities | largest PSI | verdict | decision | in production |",
-             "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = ["| as of | entities | largest PSI | log loss | verdict | decision | in production |",
+             "|---|---|---|---|---|---|---|"]  # fmt: skip
     for moment in moments:
         row = seen.get(moment)
         held = [each for each in rows if each.role == "production" and each.time <= moment]
         version = f"version {held[-1].to_version}" if held else "nothing"
         if held and held[-1].time == moment:
             version += ", new"
-        told = " |  |  | "
+        told = " |  |  |  | "
         if row:
             figures = row.figures
+            lost = figures.get("replay_log_loss")
             told = (
-                f"{figures['entities']:.0f} | {_largest(spec, figures)} | {row.verdict} | "
+                f"{figures['entities']:.0f} | {_largest(spec, figures)} | "
+                f"{'' if lost is None else f'{lost:.3f}'} | {row.verdict} | "
                 f"{row.action} ({row.rule})"
             )
         lines.append(f"| {moment:%Y-%m-%d} | {told} | {version} |")

@@ -2,9 +2,10 @@
 
 Its runs are those of an Airflow backfill, in order, each as of its logical date: what was due is
 ingested, the population scored, the version in production looked at, and retrained where that is
-decided. The functions are those of the other DAGs, which are paused in such a home: they would act
-as of today. Nobody is there to approve a version, nor to ask for a rollout to be judged by: a
-version that passes its gates goes into production.
+decided or labels have matured, as by the spec's schedule. The functions are those of the other
+DAGs, which are paused in such a home: they would act as of today. Nobody is there to approve a
+version, nor to ask for a rollout to be judged by: a version that passes its gates goes into
+production.
 """
 
 from __future__ import annotations
@@ -23,7 +24,9 @@ if TYPE_CHECKING:
     from datetime import date
 
 TWICE_A_MONTH = "0 0 1,15 * *"
-FIRST = "the first version"
+WHO = "airflow:backfill"
+"""Not who asked for it: nobody answers an escalation here (monitoring/past.py)."""
+FIRST, MATURED = "the first version", "labels have matured"
 
 
 def replay_dag(spec: ModelSpec, last: date) -> DAG:
@@ -46,7 +49,7 @@ def replay_dag(spec: ModelSpec, last: date) -> DAG:
 
 @task.short_circuit(pool=WRITERS)
 def look(model: str) -> bool:
-    """Ingest, score, monitor; go on if a retraining was decided, or the first one is possible.
+    """Ingest, score, monitor; go on if a retraining was decided, or is due or first possible.
 
     One task and not three: what they import takes longer than what they do.
     """
@@ -55,12 +58,12 @@ def look(model: str) -> bool:
     from monitoring.monitor import monitor  # noqa: PLC0415
     from stack.errors import TrainingError  # noqa: PLC0415
     from training.batch import score_population  # noqa: PLC0415
-    from training.validate import newest_snapshot  # noqa: PLC0415
+    from training.validate import learnable, newest_snapshot  # noqa: PLC0415
 
     (settings, cause), spec = current(), load_spec(model)
     log, context = logging.getLogger(__name__), cast("Any", get_current_context())
     log.info(ingest(settings, spec.dataset, cause.as_of).summary())
-    said = why = reason = FIRST
+    said, why, reason = FIRST, None, FIRST
     if Registry(settings).production(model) is None:
         try:
             newest_snapshot(settings, spec, cause.as_of)
@@ -71,7 +74,10 @@ def look(model: str) -> bool:
         log.info(score_population(settings, spec, cause.as_of).summary())
         report = monitor(settings, spec, cause.as_of)
         action, said = report.decision.action, report.summary()
-        why, reason = report.cause, report.retraining_reason()
+        if action == "retrain":
+            why, reason = report.cause, report.retraining_reason()
+        elif learnable(settings, spec, cause.as_of):
+            action, reason = "retrain", MATURED
     for key, value in {"said": said, "cause": why, "reason": reason}.items():
         context["ti"].xcom_push(key, value)
     note(settings, said)
@@ -93,7 +99,7 @@ def retrain(model: str) -> str:
     spec = load_spec(model).model_copy(update=straight)
     try:
         outcome = train(
-            settings, spec, cause.as_of, key=cause.key, reason=reason, who=cause.who, cause=why
+            settings, spec, cause.as_of, key=cause.key, reason=reason, who=WHO, cause=why
         ).outcome
     except TrainingError as exc:  # its run in MLflow has failed; history goes on
         outcome = f"not trained: {exc}"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from contextlib import closing
 from math import isfinite
 from typing import TYPE_CHECKING
@@ -13,6 +14,7 @@ from mlflow_server.promotion import promote
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from monitoring.decision import helpless, settled
 from monitoring.past import WHO, previous
 from monitoring.report import REPORTS
 
@@ -23,13 +25,15 @@ if TYPE_CHECKING:
     from typing import Any
 
     from mlflow_server.alerts import Severity
-    from monitoring.decision import Decision
+    from monitoring.decision import Decision, Inputs
     from monitoring.report import MonitorReport
     from monitoring.verdict import Finding
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
-CAUSES = {"parked": "parked: {}", "escalate": "escalated: {}"}
+ESCALATED = "escalated: retraining does not help"
+"""One cause, whatever versions the schedule brings meanwhile."""
+CAUSES = {"parked": "parked: {}", "escalate": ESCALATED}
 """By rule: what it alerts of is news, though a retraining of the same cause was told before."""
 CONDITIONS = {"freshness", "volume", "skew"}
 """Types of alerts that are of no verdict: over as soon as a look does not see them."""
@@ -55,12 +59,14 @@ def act(
     found: DriftAlert,
     conditions: Mapping[str, DriftAlert],
     *,
-    settled: bool,
+    inputs: Inputs,
+    unmeasured: Collection[str],
 ) -> None:
     """Go back where the version does harm; alert once per cause; tell once what is over.
 
-    conditions: by cause, what is alerted of whatever the decision is. settled: whether bad windows
-    of the version are over. Whatever could not be delivered earlier is tried again.
+    conditions: by cause, what is alerted of whatever the decision is. inputs: what was decided on.
+    unmeasured: types of conditions that could not be measured: what was alerted of goes on.
+    Whatever could not be delivered earlier is tried again.
     """
     decision, at, name = report.decision, report.as_of, report.model
     with closing(Records(settings)) as records:
@@ -80,22 +86,25 @@ def act(
         if decision.action == "rollback":  # the alert has told its end
             records.end_alert(name, cause, None, at)
         for row in known:
-            if why := _over(row, report, conditions, settled=settled):
+            if row["cause"] in conditions or not row["details"]:  # goes on; not the monitor's own
+                continue
+            if why := _over(row, report, inputs, unmeasured):
                 over(settings, records, row, why, at)
         retry(settings, records, name, at)
 
 
 def _over(
-    row: Mapping[str, Any], report: MonitorReport, seen: Collection[str], *, settled: bool
+    row: Mapping[str, Any], report: MonitorReport, inputs: Inputs, unmeasured: Collection[str]
 ) -> str | None:
-    """Why an alert that goes on is over, None if it is not; only a monitor's own has details."""
-    if not row["details"] or row["cause"] in seen:
-        return None
-    if json.loads(row["details"])["drift_type"] in CONDITIONS:
+    """Why an alert that this look does not see is over; None if it is not."""
+    if row["cause"] == ESCALATED:
+        return None if helpless(inputs) else "a window was ok, or a person promoted"
+    kind = json.loads(row["details"])["drift_type"]
+    if kind in CONDITIONS and kind not in unmeasured:
         return "it is not so any more"
-    if f"version {report.version}," not in f"{row['cause']},":
+    if not re.search(rf"\bversion {report.version}\b", row["cause"]):
         return f"version {report.version} answers now"
-    return "its window is ok again" if settled else None
+    return "its window is ok again" if settled(inputs.verdicts) and kind not in unmeasured else None
 
 
 def _go_back(settings: Settings, report: MonitorReport) -> None:

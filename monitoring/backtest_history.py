@@ -17,11 +17,12 @@ from mlflow_server.served_model import at_most_1, rounded
 from mlflow_server.tracking import Tracking
 from monitoring.concept import Outcomes, decayed, miscalibrated, rises
 from monitoring.drift import SCORE, compared
+from monitoring.past import surely_better
 from monitoring.performance import findings, measured
 from monitoring.verdict import FEWEST, judge
 from stack.errors import TrainingError
 from training.dataset import unlearnable
-from training.evaluate import compare
+from training.evaluate import compare, named
 from training.frame import at, build_frame, features
 from training.gate import decide as gates_say
 from training.metrics import Scored, all_metrics
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from monitoring.drift import Drift
     from stack.settings import Settings
     from stack.spec import ModelSpec
+    from training.gate import Evaluation
     from training.metrics import Labels
     from training.snapshots import Plan
 
@@ -88,6 +90,7 @@ class History:
         self._plans: dict[datetime, Plan] = {}
         self._models: dict[datetime, Model] = {}
         self._scores: dict[tuple[datetime, datetime], Scored] = {}
+        self._evaluations: dict[tuple[datetime, datetime], Evaluation] = {}
         self._outcomes: dict[tuple[datetime, datetime], Sequence[str]] = {}
 
     @cached_property
@@ -164,11 +167,14 @@ class History:
 
     def passes(self, challenger: datetime, champion: datetime) -> bool:
         """Ask the gates, on the snapshot that the challenger is evaluated on."""
-        ours, theirs = (self.scored(name, challenger) for name in (challenger, champion))
-        found = compare(self.spec, self.labels(challenger), ours, theirs, f"{champion:%Y-%m-%d}")
+        found = self._compared(challenger, champion)
         known = found.figures | found.challenger
         gates = [gate for gate in self.spec.gates if gate.metric in known]
         return all(outcome.passed for outcome in gates_say(gates, found))
+
+    def helps(self, challenger: datetime, champion: datetime) -> bool:
+        """Ask what the monitor asks of a run, on the same snapshot."""
+        return surely_better(named(self._compared(challenger, champion)))
 
     def look(
         self, model: datetime, trigger: Trigger, as_of: datetime
@@ -183,6 +189,14 @@ class History:
             return "insufficient_data", []
         bad = self._outcomes_say(model, matured[-1])
         return ("bad" if bad else "ok"), bad
+
+    def _compared(self, challenger: datetime, champion: datetime) -> Evaluation:
+        if (challenger, champion) not in self._evaluations:
+            ours, theirs = (self.scored(name, challenger) for name in (challenger, champion))
+            self._evaluations[challenger, champion] = compare(
+                self.spec, self.labels(challenger), ours, theirs, f"{champion:%Y-%m-%d}"
+            )
+        return self._evaluations[challenger, champion]
 
     def _frame(self, moments: Sequence[datetime]) -> pa.Table:
         return build_frame(self.settings, self.spec, self.dataset, moments, self.end, self._version)

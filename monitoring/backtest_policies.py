@@ -76,6 +76,9 @@ class World(Protocol):
     def passes(self, challenger: datetime, champion: datetime) -> bool:
         """Train the challenger; say whether the gates let it replace the champion."""
 
+    def helps(self, challenger: datetime, champion: datetime) -> bool:
+        """Say whether the challenger is surely better than the champion."""
+
 
 def walk(
     policy: Policy, moments: Sequence[datetime], world: World, cooldown: timedelta
@@ -113,6 +116,7 @@ def walk(
             learnt.add(newest)
             causes.add(cause)
             if world.passes(newest, serves):
+                tried = () if world.helps(newest, serves) else tried
                 serves, verdicts = newest, ()
         steps.append(Step(as_of, decision.action, decision.rule, decision.reason, trained, serves))
     return tuple(steps)

@@ -3,11 +3,11 @@
 Read top to bottom, the first rule that fits decides:
 
     stale                as_of lies before the newest promotion          nothing
-    harm                 errors, a collapsed score distribution          roll back
+    harm                 failing, slow, collapsed, surely outdone        roll back
     insufficient_data    the newest window has too few entities          nothing
     ok                   no actionable drift, performance holds          nothing
     first_bad_window     fewer than 2 bad of the last 5 windows          nothing
-    escalate             2 retrainings since it was last ok did not help alert
+    escalate             2 retrainings in a row did not help             alert
     answered             a retraining for this cause goes on or is over  nothing
     cooldown             one was decided too short a time ago            nothing
     parked               nothing new to learn until a label matures      alert
@@ -47,8 +47,9 @@ class Inputs:
     last_retraining: when the newest one was decided, UTC.
     learnable: whether a training now would see anything that no earlier one saw.
     last_promotion: when the newest one was made, by the clock, UTC.
-    tried: when retrainings were decided that have ended since a window was last ok, or a person
-        promoted, UTC.
+    tried: when retrainings were decided that have ended since a window was last ok, a person
+        promoted, or a training helped: its version went into production and was surely better than
+        the one before, on the same outcomes; UTC.
 
     What has a default is not in the decisions of older releases.
     """
@@ -86,6 +87,11 @@ def settled(verdicts: tuple[Verdict, ...]) -> bool:
     return verdicts[-1:] == ("ok",) and verdicts[-WINDOWS:].count("bad") < BAD
 
 
+def helpless(seen: Inputs) -> bool:
+    """Whether retraining does not help, so that a person must look."""
+    return len(seen.tried) >= HELPLESS
+
+
 def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)
     """Apply the rules above; the first that fits decides."""
     newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
@@ -104,9 +110,9 @@ def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)
         return Decision("nothing", newest, "no actionable drift, performance holds")
     if bad < BAD:
         return Decision("nothing", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
-    if len(seen.tried) >= HELPLESS:
+    if helpless(seen):
         tried = ", ".join(f"{at:%Y-%m-%d %H:%M}" for at in seen.tried)
-        why = f"{len(seen.tried)} retrainings since it was last ok did not help ({tried} UTC)"
+        why = f"{len(seen.tried)} retrainings in a row did not help ({tried} UTC)"
         return Decision("alert", "escalate", f"{found}; {why}: a person must look")
     if seen.answered:
         return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")

@@ -30,8 +30,8 @@ if TYPE_CHECKING:
 
     from stack.settings import Settings
 
-RECEIVED = "received"
-"""Tables of which rows go, in the end, by when they were received; raw rows never do."""
+AGE = {"scores": "as_of"}
+"""Column that tells a row's age, where it is not `received`; raw rows stay whatever their age."""
 EVERY_REPORT = timedelta(days=14)
 STAMP = "%Y-%m-%dT%H%M%S"
 """Folder of a report (monitor.py)."""
@@ -102,7 +102,9 @@ def _done(what: str, part: Callable[..., Freed], *, dry_run: bool) -> Freed:
 
 def _retention(settings: Settings, table: str, as_of: datetime) -> Retention | None:
     days = settings.keep_days.get(table)
-    return None if days is None else Retention(RECEIVED, as_of - timedelta(days=days))
+    if days is None:
+        return None
+    return Retention(AGE.get(table, "received"), as_of - timedelta(days=days))
 
 
 def _reports(tracking: Tracking, as_of: datetime, *, what: str, dry_run: bool) -> Freed:

@@ -22,7 +22,7 @@ from mlflow_server.registry import Registry
 from monitoring.act import act, drift_alert, publish
 from monitoring.batch import or_batch
 from monitoring.collect import ANSWERS, collect, outcomes, predictions
-from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide, settled
+from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide
 from monitoring.feedback import settle
 from monitoring.look import find_reference, look_at
 from monitoring.past import load_past
@@ -94,7 +94,8 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
             return report
         alarm = drift_alert(report.decision, verdict, bad, as_of)
         # First: no report is worth a harmful version's next minute.
-        act(settings, report, alarm, conditions, settled=settled(inputs.verdicts))
+        unmeasured = () if skewed.vectors else ("skew",)
+        act(settings, report, alarm, conditions, inputs=inputs, unmeasured=unmeasured)
         publish(settings, spec, report, Path(name))
     return report
 

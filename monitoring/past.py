@@ -16,11 +16,12 @@ from monitoring.failures import COUNTS, Counted
 from monitoring.window import LENGTH
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
     from datetime import datetime
 
     from mlflow_server.ledger import LedgerRow
     from mlflow_server.records import DecisionRow
+    from mlflow_server.tracking import Run
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
@@ -28,6 +29,8 @@ WHO = "monitor"
 """Who, in the ledger."""
 MACHINES = {WHO, "airflow:asset_triggered", "airflow:backfill", "airflow:scheduled"}
 """Who promotes without a person; what a person promotes is their answer to an escalation."""
+DECISIVE = ("log_loss", "rmse")
+"""Of a class, and of a number: what tells whether a training helped; the lower the better."""
 STRETCH = timedelta(hours=1)
 """Failures and latency are of at least so long, or since the promotion: looks may follow fast."""
 
@@ -37,8 +40,8 @@ class Past:
     """Decisions are the newest of the model before `as_of`, so without an earlier try of this look.
 
     promotion: of what is in production. previous: the version to go back to. retrained: decisions
-    to retrain, of which `tried` are those since a window was last ok, or a person promoted, whose
-    training has ended.
+    to retrain, of which `tried` are those whose training has ended since a window was last ok, a
+    person promoted, or a training helped.
     """
 
     version: str
@@ -91,24 +94,39 @@ def load_past(settings: Settings, spec: ModelSpec, version: str, as_of: datetime
             row for row in records.decisions(spec.name, action="retrain") if row.as_of != as_of
         ]
         ok = [row.as_of for row in records.decisions(spec.name, verdict="ok") if row.as_of < as_of]
-    since = unsolved([row for row in retrained if row.as_of < as_of], ok, rows)
+    before = [row for row in retrained if row.as_of < as_of]
+    runs = Tracking(settings).runs(spec.experiment) if before else []
+    helped = {f"runs:/{run.run_id}" for run in runs if surely_better(run.metrics)}
     return Past(
         version, as_of, last_applied(rows, PRODUCTION), previous(rows, version),
-        decisions, retrained, _ended(settings, spec, since) if since else (),
+        decisions, retrained, _ended(runs, unsolved(before, ok, rows, helped)),
     )  # fmt: skip
 
 
+def surely_better(metrics: Mapping[str, float]) -> bool:
+    """Whether a run's version beat the one then in production, on the same rows, beyond chance."""
+    upper = (metrics.get(f"{name}_minus_champion_upper", 0.0) for name in DECISIVE)
+    return any(each < 0 for each in upper)
+
+
 def unsolved(
-    retrained: Sequence[DecisionRow], ok: Sequence[datetime], rows: Sequence[LedgerRow]
+    retrained: Sequence[DecisionRow],
+    ok: Sequence[datetime],
+    rows: Sequence[LedgerRow],
+    helped: Collection[str],
 ) -> list[DecisionRow]:
-    """Of `retrained`, those since a window was last ok, or a person promoted. ok: oldest first."""
+    """Of `retrained`, those since a window was last ok, a person promoted, or a training helped.
+
+    ok: oldest first. helped: runs whose version was surely better, as the ledger's evidence.
+    """
+    promoted = [row for row in rows if row.role == PRODUCTION and row.state == "applied"]
     answers = [
         row.time
-        for row in rows
-        if row.role == PRODUCTION and row.state == "applied" and row.who not in MACHINES
+        for row in promoted
+        if row.who not in MACHINES or (row.who != WHO and row.evidence in helped)
     ]
     anew = max([*ok[-1:], *answers], default=None)
-    return [row for row in retrained if not (anew and row.as_of < anew)]
+    return [row for row in retrained if not (anew and row.as_of <= anew)]
 
 
 def previous(rows: Sequence[LedgerRow], version: str) -> str | None:
@@ -122,11 +140,8 @@ def previous(rows: Sequence[LedgerRow], version: str) -> str | None:
     return before[-1] if before else None
 
 
-def _ended(
-    settings: Settings, spec: ModelSpec, retrained: Sequence[DecisionRow]
-) -> tuple[datetime, ...]:
+def _ended(runs: Sequence[Run], retrained: Sequence[DecisionRow]) -> tuple[datetime, ...]:
     """When those were decided whose training has ended, well or not."""
-    runs = Tracking(settings).runs(spec.experiment)
     ended = {
         (run.tags.get("cause"), run.tags.get("as_of")) for run in runs if run.status != "RUNNING"
     }

@@ -70,7 +70,7 @@ class Settings(BaseSettings):
     @field_validator("keep_days")
     @classmethod
     def _of_each(cls, given: dict[str, int]) -> dict[str, int]:
-        known = {"predictions": 400, "outcomes": 400}
+        known = {"predictions": 400, "outcomes": 400, "scores": 400}
         if given.keys() - known or any(days < 1 for days in given.values()):
             raise ValueError(f"expected whole days, at least 1, of {' or '.join(known)}")
         return known | given

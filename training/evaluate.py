@@ -93,7 +93,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         evaluation, segments=segments, figures=measured, unproved="; ".join(proof.reasons),
         no_champion=no_champion,
     )  # fmt: skip
-    tracking.log(run_id, metrics=_named(evaluation))
+    tracking.log(run_id, metrics=named(evaluation))
     tracking.log_json(run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION)
     loss = LOSSES[spec.loss]
     rises = permutation_importance(
@@ -172,7 +172,8 @@ def compare(
     )  # fmt: skip
 
 
-def _named(evaluation: Evaluation) -> dict[str, float]:
+def named(evaluation: Evaluation) -> dict[str, float]:
+    """Metrics of the run, by name."""
     named = evaluation.challenger | evaluation.figures
     named |= {f"trivial_{name}": value for name, value in evaluation.trivial.items()}
     named |= {f"champion_{name}": value for name, value in evaluation.champion.items()}

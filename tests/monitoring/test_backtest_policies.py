@@ -28,10 +28,11 @@ BY_NAME = {policy.name: policy for policy in POLICIES}
 
 @dataclass(frozen=True)
 class Months:
-    """bad: the looks that find something, by their moment. refused: challengers that fail."""
+    """bad: looks that find something, by their moment. refused, better: challengers."""
 
     bad: frozenset[datetime] = frozenset()
     refused: frozenset[datetime] = frozenset()
+    better: frozenset[datetime] = frozenset()
     asked: list[tuple[datetime, datetime]] = field(default_factory=list)
 
     def newest(self, as_of):
@@ -43,6 +44,9 @@ class Months:
     def passes(self, challenger, champion):
         self.asked.append((challenger, champion))
         return challenger not in self.refused
+
+    def helps(self, challenger, _):
+        return challenger in self.better
 
 
 def trainings(name, world=None):
@@ -76,6 +80,21 @@ def test_a_drift_waits_for_a_second_window_and_then_for_something_to_learn():
     assert [step.rule for step in steps[6:8]] == ["first_bad_window", "parked"]
     assert serving(steps, WEEKS[5] - timedelta(seconds=1)) == JAN
     assert serving(steps, WEEKS[5]) == FEB
+
+
+@pytest.mark.parametrize(
+    ("better", "made", "ends"),
+    [
+        ((), (FEB, MAR), "escalate"),
+        ((FEB,), (FEB, MAR, APR), "escalate"),
+        ((FEB, MAR, APR), (FEB, MAR, APR, MAY), "first_bad_window"),
+    ],
+)
+def test_two_retrainings_in_a_row_that_did_not_help_are_the_last(better, made, ends):
+    world = Months(bad=frozenset(WEEKS[1:]), better=frozenset(better))
+    steps, trained = trainings("drift-triggered", world)
+    assert tuple(model for _, model in trained) == made
+    assert steps[-1].rule == ends
 
 
 def test_a_refused_challenger_is_a_training_that_replaces_nobody_and_is_not_made_again():

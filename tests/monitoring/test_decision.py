@@ -97,7 +97,7 @@ def test_inputs_of_an_older_release_replay_too():
 def test_what_is_escalated_says_what_was_tried():
     reason = decide(replace(BAD, tried=(NOW - timedelta(days=31), NOW))).reason
     assert "lifetime_orders: PSI 0.41" in reason
-    assert "2 retrainings since it was last ok did not help" in reason
+    assert "2 retrainings in a row did not help" in reason
     assert "2026-10-20 12:00, 2026-11-20 12:00" in reason
 
 
@@ -209,18 +209,25 @@ def test_one_score_for_everybody_is_harm_even_where_it_always_was_so():
 
 
 @pytest.mark.parametrize(
-    ("ok", "who", "left"),
+    ("ok", "who", "helped", "left"),
     [
-        ((), "airflow:asset_triggered", 2),
-        ((), "monitor", 2),
-        ((NOW + timedelta(hours=1),), "monitor", 1),
-        ((), "airflow:admin", 1),
-        ((), "ada", 1),
+        ((), "airflow:asset_triggered", (), 2),
+        ((), "airflow:asset_triggered", ("runs:/1",), 1),
+        ((), "airflow:asset_triggered", ("runs:/2",), 2),
+        ((), "monitor", (), 2),
+        ((), "monitor", ("runs:/1",), 2),  # it went back to what had helped once
+        ((NOW + timedelta(hours=1),), "monitor", (), 1),
+        ((), "airflow:admin", (), 1),
+        ((), "ada", (), 1),
     ],
 )
-def test_retrainings_count_since_a_window_was_ok_or_a_person_promoted(ok, who, left):
+def test_retrainings_count_since_a_window_was_ok_or_a_person_promoted_or_one_helped(
+    ok, who, helped, left
+):
     moments = (NOW, NOW + timedelta(hours=2))
     tried = [DecisionRow("m", "1", at, "bad", "retrain", "drift", "", "", "", {}) for at in moments]
     time = NOW + timedelta(hours=1)
-    row = LedgerRow("m", 1, "production", 100, "1", "2", who, "", None, "applied", time)
-    assert unsolved(tried, ok, [row]) == tried[-left:]
+    row = LedgerRow("m", 1, "production", 100, "1", "2", who, "", "runs:/1", "applied", time)
+    assert unsolved(tried, ok, [row], helped) == tried[-left:]
+    waiting = replace(row, state="pending")
+    assert unsolved(tried, (), [waiting], helped) == tried

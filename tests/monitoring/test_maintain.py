@@ -28,6 +28,7 @@ from stack.log_files import REMEMBERED
 from stack.spec import load_spec
 from stack.storage import Table
 from tests.conftest import mlflow_server, new_settings
+from training.batch import PARTITION, SCORES, scores
 from training.lineage import TABLE_TAG
 
 NOW, DAY = datetime(2026, 11, 20, 12, tzinfo=UTC), timedelta(days=1)
@@ -52,6 +53,9 @@ def logged(settings, days):
         predictions(settings).insert(pa.Table.from_pylist([row], PREDICTIONS), "request_id")
         told = {"request_id": f"r{day}", "actual": 1.0, "received": at}
         outcomes(settings).insert(pa.Table.from_pylist([told], OUTCOMES), "request_id")
+        scored = dict.fromkeys(SCORES.names, "x") | {"day": f"{at:%Y-%m-%d}", "as_of": at}
+        batch = pa.Table.from_pylist([scored | {"probability": 0.5, "prediction": 1.0}], SCORES)
+        scores(settings).replace(batch, PARTITION)
 
 
 def file(settings, name, age, text="x"):
@@ -84,7 +88,8 @@ def test_what_is_past_its_time_goes_and_a_dry_run_only_says_so(home, tmp_path):
     assert said["drift reports"]["files"] == 2
     assert all(path.exists() for path in old)
     done = run(home)
-    assert [done[name]["rows"] for name in ("predictions", "outcomes", "alerts")] == [2, 2, 1]
+    gone = {name: done[name]["rows"] for name in ("predictions", "outcomes", "scores", "alerts")}
+    assert gone == {"predictions": 2, "outcomes": 2, "scores": 2, "alerts": 1}
     assert done["drift reports"]["bytes"] == 2 * len("<html/>")
     assert not any(path.exists() for path in old)
     assert all(path.exists() for path in young)
