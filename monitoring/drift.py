@@ -44,10 +44,10 @@ class Drift:
     """PSI by column (features and `score`), over all rows; and null shares of the features.
 
     PSI is nan where the window or the reference has no value. new_categories, out_of_range: share
-    of a text's or a number's values that are none of the reference's, outside its range; of the
-    columns that both have values of. means: None where one has no score. For information, over the
-    rows of the report: p_values (Kolmogorov-Smirnov of numbers, chi-squared of texts), and
-    drifted_share, of the columns that both have values of.
+    of a text's or a number's values that are none of the reference's (beyond chance), outside its
+    range; of the columns that both have values of. means: None where one has no score. For
+    information, over the rows of the report: p_values (Kolmogorov-Smirnov of numbers, chi-squared
+    of texts), and drifted_share, of the columns that both have values of.
     """
 
     psi: dict[str, float]
@@ -106,8 +106,13 @@ def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
 
 
 def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
-    found = current.value_counts()
-    return float(found[~found.index.isin(reference.unique())].sum() / found.sum())
+    """Share that is new, less what was to be expected: as many as there were of one row each.
+
+    Source: Good, The population frequencies of species (Biometrika 40, 1953).
+    """
+    known, found = reference.value_counts(), current.value_counts()
+    share = found[~found.index.isin(known.index)].sum() / found.sum()
+    return max(0.0, float(share - (known == 1).sum() / known.sum()))
 
 
 def _outside(reference: pd.Series[Any], current: pd.Series[Any]) -> float:

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 DECILES = np.linspace(0.1, 0.9, 9)
 SMALLEST_SHARE = 1e-4
 """Stands for an empty bin, whose logarithm is not finite."""
+BINS = 10
+"""Of categories as of deciles: with more, a small window's PSI would be chance's."""
 AT_ONCE = 100_000
 """Values that are counted while they lie in a processor's cache."""
 
@@ -27,7 +29,9 @@ def psi(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
     """PSI of `current` against `reference`; nulls are left out, their rate is a check of its own.
 
     Numbers are cut at the reference's deciles (ties merged, open at both ends), anything else by
-    category. Nan where one of the two has no value.
+    category, what the reference has not in a bin of its own. Of more than ten categories, the most
+    frequent first, those that together make a tenth of the reference share a bin, and what it has
+    not is with the rarest: some is to be expected. Nan where one of the two has no value.
     """
     counts = _by_decile if pd.api.types.is_numeric_dtype(reference) else _by_category
     before, now = counts(reference.dropna(), current)
@@ -56,9 +60,19 @@ def _in_bins(values: NDArray[np.float64], cuts: NDArray[np.float64]) -> Counts:
 
 def _by_category(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Counts]:
     counted = [values.value_counts() for values in (reference, current)]
-    counted = [each.groupby(each.index.astype(str)).sum() for each in counted]
-    names = sorted({name for each in counted for name in each.index})
-    return [np.asarray(each.reindex(names, fill_value=0), dtype=np.int64) for each in counted]
+    before, now = (each.groupby(each.index.astype(str)).sum() for each in counted)
+    before = before.sort_index().sort_values(ascending=False, kind="stable")  # ties by name
+    bins = np.arange(len(before))
+    if len(before) > BINS:
+        ahead = (before.cumsum() - before).to_numpy() / before.sum()
+        bins = (BINS * ahead).astype(np.int64)
+    found = [
+        np.bincount(bins, each.reindex(before.index, fill_value=0), BINS + 1).astype(np.int64)
+        for each in (before, now)
+    ]
+    rarest = BINS - 1 if len(before) > BINS else BINS
+    found[1][rarest] += now.sum() - found[1].sum()
+    return found
 
 
 def _shares(counts: Counts) -> NDArray[np.float64]:

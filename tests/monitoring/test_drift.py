@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 from scipy.stats import ks_2samp
 
-from monitoring.drift import measure
+from monitoring.drift import compared, measure
 from monitoring.verdict import judge
 from stack.spec import load_spec
 
@@ -70,3 +70,15 @@ def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(t
     empty = one.assign(plan=pd.Series([None] * 400, dtype=object))
     verdict, bad, _ = judge(LIMITS, 400, measure(one, empty, tmp_path, 0.25), [])
     assert (verdict, bad) == ("bad", ["plan: 100% null, 0% before"])
+
+
+def test_new_categories_are_those_beyond_what_the_reference_makes_likely():
+    drawn, share = np.random.default_rng(5), 1.0 / np.arange(1, 5001)
+
+    def rows(n, more=()):
+        names = [*drawn.choice(5000, n, p=share / share.sum()).astype(str), *more]
+        return pd.DataFrame({"postcode": names, "score": drawn.random(len(names))})
+
+    reference = rows(5000)
+    assert compared(reference, rows(2000)).new_categories["postcode"] < 0.02
+    assert compared(reference, rows(1800, ["0000"] * 200)).new_categories["postcode"] > 0.08

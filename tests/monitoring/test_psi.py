@@ -70,3 +70,19 @@ def test_the_figure_in_evidentlys_report_is_the_figure_that_decides(tmp_path):
     assert shown == pytest.approx(found.psi)
     assert found.psi["spend"] > 0.2 > found.psi["orders"]
     assert "<html" in (tmp_path / "report.html").read_text()[:2000].lower()
+
+
+@pytest.mark.parametrize(("categories", "zipf"), [(20, 0), (100, 0), (200, 1), (1000, 1)])
+def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(categories, zipf):
+    share = 1.0 / np.arange(1, categories + 1) ** zipf
+    drawn = np.random.default_rng(3)
+
+    def window(entities, share):
+        return pd.Series(drawn.choice(categories, entities, p=share / share.sum()).astype(str))
+
+    reference = window(5000, share)
+    for entities in (200, 500, 2000):
+        quiet = [psi(reference, window(entities, share)) for _ in range(30)]
+        assert max(quiet) < 0.25
+    moved = np.where(np.arange(categories) < categories // 2, 2.0, 0.5)
+    assert psi(reference, window(500, share * (moved if not zipf else moved[::-1]))) > 0.1
