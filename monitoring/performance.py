@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +21,7 @@ from feature_repo.features import labels, open_raw, raw_table
 from monitoring.verdict import worse
 from stack.spec import entity_text
 from training.evaluate import champion_scores
-from training.frame import build_frame
+from training.frame import TIME, build_frame, typed
 from training.metrics import Scored, all_metrics, interval, resampled
 from training.snapshots import month_starts
 
@@ -28,12 +29,16 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from datetime import datetime
 
+    from numpy.typing import NDArray
+
     from monitoring.verdict import Finding
     from stack.settings import Settings
     from stack.spec import ModelSpec
     from training.metrics import Labels
 
 FEWEST = 200
+DAY = "event_timestamp"
+"""What a label is of: a snapshot, here the beginning of a day."""
 
 
 @dataclass(frozen=True)
@@ -105,11 +110,15 @@ def logged(
 ) -> Judged | None:
     """Judge logged predictions of one version by what came true; None below 200 outcomes.
 
-    answered: rows of `predictions`. known: actuals by request (feedback); raw data outranks them.
-    threshold: from which the version says 1; None if it predicts a number.
+    Of an entity the last of a day counts, as in a window, and nothing that was answered from
+    defaults or outside the population.
+
+    answered: rows of `predictions`, of one version. known: actuals by request (feedback); raw data
+    outranks them. threshold: from which the version says 1; None if it predicts a number.
     """
     score = "prediction" if threshold is None else "probability"
-    true = pa.array(actuals(settings, spec, answered, known, as_of), pa.float64())
+    answered = _counting(answered)
+    true = pa.array(actuals(settings, spec, answered, known, as_of), from_pandas=True)
     rows = answered.append_column("label", true).filter(pc.is_valid(true))
     if rows.num_rows < FEWEST or pc.count_distinct(rows["label"]).as_py() == 1:
         return None
@@ -118,19 +127,30 @@ def logged(
     return Judged(measured("logged", about, rows["label"].to_numpy(), scored, spec), rows, scored)
 
 
+def _counting(answered: pa.Table) -> pa.Table:
+    """Rows that say something of the population; who has no name counts with each answer."""
+    usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
+    rows = answered.filter(usual).sort_by("received")
+    day, place = pc.floor_temporal(rows["as_of"], unit="day"), np.arange(rows.num_rows)
+    # Who has no name is alone under its place.
+    name = pc.coalesce(rows["entity"], pa.array(place).cast(pa.string()))
+    each = pa.table({"named": rows["entity"].is_valid(), "name": name, "day": day, "place": place})
+    last = each.group_by(["named", "name", "day"]).aggregate([("place", "max")])["place_max"]
+    return rows.take(np.sort(last.to_numpy()))
+
+
 def actuals(
     settings: Settings,
     spec: ModelSpec,
     answered: pa.Table,
     known: Mapping[str, float],
     as_of: datetime,
-) -> list[float | None]:
-    """What came true of each row of `answered`, None where nothing is known yet; as `logged`."""
+) -> NDArray[np.float64]:
+    """What came true of each row of `answered`, nan where nothing is known yet; as `logged`."""
     seen = _from_raw(settings, spec, answered, as_of)
-    rows = answered.select(["request_id", "entity", "as_of"]).to_pylist()
-    return [
-        seen.get((row["entity"], _day(row["as_of"])), known.get(row["request_id"])) for row in rows
-    ]
+    which = pc.index_in(answered["request_id"], pa.array([*known], pa.string()))
+    told = pa.array([*known.values()], pa.float64()).take(which.combine_chunks())
+    return np.where(np.isnan(seen), told.to_numpy(zero_copy_only=False), seen)
 
 
 def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:
@@ -143,24 +163,42 @@ def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -
 
 def _from_raw(
     settings: Settings, spec: ModelSpec, answered: pa.Table, as_of: datetime
-) -> dict[tuple[str, datetime], float]:
-    """Labels by entity and day of prediction, for the days whose labels have matured."""
-    dataset = load_dataset(spec.dataset)
+) -> NDArray[np.float64]:
+    """Label of each row, by its entity and the day (UTC) it is about; nan before it has matured.
+
+    It is the day's beginning that has labels. A row of an entity of which something happened in
+    that day before it was asked about (often the reason to ask) has none: its own would be another.
+    """
+    dataset, found = load_dataset(spec.dataset), np.full(answered.num_rows, np.nan)
     label = dataset.labels[spec.label]
-    latest = as_of - label.horizon - label.lateness
-    days = sorted({_day(at) for at in answered["as_of"].to_pylist() if at <= latest})
+    latest = pa.scalar(as_of - label.horizon - label.lateness, TIME)
+    asked = pa.table({
+        "place": pa.array(range(answered.num_rows)), "entity": answered["entity"],
+        DAY: pc.floor_temporal(answered["as_of"], unit="day"), "at": answered["as_of"],
+    }).filter(pc.less_equal(answered["as_of"], latest))  # fmt: skip
+    days = asked[DAY].unique().to_pylist()
     if not days:
-        return {}
+        return found
     connection = open_engine(settings).connection
     raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-    rows = labels(raw, label, days).to_pylist()
-    return {
-        (entity_text({name: row[name] for name in spec.entity_key}), row["event_timestamp"]): row[
-            "label"
-        ]
-        for row in rows
-    }
+    known = _named(spec, typed(spec, labels(raw, label, sorted(days))))
+    when = raw[dataset.event_time]
+    within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
+    events = _named(spec, within.select(*spec.entity_key, time=when).to_pyarrow())
+    events = events.append_column(DAY, pc.floor_temporal(events["time"].cast(TIME), unit="day"))
+    events = events.filter(pc.field("time") > pc.field(DAY))
+    first = events.group_by(["entity", DAY]).aggregate([("time", "min")])
+    rows = asked.join(known.select(["entity", DAY, "label"]), ["entity", DAY], join_type="inner")
+    rows = rows.join(first, ["entity", DAY])
+    rows = rows.filter(pc.field("time_min").is_null() | (pc.field("time_min") > pc.field("at")))
+    found[rows["place"].to_numpy()] = rows["label"].to_numpy()
+    return found
 
 
-def _day(at: datetime) -> datetime:
-    return at.replace(hour=0, minute=0, second=0, microsecond=0)
+def _named(spec: ModelSpec, rows: pa.Table) -> pa.Table:
+    """Rows with `entity` as `predictions` has it, of their key columns."""
+    keys = [*spec.entity_key]
+    if len(keys) == 1:
+        return rows.append_column("entity", rows[keys[0]].cast(pa.string()))
+    texts = map(entity_text, rows.select(keys).to_pylist())
+    return rows.append_column("entity", pa.array(texts, pa.string()))

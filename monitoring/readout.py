@@ -131,7 +131,7 @@ def of_trial(
     """answered: rows of `predictions`. known: actuals by request; raw data outranks them."""
     first, left_out = first_answers(answered, spec.name, trial, as_of)
     table = pa.Table.from_pandas(first, answered.schema, preserve_index=False)
-    true = np.array(actuals(settings, spec, table, known, as_of), dtype=float)
+    true = actuals(settings, spec, table, known, as_of)
     first, y = first[~np.isnan(true)], true[~np.isnan(true)]
     if len(y) < len(true):
         left_out[YET] = len(true) - len(y)

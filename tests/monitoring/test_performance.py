@@ -1,0 +1,79 @@
+"""What came true of a logged prediction, and which of them count."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from monitoring.collect import ANSWERS, PREDICTIONS
+from monitoring.performance import actuals, logged
+from stack.spec import load_spec
+from tests.conftest import AS_OF
+from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
+from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
+
+SPEC = load_spec("customer_churn_model")
+ASKED, HOUR = AS_OF - 120 * DAY, timedelta(hours=1)
+MIDNIGHT = ASKED.replace(hour=0, minute=0, second=0, microsecond=0)
+
+
+def answered(*rows):
+    """Rows (entity, as_of, changes)."""
+    usual = {"model": SPEC.name, "version": "1", "role": "production", "in_population": True,
+             "features_from": "online", "probability": 0.9, "prediction": 1.0}  # fmt: skip
+    made = [
+        dict.fromkeys(ANSWERS) | usual | {"request_id": f"r{n}", "received": at, "as_of": at,
+                                          "entity": None if who is None else str(who)} | more
+        for n, (who, at, more) in enumerate(rows)
+    ]  # fmt: skip
+    return pa.Table.from_pylist(made, pa.schema([PREDICTIONS.field(name) for name in ANSWERS]))
+
+
+def test_what_the_raw_rows_say_of_the_day_and_nothing_where_its_own_moment_would_say_another(
+    shop,  # noqa: F811
+):
+    before = MIDNIGHT - 10 * DAY
+    shop.has(
+        order(1, 1, before), order(2, 1, MIDNIGHT + 14 * HOUR), order(3, 2, before),
+        order(4, 3, before), order(5, 3, MIDNIGHT + 40 * DAY), order(6, 4, before),
+        order(7, 4, MIDNIGHT),
+    )  # fmt: skip
+    shop.ingest(AS_OF)
+    asked = answered(
+        (1, MIDNIGHT + 15 * HOUR, {}),  # the order is why it was asked, and does not answer it
+        (1, MIDNIGHT + 13 * HOUR, {}),
+        (2, MIDNIGHT + 15 * HOUR, {}),
+        (3, MIDNIGHT + 15 * HOUR, {}),
+        (4, MIDNIGHT + 15 * HOUR, {}),  # a row of whole days is of the day's beginning
+        (9, MIDNIGHT, {}),
+        (2, AS_OF - 30 * DAY, {}),  # not known yet
+        (None, MIDNIGHT, {}),
+    )
+    told = {"r0": 1.0, "r2": 0.0, "r7": 0.0}
+    found = actuals(shop.settings, SPEC, asked, told, AS_OF)
+    assert found == pytest.approx([1, 0, 1, 0, 1, np.nan, np.nan, 0], nan_ok=True)
+
+
+def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop):  # noqa: F811
+    shop.has(order(1, 1, MIDNIGHT - 200 * DAY))
+    shop.ingest(AS_OF)
+    many = [(1, ASKED + n * timedelta(seconds=1), {}) for n in range(500)]
+    more = [
+        *((who, ASKED, {}) for who in range(100, 250)),
+        *((None, ASKED, {}) for _ in range(60)),
+        *((who, ASKED, {"features_from": "defaults"}) for who in range(300, 400)),
+        *((who, ASKED, {"in_population": False}) for who in range(400, 500)),
+    ]
+    rows = answered(*many, *more)
+    told = {f"r{n}": float(n % 3 > 0) for n in range(rows.num_rows)}
+    told["r499"] = 1.0  # the last of the first customer
+    found = logged(shop.settings, SPEC, rows, told, 0.5, AS_OF)
+    assert found is not None
+    assert found.performance.rows == 1 + 150 + 60
+    by_id = {row["request_id"]: row["label"] for row in found.rows.to_pylist()}
+    assert by_id["r499"] == 1.0
+    assert "r0" not in by_id
+    assert logged(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
