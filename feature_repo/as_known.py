@@ -127,6 +127,14 @@ def _changes(
     return found
 
 
+def _events(settings: Settings, dataset: Dataset) -> list[Event]:
+    """Events on file; none where a column has a type that no event can carry."""
+    try:
+        return EventFiles(settings, dataset).read()
+    except DataError:
+        return []
+
+
 class Knowledge:
     """What was known of some entities of a dataset at any moment from `since` on.
 
@@ -143,7 +151,7 @@ class Knowledge:
         """Of each key, newest first: from when a row stood, None while there was none."""
         self._keys = defaultdict[Any, set[Key]](set)
         # Events before the table: what ingest takes from one to the other meanwhile is in both.
-        for event in EventFiles(settings, dataset).read():
+        for event in _events(settings, dataset):
             self._events[key_of(event.row, dataset.key)].append(event)
             self._keys[event.row[dataset.entity]].add(key_of(event.row, dataset.key))
         raw = raw_table(settings, dataset)

@@ -47,8 +47,10 @@ class Freshness:
         ):
             if moment is not None and as_of - moment > limit:
                 hours, most = ((age / timedelta(hours=1)) for age in (as_of - moment, limit))
-                since = f"{self.dataset}: {what} since {moment:%Y-%m-%d %H:%M} UTC"
-                found.append((since, f"{since}: {hours:.0f} h, at most {most:.0f} h are expected"))
+                since = f"since {moment:%Y-%m-%d %H:%M} UTC"
+                cause = f"{self.dataset}: {what}"  # the same while it moves, and stays too late
+                told = f"{cause} {since}: {hours:.0f} h, at most {most:.0f} h are expected"
+                found.append((cause, told))
         return found
 
 

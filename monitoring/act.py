@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from contextlib import closing
+from dataclasses import replace
 from math import isfinite
 from typing import TYPE_CHECKING
 
@@ -15,8 +16,9 @@ from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.decision import helpless, settled
-from monitoring.past import WHO, previous
+from monitoring.past import WHO
 from monitoring.report import REPORTS
+from stack.errors import GyreError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -67,8 +69,13 @@ def act(
     conditions: by cause, what is alerted of whatever the decision is. inputs: what was decided on.
     unmeasured: types of conditions that could not be measured: what was alerted of goes on.
     Whatever could not be delivered earlier is tried again.
+
+    Raises:
+        RegistryError, PromotionRefusedError: there was no going back; that is alerted of, too.
+
     """
     decision, at, name = report.decision, report.as_of, report.model
+    goes_on, went_wrong = set(conditions), None
     with closing(Records(settings)) as records:
         known = [row for row in records.alerts(name) if row["over"] is None]
         cause = CAUSES.get(decision.rule, "{}").format(report.cause)
@@ -77,20 +84,25 @@ def act(
             # Noted first, told last: a killed look is told by the next one, and no receiver is
             # worth a harmful version's next minute.
             due = note(records, name, cause, found, at)
+            goes_on.add(cause)
             if decision.action == "rollback":
-                _go_back(settings, report)
+                went_wrong = _go_back(settings, report, str(inputs.previous))
+            if went_wrong:
+                message = f"{found.message}, which failed: {went_wrong}"
+                note(records, name, cause, replace(found, message=message), at)
             if due:
                 deliver(settings, records, name, cause, at)
         for each, seen in conditions.items():
             alert(settings, records, name, each, seen, at)
-        if decision.action == "rollback":  # the alert has told its end
+        if decision.action == "rollback" and not went_wrong:  # the alert has told its end
             records.end_alert(name, cause, None, at)
-        for row in known:
-            if row["cause"] in conditions or not row["details"]:  # goes on; not the monitor's own
-                continue
+        own = (row for row in known if row["details"] and row["cause"] not in goes_on)
+        for row in own:
             if why := _over(row, report, inputs, unmeasured):
                 over(settings, records, row, why, at)
         retry(settings, records, name, at)
+    if went_wrong:
+        raise went_wrong
 
 
 def _over(
@@ -107,11 +119,18 @@ def _over(
     return "its window is ok again" if settled(inputs.verdicts) and kind not in unmeasured else None
 
 
-def _go_back(settings: Settings, report: MonitorReport) -> None:
-    with closing(Ledger(settings, report.as_of)) as ledger:
-        if before := previous(ledger.rows(report.model), str(report.version)):
-            promote(Registry(settings), ledger, report.model, before, who=WHO,
-                    why=report.decision.reason, replaces=report.version)  # fmt: skip
+def _go_back(settings: Settings, report: MonitorReport, before: str) -> GyreError | None:
+    """Put the version before into production if all its files are as registered; or say why not."""
+    registry, name = Registry(settings), report.model
+    try:
+        if wrong := registry.damage(name, before):
+            return RegistryError(f"{name} version {before} is damaged: {wrong}")
+        with closing(Ledger(settings, report.as_of)) as ledger:
+            promote(registry, ledger, name, before, who=WHO, why=report.decision.reason,
+                    replaces=report.version)  # fmt: skip
+    except GyreError as exc:
+        return exc
+    return None
 
 
 def publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path) -> None:

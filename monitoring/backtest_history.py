@@ -174,7 +174,7 @@ class History:
 
     def helps(self, challenger: datetime, champion: datetime) -> bool:
         """Ask what the monitor asks of a run, on the same snapshot."""
-        return surely_better(named(self._compared(challenger, champion)))
+        return surely_better(self.spec, named(self._compared(challenger, champion)))
 
     def look(
         self, model: datetime, trigger: Trigger, as_of: datetime

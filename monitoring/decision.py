@@ -89,7 +89,7 @@ def settled(verdicts: tuple[Verdict, ...]) -> bool:
 
 def helpless(seen: Inputs) -> bool:
     """Whether retraining does not help, so that a person must look."""
-    return len(seen.tried) >= HELPLESS
+    return len(seen.tried) >= HELPLESS and seen.verdicts[-1:] != ("ok",)
 
 
 def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)

@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 FEWEST_REQUESTS = 100
 FAILING_SHARE = 0.05
+CHANCE = 0.001
+"""What a window does of itself oftener than this, going by the reference's shares, is no harm."""
 SLOWER, SLOWER_SECONDS = 3.0, 0.02
 """Times as long as the version before took, and so much longer: both."""
 SHARES = {0.5: "half", 0.95: "95 %"}
@@ -36,14 +38,22 @@ def harm(
     if len(scores) < FEWEST:
         return None
     if max(scores) == min(scores):
-        return f"every one of {len(scores)} scores is {scores[0]:.6g}"
+        usual = _share([score == scores[0] for score in reference])
+        # One that always was one score is harmful for it, however usual.
+        if usual == 1 or usual ** len(scores) < CHANCE:
+            return f"every one of {len(scores)} scores is {scores[0]:.6g}"
     if threshold is None:
         return None
     for side, name in ((True, "positive"), (False, "negative")):
-        one_sided = all((score >= threshold) == side for score in scores)
-        if one_sided and not all((score >= threshold) == side for score in reference):
-            return f"every one of {len(scores)} predictions is {name}"
+        if all((score >= threshold) == side for score in scores):
+            usual = _share([(score >= threshold) == side for score in reference])
+            if reference and usual ** len(scores) < CHANCE:
+                return f"every one of {len(scores)} predictions is {name}"
     return None
+
+
+def _share(those: Sequence[bool]) -> float:
+    return sum(those) / len(those) if those else 0.0
 
 
 def slow(now: Counted, before: Counted) -> str | None:

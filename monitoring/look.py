@@ -20,6 +20,7 @@ from stack.errors import GyreError
 from training.metrics import Scored
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from pathlib import Path
 
     import pyarrow as pa
@@ -85,15 +86,18 @@ def look_at(
     if len(seen.rows) >= FEWEST:
         current = seen.rows[list(reference.rows)]
         drift = measure(reference.rows, current, folder, spec.drift.significant)
-    again = replayed(settings, spec, past.version, reference.snapshot, past.as_of)
-    true = logged(settings, spec, mine, settled.known, reference.threshold, past.as_of)
+    notes = list[str]()
+    of, at = (settings, spec), past.as_of
+    known, threshold = settled.known, reference.threshold
+    again = _or_note(notes, lambda: replayed(*of, past.version, reference.snapshot, at))
+    true = _or_note(notes, lambda: logged(*of, mine, known, threshold, at))
     judged = [each for each in (again, true) if each is not None]
     found = [(each, findings(each.performance, reference.evaluated)) for each in judged]
     figures = {
         f"{each.performance.kind}_{name}": each.performance.metrics[name]
         for each in judged for name in WATCHED if name in each.performance.metrics
     }  # fmt: skip
-    bad, notes = [line for _, lines in found for line in lines], list[str]()
+    bad = [line for _, lines in found for line in lines]
     if again is not None:
         more, words, measured = _against_evaluation(spec, reference, again)
         bad, notes, figures = bad + more, notes + words, figures | measured
@@ -103,6 +107,15 @@ def look_at(
     if not judged:
         notes.append(UNMEASURED)
     return Look(drift, bad, notes, why, figures, settled.left_out, counted)
+
+
+def _or_note(notes: list[str], measure: Callable[[], Judged | None]) -> Judged | None:
+    """None with a note where it cannot be measured: that must not keep a harmful version."""
+    try:
+        return measure()
+    except GyreError as exc:
+        notes.append(f"performance was not measured: {exc}")
+        return None
 
 
 def _against_evaluation(

@@ -25,13 +25,14 @@ from monitoring.collect import ANSWERS, collect, outcomes, predictions
 from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide
 from monitoring.feedback import settle
 from monitoring.look import find_reference, look_at
-from monitoring.past import load_past
+from monitoring.past import ASKED, USUAL, load_past
 from monitoring.readout import note_of_trial
 from monitoring.reference import Reference
 from monitoring.report import REPORTS, MonitorReport
 from monitoring.skew import skew
 from monitoring.verdict import collapse, judge
 from monitoring.window import window
+from stack.errors import DataError, TrainingError
 from training.validate import answered, learnable, newest_snapshot
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 
     from monitoring.look import Look
     from monitoring.past import Past
+    from monitoring.verdict import Finding
     from monitoring.window import Window
     from stack.settings import Settings
     from stack.spec import ModelSpec
@@ -64,15 +66,17 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         decision = Decision("nothing", "insufficient_data", "nothing is in production")
         return MonitorReport(spec.name, as_of, None, "insufficient_data", decision, "", 0, (), (),
                              {}, {}, {}, taken.malformed)  # fmt: skip
-    past = load_past(settings, spec, version, as_of)
+    versions = registry.versions(spec.name)
+    past = load_past(settings, spec, version, versions, as_of)
     table = predictions(settings)
     found = table.read(columns=ANSWERS)
-    registered = {each.version for each in registry.versions(spec.name)}
+    registered = {each.version for each in versions}
     # The version's own, whatever the spec says by now.
     reference = find_reference(settings, spec, version)
     types = reference.features if isinstance(reference, Reference) else spec.features
     of = (spec.name, version, registered, types, as_of)
-    seen = or_batch(window(table, *of), settings, *of)
+    asked = window(table, *of)
+    seen, usual = or_batch(asked, settings, *of), past.usual()
     told = settle(
         outcomes(settings).read(), taken.told, found, spec.name, as_of,
         classes=spec.task == "classification",
@@ -83,7 +87,16 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         skewed = skew(settings, spec, version, table, as_of)
         look.figures.update(skewed.figures())
         look.notes.extend(skewed.notes())
-        conditions = _conditions(settings, spec, past, seen) | skewed.alerts(as_of)
+        look.figures.update({ASKED: float(len(asked.rows))} | ({USUAL: usual} if usual else {}))
+        conditions = skewed.alerts(as_of)
+        unmeasured = set[str]() if skewed.vectors else {"skew"}
+        if few := collapse(len(asked.rows), usual):
+            conditions |= _few(few, version, as_of)
+        try:
+            conditions |= _aged(settings, spec, as_of)
+        except DataError as exc:
+            unmeasured.add("freshness")
+            look.notes.append(f"freshness was not measured: {exc}")
         look.notes.extend(each.message for each in conditions.values())
         look.notes.extend(note_of_trial(settings, spec, version, found, told.known, as_of))
         verdict, bad, notes = judge(spec.drift, len(seen.rows), look.drift, look.performance)
@@ -94,27 +107,24 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
             return report
         alarm = drift_alert(report.decision, verdict, bad, as_of)
         # First: no report is worth a harmful version's next minute.
-        unmeasured = () if skewed.vectors else ("skew",)
         act(settings, report, alarm, conditions, inputs=inputs, unmeasured=unmeasured)
         publish(settings, spec, report, Path(name))
     return report
 
 
-def _conditions(
-    settings: Settings, spec: ModelSpec, past: Past, seen: Window
-) -> dict[str, DriftAlert]:
-    """By cause, what is alerted of whatever the verdict, and retrained for never."""
-    aged = freshness(settings, spec.dataset).problems(past.as_of)
-    found = {
-        cause: DriftAlert(spec.dataset, "freshness", "significant", None, past.as_of, why)
-        for cause, why in aged
+# What is alerted of whatever the verdict, by cause, and retrained for never.
+
+
+def _aged(settings: Settings, spec: ModelSpec, as_of: datetime) -> dict[str, DriftAlert]:
+    return {
+        cause: DriftAlert(spec.dataset, "freshness", "significant", None, as_of, why)
+        for cause, why in freshness(settings, spec.dataset).problems(as_of)
     }
-    if few := collapse(len(seen.rows), past.usual()):
-        cause = f"too few predictions of version {past.version}"
-        found[cause] = DriftAlert(
-            few.feature, few.drift_type, "significant", None, past.as_of, f"{cause}: {few}"
-        )
-    return found
+
+
+def _few(few: Finding, version: str, as_of: datetime) -> dict[str, DriftAlert]:
+    cause, of = f"too few predictions of version {version}", (few.feature, few.drift_type)
+    return {cause: DriftAlert(*of, "significant", None, as_of, f"{cause}: {few}")}
 
 
 def _inputs(
@@ -126,7 +136,12 @@ def _inputs(
     findings: tuple[str, ...],
 ) -> Inputs:
     as_of, version = past.as_of, past.version
-    cause = f"harm of version {version}" if look.harm else _cause(settings, spec, version, as_of)
+    try:
+        cause, new = _cause(settings, spec, version, as_of), learnable(settings, spec, as_of)
+    except (DataError, TrainingError) as exc:  # no reason to do harm meanwhile, or to tell nothing
+        cause, new = f"drift of version {version}", False
+        look.notes.append(f"nothing can be learnt: {exc}")
+    cause = f"harm of version {version}" if look.harm else cause
     of_cause = [row.as_of for row in past.retrained if row.cause == cause]
     return Inputs(
         as_of=as_of,
@@ -139,7 +154,7 @@ def _inputs(
         answered=answered(settings, spec, cause, of_cause, as_of),
         last_retraining=past.retrained[-1].as_of if past.retrained else None,
         cooldown=timedelta(hours=spec.retraining.cooldown_hours),
-        learnable=learnable(settings, spec, as_of),
+        learnable=new,
         last_promotion=past.promotion.time if past.promotion else None,
         tried=past.tried,
     )

@@ -13,7 +13,9 @@ from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION
 from mlflow_server.tracking import Tracking
 from monitoring.failures import COUNTS, Counted
+from monitoring.verdict import FEWEST_WINDOWS, collapse
 from monitoring.window import LENGTH
+from stack.spec import LOSSES
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -21,16 +23,17 @@ if TYPE_CHECKING:
 
     from mlflow_server.ledger import LedgerRow
     from mlflow_server.records import DecisionRow
+    from mlflow_server.registry import Version
     from mlflow_server.tracking import Run
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
 WHO = "monitor"
 """Who, in the ledger."""
-MACHINES = {WHO, "airflow:asset_triggered", "airflow:backfill", "airflow:scheduled"}
+MACHINES = {WHO, "rollout", "airflow:asset_triggered", "airflow:backfill", "airflow:scheduled"}
 """Who promotes without a person; what a person promotes is their answer to an escalation."""
-DECISIVE = ("log_loss", "rmse")
-"""Of a class, and of a number: what tells whether a training helped; the lower the better."""
+ASKED, USUAL = "asked", "usual"
+"""Figures: entities that asked in the window, and how many do. `entities` may be batch scores."""
 STRETCH = timedelta(hours=1)
 """Failures and latency are of at least so long, or since the promotion: looks may follow fast."""
 
@@ -62,10 +65,17 @@ class Past:
             if row.version == self.version and not (since and row.as_of < since)
         ]
 
-    def usual(self) -> list[float]:
-        """Entities of this version's windows that share no hour with the one that ends now."""
-        before = [row for row in self.own if row.as_of <= self.as_of - LENGTH]
-        return [row.figures["entities"] for row in before]
+    def usual(self) -> float | None:
+        """Entities that ask this version in 24 hours; None where too few windows tell.
+
+        The mean of windows that share no hour with the one that ends now. In a collapse what was
+        usual when it began: it would else be usual by and by that nobody asks.
+        """
+        for row in self.own[-1:]:
+            if collapse(_asked(row), row.figures.get(USUAL)):
+                return row.figures[USUAL]
+        before = [_asked(row) for row in self.own if row.as_of <= self.as_of - LENGTH]
+        return sum(before) / len(before) if len(before) >= FEWEST_WINDOWS else None
 
     def counted(self, now: Mapping[str, Counted]) -> Counted:
         """What the version in production did of late, of what serving has counted up to now."""
@@ -80,8 +90,18 @@ class Past:
         return now.get(key, Counted())
 
 
-def load_past(settings: Settings, spec: ModelSpec, version: str, as_of: datetime) -> Past:
-    """Read all of it.
+def _asked(row: DecisionRow) -> float:
+    return row.figures.get(ASKED, row.figures["entities"])
+
+
+def load_past(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    registered: Sequence[Version],
+    as_of: datetime,
+) -> Past:
+    """Read all of it. registered: every version that MLflow has.
 
     Raises:
         RegistryError: a store does not answer.
@@ -96,17 +116,18 @@ def load_past(settings: Settings, spec: ModelSpec, version: str, as_of: datetime
         ok = [row.as_of for row in records.decisions(spec.name, verdict="ok") if row.as_of < as_of]
     before = [row for row in retrained if row.as_of < as_of]
     runs = Tracking(settings).runs(spec.experiment) if before else []
-    helped = {f"runs:/{run.run_id}" for run in runs if surely_better(run.metrics)}
+    better = {run.run_id for run in runs if surely_better(spec, run.metrics)}
+    helped = {each.version for each in registered if each.run_id in better}
+    back_to = previous(rows, version, {each.version for each in registered})
     return Past(
-        version, as_of, last_applied(rows, PRODUCTION), previous(rows, version),
-        decisions, retrained, _ended(runs, unsolved(before, ok, rows, helped)),
+        version, as_of, last_applied(rows, PRODUCTION), back_to, decisions, retrained,
+        _ended(runs, unsolved(before, ok, rows, helped)),
     )  # fmt: skip
 
 
-def surely_better(metrics: Mapping[str, float]) -> bool:
+def surely_better(spec: ModelSpec, metrics: Mapping[str, float]) -> bool:
     """Whether a run's version beat the one then in production, on the same rows, beyond chance."""
-    upper = (metrics.get(f"{name}_minus_champion_upper", 0.0) for name in DECISIVE)
-    return any(each < 0 for each in upper)
+    return metrics.get(f"{LOSSES[spec.task]}_minus_champion_upper", 0.0) < 0
 
 
 def unsolved(
@@ -117,26 +138,30 @@ def unsolved(
 ) -> list[DecisionRow]:
     """Of `retrained`, those since a window was last ok, a person promoted, or a training helped.
 
-    ok: oldest first. helped: runs whose version was surely better, as the ledger's evidence.
+    ok: oldest first. helped: versions that were surely better.
     """
     promoted = [row for row in rows if row.role == PRODUCTION and row.state == "applied"]
     answers = [
         row.time
         for row in promoted
-        if row.who not in MACHINES or (row.who != WHO and row.evidence in helped)
+        if row.who not in MACHINES or (row.who != WHO and row.to_version in helped)
     ]
     anew = max([*ok[-1:], *answers], default=None)
     return [row for row in retrained if not (anew and row.as_of <= anew)]
 
 
-def previous(rows: Sequence[LedgerRow], version: str) -> str | None:
-    """The version before `version` in production, of those that no monitor has gone back from."""
+def previous(rows: Sequence[LedgerRow], version: str, there: Collection[str]) -> str | None:
+    """The version before `version` in production, of those that are `there`.
+
+    None that a monitor has gone back from.
+    """
     harmful = {
         row.from_version
         for row in rows
         if row.role == PRODUCTION and row.who == WHO and row.state == "applied"
     }
-    before = [each for each in history(rows) if each != version and each not in harmful]
+    able = (each for each in history(rows) if each in there and each not in harmful)
+    before = [each for each in able if each != version]
     return before[-1] if before else None
 
 

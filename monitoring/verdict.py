@@ -142,12 +142,9 @@ def worse(
     return found
 
 
-def collapse(entities: int, usual: Sequence[float]) -> Finding | None:
-    """Say that a window has far fewer entities than windows before it (`usual`) had."""
-    if len(usual) < FEWEST_WINDOWS:
+def collapse(entities: float, usual: float | None) -> Finding | None:
+    """Say that far fewer entities asked in a window than `usual`, as far as that is known."""
+    if usual is None or usual < FEWEST or entities >= VOLUME * usual:
         return None
-    mean = sum(usual) / len(usual)
-    if mean < FEWEST or entities >= VOLUME * mean:
-        return None
-    text = f"{entities} entities in 24 hours, {mean:.0f} are usual"
+    text = f"{entities:.0f} entities in 24 hours, {usual:.0f} are usual"
     return Finding(text, "entities", "volume")

@@ -58,6 +58,8 @@ Figure = Literal[
     "model_mb", "latency_p99_ms", "onnx_difference",
 ]  # fmt: skip
 """What is measured of the challenger alone (training/calibration.py, segments.py, evaluate.py)."""
+OURS = frozenset({"score", "entity", "as_of", "label", "event_timestamp"})
+"""Columns beside the features, in windows and frames."""
 OF_SEGMENTS = {"demographic_parity_difference", "equal_opportunity_difference", "largest_gap"}
 OTHERS: dict[Task, frozenset[str]] = {
     "classification": frozenset(get_args(OfNumbers)),
@@ -325,6 +327,8 @@ class ModelSpec(Strict):
     def _consistent(self) -> ModelSpec:
         if both := set(self.entity_key) & set(self.features):
             raise ValueError(f"entity_key: {sorted(both)} is in [features] too: give it a new name")
+        if taken := OURS & set(self.features):
+            raise ValueError(f"features: {sorted(taken)}: frames have such a column: rename it")
         if self.population.feature not in self.features:
             raise ValueError(f"population.feature {self.population.feature!r} is not in [features]")
         if unknown := set(self.drift.informative) - set(self.features):

@@ -24,14 +24,14 @@ HOUR = timedelta(hours=1)
     [
         (None, None, []),
         (AS_OF - HOUR, AS_OF - 47 * HOUR, []),
-        (AS_OF - 3 * HOUR, AS_OF, ["orders: features are not complete since 2099-11-20 09:00 UTC"]),
-        (AS_OF, AS_OF - 49 * HOUR, ["orders: source is silent since 2099-11-18 11:00 UTC"]),
+        (AS_OF - 3 * HOUR, AS_OF, ["orders: features are not complete"]),
+        (AS_OF, AS_OF - 49 * HOUR, ["orders: source is silent"]),
     ],
 )
 def test_what_is_too_old_is_said_with_since_when(watermark, newest, causes):
     found = Freshness("orders", watermark, newest, 2 * DAY).problems(AS_OF)
     assert [cause for cause, _ in found] == causes
-    assert all(why.startswith(cause) and "are expected" in why for cause, why in found)
+    assert all(f"{cause} since 2099-11-" in why and "are expected" in why for cause, why in found)
 
 
 def test_both_are_read_from_what_was_ingested(shop, as_of):  # noqa: F811

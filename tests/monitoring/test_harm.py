@@ -66,17 +66,40 @@ def ledger(*changes):
     ],
 )  # fmt: skip
 def test_the_monitor_goes_back_to_none_that_it_has_gone_back_from(changes, version, back_to):
-    assert previous(ledger(*changes), version) == back_to
+    assert previous(ledger(*changes), version, "123") == back_to
+
+
+def test_the_monitor_goes_back_past_a_version_that_was_deleted():
+    rows = ledger((None, "1", "ann"), ("1", "2", "ann"), ("2", "3", "ann"))
+    assert previous(rows, "3", {"1", "3"}) == "1"
+    assert previous(rows, "3", {"3"}) is None
 
 
 def test_what_is_usual_is_of_windows_that_share_no_hour_with_this_one():
     hours = {1: 900.0, 25: 1000.0, 24: 1100.0, 30: 1200.0}
     rows = [
-        DecisionRow("m", version, NOW - timedelta(hours=hour), "ok", "nothing", "ok", "", "", "{}",
-                    {"entities": entities})
+        looked(hour, version, entities=entities)
         for hour, entities in hours.items() for version in ("1", "2")
     ]  # fmt: skip
-    assert Past("1", NOW, None, None, rows, [], ()).usual() == [1000.0, 1100.0, 1200.0]
+    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1100.0
+    assert Past("1", NOW, None, None, rows[:-2], [], ()).usual() is None
+
+
+def looked(hour, version="1", **figures):
+    return DecisionRow("m", version, NOW - timedelta(hours=hour), "ok", "nothing", "ok", "", "",
+                       "{}", figures)  # fmt: skip
+
+
+def test_usual_is_who_asked_not_who_was_scored_at_night():
+    rows = [looked(hour, entities=6000.0, asked=1000.0) for hour in (50, 49, 48)]
+    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1000.0
+
+
+def test_what_was_usual_when_nobody_asked_any_more_stays_so_until_they_ask_again():
+    rows = [looked(hour, entities=0.0, asked=0.0, usual=1000.0) for hour in range(100, 0, -1)]
+    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1000.0
+    again = [*rows, looked(0.5, entities=900.0, asked=900.0, usual=1000.0)]
+    assert Past("1", NOW, None, None, again, [], ()).usual() == 0.0
 
 
 def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
