@@ -17,9 +17,6 @@ def test_every_room_is_in_the_contracts_and_in_the_package():
     contracts = configparser.ConfigParser()
     contracts.read(PROJECT / ".importlinter")
     assert set(contracts["importlinter"]["root_packages"].split()) == rooms()
-    for name in contracts.sections():
-        if contracts[name].get("type") == "forbidden":
-            assert len(set(contracts[name]["source_modules"].split())) == len(rooms()) - 1
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == rooms()
     assert set(project["tool"]["mypy"]["packages"]) == rooms()
