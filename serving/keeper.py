@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -121,21 +121,15 @@ class Follower:
         newest = self.state.newest_event
         age.set((datetime.now(UTC) - newest).total_seconds() if newest else float("nan"))
 
-    def history(self) -> Sequence[LedgerRow] | None:
-        """Return the ledger's rows, oldest first; None if its database does not answer."""
-        try:
-            return self._ledger.rows(self.spec.name) if self._ledger else None
-        except RegistryError:
-            return None
-
     def close(self) -> None:
         if self._ledger is not None:
             self._ledger.close()
 
     def _rows(self) -> list[LedgerRow] | None:
-        rows = self.history()
-        if rows is not None:
-            self._known = [*rows]
+        """Return the ledger's rows, oldest first, as it last answered; None: it never has."""
+        with suppress(RegistryError):
+            if self._ledger is not None:
+                self._known = self._ledger.rows(self.spec.name)
         return self._known
 
     def _tell(self, **changed: object) -> None:
