@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT = 1000
+NOTE_LIMIT, PATIENCE = 1000, 60.0
 
 
 class AirflowApi:
@@ -33,30 +33,20 @@ class AirflowApi:
     def __exit__(self, *_: object) -> None:
         self._http.close()
 
-    def trigger(self, dag: str, conf: dict[str, Any], patience: float = 60) -> str:
-        """Start a run; wait up to `patience` s for a DAG that is not parsed yet. Return its id."""
-        until = time.monotonic() + patience
-        while True:
-            body = {"logical_date": None, "conf": conf}
-            answer = self._send("POST", f"/dags/{dag}/dagRuns", json=body)
-            if answer.status_code != httpx.codes.NOT_FOUND or time.monotonic() > until:
-                return str(self._checked(answer)["dag_run_id"])
-            time.sleep(0.5)
+    def trigger(self, dag: str, conf: dict[str, Any]) -> str:
+        """Start a run; wait for a DAG that is not parsed yet. Return its id."""
+        body = {"logical_date": None, "conf": conf}
+        return str(self._patiently(f"/dags/{dag}/dagRuns", body, {404})["dag_run_id"])
 
-    def backfill(self, dag: str, begin: datetime, end: datetime, patience: float = 60) -> int:
+    def backfill(self, dag: str, begin: datetime, end: datetime) -> int:
         """Have Airflow run `dag` for each moment of its schedule from `begin` to `end`, in turn.
 
-        Waits up to `patience` s for a DAG that is not parsed yet, and for a turn at Airflow's
-        SQLite: where the scheduler came between, Airflow takes it all back and answers 503.
-        Returns the backfill's id.
+        Waits for a DAG that is not parsed yet, and for a turn at Airflow's SQLite: where the
+        scheduler came between, Airflow takes it all back and answers 503. Returns the backfill's
+        id.
         """
-        until, later = time.monotonic() + patience, {404, 503}
         body = {"dag_id": dag, "from_date": begin.isoformat(), "to_date": end.isoformat()}
-        while True:
-            answer = self._send("POST", "/backfills", json={**body, "max_active_runs": 1})
-            if answer.status_code not in later or time.monotonic() > until:
-                return int(self._checked(answer)["id"])
-            time.sleep(0.5)
+        return int(self._patiently("/backfills", body | {"max_active_runs": 1}, {404, 503})["id"])
 
     def cancel_backfill(self, number: int) -> None:
         """Run nothing more of it; one that is over stays as it is."""
@@ -135,6 +125,15 @@ class AirflowApi:
         answer = self._send("POST", "/pools", json=body)
         if answer.status_code != httpx.codes.CONFLICT:
             self._checked(answer)
+
+    def _patiently(self, path: str, body: dict[str, Any], later: set[int]) -> dict[str, Any]:
+        """Post it, again while the answer's status is one of `later`, up to PATIENCE seconds."""
+        until = time.monotonic() + PATIENCE
+        while True:
+            answer = self._send("POST", path, json=body)
+            if answer.status_code not in later or time.monotonic() > until:
+                return self._checked(answer)
+            time.sleep(0.5)
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:
