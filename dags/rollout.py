@@ -16,7 +16,7 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
-from dags.run import PARAMS, current, note
+from dags.run import ONCE_MORE, PARAMS, current, note
 from dags.tick import tick_dag
 from stack.spec import ModelSpec, load_spec, load_specs
 
@@ -37,11 +37,7 @@ def rollout_dag(spec: ModelSpec) -> DAG:
         max_active_runs=1,
         params=PARAMS,
         tags=["gyre", spec.name],
-        default_args={
-            "retries": 1,
-            "retry_delay": timedelta(seconds=3),
-            "execution_timeout": timedelta(minutes=5),
-        },
+        default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=5)},
     ) as dag:
         seen: Any = look(spec.name)
         seen >> promoted.override(outlets=[Asset(f"promoted/{spec.name}")])(spec.name)

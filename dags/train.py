@@ -16,7 +16,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from dags.approval import FORM, Approval, answered
-from dags.run import PARAMS, current, note
+from dags.run import ONCE_MORE, PARAMS, current, note
 from dags.tick import tick_dag
 from stack.settings import load_settings
 from stack.spec import ModelSpec, load_spec, load_specs
@@ -27,7 +27,6 @@ STAGES = {
     "evaluate": "training.evaluate:evaluate",
     "register": "training.register:register",
 }
-TRIES = {"retries": 1, "retry_delay": timedelta(seconds=3)}
 
 
 def train_dag(spec: ModelSpec) -> DAG:
@@ -41,7 +40,7 @@ def train_dag(spec: ModelSpec) -> DAG:
         max_active_runs=1,
         params=PARAMS,
         tags=["gyre", spec.name],
-        default_args={**TRIES, "execution_timeout": timedelta(minutes=30)},
+        default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=30)},
         on_failure_callback=partial(failed, spec.name),
     ) as dag:
         mlflow_run: Any = validate(spec.name)
