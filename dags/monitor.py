@@ -22,7 +22,7 @@ ENDS = {"retrain": "retrain", "rollback": "rolled_back", "alert": "alerted", "no
 """The task that shows a decision's action."""
 
 
-def monitor_dag(spec: ModelSpec) -> DAG:
+def monitor_dag(spec: ModelSpec) -> None:
     with DAG(
         dag_id=f"monitor_{spec.name}",
         doc_md=__doc__,
@@ -34,11 +34,10 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         params=PARAMS,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE,
-    ) as dag:
+    ):
         seen: Any = monitor(spec.name)
         seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)
         seen >> [EmptyOperator(task_id=end) for end in ENDS.values() if end != "retrain"]
-    return dag
 
 
 @task.branch
@@ -73,8 +72,5 @@ def retrain(model: str, *, outlet_events: Any = None) -> None:
 for _spec in load_specs():
     _due = Asset(f"look/{_spec.name}")
     _tags = ["gyre", _spec.name]
-    for _dag in (
-        tick_dag(f"hourly_{_spec.name}", f"monitor_{_spec.name}", HOURLY, _due, _tags),
-        monitor_dag(_spec),
-    ):
-        globals()[_dag.dag_id] = _dag
+    tick_dag(f"hourly_{_spec.name}", f"monitor_{_spec.name}", HOURLY, _due, _tags)
+    monitor_dag(_spec)

@@ -29,7 +29,7 @@ WHO = "airflow:backfill"
 FIRST, MATURED = "the first version", "labels have matured"
 
 
-def replay_dag(spec: ModelSpec, last: date) -> DAG:
+def replay_dag(spec: ModelSpec, last: date) -> None:
     """Build the DAG; after the day `last` nothing of it is scheduled."""
     with DAG(
         dag_id=f"replay_{spec.name}",
@@ -41,10 +41,9 @@ def replay_dag(spec: ModelSpec, last: date) -> DAG:
         is_paused_upon_creation=False,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE,
-    ) as dag:
+    ):
         looked: Any = look(spec.name)
         looked >> retrain(spec.name)
-    return dag
 
 
 @task.short_circuit(pool=WRITERS)
@@ -109,5 +108,4 @@ def retrain(model: str) -> str:
 
 if (_last := load_settings().replay) is not None:
     for _spec in load_specs():
-        _dag = replay_dag(_spec, _last)
-        globals()[_dag.dag_id] = _dag
+        replay_dag(_spec, _last)

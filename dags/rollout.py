@@ -26,7 +26,7 @@ ENDS = {"nothing": "nothing", "hold": "held", "advance": "advanced", "abort": "s
 """The task that shows what a look came to."""
 
 
-def rollout_dag(spec: ModelSpec) -> DAG:
+def rollout_dag(spec: ModelSpec) -> None:
     with DAG(
         dag_id=f"rollout_{spec.name}",
         doc_md=__doc__,
@@ -38,11 +38,10 @@ def rollout_dag(spec: ModelSpec) -> DAG:
         params=PARAMS,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=5)},
-    ) as dag:
+    ):
         seen: Any = look(spec.name)
         seen >> promoted.override(outlets=[Asset(f"promoted/{spec.name}")])(spec.name)
         seen >> [EmptyOperator(task_id=end) for end in ENDS.values() if end != "promoted"]
-    return dag
 
 
 @task.branch
@@ -71,8 +70,5 @@ for _spec in load_specs():
     if _spec.rollout.policy != "canary":
         continue
     _due, _tags = Asset(f"step/{_spec.name}"), ["gyre", _spec.name]
-    for _dag in (
-        tick_dag(f"steps_{_spec.name}", f"rollout_{_spec.name}", LOOKS, _due, _tags),
-        rollout_dag(_spec),
-    ):
-        globals()[_dag.dag_id] = _dag
+    tick_dag(f"steps_{_spec.name}", f"rollout_{_spec.name}", LOOKS, _due, _tags)
+    rollout_dag(_spec)

@@ -15,7 +15,7 @@ NIGHTLY = "15 0 * * *"
 """After the ingest of midnight, which completes the day."""
 
 
-def score_dag(spec: ModelSpec) -> DAG:
+def score_dag(spec: ModelSpec) -> None:
     with DAG(
         dag_id=f"score_{spec.name}",
         doc_md=__doc__,
@@ -25,9 +25,8 @@ def score_dag(spec: ModelSpec) -> DAG:
         params=PARAMS,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE,
-    ) as dag:
+    ):
         score(spec.name)
-    return dag
 
 
 @task(pool=WRITERS)
@@ -42,5 +41,4 @@ def score(model: str) -> str:
 
 
 for _spec in load_specs():
-    _dag = score_dag(_spec)
-    globals()[_dag.dag_id] = _dag
+    score_dag(_spec)

@@ -15,7 +15,7 @@ from airflow.sdk import DAG, Asset, task
 from dags.run import current
 
 
-def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str]) -> DAG:
+def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str]) -> None:
     with DAG(
         dag_id=dag_id,
         doc_md=f"Starts `{starts}` on the schedule {schedule}.",
@@ -23,7 +23,7 @@ def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str
         catchup=False,
         tags=tags,
         default_args={"retries": 1, "retry_delay": timedelta(seconds=3)},
-    ) as dag:
+    ):
 
         @task(outlets=[due])
         def emit(*, outlet_events: Any = None) -> None:
@@ -33,4 +33,3 @@ def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str
             outlet_events[due].add_partitions(f"schedule {moment}")
 
         emit()
-    return dag

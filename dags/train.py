@@ -29,7 +29,7 @@ STAGES = {
 }
 
 
-def train_dag(spec: ModelSpec) -> DAG:
+def train_dag(spec: ModelSpec) -> None:
     with DAG(
         dag_id=f"train_{spec.name}",
         doc_md=__doc__,
@@ -42,7 +42,7 @@ def train_dag(spec: ModelSpec) -> DAG:
         tags=["gyre", spec.name],
         default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=30)},
         on_failure_callback=partial(failed, spec.name),
-    ) as dag:
+    ):
         mlflow_run: Any = validate(spec.name)
         tasks: dict[str, Any] = {
             name: stage.override(task_id=name)(function, spec.name, mlflow_run)
@@ -56,7 +56,6 @@ def train_dag(spec: ModelSpec) -> DAG:
             approval = Approval(task_id="approval", params=FORM, **asked).output
         promote.override(outlets=[told_after(spec)])(spec.name, mlflow_run, version, approval)
         passed >> [version, EmptyOperator(task_id="refused")]
-    return dag
 
 
 def told_after(spec: ModelSpec) -> Asset:
@@ -138,8 +137,5 @@ def promote(
 for _spec in load_specs():
     _due = Asset(f"due/{_spec.name}")
     _tags = ["gyre", _spec.name]
-    for _dag in (
-        tick_dag(f"schedule_{_spec.name}", f"train_{_spec.name}", _spec.schedule, _due, _tags),
-        train_dag(_spec),
-    ):
-        globals()[_dag.dag_id] = _dag
+    tick_dag(f"schedule_{_spec.name}", f"train_{_spec.name}", _spec.schedule, _due, _tags)
+    train_dag(_spec)
