@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 FRESH = timedelta(hours=1)
+OPENED, LOADED = 20.0, 30.0
+"""Seconds that serving may take to open Feast, and to load what has just been promoted."""
 READERS = ("serving", "dag-processor")
 """They read models/ when they start: a model that came since is seen by the next `up`."""
 CANDIDATES = 20
@@ -154,9 +156,9 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
     airflow.follow("ingest", airflow.trigger("ingest", {}), typer.echo)
 
 
-def _filled(settings: Settings, patience: float = 20) -> bool:
+def _filled(settings: Settings) -> bool:
     """Whether Redis holds the features; serving says so once it has opened Feast."""
-    until = time.monotonic() + patience
+    until = time.monotonic() + OPENED
     while time.monotonic() < until:
         with suppress(httpx.HTTPError):
             found = httpx.get(f"{settings.serving_address}/health/ready", timeout=5).json()
@@ -185,9 +187,9 @@ def _model(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> N
     typer.echo(f"    {name} version {current} is in production")
 
 
-def _predict(settings: Settings, patience: float = 30) -> None:
+def _predict(settings: Settings) -> None:
     """Ask for a real entity until the version just promoted is loaded."""
-    problem, until = "no answer", time.monotonic() + patience
+    problem, until = "no answer", time.monotonic() + LOADED
     while time.monotonic() < until:
         with suppress(httpx.HTTPError):
             found, problem = _first_prediction(settings)
@@ -195,7 +197,7 @@ def _predict(settings: Settings, patience: float = 30) -> None:
                 typer.echo(f"    {found}")
                 return
         time.sleep(0.5)
-    raise StackError(f"serving gave no prediction within {patience:.0f} s: {problem}")
+    raise StackError(f"serving gave no prediction within {LOADED:.0f} s: {problem}")
 
 
 def _first_prediction(settings: Settings) -> tuple[str, str]:

@@ -48,7 +48,7 @@ class Cause:
     event: str | None
 
 
-def current(settings: Settings | None = None) -> tuple[Settings, Cause]:
+def current() -> tuple[Settings, Cause]:
     """Read settings and cause inside a running task; the same at every try.
 
     Raises:
@@ -62,7 +62,7 @@ def current(settings: Settings | None = None) -> tuple[Settings, Cause]:
         as_of = resolve(params, extras, run.logical_date, run.run_after)
     except ValueError as exc:
         raise AirflowFailException(str(exc)) from exc
-    return settings or load_settings(), Cause(
+    return load_settings(), Cause(
         as_of=as_of,
         key=f"{run.dag_id}/{run.run_id}",
         who=f"airflow:{run.triggering_user_name or run.run_type.value}",

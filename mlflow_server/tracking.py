@@ -140,7 +140,7 @@ class Tracking:
         with translated(f"artifact {path} of run {run_id}"):
             self._client.log_text(run_id, text, path)
 
-    def log_artifact(self, run_id: str, file: Path, folder: str | None = None) -> None:
+    def log_artifact(self, run_id: str, file: Path, folder: str) -> None:
         with translated(f"artifact {file.name} of run {run_id}"):
             self._client.log_artifact(run_id, str(file), folder)
 

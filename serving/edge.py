@@ -75,9 +75,7 @@ class ErrorForm:
     statuses: Mapping[int, int] = field(default_factory=dict)
     """Where the protocol has another status than ours."""
 
-    def response(
-        self, status: int, detail: Any, headers: Mapping[str, str] | None = None
-    ) -> Response:
+    def response(self, status: int, detail: Any, headers: Mapping[str, str] | None) -> Response:
         status = self.statuses.get(status, status)
         return json_response(self.write(status, detail), status, headers)
 

@@ -25,15 +25,13 @@ ENV_FILE = "gyre.env"
 PORTS = {"SERVING": 8000, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
 
 
-def problems(
-    env: Mapping[str, str], python: tuple[int, int], project: Path = PROJECT, *, ports: bool = True
-) -> list[str]:
+def problems(env: Mapping[str, str], python: tuple[int, int], *, ports: bool = True) -> list[str]:
     """Return everything that stands in the way, one line each; an empty list is good."""
     home = Path(env.get("GYRE_HOME") or PROJECT / ".gyre").expanduser().resolve()
     if found := python_problems(python):  # it could not even run what follows
         return found
     taken = port_problems({**_kept(home), **env}, home) if ports else []
-    return disk_problems(home, project) + taken
+    return disk_problems(home, PROJECT) + taken
 
 
 def _kept(home: Path) -> dict[str, str]:

@@ -163,8 +163,8 @@ def wait_ready(
         time.sleep(0.25)
 
 
-def last_lines(settings: Settings, name: str, count: int = 20) -> str:
+def last_lines(settings: Settings, name: str) -> str:
     """Return the end of a process's log; supervisord has one from before it detached, too."""
     paths = [settings.home / "logs" / f"{name}.{suffix}" for suffix in ("log", "out")]
     lines = [x for p in paths if p.exists() for x in p.read_text(errors="replace").splitlines()]
-    return "\n".join(f"    {line}" for line in lines[-count:])
+    return "\n".join(f"    {line}" for line in lines[-20:])

@@ -400,9 +400,9 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     return spec
 
 
-def load_specs(folder: Path = MODELS) -> tuple[ModelSpec, ...]:
-    """Every model of the folder, by name."""
-    return tuple(load_spec(path.stem, folder) for path in sorted(folder.glob("*.toml")))
+def load_specs() -> tuple[ModelSpec, ...]:
+    """Every model of MODELS, by name."""
+    return tuple(load_spec(path.stem) for path in sorted(MODELS.glob("*.toml")))
 
 
 def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
