@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -38,8 +37,9 @@ import numpy as np
 import pandas as pd
 from deltalake import write_deltalake
 
+from benchmarks.child import child
 from benchmarks.memory import peak_mb
-from stack.settings import PROJECT, load_settings
+from stack.settings import load_settings
 
 ROUNDS, APPENDS, COLUMNS, PEER_ROWS, REFERENCE = 3, 20, 20, 1_000_000, 100_000
 UNTIL = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -131,21 +131,15 @@ def evidently(_home: Path) -> dict[str, float]:
 PEERS = {"ours": ours, "evidently": evidently}
 
 
-def child(what: str, home: Path) -> dict[str, float]:
-    run = [sys.executable, "-W", "ignore", "-m", "benchmarks.drift", what, str(home)]
-    done = subprocess.run(run, cwd=PROJECT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{what}: {done.stderr}")
-    return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
-
-
 def main(rows: int) -> None:
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name:
         home = Path(name)
         load = os.getloadavg()[0]
         print(f"{rows:,} predictions, {os.cpu_count()} cores, load {load:.1f} at the start")
         prepare(home, rows)
-        rounds = [{peer: child(peer, home) for peer in PEERS} for _ in range(ROUNDS)]
+        rounds = [
+            {peer: child("benchmarks.drift", peer, home) for peer in PEERS} for _ in range(ROUNDS)
+        ]
         print(f"{'':38}{'seconds':>9}{'imports':>9}{'peak MB':>9}")
         labels = {"ours": f"{rows:,} rows x {len(FEATURES)}, window and drift",
                   "evidently": f"Evidently alone, {PEER_ROWS:,} x {COLUMNS}"}  # fmt: skip

@@ -24,7 +24,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -37,11 +36,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
+from benchmarks.child import child
 from benchmarks.memory import peak_mb
-from benchmarks.ports import free_port
+from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
 
 if TYPE_CHECKING:
@@ -50,7 +48,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
 ROUNDS, EVENTS = 3, (6, 50)
-BIN = Path(sys.executable).parent
 SERVICE, VIEW = "customer_churn_v1", "customer_features"
 BEGIN, YEAR, DAY = 1_750_000_000_000_000, 31_536_000_000_000, 86_400_000_000
 TIME = pa.timestamp("us", tz="UTC")
@@ -190,18 +187,6 @@ def _sender(store: Any, script: bool) -> Callable[[tuple[list[bytes], list[bytes
     return send
 
 
-def child(home: Path, port: int, *what: object) -> dict[str, float]:
-    """One measurement in a process of its own."""
-    command = [sys.executable, "-W", "ignore", "-m", "benchmarks.features", *map(str, what)]
-    here = {"GYRE_HOME": str(home), "GYRE_REDIS_PORT": str(port), "GYRE_REDIS_URL": ""}
-    done = subprocess.run(
-        command, env=os.environ | here, cwd=PROJECT, check=False, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise SystemExit(f"{what}: {done.stderr}")
-    return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
-
-
 def measured(arguments: list[str]) -> dict[str, float]:
     with redirect_stdout(sys.stderr):
         kind, peer, *numbers = arguments
@@ -212,15 +197,21 @@ def measured(arguments: list[str]) -> dict[str, float]:
     return {"seconds": seconds, "mb": peak_mb()}
 
 
+def apart(home: Path, port: int, *what: object) -> dict[str, float]:
+    """Measure it on the installation at `home`, whose Redis is at `port`."""
+    here = {"GYRE_HOME": str(home), "GYRE_REDIS_PORT": str(port), "GYRE_REDIS_URL": ""}
+    return child("benchmarks.features", *what, **here)
+
+
 def frames(home: Path, rows: int) -> None:
     print(f"{'training frame':26}{'seconds':>9}{'times plain':>13}{'peak MB':>9}")
     for events in EVENTS:
         write_rows(home / "features" / f"{VIEW}.parquet", rows // events, events)
         rounds = [
-            {p: child(home, 1, "frame", p, rows, events) for p in ("plain", "gyre")}
+            {p: apart(home, 1, "frame", p, rows, events) for p in ("plain", "gyre")}
             for _ in range(ROUNDS)
         ]
-        rounds[0]["stock"] = child(home, 1, "frame", "stock", rows, events)
+        rounds[0]["stock"] = apart(home, 1, "frame", "stock", rows, events)
         for peer in ("plain", "gyre", "stock"):
             seconds, mb = _medians(rounds, peer)
             ratio = statistics.median(
@@ -234,18 +225,6 @@ def _medians(rounds: list[dict[str, dict[str, float]]], peer: str) -> list[float
     return [statistics.median(each[name] for each in found) for name in found[0]]
 
 
-def start_redis(opened: ExitStack, folder: Path) -> Redis:
-    """Redis as the stack runs it, but for its append-only file, on any free core."""
-    port = free_port()
-    command = [str(BIN / "redis-server"), "--port", str(port), "--dir", str(folder), "--save", ""]
-    process = subprocess.Popen([*command, "--loglevel", "warning"], stdout=subprocess.DEVNULL)
-    opened.callback(process.wait, 10)
-    opened.callback(process.kill)
-    redis = Redis(port=port, retry=Retry(ConstantBackoff(0.1), 100))
-    redis.ping()
-    return redis
-
-
 def entities_online(redis: Redis, home: Path, peer: str, count: int) -> dict[str, float]:
     def busy() -> float:
         cpu = redis.info("cpu")
@@ -253,7 +232,7 @@ def entities_online(redis: Redis, home: Path, peer: str, count: int) -> dict[str
 
     redis.flushall()
     before, port = busy(), redis.get_connection_kwargs()["port"]
-    found = child(home, port, "materialise", peer)
+    found = apart(home, port, "materialise", peer)
     if redis.dbsize() != count:
         raise SystemExit(f"{peer}: {redis.dbsize()} hashes of {count}")
     return found | {"redis": (busy() - before) / count * 1e6, "rate": count / found["seconds"]}
@@ -265,7 +244,7 @@ def materialise(home: Path, rows: int) -> None:
     write_rows(home / "features" / f"{VIEW}.parquet", rows, 1)
     write_rows(tenth / "features" / f"{VIEW}.parquet", rows // 10, 1)
     with ExitStack() as opened:
-        redis = start_redis(opened, home)
+        redis = Redis(port=start_redis(opened, home))
         rounds = [
             {p: entities_online(redis, home, p, rows) for p in ("gyre", "script", "HSET")}
             for _ in range(ROUNDS)

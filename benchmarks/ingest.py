@@ -24,7 +24,6 @@ import json
 import os
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -35,17 +34,13 @@ from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
-from redis import Redis
-from redis.backoff import ConstantBackoff
-from redis.retry import Retry
 
+from benchmarks.child import child
 from benchmarks.memory import peak_mb
-from benchmarks.ports import free_port
-from stack.environment import process_environment, write_feast_config
+from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
 
 ROUNDS, NEW, SHIPPED = 3, 10_000, PROJECT / "data" / "cdnow_orders.parquet"
-BIN = Path(sys.executable).parent
 AS_OF = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HISTORY = """
 COPY (
@@ -106,6 +101,7 @@ def at_home(home: Path, **more: Any) -> Settings:
 def prepare(home: Path, port: int, rows: int) -> None:
     """A table of `rows` orders, its features and the newest day of them online."""
     from feature_repo import features, ingest, store  # noqa: PLC0415  (heavy)
+    from tests.conftest import feast_apply  # noqa: PLC0415  (not in what is measured)
 
     settings = at_home(home, redis_port=port, redis_url=None)
     (home / "source").mkdir(parents=True)
@@ -119,10 +115,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
     landed = pq.read_table(history).cast(dataset.schema)
     raw.merge(landed.append_column("ingested_at", landed["order_ts"]), dataset.key, ("order_id",))
     features.write_views(settings, dataset, raw)
-    write_feast_config(settings)
-    publish = [str(BIN / "feast"), "apply"]
-    here = process_environment(settings)
-    subprocess.run(publish, cwd=PROJECT / "feature_repo", env=here, check=True, capture_output=True)
+    feast_apply(settings)
     feast = store.open_store(settings, 60)
     feast.materialize(AS_OF - timedelta(days=1), AS_OF - timedelta(hours=1))
     for view in dataset.views:
@@ -162,7 +155,7 @@ def measured(what: str, home: Path, port: int) -> dict[str, float]:
     return {"seconds": seconds, "imports": imports, "mb": peak_mb()}
 
 
-def child(what: str, home: Path, port: int) -> dict[str, float]:
+def apart(what: str, home: Path, port: int) -> dict[str, float]:
     """One measurement in a process of its own, on a copy of the prepared home in its place."""
     shutil.rmtree(home, ignore_errors=True)
     shutil.copytree(pristine(home), home, copy_function=os.link, symlinks=True)
@@ -171,25 +164,11 @@ def child(what: str, home: Path, port: int) -> dict[str, float]:
     shutil.copyfile(pristine(home) / "feast" / "registry.db", registry)
     if what in {"ingest", "full"}:
         (home / "new.parquet").rename(home / "source" / "new.parquet")
-    run = [sys.executable, "-W", "ignore", "-m", "benchmarks.ingest", what, str(home), str(port)]
-    done = subprocess.run(run, cwd=PROJECT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(f"{what}: {done.stderr}")
-    return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
+    return child("benchmarks.ingest", what, home, port)
 
 
 def pristine(home: Path) -> Path:
     return home.with_name("prepared")
-
-
-def start_redis(opened: ExitStack, folder: Path) -> int:
-    port = free_port()
-    command = [str(BIN / "redis-server"), "--port", str(port), "--dir", str(folder), "--save", ""]
-    process = subprocess.Popen([*command, "--loglevel", "warning"], stdout=subprocess.DEVNULL)
-    opened.callback(process.wait, 10)
-    opened.callback(process.kill)
-    Redis(port=port, retry=Retry(ConstantBackoff(0.1), 100)).ping()
-    return port
 
 
 def main(rows: int) -> None:
@@ -201,7 +180,7 @@ def main(rows: int) -> None:
         )
         prepare(home, port, rows)
         home.rename(pristine(home))  # Feast's registry names files by their whole path
-        rounds = [{peer: child(peer, home, port) for peer in peers} for _ in range(ROUNDS)]
+        rounds = [{peer: apart(peer, home, port) for peer in peers} for _ in range(ROUNDS)]
         print(f"{'':10}{'seconds':>9}{'times by hand':>15}{'peak MB':>9}")
         for peer in peers:
             seconds, mb = (

@@ -18,11 +18,12 @@ from contextlib import ExitStack
 from datetime import timedelta
 from pathlib import Path
 
-from benchmarks.ingest import AS_OF, BIN
+from benchmarks.ingest import AS_OF
 from benchmarks.training import MODEL, prepare
 from stack.environment import process_environment
 from stack.settings import load_settings
 from stack.spec import Limit, load_spec
+from tests.conftest import BIN
 
 VERSIONS = 20
 OPEN = Limit(metric="log_loss", rule="at_most", value=100)

@@ -24,7 +24,6 @@ import sys
 import time
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -33,22 +32,22 @@ import skops.io
 
 from benchmarks.empty import COMMAND
 from benchmarks.load import post
-from benchmarks.ports import free_port
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from stack.ready import answers
 from stack.settings import PROJECT, load_settings
+from tests.conftest import BIN, unused_port
 from training.artifacts import CANDIDATE, PIPELINE_FILE
 from training.evaluate import TRUSTED
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from contextlib import ExitStack
+    from pathlib import Path
 
     from mlflow_server.served_model import ServedModel
 
 CORES = sorted(os.sched_getaffinity(0))
-BIN = Path(sys.executable).parent
 CACHE, PEERS = PROJECT / ".gyre-bench", PROJECT / "benchmarks" / "peers"
 CUSTOMERS = range(1, 10_001)
 """Of the shipped orders, whose customers are numbered without a gap."""
@@ -144,7 +143,7 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
     settings, home = load_settings(), folder / "home"
     if not (settings.home / "serving" / "models").is_dir():
         raise SystemExit(f"nothing is served from {settings.home}: make up first")
-    redis, port, nothing = free_port(), free_port(), free_port()
+    redis, port, nothing = unused_port(), unused_port(), unused_port()
     for part in ("serving/models", "feast"):
         shutil.copytree(settings.home / part, home / part)
     shutil.copy(settings.home / "serving" / "announcement.json", home / "serving")
@@ -164,7 +163,7 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
 
 
 def start_empty(opened: ExitStack, folder: Path, ours: Server) -> Server:
-    port = free_port()
+    port = unused_port()
     command = [sys.executable, *COMMAND.split(), "--port", str(port), "--log-level", "warning"]
     ready = f"http://127.0.0.1:{port}/docs"
     process = start(opened, folder / "empty.log", command, ready)
@@ -206,7 +205,7 @@ def environment(name: str) -> Path:
 
 
 def start_mlflow(opened: ExitStack, files: Files, model: str) -> Server:
-    port, row = free_port(), files.contract.defaults
+    port, row = unused_port(), files.contract.defaults
     command = [str(BIN / "mlflow"), "models", "serve", "--model-uri", model, "--port", str(port)]
     command += ["--env-manager", "local", "--workers", "1"]
     address = {"MLFLOW_TRACKING_URI": load_settings().mlflow_address}
@@ -218,14 +217,15 @@ def start_mlflow(opened: ExitStack, files: Files, model: str) -> Server:
 
 
 def start_mlserver(opened: ExitStack, files: Files, runtime: str, uri: Path, **more: Any) -> Server:
-    port, folder = free_port(), files.onnx.parent / f"mlserver-{runtime}"
+    port, folder = unused_port(), files.onnx.parent / f"mlserver-{runtime}"
     folder.mkdir()
     kind = {"content_type": "pd", "extra": {"predict_fn": "predict_proba"}}
     model = {"name": "m", "implementation": f"mlserver_runtime.{runtime}",
              "parameters": {"uri": str(uri)} | (kind if runtime == "Sklearn" else {})}  # fmt: skip
     (folder / "model-settings.json").write_text(json.dumps(model | more))
-    own = {"host": "127.0.0.1", "http_port": port, "grpc_port": free_port(), "parallel_workers": 0,
-           "metrics_endpoint": None, "gzip_enabled": False, "debug": False}  # fmt: skip
+    own = {"host": "127.0.0.1", "http_port": port, "grpc_port": unused_port(),
+           "parallel_workers": 0, "metrics_endpoint": None, "gzip_enabled": False,
+           "debug": False}  # fmt: skip
     (folder / "settings.json").write_text(json.dumps(own))
     command = [str(environment("mlserver") / "mlserver"), "start", str(folder)]
     log, ready = folder / "log", f"http://127.0.0.1:{port}/v2/models/m/ready"
@@ -238,7 +238,7 @@ def start_mlserver(opened: ExitStack, files: Files, runtime: str, uri: Path, **m
 
 
 def start_bentoml(opened: ExitStack, files: Files, service: str, file: Path) -> Server:
-    port = free_port()
+    port = unused_port()
     command = [str(environment("bentoml") / "bentoml"), "serve", f"bentoml_service:{service}"]
     command += ["--working-dir", str(PEERS), "--host", "127.0.0.1", "--port", str(port)]
     home = files.onnx.parent / f"bentoml-{service}"

@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from benchmarks import load as generator
 from benchmarks.load import Load, load, post
+from benchmarks.promised import promised
 from benchmarks.servers import (
     CORES,
     Server,
@@ -119,12 +120,6 @@ def closed(server: Server, connections: int, seconds: float) -> Load:
     found = load(server.port, server.requests, connections, seconds=seconds)
     found.cpu = server.cpu() - before
     return found
-
-
-def promised(what: str, found: float, limit: float, unit: str, *, least: bool = False) -> None:
-    kept = found >= limit if least else found <= limit
-    print(f"{what:58}{found:10.2f} {unit:4}{'at least' if least else 'at most':>9} {limit:g}"
-          f"{'' if kept else '   MISSED'}")  # fmt: skip
 
 
 def beside_peers(found: Mapping[tuple[str, int], Found]) -> None:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from benchmarks.load import Load, load, post
+from benchmarks.promised import promised
 from benchmarks.servers import CORES, Server
 from benchmarks.turns import IN_PRODUCTION, Promotion, Seen, first_answers, stale
 from stack.errors import PromotionRefusedError, RegistryError
@@ -139,18 +140,13 @@ def report(
     print(f"{len(promotions)} promotions, versions seen: {sorted({run[0] for run in seen.runs})}, "
           f"{len(seen.runs) - 1} changes of the version that answers")  # fmt: skip
     kept = [
-        promised("failed requests", found.failed, 0),
-        promised("s from a promotion to its first answer, longest", late, IN_PRODUCTION),
-        promised("s that a version answered after it was replaced, longest", old, IN_PRODUCTION),
-        promised("% that PSS moved after the warm-up", spread([m.pss for m in warm]), FLAT),
-        promised("% that RSS moved after the warm-up", spread([m.rss for m in warm]), FLAT),
+        promised("failed requests", found.failed, 0, ""),
+        promised("from a promotion to its first answer, longest", late, IN_PRODUCTION, "s"),
+        promised("a version answered after it was replaced, longest", old, IN_PRODUCTION, "s"),
+        promised("PSS moved after the warm-up", spread([m.pss for m in warm]), FLAT, "%"),
+        promised("RSS moved after the warm-up", spread([m.rss for m in warm]), FLAT, "%"),
     ]
     return all(kept)
-
-
-def promised(what: str, found: float, most: float) -> bool:
-    print(f"{what:60}{found:9.2f}  at most {most:g}{'' if found <= most else '   MISSED'}")
-    return found <= most
 
 
 def main(minutes: float) -> int:

@@ -16,7 +16,6 @@ from __future__ import annotations
 import json
 import os
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -28,11 +27,11 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow.parquet as pq
 
+from benchmarks.child import child
 from benchmarks.ingest import AS_OF, HISTORY, SHIPPED
 from benchmarks.memory import peak_mb
-from benchmarks.ports import free_port
-from stack.settings import PROJECT, load_settings
-from tests.conftest import feast_apply, mlflow_server
+from stack.settings import load_settings
+from tests.conftest import feast_apply, mlflow_server, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -47,7 +46,7 @@ def prepare(home: Path, copies: int, opened: ExitStack) -> None:
     from feature_repo import features  # noqa: PLC0415  (heavy)
     from feature_repo.datasets import load_dataset  # noqa: PLC0415
 
-    settings, dataset = load_settings(home=home, mlflow_port=free_port()), load_dataset("orders")
+    settings, dataset = load_settings(home=home, mlflow_port=unused_port()), load_dataset("orders")
     home.mkdir(parents=True)
     (home / "gyre.env").write_text(f"GYRE_MLFLOW_PORT={settings.mlflow_port}\n")
     history, rows = home / "history.parquet", copies * pq.read_metadata(SHIPPED).num_rows
@@ -90,26 +89,18 @@ def measured(home: Path, trials: int) -> dict[str, float]:
     return took | {"mb": peak_mb(), "rows": float(frame.num_rows)}
 
 
-def child(home: Path, trials: int = 0) -> dict[str, float]:
-    run = [sys.executable, "-W", "ignore", "-m", "benchmarks.training", str(home), str(trials)]
-    done = subprocess.run(run, cwd=PROJECT, check=False, capture_output=True, text=True)
-    if done.returncode:
-        raise SystemExit(done.stderr)
-    return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
-
-
 def main(rows: int) -> None:
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name, ExitStack() as opened:
         print(f"training, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start")
         shipped, long = Path(name) / "shipped", Path(name) / "long"
         prepare(shipped, 1, opened)
-        rounds = [child(shipped) for _ in range(ROUNDS)]
+        rounds = [child("benchmarks.training", shipped, 0) for _ in range(ROUNDS)]
         found = {
             "shipped": {part: statistics.median(r[part] for r in rounds) for part in rounds[0]},
-            f"{TRIALS} trials": child(shipped, TRIALS),
+            f"{TRIALS} trials": child("benchmarks.training", shipped, TRIALS),
         }
         prepare(long, -(-rows // FRAME_ROWS), opened)
-        found[f"{rows:,} rows"] = child(long)
+        found[f"{rows:,} rows"] = child("benchmarks.training", long, 0)
         print(f"{'seconds':10}" + "".join(f"{title:>16}" for title in found))
         for part in rounds[0]:
             print(f"{part:10}" + "".join(f"{each[part]:16.1f}" for each in found.values()))
