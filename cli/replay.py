@@ -11,7 +11,7 @@ import time
 from contextlib import ExitStack, closing
 from datetime import UTC, date, datetime, timedelta
 from datetime import time as clock
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import typer
 
@@ -25,10 +25,10 @@ from stack.ending import end_stack
 from stack.spec import load_spec
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from stack.settings import Settings
-    from stack.spec import ModelSpec
+    from stack.spec import DriftLimits, ModelSpec
 
 MONTH = timedelta(days=365.25 / 12)
 RUN_SECONDS = 900
@@ -99,7 +99,7 @@ def table(settings: Settings, spec: ModelSpec, moments: Sequence[datetime]) -> l
             figures = row.figures
             lost = figures.get("replay_log_loss")
             told = (
-                f"{figures['entities']:.0f} | {_largest(spec, figures)} | "
+                f"{figures['entities']:.0f} | {largest(spec.drift, figures)} | "
                 f"{'' if lost is None else f'{lost:.3f}'} | {row.verdict} | "
                 f"{row.action} ({row.rule})"
             )
@@ -107,11 +107,8 @@ def table(settings: Settings, spec: ModelSpec, moments: Sequence[datetime]) -> l
     return lines
 
 
-def _largest(spec: ModelSpec, figures: dict[str, Any]) -> str:
+def largest(limits: DriftLimits, figures: Mapping[str, float]) -> str:
     """Name the feature that drifted most of those that are acted on."""
-    passive = {f"psi_{name}" for name in spec.drift.informative}
-    found = {k: v for k, v in figures.items() if k.startswith("psi_") and k not in passive}
-    if not found:
-        return ""
-    name = max(found, key=lambda each: found[each])
-    return f"{found[name]:.2f} {name.removeprefix('psi_')}"
+    psi = limits.acted_on(figures)
+    name = max(psi, key=psi.__getitem__, default=None)
+    return "" if name is None else f"{psi[name]:.2f} {name}"

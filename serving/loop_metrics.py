@@ -12,10 +12,10 @@ from prometheus_client.registry import Collector
 from feature_repo.freshness import LATE
 from mlflow_server.registry import PRODUCTION
 from serving.loop import Known, Rows
-from stack.spec import ModelSpec
+from stack.spec import PSI, ModelSpec
 
 Sample = tuple[tuple[str, ...], float]
-PSI, KINDS = "psi_", ("logged", "replay")
+KINDS = "logged", "replay"
 
 
 class LoopMetrics(Collector):
@@ -92,10 +92,11 @@ def _of_rows(spec: ModelSpec, rows: Rows, now: datetime) -> dict[str, list[Sampl
     if not rows.decisions:
         return found
     newest, limits = rows.decisions[-1], spec.drift
-    psi = {name.removeprefix(PSI): value for name, value in _starting(newest.figures, PSI)}
-    acted_on = [name for name in psi if name not in limits.informative]
+    acted_on = limits.acted_on(newest.figures)
     return found | {
-        "drift_psi": [((name,), value) for name, value in psi.items()],
+        "drift_psi": [
+            ((name.removeprefix(PSI),), value) for name, value in _starting(newest.figures, PSI)
+        ],
         "drift_psi_limit": [((name,), limits.significant) for name in acted_on],
         "performance": [
             ((kind, name.removeprefix(f"{kind}_")), value)

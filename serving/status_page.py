@@ -1,6 +1,6 @@
 """The status pages: whether the loop is healthy and why, and all that is known of one model."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
 from math import isfinite
 from pathlib import Path
@@ -146,9 +146,8 @@ def _plot(known: Known) -> dict[str, Any] | None:
     """A line of the largest PSI that the loop may act on, over the windows that have one."""
     decisions = known.rows.value.decisions if known.rows.value else ()
     limits = known.spec.drift
-    passive = {f"psi_{name}" for name in limits.informative}
-    drifts = (_largest(row.figures, passive) for row in decisions)
-    values = [value for value in drifts if value is not None]
+    drifts = [limits.acted_on(row.figures).values() for row in decisions]
+    values = [max(psi) for psi in drifts if psi]
     if not values:
         return None
     width, height, top = 400, 60, max(*values, limits.significant) * 1.1
@@ -158,12 +157,3 @@ def _plot(known: Known) -> dict[str, Any] | None:
         "width": width, "height": height, "limit": limits.significant,
         "edge": f"{height * (1 - limits.significant / top):.1f}", "points": " ".join(line),
     }  # fmt: skip
-
-
-def _largest(figures: Mapping[str, float], passive: Iterable[str]) -> float | None:
-    found = [
-        value
-        for name, value in figures.items()
-        if name.startswith("psi_") and name not in passive and isfinite(value)
-    ]
-    return max(found, default=None)

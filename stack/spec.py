@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import tomllib
 from collections.abc import Mapping
+from math import isfinite
 from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -26,7 +27,7 @@ from stack.settings import PROJECT
 if TYPE_CHECKING:
     from pathlib import Path
 
-MODELS = PROJECT / "models"
+MODELS, PSI = PROJECT / "models", "psi_"
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
 FeatureType = Literal["int64", "double", "string"]
 FLOAT32 = 3.4028234663852886e38
@@ -216,6 +217,11 @@ class DriftLimits(Strict):
     moderate: float = Field(0.1, gt=0)
     significant: float = Field(0.25, gt=0)
     informative: tuple[str, ...] = ()
+
+    def acted_on(self, figures: Mapping[str, float]) -> dict[str, float]:
+        """By feature, the PSI among the figures of a look that was measured and may act."""
+        psi = {key.removeprefix(PSI): v for key, v in figures.items() if key.startswith(PSI)}
+        return {name: v for name, v in psi.items() if isfinite(v) and name not in self.informative}
 
 
 class Retraining(Strict):
