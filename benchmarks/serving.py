@@ -16,8 +16,8 @@ write nothing down, while Redis shares our worker's core and each of our answers
 it is given. Against them: theirs is one row, always the same; their bodies are longer (ten
 features); BentoML and MLServer validate by their own means. Of the empty route: its body is
 validated by FastAPI's own machinery, ours by the same pydantic model on the raw bytes; so above 1
-it is FastAPI's machinery that is passed by. The worker polls an MLflow that is down (it serves the
-verified local copy); all share one machine's caches and whatever else runs on it.
+it is FastAPI's machinery that is passed by. The keeper polls an MLflow that is down (the worker
+serves the verified local copy); all share one machine's caches and whatever else runs on it.
 """
 
 from __future__ import annotations

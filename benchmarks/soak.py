@@ -9,8 +9,8 @@ took until its first answer, from when it was begun; whether each answer's versi
 within the last 5 s before it; and the worker's memory every 10 s, which must stay within 5 % of
 what it was after the warm-up: each customer asked for once, which also tells what the worker can
 bear (it keeps the last known features of 50,000), and then the first fifth of the time. Prediction
-logs that are closed are deleted, as ingest takes them away. Exit code 1 where one of these does not
-hold.
+logs that are closed are deleted, as the monitor takes them away. Exit code 1 where one of these
+does not hold.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The `gyre` command: each verb calls one function of another room."""
+"""The `gyre` command: a verb reads its arguments, calls what does the work, says what came."""
 
 from __future__ import annotations
 
