@@ -13,8 +13,9 @@ REMEMBERED = 100_000
 
 
 def began(path: Path) -> int:
-    """When the file was opened, as its name says: microseconds since 1970."""
-    return int(path.stem.rpartition("-")[2])
+    """When the file was opened, as its name says: microseconds since 1970; 0 if it does not."""
+    said = path.stem.rpartition("-")[2]
+    return int(said) if said.isdecimal() else 0
 
 
 def is_closed(file: Path) -> bool:

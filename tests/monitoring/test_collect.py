@@ -4,7 +4,12 @@ from __future__ import annotations
 
 import fcntl
 import json
+import os
+import shutil
+import subprocess
+import sys
 import threading
+import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -13,6 +18,7 @@ from monitoring.collect import collect, outcomes, predictions
 from monitoring.window import window
 from serving.prediction_log import AppendLog
 from stack.log_files import final_lines, is_closed
+from stack.settings import PROJECT
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -70,6 +76,80 @@ def test_killed_between_the_table_and_the_file_nothing_is_doubled(settings):
     assert predictions(settings).read().num_rows == 3
 
 
+def strace():
+    """Debian's package is installed where it is not."""
+    if not shutil.which("strace"):
+        apt = [] if os.geteuid() == 0 else ["sudo"]
+        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "strace"]):
+            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
+    return "strace"
+
+
+LOOK = """
+import sys
+from pathlib import Path
+from monitoring.collect import collect
+from tests.conftest import new_settings
+collect(new_settings(Path(sys.argv[1])))
+"""
+
+
+def test_what_a_removed_file_said_is_on_disk_before_even_if_another_process_committed_it(tmp_path):
+    """The kernel's own account of what was flushed, and of what was removed after it."""
+    settings = new_settings(tmp_path)
+    (settings.home / "serving" / "log").mkdir(parents=True)
+    began = int(datetime.now(UTC).timestamp() * 1e6)
+    file = write(settings, f"predictions-1-{began}.jsonl", line(1))
+    with file.open("rb") as writer:  # taken and not removed, as if killed before
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        collect(settings)
+    seen = tmp_path / "seen"
+    traced = [strace(), "-f", "-y", "-e", "trace=fsync,unlink,unlinkat", "-o", str(seen)]
+    command = [*traced, sys.executable, "-c", LOOK, str(tmp_path)]
+    subprocess.run(command, check=True, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)})
+    assert not file.exists()
+    before, removed, _ = seen.read_text().partition(f'"{file}"')
+    assert removed
+    table = predictions(settings).path
+    parts = [table.parent, table, *table.rglob("*")]
+    assert len(parts) == 5, "a file of rows, a folder and a file of the log"
+    for part in parts:
+        assert any("fsync" in call and f"<{part}>" in call for call in before.splitlines()), part
+
+
+def test_many_files_take_no_more_memory_than_one(settings):
+    def peak(look, files):
+        for n in range(files):
+            rows = (line(k, request_id=f"{look}-{n}-{k}") for k in range(500))
+            write(settings, f"predictions-1-{n + 1}.jsonl", *rows)
+        tracemalloc.start()
+        try:
+            assert collect(settings, at_once=300_000).predictions == files * 500
+            return tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+
+    peak("what is loaded once", 1)
+    one, twenty = peak("one", 1), peak("twenty", 20)
+    assert twenty < 3 * one
+
+
+@pytest.mark.parametrize("at_once", [1, 10**6])
+def test_the_same_request_in_two_files_is_one_row_and_the_first_files(settings, at_once):
+    write(settings, "predictions-1-1.jsonl", line(1, probability=0.25), line(2))
+    write(settings, "predictions-1-2.jsonl", line(1, probability=0.75), line(3))
+    assert collect(settings, at_once=at_once).predictions == 3
+    rows = predictions(settings).read().sort_by("request_id")
+    assert rows["probability"].to_pylist() == [0.25, 0.5, 0.5]
+
+
+def test_a_file_that_is_not_named_by_a_time_is_taken_too(settings):
+    file = write(settings, "predictions-copy.jsonl", line(1))
+    assert collect(settings).predictions == 1
+    assert not file.exists()
+
+
 def test_torn_and_foreign_lines_are_counted_and_stop_nothing(settings):
     write(settings, "predictions-1-1.jsonl", line(1), "{torn", "[]", line(2, extra=1), "\0\0\0",
           line(3, received="2026-11-20T12:00:00"), line(4, probability=float("nan")))  # fmt: skip
@@ -101,6 +181,22 @@ def test_feedback_becomes_outcomes_and_its_files_stay_with_serving(settings):
         assert (found.outcomes, found.malformed) == (new, 2)
     assert file.exists()
     assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0]
+
+
+def test_feedback_past_its_retention_is_not_taken_again_and_counts_while_its_file_is_there(
+    settings,
+):
+    old, young = NOW - timedelta(days=401), NOW - timedelta(days=399)
+    write(
+        settings,
+        "feedback-1-1.jsonl",
+        told("r1", 1.0, old),
+        told("r2", 1.0, young),
+        told("r3", 1.0),
+    )
+    found = collect(settings)
+    assert (found.outcomes, found.told.num_rows) == (2, 3)
+    assert sorted(outcomes(settings).read()["request_id"].to_pylist()) == ["r2", "r3"]
 
 
 def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(settings):
