@@ -1,15 +1,20 @@
-"""Decisions of the monitor and alerts, as rows beside the promotion ledger."""
+"""Decisions of the monitor and alerts, as rows beside the promotion ledger.
+
+`gyre maintain` forgets alerts not seen for 400 days, and decisions as old that did nothing: those
+that acted stay for ever, and so do the newest 1,000 of each verdict on a model.
+"""
 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
+from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mlflow_server.ledger import WAIT_SECONDS
@@ -21,6 +26,9 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 META = sql.MetaData()
+LONGEST = 256
+"""Characters of a cause that is a key; PostgreSQL refuses a longer one."""
+HASHED = 16
 DECISIONS = sql.Table(
     "decisions",
     META,
@@ -41,7 +49,7 @@ ALERTS = sql.Table(
     "alerts",
     META,
     sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("cause", sql.String(256), primary_key=True),
+    sql.Column("cause", sql.String(LONGEST), primary_key=True),
     sql.Column("message", sql.Text, nullable=False),
     sql.Column("count", sql.Integer, nullable=False),
     sql.Column("first", sql.String(32), nullable=False),
@@ -50,11 +58,15 @@ ALERTS = sql.Table(
     sql.Column("details", sql.Text),
     sql.Column("tried", sql.String(32)),
     sql.Column("over", sql.String(32)),
+    sql.Column("whole", sql.Text),
 )
-"""details: a DriftAlert (alerts.py) as JSON. tried: when delivery was last begun. over: when the
+"""cause: one that is too long is cut (`_key`); `whole` is all of it, and what is read.
+details: a DriftAlert (alerts.py) as JSON. tried: when delivery was last begun. over: when the
 cause ended; `message` and `delivered` are of its end from then on. Without a value in rows of an
 older release.
 """
+KEPT = 1_000
+"""Decisions of each verdict on a model that stay whatever their age: looks go by the newest."""
 IN_HAND = timedelta(seconds=30)
 """A delivery takes less; until then another process may be at it."""
 
@@ -91,11 +103,10 @@ class Records:
         sqlite = settings.ledger_address.startswith("sqlite")
         waits = {"timeout": WAIT_SECONDS} if sqlite else {}
         self._engine = sql.create_engine(settings.ledger_address, connect_args=waits)
-        with self._begin() as connection:
-            for table in META.sorted_tables:  # create_all looks first, and another may be quicker
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
+        try:
+            self._create()
+        except RegistryError:  # PostgreSQL refuses "if not exists" to one of two at once
+            self._create()
         for table in META.sorted_tables:
             for column in self._absent(table):
                 self._add(table, column)
@@ -132,16 +143,23 @@ class Records:
         said = {"message": message, "details": details}
         more = sql.update(ALERTS).where(which)
         with self._begin() as connection:
+            begun = {"count": 1, "first": now, "last": now, "delivered": False, "tried": now}
+            begun |= said | {"over": None}
+            count = more.values(count=ALERTS.c.count + 1)
             # Writing first: one process at a time goes on from here.
-            connection.execute(more.values(count=ALERTS.c.count + 1))
-            known = connection.execute(sql.select(ALERTS).where(which)).one_or_none()
-            if known is not None and known.over is None:
+            if not connection.execute(count).rowcount:
+                key = _key(cause)
+                named = {"model": model, "cause": key, "whole": None if key == cause else cause}
+                with suppress(IntegrityError), connection.begin_nested():
+                    connection.execute(sql.insert(ALERTS).values(named | begun))
+                    return True
+                # PostgreSQL locks no row that is not there: another process was quicker.
+                connection.execute(count)
+            known = connection.execute(sql.select(ALERTS).where(which)).one()
+            if known.over is None:
                 connection.execute(more.values(last=now, **said))
                 return _take(connection, known, at)
-            begun = {"count": 1, "first": now, "last": now, "delivered": False, "tried": now}
-            change = more if known else sql.insert(ALERTS)
-            named = {"model": model, "cause": cause, "over": None}
-            connection.execute(change.values(named | begun | said))
+            connection.execute(more.values(begun))
             return True
 
     def end_alert(self, model: str, cause: str, message: str | None, at: datetime) -> bool:
@@ -176,7 +194,8 @@ class Records:
         """Alerts of `model`, the newest cause last."""
         query = sql.select(ALERTS).where(ALERTS.c.model == model).order_by(ALERTS.c.first)
         with self._begin() as connection:
-            return [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+            rows = [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
+        return [row | {"cause": row.pop("whole") or row["cause"]} for row in rows]
 
     def forget_alerts(self, before: datetime) -> int:
         """Delete alerts last seen before a moment; return how many."""
@@ -184,8 +203,29 @@ class Records:
         with self._begin() as connection:
             return connection.execute(sql.delete(ALERTS).where(old)).rowcount
 
+    def forget_decisions(self, before: datetime, kept: int = KEPT) -> int:
+        """Delete decisions on moments before one that did nothing; return how many.
+
+        kept: so many of each verdict on a model stay whatever their age, the newest.
+        """
+        of = (DECISIONS.c.model, DECISIONS.c.verdict)
+        newest = sql.func.row_number().over(partition_by=of, order_by=DECISIONS.c.as_of.desc())
+        numbered = sql.select(DECISIONS.c.sequence, newest.label("nth")).subquery()
+        late = sql.select(numbered.c.sequence).where(numbered.c.nth > kept)
+        old = (DECISIONS.c.as_of < before.isoformat()) & (DECISIONS.c.action == "nothing")
+        with self._begin() as connection:
+            gone = sql.delete(DECISIONS).where(old & DECISIONS.c.sequence.in_(late))
+            return connection.execute(gone).rowcount
+
     def close(self) -> None:
         self._engine.dispose()
+
+    def _create(self) -> None:
+        with self._begin() as connection:
+            for table in META.sorted_tables:  # create_all looks first, and another may be quicker
+                connection.execute(CreateTable(table, if_not_exists=True))
+                for index in table.indexes:
+                    connection.execute(CreateIndex(index, if_not_exists=True))
 
     def _absent(self, table: sql.Table) -> list[sql.Column[Any]]:
         with self._begin() as connection:
@@ -215,7 +255,15 @@ class Records:
 
 
 def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:
-    return (ALERTS.c.model == model) & (ALERTS.c.cause == cause)
+    # Uncut too: so it stands in an SQLite file of an older release.
+    return (ALERTS.c.model == model) & ALERTS.c.cause.in_((cause, _key(cause)))
+
+
+def _key(cause: str) -> str:
+    """Return a cause that a column takes; of a longer one the beginning and what tells it apart."""
+    if len(cause) <= LONGEST:
+        return cause
+    return f"{cause[: LONGEST - HASHED - 1]}~{sha256(cause.encode()).hexdigest()[:HASHED]}"
 
 
 def _take(connection: sql.Connection, row: Any, at: datetime) -> bool:

@@ -13,10 +13,12 @@ from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+import sqlalchemy as sql
 
 from mlflow_server.alerts import DriftAlert, alert, note, over, retry
-from mlflow_server.records import DecisionRow, Records
+from mlflow_server.records import META, DecisionRow, Records
 from tests.conftest import new_settings, unused_port
+from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 
 MODEL, CAUSE = "customer_churn_model", "drift of version 1, labels up to 2026-08-01"
 MESSAGE = "bad: total_spend_30d: PSI 0.31; retrain"
@@ -255,3 +257,60 @@ def test_a_database_of_an_older_release_is_read_and_gains_what_it_lacks(tmp_path
     with closing(Records(settings)) as records:
         assert not alert(settings, records, MODEL, CAUSE, MESSAGE, NOW), "it was delivered"
         assert over(settings, records, records.alerts(MODEL)[0], "gone", NOW)
+
+
+@pytest.fixture(params=["SQLite", "PostgreSQL"])
+def anywhere(request, tmp_path):
+    """Settings of an empty database of either kind."""
+    if request.param == "SQLite":
+        return new_settings(tmp_path)
+    address = request.getfixturevalue("postgres").replace("postgres://", "postgresql+psycopg://")
+    engine = sql.create_engine(address)
+    META.drop_all(engine)
+    engine.dispose()
+    return new_settings(tmp_path, database_url=address)
+
+
+def test_a_long_cause_is_one_alert_and_one_that_differs_at_its_end_is_another(anywhere):
+    causes = [f"skew of version 1: {'a_feature, ' * 100}{end}" for end in ("a", "b")]
+    with closing(Records(anywhere)) as records:
+        for cause in causes:
+            assert alert(anywhere, records, MODEL, cause, MESSAGE, NOW)
+            assert not alert(anywhere, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=1))
+        rows = {row["cause"]: row for row in records.alerts(MODEL)}
+        assert rows.keys() == set(causes), "as it was said, in full"
+        assert over(anywhere, records, rows[causes[0]], "gone", NOW)
+        assert [row["cause"] for row in records.alerts(MODEL) if row["over"]] == causes[:1]
+        assert note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=2)), "it begins anew"
+        assert records.take_alert(MODEL, causes[0], NOW + timedelta(hours=3))
+
+
+def test_a_long_cause_of_an_older_release_is_still_known(tmp_path, records):
+    cause = "a" * 300
+    note(records, MODEL, cause, DRIFT, NOW)
+    settings = new_settings(tmp_path)
+    with closing(sqlite3.connect(settings.ledger_address.removeprefix("sqlite:///"))) as file:
+        file.execute("UPDATE alerts SET cause = whole, whole = NULL")
+        file.commit()
+    assert retry(settings, records, MODEL, NOW + timedelta(hours=1)) == 1
+    assert not note(records, MODEL, cause, DRIFT, NOW + timedelta(hours=2))
+    assert len(records.alerts(MODEL)) == 1
+
+
+def test_of_eight_that_see_a_cause_for_the_first_time_at_once_one_delivers_and_none_fails(anywhere):
+    together = threading.Barrier(8)
+
+    def look(second):
+        at = NOW + timedelta(seconds=second)  # the same moment were one look's own next try
+        with closing(Records(anywhere)) as records:
+            told = []
+            for n in range(15):
+                together.wait(20)
+                told.append(records.count_alert(MODEL, f"cause {n}", MESSAGE, at))
+            return told
+
+    with ThreadPoolExecutor(8) as pool:
+        told = list(pool.map(look, range(8)))
+    assert [sum(each) for each in zip(*told, strict=True)] == [1] * 15
+    with closing(Records(anywhere)) as records:
+        assert {row["count"] for row in records.alerts(MODEL)} == {8}
