@@ -9,8 +9,8 @@ import pyarrow as pa
 
 from feature_repo.entities import EntityFeatures, raw_rows
 from feature_repo.events import EventFiles, arrived_after, key_of, not_aside
-from stack.log_files import is_closed
-from stack.storage import Table
+from stack.log_files import first_began, is_closed
+from stack.storage import Table, make_durable
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
@@ -63,6 +63,8 @@ class Arrivals:
     def finish(self) -> int:
         """After everything landed: what is on file goes online anew, what has landed goes.
 
+        What goes is safe from a power cut in the tables before.
+
         A file with lines that are no events is set aside as `.malformed`; returns how many lines.
         """
         on_file = [event.row for event in EventFiles(self._settings, self._dataset).read()]
@@ -74,7 +76,11 @@ class Arrivals:
         # Pending still: what stood back for a row that went to quarantine. It lands next time.
         pending = self._pending() if self._due else {}
         kept = {event.file for event in self._due if self._key(event.row) in pending}
-        for path in self._closed - self._waiting - kept:
+        done = self._closed - self._waiting - kept
+        if done:
+            for table in (self._raw, self._quarantine, self._replaced):
+                make_durable(table.path, first_began(done))
+        for path in done:
             with suppress(FileNotFoundError):  # another ingest was here
                 if self._files.malformed(path):
                     path.rename(path.with_suffix(".malformed"))

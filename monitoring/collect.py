@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any
 
 import pyarrow as pa
@@ -23,11 +23,11 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from mlflow_server.registry import SHADOW
-from stack.log_files import REMEMBERED, began, final_lines, is_closed
+from stack.log_files import REMEMBERED, began, final_lines, first_began, is_closed
 from stack.storage import Table, make_durable, one_writer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
     from pathlib import Path
 
     from stack.settings import Settings
@@ -148,7 +148,7 @@ def closed_feedback(settings: Settings, past: datetime | None = None) -> list[Pa
             gone += [file] if due <= stored else []
         remembered += len(rows)
     if gone:
-        make_durable(outcomes(settings).path, _opened(gone))
+        make_durable(outcomes(settings).path, first_began(gone))
     return gone
 
 
@@ -169,7 +169,7 @@ def _collect(settings: Settings, at_once: int) -> Collected:
         malformed += sum(bad for _, bad in taken.values())
         done = [file for file in some if file in closed]
         if done:
-            make_durable(table.path, _opened(done))
+            make_durable(table.path, first_began(done))
         for file in done:
             if taken[file][1]:
                 file.rename(file.with_suffix(".malformed"))
@@ -197,11 +197,6 @@ def _together(files: Iterable[Path], size: int) -> Iterator[list[Path]]:
         taken += more
     if some:
         yield some
-
-
-def _opened(files: Sequence[Path]) -> datetime:
-    """When the first of the files was begun: no table has a line of them from before."""
-    return datetime.fromtimestamp(min(map(began, files)) / 1e6, UTC)
 
 
 def _rows(file: Path, form: type[BaseModel], *, closed: bool) -> tuple[list[dict[str, Any]], int]:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import fcntl
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
     from pathlib import Path
 
 REMEMBERED = 100_000
@@ -16,6 +18,11 @@ def began(path: Path) -> int:
     """When the file was opened, as its name says: microseconds since 1970; 0 if it does not."""
     said = path.stem.rpartition("-")[2]
     return int(said) if said.isdecimal() else 0
+
+
+def first_began(files: Iterable[Path]) -> datetime:
+    """When the first of the files was opened: no table has a line of them from before."""
+    return datetime.fromtimestamp(min(map(began, files)) / 1e6, UTC)
 
 
 def is_closed(file: Path) -> bool:
