@@ -15,13 +15,14 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from feature_repo.datasets import load_dataset
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import closed_feedback
 from stack.environment import airflow_environment, process_environment
 from stack.errors import GyreError
-from stack.maintenance import Freed, Retention, keep_house, older, remove, tables
+from stack.maintenance import Freed, Retention, keep_house, older, remove, tables, unused_folders
 from stack.spec import load_specs
 from training.lineage import TABLE_TAG
 
@@ -32,15 +33,19 @@ if TYPE_CHECKING:
 
 AGE = {"scores": "as_of"}
 """Column that tells a row's age, where it is not `received`; raw rows stay whatever their age."""
+JUDGED = timedelta(days=30)
+"""How long a prediction stays, at least, once what came true of it can be known: a look needs
+outcomes enough."""
 EVERY_REPORT = timedelta(days=14)
 STAMP = "%Y-%m-%dT%H%M%S"
 """Folder of a report (monitor.py)."""
 AIRFLOW = timedelta(days=30)
 ALERTS = timedelta(days=400)
+"""And decisions."""
+TASK_LOGS = "airflow/logs"
 BATCH = "1000"
 """Rows that Airflow deletes at once: its SQLite has one writer."""
 FILES = {
-    "Airflow's task logs": ("airflow/logs/**/*", AIRFLOW),
     "reports of stopped batches": ("reports/ingest/*", ALERTS),
     "malformed lines set aside": ("serving/**/*.malformed", ALERTS),
 }
@@ -49,22 +54,27 @@ FILES = {
 def maintain(settings: Settings, as_of: datetime, *, dry_run: bool = False) -> list[Freed]:
     """Free what is past its time at `as_of`; a part that cannot be done says why.
 
-    dry_run: change nothing; say what would go, but for alerts and Airflow's rows.
+    dry_run: change nothing; say what would go, but for alerts, decisions and Airflow's rows.
 
     Raises:
         RegistryError: MLflow, which knows what lineage names, does not answer: nothing was changed.
 
     """
     keep, parts = named_versions(settings), dict[str, Callable[..., Freed]]()
+    # Before `outcomes` forgets what is to be stored.
+    parts["feedback files"] = partial(_feedback, settings, as_of)
     for path in tables(settings.data):
         name = path.relative_to(settings.data).as_posix()
         oldest = _retention(settings, name, as_of)
         parts[name] = partial(keep_house, path, as_of, keep.get(name, set()), oldest)
     parts["drift reports"] = partial(_reports, Tracking(settings), as_of)
-    parts["feedback files"] = lambda **how: remove(closed_feedback(settings), **how)
+    parts["Airflow's task logs"] = partial(_task_logs, settings.home / TASK_LOGS, as_of - AIRFLOW)
     for what, (place, age) in FILES.items():
         parts[what] = partial(_old_files, settings.home, place, as_of - age)
-    parts["alerts"] = partial(_alerts, settings, as_of)
+    parts["alerts"] = partial(_forget, settings, lambda found: found.forget_alerts(as_of - ALERTS))
+    parts["decisions"] = partial(
+        _forget, settings, lambda found: found.forget_decisions(as_of - ALERTS)
+    )
     parts["Airflow's rows"] = partial(_airflow, settings, as_of)
     return [_done(what, part, dry_run=dry_run) for what, part in parts.items()]
 
@@ -101,10 +111,34 @@ def _done(what: str, part: Callable[..., Freed], *, dry_run: bool) -> Freed:
 
 
 def _retention(settings: Settings, table: str, as_of: datetime) -> Retention | None:
-    days = settings.keep_days.get(table)
-    if days is None:
+    if table not in settings.keep_days:
         return None
-    return Retention(AGE.get(table, "received"), as_of - timedelta(days=days))
+    age, note = timedelta(days=settings.keep_days[table]), None
+    if table == "predictions" and (least := _until_judged()) > age:
+        note = f"kept for {least.days} days, not {age.days}: as long as labels take, and 30 more"
+        age = least
+    return Retention(AGE.get(table, "received"), as_of - age, note)
+
+
+def _until_judged() -> timedelta:
+    """How old a prediction gets until a look has judged it, whichever model's it is."""
+    labels = [load_dataset(spec.dataset).labels[spec.label] for spec in load_specs()]
+    return max((each.horizon + each.lateness for each in labels), default=timedelta()) + JUDGED
+
+
+def _feedback(settings: Settings, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
+    past = as_of - timedelta(days=settings.keep_days["outcomes"])
+    return remove(closed_feedback(settings, past), what=what, dry_run=dry_run)
+
+
+def _task_logs(place: Path, than: datetime, *, what: str, dry_run: bool) -> Freed:
+    """Files, and the folders that are empty and were left alone as long."""
+    unused = unused_folders(place, than)  # before their files go
+    freed = remove(older(place.glob("**/*"), than), what=what, dry_run=dry_run)
+    for folder in () if dry_run else unused:
+        with suppress(OSError):  # not empty
+            folder.rmdir()
+    return freed
 
 
 def _reports(tracking: Tracking, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
@@ -135,11 +169,13 @@ def _old_files(home: Path, place: str, than: datetime, *, what: str, dry_run: bo
     return remove(older(home.glob(place), than), what=what, dry_run=dry_run)
 
 
-def _alerts(settings: Settings, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
+def _forget(
+    settings: Settings, forget: Callable[[Records], int], *, what: str, dry_run: bool
+) -> Freed:
     if dry_run:
         return Freed(what)
     with closing(Records(settings)) as records:
-        return Freed(what, rows=records.forget_alerts(as_of - ALERTS))
+        return Freed(what, rows=forget(records))
 
 
 def _airflow(settings: Settings, as_of: datetime, *, what: str, dry_run: bool) -> Freed:

@@ -17,7 +17,7 @@ from deltalake import DeltaTable
 from deltalake.exceptions import DeltaError
 
 from stack.errors import DataError
-from stack.storage import KEEP_LOG, one_writer
+from stack.storage import KEEP_LOG, make_durable, one_writer
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable
@@ -40,20 +40,24 @@ class Freed:
     bytes: int = 0
     rows: int = 0
     problem: str | None = None
+    note: str | None = None
+    """What was done otherwise than asked, and why."""
 
     def line(self) -> str:
         if self.problem:
             return f"{self.what}: not done: {self.problem}"
         rows = f"{self.rows:,} rows, " if self.rows else ""
-        return f"{self.what}: {rows}{self.files:,} files, {self.bytes / 1e6:,.1f} MB"
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.what}: {rows}{self.files:,} files, {self.bytes / 1e6:,.1f} MB{note}"
 
 
 @dataclass(frozen=True)
 class Retention:
-    """Rows whose `column` lies before `oldest` go."""
+    """Rows whose `column` lies before `oldest` go. note: why that is not what was asked for."""
 
     column: str
     oldest: datetime
+    note: str | None = None
 
 
 def tables(data: Path) -> list[Path]:
@@ -80,7 +84,7 @@ def keep_house(
     """
     try:
         with one_writer(path):
-            before = _sizes(path)
+            before, began = _sizes(path), datetime.now(UTC)
             rows = _past(path, retention)
             if not dry_run:
                 _rewrite(path, retention if rows else None)
@@ -89,6 +93,7 @@ def keep_house(
             if not dry_run:
                 _vacuum(path, kept, dry_run=False)
                 _checkpoint(path, kept, first)
+                make_durable(path, began)  # the checkpoints stand in for what goes
                 for file in gone:
                     file.unlink(missing_ok=True)
                 left = _sizes(path)
@@ -97,7 +102,8 @@ def keep_house(
                 files = [str(file) for file in gone] + _vacuum(path, kept, dry_run=True)
     except DeltaError as exc:
         raise DataError(f"table {what}: {' '.join(str(exc).split())}") from exc
-    return Freed(what, len(files), sum(before.get(file, 0) for file in files), rows)
+    size = sum(before.get(file, 0) for file in files)
+    return Freed(what, len(files), size, rows, note=retention.note if retention else None)
 
 
 def remove(files: Iterable[Path], *, what: str, dry_run: bool) -> Freed:
@@ -117,6 +123,12 @@ def remove(files: Iterable[Path], *, what: str, dry_run: bool) -> Freed:
 def older(files: Iterable[Path], than: datetime) -> list[Path]:
     """Those of `files` that were last changed before a moment."""
     return [file for file in files if file.is_file() and _changed(file) < than]
+
+
+def unused_folders(within: Path, than: datetime) -> list[Path]:
+    """Folders below `within` that were last changed before a moment, the innermost first."""
+    folders = [path for path in within.glob("**/*") if path.is_dir() and _changed(path) < than]
+    return sorted(folders, reverse=True)
 
 
 def _past(path: Path, retention: Retention | None) -> int:

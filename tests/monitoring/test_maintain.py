@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 
 from cli.main import typer_app
 from mlflow_server.connection import client
-from mlflow_server.records import Records
+from mlflow_server.records import DecisionRow, Records
 from mlflow_server.tracking import Tracking
 from monitoring.collect import (
     OUTCOMES,
@@ -74,7 +74,14 @@ def test_what_is_past_its_time_goes_and_a_dry_run_only_says_so(home, tmp_path):
         file(home, "serving/log/predictions-1-1.malformed", 401 * DAY),
     ]
     young = [file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY)]
+    gone_run = file(home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31 * DAY).parent
+    new_run = home.home / "airflow/logs/dag_id=b/run_id=2"
+    new_run.mkdir()
+    os.utime(gone_run, ((NOW - 31 * DAY).timestamp(),) * 2)
+    os.utime(new_run, ((NOW - DAY).timestamp(),) * 2)
     records = Records(home)
+    for age in (0, 500):
+        records.keep(DecisionRow("m", "1", NOW - age * DAY, "ok", "nothing", "", "", "", "{}", {}))
     records.count_alert("m", "old", "w", NOW - 401 * DAY)
     records.count_alert("m", "young", "w", NOW - DAY)
     tracking, experiment = Tracking(home), f"{SPEC.experiment}_monitoring"
@@ -93,6 +100,8 @@ def test_what_is_past_its_time_goes_and_a_dry_run_only_says_so(home, tmp_path):
     assert done["drift reports"]["bytes"] == 2 * len("<html/>")
     assert not any(path.exists() for path in old)
     assert all(path.exists() for path in young)
+    assert (gone_run.exists(), new_run.exists()) == (False, True)
+    assert done["decisions"]["rows"] == 0, "one of the newest 1,000 of its verdict"
     assert set(predictions(home).read()["request_id"].to_pylist()) == {"r0", "r399"}
     left = tracking.artifacts(run_id, "reports")
     assert {path[8:18] for path in left} == {f"{NOW - a * DAY:%Y-%m-%d}" for a in (0, 14, 17, 30)}
@@ -159,10 +168,10 @@ def test_the_first_report_of_each_week_stays_and_all_of_the_last_14_days():
     assert too_many(left, NOW) == []
 
 
-def told(settings, name, numbers):
+def told(settings, name, numbers, at=NOW):
     folder = settings.home / "serving" / "log"
     folder.mkdir(parents=True, exist_ok=True)
-    lines = [{"request_id": f"r{n}", "actual": 1.0, "received": NOW.isoformat()} for n in numbers]
+    lines = [{"request_id": f"r{n}", "actual": 1.0, "received": at.isoformat()} for n in numbers]
     path = folder / f"feedback-1-{name}.jsonl"
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
     return path
@@ -180,3 +189,49 @@ def test_feedback_that_serving_does_not_remember_goes_once_it_is_stored(tmp_path
     assert closed_feedback(settings) == [first]  # what it says is on file alone
     newest.unlink()
     assert closed_feedback(settings) == []
+
+
+def test_feedback_past_its_retention_goes_with_its_file_and_does_not_come_back(home):
+    """Ids of its own: the home is shared."""
+    at = NOW - 390 * DAY
+    old = told(home, 1, range(10**6, 10**6 + 10), at)
+    newest = told(home, 10, range(2 * 10**6, 2 * 10**6 + REMEMBERED))
+
+    def kept():
+        return {f"r{10**6 + n}" for n in range(10)} & set(
+            outcomes(home).read()["request_id"].to_pylist()
+        )
+
+    try:
+        collect(home)
+        assert len(kept()) == 10
+        kept_on_file = told(home, 11, [3 * 10**6], NOW - 401 * DAY)  # begun last: serving reads it
+        freed = {part.what: part for part in maintain(home, NOW + 20 * DAY)}
+        assert (freed["feedback files"].files, freed["outcomes"].rows >= 10) == (1, True)
+        assert not old.exists()
+        assert kept_on_file.exists()
+        collect(home)
+        assert "r3000000" not in outcomes(home).read()["request_id"].to_pylist()
+        assert kept() == set()
+    finally:
+        for path in newest.parent.glob("feedback-*"):
+            path.unlink()
+
+
+def test_a_file_whose_outcomes_were_deleted_already_goes(tmp_path):
+    settings = new_settings(tmp_path)
+    old = told(settings, 1, range(10), NOW - 401 * DAY)
+    told(settings, 10, range(100, 100 + REMEMBERED))
+    collect(settings)
+    assert closed_feedback(settings) == []
+    assert closed_feedback(settings, NOW - 400 * DAY) == [old]
+
+
+def test_a_prediction_stays_until_it_can_be_judged_whatever_is_asked_for(home):
+    logged(home, (0, 100, 121, 123))  # labels take 92 days
+    asked = home.model_copy(update={"keep_days": home.keep_days | {"predictions": 30}})
+    (freed,) = (part for part in maintain(asked, NOW) if part.what == "predictions")
+    assert "kept for 122 days, not 30" in freed.line()
+    left = set(predictions(home).read()["request_id"].to_pylist())
+    assert {"r0", "r100", "r121"} <= left
+    assert "r123" not in left
