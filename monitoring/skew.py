@@ -34,7 +34,7 @@ from mlflow_server.alerts import DriftAlert
 from mlflow_server.registry import Registry
 from monitoring.window import LENGTH
 from stack.errors import GyreError
-from stack.spec import entity_of
+from stack.spec import MISSING, entity_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
@@ -265,7 +265,7 @@ def _left(vectors: Iterable[Vector]) -> int:
 
 
 def _same(offline: Any, logged: Any) -> bool:
-    return same(_finite(offline), logged)
+    return same(_finite(offline), None if logged == MISSING else logged)
 
 
 def _finite(value: Any) -> Any:

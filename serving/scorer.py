@@ -35,7 +35,7 @@ from serving.metrics import (
 from serving.model import LoadedModel, Row, Value, score, wrong
 from serving.prediction_log import AppendLog
 from stack.errors import FeaturesUnavailableError
-from stack.spec import Entity, entity_text
+from stack.spec import MISSING, Entity, entity_text
 
 ID_BYTES = 16
 GIVEN = frozenset({"request", "merged"})
@@ -43,6 +43,7 @@ JOINED = 64
 """Rows up to which a request shares a tick with others; more are scored beside the loop."""
 MOST_WAITING = 20_000
 """Rows that may wait at once; who comes then is turned away."""
+NULLS = {"double": math.nan, "string": MISSING}
 MOST_SHADOWED = 1_000
 """Rows that may wait for the shadow; it misses what comes then."""
 logger = logging.getLogger(__name__)
@@ -306,7 +307,7 @@ class Scorer:
     def _complete(
         self, model: LoadedModel, request: Request, stored: Any, origin: str
     ) -> tuple[Row, str]:
-        """Fill what is null: a double goes in as NaN, anything else as the spec says."""
+        """Fill what is null: a double and a text as in training, anything else as the spec says."""
         features, given = model.contract.features, request.given
         if stored and not given and None not in stored.values():
             return stored, origin
@@ -321,9 +322,9 @@ class Scorer:
         values, row = {**(stored or {}), **given} if given else stored or {}, {}
         for name, kind in features.items():
             value = values.get(name)
-            if value is None and kind == "double" and name in values:
-                value = math.nan
-            elif value is None:
+            if value is None and name in values:
+                value = NULLS.get(kind)
+            if value is None:
                 if self._refuse:
                     problem = model.features.problem or f"the stored {name} is null"
                     raise FeaturesUnavailableError(f"no features for a prediction: {problem}")

@@ -59,6 +59,8 @@ Figure = Literal[
     "model_mb", "latency_p99_ms", "onnx_difference",
 ]  # fmt: skip
 """What is measured of the challenger alone (training/calibration.py, segments.py, evaluate.py)."""
+MISSING = "__missing__"
+"""What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
 OURS = frozenset({"score", "entity", "as_of", "label", "event_timestamp"})
 """Columns beside the features, in windows and frames."""
 OF_SEGMENTS = {"demographic_parity_difference", "equal_opportunity_difference", "largest_gap"}

@@ -17,6 +17,7 @@ from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.store import FeatureStore
 from stack.errors import TrainingError
+from stack.spec import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 TIME = pa.timestamp("us", tz="UTC")
 ARROW = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
 LABELS = {"classification": pa.int64(), "regression": pa.float64()}
-MISSING = "__missing__"
-"""What a missing string is at training and serving alike: ONNX Runtime would read "None"."""
 
 
 def build_frame(

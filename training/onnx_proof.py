@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier, RandomForestRegressor
 
+from stack.spec import MISSING
 from training.metrics import predict
 from training.onnx_export import BOOSTING, names_of, pipeline_scores
 from training.scoring import DTYPES, score
@@ -32,7 +33,7 @@ LARGEST_DIFFERENCE = 1e-5
 scores of the real rows where that is more. float32 itself is 6e-8 of a number coarse.
 """
 EXTREMES = (0, -1, 1, 2**24 + 1, -(2**31), 2**31, 10**12)
-UNKNOWN = ("never seen", "", "__missing__")
+UNKNOWN = ("never seen", "", MISSING)
 
 
 @dataclass(frozen=True)

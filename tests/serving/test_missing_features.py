@@ -12,6 +12,7 @@ import pytest
 
 from feature_repo.store import open_store
 from serving.app import create_app
+from stack.spec import MISSING
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -58,6 +59,23 @@ def holes(rig: Any) -> int:
     store = open_store(rig.settings, 5.0)
     store.write_to_online_store("customer_features", pd.DataFrame([row]).astype(types))
     return HOLES
+
+
+def test_a_stored_null_is_as_in_training_a_text_of_its_own(rig: Any, served: Any) -> None:
+    now = datetime.now(UTC)
+    row = {
+        "customer_id": HOLES + 1, "event_timestamp": now, "created": now,
+        "total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 10.5,
+        "total_spend_90d": 20.0, "lifetime_orders": 3, "lifetime_value": 30.0,
+        "avg_order_value": 20.08, "customer_segment": None,
+        "last_order_us": int(now.timestamp() * 1e6), "first_order_us": int(now.timestamp() * 1e6),
+    }  # fmt: skip
+    frame = pd.DataFrame([row]).astype({"customer_segment": "string"})
+    open_store(rig.settings, 5.0).write_to_online_store("customer_features", frame)
+    answer = served.client.post("/predict", json={"customer_id": HOLES + 1}).json()
+    assert answer["features_from"] == "online"
+    logged = next(r for r in rig.rows() if r["request_id"] == answer["request_id"])
+    assert logged["features"]["customer_segment"] == MISSING
 
 
 def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwise(
