@@ -19,7 +19,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
 from monitoring.verdict import worse
-from stack.spec import entity_text
+from stack.spec import entity_of, entity_text
 from training.evaluate import champion_scores
 from training.frame import TIME, build_frame, typed
 from training.metrics import Scored, all_metrics, interval, resampled
@@ -174,6 +174,7 @@ def _from_raw(
     latest = pa.scalar(as_of - label.horizon - label.lateness, TIME)
     asked = pa.table({
         "place": pa.array(range(answered.num_rows)), "entity": answered["entity"],
+        "owner": _owners(spec, dataset.entity, answered["entity"]),
         DAY: pc.floor_temporal(answered["as_of"], unit="day"), "at": answered["as_of"],
     }).filter(pc.less_equal(answered["as_of"], latest))  # fmt: skip
     days = asked[DAY].unique().to_pylist()
@@ -184,15 +185,28 @@ def _from_raw(
     known = _named(spec, typed(spec, labels(raw, label, sorted(days))))
     when = raw[dataset.event_time]
     within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
-    events = _named(spec, within.select(*spec.entity_key, time=when).to_pyarrow())
+    events = within.select(owner=within[dataset.entity].cast("string"), time=when).to_pyarrow()
     events = events.append_column(DAY, pc.floor_temporal(events["time"].cast(TIME), unit="day"))
     events = events.filter(pc.field("time") > pc.field(DAY))
-    first = events.group_by(["entity", DAY]).aggregate([("time", "min")])
+    first = events.group_by(["owner", DAY]).aggregate([("time", "min")])
     rows = asked.join(known.select(["entity", DAY, "label"]), ["entity", DAY], join_type="inner")
-    rows = rows.join(first, ["entity", DAY])
+    rows = rows.join(first, ["owner", DAY])
     rows = rows.filter(pc.field("time_min").is_null() | (pc.field("time_min") > pc.field("at")))
     found[rows["place"].to_numpy()] = rows["label"].to_numpy()
     return found
+
+
+def _owners(spec: ModelSpec, column: str, entities: pa.ChunkedArray) -> pa.Array:
+    """Value, as text, of the key's column that says whose a raw row is; null where it has none."""
+    if len(spec.entity_key) == 1:
+        return entities.combine_chunks()
+    found: list[str | None] = []
+    for text in entities.to_pylist():
+        try:
+            found.append(str(entity_of(spec.entity_key, text)[column]))
+        except (TypeError, ValueError):
+            found.append(None)
+    return pa.array(found, pa.string())
 
 
 def _named(spec: ModelSpec, rows: pa.Table) -> pa.Table:

@@ -32,7 +32,7 @@ LEARN = """
 from datetime import UTC, datetime, timedelta
 import pyarrow as pa
 from feature_repo.ingest import ingest
-from monitoring.performance import _from_raw
+from monitoring.performance import actuals
 from stack.settings import load_settings
 from stack.spec import load_spec
 from training.chain import train
@@ -41,9 +41,10 @@ settings, now = load_settings(), datetime.now(UTC)
 print(ingest(settings, "web_visits", now).summary())
 report = train(settings, load_spec("web_visits"), now, key="a", reason="b", who="c")
 print(f"web_visits: {report.outcome}")
-answered = pa.table({"as_of": [now - timedelta(days=120)]})
-labels = _from_raw(settings, load_spec("next_quarter_spend"), answered, now)
-print(*(entity for entity, _ in labels))
+entity = '{"basket": "several", "customer_id": 3049}'
+answered = {"request_id": ["a"], "entity": [entity], "as_of": [now - timedelta(days=120)]}
+(spent,) = actuals(settings, load_spec("next_quarter_spend"), pa.table(answered), {}, now)
+print(f"known of {entity}: {spent >= 0}")
 """
 """What `gyre ingest` and `gyre train` do, importing all of it once; and the monitor's side."""
 THREE = {"models/{}.toml", "feature_repo/datasets/{}.py", "feature_repo/expectations/{}.json"}
@@ -190,7 +191,7 @@ def test_what_gyre_new_wrote_learns_as_it_is_and_passes_every_check(told, projec
     said = project.run('python -c "$LEARN"', LEARN=LEARN, **source)
     assert f"{len(entity)} new" in said
     assert f"{VISITS}: version 1 is in production" in said
-    assert LOGGED in said  # of the labels, as of the log
+    assert f"known of {LOGGED}: True" in said  # by its text in the log
     project.run("ruff check --no-cache . && ruff format --no-cache --check .")
     project.run(f"mypy --cache-dir {PROJECT / '.mypy_cache'} feature_repo/datasets/{VISITS}.py")
     assert "there already" in project.run(f"gyre new {VISITS}", 2)

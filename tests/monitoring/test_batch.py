@@ -37,7 +37,8 @@ def test_batch_scores_are_judged_where_too_few_asked_and_only_there(settings):
     assert (few.entities, few.decision.action) == (scored.rows, "retrain")
     asked = few.left_out.pop("asked, but too few for a verdict")
     assert asked + few.left_out["outside the population"] == 150
-    judged = [name for name in first.figures if not name.startswith("skew_")]  # of who asked
+    of_who_asked = ("skew_", "asked")
+    judged = [name for name in first.figures if not name.startswith(of_who_asked)]
     assert {n: few.figures[n] for n in judged} == {n: first.figures[n] for n in judged}
 
     answer(settings, "1", AS_OF + 3 * HOUR, "enough", limit=1000)

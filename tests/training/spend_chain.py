@@ -43,7 +43,7 @@ from training.dataset import load_frame
 from training.frame import at, features
 from training.reproduce import reproduce
 
-NAME, KEY = "next_quarter_spend", {"customer_id": 1, "basket": "single"}
+NAME = "next_quarter_spend"
 FOREST = Estimator(
     name="random_forest",
     type="random_forest",
@@ -95,7 +95,8 @@ def serve(settings) -> None:
     rows = at(frame, [plan.test])
     given = features(SPEC, rows).to_dict("records")
     actual = rows["label"].to_pylist()
-    body = [KEY | {"features": row} for row in given]
+    keys = rows.select([*SPEC.entity_key]).to_pylist()
+    body = [key | {"features": row} for key, row in zip(keys, given, strict=True)]
     command, log = [sys.executable, "-m", "serving"], settings.home / "serving.log"
     with (
         running(command, log, **process_environment(settings), GYRE_DEFAULT_MODEL=NAME),
