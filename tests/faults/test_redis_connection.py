@@ -169,6 +169,7 @@ def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked, ru
             probing = asyncio.create_task(_probe(source))
             await asyncio.gather(*(one(source) for _ in range(12)))
             probing.cancel()
+            await asyncio.wait([probing])  # so that what it was opening is closed
             assert source.fallback is None
 
     run(read())
