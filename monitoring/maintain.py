@@ -38,7 +38,7 @@ JUDGED = timedelta(days=30)
 outcomes enough."""
 EVERY_REPORT = timedelta(days=14)
 STAMP = "%Y-%m-%dT%H%M%S"
-"""Folder of a report (monitor.py)."""
+"""Folder of a report (act.py)."""
 AIRFLOW = timedelta(days=30)
 ALERTS = timedelta(days=400)
 """And decisions."""

@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from monitoring.verdict import worse
+from monitoring.verdict import FEWEST, worse
 from stack.spec import entity_of, entity_text
 from training.evaluate import champion_scores
 from training.frame import TIME, build_frame, typed
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
     from stack.spec import ModelSpec
     from training.metrics import Labels
 
-FEWEST = 200
 DAY = "event_timestamp"
 """What a label is of: a snapshot, here the beginning of a day."""
 
