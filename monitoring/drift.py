@@ -8,8 +8,11 @@ from __future__ import annotations
 
 import math
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from monitoring.psi import psi
 
@@ -77,28 +80,33 @@ def measure(
 
     Both frames have these: the features, and `score`; what else `current` has is no matter.
     """
-    sample = _sample(current)[list(reference)]
-    report = _report(_sample(reference), sample, significant)
-    report.save_html(str(folder / "report.html"))
-    report.save_json(str(folder / "report.json"))
+    with ThreadPoolExecutor(1) as beside:  # numpy leaves the lock to Evidently
+        found = beside.submit(compared, reference, current)
+        sample = _sample(current)[list(reference)]
+        report = _report(_sample(reference), sample, significant)
+        report.save_html(str(folder / "report.html"))
+        report.save_json(str(folder / "report.json"))
     p_values, drifted_share = _information(report.dict()["metrics"])
-    return replace(compared(reference, current), p_values=p_values, drifted_share=drifted_share)
+    return replace(found.result(), p_values=p_values, drifted_share=drifted_share)
 
 
 def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
     """What decides, over all rows, without Evidently's report and what it gives for information."""
     names = [str(name) for name in reference]
     texts = [name for name in names if reference[name].dtype == object]
-    both = [name for name in names if reference[name].notna().any() and current[name].notna().any()]
+    null_share, before = (
+        {name: float(rows[name].isna().mean()) for name in names} for rows in (current, reference)
+    )
+    both = [name for name in names if null_share[name] < 1 and before[name] < 1]
     unseen = {
-        name: (_new if name in texts else _outside)(reference[name], current[name].dropna())
+        name: (_new if name in texts else _outside)(reference[name], current[name])
         for name in both
         if name != SCORE
     }
     return Drift(
         psi={name: psi(reference[name], current[name]) for name in names},
-        null_share={name: float(current[name].isna().mean()) for name in names},
-        reference_null_share={name: float(reference[name].isna().mean()) for name in names},
+        null_share=null_share,
+        reference_null_share=before,
         new_categories={name: share for name, share in unseen.items() if name in texts},
         out_of_range={name: share for name, share in unseen.items() if name not in texts},
         means=_means(reference[SCORE], current[SCORE]) if SCORE in both else None,
@@ -116,13 +124,13 @@ def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
 
 
 def _outside(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
-    return float(1 - current.between(reference.min(), reference.max()).mean())
+    return float(1 - current.between(reference.min(), reference.max()).sum() / current.count())
 
 
 def _means(reference: pd.Series[Any], current: pd.Series[Any]) -> Means:
-    before, now = reference.dropna(), current.dropna()
-    error = math.sqrt(sum(each.var(ddof=0) / len(each) for each in (before, now)))
-    return Means(float(before.mean()), float(now.mean()), float(before.std(ddof=0)), error)
+    error = math.sqrt(sum(each.var(ddof=0) / each.count() for each in (reference, current)))
+    mean, spread = reference.mean(), reference.std(ddof=0)
+    return Means(float(mean), float(current.mean()), float(spread), error)
 
 
 def _information(metrics: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float], float | None]:
@@ -138,7 +146,9 @@ def _information(metrics: Sequence[Mapping[str, Any]]) -> tuple[dict[str, float]
 
 
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:
-    return rows if len(rows) <= MOST_ROWS else rows.sample(MOST_ROWS, random_state=0)
+    # A Generator, as a RandomState would draw them by shuffling all.
+    drawn = np.random.default_rng(0)
+    return rows if len(rows) <= MOST_ROWS else rows.sample(MOST_ROWS, random_state=drawn)
 
 
 def _report(reference: pd.DataFrame, current: pd.DataFrame, significant: float) -> Any:

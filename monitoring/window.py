@@ -1,11 +1,13 @@
 """A window: the last prediction of each entity in a stretch of time, and what was left out.
 
-DuckDB looks at every row of it without keeping them: first which rows count, then their features.
+DuckDB looks at every row of it without keeping them: first which rows count, then their features,
+two files at a time.
 """
 
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import timedelta
@@ -16,10 +18,8 @@ import duckdb
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.compute as pc
-import pyarrow.parquet as pq
 
-from monitoring.collect import COMPACT, PREDICTIONS, spread_out
+from monitoring.collect import COMPACT
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -32,8 +32,11 @@ if TYPE_CHECKING:
 LENGTH = timedelta(hours=24)
 MEMORY = "600MB"
 """What DuckDB may hold; beyond it, it spills to a temporary folder."""
+READERS = 2
+"""Files that are read at once: each takes the memory of its rows a second time."""
 BITS = 32
 """Of an `id` that say which row of its file it is."""
+OTHER_FEATURES = "with other features"
 WITHIN = "received > '{since}' AND received <= '{until}'"
 PART = "SELECT *, {first} + file_row_number AS id FROM read_parquet({file}, file_row_number = true)"
 # Rows that were collected before there were these columns have their features as JSON alone.
@@ -55,19 +58,20 @@ WITH seen AS (
       WHEN NOT in_population THEN 'outside the population'
       WHEN entity IS NULL THEN 'without an entity'
       WHEN features_from = 'defaults' THEN 'answered from defaults'
-      WHEN NOT (names = $names AND {fits}) THEN 'with other features' END AS why
+      WHEN names <> $names THEN '{other}' END AS why
   FROM ({rows}) WHERE model = $model AND received > $since AND received <= $until)
-SELECT why, CASE WHEN why IS NULL THEN entity END AS entity, count(*) AS n,
-  max((epoch_us(received)::HUGEINT << 63) + id) AS newest
-FROM seen GROUP BY ALL"""
+SELECT why, count(*) AS n,
+  (max((epoch_us(received)::HUGEINT << 63) + id) & 9223372036854775807::HUGEINT)::BIGINT AS id
+FROM seen GROUP BY why, CASE WHEN why IS NULL THEN entity END"""
 COUNTS = """
 SELECT coalesce(why, 'followed by a later one'),
   (sum(n) - count(*) FILTER (why IS NULL))::BIGINT AS left_out
 FROM last GROUP BY why HAVING left_out > 0"""
-ENTITIES = """
-SELECT entity, (newest & 9223372036854775807::HUGEINT)::BIGINT AS id FROM last WHERE why IS NULL
-ORDER BY id"""
-READ = ["probability", "prediction", "as_of", "numbers", "texts"]
+IDS = "SELECT id FROM last WHERE why IS NULL ORDER BY id"
+VALUES = """
+SELECT {columns}, coalesce(probability, prediction) AS score, as_of, entity, {fits} AS fits
+FROM ({rows}) SEMI JOIN wanted USING (id)"""
+BESIDE = pa.schema({"entity": pa.string(), "fits": pa.bool_()})
 
 
 @dataclass(frozen=True)
@@ -79,8 +83,8 @@ class Window:
 
     left_out: predictions that do not count, by why: of a version that is not registered (any
     more), of another version, outside the population, without an entity, answered from defaults,
-    with other features than the version's (or text for a number), or followed by a later one of
-    the same entity.
+    with other features than the version's (or, its entity's last, with text for a number), or
+    followed by a later one of the same entity.
     """
 
     rows: pd.DataFrame
@@ -107,14 +111,12 @@ def window(
         TemporaryDirectory(prefix="gyre-window-") as spill,
         closing(duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill})) as opened,
     ):
-        opened.execute("SET TimeZone = 'UTC'")
         parts = _parts(predictions, WITHIN.format(**times))
-        last, left_out = _last(opened, parts, features, asked | times)
-    rows = _values(parts, features, last["id"].to_numpy())
-    # Not as objects: millions of Python texts take more than all the features.
-    rows["entity"] = pd.Series(pd.arrays.ArrowExtensionArray(last["entity"]))
-    columns = [*features, "score", "entity", "as_of"]
-    return Window(pd.DataFrame({name: rows[name] for name in columns}, copy=False), left_out)
+        ids, left_out = _last(opened, parts, features, asked | times)
+        rows = _values(opened, parts, features, ids)
+    if unfit := len(ids) - len(rows):
+        left_out[OTHER_FEATURES] = left_out.get(OTHER_FEATURES, 0) + unfit
+    return Window(rows, left_out)
 
 
 def _parts(predictions: pa.Table | Table, within: str) -> Sequence[str | pa.Table]:
@@ -127,69 +129,81 @@ def _last(
     parts: Sequence[str | pa.Table],
     features: Mapping[str, str],
     asked: Mapping[str, Any],
-) -> tuple[pa.Table, dict[str, int]]:
-    """Entity and `id` of each entity's last row that counts, in the table's order; why others do
-    not.
-    """
+) -> tuple[NDArray[np.int64], dict[str, int]]:
+    """`id` of each entity's last row that counts, ascending; why others do not."""
     if not parts:
-        return pa.table({"entity": pa.array([], pa.string()), "id": pa.array([], pa.int64())}), {}
-    sql = LAST.format(rows=_rows(opened, parts, features), fits=_fits(features))
-    opened.execute(sql, asked)
-    left_out = dict(opened.execute(COUNTS).fetchall())
-    # Combined: DuckDB hands texts over in buffers up to twice as large.
-    return opened.execute(ENTITIES).to_arrow_table().combine_chunks(), left_out
+        return np.empty(0, np.int64), {}
+    with opened.cursor() as cursor:
+        cursor.execute("SET TimeZone = 'UTC'")
+        sql = LAST.format(rows=_rows(cursor, parts, features), other=OTHER_FEATURES)
+        cursor.execute(sql, asked)
+        left_out = dict(cursor.execute(COUNTS).fetchall())
+        ids = cursor.execute(IDS).fetchnumpy()["id"]
+        cursor.execute("DROP TABLE last")
+    return ids, left_out
 
 
 def _values(
-    parts: Sequence[str | pa.Table], features: Mapping[str, str], ids: NDArray[np.int64]
-) -> dict[str, Any]:
-    """Columns of the rows `ids`, which ascend."""
-    kinds = {name: object if kind == "string" else float for name, kind in features.items()}
-    rows = {name: np.empty(len(ids), kind) for name, kind in kinds.items()}
-    rows |= {"score": np.empty(len(ids)), "as_of": np.empty(len(ids), "datetime64[us]")}
+    opened: Any,
+    parts: Sequence[str | pa.Table],
+    features: Mapping[str, str],
+    ids: NDArray[np.int64],
+) -> pd.DataFrame:
+    """Rows `ids`, which ascend, but those with a text for a number, or a number for a text."""
+    kinds: dict[str, Any] = {n: object if k == "string" else float for n, k in features.items()}
+    kinds |= {"score": float, "as_of": "datetime64[us]"}
+    rows: dict[str, Any] = {name: np.empty(len(ids), kind) for name, kind in kinds.items()}
     ends = np.searchsorted(ids, np.arange(len(parts) + 1) << BITS)
-    for part, first, end in zip(parts, ends, ends[1:], strict=False):
-        if first == end:
-            continue
-        some = _read(part, ids[first:end] & (1 << BITS) - 1)
-        score = pc.coalesce(some["probability"], some["prediction"])
-        rows["score"][first:end] = score.to_numpy()
-        rows["as_of"][first:end] = some["as_of"].to_numpy()
-        numbers = pc.list_flatten(some["numbers"]).to_numpy().reshape(-1, len(features))
-        for place, name in enumerate(sorted(features)):
-            text = kinds[name] is object
+
+    def read(n: int) -> pa.Table:
+        """Fill the columns with the rows of part n; return `entity` and `fits` of them."""
+        where = slice(ends[n], ends[n + 1])
+        some = _read(opened, parts[n], n, features, ids[where])
+        for name, column in zip(kinds, some.columns, strict=False):
             # As pandas has them: a text that many rows share is one object.
-            found = pc.list_element(some["texts"], place).to_pandas() if text else numbers[:, place]
-            rows[name][first:end] = found
-        del some, score, numbers, found
-        pa.default_memory_pool().release_unused()
-    times = pd.DatetimeIndex(rows["as_of"], tz="UTC", copy=False)
-    return rows | {"as_of": pd.Series(times, copy=False)}
+            to_array = column.to_pandas if kinds[name] is object else column.to_numpy
+            rows[name][where] = to_array()
+        # Copied: a column from DuckDB keeps all the others in memory.
+        return pa.table({name: some[name].combine_chunks() for name in BESIDE.names})
+
+    with ThreadPoolExecutor(READERS) as pool:
+        found = pool.map(read, np.flatnonzero(np.diff(ends)))
+        beside = pa.concat_tables([BESIDE.empty_table(), *found])
+    rows["as_of"] = pd.Series(pd.DatetimeIndex(rows["as_of"], tz="UTC", copy=False), copy=False)
+    # Not as objects: millions of Python texts take more than all the features.
+    rows["entity"] = pd.Series(pd.arrays.ArrowExtensionArray(beside["entity"]))
+    frame = pd.DataFrame({n: rows[n] for n in (*features, "score", "entity", "as_of")}, copy=False)
+    fits = beside["fits"].to_numpy()
+    return frame if fits.all() else frame[fits]
 
 
-def _read(part: str | pa.Table, places: NDArray[np.int64]) -> pa.Table:
-    """Rows of a part by their places, with `numbers` and `texts` in each."""
-    if isinstance(part, pa.Table):
-        some = part.take(places)
-    else:
-        there = set(pq.read_schema(part).names)
-        some = pq.read_table(part, columns=[name for name in READ if name in there])
-        some = some.take(places) if len(places) < some.num_rows else some
-    if "numbers" in some.schema.names and not some["numbers"].null_count:
-        return some
-    found = part if isinstance(part, pa.Table) else pq.read_table(part, columns=["features"])
-    spread = [spread_out(json.loads(row)) for row in found["features"].take(places).to_pylist()]
-    lists = {name: [each[name] for each in spread] for name in ("numbers", "texts")}
-    kept = some.select(["probability", "prediction", "as_of"])
-    for name, values in lists.items():
-        kept = kept.append_column(name, pa.array(values, PREDICTIONS.field(name).type))
-    return kept
+def _read(
+    opened: Any,
+    part: str | pa.Table,
+    n: int,
+    features: Mapping[str, str],
+    ids: NDArray[np.int64],
+) -> pa.Table:
+    """Rows `ids` of part n: features, score, as_of, entity, fits."""
+    places = {name: n for n, name in enumerate(sorted(features), 1)}
+    columns = ", ".join(
+        f"{'texts' if kind == 'string' else 'numbers'}[{places[name]}] AS f{places[name]}"
+        for name, kind in features.items()
+    )
+    with opened.cursor() as cursor:
+        cursor.execute("SET TimeZone = 'UTC'")
+        cursor.register("wanted", pa.table({"id": ids}))
+        rows = _rows(cursor, [part], features, n)
+        sql = VALUES.format(columns=columns, fits=_fits(features), rows=rows)
+        return cursor.execute(sql).to_arrow_table()
 
 
-def _rows(opened: Any, parts: Sequence[str | pa.Table], features: Mapping[str, str]) -> str:
+def _rows(
+    opened: Any, parts: Sequence[str | pa.Table], features: Mapping[str, str], first: int = 0
+) -> str:
     """SQL of all rows: `numbers` and `texts` are in the order of the features' names."""
     each = []
-    for n, part in enumerate(parts):
+    for n, part in enumerate(parts, first):
         if isinstance(part, pa.Table):
             opened.register("given", part.append_column("id", [range(part.num_rows)]))
             each.append("SELECT * FROM given")

@@ -55,17 +55,13 @@ def by_hand(rows):
         features = row["features"]
         if row["model"] != "m" or not NOW - LENGTH < row["received"] <= NOW:
             continue
-        fits = features.keys() == KINDS.keys() and all(
-            value is None or isinstance(value, str) == (KINDS[name] == "string")
-            for name, value in features.items()
-        )
         for reason, bad in (
             ("of an unknown version", row["version"] not in "12"),
             ("of another version", row["version"] != "1"),
             ("outside the population", not row["in_population"]),
             ("without an entity", row["entity"] is None),
             ("answered from defaults", row["features_from"] == "defaults"),
-            ("with other features", not fits),
+            ("with other features", features.keys() != KINDS.keys()),
         ):
             if bad:
                 why[reason] += 1
@@ -75,7 +71,16 @@ def by_hand(rows):
             why["followed by a later one"] += known is not None
             if known is None or known["received"] <= row["received"]:
                 last[row["entity"]] = row
-    return last, dict(+why)
+    fitting = {entity: row for entity, row in last.items() if fits(row["features"])}
+    why["with other features"] += len(last) - len(fitting)
+    return fitting, dict(+why)
+
+
+def fits(features):
+    return all(
+        value is None or isinstance(value, str) == (KINDS[name] == "string")
+        for name, value in features.items()
+    )
 
 
 def as_table(rows, schema):
