@@ -9,8 +9,12 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from monitoring.collect import outcomes, predictions
+
 if TYPE_CHECKING:
     from datetime import datetime
+
+    from stack.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -28,23 +32,19 @@ class Settled:
 
 
 def settle(
-    stored: pa.Table,
-    lines: pa.Table,
-    answered: pa.Table,
-    model: str,
-    until: datetime,
-    *,
-    classes: bool,
+    settings: Settings, lines: pa.Table, model: str, until: datetime, *, classes: bool
 ) -> Settled:
     """Join what was told up to `until` with what `model` answered.
 
-    stored: rows of `outcomes`. lines: every line of the feedback files, in the same columns (most
-    are stored too). answered: rows of `predictions`, of all models. classes: what comes true of
-    `model` is 0 or 1.
+    lines: every line of the feedback files, in the columns of `outcomes` (most are stored there
+    too). classes: what comes true of `model` is 0 or 1.
     """
-    told = _all_lines(stored, lines)
-    asked = answered.select(["request_id", "model", "received"])
-    asked = asked.filter(pc.is_in(asked["request_id"], pa.array(told["request_id"], pa.string())))
+    told = _all_lines(outcomes(settings).read(), lines)
+    requests = pa.array(told["request_id"].unique(), pa.string())
+    # Of the requests that lines name alone: there may be millions of predictions.
+    asked = predictions(settings).read(
+        columns=["request_id", "model", "received"], where=pc.field("request_id").isin(requests)
+    )
     asked = asked.rename_columns(["request_id", "model", "asked"]).to_pandas()
     told = told.merge(asked, how="left", on="request_id")
     told = told[(told["received"] <= until) & (told["model"].isna() | (told["model"] == model))]

@@ -72,7 +72,8 @@ def look_at(
 ) -> Look:
     """Measure everything that can be measured; what cannot is a note.
 
-    mine: the version's rows of `predictions`. folder: where Evidently's reports go.
+    mine: the version's rows of `predictions` that can be judged. folder: where Evidently's
+    reports go.
     """
     now = counts(settings, spec.name)
     counted = None if now is None else COUNTS.dump_json(now).decode()

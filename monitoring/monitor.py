@@ -12,7 +12,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
 from feature_repo.freshness import freshness
@@ -21,11 +20,12 @@ from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from monitoring.act import act, drift_alert, publish
 from monitoring.batch import or_batch
-from monitoring.collect import ANSWERS, collect, outcomes, predictions
+from monitoring.collect import ANSWERS, collect, predictions
 from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide
 from monitoring.feedback import settle
 from monitoring.look import find_reference, look_at
 from monitoring.past import ASKED, USUAL, load_past
+from monitoring.performance import judgeable
 from monitoring.readout import note_of_trial
 from monitoring.reference import Reference
 from monitoring.report import REPORTS, MonitorReport
@@ -69,7 +69,6 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     versions = registry.versions(spec.name)
     past = load_past(settings, spec, version, versions, as_of)
     table = predictions(settings)
-    found = table.read(columns=ANSWERS)
     registered = {each.version for each in versions}
     # The version's own, whatever the spec says by now.
     reference = find_reference(settings, spec, version)
@@ -77,12 +76,11 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     of = (spec.name, version, registered, types, as_of)
     asked = window(table, *of)
     seen, usual = or_batch(asked, settings, *of), past.usual()
-    told = settle(
-        outcomes(settings).read(), taken.told, found, spec.name, as_of,
-        classes=spec.task == "classification",
-    )  # fmt: skip
+    classes = spec.task == "classification"
+    told = settle(settings, taken.told, spec.name, as_of, classes=classes)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
-        mine = found.filter((pc.field("model") == spec.name) & (pc.field("version") == version))
+        known = judgeable(spec, version, told.known, as_of)
+        mine = table.read(columns=ANSWERS, where=known)
         look = look_at(settings, spec, past, reference, seen, mine, told, Path(name))
         skewed = skew(settings, spec, version, table, as_of)
         look.figures.update(skewed.figures())
@@ -98,7 +96,7 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
             unmeasured.add("freshness")
             look.notes.append(f"freshness was not measured: {exc}")
         look.notes.extend(each.message for each in conditions.values())
-        look.notes.extend(note_of_trial(settings, spec, version, found, told.known, as_of))
+        look.notes.extend(note_of_trial(settings, spec, version, told.known, as_of))
         verdict, bad, notes = judge(spec.drift, len(seen.rows), look.drift, look.performance)
         look.notes.extend(notes)
         inputs = _inputs(settings, spec, past, look, verdict, tuple(bad))

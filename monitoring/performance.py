@@ -99,6 +99,17 @@ def replayed(
     return Judged(found, rows, scored)
 
 
+def judgeable(
+    spec: ModelSpec, version: str, known: Mapping[str, float], as_of: datetime
+) -> pc.Expression:
+    """Rows of `predictions` that `logged` can judge: `version` answered and time enough went by,
+    or somebody told what came true.
+    """
+    own = (pc.field("model") == spec.name) & (pc.field("version") == version)
+    told = pc.field("request_id").isin(pa.array([*known], pa.string()))
+    return own & ((pc.field("as_of") <= _latest(spec, as_of)) | told)
+
+
 def logged(
     settings: Settings,
     spec: ModelSpec,
@@ -112,8 +123,9 @@ def logged(
     Of an entity the last of a day counts, as in a window, and nothing that was answered from
     defaults or outside the population.
 
-    answered: rows of `predictions`, of one version. known: actuals by request (feedback); raw data
-    outranks them. threshold: from which the version says 1; None if it predicts a number.
+    answered: rows of `predictions`, of one version, that are `judgeable`. known: actuals by
+    request (feedback); raw data outranks them. threshold: from which the version says 1; None if
+    it predicts a number.
     """
     score = "prediction" if threshold is None else "probability"
     answered = _counting(answered)
@@ -169,19 +181,17 @@ def _from_raw(
     that day before it was asked about (often the reason to ask) has none: its own would be another.
     """
     dataset, found = load_dataset(spec.dataset), np.full(answered.num_rows, np.nan)
-    label = dataset.labels[spec.label]
-    latest = pa.scalar(as_of - label.horizon - label.lateness, TIME)
     asked = pa.table({
         "place": pa.array(range(answered.num_rows)), "entity": answered["entity"],
         "owner": _owners(spec, dataset.entity, answered["entity"]),
         DAY: pc.floor_temporal(answered["as_of"], unit="day"), "at": answered["as_of"],
-    }).filter(pc.less_equal(answered["as_of"], latest))  # fmt: skip
+    }).filter(pc.less_equal(answered["as_of"], _latest(spec, as_of)))  # fmt: skip
     days = asked[DAY].unique().to_pylist()
     if not days:
         return found
     connection = open_engine(settings).connection
     raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-    known = _named(spec, typed(spec, labels(raw, label, sorted(days))))
+    known = _named(spec, typed(spec, labels(raw, dataset.labels[spec.label], sorted(days))))
     when = raw[dataset.event_time]
     within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
     events = within.select(owner=within[dataset.entity].cast("string"), time=when).to_pyarrow()
@@ -193,6 +203,12 @@ def _from_raw(
     rows = rows.filter(pc.field("time_min").is_null() | (pc.field("time_min") > pc.field("at")))
     found[rows["place"].to_numpy()] = rows["label"].to_numpy()
     return found
+
+
+def _latest(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
+    """The last moment whose label is known at `as_of`."""
+    label = load_dataset(spec.dataset).labels[spec.label]
+    return pa.scalar(as_of - label.horizon - label.lateness, TIME)
 
 
 def _owners(spec: ModelSpec, column: str, entities: pa.ChunkedArray) -> pa.Array:

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import CHALLENGER, PRODUCTION
 from monitoring.ab import Comparison, Outcomes, Trial, comparable, compare, trials
-from monitoring.collect import ANSWERS, collect, outcomes, predictions
+from monitoring.collect import ANSWERS, collect, predictions
 from monitoring.feedback import settle
 from monitoring.performance import actuals
 from stack.errors import MonitoringError
@@ -93,12 +93,9 @@ def read_out(
             f"{spec.name} VERSION --role challenger --percent 10 --reason …"
         )
     taken = collect(settings)
-    answered = predictions(settings).read(columns=ANSWERS)
-    known = settle(
-        outcomes(settings).read(), taken.told, answered, spec.name, as_of,
-        classes=spec.task == "classification",
-    ).known  # fmt: skip
-    told = [of_trial(settings, spec, each, answered, known, as_of) for each in reversed(found)]
+    classes = spec.task == "classification"
+    known = settle(settings, taken.told, spec.name, as_of, classes=classes).known
+    told = [of_trial(settings, spec, each, known, as_of) for each in reversed(found)]
     return next((each for each in told if each.matured), told[0])
 
 
@@ -106,7 +103,6 @@ def note_of_trial(
     settings: Settings,
     spec: ModelSpec,
     version: str,
-    answered: pa.Table,
     known: Mapping[str, float],
     as_of: datetime,
 ) -> list[str]:
@@ -116,7 +112,7 @@ def note_of_trial(
     found = [each for each in trials(rows) if each.challenger == version or each.ended is None]
     if not found:
         return []
-    told = of_trial(settings, spec, found[-1], answered, known, as_of)
+    told = of_trial(settings, spec, found[-1], known, as_of)
     return [f"A/B: {told.comparison.sentence}"] if told.matured else []
 
 
@@ -124,12 +120,13 @@ def of_trial(
     settings: Settings,
     spec: ModelSpec,
     trial: Trial,
-    answered: pa.Table,
     known: Mapping[str, float],
     as_of: datetime,
 ) -> ReadOut:
-    """answered: rows of `predictions`. known: actuals by request; raw data outranks them."""
-    first, left_out = first_answers(answered, spec.name, trial, as_of)
+    """known: actuals by request; raw data outranks them."""
+    within = _within(trial, spec.name, as_of)
+    answered = predictions(settings).read(columns=ANSWERS, where=within)
+    first, left_out = first_answers(answered.to_pandas())
     table = pa.Table.from_pandas(first, answered.schema, preserve_index=False)
     true = actuals(settings, spec, table, known, as_of)
     first, y = first[~np.isnan(true)], true[~np.isnan(true)]
@@ -149,16 +146,18 @@ def of_trial(
     return ReadOut(spec.name, as_of, trial, compare(spec, trial, fair), left_out)
 
 
-def first_answers(
-    answered: pa.Table, model: str, trial: Trial, as_of: datetime
-) -> tuple[pd.DataFrame, dict[str, int]]:
-    """The first answer of each entity within the trial, and what is left out by why."""
+def _within(trial: Trial, model: str, as_of: datetime) -> pc.Expression:
+    """Rows of `predictions` that either version answered in its role."""
     until = min(as_of, trial.ended) if trial.ended else as_of
     received, role, version = (pc.field(name) for name in ("received", "role", "version"))
     ours = (role == CHALLENGER) & (version == trial.challenger)
     theirs = (role == PRODUCTION) & (version == trial.production)
-    within = (received >= trial.began) & (received <= until) & (pc.field("model") == model)
-    rows = answered.filter(within & (ours | theirs)).to_pandas()
+    times = (received >= trial.began) & (received <= until)
+    return (pc.field("model") == model) & times & (ours | theirs)
+
+
+def first_answers(rows: pd.DataFrame) -> tuple[pd.DataFrame, dict[str, int]]:
+    """The first answer of each entity within a trial, and what is left out by why."""
     nobody, outside = rows["entity"].isna(), ~rows["in_population"].astype(bool)
     rows = rows[~nobody & ~outside].sort_values("received", kind="stable")
     first, every = rows.drop_duplicates("entity"), rows.drop_duplicates(["entity", "role"])

@@ -95,7 +95,9 @@ class Table:
             found = self._open(version).to_pyarrow_dataset()
             there = [name for name in schema.names if name in found.schema.names]
             # A column that came later is null in what was written before.
-            both = [schema.empty_table(), found.to_table(there, where)]
+            # Four files ahead, as is usual, took 750 MB to find no row in 10M; two take no longer.
+            rows = found.to_table(there, where, fragment_readahead=2)
+            both = [schema.empty_table(), rows]
             return pa.concat_tables(both, promote_options="permissive").cast(schema)
         except (DeltaError, OSError) as exc:
             reason = " ".join(str(exc).split())[:LONGEST]

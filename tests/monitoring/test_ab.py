@@ -15,7 +15,7 @@ from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.ab import Lift, Outcomes, Trial, comparable, compare, lift, trials
-from monitoring.collect import collect, predictions
+from monitoring.collect import collect
 from monitoring.readout import READ_OUTS, note_of_trial, read_out
 from serving.prediction_log import AppendLog
 from stack.errors import MonitoringError
@@ -243,12 +243,12 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
         "each entity by its",
     ):
         assert part in text
-    taken, answered = collect(settings).told, predictions(settings).read()
+    taken = collect(settings).told
     known = dict(zip(taken["request_id"].to_pylist(), taken["actual"].to_pylist(), strict=True))
-    notes = note_of_trial(settings, SPEC, "2", answered, known, AS_OF)
+    notes = note_of_trial(settings, SPEC, "2", known, AS_OF)
     assert notes == [f"A/B: {found.comparison.sentence}"]
-    assert note_of_trial(settings, SPEC, "1", answered, known, AS_OF) == []
-    assert note_of_trial(settings, SPEC, "2", answered, {}, AS_OF - 100 * DAY) == []
+    assert note_of_trial(settings, SPEC, "1", known, AS_OF) == []
+    assert note_of_trial(settings, SPEC, "2", {}, AS_OF - 100 * DAY) == []
     document = json.loads(json.dumps(READ_OUTS.dump_python(found, mode="json"), allow_nan=False))
     assert document["comparison"]["lifts"]["cost"]["low"] == found.comparison.lifts["cost"].low
     early = read_out(settings, SPEC, AS_OF - 100 * DAY)

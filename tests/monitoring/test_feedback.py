@@ -8,7 +8,7 @@ from itertools import permutations
 
 import pytest
 
-from monitoring.collect import collect, outcomes, predictions
+from monitoring.collect import collect, outcomes
 from monitoring.feedback import settle
 from tests.conftest import new_settings
 
@@ -43,10 +43,8 @@ def write(settings, name, *rows):
 
 
 def settled(settings, model="m", minutes=60, *, classes=True):
-    taken, answered = collect(settings), predictions(settings).read()
-    until = NOW + minutes * MINUTE
-    stored = outcomes(settings).read()
-    return settle(stored, taken.told, answered, model, until, classes=classes)
+    told = collect(settings).told
+    return settle(settings, told, model, NOW + minutes * MINUTE, classes=classes)
 
 
 def test_each_line_of_feedback_is_used_or_counted_by_name_again_at_every_look(settings):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 from monitoring.collect import ANSWERS, PREDICTIONS
-from monitoring.performance import actuals, logged
+from monitoring.performance import actuals, judgeable, logged
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
@@ -77,3 +77,13 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     assert by_id["r499"] == 1.0
     assert "r0" not in by_id
     assert logged(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
+
+
+def test_of_millions_of_predictions_those_are_read_that_can_be_judged():
+    late = {"as_of": ASKED, "received": AS_OF}
+    rows = answered(
+        (1, ASKED, {}), (2, AS_OF - 30 * DAY, {}), (3, AS_OF - 30 * DAY, {}), (4, AS_OF, late),
+        (5, ASKED, {"version": "2"}), (6, ASKED, {"model": "other"}),
+    )  # fmt: skip
+    found = rows.filter(judgeable(SPEC, "1", {"r2": 1.0, "r5": 0.0}, AS_OF))
+    assert found["request_id"].to_pylist() == ["r0", "r2", "r3"]
