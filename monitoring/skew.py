@@ -55,6 +55,8 @@ PROMISE, AHEAD = timedelta(hours=1), timedelta(minutes=1)
 ONLINE = "online"
 LANDED = timedelta(hours=2)
 """An event lands with the next ingest, or the one after if that is missed."""
+VECTOR = ["entity", "as_of", "received", "features"]
+"""Columns of `predictions` that say what a model was given."""
 MOST = 10_000
 """Vectors of one look: the newest half, and a sample of fixed seed of those before."""
 CLASSES = ("equal", "stale", "corrected", "unsettled", "skewed")
@@ -119,12 +121,16 @@ def skew(
         & (pc.field("received") > as_of - LENGTH)
         & (pc.field("received") <= as_of)
     )
-    seen = predictions.read(columns=["request_id", "received", "features_from"], where=mine)
-    if not seen.num_rows:
+    given = predictions.read(columns=["features_from"], where=mine)["features_from"]
+    if not len(given):
         return Skew(version)
-    chosen = sampled(seen.filter(pc.field("features_from") == ONLINE))["request_id"]
-    rows = predictions.read(where=mine & pc.field("request_id").isin(chosen.combine_chunks()))
-    sources = Counter[str](seen["features_from"].to_pylist())
+    counts = given.value_counts().to_pylist()
+    sources = Counter[str]({each["values"]: each["counts"] for each in counts})
+    online = mine & (pc.field("features_from") == ONLINE)
+    # By name first: vectors of all would take more memory than all else of a look.
+    chosen = sampled(predictions.read(columns=["request_id", "received"], where=online))
+    wanted = mine & pc.field("request_id").isin(chosen["request_id"])
+    rows = predictions.read(columns=VECTOR, where=wanted)
     registry = Registry(settings)
     try:
         served, _ = registry.served(registry.version(spec.name, version))
@@ -158,11 +164,13 @@ def audit(
 
 def sampled(rows: pa.Table) -> pa.Table:
     """Newest first, at most MOST: the newest half, and of the others as many by fixed seed."""
-    rows = rows.sort_by([("received", "descending")])
-    if rows.num_rows <= MOST:
-        return rows
-    chosen = np.random.default_rng(0).choice(rows.num_rows - MOST // 2, MOST // 2, replace=False)
-    return rows.take(np.concatenate([np.arange(MOST // 2), MOST // 2 + np.sort(chosen)]))
+    by = [("received", "descending")]
+    if rows.num_rows > MOST:
+        newest = pc.select_k_unstable(rows, MOST // 2, by).cast("int64").to_numpy()
+        others = np.delete(np.arange(rows.num_rows), newest)
+        chosen = np.random.default_rng(0).choice(others, MOST // 2, replace=False)
+        rows = rows.take(np.concatenate([newest, chosen]))
+    return rows.sort_by(by)
 
 
 def read(rows: pa.Table, served: ServedModel) -> tuple[list[Vector], Counter[str]]:
