@@ -174,7 +174,7 @@ def _values(
     rows["entity"] = pd.Series(pd.arrays.ArrowExtensionArray(beside["entity"]))
     frame = pd.DataFrame({n: rows[n] for n in (*features, "score", "entity", "as_of")}, copy=False)
     fits = beside["fits"].to_numpy()
-    return frame if fits.all() else frame[fits]
+    return frame if fits.all() else frame[fits].reset_index(drop=True)
 
 
 def _read(
