@@ -40,6 +40,8 @@ def settle(
     too). classes: what comes true of `model` is 0 or 1.
     """
     told = _all_lines(outcomes(settings).read(), lines)
+    if told.empty:
+        return Settled({}, {})
     requests = pa.array(told["request_id"].unique(), pa.string())
     # Of the requests that lines name alone: there may be millions of predictions.
     asked = predictions(settings).read(

@@ -129,7 +129,7 @@ def skew(
     online = mine & (pc.field("features_from") == ONLINE)
     # By name first: vectors of all would take more memory than all else of a look.
     chosen = sampled(predictions.read(columns=["request_id", "received"], where=online))
-    wanted = mine & pc.field("request_id").isin(chosen["request_id"])
+    wanted = mine & pc.field("request_id").isin(chosen["request_id"].combine_chunks())
     rows = predictions.read(columns=VECTOR, where=wanted)
     registry = Registry(settings)
     try:

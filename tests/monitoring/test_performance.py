@@ -87,3 +87,5 @@ def test_of_millions_of_predictions_those_are_read_that_can_be_judged():
     )  # fmt: skip
     found = rows.filter(judgeable(SPEC, "1", {"r2": 1.0, "r5": 0.0}, AS_OF))
     assert found["request_id"].to_pylist() == ["r0", "r2", "r3"]
+    untold = rows.filter(judgeable(SPEC, "1", {}, AS_OF))
+    assert untold["request_id"].to_pylist() == ["r0", "r3"]
