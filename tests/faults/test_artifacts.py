@@ -62,7 +62,7 @@ def test_what_is_not_what_was_registered_is_refused_every_time_until_it_is_whole
                 rig.promote(version)
             said = f"version {version} is refused: {reason}"
             rig.wait_until(said, lambda n=expected: refusals(client) == n, RETRY)
-            rig.wait_until("word of it", lambda s=said: s in client.get("/health/ready").text, 5)
+            rig.wait_until("word of it", lambda s=said: s in client.get("/health/ready").text)
             ready = client.get("/health/ready")
             assert ready.status_code == 200
             assert f"version {served.first} answers" in ready.text
@@ -80,10 +80,10 @@ def test_a_contract_that_is_not_what_was_registered_is_refused(rig: Any, served:
     alter(stored(rig, "serving.json"))
     rig.promote(version)
     said = f"version {version} is refused: ModelRefusedError: serving.json: sha256 is"
-    rig.wait_until(said, lambda: said in client.get("/health/ready").text, 5)
+    rig.wait_until(said, lambda: said in client.get("/health/ready").text)
     assert rig.predict(client).json()["model_version"] == served.first
     rig.promote(served.first)
-    rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text, 5)
+    rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -96,7 +96,7 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     DAMAGES[damage][0](copy / served.first / "model.onnx")
     ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
     with rig.serving(home=tmp_path, **ports) as (client, _):
-        rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text, 30)
+        rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text)
         answer = rig.predict(client)
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]
@@ -115,6 +115,6 @@ def test_a_start_while_a_damaged_version_is_in_production_answers_with_the_last_
     with rig.serving(home=tmp_path, serving_port=unused_port()) as (client, _):
         rig.known_to_be_ready(client)
         assert rig.predict(client).json()["model_version"] == served.first
-        rig.wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+        rig.wait_until(said, lambda: said in client.get("/health/ready").text)
     rig.promote(served.first)
     rig.answers_as(served.client, served.first)

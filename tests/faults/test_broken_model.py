@@ -89,10 +89,10 @@ def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
     before, said = refused(client, rig.spec.name), f"version {version} is refused: {BROKEN[make]}"
     with watched(client) as readiness, under_load(client) as answers:
         rig.promote(version)
-        rig.wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+        rig.wait_until(said, lambda: said in client.get("/health/ready").text)
         time.sleep(1)
         rig.promote(served.first)
-        rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text, 5)
+        rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
     assert readiness == {200}
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
     assert refused(client, rig.spec.name) == before + 1
@@ -100,7 +100,7 @@ def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
              if line.startswith("{")]  # fmt: skip
     told = [line["level"] for line in lines if f"{rig.spec.name}: {said}" in line["message"]]
     assert told == ["ERROR"]
-    wait_until("an alert", lambda: alerts(rig, version) != [], 5)
+    wait_until("an alert", lambda: alerts(rig, version) != [])
     (alert,) = alerts(rig, version)
     assert f"version {served.first} answers; {said}" in alert["message"]
 
@@ -138,13 +138,13 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
         ]
         for client in workers:
             rig.known_to_be_ready(client)
-            wait_until("its keeper", lambda c=client: c.get("/").status_code == 200)
+            rig.follows(client)
         rig.promote(version)
         for client in workers:
-            rig.wait_until(said, lambda c=client: said in c.get("/health/ready").text, 5)
+            rig.wait_until(said, lambda c=client: said in c.get("/health/ready").text)
         rig.promote(good)
         for client in workers:
-            rig.answers_as(client, good, 5)
+            rig.answers_as(client, good)
         with closing(Records(rig.settings)) as records:
 
             def counted() -> list[tuple[int, bool]]:

@@ -49,7 +49,7 @@ def test_a_promotion_by_hand_is_served_within_5_s_and_in_the_ledger_as_outside(
         began = time.monotonic()
         rig.answers_as(served.client, served.second)
         assert time.monotonic() - began < 5
-        rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside", 5)
+        rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside")
         row = ledger.rows(model)[-1]
         found = (row.from_version, row.to_version, row.state)
         assert found == (served.first, served.second, "applied")
@@ -65,14 +65,12 @@ def test_a_broken_version_promoted_by_hand_is_refused_like_any_other(
     model, version = rig.spec.name, rig.register(-5.0, score="Log").version
     alias_by_hand(rig.settings, model, version)
     said = f"version {version} is refused: ModelRefusedError"
-    rig.wait_until(said, lambda: said in served.client.get("/health/ready").text, 5)
-    rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside", 5)
+    rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
+    rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside")
     assert ledger.rows(model)[-1].to_version == version
     assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(served.first)
-    rig.wait_until(
-        "no refusal", lambda: "refused" not in served.client.get("/health/ready").text, 5
-    )
+    rig.wait_until("no refusal", lambda: "refused" not in served.client.get("/health/ready").text)
 
 
 def test_an_alias_moved_by_hand_is_written_down(

@@ -6,6 +6,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING, Any
 
+from tests.conftest import unused_port
 from tests.serving.test_events import (  # noqa: F401  (a fixture among them)
     NEW,
     ONLINE,
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 
 def test_acknowledged_events_of_a_killed_worker_land_once(rig: Rig, served: Served) -> None:
     """The one that dies is another worker than the one that answers on."""
-    with rig.serving(home=rig.home_beside(), serving_port=rig.settings.mlflow_port + 1) as (
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
         client,
         process,
     ):
@@ -59,7 +60,7 @@ def test_without_redis_events_are_accepted_and_the_next_ingest_brings_them_onlin
     rig.known_to_be_ready(served.client)
     # Ready all along if Redis was back before the second ping: then the circuit may be open yet.
     online = lambda: rig.predict(served.client).json()["features_from"] == "online"  # noqa: E731
-    rig.wait_until("features from Redis", online, 5)
+    rig.wait_until("features from Redis", online)
     assert features(NEW + 5) is None
     ingested(rig)
     assert features(NEW + 5)["lifetime_orders"] == 1
@@ -73,7 +74,7 @@ def test_events_that_cannot_be_written_are_not_accepted(rig: Rig, served: Served
     shutil.copytree(rig.settings.home / "feast", home / "feast")
     (home / "serving").mkdir()
     (home / "serving" / "events").write_text("")
-    with rig.serving(home=home, serving_port=rig.settings.mlflow_port + 1) as (client, _):
+    with rig.serving(home=home, serving_port=unused_port()) as (client, _):
         answer = client.post(URL, json=order(600, 1))
         assert answer.status_code == 503
         assert "not on file" in answer.json()["detail"]

@@ -45,6 +45,7 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
     port, model = unused_port(), rig.spec.name
     with rig.serving(home=home, serving_port=port) as (client, process):
         rig.known_to_be_ready(client)
+        rig.follows(client)
         wait_until("previous", (home / "serving" / "models" / model / served.first).is_dir)
         rig.answers_as(client, served.second)
         fill(disk)
@@ -54,7 +55,7 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
         third = rig.register(1.0).version
         rig.promote(third)
         said = f"version {third} is refused: "
-        wait_until(said, lambda: said in client.get("/health/ready").text, 10)
+        wait_until(said, lambda: said in client.get("/health/ready").text)
         assert "No space left on device" in client.get("/health/ready").text
         assert "is it up" not in client.get("/health/ready").text
         (killed,) = workers(process)

@@ -42,7 +42,7 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(
             assert "MLflow does not answer (is it up?)" in asks_mlflow(client)["detail"]
             assert client.get("/health/ready").status_code == 200
             assert client.get("/").status_code == 200
-        rig.wait_until("MLflow again", lambda: asks_mlflow(client)["ok"], 10)
+        rig.wait_until("MLflow again", lambda: asks_mlflow(client)["ok"])
         rig.promote(served.second)
         rig.answers_as(client, served.second)
         rig.promote(served.first)
@@ -81,7 +81,7 @@ def gyre(rig: Any, served: Any) -> Iterator[Any]:
         return subprocess.Popen(command, env=process_environment(rig.settings), **pipes)
 
     yield train
-    rig.wait_until("MLflow again", lambda: asks_mlflow(served.client)["ok"], 30)
+    rig.wait_until("MLflow again", lambda: asks_mlflow(served.client)["ok"])
     if Registry(rig.settings).production(rig.spec.name) != served.first:
         rig.promote(served.first)
     rig.answers_as(served.client, served.first)

@@ -126,7 +126,7 @@ def test_serving_carries_out_what_a_killed_process_left_behind(
     ended = promoting(model, [served.second], replaces=served.first, dies="before")
     assert ended[served.second][1] == -signal.SIGKILL
     rig.answers_as(served.client, served.second)
-    rig.wait_until("its row", lambda: ledger.rows(model)[-1].state == "applied", 5)
+    rig.wait_until("its row", lambda: ledger.rows(model)[-1].state == "applied")
     (row,) = ledger.rows(model)[before:]
     found = (row.from_version, row.to_version, row.who)
     assert found == (served.first, served.second, f"process {served.second}")

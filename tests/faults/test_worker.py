@@ -107,7 +107,7 @@ def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
         return roles["production"].version == served.second
 
     with rig.serving(home=home, serving_port=unused_port()) as (client, process):
-        rig.answers_as(client, served.first, 20)
+        rig.answers_as(client, served.first)
         wait_until("counts", lambda: "_model_info{" in client.get("/metrics").text)
         (killed,) = workers(process)
         killed.suspend()
@@ -115,7 +115,7 @@ def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
         wait_until("announced", told)
         killed.kill()
         killed.wait()
-        rig.answers_as(client, served.second, 20)
+        rig.answers_as(client, served.second)
         held = [line for line in client.get("/metrics").text.splitlines() if "_model_info{" in line]
         (production,) = [x for x in held if 'role="production"' in x and x.endswith(" 1.0")]
         assert f'version="{served.second}"' in production

@@ -109,7 +109,7 @@ def airflow(settings):
 def wait_for_run(
     airflow: AirflowApi, wanted: str, count: int = 1, dag: str = f"train_{MODEL}"
 ) -> list[dict[str, object]]:
-    until = time.monotonic() + 40
+    until = time.monotonic() + 60
     while True:
         rows = airflow.last_runs(dag, 50)
         found = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]

@@ -155,7 +155,7 @@ def test_an_alias_moved_by_hand_is_served_and_written_down_as_outside(stack):
     )
     stack.run("python", "-c", code)
     wait_until("version 2", lambda: stack.predict().json()["model_version"] == "2", 5)
-    wait_until("its row", lambda: stack.ledger()[-1]["who"] == "outside", 10)
+    wait_until("its row", lambda: stack.ledger()[-1]["who"] == "outside")
     assert (stack.ledger()[-1]["from"], stack.ledger()[-1]["to"]) == ("1", "2")
 
 

@@ -195,7 +195,12 @@ class Rig:
     def known_to_be_ready(self, client: httpx.Client, seconds: float = 30) -> None:
         wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
 
-    def answers_as(self, client: httpx.Client, version: str, seconds: float = 5) -> None:
+    def follows(self, client: httpx.Client) -> None:
+        """Wait for a new server's keeper, which imports for seconds while the workers answer."""
+        wait_until("its keeper", lambda: client.get("/").status_code == 200)
+
+    def answers_as(self, client: httpx.Client, version: str, seconds: float = 20) -> None:
+        """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
         wait_until(
             f"version {version}",
             lambda: self.predict(client).json().get("model_version") == version, seconds,

@@ -61,7 +61,7 @@ def started(rig: Any, home: Path) -> Iterator[Inside]:
     rig.copy_what_serves(home)
     found = Inside(rig.settings.model_copy(update={"home": home, "serving_port": unused_port()}))
     found.thread.start()
-    wait_until("a worker", lambda: found.server.started, 20)
+    wait_until("a worker", lambda: found.server.started)
     yield found
     found.server.should_exit = True
     found.thread.join(15)

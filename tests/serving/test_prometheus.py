@@ -120,10 +120,10 @@ def prometheus(rig: Any, served: Any, looked: Any, bin_folder: Path, tmp_path_fa
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
     ):
         made = Prometheus(client)
-        wait_until("Prometheus", lambda: _is_up(client), 20)
+        wait_until("Prometheus", lambda: _is_up(client))
         for _ in range(3):
             rig.predict(served.client)
-        wait_until("scrapes", lambda: bool(made.ask("rate(gyre_requests_total[5s])")), 20)
+        wait_until("scrapes", lambda: bool(made.ask("rate(gyre_requests_total[5s])")))
         trained = "gyre_last_training_timestamp_seconds{status='FINISHED'}"
         wait_until("what MLflow says of runs", lambda: bool(made.ask(trained)))
         yield made
@@ -167,7 +167,7 @@ def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
         groups = [each for each in prometheus.get("rules")["groups"] if each["name"] in of]
         return {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
 
-    wait_until("drift seen", lambda: states("loop")["GyreDrift"] == "firing", 10)
+    wait_until("drift seen", lambda: states("loop")["GyreDrift"] == "firing")
     begun = {name: state for name, state in states("loop", "data").items() if state != "inactive"}
     assert begun == {"GyreDrift": "firing", "GyreVerdictBad": "pending",
                      "GyreAlertsUndelivered": "pending"}  # fmt: skip

@@ -68,16 +68,16 @@ def alone(rig: Any, served: Any, workers: httpx.Client) -> Iterator[httpx.Client
     for role in ("challenger", "shadow"):
         if role in Registry(rig.settings).aliases(rig.spec.name):
             end(rig, role)
-    wait_until("no trial", lambda: set(ask_all(workers).values()) == {served.first}, 20)
+    wait_until("no trial", lambda: set(ask_all(workers).values()) == {served.first})
 
 
 def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
     rig: Any, served: Any, alone: httpx.Client
 ) -> None:
     give(rig, served.second, "challenger", PERCENT)
-    wait_until("a challenger", lambda: len(set(ask_all(alone).values())) == 2, 20)
+    wait_until("a challenger", lambda: len(set(ask_all(alone).values())) == 2)
     # A poll may see the alias before the ledger's percent; and each worker follows by itself.
-    wait_until("both", lambda: len({str(ask_all(alone)) for _ in range(6)}) == 1, 20)
+    wait_until("both", lambda: len({str(ask_all(alone)) for _ in range(6)}) == 1)
     first = ask_all(alone)
     chosen = {key for key, version in first.items() if version == served.second}
     assert set(first.values()) == {served.first, served.second}
@@ -91,18 +91,18 @@ def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
     assert set(roles) <= {("production", served.first), ("challenger", served.second)}
     assert roles["challenger", served.second] >= len(chosen)
     give(rig, served.second, "challenger", 50)
-    wait_until("half", lambda: Counter(ask_all(alone).values())[served.second] > 400, 20)
+    wait_until("half", lambda: Counter(ask_all(alone).values())[served.second] > 400)
     more = {key for key, version in ask_all(alone).items() if version == served.second}
     assert chosen < more  # who had the challenger keeps it
     end(rig, "challenger")
-    wait_until("an end", lambda: set(ask_all(alone).values()) == {served.first}, 20)
+    wait_until("an end", lambda: set(ask_all(alone).values()) == {served.first})
 
 
 def test_a_shadow_scores_what_production_answers_and_answers_nobody(
     rig: Any, served: Any, alone: httpx.Client
 ) -> None:
     give(rig, served.second, "shadow")
-    wait_until("a shadow", lambda: in_role(alone, served.second, "shadow"), 20)
+    wait_until("a shadow", lambda: in_role(alone, served.second, "shadow"))
     before = len(rig.rows())
     answers = [alone.post("/predict", json={"customer_id": key}).json() for key in CUSTOMERS[:50]]
     assert {answer["model_version"] for answer in answers} == {served.first}
@@ -110,7 +110,7 @@ def test_a_shadow_scores_what_production_answers_and_answers_nobody(
     def shadowed() -> list[Any]:
         return [row for row in rig.rows()[before:] if row["role"] == "shadow"]
 
-    wait_until("its rows", lambda: len(shadowed()) == len(answers), 5)
+    wait_until("its rows", lambda: len(shadowed()) == len(answers))
     assert {row["version"] for row in shadowed()} == {served.second}
     assert {row["entity"] for row in shadowed()} == {str(a["customer_id"]) for a in answers}
     assert not {row["request_id"] for row in shadowed()} & {a["request_id"] for a in answers}
@@ -128,7 +128,7 @@ def test_what_a_challenger_fails_at_is_answered_by_production_and_counted(
         return [x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)]
 
     # Either worker may have it first, and the connection is to one of them.
-    wait_until("failures", lambda: ask_all(alone) and counted(), 20)
+    wait_until("failures", lambda: ask_all(alone) and counted())
     answers = ask_all(alone)
     assert served.first in answers.values()
     assert float(counted()[0].split()[-1]) >= Counter(answers.values())[served.first]
@@ -153,7 +153,7 @@ def test_the_way_back_takes_no_loading(rig: Any, served: Any, alone: httpx.Clien
         """Promote it; all three workers answer with it."""
         before = lines(f"version {version} answers")
         rig.promote(version)
-        wait_until("swaps", lambda: lines(f"version {version} answers") >= before + 3, 10)
+        wait_until("swaps", lambda: lines(f"version {version} answers") >= before + 3)
 
     swapped(served.second)
     before = lines(f"version {served.first} is loaded")

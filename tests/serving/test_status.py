@@ -178,7 +178,7 @@ def test_a_source_that_hangs_holds_nobody_up_and_is_asked_once() -> None:
     assert time.monotonic() - began < PATIENCE + 2
     assert (slow.last.value, quick.last.value, len(asked)) == (None, "at once", 1)
     released.set()
-    wait_until("told", lambda: slow.last.value == "told", 5)
+    wait_until("told", lambda: slow.last.value == "told")
 
     def fails() -> str:
         raise ValueError("the database\nrefused")
