@@ -9,8 +9,8 @@ from feature_repo.freshness import LATE
 from mlflow_server.reconcile import named
 from mlflow_server.registry import PRODUCTION
 from serving.loop import Known
+from serving.observed import Observed
 from serving.readiness import UNKNOWN
-from serving.readout import Observed
 
 LOOK = timedelta(hours=3)
 """The monitor looks hourly: two missed."""

@@ -26,7 +26,7 @@ from mlflow_server.served_model import DIGEST_TAG, wrong_files
 from serving.announcement import Held, ModelState, Role, local_copy
 from serving.metrics import REFUSED, SOURCE_SILENCE
 from serving.model import open_version
-from serving.readout import Observed
+from serving.observed import Observed
 from stack.errors import GyreError, RegistryError
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from mlflow_server.pages import Pages
 from mlflow_server.reconcile import last_applied
 from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION, Registry
-from serving.readout import Reading, ask
+from serving.observed import Reading, ask
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from mlflow_server.records import DecisionRow
     from serving.announcement import ModelState
     from serving.keeper import Follower
-    from serving.readout import Observed
+    from serving.observed import Observed
     from stack.settings import Settings
     from stack.spec import ModelSpec
 

@@ -20,7 +20,7 @@ from serving.counted import Counted
 from serving.health import Check, headline, of_model, of_server
 from serving.loop import Known, Rows, Runs
 from serving.loop_metrics import LoopMetrics
-from serving.readout import PATIENCE, Observed, Reading, ask
+from serving.observed import PATIENCE, Observed, Reading, ask
 from serving.status_page import model_page
 from stack.spec import load_spec
 from tests.conftest import new_settings, wait_until
