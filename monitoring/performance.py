@@ -69,14 +69,6 @@ def findings(seen: Performance, evaluated: Mapping[str, float]) -> list[Finding]
     return worse(seen.kind, seen.about, seen.metrics, evaluated, seen.surely)
 
 
-def replay(
-    settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
-) -> Performance | None:
-    """As `replayed`, the metrics alone."""
-    found = replayed(settings, spec, version, evaluated_on, as_of)
-    return found.performance if found else None
-
-
 def replayed(
     settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
 ) -> Judged | None:

@@ -24,7 +24,7 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import predictions
 from monitoring.monitor import monitor
-from monitoring.performance import replay
+from monitoring.performance import replayed
 from stack.environment import process_environment
 from stack.errors import GyreError
 from stack.spec import Estimator, Limit, Range, Search, load_spec
@@ -128,8 +128,8 @@ def serve(settings) -> None:
     stored = predictions(settings).read().to_pylist()
     (first,) = (row for row in stored if row["request_id"] == said["served"][0]["request_id"])
     said["logged"] = {name: first[name] for name in ("probability", "prediction")}
-    old = replay(settings, SPEC, "1", plan.test - timedelta(days=1), AS_OF)
-    said["replay"] = asdict(old)
+    old = replayed(settings, SPEC, "1", plan.test - timedelta(days=1), AS_OF)
+    said["replay"] = asdict(old.performance)
 
 
 def look(settings, as_of):

@@ -22,7 +22,7 @@ from mlflow_server.promotion import release
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from monitoring.performance import replay
+from monitoring.performance import replayed
 from monitoring.reference import load_reference
 from stack.errors import NoChampionError, SettingsError, TrainingError
 from stack.spec import ModelSpec, Promotion, Rollout, load_spec
@@ -267,7 +267,7 @@ def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(tr
     found, was = (load_reference(tracked, each, version) for each in (spec, SPEC))
     assert list(found.rows) == [*SPEC.features, "score"]
     assert found.rows.equals(was.rows)
-    assert replay(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
+    assert replayed(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
 
 
 def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, second):
