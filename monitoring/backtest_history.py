@@ -18,8 +18,8 @@ from mlflow_server.tracking import Tracking
 from monitoring.concept import Outcomes, decayed, miscalibrated, rises
 from monitoring.drift import SCORE, compared
 from monitoring.past import surely_better
-from monitoring.performance import findings, measured
-from monitoring.verdict import FEWEST, judge
+from monitoring.performance import measured
+from monitoring.verdict import FEWEST, judge, worse
 from stack.errors import TrainingError
 from training.dataset import unlearnable
 from training.evaluate import compare, named
@@ -236,7 +236,7 @@ class History:
             seen = measured("replay", f"{month:%Y-%m-%d}", self.labels(month), scored, spec)
             then, now = (self._came_true(model, each) for each in (model, month))
             self._outcomes[model, month] = [
-                *findings(seen, self.metrics(model, model)),
+                *worse(seen, self.metrics(model, model)),
                 *decayed(rises(then, now), classes=scored.threshold is not None)[0],
                 *miscalibrated(then, now, spec.seed)[1],
             ]

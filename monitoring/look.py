@@ -12,10 +12,10 @@ from monitoring.concept import Outcomes, decayed, miscalibrated, rises
 from monitoring.drift import SCORE, Drift, measure
 from monitoring.failures import COUNTS, Counted, counts
 from monitoring.harm import harm, slow
-from monitoring.performance import findings, logged, replayed
+from monitoring.performance import logged, replayed
 from monitoring.previous import outdone
 from monitoring.reference import Reference, load_reference
-from monitoring.verdict import FEWEST, WATCHED, Finding
+from monitoring.verdict import FEWEST, WATCHED, Finding, worse
 from stack.errors import GyreError
 from training.metrics import Scored
 
@@ -93,7 +93,7 @@ def look_at(
     again = _or_note(notes, lambda: replayed(*of, past.version, reference.snapshot, at))
     true = _or_note(notes, lambda: logged(*of, mine, known, threshold, at))
     judged = [each for each in (again, true) if each is not None]
-    found = [(each, findings(each.performance, reference.evaluated)) for each in judged]
+    found = [(each, worse(each.performance, reference.evaluated)) for each in judged]
     figures = {
         f"{each.performance.kind}_{name}": each.performance.metrics[name]
         for each in judged for name in WATCHED if name in each.performance.metrics

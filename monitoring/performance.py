@@ -18,7 +18,7 @@ import pyarrow.compute as pc
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from monitoring.verdict import FEWEST, worse
+from monitoring.verdict import FEWEST
 from stack.spec import entity_of, entity_text
 from training.evaluate import champion_scores
 from training.frame import TIME, build_frame, typed
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from monitoring.verdict import Finding
     from stack.settings import Settings
     from stack.spec import ModelSpec
     from training.metrics import Labels
@@ -62,11 +61,6 @@ class Judged:
     performance: Performance
     rows: pa.Table
     scored: Scored
-
-
-def findings(seen: Performance, evaluated: Mapping[str, float]) -> list[Finding]:
-    """Each watched metric that is too much worse than when the version was evaluated."""
-    return worse(seen.kind, seen.about, seen.metrics, evaluated, seen.surely)
 
 
 def replayed(

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     from monitoring.decision import Verdict
     from monitoring.drift import Drift
+    from monitoring.performance import Performance
     from stack.spec import DriftLimits
 
 FEWEST = 200
@@ -118,26 +119,17 @@ def _mean_score(drift: Drift) -> Iterator[Finding]:
         yield Finding(text, "score", "prediction_drift")
 
 
-def worse(
-    kind: str,
-    about: str,
-    metrics: Mapping[str, float],
-    evaluated: Mapping[str, float],
-    surely: Mapping[str, float],
-) -> list[Finding]:
-    """Each watched metric that is too much worse than when the version was evaluated.
-
-    kind, about: which outcomes, for the words. surely: the end of a metric's interval to go by.
-    """
+def worse(seen: Performance, evaluated: Mapping[str, float]) -> list[Finding]:
+    """Each watched metric that is too much worse than when the version was evaluated."""
     found = []
     for name, (points, share) in WATCHED.items():
-        if name not in metrics:
+        if name not in seen.metrics:
             continue
-        now, was = metrics[name], evaluated[name]
-        best = surely.get(name, now)
+        now, was = seen.metrics[name], evaluated[name]
+        best = seen.surely.get(name, now)
         loss = best - was if name in LOWER_IS_BETTER else was - best
         if loss >= points + share * was:
-            text = f"{name} {now:.3f} ({kind}, {about}), was {was:.3f}"
+            text = f"{name} {now:.3f} ({seen.kind}, {seen.about}), was {was:.3f}"
             found.append(Finding(text, name, "performance"))
     return found
 
