@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from dataclasses import dataclass
 from math import inf, isfinite
 from typing import TYPE_CHECKING
@@ -13,14 +14,9 @@ from pydantic import TypeAdapter
 from mlflow_server.registry import PRODUCTION
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from prometheus_client.samples import Sample
-
     from stack.settings import Settings
 
 FAILURES, ANSWERS = "gyre_prediction_failures_total", "gyre_predictions_total"
-NUMBERS = {FAILURES: "failed", ANSWERS: "answered"}
 SECONDS = "gyre_prediction_seconds_bucket"
 
 
@@ -69,35 +65,22 @@ COUNTS = TypeAdapter(dict[str, Counted])
 
 def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
     """By "role version" what serving counted of `model`; None where serving does not answer."""
-    samples = _samples(settings)
-    if samples is None:
-        return None
-    numbers: dict[str, dict[str, float]] = {}
-    within: dict[str, dict[float, float]] = {}
-    for sample in samples:
-        if sample.labels.get("model") != model or sample.name not in {*NUMBERS, SECONDS}:
-            continue
-        key = f"{sample.labels.get('role', PRODUCTION)} {sample.labels.get('version')}"
-        bounds, counted = within.setdefault(key, {}), numbers.setdefault(key, {})
-        if sample.name == SECONDS:
-            bound = float(sample.labels["le"])
-            bounds[bound] = bounds.get(bound, 0) + sample.value
-        else:
-            name = NUMBERS[sample.name]
-            counted[name] = counted.get(name, 0) + sample.value
-    return {key: _counted(numbers[key], within[key]) for key in numbers}
-
-
-def _counted(numbers: dict[str, float], within: dict[float, float]) -> Counted:
-    finite = tuple(sorted((bound, n) for bound, n in within.items() if isfinite(bound)))
-    failed, answered = (int(numbers.get(name, 0)) for name in NUMBERS.values())
-    return Counted(failed, int(within.get(inf, 0)), finite, answered)
-
-
-def _samples(settings: Settings) -> Iterator[Sample] | None:
     try:
         text = httpx.get(f"{settings.serving_address}/metrics", timeout=5).raise_for_status().text
     except httpx.HTTPError:
         return None
-    families = text_string_to_metric_families(text)
-    return (sample for family in families for sample in family.samples)
+    found: defaultdict[str, defaultdict[tuple[str, float], float]]
+    found = defaultdict(lambda: defaultdict(float))
+    for family in text_string_to_metric_families(text):
+        for name, labels, value, *_ in family.samples:
+            if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
+                key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
+                found[key][name, float(labels.get("le", inf))] += value
+    return {key: _counted(each) for key, each in found.items()}
+
+
+def _counted(found: defaultdict[tuple[str, float], float]) -> Counted:
+    """found: by name and bound, which is infinite of what is no bucket."""
+    within = sorted((bound, n) for (_, bound), n in found.items() if isfinite(bound))
+    failed, timed, answered = (int(found[name, inf]) for name in (FAILURES, SECONDS, ANSWERS))
+    return Counted(failed, timed, tuple(within), answered)
