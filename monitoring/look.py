@@ -104,7 +104,8 @@ def look_at(
         bad, notes, figures = bad + more, notes + words, figures | measured
     why = harm(scores, reference.threshold, reference.rows[SCORE].tolist(), *failed) or late
     if why is None and past.previous is not None:
-        why = _outdone(settings, spec, past.version, past.previous, found)
+        told = (outdone(*of, past.version, past.previous, *each) for each in found if each[1])
+        why = next(filter(None, told), None)
     if not judged:
         notes.append(UNMEASURED)
     return Look(drift, bad, notes, why, figures, settled.left_out, counted)
@@ -136,16 +137,3 @@ def _against_evaluation(
     ece, uncalibrated = miscalibrated(then, now, spec.seed)
     figures = {"replay_ece": ece, "concept_p": float(np.min([rise.p for rise in found]))}
     return bad + uncalibrated, [*notes], figures
-
-
-def _outdone(
-    settings: Settings,
-    spec: ModelSpec,
-    version: str,
-    previous: str,
-    found: list[tuple[Judged, list[Finding]]],
-) -> str | None:
-    for judged, lines in found:
-        if lines and (why := outdone(settings, spec, version, previous, judged, lines)):
-            return why
-    return None
