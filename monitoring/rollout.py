@@ -88,11 +88,10 @@ def decide(policy: Rollout, seen: Seen) -> Verdict:
 
 def wrong(policy: Rollout, ours: Arm, theirs: Arm) -> str | None:
     """Say what rules the version out. Failures do as soon as no further request can mend them."""
-    asked, allowed = _asked(policy, ours), _share(policy, theirs) + policy.errors
-    if ours.failed > allowed * asked:
-        return (
-            f"{ours.failed} of {ours.answered + ours.failed} predictions failed, {_most(allowed)}"
-        )
+    allowed = theirs.failed / _asked(policy, theirs) + policy.errors
+    if ours.failed > allowed * _asked(policy, ours):
+        failed = f"{ours.failed} of {ours.answered + ours.failed} predictions failed"
+        return f"{failed}, at most {allowed:.1%} is allowed"
     if min(ours.answered, theirs.answered) < policy.requests:
         return None
     if ours.seconds and theirs.seconds:
@@ -101,8 +100,8 @@ def wrong(policy: Rollout, ours: Arm, theirs: Arm) -> str | None:
             return f"95 % of predictions within {_ms(ours.seconds)}, at most {_ms(most)} is allowed"
     if ours.scores[0] == ours.scores[-1] != theirs.scores[-1]:
         return f"every one of {ours.answered} scores is {ours.scores[0]:.6g}"
-    apart = distance(ours, theirs)
-    if apart - _noise(ours, theirs) > policy.scores:
+    apart, noise = distance(ours, theirs), SURELY * sqrt(1 / ours.answered + 1 / theirs.answered)
+    if apart - noise > policy.scores:
         return f"its scores are {apart:.2f} from production's, {policy.scores:g} is allowed"
     return None
 
@@ -128,20 +127,8 @@ def distance(one: Arm, other: Arm) -> float:
     return float(np.abs(shares[0] - shares[1]).max())
 
 
-def _noise(one: Arm, other: Arm) -> float:
-    return SURELY * sqrt(1 / one.answered + 1 / other.answered)
-
-
 def _asked(policy: Rollout, arm: Arm) -> int:
     return max(arm.answered + arm.failed, policy.requests)
-
-
-def _share(policy: Rollout, arm: Arm) -> float:
-    return arm.failed / _asked(policy, arm)
-
-
-def _most(allowed: float) -> str:
-    return f"at most {allowed:.1%} is allowed"
 
 
 def _ms(seconds: float) -> str:
