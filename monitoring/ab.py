@@ -135,9 +135,7 @@ def comparable(seen: Outcomes) -> Outcomes:
         here = seen.step == each
         ours = int((here & seen.challenger).sum())
         rows |= here & (min(ours, int(here.sum()) - ours) > 1)
-    return Outcomes(
-        seen.challenger[rows], seen.step[rows], seen.y[rows], seen.p[rows], seen.said[rows]
-    )
+    return Outcomes(**{name: column[rows] for name, column in vars(seen).items()})
 
 
 def compare(spec: ModelSpec, trial: Trial, seen: Outcomes) -> Comparison:

@@ -8,7 +8,7 @@ any at all is found is the level. The same customers in both make it err on the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -62,10 +62,7 @@ def rises(before: Outcomes, now: Outcomes) -> list[Rise]:
             if min(len(part.y) for part in parts) >= FEWEST:
                 found.append(_rise(str(value), *parts))
     adjusted = holm([rise.p for rise in found])
-    return [
-        Rise(rise.segment, rise.before, rise.now, p, rise.rows)
-        for rise, p in zip(found, adjusted, strict=True)
-    ]
+    return [replace(rise, p=p) for rise, p in zip(found, adjusted, strict=True)]
 
 
 def holm(p: Sequence[float]) -> list[float]:
@@ -118,8 +115,7 @@ def _ece(y: Labels, p: Scores) -> float:
 
 def _part(outcomes: Outcomes, value: object) -> Outcomes:
     rows = outcomes.segment == value
-    said = type(outcomes.said)(outcomes.said.scores[rows], outcomes.said.threshold)
-    return Outcomes(outcomes.y[rows], said)
+    return Outcomes(outcomes.y[rows], replace(outcomes.said, scores=outcomes.said.scores[rows]))
 
 
 def _rise(segment: str | None, before: Outcomes, now: Outcomes) -> Rise:
