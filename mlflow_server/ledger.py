@@ -79,15 +79,9 @@ class Ledger:
 
     def __init__(self, settings: Settings, as_of: datetime | None = None) -> None:
         self._replayed = as_of if settings.replay else None
-        sqlite = settings.ledger_address.startswith("sqlite")
         self.live = settings.home / "feast" / FOLDER
         """Where it is on file what versions in a role read."""
-        if sqlite:
-            settings.home.mkdir(parents=True, exist_ok=True)
-        waits = {"timeout": WAIT_SECONDS} if sqlite else {}
-        self._engine = sql.create_engine(
-            settings.ledger_address, connect_args=waits, pool_pre_ping=not sqlite
-        )
+        self._engine = database(settings)
         with self.exclusive("") as book:
             book.connection.execute(CreateTable(TABLE, if_not_exists=True))
 
@@ -97,7 +91,7 @@ class Ledger:
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first. Waits for no writer but while it commits."""
-        with _translated(), self._engine.connect() as connection:
+        with refused(), self._engine.connect() as connection:
             return Book(connection).rows(model)
 
     @contextmanager
@@ -107,7 +101,7 @@ class Ledger:
         A process that dies inside lets go at once, whatever the signal. This is what lets an
         alias, which MLflow cannot compare and swap, be moved by one process at a time.
         """
-        with _translated(), self._engine.begin() as connection:
+        with refused(), self._engine.begin() as connection:
             if connection.dialect.name == "sqlite":
                 connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver's own comes too late
             elif connection.dialect.name == "postgresql":
@@ -154,10 +148,20 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
+def database(settings: Settings) -> sql.Engine:
+    """Where the ledger is, and decisions and alerts (records.py) beside it."""
+    sqlite = settings.ledger_address.startswith("sqlite")
+    if sqlite:
+        settings.home.mkdir(parents=True, exist_ok=True)
+    waits = {"timeout": WAIT_SECONDS} if sqlite else {}
+    return sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=not sqlite)
+
+
 @contextmanager
-def _translated() -> Iterator[None]:
+def refused(what: str = "promotion ledger") -> Iterator[None]:
+    """Raise what the database says as RegistryError, in one line, of `what` it is about."""
     try:
         yield
     except SQLAlchemyError as exc:
         line = str(getattr(exc, "orig", None) or exc).splitlines()[0]
-        raise RegistryError(f"promotion ledger: the database refused: {line}") from exc
+        raise RegistryError(f"{what}: the database refused: {line}") from exc

@@ -14,10 +14,10 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import IntegrityError
 from sqlalchemy.schema import CreateIndex, CreateTable
 
-from mlflow_server.ledger import WAIT_SECONDS
+from mlflow_server.ledger import database, refused
 from stack.errors import RegistryError
 
 if TYPE_CHECKING:
@@ -100,9 +100,7 @@ class Records:
     """
 
     def __init__(self, settings: Settings) -> None:
-        sqlite = settings.ledger_address.startswith("sqlite")
-        waits = {"timeout": WAIT_SECONDS} if sqlite else {}
-        self._engine = sql.create_engine(settings.ledger_address, connect_args=waits)
+        self._engine = database(settings)
         try:
             self._create()
         except RegistryError:  # PostgreSQL refuses "if not exists" to one of two at once
@@ -246,12 +244,8 @@ class Records:
 
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
-        try:
-            with self._engine.begin() as connection:
-                yield connection
-        except SQLAlchemyError as exc:
-            line = str(getattr(exc, "orig", None) or exc).splitlines()[0]
-            raise RegistryError(f"decisions and alerts: the database refused: {line}") from exc
+        with refused("decisions and alerts"), self._engine.begin() as connection:
+            yield connection
 
 
 def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:
