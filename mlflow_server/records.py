@@ -109,15 +109,9 @@ class Records:
             for column in self._absent(table):
                 self._add(table, column)
 
-    def decisions(
-        self, model: str, limit: int = 100, *, action: str | None = None, verdict: str | None = None
-    ) -> list[DecisionRow]:
-        """Decisions on the newest moments of `model`, oldest first; of one action or verdict."""
-        query = sql.select(DECISIONS).where(DECISIONS.c.model == model)
-        if action is not None:
-            query = query.where(DECISIONS.c.action == action)
-        if verdict is not None:
-            query = query.where(DECISIONS.c.verdict == verdict)
+    def decisions(self, model: str, limit: int = 100, **of: str) -> list[DecisionRow]:
+        """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""
+        query = sql.select(DECISIONS).filter_by(model=model, **of)
         with self._begin() as connection:
             found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
         return [_row(row) for row in reversed(found)]
