@@ -8,7 +8,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Asset, task
 
-from dags.run import PARAMS, WRITERS, current
+from dags.run import ONE_RUN, WRITERS, current
 from stack.spec import load_specs
 
 FEATURES = Asset("features")
@@ -17,9 +17,7 @@ with DAG(
     dag_id="ingest",
     doc_md=__doc__,
     schedule="@hourly",
-    catchup=False,
-    max_active_runs=1,
-    params=PARAMS,
+    **ONE_RUN,
     tags=["gyre"],
     default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
 ):

@@ -7,16 +7,14 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
-from dags.run import PARAMS, WRITERS, current
+from dags.run import ONE_RUN, WRITERS, current
 from stack.errors import StackError
 
 with DAG(
     dag_id="maintain",
     doc_md=__doc__,
     schedule="40 2 * * *",
-    catchup=False,
-    max_active_runs=1,
-    params=PARAMS,
+    **ONE_RUN,
     tags=["gyre"],
     default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
 ):

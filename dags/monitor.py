@@ -13,7 +13,7 @@ from typing import Any
 from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
-from dags.run import ONCE_MORE, PARAMS, current, note
+from dags.run import ONCE_MORE, ONE_RUN, current, note
 from dags.tick import tick_dag
 from stack.spec import ModelSpec, load_spec, load_specs
 
@@ -29,9 +29,7 @@ def monitor_dag(spec: ModelSpec) -> None:
         schedule=PartitionedAssetTimetable(
             assets=Asset(f"look/{spec.name}") | Asset(f"promoted/{spec.name}")
         ),
-        catchup=False,
-        max_active_runs=1,
-        params=PARAMS,
+        **ONE_RUN,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE,
     ):

@@ -37,6 +37,10 @@ PARAMS = {
 }
 
 
+ONE_RUN: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "params": PARAMS}
+"""How every DAG runs whose task is told its moment: one run at a time, none for what was missed."""
+
+
 @dataclass(frozen=True)
 class Cause:
     """Why a run exists. `event` is the partition key of the Asset event that started it."""

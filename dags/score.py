@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, task
 
-from dags.run import ONCE_MORE, PARAMS, WRITERS, current, note
+from dags.run import ONCE_MORE, ONE_RUN, WRITERS, current, note
 from stack.spec import ModelSpec, load_spec, load_specs
 
 NIGHTLY = "15 0 * * *"
@@ -20,9 +20,7 @@ def score_dag(spec: ModelSpec) -> None:
         dag_id=f"score_{spec.name}",
         doc_md=__doc__,
         schedule=NIGHTLY,
-        catchup=False,
-        max_active_runs=1,
-        params=PARAMS,
+        **ONE_RUN,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE,
     ):

@@ -16,7 +16,7 @@ from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from dags.approval import FORM, Approval, answered
-from dags.run import ONCE_MORE, PARAMS, current, note
+from dags.run import ONCE_MORE, ONE_RUN, current, note
 from dags.tick import tick_dag
 from stack.settings import load_settings
 from stack.spec import ModelSpec, load_spec, load_specs
@@ -36,9 +36,7 @@ def train_dag(spec: ModelSpec) -> None:
         schedule=PartitionedAssetTimetable(
             assets=Asset(f"drift/{spec.name}") | Asset(f"due/{spec.name}")
         ),
-        catchup=False,
-        max_active_runs=1,
-        params=PARAMS,
+        **ONE_RUN,
         tags=["gyre", spec.name],
         default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=30)},
         on_failure_callback=partial(failed, spec.name),
