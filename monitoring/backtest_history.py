@@ -7,7 +7,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,7 @@ from training.train import choose, choose_threshold, fit_pipeline, with_usable_f
 from training.validate import plan_run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from datetime import datetime
 
     import pandas as pd
@@ -87,11 +87,12 @@ class History:
             label.horizon + label.lateness,
         )
         self._version = raw_table(settings, dataset).version
-        self._plans: dict[datetime, Plan] = {}
-        self._models: dict[datetime, Model] = {}
-        self._scores: dict[tuple[datetime, datetime], Scored] = {}
-        self._evaluations: dict[tuple[datetime, datetime], Evaluation] = {}
-        self._outcomes: dict[tuple[datetime, datetime], Sequence[str]] = {}
+        # Here and not on the methods: what was worked out once goes with this object.
+        self.plan: Callable[[datetime], Plan] = cache(self._plan)
+        self.model: Callable[[datetime], Model] = cache(self._train)
+        self.scored: Callable[[datetime, datetime], Scored] = cache(self._scored_month)
+        self._compared: Callable[[datetime, datetime], Evaluation] = cache(self._compare)
+        self._outcomes_say: Callable[[datetime, datetime], Sequence[str]] = cache(self._judge)
 
     @cached_property
     def first_event(self) -> datetime:
@@ -136,27 +137,9 @@ class History:
         log.info("features of %d weeks", len(self.weeks))
         return self._frame(self.weeks).drop_columns("label")
 
-    def plan(self, as_of: datetime) -> Plan:
-        if as_of not in self._plans:
-            self._plans[as_of] = plan_run(
-                self.settings, self.spec, self.dataset, as_of, self._version
-            )
-        return self._plans[as_of]
-
     def newest(self, as_of: datetime) -> datetime:
         """Name what a training at `as_of` makes."""
         return self.plan(as_of).test
-
-    def model(self, name: datetime) -> Model:
-        if name not in self._models:
-            self._models[name] = self._train(self.plan(name + self.wait))
-        return self._models[name]
-
-    def scored(self, name: datetime, month: datetime) -> Scored:
-        """Score a snapshot with the model that would be served."""
-        if (name, month) not in self._scores:
-            self._scores[name, month] = self._scored(name, at(self.frame, [month]))
-        return self._scores[name, month]
 
     def labels(self, month: datetime) -> Labels:
         found: Labels = at(self.frame, [month])["label"].to_numpy()
@@ -190,19 +173,20 @@ class History:
         bad = self._outcomes_say(model, matured[-1])
         return ("bad" if bad else "ok"), bad
 
-    def _compared(self, challenger: datetime, champion: datetime) -> Evaluation:
-        if (challenger, champion) not in self._evaluations:
-            ours, theirs = (self.scored(name, challenger) for name in (challenger, champion))
-            self._evaluations[challenger, champion] = compare(
-                self.spec, self.labels(challenger), ours, theirs, f"{champion:%Y-%m-%d}"
-            )
-        return self._evaluations[challenger, champion]
+    def _compare(self, challenger: datetime, champion: datetime) -> Evaluation:
+        ours, theirs = (self.scored(name, challenger) for name in (challenger, champion))
+        y, against = self.labels(challenger), f"{champion:%Y-%m-%d}"
+        return compare(self.spec, y, ours, theirs, against)
 
     def _frame(self, moments: Sequence[datetime]) -> pa.Table:
         return build_frame(self.settings, self.spec, self.dataset, moments, self.end, self._version)
 
-    def _train(self, plan: Plan) -> Model:
-        spec, frame = self.spec, at(self.frame, plan.moments)
+    def _plan(self, as_of: datetime) -> Plan:
+        return plan_run(self.settings, self.spec, self.dataset, as_of, self._version)
+
+    def _train(self, name: datetime) -> Model:
+        spec, plan = self.spec, self.plan(name + self.wait)
+        frame = at(self.frame, plan.moments)
         train = at(frame, plan.train)
         if useless := unlearnable(spec, train, at(frame, [plan.test])):
             when = f"{plan.test + self.wait:%Y-%m-%d}"
@@ -217,6 +201,10 @@ class History:
         )
         return Model(plan, chosen.name, threshold, took, onnx)
 
+    def _scored_month(self, name: datetime, month: datetime) -> Scored:
+        """Score a snapshot with the model that would be served."""
+        return self._scored(name, at(self.frame, [month]))
+
     def _scored(self, name: datetime, rows: pa.Table) -> Scored:
         model = self.model(name)
         scores = score(model.onnx, self.spec.features, features(self.spec, rows))
@@ -230,17 +218,15 @@ class History:
         scores = rounded(found.scores, found.threshold)
         return features(self.spec, rows).assign(**{SCORE: scores})
 
-    def _outcomes_say(self, model: datetime, month: datetime) -> Sequence[str]:
-        if (model, month) not in self._outcomes:
-            spec, scored = self.spec, self.scored(model, month)
-            seen = measured("replay", f"{month:%Y-%m-%d}", self.labels(month), scored, spec)
-            then, now = (self._came_true(model, each) for each in (model, month))
-            self._outcomes[model, month] = [
-                *worse(seen, self.metrics(model, model)),
-                *decayed(rises(then, now), classes=scored.threshold is not None)[0],
-                *miscalibrated(then, now, spec.seed)[1],
-            ]
-        return self._outcomes[model, month]
+    def _judge(self, model: datetime, month: datetime) -> Sequence[str]:
+        spec, scored = self.spec, self.scored(model, month)
+        seen = measured("replay", f"{month:%Y-%m-%d}", self.labels(month), scored, spec)
+        then, now = (self._came_true(model, each) for each in (model, month))
+        return [
+            *worse(seen, self.metrics(model, model)),
+            *decayed(rises(then, now), classes=scored.threshold is not None)[0],
+            *miscalibrated(then, now, spec.seed)[1],
+        ]
 
     def _came_true(self, model: datetime, month: datetime) -> Outcomes:
         by, rows = self.spec.segment, at(self.frame, [month])
