@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ import numpy as np
 import pandas as pd
 from deltalake import write_deltalake
 
-from benchmarks.child import child
+from benchmarks.child import child, medians
 from benchmarks.memory import peak_mb
 from stack.settings import load_settings
 
@@ -144,13 +143,10 @@ def main(rows: int) -> None:
         labels = {"ours": f"{rows:,} rows x {len(FEATURES)}, window and drift",
                   "evidently": f"Evidently alone, {PEER_ROWS:,} x {COLUMNS}"}  # fmt: skip
         for peer, label in labels.items():
-            seconds, imports, mb = (
-                statistics.median(each[peer][key] for each in rounds)
-                for key in ("seconds", "imports", "mb")
-            )
+            seconds, imports, mb = medians(rounds, peer, "seconds", "imports", "mb")
             print(f"{label:38}{seconds:9.1f}{imports:9.1f}{mb:9.0f}")
         for part in ("window", "drift"):
-            print(f"  {part:36}{statistics.median(each['ours'][part] for each in rounds):9.1f}")
+            print(f"  {part:36}{medians(rounds, 'ours', part)[0]:9.1f}")
         print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 

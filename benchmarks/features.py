@@ -23,7 +23,6 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -37,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from redis import Redis
 
-from benchmarks.child import child
+from benchmarks.child import child, medians, times
 from benchmarks.memory import peak_mb
 from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
@@ -213,16 +212,9 @@ def frames(home: Path, rows: int) -> None:
         ]
         rounds[0]["stock"] = apart(home, 1, "frame", "stock", rows, events)
         for peer in ("plain", "gyre", "stock"):
-            seconds, mb = _medians(rounds, peer)
-            ratio = statistics.median(
-                each[peer]["seconds"] / each["plain"]["seconds"] for each in rounds if peer in each
-            )
+            seconds, mb = medians(rounds, peer, "seconds", "mb")
+            ratio = times(rounds, peer, "plain", "seconds")
             print(f"{peer:8}{events:3} rows per key{seconds:11.2f}{ratio:13.1f}{mb:9.0f}")
-
-
-def _medians(rounds: list[dict[str, dict[str, float]]], peer: str) -> list[float]:
-    found = [each[peer] for each in rounds if peer in each]
-    return [statistics.median(each[name] for each in found) for name in found[0]]
 
 
 def entities_online(redis: Redis, home: Path, peer: str, count: int) -> dict[str, float]:
@@ -251,10 +243,8 @@ def materialise(home: Path, rows: int) -> None:
         ]
         rounds[0]["stock"] = entities_online(redis, tenth, "stock", rows // 10)
     for peer in ("gyre", "script", "HSET", "stock"):
-        _, mb, redis_us, rate = _medians(rounds, peer)
-        ratio = statistics.median(
-            each[peer]["rate"] / each["script"]["rate"] for each in rounds if peer in each
-        )
+        mb, redis_us, rate = medians(rounds, peer, "mb", "redis", "rate")
+        ratio = times(rounds, peer, "script", "rate")
         print(f"{peer:12}{rate:12,.0f}{ratio:11.2f}{redis_us:10.1f}{mb:9.0f}")
 
 

@@ -23,7 +23,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import statistics
 import sys
 import tempfile
 import time
@@ -35,7 +34,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from benchmarks.child import child
+from benchmarks.child import child, medians, times
 from benchmarks.memory import peak_mb
 from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
@@ -183,15 +182,10 @@ def main(rows: int) -> None:
         rounds = [{peer: apart(peer, home, port) for peer in peers} for _ in range(ROUNDS)]
         print(f"{'':10}{'seconds':>9}{'times by hand':>15}{'peak MB':>9}")
         for peer in peers:
-            seconds, mb = (
-                statistics.median(each[peer][key] for each in rounds) for key in ("seconds", "mb")
-            )
-            ratio = statistics.median(
-                each[peer]["seconds"] / each["by hand"]["seconds"] for each in rounds
-            )
+            seconds, mb = medians(rounds, peer, "seconds", "mb")
+            ratio = times(rounds, peer, "by hand", "seconds")
             print(f"{peer:10}{seconds:9.1f}{ratio:15.2f}{mb:9.0f}")
-        imports = statistics.median(each["ingest"]["imports"] for each in rounds)
-        print(f"{'imports':10}{imports:9.1f}")
+        print(f"{'imports':10}{medians(rounds, 'ingest', 'imports')[0]:9.1f}")
         print(f"load {os.getloadavg()[0]:.1f} at the end")
 
 
