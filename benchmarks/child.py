@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import statistics
 import subprocess
 import sys
+from pathlib import Path
 
 from stack.settings import PROJECT
 
@@ -24,6 +26,15 @@ def child(module: str, *what: object, **environment: str) -> dict[str, float]:
     if done.returncode:
         raise SystemExit(f"{module} {what}: {done.stderr}")
     return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
+
+
+def peak_mb() -> float:
+    """Most that was resident at once of the process that asks, in MB.
+
+    Not getrusage: its peak is inherited from the process that started this one.
+    """
+    found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    return int(found[1]) / 1024 if found else float("nan")
 
 
 def medians(rounds: Rounds, peer: str, *names: str) -> list[float]:

@@ -36,8 +36,7 @@ import numpy as np
 import pandas as pd
 from deltalake import write_deltalake
 
-from benchmarks.child import child, medians
-from benchmarks.memory import peak_mb
+from benchmarks.child import child, medians, peak_mb
 from stack.settings import load_settings
 
 ROUNDS, APPENDS, COLUMNS, PEER_ROWS, REFERENCE = 3, 20, 20, 1_000_000, 100_000

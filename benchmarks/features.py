@@ -36,8 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from redis import Redis
 
-from benchmarks.child import child, medians, times
-from benchmarks.memory import peak_mb
+from benchmarks.child import child, medians, peak_mb, times
 from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
 

@@ -34,8 +34,7 @@ from typing import Any
 import duckdb
 import pyarrow.parquet as pq
 
-from benchmarks.child import child, medians, times
-from benchmarks.memory import peak_mb
+from benchmarks.child import child, medians, peak_mb, times
 from benchmarks.redis_server import start_redis
 from stack.settings import PROJECT, Settings, load_settings
 

@@ -27,9 +27,8 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow.parquet as pq
 
-from benchmarks.child import child
+from benchmarks.child import child, peak_mb
 from benchmarks.ingest import AS_OF, HISTORY, SHIPPED
-from benchmarks.memory import peak_mb
 from stack.settings import load_settings
 from tests.conftest import feast_apply, mlflow_server, unused_port
 
