@@ -111,17 +111,14 @@ def window(
         TemporaryDirectory(prefix="gyre-window-") as spill,
         closing(duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill})) as opened,
     ):
-        parts = _parts(predictions, WITHIN.format(**times))
+        parts: Sequence[str | pa.Table] = [predictions]
+        if not isinstance(predictions, pa.Table):  # files that may hold rows of the window
+            parts = predictions.files(within=WITHIN.format(**times))
         ids, left_out = _last(opened, parts, features, asked | times)
         rows = _values(opened, parts, features, ids)
     if unfit := len(ids) - len(rows):
         left_out[OTHER_FEATURES] = left_out.get(OTHER_FEATURES, 0) + unfit
     return Window(rows, left_out)
-
-
-def _parts(predictions: pa.Table | Table, within: str) -> Sequence[str | pa.Table]:
-    """Files that may hold rows of the window; or the rows given."""
-    return [predictions] if isinstance(predictions, pa.Table) else predictions.files(within=within)
 
 
 def _last(
