@@ -17,7 +17,7 @@ from stack.spec import load_spec
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from monitoring.monitor import MonitorReport
+    from monitoring.report import MonitorReport
     from stack.settings import Settings
 
 
@@ -25,8 +25,8 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Look at the version in production; alert, go back or start a retraining as decided."""
     log_to_stderr()
     settings, spec, time = load_settings(), load_spec(model), moment(as_of)
-    from monitoring.monitor import REPORTS  # noqa: PLC0415  (heavy)
-    from monitoring.monitor import monitor as look  # noqa: PLC0415
+    from monitoring.monitor import monitor as look  # noqa: PLC0415  (heavy)
+    from monitoring.report import REPORTS  # noqa: PLC0415
 
     report = look(settings, spec, time)
     lines = list(_lines(report))

@@ -28,7 +28,7 @@ from monitoring.past import ASKED, USUAL, load_past
 from monitoring.performance import judgeable
 from monitoring.readout import note_of_trial
 from monitoring.reference import Reference
-from monitoring.report import REPORTS, MonitorReport
+from monitoring.report import MonitorReport
 from monitoring.skew import skew
 from monitoring.verdict import collapse, judge
 from monitoring.window import window
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
-__all__ = ["INPUTS", "REPORTS", "MonitorReport", "monitor"]
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
 
 

@@ -11,8 +11,8 @@ import pytest
 
 from cli.watch import _lines, _retrain
 from mlflow_server.records import DecisionRow, Records
-from monitoring.decision import Decision, Inputs, decide
-from monitoring.monitor import INPUTS, MonitorReport
+from monitoring.decision import INPUTS, Decision, Inputs, decide
+from monitoring.report import MonitorReport
 from stack.environment import child_environment
 from tests.conftest import BIN, mlflow_server, new_settings
 

@@ -18,8 +18,8 @@ from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE
 from mlflow_server.tracking import Tracking
 from monitoring.act import ESCALATED
-from monitoring.decision import Inputs, decide
-from monitoring.monitor import INPUTS, monitor
+from monitoring.decision import INPUTS, Inputs, decide
+from monitoring.monitor import monitor
 from monitoring.reference import load_reference
 from stack.spec import load_spec
 from tests.conftest import AS_OF, mlflow_server
