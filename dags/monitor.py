@@ -68,7 +68,5 @@ def retrain(model: str, *, outlet_events: Any = None) -> None:
 
 
 for _spec in load_specs():
-    _due = Asset(f"look/{_spec.name}")
-    _tags = ["gyre", _spec.name]
-    tick_dag(f"hourly_{_spec.name}", f"monitor_{_spec.name}", HOURLY, _due, _tags)
+    tick_dag("hourly", "monitor", "look", _spec.name, HOURLY)
     monitor_dag(_spec)

@@ -65,8 +65,6 @@ def promoted(model: str, *, outlet_events: Any = None) -> None:
 
 
 for _spec in load_specs():
-    if _spec.rollout.policy != "canary":
-        continue
-    _due, _tags = Asset(f"step/{_spec.name}"), ["gyre", _spec.name]
-    tick_dag(f"steps_{_spec.name}", f"rollout_{_spec.name}", LOOKS, _due, _tags)
-    rollout_dag(_spec)
+    if _spec.rollout.policy == "canary":
+        tick_dag("steps", "rollout", "step", _spec.name, LOOKS)
+        rollout_dag(_spec)

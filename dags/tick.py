@@ -15,21 +15,23 @@ from airflow.sdk import DAG, Asset, task
 from dags.run import current
 
 
-def tick_dag(dag_id: str, starts: str, schedule: str, due: Asset, tags: list[str]) -> None:
+def tick_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
+    """Build `<name>_<model>`, which emits the Asset `<due>/<model>`; that starts another DAG."""
+    asset = Asset(f"{due}/{model}")
     with DAG(
-        dag_id=dag_id,
-        doc_md=f"Starts `{starts}` on the schedule {schedule}.",
+        dag_id=f"{name}_{model}",
+        doc_md=f"Starts `{starts}_{model}` on the schedule {schedule}.",
         schedule=schedule,
         catchup=False,
-        tags=tags,
+        tags=["gyre", model],
         default_args={"retries": 1, "retry_delay": timedelta(seconds=3)},
     ):
 
-        @task(outlets=[due])
+        @task(outlets=[asset])
         def emit(*, outlet_events: Any = None) -> None:
             _, cause = current()
             moment = cause.as_of.isoformat()
-            outlet_events[due].extra = {"as_of": moment, "reason": f"schedule {schedule}"}
-            outlet_events[due].add_partitions(f"schedule {moment}")
+            outlet_events[asset].extra = {"as_of": moment, "reason": f"schedule {schedule}"}
+            outlet_events[asset].add_partitions(f"schedule {moment}")
 
         emit()

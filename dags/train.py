@@ -133,7 +133,5 @@ def promote(
 
 
 for _spec in load_specs():
-    _due = Asset(f"due/{_spec.name}")
-    _tags = ["gyre", _spec.name]
-    tick_dag(f"schedule_{_spec.name}", f"train_{_spec.name}", _spec.schedule, _due, _tags)
+    tick_dag("schedule", "train", "due", _spec.name, _spec.schedule)
     train_dag(_spec)
