@@ -156,7 +156,7 @@ class Rig:
         )  # of killed ones
         with (
             running(command, log, **process_environment(settings)) as process,
-            httpx.Client(base_url=settings.serving_address, timeout=20) as client,
+            httpx.Client(base_url=settings.serving_address, timeout=60) as client,
         ):
             wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
             yield client, process
@@ -192,7 +192,7 @@ class Rig:
 
     wait_until = staticmethod(wait_until)
 
-    def known_to_be_ready(self, client: httpx.Client, seconds: float = 30) -> None:
+    def known_to_be_ready(self, client: httpx.Client, seconds: float = 60) -> None:
         wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
 
     def follows(self, client: httpx.Client) -> None:
