@@ -6,6 +6,7 @@ report is the figure that decides.
 
 from __future__ import annotations
 
+import logging
 import math
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+log = logging.getLogger(__name__)
 METHOD = "psi_reference_deciles"
 TESTS = {False: "ks", True: "chisquare"}
 """Of a number and of a text: Evidently's names."""
@@ -50,7 +52,8 @@ class Drift:
     of a text's or a number's values that are none of the reference's (beyond chance), outside its
     range; of the columns that both have values of. means: None where one has no score. For
     information, over the rows of the report: p_values (Kolmogorov-Smirnov of numbers, chi-squared
-    of texts), and drifted_share, of the columns that both have values of.
+    of texts), and drifted_share, of the columns that both have values of. unreported: why there is
+    no report, if Evidently could make none.
     """
 
     psi: dict[str, float]
@@ -61,6 +64,7 @@ class Drift:
     means: Means | None = None
     p_values: dict[str, float] = field(default_factory=dict)
     drifted_share: float | None = None
+    unreported: str | None = None
 
     def figures(self) -> dict[str, float]:
         """By name, as decisions and MLflow keep them."""
@@ -78,16 +82,25 @@ def measure(
 ) -> Drift:
     """Compare columns of `reference`; write Evidently's `report.html` and `report.json`.
 
-    Both frames have these: the features, and `score`; what else `current` has is no matter.
+    Both frames have these: the features, and `score`; what else `current` has is no matter. What
+    Evidently cannot show, such as numbers too close together for a histogram, is judged all the
+    same, without the report.
     """
+    p_values, drifted_share, unreported = dict[str, float](), None, None
     with ThreadPoolExecutor(1) as beside:  # numpy leaves the lock to Evidently
         found = beside.submit(compared, reference, current)
         sample = _sample(current)[list(reference)]
-        report = _report(_sample(reference), sample, significant)
-        report.save_html(str(folder / "report.html"))
-        report.save_json(str(folder / "report.json"))
-    p_values, drifted_share = _information(report.dict()["metrics"])
-    return replace(found.result(), p_values=p_values, drifted_share=drifted_share)
+        try:
+            report = _report(_sample(reference), sample, significant)
+            report.save_html(str(folder / "report.html"))
+            report.save_json(str(folder / "report.json"))
+            p_values, drifted_share = _information(report.dict()["metrics"])
+        except Exception as exc:  # whatever it is, what decides is counted without it
+            log.warning("Evidently made no report", exc_info=True)
+            unreported = " ".join(f"{type(exc).__name__}: {exc}".split())
+    return replace(
+        found.result(), p_values=p_values, drifted_share=drifted_share, unreported=unreported
+    )
 
 
 def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:

@@ -83,11 +83,12 @@ def look_at(
     if isinstance(reference, str):
         why = harm(scores, spec.threshold, [], *failed) or late
         return Look(None, [], [f"no reference: {reference}"], why, {}, settled.left_out, counted)
-    drift = None
+    drift, notes = None, list[str]()
     if len(seen.rows) >= FEWEST:
         current = seen.rows[list(reference.rows)]
         drift = measure(reference.rows, current, folder, spec.drift.significant)
-    notes = list[str]()
+        if drift.unreported:
+            notes.append(f"Evidently made no report: {drift.unreported}")
     of, at = (settings, spec), past.as_of
     known, threshold = settled.known, reference.threshold
     again = _or_note(notes, lambda: replayed(*of, past.version, reference.snapshot, at))

@@ -35,6 +35,18 @@ def test_a_column_without_values_is_named(tmp_path, reference, current, verdict,
     assert (got, bad + notes) == (verdict, said)
 
 
+@pytest.mark.parametrize("values", [[0.3, 0.1 + 0.2], [1e16, 1e16 + 2]])
+def test_numbers_that_evidently_cannot_show_are_judged_without_its_report(tmp_path, values):
+    near = FULL.assign(orders=values * 200)
+    found = measure(near, near, tmp_path, LIMITS.significant)
+    assert found.unreported.startswith("ValueError: ")
+    assert (found.psi, found.p_values) == ({"orders": 0.0, "score": 0.0}, {})
+    assert judge(LIMITS, 400, found, [])[0] == "ok"
+    found = measure(near, near.assign(score=0.5), tmp_path, LIMITS.significant)
+    assert judge(LIMITS, 400, found, [])[0] == "bad"
+    assert measure(FULL, FULL, tmp_path, LIMITS.significant).unreported is None
+
+
 def test_what_the_reference_never_had_is_counted_and_tests_are_told_for_information(tmp_path):
     plans = FULL.assign(plan=pd.Series(["a", "b"] * 200, dtype=object))
     shown = plans["plan"].where(plans.index >= 40, "c")
