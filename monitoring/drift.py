@@ -14,14 +14,14 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pandas as pd
 
 from monitoring.psi import psi
+from stack.spec import MISSING
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
-
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 METHOD = "psi_reference_deciles"
@@ -89,9 +89,9 @@ def measure(
     p_values, drifted_share, unreported = dict[str, float](), None, None
     with ThreadPoolExecutor(1) as beside:  # numpy leaves the lock to Evidently
         found = beside.submit(compared, reference, current)
-        sample = _sample(current)[list(reference)]
+        before, now = (_with_nulls(_sample(rows)[list(reference)]) for rows in (reference, current))
         try:
-            report = _report(_sample(reference), sample, significant)
+            report = _report(before, now, significant)
             report.save_html(str(folder / "report.html"))
             report.save_json(str(folder / "report.json"))
             p_values, drifted_share = _information(report.dict()["metrics"])
@@ -106,6 +106,7 @@ def measure(
 def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
     """What decides, over all rows, without Evidently's report and what it gives for information."""
     names = [str(name) for name in reference]
+    reference, current = (_with_nulls(rows[names]) for rows in (reference, current))
     texts = [name for name in names if reference[name].dtype == object]
     null_share, before = (
         {name: float(rows[name].isna().mean()) for name in names} for rows in (current, reference)
@@ -124,6 +125,15 @@ def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
         out_of_range={name: share for name, share in unseen.items() if name not in texts},
         means=_means(reference[SCORE], current[SCORE]) if SCORE in both else None,
     )
+
+
+def _with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Rows with None for the text that a model is given where there is none."""
+    columns = {}
+    for name, column in rows.items():
+        missing = column == MISSING if column.dtype == object else None
+        columns[name] = column if missing is None else column.mask(missing, None)
+    return pd.DataFrame(columns, copy=False)
 
 
 def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:

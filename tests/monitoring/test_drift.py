@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -9,7 +11,7 @@ from scipy.stats import ks_2samp
 
 from monitoring.drift import compared, measure
 from monitoring.verdict import judge
-from stack.spec import load_spec
+from stack.spec import MISSING, load_spec
 
 LIMITS = load_spec("customer_churn_model").drift
 DRAW = np.random.default_rng(0)
@@ -82,6 +84,25 @@ def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(t
     empty = one.assign(plan=pd.Series([None] * 400, dtype=object))
     verdict, bad, _ = judge(LIMITS, 400, measure(one, empty, tmp_path, 0.25), [])
     assert (verdict, bad) == ("bad", ["plan: 100% null, 0% before"])
+
+
+def test_a_text_that_is_null_counts_as_null_though_a_model_is_given_a_word_for_it(tmp_path):
+    def plans(nulls):
+        return FULL.assign(plan=np.array(["a", "b"] * 200, object)).mask(
+            np.arange(400)[:, None] < np.array([0, 0, nulls]), MISSING
+        )
+
+    found = measure(plans(40), plans(76), tmp_path, LIMITS.significant)
+    assert (found.reference_null_share["plan"], found.null_share["plan"]) == (0.1, 0.19)
+    assert found.psi["plan"] == pytest.approx(0, abs=0.001)
+    assert judge(LIMITS, 400, found, [])[:2] == ("bad", ["plan: 19% null, 10% before"])
+    found = measure(plans(0), plans(400), tmp_path, LIMITS.significant)
+    assert judge(LIMITS, 400, found, [])[:2] == ("bad", ["plan: 100% null, 0% before"])
+    assert found.new_categories == {}
+    report = json.loads((tmp_path / "report.json").read_text())["metrics"]
+    nulls = {each["config"]["column"]: each["value"]["share"] for each in report
+             if each["config"]["type"].endswith("MissingValueCount")}  # fmt: skip
+    assert nulls == {"orders": 0, "score": 0, "plan": 1}
 
 
 def test_new_categories_are_those_beyond_what_the_reference_makes_likely():
