@@ -17,6 +17,7 @@ import numpy as np
 import pandas as pd
 
 from monitoring.psi import psi
+from monitoring.verdict import by_chance
 from stack.spec import MISSING
 
 if TYPE_CHECKING:
@@ -48,17 +49,19 @@ class Means:
 class Drift:
     """PSI by column (features and `score`), over all rows; and null shares of the features.
 
-    PSI is nan where the window or the reference has no value. new_categories, out_of_range: share
-    of a text's or a number's values that are none of the reference's (beyond chance), outside its
-    range; of the columns that both have values of. means: None where one has no score. For
-    information, over the rows of the report: p_values (Kolmogorov-Smirnov of numbers, chi-squared
-    of texts), and drifted_share, of the columns that both have values of. unreported: why there is
-    no report, if Evidently could make none.
+    PSI is nan where the window or the reference has no value. values: how many there are, in that
+    of the two that has fewer. new_categories, out_of_range: share of a text's or a number's values
+    that are none of the reference's (beyond chance), outside its range; of the columns that both
+    have values of. means: None where one has no score. For information, over the rows of the
+    report: p_values (Kolmogorov-Smirnov of numbers, chi-squared of texts), and drifted_share, of
+    the columns that both have values of. unreported: why there is no report, if Evidently could
+    make none.
     """
 
     psi: dict[str, float]
     null_share: dict[str, float]
     reference_null_share: dict[str, float]
+    values: dict[str, int] = field(default_factory=dict)
     new_categories: dict[str, float] = field(default_factory=dict)
     out_of_range: dict[str, float] = field(default_factory=dict)
     means: Means | None = None
@@ -121,6 +124,7 @@ def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
         psi={name: psi(reference[name], current[name]) for name in names},
         null_share=null_share,
         reference_null_share=before,
+        values={n: int(min(rows[n].count() for rows in (reference, current))) for n in names},
         new_categories={name: share for name, share in unseen.items() if name in texts},
         out_of_range={name: share for name, share in unseen.items() if name not in texts},
         means=_means(reference[SCORE], current[SCORE]) if SCORE in both else None,
@@ -137,13 +141,15 @@ def _with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
 
 
 def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
-    """Share that is new, less what was to be expected: as many as there were of one row each.
+    """Share that is new, less what was to be expected: as many as there were of one row each; 0 as
+    far as chance alone gives that.
 
     Source: Good, The population frequencies of species (Biometrika 40, 1953).
     """
     known, found = reference.value_counts(), current.value_counts()
     share = found[~found.index.isin(known.index)].sum() / found.sum()
-    return max(0.0, float(share - (known == 1).sum() / known.sum()))
+    usual = (known == 1).sum() / known.sum()
+    return float(share - usual) if share - usual > by_chance(usual, found.sum()) else 0.0
 
 
 def _outside(reference: pd.Series[Any], current: pd.Series[Any]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Self
 
 from stack.spec import LOWER_IS_BETTER
@@ -15,17 +16,20 @@ if TYPE_CHECKING:
     from stack.spec import DriftLimits
 
 FEWEST = 200
-"""Entities below which a window has no verdict: PSI of ten deciles is noise there."""
+"""Entities below which a window has no verdict: PSI of ten deciles is noise there. So it is of a
+column that has fewer values because the others are null."""
 FEWEST_FOR_MODERATE = 300
 
 # What is too much, and what is worth a word. PSI has the spec's [drift].
 NULLS_MORE = 0.05
-"""Points of the share of nulls above the reference's."""
+"""Points of the share of nulls above the reference's, and beyond chance."""
 UNSEEN, UNSEEN_WORD = 0.05, 0.01
 """Share of values that the reference never had: other categories, numbers out of its range."""
-MEAN_SCORE, MEAN_SCORE_SPREAD, MEAN_SCORE_ERRORS = 0.10, 0.10, 3.29
+ERRORS = 3.29
+"""Standard errors that chance exceeds 1 time in 1,000."""
+MEAN_SCORE, MEAN_SCORE_SPREAD = 0.10, 0.10
 """Change of the mean score: a share of what it was, and of the scores' standard deviation (of
-numbers around 0 the mean is no measure), and so many standard errors (1 in 1,000 by chance)."""
+numbers around 0 the mean is no measure), and beyond chance."""
 WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_loss": (0.05, 0.0),
            "rmse": (0.0, 0.05)}  # fmt: skip
 """How much worse than when the version was evaluated is too much: points, and a share of what it
@@ -67,12 +71,12 @@ def judge(
     if drift is None:
         return "insufficient_data", [], list(performance)
     bad, notes, compared = list(performance), list[Finding](), True
-    for found, acts in (*_psi(limits, entities, drift), *_unseen(limits, drift)):
+    for found, acts in (*_psi(limits, entities, drift), *_unseen(limits, entities, drift)):
         (bad if acts else notes).append(found)
     bad += _mean_score(drift)
     for name, share in drift.null_share.items():
         before = drift.reference_null_share[name]
-        if share - before >= NULLS_MORE:
+        if share - before >= max(NULLS_MORE, by_chance(before, entities)):
             bad.append(Finding(f"{name}: {share:.0%} null, {before:.0%} before", name, "nulls"))
         elif share < 1 and not before < 1:  # nan too: a reference without rows
             text = f"{name}: nothing to compare with, the reference has no value of it"
@@ -83,24 +87,34 @@ def judge(
     return ("ok" if compared else "insufficient_data"), bad, notes
 
 
+def by_chance(share: float, rows: float) -> float:
+    """How far the share of so many rows may be from what it is of all of them, by chance alone."""
+    return ERRORS * math.sqrt(share * (1 - share) / rows)
+
+
 def _psi(limits: DriftLimits, entities: int, drift: Drift) -> Iterator[tuple[Finding, bool]]:
     for name, value in drift.psi.items():
         kind = "prediction_drift" if name == "score" else "data_drift"
         found = Finding(f"{name}: PSI {value:.2f}", name, kind, value)
-        if value >= limits.significant and name not in limits.informative:
+        values = drift.values.get(name, entities)
+        if value >= limits.significant and values < FEWEST:
+            text = f"{name}: PSI {value:.2f} of {values} values, too few to judge"
+            yield Finding(text, name, kind, value), False
+        elif value >= limits.significant and name not in limits.informative:
             yield found, True
-        elif value >= limits.moderate and entities >= FEWEST_FOR_MODERATE:
+        elif value >= limits.moderate and values >= FEWEST_FOR_MODERATE:
             yield found, False
 
 
-def _unseen(limits: DriftLimits, drift: Drift) -> Iterator[tuple[Finding, bool]]:
+def _unseen(limits: DriftLimits, entities: int, drift: Drift) -> Iterator[tuple[Finding, bool]]:
     for kind, shares, what in (
         ("new_categories", drift.new_categories, "of categories that the reference has not"),
         ("out_of_range", drift.out_of_range, "out of the reference's range"),
     ):
         for name, share in shares.items():
             if share >= UNSEEN_WORD:
-                acts = share >= UNSEEN and name not in limits.informative
+                enough = drift.values.get(name, entities) >= FEWEST
+                acts = share >= UNSEEN and enough and name not in limits.informative
                 yield Finding(f"{name}: {share:.0%} {what}", name, kind), acts
 
 
@@ -111,7 +125,7 @@ def _mean_score(drift: Drift) -> Iterator[Finding]:
     least = max(
         MEAN_SCORE * abs(before),
         MEAN_SCORE_SPREAD * drift.means.spread,
-        MEAN_SCORE_ERRORS * drift.means.error,
+        ERRORS * drift.means.error,
     )
     if abs(now - before) > least:
         share = f" ({now / before - 1:+.0%})" if before else ""

@@ -137,6 +137,23 @@ def test_significant_drift_is_bad_moderate_is_a_note_and_what_is_informative_nev
 def test_more_nulls_than_the_reference_has_are_bad():
     verdict, bad, _ = judge(LIMITS, 500, drift(nulls=0.06, orders=0.0), [])
     assert (verdict, bad) == ("bad", ["orders: 6% null, 0% before"])
+    usual = replace(drift(nulls=0.38, orders=0.0), reference_null_share={"orders": 0.3})
+    assert judge(LIMITS, 200, usual, []) == ("ok", [], [])  # 8 points: 2.5 standard errors
+    assert judge(LIMITS, 500, usual, [])[0] == "bad"
+
+
+def test_a_column_of_few_values_is_as_a_window_of_few_entities():
+    shares = {"new_categories": {"plan": 0.1}, "out_of_range": {"orders": 0.1}}
+    few = replace(drift(orders=0.4, plan=0.2), values={"orders": 199, "plan": 199}, **shares)
+    verdict, bad, notes = judge(LIMITS, 5000, few, [])
+    assert (verdict, bad) == ("ok", [])
+    assert notes == [
+        "orders: PSI 0.40 of 199 values, too few to judge",
+        "plan: 10% of categories that the reference has not",
+        "orders: 10% out of the reference's range",
+    ]
+    enough = replace(few, values={"orders": 200, "plan": 200})
+    assert len(judge(LIMITS, 5000, enough, [])[1]) == 3
 
 
 @pytest.mark.parametrize(

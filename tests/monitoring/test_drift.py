@@ -115,3 +115,16 @@ def test_new_categories_are_those_beyond_what_the_reference_makes_likely():
     reference = rows(5000)
     assert compared(reference, rows(2000)).new_categories["postcode"] < 0.02
     assert compared(reference, rows(1800, ["0000"] * 200)).new_categories["postcode"] > 0.08
+
+
+@pytest.mark.parametrize("nulls", [0.3, 0.9])
+def test_nulls_as_usual_are_not_told_as_drift_by_chance(nulls):
+    drawn = np.random.default_rng(4)
+
+    def rows(n):
+        spent = np.where(drawn.random(n) < nulls, np.nan, drawn.gamma(2, 30, n))
+        return pd.DataFrame({"spent": spent, "score": drawn.random(n)})
+
+    reference, windows = rows(7000), [rows(200) for _ in range(200)]
+    told = [judge(LIMITS, 200, compared(reference, each), [])[1] for each in windows]
+    assert sum(map(bool, told)) <= 2
