@@ -8,6 +8,7 @@ Both are compared with what it scored when it was evaluated.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -18,11 +19,11 @@ import pyarrow.compute as pc
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from monitoring.verdict import FEWEST
-from stack.spec import entity_of, entity_text
+from monitoring.verdict import ERRORS, FEWEST
+from stack.spec import LOWER_IS_BETTER, entity_of, entity_text
 from training.evaluate import champion_scores
 from training.frame import TIME, build_frame, typed
-from training.metrics import Scored, all_metrics, interval, resampled
+from training.metrics import Scored, all_metrics, interval, losses, resampled
 from training.snapshots import month_starts
 
 if TYPE_CHECKING:
@@ -43,8 +44,8 @@ DAY = "event_timestamp"
 class Performance:
     """Metrics on `rows` rows; `kind` is logged or replay, `about` says which rows.
 
-    surely: the better end of a metric's 95 % interval, where it is judged by that: errors of
-    numbers have heavy tails.
+    surely: what a metric is at best. Of numbers the better end of its 95 % interval, as their
+    errors have heavy tails; of classes as much better as chance makes it 1 time in 2,000.
     """
 
     kind: str
@@ -153,11 +154,33 @@ def actuals(
 
 
 def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:
-    found, surely = all_metrics(y, model, spec.costs), {}
+    found = all_metrics(y, model, spec.costs)
     if model.threshold is None:
         drawn = resampled(y, {kind: model}, None, spec.seed)[kind]["rmse"]
         surely = {"rmse": interval(found["rmse"], drawn).low}
+    else:
+        surely = {
+            name: found[name] + ERRORS * (-error if name in LOWER_IS_BETTER else error)
+            for name, error in _errors(y, model, found).items()
+        }
     return Performance(kind, about, len(y), found, surely)
+
+
+def _errors(y: Labels, model: Scored, found: Mapping[str, float]) -> dict[str, float]:
+    """Standard errors of the watched metrics of classes; by formula, as there may be millions.
+
+    AUC: Hanley and McNeil (Radiology 143, 1982). F1: the delta method, over its confusion matrix
+    with one hit more, as without any it would be sure to be 0.
+    """
+    ones, wrong, hits = found["tp"] + found["fn"], found["fp"] + found["fn"], found["tp"] + 1
+    zeros, auc, f1 = len(y) - ones, found["auc"], 2 * hits / (2 * hits + wrong)
+    both = auc * (1 - auc), auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
+    of_auc = (both[0] + (ones - 1) * both[1] + (zeros - 1) * both[2]) / (ones * zeros)
+    of_f1 = (4 * hits * (1 - f1) ** 2 + wrong * f1**2) / (2 * hits + wrong) ** 2
+    of_accuracy = found["accuracy"] * (1 - found["accuracy"]) / len(y)
+    of_loss = float(np.var(losses(y, model))) / len(y)
+    squares = {"auc": of_auc, "f1": of_f1, "accuracy": of_accuracy, "log_loss": of_loss}
+    return {name: math.sqrt(max(0.0, square)) for name, square in squares.items()}
 
 
 def _from_raw(

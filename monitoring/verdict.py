@@ -32,8 +32,8 @@ MEAN_SCORE, MEAN_SCORE_SPREAD = 0.10, 0.10
 numbers around 0 the mean is no measure), and beyond chance."""
 WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_loss": (0.05, 0.0),
            "rmse": (0.0, 0.05)}  # fmt: skip
-"""How much worse than when the version was evaluated is too much: points, and a share of what it
-was then. A version has those of its task.
+"""How much worse than when the version was evaluated is too much: points, beyond chance, and a
+share of what it was then. A version has those of its task.
 """
 CONCEPT, CONCEPT_SHARE, SURELY = 0.05, 0.10, 0.01
 """Rise of the mean loss of a segment: points of log loss, a share of a squared error; and the most
@@ -140,9 +140,9 @@ def worse(seen: Performance, evaluated: Mapping[str, float]) -> list[Finding]:
         if name not in seen.metrics:
             continue
         now, was = seen.metrics[name], evaluated[name]
-        best = seen.surely.get(name, now)
-        loss = best - was if name in LOWER_IS_BETTER else was - best
-        if loss >= points + share * was:
+        sign = 1 if name in LOWER_IS_BETTER else -1
+        loss, surely_lost = (sign * (each - was) for each in (now, seen.surely.get(name, now)))
+        if loss >= points + share * was and surely_lost >= share * was:
             text = f"{name} {now:.3f} ({seen.kind}, {seen.about}), was {was:.3f}"
             found.append(Finding(text, name, "performance"))
     return found

@@ -9,13 +9,16 @@ import pyarrow as pa
 import pytest
 
 from monitoring.collect import ANSWERS, PREDICTIONS
-from monitoring.performance import actuals, judgeable, logged
+from monitoring.performance import actuals, judgeable, logged, measured
+from monitoring.verdict import worse
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
+from training.metrics import Scored
 
 SPEC = load_spec("customer_churn_model")
+TRUE = np.random.default_rng(6)
 ASKED, HOUR = AS_OF - 120 * DAY, timedelta(hours=1)
 MIDNIGHT = ASKED.replace(hour=0, minute=0, second=0, microsecond=0)
 
@@ -77,6 +80,30 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     assert by_id["r499"] == 1.0
     assert "r0" not in by_id
     assert logged(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
+
+
+def drawn(rows, share=0.0):
+    """What a version says that is right about every chance, but for a share of the rows."""
+    p = TRUE.beta(2, 1.6, rows)
+    y = (TRUE.random(rows) < p).astype(np.int64)
+    said = np.where(TRUE.random(rows) < share, TRUE.permutation(p), p)
+    return measured("logged", f"{rows} outcomes", y, Scored(said, 0.5), SPEC)
+
+
+@pytest.mark.parametrize("rows", [200, 500])
+def test_a_version_that_is_as_good_as_ever_is_not_told_as_worse_by_chance(rows):
+    evaluated = drawn(7000).metrics
+    assert sum(bool(worse(drawn(rows), evaluated)) for _ in range(200)) <= 2
+
+
+def test_one_that_is_worse_is_found_by_each_metric_and_the_sooner_the_more_outcomes_there_are():
+    evaluated = drawn(7000).metrics
+    found = [each.feature for each in worse(drawn(2000, 0.5), evaluated)]
+    assert found == ["f1", "auc", "accuracy", "log_loss"]
+    shares = [sum(bool(worse(drawn(n, 0.3), evaluated)) for _ in range(20)) / 20
+              for n in (200, 1000)]  # fmt: skip
+    assert shares[0] < 0.5
+    assert shares[1] > 0.8
 
 
 def test_of_millions_of_predictions_those_are_read_that_can_be_judged():
