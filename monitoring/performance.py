@@ -109,7 +109,7 @@ def logged(
 ) -> Judged | None:
     """Judge logged predictions of one version by what came true; None below 200 outcomes.
 
-    Of an entity the last of a day counts, as in a window, and nothing that was answered from
+    Of an entity the last of a day whose outcome is known counts, and nothing that was answered from
     defaults or outside the population.
 
     answered: rows of `predictions`, of one version, that are `judgeable`. known: actuals by
@@ -117,9 +117,10 @@ def logged(
     it predicts a number.
     """
     score = "prediction" if threshold is None else "probability"
-    answered = _counting(answered)
+    usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
+    answered = answered.filter(usual)
     true = pa.array(actuals(settings, spec, answered, known, as_of), from_pandas=True)
-    rows = answered.append_column("label", true).filter(pc.is_valid(true))
+    rows = _counting(answered.append_column("label", true).filter(pc.is_valid(true)))
     if rows.num_rows < FEWEST or pc.count_distinct(rows["label"]).as_py() == 1:
         return None
     scored = Scored(rows[score].to_numpy(), threshold)
@@ -128,9 +129,8 @@ def logged(
 
 
 def _counting(answered: pa.Table) -> pa.Table:
-    """Rows that say something of the population; who has no name counts with each answer."""
-    usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
-    rows = answered.filter(usual).sort_by("received")
+    """The last of each entity and day; who has no name counts with each answer."""
+    rows = answered.sort_by("received")
     day, place = pc.floor_temporal(rows["as_of"], unit="day"), np.arange(rows.num_rows)
     # Who has no name is alone under its place.
     name = pc.coalesce(rows["entity"], pa.array(place).cast(pa.string()))

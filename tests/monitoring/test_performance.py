@@ -82,6 +82,22 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     assert logged(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
 
 
+def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):  # noqa: F811
+    """Who orders is asked about again: that answer has no outcome, and must not hide the others."""
+    before, noon = MIDNIGHT - 10 * DAY, MIDNIGHT + 12 * HOUR
+    who = range(1, 251)
+    shop.has(*(order(n, n, before) for n in who), *(order(500 + n, n, noon) for n in who[:100]))
+    shop.ingest(AS_OF)
+    rows = answered(*((n, noon - 3 * HOUR, {}) for n in who), *((n, noon + HOUR, {}) for n in who))
+    found = logged(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
+    assert found is not None
+    assert found.performance.rows == 250
+    assert found.rows["label"].to_pylist().count(0) == 100
+    last = {row["entity"]: row["as_of"] for row in found.rows.to_pylist()}
+    assert {last[f"{n}"] for n in who[:100]} == {noon - 3 * HOUR}
+    assert {last[f"{n}"] for n in who[100:]} == {noon + HOUR}
+
+
 def drawn(rows, share=0.0):
     """What a version says that is right about every chance, but for a share of the rows."""
     p = TRUE.beta(2, 1.6, rows)
