@@ -12,6 +12,7 @@ import os
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -58,7 +59,10 @@ class Table:
         """
         if not self.exists:
             return []
-        return list(self._open(version).file_uris(file_pruning_predicate=within))
+        found = self._open(version)
+        place = urlsplit(found.table_uri).path  # quoted, what comes behind it is as on disk
+        files = found.file_uris(file_pruning_predicate=within)
+        return [f"{self.path.absolute()}/{each.removeprefix(place)}" for each in files]
 
     @property
     def identity(self) -> str:

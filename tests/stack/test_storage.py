@@ -9,6 +9,8 @@ import pyarrow as pa
 
 from stack.storage import Table
 
+SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
+
 SCHEMA = pa.schema({"id": pa.string(), "received": pa.timestamp("us", tz="UTC")})
 BEGAN, DAY = datetime(2026, 11, 20, tzinfo=UTC), timedelta(days=1)
 
@@ -32,3 +34,13 @@ def test_what_is_of_another_time_is_not_read(tmp_path):
     for file in map(Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")):
         file.unlink()
     assert table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
+
+
+def test_files_are_found_whatever_the_folder_is_called(tmp_path):
+    table = Table(tmp_path / "my home, 100 % größer" / "table", SCHEMA_OF_DAYS)
+    for day in ("a b", "1 %/2"):
+        table.replace(pa.table({"day": [day], "n": [1]}, SCHEMA_OF_DAYS), ["day"])
+    files = table.files(within="n = 1")
+    assert len(files) == 2
+    assert all(Path(file).is_absolute() and Path(file).is_file() for file in files)
+    assert table.files(within="n = 2") == []
