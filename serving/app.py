@@ -8,6 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -37,6 +38,11 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     scorers = [Scorer(holder, log) for holder in holders.values()]
     default = next(s for s in scorers if s.spec.name == settings.default_model)
     told, forward = Told(settings, holders), Forward(settings)
+    again = (
+        (FOLLOW_SECONDS, told.look),
+        (PROBE_SECONDS, told.probe),
+        (PROBE_SECONDS, partial(_end_without, os.getppid())),
+    )
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
@@ -47,7 +53,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             opened.push_async_callback(forward.close)
             await told.look()
             settle()  # else the first swap collects all that was imported: 0.1 s without answers
-            for seconds, work in ((FOLLOW_SECONDS, told.look), (PROBE_SECONDS, told.probe)):
+            for seconds, work in again:
                 opened.push_async_callback(_cancelled, asyncio.create_task(_again(seconds, work)))
             for scorer in scorers:
                 opened.push_async_callback(scorer.ended)
@@ -68,7 +74,6 @@ class Told:
 
     def __init__(self, settings: Settings, holders: dict[str, Holder]) -> None:
         self._settings, self._holders = settings, holders
-        self._parent = os.getppid()
         self.last: Announcement | None = None
         self._stamp: tuple[int, int] | None = None
         self._closing = set[asyncio.Task[None]]()
@@ -107,17 +112,21 @@ class Told:
         task.add_done_callback(self._closing.discard)
 
     async def probe(self) -> None:
-        """Look after the feature sources; end if the keeper is gone: the next brings workers."""
+        """Look after the feature sources."""
         for name, holder in self._holders.items():
             await asyncio.gather(*(source.probe() for source in holder.sources))
             WATERMARK_AGE.labels(name).set(age(holder.features.watermark))
-        if os.getppid() != self._parent:
-            os.kill(os.getpid(), signal.SIGTERM)
 
 
 def age(moment: datetime | None) -> float:
     """Seconds since `moment`; NaN if it is unknown."""
     return (datetime.now(UTC) - moment).total_seconds() if moment else float("nan")
+
+
+async def _end_without(parent: int) -> None:
+    """End if the server is gone: the next brings workers, and needs the port."""
+    if os.getppid() != parent:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 async def _again(seconds: float, work: Callable[[], Awaitable[Any]]) -> None:

@@ -79,6 +79,21 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
     assert not counts.parent.exists()
 
 
+def test_workers_end_with_their_parent_also_where_its_folder_in_memory_is_gone(rig: Any) -> None:
+    """9, 20: every look at the feature sources fails there."""
+    home = rig.folder / "gone"
+    settings = rig.settings.model_copy(update={"home": home})
+    with rig.serving(home=home, serving_port=unused_port()) as (_, process):
+        orphans = workers(process)
+        process.kill()
+        process.wait()
+        shutil.rmtree(in_memory(settings))
+    _, alive = psutil.wait_procs(orphans, timeout=15)
+    for orphan in alive:
+        orphan.kill()
+    assert alive == []
+
+
 def test_workers_end_whose_parent_died_while_they_started(rig: Any) -> None:
     """9, 20: they would hold the port for ever."""
     made = {"home": rig.folder / "short", "serving_port": unused_port(), "serving_workers": 2}
