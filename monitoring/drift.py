@@ -14,7 +14,6 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 
 from monitoring.psi import psi
 from monitoring.verdict import by_chance
@@ -23,6 +22,8 @@ from stack.spec import MISSING
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
+
+    import pandas as pd
 
 log = logging.getLogger(__name__)
 METHOD = "psi_reference_deciles"
@@ -49,7 +50,7 @@ class Means:
 class Drift:
     """PSI by column (features and `score`), over all rows; and null shares of the features.
 
-    PSI is nan where the window or the reference has no value. values: how many there are, in that
+    PSI is nan where the window or the reference has no value. filled: how many there are, in that
     of the two that has fewer. new_categories, out_of_range: share of a text's or a number's values
     that are none of the reference's (beyond chance), outside its range; of the columns that both
     have values of. means: None where one has no score. For information, over the rows of the
@@ -61,7 +62,7 @@ class Drift:
     psi: dict[str, float]
     null_share: dict[str, float]
     reference_null_share: dict[str, float]
-    values: dict[str, int] = field(default_factory=dict)
+    filled: dict[str, int] = field(default_factory=dict)
     new_categories: dict[str, float] = field(default_factory=dict)
     out_of_range: dict[str, float] = field(default_factory=dict)
     means: Means | None = None
@@ -92,7 +93,8 @@ def measure(
     p_values, drifted_share, unreported = dict[str, float](), None, None
     with ThreadPoolExecutor(1) as beside:  # numpy leaves the lock to Evidently
         found = beside.submit(compared, reference, current)
-        before, now = (_with_nulls(_sample(rows)[list(reference)]) for rows in (reference, current))
+        before, now = (_sample(rows)[list(reference)].apply(_with_nulls)
+                       for rows in (reference, current))  # fmt: skip
         try:
             report = _report(before, now, significant)
             report.save_html(str(folder / "report.html"))
@@ -108,36 +110,30 @@ def measure(
 
 def compared(reference: pd.DataFrame, current: pd.DataFrame) -> Drift:
     """What decides, over all rows, without Evidently's report and what it gives for information."""
-    names = [str(name) for name in reference]
-    reference, current = (_with_nulls(rows[names]) for rows in (reference, current))
-    texts = [name for name in names if reference[name].dtype == object]
-    null_share, before = (
-        {name: float(rows[name].isna().mean()) for name in names} for rows in (current, reference)
-    )
-    both = [name for name in names if null_share[name] < 1 and before[name] < 1]
-    unseen = {
-        name: (_new if name in texts else _outside)(reference[name], current[name])
-        for name in both
-        if name != SCORE
-    }
-    return Drift(
-        psi={name: psi(reference[name], current[name]) for name in names},
-        null_share=null_share,
-        reference_null_share=before,
-        values={n: int(min(rows[n].count() for rows in (reference, current))) for n in names},
-        new_categories={name: share for name, share in unseen.items() if name in texts},
-        out_of_range={name: share for name, share in unseen.items() if name not in texts},
-        means=_means(reference[SCORE], current[SCORE]) if SCORE in both else None,
-    )
+    found, means = Drift({}, {}, {}), None
+    for name in map(str, reference):  # one at a time: a copy of all would not fit beside them
+        before, now = (_with_nulls(rows[name]) for rows in (reference, current))
+        nulls = [each.isna() for each in (before, now)]
+        found.reference_null_share[name], found.null_share[name] = (float(n.mean()) for n in nulls)
+        found.filled[name] = int(min((~each).sum() for each in nulls))
+        found.psi[name] = psi(before, now)
+        if not found.filled[name]:
+            continue
+        if name == SCORE:
+            means = _means(before, now)
+        elif before.dtype == object:
+            found.new_categories[name] = _new(before, now)
+        else:
+            found.out_of_range[name] = _outside(before, now)
+    return replace(found, means=means)
 
 
-def _with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
-    """Rows with None for the text that a model is given where there is none."""
-    columns = {}
-    for name, column in rows.items():
-        missing = column == MISSING if column.dtype == object else None
-        columns[name] = column if missing is None else column.mask(missing, None)
-    return pd.DataFrame(columns, copy=False)
+def _with_nulls(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Of a text, None for the word that a model is given where there is none."""
+    if column.dtype != object:
+        return column
+    missing = column == MISSING
+    return column.mask(missing, None) if missing.any() else column
 
 
 def _new(reference: pd.Series[Any], current: pd.Series[Any]) -> float:

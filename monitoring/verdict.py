@@ -96,7 +96,7 @@ def _psi(limits: DriftLimits, entities: int, drift: Drift) -> Iterator[tuple[Fin
     for name, value in drift.psi.items():
         kind = "prediction_drift" if name == "score" else "data_drift"
         found = Finding(f"{name}: PSI {value:.2f}", name, kind, value)
-        values = drift.values.get(name, entities)
+        values = drift.filled.get(name, entities)
         if value >= limits.significant and values < FEWEST:
             text = f"{name}: PSI {value:.2f} of {values} values, too few to judge"
             yield Finding(text, name, kind, value), False
@@ -113,7 +113,7 @@ def _unseen(limits: DriftLimits, entities: int, drift: Drift) -> Iterator[tuple[
     ):
         for name, share in shares.items():
             if share >= UNSEEN_WORD:
-                enough = drift.values.get(name, entities) >= FEWEST
+                enough = drift.filled.get(name, entities) >= FEWEST
                 acts = share >= UNSEEN and enough and name not in limits.informative
                 yield Finding(f"{name}: {share:.0%} {what}", name, kind), acts
 

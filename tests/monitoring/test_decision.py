@@ -144,7 +144,7 @@ def test_more_nulls_than_the_reference_has_are_bad():
 
 def test_a_column_of_few_values_is_as_a_window_of_few_entities():
     shares = {"new_categories": {"plan": 0.1}, "out_of_range": {"orders": 0.1}}
-    few = replace(drift(orders=0.4, plan=0.2), values={"orders": 199, "plan": 199}, **shares)
+    few = replace(drift(orders=0.4, plan=0.2), filled={"orders": 199, "plan": 199}, **shares)
     verdict, bad, notes = judge(LIMITS, 5000, few, [])
     assert (verdict, bad) == ("ok", [])
     assert notes == [
@@ -152,7 +152,7 @@ def test_a_column_of_few_values_is_as_a_window_of_few_entities():
         "plan: 10% of categories that the reference has not",
         "orders: 10% out of the reference's range",
     ]
-    enough = replace(few, values={"orders": 200, "plan": 200})
+    enough = replace(few, filled={"orders": 200, "plan": 200})
     assert len(judge(LIMITS, 5000, enough, [])[1]) == 3
 
 
