@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 
 from stack.errors import RegistryError
 
-# MLflow reads these from the environment at each call, the first two at import. A request is
+# MLflow reads these from the environment at each call, the first at import. A request is
 # never repeated: a repeated "create version" whose first answer got lost would make two versions.
 LIMITS = {
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_DISABLE_AGENT_HINT": "true",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",

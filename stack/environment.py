@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
+from stack import UNREPORTED
 from stack.errors import StackError
 from stack.preflight import MARK
 from stack.settings import LOOPBACK, PROJECT
@@ -43,10 +44,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "MPLBACKEND": "agg",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
         "HOME": os.environ.get("HOME") or str(home),
-        "DO_NOT_TRACK": "1",
-        "FEAST_USAGE": "False",
-        "GX_ANALYTICS_ENABLED": "False",
-        "MLFLOW_DISABLE_TELEMETRY": "true",
+        **UNREPORTED,
         "GIT_PYTHON_REFRESH": "quiet",
         "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
     }
