@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from monitoring.verdict import ERRORS, FEWEST
+from monitoring.verdict import FEWEST, WATCHED_ERRORS
 from stack.spec import LOWER_IS_BETTER, entity_of, entity_text
 from training.evaluate import champion_scores
 from training.frame import TIME, build_frame, typed
@@ -45,7 +45,7 @@ class Performance:
     """Metrics on `rows` rows; `kind` is logged or replay, `about` says which rows.
 
     surely: what a metric is at best. Of numbers the better end of its 95 % interval, as their
-    errors have heavy tails; of classes as much better as chance makes it 1 time in 2,000.
+    errors have heavy tails; of classes three standard errors better.
     """
 
     kind: str
@@ -160,7 +160,7 @@ def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -
         surely = {"rmse": interval(found["rmse"], drawn).low}
     else:
         surely = {
-            name: found[name] + ERRORS * (-error if name in LOWER_IS_BETTER else error)
+            name: found[name] + WATCHED_ERRORS * (-error if name in LOWER_IS_BETTER else error)
             for name, error in _errors(y, model, found).items()
         }
     return Performance(kind, about, len(y), found, surely)

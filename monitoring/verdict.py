@@ -35,6 +35,9 @@ WATCHED = {"f1": (0.05, 0.0), "auc": (0.05, 0.0), "accuracy": (0.05, 0.0), "log_
 """How much worse than when the version was evaluated is too much: points, beyond chance, and a
 share of what it was then. A version has those of its task.
 """
+WATCHED_ERRORS = 3.0
+"""Standard errors beyond which it counts: so that chance makes one of the four metrics worse in
+less than 1 of 100 looks (docs/monitoring.md)."""
 CONCEPT, CONCEPT_SHARE, SURELY = 0.05, 0.10, 0.01
 """Rise of the mean loss of a segment: points of log loss, a share of a squared error; and the most
 that its adjusted p may be."""
