@@ -12,7 +12,6 @@ NOT_WRITTEN = frozenset({"meta", "body", "dataSourceClassType"})
 """Parts of a Feast object that change with the clock, the process or how often it was applied."""
 
 SERVICE = "service "
-FIELDS = (("features",), ("featureColumns",))
 
 
 def contract(registry: Any, service: str) -> dict[str, Any]:
@@ -36,30 +35,6 @@ def contract(registry: Any, service: str) -> dict[str, Any]:
     return {name: _written(MessageToDict(part)) for name, part in sorted(parts.items())}
 
 
-def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
-    """Say what of the contract `old` is another in `new`, one line per place.
-
-    A field that a view has more is no difference for who does not ask for it.
-    """
-    return [
-        f"{'.'.join(path)}: {_short(before)} -> {_short(after)}"
-        for path, before, after in _changed(old, new, ())
-        if before is not None or path[0].startswith(SERVICE) or path[-2:-1] not in FIELDS
-    ]
-
-
-def _changed(old: Any, new: Any, path: tuple[str, ...]) -> list[tuple[tuple[str, ...], Any, Any]]:
-    """Path, old and new value of each difference; things with names are found by them."""
-    old, new = _by_name(old), _by_name(new)
-    if isinstance(old, dict) and isinstance(new, dict):
-        return [
-            found
-            for key in sorted(old.keys() | new.keys())
-            for found in _changed(old.get(key), new.get(key), (*path, key))
-        ]
-    return [] if old == new else [(path, old, new)]
-
-
 def _written(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {key: _written(v) for key, v in value.items() if key not in NOT_WRITTEN}
@@ -67,13 +42,3 @@ def _written(value: Any) -> Any:
             kept["uri"] = PurePath(kept["uri"]).name
         return kept
     return [_written(v) for v in value] if isinstance(value, list) else value
-
-
-def _by_name(value: Any) -> Any:
-    if not (isinstance(value, list) and all(isinstance(each, dict) for each in value)):
-        return value
-    return {each.get("name") or each.get("featureViewName") or str(each): each for each in value}
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is None else " ".join(str(value).split())[:80]

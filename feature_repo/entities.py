@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from feature_repo.events import EventFiles, arrived_after, key_of, not_aside
+from feature_repo.features import redefined
 from feature_repo.store import mark, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 
@@ -46,6 +47,7 @@ class EntityFeatures:
     """Writes the features of the entities that events are about; for one thread at a time."""
 
     def __init__(self, settings: Settings, dataset: Dataset, raw: Table, quarantine: Table) -> None:
+        self._settings = settings
         self._dataset, self._raw, self._quarantine = dataset, raw, quarantine
         self._files = EventFiles(settings, dataset)
         self._store = open_store(settings, DEADLINE)
@@ -64,7 +66,8 @@ class EntityFeatures:
         the rows that an expression cannot take, such as an amount beyond its decimals.
 
         Raises:
-            FeaturesUnavailableError: Redis does not answer in time, or does not hold the views.
+            FeaturesUnavailableError: Redis does not answer in time, or does not hold the views, or
+                ingest has not accepted the expressions of the code.
 
         """
         parts = (rows[at : at + TOGETHER] for at in range(0, len(rows) or 1, TOGETHER))
@@ -89,6 +92,9 @@ class EntityFeatures:
         views = [self._store.get_feature_view(name) for name in self._dataset.views]
         if self._redis.exists(*(mark(self._store, view.name) for view in views)) < len(views):
             raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+        if changed := redefined(self._settings, self._dataset, self._raw):
+            remedy = f"run: gyre ingest {self._dataset.name}"
+            raise FeaturesUnavailableError(f"{', '.join(changed)}: expression changed; {remedy}")
         times = [row[self._dataset.event_time] for row in rows]  # our clock may be behind
         for view in views:
             until = max(moment, *times, view.most_recent_end_time or moment)

@@ -18,6 +18,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import duckdb
 import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -90,7 +91,7 @@ def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[st
     file = next(folder.glob("*/*.parquet"), None)
     if file is None or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {ingest}"
-    if folder.stem != _standing(dataset, view, raw).rpartition(".")[0]:
+    if view in redefined(settings, dataset, raw):
         return f"{view}: applied, not built (its rows are of another expression); {ingest}"
     if lacking := sorted(set(fields) - set(pq.read_schema(file).names)):
         return (
@@ -98,6 +99,17 @@ def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[st
             f"add it to the expression, then {ingest}"
         )
     return None
+
+
+def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
+    """Return the views whose rows, if there are any, are not of the expression in the code."""
+    if not raw.exists:
+        return []
+    return [
+        name for name in dataset.views
+        if _expression(_target(view_path(settings, name)))
+        != _expression(_standing(dataset, name, raw))
+    ]  # fmt: skip
 
 
 def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
@@ -185,10 +197,15 @@ def _point(link: Path, target: str) -> None:
 
 
 def _standing(dataset: Dataset, view: str, raw: Table) -> str:
-    """Name of what a view is computed from: its expression, the raw table and its version."""
+    """Name of what a view is computed from: expression and DuckDB, the raw table, its version."""
     sql = _sql(dataset.views[view], raw.schema)
-    digest = hashlib.sha256(f"{sql} {raw.identity} {PERIOD}".encode()).hexdigest()
+    parts = f"{sql} {raw.identity} {PERIOD} {duckdb.__version__}"
+    digest = hashlib.sha256(parts.encode()).hexdigest()
     return f"{view}.{digest[:16]}.{raw.version}"
+
+
+def _expression(standing: str) -> str:
+    return standing.rpartition(".")[0]
 
 
 @cache

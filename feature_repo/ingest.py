@@ -18,6 +18,11 @@ import pyarrow.compute as pc
 
 from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
+from feature_repo.definition_check import (
+    DefinitionChangedError,
+    alert_changed,
+    check_definitions,
+)
 from feature_repo.entities import EntityFeatures
 from feature_repo.features import (
     TIME,
@@ -26,6 +31,7 @@ from feature_repo.features import (
     note_online,
     open_raw,
     raw_table,
+    redefined,
     write_views,
 )
 from feature_repo.source import place, pull
@@ -84,6 +90,7 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
 
     Raises:
         BatchRejectedError: the batch broke a rule as a whole; tables and features are as before.
+        DefinitionChangedError: see `catch_up`; the rows are in the table.
         DataError: source or table cannot be read or written, or another ingest goes on.
 
     """
@@ -135,7 +142,18 @@ def catch_up(
 
     From the tables, not from a batch: a run that was killed may have landed rows before. What went
     or was late says nothing of itself at a later time, so its entities are brought online anew.
+
+    Raises:
+        DefinitionChangedError: the code would change what a version in a role is served; the
+            values of the views and those online stay.
+
     """
+    if redefined(settings, dataset, table):
+        try:
+            check_definitions(settings, f"gyre ingest {dataset.name}", dataset=dataset.name)
+        except DefinitionChangedError as exc:
+            alert_changed(settings, exc, as_of)
+            raise
     write_views(settings, dataset, table)
     changed, last = news(settings, dataset, table), store.watermark(dataset)
     if changed is not None and last is not None:

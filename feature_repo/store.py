@@ -195,6 +195,14 @@ class FeatureStore:
             for field in projection.features
         }
 
+    def feature_views(self, service: str) -> dict[str, str]:
+        """Name of the view that gives each feature of `service`, in its order."""
+        return {
+            field.name: projection.name
+            for projection in self._service(service).feature_view_projections
+            for field in projection.features
+        }
+
     def key_types(self, service: str) -> dict[str, str]:
         """Names and types of the join keys of every view that `service` reads."""
         names = contract(self._store.registry.proto(), service)

@@ -12,7 +12,6 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
 from stack.errors import PromotionRefusedError, RegistryError
-from stack.live import FOLDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -79,8 +78,6 @@ class Ledger:
 
     def __init__(self, settings: Settings, as_of: datetime | None = None) -> None:
         self._replayed = as_of if settings.replay else None
-        self.live = settings.home / "feast" / FOLDER
-        """Where it is on file what versions in a role read."""
         self._engine = database(settings)
         with self.exclusive("") as book:
             book.connection.execute(CreateTable(TABLE, if_not_exists=True))

@@ -21,8 +21,7 @@ from mlflow_server.reconcile import (
     over,
 )
 from mlflow_server.registry import CHALLENGER, PRODUCTION
-from stack.errors import DataError, PromotionRefusedError, RegistryError
-from stack.live import Live, read_live, write_live
+from stack.errors import PromotionRefusedError, RegistryError
 
 if TYPE_CHECKING:
     from mlflow_server.ledger import Book, Ledger
@@ -30,8 +29,6 @@ if TYPE_CHECKING:
 
 MOST_STEPS = 20
 """More than any state needs; a bound, should MLflow not do what it answered."""
-SERVICE_TAG = "feature_service"
-"""Tag of a version: the Feast feature service that it was trained on."""
 UNSET = "*"
 """The caller names no version to be replaced: the one there when the call starts."""
 
@@ -153,7 +150,6 @@ def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]
         rows, seen = ledger.rows(model), observe(registry, model)
         time = ledger.now()
         if not next_row(model, rows, seen, time) and not over(model, rows, seen, time):
-            _keep_live(registry, ledger, model, seen)
             return [changed[at] for at in sorted(changed)]
         with ledger.exclusive(model) as book:
             before = book.rows(model)
@@ -190,27 +186,6 @@ def _agreed(
 
 def _restless(model: str) -> RegistryError:
     return RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
-
-
-def _keep_live(registry: Registry, ledger: Ledger, model: str, seen: Seen) -> None:
-    """Keep on file what is in a role and what it reads: `feast apply` asks without MLflow.
-
-    Who is late with an older view of things is put right by the next one who looks.
-    """
-    held = {role: version for role, version in seen.aliases.items() if role in ROLES}
-    try:
-        found = read_live(ledger.live)
-    except DataError:  # damaged: written anew
-        known = None
-    else:
-        known = {each.role: each.version for each in found if each.model == model}
-    if held == known:
-        return
-    tags = {version: registry.version(model, version).tags for version in held.values()}
-    write_live(ledger.live, model, [
-        Live(model, version, role, tags[version].get(SERVICE_TAG, ""))
-        for role, version in held.items()
-    ])  # fmt: skip
 
 
 def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:

@@ -16,6 +16,8 @@ from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, wr
 from stack.errors import RegistryError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from stack.settings import Settings
 
 PRODUCTION, CHALLENGER, SHADOW = "production", "challenger", "shadow"
@@ -69,6 +71,12 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{model}'", max_results=MOST)
         return sorted(map(_version, found), key=lambda version: int(version.version))
 
+    def in_roles(self, model: str) -> list[tuple[str, Version]]:
+        """Return each role of `model` that an alias names a version for, with the version."""
+        roles = (PRODUCTION, CHALLENGER, SHADOW)
+        aliases = self.aliases(model)
+        return [(role, self.version(model, aliases[role])) for role in roles if role in aliases]
+
     def tags(self) -> list[dict[str, str]]:
         """Tags of every version of every model."""
         with translated("versions of all models"):
@@ -88,6 +96,17 @@ class Registry:
         with translated(what):
             for place in PLACES:
                 download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
+
+    def download_extra(self, version: Version, names: Iterable[str], folder: Path) -> None:
+        """Put files that were registered beside the served ones into `folder`; unverified."""
+        what = f"files of version {version.version} of {version.model}"
+        at = {"tracking_uri": self._address, "registry_uri": self._address}
+        with translated(what):
+            uri = self._client.get_model_version_download_uri(version.model, version.version)
+            for name in names:
+                download_artifacts(
+                    artifact_uri=f"{uri}/extra_files/{name}", dst_path=str(folder), **at
+                )
 
     def served(self, version: Version) -> tuple[ServedModel, bytes]:
         """Contract and ONNX file of `version`, once they are those registered."""

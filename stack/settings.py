@@ -57,7 +57,7 @@ class Settings(BaseSettings):
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
     change_live_features: bool = False
-    """Let `feast apply` change what a live model reads."""
+    """Let ingest and `feast apply` change the feature values that a version in a role is served."""
     default_model: str = "customer_churn_model"
     keep_days: dict[str, int] = Field(default_factory=dict, validate_default=True)
     """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`)."""

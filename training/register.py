@@ -14,6 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import onnx
 
+from feature_repo.datasets import load_dataset
+from feature_repo.definition_check import write_sample
+from feature_repo.features import open_raw, raw_table
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
@@ -24,11 +27,13 @@ from mlflow_server.tracking import Tracking
 from stack.errors import PromotionRefusedError
 from training.artifacts import CANDIDATE, PIPELINE_FILE, fetched
 from training.dataset import load_frame
-from training.frame import at, features
+from training.frame import at, content_hash, features
 from training.gate import load_evaluation
 from training.lineage import LINEAGE, TABLE_TAG
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pandas as pd
     import pyarrow as pa
 
@@ -55,6 +60,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
         made = contract(spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
         (extra / CONTRACT_FILE).write_text(made.model_dump_json(indent=2))
         copy(candidate / PIPELINE_FILE, extra)
+        definition = _definition_sample(settings, spec, tags, extra)
         example = features(spec, at(frame, [plan.test]).slice(0, EXAMPLE_ROWS))
         table = [name for name in tags if name.startswith(TABLE_TAG)]
         version = register_version(
@@ -64,11 +70,26 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             onnx_model=onnx.load_model_from_string(model),
             extra_files=extra,
             input_example=example,
-            tags={name: tags[name] for name in (*LINEAGE, *table) if tags.get(name)},
+            tags={
+                **{name: tags[name] for name in (*LINEAGE, *table) if tags.get(name)},
+                "definition_values_sha256": definition,
+            },
             description=_description(spec, evaluation, plan, tags),
             requirements=REQUIREMENTS,
         )
     return version.version
+
+
+def _definition_sample(
+    settings: Settings, spec: ModelSpec, tags: Mapping[str, str], folder: Path
+) -> str:
+    """Write what the features mean to the version into `folder`; return the values' hash."""
+    dataset = load_dataset(spec.dataset)
+    as_of = datetime.fromisoformat(tags["as_of"])
+    raw = open_raw(raw_table(settings, dataset), int(tags[f"{TABLE_TAG}{dataset.name}"]), as_of)
+    service = spec.feature_service
+    values = write_sample(settings, dataset, service, [*spec.entity_key], raw, folder)
+    return content_hash(values)
 
 
 def promote(

@@ -3,7 +3,7 @@
     offline.AsofOfflineStore    training frames by ASOF joins (DuckDB)
     spark.SparkOfflineStore     the same frames from Spark (GYRE_ENGINE=spark)
     online.NewestOnlineStore    Redis writes that only a newer row can refuse
-    registry.GuardedRegistryStore  a registry that keeps what live models read
+    registry.GuardedRegistryStore  a registry that keeps what versions are served
     engine.ArrowComputeEngine   materialisation without a Python object per value
 
 Each is a subclass of the stock class and falls back to it where it has nothing better to offer.

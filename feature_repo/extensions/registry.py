@@ -1,4 +1,4 @@
-"""Registry store: Feast's registry file, which keeps what live models read as it is.
+"""Registry store: Feast's registry file, which keeps what versions in a role are served.
 
 Feast writes the file in place, so a reader could find half of it; here it is replaced in one step.
 """
@@ -9,24 +9,15 @@ import copy
 import os
 from typing import TYPE_CHECKING
 
-from click import ClickException
 from feast.infra.registry.file import FileRegistryStore
 
-from feature_repo.contract import contract, differences
-from stack.errors import DataError
-from stack.live import FOLDER, read_live
+from feature_repo.contract import contract
 from stack.settings import load_settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from feast.protos.feast.core.Registry_pb2 import Registry
-
-SHOWN = 5
-
-
-class DefinitionInUseError(DataError, ClickException):
-    """`feast apply` would change what a live model reads. Feast's command prints it as it is."""
 
 
 class GuardedRegistryStore(FileRegistryStore):  # type: ignore[misc]
@@ -42,29 +33,24 @@ class GuardedRegistryStore(FileRegistryStore):  # type: ignore[misc]
         """Write the registry.
 
         Raises:
-            DefinitionInUseError: a version in a role reads what would change; nothing was written.
+            DefinitionChangedError: a version in a role would be served other values; nothing was
+                written.
+            RegistryError: definitions changed, and MLflow does not say what is in a role.
 
         """
-        if self._filepath.exists() and not load_settings().change_live_features:
-            self._refuse_changes(registry_proto)
-        super().update_registry_proto(registry_proto)
+        if self._filepath.exists():
+            standing = self.get_registry_proto()
+            services = [each.spec.name for each in standing.feature_services]
+            changed = {
+                name for name in services
+                if contract(standing, name) != contract(registry_proto, name)
+            }  # fmt: skip
+            if changed:
+                from feature_repo.definition_check import check_definitions  # noqa: PLC0415
 
-    def _refuse_changes(self, wanted: Registry) -> None:
-        standing = self.get_registry_proto()
-        for each in read_live(self._filepath.parent / FOLDER):
-            before = contract(standing, each.service)
-            if not before:
-                continue  # never published here: nothing can be lost
-            found = differences(before, contract(wanted, each.service))
-            if found:
-                more = f"; and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-                raise DefinitionInUseError(
-                    f"refused, nothing was changed: version {each.version} of {each.model} "
-                    f"({each.role}) reads {each.service}, and this would change "
-                    f"{'; '.join(found[:SHOWN])}{more}. Publish it under a new name, such as the "
-                    "next number, and train with that; or take the version out of its role first. "
-                    "If the model is to see the change: GYRE_CHANGE_LIVE_FEATURES=true feast apply"
-                )
+                settings = load_settings(home=self._filepath.parents[1])
+                check_definitions(settings, "feast apply", services=changed)
+        super().update_registry_proto(registry_proto)
 
     def _write_registry(self, registry_proto: Registry) -> None:
         part = self._filepath.with_name(f"{self._filepath.name}.{os.getpid()}.part")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import sqlite3
 from contextlib import closing
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import pyarrow.compute as pc
@@ -16,7 +15,6 @@ from mlflow_server.connection import client
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from stack.live import read_live
 from stack.spec import load_spec
 from tests.conftest import AS_OF, new_settings
 from tests.faults.training_processes import training_processes
@@ -105,7 +103,6 @@ def state(settings: Settings, key: str) -> dict[str, Any]:
         ],
         "aliases": Registry(settings).aliases(SPEC.name),
         "ledger": [row.as_json() | {"time": ""} for row in ledger.rows(SPEC.name)],
-        "live": [asdict(each) for each in read_live(ledger.live)],
     }
     ledger.close()
     return seen

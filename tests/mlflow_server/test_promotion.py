@@ -11,7 +11,6 @@ from mlflow_server.connection import client
 from mlflow_server.ledger import LedgerRow, now
 from mlflow_server.promotion import _carried_out, promote, reconcile, release, rollback
 from stack.errors import PromotionRefusedError, RegistryError
-from stack.live import Live, read_live
 from tests.mlflow_server.conftest import stages
 
 if TYPE_CHECKING:
@@ -56,25 +55,6 @@ def test_other_roles_leave_production_and_stages_alone(
     assert registry.aliases(model) == {"production": "1", "challenger": "2"}
     assert stages(registry, model) == {"1": "Production"}
     assert [row.percent for row in ledger.rows(model)] == [100, 5, 25]
-
-
-def test_what_is_in_a_role_and_what_it_reads_is_on_file(
-    registry: Registry, ledger: Ledger, model: str, settings: Settings
-) -> None:
-    client(settings).set_model_version_tag(model, "1", "feature_service", "churn_v1")
-    first = Live(model, "1", "production", "churn_v1")
-    promote(registry, ledger, model, "1", **ANN)
-    assert [each for each in read_live(ledger.live) if each.model == model] == [first]
-    promote(registry, ledger, model, "2", **ANN, role="shadow")
-    both = [first, Live(model, "2", "shadow", "")]
-    assert [each for each in read_live(ledger.live) if each.model == model] == both
-    (ledger.live / f"{model}.json").unlink()  # of an installation that never had it
-    assert reconcile(registry, ledger, model) == []
-    assert [each for each in read_live(ledger.live) if each.model == model] == both
-    for role in ("production", "shadow"):
-        client(settings).delete_registered_model_alias(model, role)
-    reconcile(registry, ledger, model)
-    assert [each for each in read_live(ledger.live) if each.model == model] == []
 
 
 def test_the_loser_is_told_who_won(registry: Registry, ledger: Ledger, model: str) -> None:

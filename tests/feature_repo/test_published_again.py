@@ -1,0 +1,52 @@
+"""Views that are published again, and ingest beside them."""
+
+from __future__ import annotations
+
+from feast import FeatureView
+from feast.protos.feast.types.Value_pb2 import Value
+
+from feature_repo.datasets import load_dataset
+from feature_repo.freshness import freshness
+from feature_repo.ingest import ingest
+from feature_repo.store import FeatureStore, open_store
+from tests.feature_repo.test_online_store import key
+
+SERVICE = "customer_churn_v1"
+
+
+def test_a_view_published_again_has_no_values_of_before(applied, as_of):
+    ingest(applied, "orders", as_of)
+    store, gone = open_store(applied, 5), 999_999  # a customer of whom no order is known
+    shipped, online = (
+        store.get_feature_view("customer_features"),
+        store._get_provider().online_store,
+    )
+    values = {"lifetime_orders": Value(int64_val=7)}
+    online.online_write_batch(
+        store.config, shipped, [(key(customer_id=gone), values, as_of, None)], None
+    )
+
+    def orders(customer):
+        rows = [{"customer_id": customer}]
+        found = store.get_online_features(["customer_features:lifetime_orders"], rows)
+        return found.to_dict()["lifetime_orders"]
+
+    store.apply([], objects_to_delete=[shipped], partial=False)
+    published_again = FeatureView.from_proto(shipped.to_proto())
+    published_again.materialization_intervals = []
+    store.apply(published_again)
+    assert orders(gone) == [7]
+    assert freshness(applied, "orders").not_built == (
+        "customer_features: applied, not built (never brought online); run: gyre ingest orders",
+    )
+    before = orders(4)
+    ingest(applied, "orders", as_of)
+    assert (orders(gone), orders(4)) == ([None], before)
+    assert freshness(applied, "orders").not_built == ()
+
+
+def test_ingest_and_the_shipped_definitions_again_are_no_change(applied, as_of):
+    before = FeatureStore(applied).definition_hash(SERVICE)
+    ingest(applied, "orders", as_of)
+    assert FeatureStore(applied).watermark(load_dataset("orders")) == as_of
+    assert FeatureStore(applied).definition_hash(SERVICE) == before
