@@ -32,6 +32,8 @@ class Label:
     expression: LabelExpression
     horizon: timedelta
     lateness: timedelta
+    unlabelled: str | None = None
+    """Why some members of the population have no label; without a reason training refuses it."""
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def look_at(
     drift, notes = None, list[str]()
     if len(seen.rows) >= FEWEST:
         current = seen.rows[list(reference.rows)]
-        drift = measure(reference.rows, current, folder, spec.drift.significant)
+        drift = measure(reference.population, current, folder, spec.drift.significant)
         if drift.unreported:
             notes.append(f"Evidently made no report: {drift.unreported}")
     of, at = (settings, spec), past.as_of
@@ -103,7 +103,8 @@ def look_at(
     if again is not None:
         more, words, measured = _against_evaluation(spec, reference, again)
         bad, notes, figures = bad + more, notes + words, figures | measured
-    why = harm(scores, reference.threshold, reference.rows[SCORE].tolist(), *failed) or late
+    usual = reference.population[SCORE].tolist()
+    why = harm(scores, reference.threshold, usual, *failed) or late
     if why is None and past.previous is not None:
         told = (outdone(*of, past.version, past.previous, *each) for each in found if each[1])
         why = next(filter(None, told), None)

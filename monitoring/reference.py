@@ -5,11 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import rounded
 from mlflow_server.tracking import Tracking
 from monitoring.drift import SCORE
-from training.dataset import load_frame
+from training.dataset import load_frame, load_unlabelled
 from training.evaluate import as_trained, champion_scores
 from training.frame import at, features
 from training.gate import load_evaluation
@@ -28,7 +30,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class Reference:
     """rows: the version's features and `score` of the evaluated snapshot; evaluated: metrics on it;
-    y: what came true of each row.
+    y: what came true of each row; population: `rows`, then those of members without a label, which
+    windows are compared with.
 
     features: the types of the version's features; the spec's may be others by now.
 
@@ -41,6 +44,7 @@ class Reference:
     evaluated: dict[str, float]
     threshold: float | None
     y: Labels
+    population: pd.DataFrame
 
 
 def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Reference:
@@ -53,10 +57,14 @@ def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Ref
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, version.run_id)
     rows = at(frame, [plan.test])
+    unlabelled = load_unlabelled(tracking, version.run_id)
     own = as_trained(spec, Registry(settings).served(version)[0])
-    scored = champion_scores(settings, own, version.version, rows)
+    members = pa.concat_tables([rows.drop_columns("label"), unlabelled])
+    scored = champion_scores(settings, own, version.version, members)
     evaluated = load_evaluation(tracking, version.run_id).challenger
     scores = rounded(scored.scores, scored.threshold)
-    reference = features(own, rows).assign(**{SCORE: scores})
+    population = features(own, members).assign(**{SCORE: scores})
     y = rows["label"].to_numpy()
-    return Reference(reference, own.features, plan.test, evaluated, scored.threshold, y)
+    return Reference(
+        population[: len(y)], own.features, plan.test, evaluated, scored.threshold, y, population
+    )

@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from mlflow_server.tracking import Tracking
 
 FRAME, PLAN = "frame.parquet", "plan.json"
+UNLABELLED = "unlabelled.parquet"
+"""Members of the population at the test snapshot that have no label."""
 CANDIDATE = "candidate"
 """Folder of the trained model's files, before it is a registered version."""
 PIPELINE_FILE = "pipeline.skops"

@@ -21,7 +21,7 @@ from stack.errors import DataError, RegistryError
 from stack.spec import entity_text
 from stack.storage import Table
 from training.evaluate import as_trained, champion_scores
-from training.frame import TIME, build_frame
+from training.frame import TIME, population
 
 if TYPE_CHECKING:
     from stack.settings import Settings
@@ -64,7 +64,7 @@ def scores(settings: Settings) -> Table:
 
 
 def score_population(settings: Settings, spec: ModelSpec, as_of: datetime) -> BatchReport:
-    """Score whom the label is defined for at `as_of`, with features as they were then.
+    """Score every member of the population at `as_of`, with features as they were then.
 
     The version's own features and threshold count, whatever the spec says by now. Nothing is
     promoted, told or started by it.
@@ -81,16 +81,9 @@ def score_population(settings: Settings, spec: ModelSpec, as_of: datetime) -> Ba
             f"{spec.name}: nothing is in production to score with; run: gyre train {spec.name}"
         )
     own = as_trained(spec, registry.served(registry.version(spec.name, version))[0])
-    table_version = raw_table(settings, dataset).version
-    if table_version < 0:
+    if raw_table(settings, dataset).version < 0:
         raise DataError(f"{dataset.name}: no rows yet; run: gyre ingest {dataset.name}")
-    # Its labels are not known yet, and not used: who has one is the population.
-    frame = build_frame(settings, own, dataset, [as_of], as_of, table_version)
-    if not frame.num_rows:
-        raise DataError(
-            f"{spec.name}: nobody is in the population of {spec.label} as of {as_of:%Y-%m-%d}; "
-            f"is it up to date? run: gyre ingest {dataset.name}"
-        )
+    frame = population(settings, own, dataset, as_of)
     scored = champion_scores(settings, own, version, frame)
     rows = _rows(own, version, as_of, frame, scored.scores.tolist(), scored.threshold)
     scores(settings).replace(rows, PARTITION)

@@ -15,11 +15,12 @@ from pydantic import TypeAdapter
 
 from feature_repo.datasets import load_dataset
 from feature_repo.validation import check
-from mlflow_server.tracking import Tracking
+from mlflow_server.tracking import DATA_FOLDER, Tracking
 from stack.errors import TrainingError
 from stack.spec import FLOAT32
-from training.artifacts import FRAME, PLAN, fetched, read
-from training.frame import at, build_frame, content_hash
+from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
+from training.coverage import coverage
+from training.frame import at, build_frame, content_hash, population
 from training.lineage import TABLE_TAG
 from training.snapshots import Plan
 from training.validate import plan_run
@@ -45,8 +46,20 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     planned = plan_run(settings, spec, source, as_of, version)
     frame = build_frame(settings, spec, source, planned.moments, as_of, version)
     _validate(settings, spec, tracking, run_id, frame)
+    test = at(frame, [planned.test])
+    reason = source.labels[spec.label].unlabelled
+    members = population(settings, spec, source, planned.test)
+    covered = coverage(spec, test, members, reason)
+    if covered.too_low and not reason:
+        raise TrainingError(
+            f"{spec.name}: {planned.test:%Y-%m-%d}: {covered.text}. Expected a label for each "
+            "member, a narrower [population], or a stated reason: "
+            f'Label(unlabelled="…") in {spec.dataset}.py'
+        )
+    if covered.text:
+        log.warning("%s: %s: %s", spec.name, f"{planned.test:%Y-%m-%d}", covered.text)
     train = at(frame, planned.train)
-    if useless := unlearnable(spec, train, at(frame, [planned.test])):
+    if useless := unlearnable(spec, train, test):
         raise TrainingError(f"{spec.name}: {'; '.join(useless)}")
     digest = content_hash(train)
     tracking.log_json(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
@@ -54,14 +67,18 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         path = Path(folder) / FRAME
         pq.write_table(frame, path)
         tracking.log_dataset(run_id, path, name=spec.label, digest=digest, target="label")
+        unlabelled = Path(folder) / UNLABELLED
+        pq.write_table(covered.unlabelled, unlabelled)
+        tracking.log_artifact(run_id, unlabelled, DATA_FOLDER)
     tracking.log(
         run_id,
-        tags={"frame_sha256": digest},
+        tags={"frame_sha256": digest, "unlabelled": covered.text},
         params={
             "train_snapshots": ", ".join(f"{moment:%Y-%m-%d}" for moment in planned.train),
             "test_snapshot": f"{planned.test:%Y-%m-%d}",
             "train_rows": train.num_rows,
-            "test_rows": at(frame, [planned.test]).num_rows,
+            "test_rows": test.num_rows,
+            "test_members": covered.members,
         },
     )
 
@@ -122,6 +139,12 @@ def _validate(
     if checked.rejections:
         broken = "; ".join(finding.message for finding in checked.rejections)
         raise TrainingError(f"{spec.name}: the training frame broke its rules: {broken}")
+
+
+def load_unlabelled(tracking: Tracking, run_id: str) -> pa.Table:
+    """Fetch the members of the test snapshot's population that have no label, without `label`."""
+    with fetched(tracking, run_id, f"{DATA_FOLDER}/{UNLABELLED}") as file:
+        return pq.read_table(file)
 
 
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:

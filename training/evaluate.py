@@ -131,8 +131,12 @@ def champion_scores(settings: Settings, spec: ModelSpec, version: str, rows: pa.
 
 
 def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
-    """Return the spec with what `version` reads."""
-    own = {"features": version.features, "feature_service": version.feature_service}
+    """Return the spec with what `version` reads, and for whom it is defined."""
+    own = {
+        "features": version.features,
+        "feature_service": version.feature_service,
+        "population": version.population,
+    }
     return spec.model_copy(update=own)
 
 

@@ -8,15 +8,16 @@ its content.
 from __future__ import annotations
 
 import hashlib
+import logging
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.engines import open_engine
-from feature_repo.features import labels, open_raw, raw_table
+from feature_repo.features import entities, labels, open_raw, raw_table
 from feature_repo.store import FeatureStore
-from stack.errors import TrainingError
+from stack.errors import DataError, TrainingError
 from stack.spec import MISSING
 
 if TYPE_CHECKING:
@@ -29,6 +30,7 @@ if TYPE_CHECKING:
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
+log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
 ARROW = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
 LABELS = {"classification": pa.int64(), "regression": pa.float64()}
@@ -44,6 +46,8 @@ def build_frame(
 ) -> pa.Table:
     """Label every snapshot from raw version `version` and join the features as they were then.
 
+    Labels of entities outside the population are left out: serving says the same of them.
+
     Raises:
         TrainingError: the labels are no numbers of the task, or the join lost or added rows.
 
@@ -56,7 +60,42 @@ def build_frame(
         raise TrainingError(
             f"the point-in-time join gave {frame.num_rows} rows for {labelled.num_rows} labels"
         )
-    return frame
+    inside = in_population(spec, frame)
+    if outside := frame.num_rows - inside.num_rows:
+        log.warning(
+            "%s: %d of %d labels are of entities outside [population] and are left out",
+            spec.name, outside, frame.num_rows,
+        )  # fmt: skip
+    return inside
+
+
+def population(settings: Settings, spec: ModelSpec, dataset: Dataset, moment: datetime) -> pa.Table:
+    """Members of the population at `moment`: a frame without `label`.
+
+    Raises:
+        DataError: nobody is a member.
+
+    """
+    known = entities(settings, dataset.views, spec.entity_key, moment)
+    rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
+    if rows:
+        joined = with_features(settings, spec, pa.Table.from_pylist(rows))
+        members = in_population(spec, joined)
+    if not rows or not members.num_rows:
+        bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
+        raise DataError(
+            f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {len(known)} "
+            f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
+            f"some have, or newer features: gyre ingest {dataset.name}"
+        )
+    return members.drop_columns("label")
+
+
+def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
+    """Rows of a frame whose entity is a member of the population; a null is none."""
+    value = frame[spec.population.feature]
+    lower, upper = pc.greater_equal(value, 0), pc.less(value, spec.population.below)
+    return frame.filter(pc.and_(lower, upper))
 
 
 def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:

@@ -1,0 +1,197 @@
+"""A version is served the values it was trained on, and watched on the rows that it speaks of."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from datetime import datetime
+
+import pytest
+
+from feature_repo.datasets import load_dataset
+from feature_repo.features import raw_table
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from monitoring.reference import load_reference
+from stack.environment import write_feast_config
+from stack.spec import load_spec
+from tests.cli.test_second_use_case import Copy
+from tests.conftest import mlflow_server, new_settings, redis_server
+
+MODEL, DATASET = "customer_churn_model", "feature_repo/datasets/orders.py"
+SPEC_FILE = f"models/{MODEL}.toml"
+ORDERS = load_dataset("orders")
+EXPRESSION = "avg_order_value=rows.lifetime_value / rows.lifetime_orders,"
+SAME = "avg_order_value=rows.lifetime_value * 1 / (rows.lifetime_orders + 0),"
+ANOTHER = "avg_order_value=rows.lifetime_value / rows.lifetime_orders * 2,"
+REFUSED = f"version 1 of {MODEL} (production) was trained with other feature values: "
+EVERYBODY = "members = counted.filter(counted.before > 0)"
+SOME = "members = counted.filter((counted.before > 0) & (counted.customer_id % 3 != 0))"
+LATENESS = "lateness=timedelta(days=2)"
+STATED = LATENESS + ', unlabelled="every third is kept out"'
+WORD = {"GYRE_CHANGE_LIVE_FEATURES": "true"}
+ONLINE = """
+from datetime import UTC, datetime
+from feature_repo.online import OnlineFeatures
+from stack.settings import load_settings
+
+reader = OnlineFeatures(load_settings(), "customer_churn_v1", ["avg_order_value"])
+print(f"online: {reader.read([{'customer_id': 4}], datetime.now(UTC))}")
+"""
+
+
+class Project(Copy):
+    def edit(self, old, new, file=DATASET):
+        text = (self.folder / file).read_text()
+        assert old in text
+        (self.folder / file).write_text(text.replace(old, new))
+
+    def restore(self):
+        for name, content in self.before.items():
+            (self.folder / name).write_bytes(content)
+
+    def online(self):
+        (self.folder / "online.log").write_text(ONLINE)
+        return self.run(f"{sys.executable} - < online.log").rpartition("online: ")[2]
+
+    def alerts(self):
+        path = self.settings.home / "logs" / "alerts.log"
+        lines = path.read_text().splitlines() if path.exists() else []
+        return [line for line in map(json.loads, lines) if "definitions" in line["cause"]]
+
+    def registry(self):
+        return (self.settings.home / "feast" / "registry.db").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("copy")
+    settings = new_settings(folder / ".gyre", demo_start=None)
+    with mlflow_server(settings), redis_server(settings.redis_port, settings.home):
+        project = Project(folder, settings)
+        write_feast_config(settings)
+        project.run("cd feature_repo && feast apply")
+        project.run("gyre ingest orders")
+        project.edit(EVERYBODY, SOME)
+        project.refused = project.run(f"gyre train {MODEL}", code=1)
+        project.edit(LATENESS, STATED)
+        project.trained = project.run(f"gyre train {MODEL}")
+        assert "version 1 is in production" in project.trained
+        yield project
+
+
+@pytest.fixture
+def project(trained):
+    yield trained
+    trained.restore()
+
+
+def population(settings, moment):
+    """Customers with an order in the 180 days before `moment`, from the raw rows."""
+    rows = raw_table(settings, ORDERS).read(columns=["customer_id", "order_ts"])
+    age = [(moment - at).days for at in rows["order_ts"].to_pylist()]
+    pairs = zip(rows["customer_id"].to_pylist(), age, strict=True)
+    return {customer for customer, days in pairs if 0 <= days < 180}
+
+
+def test_a_label_that_some_members_lack_is_refused_without_a_reason(trained):
+    assert re.search(
+        r"[\d,]+ of [\d,]+ members of the population have no churned_90d;", trained.refused
+    )
+    assert "they differ most in" in trained.refused
+    assert 'Label(unlabelled="…") in orders.py' in trained.refused
+    assert "have no churned_90d (every third is kept out);" in trained.trained
+
+
+def test_training_scoring_and_monitor_speak_of_the_same_members(trained):
+    settings = trained.settings
+    spec = load_spec(MODEL)
+    tracking, version = Tracking(settings), Registry(settings).version(MODEL, "1")
+    run = tracking.run(version.run_id)
+    reference = load_reference(settings, spec, version)
+    members = population(settings, reference.snapshot)
+    labelled = sum(customer % 3 != 0 for customer in members)
+    assert len(reference.population) == len(members) == int(run.params["test_members"])
+    assert len(reference.rows) == len(reference.y) == labelled == int(run.params["test_rows"])
+    text = f"{len(members) - labelled:,} of {len(members):,} members of the population have no"
+    assert run.tags["unlabelled"].startswith(text)
+    card = tracking.download(version.run_id, "model_card.html", settings.home / "card").read_text()
+    assert text in card
+    scored = json.loads(trained.run(f"gyre score {MODEL} --json 2> score.log"))
+    moment = datetime.fromisoformat(scored["as_of"])
+    assert scored["rows"] == len(population(settings, moment))
+
+
+def test_a_population_that_nobody_is_in_is_refused_before_it_trains(project):
+    project.edit('feature = "days_since_last_order"', 'feature = "lifetime_orders"', SPEC_FILE)
+    project.edit("below = 180", "below = 1", SPEC_FILE)
+    said = project.run(f"gyre train {MODEL}", code=1)
+    assert f"{MODEL}: nobody is in the population as of " in said
+    assert "none has lifetime_orders from 0 to below 1. Expected values of [population]" in said
+
+
+def test_ingest_keeps_the_old_values_and_alerts_once(project):
+    before = project.online()
+    project.edit(EXPRESSION, ANOTHER)
+    said = [project.run("gyre ingest orders", code=1) for _ in range(2)]
+    assert REFUSED + "customer_features.avg_order_value: " in said[0]
+    assert "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest orders" in said[1]
+    assert "Traceback" not in said[0]
+    assert project.online() == before
+    assert "(its rows are of another expression)" in project.run(f"gyre train {MODEL} --force", 1)
+    (alert,) = project.alerts()
+    assert alert["model"] == MODEL
+    assert "customer_features.avg_order_value" in alert["message"]
+
+
+def test_an_expression_that_computes_the_same_is_no_change(project):
+    project.edit(EXPRESSION, SAME)
+    assert "0 new" in project.run("gyre ingest orders")
+    project.restore()
+    assert "0 new" in project.run("gyre ingest orders")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ("None if then is None else (now - then) // day", "None if then is None else 1",
+         "customer_recency.days_since_last_order: "),
+        ("ttl=timedelta(0),", "ttl=timedelta(days=30),", "customer_features.total_orders_30d: "),
+        ('                "lifetime_value",\n', "", "customer_features.lifetime_value is gone"),
+        ('    name="customer_churn_v1",', '    name="customer_churn_v2",',
+         "feature service 'customer_churn_v1' is not published"),
+    ],
+)  # fmt: skip
+def test_feast_apply_changes_nothing_that_a_version_is_served(project, old, new, said):
+    before = project.registry()
+    project.edit(old, new)
+    refusal = project.run("cd feature_repo && feast apply", code=1)
+    assert REFUSED + said in refusal
+    assert "Traceback" not in refusal
+    assert project.registry() == before
+
+
+def test_one_field_more_is_published(project):
+    last = '        Field(name="last_order_us", dtype=Int64),\n'
+    more = last + '        Field(name="twice", dtype=Float64),\n'
+    text = project.before[DATASET].decode()
+    new = text.replace(last, more).replace(EXPRESSION, EXPRESSION + " twice=rows.lifetime_value,")
+    (project.folder / DATASET).write_text(new)
+    project.run("cd feature_repo && feast apply")
+    assert "0 new" in project.run("gyre ingest orders")
+    project.restore()
+    project.run("cd feature_repo && feast apply")
+    project.run("gyre ingest orders")
+
+
+def test_an_explicit_word_changes_what_is_served(project):
+    before = project.online()
+    project.edit(EXPRESSION, ANOTHER)
+    project.run("gyre ingest orders", **WORD)
+    doubled = project.online()
+    assert doubled != before
+    assert "0 new" in project.run("gyre ingest orders")
+    project.restore()
+    assert REFUSED not in project.run("gyre ingest orders")
+    assert project.online() == before
