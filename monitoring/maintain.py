@@ -23,7 +23,7 @@ from monitoring.collect import closed_feedback
 from stack.environment import airflow_environment, process_environment
 from stack.errors import GyreError
 from stack.maintenance import Freed, Retention, keep_house, older, remove, tables, unused_folders
-from stack.spec import load_specs
+from stack.spec import broken_specs, load_specs
 from training.lineage import TABLE_TAG
 
 if TYPE_CHECKING:
@@ -65,8 +65,7 @@ def maintain(settings: Settings, as_of: datetime, *, dry_run: bool = False) -> l
     parts["feedback files"] = partial(_feedback, settings, as_of)
     for path in tables(settings.data):
         name = path.relative_to(settings.data).as_posix()
-        oldest = _retention(settings, name, as_of)
-        parts[name] = partial(keep_house, path, as_of, keep.get(name, set()), oldest)
+        parts[name] = partial(_table, settings, path, as_of, keep.get(name, set()))
     parts["drift reports"] = partial(_reports, Tracking(settings), as_of)
     parts["Airflow's task logs"] = partial(_task_logs, settings.home / TASK_LOGS, as_of - AIRFLOW)
     for what, (place, age) in FILES.items():
@@ -108,6 +107,16 @@ def _done(what: str, part: Callable[..., Freed], *, dry_run: bool) -> Freed:
         return part(what=what, dry_run=dry_run)
     except (GyreError, OSError, subprocess.SubprocessError) as exc:
         return Freed(what, problem=str(exc))
+
+
+def _table(
+    settings: Settings, path: Path, as_of: datetime, keep: set[int], *, what: str, dry_run: bool
+) -> Freed:
+    broken = broken_specs()  # what their models need is not known
+    if broken and (what == "predictions" or what.startswith("raw/")):
+        return Freed(what, problem=f"left as it is: a spec cannot be read: {'; '.join(broken)}")
+    oldest = _retention(settings, what, as_of)
+    return keep_house(path, as_of, keep, oldest, what=what, dry_run=dry_run)
 
 
 def _retention(settings: Settings, table: str, as_of: datetime) -> Retention | None:

@@ -18,6 +18,7 @@ from pydantic import (
     ConfigDict,
     Field,
     ValidationError,
+    field_validator,
     model_validator,
 )
 
@@ -25,7 +26,10 @@ from stack.errors import SettingsError
 from stack.settings import PROJECT
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Sequence
     from pathlib import Path
+
+    from stack.settings import Settings
 
 MODELS, PSI = PROJECT / "models", "psi_"
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
@@ -314,6 +318,16 @@ class ModelSpec(Strict):
     def loss(self) -> OfClasses | OfNumbers:
         return LOSSES[self.task]
 
+    @field_validator("schedule")
+    @classmethod
+    def _known_to_airflow(cls, schedule: str) -> str:
+        from croniter import croniter  # noqa: PLC0415  (0.1 s; Airflow reads schedules with it)
+
+        if schedule != "@quarterly" and not croniter.is_valid(schedule):
+            names = "@hourly, @daily, @weekly, @monthly, @quarterly or @yearly"
+            raise ValueError(f"expected a cron expression, {names}; found {schedule!r}")
+        return schedule
+
     @model_validator(mode="after")
     def _of_one_task(self) -> ModelSpec:
         for key in ("threshold", "costs"):
@@ -400,7 +414,7 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
         raise SettingsError(f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}")
     try:
         content = tomllib.loads(path.read_text())
-    except tomllib.TOMLDecodeError as exc:
+    except ValueError as exc:  # also of what is not UTF-8
         raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
     spec = _checked(path.name, content)
     if spec.name != name:
@@ -409,8 +423,28 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
 
 
 def load_specs() -> tuple[ModelSpec, ...]:
-    """Every model of MODELS, by name."""
-    return tuple(load_spec(path.stem) for path in sorted(MODELS.glob("*.toml")))
+    """Every model of MODELS that can be read, by name."""
+    return tuple(found for found in _read_all() if isinstance(found, ModelSpec))
+
+
+def broken_specs() -> list[str]:
+    """Say of each file of MODELS that is no spec which it is, its key and what was expected."""
+    return [str(found) for found in _read_all() if isinstance(found, SettingsError)]
+
+
+def _read_all() -> Iterator[ModelSpec | SettingsError]:
+    for path in sorted(MODELS.glob("*.toml")):
+        try:
+            yield load_spec(path.stem)
+        except SettingsError as exc:
+            yield exc
+
+
+def default_spec(settings: Settings, specs: Sequence[ModelSpec]) -> ModelSpec | None:
+    """Return the model that answers without a name: GYRE_DEFAULT_MODEL, or the only one."""
+    if settings.default_model is None:
+        return specs[0] if len(specs) == 1 else None
+    return next((spec for spec in specs if spec.name == settings.default_model), None)
 
 
 def _checked(file: str, content: dict[str, Any]) -> ModelSpec:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
+from traceback import extract_tb
 
 from feature_repo.definition import Dataset
 from stack.errors import DataError
@@ -13,22 +14,39 @@ def load_dataset(name: str) -> Dataset:
     """Return the `Dataset` that `feature_repo/datasets/<name>.py` defines.
 
     Raises:
-        DataError: there is no such module, or it defines none of that name.
+        DataError: there is no such module, it cannot be imported, or it defines none of that name.
 
     """
     known = _names()
     if name not in known:
         raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {', '.join(known)}")
-    module = import_module(f"feature_repo.datasets.{name}")
+    file = f"feature_repo/datasets/{name}.py"
+    try:
+        module = import_module(f"feature_repo.datasets.{name}")
+    except Exception as exc:  # whatever a person's module raises
+        lines = [at.lineno for at in extract_tb(exc.__traceback__) if at.filename.endswith(file)]
+        where = f"{file}, line {lines[-1]}" if lines else file
+        raise DataError(f"{where}: cannot be imported: {type(exc).__name__}: {exc}") from exc
     for value in vars(module).values():
         if isinstance(value, Dataset) and value.name == name:
             return value
-    raise DataError(f"feature_repo/datasets/{name}.py defines no Dataset(name={name!r})")
+    raise DataError(f"{file} defines no Dataset(name={name!r})")
 
 
 def dataset_of(view: str) -> Dataset | None:
     """Return the dataset that makes the rows of feature view `view`; None: they are not ours."""
-    return next((each for each in map(load_dataset, _names()) if view in each.views), None)
+    return next((each for each in load_datasets()[0] if view in each.views), None)
+
+
+def load_datasets() -> tuple[list[Dataset], list[str]]:
+    """Return every dataset, by name; and of each module that is none what is wrong with it."""
+    datasets, broken = list[Dataset](), list[str]()
+    for name in _names():
+        try:
+            datasets.append(load_dataset(name))
+        except DataError as exc:
+            broken.append(str(exc))
+    return datasets, broken
 
 
 def _names() -> list[str]:

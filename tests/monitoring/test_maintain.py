@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import subprocess
+import sys
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -23,8 +26,10 @@ from monitoring.collect import (
     predictions,
 )
 from monitoring.maintain import maintain, too_many
+from stack.environment import process_environment
 from stack.errors import DataError, RegistryError
 from stack.log_files import REMEMBERED
+from stack.settings import PROJECT
 from stack.spec import load_spec
 from stack.storage import Table
 from tests.conftest import mlflow_server, new_settings
@@ -155,6 +160,28 @@ def test_a_part_that_cannot_be_done_says_why_and_the_others_are(home):
     freed = {part.what: part for part in maintain(home, NOW)}
     assert "raw/broken" in freed["raw/broken"].problem
     assert freed["predictions"].rows == 1
+
+
+def test_while_a_spec_is_broken_what_its_model_may_need_stays(home, tmp_path):
+    logged(home, (500,))
+    raw = Table(home.data / "raw" / "orders", PREDICTIONS)
+    raw.insert(predictions(home).read(), "request_id")
+    versions, left = raw.version, predictions(home).read().num_rows
+    rooms = ("cli", "feature_repo", "mlflow_server", "models", "monitoring", "stack", "training")
+    for room in rooms:
+        shutil.copytree(PROJECT / room, tmp_path / room)
+    (tmp_path / "models" / "torn.toml").write_text('name = "torn"\nseed =\n')
+    command = "from cli.main import app; app()", "maintain", "--as-of", NOW.isoformat(), "--json"
+    done = subprocess.run(
+        [sys.executable, "-c", *command], cwd=tmp_path, capture_output=True, text=True, check=False,
+        env=process_environment(home) | {"PYTHONPATH": str(tmp_path)},
+    )  # fmt: skip
+    assert done.returncode == 1, done.stderr
+    freed = {part["what"]: part for part in json.loads(done.stdout)}
+    for table in ("predictions", "raw/orders"):
+        assert "a spec cannot be read: torn.toml: not TOML" in freed[table]["problem"]
+    assert (raw.version, predictions(home).read().num_rows) == (versions, left)
+    assert (freed["outcomes"]["problem"], freed["outcomes"]["rows"]) == (None, 1)
 
 
 def test_the_first_report_of_each_week_stays_and_all_of_the_last_14_days():

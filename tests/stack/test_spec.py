@@ -71,6 +71,8 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         ('feature = "days_since_last_order"', 'feature = "days"', "population.feature 'days'"),
         ('name = "customer_churn_model"', 'name = "other"', "name: expected the file's name"),
         ("seed = 7", "seed = ", "not TOML"),
+        ('"@weekly"', '"@fortnightly"', r"schedule: .* cron .* @quarterly .* found '@fortnightly'"),
+        ('"@weekly"', '"0 25 * * *"', r"schedule: .* found '0 25 \* \* \*'"),
         (
             "max_depth = { low = 3",
             "max_depth = { low = 9",
