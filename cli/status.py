@@ -5,10 +5,11 @@ from __future__ import annotations
 from contextlib import closing, suppress
 from typing import TYPE_CHECKING, Any
 
+from mlflow_server.alerts import FAILED
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records
 from stack.errors import RegistryError
-from stack.spec import load_specs
+from stack.spec import broken_specs, load_specs
 from stack.status import UNKNOWN, report
 
 if TYPE_CHECKING:
@@ -17,19 +18,25 @@ if TYPE_CHECKING:
 
 def status(settings: Settings) -> dict[str, Any]:
     """Return the whole status as JSON-ready values."""
-    now = report(settings, [spec.name for spec in load_specs()])
+    specs = load_specs()
+    now = report(settings, [spec.name for spec in specs])
     for name, facts in now["models"].items():
         facts["since"] = _since(settings, name, facts["production"])
-        facts["undelivered_alerts"] = _undelivered(settings, name)
+        late = (row for row in _alerts(settings, name) if not row["delivered"])
+        facts["undelivered_alerts"] = [row["message"] for row in late]
+    now["broken_specs"] = broken_specs()
+    subjects = {*now["models"], *(spec.dataset for spec in specs), "maintain"}
+    rows = [row for subject in sorted(subjects) for row in _alerts(settings, subject)]
+    failing = [row for row in rows if row["cause"].endswith(FAILED) and row["over"] is None]
+    now["failing"] = [row["message"] for row in failing]
     return now
 
 
-def _undelivered(settings: Settings, model: str) -> list[str]:
-    """Return the messages of alerts that no address has taken yet."""
+def _alerts(settings: Settings, subject: str) -> list[dict[str, Any]]:
     if not settings.home.exists():
         return []
     with suppress(RegistryError), closing(Records(settings)) as records:
-        return [row["message"] for row in records.undelivered(model)]
+        return records.alerts(subject)
     return []
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import logging
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
+from airflow.sdk.exceptions import AirflowFailException
 
-from dags.run import ONE_RUN, WRITERS, current
-from stack.spec import load_specs
+from dags.run import ONE_RUN, WRITERS, current, task_defaults
+from stack.spec import broken_specs, load_specs
 
 FEATURES = Asset("features")
 
@@ -19,23 +19,25 @@ with DAG(
     schedule="@hourly",
     **ONE_RUN,
     tags=["gyre"],
-    default_args={"retries": 1, "retry_delay": timedelta(seconds=5)},
+    default_args=task_defaults("ingest"),
 ):
+
+    @task
+    def read_specs() -> None:
+        """Fail, and so alert, while a model's file is wrong: that model has no DAGs."""
+        if broken := broken_specs():
+            raise AirflowFailException("; ".join(broken))
+
+    @task(pool=WRITERS, outlets=[FEATURES])
+    def ingest(dataset: str, *, outlet_events: Any = None) -> str:
+        from feature_repo.ingest import ingest as run  # noqa: PLC0415  (heavy)
+
+        settings, cause = current()
+        outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
+        summary = run(settings, dataset, cause.as_of).summary()
+        logging.getLogger(__name__).info(summary)
+        return summary
+
+    read_specs()
     for _dataset in sorted({spec.dataset for spec in load_specs()}):
-
-        @task(
-            task_id=f"ingest_{_dataset}",
-            pool=WRITERS,
-            outlets=[FEATURES],
-            execution_timeout=timedelta(minutes=15),
-        )
-        def _ingest(dataset: str, *, outlet_events: Any = None) -> str:
-            from feature_repo.ingest import ingest  # noqa: PLC0415  (heavy)
-
-            settings, cause = current()
-            outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
-            summary = ingest(settings, dataset, cause.as_of).summary()
-            logging.getLogger(__name__).info(summary)
-            return summary
-
-        _ingest(_dataset)
+        ingest.override(task_id=f"ingest_{_dataset}", **task_defaults(_dataset))(_dataset)

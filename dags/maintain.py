@@ -7,7 +7,7 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
-from dags.run import ONE_RUN, WRITERS, current
+from dags.run import ONE_RUN, WRITERS, current, task_defaults
 from stack.errors import StackError
 
 with DAG(
@@ -16,7 +16,7 @@ with DAG(
     schedule="40 2 * * *",
     **ONE_RUN,
     tags=["gyre"],
-    default_args={"retries": 1, "retry_delay": timedelta(minutes=1)},
+    default_args=task_defaults("maintain", retry_delay=timedelta(minutes=1)),
 ):
 
     @task(pool=WRITERS, execution_timeout=timedelta(minutes=30))

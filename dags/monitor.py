@@ -10,12 +10,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
-from dags.run import ONCE_MORE, ONE_RUN, current, note
+from dags.run import ONE_RUN, current, for_each_model, note, shown, task_defaults
 from dags.tick import tick_dag
-from stack.spec import ModelSpec, load_spec, load_specs
+from stack.spec import ModelSpec, load_spec
 
 HOURLY = "@hourly"
 ENDS = {"retrain": "retrain", "rollback": "rolled_back", "alert": "alerted", "nothing": "nothing"}
@@ -23,6 +22,7 @@ ENDS = {"retrain": "retrain", "rollback": "rolled_back", "alert": "alerted", "no
 
 
 def monitor_dag(spec: ModelSpec) -> None:
+    tick_dag("hourly", "monitor", "look", spec.name, HOURLY)
     with DAG(
         dag_id=f"monitor_{spec.name}",
         doc_md=__doc__,
@@ -31,11 +31,11 @@ def monitor_dag(spec: ModelSpec) -> None:
         ),
         **ONE_RUN,
         tags=["gyre", spec.name],
-        default_args=ONCE_MORE,
+        default_args=task_defaults(spec.name),
     ):
         seen: Any = monitor(spec.name)
         seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)
-        seen >> [EmptyOperator(task_id=end) for end in ENDS.values() if end != "retrain"]
+        seen >> shown(*(end for end in ENDS.values() if end != "retrain"))
 
 
 @task.branch
@@ -67,6 +67,4 @@ def retrain(model: str, *, outlet_events: Any = None) -> None:
     outlet_events[drift].add_partitions(why)
 
 
-for _spec in load_specs():
-    tick_dag("hourly", "monitor", "look", _spec.name, HOURLY)
-    monitor_dag(_spec)
+for_each_model(monitor_dag)

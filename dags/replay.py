@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import logging
 from datetime import UTC, datetime, time
+from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import DAG, get_current_context, task
 
-from dags.run import ONCE_MORE, WRITERS, current, note
+from dags.run import WRITERS, current, for_each_model, note, task_defaults
 from stack.settings import load_settings
-from stack.spec import ModelSpec, Promotion, Rollout, load_spec, load_specs
+from stack.spec import ModelSpec, Promotion, Rollout, load_spec
 
 if TYPE_CHECKING:
     from datetime import date
@@ -29,7 +30,7 @@ WHO = "airflow:backfill"
 FIRST, MATURED = "the first version", "labels have matured"
 
 
-def replay_dag(spec: ModelSpec, last: date) -> None:
+def replay_dag(last: date, spec: ModelSpec) -> None:
     """Build the DAG; after the day `last` nothing of it is scheduled."""
     with DAG(
         dag_id=f"replay_{spec.name}",
@@ -40,7 +41,7 @@ def replay_dag(spec: ModelSpec, last: date) -> None:
         max_active_runs=1,
         is_paused_upon_creation=False,
         tags=["gyre", spec.name],
-        default_args=ONCE_MORE,
+        default_args=task_defaults(spec.name),
     ):
         looked: Any = look(spec.name)
         looked >> retrain(spec.name)
@@ -107,5 +108,4 @@ def retrain(model: str) -> str:
 
 
 if (_last := load_settings().replay) is not None:
-    for _spec in load_specs():
-        replay_dag(_spec, _last)
+    for_each_model(partial(replay_dag, _last))

@@ -13,12 +13,11 @@ from __future__ import annotations
 from datetime import timedelta
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
 
-from dags.run import ONCE_MORE, ONE_RUN, current, note
+from dags.run import ONE_RUN, current, for_each_model, note, shown, task_defaults
 from dags.tick import tick_dag
-from stack.spec import ModelSpec, load_spec, load_specs
+from stack.spec import ModelSpec, load_spec
 
 LOOKS = "*/5 * * * *"
 ENDS = {"nothing": "nothing", "hold": "held", "advance": "advanced", "abort": "stopped",
@@ -27,6 +26,9 @@ ENDS = {"nothing": "nothing", "hold": "held", "advance": "advanced", "abort": "s
 
 
 def rollout_dag(spec: ModelSpec) -> None:
+    if spec.rollout.policy != "canary":
+        return
+    tick_dag("steps", "rollout", "step", spec.name, LOOKS)
     with DAG(
         dag_id=f"rollout_{spec.name}",
         doc_md=__doc__,
@@ -35,11 +37,11 @@ def rollout_dag(spec: ModelSpec) -> None:
         ),
         **ONE_RUN,
         tags=["gyre", spec.name],
-        default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=5)},
+        default_args=task_defaults(spec.name, execution_timeout=timedelta(minutes=5)),
     ):
         seen: Any = look(spec.name)
         seen >> promoted.override(outlets=[Asset(f"promoted/{spec.name}")])(spec.name)
-        seen >> [EmptyOperator(task_id=end) for end in ENDS.values() if end != "promoted"]
+        seen >> shown(*(end for end in ENDS.values() if end != "promoted"))
 
 
 @task.branch
@@ -64,7 +66,4 @@ def promoted(model: str, *, outlet_events: Any = None) -> None:
     outlet_events[after].add_partitions(f"version {version}")
 
 
-for _spec in load_specs():
-    if _spec.rollout.policy == "canary":
-        tick_dag("steps", "rollout", "step", _spec.name, LOOKS)
-        rollout_dag(_spec)
+for_each_model(rollout_dag)

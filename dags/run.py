@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import logging
+from contextlib import closing
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import Param, get_current_context
 from airflow.sdk.exceptions import AirflowFailException
 
@@ -14,18 +17,14 @@ from dags.as_of import resolve
 from stack.airflow_api import AirflowApi
 from stack.errors import StackError
 from stack.settings import Settings, load_settings
+from stack.spec import ModelSpec, load_specs
 
 if TYPE_CHECKING:
-    from datetime import datetime
+    from collections.abc import Callable
 
+log = logging.getLogger(__name__)
 WRITERS = "tables"
 """The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
-ONCE_MORE: dict[str, Any] = {
-    "retries": 1,
-    "retry_delay": timedelta(seconds=3),
-    "execution_timeout": timedelta(minutes=15),
-}
-"""How a task of a few seconds is tried."""
 PARAMS = {
     "as_of": Param(
         None,
@@ -39,6 +38,50 @@ PARAMS = {
 
 ONE_RUN: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "params": PARAMS}
 """How every DAG runs whose task is told its moment: one run at a time, none for what was missed."""
+
+
+def task_defaults(subject: str, **more: Any) -> dict[str, Any]:
+    """Return a DAG's `default_args`: a second try, and an alert about `subject` if that fails."""
+    return {
+        "retries": 1,
+        "retry_delay": timedelta(seconds=3),
+        "execution_timeout": timedelta(minutes=15),
+        "on_failure_callback": partial(_ended, subject, failed=True),
+        "on_success_callback": partial(_ended, subject, failed=False),
+    } | more
+
+
+def _ended(subject: str, context: Any, *, failed: bool) -> None:
+    """Alert, once while it goes on, that a task failed for good; tell once that it no longer does.
+
+    Airflow calls it after the last try; without an exception where it ended the process itself.
+    """
+    from mlflow_server.alerts import FAILED, alert, deliver  # noqa: PLC0415  (with Records 0.5 s)
+    from mlflow_server.records import Records  # noqa: PLC0415
+
+    settings, error, now = load_settings(), context.get("exception"), datetime.now(UTC)
+    task = f"{context['dag'].dag_id}.{context['task'].task_id}"
+    cause = f"{task}{FAILED}"
+    with closing(Records(settings)) as records:
+        if failed:
+            why = f"{type(error).__name__}: {error}" if error else "its process was ended"
+            alert(settings, records, subject, cause, f"{cause}: {why}", now)
+        elif records.end_alert(subject, cause, f"over: {task} succeeded", now):
+            deliver(settings, records, subject, cause, now)
+
+
+def for_each_model(build: Callable[[ModelSpec], None]) -> None:
+    """Build the DAGs of every model; where that fails, the other models have theirs."""
+    for spec in load_specs():
+        try:
+            build(spec)
+        except Exception:
+            log.exception("%s: its DAG cannot be built", spec.name)
+
+
+def shown(*names: str) -> list[EmptyOperator]:
+    """Return tasks that only show by their name what a run came to; no process runs them."""
+    return [EmptyOperator(task_id=name, on_success_callback=None) for name in names]
 
 
 @dataclass(frozen=True)
@@ -84,9 +127,9 @@ def reason(given: str | None, extras: list[dict[str, Any]], event: str | None) -
 def note(settings: Settings, text: str) -> None:
     """Show `text` on the run in Airflow; a run does not fail for want of its note."""
     run: Any = get_current_context()["dag_run"]
-    logging.getLogger(__name__).info("%s", text)
+    log.info("%s", text)
     try:
         with AirflowApi(settings) as api:
             api.note(run.dag_id, run.run_id, text)
     except StackError as exc:
-        logging.getLogger(__name__).warning("the note is not shown: %s", exc)
+        log.warning("the note is not shown: %s", exc)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from airflow.sdk import DAG, task
 
-from dags.run import ONCE_MORE, ONE_RUN, WRITERS, current, note
-from stack.spec import ModelSpec, load_spec, load_specs
+from dags.run import ONE_RUN, WRITERS, current, for_each_model, note, task_defaults
+from stack.spec import ModelSpec, load_spec
 
 NIGHTLY = "15 0 * * *"
 """After the ingest of midnight, which completes the day."""
@@ -22,7 +22,7 @@ def score_dag(spec: ModelSpec) -> None:
         schedule=NIGHTLY,
         **ONE_RUN,
         tags=["gyre", spec.name],
-        default_args=ONCE_MORE,
+        default_args=task_defaults(spec.name),
     ):
         score(spec.name)
 
@@ -38,5 +38,4 @@ def score(model: str) -> str:
     return report.summary()
 
 
-for _spec in load_specs():
-    score_dag(_spec)
+for_each_model(score_dag)

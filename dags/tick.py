@@ -7,12 +7,11 @@ that such a tick emits.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, Asset, task
 
-from dags.run import current
+from dags.run import current, task_defaults
 
 
 def tick_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
@@ -24,7 +23,7 @@ def tick_dag(name: str, starts: str, due: str, model: str, schedule: str) -> Non
         schedule=schedule,
         catchup=False,
         tags=["gyre", model],
-        default_args={"retries": 1, "retry_delay": timedelta(seconds=3)},
+        default_args=task_defaults(model),
     ):
 
         @task(outlets=[asset])

@@ -12,14 +12,13 @@ from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
 
 from dags.approval import FORM, Approval, answered
-from dags.run import ONCE_MORE, ONE_RUN, current, note
+from dags.run import ONE_RUN, current, for_each_model, note, shown, task_defaults
 from dags.tick import tick_dag
 from stack.settings import load_settings
-from stack.spec import ModelSpec, load_spec, load_specs
+from stack.spec import ModelSpec, load_spec
 
 STAGES = {
     "dataset": "training.dataset:dataset",
@@ -30,6 +29,7 @@ STAGES = {
 
 
 def train_dag(spec: ModelSpec) -> None:
+    tick_dag("schedule", "train", "due", spec.name, spec.schedule)
     with DAG(
         dag_id=f"train_{spec.name}",
         doc_md=__doc__,
@@ -38,7 +38,7 @@ def train_dag(spec: ModelSpec) -> None:
         ),
         **ONE_RUN,
         tags=["gyre", spec.name],
-        default_args=ONCE_MORE | {"execution_timeout": timedelta(minutes=30)},
+        default_args=task_defaults(spec.name, execution_timeout=timedelta(minutes=30)),
         on_failure_callback=partial(failed, spec.name),
     ):
         mlflow_run: Any = validate(spec.name)
@@ -53,7 +53,7 @@ def train_dag(spec: ModelSpec) -> None:
             asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
             approval = Approval(task_id="approval", params=FORM, **asked).output
         promote.override(outlets=[told_after(spec)])(spec.name, mlflow_run, version, approval)
-        passed >> [version, EmptyOperator(task_id="refused")]
+        passed >> [version, *shown("refused")]
 
 
 def told_after(spec: ModelSpec) -> Asset:
@@ -132,6 +132,4 @@ def promote(
     return outcome
 
 
-for _spec in load_specs():
-    tick_dag("schedule", "train", "due", _spec.name, _spec.schedule)
-    train_dag(_spec)
+for_each_model(train_dag)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 log = logging.getLogger(__name__)
+FAILED = " failed"
+"""End of the cause of an alert that a task of Airflow failed."""
 Severity = Literal["moderate", "significant", "critical"]
 
 

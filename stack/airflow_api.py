@@ -97,13 +97,15 @@ class AirflowApi:
             time.sleep(0.5)
 
     def error(self, dag: str, run: str, rows: list[dict[str, Any]]) -> str:
-        """Return which task failed, and the error of its log."""
-        row = next((row for row in rows if row["state"] == "failed"), None)
-        if row is None:
-            return "no task of it failed; see the run in Airflow"
-        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{row['task_id']}/logs/{row['try_number']}"
-        log = self._checked(self._send("GET", path, params={"full_content": "true"}))
-        return f"task {row['task_id']}: {error_of(log['content'])}"
+        """Return which tasks failed, and the errors of their logs."""
+        lines, runs = [], f"/dags/{dag}/dagRuns/{run}/taskInstances"
+        for task, number in (
+            (r["task_id"], r["try_number"]) for r in rows if r["state"] == "failed"
+        ):
+            path = f"{runs}/{task}/logs/{number}"
+            log = self._checked(self._send("GET", path, params={"full_content": "true"}))
+            lines.append(f"task {task}: {error_of(log['content'])}")
+        return "; ".join(lines) or "no task of it failed; see the run in Airflow"
 
     def note(self, dag: str, run: str, text: str) -> None:
         """Put a note on the run, for whoever looks at it in Airflow."""

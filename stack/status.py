@@ -74,6 +74,8 @@ def lines(status: dict[str, Any]) -> list[str]:
         text.append(f"{name} in production: {facts['production'] or 'none yet'}{since}")
         late = facts.get("undelivered_alerts", [])
         text += [f"{name}: an alert is not delivered yet: {each}" for each in late]
+    text += [f"left out: {each}" for each in status["broken_specs"]]
+    text += [f"failing: {each}" for each in status["failing"]]
     text.append(f"serving: {_serving(status['serving'])}")
     for name, seconds in status["features_behind_seconds"].items():
         text.append(f"features of {name}: complete up to {_span(seconds)} ago")

@@ -35,6 +35,9 @@ print(json.dumps({
         "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
                        for t in dag.tasks if t.execution_timeout),
         "on_failure": bool(dag.on_failure_callback),
+        "alerts": {t.task_id: bool(t.on_failure_callback) for t in dag.tasks},
+        "no_process": [t.task_id for t in dag.tasks
+                       if t.inherits_from_empty_operator and not t.on_success_callback],
         "starts_by": sorted(
             asset.name
             for asset in getattr(getattr(dag.timetable, "asset_condition", None), "objects", [])
@@ -79,13 +82,17 @@ def bag(tmp_path_factory):
     return read(tmp_path_factory.mktemp("airflow"), PROJECT)
 
 
-@pytest.fixture(scope="module")
-def canary(tmp_path_factory):
-    """The same with the shipped model's [rollout] a canary."""
-    project = tmp_path_factory.mktemp("canary")
+def copied(project):
     for room in ("dags", "models", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / room, project / room, ignore=ignored)
+    return project
+
+
+@pytest.fixture(scope="module")
+def canary(tmp_path_factory):
+    """The same with the shipped model's [rollout] a canary."""
+    project = copied(tmp_path_factory.mktemp("canary"))
     spec = project / "models" / "customer_churn_model.toml"
     spec.write_text(spec.read_text() + '\n[rollout]\npolicy = "canary"\n')
     return read(tmp_path_factory.mktemp("airflow"), project)
@@ -98,6 +105,34 @@ def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
     kinds = ("train", "schedule", "monitor", "hourly", "score")
     expected = {"ingest", "maintain"} | {f"{kind}_{name}" for name in models for kind in kinds}
     assert set(bag["dags"]) == expected
+
+
+def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag, tmp_path):
+    project = copied(tmp_path / "project")
+    shipped = (project / "models" / "customer_churn_model.toml").read_text()
+    for name, before, after in (
+        ("fortnightly", '"@weekly"', '"@fortnightly"'),
+        ("torn", "seed = 7", "seed ="),
+        ("unbuilt", "seed = 7", "seed = 8"),
+    ):
+        spec = shipped.replace("customer_churn_model", name).replace(before, after)
+        (project / "models" / f"{name}.toml").write_text(spec)
+    score = project / "dags" / "score.py"
+    fails = "def score_dag(spec: ModelSpec) -> None:\n    1 / (spec.seed - 8)\n"
+    score.write_text(
+        score.read_text().replace("def score_dag(spec: ModelSpec) -> None:\n", fails, 1)
+    )
+    found = read(tmp_path / "airflow", project)
+    assert found["errors"] == {}
+    kinds = ("train", "schedule", "monitor", "hourly")
+    assert set(found["dags"]) == set(bag["dags"]) | {f"{kind}_unbuilt" for kind in kinds}
+
+
+def test_a_task_of_every_dag_tells_of_its_failure_and_what_only_shows_an_end_takes_no_process(bag):
+    for dag in bag["dags"].values():
+        assert set(dag["alerts"].values()) == {True}
+    ends = {task for dag in bag["dags"].values() for task in dag["no_process"]}
+    assert ends == {"refused", "alerted", "nothing", "rolled_back"}
 
 
 def test_training_goes_through_every_stage_in_order_or_ends_at_refused(bag):
@@ -165,7 +200,7 @@ def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one
 
 def test_ingest_writes_alone_and_tells_of_new_features(bag):
     dag = bag["dags"]["ingest"]
-    assert dag["tasks"] == {"ingest_orders": []}
+    assert dag["tasks"] == {"read_specs": [], "ingest_orders": []}
     assert dag["outlets"]["ingest_orders"] == ["features"]
     assert dag["pools"]["ingest_orders"] == "tables"
     assert dag["at_once"] == 1

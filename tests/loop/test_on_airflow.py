@@ -1,11 +1,12 @@
 """The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once.
 
 Three models stand beside the shipped one, equal to it but that a person approves the versions of
-two, and that those of the third come into production step by step.
+two, and that those of the third come into production step by step; and a spec that is wrong.
 """
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 import subprocess
@@ -24,6 +25,7 @@ from cli.programs import airflow_programs
 from mlflow_server.connection import client
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
+from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi, error_of
@@ -70,6 +72,8 @@ def with_more(folder: Path) -> Path:
     for name, lines in (more | {CANARY: '[rollout]\npolicy = "canary"'}).items():
         spec = shipped.replace(f'name = "{MODEL}"', f'name = "{name}"', 1)
         (folder / "models" / f"{name}.toml").write_text(f"{spec}\n{lines}\n")
+    torn = shipped.replace(f'name = "{MODEL}"', 'name = "torn"', 1)
+    (folder / "models" / "torn.toml").write_text(torn.replace("@weekly", "@fortnightly"))
     return folder
 
 
@@ -86,6 +90,7 @@ def settings(tmp_path_factory):
     env = process_environment(settings) | config
     subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
     project = with_more(tmp_path_factory.mktemp("project"))
+    (settings.home / "project").symlink_to(project)
     theirs = {"PYTHONPATH": str(project), "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags")}
     programs = [
         replace(program, environment={**program.environment, **theirs})
@@ -257,6 +262,55 @@ def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
         airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
     airflow.note(f"train_{MODEL}", run, "n" * 2000)
     assert airflow.run(f"train_{MODEL}", run)["note"] == "n" * 1000
+
+
+def alerts(settings, subject):
+    with closing(Records(settings)) as records:
+        return {row["cause"]: row for row in records.alerts(subject)}
+
+
+def delivered(settings, cause):
+    lines = (settings.home / "logs" / "alerts.log").read_text().splitlines()
+    return [line for each in lines if (line := json.loads(each))["cause"] == cause]
+
+
+def test_a_task_that_failed_for_good_alerts_once_until_it_succeeds_again(airflow, settings):
+    dag, ticks, cause = f"train_{MODEL}", f"schedule_{MODEL}", f"schedule_{MODEL}.emit failed"
+    for name in (dag, ticks):
+        wait_until(name, lambda n=name: airflow._send("GET", f"/dags/{n}").is_success, 60)
+    for count in (1, 2):
+        run = airflow.trigger(ticks, {"as_of": "2026-05-01T00:00:00"})
+        with pytest.raises(StackError, match="AirflowFailException: parameter as_of"):
+            airflow.follow(ticks, run, lambda _: None, limit=120)
+        # Airflow tells that a task has failed before it calls back.
+        wait_until("counted", lambda n=count: alerts(settings, MODEL)[cause]["count"] == n, 20)
+    (told,) = delivered(settings, cause)
+    assert "AirflowFailException: parameter as_of" in told["message"]
+    airflow.follow(ticks, airflow.trigger(ticks, {}), lambda _: None, limit=120)
+    wait_until("over", lambda: alerts(settings, MODEL)[cause]["over"] is not None, 20)
+    assert delivered(settings, cause)[1]["message"] == f"over: {ticks}.emit succeeded"
+    airflow.follow(ticks, airflow.trigger(ticks, {}), lambda _: None, limit=120)
+    run = airflow.trigger(ticks, {"as_of": "2026-05-01T00:00:00"})
+    with pytest.raises(StackError):
+        airflow.follow(ticks, run, lambda _: None, limit=120)
+    wait_until("told again", lambda: len(delivered(settings, cause)) == 3, 20)
+    assert alerts(settings, MODEL)[cause]["over"] is None
+
+
+def test_a_broken_spec_is_alerted_of_by_the_ingest_and_repaired_that_is_over(airflow, settings):
+    cause, torn = "ingest.read_specs failed", settings.home / "project" / "models" / "torn.toml"
+    airflow.pool("tables", 1)
+    with pytest.raises(StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"):
+        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None, limit=240)
+    (told,) = delivered(settings, cause)
+    assert (told["model"], "torn.toml: schedule: " in told["message"]) == ("ingest", True)
+    not_ingested = "ingest.ingest_orders failed"  # there is no Redis
+    wait_until("of the dataset", lambda: not_ingested in alerts(settings, "orders"), 20)
+    torn.unlink()
+    with pytest.raises(StackError, match="failed: task ingest_orders: "):
+        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None, limit=240)
+    wait_until("over", lambda: alerts(settings, "ingest")[cause]["over"] is not None, 20)
+    assert len(delivered(settings, not_ingested)) == 1
 
 
 def test_a_training_that_failed_for_good_is_failed_in_mlflow_too(airflow, settings):
