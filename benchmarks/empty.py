@@ -12,12 +12,13 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 
 from serving.schemas import build_schemas
-from stack.settings import load_settings
 from stack.spec import load_spec
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+MODEL = "customer_churn_model"
+"""Whom all of it is about: the shipped model, in production in a home of its own."""
 COMMAND = "-m uvicorn benchmarks.empty:create_app --factory --http httptools --loop uvloop"
 
 
@@ -29,7 +30,7 @@ async def frozen(_app: FastAPI) -> AsyncIterator[None]:
 
 
 def create_app() -> FastAPI:
-    body = build_schemas(load_spec(load_settings().default_model)).request
+    body = build_schemas(load_spec(MODEL)).request
     app = FastAPI(lifespan=frozen)
 
     async def empty(row: body) -> dict[str, float]:  # type: ignore[valid-type]  # noqa: ARG001

@@ -30,7 +30,7 @@ import mlflow
 import psutil
 import skops.io
 
-from benchmarks.empty import COMMAND
+from benchmarks.empty import COMMAND, MODEL
 from benchmarks.load import post
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
@@ -172,12 +172,12 @@ def start_empty(opened: ExitStack, folder: Path, ours: Server) -> Server:
 
 def production(folder: Path) -> Files:
     """Fetch what the registry has of the version in production; the registry is only read."""
-    settings, model = load_settings(), load_settings().default_model
+    settings = load_settings()
     registry, tracking = Registry(settings), Tracking(settings)
-    named = registry.production(model)
+    named = registry.production(MODEL)
     if named is None:
-        raise SystemExit(f"{model}: no version is in production: make up first")
-    version = registry.version(model, named)
+        raise SystemExit(f"{MODEL}: no version is in production: make up first")
+    version = registry.version(MODEL, named)
     contract, onnx = registry.served(version)
     (folder / "model.onnx").write_bytes(onnx)
     candidate = tracking.download(version.run_id, CANDIDATE, folder)
@@ -252,12 +252,11 @@ def start_bentoml(opened: ExitStack, files: Files, service: str, file: Path) -> 
 
 def peers(files: Files) -> dict[str, Callable[[ExitStack], Server]]:
     """How to start each, by its name and what it answers with."""
-    model = load_settings().default_model
     return {
         "mlflow forest": lambda o: start_mlflow(o, files, str(files.sklearn)),
         "MLServer forest": lambda o: start_mlserver(o, files, "Sklearn", files.pipeline, **BATCHES),
         "BentoML forest": lambda o: start_bentoml(o, files, "Sklearn", files.pipeline),
-        "mlflow ONNX": lambda o: start_mlflow(o, files, f"models:/{model}/{files.version}"),
+        "mlflow ONNX": lambda o: start_mlflow(o, files, f"models:/{MODEL}/{files.version}"),
         "MLServer ONNX": lambda o: start_mlserver(o, files, "Onnx", files.onnx),
         "BentoML ONNX": lambda o: start_bentoml(o, files, "Onnx", files.onnx),
     }

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import typer
 
-from cli.own_stack import bring_up, folder, on_free_ports, stays_up
+from cli.own_stack import EXAMPLE, bring_up, folder, on_free_ports, stays_up
 from feature_repo.datasets import load_dataset
 from feature_repo.features import entities
 from feature_repo.source import date_demo
@@ -116,7 +116,7 @@ class Story:
     """Each step says the seconds since the story began."""
 
     def __init__(self, settings: Settings) -> None:
-        self.settings, self.spec = settings, load_spec(settings.default_model)
+        self.settings, self.spec = settings, load_spec(settings.default_model or EXAMPLE)
         self.name, self.began = self.spec.name, time.monotonic()
 
     def say(self, text: str) -> None:
@@ -165,7 +165,7 @@ class Story:
 
     def predict(self, keys: list[dict[str, Any]]) -> list[Any]:
         """Ask, again where features came too late: answers from defaults count for nothing."""
-        url = f"{self.settings.serving_address}/predict/batch"
+        url = f"{self.settings.serving_address}/models/{self.name}/predict/batch"
         headers = serving_headers(self.settings)
         for _ in range(TRIES):
             answer = httpx.post(url, json=keys, headers=headers, timeout=60)

@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 UP_SECONDS = 400
+EXAMPLE = "customer_churn_model"
+"""Of the shipped orders: what demo and replay show."""
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import typer
 
-from cli.own_stack import bring_up, folder, on_free_ports, stays_up
+from cli.own_stack import EXAMPLE, bring_up, folder, on_free_ports, stays_up
 from feature_repo.datasets import load_dataset
 from feature_repo.source import AHEAD, date_demo
 from mlflow_server.ledger import Ledger
@@ -44,7 +44,7 @@ def replay(home: str | None, months: int, *, keep: bool) -> None:
     last = datetime.now(UTC).date()
     with folder(home, "replay", keep=keep) as place, ExitStack() as after:
         settings = on_free_ports(place, replay=last)
-        spec = load_spec(settings.default_model)
+        spec = load_spec(settings.default_model or EXAMPLE)
         date_history(settings, spec, last)
         after.callback(stays_up if keep else end_stack, settings)
         bring_up(settings)

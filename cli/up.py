@@ -28,10 +28,10 @@ from stack.environment import (
     write_feast_config,
 )
 from stack.errors import StackError
-from stack.preflight import problems
+from stack.preflight import ENV_FILE, kept_settings, problems
 from stack.processes import last_lines, render, restart, start, states, wait_ready
 from stack.settings import PROJECT
-from stack.spec import MODELS, load_spec, load_specs
+from stack.spec import MODELS, broken_specs, load_specs
 from stack.status import UNKNOWN, production
 from stack.tokens import serving_headers
 
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stack.settings import Settings
+    from stack.spec import ModelSpec
 
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 FRESH = timedelta(hours=1)
@@ -63,7 +64,7 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     found = problems(os.environ, sys.version_info[:2])
     if found:
         raise StackError("\n".join(found))
-    began = time.monotonic()
+    began, outcomes = time.monotonic(), [f"left out: {problem}" for problem in broken_specs()]
     for name in FOLDERS:
         (settings.home / name).mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
@@ -76,11 +77,8 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
             if settings.replay is None:  # else what happens there is the past, and gyre replay's
                 with _step("ingest"):
                     _ingest(settings, airflow)
-                with _step("model"):
-                    _model(settings, airflow, as_of)
-                with _step("prediction"):
-                    _predict(settings)
-    typer.echo(f"ready in {time.monotonic() - began:.0f} s")
+                outcomes += _models(settings, airflow, as_of)
+    typer.echo("\n  ".join((f"ready in {time.monotonic() - began:.0f} s", *outcomes)))
     _addresses(settings)
 
 
@@ -93,7 +91,12 @@ def _step(name: str) -> Iterator[None]:
 
 
 def _start(settings: Settings) -> None:
-    load_specs()  # else serving, started again, would end of a spec that is wrong
+    if not load_specs():
+        raise StackError("\n".join(broken_specs()) or "models/ has no spec: add one")
+    for name in sorted(os.environ.keys() - kept_settings(settings.home).keys()):
+        if name.startswith("GYRE_SOURCES__"):
+            line = f'echo "{name}=${name}" >> {settings.home / ENV_FILE}'
+            typer.echo(f"  {name} is of this shell alone; for Airflow, too: {line}")
     wanted = programs(settings)
     text, conf = render(settings, wanted), settings.home / "run" / "supervisord.conf"
     there = states(settings) is not None and conf.read_text() == text
@@ -108,12 +111,28 @@ def _start(settings: Settings) -> None:
             _migrate(settings)
             start(settings, text)
         with _step("  features (feast apply)"):  # while they get ready
-            _tool(settings, "feast", "apply")
+            _publish(settings)
         wait_ready(settings, wanted, typer.echo)
     except BaseException:  # also Ctrl-C: nothing half-started stays
         if not there:
             end_stack(settings)
         raise
+
+
+def _publish(settings: Settings) -> None:
+    """Publish all definitions; where a dataset's module is broken, those of the others."""
+    try:
+        _tool(settings, "feast", "apply")
+    except StackError:
+        from feature_repo.datasets import load_datasets  # noqa: PLC0415  (seconds)
+        from feature_repo.store import publish_beside  # noqa: PLC0415
+
+        datasets, broken = load_datasets()
+        if not broken:
+            raise
+        for dataset in datasets:
+            publish_beside(settings, dataset)
+        typer.echo("\n".join(f"    not published: {problem}" for problem in broken))
 
 
 def _models_changed() -> float:
@@ -148,12 +167,20 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
     good = airflow.last_runs("ingest", state="success")
     if (
         good
+        and all(_has_rows(settings, spec) for spec in load_specs())
         and _filled(settings)
         and datetime.fromisoformat(good[0]["end_date"]) > datetime.now(UTC) - FRESH
     ):
         typer.echo(f"    done within the hour: {good[0]['dag_run_id']}")
         return
-    airflow.follow("ingest", airflow.trigger("ingest", {}), typer.echo)
+    try:
+        airflow.follow("ingest", airflow.trigger("ingest", {}), typer.echo)
+    except StackError as exc:  # of one dataset: the others' models can be trained
+        typer.echo(f"    {exc}")
+
+
+def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
+    return (settings.data / "raw" / spec.dataset).exists()
 
 
 def _filled(settings: Settings) -> bool:
@@ -169,12 +196,41 @@ def _filled(settings: Settings) -> bool:
     return False
 
 
-def _model(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> None:
-    name = settings.default_model
+def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> list[str]:
+    """Have every model answer; say of each which version does, or why none and what to do.
+
+    Raises:
+        StackError: none does.
+
+    """
+    answering, without = list[str](), list[str]()
+    for spec in load_specs():
+        try:
+            with _step(f"model {spec.name}"):
+                version = _model(settings, airflow, spec, as_of)
+            with _step(f"prediction of {spec.name}"):
+                _predict(settings, spec)
+            answering.append(f"{spec.name}: version {version} is in production")
+        except StackError as exc:
+            without.append(f"{spec.name}: {exc}")
+    if not answering:
+        raise StackError("\n".join(without))
+    return answering + without
+
+
+def _model(settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: datetime | None) -> str:
+    """Return the version in production, a first one if there is none."""
+    name = spec.name
     current = production(settings, name)
     if current == UNKNOWN:
         raise StackError(f"MLflow at {settings.mlflow_address} does not say what is in production")
     if current is None:
+        if not _has_rows(settings, spec):
+            line = f"GYRE_SOURCES__{spec.dataset.upper()}=… in {settings.home / ENV_FILE}"
+            then = f"gyre ingest {spec.dataset}; gyre train {name}"
+            raise StackError(
+                f"not trained: {spec.dataset} has no rows (see ingest). {line}; {then}"
+            )
         dag = f"train_{name}"
         asked = {"as_of": as_of.isoformat()} if as_of else {}
         going = airflow.last_runs(dag, state="running")  # such as one that waits for approval
@@ -183,16 +239,17 @@ def _model(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> N
         note = airflow.follow(dag, run, typer.echo)["note"]
         current = production(settings, name)
         if current is None:
-            raise StackError(f"{dag} promoted nothing: {note or 'see its run in Airflow'}")
-    typer.echo(f"    {name} version {current} is in production")
+            why = note or "see its run in Airflow"
+            raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
+    return current
 
 
-def _predict(settings: Settings) -> None:
+def _predict(settings: Settings, spec: ModelSpec) -> None:
     """Ask for a real entity until the version just promoted is loaded."""
     problem, until = "no answer", time.monotonic() + LOADED
     while time.monotonic() < until:
         with suppress(httpx.HTTPError):
-            found, problem = _first_prediction(settings)
+            found, problem = _first_prediction(settings, spec)
             if found:
                 typer.echo(f"    {found}")
                 return
@@ -200,11 +257,11 @@ def _predict(settings: Settings) -> None:
     raise StackError(f"serving gave no prediction within {LOADED:.0f} s: {problem}")
 
 
-def _first_prediction(settings: Settings) -> tuple[str, str]:
+def _first_prediction(settings: Settings, spec: ModelSpec) -> tuple[str, str]:
     """Return the answer for the first of CANDIDATES that has one; else nothing, and the problem."""
     from feature_repo.features import entities  # noqa: PLC0415  (a second, and only here)
 
-    url, key = f"{settings.serving_address}/predict", load_spec(settings.default_model).entity_key
+    url, key = f"{settings.serving_address}/models/{spec.name}/predict", spec.entity_key
     views = [path.stem for path in settings.features.glob("*.parquet")]
     known = entities(settings, views, key, datetime.now(UTC), CANDIDATES)
     headers = serving_headers(settings)

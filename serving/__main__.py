@@ -22,7 +22,7 @@ from serving.worker import worker
 from stack.errors import GyreError, SettingsError, StackError
 from stack.settings import LOOPBACK, Settings, load_settings
 from stack.sockets import keeper_socket
-from stack.spec import ModelSpec, load_specs
+from stack.spec import ModelSpec, broken_specs, load_specs
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -47,9 +47,12 @@ def serve(settings: Settings, specs: Sequence[ModelSpec]) -> int:
         SettingsError, StackError: nothing was started.
 
     """
-    check_default(settings, specs)
+    if not specs:
+        raise SettingsError("; ".join(broken_specs()) or "models/ has no spec: add one")
     with alone(settings), listen(settings) as listening, memory(settings):
         log_to_stdout()
+        for problem in broken_specs():
+            logger.error("a model is not served: %s", problem)
         from serving.http_connection import BoundedConnection  # noqa: PLC0415  (counts from here)
 
         config = uvicorn.Config(
@@ -67,12 +70,6 @@ def serve(settings: Settings, specs: Sequence[ModelSpec]) -> int:
         stop.set()
         keeper.join(2)  # the supervisor's patience is 8 s
     return 0
-
-
-def check_default(settings: Settings, specs: Sequence[ModelSpec]) -> None:
-    names = [spec.name for spec in specs]
-    if settings.default_model not in names:
-        raise SettingsError(f"GYRE_DEFAULT_MODEL: {settings.default_model!r} is not in {names}")
 
 
 def listen(settings: Settings) -> socket.socket:

@@ -25,7 +25,7 @@ from serving.readiness import add_health
 from serving.routes import add_routes
 from serving.scorer import Scorer
 from stack.settings import Settings
-from stack.spec import ModelSpec
+from stack.spec import ModelSpec, default_spec
 
 FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS, CLOSE_SECONDS = 1.0, 1.0, 0.25, 30.0
 logger = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     log = AppendLog(settings.home / "serving" / "log", "predictions")
     holders = {spec.name: Holder(settings, spec) for spec in specs}
     scorers = [Scorer(holder, log) for holder in holders.values()]
-    default = next(s for s in scorers if s.spec.name == settings.default_model)
+    default = default_spec(settings, specs)
     told, forward = Told(settings, holders), Forward(settings)
     again = (
         (FOLLOW_SECONDS, told.look),
@@ -64,7 +64,9 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     add_routes(app, scorers, default, settings.serving_tokens_file)
-    add_health(app.router, default.holder, [*holders.values()], log, told)
+    add_health(
+        app.router, holders[default.name] if default else None, [*holders.values()], log, told
+    )
     add_forwarded(app, forward)
     return app
 

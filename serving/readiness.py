@@ -21,7 +21,7 @@ class Keeper(Protocol):
 
 def add_health(
     router: APIRouter,
-    default: Holder,
+    default: Holder | None,
     holders: Sequence[Holder],
     log: AppendLog,
     keeper: Keeper,
@@ -37,15 +37,17 @@ def add_health(
 
 
 def readiness(
-    default: Holder, holders: Sequence[Holder], log: AppendLog, keeper: Keeper
+    default: Holder | None, holders: Sequence[Holder], log: AppendLog, keeper: Keeper
 ) -> dict[str, Any]:
     """What each resource said when it was last asked. Ready: model and online store answer.
 
     MLflow, the keeper or the log being down is shown and does not count: answers go on without
     them. So does another model that has no version yet: `GET /v1/models/{name}` tells of each.
+    Without a default model any one that has a version will do.
     """
-    redis, mlflow = default.features.down, default.announced.registry_problem
-    how = default.features.fallback
+    first = default or next((holder for holder in holders if holder.current), holders[0])
+    redis, mlflow = first.features.down, first.announced.registry_problem
+    how = first.features.fallback
     resources = {
         **{f"model {h.spec.name}": (h.current is not None, h.state) for h in holders},
         **{f"features of {h.spec.name}": _built(h) for h in holders},
@@ -56,7 +58,7 @@ def readiness(
         f"{log.kind} log": (not log.problem, log.problem or "is written"),
     }
     shown = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in resources.items()}
-    return {"ready": default.current is not None and redis is None, "resources": shown}
+    return {"ready": first.current is not None and redis is None, "resources": shown}
 
 
 def _built(holder: Holder) -> tuple[bool, str]:

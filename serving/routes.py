@@ -79,10 +79,10 @@ REFUSALS = refusals()
 
 
 def add_routes(
-    app: FastAPI, scorers: Sequence[Scorer], default: Scorer, tokens: Path | None
+    app: FastAPI, scorers: Sequence[Scorer], default: ModelSpec | None, tokens: Path | None
 ) -> None:
     """Add every protocol for every model, under its name and the names it is also served as."""
-    models, hot = [Served(each, build_schemas(each.spec), each is default) for each in scorers], {}
+    models, hot = [Served(s, build_schemas(s.spec), s.spec is default) for s in scorers], {}
     for protocol in PROTOCOLS:
         for route in protocol.routes(models):
             add = _scoring if isinstance(route, Scores) else _telling
@@ -206,6 +206,10 @@ def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:
     known = {name for model in models for name in model.names}
     there = ", ".join(model.names[0] for model in models)
 
+    async def unnamed(_: HttpRequest) -> Response:
+        paths = ", ".join(f"/models/{model.names[0]}/predict" for model in models)
+        raise NotFoundError(f"no model is the default one (GYRE_DEFAULT_MODEL): there is {paths}")
+
     async def unknown(http: HttpRequest) -> Response:
         name, _, verb = http.path_params["name"].partition(":")
         if name in known and verb in {"", "predict"}:
@@ -216,6 +220,9 @@ def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:
         for method, path in protocol.unknown:
             work = edge("", path, unknown, protocol.form)
             app.router.add_route(path, work, methods=[method])
+            if path.startswith("/models/{name}"):  # of a default model these are its routes
+                work = edge("", path, unnamed, protocol.form)
+                app.router.add_route(path.removeprefix("/models/{name}"), work, methods=[method])
 
 
 def document(app: FastAPI, *, guarded: bool) -> None:

@@ -30,11 +30,12 @@ def problems(env: Mapping[str, str], python: tuple[int, int], *, ports: bool = T
     home = Path(env.get("GYRE_HOME") or PROJECT / ".gyre").expanduser().resolve()
     if found := python_problems(python):  # it could not even run what follows
         return found
-    taken = port_problems({**_kept(home), **env}, home) if ports else []
+    taken = port_problems({**kept_settings(home), **env}, home) if ports else []
     return disk_problems(home, PROJECT) + taken
 
 
-def _kept(home: Path) -> dict[str, str]:
+def kept_settings(home: Path) -> dict[str, str]:
+    """Return the lines of a home's ENV_FILE."""
     file = home / ENV_FILE
     lines = file.read_text().splitlines() if file.exists() else []
     pairs = (line.partition("=") for line in lines)

@@ -58,7 +58,9 @@ class Settings(BaseSettings):
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
     change_live_features: bool = False
     """Let ingest and `feast apply` change the feature values that a version in a role is served."""
-    default_model: str = "customer_churn_model"
+    default_model: str | None = None
+    """The model that serving answers with where a route names none, as `/predict` does. Default:
+    the only one there is; with several, none."""
     keep_days: dict[str, int] = Field(default_factory=dict, validate_default=True)
     """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`)."""
     serving_workers: int = Field(1, ge=1, le=64)

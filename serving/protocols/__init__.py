@@ -89,7 +89,9 @@ class Protocol:
 
 
 def default_of(models: Sequence[Served]) -> Served:
-    return next(model for model in models if model.default)
+    """Return the default model; without one, any that has a version."""
+    by_version = sorted(models, key=lambda model: model.scorer.holder.current is None)
+    return next((model for model in models if model.default), by_version[0])
 
 
 def version_of(model: Served) -> str:

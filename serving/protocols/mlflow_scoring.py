@@ -106,10 +106,10 @@ def _of_columns(columns: Mapping[str, Any]) -> list[Record]:
 
 
 def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    default, found = default_of(models), version("mlflow")
+    found = version("mlflow")
 
     async def ping(_: HttpRequest) -> Response:
-        version_of(default)
+        version_of(default_of(models))
         return PlainTextResponse("\n")
 
     async def mlflow_version(_: HttpRequest) -> Response:

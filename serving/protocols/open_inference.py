@@ -132,7 +132,7 @@ ERRORS = ErrorForm(InferenceError, lambda _, detail: {"error": in_words(detail)}
 
 
 def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    ready = _ready(default_of(models))
+    ready = _ready(models)
     yield Tells("/v2", "Open Inference: server", _server, ServerMetadata)
     yield Tells("/v2/health/live", "Open Inference: live", _live, ServerState)
     yield Tells("/v2/health/ready", "Open Inference: ready", ready, ServerState, refuses=(503,))
@@ -165,8 +165,9 @@ async def _live(_: HttpRequest) -> Response:
     return json_response({"live": True})
 
 
-def _ready(default: Served) -> Endpoint:
+def _ready(models: Sequence[Served]) -> Endpoint:
     async def work(_: HttpRequest) -> Response:
+        default = default_of(models)
         version_of(default)
         if down := default.scorer.holder.features.down:
             raise NoModelError(down)

@@ -85,8 +85,9 @@ def stack(tmp_path_factory):
 
 def test_up_ends_with_a_prediction_and_the_addresses(stack):
     assert re.search(r'"customer_id":\d+,"prediction":[01]\.0', stack.first)
-    for step in ("processes", "features", "ingest", "model", "prediction"):
+    for step in ("processes", "features", "ingest", f"model {MODEL}", f"prediction of {MODEL}"):
         assert re.search(rf"  {step}.*: [\d.]+ s", stack.first)
+    assert f"  {MODEL}: version 1 is in production" in stack.first
     for task in ("validate", "dataset", "train", "evaluate", "gate", "register", "promote"):
         assert re.search(rf"{task}: success, [\d.]+ s", stack.first)
     for address in (stack.settings.airflow_address, stack.settings.mlflow_address):

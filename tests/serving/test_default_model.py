@@ -1,0 +1,61 @@
+"""Which model answers where a route names none."""
+
+from __future__ import annotations
+
+import asyncio
+import subprocess
+import sys
+from typing import Any
+
+import httpx
+import pytest
+
+from serving.app import create_app
+from stack.environment import process_environment
+from stack.settings import PROJECT
+from stack.spec import load_spec
+from tests.conftest import new_settings
+
+CHURN = load_spec("customer_churn_model")
+OTHER = CHURN.model_copy(update={"name": "other_model", "served_as": ()})
+
+
+def asked(home: Any, default: str | None, specs: Any, *paths: str) -> list[tuple[int, str]]:
+    """Answers of an application that follows no keeper: no model is loaded."""
+    app = create_app(new_settings(home, default_model=default), specs)
+
+    async def ask() -> list[tuple[int, str]]:
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+            found = [await client.post(path, json={"customer_id": 1}) for path in paths]
+        return [(answer.status_code, answer.text) for answer in found]
+
+    return asyncio.run(ask())
+
+
+@pytest.mark.parametrize(("default", "specs"), [(None, (CHURN,)), ("other_model", (CHURN, OTHER))])
+def test_the_only_model_or_the_one_that_is_set_answers_without_a_name(tmp_path, default, specs):
+    ((status, text),) = asked(tmp_path, default, specs, "/predict")
+    name = default or "customer_churn_model"
+    assert status == 503
+    assert name in text
+
+
+@pytest.mark.parametrize("default", [None, "removed_model"])
+def test_with_several_and_none_set_each_answers_by_its_name(tmp_path, default):
+    paths = ("/predict", "/predict/batch", "/invocations", "/models/other_model/predict")
+    *unnamed, named = asked(tmp_path, default, (CHURN, OTHER), *paths)
+    for status, text in unnamed:
+        assert status == 404
+        assert "/models/customer_churn_model/predict, /models/other_model/predict" in text
+        assert "GYRE_DEFAULT_MODEL" in text
+    assert named[0] == 503
+
+
+def test_without_any_model_serving_ends_with_a_clear_word(tmp_path):
+    code = "from serving.__main__ import *; import sys; sys.exit(serve(load_settings(), ()))"
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False,
+        env=process_environment(new_settings(tmp_path)),
+    )  # fmt: skip
+    assert "SettingsError: models/ has no spec: add one" in done.stderr
