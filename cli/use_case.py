@@ -11,7 +11,8 @@ from typing import Annotated
 import typer
 
 from stack.errors import SettingsError
-from stack.settings import PROJECT
+from stack.preflight import ENV_FILE
+from stack.settings import PROJECT, load_settings
 from stack.spec import NAME, ModelSpec, load_spec
 
 TEMPLATES = Path(__file__).parent / "templates"
@@ -49,9 +50,10 @@ def new(name: str) -> None:
         made = Template(text, keep_trailing_newline=True, undefined=StrictUndefined)
         path.write_text(made.render(name=name, title=title))
         typer.echo(f"wrote {path.relative_to(PROJECT)}")
+    file = load_settings().home / ENV_FILE  # which Airflow's tasks read as well
     typer.echo(
         "next:\n"
-        f"  export GYRE_SOURCES__{name.upper()}=…  # files, or an Ibis address with #table\n"
+        f"  echo 'GYRE_SOURCES__{name.upper()}=…' >> {file}  # files, or an Ibis address#table\n"
         "  (cd feature_repo && feast apply)\n"
         f"  gyre ingest {name}\n"
         f"  gyre train {name}\n"

@@ -62,7 +62,8 @@ def pull(
     address = settings.sources.get(dataset.name)
     if address is None and dataset.shipped is None:
         variable = f"GYRE_SOURCES__{dataset.name.upper()}"
-        raise DataError(f"{dataset.name}: no source; set {variable} to a file or address#table")
+        line = f"{variable}=… (a file, or address#table) to {settings.home}/gyre.env"
+        raise DataError(f"{dataset.name}: no source; add the line {line}")
     try:
         if address is None:
             return _demo(settings, dataset, as_of, since, keyed)

@@ -147,7 +147,8 @@ def test_it_ends_with_a_number_for_both_columns_of_the_key(told, project):
 
 def test_routes_dags_and_page_are_there(told, project):
     _, page, api, *_ = told
-    assert {f"/models/{SPEND}/predict", "/predict", "/events/spend"} <= set(api["paths"])
+    assert {f"/models/{SPEND}/predict", "/events/spend"} <= set(api["paths"])
+    assert "/predict" not in api["paths"]  # of three models none is the default one
     assert f'<h2><a href="/status/{SPEND}">{SPEND}</a></h2>' in page
     home = project.folder / ".gyre" / "airflow"
     known = {"AIRFLOW_HOME": str(home), "AIRFLOW__CORE__LOAD_EXAMPLES": "False"}
@@ -157,9 +158,9 @@ def test_routes_dags_and_page_are_there(told, project):
     assert bag["errors"] == {}
     kinds, models = ("train", "schedule", "monitor", "hourly", "score"), (SPEND, VISITS)
     assert {f"{kind}_{model}" for kind in kinds for model in models} <= set(bag["dags"])
-    assert {"ingest_orders", "ingest_spend", f"ingest_{VISITS}"} == set(
-        bag["dags"]["ingest"]["tasks"]
-    )
+    datasets = ("orders", "spend", VISITS)
+    ingests = {f"ingest_{dataset}" for dataset in datasets}
+    assert ingests | {"read_specs"} == set(bag["dags"]["ingest"]["tasks"])
 
 
 def test_no_line_of_another_file_was_edited(told, project):
@@ -187,8 +188,12 @@ def test_what_gyre_new_wrote_learns_as_it_is_and_passes_every_check(told, projec
     pq.write_table(
         pa.table({n: pa.array(v) for n, v in rows.items()}), project.folder / "v.parquet"
     )
-    source = {f"GYRE_SOURCES__{VISITS.upper()}": str(project.folder / "v.parquet")}
-    said = project.run('python -c "$LEARN"', LEARN=LEARN, **source)
+    missing = project.run(f"gyre ingest {VISITS}", 1)
+    assert f"add the line GYRE_SOURCES__{VISITS.upper()}=…" in missing
+    (project.settings.home / "gyre.env").write_text(
+        f"GYRE_SOURCES__{VISITS.upper()}={project.folder / 'v.parquet'}\n"
+    )
+    said = project.run('python -c "$LEARN"', LEARN=LEARN)
     assert f"{len(entity)} new" in said
     assert f"{VISITS}: version 1 is in production" in said
     assert f"known of {LOGGED}: True" in said  # by its text in the log
