@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
+import traceback
 from typing import Annotated
 
 import typer
@@ -12,18 +13,26 @@ from cli import features, registry, training, use_case, watch
 from cli.verbs import AsJson, AsOf, log_to_stderr, moment, say
 from stack.errors import GyreError
 from stack.settings import load_settings
+from stack.user_code import in_one_line
 
 Dataset = Annotated[str, typer.Argument(help="A module of feature_repo/datasets/.")]
 typer_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 
 
 def app() -> None:
-    """Run the command; an error a person can act on is one message, not a traceback."""
+    """Run the command; an error is one message, and the traceback of one not ours in a log."""
     try:
         typer_app()
     except GyreError as exc:
         typer.echo(f"gyre: {exc}", err=True)
         sys.exit(exc.exit_code)
+    except Exception as exc:  # noqa: BLE001  (mostly of a dataset module)
+        log = load_settings().home / "logs" / "errors.log"
+        log.parent.mkdir(parents=True, exist_ok=True)
+        with log.open("a") as file:
+            traceback.print_exception(exc, file=file)
+        typer.echo(f"gyre: {in_one_line(exc)}\ntraceback: {log}", err=True)
+        sys.exit(1)
 
 
 @typer_app.command()

@@ -73,10 +73,10 @@ def failed(model: str, context: Any) -> None:
 @task
 def stage(function: str, model: str, mlflow_run: str) -> Any:
     """Run one stage of training, imported here: each one's libraries cost seconds."""
-    from training.gate import on_record  # noqa: PLC0415  (heavy)
+    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
 
     settings = current()[0]
-    with on_record(settings, mlflow_run):
+    with Tracking(settings).on_record(mlflow_run):
         return resolve_name(function)(settings, load_spec(model), mlflow_run)
 
 
@@ -99,10 +99,12 @@ def validate(model: str) -> str | None:
 @task.branch
 def gate(model: str, mlflow_run: str) -> str:
     """Go on to `register`, or end green at `refused` with the reason as the run's note."""
-    from training.gate import gate as judge  # noqa: PLC0415  (heavy)
+    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+    from training.gate import gate as judge  # noqa: PLC0415
 
     settings, _ = current()
-    refusal = judge(settings, load_spec(model), mlflow_run)
+    with Tracking(settings).on_record(mlflow_run):
+        refusal = judge(settings, load_spec(model), mlflow_run)
     if refusal is None:
         return "register"
     note(settings, f"refused: {refusal}")
@@ -114,16 +116,18 @@ def promote(
     model: str, mlflow_run: str, version: str, approval: Any = None, *, outlet_events: Any = None
 ) -> str:
     """Put the version into production or on its way; an approval's is in its giver's name."""
-    from training.register import promote as put_into_production  # noqa: PLC0415  (heavy)
+    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+    from training.register import promote as put_into_production  # noqa: PLC0415
 
     settings, cause = current()
     who, reason = cause.who, cause.reason
     if approval:
         name, comment = answered(approval)
         who, reason = f"airflow:{name}", f"{reason}; {comment}" if comment else reason
-    outcome = put_into_production(
-        settings, load_spec(model), mlflow_run, version, who=who, reason=reason
-    )
+    with Tracking(settings).on_record(mlflow_run):
+        outcome = put_into_production(
+            settings, load_spec(model), mlflow_run, version, who=who, reason=reason
+        )
     after = told_after(load_spec(model))
     # Not "as_of": who looks at a version after its promotion looks at now.
     outlet_events[after].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}

@@ -7,6 +7,7 @@ several processes and threads do not get into each other's runs.
 from __future__ import annotations
 
 import time
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,9 +18,11 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_server.connection import EXISTS, client, translated
+from stack.errors import RegistryError
+from stack.user_code import in_one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterator, Mapping
     from datetime import datetime
 
     from matplotlib.figure import Figure
@@ -33,6 +36,8 @@ DIGEST_LENGTH = 36
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without it the UI greets an experiment as one about chat models, its runs a click away."""
 DATA_FOLDER = "data"
+LONGEST = 1_000
+"""Characters of an outcome."""
 MOST = 50_000
 """Runs asked for at once: MLflow's own bound."""
 
@@ -188,6 +193,20 @@ class Tracking:
     def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
         with translated(f"end of run {run_id}"):
             self._client.set_terminated(run_id, status)
+
+    @contextmanager
+    def on_record(self, run_id: str) -> Iterator[None]:
+        """Whatever the block raises ends the run as failed, with the reason as its outcome."""
+        try:
+            yield
+        except BaseException as exc:
+            with suppress(RegistryError):  # that MLflow does not answer may be the reason itself
+                self.fail(run_id, in_one_line(exc))
+            raise
+
+    def fail(self, run_id: str, why: str) -> None:
+        self.log(run_id, tags={"outcome": why[:LONGEST]})
+        self.finish(run_id, "FAILED")
 
     def _experiment(self, name: str) -> str:
         if self._client.get_experiment_by_name(name) is None:

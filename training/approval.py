@@ -31,7 +31,7 @@ def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> Quest
     """Leave word in the run that the version waits; return what to ask in Airflow."""
     tracking = Tracking(settings)
     evaluation, tags = load_evaluation(tracking, run_id), tracking.run(run_id).tags
-    _end(tracking, run_id, version, f"version {version} is registered and waits for approval")
+    _end(tracking, run_id, f"version {version} is registered and waits for approval")
     champion = evaluation.champion_version
     place = f"in place of version {champion}" if champion else "as the first one"
     lines = [
@@ -56,19 +56,19 @@ def wait_in_shell(settings: Settings, spec: ModelSpec, run_id: str, version: str
         f"version {version} is registered and waits for approval: gyre promote {spec.name} "
         f"{version} {where} --reason … (what train_{spec.name} trains is approved in Airflow)"
     )
-    _end(tracking, run_id, version, outcome)
+    _end(tracking, run_id, outcome)
     return outcome
 
 
 def not_approved(settings: Settings, run_id: str, version: str, why: str) -> str:
     """Leave word in the run that the version stays as it is; return the outcome."""
     outcome = f"not approved: version {version}: {why}"
-    _end(Tracking(settings), run_id, version, outcome)
+    _end(Tracking(settings), run_id, outcome)
     return outcome
 
 
-def _end(tracking: Tracking, run_id: str, version: str, outcome: str) -> None:
-    tracking.log(run_id, tags={"outcome": outcome, "version": version})
+def _end(tracking: Tracking, run_id: str, outcome: str) -> None:
+    tracking.log(run_id, tags={"outcome": outcome})
     tracking.finish(run_id, "FINISHED")
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING
 
@@ -17,7 +16,7 @@ from training.metrics import Interval  # noqa: TC001  (pydantic reads the annota
 from training.segments import Segment  # noqa: TC001
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Sequence
 
     from stack.settings import Settings
     from stack.spec import Gate, ModelSpec
@@ -74,8 +73,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     Returns None when every gate is passed, else the reasons of the refusal.
 
     Raises:
-        TrainingError: refused because the champion could not be compared with. The run has then
-            failed, so that the same training may be tried again.
+        TrainingError: refused because the champion could not be compared with.
 
     """
     tracking = Tracking(settings)
@@ -86,23 +84,11 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
         card = model_card(spec, tracking.run(run_id), evaluation, outcomes, plots)
     tracking.log_text(run_id, card, CARD)
     if refused and evaluation.unavailable:
-        tracking.finish(run_id, "FAILED")
         raise TrainingError(f"{spec.name}: refused: {refused}")
     if refused:
+        tracking.log(run_id, tags={"outcome": f"refused: {refused}"})
         tracking.finish(run_id, "FINISHED")
     return refused or None
-
-
-@contextmanager
-def on_record(settings: Settings, run_id: str) -> Iterator[None]:
-    """Store what stops a stage as a gate that failed; the run ends as failed."""
-    try:
-        yield
-    except TrainingError as exc:
-        tracking = Tracking(settings)
-        _store(tracking, run_id, [Outcome("can_be_learnt", "data", passed=False, text=str(exc))])
-        tracking.finish(run_id, "FAILED")
-        raise
 
 
 def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:

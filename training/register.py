@@ -77,6 +77,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             description=_description(spec, evaluation, plan, tags),
             requirements=REQUIREMENTS,
         )
+    tracking.log(run_id, tags={"version": version.version})
     return version.version
 
 
@@ -104,22 +105,16 @@ def promote(
     promotes. Repeated after a kill it finds its own promotion done.
 
     Raises:
-        PromotionRefusedError: another version went into production in the meantime; the run has
-            then failed.
+        PromotionRefusedError: another version went into production in the meantime.
 
     """
     tracking, outcome = Tracking(settings), settled(settings, spec, run_id, version)
     if outcome is None:
         champion = load_evaluation(tracking, run_id).champion_version
         as_of = datetime.fromisoformat(tracking.run(run_id).tags["as_of"])
-        try:
-            row = _put(settings, spec, run_id, version, champion, as_of, who=who, why=reason)
-        except PromotionRefusedError as exc:
-            tracking.log(run_id, tags={"outcome": str(exc), "version": version})
-            tracking.finish(run_id, "FAILED")  # against the new champion it may be learnt again
-            raise
+        row = _put(settings, spec, run_id, version, champion, as_of, who=who, why=reason)
         outcome = _promoted(row)
-    tracking.log(run_id, tags={"outcome": outcome, "version": version})
+    tracking.log(run_id, tags={"outcome": outcome})
     tracking.finish(run_id, "FINISHED")
     return outcome
 

@@ -76,7 +76,8 @@ def search(
             loss = done[key].metrics[loss_name]
         else:
             nested = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
-            loss = loss_of(estimator)
+            with tracking.on_record(nested):
+                loss = loss_of(estimator)
             tracking.log(nested, metrics={loss_name: loss}, params=values)
             tracking.finish(nested, "FINISHED")
         trials.append((loss, estimator))

@@ -91,13 +91,13 @@ def open_run(
     }
     name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
     run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
-    tracking.log_text(run_id, spec_text(spec), SPEC)
-    raw = open_raw(table, version, as_of)
-    checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
-    tracking.log_json(run_id, checked.report, "validation.json")
-    if broken := _broken(checked):
-        tracking.finish(run_id, "FAILED")
-        raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
+    with tracking.on_record(run_id):
+        tracking.log_text(run_id, spec_text(spec), SPEC)
+        raw = open_raw(table, version, as_of)
+        checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
+        tracking.log_json(run_id, checked.report, "validation.json")
+        if broken := _broken(checked):
+            raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
     return run_id
 
 
@@ -122,11 +122,11 @@ def answered(
 
 
 def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
-    """Mark the run of `key`, should there be one, as failed: it answers its cause no more."""
+    """End the run of `key`, should it still go on, as failed: it answers its cause no more."""
     tracking = Tracking(settings)
     for run in tracking.runs(spec.experiment):
         if run.key == key and run.status == "RUNNING":
-            tracking.finish(run.run_id, "FAILED")
+            tracking.fail(run.run_id, f"a task was ended from outside: see the logs of {key}")
 
 
 def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:

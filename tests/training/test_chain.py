@@ -300,9 +300,37 @@ def test_data_that_nothing_can_be_learnt_from_is_on_record_and_changes_nothing(
     with pytest.raises(TrainingError, match=told):
         train(other, SPEC, AS_OF, "useless", force=True)
     run = stopped(tracked, "useless")
-    assert re.search(f"refused: data can_be_learnt: .*{told}", run.tags["gate"])
-    gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
-    assert [(gate["rule"], gate["passed"]) for gate in gates] == [("can_be_learnt", False)]
+    assert re.search(f"^{SPEC.name}: .*{told}", run.tags["outcome"])
+
+
+def label_with_a_bug(orders, snapshots):
+    return orders.order_tss
+
+
+def label_that_is_stopped(orders, snapshots):
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize(
+    ("label", "error", "outcome"),
+    [
+        (label_with_a_bug, AttributeError, "AttributeError: 'Table' object has no attribute"),
+        (label_that_is_stopped, KeyboardInterrupt, "KeyboardInterrupt"),
+    ],
+)
+def test_whatever_ends_a_training_is_the_outcome_of_its_run_which_has_failed(
+    tracked, second, label, error, outcome
+):
+    shipped, key = ORDERS.labels[SPEC.label], f"dies {label.__name__}"
+    ORDERS.labels[label.__name__] = replace(shipped, expression=label)
+    try:
+        with pytest.raises(error):
+            train(tracked, SPEC.model_copy(update={"label": label.__name__}), AS_OF, key)
+    finally:
+        del ORDERS.labels[label.__name__]
+    told = stopped(tracked, key).tags["outcome"]
+    assert told.startswith(outcome)
+    assert "\n" not in told
 
 
 @pytest.mark.parametrize(
