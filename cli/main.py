@@ -151,7 +151,7 @@ def maintain(
 for _verb in (
     training.train, training.reproduce, training.score, features.parity, watch.monitor,
     watch.decide, watch.rollout, watch.compare, watch.backtest, registry.promote,
-    registry.release, registry.rollback, registry.ledger, use_case.new, use_case.spec,
+    registry.release, registry.rollback, registry.ledger, use_case.new, use_case.check,
 ):  # fmt: skip
     typer_app.command()(_verb)
 typer_app.add_typer(features.quarantine, name="quarantine")

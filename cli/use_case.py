@@ -1,19 +1,22 @@
-"""`gyre new` and `gyre spec`: the three files of a use case, and what its spec says."""
+"""`gyre new` and `gyre check`: the three files of a use case, and what is wrong with them."""
 
 from __future__ import annotations
 
 import json
 import keyword
+import logging
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from cli.verbs import log_to_stderr
 from stack.errors import SettingsError
 from stack.preflight import ENV_FILE
 from stack.settings import PROJECT, load_settings
-from stack.spec import NAME, ModelSpec, load_spec
+from stack.spec import MODELS, NAME, ModelSpec, load_spec
 
 TEMPLATES = Path(__file__).parent / "templates"
 FILES = {
@@ -54,6 +57,7 @@ def new(name: str) -> None:
     typer.echo(
         "next:\n"
         f"  echo 'GYRE_SOURCES__{name.upper()}=…' >> {file}  # files, or an Ibis address#table\n"
+        f"  gyre check {name}\n"
         "  (cd feature_repo && feast apply)\n"
         f"  gyre ingest {name}\n"
         f"  gyre train {name}\n"
@@ -61,13 +65,35 @@ def new(name: str) -> None:
     )
 
 
-def spec(
-    model: Annotated[str | None, typer.Argument(help="Check models/MODEL.toml.")] = None,
+def check(
+    model: Annotated[str | None, typer.Argument(help="A file of models/; all if absent.")] = None,
     *,
     schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of a spec.")] = False,
 ) -> None:
-    """Check a model's file and print it with every default; or print what one may hold."""
-    if schema == (model is not None):
-        raise SettingsError("expected a model, or --schema")
-    found = load_spec(model).model_dump(mode="json") if model else ModelSpec.model_json_schema()
-    typer.echo(json.dumps(found, indent=2))
+    """Hold a model's three files against each other, Feast and a sample of rows; needs no stack.
+
+    A line for each finding; exit code 1 if there is one.
+    """
+    if schema:
+        typer.echo(json.dumps(ModelSpec.model_json_schema(), indent=2))
+        return
+    log_to_stderr()
+    logging.getLogger("feature_repo").setLevel(logging.ERROR)
+    names = [model] if model else sorted(path.stem for path in MODELS.glob("*.toml"))
+    found = [_check(name) for name in names]
+    raise typer.Exit(1 if any(found) else 0)
+
+
+def _check(name: str) -> int:
+    """Print what is found of a model; return how many lines."""
+    try:
+        spec = load_spec(name)
+    except SettingsError as exc:
+        findings, rows = str(exc).splitlines(), "its other files: not checked"
+    else:
+        from training.check import check as check_files  # noqa: PLC0415  (heavy)
+
+        findings, rows = check_files(load_settings(), spec, datetime.now(tz=UTC))
+    said = f"findings: {len(findings)}" if findings else "ok"
+    typer.echo("\n".join([*findings, f"{name}: {said}; {rows}"]))
+    return len(findings)

@@ -17,7 +17,9 @@ from feature_repo.source import pull, shift_file
 from feature_repo.store import publish_beside
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
+
+    import pyarrow as pa
 
     from feature_repo.definition import Dataset
     from stack.settings import Settings
@@ -27,11 +29,15 @@ FAR = datetime(9999, 1, 1, tzinfo=UTC)
 
 @contextmanager
 def whole_history(
-    settings: Settings, dataset: Dataset, as_of: datetime
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    part: Callable[[pa.Table], pa.Table] = lambda rows: rows,
 ) -> Iterator[tuple[Settings, datetime]]:
     """Give settings of a temporary home that holds the history, and its last event.
 
     Of the shipped file the days that lie ahead too; of any other source what it holds at `as_of`.
+    part: chooses the rows to go on with.
     A row counts as known from its event time on: a source does not say when it came.
 
     Raises:
@@ -44,7 +50,7 @@ def whole_history(
         if (dates := shift_file(settings)).exists():
             beside.data.mkdir()
             shutil.copy(dates, shift_file(beside))
-        rows = pull(beside, dataset, FAR if shipped else as_of)
+        rows = part(pull(beside, dataset, FAR if shipped else as_of))
         until = pc.max(rows[dataset.event_time]).as_py() if shipped else as_of
         land_all(beside, dataset, rows, until)
         publish_beside(beside, dataset)

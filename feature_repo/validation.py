@@ -178,6 +178,20 @@ def suite(name: str) -> dict[str, Any]:
     return rules
 
 
+def suite_problems(name: str) -> list[str]:
+    """One line for each rule of `expectations/<name>.json` that cannot be built."""
+    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+    from great_expectations.expectations.registry import get_expectation_impl  # noqa: PLC0415
+
+    found = []
+    for at, rule in enumerate(suite(name)["expectations"]):
+        try:
+            get_expectation_impl(rule["type"])(**rule["kwargs"])
+        except Exception as exc:  # noqa: BLE001  (GX raises what it likes)
+            found.append(f"expectations.{at}: {rule['type']}: {' '.join(str(exc).split())}")
+    return found
+
+
 def _finding(outcome: dict[str, Any]) -> Finding:
     config, result = outcome["expectation_config"], outcome["result"]
     rule, kwargs = config["type"], config["kwargs"]

@@ -36,8 +36,8 @@ DIGEST_LENGTH = 36
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without it the UI greets an experiment as one about chat models, its runs a click away."""
 DATA_FOLDER = "data"
-LONGEST = 1_000
-"""Characters of an outcome."""
+LONGEST = 5_000
+"""Characters of a tag: MLflow's own bound."""
 MOST = 50_000
 """Runs asked for at once: MLflow's own bound."""
 

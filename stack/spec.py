@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from pydantic_core import ErrorDetails
+
     from stack.settings import Settings
 
 MODELS, PSI = PROJECT / "models", "psi_"
@@ -329,42 +331,46 @@ class ModelSpec(Strict):
         return schedule
 
     @model_validator(mode="after")
-    def _of_one_task(self) -> ModelSpec:
+    def _consistent(self) -> ModelSpec:
+        if problems := [*self._of_another_task(), *self._contradictions()]:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _of_another_task(self) -> Iterator[str]:
         for key in ("threshold", "costs"):
             if (getattr(self, key) is None) == (self.task == "classification"):
                 what = "has none" if self.task == "regression" else "needs one"
-                raise ValueError(f"{key}: a {self.task} {what}")
+                yield f"{key}: a {self.task} {what}"
         for at, estimator in enumerate(self.estimators):
             if estimator.type not in ESTIMATORS[self.task]:
-                raise ValueError(
+                yield (
                     f"estimators.{at}.type: {estimator.type!r} is not of a {self.task}, expected "
                     f"one of {', '.join(ESTIMATORS[self.task])}"
                 )
         for at, gate in enumerate(self.gates):
             if gate.metric in OTHERS[self.task]:
-                raise ValueError(f"gates.{at}.metric: a {self.task} has no {gate.metric}")
-        return self
+                yield f"gates.{at}.metric: a {self.task} has no {gate.metric}"
 
-    @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
+    def _contradictions(self) -> Iterator[str]:
         if both := set(self.entity_key) & set(self.features):
-            raise ValueError(f"entity_key: {sorted(both)} is in [features] too: give it a new name")
+            yield f"entity_key: {sorted(both)} is in [features] too: give it a new name"
         if taken := OURS & set(self.features):
-            raise ValueError(f"features: {sorted(taken)}: frames have such a column: rename it")
+            yield f"features: {sorted(taken)}: frames have such a column: rename it"
         if self.population.feature not in self.features:
-            raise ValueError(f"population.feature {self.population.feature!r} is not in [features]")
+            yield f"population.feature: {self.population.feature!r} is not in [features]"
+        elif self.features[self.population.feature] == "string":
+            yield f"population.feature: {self.population.feature!r} is a string, expected a number"
         if unknown := set(self.drift.informative) - set(self.features):
-            raise ValueError(f"drift.informative: {sorted(unknown)} is not in [features]")
+            yield f"drift.informative: {sorted(unknown)} is not in [features]"
         if self.segment is not None and self.features.get(self.segment) != "string":
-            raise ValueError(f"segment: {self.segment!r} is not a string of [features]")
+            yield f"segment: {self.segment!r} is not a string of [features]"
         if self.segment is None and (asked := OF_SEGMENTS & {gate.metric for gate in self.gates}):
-            raise ValueError(f"gates: {min(asked)} needs a segment, such as customer_segment")
+            yield f"gates: {min(asked)} needs a segment, such as customer_segment"
         names = [estimator.name for estimator in self.estimators]
         if len(set(names)) != len(names):
-            raise ValueError(f"two estimators share a name: {names}")
+            yield f"two estimators share a name: {names}"
         if self.search and not any(estimator.space for estimator in self.estimators):
-            raise ValueError("search: expected a space = { … } with at least one of [[estimators]]")
-        return self
+            yield "search: expected a space = { … } with at least one of [[estimators]]"
 
 
 def entity_text(key: Entity) -> str:
@@ -405,7 +411,7 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     """Read `models/<name>.toml`.
 
     Raises:
-        SettingsError: one line with file, key and expectation.
+        SettingsError: a line with file, key and expectation for each key that is wrong.
 
     """
     path = folder / f"{name}.toml"
@@ -451,9 +457,15 @@ def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
     try:
         return ModelSpec.model_validate(content)
     except ValidationError as exc:
-        first = exc.errors()[0]
-        key = ".".join(str(part) for part in first["loc"]) or "(whole file)"
-        found = (
-            "" if first["type"] in {"missing", "value_error"} else f" (found {first['input']!r})"
-        )
-        raise SettingsError(f"{file}: {key}: {first['msg']}{found}") from exc
+        lines = [f"{file}: {line}" for error in exc.errors() for line in _said(error)]
+        raise SettingsError("\n".join(lines)) from exc
+
+
+def _said(error: ErrorDetails) -> list[str]:
+    key = "".join(f"{part}." for part in error["loc"])[:-1]
+    if error["type"] == "value_error":  # of a validator above, which names keys below this one
+        return [
+            ": ".join(filter(None, (key, line))) for line in str(error["ctx"]["error"]).split("\n")
+        ]
+    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+    return [f"{key}: {error['msg']}{found}"]

@@ -8,7 +8,7 @@ from traceback import TracebackException
 from stack.errors import GyreError
 from stack.settings import PROJECT
 
-DATASETS = PROJECT / "feature_repo" / "datasets"
+DATASETS, LONGEST = PROJECT / "feature_repo" / "datasets", 400
 
 
 def in_one_line(exc: BaseException) -> str:
@@ -16,14 +16,10 @@ def in_one_line(exc: BaseException) -> str:
     if isinstance(exc, GyreError):
         return str(exc)
     found = TracebackException.from_exception(exc)
-    places = [(frame.filename, frame.lineno) for frame in found.stack]
-    if isinstance(exc, SyntaxError):
-        places.append((exc.filename or "", exc.lineno))
-    own = [
-        f"{Path(file).relative_to(PROJECT)}:{line}: "
-        for file, line in places
-        if Path(file).parent == DATASETS and Path(file).name != "__init__.py"
-    ]
-    message = exc.msg if isinstance(exc, SyntaxError) else "".join(found.format_exception_only())
-    kind = f"{type(exc).__name__}: " if isinstance(exc, SyntaxError) else ""
-    return "".join(own[-1:]) + kind + " ".join(message.split())
+    lines, places = [*found.format_exception_only()], [(f.filename, f.lineno) for f in found.stack]
+    if isinstance(exc, SyntaxError):  # its first lines say the place
+        lines, places = lines[-1:], [*places, (exc.filename or "", exc.lineno)]
+    own = [(Path(file), line) for file, line in places if Path(file).parent == DATASETS]
+    own = [place for place in own if place[0].stem != "__init__"]
+    where = "".join(f"{file.relative_to(PROJECT)}:{line}: " for file, line in own[-1:])
+    return where + " ".join(lines[0].split())[:LONGEST]

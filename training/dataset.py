@@ -83,12 +83,14 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     )
 
 
-def unlearnable(spec: ModelSpec, train: pa.Table, test: pa.Table) -> list[str]:
+def unlearnable(
+    spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST
+) -> list[str]:
     """One line for each thing that makes training or its evaluation say nothing."""
     wrong = []
     for name, rows in (("training", train), ("test", test)):
-        if rows.num_rows < FEWEST:
-            wrong.append(f"expected at least {FEWEST} {name} rows, found {rows.num_rows}")
+        if rows.num_rows < fewest:
+            wrong.append(f"expected at least {fewest} {name} rows, found {rows.num_rows}")
         if pc.count_distinct(rows["label"]).as_py() < 2:  # noqa: PLR2004  (two classes)
             wrong.append(f"every label of the {rows.num_rows} {name} rows is the same")
     for feature, kind in spec.features.items():

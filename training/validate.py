@@ -17,7 +17,7 @@ from training.lineage import code_tags, fingerprint, spec_hash, spec_text, table
 from training.snapshots import Plan, plan
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from feature_repo.definition import Dataset
     from feature_repo.validation import Validation
@@ -61,10 +61,8 @@ def open_run(
     others = [run for run in tracking.runs(spec.experiment) if run.key != key]
     if cause and _answered(others, cause, as_of):
         return None
-    _check_features(spec, dataset, store.feature_types(spec.feature_service))
-    if (keys := store.key_types(spec.feature_service)) != spec.entity_key:
-        found = f"expected {keys}, found {spec.entity_key}"
-        raise SettingsError(f"{spec.name}.toml: entity_key: {found}")
+    if problems := mismatches(spec, dataset, store):
+        raise SettingsError("\n".join(problems))
     table = raw_table(settings, dataset)
     version = table.version
     if spec.search:
@@ -171,17 +169,20 @@ def plan_run(
     return plan(first, as_of, label.horizon, label.lateness, spec.snapshots.train)
 
 
-def _check_features(spec: ModelSpec, dataset: Dataset, given: Mapping[str, str]) -> None:
-    file = f"{spec.name}.toml"
+def mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> list[str]:
+    """One line for each key of the spec that asks for what dataset or Feast do not have."""
+    found, given = list[str](), store.feature_types(spec.feature_service)
     if spec.label not in dataset.labels:
-        known = ", ".join(dataset.labels)
-        raise SettingsError(f"{file}: label: {spec.label!r} is not of {dataset.name}: {known}")
+        found.append(f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}")
     for name, kind in spec.features.items():
         if name not in given:
             known = ", ".join(given)
-            raise SettingsError(f"{file}: features.{name}: {spec.feature_service} gives {known}")
-        if given[name] != kind:
-            raise SettingsError(f"{file}: features.{name}: expected {given[name]}, found {kind}")
+            found.append(f"features.{name}: {spec.feature_service} gives {known}")
+        elif given[name] != kind:
+            found.append(f"features.{name}: expected {given[name]}, found {kind}")
+    if (keys := store.key_types(spec.feature_service)) != spec.entity_key:
+        found.append(f"entity_key: expected {keys}, found {spec.entity_key}")
+    return [f"{spec.name}.toml: {line}" for line in found]
 
 
 def _broken(checked: Validation) -> str:

@@ -68,7 +68,7 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
             r"estimators\.2\.type: 'ridge' is not of",
         ),
         ('lifetime_orders = "int64"', 'lifetime_orders = "long"', r"features\.lifetime_orders: "),
-        ('feature = "days_since_last_order"', 'feature = "days"', "population.feature 'days'"),
+        ('feature = "days_since_last_order"', 'feature = "days"', "population.feature: 'days'"),
         ('name = "customer_churn_model"', 'name = "other"', "name: expected the file's name"),
         ("seed = 7", "seed = ", "not TOML"),
         ('"@weekly"', '"@fortnightly"', r"schedule: .* cron .* @quarterly .* found '@fortnightly'"),
@@ -97,8 +97,9 @@ def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, mess
     file.write_text(SHIPPED.replace(before, after, 1))
     with pytest.raises(SettingsError, match=message) as refused:
         load_spec("customer_churn_model", tmp_path)
-    assert str(refused.value).startswith("customer_churn_model.toml: ")
-    assert "\n" not in str(refused.value)
+    lines = str(refused.value).splitlines()
+    assert [line for line in lines if not line.startswith("customer_churn_model.toml: ")] == []
+    assert "Value error" not in str(refused.value)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
 """Spend: what a customer's orders of one kind will come to, seen at the start of every month.
 
 An entity is a customer and a kind of order: of a single CD or of several. It has a row at each of
-the 12 month starts (00:00 UTC) from its last order on, and is unknown 31 days after the last one.
+the 13 month starts (00:00 UTC) from its last order on; the last one says that 12 months are over,
+so that nobody counts as a member at the start of the next month because the month before was short.
 A window at a month's start t holds whole calendar months: (t - 3 months, t], (t - 12 months, t].
 """
 
@@ -36,8 +37,8 @@ def basket_spend(orders: ir.Table) -> ir.Table:
         # An order at the very start of a month counts for it.
         first=(ordered == month).ifelse(month, month + ibis.interval(months=1)),
     )
-    seen = placed.mutate(age=ibis.array(list(range(MONTHS))).unnest())
-    recent = seen.age < RECENT
+    seen = placed.mutate(age=ibis.array(list(range(MONTHS + 1))).unnest())
+    counts, recent = seen.age < MONTHS, seen.age < RECENT
     rows = seen.group_by(
         *KEY,
         event_timestamp=(seen["first"] + seen.age.as_interval("M")).cast("timestamp('UTC')"),
@@ -45,12 +46,12 @@ def basket_spend(orders: ir.Table) -> ir.Table:
         created=seen.created.max(),
         orders_3m=recent.cast("int64").sum(),
         spend_3m=recent.ifelse(seen.spent, NOTHING).sum().cast("float64"),
-        orders_12m=seen.count(),
-        spend_12m=seen.spent.sum().cast("float64"),
+        orders_12m=counts.cast("int64").sum(),
+        spend_12m=counts.ifelse(seen.spent, NOTHING).sum().cast("float64"),
         months_since_last_order=seen.age.min().cast("int64"),
     )
     return rows.mutate(
-        avg_order_value=rows.spend_12m / rows.orders_12m,
+        avg_order_value=rows.spend_12m / rows.orders_12m.nullif(0),
         order_kind=rows.basket,
     )
 

@@ -1,0 +1,170 @@
+"""`gyre check`: each planted typo is one line with file, key, what was expected and found."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from tests.cli.test_second_use_case import Copy
+from tests.conftest import new_settings
+
+TOML, MODULE = "models/{}.toml", "feature_repo/datasets/{}.py"
+SUITE = "feature_repo/expectations/{}.json"
+OF_SPEC = [
+    ('label = "silent_30d"', 'labl = "silent_30d"', "{}.toml: label: Field required"),
+    ('label = "silent_30d"', 'labl = "silent_30d"', "{}.toml: labl: Extra inputs are not"),
+    ('type = "random_forest"', 'type = "xgboost"', "{}.toml: estimators.0.type: .*'xgboost'"),
+    ('feature = "days_', 'feature = "dys_', r"{}.toml: population.feature: 'dys_since.*not in"),
+    ("loss = 10", "loss = -1", r"{}.toml: costs.loss: Input should be greater than 0 \(found -1\)"),
+    ('metric = "log_loss"', 'metric = "logloss"', "{}.toml: gates.0.better_than_trivial.metric: "),
+    ("seed = 7", "seed = ", r"{}.toml: not TOML: .*line "),
+    ("max_depth = 8", "max_dept = 8", "{}.toml: estimators: random_forest: .*argument 'max_dept'"),
+    ("C = 1.0", "C = -1", "{}.toml: estimators: logistic_regression: The 'C' parameter .* Got -1"),
+    ("events_30d =", "events_3d =", "{}.toml: features.events_3d: {}_v1 gives events_30d, "),
+    ('amount_30d = "double"', 'amount_30d = "int64"', "{}.toml: .*: expected double, found int64"),
+    ('"silent_30d"', '"silent_90d"', "{}.toml: label: 'silent_90d' is not of {}: silent_30d"),
+    ('dataset = "', 'dataset = "x', "{}.toml: dataset: no dataset 'x{}'"),
+    ('_v1"', '_v2"', r"{}.toml: feature_service: expected one of {}.py, .*found '{}_v2'"),
+    ('"entity_id"', '"entity"', "{}.toml: entity_key: expected .'entity_id': 'int64'., found "),
+]  # fmt: skip
+OF_MODULE = [
+    ('key=("event_id"', 'key=("event"', "{}: key event: expected a column of .*found 'event'"),
+    ('event_time="event_ts"', 'event_time="event"', "{}: event_time: .*found 'event'"),
+    ('entity="entity_id"', 'entity="entity"', "{}: entity: expected a column of the schema"),
+    ('views={"', 'views={"x', r"{}: views: expected its feature views, .* found \['x"),
+    ("events_ever=", "event_ever=", r"{}: view \w+: expected a column events_ever of the expr"),
+    ('so_far).cast("int64")', "so_far) / 2", r"{}: view \w+: events_30d: expected int64, found"),
+    ("events.ingested_at", "events.ingested", r"{}:\d+: AttributeError: .*'ingested'"),
+    ('events.select("entity_id", "event_ts")', "evnts", r"{}:\d+: NameError: .*'evnts'"),
+    ("label=(members", "lable=(members", "{}: label silent_30d: expected a column label .*lable"),
+    ('(members.after == 0).cast("int64")', "members.entity_id.cast('string')",
+     "{}: label silent_30d: label: expected double, found string"),
+    ('Field(name="amount_30d", dtype=Float64)', 'Field(name="amount_30d", dtype=Int64)',
+     r"{}: view \w+: amount_30d: expected int64, found float64"),
+]  # fmt: skip
+OF_SUITE = [
+    ('{"column": "amount", "type_"', '{"column": "amont", "type_"', "{}: .*expected a .*'amont'"),
+    ("{\n", "{,\n", "expectations/suite_1.json: cannot be read as a GX suite: Expecting prop"),
+    ('of_type"', 'of_typ"', "{}: expectations.2: expect_column_values_to_be_of_typ: "),
+    ('"column": "event_id", "type_"', '"colum": "event_id", "type_"', "{}: expectations.2: .*colu"),
+]  # fmt: skip
+OF_ROWS = [
+    ("(members.after == 0)", "(members.after < 0)", "{}: rows: every label of the .* is the same"),
+    ("counted.before > 0", "counted.before > 1", r"{}: rows: label .*found none of \d+ of \d+ mem"),
+    ('so_far).cast("int64")', "so_far).cast('int64').nullif(1)", "{}: .*events_30d is null in "),
+    ('.cast("int64"))', '.cast("int64") * 2)', "{}: rows: label .*be_in_set"),
+    ('"amount": pa.float64()', '"amount": pa.int64()', "{}: rows: amount: expected int64, found"),
+    ('"event_ts": pa', '"web": pa.int64(), "event_ts": pa', "{}: rows: web: expected int64, found"),
+    ('return {"days_since', 'return {"day_since', r"{}: service \w+: .*Explicitly specified fea"),
+]  # fmt: skip
+KINDS = {"spec": (TOML, OF_SPEC), "module": (MODULE, OF_MODULE), "suite": (SUITE, OF_SUITE),
+         "rows": (MODULE, OF_ROWS)}  # fmt: skip
+PLANTED = [
+    (f"{kind}_{number}", file, *typo)
+    for kind, (file, typos) in KINDS.items()
+    for number, typo in enumerate(typos)
+]
+NEW = "from cli.use_case import new\nfor name in {}: new(name)"
+
+
+def write_events(path):
+    """Events of 300 entities in 400 days, half of which fall silent often."""
+    chance, days = np.random.default_rng(7), 400
+    entity, seconds = [], []
+    for number in range(300):
+        gaps = chance.exponential(8 if number % 2 else 45, 80) * 86_400
+        times = gaps.cumsum()
+        times = times[times < days * 86_400]
+        entity += [number] * len(times)
+        seconds += [*times.astype(int)]
+    start = np.datetime64("now", "s") - np.timedelta64(days, "D")
+    at = pa.array(start + np.array(seconds, "timedelta64[s]"), pa.timestamp("us", "UTC"))
+    rows = {"event_id": range(len(entity)), "entity_id": entity, "event_ts": at}
+    rows["amount"] = chance.integers(1, 100, len(entity)) / 4
+    pq.write_table(pa.table({name: pa.array(values) for name, values in rows.items()}), path)
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("check")
+    copy = Copy(folder, new_settings(folder / ".gyre"))
+    copy.run("cp -R docs/second_use_case/. .")
+    write_events(folder / "v.parquet")
+    names = [name for name, *_ in PLANTED] + ["good"]
+    copy.run('python -c "$NEW"', NEW=NEW.format(names))
+    for name, file, before, after, _ in PLANTED:
+        path = folder / file.format(name)
+        assert before in path.read_text(), (name, before)
+        path.write_text(path.read_text().replace(before, after, 1))
+    return copy
+
+
+@pytest.fixture(scope="module")
+def lines(project):
+    """What `gyre check` says of all models at once."""
+    names = [name for name, *_ in PLANTED if name.startswith("rows")] + ["good"]
+    sources = {f"GYRE_SOURCES__{name.upper()}": str(project.folder / "v.parquet") for name in names}
+    return project.run("gyre check 2> err.log", 1, **sources).splitlines()
+
+
+@pytest.mark.parametrize(("name", "file", "message"), [(n, f, m) for n, f, *_, m in PLANTED])
+def test_each_typo_is_one_line_with_its_file(lines, name, file, message):
+    where = name if file == TOML else file.format(name)
+    assert [
+        line
+        for line in lines
+        if re.match(message.replace("{}", where, 1).replace("{}", name), line)
+    ]
+
+
+def test_what_has_no_typo_has_no_finding(lines, project):
+    sources = {"customer_churn_model": "shipped file", "next_quarter_spend": "shipped file",
+               "good": project.folder / "v.parquet"}  # fmt: skip
+    for name, source in sources.items():
+        assert f"{name}: ok; rows: a sample of {source}" in lines
+    counts = [int(found[1]) for line in lines if (found := re.search(r": findings: (\d+);", line))]
+    assert sum(counts) == len(lines) - len(counts) - len(sources)
+    assert len(counts) == len(PLANTED)
+
+
+def test_without_a_source_it_says_how_to_set_one(lines):
+    remedy = "no source: set GYRE_SOURCES__SPEC_7 to files or address#table"
+    assert f"spec_7: findings: 1; rows: not checked, {remedy}" in lines
+
+
+@pytest.mark.parametrize(
+    ("broken", "message"),
+    [
+        ("import ibis as i\ni.tabl", r":2: AttributeError: module 'ibis' has no attribute 'tabl'"),
+        ("a = 1\ndef b(:\n", r":2: SyntaxError: "),
+    ],
+)
+def test_a_module_that_cannot_be_imported_is_its_file_and_line(project, lines, broken, message):
+    """The shell says so too, whatever it was asked; the traceback is in a log."""
+    module = project.folder / MODULE.format("good")
+    shipped, log = module.read_text(), project.settings.home / "logs" / "errors.log"
+    module.write_text(broken)
+    try:
+        said = project.run("gyre check good", 1)
+        shell = project.run("gyre new another", 1)
+    finally:
+        module.write_text(shipped)
+    place = "feature_repo/datasets/good.py"
+    assert re.match(place + message, said)
+    assert re.search(f"^gyre: {place}{message}.*\ntraceback: {log}$", shell, re.MULTILINE)
+    assert "Traceback" not in shell
+    assert place in log.read_text()
+
+
+def test_findings_of_a_spec_alone_come_at_once_and_the_schema_can_be_had(project, lines):
+    began = time.monotonic()
+    assert "spec_0.toml: label: Field required" in project.run("gyre check spec_0", 1)
+    assert time.monotonic() - began < 10  # 1 s where nothing else runs
+    schema = json.loads(project.run("gyre check --schema"))
+    assert "regression" in json.dumps(schema["properties"]["task"])
