@@ -45,6 +45,7 @@ FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "se
 FRESH = timedelta(hours=1)
 OPENED, LOADED = 20.0, 30.0
 """Seconds that serving may take to open Feast, and to load what has just been promoted."""
+STORES = ("redis", "mlflow")
 READERS = ("serving", "dag-processor")
 """They read models/ when they start: a model that came since is seen by the next `up`."""
 CANDIDATES = 20
@@ -110,9 +111,12 @@ def _start(settings: Settings) -> None:
         else:
             _migrate(settings)
             start(settings, text)
-        with _step("  features (feast apply)"):  # while they get ready
+        # Feast asks MLflow what is in a role; meanwhile the others get ready.
+        first = [program for program in wanted if program.name in STORES]
+        wait_ready(settings, first, typer.echo)
+        with _step("  features (feast apply)"):
             _publish(settings)
-        wait_ready(settings, wanted, typer.echo)
+        wait_ready(settings, [each for each in wanted if each not in first], typer.echo)
     except BaseException:  # also Ctrl-C: nothing half-started stays
         if not there:
             end_stack(settings)

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from feature_repo.datasets import dataset_of, load_dataset
-from feature_repo.features import entities, raw_table
+from feature_repo.features import raw_table
 from feature_repo.history import whole_history
 from feature_repo.source import place
 from feature_repo.store import TYPES, FeatureStore, defined, publish_beside
@@ -23,8 +23,9 @@ from feature_repo.validation import check as check_rows
 from feature_repo.validation import suite, suite_problems
 from stack.errors import DataError
 from stack.user_code import in_one_line
+from training.coverage import coverage
 from training.dataset import frame_rules, unlearnable
-from training.frame import LABELS, TIME, at, build_frame, with_features
+from training.frame import TIME, at, build_frame, population
 from training.onnx_export import build_pipeline
 from training.validate import mismatches, plan_run
 
@@ -194,21 +195,7 @@ def _rows(settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
         for broken in check_rows(spec.name, frame_rules(spec), frame, {}).rejections:
             yield f"label {spec.label}: {broken.message}"
         yield from unlearnable(spec, at(frame, planned.train), test, fewest=1)
-        yield from _unlabelled(beside, spec, dataset, test, planned.test)
-
-
-def _unlabelled(
-    settings: Settings, spec: ModelSpec, dataset: Dataset, labelled: pa.Table, moment: datetime
-) -> Iterator[str]:
-    """Whom [population] names at `moment` has a label, but for a reason that is stated."""
-    known = pa.Table.from_pylist(entities(settings, dataset.views, spec.entity_key, moment))
-    known = known.append_column("event_timestamp", pa.array([moment] * known.num_rows, TIME))
-    zeros = pa.array([0] * known.num_rows, LABELS[spec.task])
-    frame = with_features(settings, spec, known.append_column("label", zeros))
-    value, keys = frame[spec.population.feature], list(spec.entity_key)
-    inside = pc.and_(pc.greater_equal(value, 0), pc.less(value, spec.population.below))
-    members = frame.filter(inside).select(keys)
-    none = members.join(labelled.select(keys), keys, join_type="left anti").num_rows
-    if none and not getattr(dataset.labels[spec.label], "unlabelled", ""):
-        whom = f"{none} of {members.num_rows} members of [population] at {moment:%Y-%m-%d}"
-        yield f"label {spec.label}: expected a label of every member, found none of {whom}"
+        members = population(beside, spec, dataset, planned.test)
+        covered = coverage(spec, test, members, dataset.labels[spec.label].unlabelled)
+        if covered.refusal:
+            yield f"label {spec.label}: {planned.test:%Y-%m-%d}: {covered.refusal}"

@@ -24,15 +24,13 @@ class Coverage:
     """Members of the population at one snapshot. unlabelled: rows of those without a label.
 
     text: how many have none, and how they differ; empty if every member has a label.
+    refusal: why nothing is trained, and what to do; empty if they are few or a reason is stated.
     """
 
     members: int
     unlabelled: pa.Table
-    text: str
-
-    @property
-    def too_low(self) -> bool:
-        return bool(self.unlabelled.num_rows > TOLERATED * self.members)
+    text: str = ""
+    refusal: str = ""
 
 
 def coverage(
@@ -46,7 +44,7 @@ def coverage(
     others = members.join(labelled.select(key), key, join_type="left anti")
     others = others.sort_by([(name, "ascending") for name in key]).select(members.column_names)
     if not others.num_rows:
-        return Coverage(members.num_rows, others, "")
+        return Coverage(members.num_rows, others)
     found = sorted(
         (_contrast(name, labelled[name].to_pandas(), others[name].to_pandas())
          for name in spec.features), reverse=True,
@@ -56,7 +54,11 @@ def coverage(
         f"{others.num_rows:,} of {members.num_rows:,} members of the population have no "
         f"{spec.label}{stated}; they differ most in {'; '.join(line for _, line in found[:SHOWN])}"
     )
-    return Coverage(members.num_rows, others, text)
+    if reason or others.num_rows <= TOLERATED * members.num_rows:
+        return Coverage(members.num_rows, others, text)
+    remedy = f'a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
+    refusal = f"{text}. Expected a label for each member, a narrower [population], or {remedy}"
+    return Coverage(members.num_rows, others, text, refusal)
 
 
 def _contrast(name: str, labelled: pd.Series[Any], others: pd.Series[Any]) -> tuple[float, str]:

@@ -47,15 +47,10 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     frame = build_frame(settings, spec, source, planned.moments, as_of, version)
     _validate(settings, spec, tracking, run_id, frame)
     test = at(frame, [planned.test])
-    reason = source.labels[spec.label].unlabelled
     members = population(settings, spec, source, planned.test)
-    covered = coverage(spec, test, members, reason)
-    if covered.too_low and not reason:
-        raise TrainingError(
-            f"{spec.name}: {planned.test:%Y-%m-%d}: {covered.text}. Expected a label for each "
-            "member, a narrower [population], or a stated reason: "
-            f'Label(unlabelled="…") in {spec.dataset}.py'
-        )
+    covered = coverage(spec, test, members, source.labels[spec.label].unlabelled)
+    if covered.refusal:
+        raise TrainingError(f"{spec.name}: {planned.test:%Y-%m-%d}: {covered.refusal}")
     if covered.text:
         log.warning("%s: %s: %s", spec.name, f"{planned.test:%Y-%m-%d}", covered.text)
     train = at(frame, planned.train)

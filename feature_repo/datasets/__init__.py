@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from importlib import import_module
 from pathlib import Path
-from traceback import extract_tb
 
 from feature_repo.definition import Dataset
 from stack.errors import DataError
+from stack.user_code import in_one_line
 
 
 def load_dataset(name: str) -> Dataset:
@@ -24,9 +24,7 @@ def load_dataset(name: str) -> Dataset:
     try:
         module = import_module(f"feature_repo.datasets.{name}")
     except Exception as exc:  # whatever a person's module raises
-        lines = [at.lineno for at in extract_tb(exc.__traceback__) if at.filename.endswith(file)]
-        where = f"{file}, line {lines[-1]}" if lines else file
-        raise DataError(f"{where}: cannot be imported: {type(exc).__name__}: {exc}") from exc
+        raise DataError(f"{in_one_line(exc)} (dataset {name!r} cannot be imported)") from exc
     for value in vars(module).values():
         if isinstance(value, Dataset) and value.name == name:
             return value

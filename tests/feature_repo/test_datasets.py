@@ -25,8 +25,8 @@ TORN = "from datetime import timedelta\n\nWINDOW = timedelta(dayz=3)\n"
 @pytest.mark.parametrize(
     ("module", "problem"),
     [
-        (TORN, ".py, line 3: cannot be imported: TypeError: 'dayz' is an invalid keyword"),
-        ("x = (", ".py: cannot be imported: SyntaxError: '(' was never closed (a_torn.py, line 1)"),
+        (TORN, ".py:3: TypeError: 'dayz' is an invalid keyword"),
+        ("x = (", ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)"),
         ("x = 1", ".py defines no Dataset(name='a_torn')"),
     ],
 )

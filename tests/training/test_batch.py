@@ -90,7 +90,7 @@ def test_with_nothing_in_production_or_nobody_to_score_nothing_is_written(settin
     before = scores(settings).version
     with pytest.raises(RegistryError, match=r"unborn_model: nothing is in production .*gyre train"):
         score_population(settings, nobody, AS_OF)
-    with pytest.raises(DataError, match="nobody is in the population of churned_90d as of 2090"):
+    with pytest.raises(DataError, match="nobody is in the population as of 2090"):
         score_population(settings, SPEC, AS_OF.replace(year=2090))
     assert scores(settings).version == before
 
