@@ -61,3 +61,14 @@ class Dataset:
     labels: dict[str, Label]
     shipped: Path | None = None
     """The parquet file that stands in for a source; see `date_demo`."""
+
+    def differences(self, rows: pa.Table) -> str:
+        """Say which columns of `rows` are not the schema's, and the remedy; empty if all are."""
+        wanted = {field.name: str(field.type) for field in self.schema}
+        found = {field.name: str(field.type) for field in rows.schema}
+        types = {
+            name: (wanted.get(name, "none"), found.get(name, "none")) for name in wanted | found
+        }
+        wrong = [f"column {n}: expected {a}, found {b}" for n, (a, b) in types.items() if a != b]
+        remedy = f"Deliver the types of feature_repo/datasets/{self.name}.py, or change them there"
+        return f"{'; '.join(wrong)}. {remedy} (a time has its zone)" if wrong else ""

@@ -37,7 +37,7 @@ from feature_repo.features import (
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
-from stack.errors import BatchRejectedError
+from stack.errors import BatchRejectedError, DataError
 from stack.storage import Table, one_writer
 
 if TYPE_CHECKING:
@@ -276,7 +276,7 @@ def _stop_if_rejected(
     broken = "; ".join(finding.message for finding in checked.rejections)
     raise BatchRejectedError(
         f"{dataset.name}: the batch of {place(settings, dataset)} was stopped, "
-        f"nothing was changed: {broken}. Report: {path}"
+        f"nothing was changed: {broken}. Rules: expectations/{dataset.name}.json. Report: {path}"
     )
 
 
@@ -285,7 +285,11 @@ def _land(
 ) -> IngestReport:
     table, bad = raw_table(settings, dataset), checked.bad_rows()
     good = pa.array(i not in bad for i in range(batch.num_rows))
-    rows = batch.filter(good).cast(dataset.schema)
+    try:
+        rows = batch.filter(good).cast(dataset.schema)
+    except (pa.ArrowException, ValueError) as exc:  # of a database, where the suite has no rule
+        wrong = f"{place(settings, dataset)}: nothing was changed: {dataset.differences(batch)}"
+        raise DataError(f"{dataset.name}: {wrong}: {exc}") from exc
     known_at = rows[dataset.event_time].cast(TIME) if not table.exists else _constant(rows, as_of)
     merged = table.merge(
         rows.append_column("ingested_at", known_at), dataset.key, dataset.schema.names

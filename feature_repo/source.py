@@ -12,6 +12,7 @@ import os
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from glob import glob
+from itertools import groupby
 from math import ceil
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,21 +25,24 @@ import pyarrow.parquet as pq
 from stack.errors import DataError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
+    import ibis.expr.datatypes as dt
     import ibis.expr.types as ir
 
     from feature_repo.definition import Dataset
     from stack.settings import Settings
 
 AHEAD = timedelta(days=120)
-LONGEST = 300
+LONGEST = 500  # DuckDB shows its SQL and a caret below an error
 UNDATED = datetime(1971, 1, 1, tzinfo=UTC)
 """Earlier times are lost dates and unset clocks, mostly the epoch itself: as good as none."""
 CLEAR_TIME = r"^\d{4}-\d\d-\d\d([T ][\d:.]+(Z|[+-][\d:]+))?$"
 """A whole day, or a time with its offset from UTC."""
 
-FORMATS = {".parquet": "read_parquet", ".csv": "read_csv", ".csv.gz": "read_csv"}
+CSV = (".csv", ".csv.gz")
+FILE = "_gyre_file"
+"""The column in which DuckDB names the file that a row of a CSV is of."""
 
 
 def pull(
@@ -67,11 +71,17 @@ def pull(
     try:
         if address is None:
             return _demo(settings, dataset, as_of, since, keyed)
-        return _typed(_read(address, dataset, since, keyed), dataset)
+
+        def choose(rows: ir.Table) -> pa.Table:
+            rows = _later(rows, dataset.event_time, since)
+            rows = rows.filter(rows[dataset.key[0]].isin(keyed)) if keyed else rows
+            return _typed(rows.to_pyarrow(), dataset)
+
+        return _read(address, dataset, choose)
     except DataError:
         raise
     except Exception as exc:  # every reader below fails in its own way
-        line = " ".join(str(exc).split())[:LONGEST]  # DuckDB shows its SQL and a caret below it
+        line = " ".join(str(exc).removeprefix("Invalid Input Error: ").split())[:LONGEST]
         raise DataError(f"{dataset.name}: source {place(settings, dataset)}: {line}") from exc
 
 
@@ -80,35 +90,83 @@ def place(settings: Settings, dataset: Dataset) -> str:
     return settings.sources.get(dataset.name, "shipped file").rpartition("@")[2]
 
 
-def _read(address: str, dataset: Dataset, since: datetime | None, keyed: Sequence[Any]) -> pa.Table:
-    files, before, time = list[str](), None, dataset.event_time
-    if "://" in address:
-        url, _, table = address.partition("#")
-        connection = ibis.connect(url)
-        rows = connection.table(table)
-    else:
-        connection = ibis.duckdb.connect()
-        connection.raw_sql("SET TimeZone = 'UTC'")
-        files, ending = _files(address)
-        before = _state(files)
-        rows = getattr(connection, FORMATS[ending])(files)
-        if FORMATS[ending] == "read_csv":
-            _stop_if_cut(files)
-            if _is_clear(rows.schema().get(time)):
-                _stop_if_guessed(connection.read_csv(files, types={time: "string"})[time], address)
+def _read(address: str, dataset: Dataset, choose: Callable[[ir.Table], pa.Table]) -> pa.Table:
+    url, _, table = address.partition("#")
+    connection = ibis.connect(url) if "://" in address else ibis.duckdb.connect()
     try:
-        rows = _later(rows, time, since)
-        if keyed:
-            rows = rows.filter(rows[dataset.key[0]].isin(keyed))
-        found = rows.to_pyarrow()
+        if "://" in address:
+            return choose(connection.table(table))
+        return _read_files(connection, address, dataset, choose)
     finally:
         connection.disconnect()
-    if files and _state(files) != before:  # half a row, or half a number
+
+
+def _read_files(
+    connection: Any, address: str, dataset: Dataset, choose: Callable[[ir.Table], pa.Table]
+) -> pa.Table:
+    """Rows in the order of the files, each of which is held against the dataset.
+
+    DuckDB would cast all files to the types of the first: only those of equal types are read
+    together.
+    """
+    connection.raw_sql("SET TimeZone = 'UTC'")
+    files = _files(address)
+    before = _state(files)
+    columns = _columns(connection, files)
+    groups = [list(paths) for _, paths in groupby(files, columns.__getitem__)]
+    found = [_read_group(connection, paths, dataset, choose) for paths in groups]
+    if _state(files) != before:  # half a row, or half a number
         raise DataError(
             f"{address} was written while it was read; run it again, or have whoever writes it "
             "put whole files there: written elsewhere, then renamed"
         )
-    return found
+    return pa.concat_tables(found)
+
+
+def _read_group(
+    connection: Any, paths: list[str], dataset: Dataset, choose: Callable[[ir.Table], pa.Table]
+) -> pa.Table:
+    is_csv = paths[0].endswith(CSV)
+    rows = _read_csv(connection, paths, dataset) if is_csv else connection.read_parquet(paths)
+    found = choose(rows)
+    wrong = dataset.differences(found)
+    if not wrong:
+        return found
+    if not (found.num_rows or rows.count().execute()):  # what is empty may be of any type
+        return dataset.schema.empty_table()
+    for path in paths if len(paths) > 1 else ():  # the value that was not cast is in one of them
+        _read_group(connection, [path], dataset, choose)
+    raise DataError(f"{dataset.name}: nothing was changed: {paths[0]}: {wrong}")
+
+
+def _read_csv(connection: Any, paths: list[str], dataset: Dataset) -> ir.Table:
+    """Texts in the dataset's types. DuckDB stops at one that is none: file, column and text."""
+    rows = connection.read_csv(paths, all_varchar=True, header=True, filename=FILE)
+    columns = {name: rows[name] for name in rows.columns if name != FILE}
+    for name, kind in ibis.Schema.from_pyarrow(dataset.schema).items():
+        if name in columns and not kind.is_string():
+            text, (form, words) = columns[name], _form(kind)
+            value = ibis.ifelse(text.re_search(form), text.try_cast(kind), ibis.null(kind))
+            said = rows[FILE] + f": column {name}: expected {words}, found " + text
+            stop = ibis.ifelse(text.notnull(), _stop(said), ibis.null("string"))
+            columns[name] = value.coalesce(stop.cast(kind))
+    return rows.select(**columns)
+
+
+@ibis.udf.scalar.builtin(name="error")  # type: ignore[untyped-decorator]
+def _stop(message: str) -> str:
+    raise NotImplementedError(message)  # DuckDB's own function is called
+
+
+def _form(kind: dt.DataType) -> tuple[str, str]:
+    """What a text of a type looks like, where DuckDB would round it or guess, and in words."""
+    if kind.is_integer():
+        return r"^\s*[+-]?\d+\s*$", f"a whole number ({kind})"
+    if kind.is_boolean():
+        return r"(?i)^(true|false)$", "true or false"
+    if kind.is_timestamp():
+        return CLEAR_TIME, "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
+    return (r"^[\d-]+$", "a day (2026-11-20)") if kind.is_date() else ("", f"a {kind}")
 
 
 def _state(files: list[str]) -> list[tuple[int, int, int]]:
@@ -116,68 +174,45 @@ def _state(files: list[str]) -> list[tuple[int, int, int]]:
     return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
 
 
-def _files(address: str) -> tuple[list[str], str]:
-    """What DuckDB is to read, and the ending that says how. All files of a folder are of a kind."""
-    endings = {ending for ending in FORMATS if address.endswith(ending)} or {".parquet"}
+def _files(address: str) -> list[str]:
+    """What DuckDB is to read. All files of a folder are of a kind."""
     if not Path(address).is_dir():
-        matching = sorted(glob(address, recursive=True))  # noqa: PTH207  (absolute ones too)
-        return matching or [address], endings.pop()
+        return sorted(glob(address, recursive=True)) or [address]  # noqa: PTH207  (absolute too)
     files = sorted(str(path) for path in Path(address).rglob("*") if path.is_file())
-    files = [path for path in files if path.endswith(tuple(FORMATS))]
-    endings = {ending for ending in FORMATS for path in files if path.endswith(ending)}
-    if len({FORMATS[ending] for ending in endings}) != 1:
-        found = ", ".join(sorted(endings)) or "none"
+    files = [path for path in files if path.endswith((".parquet", *CSV))]
+    if len({path.endswith(CSV) for path in files}) != 1:
+        found = ", ".join(sorted({Path(path).suffix for path in files})) or "none"
         raise DataError(f"{address}: expected parquet files or CSV files, found {found}")
-    return files, endings.pop()
+    return files
 
 
-def _stop_if_cut(files: list[str]) -> None:
-    """DuckDB reads what there is of a file cut short, half a number as a number.
-
-    Raises:
-        DataError: a CSV file does not end with the end of a line.
-
-    """
-    for path in files:
-        if _last_byte(path) not in {b"\n", b"\r"}:
-            raise DataError(
-                f"{path}: the last line has no end: was the file cut short? "
-                "If it is whole, end its last line"
-            )
+def _columns(connection: Any, files: list[str]) -> dict[str, Any]:
+    """What says the columns of each file: a parquet's names and types, a CSV's first line."""
+    if files[0].endswith(CSV):
+        return {path: _first_line(path) for path in files}
+    columns = "list((name, duckdb_type) ORDER BY column_id)"
+    query = f"SELECT file_name, {columns} FROM parquet_schema(?) GROUP BY file_name"  # noqa: S608
+    return dict(connection.con.execute(query, [files]).fetchall())
 
 
-def _last_byte(path: str) -> bytes:
-    """Return the last byte of the text; none if there is none or its compression is cut short."""
+def _first_line(path: str) -> bytes:
+    """Stop at a file cut short: DuckDB reads what there is of it, half a number as a number."""
     last = b""
-    with gzip.open(path) if path.endswith(".gz") else Path(path).open("rb") as file:
-        if not path.endswith(".gz"):
-            file.seek(max(file.seek(0, os.SEEK_END) - 1, 0))
-        try:
-            while part := file.read(2**20):
-                last = part[-1:]
-        except EOFError:
-            return b""
-    return last
-
-
-def _is_clear(kind: Any) -> bool:
-    """Whether a type says which instant is meant: days are those of UTC."""
-    return kind is not None and (kind.is_date() or bool(getattr(kind, "timezone", None)))
-
-
-def _stop_if_guessed(times: ir.Column, address: str) -> None:
-    """DuckDB reads times without an offset as UTC beside others, and 03/04 as a day it chooses.
-
-    Raises:
-        DataError: not every time, as it stands in the file, is a whole day or has its offset.
-
-    """
-    unclear = times.as_table().filter(times.notnull() & ~times.re_search(CLEAR_TIME)).to_pyarrow()
-    if unclear.num_rows:
-        raise DataError(
-            f"{address}: {times.get_name()}: {unclear.num_rows} of the times are neither whole "
-            f"days (2026-11-20) nor carry their offset from UTC, such as {unclear[0][0]}"
-        )
+    zipped = path.endswith(".gz")
+    with (
+        gzip.open(path) if zipped else Path(path).open("rb") as file,
+        suppress(EOFError),  # the compression is cut short
+    ):
+        first = file.readline()
+        file.seek(0 if zipped else max(file.seek(0, os.SEEK_END) - 1, 0))
+        while part := file.read(2**20):
+            last = part[-1:]
+        if last in {b"\n", b"\r"}:
+            return first
+    raise DataError(
+        f"{path}: the last line has no end: was the file cut short? "
+        "If it is whole, end its last line"
+    )
 
 
 def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
@@ -196,20 +231,25 @@ def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
 def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
     """Whole numbers, days and times in the dataset's types, where nothing is lost or guessed.
 
-    Anything else keeps its type, and the suite stops the batch: text that holds numbers is a
-    retyped column, and a time without an offset may be any zone's. The order of columns is no
-    matter.
+    Anything else keeps its type, and stops the batch: text that holds numbers is a retyped column,
+    and a time without an offset may be any zone's. The order of columns is no matter.
     """
     kind = pa.types
-    for position, field in enumerate(rows.schema):
-        found = field.type
-        number = kind.is_integer(found) or kind.is_decimal(found)
-        clear = number or kind.is_date(found) or getattr(found, "tz", None)
-        if clear and field.name in dataset.schema.names:
-            wanted = dataset.schema.field(field.name).type
-            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                rows = rows.set_column(position, field.name, rows[field.name].cast(wanted))
     names = dataset.schema.names
+    for position, name in enumerate(rows.column_names):
+        if name not in names:
+            continue
+        column = rows[name]
+        found = column.type
+        wanted = dataset.schema.field(name).type
+        number = kind.is_integer(found) or kind.is_decimal(found)
+        longer = kind.is_float32(found) and kind.is_float64(wanted)
+        alike = ibis.dtype(found) == ibis.dtype(wanted)
+        if number or longer or alike or kind.is_date(found) or getattr(found, "tz", None):
+            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
+                cast = column.cast(wanted)
+                if kind.is_floating(wanted) or cast.cast(found) == column:
+                    rows = rows.set_column(position, name, cast)
     return rows.select(names) if sorted(rows.column_names) == sorted(names) else rows
 
 

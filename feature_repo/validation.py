@@ -10,10 +10,10 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import shutil
 from contextlib import nullcontext
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 EXPECTATIONS = Path(__file__).parent / "expectations"
 SINGLE_ROWS = 20
 SITE = "docs"
+PARAMETERS = ("as_of", "fresh_from")
 # Arrow's integers keep their nulls only in the nullable types; the suites name these.
 NULLABLE: dict[str, Any] = {
     "int64": pd.Int64Dtype(), "double": pd.Float64Dtype(), "bool": pd.BooleanDtype(),
@@ -85,9 +86,11 @@ def validate(
     """Hold `rows` against the dataset's suite; with `docs`, show it there as GX's Data Docs.
 
     Raises:
-        DataError: the suite cannot be read.
+        DataError: the suite cannot be read, or has rules that Great Expectations cannot build.
 
     """
+    if problems := suite_problems(dataset.name):
+        raise DataError(f"{dataset.name}: nothing was changed: {'; '.join(problems)}")
     silent = (as_of - dataset.silence).isoformat()
     parameters = {"as_of": as_of.isoformat(), "fresh_from": silent}
     return check(dataset.name, suite(dataset.name), rows, parameters, docs)
@@ -104,7 +107,6 @@ def check(
 
     docs: folder of all Data Docs; those of the newest checkpoint `name` are kept in docs/name.
     """
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
     import great_expectations as gx  # noqa: PLC0415  (5 s; only where something is validated)
     from great_expectations.checkpoint import UpdateDataDocsAction  # noqa: PLC0415
     from great_expectations.data_context.types import base  # noqa: PLC0415
@@ -179,17 +181,36 @@ def suite(name: str) -> dict[str, Any]:
 
 
 def suite_problems(name: str) -> list[str]:
-    """One line for each rule of `expectations/<name>.json` that cannot be built."""
-    os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-    from great_expectations.expectations.registry import get_expectation_impl  # noqa: PLC0415
+    """One line for each rule that Great Expectations cannot build, and would leave out."""
+    try:
+        rules = suite(name)["expectations"]
+    except (DataError, KeyError, TypeError) as exc:
+        return [f"expectations/{name}.json: expected a list of expectations: {exc}"]
+    problems = {f"rule {number}": _problem(rule) for number, rule in enumerate(rules, 1)}
+    return [f"expectations/{name}.json: {rule}: {text}" for rule, text in problems.items() if text]
 
-    found = []
-    for at, rule in enumerate(suite(name)["expectations"]):
-        try:
-            get_expectation_impl(rule["type"])(**rule["kwargs"])
-        except Exception as exc:  # noqa: BLE001  (GX raises what it likes)
-            found.append(f"expectations.{at}: {rule['type']}: {' '.join(str(exc).split())}")
-    return found
+
+def _problem(rule: Any) -> str:
+    """Why a rule cannot be built; empty if it can."""
+    from great_expectations.expectations import expectation_configuration, registry  # noqa: PLC0415
+
+    types = registry.list_registered_expectation_implementations()
+    try:
+        kind = rule["type"]
+        names = [(kind, types)]
+        if kind in types:
+            fields = registry.get_expectation_impl(kind).__fields__
+            names = [(key, fields) for key in rule["kwargs"]]
+            values = [value for value in rule["kwargs"].values() if isinstance(value, dict)]
+            names += [(each["$PARAMETER"], PARAMETERS) for each in values if "$PARAMETER" in each]
+        for name, known in names:
+            if name not in known:
+                near = get_close_matches(str(name), known, n=1) or sorted(known)
+                return f"{kind}: expected {' or '.join(near)}, found {name!r}"
+        expectation_configuration.ExpectationConfiguration(**rule).to_domain_obj()
+    except Exception as exc:  # noqa: BLE001  (KeyError, TypeError, pydantic's, GX's own)
+        return f"{type(exc).__name__}: {' '.join(str(exc).split())}, found {json.dumps(rule)}"
+    return ""
 
 
 def _finding(outcome: dict[str, Any]) -> Finding:
@@ -200,7 +221,7 @@ def _finding(outcome: dict[str, Any]) -> Finding:
     return Finding(
         rule=rule,
         column=column,
-        severity=str(config.get("severity", "critical")),
+        severity="critical" if _raised(outcome) else str(config.get("severity", "critical")),
         passed=bool(outcome["success"]) or ("mostly" in kwargs and 0 < len(rows) < SINGLE_ROWS),
         message=f"{rule}({column or 'table'}): {_found(outcome, rows)}",
         rows=rows,
@@ -212,12 +233,13 @@ def _found(outcome: dict[str, Any], rows: tuple[int, ...]) -> str:
     expected = {k: v for k, v in config.items() if k not in {"column", "batch_id"}}
     if rows:
         return f"{len(rows)} rows, such as {result.get('partial_unexpected_list', [])[:3]}"
-    found = result.get("observed_value", _raised(outcome.get("exception_info") or {}))
+    found = result.get("observed_value", _raised(outcome) or "nothing to compare")
     return f"expected {expected}, found {found}"
 
 
-def _raised(info: dict[str, Any]) -> str:
+def _raised(outcome: dict[str, Any]) -> str:
     """What GX says where it could not look: no such column, or values it cannot compare."""
+    info = outcome.get("exception_info") or {}
     said = [info, *(value for value in info.values() if isinstance(value, dict))]
     texts = [str(each["exception_message"]) for each in said if each.get("exception_message")]
-    return texts[0].splitlines()[0] if texts else "nothing to compare"
+    return texts[0].splitlines()[0] if texts else ""

@@ -92,10 +92,17 @@ def open_run(
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec_text(spec), SPEC)
         raw = open_raw(table, version, as_of)
-        checked = check_rows(dataset, raw.select(dataset.schema.names).to_pyarrow(), as_of)
+        rows = raw.select(dataset.schema.names).to_pyarrow()
+        checked = check_rows(dataset, rows, as_of)
         tracking.log_json(run_id, checked.report, "validation.json")
         if broken := _broken(checked):
-            raise BatchRejectedError(f"{dataset.name}: the table broke its rules: {broken}")
+            bad = rows.select(dataset.key).take([*checked.bad_rows(every=True)][:1]).to_pylist()
+            raise BatchRejectedError(
+                f"{dataset.name}: the table broke its rules: {broken}. Deliver the rows of the "
+                f"same keys (such as {bad}) again, corrected, at the source, then: gyre ingest "
+                f"{dataset.name} --full; or change the rule in "
+                f"feature_repo/expectations/{dataset.name}.json"
+            )
     return run_id
 
 

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import gc
+import os
 import shutil
 import subprocess
 from typing import TYPE_CHECKING
 
 import pytest
 
+from stack.environment import child_environment
+from stack.settings import PROJECT
 from tests.conftest import AS_OF, BIN, feast_apply, new_settings, redis_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from datetime import datetime
+    from pathlib import Path
 
     from stack.settings import Settings
 
@@ -40,6 +44,33 @@ def emptied(template: Settings) -> Settings:
     flush = [str(BIN / "redis-cli"), "-p", str(template.redis_port), "flushall"]
     subprocess.run(flush, check=True, capture_output=True)
     return template
+
+
+class ProjectCopy:
+    """The project's code in a folder of its own, whose files a test edits as a user does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        rooms = ("cli", "feature_repo", "mlflow_server", "models", "monitoring", "serving", "stack",
+                 "training", "data")  # fmt: skip
+        for room in rooms:
+            shutil.copytree(PROJECT / room, folder / room)
+
+    def edit(self, file: str, old: str, new: str) -> None:
+        text = (self.folder / file).read_text()
+        assert old in text
+        (self.folder / file).write_text(text.replace(old, new, 1))
+
+    def gyre(self, settings: Settings, *arguments: str, **sources: Path) -> str:
+        """What a command says; fails as `subprocess.run` with `check` does."""
+        # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
+        own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+        own |= child_environment(settings) | {"PYTHONPATH": str(self.folder)}
+        own |= {f"GYRE_SOURCES__{name.upper()}": str(path) for name, path in sources.items()}
+        command = [str(BIN / "gyre"), *arguments]
+        return subprocess.run(
+            command, cwd=self.folder, env=own, capture_output=True, text=True, check=True
+        ).stdout
 
 
 @pytest.fixture

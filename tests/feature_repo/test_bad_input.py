@@ -5,7 +5,9 @@ from __future__ import annotations
 import gzip
 import json
 import re
+import subprocess
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pyarrow as pa
@@ -21,7 +23,7 @@ from stack.errors import BatchRejectedError, DataError
 from stack.settings import PROJECT
 from stack.spec import load_spec
 from tests.conftest import AS_OF
-from tests.feature_repo.conftest import emptied
+from tests.feature_repo.conftest import ProjectCopy, emptied
 
 ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
 LINE = re.compile(r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE)
@@ -59,6 +61,52 @@ def csv(*times, amount="10.5"):
     return content
 
 
+def cds(value, kind):
+    """Two files, the number of CDs of the second in another type."""
+
+    def files(new):
+        second = orders(new[1:2])
+        position = second.schema.get_field_index("number_of_cds")
+        return {
+            "a.parquet": orders(new[:1]),
+            "b.parquet": second.set_column(position, "number_of_cds", pa.array([value], kind)),
+        }
+
+    return files
+
+
+def unlike(new):
+    """Local times, texts and a column more."""
+    rows = orders(new[:1])
+    for name, kind in (("order_ts", pa.timestamp("us")), ("customer_id", pa.string())):
+        position = rows.schema.get_field_index(name)
+        rows = rows.set_column(position, name, rows[name].cast(kind))
+    return rows.append_column("coupon", pa.array(["X"]))
+
+
+def compatible(first, second):
+    """Days, small numbers, decimals and columns in another order in one of two files."""
+
+    def files(new):
+        types = {
+            "order_id": pa.int32(),
+            "customer_id": pa.decimal128(20, 1),
+            "order_ts": pa.date32(),
+            "number_of_cds": pa.uint8(),
+            "dollar_value": pa.float32(),
+        }
+        narrow = orders(new[:1], order_ts=NOON.replace(hour=0))
+        narrow = narrow.cast(pa.schema(types)).select([*types][::-1])
+        return {first: narrow, second: orders(new[1:2])}
+
+    return files
+
+
+def csv_folder(second):
+    """A good CSV file, and a second."""
+    return lambda new: {"a.csv": csv(ZULU)(new), "b.csv": second(new[1:])}
+
+
 def cut(content, end):
     return lambda new: content(new)[:end]
 
@@ -90,6 +138,34 @@ CASES = {
     "CSV: times without an offset": csv("2099-11-19T12:00:00"),
     "CSV: one time without an offset beside others": csv(ZULU, "2099-11-19T12:00:00", ZULU),
     "CSV: days such as 03/04/2099": csv("03/04/2099"),
+    "a second file of local times, text and one more column": lambda new: {
+        "a.parquet": orders(new[:1]),
+        "b.parquet": unlike(new[1:]),
+    },
+    "a second file without a column": lambda new: {
+        "a.parquet": orders(new[:1]),
+        "b.parquet": orders(new[1:2]).drop_columns(["order_ts"]),
+    },
+    "a second file with 1.5 CDs": cds(Decimal("1.5"), pa.decimal128(5, 1)),
+    "a second file with CDs beyond int64": cds(2**63, pa.uint64()),
+    "CSV folder: a second file with a time without an offset": csv_folder(
+        csv("2099-11-19T12:00:00")
+    ),
+    "CSV folder: a second file with text for a number": csv_folder(csv(ZULU, amount="ten")),
+    "CSV folder: a second file with one more column": csv_folder(
+        lambda new: (
+            csv(ZULU)(new).replace("_value\n", "_value,coupon\n").replace("0.5\n", "0.5,X\n")
+        )
+    ),
+    "CSV folder: a second file without a column": csv_folder(
+        lambda new: csv(ZULU)(new).replace(",dollar_value", "").replace(",10.5", "")
+    ),
+    "CSV: 1.5 CDs": lambda new: csv(ZULU)(new).replace(",1,10.5", ",1.5,10.5"),
+    "CSV: no for a boolean": lambda new: (
+        csv(ZULU)(new).replace("_value\n", "_value,gift\n").replace("0.5\n", "0.5,no\n")
+    ),
+    "a second file of compatible types": compatible("b.parquet", "a.parquet"),
+    "a first file of compatible types": compatible("a.parquet", "b.parquet"),
     "columns in another order": lambda new: orders(new[:1]).select(ORDERS.schema.names[::-1]),
     "times of another zone": retyped("order_ts", pa.timestamp("us", "America/New_York")),
     "CSV: times of other offsets": csv("2099-11-19T07:00:00-05:00", "2099-11-19 17:30:00+05:30"),
@@ -118,20 +194,40 @@ CASES = {
 def shop(template, tmp_path_factory):
     """An installation with orders, to which case after case arrives; a stopped one leaves it so."""
     settings, folder = emptied(template), tmp_path_factory.mktemp("source")
+    project = ProjectCopy(tmp_path_factory.mktemp("gifts"))
+    project.edit(
+        "feature_repo/datasets/orders.py",
+        '"dollar_value": pa.float64()',
+        '"dollar_value": pa.float64(), "gift": pa.bool_()',
+    )
     arrive(settings, folder, "first", orders([1, 2, 3]))
-    return settings, folder
+    return settings, folder, project
 
 
-def arrive(settings, folder, name, content):
-    """Ingest what a file of its own holds: rows of parquet, text of a CSV, bytes of either."""
-    ending = "csv.gz" if "compressed" in name else "csv" if "CSV" in name else "parquet"
-    file = folder / f"{name.replace('/', '-')}.{ending}"
+def arrive(settings, folder, name, content, project=None):
+    """Ingest what a file holds, or several of a folder, of its own."""
+    source = save(folder, name, content)
+    if project:  # its orders have one column more
+        return project.gyre(settings, "ingest", "orders", orders=source)
+    settings = settings.model_copy(update={"sources": {"orders": str(source)}})
+    return ingest(settings, "orders", AS_OF)
+
+
+def save(folder, name, content):
+    """Rows of parquet, text of a CSV, bytes of either; or a folder of them."""
+    name = name.replace("/", "-")
+    if isinstance(content, dict):
+        (folder / name).mkdir()
+        for part, rows in content.items():
+            save(folder / name, part, rows)
+        return folder / name
+    ending = ".csv.gz" if "compressed" in name else ".csv" if "CSV" in name else ".parquet"
+    file = folder / (name if Path(name).suffix in {".csv", ".parquet"} else name + ending)
     if isinstance(content, pa.Table):
         pq.write_table(content, file)
     else:
         file.write_bytes(content.encode() if isinstance(content, str) else content)
-    settings = settings.model_copy(update={"sources": {"orders": str(file)}})
-    return ingest(settings, "orders", AS_OF)
+    return file
 
 
 def online(settings, *customers):
@@ -155,15 +251,16 @@ def test_the_documented_cases_are_those_tested():
 
 @pytest.mark.parametrize(("name", "outcome", "said"), TABLE, ids=[name for name, *_ in TABLE])
 def test_what_becomes_of_bad_input_is_what_the_table_says(shop, name, outcome, said):
-    (settings, folder), expected = shop, re.findall("`([^`]+)`", said)
+    (settings, folder, project), expected = shop, re.findall("`([^`]+)`", said)
     start = 1_000 * (1 + list(CASES).index(name))
     new = range(start, start + 100)  # keys and customers that no other case delivers
     content, before = CASES[name](new), state(settings)
     if outcome == "stopped":
-        with pytest.raises(DataError) as stopped:
-            arrive(settings, folder, name, content)
-        message = str(stopped.value)
-        assert all(words in message for words in [*expected, str(folder / name.split("/")[0])])
+        with pytest.raises((DataError, subprocess.CalledProcessError)) as stopped:
+            arrive(settings, folder, name, content, project if "boolean" in name else None)
+        message = getattr(stopped.value, "stderr", str(stopped.value))
+        wanted = [*expected, str(folder / name.split("/")[0])]
+        assert [words for words in wanted if words not in message] == [], message
         assert state(settings) == before
         if isinstance(stopped.value, BatchRejectedError):
             report = Path(message.rpartition("Report: ")[2])

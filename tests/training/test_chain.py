@@ -24,7 +24,7 @@ from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from monitoring.performance import replayed
 from monitoring.reference import load_reference
-from stack.errors import NoChampionError, SettingsError, TrainingError
+from stack.errors import BatchRejectedError, NoChampionError, SettingsError, TrainingError
 from stack.spec import ModelSpec, Promotion, Rollout, load_spec
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
@@ -492,3 +492,18 @@ def test_a_spec_that_asks_for_what_is_not_there(tracked, change, message):
 def test_before_any_label_has_matured(tracked):
     with pytest.raises(TrainingError, match="no label has matured"):
         train(tracked, SPEC, AS_OF - timedelta(days=360), "early")
+
+
+def test_bad_rows_in_the_table_block_training_and_the_way_out_is_named(tracked, tmp_path):
+    rows = pull(tracked, ORDERS, AS_OF)
+    position = rows.schema.get_field_index("dollar_value")
+    amounts = pc.if_else(
+        pc.equal(rows["order_id"], rows["order_id"][5]), -1.0, rows["dollar_value"]
+    )
+    broken = installation(tmp_path, rows.set_column(position, "dollar_value", amounts))
+    broken = broken.model_copy(update={"mlflow_port": tracked.mlflow_port})
+    with pytest.raises(BatchRejectedError, match="orders: the table broke its rules") as stopped:
+        train(broken, SPEC, AS_OF, "bad rows")
+    said = str(stopped.value)
+    assert f"such as [{{'order_id': {rows['order_id'][5]}}}]" in said
+    assert "gyre ingest orders --full; or change the rule in feature_repo/expectations" in said
