@@ -90,10 +90,8 @@ def _estimators(spec: ModelSpec) -> Iterator[str]:
     """What scikit-learn says of names and values of parameters."""
     for each in spec.estimators:
         try:
-            made = build_pipeline(each.type, each.parameters, spec.features, spec.seed, spec.task)[
-                "estimator"
-            ]
-            made._validate_params()  # noqa: SLF001  (no public way but to fit)
+            made = build_pipeline(each.type, each.parameters, spec.features, spec.seed, spec.task)
+            made["estimator"]._validate_params()  # noqa: SLF001  (no public way but to fit)
         except (ValueError, TypeError) as exc:
             yield f"{each.name}: {exc}"
     if any(each.space for each in spec.estimators):
