@@ -49,11 +49,6 @@ ALLOW = "GYRE_CHANGE_LIVE_FEATURES=true"
 class DefinitionChangedError(DataError, ClickException):
     """A version in a role would be served other values. Feast's command prints it as it is."""
 
-    def __init__(self, model: str, version: str, message: str) -> None:
-        super().__init__(message)
-        self.model = model
-        self.version = version
-
 
 def write_sample(
     settings: Settings,
@@ -140,8 +135,6 @@ def check_definitions(
             if changes:
                 others = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
                 raise DefinitionChangedError(
-                    version.model,
-                    version.version,
                     f"version {version.version} of {version.model} ({role}) was trained with other "
                     f"feature values: {'; '.join(changes[:NAMED])}{others}. The values that it is "
                     "served stay as they are. Publish the change under new names (view and feature "
@@ -191,14 +184,13 @@ def differences(before: pa.Table, now: pa.Table, order: Sequence[str]) -> list[s
     return lines
 
 
-def alert_changed(settings: Settings, error: DefinitionChangedError, at: datetime) -> None:
-    """Alert once that the features of a version in a role were changed and are held back."""
-    from mlflow_server.alerts import alert  # noqa: PLC0415  (seldom)
+def alert_changed(settings: Settings, dataset: str, message: str, at: datetime) -> None:
+    """Alert as a failed task of the DAG `ingest` does: once, until an ingest succeeds."""
+    from mlflow_server.alerts import FAILED, alert  # noqa: PLC0415  (seldom)
     from mlflow_server.records import Records  # noqa: PLC0415
 
-    cause = f"definitions of version {error.version} changed"
     with closing(Records(settings)) as records:
-        alert(settings, records, error.model, cause, str(error), at)
+        alert(settings, records, dataset, f"ingest.ingest_{dataset}{FAILED}", message, at)
 
 
 def _moments(times: pa.ChunkedArray) -> list[datetime]:

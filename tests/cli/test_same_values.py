@@ -58,7 +58,7 @@ class Project(Copy):
     def alerts(self):
         path = self.settings.home / "logs" / "alerts.log"
         lines = path.read_text().splitlines() if path.exists() else []
-        return [line for line in map(json.loads, lines) if "definitions" in line["cause"]]
+        return [line for line in map(json.loads, lines) if line["model"] == "orders"]
 
     def registry(self):
         return (self.settings.home / "feast" / "registry.db").read_bytes()
@@ -141,7 +141,8 @@ def test_ingest_keeps_the_old_values_and_alerts_once(project):
     assert project.online() == before
     assert "(its rows are of another expression)" in project.run(f"gyre train {MODEL} --force", 1)
     (alert,) = project.alerts()
-    assert alert["model"] == MODEL
+    assert alert["cause"] == "ingest.ingest_orders failed"
+    assert REFUSED in alert["message"]
     assert "customer_features.avg_order_value" in alert["message"]
 
 
