@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import shutil
+import subprocess
+import sys
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -17,6 +20,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import connect, news, note_online, view_path, write_views
 from feature_repo.ingest import ingest, raw_table
 from stack.errors import DataError
+from stack.settings import PROJECT
 from stack.spec import load_spec
 from stack.storage import one_writer
 from tests.conftest import AS_OF, new_settings
@@ -173,3 +177,22 @@ def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
         pytest.raises(DataError, match="orders: another writer"),
     ):
         ingest(settings, "orders", AS_OF)
+
+
+DROPPING = """
+import pyarrow as pa
+from feature_repo.features import _sql
+
+rows = pa.schema([(name, pa.int64()) for name in "abcdefghijklmnop"])
+print(_sql(lambda raw: raw.distinct().drop("b", "c", "d").distinct(), rows))
+"""
+
+
+def test_an_expression_is_the_same_one_in_every_process():
+    def said(seed):
+        own = os.environ | {"PYTHONHASHSEED": seed}
+        command = [sys.executable, "-c", DROPPING]
+        done = subprocess.run(command, env=own, cwd=PROJECT, capture_output=True, check=True)
+        return done.stdout
+
+    assert len({said(seed) for seed in "1234"}) == 1
