@@ -19,6 +19,7 @@ from stack.spec import load_spec
 from tests.cli.test_second_use_case import Copy
 from tests.conftest import mlflow_server, new_settings, redis_server
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for an ingest and two trainings
 MODEL, DATASET = "customer_churn_model", "feature_repo/datasets/orders.py"
 SPEC_FILE = f"models/{MODEL}.toml"
 ORDERS = load_dataset("orders")
