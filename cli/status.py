@@ -27,7 +27,7 @@ def status(settings: Settings) -> dict[str, Any]:
     now["broken_specs"] = broken_specs()
     subjects = {*now["models"], *(spec.dataset for spec in specs), "maintain"}
     rows = [row for subject in sorted(subjects) for row in _alerts(settings, subject)]
-    failing = [row for row in rows if row["cause"].endswith(FAILED) and row["over"] is None]
+    failing = [row for row in rows if FAILED in row["cause"] and row["over"] is None]
     now["failing"] = [row["message"] for row in failing]
     return now
 

@@ -27,7 +27,7 @@ from stack.environment import (
     process_environment,
     write_feast_config,
 )
-from stack.errors import StackError
+from stack.errors import DataError, StackError
 from stack.preflight import ENV_FILE, kept_settings, problems
 from stack.processes import last_lines, render, restart, start, states, wait_ready
 from stack.settings import PROJECT
@@ -218,7 +218,8 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
         except StackError as exc:
             without.append(f"{spec.name}: {exc}")
     if not answering:
-        raise StackError("\n".join(without))
+        _addresses(settings)
+        raise StackError("\n".join([*without, "no model answers; the stack stays up: gyre status"]))
     return answering + without
 
 
@@ -230,6 +231,7 @@ def _model(settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: date
         raise StackError(f"MLflow at {settings.mlflow_address} does not say what is in production")
     if current is None:
         if not _has_rows(settings, spec):
+            _check_dataset(spec)
             line = f"GYRE_SOURCES__{spec.dataset.upper()}=… in {settings.home / ENV_FILE}"
             then = f"gyre ingest {spec.dataset}; gyre train {name}"
             raise StackError(
@@ -246,6 +248,15 @@ def _model(settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: date
             why = note or "see its run in Airflow"
             raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
     return current
+
+
+def _check_dataset(spec: ModelSpec) -> None:
+    from feature_repo.datasets import load_dataset  # noqa: PLC0415  (seconds, and seldom)
+
+    try:
+        load_dataset(spec.dataset)
+    except DataError as exc:
+        raise StackError(f"not trained: {exc}") from exc
 
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:

@@ -56,18 +56,17 @@ def _ended(subject: str, context: Any, *, failed: bool) -> None:
 
     Airflow calls it after the last try; without an exception where it ended the process itself.
     """
-    from mlflow_server.alerts import FAILED, alert, deliver  # noqa: PLC0415  (with Records 0.5 s)
+    from mlflow_server.alerts import alert_failure, end_failures  # noqa: PLC0415  (0.5 s)
     from mlflow_server.records import Records  # noqa: PLC0415
 
     settings, error, now = load_settings(), context.get("exception"), datetime.now(UTC)
     task = f"{context['dag'].dag_id}.{context['task'].task_id}"
-    cause = f"{task}{FAILED}"
     with closing(Records(settings)) as records:
         if failed:
             why = f"{type(error).__name__}: {error}" if error else "its process was ended"
-            alert(settings, records, subject, cause, f"{cause}: {why}", now)
-        elif records.end_alert(subject, cause, f"over: {task} succeeded", now):
-            deliver(settings, records, subject, cause, now)
+            alert_failure(settings, records, subject, task, why, now)
+        else:
+            end_failures(settings, records, subject, task, now)
 
 
 def for_each_model(build: Callable[[ModelSpec], None]) -> None:

@@ -184,13 +184,16 @@ def differences(before: pa.Table, now: pa.Table, order: Sequence[str]) -> list[s
     return lines
 
 
-def alert_changed(settings: Settings, dataset: str, message: str, at: datetime) -> None:
-    """Alert as a failed task of the DAG `ingest` does: once, until an ingest succeeds."""
-    from mlflow_server.alerts import FAILED, alert  # noqa: PLC0415  (seldom)
+def alert_changed(
+    settings: Settings, dataset: str, error: DefinitionChangedError, at: datetime
+) -> None:
+    """Alert as the failed task of the DAG `ingest` does: one incident, one alert."""
+    from mlflow_server.alerts import alert_failure  # noqa: PLC0415  (seldom)
     from mlflow_server.records import Records  # noqa: PLC0415
 
+    task, why = f"ingest.ingest_{dataset}", f"{type(error).__name__}: {error}"
     with closing(Records(settings)) as records:
-        alert(settings, records, dataset, f"ingest.ingest_{dataset}{FAILED}", message, at)
+        alert_failure(settings, records, dataset, task, why, at)
 
 
 def _moments(times: pa.ChunkedArray) -> list[datetime]:

@@ -152,7 +152,7 @@ def catch_up(
         try:
             check_definitions(settings, f"gyre ingest {dataset.name}", dataset=dataset.name)
         except DefinitionChangedError as exc:
-            alert_changed(settings, dataset.name, str(exc), as_of)
+            alert_changed(settings, dataset.name, exc, as_of)
             raise
     write_views(settings, dataset, table)
     changed, last = news(settings, dataset, table), store.watermark(dataset)

@@ -184,8 +184,10 @@ def suite_problems(name: str) -> list[str]:
     """One line for each rule that Great Expectations cannot build, and would leave out."""
     try:
         rules = suite(name)["expectations"]
-    except (DataError, KeyError, TypeError) as exc:
-        return [f"expectations/{name}.json: expected a list of expectations: {exc}"]
+    except DataError as exc:
+        return [str(exc)]
+    except (KeyError, TypeError):
+        return [f"expectations/{name}.json: expected a list of rules under expectations"]
     problems = {f"rule {number}": _problem(rule) for number, rule in enumerate(rules, 1)}
     return [f"expectations/{name}.json: {rule}: {text}" for rule, text in problems.items() if text]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from dataclasses import dataclass
 from datetime import datetime  # noqa: TC003  (pydantic reads the annotations)
 from typing import TYPE_CHECKING, Any, Literal
@@ -19,8 +20,10 @@ if TYPE_CHECKING:
     from stack.settings import Settings
 
 log = logging.getLogger(__name__)
-FAILED = " failed"
-"""End of the cause of an alert that a task of Airflow failed."""
+FAILED = " failed: "
+"""Stands in the cause of an alert that a task failed, between the task and how it failed."""
+LONGEST = 100
+"""Characters of an error that tell one way to fail from another."""
 Severity = Literal["moderate", "significant", "critical"]
 
 
@@ -81,6 +84,23 @@ def over(
     if not records.end_alert(row["model"], row["cause"], message, at):
         return False
     return deliver(settings, records, row["model"], row["cause"], at)
+
+
+def alert_failure(
+    settings: Settings, records: Records, subject: str, task: str, error: str, at: datetime
+) -> None:
+    """Alert once, until `end_failures`, that `task` fails in this way: numbers do not tell two."""
+    cause = f"{task}{FAILED}{re.sub(r'[0-9]+', '#', error)[:LONGEST]}"
+    alert(settings, records, subject, cause, f"{task}{FAILED}{error}", at)
+
+
+def end_failures(
+    settings: Settings, records: Records, subject: str, task: str, at: datetime
+) -> None:
+    """Tell once of each way in which `task` failed that it is over."""
+    for row in records.alerts(subject):
+        if row["over"] is None and row["cause"].startswith(f"{task}{FAILED}"):
+            over(settings, records, row, f"{task} succeeded", at)
 
 
 def retry(settings: Settings, records: Records, model: str, at: datetime) -> int:

@@ -126,11 +126,12 @@ def _runs(settings: Settings, dags: list[str]) -> dict[str, Any]:
     try:
         with AirflowApi(settings, timeout=5) as api:
             for dag in dags:
-                run = next(iter(api.last_runs(dag)), None)
-                found[dag] = run and {key: run[key] for key in keys}
+                with suppress(StackError):  # one that Airflow has not read yet
+                    run = next(iter(api.last_runs(dag)), None)
+                    found[dag] = run and {key: run[key] for key in keys}
     except StackError:
         return dict.fromkeys(dags, UNKNOWN)
-    return found
+    return dict.fromkeys(dags, UNKNOWN) | found
 
 
 def _serving(ready: dict[str, Any] | str) -> str:

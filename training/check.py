@@ -148,14 +148,16 @@ def _given(rows: ir.Table, declared: Mapping[str, str | None]) -> Iterator[str]:
 
 
 def _suite(dataset: Dataset) -> Iterator[str]:
-    yield from suite_problems(dataset.name)
+    if problems := suite_problems(dataset.name):
+        yield from problems
+        return
     columns = dataset.schema.names
-    for number, rule in enumerate(suite(dataset.name)["expectations"]):
+    for number, rule in enumerate(suite(dataset.name)["expectations"], 1):
         asked = rule.get("kwargs", {})
         names = {asked[key] for key in ("column", "column_A", "column_B") if key in asked}
         names |= {*asked.get("column_list", ()), *asked.get("column_set", ())}
         for name in sorted(names.difference(columns)):
-            where = f"expectations.{number}: {rule.get('type')}"
+            where = f"rule {number}: {rule['type']}"
             yield f"{where}: expected a column of the schema, {columns}, found {name!r}"
 
 

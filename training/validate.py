@@ -184,7 +184,8 @@ def mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> list[s
     for name, kind in spec.features.items():
         if name not in given:
             known = ", ".join(given)
-            found.append(f"features.{name}: {spec.feature_service} gives {known}")
+            expected = f"expected one of {spec.feature_service}: {known}"
+            found.append(f"features.{name}: {expected}; found {name}")
         elif given[name] != kind:
             found.append(f"features.{name}: expected {given[name]}, found {kind}")
     if (keys := store.key_types(spec.feature_service)) != spec.entity_key:

@@ -78,7 +78,7 @@ def test_every_rule_that_cannot_be_built_is_named_and_nothing_lands(applied, pro
 
 @pytest.mark.parametrize(("old", "said"), [
     ('"expectations": [', "cannot be read as a GX suite"),
-    ('"expectations"', "expected a list of expectations"),
+    ('"expectations"', "expected a list of rules under expectations"),
 ])  # fmt: skip
 def test_a_suite_that_is_no_json_or_has_no_list_is_named(applied, project, tmp_path, old, said):
     project.edit(SUITE, old, '"expect"' if old.endswith('"') else '"expectations": ')
