@@ -58,7 +58,7 @@ def new(name: str) -> None:
         "next:\n"
         f"  echo 'GYRE_SOURCES__{name.upper()}=…' >> {file}  # files, or an Ibis address#table\n"
         f"  gyre check {name}\n"
-        "  (cd feature_repo && feast apply)\n"
+        '  (eval "$(gyre env)"; cd feature_repo && feast apply)\n'
         f"  gyre ingest {name}\n"
         f"  gyre train {name}\n"
         "  gyre up  # where a stack runs: its DAGs, routes and monitor"
