@@ -140,11 +140,19 @@ def test_ingest_keeps_the_old_values_and_alerts_once(project):
     assert "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest orders" in said[1]
     assert "Traceback" not in said[0]
     assert project.online() == before
-    assert "(its rows are of another expression)" in project.run(f"gyre train {MODEL} --force", 1)
     (alert,) = project.alerts()
     assert alert["cause"].startswith("ingest.ingest_orders failed: DefinitionChangedError: ")
     assert REFUSED in alert["message"]
     assert "customer_features.avg_order_value" in alert["message"]
+
+
+def test_an_error_of_an_expression_is_one_line_and_its_traceback_is_in_a_log(project):
+    project.edit(EXPRESSION, "avg_order_value=boom,")
+    said = project.run("gyre ingest orders", code=1)
+    log = project.settings.home / "logs" / "errors.log"
+    wanted = rf"gyre: {DATASET}:\d+: NameError: name 'boom' is not defined\ntraceback: {log}$"
+    assert re.search(wanted, said, re.MULTILINE)
+    assert "Traceback" in log.read_text()
 
 
 def test_an_expression_that_computes_the_same_is_no_change(project):
@@ -184,7 +192,6 @@ def test_one_field_more_is_published(project):
     assert "0 new" in project.run("gyre ingest orders")
     project.restore()
     project.run("cd feature_repo && feast apply")
-    project.run("gyre ingest orders")
 
 
 def test_an_explicit_word_changes_what_is_served(project):
@@ -194,6 +201,3 @@ def test_an_explicit_word_changes_what_is_served(project):
     doubled = project.online()
     assert doubled != before
     assert "0 new" in project.run("gyre ingest orders")
-    project.restore()
-    assert REFUSED not in project.run("gyre ingest orders")
-    assert project.online() == before

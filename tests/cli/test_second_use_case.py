@@ -22,6 +22,7 @@ from tests.conftest import BIN, answers, mlflow_server, new_settings, redis_serv
 from tests.conftest import wait_until as wait
 from tests.dags.test_parse import READ
 
+pytestmark = pytest.mark.timeout(600)  # the first test waits for the whole tutorial
 TUTORIAL = (PROJECT / "docs" / "second-use-case.md").read_text()
 UP = "gyre up"
 """Of the whole stack, serving is started here; Airflow's side is read from the DAG files."""

@@ -39,7 +39,7 @@ from stack.environment import child_environment
 from stack.spec import load_spec
 from tests.conftest import BIN, new_settings, wait_until
 from tests.serving.conftest import ONNX_TYPES
-from training.artifacts import EVALUATION, FRAME, PLAN, fetched
+from training.artifacts import EVALUATION, FRAME, PLAN, UNLABELLED, fetched
 from training.dataset import load_frame
 from training.frame import at, features
 
@@ -268,7 +268,8 @@ def register_collapsing(settings: Settings, folder: Path) -> Version:
     registry, tracking = Registry(settings), Tracking(settings)
     second = registry.version(MODEL, "2")
     run_id = tracking.start_or_find_run("by hand", "tenure alone", "tenure alone", {})
-    for path, place in ((f"data/{FRAME}", "data"), (PLAN, None), (EVALUATION, None)):
+    data = [(f"data/{name}", "data") for name in (FRAME, UNLABELLED)]
+    for path, place in (*data, (PLAN, None), (EVALUATION, None)):
         with fetched(tracking, second.run_id, path) as file:
             tracking.log_artifact(run_id, file, place)
     registry.download(second, folder / "second")

@@ -88,20 +88,22 @@ def brute_force(orders, key, at):
     """What is known of `key` at `at`: its newest month start's row, if that is not too old."""
     first = [next(n for n, t in enumerate(STARTS) if t >= o["order_ts"]) for o in mine(orders, key)]
     for n in reversed([n for n, start in enumerate(STARTS) if start <= at]):
-        ages = {i: n - of for i, of in enumerate(first) if 0 <= n - of < 12}
+        ages = {i: n - of for i, of in enumerate(first) if 0 <= n - of <= 12}
         if ages:
             break
     else:
         return None
     if at - STARTS[n] > 31 * DAY:
         return None
-    cents = {i: round(100 * mine(orders, key)[i]["dollar_value"]) for i in ages}
-    recent = [cents[i] for i, age in ages.items() if age < 3]
+    year = {i: age for i, age in ages.items() if age < 12}
+    cents = {i: round(100 * mine(orders, key)[i]["dollar_value"]) for i in year}
+    recent = [cents[i] for i, age in year.items() if age < 3]
     return {
         "orders_3m": len(recent), "spend_3m": sum(recent) / 100,
-        "orders_12m": len(ages), "spend_12m": sum(cents.values()) / 100,
+        "orders_12m": len(year), "spend_12m": sum(cents.values()) / 100,
         "months_since_last_order": min(ages.values()),
-        "avg_order_value": sum(cents.values()) / 100 / len(ages), "order_kind": key[1],
+        "avg_order_value": sum(cents.values()) / 100 / len(year) if year else None,
+        "order_kind": key[1],
     }  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from tests.conftest import AS_OF, mlflow_server
 from tests.serving.conftest import tiny_onnx
 from tests.training.conftest import installation
 from training import chain, validate
-from training.artifacts import EVALUATION, FRAME, PLAN, fetched
+from training.artifacts import EVALUATION, FRAME, PLAN, UNLABELLED, fetched
 from training.evaluate import champion_scores
 from training.frame import features, with_features
 
@@ -331,7 +331,8 @@ def reversed_version(settings, folder):
     registry, tracking = Registry(settings), Tracking(settings)
     first = registry.version(SPEC.name, "1")
     run_id = tracking.start_or_find_run("by hand", "reversed", "reversed", {})
-    for path, place in ((f"data/{FRAME}", "data"), (PLAN, None), (EVALUATION, None)):
+    data = [(f"data/{name}", "data") for name in (FRAME, UNLABELLED)]
+    for path, place in (*data, (PLAN, None), (EVALUATION, None)):
         with fetched(tracking, first.run_id, path) as file:
             tracking.log_artifact(run_id, file, place)
     registry.download(first, folder / "first")

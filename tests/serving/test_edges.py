@@ -363,7 +363,8 @@ def test_what_is_applied_and_not_built_is_on_the_page_and_in_the_status(
         link.symlink_to(built)
     assert found["ready"]  # answers are not worse than before
     assert not found["resources"][name]["ok"]
-    rest = {"processes": [], "pss_mib": 0, "models": {}, "features_behind_seconds": {}, "runs": {}}
+    rest = {"processes": [], "pss_mib": 0, "models": {}, "features_behind_seconds": {}, "runs": {},
+            "broken_specs": [], "failing": []}  # fmt: skip
     assert any(said in line for line in lines({"serving": found, **rest}))
 
 

@@ -70,7 +70,7 @@ def test_a_search_that_was_killed_goes_on_where_it_was(tracked, searched):
     with pytest.raises(KeyboardInterrupt):
         search(tracking, SPEC, BUDGET, run_id, dies)
     begun = tracking.runs(NAME, run_id)
-    assert sorted(run.status for run in begun) == ["FINISHED"] * (TRIALS - 1) + ["RUNNING"]
+    assert sorted(run.status for run in begun) == ["FAILED"] + ["FINISHED"] * (TRIALS - 1)
     again = search(tracking, SPEC, BUDGET, run_id, lambda e: asked.append(e) or slope(e))
     assert asked[TRIALS:] == asked[TRIALS - 1 : TRIALS]  # only the one that was not done
     assert {run.run_id for run in tracking.runs(NAME, run_id)} == {run.run_id for run in begun}
