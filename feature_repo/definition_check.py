@@ -18,7 +18,6 @@ from click import ClickException
 
 from feature_repo.datasets import load_dataset
 from feature_repo.features import entities, raw_table, write_views
-from feature_repo.parity import same
 from feature_repo.store import FeatureStore, publish_beside
 from stack.errors import DataError
 from stack.moment import microseconds
@@ -166,6 +165,8 @@ def differences(before: pa.Table, now: pa.Table, order: Sequence[str]) -> list[s
 
     Rows are found by the columns `order`; floats are the same within 1e-9 of each other.
     """
+    from feature_repo.parity import same  # noqa: PLC0415  (httpx, and this is seldom called)
+
     current = {tuple(row[name] for name in order): row for row in now.to_pylist()}
     rows = [
         (row, current.get(tuple(row[name] for name in order), {})) for row in before.to_pylist()
