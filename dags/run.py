@@ -56,11 +56,14 @@ def _ended(subject: str, context: Any, *, failed: bool) -> None:
 
     Airflow calls it after the last try; without an exception where it ended the process itself.
     """
-    from mlflow_server.alerts import alert_failure, end_failures  # noqa: PLC0415  (0.5 s)
-    from mlflow_server.records import Records  # noqa: PLC0415
+    from mlflow_server.alerts import alert_failure, end_failures, failing  # noqa: PLC0415
 
     settings, error, now = load_settings(), context.get("exception"), datetime.now(UTC)
     task = f"{context['dag'].dag_id}.{context['task'].task_id}"
+    if not failed and not failing(settings, task).exists():
+        return
+    from mlflow_server.records import Records  # noqa: PLC0415  (0.5 s, and seldom)
+
     with closing(Records(settings)) as records:
         if failed:
             why = f"{type(error).__name__}: {error}" if error else "its process was ended"

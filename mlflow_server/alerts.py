@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import TypeAdapter
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from mlflow_server.records import Records
     from stack.settings import Settings
 
@@ -86,10 +88,17 @@ def over(
     return deliver(settings, records, row["model"], row["cause"], at)
 
 
+def failing(settings: Settings, task: str) -> Path:
+    """Return the file that is there while `task` fails: each success looks for it."""
+    return settings.home / "run" / f"{task}.failing"
+
+
 def alert_failure(
     settings: Settings, records: Records, subject: str, task: str, error: str, at: datetime
 ) -> None:
     """Alert once, until `end_failures`, that `task` fails in this way: numbers do not tell two."""
+    failing(settings, task).parent.mkdir(parents=True, exist_ok=True)
+    failing(settings, task).touch()
     cause = f"{task}{FAILED}{re.sub(r'[0-9]+', '#', error)[:LONGEST]}"
     alert(settings, records, subject, cause, f"{task}{FAILED}{error}", at)
 
@@ -101,6 +110,7 @@ def end_failures(
     for row in records.alerts(subject):
         if row["over"] is None and row["cause"].startswith(f"{task}{FAILED}"):
             over(settings, records, row, f"{task} succeeded", at)
+    failing(settings, task).unlink(missing_ok=True)
 
 
 def retry(settings: Settings, records: Records, model: str, at: datetime) -> int:
