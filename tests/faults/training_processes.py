@@ -26,6 +26,7 @@ import requests
 import sqlalchemy as sql
 
 from feature_repo.datasets import load_dataset
+from mlflow_server.tracking import Tracking
 from stack.settings import PROJECT, Settings
 from stack.spec import ModelSpec
 from training import chain
@@ -91,7 +92,8 @@ def carried_out(job: dict[str, Any], begin: Any) -> Any:
                 opened = chain.open_run(settings, spec, as_of, key=job["key"], force=True, **named)
                 said = run_id = opened
             case "promote":
-                said = chain.promote(settings, spec, run_id, version, **named)
+                with Tracking(settings).on_record(run_id):  # as chain and DAG do
+                    said = chain.promote(settings, spec, run_id, version, **named)
             case _:
                 said = getattr(chain, stage)(settings, spec, run_id)
                 version = said if stage == "register" else version
