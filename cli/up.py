@@ -46,6 +46,7 @@ FRESH = timedelta(hours=1)
 OPENED, LOADED = 20.0, 30.0
 """Seconds that serving may take to open Feast, and to load what has just been promoted."""
 STORES = ("redis", "mlflow")
+"""What `feast apply` asks; the other processes get ready meanwhile."""
 READERS = ("serving", "dag-processor")
 """They read models/ when they start: a model that came since is seen by the next `up`."""
 CANDIDATES = 20
@@ -97,7 +98,7 @@ def _start(settings: Settings) -> None:
     for name in sorted(os.environ.keys() - kept_settings(settings.home).keys()):
         if name.startswith("GYRE_SOURCES__"):
             line = f'echo "{name}=${name}" >> {settings.home / ENV_FILE}'
-            typer.echo(f"  {name} is of this shell alone; for Airflow, too: {line}")
+            typer.echo(f"  {name} is set in this shell only; for Airflow, run: {line}")
     wanted = programs(settings)
     text, conf = render(settings, wanted), settings.home / "run" / "supervisord.conf"
     there = states(settings) is not None and conf.read_text() == text
@@ -111,7 +112,6 @@ def _start(settings: Settings) -> None:
         else:
             _migrate(settings)
             start(settings, text)
-        # Feast asks MLflow what is in a role; meanwhile the others get ready.
         first = [program for program in wanted if program.name in STORES]
         wait_ready(settings, first, typer.echo)
         with _step("  features (feast apply)"):

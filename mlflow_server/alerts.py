@@ -23,9 +23,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FAILED = " failed: "
-"""Stands in the cause of an alert that a task failed, between the task and how it failed."""
+"""Separates task and error in the cause of an alert about a failed task."""
 LONGEST = 100
-"""Characters of an error that tell one way to fail from another."""
+"""Characters of an error that are compared with those of others."""
 Severity = Literal["moderate", "significant", "critical"]
 
 
@@ -89,14 +89,17 @@ def over(
 
 
 def failing(settings: Settings, task: str) -> Path:
-    """Return the file that is there while `task` fails: each success looks for it."""
+    """Return the file that exists while `task` fails; a success without it opens no database."""
     return settings.home / "run" / f"{task}.failing"
 
 
 def alert_failure(
     settings: Settings, records: Records, subject: str, task: str, error: str, at: datetime
 ) -> None:
-    """Alert once, until `end_failures`, that `task` fails in this way: numbers do not tell two."""
+    """Alert of a failed task, once for each error until `end_failures`.
+
+    Errors that differ only in numbers, such as counts and times, are the same one.
+    """
     failing(settings, task).parent.mkdir(parents=True, exist_ok=True)
     failing(settings, task).touch()
     cause = f"{task}{FAILED}{re.sub(r'[0-9]+', '#', error)[:LONGEST]}"
@@ -106,7 +109,7 @@ def alert_failure(
 def end_failures(
     settings: Settings, records: Records, subject: str, task: str, at: datetime
 ) -> None:
-    """Tell once of each way in which `task` failed that it is over."""
+    """Tell once, of each error that `task` failed with, that it is over."""
     for row in records.alerts(subject):
         if row["over"] is None and row["cause"].startswith(f"{task}{FAILED}"):
             over(settings, records, row, f"{task} succeeded", at)
