@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 from typing import get_args
@@ -58,7 +59,7 @@ HEAVY = {
 }
 
 
-def read(home, project, **more):
+def read(home, project, code=READ, **more):
     dags = str(project / "dags")
     env = (
         os.environ
@@ -71,7 +72,7 @@ def read(home, project, **more):
         }
     )
     done = subprocess.run(
-        [sys.executable, "-c", READ, dags],
+        [sys.executable, "-c", code, dags],
         cwd=project, env=env, capture_output=True, text=True, check=True,
     )  # fmt: skip
     return json.loads(done.stdout.splitlines()[-1])
@@ -126,6 +127,30 @@ def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_da
     assert found["errors"] == {}
     kinds = ("train", "schedule", "monitor", "hourly")
     assert set(found["dags"]) == set(bag["dags"]) | {f"{kind}_unbuilt" for kind in kinds}
+
+
+FIRST_RUNS = """
+import json, sys
+from airflow.dag_processing.dagbag import DagBag
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables.base import TimeRestriction
+bag = DagBag(sys.argv[1])
+free = TimeRestriction(earliest=None, latest=None, catchup=False)
+ticks = [DagSerialization.from_dict(DagSerialization.to_dict(dag)) for name, dag in bag.dags.items()
+         if name.startswith("schedule_")]
+print(json.dumps({dag.dag_id: dag.timetable.next_dagrun_info(
+    last_automated_data_interval=None, restriction=free).run_after.isoformat() for dag in ticks}))
+"""
+
+
+def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(tmp_path):
+    project = copied(tmp_path / "project")
+    spec = project / "models" / "customer_churn_model.toml"
+    now = datetime.now(UTC)
+    passed = (now - timedelta(minutes=2)).strftime("%M %H * * %w")
+    spec.write_text(spec.read_text().replace('"@weekly"', f'"{passed}"'))
+    (first,) = read(tmp_path / "airflow", project, code=FIRST_RUNS).values()
+    assert datetime.fromisoformat(first) > now + timedelta(days=6)
 
 
 def test_a_task_of_every_dag_tells_of_its_failure_and_what_only_shows_an_end_takes_no_process(bag):
