@@ -18,9 +18,10 @@ from dags.run import current, task_defaults
 def tick_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
     """Build `<name>_<model>`, which emits the Asset `<due>/<model>`; that starts another DAG."""
     asset = Asset(f"{due}/{model}")
-    # A zero timedelta, as False still runs what was due up to a tenth of the period before the DAG
-    # came: on a Sunday a new model would be trained at once.
-    timetable = CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(0))
+    # False would still run what was due up to a tenth of the period before the DAG came: a weekly
+    # model that is added on a Sunday would be trained at once. A minute is what the scheduler may
+    # take: where the DAG is read again meanwhile, its first run is not lost.
+    timetable = CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=1))
     with DAG(
         dag_id=f"{name}_{model}",
         doc_md=f"Starts `{starts}_{model}` on the schedule {schedule}.",
