@@ -155,9 +155,8 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
     here = {"GYRE_HOME": str(home), "GYRE_REDIS_URL": f"redis://127.0.0.1:{redis}/0"}
     here |= {"GYRE_MLFLOW_URL": f"http://127.0.0.1:{nothing}", "GYRE_SERVING_PORT": str(port)}
     here |= {"GYRE_SERVING_WORKERS": "1"}
-    # The status page is the keeper's, which has imported Feast by then, on the same core.
-    ready = [f"http://127.0.0.1:{port}{path}" for path in ("/health/ready", "/")]
-    process = start(opened, log, [sys.executable, "-m", "serving"], *ready, **here)
+    ready = f"http://127.0.0.1:{port}/health/ready"
+    process = start(opened, log, [sys.executable, "-m", "serving"], ready, **here)
     asking = [post("/predict", b'{"customer_id":%d}' % key) for key in CUSTOMERS]
     return Server(port, asking, (store, process))
 

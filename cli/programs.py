@@ -25,7 +25,9 @@ def programs(settings: Settings) -> list[Program]:
         own.append(Program("mlflow", command, alive, variables))
     serves = partial(answers, f"{settings.serving_address}/health/live")
     serving = Program("serving", [sys.executable, "-m", "serving"], serves)
-    return [*own, *airflow_programs(settings), serving]
+    shows = partial(answers, f"{settings.console_address}/health/live")
+    console = Program("console", [sys.executable, "-m", "monitoring.console"], shows)
+    return [*own, *airflow_programs(settings), serving, console]
 
 
 def redis(settings: Settings) -> Program:

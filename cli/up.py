@@ -47,7 +47,7 @@ OPENED, LOADED = 20.0, 30.0
 """Seconds that serving may take to open Feast, and to load what has just been promoted."""
 STORES = ("redis", "mlflow")
 """What `feast apply` asks; the other processes get ready meanwhile."""
-READERS = ("serving", "dag-processor")
+READERS = ("serving", "console", "dag-processor")
 """They read models/ when they start: a model that came since is seen by the next `up`."""
 CANDIDATES = 20
 """Entities with the newest features; the first in the population gets the first prediction."""
@@ -294,5 +294,5 @@ def _addresses(settings: Settings) -> None:
     serving, login = settings.serving_address, f"{LOGIN} / {load_secrets(settings)['password']}"
     typer.echo(f"Airflow   {settings.airflow_address:<32}{login}")
     typer.echo(f"MLflow    {settings.mlflow_address}")
-    typer.echo(f"Serving   {serving + '/':<32}status page")
-    typer.echo(f"          {serving + '/docs':<32}try requests")
+    typer.echo(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")
+    typer.echo(f"Serving   {serving + '/docs':<32}try requests")

@@ -34,6 +34,7 @@ from feature_repo.features import (
     redefined,
     write_views,
 )
+from feature_repo.freshness import record_freshness
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -96,7 +97,9 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
     """
     dataset = load_dataset(name)
     with one_writer(settings.data / name):
-        return _ingest(settings, dataset, as_of, full=full)
+        report = _ingest(settings, dataset, as_of, full=full)
+        record_freshness(settings, name)
+    return report
 
 
 def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool) -> IngestReport:

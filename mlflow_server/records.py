@@ -21,8 +21,9 @@ from mlflow_server.ledger import database, refused
 from stack.errors import RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from mlflow_server.ledger import Ledger, LedgerRow
     from stack.settings import Settings
 
 META = sql.MetaData()
@@ -67,6 +68,8 @@ older release.
 """
 KEPT = 1_000
 """Decisions of each verdict on a model that stay whatever their age: looks go by the newest."""
+OPEN = timedelta(hours=24)
+"""An alert is open for so long after its cause was last seen."""
 IN_HAND = timedelta(seconds=30)
 """A delivery takes less; until then another process may be at it."""
 
@@ -115,6 +118,14 @@ class Records:
         with self._begin() as connection:
             found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
         return [_row(row) for row in reversed(found)]
+
+    def last_by_action(self, model: str) -> dict[str, datetime]:
+        """When each action was last decided for `model`, by action."""
+        newest = sql.func.max(DECISIONS.c.as_of)
+        query = sql.select(DECISIONS.c.action, newest).filter_by(model=model)
+        with self._begin() as connection:
+            found = connection.execute(query.group_by(DECISIONS.c.action)).all()
+        return {action: datetime.fromisoformat(as_of) for action, as_of in found}
 
     def keep(self, row: DecisionRow) -> None:
         """Store `row`, in place of what an earlier try decided at the same moment."""
@@ -240,6 +251,36 @@ class Records:
     def _begin(self) -> Iterator[sql.Connection]:
         with refused("decisions and alerts"), self._engine.begin() as connection:
             yield connection
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """What the database says of a model.
+
+    ledger, decisions: oldest first. last: when each action was last decided.
+    """
+
+    ledger: Sequence[LedgerRow]
+    decisions: Sequence[DecisionRow]
+    last: Mapping[str, datetime]
+    alerts: Sequence[Mapping[str, Any]]
+
+    def newest(self, role: str) -> LedgerRow | None:
+        """Return the row that put into `role` what the ledger says is there."""
+        applied = (row for row in reversed(self.ledger) if row.state == "applied")
+        return next((row for row in applied if row.role == role), None)
+
+    def open_alerts(self, now: datetime) -> list[Mapping[str, Any]]:
+        ongoing = [alert for alert in self.alerts if not alert["over"]]
+        return [a for a in ongoing if now - datetime.fromisoformat(a["last"]) <= OPEN]
+
+    def undelivered(self) -> list[Mapping[str, Any]]:
+        return [alert for alert in self.alerts if not alert["delivered"]]
+
+
+def model_rows(ledger: Ledger, records: Records, model: str) -> ModelRows:
+    decisions, last = records.decisions(model), records.last_by_action(model)
+    return ModelRows(ledger.rows(model), decisions, last, records.alerts(model))
 
 
 def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:

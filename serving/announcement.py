@@ -43,7 +43,7 @@ class ModelState(Form):
     """What the keeper knows of one model.
 
     refused: why each version that was asked for is not served. not_built: views published and
-    not computed since, in words; None: not looked at yet. newest_event: UTC, of its dataset.
+    not computed since, in words; None: not looked at yet.
     """
 
     roles: dict[Role, Held] = Field(default_factory=dict)
@@ -51,7 +51,6 @@ class ModelState(Form):
     registry_problem: str | None = None
     refused: dict[str, str] = Field(default_factory=dict)
     not_built: list[str] | None = None
-    newest_event: AwareDatetime | None = None
 
 
 class Announcement(Form):

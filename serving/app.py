@@ -18,6 +18,7 @@ from serving.announcement import Announcement, ModelState, announced, silent, st
 from serving.features import FeatureSource, settle
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
+from serving.info import add_info
 from serving.metrics import WATERMARK_AGE
 from serving.periodic import every
 from serving.prediction_log import AppendLog
@@ -67,6 +68,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     add_health(
         app.router, holders[default.name] if default else None, [*holders.values()], log, told
     )
+    add_info(app.router, settings)
     add_forwarded(app, forward)
     return app
 

@@ -1,4 +1,4 @@
-"""What the keeper answers: feedback, events, metrics, the status page and its reports."""
+"""What the keeper answers: feedback and events."""
 
 import asyncio
 import logging
@@ -19,10 +19,7 @@ if TYPE_CHECKING:
 
 MAX_BYTES = 10_000_000
 SECONDS = 30.0
-PATHS = {
-    "/": "GET", "/metrics": "GET", "/feedback": "POST", "/events/{name:path}": "POST",
-    "/data-docs/{page:path}": "GET", "/status/{name}": "GET",
-}  # fmt: skip
+PATHS = {"/feedback": "POST", "/events/{name:path}": "POST"}
 MOST_INSIDE = 64
 """That wait for the keeper at once: predictions need the worker's places."""
 SENT = (b"content-type", b"accept", b"host")

@@ -24,16 +24,14 @@ from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION, Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, wrong_files
 from serving.announcement import Held, ModelState, Role, local_copy
-from serving.metrics import REFUSED, SOURCE_SILENCE
+from serving.metrics import REFUSED
 from serving.model import open_version
-from serving.observed import Observed
 from stack.errors import GyreError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from pathlib import Path
 
-    from feature_repo.freshness import Freshness
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
@@ -71,9 +69,6 @@ class Follower:
         self._known: list[LedgerRow] | None = None
         """The ledger's rows when it last answered."""
         self._telling = threading.Lock()
-        self.aliases: Observed[Mapping[str, str]] = Observed()
-        """What MLflow last said of who holds a role; unknown: it does not answer."""
-        self.freshness: Observed[Freshness] = Observed()
         self._refused: dict[str, Refusal] = {}
         self._tried: dict[str, tuple[Held, Stamp]] = {}
         """Versions whose local copy holds, and what it looked like then."""
@@ -89,10 +84,8 @@ class Follower:
             self._plan(service)
         try:
             held = self._registry.aliases(name)
-            self.aliases = Observed(held, datetime.now(UTC))
             what = "in production" if held or self._registry.versions(name) else "registered"
         except RegistryError as exc:
-            self.aliases = Observed(why=str(exc))
             self._tell(registry_problem=str(exc), waiting=None)
             return
         rows = self._rows()
@@ -108,18 +101,13 @@ class Follower:
             logger.warning("%s: %s", name, exc)
 
     def look_at_source(self) -> None:
-        """See how old the features are and whether they are built."""
+        """See whether the features are built."""
         try:
             found = freshness(self._settings, self.spec.dataset)
-        except GyreError as exc:
-            self.freshness = Observed(why=str(exc))
+        except GyreError:
             self._tell(not_built=None)
         else:
-            self.freshness = Observed(found, datetime.now(UTC))
-            self._tell(not_built=[*found.not_built], newest_event=found.newest)
-        age = SOURCE_SILENCE.labels(self.spec.dataset)
-        newest = self.state.newest_event
-        age.set((datetime.now(UTC) - newest).total_seconds() if newest else float("nan"))
+            self._tell(not_built=[*found.not_built])
 
     def close(self) -> None:
         if self._ledger is not None:

@@ -9,17 +9,13 @@ from functools import partial
 
 import uvicorn
 from fastapi import FastAPI
-from starlette.staticfiles import StaticFiles
 
 from serving.announcement import announce, announced
 from serving.events import Events, add_events
 from serving.keeper import Follower
-from serving.loop import Loop
 from serving.periodic import every
 from serving.prediction_log import FeedbackLog
 from serving.routes import add_feedback, document
-from serving.status import add_status
-from serving.status_page import DATA_DOCS
 from stack.settings import Settings
 from stack.spec import ModelSpec
 
@@ -64,7 +60,6 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     found = announced(settings)
     known = found.models if found else {}
     followers = [Follower(settings, spec, known.get(spec.name)) for spec in specs]
-    loops = [Loop(settings, follower) for follower in followers]
     feedback = FeedbackLog(settings.home / "serving" / "log")
     events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
     logs = (feedback, *(each.log for each in events))
@@ -83,9 +78,8 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             for receiver in events:
                 opened.callback(receiver.close)
                 receiver.begin_warming()
-            for follower, loop in zip(followers, loops, strict=True):
+            for follower in followers:
                 opened.callback(follower.close)
-                opened.callback(loop.close)
             opened.enter_context(every(POLL_SECONDS, partial(follow, settings, followers)))
             opened.enter_context(every(SOURCE_SECONDS, look_at_sources))
             yield
@@ -93,8 +87,5 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     app = FastAPI(title="Gyre", version="1", lifespan=lifespan)
     add_feedback(app, feedback, specs)
     add_events(app, events)
-    add_status(app.router, settings, loops)
-    settings.data_docs.mkdir(parents=True, exist_ok=True)
     document(app, guarded=settings.serving_tokens_file is not None)
-    app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
     return app

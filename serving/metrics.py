@@ -42,12 +42,6 @@ WATERMARK_AGE = Gauge(
     ["model"],
     multiprocess_mode=NEWEST,
 )
-SOURCE_SILENCE = Gauge(
-    "gyre_source_silence_seconds",
-    "Now minus the event time of the dataset's newest row; NaN: unknown.",
-    ["dataset"],
-    multiprocess_mode=NEWEST,
-)
 EVENTS = Counter(
     "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
 )

@@ -32,6 +32,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return ours | {
         "GYRE_HOME": str(home),
         "GYRE_SERVING_PORT": str(settings.serving_port),
+        "GYRE_CONSOLE_PORT": str(settings.console_port),
         "GYRE_SERVING_WORKERS": str(settings.serving_workers),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
         "GYRE_AIRFLOW_PORT": str(settings.airflow_port),

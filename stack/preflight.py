@@ -22,7 +22,7 @@ MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""
 ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
-PORTS = {"SERVING": 8000, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
+PORTS = {"SERVING": 8000, "CONSOLE": 8001, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
 
 
 def problems(env: Mapping[str, str], python: tuple[int, int], *, ports: bool = True) -> list[str]:

@@ -33,6 +33,7 @@ class Settings(BaseSettings):
 
     home: Path = PROJECT / ".gyre"
     serving_port: int = Field(8000, ge=1, le=65535)
+    console_port: int = Field(8001, ge=1, le=65535)
     mlflow_port: int = Field(5000, ge=1, le=65535)
     airflow_port: int = Field(8080, ge=1, le=65535)
     redis_port: int = Field(6379, ge=1, le=65535)
@@ -106,6 +107,10 @@ class Settings(BaseSettings):
     @property
     def serving_address(self) -> str:
         return f"http://{LOOPBACK}:{self.serving_port}"
+
+    @property
+    def console_address(self) -> str:
+        return f"http://{LOOPBACK}:{self.console_port}"
 
     @property
     def ledger_address(self) -> str:

@@ -89,6 +89,14 @@ class Copy:
             wait("its model", lambda: ask(address, KEY | {"basket": "none"}).status_code == 404)
             yield address
 
+    @contextmanager
+    def console(self):
+        log, address = self.folder / "console.log", self.settings.console_address
+        command = ["bash", "-c", f"cd {self.folder} && exec {sys.executable} -m monitoring.console"]
+        with running(command, log, **self.environment):
+            wait("console", lambda: answers(f"{address}/health/live"), 60)
+            yield address
+
     def content(self):
         skipped = {".gyre", "__pycache__"}
         return {
@@ -114,9 +122,9 @@ def told(project):
     blocks = ["\n".join(line.removeprefix(m) for line in body.splitlines()) for m, body in found]
     at = blocks.index(UP)
     said = [project.run(block) for block in blocks[:at]]
-    with project.serving() as address:
+    with project.serving() as address, project.console() as console:
         said += [UP, *map(project.run, blocks[at + 1 :])]
-        page, api = httpx.get(f"{address}/").text, httpx.get(f"{address}/openapi.json").json()
+        page, api = httpx.get(f"{console}/").text, httpx.get(f"{address}/openapi.json").json()
         unknown = ask(address, KEY | {"basket": "none"})
         kserve = httpx.post(f"{address}/v1/models/{SPEND}:predict", json={"instances": [KEY]})
         half = {"instances": [{"customer_id": 3049}]}

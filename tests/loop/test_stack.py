@@ -129,7 +129,7 @@ def test_again_changes_nothing_and_nothing_new_is_said(stack):
     assert '"model_version":"1"' in stack.run("gyre", "up")
     assert time.monotonic() - began < 60
     assert stack.ledger() == before
-    assert len(programs) > 4  # Redis, MLflow, Airflow's three or more, serving
+    assert len(programs) > 5  # Redis, MLflow, Airflow's three or more, serving, console
     assert stack.programs() == programs
     assert "nothing new to learn" in stack.run("gyre", "train", MODEL)
     refused = stack.run("gyre", "rollback", MODEL, "--reason", "try", code=3)

@@ -197,7 +197,8 @@ class Rig:
 
     def follows(self, client: httpx.Client) -> None:
         """Wait for a new server's keeper, which imports for seconds while the workers answer."""
-        wait_until("its keeper", lambda: client.get("/").status_code == 200)
+        sent = {"content": b"", "headers": {"content-type": "application/json"}}
+        wait_until("its keeper", lambda: client.post("/feedback", **sent).status_code == 422)
 
     def answers_as(self, client: httpx.Client, version: str, seconds: float = 20) -> None:
         """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
@@ -247,7 +248,7 @@ def served(rig: Rig) -> Iterator[Served]:
     with rig.serving() as (client, process):
         wait_until("Feast", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
         wait_until("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
-        empty = {path: client.get(path) for path in ("/health/live", "/health/ready", "/")}
+        empty = {path: client.get(path) for path in ("/health/live", "/health/ready")}
         empty["/predict"] = rig.predict(client)
         empty["/v1"] = client.get("/v1/models/churn-predictor")
         first, second = rig.register(-1.0).version, rig.register(0.5).version

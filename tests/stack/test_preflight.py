@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from stack.errors import SettingsError
-from stack.preflight import ENV_FILE, disk_problems, port_problems, problems, python_problems
+from stack.preflight import (
+    ENV_FILE,
+    PORTS,
+    disk_problems,
+    port_problems,
+    problems,
+    python_problems,
+)
 from stack.settings import load_settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -29,8 +36,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    names = ("SERVING", "MLFLOW", "AIRFLOW", "REDIS")
-    ports = dict(zip(names, free_ports(4), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     return {"GYRE_HOME": str(home)} | {f"GYRE_{n}_PORT": str(p) for n, p in ports.items()}
 
 

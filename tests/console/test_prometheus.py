@@ -1,4 +1,4 @@
-"""What is shipped for Prometheus and Grafana, on a real Prometheus that scrapes a real server."""
+"""What is shipped for Prometheus and Grafana, on a real Prometheus that scrapes both programs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
-from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -18,15 +17,12 @@ import httpx
 import pytest
 import yaml
 
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.tracking import Tracking
 from stack.settings import PROJECT
 from tests.conftest import running, unused_port, wait_until
 
 SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"
 KEPT = Path(sys.prefix) / "debian"
 """Where the package lies once fetched: it goes with the environment."""
-FEATURES = {"total_orders_30d": 0.31, "lifetime_orders": 0.02, "customer_tenure_days": 7.7}
 
 
 @pytest.fixture(scope="module")
@@ -85,32 +81,17 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
-def looked(rig: Any, served: Any) -> datetime:
-    """Rows as the monitor keeps them: a retraining, an alert nobody heard; and a training."""
-    now = datetime.now(UTC)
-    figures = {f"psi_{name}": value for name, value in FEATURES.items()}
-    figures |= {"entities": 512.0, "replay_auc": 0.69, "logged_log_loss": 0.61}
-    of = (rig.spec.name, served.first)
-    with closing(Records(rig.settings)) as records:
-        for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),
-                                       (4, "bad", "nothing")):  # fmt: skip
-            at, why = now - timedelta(hours=hours), "total_orders_30d: PSI 0.31"
-            row = DecisionRow(*of, at, verdict, action, "drift", why, "cause", "{}", figures)
-            records.keep(row)
-        records.count_alert(rig.spec.name, "cause", "bad: said to nobody", now)
-    tracking, tags = Tracking(rig.settings), {"as_of": now.isoformat(), "reason": "drift"}
-    tracking.finish(tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags), "FINISHED")
-    return now
-
-
-@pytest.fixture(scope="module")
-def prometheus(rig: Any, served: Any, looked: Any, bin_folder: Path, tmp_path_factory: Any) -> Any:
-    """A real one with the shipped configuration, but for the address and how often it looks."""
+def prometheus(
+    rig: Any, served: Any, console: Any, looked: Any, bin_folder: Path, tmp_path_factory: Any
+) -> Any:
+    """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
     config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), "1s")
     (scrape,) = config["scrape_configs"]
-    scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{rig.settings.serving_port}"]
+    ports = (rig.settings.serving_port, rig.settings.console_port)
+    assert scrape["static_configs"][0]["targets"] == ["127.0.0.1:8000", "127.0.0.1:8001"]
+    scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{port}" for port in ports]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(SHIPPED / "alerts.yml", folder)
     command = [str(bin_folder / "prometheus"), f"--config.file={folder / 'prometheus.yml'}"]
