@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,7 @@ from stack.environment import (
     process_environment,
     write_feast_config,
 )
-from stack.errors import DataError, StackError
+from stack.errors import DataError, RegistryError, StackError
 from stack.preflight import ENV_FILE, kept_settings, problems
 from stack.processes import last_lines, render, restart, start, states, wait_ready
 from stack.settings import PROJECT
@@ -212,6 +212,7 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
         try:
             with _step(f"model {spec.name}"):
                 version = _model(settings, airflow, spec, as_of)
+                _reconcile(settings, spec.name)
             with _step(f"prediction of {spec.name}"):
                 _predict(settings, spec)
             answering.append(f"{spec.name}: version {version} is in production")
@@ -248,6 +249,19 @@ def _model(settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: date
             why = note or "see its run in Airflow"
             raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
     return current
+
+
+def _reconcile(settings: Settings, model: str) -> None:
+    """Finish a promotion that died with the stack, and write down what was changed past Gyre."""
+    from mlflow_server.ledger import Ledger  # noqa: PLC0415  (seconds)
+    from mlflow_server.promotion import reconcile  # noqa: PLC0415
+    from mlflow_server.registry import Registry  # noqa: PLC0415
+
+    try:
+        with closing(Ledger(settings)) as ledger:
+            reconcile(Registry(settings), ledger, model)
+    except RegistryError as exc:
+        typer.echo(f"    {exc}")
 
 
 def _check_dataset(spec: ModelSpec) -> None:

@@ -6,8 +6,8 @@ from datetime import datetime, timedelta
 from typing import Any
 
 from feature_repo.freshness import LATE
-from mlflow_server.reconcile import named
 from mlflow_server.registry import PRODUCTION
+from mlflow_server.roles import named
 from serving.loop import Known
 from serving.observed import Observed
 from serving.readiness import UNKNOWN

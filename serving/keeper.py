@@ -9,7 +9,7 @@ import logging
 import shutil
 import threading
 import time
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -17,9 +17,6 @@ from typing import TYPE_CHECKING
 from feature_repo.freshness import freshness
 from feature_repo.plan_writer import ensure_plan
 from mlflow_server.alerts import alert
-from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.promotion import reconcile
-from mlflow_server.reconcile import history, last_applied
 from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION, Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, wrong_files
@@ -30,15 +27,16 @@ from serving.observed import Observed
 from stack.errors import GyreError, RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Mapping
     from pathlib import Path
 
     from feature_repo.freshness import Freshness
+    from mlflow_server.roles import Deployed
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
 RETRY_SECONDS, MOST_SECONDS = 10.0, 60.0
-ANSWERING: tuple[Role, ...] = ("production", "challenger", "shadow")
+LOADED: tuple[Role, ...] = ("production", "challenger", "shadow", "previous")
 logger = logging.getLogger(__name__)
 
 
@@ -67,9 +65,6 @@ class Follower:
     def __init__(self, settings: Settings, spec: ModelSpec, before: ModelState | None) -> None:
         """before: what was announced when a keeper last ran."""
         self.spec, self._settings, self._registry = spec, settings, Registry(settings)
-        self._ledger: Ledger | None = None
-        self._known: list[LedgerRow] | None = None
-        """The ledger's rows when it last answered."""
         self._telling = threading.Lock()
         self.aliases: Observed[Mapping[str, str]] = Observed()
         """What MLflow last said of who holds a role; unknown: it does not answer."""
@@ -83,29 +78,22 @@ class Follower:
         self.state = ModelState(roles=before.roles if before else {}, waiting=waiting)
 
     def poll(self) -> None:
-        """One round: read who holds a role, have it here, let the ledger know."""
+        """One round: read who holds a role, have it here."""
         name = self.spec.name
         for service in {self.spec.feature_service, *self._services.values()}:
             self._plan(service)
         try:
-            held = self._registry.aliases(name)
+            deployed = self._registry.deployed(name)
+            held = deployed.aliases
             self.aliases = Observed(held, datetime.now(UTC))
             what = "in production" if held or self._registry.versions(name) else "registered"
         except RegistryError as exc:
             self.aliases = Observed(why=str(exc))
             self._tell(registry_problem=str(exc), waiting=None)
             return
-        rows = self._rows()
-        self._follow(held, rows)
+        self._follow(deployed)
         empty = None if PRODUCTION in held else f"nothing {what} yet for {name}: train one"
         self._tell(registry_problem=None, waiting=empty)
-        try:
-            self._ledger = self._ledger or Ledger(self._settings)
-            changed = reconcile(self._registry, self._ledger, name)  # it may have moved an alias
-            if changed or rows is None:
-                self._follow(self._registry.aliases(name), self._rows())
-        except (GyreError, OSError) as exc:
-            logger.warning("%s: %s", name, exc)
 
     def look_at_source(self) -> None:
         """See how old the features are and whether they are built."""
@@ -121,46 +109,23 @@ class Follower:
         newest = self.state.newest_event
         age.set((datetime.now(UTC) - newest).total_seconds() if newest else float("nan"))
 
-    def close(self) -> None:
-        if self._ledger is not None:
-            self._ledger.close()
-
-    def _rows(self) -> list[LedgerRow] | None:
-        """Return the ledger's rows, oldest first, as it last answered; None: it never has."""
-        with suppress(RegistryError):
-            if self._ledger is not None:
-                self._known = self._ledger.rows(self.spec.name)
-        return self._known
-
     def _tell(self, **changed: object) -> None:
         with self._telling:  # two threads do
             self.state = self.state.model_copy(update=changed)
 
-    def _follow(self, aliases: Mapping[str, str], rows: Sequence[LedgerRow] | None) -> None:
+    def _follow(self, deployed: Deployed) -> None:
         """Announce what can be served of what holds a role; else production stays as it was."""
-        wanted: dict[Role, str] = {role: aliases[role] for role in ANSWERING if role in aliases}
-        before = self.state.roles
-        if rows is None and "previous" in before:
-            wanted["previous"] = before["previous"].version
-        if earlier := [v for v in history(rows or []) if v != wanted.get("production")]:
-            wanted["previous"] = earlier[-1]
+        aliases, before = deployed.aliases, self.state.roles
+        wanted: dict[Role, str] = {role: aliases[role] for role in LOADED if role in aliases}
         roles = {role: held for role, version in wanted.items() if (held := self._held(version))}
         if "production" not in roles and "production" in before:
             roles["production"] = before["production"]
         if "challenger" in roles:
-            percent = self._percent(wanted["challenger"], rows)
+            percent = deployed.percent("challenger")
             roles["challenger"] = roles["challenger"].model_copy(update={"percent": percent})
         asked = {v: no for v, no in self._refused.items() if v in wanted.values()}
         self._refused = asked
         self._tell(roles=roles, refused={v: no.reason for v, no in asked.items()})
-
-    def _percent(self, version: str, rows: Sequence[LedgerRow] | None) -> int:
-        """Of an alias that no row is about, nobody has said for how many: 0."""
-        if rows is None:  # not asked yet: as it was announced before
-            known = self.state.roles.get("challenger")
-            return known.percent if known and known.version == version else 0
-        last = last_applied(rows, "challenger")
-        return last.percent if last and last.to_version == version else 0
 
     def _held(self, version: str) -> Held | None:
         """Have the files of `version` here, tried; None: it is refused."""

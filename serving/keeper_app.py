@@ -83,8 +83,7 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             for receiver in events:
                 opened.callback(receiver.close)
                 receiver.begin_warming()
-            for follower, loop in zip(followers, loops, strict=True):
-                opened.callback(follower.close)
+            for loop in loops:
                 opened.callback(loop.close)
             opened.enter_context(every(POLL_SECONDS, partial(follow, settings, followers)))
             opened.enter_context(every(SOURCE_SECONDS, look_at_sources))

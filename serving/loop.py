@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import Pages
-from mlflow_server.reconcile import last_applied
 from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION, Registry
+from mlflow_server.roles import last_applied
 from serving.observed import Reading, ask
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import jinja2
 
-from mlflow_server.reconcile import WHOLE
+from mlflow_server.roles import WHOLE
 from serving.counted import Counted
 from serving.health import Check, ago, headline, of_model, of_server, worst_first
 from serving.loop import STAMP, Known
@@ -18,7 +18,7 @@ from stack.settings import Settings
 
 TEMPLATE = Path(__file__).with_name("status_page.html")
 DATA_DOCS, MODEL_PAGE = "/data-docs", "/status"
-LEDGER = ("time", "from", "to", "why", "who", "role", "percent", "state")
+LEDGER = ("time", "from", "to", "why", "who", "role", "percent", "applied_at")
 ALERTS = ("last", "cause", "count", "message", "delivered", "first")
 ROWS, SHOWN = 20, 120
 """Rows of a table; characters of a text, its rest a click away."""

@@ -5,6 +5,7 @@ With `[rollout] policy = "canary"` it goes into role shadow instead, the first s
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -138,17 +139,18 @@ def _put(
             f"with version {champion}"
         )
     where = {"role": SHADOW} if canary else {"replaces": champion}
-    return put_into_role(
-        registry, Ledger(settings, as_of), spec.name, version, who=who, why=why,
-        evidence=f"runs:/{run_id}", **where,
-    )  # fmt: skip
+    with closing(Ledger(settings, as_of)) as ledger:
+        return put_into_role(
+            registry, ledger, spec.name, version, who=who, why=why,
+            evidence=f"runs:/{run_id}", **where,
+        )  # fmt: skip
 
 
 def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str | None:
     """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
-    registry, ledger = Registry(settings), Ledger(settings)
-    reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
-    every = [row for row in ledger.rows(spec.name) if row.state == "applied"]
+    with closing(Ledger(settings)) as ledger:
+        rows = reconcile(Registry(settings), ledger, spec.name)  # finishes what a killed try began
+    every = [row for row in rows if row.applied_at]
     if own := [row for row in every if row.evidence == f"runs:/{run_id}"]:
         return _promoted(own[-1])
     applied = [row for row in every if row.role == PRODUCTION]

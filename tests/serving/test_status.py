@@ -28,8 +28,8 @@ from tests.conftest import new_settings, wait_until
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SPEC = load_spec("customer_churn_model")
-LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None, "applied",
-                   NOW - 30 * HOUR)  # fmt: skip
+LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
+                   NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
 DECISION = DecisionRow(SPEC.name, "2", NOW - HOUR, "ok", "nothing", "ok", "performance holds", "",
                        "{}", {"psi_score": 0.02, "psi_lifetime_value": float("nan")})  # fmt: skip
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
