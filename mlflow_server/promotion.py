@@ -139,7 +139,7 @@ def reconcile(
     as out of band.
     """
     with ledger.exclusive(model):
-        return _agreed(registry, ledger, model, change)
+        return _Transaction(registry, ledger, ledger.rows(model)).agree(model, change)
 
 
 def write_down(settings: Settings, model: str, change: AliasChange) -> None:
@@ -161,83 +161,77 @@ def _changed(registry: Registry, ledger: Ledger, wanted: LedgerRow) -> LedgerRow
         last = last_applied(reconcile(registry, ledger, model), role)
         wanted = replace(wanted, from_version=last.to_version if last else None)
     with ledger.exclusive(model):
-        rows = _agreed(registry, ledger, model)
+        transaction = _Transaction(registry, ledger, ledger.rows(model))
+        rows = transaction.agree(model)
         last = last_applied(rows, role)
         change = (wanted.to_version, wanted.percent, wanted.evidence)
         if last and wanted.evidence and change == (last.to_version, last.percent, last.evidence):
             return last
         wanted = replace(wanted, sequence=len(rows) + 1, time=ledger.now())
         check_promotion(rows, {each.version for each in registry.versions(model)}, wanted)
-        _append(registry, ledger, rows, wanted)
-        if rows[-1].applied_at is None:
-            raise RegistryError(f"{model}: version {wanted.to_version} was deleted meanwhile")
-        return _end_roles(registry, ledger, rows)[wanted.sequence - 1]
+        transaction.write(wanted)
+        transaction.end_roles()
+    applied = rows[wanted.sequence - 1]
+    if applied.applied_at is None:
+        raise RegistryError(f"{model}: version {wanted.to_version} was deleted meanwhile")
+    return applied
 
 
-def _agreed(
-    registry: Registry, ledger: Ledger, model: str, change: AliasChange | None = None
-) -> list[LedgerRow]:
-    """Finish the newest row, write down what no row explains, end roles that are over."""
-    rows, deployed = ledger.rows(model), registry.deployed(model)
-    if rows and can_finish(rows[-1], deployed):
-        _finish(registry, ledger, rows)
-        deployed = registry.deployed(model)
-    for role in ROLES:
-        if explained(rows, deployed, role):
-            continue
-        last, version = last_applied(rows, role), deployed.aliases.get(role)
-        who, why = OUT_OF_BAND, f"{role} was changed outside Gyre"
-        if change and (change.role, change.version) == (role, version):
-            who, why = change.who, f"alias {role} {'set' if version else 'deleted'} in MLflow"
-        before = last.to_version if last else None
-        what = (role, deployed.percent(role), before, version, who, why, None)
-        row = LedgerRow(model, len(rows) + 1, *what, ledger.now())
-        _append(registry, ledger, rows, row, move_alias=False)
-    return _end_roles(registry, ledger, rows)
+@dataclass(frozen=True)
+class _Transaction:
+    """What happens under the lock of one model; `rows` are kept as the ledger has them."""
 
+    registry: Registry
+    ledger: Ledger
+    rows: list[LedgerRow]
 
-def _end_roles(registry: Registry, ledger: Ledger, rows: list[LedgerRow]) -> list[LedgerRow]:
-    """Take off the aliases of roles that are over; return `rows` with those of their ends."""
-    for last, why in ended(rows):
-        what = (last.role, 0, last.to_version, None, BY_ITSELF, why, None)
-        row = LedgerRow(last.model, len(rows) + 1, *what, ledger.now())
-        _append(registry, ledger, rows, row)
-    return rows
+    def agree(self, model: str, change: AliasChange | None = None) -> list[LedgerRow]:
+        """Finish the newest row, write down what no row explains, end roles that are over."""
+        deployed = self.registry.deployed(model)
+        if self.rows and can_finish(self.rows[-1], deployed):
+            self.finish()
+            deployed = self.registry.deployed(model)
+        for role in ROLES:
+            if explained(self.rows, deployed, role):
+                continue
+            last, version = last_applied(self.rows, role), deployed.aliases.get(role)
+            who, why = OUT_OF_BAND, f"{role} was changed outside Gyre"
+            if change and (change.role, change.version) == (role, version):
+                who, why = change.who, f"alias {role} {'set' if version else 'deleted'} in MLflow"
+            before, sequence = last.to_version if last else None, len(self.rows) + 1
+            what = (role, deployed.percent(role), before, version, who, why, None)
+            self.write(LedgerRow(model, sequence, *what, self.ledger.now()), move_alias=False)
+        self.end_roles()
+        return self.rows
 
+    def end_roles(self) -> None:
+        for last, why in ended(self.rows):
+            what = (last.role, 0, last.to_version, None, BY_ITSELF, why, None)
+            self.write(LedgerRow(last.model, len(self.rows) + 1, *what, self.ledger.now()))
 
-def _append(
-    registry: Registry,
-    ledger: Ledger,
-    rows: list[LedgerRow],
-    row: LedgerRow,
-    *,
-    move_alias: bool = True,
-) -> None:
-    ledger.insert(row)
-    rows.append(row)
-    _finish(registry, ledger, rows, move_alias=move_alias)
+    def write(self, row: LedgerRow, *, move_alias: bool = True) -> None:
+        self.ledger.insert(row)
+        self.rows.append(row)
+        self.finish(move_alias=move_alias)
 
+    def finish(self, *, move_alias: bool = True) -> None:
+        """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.
 
-def _finish(
-    registry: Registry, ledger: Ledger, rows: list[LedgerRow], *, move_alias: bool = True
-) -> None:
-    """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.
-
-    The row stays without a stamp where MLflow has no such version. A challenger's traffic is set
-    first, so that who sees its alias sees how much it answers.
-    """
-    row = rows[-1]
-    model, role, version = row.model, row.role, row.to_version
-    if role == CHALLENGER:
-        registry.set_traffic(model, version, row.percent)
-    if move_alias and not registry.set_alias(model, role, version):
-        return
-    if role == PRODUCTION:
-        back = ways_back([*rows[:-1], replace(row, applied_at=row.time)])
-        if not any(registry.set_alias(model, PREVIOUS, earlier) for earlier in back):
-            registry.set_alias(model, PREVIOUS, None)
-        if row.from_version:
-            registry.set_stage(model, row.from_version, "Archived")
-        if version:
-            registry.set_stage(model, version, "Production")
-    rows[-1] = ledger.stamp(row)
+        The row stays without a stamp where MLflow has no such version. A challenger's traffic is
+        set first, so that who sees its alias sees how much it answers.
+        """
+        row, registry = self.rows[-1], self.registry
+        model, role, version = row.model, row.role, row.to_version
+        if role == CHALLENGER:
+            registry.set_traffic(model, version, row.percent)
+        if move_alias and not registry.set_alias(model, role, version):
+            return
+        if role == PRODUCTION:
+            back = ways_back([*self.rows[:-1], replace(row, applied_at=row.time)])
+            if not any(registry.set_alias(model, PREVIOUS, earlier) for earlier in back):
+                registry.set_alias(model, PREVIOUS, None)
+            if row.from_version:
+                registry.set_stage(model, row.from_version, "Archived")
+            if version:
+                registry.set_stage(model, version, "Production")
+        self.rows[-1] = self.ledger.stamp(row)

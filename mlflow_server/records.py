@@ -221,7 +221,8 @@ def _key(cause: str) -> str:
 
 def _take(connection: sql.Connection, row: Any, at: datetime) -> bool:
     """Whether to deliver `row` at `at`, which is noted: nobody took it, or too long ago."""
-    if row.delivered or abs(at - datetime.fromisoformat(row.tried)) <= IN_HAND:
+    passed = abs(at - datetime.fromisoformat(row.tried))
+    if row.delivered or timedelta(0) < passed <= IN_HAND:  # at 0 it is the caller's own try
         return False
     taken = sql.update(ALERTS).where(_alert(row.model, row.cause))
     connection.execute(taken.values(tried=at.isoformat()))

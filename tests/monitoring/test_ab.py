@@ -172,9 +172,9 @@ def settings(tmp_path_factory):
     rows, table = pull(made, ORDERS, AS_OF), raw_table(made, ORDERS)
     table.merge(rows.append_column("ingested_at", rows["order_ts"]), ORDERS.key, rows.column_names)
     shift = AS_OF - 130 * DAY - START
-    with closing(Ledger(made)) as ledger, ledger.exclusive(SPEC.name) as book:
+    with closing(Ledger(made)) as ledger:
         for each in ROWS[:7]:
-            book.append(replace(each, time=each.time + shift))
+            ledger.insert(replace(each, time=each.time + shift))
     return made
 
 
