@@ -231,8 +231,7 @@ def _by_what_was_known(
     settings: Settings, dataset: Dataset, served: ServedModel, vectors: list[Vector]
 ) -> Counter[str]:
     counts, of = Counter[str](), dataset.entity
-    since = min(each.received for each in vectors) - PROMISE
-    known = Knowledge(settings, dataset, {each.key[of] for each in vectors}, since)
+    known = Knowledge(settings, dataset, {each.key[of] for each in vectors})
     for turn in _turns(known, of, vectors):
         rows = [row for stood, _ in turn.values() for row in stood]
         asking = _open(each for _, who in turn.values() for each in who)

@@ -14,15 +14,18 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi_offline import FastAPIOffline
 
+from feature_repo.broker import Intake
 from serving.announcement import Announcement, ModelState, announced, silent, stamp
+from serving.events import events_route
 from serving.features import FeatureSource, settle
+from serving.feedback import feedback_route
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
 from serving.metrics import WATERMARK_AGE
 from serving.periodic import every
 from serving.prediction_log import AppendLog
 from serving.readiness import add_health
-from serving.routes import add_routes
+from serving.routes import REFUSALS, add_routes
 from serving.scorer import Scorer
 from stack.settings import Settings
 from stack.spec import ModelSpec, default_spec
@@ -33,7 +36,10 @@ logger = logging.getLogger(__name__)
 
 def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     """Everything is made here, nothing is opened before the application starts."""
-    log = AppendLog(settings.home / "serving" / "log", "predictions")
+    log, feedback = (
+        AppendLog(settings.home / "serving" / "log", kind) for kind in ("predictions", "feedback")
+    )
+    intake = Intake(settings)
     holders = {spec.name: Holder(settings, spec) for spec in specs}
     scorers = [Scorer(holder, log) for holder in holders.values()]
     default = default_spec(settings, specs)
@@ -47,9 +53,11 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         async with AsyncExitStack() as opened:
-            log.open()
-            opened.callback(log.close)
-            opened.enter_context(every(FLUSH_SECONDS, log.flush))
+            for each in (log, feedback):
+                each.open()
+                opened.callback(each.close)
+                opened.enter_context(every(FLUSH_SECONDS, each.flush))
+            opened.push_async_callback(intake.close)
             opened.push_async_callback(forward.close)
             await told.look()
             settle()  # else the first swap collects all that was imported: 0.1 s without answers
@@ -64,6 +72,8 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     add_routes(app, scorers, default, settings.serving_tokens_file)
+    app.router.routes.append(events_route(intake, REFUSALS))
+    app.router.routes.append(feedback_route(feedback, specs, REFUSALS))
     add_health(
         app.router, holders[default.name] if default else None, [*holders.values()], log, told
     )

@@ -15,7 +15,7 @@ from starlette.responses import Response
 
 from serving import errors
 from serving.metrics import REQUESTS, SECONDS, Tally
-from stack.errors import FeaturesUnavailableError, GyreError
+from stack.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 
 Endpoint = Callable[[Request], Awaitable[Response]]
 
@@ -31,7 +31,6 @@ STATUSES: dict[type[Exception], int] = {
     errors.UnauthorizedError: 401,
     errors.NotFoundError: 404,
     errors.BodyTimeoutError: 408,
-    errors.FeedbackConflictError: 409,
     errors.BodyTooLargeError: 413,
     errors.WrongContentTypeError: 415,
     errors.InvalidRequestError: 422,
@@ -39,13 +38,14 @@ STATUSES: dict[type[Exception], int] = {
     errors.OverloadedError: 429,
     errors.ModelFailedError: DEFECT,
     errors.NoModelError: 503,
-    errors.NotLoggedError: 503,
     errors.KeeperSilentError: 503,
     FeaturesUnavailableError: 503,
+    BrokerUnavailableError: 503,
 }
 RETRY, CLOSE = {"retry-after": "1"}, {"connection": "close"}
 HEADERS: dict[type[Exception], dict[str, str]] = {
     FeaturesUnavailableError: RETRY,
+    BrokerUnavailableError: RETRY,
     errors.NoModelError: RETRY,
     errors.OverloadedError: RETRY,
     errors.KeeperSilentError: {"retry-after": "5"},

@@ -31,14 +31,6 @@ class OverloadedError(GyreError):
     """Too many requests wait already."""
 
 
-class FeedbackConflictError(GyreError):
-    """Another `actual` is already written down for this request."""
-
-
-class NotLoggedError(GyreError):
-    """Events could not be written to file, so they are not accepted."""
-
-
 class NoModelError(GyreError):
     """Nothing is loaded yet: the text says why."""
 

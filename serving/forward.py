@@ -1,4 +1,4 @@
-"""What the keeper answers: feedback, events, metrics, the status page and its reports."""
+"""What the keeper answers: metrics, the status page and its reports."""
 
 import asyncio
 import logging
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 MAX_BYTES = 10_000_000
 SECONDS = 30.0
 PATHS = {
-    "/": "GET", "/metrics": "GET", "/feedback": "POST", "/events/{name:path}": "POST",
+    "/": "GET", "/metrics": "GET",
     "/data-docs/{page:path}": "GET", "/status/{name}": "GET",
 }  # fmt: skip
 MOST_INSIDE = 64

@@ -12,19 +12,17 @@ from fastapi import FastAPI
 from starlette.staticfiles import StaticFiles
 
 from serving.announcement import announce, announced
-from serving.events import Events, add_events
 from serving.keeper import Follower
 from serving.loop import Loop
 from serving.periodic import every
-from serving.prediction_log import FeedbackLog
-from serving.routes import add_feedback, document
+from serving.routes import document
 from serving.status import add_status
 from serving.status_page import DATA_DOCS
 from stack.settings import Settings
 from stack.spec import ModelSpec
 
 logger = logging.getLogger(__name__)
-FLUSH_SECONDS, POLL_SECONDS, SOURCE_SECONDS = 1.0, 2.0, 10.0
+POLL_SECONDS, SOURCE_SECONDS = 2.0, 10.0
 
 
 def run(
@@ -65,9 +63,6 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     known = found.models if found else {}
     followers = [Follower(settings, spec, known.get(spec.name)) for spec in specs]
     loops = [Loop(settings, follower) for follower in followers]
-    feedback = FeedbackLog(settings.home / "serving" / "log")
-    events = [Events(settings, name) for name in sorted({spec.dataset for spec in specs})]
-    logs = (feedback, *(each.log for each in events))
 
     def look_at_sources() -> None:
         for follower in followers:
@@ -76,13 +71,6 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
         with ExitStack() as opened:
-            for log in logs:
-                log.open()
-                opened.callback(log.close)
-                opened.enter_context(every(FLUSH_SECONDS, log.flush))
-            for receiver in events:
-                opened.callback(receiver.close)
-                receiver.begin_warming()
             for follower, loop in zip(followers, loops, strict=True):
                 opened.callback(follower.close)
                 opened.callback(loop.close)
@@ -91,8 +79,6 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             yield
 
     app = FastAPI(title="Gyre", version="1", lifespan=lifespan)
-    add_feedback(app, feedback, specs)
-    add_events(app, events)
     add_status(app.router, settings, loops)
     settings.data_docs.mkdir(parents=True, exist_ok=True)
     document(app, guarded=settings.serving_tokens_file is not None)

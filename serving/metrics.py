@@ -52,7 +52,6 @@ EVENTS = Counter(
     "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
 )
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
-TORN_LINES = Counter("gyre_log_torn_lines", "Lines skipped when a log was read.")
 MODEL_INFO = Gauge(
     "gyre_model_info", "1 for the version in a role, 0 once it left.", VERSION,
     multiprocess_mode="livemostrecent",  # nobody sets to 0 what a killed worker held

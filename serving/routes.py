@@ -10,7 +10,6 @@ from fastapi import FastAPI
 from fastapi.params import Body
 from fastapi.routing import APIRoute
 from fastapi.utils import create_model_field
-from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -18,12 +17,10 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from serving.access import Access, Guard
-from serving.edge import PLAIN, Detail, Endpoint, ErrorForm, edge, json_response, read_body, refusal
-from serving.errors import FeedbackConflictError, NotFoundError
+from serving.edge import PLAIN, Endpoint, ErrorForm, edge, read_body, refusal
+from serving.errors import NotFoundError
 from serving.hot import INLINE_BYTES, Hot, HotRoute
-from serving.prediction_log import FeedbackLog
 from serving.protocols import (
-    BATCH_LIMIT,
     Protocol,
     Scores,
     Served,
@@ -33,7 +30,7 @@ from serving.protocols import (
     open_inference,
     plain,
 )
-from serving.schemas import Feedback, build_schemas, fast, feedback_schema, rows_of
+from serving.schemas import build_schemas
 from serving.scorer import Scorer
 from stack.json_types import INT64_MAX
 from stack.spec import ModelSpec
@@ -53,14 +50,9 @@ WHY = {
     415: "The body is not JSON.",
     422: "The field that is wrong is named.",
     429: "Too many requests wait: try again after `Retry-After` seconds.",
-    503: "No model, or no features and the spec says refuse.",
+    503: "No model, no features and the spec says refuse, or no broker.",
 }
 EXACT = {float(bound): bound for bound in (INT64_MAX, -INT64_MAX - 1)}
-
-
-class FeedbackAnswer(BaseModel):
-    recorded: int
-    logged: bool
 
 
 def refusals(
@@ -171,34 +163,6 @@ def _score(route: Scores) -> Endpoint:
 async def _near(large: bool, work: Callable[..., Any], *given: Any) -> Any:  # noqa: FBT001
     """Do it here, or in a thread where it would hold up the others."""
     return await run_in_threadpool(work, *given) if large else work(*given)
-
-
-def add_feedback(app: FastAPI, log: FeedbackLog, specs: Sequence[ModelSpec]) -> None:
-    outcome = feedback_schema(specs)
-    work = edge("", "/feedback", feedback(log, outcome))
-    conflict = {"model": Detail, "description": "Another `actual` is written down."}
-    shown, said = outcome | rows_of(outcome), REFUSALS | {409: conflict}
-    summary = "Tell what came true"
-    app.router.routes.append(posting("/feedback", work, summary, shown, FeedbackAnswer, said))
-
-
-def feedback(log: FeedbackLog, outcome: type[Feedback]) -> Endpoint:
-    """`{"request_id", "actual"}` or a list. All of it is recorded, or nothing (409)."""
-    single, many = TypeAdapter(outcome), TypeAdapter[list[Feedback]](fast(rows_of(outcome)))
-
-    async def work(http: HttpRequest) -> Response:
-        received = datetime.now(UTC)
-        body = await read_body(http, BATCH_LIMIT)
-        listed = body.lstrip()[:1] == b"["
-        items = many.validate_json(body) if listed else [single.validate_json(body)]
-        outcomes: dict[str, float] = {}
-        for item in items:
-            if outcomes.setdefault(item.request_id, item.actual) != item.actual:
-                raise FeedbackConflictError(f"request_id {item.request_id}: two actuals sent")
-        logged = log.record(outcomes, received)
-        return json_response({"recorded": len(outcomes), "logged": logged})
-
-    return work
 
 
 def _add_unknown_models(app: FastAPI, models: Sequence[Served]) -> None:

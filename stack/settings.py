@@ -127,11 +127,6 @@ class Settings(BaseSettings):
         return self.home / "reports" / "data_docs"
 
     @property
-    def events(self) -> Path:
-        """Events that serving took in and ingest has yet to land."""
-        return self.home / "serving" / "events"
-
-    @property
     def feast_offline_store(self) -> dict[str, str]:
         """`offline_store` in feature_store.yaml."""
         room = "feature_repo.extensions"

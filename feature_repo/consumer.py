@@ -1,0 +1,223 @@
+"""`gyre consume`: events from the broker into raw table, features and online store.
+
+A micro-batch is what waits, at most 1,000 rows, closed no sooner than 200 ms after the one before.
+Its rows are validated by the rules of single rows, merged by key, brought online and acknowledged
+last: a consumer that dies on the way gets the same entries again, and they change nothing.
+
+Of a key the newest arrival wins. An event arrives when the broker has it, a row of the source at
+the ingest that first sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+from redis.exceptions import RedisError
+
+from feature_repo.broker import Entry, Stream
+from feature_repo.datasets import load_datasets
+from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
+from feature_repo.events import event_schema
+from feature_repo.features import raw_table
+from feature_repo.ingest import as_json, quarantine, quarantine_table
+from feature_repo.validation import RowRules
+from stack.errors import DataError, FeaturesUnavailableError
+from stack.storage import one_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from feature_repo.definition import Dataset
+    from stack.settings import Settings
+
+MAX_ROWS, CLOSED_AFTER, RETRY_SECONDS, CLAIM_SECONDS = 1_000, 0.2, 1.0, 10.0
+CLOCKS = timedelta(seconds=60)
+"""How far an event may be dated ahead of our clock."""
+COMPACT_AFTER = 100
+"""Micro-batches, each a file of the raw table, after which the small files are made one."""
+TROUBLE = (RedisError, DataError, FeaturesUnavailableError, OSError)
+"""What another try may mend; anything else that an entry raises is that entry's fault."""
+logger = logging.getLogger(__name__)
+
+
+def consume(settings: Settings) -> None:
+    """Consume the events of every dataset until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stream = Stream(settings, socket.gethostname())
+    consumers = [EventConsumer(settings, dataset, stream) for dataset in _datasets()]
+    declared = 0.0
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            if began > declared + CLAIM_SECONDS:
+                for consumer in consumers:
+                    consumer.declare()
+                declared = began
+            busy = [consumer.step() for consumer in consumers]
+            if not any(busy):
+                stream.wait([consumer.name for consumer in consumers])
+            else:
+                stop.wait(began + CLOSED_AFTER - time.monotonic())
+        except TROUBLE as exc:
+            logger.warning("tried again in %g s: %s: %s", RETRY_SECONDS, type(exc).__name__, exc)
+            stop.wait(RETRY_SECONDS)
+            declared = 0.0  # a Redis without its data has no group
+    stream.close()
+
+
+def _datasets() -> list[Dataset]:
+    datasets, problems = load_datasets()
+    for problem in problems:
+        logger.error(problem)
+    return datasets
+
+
+class EventConsumer:
+    """The events of one dataset."""
+
+    def __init__(self, settings: Settings, dataset: Dataset, stream: Stream) -> None:
+        self.name, self._settings, self._dataset = dataset.name, settings, dataset
+        self._stream, self._raw = stream, raw_table(settings, dataset)
+        self._rules = RowRules(dataset)
+        self._schema = event_schema(dataset, self._rules.never_null)
+        row: Any = self._schema.row_model()
+        self._rows = TypeAdapter(list[row])
+        self._opened: EntityFeatures | None = None
+        self._batches = 0
+
+    def declare(self) -> None:
+        """Open the stream, unless it is there, and claim entries of consumers that died."""
+        self._stream.declare(self._schema)
+        self._stream.claim(self.name)
+
+    def step(self) -> bool:
+        """Process and acknowledge what waits; False if nothing does, or no ingest ran yet.
+
+        Raises:
+            One of TROUBLE: nothing is acknowledged; the next step gets the same entries.
+
+        """
+        entries = self._stream.read(self.name) if self._raw.exists else []
+        batch, count = dict[Entry, list[Row]](), 0
+        for entry in entries:
+            rows = self._parsed(entry)
+            count += len(rows)
+            if batch and count > MAX_ROWS:  # the others are read again
+                break
+            batch[entry] = rows
+        if batch:
+            self._process(batch)
+            self._stream.acknowledge(self.name, [*batch])
+            self._batches += 1
+            if self._batches % COMPACT_AFTER == 0:
+                self._raw.compact()
+        return bool(batch)
+
+    def _parsed(self, entry: Entry) -> list[Row]:
+        try:
+            found = self._rows.validate_json(entry.events)
+        except ValueError as exc:  # not of serving, or of columns that the dataset had before
+            self._quarantine_entry(entry, exc)
+            return []
+        arrival = {"ingested_at": entry.arrival, "superseded": None}
+        return [row.model_dump() | arrival for row in found]
+
+    def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
+        """Land the rows of a batch; if that fails, of each entry alone."""
+        try:
+            self._land([row for rows in batch.values() for row in rows])
+        except TROUBLE:
+            raise
+        except Exception as exc:
+            for entry, rows in batch.items():
+                if len(batch) > 1:
+                    self._process({entry: rows})
+                else:
+                    logger.exception("%s: entry %s goes to quarantine", self.name, entry.id)
+                    self._quarantine_entry(entry, exc)
+
+    def _land(self, rows: Sequence[Row]) -> None:
+        """Set aside what breaks a rule; merge the others and bring their entities online."""
+        if not rows:
+            return
+        now = rows[-1]["ingested_at"]
+        broken = self._rules.broken(self._table(rows), now + CLOCKS)
+        self._quarantine([rows[n] for n in broken], [*broken.values()], now)
+        good = [row for n, row in enumerate(rows) if n not in broken]
+        if not good:
+            return
+        if self._opened is None:
+            self._opened = EntityFeatures(self._settings, self._dataset, self._raw)
+        online = self._opened
+        try:
+            with online.turn():
+                with one_writer(self._raw.path):  # what is superseded is what stands
+                    values = self._merge(good, online, now)
+                online.write(values)
+        except UNFIT as exc:
+            unfit = online.unfit(good, now)
+            if not unfit:
+                raise
+            self._quarantine(unfit, [f"no expression takes it: {exc}"] * len(unfit), now)
+            self._land([row for row in good if row not in unfit])
+
+    def _merge(self, rows: Sequence[Row], online: EntityFeatures, now: datetime) -> Values:
+        """Merge rows into the raw table; return the feature values of their entities.
+
+        They are computed before: a value that no expression takes must not stand in the table.
+        """
+        key, entity = self._dataset.key, (self._dataset.entity,)
+        newest = {key_of(row, key): row for row in rows}
+        entities = {key_of(row, entity) for row in rows}
+        found = raw_rows(self._raw, {key: newest.keys(), entity: entities})
+        before = [row for row in found if key_of(row, key) in newest]
+        if moved := {key_of(row, entity) for row in before} - entities:
+            found += raw_rows(self._raw, {entity: moved})
+        known = {key_of(row, key): row for row in found}
+        changed = [row for of, row in newest.items() if self._is_news(row, known.get(of))]
+        for row in changed:
+            old = known.get(key_of(row, key))
+            if old:
+                row["superseded"] = old["superseded"] or as_json(self._table([old]))[0]
+            known[key_of(row, key)] = row
+        values: Values = []
+        if problem := online.problem():
+            logger.warning("%s: events are in the table alone: %s", self.name, problem)
+        else:
+            values = online.values([*known.values()], [*before, *rows], now)
+        if changed:
+            table = pa.Table.from_pylist(changed, schema=self._raw.schema)
+            self._raw.merge(table, key, self._dataset.schema.names, "ingested_at")
+        return values
+
+    def _is_news(self, row: Row, old: Row | None) -> bool:
+        names = self._dataset.schema.names
+        return old is None or (
+            row["ingested_at"] >= old["ingested_at"] and any(row[n] != old[n] for n in names)
+        )
+
+    def _table(self, rows: Sequence[Row]) -> pa.Table:
+        return pa.Table.from_pylist([*rows], schema=self._dataset.schema)
+
+    def _quarantine(self, rows: Sequence[Row], rules: Sequence[str], now: datetime) -> None:
+        if rows:
+            texts = as_json(self._table(rows))
+            quarantine(quarantine_table(self._settings, self._dataset), texts, rules, now)
+
+    def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
+        text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
+        why = f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
+        table = quarantine_table(self._settings, self._dataset)
+        quarantine(table, [text], [why], entry.arrival)
