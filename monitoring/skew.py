@@ -5,9 +5,8 @@ Each value of a logged vector whose features were looked up (`features_from` is 
 equal      the offline value at the vector's moment
 stale      the offline value of a moment at most PROMISE before it, as ingest is hourly (or AHEAD
            of it: a sender's clock may be)
-corrected  what was known by then: rows as they stood in the raw table, and events on file
-unsettled  none of these, but rows of its entity landed within two hours after: what had come as an
-           event by then, and was replaced before it landed, is on no file any more
+corrected  what was known by then: rows as they stood in the raw table
+unsettled  none of these, but rows of its entity landed within two hours after
 skewed     none of these
 
 Earlier moments are tried, not the watermark: Feast's registry knows how far a view is materialised

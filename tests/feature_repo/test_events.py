@@ -61,13 +61,7 @@ class Shop:
 
     def puts(self, received, text):
         milliseconds = int(received.timestamp() * 1000)
-        self.redis.xadd(
-            "gyre:events:orders",
-            {"events": text},
-            id=f"{milliseconds}-*"
-            if self.redis.info("server")["redis_version"] >= "7"
-            else milliseconds,
-        )
+        self.redis.xadd("gyre:events:orders", {"events": text}, id=f"{milliseconds}-1")
 
     def consumes(self):
         while self.consumer.step():

@@ -20,6 +20,7 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
+from feature_repo.broker import consumer_problem
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registration import register
@@ -32,6 +33,7 @@ from stack.environment import process_environment
 from stack.settings import PROJECT
 from stack.spec import ModelSpec, load_spec
 from tests.conftest import (
+    BIN,
     answers,
     feast_apply,
     mlflow_server,
@@ -160,6 +162,14 @@ class Rig:
         ):
             wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
             yield client, process
+
+    @contextmanager
+    def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
+        """`gyre consume`, reading."""
+        command, log = [str(BIN / "gyre"), "consume"], self.folder / "consumer.log"
+        with running(command, log, **process_environment(self.settings)) as process:
+            wait_until("consumer", lambda: consumer_problem(self.settings) is None, 120)
+            yield process
 
     def copy_what_serves(self, home: Path) -> None:
         """Give another home what a worker needs to start by itself."""
