@@ -60,11 +60,13 @@ class Intake:
         )
 
     async def schemas(self) -> dict[str, bytes]:
-        """Return the EventSchema (JSON) of each dataset that takes events."""
+        """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
         try:
             found = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
         except RedisError as exc:
             raise BrokerUnavailableError(f"Redis: {exc}") from exc
+        if not found:
+            raise BrokerUnavailableError("no dataset takes events yet: is `gyre consume` running?")
         return {name.decode(): schema for name, schema in found.items()}
 
     async def put(self, dataset: str, events: bytes) -> str:
@@ -156,7 +158,7 @@ def consumer_problem(settings: Settings) -> str | None:
             ]
     except RedisError as exc:
         return f"Redis: {exc}"
-    return None if idle and min(idle) < 10_000 * DEADLINE else "no consumer reads the events"
+    return None if idle and min(idle) < 3_000 * DEADLINE else "no consumer reads the events"
 
 
 def _stream(dataset: str) -> str:

@@ -58,6 +58,7 @@ def consume(settings: Settings) -> None:
     stream = Stream(settings, socket.gethostname())
     consumers = [EventConsumer(settings, dataset, stream) for dataset in _datasets()]
     declared = 0.0
+    logger.info("consuming events of %s", ", ".join(consumer.name for consumer in consumers))
     while not stop.is_set():
         began = time.monotonic()
         try:

@@ -47,7 +47,7 @@ def events_route(intake: Intake, responses: dict[int | str, dict[str, Any]]) -> 
         body = await read_body(request, MAX_BYTES)
         schemas = await intake.schemas()
         if dataset not in schemas:
-            known = ", ".join(sorted(schemas)) or "none yet: is `gyre consume` running?"
+            known = ", ".join(sorted(schemas))
             raise NotFoundError(f"no dataset {dataset!r}: there is {known}")
         try:
             events = checked(schemas[dataset], body, datetime.now(UTC))

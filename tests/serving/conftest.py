@@ -167,8 +167,11 @@ class Rig:
     def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
         """`gyre consume`, reading."""
         command, log = [str(BIN / "gyre"), "consume"], self.folder / "consumer.log"
+        log.touch()
+        before = log.stat().st_size
         with running(command, log, **process_environment(self.settings)) as process:
-            wait_until("consumer", lambda: consumer_problem(self.settings) is None, 120)
+            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[before:], 120)
+            wait_until("its reads", lambda: consumer_problem(self.settings) is None)
             yield process
 
     def copy_what_serves(self, home: Path) -> None:

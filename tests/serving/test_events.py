@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
@@ -17,6 +18,8 @@ from feature_repo.ingest import ingest, raw_table
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
+
+    import httpx
 
     from tests.serving.conftest import Rig, Served
 
@@ -47,8 +50,19 @@ def soon(found: Callable[[], Any], expected: Any, seconds: float = 20) -> float:
     start = time.perf_counter()
     while (last := found()) != expected:
         assert time.perf_counter() < start + seconds, f"expected {expected}, found {last}"
-        time.sleep(0.005)
+        time.sleep(0.02)
     return time.perf_counter() - start
+
+
+def logged(rig: Rig, answer: httpx.Response) -> dict[str, Any]:
+    """Return the row of the newest answer: the log's last line, of one worker."""
+    files = (rig.settings.home / "serving" / "log").glob("predictions-*.jsonl")
+    newest = max(files, key=lambda path: path.stat().st_mtime_ns)
+    with newest.open("rb") as file:
+        file.seek(max(0, newest.stat().st_size - 10_000))
+        row: dict[str, Any] = json.loads(file.read().splitlines()[-1])
+    assert row["request_id"] == answer.json()["request_id"]
+    return row
 
 
 def accepts(served: Served, events: Any, count: int = 1) -> None:
@@ -68,7 +82,7 @@ def features(rig: Rig, served: Served) -> Any:
 
     def of(customer: int, name: str = "lifetime_orders") -> Any:
         answer = rig.predict(served.client, customer)
-        return None if answer.status_code == 404 else rig.rows()[-1]["features"][name]
+        return None if answer.status_code == 404 else logged(rig, answer)["features"][name]
 
     return of
 
