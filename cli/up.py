@@ -47,8 +47,8 @@ OPENED, LOADED = 20.0, 30.0
 """Seconds that serving may take to open Feast, and to load what has just been promoted."""
 STORES = ("redis", "mlflow")
 """What `feast apply` asks; the other processes get ready meanwhile."""
-READERS = ("serving", "dag-processor")
-"""They read models/ when they start: a model that came since is seen by the next `up`."""
+READERS = ("serving", "dag-processor", "consumer")
+"""They read models/ and datasets when they start: what came since is seen by the next `up`."""
 CANDIDATES = 20
 """Entities with the newest features; the first in the population gets the first prediction."""
 

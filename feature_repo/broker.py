@@ -15,7 +15,6 @@ from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.retry import Retry as AsyncRetry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
-from redis.retry import Retry
 
 from stack.errors import BrokerUnavailableError
 
@@ -32,8 +31,8 @@ MAX_WAITING = 10_000
 """Entries that may wait for the consumer."""
 AT_ONCE = 100
 """Entries that one call reads: each may hold 1,000 rows."""
-DEAD_AFTER = 60_000
-"""Milliseconds after which another consumer's entry is claimed."""
+IDLE, DEAD_AFTER = 3_000, 60_000
+"""Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
 
 
 class Entry(NamedTuple):
@@ -52,12 +51,11 @@ class Intake:
     """Serving's side. Every call raises BrokerUnavailableError where Redis does not answer."""
 
     def __init__(self, settings: Settings) -> None:
+        once = AsyncRetry(NoBackoff(), 0)  # a second XADD would be a second entry
         self._redis = AsyncRedis.from_url(
-            settings.redis_address,
-            socket_timeout=DEADLINE,
-            socket_connect_timeout=DEADLINE,
-            retry=AsyncRetry(NoBackoff(), 0),  # a second XADD would be a second entry
-        )
+            settings.redis_address, socket_timeout=DEADLINE,
+            socket_connect_timeout=DEADLINE, retry=once,
+        )  # fmt: skip
 
     async def schemas(self) -> dict[str, bytes]:
         """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
@@ -74,10 +72,8 @@ class Intake:
         try:
             waiting = await self._redis.xlen(_stream(dataset))
             if waiting >= MAX_WAITING:
-                raise BrokerUnavailableError(
-                    f"{dataset}: {waiting} requests wait for `gyre consume`, at most {MAX_WAITING} "
-                    "may; see gyre status"
-                )
+                full = f"{waiting} requests wait for `gyre consume`, at most {MAX_WAITING} may"
+                raise BrokerUnavailableError(f"{dataset}: {full}; see gyre status")
             added: bytes = await self._redis.xadd(_stream(dataset), {"events": events})
         except RedisError as exc:
             raise BrokerUnavailableError(f"Redis: {exc}") from exc
@@ -92,25 +88,18 @@ class Stream:
 
     def __init__(self, settings: Settings, name: str) -> None:
         self._name = name
-        self._redis = Redis.from_url(
-            settings.redis_address,
-            socket_timeout=DEADLINE + 1,
-            socket_connect_timeout=DEADLINE,
-            retry=Retry(NoBackoff(), 0),
-        )
+        self._redis = Redis.from_url(settings.redis_address, socket_timeout=2 * DEADLINE)
 
     def declare(self, schema: EventSchema) -> None:
-        """Make stream and group, unless they are there, and say what an event is."""
+        """Make the stream, unless it is there, say what an event is, claim entries of the dead."""
+        stream = _stream(schema.dataset)
         try:
-            self._redis.xgroup_create(_stream(schema.dataset), GROUP, id="0", mkstream=True)
+            self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         except ResponseError as exc:
             if "BUSYGROUP" not in str(exc):
                 raise
         self._redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
-
-    def claim(self, dataset: str) -> None:
-        """Take over entries of consumers that died; `read` returns them."""
-        self._redis.xautoclaim(_stream(dataset), GROUP, self._name, DEAD_AFTER, count=AT_ONCE)
+        self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=AT_ONCE)
 
     def wait(self, datasets: Iterable[str]) -> None:
         """Return when there is a new entry, which `read` returns too, or after a second."""
@@ -151,14 +140,11 @@ def consumer_problem(settings: Settings) -> str | None:
     try:
         with Redis.from_url(settings.redis_address, socket_timeout=DEADLINE) as redis:
             streams = [_stream(name.decode()) for name in redis.hkeys(SCHEMAS)]
-            idle = [
-                consumer["idle"]
-                for stream in streams
-                for consumer in redis.xinfo_consumers(stream, GROUP)
-            ]
+            found: list[Any] = [redis.xinfo_consumers(stream, GROUP) for stream in streams]
     except RedisError as exc:
         return f"Redis: {exc}"
-    return None if idle and min(idle) < 3_000 * DEADLINE else "no consumer reads the events"
+    idle = [consumer["idle"] for consumers in found for consumer in consumers]
+    return None if min(idle, default=DEAD_AFTER) < IDLE else "no consumer reads the events"
 
 
 def _stream(dataset: str) -> str:

@@ -40,13 +40,13 @@ if TYPE_CHECKING:
     from feature_repo.definition import Dataset
     from stack.settings import Settings
 
-MAX_ROWS, CLOSED_AFTER, RETRY_SECONDS, CLAIM_SECONDS = 1_000, 0.2, 1.0, 10.0
+MAX_ROWS, CLOSED_AFTER, CLAIM_SECONDS = 1_000, 0.2, 10.0
 CLOCKS = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
-TROUBLE = (RedisError, DataError, FeaturesUnavailableError, OSError)
-"""What another try may mend; anything else that an entry raises is that entry's fault."""
+TROUBLE = (DataError, FeaturesUnavailableError, OSError)
+"""What another try may mend, as RedisError; all else that an entry raises is that entry's fault."""
 logger = logging.getLogger(__name__)
 
 
@@ -56,33 +56,39 @@ def consume(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
     stream = Stream(settings, socket.gethostname())
-    consumers = [EventConsumer(settings, dataset, stream) for dataset in _datasets()]
-    declared = 0.0
-    logger.info("consuming events of %s", ", ".join(consumer.name for consumer in consumers))
+    consumers = _consumers(settings, stream)
+    names = [consumer.name for consumer in consumers]
+    logger.info("consuming events of %s", ", ".join(names))
+    declared = -CLAIM_SECONDS
     while not stop.is_set():
         began = time.monotonic()
         try:
             if began > declared + CLAIM_SECONDS:
                 for consumer in consumers:
-                    consumer.declare()
+                    stream.declare(consumer.schema)
                 declared = began
             busy = [consumer.step() for consumer in consumers]
-            if not any(busy):
-                stream.wait([consumer.name for consumer in consumers])
-            else:
+            if any(busy):
                 stop.wait(began + CLOSED_AFTER - time.monotonic())
-        except TROUBLE as exc:
-            logger.warning("tried again in %g s: %s: %s", RETRY_SECONDS, type(exc).__name__, exc)
-            stop.wait(RETRY_SECONDS)
-            declared = 0.0  # a Redis without its data has no group
-    stream.close()
+            else:
+                stream.wait(names)
+        except RedisError as exc:
+            logger.warning("Redis: %s", exc)
+            declared = -CLAIM_SECONDS  # one without its data has no group
+            stop.wait(CLAIM_SECONDS / 10)
 
 
-def _datasets() -> list[Dataset]:
+def _consumers(settings: Settings, stream: Stream) -> list[EventConsumer]:
     datasets, problems = load_datasets()
+    found = []
+    for dataset in datasets:
+        try:
+            found.append(EventConsumer(settings, dataset, stream))
+        except DataError as exc:  # the others' events are consumed
+            problems.append(str(exc))
     for problem in problems:
-        logger.error(problem)
-    return datasets
+        logger.error("takes no events: %s", problem)
+    return found
 
 
 class EventConsumer:
@@ -91,24 +97,18 @@ class EventConsumer:
     def __init__(self, settings: Settings, dataset: Dataset, stream: Stream) -> None:
         self.name, self._settings, self._dataset = dataset.name, settings, dataset
         self._stream, self._raw = stream, raw_table(settings, dataset)
+        self._aside = quarantine_table(settings, dataset)
         self._rules = RowRules(dataset)
-        self._schema = event_schema(dataset, self._rules.never_null)
-        row: Any = self._schema.row_model()
+        self.schema = event_schema(dataset, self._rules.never_null)
+        row: Any = self.schema.row_model()
         self._rows = TypeAdapter(list[row])
-        self._opened: EntityFeatures | None = None
+        self._online: EntityFeatures | None = None
         self._batches = 0
 
-    def declare(self) -> None:
-        """Open the stream, unless it is there, and claim entries of consumers that died."""
-        self._stream.declare(self._schema)
-        self._stream.claim(self.name)
-
     def step(self) -> bool:
-        """Process and acknowledge what waits; False if nothing does, or no ingest ran yet.
+        """Process and acknowledge what waits; False if nothing does, or it has to wait on.
 
-        Raises:
-            One of TROUBLE: nothing is acknowledged; the next step gets the same entries.
-
+        It waits for the first ingest, and for what another try may mend.
         """
         entries = self._stream.read(self.name) if self._raw.exists else []
         batch, count = dict[Entry, list[Row]](), 0
@@ -118,13 +118,18 @@ class EventConsumer:
             if batch and count > MAX_ROWS:  # the others are read again
                 break
             batch[entry] = rows
-        if batch:
+        if not batch:
+            return False
+        try:
             self._process(batch)
             self._stream.acknowledge(self.name, [*batch])
             self._batches += 1
             if self._batches % COMPACT_AFTER == 0:
                 self._raw.compact()
-        return bool(batch)
+        except TROUBLE as exc:
+            logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
+            return False
+        return True
 
     def _parsed(self, entry: Entry) -> list[Row]:
         try:
@@ -139,7 +144,7 @@ class EventConsumer:
         """Land the rows of a batch; if that fails, of each entry alone."""
         try:
             self._land([row for rows in batch.values() for row in rows])
-        except TROUBLE:
+        except (RedisError, *TROUBLE):
             raise
         except Exception as exc:
             for entry, rows in batch.items():
@@ -159,9 +164,9 @@ class EventConsumer:
         good = [row for n, row in enumerate(rows) if n not in broken]
         if not good:
             return
-        if self._opened is None:
-            self._opened = EntityFeatures(self._settings, self._dataset, self._raw)
-        online = self._opened
+        if self._online is None:
+            self._online = EntityFeatures(self._settings, self._dataset, self._raw)
+        online = self._online
         try:
             with online.turn():
                 with one_writer(self._raw.path):  # what is superseded is what stands
@@ -204,21 +209,18 @@ class EventConsumer:
         return values
 
     def _is_news(self, row: Row, old: Row | None) -> bool:
-        names = self._dataset.schema.names
-        return old is None or (
-            row["ingested_at"] >= old["ingested_at"] and any(row[n] != old[n] for n in names)
-        )
+        if old is None:
+            return True
+        differs = any(row[name] != old[name] for name in self._dataset.schema.names)
+        return differs and row["ingested_at"] >= old["ingested_at"]
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         return pa.Table.from_pylist([*rows], schema=self._dataset.schema)
 
     def _quarantine(self, rows: Sequence[Row], rules: Sequence[str], now: datetime) -> None:
-        if rows:
-            texts = as_json(self._table(rows))
-            quarantine(quarantine_table(self._settings, self._dataset), texts, rules, now)
+        quarantine(self._aside, as_json(self._table(rows)), rules, now)
 
     def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
         text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
         why = f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
-        table = quarantine_table(self._settings, self._dataset)
-        quarantine(table, [text], [why], entry.arrival)
+        quarantine(self._aside, [text], [why], entry.arrival)

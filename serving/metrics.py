@@ -48,9 +48,7 @@ SOURCE_SILENCE = Gauge(
     ["dataset"],
     multiprocess_mode=NEWEST,
 )
-EVENTS = Counter(
-    "gyre_events", "Events sent; of refused ones, the requests.", ["dataset", "outcome"]
-)
+EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 MODEL_INFO = Gauge(
     "gyre_model_info", "1 for the version in a role, 0 once it left.", VERSION,

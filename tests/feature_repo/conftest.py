@@ -57,7 +57,7 @@ def consuming(settings: Settings, dataset: Dataset) -> Iterator[Callable[..., No
     """Yield what puts rows on the stream at a time of the test's own, and consumes them."""
     redis, stream = Redis.from_url(settings.redis_address), Stream(settings, "test")
     consumer = EventConsumer(settings, dataset, stream)
-    consumer.declare()
+    stream.declare(consumer.schema)
 
     def send(moment: datetime, *rows: dict[str, Any]) -> None:
         text = json.dumps(rows, default=lambda at: at.isoformat())

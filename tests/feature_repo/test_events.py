@@ -49,7 +49,7 @@ class Shop:
         self.redis = Redis.from_url(settings.redis_address)
         self.stream = Stream(self.settings, "test")
         self.consumer = EventConsumer(self.settings, ORDERS, self.stream)
-        self.consumer.declare()
+        self.stream.declare(self.consumer.schema)
 
     def has(self, *orders):
         pq.write_table(pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.source)
@@ -268,7 +268,7 @@ def test_before_the_first_ingest_events_wait(applied, tmp_path):
 
 def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_online(shop):
     shop.redis.flushall()
-    shop.consumer.declare()
+    shop.stream.declare(shop.consumer.schema)
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
     with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
@@ -284,7 +284,7 @@ def test_entries_of_a_consumer_that_died_are_claimed(shop, monkeypatch):
     assert len(other.read("orders")) == 1
     other.close()
     assert not shop.consumer.step()
-    shop.consumer.declare()
+    shop.stream.declare(shop.consumer.schema)
     shop.consumes()
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
     assert shop.waiting() == 0

@@ -216,7 +216,9 @@ def test_the_edges_of_the_route(served: Served) -> None:
         "202"
         in client.get("/openapi.json").json()["paths"]["/events/{dataset}"]["post"]["responses"]
     )
-    assert 'gyre_events_total{dataset="orders",outcome="refused"}' in client.get("/metrics").text
+    assert (
+        'gyre_requests_total{model="",route="/events",status="413"}' in client.get("/metrics").text
+    )
 
 
 @pytest.mark.usefixtures("consumer")
