@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
 from redis import Redis
 
 from feature_repo import consumer
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
+from feature_repo.events import event_schema
 from feature_repo.features import connect, view_path
 from feature_repo.ingest import ingest, quarantine_table, raw_table
 from feature_repo.online import OnlineFeatures
-from stack.errors import FeaturesUnavailableError
+from stack.errors import DataError, FeaturesUnavailableError
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 
@@ -317,3 +320,22 @@ def test_a_batch_has_at_most_1000_rows_and_small_files_are_compacted(shop, monke
     spent = shop.spent(3)
     shop.ingest(LATER)
     assert shop.spent(3) == spent
+
+
+def test_a_column_is_null_where_schema_and_suite_allow_it():
+    kinds = [pa.field("coupon", pa.string()), pa.field("gift", pa.bool_(), nullable=False)]
+    dataset = replace(ORDERS, schema=pa.schema([*ORDERS.schema, *kinds]))
+    model = event_schema(dataset, {"dollar_value"}).row_model()
+    sent = order(1, 1, AS_OF.isoformat()) | {"coupon": None, "gift": True, "number_of_cds": None}
+    assert model.model_validate_json(json.dumps(sent)).coupon is None
+    for name in ("gift", "dollar_value", "order_id", "customer_id", "order_ts"):
+        with pytest.raises(ValidationError, match=name):
+            model.model_validate_json(json.dumps(sent | {name: None}))
+    with pytest.raises(ValidationError, match="coupon"):
+        model.model_validate_json(json.dumps({k: v for k, v in sent.items() if k != "coupon"}))
+
+
+def test_a_dataset_with_a_type_that_no_event_carries_says_so():
+    dataset = replace(ORDERS, schema=ORDERS.schema.append(pa.field("tags", pa.list_(pa.string()))))
+    with pytest.raises(DataError, match=r"orders.tags: expected .*, found list"):
+        event_schema(dataset, set())
