@@ -148,7 +148,7 @@ def test_it_ends_with_a_number_for_both_columns_of_the_key(told, project):
 
 def test_routes_dags_and_page_are_there(told, project):
     _, page, api, *_ = told
-    assert {f"/models/{SPEND}/predict", "/events/spend"} <= set(api["paths"])
+    assert {f"/models/{SPEND}/predict", "/events/{dataset}"} <= set(api["paths"])
     assert "/predict" not in api["paths"]  # of three models none is the default one
     assert f'<h2><a href="/status/{SPEND}">{SPEND}</a></h2>' in page
     home = project.folder / ".gyre" / "airflow"
