@@ -30,7 +30,7 @@ from feature_repo.events import event_schema
 from feature_repo.features import raw_table
 from feature_repo.ingest import as_json, quarantine, quarantine_table
 from feature_repo.validation import RowRules
-from stack.errors import DataError, FeaturesUnavailableError
+from stack.errors import DataError
 from stack.storage import one_writer
 
 if TYPE_CHECKING:
@@ -45,8 +45,6 @@ CLOCKS = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
-TROUBLE = (DataError, FeaturesUnavailableError, OSError)
-"""What another try may mend, as RedisError; all else that an entry raises is that entry's fault."""
 logger = logging.getLogger(__name__)
 
 
@@ -126,7 +124,9 @@ class EventConsumer:
             self._batches += 1
             if self._batches % COMPACT_AFTER == 0:
                 self._raw.compact()
-        except TROUBLE as exc:
+        except RedisError:
+            raise
+        except Exception as exc:  # noqa: BLE001  (a disk, a lock, an expression: not the events)
             logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
             return False
         return True
@@ -141,17 +141,14 @@ class EventConsumer:
         return [row.model_dump() | arrival for row in found]
 
     def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
-        """Land the rows of a batch; if that fails, of each entry alone."""
+        """Land the rows of a batch; if a value is at fault, of each entry alone."""
         try:
             self._land([row for rows in batch.values() for row in rows])
-        except (RedisError, *TROUBLE):
-            raise
-        except Exception as exc:
+        except UNFIT as exc:
             for entry, rows in batch.items():
                 if len(batch) > 1:
                     self._process({entry: rows})
                 else:
-                    logger.exception("%s: entry %s goes to quarantine", self.name, entry.id)
                     self._quarantine_entry(entry, exc)
 
     def _land(self, rows: Sequence[Row]) -> None:
@@ -160,24 +157,17 @@ class EventConsumer:
             return
         now = rows[-1]["ingested_at"]
         broken = self._rules.broken(self._table(rows), now + CLOCKS)
-        self._quarantine([rows[n] for n in broken], [*broken.values()], now)
+        aside = as_json(self._table([rows[n] for n in broken]))
+        quarantine(self._aside, aside, [*broken.values()], now)
         good = [row for n, row in enumerate(rows) if n not in broken]
         if not good:
             return
         if self._online is None:
             self._online = EntityFeatures(self._settings, self._dataset, self._raw)
-        online = self._online
-        try:
-            with online.turn():
-                with one_writer(self._raw.path):  # what is superseded is what stands
-                    values = self._merge(good, online, now)
-                online.write(values)
-        except UNFIT as exc:
-            unfit = online.unfit(good, now)
-            if not unfit:
-                raise
-            self._quarantine(unfit, [f"no expression takes it: {exc}"] * len(unfit), now)
-            self._land([row for row in good if row not in unfit])
+        with self._online.turn():
+            with one_writer(self._raw.path):  # what is superseded is what stands
+                values = self._merge(good, self._online, now)
+            self._online.write(values)
 
     def _merge(self, rows: Sequence[Row], online: EntityFeatures, now: datetime) -> Values:
         """Merge rows into the raw table; return the feature values of their entities.
@@ -217,10 +207,8 @@ class EventConsumer:
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         return pa.Table.from_pylist([*rows], schema=self._dataset.schema)
 
-    def _quarantine(self, rows: Sequence[Row], rules: Sequence[str], now: datetime) -> None:
-        quarantine(self._aside, as_json(self._table(rows)), rules, now)
-
     def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
+        logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
         text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
         why = f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
         quarantine(self._aside, [text], [why], entry.arrival)

@@ -125,17 +125,6 @@ class EntityFeatures:
             found += [(view, table) for table in self._newest(view, known, ever, until)]
         return found
 
-    def unfit(self, rows: Sequence[Row], moment: datetime) -> list[Row]:
-        """Return those of `rows` that an expression cannot take by themselves."""
-        try:
-            self.values(rows, rows, moment)
-        except UNFIT:
-            half = len(rows) // 2
-            if not half:
-                return [*rows]
-            return self.unfit(rows[:half], moment) + self.unfit(rows[half:], moment)
-        return []
-
     def write(self, values: Values) -> None:
         """Write what `values` computed; raise FeaturesUnavailableError if Redis does not answer."""
         provider, config = self._store._get_provider(), self._store.config  # noqa: SLF001

@@ -246,16 +246,30 @@ def test_an_entry_that_is_no_events_goes_to_quarantine_once_and_holds_up_nobody(
     assert shop.waiting() == 0
 
 
-def test_a_value_that_no_expression_can_take_is_set_aside_and_the_others_land(shop, monkeypatch):
+def test_an_entry_that_no_expression_can_take_is_set_aside_and_the_others_land(shop, monkeypatch):
     """Beyond decimal(18, 6); the suite that is shipped would stop it before."""
     monkeypatch.setattr(shop.consumer._rules, "broken", lambda *_: {})
-    sent = [order(n, n, AS_OF, 1e30 if n == 5 else 2.0) for n in range(2, 9)]
-    shop.receives(AS_OF + MINUTE, *sent)
+    for n in range(2, 9):
+        shop.sends(AS_OF + n * MINUTE, order(n, n, AS_OF, 1e30 if n == 5 else 2.0))
+    shop.consumes()
     assert [shop.spent(n) for n in range(2, 9)] == [2.0, 2.0, 2.0, None, 2.0, 2.0, 2.0]
     (row,) = shop.set_aside()
-    assert json.loads(row["row"])["order_id"] == 5
-    assert row["rules"].startswith("no expression takes it")
+    assert '"order_id": 5' in json.loads(row["row"])["events"]
+    assert row["rules"].startswith("cannot be processed: ConversionException")
     assert len(shop.raw()) == 7
+    assert shop.waiting() == 0
+
+
+def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeypatch):
+    """What is wrong with the code is tried again until somebody mends it."""
+    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    with monkeypatch.context() as broken:
+        broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
+        for _ in range(2):
+            assert not shop.consumer.step()
+    assert (shop.set_aside(), shop.waiting()) == ([], 1)
+    shop.consumes()
+    assert shop.spent(1) == 7.0
 
 
 def test_before_the_first_ingest_events_wait(applied, tmp_path):
