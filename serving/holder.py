@@ -64,7 +64,7 @@ class Holder:
         self._refused: dict[str, str] = {}
         self._loaded: dict[Key, LoadedModel] = {}
         self._held: dict[Role, Held] = {}
-        own = FeatureSource(settings, spec.feature_service, tuple(spec.features))
+        own = FeatureSource(settings, None)
         self._sources = {own.asked: own}
         self._own = own.asked
 
@@ -74,7 +74,7 @@ class Holder:
 
     @property
     def features(self) -> FeatureSource:
-        """Where the answering version looks up; before there is one, where the spec says."""
+        """Where the answering version looks up; before there is one, what only probes."""
         return self.current.features if self.current else self._sources[self._own]
 
     @property
@@ -121,9 +121,8 @@ class Holder:
 
     def release_sources(self) -> list[FeatureSource]:
         """Take out the feature sources that no version looks up in any more; to be closed."""
-        used = {model.features.asked for model in self._loaded.values()} | {self._own}
-        if self.current:
-            used.add(self.current.features.asked)
+        used = {model.features.asked for model in self._loaded.values()}
+        used.add(self.features.asked)
         return [self._sources.pop(asked) for asked in self._sources.keys() - used]
 
     def _load(self, held: Held) -> LoadedModel | None:
@@ -141,7 +140,7 @@ class Holder:
             self._refused[held.version] = reason
             return None
         self._refused.pop(held.version, None)
-        source = FeatureSource(self._settings, contract.feature_service, tuple(contract.features))
+        source = FeatureSource(self._settings, contract)
         features = self._sources.setdefault(source.asked, source)
         logger.info("%s: version %s is loaded", self.spec.name, held.version)
         return LoadedModel(held.version, contract, session, features)

@@ -15,7 +15,6 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from feature_repo.freshness import freshness
-from feature_repo.plan_writer import ensure_plan
 from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import reconcile
@@ -77,7 +76,6 @@ class Follower:
         self._refused: dict[str, Refusal] = {}
         self._tried: dict[str, tuple[Held, Stamp]] = {}
         """Versions whose local copy holds, and what it looked like then."""
-        self._services: dict[str, str] = {}
         REFUSED.labels(spec.name)  # there from the start: Prometheus sees no increase from nothing
         waiting = None if before and before.roles else f"{spec.name} is being loaded"
         self.state = ModelState(roles=before.roles if before else {}, waiting=waiting)
@@ -85,8 +83,6 @@ class Follower:
     def poll(self) -> None:
         """One round: read who holds a role, have it here, let the ledger know."""
         name = self.spec.name
-        for service in {self.spec.feature_service, *self._services.values()}:
-            self._plan(service)
         try:
             held = self._registry.aliases(name)
             self.aliases = Observed(held, datetime.now(UTC))
@@ -174,12 +170,10 @@ class Follower:
             found = self._registry.version(self.spec.name, version)
             if wrong_files(folder, found.tags):
                 self._fetch(found, folder)
-            contract, _ = open_version(folder, found.tags, self.spec)
+            open_version(folder, found.tags, self.spec)
         except Exception as exc:  # noqa: BLE001  (anything wrong keeps the old version)
             self._refuse(version, exc)
             return None
-        self._services[version] = contract.feature_service
-        self._plan(contract.feature_service)
         digests = {tag: of for tag, of in found.tags.items() if tag.startswith(DIGEST_TAG)}
         self._refused.pop(version, None)
         held = Held(version=version, digests=digests)
@@ -194,12 +188,6 @@ class Follower:
             shutil.rmtree(folder, ignore_errors=True)  # a part of it may fill the disk
             raise
 
-    def _plan(self, service: str) -> None:
-        try:
-            ensure_plan(self._settings, service)
-        except Exception as exc:  # noqa: BLE001  (workers say that there is none)
-            logger.info("%s: no serving plan: %s", service, exc)
-
     def let_go(self) -> None:
         """Remove local copies that hold no role any more; after that was announced."""
         kept = {held.version for held in self.state.roles.values()}
@@ -208,7 +196,6 @@ class Follower:
             if path.name not in kept and path.name not in self._refused:
                 shutil.rmtree(path, ignore_errors=True)
                 self._tried.pop(path.name, None)
-                self._services.pop(path.name, None)
 
     def _refuse(self, version: str, exc: Exception) -> None:
         before = self._refused.get(version)

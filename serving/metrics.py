@@ -65,8 +65,8 @@ LOG_LAG = Gauge(
     multiprocess_mode="livemax",
 )
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
-FEATURE_FALLBACKS = Counter(
-    "gyre_feature_fallbacks", "Rows that Feast's own reader was to answer.", ["reason"]
+UNREADABLE_FEATURES = Counter(
+    "gyre_unreadable_features", "Rows whose stored values are not of the types expected."
 )
 
 

@@ -14,7 +14,6 @@ from datetime import UTC, datetime
 from typing import Any
 
 from mlflow_server.served_model import rounded_one
-from serving import eager
 from serving.announcement import Role
 from serving.errors import (
     InvalidRequestError,
@@ -155,12 +154,12 @@ class Scorer:
     def _tick(self) -> None:
         found, self._waiting = self._waiting, []
         for at in range(0, len(found), JOINED):  # more at once would hold up the loop
-            self._keep(eager.begin(self._answer(found[at : at + JOINED])))
+            part = self._answer(found[at : at + JOINED])
+            self._keep(asyncio.get_running_loop().create_task(part))
 
-    def _keep(self, task: "asyncio.Task[None] | None") -> None:
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    def _keep(self, task: "asyncio.Task[None]") -> None:
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
 
     async def _answer(self, found: list[Waiting]) -> None:
         roles = self.holder.roles

@@ -17,6 +17,7 @@ import onnx
 from feature_repo.datasets import load_dataset
 from feature_repo.definition_check import write_sample
 from feature_repo.features import open_raw, raw_table
+from feature_repo.lookup_writer import look_up_specification
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
@@ -57,7 +58,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     evaluation = load_evaluation(tracking, run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate, TemporaryDirectory() as name:
         model, extra = (candidate / ONNX_FILE).read_bytes(), Path(name)
-        made = contract(spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
+        made = contract(settings, spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
         (extra / CONTRACT_FILE).write_text(made.model_dump_json(indent=2))
         copy(candidate / PIPELINE_FILE, extra)
         definition = _definition_sample(settings, spec, tags, extra)
@@ -175,8 +176,10 @@ def _promoted(row: LedgerRow) -> str:
     return f"version {row.to_version} is in production, {before}"
 
 
-def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: str) -> ServedModel:
-    """How serving calls a model that was fitted on the rows `train`."""
+def contract(
+    settings: Settings, spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: str
+) -> ServedModel:
+    """How serving calls a model that was fitted on the rows `train`, and reads its features."""
     rows = features(spec, train)
     return ServedModel(
         model=spec.name,
@@ -187,6 +190,7 @@ def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: s
         population=spec.population,
         threshold=threshold,
         as_of=as_of,
+        lookup=look_up_specification(settings, spec.feature_service),
     )
 
 

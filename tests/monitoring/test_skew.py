@@ -16,6 +16,7 @@ from feature_repo.entities import EntityFeatures
 from feature_repo.features import raw_table
 from feature_repo.ingest import quarantine_table
 from feature_repo.online import OnlineFeatures
+from mlflow_server.lookup import LookupSpecification
 from mlflow_server.served_model import ServedModel
 from monitoring import skew
 from monitoring.collect import collect, predictions
@@ -29,6 +30,7 @@ from tests.feature_repo.test_composite_keys import order as basket_order
 from tests.feature_repo.test_composite_keys import spend  # noqa: F401
 from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401
 
+UNREAD = LookupSpecification(feast="", online_store="")
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 SPENT = {"total_spend_30d", "total_spend_90d", "lifetime_value", "avg_order_value"}
 BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
@@ -38,7 +40,8 @@ BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_las
 def contract(spec=SPEC, **changed):
     of_spec = {name: getattr(spec, name) for name in ("entity_key", "feature_service", "features")}
     return ServedModel(**of_spec | {"model": "m", "defaults": {}, "population": SPEC.population,
-                                    "as_of": AS_OF.isoformat()} | changed)  # fmt: skip
+                                    "as_of": AS_OF.isoformat(), "lookup": UNREAD}
+                       | changed)  # fmt: skip
 
 
 class Asking:

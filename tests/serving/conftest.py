@@ -10,8 +10,9 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,6 +21,9 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
+from feature_repo.datasets.orders import ORDERS
+from feature_repo.lookup_writer import look_up_specification
+from feature_repo.store import publish_beside
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registration import register
@@ -88,11 +92,18 @@ def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
+@cache
 def contract() -> ServedModel:
+    """As registration writes it, of the definitions as the code has them."""
+    with TemporaryDirectory() as name:
+        settings = new_settings(Path(name))
+        publish_beside(settings, ORDERS)
+        lookup = look_up_specification(settings, SPEC.feature_service)
     return ServedModel(
         model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
         features=SPEC.features, defaults=FEATURES, population=SPEC.population,
         threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00",
+        lookup=lookup,
     )  # fmt: skip
 
 
