@@ -45,6 +45,8 @@ class ServedModel(BaseModel):
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame."""
+    nullable: tuple[str, ...] = ()
+    """Features that were null in the training frame: so may a client's be."""
     population: Population
     threshold: float | None = None
     as_of: str

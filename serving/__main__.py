@@ -53,11 +53,9 @@ def serve(settings: Settings, specs: Sequence[ModelSpec]) -> int:
         log_to_stdout()
         for problem in broken_specs():
             logger.error("a model is not served: %s", problem)
-        from serving.http_connection import BoundedConnection  # noqa: PLC0415  (counts from here)
-
         config = uvicorn.Config(
             partial(worker, settings, specs, os.getpid()), factory=True,
-            workers=settings.serving_workers, loop="uvloop", http=BoundedConnection, ws="none",
+            workers=settings.serving_workers, loop="uvloop", http="httptools", ws="none",
             access_log=False, log_config=None, proxy_headers=False, server_header=False,
             timeout_graceful_shutdown=5, backlog=BACKLOG,
         )  # fmt: skip

@@ -22,10 +22,10 @@ from serving.metrics import WATERMARK_AGE
 from serving.periodic import every
 from serving.prediction_log import AppendLog
 from serving.readiness import add_health
+from serving.repository import ModelRepository
 from serving.routes import add_routes
-from serving.scorer import Scorer
 from stack.settings import Settings
-from stack.spec import ModelSpec, default_spec
+from stack.spec import ModelSpec
 
 FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS, CLOSE_SECONDS = 1.0, 1.0, 0.25, 30.0
 logger = logging.getLogger(__name__)
@@ -34,10 +34,9 @@ logger = logging.getLogger(__name__)
 def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     """Everything is made here, nothing is opened before the application starts."""
     log = AppendLog(settings.home / "serving" / "log", "predictions")
-    holders = {spec.name: Holder(settings, spec) for spec in specs}
-    scorers = [Scorer(holder, log) for holder in holders.values()]
-    default = default_spec(settings, specs)
-    told, forward = Told(settings, holders), Forward(settings)
+    repository = ModelRepository(settings, log, Holder)
+    repository.update(specs)
+    told, forward = Told(settings, repository.holders), Forward(settings)
     again = (
         (FOLLOW_SECONDS, told.look),
         (PROBE_SECONDS, told.probe),
@@ -55,18 +54,15 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
             settle()  # else the first swap collects all that was imported: 0.1 s without answers
             for seconds, work in again:
                 opened.push_async_callback(_cancelled, asyncio.create_task(_again(seconds, work)))
-            for scorer in scorers:
-                opened.push_async_callback(scorer.ended)
+            opened.push_async_callback(repository.ended)
             yield
-        for holder in holders.values():
+        for holder in repository.holders.values():
             for source in holder.sources:
                 await source.close()
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
-    add_routes(app, scorers, default, settings.serving_tokens_file)
-    add_health(
-        app.router, holders[default.name] if default else None, [*holders.values()], log, told
-    )
+    add_routes(app, repository, settings.serving_tokens_file)
+    add_health(app.router, repository, log, told)
     add_forwarded(app, forward)
     return app
 

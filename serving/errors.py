@@ -15,10 +15,6 @@ class BodyTooLargeError(GyreError):
     """The body is over the limit of its route."""
 
 
-class BodyTimeoutError(GyreError):
-    """The body did not arrive in time."""
-
-
 class WrongContentTypeError(GyreError):
     """The body is not of a kind that its route reads."""
 

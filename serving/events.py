@@ -24,11 +24,10 @@ from fastapi.utils import create_model_field
 from pydantic import BaseModel, TypeAdapter
 from starlette.concurrency import run_in_threadpool
 
-from serving.edge import edge, json_response, read_body
+from serving.edge import PLAIN, edge, json_response, read_body
 from serving.errors import InvalidRequestError, NotFoundError, NotLoggedError
 from serving.metrics import EVENTS
 from serving.prediction_log import AppendLog
-from serving.routes import REFUSALS
 from serving.schemas import fast
 
 if TYPE_CHECKING:
@@ -169,7 +168,7 @@ def add_events(app: FastAPI, all_events: Sequence[Events]) -> None:
         path = f"/events/{events.name}"
         work = edge("", path, _endpoint(events))
         route = APIRoute(path, work, methods=["POST"], response_model=EventsAnswer,
-                         summary="Send events", responses=REFUSALS)  # fmt: skip
+                         summary="Send events", responses=PLAIN.responses)  # fmt: skip
         app.router.routes.append(route)
         events.show = partial(_document, app, route)
     app.router.add_route("/events/{name}", edge("", "/events/{name}", unknown), methods=["POST"])

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI
 from starlette.requests import Request
-from starlette.responses import JSONResponse, Response
+from starlette.responses import Response
 
 from serving.edge import edge, read_body
 from serving.errors import KeeperSilentError
@@ -57,15 +57,6 @@ class Forward:
         kept = {name: found.headers[name] for name in KEPT if name in found.headers}
         return Response(found.content, found.status_code, kept)
 
-    async def openapi(self) -> dict[str, Any]:
-        """Return what the keeper says of its own routes; nothing where it does not answer."""
-        client = await self._client()
-        try:
-            found: dict[str, Any] = (await client.get("/openapi.json")).json()
-        except (await _httpx()).TransportError:
-            return {}
-        return found
-
     async def _client(self) -> "httpx.AsyncClient":
         httpx = await _httpx()
         if self._opened is None:
@@ -86,21 +77,7 @@ async def _httpx() -> Any:
 
 
 def add_forwarded(app: FastAPI, forward: Forward) -> None:
-    """Add the keeper's routes, and its part of the documentation to ours."""
+    """Add the keeper's routes."""
     for path, method in PATHS.items():
         work = edge("", path.partition("{")[0], forward)
         app.router.add_route(path, work, [method], include_in_schema=False)
-    own = app.openapi
-
-    async def documented(_request: Request) -> Response:
-        ours, theirs = own(), await forward.openapi()
-        return JSONResponse(ours | {
-            "paths": ours["paths"] | theirs.get("paths", {}),
-            "components": {"schemas": {
-                **theirs.get("components", {}).get("schemas", {}),
-                **ours.get("components", {}).get("schemas", {}),
-            }},
-        })  # fmt: skip
-
-    app.router.routes = [r for r in app.router.routes if getattr(r, "path", "") != app.openapi_url]
-    app.router.add_route(app.openapi_url or "/openapi.json", documented, include_in_schema=False)

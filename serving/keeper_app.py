@@ -13,11 +13,11 @@ from starlette.staticfiles import StaticFiles
 
 from serving.announcement import announce, announced
 from serving.events import Events, add_events
+from serving.feedback import add_feedback
 from serving.keeper import Follower
 from serving.loop import Loop
 from serving.periodic import every
 from serving.prediction_log import FeedbackLog
-from serving.routes import add_feedback, document
 from serving.status import add_status
 from serving.status_page import DATA_DOCS
 from stack.settings import Settings
@@ -95,6 +95,5 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
     add_events(app, events)
     add_status(app.router, settings, loops)
     settings.data_docs.mkdir(parents=True, exist_ok=True)
-    document(app, guarded=settings.serving_tokens_file is not None)
     app.mount(DATA_DOCS, StaticFiles(directory=settings.data_docs, html=True))
     return app

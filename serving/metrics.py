@@ -4,11 +4,7 @@ Each process counts in files of its own in the folder that `PROMETHEUS_MULTIPROC
 must be set before this is imported (`serving.__main__`).
 """
 
-import asyncio
 import os
-from bisect import bisect_left
-from collections import Counter as Counted
-from collections.abc import Iterable, Sequence
 from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram, values
@@ -21,7 +17,10 @@ NEWEST: Literal["mostrecent"] = "mostrecent"
 """Of a gauge that several processes set, the value set last."""
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-REQUESTS = Counter("gyre_requests", "Requests answered.", ["model", "route", "status"])
+REQUESTS = Counter(
+    "gyre_requests", "Requests answered; `route` as the documentation writes its path.",
+    ["model", "route", "status"],
+)  # fmt: skip
 SECONDS = Histogram(
     "gyre_request_seconds", "Time to the answer.", ["model", "route"], buckets=BUCKETS
 )
@@ -68,40 +67,3 @@ REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", [
 FEATURE_FALLBACKS = Counter(
     "gyre_feature_fallbacks", "Rows that Feast's own reader was to answer.", ["reason"]
 )
-
-
-WRITE_SECONDS = 0.02
-
-
-class Tally:
-    """Counts and times of one kind, written to this process's file fifty times a second.
-
-    For the event loop: each written by itself is a tenth of an answer's time.
-    """
-
-    def __init__(self, counter: Counter, histogram: Histogram, *of: str) -> None:
-        """of: the labels of `histogram`; `counter` has one more, what is counted."""
-        self._counter, self._of, self._histogram = counter, of, histogram.labels(*of)
-        self._what, self._seconds, self._due = list[object](), list[float](), False
-
-    def add(self, what: Iterable[object], seconds: Iterable[float]) -> None:
-        self._what += what
-        self._seconds += seconds
-        if not self._due:
-            self._due = True
-            asyncio.get_running_loop().call_later(WRITE_SECONDS, self._write)
-
-    def _write(self) -> None:
-        what, seconds = self._what, self._seconds
-        self._what, self._seconds, self._due = [], [], False
-        for each, count in Counted(what).items():
-            self._counter.labels(*self._of, each).inc(count)
-        _observe_all(self._histogram, seconds)
-
-
-def _observe_all(histogram: Histogram, values: Sequence[float]) -> None:
-    """As `observe` for each of `values`, with one write for each bucket they fall into."""
-    buckets = histogram._buckets  # noqa: SLF001  (there is no public way to add several)
-    for at, count in Counted(bisect_left(BUCKETS, value) for value in values).items():
-        buckets[at].inc(count)
-    histogram._sum.inc(sum(values))  # noqa: SLF001

@@ -42,8 +42,7 @@ def score(session: ort.InferenceSession, contract: ServedModel, rows: Sequence[R
         name: np.array([row[name] for row in rows], dtype=DTYPES[kind])
         for name, kind in contract.features.items()
     }
-    # Its Python side checks again what `open_version` has: a twentieth of an answer's time.
-    found = session._sess.run([SCORE], feed, None)[0]  # noqa: SLF001
+    found = session.run([SCORE], feed)[0]
     result: list[float] = found.tolist()
     if [each for each in result if each > 1]:
         result = at_most_1(found, contract.threshold).tolist()

@@ -1,6 +1,5 @@
 """What probes read of a worker: whether it lives, and whether it can answer."""
 
-from collections.abc import Sequence
 from typing import Any, Protocol
 
 from fastapi import APIRouter
@@ -9,6 +8,7 @@ from starlette.responses import Response
 from serving.edge import json_response
 from serving.holder import Holder
 from serving.prediction_log import AppendLog
+from serving.repository import ModelRepository
 
 UNKNOWN = "unknown"
 """What a source that does not answer is shown as: never as zero or as nothing."""
@@ -21,31 +21,32 @@ class Keeper(Protocol):
 
 def add_health(
     router: APIRouter,
-    default: Holder | None,
-    holders: Sequence[Holder],
+    repository: ModelRepository,
     log: AppendLog,
     keeper: Keeper,
 ) -> None:
-    @router.get("/health/live")
+    @router.get("/health/live", tags=["Health"], summary="Live")
     async def live() -> Response:
+        """Say that the process answers."""
         return json_response({"live": True})
 
-    @router.get("/health/ready", responses={503: {"description": "Not ready; says why."}})
+    @router.get("/health/ready", tags=["Health"], summary="Ready",
+                responses={503: {"description": "Not ready; says why."}})  # fmt: skip
     async def ready() -> Response:
-        found = readiness(default, holders, log, keeper)
+        """Say of each resource whether it answers, and whether predictions can be made."""
+        found = readiness(repository, log, keeper)
         return json_response(found, 200 if found["ready"] else 503)
 
 
-def readiness(
-    default: Holder | None, holders: Sequence[Holder], log: AppendLog, keeper: Keeper
-) -> dict[str, Any]:
+def readiness(repository: ModelRepository, log: AppendLog, keeper: Keeper) -> dict[str, Any]:
     """What each resource said when it was last asked. Ready: model and online store answer.
 
     MLflow, the keeper or the log being down is shown and does not count: answers go on without
     them. So does another model that has no version yet: `GET /v1/models/{name}` tells of each.
     Without a default model any one that has a version will do.
     """
-    first = default or next((holder for holder in holders if holder.current), holders[0])
+    holders = [*repository.holders.values()]
+    first = repository.first().holder
     redis, mlflow = first.features.down, first.announced.registry_problem
     how = first.features.fallback
     resources = {

@@ -12,15 +12,14 @@ from prometheus_client.multiprocess import MultiProcessCollector, mark_process_d
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 
 from serving.counted import Counted
-from serving.edge import refusal
+from serving.edge import PLAIN, refusal
 from serving.errors import NotFoundError
 from serving.loop import Loop, look
 from serving.loop_metrics import LoopMetrics
-from serving.routes import refusals
 from serving.status_page import MODEL_PAGE, front_page, model_page, ready_of
 from stack.settings import Settings
 
-BY_KEEPER = refusals(statuses=(401, 503))
+BY_KEEPER = PLAIN.responses
 
 
 def add_status(router: APIRouter, settings: Settings, loops: Sequence[Loop]) -> None:
@@ -36,7 +35,7 @@ def add_status(router: APIRouter, settings: Settings, loops: Sequence[Loop]) -> 
         return HTMLResponse(front_page(settings, ready, look(loops), counted, datetime.now(UTC)))
 
     # No response_class: the document would have refusals in HTML too.
-    told = refusals(statuses=(401, 404, 503)) | {200: {"content": {"text/html": {}}}}
+    told = PLAIN.responses | {200: {"content": {"text/html": {}}}}
 
     @router.get(f"{MODEL_PAGE}/{{name}}", responses=told)
     def of_model(name: str) -> Response:

@@ -25,6 +25,7 @@ from mlflow_server.registry import PRODUCTION, SHADOW, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from stack.errors import PromotionRefusedError
+from stack.spec import MISSING
 from training.artifacts import CANDIDATE, PIPELINE_FILE, fetched
 from training.dataset import load_frame
 from training.frame import at, content_hash, features
@@ -184,6 +185,7 @@ def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: s
         feature_service=spec.feature_service,
         features=spec.features,
         defaults={name: _default(rows[name], kind) for name, kind in spec.features.items()},
+        nullable=tuple(n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()),
         population=spec.population,
         threshold=threshold,
         as_of=as_of,

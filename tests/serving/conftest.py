@@ -92,6 +92,7 @@ def contract() -> ServedModel:
     return ServedModel(
         model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
         features=SPEC.features, defaults=FEATURES, population=SPEC.population,
+        nullable=("avg_order_value", "customer_segment"),
         threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00",
     )  # fmt: skip
 

@@ -14,6 +14,7 @@ from feature_repo.features import view_path
 from serving.edge import refusal
 from serving.errors import OverloadedError
 from serving.routes import form_of
+from stack.spec import MISSING
 from stack.status import lines
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
@@ -326,6 +327,41 @@ def test_docs_show_every_feature_with_its_type(rig: Any, served: Any) -> None:
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["$ref"].rpartition("/")[2] in schemas
     assert served.client.get("/docs").status_code == 200
+
+
+def test_docs_group_each_protocol_and_say_a_sentence_of_each_route(served: Any) -> None:
+    document = served.client.get("/openapi.json").json()
+    operations = {
+        (method, path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    tags = {tag for operation in operations.values() for tag in operation["tags"]}
+    assert tags == {"Predictions", "KServe V1", "Open Inference (V2)", "MLflow", "Health"}
+    assert all(
+        operation["description"].endswith((".", "not.")) for operation in operations.values()
+    )
+    for path in (*PATHS.values(), *NOBODY.values()):
+        known = path.partition("?")[0].replace("nobody", "churn-predictor")
+        assert ("post", known) in operations
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+    key = document["components"]["schemas"]["CustomerChurnModelKey"]["properties"]["customer_id"]
+    assert (key["minimum"], key["maximum"]) == (-(2**63), 2**63 - 1)
+
+
+def test_a_feature_that_was_null_in_training_may_be_null(rig: Any, served: Any) -> None:
+    row = rig.features | {"avg_order_value": None, "customer_segment": None}
+    for protocol, path in PATHS.items():
+        if protocol == "v2":  # its tensors have no null
+            continue
+        answer = served.client.post(path, json=body_of(rig, protocol, row))
+        assert answer.status_code == 200, answer.text
+    given = served.client.post("/predict", json={"customer_id": 4, "features": row}).json()
+    assert given["features_from"] == "request"
+    logged = next(r for r in rig.rows() if r["request_id"] == given["request_id"])
+    assert logged["features"]["avg_order_value"] is None
+    assert logged["features"]["customer_segment"] == MISSING
 
 
 def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
