@@ -19,6 +19,7 @@ from serving.features import FeatureSource, settle
 from serving.forward import Forward, add_forwarded
 from serving.holder import Holder
 from serving.metrics import WATERMARK_AGE
+from serving.middleware import RequestMiddleware
 from serving.periodic import every
 from serving.prediction_log import AppendLog
 from serving.readiness import add_health
@@ -31,7 +32,7 @@ FLUSH_SECONDS, PROBE_SECONDS, FOLLOW_SECONDS, CLOSE_SECONDS = 1.0, 1.0, 0.25, 30
 logger = logging.getLogger(__name__)
 
 
-def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
+def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> RequestMiddleware:
     """Everything is made here, nothing is opened before the application starts."""
     log = AppendLog(settings.home / "serving" / "log", "predictions")
     repository = ModelRepository(settings, log, Holder)
@@ -61,10 +62,10 @@ def create_app(settings: Settings, specs: Sequence[ModelSpec]) -> FastAPI:
                 await source.close()
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
-    add_routes(app, repository, settings.serving_tokens_file)
+    front = add_routes(app, repository, settings.serving_tokens_file)
     add_health(app.router, repository, log, told)
     add_forwarded(app, forward)
-    return app
+    return front
 
 
 class Told:

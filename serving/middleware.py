@@ -8,9 +8,10 @@ prediction: that one is of a row, unique, and what feedback names.
 import random
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
+from typing import Any
 
-from starlette.routing import BaseRoute, Router
+from fastapi import FastAPI
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from serving.access import OPEN, Access
@@ -24,27 +25,30 @@ SAFE = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")
 
 
 class RequestMiddleware:
+    """Stands before the whole application. `app`: FastAPI's, behind it."""
+
     def __init__(
         self,
-        app: ASGIApp,
-        routes: Sequence[BaseRoute],
+        app: FastAPI,
+        scoring: Mapping[str, ASGIApp],
         access: Access | None,
         form_of: Callable[[str], ErrorForm],
     ) -> None:
-        """routes: looked at before `app`, behind whose router a prediction takes a tenth longer.
-
-        form_of: the error form of the protocol that a path belongs to.
+        """scoring: endpoints by path that are called at once: through FastAPI's stack and router a
+        prediction takes a tenth longer. form_of: the error form of the protocol of a path.
         """
-        self._app = app
-        self._router = Router(routes, redirect_slashes=False, default=app)
+        self.app = app
+        self._scoring = scoring
         self._access = access
         self._form_of = form_of
+        self._counted: dict[tuple[str, str, int], tuple[Any, Any]] = {}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
-            await self._app(scope, receive, send)
+            await self.app(scope, receive, send)
             return
         began = time.perf_counter()
+        path = scope["path"]
         headers: dict[bytes, bytes] = dict(scope["headers"])
         request_id = _id_of(headers.get(HEADER))
         REQUEST_ID.set(request_id.decode())
@@ -58,17 +62,23 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            self._check_token(scope["path"], headers)
-            await self._router(scope, receive, answer)
+            self._check_token(path, headers)
+            await self._scoring.get(path, self.app)(scope, receive, answer)
         except Exception as exc:
             if status:  # the answer has begun: the server closes the connection
                 raise
-            await refusal(exc, self._form_of(scope["path"]))(scope, receive, answer)
+            await refusal(exc, self._form_of(path))(scope, receive, answer)
         finally:
-            model = scope.get("model", "")
-            route = getattr(scope.get("route"), "path", "")
-            REQUESTS.labels(model, route, status).inc()
-            SECONDS.labels(model, route).observe(time.perf_counter() - began)
+            route = path if path in self._scoring else getattr(scope.get("route"), "path", "")
+            self._count(scope.get("model", ""), route, status, time.perf_counter() - began)
+
+    def _count(self, model: str, route: str, status: int, seconds: float) -> None:
+        counted = self._counted.get((model, route, status))
+        if counted is None:
+            counted = REQUESTS.labels(model, route, status), SECONDS.labels(model, route)
+            self._counted[model, route, status] = counted
+        counted[0].inc()
+        counted[1].observe(seconds)
 
     def _check_token(self, path: str, headers: dict[bytes, bytes]) -> None:
         if self._access is None or path in OPEN:

@@ -4,8 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from fastapi import FastAPI
+from pydantic import ValidationError
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.routing import Route
 
@@ -23,6 +24,7 @@ from serving.protocols import (
     plain,
 )
 from serving.repository import ModelRepository
+from stack.errors import GyreError
 
 PROTOCOLS: tuple[Protocol, ...] = (
     plain.PROTOCOL,
@@ -37,27 +39,30 @@ def add_routes(
     repository: ModelRepository,
     tokens: Path | None,
     more: Callable[[], Iterable[Operation]] = tuple,
-) -> None:
-    """Add every protocol's routes and the middleware, which sees every request of `app`.
+) -> RequestMiddleware:
+    """Add every protocol's routes; return `app` behind the middleware, which sees every request.
 
     tokens: a file of them, without one nobody is asked for any. more: further operations for /docs.
     """
-    scoring = [
-        Route(path, PredictEndpoint(repository, route))
+    scoring = {
+        path: PredictEndpoint(repository, route)
         for protocol in PROTOCOLS
         for route in protocol.predict
         for path in route.paths
-    ]
+    }
+    app.router.routes[:0] = [Route(path, endpoint) for path, endpoint in scoring.items()]
     for protocol in PROTOCOLS:
         protocol.add_info(app.router, repository)
-    app.add_exception_handler(HTTPException, _refused)
-    access = Access(tokens) if tokens is not None else None
-    app.add_middleware(RequestMiddleware, routes=scoring, access=access, form_of=form_of)
+    for refused in (HTTPException, GyreError, ValidationError, ClientDisconnect, Exception):
+        app.add_exception_handler(refused, _refused)
     add_document(
         app,
         lambda: [*operations(repository, PROTOCOLS), *more()],
         guarded=tokens is not None,
     )
+    access = Access(tokens) if tokens is not None else None
+    at_once = {path: endpoint for path, endpoint in scoring.items() if "{" not in path}
+    return RequestMiddleware(app, at_once, access, form_of)
 
 
 def form_of(path: str) -> ErrorForm:

@@ -24,6 +24,8 @@ ANSWER: dict[str, Any] = {
     "in_population": (bool, ...),
     "logged": (bool, ...),
 }
+IN_LOG = {"model_version": "version"}
+"""A name of an answer that is another in the log."""
 OUTCOMES: dict[bool, Any] = {
     True: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)],
     False: Annotated[float, Field(strict=True, allow_inf_nan=False)],
@@ -54,6 +56,10 @@ class Schemas:
     many: dict[bool, TypeAdapter[Any]]
     flat: TypeAdapter[Any]
     title: str
+    nobody: dict[str, None]
+    """The key of a row without one."""
+    fields: tuple[tuple[str, str], ...]
+    """Names of an answer's fields behind the key, here and in the log."""
     request: Any
     instances: Any
     answer: Any
@@ -76,12 +82,6 @@ def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
     return create_model("Feedback", __base__=Feedback, actual=(OUTCOMES[classes], ...))
 
 
-def answer_fields(spec: ModelSpec) -> dict[str, Any]:
-    """Fields of an answer behind the key. A number that is predicted has no probability."""
-    lacking = "probability" if spec.task == "regression" else None
-    return {name: kind for name, kind in ANSWER.items() if name != lacking}
-
-
 def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Schemas:
     """nullable: features that may be null, as they were in training."""
     title = "".join(part.capitalize() for part in spec.name.split("_"))
@@ -101,7 +101,9 @@ def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Sc
     some = make("SomeFeatures", optional(every))
     merged = make("MergeRequest", key | {"features": (some, None)})
     flat = make("Instance", optional(key) | optional(every))
-    answer = answer_fields(spec)
+    # A number that is predicted has no probability.
+    lacking = "probability" if spec.task == "regression" else None
+    answer = {name: kind for name, kind in ANSWER.items() if name != lacking}
     rest = {name: kind for name, kind in answer.items() if name != "probability"}
     nullable_key: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
     return Schemas(
@@ -114,6 +116,8 @@ def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Sc
         },
         flat=TypeAdapter(fast(rows_of(flat))),
         title=title,
+        nobody=dict.fromkeys(spec.entity_key),
+        fields=tuple((name, IN_LOG.get(name, name)) for name in answer),
         request=request,
         instances=rows_of(make("Key", key) | make("Row", optional(key) | every)),
         answer=make("Answer", key | answer),

@@ -13,13 +13,13 @@ from serving.json_logs import log_to_stdout
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from fastapi import FastAPI
+    from starlette.types import ASGIApp
 
     from stack.settings import Settings
     from stack.spec import ModelSpec
 
 
-def worker(settings: Settings, specs: Sequence[ModelSpec], parent: int) -> FastAPI:
+def worker(settings: Settings, specs: Sequence[ModelSpec], parent: int) -> ASGIApp:
     """parent: the process that asked for it; the application itself ends when it has another."""
     from serving.app import create_app  # noqa: PLC0415  (the parent does without)
 

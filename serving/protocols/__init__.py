@@ -19,16 +19,15 @@ from serving.edge import ErrorForm, read_body
 from serving.errors import InvalidRequestError, NoModelError
 from serving.openapi import Operation
 from serving.repository import Deployment, ModelRepository
-from serving.schemas import Schemas, answer_fields
+from serving.schemas import Schemas
 from serving.scorer import Answer, PredictionRow
 
 BATCH_LIMIT = 10_000_000
 """Bytes of a body with many rows."""
 INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up the others."""
-IN_LOG = {"model_version": "version"}
-"""A name of an answer that is another in the log."""
 NAME = "{name}"
+NO_NAME: dict[str, str] = {}
 
 Write = Callable[[Sequence[Answer]], Response]
 Read = Callable[[Deployment, bytes, Request], tuple[Sequence[PredictionRow], Write]]
@@ -81,7 +80,7 @@ class PredictEndpoint:
             raise HTTPException(405, headers={"Allow": "POST"})
         request = Request(scope, receive)
         route = self._route
-        model = self._repository.find(scope["path_params"].get("name"))
+        model = self._repository.find(scope.get("path_params", NO_NAME).get("name"))
         scope["model"] = model.spec.name
         model.scorer.admit()
         body = await read_body(request, route.limit, route.binary)
@@ -154,10 +153,9 @@ def shown(
     model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
 ) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    nobody = dict.fromkeys(model.spec.entity_key)
-    fields = [(name, IN_LOG.get(name, name)) for name in answer_fields(model.spec)]
+    schemas = model.schemas
     return [
-        {**(row.key or nobody), **{name: answer[logged] for name, logged in fields}}
+        {**(row.key or schemas.nobody), **{name: answer[own] for name, own in schemas.fields}}
         for row, answer in zip(rows, answers, strict=True)
     ]
 

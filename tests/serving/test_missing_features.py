@@ -30,7 +30,7 @@ def refusing(rig: Any, home: Path, body: Any) -> httpx.Response:
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with (
-            app.router.lifespan_context(app),
+            app.app.router.lifespan_context(app.app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
             for _ in range(400):
