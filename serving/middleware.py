@@ -53,6 +53,7 @@ class RequestMiddleware:
         request_id = _id_of(headers.get(HEADER))
         REQUEST_ID.set(request_id.decode())
         status = 0
+        route = ""
 
         async def answer(message: Message) -> None:
             nonlocal status
@@ -63,13 +64,17 @@ class RequestMiddleware:
 
         try:
             self._check_token(path, headers)
-            await self._scoring.get(path, self.app)(scope, receive, answer)
+            if endpoint := self._scoring.get(path):
+                route = path
+                await endpoint(scope, receive, answer)
+            else:
+                await self.app(scope, receive, answer)
         except Exception as exc:
             if status:  # the answer has begun: the server closes the connection
                 raise
             await refusal(exc, self._form_of(path))(scope, receive, answer)
         finally:
-            route = path if path in self._scoring else getattr(scope.get("route"), "path", "")
+            route = route or getattr(scope.get("route"), "path", "")
             self._count(scope.get("model", ""), route, status, time.perf_counter() - began)
 
     def _count(self, model: str, route: str, status: int, seconds: float) -> None:

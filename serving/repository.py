@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from serving.errors import NotFoundError
 from serving.holder import Holder
+from serving.model import LoadedModel
 from serving.prediction_log import AppendLog
 from serving.schemas import Schemas, build_schemas
 from serving.scorer import Scorer
@@ -21,6 +22,7 @@ class Deployment:
         self.holder = holder
         self.scorer = Scorer(holder, log)
         self._schemas: Schemas | None = None
+        self._made_for: tuple[ModelSpec | None, LoadedModel | None] = (None, None)
 
     @property
     def spec(self) -> ModelSpec:
@@ -32,13 +34,15 @@ class Deployment:
 
     @property
     def schemas(self) -> Schemas:
-        """Made anew when the spec changes, or which features may be null in the version."""
+        """Made anew with each spec and version: a version knows which features may be null."""
+        spec = self.holder.spec
         current = self.holder.current
-        nullable = frozenset(current.contract.nullable) if current else frozenset[str]()
-        made = self._schemas
-        if made is None or made.spec is not self.spec or made.nullable != nullable:
-            made = self._schemas = build_schemas(self.spec, nullable)
-        return made
+        for_spec, for_version = self._made_for
+        if self._schemas is None or spec is not for_spec or current is not for_version:
+            nullable = frozenset(current.contract.nullable) if current else frozenset[str]()
+            self._made_for = (spec, current)
+            self._schemas = build_schemas(spec, nullable)
+        return self._schemas
 
 
 class ModelRepository:

@@ -50,8 +50,6 @@ class Schemas:
     answer with `score` for the probability.
     """
 
-    spec: ModelSpec
-    nullable: frozenset[str]
     one: dict[bool, TypeAdapter[Any]]
     many: dict[bool, TypeAdapter[Any]]
     flat: TypeAdapter[Any]
@@ -107,8 +105,6 @@ def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Sc
     rest = {name: kind for name, kind in answer.items() if name != "probability"}
     nullable_key: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
     return Schemas(
-        spec=spec,
-        nullable=nullable,
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
         many={
             False: TypeAdapter(fast(rows_of(request))),

@@ -12,6 +12,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.edge import ErrorForm, in_words, json_response
+from serving.errors import NotFoundError
 from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, Schemas, rows_of
@@ -75,6 +76,10 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
         """Say that a version of the model answers; 503 until one does."""
         version_of(repository.find(name))
         return json_response({"name": name, "ready": True})
+
+    @router.post("/v1/models/{name}", include_in_schema=False)
+    async def no_verb(name: str) -> Response:
+        raise NotFoundError(f"no {name!r} to post to: there is /v1/models/NAME:predict")
 
 
 PROTOCOL = Protocol(

@@ -16,6 +16,7 @@ from serving.errors import OverloadedError
 from serving.routes import form_of
 from stack.spec import MISSING
 from stack.status import lines
+from tests.serving.conftest import contract
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -321,8 +322,12 @@ def test_docs_show_every_feature_with_its_type(rig: Any, served: Any) -> None:
     schemas = document["components"]["schemas"]
     shown = schemas["CustomerChurnModelFeatures"]["properties"]
     types = {"int64": "integer", "double": "number", "string": "string"}
-    assert {n: p["type"] for n, p in shown.items()} == {
-        name: types[kind] for name, kind in rig.spec.features.items()
+    found = {n: {p["type"]} if "type" in p else {each["type"] for each in p["anyOf"]}
+             for n, p in shown.items()}  # fmt: skip
+    nullable = contract().nullable
+    assert found == {
+        name: {types[kind], "null"} if name in nullable else {types[kind]}
+        for name, kind in rig.spec.features.items()
     }
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["$ref"].rpartition("/")[2] in schemas
