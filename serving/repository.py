@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterator, Sequence
 
 from serving.errors import NotFoundError
 from serving.holder import Holder
-from serving.model import LoadedModel
 from serving.prediction_log import AppendLog
 from serving.schemas import Schemas, build_schemas
 from serving.scorer import Scorer
@@ -22,7 +21,7 @@ class Deployment:
         self.holder = holder
         self.scorer = Scorer(holder, log)
         self._schemas: Schemas | None = None
-        self._made_for: tuple[ModelSpec | None, LoadedModel | None] = (None, None)
+        self._made_for: tuple[object, object] = (None, None)
 
     @property
     def spec(self) -> ModelSpec:
