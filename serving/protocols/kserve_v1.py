@@ -30,15 +30,6 @@ class Instances(BaseModel):
     instances: rows_of(Any)  # type: ignore[valid-type]
 
 
-class Models(BaseModel):
-    models: list[str]
-
-
-class Ready(BaseModel):
-    name: str
-    ready: bool
-
-
 ERRORS = ErrorForm(KServeError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
 
 
@@ -66,16 +57,16 @@ def _answer(schemas: Schemas) -> Any:
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
     shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
 
-    @router.get("/v1/models", response_model=Models, summary="Models", **shared)
-    async def list_models() -> Response:
+    @router.get("/v1/models", summary="Models", **shared)
+    async def list_models() -> dict[str, list[str]]:
         """Name every model, also by the names it is also served as."""
-        return json_response({"models": [name for model in repository for name in model.names]})
+        return {"models": [name for model in repository for name in model.names]}
 
-    @router.get("/v1/models/{name}", response_model=Ready, summary="Model ready", **shared)
-    async def model_ready(name: str) -> Response:
+    @router.get("/v1/models/{name}", summary="Model ready", **shared)
+    async def model_ready(name: str) -> dict[str, str | bool]:
         """Say that a version of the model answers; 503 until one does."""
         version_of(repository.find(name))
-        return json_response({"name": name, "ready": True})
+        return {"name": name, "ready": True}
 
     @router.post("/v1/models/{name}", include_in_schema=False)
     async def no_verb(name: str) -> Response:

@@ -45,22 +45,6 @@ class InferenceError(BaseModel):
     error: str
 
 
-class ServerMetadata(BaseModel):
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ServerState(BaseModel):
-    live: bool = True
-    ready: bool | None = None
-
-
-class ModelState(BaseModel):
-    name: str
-    ready: bool
-
-
 class TensorMetadata(BaseModel):
     name: str
     datatype: Datatype
@@ -70,7 +54,7 @@ class TensorMetadata(BaseModel):
 class ModelMetadata(BaseModel):
     name: str
     versions: list[str]
-    platform: str
+    platform: str = "onnx_onnxv1"
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
 
@@ -159,69 +143,46 @@ def _version(model: Deployment, asked: str | None) -> str:
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
     shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
 
-    @router.get("/v2", response_model=ServerMetadata, summary="Server", **shared)
-    async def server() -> Response:
+    @router.get("/v2", summary="Server", **shared)
+    async def server() -> dict[str, str | list[str]]:
         """Name this server and the extensions that it has."""
-        extensions = ["binary_tensor_data"]
-        return json_response({"name": "gyre", "version": "1", "extensions": extensions})
+        return {"name": "gyre", "version": "1", "extensions": ["binary_tensor_data"]}
 
-    @router.get("/v2/health/live", response_model=ServerState, summary="Live", **shared)
-    async def live() -> Response:
+    @router.get("/v2/health/live", summary="Live", **shared)
+    async def live() -> dict[str, bool]:
         """Say that the server answers at all."""
-        return json_response({"live": True})
+        return {"live": True}
 
-    @router.get("/v2/health/ready", response_model=ServerState, summary="Ready", **shared)
-    async def ready() -> Response:
+    @router.get("/v2/health/ready", summary="Ready", **shared)
+    async def ready() -> dict[str, bool]:
         """Say that a version answers and its online store does; 503 until both do."""
         holder = repository.first().holder
         problem = holder.current.features.down if holder.current else holder.state
         if problem is not None:
             raise NoModelError(problem)
-        return json_response({"live": True, "ready": True})
-
-    _add_info_of_models(router, repository, shared)
-
-
-def _add_info_of_models(router: APIRouter, repository: ModelRepository, shared: Any) -> None:
-    def metadata(name: str, version: str | None = None) -> Response:
-        model = repository.find(name)
-        sides = {"inputs": _inputs(model), "outputs": OUTPUTS}
-        tensors = {
-            side: [{"name": n, "datatype": kind, "shape": [-1]} for n, kind in kinds.items()]
-            for side, kinds in sides.items()
-        }
-        versions = [_version(model, version)]
-        return json_response(
-            {"name": name, "versions": versions, "platform": "onnx_onnxv1", **tensors}
-        )
-
-    def model_state(name: str, version: str | None = None) -> Response:
-        _version(repository.find(name), version)
-        return json_response({"name": name, "ready": True})
+        return {"live": True, "ready": True}
 
     of_model = "/v2/models/{name}"
-
-    @router.get(of_model, response_model=ModelMetadata, summary="Model", **shared)
-    async def model(name: str) -> Response:
-        """Name the tensors that the model takes and gives."""
-        return metadata(name)
-
-    @router.get(f"{of_model}/ready", response_model=ModelState, summary="Model ready", **shared)
-    async def model_ready(name: str) -> Response:
-        """Say that a version of the model answers; 503 until one does."""
-        return model_state(name)
-
     of_version = "/v2/models/{name}/versions/{version}"
 
-    @router.get(of_version, response_model=ModelMetadata, summary="Version", **shared)
-    async def model_version(name: str, version: str) -> Response:
-        """Name the tensors of the version that answers; 404 for another one."""
-        return metadata(name, version)
+    @router.get(of_model, summary="Model", **shared)
+    @router.get(of_version, summary="Version", **shared)
+    async def metadata(name: str, version: str | None = None) -> ModelMetadata:
+        """Name the tensors that the model takes and gives; 404 for another version than answers."""
+        model = repository.find(name)
+        inputs, outputs = (
+            [TensorMetadata(name=n, datatype=kind, shape=[-1]) for n, kind in kinds.items()]
+            for kinds in (_inputs(model), OUTPUTS)
+        )
+        versions = [_version(model, version)]
+        return ModelMetadata(name=name, versions=versions, inputs=inputs, outputs=outputs)
 
-    @router.get(f"{of_version}/ready", response_model=ModelState, summary="Version ready", **shared)
-    async def version_ready(name: str, version: str) -> Response:
-        """Say that this version answers; 404 where another one does."""
-        return model_state(name, version)
+    @router.get(f"{of_model}/ready", summary="Model ready", **shared)
+    @router.get(f"{of_version}/ready", summary="Version ready", **shared)
+    async def model_ready(name: str, version: str | None = None) -> dict[str, str | bool]:
+        """Say that a version of the model answers, or this one; 503 until one does."""
+        _version(repository.find(name), version)
+        return {"name": name, "ready": True}
 
 
 def _split(body: bytes, json_bytes: str | None) -> tuple[bytes, bytes]:
