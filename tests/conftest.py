@@ -33,7 +33,7 @@ def unused_port() -> int:
         return int(found.getsockname()[1])
 
 
-def wait_until(what: str, ready: Callable[[], bool], seconds: float = 240) -> None:
+def wait_until(what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
     until = time.monotonic() + seconds
     while not ready():
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
