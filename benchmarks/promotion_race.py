@@ -56,8 +56,8 @@ class Round:
         if [row.sequence for row in self.after] != list(range(1, len(self.before) + 2)):
             found.append(f"the sequence after {len(self.before)} rows: {self.after[-2:]}")
         last = self.after[-1]
-        expected = (self.before[-1].to_version, winner, "applied")
-        if (last.from_version, last.to_version, last.state) != expected:
+        expected = (self.before[-1].to_version, winner, True)
+        if (last.from_version, last.to_version, bool(last.applied_at)) != expected:
             found.append(f"the last row is not {expected}: {last}")
         if self.alias != winner or self.stages.get(winner) != "Production":
             found.append(f"{winner} won, the alias is {self.alias}, stages are {self.stages}")
@@ -78,7 +78,7 @@ def main(rounds: int) -> int:
                 current = before[-1].to_version
                 said = promoting(model, [v for v in everyone if v != current], replaces=current)
                 alias = registry.production(model)
-                done = Round(before, ledger.rows(model), alias, stages(registry, model), said)
+                done = Round(before, ledger.rows(model), alias, stages(settings, model), said)
                 for violation in done.violations():
                     bad += 1
                     print(f"round {number}: {violation}")

@@ -67,7 +67,7 @@ class Server:
     """What it consists of, beside what these started."""
 
     def cpu(self) -> float:
-        """Seconds of its core that it has used, Redis and keeper included."""
+        """Seconds of its core that it has used, Redis included."""
         used = [each.cpu_times() for top in self.processes for each in tree(top.pid)]
         return sum(times.user + times.system for times in used)
 
@@ -155,9 +155,8 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
     here = {"GYRE_HOME": str(home), "GYRE_REDIS_URL": f"redis://127.0.0.1:{redis}/0"}
     here |= {"GYRE_MLFLOW_URL": f"http://127.0.0.1:{nothing}", "GYRE_SERVING_PORT": str(port)}
     here |= {"GYRE_SERVING_WORKERS": "1"}
-    # The status page is the keeper's, which has imported Feast by then, on the same core.
-    ready = [f"http://127.0.0.1:{port}{path}" for path in ("/health/ready", "/")]
-    process = start(opened, log, [sys.executable, "-m", "serving"], *ready, **here)
+    ready = f"http://127.0.0.1:{port}/health/ready"
+    process = start(opened, log, [sys.executable, "-m", "serving"], ready, **here)
     asking = [post("/predict", b'{"customer_id":%d}' % key) for key in CUSTOMERS]
     return Server(port, asking, (store, process))
 

@@ -7,7 +7,7 @@ Servers and Redis on the first core, the load generator on the last (`benchmarks
 each runs, `benchmarks.load` what a generator can send); `make up` first: model, features and plans
 are the stack's. `empty` is an empty FastAPI route that validates the same body. Rounds are
 interleaved, medians of three are printed; below them what the project promises, and what was found.
-`cpu us` is the processor time of the whole server (of ours: worker, keeper and Redis) per answer.
+`cpu us` is the processor time of the whole server (of ours: worker and Redis) per answer.
 Where others use the core too it is the column to trust: a crowded core is shared among processes,
 and we have three of them.
 
@@ -16,8 +16,8 @@ write nothing down, while Redis shares our worker's core and each of our answers
 it is given. Against them: theirs is one row, always the same; their bodies are longer (ten
 features); BentoML and MLServer validate by their own means. Of the empty route: its body is
 validated by FastAPI's own machinery, ours by the same pydantic model on the raw bytes; so above 1
-it is FastAPI's machinery that is passed by. The keeper polls an MLflow that is down (the worker
-serves the verified local copy); all share one machine's caches and whatever else runs on it.
+it is FastAPI's machinery that is passed by. The worker asks an MLflow that is down every 2 s
+(and serves the verified local copy); all share one machine's caches and whatever else runs on it.
 """
 
 from __future__ import annotations

@@ -23,6 +23,7 @@ from benchmarks.false_alarms import MODEL, install
 from feature_repo.as_known import values_at
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table, write_views
+from mlflow_server.lookup import LookupSpecification
 from mlflow_server.served_model import ServedModel
 from monitoring.collect import PREDICTIONS
 from monitoring.skew import MOST, audit
@@ -37,6 +38,7 @@ HOUR, CORRECTED = timedelta(hours=1), 500
 SERVED = ServedModel(
     model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
     features=SPEC.features, defaults={}, population=SPEC.population, as_of=AS_OF.isoformat(),
+    lookup=LookupSpecification(feast="", online_store=""),
 )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
     python -m benchmarks.soak [minutes, 30 if not given]
 
-Redis, server and keeper on the first core; load, MLflow and promotions on the last; all of its own,
+Redis and server on the first core; load, MLflow and promotions on the last; all of its own,
 in a temporary folder, with the shipped orders' features and two tiny versions that take turns in
 production: 100 times, but no more often than every 6 s. Prints what failed; how long a promotion
 took until its first answer, from when it was begun; whether each answer's version was in production

@@ -132,6 +132,15 @@ def ingest(
 
 
 @typer_app.command()
+def consume() -> None:
+    """Consume the events that serving puts on the stream, until it is ended; gyre up starts it."""
+    log_to_stderr()
+    from feature_repo.consumer import consume as run  # noqa: PLC0415  (Feast takes 3 s to import)
+
+    run(load_settings())
+
+
+@typer_app.command()
 def maintain(
     as_of: AsOf = None,
     *,

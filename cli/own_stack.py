@@ -65,4 +65,4 @@ def stays_up(settings: Settings) -> None:
     """Say where it is and how to end it."""
     ours = settings.home == load_settings().home
     named = "" if ours else f"export GYRE_HOME={settings.home}; "
-    typer.echo(f"It stays up at {settings.serving_address}/ ; to end it: {named}make down")
+    typer.echo(f"It stays up, see {settings.console_address}/ ; to end it: {named}make down")

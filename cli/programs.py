@@ -6,6 +6,7 @@ import sys
 from functools import partial
 from typing import TYPE_CHECKING
 
+from feature_repo.broker import consumer_problem
 from mlflow_server import server
 from stack.environment import airflow_environment
 from stack.processes import Program
@@ -25,13 +26,19 @@ def programs(settings: Settings) -> list[Program]:
         own.append(Program("mlflow", command, alive, variables))
     serves = partial(answers, f"{settings.serving_address}/health/live")
     serving = Program("serving", [sys.executable, "-m", "serving"], serves)
-    return [*own, *airflow_programs(settings), serving]
+    shows = partial(answers, f"{settings.console_address}/health/live")
+    console = Program("console", [sys.executable, "-m", "monitoring.console"], shows)
+    reads = partial(consumer_problem, settings)
+    consumer = Program("consumer", ["gyre", "consume"], reads)
+    return [*own, *airflow_programs(settings), serving, consumer, console]
 
 
 def redis(settings: Settings) -> Program:
     """Return this environment's redis-server, or the system's: the first in the PATH we give."""
     command = ["redis-server", "--bind", LOOPBACK, "--port", str(settings.redis_port), "--dir"]
-    command += [str(settings.home / "redis"), "--appendonly", "yes", "--save", ""]
+    command += [str(settings.home / "redis"), "--save", ""]
+    # What serving acknowledged: a kill loses none of it, a power cut at most the last second.
+    command += ["--appendonly", "yes", "--appendfsync", "everysec"]
     command += ["--set-proc-title", "no"]  # it would overwrite the environment that `down` reads
     return Program("redis", command, partial(redis_pong, settings.redis_port))
 

@@ -84,7 +84,7 @@ def table(settings: Settings, spec: ModelSpec, moments: Sequence[datetime]) -> l
     Log loss: of the version looked at, on labels that matured after it was evaluated, if any.
     """
     with closing(Ledger(settings)) as ledger, closing(Records(settings)) as records:
-        rows = [row for row in ledger.rows(spec.name) if row.state == "applied"]
+        rows = [row for row in ledger.rows(spec.name) if row.applied_at]
         seen = {row.as_of: row for row in records.decisions(spec.name)}
     lines = ["| as of | entities | largest PSI | log loss | verdict | decision | in production |",
              "|---|---|---|---|---|---|---|"]  # fmt: skip

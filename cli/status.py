@@ -46,6 +46,6 @@ def _since(settings: Settings, model: str, version: str | None) -> str | None:
         return None
     with closing(Ledger(settings)) as ledger, suppress(RegistryError):
         for row in reversed(ledger.rows(model)):
-            if row.role == "production" and row.state == "applied":
+            if row.role == "production" and row.applied_at:
                 return row.time.isoformat() if row.to_version == version else None
     return None

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +27,8 @@ from stack.environment import (
     process_environment,
     write_feast_config,
 )
-from stack.errors import DataError, StackError
-from stack.preflight import ENV_FILE, kept_settings, problems
+from stack.errors import DataError, RegistryError, StackError
+from stack.preflight import ENV_FILE, LAYOUT, LAYOUT_FILE, kept_settings, problems
 from stack.processes import last_lines, render, restart, start, states, wait_ready
 from stack.settings import PROJECT
 from stack.spec import MODELS, broken_specs, load_specs
@@ -47,8 +47,8 @@ OPENED, LOADED = 20.0, 30.0
 """Seconds that serving may take to open Feast, and to load what has just been promoted."""
 STORES = ("redis", "mlflow")
 """What `feast apply` asks; the other processes get ready meanwhile."""
-READERS = ("serving", "dag-processor")
-"""They read models/ when they start: a model that came since is seen by the next `up`."""
+READERS = ("console", "consumer", "dag-processor")
+"""They read models/ and datasets when they start: what came since is seen by the next `up`."""
 CANDIDATES = 20
 """Entities with the newest features; the first in the population gets the first prediction."""
 
@@ -69,6 +69,7 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     began, outcomes = time.monotonic(), [f"left out: {problem}" for problem in broken_specs()]
     for name in FOLDERS:
         (settings.home / name).mkdir(parents=True, exist_ok=True)
+    (settings.home / LAYOUT_FILE).write_text(f"{LAYOUT}\n")
     with FileLock(settings.home / "run" / "up.lock"):
         make_secrets(settings)
         write_feast_config(settings)
@@ -212,6 +213,7 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
         try:
             with _step(f"model {spec.name}"):
                 version = _model(settings, airflow, spec, as_of)
+                _reconcile(settings, spec.name)
             with _step(f"prediction of {spec.name}"):
                 _predict(settings, spec)
             answering.append(f"{spec.name}: version {version} is in production")
@@ -248,6 +250,19 @@ def _model(settings: Settings, airflow: AirflowApi, spec: ModelSpec, as_of: date
             why = note or "see its run in Airflow"
             raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
     return current
+
+
+def _reconcile(settings: Settings, model: str) -> None:
+    """Finish a promotion that died with the stack, and write down what was changed past Gyre."""
+    from mlflow_server.ledger import Ledger  # noqa: PLC0415  (seconds)
+    from mlflow_server.promotion import reconcile  # noqa: PLC0415
+    from mlflow_server.registry import Registry  # noqa: PLC0415
+
+    try:
+        with closing(Ledger(settings)) as ledger:
+            reconcile(Registry(settings), ledger, model)
+    except RegistryError as exc:
+        typer.echo(f"    {exc}")
 
 
 def _check_dataset(spec: ModelSpec) -> None:
@@ -294,5 +309,5 @@ def _addresses(settings: Settings) -> None:
     serving, login = settings.serving_address, f"{LOGIN} / {load_secrets(settings)['password']}"
     typer.echo(f"Airflow   {settings.airflow_address:<32}{login}")
     typer.echo(f"MLflow    {settings.mlflow_address}")
-    typer.echo(f"Serving   {serving + '/':<32}status page")
-    typer.echo(f"          {serving + '/docs':<32}try requests")
+    typer.echo(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")
+    typer.echo(f"Serving   {serving + '/docs':<32}try requests")

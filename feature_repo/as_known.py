@@ -1,8 +1,7 @@
 """Offline values as they may have stood online: at moments near one, and by what was known then.
 
-The raw table's versions say what was known: a correction takes its row's place, so no bound on
-`ingested_at` over the newest version brings back what it replaced. Events go online before they
-land; those still on file count from their receipt.
+The raw table's files say what was known, those of its older versions too: a correction takes its
+row's place in the newest version, and the file that had the row stays until it is vacuumed.
 """
 
 from __future__ import annotations
@@ -20,11 +19,11 @@ import pandas as pd
 import pyarrow as pa
 
 from feature_repo.engines.duckdb import DuckDBEngine
-from feature_repo.events import Event, EventFiles, Key, Row, arrived_after, key_of
-from feature_repo.features import TIME, open_raw, raw_table, view_path, write_views
+from feature_repo.entities import Key, Row, key_of
+from feature_repo.features import TIME, raw_table, view_path, write_views
 from feature_repo.store import FeatureStore, publish_beside
 from stack.errors import DataError
-from stack.moment import BEGINNING, microseconds
+from stack.moment import microseconds
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Sequence
@@ -32,7 +31,6 @@ if TYPE_CHECKING:
     from feature_repo.definition import Dataset
     from stack.settings import Settings
     from stack.spec import Entity
-    from stack.storage import Table
 
     Asked = tuple[Entity, datetime]
     """An entity, and the moment (UTC) that its request was about."""
@@ -127,78 +125,44 @@ def _changes(
     return found
 
 
-def _events(settings: Settings, dataset: Dataset) -> list[Event]:
-    """Events on file; none where a column has a type that no event can carry."""
-    try:
-        return EventFiles(settings, dataset).read()
-    except DataError:
-        return []
-
-
 class Knowledge:
-    """What was known of some entities of a dataset at any moment from `since` on.
+    """What was known of some entities of a dataset at any moment that the raw table's files hold.
 
     Raises:
-        DataError: versions of the raw table since then can no longer be read.
+        DataError: a file of the raw table can no longer be read.
 
     """
 
-    def __init__(
-        self, settings: Settings, dataset: Dataset, entities: Collection[Any], since: datetime
-    ) -> None:
-        self._dataset, self._events = dataset, defaultdict[Key, list[Event]](list)
-        self._standing = defaultdict[Key, list[tuple[datetime, Row | None]]](list)
-        """Of each key, newest first: from when a row stood, None while there was none."""
+    def __init__(self, settings: Settings, dataset: Dataset, entities: Collection[Any]) -> None:
+        self._entity = dataset.entity
+        self._stood = defaultdict[Key, list[Row]](list)
+        """Of each key the rows that ever stood, newest first."""
         self._keys = defaultdict[Any, set[Key]](set)
-        # Events before the table: what ingest takes from one to the other meanwhile is in both.
-        for event in _events(settings, dataset):
-            self._events[key_of(event.row, dataset.key)].append(event)
-            self._keys[event.row[dataset.entity]].add(key_of(event.row, dataset.key))
         raw = raw_table(settings, dataset)
+        files, kind = raw.all_files(), raw.schema.field(dataset.entity).type
+        if not files:
+            return
         try:
             with closing(DuckDBEngine(None)) as engine:
-                self._read(engine.connection, raw, [*entities], since)
+                rows = engine.connection.read_parquet(files).distinct()
+                wanted = ibis.memtable(pa.table({dataset.entity: pa.array([*entities], kind)}))
+                keys = rows.semi_join(wanted, dataset.entity).select(*dataset.key)
+                rows = rows.semi_join(keys, dataset.key).order_by(ibis.desc("ingested_at"))
+                found = engine.connection.to_pyarrow(rows).to_pylist()
         except duckdb.Error as exc:
             raise DataError(f"{dataset.name}: what was known cannot be read: {exc}") from exc
-
-    def _read(self, connection: Any, raw: Table, entities: Sequence[Any], since: datetime) -> None:
-        if not raw.exists:
-            return
-        key, column = self._dataset.key, self._dataset.entity
-        kind = raw.schema.field(column).type
-        wanted = ibis.memtable(pa.table({column: pa.array(entities, kind)}))
-
-        def mine(rows: Any) -> dict[Key, Row]:
-            found = connection.to_pyarrow(rows.semi_join(wanted, column)).to_pylist()
-            for row in found:
-                self._keys[row[column]].add(key_of(row, key))
-            return {key_of(row, key): row for row in found}
-
-        version, known = raw.version, raw.newest("ingested_at")
-        stands: dict[Key, Row | None] = dict(mine(open_raw(raw, version, None, connection)))
-        while version and known and known > since:
-            earlier = raw.newest("ingested_at", version - 1)
-            if earlier is not None and earlier < known:  # else it was compacted, or nothing came
-                new = open_raw(raw, version, None, connection)
-                new = new.filter(new.ingested_at > ibis.literal(earlier))
-                old = open_raw(raw, version - 1, None, connection)
-                came, gone = mine(new), mine(old.semi_join(new, key))
-                for of in came.keys() | gone.keys():
-                    self._standing[of].append((known, stands.get(of)))
-                    stands[of] = gone.get(of)
-            version, known = version - 1, earlier
-        for of, row in stands.items():
-            self._standing[of].append((BEGINNING, row))
+        for row in found:
+            key = key_of(row, dataset.key)
+            self._stood[key].append(row)
+            self._keys[row[dataset.entity]].add(key)
 
     def news(self, entity: Any, after: datetime, until: datetime) -> list[datetime]:
         """When something became known of `entity` in (after, until], in order."""
-        keys = self._keys[entity]
-        landed = [at for key in keys for at, _ in self._standing[key]]
-        sent = [event.received for key in keys for event in self._events[key]]
-        return sorted({at for at in (*landed, *sent) if after < at <= until})
+        landed = {row["ingested_at"] for key in self._keys[entity] for row in self._stood[key]}
+        return sorted(at for at in landed if after < at <= until)
 
     def states(self, entity: Any, after: datetime, until: datetime) -> list[list[Row]]:
-        """Raw rows of `entity` as known at each moment in [after, until], pending events too.
+        """Raw rows of `entity` as known at each moment in [after, until].
 
         None where nothing became known since `after`: it is what the table holds.
         """
@@ -209,11 +173,8 @@ class Knowledge:
     def _rows(self, entity: Any, at: datetime) -> list[Row]:
         known = dict[Key, Row]()
         for key in self._keys[entity]:
-            stood = next((row for since, row in self._standing[key] if since <= at), None)
-            sent = [event for event in self._events[key] if event.received <= at]
-            newer = arrived_after({key: stood} if stood else {}, sent, self._dataset.key)
-            row = newer[key].row | {"ingested_at": newer[key].received} if newer else stood
-            if row and row[self._dataset.entity] == entity:
+            row = next((row for row in self._stood[key] if row["ingested_at"] <= at), None)
+            if row and row[self._entity] == entity:
                 known[key] = row
         return [known[key] for key in sorted(known)]
 

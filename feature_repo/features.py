@@ -44,9 +44,14 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
-    """The dataset's rows as they became known: source columns and `ingested_at`."""
-    schema = dataset.schema.append(pa.field("ingested_at", TIME))
-    return Table(settings.data / "raw" / dataset.name, schema)
+    """The dataset's rows as they became known: source columns, `ingested_at` and `superseded`.
+
+    ingested_at: when the row arrived; of a key the newest arrival stands.
+    superseded: of an event that corrected a row that row as JSON. The source may still deliver it:
+    it is no news.
+    """
+    arrival = [pa.field("ingested_at", TIME), pa.field("superseded", pa.string())]
+    return Table(settings.data / "raw" / dataset.name, pa.schema([*dataset.schema, *arrival]))
 
 
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
-from feature_repo.store import FeatureStore
+from pydantic import TypeAdapter
+
+from stack.errors import DataError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from stack.settings import Settings
 
 LATE = timedelta(hours=2)
@@ -61,6 +63,9 @@ def freshness(settings: Settings, name: str) -> Freshness:
         DataError: there is no such dataset, or its definitions are not published.
 
     """
+    from feature_repo.datasets import load_dataset  # noqa: PLC0415  (the console does without Feast)
+    from feature_repo.store import FeatureStore  # noqa: PLC0415
+
     dataset = load_dataset(name)
     store = FeatureStore(settings)
     return Freshness(
@@ -71,5 +76,40 @@ def freshness(settings: Settings, name: str) -> Freshness:
 
 def newest_event(settings: Settings, name: str) -> datetime | None:
     """Event time of the newest row of dataset `name`, None before the first."""
+    from feature_repo.datasets import load_dataset  # noqa: PLC0415
+    from feature_repo.features import raw_table  # noqa: PLC0415
+
     dataset = load_dataset(name)
     return raw_table(settings, dataset).newest(dataset.event_time)
+
+
+FRESHNESS = TypeAdapter(Freshness)
+
+
+def record_freshness(settings: Settings, name: str) -> None:
+    """Leave the figures of dataset `name` for readers without Feast; raises as `freshness` does."""
+    path = _recorded_at(settings, name)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    new = path.with_suffix(".new")
+    new.write_bytes(FRESHNESS.dump_json(freshness(settings, name)))
+    new.replace(path)
+
+
+def recorded_freshness(settings: Settings, name: str) -> Freshness:
+    """Return the figures as the last ingest left them.
+
+    Raises:
+        DataError: none has ended, or what it left cannot be read.
+
+    """
+    path = _recorded_at(settings, name)
+    try:
+        return FRESHNESS.validate_json(path.read_bytes())
+    except FileNotFoundError as exc:
+        raise DataError(f"no ingest of {name} has ended yet: gyre ingest {name}") from exc
+    except ValueError as exc:
+        raise DataError(f"{path} cannot be read, the next ingest replaces it: {exc}") from exc
+
+
+def _recorded_at(settings: Settings, name: str) -> Path:
+    return settings.home / "reports" / "freshness" / f"{name}.json"

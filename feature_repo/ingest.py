@@ -2,7 +2,8 @@
 
 pull → validate → quarantine and merge → features → materialise. Each step can be repeated: rows
 are merged by key, the feature file is switched when complete, online writes are the same again.
-Events that serving was sent go the way of pulled rows (feature_repo/arrivals.py).
+Events land without it (feature_repo/consumer.py), also while it is under way: of a key the newest
+arrival wins.
 """
 
 from __future__ import annotations
@@ -16,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from feature_repo.arrivals import Arrivals
 from feature_repo.datasets import load_dataset
 from feature_repo.definition_check import (
     DefinitionChangedError,
@@ -34,6 +34,7 @@ from feature_repo.features import (
     redefined,
     write_views,
 )
+from feature_repo.freshness import record_freshness
 from feature_repo.source import place, pull
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate
@@ -41,6 +42,7 @@ from stack.errors import BatchRejectedError, DataError
 from stack.storage import Table, one_writer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
     from pathlib import Path
 
@@ -62,15 +64,12 @@ class IngestReport:
     replaced: int = 0
     quarantined: int = 0
     table_version: int = -1
-    malformed: int = 0
-    """Lines of the event files that are no events."""
     warnings: tuple[str, ...] = field(default_factory=tuple)
 
     def summary(self) -> str:
         what = f"{self.inserted} new, {self.replaced} corrected, {self.quarantined} quarantined"
         head = f"{self.dataset} as of {self.as_of:%Y-%m-%d %H:%M} UTC: {what}"
-        torn = (f"{self.malformed} lines of event files are no events",) if self.malformed else ()
-        return "; ".join((head, f"table version {self.table_version}", *torn, *self.warnings))
+        return "; ".join((head, f"table version {self.table_version}", *self.warnings))
 
     def as_json(self) -> dict[str, object]:
         return asdict(self) | {"as_of": self.as_of.isoformat()}
@@ -96,7 +95,9 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
     """
     dataset = load_dataset(name)
     with one_writer(settings.data / name):
-        return _ingest(settings, dataset, as_of, full=full)
+        report = _ingest(settings, dataset, as_of, full=full)
+        record_freshness(settings, name)
+    return report
 
 
 def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool) -> IngestReport:
@@ -104,20 +105,14 @@ def _ingest(settings: Settings, dataset: Dataset, as_of: datetime, *, full: bool
     last = store.watermark(dataset)
     full = full or last is None or last.date() < as_of.date()
     since = None if full else _read_from(table, dataset, as_of)
-    sent = Arrivals(settings, dataset, as_of, table, quarantine_table(settings, dataset))
-    new, silent = _news_of_source(settings, dataset, sent, as_of, since)
-    events = sent.beside(new).slice(new.num_rows)
+    new, silent = _news_of_source(settings, dataset, as_of, since)
     report = IngestReport(dataset.name, as_of, table_version=table.version)
-    good = _without_bad(settings, dataset, events, as_of)  # who sends may not stop who delivers
-    batch = pa.concat_tables([new, good]) if good.num_rows else new
-    if batch.num_rows:
-        checked = validate(dataset, batch, as_of, settings.data_docs)
+    if new.num_rows:
+        checked = validate(dataset, new, as_of, settings.data_docs)
         _stop_if_rejected(settings, dataset, checked, as_of)
-        report = _land(settings, dataset, batch, checked, as_of)
+        report = _land(settings, dataset, new, checked, as_of)
     catch_up(settings, dataset, store, table, as_of)
-    aside = report.quarantined + events.num_rows - good.num_rows
-    said = (*silent, *report.warnings)
-    return replace(report, quarantined=aside, malformed=sent.finish(), warnings=said)
+    return replace(report, warnings=(*silent, *report.warnings))
 
 
 def land_all(settings: Settings, dataset: Dataset, rows: pa.Table, as_of: datetime) -> None:
@@ -154,6 +149,9 @@ def catch_up(
         except DefinitionChangedError as exc:
             alert_changed(settings, dataset.name, exc, as_of)
             raise
+    online = EntityFeatures(settings, dataset, table)
+    with online.turn():
+        pass  # events whose values were computed without the rows landed here are online now
     write_views(settings, dataset, table)
     changed, last = news(settings, dataset, table), store.watermark(dataset)
     if changed is not None and last is not None:
@@ -163,15 +161,17 @@ def catch_up(
     if every:
         forget_online(settings, dataset)
     store.materialise(dataset, as_of, rewrite=every)
-    if changed is not None and changed.num_rows and not every:
-        online = EntityFeatures(settings, dataset, table, quarantine_table(settings, dataset))
+    if changed is not None and not every:
         online.bring_online(changed.to_pylist(), as_of)
-        online.close()
     note_online(settings, dataset)
+    meanwhile = news(settings, dataset, table)
+    if meanwhile is not None:  # events whose values were online before those of the views
+        online.bring_online(meanwhile.to_pylist(), as_of)
+    online.close()
 
 
 def _news_of_source(
-    settings: Settings, dataset: Dataset, sent: Arrivals, as_of: datetime, since: datetime | None
+    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None
 ) -> tuple[pa.Table, tuple[str, ...]]:
     """What the source says that neither table nor quarantine holds, and a word if it is silent.
 
@@ -181,8 +181,7 @@ def _news_of_source(
     table = raw_table(settings, dataset)
 
     def unknown(rows: pa.Table) -> pa.Table:
-        pulled = sent.without_replaced(_newest_of_key(rows, dataset))
-        return _unknown_rows(settings, pulled, table, dataset)
+        return _unknown_rows(settings, _newest_of_key(rows, dataset), table, dataset)
 
     delivered = pull(settings, dataset, as_of, since)
     new = unknown(delivered)
@@ -235,33 +234,25 @@ def _newest_of_key(rows: pa.Table, dataset: Dataset) -> pa.Table:
 def _unknown_rows(settings: Settings, rows: pa.Table, table: Table, dataset: Dataset) -> pa.Table:
     """Rows whose content neither the table nor quarantine holds: new keys and corrections.
 
+    What an event superseded was delivered before: it is none.
+
     Compared only where the columns are those of the dataset; else the suite has the word.
     """
     if not (table.exists and rows.num_rows and rows.schema.remove_metadata() == dataset.schema):
         return rows
     columns, known = dataset.schema.names, open_raw(table)
+    superseded = known.filter(known.superseded.notnull()).superseded.to_pyarrow().to_pylist()
     times = pc.min_max(rows[dataset.event_time]).as_py()
     if times["min"]:
         known = known.filter(known[dataset.event_time].between(times["min"], times["max"]))
     rows = ibis.memtable(rows).anti_join(known.select(columns), columns).to_pyarrow()
     rows = rows.cast(dataset.schema)
-    aside = set(quarantine_table(settings, dataset).read()["row"].to_pylist())
-    return rows.filter(pa.array([row not in aside for row in _as_json(rows)], pa.bool_()))
+    aside = {*superseded, *quarantine_table(settings, dataset).read()["row"].to_pylist()}
+    return rows.filter(pa.array([row not in aside for row in as_json(rows)], pa.bool_()))
 
 
-def _as_json(rows: pa.Table) -> list[str]:
+def as_json(rows: pa.Table) -> list[str]:
     return [json.dumps(row, default=str, sort_keys=True) for row in rows.to_pylist()]
-
-
-def _without_bad(
-    settings: Settings, dataset: Dataset, events: pa.Table, as_of: datetime
-) -> pa.Table:
-    """Set aside each event that breaks a rule, however many do; return the others."""
-    if not events.num_rows:
-        return events
-    bad = validate(dataset, events, as_of).bad_rows(every=True)
-    _set_aside(settings, dataset, events, bad, as_of)
-    return events.filter(pa.array(i not in bad for i in range(events.num_rows)))
 
 
 def _stop_if_rejected(
@@ -292,9 +283,13 @@ def _land(
         raise DataError(f"{dataset.name}: {wrong}: {exc}") from exc
     known_at = rows[dataset.event_time].cast(TIME) if not table.exists else _constant(rows, as_of)
     merged = table.merge(
-        rows.append_column("ingested_at", known_at), dataset.key, dataset.schema.names
+        rows.append_column("ingested_at", known_at),
+        dataset.key,
+        dataset.schema.names,
+        "ingested_at",
     )
-    _set_aside(settings, dataset, batch, bad, as_of)
+    texts = as_json(batch.take([*bad])) if bad else []
+    quarantine(quarantine_table(settings, dataset), texts, [*bad.values()], as_of)
     return IngestReport(
         dataset.name, as_of, merged["inserted"], merged["replaced"], len(bad), table.version,
         warnings=tuple(warning.message for warning in checked.warnings),
@@ -305,18 +300,10 @@ def _constant(rows: pa.Table, as_of: datetime) -> pa.Array:
     return pa.array([as_of] * rows.num_rows, TIME)
 
 
-def _set_aside(
-    settings: Settings, dataset: Dataset, batch: pa.Table, bad: dict[int, str], as_of: datetime
-) -> None:
-    """Write failing rows to quarantine once: a row that is there already is not written again."""
-    if not bad:
+def quarantine(table: Table, rows: Sequence[str], rules: Sequence[str], at: datetime) -> None:
+    """Write rows (JSON) with the rules they broke, once: one that is there already stays."""
+    if not rows:
         return
-    table = quarantine_table(settings, dataset)
-    found = pa.table(
-        {
-            "quarantined_at": pa.array([as_of] * len(bad), TIME),
-            "rules": list(bad.values()),
-            "row": _as_json(batch.take(list(bad))),
-        }
-    )
+    times = pa.array([at] * len(rows), TIME)
+    found = pa.table({"quarantined_at": times, "rules": rules, "row": rows})
     table.merge(found, key=("row",), content=("rules",))

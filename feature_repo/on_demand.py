@@ -1,57 +1,97 @@
-"""Which on-demand views a worker can call by itself, from the source that Feast keeps of them."""
+"""On-demand views that a worker can call by itself: plain functions of the installed project.
+
+A worker reads the function's source, without the module around it: that imports Feast. Code comes
+from the project alone, never from a registry; its SHA-256 says that it is what was trained with.
+"""
 
 from __future__ import annotations
 
 import ast
 import builtins
+import hashlib
 import symtable
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from stack.errors import DataError
+from stack.settings import PROJECT
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 
-class NotDirectError(Exception):
+class UnsupportedError(Exception):
     """What only Feast's own reader can do."""
 
 
-def check_plain(view: Any) -> None:
-    """Raise NotDirectError unless an on-demand view is one Python function over lists."""
-    reasons = {
-        f"mode is {view.mode}": view.mode != "python",
-        "it is a singleton": view.singleton,
-        "it is written to the online store": view.write_to_online_store,
-        "it aggregates": bool(view.aggregations),
-        "it has an alias": view.projection.name_to_use() != view.name,
-    }
-    for reason, true in reasons.items():
-        if true:
-            raise NotDirectError(f"on-demand view {view.name}: {reason}")
-
-
-def plain_source(view: str, text: str) -> tuple[str, str]:
-    """Return the function of an on-demand view without decorators and annotations, and its name.
+def plain_source(text: str, name: str) -> str:
+    """Return function `name` of the Python source `text` without decorators and annotations.
 
     Raises:
-        NotDirectError: it is no plain function, or uses names that it does not define.
+        UnsupportedError: there is no such plain function, or it uses names it does not define.
 
     """
     try:
-        (function,) = ast.parse(textwrap.dedent(text)).body
+        body = ast.parse(textwrap.dedent(text)).body
     except (SyntaxError, ValueError) as exc:
-        raise NotDirectError(f"on-demand view {view}: its source is not one function") from exc
-    if not isinstance(function, ast.FunctionDef):
-        raise NotDirectError(f"on-demand view {view}: its source is not one function")
+        raise UnsupportedError(f"{name}: its source is no Python: {exc}") from exc
+    functions = [node for node in body if isinstance(node, ast.FunctionDef) and node.name == name]
+    if len(functions) != 1:
+        raise UnsupportedError(f"{name}: its source has no plain function of that name")
+    (function,) = functions
     function.decorator_list = []
-    for node in ast.walk(function):  # names of annotations are Feast's module's, not the function's
+    for node in ast.walk(function):  # names of annotations are the module's, not the function's
         if isinstance(node, ast.arg):
             node.annotation = None
         elif isinstance(node, ast.FunctionDef):
             node.returns = None
     source = ast.unparse(function)
-    if strange := _free(symtable.symtable(source, view, "exec")) - {function.name, *dir(builtins)}:
-        raise NotDirectError(f"on-demand view {view}: it uses {', '.join(sorted(strange))}")
-    return source, function.name
+    unknown = _globals(symtable.symtable(source, name, "exec")) - {name, *dir(builtins)}
+    if unknown:
+        raise UnsupportedError(f"{name}: it uses {', '.join(sorted(unknown))} of its module")
+    return source
 
 
-def _free(table: symtable.SymbolTable) -> set[str]:
-    found = {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
-    return found.union(*(_free(child) for child in table.get_children()))
+def module_source(module: str, name: str) -> str:
+    """Return `plain_source` of function `name` in `module` of the installed project.
+
+    Raises:
+        UnsupportedError: as `plain_source`; or there is no such module.
+
+    """
+    path = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
+    try:
+        return plain_source(path.read_text(), name)
+    except OSError as exc:
+        raise UnsupportedError(f"{name}: no module {module} in the project") from exc
+
+
+def digest(source: str) -> str:
+    return hashlib.sha256(source.encode()).hexdigest()
+
+
+def load_function(module: str, name: str, sha256: str) -> Callable[[dict[str, Any]], Any]:
+    """Return function `name` of `module`, compiled without the module.
+
+    Raises:
+        DataError: it is gone, or another than the one whose SHA-256 is given.
+
+    """
+    try:
+        source = module_source(module, name)
+    except UnsupportedError as exc:
+        raise DataError(f"on-demand view {exc}") from exc
+    if digest(source) != sha256:
+        raise DataError(
+            f"{module}.{name} is not the function that this version was trained with: restore it "
+            "(a changed one needs a new name), or train again"
+        )
+    names: dict[str, Any] = {}
+    exec(compile(source, f"{module}.{name}", "exec"), names)  # noqa: S102  (the project's own)
+    function: Callable[[dict[str, Any]], Any] = names[name]
+    return function
+
+
+def _globals(table: symtable.SymbolTable) -> set[str]:
+    names = {s.get_name() for s in table.get_symbols() if s.is_global() and s.is_referenced()}
+    return names.union(*(_globals(child) for child in table.get_children()))

@@ -2,22 +2,28 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from feast.infra.online_stores.redis import RedisOnlineStore
+from feast.types import String
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 from typeguard import suppress_type_checks
 
 from feature_repo.extensions.online import as_of as reading_as_of
+from feature_repo.extensions.online import newer
 from feature_repo.store import mark, online_client, open_store
 from stack.errors import FeaturesUnavailableError
 from stack.moment import microseconds
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
+    from collections.abc import Callable, Mapping, Sequence
 
+    import feast
+
+    from feature_repo.extensions.online import Row
     from stack.settings import Settings
     from stack.spec import Entity
 
@@ -33,18 +39,30 @@ class OnlineFeatures:
     refresh on the path of a request would stop it for milliseconds.
     """
 
-    def __init__(self, settings: Settings, service: str, features: Sequence[str]) -> None:
-        self._store = open_store(settings, READ_DEADLINE)
+    def __init__(
+        self,
+        settings: Settings,
+        service: str,
+        features: Sequence[str],
+        store: feast.FeatureStore | None = None,
+    ) -> None:
+        """store: in place of the one that `feature_store.yaml` names."""
+        self._store = store or open_store(settings, READ_DEADLINE)
         self._service = self._store.get_feature_service(service)
         used = {projection.name for projection in self._service.feature_view_projections}
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
         self._features = features
-        self._redis = online_client(self._store)
         # Feast checks the types of its own calls at each read: a tenth of the time it takes.
         self._unchecked = suppress_type_checks()
         self._unchecked.__enter__()
-        # redis-py's own three retries would turn a deadline of 50 ms into seconds.
-        self._redis.set_retry(Retry(NoBackoff(), 0))
+        self._redis = None
+        online = self._store._get_provider().online_store  # noqa: SLF001  (no public way)
+        if isinstance(online, RedisOnlineStore):
+            self._redis = online_client(self._store)
+            # redis-py's own three retries would turn a deadline of 50 ms into seconds.
+            self._redis.set_retry(Retry(NoBackoff(), 0))
+        else:
+            online.online_read = _within_time_to_live(online.online_read)
 
     def read(self, keys: Sequence[Entity], as_of: datetime) -> list[Features | None]:
         """Features of each entity as known now, with clock-dependent ones at `as_of` (UTC).
@@ -71,13 +89,27 @@ class OnlineFeatures:
         ]  # fmt: skip
 
     def ping(self) -> None:
-        """Raise FeaturesUnavailableError unless Redis answers in time and holds the features."""
+        """Raise FeaturesUnavailableError unless Redis answers in time and holds the features.
+
+        Another store is asked for an entity; what it raises passes through.
+        """
+        if self._redis is None:
+            self.read([self._some_entity()], datetime.now(UTC))
+            return
         try:
             found = self._redis.exists(*(mark(self._store, view) for view in self._views))
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
         if found < len(self._views):
             raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+
+    def _some_entity(self) -> Entity:
+        return {
+            projection.join_key_map.get(key.name, key.name): "" if key.dtype == String else 0
+            for projection in self._service.feature_view_projections
+            if projection.name in self._views
+            for key in self._store.get_feature_view(projection.name).entity_columns
+        }
 
     def watermark(self) -> datetime | None:
         """The time (UTC) up to which the source is complete and its features are online."""
@@ -87,7 +119,20 @@ class OnlineFeatures:
 
     def close(self) -> None:
         self._unchecked.__exit__(None, None, None)
-        self._redis.close()
+        if self._redis is not None:
+            self._redis.close()
+
+
+def _within_time_to_live(read: Callable[..., list[Row]]) -> Callable[..., list[Row]]:
+    """`online_read` of a store, which finds nothing that is older than its view's time to live."""
+
+    def online_read(
+        config: Any, table: Any, entity_keys: Any, requested_features: Any = None, **more: Any
+    ) -> list[Row]:
+        rows = read(config, table, entity_keys, requested_features, **more)
+        return newer(rows, table.ttl)
+
+    return online_read
 
 
 def answer(

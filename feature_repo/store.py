@@ -83,7 +83,8 @@ def _config(settings: Settings, deadline: float) -> RepoConfig:
     raw: dict[str, Any] = yaml.safe_load((REPOSITORY / "feature_store.yaml").read_text())
     raw["registry"]["path"] = str(settings.home / "feast" / "registry.db")
     raw["offline_store"] = settings.feast_offline_store
-    raw["online_store"]["connection_string"] = settings.feast_connection(deadline)
+    if "connection_string" in raw["online_store"]:
+        raw["online_store"]["connection_string"] = settings.feast_connection(deadline)
     # Says on every start that the flag against failing reads matters less with a file registry.
     logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     config = RepoConfig(**raw)

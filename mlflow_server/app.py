@@ -2,13 +2,47 @@
 
 `mlflow server` does the same before it starts uvicorn. Left to the first request, it would take
 longer than our clients wait, and `/health` would answer before anything else can.
+
+An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer.
 """
 
-import os
+from __future__ import annotations
 
+import logging
+import os
+from http import HTTPStatus
+
+from flask import Response, request
+from mlflow.server import app as flask_app
 from mlflow.server.handlers import initialize_backend_stores
+
+from mlflow_server.promotion import AliasChange, write_down
+from stack.settings import load_settings
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 initialize_backend_stores(*(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES))
 
 from mlflow.server.fastapi_app import app  # noqa: E402, F401  (after its database)
+
+ALIAS_PATH = "/mlflow/registered-models/alias"
+USER_HEADERS = ("X-Forwarded-User", "X-Remote-User")
+"""Where a proxy that asks people who they are says it."""
+SETTINGS = load_settings()
+logger = logging.getLogger(__name__)
+
+
+@flask_app.after_request  # type: ignore[untyped-decorator]  # MLflow does not type it
+def record_alias(response: Response) -> Response:
+    """Write a role that was changed past Gyre into the ledger, with the proxy's user."""
+    changes = request.method in {"POST", "DELETE"} and request.path.endswith(ALIAS_PATH)
+    if not changes or response.status_code != HTTPStatus.OK:
+        return response
+    asked = request.get_json(force=True)
+    users = [request.headers[name] for name in USER_HEADERS if name in request.headers]
+    version = str(asked["version"]) if request.method == "POST" else None
+    change = AliasChange(asked["alias"], version, ":".join(["mlflow-ui", *users[:1]]))
+    try:
+        write_down(SETTINGS, asked["name"], change)
+    except Exception:  # MLflow has the change; the next reconcile calls it out of band
+        logger.exception("%s: no ledger row yet of %s", asked["name"], change)
+    return response

@@ -3,28 +3,27 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
-from sqlalchemy.schema import CreateTable
+from filelock import FileLock, Timeout
+from sqlalchemy.exc import SQLAlchemyError
 
-from stack.errors import PromotionRefusedError, RegistryError
+from stack.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from stack.settings import Settings
 
-State = Literal["pending", "applied", "superseded"]
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
-
+META = sql.MetaData()
 TABLE = sql.Table(
     "ledger",
-    sql.MetaData(),
+    META,
     sql.Column("model", sql.String(64), primary_key=True),
     sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
     sql.Column("role", sql.String(16), nullable=False),
@@ -34,9 +33,9 @@ TABLE = sql.Table(
     sql.Column("who", sql.Text, nullable=False),
     sql.Column("why", sql.Text, nullable=False),
     sql.Column("evidence", sql.Text),
-    sql.Column("state", sql.String(16), nullable=False),
     # ISO 8601, UTC: the same text on every database
     sql.Column("time", sql.String(32), nullable=False),
+    sql.Column("applied_at", sql.String(32)),
 )
 
 
@@ -46,6 +45,8 @@ class LedgerRow:
 
     `sequence` counts from 1 without a gap; a version None is "no version". percent: the share of
     requests that the version answers from here on (a shadow: that it scores); 0 with no version.
+    applied_at: when MLflow had the change; None: it is under way if the row is the newest, else
+    it never took effect.
     """
 
     model: str
@@ -57,13 +58,14 @@ class LedgerRow:
     who: str
     why: str
     evidence: str | None
-    state: State
     time: datetime
+    applied_at: datetime | None = None
 
     def as_json(self) -> dict[str, Any]:
-        """Return the row under the names of its columns; `time` as ISO 8601, UTC."""
+        """Return the row under the names of its columns; times as ISO 8601, UTC."""
         values = dict(zip(TABLE.c.keys(), astuple(self), strict=True))
-        return values | {"time": self.time.isoformat()}
+        applied_at = self.applied_at.isoformat() if self.applied_at else None
+        return values | {"time": self.time.isoformat(), "applied_at": applied_at}
 
 
 class Ledger:
@@ -72,86 +74,93 @@ class Ledger:
     as_of: the moment that whoever writes acts as of; it counts in a replay's home alone.
 
     Raises:
-        RegistryError: the database does not answer, or stays locked for 20 s.
+        RegistryError: the database does not answer, or another writer takes longer than 20 s.
 
     """
 
     def __init__(self, settings: Settings, as_of: datetime | None = None) -> None:
         self._replayed = as_of if settings.replay else None
-        self._engine = database(settings)
-        with self.exclusive("") as book:
-            book.connection.execute(CreateTable(TABLE, if_not_exists=True))
+        self._lock = settings.home / "ledger.lock"
+        self._engine = database(settings, META)
 
     def now(self) -> datetime:
         """When a row is from that is written now: by the clock; in a replay, as of its moment."""
         return self._replayed or now()
 
     def rows(self, model: str) -> list[LedgerRow]:
-        """Every row of `model`, oldest first. Waits for no writer but while it commits."""
+        """Every row of `model`, oldest first."""
+        query = sql.select(TABLE).where(TABLE.c.model == model).order_by(TABLE.c.sequence)
         with refused(), self._engine.connect() as connection:
-            return Book(connection).rows(model)
+            return [_row(*values) for values in connection.execute(query)]
+
+    def insert(self, row: LedgerRow) -> None:
+        """Commit a new row. Hold `exclusive`."""
+        with refused(), self._engine.begin() as connection:
+            connection.execute(sql.insert(TABLE).values(row.as_json()))
+
+    def stamp(self, row: LedgerRow) -> LedgerRow:
+        """Commit that the row is applied, and return it so. Hold `exclusive`."""
+        applied = replace(row, applied_at=self.now())
+        same = (TABLE.c.model == row.model) & (TABLE.c.sequence == row.sequence)
+        values = {"applied_at": applied.as_json()["applied_at"]}
+        with refused(), self._engine.begin() as connection:
+            connection.execute(sql.update(TABLE).where(same).values(values))
+        return applied
 
     @contextmanager
-    def exclusive(self, model: str) -> Iterator[Book]:
-        """Be the only writer until the block ends; kept if it returns, undone if it raises.
+    def exclusive(self, model: str) -> Iterator[None]:
+        """Be the only writer until the block ends, across any number of commits.
 
         A process that dies inside lets go at once, whatever the signal. This is what lets an
         alias, which MLflow cannot compare and swap, be moved by one process at a time.
         """
-        with refused(), self._engine.begin() as connection:
-            if connection.dialect.name == "sqlite":
-                connection.exec_driver_sql("BEGIN IMMEDIATE")  # the driver's own comes too late
-            elif connection.dialect.name == "postgresql":
-                key = sql.func.hashtext(f"gyre.ledger.{model}")
-                connection.execute(sql.select(sql.func.pg_advisory_xact_lock(key)))
-            yield Book(connection)
+        if self._engine.dialect.name == "postgresql":
+            with refused(), self._engine.begin() as connection:
+                _lock(connection, f"gyre.ledger.{model}")
+                yield
+            return
+        try:
+            with FileLock(self._lock, timeout=WAIT_SECONDS):
+                yield
+        except Timeout as exc:
+            raise RegistryError(
+                f"{model}: another promotion has held {self._lock} for {WAIT_SECONDS} s: try again"
+            ) from exc
 
     def close(self) -> None:
         self._engine.dispose()
 
 
-@dataclass(frozen=True)
-class Book:
-    """The ledger inside one transaction."""
-
-    connection: sql.Connection
-
-    def rows(self, model: str) -> list[LedgerRow]:
-        query = sql.select(TABLE).where(TABLE.c.model == model).order_by(TABLE.c.sequence)
-        found = self.connection.execute(query).all()
-        return [LedgerRow(*[*row[:-1], datetime.fromisoformat(row[-1])]) for row in found]
-
-    def append(self, row: LedgerRow) -> None:
-        """Insert `row` with its sequence.
-
-        Raises:
-            PromotionRefusedError: the sequence is taken, somebody else was first.
-
-        """
-        try:
-            self.connection.execute(sql.insert(TABLE).values(row.as_json()))
-        except IntegrityError as exc:
-            raise PromotionRefusedError(
-                f"{row.model}: ledger row {row.sequence} was written by somebody else: look again"
-            ) from exc
-
-    def settle(self, row: LedgerRow) -> None:
-        """Give the row that is there already the state of `row`."""
-        which = (TABLE.c.model == row.model) & (TABLE.c.sequence == row.sequence)
-        self.connection.execute(sql.update(TABLE).where(which).values(state=row.state))
+def _row(*values: Any) -> LedgerRow:
+    applied_at = datetime.fromisoformat(values[-1]) if values[-1] else None
+    return LedgerRow(*[*values[:-2], datetime.fromisoformat(values[-2]), applied_at])
 
 
 def now() -> datetime:
     return datetime.now(UTC)
 
 
-def database(settings: Settings) -> sql.Engine:
-    """Where the ledger is, and decisions and alerts (records.py) beside it."""
+def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
+    """Open the database of the ledger, of decisions and of alerts; create missing `tables`."""
     sqlite = settings.ledger_address.startswith("sqlite")
     if sqlite:
         settings.home.mkdir(parents=True, exist_ok=True)
     waits = {"timeout": WAIT_SECONDS} if sqlite else {}
-    return sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=not sqlite)
+    engine = sql.create_engine(
+        settings.ledger_address, connect_args=waits, pool_pre_ping=not sqlite
+    )
+    with refused(), engine.begin() as connection:
+        if sqlite:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")  # of two processes one creates
+        else:
+            _lock(connection, "gyre.tables")
+        tables.create_all(connection)
+    return engine
+
+
+def _lock(connection: sql.Connection, name: str) -> None:
+    """Hold PostgreSQL's lock of that name until the transaction ends."""
+    connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name))))
 
 
 @contextmanager

@@ -1,36 +1,48 @@
-"""Promotions: who may change what is in a role, and how that is carried out.
+"""Promotions: one at a time, a row in the ledger first, then MLflow, then the row's stamp.
 
-A change is committed by inserting its row `pending`; from then on anybody may carry it out, and
-doing so twice is the same as once. Both happen inside `Ledger.exclusive`, one process at a time.
+Whoever dies on the way leaves a row without a stamp, the newest. The next `reconcile` finishes it,
+unless somebody else has moved the alias or deleted the version: then it stays without a stamp.
 """
 
 from __future__ import annotations
 
+from contextlib import closing
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from mlflow_server.ledger import LedgerRow
-from mlflow_server.reconcile import (
+from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.registry import Registry
+from mlflow_server.roles import (
+    CHALLENGER,
+    PREVIOUS,
+    PRODUCTION,
     ROLES,
     WHOLE,
-    Seen,
+    can_finish,
     check_promotion,
-    history,
+    ended,
+    explained,
     last_applied,
-    named,
-    next_row,
-    over,
+    ways_back,
 )
-from mlflow_server.registry import CHALLENGER, PRODUCTION
 from stack.errors import PromotionRefusedError, RegistryError
 
 if TYPE_CHECKING:
-    from mlflow_server.ledger import Book, Ledger
-    from mlflow_server.registry import Registry
+    from stack.settings import Settings
 
-MOST_STEPS = 20
-"""More than any state needs; a bound, should MLflow not do what it answered."""
 UNSET = "*"
 """The caller names no version to be replaced: the one there when the call starts."""
+OUT_OF_BAND, BY_ITSELF = "out of band", "gyre"
+"""Who, in the ledger, where it was nobody who asked Gyre."""
+
+
+@dataclass(frozen=True)
+class AliasChange:
+    """What somebody asked MLflow for; version None: to delete the alias."""
+
+    role: str
+    version: str | None
+    who: str
 
 
 def promote(
@@ -49,12 +61,13 @@ def promote(
     """Put `version` into `role` in place of `replaces` (None: of none); return the applied row.
 
     percent: how many of the requests a challenger answers; the other roles have all of them.
+    evidence: what it rests on, such as a run; the same again returns the row of the first time.
 
     Raises:
         PromotionRefusedError: another version is in the role by now (the message says who put it
             there), or this one is already there at this percentage, or role or percent is wrong.
         RegistryError: no such version, or MLflow or the database do not answer. If the row was
-            written by then it is pending, and the next `reconcile` carries it out.
+            written by then, the next `reconcile` finishes it.
 
     """
     fits = 1 <= percent <= WHOLE if role == CHALLENGER else percent == WHOLE
@@ -63,7 +76,8 @@ def promote(
             f"role must be one of {', '.join(ROLES)}, and percent 100, or of a challenger 1..100 "
             f"(0 is gyre release): found {role!r}, {percent!r}"
         )
-    return _changed(registry, ledger, model, version, role, percent, replaces, who, why, evidence)
+    row = LedgerRow(model, 0, role, percent, replaces, version, who, why, evidence, ledger.now())
+    return _changed(registry, ledger, row)
 
 
 def release(
@@ -90,7 +104,8 @@ def release(
             f"role must be one of {', '.join(ROLES[1:])}: found {role!r}; what is in production "
             "goes by gyre rollback, or when another is promoted"
         )
-    return _changed(registry, ledger, model, None, role, 0, replaces, who, why, evidence)
+    row = LedgerRow(model, 0, role, 0, replaces, None, who, why, evidence, ledger.now())
+    return _changed(registry, ledger, row)
 
 
 def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: str) -> LedgerRow:
@@ -103,121 +118,120 @@ def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: s
         RegistryError: as for `promote`.
 
     """
-    reconcile(registry, ledger, model)
-    rows, seen = ledger.rows(model), observe(registry, model)
-    current = seen.aliases.get(PRODUCTION)
-    before = [v for v in history(rows) if v != current and v in seen.stages]
-    if not before:
+    rows = reconcile(registry, ledger, model)
+    last = last_applied(rows, PRODUCTION)
+    current = last.to_version if last else None
+    there = {each.version for each in registry.versions(model)}
+    before = next((version for version in ways_back(rows) if version in there), None)
+    if before is None:
         raise PromotionRefusedError(
             f"{model}: nothing to go back to: no version was in production before {current}"
         )
-    return promote(registry, ledger, model, before[-1], who=who, why=why, replaces=current)
+    return promote(registry, ledger, model, before, who=who, why=why, replaces=current)
 
 
-def _changed(
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-    version: str | None,
-    role: str,
-    percent: int,
-    replaces: str | None,
-    who: str,
-    why: str,
-    evidence: str | None,
-) -> LedgerRow:
-    reconcile(registry, ledger, model)  # a pending row is a committed change: it comes first
-    if replaces == UNSET:
-        replaces = registry.aliases(model).get(role)
-    change = (role, percent, replaces, version, who, why, evidence)
-    with ledger.exclusive(model) as book:
-        rows, seen = _agreed(registry, ledger, book, model)
-        if over(model, rows, seen, ledger.now()):
-            raise PromotionRefusedError(f"{model}: production has just changed: look again")
-        wanted = LedgerRow(model, len(rows) + 1, *change, "pending", ledger.now())
-        check_promotion(rows, seen, wanted)
-        book.append(wanted)
-    return _carried_out(registry, ledger, wanted)
+def reconcile(
+    registry: Registry, ledger: Ledger, model: str, change: AliasChange | None = None
+) -> list[LedgerRow]:
+    """Make ledger and MLflow agree; return the ledger's rows, oldest first.
 
-
-def reconcile(registry: Registry, ledger: Ledger, model: str) -> list[LedgerRow]:
-    """Make ledger and MLflow agree; return the rows changed or added, in order.
-
-    Cheap and without a lock when they agree already. Any number of processes may do it at once.
+    change: one just made past Gyre, if it is known; what no row explains otherwise is written down
+    as out of band.
     """
-    changed: dict[int, LedgerRow] = {}
-    for _ in range(MOST_STEPS):
-        rows, seen = ledger.rows(model), observe(registry, model)
-        time = ledger.now()
-        if not next_row(model, rows, seen, time) and not over(model, rows, seen, time):
-            return [changed[at] for at in sorted(changed)]
-        with ledger.exclusive(model) as book:
-            before = book.rows(model)
-            after, seen = _agreed(registry, ledger, book, model)
-            if ended := over(model, after, seen, ledger.now()):
-                book.append(ended)  # kept by itself; the next round carries it out
-                after.append(ended)
-        changed |= {row.sequence: row for row in after if row not in before}
-    raise _restless(model)
+    with ledger.exclusive(model):
+        return _Transaction(registry, ledger, ledger.rows(model)).agree(model, change)
 
 
-def observe(registry: Registry, model: str) -> Seen:
-    versions = sorted(registry.versions(model), key=lambda v: v.changed, reverse=True)
-    return Seen(registry.aliases(model), {v.version: v.stage for v in versions})
+def write_down(settings: Settings, model: str, change: AliasChange) -> None:
+    """Give a change that was just made in MLflow its row, unless it was Gyre's own.
 
-
-def _agreed(
-    registry: Registry, ledger: Ledger, book: Book, model: str
-) -> tuple[list[LedgerRow], Seen]:
-    """Do what is left to do until ledger and MLflow agree; return both."""
-    for _ in range(MOST_STEPS):
-        rows, seen = book.rows(model), observe(registry, model)
-        row = next_row(model, rows, seen, ledger.now())
-        if row is None:
-            return rows, seen
-        _carry_out(registry, row, seen)
-        # The ledger last: what is killed on the way is planned again.
-        if row.sequence > len(rows):
-            book.append(row)
-        else:
-            book.settle(row)
-    raise _restless(model)
-
-
-def _restless(model: str) -> RegistryError:
-    return RegistryError(f"{model}: ledger and MLflow do not come to rest: try again")
-
-
-def _carry_out(registry: Registry, row: LedgerRow, seen: Seen) -> None:
-    """Move the alias, then put the stages in step: of what comes and of what goes, no other.
-
-    What a hand puts into Production meanwhile stays there, and is found next. Of a superseded row
-    the stage goes that it may have brought.
+    Gyre commits its row before it changes the alias, and holds the lock meanwhile.
     """
-    comes, goes, now_there = row.to_version, row.from_version, seen.aliases.get(row.role)
-    if row.state == "superseded":
-        comes, goes = None, row.to_version
-    elif comes is None and now_there is not None:
-        registry.delete_alias(row.model, row.role)
-    if comes and comes != now_there:
-        registry.set_alias(row.model, row.role, comes)
-    if row.role != PRODUCTION:
+    if change.role not in ROLES:
         return
-    if comes:
-        registry.set_stage(row.model, comes, "Production")
-    if goes != comes and goes in seen.in_production:
-        registry.set_stage(row.model, goes, "Archived")
+    with closing(Ledger(settings)) as ledger:
+        rows = [row for row in ledger.rows(model) if row.role == change.role]
+        if not rows or rows[-1].to_version != change.version:
+            reconcile(Registry(settings), ledger, model, change)
 
 
-def _carried_out(registry: Registry, ledger: Ledger, row: LedgerRow) -> LedgerRow:
-    reconcile(registry, ledger, row.model)
-    rows = ledger.rows(row.model)
-    done = rows[row.sequence - 1]
-    if done.state == "superseded":
-        last = last_applied(rows, row.role)
-        won = f"version {last.to_version} by {last.who}" if last else "somebody else"
-        raise PromotionRefusedError(
-            f"{row.model}: {row.role} was changed to {won} while {named(row.to_version)} "
-            "was on its way: look again"
-        )
-    return done
+def _changed(registry: Registry, ledger: Ledger, wanted: LedgerRow) -> LedgerRow:
+    model, role = wanted.model, wanted.role
+    if wanted.from_version == UNSET:
+        last = last_applied(reconcile(registry, ledger, model), role)
+        wanted = replace(wanted, from_version=last.to_version if last else None)
+    with ledger.exclusive(model):
+        transaction = _Transaction(registry, ledger, ledger.rows(model))
+        rows = transaction.agree(model)
+        last = last_applied(rows, role)
+        change = (wanted.to_version, wanted.percent, wanted.evidence)
+        if last and wanted.evidence and change == (last.to_version, last.percent, last.evidence):
+            return last
+        wanted = replace(wanted, sequence=len(rows) + 1, time=ledger.now())
+        check_promotion(rows, {each.version for each in registry.versions(model)}, wanted)
+        transaction.write(wanted)
+        transaction.end_roles()
+    applied = rows[wanted.sequence - 1]
+    if applied.applied_at is None:
+        raise RegistryError(f"{model}: version {wanted.to_version} was deleted meanwhile")
+    return applied
+
+
+@dataclass(frozen=True)
+class _Transaction:
+    """What happens under the lock of one model; `rows` are kept as the ledger has them."""
+
+    registry: Registry
+    ledger: Ledger
+    rows: list[LedgerRow]
+
+    def agree(self, model: str, change: AliasChange | None = None) -> list[LedgerRow]:
+        """Finish the newest row, write down what no row explains, end roles that are over."""
+        deployed = self.registry.deployed(model)
+        if self.rows and can_finish(self.rows[-1], deployed):
+            self.finish()
+            deployed = self.registry.deployed(model)
+        for role in ROLES:
+            if explained(self.rows, deployed, role):
+                continue
+            last, version = last_applied(self.rows, role), deployed.aliases.get(role)
+            who, why = OUT_OF_BAND, f"{role} was changed outside Gyre"
+            if change and (change.role, change.version) == (role, version):
+                who, why = change.who, f"alias {role} {'set' if version else 'deleted'} in MLflow"
+            before, sequence = last.to_version if last else None, len(self.rows) + 1
+            what = (role, deployed.percent(role), before, version, who, why, None)
+            self.write(LedgerRow(model, sequence, *what, self.ledger.now()), move_alias=False)
+        self.end_roles()
+        return self.rows
+
+    def end_roles(self) -> None:
+        for last, why in ended(self.rows):
+            what = (last.role, 0, last.to_version, None, BY_ITSELF, why, None)
+            self.write(LedgerRow(last.model, len(self.rows) + 1, *what, self.ledger.now()))
+
+    def write(self, row: LedgerRow, *, move_alias: bool = True) -> None:
+        self.ledger.insert(row)
+        self.rows.append(row)
+        self.finish(move_alias=move_alias)
+
+    def finish(self, *, move_alias: bool = True) -> None:
+        """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.
+
+        The row stays without a stamp where MLflow has no such version. A challenger's traffic is
+        set first, so that who sees its alias sees how much it answers.
+        """
+        row, registry = self.rows[-1], self.registry
+        model, role, version = row.model, row.role, row.to_version
+        if role == CHALLENGER:
+            registry.set_traffic(model, version, row.percent)
+        if move_alias and not registry.set_alias(model, role, version):
+            return
+        if role == PRODUCTION:
+            back = ways_back([*self.rows[:-1], replace(row, applied_at=row.time)])
+            if not any(registry.set_alias(model, PREVIOUS, earlier) for earlier in back):
+                registry.set_alias(model, PREVIOUS, None)
+            if row.from_version:
+                registry.set_stage(model, row.from_version, "Archived")
+            if version:
+                registry.set_stage(model, version, "Production")
+        self.rows[-1] = self.ledger.stamp(row)

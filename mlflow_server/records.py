@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import IntegrityError
-from sqlalchemy.schema import CreateIndex, CreateTable
 
 from mlflow_server.ledger import database, refused
-from stack.errors import RegistryError
+from mlflow_server.roles import last_applied
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
 
+    from mlflow_server.ledger import Ledger, LedgerRow
     from stack.settings import Settings
 
 META = sql.MetaData()
@@ -56,17 +56,18 @@ ALERTS = sql.Table(
     sql.Column("last", sql.String(32), nullable=False),
     sql.Column("delivered", sql.Boolean, nullable=False),
     sql.Column("details", sql.Text),
-    sql.Column("tried", sql.String(32)),
+    sql.Column("tried", sql.String(32), nullable=False),
     sql.Column("over", sql.String(32)),
     sql.Column("whole", sql.Text),
 )
 """cause: one that is too long is cut (`_key`); `whole` is all of it, and what is read.
 details: a DriftAlert (alerts.py) as JSON. tried: when delivery was last begun. over: when the
-cause ended; `message` and `delivered` are of its end from then on. Without a value in rows of an
-older release.
+cause ended; `message` and `delivered` are of its end from then on.
 """
 KEPT = 1_000
 """Decisions of each verdict on a model that stay whatever their age: looks go by the newest."""
+OPEN = timedelta(hours=24)
+"""An alert is open for so long after its cause was last seen."""
 IN_HAND = timedelta(seconds=30)
 """A delivery takes less; until then another process may be at it."""
 
@@ -100,14 +101,7 @@ class Records:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database(settings)
-        try:
-            self._create()
-        except RegistryError:  # PostgreSQL refuses "if not exists" to one of two at once
-            self._create()
-        for table in META.sorted_tables:
-            for column in self._absent(table):
-                self._add(table, column)
+        self._engine = database(settings, META)
 
     def decisions(self, model: str, limit: int = 100, **of: str) -> list[DecisionRow]:
         """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""
@@ -115,6 +109,14 @@ class Records:
         with self._begin() as connection:
             found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
         return [_row(row) for row in reversed(found)]
+
+    def last_by_action(self, model: str) -> dict[str, datetime]:
+        """When each action was last decided for `model`, by action."""
+        newest = sql.func.max(DECISIONS.c.as_of)
+        query = sql.select(DECISIONS.c.action, newest).filter_by(model=model)
+        with self._begin() as connection:
+            found = connection.execute(query.group_by(DECISIONS.c.action)).all()
+        return {action: datetime.fromisoformat(as_of) for action, as_of in found}
 
     def keep(self, row: DecisionRow) -> None:
         """Store `row`, in place of what an earlier try decided at the same moment."""
@@ -212,39 +214,43 @@ class Records:
     def close(self) -> None:
         self._engine.dispose()
 
-    def _create(self) -> None:
-        with self._begin() as connection:
-            for table in META.sorted_tables:  # create_all looks first, and another may be quicker
-                connection.execute(CreateTable(table, if_not_exists=True))
-                for index in table.indexes:
-                    connection.execute(CreateIndex(index, if_not_exists=True))
-
-    def _absent(self, table: sql.Table) -> list[sql.Column[Any]]:
-        with self._begin() as connection:
-            there = {each["name"] for each in sql.inspect(connection).get_columns(table.name)}
-        return [column for column in table.columns if column.name not in there]
-
-    def _add(self, table: sql.Table, column: sql.Column[Any]) -> None:
-        """Add a column that an older release's table has not, unless another is quicker."""
-        try:
-            with self._begin() as connection:
-                kind = column.type.compile(connection.dialect)
-                connection.execute(
-                    sql.text(f"ALTER TABLE {table.name} ADD COLUMN {column.name} {kind}")
-                )
-        except RegistryError:
-            if any(each.name == column.name for each in self._absent(table)):
-                raise
-
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
         with refused("decisions and alerts"), self._engine.begin() as connection:
             yield connection
 
 
+@dataclass(frozen=True)
+class ModelRows:
+    """What the database says of a model.
+
+    ledger, decisions: oldest first. last: when each action was last decided.
+    """
+
+    ledger: Sequence[LedgerRow]
+    decisions: Sequence[DecisionRow]
+    last: Mapping[str, datetime]
+    alerts: Sequence[Mapping[str, Any]]
+
+    def newest(self, role: str) -> LedgerRow | None:
+        """Return the row that put into `role` what the ledger says is there."""
+        return last_applied(self.ledger, role)
+
+    def open_alerts(self, now: datetime) -> list[Mapping[str, Any]]:
+        ongoing = [alert for alert in self.alerts if not alert["over"]]
+        return [a for a in ongoing if now - datetime.fromisoformat(a["last"]) <= OPEN]
+
+    def undelivered(self) -> list[Mapping[str, Any]]:
+        return [alert for alert in self.alerts if not alert["delivered"]]
+
+
+def model_rows(ledger: Ledger, records: Records, model: str) -> ModelRows:
+    decisions, last = records.decisions(model), records.last_by_action(model)
+    return ModelRows(ledger.rows(model), decisions, last, records.alerts(model))
+
+
 def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:
-    # Uncut too: so it stands in an SQLite file of an older release.
-    return (ALERTS.c.model == model) & ALERTS.c.cause.in_((cause, _key(cause)))
+    return (ALERTS.c.model == model) & (ALERTS.c.cause == _key(cause))
 
 
 def _key(cause: str) -> str:
@@ -256,8 +262,8 @@ def _key(cause: str) -> str:
 
 def _take(connection: sql.Connection, row: Any, at: datetime) -> bool:
     """Whether to deliver `row` at `at`, which is noted: nobody took it, or too long ago."""
-    passed = row.tried and abs(at - datetime.fromisoformat(row.tried))
-    if row.delivered or (passed and passed <= IN_HAND):
+    passed = abs(at - datetime.fromisoformat(row.tried))
+    if row.delivered or timedelta(0) < passed <= IN_HAND:  # at 0 it is the caller's own try
         return False
     taken = sql.update(ALERTS).where(_alert(row.model, row.cause))
     connection.execute(taken.values(tried=at.isoformat()))

@@ -62,7 +62,7 @@ def register(
     registry = Registry(settings)
     for done in registry.versions(model):
         if done.run_id == run_id:
-            return _staged(registry, done)
+            return done
     with tempfile.TemporaryDirectory(prefix="gyre-register-") as name:
         folder = Path(name)
         onnx.save_model(onnx_model, folder / ONNX_FILE)
@@ -83,15 +83,8 @@ def register(
         if wrong := wrong_files(folder / "back", digests):
             raise RegistryError(f"{model}: run {run_id}: MLflow returned other bytes: {wrong}")
     version = _new_version(settings, model, logged, {**tags, **digests}, description)
-    return _staged(registry, registry.version(model, version))
-
-
-def _staged(registry: Registry, version: Version) -> Version:
-    """Put it into Staging unless it was in a stage already; return it as it then is."""
-    if version.stage != "None":
-        return version
-    registry.set_stage(version.model, version.version, "Staging")
-    return registry.version(version.model, version.version)
+    registry.set_stage(model, version, "Staging")
+    return registry.version(model, version)
 
 
 def _logged(settings: Settings, run_id: str, digests: dict[str, str]) -> Any:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import tempfile
 import warnings
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from mlflow.artifacts import download_artifacts
 
 from mlflow_server.connection import GONE, MISSING, client, translated
+from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, SHADOW, TRAFFIC_TAG, Deployed
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, wrong_files
 from stack.errors import RegistryError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Mapping
 
     from stack.settings import Settings
 
-PRODUCTION, CHALLENGER, SHADOW = "production", "challenger", "shadow"
+__all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
 PLACES = (ONNX_FILE, f"extra_files/{CONTRACT_FILE}")
 """Where the served files lie below the version's artifact folder (MLflow's own layout)."""
 MOST = 100_000
@@ -29,14 +29,12 @@ MOST = 100_000
 
 @dataclass(frozen=True)
 class Version:
-    """One registered version; `version` is MLflow's number as text, `changed` is UTC."""
+    """One registered version; `version` is MLflow's number as text."""
 
     model: str
     version: str
     run_id: str
     tags: dict[str, str]
-    stage: str
-    changed: datetime
 
 
 class Registry:
@@ -54,12 +52,18 @@ class Registry:
         """Version that the alias `production` names; None without one or without the model."""
         return self.aliases(model).get(PRODUCTION)
 
-    def aliases(self, model: str) -> dict[str, str]:
+    def aliases(self, model: str) -> Mapping[str, str]:
         """Versions by alias; empty for a model that does not exist."""
-        found: dict[str, Any] = {}
-        with translated(f"aliases of {model}", unless=MISSING):
-            found = self._client.get_registered_model(model).aliases
-        return {alias: str(version) for alias, version in found.items()}
+        return self.deployed(model).aliases
+
+    def deployed(self, model: str) -> Deployed:
+        """Aliases and tags of the model; empty for one that does not exist."""
+        named = f"name = '{model}'"
+        with translated(f"aliases of {model}"):
+            for found in self._client.search_registered_models(named, max_results=1):
+                aliases = {alias: str(version) for alias, version in found.aliases.items()}
+                return Deployed(aliases, dict(found.tags))
+        return Deployed({}, {})
 
     def version(self, model: str, version: str) -> Version:
         with translated(f"version {version} of {model}"):
@@ -73,9 +77,8 @@ class Registry:
 
     def in_roles(self, model: str) -> list[tuple[str, Version]]:
         """Return each role of `model` that an alias names a version for, with the version."""
-        roles = (PRODUCTION, CHALLENGER, SHADOW)
         aliases = self.aliases(model)
-        return [(role, self.version(model, aliases[role])) for role in roles if role in aliases]
+        return [(role, self.version(model, aliases[role])) for role in ROLES if role in aliases]
 
     def tags(self) -> list[dict[str, str]]:
         """Tags of every version of every model."""
@@ -126,29 +129,38 @@ class Registry:
             self.download(found, Path(name))
             return "; ".join(wrong_files(Path(name), found.tags))
 
-    def set_alias(self, model: str, role: str, version: str) -> None:
-        with translated(f"set alias {role} of {model} to {version}"):
+    def set_alias(self, model: str, role: str, version: str | None) -> bool:
+        """Let the alias name `version` (None: delete it); False where there is no such version."""
+        what = f"alias {role} of {model}"
+        if version is None:
+            with translated(f"delete {what}"):
+                self._client.delete_registered_model_alias(model, role)
+            return True
+        with translated(f"set {what} to {version}", unless=MISSING):
             self._client.set_registered_model_alias(model, role, version)
+            return True
+        return False
 
-    def delete_alias(self, model: str, role: str) -> None:
-        """Take the alias off; does nothing where there is none."""
-        with translated(f"remove alias {role} of {model}"):
-            self._client.delete_registered_model_alias(model, role)
+    def set_traffic(self, model: str, version: str | None, percent: int) -> None:
+        """Let challenger `version` answer `percent` of the requests; 0 takes the tag off."""
+        with translated(f"traffic of challenger {version} of {model}"):
+            if percent:
+                self._client.set_registered_model_tag(model, TRAFFIC_TAG, f"{version}:{percent}")
+            else:
+                self._client.delete_registered_model_tag(model, TRAFFIC_TAG)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
-        """Move `version` to `stage`, and no other. Does nothing with a server without stages."""
-        with warnings.catch_warnings(), translated(f"stage {stage} for version {version}", GONE):
-            warnings.simplefilter("ignore", FutureWarning)  # deprecated; the alias is the truth
+        """Write the stage, for those who read it; nothing where version or stages do not exist."""
+        what = f"stage {stage} for version {version}"
+        with warnings.catch_warnings(), translated(what, unless=GONE | MISSING):
+            warnings.simplefilter("ignore", FutureWarning)  # deprecated
             self._client.transition_model_version_stage(model, version, stage)
 
 
 def _version(found: Any) -> Version:
-    changed = found.last_updated_timestamp or found.creation_timestamp
     return Version(
         model=found.name,
         version=str(found.version),
         run_id=found.run_id or "",
         tags=dict(found.tags),
-        stage=found.current_stage or "None",
-        changed=datetime.fromtimestamp(changed / 1000, UTC),
     )

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from pydantic import BaseModel, ConfigDict
 
+from mlflow_server.lookup import LookupSpecification  # noqa: TC001
 from stack.spec import EntityKey, FeatureType, Population  # noqa: TC001  (pydantic reads the annotations)
 
 if TYPE_CHECKING:
@@ -45,10 +46,13 @@ class ServedModel(BaseModel):
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame."""
+    nullable: tuple[str, ...] = ()
+    """Features that were null in the training frame: so may a client's be."""
     population: Population
     threshold: float | None = None
     as_of: str
     """ISO 8601, UTC: the training run's `as_of`."""
+    lookup: LookupSpecification
 
 
 def at_most_1(scores: NDArray[Any], threshold: float | None) -> NDArray[Any]:

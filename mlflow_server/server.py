@@ -30,8 +30,13 @@ def environment(settings: Settings) -> dict[str, str]:
     """
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
+    database = {"GYRE_DATABASE_URL": settings.database_url} if settings.database_url else {}
     store = settings.database_url or f"sqlite:///{folder / 'mlflow.db'}"
     return {
+        # Where the ledger is, for promotions made in MLflow's UI.
+        "GYRE_HOME": str(settings.home),
+        "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
+        **database,
         "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_REGISTRY_STORE": store,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",

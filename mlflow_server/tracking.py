@@ -18,6 +18,7 @@ from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from mlflow_server.connection import EXISTS, client, translated
+from mlflow_server.pages import KEY_TAG
 from stack.errors import RegistryError
 from stack.user_code import in_one_line
 
@@ -29,7 +30,6 @@ if TYPE_CHECKING:
 
     from stack.settings import Settings
 
-KEY_TAG = "gyre.key"
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36

@@ -21,8 +21,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from scipy.stats import norm, t
 
-from mlflow_server.reconcile import last_applied
 from mlflow_server.registry import CHALLENGER, PRODUCTION
+from mlflow_server.roles import last_applied
 from training.metrics import TINY, Scored, all_metrics
 
 if TYPE_CHECKING:
@@ -113,7 +113,7 @@ def trials(rows: Sequence[LedgerRow]) -> list[Trial]:
     """Every stretch in which a challenger stood beside production, oldest first."""
     found: list[Trial] = []
     for at, row in enumerate(rows):
-        if row.state != "applied" or row.role not in {PRODUCTION, CHALLENGER}:
+        if not row.applied_at or row.role not in {PRODUCTION, CHALLENGER}:
             continue
         running = found[-1] if found and found[-1].ended is None else None
         if running and row.role == CHALLENGER and row.to_version == running.challenger:

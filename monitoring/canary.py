@@ -19,9 +19,9 @@ from pydantic import TypeAdapter, ValidationError
 from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, reconcile, release
-from mlflow_server.reconcile import last_applied
 from mlflow_server.records import Records
 from mlflow_server.registry import CHALLENGER, PRODUCTION, SHADOW, Registry
+from mlflow_server.roles import last_applied
 from monitoring.collect import collect, predictions
 from monitoring.failures import Counted, counts
 from monitoring.rollout import Arm, Seen, Verdict, decide
@@ -109,8 +109,7 @@ def look(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutReport:
         return _nothing(spec, as_of, "versions go into production at once: [rollout] is direct")
     registry = Registry(settings)
     with one_writer(settings.data / f"rollout_{spec.name}"), closing(Ledger(settings)) as ledger:
-        reconcile(registry, ledger, spec.name)
-        rows = ledger.rows(spec.name)
+        rows = reconcile(registry, ledger, spec.name)
         step = under_way(rows)
         if step is None:
             report = _ended(settings, spec, rows, as_of)

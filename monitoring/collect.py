@@ -7,8 +7,8 @@ rest behind the last newline is a line as well, mostly a torn one). Rows are mer
 request id, so taking a file again changes nothing; a file of predictions is removed once it is
 closed, taken and safe from a power cut in the table, or set aside as `.malformed` if a line of it
 could not be. They are taken 64 MB at a time: a million rows in ten files took 1 GB of memory, and
-4 GB at once. Serving reads its feedback files itself: those stay until it remembers enough newer
-lines (`closed_feedback`).
+4 GB at once. Files of feedback stay until there are enough newer lines (`closed_feedback`): the
+table has one line of each request, and lines that contradict it are counted from the files.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
 from mlflow_server.registry import SHADOW
-from stack.log_files import REMEMBERED, began, final_lines, first_began, is_closed
+from stack.log_files import began, final_lines, first_began, is_closed
 from stack.storage import Table, make_durable, one_writer
 
 if TYPE_CHECKING:
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 TIME = pa.timestamp("us", tz="UTC")
 COMPACT = (",", ":")
+REMEMBERED = 100_000
+"""Lines of feedback that stay on file, the newest: contradictions among them are counted."""
 AT_ONCE = 64 * 1024 * 1024
 """Bytes of files that are in memory together; serving ends a file at as many."""
 STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
@@ -128,7 +130,7 @@ def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
 
 
 def closed_feedback(settings: Settings, past: datetime | None = None) -> list[Path]:
-    """Files of feedback that nobody needs: serving remembers newer lines, and all are stored.
+    """Files of feedback that nobody needs: newer lines are on file, and all of these are stored.
 
     A line that is malformed keeps its file. What only such a file says, as that an outcome was
     told again, is counted no more once it is gone. past: what was received before is not asked
@@ -245,7 +247,7 @@ def _add_outcomes(settings: Settings, lines: pa.Table) -> int:
     """Add the first line of each request that `outcomes` does not hold and that it is to keep.
 
     What is past its retention by the newest line is not taken again: `gyre maintain` deleted it,
-    or will. It stays on file, and counts, as long as serving needs its file.
+    or will. It stays on file, and counts, as long as its file stays.
     """
     if not lines.num_rows:
         return 0

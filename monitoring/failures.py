@@ -8,10 +8,10 @@ from math import inf, isfinite
 from typing import TYPE_CHECKING
 
 import httpx
-from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
 from mlflow_server.registry import PRODUCTION
+from monitoring.serving_status import read_samples
 
 if TYPE_CHECKING:
     from stack.settings import Settings
@@ -66,16 +66,15 @@ COUNTS = TypeAdapter(dict[str, Counted])
 def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
     """By "role version" what serving counted of `model`; None where serving does not answer."""
     try:
-        text = httpx.get(f"{settings.serving_address}/metrics", timeout=5).raise_for_status().text
+        samples = read_samples(settings)
     except httpx.HTTPError:
         return None
     found: defaultdict[str, defaultdict[tuple[str, float], float]]
     found = defaultdict(lambda: defaultdict(float))
-    for family in text_string_to_metric_families(text):
-        for name, labels, value, *_ in family.samples:
-            if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
-                key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
-                found[key][name, float(labels.get("le", inf))] += value
+    for name, labels, value, *_ in samples:
+        if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
+            key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
+            found[key][name, float(labels.get("le", inf))] += value
     return {key: _counted(each) for key, each in found.items()}
 
 

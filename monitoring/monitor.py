@@ -16,6 +16,8 @@ from pydantic import TypeAdapter
 
 from feature_repo.freshness import freshness
 from mlflow_server.alerts import DriftAlert, retry
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import reconcile
 from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from monitoring.act import act, drift_alert, publish
@@ -58,6 +60,8 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
 
     """
     taken, registry = collect(settings), Registry(settings)
+    with closing(Ledger(settings, as_of)) as ledger:
+        reconcile(registry, ledger, spec.name)
     version = registry.production(spec.name)
     if version is None:
         with closing(Records(settings)) as records:

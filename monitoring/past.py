@@ -8,9 +8,9 @@ from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from mlflow_server.ledger import Ledger
-from mlflow_server.reconcile import history, last_applied
 from mlflow_server.records import Records
 from mlflow_server.registry import PRODUCTION
+from mlflow_server.roles import history, last_applied
 from mlflow_server.tracking import Tracking
 from monitoring.failures import COUNTS, Counted
 from monitoring.verdict import FEWEST_WINDOWS, collapse
@@ -140,7 +140,7 @@ def unsolved(
 
     ok: oldest first. helped: versions that were surely better.
     """
-    promoted = [row for row in rows if row.role == PRODUCTION and row.state == "applied"]
+    promoted = [row for row in rows if row.role == PRODUCTION and row.applied_at]
     answers = [
         row.time
         for row in promoted
@@ -158,7 +158,7 @@ def previous(rows: Sequence[LedgerRow], version: str, there: Collection[str]) ->
     harmful = {
         row.from_version
         for row in rows
-        if row.role == PRODUCTION and row.who == WHO and row.state == "applied"
+        if row.role == PRODUCTION and row.who == WHO and row.applied_at
     }
     able = (each for each in history(rows) if each in there and each not in harmful)
     before = [each for each in able if each != version]

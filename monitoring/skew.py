@@ -5,9 +5,8 @@ Each value of a logged vector whose features were looked up (`features_from` is 
 equal      the offline value at the vector's moment
 stale      the offline value of a moment at most PROMISE before it, as ingest is hourly (or AHEAD
            of it: a sender's clock may be)
-corrected  what was known by then: rows as they stood in the raw table, and events on file
-unsettled  none of these, but rows of its entity landed within two hours after: what had come as an
-           event by then, and was replaced before it landed, is on no file any more
+corrected  what was known by then: rows as they stood in the raw table
+unsettled  none of these, but rows of its entity landed within two hours after
 skewed     none of these
 
 Earlier moments are tried, not the watermark: Feast's registry knows how far a view is materialised
@@ -231,8 +230,7 @@ def _by_what_was_known(
     settings: Settings, dataset: Dataset, served: ServedModel, vectors: list[Vector]
 ) -> Counter[str]:
     counts, of = Counter[str](), dataset.entity
-    since = min(each.received for each in vectors) - PROMISE
-    known = Knowledge(settings, dataset, {each.key[of] for each in vectors}, since)
+    known = Knowledge(settings, dataset, {each.key[of] for each in vectors})
     for turn in _turns(known, of, vectors):
         rows = [row for stood, _ in turn.values() for row in stood]
         asking = _open(each for _, who in turn.values() for each in who)

@@ -3,15 +3,9 @@
 import hmac
 import logging
 import time
-from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
 
-from starlette.types import ASGIApp, Receive, Scope, Send
-
-from serving.edge import ErrorForm, refusal
-from serving.errors import UnauthorizedError
-from serving.metrics import REQUESTS
 from stack.tokens import tokens_of
 
 OPEN = frozenset(
@@ -22,7 +16,6 @@ OPEN = frozenset(
 )  # fmt: skip
 """Probes, which have no secrets, and counts, which Prometheus and the monitor read."""
 LOOK_SECONDS = 1.0
-REFUSED_401 = REQUESTS.labels("", "", 401)  # of no route: nobody looked which it would have been
 logger = logging.getLogger(__name__)
 
 
@@ -68,26 +61,3 @@ class Access:
         elif self._problem and not problem:
             logger.warning("%s: %d tokens are valid", self.tokens_file, len(self._digests))
         self._problem = problem
-
-
-class Guard:
-    """Stands before the whole application: what is added to it later is guarded too."""
-
-    def __init__(self, app: ASGIApp, access: Access, form_of: Callable[[str], ErrorForm]) -> None:
-        self._app, self._access, self._form_of = app, access, form_of
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] in OPEN or self._access.allows(_sent(scope)):
-            await self._app(scope, receive, send)
-            return
-        REFUSED_401.inc()
-        refused = UnauthorizedError("expected a valid token: `Authorization: Bearer TOKEN`")
-        await refusal(refused, self._form_of(scope["path"]))(scope, receive, send)
-
-
-def _sent(scope: Scope) -> bytes:
-    found: bytes
-    for name, found in scope["headers"]:
-        if name == b"authorization":
-            return found
-    return b""

@@ -15,10 +15,6 @@ class BodyTooLargeError(GyreError):
     """The body is over the limit of its route."""
 
 
-class BodyTimeoutError(GyreError):
-    """The body did not arrive in time."""
-
-
 class WrongContentTypeError(GyreError):
     """The body is not of a kind that its route reads."""
 
@@ -31,14 +27,6 @@ class OverloadedError(GyreError):
     """Too many requests wait already."""
 
 
-class FeedbackConflictError(GyreError):
-    """Another `actual` is already written down for this request."""
-
-
-class NotLoggedError(GyreError):
-    """Events could not be written to file, so they are not accepted."""
-
-
 class NoModelError(GyreError):
     """Nothing is loaded yet: the text says why."""
 
@@ -49,7 +37,3 @@ class ModelFailedError(GyreError):
 
 class ModelRefusedError(GyreError):
     """A version whose bytes, contract or warm-up do not hold is not served."""
-
-
-class KeeperSilentError(GyreError):
-    """The keeper answers this route, and it is not up."""

@@ -3,7 +3,11 @@
 import json
 import logging
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
+
+REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+"""The `x-request-id` of the request under way (serving/middleware.py); empty outside of one."""
 
 
 class JsonLines(logging.Formatter):
@@ -13,7 +17,7 @@ class JsonLines(logging.Formatter):
         at = datetime.fromtimestamp(record.created, UTC).isoformat()
         line = {"time": at, "level": record.levelname, "logger": record.name}
         line["process"] = str(record.process)
-        if request_id := getattr(record, "request_id", None):
+        if request_id := REQUEST_ID.get():
             line["request_id"] = request_id
         line["message"] = record.getMessage()
         if record.exc_info:

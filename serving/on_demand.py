@@ -1,79 +1,47 @@
-"""On-demand views as a plan has them: functions over columns, called once for all rows."""
+"""On-demand views: functions over columns, called once for all rows of a micro-batch."""
 
 from __future__ import annotations
 
 import math
-import struct
 from typing import TYPE_CHECKING, Any
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from feature_repo.on_demand import load_function
 
-    from feature_repo.serving_plan import PlannedFunction
+if TYPE_CHECKING:
+    from mlflow_server.lookup import OnDemandFunction
+    from stack.spec import FeatureType
 
 Columns = dict[str, list[Any]]
-Odd = dict[int, str]
-"""Rows, by position, that Feast's own reader is to answer, and why."""
+TYPES: dict[FeatureType, set[type]] = {
+    "int64": {int, type(None)},
+    "double": {float, int, type(None)},
+    "string": {str, type(None)},
+}
 
 
 class FunctionReader:
-    """An on-demand view: its function, called with lists."""
+    """One on-demand view."""
 
-    def __init__(self, plan: PlannedFunction) -> None:
-        self._plan, names = plan, dict[str, Any]()
-        # As trusted as the registry, of which Feast runs what is pickled there.
-        exec(compile(plan.source, plan.name, "exec"), names)  # noqa: S102
-        self._function = names[plan.function]
+    def __init__(self, function: OnDemandFunction) -> None:
+        """Raise DataError if the project does not have the function any more."""
+        self._inputs = function.inputs
+        self._outputs = function.outputs
+        self._call = load_function(function.module, function.function, function.sha256)
 
-    def columns(self, known: Columns, count: int, odd: Odd) -> Columns:
-        try:
-            return self._call(known, slice(count), count)
-        except Exception:  # noqa: BLE001  (of which row it is, is found out)
-            return self._each(known, count, odd)
-
-    def _each(self, known: Columns, count: int, odd: Odd) -> Columns:
-        found: dict[str, list[Any]] = {name: [] for name in self._plan.outputs}
-        for n in range(count):
-            try:
-                row = self._call(known, slice(n, n + 1), 1)
-            except Exception:  # noqa: BLE001  (Feast's reader says what)
-                odd[n] = "function"
-                row = {name: [None] for name in found}
-            for name, values in row.items():
-                found[name] += values
-        return found
-
-    def _call(self, known: Columns, part: slice, count: int) -> Columns:
+    def columns(self, known: Columns, count: int) -> Columns:
+        """Return the view's columns for `count` rows; whatever its function raises passes."""
         # Copies: what a function does to its arguments is its own affair.
-        given = {name: known[column][part] for name, column in self._plan.inputs.items()}
-        found = self._function(given)
-        made = {name: PYTHON[kind](found[name]) for name, kind in self._plan.outputs.items()}
-        if any(len(column) != count for column in made.values()):
+        result = self._call({name: known[column][:] for name, column in self._inputs.items()})
+        columns = {name: _typed(kind, result[name]) for name, kind in self._outputs.items()}
+        if any(len(column) != count for column in columns.values()):
             raise ValueError("not a value for each row")
-        return made
+        return columns
 
 
-def _ints(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {int, type(None)}:
-        raise TypeError("no integers")
-    struct.pack(f"<{len(values)}q", *[value or 0 for value in values])
-    return values
-
-
-def _doubles(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {float, int, type(None)}:
-        raise TypeError("no numbers")
-    found = [None if value is None else float(value) for value in values]
-    return [None if value is None or math.isnan(value) else value for value in found]
-
-
-def _strings(values: list[Any]) -> list[Any]:
-    if not {*map(type, values)} <= {str, type(None)}:
-        raise TypeError("no strings")
-    return values
-
-
-PYTHON: dict[str, Callable[[Any], list[Any]]] = {
-    "int64": _ints, "double": _doubles, "string": _strings,
-}  # fmt: skip
-"""What a function gives, as Feast would; TypeError or ValueError where that is not plain."""
+def _typed(kind: FeatureType, values: list[Any]) -> list[Any]:
+    """Return values as Feast would store and give them back; NaN is null."""
+    if not {*map(type, values)} <= TYPES[kind]:
+        raise TypeError(f"not all values are {kind}")
+    if kind != "double":
+        return values
+    return [None if value is None or math.isnan(value) else float(value) for value in values]

@@ -33,17 +33,13 @@ import logging
 import os
 import threading
 import time
-from collections import OrderedDict
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import to_json
 
-from serving.errors import FeedbackConflictError
-from serving.metrics import LOG_FAILURES, LOG_LAG, TORN_LINES
-from stack.log_files import REMEMBERED, began
+from serving.metrics import LOG_FAILURES, LOG_LAG
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
@@ -163,51 +159,3 @@ class AppendLog:
         if self.problem is None:
             logger.error("%s log: %s", self.kind, exc)
             self.problem = str(exc)
-
-
-class FeedbackLog(AppendLog):
-    """Outcomes by request id, one `actual` each; the newest are remembered, first from the files.
-
-    A request id is not checked against the predictions: its row may be in another worker's file,
-    or moved already. What matches no prediction is seen when the two are joined, and so is what
-    contradicts an outcome that is not remembered any more: there the first one stands.
-    """
-
-    def __init__(self, folder: Path, remembered: int = REMEMBERED) -> None:
-        super().__init__(folder, "feedback")
-        self._remembered, self._actuals = remembered, OrderedDict[str, float]()
-        known: list[dict[str, Any]] = []
-        for path in sorted(folder.glob("feedback-*.jsonl"), key=began, reverse=True):
-            if len(known) >= remembered:
-                break
-            rows, torn = read_rows(path)
-            told = [row for row in rows if row.keys() >= {"request_id", "actual"}]
-            TORN_LINES.inc(torn + len(rows) - len(told))
-            known = told + known
-        self._remember({row["request_id"]: row["actual"] for row in known})
-
-    def record(self, outcomes: Mapping[str, float], received: datetime) -> bool:
-        """Write what is new; True if all of it is on file.
-
-        Raises:
-            FeedbackConflictError: another actual is known for one of them; nothing is written.
-
-        """
-        for request_id, actual in outcomes.items():
-            known = self._actuals.get(request_id, actual)
-            if known != actual:
-                raise FeedbackConflictError(
-                    f"request_id {request_id}: actual {known} is on file, {actual} was sent"
-                )
-        new = {key: actual for key, actual in outcomes.items() if key not in self._actuals}
-        at = received.isoformat()
-        rows = [{"request_id": k, "actual": actual, "received": at} for k, actual in new.items()]
-        if rows and not self.write(rows):
-            return False
-        self._remember(new)
-        return True
-
-    def _remember(self, outcomes: Mapping[str, float]) -> None:
-        self._actuals.update(outcomes)
-        while len(self._actuals) > self._remembered:
-            self._actuals.popitem(last=False)

@@ -5,14 +5,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    FailFast,
-    Field,
-    TypeAdapter,
-    create_model,
-)
+from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
 
 from stack.json_types import Int64
 from stack.spec import FLOAT32, ModelSpec
@@ -31,6 +24,8 @@ ANSWER: dict[str, Any] = {
     "in_population": (bool, ...),
     "logged": (bool, ...),
 }
+IN_LOG = {"model_version": "version"}
+"""A name of an answer that is another in the log."""
 OUTCOMES: dict[bool, Any] = {
     True: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)],
     False: Annotated[float, Field(strict=True, allow_inf_nan=False)],
@@ -48,19 +43,25 @@ class Feedback(BaseModel):
 
 @dataclass(frozen=True)
 class Schemas:
-    """The models of one spec; a row and a list of rows with all features or, to merge, any.
+    """The types of one model. A row has all features; to merge, any.
 
-    flat: the type of rows that bring the key, the features or both under their names. `instances`
-    is what /docs show of it, which also says that features come all or none; `scored` answers one.
+    one, many, flat: read a body; flat: rows that bring the key, the features or both by name.
+    The rest is what /docs show: `instances` of `flat`, with features all or none; `scored` is an
+    answer with `score` for the probability.
     """
 
     one: dict[bool, TypeAdapter[Any]]
     many: dict[bool, TypeAdapter[Any]]
-    flat: Any
+    flat: TypeAdapter[Any]
+    title: str
+    nobody: dict[str, None]
+    """The key of a row without one."""
+    fields: tuple[tuple[str, str], ...]
+    """Names of an answer's fields behind the key, here and in the log."""
+    request: Any
     instances: Any
-    scored: type[BaseModel]
-    request: type[BaseModel]
-    answer: type[BaseModel]
+    answer: Any
+    scored: Any
 
 
 def rows_of(item: Any) -> Any:
@@ -79,38 +80,42 @@ def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
     return create_model("Feedback", __base__=Feedback, actual=(OUTCOMES[classes], ...))
 
 
-def answer_fields(spec: ModelSpec) -> dict[str, Any]:
-    """Fields of an answer behind the key. A number that is predicted has no probability."""
-    lacking = "probability" if spec.task == "regression" else None
-    return {name: field for name, field in ANSWER.items() if name != lacking}
-
-
-def build_schemas(spec: ModelSpec) -> Schemas:
+def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Schemas:
+    """nullable: features that may be null, as they were in training."""
     title = "".join(part.capitalize() for part in spec.name.split("_"))
-    types = {name: TYPES[kind] for name, kind in spec.features.items()}
-    every: dict[str, Any] = {name: (kind, ...) for name, kind in types.items()}
-    some: dict[str, Any] = {name: (kind, None) for name, kind in types.items()}
-    key: dict[str, Any] = {name: (TYPES[kind], ...) for name, kind in spec.entity_key.items()}
-    maybe: dict[str, Any] = {name: (kind, None) for name, (kind, _) in key.items()}
 
     def make(name: str, fields: dict[str, Any]) -> Any:
         return create_model(title + name, __config__=FORBID, **fields)
 
+    def optional(fields: dict[str, Any]) -> dict[str, Any]:
+        return {name: (kind, None) for name, (kind, _) in fields.items()}
+
+    every: dict[str, Any] = {
+        name: (TYPES[kind] | None if name in nullable else TYPES[kind], ...)
+        for name, kind in spec.features.items()
+    }
+    key: dict[str, Any] = {name: (TYPES[kind], ...) for name, kind in spec.entity_key.items()}
     request = make("Request", key | {"features": (make("Features", every), None)})
-    merged = make("MergeRequest", key | {"features": (make("SomeFeatures", some), None)})
-    flat = make("Instance", maybe | some)
-    answer = answer_fields(spec)
-    nullable: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
-    rest = {name: field for name, field in answer.items() if name != "probability"}
+    some = make("SomeFeatures", optional(every))
+    merged = make("MergeRequest", key | {"features": (some, None)})
+    flat = make("Instance", optional(key) | optional(every))
+    # A number that is predicted has no probability.
+    lacking = "probability" if spec.task == "regression" else None
+    answer = {name: kind for name, kind in ANSWER.items() if name != lacking}
+    rest = {name: kind for name, kind in answer.items() if name != "probability"}
+    nullable_key: dict[str, Any] = {name: (kind | None, ...) for name, (kind, _) in key.items()}
     return Schemas(
         one={False: TypeAdapter(request), True: TypeAdapter(merged)},
         many={
             False: TypeAdapter(fast(rows_of(request))),
             True: TypeAdapter(fast(rows_of(merged))),
         },
-        flat=fast(rows_of(flat)),
-        instances=rows_of(make("Key", key) | make("Row", maybe | every)),
-        scored=make("Score", nullable | {"score": (float, ...)} | rest),
+        flat=TypeAdapter(fast(rows_of(flat))),
+        title=title,
+        nobody=dict.fromkeys(spec.entity_key),
+        fields=tuple((name, IN_LOG.get(name, name)) for name in answer),
         request=request,
+        instances=rows_of(make("Key", key) | make("Row", optional(key) | every)),
         answer=make("Answer", key | answer),
+        scored=make("Score", nullable_key | {"score": (float, ...)} | rest),
     )

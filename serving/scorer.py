@@ -1,21 +1,20 @@
-"""The one object behind every protocol: features in or looked up, score, write down, answer.
+"""The one object behind every protocol: features given or looked up, score, write down, answer.
 
-All on the event loop: what arrives in one tick of it is one read of the features, one matrix per
-version and one write to the log. Requests of many rows go by themselves, scored in a thread.
+All on one event loop. A micro-batch is what arrived while the one before was at work: one look-up,
+one matrix per version and one write to the log. Requests of many rows go by themselves.
 """
 
 import asyncio
 import logging
 import math
 import os
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
 from mlflow_server.served_model import rounded_one
-from serving import eager
-from serving.announcement import Role
 from serving.errors import (
     InvalidRequestError,
     ModelFailedError,
@@ -23,384 +22,363 @@ from serving.errors import (
     NotFoundError,
     OverloadedError,
 )
-from serving.holder import Holder, Roles
-from serving.metrics import (
-    FAILURES,
-    OVERLOADED,
-    PREDICTION_SECONDS,
-    PREDICTIONS,
-    SHADOW_DROPPED,
-    Tally,
-)
-from serving.model import LoadedModel, Row, Value, score, wrong
+from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
+from serving.model import LoadedModel, Row, score, wrong
+from serving.model_versions import ModelVersions, Roles
 from serving.prediction_log import AppendLog
+from serving.registered import Role
 from stack.errors import FeaturesUnavailableError
 from stack.spec import MISSING, Entity, entity_text
 
 ID_BYTES = 16
 GIVEN = frozenset({"request", "merged"})
-JOINED = 64
-"""Rows up to which a request shares a tick with others; more are scored beside the loop."""
-MOST_WAITING = 20_000
-"""Rows that may wait at once; who comes then is turned away."""
-NULLS = {"double": math.nan, "string": MISSING}
-MOST_SHADOWED = 1_000
+MICRO_BATCH_ROWS = 64
+"""Rows that are scored on the event loop at once; more would hold up the others."""
+TURNS = 3
+"""Of the event loop, from an answer to the next request of its client: write, read, begin."""
+MAX_REQUESTS = 512
+MAX_ROWS = 20_000
+"""Bounds of the queue: requests and rows of one model that are under way at once."""
+MAX_SHADOW_ROWS = 1_000
 """Rows that may wait for the shadow; it misses what comes then."""
+NULLS = {"double": math.nan, "string": MISSING}
+"""What a null is to a model, as in training; of another type it is a missing feature."""
 logger = logging.getLogger(__name__)
-
-
-@dataclass(slots=True)
-class Request:
-    """One row to score. `given` replaces the look-up; with `merge` it overlays it."""
-
-    key: Entity | None
-    given: dict[str, Value] = field(default_factory=dict)
-    merge: bool = False
-
 
 Answer = dict[str, Any]
 """A row of the prediction log (see there for its fields), and `logged`: whether it is on file."""
 
 
 @dataclass(slots=True)
-class Waiting:
-    """Rows that came together and are answered together, or fail together."""
+class PredictionRow:
+    """One row on its way. `given` replaces the look-up; with `merge` it overlays it."""
 
-    requests: Sequence[Request]
-    received: datetime
-    done: "Callable[[Waiting], None]"
-    """Told once, on the event loop: every row has its answer, or there is an error."""
-    answers: list[Any]
-    since: datetime
-    """From when its time is counted."""
-    at: str
-    """`received`, as the log has it."""
+    key: Entity | None
+    given: dict[str, Any] = field(default_factory=dict)
+    merge: bool = False
+    received: datetime = field(init=False)
+    features: Row = field(default_factory=dict)
+    features_from: str = ""
+    answer: Answer | None = None
     error: Exception | None = None
+
+    @property
+    def scored_by(self) -> tuple[str, str]:
+        """Version and role."""
+        answer = self.answer or {}
+        return answer["version"], answer["role"]
 
 
 @dataclass(slots=True)
-class Item:
-    """One row on its way: where its answer goes, and what it is scored with."""
+class PendingRequest:
+    """Rows that came together and are answered together, or fail together."""
 
-    waiting: Waiting
-    position: int
-    request: Request
+    rows: Sequence[PredictionRow]
+    received: datetime
+    done: "asyncio.Future[None]"
 
-
-Ready = tuple[Item, Row, str]
-"""An item, every feature of it, and where they are from."""
-Scored = tuple[Role, LoadedModel, list[tuple[Item, Answer]]]
+    @property
+    def answered(self) -> bool:
+        return all(row.error is None and row.answer is not None for row in self.rows)
 
 
 class Scorer:
-    """Used on one event loop."""
+    """One model's queue and what works it off. Used on one event loop."""
 
-    def __init__(self, holder: Holder, log: AppendLog) -> None:
-        self.spec, self.holder, self._log = holder.spec, holder, log
-        self._refuse = self.spec.serving.missing_features == "refuse"
-        self._waiting: list[Waiting] = []
-        self._rows_inside = self._rows_shadowed = 0
+    def __init__(self, holder: ModelVersions, log: AppendLog) -> None:
+        self.holder = holder
+        self._log = log
+        self._pending: list[PendingRequest] = []
+        self._batching: asyncio.Task[None] | None = None
+        self._requests = 0
+        self._rows = 0
+        self._shadow_rows = 0
         self._tasks = set[asyncio.Task[None]]()
-        self._tallies = dict[tuple[str, Role], Tally]()
 
-    async def answer(self, requests: Sequence[Request], received: datetime) -> list[Answer]:
-        """Answers in the order of `requests`, by whoever the roles say for each entity.
+    def admit(self, rows: int = 1) -> None:
+        """Refuse early what could not be answered: nothing of it is read yet.
 
         Raises:
-            As `begin` does; NotFoundError, InvalidRequestError, ModelFailedError;
+            NoModelError, OverloadedError.
+
+        """
+        full = self._requests >= MAX_REQUESTS or (self._rows and self._rows + rows > MAX_ROWS)
+        if full:
+            OVERLOADED.inc()
+            waiting = f"{self._requests} requests ({self._rows} rows) wait already"
+            raise OverloadedError(f"{waiting}: try again")
+        if self.holder.current is None:
+            raise NoModelError(self.holder.state)
+
+    async def predict(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
+        """Answers in the order of `rows`, by whoever the roles say for each entity.
+
+        received: when the request arrived (UTC); clock-dependent features are of this time.
+
+        Raises:
+            NoModelError, OverloadedError, NotFoundError, InvalidRequestError, ModelFailedError;
             FeaturesUnavailableError where the spec says refuse.
 
         """
-        answered = asyncio.get_running_loop().create_future()
-
-        def done(found: Waiting) -> None:
-            if not answered.done():  # who asked has gone
-                answered.set_result(found)
-
-        self.begin(requests, received, done)
-        found: Waiting = await answered
-        if found.error is not None:
-            raise found.error
-        return found.answers
-
-    def begin(
-        self, requests: Sequence[Request], received: datetime, done: Callable[[Waiting], None]
-    ) -> None:
-        """Have `requests` answered together with what else comes in this tick of the loop.
-
-        Raises:
-            NoModelError, OverloadedError: `done` is told nothing.
-
-        """
-        if self._rows_inside and self._rows_inside + len(requests) > MOST_WAITING:
-            OVERLOADED.inc()
-            raise OverloadedError(f"{self._rows_inside} rows wait already: try again")
-        if self.holder.current is None:
-            raise NoModelError(self.holder.state)
-        size = len(requests)
-        waiting = Waiting(requests, received, done, [None] * size, received, received.isoformat())
-        self._rows_inside += size
-        if size > JOINED:
-            self._keep(asyncio.get_running_loop().create_task(self._answer([waiting])))
-            return
-        self._waiting.append(waiting)
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_soon(self._tick)
+        self.admit(len(rows))
+        for row in rows:
+            row.received = received
+        request = PendingRequest(rows, received, asyncio.get_running_loop().create_future())
+        self._requests += 1
+        self._rows += len(rows)
+        try:
+            if len(rows) > MICRO_BATCH_ROWS:
+                await self._answer([request])
+            else:
+                self._pending.append(request)
+                if self._batching is None:
+                    self._batching = self._start(self._work_off())
+                await request.done
+        finally:
+            self._requests -= 1
+            self._rows -= len(rows)
+        for row in rows:
+            if row.error is not None:
+                raise row.error
+        return [row.answer for row in rows if row.answer is not None]
 
     async def ended(self) -> None:
         """Wait for what is under way, shadows included."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _tick(self) -> None:
-        found, self._waiting = self._waiting, []
-        for at in range(0, len(found), JOINED):  # more at once would hold up the loop
-            self._keep(eager.begin(self._answer(found[at : at + JOINED])))
+    def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
 
-    def _keep(self, task: "asyncio.Task[None] | None") -> None:
-        if task is not None:
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+    async def _work_off(self) -> None:
+        while self._pending:
+            batch = self._next_batch()
+            await self._answer(batch)
+            for request in batch:
+                if not request.done.done():  # who asked may have gone
+                    request.done.set_result(None)
+            # These answers are written first, and what their clients ask next joins those that
+            # wait: else two groups take turns, in micro-batches of half the size.
+            for _ in range(TURNS):
+                await asyncio.sleep(0)
+        self._batching = None
 
-    async def _answer(self, found: list[Waiting]) -> None:
+    def _next_batch(self) -> list[PendingRequest]:
+        count = 0
+        rows = 0
+        for request in self._pending:
+            rows += len(request.rows)
+            if count and rows > MICRO_BATCH_ROWS:
+                break
+            count += 1
+        batch = self._pending[:count]
+        self._pending = self._pending[count:]
+        return batch
+
+    async def _answer(self, batch: list[PendingRequest]) -> None:
+        """Give every row its answer or its error. Never raises: nobody may be left waiting."""
         roles = self.holder.roles
+        rows = [row for request in batch for row in request.rows]
         try:
-            await self._score_all(roles, found)
-        except Exception as exc:  # noqa: BLE001  (nobody may be left without an answer)
-            for waiting in found:
-                waiting.error = waiting.error or exc
-        for waiting in found:
-            self._rows_inside -= len(waiting.requests)
-            try:
-                waiting.done(waiting)
-            except Exception:  # the others' answers do not depend on it
-                logger.exception("an answer could not be given")
+            await self._score_by_roles(roles, rows)
+            await self._write(batch)
+        except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
+            for row in rows:
+                row.error = row.error or exc
         if roles.shadow is not None:
-            self._begin_shadow(roles.shadow, found)
+            self._begin_shadow(roles.shadow, batch)
 
-    async def _score_all(self, roles: Roles, found: list[Waiting]) -> None:
-        asked: dict[Role, list[Item]] = {"challenger": [], "production": []}
-        for waiting in found:
-            for position, request in enumerate(waiting.requests):
-                asked[roles.role_of(request.key)].append(Item(waiting, position, request))
-        scored = list[Scored]()
-        if asked["challenger"]:  # what it fails at is production's: nobody pays for a trial
-            model = roles.model("challenger")
-            mine, left = self._own(
-                roles, asked["challenger"], await self._gather(model, asked["challenger"])
-            )
-            answers, failed = await self._scored("challenger", model, mine)
-            scored.append(answers)
-            asked["production"] += [*left, *failed]
-        if asked["production"]:
-            model = roles.model("production")
-            ready = await self._gather(model, asked["production"])
-            scored.append((await self._scored("production", model, ready))[0])
-        await self._write(scored)
+    async def _score_by_roles(self, roles: Roles, rows: Sequence[PredictionRow]) -> None:
+        if roles.challenger is not None:
+            own = [row for row in rows if roles.role_of(row.key) == "challenger"]
+            if own:
+                await self._score("challenger", roles.challenger, own, roles.production)
+            for row in own:
+                row.error = None  # production answers it: nobody pays for a trial
+        rest = [row for row in rows if row.answer is None]
+        if rest:
+            await self._score("production", roles.model("production"), rest)
 
-    def _own(
-        self, roles: Roles, items: list[Item], ready: list[Ready]
-    ) -> tuple[list[Ready], list[Item]]:
-        """What the challenger has features for, and what it leaves to production."""
-        challenger, production = roles.model("challenger"), roles.model("production")
-        if challenger.features is not production.features:
-            known = [one for one in ready if one[2] != "defaults"]
-            if lacking := len(ready) - len(known):
-                self._failed(challenger, "challenger", lacking)
-            ready = known
-        mine = {id(one[0]) for one in ready}
-        left = [item for item in items if id(item) not in mine]
-        for item in left:
-            item.waiting.error = None
-        return ready, left
-
-    async def _scored(
-        self, role: Role, model: LoadedModel, ready: list[Ready]
-    ) -> tuple[Scored, list[Item]]:
-        """Answers, not written yet; and what a challenger failed at."""
-        if len(ready) > JOINED or role == "shadow":
-            return await asyncio.to_thread(self._answers, role, model, ready)
-        return self._answers(role, model, ready)
-
-    def _answers(
-        self, role: Role, model: LoadedModel, ready: list[Ready]
-    ) -> tuple[Scored, list[Item]]:
-        answers, failed = list[tuple[Item, Answer]](), list[Item]()
-        ids = os.urandom(ID_BYTES * len(ready)).hex()
-        for n, (one, found) in enumerate(zip(ready, _scores(model, ready), strict=True)):
-            item, name = one[0], ids[2 * ID_BYTES * n : 2 * ID_BYTES * (n + 1)]
-            try:
-                answers.append((item, _answer(role, model, name, one, found)))
-            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
-                if not isinstance(exc, InvalidRequestError):
-                    self._failed(model, role, 1)
-                if role == "challenger":
-                    failed.append(item)
-                else:
-                    item.waiting.error = exc
-        return (role, model, answers), failed
-
-    def _failed(self, model: LoadedModel, role: Role, count: int) -> None:
-        FAILURES.labels(self.spec.name, model.version, role).inc(count)
-
-    async def _write(self, scored: list[Scored]) -> None:
-        """Write down what is answered, all in one write; what failed meanwhile leaves no row."""
-        kept = [
-            (role, model, [one for one in answers if one[0].waiting.error is None])
-            for role, model, answers in scored
-        ]
-        rows = [answer for _, _, answers in kept for _, answer in answers]
-        if not rows:
-            return
-        far = len(rows) > JOINED
-        logged = await asyncio.to_thread(self._log.write, rows) if far else self._log.write(rows)
-        now = datetime.now(UTC)
-        for role, model, answers in kept:
-            for item, answer in answers:
-                answer["logged"] = logged
-                item.waiting.answers[item.position] = answer
-            self._count(role, model, answers, now)
-
-    def _count(
-        self, role: Role, model: LoadedModel, answers: list[tuple[Item, Answer]], now: datetime
+    async def _score(
+        self,
+        role: Role,
+        model: LoadedModel,
+        rows: Sequence[PredictionRow],
+        instead: LoadedModel | None = None,
     ) -> None:
-        tally = self._tallies.get((model.version, role))
-        if tally is None:
-            of = (self.spec.name, model.version, role)
-            tally = self._tallies[model.version, role] = Tally(PREDICTIONS, PREDICTION_SECONDS, *of)
-        since = {id(item.waiting): item.waiting.since for item, _ in answers}.values()
-        tally.add(
-            [answer["features_from"] for _, answer in answers],
-            [(now - began).total_seconds() for began in since],
-        )
+        """instead: who answers what `model` has no features for, if it looks up elsewhere."""
+        await self._complete_all(model, rows)
+        ready = [row for row in rows if row.error is None]
+        if instead is not None and instead.features is not model.features:
+            known = [row for row in ready if row.features_from != "defaults"]
+            self._count_failures(model, role, len(ready) - len(known))
+            ready = known
+        if len(ready) > MICRO_BATCH_ROWS or role == "shadow":
+            await asyncio.to_thread(self._predict, role, model, ready)
+        elif ready:
+            self._predict(role, model, ready)
 
-    async def _gather(self, model: LoadedModel, items: Sequence[Item]) -> list[Ready]:
-        """Every feature of the contract for each item; without those whose request failed."""
-        names, asked = model.contract.features.keys(), list[Item]()
-        for item in items:
-            request = item.request
-            if names <= request.given.keys():
-                continue
-            if request.key is None or (request.given and not request.merge):
-                missing = ", ".join(name for name in names if name not in request.given)
-                item.waiting.error = InvalidRequestError(
-                    f"features: version {model.version} needs {missing}"
-                )
-            else:
-                asked.append(item)
-        stored, origin = dict[int, Any](), ""
-        if asked:
-            keys = [item.request.key or {} for item in asked]
-            found, origin = await model.features.read(keys, [i.waiting.received for i in asked])
-            stored = dict(zip(map(id, asked), found, strict=True))
-        ready = list[Ready]()
-        for item in items:
-            if item.waiting.error is not None:
-                continue
+    def _predict(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+        ids = os.urandom(ID_BYTES * len(rows)).hex()
+        width = 2 * ID_BYTES
+        for n, (row, result) in enumerate(zip(rows, _scores(model, rows), strict=True)):
             try:
-                row, from_where = self._complete(model, item.request, stored.get(id(item)), origin)
-                ready.append((item, row, from_where))
-            except (NotFoundError, FeaturesUnavailableError) as exc:
-                item.waiting.error = exc
-        return [one for one in ready if one[0].waiting.error is None]
+                row.answer = _answer(role, model, ids[width * n : width * (n + 1)], row, result)
+            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
+                row.error = exc
+                if not isinstance(exc, InvalidRequestError):
+                    self._count_failures(model, role, 1)
 
-    def _complete(
-        self, model: LoadedModel, request: Request, stored: Any, origin: str
-    ) -> tuple[Row, str]:
+    def _count_failures(self, model: LoadedModel, role: Role, count: int) -> None:
+        if count:
+            FAILURES.labels(self.holder.spec.name, model.version, role).inc(count)
+
+    async def _write(self, batch: Sequence[PendingRequest]) -> None:
+        """Write all rows in one go; a request that failed leaves none."""
+        answered = [request for request in batch if request.answered]
+        answers = [row.answer for request in answered for row in request.rows if row.answer]
+        if not answers:
+            return
+        if len(answers) > MICRO_BATCH_ROWS:
+            logged = await asyncio.to_thread(self._log.write, answers)
+        else:
+            logged = self._log.write(answers)
+        rows = Counter[tuple[str, str, str]]()
+        for answer in answers:
+            answer["logged"] = logged
+            rows[answer["version"], answer["role"], answer["features_from"]] += 1
+        name = self.holder.spec.name
+        for labels, count in rows.items():
+            PREDICTIONS.labels(name, *labels).inc(count)
+        durations = {labels[:2]: PREDICTION_SECONDS.labels(name, *labels[:2]) for labels in rows}
+        now = datetime.now(UTC)
+        for request in answered:
+            seconds = (now - request.received).total_seconds()
+            for scored_by in {row.scored_by for row in request.rows}:
+                durations[scored_by].observe(seconds)
+
+    async def _complete_all(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+        """Give each row every feature of the contract, or an error."""
+        names = model.contract.features.keys()
+        lookups = list[PredictionRow]()
+        for row in rows:
+            if names <= row.given.keys():
+                continue
+            if row.key is None or (row.given and not row.merge):
+                missing = ", ".join(name for name in names if name not in row.given)
+                text = f"features: version {model.version} needs {missing}"
+                row.error = InvalidRequestError(text)
+            else:
+                lookups.append(row)
+        stored: dict[int, Any] = {}
+        origin = ""
+        if lookups:
+            keys = [row.key or {} for row in lookups]
+            values, origin = await model.features.read(keys, [row.received for row in lookups])
+            stored = dict(zip(map(id, lookups), values, strict=True))
+        for row in rows:
+            if row.error is None:
+                try:
+                    self._complete(model, row, stored.get(id(row)), origin)
+                except (NotFoundError, FeaturesUnavailableError) as exc:
+                    row.error = exc
+
+    def _complete(self, model: LoadedModel, row: PredictionRow, stored: Any, origin: str) -> None:
         """Fill what is null: a double and a text as in training, anything else as the spec says."""
-        features, given = model.contract.features, request.given
-        if stored and not given and None not in stored.values():
-            return stored, origin
-        if features.keys() <= given.keys():
-            return {name: given[name] for name in features}, "request"
-        if origin == "online":
+        features = model.contract.features
+        if stored and not row.given and None not in stored.values():
+            row.features, row.features_from = stored, origin
+            return
+        if features.keys() <= row.given.keys():
+            origin = "request"
+        elif origin == "online":
             if stored is None:
-                key = ", ".join(f"{name} {value}" for name, value in (request.key or {}).items())
+                key = ", ".join(f"{name} {value}" for name, value in (row.key or {}).items())
                 raise NotFoundError(f"{key} is not known to the feature store")
-            if given:
+            if row.given:
                 origin = "merged"
-        values, row = {**(stored or {}), **given} if given else stored or {}, {}
+        values = {**(stored or {}), **row.given}
+        row.features = {}
         for name, kind in features.items():
             value = values.get(name)
             if value is None and name in values:
                 value = NULLS.get(kind)
             if value is None:
-                if self._refuse:
+                if self.holder.spec.serving.missing_features == "refuse":
                     problem = model.features.problem or f"the stored {name} is null"
                     raise FeaturesUnavailableError(f"no features for a prediction: {problem}")
-                value, origin = model.contract.defaults[name], "defaults"
-            row[name] = value
-        return row, origin
+                value = model.contract.defaults[name]
+                origin = "defaults"
+            row.features[name] = value
+        row.features_from = origin
 
-    def _begin_shadow(self, model: LoadedModel, found: Sequence[Waiting]) -> None:
+    def _begin_shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
         """Have the shadow score the same rows after they are answered; nobody waits for it."""
-        size = sum(len(waiting.requests) for waiting in found)
-        if self._rows_shadowed + size > MOST_SHADOWED:
-            SHADOW_DROPPED.labels(self.spec.name).inc(size)
-            return
-        now = datetime.now(UTC)
-        copies = [
-            Waiting(w.requests, w.received, _nobody, [None] * len(w.requests), now, w.at)
-            for w in found
-            if w.error is None
-        ]
-        self._rows_shadowed += size
-        self._keep(asyncio.get_running_loop().create_task(self._shadow(model, copies, size)))
+        rows = list[PredictionRow]()
+        for row in (row for request in batch if request.answered for row in request.rows):
+            rows.append(PredictionRow(row.key, row.given, row.merge))
+            rows[-1].received = row.received
+        if self._shadow_rows + len(rows) > MAX_SHADOW_ROWS:
+            SHADOW_DROPPED.labels(self.holder.spec.name).inc(len(rows))
+        elif rows:
+            self._shadow_rows += len(rows)
+            self._start(self._shadow(model, rows))
 
-    async def _shadow(self, model: LoadedModel, copies: list[Waiting], size: int) -> None:
-        items = [Item(w, at, request) for w in copies for at, request in enumerate(w.requests)]
+    async def _shadow(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+        loop = asyncio.get_running_loop()
         try:
-            found, _ = await self._scored("shadow", model, await self._gather(model, items))
-            await self._write([found])
+            await self._score("shadow", model, rows)
+            now = datetime.now(UTC)
+            await self._write([PendingRequest([row], now, loop.create_future()) for row in rows])
         except Exception:
-            logger.exception("%s: the shadow failed", self.spec.name)
+            logger.exception("%s: the shadow failed", self.holder.spec.name)
         finally:
-            self._rows_shadowed -= size
+            self._shadow_rows -= len(rows)
 
 
-def _nobody(_: Waiting) -> None:
-    """A shadow's answers are told to nobody."""
-
-
-def _scores(model: LoadedModel, ready: Sequence[Ready]) -> list[float | Exception]:
+def _scores(model: LoadedModel, rows: Sequence[PredictionRow]) -> list[float | Exception]:
     """Score all at once; where that fails one by one, so that a row fails alone.
 
     Rounded as they are answered; what is no score stays what it is.
     """
-    if not ready:
+    if not rows:
         return []
     try:
-        found = score(model.session, model.contract, [row for _, row, _ in ready])
-        return [rounded_one(each, model.contract.threshold) for each in found]
+        scores = score(model.session, model.contract, [row.features for row in rows])
+        return [rounded_one(each, model.contract.threshold) for each in scores]
     except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
-        if len(ready) == 1:
+        if len(rows) == 1:
             return [exc]
-        return [each for one in ready for each in _scores(model, [one])]
+        return [each for row in rows for each in _scores(model, [row])]
 
 
 def _answer(
-    role: Role, model: LoadedModel, name: str, ready: Ready, found: float | Exception
+    role: Role, model: LoadedModel, request_id: str, row: PredictionRow, result: float | Exception
 ) -> Answer:
-    """name: of the answer. found: rounded, as the threshold is compared with it; or an error."""
-    (item, row, origin), contract = ready, model.contract
-    if isinstance(found, Exception):
-        raise found
-    if what := wrong(contract, found):
-        error = InvalidRequestError if origin in GIVEN else ModelFailedError
-        raise error(f"features: version {model.version} scores them {found}, {what}")
-    key, at, threshold = item.request.key, item.waiting.at, contract.threshold
-    member = row[contract.population.feature]
+    """result: the rounded score, as the threshold is compared with it; or an error."""
+    contract = model.contract
+    if isinstance(result, Exception):
+        raise result
+    if what := wrong(contract, result):
+        error = InvalidRequestError if row.features_from in GIVEN else ModelFailedError
+        raise error(f"features: version {model.version} scores them {result}, {what}")
+    at = row.received.isoformat()
+    threshold = contract.threshold
+    member = row.features[contract.population.feature]
     return {
-        "request_id": name,
+        "request_id": request_id,
         "model": contract.model,
         "version": model.version,
         "role": role,
         "received": at,
         "as_of": at,
-        "entity": None if key is None else entity_text(key),
-        "features": row,
-        "features_from": origin,
-        "probability": None if threshold is None else found,
-        "prediction": found if threshold is None else 1.0 if found >= threshold else 0.0,
+        "entity": None if row.key is None else entity_text(row.key),
+        "features": row.features,
+        "features_from": row.features_from,
+        "probability": None if threshold is None else result,
+        "prediction": result if threshold is None else 1.0 if result >= threshold else 0.0,
         "in_population": not isinstance(member, str) and 0 <= member < contract.population.below,
     }

@@ -32,6 +32,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     return ours | {
         "GYRE_HOME": str(home),
         "GYRE_SERVING_PORT": str(settings.serving_port),
+        "GYRE_CONSOLE_PORT": str(settings.console_port),
         "GYRE_SERVING_WORKERS": str(settings.serving_workers),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
         "GYRE_AIRFLOW_PORT": str(settings.airflow_port),
@@ -138,7 +139,8 @@ def write_feast_config(settings: Settings) -> None:
     config = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_text())
     config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
     config["offline_store"] = settings.feast_offline_store
-    config["online_store"]["connection_string"] = settings.feast_connection(5.0)
+    if "connection_string" in config["online_store"]:
+        config["online_store"]["connection_string"] = settings.feast_connection(5.0)
     (settings.home / "feast").mkdir(parents=True, exist_ok=True)
     path = _feast_config(settings)
     path.touch(mode=0o600)  # an address may hold a password

@@ -47,6 +47,10 @@ class FeaturesUnavailableError(GyreError):
     """The online store did not answer within its deadline."""
 
 
+class BrokerUnavailableError(GyreError):
+    """The broker does not answer in time, or holds as many events as may wait."""
+
+
 class MonitoringError(GyreError):
     """A monitor cannot look, or a decision cannot be explained."""
 

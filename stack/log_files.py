@@ -10,9 +10,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
-REMEMBERED = 100_000
-"""Outcomes that serving refuses a contradiction of, the newest on file; 20 MB."""
-
 
 def began(path: Path) -> int:
     """When the file was opened, as its name says: microseconds since 1970; 0 if it does not."""

@@ -22,7 +22,10 @@ MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""
 ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
-PORTS = {"SERVING": 8000, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
+LAYOUT_FILE = "layout"
+"""In a stack's home: which layout it has; `gyre up` writes it into a new one."""
+LAYOUT = "2"
+PORTS = {"SERVING": 8000, "CONSOLE": 8001, "MLFLOW": 5000, "AIRFLOW": 8080, "REDIS": 6379}
 
 
 def problems(env: Mapping[str, str], python: tuple[int, int], *, ports: bool = True) -> list[str]:
@@ -31,7 +34,18 @@ def problems(env: Mapping[str, str], python: tuple[int, int], *, ports: bool = T
     if found := python_problems(python):  # it could not even run what follows
         return found
     taken = port_problems({**kept_settings(home), **env}, home) if ports else []
-    return disk_problems(home, PROJECT) + taken
+    return layout_problems(home) + disk_problems(home, PROJECT) + taken
+
+
+def layout_problems(home: Path) -> list[str]:
+    """Refuse a home whose ledger, copies and events lie otherwise than this release reads them."""
+    file = home / LAYOUT_FILE
+    found = file.read_text().strip() if file.exists() else "1"
+    is_used = (home / "airflow" / "secrets.json").exists()
+    if not is_used or found == LAYOUT:
+        return []
+    remedy = "set GYRE_HOME to a new folder, or go on with the release that made it"
+    return [f"{home} has layout {found}, this release needs layout {LAYOUT}: {remedy}"]
 
 
 def kept_settings(home: Path) -> dict[str, str]:

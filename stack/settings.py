@@ -33,6 +33,7 @@ class Settings(BaseSettings):
 
     home: Path = PROJECT / ".gyre"
     serving_port: int = Field(8000, ge=1, le=65535)
+    console_port: int = Field(8001, ge=1, le=65535)
     mlflow_port: int = Field(5000, ge=1, le=65535)
     airflow_port: int = Field(8080, ge=1, le=65535)
     redis_port: int = Field(6379, ge=1, le=65535)
@@ -108,6 +109,10 @@ class Settings(BaseSettings):
         return f"http://{LOOPBACK}:{self.serving_port}"
 
     @property
+    def console_address(self) -> str:
+        return f"http://{LOOPBACK}:{self.console_port}"
+
+    @property
     def ledger_address(self) -> str:
         """SQLAlchemy address of the promotion ledger."""
         return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
@@ -125,11 +130,6 @@ class Settings(BaseSettings):
     def data_docs(self) -> Path:
         """Great Expectations' pages on the newest batch of each dataset and training frame."""
         return self.home / "reports" / "data_docs"
-
-    @property
-    def events(self) -> Path:
-        """Events that serving took in and ingest has yet to land."""
-        return self.home / "serving" / "events"
 
     @property
     def feast_offline_store(self) -> dict[str, str]:

@@ -20,8 +20,3 @@ def socket_path(settings: Settings, name: str) -> Path:
     short = f"gyre-{os.getuid()}-{zlib.crc32(os.fsencode(path)):08x}.sock"
     fits = len(os.fsencode(path)) <= LONGEST
     return path if fits else Path(tempfile.gettempdir()) / short
-
-
-def keeper_socket(settings: Settings) -> Path:
-    """Where the keeper answers the workers of this serving port."""
-    return socket_path(settings, f"keeper-{settings.serving_port}")

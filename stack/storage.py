@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 LOCK_SECONDS = 60
 # Delta's own would throw away the log of versions that lineage names: stack/maintenance.py does it.
 KEEP_LOG = PostCommitHookProperties(cleanup_expired_logs=False)
+SMALL_BYTES = 1024 * 1024
+"""Files below this size are compacted as they come; `gyre maintain` makes larger ones of them."""
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
 COARSE = timedelta(seconds=1)
@@ -63,6 +65,10 @@ class Table:
         place = urlsplit(found.table_uri).path  # quoted, what comes behind it is as on disk
         files = found.file_uris(file_pruning_predicate=within)
         return [f"{self.path.absolute()}/{each.removeprefix(place)}" for each in files]
+
+    def all_files(self) -> list[str]:
+        """Parquet files of every version that was not vacuumed."""
+        return [str(path) for path in sorted(self.path.absolute().glob("*.parquet"))]
 
     @property
     def identity(self) -> str:
@@ -127,21 +133,31 @@ class Table:
         newest: datetime | None = pc.max(found).as_py()
         return newest
 
-    def merge(self, rows: pa.Table, key: Sequence[str], content: Sequence[str]) -> dict[str, int]:
+    def merge(
+        self, rows: pa.Table, key: Sequence[str], content: Sequence[str], arrival: str | None = None
+    ) -> dict[str, int]:
         """Insert rows with a new key; replace those of a known key whose `content` differs.
 
+        arrival: a column of times; a row never replaces one that arrived after it.
         Returns how many rows were inserted and how many replaced. Repeating it changes nothing.
 
         Raises:
-            DataError: another process held the table's lock for a minute.
+            DataError: another process held the table's lock for a minute, or Delta refused.
 
         """
+        rows = pa.concat_tables([self.schema.empty_table(), rows], promote_options="permissive")
         rows = rows.cast(self.schema)
-        with one_writer(self.path), _durable(self.path):
-            if not self.exists:
-                write_deltalake(str(self.path), rows, post_commithook_properties=KEEP_LOG)
+        with one_writer(self.path), _durable(self.path), _data_errors(self.path):
+            if self.exists and not rows.num_rows:
+                return {"inserted": 0, "replaced": 0}
+            if not self.exists or not self._holds_any(rows, key):  # an append is three times faster
+                write_deltalake(
+                    str(self.path), rows, mode="append", post_commithook_properties=KEEP_LOG
+                )
                 return {"inserted": rows.num_rows, "replaced": 0}
             differs = " OR ".join(f"(old.{name} IS DISTINCT FROM new.{name})" for name in content)
+            if arrival:
+                differs = f"({differs}) AND new.{arrival} >= old.{arrival}"
             done: dict[str, Any] = (
                 self._open()
                 .merge(
@@ -196,6 +212,29 @@ class Table:
                 predicate=same if self.exists else None,
             )  # fmt: skip
 
+    def compact(self) -> None:
+        """Rewrite the small files together; rows and readers of older versions see no change.
+
+        Raises:
+            DataError: another process held the table's lock for a minute, or Delta refused.
+
+        """
+        with one_writer(self.path), _durable(self.path), _data_errors(self.path):
+            self._open().optimize.compact(
+                target_size=SMALL_BYTES, post_commithook_properties=KEEP_LOG
+            )
+
+    def _holds_any(self, rows: pa.Table, key: Sequence[str]) -> bool:
+        """Whether the table has a row with the key of one of `rows`."""
+        near, span = None, pc.min_max(rows[key[0]])
+        if not pa.types.is_string(span["min"].type):  # Delta's statistics have another type of it
+            # The files know the span of their rows: most are not read.
+            near = (pc.field(key[0]) >= span["min"]) & (pc.field(key[0]) <= span["max"])
+        known = self._open().to_pyarrow_dataset().to_table(columns=list(key), filter=near)
+        known = known.cast(pa.schema([self.schema.field(name) for name in key]))
+        found = rows.select(key).join(known, list(key), join_type="left semi")
+        return bool(found.num_rows)
+
     def _open(self, version: int | None = None) -> DeltaTable:
         return DeltaTable(str(self.path), version=version)
 
@@ -215,6 +254,15 @@ def make_durable(path: Path, since: datetime) -> None:
         with suppress(FileNotFoundError):  # vacuumed meanwhile
             if os.stat(each).st_mtime >= from_then:  # noqa: PTH116
                 _flush(each)
+
+
+@contextmanager
+def _data_errors(path: Path) -> Iterator[None]:
+    """Turn what Delta refuses into one line of ours."""
+    try:
+        yield
+    except DeltaError as exc:
+        raise DataError(f"table {path.name}: {' '.join(str(exc).split())[:LONGEST]}") from exc
 
 
 @contextmanager
@@ -241,10 +289,10 @@ def _near(rows: pa.Table, column: str) -> pc.Expression:
 
 @contextmanager
 def one_writer(path: Path) -> Iterator[None]:
-    """Hold the lock of `path` or raise DataError after a minute."""
+    """Hold the lock of `path`, which a thread may take again, or raise DataError after a minute."""
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS):
+        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS, is_singleton=True):
             yield
     except Timeout as exc:
         raise DataError(f"{path.name}: another writer held it for {LOCK_SECONDS} s") from exc

@@ -16,6 +16,7 @@ import httpx
 
 from mlflow_server import server
 from stack.environment import process_environment, write_feast_config
+from stack.preflight import PORTS
 from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
@@ -99,5 +100,5 @@ def feast_apply(settings: Settings) -> None:
 
 def new_settings(home: Path, **more: Any) -> Settings:
     """Settings of an installation of its own, its demo dated for START."""
-    ports = {f"{name}_port": unused_port() for name in ("serving", "mlflow", "airflow", "redis")}
+    ports = {f"{name.lower()}_port": unused_port() for name in PORTS}
     return Settings(**({"home": home, "demo_start": START} | ports | more))

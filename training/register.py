@@ -5,6 +5,7 @@ With `[rollout] policy = "canary"` it goes into role shadow instead, the first s
 
 from __future__ import annotations
 
+from contextlib import closing
 from datetime import datetime
 from importlib.metadata import version as installed
 from pathlib import Path
@@ -17,6 +18,7 @@ import onnx
 from feature_repo.datasets import load_dataset
 from feature_repo.definition_check import write_sample
 from feature_repo.features import open_raw, raw_table
+from feature_repo.lookup_writer import look_up_specification
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
@@ -25,6 +27,7 @@ from mlflow_server.registry import PRODUCTION, SHADOW, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel
 from mlflow_server.tracking import Tracking
 from stack.errors import PromotionRefusedError
+from stack.spec import MISSING
 from training.artifacts import CANDIDATE, PIPELINE_FILE, fetched
 from training.dataset import load_frame
 from training.frame import at, content_hash, features
@@ -57,7 +60,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     evaluation = load_evaluation(tracking, run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate, TemporaryDirectory() as name:
         model, extra = (candidate / ONNX_FILE).read_bytes(), Path(name)
-        made = contract(spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
+        made = contract(settings, spec, at(frame, plan.train), evaluation.threshold, tags["as_of"])
         (extra / CONTRACT_FILE).write_text(made.model_dump_json(indent=2))
         copy(candidate / PIPELINE_FILE, extra)
         definition = _definition_sample(settings, spec, tags, extra)
@@ -138,17 +141,18 @@ def _put(
             f"with version {champion}"
         )
     where = {"role": SHADOW} if canary else {"replaces": champion}
-    return put_into_role(
-        registry, Ledger(settings, as_of), spec.name, version, who=who, why=why,
-        evidence=f"runs:/{run_id}", **where,
-    )  # fmt: skip
+    with closing(Ledger(settings, as_of)) as ledger:
+        return put_into_role(
+            registry, ledger, spec.name, version, who=who, why=why,
+            evidence=f"runs:/{run_id}", **where,
+        )  # fmt: skip
 
 
 def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str | None:
     """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
-    registry, ledger = Registry(settings), Ledger(settings)
-    reconcile(registry, ledger, spec.name)  # carries out what a killed try had begun
-    every = [row for row in ledger.rows(spec.name) if row.state == "applied"]
+    with closing(Ledger(settings)) as ledger:
+        rows = reconcile(Registry(settings), ledger, spec.name)  # finishes what a killed try began
+    every = [row for row in rows if row.applied_at]
     if own := [row for row in every if row.evidence == f"runs:/{run_id}"]:
         return _promoted(own[-1])
     applied = [row for row in every if row.role == PRODUCTION]
@@ -175,8 +179,10 @@ def _promoted(row: LedgerRow) -> str:
     return f"version {row.to_version} is in production, {before}"
 
 
-def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: str) -> ServedModel:
-    """How serving calls a model that was fitted on the rows `train`."""
+def contract(
+    settings: Settings, spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: str
+) -> ServedModel:
+    """How serving calls a model that was fitted on the rows `train`, and reads its features."""
     rows = features(spec, train)
     return ServedModel(
         model=spec.name,
@@ -184,9 +190,11 @@ def contract(spec: ModelSpec, train: pa.Table, threshold: float | None, as_of: s
         feature_service=spec.feature_service,
         features=spec.features,
         defaults={name: _default(rows[name], kind) for name, kind in spec.features.items()},
+        nullable=tuple(n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()),
         population=spec.population,
         threshold=threshold,
         as_of=as_of,
+        lookup=look_up_specification(settings, spec.feature_service),
     )
 
 

@@ -211,7 +211,7 @@ def _results(
     model = export(pipeline, spec.features).SerializeToString(deterministic=True)
     (beside.home / ONNX_FILE).write_bytes(model)
     threshold = choose_threshold(spec, estimator, frame, with_usable_folds(frame, plan))
-    served = contract(spec, train, threshold, found.tags["as_of"])
+    served = contract(beside, spec, train, threshold, found.tags["as_of"])
     (beside.home / CONTRACT_FILE).write_text(served.model_dump_json(indent=2))
     stored, was = load_frame(tracking, found.run_id)
     rows = at(stored, [was.test])

@@ -117,11 +117,7 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
         rows: list[Row] = super()._convert_redis_values_to_protobuf(
             redis_values, feature_view, requested_features
         )
-        ttl = self._ttl[feature_view]
-        if not ttl:
-            return rows
-        oldest = (ASKED_AT.get() or datetime.now(UTC)) - ttl
-        return [row if row[0] and row[0] >= oldest else (None, None) for row in rows]
+        return newer(rows, self._ttl[feature_view])
 
     def online_write_batch(
         self,
@@ -203,6 +199,14 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
         for key in client.scan_iter(b"*" + project, count=10_000):
             if key.startswith(prefix) and key not in keep:
                 client.hdel(key, *fields)
+
+
+def newer(rows: list[Row], ttl: timedelta | None) -> list[Row]:
+    """`rows`, nulls where one is older than its view's time to live."""
+    if not ttl:
+        return rows
+    oldest = (ASKED_AT.get() or datetime.now(UTC)) - ttl
+    return [row if row[0] and row[0] >= oldest else (None, None) for row in rows]
 
 
 @contextmanager

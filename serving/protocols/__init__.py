@@ -1,138 +1,170 @@
-"""A protocol is one file here: its paths, its bodies read to rows, answers and errors written.
+"""A protocol is one file here: bodies to rows, answers and errors to its form, its GET routes.
 
 A fifth is a module with a `PROTOCOL`, listed in serving/routes.py.
 """
 
+import asyncio
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import UTC, datetime
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
-from starlette.responses import JSONResponse, Response
+from fastapi import APIRouter
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
-from serving.edge import Endpoint, ErrorForm
+from serving.edge import ErrorForm, read_body
 from serving.errors import InvalidRequestError, NoModelError
-from serving.schemas import Schemas, answer_fields
-from serving.scorer import Answer, Request, Scorer
+from serving.openapi import Operation
+from serving.repository import Deployment, ModelRepository
+from serving.schemas import Schemas
+from serving.scorer import Answer, PredictionRow
 
 BATCH_LIMIT = 10_000_000
 """Bytes of a body with many rows."""
-IN_LOG = {"model_version": "version"}
-"""A name of an answer that is another in the log."""
+INLINE_BYTES = 4_096
+"""Bodies up to here are read on the event loop; a larger one would hold up the others."""
+NAME = "{name}"
+NO_NAME: dict[str, str] = {}
 
 Write = Callable[[Sequence[Answer]], Response]
-Translate = Callable[[bytes, HttpRequest], tuple[Sequence[Request], Write]]
-"""A body to the rows it asks for, and to what makes a response of their answers."""
+Read = Callable[[Deployment, bytes, Request], tuple[Sequence[PredictionRow], Write]]
+"""A body to the rows that it asks for, and to what makes a response of their answers."""
 
 
 @dataclass(frozen=True)
-class Served:
-    """A model under its names; the default one is also served without a name."""
+class PredictRoute:
+    """How a protocol scores: its paths, what reads a body, and what /docs say of it.
 
-    scorer: Scorer
-    schemas: Schemas
-    default: bool
+    A path with `{name}` is of the model called so; one without is the default model's.
+    """
 
-    @cached_property
-    def nobody(self) -> dict[str, None]:
-        return dict.fromkeys(self.scorer.spec.entity_key)
-
-    @cached_property
-    def fields(self) -> list[tuple[str, str]]:
-        """Names of an answer's fields here and in the log."""
-        return [(name, IN_LOG.get(name, name)) for name in answer_fields(self.scorer.spec)]
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.scorer.spec.name, *self.scorer.spec.served_as)
-
-
-@dataclass(frozen=True)
-class Scores:
-    """A POST route that scores. `body` and `answer` are their types in /docs."""
-
-    model: Served
-    path: str
+    paths: tuple[str, ...]
     summary: str
-    translate: Translate
-    body: Any
-    answer: Any
+    description: str
+    read: Read
+    body: Callable[[Schemas], Any]
+    answer: Callable[[Schemas], Any]
     limit: int = BATCH_LIMIT
     binary: str | None = None
-    """Content type that is read and answered besides JSON."""
-    parameters: tuple[Mapping[str, Any], ...] = ()
-
-
-@dataclass(frozen=True)
-class Tells:
-    """A GET route that tells of a model or of the server."""
-
-    path: str
-    summary: str
-    work: Endpoint
-    answer: Any
-    shown_as: type[Response] = JSONResponse
-    model: str = ""
-    refuses: tuple[int, ...] = ()
     parameters: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Protocol:
+    """owns: whether a path is this protocol's, so that its form says what is wrong with it."""
+
+    tag: str
     form: ErrorForm
-    routes: Callable[[Sequence[Served]], Iterator[Scores | Tells]]
     owns: Callable[[str], bool]
-    """Whether a path is this protocol's, so that its form says what is wrong with it."""
-    unknown: tuple[tuple[str, str], ...]
-    """Methods and paths of models that are not there: `{name}`."""
+    predict: tuple[PredictRoute, ...]
+    add_info: Callable[[APIRouter, ModelRepository], None] = lambda _router, _repository: None
+    """Adds its GET routes, which tell of models or of the server."""
 
 
-def default_of(models: Sequence[Served]) -> Served:
-    """Return the default model; without one, any that has a version."""
-    by_version = sorted(models, key=lambda model: model.scorer.holder.current is None)
-    return next((model for model in models if model.default), by_version[0])
+class PredictEndpoint:
+    """The way of a scoring request: bytes, protocol, rows, answers, protocol, bytes. Plain ASGI.
+
+    Its errors are the middleware's to answer.
+    """
+
+    def __init__(self, repository: ModelRepository, route: PredictRoute) -> None:
+        self._repository = repository
+        self._route = route
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        received = datetime.now(UTC)
+        if scope["method"] != "POST":
+            raise HTTPException(405, headers={"Allow": "POST"})
+        request = Request(scope, receive)
+        route = self._route
+        model = self._repository.find(scope.get("path_params", NO_NAME).get("name"))
+        scope["model"] = model.spec.name
+        model.scorer.admit()
+        body = await read_body(request, route.limit, route.binary)
+        if len(body) <= INLINE_BYTES:
+            rows, write = route.read(model, body, request)
+            response = write(await model.scorer.predict(rows, received))
+        else:
+            rows, write = await asyncio.to_thread(route.read, model, body, request)
+            answers = await model.scorer.predict(rows, received)
+            response = await asyncio.to_thread(write, answers)
+        await response(scope, receive, send)
 
 
-def version_of(model: Served) -> str:
+def operations(repository: ModelRepository, protocols: Sequence[Protocol]) -> Iterator[Operation]:
+    """What /docs show of the scoring routes: each path of each model under each of its names."""
+    for protocol in protocols:
+        for route in protocol.predict:
+            for model in repository:
+                for path in _paths(route, model, repository.default):
+                    yield Operation(
+                        path, protocol.tag, route.summary, route.description,
+                        route.body(model.schemas), route.answer(model.schemas), protocol.form,
+                        tuple(p for p in route.parameters
+                              if p["in"] != "path" or f"{{{p['name']}}}" in path), route.binary,
+                    )  # fmt: skip
+
+
+def _paths(route: PredictRoute, model: Deployment, default: Deployment | None) -> Iterator[str]:
+    for path in route.paths:
+        if NAME in path:
+            yield from (path.replace(NAME, name) for name in model.names)
+        elif model is default:
+            yield path
+
+
+def version_of(model: Deployment) -> str:
     """Version that answers.
 
     Raises:
         NoModelError: none does yet.
 
     """
-    holder = model.scorer.holder
-    if holder.current is None:
-        raise NoModelError(holder.state)
-    return holder.current.version
+    if model.holder.current is None:
+        raise NoModelError(model.holder.state)
+    return model.holder.current.version
 
 
-def requests_of(model: Served, rows: Sequence[Any]) -> list[Request]:
-    """Rows as `Schemas.flat` read them, to be scored."""
-    names = model.scorer.spec.entity_key.keys()
-    requests = []
-    for position, row in enumerate(rows):
-        values = row.model_dump(exclude_unset=True)
+def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
+    """Records with the key, the features or both by name, as rows to be scored.
+
+    Raises:
+        ValidationError, InvalidRequestError: they are none.
+
+    """
+    names = model.spec.entity_key.keys()
+    rows = []
+    for position, record in enumerate(model.schemas.flat.validate_python(records)):
+        values = record.model_dump(exclude_unset=True)
         key = {name: values.pop(name) for name in names if name in values}
         if key and len(key) < len(names):
             missing = ", ".join(names - key.keys())
             raise InvalidRequestError(f"body.{position}: {missing} is missing")
         if not key and not values:
             raise InvalidRequestError(f"body.{position}: neither {', '.join(names)} nor features")
-        requests.append(Request(key or None, values))
-    return requests
+        rows.append(PredictionRow(key or None, values))
+    return rows
 
 
-def shown(model: Served, asked: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
+def shown(
+    model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
+) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    nobody, fields = model.nobody, model.fields
+    schemas = model.schemas
     return [
-        {**(request.key or nobody), **{name: row[of] for name, of in fields}}
-        for request, row in zip(asked, answers, strict=True)
+        {**(row.key or schemas.nobody), **{name: answer[own] for name, own in schemas.fields}}
+        for row, answer in zip(rows, answers, strict=True)
     ]
 
 
-def scored(model: Served, asked: Sequence[Request], answers: Sequence[Answer]) -> list[Answer]:
+def scored(
+    model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
+) -> list[Answer]:
     """`shown`, with `score` (the probability, or the number predicted) for the probability."""
-    rows = shown(model, asked, answers)
-    return [{"score": row.pop("probability", row["prediction"]), **row} for row in rows]
+    return [
+        {"score": answer.pop("probability", answer["prediction"]), **answer}
+        for answer in shown(model, rows, answers)
+    ]

@@ -3,96 +3,89 @@
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+from fastapi import APIRouter
 from pydantic import BaseModel, create_model
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.edge import Endpoint, ErrorForm, in_words, json_response
-from serving.protocols import (
-    Protocol,
-    Scores,
-    Served,
-    Tells,
-    Translate,
-    Write,
-    requests_of,
-    scored,
-    version_of,
-)
-from serving.schemas import FORBID
-from serving.scorer import Answer, Request
+from serving.edge import ErrorForm, in_words, json_response
+from serving.errors import NotFoundError
+from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.repository import Deployment, ModelRepository
+from serving.schemas import FORBID, Schemas, rows_of
+from serving.scorer import Answer, PredictionRow
+
+TAG = "KServe V1"
 
 
 class KServeError(BaseModel):
     error: str
 
 
-class Models(BaseModel):
-    models: list[str]
-
-
-class Ready(BaseModel):
-    name: str
-    ready: bool
+class Instances(BaseModel):
+    model_config = FORBID
+    instances: rows_of(Any)  # type: ignore[valid-type]
 
 
 ERRORS = ErrorForm(KServeError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
 
 
-def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    known = {"models": [name for model in models for name in model.names]}
+def read(
+    model: Deployment, body: bytes, _request: Request
+) -> tuple[Sequence[PredictionRow], Write]:
+    rows = rows_from(model, Instances.model_validate_json(body).instances)
 
-    async def listed(_: HttpRequest) -> Response:
-        return json_response(known)
+    def write(answers: Sequence[Answer]) -> Response:
+        return json_response({"predictions": scored(model, rows, answers)})
 
-    yield Tells("/v1/models", "Models", listed, Models)
-    for model in models:
-        schemas, read = model.schemas, translate(model)
-        body = _named(model, "Instances", instances=schemas.instances)
-        answer = _named(model, "Predictions", predictions=list[schemas.scored])  # type: ignore[name-defined]
-        for name in model.names:
-            path = f"/v1/models/{name}"
-            yield Scores(model, f"{path}:predict", "KServe V1: predict", read, body, answer)
-            yield Tells(path, "KServe V1: ready", ready(model, name), Ready,
-                        model=model.names[0], refuses=(503,))  # fmt: skip
+    return rows, write
 
 
-def _named(model: Served, name: str, **fields: Any) -> Any:
-    title = model.schemas.request.__name__.removesuffix("Request")
-    every: Any = {field: (kind, ...) for field, kind in fields.items()}
-    return create_model(title + name, __config__=FORBID, **every)
+def _body(schemas: Schemas) -> Any:
+    name = f"{schemas.title}Instances"
+    return create_model(name, __config__=FORBID, instances=(schemas.instances, ...))
 
 
-def translate(model: Served) -> Translate:
-    body = _named(model, "Instances", instances=model.schemas.flat)
-
-    def read(sent: bytes, _: HttpRequest) -> tuple[Sequence[Request], Write]:
-        asked = requests_of(model, body.model_validate_json(sent).instances)
-
-        def write(answers: Sequence[Answer]) -> Response:
-            return json_response({"predictions": scored(model, asked, answers)})
-
-        return asked, write
-
-    return read
+def _answer(schemas: Schemas) -> Any:
+    predictions: Any = list[schemas.scored]  # type: ignore[name-defined]
+    return create_model(f"{schemas.title}Predictions", predictions=(predictions, ...))
 
 
-def ready(model: Served, name: str) -> Endpoint:
-    """503 until a version answers."""
+def add_info(router: APIRouter, repository: ModelRepository) -> None:
+    shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
 
-    async def work(_: HttpRequest) -> Response:
-        version_of(model)
-        return json_response({"name": name, "ready": True})
+    @router.get("/v1/models", summary="Models", **shared)
+    async def list_models() -> dict[str, list[str]]:
+        """Name every model, also by the names it is also served as."""
+        return {"models": [name for model in repository for name in model.names]}
 
-    return work
+    @router.get("/v1/models/{name}", summary="Model ready", **shared)
+    async def model_ready(name: str) -> dict[str, str | bool]:
+        """Say that a version of the model answers; 503 until one does."""
+        version_of(repository.find(name))
+        return {"name": name, "ready": True}
+
+    @router.post("/v1/models/{name}", include_in_schema=False)
+    async def no_verb(name: str) -> Response:
+        raise NotFoundError(f"no {name!r} to post to: there is /v1/models/NAME:predict")
 
 
 PROTOCOL = Protocol(
+    TAG,
     ERRORS,
-    routes,
     lambda path: path.startswith("/v1/"),
-    (("GET", "/v1/models/{name}"), ("POST", "/v1/models/{name}")),
+    (
+        PredictRoute(
+            ("/v1/models/{name}:predict",),
+            "Predict",
+            "Score instances: the entity's key, every feature by name, or both.",
+            read,
+            _body,
+            _answer,
+        ),
+    ),
+    add_info,
 )

@@ -4,31 +4,24 @@ Source: mlflow/pyfunc/scoring_server/__init__.py of MLflow 3.17, and
 https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#api-spec
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, create_model
-from starlette.requests import Request as HttpRequest
+from fastapi import APIRouter
+from pydantic import BaseModel, ConfigDict, Field, create_model
+from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError
-from serving.protocols import (
-    Protocol,
-    Scores,
-    Served,
-    Tells,
-    Translate,
-    Write,
-    default_of,
-    requests_of,
-    scored,
-    version_of,
-)
-from serving.schemas import FORBID, MAX_ROWS
-from serving.scorer import Answer, Request
+from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.repository import Deployment, ModelRepository
+from serving.schemas import FORBID, MAX_ROWS, Schemas
+from serving.scorer import Answer, PredictionRow
 
+TAG = "MLflow"
+MLFLOW_VERSION = version("mlflow")
 CODES = {
     401: "UNAUTHENTICATED", 404: "RESOURCE_DOES_NOT_EXIST", 429: "REQUEST_LIMIT_EXCEEDED",
     500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE",
@@ -105,51 +98,57 @@ def _of_columns(columns: Mapping[str, Any]) -> list[Record]:
     return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
 
 
-def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    found = version("mlflow")
+def read(
+    model: Deployment, body: bytes, _request: Request
+) -> tuple[Sequence[PredictionRow], Write]:
+    """What the registered model returns for a frame (`score`), and beside it all we know of it."""
+    rows = rows_from(model, Invocation.model_validate_json(body, strict=True).records())
 
-    async def ping(_: HttpRequest) -> Response:
-        version_of(default_of(models))
+    def write(answers: Sequence[Answer]) -> Response:
+        found = scored(model, rows, answers)
+        scores = [{"score": row["score"]} for row in found]
+        return json_response({"predictions": scores, "answers": found})
+
+    return rows, write
+
+
+def _answer(schemas: Schemas) -> Any:
+    answers: Any = (list[schemas.scored], ...)  # type: ignore[name-defined]
+    return create_model(f"{schemas.title}Invoked", predictions=(list[Scored], ...), answers=answers)
+
+
+def add_info(router: APIRouter, repository: ModelRepository) -> None:
+    shared: Any = {
+        "tags": [TAG], "responses": ERRORS.responses, "response_class": PlainTextResponse,
+    }  # fmt: skip
+
+    @router.get("/ping", summary="A version answers", **shared)
+    @router.get("/health", summary="A version answers", **shared)
+    async def ping() -> Response:
+        """Answer as soon as a version of the default model does; 503 until then."""
+        version_of(repository.first())
         return PlainTextResponse("\n")
 
-    async def mlflow_version(_: HttpRequest) -> Response:
-        return PlainTextResponse(found)
-
-    for path in ("/ping", "/health"):
-        text = "MLflow: a version answers"
-        yield Tells(path, text, ping, str, PlainTextResponse, refuses=(503,))
-    yield Tells("/version", "MLflow: its version", mlflow_version, str, PlainTextResponse)
-    for model in models:
-        title, read = model.schemas.request.__name__, translate(model)
-        rows: Any = (list[model.schemas.scored], ...)  # type: ignore[name-defined]
-        answer = create_model(f"{title}Invoked", predictions=(list[Scored], ...), answers=rows)
-        for prefix in (*([""] if model.default else []), *(f"/models/{n}" for n in model.names)):
-            path = f"{prefix}/invocations"
-            yield Scores(model, path, "MLflow: score", read, Invocation, answer)
-
-
-def translate(model: Served) -> Translate:
-    """What the registered model returns for a frame (`score`), and beside it all we know of it."""
-    adapter = TypeAdapter(model.schemas.flat)
-
-    def read(body: bytes, _: HttpRequest) -> tuple[Sequence[Request], Write]:
-        records = Invocation.model_validate_json(body, strict=True).records()
-        asked = requests_of(model, adapter.validate_python(records))
-
-        def write(answers: Sequence[Answer]) -> Response:
-            rows = scored(model, asked, answers)
-            scores = [{"score": row["score"]} for row in rows]
-            return json_response({"predictions": scores, "answers": rows})
-
-        return asked, write
-
-    return read
+    @router.get("/version", summary="MLflow's version", **shared)
+    async def mlflow_version() -> Response:
+        """Name the version of MLflow, as its own scoring server does."""
+        return PlainTextResponse(MLFLOW_VERSION)
 
 
 OWN = frozenset({"/invocations", "/ping", "/health", "/version"})
 PROTOCOL = Protocol(
+    TAG,
     ERRORS,
-    routes,
     lambda path: path in OWN or path.endswith("/invocations"),
-    (("POST", "/models/{name}/invocations"),),
+    (
+        PredictRoute(
+            ("/invocations", "/models/{name}/invocations"),
+            "Score",
+            "Score a frame in any of MLflow's formats, as `mlflow models serve` does.",
+            read,
+            lambda _: Invocation,
+            _answer,
+        ),
+    ),
+    add_info,
 )

@@ -6,32 +6,24 @@ and, for tensors behind the JSON, https://github.com/triton-inference-server/ser
 
 import re
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, Field, TypeAdapter
+from fastapi import APIRouter
+from pydantic import BaseModel, Field
 from pydantic_core import to_json
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.edge import Endpoint, ErrorForm, in_words, json_response
+from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
-from serving.protocols import (
-    Protocol,
-    Scores,
-    Served,
-    Tells,
-    Translate,
-    Write,
-    default_of,
-    requests_of,
-    scored,
-    version_of,
-)
+from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS
-from serving.scorer import Answer, Request
+from serving.scorer import Answer, PredictionRow
 
+TAG = "Open Inference (V2)"
 JSON_BYTES = "inference-header-content-length"
 """Header that says how much of a body is JSON; what follows are tensors."""
 BINARY = "application/octet-stream"
@@ -53,22 +45,6 @@ class InferenceError(BaseModel):
     error: str
 
 
-class ServerMetadata(BaseModel):
-    name: str
-    version: str
-    extensions: list[str]
-
-
-class ServerState(BaseModel):
-    live: bool = True
-    ready: bool | None = None
-
-
-class ModelState(BaseModel):
-    name: str
-    ready: bool
-
-
 class TensorMetadata(BaseModel):
     name: str
     datatype: Datatype
@@ -78,7 +54,7 @@ class TensorMetadata(BaseModel):
 class ModelMetadata(BaseModel):
     name: str
     versions: list[str]
-    platform: str
+    platform: str = "onnx_onnxv1"
     inputs: list[TensorMetadata]
     outputs: list[TensorMetadata]
 
@@ -131,110 +107,82 @@ class Inferred(BaseModel):
 ERRORS = ErrorForm(InferenceError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
 
 
-def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    ready = _ready(models)
-    yield Tells("/v2", "Open Inference: server", _server, ServerMetadata)
-    yield Tells("/v2/health/live", "Open Inference: live", _live, ServerState)
-    yield Tells("/v2/health/ready", "Open Inference: ready", ready, ServerState, refuses=(503,))
-    for model in models:
-        for name in model.names:
-            yield from _of_model(model, name, f"/v2/models/{name}", ())
-            path = f"/v2/models/{name}/versions/{{version}}"
-            yield from _of_model(model, name, path, (VERSION,))
+def read(model: Deployment, body: bytes, request: Request) -> tuple[Sequence[PredictionRow], Write]:
+    _version(model, request.path_params.get("version"))
+    header, tensors = _split(body, request.headers.get(JSON_BYTES))
+    sent = Inference.model_validate_json(header, strict=True)
+    binary = _requested(sent)
+    columns = _columns(sent.inputs, _inputs(model), tensors)
+    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    rows = rows_from(model, records)
+
+    def write(answers: Sequence[Answer]) -> Response:
+        found = scored(model, rows, answers)
+        said = {"model_name": request.path_params["name"]}
+        said |= {"model_version": found[0]["model_version"]}
+        said |= {} if sent.id is None else {"id": sent.id}
+        return _response(said, found, binary)
+
+    return rows, write
 
 
-def _of_model(
-    model: Served, name: str, path: str, given: tuple[Any, ...]
-) -> Iterator[Scores | Tells]:
-    read = translate(model, name)
-    for to, summary, work, shown in (
-        (path, "Open Inference: model", _metadata(model, name), ModelMetadata),
-        (f"{path}/ready", "Open Inference: model ready", _model_ready(model, name), ModelState),
-    ):
-        yield Tells(to, summary, work, shown, model=model.names[0],
-                    refuses=(404, 503) if given else (503,), parameters=given)  # fmt: skip
-    yield Scores(model, f"{path}/infer", "Open Inference: infer", read, Inference, Inferred,
-                 binary=BINARY, parameters=(*given, LENGTH))  # fmt: skip
+def _inputs(model: Deployment) -> dict[str, str]:
+    """Datatype of each input: the features (all of them, or none) and the key (to look them up)."""
+    types = model.spec.entity_key | model.spec.features
+    return {name: NAMES[kind] for name, kind in types.items()}
 
 
-async def _server(_: HttpRequest) -> Response:
-    return json_response({"name": "gyre", "version": "1", "extensions": ["binary_tensor_data"]})
-
-
-async def _live(_: HttpRequest) -> Response:
-    return json_response({"live": True})
-
-
-def _ready(models: Sequence[Served]) -> Endpoint:
-    async def work(_: HttpRequest) -> Response:
-        default = default_of(models)
-        version_of(default)
-        if down := default.scorer.holder.features.down:
-            raise NoModelError(down)
-        return json_response({"live": True, "ready": True})
-
-    return work
-
-
-def _asked_version(model: Served, http: HttpRequest) -> str:
-    """Version that answers, which is the one in the path if there is one there."""
-    serving, asked = version_of(model), http.path_params.get("version")
+def _version(model: Deployment, asked: str | None) -> str:
+    """Version that answers, which is the one asked for, if one is."""
+    serving = version_of(model)
     if asked not in {None, serving}:
         raise NotFoundError(f"version {asked} does not answer: version {serving} does")
     return serving
 
 
-def _model_ready(model: Served, name: str) -> Endpoint:
-    async def work(http: HttpRequest) -> Response:
-        _asked_version(model, http)
-        return json_response({"name": name, "ready": True})
+def add_info(router: APIRouter, repository: ModelRepository) -> None:
+    shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
 
-    return work
+    @router.get("/v2", summary="Server", **shared)
+    async def server() -> dict[str, str | list[str]]:
+        """Name this server and the extensions that it has."""
+        return {"name": "gyre", "version": "1", "extensions": ["binary_tensor_data"]}
 
+    @router.get("/v2/health/live", summary="Live", **shared)
+    async def live() -> dict[str, bool]:
+        """Say that the server answers at all."""
+        return {"live": True}
 
-def _metadata(model: Served, name: str) -> Endpoint:
-    """Inputs are the features (all of them, or none) and the key (to look them up)."""
-    spec = model.scorer.spec
-    inputs = {n: NAMES[kind] for n, kind in (spec.entity_key | spec.features).items()}
-    tensors = {
-        side: [{"name": n, "datatype": kind, "shape": [-1]} for n, kind in named.items()]
-        for side, named in (("inputs", inputs), ("outputs", OUTPUTS))
-    }
+    @router.get("/v2/health/ready", summary="Ready", **shared)
+    async def ready() -> dict[str, bool]:
+        """Say that a version answers and its online store does; 503 until both do."""
+        holder = repository.first().holder
+        problem = holder.current.features.down if holder.current else holder.state
+        if problem is not None:
+            raise NoModelError(problem)
+        return {"live": True, "ready": True}
 
-    async def work(http: HttpRequest) -> Response:
-        versions = [_asked_version(model, http)]
-        return json_response(
-            {"name": name, "versions": versions, "platform": "onnx_onnxv1", **tensors}
+    of_model = "/v2/models/{name}"
+    of_version = "/v2/models/{name}/versions/{version}"
+
+    @router.get(of_model, summary="Model", **shared)
+    @router.get(of_version, summary="Version", **shared)
+    async def metadata(name: str, version: str | None = None) -> ModelMetadata:
+        """Name the tensors that the model takes and gives; 404 for another version than answers."""
+        model = repository.find(name)
+        inputs, outputs = (
+            [TensorMetadata(name=n, datatype=kind, shape=[-1]) for n, kind in kinds.items()]
+            for kinds in (_inputs(model), OUTPUTS)
         )
+        versions = [_version(model, version)]
+        return ModelMetadata(name=name, versions=versions, inputs=inputs, outputs=outputs)
 
-    return work
-
-
-def translate(model: Served, name: str) -> Translate:
-    adapter = TypeAdapter(model.schemas.flat)
-    spec = model.scorer.spec
-    kinds = {n: NAMES[kind] for n, kind in (spec.entity_key | spec.features).items()}
-
-    def read(body: bytes, http: HttpRequest) -> tuple[Sequence[Request], Write]:
-        _asked_version(model, http)
-        header, tensors = _split(body, http.headers.get(JSON_BYTES))
-        sent = Inference.model_validate_json(header, strict=True)
-        binary = _requested(sent)
-        columns = _columns(sent.inputs, kinds, tensors)
-        records = [
-            dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)
-        ]
-        asked = requests_of(model, adapter.validate_python(records))
-
-        def write(answers: Sequence[Answer]) -> Response:
-            rows = scored(model, asked, answers)
-            said = {"model_name": name, "model_version": rows[0]["model_version"]}
-            said |= {} if sent.id is None else {"id": sent.id}
-            return _response(said, rows, binary)
-
-        return asked, write
-
-    return read
+    @router.get(f"{of_model}/ready", summary="Model ready", **shared)
+    @router.get(f"{of_version}/ready", summary="Version ready", **shared)
+    async def model_ready(name: str, version: str | None = None) -> dict[str, str | bool]:
+        """Say that a version of the model answers, or this one; 503 until one does."""
+        _version(repository.find(name), version)
+        return {"name": name, "ready": True}
 
 
 def _split(body: bytes, json_bytes: str | None) -> tuple[bytes, bytes]:
@@ -359,12 +307,20 @@ def _encoded(values: list[Any], datatype: str) -> bytes:
 
 
 PROTOCOL = Protocol(
+    TAG,
     ERRORS,
-    routes,
     lambda path: path == "/v2" or path.startswith("/v2/"),
-    tuple(
-        (method, f"/v2/models/{{name}}{version}{what}")
-        for version in ("", "/versions/{version}")
-        for method, what in (("GET", ""), ("GET", "/ready"), ("POST", "/infer"))
+    (
+        PredictRoute(
+            ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer"),
+            "Infer",
+            "Score tensors by name, in JSON or binary behind it: the key, every feature, or both.",
+            read,
+            lambda _: Inference,
+            lambda _: Inferred,
+            binary=BINARY,
+            parameters=(VERSION, LENGTH),
+        ),
     ),
+    add_info,
 )

@@ -1,16 +1,17 @@
 """Gyre's own: `{"customer_id": 1, "features": {…}?}`, one or a list of them."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-from starlette.requests import Request as HttpRequest
+from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.edge import PLAIN, json_response
 from serving.errors import InvalidRequestError
-from serving.protocols import Protocol, Scores, Served, Tells, Translate, Write, shown
+from serving.protocols import PredictRoute, Protocol, Write, shown
+from serving.repository import Deployment
 from serving.schemas import rows_of
-from serving.scorer import Answer, Request
+from serving.scorer import Answer, PredictionRow
 
 ROW_LIMIT = 1_000_000
 """Bytes of a body."""
@@ -23,52 +24,69 @@ MERGE = {
 }
 
 
-def routes(models: Sequence[Served]) -> Iterator[Scores | Tells]:
-    for model in models:
-        schemas = model.schemas
-        one, many = translate(model, batch=False), translate(model, batch=True)
-        rows, answers = rows_of(schemas.request), list[schemas.answer]  # type: ignore[name-defined]
-        for prefix in (*([""] if model.default else []), *(f"/models/{n}" for n in model.names)):
-            path = f"{prefix}/predict"
-            yield Scores(model, path, "Predict", one, schemas.request, schemas.answer,
-                         limit=ROW_LIMIT, parameters=(MERGE,))  # fmt: skip
-            yield Scores(model, f"{path}/batch", "Predict many", many, rows, answers,
-                         parameters=(MERGE,))  # fmt: skip
+def read_one(
+    model: Deployment, body: bytes, request: Request
+) -> tuple[Sequence[PredictionRow], Write]:
+    merge = _wants_merge(request)
+    row = _row(model, model.schemas.one[merge].validate_json(body), merge=merge)
+
+    def write(answers: Sequence[Answer]) -> Response:
+        return json_response(shown(model, [row], answers)[0])
+
+    return [row], write
 
 
-def translate(model: Served, *, batch: bool) -> Translate:
-    names = model.scorer.spec.entity_key.keys()
-    adapters = model.schemas.many if batch else model.schemas.one
+def read_batch(
+    model: Deployment, body: bytes, request: Request
+) -> tuple[Sequence[PredictionRow], Write]:
+    merge = _wants_merge(request)
+    items = model.schemas.many[merge].validate_json(body)
+    rows = [_row(model, item, merge=merge) for item in items]
 
-    def read(body: bytes, http: HttpRequest) -> tuple[Sequence[Request], Write]:
-        merge = _wants_merge(http)
-        found = adapters[merge].validate_json(body)
-        asked = [
-            Request({name: getattr(item, name) for name in names}, _given(item.features), merge)
-            for item in (found if batch else [found])
-        ]
+    def write(answers: Sequence[Answer]) -> Response:
+        return json_response(shown(model, rows, answers))
 
-        def write(answers: Sequence[Answer]) -> Response:
-            rows = shown(model, asked, answers)
-            return json_response(rows if batch else rows[0])
-
-        return asked, write
-
-    return read
+    return rows, write
 
 
-def _given(features: Any) -> dict[str, Any]:
-    return {} if features is None else features.model_dump(exclude_unset=True)
+def _row(model: Deployment, item: Any, *, merge: bool) -> PredictionRow:
+    key = {name: getattr(item, name) for name in model.spec.entity_key}
+    given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
+    return PredictionRow(key, given, merge)
 
 
-def _wants_merge(http: HttpRequest) -> bool:
-    if not http.scope["query_string"]:
+def _wants_merge(request: Request) -> bool:
+    if not request.scope["query_string"]:
         return False
-    value = http.query_params.get("merge", "false").lower()
+    value = request.query_params.get("merge", "false").lower()
     if value not in FLAGS:
         raise InvalidRequestError("query.merge: expected true or false")
     return FLAGS[value]
 
 
-UNKNOWN = (("POST", "/models/{name}/predict"), ("POST", "/models/{name}/predict/batch"))
-PROTOCOL = Protocol(PLAIN, routes, lambda _: True, UNKNOWN)
+PROTOCOL = Protocol(
+    "Predictions",
+    PLAIN,
+    lambda _: True,
+    (
+        PredictRoute(
+            ("/predict", "/models/{name}/predict"),
+            "Predict",
+            "Score one entity by its stored features, or by the features given.",
+            read_one,
+            lambda schemas: schemas.request,
+            lambda schemas: schemas.answer,
+            limit=ROW_LIMIT,
+            parameters=(MERGE,),
+        ),
+        PredictRoute(
+            ("/predict/batch", "/models/{name}/predict/batch"),
+            "Predict many",
+            "Score up to 10,000 entities; answers come in the order of the rows.",
+            read_batch,
+            lambda schemas: rows_of(schemas.request),
+            lambda schemas: list[schemas.answer],  # type: ignore[name-defined]
+            parameters=(MERGE,),
+        ),
+    ),
+)

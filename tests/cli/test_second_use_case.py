@@ -89,6 +89,14 @@ class Copy:
             wait("its model", lambda: ask(address, KEY | {"basket": "none"}).status_code == 404)
             yield address
 
+    @contextmanager
+    def console(self):
+        log, address = self.folder / "console.log", self.settings.console_address
+        command = ["bash", "-c", f"cd {self.folder} && exec {sys.executable} -m monitoring.console"]
+        with running(command, log, **self.environment):
+            wait("console", lambda: answers(f"{address}/health/live"), 60)
+            yield address
+
     def content(self):
         skipped = {".gyre", "__pycache__"}
         return {
@@ -114,9 +122,9 @@ def told(project):
     blocks = ["\n".join(line.removeprefix(m) for line in body.splitlines()) for m, body in found]
     at = blocks.index(UP)
     said = [project.run(block) for block in blocks[:at]]
-    with project.serving() as address:
+    with project.serving() as address, project.console() as console:
         said += [UP, *map(project.run, blocks[at + 1 :])]
-        page, api = httpx.get(f"{address}/").text, httpx.get(f"{address}/openapi.json").json()
+        page, api = httpx.get(f"{console}/").text, httpx.get(f"{address}/openapi.json").json()
         unknown = ask(address, KEY | {"basket": "none"})
         kserve = httpx.post(f"{address}/v1/models/{SPEND}:predict", json={"instances": [KEY]})
         half = {"instances": [{"customer_id": 3049}]}
@@ -148,7 +156,7 @@ def test_it_ends_with_a_number_for_both_columns_of_the_key(told, project):
 
 def test_routes_dags_and_page_are_there(told, project):
     _, page, api, *_ = told
-    assert {f"/models/{SPEND}/predict", "/events/spend"} <= set(api["paths"])
+    assert {f"/models/{SPEND}/predict", "/events/{dataset}"} <= set(api["paths"])
     assert "/predict" not in api["paths"]  # of three models none is the default one
     assert f'<h2><a href="/status/{SPEND}">{SPEND}</a></h2>' in page
     home = project.folder / ".gyre" / "airflow"

@@ -35,7 +35,7 @@ class Deadly(Registry):
 
     dies: str
 
-    def set_alias(self, model: str, role: str, version: str) -> None:
+    def set_alias(self, model: str, role: str, version: str | None) -> bool:
         if self.dies == "after":
             super().set_alias(model, role, version)
         os.kill(os.getpid(), signal.SIGKILL)

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import sys
 
+import serving.watcher
 from serving.__main__ import serve
 from stack.settings import load_settings
-from stack.spec import load_specs
+from stack.spec import ModelSpec, load_specs
 
-if __name__ == "__main__":
-    specs = [
-        spec.model_copy(
-            update={"serving": spec.serving.model_copy(update={"missing_features": "refuse"})}
-        )
+
+def refusing_specs() -> list[ModelSpec]:
+    refuse = {"missing_features": "refuse"}
+    return [
+        spec.model_copy(update={"serving": spec.serving.model_copy(update=refuse)})
         for spec in load_specs()
     ]
-    sys.exit(serve(load_settings(), specs))
+
+
+serving.watcher.load_specs = refusing_specs  # type: ignore[assignment]  # also in each worker
+
+if __name__ == "__main__":
+    sys.exit(serve(load_settings()))

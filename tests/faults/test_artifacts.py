@@ -31,7 +31,7 @@ def cut_short(path: Path) -> None:
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "altered": (alter, "ModelRefusedError: model.onnx: sha256 is"),
     "cut short": (cut_short, "ModelRefusedError: model.onnx: sha256 is"),
-    "missing": (Path.unlink, "RegistryError: files of"),
+    "missing": (Path.unlink, "ModelRefusedError: model.onnx: MLflow answered"),
 }
 
 
@@ -93,7 +93,8 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     """3: the local copy is altered, cut short or missing."""
     rig.copy_what_serves(tmp_path)
     copy = tmp_path / "serving" / "models" / rig.spec.name
-    DAMAGES[damage][0](copy / served.first / "model.onnx")
+    for file in copy.glob("*/model.onnx"):
+        DAMAGES[damage][0](file)
     ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
     with rig.serving(home=tmp_path, **ports) as (client, _):
         rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text)

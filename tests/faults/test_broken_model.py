@@ -17,6 +17,7 @@ from onnx import TensorProto, helper
 
 from mlflow_server.records import Records
 from tests.conftest import unused_port, wait_until
+from tests.faults.conftest import workers as children_of
 from tests.mlflow_server.test_alerts import Webhook, receiving
 from tests.serving.conftest import tiny_onnx
 from tests.serving.load import under_load
@@ -127,8 +128,10 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
     version, good = rig.register(1.0, model=other_inputs()).version, rig.register(0.75).version
     said = f"version {version} is refused"
     with receiving(ThreadingHTTPServer, Slow) as (port, received), ExitStack() as opened:
-        psutil.Process(served.process.pid).suspend()  # it would be the third
-        opened.callback(psutil.Process(served.process.pid).resume)
+        # It would be the third; its parent would start another in its place.
+        for third in (psutil.Process(served.process.pid), *children_of(served.process)):
+            third.suspend()
+            opened.callback(third.resume)
         urls = f"json://127.0.0.1:{port} json://127.0.0.1:{unused_port()}"
         monkeypatch.setenv("GYRE_ALERT_URLS", urls)
         ports = (unused_port(), unused_port())
@@ -138,7 +141,6 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
         ]
         for client in workers:
             rig.known_to_be_ready(client)
-            rig.follows(client)
         rig.promote(version)
         for client in workers:
             rig.wait_until(said, lambda c=client: said in c.get("/health/ready").text)

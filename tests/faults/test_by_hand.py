@@ -1,61 +1,66 @@
-"""Roles changed in the MLflow UI or by a client of it, past the ledger."""
+"""Roles changed in MLflow's UI, or by a client of it, past Gyre's own commands."""
 
 from __future__ import annotations
 
+import sys
 import time
-import warnings
+from threading import Thread
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import pytest
 
+from mlflow_server import server
 from mlflow_server.connection import client
 from mlflow_server.promotion import promote, reconcile, rollback
 from mlflow_server.registry import Registry
+from tests.conftest import answers, running, unused_port, wait_until
 from tests.mlflow_server.conftest import stages
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from pathlib import Path
 
-    from mlflow_server.ledger import Ledger
+    from mlflow_server.ledger import Ledger, LedgerRow
     from stack.settings import Settings
 
 ANN = {"who": "ann", "why": "better"}
+UI = "mlflow-ui"
 
 
-def by_hand(settings: Settings, model: str, version: str, stage: str, *, archive: bool) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated
-        client(settings).transition_model_version_stage(
-            model, version, stage, archive_existing_versions=archive
-        )
+def in_ui(
+    settings: Settings, model: str, version: str | None, role: str = "production", **headers: str
+) -> httpx.Response:
+    """Do what MLflow's UI does where somebody edits the aliases of a version."""
+    body = {"name": model, "alias": role} | ({"version": version} if version else {})
+    url = f"{settings.mlflow_address}/ajax-api/2.0/mlflow/registered-models/alias"
+    method = "POST" if version else "DELETE"
+    return httpx.request(method, url, json=body, headers=headers, timeout=30)
 
 
-def alias_by_hand(settings: Settings, model: str, version: str) -> None:
-    client(settings).set_registered_model_alias(model, "production", version)
+def change(row: LedgerRow) -> tuple[str, str | None, str | None, str]:
+    assert row.applied_at
+    return row.role, row.from_version, row.to_version, row.who
 
 
-@pytest.mark.parametrize("what", ["alias", "stage"])
-def test_a_promotion_by_hand_is_served_within_5_s_and_in_the_ledger_as_outside(
-    rig: Any, served: Any, ledger: Ledger, what: str
+def test_a_promotion_by_hand_is_served_within_5_s_and_in_the_ledger_with_the_proxys_user(
+    rig: Any, served: Any, ledger: Ledger
 ) -> None:
-    """8: alias or stage Production, while requests are under way."""
+    """8: while requests are under way."""
     model = rig.spec.name
-    with under_load(served.client) as answers:
-        if what == "alias":
-            alias_by_hand(rig.settings, model, served.second)
-        else:
-            by_hand(rig.settings, model, served.second, "Production", archive=True)
+    with under_load(served.client) as answered:
+        headers = {"X-Forwarded-User": "ann@example.org"}
+        assert in_ui(rig.settings, model, served.second, **headers).status_code == 200
+        row = ledger.rows(model)[-1]
+        who = f"{UI}:ann@example.org"
+        assert change(row) == ("production", served.first, served.second, who)
+        assert row.why == "alias production set in MLflow"
         began = time.monotonic()
         rig.answers_as(served.client, served.second)
         assert time.monotonic() - began < 5
-        rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside")
-        row = ledger.rows(model)[-1]
-        found = (row.from_version, row.to_version, row.state)
-        assert found == (served.first, served.second, "applied")
         rig.promote(served.first)
         rig.answers_as(served.client, served.first)
-    assert {a.status for a in answers} == {200}
+    assert {a.status for a in answered} == {200}
 
 
 def test_a_broken_version_promoted_by_hand_is_refused_like_any_other(
@@ -63,153 +68,141 @@ def test_a_broken_version_promoted_by_hand_is_refused_like_any_other(
 ) -> None:
     """8: its warm-up does not hold; the ledger has it all the same."""
     model, version = rig.spec.name, rig.register(-5.0, score="Log").version
-    alias_by_hand(rig.settings, model, version)
+    in_ui(rig.settings, model, version)
+    assert ledger.rows(model)[-1].to_version == version
     said = f"version {version} is refused: ModelRefusedError"
     rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
-    rig.wait_until("the row", lambda: ledger.rows(model)[-1].who == "outside")
-    assert ledger.rows(model)[-1].to_version == version
     assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(served.first)
     rig.wait_until("no refusal", lambda: "refused" not in served.client.get("/health/ready").text)
 
 
-def test_an_alias_moved_by_hand_is_written_down(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
+def test_whatever_a_hand_changes_is_on_record_at_once_and_served_within_10_s(
+    rig: Any, served: Any, ledger: Ledger
 ) -> None:
-    """8: an alias moved and removed."""
+    """8: roles set and deleted; without a production alias the version before goes on."""
+    model, settings, one, two = rig.spec.name, rig.settings, served.first, served.second
+    for role, version, answering, written in (
+        ("production", two, two, ("production", one, two, UI)),
+        ("challenger", one, two, ("challenger", None, one, UI)),
+        ("challenger", None, two, ("challenger", one, None, UI)),
+        ("production", None, two, ("production", two, None, UI)),
+        ("production", one, one, ("production", None, one, UI)),
+    ):
+        before = ledger.rows(model)
+        assert in_ui(settings, model, version, role).status_code == 200
+        assert ledger.rows(model)[:-1] == before
+        assert change(ledger.rows(model)[-1]) == written
+        rig.answers_as(served.client, answering, 10)
+
+
+@pytest.mark.parametrize(
+    ("headers", "who"),
+    [
+        ({}, UI),
+        ({"X-Remote-User": "bob"}, f"{UI}:bob"),
+        ({"X-Forwarded-User": "ann", "X-Remote-User": "bob"}, f"{UI}:ann"),
+        ({"Authorization": "Basic YW5uOnNlY3JldA=="}, UI),
+    ],
+)
+def test_an_alias_moved_by_hand_is_written_down_with_who_the_proxy_names(
+    settings: Settings, registry: Registry, ledger: Ledger, model: str,
+    headers: dict[str, str], who: str,
+) -> None:  # fmt: skip
+    """8: an alias moved and deleted."""
     promote(registry, ledger, model, "1", **ANN)
-    registry.set_alias(model, "production", "3")
-    (row,) = reconcile(registry, ledger, model)
-    assert (row.from_version, row.to_version, row.who, row.state) == (
-        "1",
-        "3",
-        "outside",
-        "applied",
-    )
-    assert stages(registry, model) == {"1": "Archived", "3": "Production"}
-    client(settings).delete_registered_model_alias(model, "production")
-    (row,) = reconcile(registry, ledger, model)
-    assert (row.from_version, row.to_version) == ("3", None)
-    assert "Production" not in stages(registry, model).values()
-    assert reconcile(registry, ledger, model) == []
+    in_ui(settings, model, "3", **headers)
+    assert change(ledger.rows(model)[1]) == ("production", "1", "3", who)
+    assert registry.aliases(model) == {"production": "3", "previous": "1"}
+    assert stages(settings, model) == {"1": "Archived", "3": "Production"}
+    in_ui(settings, model, None, **headers)
+    assert change(ledger.rows(model)[2]) == ("production", "3", None, who)
+    assert "Production" not in stages(settings, model).values()
+    assert len(reconcile(registry, ledger, model)) == 3
     assert rollback(registry, ledger, model, who="ann", why="oops").to_version == "3"
 
 
-@pytest.mark.parametrize("archive", [True, False])
-def test_a_stage_set_by_hand_takes_the_alias_along(
-    settings: Settings,
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-    *,
-    archive: bool,
-) -> None:
-    """8: the stage, with and without archiving the one before."""
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN)
-    for version in ("4", "1"):  # a new one, and the one archived before
-        by_hand(settings, model, version, "Production", archive=archive)
-        (row,) = reconcile(registry, ledger, model)
-        assert (row.to_version, row.who, row.state) == (version, "outside", "applied")
-        assert registry.production(model) == version
-        found = stages(registry, model)
-        assert [v for v, stage in found.items() if stage == "Production"] == [version]
-    assert reconcile(registry, ledger, model) == []
-
-
-def test_a_stage_taken_by_hand_comes_back(
+def test_what_mlflow_refuses_and_what_is_no_role_is_not_in_the_ledger(
     settings: Settings, registry: Registry, ledger: Ledger, model: str
 ) -> None:
-    """8: the stage taken from what is in production."""
+    """8: no such version, no such model, another alias, the same version again."""
     promote(registry, ledger, model, "1", **ANN)
-    by_hand(settings, model, "1", "Archived", archive=False)
-    assert reconcile(registry, ledger, model) == []
-    assert stages(registry, model) == {"1": "Production"}
+    assert in_ui(settings, model, "77").status_code == 404
+    assert in_ui(settings, "never_registered", "1").status_code == 404
+    assert in_ui(settings, model, "2", "candidate").status_code == 200
+    assert in_ui(settings, model, "1").status_code == 200
+    assert [row.who for row in ledger.rows(model)] == ["ann"]
+    assert ledger.rows("never_registered") == []
+
+
+def test_a_stage_set_by_hand_is_no_promotion(
+    settings: Settings, registry: Registry, ledger: Ledger, model: str
+) -> None:
+    """8: stages are written for those who read them; the alias is what counts."""
+    promote(registry, ledger, model, "1", **ANN)
+    registry.set_stage(model, "2", "Production")
+    assert len(reconcile(registry, ledger, model)) == 1
+    assert registry.aliases(model) == {"production": "1"}
+
+
+def test_what_somebody_elses_mlflow_changes_is_out_of_band_at_the_next_reconcile(
+    settings: Settings, registry: Registry, ledger: Ledger, model: str, tmp_path: Path
+) -> None:
+    """8: MLflow's own application on the same database knows nothing of a ledger."""
+    promote(registry, ledger, model, "1", **ANN)
+    foreign = settings.model_copy(update={"mlflow_port": unused_port()})
+    port = str(foreign.mlflow_port)
+    command = [sys.executable, "-m", "uvicorn", "--port", port, "mlflow.server.fastapi_app:app"]
+    with running(command, tmp_path / "mlflow.log", **server.environment(foreign)):
+        wait_until("MLflow", lambda: answers(f"{foreign.mlflow_address}/health"))
+        assert in_ui(foreign, model, "2", **{"X-Forwarded-User": "ann"}).status_code == 200
+    assert len(ledger.rows(model)) == 1
+    assert change(reconcile(registry, ledger, model)[1]) == ("production", "1", "2", "out of band")
+    assert registry.aliases(model) == {"production": "2", "previous": "1"}
 
 
 class Interrupted(Registry):
-    """Its promotion has moved the alias when a hand puts another version into Production."""
+    """Somebody moves the alias in the UI as soon as the promotion has moved it."""
 
-    hand: Callable[[], None]
+    hand: Thread
 
-    def set_alias(self, model: str, role: str, version: str) -> None:
-        super().set_alias(model, role, version)
-        type(self).set_alias = Registry.set_alias  # once
-        self.hand()
-
-
-def interrupted(settings: Settings, model: str, version: str) -> Interrupted:
-    registry = type("Once", (Interrupted,), {})(settings)
-    registry.hand = lambda: by_hand(settings, model, version, "Production", archive=False)
-    return registry
+    def set_alias(self, model: str, role: str, version: str | None) -> bool:
+        moved = super().set_alias(model, role, version)
+        if role == "production":
+            self.hand.start()
+            wait_until("the hand", lambda: self.production(model) == "4", 10)
+        return moved
 
 
-def test_whatever_a_hand_changes_is_served_and_on_record_within_10_s(
-    rig: Any, served: Any, ledger: Ledger
-) -> None:
-    """8: by alias, stage and role, twice at once, and while a promotion is under way."""
-    model, settings, one, two = rig.spec.name, rig.settings, served.first, served.second
-    three, api, registry = rig.register(0.9).version, client(settings), Registry(settings)
-
-    def alias(version: str, role: str = "production") -> None:
-        api.set_registered_model_alias(model, role, version)
-
-    def stage(version: str, to: str = "Production") -> None:
-        by_hand(settings, model, version, to, archive=False)
-
-    def promoted_meanwhile() -> None:
-        promote(interrupted(settings, model, three), ledger, model, one, **ANN)
-
-    def both() -> None:
-        alias(one)
-        stage(two)
-
-    hand = "outside"
-    for change, answers, written in (
-        (lambda: alias(two), two, [("production", one, two, hand)]),
-        (lambda: stage(three), three, [("production", two, three, hand)]),
-        (lambda: stage(three, "Archived"), three, []),
-        (lambda: alias(two, "challenger"), three, [("challenger", None, two, hand)]),
-        (lambda: api.delete_registered_model_alias(model, "challenger"), three,
-         [("challenger", two, None, hand)]),
-        (lambda: api.delete_registered_model_alias(model, "production"), three,
-         [("production", three, None, hand)]),
-        (both, two, [("production", None, one, hand), ("production", one, two, hand)]),
-        (promoted_meanwhile, three,
-         [("production", two, one, "ann"), ("production", one, three, hand)]),
-    ):  # fmt: skip
-        before, began = len(ledger.rows(model)), time.monotonic()
-        change()
-        total = before + len(written)
-        rig.wait_until("rows", lambda total=total: len(ledger.rows(model)) == total, 10)
-        rig.answers_as(served.client, answers, 10)
-        rig.wait_until("stages", lambda: in_step(registry, model), 10)
-        assert time.monotonic() - began < 10
-        rows = ledger.rows(model)[before:]
-        assert [(r.role, r.from_version, r.to_version, r.who) for r in rows] == written
-        assert {row.state for row in rows} <= {"applied"}
-    rig.promote(one)
-    rig.answers_as(served.client, one)
-
-
-def in_step(registry: Registry, model: str) -> bool:
-    """Whether nothing but the alias's version is in stage Production."""
-    found = [v for v, stage in stages(registry, model).items() if stage == "Production"]
-    version = registry.production(model)
-    return found == ([version] if version else [])
-
-
-def test_two_stages_set_by_hand_are_two_rows_and_the_later_one_stays(
+def test_a_hand_that_moves_the_alias_during_a_promotion_is_the_row_after_it(
     settings: Settings, registry: Registry, ledger: Ledger, model: str
 ) -> None:
-    """8: in quick succession, and beside a promotion that was killed."""
+    """8: what a person did stays."""
     promote(registry, ledger, model, "1", **ANN)
-    for version in ("4", "3"):
-        by_hand(settings, model, version, "Production", archive=False)
-    rows = reconcile(registry, ledger, model)
-    assert [(r.from_version, r.to_version, r.who) for r in rows] == [
-        ("1", "4", "outside"),
-        ("4", "3", "outside"),
-    ]
-    assert registry.production(model) == "3"
-    assert in_step(registry, model)
+    interrupted = Interrupted(settings)
+    interrupted.hand = Thread(target=in_ui, args=(settings, model, "4"))
+    promote(interrupted, ledger, model, "2", **ANN)
+    interrupted.hand.join(30)
+    rows = [change(row) for row in ledger.rows(model)[1:]]
+    assert rows == [("production", "1", "2", "ann"), ("production", "2", "4", UI)]
+    assert registry.aliases(model) == {"production": "4", "previous": "2"}
+
+
+def test_a_change_in_the_ui_is_made_even_where_the_ledger_cannot_be_written(
+    settings: Settings, registry: Registry, ledger: Ledger, model: str
+) -> None:
+    """8: another writer holds its lock for longer than MLflow waits."""
+    promote(registry, ledger, model, "1", **ANN)
+    with ledger.exclusive(model):
+        assert in_ui(settings, model, "2").status_code == 200
+    assert len(ledger.rows(model)) == 1
+    assert change(reconcile(registry, ledger, model)[1])[3] == "out of band"
+
+
+def test_clients_of_mlflow_are_written_down_too(
+    settings: Settings, ledger: Ledger, registry: Registry, model: str
+) -> None:
+    """8: `MlflowClient` in a notebook."""
+    promote(registry, ledger, model, "1", **ANN)
+    client(settings).set_registered_model_alias(model, "production", "2")
+    assert change(ledger.rows(model)[1]) == ("production", "1", "2", UI)

@@ -245,7 +245,7 @@ def test_a_version_whose_scores_collapse_goes_back_once_and_stays_back(
     assert ended["rolled_back"] == "success"
     last = loop.ledger()[-1]
     assert (last.from_version, last.to_version, last.who) == (version, "2", "monitor")
-    assert last.state == "applied"
+    assert last.applied_at
     assert last.why.startswith(f"every one of {ENOUGH} scores is {answers[0]['probability']:.6g}")
     (alert,) = [each for each in loop.delivered() if each not in before]
     assert alert["cause"] == f"harm of version {version}"

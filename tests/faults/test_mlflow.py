@@ -41,7 +41,6 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(
             rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"], SEEN)
             assert "MLflow does not answer (is it up?)" in asks_mlflow(client)["detail"]
             assert client.get("/health/ready").status_code == 200
-            assert client.get("/").status_code == 200
         rig.wait_until("MLflow again", lambda: asks_mlflow(client)["ok"])
         rig.promote(served.second)
         rig.answers_as(client, served.second)
@@ -65,7 +64,6 @@ def test_a_cold_restart_without_mlflow_serves_the_verified_local_copy(
         answer = rig.predict(client).json()
         assert (answer["model_version"], answer["features_from"]) == (served.first, "online")
         rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"], SEEN)
-        assert "unknown" in client.get("/").text  # since when: the ledger was not asked yet
         process.terminate()
         process.wait(15)
     assert "Application shutdown complete" in (rig.folder / "serving.log").read_text()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from typing import Any
 
-from serving.http_connection import MOST_REQUESTS
+from serving.scorer import MAX_REQUESTS
 from tests.conftest import unused_port
 from tests.serving.flood import flood
 
@@ -23,7 +23,7 @@ def test_three_times_what_it_bears_is_answered_or_refused_at_once(rig: Any, serv
         best, statuses, refused = Counter[int](), Counter[int](), list[float]()
         for _round in range(ROUNDS):
             best += flood(port, BEARABLE, SECONDS).statuses
-            overloaded = flood(port, 3 * MOST_REQUESTS, SECONDS)
+            overloaded = flood(port, 3 * MAX_REQUESTS, SECONDS)
             statuses += overloaded.statuses
             refused += overloaded.refusals
         assert set(best) == {200}

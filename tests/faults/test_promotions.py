@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 from typing import TYPE_CHECKING, Any
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
     from mlflow_server.ledger import Ledger
     from mlflow_server.registry import Registry
+    from stack.settings import Settings
 
 ANN = {"who": "ann", "why": "better"}
 REFUSED = 3
@@ -45,8 +47,8 @@ def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
     rows = ledger.rows(model)
     assert rows[:-1] == before
     assert [row.sequence for row in rows] == list(range(1, len(rows) + 1))
-    last = (rows[-1].from_version, rows[-1].to_version, rows[-1].state)
-    assert last == (served.first, winner, "applied")
+    assert (rows[-1].from_version, rows[-1].to_version) == (served.first, winner)
+    assert rows[-1].applied_at
     assert registry.production(model) == winner
     rig.answers_as(served.client, winner)
     rig.promote(served.first)
@@ -54,7 +56,11 @@ def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
 
 
 def test_of_four_processes_at_once_exactly_one_wins(
-    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+    promoting: Callable[..., dict[str, Any]],
+    settings: Settings,
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
 ) -> None:
     """6: four at once; the others are told who won, the ledger has no gap."""
     promote(registry, ledger, model, "1", **ANN)
@@ -64,16 +70,15 @@ def test_of_four_processes_at_once_exactly_one_wins(
     assert sum(f"version {winner} (by process {winner}" in word for word in said) == 3, said
     assert registry.production(model) == winner
     rows = ledger.rows(model)
-    assert [(r.sequence, r.to_version, r.state) for r in rows] == [
-        (1, "1", "applied"),
-        (2, winner, "applied"),
-    ]
-    assert stages(registry, model) == {"1": "Archived", winner: "Production"}
+    assert [(r.sequence, r.to_version) for r in rows] == [(1, "1"), (2, winner)]
+    assert all(row.applied_at for row in rows)
+    assert stages(settings, model) == {"1": "Archived", winner: "Production"}
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
 def test_a_kill_around_the_alias_is_made_good(
     promoting: Callable[..., dict[str, Any]],
+    settings: Settings,
     registry: Registry,
     ledger: Ledger,
     model: str,
@@ -83,24 +88,28 @@ def test_a_kill_around_the_alias_is_made_good(
     promote(registry, ledger, model, "1", **ANN)
     assert promoting(model, ["2"], dies=when)["2"][1] == -signal.SIGKILL
     assert registry.production(model) == ("1" if when == "before" else "2")
-    assert stages(registry, model) == {"1": "Production"}
-    assert [row.state for row in ledger.rows(model)] == ["applied", "pending"]
-    (row,) = reconcile(registry, ledger, model)
-    assert (row.sequence, row.state, row.who) == (2, "applied", "process 2")
-    assert registry.production(model) == "2"
-    assert stages(registry, model) == {"1": "Archived", "2": "Production"}
-    assert reconcile(registry, ledger, model) == []
+    assert stages(settings, model) == {"1": "Production"}
+    assert [bool(row.applied_at) for row in ledger.rows(model)] == [True, False]
+    rows = reconcile(registry, ledger, model)
+    assert (rows[1].who, len(rows)) == ("process 2", 2)
+    assert rows[1].applied_at
+    assert registry.aliases(model) == {"production": "2", "previous": "1"}
+    assert stages(settings, model) == {"1": "Archived", "2": "Production"}
+    assert reconcile(registry, ledger, model) == rows
 
 
 def test_a_dead_promotion_blocks_nobody(
     promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
 ) -> None:
-    """7: whoever promotes next carries it out first."""
+    """7: whoever promotes next finishes it first."""
     promote(registry, ledger, model, "1", **ANN)
     assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
     promote(registry, ledger, model, "3", **ANN)
-    changes = [(r.from_version, r.to_version, r.state) for r in ledger.rows(model)]
-    assert changes == [(None, "1", "applied"), ("1", "2", "applied"), ("2", "3", "applied")]
+    assert [(r.from_version, r.to_version) for r in ledger.rows(model) if r.applied_at] == [
+        (None, "1"),
+        ("1", "2"),
+        ("2", "3"),
+    ]
 
 
 def test_a_hand_beats_a_dead_promotion(
@@ -111,22 +120,25 @@ def test_a_hand_beats_a_dead_promotion(
     assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
     registry.set_alias(model, "production", "4")
     rows = reconcile(registry, ledger, model)
-    assert [(r.to_version, r.who, r.state) for r in rows] == [
-        ("2", "process 2", "superseded"),
-        ("4", "outside", "applied"),
+    assert [(r.from_version, r.to_version, r.who, bool(r.applied_at)) for r in rows[1:]] == [
+        ("1", "2", "process 2", False),
+        ("1", "4", "mlflow-ui", True),
     ]
     assert registry.production(model) == "4"
 
 
-def test_serving_carries_out_what_a_killed_process_left_behind(
+def test_gyre_ledger_finishes_what_a_killed_process_left_behind(
     promoting: Callable[..., dict[str, Any]], rig: Any, served: Any, ledger: Ledger
 ) -> None:
-    """7: killed between ledger row and alias; the next poll makes them agree and serves it."""
+    """7: killed between ledger row and alias; the next command makes them agree, and it serves."""
     model, before = rig.spec.name, len(ledger.rows(rig.spec.name))
     ended = promoting(model, [served.second], replaces=served.first, dies="before")
     assert ended[served.second][1] == -signal.SIGKILL
+    command = [str(BIN / "gyre"), "ledger", model, "--json"]
+    environment = process_environment(rig.settings)
+    said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    assert json.loads(said)[-1]["applied_at"]
     rig.answers_as(served.client, served.second)
-    rig.wait_until("its row", lambda: ledger.rows(model)[-1].state == "applied")
     (row,) = ledger.rows(model)[before:]
     found = (row.from_version, row.to_version, row.who)
     assert found == (served.first, served.second, f"process {served.second}")

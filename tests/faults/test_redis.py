@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
-from feature_repo.plan_writer import ensure_plan
 from serving.features import FeatureSource
-from serving.redis_connection import OPENING_SECONDS
+from serving.lookup import OPENING_SECONDS
 from tests.conftest import unused_port
 from tests.faults.conftest import broken, workers
+from tests.serving.conftest import contract
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
@@ -112,9 +112,7 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
 @asynccontextmanager
 async def opened(rig: Any) -> AsyncIterator[FeatureSource]:
     """What a worker reads through, in this process; it knows customer 4, for 1 s."""
-    ensure_plan(rig.settings, rig.spec.feature_service)
-    names = tuple(rig.spec.features)
-    source = FeatureSource(rig.settings, rig.spec.feature_service, names, cache_seconds=1.0)
+    source = FeatureSource(rig.settings, contract(), cache_seconds=1.0)
     await source.probe()
     assert (source.fallback, (await read(source))[1]) == (None, "online")
     yield source

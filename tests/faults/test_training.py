@@ -18,6 +18,7 @@ from mlflow_server.tracking import Tracking
 from stack.spec import load_spec
 from tests.conftest import AS_OF, new_settings
 from tests.faults.training_processes import training_processes
+from tests.mlflow_server.conftest import stages
 from tests.training.conftest import ORDERS, installation
 
 if TYPE_CHECKING:
@@ -98,11 +99,13 @@ def state(settings: Settings, key: str) -> dict[str, Any]:
         "datasets": [each.dataset.digest for each in found.inputs.dataset_inputs],
         "models": [(model.status, model.tags) for model in models],
         "outputs": len(found.outputs.model_outputs),
-        "versions": [
-            (v.version, v.run_id, v.stage, v.tags) for v in Registry(settings).versions(SPEC.name)
-        ],
+        "versions": [(v.version, v.run_id, v.tags) for v in Registry(settings).versions(SPEC.name)],
+        "stages": stages(settings, SPEC.name),
         "aliases": Registry(settings).aliases(SPEC.name),
-        "ledger": [row.as_json() | {"time": ""} for row in ledger.rows(SPEC.name)],
+        "ledger": [
+            row.as_json() | {"time": "", "applied_at": bool(row.applied_at)}
+            for row in ledger.rows(SPEC.name)
+        ],
     }
     ledger.close()
     return seen
@@ -138,7 +141,8 @@ def test_killed_after_any_effect_a_stage_repeated_is_as_if_nothing_had_happened(
         job |= {"version": said} if stage == "register" else {}
     assert (undisturbed["status"], undisturbed["aliases"]) == ("FINISHED", {"production": "1"})
     (row,) = undisturbed["ledger"]
-    assert (row["to"], row["state"], row["evidence"]) == ("1", "applied", f"runs:/{job['run_id']}")
+    found = (row["to"], row["applied_at"], row["evidence"])
+    assert found == ("1", True, f"runs:/{job['run_id']}")
 
 
 def test_of_two_trainings_at_once_both_register_and_one_promotes(training: Any) -> None:
@@ -159,11 +163,11 @@ def test_of_two_trainings_at_once_both_register_and_one_promotes(training: Any) 
     assert f"which version {second} was to replace" in said[loser]
     assert (won["status"], lost["status"]) == ("FINISHED", "FAILED")
     assert lost["tags"]["outcome"] in said[loser]
-    assert won["aliases"] == {"production": first}
+    assert won["aliases"] == {"production": first, "previous": champion}
     *earlier, row = won["ledger"]
     assert len(earlier) == len(before)
-    found = (row["from"], row["to"], row["who"], row["state"])
-    assert found == (champion, first, winner, "applied")
+    found = (row["from"], row["to"], row["who"], row["applied_at"])
+    assert found == (champion, first, winner, True)
 
 
 def versions_of(settings: Settings) -> list[str]:

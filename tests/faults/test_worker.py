@@ -1,17 +1,16 @@
-"""Workers that are killed, and their keeper."""
+"""Workers that are killed, and their parent."""
 
 from __future__ import annotations
 
 import fcntl
-import shutil
 import sys
 import time
 from collections import Counter
+from pathlib import Path
 from typing import Any
 
 import psutil
 
-from serving.announcement import announced, in_memory
 from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
 from tests.faults.conftest import workers
@@ -60,45 +59,31 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
 ) -> None:
     """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
     home, port = rig.home_beside(), unused_port()
-    counts = in_memory(rig.settings.model_copy(update={"home": home})) / "metrics"
     with rig.serving(home=home, serving_port=port, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
+        rig.predict(client)
         orphans = workers(process)
         assert len(orphans) == 2
         process.kill()
         process.wait()
         _, alive = psutil.wait_procs(orphans, timeout=15)
         assert alive == []
-    left = {file.name for file in counts.iterdir()}
     with rig.serving(home=home, serving_port=port) as (client, process):
         rig.known_to_be_ready(client)
+        assert 'route="/predict"' not in client.get("/metrics").text
         assert rig.predict(client).json()["logged"]
-        assert left.isdisjoint(file.name for file in counts.iterdir())
+        (worker,) = workers(process)
+        counts = Path(worker.environ()["PROMETHEUS_MULTIPROC_DIR"])
+        assert counts.is_dir()
         process.terminate()
         assert process.wait(15) == 0
-    assert not counts.parent.exists()
-
-
-def test_workers_end_with_their_parent_also_where_its_folder_in_memory_is_gone(rig: Any) -> None:
-    """9, 20: every look at the feature sources fails there."""
-    home = rig.folder / "gone"
-    settings = rig.settings.model_copy(update={"home": home})
-    with rig.serving(home=home, serving_port=unused_port()) as (_, process):
-        orphans = workers(process)
-        process.kill()
-        process.wait()
-        shutil.rmtree(in_memory(settings))
-    _, alive = psutil.wait_procs(orphans, timeout=15)
-    for orphan in alive:
-        orphan.kill()
-    assert alive == []
+    assert not counts.exists()
 
 
 def test_workers_end_whose_parent_died_while_they_started(rig: Any) -> None:
     """9, 20: they would hold the port for ever."""
     made = {"home": rig.folder / "short", "serving_port": unused_port(), "serving_workers": 2}
     settings = rig.settings.model_copy(update=made)
-    rig.opened.callback(shutil.rmtree, in_memory(settings), ignore_errors=True)
     env = process_environment(settings)
     with running([sys.executable, "-m", "serving"], rig.folder / "short.log", **env) as process:
         wait_until("workers", lambda: len(workers(process)) == 2)
@@ -113,21 +98,12 @@ def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
     rig: Any, served: Any
 ) -> None:
     """9: `gyre_model_info`; nobody is left to set it to 0."""
-    home = rig.home_beside()
-    settings = rig.settings.model_copy(update={"home": home})
-
-    def told() -> bool:
-        found = announced(settings)
-        roles = found.models[rig.spec.name].roles if found else {}
-        return roles["production"].version == served.second
-
-    with rig.serving(home=home, serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
         rig.answers_as(client, served.first)
         wait_until("counts", lambda: "_model_info{" in client.get("/metrics").text)
         (killed,) = workers(process)
         killed.suspend()
         rig.promote(served.second)
-        wait_until("announced", told)
         killed.kill()
         killed.wait()
         rig.answers_as(client, served.second)

@@ -3,22 +3,28 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import shutil
 import subprocess
-from typing import TYPE_CHECKING
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis
 
+from feature_repo.broker import Stream
+from feature_repo.consumer import EventConsumer
 from stack.environment import child_environment
 from stack.settings import PROJECT
 from tests.conftest import AS_OF, BIN, feast_apply, new_settings, redis_server
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from datetime import datetime
     from pathlib import Path
 
+    from feature_repo.definition import Dataset
     from stack.settings import Settings
 
 
@@ -44,6 +50,25 @@ def emptied(template: Settings) -> Settings:
     flush = [str(BIN / "redis-cli"), "-p", str(template.redis_port), "flushall"]
     subprocess.run(flush, check=True, capture_output=True)
     return template
+
+
+@contextmanager
+def consuming(settings: Settings, dataset: Dataset) -> Iterator[Callable[..., None]]:
+    """Yield what puts rows on the stream at a time of the test's own, and consumes them."""
+    redis, stream = Redis.from_url(settings.redis_address), Stream(settings, "test")
+    consumer = EventConsumer(settings, dataset, stream)
+    stream.declare(consumer.schema)
+
+    def send(moment: datetime, *rows: dict[str, Any]) -> None:
+        text = json.dumps(rows, default=lambda at: at.isoformat())
+        name = f"gyre:events:{dataset.name}"
+        redis.xadd(name, {"events": text}, id=f"{int(moment.timestamp() * 1000)}-1")
+        while consumer.step():
+            pass
+
+    yield send
+    stream.close()
+    redis.close()
 
 
 class ProjectCopy:

@@ -1,27 +1,33 @@
-"""Events on file beside a source: landed by key, online at once, each exactly once."""
+"""Events beside a source: landed by key, online at once, each exactly once."""
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from pydantic import ValidationError
+from redis import Redis
 
+from feature_repo import consumer
+from feature_repo.broker import Stream
+from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.entities import EntityFeatures
+from feature_repo.events import event_schema
 from feature_repo.features import connect, view_path
 from feature_repo.ingest import ingest, quarantine_table, raw_table
 from feature_repo.online import OnlineFeatures
-from stack.errors import BatchRejectedError
+from stack.errors import DataError, FeaturesUnavailableError
 from stack.spec import load_spec
 from tests.conftest import AS_OF
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     from stack.settings import Settings
@@ -38,31 +44,41 @@ def order(number, customer, at, amount=10.0, cds=1):
 
 
 class Shop:
-    """A source that a test rewrites, files of events, and an installation that reads both."""
+    """A source that a test rewrites, a stream of events, and an installation that reads both."""
 
     def __init__(self, settings: Settings, source: Path) -> None:
         self.source = source
         self.settings = settings.model_copy(update={"sources": {"orders": str(source)}})
-        self.settings.events.mkdir(parents=True)
-
-    def file(self, worker=1):
-        return self.settings.events / f"orders-{worker}-1.jsonl"
+        self.redis = Redis.from_url(settings.redis_address)
+        self.stream = Stream(self.settings, "test")
+        self.consumer = EventConsumer(self.settings, ORDERS, self.stream)
+        self.stream.declare(self.consumer.schema)
 
     def has(self, *orders):
         pq.write_table(pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.source)
 
-    def sends(self, received, *orders, worker=1):
-        """Put events on file as serving does."""
-        with self.file(worker).open("a") as file:
-            for row in orders:
-                line = {"received": received, "row": row}
-                file.write(json.dumps(line, default=lambda at: at.isoformat()) + "\n")
+    def sends(self, received, *orders):
+        """Put events on the stream as serving does, at a time of the test's own."""
+        text = json.dumps(orders, default=lambda at: at.isoformat())
+        self.puts(received, text)
 
-    def brings_online(self, moment, *orders):
-        tables = (of(self.settings, ORDERS) for of in (raw_table, quarantine_table))
-        online = EntityFeatures(self.settings, ORDERS, *tables)
-        online.bring_online(orders, moment)
-        online.close()
+    def puts(self, received, text):
+        milliseconds = int(received.timestamp() * 1000)
+        self.redis.xadd("gyre:events:orders", {"events": text}, id=f"{milliseconds}-1")
+
+    def consumes(self):
+        while self.consumer.step():
+            pass
+
+    def receives(self, received, *orders):
+        self.sends(received, *orders)
+        self.consumes()
+
+    def waiting(self):
+        return self.redis.xpending("gyre:events:orders", "gyre")["pending"]
+
+    def set_aside(self):
+        return quarantine_table(self.settings, ORDERS).read().to_pylist()
 
     def ingest(self, as_of, *, full=False):
         return ingest(self.settings, "orders", as_of, full=full)
@@ -87,12 +103,14 @@ FIRST = order(1, 1, AS_OF - 10 * DAY, 5.0)
 
 
 @pytest.fixture
-def shop(applied, tmp_path):
+def shop(applied, tmp_path) -> Iterator[Shop]:
     """Customer 1 has one order, of 5 dollars; it is ingested."""
     made = Shop(applied, tmp_path / "orders.parquet")
     made.has(FIRST)
     made.ingest(AS_OF)
-    return made
+    yield made
+    made.stream.close()
+    made.redis.close()
 
 
 def feature_rows(shop):
@@ -101,168 +119,237 @@ def feature_rows(shop):
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
-def test_events_that_landed_give_the_feature_rows_that_the_source_would_have_given(shop):
+def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
     more = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
-    shop.sends(AS_OF + MINUTE, *more[:20])
-    shop.sends(AS_OF + MINUTE, *more[20:], worker=2)
-    shop.brings_online(AS_OF + 2 * MINUTE, *more)
+    shop.receives(LATER - MINUTE, *more[:20])
+    shop.receives(LATER, *more[20:])
     at_once = [shop.online(customer) for customer in (1, 2, 3)]
     report = shop.ingest(LATER)
-    assert (report.inserted, report.replaced, report.malformed) == (38, 0, 0)
-    assert not list(shop.settings.events.glob("*.jsonl"))
-    landed = feature_rows(shop)
+    assert (report.inserted, report.replaced) == (0, 0)
+    landed = feature_rows(shop).drop_columns("created")
     assert [shop.online(customer) for customer in (1, 2, 3)] == at_once
     for folder in (shop.settings.data, shop.settings.features):
         shutil.rmtree(folder)
+    shop.has(FIRST)
     shop.ingest(AS_OF)
     shop.has(FIRST, *more)
     shop.ingest(LATER, full=True)
-    assert feature_rows(shop).equals(landed)
+    assert feature_rows(shop).drop_columns("created").equals(landed)
 
 
-def test_of_one_key_the_newest_arrival_wins_whatever_file_it_is_in(shop):
+def test_of_one_key_the_newest_arrival_wins_in_whatever_batches_they_come(shop):
     changed, last = order(2, 1, AS_OF, 2.0), order(2, 1, AS_OF, 3.0)
-    shop.sends(AS_OF + 2 * MINUTE, last, worker=1)
-    shop.sends(AS_OF + MINUTE, changed, changed, worker=2)
-    shop.brings_online(AS_OF + 3 * MINUTE, changed)
+    shop.sends(AS_OF + MINUTE, changed, changed)
+    shop.sends(AS_OF + 2 * MINUTE, last)
+    shop.consumes()
     assert shop.spent(1) == 8.0
-    assert shop.ingest(LATER).inserted == 1
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 3.0)]
-    assert shop.ingest(LATER + HOUR).table_version == 1
+    version = shop.ingest(LATER).table_version
+    shop.receives(LATER + MINUTE, last)  # the same again
+    assert shop.ingest(LATER + HOUR).table_version == version
+
+
+def test_what_comes_again_later_than_its_correction_changes_nothing(shop):
+    sent, corrected = order(2, 1, AS_OF, 2.0), order(2, 1, AS_OF, 3.0)
+    shop.sends(AS_OF + MINUTE, sent)
+    entries = shop.stream.read("orders")
+    shop.receives(AS_OF + 2 * MINUTE, corrected)
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 3.0)]
+    rows = shop.consumer._parsed(entries[0])
+    shop.consumer._land(rows)
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 3.0)]
+    assert shop.spent(1) == 8.0
 
 
 def test_an_event_corrects_a_row_of_the_source_until_the_source_has_news(shop):
-    shop.sends(AS_OF + MINUTE, FIRST | {"dollar_value": 50.0})
-    shop.brings_online(AS_OF + MINUTE, FIRST)
+    shop.receives(AS_OF + MINUTE, FIRST | {"dollar_value": 50.0})
     assert shop.spent(1) == 50.0
-    assert shop.ingest(LATER).replaced == 1
-    shop.sends(LATER + MINUTE, FIRST | {"dollar_value": 60.0})
+    assert shop.ingest(LATER).replaced == 0
+    shop.receives(LATER + MINUTE, FIRST | {"dollar_value": 60.0})
     for hours in (1, 2):  # the source says 5 as before
-        shop.ingest(LATER + hours * HOUR)
+        shop.ingest(LATER + hours * HOUR, full=True)
         assert shop.raw() == [(1, 1, 60.0)]
     for hours, said in ((3, 70.0), (4, 5.0)):
         shop.has(FIRST | {"dollar_value": said})
-        shop.ingest(LATER + hours * HOUR)
+        shop.ingest(LATER + hours * HOUR, full=True)
         assert shop.raw() == [(1, 1, said)]
         assert shop.spent(1) == said
 
 
 def test_a_row_that_the_source_delivers_after_the_event_is_the_newer_arrival(shop):
-    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
     shop.has(FIRST, order(2, 1, AS_OF, 20.0))
-    assert shop.ingest(LATER).inserted == 1
+    assert shop.ingest(LATER).replaced == 1
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 20.0)]
     assert shop.spent(1) == 25.0
 
 
+def test_a_row_of_an_ingest_that_began_before_the_event_does_not_replace_it(shop):
+    shop.receives(LATER + MINUTE, order(2, 1, AS_OF, 2.0))
+    shop.has(FIRST, order(2, 1, AS_OF, 20.0))
+    assert shop.ingest(LATER).replaced == 0
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
+    assert shop.spent(1) == 7.0
+
+
 def test_a_correction_moves_an_order_to_another_customer_and_to_an_earlier_day(shop):
     sent = order(2, 1, AS_OF, 2.0)
-    shop.sends(AS_OF + MINUTE, sent, sent | {"customer_id": 9, "order_ts": AS_OF - 20 * DAY})
-    shop.brings_online(AS_OF + MINUTE, sent)
+    shop.receives(AS_OF + MINUTE, sent)
+    assert shop.spent(1) == 7.0
+    shop.receives(AS_OF + 2 * MINUTE, sent | {"customer_id": 9, "order_ts": AS_OF - 20 * DAY})
     assert (shop.spent(1), shop.spent(9)) == (5.0, 2.0)
     shop.ingest(LATER)
-    shop.sends(LATER + MINUTE, sent)
-    shop.brings_online(LATER + MINUTE, sent)
+    shop.receives(LATER + MINUTE, sent)
     assert (shop.spent(1), shop.spent(9)) == (7.0, None)
 
 
-def test_a_file_goes_when_it_is_closed_and_landed_and_torn_lines_are_set_aside(shop):
-    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF))
-    with shop.file().open("ab") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.write(b'{"received": ')
-        file.flush()
-        report = shop.ingest(LATER)
-        assert (report.inserted, report.malformed) == (1, 0)
-        assert shop.file().exists()
-    report = shop.ingest(LATER + HOUR)
-    assert (report.inserted, report.replaced, report.malformed) == (0, 0, 1)
-    assert "1 lines of event files are no events" in report.summary()
-    assert [path.suffix for path in shop.settings.events.glob("orders-*")] == [".malformed"]
-    assert shop.ingest(LATER + 2 * HOUR).malformed == 0
-
-
-def test_an_event_that_breaks_a_rule_is_taken_offline_by_its_quarantine(shop):
+def test_an_event_that_breaks_a_rule_goes_to_quarantine_once(shop):
     bad = [order(2, 1, AS_OF, -1.0), order(3, 8, AS_OF, -1.0), order(1, 1, AS_OF, -7.0)]
-    shop.sends(AS_OF + MINUTE, *bad)
-    shop.brings_online(AS_OF + MINUTE, *bad)
-    assert (shop.spent(1), shop.spent(8)) == (-8.0, -1.0)
-    for hours in (1, 2):
-        report = shop.ingest(AS_OF + hours * HOUR)
-        assert report.quarantined == (3 if hours == 1 else 0)
-        assert shop.raw() == [(1, 1, 5.0)]
-        assert (shop.spent(1), shop.online(8)) == (5.0, None)
-        shop.sends(LATER + MINUTE, bad[0])  # again
-
-
-def test_what_is_not_due_stays_on_file_and_online(shop):
-    shop.sends(LATER + MINUTE, order(2, 1, AS_OF, 2.0))  # received later
-    shop.sends(AS_OF, order(3, 9, LATER + MINUTE, 3.0), worker=2)  # dated later
-    shop.brings_online(LATER + MINUTE, order(2, 1, AS_OF), order(3, 9, LATER + MINUTE))
-    for as_of in (LATER, AS_OF - 3 * DAY):
-        assert shop.ingest(as_of).inserted == 0
-        assert (shop.spent(1), shop.spent(9)) == (7.0, 3.0)
-    assert shop.ingest(LATER + HOUR).inserted == 2
-    assert not list(shop.settings.events.glob("*.jsonl"))
-
-
-def test_a_batch_that_is_stopped_leaves_the_events_on_file(shop):
-    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
-    shop.has(*(order(n, n, AS_OF, -1.0) for n in range(10, 60)))
-    with pytest.raises(BatchRejectedError):
-        shop.ingest(LATER)
-    assert shop.raw() == [(1, 1, 5.0)]
-    shop.has(FIRST)
-    assert shop.ingest(LATER).inserted == 1
-    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
+    for minutes in (1, 2):
+        shop.receives(AS_OF + minutes * MINUTE, *bad, order(4, 1, AS_OF, 2.0))
+        assert len(shop.set_aside()) == 3
+        assert shop.raw() == [(1, 1, 5.0), (4, 1, 2.0)]
+        assert (shop.spent(1), shop.online(8)) == (7.0, None)
+        assert shop.waiting() == 0
+    assert "expect_column_values_to_be_between(dollar_value)" in shop.set_aside()[0]["rules"]
 
 
 def test_bad_events_however_many_stop_nobody_elses_rows(shop):
-    shop.sends(
-        AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), *(order(n, n, AS_OF, -1.0) for n in range(10, 60))
-    )
+    bad = [order(n, n, AS_OF, -1.0) for n in range(10, 60)]
+    shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), *bad)
     shop.has(FIRST, order(3, 3, AS_OF, 3.0))
-    report = shop.ingest(LATER)
-    assert (report.inserted, report.quarantined) == (2, 50)
+    assert shop.ingest(LATER).inserted == 1
+    assert len(shop.set_aside()) == 50
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0), (3, 3, 3.0)]
-    assert not list(shop.settings.events.glob("*.jsonl"))
 
 
-def test_events_of_an_ingest_that_died_half_way_land_once_and_come_online(shop):
-    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF - 2 * DAY, 2.0), FIRST | {"dollar_value": 6.0})
-    link = view_path(shop.settings, "customer_features")
-    blocked = link.with_name(f".{link.name}")
-    blocked.mkdir()  # where the pointer to the new features would be made
-    with pytest.raises(OSError, match="features"):
-        shop.ingest(LATER)
-    blocked.rmdir()
-    assert shop.raw() == [(1, 1, 6.0), (2, 1, 2.0)]
-    assert shop.file().exists()
-    report = shop.ingest(LATER)
-    assert (report.inserted, report.replaced) == (0, 0)
+def test_a_bad_correction_leaves_what_came_before_it(shop):
+    shop.sends(AS_OF + MINUTE, order(3, 1, AS_OF, 3.0))
+    shop.sends(AS_OF + 2 * MINUTE, order(3, 1, AS_OF, -3.0))
+    shop.consumes()
+    assert shop.raw() == [(1, 1, 5.0), (3, 1, 3.0)]
     assert shop.spent(1) == 8.0
-    assert not shop.file().exists()
 
 
-def test_an_event_that_stood_back_for_a_row_that_broke_a_rule_lands_the_next_time(shop):
-    sent = order(2, 1, AS_OF, 2.0)
-    shop.has(FIRST, sent | {"dollar_value": -2.0})
-    shop.sends(AS_OF + MINUTE, sent, order(3, 1, AS_OF, 3.0))
-    shop.sends(AS_OF + 2 * MINUTE, order(3, 1, AS_OF, -3.0), worker=2)
-    report = shop.ingest(LATER)
-    assert (report.inserted, report.quarantined) == (0, 2)
-    assert shop.spent(1) == 10.0  # what is on file counts
-    assert shop.ingest(LATER + HOUR).inserted == 2
+@pytest.mark.parametrize(
+    "text", ["{", "", '[{"order_id": 1}]', '{"order_id": 1}', '[{"no": "column"}]', "[[]]"]
+)
+def test_an_entry_that_is_no_events_goes_to_quarantine_once_and_holds_up_nobody(shop, text):
+    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    shop.puts(AS_OF + 2 * MINUTE, text)
+    shop.sends(AS_OF + 3 * MINUTE, order(3, 1, AS_OF, 3.0))
+    shop.consumes()
+    (row,) = shop.set_aside()
+    assert row["rules"].startswith("cannot be processed: ValidationError")
+    assert json.loads(row["row"])["events"] == text
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0), (3, 1, 3.0)]
-    assert not list(shop.settings.events.glob("*.jsonl"))
+    assert shop.waiting() == 0
 
 
-def test_a_value_that_no_expression_can_take_keeps_no_other_event_offline(shop):
-    """Beyond decimal(18, 6); a rule stops it when it is due."""
-    sent = [order(n, n, AS_OF, 1e30 if n == 5 else 2.0) for n in range(2, 9)]
-    shop.sends(LATER + MINUTE, *sent)
-    shop.brings_online(LATER + MINUTE, *sent)
-    shop.ingest(LATER)
+def test_an_entry_that_no_expression_can_take_is_set_aside_and_the_others_land(shop, monkeypatch):
+    """Beyond decimal(18, 6); the suite that is shipped would stop it before."""
+    monkeypatch.setattr(shop.consumer._rules, "broken", lambda *_: {})
+    for n in range(2, 9):
+        shop.sends(AS_OF + n * MINUTE, order(n, n, AS_OF, 1e30 if n == 5 else 2.0))
+    shop.consumes()
     assert [shop.spent(n) for n in range(2, 9)] == [2.0, 2.0, 2.0, None, 2.0, 2.0, 2.0]
-    report = shop.ingest(LATER + HOUR)
-    assert (report.inserted, report.quarantined) == (6, 1)
+    (row,) = shop.set_aside()
+    assert '"order_id": 5' in json.loads(row["row"])["events"]
+    assert row["rules"].startswith("cannot be processed: ConversionException")
+    assert len(shop.raw()) == 7
+    assert shop.waiting() == 0
+
+
+def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeypatch):
+    """What is wrong with the code is tried again until somebody mends it."""
+    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    with monkeypatch.context() as broken:
+        broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
+        for _ in range(2):
+            assert not shop.consumer.step()
+    assert (shop.set_aside(), shop.waiting()) == ([], 1)
+    shop.consumes()
+    assert shop.spent(1) == 7.0
+
+
+def test_before_the_first_ingest_events_wait(applied, tmp_path):
+    shop = Shop(applied, tmp_path / "orders.parquet")
+    shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    assert shop.raw() == []
+    shop.has(FIRST)
+    shop.ingest(AS_OF)
+    shop.consumes()
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
+    assert shop.spent(1) == 7.0
+
+
+def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_online(shop):
+    shop.redis.flushall()
+    shop.stream.declare(shop.consumer.schema)
+    shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
+    with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
+        OnlineFeatures(shop.settings, SPEC.feature_service, tuple(SPEC.features)).ping()
+    shop.ingest(LATER)
+    assert shop.spent(1) == 7.0
+
+
+def test_entries_of_a_consumer_that_died_are_claimed(shop, monkeypatch):
+    monkeypatch.setattr("feature_repo.broker.DEAD_AFTER", 0)
+    other = Stream(shop.settings, "another host")
+    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
+    assert len(other.read("orders")) == 1
+    other.close()
+    assert not shop.consumer.step()
+    shop.stream.declare(shop.consumer.schema)
+    shop.consumes()
+    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
+    assert shop.waiting() == 0
+
+
+def test_what_is_acknowledged_leaves_the_stream_and_nothing_else_does(shop):
+    for n in range(5):
+        shop.sends(AS_OF + (n + 1) * MINUTE, order(2 + n, 1, AS_OF, 2.0))
+    entries = shop.stream.read("orders")
+    shop.stream.acknowledge("orders", [entries[0], entries[2]])
+    left = [key.decode() for key, _ in shop.redis.xrange("gyre:events:orders")]
+    assert left == [entry.id for entry in entries[1:]]
+    shop.consumes()
+    assert shop.redis.xlen("gyre:events:orders") <= 1  # the last one delivered marks the place
+    assert len(shop.raw()) == 1 + 3
+
+
+def test_a_batch_has_at_most_1000_rows_and_small_files_are_compacted(shop, monkeypatch):
+    monkeypatch.setattr(consumer, "COMPACT_AFTER", 3)
+    for part in range(3):
+        numbers = range(100 + 600 * part, 700 + 600 * part)
+        shop.sends(AS_OF + (part + 1) * MINUTE, *(order(n, n % 7, AS_OF, 1.0) for n in numbers
+                                                  if n % 7))  # fmt: skip
+    assert shop.consumer.step()
+    assert len(shop.raw()) < 1_001
+    shop.consumes()
+    raw = raw_table(shop.settings, ORDERS)
+    assert len(raw.files()) == 1
+    assert len(shop.raw()) == 1 + sum(1 for n in range(100, 1900) if n % 7)
+    spent = shop.spent(3)
+    shop.ingest(LATER)
+    assert shop.spent(3) == spent
+
+
+def test_a_column_is_null_where_schema_and_suite_allow_it():
+    kinds = [pa.field("coupon", pa.string()), pa.field("gift", pa.bool_(), nullable=False)]
+    dataset = replace(ORDERS, schema=pa.schema([*ORDERS.schema, *kinds]))
+    model = event_schema(dataset, {"dollar_value"}).row_model()
+    sent = order(1, 1, AS_OF.isoformat()) | {"coupon": None, "gift": True, "number_of_cds": None}
+    assert model.model_validate_json(json.dumps(sent)).coupon is None
+    for name in ("gift", "dollar_value", "order_id", "customer_id", "order_ts"):
+        with pytest.raises(ValidationError, match=name):
+            model.model_validate_json(json.dumps(sent | {name: None}))
+    with pytest.raises(ValidationError, match="coupon"):
+        model.model_validate_json(json.dumps({k: v for k, v in sent.items() if k != "coupon"}))
+
+
+def test_a_dataset_with_a_type_that_no_event_carries_says_so():
+    dataset = replace(ORDERS, schema=ORDERS.schema.append(pa.field("tags", pa.list_(pa.string()))))
+    with pytest.raises(DataError, match=r"orders.tags: expected .*, found list"):
+        event_schema(dataset, set())

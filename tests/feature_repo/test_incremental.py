@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
@@ -172,11 +173,10 @@ def test_a_file_of_the_time_before_gives_way_to_a_folder(tmp_path):
 def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
     settings = new_settings(tmp_path)
     monkeypatch.setattr("stack.storage.LOCK_SECONDS", 0.2)
-    with (
-        one_writer(settings.data / "orders"),
-        pytest.raises(DataError, match="orders: another writer"),
-    ):
-        ingest(settings, "orders", AS_OF)
+    with one_writer(settings.data / "orders"), ThreadPoolExecutor() as other:
+        second = other.submit(ingest, settings, "orders", AS_OF)
+        with pytest.raises(DataError, match="orders: another writer"):
+            second.result()
 
 
 DROPPING = """

@@ -105,7 +105,8 @@ def test_an_answer_has_every_field_and_an_unknown_customer_is_named(stack):
 
 def test_the_ledger_has_one_applied_row_with_who_and_why(stack):
     row = stack.ledger()[0]
-    assert (row["from"], row["to"], row["state"], row["percent"]) == (None, "1", "applied", 100)
+    assert (row["from"], row["to"], row["percent"]) == (None, "1", 100)
+    assert row["applied_at"]
     assert row["who"] == "airflow:admin"
     assert row["why"] == "first version, by gyre up"
 
@@ -129,7 +130,7 @@ def test_again_changes_nothing_and_nothing_new_is_said(stack):
     assert '"model_version":"1"' in stack.run("gyre", "up")
     assert time.monotonic() - began < 60
     assert stack.ledger() == before
-    assert len(programs) > 4  # Redis, MLflow, Airflow's three or more, serving
+    assert len(programs) > 5  # Redis, MLflow, Airflow's three or more, serving, console
     assert stack.programs() == programs
     assert "nothing new to learn" in stack.run("gyre", "train", MODEL)
     refused = stack.run("gyre", "rollback", MODEL, "--reason", "try", code=3)
@@ -149,15 +150,15 @@ def test_a_promotion_is_served_within_five_seconds_without_a_failed_request(stac
     assert seen[-1] == "1"
 
 
-def test_an_alias_moved_by_hand_is_served_and_written_down_as_outside(stack):
+def test_an_alias_moved_by_hand_is_served_and_written_down(stack):
     code = (
         f"import mlflow\nclient = mlflow.MlflowClient('{stack.settings.mlflow_address}')\n"
         f"client.set_registered_model_alias('{MODEL}', 'production', '2')\n"
     )
     stack.run("python", "-c", code)
     wait_until("version 2", lambda: stack.predict().json()["model_version"] == "2", 5)
-    wait_until("its row", lambda: stack.ledger()[-1]["who"] == "outside")
-    assert (stack.ledger()[-1]["from"], stack.ledger()[-1]["to"]) == ("1", "2")
+    row = stack.ledger()[-1]
+    assert (row["from"], row["to"], row["who"]) == ("1", "2", "mlflow-ui")
 
 
 def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):

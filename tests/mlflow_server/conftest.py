@@ -92,5 +92,6 @@ def new_model(settings: Settings, versions: int) -> str:
     return name
 
 
-def stages(registry: Registry, model: str) -> dict[str, str]:
-    return {v.version: v.stage for v in registry.versions(model) if v.stage != "None"}
+def stages(settings: Settings, model: str) -> dict[str, str]:
+    versions = client(settings).search_model_versions(f"name = '{model}'")
+    return {str(v.version): v.current_stage for v in versions if v.current_stage != "None"}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import socketserver
-import sqlite3
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
@@ -16,7 +15,7 @@ import pytest
 import sqlalchemy as sql
 
 from mlflow_server.alerts import DriftAlert, alert, note, over, retry
-from mlflow_server.records import META, DecisionRow, Records
+from mlflow_server.records import META, Records
 from tests.conftest import new_settings, unused_port
 from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 
@@ -235,30 +234,6 @@ def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(tmp
     assert {row["count"] for row in records.alerts(MODEL)} == {1}, "a try is no sighting"
 
 
-def test_a_database_of_an_older_release_is_read_and_gains_what_it_lacks(tmp_path):
-    settings = new_settings(tmp_path)
-    with closing(Records(settings)) as records:
-        alert(settings, records, MODEL, CAUSE, MESSAGE, NOW)
-        records.keep(DecisionRow(MODEL, "1", NOW, "ok", "nothing", "ok", "", "", "{}", {}))
-    with closing(sqlite3.connect(settings.ledger_address.removeprefix("sqlite:///"))) as file:
-        for table, column in (("alerts", "details"), ("alerts", "tried"), ("alerts", "over"),
-                              ("decisions", "counted")):  # fmt: skip
-            file.execute(f"ALTER TABLE {table} DROP COLUMN {column}")
-        file.commit()
-    together = threading.Barrier(4)
-
-    def opened(_):
-        together.wait(10)
-        with closing(Records(settings)) as records:
-            return records.alerts(MODEL)[0]["over"], records.decisions(MODEL)[0].counted
-
-    with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(opened, range(4))) == {(None, None)}
-    with closing(Records(settings)) as records:
-        assert not alert(settings, records, MODEL, CAUSE, MESSAGE, NOW), "it was delivered"
-        assert over(settings, records, records.alerts(MODEL)[0], "gone", NOW)
-
-
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
 def anywhere(request, tmp_path):
     """Settings of an empty database of either kind."""
@@ -283,18 +258,6 @@ def test_a_long_cause_is_one_alert_and_one_that_differs_at_its_end_is_another(an
         assert [row["cause"] for row in records.alerts(MODEL) if row["over"]] == causes[:1]
         assert note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=2)), "it begins anew"
         assert records.take_alert(MODEL, causes[0], NOW + timedelta(hours=3))
-
-
-def test_a_long_cause_of_an_older_release_is_still_known(tmp_path, records):
-    cause = "a" * 300
-    note(records, MODEL, cause, DRIFT, NOW)
-    settings = new_settings(tmp_path)
-    with closing(sqlite3.connect(settings.ledger_address.removeprefix("sqlite:///"))) as file:
-        file.execute("UPDATE alerts SET cause = whole, whole = NULL")
-        file.commit()
-    assert retry(settings, records, MODEL, NOW + timedelta(hours=1)) == 1
-    assert not note(records, MODEL, cause, DRIFT, NOW + timedelta(hours=2))
-    assert len(records.alerts(MODEL)) == 1
 
 
 def test_of_eight_that_see_a_cause_for_the_first_time_at_once_one_delivers_and_none_fails(anywhere):

@@ -22,6 +22,7 @@ from mlflow_server.registration import register
 from mlflow_server.served_model import wrong_files
 from mlflow_server.tracking import Tracking
 from stack.errors import RegistryError
+from tests.mlflow_server.conftest import stages
 from training.onnx_export import build_pipeline, export
 
 if TYPE_CHECKING:
@@ -97,7 +98,7 @@ def test_a_registered_model_is_an_ordinary_mlflow_model(
     version = registered(settings, name, run_id, tmp_path / "files")
     assert time.monotonic() - started < 3
     assert (version.model, version.version, version.run_id) == (name, "1", run_id)
-    assert version.stage == "Staging"
+    assert stages(settings, name) == {"1": "Staging"}
     assert version.tags["gyre.seed"] == "7"
     registry.download(version, tmp_path / "served")
     assert {path.name for path in (tmp_path / "served").iterdir()} == {"model.onnx", "serving.json"}

@@ -137,16 +137,16 @@ def test_a_percent_at_which_one_version_answered_everybody_compares_nothing():
     assert len(comparable(replace(both, step=np.zeros(600, np.int64))).y) == 600
 
 
-def row(at, role, old, new, days, percent=100, state="applied"):
-    change = (role, percent, old, new, "ann", "try", None, state)
-    return LedgerRow(SPEC.name, at, *change, START + days * DAY)
+def row(at, role, old, new, days, percent=100, *, applied=True):
+    change, time = (role, percent, old, new, "ann", "try", None), START + days * DAY
+    return LedgerRow(SPEC.name, at, *change, time, time if applied else None)
 
 
 ROWS = [
     row(1, "production", None, "1", 0),
     row(2, "shadow", None, "2", 1),
     row(3, "challenger", None, "2", 2, 5),
-    row(4, "challenger", "2", "2", 3, 50, "superseded"),
+    row(4, "challenger", "2", "2", 3, 50, applied=False),
     row(5, "challenger", "2", "2", 4, 50),
     row(6, "production", "1", "2", 8),
     row(7, "challenger", "2", None, 8, 0),
@@ -172,9 +172,9 @@ def settings(tmp_path_factory):
     rows, table = pull(made, ORDERS, AS_OF), raw_table(made, ORDERS)
     table.merge(rows.append_column("ingested_at", rows["order_ts"]), ORDERS.key, rows.column_names)
     shift = AS_OF - 130 * DAY - START
-    with closing(Ledger(made)) as ledger, ledger.exclusive(SPEC.name) as book:
+    with closing(Ledger(made)) as ledger:
         for each in ROWS[:7]:
-            book.append(replace(each, time=each.time + shift))
+            ledger.insert(replace(each, time=each.time + shift))
     return made
 
 

@@ -263,7 +263,7 @@ def test_retrainings_count_since_a_window_was_ok_or_a_person_promoted_or_one_hel
     moments = (NOW, NOW + timedelta(hours=2))
     tried = [DecisionRow("m", "1", at, "bad", "retrain", "drift", "", "", "", {}) for at in moments]
     time = NOW + timedelta(hours=1)
-    row = LedgerRow("m", 1, "production", 100, "1", "2", who, "", None, "applied", time)
+    row = LedgerRow("m", 1, "production", 100, "1", "2", who, "", None, time, time)
     assert unsolved(tried, ok, [row], helped) == tried[-left:]
-    waiting = replace(row, state="pending")
+    waiting = replace(row, applied_at=None)
     assert unsolved(tried, (), [waiting], helped) == tried

@@ -47,7 +47,7 @@ def test_slow_is_many_times_as_long_as_the_version_before(now, before, is_slow):
 def ledger(*changes):
     """Rows of (from, to, who)."""
     return [
-        LedgerRow("m", n + 1, "production", 100, *change[:2], change[2], "", None, "applied", NOW)
+        LedgerRow("m", n + 1, "production", 100, *change[:2], change[2], "", None, NOW, NOW)
         for n, change in enumerate(changes)
     ]
 

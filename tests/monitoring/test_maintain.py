@@ -20,6 +20,7 @@ from mlflow_server.tracking import Tracking
 from monitoring.collect import (
     OUTCOMES,
     PREDICTIONS,
+    REMEMBERED,
     closed_feedback,
     collect,
     outcomes,
@@ -28,7 +29,6 @@ from monitoring.collect import (
 from monitoring.maintain import maintain, too_many
 from stack.environment import process_environment
 from stack.errors import DataError, RegistryError
-from stack.log_files import REMEMBERED
 from stack.settings import PROJECT
 from stack.spec import load_spec
 from stack.storage import Table

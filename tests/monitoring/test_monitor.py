@@ -264,10 +264,9 @@ def replayed(row) -> Inputs:
 
 def test_a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(settings):
     ledger, records, moment = Ledger(settings), Records(settings), AS_OF + HOUR
-    with ledger.exclusive(SPEC.name) as book:  # as if the last way back had been at this moment
-        change = ("production", 100, None, "1", "test", "harm", None, "applied")
-        at = AS_OF + 31 * HOUR
-        book.append(LedgerRow(SPEC.name, len(book.rows(SPEC.name)) + 1, *change, at))
+    change = ("production", 100, None, "1", "test", "harm", None)
+    at = AS_OF + 31 * HOUR  # as if the last way back had been at this moment
+    ledger.insert(LedgerRow(SPEC.name, len(ledger.rows(SPEC.name)) + 1, *change, at, at))
 
     def seen():
         tracking = Tracking(settings)

@@ -12,10 +12,8 @@ import pyarrow.compute as pc
 import pytest
 from redis import Redis
 
-from feature_repo.entities import EntityFeatures
-from feature_repo.features import raw_table
-from feature_repo.ingest import quarantine_table
 from feature_repo.online import OnlineFeatures
+from mlflow_server.lookup import LookupSpecification
 from mlflow_server.served_model import ServedModel
 from monitoring import skew
 from monitoring.collect import collect, predictions
@@ -23,12 +21,13 @@ from monitoring.skew import audit, sampled
 from serving.prediction_log import AppendLog
 from stack.spec import entity_of, entity_text
 from tests.conftest import AS_OF
-from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
+from tests.feature_repo.conftest import applied, consuming, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_composite_keys import Shop as Baskets
 from tests.feature_repo.test_composite_keys import order as basket_order
 from tests.feature_repo.test_composite_keys import spend  # noqa: F401
 from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401
 
+UNREAD = LookupSpecification(feast="", online_store="")
 HOUR, MINUTE = timedelta(hours=1), timedelta(minutes=1)
 SPENT = {"total_spend_30d", "total_spend_90d", "lifetime_value", "avg_order_value"}
 BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
@@ -38,7 +37,8 @@ BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_las
 def contract(spec=SPEC, **changed):
     of_spec = {name: getattr(spec, name) for name in ("entity_key", "feature_service", "features")}
     return ServedModel(**of_spec | {"model": "m", "defaults": {}, "population": SPEC.population,
-                                    "as_of": AS_OF.isoformat()} | changed)  # fmt: skip
+                                    "as_of": AS_OF.isoformat(), "lookup": UNREAD}
+                       | changed)  # fmt: skip
 
 
 class Asking:
@@ -187,35 +187,22 @@ def predictions_of(asking):
     return predictions(asking.settings).read().to_pylist()
 
 
-def send(settings, moment, *rows):
-    """Put events on file as serving does, and bring them online."""
-    settings.events.mkdir(parents=True, exist_ok=True)
-    with (settings.events / "orders-1-1.jsonl").open("a") as file:
-        for row in rows:
-            line = {"received": moment, "row": row}
-            file.write(json.dumps(line, default=lambda at: at.isoformat()) + "\n")
-    tables = (of(settings, ORDERS) for of in (raw_table, quarantine_table))
-    online = EntityFeatures(settings, ORDERS, *tables)
-    assert online.bring_online(rows, moment) == []
-    online.close()
-
-
-def test_an_event_is_known_before_it_lands_and_one_that_was_replaced_is_unsettled(shop, asking):  # noqa: F811
+def test_an_event_and_its_correction_are_known_from_their_arrival(shop, asking):  # noqa: F811
     shop.has(*first_orders())
     shop.ingest(AS_OF)
-    late, settings = order(21, 1, AS_OF - 5 * HOUR, 3.0), shop.settings
-    send(settings, AS_OF + 10 * MINUTE, late, order(22, 2, AS_OF + 5 * MINUTE, 1.0))
-    asking.ask(AS_OF + 20 * MINUTE, who(1), who(2))
-    pending = asking.look()  # not in the table yet
-    assert classes(pending) == {"equal": 2, "corrected": 18}
-    send(settings, AS_OF + 30 * MINUTE, late | {"dollar_value": 30.0})
-    asking.ask(AS_OF + 40 * MINUTE, who(1))
-    assert asking.look().values["skewed"] == 0
+    late = order(21, 1, AS_OF - 5 * HOUR, 3.0)
+    with consuming(shop.settings, ORDERS) as send:
+        asking.ask(AS_OF + 5 * MINUTE, who(1))
+        send(AS_OF + 10 * MINUTE, late, order(22, 2, AS_OF + 5 * MINUTE, 1.0))
+        asking.ask(AS_OF + 20 * MINUTE, who(1), who(2))
+        shop.ingest(AS_OF + 25 * MINUTE)
+        assert not {"skewed", "unsettled"} & classes(asking.look()).keys()
+        send(AS_OF + 30 * MINUTE, late | {"dollar_value": 30.0})
+        asking.ask(AS_OF + 40 * MINUTE, who(1))
     shop.ingest(AS_OF + HOUR)
-    assert not [*settings.events.glob("*.jsonl")]
     landed = asking.look()
-    assert landed.values["unsettled"] == len(SPENT)  # of 3.0 dollars nothing tells any more
-    assert landed.values["equal"] == 30 - len(SPENT)
+    assert landed.values["skewed"] == landed.values["unsettled"] == 0
+    assert landed.values["corrected"] > 0
     assert asking.told() == {}
 
 

@@ -10,8 +10,9 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
-from tempfile import mkdtemp
+from tempfile import TemporaryDirectory, mkdtemp
 from typing import TYPE_CHECKING, Any
 
 import httpx
@@ -20,18 +21,22 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
+from feature_repo.broker import consumer_problem
+from feature_repo.datasets.orders import ORDERS
+from feature_repo.lookup_writer import look_up_specification
+from feature_repo.store import publish_beside
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registration import register
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
-from serving.announcement import in_memory
 from serving.prediction_log import read_rows
 from stack.environment import process_environment
 from stack.settings import PROJECT
 from stack.spec import ModelSpec, load_spec
 from tests.conftest import (
+    BIN,
     answers,
     feast_apply,
     mlflow_server,
@@ -88,11 +93,19 @@ def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
     return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
 
 
+@cache
 def contract() -> ServedModel:
+    """As registration writes it, of the definitions as the code has them."""
+    with TemporaryDirectory() as name:
+        settings = new_settings(Path(name))
+        publish_beside(settings, ORDERS)
+        lookup = look_up_specification(settings, SPEC.feature_service)
     return ServedModel(
         model=SPEC.name, entity_key=SPEC.entity_key, feature_service=SPEC.feature_service,
         features=SPEC.features, defaults=FEATURES, population=SPEC.population,
+        nullable=("avg_order_value", "customer_segment"),
         threshold=SPEC.threshold, as_of="2026-11-01T00:00:00+00:00",
+        lookup=lookup,
     )  # fmt: skip
 
 
@@ -151,9 +164,6 @@ class Rig:
         settings = self.settings.model_copy(update=changed)
         command = [sys.executable, *(program or ("-m", "serving"))]
         log = self.folder / "serving.log"
-        self.opened.callback(
-            shutil.rmtree, in_memory(settings), ignore_errors=True
-        )  # of killed ones
         with (
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=settings.serving_address, timeout=60) as client,
@@ -161,11 +171,21 @@ class Rig:
             wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
             yield client, process
 
+    @contextmanager
+    def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
+        """`gyre consume`, reading."""
+        command, log = [str(BIN / "gyre"), "consume"], self.folder / "consumer.log"
+        log.touch()
+        before = log.stat().st_size
+        with running(command, log, **process_environment(self.settings)) as process:
+            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[before:], 120)
+            wait_until("its reads", lambda: consumer_problem(self.settings) is None)
+            yield process
+
     def copy_what_serves(self, home: Path) -> None:
         """Give another home what a worker needs to start by itself."""
         for part in ("serving/models", "feast"):
             shutil.copytree(self.settings.home / part, home / part, dirs_exist_ok=True)
-        shutil.copy(self.settings.home / "serving" / "announcement.json", home / "serving")
 
     def home_beside(self, home: Path | None = None) -> Path:
         """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
@@ -194,10 +214,6 @@ class Rig:
 
     def known_to_be_ready(self, client: httpx.Client, seconds: float = 60) -> None:
         wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
-
-    def follows(self, client: httpx.Client) -> None:
-        """Wait for a new server's keeper, which imports for seconds while the workers answer."""
-        wait_until("its keeper", lambda: client.get("/").status_code == 200)
 
     def answers_as(self, client: httpx.Client, version: str, seconds: float = 20) -> None:
         """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
@@ -245,9 +261,9 @@ class Served:
 def served(rig: Rig) -> Iterator[Served]:
     """One server for the tests that leave it as it was: version `first` in production."""
     with rig.serving() as (client, process):
-        wait_until("Feast", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
+        wait_until("Redis", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
         wait_until("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
-        empty = {path: client.get(path) for path in ("/health/live", "/health/ready", "/")}
+        empty = {path: client.get(path) for path in ("/health/live", "/health/ready")}
         empty["/predict"] = rig.predict(client)
         empty["/v1"] = client.get("/v1/models/churn-predictor")
         first, second = rig.register(-1.0).version, rig.register(0.5).version

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import shutil
 import struct
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -19,13 +18,14 @@ from feast.types import Float64, Int64, String
 from redis import Redis
 
 from feature_repo.datasets.orders import ORDERS
+from feature_repo.lookup_writer import look_up_specification
 from feature_repo.online import OnlineFeatures
-from feature_repo.plan_writer import ensure_plan
-from feature_repo.serving_plan import load_plan
 from feature_repo.store import mark, open_store, publish_beside
+from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource
 from stack.errors import FeaturesUnavailableError
 from tests.conftest import new_settings, redis_server
+from tests.serving.conftest import SPEC
 
 if TYPE_CHECKING:
     from stack.settings import Settings
@@ -69,6 +69,10 @@ def derived(inputs: dict[str, Any]) -> dict[str, Any]:
     }
 
 
+def failing(inputs: dict[str, Any]) -> dict[str, Any]:
+    return {"inverse": [1 / count for count in inputs["count"]]}
+
+
 def by_pandas(inputs):
     return inputs[["amount"]].rename(columns={"amount": "thrice"}) * 3
 
@@ -85,12 +89,16 @@ DERIVED = on_demand_feature_view(
 BY_PANDAS = on_demand_feature_view(
     sources=[PERSON], schema=[Field(name="thrice", dtype=Float64)], mode="pandas"
 )(by_pandas)
+FAILING = on_demand_feature_view(
+    sources=[PERSON], schema=[Field(name="inverse", dtype=Float64)], mode="python"
+)(failing)
 SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
     FeatureService(name="renamed", features=[PERSON[[*PLAIN]], SOLD]),
     FeatureService(name="mixed", features=[PERSON[[*PLAIN]], LEVEL, VISIT, DERIVED]),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
     FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
+    FeatureService(name="failing", features=[PERSON[["count"]], FAILING]),
 )
 
 
@@ -132,10 +140,18 @@ class Shop:
         finally:
             reader.close()
 
+    def contract(self, service="mixed", names=NAMES, **changed):
+        lookup = look_up_specification(self.settings, service, (__name__,))
+        return ServedModel(
+            model="m", entity_key={"customer_id": "int64"}, feature_service=service,
+            features=dict.fromkeys(names, "double"), defaults={}, population=SPEC.population,
+            as_of="", lookup=lookup.model_copy(update=changed),
+        )  # fmt: skip
+
     @asynccontextmanager
     async def source(self, service="mixed", names=NAMES, **changed):
         settings = self.settings.model_copy(update=changed)
-        source = FeatureSource(settings, service, names)
+        source = FeatureSource(settings, self.contract(service, names))
         try:
             await source.probe()
             while str(source.problem).endswith((" ms", "opened")):  # this machine may be busy
@@ -146,7 +162,7 @@ class Shop:
             await source.close()
 
     def hash_of(self, customer_id, service="plain"):
-        view = load_plan(self.settings, service).views[0]
+        view = self.contract(service).lookup.views[0]
         value = struct.pack("<IIq", 4, 8, customer_id)
         return view.prefix + value + view.suffix, {f.name: f.field for f in view.features}
 
@@ -158,7 +174,7 @@ def template(tmp_path_factory):
     with redis_server(settings.redis_port, settings.home):
         publish_beside(settings, ORDERS)
         store = open_store(settings, 5)
-        store.apply([customer, shop, *VIEWS, DERIVED, BY_PANDAS, *SERVICES])
+        store.apply([customer, shop, *VIEWS, DERIVED, BY_PANDAS, FAILING, *SERVICES])
         redis = Redis(port=settings.redis_port)
         yield Shop(settings, store, redis)
         redis.close()
@@ -167,9 +183,6 @@ def template(tmp_path_factory):
 @pytest.fixture
 def stocked(template):
     template.fill()
-    shutil.rmtree(template.settings.home / "feast" / "plans", ignore_errors=True)
-    for service in SERVICES:
-        ensure_plan(template.settings, service.name)
     return template
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-import subprocess
-import sys
 from typing import Any
 
 import httpx
 import pytest
+from fastapi import FastAPI
 
-from serving.app import create_app
-from stack.environment import process_environment
-from stack.settings import PROJECT
+from serving.prediction_log import AppendLog
+from serving.repository import ModelRepository
+from serving.routes import add_routes
 from stack.spec import load_spec
 from tests.conftest import new_settings
 
@@ -21,8 +20,11 @@ OTHER = CHURN.model_copy(update={"name": "other_model", "served_as": ()})
 
 
 def asked(home: Any, default: str | None, specs: Any, *paths: str) -> list[tuple[int, str]]:
-    """Answers of an application that follows no keeper: no model is loaded."""
-    app = create_app(new_settings(home, default_model=default), specs)
+    """Answers of an application that asks no registry: no model is loaded."""
+    settings = new_settings(home, default_model=default)
+    repository = ModelRepository(settings, AppendLog(home, "predictions"))
+    repository.update(specs)
+    app = add_routes(FastAPI(), repository, None)
 
     async def ask() -> list[tuple[int, str]]:
         transport = httpx.ASGITransport(app)
@@ -52,10 +54,7 @@ def test_with_several_and_none_set_each_answers_by_its_name(tmp_path, default):
     assert named[0] == 503
 
 
-def test_without_any_model_serving_ends_with_a_clear_word(tmp_path):
-    code = "from serving.__main__ import *; import sys; sys.exit(serve(load_settings(), ()))"
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=False,
-        env=process_environment(new_settings(tmp_path)),
-    )  # fmt: skip
-    assert "SettingsError: models/ has no spec: add one" in done.stderr
+def test_without_any_model_each_way_is_404(tmp_path):
+    for status, text in asked(tmp_path, None, (), "/predict", "/models/other_model/predict"):
+        assert status == 404
+        assert "none" in text

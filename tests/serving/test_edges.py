@@ -10,11 +10,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from feature_repo.features import view_path
 from serving.edge import refusal
 from serving.errors import OverloadedError
 from serving.routes import form_of
-from stack.status import lines
+from stack.spec import MISSING
+from tests.serving.conftest import contract
 
 DEEP = b"[" * 100_000 + b"]" * 100_000
 
@@ -281,7 +281,9 @@ def test_an_unknown_model_is_404_and_says_what_there_is(served: Any) -> None:
         assert "customer_churn_model" in str(answer.json())
 
 
-def test_feedback_is_idempotent_and_another_actual_is_409(rig: Any, served: Any) -> None:
+def test_feedback_is_one_line_each_and_what_contradicts_is_left_to_the_join(
+    rig: Any, served: Any
+) -> None:
     request_id = rig.predict(served.client).json()["request_id"]
 
     def send(*pairs: tuple[str, Any]) -> Any:
@@ -289,15 +291,14 @@ def test_feedback_is_idempotent_and_another_actual_is_409(rig: Any, served: Any)
         return served.client.post("/feedback", json=rows if len(rows) > 1 else rows[0])
 
     assert send((request_id, 1)).json() == {"recorded": 1, "logged": True}
-    assert send((request_id, 1.0)).status_code == 200
-    refused = send(("new", 0), (request_id, 0))
-    assert refused.status_code == 409
-    assert request_id in refused.json()["detail"]
-    assert send(("twice", 0), ("twice", 1)).status_code == 409
+    assert send(("new", 0), (request_id, 0)).json() == {"recorded": 2, "logged": True}
     for wrong in (2, 0.5, "1", True, None):
         assert send((request_id, wrong)).status_code == 422
-    rows = [row for row in rig.rows("feedback") if row["request_id"] in {request_id, "new"}]
-    assert [(row["request_id"], row["actual"]) for row in rows] == [(request_id, 1.0)]
+        assert send(("other", 1), (request_id, wrong)).status_code == 422
+    sent = {request_id, "new", "other"}
+    told = [(row["request_id"], row["actual"]) for row in rig.rows("feedback")]
+    lines = [line for line in told if line[0] in sent]
+    assert lines == [(request_id, 1.0), ("new", 0.0), (request_id, 0.0)]
 
 
 def test_each_answer_is_in_the_log_as_it_was_given(rig: Any, served: Any) -> None:
@@ -320,63 +321,71 @@ def test_docs_show_every_feature_with_its_type(rig: Any, served: Any) -> None:
     schemas = document["components"]["schemas"]
     shown = schemas["CustomerChurnModelFeatures"]["properties"]
     types = {"int64": "integer", "double": "number", "string": "string"}
-    assert {n: p["type"] for n, p in shown.items()} == {
-        name: types[kind] for name, kind in rig.spec.features.items()
+    found = {n: {p["type"]} if "type" in p else {each["type"] for each in p["anyOf"]}
+             for n, p in shown.items()}  # fmt: skip
+    nullable = contract().nullable
+    assert found == {
+        name: {types[kind], "null"} if name in nullable else {types[kind]}
+        for name, kind in rig.spec.features.items()
     }
     body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
     assert body["schema"]["$ref"].rpartition("/")[2] in schemas
     assert served.client.get("/docs").status_code == 200
 
 
-def test_metrics_and_the_page_tell_what_serves(rig: Any, served: Any) -> None:
+def test_docs_group_each_protocol_and_say_a_sentence_of_each_route(served: Any) -> None:
+    document = served.client.get("/openapi.json").json()
+    operations = {
+        (method, path): operation
+        for path, methods in document["paths"].items()
+        for method, operation in methods.items()
+    }
+    tags = {tag for operation in operations.values() for tag in operation["tags"]}
+    protocols = {"Predictions", "KServe V1", "Open Inference (V2)", "MLflow"}
+    assert tags == protocols | {"Events", "Feedback", "Health", "Server"}
+    assert all(
+        operation["description"].endswith((".", "not.")) for operation in operations.values()
+    )
+    for path in (*PATHS.values(), *NOBODY.values()):
+        known = path.partition("?")[0].replace("nobody", "churn-predictor")
+        assert ("post", known) in operations
+    ids = [operation["operationId"] for operation in operations.values()]
+    assert len(set(ids)) == len(ids)
+    key = document["components"]["schemas"]["CustomerChurnModelKey"]["properties"]["customer_id"]
+    assert (key["minimum"], key["maximum"]) == (-(2**63), 2**63 - 1)
+
+
+def test_a_feature_that_was_null_in_training_may_be_null(rig: Any, served: Any) -> None:
+    row = rig.features | {"avg_order_value": None, "customer_segment": None}
+    for protocol, path in PATHS.items():
+        if protocol == "v2":  # its tensors have no null
+            continue
+        answer = served.client.post(path, json=body_of(rig, protocol, row))
+        assert answer.status_code == 200, answer.text
+    given = served.client.post("/predict", json={"customer_id": 4, "features": row}).json()
+    assert given["features_from"] == "request"
+    logged = next(r for r in rig.rows() if r["request_id"] == given["request_id"])
+    assert logged["features"]["avg_order_value"] is None
+    assert logged["features"]["customer_segment"] == MISSING
+
+
+def test_metrics_tell_what_serves(rig: Any, served: Any) -> None:
     rig.predict(served.client)
     text, named = served.client.get("/metrics").text, f'model="{rig.spec.name}",role="production"'
     for line in (
         f'gyre_model_info{{{named},version="{served.first}"}} 1.0',
         'gyre_requests_total{model="customer_churn_model",route="/predict",status="200"}',
-        "gyre_feature_watermark_age_seconds{", 'gyre_source_silence_seconds{dataset="orders"}',
+        "gyre_feature_watermark_age_seconds{",
         "gyre_request_seconds_bucket{",
         'gyre_predictions_total{features_from="online"', "gyre_prediction_seconds_bucket{",
     ):  # fmt: skip
         assert line in text
-    page = served.client.get("/").text
-    assert "by test: because" in page
-    assert "ready" in page
-    assert "<script" not in page
 
 
-def test_what_is_applied_and_not_built_is_on_the_page_and_in_the_status(
-    rig: Any, served: Any
-) -> None:
-    def shown() -> Any:
-        return served.client.get("/health/ready").json()
-
-    link, said = view_path(rig.settings, "customer_features"), "applied, not built (no rows yet)"
-    built, name = link.readlink(), "features of customer_churn_model"
-    rig.wait_until("looked at", lambda: shown()["resources"][name]["detail"] == "are built")
-    link.unlink()
-    try:
-        rig.wait_until("noticed", lambda: said in shown()["resources"][name]["detail"], 30)
-        assert said in served.client.get("/").text
-        found = shown()
-    finally:
-        link.symlink_to(built)
-    assert found["ready"]  # answers are not worse than before
-    assert not found["resources"][name]["ok"]
-    rest = {"processes": [], "pss_mib": 0, "models": {}, "features_behind_seconds": {}, "runs": {},
-            "broken_specs": [], "failing": []}  # fmt: skip
-    assert any(said in line for line in lines({"serving": found, **rest}))
-
-
-def test_data_docs_are_linked_and_nothing_beside_them_is_served(rig: Any, served: Any) -> None:
-    folder = rig.settings.data_docs
-    (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
-    (folder.parent / "secret.json").write_text("{}")
-    address = f"/data-docs/{page.relative_to(folder)}"
-    assert f'href="{address}"' in served.client.get("/").text
-    assert "Successful Expectations" in served.client.get(address).text
-    for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
-        assert served.client.get(f"/data-docs/{path}").status_code == 404
+def test_the_first_page_says_what_this_is_and_where_to_read_on(rig: Any, served: Any) -> None:
+    assert served.client.get("/").json() == {
+        "name": "Gyre serving", "docs": "/docs", "console": f"{rig.settings.console_address}/",
+    }  # fmt: skip
 
 
 json_values = st.recursive(

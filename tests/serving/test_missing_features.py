@@ -20,17 +20,18 @@ if TYPE_CHECKING:
 HOLES = 7_000_001
 
 
-def refusing(rig: Any, home: Path, body: Any) -> httpx.Response:
+def refusing(rig: Any, home: Path, body: Any, monkeypatch: pytest.MonkeyPatch) -> httpx.Response:
     """Answer of an application in this process, told to refuse, once its model is loaded."""
     rig.copy_what_serves(home)
     serving = rig.spec.serving.model_copy(update={"missing_features": "refuse"})
     spec = rig.spec.model_copy(update={"serving": serving})
-    app = create_app(rig.settings.model_copy(update={"home": home}), [spec])
+    monkeypatch.setattr("serving.watcher.load_specs", lambda: [spec])
+    app = create_app(rig.settings.model_copy(update={"home": home}))
 
     async def run() -> httpx.Response:
         transport = httpx.ASGITransport(app)
         async with (
-            app.router.lifespan_context(app),
+            app.app.router.lifespan_context(app.app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
             for _ in range(400):
@@ -79,7 +80,7 @@ def test_a_stored_null_is_as_in_training_a_text_of_its_own(rig: Any, served: Any
 
 
 def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwise(
-    rig: Any, served: Any, holes: int, tmp_path: Path
+    rig: Any, served: Any, holes: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     row = {"customer_id": holes}
     filled = {**row, "features": {"days_since_last_order": 12}}
@@ -88,6 +89,6 @@ def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwi
     assert merged["features_from"] == "merged"
     logged = next(r for r in rig.rows() if r["request_id"] == merged["request_id"])
     assert logged["features"]["lifetime_value"] is None
-    refused = refusing(rig, tmp_path, row)
+    refused = refusing(rig, tmp_path, row, monkeypatch)
     assert refused.status_code == 503
     assert "days_since_last_order is null" in refused.json()["detail"]

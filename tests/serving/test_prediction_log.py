@@ -6,11 +6,8 @@ import resource
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-import pytest
-
-from serving.errors import FeedbackConflictError
-from serving.metrics import LOG_FAILURES, TORN_LINES
-from serving.prediction_log import AppendLog, FeedbackLog, read_rows
+from serving.metrics import LOG_FAILURES
+from serving.prediction_log import AppendLog, read_rows
 from stack.log_files import is_closed
 
 if TYPE_CHECKING:
@@ -73,42 +70,3 @@ def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path
     log.close()
     assert all(is_closed(path) for path in tmp_path.iterdir())
     assert [row["n"] for row in rows_in(tmp_path)[0]] == list(range(31))
-
-
-def test_feedback_is_remembered_over_a_torn_last_line(tmp_path: Path) -> None:
-    torn = TORN_LINES._value.get()
-    first = FeedbackLog(tmp_path)
-    first.open()
-    assert first.record({"a": 1.0, "b": 0.0}, NOW)
-    first.close()
-    path = next(tmp_path.iterdir())
-    path.write_bytes(path.read_bytes()[:-5])
-    with path.open("a") as file:
-        file.write('\n{"actual": 1.0}\n')  # of nothing
-    again = FeedbackLog(tmp_path)
-    again.open()
-    assert TORN_LINES._value.get() - torn == 2
-    with pytest.raises(FeedbackConflictError, match="request_id a"):
-        again.record({"b": 1.0, "a": 0.0}, NOW)
-    assert again.record({"b": 0.0, "a": 1.0}, NOW)
-    again.close()
-    rows = rows_in(tmp_path, "feedback")[0]
-    assert [row.get("request_id") for row in rows] == ["a", None, "b"]
-
-
-def test_of_the_oldest_outcomes_a_contradiction_is_left_to_the_join(tmp_path: Path) -> None:
-    first = FeedbackLog(tmp_path, remembered=2)
-    first.open()
-    for name in "abc":
-        assert first.record({name: 1.0}, NOW)
-        first.open()  # the process is the same: only the time in a file's name tells its age
-    first.close()
-    again = FeedbackLog(tmp_path, remembered=2)
-    again.open()
-    for log in (first, again):
-        with pytest.raises(FeedbackConflictError, match="request_id b"):
-            log.record({"b": 0.0}, NOW)
-    assert again.record({"a": 0.0}, NOW)
-    again.close()
-    told = [(row["request_id"], row["actual"]) for row in rows_in(tmp_path, "feedback")[0]]
-    assert told == [("a", 1.0), ("b", 1.0), ("c", 1.0), ("a", 0.0)]

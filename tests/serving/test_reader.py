@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import random
 import struct
 import subprocess
 import sys
-import time
 from datetime import timedelta
 
 import pytest
@@ -20,34 +18,40 @@ from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
-from feature_repo.on_demand import NotDirectError, plain_source
-from feature_repo.plan_writer import ensure_plan
-from feature_repo.serving_plan import PlannedFeature, PlannedView, load_plan, plan_path
-from feature_repo.store import mark
+from feature_repo.lookup_writer import look_up_specification
+from feature_repo.on_demand import UnsupportedError, plain_source
+from mlflow_server.lookup import LookupSpecification, StoredFeature, StoredView
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
 from serving.decoding import WRONG_BYTES, double, int64, string
-from serving.features import CANARY_SECONDS
-from serving.metrics import FEATURE_FALLBACKS
-from serving.reader import ViewReader
-from serving.redis_connection import command
+from serving.errors import ModelRefusedError
+from serving.features import FeatureSource
+from serving.lookup import ViewReader
+from serving.metrics import UNREADABLE_FEATURES
+from serving.model import open_version
 from stack.errors import DataError
 from stack.settings import PROJECT
 from tests.conftest import unused_port
-from tests.serving.shop import DAY, NAMES, NOON, PLAIN, SHOPS, online, people, stocked, template  # noqa: F401
+from tests.serving.conftest import SPEC, contract, tiny_onnx
+from tests.serving.shop import (  # noqa: F401  (fixtures)
+    DAY,
+    NAMES,
+    NOON,
+    PERSON,
+    PLAIN,
+    SHOPS,
+    online,
+    people,
+    stocked,
+    template,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 TICK = timedelta(microseconds=1)
 LOOPS = [asyncio.run, uvloop.run]
 
 
-def fallbacks(reason):
-    return FEATURE_FALLBACKS.labels(reason)._value.get()
-
-
-async def until(ready, seconds=20):
-    end = time.monotonic() + seconds
-    while not ready():
-        assert time.monotonic() < end
-        await asyncio.sleep(0.02)
+def unreadable():
+    return UNREADABLE_FEATURES._value.get()
 
 
 @pytest.mark.parametrize("run", LOOPS)
@@ -64,7 +68,8 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
             assert (source.problem, source.fallback, source.watermark) == (None, None, NOON)
             return [(await online(source, [key], at))[0] for key, at in pairs]
 
-    rows, before = run(read()), fallbacks("encoding")
+    before = unreadable()
+    rows = run(read())
     found = zip(pairs, rows, stocked.feast("mixed", NAMES, keys, as_of), strict=True)
     assert [each for each in found if repr(each[1]) != repr(each[2])][:3] == []
     assert {row["stock"] for row in rows if row} == {None, *range(10)}
@@ -73,7 +78,7 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
         async with stocked.source() as source:
             return await online(source, keys, as_of)
 
-    assert (run(together()), fallbacks("encoding")) == (rows, before)
+    assert (run(together()), unreadable()) == (rows, before)
 
 
 def test_a_view_under_another_name_and_key_is_read_by_them(stocked):  # noqa: F811
@@ -105,15 +110,15 @@ def test_names_of_hashes_are_those_that_feast_makes(number, text, project):
     names = ("customer_id", "shop_code")
     prefix = serialize_entity_key(EntityKey())[:0] + struct.pack("<I", 2)
     prefix += b"".join(struct.pack("<II", 2, len(n)) + n.encode() for n in names)
-    plan = PlannedView(
-        name="v", keys={"customer_id": "int64", "shop_code": "string"}, prefix=prefix,
-        suffix=project.encode(), time=b"_ts:v", ttl_us=0,
-        features=(PlannedFeature(name="f", kind="int64", field=b"\r\n12", tag=0x20),),
+    view = StoredView(
+        keys={"customer_id": "int64", "shop_code": "string"}, prefix=prefix,
+        suffix=project.encode(), time=b"_ts:v", mark="m", ttl_us=0,
+        features=(StoredFeature(name="f", kind="int64", field=b"\r\n12", tag=0x20),),
     )  # fmt: skip
     values = [Value(int64_val=number), Value(string_val=text)]
     name = serialize_entity_key(EntityKey(join_keys=names, entity_values=values))
-    asked = ViewReader(plan).command({"customer_id": number, "shop_code": text})
-    assert asked == command(b"HMGET", name + project.encode(), b"_ts:v", b"\r\n12")
+    asked = ViewReader(view).command({"customer_id": number, "shop_code": text})
+    assert asked == (b"HMGET", name + project.encode(), b"_ts:v", b"\r\n12")
 
 
 @given(st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=20_000))
@@ -142,165 +147,94 @@ def test_whatever_bytes_are_stored_they_are_read_as_feast_does_or_not_at_all(tag
 
 
 @pytest.mark.parametrize(
-    ("reason", "raw"),
-    [("absent", None), ("encoding", Value(int32_val=7).SerializeToString()), ("encoding", b"\x20")],
+    "raw", [Value(int32_val=7).SerializeToString(), b"\x20", b"\x29\0\0", b"\x20\x05\x20\x05"]
 )
-def test_a_row_of_other_bytes_goes_through_feast_alone(stocked, reason, raw):  # noqa: F811
+def test_a_row_of_other_bytes_fails_alone_and_is_counted(stocked, raw):  # noqa: F811
+    name, fields = stocked.hash_of(-3)
+    stocked.redis.hset(name, fields["count"], raw)
+
+    async def read():
+        async with stocked.source("plain", PLAIN) as source:
+            before = unreadable()
+            rows = await online(source, people(-3, -2, 5000))
+            assert unreadable() == before + 1
+            assert source.problem is None
+            return rows
+
+    known = {"count": 127, "amount": 1.5, "name": "ü€😀"}
+    assert uvloop.run(read()) == [{}, known, None]
+
+
+def test_a_row_that_a_function_fails_at_fails_alone(stocked):  # noqa: F811
+    nobody = dict.fromkeys(("count", "amount", "name"))
+    stocked.write(PERSON, {"customer_id": 88}, nobody | {"seen_us": 1})
+
+    async def read():
+        async with stocked.source("failing", ("count", "inverse")) as source:
+            return await online(source, people(-3, 88, -2))
+
+    assert uvloop.run(read()) == [
+        {"count": 1, "inverse": 1.0},
+        {},
+        {"count": 127, "inverse": 1 / 127},
+    ]
+
+
+def test_an_absent_field_is_null_as_feast_has_it(stocked):  # noqa: F811
     name, fields = stocked.hash_of(-3)
     stocked.redis.hdel(name, fields["count"])
-    if raw is not None:
-        stocked.redis.hset(name, fields["count"], raw)
-    ensure_plan(stocked.settings, "plain")
+    time = stocked.contract("plain", PLAIN).lookup.views[0].time
+    stocked.redis.hdel(stocked.hash_of(-2)[0], time)
 
     async def read():
         async with stocked.source("plain", PLAIN) as source:
-            keys, known = people(-3, -2), {"count": 127, "amount": 1.5, "name": "ü€😀"}
-            rows, origin = await source.read(keys, [NOON] * 2)
-            assert (rows[1], origin) == (known, "cache")  # until Feast is there
-            assert (source.problem, source.fallback) == (None, None)
-
-            if raw == b"\x20":  # Feast cannot either
-                await until(source._feast.done)
-                assert (await source.read(keys, [NOON] * 2))[1] == "cache"
-                assert source.problem is None
-                return
-            await online(source, keys)
-            before = fallbacks(reason)
-            rows = await online(source, keys)
-            assert fallbacks(reason) > before
-            assert rows == stocked.feast("plain", PLAIN, keys, [NOON] * 2)
-
-    uvloop.run(read())
-
-
-def plant(shop, encode, service="plain"):
-    """Store the counts of all canaries anew, at the event time they have."""
-    for canary in load_plan(shop.settings, service).canaries:
-        name, fields = shop.hash_of(canary.key["customer_id"])
-        raw = shop.redis.hget(name, fields["count"])
-        if raw:
-            value = encode(Value.FromString(raw).int64_val).SerializeToString()
-            shop.redis.hset(name, fields["count"], value)
-
-
-def test_another_encoding_of_what_stands_is_noticed_and_feast_answers_everything(stocked):  # noqa: F811
-    keys, moments = people(-3, 0), [NOON] * 2
-
-    async def read():
-        async with stocked.source("plain", PLAIN) as source:
-            plant(stocked, lambda n: Value(double_val=float(n)))
-            await source.probe()
-            assert "other bytes" in source.fallback
-            before = fallbacks("canary")
-            found = await online(source, keys)
-            assert fallbacks("canary") >= before + 2
-            assert found == stocked.feast("plain", PLAIN, keys, moments)
-            assert repr(found[0]["count"]) == "1.0"
-            plant(stocked, lambda _: Value(int64_val=5))
-            ensure_plan(stocked.settings, "plain")
-            await source.probe()
-            assert source.fallback is None
-            return (await online(source, keys))[0]["count"]
-
-    assert uvloop.run(read()) == 5
-
-
-def test_a_correction_of_a_canary_is_borne_until_its_plan_is_overdue(stocked):  # noqa: F811
-    async def read():
-        async with stocked.source("plain", PLAIN) as source:
-            plant(stocked, lambda _: Value(int64_val=5))
-            await source.probe()
-            assert source.fallback is None
-            ensure_plan(stocked.settings, "plain")
-            await source.probe()
-            assert source._doubtful_since is None
-            plant(stocked, lambda _: Value(int64_val=6))
-            await source.probe()
-            source._doubtful_since -= CANARY_SECONDS
-            await source.probe()
-            assert "other bytes" in source.fallback
-            return await online(source, people(-3))
-
-    assert uvloop.run(read()) == [{"count": 6, "amount": -0.0, "name": "a"}]
-
-
-def altered(shop, change, service="plain"):
-    path = plan_path(shop.settings, service)
-    plan = json.loads(path.read_bytes())
-    change(plan)
-    path.write_text(json.dumps(plan))
-
-
-@pytest.mark.parametrize(
-    ("reason", "change"),
-    [
-        ("version", lambda plan: plan["standing"].update(feast="0.1.0")),
-        ("keys", lambda plan: plan["views"][0].update(prefix="00")),
-        ("tag", lambda plan: plan["views"][0]["features"][0].update(tag=0x18)),
-        ("canary", lambda plan: plan["canaries"][0]["found"].update(count=12345)),
-    ],
-)
-def test_a_plan_that_does_not_hold_here_is_not_used(stocked, reason, change):  # noqa: F811
-    altered(stocked, change)
-
-    async def read():
-        async with stocked.source("plain", PLAIN) as source:
-            assert (source.problem, source.fallback.partition(":")[0]) == (None, reason)
-            before = fallbacks(reason)
-            found = await online(source, people(-3, -2))
-            assert fallbacks(reason) >= before + 2
-            return found
+            return await online(source, people(-3, -2))
 
     expected = stocked.feast("plain", PLAIN, people(-3, -2), [NOON] * 2)
+    assert expected[0] == {"count": None, "amount": -0.0, "name": "a"}
     assert uvloop.run(read()) == expected
 
 
-def test_what_no_plan_can_say_is_read_by_feast_and_said(stocked):  # noqa: F811
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"feast": "0.1.0"}, "is of Feast 0.1.0, here is .*: train again"),
+        ({"online_store": "sqlite"}, "is of online store sqlite, here is .*: train again"),
+        ({"views": ()}, "the look-up specification lacks "),
+        ({"tag": 0x18}, "is stored under tag 24, expected 32"),
+        ({"sha256": "0"}, "is not the function that this version was trained with: restore it"),
+        ({"function": "gone"}, "gone: its source has no plain function of that name"),
+    ],
+)
+def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, changed, why):
+    lookup = contract().lookup.model_dump()
+    for name, value in changed.items():
+        if name == "tag":
+            stored = next(f for f in lookup["views"][0]["features"] if f["kind"] == "int64")
+            stored[name] = value
+        elif name in lookup:
+            lookup[name] = value
+        else:
+            lookup["functions"][0][name] = value
+    altered = contract().model_copy(update={"lookup": LookupSpecification(**lookup)})
+    (tmp_path / CONTRACT_FILE).write_text(altered.model_dump_json())
+    (tmp_path / ONNX_FILE).write_bytes(tiny_onnx(0.0).SerializeToString())
+    with pytest.raises(ModelRefusedError, match=why):
+        open_version(tmp_path, digest_tags(tmp_path), SPEC)
+
+
+def test_what_no_specification_can_say_is_read_by_feast_and_said(stocked):  # noqa: F811
     async def read():
         async with stocked.source("pandas", ("amount", "thrice")) as source:
-            assert source.fallback == "plan: on-demand view by_pandas: mode is pandas"
-            assert source.watermark == NOON
+            assert source.fallback == "on-demand view by_pandas: mode is pandas"
             return await online(source, people(-2))
 
     assert uvloop.run(read()) == [{"amount": 1.5, "thrice": 4.5}]
 
 
-def test_a_plan_is_written_when_something_changed_and_only_then(stocked, tmp_path):  # noqa: F811
-    settings = stocked.settings
-    path = ensure_plan(settings, "plain")
-
-    def written():
-        before = path.stat().st_mtime_ns
-        assert ensure_plan(settings, "plain") == path
-        return path.stat().st_mtime_ns != before
-
-    assert not written()
-    stocked.redis.set(mark(stocked.store, "person"), (NOON + DAY).isoformat())
-    assert (written(), written()) == (True, False)
-    stocked.store.apply(stocked.store.get_feature_service("plain"))
-    assert (written(), written()) == (True, False)
-    path.write_text("{")
-    with pytest.raises(DataError, match="Invalid JSON"):
-        load_plan(settings, "plain")
-    assert (written(), written()) == (True, False)
+def test_a_service_that_is_not_published_has_no_specification(stocked):  # noqa: F811
     with pytest.raises(DataError, match="'nobody' is not published"):
-        ensure_plan(settings, "nobody")
-    unreachable = settings.model_copy(update={"redis_port": unused_port()})
-    assert ensure_plan(unreachable, "plain") == path  # nothing can be told: it holds
-    path.unlink()
-    ensure_plan(unreachable, "plain")
-    assert (load_plan(settings, "plain").canaries, written()) == ((), True)
-
-
-def test_without_a_plan_or_without_what_it_should_give_nothing_is_read(stocked):  # noqa: F811
-    async def read(names):
-        async with stocked.source("plain", names) as source:
-            assert await source.read(people(1), [NOON]) == ([None], "cache")
-            return source.down
-
-    assert "has no nonsense" in asyncio.run(read(("count", "nonsense")))
-    plan_path(stocked.settings, "plain").unlink()
-    assert "no serving plan of 'plain'" in asyncio.run(read(PLAIN))
+        look_up_specification(stocked.settings, "nobody")
 
 
 def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
@@ -316,33 +250,31 @@ def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
     assert found == ([known, None], "cache")
 
 
-def test_a_plan_that_breaks_does_not_break_who_reads_already(stocked):  # noqa: F811
-    path = plan_path(stocked.settings, "plain")
+def test_without_a_version_redis_is_pinged(stocked):  # noqa: F811
+    async def probed(settings):
+        source = FeatureSource(settings, None)
+        await source.probe()
+        await source.close()
+        return source.problem
 
-    async def read():
-        async with stocked.source("plain", PLAIN) as source:
-            for text in ("{", None):
-                path.write_text(text) if text else path.unlink()
-                await source.probe()
-                assert (source.problem, source.fallback) == (None, None)
-                await online(source, people(-3))
-
-    uvloop.run(read())
+    assert asyncio.run(probed(stocked.settings)) is None
+    away = stocked.settings.model_copy(update={"redis_port": unused_port()})
+    assert "Redis" in asyncio.run(probed(away))
 
 
 @pytest.mark.parametrize(
     ("source", "why"),
     [
-        ("lambda inputs: inputs", "not one function"),
-        ("async def f(x):\n    return x", "not one function"),
-        ("def f(x):\n    return {'a': np.log(x['b'])}", "it uses np"),
-        ("def f(x):\n    return {'a': [DAY for _ in x]}", "it uses DAY"),
-        ("x = (", "not one function"),
+        ("f = lambda inputs: inputs", "no plain function of that name"),
+        ("async def f(x):\n    return x", "no plain function of that name"),
+        ("def f(x):\n    return {'a': np.log(x['b'])}", "it uses np of its module"),
+        ("def f(x):\n    return {'a': [DAY for _ in x]}", "it uses DAY of its module"),
+        ("x = (", "its source is no Python"),
     ],
 )
 def test_functions_that_a_worker_could_not_call_are_named(source, why):
-    with pytest.raises(NotDirectError, match=why):
-        plain_source("of_view", source)
+    with pytest.raises(UnsupportedError, match=why):
+        plain_source(source, "f")
 
 
 def test_a_function_is_stripped_of_what_only_its_module_knows():
@@ -354,10 +286,9 @@ def test_a_function_is_stripped_of_what_only_its_module_knows():
         math_of = math.floor
         return {"a": [g(each) for each in x["b"]]}
 """
-    source, name = plain_source("of_view", text)
     names = {}
-    exec(source, names)
-    assert names[name]({"b": [1.5]}) == {"a": [1]}
+    exec(plain_source(text, "f"), names)
+    assert names["f"]({"b": [1.5]}) == {"a": [1]}
 
 
 def test_a_worker_that_reads_imports_no_feast():

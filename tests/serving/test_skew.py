@@ -8,9 +8,8 @@ from typing import TYPE_CHECKING
 
 from redis import Redis
 
-from feature_repo.serving_plan import load_plan
 from monitoring.monitor import monitor
-from tests.serving.conftest import SPEC
+from tests.serving.conftest import SPEC, contract
 
 if TYPE_CHECKING:
     from tests.serving.conftest import Rig, Served
@@ -19,7 +18,7 @@ ONE, OTHER = 5, 4
 
 
 def test_a_planted_value_is_alerted_of_with_customer_and_feature(rig: Rig, served: Served) -> None:
-    view = load_plan(rig.settings, SPEC.feature_service).views[0]
+    view = contract().lookup.views[0]
     one, other = (
         view.prefix + struct.pack("<IIq", 4, 8, number) + view.suffix for number in (ONE, OTHER)
     )

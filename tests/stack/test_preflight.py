@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import socket
 import subprocess
@@ -12,8 +13,19 @@ from pathlib import Path
 import pytest
 
 from stack.errors import SettingsError
-from stack.preflight import ENV_FILE, disk_problems, port_problems, problems, python_problems
+from stack.preflight import (
+    ENV_FILE,
+    LAYOUT,
+    LAYOUT_FILE,
+    PORTS,
+    disk_problems,
+    layout_problems,
+    port_problems,
+    problems,
+    python_problems,
+)
 from stack.settings import load_settings
+from tests.conftest import BIN
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -29,8 +41,7 @@ def free_ports(count: int) -> list[int]:
 
 
 def environment(home: Path) -> dict[str, str]:
-    names = ("SERVING", "MLFLOW", "AIRFLOW", "REDIS")
-    ports = dict(zip(names, free_ports(4), strict=True))
+    ports = dict(zip(PORTS, free_ports(len(PORTS)), strict=True))
     return {"GYRE_HOME": str(home)} | {f"GYRE_{n}_PORT": str(p) for n, p in ports.items()}
 
 
@@ -118,3 +129,20 @@ def test_make_without_a_target_lists_the_targets():
     assert make
     done = subprocess.run([make], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert {line.split()[0] for line in done.stdout.splitlines()} >= {"up", "down", "check", "test"}
+
+
+def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_path):
+    (tmp_path / "airflow").mkdir()
+    assert layout_problems(tmp_path) == []
+    (tmp_path / "airflow" / "secrets.json").write_text("{}")
+    (problem,) = layout_problems(tmp_path)
+    assert "has layout 1, this release needs layout 2: set GYRE_HOME to a new folder" in problem
+    done = subprocess.run(
+        [BIN / "gyre", "up"],
+        env=os.environ | environment(tmp_path),
+        capture_output=True, text=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert (done.returncode, problem in done.stderr) == (1, True), done.stderr
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["airflow"]
+    (tmp_path / LAYOUT_FILE).write_text(LAYOUT)
+    assert layout_problems(tmp_path) == []

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import pytest
 
-from mlflow_server.served_model import ServedModel
 from stack.errors import SettingsError
 from stack.settings import PROJECT, load_settings
 from stack.spec import MODELS, Rollout, load_spec, load_specs
@@ -129,16 +128,13 @@ def test_a_bad_regression_is_one_line_too(tmp_path, before, after, message):
     assert "\n" not in str(refused.value)
 
 
-def test_a_key_is_a_name_or_a_table_of_columns_also_in_what_was_registered_before(tmp_path):
+def test_a_key_is_a_name_or_a_table_of_columns(tmp_path):
     file, both = tmp_path / "customer_churn_model.toml", {"customer_id": "int64", "kind": "string"}
     said = '{ customer_id = "int64", kind = "string" }'
     file.write_text(SHIPPED.replace('= "customer_id"', f"= {said}"))
     assert load_spec("customer_churn_model", tmp_path).entity_key == both
     spec = load_spec("customer_churn_model")
     assert spec.entity_key == {"customer_id": "int64"}
-    fields = spec.model_dump() | {"defaults": {}, "as_of": "", "entity_key": "customer_id"}
-    older = {name: fields[name] for name in ServedModel.model_fields if name != "model"}
-    assert ServedModel(model=spec.name, **older).entity_key == spec.entity_key
 
 
 def test_the_rollout_shown_in_the_shipped_model_is_the_default_but_for_its_policy(tmp_path):

@@ -27,6 +27,7 @@ from monitoring.reference import load_reference
 from stack.errors import BatchRejectedError, NoChampionError, SettingsError, TrainingError
 from stack.spec import ModelSpec, Promotion, Rollout, load_spec
 from tests.conftest import AS_OF
+from tests.mlflow_server.conftest import stages
 from tests.training.conftest import ORDERS, installation
 from training import chain, validate
 from training.approval import ask, wait_in_shell
@@ -94,10 +95,9 @@ def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(t
     assert ours < champion < run.metrics["trivial_log_loss"]
     assert run.metrics["log_loss_minus_champion_upper"] <= 0.005 * champion
     assert Registry(tracked).production(SPEC.name) == "2"
-    assert [(row.from_version, row.to_version, row.state) for row in ledger.rows(SPEC.name)] == [
-        (None, "1", "applied"),
-        ("1", "2", "applied"),
-    ]
+    rows = ledger.rows(SPEC.name)
+    assert [(row.from_version, row.to_version) for row in rows] == [(None, "1"), ("1", "2")]
+    assert all(row.applied_at for row in rows)
     ledger.close()
 
 
@@ -384,7 +384,7 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tra
         f"version {report.version} is registered and waits for approval: gyre promote {SPEC.name} "
         f"{report.version} --replaces 2 --reason …"
     )
-    assert Registry(tracked).version(SPEC.name, report.version).stage == "Staging"
+    assert stages(tracked, SPEC.name)[report.version] == "Staging"
     assert Registry(tracked).production(SPEC.name) == "2"
     run = Tracking(tracked).run(report.run_id)
     assert (run.status, run.tags["outcome"]) == ("FINISHED", report.outcome)
@@ -408,7 +408,8 @@ def a_canary_begins_as_shadow(tracked, spec, report):
     assert said[0] == said[1] == Tracking(tracked).run(report.run_id).tags["outcome"]
     assert said[0].startswith(f"version {report.version} is the shadow, the first step of its")
     registry = Registry(tracked)
-    assert registry.aliases(SPEC.name) == {"production": "2", "shadow": report.version}
+    roles = {"production": "2", "previous": "1", "shadow": report.version}
+    assert registry.aliases(SPEC.name) == roles
     with closing(Ledger(tracked)) as ledger:
         row = ledger.rows(SPEC.name)[-1]
         assert (row.role, row.evidence) == ("shadow", f"runs:/{report.run_id}")

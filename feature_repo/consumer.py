@@ -1,0 +1,216 @@
+"""`gyre consume`: events from the broker into raw table, features and online store.
+
+A micro-batch is what waits, at most 1,000 rows, closed no sooner than 200 ms after the one before.
+Its rows are validated by the rules of single rows, merged by key, brought online and acknowledged
+last: a consumer that dies on the way gets the same entries again, and they change nothing.
+
+Of a key the newest arrival wins. An event arrives when the broker has it, a row of the source at
+the ingest that first sees it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import socket
+import threading
+import time
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+from pydantic import TypeAdapter
+from redis.exceptions import RedisError
+
+from feature_repo.broker import Entry, Stream
+from feature_repo.datasets import load_datasets
+from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
+from feature_repo.events import event_schema
+from feature_repo.features import raw_table
+from feature_repo.ingest import as_json, quarantine, quarantine_table
+from feature_repo.validation import RowRules
+from stack.errors import DataError
+from stack.storage import one_writer
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from datetime import datetime
+
+    from feature_repo.definition import Dataset
+    from stack.settings import Settings
+
+MAX_ROWS, CLOSED_AFTER, CLAIM_SECONDS = 1_000, 0.2, 10.0
+CLOCKS = timedelta(seconds=60)
+"""How far an event may be dated ahead of our clock."""
+COMPACT_AFTER = 100
+"""Micro-batches, each a file of the raw table, after which the small files are made one."""
+logger = logging.getLogger(__name__)
+
+
+def consume(settings: Settings) -> None:
+    """Consume the events of every dataset until SIGTERM or SIGINT."""
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+    stream = Stream(settings, socket.gethostname())
+    consumers = _consumers(settings, stream)
+    names = [consumer.name for consumer in consumers]
+    logger.info("consuming events of %s", ", ".join(names))
+    declared = -CLAIM_SECONDS
+    while not stop.is_set():
+        began = time.monotonic()
+        try:
+            if began > declared + CLAIM_SECONDS:
+                for consumer in consumers:
+                    stream.declare(consumer.schema)
+                declared = began
+            busy = [consumer.step() for consumer in consumers]
+            if any(busy):
+                stop.wait(began + CLOSED_AFTER - time.monotonic())
+            else:
+                stream.wait(names)
+        except RedisError as exc:
+            logger.warning("Redis: %s", exc)
+            declared = -CLAIM_SECONDS  # one without its data has no group
+            stop.wait(CLAIM_SECONDS / 10)
+
+
+def _consumers(settings: Settings, stream: Stream) -> list[EventConsumer]:
+    datasets, problems = load_datasets()
+    found = []
+    for dataset in datasets:
+        try:
+            found.append(EventConsumer(settings, dataset, stream))
+        except DataError as exc:  # the others' events are consumed
+            problems.append(str(exc))
+    for problem in problems:
+        logger.error("takes no events: %s", problem)
+    return found
+
+
+class EventConsumer:
+    """The events of one dataset."""
+
+    def __init__(self, settings: Settings, dataset: Dataset, stream: Stream) -> None:
+        self.name, self._settings, self._dataset = dataset.name, settings, dataset
+        self._stream, self._raw = stream, raw_table(settings, dataset)
+        self._aside = quarantine_table(settings, dataset)
+        self._rules = RowRules(dataset)
+        self.schema = event_schema(dataset, self._rules.never_null)
+        row: Any = self.schema.row_model()
+        self._rows = TypeAdapter(list[row])
+        self._online: EntityFeatures | None = None
+        self._batches = 0
+
+    def step(self) -> bool:
+        """Process and acknowledge what waits; False if nothing does, or it has to wait on.
+
+        It waits for the first ingest, and for what another try may mend.
+        """
+        entries = self._stream.read(self.name)  # by which Redis knows that this consumer lives
+        if not self._raw.exists:
+            return False
+        batch, count = dict[Entry, list[Row]](), 0
+        for entry in entries:
+            rows = self._parsed(entry)
+            count += len(rows)
+            if batch and count > MAX_ROWS:  # the others are read again
+                break
+            batch[entry] = rows
+        if not batch:
+            return False
+        try:
+            self._process(batch)
+            self._stream.acknowledge(self.name, [*batch])
+            self._batches += 1
+            if self._batches % COMPACT_AFTER == 0:
+                self._raw.compact()
+        except RedisError:
+            raise
+        except Exception as exc:  # noqa: BLE001  (a disk, a lock, an expression: not the events)
+            logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
+            return False
+        return True
+
+    def _parsed(self, entry: Entry) -> list[Row]:
+        try:
+            found = self._rows.validate_json(entry.events)
+        except ValueError as exc:  # not of serving, or of columns that the dataset had before
+            self._quarantine_entry(entry, exc)
+            return []
+        arrival = {"ingested_at": entry.arrival, "superseded": None}
+        return [row.model_dump() | arrival for row in found]
+
+    def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
+        """Land the rows of a batch; if a value is at fault, of each entry alone."""
+        try:
+            self._land([row for rows in batch.values() for row in rows])
+        except UNFIT as exc:
+            for entry, rows in batch.items():
+                if len(batch) > 1:
+                    self._process({entry: rows})
+                else:
+                    self._quarantine_entry(entry, exc)
+
+    def _land(self, rows: Sequence[Row]) -> None:
+        """Set aside what breaks a rule; merge the others and bring their entities online."""
+        if not rows:
+            return
+        now = rows[-1]["ingested_at"]
+        broken = self._rules.broken(self._table(rows), now + CLOCKS)
+        aside = as_json(self._table([rows[n] for n in broken]))
+        quarantine(self._aside, aside, [*broken.values()], now)
+        good = [row for n, row in enumerate(rows) if n not in broken]
+        if not good:
+            return
+        if self._online is None:
+            self._online = EntityFeatures(self._settings, self._dataset, self._raw)
+        with self._online.turn():
+            with one_writer(self._raw.path):  # what is superseded is what stands
+                values = self._merge(good, self._online, now)
+            self._online.write(values)
+
+    def _merge(self, rows: Sequence[Row], online: EntityFeatures, now: datetime) -> Values:
+        """Merge rows into the raw table; return the feature values of their entities.
+
+        They are computed before: a value that no expression takes must not stand in the table.
+        """
+        key, entity = self._dataset.key, (self._dataset.entity,)
+        newest = {key_of(row, key): row for row in rows}
+        entities = {key_of(row, entity) for row in rows}
+        found = raw_rows(self._raw, {key: newest.keys(), entity: entities})
+        before = [row for row in found if key_of(row, key) in newest]
+        if moved := {key_of(row, entity) for row in before} - entities:
+            found += raw_rows(self._raw, {entity: moved})
+        known = {key_of(row, key): row for row in found}
+        changed = [row for of, row in newest.items() if self._is_news(row, known.get(of))]
+        for row in changed:
+            old = known.get(key_of(row, key))
+            if old:
+                row["superseded"] = old["superseded"] or as_json(self._table([old]))[0]
+            known[key_of(row, key)] = row
+        values: Values = []
+        if problem := online.problem():
+            logger.warning("%s: events are in the table alone: %s", self.name, problem)
+        else:
+            values = online.values([*known.values()], [*before, *rows], now)
+        if changed:
+            table = pa.Table.from_pylist(changed, schema=self._raw.schema)
+            self._raw.merge(table, key, self._dataset.schema.names, "ingested_at")
+        return values
+
+    def _is_news(self, row: Row, old: Row | None) -> bool:
+        if old is None:
+            return True
+        differs = any(row[name] != old[name] for name in self._dataset.schema.names)
+        return differs and row["ingested_at"] >= old["ingested_at"]
+
+    def _table(self, rows: Sequence[Row]) -> pa.Table:
+        return pa.Table.from_pylist([*rows], schema=self._dataset.schema)
+
+    def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
+        logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
+        text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
+        why = f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
+        quarantine(self._aside, [text], [why], entry.arrival)

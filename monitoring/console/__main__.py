@@ -1,0 +1,86 @@
+"""`python -m monitoring.console`: the console on the loopback address, until SIGTERM.
+
+Endpoints are plain functions, which run in threads: a slow source holds up nobody else.
+"""
+
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import jinja2
+import uvicorn
+from prometheus_client import CONTENT_TYPE_LATEST
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import HTMLResponse, PlainTextResponse, Response
+from starlette.routing import Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from monitoring.console.cached_reader import CachedReader, read_all
+from monitoring.console.checks import of_model, of_server
+from monitoring.console.loop_metrics import loop_metrics
+from monitoring.console.status import ModelReaders, ModelStatus
+from monitoring.serving_status import read_serving
+from stack.errors import GyreError
+from stack.settings import LOOPBACK, Settings, load_settings
+from stack.spec import broken_specs, load_specs
+
+STRICT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+TEMPLATE = STRICT.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
+
+
+def create_app(settings: Settings) -> Starlette:
+    serving = CachedReader(partial(read_serving, settings))
+    models = {spec.name: ModelReaders(settings, spec, serving) for spec in load_specs()}
+    docs = settings.data_docs
+    docs.mkdir(parents=True, exist_ok=True)
+    render = partial(TEMPLATE.render, settings=settings, models=models)
+
+    def read(names: Iterable[str]) -> tuple[datetime, list[ModelStatus]]:
+        """Ask all sources at once; return what is known 2 s later."""
+        asked = [models[name] for name in names]
+        read_all([serving, *(reader for model in asked for reader in model.all)])
+        return datetime.now(UTC), [model.status() for model in asked]
+
+    def front(_request: Request) -> Response:
+        now, statuses = read(models)
+        groups = {status.spec.name: [*of_model(status, now)] for status in statuses}
+        groups["serving and its resources"] = [*of_server(serving.reading)]
+        # Great Expectations' own index is empty without scripts from elsewhere.
+        pages = sorted(path.relative_to(docs) for path in docs.glob("*/validations/**/*.html"))
+        return HTMLResponse(render(now=now, groups=groups, data_docs=pages, broken=broken_specs()))
+
+    def model(request: Request) -> Response:
+        name = request.path_params["name"]
+        if name not in models:
+            return PlainTextResponse(f"no model {name!r}: known are {', '.join(models)}\n", 404)
+        now, (status,) = read([name])
+        return HTMLResponse(
+            render(now=now, groups={"loop": [*of_model(status, now)]}, status=status)
+        )
+
+    def metrics(_request: Request) -> Response:
+        now, statuses = read(models)
+        return Response(loop_metrics(statuses, now), media_type=CONTENT_TYPE_LATEST)
+
+    return Starlette(
+        routes=[
+            Route("/", front),
+            Route("/status/{name}", model),
+            Route("/metrics", metrics),
+            Route("/health/live", lambda _: PlainTextResponse("live\n")),
+            Mount("/data-docs", StaticFiles(directory=docs, html=True)),
+        ]
+    )
+
+
+if __name__ == "__main__":
+    try:
+        SETTINGS = load_settings()
+    except GyreError as exc:
+        sys.exit(f"{exc}")
+    uvicorn.run(
+        create_app(SETTINGS), host=LOOPBACK, port=SETTINGS.console_port, log_level="warning"
+    )

@@ -1,0 +1,65 @@
+"""A source that may be slow or hang, read without waiting for it."""
+
+import threading
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any, Generic, TypeVar
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+PATIENCE = 2.0  # seconds that a request waits for all its sources
+KEPT = timedelta(seconds=30)  # how long the last value of a source that hangs is shown
+
+
+@dataclass(frozen=True)
+class Reading(Generic[T_co]):
+    """A value, and when (UTC) it was read; without both: unknown, and why."""
+
+    value: T_co | None = None
+    at: datetime | None = None
+    why: str = f"no answer within {PATIENCE:.0f} s"
+
+
+class CachedReader(Generic[T]):
+    """Reads a source in a thread of its own. Used by several threads."""
+
+    def __init__(self, read: Callable[[], T], seconds: float = 1.0) -> None:
+        """seconds: how long a value that was read is good enough."""
+        self._read = read
+        self._fresh = timedelta(seconds=seconds)
+        self._reading = Reading[T]()
+        self._thread = threading.Thread()
+
+    def begin(self) -> threading.Thread:
+        """Return the thread that reads; a new one unless one is at it or the value is new."""
+        at = self._reading.at
+        if not self._thread.is_alive() and not (at and datetime.now(UTC) - at < self._fresh):
+            thread = threading.Thread(target=self._run, daemon=True)
+            thread.start()
+            self._thread = thread  # only now: others may join it
+        return self._thread
+
+    @property
+    def reading(self) -> Reading[T]:
+        """What was last read; unknown where the source refuses, or hangs for longer than `KEPT`."""
+        last = self._reading
+        if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:
+            return Reading(why=f"no answer since {last.at:%Y-%m-%d %H:%M:%S} UTC")
+        return last
+
+    def _run(self) -> None:
+        began = datetime.now(UTC)
+        try:
+            self._reading = Reading(self._read(), began)
+        except Exception as exc:  # noqa: BLE001  (whatever it is, the source is unknown)
+            self._reading = Reading(why=" ".join(f"{exc}".split()) or type(exc).__name__)
+
+
+def read_all(readers: Iterable[CachedReader[Any]]) -> None:
+    """Have all sources read at once, and wait for them together, `PATIENCE` at most."""
+    threads = [reader.begin() for reader in readers]
+    until = time.monotonic() + PATIENCE
+    for thread in threads:
+        thread.join(max(0.0, until - time.monotonic()))

@@ -1,0 +1,78 @@
+"""What Prometheus reads of the loop: figures of rows and runs, taken when it asks.
+
+Times are seconds since 1970. What is not known has no sample: it is never 0.
+"""
+
+from collections.abc import Callable, Sequence
+from datetime import datetime
+from functools import partial
+
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
+
+from feature_repo.freshness import LATE
+from mlflow_server.records import ModelRows
+from monitoring.console.status import ModelStatus
+from stack.spec import PSI, DriftLimits
+
+Add = Callable[..., None]
+
+
+def loop_metrics(statuses: Sequence[ModelStatus], now: datetime) -> bytes:
+    """Return all samples in Prometheus's text format."""
+    registry = CollectorRegistry()
+    gauges: dict[str, Gauge] = {}
+
+    def add(name: str, value: float, **labels: str) -> None:
+        if name not in gauges:
+            gauges[name] = Gauge(f"gyre_{name}", "docs/console.md", [*labels], registry=registry)
+        gauges[name].labels(**labels).set(value)
+
+    for status in statuses:
+        add_model = partial(add, model=status.spec.name)
+        _add_sources(add_model, status, now)
+        if status.rows.value:
+            _add_rows(add_model, status.rows.value, status.spec.drift, now)
+    return generate_latest(registry)
+
+
+def _add_sources(add: Add, status: ModelStatus, now: datetime) -> None:
+    add("feature_age_promise_seconds", LATE.total_seconds())
+    sources = {"database": status.rows, "mlflow": status.runs, "features": status.freshness}
+    for source, reading in sources.items():
+        if reading.at:
+            add("observed_timestamp_seconds", reading.at.timestamp(), source=source)
+    if version := (status.aliases.value or {}).get("production"):
+        add("production_version", 1, told_by="mlflow", version=version)
+    if status.runs.value and (run := status.runs.value.training):
+        add("last_training_timestamp_seconds", run.started.timestamp(), status=run.status)
+    if fresh := status.freshness.value:
+        dataset = fresh.dataset
+        add("source_silence_promise_seconds", fresh.silence.total_seconds(), dataset=dataset)
+        if fresh.newest:
+            add("source_silence_seconds", (now - fresh.newest).total_seconds(), dataset=dataset)
+
+
+def _add_rows(add: Add, rows: ModelRows, limits: DriftLimits, now: datetime) -> None:
+    add("alerts_open", len(rows.open_alerts(now)))
+    add("alerts_undelivered", len(rows.undelivered()))
+    for action, at in rows.last.items():
+        add("last_decision_timestamp_seconds", at.timestamp(), action=action)
+    if row := rows.newest("production"):
+        add("last_promotion_timestamp_seconds", row.time.timestamp())
+        if row.to_version:
+            add("production_version", 1, told_by="ledger", version=row.to_version)
+    if not rows.decisions:
+        return
+    newest = rows.decisions[-1]
+    add("last_look_timestamp_seconds", newest.as_of.timestamp())
+    add("verdict", 1, version=newest.version, verdict=newest.verdict)
+    for feature in limits.acted_on(newest.figures):
+        add("drift_psi_limit", limits.significant, feature=feature)
+    for name, value in newest.figures.items():
+        kind, _, metric = name.partition("_")
+        if name.startswith(PSI):
+            add("drift_psi", value, feature=name.removeprefix(PSI))
+        elif kind in {"logged", "replay"}:
+            add("performance", value, kind=kind, metric=metric)
+        elif name == "entities":
+            add("window_entities", value)

@@ -1,0 +1,129 @@
+"""Follows MLflow's registry in a worker: which versions answer, and in which role.
+
+A poll is one search request for all models. What has no copy here yet is fetched by a child process
+(`serving.fetch`); what has one is loaded and warmed in a thread, and swapped in whole. Anything
+wrong keeps the version that answers.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import random
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+import httpx
+
+from serving.registered import MOST_MODELS, SEARCH, registered_models
+from stack.spec import MODELS, broken_specs, load_specs
+
+if TYPE_CHECKING:
+    from serving.registered import RegisteredModel
+    from serving.repository import ModelRepository
+    from stack.settings import Settings
+
+POLL_SECONDS = 2.0
+JITTER = 0.1
+ANSWER_SECONDS = 1.0
+"""How long MLflow may take to answer a poll."""
+FETCH_SECONDS = 300.0
+"""How long a fetch may take, and waiting for that of another worker; then it is killed."""
+logger = logging.getLogger(__name__)
+
+
+class RegistryWatcher:
+    """Used on one event loop."""
+
+    def __init__(self, settings: Settings, repository: ModelRepository) -> None:
+        self.problem: str | None = "not asked yet"
+        self._repository = repository
+        self._client = httpx.AsyncClient(
+            base_url=settings.mlflow_address, timeout=ANSWER_SECONDS, trust_env=False
+        )
+        self._fetch: asyncio.Task[None] | None = None
+        self._poll_now = asyncio.Event()
+        self._spec_files: list[tuple[str, int, int]] = []
+
+    async def run(self) -> None:
+        """Poll until cancelled."""
+        while True:
+            wait = POLL_SECONDS * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self._poll_now.wait(), wait)
+            self._poll_now.clear()
+            await self.poll()
+
+    async def poll(self) -> None:
+        """Read specs that changed, ask MLflow once, and have every model answer as it says."""
+        try:
+            await self._read_specs()
+            await self._assign()
+        except Exception:  # start-up never fails for a model's sake
+            logger.exception("a poll of the registry failed")
+
+    async def _read_specs(self) -> None:
+        """Serve the specs of models/ as they are now; a broken one is named and left out."""
+        stats = [(path.name, path.stat()) for path in sorted(MODELS.glob("*.toml"))]
+        spec_files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+        if spec_files == self._spec_files:
+            return
+        specs = await asyncio.to_thread(load_specs)
+        for problem in await asyncio.to_thread(broken_specs):
+            logger.error("a model is not served: %s", problem)
+        for removed in self._repository.update(specs):
+            removed.close()
+        self._spec_files = spec_files
+
+    async def _assign(self) -> None:
+        models = [*self._repository.holders.values()]
+        try:
+            registered = await self._search()
+            self.problem = None
+        except (httpx.HTTPError, TimeoutError, ValueError, KeyError) as exc:
+            reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
+            self.problem = f"MLflow does not answer (is it up?): {reason}"
+            for model in models:
+                await model.start_without_registry()
+            return
+        is_fetch_due = False
+        for model in models:
+            is_fetch_due |= await model.assign(registered.get(model.spec.name))
+        if is_fetch_due and self._fetch is None:
+            self._fetch = asyncio.create_task(self._fetch_versions())
+
+    async def close(self) -> None:
+        if self._fetch is not None:
+            self._fetch.cancel()
+            with suppress(asyncio.CancelledError):
+                await self._fetch
+        await self._client.aclose()
+
+    async def _search(self) -> dict[str, RegisteredModel]:
+        async with asyncio.timeout(ANSWER_SECONDS):
+            answer = await self._client.get(SEARCH, params={"max_results": MOST_MODELS})
+        answer.raise_for_status()
+        return registered_models(answer.json())
+
+    async def _fetch_versions(self) -> None:
+        """Run the child process; then poll at once, as its versions are here now."""
+        command = (sys.executable, "-m", "serving.fetch")
+        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
+        try:
+            printed, _ = await asyncio.wait_for(child.communicate(), FETCH_SECONDS)
+            if child.returncode == 0:
+                refused: dict[str, dict[str, str]] = json.loads(printed)
+                for name, model in self._repository.holders.items():
+                    model.refuse(refused.get(name, {}))
+                self._poll_now.set()
+            else:
+                logger.warning("a fetch ended with exit code %s", child.returncode)
+        except TimeoutError:
+            logger.warning("a fetch was killed: it took longer than %.0f s", FETCH_SECONDS)
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+            self._fetch = None

@@ -1,0 +1,100 @@
+"""The pages of a running console, and what its process is made of."""
+
+from __future__ import annotations
+
+import sqlite3
+import time
+from typing import Any
+
+import psutil
+
+from feature_repo.freshness import recorded_freshness
+from tests.conftest import wait_until
+
+HEAVY = {
+    "airflow", "duckdb", "evidently", "feast", "great_expectations", "mlflow", "numpy", "pandas",
+    "pyarrow", "sklearn",
+}  # fmt: skip
+
+
+def test_the_first_page_names_the_model_and_what_is_wrong(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    page = console.page()
+    assert "<title>Gyre: The loop needs a look: " in page
+    assert f'<h2><a href="/status/{rig.spec.name}">{rig.spec.name}</a></h2>' in page
+    assert f"version {served.first} since" in page
+    assert "by test: because" in page
+    assert "not delivered: cause" in page
+    assert "drift): total_orders_30d: PSI 0.31" in page
+    assert recorded_freshness(rig.settings, "orders").watermark is not None
+    assert "model customer_churn_model" in page  # as a worker says it
+    assert "<script" not in page
+    answer = console.client.get("/")
+    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+
+
+def test_the_page_of_a_model_has_its_rows_runs_and_requests(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    for _ in range(3):
+        assert rig.predict(served.client).status_code == 200
+    name = rig.spec.name
+    said = "requests since serving began with 200"
+    wait_until("its counts", lambda: said in console.page(name))
+    page = console.page(name)
+    assert f"<tr><td>production</td><td>version {served.first}</td></tr>" in page
+    assert "mean time to answer /predict" in page
+    assert page.count('<td class="verdict">') == 3
+    assert "<polyline points=" in page
+    assert "bad: said to &lt;nobody&gt;" in page
+    assert '<td class="who">test</td>' in page
+    for link in ('model_card.html">model card</a>', 'report.html">report</a>',
+                 '">its monitoring</a>', '">last training</a>',
+                 f'/#/models/{name}">MLflow</a>'):  # fmt: skip
+        assert link in page
+    assert "<script" not in page
+    assert "<nobody>" not in page
+    unknown = console.client.get("/status/nothing")
+    assert (unknown.status_code, name in unknown.text) == (404, True)
+
+
+def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console: Any) -> None:
+    folder = rig.settings.data_docs
+    (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
+    (folder.parent / "secret.json").write_text("{}")
+    address = f"/data-docs/{page.relative_to(folder)}"
+    assert f'href="{address}">data: orders</a>' in console.page()
+    assert "Successful Expectations" in console.client.get(address).text
+    for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
+        assert console.client.get(f"/data-docs/{path}").status_code == 404
+
+
+def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, looked: Any) -> None:
+    text = console.client.get("/metrics").text
+    for line in (
+        f'gyre_drift_psi{{feature="total_orders_30d",model="{rig.spec.name}"}} 0.31',
+        f'gyre_alerts_undelivered{{model="{rig.spec.name}"}} 1.0',
+        'gyre_source_silence_seconds{dataset="orders"',
+    ):
+        assert line in text
+    assert "gyre_requests" not in text
+
+
+def test_it_is_small_and_imports_none_of_the_heavy_tools(console: Any, looked: Any) -> None:
+    console.page()
+    assert HEAVY & console.modules() == set()
+    assert psutil.Process(console.process.pid).memory_full_info().pss < 100 * 2**20
+
+
+def test_a_database_that_is_locked_is_unknown_and_nobody_waits(
+    rig: Any, console: Any, looked: Any
+) -> None:
+    name = rig.spec.name
+    with sqlite3.connect(rig.settings.home / "ledger.db", isolation_level=None) as held:
+        held.execute("BEGIN EXCLUSIVE")
+        began = time.monotonic()
+        console.page(name)
+        assert time.monotonic() - began < 3
+        held.execute("ROLLBACK")
+    wait_until("rows", lambda: "ledger, verdicts, alerts" not in console.page(name))

@@ -1,0 +1,161 @@
+"""What is shipped for Prometheus and Grafana, on a real Prometheus that scrapes both programs."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import httpx
+import pytest
+import yaml
+
+from stack.settings import PROJECT
+from tests.conftest import running, unused_port, wait_until
+
+SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"
+KEPT = Path(sys.prefix) / "debian"
+"""Where the package lies once fetched: it goes with the environment."""
+
+
+@pytest.fixture(scope="module")
+def bin_folder() -> Path:
+    """Prometheus of the system, else of Debian's package, unpacked and never installed."""
+    if found := shutil.which("promtool"):
+        return Path(found).parent
+    if not KEPT.exists():
+        with TemporaryDirectory(dir=KEPT.parent) as name:
+            fetch = (
+                "apt-get download prometheus || { apt-get update && apt-get download prometheus; }"
+            )
+            unpack = "dpkg -x prometheus_*.deb here"
+            done = subprocess.run(
+                ["sh", "-c", f"{{ {fetch}; }} && {unpack}"], cwd=name, capture_output=True,
+                text=True, timeout=200, check=False,
+            )  # fmt: skip
+            if done.returncode:
+                said = done.stderr.strip().splitlines()[-3:]
+                pytest.fail(f"no Prometheus: apt-get install prometheus, then again: {said}")
+            (Path(name) / "here").rename(KEPT)
+    return KEPT / "usr" / "bin"
+
+
+def promtool(folder: Path, *words: str) -> None:
+    done = subprocess.run(
+        [folder / "promtool", *words], cwd=SHIPPED, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_configuration_and_rules_hold_and_fire_when_they_should(bin_folder: Path) -> None:
+    promtool(bin_folder, "check", "config", "--lint-fatal", "prometheus.yml")
+    promtool(bin_folder, "test", "rules", "alerts_test.yml")
+    rules = {rule["alert"] for group in _rules() for rule in group["rules"]}
+    tried = (SHIPPED / "alerts_test.yml").read_text()
+    assert {name for name in rules if f'alertname="{name}"' not in tried} == set()
+
+
+def _rules() -> Any:
+    return yaml.safe_load((SHIPPED / "alerts.yml").read_text())["groups"]
+
+
+@dataclass
+class Prometheus:
+    client: httpx.Client
+
+    def get(self, path: str, **query: str) -> Any:
+        answer = self.client.get(f"/api/v1/{path}", params=query).json()
+        assert answer["status"] == "success", (query, answer)
+        return answer["data"]
+
+    def ask(self, query: str) -> dict[str, float]:
+        found = self.get("query", query=query)["result"]
+        return {json.dumps(each["metric"]): float(each["value"][1]) for each in found}
+
+
+@pytest.fixture(scope="module")
+def prometheus(
+    rig: Any, served: Any, console: Any, looked: Any, bin_folder: Path, tmp_path_factory: Any
+) -> Any:
+    """A real one with the shipped configuration, but for the addresses and how often it looks."""
+    folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
+    config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
+    config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), "1s")
+    (scrape,) = config["scrape_configs"]
+    ports = (rig.settings.serving_port, rig.settings.console_port)
+    assert scrape["static_configs"][0]["targets"] == ["127.0.0.1:8000", "127.0.0.1:8001"]
+    scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{port}" for port in ports]
+    (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
+    shutil.copy(SHIPPED / "alerts.yml", folder)
+    command = [str(bin_folder / "prometheus"), f"--config.file={folder / 'prometheus.yml'}"]
+    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
+    with (
+        running(command, folder / "log"),
+        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=10) as client,
+    ):
+        made = Prometheus(client)
+        wait_until("Prometheus", lambda: _is_up(client))
+        for _ in range(3):
+            rig.predict(served.client)
+        wait_until("scrapes", lambda: bool(made.ask("rate(gyre_requests_total[5s])")))
+        trained = "gyre_last_training_timestamp_seconds{status='FINISHED'}"
+        wait_until("what MLflow says of runs", lambda: bool(made.ask(trained)))
+        yield made
+
+
+def _is_up(client: httpx.Client) -> bool:
+    try:
+        return client.get("/-/ready").is_success
+    except httpx.TransportError:
+        return False
+
+
+def _expressions() -> list[str]:
+    """Of every panel and annotation, as Grafana asks them."""
+    (file,) = DASHBOARDS.glob("dashboards/*.json")
+    found = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', file.read_text())
+    asked = [json.loads(text) for text in found]
+    return [text.replace("$model", ".*").replace("$__rate_interval", "10s") for text in asked]
+
+
+def test_every_metric_that_rules_and_dashboard_name_is_exported(prometheus: Prometheus) -> None:
+    rules = [rule["expr"] for group in _rules() for rule in group["rules"]]
+    named = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *_expressions()])))
+    exported = set(prometheus.get("label/__name__/values"))
+    assert named - exported == set()
+
+
+def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) -> None:
+    asked = _expressions()
+    assert len(asked) > 20
+    empty = {text for text in asked if not prometheus.ask(text)}
+    assert {re.search(r"gyre_\w+", text).group() for text in empty} == {  # type: ignore[union-attr]
+        "gyre_last_promotion_timestamp_seconds",  # an annotation: production did not change now
+    }
+
+
+def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
+    rig: Any, prometheus: Prometheus, looked: datetime
+) -> None:
+    def states(*of: str) -> dict[str, str]:
+        groups = [each for each in prometheus.get("rules")["groups"] if each["name"] in of]
+        return {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
+
+    wait_until("drift seen", lambda: states("loop")["GyreDrift"] == "firing")
+    begun = {name: state for name, state in states("loop", "data").items() if state != "inactive"}
+    assert begun == {"GyreDrift": "firing", "GyreVerdictBad": "pending",
+                     "GyreAlertsUndelivered": "pending"}  # fmt: skip
+    assert [
+        json.loads(of)["feature"] for of in prometheus.ask("ALERTS{alertname='GyreDrift'}")
+    ] == [
+        "total_orders_30d"  # tenure drifts more, and is only shown
+    ]
+    last = prometheus.ask("gyre_last_decision_timestamp_seconds{action='retrain'}")
+    assert [*last.values()] == [pytest.approx((looked - timedelta(hours=7)).timestamp())]

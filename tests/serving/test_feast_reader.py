@@ -1,0 +1,102 @@
+"""Feast's own reader behind a version, with Feast's SQLite online store."""
+
+from __future__ import annotations
+
+import asyncio
+import sqlite3
+from datetime import timedelta
+
+import feast
+import pytest
+from feast.infra.online_stores.sqlite import SqliteOnlineStoreConfig
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.repo_config import RegistryConfig, RepoConfig
+
+from serving.feast_reader import FeastReader
+from serving.features import FeatureSource
+from tests.conftest import new_settings
+from tests.serving import shop
+from tests.serving.shop import DAY, NAMES, NOON, SERVICES, VIEWS
+
+pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+TICK = timedelta(microseconds=1)
+FOUND = {"count": 300, "amount": 5e-324, "name": "x" * 128, "stock": 7, "visits": 9,
+         "seen_days": 3, "label": f"{'x' * 128}!", "twice": 1e-323}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Customer 1 in shop a; nothing materialised."""
+    config = RepoConfig(
+        project="gyre", provider="local", entity_key_serialization_version=3,
+        registry=RegistryConfig(path=str(tmp_path / "registry.db")),
+        online_store=SqliteOnlineStoreConfig(path=str(tmp_path / "online.db")),
+    )  # fmt: skip
+    store = feast.FeatureStore(config=config)
+    store.apply([shop.customer, shop.shop, *VIEWS, shop.DERIVED, *SERVICES[1:3]])
+    seen = int((NOON - 3 * DAY).timestamp() * 1e6)
+    rows = (
+        {"count": 300, "amount": 5e-324, "name": "x" * 128, "seen_us": seen},
+        {"stock": 7},
+        {"visits": 9},
+    )
+    online = store._get_provider().online_store
+    for view, row in zip(VIEWS, rows, strict=True):
+        key = {"customer_id": Value(int64_val=1), "shop_code": Value(string_val="a")}
+        joins = [join for join in key if join in view.join_keys]
+        proto = EntityKey(join_keys=joins, entity_values=[key[join] for join in joins])
+        online.online_write_batch(config, view, [(proto, values(row), NOON, None)], None)
+    return store
+
+
+def values(row):
+    kinds = {int: "int64_val", float: "double_val", str: "string_val"}
+    return {name: Value(**{kinds[type(value)]: value}) for name, value in row.items()}
+
+
+def source(tmp_path, store):
+    settings = new_settings(tmp_path)
+    return FeatureSource(settings, None, reader=FeastReader(settings, "mixed", NAMES, store))
+
+
+def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(tmp_path, store):
+    known = {"customer_id": 1, "shop_code": "a"}
+    unknown = {"customer_id": 2, "shop_code": "b"}
+
+    async def read():
+        features = source(tmp_path, store)
+        await features.probe()
+        assert (features.problem, features.watermark) == (None, None)
+        found = await features.read([known, known, unknown], [NOON + DAY, NOON + DAY + TICK, NOON])
+        await features.close()
+        return found
+
+    rows, origin = asyncio.run(read())
+    assert origin == "online"
+    assert rows[0] == FOUND | {"seen_days": 4}
+    assert rows[1] == FOUND | {"seen_days": 4, "stock": None}
+    assert rows[2] == dict.fromkeys(NAMES) | {"label": "none!"}  # as the function has it
+
+
+def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, store):
+    key = [{"customer_id": 1, "shop_code": "a"}]
+
+    async def read():
+        features = source(tmp_path, store)
+        await features.probe()
+        before = await features.read(key, [NOON])
+        other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
+        other.execute("BEGIN EXCLUSIVE")  # the store waits for 5 s
+        during = await features.read(key, [NOON])
+        problem = features.problem
+        other.close()
+        await asyncio.sleep(6)
+        await features.probe()
+        after = await features.read(key, [NOON])
+        await features.close()
+        return before, during, problem, after
+
+    before, during, problem, after = asyncio.run(read())
+    assert (before, after) == (([FOUND], "online"), ([FOUND], "online"))
+    assert (during, problem) == (([FOUND], "cache"), "Feast: no answer within 0.5 s")
