@@ -146,7 +146,6 @@ def start_ours(opened: ExitStack, folder: Path) -> Server:
     redis, port, nothing = unused_port(), unused_port(), unused_port()
     for part in ("serving/models", "feast"):
         shutil.copytree(settings.home / part, home / part)
-    shutil.copy(settings.home / "serving" / "announcement.json", home / "serving")
     dump = [str(BIN / "redis-cli"), "-u", settings.redis_address, "--rdb", str(folder / "dump.rdb")]
     subprocess.run(dump, check=True, capture_output=True)
     log = folder / "gyre.log"

@@ -116,7 +116,7 @@ async def read_body(request: Request, limit: int, also: str | None = None) -> by
 
     """
     _check_headers(dict(request.scope["headers"]), limit, also)
-    chunks = list[bytes]()
+    chunks: list[bytes] = []
     size = 0
     while True:
         message = await request.receive()

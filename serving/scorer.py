@@ -8,10 +8,10 @@ import asyncio
 import logging
 import math
 import os
-from collections import Counter
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 from mlflow_server.served_model import rounded_one
@@ -61,12 +61,6 @@ class PredictionRow:
     features_from: str = ""
     answer: Answer | None = None
     error: Exception | None = None
-
-    @property
-    def scored_by(self) -> tuple[str, str]:
-        """Version and role."""
-        answer = self.answer or {}
-        return answer["version"], answer["role"]
 
 
 @dataclass(slots=True)
@@ -246,24 +240,28 @@ class Scorer:
             logged = await asyncio.to_thread(self._log.write, answers)
         else:
             logged = self._log.write(answers)
-        rows = Counter[tuple[str, str, str]]()
-        for answer in answers:
-            answer["logged"] = logged
-            rows[answer["version"], answer["role"], answer["features_from"]] += 1
-        name = self.holder.spec.name
-        for labels, count in rows.items():
-            PREDICTIONS.labels(name, *labels).inc(count)
-        durations = {labels[:2]: PREDICTION_SECONDS.labels(name, *labels[:2]) for labels in rows}
         now = datetime.now(UTC)
+        counts: dict[Any, int] = {}
         for request in answered:
             seconds = (now - request.received).total_seconds()
-            for scored_by in {row.scored_by for row in request.rows}:
-                durations[scored_by].observe(seconds)
+            timed = set()
+            for row in request.rows:
+                answer = row.answer or {}
+                answer["logged"] = logged
+                predictions, durations = _meters(
+                    answer["model"], answer["version"], answer["role"], answer["features_from"]
+                )
+                counts[predictions] = counts.get(predictions, 0) + 1
+                timed.add(durations)
+            for durations in timed:
+                durations.observe(seconds)
+        for predictions, count in counts.items():
+            predictions.inc(count)
 
     async def _complete_all(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         """Give each row every feature of the contract, or an error."""
         names = model.contract.features.keys()
-        lookups = list[PredictionRow]()
+        lookups: list[PredictionRow] = []
         for row in rows:
             if names <= row.given.keys():
                 continue
@@ -317,7 +315,7 @@ class Scorer:
 
     def _begin_shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
         """Have the shadow score the same rows after they are answered; nobody waits for it."""
-        rows = list[PredictionRow]()
+        rows: list[PredictionRow] = []
         for row in (row for request in batch if request.answered for row in request.rows):
             rows.append(PredictionRow(row.key, row.given, row.merge))
             rows[-1].received = row.received
@@ -337,6 +335,15 @@ class Scorer:
             logger.exception("%s: the shadow failed", self.holder.spec.name)
         finally:
             self._shadow_rows -= len(rows)
+
+
+@lru_cache
+def _meters(model: str, version: str, role: str, features_from: str) -> tuple[Any, Any]:
+    """Return what counts rows, and what times their requests; to find them takes as long."""
+    return (
+        PREDICTIONS.labels(model, version, role, features_from),
+        PREDICTION_SECONDS.labels(model, version, role),
+    )
 
 
 def _scores(model: LoadedModel, rows: Sequence[PredictionRow]) -> list[float | Exception]:
