@@ -21,22 +21,22 @@ from mlflow_server.served_model import (
 )
 from serving.errors import ModelRefusedError
 from serving.features import FeatureSource
+from serving.local_copies import Origin
 from serving.lookup import RowReader
 from stack.errors import DataError
 from stack.settings import PROJECT
 from stack.spec import ModelSpec
 
-Value = int | float | str
-Row = dict[str, Value]
-FEATURE_STORE = PROJECT / "feature_repo" / "feature_store.yaml"
+Row = dict[str, int | float | str]
 DTYPES: dict[str, Any] = {"int64": np.int64, "double": np.float64, "string": np.object_}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
     """One version; never changed, only replaced as a whole."""
 
     version: str
+    origin: Origin
     contract: ServedModel
     session: ort.InferenceSession
     features: FeatureSource
@@ -74,7 +74,8 @@ def open_version(
     if altered := wrong_files(folder, tags):
         raise ModelRefusedError("; ".join(altered))
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
-    found, asked = (contract.model, contract.entity_key), (spec.name, spec.entity_key)
+    found = (contract.model, contract.entity_key)
+    asked = (spec.name, spec.entity_key)
     if found != asked:
         raise ModelRefusedError(f"{CONTRACT_FILE}: model and entity are {found}, not {asked}")
     if (contract.threshold is None) != (spec.threshold is None):
@@ -86,8 +87,7 @@ def open_version(
     if inputs != expected:
         raise ModelRefusedError(f"{ONNX_FILE}: inputs are {inputs}, the contract says {expected}")
     warm = score(session, contract, [contract.defaults])
-    if len(warm) != 1 or wrong(contract, warm[0]):
-        what = wrong(contract, warm[0]) if warm else "nothing"
+    if what := wrong(contract, warm[0]) if len(warm) == 1 else "not one score":
         raise ModelRefusedError(f"{ONNX_FILE}: the defaults score {warm}, {what}")
     return contract, session
 
@@ -95,10 +95,10 @@ def open_version(
 def _check_lookup(contract: ServedModel) -> None:
     """Refuse a look-up specification that was not written for this project as it is here."""
     lookup = contract.lookup
-    store = yaml.safe_load(FEATURE_STORE.read_bytes())["online_store"]["type"]
+    settings = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_bytes())
     for what, found, expected in (
         ("Feast", lookup.feast, installed("feast")),
-        ("online store", lookup.online_store, store),
+        ("online store", lookup.online_store, settings["online_store"]["type"]),
     ):
         if found != expected:
             raise ModelRefusedError(

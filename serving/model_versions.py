@@ -7,7 +7,7 @@ import hashlib
 import logging
 import math
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from serving.features import FeatureSource, settle
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from serving.local_copies import Origin
-    from serving.registered import RegisteredModel, Role
+    from serving.registered import RegisteredModel
     from stack.settings import Settings
     from stack.spec import Entity, ModelSpec
 
@@ -39,31 +39,17 @@ class Roles:
 
     production: LoadedModel | None = None
     challenger: LoadedModel | None = None
-    percent: int = 0
     shadow: LoadedModel | None = None
     previous: LoadedModel | None = None
+    percent: int = 0
 
-    def role_of(self, key: Entity | None) -> Role:
-        """Who answers for `key`, always the same; rows without a key are production's."""
-        if self.challenger is None or key is None or bucket(self.challenger, key) >= self.percent:
-            return "production"
-        return "challenger"
-
-    def model(self, role: Role) -> LoadedModel:
-        """Who holds a role that `role_of` gave; there is a version in production."""
-        model: LoadedModel = getattr(self, role)
-        return model
-
-    def named(self) -> dict[Role, LoadedModel]:
-        roles: tuple[Role, ...] = ("production", "challenger", "shadow")
-        return {role: model for role in roles if (model := getattr(self, role)) is not None}
-
-
-def bucket(challenger: LoadedModel, key: Entity) -> float:
-    """Where an entity lies in [0, 100): the same for a challenger's life, another for the next."""
-    salted = f"{challenger.contract.model}:{challenger.version}:{entity_text(key)}"
-    digest = hashlib.blake2b(salted.encode(), digest_size=8).digest()
-    return int.from_bytes(digest) * 100 / 2**64
+    def asks_challenger(self, key: Entity | None) -> bool:
+        """Whether the challenger answers for `key`: always the same ones, of the next others."""
+        if self.challenger is None or key is None:
+            return False
+        salted = f"{self.challenger.contract.model}:{self.challenger.version}:{entity_text(key)}"
+        digest = hashlib.blake2b(salted.encode(), digest_size=8).digest()
+        return int.from_bytes(digest) * 100 / 2**64 < self.percent
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,10 +66,6 @@ class Refusal:
         return now >= self.tried + wait
 
 
-Key = tuple[str | int, ...]
-"""A version, when its registered model was made, and the digests of its files."""
-
-
 class ModelVersions:
     """One model in a worker. `roles` is replaced by one assignment, on the event loop."""
 
@@ -95,7 +77,7 @@ class ModelVersions:
         self.copies = LocalCopies(settings, spec.name)
         self._settings = settings
         self._idle_source = FeatureSource(settings, None)
-        self._loaded: dict[Key, LoadedModel] = {}
+        self._loaded: list[LoadedModel] = []
         self._assigned: RegisteredModel | None = None
         REFUSED.labels(spec.name)  # there from the start: Prometheus sees no increase from nothing
 
@@ -106,8 +88,7 @@ class ModelVersions:
     @property
     def sources(self) -> list[FeatureSource]:
         """Where the loaded versions look features up, each once."""
-        sources = {id(model.features): model.features for model in self._loaded.values()}
-        return [*sources.values()] or [self._idle_source]
+        return [*dict.fromkeys(model.features for model in self._loaded)] or [self._idle_source]
 
     @property
     def features(self) -> FeatureSource:
@@ -118,10 +99,7 @@ class ModelVersions:
     def state(self) -> str:
         """What answers, or why nothing does; and what was refused."""
         answers = f"version {self.current.version} answers" if self.current else None
-        refused = [
-            f"version {version} is refused: {refusal.reason}"
-            for version, refusal in self.refused.items()
-        ]
+        refused = [f"version {n} is refused: {why.reason}" for n, why in self.refused.items()]
         return "; ".join(part for part in (answers, self.waiting, *refused) if part)
 
     async def assign(self, registered: RegisteredModel | None) -> bool:
@@ -133,54 +111,55 @@ class ModelVersions:
             self.waiting = None
         if registered is None or registered == self._assigned:
             return False
-        models = {
+        models: dict[str, LoadedModel | None] = {
             role: await self._load(version, registered.created)
             for role, version in registered.versions.items()
         }
-        if self.current is None and models.get("production") is None:
+        missing = {version for role, version in registered.versions.items() if not models[role]}
+        if self.current is None and not models.get("production"):
             await self.start_without_registry()
-        self._swap(models, registered.percent)
-        self._assigned = registered if all(models.values()) else None
-        missing = {registered.versions[role] for role, model in models.items() if model is None}
-        self.refused = {
-            version: refusal for version, refusal in self.refused.items() if version in missing
-        }
-        return any(
-            version not in self.refused or self.refused[version].is_due(time.monotonic())
-            for version in missing
-        )
+        models["production"] = models.get("production") or self.current
+        roles = Roles(**models, percent=registered.percent)
+        if roles != self.roles:
+            self._swap(roles)
+        self._assigned = None if missing else registered
+        self.refused = {n: refusal for n, refusal in self.refused.items() if n in missing}
+        now = time.monotonic()
+        return any(n not in self.refused or self.refused[n].is_due(now) for n in missing)
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Note why a fetch refused versions; tell of each reason once."""
         now = time.monotonic()
         for version, reason in reasons.items():
-            before = self.refused.get(version)
-            if before is not None and before.reason == reason:
-                self.refused[version] = Refusal(reason, before.since, now)
-            else:
-                self.refused[version] = Refusal(reason, now, now)
+            refusal = self.refused.get(version)
+            if refusal is None or refusal.reason != reason:
+                refusal = Refusal(reason, now, now)
                 REFUSED.labels(self.spec.name).inc()
                 logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)
+            self.refused[version] = replace(refusal, tried=now)
 
     async def start_without_registry(self) -> None:
         """Where nothing answers yet: answer by the newest complete copy that holds."""
-        for version in self.copies.newest() if self.current is None else ():
-            origin = self.copies.origin(version)
-            model = await self._load(version, origin.created) if origin else None
-            if model:
-                self._swap({"production": model}, 0)
+        if self.current is not None:
+            return
+        for version in self.copies.newest():
+            if model := await self._load(version):
+                self._swap(Roles(production=model))
                 self.waiting = None
                 return
 
-    async def _load(self, version: str, created: int) -> LoadedModel | None:
-        """Return the version, tried; None: there is no copy of it here that holds."""
+    async def _load(self, version: str, created: int | None = None) -> LoadedModel | None:
+        """Return the version, tried; None: there is no copy of it here that holds.
+
+        created: of the registered model that it has to be of.
+        """
         name = self.spec.name
         origin = self.copies.origin(version)
-        if origin is None or origin.created != created:
+        if origin is None or created not in {None, origin.created}:
             return None
-        key: Key = (version, created, *sorted(origin.digests.values()))
-        if key in self._loaded:
-            return self._loaded[key]
+        for model in self._loaded:
+            if (model.version, model.origin) == (version, origin):
+                return model
         try:
             model = await asyncio.to_thread(self._open, version, origin)
         except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
@@ -190,68 +169,45 @@ class ModelVersions:
             self.copies.remove(version)
             return None
         await model.features.probe()  # one that is not open yet would answer with defaults
-        self._loaded[key] = model
+        self._loaded.append(model)
         logger.info("%s: version %s is loaded", name, version)
         return model
 
     def _open(self, version: str, origin: Origin) -> LoadedModel:
         contract, session = open_version(self.copies.path(version), origin.digests, self.spec)
-        features = FeatureSource(self._settings, contract)
-        for source in self.sources:
-            if source.asked == features.asked:
-                features = source
-        return LoadedModel(version, contract, session, features)
+        new = FeatureSource(self._settings, contract)
+        shared = (source for source in self.sources if source.asked == new.asked)
+        return LoadedModel(version, origin, contract, session, next(shared, new))
 
-    def _swap(self, models: Mapping[Role, LoadedModel | None], percent: int) -> None:
-        """Give the roles to what is loaded; production stays where its version is not."""
-        before = self.roles
-        production = models.get("production") or before.production
-        after = Roles(
-            production=production,
-            challenger=models.get("challenger"),
-            percent=percent,
-            shadow=models.get("shadow"),
-            previous=models.get("previous"),
-        )
-        if after == before:
-            return
-        self.roles = after
-        self._release(after)
-        self._count(before, after)
+    def _swap(self, roles: Roles) -> None:
+        """Give the roles to what is loaded, and forget what has none."""
+        before, self.roles = self.roles, roles
+        name, sources = self.spec.name, self.sources
+        in_role = (roles.production, roles.challenger, roles.shadow, roles.previous)
+        self._loaded = [model for model in self._loaded if model in in_role]
+        for source in {*sources}.difference(self.sources):
+            task = asyncio.create_task(_close(source))
+            _closing.add(task)
+            task.add_done_callback(_closing.discard)
+        for each, gauge in ((before, 0), (roles, 1)):
+            for role in ("production", "challenger", "shadow"):
+                if model := getattr(each, role):
+                    MODEL_INFO.labels(name, model.version, role).set(gauge)
+        if self.current is not None and self.current is not before.production:
+            SWAPS.labels(name).inc()
+            self.copies.mark_production(self.current.version)
+            logger.info("%s: version %s answers", name, self.current.version)
         settle()
-
-    def _release(self, roles: Roles) -> None:
-        """Forget versions without a role; close their sources once no answer reads there."""
-        held = {id(model) for model in (*roles.named().values(), roles.previous) if model}
-        before = self.sources
-        self._loaded = {key: model for key, model in self._loaded.items() if id(model) in held}
-        after = self.sources
-        for source in before:
-            if source not in after:
-                asyncio.get_running_loop().call_later(CLOSE_SECONDS, _close, source)
 
     def close(self) -> None:
         """Forget all versions; answers that have begun still end."""
-        before, self.roles = self.roles, Roles()
-        self._release(self.roles)
-        self._count(before, self.roles)
-
-    def _count(self, before: Roles, after: Roles) -> None:
-        name = self.spec.name
-        if before.production is not after.production and after.production:
-            SWAPS.labels(name).inc()
-            self.copies.mark_production(after.production.version)
-            logger.info("%s: version %s answers", name, after.production.version)
-        for role, model in before.named().items():
-            MODEL_INFO.labels(name, model.version, role).set(0)
-        for role, model in after.named().items():
-            MODEL_INFO.labels(name, model.version, role).set(1)
+        self._swap(Roles())
 
 
 _closing = set[asyncio.Task[None]]()
 
 
-def _close(source: FeatureSource) -> None:
-    task = asyncio.get_running_loop().create_task(source.close())
-    _closing.add(task)
-    task.add_done_callback(_closing.discard)
+async def _close(source: FeatureSource) -> None:
+    """Close it once no answer reads there any more."""
+    await asyncio.sleep(CLOSE_SECONDS)
+    await source.close()

@@ -20,7 +20,7 @@ class Deployment:
     def __init__(self, holder: ModelVersions, log: AppendLog) -> None:
         self.holder = holder
         self.scorer = Scorer(holder, log)
-        self._schemas: Schemas | None = None
+        self._schemas: Schemas
         self._made_for: tuple[object, object] = (None, None)
 
     @property
@@ -34,56 +34,49 @@ class Deployment:
     @property
     def schemas(self) -> Schemas:
         """Made anew with each spec and version: a version knows which features may be null."""
-        spec = self.holder.spec
-        current = self.holder.current
-        for_spec, for_version = self._made_for
-        if self._schemas is None or spec is not for_spec or current is not for_version:
+        spec, current = self.holder.spec, self.holder.current
+        if spec is not self._made_for[0] or current is not self._made_for[1]:
             nullable = frozenset(current.contract.nullable) if current else frozenset[str]()
-            self._made_for = (spec, current)
             self._schemas = build_schemas(spec, nullable)
+            self._made_for = (spec, current)
         return self._schemas
 
 
 class ModelRepository:
-    """Used on one event loop. `holders` is each model's, by its name: it is changed in place."""
+    """Used on one event loop. default: who answers where no model is named."""
 
     def __init__(self, settings: Settings, log: AppendLog) -> None:
-        self.holders: dict[str, ModelVersions] = {}
+        self.default: Deployment | None = None
         self._settings = settings
         self._log = log
         self._deployments: dict[str, Deployment] = {}
         self._by_name: dict[str, Deployment] = {}
-        self._default: Deployment | None = None
 
     def __iter__(self) -> Iterator[Deployment]:
         return iter(self._deployments.values())
 
     @property
-    def default(self) -> Deployment | None:
-        return self._default
+    def holders(self) -> dict[str, ModelVersions]:
+        return {name: model.holder for name, model in self._deployments.items()}
 
     def update(self, specs: Sequence[ModelSpec]) -> list[ModelVersions]:
         """Serve exactly `specs`. Who is in it unchanged is not touched; what goes is returned.
 
         A model whose versions still fit its new spec answers on with them.
         """
-        gone: list[ModelVersions] = []
-        for name in self._deployments.keys() - {spec.name for spec in specs}:
-            gone.append(self.holders.pop(name))
-            del self._deployments[name]
+        gone = self._deployments
+        self._deployments = {}
         for spec in specs:
-            deployment = self._deployments.get(spec.name)
-            if deployment is not None and _versions_fit(deployment.spec, spec):
-                deployment.holder.spec = spec
-                continue
-            if deployment is not None:
-                gone.append(deployment.holder)
-            self.holders[spec.name] = ModelVersions(self._settings, spec)
-            self._deployments[spec.name] = Deployment(self.holders[spec.name], self._log)
-        self._by_name = {name: each for each in self for name in each.names}
+            if spec.name in gone and _versions_fit(gone[spec.name].spec, spec):
+                model = gone.pop(spec.name)
+                model.holder.spec = spec
+            else:
+                model = Deployment(ModelVersions(self._settings, spec), self._log)
+            self._deployments[spec.name] = model
+        self._by_name = {name: model for model in self for name in model.names}
         default = default_spec(self._settings, specs)
-        self._default = self._deployments[default.name] if default else None
-        return gone
+        self.default = self._deployments[default.name] if default else None
+        return [model.holder for model in gone.values()]
 
     def find(self, name: str | None) -> Deployment:
         """Return the model called `name`, or the default one.
@@ -92,7 +85,7 @@ class ModelRepository:
             NotFoundError: says which there are.
 
         """
-        found = self._default if name is None else self._by_name.get(name)
+        found = self.default if name is None else self._by_name.get(name)
         if found is not None:
             return found
         if name is None:
@@ -114,10 +107,8 @@ class ModelRepository:
             NotFoundError: there is none at all.
 
         """
-        if self._default is not None:
-            return self._default
-        with_version_first = sorted(self, key=lambda model: model.holder.current is None)
-        return with_version_first[0] if with_version_first else self.find(None)
+        with_version = (model for model in self if model.holder.current is not None)
+        return self.default or next(with_version, None) or next(iter(self), None) or self.find(None)
 
 
 def _versions_fit(before: ModelSpec, after: ModelSpec) -> bool:

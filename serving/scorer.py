@@ -8,10 +8,13 @@ import asyncio
 import logging
 import math
 import os
-from collections.abc import Coroutine, Sequence
+from collections import Counter
+from collections.abc import Coroutine, Mapping, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
+from operator import itemgetter
 from typing import Any
 
 from mlflow_server.served_model import rounded_one
@@ -23,17 +26,16 @@ from serving.errors import (
     OverloadedError,
 )
 from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
-from serving.model import LoadedModel, Row, score, wrong
+from serving.model import LoadedModel, score, wrong
 from serving.model_versions import ModelVersions, Roles
 from serving.prediction_log import AppendLog
 from serving.registered import Role
 from stack.errors import FeaturesUnavailableError
 from stack.spec import MISSING, Entity, entity_text
 
-ID_BYTES = 16
-GIVEN = frozenset({"request", "merged"})
-MICRO_BATCH_ROWS = 64
-"""Rows that are scored on the event loop at once; more would hold up the others."""
+MICRO_BATCH = 64
+"""Requests that are answered together, and rows that are scored on the event loop at once: more
+would hold up the others."""
 TURNS = 3
 """Of the event loop, from an answer to the next request of its client: write, read, begin."""
 MAX_REQUESTS = 512
@@ -43,6 +45,10 @@ MAX_SHADOW_ROWS = 1_000
 """Rows that may wait for the shadow; it misses what comes then."""
 NULLS = {"double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
+COUNTED_BY = itemgetter("model", "version", "role", "features_from")
+TIMED_BY = itemgetter("model", "version", "role")
+_counter = lru_cache(PREDICTIONS.labels)  # to find a meter takes as long as to use it
+_timer = lru_cache(PREDICTION_SECONDS.labels)
 logger = logging.getLogger(__name__)
 
 Answer = dict[str, Any]
@@ -57,9 +63,9 @@ class PredictionRow:
     given: dict[str, Any] = field(default_factory=dict)
     merge: bool = False
     received: datetime = field(init=False)
-    features: Row = field(default_factory=dict)
+    features: dict[str, Any] = field(init=False)
     features_from: str = ""
-    answer: Answer | None = None
+    answer: Answer = field(default_factory=dict)
     error: Exception | None = None
 
 
@@ -69,11 +75,11 @@ class PendingRequest:
 
     rows: Sequence[PredictionRow]
     received: datetime
-    done: "asyncio.Future[None]"
+    done: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
-    def answered(self) -> bool:
-        return all(row.error is None and row.answer is not None for row in self.rows)
+    def failed(self) -> bool:
+        return any(row.error is not None for row in self.rows)
 
 
 class Scorer:
@@ -83,21 +89,15 @@ class Scorer:
         self.holder = holder
         self._log = log
         self._pending: list[PendingRequest] = []
-        self._batching: asyncio.Task[None] | None = None
+        self._is_batching = False
         self._requests = 0
         self._rows = 0
         self._shadow_rows = 0
         self._tasks = set[asyncio.Task[None]]()
 
     def admit(self, rows: int = 1) -> None:
-        """Refuse early what could not be answered: nothing of it is read yet.
-
-        Raises:
-            NoModelError, OverloadedError.
-
-        """
-        full = self._requests >= MAX_REQUESTS or (self._rows and self._rows + rows > MAX_ROWS)
-        if full:
+        """Refuse what could not be answered with NoModelError or OverloadedError."""
+        if self._requests >= MAX_REQUESTS or (self._rows and self._rows + rows > MAX_ROWS):
             OVERLOADED.inc()
             waiting = f"{self._requests} requests ({self._rows} rows) wait already"
             raise OverloadedError(f"{waiting}: try again")
@@ -117,62 +117,50 @@ class Scorer:
         self.admit(len(rows))
         for row in rows:
             row.received = received
-        request = PendingRequest(rows, received, asyncio.get_running_loop().create_future())
+        request = PendingRequest(rows, received)
         self._requests += 1
         self._rows += len(rows)
         try:
-            if len(rows) > MICRO_BATCH_ROWS:
+            if len(rows) > MICRO_BATCH:
                 await self._answer([request])
             else:
                 self._pending.append(request)
-                if self._batching is None:
-                    self._batching = self._start(self._work_off())
-                await request.done
+                if not self._is_batching:
+                    self._is_batching = True
+                    self._start(self._work_off())
+                await request.done.wait()
         finally:
             self._requests -= 1
             self._rows -= len(rows)
         for row in rows:
             if row.error is not None:
                 raise row.error
-        return [row.answer for row in rows if row.answer is not None]
+        return [row.answer for row in rows]
 
     async def ended(self) -> None:
         """Wait for what is under way, shadows included."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _start(self, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
-        task = asyncio.get_running_loop().create_task(work)
+    def _start(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return task
 
     async def _work_off(self) -> None:
         while self._pending:
-            batch = self._next_batch()
+            batch = self._pending[:MICRO_BATCH]
+            del self._pending[:MICRO_BATCH]
             await self._answer(batch)
             for request in batch:
-                if not request.done.done():  # who asked may have gone
-                    request.done.set_result(None)
+                request.done.set()
             # These answers are written first, and what their clients ask next joins those that
             # wait: else two groups take turns, in micro-batches of half the size.
             for _ in range(TURNS):
                 await asyncio.sleep(0)
-        self._batching = None
+        self._is_batching = False
 
-    def _next_batch(self) -> list[PendingRequest]:
-        count = 0
-        rows = 0
-        for request in self._pending:
-            rows += len(request.rows)
-            if count and rows > MICRO_BATCH_ROWS:
-                break
-            count += 1
-        batch = self._pending[:count]
-        self._pending = self._pending[count:]
-        return batch
-
-    async def _answer(self, batch: list[PendingRequest]) -> None:
+    async def _answer(self, batch: Sequence[PendingRequest]) -> None:
         """Give every row its answer or its error. Never raises: nobody may be left waiting."""
         roles = self.holder.roles
         rows = [row for request in batch for row in request.rows]
@@ -183,200 +171,151 @@ class Scorer:
             for row in rows:
                 row.error = row.error or exc
         if roles.shadow is not None:
-            self._begin_shadow(roles.shadow, batch)
+            self._start(self._shadow(roles.shadow, batch))
 
     async def _score_by_roles(self, roles: Roles, rows: Sequence[PredictionRow]) -> None:
+        if roles.production is None:
+            raise NoModelError(self.holder.state)
         if roles.challenger is not None:
-            own = [row for row in rows if roles.role_of(row.key) == "challenger"]
-            if own:
-                await self._score("challenger", roles.challenger, own, roles.production)
+            own = [row for row in rows if roles.asks_challenger(row.key)]
+            await self._score("challenger", roles.challenger, own)
             for row in own:
                 row.error = None  # production answers it: nobody pays for a trial
-        rest = [row for row in rows if row.answer is None]
-        if rest:
-            await self._score("production", roles.model("production"), rest)
+        rest = [row for row in rows if not row.answer]
+        await self._score("production", roles.production, rest)
 
-    async def _score(
-        self,
-        role: Role,
-        model: LoadedModel,
-        rows: Sequence[PredictionRow],
-        instead: LoadedModel | None = None,
-    ) -> None:
-        """instead: who answers what `model` has no features for, if it looks up elsewhere."""
-        await self._complete_all(model, rows)
+    async def _score(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+        await self._complete(model, rows)
+        if role == "challenger" and model.features is not self.holder.features:
+            for row in rows:  # where it looks up elsewhere, production may know more
+                if row.features_from == "defaults":
+                    self._fail(role, model, row, FeaturesUnavailableError("no features"))
         ready = [row for row in rows if row.error is None]
-        if instead is not None and instead.features is not model.features:
-            known = [row for row in ready if row.features_from != "defaults"]
-            self._count_failures(model, role, len(ready) - len(known))
-            ready = known
-        if len(ready) > MICRO_BATCH_ROWS or role == "shadow":
+        if role == "shadow" or len(ready) > MICRO_BATCH:
             await asyncio.to_thread(self._predict, role, model, ready)
-        elif ready:
+        else:
             self._predict(role, model, ready)
 
-    def _predict(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
-        ids = os.urandom(ID_BYTES * len(rows)).hex()
-        width = 2 * ID_BYTES
-        for n, (row, result) in enumerate(zip(rows, _scores(model, rows), strict=True)):
-            try:
-                row.answer = _answer(role, model, ids[width * n : width * (n + 1)], row, result)
-            except Exception as exc:  # noqa: BLE001  (a row's failure is its request's)
-                row.error = exc
-                if not isinstance(exc, InvalidRequestError):
-                    self._count_failures(model, role, 1)
-
-    def _count_failures(self, model: LoadedModel, role: Role, count: int) -> None:
-        if count:
-            FAILURES.labels(self.holder.spec.name, model.version, role).inc(count)
-
-    async def _write(self, batch: Sequence[PendingRequest]) -> None:
-        """Write all rows in one go; a request that failed leaves none."""
-        answered = [request for request in batch if request.answered]
-        answers = [row.answer for request in answered for row in request.rows if row.answer]
-        if not answers:
-            return
-        if len(answers) > MICRO_BATCH_ROWS:
-            logged = await asyncio.to_thread(self._log.write, answers)
-        else:
-            logged = self._log.write(answers)
-        now = datetime.now(UTC)
-        counts: dict[Any, int] = {}
-        for request in answered:
-            seconds = (now - request.received).total_seconds()
-            timed = set()
-            for row in request.rows:
-                answer = row.answer or {}
-                answer["logged"] = logged
-                predictions, durations = _meters(
-                    answer["model"], answer["version"], answer["role"], answer["features_from"]
-                )
-                counts[predictions] = counts.get(predictions, 0) + 1
-                timed.add(durations)
-            for durations in timed:
-                durations.observe(seconds)
-        for predictions, count in counts.items():
-            predictions.inc(count)
-
-    async def _complete_all(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+    async def _complete(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         """Give each row every feature of the contract, or an error."""
         names = model.contract.features.keys()
         lookups: list[PredictionRow] = []
         for row in rows:
             if names <= row.given.keys():
-                continue
-            if row.key is None or (row.given and not row.merge):
+                self._fill(model, row, row.given, "request")
+            elif row.key is None or (row.given and not row.merge):
                 missing = ", ".join(name for name in names if name not in row.given)
                 text = f"features: version {model.version} needs {missing}"
                 row.error = InvalidRequestError(text)
             else:
                 lookups.append(row)
-        stored: dict[int, Any] = {}
-        origin = ""
-        if lookups:
-            keys = [row.key or {} for row in lookups]
-            values, origin = await model.features.read(keys, [row.received for row in lookups])
-            stored = dict(zip(map(id, lookups), values, strict=True))
-        for row in rows:
-            if row.error is None:
-                try:
-                    self._complete(model, row, stored.get(id(row)), origin)
-                except (NotFoundError, FeaturesUnavailableError) as exc:
-                    row.error = exc
-
-    def _complete(self, model: LoadedModel, row: PredictionRow, stored: Any, origin: str) -> None:
-        """Fill what is null: a double and a text as in training, anything else as the spec says."""
-        features = model.contract.features
-        if stored and not row.given and None not in stored.values():
-            row.features, row.features_from = stored, origin
+        if not lookups:
             return
-        if features.keys() <= row.given.keys():
-            origin = "request"
-        elif origin == "online":
-            if stored is None:
-                key = ", ".join(f"{name} {value}" for name, value in (row.key or {}).items())
-                raise NotFoundError(f"{key} is not known to the feature store")
-            if row.given:
-                origin = "merged"
-        values = {**(stored or {}), **row.given}
+        keys = [row.key or {} for row in lookups]
+        found, origin = await model.features.read(keys, [row.received for row in lookups])
+        for row, key, stored in zip(lookups, keys, found, strict=True):
+            if stored is None and origin == "online":
+                entity = ", ".join(f"{name} {value}" for name, value in key.items())
+                row.error = NotFoundError(f"{entity} is not known to the feature store")
+            elif stored and not row.given and None not in stored.values():
+                row.features, row.features_from = stored, origin
+            else:
+                merged = "merged" if row.given and origin == "online" else origin
+                self._fill(model, row, {**(stored or {}), **row.given}, merged)
+
+    def _fill(
+        self, model: LoadedModel, row: PredictionRow, values: Mapping[str, Any], origin: str
+    ) -> None:
+        """Fill what is null: a double and a text as in training, anything else as the spec says."""
         row.features = {}
-        for name, kind in features.items():
+        for name, kind in model.contract.features.items():
             value = values.get(name)
             if value is None and name in values:
                 value = NULLS.get(kind)
             if value is None:
                 if self.holder.spec.serving.missing_features == "refuse":
                     problem = model.features.problem or f"the stored {name} is null"
-                    raise FeaturesUnavailableError(f"no features for a prediction: {problem}")
+                    text = f"no features for a prediction: {problem}"
+                    row.error = FeaturesUnavailableError(text)
+                    return
                 value = model.contract.defaults[name]
                 origin = "defaults"
             row.features[name] = value
         row.features_from = origin
 
-    def _begin_shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
-        """Have the shadow score the same rows after they are answered; nobody waits for it."""
-        rows: list[PredictionRow] = []
-        for row in (row for request in batch if request.answered for row in request.rows):
-            rows.append(PredictionRow(row.key, row.given, row.merge))
-            rows[-1].received = row.received
+    def _predict(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+        """Score all at once; where that fails one by one, so that a row fails alone."""
+        if not rows:
+            return
+        try:
+            scores = score(model.session, model.contract, [row.features for row in rows])
+        except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
+            if len(rows) == 1:
+                self._fail(role, model, rows[0], exc)
+            else:
+                for row in rows:
+                    self._predict(role, model, [row])
+            return
+        for row, found in zip(rows, scores, strict=True):
+            result = rounded_one(found, model.contract.threshold)
+            if what := wrong(model.contract, result):
+                text = f"features: version {model.version} scores them {result}, {what}"
+                if row.features_from in {"request", "merged"}:
+                    row.error = InvalidRequestError(text)
+                else:
+                    self._fail(role, model, row, ModelFailedError(text))
+            else:
+                row.answer = _answer(role, model, row, result)
+
+    def _fail(self, role: Role, model: LoadedModel, row: PredictionRow, error: Exception) -> None:
+        row.error = error
+        FAILURES.labels(self.holder.spec.name, model.version, role).inc()
+
+    async def _write(self, requests: Sequence[PendingRequest]) -> None:
+        """Write all rows in one go, and count them; a request that failed leaves none."""
+        answered = [request for request in requests if not request.failed]
+        answers = [row.answer for request in answered for row in request.rows]
+        if not answers:
+            return
+        if len(answers) > MICRO_BATCH:
+            logged = await asyncio.to_thread(self._log.write, answers)
+        else:
+            logged = self._log.write(answers)
+        for answer in answers:
+            answer["logged"] = logged
+        for labels, count in Counter(map(COUNTED_BY, answers)).items():
+            _counter(*labels).inc(count)
+        now = datetime.now(UTC)
+        for request in answered:
+            seconds = (now - request.received).total_seconds()
+            for labels in {TIMED_BY(row.answer) for row in request.rows}:
+                _timer(*labels).observe(seconds)
+
+    async def _shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
+        """Score the same rows after they are answered; nobody waits for it."""
+        rows = [copy(row) for request in batch if not request.failed for row in request.rows]
         if self._shadow_rows + len(rows) > MAX_SHADOW_ROWS:
             SHADOW_DROPPED.labels(self.holder.spec.name).inc(len(rows))
-        elif rows:
-            self._shadow_rows += len(rows)
-            self._start(self._shadow(model, rows))
-
-    async def _shadow(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
-        loop = asyncio.get_running_loop()
+            return
+        self._shadow_rows += len(rows)
         try:
             await self._score("shadow", model, rows)
             now = datetime.now(UTC)
-            await self._write([PendingRequest([row], now, loop.create_future()) for row in rows])
+            await self._write([PendingRequest([row], now) for row in rows])
         except Exception:
             logger.exception("%s: the shadow failed", self.holder.spec.name)
         finally:
             self._shadow_rows -= len(rows)
 
 
-@lru_cache
-def _meters(model: str, version: str, role: str, features_from: str) -> tuple[Any, Any]:
-    """Return what counts rows, and what times their requests; to find them takes as long."""
-    return (
-        PREDICTIONS.labels(model, version, role, features_from),
-        PREDICTION_SECONDS.labels(model, version, role),
-    )
-
-
-def _scores(model: LoadedModel, rows: Sequence[PredictionRow]) -> list[float | Exception]:
-    """Score all at once; where that fails one by one, so that a row fails alone.
-
-    Rounded as they are answered; what is no score stays what it is.
-    """
-    if not rows:
-        return []
-    try:
-        scores = score(model.session, model.contract, [row.features for row in rows])
-        return [rounded_one(each, model.contract.threshold) for each in scores]
-    except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
-        if len(rows) == 1:
-            return [exc]
-        return [each for row in rows for each in _scores(model, [row])]
-
-
-def _answer(
-    role: Role, model: LoadedModel, request_id: str, row: PredictionRow, result: float | Exception
-) -> Answer:
-    """result: the rounded score, as the threshold is compared with it; or an error."""
+def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: float) -> Answer:
+    """result: the rounded score, as the threshold is compared with it."""
     contract = model.contract
-    if isinstance(result, Exception):
-        raise result
-    if what := wrong(contract, result):
-        error = InvalidRequestError if row.features_from in GIVEN else ModelFailedError
-        raise error(f"features: version {model.version} scores them {result}, {what}")
-    at = row.received.isoformat()
     threshold = contract.threshold
+    at = row.received.isoformat()
     member = row.features[contract.population.feature]
     return {
-        "request_id": request_id,
+        "request_id": os.urandom(16).hex(),
         "model": contract.model,
         "version": model.version,
         "role": role,
