@@ -68,15 +68,10 @@ def checked(schema: bytes, body: bytes, now: datetime) -> list[Any]:
     """Return the events of a body: an object, or a list of at most MAX_EVENTS.
 
     schema: JSON of the dataset's EventSchema. now: aware UTC.
-
-    Raises:
-        ValidationError, InvalidRequestError: a field is wrong, or an event lies in the future.
-        BodyTooLargeError: there are more events.
-
     """
-    event_time, one, many = _forms(schema)
+    event_time, row, rows = _types(schema)
     listed = body.lstrip()[:1] == b"["
-    events = many.validate_json(body) if listed else [one.validate_json(body)]
+    events = rows.validate_json(body) if listed else [row.model_validate_json(body)]
     if len(events) > MAX_EVENTS:
         raise BodyTooLargeError(f"body: at most {MAX_EVENTS} events, found {len(events)}")
     for position, event in enumerate(events):
@@ -88,9 +83,8 @@ def checked(schema: bytes, body: bytes, now: datetime) -> list[Any]:
 
 
 @lru_cache
-def _forms(schema: bytes) -> tuple[str, TypeAdapter[Any], TypeAdapter[Any]]:
-    """Name of the event time, and the types of a body."""
+def _types(schema: bytes) -> tuple[str, type[BaseModel], TypeAdapter[Any]]:
+    """Name of the event time, and the types of one event and of a list."""
     found = EventSchema.model_validate_json(schema)
     row: Any = found.row_model()
-    many = Annotated[list[row], Len(1), FailFast()]
-    return found.event_time, TypeAdapter(row), TypeAdapter(many)
+    return found.event_time, row, TypeAdapter(Annotated[list[row], Len(1), FailFast()])

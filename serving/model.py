@@ -81,13 +81,19 @@ def open_version(
     if (contract.threshold is None) != (spec.threshold is None):
         raise ModelRefusedError(f"{CONTRACT_FILE}: it is of no {spec.task}, as {spec.name} is")
     _check_lookup(contract)
-    session = _session(folder / ONNX_FILE)
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = options.inter_op_num_threads = 1
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    session = ort.InferenceSession(
+        str(folder / ONNX_FILE), options, providers=["CPUExecutionProvider"]
+    )
     inputs = {i.name: i.type for i in session.get_inputs()}
     expected = {name: f"tensor({kind})" for name, kind in contract.features.items()}
     if inputs != expected:
         raise ModelRefusedError(f"{ONNX_FILE}: inputs are {inputs}, the contract says {expected}")
     warm = score(session, contract, [contract.defaults])
-    if what := wrong(contract, warm[0]) if len(warm) == 1 else "not one score":
+    what = wrong(contract, warm[0]) if len(warm) == 1 else "not one score"
+    if what:
         raise ModelRefusedError(f"{ONNX_FILE}: the defaults score {warm}, {what}")
     return contract, session
 
@@ -110,10 +116,3 @@ def _check_lookup(contract: ServedModel) -> None:
             RowReader(lookup, tuple(contract.features))
     except DataError as exc:
         raise ModelRefusedError(f"{CONTRACT_FILE}: {exc}") from exc
-
-
-def _session(path: Path) -> ort.InferenceSession:
-    options = ort.SessionOptions()
-    options.intra_op_num_threads = options.inter_op_num_threads = 1
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

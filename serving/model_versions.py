@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 CLOSE_SECONDS = 30.0
 SHORTEST_WAIT = 10.0
 LONGEST_WAIT = 60.0
+_closing = set[asyncio.Task[None]]()
 logger = logging.getLogger(__name__)
 
 
@@ -189,10 +190,10 @@ class ModelVersions:
             task = asyncio.create_task(_close(source))
             _closing.add(task)
             task.add_done_callback(_closing.discard)
-        for each, gauge in ((before, 0), (roles, 1)):
+        for held, value in ((before, 0), (roles, 1)):
             for role in ("production", "challenger", "shadow"):
-                if model := getattr(each, role):
-                    MODEL_INFO.labels(name, model.version, role).set(gauge)
+                if model := getattr(held, role):
+                    MODEL_INFO.labels(name, model.version, role).set(value)
         if self.current is not None and self.current is not before.production:
             SWAPS.labels(name).inc()
             self.copies.mark_production(self.current.version)
@@ -202,9 +203,6 @@ class ModelVersions:
     def close(self) -> None:
         """Forget all versions; answers that have begun still end."""
         self._swap(Roles())
-
-
-_closing = set[asyncio.Task[None]]()
 
 
 async def _close(source: FeatureSource) -> None:

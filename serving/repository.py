@@ -79,12 +79,7 @@ class ModelRepository:
         return [model.holder for model in gone.values()]
 
     def find(self, name: str | None) -> Deployment:
-        """Return the model called `name`, or the default one.
-
-        Raises:
-            NotFoundError: says which there are.
-
-        """
+        """Return the model called `name`, or the default one (NotFoundError: none)."""
         found = self.default if name is None else self._by_name.get(name)
         if found is not None:
             return found
@@ -101,14 +96,9 @@ class ModelRepository:
             await model.scorer.ended()
 
     def first(self) -> Deployment:
-        """Return the default model; without one, any that has a version.
-
-        Raises:
-            NotFoundError: there is none at all.
-
-        """
-        with_version = (model for model in self if model.holder.current is not None)
-        return self.default or next(with_version, None) or next(iter(self), None) or self.find(None)
+        """Return the default model; without one, any that has a version (NotFoundError: none)."""
+        best = max(self, key=lambda model: model.holder.current is not None, default=None)
+        return self.default or best or self.find(None)
 
 
 def _versions_fit(before: ModelSpec, after: ModelSpec) -> bool:

@@ -75,7 +75,7 @@ class PendingRequest:
 
     rows: Sequence[PredictionRow]
     received: datetime
-    done: asyncio.Event = field(default_factory=asyncio.Event)
+    done: asyncio.Future[None] = field(default_factory=asyncio.Future)
 
     @property
     def failed(self) -> bool:
@@ -128,7 +128,7 @@ class Scorer:
                 if not self._is_batching:
                     self._is_batching = True
                     self._start(self._work_off())
-                await request.done.wait()
+                await request.done
         finally:
             self._requests -= 1
             self._rows -= len(rows)
@@ -153,7 +153,8 @@ class Scorer:
             del self._pending[:MICRO_BATCH]
             await self._answer(batch)
             for request in batch:
-                request.done.set()
+                if not request.done.done():  # who asked may have gone
+                    request.done.set_result(None)
             # These answers are written first, and what their clients ask next joins those that
             # wait: else two groups take turns, in micro-batches of half the size.
             for _ in range(TURNS):
