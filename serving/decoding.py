@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from stack.spec import FeatureType
+
 INT64_TAG, DOUBLE_TAG, STRING_TAG = 0x20, 0x29, 0x12
-SECONDS_TAG, NANOS_TAG = 0x08, 0x10
 WRONG_BYTES = (ValueError, struct.error)
 DOUBLE = struct.Struct("<Bd")
 
@@ -60,7 +61,7 @@ def string(raw: bytes | None) -> str | None:
     return raw[start:].decode()
 
 
-DECODERS: dict[str, tuple[int, Callable[[Any], Any]]] = {
+DECODERS: dict[FeatureType, tuple[int, Callable[[Any], Any]]] = {
     "int64": (INT64_TAG, int64),
     "double": (DOUBLE_TAG, double),
     "string": (STRING_TAG, string),
@@ -69,11 +70,10 @@ DECODERS: dict[str, tuple[int, Callable[[Any], Any]]] = {
 
 def instant(raw: bytes) -> int:
     """Whole microseconds since the epoch in a serialised google.protobuf.Timestamp."""
-    parts = {SECONDS_TAG: 0, NANOS_TAG: 0}
+    parts = {0x08: 0, 0x10: 0}  # seconds and nanoseconds, by tag; one that is 0 is left out
     at = 0
     while at < len(raw):
         tag = raw[at]
-        if tag not in parts:
-            raise ValueError("no Timestamp")
         parts[tag], at = varint(raw, at + 1)
-    return parts[SECONDS_TAG] * 1_000_000 + parts[NANOS_TAG] // 1000
+    seconds, nanos = parts.values()  # another tag's is one too many
+    return seconds * 1_000_000 + nanos // 1000

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from datetime import datetime
 
+    from feature_repo.online import OnlineFeatures
     from serving.lookup import Features
     from stack.settings import Settings
     from stack.spec import Entity
@@ -30,25 +31,23 @@ class FeastReader:
     ) -> None:
         """store: a `feast.FeatureStore` in place of the one that `feature_store.yaml` names."""
         self._wanted = (settings, service, features, store)
-        self._online: Any = None
+        self._online: OnlineFeatures | None = None
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
     async def read(
         self, keys: Sequence[Entity], as_of: Sequence[datetime]
     ) -> list[Features | None]:
-        """As `RedisReader.read`."""
+        """As `RedisReader.read`; whatever a store of Feast's raises passes."""
         return await self._run(READ_SECONDS, self._read, keys, as_of)
 
     async def probe(self) -> datetime | None:
         """As `RedisReader.probe`."""
-        if self._online is None:
-            await self._run(OPENING_SECONDS, self._open)
-        return await self._run(READ_SECONDS, self._watermark)
+        return await self._run(READ_SECONDS if self._online else OPENING_SECONDS, self._probe)
 
     async def close(self) -> None:
         """Let the batch under way end."""
         if self._online is not None:
-            await self._run(READ_SECONDS, self._online.close)
+            self._thread.submit(self._online.close)
         self._thread.shutdown(wait=False)
 
     async def _run(self, seconds: float, work: Callable[..., T], *args: Any) -> T:
@@ -57,26 +56,20 @@ class FeastReader:
                 return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
         except TimeoutError as exc:
             raise FeaturesUnavailableError(f"Feast: no answer within {seconds:g} s") from exc
-        except FeaturesUnavailableError:
-            raise
-        except Exception as exc:  # whatever a store of Feast's raises
-            raise FeaturesUnavailableError(f"Feast: {type(exc).__name__}: {exc}") from exc
-
-    def _open(self) -> None:
-        # 190 MB: only who needs Feast's reader has it.
-        from feature_repo.online import OnlineFeatures  # noqa: PLC0415
-
-        online = OnlineFeatures(*self._wanted)
-        online.ping()  # the first call takes longer than a read may
-        self._online = online
-
-    def _watermark(self) -> datetime | None:
-        self._online.ping()
-        watermark: datetime | None = self._online.watermark()
-        return watermark
 
     def _read(self, keys: Sequence[Entity], as_of: Sequence[datetime]) -> list[Features | None]:
-        rows = list[Any]()
+        if self._online is None:
+            raise FeaturesUnavailableError("Feast: not opened yet")
+        rows: list[Features | None] = []
         for moment, pairs in groupby(zip(keys, as_of, strict=True), key=lambda pair: pair[1]):
             rows += self._online.read([key for key, _ in pairs], moment)
         return rows
+
+    def _probe(self) -> datetime | None:
+        # 190 MB: only who needs Feast's reader has it.
+        from feature_repo.online import OnlineFeatures  # noqa: PLC0415
+
+        online = self._online or OnlineFeatures(*self._wanted)
+        online.ping()  # the first call takes longer than a read may
+        self._online = online
+        return online.watermark()

@@ -7,9 +7,9 @@ import gc
 import logging
 import time
 from collections import OrderedDict
-from contextlib import suppress
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
+from mlflow_server.lookup import LookupSpecification
 from serving.feast_reader import FeastReader
 from serving.lookup import RedisReader
 from stack.errors import FeaturesUnavailableError, GyreError
@@ -30,17 +30,8 @@ PART = 500
 where there are several a second try: one late reply is no reason to do without thousands."""
 COLLECT = (50_000, 20, 100)
 """An answer leaves no cycles behind: the collector's default looks for them every few ticks."""
+NOTHING = LookupSpecification(feast="", online_store="")
 logger = logging.getLogger(__name__)
-
-
-class Reader(Protocol):
-    """An online store: see `RedisReader` and `FeastReader`."""
-
-    async def read(
-        self, keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> list[Features | None]: ...
-    async def probe(self) -> datetime | None: ...
-    async def close(self) -> None: ...
 
 
 class FeatureSource:
@@ -48,8 +39,7 @@ class FeatureSource:
 
     After one failed read the store is left alone (its deadline would hold up every request in
     turn) until a ping succeeds; one is sent at once. `problem` says why it is left alone; `down`
-    is the same once a second try failed too: one late answer is no outage. `fallback` says why
-    Feast's own reader answers; else None.
+    is the same once a second try failed too: one late answer is no outage.
     """
 
     def __init__(
@@ -57,7 +47,7 @@ class FeatureSource:
         settings: Settings,
         contract: ServedModel | None,
         cache_seconds: float = CACHE_SECONDS,
-        reader: Reader | None = None,
+        reader: RedisReader | FeastReader | None = None,
     ) -> None:
         """contract: None: there is no version yet, the store is only probed.
 
@@ -70,8 +60,11 @@ class FeatureSource:
         reads = {"feature_service", "features", "lookup"}
         self.asked = contract.model_dump_json(include=reads) if contract else ""
         """The same for versions that read the same: they share a source."""
-        self.fallback = contract.lookup.unsupported if contract else None
-        self._reader = reader or _reader(settings, contract)
+        lookup = contract.lookup if contract else NOTHING
+        names = tuple(contract.features) if contract else ()
+        if contract and lookup.unsupported:
+            reader = reader or FeastReader(settings, contract.feature_service, names)
+        self._reader = reader or RedisReader(settings.redis_address, lookup, names)
         self._last_known = LastKnown(cache_seconds)
         self._probing = asyncio.Lock()
         self._probe: asyncio.Task[None] | None = None
@@ -95,8 +88,9 @@ class FeatureSource:
             try:
                 return await self._read(keys, as_of), "online"
             except Exception as exc:  # noqa: BLE001  (whatever it is, answers go on)
-                self._failed(exc)
-                self._probe = asyncio.create_task(self.probe())
+                if self.problem is None:  # others that waited fail with the first
+                    self._failed(exc)
+                    self._probe = asyncio.create_task(self.probe())
         return self._last_known.rows(keys), "cache"
 
     async def _read(
@@ -127,25 +121,21 @@ class FeatureSource:
             try:
                 self.watermark = await self._reader.probe()
             except Exception as exc:  # noqa: BLE001  (what is wrong is said by `problem`)
-                again = self.problem is not None
                 self._failed(exc)
-                if again:
-                    self.down = self.problem
             else:
                 self.problem = self.down = None
 
     def _failed(self, exc: Exception) -> None:
-        self.problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
-        if self.problem != self._logged:  # the same may be true of thousands of reads
-            logger.warning("features: %s", self.problem)
-        self._logged = self.problem
+        said = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
+        if self.problem is not None:
+            self.down = said
+        if self._logged != said:  # the same may be true of thousands of reads
+            logger.warning("features: %s", said)
+        self.problem = self._logged = said
 
     async def close(self) -> None:
-        """End what is under way; reads that have begun are answered."""
-        if self._probe is not None:
-            self._probe.cancel()
-        with suppress(FeaturesUnavailableError):
-            await self._reader.close()
+        """Let reads that have begun end; nothing is opened any more."""
+        await self._reader.close()
 
 
 class LastKnown:
@@ -157,25 +147,18 @@ class LastKnown:
 
     def remember(self, keys: Sequence[Entity], rows: Sequence[Features | None]) -> None:
         now = time.monotonic()
-        for key, row in zip(((*key.values(),) for key in keys), rows, strict=True):
+        for key, row in zip(keys, rows, strict=True):
             if row:
-                self._rows[key] = (now, row)
-                self._rows.move_to_end(key)
+                values = (*key.values(),)
+                self._rows[values] = (now, row)
+                self._rows.move_to_end(values)
         while len(self._rows) > CACHE_ENTITIES:
             self._rows.popitem(last=False)
 
     def rows(self, keys: Sequence[Entity]) -> list[Features | None]:
         oldest = time.monotonic() - self._seconds
-        found = (self._rows.get((*key.values(),), (oldest - 1, None)) for key in keys)
-        return [row if at >= oldest else None for at, row in found]
-
-
-def _reader(settings: Settings, contract: ServedModel | None) -> Reader:
-    if contract is None:
-        return RedisReader(settings.redis_address, None, ())
-    if contract.lookup.unsupported is None:
-        return RedisReader(settings.redis_address, contract.lookup, tuple(contract.features))
-    return FeastReader(settings, contract.feature_service, tuple(contract.features))
+        found = (self._rows.get((*key.values(),)) for key in keys)
+        return [known[1] if known and known[0] >= oldest else None for known in found]
 
 
 def settle() -> None:

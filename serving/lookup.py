@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import struct
 from collections.abc import Sequence
 from datetime import datetime
@@ -12,24 +13,27 @@ import hiredis
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
+from feature_repo.on_demand import load_function
 from serving.decoding import DECODERS, instant
 from serving.metrics import UNREADABLE_FEATURES
-from serving.on_demand import Columns, FunctionReader
 from stack.errors import DataError, FeaturesUnavailableError
 from stack.moment import microseconds
 
 if TYPE_CHECKING:
     from mlflow_server.lookup import LookupSpecification, StoredView
-    from stack.spec import Entity
+    from stack.spec import Entity, FeatureType
 
 Features = dict[str, int | float | str | None]
 """Feature → value. An empty one: what is stored of the entity cannot be read."""
+Columns = dict[str, list[Any]]
 Reply = Sequence[bytes | None]
 OPENING_SECONDS = 0.5
 READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
 """Deadline of a read: so long, and for each key beside it."""
 INT64, STRING = struct.pack("<II", 4, 8), struct.pack("<I", 2)
 """Types of join keys in the name of a hash (feast.types.ValueType), an int64's size beside it."""
+RETURNED: dict[FeatureType, set[type]] = {"int64": {int}, "double": {float, int}, "string": {str}}
+"""What an on-demand function may return for a column of a type, beside None."""
 
 
 class ViewReader:
@@ -54,19 +58,18 @@ class ViewReader:
         return (b"HMGET", name + self._view.suffix, *self._fields)
 
     def columns(self, replies: Sequence[Reply], as_of: Sequence[datetime]) -> Columns:
-        rows = [self._valid(reply, at) for reply, at in zip(replies, as_of, strict=True)]
-        _, *columns = zip(*rows, strict=True)
+        """Values by feature; nulls where they are older than the view's time to live."""
+        if self._view.ttl_us:
+            oldest = [microseconds(at) - self._view.ttl_us for at in as_of]
+            replies = [
+                self._absent if reply[0] is None or instant(reply[0]) < at else reply
+                for reply, at in zip(replies, oldest, strict=True)
+            ]
+        _, *columns = zip(*replies, strict=True)
         return {
             name: [*map(decode, column)]
             for (name, decode), column in zip(self._decoders, columns, strict=True)
         }
-
-    def _valid(self, reply: Reply, as_of: datetime) -> Reply:
-        """Return the reply; nulls for values that are too old."""
-        time, ttl_us = reply[0], self._view.ttl_us
-        if not ttl_us or (time and microseconds(as_of) - instant(time) <= ttl_us):
-            return reply
-        return self._absent
 
 
 class RowReader:
@@ -80,16 +83,20 @@ class RowReader:
                 names a function that the project does not have.
 
         """
-        if lacking := {*features} - lookup.features:
+        stored = [feature for view in lookup.views for feature in view.features]
+        known = {each.name for each in stored}.union(*(each.outputs for each in lookup.functions))
+        if lacking := {*features} - known:
             raise DataError(f"the look-up specification lacks {', '.join(sorted(lacking))}")
-        for stored in (feature for view in lookup.views for feature in view.features):
-            tag = DECODERS[stored.kind][0]
-            if stored.tag != tag:
-                raise DataError(f"{stored.name} is stored under tag {stored.tag}, expected {tag}")
+        for each in stored:
+            tag = DECODERS[each.kind][0]
+            if each.tag != tag:
+                raise DataError(f"{each.name} is stored under tag {each.tag}, expected {tag}")
         self._features = features
         self._views = [ViewReader(view) for view in lookup.views]
-        self._functions = [FunctionReader(function) for function in lookup.functions]
-        self._keys = {column for view in lookup.views for column in view.keys}
+        self._functions = [
+            (function, load_function(function.module, function.function, function.sha256))
+            for function in lookup.functions
+        ]
         self._unknown = (None,) * len(features)
 
     def commands(self, keys: Sequence[Entity]) -> list[tuple[bytes, ...]]:
@@ -109,11 +116,8 @@ class RowReader:
             if len(keys) == 1:
                 UNREADABLE_FEATURES.inc()
                 return [{}]
-            alone = zip(keys, as_of, strict=True)
-            return [
-                self.rows(replies[n :: len(keys)], [key], [at])[0]
-                for n, (key, at) in enumerate(alone)
-            ]
+            alone = enumerate(zip(keys, as_of, strict=True))
+            return [self.rows(replies[n :: len(keys)], [key], [at])[0] for n, (key, at) in alone]
         values = zip(*(columns[name] for name in self._features), strict=True)
         return [
             None if row == self._unknown else dict(zip(self._features, row, strict=True))
@@ -127,11 +131,23 @@ class RowReader:
         for n, view in enumerate(self._views):
             columns |= view.columns(replies[n * len(keys) : (n + 1) * len(keys)], as_of)
         if self._functions:
-            known = columns | {name: [key[name] for key in keys] for name in self._keys}
+            known = columns | {name: [key[name] for key in keys] for name in keys[0]}
             known["as_of"] = [microseconds(at) for at in as_of]
-            for function in self._functions:
-                columns |= function.columns(known, len(keys))
+            for function, call in self._functions:
+                # Copies: what a function does to its arguments is its own affair.
+                found = call({name: known[column][:] for name, column in function.inputs.items()})
+                for name, kind in function.outputs.items():
+                    columns[name] = _typed(kind, found[name], len(keys))
         return columns
+
+
+def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
+    """Return what a function gave as Feast would store and give it back; NaN is null."""
+    if len(values) != count or {*map(type, values)} - RETURNED[kind] - {type(None)}:
+        raise TypeError(f"not {count} values of {kind}")
+    if kind != "double":
+        return values
+    return [None if value is None or math.isnan(value) else float(value) for value in values]
 
 
 class RedisReader:
@@ -141,17 +157,14 @@ class RedisReader:
     connection too, and fails who waits: a late reply is never taken for another batch's.
     """
 
-    def __init__(
-        self, address: str, lookup: LookupSpecification | None, features: Sequence[str]
-    ) -> None:
-        """lookup: None: nothing is read, Redis is only pinged."""
-        self._rows = RowReader(lookup, features) if lookup else None
-        marks = sorted({view.mark for view in lookup.views}) if lookup else []
+    def __init__(self, address: str, lookup: LookupSpecification, features: Sequence[str]) -> None:
+        """lookup: where it has no views, Redis is only pinged."""
+        self._rows = RowReader(lookup, features)
+        marks = sorted({view.mark for view in lookup.views})
         self._ping = ("MGET", *marks) if marks else ("PING",)
         pool: Any = ConnectionPool.from_url(address)
         self._connection: AbstractConnection = pool.make_connection()
         self._turn = asyncio.Lock()
-        self._problem = "Redis: not opened yet"
         self._closed = False
 
     async def read(
@@ -163,8 +176,6 @@ class RedisReader:
             FeaturesUnavailableError: Redis is not connected, refuses, breaks off or is too late.
 
         """
-        if self._rows is None:
-            raise FeaturesUnavailableError("no version says yet what to look up")
         commands = self._rows.commands(keys)
         replies = await self._ask(commands, READ_SECONDS + KEY_SECONDS * len(keys))
         return self._rows.rows(replies, keys, as_of)
@@ -176,8 +187,8 @@ class RedisReader:
             FeaturesUnavailableError: as `read`; or Redis holds no features.
 
         """
-        if not self._connection.is_connected and not self._closed:
-            await self._ask((), OPENING_SECONDS, opening=True)
+        if not self._connection.is_connected:
+            await self._ask((), OPENING_SECONDS)
         (marks,) = await self._ask([self._ping], READ_SECONDS)
         if not isinstance(marks, list):
             return None
@@ -186,19 +197,17 @@ class RedisReader:
         return min(datetime.fromisoformat(mark.decode()) for mark in marks)
 
     async def close(self) -> None:
-        """Let the batches under way end; nothing is sent any more."""
+        """Let the batches under way end; nothing is opened any more."""
         self._closed = True
         async with self._turn:
             await self._connection.disconnect(nowait=True)
 
-    async def _ask(
-        self, commands: Sequence[tuple[Any, ...]], seconds: float, *, opening: bool = False
-    ) -> list[Any]:
-        """Send commands and return their replies; what is sent on no connection opens one."""
+    async def _ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+        """Send commands and return their replies. To ask nothing opens the connection."""
         async with self._turn:
             connection = self._connection
-            if not connection.is_connected and not opening:
-                raise FeaturesUnavailableError(self._problem)
+            if not connection.is_connected and (commands or self._closed):
+                raise FeaturesUnavailableError("Redis: not connected")
             try:
                 async with asyncio.timeout(seconds):
                     # redis-py packs in Python: 6 us a row in place of 2, of 18 in all.
@@ -207,8 +216,8 @@ class RedisReader:
                     return [await connection.read_response() for _ in commands]
             except BaseException as exc:
                 await connection.disconnect(nowait=True)
-                late = f"no answer within {seconds * 1000:.0f} ms"
-                self._problem = f"Redis: {late if isinstance(exc, TimeoutError) else exc}"
                 if isinstance(exc, RedisError | OSError):
-                    raise FeaturesUnavailableError(self._problem) from exc
+                    late = f"no answer within {seconds * 1000:.0f} ms"
+                    what = late if isinstance(exc, TimeoutError) else exc
+                    raise FeaturesUnavailableError(f"Redis: {what}") from exc
                 raise

@@ -65,7 +65,8 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
 
     async def read():
         async with stocked.source() as source:
-            assert (source.problem, source.fallback, source.watermark) == (None, None, NOON)
+            assert stocked.contract().lookup.unsupported is None
+            assert (source.problem, source.watermark) == (None, NOON)
             return [(await online(source, [key], at))[0] for key, at in pairs]
 
     before = unreadable()
@@ -87,7 +88,8 @@ def test_a_view_under_another_name_and_key_is_read_by_them(stocked):  # noqa: F8
 
     async def read():
         async with stocked.source("renamed", names) as source:
-            assert (source.problem, source.fallback) == (None, None)
+            assert stocked.contract("renamed", names).lookup.unsupported is None
+            assert source.problem is None
             return await online(source, keys)
 
     found = uvloop.run(read())
@@ -224,11 +226,14 @@ def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, chang
 
 
 def test_what_no_specification_can_say_is_read_by_feast_and_said(stocked):  # noqa: F811
+    names = ("amount", "thrice")
+
     async def read():
-        async with stocked.source("pandas", ("amount", "thrice")) as source:
-            assert source.fallback == "on-demand view by_pandas: mode is pandas"
+        async with stocked.source("pandas", names) as source:
             return await online(source, people(-2))
 
+    said = stocked.contract("pandas", names).lookup.unsupported
+    assert said == "on-demand view by_pandas: mode is pandas"
     assert uvloop.run(read()) == [{"amount": 1.5, "thrice": 4.5}]
 
 
