@@ -24,11 +24,10 @@ once a second: SIGKILL loses no acknowledged row, a power cut at most the last s
 A file is ended after 64 MB or 10 minutes, closed once it is on disk, and never written again. The
 writer holds a lock (`flock`) on its open file: whoever gets it has a closed file, also after a
 SIGKILL. In an open file, every line that ends in a newline is final. A line that is no JSON object
-(torn by a full disk or a power cut) is skipped and counted by `read_rows`.
+was torn by a full disk or a power cut.
 """
 
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -45,21 +44,6 @@ MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
 CLOSED = -1
 logger = logging.getLogger(__name__)
-
-
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of one file, and how many torn lines were skipped."""
-    rows, torn = [], 0
-    for line in filter(None, path.read_bytes().split(b"\n")):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            torn += 1
-    return rows, torn
 
 
 class AppendLog:
@@ -80,23 +64,21 @@ class AppendLog:
         """Begin a file. One at hand takes no more rows: the next flush syncs and closes it."""
         if self._file != CLOSED:
             self._ended.append(self._file)
-        self._file = CLOSED
-        name = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}.jsonl"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
+        self._file, self._size, self._torn = CLOSED, 0, False
+        self._opened = time.monotonic()
+        name = f"{self.kind}-{os.getpid()}"
         hidden, file = self._folder / f".{name}", CLOSED
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Locked before it has its name: a file that can be found is never taken for closed.
-            file = os.open(hidden, flags, 0o644)
+            file = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            hidden.rename(self._folder / name)
+            hidden.rename(self._folder / f"{name}-{time.time_ns() // 1000}.jsonl")
             self._file = file
         except OSError as exc:
             if file != CLOSED:
                 os.close(file)
-                hidden.unlink(missing_ok=True)
             self._failed(exc)
-        self._size, self._torn, self._opened = 0, False, time.monotonic()
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Hand all rows to the kernel in one write; False if that failed."""
@@ -125,35 +107,31 @@ class AppendLog:
     def flush(self) -> None:
         """Once a second: to disk, and on to a new file where this one is old or did not open."""
         with self._lock:
-            old = self._size and time.monotonic() - self._opened > MAX_SECONDS
-            if self._file == CLOSED or old:
+            is_old = self._size and time.monotonic() - self._opened > MAX_SECONDS
+            if self._file == CLOSED or is_old:
                 self.open()
-            try:
-                now = [] if self._file == CLOSED else [os.dup(self._file)]
-            except OSError as exc:  # too many are open: the next flush has them all
-                self._failed(exc)
-                return
-            files, self._ended = [*self._ended, *now], []
+            file, ended, self._ended = self._file, self._ended, []
             since, self._unsynced = self._unsynced, None
-        for file in files:  # outside the lock: a slow disk must not hold up the answers
-            self._sync(file)
+        for each in (*ended, file):  # outside the lock: a slow disk must not hold up the answers
+            self._sync(each)
+        for each in ended:
+            os.close(each)
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
-    def _sync(self, file: int) -> None:
-        """Flush `file` to disk and close it."""
-        try:
-            os.fsync(file)
-        except OSError as exc:
-            self._failed(exc)
-        finally:
-            os.close(file)
-
     def close(self) -> None:
+        """Flush all to disk and close it; for after the last `flush`."""
         with self._lock:
             for file in (*self._ended, self._file):
                 if file != CLOSED:
                     self._sync(file)
+                    os.close(file)
             self._ended, self._file = [], CLOSED
+
+    def _sync(self, file: int) -> None:
+        try:
+            os.fsync(file)
+        except OSError as exc:
+            self._failed(exc)
 
     def _failed(self, exc: OSError) -> None:
         if self.problem is None:
