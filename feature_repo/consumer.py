@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
@@ -90,8 +91,12 @@ class EventConsumer:
         self.schema = event_schema(dataset, self._rules.never_null)
         row: Any = self.schema.row_model()
         self._rows = TypeAdapter(list[row])
-        self._online: EntityFeatures | None = None
         self._batches = 0
+
+    @cached_property
+    def _online(self) -> EntityFeatures:
+        """Opened at the first batch: before the first ingest there may be no store."""
+        return EntityFeatures(self._settings, self._dataset, self._raw)
 
     def step(self) -> bool:
         """Process and acknowledge what waits; False if nothing does, or it has to wait on.
@@ -152,14 +157,12 @@ class EventConsumer:
         good = [row for n, row in enumerate(rows) if n not in broken]
         if not good:
             return
-        if self._online is None:
-            self._online = EntityFeatures(self._settings, self._dataset, self._raw)
         with self._online.turn():
             with one_writer(self._raw.path):  # what is superseded is what stands
-                values = self._merge(good, self._online, now)
+                values = self._merge(good, now)
             self._online.write(values)
 
-    def _merge(self, rows: Sequence[Row], online: EntityFeatures, now: datetime) -> Values:
+    def _merge(self, rows: Sequence[Row], now: datetime) -> Values:
         """Merge rows into the raw table; return the feature values of their entities.
 
         They are computed before: a value that no expression takes must not stand in the table.
@@ -183,10 +186,10 @@ class EventConsumer:
             known[of] = row
             changed.append(row)
         values: Values = []
-        if problem := online.problem():
+        if problem := self._online.problem():
             logger.warning("%s: events are in the table alone: %s", self.name, problem)
         else:
-            values = online.values([*known.values()], [*before, *rows], now)
+            values = self._online.values([*known.values()], [*before, *rows], now)
         if changed:
             table = pa.Table.from_pylist(changed, schema=self._raw.schema)
             self._raw.merge(table, key, columns, "ingested_at")

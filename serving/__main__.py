@@ -18,7 +18,7 @@ SHUTDOWN_SECONDS = 5
 
 
 def serve(settings: Settings) -> None:
-    """Answer until SIGTERM; where the port is taken, exit with code 1 before a worker starts."""
+    """Answer until SIGTERM; where the port is taken, exit with uvicorn's code 3."""
     log_to_stdout()
     config = uvicorn.Config(
         partial(worker, settings),

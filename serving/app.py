@@ -8,7 +8,6 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -28,7 +27,6 @@ from serving.routes import add_routes
 from serving.watcher import RegistryWatcher
 from stack.settings import Settings
 
-SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +40,10 @@ def create_app(settings: Settings) -> RequestMiddleware:
     watcher = RegistryWatcher(settings, repository)
 
     async def look_after() -> None:
-        end_without_parent()
+        """End if the server is gone: the next one brings workers, and needs the port."""
+        parent = multiprocessing.parent_process()
+        if parent and parent.pid != os.getppid():
+            os.kill(os.getpid(), signal.SIGTERM)
         for name, model in repository.holders.items():
             await asyncio.gather(*(source.probe() for source in model.sources))
             watermark = model.features.watermark
@@ -56,13 +57,12 @@ def create_app(settings: Settings) -> RequestMiddleware:
         await watcher.poll()
         await look_after()
         settle()
-        every_second = (
-            look_after,
-            partial(asyncio.to_thread, log.flush),
-            partial(asyncio.to_thread, feedback.flush),
-        )
-        tasks = [asyncio.create_task(_again(work)) for work in every_second]
-        tasks.append(asyncio.create_task(watcher.run()))
+        tasks = [
+            asyncio.create_task(watcher.run()),
+            asyncio.create_task(_every_second(look_after)),
+            asyncio.create_task(_every_second(asyncio.to_thread, log.flush)),
+            asyncio.create_task(_every_second(asyncio.to_thread, feedback.flush)),
+        ]
         try:
             yield
         finally:
@@ -91,17 +91,10 @@ def create_app(settings: Settings) -> RequestMiddleware:
     return front
 
 
-def end_without_parent() -> None:
-    """End if the server is gone: the next one brings workers, and needs the port."""
-    parent = multiprocessing.parent_process()
-    if parent and parent.pid != os.getppid():
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-async def _again(work: Callable[[], Awaitable[Any]]) -> None:
+async def _every_second(work: Callable[..., Awaitable[Any]], *given: Any) -> None:
     while True:
-        await asyncio.sleep(SECONDS)
+        await asyncio.sleep(1)
         try:
-            await work()
+            await work(*given)
         except Exception:
-            logger.exception("%s failed", work)
+            logger.exception("%s%s failed", work, given)

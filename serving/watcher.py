@@ -10,7 +10,6 @@ import json
 import logging
 import random
 import sys
-from contextlib import suppress
 from subprocess import PIPE, CalledProcessError
 
 import httpx
@@ -21,7 +20,6 @@ from stack.settings import Settings
 from stack.spec import MODELS, broken_specs, load_specs
 
 POLL_SECONDS = 2.0
-JITTER = 0.1
 ANSWER_SECONDS = 1.0
 """How long MLflow may take to answer a poll."""
 FETCH_SECONDS = 300.0
@@ -44,7 +42,7 @@ class RegistryWatcher:
     async def run(self) -> None:
         """Poll until cancelled; at once when a fetch ends, as its versions are here then."""
         while True:
-            wait = POLL_SECONDS * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+            wait = POLL_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311  (not all workers at once)
             if self._fetch is None:
                 await asyncio.sleep(wait)
             else:
@@ -84,16 +82,14 @@ class RegistryWatcher:
             for model in models:
                 await model.start_without_registry()
             return
-        is_fetch_due = False
-        for model in models:
-            is_fetch_due |= await model.assign(registered.get(model.spec.name))
-        if is_fetch_due and self._fetch is None:
+        missing = [await model.assign(registered.get(model.spec.name)) for model in models]
+        if any(missing) and self._fetch is None:
             self._fetch = asyncio.create_task(self._fetch_versions())
 
     async def _fetch_versions(self) -> None:
         """Have the child process fetch what is missing; note which versions it refused."""
         try:
-            refused = await asyncio.wait_for(_fetch(), FETCH_SECONDS)
+            refused = await asyncio.wait_for(_run_child(), FETCH_SECONDS)
             for name, model in self._repository.holders.items():
                 model.refuse(refused.get(name, {}))
         except Exception as exc:  # noqa: BLE001  (whatever it is, the next one may end well)
@@ -104,12 +100,11 @@ class RegistryWatcher:
     async def close(self) -> None:
         if self._fetch is not None:
             self._fetch.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._fetch
+            await asyncio.wait([self._fetch])
         await self._client.aclose()
 
 
-async def _fetch() -> dict[str, dict[str, str]]:
+async def _run_child() -> dict[str, dict[str, str]]:
     """Run the child process, and kill it if it is not waited for; return what it printed."""
     command = [sys.executable, "-m", "serving.fetch"]
     child = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
