@@ -1,28 +1,21 @@
 """The broker of events: Redis Streams. No other module knows that.
 
 Stream `gyre:events:DATASET`, one entry a request: field `events`, a JSON list of rows. Hash
-`gyre:events` holds each dataset's EventSchema as JSON; the consumer writes it when it starts.
+`gyre:events` holds each dataset's EventSchema as JSON; the consumer writes it.
 A consumer of the group reads, then acknowledges what is in the table; nothing else is removed.
 """
 
-from __future__ import annotations
-
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.retry import Retry as AsyncRetry
-from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
+from feature_repo.events import EventSchema
 from stack.errors import BrokerUnavailableError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-
-    from feature_repo.events import EventSchema
-    from stack.settings import Settings
+from stack.settings import Settings
 
 GROUP, SCHEMAS = "gyre", "gyre:events"
 DEADLINE = 1.0
@@ -51,11 +44,8 @@ class Intake:
     """Serving's side. Every call raises BrokerUnavailableError where Redis does not answer."""
 
     def __init__(self, settings: Settings) -> None:
-        once = AsyncRetry(NoBackoff(), 0)  # a second XADD would be a second entry
-        self._redis = AsyncRedis.from_url(
-            settings.redis_address, socket_timeout=DEADLINE,
-            socket_connect_timeout=DEADLINE, retry=once,
-        )  # fmt: skip
+        # Nothing is tried twice: a second XADD would be a second entry.
+        self._redis = AsyncRedis.from_url(settings.redis_address, socket_timeout=DEADLINE)
 
     async def schemas(self) -> dict[str, bytes]:
         """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
@@ -109,6 +99,7 @@ class Stream:
 
     def read(self, dataset: str) -> list[Entry]:
         """Return entries in order: those delivered and not acknowledged, then new ones."""
+        entries: list[Entry] = []
         for start in ("0", ">"):
             streams: dict[Any, Any] = {_stream(dataset): start}
             found: Any = self._redis.xreadgroup(GROUP, self._name, streams, count=AT_ONCE)
@@ -119,8 +110,8 @@ class Stream:
                 if fields  # else somebody deleted it
             ]
             if entries:
-                return entries
-        return []
+                break
+        return entries
 
     def acknowledge(self, dataset: str, entries: Sequence[Entry]) -> None:
         """Acknowledge, then remove all that is older than the oldest entry not acknowledged."""

@@ -1,6 +1,6 @@
 """`gyre consume`: events from the broker into raw table, features and online store.
 
-A micro-batch is what waits, at most 1,000 rows, closed no sooner than 200 ms after the one before.
+A micro-batch is what waits, at most 1,000 rows, begun no sooner than 200 ms after the one before.
 Its rows are validated by the rules of single rows, merged by key, brought online and acknowledged
 last: a consumer that dies on the way gets the same entries again, and they change nothing.
 
@@ -8,16 +8,16 @@ Of a key the newest arrival wins. An event arrives when the broker has it, a row
 the ingest that first sees it.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import signal
 import socket
 import threading
 import time
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from datetime import datetime, timedelta
+from functools import cached_property
+from typing import Any
 
 import pyarrow as pa
 from pydantic import TypeAdapter
@@ -25,22 +25,17 @@ from redis.exceptions import RedisError
 
 from feature_repo.broker import Entry, Stream
 from feature_repo.datasets import load_datasets
+from feature_repo.definition import Dataset
 from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
 from feature_repo.events import event_schema
 from feature_repo.features import raw_table
 from feature_repo.ingest import as_json, quarantine, quarantine_table
 from feature_repo.validation import RowRules
 from stack.errors import DataError
+from stack.settings import Settings
 from stack.storage import one_writer
 
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from datetime import datetime
-
-    from feature_repo.definition import Dataset
-    from stack.settings import Settings
-
-MAX_ROWS, CLOSED_AFTER, CLAIM_SECONDS = 1_000, 0.2, 10.0
+MAX_ROWS, BATCH_SECONDS = 1_000, 0.2
 CLOCKS = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
 COMPACT_AFTER = 100
@@ -57,26 +52,22 @@ def consume(settings: Settings) -> None:
     consumers = _consumers(settings, stream)
     names = [consumer.name for consumer in consumers]
     logger.info("consuming events of %s", ", ".join(names))
-    declared = -CLAIM_SECONDS
     while not stop.is_set():
         began = time.monotonic()
         try:
-            if began > declared + CLAIM_SECONDS:
-                for consumer in consumers:
-                    stream.declare(consumer.schema)
-                declared = began
+            for consumer in consumers:
+                stream.declare(consumer.schema)  # always: one without its data has no group
             busy = [consumer.step() for consumer in consumers]
             if any(busy):
-                stop.wait(began + CLOSED_AFTER - time.monotonic())
+                stop.wait(began + BATCH_SECONDS - time.monotonic())
             else:
                 stream.wait(names)
         except RedisError as exc:
             logger.warning("Redis: %s", exc)
-            declared = -CLAIM_SECONDS  # one without its data has no group
-            stop.wait(CLAIM_SECONDS / 10)
+            stop.wait(1)
 
 
-def _consumers(settings: Settings, stream: Stream) -> list[EventConsumer]:
+def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
     datasets, problems = load_datasets()
     found = []
     for dataset in datasets:
@@ -100,8 +91,12 @@ class EventConsumer:
         self.schema = event_schema(dataset, self._rules.never_null)
         row: Any = self.schema.row_model()
         self._rows = TypeAdapter(list[row])
-        self._online: EntityFeatures | None = None
         self._batches = 0
+
+    @cached_property
+    def _online(self) -> EntityFeatures:
+        """Opened at the first batch: before the first ingest there may be no store."""
+        return EntityFeatures(self._settings, self._dataset, self._raw)
 
     def step(self) -> bool:
         """Process and acknowledge what waits; False if nothing does, or it has to wait on.
@@ -109,7 +104,7 @@ class EventConsumer:
         It waits for the first ingest, and for what another try may mend.
         """
         entries = self._stream.read(self.name)  # by which Redis knows that this consumer lives
-        if not self._raw.exists:
+        if not entries or not self._raw.exists:
             return False
         batch, count = dict[Entry, list[Row]](), 0
         for entry in entries:
@@ -118,8 +113,6 @@ class EventConsumer:
             if batch and count > MAX_ROWS:  # the others are read again
                 break
             batch[entry] = rows
-        if not batch:
-            return False
         try:
             self._process(batch)
             self._stream.acknowledge(self.name, [*batch])
@@ -164,19 +157,18 @@ class EventConsumer:
         good = [row for n, row in enumerate(rows) if n not in broken]
         if not good:
             return
-        if self._online is None:
-            self._online = EntityFeatures(self._settings, self._dataset, self._raw)
         with self._online.turn():
             with one_writer(self._raw.path):  # what is superseded is what stands
-                values = self._merge(good, self._online, now)
+                values = self._merge(good, now)
             self._online.write(values)
 
-    def _merge(self, rows: Sequence[Row], online: EntityFeatures, now: datetime) -> Values:
+    def _merge(self, rows: Sequence[Row], now: datetime) -> Values:
         """Merge rows into the raw table; return the feature values of their entities.
 
         They are computed before: a value that no expression takes must not stand in the table.
         """
         key, entity = self._dataset.key, (self._dataset.entity,)
+        columns = self._dataset.schema.names
         newest = {key_of(row, key): row for row in rows}
         entities = {key_of(row, entity) for row in rows}
         found = raw_rows(self._raw, {key: newest.keys(), entity: entities})
@@ -184,27 +176,24 @@ class EventConsumer:
         if moved := {key_of(row, entity) for row in before} - entities:
             found += raw_rows(self._raw, {entity: moved})
         known = {key_of(row, key): row for row in found}
-        changed = [row for of, row in newest.items() if self._is_news(row, known.get(of))]
-        for row in changed:
-            old = known.get(key_of(row, key))
-            if old:
+        changed = []
+        for of, row in newest.items():
+            if old := known.get(of):
+                is_same = all(row[name] == old[name] for name in columns)
+                if is_same or row["ingested_at"] < old["ingested_at"]:
+                    continue
                 row["superseded"] = old["superseded"] or as_json(self._table([old]))[0]
-            known[key_of(row, key)] = row
+            known[of] = row
+            changed.append(row)
         values: Values = []
-        if problem := online.problem():
+        if problem := self._online.problem():
             logger.warning("%s: events are in the table alone: %s", self.name, problem)
         else:
-            values = online.values([*known.values()], [*before, *rows], now)
+            values = self._online.values([*known.values()], [*before, *rows], now)
         if changed:
             table = pa.Table.from_pylist(changed, schema=self._raw.schema)
-            self._raw.merge(table, key, self._dataset.schema.names, "ingested_at")
+            self._raw.merge(table, key, columns, "ingested_at")
         return values
-
-    def _is_news(self, row: Row, old: Row | None) -> bool:
-        if old is None:
-            return True
-        differs = any(row[name] != old[name] for name in self._dataset.schema.names)
-        return differs and row["ingested_at"] >= old["ingested_at"]
 
     def _table(self, rows: Sequence[Row]) -> pa.Table:
         return pa.Table.from_pylist([*rows], schema=self._dataset.schema)

@@ -14,14 +14,14 @@ if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
 Time = Annotated[AwareDatetime, Field(strict=True), AfterValidator(lambda at: at.astimezone(UTC))]
+Double = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 TYPES: dict[str, Any] = {
     "bool": Annotated[bool, Field(strict=True)],
-    "int8": Int64, "int16": Int64, "int32": Int64, "int64": Int64,
-    "float": Annotated[float, Field(strict=True, allow_inf_nan=False)],
-    "double": Annotated[float, Field(strict=True, allow_inf_nan=False)],
+    **dict.fromkeys(("int8", "int16", "int32", "int64"), Int64),
+    **dict.fromkeys(("float", "double"), Double),
     "string": Annotated[str, Field(strict=True)],
     "timestamp[us, tz=UTC]": Time,
-}  # fmt: skip
+}
 """Arrow types that a column of an event may have, and what their values are in JSON."""
 
 
@@ -35,10 +35,9 @@ class EventSchema(BaseModel):
 
     def row_model(self) -> type[BaseModel]:
         """Return the model of one event: every column, strictly, times with an offset."""
-        types = {name: TYPES[kind] for name, kind in self.columns.items()}
         fields: dict[str, Any] = {
-            name: (kind if name in self.required else kind | None, ...)
-            for name, kind in types.items()
+            name: (TYPES[kind] if name in self.required else TYPES[kind] | None, ...)
+            for name, kind in self.columns.items()
         }
         config = ConfigDict(extra="forbid", protected_namespaces=())
         return create_model(f"{self.dataset.capitalize()}Event", __config__=config, **fields)
@@ -59,9 +58,7 @@ def event_schema(dataset: Dataset, never_null: set[str]) -> EventSchema:
             raise DataError(f"{dataset.name}.{name}: expected {', '.join(TYPES)}, found {kind}")
     required = {*dataset.key, dataset.entity, dataset.event_time, *never_null}
     required |= {field.name for field in dataset.schema if not field.nullable}
+    time = dataset.event_time
     return EventSchema(
-        dataset=dataset.name,
-        columns=columns,
-        required=sorted(required),
-        event_time=dataset.event_time,
+        dataset=dataset.name, columns=columns, required=sorted(required), event_time=time
     )

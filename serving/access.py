@@ -28,8 +28,7 @@ class Access:
 
     def __init__(self, tokens_file: Path) -> None:
         self.tokens_file = tokens_file
-        self._text: bytes | None = None
-        self._digests: tuple[bytes, ...] = ()
+        self._digests: list[bytes] = []
         self._look_at, self._problem = 0.0, ""
 
     def allows(self, authorization: bytes) -> bool:
@@ -37,27 +36,23 @@ class Access:
         if time.monotonic() >= self._look_at:
             self._look()
         scheme, _, token = authorization.partition(b" ")
-        found, allowed = sha256(token.strip()).digest(), False
-        for digest in self._digests:  # all of them: the time says nothing about which
-            allowed |= hmac.compare_digest(digest, found)
-        return allowed and scheme.lower() == b"bearer"
+        found = sha256(token.strip()).digest()
+        # Each is compared: the time says nothing about which it is.
+        matches = sum(hmac.compare_digest(digest, found) for digest in self._digests)
+        return matches > 0 and scheme.lower() == b"bearer"
 
     def _look(self) -> None:
         """Read the file: a few lines, so that no clock of a file system is relied on."""
         self._look_at = time.monotonic() + LOOK_SECONDS
-        text, problem = b"", ""
+        before = self._problem
         try:
-            text = self.tokens_file.read_bytes()
+            tokens = tokens_of(self.tokens_file.read_bytes())
+            self._problem = "" if tokens else "no token in it"
         except OSError as exc:
-            problem = str(exc.strerror)
-        if text != self._text:
-            self._text = text
-            self._digests = tuple(sha256(token).digest() for token in tokens_of(text))
-        self._say("" if self._digests else problem or "no token in it")
-
-    def _say(self, problem: str) -> None:
-        if problem and problem != self._problem:
-            logger.error("%s: %s: every request is refused", self.tokens_file, problem)
-        elif self._problem and not problem:
-            logger.warning("%s: %d tokens are valid", self.tokens_file, len(self._digests))
-        self._problem = problem
+            tokens = []
+            self._problem = str(exc.strerror)
+        self._digests = [sha256(token).digest() for token in tokens]
+        if self._problem and self._problem != before:
+            logger.error("%s: %s: every request is refused", self.tokens_file, self._problem)
+        elif before and not self._problem:
+            logger.warning("%s: %d tokens are valid", self.tokens_file, len(tokens))

@@ -1,12 +1,12 @@
 """A worker's application: predictions, readiness, counts."""
 
 import asyncio
-import contextlib
 import logging
+import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,7 +20,6 @@ from serving.feedback import feedback_operation, feedback_route
 from serving.info import add_info
 from serving.metrics import WATERMARK_AGE
 from serving.middleware import RequestMiddleware
-from serving.periodic import every
 from serving.prediction_log import AppendLog
 from serving.readiness import add_health
 from serving.repository import ModelRepository
@@ -28,7 +27,6 @@ from serving.routes import add_routes
 from serving.watcher import RegistryWatcher
 from stack.settings import Settings
 
-SECONDS = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -40,33 +38,45 @@ def create_app(settings: Settings) -> RequestMiddleware:
     intake = Intake(settings)
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
-    parent = os.getppid()
 
     async def look_after() -> None:
-        _end_without(parent)
+        """End if the server is gone: the next one brings workers, and needs the port."""
+        parent = multiprocessing.parent_process()
+        if parent and parent.pid != os.getppid():
+            os.kill(os.getpid(), signal.SIGTERM)
         for name, model in repository.holders.items():
             await asyncio.gather(*(source.probe() for source in model.sources))
-            WATERMARK_AGE.labels(name).set(age(model.features.watermark))
+            watermark = model.features.watermark
+            age = (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
+            WATERMARK_AGE.labels(name).set(age)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        async with AsyncExitStack() as opened:
-            for each in (log, feedback):
-                each.open()
-                opened.callback(each.close)
-                opened.enter_context(every(SECONDS, each.flush))
-            opened.push_async_callback(intake.close)
-            opened.push_async_callback(watcher.close)
-            await watcher.poll()
-            await look_after()
-            settle()
-            for work in (watcher.run(), _again(look_after)):
-                opened.push_async_callback(_cancelled, asyncio.create_task(work))
-            opened.push_async_callback(repository.ended)
+        log.open()
+        feedback.open()
+        await watcher.poll()
+        await look_after()
+        settle()
+        tasks = [
+            asyncio.create_task(watcher.run()),
+            asyncio.create_task(_every_second(look_after)),
+            asyncio.create_task(_every_second(asyncio.to_thread, log.flush)),
+            asyncio.create_task(_every_second(asyncio.to_thread, feedback.flush)),
+        ]
+        try:
             yield
-        for model in repository.holders.values():
-            for source in model.sources:
-                await source.close()
+        finally:
+            await repository.ended()
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            log.close()
+            feedback.close()
+            await watcher.close()
+            await intake.close()
+            for model in repository.holders.values():
+                for source in model.sources:
+                    await source.close()
 
     app = FastAPIOffline(title="Gyre", version="1", lifespan=lifespan)
     app.router.routes += [events_route(intake), feedback_route(repository, feedback)]
@@ -81,27 +91,10 @@ def create_app(settings: Settings) -> RequestMiddleware:
     return front
 
 
-def age(moment: datetime | None) -> float:
-    """Seconds since `moment`; NaN if it is unknown."""
-    return (datetime.now(UTC) - moment).total_seconds() if moment else float("nan")
-
-
-def _end_without(parent: int) -> None:
-    """End if the server is gone: the next brings workers, and needs the port."""
-    if os.getppid() != parent:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-
-async def _again(work: Callable[[], Awaitable[Any]]) -> None:
+async def _every_second(work: Callable[..., Awaitable[Any]], *given: Any) -> None:
     while True:
-        await asyncio.sleep(SECONDS)
+        await asyncio.sleep(1)
         try:
-            await work()
+            await work(*given)
         except Exception:
-            logger.exception("%s failed", work)
-
-
-async def _cancelled(task: "asyncio.Task[None]") -> None:
-    task.cancel()
-    with contextlib.suppress(asyncio.CancelledError):
-        await task
+            logger.exception("%s%s failed", work, given)

@@ -4,19 +4,14 @@
 it into place.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from stack.settings import Settings
+from stack.settings import Settings
 
 ORIGIN_FILE = "origin.json"
 
@@ -45,14 +40,15 @@ class LocalCopies:
 
     def origin(self, version: str) -> Origin | None:
         """Return where the copy of `version` is from; None: there is no complete copy."""
-        with suppress(OSError, ValueError):
+        try:
             return Origin.model_validate_json((self.path(version) / ORIGIN_FILE).read_bytes())
-        return None
+        except (OSError, ValueError):
+            return None
 
     def newest(self) -> list[str]:
         """Return the versions that are here, the one last in production first."""
-        complete = [path for path in self._entries() if self.origin(path.name)]
-        complete.sort(key=lambda path: path.stat().st_mtime_ns, reverse=True)
+        complete = [path for path in self.folder.glob("*") if self.origin(path.name)]
+        complete.sort(key=os.path.getmtime, reverse=True)
         return [path.name for path in complete]
 
     def mark_production(self, version: str) -> None:
@@ -69,9 +65,6 @@ class LocalCopies:
         The version last in production stays: where the next one is refused, it answers.
         """
         kept = versions.union(self.newest()[:1])
-        for path in self._entries():
+        for path in self.folder.glob("*"):
             if path.name not in kept:
-                shutil.rmtree(path, ignore_errors=True)
-
-    def _entries(self) -> list[Path]:
-        return [*self.folder.iterdir()] if self.folder.is_dir() else []
+                self.remove(path.name)

@@ -5,7 +5,6 @@ must be set before this is imported (`serving.__main__`).
 """
 
 import os
-from typing import Literal
 
 from prometheus_client import Counter, Gauge, Histogram, values
 
@@ -13,8 +12,6 @@ if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
     _PROCESS = os.getpid()  # never forked: asked at every count it is a tenth of an answer's time
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]
 
-NEWEST: Literal["mostrecent"] = "mostrecent"
-"""Of a gauge that several processes set, the value set last."""
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 REQUESTS = Counter(
@@ -39,7 +36,7 @@ WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",
     "Now minus the time up to which features are complete; NaN: unknown.",
     ["model"],
-    multiprocess_mode=NEWEST,
+    multiprocess_mode="mostrecent",
 )
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])

@@ -24,11 +24,10 @@ once a second: SIGKILL loses no acknowledged row, a power cut at most the last s
 A file is ended after 64 MB or 10 minutes, closed once it is on disk, and never written again. The
 writer holds a lock (`flock`) on its open file: whoever gets it has a closed file, also after a
 SIGKILL. In an open file, every line that ends in a newline is final. A line that is no JSON object
-(torn by a full disk or a power cut) is skipped and counted by `read_rows`.
+was torn by a full disk or a power cut.
 """
 
 import fcntl
-import json
 import logging
 import os
 import threading
@@ -43,23 +42,7 @@ from serving.metrics import LOG_FAILURES, LOG_LAG
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
-CLOSED = -1
 logger = logging.getLogger(__name__)
-
-
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of one file, and how many torn lines were skipped."""
-    rows, torn = [], 0
-    for line in filter(None, path.read_bytes().split(b"\n")):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if isinstance(row, dict):
-            rows.append(row)
-        else:
-            torn += 1
-    return rows, torn
 
 
 class AppendLog:
@@ -67,9 +50,9 @@ class AppendLog:
 
     def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
         self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
-        self._lock, self._file = threading.Lock(), CLOSED
-        self._ended: list[int] = []
-        """Files before it: full, not synced yet, and so not closed."""
+        self._files: list[int] = []
+        """The last one takes rows; those before it are to be synced and closed."""
+        self._writing, self._flushing = threading.Lock(), threading.Lock()
         self._size, self._opened, self._torn = 0, 0.0, False
         self._unsynced: float | None = None
         """Since when rows wait to be on disk, monotonic seconds; None: none does."""
@@ -77,31 +60,28 @@ class AppendLog:
         LOG_FAILURES.labels(kind)  # there from the start: Prometheus sees no increase from nothing
 
     def open(self) -> None:
-        """Begin a file. One at hand takes no more rows: the next flush syncs and closes it."""
-        if self._file != CLOSED:
-            self._ended.append(self._file)
-        self._file = CLOSED
-        name = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}.jsonl"
-        flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
-        hidden, file = self._folder / f".{name}", CLOSED
+        """Begin a file. If that fails, the one at hand takes rows as before."""
+        self._size, self._opened = 0, time.monotonic()
+        name, file = f"{self.kind}-{os.getpid()}", -1
+        hidden = self._folder / f".{name}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Locked before it has its name: a file that can be found is never taken for closed.
-            file = os.open(hidden, flags, 0o644)
+            file = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            hidden.rename(self._folder / name)
-            self._file = file
+            hidden.rename(self._folder / f"{name}-{time.time_ns() // 1000}.jsonl")
         except OSError as exc:
-            if file != CLOSED:
+            if file != -1:
                 os.close(file)
-                hidden.unlink(missing_ok=True)
             self._failed(exc)
-        self._size, self._torn, self._opened = 0, False, time.monotonic()
+        else:
+            self._files.append(file)
+            self._torn = False
 
     def write(self, rows: Sequence[Mapping[str, Any]]) -> bool:
         """Hand all rows to the kernel in one write; False if that failed."""
         lines = b"".join([to_json(row, inf_nan_mode="null") + b"\n" for row in rows])
-        with self._lock:
+        with self._writing:
             try:
                 self._append(b"\n" + lines if self._torn else lines)
             except OSError as exc:
@@ -114,9 +94,11 @@ class AppendLog:
         return True
 
     def _append(self, data: bytes) -> None:
+        if not self._files:
+            raise OSError("no file is open")
         if self._unsynced is None:
             self._unsynced = time.monotonic()
-        written = os.write(self._file, data)
+        written = os.write(self._files[-1], data)
         self._size += written
         self._torn = written < len(data)
         if self._torn:
@@ -124,36 +106,32 @@ class AppendLog:
 
     def flush(self) -> None:
         """Once a second: to disk, and on to a new file where this one is old or did not open."""
-        with self._lock:
-            old = self._size and time.monotonic() - self._opened > MAX_SECONDS
-            if self._file == CLOSED or old:
-                self.open()
-            try:
-                now = [] if self._file == CLOSED else [os.dup(self._file)]
-            except OSError as exc:  # too many are open: the next flush has them all
-                self._failed(exc)
-                return
-            files, self._ended = [*self._ended, *now], []
-            since, self._unsynced = self._unsynced, None
-        for file in files:  # outside the lock: a slow disk must not hold up the answers
-            self._sync(file)
+        with self._flushing:
+            with self._writing:
+                is_old = self._size and time.monotonic() - self._opened > MAX_SECONDS
+                if is_old or not self._files:
+                    self.open()
+                files, since, self._unsynced = [*self._files], self._unsynced, None
+            self._sync(files)  # a slow disk does not hold up the answers
+            self._close(files[:-1])
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
-    def _sync(self, file: int) -> None:
-        """Flush `file` to disk and close it."""
-        try:
-            os.fsync(file)
-        except OSError as exc:
-            self._failed(exc)
-        finally:
-            os.close(file)
-
     def close(self) -> None:
-        with self._lock:
-            for file in (*self._ended, self._file):
-                if file != CLOSED:
-                    self._sync(file)
-            self._ended, self._file = [], CLOSED
+        with self._flushing, self._writing:
+            self._sync(self._files)
+            self._close([*self._files])
+
+    def _sync(self, files: Sequence[int]) -> None:
+        for file in files:
+            try:
+                os.fsync(file)
+            except OSError as exc:
+                self._failed(exc)
+
+    def _close(self, files: Sequence[int]) -> None:
+        for file in files:
+            self._files.remove(file)
+            os.close(file)
 
     def _failed(self, exc: OSError) -> None:
         if self.problem is None:

@@ -1,16 +1,13 @@
 """What MLflow's registry says of all models in one answer: who holds a role."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from mlflow_server.roles import Deployed
 
 Role = Literal["production", "challenger", "shadow", "previous"]
-ROLES: tuple[Role, ...] = ("production", "challenger", "shadow", "previous")
-SEARCH = "/api/2.0/mlflow/registered-models/search"
-MOST_MODELS = 1000
+ROLES: tuple[Role, ...] = get_args(Role)
+SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1000"
 
 
 @dataclass(frozen=True)
@@ -33,6 +30,6 @@ def registered_models(answer: dict[str, Any]) -> dict[str, RegisteredModel]:
 def _model(row: dict[str, Any]) -> RegisteredModel:
     aliases = {alias["alias"]: str(alias["version"]) for alias in row.get("aliases", [])}
     tags = {tag["key"]: tag.get("value", "") for tag in row.get("tags", [])}
-    versions: dict[Role, str] = {role: aliases[role] for role in ROLES if role in aliases}
+    versions = {role: aliases[role] for role in ROLES if role in aliases}
     percent = Deployed(aliases, tags).percent("challenger")
     return RegisteredModel(int(row["creation_timestamp"]), versions, percent)

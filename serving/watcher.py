@@ -5,28 +5,21 @@ A poll is one search request for all models. What has no copy here yet is fetche
 wrong keeps the version that answers.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import logging
 import random
 import sys
-from contextlib import suppress
-from typing import TYPE_CHECKING
+from subprocess import PIPE, CalledProcessError
 
 import httpx
 
-from serving.registered import MOST_MODELS, SEARCH, registered_models
+from serving.registered import SEARCH, registered_models
+from serving.repository import ModelRepository
+from stack.settings import Settings
 from stack.spec import MODELS, broken_specs, load_specs
 
-if TYPE_CHECKING:
-    from serving.registered import RegisteredModel
-    from serving.repository import ModelRepository
-    from stack.settings import Settings
-
 POLL_SECONDS = 2.0
-JITTER = 0.1
 ANSWER_SECONDS = 1.0
 """How long MLflow may take to answer a poll."""
 FETCH_SECONDS = 300.0
@@ -44,16 +37,16 @@ class RegistryWatcher:
             base_url=settings.mlflow_address, timeout=ANSWER_SECONDS, trust_env=False
         )
         self._fetch: asyncio.Task[None] | None = None
-        self._poll_now = asyncio.Event()
-        self._spec_files: list[tuple[str, int, int]] = []
+        self._spec_files: dict[str, int] = {}
 
     async def run(self) -> None:
-        """Poll until cancelled."""
+        """Poll until cancelled; at once when a fetch ends, as its versions are here then."""
         while True:
-            wait = POLL_SECONDS * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
-            with suppress(TimeoutError):
-                await asyncio.wait_for(self._poll_now.wait(), wait)
-            self._poll_now.clear()
+            wait = POLL_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311  (not all workers at once)
+            if self._fetch is None:
+                await asyncio.sleep(wait)
+            else:
+                await asyncio.wait([self._fetch], timeout=wait)
             await self.poll()
 
     async def poll(self) -> None:
@@ -66,8 +59,7 @@ class RegistryWatcher:
 
     async def _read_specs(self) -> None:
         """Serve the specs of models/ as they are now; a broken one is named and left out."""
-        stats = [(path.name, path.stat()) for path in sorted(MODELS.glob("*.toml"))]
-        spec_files = [(name, stat.st_mtime_ns, stat.st_size) for name, stat in stats]
+        spec_files = {path.name: path.stat().st_mtime_ns for path in MODELS.glob("*.toml")}
         if spec_files == self._spec_files:
             return
         specs = await asyncio.to_thread(load_specs)
@@ -80,7 +72,9 @@ class RegistryWatcher:
     async def _assign(self) -> None:
         models = [*self._repository.holders.values()]
         try:
-            registered = await self._search()
+            async with asyncio.timeout(ANSWER_SECONDS):
+                answer = await self._client.get(SEARCH)
+            registered = registered_models(answer.raise_for_status().json())
             self.problem = None
         except (httpx.HTTPError, TimeoutError, ValueError, KeyError) as exc:
             reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
@@ -88,42 +82,39 @@ class RegistryWatcher:
             for model in models:
                 await model.start_without_registry()
             return
-        is_fetch_due = False
-        for model in models:
-            is_fetch_due |= await model.assign(registered.get(model.spec.name))
-        if is_fetch_due and self._fetch is None:
+        missing = [await model.assign(registered.get(model.spec.name)) for model in models]
+        if any(missing) and self._fetch is None:
             self._fetch = asyncio.create_task(self._fetch_versions())
+
+    async def _fetch_versions(self) -> None:
+        """Have the child process fetch what is missing; note which versions it refused."""
+        try:
+            refused = await asyncio.wait_for(_run_child(), FETCH_SECONDS)
+            for name, model in self._repository.holders.items():
+                model.refuse(refused.get(name, {}))
+        except Exception as exc:  # noqa: BLE001  (whatever it is, the next one may end well)
+            logger.warning("a fetch failed: %r", exc)
+            await asyncio.sleep(POLL_SECONDS)
+        self._fetch = None
 
     async def close(self) -> None:
         if self._fetch is not None:
             self._fetch.cancel()
-            with suppress(asyncio.CancelledError):
-                await self._fetch
+            await asyncio.wait([self._fetch])
         await self._client.aclose()
 
-    async def _search(self) -> dict[str, RegisteredModel]:
-        async with asyncio.timeout(ANSWER_SECONDS):
-            answer = await self._client.get(SEARCH, params={"max_results": MOST_MODELS})
-        answer.raise_for_status()
-        return registered_models(answer.json())
 
-    async def _fetch_versions(self) -> None:
-        """Run the child process; then poll at once, as its versions are here now."""
-        command = (sys.executable, "-m", "serving.fetch")
-        child = await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE)
-        try:
-            printed, _ = await asyncio.wait_for(child.communicate(), FETCH_SECONDS)
-            if child.returncode == 0:
-                refused: dict[str, dict[str, str]] = json.loads(printed)
-                for name, model in self._repository.holders.items():
-                    model.refuse(refused.get(name, {}))
-                self._poll_now.set()
-            else:
-                logger.warning("a fetch ended with exit code %s", child.returncode)
-        except TimeoutError:
-            logger.warning("a fetch was killed: it took longer than %.0f s", FETCH_SECONDS)
-        finally:
-            if child.returncode is None:
-                child.kill()
-                await child.wait()
-            self._fetch = None
+async def _run_child() -> dict[str, dict[str, str]]:
+    """Run the child process, and kill it if it is not waited for; return what it printed."""
+    command = [sys.executable, "-m", "serving.fetch"]
+    child = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+    try:
+        printed, _ = await child.communicate()
+    finally:
+        if child.returncode is None:
+            child.kill()
+            await child.wait()
+    if child.returncode:
+        raise CalledProcessError(child.returncode, command)
+    refused: dict[str, dict[str, str]] = json.loads(printed)
+    return refused

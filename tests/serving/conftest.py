@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -31,7 +32,6 @@ from mlflow_server.registration import register
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
-from serving.prediction_log import read_rows
 from stack.environment import process_environment
 from stack.settings import PROJECT
 from stack.spec import ModelSpec, load_spec
@@ -110,6 +110,17 @@ def contract() -> ServedModel:
 
 
 @dataclass
+def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
+    """Rows of one file of a log, and how many torn lines were skipped."""
+    rows, torn = [], 0
+    for line in filter(None, path.read_bytes().split(b"\n")):
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            torn += 1
+    return rows, torn
+
+
 class Rig:
     """Everything around the server, and what a test does to it."""
 

@@ -7,8 +7,9 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from serving.metrics import LOG_FAILURES
-from serving.prediction_log import AppendLog, read_rows
+from serving.prediction_log import AppendLog
 from stack.log_files import is_closed
+from tests.serving.conftest import read_rows
 
 if TYPE_CHECKING:
     from pathlib import Path
