@@ -113,8 +113,8 @@ async def read_body(request: Request, limit: int, also: str | None = None) -> by
 
     """
     headers = dict(request.scope["headers"])
-    kind = headers.get(b"content-type", JSON.encode()).decode("latin-1")
-    kind = kind.partition(";")[0].strip().lower()
+    sent = headers.get(b"content-type", b"application/json").decode("latin-1")
+    kind = sent.partition(";")[0].strip().lower()
     if kind not in {JSON, also}:
         raise errors.WrongContentTypeError(f"content-type: expected {JSON}, found {kind!r}")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":

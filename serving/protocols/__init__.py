@@ -19,7 +19,7 @@ from serving.edge import ErrorForm, read_body
 from serving.errors import InvalidRequestError, NoModelError
 from serving.openapi import Operation
 from serving.repository import Deployment, ModelRepository
-from serving.schemas import ANSWER, Schemas
+from serving.schemas import Schemas
 from serving.scorer import Answer, PredictionRow
 
 BATCH_LIMIT = 10_000_000
@@ -28,8 +28,8 @@ INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up the others."""
 
 Write = Callable[[Sequence[Answer]], Response]
-Read = Callable[[Deployment, bytes, Request], tuple[Sequence[PredictionRow], Write]]
-"""A body to the rows that it asks for, and to what makes a response of their answers."""
+Parsed = tuple[Sequence[PredictionRow], Write]
+"""The rows that a body asks for, and what makes a response of their answers."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class PredictRoute:
     """
 
     paths: tuple[str, ...]
-    read: Read
+    read: Callable[[Deployment, bytes, Request], Parsed]
     operation: Callable[[str, Schemas], Operation]
     limit: int = BATCH_LIMIT
     binary: str | None = None
@@ -125,11 +125,11 @@ def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
     for position, record in enumerate(model.schemas.flat.validate_python(records)):
         given = record.model_dump(exclude_unset=True)
         key = {name: given.pop(name) for name in names if name in given}
-        missing = ", ".join(name for name in names if name not in key)
-        if key and missing:
+        if key and len(key) < len(names):
+            missing = ", ".join(name for name in names if name not in key)
             raise InvalidRequestError(f"body.{position}: {missing} is missing")
         if not key and not given:
-            raise InvalidRequestError(f"body.{position}: neither {missing} nor features")
+            raise InvalidRequestError(f"body.{position}: neither {', '.join(names)} nor features")
         rows.append(PredictionRow(key or None, given))
     return rows
 
@@ -138,13 +138,21 @@ def shown(
     model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
 ) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    nobody = dict.fromkeys(model.spec.entity_key)
     found = []
     for row, answer in zip(rows, answers, strict=True):
-        said = {**answer, "model_version": answer["version"]}
-        # A number that is predicted has no probability: it is null.
-        fields = {name: said[name] for name in ANSWER if said[name] is not None}
-        found.append({**(row.key or nobody), **fields})
+        said = {
+            **(row.key or dict.fromkeys(model.spec.entity_key)),
+            "prediction": answer["prediction"],
+            "probability": answer["probability"],
+            "model_version": answer["version"],
+            "request_id": answer["request_id"],
+            "features_from": answer["features_from"],
+            "in_population": answer["in_population"],
+            "logged": answer["logged"],
+        }
+        if said["probability"] is None:  # a number is predicted
+            del said["probability"]
+        found.append(said)
     return found
 
 

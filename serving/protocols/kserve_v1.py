@@ -14,10 +14,10 @@ from starlette.responses import Response
 from serving.edge import KSERVE, json_response
 from serving.errors import NotFoundError
 from serving.openapi import Operation
-from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, Schemas, rows_of
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer
 
 TAG = "KServe V1"
 
@@ -27,9 +27,7 @@ class Instances(BaseModel):
     instances: rows_of(Any)  # type: ignore[valid-type]
 
 
-def read(
-    model: Deployment, body: bytes, _request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
     rows = rows_from(model, Instances.model_validate_json(body).instances)
 
     def write(answers: Sequence[Answer]) -> Response:

@@ -16,10 +16,10 @@ from starlette.responses import PlainTextResponse, Response
 from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError
 from serving.openapi import Operation
-from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer
 
 TAG = "MLflow"
 MLFLOW_VERSION = version("mlflow")
@@ -36,7 +36,7 @@ class MlflowError(BaseModel):
     message: str
 
 
-def _error(status: int, detail: Any) -> dict[str, Any]:
+def _error(status: int, detail: Any) -> dict[str, str]:
     return {"error_code": CODES.get(status, "BAD_REQUEST"), "message": in_words(detail)}
 
 
@@ -99,9 +99,7 @@ def _of_columns(columns: Mapping[str, Any]) -> list[Record]:
     return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
-def read(
-    model: Deployment, body: bytes, _request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
     """What the registered model returns for a frame (`score`), and beside it all we know of it."""
     rows = rows_from(model, Invocation.model_validate_json(body, strict=True).records())
 

@@ -19,10 +19,10 @@ from starlette.responses import Response
 from serving.edge import KSERVE, json_response
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
 from serving.openapi import Operation
-from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer
 
 TAG = "Open Inference (V2)"
 JSON_BYTES = "inference-header-content-length"
@@ -95,7 +95,7 @@ class Inferred(BaseModel):
     outputs: list[Output]
 
 
-def read(model: Deployment, body: bytes, request: Request) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, request: Request) -> Parsed:
     _version(model, request.path_params.get("version"))
     header, tensors = _split(body, request.headers.get(JSON_BYTES))
     sent = Inference.model_validate_json(header, strict=True)
@@ -103,8 +103,8 @@ def read(model: Deployment, body: bytes, request: Request) -> tuple[Sequence[Pre
     records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     rows = rows_from(model, records)
     every = sent.parameters.get("binary_data_output")
-    binary = {output.name: output.parameters.get("binary_data", every) for output in sent.outputs}
-    binary = binary or dict.fromkeys(OUTPUTS, every)
+    asked = {output.name: output.parameters.get("binary_data", every) for output in sent.outputs}
+    binary = asked or dict.fromkeys(OUTPUTS, every)
 
     def write(answers: Sequence[Answer]) -> Response:
         found = scored(model, rows, answers)
@@ -153,7 +153,7 @@ def _split(body: bytes, json_bytes: str | None) -> tuple[bytes, bytes]:
         return body, b""
     end = int(json_bytes) if re.fullmatch("[0-9]{1,9}", json_bytes) else -1
     if not 0 <= end <= len(body):
-        raise InvalidRequestError(f"{JSON_BYTES}: {json_bytes}, of a body of {len(body)} bytes")
+        raise InvalidRequestError(f"{JSON_BYTES}: expected a number of bytes up to {len(body)}")
     return body[:end], body[end:]
 
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
@@ -10,7 +9,7 @@ from starlette.responses import Response
 from serving.edge import PLAIN, json_response
 from serving.errors import InvalidRequestError
 from serving.openapi import Operation
-from serving.protocols import PredictRoute, Protocol, Write, shown
+from serving.protocols import Parsed, PredictRoute, Protocol, shown
 from serving.repository import Deployment
 from serving.schemas import Schemas, rows_of
 from serving.scorer import Answer, PredictionRow
@@ -27,28 +26,24 @@ MERGE = {
 }
 
 
-def read(
-    model: Deployment, body: bytes, request: Request, *, many: bool
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, request: Request, *, many: bool) -> Parsed:
     """many: the body is a list, and so is the answer."""
     merge = _wants_merge(request)
     if many:
         items = model.schemas.many[merge].validate_json(body)
     else:
         items = [model.schemas.one[merge].model_validate_json(body)]
-    rows = [_row(model, item, merge=merge) for item in items]
+    names = model.spec.entity_key
+    rows = []
+    for item in items:
+        given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
+        rows.append(PredictionRow({name: getattr(item, name) for name in names}, given, merge))
 
     def write(answers: Sequence[Answer]) -> Response:
         found = shown(model, rows, answers)
         return json_response(found if many else found[0])
 
     return rows, write
-
-
-def _row(model: Deployment, item: Any, *, merge: bool) -> PredictionRow:
-    key = {name: getattr(item, name) for name in model.spec.entity_key}
-    given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
-    return PredictionRow(key, given, merge)
 
 
 def _wants_merge(request: Request) -> bool:
