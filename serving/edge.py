@@ -1,7 +1,7 @@
 """Where HTTP meets the rest: bodies in, one table of statuses, strict JSON out."""
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,12 +14,9 @@ from starlette.responses import Response
 from serving import errors
 from stack.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 
-Endpoint = Callable[[Request], Awaitable[Response]]
-
 SHOWN_ERRORS = 20
 DEFECT = 500
 JSON = "application/json"
-JSON_BYTES = JSON.encode()
 STATUSES: dict[type[Exception], int] = {
     ClientDisconnect: 400,
     errors.UnauthorizedError: 401,
@@ -35,13 +32,11 @@ STATUSES: dict[type[Exception], int] = {
     BrokerUnavailableError: 503,
 }
 RETRY = {"retry-after": "1"}
-HEADERS: dict[type[Exception], dict[str, str]] = {
-    FeaturesUnavailableError: RETRY,
-    BrokerUnavailableError: RETRY,
-    errors.NoModelError: RETRY,
-    errors.OverloadedError: RETRY,
-    errors.UnauthorizedError: {"www-authenticate": "Bearer"},
-    errors.BodyTooLargeError: {"connection": "close"},  # the rest of the body is not read
+HEADERS: dict[int, dict[str, str]] = {
+    401: {"www-authenticate": "Bearer"},
+    413: {"connection": "close"},  # the rest of the body is not read
+    429: RETRY,
+    503: RETRY,
 }
 logger = logging.getLogger(__name__)
 
@@ -54,6 +49,10 @@ class FieldError(BaseModel):
 
 class Detail(BaseModel):
     detail: str | list[FieldError]
+
+
+class ErrorText(BaseModel):
+    error: str
 
 
 @dataclass(frozen=True)
@@ -71,13 +70,6 @@ class ErrorForm:
         refused = {"model": self.shown, "description": "Refused: says what is wrong."}
         return {"4XX": refused, 503: refused | {"description": "Not ready: says why."}}
 
-    def response(self, status: int, detail: Any, headers: Mapping[str, str] | None) -> Response:
-        status = self.statuses.get(status, status)
-        return json_response(self.write(status, detail), status, headers)
-
-
-PLAIN = ErrorForm()
-
 
 def in_words(detail: Any) -> str:
     """One line of what is wrong, for forms that hold a text only."""
@@ -86,63 +78,57 @@ def in_words(detail: Any) -> str:
     return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail)
 
 
+PLAIN = ErrorForm()
+KSERVE = ErrorForm(ErrorText, lambda _, detail: {"error": in_words(detail)}, {422: 400})
+"""Of both its protocols."""
+
+
 def json_response(
     content: Any, status: int = 200, headers: Mapping[str, str] | None = None
 ) -> Response:
     return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type=JSON)
 
 
-def refusal(exc: Exception, form: ErrorForm = PLAIN) -> Response:
+def refusal(exc: Exception, form: ErrorForm) -> Response:
     """Answer an error, naming what is wrong. What is not in the table is a defect."""
-    if isinstance(exc, HTTPException):
-        return form.response(exc.status_code, exc.detail, exc.headers)
     status = STATUSES.get(type(exc), DEFECT)
-    if status == DEFECT:
-        logger.error("answered with 500", exc_info=exc)
+    headers: Mapping[str, str] | None = HEADERS.get(status)
     detail: Any = str(exc) if isinstance(exc, GyreError) else "internal error"
-    if isinstance(exc, ClientDisconnect):
-        detail = "the client went away"
-    if isinstance(exc, ValidationError):
+    if isinstance(exc, HTTPException):
+        status, detail, headers = exc.status_code, exc.detail, exc.headers
+    elif isinstance(exc, ValidationError):
         fields = exc.errors(include_url=False, include_context=False, include_input=False)
         detail = [{**error, "loc": ["body", *error["loc"]]} for error in fields[:SHOWN_ERRORS]]
-    return form.response(status, detail, HEADERS.get(type(exc)))
+    elif status == DEFECT:
+        logger.error("answered with 500", exc_info=exc)
+    return json_response(form.write(status, detail), form.statuses.get(status, status), headers)
 
 
 async def read_body(request: Request, limit: int, also: str | None = None) -> bytes:
     """Read the body of a request: JSON, or the content type `also`; one that names none is JSON.
 
     Raises:
-        WrongContentTypeError; BodyTooLargeError (nothing is read of one that says so itself).
+        WrongContentTypeError: it is neither, as is a form that a foreign page can send unasked.
+        BodyTooLargeError: nothing is read of one that says so itself.
 
     """
-    _check_headers(dict(request.scope["headers"]), limit, also)
-    chunks: list[bytes] = []
-    size = 0
-    while True:
+    headers = dict(request.scope["headers"])
+    sent = headers.get(b"content-type", b"application/json").decode("latin-1")
+    kind = sent.partition(";")[0].strip().lower()
+    if kind not in {JSON, also}:
+        raise errors.WrongContentTypeError(f"content-type: expected {JSON}, found {kind!r}")
+    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise errors.WrongContentTypeError("content-encoding: expected an uncompressed body")
+    too_large = int(headers.get(b"content-length", 0)) > limit
+    body = bytearray()
+    more = True
+    while more and not too_large:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
-        chunk = message.get("body", b"")
-        size += len(chunk)
-        if size > limit:
-            raise _too_large(limit)
-        chunks.append(chunk)
-        if not message.get("more_body", False):
-            return b"".join(chunks)
-
-
-def _check_headers(headers: Mapping[bytes, bytes], limit: int, also: str | None) -> None:
-    """A form that a foreign page can send without asking is no JSON: refused, not guessed."""
-    sent = headers.get(b"content-type", JSON_BYTES)
-    if sent != JSON_BYTES:
-        kind = sent.partition(b";")[0].strip().lower().decode("latin-1")
-        if kind not in {JSON, also}:
-            raise errors.WrongContentTypeError(f"content-type: expected {JSON}, found {kind!r}")
-    if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise errors.WrongContentTypeError("content-encoding: expected an uncompressed body")
-    if int(headers.get(b"content-length", 0)) > limit:
-        raise _too_large(limit)
-
-
-def _too_large(limit: int) -> errors.BodyTooLargeError:
-    return errors.BodyTooLargeError(f"body: over {limit} bytes, the limit of this route")
+        body += message.get("body", b"")
+        too_large = len(body) > limit
+        more = message.get("more_body", False)
+    if too_large:
+        raise errors.BodyTooLargeError(f"body: over {limit} bytes, the limit of this route")
+    return bytes(body)

@@ -4,8 +4,9 @@ FastAPI documents its own routes. Its document is made of floats, in which the b
 are no whole numbers; what is added here is not.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from fastapi import FastAPI
@@ -14,9 +15,7 @@ from pydantic import TypeAdapter
 
 from serving.edge import JSON, PLAIN, ErrorForm
 
-REF = "#/components/schemas/{model}"
 WHY = {
-    400: "The request did not arrive whole.",
     401: "Tokens are set, and none of them was sent.",
     404: "No such entity, model or version.",
     413: "The body is too large.",
@@ -44,8 +43,6 @@ class Operation:
     parameters: tuple[Mapping[str, Any], ...] = ()
     binary: str | None = None
     status: int = 200
-    more: Mapping[int, str] = field(default_factory=dict)
-    """Statuses beside those of every route, and why."""
 
 
 def add_document(
@@ -57,12 +54,11 @@ def add_document(
     """
 
     def openapi() -> dict[str, Any]:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes,
-                               description=app.description, tags=app.openapi_tags)  # fmt: skip
-        paths, schemas = _written(list(operations()))
+        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
+        paths, schemas = _written([*operations()])
         document["paths"] = paths | document["paths"]
-        components = document.setdefault("components", {})
-        components["schemas"] = components.get("schemas", {}) | schemas
+        components = document["components"]
+        components["schemas"] |= schemas
         if guarded:
             components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
             for methods in document["paths"].values():
@@ -73,45 +69,37 @@ def add_document(
     app.openapi = openapi  # type: ignore[method-assign]
 
 
-def _written(operations: Sequence[Operation]) -> tuple[dict[str, Any], dict[str, Any]]:
+def _written(operations: list[Operation]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Paths, and the schemas that they refer to."""
-    types: list[tuple[Any, Any, TypeAdapter[Any]]] = []
-    for at, each in enumerate(operations):
-        types.append(((at, "body"), "validation", TypeAdapter(each.body)))
-        types.append(((at, "answer"), "serialization", TypeAdapter(each.answer)))
-        types.append(((at, "error"), "serialization", TypeAdapter(each.form.shown)))
-    found, definitions = TypeAdapter.json_schemas(types, ref_template=REF)
-    shown = {key: schema for (key, _), schema in found.items()}
-    paths = {
-        each.path: {
-            "post": _operation(each, shown[at, "body"], shown[at, "answer"], shown[at, "error"])
-        }
-        for at, each in enumerate(operations)
-    }
+    kinds = {kind for each in operations for kind in (each.body, each.answer, each.form.shown)}
+    found, definitions = TypeAdapter.json_schemas(
+        [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
+        ref_template="#/components/schemas/{model}",
+    )
+    schemas = {kind: {"schema": schema} for (kind, _), schema in found.items()}
+    paths = {each.path: {"post": _operation(each, schemas)} for each in operations}
     return paths, definitions.get("$defs", {})
 
 
-def _operation(operation: Operation, body: Any, answer: Any, error: Any) -> dict[str, Any]:
-    form = operation.form
+def _operation(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     more = {operation.binary: binary} if operation.binary else {}
-    responses = {
-        str(operation.status): {
-            "description": "The answer.",
-            "content": {JSON: {"schema": answer}, **more},
-        }
-    }
-    for status, why in {**WHY, **operation.more}.items():
-        own = str(form.statuses.get(status, status))
-        said = f"{responses[own]['description']} {why}" if own in responses else why
-        responses[own] = {"description": said, "content": {JSON: {"schema": error}}}
-    name = "".join(part if part.isalnum() else "_" for part in operation.path)
+    answer = {JSON: schemas[operation.answer]} | more
+    error = {JSON: schemas[operation.form.shown]}
+    responses = {str(operation.status): {"description": "The answer.", "content": answer}}
+    for status, why in WHY.items():
+        own = operation.form.statuses.get(status, status)
+        responses[str(own)] = {"description": why, "content": error}
+    in_path = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in re.findall(r"{(\w+)}", operation.path)
+    ]
     return {
         "tags": [operation.tag],
         "summary": operation.summary,
         "description": operation.description,
-        "operationId": f"post{name}",
-        "parameters": list(operation.parameters),
-        "requestBody": {"required": True, "content": {JSON: {"schema": body}, **more}},
+        "operationId": "post" + re.sub(r"\W", "_", operation.path),
+        "parameters": [*in_path, *operation.parameters],
+        "requestBody": {"required": True, "content": {JSON: schemas[operation.body]} | more},
         "responses": responses,
     }

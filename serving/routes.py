@@ -16,7 +16,6 @@ from serving.middleware import RequestMiddleware
 from serving.openapi import Operation, add_document
 from serving.protocols import (
     PredictEndpoint,
-    Protocol,
     kserve_v1,
     mlflow_scoring,
     open_inference,
@@ -26,12 +25,7 @@ from serving.protocols import (
 from serving.repository import ModelRepository
 from stack.errors import GyreError
 
-PROTOCOLS: tuple[Protocol, ...] = (
-    plain.PROTOCOL,
-    kserve_v1.PROTOCOL,
-    open_inference.PROTOCOL,
-    mlflow_scoring.PROTOCOL,
-)
+PROTOCOLS = (plain.PROTOCOL, kserve_v1.PROTOCOL, open_inference.PROTOCOL, mlflow_scoring.PROTOCOL)
 
 
 def add_routes(
@@ -56,9 +50,7 @@ def add_routes(
     for refused in (HTTPException, GyreError, ValidationError, ClientDisconnect, Exception):
         app.add_exception_handler(refused, _refused)
     add_document(
-        app,
-        lambda: [*operations(repository, PROTOCOLS), *more()],
-        guarded=tokens is not None,
+        app, lambda: [*operations(repository, PROTOCOLS), *more()], guarded=tokens is not None
     )
     access = Access(tokens) if tokens is not None else None
     at_once = {path: endpoint for path, endpoint in scoring.items() if "{" not in path}

@@ -4,7 +4,7 @@ A fifth is a module with a `PROTOCOL`, listed in serving/routes.py.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -26,42 +26,37 @@ BATCH_LIMIT = 10_000_000
 """Bytes of a body with many rows."""
 INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up the others."""
-NAME = "{name}"
-NO_NAME: dict[str, str] = {}
 
 Write = Callable[[Sequence[Answer]], Response]
-Read = Callable[[Deployment, bytes, Request], tuple[Sequence[PredictionRow], Write]]
-"""A body to the rows that it asks for, and to what makes a response of their answers."""
+Parsed = tuple[Sequence[PredictionRow], Write]
+"""The rows that a body asks for, and what makes a response of their answers."""
 
 
 @dataclass(frozen=True)
 class PredictRoute:
-    """How a protocol scores: its paths, what reads a body, and what /docs say of it.
+    """How a protocol scores: its paths, what reads a body, and what /docs say of each path.
 
     A path with `{name}` is of the model called so; one without is the default model's.
     """
 
     paths: tuple[str, ...]
-    summary: str
-    description: str
-    read: Read
-    body: Callable[[Schemas], Any]
-    answer: Callable[[Schemas], Any]
+    read: Callable[[Deployment, bytes, Request], Parsed]
+    operation: Callable[[str, Schemas], Operation]
     limit: int = BATCH_LIMIT
     binary: str | None = None
-    parameters: tuple[Mapping[str, Any], ...] = ()
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """owns: whether a path is this protocol's, so that its form says what is wrong with it."""
+    """owns: whether a path is this protocol's, so that its form says what is wrong with it.
 
-    tag: str
+    add_info: adds its GET routes, which tell of models or of the server.
+    """
+
     form: ErrorForm
     owns: Callable[[str], bool]
     predict: tuple[PredictRoute, ...]
     add_info: Callable[[APIRouter, ModelRepository], None] = lambda _router, _repository: None
-    """Adds its GET routes, which tell of models or of the server."""
 
 
 class PredictEndpoint:
@@ -80,7 +75,7 @@ class PredictEndpoint:
             raise HTTPException(405, headers={"Allow": "POST"})
         request = Request(scope, receive)
         route = self._route
-        model = self._repository.find(scope.get("path_params", NO_NAME).get("name"))
+        model = self._repository.find(request.path_params.get("name"))
         scope["model"] = model.spec.name
         model.scorer.admit()
         body = await read_body(request, route.limit, route.binary)
@@ -96,24 +91,14 @@ class PredictEndpoint:
 
 def operations(repository: ModelRepository, protocols: Sequence[Protocol]) -> Iterator[Operation]:
     """What /docs show of the scoring routes: each path of each model under each of its names."""
-    for protocol in protocols:
-        for route in protocol.predict:
-            for model in repository:
-                for path in _paths(route, model, repository.default):
-                    yield Operation(
-                        path, protocol.tag, route.summary, route.description,
-                        route.body(model.schemas), route.answer(model.schemas), protocol.form,
-                        tuple(p for p in route.parameters
-                              if p["in"] != "path" or f"{{{p['name']}}}" in path), route.binary,
-                    )  # fmt: skip
-
-
-def _paths(route: PredictRoute, model: Deployment, default: Deployment | None) -> Iterator[str]:
-    for path in route.paths:
-        if NAME in path:
-            yield from (path.replace(NAME, name) for name in model.names)
-        elif model is default:
-            yield path
+    for route in (route for protocol in protocols for route in protocol.predict):
+        for model in repository:
+            for path in route.paths:
+                if "{name}" in path:
+                    for name in model.names:
+                        yield route.operation(path.replace("{name}", name), model.schemas)
+                elif model is repository.default:
+                    yield route.operation(path, model.schemas)
 
 
 def version_of(model: Deployment) -> str:
@@ -135,17 +120,17 @@ def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
         ValidationError, InvalidRequestError: they are none.
 
     """
-    names = model.spec.entity_key.keys()
+    names = model.spec.entity_key
     rows = []
     for position, record in enumerate(model.schemas.flat.validate_python(records)):
-        values = record.model_dump(exclude_unset=True)
-        key = {name: values.pop(name) for name in names if name in values}
+        given = record.model_dump(exclude_unset=True)
+        key = {name: given.pop(name) for name in names if name in given}
         if key and len(key) < len(names):
-            missing = ", ".join(names - key.keys())
+            missing = ", ".join(name for name in names if name not in key)
             raise InvalidRequestError(f"body.{position}: {missing} is missing")
-        if not key and not values:
+        if not key and not given:
             raise InvalidRequestError(f"body.{position}: neither {', '.join(names)} nor features")
-        rows.append(PredictionRow(key or None, values))
+        rows.append(PredictionRow(key or None, given))
     return rows
 
 
@@ -153,11 +138,22 @@ def shown(
     model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
 ) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    schemas = model.schemas
-    return [
-        {**(row.key or schemas.nobody), **{name: answer[own] for name, own in schemas.fields}}
-        for row, answer in zip(rows, answers, strict=True)
-    ]
+    found = []
+    for row, answer in zip(rows, answers, strict=True):
+        said = {
+            **(row.key or dict.fromkeys(model.spec.entity_key)),
+            "prediction": answer["prediction"],
+            "probability": answer["probability"],
+            "model_version": answer["version"],
+            "request_id": answer["request_id"],
+            "features_from": answer["features_from"],
+            "in_population": answer["in_population"],
+            "logged": answer["logged"],
+        }
+        if said["probability"] is None:  # a number is predicted
+            del said["probability"]
+        found.append(said)
+    return found
 
 
 def scored(

@@ -11,18 +11,15 @@ from pydantic import BaseModel, create_model
 from starlette.requests import Request
 from starlette.responses import Response
 
-from serving.edge import ErrorForm, in_words, json_response
+from serving.edge import KSERVE, json_response
 from serving.errors import NotFoundError
-from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.openapi import Operation
+from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, Schemas, rows_of
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer
 
 TAG = "KServe V1"
-
-
-class KServeError(BaseModel):
-    error: str
 
 
 class Instances(BaseModel):
@@ -30,12 +27,7 @@ class Instances(BaseModel):
     instances: rows_of(Any)  # type: ignore[valid-type]
 
 
-ERRORS = ErrorForm(KServeError, lambda _, detail: {"error": in_words(detail)}, {422: 400})
-
-
-def read(
-    model: Deployment, body: bytes, _request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
     rows = rows_from(model, Instances.model_validate_json(body).instances)
 
     def write(answers: Sequence[Answer]) -> Response:
@@ -44,18 +36,22 @@ def read(
     return rows, write
 
 
-def _body(schemas: Schemas) -> Any:
-    name = f"{schemas.title}Instances"
-    return create_model(name, __config__=FORBID, instances=(schemas.instances, ...))
-
-
-def _answer(schemas: Schemas) -> Any:
+def operation(path: str, schemas: Schemas) -> Operation:
     predictions: Any = list[schemas.scored]  # type: ignore[name-defined]
-    return create_model(f"{schemas.title}Predictions", predictions=(predictions, ...))
+    title = schemas.title
+    return Operation(
+        path,
+        TAG,
+        "Predict",
+        "Score instances: the entity's key, every feature by name, or both.",
+        create_model(f"{title}Instances", __config__=FORBID, instances=schemas.instances),
+        create_model(f"{title}Predictions", predictions=predictions),
+        KSERVE,
+    )
 
 
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
-    shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
+    shared: Any = {"tags": [TAG], "responses": KSERVE.responses}
 
     @router.get("/v1/models", summary="Models", **shared)
     async def list_models() -> dict[str, list[str]]:
@@ -74,18 +70,8 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
 
 
 PROTOCOL = Protocol(
-    TAG,
-    ERRORS,
+    KSERVE,
     lambda path: path.startswith("/v1/"),
-    (
-        PredictRoute(
-            ("/v1/models/{name}:predict",),
-            "Predict",
-            "Score instances: the entity's key, every feature by name, or both.",
-            read,
-            _body,
-            _answer,
-        ),
-    ),
+    (PredictRoute(("/v1/models/{name}:predict",), read, operation),),
     add_info,
 )

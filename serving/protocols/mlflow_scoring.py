@@ -9,16 +9,17 @@ from importlib.metadata import version
 from typing import Annotated, Any
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
 from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError
-from serving.protocols import PredictRoute, Protocol, Write, rows_from, scored, version_of
+from serving.openapi import Operation
+from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer
 
 TAG = "MLflow"
 MLFLOW_VERSION = version("mlflow")
@@ -27,6 +28,7 @@ CODES = {
     500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE",
 }  # fmt: skip
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
+ONE_OF: list[JsonValue] = [{"required": [name]} for name in FORMATS]
 
 
 class MlflowError(BaseModel):
@@ -34,7 +36,7 @@ class MlflowError(BaseModel):
     message: str
 
 
-def _error(status: int, detail: Any) -> dict[str, Any]:
+def _error(status: int, detail: Any) -> dict[str, str]:
     return {"error_code": CODES.get(status, "BAD_REQUEST"), "message": in_words(detail)}
 
 
@@ -72,19 +74,18 @@ class Split(BaseModel):
 class Invocation(BaseModel):
     """Exactly one of the formats. `params` are for models that have some: these have none."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={
-        "oneOf": [{"required": [name]} for name in FORMATS]})  # fmt: skip
+    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": ONE_OF})
     dataframe_split: Split = Field(default=None)  # type: ignore[assignment]
-    dataframe_records: Rows = Field(default=None)  # type: ignore[arg-type]
-    instances: Rows = Field(default=None)  # type: ignore[arg-type]
-    inputs: Rows | Mapping[str, list[Cell]] | Record = Field(default=None)  # type: ignore[assignment]
+    dataframe_records: Rows = []
+    instances: Rows = []
+    inputs: Rows | Mapping[str, list[Cell]] | Record = []
     params: dict[str, Any] | None = None
 
     def records(self) -> Sequence[Record]:
         given = [name for name in FORMATS if name in self.model_fields_set]
         if len(given) != 1:
             raise InvalidRequestError(f"body: expected one of {', '.join(FORMATS)}, found {given}")
-        found = getattr(self, given[0])
+        found: Split | Rows | Mapping[str, Any] = getattr(self, given[0])
         if isinstance(found, Split):
             return found.records()
         return _of_columns(found) if isinstance(found, Mapping) else found
@@ -92,15 +93,13 @@ class Invocation(BaseModel):
 
 def _of_columns(columns: Mapping[str, Any]) -> list[Record]:
     """Rows of columns by name; single values are one row."""
-    lists = {name: found if isinstance(found, list) else [found] for name, found in columns.items()}
-    if len({len(found) for found in lists.values()}) != 1:
+    lists = [found if isinstance(found, list) else [found] for found in columns.values()]
+    if len({len(found) for found in lists}) != 1:
         raise InvalidRequestError("body.inputs: the columns have different lengths")
-    return [dict(zip(lists, row, strict=True)) for row in zip(*lists.values(), strict=True)]
+    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
 
 
-def read(
-    model: Deployment, body: bytes, _request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
     """What the registered model returns for a frame (`score`), and beside it all we know of it."""
     rows = rows_from(model, Invocation.model_validate_json(body, strict=True).records())
 
@@ -112,9 +111,17 @@ def read(
     return rows, write
 
 
-def _answer(schemas: Schemas) -> Any:
-    answers: Any = (list[schemas.scored], ...)  # type: ignore[name-defined]
-    return create_model(f"{schemas.title}Invoked", predictions=(list[Scored], ...), answers=answers)
+def operation(path: str, schemas: Schemas) -> Operation:
+    answers: Any = list[schemas.scored]  # type: ignore[name-defined]
+    return Operation(
+        path,
+        TAG,
+        "Score",
+        "Score a frame in any of MLflow's formats, as `mlflow models serve` does.",
+        Invocation,
+        create_model(f"{schemas.title}Invoked", predictions=list[Scored], answers=answers),
+        ERRORS,
+    )
 
 
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
@@ -137,18 +144,8 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
 
 OWN = frozenset({"/invocations", "/ping", "/health", "/version"})
 PROTOCOL = Protocol(
-    TAG,
     ERRORS,
     lambda path: path in OWN or path.endswith("/invocations"),
-    (
-        PredictRoute(
-            ("/invocations", "/models/{name}/invocations"),
-            "Score",
-            "Score a frame in any of MLflow's formats, as `mlflow models serve` does.",
-            read,
-            lambda _: Invocation,
-            _answer,
-        ),
-    ),
+    (PredictRoute(("/invocations", "/models/{name}/invocations"), read, operation),),
     add_info,
 )

@@ -1,18 +1,20 @@
 """Gyre's own: `{"customer_id": 1, "features": {…}?}`, one or a list of them."""
 
 from collections.abc import Sequence
-from typing import Any
+from functools import partial
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from serving.edge import PLAIN, json_response
 from serving.errors import InvalidRequestError
-from serving.protocols import PredictRoute, Protocol, Write, shown
+from serving.openapi import Operation
+from serving.protocols import Parsed, PredictRoute, Protocol, shown
 from serving.repository import Deployment
-from serving.schemas import rows_of
+from serving.schemas import Schemas, rows_of
 from serving.scorer import Answer, PredictionRow
 
+TAG = "Predictions"
 ROW_LIMIT = 1_000_000
 """Bytes of a body."""
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -24,35 +26,24 @@ MERGE = {
 }
 
 
-def read_one(
-    model: Deployment, body: bytes, request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
+def read(model: Deployment, body: bytes, request: Request, *, many: bool) -> Parsed:
+    """many: the body is a list, and so is the answer."""
     merge = _wants_merge(request)
-    row = _row(model, model.schemas.one[merge].validate_json(body), merge=merge)
+    if many:
+        items = model.schemas.many[merge].validate_json(body)
+    else:
+        items = [model.schemas.one[merge].model_validate_json(body)]
+    names = model.spec.entity_key
+    rows = []
+    for item in items:
+        given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
+        rows.append(PredictionRow({name: getattr(item, name) for name in names}, given, merge))
 
     def write(answers: Sequence[Answer]) -> Response:
-        return json_response(shown(model, [row], answers)[0])
-
-    return [row], write
-
-
-def read_batch(
-    model: Deployment, body: bytes, request: Request
-) -> tuple[Sequence[PredictionRow], Write]:
-    merge = _wants_merge(request)
-    items = model.schemas.many[merge].validate_json(body)
-    rows = [_row(model, item, merge=merge) for item in items]
-
-    def write(answers: Sequence[Answer]) -> Response:
-        return json_response(shown(model, rows, answers))
+        found = shown(model, rows, answers)
+        return json_response(found if many else found[0])
 
     return rows, write
-
-
-def _row(model: Deployment, item: Any, *, merge: bool) -> PredictionRow:
-    key = {name: getattr(item, name) for name in model.spec.entity_key}
-    given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
-    return PredictionRow(key, given, merge)
 
 
 def _wants_merge(request: Request) -> bool:
@@ -64,29 +55,33 @@ def _wants_merge(request: Request) -> bool:
     return FLAGS[value]
 
 
+def one(path: str, schemas: Schemas) -> Operation:
+    summary = "Predict"
+    text = "Score one entity by its stored features, or by the features given."
+    return Operation(path, TAG, summary, text, schemas.request, schemas.answer, parameters=(MERGE,))
+
+
+def batch(path: str, schemas: Schemas) -> Operation:
+    return Operation(
+        path,
+        TAG,
+        "Predict many",
+        "Score up to 10,000 entities; answers come in the order of the rows.",
+        rows_of(schemas.request),
+        list[schemas.answer],  # type: ignore[name-defined]
+        parameters=(MERGE,),
+    )
+
+
 PROTOCOL = Protocol(
-    "Predictions",
     PLAIN,
     lambda _: True,
     (
         PredictRoute(
-            ("/predict", "/models/{name}/predict"),
-            "Predict",
-            "Score one entity by its stored features, or by the features given.",
-            read_one,
-            lambda schemas: schemas.request,
-            lambda schemas: schemas.answer,
-            limit=ROW_LIMIT,
-            parameters=(MERGE,),
+            ("/predict", "/models/{name}/predict"), partial(read, many=False), one, ROW_LIMIT
         ),
         PredictRoute(
-            ("/predict/batch", "/models/{name}/predict/batch"),
-            "Predict many",
-            "Score up to 10,000 entities; answers come in the order of the rows.",
-            read_batch,
-            lambda schemas: rows_of(schemas.request),
-            lambda schemas: list[schemas.answer],  # type: ignore[name-defined]
-            parameters=(MERGE,),
+            ("/predict/batch", "/models/{name}/predict/batch"), partial(read, many=True), batch
         ),
     ),
 )
