@@ -158,7 +158,8 @@ class Scorer:
             # These answers are written first, and what their clients ask next joins those that
             # wait: else two groups take turns, in micro-batches of half the size.
             for _ in range(TURNS):
-                await asyncio.sleep(0)
+                if len(self._pending) < MICRO_BATCH:
+                    await asyncio.sleep(0)
         self._is_batching = False
 
     async def _answer(self, batch: Sequence[PendingRequest]) -> None:
