@@ -80,7 +80,7 @@ def mlflow_server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "mlflow.log"
     with running(server.command(settings), log, **server.environment(settings)) as process:
-        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"))
+        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"), 120)
         yield process
 
 

@@ -109,7 +109,6 @@ def contract() -> ServedModel:
     )  # fmt: skip
 
 
-@dataclass
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Rows of one file of a log, and how many torn lines were skipped."""
     rows, torn = [], 0
@@ -121,6 +120,7 @@ def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     return rows, torn
 
 
+@dataclass
 class Rig:
     """Everything around the server, and what a test does to it."""
 
