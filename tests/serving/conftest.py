@@ -205,7 +205,7 @@ class Rig:
         self.copy_what_serves(home)
         for path in (*own.iterdir(), *(own / "serving").iterdir()):
             here = home / path.relative_to(own)
-            if not here.exists() and path.name not in {"lock", "run"}:
+            if not here.exists() and path.name not in {"lock", "fetch.lock", "run"}:
                 here.symlink_to(path)
         return home
 
