@@ -184,8 +184,10 @@ class ModelVersions:
         """Give the roles to what is loaded, and forget what has none."""
         before, self.roles = self.roles, roles
         name, sources = self.spec.name, self.sources
-        in_role = (roles.production, roles.challenger, roles.shadow, roles.previous)
-        self._loaded = [model for model in self._loaded if model in in_role]
+        kept = [roles.production, roles.challenger, roles.shadow, roles.previous]
+        if roles.production is not None:  # aliases move one by one: it will be `previous`
+            kept.append(before.production)
+        self._loaded = [model for model in self._loaded if model in kept]
         for source in {*sources}.difference(self.sources):
             task = asyncio.create_task(_close(source))
             _closing.add(task)
