@@ -58,6 +58,8 @@ VECTOR = ["entity", "as_of", "received", "features"]
 """Columns of `predictions` that say what a model was given."""
 MOST = 10_000
 """Vectors of one look: the newest half, and a sample of fixed seed of those before."""
+MOST_STATES = 10
+"""Stores made in one look to find out what was known: a second or two each."""
 CLASSES = ("equal", "stale", "corrected", "unsettled", "skewed")
 
 
@@ -245,7 +247,11 @@ def _by_what_was_known(
 
 
 def _turns(known: Knowledge, of: str, vectors: list[Vector]) -> list[Turn]:
-    """Plan stores of one state of each entity, until every state of knowledge had its turn."""
+    """Plan stores of one state of each entity, until every state of knowledge had its turn.
+
+    Of an entity with hundreds of events an hour the states over MOST_STATES have none: its values
+    are `unsettled` then, or `skewed` if nothing came afterwards.
+    """
     turns: list[Turn] = []
     for vector in vectors:
         entity, received = vector.key[of], vector.received
@@ -256,7 +262,8 @@ def _turns(known: Knowledge, of: str, vectors: list[Vector]) -> list[Turn]:
                     break
             else:
                 who = []
-                turns.append({entity: (rows, who)})
+                if len(turns) < MOST_STATES:
+                    turns.append({entity: (rows, who)})
             if not (who and who[-1] is vector):
                 who.append(vector)
     return turns
