@@ -62,6 +62,8 @@ def register(
     registry = Registry(settings)
     for done in registry.versions(model):
         if done.run_id == run_id:
+            if done.version not in registry.aliases(model).values():
+                registry.set_stage(model, done.version, "Staging")  # if a killed try did not
             return done
     with tempfile.TemporaryDirectory(prefix="gyre-register-") as name:
         folder = Path(name)
