@@ -33,12 +33,15 @@ class Deployment:
 
     @property
     def schemas(self) -> Schemas:
-        """Made anew with each spec and version: a version knows which features may be null."""
+        """Made anew only where they change: pydantic's classes stay in memory for ever.
+
+        A version knows which of its features may be null.
+        """
         spec, current = self.holder.spec, self.holder.current
-        if spec is not self._made_for[0] or current is not self._made_for[1]:
-            nullable = frozenset(current.contract.nullable) if current else frozenset[str]()
-            self._schemas = build_schemas(spec, nullable)
-            self._made_for = (spec, current)
+        nullable = current.contract.nullable if current else ()
+        if spec is not self._made_for[0] or nullable != self._made_for[1]:
+            self._schemas = build_schemas(spec, frozenset(nullable))
+            self._made_for = (spec, nullable)
         return self._schemas
 
 
