@@ -1,6 +1,6 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo replay check test faults bench spark lock environment python
+.PHONY: help up down status demo replay check test faults nightly bench spark lock environment python
 PYTHON ?= python3
 BIN := .venv/bin
 APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get
@@ -33,11 +33,14 @@ check: environment ## Lint, format, types, and which room may import what.
 
 test: spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest -m "not nightly" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 faults: environment ## The whole loop, then the faults of a bad day, made for real.
-	$(BIN)/pytest tests/loop tests/faults
+	$(BIN)/pytest -m "not nightly" tests/loop tests/faults
+
+nightly: spark ## What `make test` and `make faults` leave out: long runs, races, further variants.
+	$(BIN)/pytest -m nightly
 
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks
