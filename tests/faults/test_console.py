@@ -79,6 +79,7 @@ def test_without_mlflow_the_pages_say_what_is_unknown_and_why(
     assert {answer.status for answer in predictions} == {200}
 
 
+@pytest.mark.nightly
 def test_an_mlflow_that_begins_to_hang_is_shown_as_it_was_for_half_a_minute(
     rig: Any, served: Any
 ) -> None:

@@ -70,7 +70,9 @@ def ask(client: httpx.Client) -> list[bool]:
     ("model", "says"),
     [
         (fails_for_some, "{failed} of {asked} predictions failed"),
-        (takes_its_time, "predictions are slow: half within "),
+        pytest.param(
+            takes_its_time, "predictions are slow: half within ", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_back(

@@ -157,7 +157,9 @@ REFS = [
 ]
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2, 3))]
+)
 @pytest.mark.parametrize("created", [True, False])
 @pytest.mark.parametrize("ttl", [timedelta(0), timedelta(days=3), timedelta(hours=23)])
 def test_random_frames_are_the_stock_stores(tmp_path, seed, created, ttl):

@@ -216,7 +216,7 @@ def any_seed(examples: int):
     return lambda test: few(given(seed=st.integers(0, 2**32))(test))
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "spark"])
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("spark", marks=pytest.mark.nightly)])
 @any_seed(2)
 def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed):
     settings = emptied(template).model_copy(update={"engine": engine})
@@ -237,7 +237,7 @@ def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed
         agree(orders, online=online(settings, at))
 
 
-@pytest.mark.parametrize("engine", ["duckdb", "spark"])
+@pytest.mark.parametrize("engine", ["duckdb", pytest.param("spark", marks=pytest.mark.nightly)])
 @any_seed(2)
 def test_what_happens_later_changes_nothing_before(template, engine, seed):
     """Rows after a moment added, changed, removed: up to it every value is the same to the bit."""

@@ -1,4 +1,7 @@
-"""Spark gives what DuckDB gives: views, labels, training frames, online values. One JVM for all."""
+"""Spark gives what DuckDB gives: views, labels, training frames, online values. One JVM for all.
+
+The shipped orders run always, what is made up runs nightly.
+"""
 
 from __future__ import annotations
 
@@ -108,6 +111,7 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(ap
     assert (report.entities, report.differences) == (23_570, 0)
 
 
+@pytest.mark.nightly
 @hypothesis_settings(max_examples=4, deadline=None)
 @given(histories, st.lists(moments, min_size=1, max_size=5, unique=True))
 def test_rows_and_labels_of_any_history_are_those_of_duckdb(spark, customers, asked):
@@ -119,6 +123,7 @@ def test_rows_and_labels_of_any_history_are_those_of_duckdb(spark, customers, as
         assert ours.sort_by(order).equals(theirs.cast(ours.schema).sort_by(order))
 
 
+@pytest.mark.nightly
 def test_an_engine_goes_on_where_the_other_left(tmp_path):
     settings = new_settings(tmp_path)
     batches = [
@@ -135,6 +140,7 @@ def test_an_engine_goes_on_where_the_other_left(tmp_path):
         assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
 
 
+@pytest.mark.nightly
 @pytest.mark.parametrize("created", [True, False])
 @pytest.mark.parametrize("ttl", [timedelta(0), timedelta(days=3)])
 def test_random_frames_are_the_stock_stores(tmp_path, created, ttl):
@@ -144,6 +150,7 @@ def test_random_frames_are_the_stock_stores(tmp_path, created, ttl):
     assert 0.1 < np.mean([row["of_customer__count"] is not None for row in rows]) < 0.95
 
 
+@pytest.mark.nightly
 def test_on_demand_views_aliases_and_cuts_by_created_time_are_the_stock_stores(tmp_path):
     both, entities, service, aliased = stores_with_aliases(tmp_path, ours=SPARK)
     rows = same_frames(both, entities, features=service)
@@ -153,6 +160,7 @@ def test_on_demand_views_aliases_and_cuts_by_created_time_are_the_stock_stores(t
     same_frames(both, entity_rows(np.random.default_rng(8), 100), **asked)
 
 
+@pytest.mark.nightly
 def test_whole_numbers_beside_nulls_stay_whole(spark):
     rows = pa.table({"n": pa.array([2**53 + 1, None], pa.int64()), "at": pa.array([0, 1], TIME)})
     assert spark.connection.to_pyarrow(ibis.memtable(rows)).sort_by("at").equals(rows)
@@ -191,6 +199,7 @@ def test_what_is_missing_is_one_line_with_the_remedy(tmp_path, monkeypatch):
     assert str(raised.value) == said.format("java")
 
 
+@pytest.mark.nightly
 def test_the_jvm_ends_with_its_process_even_a_killed_one():
     with started() as process:
         assert process.stdout.readline() == "started\n"

@@ -21,6 +21,7 @@ from training.batch import scores
 
 MODEL = "customer_churn_model"
 LIMIT = 400
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(LIMIT + 60)]
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,6 @@ def told(tmp_path_factory):
     return load_settings(home=home), done.stdout
 
 
-@pytest.mark.timeout(LIMIT + 60)
 def test_each_moment_of_the_past_is_told_in_order_and_the_table_ends_it(told):
     _, text = told
     moments = re.findall(r"^\[ *\d+ s\] (\d{4}-\d\d-\d\d)  (.*)$", text, re.MULTILINE)
