@@ -39,7 +39,7 @@ test: spark ## All tests but those of the whole loop and of the faults.
 faults: environment ## The whole loop, then the faults of a bad day, made for real.
 	$(BIN)/pytest -m "not nightly" tests/loop tests/faults
 
-nightly: spark ## What `make test` and `make faults` leave out: long runs, races, further variants.
+nightly: spark ## What `make test` and `make faults` leave out: Spark variants, seeds, faults of the whole loop.
 	$(BIN)/pytest -m nightly
 
 bench: environment ## Measure what the project promises.

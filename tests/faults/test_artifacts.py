@@ -86,13 +86,7 @@ def test_a_contract_that_is_not_what_was_registered_is_refused(rig: Any, served:
     rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
 
 
-@pytest.mark.parametrize(
-    "damage",
-    [
-        "altered",
-        *(pytest.param(name, marks=pytest.mark.nightly) for name in ("cut short", "missing")),
-    ],
-)
+@pytest.mark.parametrize("damage", DAMAGES)
 def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
     rig: Any, served: Any, damage: str, tmp_path: Path
 ) -> None:

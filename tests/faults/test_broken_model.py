@@ -81,15 +81,7 @@ def watched(client: httpx.Client) -> Iterator[set[int]]:
         watching.join()
 
 
-@pytest.mark.parametrize(
-    "make",
-    [
-        no_probability,
-        fails_at_its_first_call,
-        pytest.param(other_inputs, marks=pytest.mark.nightly),
-        pytest.param(an_operator_nobody_knows, marks=pytest.mark.nightly),
-    ],
-)
+@pytest.mark.parametrize("make", BROKEN)
 def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
     rig: Any, served: Any, make: Callable[[], onnx.ModelProto]
 ) -> None:

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 from mlflow_server.ledger import Ledger
+from mlflow_server.roles import last_applied
 from stack.environment import process_environment
 from tests.conftest import answers, running, unused_port, wait_until
 from tests.faults.conftest import broken
@@ -67,19 +68,19 @@ def test_without_mlflow_the_pages_say_what_is_unknown_and_why(
     """26: MLflow away, before it was ever asked; predictions go on, and it is shown once back."""
     model = f"/status/{rig.spec.name}"
     with closing(Ledger(rig.settings)) as ledger:
-        last = ledger.rows(rig.spec.name)[-1]
+        last = last_applied(ledger.rows(rig.spec.name), "production")
+    said = f"by {last.who}: {last.why}"
     whys = ("MLflow does not answer", "unknown: no answer within 2 s")
     with console(rig) as (client, _), under_load(served.client) as predictions:
         with broken(rig, "mlflow", how):
             for path in ("/", model):
                 assert any(why in page(client, path) for why in whys)
-                assert last.why in unescape(page(client, path))  # the ledger is known
+                assert said in unescape(page(client, path))  # the ledger is known
             assert "gyre_last_promotion_timestamp_seconds{" in page(client, "/metrics")
         wait_until("MLflow again", lambda: "aliases in MLflow" not in page(client))
     assert {answer.status for answer in predictions} == {200}
 
 
-@pytest.mark.nightly
 def test_an_mlflow_that_begins_to_hang_is_shown_as_it_was_for_half_a_minute(
     rig: Any, served: Any
 ) -> None:

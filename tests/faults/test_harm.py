@@ -70,9 +70,7 @@ def ask(client: httpx.Client) -> list[bool]:
     ("model", "says"),
     [
         (fails_for_some, "{failed} of {asked} predictions failed"),
-        pytest.param(
-            takes_its_time, "predictions are slow: half within ", marks=pytest.mark.nightly
-        ),
+        (takes_its_time, "predictions are slow: half within "),
     ],
 )
 def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_back(

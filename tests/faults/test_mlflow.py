@@ -51,7 +51,7 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(
     assert max(a.took for a in answers) < 1
 
 
-@pytest.mark.parametrize("how", ["hangs", pytest.param("killed", marks=pytest.mark.nightly)])
+@HOWS
 def test_a_cold_restart_without_mlflow_serves_the_verified_local_copy(
     rig: Any, served: Any, how: str
 ) -> None:
@@ -115,7 +115,6 @@ def test_training_without_mlflow_is_one_clear_line_and_can_be_run_again(
     rig.answers_as(served.client, version)
 
 
-@pytest.mark.nightly
 def test_training_with_an_mlflow_that_hangs_is_one_clear_line(
     rig: Any, served: Any, gyre: Any
 ) -> None:
