@@ -1,23 +1,19 @@
 """Airflow's REST API: trigger a run, follow it task by task, say what went wrong."""
 
-from __future__ import annotations
-
 import time
-from typing import TYPE_CHECKING, Any, Self
+from collections.abc import Callable
+from typing import Any, Self
 
 import httpx
 
+from core.errors import StackError
+from core.settings import Settings
 from stack.environment import LOGIN, load_secrets
-from stack.errors import StackError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
-
-    from stack.settings import Settings
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT, PATIENCE = 1000, 60.0
+NOTE_LIMIT = 1000
+"""Characters."""
+PARSE_SECONDS = 60.0
 
 
 class AirflowApi:
@@ -36,37 +32,25 @@ class AirflowApi:
     def trigger(self, dag: str, conf: dict[str, Any]) -> str:
         """Start a run; wait for a DAG that is not parsed yet. Return its id."""
         body = {"logical_date": None, "conf": conf}
-        return str(self._patiently(f"/dags/{dag}/dagRuns", body, {404})["dag_run_id"])
-
-    def backfill(self, dag: str, begin: datetime, end: datetime) -> int:
-        """Have Airflow run `dag` for each moment of its schedule from `begin` to `end`, in turn.
-
-        Waits for a DAG that is not parsed yet, and for a turn at Airflow's SQLite: where the
-        scheduler came between, Airflow takes it all back and answers 503. Returns the backfill's
-        id.
-        """
-        body = {"dag_id": dag, "from_date": begin.isoformat(), "to_date": end.isoformat()}
-        return int(self._patiently("/backfills", body | {"max_active_runs": 1}, {404, 503})["id"])
-
-    def cancel_backfill(self, number: int) -> None:
-        """Run nothing more of it; one that is over stays as it is."""
-        answer = self._send("PUT", f"/backfills/{number}/cancel")
-        if answer.status_code != httpx.codes.CONFLICT:
-            self._checked(answer)
+        until = time.monotonic() + PARSE_SECONDS
+        while True:
+            answer = self._send("POST", f"/dags/{dag}/dagRuns", json=body)
+            if answer.status_code != httpx.codes.NOT_FOUND or time.monotonic() > until:
+                return str(self._checked(answer)["dag_run_id"])
+            time.sleep(0.5)
 
     def run(self, dag: str, run: str) -> dict[str, Any]:
-        return self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}"))
+        return self._get(f"/dags/{dag}/dagRuns/{run}")
 
     def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
         """Return the run's task instances as Airflow has them, in the order they ended."""
-        found = self._checked(self._send("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances"))
-        return sorted(found["task_instances"], key=lambda row: row["end_date"] or "9")
+        rows = self._get(f"/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"]
+        return sorted(rows, key=lambda row: row["end_date"] or "9")
 
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
         """Return the newest runs' rows as Airflow has them, newest first."""
-        wanted = {"limit": count, "order_by": "-run_after", **query}
-        rows = self._checked(self._send("GET", f"/dags/{dag}/dagRuns", params=wanted))
-        return list[dict[str, Any]](rows["dag_runs"])
+        page = self._get(f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query)
+        return list[dict[str, Any]](page["dag_runs"])
 
     def follow(
         self, dag: str, run: str, say: Callable[[str], None], limit: float = 600
@@ -77,34 +61,33 @@ class AirflowApi:
             StackError: a task failed (with its error), waits for a person, or `limit` s passed.
 
         """
-        until, told = time.monotonic() + limit, set[str]()
+        until = time.monotonic() + limit
+        reported = set[str]()
         while True:
-            now = self.run(dag, run)
-            rows = self.tasks(dag, run)
-            for row in rows:
-                if row["state"] in FINAL and row["task_id"] not in told:
-                    told.add(row["task_id"])
-                    say(f"    {row['task_id']}: {row['state']}, {row['duration'] or 0:.1f} s")
-            if now["state"] == "success":
-                return now
-            if asks := [row["task_id"] for row in rows if row["state"] == "awaiting_input"]:
-                page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{asks[0]}"
-                raise StackError(f"{dag} waits for your answer: {page}/required_actions")
-            if now["state"] == "failed":
-                raise StackError(f"{dag} failed: {self.error(dag, run, rows)}")
+            row, tasks = self.run(dag, run), self.tasks(dag, run)
+            for task in tasks:
+                name, state = task["task_id"], task["state"]
+                if state in FINAL and name not in reported:
+                    reported.add(name)
+                    say(f"    {name}: {state}, {task['duration'] or 0:.1f} s")
+                if state == "awaiting_input":
+                    page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{name}"
+                    raise StackError(f"{dag} waits for your answer: {page}/required_actions")
+            if row["state"] == "success":
+                return row
+            if row["state"] == "failed":
+                raise StackError(f"{dag} failed: {self._error(dag, run, tasks)}")
             if time.monotonic() > until:
-                raise StackError(f"{dag}: run {run} is still {now['state']} after {limit:.0f} s")
+                raise StackError(f"{dag}: run {run} is still {row['state']} after {limit:.0f} s")
             time.sleep(0.5)
 
-    def error(self, dag: str, run: str, rows: list[dict[str, Any]]) -> str:
-        """Return which tasks failed, and the errors of their logs."""
-        lines, runs = [], f"/dags/{dag}/dagRuns/{run}/taskInstances"
-        for task, number in (
-            (r["task_id"], r["try_number"]) for r in rows if r["state"] == "failed"
-        ):
-            path = f"{runs}/{task}/logs/{number}"
-            log = self._checked(self._send("GET", path, params={"full_content": "true"}))
-            lines.append(f"task {task}: {error_of(log['content'])}")
+    def _error(self, dag: str, run: str, tasks: list[dict[str, Any]]) -> str:
+        lines = []
+        for task in tasks:
+            if task["state"] == "failed":
+                logs = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task['task_id']}/logs"
+                log = self._get(f"{logs}/{task['try_number']}", full_content="true")
+                lines.append(f"task {task['task_id']}: {error_of(log['content'])}")
         return "; ".join(lines) or "no task of it failed; see the run in Airflow"
 
     def note(self, dag: str, run: str, text: str) -> None:
@@ -113,9 +96,9 @@ class AirflowApi:
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
 
     def emit(self, asset: str, key: str, extra: dict[str, Any]) -> None:
-        """Tell of the Asset named `asset`; what listens to it starts, once per partition key."""
-        found = self._checked(self._send("GET", "/assets", params={"limit": 1000}))["assets"]
-        number = next((row["id"] for row in found if row["name"] == asset), None)
+        """Emit the Asset named `asset`; what listens to it starts, once per partition key."""
+        assets = self._get("/assets", limit=1000)["assets"]
+        number = next((row["id"] for row in assets if row["name"] == asset), None)
         if number is None:
             raise StackError(f"Airflow knows no asset {asset}")
         body = {"asset_id": number, "partition_key": key, "extra": extra}
@@ -128,14 +111,8 @@ class AirflowApi:
         if answer.status_code != httpx.codes.CONFLICT:
             self._checked(answer)
 
-    def _patiently(self, path: str, body: dict[str, Any], later: set[int]) -> dict[str, Any]:
-        """Post it, again while the answer's status is one of `later`, up to PATIENCE seconds."""
-        until = time.monotonic() + PATIENCE
-        while True:
-            answer = self._send("POST", path, json=body)
-            if answer.status_code not in later or time.monotonic() > until:
-                return self._checked(answer)
-            time.sleep(0.5)
+    def _get(self, path: str, **query: str | int) -> dict[str, Any]:
+        return self._checked(self._send("GET", path, params=query))
 
     def _send(self, method: str, path: str, **more: Any) -> httpx.Response:
         try:

@@ -1,32 +1,34 @@
-"""The stack's processes under supervisord: restarted when they die, stopped as groups."""
+"""The stack's processes under supervisord: started, restarted when they die, ended together."""
 
-from __future__ import annotations
-
+import os
 import shlex
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Callable, Collection, Mapping  # noqa: TC003  (dataclass fields)
+import zlib
+from collections.abc import Callable, Collection, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 from xmlrpc.client import Error, ServerProxy
 
+import psutil
 from supervisor.xmlrpc import SupervisorTransport
 
-from stack.environment import process_environment
-from stack.errors import StackError
-from stack.preflight import MARK
-from stack.settings import PROJECT
-from stack.sockets import socket_path
+from core.errors import StackError
+from core.settings import CLONE, Settings
+from stack.environment import MARK, process_environment
 
-if TYPE_CHECKING:
-    from stack.settings import Settings
-
-SUPERVISOR = "supervisord"
 FALLEN = {"FATAL", "EXITED", "STOPPED", "UNKNOWN"}
+STOP_SECONDS = 20.0
+"""What the supervisor is given to stop its children, which it kills after 8 s."""
+LONGEST_SOCKET = 100
+"""Linux allows an address of 107 bytes, and supervisord adds a suffix for a moment."""
 HEAD = """[supervisord]
 logfile={logs}/supervisord.log
-pidfile={run}/supervisord.pid
+pidfile={pid}
 childlogdir={logs}
 [unix_http_server]
 file={socket}
@@ -60,16 +62,16 @@ class Program:
 
 def render(settings: Settings, programs: list[Program]) -> str:
     """Return supervisord's configuration."""
-    run, logs = settings.home / "run", _escaped(settings.home / "logs")
-    address = _escaped(socket_path(settings, SUPERVISOR))
-    text = HEAD.format(run=_escaped(run), logs=logs, socket=address)
+    logs = _escaped(settings.home / "logs")
+    socket = _escaped(socket_path(settings))
+    # `gyre up` compares the text: with another project all start again.
+    text = f"; project: {settings.project}\n"
+    text += HEAD.format(pid=_escaped(_pid_file(settings)), logs=logs, socket=socket)
     for program in programs:
         pairs = [_quoted(name, value) for name, value in sorted(program.environment.items())]
+        command, environment = _escaped(shlex.join(program.command)), ",".join(pairs)
         text += SECTION.format(
-            name=program.name,
-            command=_escaped(shlex.join(program.command)),
-            environment=",".join(pairs),
-            logs=logs,
+            name=program.name, command=command, environment=environment, logs=logs
         )
     return text
 
@@ -85,56 +87,66 @@ def _quoted(name: str, value: str) -> str:
     return f'{name}="{_escaped(value)}"'
 
 
+def socket_path(settings: Settings) -> Path:
+    """Where supervisord listens; elsewhere if the home's name is too long for an address."""
+    path = settings.home / "run" / "supervisord.sock"
+    if len(os.fsencode(path)) <= LONGEST_SOCKET:
+        return path
+    short = f"gyre-{os.getuid()}-{zlib.crc32(os.fsencode(path)):08x}.sock"
+    return Path(tempfile.gettempdir()) / short
+
+
+def _pid_file(settings: Settings) -> Path:
+    return settings.home / "run" / "supervisord.pid"
+
+
 def start(settings: Settings, text: str) -> None:
     """Start supervisord with configuration `text`; it holds secrets, so only its owner reads it."""
-    run = settings.home / "run"
-    conf, pid = run / "supervisord.conf", run / "supervisord.pid"
-    conf.touch(mode=0o600)
-    conf.write_text(text)
+    file = settings.home / "run" / "supervisord.conf"
+    file.touch(mode=0o600)
+    file.write_text(text)
     environment = process_environment(settings) | {MARK: str(settings.home)}
-    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(conf)]
+    command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
     with (settings.home / "logs" / "supervisord.out").open("w") as out:  # it detaches itself
         done = subprocess.run(
-            command, env=environment, cwd=PROJECT, stdout=out, stderr=out, check=False
+            command, env=environment, cwd=CLONE, stdout=out, stderr=out, check=False
         )
     until = time.monotonic() + 15
-    while done.returncode or not pid.exists() or states(settings) is None:
+    while done.returncode or not _pid_file(settings).exists() or states(settings) is None:
         if done.returncode or time.monotonic() > until:
             raise StackError(f"supervisord did not start:\n{last_lines(settings, 'supervisord')}")
         time.sleep(0.1)
 
 
 def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
-    """Return supervisord's word on each process, by name; None where no supervisor answers."""
+    """Return supervisord's row of each process, by name; None where no supervisor answers."""
     try:
-        with _supervisor(settings) as asked:
-            rows: Any = asked.supervisor.getAllProcessInfo()
+        with _supervisor(settings) as server:
+            rows: Any = server.supervisor.getAllProcessInfo()
     except (OSError, Error):
         return None
     return {row["name"]: row for row in rows}
 
 
 def restart(settings: Settings, readers: Collection[str], changed: float) -> list[str]:
-    """Start again what the supervisor gave up on, and those of `readers` that run since before.
+    """Start again what has fallen, and those of `readers` that run since before `changed`.
 
-    changed: seconds since 1970, when what they read at their start was changed. Returns the names.
+    changed: seconds since 1970. Returns the names of what was started.
     """
     now = states(settings) or {}
-    fallen = [name for name, state in now.items() if state["statename"] in FALLEN]
+    fallen = [name for name, row in now.items() if row["statename"] in FALLEN]
     running = [name for name in readers if now[name]["statename"] == "RUNNING"]
     old = [name for name in running if now[name]["start"] < changed]
-    with _supervisor(settings) as asked:
+    with _supervisor(settings) as server:
         for name in old:
-            asked.supervisor.stopProcess(name)
+            server.supervisor.stopProcess(name)
         for name in (*fallen, *old):
-            asked.supervisor.startProcess(name, False)  # noqa: FBT003  (do not wait for it)
+            server.supervisor.startProcess(name, False)  # noqa: FBT003  (do not wait for it)
     return [*fallen, *old]
 
 
 def _supervisor(settings: Settings) -> ServerProxy:
-    """Return the supervisor's own client; an OSError at a call says that none listens."""
-    address = f"unix://{socket_path(settings, SUPERVISOR)}"
-    transport = SupervisorTransport(serverurl=address)
+    transport = SupervisorTransport(serverurl=f"unix://{socket_path(settings)}")
     return ServerProxy("http://supervisor", transport)
 
 
@@ -164,7 +176,47 @@ def wait_ready(
 
 
 def last_lines(settings: Settings, name: str) -> str:
-    """Return the end of a process's log; supervisord has one from before it detached, too."""
+    """Return the end of a process's log; supervisord's `.out` is from before it detached."""
     paths = [settings.home / "logs" / f"{name}.{suffix}" for suffix in ("log", "out")]
     lines = [x for p in paths if p.exists() for x in p.read_text(errors="replace").splitlines()]
     return "\n".join(f"    {line}" for line in lines[-20:])
+
+
+def end_stack(settings: Settings) -> list[str]:
+    """End the stack of `settings.home`, and nothing else; one line for each process that ended."""
+    file = _pid_file(settings)
+    supervisor = file.read_text().strip() if file.exists() else ""
+    found = members(settings.home)
+    end([process for process in found if str(process.pid) == supervisor], STOP_SECONDS)
+    end(members(settings.home), 3.0)
+    file.unlink(missing_ok=True)
+    left = members(settings.home)
+    return [f"{process.pid} {title(process)[:90]}" for process in found if process not in left]
+
+
+def end(processes: list[psutil.Process], patience: float) -> None:
+    """Ask them to stop; kill those that have not after `patience` seconds."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    _, stubborn = psutil.wait_procs(processes, timeout=patience)
+    for process in stubborn:
+        with suppress(psutil.NoSuchProcess):
+            process.kill()
+    psutil.wait_procs(stubborn, timeout=5)
+
+
+def members(home: Path) -> list[psutil.Process]:
+    """Return the living processes of this home's stack, never this one or those above it.
+
+    Their `info` has `name` and `cmdline`.
+    """
+    above = [psutil.Process(), *psutil.Process().parents()]
+    found = psutil.process_iter(["name", "cmdline", "environ"])  # None: gone, or somebody else's
+    ours = [p for p in found if (p.info["environ"] or {}).get(MARK) == str(home)]
+    return [process for process in ours if process not in above]
+
+
+def title(process: psutil.Process) -> str:
+    """Return the command of one of the `members`."""
+    return " ".join(process.info["cmdline"] or [])

@@ -6,7 +6,7 @@ A killed scheduler's workers live on and finish their tasks, which then run a se
 import os
 from pathlib import Path
 
-from stack.ending import end, members, title
+from stack.processes import end, members, title
 
 
 def end_leftover_workers(home: Path) -> None:

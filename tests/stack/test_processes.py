@@ -14,15 +14,23 @@ import psutil
 import pytest
 import yaml
 
-from cli.programs import redis
-from stack.ending import end_stack, members
-from stack.environment import child_environment, process_environment, write_feast_config
-from stack.errors import SettingsError, StackError
-from stack.preflight import MARK
-from stack.processes import Program, render, restart, start, states, wait_ready
+from core.errors import SettingsError, StackError
+from core.settings import PROJECT, Settings, load_settings
+from feature_repo.feast_config import write_feast_config
+from stack.environment import MARK, child_environment, process_environment
+from stack.processes import (
+    Program,
+    end_stack,
+    members,
+    render,
+    restart,
+    socket_path,
+    start,
+    states,
+    wait_ready,
+)
+from stack.programs import redis
 from stack.scheduler import end_leftover_workers
-from stack.settings import PROJECT, Settings, load_settings
-from stack.sockets import socket_path
 
 SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 
@@ -69,6 +77,12 @@ def test_what_a_program_is_given_reaches_it_whole(settings):
 def test_what_cannot_be_passed_on_is_refused_by_name(settings):
     with pytest.raises(StackError, match="ODD: a quote"):
         render(settings, [Program("odd", SLEEP, ready, {"ODD": 'a "b"'})])
+
+
+def test_with_another_project_the_programs_are_others(settings, tmp_path):
+    other = settings.model_copy(update={"project": tmp_path})
+    assert render(settings, []) != render(other, [])
+    assert child_environment(other)["GYRE_PROJECT"] == str(tmp_path)
 
 
 def test_a_process_that_dies_is_started_again(settings):
@@ -159,8 +173,8 @@ def test_workers_that_outlived_their_scheduler_are_ended_and_others_stay(setting
 
 def test_a_long_home_gets_a_short_socket(tmp_path):
     long = load_settings(home=tmp_path / ("x" * 120))
-    assert len(os.fsencode(socket_path(long, "a"))) < 107
-    assert socket_path(long, "a") != socket_path(load_settings(home=tmp_path / ("y" * 120)), "a")
+    assert len(os.fsencode(socket_path(long))) < 107
+    assert socket_path(long) != socket_path(load_settings(home=tmp_path / ("y" * 120)))
 
 
 def test_children_find_the_stack_and_no_hindrance(settings):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from stack.storage import Table
+from core.storage import Table
 
 SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
 

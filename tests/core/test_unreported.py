@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from stack import UNREPORTED
+from core import UNREPORTED
+from core.settings import PROJECT, Settings
 from stack.environment import child_environment
-from stack.settings import PROJECT, Settings
 from tests.serving.conftest import tiny_onnx
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ OPEN = "; {0}.InferenceSession(sys.stdin.buffer.read(), providers=['CPUExecution
 @pytest.mark.parametrize(
     "program",
     ["import sys, serving.model" + OPEN.format("serving.model.ort"),
-     "import sys, training.scoring" + OPEN.format("training.scoring.onnxruntime")],
+     "import sys, training.onnx_export" + OPEN.format("training.onnx_export.onnxruntime")],
 )  # fmt: skip
 def test_onnx_runtime_keeps_no_record_of_a_session(tmp_path: Path, program: str) -> None:
     """In a shell that knows nothing of us: it would write one, to be sent, into HOME."""

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from stack.errors import SettingsError
+from core.errors import SettingsError
 
 if TYPE_CHECKING:
-    from stack.settings import Settings
+    from core.settings import Settings
 
 
 def tokens_of(text: bytes) -> list[bytes]:
@@ -27,9 +27,9 @@ def serving_headers(settings: Settings) -> dict[str, str]:
     if file is None:
         return {}
     try:
-        found = tokens_of(file.read_bytes())
+        tokens = tokens_of(file.read_bytes())
     except OSError as exc:
         raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: {exc.strerror}") from exc
-    if not found:
+    if not tokens:
         raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: no token in it")
-    return {"authorization": f"Bearer {found[0].decode('ascii', 'replace')}"}
+    return {"authorization": f"Bearer {tokens[0].decode('ascii', 'replace')}"}

@@ -21,6 +21,10 @@ class DataError(GyreError):
     """A batch, table or frame is not what its contract says; nothing was changed."""
 
 
+class NoRequestError(DataError):
+    """Only requests say whom to score: features need their data, or no view lists entities."""
+
+
 class BatchRejectedError(DataError):
     """A whole batch failed its expectations and stopped before the tables."""
 
@@ -34,7 +38,7 @@ class RegistryError(GyreError):
 
 
 class NoChampionError(RegistryError):
-    """What is in production is of another task or of other entities: nothing to compare with."""
+    """Nothing is in production, or what is has another task or other entities."""
 
 
 class PromotionRefusedError(GyreError):

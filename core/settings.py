@@ -1,82 +1,120 @@
 """Settings: read once at the entrance, frozen, passed down."""
 
-from __future__ import annotations
-
 import os
-from datetime import date  # noqa: TC003  (pydantic reads the annotations at run time)
+import socket
+import sys
+from datetime import date
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import unquote, urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from stack.errors import SettingsError
-from stack.preflight import ENV_FILE
+from core.errors import SettingsError
 
-PROJECT = Path(__file__).resolve().parents[1]
+CLONE = Path(__file__).resolve().parents[1]
+"""Where Gyre's own code, its DAG files and its lock file lie."""
+PROJECT = Path(os.environ.get("GYRE_PROJECT", CLONE)).expanduser().resolve()
+"""Where a team's models/, feature_repo/ and Python packages lie. A constant, as modules are found
+by it; `load_settings` says what is wrong with it."""
+# The clone first: in a project `feature_repo` is a folder, in the clone the package.
+sys.path += [str(folder) for folder in (CLONE, PROJECT) if str(folder) not in sys.path]
 LOOPBACK = "127.0.0.1"
+ENV_FILE = "gyre.env"
+"""In a stack's home: settings that always belong to it."""
+PORTS = ("serving", "console", "mlflow", "airflow", "redis")
+"""What the stack's own processes listen on: settings `<name>_port`."""
 
 
 class Settings(BaseSettings):
     """Where things are. Every field is the environment variable `GYRE_<FIELD>`.
 
     Those that always belong to one home can be lines of its `gyre.env`: `GYRE_MLFLOW_PORT=5001`.
-
-    Ports are those the stack's own processes listen on (loopback only). An address given for
-    Redis, MLflow or the (Postgres) database means that part is somebody else's: used, not started.
+    `python -m docs.generate` makes docs/reference/settings.md of the texts below the fields.
     """
 
     model_config = SettingsConfigDict(
-        env_prefix="GYRE_", env_nested_delimiter="__", frozen=True, extra="forbid"
+        env_prefix="GYRE_",
+        env_nested_delimiter="__",
+        frozen=True,
+        extra="forbid",
+        use_attribute_docstrings=True,
     )
 
+    project: Path = PROJECT
+    """The folder of a team's own models, datasets, expectations and Python packages; `gyre init
+    DIR` writes one. Default: the clone. Only of the environment: `gyre.env` lies below it."""
     home: Path = PROJECT / ".gyre"
+    """The state directory of one installation: data, databases, files, logs. Default: that of the
+    project."""
     serving_port: int = Field(8000, ge=1, le=65535)
+    """Port of serving, on the loopback address like all of them."""
     console_port: int = Field(8001, ge=1, le=65535)
+    """Port of the console."""
     mlflow_port: int = Field(5000, ge=1, le=65535)
+    """Port of MLflow."""
     airflow_port: int = Field(8080, ge=1, le=65535)
+    """Port of Airflow's API and pages."""
     redis_port: int = Field(6379, ge=1, le=65535)
+    """Port of Redis."""
     redis_url: str | None = Field(
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
+    """Address of a Redis that Gyre uses and does not start; `REDIS_URL` is read too."""
     mlflow_url: str | None = None
+    """Address of an MLflow server that Gyre uses and does not start."""
     database_url: str | None = None
+    """`postgresql://…` in place of SQLite files, for MLflow and the ledger. Not tested
+    yet."""
     artifacts_url: str | None = None
+    """Where MLflow keeps its files, such as `s3://…`. Not tested yet."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder
     of them, a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
     demo_start: date | None = None
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
-    replay: date | None = None
-    """In a home where history is replayed (`gyre replay`): the day (UTC) it ends. Promotions then
-    are of the moment they are made as of. Only a line of the home's own `gyre.env`."""
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What computes features, labels and training frames; Spark is installed by `make spark`."""
     spark_master: str = "local[*]"
+    """The Spark cluster that `GYRE_ENGINE=spark` asks."""
     alert_urls: str = ""
-    """Apprise addresses (Slack, mail, a webhook …), separated by blanks; none: a log file."""
+    """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
+    `logs/alerts.log` in GYRE_HOME."""
     change_live_features: bool = False
-    """Let ingest and `feast apply` change the feature values that a version in a role is served."""
+    """Let ingest change the feature values that a version in a role is served. Meant for a single
+    command."""
     default_model: str | None = None
     """The model that serving answers with where a route names none, as `/predict` does. Default:
-    the only one there is; with several, none."""
+    the only one there is; with several, none, and `/predict` answers 404."""
     keep_days: dict[str, int] = Field(default_factory=dict, validate_default=True)
-    """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`)."""
+    """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`,
+    `__OUTCOMES`, `__SCORES`). Default: 400 each."""
     serving_workers: int = Field(1, ge=1, le=64)
     """Processes that answer predictions; each takes a core and at most 150 MB."""
     serving_tokens_file: Path | None = None
-    """One bearer token a line (`name:token` or `token`; `#` for comments), read again when it
-    changes: serving answers nobody without one, but for probes and /metrics. Default: everybody."""
+    """Absolute path of a file with one bearer token a line (`name:token` or `token`; `#` for
+    comments), read again when it changes. Only health, `/ping` and `/metrics` then answer without
+    one. Default: everybody is answered."""
+
+    @field_validator("project")
+    @classmethod
+    def _whole_project(cls, value: Path) -> Path:
+        if value != PROJECT and "GYRE_PROJECT" not in os.environ:
+            raise ValueError(f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}")
+        for part in ("models", "feature_repo/feature_store.yaml"):
+            if PROJECT != CLONE and not (PROJECT / part).exists():
+                text = f"expected a project, and {PROJECT} has no {part}"
+                raise ValueError(f"{text}; make one: gyre init DIR")
+        return PROJECT
 
     @field_validator("keep_days")
     @classmethod
-    def _of_each(cls, given: dict[str, int]) -> dict[str, int]:
-        known = {"predictions": 400, "outcomes": 400, "scores": 400}
-        if given.keys() - known or any(days < 1 for days in given.values()):
-            raise ValueError(f"expected whole days, at least 1, of {' or '.join(known)}")
-        return known | given
+    def _with_defaults(cls, value: dict[str, int]) -> dict[str, int]:
+        defaults = {"predictions": 400, "outcomes": 400, "scores": 400}
+        if value.keys() - defaults or any(days < 1 for days in value.values()):
+            raise ValueError(f"expected whole days, at least 1, of {' or '.join(defaults)}")
+        return defaults | value
 
     @field_validator("serving_tokens_file")
     @classmethod
@@ -131,27 +169,6 @@ class Settings(BaseSettings):
         """Great Expectations' pages on the newest batch of each dataset and training frame."""
         return self.home / "reports" / "data_docs"
 
-    @property
-    def feast_offline_store(self) -> dict[str, str]:
-        """`offline_store` in feature_store.yaml."""
-        room = "feature_repo.extensions"
-        if self.engine == "duckdb":
-            return {"type": f"{room}.offline.AsofOfflineStore"}
-        return {"type": f"{room}.spark.SparkOfflineStore", "master": self.spark_master}
-
-    def feast_connection(self, deadline: float) -> str:
-        """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""
-        url = urlsplit(self.redis_address)
-        parts = [f"{url.hostname}:{url.port or 6379}", f"db={url.path.lstrip('/') or 0}"]
-        parts += [f"socket_timeout={deadline}", f"socket_connect_timeout={deadline}"]
-        if url.scheme == "rediss":
-            parts.append("ssl=true")
-        if url.username:
-            parts.append(f"username={unquote(url.username)}")
-        if url.password:
-            parts.append(f"password={unquote(url.password)}")
-        return ",".join(parts)
-
 
 def load_settings(**overrides: Any) -> Settings:
     """Read the environment, then the home's `gyre.env`, once.
@@ -160,10 +177,6 @@ def load_settings(**overrides: Any) -> Settings:
         SettingsError: one line naming the variable and what was expected.
 
     """
-    if any(name.upper() == "GYRE_REPLAY" for name in os.environ):  # it would pass for any home's
-        raise SettingsError(
-            f"GYRE_REPLAY: unset it; it belongs in the {ENV_FILE} of a replay's own home alone"
-        )
     try:
         home = Settings(**overrides).home.expanduser().resolve()
         return Settings(_env_file=home / ENV_FILE, **(overrides | {"home": home}))
@@ -171,3 +184,12 @@ def load_settings(**overrides: Any) -> Settings:
         first = exc.errors()[0]
         name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")
         raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from exc
+
+
+def free_ports() -> dict[str, int]:
+    """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
+    listeners = {f"{name}_port": socket.create_server((LOOPBACK, 0)) for name in PORTS}
+    ports = {name: int(listener.getsockname()[1]) for name, listener in listeners.items()}
+    for listener in listeners.values():
+        listener.close()
+    return ports

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from stack.errors import SettingsError
-from stack.settings import PROJECT, load_settings
-from stack.spec import MODELS, Rollout, load_spec, load_specs
+from core.errors import SettingsError
+from core.monitoring_spec import Rollout
+from core.settings import PROJECT, load_settings
+from core.spec import MODELS, load_spec, load_specs
+from feature_repo.feast_config import feast_connection
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
-SPEND = (PROJECT / "docs/second_use_case/models/next_quarter_spend.toml").read_text()
+SPEND = (PROJECT / "tests/training/spend/models/next_quarter_spend.toml").read_text()
 COSTS = SHIPPED[SHIPPED.index("[costs]") : SHIPPED.index("[features]")]
+TRAINING = '[training]\nfunction = "shop.training:train"'
 LIMIT = 'rule = "at_most"'
+POPULATION = SHIPPED[SHIPPED.index("[population]") : SHIPPED.index("[snapshots]")]
 
 
 def test_every_shipped_model_loads_under_the_name_of_its_file():
@@ -27,7 +31,11 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         ('label = "churned_90d"', 'labl = "churned_90d"', "label: Field required"),
         ("seed = 7", "seed = 7\nsede = 8", "sede: Extra inputs are not permitted"),
         ("threshold = 0.5", "threshold = 1.5", r"threshold: Input should be less than 1 \(found"),
-        ('type = "random_forest"', 'type = "forest"', r"estimators\.0\.type: Input should be"),
+        (
+            'type = "random_forest"',
+            'type = "forest"',
+            r"estimators\.0\.type: 'forest' is not of a class.* xgboost, lightgbm, or package",
+        ),
         ('rule = "better_than_trivial"', 'rule = "good"', r"gates\.0: .*'good'.*'at_least'"),
         ('rule = "better_than_trivial"\n', "", r"gates\.0: Unable to extract tag .*'rule'"),
         ('metric = "log_loss"', 'metric = "gini"', r"gates\.0\.\w+\.metric: .*'log_loss'.*'gini'"),
@@ -55,7 +63,7 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         (COSTS, "", "costs: a classification needs one"),
         ("threshold = 0.5", "", "threshold: a classification needs one"),
         ("seed = 7", 'seed = 7\ntask = "regression"', "threshold: a regression has none"),
-        ("seed = 7", 'seed = 7\ntask = "ranking"', r"task: Input should be 'classification' or"),
+        ("seed = 7", 'seed = 7\ntask = "ranking"', r"task: Input should be 'classification', "),
         (
             'metric = "log_loss"',
             'metric = "rmse"',
@@ -79,8 +87,12 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         ),
         ("C = { low = 0.001", "C = { low = 0", r"estimators\.2\.space\.C: .*with log 0 < low"),
         ("low = 3, high", "from = 3, high", r"estimators\.0\.space\.max_depth\.low: Field req"),
-        ("cooldown_hours = 24", "cooldown_hours = inf", r"retraining\.cooldown_hours: .* finite"),
-        ("cooldown_hours = 24", "cooldown_hours = 1e12", r"retraining\.cooldown_hours: .* 8760"),
+        ("cooldown_hours = 24", "cooldown_hours = inf", r"monitoring\.cooldown_hours: .* finite"),
+        ("cooldown_hours = 24", "cooldown_hours = 1e12", r"monitoring\.cooldown_hours: .* 8760"),
+        ('every = "month"', 'every = "weeks"', r"snapshots\.every: .*'week' or 'month' \(found 'w"),
+        ('every = "month"', 'every = "day"\nrows = "own"', r"snapshots\.rows: .*'label' \(found"),
+        ("train = 3", "train = 3\ntest = 0", r"snapshots\.test: .*greater than or equal to 1"),
+        (POPULATION, "", "population: expected one, or rows = .label. in .snapshots."),
         ("below = 180", "below = 0", r"population\.below: Input should be greater than 0"),
         ("[snapshots]", "[rollout]\nsteps = [25, 5]\n[snapshots]", r"rollout: .*found \[25, 5\]"),
         ("[snapshots]", "[rollout]\nsteps = [5, 101]\n[snapshots]", r"rollout: .*rising percents"),
@@ -101,6 +113,14 @@ def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, mess
     assert "Value error" not in str(refused.value)
 
 
+def test_a_label_with_rows_of_its_own_needs_no_population(tmp_path):
+    file = tmp_path / "customer_churn_model.toml"
+    of_label = SHIPPED.replace(POPULATION, "").replace("[snapshots]", '[snapshots]\nrows = "label"')
+    file.write_text(of_label)
+    spec = load_spec("customer_churn_model", tmp_path)
+    assert (spec.population, spec.snapshots.test) == (None, 1)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
@@ -111,9 +131,11 @@ def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, mess
             'type = "logistic_regression"',
             "expected one of ridge, random_forest, ",
         ),
+        ("[serving]", f"{TRAINING}\n[serving]", "estimators: expected .*, found both"),
+        ("[serving]", '[training]\nfunction = "fit"\n[serving]', r"training\.function: String sho"),
         ('metric = "rmse"', 'metric = "auc"', r"gates\.0\.metric: a regression has no auc"),
         ('metric = "rmse"', 'metric = "largest_gap"', r"gates\.0\..*metric: .*largest_gap"),
-        ("[retraining]", "[search]\ntrials = 4\n[retraining]", "search: expected a space"),
+        ("[serving]", "[search]\ntrials = 4\n[serving]", "search: expected a space"),
     ],
 )
 def test_a_bad_regression_is_one_line_too(tmp_path, before, after, message):
@@ -159,7 +181,7 @@ def test_a_gate_on_fairness_needs_a_segment(tmp_path):
 
 
 def test_a_name_that_is_no_model_gets_the_list_of_those_there_are():
-    for name in ("churn", "../stack/settings", ""):
+    for name in ("churn", "../core/settings", ""):
         with pytest.raises(SettingsError, match="customer_churn_model"):
             load_spec(name)
 
@@ -177,7 +199,7 @@ def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_p
     settings = load_settings()
     assert (settings.home, settings.sources) == (tmp_path, {"orders": "orders.csv"})
     assert settings.redis_address == "rediss://user:s%40cret@redis.example:6380/2"
-    assert settings.feast_connection(0.05) == (
+    assert feast_connection(settings, 0.05) == (
         "redis.example:6380,db=2,socket_timeout=0.05,socket_connect_timeout=0.05,ssl=true,"
         "username=user,password=s@cret"
     )

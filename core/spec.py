@@ -1,0 +1,296 @@
+"""A model is a file: `models/<name>.toml`, read once into frozen, strict objects.
+
+Only pydantic is imported, so that DAGs are parsed and serving starts without the training stack.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+
+from core.errors import SettingsError
+from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
+from core.settings import PROJECT, Settings
+from core.training_spec import (
+    ESTIMATORS,
+    FACTORY,
+    OF_SEGMENTS,
+    OTHERS,
+    Costs,
+    Estimator,
+    Gate,
+    Metric,
+    Search,
+    Snapshots,
+    Strict,
+    Task,
+    Training,
+)
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+MODELS = PROJECT / "models"
+NAME = r"^[a-z][a-z0-9_]{0,62}$"
+FeatureType = Literal["int32", "int64", "float32", "double", "bool", "timestamp", "string"]
+"""Of a feature, of request data, of an audit column; a timestamp has whole seconds, as in Feast."""
+InputType = Literal["int64", "double", "string"]
+INPUTS: dict[FeatureType, InputType] = {
+    **dict.fromkeys(("int32", "int64", "bool", "timestamp"), "int64"),
+    **dict.fromkeys(("float32", "double"), "double"),
+    "string": "string",
+}
+"""What a value of a type is to a model: a bool 0 or 1, a timestamp microseconds since 1970 UTC."""
+FLOAT32 = 3.4028234663852886e38
+"""Models compute in float32: a larger number would be infinite inside."""
+KeyType = Literal["int64", "string"]
+EntityKey = Annotated[
+    dict[str, KeyType],
+    Field(min_length=1),
+    BeforeValidator(
+        lambda found: {found: "int64"} if isinstance(found, str) else found,
+        json_schema_input_type=str | dict[str, KeyType],
+    ),
+]
+"""The columns that name an entity, and their types; a name alone is an int64."""
+Entity = Mapping[str, int | str]
+"""One entity: the value of each of these columns."""
+MISSING = "__missing__"
+"""What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
+OURS = frozenset({"score", "predicted_class", "entity", "as_of", "label", "event_timestamp"})
+"""Columns beside the features, in windows and frames."""
+
+
+class Population(Strict):
+    """Whom the label is defined for: rows whose `feature` lies in [0, `below`)."""
+
+    feature: str
+    below: int = Field(gt=0)
+
+
+class Serving(Strict):
+    """What serving does when the online store gives no features in time, and how it scores.
+
+    defaults: the medians of the training frame answer, marked as such.
+    refuse: 503 with Retry-After.
+    """
+
+    missing_features: Literal["defaults", "refuse"]
+    format: Literal["onnx", "native"] = "onnx"
+    """native: a data format of its library, in a process of its own (docs/how-to/own-model.md)."""
+    trusted_types: tuple[str, ...] = ()
+    """Of a native model: what skops may make beside the types it knows; `gyre check` names them."""
+
+
+class ModelSpec(Strict):
+    """One model: what a data scientist edits.
+
+    task: a class, 0 or 1 (label int64), a number (label float64), or one of `classes` (label int64:
+    its position there). `threshold` and `costs` are what a classification alone has, and needs.
+    """
+
+    task: Task = "classification"
+    classes: tuple[str, ...] = ()
+    """Names, in the order of the model's probabilities; a multiclass has at least three."""
+    name: str = Field(pattern=NAME)
+    experiment: str
+    served_as: tuple[str, ...] = ()
+    dataset: str
+    entity_key: EntityKey
+    feature_service: str
+    label: str
+    schedule: str
+    seed: int = Field(ge=0)
+    threshold: float | None = Field(None, gt=0, lt=1)
+    """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
+    the newest fold is chosen (training/train.py) and stored with the version."""
+    segment: str | None = None
+    """A string feature, or an audit column: metrics are told for each of its values, and fairness
+    between them."""
+    audit: dict[str, FeatureType] = Field(default_factory=dict)
+    """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
+    costs: Costs | None = None
+    features: dict[str, FeatureType] = Field(min_length=1)
+    population: Population | None = None
+    """None where the label gives the rows: whoever asks is answered like one of them."""
+    snapshots: Snapshots
+    serving: Serving
+    monitoring: Monitoring = Monitoring()
+    estimators: tuple[Estimator, ...] = ()
+    training: Training | None = None
+    search: Search | None = None
+    gates: tuple[Gate, ...] = Field(min_length=1)
+    promotion: Promotion = Promotion()
+    rollout: Rollout = Rollout()
+
+    @property
+    def loss(self) -> Metric:
+        """What estimators and their parameters are chosen by, on the forward folds."""
+        return "rmse" if self.task == "regression" else "log_loss"
+
+    @property
+    def inputs(self) -> dict[str, InputType]:
+        """The model's inputs, which are its features in order."""
+        return {name: INPUTS[kind] for name, kind in self.features.items()}
+
+    @field_validator("schedule")
+    @classmethod
+    def _known_to_airflow(cls, schedule: str) -> str:
+        from croniter import croniter  # noqa: PLC0415  (0.1 s; Airflow reads schedules with it)
+
+        if schedule != "@quarterly" and not croniter.is_valid(schedule):
+            names = "@hourly, @daily, @weekly, @monthly, @quarterly or @yearly"
+            raise ValueError(f"expected a cron expression, {names}; found {schedule!r}")
+        return schedule
+
+    @model_validator(mode="after")
+    def _consistent(self) -> ModelSpec:
+        if problems := [*self._of_another_task(), *self._of_segments(), *self._contradictions()]:
+            raise ValueError("\n".join(problems))
+        return self
+
+    def _of_another_task(self) -> Iterator[str]:
+        for key in ("threshold", "costs"):
+            if (getattr(self, key) is None) == (self.task == "classification"):
+                what = "needs one" if self.task == "classification" else "has none"
+                yield f"{key}: a {self.task} {what}"
+        names = {name for name in self.classes if name}
+        if self.task != "multiclass" and self.classes:
+            yield f"classes: a {self.task} has none, found {[*self.classes]}"
+        elif self.task == "multiclass" and not 2 < len(names) == len(self.classes):  # noqa: PLR2004
+            yield f"classes: expected three or more different names, found {[*self.classes]}"
+        if bool(self.estimators) == bool(self.training):
+            found = "both" if self.training else "neither"
+            yield f"estimators: expected [[estimators]] or [training], found {found}"
+        known = ESTIMATORS[self.task]
+        for at, estimator in enumerate(self.estimators):
+            if estimator.type not in known and not re.match(FACTORY, estimator.type):
+                wrong = f"{estimator.type!r} is not of a {self.task}"
+                expected = f"expected one of {', '.join(known)}, or package.module:factory"
+                yield f"estimators.{at}.type: {wrong}, {expected}"
+        for at, gate in enumerate(self.gates):
+            if gate.metric in OTHERS[self.task]:
+                yield f"gates.{at}.metric: a {self.task} has no {gate.metric}"
+
+    def _of_segments(self) -> Iterator[str]:
+        if taken := set(self.audit) & {*OURS, *self.entity_key, *self.features}:
+            yield f"audit: {sorted(taken)}: a key, a feature or a frame's own column: rename it"
+        segments = {
+            *self.audit,
+            *(name for name, kind in self.features.items() if kind == "string"),
+        }
+        if self.segment is not None and self.segment not in segments:
+            yield f"segment: {self.segment!r} is not a string of [features], nor of audit"
+        if self.segment is None and (asked := OF_SEGMENTS & {gate.metric for gate in self.gates}):
+            yield f"gates: {min(asked)} needs a segment, such as customer_segment"
+
+    def _contradictions(self) -> Iterator[str]:
+        if both := set(self.entity_key) & set(self.features):
+            yield f"entity_key: {sorted(both)} is in [features] too: give it a new name"
+        if taken := OURS & set(self.features):
+            yield f"features: {sorted(taken)}: frames have such a column: rename it"
+        if self.population is None and self.snapshots.rows == "members":
+            yield 'population: expected one, or rows = "label" in [snapshots]'
+        member = self.population.feature if self.population else None
+        if member and self.features.get(member) in {None, "string", "bool", "timestamp"}:
+            yield f"population.feature: {member!r} is not in [features] as a number"
+        if unknown := set(self.monitoring.monitor_only) - {*self.features, *KINDS}:
+            kinds = ", ".join(sorted(KINDS))
+            yield f"monitoring.monitor_only: {sorted(unknown)} is not in [features], nor of {kinds}"
+        names = [estimator.name for estimator in self.estimators]
+        if len(set(names)) != len(names):
+            yield f"two estimators share a name: {names}"
+        if self.search and not any(estimator.space for estimator in self.estimators):
+            yield "search: expected a space = { … } with at least one of [[estimators]]"
+
+
+def entity_text(key: Entity) -> str:
+    """One text for one entity, for logs, tables and joins: its value, or all as a JSON object."""
+    if len(key) == 1:
+        return str(*key.values())
+    return json.dumps(key, sort_keys=True)
+
+
+def entity_of(columns: Mapping[str, KeyType], text: str) -> Entity:
+    """Return the entity that `entity_text` gave this text, with columns of these types.
+
+    Raises:
+        ValueError: it is the text of no such entity.
+
+    """
+    found = {next(iter(columns)): text} if len(columns) == 1 else json.loads(text)
+    if not isinstance(found, dict) or found.keys() != columns.keys():
+        raise ValueError(f"expected an entity of {', '.join(columns)}, found {text}")
+    return {
+        name: int(found[name]) if kind == "int64" else str(found[name])
+        for name, kind in columns.items()
+    }
+
+
+def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
+    """Read `models/<name>.toml`.
+
+    Raises:
+        SettingsError: a line with file, key and expectation for each key that is wrong.
+
+    """
+    path = folder / f"{name}.toml"
+    known = sorted(p.stem for p in folder.glob("*.toml"))
+    if name not in known:
+        raise SettingsError(f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}")
+    try:
+        content = tomllib.loads(path.read_text())
+    except ValueError as exc:  # also of what is not UTF-8
+        raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
+    spec = _checked(path.name, content)
+    if spec.name != name:
+        raise SettingsError(f"{path.name}: name: expected the file's name, found {spec.name!r}")
+    return spec
+
+
+def load_specs() -> tuple[ModelSpec, ...]:
+    """Every model of MODELS that can be read, by name."""
+    return tuple(found for found in _read_all() if isinstance(found, ModelSpec))
+
+
+def broken_specs() -> list[str]:
+    """Say of each file of MODELS that is no spec which it is, its key and what was expected."""
+    return [str(found) for found in _read_all() if isinstance(found, SettingsError)]
+
+
+def _read_all() -> Iterator[ModelSpec | SettingsError]:
+    for path in sorted(MODELS.glob("*.toml")):
+        try:
+            yield load_spec(path.stem)
+        except SettingsError as exc:
+            yield exc
+
+
+def default_spec(settings: Settings, specs: Sequence[ModelSpec]) -> ModelSpec | None:
+    """Return the model that answers without a name: GYRE_DEFAULT_MODEL, or the only one."""
+    if settings.default_model is None:
+        return specs[0] if len(specs) == 1 else None
+    return next((spec for spec in specs if spec.name == settings.default_model), None)
+
+
+def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
+    try:
+        return ModelSpec.model_validate(content)
+    except ValidationError as exc:
+        lines = [f"{file}: {line}" for error in exc.errors() for line in _said(error)]
+        raise SettingsError("\n".join(lines)) from exc
+
+
+def _said(error: ErrorDetails) -> list[str]:
+    key = ".".join(str(part) for part in error["loc"])
+    if error["type"] == "value_error":  # of a validator above, which may name keys below this one
+        lines = str(error["ctx"]["error"]).split("\n")
+        return [f"{key}: {line}" if key else line for line in lines]
+    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
+    return [f"{key}: {error['msg']}{found}"]

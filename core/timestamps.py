@@ -1,0 +1,41 @@
+"""How a person or an event names a moment: one reading for the shell and for Airflow."""
+
+from datetime import MAXYEAR, MINYEAR, UTC, datetime, timedelta
+
+from core.errors import SettingsError
+
+CLOCKS_DIFFER = timedelta(minutes=5)
+BEGINNING = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+def parse_timestamp(text: object, where: str) -> datetime:
+    """Read an ISO 8601 time with an offset, as UTC.
+
+    Raises:
+        SettingsError: names where it came from, what was expected and what was found. The future is
+            refused: features materialised up to it would stand still until then.
+
+    """
+    expected = f"{where}: expected a time like 2026-03-01T00:00:00Z, found {text!r}"
+    try:
+        time = datetime.fromisoformat(str(text))
+        utc = time.astimezone(UTC)
+    except (ValueError, OverflowError) as exc:
+        raise SettingsError(expected) from exc
+    if time.tzinfo is None:
+        raise SettingsError(f"{expected}: it lacks an offset from UTC")
+    if utc > datetime.now(UTC) + CLOCKS_DIFFER:
+        raise SettingsError(f"{where}: {text} lies in the future")
+    return utc
+
+
+def microseconds(moment: datetime) -> int:
+    """Return `as_of` as on-demand views take it: whole microseconds (UTC) since the epoch."""
+    return (moment - BEGINNING) // timedelta(microseconds=1)
+
+
+def whole_second(moment: datetime) -> datetime:
+    """Return a feature's timestamp as Feast keeps it: whole seconds, UTC; or raise ValueError."""
+    if moment.tzinfo is None or not MINYEAR < moment.year < MAXYEAR:
+        raise ValueError(f"expected a time with an offset, of the years 2 to 9998, found {moment}")
+    return moment.astimezone(UTC).replace(microsecond=0)

@@ -1,0 +1,75 @@
+"""What a machine must have before a stack is started: free ports, disk, a home of this layout."""
+
+import os
+import shutil
+import socket
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from core.settings import LOOPBACK, PORTS, Settings
+from stack.processes import members
+
+LAYOUT_FILE = "layout"
+"""In a stack's home: which layout it has; `gyre up` writes it into a new one."""
+LAYOUT = "2"
+HOME_BYTES = 10**9
+
+
+def problems(settings: Settings) -> list[str]:
+    """Return what stands in the way and what to do, one line each; nothing is changed."""
+    of_home = layout_problems(settings.home) + disk_problems(settings.home)
+    return of_home + port_problems(settings)
+
+
+def layout_problems(home: Path) -> list[str]:
+    file = home / LAYOUT_FILE
+    layout = file.read_text().strip() if file.exists() else "1"
+    is_used = (home / "airflow" / "secrets.json").exists()
+    if not is_used or layout == LAYOUT:
+        return []
+    remedy = "set GYRE_HOME to a new folder, or go on with the release that made it"
+    return [f"{home} has layout {layout}, this release needs layout {LAYOUT}: {remedy}"]
+
+
+def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
+    """needed: bytes that must be free."""
+    remedy = "set GYRE_HOME to another folder"
+    folder = next(path for path in (home, *home.parents) if path.exists())
+    if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
+        return [f"{folder} cannot be written: {remedy}"]
+    free = shutil.disk_usage(folder).free
+    if free >= needed:
+        return []
+    sizes = f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+    return [f"{folder} has {sizes}: free some, or {remedy}"]
+
+
+def port_problems(settings: Settings) -> list[str]:
+    """Ports that our processes will listen on: given twice, or held by somebody else."""
+    lines, variables = list[str](), dict[int, str]()
+    for name in PORTS:
+        if (name == "redis" and settings.redis_url) or (name == "mlflow" and settings.mlflow_url):
+            continue  # somebody else's: used, not started
+        port, variable = getattr(settings, f"{name}_port"), f"GYRE_{name.upper()}_PORT"
+        if port in variables:
+            both = f"{variable} and {variables[port]} are both {port}"
+            lines.append(f"{both}: give one another port")
+        elif holder := _stranger(port, settings.home):
+            remedy = f"stop it, or set {variable} to a free port"
+            lines.append(f"port {port} ({name}) is taken by process {holder}: {remedy}")
+        variables.setdefault(port, variable)
+    return lines
+
+
+def _stranger(port: int, home: Path) -> str:
+    """Return who but the stack of `home` holds the port; an empty text if nobody."""
+    with suppress(OSError), socket.create_server((LOOPBACK, port)):
+        return ""
+    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
+    pids = {each.pid for each in listening if each.laddr.port == port}  # None: another user's
+    ours = members(home)
+    holders = [process for process in psutil.process_iter(["name"]) if process.pid in pids]
+    strangers = [f"{p.pid} ({p.info['name']})" for p in holders if p not in ours]
+    return ", ".join(strangers) or ("" if holders else "unknown")

@@ -1,0 +1,121 @@
+"""A table that is written to all the time stays small and loses only rows past their time."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime, timedelta
+
+import pyarrow as pa
+import pytest
+from deltalake import DeltaTable
+
+from core.errors import DataError
+from core.settings import PROJECT
+from core.storage import RETENTION, Table
+
+BEGAN, DAY = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
+TIME = pa.timestamp("us", tz="UTC")
+SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})
+
+
+def rows(numbers, at=BEGAN, value=0):
+    columns = [[f"r{n}" for n in numbers], [value] * len(numbers), [at] * len(numbers)]
+    return pa.table(columns, SCHEMA)
+
+
+def files(table):
+    """How many files of data and of the log there are."""
+    log = len([*(table.path / "_delta_log").iterdir()])
+    return len([*table.path.glob("*.parquet")]), log
+
+
+def no_version_is_kept(table):
+    DeltaTable(table.path).alter.set_table_properties(dict.fromkeys(RETENTION, "interval 0 days"))
+
+
+@pytest.fixture
+def worn(tmp_path):
+    """A table of sixty commits that corrected a row each."""
+    table = Table(tmp_path / "worn", SCHEMA)
+    for n in range(60):
+        table.merge(rows([n, 100], value=n), ["id"], ["value"])
+    return table
+
+
+def test_every_version_of_the_last_week_stays_readable(worn):
+    versions = [worn.read(n).sort_by("id") for n in range(60)]
+    worn.clean_up(None, BEGAN)
+    for n, version in enumerate(versions):
+        assert worn.read(n).sort_by("id").equals(version)
+
+
+def test_files_and_log_of_older_versions_go_and_the_rows_stay(worn):
+    newest = worn.read().sort_by("id")
+    no_version_is_kept(worn)
+    _, gone = worn.clean_up(None, BEGAN)
+    assert gone == 59  # each commit wrote the one file anew
+    data, log = files(worn)
+    assert (data, log <= 4) == (1, True)
+    assert worn.read().sort_by("id").equals(newest)
+    with pytest.raises(DataError, match="version 5 cannot be read, vacuumed or never here"):
+        worn.read(5)
+
+
+def test_rows_past_their_time_are_deleted_alone(tmp_path):
+    table = Table(tmp_path / "predictions", SCHEMA)
+    for day in range(10):
+        table.insert(rows([day], BEGAN + day * DAY), "id", beside="received")
+    past = "received", BEGAN + 4 * DAY
+    assert table.clean_up(*past)[0] == 4
+    assert set(table.read()["id"].to_pylist()) == {f"r{day}" for day in range(4, 10)}
+    assert table.clean_up(*past)[0] == 0
+
+
+def test_killed_anywhere_it_goes_on_the_next_time(worn, tmp_path):
+    newest = worn.read()
+    no_version_is_kept(worn)
+    code = (
+        "import sys; from datetime import UTC, datetime; from pathlib import Path;"
+        "from core.storage import Table; print('go', flush=True);"
+        "Table(Path(sys.argv[1]), None).clean_up(None, datetime.now(UTC));"
+        "print('done')"
+    )
+    ended = set()
+    for nth in range(8):
+        copy = Table(tmp_path / f"copy{nth}", SCHEMA)
+        shutil.copytree(worn.path, copy.path)
+        command = [sys.executable, "-c", code, str(copy.path)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as child:
+            assert child.stdout.readline() == b"go\n"
+            time.sleep(0.015 * nth)
+            child.kill()
+            ended.add(child.stdout.read())
+        copy.insert(rows([1000]), "id")  # whoever writes next finds a table
+        copy.clean_up(None, BEGAN)
+        assert copy.read().num_rows == newest.num_rows + 1
+        assert files(copy)[0] == 1
+    assert b"" in ended
+
+
+def test_it_stands_beside_writers_and_loses_none_of_their_rows(worn):
+    no_version_is_kept(worn)
+    stop, wrote = threading.Event(), []
+
+    def write():
+        while not stop.is_set():
+            wrote.append(f"r{2000 + len(wrote)}")
+            worn.insert(rows([1999 + len(wrote)]), "id")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    while len(wrote) < 6:
+        worn.clean_up(None, BEGAN)
+        time.sleep(0.05)  # for the lock, who waits looks twenty times a second
+    stop.set()
+    writer.join()
+    found = set(worn.read()["id"].to_pylist())
+    assert found == {f"r{n}" for n in (*range(60), 100)} | set(wrote)
