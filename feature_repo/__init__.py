@@ -1,1 +1,1 @@
-import stack  # noqa: F401  (first: tools read at import whether they may report)
+import core.settings  # noqa: F401  (first: whether tools may report, and where packages are)

@@ -1,4 +1,4 @@
-"""The broker of events: Redis Streams. No other module knows that.
+"""The broker of events: Redis Streams. No other module knows that. It imports no Feast, no Arrow.
 
 Stream `gyre:events:DATASET`, one entry a request: field `events`, a JSON list of rows. Hash
 `gyre:events` holds each dataset's EventSchema as JSON; the consumer writes it.
@@ -7,15 +7,19 @@ A consumer of the group reads, then acknowledges what is in the table; nothing e
 
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, create_model
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
 
-from feature_repo.events import EventSchema
-from stack.errors import BrokerUnavailableError
-from stack.settings import Settings
+from core.errors import BrokerUnavailableError, DataError
+from core.json_types import Int64
+from core.settings import Settings
+
+if TYPE_CHECKING:
+    from feature_repo.definition import Dataset
 
 GROUP, SCHEMAS = "gyre", "gyre:events"
 DEADLINE = 1.0
@@ -26,6 +30,57 @@ AT_ONCE = 100
 """Entries that one call reads: each may hold 1,000 rows."""
 IDLE, DEAD_AFTER = 3_000, 60_000
 """Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
+Time = Annotated[AwareDatetime, Field(strict=True), AfterValidator(lambda at: at.astimezone(UTC))]
+Double = Annotated[float, Field(strict=True, allow_inf_nan=False)]
+TYPES: dict[str, Any] = {
+    "bool": Annotated[bool, Field(strict=True)],
+    **dict.fromkeys(("int8", "int16", "int32", "int64"), Int64),
+    **dict.fromkeys(("float", "double"), Double),
+    "string": Annotated[str, Field(strict=True)],
+    "timestamp[us, tz=UTC]": Time,
+}
+"""Arrow types that a column of an event may have, and what their values are in JSON."""
+
+
+class EventSchema(BaseModel):
+    """Columns of a dataset's events: name to Arrow type. required: those that may not be null."""
+
+    dataset: str
+    columns: dict[str, str]
+    required: list[str]
+    event_time: str
+
+    def row_model(self) -> type[BaseModel]:
+        """Return the model of one event: every column, strictly, times with an offset."""
+        fields: dict[str, Any] = {
+            name: (TYPES[kind] if name in self.required else TYPES[kind] | None, ...)
+            for name, kind in self.columns.items()
+        }
+        config = ConfigDict(extra="forbid", protected_namespaces=())
+        return create_model(f"{self.dataset.capitalize()}Event", __config__=config, **fields)
+
+
+def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
+    """Return what an event of `dataset` is.
+
+    never_null: columns that a rule of its suite forbids to be null; key, entity and event time are.
+
+    Raises:
+        DataError: a column has a type that no event can carry.
+
+    """
+    columns = {field.name: str(field.type) for field in dataset.schema}
+    for name, kind in columns.items():
+        if kind not in TYPES:
+            raise DataError(f"{dataset.name}.{name}: expected {', '.join(TYPES)}, found {kind}")
+    required = {*dataset.key, dataset.entity, dataset.event_time, *never_null}
+    required |= {field.name for field in dataset.schema if not field.nullable}
+    return EventSchema(
+        dataset=dataset.name,
+        columns=columns,
+        required=sorted(required),
+        event_time=dataset.event_time,
+    )
 
 
 class Entry(NamedTuple):
@@ -98,20 +153,15 @@ class Stream:
         self._redis.xreadgroup(GROUP, self._name, streams, count=1, block=block)
 
     def read(self, dataset: str) -> list[Entry]:
-        """Return entries in order: those delivered and not acknowledged, then new ones."""
-        entries: list[Entry] = []
-        for start in ("0", ">"):
-            streams: dict[Any, Any] = {_stream(dataset): start}
-            found: Any = self._redis.xreadgroup(GROUP, self._name, streams, count=AT_ONCE)
-            entries = [
-                Entry(key.decode(), fields.get(b"events", b""))
-                for _, part in found
-                for key, fields in part
-                if fields  # else somebody deleted it
-            ]
-            if entries:
-                break
-        return entries
+        """Return entries in order: those delivered and not acknowledged, else new ones."""
+        return self._read(dataset, "0") or self._read(dataset, ">")
+
+    def _read(self, dataset: str, start: str) -> list[Entry]:
+        streams: dict[Any, Any] = {_stream(dataset): start}
+        found: Any = self._redis.xreadgroup(GROUP, self._name, streams, count=AT_ONCE)
+        entries = [entry for _, part in found for entry in part]
+        # An entry without fields was deleted by somebody.
+        return [Entry(key.decode(), each.get(b"events", b"")) for key, each in entries if each]
 
     def acknowledge(self, dataset: str, entries: Sequence[Entry]) -> None:
         """Acknowledge, then remove all that is older than the oldest entry not acknowledged."""
@@ -124,6 +174,16 @@ class Stream:
 
     def close(self) -> None:
         self._redis.close()
+
+
+def redis_problem(port: int) -> str | None:
+    """Ask the Redis of this machine to answer; None if it does, not while it reads its file."""
+    try:
+        with Redis(port=port, socket_timeout=DEADLINE, socket_connect_timeout=DEADLINE) as redis:
+            redis.ping()
+    except RedisError as exc:
+        return f"port {port}: {exc}"
+    return None
 
 
 def consumer_problem(settings: Settings) -> str | None:

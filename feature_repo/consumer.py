@@ -23,17 +23,16 @@ import pyarrow as pa
 from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
-from feature_repo.broker import Entry, Stream
+from core.errors import DataError
+from core.settings import Settings
+from core.storage import one_writer
+from feature_repo.broker import Entry, Stream, event_schema
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
-from feature_repo.events import event_schema
 from feature_repo.features import raw_table
-from feature_repo.ingest import as_json, quarantine, quarantine_table
+from feature_repo.quarantine import as_json, quarantine, quarantine_table
 from feature_repo.validation import RowRules
-from stack.errors import DataError
-from stack.settings import Settings
-from stack.storage import one_writer
 
 MAX_ROWS, BATCH_SECONDS = 1_000, 0.2
 CLOCKS = timedelta(seconds=60)
@@ -106,13 +105,7 @@ class EventConsumer:
         entries = self._stream.read(self.name)  # by which Redis knows that this consumer lives
         if not entries or not self._raw.exists:
             return False
-        batch, count = dict[Entry, list[Row]](), 0
-        for entry in entries:
-            rows = self._parsed(entry)
-            count += len(rows)
-            if batch and count > MAX_ROWS:  # the others are read again
-                break
-            batch[entry] = rows
+        batch = self._batch(entries)
         try:
             self._process(batch)
             self._stream.acknowledge(self.name, [*batch])
@@ -125,6 +118,17 @@ class EventConsumer:
             logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
             return False
         return True
+
+    def _batch(self, entries: Sequence[Entry]) -> dict[Entry, list[Row]]:
+        """Rows of the first entries, together at most 1,000; the others are read again."""
+        batch, count = dict[Entry, list[Row]](), 0
+        for entry in entries:
+            rows = self._parsed(entry)
+            count += len(rows)
+            if batch and count > MAX_ROWS:
+                break
+            batch[entry] = rows
+        return batch
 
     def _parsed(self, entry: Entry) -> list[Row]:
         try:
@@ -165,7 +169,7 @@ class EventConsumer:
     def _merge(self, rows: Sequence[Row], now: datetime) -> Values:
         """Merge rows into the raw table; return the feature values of their entities.
 
-        They are computed before: a value that no expression takes must not stand in the table.
+        These come first: a value that no expression takes must not stand in the table.
         """
         key, entity = self._dataset.key, (self._dataset.entity,)
         columns = self._dataset.schema.names

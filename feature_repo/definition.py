@@ -1,31 +1,32 @@
 """What a dataset module defines beside its Feast objects."""
 
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from pathlib import Path
 
 import ibis.expr.types as ir
-
-if TYPE_CHECKING:
-    from datetime import timedelta
-    from pathlib import Path
-
-    import pyarrow as pa
+import pyarrow as pa
 
 Expression = Callable[[ir.Table], ir.Table]
 """Raw rows → rows of one feature view: join keys, event_timestamp, created, features."""
 
-LabelExpression = Callable[[ir.Table, ir.Table], ir.Table]
-"""Raw rows, snapshots (event_timestamp) → join keys, event_timestamp, label (0 or 1; a number)."""
+TABLE_TAG = "table.raw."
+"""Beginning of the tags of a run or version that name the raw tables it was made of."""
+
+LabelExpression = Callable[..., ir.Table]
+"""Raw rows, snapshots (event_timestamp) → join keys, event_timestamp, label (0 or 1; a number).
+
+Where the spec says `rows = "label"`: raw rows alone → the same columns, event_timestamp being the
+event's own time, such as a flight's departure; further columns are inputs of on-demand views.
+"""
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a model learns. It exists from snapshot + horizon + lateness on.
+    """What a model learns. It exists from its row's event_timestamp + horizon + lateness on.
 
-    horizon: how far past its snapshot the label looks.
+    horizon: how far past this time the label looks.
     lateness: how long rows of the horizon may still arrive.
     """
 
@@ -60,15 +61,19 @@ class Dataset:
     views: dict[str, Expression]
     labels: dict[str, Label]
     shipped: Path | None = None
-    """The parquet file that stands in for a source; see `date_demo`."""
+    """The parquet file that stands in for a source; its dates are moved to today."""
 
     def differences(self, rows: pa.Table) -> str:
         """Say which columns of `rows` are not the schema's, and the remedy; empty if all are."""
         wanted = {field.name: str(field.type) for field in self.schema}
         found = {field.name: str(field.type) for field in rows.schema}
-        types = {
-            name: (wanted.get(name, "none"), found.get(name, "none")) for name in wanted | found
-        }
+        types = {n: (wanted.get(n, "none"), found.get(n, "none")) for n in wanted | found}
         wrong = [f"column {n}: expected {a}, found {b}" for n, (a, b) in types.items() if a != b]
         remedy = f"Deliver the types of feature_repo/datasets/{self.name}.py, or change them there"
         return f"{'; '.join(wrong)}. {remedy} (a time has its zone)" if wrong else ""
+
+
+def table_versions(tags: Mapping[str, str]) -> dict[str, int]:
+    """Return the raw tables that tags of a run or version name: dataset and table version."""
+    names = (tag.removeprefix(TABLE_TAG) for tag in tags if tag.startswith(TABLE_TAG))
+    return {name: int(tags[TABLE_TAG + name]) for name in sorted(names) if "." not in name}

@@ -5,32 +5,33 @@ written here is made of everything known, so it is always written, older or not 
 a correction may have moved an entity's last event.
 """
 
-from __future__ import annotations
-
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from datetime import datetime
+from functools import reduce
+from typing import Any
 
 import duckdb
 import ibis
+import ibis.expr.types as ir
+import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.utils import _convert_arrow_to_proto
 from filelock import FileLock, Timeout
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from feature_repo.features import redefined
-from feature_repo.store import mark, online_client, open_store
-from stack.errors import FeaturesUnavailableError
-
-if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping, Sequence
-    from datetime import datetime
-
-    from feature_repo.definition import Dataset
-    from stack.settings import Settings
-    from stack.storage import Table
+from core.errors import FeaturesUnavailableError
+from core.settings import Settings
+from core.storage import Table
+from feature_repo.definition import Dataset
+from feature_repo.engines import connected
+from feature_repo.extensions.engine import encoded, is_encodable
+from feature_repo.extensions.online import NewestOnlineStore
+from feature_repo.features import open_raw, redefined
+from feature_repo.store import mark, online_client, online_store, open_store
 
 Row = dict[str, Any]
 Key = tuple[Any, ...]
@@ -46,7 +47,10 @@ UNFIT = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
 
 
 class EntityFeatures:
-    """Writes the features of the entities that raw rows are about; for one thread at a time."""
+    """Writes the features of the entities that raw rows are about; for one thread at a time.
+
+    Every call raises FeaturesUnavailableError where Redis does not answer.
+    """
 
     def __init__(self, settings: Settings, dataset: Dataset, raw: Table) -> None:
         self._settings, self._dataset, self._raw = settings, dataset, raw
@@ -61,8 +65,6 @@ class EntityFeatures:
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Make reading, computing and writing one step for all processes.
-
-        So that nobody writes what is outdated.
 
         Raises:
             FeaturesUnavailableError: it is another's for more than 10 s.
@@ -90,21 +92,17 @@ class EntityFeatures:
         """Bring the entities that `rows` are or were about to what the table holds.
 
         Raises:
-            FeaturesUnavailableError: Redis does not answer in time, or does not hold the views, or
-                ingest has not accepted the expressions of the code.
+            FeaturesUnavailableError: see `problem`.
 
         """
         if rows and (problem := self.problem()):
             raise FeaturesUnavailableError(problem)
+        entity = (self._dataset.entity,)
         for at in range(0, len(rows), TOGETHER):
             part = rows[at : at + TOGETHER]
             with self.turn():
-                self.write(self.values(self.rows_of(part), part, moment))
-
-    def rows_of(self, rows: Sequence[Row]) -> list[Row]:
-        """Return every raw row of the entities of `rows`."""
-        entity = (self._dataset.entity,)
-        return raw_rows(self._raw, {entity: {key_of(row, entity) for row in rows}})
+                known = raw_rows(self._raw, {entity: {key_of(row, entity) for row in part}})
+                self.write(self.values(known, part, moment))
 
     def values(self, known: Sequence[Row], ever: Sequence[Row], moment: datetime) -> Values:
         """Compute the newest feature rows of some entities at `moment`.
@@ -118,83 +116,71 @@ class EntityFeatures:
 
         """
         times = [row[self._dataset.event_time] for row in ever]  # our clock may be behind
-        found = []
-        for name in self._dataset.views:
+        found: Values = []
+        for name, expression in self._dataset.views.items():
             view = self._store.get_feature_view(name)
             until = max(moment, *times, view.most_recent_end_time or moment)
-            found += [(view, table) for table in self._newest(view, known, ever, until)]
+            keys = view.join_keys
+            concerned: Sequence[Row] = [*known, *ever]
+            with connected(threads=1) as connection:
+                rows = connection.to_pyarrow(expression(self._memtable(known)))
+                if keys != [self._dataset.entity]:  # else the rows say it, in half the time
+                    derived = expression(self._memtable(concerned)).select(keys).distinct()
+                    concerned = connection.to_pyarrow(derived).to_pylist()
+            rows = rows.filter(pc.field("event_timestamp") <= until).sort_by("event_timestamp")
+            newest = last_of_key(rows, keys)
+            there = {key_of(row, keys) for row in newest.select(keys).to_pylist()}
+            gone = {key_of(row, keys) for row in concerned} - there
+            times_only = {"event_timestamp": until, "created": until}
+            nulls = [dict(zip(keys, entity, strict=True)) | times_only for entity in gone]
+            found += [(view, newest), (view, pa.Table.from_pylist(nulls, schema=rows.schema))]
         return found
 
+    def _memtable(self, rows: Sequence[Row]) -> ir.Table:
+        return ibis.memtable(pa.Table.from_pylist(rows, schema=self._raw.schema))
+
     def write(self, values: Values) -> None:
-        """Write what `values` computed; raise FeaturesUnavailableError if Redis does not answer."""
-        provider, config = self._store._get_provider(), self._store.config  # noqa: SLF001
+        """Write what `values` computed."""
+        online, config = online_store(self._store), self._store.config
         try:
-            for view, table in values:
-                if table.num_rows:
-                    kinds = {key.name: key.dtype.to_value_type() for key in view.entity_columns}
-                    rows = _convert_arrow_to_proto(table.combine_chunks(), view, kinds)
-                    provider.online_write_batch(config, view, rows, None)
+            for view, rows in values:
+                if isinstance(online, NewestOnlineStore) and is_encodable(view, rows):
+                    names = [feature.name for feature in view.features]
+                    for keys, cells in encoded(view, rows, config.project):
+                        online.write(config, view, names, keys, cells)
+                elif rows.num_rows:
+                    frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
+                    self._store.write_to_online_store(view.name, frame)
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
 
     def close(self) -> None:
         self._redis.close()
 
-    def _newest(
-        self, view: Any, known: Sequence[Row], ever: Sequence[Row], until: datetime
-    ) -> Iterator[pa.Table]:
-        """Newest feature rows of the entities concerned, and rows of nulls for those gone."""
-        joins, expression = view.join_keys, self._dataset.views[view.name]
-        before = [*known, *ever]
-
-        def rows_of(part: Sequence[Row]) -> Any:
-            return expression(ibis.memtable(pa.Table.from_pylist(part, schema=self._raw.schema)))
-
-        with _connection() as connection:
-            found = connection.to_pyarrow(rows_of(known))
-            if joins != [self._dataset.entity]:  # else the rows say it: half the time of an event
-                keys = rows_of(before).select(joins).distinct()
-                before = connection.to_pyarrow(keys).to_pylist()
-        found = found.filter(pc.field("event_timestamp") <= pa.scalar(until))
-        found = found.sort_by("event_timestamp")
-        numbered = found.append_column("_position", pa.array(range(found.num_rows), pa.int64()))
-        last = numbered.group_by(joins).aggregate([("_position", "max")])
-        newest = found.take(last["_position_max"])
-        yield newest
-        there = {key_of(row, joins) for row in newest.select(joins).to_pylist()}
-        times = {"event_timestamp": until, "created": until}
-        gone = {key_of(row, joins) for row in before} - there
-        rows = [dict(zip(joins, entity, strict=True)) | times for entity in gone]
-        yield pa.Table.from_pylist(rows, schema=found.schema)
-
 
 def key_of(row: Row, columns: Sequence[str]) -> Key:
     return tuple(row[name] for name in columns)
 
 
+def last_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
+    """Of rows that share a key the last; rows without a key all stay."""
+    keyed = reduce(pc.and_, (pc.is_valid(rows[name]) for name in key))
+    numbered = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
+    last = numbered.filter(keyed).group_by(list(key)).aggregate([("_position", "max")])
+    keyless = numbered.filter(pc.invert(keyed))["_position"]
+    stay = pa.chunked_array([*last["_position_max"].chunks, *keyless.chunks], pa.int64())
+    return rows.take(stay.sort())
+
+
 def raw_rows(raw: Table, wanted: Mapping[tuple[str, ...], Collection[Key]]) -> list[Row]:
     """Rows of a raw table whose values in certain columns are among those wanted, for any entry."""
-    files, wanted = raw.files(), {columns: of for columns, of in wanted.items() if of}
-    if not files or not wanted:
-        return []
-    with _connection() as connection:
-        rows = connection.read_parquet(files)
-        parts = []
+    with connected(threads=1) as connection:
+        rows = open_raw(raw, connection=connection)
+        parts = [rows.limit(0)]
         for columns, values in wanted.items():
-            lists = zip(columns, zip(*values, strict=True), strict=True)
-            kinds = {name: raw.schema.field(name).type for name in columns}
-            given = {name: pa.array(column, kinds[name]) for name, column in lists}
-            parts.append(rows.semi_join(ibis.memtable(pa.table(given)), columns))
+            keys = [dict(zip(columns, each, strict=True)) for each in values]
+            schema = pa.schema([raw.schema.field(name) for name in columns])
+            given = ibis.memtable(pa.Table.from_pylist(keys, schema=schema))
+            parts.append(rows.semi_join(given, columns))
         found: list[Row] = connection.to_pyarrow(ibis.union(*parts, distinct=True)).to_pylist()
     return found
-
-
-@contextmanager
-def _connection() -> Iterator[Any]:
-    """DuckDB for one step, as features.open_raw has it."""
-    connection = ibis.duckdb.connect(threads=1)
-    try:
-        connection.raw_sql("SET TimeZone = 'UTC'")
-        yield connection
-    finally:
-        connection.disconnect()

@@ -1,44 +1,36 @@
 """Feature engine: Ibis expressions over the raw tables, each view a folder of parquet files.
 
 A view is a symbolic link to a folder named after what it stands on: the expression and the version
-of the raw table. Its rows are cut into periods of event time. A row depends on rows of its entity
-at or before its time, so a change moves nothing before it: of the periods from the earliest change
-on, rows of changed entities are computed anew and all others copied; earlier periods are linked.
+of the raw table. Its rows are cut into periods of event time. Of the periods from the earliest
+change on, rows of changed entities are computed anew and all others copied; earlier ones are
+linked.
 """
-
-from __future__ import annotations
 
 import hashlib
 import os
 import re
 import shutil
 import sys
+from collections.abc import Iterable, Sequence
 from contextlib import closing
+from datetime import datetime
 from functools import cache
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import duckdb
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from feature_repo.engines import open_engine
-from feature_repo.engines.duckdb import DuckDBEngine, connect
-from feature_repo.engines.period import PERIOD
-from stack.errors import DataError
-from stack.moment import BEGINNING
-from stack.storage import Table
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Sequence
-    from datetime import datetime
-
-    import ibis.expr.types as ir
-
-    from feature_repo.definition import Dataset, Expression, Label
-    from stack.settings import Settings
+from core.errors import DataError
+from core.settings import Settings
+from core.storage import Table
+from core.timestamps import BEGINNING
+from feature_repo.definition import Dataset, Expression, Label
+from feature_repo.engines import PERIOD, connect, connected, open_engine
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -46,7 +38,6 @@ TIME = pa.timestamp("us", tz="UTC")
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
     """The dataset's rows as they became known: source columns, `ingested_at` and `superseded`.
 
-    ingested_at: when the row arrived; of a key the newest arrival stands.
     superseded: of an event that corrected a row that row as JSON. The source may still deliver it:
     it is no news.
     """
@@ -57,9 +48,8 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
     """Bring every view of `dataset` to the newest version of its raw table.
 
-    A view that stands on it already is left as it is; one of another expression is computed in
-    full. Either way its rows are those of the full computation. The new folder takes the place of
-    the old one when it is complete; the old one stays, for those who read it, until the next time.
+    The new folder takes the place of the old one when it is complete; the old one stays, for those
+    who read it, until the next time.
 
     Raises:
         DataError: the raw table is empty, so there is nothing to compute from.
@@ -87,23 +77,25 @@ def view_path(settings: Settings, view: str) -> Path:
     return settings.features / f"{view}.parquet"
 
 
+def view_files(settings: Settings, view: str) -> list[str]:
+    """Return the files of a view, all of one folder: the link may point to another at any time."""
+    return [*map(str, view_path(settings, view).resolve().glob("*/*.parquet"))]
+
+
 def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
     """Say why `view`, published with `fields`, has not the rows of its expression; None if it has.
 
     Rows that came since are no reason: that the features are late is another figure.
     """
-    ingest = f"run: gyre ingest {dataset.name}"
-    raw, folder = raw_table(settings, dataset), view_path(settings, view).resolve()
-    file = next(folder.glob("*/*.parquet"), None)
-    if file is None or not raw.exists:
+    ingest, files = f"run: gyre ingest {dataset.name}", view_files(settings, view)
+    raw = raw_table(settings, dataset)
+    if not files or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {ingest}"
     if view in redefined(settings, dataset, raw):
         return f"{view}: applied, not built (its rows are of another expression); {ingest}"
-    if lacking := sorted(set(fields) - set(pq.read_schema(file).names)):
-        return (
-            f"{view}: applied, not built (its expression gives no {', '.join(lacking)}); "
-            f"add it to the expression, then {ingest}"
-        )
+    if lacking := sorted(set(fields) - set(pq.read_schema(files[0]).names)):
+        why = f"its expression gives no {', '.join(lacking)}"
+        return f"{view}: applied, not built ({why}); add it to the expression, then {ingest}"
     return None
 
 
@@ -111,11 +103,13 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     """Return the views whose rows, if there are any, are not of the expression in the code."""
     if not raw.exists:
         return []
+    standings = {name: _standing(dataset, name, raw) for name in dataset.views}
+    targets = {name: _target(view_path(settings, name)) for name in dataset.views}
     return [
-        name for name in dataset.views
-        if _expression(_target(view_path(settings, name)))
-        != _expression(_standing(dataset, name, raw))
-    ]  # fmt: skip
+        name
+        for name in dataset.views
+        if targets[name].rpartition(".")[0] != standings[name].rpartition(".")[0]
+    ]
 
 
 def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
@@ -123,21 +117,22 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
     found = [raw.schema.append(pa.field("gone", pa.bool_())).empty_table()]
     for name in dataset.views:
         known, wanted = _target(_online(settings, name)), _standing(dataset, name, raw)
-        changed = _changed(connect(), raw, known, wanted)
-        if changed is None:
-            return None
-        found.append(changed.to_pyarrow().cast(found[0].schema))
+        with connected() as connection:
+            changed = _changed(connection, raw, known, wanted)
+            if changed is None:
+                return None
+            found.append(changed.to_pyarrow().cast(found[0].schema))
     return pa.concat_tables(found)
 
 
 def forget_online(settings: Settings, dataset: Dataset) -> None:
-    """Before every value is written anew: what is online then is of no known standing."""
+    """Forget which raw version the online store was filled from, before all is written anew."""
     for name in dataset.views:
         _online(settings, name).unlink(missing_ok=True)
 
 
 def note_online(settings: Settings, dataset: Dataset) -> None:
-    """Keep that what the views stand on is what the online store has seen."""
+    """Remember the expression and the raw version that the online store was filled from."""
     for name in dataset.views:
         _point(_online(settings, name), _target(view_path(settings, name)))
 
@@ -159,29 +154,50 @@ def entities(
 ) -> list[dict[str, Any]]:
     """Entities with a row in one of `views` at or before `until`, the newest row first.
 
-    key: its join keys; views that lack some of them do not count.
+    key: their join keys. What a view lacks of them comes from entities of the others, in turn.
     """
-    columns, parts = [*key], list[Any]()
-    with closing(DuckDBEngine(None)) as engine:
+    columns, groups, known = [*key], dict[tuple[str, ...], list[Any]](), list[Any]()
+    with connected() as connection:
         for view in views:
-            files = [*map(str, view_path(settings, view).glob("*/*.parquet"))]
-            rows = engine.connection.read_parquet(files) if files else None
-            if rows is not None and set(columns) <= set(rows.columns):
-                parts.append(rows.select(*columns, at=rows.event_timestamp))
-        if not parts:
-            return []
-        rows = ibis.union(*parts)
-        rows = rows if until is None else rows.filter(rows["at"] <= ibis.literal(until))
-        newest = rows.group_by(columns).agg(at=rows["at"].max())
-        ordered = newest.order_by(ibis.desc("at"), *columns).select(columns).limit(limit)
-        found: list[dict[str, Any]] = ordered.to_pyarrow().to_pylist()
-    return found
+            if not (files := view_files(settings, view)):
+                continue
+            rows = connection.read_parquet(files)
+            if own := tuple(name for name in columns if name in rows.columns):
+                groups.setdefault(own, []).append(rows.select(*own, at=rows.event_timestamp))
+        for own, parts in groups.items():
+            rows = ibis.union(*parts)
+            rows = rows if until is None else rows.filter(rows["at"] <= ibis.literal(until))
+            newest = rows.group_by(own).agg(at=rows["at"].max())
+            ordered = newest.order_by(ibis.desc("at"), *own).select(own).limit(limit)
+            known.append(connection.to_pyarrow(ordered).to_pylist())
+    known = [part for part in known if part]
+    if {*columns} != {name for part in known for name in part[0]}:
+        return []
+    if len(known) == 1:
+        return list[dict[str, Any]](known[0])
+    found = dict[tuple[Any, ...], dict[str, Any]]()
+    for number, row in (pair for part in known for pair in enumerate(part)):
+        values = {n: v for part in (*known, [row]) for n, v in part[number % len(part)].items()}
+        entity = {name: values[name] for name in columns}
+        found[tuple(entity.values())] = entity
+    return [*found.values()]
 
 
-def labels(raw: ir.Table, label: Label, snapshots: Sequence[datetime]) -> pa.Table:
-    """Rows (join keys, event_timestamp, label) of every snapshot, in one order."""
+def labels(
+    raw: ir.Table, label: Label, snapshots: Sequence[datetime], *, own: bool = False
+) -> pa.Table:
+    """Rows (join keys, event_timestamp, label) of every snapshot, in one order.
+
+    own: the label's own rows, from the first of `snapshots` to the last.
+    """
     moments = ibis.memtable(pa.table({"event_timestamp": pa.array(snapshots, TIME)}))
-    rows = _in_microseconds(label.expression(raw, moments).to_pyarrow())
+    found = label.expression(raw) if own else label.expression(raw, moments)
+    if missing := {"event_timestamp", "label"} - set(found.columns):
+        expected = f"expected columns {', '.join(sorted(missing))}"
+        raise DataError(f"a label's rows: {expected}, found {', '.join(found.columns)}")
+    if own:
+        found = found.filter(found.event_timestamp.between(min(snapshots), max(snapshots)))
+    rows = _in_microseconds(found.to_pyarrow())
     keys = [name for name in rows.column_names if name not in {"event_timestamp", "label"}]
     return rows.sort_by([(name, "ascending") for name in ("event_timestamp", *keys)])
 
@@ -208,10 +224,6 @@ def _standing(dataset: Dataset, view: str, raw: Table) -> str:
     parts = f"{sql} {raw.identity} {PERIOD} {duckdb.__version__}"
     digest = hashlib.sha256(parts.encode()).hexdigest()
     return f"{view}.{digest[:16]}.{raw.version}"
-
-
-def _expression(standing: str) -> str:
-    return standing.rpartition(".")[0]
 
 
 @cache
@@ -250,7 +262,7 @@ def _write(settings: Settings, folder: Path, dataset: Dataset, view: str, raw: T
         rows = open_raw(raw, int(wanted.rpartition(".")[2]), connection=connection)
         changed = _changed(connection, raw, old.name, wanted) if old.is_dir() else None
         if changed is None:
-            engine.write(dataset.views[view](rows), folder)
+            engine.write(dataset.views[view](rows), folder, -sys.maxsize)
         else:
             touched = engine.hold(changed)
             earliest = touched[dataset.event_time].min().to_pyarrow().as_py()

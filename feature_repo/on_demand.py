@@ -1,23 +1,19 @@
-"""On-demand views that a worker can call by itself: plain functions of the installed project.
+"""On-demand views that a worker calls by itself: plain functions of the installed project.
 
-A worker reads the function's source, without the module around it: that imports Feast. Code comes
-from the project alone, never from a registry; its SHA-256 says that it is what was trained with.
+Code comes from the project, never from a registry, without the module around it, which imports
+Feast; its SHA-256 says that it is what was trained with.
 """
-
-from __future__ import annotations
 
 import ast
 import builtins
 import hashlib
 import symtable
 import textwrap
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
-from stack.errors import DataError
-from stack.settings import PROJECT
-
-if TYPE_CHECKING:
-    from collections.abc import Callable
+from core.errors import DataError
+from core.settings import PROJECT
 
 
 class UnsupportedError(Exception):
@@ -53,12 +49,7 @@ def plain_source(text: str, name: str) -> str:
 
 
 def module_source(module: str, name: str) -> str:
-    """Return `plain_source` of function `name` in `module` of the installed project.
-
-    Raises:
-        UnsupportedError: as `plain_source`; or there is no such module.
-
-    """
+    """Return `plain_source` of function `name` in `module` of the installed project."""
     path = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
     try:
         return plain_source(path.read_text(), name)

@@ -1,66 +1,50 @@
 """Where a dataset's rows come from: files or any address Ibis can connect to, or the shipped demo.
 
-The demo's file is replayed: its dates are moved by a whole number of weeks so that the last 120
-days still lie ahead of the day Gyre first started, and only what is due is delivered.
+The demo's dates are moved by whole weeks, so that its last 120 days lie ahead of the day on which
+Gyre first started; only what is due is delivered.
 """
 
-from __future__ import annotations
-
-import gzip
 import json
-import os
 from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from glob import glob
-from itertools import groupby
 from math import ceil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from pyarrow import csv
 
-from stack.errors import DataError
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import ibis.expr.datatypes as dt
-    import ibis.expr.types as ir
-
-    from feature_repo.definition import Dataset
-    from stack.settings import Settings
+from core.errors import DataError
+from core.files import replace_file
+from core.settings import Settings
+from feature_repo.definition import Dataset
+from feature_repo.engines import connected
 
 AHEAD = timedelta(days=120)
 LONGEST = 500  # DuckDB shows its SQL and a caret below an error
 UNDATED = datetime(1971, 1, 1, tzinfo=UTC)
 """Earlier times are lost dates and unset clocks, mostly the epoch itself: as good as none."""
-CLEAR_TIME = r"^\d{4}-\d\d-\d\d([T ][\d:.]+(Z|[+-][\d:]+))?$"
-"""A whole day, or a time with its offset from UTC."""
-
 CSV = (".csv", ".csv.gz")
-FILE = "_gyre_file"
-"""The column in which DuckDB names the file that a row of a CSV is of."""
+WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
+TYPES = (pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", "UTC"), pa.string())
+"""What a column of a dataset can be."""
+TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 
 
 def pull(
-    settings: Settings,
-    dataset: Dataset,
-    as_of: datetime,
-    since: datetime | None = None,
-    *,
-    keyed: Sequence[Any] = (),
+    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None = None
 ) -> pa.Table:
-    """Rows the source holds at `as_of`, in the source's own order and types.
+    """Rows the source holds at `as_of`, in the source's own order and the dataset's types.
 
     since: only those with a later event time, or with none (or one before 1971, which stands for
     none); the database itself leaves out others.
-    keyed: only those that have one of these values in the first column of the key.
 
     Raises:
-        DataError: the source cannot be read, naming it.
+        DataError: the source cannot be read, or has other columns, naming it.
 
     """
     address = settings.sources.get(dataset.name)
@@ -70,19 +54,27 @@ def pull(
         raise DataError(f"{dataset.name}: no source; add the line {line}")
     try:
         if address is None:
-            return _demo(settings, dataset, as_of, since, keyed)
-
-        def choose(rows: ir.Table) -> pa.Table:
-            rows = _later(rows, dataset.event_time, since)
-            rows = rows.filter(rows[dataset.key[0]].isin(keyed)) if keyed else rows
-            return _typed(rows.to_pyarrow(), dataset)
-
-        return _read(address, dataset, choose)
-    except DataError:
-        raise
-    except Exception as exc:  # every reader below fails in its own way
-        line = " ".join(str(exc).removeprefix("Invalid Input Error: ").split())[:LONGEST]
+            return _demo(settings, dataset, as_of, since)
+        if "://" in address:
+            rows = _read_database(address, dataset.event_time, since)
+            return _in_schema(rows, dataset, address.partition("#")[2])
+        return pa.concat_tables(_read_file(path, dataset, since) for path in _files(address))
+    except DataError as exc:
+        raise DataError(f"{dataset.name}: nothing was changed: {exc}") from exc
+    except Exception as exc:  # every reader fails in its own way
+        line = " ".join(str(exc).split())[:LONGEST]
         raise DataError(f"{dataset.name}: source {place(settings, dataset)}: {line}") from exc
+
+
+def read(address: str) -> pa.Table:
+    """Rows of a source that no dataset describes; a DataError says why it cannot be read."""
+    try:
+        if "://" in address:
+            return _read_database(address)
+        return pa.concat_tables(map(_read_unknown, _files(address)), promote_options="permissive")
+    except Exception as exc:  # every reader fails in its own way
+        line = " ".join(str(exc).split())[:LONGEST]
+        raise DataError(f"source {address.rpartition('@')[2]}: {line}") from exc
 
 
 def place(settings: Settings, dataset: Dataset) -> str:
@@ -90,129 +82,66 @@ def place(settings: Settings, dataset: Dataset) -> str:
     return settings.sources.get(dataset.name, "shipped file").rpartition("@")[2]
 
 
-def _read(address: str, dataset: Dataset, choose: Callable[[ir.Table], pa.Table]) -> pa.Table:
+def _read_database(address: str, time: str = "", since: datetime | None = None) -> pa.Table:
     url, _, table = address.partition("#")
-    connection = ibis.connect(url) if "://" in address else ibis.duckdb.connect()
+    connection = ibis.connect(url)
     try:
-        if "://" in address:
-            return choose(connection.table(table))
-        return _read_files(connection, address, dataset, choose)
+        return _later(connection.table(table), time, since).to_pyarrow()
     finally:
         connection.disconnect()
 
 
-def _read_files(
-    connection: Any, address: str, dataset: Dataset, choose: Callable[[ir.Table], pa.Table]
-) -> pa.Table:
-    """Rows in the order of the files, each of which is held against the dataset.
-
-    DuckDB would cast all files to the types of the first: only those of equal types are read
-    together.
-    """
-    connection.raw_sql("SET TimeZone = 'UTC'")
-    files = _files(address)
-    before = _state(files)
-    columns = _columns(connection, files)
-    groups = [list(paths) for _, paths in groupby(files, columns.__getitem__)]
-    found = [_read_group(connection, paths, dataset, choose) for paths in groups]
-    if _state(files) != before:  # half a row, or half a number
-        raise DataError(
-            f"{address} was written while it was read; run it again, or have whoever writes it "
-            "put whole files there: written elsewhere, then renamed"
-        )
-    return pa.concat_tables(found)
-
-
-def _read_group(
-    connection: Any, paths: list[str], dataset: Dataset, choose: Callable[[ir.Table], pa.Table]
-) -> pa.Table:
-    is_csv = paths[0].endswith(CSV)
-    rows = _read_csv(connection, paths, dataset) if is_csv else connection.read_parquet(paths)
-    found = choose(rows)
-    wrong = dataset.differences(found)
-    if not wrong:
-        return found
-    if not (found.num_rows or rows.count().execute()):  # what is empty may be of any type
-        return dataset.schema.empty_table()
-    for path in paths if len(paths) > 1 else ():  # the value that was not cast is in one of them
-        _read_group(connection, [path], dataset, choose)
-    raise DataError(f"{dataset.name}: nothing was changed: {paths[0]}: {wrong}")
-
-
-def _read_csv(connection: Any, paths: list[str], dataset: Dataset) -> ir.Table:
-    """Texts in the dataset's types. DuckDB stops at one that is none: file, column and text."""
-    rows = connection.read_csv(paths, all_varchar=True, header=True, filename=FILE)
-    columns = {name: rows[name] for name in rows.columns if name != FILE}
-    for name, kind in ibis.Schema.from_pyarrow(dataset.schema).items():
-        if name in columns and not kind.is_string():
-            text, (form, words) = columns[name], _form(kind)
-            value = ibis.ifelse(text.re_search(form), text.try_cast(kind), ibis.null(kind))
-            said = rows[FILE] + f": column {name}: expected {words}, found " + text
-            stop = ibis.ifelse(text.notnull(), _stop(said), ibis.null("string"))
-            columns[name] = value.coalesce(stop.cast(kind))
-    return rows.select(**columns)
-
-
-@ibis.udf.scalar.builtin(name="error")  # type: ignore[untyped-decorator]
-def _stop(message: str) -> str:
-    raise NotImplementedError(message)  # DuckDB's own function is called
-
-
-def _form(kind: dt.DataType) -> tuple[str, str]:
-    """What a text of a type looks like, where DuckDB would round it or guess, and in words."""
-    if kind.is_integer():
-        return r"^\s*[+-]?\d+\s*$", f"a whole number ({kind})"
-    if kind.is_boolean():
-        return r"(?i)^(true|false)$", "true or false"
-    if kind.is_timestamp():
-        return CLEAR_TIME, "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
-    return (r"^[\d-]+$", "a day (2026-11-20)") if kind.is_date() else ("", f"a {kind}")
-
-
-def _state(files: list[str]) -> list[tuple[int, int, int]]:
-    found = (Path(path).stat() for path in files if Path(path).exists())
-    return [(each.st_ino, each.st_size, each.st_mtime_ns) for each in found]
-
-
 def _files(address: str) -> list[str]:
-    """What DuckDB is to read. All files of a folder are of a kind."""
     if not Path(address).is_dir():
         return sorted(glob(address, recursive=True)) or [address]  # noqa: PTH207  (absolute too)
     files = sorted(str(path) for path in Path(address).rglob("*") if path.is_file())
-    files = [path for path in files if path.endswith((".parquet", *CSV))]
-    if len({path.endswith(CSV) for path in files}) != 1:
-        found = ", ".join(sorted({Path(path).suffix for path in files})) or "none"
-        raise DataError(f"{address}: expected parquet files or CSV files, found {found}")
-    return files
+    if found := [path for path in files if path.endswith((".parquet", *CSV))]:
+        return found
+    raise DataError(f"{address}: expected parquet files or CSV files, found none")
 
 
-def _columns(connection: Any, files: list[str]) -> dict[str, Any]:
-    """What says the columns of each file: a parquet's names and types, a CSV's first line."""
-    if files[0].endswith(CSV):
-        return {path: _first_line(path) for path in files}
-    columns = "list((name, duckdb_type) ORDER BY column_id)"
-    query = f"SELECT file_name, {columns} FROM parquet_schema(?) GROUP BY file_name"  # noqa: S608
-    return dict(connection.con.execute(query, [files]).fetchall())
+def _read_file(path: str, dataset: Dataset, since: datetime | None) -> pa.Table:
+    """Read each file alone: DuckDB would cast all of them to the types of the first."""
+    with connected() as connection:
+        is_csv = path.endswith(CSV)
+        rows = _read_csv(path, dataset) if is_csv else connection.read_parquet(path)
+        later = connection.to_pyarrow(_later(rows, dataset.event_time, since))
+    return _in_schema(later, dataset, path)
 
 
-def _first_line(path: str) -> bytes:
-    """Stop at a file cut short: DuckDB reads what there is of it, half a number as a number."""
-    last = b""
-    zipped = path.endswith(".gz")
-    with (
-        gzip.open(path) if zipped else Path(path).open("rb") as file,
-        suppress(EOFError),  # the compression is cut short
-    ):
-        first = file.readline()
-        file.seek(0 if zipped else max(file.seek(0, os.SEEK_END) - 1, 0))
-        while part := file.read(2**20):
-            last = part[-1:]
-        if last in {b"\n", b"\r"}:
-            return first
-    raise DataError(
-        f"{path}: the last line has no end: was the file cut short? "
-        "If it is whole, end its last line"
-    )
+def _read_csv(path: str, dataset: Dataset) -> ir.Table:
+    """Texts in the dataset's types: what is no value of the column's type is refused."""
+    content = pa.input_stream(path).read()
+    if not content.endswith((b"\n", b"\r")):  # half a number would be a number
+        raise DataError(
+            f"{path}: the last line has no end: is it still written, or was it cut short? "
+            "If it is whole, end its last line"
+        )
+    texts = dict.fromkeys(dataset.schema.names, pa.string())
+    options = csv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
+    rows = csv.read_csv(pa.BufferReader(content), convert_options=options)
+    for name in {*rows.column_names} & {*texts}:
+        kind, text = dataset.schema.field(name).type, rows[name]
+        if pa.types.is_timestamp(kind):
+            text = pc.replace_substring_regex(text, WHOLE_DAY, r"\1T00:00:00Z")
+        try:
+            column = text.cast(kind)
+        except pa.ArrowInvalid as exc:
+            words = TIME_WORDS if pa.types.is_timestamp(kind) else kind
+            raise DataError(f"{path}: column {name}: expected {words}: {exc}") from exc
+        rows = rows.set_column(rows.column_names.index(name), name, column)
+    return ibis.memtable(rows)
+
+
+def _read_unknown(path: str) -> pa.Table:
+    if not path.endswith(CSV):
+        with connected() as connection:
+            return connection.to_pyarrow(connection.read_parquet(path))
+    content = pa.input_stream(path).read()
+    whole = csv.ReadOptions(block_size=min(len(content) + 1, 1 << 30))  # types are of one block
+    options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
+    rows = csv.read_csv(pa.BufferReader(content), whole, convert_options=options)
+    return rows.cast(pa.schema({f.name: type_of(f.type) or pa.string() for f in rows.schema}))
 
 
 def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
@@ -225,81 +154,64 @@ def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
         return rows.filter(column.isnull() | undated | (column >= since.date()))
     if kind.is_timestamp() and kind.timezone:
         return rows.filter(column.isnull() | (column < UNDATED) | (column > since))
-    return rows  # the suite has the word
+    return rows
 
 
-def _typed(rows: pa.Table, dataset: Dataset) -> pa.Table:
-    """Whole numbers, days and times in the dataset's types, where nothing is lost or guessed.
+def _in_schema(rows: pa.Table, dataset: Dataset, where: str) -> pa.Table:
+    """Numbers, days and times in the dataset's types, where nothing is lost or guessed.
 
-    Anything else keeps its type, and stops the batch: text that holds numbers is a retyped column,
-    and a time without an offset may be any zone's. The order of columns is no matter.
+    All else is refused: text that holds numbers is a retyped column, and a time without an offset
+    may be any zone's.
     """
+    for field in dataset.schema:
+        if field.name in rows.column_names and _is_castable(rows[field.name].type, field.type):
+            position = rows.column_names.index(field.name)
+            with suppress(pa.ArrowInvalid):  # a value that does not fit
+                rows = rows.set_column(position, field.name, rows[field.name].cast(field.type))
+    if wrong := dataset.differences(rows):
+        raise DataError(f"{where}: {wrong}")
+    return rows.select(dataset.schema.names)
+
+
+def type_of(found: pa.DataType) -> pa.DataType | None:
+    """Return which of TYPES a dataset can give to a column that has type `found` at the source."""
+    is_fraction = getattr(found, "scale", 0) > 0
+    types = (kind for kind in TYPES if not (is_fraction and pa.types.is_integer(kind)))
+    return next((kind for kind in types if _is_castable(found, kind)), None)
+
+
+def _is_castable(found: pa.DataType, wanted: pa.DataType) -> bool:
     kind = pa.types
-    names = dataset.schema.names
-    for position, name in enumerate(rows.column_names):
-        if name not in names:
-            continue
-        column = rows[name]
-        found = column.type
-        wanted = dataset.schema.field(name).type
-        number = kind.is_integer(found) or kind.is_decimal(found)
-        longer = kind.is_float32(found) and kind.is_float64(wanted)
-        alike = ibis.dtype(found) == ibis.dtype(wanted)
-        if number or longer or alike or kind.is_date(found) or getattr(found, "tz", None):
-            with suppress(pa.ArrowInvalid, pa.ArrowNotImplementedError):
-                cast = column.cast(wanted)
-                if kind.is_floating(wanted) or cast.cast(found) == column:
-                    rows = rows.set_column(position, name, cast)
-    return rows.select(names) if sorted(rows.column_names) == sorted(names) else rows
+    if kind.is_timestamp(wanted):
+        return kind.is_date(found) or getattr(found, "tz", None) is not None
+    whole = kind.is_integer(found) or kind.is_decimal(found)
+    if kind.is_integer(wanted):
+        return bool(whole)
+    if kind.is_floating(wanted):
+        return bool(whole or kind.is_floating(found))
+    return bool(ibis.dtype(found) == ibis.dtype(wanted))
 
 
-def date_demo(
-    settings: Settings, dataset: Dataset, start: date, seen_on: date | None = None
-) -> timedelta:
-    """Fix what this installation's demo is moved by, as an installation on the day `start` has it.
-
-    Datasets of shipped files share it: the first to ask decides.
-
-    seen_on: the real day on which it is to look as it does on `start`; `start` itself if absent.
-    The days of the week move with it then: nothing that is computed from the orders knows them.
-    """
-    times = pq.read_table(dataset.shipped, columns=[dataset.event_time])[0]
-    shift = demo_shift(start, pc.max(times).as_py()) - (start - (seen_on or start))
-    path = shift_file(settings)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".part")
-    partial.write_text(json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
-    partial.replace(path)
-    return shift
+def _demo(
+    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None
+) -> pa.Table:
+    """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
+    rows = pq.read_table(dataset.shipped)
+    time, path = dataset.event_time, shift_file(settings)
+    if not path.exists():
+        start = settings.demo_start or datetime.now(tz=UTC).date()
+        shift = demo_shift(start, pc.max(rows[time]).as_py())
+        replace_file(path, json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
+    shift = timedelta(days=json.loads(path.read_text())["shift_days"])
+    moved = pc.add(rows[time], pa.scalar(shift))
+    rows = rows.set_column(rows.schema.get_field_index(time), time, moved)
+    due = pc.field(time) <= as_of
+    return rows.filter(due if since is None else due & (pc.field(time) > since))
 
 
 def demo_shift(start: date, newest: datetime) -> timedelta:
     """Whole weeks, so that the file's newest row lies at least 120 days after `start`."""
     return timedelta(weeks=ceil((start + AHEAD - newest.date()) / timedelta(weeks=1)))
-
-
-def _demo(
-    settings: Settings,
-    dataset: Dataset,
-    as_of: datetime,
-    since: datetime | None,
-    keyed: Sequence[Any],
-) -> pa.Table:
-    path = shift_file(settings)
-    if path.exists():
-        shift = timedelta(days=json.loads(path.read_text())["shift_days"])
-    else:
-        shift = date_demo(settings, dataset, settings.demo_start or datetime.now(tz=UTC).date())
-    rows = pq.read_table(dataset.shipped)
-    moved = pc.add(rows[dataset.event_time], pa.scalar(shift))
-    position = rows.schema.get_field_index(dataset.event_time)
-    rows = rows.set_column(position, dataset.event_time, moved)
-    due = pc.less_equal(moved, pa.scalar(as_of, moved.type))
-    if since is not None:
-        due = pc.and_(due, pc.greater(moved, pa.scalar(since, moved.type)))
-    if keyed:
-        due = pc.and_(due, pc.is_in(rows[dataset.key[0]], pa.array(keyed)))
-    return rows.filter(due)
 
 
 def shift_file(settings: Settings) -> Path:

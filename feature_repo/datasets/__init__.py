@@ -1,13 +1,12 @@
 """One module per dataset: its Feast objects, feature and label expressions."""
 
-from __future__ import annotations
-
 from importlib import import_module
-from pathlib import Path
 
+from core.errors import DataError
+from core.user_code import DATASETS, in_one_line
 from feature_repo.definition import Dataset
-from stack.errors import DataError
-from stack.user_code import in_one_line
+
+__path__ = [str(DATASETS)]  # the project's modules, not those beside this file
 
 
 def load_dataset(name: str) -> Dataset:
@@ -20,7 +19,6 @@ def load_dataset(name: str) -> Dataset:
     known = _names()
     if name not in known:
         raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {', '.join(known)}")
-    file = f"feature_repo/datasets/{name}.py"
     try:
         module = import_module(f"feature_repo.datasets.{name}")
     except Exception as exc:  # whatever a person's module raises
@@ -28,7 +26,7 @@ def load_dataset(name: str) -> Dataset:
     for value in vars(module).values():
         if isinstance(value, Dataset) and value.name == name:
             return value
-    raise DataError(f"{file} defines no Dataset(name={name!r})")
+    raise DataError(f"feature_repo/datasets/{name}.py defines no Dataset(name={name!r})")
 
 
 def dataset_of(view: str) -> Dataset | None:
@@ -48,4 +46,4 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
 
 
 def _names() -> list[str]:
-    return sorted(p.stem for p in Path(__file__).parent.glob("*.py") if p.stem != "__init__")
+    return sorted(p.stem for p in DATASETS.glob("*.py") if p.stem != "__init__")

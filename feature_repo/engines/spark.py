@@ -4,17 +4,16 @@ What is not set here is Spark's own business: `spark-defaults.conf` in SPARK_CON
 the home must be a folder that every worker sees.
 """
 
-from __future__ import annotations
-
 import os
 import shutil
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import ibis
 import ibis.expr.types as ir
 
-from feature_repo.engines.period import PERIOD_US
-from stack.errors import DataError
+from core.errors import DataError
+from feature_repo.engines import PERIOD_US
 
 try:
     from ibis.backends.pyspark import Backend
@@ -22,9 +21,6 @@ try:
     from pyspark.sql import SparkSession
 except ModuleNotFoundError as exc:
     raise DataError(f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark") from exc
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 RESULTS = {
     "spark.sql.session.timeZone": "UTC",
@@ -44,7 +40,7 @@ LOCAL = {
 
 
 class SparkEngine:
-    """See `Engine`. One session, and so one JVM, serves the process and ends with it."""
+    """See `DuckDBEngine`. One session, and so one JVM, serves the process and ends with it."""
 
     def __init__(self, master: str) -> None:
         self.connection = _Connection()
@@ -56,13 +52,11 @@ class SparkEngine:
         self._held.append(rows.cache())
         return self._held[-1]
 
-    def write(self, rows: ir.Table, folder: Path, first: int | None = None) -> None:
+    def write(self, rows: ir.Table, folder: Path, first: int) -> None:
         period = f"unix_micros(event_timestamp) div {PERIOD_US}"
         found = self.connection.frame(rows).selectExpr("*", f"{period} AS period")
-        if first is not None:
-            found = found.where(f"period >= {first}")
-        # Few files of a period, unless it is big: without it, one of each task.
-        found = found.hint("rebalance", "period")
+        # Few files of a period, unless it is big: without the hint, one of each task.
+        found = found.where(f"period >= {first}").hint("rebalance", "period")
         found.write.partitionBy("period").mode("append").parquet(str(folder))
 
     def close(self) -> None:
@@ -76,14 +70,16 @@ class _Connection(Backend):  # type: ignore[misc]
 
     def frame(self, rows: ir.Table, **compiled: Any) -> Any:
         """Spark's DataFrame of an expression."""
+        # Private: it registers tables in memory. It ends when Ibis returns Spark's DataFrames.
         self._run_pre_execute_hooks(rows)
-        return self._session.sql(self.compile(rows, **compiled))
+        return SparkSession.active().sql(self.compile(rows, **compiled))
 
     def read_parquet(self, path: Any, /, **options: Any) -> ir.Table:
         """Read a path, or a list of them, as one table."""
         name = ibis.util.gen_name("parquet")
         paths = [path] if isinstance(path, str) else path
-        self._session.read.parquet(*paths, **options).createOrReplaceTempView(name)
+        frame = SparkSession.active().read.parquet(*paths, **options)
+        frame.createOrReplaceTempView(name)
         return self.table(name)
 
     def get_schema(self, table_name: str, **where: Any) -> Any:
@@ -97,9 +93,10 @@ class _Connection(Backend):  # type: ignore[misc]
         found = self.frame(rows, **compiled).toArrow()
         return expr.__pyarrow_result__(found.cast(rows.schema().to_pyarrow()))
 
+    # Private: Ibis registers them by way of pandas. It ends when Ibis does so by way of Arrow.
     def _register_in_memory_table(self, op: Any) -> None:
         rows = op.data.to_pyarrow(op.schema)
-        self._session.createDataFrame(rows).createOrReplaceTempView(op.name)
+        SparkSession.active().createDataFrame(rows).createOrReplaceTempView(op.name)
 
 
 def _session(master: str) -> Any:

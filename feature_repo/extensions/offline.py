@@ -1,37 +1,28 @@
-"""Offline store: Feast's DuckDB store with its point-in-time join replaced by an ASOF join.
+"""Offline store: Feast's DuckDB store with an ASOF join in place of its point-in-time join.
 
 Feast joins every earlier feature row to every entity row and keeps the newest: quadratic in rows
-per entity. Everything around that join is still Feast's: reading, names, field mappings, aliases.
+per entity. What is no local parquet file, and a cut by created time, is left to Feast.
 """
-
-from __future__ import annotations
 
 import copy
 import os
 from collections import UserDict
+from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
-from types import FunctionType
-from typing import TYPE_CHECKING, Any
+from typing import Any, NamedTuple
 
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
+from feast import FileSource
 from feast.data_format import ParquetFormat
 from feast.infra.offline_stores import duckdb
-from feast.infra.offline_stores import ibis as feast_ibis
-from feast.infra.offline_stores.file_source import FileSource
+from feast.infra.offline_stores.ibis import IbisRetrievalJob, deduplicate
+from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-
-    import ibis.expr.types as ir
-
-    Reader = Callable[[Any, str], ir.Table]
-    """Source of a view, folder of the repository → its rows."""
-    FeatureTable = tuple[ir.Table, str, str | None, dict[str, str], list[str], timedelta | None]
-    """Rows, event time, created time, join key → entity column, features, time to live."""
-
+TIME = "timestamp('UTC')"
 FIRST = ibis.literal(datetime.min.replace(tzinfo=UTC))
 LAST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 
@@ -42,118 +33,139 @@ class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[m
     type: str = "feature_repo.extensions.offline.AsofOfflineStore"
 
 
-class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
-    """Same frames as the stock store; ties of event and created time are arbitrary in both.
+class ViewRows(NamedTuple):
+    """Rows of a view: `_time`, `_created`, `_key_0` … and features.
 
-    A source that is a link is followed once: what it points to when asked is what is read, however
-    long that takes and wherever the link points by then.
+    keys: the entity rows' column of each `_key_N`.
     """
 
-    @staticmethod
-    def get_historical_features(*, filter_by_created_timestamp: bool = False, **asked: Any) -> Any:
-        """Join features to each row of an entity frame as they were at its event time.
+    rows: ir.Table
+    keys: Sequence[str]
+    features: Sequence[str]
+    ttl: timedelta | None
 
-        A cut by created time is no ASOF condition: that join is left to Feast.
+
+class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
+    """Same frames as the stock store; ties of event and created time are arbitrary in both."""
+
+    @classmethod
+    def get_historical_features(
+        cls, *, config: RepoConfig, feature_views: Sequence[Any], **asked: Any
+    ) -> Any:
+        """Join features to each row of an entity frame as they were at its event time."""
+        stock = super().get_historical_features
+        parquet = all(_is_parquet(view.batch_source) for view in feature_views)
+        if asked.get("filter_by_created_timestamp") or not parquet:
+            return stock(config=config, feature_views=feature_views, **asked)
+        # Feast's job for the entity rows alone: it resolves and later computes on-demand views.
+        job = stock(config=config, feature_views=[], **asked)
+        time = infer_event_timestamp_from_entity_df(dict(asked["entity_df"].dtypes))
+        refs, full_names = asked["feature_refs"], asked.get("full_feature_names", False)
+        views = [
+            _view_rows(cls.read(config, view.batch_source), view, refs, full_names=full_names)
+            for view in feature_views
+        ]
+        job.table = cls.join(job.table, views, time)
+        job.on_demand_feature_views[:] = map(_lazy, job.on_demand_feature_views)
+        return job
+
+    @classmethod
+    def pull_latest_from_table_or_query(cls, **asked: Any) -> Any:
+        """Return the newest row of each entity between two times, both included.
+
+        Feast casts the times that it compares, so DuckDB skips no file: 6 s of 30 million rows.
         """
-        if filter_by_created_timestamp:
-            stock = duckdb.DuckDBOfflineStore.get_historical_features
-            stock = with_names(stock, _read_data_source=_read)
-            return stock(filter_by_created_timestamp=True, **asked)
+        source, config = asked["data_source"], asked["config"]
+        if not _is_parquet(source):
+            return super().pull_latest_from_table_or_query(**asked)
+        rows = cls.read(config, source)
+        time, created = asked["timestamp_field"], asked["created_timestamp_column"]
+        bounds = [asked[name].astimezone(UTC) for name in ("start_date", "end_date")]
+        if not rows[time].type().timezone:
+            bounds = [bound.replace(tzinfo=None) for bound in bounds]
+        keys = asked["join_key_columns"]
+        columns = [*keys, *asked["feature_name_columns"], time, *filter(None, [created])]
+        rows = rows.select(columns).filter(rows[time].between(*bounds))
+        return IbisRetrievalJob(
+            table=deduplicate(rows, keys, time, created),
+            on_demand_feature_views=[],
+            full_feature_names=False,
+            metadata=None,
+            data_source_writer=None,
+            staging_location=None,
+            staging_location_endpoint_override=None,
+            repo_path=str(config.repo_path),
+        )
+
+    @staticmethod
+    def read(config: RepoConfig, source: FileSource) -> ir.Table:  # noqa: ARG004
+        """Read what a link points to now: DuckDB lists a folder before it opens its files."""
+        return ibis.read_parquet(os.path.realpath(source.path))
+
+    @staticmethod
+    def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:
+        """Give each entity row the newest row of each view at or before it.
+
+        By event time, then created time; nulls if there is none, or if it is older than its time
+        to live.
+        """
         # Over an Arrow table DuckDB has no row estimate and takes nested loops: 26 s, not 0.3.
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
-        return joined_by(asof_join, _read, asked)
-
-    @staticmethod
-    def pull_latest_from_table_or_query(**asked: Any) -> Any:
-        """Return the newest row of each entity between two times, both included."""
-        return newest_of(_read, asked)
-
-    @staticmethod
-    def pull_all_from_table_or_query(**asked: Any) -> Any:
-        stock = duckdb.DuckDBOfflineStore.pull_all_from_table_or_query
-        return with_names(stock, _read_data_source=_read)(**asked)
-
-
-def joined_by(join: Any, read: Reader, asked: dict[str, Any]) -> Any:
-    """Feast's job for what is asked, made by its own functions, with another join and reader."""
-    helper = with_names(feast_ibis.get_historical_features_ibis, point_in_time_join=join)
-    stock = duckdb.DuckDBOfflineStore.get_historical_features
-    stock = with_names(stock, get_historical_features_ibis=helper, _read_data_source=read)
-    job = stock(**asked)
-    job._on_demand_feature_views = [*map(_lazy, job.on_demand_feature_views)]  # noqa: SLF001
-    return job
+        for rows, keys, features, ttl in views:
+            # Equal event times are told apart inside the join: doing it before costs a sort.
+            created = ibis.coalesce(rows["_created"], FIRST)
+            right = rows.mutate(_at=ibis.struct({"time": rows["_time"], "created": created}))
+            at = entities[event_time].cast(TIME)
+            left = entities.mutate(_asof=ibis.struct({"time": at, "created": LAST}))
+            pairs = [left[column] == right[f"_key_{n}"] for n, column in enumerate(keys)]
+            joined = left.asof_join(right, left["_asof"] >= right["_at"], pairs)
+            values = {name: joined[name] for name in features}
+            values = within(ttl, joined["_time"], joined[event_time], values)
+            entities = joined.select(*entities.columns, **values)
+        return entities
 
 
-def newest_of(read: Reader, asked: dict[str, Any]) -> Any:
-    """Feast's job for the newest rows between two times, with another reader.
-
-    Feast compares times that it cast, which skips no file and asks DuckDB's calendar for each row:
-    6 s of 30 million. So rows are cut by their own times first.
-    """
-    start, end = (asked[name].astimezone(UTC) for name in ("start_date", "end_date"))
-
-    def between(source: Any, folder: str) -> ir.Table:
-        rows = read(source, folder)
-        time = rows[asked["timestamp_field"]]
-        return rows.filter(time.between(start, end)) if time.type().timezone else rows
-
-    stock = duckdb.DuckDBOfflineStore.pull_latest_from_table_or_query
-    return with_names(stock, _read_data_source=between)(**asked)
+def within(
+    ttl: timedelta | None, time: ir.Value, at: ir.Value, values: dict[str, ir.Value]
+) -> dict[str, ir.Value]:
+    """Null `values` of `time` that at `at` are older than `ttl`; none or zero is for ever."""
+    if not ttl:
+        return values
+    lifetime = ibis.interval(microseconds=ttl // timedelta(microseconds=1))
+    return {name: (time + lifetime >= at).ifelse(value, None) for name, value in values.items()}
 
 
-def asof_join(
-    entity_table: ir.Table,
-    feature_tables: Sequence[FeatureTable],
-    event_timestamp_col: str,
-    **_: Any,
-) -> ir.Table:
-    """Stand in for Feast's `point_in_time_join`: same arguments, same columns.
-
-    Each entity row gets the newest feature row at or before it, by event time, then created time;
-    nulls if there is none, or if it is older than its time to live.
-    """
-    asked = [name for name in entity_table.columns if name != "entity_row_id"]
-    found, features = entity_table.select(asked), list[str]()
-    for rows, time, created, join_keys, names, ttl in feature_tables:
-        # Equal event times are told apart inside the join: doing it before costs another sort.
-        second = ibis.coalesce(rows[created], FIRST) if created else FIRST
-        right = rows.select(
-            *names,
-            _time=rows[time],
-            _at=ibis.struct({"time": rows[time], "created": second}),
-            **{f"_key_{n}": rows[key] for n, key in enumerate(join_keys)},
-        )
-        asked_at = found[event_timestamp_col].cast("timestamp('UTC')")
-        left = found.mutate(_asof=ibis.struct({"time": asked_at, "created": LAST}))
-        keys = [left[column] == right[f"_key_{n}"] for n, column in enumerate(join_keys.values())]
-        joined = left.asof_join(right, left["_asof"] >= right["_at"], keys)
-        if ttl:
-            lifetime = ibis.interval(microseconds=ttl // timedelta(microseconds=1))
-            fresh = joined["_time"] + lifetime >= joined[event_timestamp_col]
-            joined = joined.mutate(**{name: fresh.ifelse(joined[name], None) for name in names})
-        features += names
-        found = joined.select(*asked, *features)
-    return found
+def _whole(value: ir.Value) -> ir.Value:
+    """Return a timestamp without the part of a second that Feast does not store online."""
+    return value.truncate("s").cast(value.type()) if value.type().is_timestamp() else value
 
 
-def _read(source: Any, repo_path: str) -> ir.Table:
-    """Feast's reader, on the folder or file itself: DuckDB lists a folder and then opens its files.
-
-    Through a link that is pointed elsewhere in between, it would miss those it had listed.
-    """
-    if isinstance(source, FileSource) and Path(source.path).is_symlink():
-        place = os.path.realpath(source.path)
-        source = FileSource(path=place, file_format=source.file_format or ParquetFormat())
-    return duckdb._read_data_source(source, repo_path)  # noqa: SLF001
+def _is_parquet(source: Any) -> bool:
+    """Whether `source` is a local parquet file or a folder of them."""
+    if not isinstance(source, FileSource) or "://" in source.path:
+        return False
+    if source.file_format is None:
+        return bool(source.path.endswith(".parquet"))
+    return isinstance(source.file_format, ParquetFormat)
 
 
-def with_names(function: Any, **replaced: Any) -> Any:
-    """`function` calling others by the given names; the original stays as it is for everybody."""
-    own = FunctionType(
-        function.__code__, function.__globals__ | replaced, argdefs=function.__defaults__
+def _view_rows(rows: ir.Table, view: Any, refs: Collection[str], *, full_names: bool) -> ViewRows:
+    source, projection = view.batch_source, view.projection
+    mapping = source.field_mapping.items()
+    rows = rows.rename({new: old for old, new in mapping if old in rows.columns})
+    asked = f"{projection.name_to_use()}:"
+    names = [ref.removeprefix(asked) for ref in refs if ref.startswith(asked)]
+    prefix = f"{projection.name_alias or view.name}__" if full_names else ""
+    keys = projection.join_key_map or {key.name: key.name for key in view.entity_columns}
+    created = source.created_timestamp_column
+    features = {prefix + name: _whole(rows[name]) for name in names}
+    selected = rows.select(
+        _time=rows[source.timestamp_field].cast(TIME),
+        _created=rows[created].cast(TIME) if created else ibis.null(TIME),
+        **{f"_key_{n}": rows[key] for n, key in enumerate(keys)},
+        **features,
     )
-    own.__kwdefaults__ = function.__kwdefaults__
-    return own
+    return ViewRows(selected, [*keys.values()], [*features], view.ttl)
 
 
 class _Columns(UserDict[str, Any]):

@@ -1,117 +1,77 @@
-"""Offline store on Spark: Feast's DuckDB store reading through Spark, with a join of its own.
-
-The helpers of that store are Ibis expressions, so they run wherever what they read is. Feast's own
-Spark store would ask for other sources in the definitions, and joins as the DuckDB store does.
-"""
-
-from __future__ import annotations
+"""Offline store on Spark, for GYRE_ENGINE=spark."""
 
 import os
-from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from collections.abc import Sequence
+from typing import Any
 
 import ibis
 import ibis.expr.datatypes as dt
-from feast import FileSource
-from feast.infra.offline_stores import duckdb
-from feast.infra.offline_stores import ibis as feast_ibis
+import ibis.expr.types as ir
+from feast.repo_config import RepoConfig
 
-from feature_repo.extensions.offline import joined_by, newest_of
-
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    import ibis.expr.types as ir
-    from feast.repo_config import RepoConfig
-
-    from feature_repo.extensions.offline import FeatureTable, Reader
-
-UTC = "timestamp('UTC')"
+from feature_repo.extensions.offline import (
+    TIME,
+    AsofOfflineStore,
+    AsofOfflineStoreConfig,
+    ViewRows,
+    within,
+)
 
 
-class SparkOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
+class SparkOfflineStoreConfig(AsofOfflineStoreConfig):
     """`offline_store` in feature_store.yaml. master: as Spark has it."""
 
     type: str = "feature_repo.extensions.spark.SparkOfflineStore"
     master: str = "local[*]"
 
 
-class SparkOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
-    """Same frames as AsofOfflineStore, and the newest rows for the online store."""
+class SparkOfflineStore(AsofOfflineStore):
+    """As AsofOfflineStore; Feast's own Spark store would ask for other sources."""
 
     @staticmethod
-    def get_historical_features(*, config: RepoConfig, **asked: Any) -> Any:
-        """Join features to each row of an entity frame as they were at its event time.
+    def read(config: RepoConfig, source: Any) -> ir.Table:
+        """Raise DataError if PySpark or Java is missing, or Spark does not start."""
+        from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (once there is work)
 
-        Raises:
-            DataError: PySpark or Java is missing, or Spark does not start.
-
-        """
-        stock = asked.get("filter_by_created_timestamp")
-        join = feast_ibis.point_in_time_join if stock else latest_join
-        return joined_by(join, _reader(config), {"config": config} | asked)
-
-    @staticmethod
-    def pull_latest_from_table_or_query(config: RepoConfig, **asked: Any) -> Any:
-        return newest_of(_reader(config), {"config": config} | asked)
-
-
-def latest_join(
-    entity_table: ir.Table,
-    feature_tables: Sequence[FeatureTable],
-    event_timestamp_col: str,
-    **_: Any,
-) -> ir.Table:
-    """Stand in for Feast's `point_in_time_join`: what `asof_join` gives, without an ASOF join.
-
-    Feature and entity rows of a key are put in one order of time; an entity row takes the last
-    feature row before it. One sort of both, where joining all pairs is quadratic.
-    """
-    found = entity_table.drop("entity_row_id")
-    for rows, time, created, join_keys, names, ttl in feature_tables:
-        keys = [f"_key_{n}" for n in range(len(join_keys))]
-        features = rows.select(
-            **{key: rows[name] for key, name in zip(keys, join_keys, strict=True)},
-            _at=rows[time],
-            _created=rows[created] if created else ibis.null(UTC),
-            _feature=ibis.struct({"_time": rows[time], **{name: rows[name] for name in names}}),
-            _row=ibis.null(dt.Struct(dict(found.schema()))),
-        ).drop_null([*keys, "_at"])  # a null is no key and no time
-        entities = found.select(
-            **{key: found[name] for key, name in zip(keys, join_keys.values(), strict=True)},
-            _at=found[event_timestamp_col],
-            _created=ibis.null(UTC),
-            _feature=ibis.null(features["_feature"].type()),
-            _row=ibis.struct({name: found[name] for name in found.columns}),
-        ).cast(features.schema())
-        both = features.union(entities)
-        # Of one moment: features by created time, those without one first, then who asks.
-        order = [
-            ibis.asc(both["_at"], nulls_first=True),
-            both["_row"].notnull(),
-            ibis.asc(both["_created"], nulls_first=True),
-        ]
-        so_far = ibis.cumulative_window(group_by=keys, order_by=order)
-        both = both.select("_row", _feature=both["_feature"].last().over(so_far))
-        both = both.filter(both["_row"].notnull())
-        feature, row = both["_feature"], both["_row"]
-        values = {name: feature[name] for name in names}
-        if ttl:
-            lifetime = ibis.interval(microseconds=ttl // timedelta(microseconds=1))
-            fresh = feature["_time"] + lifetime >= row[event_timestamp_col]
-            values = {name: fresh.ifelse(value, None) for name, value in values.items()}
-        found = both.select(**{name: row[name] for name in found.columns}, **values)
-    return found
-
-
-def _reader(config: RepoConfig) -> Reader:
-    from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (once there is work)
-
-    connection = SparkEngine(config.offline_store.master).connection
-
-    def read(source: Any, repo_path: str) -> ir.Table:  # noqa: ARG001
-        if not isinstance(source, FileSource):
-            raise NotImplementedError(f"{source.name}: with Spark, sources are parquet files")
+        connection = SparkEngine(config.offline_store.master).connection
         return connection.read_parquet(os.path.realpath(source.path))
 
-    return read
+    @staticmethod
+    def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:
+        """As `AsofOfflineStore.join`, without an ASOF join: by one order of time of both."""
+        for rows, columns, features, ttl in views:
+            keys = [f"_key_{n}" for n in range(len(columns))]
+            values = {name: rows[name] for name in features}
+            given = rows.select(
+                *keys,
+                _at=rows["_time"],
+                _created=rows["_created"],
+                _feature=ibis.struct({"_time": rows["_time"], **values}),
+                _row=ibis.null(dt.Struct(dict(entities.schema()))),
+            ).drop_null([*keys, "_at"])  # a null is no key and no time
+            asking = entities.select(
+                **{key: entities[column] for key, column in zip(keys, columns, strict=True)},
+                _at=entities[event_time],
+                _created=ibis.null(TIME),
+                _feature=ibis.null(given["_feature"].type()),
+                _row=ibis.struct({name: entities[name] for name in entities.columns}),
+            ).cast(given.schema())
+            both = _with_last_feature(given.union(asking), keys)
+            feature, row = both["_feature"], both["_row"]
+            values = {name: feature[name] for name in features}
+            values = within(ttl, feature["_time"], row[event_time], values)
+            entities = both.select(**{name: row[name] for name in entities.columns}, **values)
+        return entities
+
+
+def _with_last_feature(both: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """Entity rows (`_row`), each with the last feature row (`_feature`) of its key before it."""
+    # Of one moment: features by created time, those without one first, then who asks.
+    order = [
+        ibis.asc(both["_at"], nulls_first=True),
+        both["_row"].notnull(),
+        ibis.asc(both["_created"], nulls_first=True),
+    ]
+    so_far = ibis.cumulative_window(group_by=keys, order_by=order)
+    both = both.select("_row", _feature=both["_feature"].last().over(so_far))
+    return both.filter(both["_row"].notnull())

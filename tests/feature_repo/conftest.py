@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 from redis import Redis
 
+from core.settings import PROJECT
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from stack.environment import child_environment
-from stack.settings import PROJECT
 from tests.conftest import AS_OF, BIN, feast_apply, new_settings, redis_server
 
 if TYPE_CHECKING:
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from datetime import datetime
     from pathlib import Path
 
+    from core.settings import Settings
     from feature_repo.definition import Dataset
-    from stack.settings import Settings
 
 
 @pytest.fixture(scope="session")
@@ -76,8 +76,18 @@ class ProjectCopy:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        rooms = ("cli", "feature_repo", "mlflow_server", "models", "monitoring", "serving", "stack",
-                 "training", "data")  # fmt: skip
+        rooms = (
+            "cli",
+            "feature_repo",
+            "mlflow_server",
+            "models",
+            "monitoring",
+            "serving",
+            "core",
+            "stack",
+            "training",
+            "data",
+        )
         for room in rooms:
             shutil.copytree(PROJECT / room, folder / room)
 

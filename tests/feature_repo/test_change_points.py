@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from feature_repo.datasets.orders import HORIZON, POPULATION, churned_90d, customer_features
+from feature_repo.datasets.orders import D90, D180, FEATURES, churned_90d
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -68,7 +68,7 @@ def brute_force(history: list[tuple[datetime, float]], at: datetime) -> dict[str
 @settings(max_examples=15, deadline=None)
 @given(histories, st.lists(moments, min_size=1, max_size=5))
 def test_the_newest_row_at_any_moment_is_the_value_from_the_orders(customers, asked):
-    rows = customer_features(orders_table(customers)).to_pyarrow().to_pylist()
+    rows = FEATURES(orders_table(customers)).to_pyarrow().to_pylist()
     by_customer: dict[int, list[dict[str, object]]] = {}
     for row in sorted(rows, key=lambda row: row["event_timestamp"]):
         by_customer.setdefault(row["customer_id"], []).append(row)
@@ -86,7 +86,7 @@ def test_the_newest_row_at_any_moment_is_the_value_from_the_orders(customers, as
 
 def test_rows_of_one_instant_are_one_row():
     at = BEGIN
-    rows = customer_features(orders_table([[(at, 1.0), (at, 2.0)]])).to_pyarrow().to_pylist()
+    rows = FEATURES(orders_table([[(at, 1.0), (at, 2.0)]])).to_pyarrow().to_pylist()
     first = [row for row in rows if row["event_timestamp"] == at]
     assert len(first) == 1
     assert first[0]["total_spend_30d"] == 3.0
@@ -95,12 +95,12 @@ def test_rows_of_one_instant_are_one_row():
 @pytest.mark.parametrize(
     ("orders", "label"),
     [
-        ([-POPULATION], None),  # the window is open at its old end
-        ([-POPULATION + TICK], 1),
+        ([-D180], None),  # the window is open at its old end
+        ([-D180 + TICK], 1),
         ([timedelta(0)], 1),  # an order at the snapshot itself belongs to the past
         ([timedelta(0), TICK], 0),
-        ([timedelta(0), HORIZON], 0),
-        ([timedelta(0), HORIZON + TICK], 1),
+        ([timedelta(0), D90], 0),
+        ([timedelta(0), D90 + TICK], 1),
         ([TICK], None),  # unknown before the snapshot
     ],
 )

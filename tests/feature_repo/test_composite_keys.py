@@ -12,18 +12,19 @@ import pandas as pd
 import pyarrow as pa
 import pytest
 
+from core.settings import PROJECT
+from core.spec import entity_text
 from feature_repo import validation
+from feature_repo.entities import last_of_key
 from feature_repo.features import entities, labels, open_raw, raw_table
-from feature_repo.ingest import _newest_of_key, catch_up
+from feature_repo.ingest import catch_up
 from feature_repo.online import OnlineFeatures
 from feature_repo.parity import parity, same
 from feature_repo.store import FeatureStore, publish_beside
-from stack.settings import PROJECT
-from stack.spec import entity_text
 from tests.feature_repo.conftest import consuming, emptied
 from tests.feature_repo.test_parity_properties import any_seed
 
-FOLDER = PROJECT / "docs" / "second_use_case"
+FOLDER = PROJECT / "tests" / "training" / "spend"
 KEY = ("customer_id", "basket")
 SERVICE = "next_quarter_spend_v1"
 NAMES = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
@@ -55,7 +56,7 @@ class Shop:
         self.raw, self.store = raw_table(settings, dataset), FeatureStore(settings)
 
     def land(self, orders, arrival):
-        rows = _newest_of_key(pa.Table.from_pylist(orders, self.dataset.schema), self.dataset)
+        rows = last_of_key(pa.Table.from_pylist(orders, self.dataset.schema), self.dataset.key)
         known_at = pa.array([arrival] * len(rows), pa.timestamp("us", "UTC"))
         rows = rows.append_column("ingested_at", known_at)
         self.raw.merge(rows, self.dataset.key, self.dataset.schema.names)
@@ -228,7 +229,7 @@ def test_every_entity_is_found_by_its_rows_and_compared_by_both_keys(shop):
     assert entities(shop.settings, views, KEY, FEBRUARY) == [one]
     assert entities(shop.settings, views, KEY) == [two, one]
     assert entities(shop.settings, views, ["shop_code"]) == []
-    report = parity(shop.settings, shop.dataset, SERVICE, KEY, [FEBRUARY, MARCH], print)
+    report = parity(shop.settings, SERVICE, KEY, [FEBRUARY, MARCH], print)
     assert "2 entities, 7 features, 2 moments: 28 values, 0 differences" in report.summary()
 
 

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from stack.settings import PROJECT
+from core.settings import PROJECT
 
 READ = """
 import json
@@ -31,7 +31,7 @@ TORN = "from datetime import timedelta\n\nWINDOW = timedelta(dayz=3)\n"
     ],
 )
 def test_a_broken_module_is_named_with_its_line_and_the_others_are_there(tmp_path, module, problem):
-    for room in ("feature_repo", "stack"):
+    for room in ("feature_repo", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / room, tmp_path / room, ignore=ignored)
     (tmp_path / "feature_repo" / "datasets" / "a_torn.py").write_text(module)

@@ -14,8 +14,8 @@ from feast.repo_config import RepoConfig
 from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from redis import Redis
 
-from feature_repo.datasets.orders import ORDERS, customer, customer_features, customer_features_view
-from feature_repo.extensions import encoding
+from feature_repo.datasets.orders import FEATURES, ORDERS, customer, customer_features_view
+from feature_repo.extensions import engine
 from feature_repo.features import _in_microseconds
 from feature_repo.source import pull
 from tests.conftest import AS_OF, new_settings, redis_server, unused_port
@@ -76,7 +76,7 @@ def test_the_real_customers_are_the_stock_stores_to_the_byte(port, tmp_path):
     connection = ibis.duckdb.connect()
     connection.raw_sql("SET TimeZone = 'UTC'")
     pq.write_table(known, tmp_path / "orders.parquet")
-    rows = customer_features(connection.read_parquet(tmp_path / "orders.parquet")).to_pyarrow()
+    rows = FEATURES(connection.read_parquet(tmp_path / "orders.parquet")).to_pyarrow()
     source = FileSource(
         name="customer_features",
         path=str(tmp_path / "features.parquet"),
@@ -131,9 +131,9 @@ def random_rows(seed, n):
 
 
 SEEDS = [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2))]
-FIELDS = {"i64": Int64, "i32": Int32, "f64": Float64, "f32": Float32, "flag": Bool, "text": String}
-FIELDS |= {"raw": Bytes}
-OTHERS = {"when": UnixTimestamp, "list": Array(Int64)}
+FIELDS = {"i64": Int64, "f64": Float64, "text": String}
+FIELDS |= {"i32": Int32, "f32": Float32, "flag": Bool, "when": UnixTimestamp}
+OTHERS = FIELDS | {"raw": Bytes, "list": Array(Int64)}
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -194,4 +194,4 @@ def test_only_rows_of_the_interval_are_written_and_of_each_entity_the_newest(por
 
 
 def test_every_known_type_is_encoded_and_not_left_to_feast():
-    assert {field.to_value_type() for field in FIELDS.values()} == set(encoding.ENCODED)
+    assert {field.to_value_type() for field in FIELDS.values()} == set(engine.ENCODED)

@@ -14,23 +14,23 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
+from core.errors import DataError, FeaturesUnavailableError
+from core.spec import load_spec
 from feature_repo import consumer
-from feature_repo.broker import Stream
+from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.events import event_schema
-from feature_repo.features import connect, view_path
-from feature_repo.ingest import ingest, quarantine_table, raw_table
+from feature_repo.features import connect, raw_table, view_path
+from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
-from stack.errors import DataError, FeaturesUnavailableError
-from stack.spec import load_spec
+from feature_repo.quarantine import quarantine_table
 from tests.conftest import AS_OF
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
 ORDERS = load_dataset("orders")

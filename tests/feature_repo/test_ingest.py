@@ -14,18 +14,20 @@ import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
+from core.errors import DataError, FeaturesUnavailableError
+from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import ingest, quarantine_table, raw_table
+from feature_repo.features import raw_table
+from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
+from feature_repo.quarantine import quarantine_table
 from feature_repo.store import FeatureStore, open_store
-from stack.errors import DataError, FeaturesUnavailableError
-from stack.spec import load_spec
 from tests.conftest import BIN, redis_server, unused_port, wait_until
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
 ORDERS = load_dataset("orders")
@@ -153,22 +155,6 @@ def test_repeats_count_once_and_of_one_key_the_last_row_wins(shop, as_of):
     shop.has(row, row, order(1, 1, as_of - DAY, 6.0))
     assert shop.ingest(as_of).inserted == 1
     assert [row["dollar_value"] for row in shop.raw()] == [6.0]
-
-
-def test_a_row_that_the_source_corrected_far_back_stays_corrected(shop, as_of):
-    """The source keeps both rows; only the one that no longer counts lies in the look-back."""
-    wrong, other = order(1, 1, as_of - DAY), order(2, 2, as_of - DAY)
-    shop.has(wrong, other)
-    shop.ingest(as_of)
-    right = wrong | {"order_ts": as_of - 40 * DAY}
-    shop.has(wrong, other, right)
-    shop.ingest(as_of, full=True)
-    shop.has(wrong, other | {"dollar_value": 11.0}, right, order(3, 3, as_of))
-    report = shop.ingest(as_of + DAY)
-    assert (report.inserted, report.replaced) == (1, 1)
-    found = {row["order_id"]: (row["order_ts"], row["dollar_value"]) for row in shop.raw()}
-    assert found[1] == (as_of - 40 * DAY, 10.0)
-    assert found[2] == (as_of - DAY, 11.0)
 
 
 def test_rows_that_fail_alone_go_to_quarantine_with_the_rule_they_broke(shop, as_of):

@@ -9,12 +9,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import DataError
 from feature_repo.datasets import load_dataset
 from feature_repo.features import view_path
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity, same
 from feature_repo.store import open_store
-from stack.errors import DataError
 
 ORDERS = load_dataset("orders")
 SERVICE = "customer_churn_v1"
@@ -27,7 +27,7 @@ def compare(settings, *moments, say=lambda _: None):
         told.append(line)
         say(line)
 
-    report = parity(settings, ORDERS, SERVICE, ["customer_id"], moments, tell)
+    report = parity(settings, SERVICE, ["customer_id"], moments, tell)
     assert len(told) == len(moments)
     return report
 

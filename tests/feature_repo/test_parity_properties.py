@@ -16,12 +16,13 @@ from hypothesis import Phase, given
 from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
+from core.spec import load_spec
 from feature_repo.datasets import load_dataset
+from feature_repo.entities import last_of_key
 from feature_repo.features import view_path, write_views
-from feature_repo.ingest import _newest_of_key, catch_up, raw_table
+from feature_repo.ingest import catch_up, raw_table
 from feature_repo.parity import SECONDS, same
 from feature_repo.store import FeatureStore, open_store
-from stack.spec import load_spec
 from tests.feature_repo.conftest import emptied
 from tests.feature_repo.test_incremental import VIEW, rows_of
 
@@ -133,7 +134,7 @@ def land(raw, batch: list[Order], arrival: int) -> None:
         ],
         ORDERS.schema,
     )
-    rows = _newest_of_key(rows, ORDERS)
+    rows = last_of_key(rows, ORDERS.key)
     known_at = pa.array([arrival] * len(rows), pa.int64()).cast(TIME)
     raw.merge(rows.append_column("ingested_at", known_at), ORDERS.key, ORDERS.schema.names)
 

@@ -61,7 +61,8 @@ def postgres(server_log: Path) -> Iterator[str]:
     serve += ["-c", "log_statement=all"]
     address = f"postgres://gyre@127.0.0.1:{port}/postgres"
     try:
-        subprocess.run([*as_user, *make], check=True, capture_output=True, cwd="/")
+        # Its errors are shown, as a full disk is one.
+        subprocess.run([*as_user, *make], check=True, stdout=subprocess.DEVNULL, cwd="/")
         with running([*as_user, *serve], server_log) as server:
             wait_until("PostgreSQL", lambda: answers(address))
             yield address

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import threading
-import time
 from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+from core.spec import load_spec
+from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table, write_views
+from feature_repo.features import raw_table, view_files, write_views
 from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
-from stack.moment import microseconds
-from stack.spec import load_spec
+from tests.conftest import wait_until
 from tests.feature_repo.test_ingest import DAY, Shop, order
 
 SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
@@ -44,7 +45,9 @@ def written(settings, as_of, amount):
 
 @contextmanager
 def looped(*reads):
-    """Call each of `reads` again and again in a thread of its own; yield what they raised."""
+    """Call each of `reads` again and again in a thread of its own; yield what they raised, and how
+    often each was called.
+    """
     stop, failed, counts = threading.Event(), [], [0] * len(reads)
 
     def loop(n):
@@ -59,7 +62,7 @@ def looped(*reads):
     for thread in threads:
         thread.start()
     try:
-        yield failed
+        yield failed, counts
     finally:
         stop.set()
         for thread in threads:
@@ -96,7 +99,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     def watermark():  # what the probe asks beside the reads
         assert reader.watermark() is not None
 
-    with looped(by_feast, by_us, watermark) as failed:
+    with looped(by_feast, by_us, watermark) as (failed, _):
         for turn in range(6):
             written(shop.settings, as_of, 10.0 * (1 + turn % 2))
             store.materialise(ORDERS, as_of, rewrite=True)
@@ -118,8 +121,18 @@ def test_historical_reads_meanwhile_find_every_row(shop, as_of):
         for each in found:
             whole(each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"])
 
-    with looped(read) as failed:
+    with looped(read) as (failed, counts):
         for turn in range(6):
             written(shop.settings, as_of, 10.0 * (1 + turn % 2))
-            time.sleep(0.3)  # longer than a read: it may outlive one switch, not two
+            begun = counts[0]  # a read may outlive one switch, not two
+            wait_until("a read", lambda: failed or counts[0] > begun)  # noqa: B023
             assert not failed, failed
+
+
+def test_files_that_were_listed_can_be_read_after_the_view_was_written_anew(shop, as_of):
+    shop.has(*orders_of(as_of, 10.0))
+    shop.ingest(as_of)
+    listed = view_files(shop.settings, "customer_features")
+    written(shop.settings, as_of, 20.0)
+    assert listed != view_files(shop.settings, "customer_features")
+    assert all(pq.read_schema(path) for path in listed)

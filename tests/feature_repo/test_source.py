@@ -15,9 +15,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pyarrow import csv
 
+from core.errors import DataError
 from feature_repo.datasets import load_dataset
-from feature_repo.source import date_demo, demo_shift, pull
-from stack.errors import DataError
+from feature_repo.source import demo_shift, pull
 from tests.conftest import AS_OF, new_settings
 
 ORDERS = load_dataset("orders")
@@ -42,16 +42,6 @@ def test_the_dates_are_fixed_at_the_first_start(tmp_path):
     first = pull(new_settings(tmp_path), ORDERS, AS_OF)
     later = new_settings(tmp_path).model_copy(update={"demo_start": date(2027, 5, 5)})
     assert pull(later, ORDERS, AS_OF).equals(first)
-
-
-def test_another_day_can_be_seen_today(tmp_path):
-    then, now = new_settings(tmp_path / "then"), new_settings(tmp_path / "now")
-    start = AS_OF.date() + timedelta(days=3)
-    date_demo(then, ORDERS, start)
-    date_demo(now, ORDERS, start, seen_on=AS_OF.date())
-    seen = pull(now, ORDERS, AS_OF)
-    assert pull(then, ORDERS, AS_OF + timedelta(days=3)).num_rows == seen.num_rows
-    assert pull(then, ORDERS, AS_OF).num_rows < seen.num_rows
 
 
 def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
@@ -84,11 +74,15 @@ def test_a_folder_is_a_source_and_only_its_newer_rows_are_read_when_asked(tmp_pa
     assert pull(settings, ORDERS, AS_OF, since=week)["order_id"].to_pylist() == [1]
 
 
-@pytest.mark.parametrize("files", [{}, {"csv_1": 1, "day_1": 2}])
-def test_a_folder_holds_files_of_one_kind(tmp_path, files):
+def test_a_folder_without_files_is_named(tmp_path):
     (tmp_path / "shop").mkdir()
-    with pytest.raises(DataError, match="expected parquet files or CSV files"):
-        pull(rows_at(tmp_path / "shop", **files), ORDERS, AS_OF)
+    with pytest.raises(DataError, match="shop: expected parquet files or CSV files, found none"):
+        pull(rows_at(tmp_path / "shop"), ORDERS, AS_OF)
+
+
+def test_a_folder_may_hold_parquet_and_csv_files(tmp_path):
+    settings = rows_at(tmp_path / "shop", csv_1=1, day_1=2)
+    assert sorted(pull(settings, ORDERS, AS_OF)["order_id"].to_pylist()) == [1, 2]
 
 
 def test_a_source_that_is_not_there_is_named_without_its_password(tmp_path):

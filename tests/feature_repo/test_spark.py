@@ -19,16 +19,17 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
+from core.errors import DataError
+from core.settings import PROJECT, Settings
 from feature_repo.datasets import load_dataset
-from feature_repo.datasets.orders import churned_90d, customer_features
+from feature_repo.datasets.orders import FEATURES, churned_90d
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, view_path, write_views
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
 from feature_repo.store import FeatureStore
-from stack.errors import DataError
-from stack.settings import PROJECT, Settings
 from tests.conftest import AS_OF, new_settings, wait_until
+from tests.feature_repo import test_windows
 from tests.feature_repo.test_change_points import TIME, histories, moments, orders_table, st
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
 from tests.feature_repo.test_offline_store import (
@@ -107,7 +108,7 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(ap
     for at in (AS_OF - 200 * DAY, AS_OF + timedelta(microseconds=1)):
         assert_same(*(frame(on(e, applied), customers, at) for e in ("spark", "duckdb")))
 
-    report = parity(settings, ORDERS, SERVICE, ["customer_id"], [as_of], print)
+    report = parity(settings, SERVICE, ["customer_id"], [as_of], print)
     assert (report.entities, report.differences) == (23_570, 0)
 
 
@@ -117,10 +118,19 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(ap
 def test_rows_and_labels_of_any_history_are_those_of_duckdb(spark, customers, asked):
     orders = orders_table(customers)
     snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array(asked, TIME)}))
-    for rows in (customer_features(orders), churned_90d(orders, snapshots)):
+    for rows in (FEATURES(orders), churned_90d(orders, snapshots)):
         order = [(name, "ascending") for name in ("customer_id", "event_timestamp")]
         ours, theirs = spark.connection.to_pyarrow(rows), rows.to_pyarrow()
         assert ours.sort_by(order).equals(theirs.cast(ours.schema).sort_by(order))
+
+
+@pytest.mark.nightly
+@hypothesis_settings(max_examples=4, deadline=None)
+@given(test_windows.rows, st.lists(moments, min_size=1, max_size=4))
+def test_declared_windows_are_what_their_rows_say(spark, given_rows, asked):
+    rows = test_windows.FEATURES(test_windows.as_table(given_rows))
+    found = spark.connection.to_pyarrow(rows).to_pylist()
+    test_windows.assert_brute_force(found, given_rows, asked)
 
 
 @pytest.mark.nightly
@@ -169,8 +179,8 @@ def test_whole_numbers_beside_nulls_stay_whole(spark):
 START = """
 import sys
 from feature_repo.engines import open_engine
-from stack.errors import DataError
-from stack.settings import Settings
+from core.errors import DataError
+from core.settings import Settings
 sys.modules |= dict.fromkeys(sys.argv[1:])
 try:
     open_engine(Settings(engine="spark", spark_master="local[1]"))
