@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator  # noqa: TC003  (a public signature)
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,13 +13,13 @@ if TYPE_CHECKING:
 
 FRAME, PLAN = "frame.parquet", "plan.json"
 UNLABELLED = "unlabelled.parquet"
-"""Members of the population at the test snapshot that have no label."""
+"""Members of the population at the test snapshots that have no label."""
 CANDIDATE = "candidate"
 """Folder of the trained model's files, before it is a registered version."""
 PIPELINE_FILE = "pipeline.skops"
 SPEC, ESTIMATOR = "spec.json", "estimator.json"
 """The model spec as it was for this run, and which of its estimators was fitted."""
-EVALUATION, GATES, PLOTS = "evaluation.json", "gates.json", "plots"
+PROOF, EVALUATION, GATES, PLOTS = "proof.json", "evaluation.json", "gates.json", "plots"
 
 
 @contextmanager

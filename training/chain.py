@@ -1,27 +1,18 @@
-"""The stages in order, in one process; each is safe to repeat.
+"""The stages in order, in one process; dags/train.py runs the same functions as tasks."""
 
-Airflow's tasks (dags/train.py) run the same functions one by one, each importing its own stage.
-"""
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
 
-from __future__ import annotations
-
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING
-
+from core.settings import Settings
+from core.spec import ModelSpec
 from mlflow_server.tracking import Tracking
-from training.approval import wait_in_shell
 from training.dataset import dataset
 from training.evaluate import evaluate
 from training.gate import gate
-from training.register import promote, register
+from training.register import promote, register, wait_in_shell
 from training.train import fit
 from training.validate import NOTHING_NEW, open_run
-
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -34,28 +25,15 @@ class TrainReport:
     version: str | None
     outcome: str
 
-    def as_json(self) -> dict[str, object]:
-        return asdict(self) | {"as_of": self.as_of.isoformat()}
-
 
 def train(
-    settings: Settings,
-    spec: ModelSpec,
-    as_of: datetime,
-    *,
-    key: str,
-    reason: str,
-    who: str,
-    cause: str | None = None,
-    force: bool = False,
+    settings: Settings, spec: ModelSpec, as_of: datetime, *, reason: str, who: str, **origin: Any
 ) -> TrainReport:
-    """Run the whole chain in this process; what is given is `open_run`'s.
+    """Run the whole chain in this process. reason, who, origin: as `open_run` takes them.
 
     Whatever ends it on its way is the outcome of its MLflow run, which has failed.
     """
-    run_id = open_run(
-        settings, spec, as_of, key=key, reason=reason, who=who, cause=cause, force=force
-    )
+    run_id = open_run(settings, spec, as_of, reason=reason, who=who, **origin)
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
     with Tracking(settings).on_record(run_id):

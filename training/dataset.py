@@ -1,104 +1,138 @@
 """Stage 2: the training frame, in MLflow as the run's dataset."""
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
+from core.errors import NoRequestError, TrainingError
+from core.settings import Settings
+from core.spec import FLOAT32, INPUTS, ModelSpec
 from feature_repo.datasets import load_dataset
+from feature_repo.definition import table_versions
 from feature_repo.validation import check
 from mlflow_server.tracking import DATA_FOLDER, Tracking
-from stack.errors import TrainingError
-from stack.spec import FLOAT32
 from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
-from training.coverage import coverage
 from training.frame import at, build_frame, content_hash, population
-from training.lineage import TABLE_TAG
-from training.snapshots import Plan
+from training.lineage import PLANNED_TAG
+from training.snapshots import Plan, dates
 from training.validate import plan_run
-
-if TYPE_CHECKING:
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 PLANS = TypeAdapter(Plan)
 FEWEST = 50
 """Rows: below, every interval of a metric is so wide that gates let chance decide."""
+TOLERATED = 0.05
+"""Share of members without a label up to which no reason has to be stated."""
 
 
 def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    """Build the frame of every snapshot that the run needs and store it with its plan.
-
-    Everything it reads is named by the run's tags, so that it can be built again.
-    """
+    """Build the frame that the run needs from what its tags name, and store it with its plan."""
     tracking, source = Tracking(settings), load_dataset(spec.dataset)
     tags = tracking.run(run_id).tags
-    as_of, version = datetime.fromisoformat(tags["as_of"]), int(tags[f"{TABLE_TAG}{spec.dataset}"])
-    planned = plan_run(settings, spec, source, as_of, version)
-    frame = build_frame(settings, spec, source, planned.moments, as_of, version)
+    as_of, until = (datetime.fromisoformat(tags[name]) for name in ("as_of", PLANNED_TAG))
+    version = table_versions(tags)[spec.dataset]
+    planned = plan_run(settings, spec, source, until, version)
+    frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
     _validate(settings, spec, tracking, run_id, frame)
-    test = at(frame, [planned.test])
-    members = population(settings, spec, source, planned.test)
-    covered = coverage(spec, test, members, source.labels[spec.label].unlabelled)
-    if covered.refusal:
-        raise TrainingError(f"{spec.name}: {planned.test:%Y-%m-%d}: {covered.refusal}")
-    if covered.text:
-        log.warning("%s: %s: %s", spec.name, f"{planned.test:%Y-%m-%d}", covered.text)
-    train = at(frame, planned.train)
+    train, test = at(frame, planned.train), at(frame, planned.test)
+    unlabelled = without_label(settings, spec, planned, test)
+    members = test.num_rows + unlabelled.num_rows
+    reason = source.labels[spec.label].unlabelled
+    if text := coverage(spec, unlabelled.num_rows, members, reason):
+        log.warning("%s: %s", spec.name, text)
     if useless := unlearnable(spec, train, test):
         raise TrainingError(f"{spec.name}: {'; '.join(useless)}")
     digest = content_hash(train)
     tracking.log_json(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / FRAME
-        pq.write_table(frame, path)
-        tracking.log_dataset(run_id, path, name=spec.label, digest=digest, target="label")
-        unlabelled = Path(folder) / UNLABELLED
-        pq.write_table(covered.unlabelled, unlabelled)
-        tracking.log_artifact(run_id, unlabelled, DATA_FOLDER)
-    tracking.log(
-        run_id,
-        tags={"frame_sha256": digest, "unlabelled": covered.text},
-        params={
-            "train_snapshots": ", ".join(f"{moment:%Y-%m-%d}" for moment in planned.train),
-            "test_snapshot": f"{planned.test:%Y-%m-%d}",
-            "train_rows": train.num_rows,
-            "test_rows": test.num_rows,
-            "test_members": covered.members,
-        },
-    )
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        pq.write_table(frame, folder / FRAME)
+        pq.write_table(unlabelled, folder / UNLABELLED)
+        tracking.log_artifact(run_id, folder / UNLABELLED, DATA_FOLDER)
+        tracking.log_dataset(run_id, folder / FRAME, name=spec.label, digest=digest, target="label")
+    params = {
+        "train_snapshots": dates(planned.train),
+        "test_snapshot": dates(planned.test),
+        "train_rows": train.num_rows,
+        "test_rows": test.num_rows,
+        "test_members": members,
+    }
+    tracking.log(run_id, tags={"frame_sha256": digest, "unlabelled": text}, params=params)
+
+
+def without_label(settings: Settings, spec: ModelSpec, planned: Plan, test: pa.Table) -> pa.Table:
+    """Members of the population with no row in the frame `test`.
+
+    None where the rows that the label gives are the population: its own, and where nothing else
+    lists it.
+    """
+    none = test.drop_columns("label").slice(0, 0)
+    if spec.snapshots.rows == "label":
+        return none
+    try:
+        parts = [population(settings, spec, each.start) for each in planned.test]
+    except NoRequestError:
+        return none
+    members, key = pa.concat_tables(parts), ["event_timestamp", *spec.entity_key]
+    others = members.join(test.select(key), key, join_type="left anti")
+    return others.sort_by([(name, "ascending") for name in key]).select(members.column_names)
+
+
+def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None) -> str:
+    """Say how many members have no label; empty if all have one. reason: why, as the label says.
+
+    Raises:
+        TrainingError: they are too many, and no reason is stated.
+
+    """
+    if not unlabelled:
+        return ""
+    stated = f" ({reason})" if reason else ""
+    text = f"{unlabelled:,} of {members:,} members of the population have no {spec.label}{stated}"
+    if not reason and unlabelled > TOLERATED * members:
+        raise TrainingError(
+            f"label {spec.label}: {text}. Expected a label for each member, a narrower "
+            f'[population], or a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
+        )
+    return text
 
 
 def unlearnable(
     spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST
 ) -> list[str]:
     """One line for each thing that makes training or its evaluation say nothing."""
-    wrong = []
-    for name, rows in (("training", train), ("test", test)):
+    lines = []
+    for name, rows, key in (("training", train, "train"), ("test", test, "test")):
         if rows.num_rows < fewest:
-            wrong.append(f"expected at least {fewest} {name} rows, found {rows.num_rows}")
-        if pc.count_distinct(rows["label"]).as_py() < 2:  # noqa: PLR2004  (two classes)
-            wrong.append(f"every label of the {rows.num_rows} {name} rows is the same")
+            found = f"expected at least {fewest} {name} rows, found {rows.num_rows}"
+            lines.append(f"{found}; more: {key} of [snapshots] in {spec.name}.toml")
+        if not _differ(rows["label"]):
+            lines.append(f"every label of the {rows.num_rows} {name} rows is the same")
+    labels = train["label"].unique().to_pylist()
+    if absent := [name for at, name in enumerate(spec.classes) if at not in labels]:
+        lines.append(f"no label of the {train.num_rows} training rows is {', '.join(absent)}")
+    both = pa.concat_tables([train, test], promote_options="permissive")
     for feature, kind in spec.features.items():
-        if pc.count_distinct(train[feature]).as_py() < 2:  # noqa: PLR2004  (nulls do not count)
-            wrong.append(f"{feature} has no two values in the {train.num_rows} training rows")
-        both = pa.chunked_array([*train[feature].chunks, *test[feature].chunks])
-        if kind == "int64" and both.null_count:
-            gone = f"{feature} is null in {both.null_count} rows"
-            wrong.append(f"{gone}: an int64 cannot be; make it a double, or fill it")
-        infinite = pc.sum(pc.is_inf(both)).as_py() if kind == "double" else 0
-        if infinite:
-            wrong.append(f"{feature} is infinite in {infinite} rows")
-    return wrong
+        if not _differ(train[feature]):
+            lines.append(f"{feature} has no two values in the {train.num_rows} training rows")
+        if INPUTS[kind] == "int64" and (nulls := both[feature].null_count):
+            gone = f"{feature} is null in {nulls} rows: an {kind} cannot be"
+            lines.append(f"{gone}; make it a double, fill it, or label no row before it begins")
+        if INPUTS[kind] == "double" and (infinite := pc.sum(pc.is_inf(both[feature])).as_py()):
+            lines.append(f"{feature} is infinite in {infinite} rows")
+    return lines
+
+
+def _differ(values: pa.ChunkedArray) -> bool:
+    """Whether there are two values; nulls do not count."""
+    return bool(pc.count_distinct(values).as_py() > 1)
 
 
 def frame_rules(spec: ModelSpec) -> dict[str, Any]:
@@ -106,18 +140,15 @@ def frame_rules(spec: ModelSpec) -> dict[str, Any]:
     key = [*spec.entity_key, "event_timestamp"]
     label = {
         "classification": _rule("be_in_set", column="label", value_set=[0, 1]),
+        "multiclass": _rule("be_in_set", column="label", value_set=[*range(len(spec.classes))]),
         "regression": _rule("be_between", column="label", min_value=-FLOAT32, max_value=FLOAT32),
     }[spec.task]
-    columns = [*key, *spec.features, "label"]
-    rules: list[dict[str, Any]] = [
-        {"type": "expect_table_columns_to_match_ordered_list", "kwargs": {"column_list": columns}},
+    features = [_rule("not_be_null", column=name, mostly=0.95) for name in spec.features]
+    rules = [
         {"type": "expect_compound_columns_to_be_unique", "kwargs": {"column_list": key}},
         *(_rule("not_be_null", column=name) for name in (*key, "label")),
         label,
-    ]
-    rules += [
-        _rule("not_be_null", column=name, mostly=0.95) | {"severity": "warning"}
-        for name in spec.features
+        *(rule | {"severity": "warning"} for rule in features),
     ]
     return {"name": spec.name, "expectations": rules}
 
@@ -138,14 +169,14 @@ def _validate(
         raise TrainingError(f"{spec.name}: the training frame broke its rules: {broken}")
 
 
-def load_unlabelled(tracking: Tracking, run_id: str) -> pa.Table:
-    """Fetch the members of the test snapshot's population that have no label, without `label`."""
-    with fetched(tracking, run_id, f"{DATA_FOLDER}/{UNLABELLED}") as file:
-        return pq.read_table(file)
-
-
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:
     """Fetch the frame and plan that `dataset` stored."""
-    with fetched(tracking, run_id, f"data/{FRAME}") as file:
+    with fetched(tracking, run_id, f"{DATA_FOLDER}/{FRAME}") as file:
         frame = pq.read_table(file)
     return frame, PLANS.validate_json(read(tracking, run_id, PLAN))
+
+
+def load_unlabelled(tracking: Tracking, run_id: str) -> pa.Table:
+    """Fetch the members of the test snapshots' population without a label; no column `label`."""
+    with fetched(tracking, run_id, f"{DATA_FOLDER}/{UNLABELLED}") as file:
+        return pq.read_table(file)

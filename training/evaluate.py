@@ -1,19 +1,34 @@
-"""Stage 4: measure challenger, trivial baseline and champion on the newest matured snapshot."""
+"""Stage 4: measure challenger, trivial baseline and champion on the newest matured snapshots."""
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import TYPE_CHECKING
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
-import skops.io
-from sklearn.inspection import permutation_importance
+import numpy as np
+from matplotlib.figure import Figure
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    PrecisionRecallDisplay,
+    PredictionErrorDisplay,
+    RocCurveDisplay,
+)
 
+from core.errors import NoChampionError
+from core.settings import Settings
+from core.spec import ModelSpec
+from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.registry import Registry
-from mlflow_server.served_model import ONNX_FILE, at_most_1
+from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from stack.errors import NoChampionError
-from training.artifacts import CANDIDATE, EVALUATION, PIPELINE_FILE, fetched
-from training.calibration import calibration
+from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
 from training.dataset import load_frame
 from training.frame import at, features, with_features
 from training.gate import EVALUATIONS, Evaluation
@@ -23,157 +38,152 @@ from training.metrics import (
     Scored,
     all_metrics,
     best_constant,
+    bins,
+    by_segment,
+    calibration,
+    fairness,
     interval,
     policy_costs,
+    predict,
     resampled,
+    top_class,
 )
-from training.onnx_proof import prove
-from training.plots import figures
-from training.scoring import latency_p99_ms, score
-from training.segments import by_segment, fairness
+from training.onnx_export import REMEDY, latency_p99_ms, score
+from training.snapshots import dates
 
 if TYPE_CHECKING:
+    import pandas as pd
     import pyarrow as pa
+    from matplotlib.axes import Axes
 
-    from mlflow_server.served_model import ServedModel
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
     from training.metrics import Labels
 
-TRUSTED = (
-    "numpy.dtype",
-    "skl2onnx.sklapi.cast_transformer.CastTransformer",
-    "sklearn.ensemble._hist_gradient_boosting.predictor.TreePredictor",
-    "sklearn.tree._tree.Tree",
-)
-"""Types that a pipeline file may hold beside those that skops trusts anyway."""
+CURVES: dict[str, Callable[..., Any]] = {
+    "roc": RocCurveDisplay.from_predictions,
+    "precision_recall": PrecisionRecallDisplay.from_predictions,
+    "calibration": partial(CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"),
+}
+SHOWN_ROWS = 2000
 
 
 def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    """Store metrics (plain, `trivial_…`, `champion_…`), plots and `evaluation.json` in the run.
-
-    The ONNX file is proved against its pipeline here, so that a gate can say so.
-    """
+    """Store metrics (plain, `trivial_…`, `champion_…`), plots and `evaluation.json` in the run."""
     tracking = Tracking(settings)
     frame, plan = load_frame(tracking, run_id)
-    rows = at(frame, [plan.test])
+    rows = at(frame, plan.test)
     y, inputs = rows["label"].to_numpy(), features(spec, rows)
-    chosen = tracking.run(run_id).params.get("threshold")
-    threshold = None if chosen is None else float(chosen)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        model = (candidate / ONNX_FILE).read_bytes()
-        pipeline = skops.io.load(candidate / PIPELINE_FILE, trusted=list(TRUSTED))
-    proof = prove(
-        pipeline, model, features(spec, frame), spec.seed,
-        features=spec.features, threshold=threshold,
-    )  # fmt: skip
-    tracking.log_json(run_id, asdict(proof), "proof.json")
-    models = {"challenger": Scored(score(model, spec.features, inputs), threshold)}
-    version, champion = Registry(settings).production(spec.name), None
-    unavailable, no_champion = None, ""
-    if version is not None:
-        try:
-            champion = champion_scores(settings, spec, version, rows)
-            models[f"version {version} (champion)"] = champion
-        except NoChampionError as exc:
-            no_champion = str(exc)
-        except Exception as exc:  # noqa: BLE001  (whatever it is, the gate says it and refuses)
-            unavailable = f"{type(exc).__name__}: {' '.join(str(exc).split())[:300]}"
-    evaluation = compare(spec, y, models["challenger"], champion, version, unavailable)
-    segments = () if spec.segment is None else by_segment(
-        inputs[spec.segment], y, models["challenger"], spec.costs
-    )  # fmt: skip
-    gaps = {} if threshold is None else fairness(segments)
-    measured = evaluation.figures | gaps | {
-        "model_mb": len(model) / 1e6,
-        "latency_p99_ms": latency_p99_ms(model, spec.features, inputs),
-        "onnx_difference": proof.largest_difference,
-    }  # fmt: skip
-    evaluation = replace(
-        evaluation, segments=segments, figures=measured, unproved="; ".join(proof.reasons),
-        no_champion=no_champion,
-    )  # fmt: skip
+        contract = ServedModel.model_validate_json((candidate / CONTRACT_FILE).read_bytes())
+        model = read_file(candidate, contract, spec.serving.trusted_types)
+    threshold, proof = contract.threshold, json.loads(read(tracking, run_id, PROOF))
+    challenger = Scored(score(model, spec.inputs, inputs), threshold)
+    version = Registry(settings).production(spec.name)
+    champion, found = _champion(settings, spec, version, rows)
+    evaluation = compare(spec, y, challenger, champion, version)
+    column = rows[spec.segment].cast("string").to_pandas() if spec.segment else None
+    segments = () if column is None else by_segment(column, y, challenger, spec.costs)
+    figures = evaluation.figures | {
+        **({} if threshold is None else fairness(segments)),
+        "model_mb": len(model.content) / 1e6,
+        "latency_p99_ms": latency_p99_ms(model, spec.inputs, inputs),
+        "onnx_difference": proof["largest_difference"],
+    }
+    unproved = "; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else ""
+    evaluation = replace(evaluation, **found, segments=segments, figures=figures, unproved=unproved)
     tracking.log(run_id, metrics=named(evaluation))
     tracking.log_json(run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION)
-    loss = LOSSES[spec.loss]
-    rises = permutation_importance(
-        pipeline, inputs, y, n_repeats=1, random_state=spec.seed,
-        scoring=lambda _, shuffled, true: -loss(true, score(model, spec.features, shuffled)),
-    ).importances_mean  # fmt: skip
-    importance = dict(zip(spec.features, map(float, rises), strict=True))
-    title = f"{len(y):,} rows at {plan.test:%Y-%m-%d}"
-    for path, figure in figures(y, models, importance, title, spec.loss).items():
-        tracking.log_figure(run_id, figure, path)
+    rises = rises_of_loss(spec, model, inputs, y)
+    models = {"challenger": challenger}
+    models |= {f"version {version} (champion)": champion} if champion else {}
+    with TemporaryDirectory() as name:
+        title = f"{len(y):,} rows at {dates(plan.test)}"
+        draw(partial(_axes, Path(name), title), spec, y, models, rises)
+        tracking.log_artifacts(run_id, Path(name), PLOTS)
 
 
-def champion_scores(settings: Settings, spec: ModelSpec, version: str, rows: pa.Table) -> Scored:
+def rises_of_loss(
+    spec: ModelSpec, model: ModelFile, inputs: pd.DataFrame, y: Labels
+) -> dict[str, float]:
+    """By how much the loss rises where one feature is shuffled, by feature (Breiman 2001)."""
+    loss, random = LOSSES[spec.loss], np.random.default_rng(spec.seed)
+    before, rises = loss(y, score(model, spec.inputs, inputs)), dict[str, float]()
+    for name in spec.features:
+        shuffled = inputs.assign(**{name: random.permutation(inputs[name])})
+        rises[name] = loss(y, score(model, spec.inputs, shuffled)) - before
+    return rises
+
+
+def _champion(
+    settings: Settings, spec: ModelSpec, version: str | None, rows: pa.Table
+) -> tuple[Scored | None, dict[str, Any]]:
+    """Return the scores of what is in production, or why there are none as Evaluation has it."""
+    if version is None:
+        return None, {}
+    try:
+        return version_scores(settings, spec, version, rows), {}
+    except NoChampionError as exc:
+        return None, {"no_champion": str(exc)}
+    except Exception as exc:  # noqa: BLE001  (whatever it is, the gate says it and refuses)
+        reason = " ".join(str(exc).split())[:300]
+        return None, {"unavailable": f"{type(exc).__name__}: {reason}"}
+
+
+def version_scores(settings: Settings, spec: ModelSpec, version: str, rows: pa.Table) -> Scored:
     """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
 
-    Raises:
-        NoChampionError: it is of another task, or of other entities.
-        RegistryError: its files cannot be fetched or are not those registered.
-
+    NoChampionError: it is of another task or of other entities, or takes other request data.
     """
-    registry = Registry(settings)
-    contract, model = registry.served(registry.version(spec.name, version))
-    if (contract.threshold is None) != (spec.threshold is None):
-        raise NoChampionError(f"version {version} of {spec.name} is of no {spec.task}")
+    registry, trusted = Registry(settings), spec.serving.trusted_types
+    contract, model = registry.served(registry.version(spec.name, version), trusted)
+    if (contract.threshold is None, contract.classes) != (spec.threshold is None, spec.classes):
+        its = " ".join([spec.task, *spec.classes])
+        raise NoChampionError(f"version {version} of {spec.name} is of no {its}")
     if contract.entity_key != spec.entity_key:
         its, ours = (", ".join(key) for key in (contract.entity_key, spec.entity_key))
         raise NoChampionError(f"version {version} of {spec.name} is of {its}, not of {ours}")
     theirs = as_trained(spec, contract)
     given = theirs.feature_service == spec.feature_service
     if not (given and contract.features.items() <= spec.features.items()):
-        labelled = rows.select([*spec.entity_key, "event_timestamp", "label"])
+        data = contract.lookup.request_data
+        if not data.keys() <= {*rows.column_names}:
+            raise NoChampionError(f"version {version} of {spec.name} takes request data {[*data]}")
+        labelled = rows.select([*spec.entity_key, "event_timestamp", "label", *data])
         rows = with_features(settings, theirs, labelled)
-    scores = score(model, contract.features, features(theirs, rows))
-    return Scored(at_most_1(scores, contract.threshold), contract.threshold)
+    return Scored(score(model, theirs.inputs, features(theirs, rows)), contract.threshold)
 
 
 def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
     """Return the spec with what `version` reads, and for whom it is defined."""
-    own = {
-        "features": version.features,
-        "feature_service": version.feature_service,
-        "population": version.population,
-    }
-    return spec.model_copy(update=own)
+    own = {name: getattr(version, name) for name in ("features", "feature_service", "population")}
+    return spec.model_copy(update=own | {"audit": {}})
 
 
 def compare(
-    spec: ModelSpec,
-    y: Labels,
-    challenger: Scored,
-    champion: Scored | None,
-    version: str | None,
-    unavailable: str | None = None,
+    spec: ModelSpec, y: Labels, challenger: Scored, champion: Scored | None, version: str | None
 ) -> Evaluation:
     """Measure all three on the same rows, each model at its own threshold."""
     costs = spec.costs
     models = {"challenger": challenger} | ({"champion": champion} if champion else {})
-    found = {name: all_metrics(y, model, costs) for name, model in models.items()}
-    drawn = resampled(y, models, costs, spec.seed)
-    ours, theirs = found["challenger"], found.get("champion", {})
+    metrics = {name: all_metrics(y, model, costs) for name, model in models.items()}
+    samples = resampled(y, models, costs, spec.seed)
+    ours, theirs = metrics["challenger"], metrics.get("champion", {})
+    intervals, differences = {}, {}
+    for name in (name for name in ours if name not in CELLS):
+        intervals[name] = interval(ours[name], samples["challenger"][name])
+        if theirs:
+            paired = samples["challenger"][name] - samples["champion"][name]
+            differences[name] = interval(ours[name] - theirs[name], paired)
     return Evaluation(
         rows=len(y),
         threshold=challenger.threshold,
         challenger=ours,
-        intervals={
-            name: interval(value, drawn["challenger"][name])
-            for name, value in ours.items() if name not in CELLS
-        },
-        trivial=best_constant(y, challenger.threshold, costs),
+        intervals=intervals,
+        trivial=best_constant(y, challenger, costs),
         champion_version=version,
         champion=theirs,
-        differences={
-            name: interval(
-                ours[name] - theirs[name], drawn["challenger"][name] - drawn["champion"][name]
-            )
-            for name in theirs if name not in CELLS
-        },
-        unavailable=unavailable,
-        figures=calibration(y, challenger.scores) | (policy_costs(y, costs) if costs else {}),
-    )  # fmt: skip
+        differences=differences,
+        figures=calibration(*top_class(y, challenger)) | (policy_costs(y, costs) if costs else {}),
+    )
 
 
 def named(evaluation: Evaluation) -> dict[str, float]:
@@ -187,3 +197,52 @@ def named(evaluation: Evaluation) -> dict[str, float]:
         named[f"{name}_minus_champion"] = difference.value
         named[f"{name}_minus_champion_upper"] = difference.high
     return named
+
+
+def draw(
+    axes_of: Callable[[str], AbstractContextManager[Axes]],
+    spec: ModelSpec,
+    y: Labels,
+    models: Mapping[str, Scored],
+    rises: Mapping[str, float],
+) -> None:
+    """Write PNG files. models: the challenger first; rises: of the loss, by feature shuffled."""
+    challenger = next(iter(models.values()))
+    answers = predict(challenger.scores, challenger.threshold)
+    if spec.task == "regression":
+        with axes_of("predicted_against_actual") as axes:
+            PredictionErrorDisplay.from_predictions(
+                y,
+                answers,
+                kind="actual_vs_predicted",
+                subsample=SHOWN_ROWS,
+                random_state=0,
+                ax=axes,
+            )
+        with axes_of("calibration") as axes:
+            for model, scored in models.items():
+                axes.plot(*bins(y, scored.scores)[1:], "s-", label=model)
+            axes.axline((0, 0), slope=1, linestyle=":", color="black", label="as said")
+            axes.set(xlabel="mean prediction of each tenth of the rows", ylabel="mean label")
+            axes.legend()
+    else:
+        for name in ["calibration"] if spec.classes else [*CURVES]:
+            with axes_of(name) as axes:
+                for model, scored in models.items():
+                    CURVES[name](*top_class(y, scored), name=model, ax=axes)
+        with axes_of("confusion_matrix") as axes:
+            names = spec.classes or (0, 1)
+            matrix = partial(ConfusionMatrixDisplay.from_predictions, display_labels=names)
+            matrix(y, answers, labels=range(len(names)), colorbar=False, ax=axes)
+    with axes_of("feature_importance") as axes:
+        ordered = sorted(rises, key=rises.__getitem__)
+        axes.barh(ordered, [rises[name] for name in ordered])
+        axes.set(xlabel="rise of the loss when shuffled")
+
+
+@contextmanager
+def _axes(folder: Path, title: str, name: str) -> Iterator[Axes]:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure.suptitle(f"{name.replace('_', ' ')} · {title}", fontsize=10)
+    yield figure.subplots()
+    figure.savefig(folder / f"{name}.png")

@@ -1,60 +1,56 @@
-"""The training frame: one row per member of the population and snapshot, with features and label.
+"""The training frame: members of the population at each snapshot, or the label's own rows.
 
-A frame has the entity's keys, event_timestamp, the spec's features in order, and label (int64 of
-classes, float64 of numbers), in the canonical order (event_timestamp, keys), so that its hash names
-its content.
+A frame has the entity's keys, event_timestamp, the spec's features in order, label (int64 of
+classes, of many the position; float64 of numbers) and the service's request data, sorted by time
+and keys, so that its hash names its content.
 """
 
 from __future__ import annotations
 
 import hashlib
 import logging
+from collections.abc import Mapping, Sequence
+from contextlib import closing
+from datetime import datetime
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from core.errors import DataError, NoRequestError, TrainingError
+from core.settings import Settings
+from core.spec import MISSING, FeatureType, ModelSpec
+from feature_repo.definition import Dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import entities, labels, open_raw, raw_table
-from feature_repo.store import FeatureStore
-from stack.errors import DataError, TrainingError
-from stack.spec import MISSING
+from feature_repo.store import ARROW, FeatureStore, as_stored
+from training.snapshots import Plan, Snapshot, dates
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
-
+    import ibis.expr.types as ir
     import pandas as pd
-
-    from feature_repo.definition import Dataset
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
 
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
-ARROW = {"int64": pa.int64(), "double": pa.float64(), "string": pa.string()}
-LABELS = {"classification": pa.int64(), "regression": pa.float64()}
+LABELS = {"classification": pa.int64(), "regression": pa.float64(), "multiclass": pa.int64()}
 
 
 def build_frame(
     settings: Settings,
     spec: ModelSpec,
     dataset: Dataset,
-    moments: Sequence[datetime],
+    snapshots: Sequence[Snapshot],
     as_of: datetime,
     version: int,
 ) -> pa.Table:
     """Label every snapshot from raw version `version` and join the features as they were then.
 
     Labels of entities outside the population are left out: serving says the same of them.
-
-    Raises:
-        TrainingError: the labels are no numbers of the task, or the join lost or added rows.
-
     """
-    connection = open_engine(settings).connection
-    raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
-    labelled = typed(spec, labels(raw, dataset.labels[spec.label], moments))
+    with closing(open_engine(settings)) as engine:
+        raw = open_raw(raw_table(settings, dataset), version, as_of, engine.connection)
+        labelled = labelled_rows(spec, dataset, snapshots, raw)
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
         raise TrainingError(
@@ -62,90 +58,163 @@ def build_frame(
         )
     inside = in_population(spec, frame)
     if outside := frame.num_rows - inside.num_rows:
-        log.warning(
-            "%s: %d of %d labels are of entities outside [population] and are left out",
-            spec.name, outside, frame.num_rows,
-        )  # fmt: skip
+        share = f"{outside} of {frame.num_rows} labels"
+        log.warning("%s: %s of entities outside [population] are left out", spec.name, share)
     return inside
 
 
-def population(settings: Settings, spec: ModelSpec, dataset: Dataset, moment: datetime) -> pa.Table:
-    """Members of the population at `moment`: a frame without `label`.
+def labelled_rows(
+    spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
+) -> pa.Table:
+    """Join keys, event_timestamp, label, and whatever else the label's expression gives."""
+    moments = sorted({moment for each in snapshots for moment in (each.start, each.last)})
+    own, key = spec.snapshots.rows == "label", [*spec.entity_key, "event_timestamp"]
+    rows = typed(spec, at(labels(raw, dataset.labels[spec.label], moments, own=own), snapshots))
+    keys = rows.select(key).to_pandas()
+    if (again := keys[keys.duplicated()]).size:
+        found = f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"
+        raise TrainingError(f"label {spec.label}: expected one row for each {found}")
+    return rows
 
-    Raises:
-        DataError: nobody is a member.
 
-    """
-    known = entities(settings, dataset.views, spec.entity_key, moment)
-    rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
-    if rows:
-        joined = with_features(settings, spec, pa.Table.from_pylist(rows))
-        members = in_population(spec, joined)
-    if not rows or not members.num_rows:
-        bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
+def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> str:
+    """Say what a training sees. share: of how many entities `labelled` holds one."""
+    train, test = (
+        f"about {share * at(labelled, part).num_rows:,} rows "
+        f"({len(part)} by the {spec.snapshots.every}, {dates(part)})"
+        for part in (plan.train, plan.test)
+    )
+    return f"{spec.name}: training on {train}, test on {test}"
+
+
+def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Table:
+    """Members of the population at `moment`, at least one: a frame without `label`."""
+    if spec.population is None:
         raise DataError(
-            f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {len(known)} "
-            f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
-            f"some have, or newer features: gyre ingest {dataset.name}"
+            f"{spec.name}: expected [population], to say whom to score, found none: ask "
+            f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
-    return members.drop_columns("label")
+    store = FeatureStore(settings)
+    if fields := store.request_data(spec.feature_service):
+        needs = f"its features need {', '.join(fields)} of a request"
+        raise NoRequestError(f"{spec.name}: {needs}: only requests are scored, no population")
+    keys, joins = spec.entity_key.keys(), store.views(spec.feature_service)
+    if not (views := [name for name in joins if keys <= {*joins[name]}]):
+        why = f"no view of {spec.feature_service} has all of {', '.join(keys)}"
+        raise NoRequestError(f"{spec.name}: {why}: only requests are scored, no population")
+    known = entities(settings, views, spec.entity_key, moment)
+    if known:
+        rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
+        plain = spec.model_copy(update={"audit": {}})
+        joined = with_features(settings, plain, pa.Table.from_pylist(rows))
+        members = in_population(spec, joined)
+        if members.num_rows:
+            return members.drop_columns("label")
+    bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
+    raise DataError(
+        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {len(known)} "
+        f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
+        f"some have, or newer features: gyre ingest {spec.dataset}"
+    )
 
 
 def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
-    """Rows of a frame whose entity is a member of the population; a null is none."""
-    value = frame[spec.population.feature]
-    lower, upper = pc.greater_equal(value, 0), pc.less(value, spec.population.below)
-    return frame.filter(pc.and_(lower, upper))
+    """Rows of a frame whose entity is a member of the population, if there is one; no null is."""
+    if spec.population is None:
+        return frame
+    value = pc.field(spec.population.feature)
+    return frame.filter((value >= 0) & (value < spec.population.below))
 
 
 def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
-    """Labels in the type of the task.
+    """Labels in the type of the task; TrainingError for text, or if their values would change.
 
-    Raises:
-        TrainingError: they are text, or would change by it.
-
+    Of many classes the position of each, which is told by its name or itself.
     """
     found, wanted = labelled["label"], LABELS[spec.task]
     said = f"label {spec.label}: expected {wanted}, as a {spec.task} has it, found {found.type}"
-    if pa.types.is_string(found.type) or pa.types.is_large_string(found.type):
+    text = pa.types.is_string(found.type) or pa.types.is_large_string(found.type)
+    if text and not spec.classes:
         raise TrainingError(said)  # not even text that could be read as a number
     place = labelled.schema.get_field_index("label")
     try:
+        if spec.classes:
+            known = pa.array(spec.classes if text else range(len(spec.classes)), found.type)
+            found = _positions(spec, found, known)
         return labelled.set_column(place, "label", found.cast(wanted))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise TrainingError(f"{said}: {exc}") from exc
 
 
+def _positions(spec: ModelSpec, found: pa.ChunkedArray, known: pa.Array) -> pa.ChunkedArray:
+    others = found.filter(pc.invert(pc.is_in(found, known))).drop_null()
+    if len(others):
+        names = f"{', '.join(spec.classes)} (classes in {spec.name}.toml)"
+        raise TrainingError(
+            f"label {spec.label}: expected {names}, or 0 to {len(known) - 1}, found {others[0]}"
+        )
+    return pc.index_in(found, known)
+
+
 def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa.Table:
-    """Join the features as they were at each row's event_timestamp: a frame."""
+    """Join the features as they were at each row's event_timestamp: a frame.
+
+    TrainingError: a row of `labelled` lacks request data, or `labelled` an audit column; all its
+    columns reach Feast.
+    """
+    store = FeatureStore(settings)
+    fields = store.request_data(spec.feature_service)
+    for name, kind in fields.items():
+        place = labelled.schema.get_field_index(name)
+        if place < 0 or labelled[name].null_count:
+            expected = f"expected request data {name} ({kind}) in each of its rows"
+            raise TrainingError(f"label {spec.label}: {expected}, found none")
+        labelled = labelled.set_column(place, name, as_stored(labelled[name], kind))
+    given = store.feature_types(spec.feature_service).keys() | fields.keys()
+    for name in spec.audit.keys() - given:
+        place, wanted = labelled.schema.get_field_index(name), ARROW[spec.audit[name]]
+        found = "no such column" if place < 0 else labelled[name].type
+        if found != wanted:
+            said = f"expected {wanted} of {spec.feature_service} or {spec.label}'s rows"
+            raise TrainingError(f"{spec.name}.toml: audit.{name}: {said}, found {found}")
+        labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
     entities = labelled.to_pandas()
     entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
-    return canonical(spec, FeatureStore(settings).historical(spec.feature_service, entities))
+    return canonical(spec, store.historical(spec.feature_service, entities), fields)
 
 
-def canonical(spec: ModelSpec, table: pa.Table) -> pa.Table:
-    """Columns, types and order of a frame; missing strings filled."""
-    keys = [(name, ARROW[kind]) for name, kind in spec.entity_key.items()]
-    inputs = [(name, ARROW[kind]) for name, kind in spec.features.items()]
-    schema = pa.schema([*keys, ("event_timestamp", TIME), *inputs, ("label", LABELS[spec.task])])
-    columns = [table[field.name].cast(field.type) for field in schema]
-    texts = {name for name, kind in spec.features.items() if kind == "string"}
-    filled = [
-        pc.fill_null(column, MISSING) if field.name in texts else column
-        for field, column in zip(schema, columns, strict=True)
-    ]
+def canonical(spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]) -> pa.Table:
+    """Columns, types and order of a frame; audit columns as text, missing strings filled.
+
+    fields: its request data.
+    """
+    types = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
+    types["event_timestamp"] = TIME
+    types |= {name: ARROW[kind] for name, kind in spec.features.items()}
+    types["label"] = LABELS[spec.task]
+    types |= dict.fromkeys(spec.audit, pa.string())
+    types |= {name: ARROW[kind] for name, kind in fields.items()}
+    columns = {name: table[name].cast(kind) for name, kind in types.items()}
+    for name in (*spec.features, *spec.audit):
+        if types[name] == pa.string():
+            columns[name] = pc.fill_null(columns[name], MISSING)
     order = [(name, "ascending") for name in ("event_timestamp", *spec.entity_key)]
-    return pa.table(filled, schema=schema).sort_by(order)
+    return pa.table(columns, schema=pa.schema(types)).sort_by(order)
 
 
-def at(frame: pa.Table, moments: Sequence[datetime]) -> pa.Table:
-    """Rows of these snapshots."""
-    return frame.filter(pc.is_in(frame["event_timestamp"], pa.array(moments, TIME)))
+def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
+    """Rows of these snapshots: more have begun by then than are over."""
+    ends = [each.start for each in snapshots], [each.last for each in snapshots]
+    starts, lasts = (pa.chunked_array([sorted(each)], TIME).to_numpy() for each in ends)
+    times = frame["event_timestamp"].to_numpy()
+    begun, over = np.searchsorted(starts, times, "right"), np.searchsorted(lasts, times)
+    return frame.filter(pa.array(begun > over))
 
 
 def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
-    """The model's input: the spec's features in order."""
-    rows: pd.DataFrame = frame.select(list(spec.features)).to_pandas()
+    """The model's input: the spec's features in order, of the types of `inputs`."""
+    columns = {name: frame[name].cast(ARROW[kind]) for name, kind in spec.inputs.items()}
+    rows: pd.DataFrame = pa.table(columns).to_pandas()
     return rows
 
 

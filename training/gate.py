@@ -1,42 +1,41 @@
-"""Stage 5: may the challenger be promoted? `decide` is pure; what it says is stored first."""
+"""Stage 5: may the challenger be promoted? `decide` is pure; its outcomes are stored first."""
 
-from __future__ import annotations
-
+from base64 import b64encode
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING
+from pathlib import Path
 
+import jinja2
 from pydantic import TypeAdapter
 
-from mlflow_server.tracking import Tracking
-from stack.errors import TrainingError
-from stack.spec import LOWER_IS_BETTER, AgainstChampion, BetterThanTrivial, Limit
+from core.errors import TrainingError
+from core.settings import Settings
+from core.spec import ModelSpec
+from core.training_spec import LOWER_IS_BETTER, AgainstChampion, BetterThanTrivial, Gate, Limit
+from feature_repo.definition import table_versions
+from mlflow_server.pages import CARD
+from mlflow_server.tracking import Run, Tracking
 from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
-from training.card import CARD, model_card
-from training.metrics import Interval  # noqa: TC001  (pydantic reads the annotations)
-from training.segments import Segment  # noqa: TC001
+from training.lineage import lineage
+from training.metrics import Interval, Segment
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from stack.settings import Settings
-    from stack.spec import Gate, ModelSpec
+PAGE: jinja2.Template = jinja2.Template(
+    Path(__file__).with_name(CARD).read_text("utf-8"),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the newest matured snapshot says. Metrics by name; all on the same rows.
+    """Metrics by name on the rows of the newest matured snapshots.
 
-    What has a default is not in the evaluations of older versions, which monitoring reads too.
-
-    champion: version compared with, None if nothing was in production.
-    differences: challenger minus champion, on the same resamples.
-    unavailable: why the champion could not be compared with; a gate that asks for it then refuses.
-    threshold: from which the challenger says 1, None if it predicts a number; the champion is
-    measured at its own.
-    intervals: the challenger's metrics with their 95 % intervals.
-    figures: what is measured of the challenger alone: calibration, fairness, size, latency.
-    no_champion: why what is in production is none, though it is what is to be replaced.
-    unproved: why ONNX does not score as scikit-learn does; empty when it does.
+    champion_version: what is in production. differences: challenger minus champion, on the same
+    resamples. unavailable: why the champion could not be scored; gates that ask for it then refuse.
+    no_champion: why what is in production is none. figures: of the challenger alone: calibration,
+    fairness, size, latency. unproved: why what is served scores otherwise.
     """
 
     rows: int
@@ -67,62 +66,50 @@ class Outcome:
 EVALUATIONS = TypeAdapter(Evaluation)
 
 
+def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
+    """Fetch what `evaluate` stored."""
+    return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
+
+
 def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
-    """Judge the run's evaluation by the spec's gates; the outcome is stored before it is said.
+    """Judge the run's evaluation by the spec's gates, store the outcome, return why it is refused.
 
-    Returns None when every gate is passed, else the reasons of the refusal.
-
-    Raises:
-        TrainingError: refused because the champion could not be compared with.
-
+    None: every gate is passed. TrainingError: the champion could not be compared with.
     """
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, run_id)
     outcomes = decide(spec.gates, evaluation)
-    refused = _store(tracking, run_id, outcomes)
+    refused = "; ".join(f"{o.metric} {o.rule}: {o.text}" for o in outcomes if not o.passed)
+    tracking.log_json(run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES)
+    tracking.log(run_id, tags={"gate": f"refused: {refused}" if refused else "passed"})
     with fetched(tracking, run_id, PLOTS) as plots:
         card = model_card(spec, tracking.run(run_id), evaluation, outcomes, plots)
     tracking.log_text(run_id, card, CARD)
     if refused and evaluation.unavailable:
         raise TrainingError(f"{spec.name}: refused: {refused}")
     if refused:
-        tracking.log(run_id, tags={"outcome": f"refused: {refused}"})
-        tracking.finish(run_id, "FINISHED")
+        tracking.end(run_id, f"refused: {refused}")
     return refused or None
 
 
-def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
-    """Fetch what `evaluate` stored."""
-    return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
-
-
 def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]:
-    """Apply each gate, then the one that needs no asking: ONNX scores as scikit-learn does.
+    """Apply each gate, then the one without a name: what is served scores as what was fitted.
 
-    One that compares with a champion is passed where there is none. No number passes no gate.
+    A gate that compares with a champion passes where there is none. NaN fails every gate.
     """
-    passed = not evaluation.unproved
-    text = "as scikit-learn does" if passed else f"not as scikit-learn does: {evaluation.unproved}"
-    proof = Outcome("onnx_proof", "onnx", passed, f"ONNX scores {text}")
-    return (*(_judged(gate, evaluation) for gate in gates), proof)
-
-
-def _store(tracking: Tracking, run_id: str, outcomes: Sequence[Outcome]) -> str:
-    refused = "; ".join(f"{o.metric} {o.rule}: {o.text}" for o in outcomes if not o.passed)
-    tracking.log_json(run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES)
-    tracking.log(run_id, tags={"gate": f"refused: {refused}" if refused else "passed"})
-    return refused
-
-
-def _judged(gate: Gate, evaluation: Evaluation) -> Outcome:
-    match gate:
-        case Limit():
-            passed, text = _limit(gate, evaluation)
-        case BetterThanTrivial():
-            passed, text = _better_than_trivial(gate, evaluation)
-        case AgainstChampion():
-            passed, text = _against_champion(gate, evaluation)
-    return Outcome(gate.rule, gate.metric, passed, text)
+    outcomes = []
+    for gate in gates:
+        match gate:
+            case Limit():
+                passed, text = _limit(gate, evaluation)
+            case BetterThanTrivial():
+                passed, text = _better_than_trivial(gate, evaluation)
+            case AgainstChampion():
+                passed, text = _against_champion(gate, evaluation)
+        outcomes.append(Outcome(gate.rule, gate.metric, passed, text))
+    unproved = evaluation.unproved
+    text = f"not as what was fitted: {unproved}" if unproved else "as what was fitted"
+    return (*outcomes, Outcome("onnx_proof", "onnx", not unproved, f"what is served scores {text}"))
 
 
 def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
@@ -134,28 +121,45 @@ def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
 def _better_than_trivial(gate: BetterThanTrivial, evaluation: Evaluation) -> tuple[bool, str]:
     ours, trivial = evaluation.challenger[gate.metric], evaluation.trivial[gate.metric]
     better = ours < trivial if gate.metric in LOWER_IS_BETTER else ours > trivial
-    text = f"{gate.metric} {ours:.4f} is {'' if better else 'not '}better than {trivial:.4f}"
     whose = "acting on nobody or everybody" if gate.metric == "cost" else "the best constant"
-    return better, f"{text} of {whose}"
+    verdict = "better" if better else "not better"
+    return better, f"{gate.metric} {ours:.4f} is {verdict} than {trivial:.4f} of {whose}"
 
 
 def _against_champion(gate: AgainstChampion, evaluation: Evaluation) -> tuple[bool, str]:
-    if evaluation.champion_version is None or evaluation.no_champion:
-        why = f": {evaluation.no_champion}" if evaluation.no_champion else ""
-        return True, f"no champion to compare with{why}"
+    if evaluation.no_champion:
+        return True, f"no champion to compare with: {evaluation.no_champion}"
+    if evaluation.champion_version is None:
+        return True, "no champion to compare with"
     champion = f"version {evaluation.champion_version}"
     if evaluation.unavailable is not None:
         return False, f"{champion} cannot be compared with: {evaluation.unavailable}"
-    found = evaluation.differences[gate.metric]
+    difference = evaluation.differences[gate.metric]
     # Signed so that positive means the challenger is worse.
     sign = 1 if gate.metric in LOWER_IS_BETTER else -1
-    worse, worst = sign * found.value, max(sign * found.low, sign * found.high)
+    worse, worst = sign * difference.value, max(sign * difference.low, sign * difference.high)
     margin = gate.margin_percent / 100 * abs(evaluation.champion[gate.metric])
     if gate.rule == "better_than_champion":
         passed, limit = worse < 0 and -worse >= margin, f"asked is {margin:.4f} better"
     else:
         passed = worse <= 0 and worst <= margin
         limit = f"allowed is no worse, and at worst {margin:.4f} worse"
-    text = f"{gate.metric} minus that of {champion} is {found.value:+.4f} "
-    text += f"[{found.low:+.4f}, {found.high:+.4f}]"
+    text = f"{gate.metric} minus that of {champion} is {difference.value:+.4f} "
+    text += f"[{difference.low:+.4f}, {difference.high:+.4f}]"
     return passed, text if passed else f"{text}; {limit}"
+
+
+def model_card(
+    spec: ModelSpec, run: Run, evaluation: Evaluation, outcomes: Sequence[Outcome], plots: Path
+) -> str:
+    """HTML of the run's model; `plots` is the folder of the run's figures."""
+    return PAGE.render(
+        spec=spec,
+        run=run,
+        evaluation=evaluation,
+        outcomes=outcomes,
+        pictures={file.stem: b64encode(file.read_bytes()).decode() for file in plots.iterdir()},
+        lower_is_better=LOWER_IS_BETTER,
+        lineage=lineage(run),
+        tables=table_versions(run.tags),
+    )

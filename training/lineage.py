@@ -3,95 +3,107 @@
 from __future__ import annotations
 
 import hashlib
-import re
 import subprocess
+from collections.abc import Iterable
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stack.settings import PROJECT
+from core.settings import CLONE, PROJECT
+from core.spec import ModelSpec
+from core.storage import Table
+from core.user_code import dataset_modules, user_modules
+from feature_repo.definition import TABLE_TAG, Dataset
 from training.frame import content_hash
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-    from datetime import datetime
-    from pathlib import Path
-
-    from feature_repo.definition import Dataset
-    from stack.spec import ModelSpec
-    from stack.storage import Table
+    from mlflow_server.tracking import Run
 
 CODE = (
-    "training/*.py", "feature_repo/*.py", "feature_repo/engines/*.py",
-    "feature_repo/extensions/*.py", "stack/spec.py", "mlflow_server/served_model.py",
-)  # fmt: skip
-DATASETS = PROJECT / "feature_repo" / "datasets"
-IMPORTED = re.compile(r"feature_repo\.datasets(?:\.| import )(\w+)")
-TABLE_TAG = "table.raw."
-LINEAGE = (
-    "as_of", "git_commit", "git_clean", "lock_sha256", "code_sha256", "feature_service",
-    "definition_sha256", "frame_sha256", "spec_sha256", "seed", "reason", "cause",
-)  # fmt: skip
-"""Tags of a run that its version has too, beside those of the raw table."""
+    "training/*.py",
+    "feature_repo/*.py",
+    "feature_repo/engines/*.py",
+    "feature_repo/extensions/*.py",
+    "core/*spec.py",
+    "mlflow_server/served_model.py",
+)
+FINGERPRINT, PLANNED_TAG = "gyre.fingerprint", "planned_as_of"
+OF_RUN = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
+"""Beginnings of tags that say what became of a run; all others say what it was made of."""
+
+
+def lineage(run: Run) -> dict[str, str]:
+    """What a run and its version were made of, by tag."""
+    tags = sorted(run.tags.items())
+    return {name: value for name, value in tags if value and not name.startswith(OF_RUN)}
+
+
+def run_tags(spec: ModelSpec, newest: datetime, definition: str) -> dict[str, str]:
+    """Say what a run learns from and with what; runs that would learn the same share FINGERPRINT.
+
+    newest: the test snapshot. definition: hash of the feature service's.
+    """
+    tags = code_tags(spec) | {
+        "feature_service": spec.feature_service,
+        "definition_sha256": definition,
+        "spec_sha256": _sha256(spec.model_dump_json()),
+        "seed": str(spec.seed),
+    }
+    parts = (tags["spec_sha256"], newest.isoformat(), definition, tags["code_sha256"])
+    return tags | {FINGERPRINT: _sha256("\n".join(parts))}
 
 
 def code_tags(spec: ModelSpec) -> dict[str, str]:
-    """Commit, whether the tree was clean, and hashes of lock and code."""
-    changed = _git("status", "--porcelain")
+    """Commits of project and Gyre, whether the project was clean, and hashes of lock and code."""
+    changed = _git(PROJECT, "status", "--porcelain")
     return {
-        "git_commit": _git("rev-parse", "HEAD") or "unknown",
+        "git_commit": _git(PROJECT, "rev-parse", "HEAD") or "unknown",
         "git_clean": "unknown" if changed is None else str(not changed).lower(),
-        "lock_sha256": _hash([PROJECT / "requirements.lock"]),
+        "gyre_commit": _git(CLONE, "rev-parse", "HEAD") or f"release {version('gyre')}",
+        "lock_sha256": _hash([CLONE / "requirements.lock"]),
         "code_sha256": code_hash(spec),
     }
 
 
 def code_hash(spec: ModelSpec) -> str:
-    """SHA-256 of every module that decides what the model becomes; of datasets, of its own."""
-    modules = {path for pattern in CODE for path in PROJECT.glob(pattern)}
-    left = [spec.dataset]
-    while left:
-        module = DATASETS / f"{left.pop()}.py"
-        if module.exists() and module not in modules:
-            modules.add(module)
-            left += IMPORTED.findall(module.read_text("utf-8"))
-    return _hash(sorted(modules))
+    """SHA-256 of every module that decides what the model becomes; of datasets, of its own.
 
-
-def spec_hash(spec: ModelSpec) -> str:
-    return hashlib.sha256(spec_text(spec).encode()).hexdigest()
-
-
-def spec_text(spec: ModelSpec) -> str:
-    """The spec as its run keeps it; `spec_hash` is the SHA-256 of it."""
-    return spec.model_dump_json()
+    Of a project beside the clone all its packages and modules count: a dataset may use any.
+    """
+    modules = {path for pattern in CODE for path in CLONE.glob(pattern)}
+    if PROJECT != CLONE:
+        modules.update(PROJECT.glob("*.py"))
+        packages = (path.parent for path in PROJECT.glob("*/__init__.py"))
+        modules.update(path for package in packages for path in package.rglob("*.py"))
+    paths = [each.type for each in spec.estimators]
+    paths += [spec.training.function] if spec.training else []
+    modules.update(file for path in paths for file in user_modules(path))
+    modules.update(dataset_modules(spec.dataset))
+    return _hash(modules)
 
 
 def table_tags(table: Table, version: int, dataset: Dataset) -> dict[str, str]:
-    """Name the raw table, its version and the rows of that version, in whichever files they lie.
-
-    Raises:
-        DataError: the version can no longer be read.
-
-    """
+    """Name the raw table, its version and the rows of that version, in whichever files they lie."""
     name = f"{TABLE_TAG}{dataset.name}"
     rows = table.read(version).sort_by([(column, "ascending") for column in dataset.key])
     return {name: str(version), f"{name}.id": table.identity, f"{name}.sha256": content_hash(rows)}
 
 
-def fingerprint(spec: ModelSpec, newest: datetime, definition_hash: str) -> str:
-    """Name everything that can make a new training run learn something else."""
-    parts = (spec_hash(spec), newest.isoformat(), definition_hash, code_hash(spec))
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    for path in paths:
-        digest.update(path.relative_to(PROJECT).as_posix().encode() + b"\0" + path.read_bytes())
+    roots = ((PROJECT if path.is_relative_to(PROJECT) else CLONE, path) for path in paths)
+    for name, path in sorted((path.relative_to(root).as_posix(), path) for root, path in roots):
+        digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
 
-def _git(*arguments: str) -> str | None:
-    command = ["git", "-C", str(PROJECT), *arguments]
+def _git(folder: Path, *arguments: str) -> str | None:
+    command = ["git", "-C", str(folder), *arguments]
     try:
         done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
     except (OSError, subprocess.SubprocessError):

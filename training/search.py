@@ -9,40 +9,18 @@ from __future__ import annotations
 import json
 import logging
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import optuna
 
-from stack.errors import SettingsError
-from training.onnx_export import ESTIMATORS
+from core.spec import ModelSpec
+from core.training_spec import Estimator, Range, Search
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mlflow_server.tracking import Tracking
-    from stack.spec import Estimator, ModelSpec, Range, Search
 
 log = logging.getLogger(__name__)
-
-
-def check_spaces(spec: ModelSpec) -> None:
-    """Look whether every parameter to be searched is one of its estimator, and its bounds too.
-
-    Raises:
-        SettingsError: one line with file, key and what scikit-learn takes.
-
-    """
-    for at, estimator in enumerate(spec.estimators):
-        made = ESTIMATORS[spec.task][estimator.type]()
-        for key, bounds in estimator.space.items():
-            where = f"{spec.name}.toml: estimators.{at}.space.{key}:"
-            if key not in (known := made.get_params()):
-                raise SettingsError(f"{where} expected one of {', '.join(known)}")
-            for value in (bounds.low, bounds.high):
-                try:
-                    made.set_params(**{key: value})._validate_params()  # noqa: SLF001  (no public way)
-                except ValueError as exc:
-                    raise SettingsError(f"{where} {exc}") from exc
 
 
 def search(
@@ -54,50 +32,47 @@ def search(
 ) -> list[tuple[float, Estimator]]:
     """Try estimators until the budget is spent; return each trial's loss and estimator, in order.
 
-    The spec's own parameters are tried whatever the budget.
-
-    A trial's run is found again by its number and parameters, so a repeated search goes on where
-    a killed one was: the seed makes both ask for the same.
+    The spec's own parameters are tried whatever the budget. A repeated search goes on where a
+    killed one was: the seed makes both ask for the same trials, whose runs have finished.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    named = {estimator.name: estimator for estimator in spec.estimators}
-    loss_name = f"fold_{spec.loss}"
-    done = {run.key: run for run in tracking.runs(spec.experiment, run_id)}
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.seed))
+    for estimator in spec.estimators:
+        own = {f"{estimator.name}.{key}": estimator.parameters[key] for key in estimator.space}
+        study.enqueue_trial({"estimator": estimator.name, **own})
+    losses = {
+        run.key: run.metrics[f"fold_{spec.loss}"]
+        for run in tracking.runs(spec.experiment, run_id)
+        if run.status == "FINISHED"
+    }
     trials: list[tuple[float, Estimator]] = []
-
-    def attempt(trial: optuna.Trial) -> float:
-        own = named[trial.suggest_categorical("estimator", list(named))]
-        tried = {key: _suggest(trial, own.name, key, own.space[key]) for key in own.space}
-        estimator = own.model_copy(update={"parameters": own.parameters | tried})
-        values = {"estimator": own.name, **estimator.parameters}
-        name = f"trial {trial.number + 1} {own.name}"
-        key = f"{run_id} {name} {json.dumps(values, sort_keys=True)}"
-        if key in done and done[key].status == "FINISHED":
-            loss = done[key].metrics[loss_name]
-        else:
+    enqueued, end = len(spec.estimators), time.monotonic() + budget.minutes * 60
+    while len(trials) < enqueued or (len(trials) < budget.trials and time.monotonic() < end):
+        trial = study.ask()
+        estimator = _suggested(trial, spec)
+        params = {"estimator": estimator.name, **estimator.parameters}
+        name = f"trial {trial.number + 1} {estimator.name}"
+        key = f"{run_id} {name} {json.dumps(params, sort_keys=True)}"
+        if key not in losses:
             nested = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
             with tracking.on_record(nested):
-                loss = loss_of(estimator)
-            tracking.log(nested, metrics={loss_name: loss}, params=values)
+                losses[key] = loss_of(estimator)
+            tracking.log(nested, metrics={f"fold_{spec.loss}": losses[key]}, params=params)
             tracking.finish(nested, "FINISHED")
-        trials.append((loss, estimator))
-        log.info("%s: %.4f  %s", name, loss, tried or "its own parameters")
-        return loss
-
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.seed))
-    for each in spec.estimators:
-        first = {f"{each.name}.{key}": each.parameters[key] for key in each.space}
-        study.enqueue_trial({"estimator": each.name, **first})
-    began, own_ones = time.monotonic(), len(spec.estimators)
-    study.optimize(attempt, n_trials=own_ones)
-    left = budget.minutes * 60 - (time.monotonic() - began)
-    if budget.trials > own_ones and left > 0:
-        study.optimize(attempt, n_trials=budget.trials - own_ones, timeout=left)
+        study.tell(trial, losses[key])
+        trials.append((losses[key], estimator))
+        log.info("%s: %.4f  %s", name, losses[key], trial.params)
     return trials
 
 
-def _suggest(trial: optuna.Trial, estimator: str, key: str, bounds: Range) -> Any:
-    name = f"{estimator}.{key}"
+def _suggested(trial: optuna.Trial, spec: ModelSpec) -> Estimator:
+    estimators = {estimator.name: estimator for estimator in spec.estimators}
+    own = estimators[trial.suggest_categorical("estimator", list(estimators))]
+    tried = {key: _value(trial, f"{own.name}.{key}", each) for key, each in own.space.items()}
+    return own.model_copy(update={"parameters": own.parameters | tried})
+
+
+def _value(trial: optuna.Trial, name: str, bounds: Range) -> Any:
     if isinstance(bounds.low, int) and isinstance(bounds.high, int):
         return trial.suggest_int(name, bounds.low, bounds.high, log=bounds.log)
     return trial.suggest_float(name, bounds.low, bounds.high, log=bounds.log)

@@ -1,37 +1,38 @@
 """Stage 1: is there something to learn from, and something new?"""
 
-from __future__ import annotations
-
 import logging
+from collections.abc import Sequence
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING
 
-from feature_repo.datasets import load_dataset
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from core.errors import BatchRejectedError, SettingsError, TrainingError
+from core.settings import Settings
+from core.spec import ModelSpec
+from core.storage import Table
+from feature_repo.datasets import dataset_of, load_dataset
+from feature_repo.definition import Dataset
+from feature_repo.engines import connected
 from feature_repo.features import open_raw, raw_table
 from feature_repo.store import FeatureStore
 from feature_repo.validation import validate as check_rows
-from mlflow_server.tracking import Tracking
-from stack.errors import BatchRejectedError, SettingsError, TrainingError
+from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
-from training.lineage import code_tags, fingerprint, spec_hash, spec_text, table_tags
+from training.estimators import estimator_problems
+from training.frame import TIME, extent, labelled_rows
+from training.lineage import FINGERPRINT, PLANNED_TAG, run_tags, table_tags
 from training.snapshots import Plan, plan
 
-if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from feature_repo.definition import Dataset
-    from feature_repo.validation import Validation
-    from mlflow_server.tracking import Run
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
-
 log = logging.getLogger(__name__)
-FINGERPRINT = "gyre.fingerprint"
 RUN_NAME_LIMIT = 250
 """Of MLflow's table; SQLite does not hold to it, Postgres does."""
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
-NOTHING_NEW = "nothing new to learn: no snapshot has matured, and spec, code and definitions stand"
+NOTHING_NEW = (
+    "nothing new to learn: no snapshot matured since an earlier run, and spec, code and feature "
+    "definitions are unchanged"
+)
 
 
 def open_run(
@@ -45,72 +46,81 @@ def open_run(
     cause: str | None = None,
     force: bool = False,
 ) -> str | None:
-    """Validate what a run at `as_of` would learn from, and start its MLflow run.
+    """Validate what a run at `as_of` would learn from, and start its MLflow run; return its id.
 
-    key: names the run for ever: the same key gives the same run, so a stage can be repeated.
-    cause: names what the run answers, such as a drift; one run answers one cause.
-    Returns the MLflow run id, or None when there is nothing to do: another run answers the cause,
-    or no snapshot has matured since an earlier run and neither spec, code nor definitions changed.
-
-    Raises:
-        SettingsError, DataError, TrainingError: what is missing or wrong.
-
+    key: the same key gives the same run. cause: what the run answers, such as a drift. None: there
+    is nothing to do, as another run answers the cause or learnt the same.
     """
-    dataset = load_dataset(spec.dataset)
-    store, tracking = FeatureStore(settings), Tracking(settings)
+    dataset, tracking = load_dataset(spec.dataset), Tracking(settings)
+    store = FeatureStore(settings)
     others = [run for run in tracking.runs(spec.experiment) if run.key != key]
     if cause and _answered(others, cause, as_of):
         return None
-    if problems := mismatches(spec, dataset, store):
+    if problems := [*mismatches(spec, dataset, store), *estimator_problems(spec)]:
         raise SettingsError("\n".join(problems))
-    table = raw_table(settings, dataset)
-    version = table.version
-    if spec.search:
-        from training.search import check_spaces
-
-        check_spaces(spec)
-    newest = plan_run(settings, spec, dataset, as_of, version).test
-    definition = store.definition_hash(spec.feature_service)
-    mark = fingerprint(spec, newest, definition)
-    if not force and _seen(others, mark):
+    datasets = store.datasets(spec.feature_service, spec.dataset)
+    until = planned_until(settings, spec, as_of)
+    tables = [(raw := raw_table(settings, each), raw.version, each) for each in datasets]
+    planned = plan_run(settings, spec, dataset, until, tables[0][1])
+    tags = run_tags(spec, planned.test[-1].start, store.definition_hash(spec.feature_service))
+    if not force and _seen(others, tags[FINGERPRINT]):
         return None
-    tags = {
-        FINGERPRINT: mark,
-        "as_of": as_of.isoformat(),
-        "reason": reason,
-        "who": who,
-        "cause": cause or "",
-        **table_tags(table, version, dataset),
-        "feature_service": spec.feature_service,
-        "definition_sha256": definition,
-        "spec_sha256": spec_hash(spec),
-        "seed": str(spec.seed),
-        **code_tags(spec),
-    }
+    tags |= {"as_of": as_of.isoformat(), "reason": reason, "who": who, "cause": cause or ""}
+    tags[PLANNED_TAG] = until.isoformat()
+    for pinned in tables:
+        tags |= table_tags(*pinned)
     name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
     run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
     with tracking.on_record(run_id):
-        tracking.log_text(run_id, spec_text(spec), SPEC)
-        raw = open_raw(table, version, as_of)
-        rows = raw.select(dataset.schema.names).to_pyarrow()
-        checked = check_rows(dataset, rows, as_of)
-        tracking.log_json(run_id, checked.report, "validation.json")
-        if broken := _broken(checked):
-            bad = rows.select(dataset.key).take([*checked.bad_rows(every=True)][:1]).to_pylist()
-            raise BatchRejectedError(
-                f"{dataset.name}: the table broke its rules: {broken}. Deliver the rows of the "
-                f"same keys (such as {bad}) again, corrected, at the source, then: gyre ingest "
-                f"{dataset.name} --full; or change the rule in "
-                f"feature_repo/expectations/{dataset.name}.json"
-            )
+        tracking.log_text(run_id, spec.model_dump_json(), SPEC)
+        _log_extent(spec, planned, as_of, *tables[0])
+        for pinned in tables:
+            _check_rows(tracking, run_id, as_of, *pinned)
     return run_id
+
+
+def _log_extent(
+    spec: ModelSpec, planned: Plan, as_of: datetime, table: Table, version: int, dataset: Dataset
+) -> None:
+    with connected() as connection:
+        rows = open_raw(table, version, as_of, connection)
+        log.info(extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows)))
+
+
+def _check_rows(
+    tracking: Tracking, run_id: str, as_of: datetime, table: Table, version: int, dataset: Dataset
+) -> None:
+    """Refuse a raw table whose rows, as known at `as_of`, break the dataset's rules."""
+    rows = table.read(version, dataset.schema.names, _known(as_of))
+    checked = check_rows(dataset, rows, as_of)
+    tracking.log_json(run_id, checked.report, f"validation_{dataset.name}.json")
+    for warning in checked.warnings:
+        log.warning(warning.message)
+    if not checked.rejections and not checked.bad_rows():
+        return
+    broken = "; ".join(f.message for f in checked.findings if f.severity != "warning")
+    bad = rows.select(dataset.key).take([*checked.bad_rows(every=True)][:1]).to_pylist()
+    raise BatchRejectedError(
+        f"{dataset.name}: the table broke its rules: {broken}. Deliver the rows of the "
+        f"same keys (such as {bad}) again, corrected, at the source, then: gyre ingest "
+        f"{dataset.name} --full; or change the rule in "
+        f"feature_repo/expectations/{dataset.name}.json"
+    )
 
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Whether a run at `as_of` would see anything that no finished run has seen."""
     definition = FeatureStore(settings).definition_hash(spec.feature_service)
-    mark = fingerprint(spec, newest_snapshot(settings, spec, as_of), definition)
-    return not _seen(Tracking(settings).runs(spec.experiment), mark)
+    tags = run_tags(spec, newest_snapshot(settings, spec, as_of), definition)
+    return not _seen(Tracking(settings).runs(spec.experiment), tags[FINGERPRINT])
+
+
+def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
+    """The newest snapshot whose labels are known at `as_of`."""
+    dataset = load_dataset(spec.dataset)
+    version = raw_table(settings, dataset).version
+    as_of = planned_until(settings, spec, as_of)
+    return plan_run(settings, spec, dataset, as_of, version).test[-1].start
 
 
 def answered(
@@ -118,7 +128,7 @@ def answered(
 ) -> bool:
     """Whether a retraining of `cause` has finished, or is on its way at `as_of`.
 
-    decided: when retrainings of it were. One that no run came of is on its way, for a time.
+    decided: when retrainings of it were. One without an MLflow run is on its way for 12 hours.
     """
     runs = Tracking(settings).runs(spec.experiment)
     begun = {run.tags["as_of"] for run in runs if run.tags.get("cause") == cause}
@@ -134,68 +144,75 @@ def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
             tracking.fail(run.run_id, f"a task was ended from outside: see the logs of {key}")
 
 
-def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
-    """The newest snapshot whose labels are known at `as_of`."""
-    dataset = load_dataset(spec.dataset)
-    version = raw_table(settings, dataset).version
-    return plan_run(settings, spec, dataset, as_of, version).test
-
-
-def _seen(runs: Sequence[Run], mark: str) -> bool:
-    for run in runs:
-        if run.status == "FINISHED" and run.tags.get(FINGERPRINT) == mark:
-            log.info("run %s saw the same", run.run_id)
-            return True
-    return False
+def _seen(runs: Sequence[Run], fingerprint: str) -> bool:
+    finished = (run for run in runs if run.status == "FINISHED")
+    return any(run.tags.get(FINGERPRINT) == fingerprint for run in finished)
 
 
 def _answered(runs: Sequence[Run], cause: str, as_of: datetime) -> bool:
     for run in runs:
-        if run.tags.get("cause") == cause and (run.status == "FINISHED" or _goes_on(run, as_of)):
-            log.info("run %s answers the same cause: %s", run.run_id, cause)
-            return True
+        if run.tags.get("cause") == cause:
+            late = as_of - datetime.fromisoformat(run.tags["as_of"]) > LONGEST
+            if run.status == "FINISHED" or (run.status == "RUNNING" and not late):
+                return True
     return False
 
 
-def _goes_on(run: Run, as_of: datetime) -> bool:
-    began = datetime.fromisoformat(run.tags["as_of"])
-    return run.status == "RUNNING" and as_of - began <= LONGEST
+def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
+    """Return the moment to plan for: snapshots wait until each dataset of their features is known.
+
+    It is known up to its last ingest or, where that is later, its newest arrival. Raises a
+    TrainingError where one has no rows.
+    """
+    store, label = FeatureStore(settings), load_dataset(spec.dataset).labels[spec.label]
+    until = as_of
+    for each in store.datasets(spec.feature_service):
+        arrival = raw_table(settings, each).newest("ingested_at")
+        if arrival is None:
+            raise TrainingError(f"{each.name}: no rows yet; run: gyre ingest {each.name}")
+        known = max(arrival, store.watermark(each) or arrival)
+        if (end := known + label.horizon + label.lateness) < until:
+            until, text = end, f"{each.name} is known up to {known:%Y-%m-%d %H:%M} UTC"
+            log.warning("%s: %s, later snapshots wait: gyre ingest %s", spec.name, text, each.name)
+    return until
 
 
 def plan_run(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime, version: int
 ) -> Plan:
     """Plan the snapshots that raw version `version` allows at `as_of`."""
-    if version < 0:
-        raise TrainingError(f"{dataset.name}: no rows yet; run: gyre ingest {dataset.name}")
-    raw = open_raw(raw_table(settings, dataset), version, as_of)
-    first = raw[dataset.event_time].min().to_pyarrow().as_py()
+    rows = raw_table(settings, dataset).read(version, [dataset.event_time], _known(as_of))
+    first = pc.min(rows[dataset.event_time]).as_py()
     if first is None:
-        raise TrainingError(f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}")
-    label = dataset.labels[spec.label]
-    return plan(first, as_of, label.horizon, label.lateness, spec.snapshots.train)
+        none = f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}"
+        raise TrainingError(f"{none}; run: gyre ingest {dataset.name}")
+    return plan(first, as_of, dataset.labels[spec.label], spec.snapshots)
+
+
+def _known(as_of: datetime) -> pc.Expression:
+    return pc.field("ingested_at") <= pa.scalar(as_of, TIME)
 
 
 def mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> list[str]:
     """One line for each key of the spec that asks for what dataset or Feast do not have."""
-    found, given = list[str](), store.feature_types(spec.feature_service)
+    lines, published = list[str](), store.feature_types(spec.feature_service)
+    # DataError for request data that no request can bring.
+    given = published | store.request_data(spec.feature_service)
     if spec.label not in dataset.labels:
-        found.append(f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}")
+        lines.append(f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}")
     for name, kind in spec.features.items():
-        if name not in given:
-            known = ", ".join(given)
-            expected = f"expected one of {spec.feature_service}: {known}"
-            found.append(f"features.{name}: {expected}; found {name}")
-        elif given[name] != kind:
-            found.append(f"features.{name}: expected {given[name]}, found {kind}")
+        if name not in published:
+            expected = f"expected one of {spec.feature_service}: {', '.join(published)}"
+            lines.append(f"features.{name}: {expected}; found {name}")
+        elif published[name] != kind:
+            lines.append(f"features.{name}: expected {published[name]}, found {kind}")
+    for name, kind in spec.audit.items():  # else a column of the label's rows
+        if given.get(name, kind) != kind:
+            lines.append(f"audit.{name}: expected {given[name]}, found {kind}")
     if (keys := store.key_types(spec.feature_service)) != spec.entity_key:
-        found.append(f"entity_key: expected {keys}, found {spec.entity_key}")
-    return [f"{spec.name}.toml: {line}" for line in found]
-
-
-def _broken(checked: Validation) -> str:
-    for warning in checked.warnings:
-        log.warning(warning.message)
-    if not checked.rejections and not checked.bad_rows():
-        return ""
-    return "; ".join(f.message for f in checked.findings if f.severity != "warning")
+        lines.append(f"entity_key: expected {keys}, found {spec.entity_key}")
+    for name in store.views(spec.feature_service):
+        if name not in dataset.views and dataset_of(name) is None:
+            expected = f"expected views of a Dataset in feature_repo/datasets, found {name} of none"
+            lines.append(f"feature_service: {spec.feature_service}: {expected}")
+    return [f"{spec.name}.toml: {line}" for line in lines]

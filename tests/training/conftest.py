@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     import pyarrow as pa
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 ORDERS = load_dataset("orders")
 

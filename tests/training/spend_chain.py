@@ -1,6 +1,6 @@
 """Inside a project with the second use case: from its orders to what the monitor says.
 
-Prints one JSON object; test_second_use_case.py runs it, and judges what it says.
+Prints one JSON object; test_spend.py runs it, and judges what it says.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ from pathlib import Path
 import httpx
 import ibis
 import numpy as np
+from pydantic_core import to_jsonable_python
 
+from core.errors import GyreError
+from core.spec import load_spec
+from core.training_spec import Estimator, Limit, Range, Search
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Label
 from feature_repo.features import raw_table, write_views
 from feature_repo.source import pull
 from feature_repo.store import publish_beside
+from mlflow_server.pages import CARD
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from monitoring.checks.performance import measure_backfilled
 from monitoring.collect import predictions
 from monitoring.monitor import monitor
-from monitoring.performance import replayed
 from stack.environment import process_environment
-from stack.errors import GyreError
-from stack.spec import Estimator, Limit, Range, Search, load_spec
 from tests.conftest import (
     AS_OF,
     answers,
@@ -38,7 +41,6 @@ from tests.conftest import (
 )
 from training import chain
 from training.artifacts import EVALUATION, PLOTS, fetched, read
-from training.card import CARD
 from training.dataset import load_frame
 from training.frame import at, features
 from training.reproduce import reproduce
@@ -75,7 +77,7 @@ def learn(settings) -> None:
     new = train(settings, AS_OF, "new")
     tracking, registry = Tracking(settings), Registry(settings)
     run = tracking.run(new.run_id)
-    said["trained"] = [report.as_json() for report in (old, new)]
+    said["trained"] = [to_jsonable_python(report) for report in (old, new)]
     said["run"] = {"params": run.params, "metrics": run.metrics}
     said["trials"] = [trial.metrics for trial in tracking.runs(SPEC.experiment, new.run_id)]
     said["evaluation"] = json.loads(read(tracking, new.run_id, EVALUATION))
@@ -92,7 +94,7 @@ def learn(settings) -> None:
 def serve(settings) -> None:
     """Ask the real server for everybody of the test snapshot, and tell it what came true."""
     frame, plan = load_frame(Tracking(settings), said["trained"][1]["run_id"])
-    rows = at(frame, [plan.test])
+    rows = at(frame, plan.test)
     given = features(SPEC, rows).to_dict("records")
     actual = rows["label"].to_pylist()
     keys = rows.select([*SPEC.entity_key]).to_pylist()
@@ -128,7 +130,7 @@ def serve(settings) -> None:
     stored = predictions(settings).read().to_pylist()
     (first,) = (row for row in stored if row["request_id"] == said["served"][0]["request_id"])
     said["logged"] = {name: first[name] for name in ("probability", "prediction")}
-    old = replayed(settings, SPEC, "1", plan.test - timedelta(days=1), AS_OF)
+    old = measure_backfilled(settings, SPEC, "1", plan.test[-1].start - timedelta(days=1), AS_OF)
     said["replay"] = asdict(old.performance)
 
 
@@ -154,7 +156,8 @@ def refuse(settings) -> None:
     SPEND.labels["infinite"] = labelled(
         lambda t: t.mutate(label=(t.label > 200).ifelse(infinite, t.label))
     )
-    wrong = FOREST.model_copy(update={"parameters": {"n_estimators": 5, "max_depth": -1}})
+    bad = {"n_estimators": 5, "learning_rate": -1.0}  # which XGBoost refuses when it is fitted
+    wrong = Estimator(name="boosting", type="xgboost", parameters=bad)
     changes = {label: {"label": label} for label in ("text", "one", "infinite")}
     changes["parameters"] = {"estimators": (wrong,), "search": None}
     tracking = Tracking(settings)

@@ -10,16 +10,17 @@ from datetime import timedelta
 import pyarrow.compute as pc
 import pytest
 
+from core.errors import DataError, RegistryError
+from core.spec import load_spec
 from feature_repo.features import labels, open_raw, raw_table
 from stack.environment import child_environment
-from stack.errors import DataError, RegistryError
-from stack.spec import load_spec
 from tests.conftest import AS_OF, BIN
 from tests.training.conftest import ORDERS
 from training import chain
 from training.batch import score_population, scores
-from training.evaluate import champion_scores
+from training.evaluate import version_scores
 from training.frame import build_frame
+from training.snapshots import Snapshot
 
 SHIPPED = load_spec("customer_churn_model")
 FEW = {"n_estimators": 5, "max_depth": 4}
@@ -47,16 +48,16 @@ def days(settings):
 
 def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answer(settings):
     report = score_population(settings, SPEC, AS_OF)
-    rows = of(settings).sort_by("entity").to_pylist()
+    rows = of(settings).filter(pc.field("as_of") == AS_OF).sort_by("entity").to_pylist()
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
     members = labels(raw, ORDERS.labels[SPEC.label], [AS_OF])["customer_id"].to_pylist()
     assert [row["entity"] for row in rows] == sorted(map(str, members))
     assert (report.rows, report.version) == (len(members), "1")
-    assert report.positive == sum(row["prediction"] for row in rows) > 0
+    assert sum(row["prediction"] for row in rows) > 0
 
     version = raw_table(settings, ORDERS).version
-    frame = build_frame(settings, SPEC, ORDERS, [AS_OF], AS_OF, version)
-    scored = champion_scores(settings, SPEC, "1", frame)
+    frame = build_frame(settings, SPEC, ORDERS, [Snapshot(AS_OF, AS_OF)], AS_OF, version)
+    scored = version_scores(settings, SPEC, "1", frame)
     expected = dict(zip(frame["customer_id"].to_pylist(), scored.scores.tolist(), strict=True))
     inputs = {row["customer_id"]: row for row in frame.to_pylist()}
     for row in rows:

@@ -16,31 +16,33 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from core.errors import BatchRejectedError, NoChampionError, SettingsError, TrainingError
+from core.monitoring_spec import Promotion, Rollout
+from core.spec import ModelSpec, load_spec
+from core.training_spec import Limit
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger
+from mlflow_server.pages import CARD
 from mlflow_server.promotion import release
+from mlflow_server.pyfunc import read_file
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from monitoring.performance import replayed
-from monitoring.reference import load_reference
-from stack.errors import BatchRejectedError, NoChampionError, SettingsError, TrainingError
-from stack.spec import ModelSpec, Promotion, Rollout, load_spec
+from monitoring.checks.performance import measure_backfilled
+from monitoring.run import load_reference
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import stages
 from tests.training.conftest import ORDERS, installation
 from training import chain, validate
-from training.approval import ask, wait_in_shell
 from training.artifacts import CANDIDATE, GATES, PLOTS, fetched, read
-from training.card import CARD, model_card
 from training.dataset import load_frame, unlearnable
-from training.evaluate import champion_scores
+from training.evaluate import version_scores
 from training.frame import at, content_hash, features, with_features
-from training.gate import decide, load_evaluation
+from training.gate import decide, load_evaluation, model_card
 from training.metrics import Scored, all_metrics
-from training.register import promote, settled
-from training.threshold import CANDIDATES
-from training.train import fold_scores
+from training.onnx_export import score
+from training.register import ask, promote, settled, wait_in_shell
+from training.train import THRESHOLDS, fold_scores
 
 SPEC = load_spec("customer_churn_model")
 OLD = AS_OF - timedelta(days=180)
@@ -129,7 +131,7 @@ def test_any_mlflow_client_can_load_what_is_in_production(tracked, second):
     mlflow.set_tracking_uri(tracked.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
     frame, plan = load_frame(Tracking(tracked), second.run_id)
-    rows = features(SPEC, at(frame, [plan.test])).head(5)
+    rows = features(SPEC, at(frame, plan.test)).head(5)
     scores = np.asarray(model.predict(rows)["score"])
     assert scores.shape == (5,)
     assert np.all((scores > 0) & (scores < 1))
@@ -166,13 +168,13 @@ def test_the_threshold_is_chosen_on_the_newest_fold_and_served(tracked, first, s
     frame, plan = load_frame(tracking, second.run_id)
     chosen = next(e for e in SPEC.estimators if e.name == run.params["estimator"])
     y, scores = fold_scores(SPEC, chosen, frame, plan.folds[-1])
-    assert len(y) == at(frame, [plan.folds[-1].validation]).num_rows
-    assert plan.folds[-1].validation < plan.test
-    cost = {t: all_metrics(y, Scored(scores, t), SPEC.costs)["cost"] for t in CANDIDATES}
+    assert len(y) == at(frame, plan.folds[-1].validation).num_rows
+    assert plan.folds[-1].validation[-1] < plan.test[0]
+    cost = {t: all_metrics(y, Scored(scores, t), SPEC.costs)["cost"] for t in THRESHOLDS}
     assert cost[threshold] == pytest.approx(min(cost.values()))
     evaluation = load_evaluation(tracking, second.run_id)
-    model = champion_scores(tracked, SPEC, "2", at(frame, [plan.test]))
-    tested = all_metrics(at(frame, [plan.test])["label"].to_numpy(), model, SPEC.costs)
+    model = version_scores(tracked, SPEC, "2", at(frame, plan.test))
+    tested = all_metrics(at(frame, plan.test)["label"].to_numpy(), model, SPEC.costs)
     assert tested == pytest.approx(evaluation.challenger)
 
 
@@ -227,11 +229,14 @@ def test_what_people_wrote_is_text_on_the_page(tracked, second):
     assert "Refused by 1 of 3 gates" in card
 
 
-def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, second):
+def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, second, tmp_path):
+    registry = Registry(tracked)
+    registry.download(registry.version(SPEC.name, "2"), tmp_path)
+    whole = (tmp_path / "serving.json").read_bytes()
     files = (tracked.home / "mlflow" / "artifacts").rglob("serving.json")
-    contract = max(files, key=lambda path: path.stat().st_mtime)
-    whole = contract.read_bytes()
-    contract.write_bytes(whole[:-1])
+    contracts = [path for path in files if path.read_bytes() == whole]
+    for contract in contracts:
+        contract.write_bytes(whole[:-1])
     small = [
         {"name": "s", "type": "random_forest", "parameters": {"n_estimators": 5, "max_depth": 4}}
     ]
@@ -240,7 +245,8 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, 
         with pytest.raises(TrainingError, match=r"^customer_churn_model: refused: .*serving.json"):
             train(tracked, spec, OLD, "no champion")
     finally:
-        contract.write_bytes(whole)
+        for contract in contracts:
+            contract.write_bytes(whole)
     run = stopped(tracked, "no champion")
     assert "version 2 cannot be compared with: RegistryError: version 2" in run.tags["gate"]
     gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
@@ -258,16 +264,48 @@ def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(tr
     report = train(tracked, spec, OLD, "fewer")
     assert "refused: log_loss not_worse_than_champion: log_loss minus that of ver" in report.outcome
     frame, plan = load_frame(Tracking(tracked), report.run_id)
-    asked = with_features(tracked, SPEC, at(frame, [plan.test]).select(
+    asked = with_features(tracked, SPEC, at(frame, plan.test).select(
         [*SPEC.entity_key, "event_timestamp", "label"]))  # fmt: skip
-    theirs = champion_scores(tracked, SPEC, "2", asked)
+    theirs = version_scores(tracked, SPEC, "2", asked)
     metrics = all_metrics(asked["label"].to_numpy(), theirs, SPEC.costs)
     assert Tracking(tracked).run(report.run_id).metrics["champion_log_loss"] == metrics["log_loss"]
     version = Registry(tracked).version(SPEC.name, "2")
     found, was = (load_reference(tracked, each, version) for each in (spec, SPEC))
     assert list(found.rows) == [*SPEC.features, "score"]
     assert found.rows.equals(was.rows)
-    assert replayed(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
+    assert (
+        measure_backfilled(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
+    )
+
+
+def test_fairness_over_an_audit_column_that_the_model_is_not_given(tracked, second):
+    column = "customer_segment"
+    fewer = {name: kind for name, kind in SPEC.features.items() if name != column}
+    small = SPEC.estimators[0].model_copy(update={"parameters": {"n_estimators": 5}})
+    gate = Limit(metric="largest_gap", rule="at_most", value=0.0)
+    spec = SPEC.model_copy(update={"estimators": (small,), "features": fewer, "gates": (gate,),
+                                   "audit": {column: "string"}})  # fmt: skip
+    report = train(tracked, spec, OLD, "audited")
+    assert "refused: largest_gap at_most" in report.outcome
+    tracking = Tracking(tracked)
+    frame, plan = load_frame(tracking, report.run_id)
+    test = at(frame, plan.test)
+    with fetched(tracking, report.run_id, CANDIDATE) as folder:
+        contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+        scores = score(read_file(folder, contract), spec.inputs, features(spec, test))
+    assert contract.features == fewer
+    rows = test.to_pandas().assign(said=np.round(scores, 6) >= contract.threshold)
+    rates = [rows, rows[rows["label"] == 1], rows[rows["label"] == 0]]
+    means = [each.groupby(column)["said"].mean() for each in rates]
+    parity, opportunity, alarms = (mean.max() - mean.min() for mean in means)
+    found = load_evaluation(tracking, report.run_id)
+    assert {each.value for each in found.segments} == {"new", "repeat", "loyal"}
+    assert found.figures["demographic_parity_difference"] == pytest.approx(parity)
+    assert found.figures["equal_opportunity_difference"] == pytest.approx(opportunity)
+    assert found.figures["largest_gap"] == pytest.approx(max(parity, opportunity, alarms))
+    version = Registry(tracked).version(SPEC.name, "2")
+    reference = load_reference(tracked, spec, version)
+    assert list(reference.rows) == [*SPEC.features, "score"]
 
 
 def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, second):
@@ -281,7 +319,7 @@ def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, 
     assert f"No champion to compare with: version 2 of {SPEC.name} is of no regression" in card
     other = SPEC.model_copy(update={"entity_key": {"order_id": "int64"}})
     with pytest.raises(NoChampionError, match="is of customer_id, not of order_id"):
-        champion_scores(tracked, other, "2", pa.table({}))
+        version_scores(tracked, other, "2", pa.table({}))
 
 
 def test_data_that_nothing_can_be_learnt_from_is_on_record_and_changes_nothing(
@@ -363,15 +401,17 @@ def test_what_cannot_be_learnt_from_is_one_line(train_labels, test_labels, colum
 def test_a_whole_number_that_is_null_is_one_line():
     spec = SPEC.model_copy(update={"features": {"lifetime_orders": "int64"}})
     rows = pa.table({"lifetime_orders": [1, 2] * 25, "label": [0, 1] * 25})
-    gone = pa.table({"lifetime_orders": [1, None] * 25, "label": [0, 1] * 25})
-    told = "lifetime_orders is null in 25 rows: an int64 cannot be; make it a double, or fill it"
-    assert unlearnable(spec, rows, gone) == [told]
+    nulls = pa.table({"lifetime_orders": [1, None] * 25, "label": [0, 1] * 25})
+    gone = "lifetime_orders is null in 25 rows: an int64 cannot be"
+    told = f"{gone}; make it a double, fill it, or label no row before it begins"
+    assert unlearnable(spec, rows, nulls) == [told]
 
 
 def test_too_few_rows_are_one_line():
     spec = SPEC.model_copy(update={"features": {"lifetime_value": "double"}})
     rows = pa.table({"lifetime_value": [1.0, 2.0] * 25, "label": [0, 1] * 25})
-    assert unlearnable(spec, rows, rows.slice(1)) == ["expected at least 50 test rows, found 49"]
+    said = "expected at least 50 test rows, found 49; more: test of [snapshots] in "
+    assert unlearnable(spec, rows, rows.slice(1)) == [f"{said}{spec.name}.toml"]
 
 
 def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tracked, second):
@@ -390,7 +430,7 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tra
     assert (run.status, run.tags["outcome"]) == ("FINISHED", report.outcome)
     reason = {"reason": "late\n\n[Model card](https://example.org)"}
     Tracking(tracked).log(report.run_id, tags=reason)
-    body = ask(tracked, spec, report.run_id, report.version).body
+    _, body = ask(tracked, spec, report.run_id, report.version)
     assert "\n\n    late [Model card](https://example.org)\n\n" in body  # as code
     assert settled(tracked, spec, report.run_id, report.version) is None
     done = settled(tracked, SPEC, second.run_id, "2")
@@ -401,7 +441,7 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(tra
 def a_canary_begins_as_shadow(tracked, spec, report):
     canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
     assert "--role shadow --reason" in wait_in_shell(tracked, canary, report.run_id, report.version)
-    asked = ask(tracked, canary, report.run_id, report.version).subject
+    asked, _ = ask(tracked, canary, report.run_id, report.version)
     assert asked == f"Begin the rollout of version {report.version} of {SPEC.name} beside 2?"
     by = {"who": "ann", "reason": "good"}
     said = [promote(tracked, canary, report.run_id, report.version, **by) for _ in range(2)]

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from core.errors import TrainingError
+from core.spec import load_spec
 from feature_repo.ingest import raw_table
 from feature_repo.validation import check
-from stack.errors import TrainingError
-from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
 from training.dataset import frame_rules
@@ -30,7 +30,7 @@ def planned(history):
 
 def frame_of(settings, planned):
     version = raw_table(settings, ORDERS).version
-    return build_frame(settings, SPEC, ORDERS, planned.moments, AS_OF, version)
+    return build_frame(settings, SPEC, ORDERS, planned.snapshots, AS_OF, version)
 
 
 @pytest.fixture(scope="module")
@@ -41,21 +41,23 @@ def frame(history, planned):
 def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(history, frame, tmp_path):
     def found(rows):
         checked = check(SPEC.name, frame_rules(SPEC), rows, {}, tmp_path)
-        return [each.rule for each in checked.rejections], [
-            each.column for each in checked.warnings
-        ]
+        rejections = [each.rule for each in checked.rejections]
+        return rejections, [each.rule for each in checked.warnings]
 
     assert found(frame) == ([], [])
     assert (tmp_path / SPEC.name / "index.html").exists()
     assert found(pa.concat_tables([frame, frame.slice(0, 1)]))[0] == [
-        "expect_compound_columns_to_be_unique"
+        "expect_compound_columns_to_be_unique(table)"
     ]
     place = frame.schema.get_field_index("label")
     odd = frame.set_column(place, "label", pc.add(frame["label"], 1))
-    assert found(odd)[0] == ["expect_column_values_to_be_in_set"]
+    assert found(odd)[0] == ["expect_column_values_to_be_in_set(label)"]
     place = frame.schema.get_field_index("lifetime_value")
     empty = frame.set_column(place, "lifetime_value", pa.nulls(frame.num_rows, pa.float64()))
-    assert found(empty) == ([], ["lifetime_value"])
+    assert found(empty) == (
+        [],
+        ["expect_column_values_to_not_be_null(lifetime_value)"],
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,12 +118,12 @@ def test_flipping_every_label_of_the_test_horizon_changes_no_byte_of_the_trainin
     history, planned, frame, tmp_path
 ):
     rows = raw_table(history, ORDERS).read().select(ORDERS.schema.names)
-    other = frame_of(installation(tmp_path, flipped(rows, planned.test)), planned)
-    test, other_test = at(frame, [planned.test]), at(other, [planned.test])
+    other = frame_of(installation(tmp_path, flipped(rows, planned.test[0].start)), planned)
+    test, other_test = at(frame, planned.test), at(other, planned.test)
     assert pc.all(pc.not_equal(test["label"], other_test["label"])).as_py()
     assert content_hash(at(frame, planned.train)) == content_hash(at(other, planned.train))
     assert test.drop_columns("label").equals(other_test.drop_columns("label"))
-    folds = {m for fold in planned.folds for m in (*fold.train, fold.validation)}
+    folds = {each for fold in planned.folds for each in (*fold.train, *fold.validation)}
     assert folds
     assert at(frame, sorted(folds)).equals(at(other, sorted(folds)))
 
@@ -149,4 +151,4 @@ def test_rows_known_only_after_as_of_are_not_seen(history):
     version = raw_table(history, ORDERS).version
     early = plan_run(history, SPEC, ORDERS, AS_OF - timedelta(days=180), version)
     assert early.folds == ()
-    assert early.test + timedelta(days=92) <= AS_OF - timedelta(days=180)
+    assert early.test[-1].last + timedelta(days=92) <= AS_OF - timedelta(days=180)

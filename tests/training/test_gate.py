@@ -7,7 +7,8 @@ import pytest
 from pydantic import TypeAdapter
 from sklearn.metrics import log_loss as sklearn_log_loss
 
-from stack.spec import AgainstChampion, BetterThanTrivial, Gate, Limit, load_spec
+from core.spec import load_spec
+from core.training_spec import AgainstChampion, BetterThanTrivial, Gate, Limit
 from training.evaluate import compare
 from training.gate import Evaluation, decide
 from training.metrics import Interval, Scored

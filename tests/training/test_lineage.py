@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from stack.settings import PROJECT
-from stack.spec import load_spec
+from core import user_code
+from core.settings import PROJECT
+from core.spec import load_spec
 from training import lineage
 
-FILES = ("training/gate.py", "feature_repo/ingest.py", "feature_repo/engines/duckdb.py",
-         "stack/spec.py", "mlflow_server/served_model.py")  # fmt: skip
+FILES = ("training/gate.py", "feature_repo/ingest.py", "feature_repo/engines/spark.py",
+         "core/spec.py", "mlflow_server/served_model.py")  # fmt: skip
 
 
 def test_code_is_that_of_every_model_and_of_its_own_datasets(tmp_path, monkeypatch):
     monkeypatch.setattr(lineage, "PROJECT", tmp_path)
-    monkeypatch.setattr(lineage, "DATASETS", tmp_path / "feature_repo" / "datasets")
+    monkeypatch.setattr(lineage, "CLONE", tmp_path)
+    datasets = tmp_path / "feature_repo" / "datasets"
+    monkeypatch.setattr(user_code, "DATASETS", datasets)
     own = {"orders.py": "A = 1", "spend.py": "from feature_repo.datasets.orders import A"}
     places = {name: tmp_path / name for name in FILES}
-    places |= {name: lineage.DATASETS / name for name in own}
+    places |= {name: datasets / name for name in own}
     for name, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(own.get(name) or (PROJECT / name).read_text())
@@ -27,6 +30,6 @@ def test_code_is_that_of_every_model_and_of_its_own_datasets(tmp_path, monkeypat
         path.write_text(path.read_text() + "\n" if path.exists() else "")
         return {name for name, spec in models.items() if lineage.code_hash(spec) != before[name]}
 
-    assert changed(lineage.DATASETS / "returns.py") == set()
+    assert changed(datasets / "returns.py") == set()
     assert changed(places["spend.py"]) == {"spend"}
     assert [changed(places[name]) for name in ("orders.py", *FILES)] == [{"orders", "spend"}] * 6

@@ -9,23 +9,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as sk
 
+from core.training_spec import Costs
 from mlflow_server.served_model import rounded, rounded_one
-from stack.spec import Costs
-from training.calibration import calibration
 from training.metrics import (
     RESAMPLES,
     Interval,
     Scored,
     all_metrics,
     best_constant,
+    by_segment,
+    calibration,
+    fairness,
     interval,
     log_loss,
     predict,
     resampled,
     rmse,
+    top_class,
 )
-from training.segments import by_segment, fairness
-from training.threshold import cheapest_threshold
+from training.train import cheapest_threshold
 
 COSTS = Costs(action=1, loss=10, averted=0.2)
 
@@ -119,11 +121,56 @@ def test_every_metric_of_numbers_is_scikit_learns(pairs):
     assert ours == pytest.approx(expected, rel=1e-6, abs=1e-9, nan_ok=True)
     assert rmse(y, p) == pytest.approx(ours["rmse"])
     # No constant is better at a metric than the one that is said to be the best.
-    best = best_constant(y, None, None)
+    best = best_constant(y, Scored(y, None), None)
     for constant in (*y, y.mean(), np.median(y)):
         other = all_metrics(y, Scored(np.full(len(y), constant), None), None)
         assert best["rmse"] <= other["rmse"] * (1 + 1e-9)
         assert best["mae"] <= other["mae"] * (1 + 1e-9)
+
+
+def many(rows, classes, seed):
+    """Labels of many classes, some of which may be absent, and probabilities with ties."""
+    random = np.random.default_rng(seed)
+    p = np.round(random.dirichlet(np.full(classes, 0.7), rows) * 20 + 0.5)
+    p /= p.sum(axis=1, keepdims=True)
+    kept = max(1, classes - seed % 3)
+    return np.array([random.choice(kept, p=row[:kept] / row[:kept].sum()) for row in p]), p
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_every_metric_of_many_classes_is_scikit_learns(seed):
+    rows, classes = (4, 40, 400)[seed % 3], 3 + seed % 4
+    y, p = many(rows, classes, seed)
+    said, macro = p.argmax(axis=1), {"average": "macro", "zero_division": 0}
+    labels, ours = [*range(classes)], all_metrics(y, Scored(p, None), None)
+    expected = {
+        "log_loss": sk.log_loss(y, p, labels=labels),
+        "brier": sk.brier_score_loss(y, p, labels=labels),
+        "accuracy": sk.accuracy_score(y, said),
+        "precision": sk.precision_score(y, said, **macro),
+        "recall": sk.recall_score(y, said, **macro),
+        "f1": sk.f1_score(y, said, **macro),
+    }
+    assert ours == pytest.approx(expected)
+    best = best_constant(y, Scored(p, None), None)
+    shares = np.bincount(y, minlength=classes) / rows
+    entropy = -np.sum(shares[shares > 0] * np.log(shares[shares > 0]))
+    assert best["log_loss"] == pytest.approx(entropy, abs=1e-6)
+    right, top = top_class(y, Scored(p, None))
+    assert (right.mean(), top.tolist()) == (ours["accuracy"], p.max(axis=1).tolist())
+
+
+def test_the_bootstrap_of_many_classes_is_that_of_rows_drawn_one_by_one():
+    y, p = many(60, 4, 2)
+    found = resampled(y, {"a": Scored(p, None)}, None, seed=7)["a"]
+    random = np.random.default_rng(7)
+    for resample in range(50):
+        rows = random.integers(0, 60, 60)
+        drawn = all_metrics(y[rows], Scored(p[rows], None), None)
+        assert {name: found[name][resample] for name in drawn} == pytest.approx(drawn)
+    (north, south) = by_segment(pd.Series(["n", "s"] * 30), y, Scored(p, None), None)
+    own = all_metrics(y[::2], Scored(p[::2], None), None)
+    assert (north.rows, south.rows, north.metrics) == (30, 30, pytest.approx(own))
 
 
 def test_the_bootstrap_of_numbers_is_that_of_rows_drawn_one_by_one():

@@ -1,7 +1,9 @@
-"""A version is built again in another folder: the same, or the reason why not."""
+"""A version is built again from what its run stored: the same, or the reason why not."""
 
 from __future__ import annotations
 
+import json
+import re
 from datetime import timedelta
 
 import pyarrow as pa
@@ -10,26 +12,35 @@ from deltalake import DeltaTable
 from typer.testing import CliRunner
 
 from cli.main import typer_app
+from core.errors import RegistryError
+from core.spec import load_spec
+from core.training_spec import Estimator
 from feature_repo.ingest import raw_table
 from mlflow_server.connection import client
 from mlflow_server.registry import Registry
-from stack.errors import RegistryError, SettingsError
-from stack.spec import load_spec
+from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
-from tests.training.conftest import ORDERS
+from tests.training.conftest import ORDERS, installation
 from training import chain
+from training.artifacts import ESTIMATOR, read
 from training.reproduce import reproduce
 
 OLD = AS_OF - timedelta(days=180)
 SHIPPED = load_spec("customer_churn_model")
+BOOSTING = {"n_estimators": 30, "learning_rate": 0.1}
+ESTIMATORS = (
+    *SHIPPED.estimators,
+    Estimator(name="xgboost", type="xgboost", parameters=BOOSTING | {"max_depth": 4}),
+    Estimator(name="lightgbm", type="lightgbm", parameters=BOOSTING | {"num_leaves": 15}),
+)
 OTHER = {"name": "to_be_built_again", "experiment": "to_be_built_again"}
 
 
 @pytest.fixture(scope="module")
 def versions(tracked) -> dict[str, str]:
-    """One version of each shipped estimator, by type."""
+    """One version of each estimator, by type."""
     made = {}
-    for estimator in SHIPPED.estimators:
+    for estimator in ESTIMATORS:
         spec = SHIPPED.model_copy(update=OTHER | {"estimators": (estimator,)})
         run_id = chain.open_run(tracked, spec, OLD, key=estimator.name, reason="r", who="t")
         for stage in (chain.dataset, chain.fit, chain.evaluate):
@@ -39,29 +50,24 @@ def versions(tracked) -> dict[str, str]:
 
 
 def with_raw(settings, home, change):
-    """The same MLflow, and a home of its own whose raw table holds what `change` made of it."""
-    beside = settings.model_copy(update={"home": home, "mlflow_url": settings.mlflow_address})
+    """The same MLflow, and an installation whose raw table holds what `change` made of it."""
     rows = raw_table(settings, ORDERS).read()
-    raw_table(beside, ORDERS).merge(change(rows), ORDERS.key, rows.column_names)
-    return beside
+    beside = installation(home, change(rows).drop_columns("ingested_at"))
+    return beside.model_copy(update={"mlflow_url": settings.mlflow_address})
 
 
-def others(report) -> set[str]:
-    return {part.name for part in (*report.causes, *report.results) if not part.same}
+def differences(report) -> set[str]:
+    return {name for name, found in (report.inputs | report.results).items() if found}
 
 
-@pytest.mark.parametrize("estimator", [each.type for each in SHIPPED.estimators])
-def test_every_shipped_estimator_is_the_same_to_the_byte(tracked, versions, estimator, tmp_path):
+@pytest.mark.parametrize("estimator", [each.type for each in ESTIMATORS])
+def test_every_estimator_is_the_same_to_the_byte(tracked, versions, estimator):
     before = sorted(path for path in tracked.home.rglob("*") if "mlflow" not in str(path))
-    folder = tmp_path / "elsewhere"
-    report = reproduce(tracked, OTHER["name"], versions[estimator], folder)
+    report = reproduce(tracked, OTHER["name"], versions[estimator])
     assert report.reproduced, report.summary()
-    assert (others(report), report.largest_difference) == (set(), 0)
-    assert f"model.onnx ({estimator})" in [part.name for part in report.results]
-    assert (folder / "model.onnx").stat().st_size > 1000
+    assert (differences(report), report.largest_difference) == (set(), 0)
+    assert {"model.onnx", "serving.json"} < set(report.results)
     assert sorted(p for p in tracked.home.rglob("*") if "mlflow" not in str(p)) == before
-    with pytest.raises(SettingsError, match="expected an empty folder"):
-        reproduce(tracked, OTHER["name"], versions[estimator], folder)
 
 
 def test_one_row_that_is_another_is_named(tracked, versions, tmp_path):
@@ -73,21 +79,37 @@ def test_one_row_that_is_another_is_named(tracked, versions, tmp_path):
 
     beside = with_raw(tracked, tmp_path / "copy", changed)
     report = reproduce(beside, OTHER["name"], versions["random_forest"])
-    named = {"raw table orders, identity", "raw table orders, rows of version 0"}
-    assert not report.reproduced
-    assert others(report) & {part.name for part in report.causes} == named
-    assert "because: raw table orders, rows of version 0: another" in report.summary()
+    assert report.reproduced, "from the stored frame"
+    assert differences(report) == {"rows of raw table orders, version 0"}
+    assert "without effect: rows of raw table orders, version 0: registered " in report.summary()
 
 
-def test_a_version_of_the_table_that_was_vacuumed_is_an_obstacle(tracked, versions, tmp_path):
+def test_a_version_of_the_table_that_was_vacuumed_is_not_compared(tracked, versions, tmp_path):
     beside = with_raw(tracked, tmp_path / "copy", lambda rows: rows)
     table = raw_table(beside, ORDERS)
     later = table.read().slice(0, 5).set_column(4, "dollar_value", pa.array([1.0] * 5))
     table.merge(later, ORDERS.key, ["dollar_value"])
     DeltaTable(str(table.path)).vacuum(0, dry_run=False, enforce_retention_duration=False)
     report = reproduce(beside, OTHER["name"], versions["random_forest"])
+    assert report.reproduced
+    assert "not compared: table orders: its version 0 cannot be read" in report.summary()
+
+
+def test_an_estimator_that_is_another_is_a_difference_of_what_came_of_it(tracked, versions):
+    name, version = OTHER["name"], versions["random_forest"]
+    run_id, api = Registry(tracked).version(name, version).run_id, client(tracked)
+    stored = read(Tracking(tracked), run_id, ESTIMATOR)
+    other = json.loads(stored)
+    other["parameters"] |= {"n_estimators": 5}
+    api.log_text(run_id, json.dumps(other), ESTIMATOR)
+    try:
+        report = reproduce(tracked, name, version)
+    finally:
+        api.log_text(run_id, stored.decode(), ESTIMATOR)
     assert not report.reproduced
-    assert "impossible: table orders: its version 0 cannot be read, vacuumed" in report.summary()
+    assert {"model.onnx"} < differences(report)
+    assert report.largest_difference > 0
+    assert "because: nothing it was made of differs" in report.summary()
 
 
 def test_what_differs_is_named_and_alone_is_no_verdict(tracked, versions):
@@ -108,8 +130,8 @@ def test_what_differs_is_named_and_alone_is_no_verdict(tracked, versions):
         for tag in ("lock_sha256", "code_sha256"):
             api.set_model_version_tag(name, version, tag, tags[tag])
     assert found.exit_code == 0, found.output
-    for part in ("code", "requirements.lock", "spec (spec.json of its run)"):
-        assert f"{part}: another, then " in found.stdout
+    for part in (r"code \(commit .*\)", "requirements.lock", "spec.json"):
+        assert re.search(f"without effect: {part}: registered .*, now ", found.stdout)
     api.log_text(run_id, "{}", "spec.json")
     with pytest.raises(RegistryError, match="stored spec is none that this code knows"):
         reproduce(tracked, name, version)
