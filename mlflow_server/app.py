@@ -1,7 +1,4 @@
-"""What uvicorn serves: MLflow's application, its database made or checked first.
-
-`mlflow server` does the same before it starts uvicorn. Left to the first request, it would take
-longer than our clients wait, and `/health` would answer before anything else can.
+"""What uvicorn serves: MLflow's application, its database made or checked before `/health` answers.
 
 An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer.
 """
@@ -16,8 +13,8 @@ from flask import Response, request
 from mlflow.server import app as flask_app
 from mlflow.server.handlers import initialize_backend_stores
 
-from mlflow_server.promotion import AliasChange, write_down
-from stack.settings import load_settings
+from core.settings import load_settings
+from mlflow_server.promotion import write_down
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 initialize_backend_stores(*(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES))
@@ -40,9 +37,9 @@ def record_alias(response: Response) -> Response:
     asked = request.get_json(force=True)
     users = [request.headers[name] for name in USER_HEADERS if name in request.headers]
     version = str(asked["version"]) if request.method == "POST" else None
-    change = AliasChange(asked["alias"], version, ":".join(["mlflow-ui", *users[:1]]))
+    change = asked["name"], asked["alias"], version, ":".join(["mlflow-ui", *users[:1]])
     try:
-        write_down(SETTINGS, asked["name"], change)
+        write_down(SETTINGS, *change)
     except Exception:  # MLflow has the change; the next reconcile calls it out of band
-        logger.exception("%s: no ledger row yet of %s", asked["name"], change)
+        logger.exception("no ledger row yet of %s", change)
     return response

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from stack.errors import RegistryError
+from core.errors import RegistryError
 
 # MLflow reads these from the environment at each call, the first at import. A request is
 # never repeated: a repeated "create version" whose first answer got lost would make two versions.
@@ -25,8 +25,8 @@ from mlflow import MlflowClient  # noqa: E402  (after the variables it reads at 
 from mlflow.exceptions import MlflowException  # noqa: E402
 from mlflow.utils import plugins  # noqa: E402
 
-# At the first request MLflow loads every plugin that adds headers to it. Feast's would import the
-# whole of Feast (seconds, 45 MB) into processes that have no use for it.
+# At the first request MLflow loads every plugin that adds headers. Feast's imports the whole of
+# Feast (seconds, 45 MB): this patch of MLflow's plugin loader leaves it out.
 _entry_points = plugins.get_entry_points
 plugins.get_entry_points = lambda group: [e for e in _entry_points(group) if e.name != "feast"]
 import_module("mlflow.tracking.request_header.registry")
@@ -35,7 +35,7 @@ plugins.get_entry_points = _entry_points
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
 EXISTS = frozenset({"RESOURCE_ALREADY_EXISTS"})
@@ -52,13 +52,9 @@ def client(settings: Settings) -> MlflowClient:
 
 @contextmanager
 def translated(what: str, unless: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Turn any error of MLflow inside into one line: `what` failed, and why.
+    """Raise any error of MLflow as RegistryError, in one line: `what` failed, and why.
 
     unless: codes of answers that end the block and are no error.
-
-    Raises:
-        RegistryError: MLflow cannot be reached within 5 s, or refused.
-
     """
     try:
         yield

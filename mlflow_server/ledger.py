@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
 
-from stack.errors import RegistryError
+from core.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
@@ -41,12 +42,10 @@ TABLE = sql.Table(
 
 @dataclass(frozen=True)
 class LedgerRow:
-    """One change, in the order of the table's columns.
+    """One change, in the order of the table's columns; `sequence` counts from 1 without a gap.
 
-    `sequence` counts from 1 without a gap; a version None is "no version". percent: the share of
-    requests that the version answers from here on (a shadow: that it scores); 0 with no version.
-    applied_at: when MLflow had the change; None: it is under way if the row is the newest, else
-    it never took effect.
+    percent: share of the requests that the version answers (a shadow: scores); 0 with no version.
+    applied_at: when MLflow had the change. None: under way if the row is the newest, else void.
     """
 
     model: str
@@ -69,63 +68,37 @@ class LedgerRow:
 
 
 class Ledger:
-    """Rows of every model. Safe to use from several processes and threads.
-
-    as_of: the moment that whoever writes acts as of; it counts in a replay's home alone.
+    """Rows of every model, for several processes and threads; write only inside `exclusive`.
 
     Raises:
         RegistryError: the database does not answer, or another writer takes longer than 20 s.
 
     """
 
-    def __init__(self, settings: Settings, as_of: datetime | None = None) -> None:
-        self._replayed = as_of if settings.replay else None
-        self._lock = settings.home / "ledger.lock"
+    def __init__(self, settings: Settings) -> None:
         self._engine = database(settings, META)
-
-    def now(self) -> datetime:
-        """When a row is from that is written now: by the clock; in a replay, as of its moment."""
-        return self._replayed or now()
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
-        query = sql.select(TABLE).where(TABLE.c.model == model).order_by(TABLE.c.sequence)
+        query = sql.select(TABLE).filter_by(model=model).order_by(TABLE.c.sequence)
         with refused(), self._engine.connect() as connection:
             return [_row(*values) for values in connection.execute(query)]
 
     def insert(self, row: LedgerRow) -> None:
-        """Commit a new row. Hold `exclusive`."""
         with refused(), self._engine.begin() as connection:
             connection.execute(sql.insert(TABLE).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
-        """Commit that the row is applied, and return it so. Hold `exclusive`."""
-        applied = replace(row, applied_at=self.now())
-        same = (TABLE.c.model == row.model) & (TABLE.c.sequence == row.sequence)
-        values = {"applied_at": applied.as_json()["applied_at"]}
+        """Commit that the row is applied, and return it so."""
+        applied = replace(row, applied_at=now())
+        same = sql.update(TABLE).filter_by(model=row.model, sequence=row.sequence)
         with refused(), self._engine.begin() as connection:
-            connection.execute(sql.update(TABLE).where(same).values(values))
+            connection.execute(same.values(applied.as_json()))
         return applied
 
-    @contextmanager
-    def exclusive(self, model: str) -> Iterator[None]:
-        """Be the only writer until the block ends, across any number of commits.
-
-        A process that dies inside lets go at once, whatever the signal. This is what lets an
-        alias, which MLflow cannot compare and swap, be moved by one process at a time.
-        """
-        if self._engine.dialect.name == "postgresql":
-            with refused(), self._engine.begin() as connection:
-                _lock(connection, f"gyre.ledger.{model}")
-                yield
-            return
-        try:
-            with FileLock(self._lock, timeout=WAIT_SECONDS):
-                yield
-        except Timeout as exc:
-            raise RegistryError(
-                f"{model}: another promotion has held {self._lock} for {WAIT_SECONDS} s: try again"
-            ) from exc
+    def exclusive(self, model: str) -> AbstractContextManager[None]:
+        """Be the only writer until the block ends: MLflow cannot compare and swap an alias."""
+        return one_at_a_time(self._engine, f"gyre.ledger.{model}", WAIT_SECONDS)
 
     def close(self) -> None:
         self._engine.dispose()
@@ -142,25 +115,39 @@ def now() -> datetime:
 
 def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
     """Open the database of the ledger, of decisions and of alerts; create missing `tables`."""
-    sqlite = settings.ledger_address.startswith("sqlite")
-    if sqlite:
+    waits = {}
+    if settings.ledger_address.startswith("sqlite"):
         settings.home.mkdir(parents=True, exist_ok=True)
-    waits = {"timeout": WAIT_SECONDS} if sqlite else {}
-    engine = sql.create_engine(
-        settings.ledger_address, connect_args=waits, pool_pre_ping=not sqlite
-    )
+        waits["timeout"] = WAIT_SECONDS
+    engine = sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=True)
     with refused(), engine.begin() as connection:
-        if sqlite:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")  # of two processes one creates
-        else:
-            _lock(connection, "gyre.tables")
+        lock_tables(connection, "gyre.tables")  # of two processes one creates
         tables.create_all(connection)
     return engine
 
 
-def _lock(connection: sql.Connection, name: str) -> None:
-    """Hold PostgreSQL's lock of that name until the transaction ends."""
-    connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name))))
+@contextmanager
+def one_at_a_time(engine: sql.Engine, name: str, seconds: float = -1) -> Iterator[None]:
+    """Hold PostgreSQL's lock `name`, or a file's beside SQLite's; a dying process lets go."""
+    if engine.dialect.name != "sqlite":
+        with refused(), engine.begin() as connection:
+            lock_tables(connection, name)
+            yield
+        return
+    file = Path(str(engine.url.database)).resolve().with_name(f"{name}.lock")
+    try:
+        with FileLock(file, timeout=seconds):
+            yield
+    except Timeout as exc:
+        raise RegistryError(f"{name}: another has held {file} for {seconds} s: try again") from exc
+
+
+def lock_tables(connection: sql.Connection, name: str) -> None:
+    """Be the only writer of what `name` stands for (SQLite: of all) until the transaction ends."""
+    if connection.dialect.name == "sqlite":
+        connection.exec_driver_sql("BEGIN IMMEDIATE")
+    else:
+        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name))))
 
 
 @contextmanager

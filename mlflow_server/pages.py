@@ -7,22 +7,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 import httpx
 
-from stack.errors import RegistryError
+from core.errors import RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 SECONDS = 5
 KEY_TAG = "gyre.key"
 """What a run was started with (mlflow_server/tracking.py)."""
-MISSING = "RESOURCE_DOES_NOT_EXIST"
-REPORTS, REPORT, CARD = "reports", "report.html", "model_card.html"
+CARD = "model_card.html"
 
 
 @dataclass(frozen=True)
@@ -36,16 +36,12 @@ class RunPage:
     ended: datetime | None
     tags: dict[str, str]
 
-    def artifact(self, path: str) -> str:
-        return f"{self.address}/artifacts/{path}"
-
 
 @dataclass(frozen=True)
 class ModelRuns:
     """The newest training, the run of the version in production, and that of its monitor.
 
-    card: address of the model card. reports: of Evidently's pages, by their time
-    (`%Y-%m-%dT%H%M%S`).
+    card: address of the model card. reports: of Evidently's, by their time (`%Y-%m-%dT%H%M%S`).
     """
 
     training: RunPage | None
@@ -63,7 +59,7 @@ class Pages:
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
-        found = self._ask("GET", "registered-models/get", name=model)
+        found = self._ask("registered-models/get", name=model)
         aliases = found.get("registered_model", {}).get("aliases", ())
         return {alias["alias"]: str(alias["version"]) for alias in aliases}
 
@@ -72,38 +68,32 @@ class Pages:
         version = self.aliases(model).get("production")
         if version is None:
             return ModelRuns(training)
-        found = self._ask("GET", "model-versions/get", name=model, version=version)
+        found = self._ask("model-versions/get", name=model, version=version)
         run_id = found.get("model_version", {}).get("run_id")
-        production = self._run(run_id) if run_id else None
-        has_card = production is not None and CARD in self._folder(production.run_id)
-        card = production.artifact(CARD) if production and has_card else None
+        found = self._ask("runs/get", run_id=run_id) if run_id else {}
+        production = self._page(found["run"]) if found else None
+        card = self._artifacts(production).get(CARD)
         key = f"{model} version {version}"
         monitoring = self._newest(f"{experiment}_monitoring", f"tags.`{KEY_TAG}` = '{key}'")
-        if monitoring is None:
-            return ModelRuns(training, production, card)
-        stamps = self._folder(monitoring.run_id, REPORTS)
-        reports = {stamp: monitoring.artifact(f"{REPORTS}/{stamp}/{REPORT}") for stamp in stamps}
+        folders = self._artifacts(monitoring, "reports")
+        reports = {stamp: f"{address}/report.html" for stamp, address in folders.items()}
         return ModelRuns(training, production, card, monitoring, reports)
 
     def _newest(self, experiment: str, where: str) -> RunPage | None:
         """Return the run started last of those that MLflow's filter `where` lets through."""
-        found = self._ask("GET", "experiments/get-by-name", experiment_name=experiment)
+        found = self._ask("experiments/get-by-name", experiment_name=experiment)
         if not found:
             return None
-        runs = self._ask(
-            "POST", "runs/search", experiment_ids=[found["experiment"]["experiment_id"]],
-            filter=where, max_results=1, order_by=["attributes.start_time DESC"],
-        ).get("runs")  # fmt: skip
+        query = {"experiment_ids": [found["experiment"]["experiment_id"]], "filter": where}
+        newest = {"max_results": 1, "order_by": ["attributes.start_time DESC"]}
+        runs = self._ask("runs/search", query | newest).get("runs")
         return self._page(runs[0]) if runs else None
 
-    def _run(self, run_id: str) -> RunPage | None:
-        found = self._ask("GET", "runs/get", run_id=run_id)
-        return self._page(found["run"]) if found else None
-
-    def _folder(self, run_id: str, path: str = "") -> list[str]:
-        """Names of what lies in the run's artifact folder `path`; empty if there is none."""
-        found = self._ask("GET", "artifacts/list", run_id=run_id, path=path)
-        return sorted(file["path"].rpartition("/")[2] for file in found.get("files", ()))
+    def _artifacts(self, run: RunPage | None, folder: str = "") -> dict[str, str]:
+        """Return the addresses of what lies in the run's artifact folder, by name."""
+        found = self._ask("artifacts/list", run_id=run.run_id, path=folder) if run else {}
+        paths = [file["path"] for file in found.get("files", ())]
+        return {p.rpartition("/")[2]: f"{run.address}/artifacts/{p}" for p in paths if run}
 
     def _page(self, run: dict[str, Any]) -> RunPage:
         info = run["info"]
@@ -116,20 +106,18 @@ class Pages:
             {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())},
         )
 
-    def _ask(self, method: str, call: str, **values: Any) -> dict[str, Any]:
-        """Return the answer; empty of what does not exist."""
-        sent: dict[str, Any] = {"params": values} if method == "GET" else {"json": values}
-        url = f"{self._address}/api/2.0/mlflow/{call}"
+    def _ask(self, call: str, body: dict[str, Any] | None = None, **query: str) -> dict[str, Any]:
+        """Return the answer, to a POST if there is a body; empty of what does not exist."""
+        url, method = f"{self._address}/api/2.0/mlflow/{call}", "POST" if body else "GET"
         try:
-            answer = httpx.request(method, url, timeout=SECONDS, **sent)
-            found: dict[str, Any] = answer.json()
-        except httpx.HTTPError as exc:
-            raise RegistryError(f"MLflow does not answer (is it up?): {call}: {exc}") from exc
-        except ValueError as exc:
-            raise RegistryError(f"MLflow: {call}: status {answer.status_code}, no JSON") from exc
-        if answer.is_success or found.get("error_code") == MISSING:
-            return found if answer.is_success else {}
-        raise RegistryError(f"MLflow: {call}: {found.get('message', answer.status_code)}")
+            answer = httpx.request(method, url, json=body, params=query, timeout=SECONDS)
+            if answer.status_code == HTTPStatus.NOT_FOUND and "error_code" in answer.json():
+                return {}
+            found: dict[str, Any] = answer.raise_for_status().json()
+        except (httpx.HTTPError, ValueError) as exc:
+            line = str(exc).partition("\n")[0]
+            raise RegistryError(f"MLflow does not answer (is it up?): {call}: {line}") from exc
+        return found
 
 
 def _time(milliseconds: int) -> datetime:

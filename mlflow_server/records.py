@@ -1,82 +1,58 @@
 """Decisions of the monitor and alerts, as rows beside the promotion ledger.
 
 `gyre maintain` forgets alerts not seen for 400 days, and decisions as old that did nothing: those
-that acted stay for ever, and so do the newest 1,000 of each verdict on a model.
+that acted stay for ever.
 """
 
 from __future__ import annotations
 
 import json
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
-from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
-from sqlalchemy.exc import IntegrityError
 
-from mlflow_server.ledger import database, refused
+from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
 from mlflow_server.roles import last_applied
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from core.settings import Settings
     from mlflow_server.ledger import Ledger, LedgerRow
-    from stack.settings import Settings
 
 META = sql.MetaData()
-LONGEST = 256
-"""Characters of a cause that is a key; PostgreSQL refuses a longer one."""
-HASHED = 16
+TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
 DECISIONS = sql.Table(
     "decisions",
     META,
     sql.Column("sequence", sql.Integer, primary_key=True),
     sql.Column("model", sql.String(64), nullable=False, index=True),
-    sql.Column("version", sql.String(16), nullable=False),
-    sql.Column("as_of", sql.String(32), nullable=False),
-    sql.Column("verdict", sql.String(32), nullable=False),
-    sql.Column("action", sql.String(16), nullable=False),
-    sql.Column("rule", sql.String(32), nullable=False),
-    sql.Column("reason", sql.Text, nullable=False),
-    sql.Column("cause", sql.Text, nullable=False),
-    sql.Column("inputs", sql.Text, nullable=False),
-    sql.Column("figures", sql.Text, nullable=False),
+    *(sql.Column(name, sql.Text, nullable=False) for name in TEXTS),
     sql.Column("counted", sql.Text),
 )
 ALERTS = sql.Table(
     "alerts",
     META,
-    sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("cause", sql.String(LONGEST), primary_key=True),
-    sql.Column("message", sql.Text, nullable=False),
-    sql.Column("count", sql.Integer, nullable=False),
-    sql.Column("first", sql.String(32), nullable=False),
-    sql.Column("last", sql.String(32), nullable=False),
-    sql.Column("delivered", sql.Boolean, nullable=False),
+    sql.Column("sequence", sql.Integer, primary_key=True),
+    sql.Column("model", sql.String(64), nullable=False, index=True),
+    *(sql.Column(name, sql.Text, nullable=False) for name in ("cause", "message", "first", "last")),
     sql.Column("details", sql.Text),
-    sql.Column("tried", sql.String(32), nullable=False),
-    sql.Column("over", sql.String(32)),
-    sql.Column("whole", sql.Text),
+    sql.Column("count", sql.Integer, nullable=False),
+    sql.Column("delivered", sql.Boolean, nullable=False),
 )
-"""cause: one that is too long is cut (`_key`); `whole` is all of it, and what is read.
-details: a DriftAlert (alerts.py) as JSON. tried: when delivery was last begun. over: when the
-cause ended; `message` and `delivered` are of its end from then on.
-"""
-KEPT = 1_000
-"""Decisions of each verdict on a model that stay whatever their age: looks go by the newest."""
-OPEN = timedelta(hours=24)
-"""An alert is open for so long after its cause was last seen."""
-IN_HAND = timedelta(seconds=30)
-"""A delivery takes less; until then another process may be at it."""
+"""One row per incident. details: a DriftAlert (alerts.py) as JSON."""
+QUIET = timedelta(hours=3)
+"""An incident is over once its cause was not seen for so long: most are looked for every hour."""
 
 
 @dataclass(frozen=True)
 class DecisionRow:
     """One decision: `inputs` is all it depended on, as JSON, `figures` what was measured.
 
-    counted: what serving had counted by then (monitoring/failures.py), as JSON; None if unknown.
+    counted: what serving had counted (monitoring/serving_status.py), as JSON; None if unknown.
     """
 
     model: str
@@ -93,12 +69,7 @@ class DecisionRow:
 
 
 class Records:
-    """Rows of every model. Safe to use from several processes.
-
-    Raises:
-        RegistryError: the database does not answer.
-
-    """
+    """Rows of every model, for several processes; RegistryError if the database is down."""
 
     def __init__(self, settings: Settings) -> None:
         self._engine = database(settings, META)
@@ -107,11 +78,11 @@ class Records:
         """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""
         query = sql.select(DECISIONS).filter_by(model=model, **of)
         with self._begin() as connection:
-            found = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit)).all()
-        return [_row(row) for row in reversed(found)]
+            newest = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit))
+            return [_row(row) for row in reversed(newest.mappings().all())]
 
     def last_by_action(self, model: str) -> dict[str, datetime]:
-        """When each action was last decided for `model`, by action."""
+        """When each action was last decided for `model`."""
         newest = sql.func.max(DECISIONS.c.as_of)
         query = sql.select(DECISIONS.c.action, newest).filter_by(model=model)
         with self._begin() as connection:
@@ -121,98 +92,66 @@ class Records:
     def keep(self, row: DecisionRow) -> None:
         """Store `row`, in place of what an earlier try decided at the same moment."""
         values = asdict(row) | {"as_of": row.as_of.isoformat(), "figures": json.dumps(row.figures)}
-        same = (DECISIONS.c.model == row.model) & (DECISIONS.c.as_of == values["as_of"])
+        same = sql.delete(DECISIONS).filter_by(model=row.model, as_of=values["as_of"])
         with self._begin() as connection:
-            connection.execute(sql.delete(DECISIONS).where(same))
+            connection.execute(same)
             connection.execute(sql.insert(DECISIONS).values(values))
 
     def count_alert(
         self, model: str, cause: str, message: str, at: datetime, details: str | None = None
-    ) -> bool:
-        """Note that `cause` was seen at `at`; say whether the caller must deliver it.
-
-        One that was over begins anew. The same moment once more is the caller's own next try.
-        """
-        which, now = _alert(model, cause), at.isoformat()
-        said = {"message": message, "details": details}
-        more = sql.update(ALERTS).where(which)
+    ) -> None:
+        """Count the open incident of `cause`, or begin one."""
+        seen = {"message": message, "details": details, "last": at.isoformat()}
+        new = {
+            "model": model,
+            "cause": cause,
+            "count": 1,
+            "first": seen["last"],
+            "delivered": False,
+        }
+        same = sql.update(ALERTS).filter_by(model=model, cause=cause)
+        ongoing = same.where(ALERTS.c.last >= (at - QUIET).isoformat())
+        again = ongoing.values(count=ALERTS.c.count + 1, **seen)
         with self._begin() as connection:
-            begun = {"count": 1, "first": now, "last": now, "delivered": False, "tried": now}
-            begun |= said | {"over": None}
-            count = more.values(count=ALERTS.c.count + 1)
-            # Writing first: one process at a time goes on from here.
-            if not connection.execute(count).rowcount:
-                key = _key(cause)
-                named = {"model": model, "cause": key, "whole": None if key == cause else cause}
-                with suppress(IntegrityError), connection.begin_nested():
-                    connection.execute(sql.insert(ALERTS).values(named | begun))
-                    return True
-                # PostgreSQL locks no row that is not there: another process was quicker.
-                connection.execute(count)
-            known = connection.execute(sql.select(ALERTS).where(which)).one()
-            if known.over is None:
-                connection.execute(more.values(last=now, **said))
-                return _take(connection, known, at)
-            connection.execute(more.values(begun))
-            return True
+            lock_tables(connection, "gyre.alerts")  # of two processes one begins it
+            if not connection.execute(again).rowcount:
+                connection.execute(sql.insert(ALERTS).values(new | seen))
 
-    def end_alert(self, model: str, cause: str, message: str | None, at: datetime) -> bool:
-        """Note that `cause` is over; say whether the caller must deliver `message`, now the row's.
-
-        Without one nothing is to be told. Of several processes one is told to deliver.
-        """
-        now = at.isoformat()
-        said = {"message": message, "delivered": False, "tried": now} if message else {}
-        goes_on = _alert(model, cause) & ALERTS.c.over.is_(None)
+    def alert_delivered(self, sequence: int) -> None:
+        row = sql.update(ALERTS).filter_by(sequence=sequence)
         with self._begin() as connection:
-            ended = connection.execute(sql.update(ALERTS).where(goes_on).values(over=now, **said))
-            return bool(ended.rowcount and message)
-
-    def take_alert(self, model: str, cause: str, at: datetime) -> bool:
-        """Whether the caller must deliver the alert at `at`, which no other has in hand."""
-        which = _alert(model, cause)
-        with self._begin() as connection:
-            connection.execute(sql.update(ALERTS).where(which).values(count=ALERTS.c.count))
-            return _take(connection, connection.execute(sql.select(ALERTS).where(which)).one(), at)
-
-    def alert_delivered(self, model: str, cause: str) -> None:
-        with self._begin() as connection:
-            done = sql.update(ALERTS).where(_alert(model, cause)).values(delivered=True)
-            connection.execute(done)
+            connection.execute(row.values(delivered=True))
 
     def undelivered(self, model: str) -> list[dict[str, Any]]:
-        """Alerts of `model`, or their ends, that no address has taken yet; the oldest first."""
+        """Alerts of `model` that no address has taken yet, the oldest first."""
         return [row for row in self.alerts(model) if not row["delivered"]]
 
     def alerts(self, model: str) -> list[dict[str, Any]]:
-        """Alerts of `model`, the newest cause last."""
-        query = sql.select(ALERTS).where(ALERTS.c.model == model).order_by(ALERTS.c.first)
+        """Alerts of `model`, a row per incident, the newest last."""
+        query = sql.select(ALERTS).filter_by(model=model)
         with self._begin() as connection:
-            rows = [dict(row._mapping) for row in connection.execute(query)]  # noqa: SLF001
-        return [row | {"cause": row.pop("whole") or row["cause"]} for row in rows]
+            rows = connection.execute(query.order_by(ALERTS.c.first, ALERTS.c.sequence))
+            return [dict(row) for row in rows.mappings()]
+
+    def exclusive(self) -> AbstractContextManager[None]:
+        """Wait for other processes that deliver alerts."""
+        return one_at_a_time(self._engine, "gyre.alerts.delivery")
 
     def forget_alerts(self, before: datetime) -> int:
         """Delete alerts last seen before a moment; return how many."""
-        old = ALERTS.c.last < before.isoformat()
-        with self._begin() as connection:
-            return connection.execute(sql.delete(ALERTS).where(old)).rowcount
+        return self._delete(sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat()))
 
-    def forget_decisions(self, before: datetime, kept: int = KEPT) -> int:
-        """Delete decisions on moments before one that did nothing; return how many.
-
-        kept: so many of each verdict on a model stay whatever their age, the newest.
-        """
-        of = (DECISIONS.c.model, DECISIONS.c.verdict)
-        newest = sql.func.row_number().over(partition_by=of, order_by=DECISIONS.c.as_of.desc())
-        numbered = sql.select(DECISIONS.c.sequence, newest.label("nth")).subquery()
-        late = sql.select(numbered.c.sequence).where(numbered.c.nth > kept)
+    def forget_decisions(self, before: datetime) -> int:
+        """Delete decisions that did nothing; return how many."""
         old = (DECISIONS.c.as_of < before.isoformat()) & (DECISIONS.c.action == "nothing")
-        with self._begin() as connection:
-            gone = sql.delete(DECISIONS).where(old & DECISIONS.c.sequence.in_(late))
-            return connection.execute(gone).rowcount
+        return self._delete(sql.delete(DECISIONS).where(old))
 
     def close(self) -> None:
         self._engine.dispose()
+
+    def _delete(self, rows: sql.Delete) -> int:
+        with self._begin() as connection:
+            return connection.execute(rows).rowcount
 
     @contextmanager
     def _begin(self) -> Iterator[sql.Connection]:
@@ -222,9 +161,9 @@ class Records:
 
 @dataclass(frozen=True)
 class ModelRows:
-    """What the database says of a model.
+    """What the database says of a model, oldest first; last: when each action was last decided.
 
-    ledger, decisions: oldest first. last: when each action was last decided.
+    alerts: of the model and of its dataset.
     """
 
     ledger: Sequence[LedgerRow]
@@ -237,40 +176,24 @@ class ModelRows:
         return last_applied(self.ledger, role)
 
     def open_alerts(self, now: datetime) -> list[Mapping[str, Any]]:
-        ongoing = [alert for alert in self.alerts if not alert["over"]]
-        return [a for a in ongoing if now - datetime.fromisoformat(a["last"]) <= OPEN]
+        return [alert for alert in self.alerts if is_open(alert, now)]
 
     def undelivered(self) -> list[Mapping[str, Any]]:
         return [alert for alert in self.alerts if not alert["delivered"]]
 
 
-def model_rows(ledger: Ledger, records: Records, model: str) -> ModelRows:
+def model_rows(ledger: Ledger, records: Records, model: str, datasets: Sequence[str]) -> ModelRows:
     decisions, last = records.decisions(model), records.last_by_action(model)
-    return ModelRows(ledger.rows(model), decisions, last, records.alerts(model))
+    alerts = [alert for subject in (*datasets, model) for alert in records.alerts(subject)]
+    return ModelRows(ledger.rows(model), decisions, last, alerts)
 
 
-def _alert(model: str, cause: str) -> sql.ColumnElement[bool]:
-    return (ALERTS.c.model == model) & (ALERTS.c.cause == _key(cause))
+def is_open(alert: Mapping[str, Any], now: datetime) -> bool:
+    return datetime.fromisoformat(alert["last"]) >= now - QUIET
 
 
-def _key(cause: str) -> str:
-    """Return a cause that a column takes; of a longer one the beginning and what tells it apart."""
-    if len(cause) <= LONGEST:
-        return cause
-    return f"{cause[: LONGEST - HASHED - 1]}~{sha256(cause.encode()).hexdigest()[:HASHED]}"
-
-
-def _take(connection: sql.Connection, row: Any, at: datetime) -> bool:
-    """Whether to deliver `row` at `at`, which is noted: nobody took it, or too long ago."""
-    passed = abs(at - datetime.fromisoformat(row.tried))
-    if row.delivered or timedelta(0) < passed <= IN_HAND:  # at 0 it is the caller's own try
-        return False
-    taken = sql.update(ALERTS).where(_alert(row.model, row.cause))
-    connection.execute(taken.values(tried=at.isoformat()))
-    return True
-
-
-def _row(found: Any) -> DecisionRow:
-    values = {name: getattr(found, name) for name in DecisionRow.__annotations__}
-    values |= {"as_of": datetime.fromisoformat(found.as_of), "figures": json.loads(found.figures)}
+def _row(row: sql.RowMapping) -> DecisionRow:
+    values = {name: row[name] for name in DecisionRow.__annotations__}
+    values["as_of"] = datetime.fromisoformat(row["as_of"])
+    values["figures"] = json.loads(row["figures"])
     return DecisionRow(**values)

@@ -1,28 +1,22 @@
 """MLflow's model registry, in our own small types. Decides nothing."""
 
-from __future__ import annotations
-
 import tempfile
 import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mlflow.artifacts import download_artifacts
 
+from core.errors import RegistryError
+from core.settings import Settings
 from mlflow_server.connection import GONE, MISSING, client, translated
+from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, SHADOW, TRAFFIC_TAG, Deployed
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, wrong_files
-from stack.errors import RegistryError
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping
-
-    from stack.settings import Settings
+from mlflow_server.served_model import CONTRACT_FILE, ServedModel, served_files, wrong_files
 
 __all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
-PLACES = (ONNX_FILE, f"extra_files/{CONTRACT_FILE}")
-"""Where the served files lie below the version's artifact folder (MLflow's own layout)."""
 MOST = 100_000
 """Versions asked for at once; MLflow's own bound is 200,000."""
 
@@ -38,10 +32,9 @@ class Version:
 
 
 class Registry:
-    """Aliases, stages, versions and files of the registered models.
+    """Aliases, stages, versions and files of the registered models; threads may share it.
 
-    Every call ends within 5 s per request and raises RegistryError, in one line, when MLflow
-    does not answer or refuses. Safe to share between threads.
+    Every method raises RegistryError, in one line, when MLflow refuses or is silent for 5 s.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -49,7 +42,6 @@ class Registry:
         self._client = client(settings)
 
     def production(self, model: str) -> str | None:
-        """Version that the alias `production` names; None without one or without the model."""
         return self.aliases(model).get(PRODUCTION)
 
     def aliases(self, model: str) -> Mapping[str, str]:
@@ -58,12 +50,12 @@ class Registry:
 
     def deployed(self, model: str) -> Deployed:
         """Aliases and tags of the model; empty for one that does not exist."""
-        named = f"name = '{model}'"
         with translated(f"aliases of {model}"):
-            for found in self._client.search_registered_models(named, max_results=1):
-                aliases = {alias: str(version) for alias, version in found.aliases.items()}
-                return Deployed(aliases, dict(found.tags))
-        return Deployed({}, {})
+            found = self._client.search_registered_models(f"name = '{model}'", max_results=1)
+        if not found:
+            return Deployed({}, {})
+        aliases = {alias: str(version) for alias, version in found[0].aliases.items()}
+        return Deployed(aliases, dict(found[0].tags))
 
     def version(self, model: str, version: str) -> Version:
         with translated(f"version {version} of {model}"):
@@ -76,51 +68,42 @@ class Registry:
         return sorted(map(_version, found), key=lambda version: int(version.version))
 
     def in_roles(self, model: str) -> list[tuple[str, Version]]:
-        """Return each role of `model` that an alias names a version for, with the version."""
+        """Return each role of `model` that is taken, with the version."""
         aliases = self.aliases(model)
         return [(role, self.version(model, aliases[role])) for role in ROLES if role in aliases]
 
-    def tags(self) -> list[dict[str, str]]:
-        """Tags of every version of every model."""
-        with translated("versions of all models"):
-            return [dict(v.tags) for v in self._client.search_model_versions(max_results=MOST)]
-
-    def download(self, version: Version, folder: Path) -> None:
-        """Put the served files into `folder`; unverified, see `served_model.wrong_files`."""
+    def download(self, version: Version, folder: Path, places: Iterable[str] = ()) -> None:
+        """Put files into `folder`, by default the served ones; unverified, see `wrong_files`."""
+        places = places or served_files(version.tags).values()
         what = f"files of version {version.version} of {version.model}"
         with translated(what):
             uri = self._client.get_model_version_download_uri(version.model, version.version)
-        self.download_from(uri, folder, what)
+        self.download_from(uri, folder, what, places)
 
-    def download_from(self, uri: str, folder: Path, what: str) -> None:
-        """Put the served files of the logged model at `uri` into `folder`."""
+    def download_from(self, uri: str, folder: Path, what: str, places: Iterable[str]) -> None:
+        """Put files of the logged model at `uri` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         at = {"tracking_uri": self._address, "registry_uri": self._address}
         with translated(what):
-            for place in PLACES:
+            for place in places:
                 download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
 
     def download_extra(self, version: Version, names: Iterable[str], folder: Path) -> None:
         """Put files that were registered beside the served ones into `folder`; unverified."""
-        what = f"files of version {version.version} of {version.model}"
-        at = {"tracking_uri": self._address, "registry_uri": self._address}
-        with translated(what):
-            uri = self._client.get_model_version_download_uri(version.model, version.version)
-            for name in names:
-                download_artifacts(
-                    artifact_uri=f"{uri}/extra_files/{name}", dst_path=str(folder), **at
-                )
+        self.download(version, folder, [f"extra_files/{name}" for name in names])
 
-    def served(self, version: Version) -> tuple[ServedModel, bytes]:
-        """Contract and ONNX file of `version`, once they are those registered."""
+    def served(
+        self, version: Version, trusted: tuple[str, ...] = ()
+    ) -> tuple[ServedModel, ModelFile]:
+        """Contract and model of `version`, as registered. trusted: the spec's, to score with it."""
         with tempfile.TemporaryDirectory(prefix="gyre-") as name:
             folder = Path(name)
             self.download(version, folder)
-            if wrong := wrong_files(folder, version.tags):
+            if wrong := "; ".join(wrong_files(folder, version.tags)):
                 what = f"version {version.version} of {version.model}"
-                raise RegistryError(f"{what} is damaged: {'; '.join(wrong)}")
-            found = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
-            return found, (folder / ONNX_FILE).read_bytes()
+                raise RegistryError(f"{what} is damaged: {wrong}")
+            contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+            return contract, read_file(folder, contract, trusted)
 
     def damage(self, model: str, version: str) -> str:
         """Say which served files are not those registered; empty if all are."""
@@ -150,17 +133,14 @@ class Registry:
                 self._client.delete_registered_model_tag(model, TRAFFIC_TAG)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
-        """Write the stage, for those who read it; nothing where version or stages do not exist."""
+        """Write the stage if version and stages exist; what was in Production is Archived."""
         what = f"stage {stage} for version {version}"
         with warnings.catch_warnings(), translated(what, unless=GONE | MISSING):
             warnings.simplefilter("ignore", FutureWarning)  # deprecated
-            self._client.transition_model_version_stage(model, version, stage)
+            self._client.transition_model_version_stage(
+                model, version, stage, archive_existing_versions=stage == "Production"
+            )
 
 
 def _version(found: Any) -> Version:
-    return Version(
-        model=found.name,
-        version=str(found.version),
-        run_id=found.run_id or "",
-        tags=dict(found.tags),
-    )
+    return Version(found.name, str(found.version), found.run_id or "", dict(found.tags))

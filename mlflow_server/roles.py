@@ -1,9 +1,7 @@
-"""Roles of a model's versions: what MLflow and the ledger say of them, and what may be changed.
+"""The rules on roles. Pure functions, without MLflow and SQLAlchemy: serving's workers import them.
 
 MLflow's aliases, and a tag for a challenger's traffic, are the truth of what is in a role; the
-ledger says how it came there. Two roles end by themselves: a challenger once production changes,
-because it was tried against the version that was there, and a shadow once its version answers.
-Pure functions; imports neither MLflow nor SQLAlchemy.
+ledger says how it came there. `rows` are those of one model, oldest first.
 """
 
 from __future__ import annotations
@@ -12,7 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from stack.errors import PromotionRefusedError, RegistryError
+from core.errors import PromotionRefusedError, RegistryError
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence
@@ -24,7 +22,6 @@ ROLES = (PRODUCTION, CHALLENGER, SHADOW)
 PREVIOUS = "previous"
 """Alias of the version that a rollback goes back to; it follows production, without rows."""
 TRAFFIC_TAG = "challenger_traffic"
-"""Tag of the registered model, `VERSION:PERCENT`."""
 WHOLE = 100
 
 
@@ -36,23 +33,27 @@ class Deployed:
     tags: Mapping[str, str]
 
     def percent(self, role: str) -> int:
-        """Return the share of requests that the role's version is asked, 0 without one."""
+        """Return the share of requests that the role's version is asked, 0 without one.
+
+        A challenger's is 0 where the tag is absent, malformed or names another version.
+        """
         version = self.aliases.get(role)
-        if version is None:
-            return 0
-        return challenger_percent(version, self.tags) if role == CHALLENGER else WHOLE
-
-
-def challenger_percent(version: str, tags: Mapping[str, str]) -> int:
-    """Return 1..100, or 0 where the tag is absent, malformed or names another version."""
-    match = re.fullmatch(r"([0-9]+):([1-9][0-9]?|100)", tags.get(TRAFFIC_TAG, ""))
-    return int(match[2]) if match and match[1] == version else 0
+        if version is None or role != CHALLENGER:
+            return WHOLE if version else 0
+        match = re.fullmatch(r"([0-9]+):([1-9][0-9]?|100)", self.tags.get(TRAFFIC_TAG, ""))
+        return int(match[2]) if match and match[1] == version else 0
 
 
 def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
-    """Return the row that put into `role` what the ledger says is there. `rows`: oldest first."""
+    """Return the row that put into `role` what the ledger says is there."""
     applied = (row for row in reversed(rows) if row.role == role and row.applied_at)
     return next(applied, None)
+
+
+def current(rows: Sequence[LedgerRow], role: str) -> str | None:
+    """Return the version in `role`, as the ledger has it."""
+    row = last_applied(rows, role)
+    return row.to_version if row else None
 
 
 def explained(rows: Sequence[LedgerRow], deployed: Deployed, role: str) -> bool:
@@ -69,25 +70,23 @@ def can_finish(row: LedgerRow, deployed: Deployed) -> bool:
 
 
 def ended(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
-    """Return the rows whose role is over, and why. `rows` agree with MLflow."""
+    """Return the rows whose role is over, and why.
+
+    A challenger ends once production changes, because it was tried against the version that was
+    there; a shadow ends once its version answers.
+    """
     production, challenger, shadow = (last_applied(rows, role) for role in ROLES)
-    answering = {production.to_version: PRODUCTION} if production else {}
-    found = []
-    if production and challenger and challenger.to_version:
-        if production.sequence > challenger.sequence:
-            now_there = named(production.to_version)
-            found.append((challenger, f"its trial is over: production is {now_there} now"))
-        else:
-            answering[challenger.to_version] = CHALLENGER
-    if shadow and shadow.to_version and (role := answering.get(shadow.to_version)):
-        found.append((shadow, f"version {shadow.to_version} is in role {role} now"))
+    found, answering = [], [production, challenger]
+    if production and challenger and production.sequence > challenger.sequence:
+        answering = [production]
+        if challenger.to_version:
+            there = named(production.to_version)
+            found.append((challenger, f"its trial is over: production is {there} now"))
+    if shadow and shadow.to_version:
+        above = [row.role for row in answering if row and row.to_version == shadow.to_version]
+        shown = named(shadow.to_version)
+        found += [(shadow, f"{shown} is in role {role} now") for role in above[-1:]]
     return found
-
-
-def ways_back(rows: Sequence[LedgerRow]) -> list[str]:
-    """Versions that a rollback may go to, the first choice first."""
-    last = last_applied(rows, PRODUCTION)
-    return [version for version in reversed(history(rows)) if last and version != last.to_version]
 
 
 def history(rows: Sequence[LedgerRow]) -> list[str]:
@@ -103,6 +102,24 @@ def history(rows: Sequence[LedgerRow]) -> list[str]:
     return stack
 
 
+def ways_back(rows: Sequence[LedgerRow]) -> list[str]:
+    """Versions that a rollback may go to, the first choice first."""
+    return [version for version in reversed(history(rows)) if version != current(rows, PRODUCTION)]
+
+
+def check_role(role: str, percent: int, version: str | None) -> None:
+    """Refuse what can be no change of a role; version None ends it."""
+    fits = percent == (WHOLE if version else 0)
+    if role == CHALLENGER and version:
+        fits = 1 <= percent <= WHOLE
+    if role not in ROLES or not fits or (role == PRODUCTION and version is None):
+        raise PromotionRefusedError(
+            f"role must be one of {', '.join(ROLES)}, and percent 100, or of a challenger 1..100 "
+            "(0 is gyre release; what is in production goes by gyre rollback, or when another is "
+            f"promoted): found {role!r}, {percent!r}"
+        )
+
+
 def check_promotion(
     rows: Sequence[LedgerRow], versions: Collection[str], wanted: LedgerRow
 ) -> None:
@@ -111,36 +128,26 @@ def check_promotion(
     if version is not None and version not in versions:
         known = ", ".join(sorted(versions, key=int)) or "none"
         raise RegistryError(f"{model} has no version {version}: known are {known}")
-    last = last_applied(rows, role)
-    current = last.to_version if last else None
+    last, there = last_applied(rows, role), current(rows, role)
     won = f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})" if last else ""
-    if current != wanted.from_version:
-        raise PromotionRefusedError(
-            f"{model}: {role} is {named(current)}{won}, not {named(wanted.from_version)}, "
-            f"which {named(version)} was to replace"
-        )
-    if current is None and version is None:
-        raise PromotionRefusedError(f"{model}: no version is {role}, nothing to release{won}")
-    if last and (current, last.percent) == (version, wanted.percent):
-        raise PromotionRefusedError(f"{model}: version {version} is already {role}{won}")
-    if version is not None and role != PRODUCTION:
-        _check_beside(rows, wanted)
-
-
-def _check_beside(rows: Sequence[LedgerRow], wanted: LedgerRow) -> None:
-    """Refuse a challenger or shadow that has nothing to stand beside, or answers already."""
-    model, role, version = wanted.model, wanted.role, wanted.to_version
-    in_roles = {each: row.to_version for each in ROLES if (row := last_applied(rows, each))}
-    if in_roles.get(PRODUCTION) is None:
-        raise PromotionRefusedError(
-            f"{model}: nothing is in production for a {role} to be compared with: "
-            f"gyre promote {model} {version}"
-        )
-    above = ROLES[: ROLES.index(role)]
-    if taken := next((each for each in above if in_roles.get(each) == version), None):
-        raise PromotionRefusedError(
-            f"{model}: version {version} is in role {taken}, and cannot be {role} as well"
-        )
+    is_beside = version is not None and role != PRODUCTION
+    above = ROLES[: ROLES.index(role)] if is_beside else ()
+    taken = next((each for each in above if current(rows, each) == version), None)
+    if there != wanted.from_version:
+        problem = f"{role} is {named(there)}{won}, not {named(wanted.from_version)}, which "
+        problem += f"{named(version)} was to replace"
+    elif there is None and version is None:
+        problem = f"no version is {role}, nothing to release{won}"
+    elif last and (there, last.percent) == (version, wanted.percent):
+        problem = f"version {version} is already {role}{won}"
+    elif is_beside and current(rows, PRODUCTION) is None:
+        problem = f"nothing is in production for a {role} to be compared with: "
+        problem += f"gyre promote {model} {version}"
+    elif taken:
+        problem = f"version {version} is in role {taken}, and cannot be {role} as well"
+    else:
+        return
+    raise PromotionRefusedError(f"{model}: {problem}")
 
 
 def named(version: str | None) -> str:

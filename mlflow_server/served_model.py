@@ -1,76 +1,151 @@
 """What a registered version holds for serving, and how its bytes are trusted.
 
-The files lie in the version's artifact folder (`registry.PLACES`). Each has its SHA-256 as a tag of
-the version, so a reader checks the digest before anything parses a byte.
+Each file has its SHA-256 as a tag of the version: a reader checks it before anything parses a byte.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field
 
-from mlflow_server.lookup import LookupSpecification  # noqa: TC001
-from stack.spec import EntityKey, FeatureType, Population  # noqa: TC001  (pydantic reads the annotations)
+from core.spec import (
+    EntityKey,
+    FeatureType,
+    KeyType,
+    Population,
+)
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from numpy.typing import ArrayLike, NDArray
 
-ONNX_FILE = "model.onnx"
+ONNX_FILE, SKOPS_FILE = "model.onnx", "model.skops"
+Loader = Literal["mlflow.onnx", "mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm"]
+MODEL_FILES: dict[Loader, str] = {
+    "mlflow.onnx": ONNX_FILE,
+    "mlflow.sklearn": SKOPS_FILE,
+    "mlflow.xgboost": "model.ubj",
+    "mlflow.lightgbm": "model.lgb",
+}
+"""MLflow's loader modules that a version may name, and the file that each one reads: data only."""
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"
-"""Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted."""
+"""Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted; of
+many classes [N, K], the probability of each."""
 SCORE_DIGITS, SCALE = 6, 1e6
 """Digits of an answer, of its log line, and of what threshold and monitor compare them with."""
 
 
-class ServedModel(BaseModel):
-    """`serving.json`: how to call `model.onnx` and what to do without features.
+class Frozen(BaseModel):
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", ser_json_bytes="hex", val_json_bytes="hex"
+    )
 
-    ONNX inputs are one rank-1 column per feature, of the types below (int64, float64, string).
-    The prediction is 1 where `rounded(score) >= threshold`; without a threshold it is the rounded
-    score itself.
+
+class StoredFeature(Frozen):
+    """name: as Feast's answer has it. field: its name in the hash. tag: of its protobuf field."""
+
+    name: str
+    kind: FeatureType
+    field: bytes
+    tag: int
+
+
+class StoredView(Frozen):
+    """One Redis hash per entity: `prefix`, type, size and bytes of each key value, `suffix`.
+
+    keys: columns of the request, in the order of the hash's name. time: field with the event time.
+    mark: Redis key that holds up to when the view was materialised. ttl_us: age in microseconds
+    above which a value is null; 0: never.
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    keys: dict[str, KeyType]
+    prefix: bytes
+    suffix: bytes
+    time: bytes
+    mark: str
+    ttl_us: int
+    features: tuple[StoredFeature, ...]
+
+
+class OnDemandFunction(Frozen):
+    """An on-demand view: a function of the installed project, called with columns.
+
+    sha256: of its source as `feature_repo.on_demand` reads it. inputs: name that it knows → column.
+    """
+
+    module: str = Field(pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$")
+    function: str
+    sha256: str
+    inputs: dict[str, str]
+    outputs: dict[str, FeatureType]
+
+
+class LookupSpecification(Frozen):
+    """How a worker reads the version's features online, without Feast; written at registration.
+
+    Every byte of Feast's encoding that a reader depends on stands in it, as Feast made it.
+    feast: version that wrote it. online_store: type in feature_store.yaml.
+    unsupported: why only Feast's own reader can answer; views and functions are then empty.
+    request_data: what on-demand functions take from a request beside the key, and its types.
+    """
+
+    feast: str
+    online_store: str
+    unsupported: str | None = None
+    views: tuple[StoredView, ...] = ()
+    functions: tuple[OnDemandFunction, ...] = ()
+    request_data: dict[str, FeatureType] = {}
+
+
+class ServedModel(Frozen):
+    """`serving.json`: how to call the model and what to do without features.
+
+    ONNX inputs are one rank-1 column per feature, of the types that core.spec.INPUTS says.
+    The prediction is 1 where `rounded(score) >= threshold`; of many `classes` the first with the
+    largest rounded score; without either it is the rounded score itself.
+    """
 
     model: str
+    loader: Loader = "mlflow.onnx"
     entity_key: EntityKey
     feature_service: str
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
-    """Medians (numbers) and modes (strings) of the training frame."""
+    """Medians (numbers) and modes (strings) of the training frame, as the model takes them."""
     nullable: tuple[str, ...] = ()
     """Features that were null in the training frame: so may a client's be."""
-    population: Population
+    population: Population | None = None
     threshold: float | None = None
+    classes: tuple[str, ...] = ()
     as_of: str
     """ISO 8601, UTC: the training run's `as_of`."""
     lookup: LookupSpecification
 
+    @property
+    def file(self) -> str:
+        return MODEL_FILES[self.loader]
 
-def at_most_1(scores: NDArray[Any], threshold: float | None) -> NDArray[Any]:
-    """Scores [N] of classes, those within 1e-5 above 1 as 1.
-
-    Versions exported before ONNX did so sum shares in float32, and the proof let them pass.
-    """
-    above = (scores > 1) & (scores < 1 + 1e-5)
-    return scores if threshold is None else np.where(above, 1, scores)
+    @property
+    def class_count(self) -> int:
+        """How many classes there are; 0 where numbers are predicted."""
+        return len(self.classes) or (0 if self.threshold is None else 2)
 
 
 def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
-    """Scores [N] as they are answered: classes to 6 decimals, numbers to 6 significant digits.
+    """Scores as they are answered: of classes to 6 decimals, numbers to 6 significant digits.
 
     A number may have any unit: in euros 0.0000001 is nothing, in millions of them a coin.
     """
     exact = np.asarray(scores, np.float64)
-    if threshold is None:
+    if threshold is None and exact.ndim == 1:
         return np.array([rounded_one(score, threshold) for score in exact.tolist()])
     return np.round(exact, SCORE_DIGITS)
 
@@ -90,13 +165,20 @@ def sha256(path: Path) -> str:
 
 def digest_tags(folder: Path) -> dict[str, str]:
     """Tags for the version whose served files lie in `folder`."""
-    return {DIGEST_TAG + name: sha256(folder / name) for name in (ONNX_FILE, CONTRACT_FILE)}
+    names = (name for name in (*MODEL_FILES.values(), CONTRACT_FILE) if (folder / name).is_file())
+    return {DIGEST_TAG + name: sha256(folder / name) for name in names}
 
 
-def wrong_files(folder: Path, tags: dict[str, str]) -> list[str]:
+def served_files(tags: Mapping[str, str]) -> dict[str, str]:
+    """Files that a version with these tags is served by, and where they lie below its artifacts."""
+    models = [name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags] or [ONNX_FILE]
+    return {name: name for name in models} | {CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
+
+
+def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
     """Return one line per served file in `folder` whose bytes are not those registered."""
     wrong = []
-    for name in (ONNX_FILE, CONTRACT_FILE):
+    for name in served_files(tags):
         expected = tags.get(DIGEST_TAG + name, "no digest")
         found = sha256(folder / name) if (folder / name).is_file() else "no file"
         if found != expected:

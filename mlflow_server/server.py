@@ -1,19 +1,12 @@
-"""How the MLflow server starts.
+"""How the MLflow server starts: uvicorn directly, with the variables of `mlflow server`.
 
-Uvicorn is started directly (see `app`), with the variables that `mlflow server`
-would hand to it. That command stays in memory only to wait for uvicorn (a further 0.22 GB), and
-when it is killed it leaves uvicorn behind, holding the port.
+That command stays in memory to wait for uvicorn (a further 0.22 GB), and leaves it behind, holding
+the port, when it is killed.
 """
 
-from __future__ import annotations
-
 import sys
-from typing import TYPE_CHECKING
 
-from stack.settings import LOOPBACK
-
-if TYPE_CHECKING:
-    from stack.settings import Settings
+from core.settings import LOOPBACK, Settings
 
 
 def command(settings: Settings) -> list[str]:
@@ -32,9 +25,10 @@ def environment(settings: Settings) -> dict[str, str]:
     folder.mkdir(parents=True, exist_ok=True)
     database = {"GYRE_DATABASE_URL": settings.database_url} if settings.database_url else {}
     store = settings.database_url or f"sqlite:///{folder / 'mlflow.db'}"
+    # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
+    # command leaves no process behind, or these have public names.
     return {
-        # Where the ledger is, for promotions made in MLflow's UI.
-        "GYRE_HOME": str(settings.home),
+        "GYRE_HOME": str(settings.home),  # where the ledger is, for promotions made in MLflow's UI
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
         **database,
         "_MLFLOW_SERVER_FILE_STORE": store,

@@ -4,31 +4,24 @@ Everything goes through a client of its own, never the fluent "active run", so t
 several processes and threads do not get into each other's runs.
 """
 
-from __future__ import annotations
-
 import time
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
+from core.errors import RegistryError
+from core.settings import Settings
+from core.user_code import in_one_line
 from mlflow_server.connection import EXISTS, client, translated
 from mlflow_server.pages import KEY_TAG
-from stack.errors import RegistryError
-from stack.user_code import in_one_line
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
-    from datetime import datetime
-
-    from matplotlib.figure import Figure
-
-    from stack.settings import Settings
 
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
@@ -36,10 +29,8 @@ DIGEST_LENGTH = 36
 TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 """Without it the UI greets an experiment as one about chat models, its runs a click away."""
 DATA_FOLDER = "data"
-LONGEST = 5_000
-"""Characters of a tag: MLflow's own bound."""
-MOST = 50_000
-"""Runs asked for at once: MLflow's own bound."""
+LONGEST, MOST = 5_000, 50_000
+"""MLflow's own bounds: characters of a tag, runs asked for at once."""
 
 
 @dataclass(frozen=True)
@@ -69,35 +60,32 @@ class Tracking:
         tags: Mapping[str, str],
         parent: str | None = None,
     ) -> str:
-        """Return the run of `key`, started if there is none; one that did not finish goes on.
+        """Return the id of the run of `key`, started (below the run `parent`) if there is none.
 
-        parent: id of the run that this one lies under.
+        One that did not finish goes on.
         """
-        found = [run for run in self.runs(experiment, parent) if run.key == key]
+        runs = [run for run in self.runs(experiment, parent) if run.key == key]
         with translated(f"run {name} of {experiment}"):
-            if not found:
-                marked, place = {**tags, KEY_TAG: key}, self._experiment(experiment)
-                marked |= {PARENT_TAG: parent} if parent else {}
-                run = self._client.create_run(place, tags=marked, run_name=name)
+            if not runs:
+                own = {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
+                place = self._experiment(experiment)
+                run = self._client.create_run(place, tags={**tags, **own}, run_name=name)
                 return str(run.info.run_id)
-            oldest = found[-1]
+            oldest = runs[-1]
             if oldest.status != "FINISHED":
                 self._client.update_run(oldest.run_id, status="RUNNING")
             return oldest.run_id
 
     def runs(self, experiment: str, parent: str | None = None) -> list[Run]:
-        """Every run under `parent` (default: under none), newest first.
-
-        Empty for an experiment that does not exist.
-        """
+        """Every run under `parent` (default: under none), newest first; no experiment, no runs."""
         # Not "IS NULL", which older servers do not know.
-        under = None if parent is None else f"tags.`{PARENT_TAG}` = '{parent}'"
+        under = f"tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
         with translated(f"runs of {experiment}"):
             known = self._client.get_experiment_by_name(experiment)
             if known is None:
                 return []
             order = ["attributes.start_time DESC"]
-            found = self._client.search_runs([known.experiment_id], under or "", 1, MOST, order)
+            found = self._client.search_runs([known.experiment_id], under, 1, MOST, order)
         return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
 
     def page(self, run_id: str, path: str) -> str:
@@ -119,23 +107,13 @@ class Tracking:
         tags: Mapping[str, str] | None = None,
         at: datetime | None = None,
     ) -> None:
-        """Write values; a parameter, once written, keeps its own (the same again is fine).
-
-        at: the moment that the metrics are of, now if absent.
-        """
+        """Write values, metrics as of `at` (default: now); a parameter keeps its first value."""
         now = int((at.timestamp() if at else time.time()) * 1000)
+        points = [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
+        texts = [Param(name, str(value)) for name, value in (params or {}).items()]
+        labels = [RunTag(name, value) for name, value in (tags or {}).items()]
         with translated(f"values of run {run_id}"):
-            self._client.log_batch(
-                run_id,
-                [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()],
-                [Param(name, str(value)) for name, value in (params or {}).items()],
-                [RunTag(name, value) for name, value in (tags or {}).items()],
-            )
-
-    def log_figure(self, run_id: str, figure: Figure, path: str) -> None:
-        """Store a matplotlib figure as the artifact `path` (its ending names the format)."""
-        with translated(f"figure {path} of run {run_id}"):
-            self._client.log_figure(run_id, figure, path)
+            self._client.log_batch(run_id, points, texts, labels)
 
     def log_json(self, run_id: str, content: Mapping[str, Any], path: str) -> None:
         with translated(f"artifact {path} of run {run_id}"):
@@ -149,13 +127,17 @@ class Tracking:
         with translated(f"artifact {file.name} of run {run_id}"):
             self._client.log_artifact(run_id, str(file), folder)
 
+    def log_artifacts(self, run_id: str, files: Path, folder: str) -> None:
+        """Store everything in the local folder `files` in the run's folder `folder`."""
+        with translated(f"artifacts {folder} of run {run_id}"):
+            self._client.log_artifacts(run_id, str(files), folder)
+
     def log_dataset(
         self, run_id: str, parquet: Path, *, name: str, digest: str, target: str
     ) -> None:
         """Store the file under `data/` and name it as what the run was trained on.
 
-        `digest` is the caller's hash of the content (MLflow keeps 36 characters of it): MLflow's
-        own does not change for edits past row 10,000.
+        digest: the caller's hash of the content: MLflow's own covers the first 10,000 rows.
         """
         self.log_artifact(run_id, parquet, DATA_FOLDER)
         # The address that the UI itself links to: proxied artifact URIs have no resolver.
@@ -167,10 +149,9 @@ class Tracking:
             name=name,
             digest=digest[:DIGEST_LENGTH],
         )
-        tags = [InputTag("mlflow.data.context", "training")]
-        entity = DatasetInput(dataset._to_mlflow_entity(), tags)  # noqa: SLF001  (client way)
+        context = [InputTag("mlflow.data.context", "training")]
         with translated(f"dataset {name} of run {run_id}"):
-            self._client.log_inputs(run_id, [entity])
+            self._client.log_inputs(run_id, [DatasetInput(Dataset(**dataset.to_dict()), context)])
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Fetch the artifact (file or folder) `path` below `folder`; return where it is."""
@@ -185,7 +166,7 @@ class Tracking:
         return {each.path: each.file_size or 0 for each in found}
 
     def delete_artifacts(self, run_id: str, path: str) -> None:
-        """Delete the artifact (file or folder) `path`; of one that is gone nothing is said."""
+        """Delete the artifact (file or folder) `path`, if it is there."""
         with translated(f"artifact {path} of run {run_id}"):
             place = self._client.get_run(run_id).info.artifact_uri
             get_artifact_repository(place, self._address).delete_artifacts(path)
@@ -193,6 +174,14 @@ class Tracking:
     def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
         with translated(f"end of run {run_id}"):
             self._client.set_terminated(run_id, status)
+
+    def end(self, run_id: str, outcome: str) -> None:
+        self.log(run_id, tags={"outcome": outcome[:LONGEST]})
+        self.finish(run_id, "FINISHED")
+
+    def fail(self, run_id: str, why: str) -> None:
+        self.log(run_id, tags={"outcome": why[:LONGEST]})
+        self.finish(run_id, "FAILED")
 
     @contextmanager
     def on_record(self, run_id: str) -> Iterator[None]:
@@ -204,23 +193,13 @@ class Tracking:
                 self.fail(run_id, in_one_line(exc))
             raise
 
-    def fail(self, run_id: str, why: str) -> None:
-        self.log(run_id, tags={"outcome": why[:LONGEST]})
-        self.finish(run_id, "FAILED")
-
     def _experiment(self, name: str) -> str:
-        if self._client.get_experiment_by_name(name) is None:
-            with translated(f"experiment {name}", unless=EXISTS):  # another process was first
-                self._client.create_experiment(name, tags=TRAINING)
+        with translated(f"experiment {name}", unless=EXISTS):
+            self._client.create_experiment(name, tags=TRAINING)
         return str(self._client.get_experiment_by_name(name).experiment_id)
 
 
 def _run(found: Any) -> Run:
-    return Run(
-        run_id=found.info.run_id,
-        key=found.data.tags.get(KEY_TAG),
-        status=found.info.status,
-        params=dict(found.data.params),
-        metrics=dict(found.data.metrics),
-        tags=dict(found.data.tags),
-    )
+    data = found.data
+    values = dict(data.params), dict(data.metrics), dict(data.tags)
+    return Run(found.info.run_id, data.tags.get(KEY_TAG), found.info.status, *values)

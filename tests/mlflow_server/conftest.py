@@ -2,31 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import socket
-import subprocess
-import time
 import uuid
 from typing import TYPE_CHECKING
 
-import httpx
 import pytest
 
-from mlflow_server import server
+from core.settings import Settings
 from mlflow_server.connection import client
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
-from stack.settings import Settings
+from tests.conftest import mlflow_server, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
-
-
-def unused_port() -> int:
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return int(found.getsockname()[1])
 
 
 @pytest.fixture
@@ -36,33 +24,9 @@ def free_port() -> int:
 
 @pytest.fixture(scope="session")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
-    home = tmp_path_factory.mktemp("gyre")
-    made = Settings(home=home, mlflow_port=unused_port())
-    log = home / "mlflow.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            server.command(made),
-            env={**os.environ, **server.environment(made)},
-            stdout=output,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            _wait(made.mlflow_address, process, log)
-            yield made
-        finally:
-            process.terminate()
-            process.wait(20)
-
-
-def _wait(address: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    until = time.monotonic() + 60
-    while time.monotonic() < until and process.poll() is None:
-        try:
-            if httpx.get(f"{address}/health", timeout=2).text == "OK":
-                return
-        except httpx.TransportError:
-            time.sleep(0.2)
-    raise AssertionError(log.read_text())
+    made = Settings(home=tmp_path_factory.mktemp("gyre"), mlflow_port=unused_port())
+    with mlflow_server(made):
+        yield made
 
 
 @pytest.fixture(scope="session")

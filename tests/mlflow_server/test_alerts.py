@@ -14,8 +14,8 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 import pytest
 import sqlalchemy as sql
 
-from mlflow_server.alerts import DriftAlert, alert, note, over, retry
-from mlflow_server.records import META, Records
+from mlflow_server.alerts import DriftAlert, alert, deliver, note
+from mlflow_server.records import META, QUIET, Records, is_open
 from tests.conftest import new_settings, unused_port
 from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 
@@ -134,15 +134,6 @@ def test_what_many_see_at_once_one_delivers(tmp_path):
         assert [(row["count"], row["delivered"]) for row in records.alerts(MODEL)] == [(8, True)]
 
 
-def test_while_one_delivers_no_other_does_and_a_try_of_the_same_moment_may(records):
-    def must_deliver(seconds):
-        return records.count_alert(MODEL, CAUSE, MESSAGE, NOW + timedelta(seconds=seconds))
-
-    assert [must_deliver(s) for s in (0, 0, 10, 60, 60)] == [True, True, False, True, True]
-    records.alert_delivered(MODEL, CAUSE)
-    assert must_deliver(600) is False
-
-
 def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):
     with (
         receiving(HTTPServer, Webhook) as (web, posted),
@@ -187,47 +178,29 @@ def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(tmp_pat
         assert part in received[0]["message"]
 
 
-def test_that_it_is_over_is_told_once_and_then_it_begins_anew(tmp_path, records):
-    with receiving(HTTPServer, Webhook) as (port, received):
-        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
-        seen(tmp_path, records, settings.alert_urls, 3)
-        (row,) = records.alerts(MODEL)
-        later = NOW + timedelta(hours=5)
-        told = [over(settings, records, row, "its window is ok again", later) for _ in range(3)]
-        assert told == [True, False, False]
-        (ended,) = records.alerts(MODEL)
-        assert (ended["over"], ended["delivered"]) == (later.isoformat(), True)
-        assert alert(settings, records, MODEL, CAUSE, MESSAGE, NOW + timedelta(hours=6))
-    first, last, again = (each["message"] for each in received)
-    assert last.startswith("over: its window is ok again; it was " + MESSAGE)
-    assert "seen 3 times since 2026-11-20T12:00" in last
-    assert MESSAGE in first
-    assert "over" not in again
-    (row,) = records.alerts(MODEL)
-    assert (row["count"], row["over"], row["first"][11:13]) == (1, None, "18")
-
-
-def test_what_ends_unsaid_is_not_told(tmp_path, records):
+def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path, records):
     settings = new_settings(tmp_path)
-    alert(settings, records, MODEL, CAUSE, MESSAGE, NOW)
-    assert not over(settings, records, records.alerts(MODEL)[0], None, NOW)
-    (row,) = records.alerts(MODEL)
-    assert (row["message"], row["delivered"], row["over"]) == (MESSAGE, True, NOW.isoformat())
-    assert len((tmp_path / "logs" / "alerts.log").read_text().splitlines()) == 1
+    seen(tmp_path, records, "", 3)
+    last = NOW + timedelta(hours=2)
+    assert not alert(settings, records, MODEL, CAUSE, MESSAGE, last + QUIET)
+    again = last + 2 * QUIET + timedelta(seconds=1)
+    assert alert(settings, records, MODEL, CAUSE, MESSAGE, again)
+    rows = records.alerts(MODEL)
+    assert [row["count"] for row in rows] == [4, 1]
+    assert [is_open(row, again) for row in rows] == [False, True]
 
 
 def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(tmp_path, records):
     port = unused_port()
     url = f"json://127.0.0.1:{port}"
     seen(tmp_path, records, url)
-    assert note(records, MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
+    note(records, MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
     assert [row["cause"] for row in records.undelivered(MODEL)] == [CAUSE, "killed after"]
     settings = new_settings(tmp_path, alert_urls=url)
-    assert retry(settings, records, MODEL, NOW) == 0, "tried in this very look"
-    assert retry(settings, records, MODEL, NOW + timedelta(hours=1)) == 0, "nobody is there"
+    assert deliver(settings, records, MODEL, NOW) == 0, "nobody is there"
     with receiving(HTTPServer, Webhook, port) as (_, received), ThreadPoolExecutor(4) as pool:
         at = [NOW + timedelta(hours=2, milliseconds=n) for n in range(4)]
-        went = pool.map(lambda each: retry(settings, records, MODEL, each), at)
+        went = pool.map(lambda each: deliver(settings, records, MODEL, each), at)
         assert sum(went) == 2
     assert len(received) == 2
     assert records.undelivered(MODEL) == []
@@ -254,26 +227,20 @@ def test_a_long_cause_is_one_alert_and_one_that_differs_at_its_end_is_another(an
             assert not alert(anywhere, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=1))
         rows = {row["cause"]: row for row in records.alerts(MODEL)}
         assert rows.keys() == set(causes), "as it was said, in full"
-        assert over(anywhere, records, rows[causes[0]], "gone", NOW)
-        assert [row["cause"] for row in records.alerts(MODEL) if row["over"]] == causes[:1]
-        assert note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=2)), "it begins anew"
-        assert records.take_alert(MODEL, causes[0], NOW + timedelta(hours=3))
+        note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=5))
+        assert deliver(anywhere, records, MODEL, NOW + timedelta(hours=5)) == 1, "it begins anew"
 
 
-def test_of_eight_that_see_a_cause_for_the_first_time_at_once_one_delivers_and_none_fails(anywhere):
+def test_of_eight_that_see_a_cause_for_the_first_time_at_once_each_counts_in_one_row(anywhere):
     together = threading.Barrier(8)
 
-    def look(second):
-        at = NOW + timedelta(seconds=second)  # the same moment were one look's own next try
+    def look(_):
         with closing(Records(anywhere)) as records:
-            told = []
             for n in range(15):
                 together.wait(20)
-                told.append(records.count_alert(MODEL, f"cause {n}", MESSAGE, at))
-            return told
+                records.count_alert(MODEL, f"cause {n}", MESSAGE, NOW)
 
     with ThreadPoolExecutor(8) as pool:
-        told = list(pool.map(look, range(8)))
-    assert [sum(each) for each in zip(*told, strict=True)] == [1] * 15
+        list(pool.map(look, range(8)))
     with closing(Records(anywhere)) as records:
-        assert {row["count"] for row in records.alerts(MODEL)} == {8}
+        assert [row["count"] for row in records.alerts(MODEL)] == [8] * 15

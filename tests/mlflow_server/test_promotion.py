@@ -6,17 +6,17 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from core.errors import PromotionRefusedError, RegistryError
 from mlflow_server.connection import client
 from mlflow_server.ledger import LedgerRow, now
 from mlflow_server.promotion import promote, reconcile, release, rollback
 from mlflow_server.roles import Deployed
-from stack.errors import PromotionRefusedError, RegistryError
 from tests.mlflow_server.conftest import stages
 
 if TYPE_CHECKING:
+    from core.settings import Settings
     from mlflow_server.ledger import Ledger
     from mlflow_server.registry import Registry
-    from stack.settings import Settings
 
 ANN = {"who": "ann", "why": "better"}
 

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from core.errors import RegistryError
+from core.settings import Settings
 from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.registry import Registry
-from stack.errors import RegistryError
-from stack.settings import Settings
+from tests.conftest import at_most
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -40,7 +41,7 @@ def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None
     started = time.monotonic()
     with pytest.raises(RegistryError, match="aliases of m: MLflow does not answer") as caught:
         registry.production("m")
-    assert time.monotonic() - started < 6
+    assert time.monotonic() - started < at_most(6)
     assert "\n" not in str(caught.value)
 
 
@@ -50,7 +51,7 @@ def test_mlflow_that_accepts_and_never_answers_is_given_up(tmp_path: Path) -> No
         started = time.monotonic()
         with pytest.raises(RegistryError, match="MLflow does not answer"):
             registry.versions("m")
-        assert time.monotonic() - started < 6
+        assert time.monotonic() - started < at_most(6)
 
 
 def test_a_sequence_is_taken_once(tmp_path: Path) -> None:
@@ -73,7 +74,7 @@ BEGINNERS = """
 import os, sys, time
 from pathlib import Path
 from mlflow_server.ledger import Ledger, LedgerRow, now
-from stack.settings import Settings
+from core.settings import Settings
 begin = time.time() + 0.2
 for _ in range(8):
     if not os.fork():

@@ -13,7 +13,6 @@ from mlflow_server.roles import (
     TRAFFIC_TAG,
     Deployed,
     can_finish,
-    challenger_percent,
     ended,
     explained,
     history,
@@ -44,10 +43,9 @@ TRIED = [*HISTORY, row(3, None, "3", "challenger", percent=5)]
      ("2:5:5", 0), ("5", 0), ("2:five", 0)],
 )  # fmt: skip
 def test_traffic_counts_if_it_names_the_version_and_a_whole_percent(tag: str, percent: int) -> None:
-    assert challenger_percent("2", {TRAFFIC_TAG: tag}) == percent
     assert deployed("1", tag, challenger="2").percent("challenger") == percent
     assert deployed("1", tag).percent("challenger") == 0
-    assert challenger_percent("2", {}) == 0
+    assert deployed("1", challenger="2").percent("challenger") == 0
 
 
 @pytest.mark.parametrize(

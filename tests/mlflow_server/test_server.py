@@ -7,20 +7,19 @@ from typing import TYPE_CHECKING
 
 import httpx
 import psutil
-import pytest
 
+from core.settings import Settings
 from mlflow_server import server
-from stack.settings import Settings
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 
-@pytest.mark.usefixtures("settings")
-def test_it_is_one_process_that_listens_on_loopback() -> None:
+def test_it_is_one_process_that_listens_on_loopback(settings: Settings) -> None:
     children = psutil.Process(os.getpid()).children(recursive=True)
     living = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]  # of other tests
-    (ours,) = [p for p in living if "mlflow_server.app:app" in p.cmdline()]
+    named = {"mlflow_server.app:app", str(settings.mlflow_port)}  # others have their own
+    (ours,) = [p for p in living if named <= {*p.cmdline()}]
     assert ours.children(recursive=True) == []
     assert {c.laddr.ip for c in ours.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
     megabytes = ours.memory_full_info().pss / 2**20

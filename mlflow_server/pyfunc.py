@@ -1,0 +1,98 @@
+"""The file that a version is served by: ONNX, or a data format of its library that pyfunc loads.
+
+The MLmodel file of a version is not read: it could name any loader, class or code. One is made here
+from the version's `serving.json` and from the types that the project's own spec trusts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from core.errors import TrainingError
+from core.user_code import in_one_line
+from mlflow_server.served_model import MODEL_FILES, Loader, ServedModel
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
+TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
+"""What skops does not know of the step `columns`, which Gyre adds."""
+
+
+@dataclass(frozen=True)
+class ModelFile:
+    """Not parsed before `loaded`. classes: how many, 0 of numbers. trusted: types for skops."""
+
+    content: bytes
+    loader: Loader = "mlflow.onnx"
+    classes: int = 2
+    trusted: tuple[str, ...] = ()
+
+    @classmethod
+    def native(cls, fitted: Any, trusted: tuple[str, ...], classes: int) -> ModelFile:
+        """Write what was fitted as its library does, else as skops (TrainingError: neither can)."""
+        library = type(fitted).__module__.partition(".")[0]
+        if library == "xgboost":
+            return cls(bytes(fitted.get_booster().save_raw("ubj")), "mlflow.xgboost", classes)
+        if library == "lightgbm":
+            return cls(fitted.booster_.model_to_string().encode(), "mlflow.lightgbm", classes)
+        import skops.io  # noqa: PLC0415  (and scikit-learn: readers of the registry do without)
+
+        try:
+            content = skops.io.dumps(fitted)
+        except Exception as exc:
+            what = f"no data format for {type(fitted).__name__}"
+            raise TrainingError(f"{what}: {in_one_line(exc)}") from exc
+        if lacking := {*skops.io.get_untrusted_types(data=content)}.difference(TRUSTED, trusted):
+            types = sorted(lacking.union(trusted))
+            raise TrainingError(f"[serving] expected trusted_types = {types}, found {[*trusted]}")
+        return cls(content, "mlflow.sklearn", classes, trusted)
+
+    def write(self, folder: Path) -> Loader:
+        (folder / MODEL_FILES[self.loader]).write_bytes(self.content)
+        return self.loader
+
+    @property
+    def method(self) -> str:
+        """Of the fitted model, whose answer pyfunc's `predict` gives."""
+        return "predict_proba" if self.classes and self.loader == "mlflow.sklearn" else "predict"
+
+    @property
+    def skops(self) -> dict[str, Any]:
+        types = [*TRUSTED, *self.trusted]
+        return {"serialization_format": "skops", "skops_trusted_types": types}
+
+    @cached_property
+    def loaded(self) -> Any:
+        import mlflow.pyfunc  # noqa: PLC0415  (readers of the registry do without)
+        from mlflow.models import Model  # noqa: PLC0415
+
+        model, flavor, file = Model(), self.loader.partition(".")[2], MODEL_FILES[self.loader]
+        model.add_flavor(flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops)
+        named = {"model_path": file, "predict_fn": self.method}
+        mlflow.pyfunc.add_to_model(model, loader_module=self.loader, **named)
+        with TemporaryDirectory(prefix="gyre-pyfunc-") as folder:
+            self.write(Path(folder))
+            model.save(str(Path(folder, "MLmodel")))
+            return mlflow.pyfunc.load_model(folder)
+
+    def run(self, _outputs: Sequence[str], columns: Mapping[str, Any]) -> list[NDArray[np.float64]]:
+        """Score as a session of ONNX Runtime does: the rows in `columns`, [N] or [N, K]."""
+        rows = pd.DataFrame(dict(columns))
+        scores = np.asarray(self.loaded.predict(rows), np.float64)
+        # Of two probabilities the last column.
+        return [scores if self.classes > 2 else scores.reshape(len(rows), -1)[:, -1]]  # noqa: PLR2004
+
+
+def read_file(folder: Path, contract: ServedModel, trusted: tuple[str, ...] = ()) -> ModelFile:
+    content = (folder / contract.file).read_bytes()
+    return ModelFile(content, contract.loader, contract.class_count, trusted)
