@@ -1,1 +1,1 @@
-import stack  # noqa: F401  (first: tools read at import whether they may report)
+import core  # noqa: F401  (first: tools read at import whether they may report)

@@ -1,111 +1,143 @@
-"""What serving wrote becomes tables: `predictions` and `outcomes`, each row exactly once.
-
-A request's row of a shadow has the request's id with `/shadow` behind it.
-
-Lines of open files are taken too (every line that ends in a newline is final; in a closed file the
-rest behind the last newline is a line as well, mostly a torn one). Rows are merged by
-request id, so taking a file again changes nothing; a file of predictions is removed once it is
-closed, taken and safe from a power cut in the table, or set aside as `.malformed` if a line of it
-could not be. They are taken 64 MB at a time: a million rows in ten files took 1 GB of memory, and
-4 GB at once. Files of feedback stay until there are enough newer lines (`closed_feedback`): the
-table has one line of each request, and lines that contradict it are counted from the files.
-"""
+"""What serving logged becomes tables, `predictions` and `outcomes`: each row exactly once."""
 
 from __future__ import annotations
 
+import fcntl
 import json
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
+from itertools import accumulate, groupby
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from mlflow_server.registry import SHADOW
-from stack.log_files import began, final_lines, first_began, is_closed
-from stack.storage import Table, make_durable, one_writer
+from core.storage import Table, one_writer
+from mlflow_server.roles import SHADOW
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
-    from pathlib import Path
+    from numpy.typing import NDArray
 
-    from stack.settings import Settings
+    from core.settings import Settings
+    from core.spec import ModelSpec
 
 TIME = pa.timestamp("us", tz="UTC")
 COMPACT = (",", ":")
-REMEMBERED = 100_000
-"""Lines of feedback that stay on file, the newest: contradictions among them are counted."""
 AT_ONCE = 64 * 1024 * 1024
-"""Bytes of files that are in memory together; serving ends a file at as many."""
-STRICT = ConfigDict(extra="forbid", allow_inf_nan=False)
+"""Bytes of files in memory together; a million rows in ten files took 4 GB at once."""
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A larger one is read as a number with a fraction, and one too large for that is malformed."""
+PREDICTIONS = pa.schema(
+    {
+        "request_id": pa.string(),
+        "model": pa.string(),
+        "version": pa.string(),
+        "role": pa.string(),
+        "received": TIME,
+        "as_of": TIME,
+        "entity": pa.string(),
+        "request_data": pa.string(),
+        "features": pa.string(),
+        "features_from": pa.string(),
+        "probability": pa.float64(),
+        "prediction": pa.float64(),
+        "probabilities": pa.list_(pa.float64()),
+        "in_population": pa.bool_(),
+        "names": pa.string(),
+        "numbers": pa.list_(pa.float64()),
+        "texts": pa.list_(pa.string()),
+    }
+)
+"""Entity as text, request data and features as JSON: one table for models of any shape. A shadow's
+row has the request's id with `/shadow` behind it.
+
+names, numbers, texts: the features once more, for who reads millions (JSON takes three times as
+long): their names in order, as a JSON list, and at each one's place its number or its text.
+"""
+SPREAD = ("names", "numbers", "texts")
+ANSWERS = [name for name in PREDICTIONS.names if name not in ("request_data", "features", *SPREAD)]
+"""Columns that say what was answered, without what from: the smaller part."""
+OUTCOMES = pa.schema(
+    {
+        "line": pa.string(),
+        "request_id": pa.string(),
+        "actual": pa.float64(),
+        "actual_class": pa.string(),
+        "received": TIME,
+    }
+)
+"""Every line of feedback; `line`: its file and number; actual_class: where a name was told."""
 
 
-class Prediction(BaseModel):
-    """A line of the prediction log (serving/prediction_log.py) and a row of `predictions`."""
-
-    model_config = STRICT
+class LogLine(BaseModel):
+    model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     request_id: str
+    received: AwareDatetime
+
+    def row(self) -> dict[str, Any]:
+        return self.model_dump()
+
+
+class Feedback(LogLine):
+    actual: float | str
+
+    def row(self) -> dict[str, Any]:
+        name = isinstance(self.actual, str)
+        own = {"actual": None, "actual_class": self.actual} if name else {"actual_class": None}
+        return self.model_dump() | own
+
+
+class Prediction(LogLine):
+    """The fields are explained in serving/prediction_log.py."""
+
     model: str
     version: str
     role: str
-    received: AwareDatetime
     as_of: AwareDatetime
     entity: int | str | None
-    features: dict[str, Int64 | float | str | None]
+    request_data: dict[str, bool | Int64 | float | str] = {}
+    features: dict[str, bool | Int64 | float | str | None]
     features_from: str
     probability: float | None
     prediction: float
+    probabilities: list[float] | None = None
     in_population: bool
 
-
-class Feedback(BaseModel):
-    """A line of the feedback log and a row of `outcomes`."""
-
-    model_config = STRICT
-
-    request_id: str
-    actual: float
-    received: AwareDatetime
-
-
-PREDICTIONS = pa.schema(
-    {
-        "request_id": pa.string(), "model": pa.string(), "version": pa.string(),
-        "role": pa.string(), "received": TIME, "as_of": TIME, "entity": pa.string(),
-        "features": pa.string(), "features_from": pa.string(), "probability": pa.float64(),
-        "prediction": pa.float64(), "in_population": pa.bool_(), "names": pa.string(),
-        "numbers": pa.list_(pa.float64()), "texts": pa.list_(pa.string()),
-    }
-)  # fmt: skip
-"""Entity as text and features as JSON: one table for models of any shape.
-
-names, numbers, texts: the features once more, for who reads millions (JSON takes three times as
-long): their names in order, as a JSON list, and at each one's place its number or its text; null
-in rows of before there were these columns.
-"""
-FEATURES = ("features", "names", "numbers", "texts")
-ANSWERS = [name for name in PREDICTIONS.names if name not in FEATURES]
-"""Columns that say what was answered, without what from: the smaller part."""
-OUTCOMES = pa.schema({"request_id": pa.string(), "actual": pa.float64(), "received": TIME})
+    def row(self) -> dict[str, Any]:
+        shadow = f"/{SHADOW}" if self.role == SHADOW else ""
+        return self.model_dump() | {
+            "request_id": f"{self.request_id}{shadow}",
+            "entity": None if self.entity is None else str(self.entity),
+            "request_data": json.dumps(self.request_data),
+            "features": json.dumps(self.features),
+            **spread_out(self.features),
+        }
 
 
 @dataclass(frozen=True)
 class Collected:
-    """Rows that were new, lines that were none, and every line of feedback.
-
-    malformed: lines that are torn or not of their log's form. Those of predictions are counted
-    until their file is set aside, that time included; those of feedback stay on file, and count
-    every time. told: columns of `outcomes`, a row per line, by time of receipt.
-    """
+    """Rows that were new; lines that were none, counted until their file is set aside."""
 
     predictions: int
     outcomes: int
     malformed: int
-    told: pa.Table
+
+
+@dataclass(frozen=True)
+class KnownOutcomes:
+    """known: the actual of each request that has one. left_out: lines that do not count, by why.
+
+    Of several lines for one request the first received stands; the others are "told again" or
+    "contradicting the first". A line names no model: one of an unknown request is every model's.
+    """
+
+    known: dict[str, float]
+    left_out: dict[str, int]
 
 
 def predictions(settings: Settings) -> Table:
@@ -117,100 +149,62 @@ def outcomes(settings: Settings) -> Table:
 
 
 def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
-    """Take every final line of the logs into the tables.
+    """Take every final line of the logs into the tables; taking one again changes nothing.
 
-    at_once: bytes of files of predictions that are taken together; a longer file alone.
+    A file is removed once it is closed and taken, or set aside as `.malformed` if a line of it
+    could not be read. at_once: bytes of files that are taken together, about.
 
     Raises:
         DataError: another process held the lock of the logs or of a table for a minute.
 
     """
+    folder = settings.home / "serving" / "log"
     with one_writer(settings.data / "collect"):  # two would remove one file
-        return _collect(settings, at_once)
+        files = sorted(folder.glob("predictions-*.jsonl"))
+        answered, torn = _take(files, Prediction, predictions(settings), "request_id", at_once)
+        files = sorted(folder.glob("feedback-*.jsonl"))
+        told, malformed = _take(files, Feedback, outcomes(settings), "line", at_once)
+    return Collected(answered, told, torn + malformed)
 
 
-def closed_feedback(settings: Settings, past: datetime | None = None) -> list[Path]:
-    """Files of feedback that nobody needs: newer lines are on file, and all of these are stored.
-
-    A line that is malformed keeps its file. What only such a file says, as that an outcome was
-    told again, is counted no more once it is gone. past: what was received before is not asked
-    for, the table need not hold it any more. What is stored is safe from a power cut on return.
-    """
-    files = sorted(_folder(settings).glob("feedback-*.jsonl"), key=began, reverse=True)
-    stored: set[str] | None = None
-    gone: list[Path] = []
-    remembered = 0
-    for file in files:
-        closed = is_closed(file)  # before reading: nothing more comes
-        rows, malformed = _rows(file, Feedback, closed=closed)
-        if closed and (remembered >= REMEMBERED or not rows) and not malformed:
-            if stored is None:
-                stored = set(outcomes(settings).read(columns=["request_id"])[0].to_pylist())
-            due = {row["request_id"] for row in rows if past is None or row["received"] >= past}
-            gone += [file] if due <= stored else []
-        remembered += len(rows)
-    if gone:
-        make_durable(outcomes(settings).path, first_began(gone))
-    return gone
-
-
-def _folder(settings: Settings) -> Path:
-    return settings.home / "serving" / "log"
-
-
-def _collect(settings: Settings, at_once: int) -> Collected:
-    folder, table = _folder(settings), predictions(settings)
-    files = sorted(folder.glob("predictions-*.jsonl"))
-    feedback = sorted(folder.glob("feedback-*.jsonl"))
-    # Before reading: nothing more comes.
-    closed = {file for file in files + feedback if is_closed(file)}
-    new = malformed = 0
-    for some in _together(files, at_once):
-        taken = {file: _rows(file, Prediction, closed=file in closed) for file in some}
-        new += _merge(table, [row for rows, _ in taken.values() for row in rows])
-        malformed += sum(bad for _, bad in taken.values())
-        done = [file for file in some if file in closed]
-        if done:
-            make_durable(table.path, first_began(done))
-        for file in done:
-            if taken[file][1]:
-                file.rename(file.with_suffix(".malformed"))
-            else:
-                file.unlink()
-    told = [OUTCOMES.empty_table()]
-    for file in feedback:
-        rows, bad = _rows(file, Feedback, closed=file in closed)
-        told.append(pa.Table.from_pylist(rows, schema=OUTCOMES))
-        malformed += bad
-    lines = pa.concat_tables(told).sort_by("received")  # stable
-    return Collected(new, _add_outcomes(settings, lines), malformed, lines)
+def join_outcomes(settings: Settings, spec: ModelSpec, until: datetime) -> KnownOutcomes:
+    """Join what was told up to `until` with what the model answered; a class by its position."""
+    told = outcomes(settings).read(where=pc.field("received") <= until).sort_by("received")
+    # Of the requests that lines name alone: there may be millions of predictions.
+    named = pc.field("request_id").isin(told["request_id"].unique())
+    asked = predictions(settings).read(columns=["request_id", "model", "received"], where=named)
+    asked = asked.rename_columns(["request_id", "model", "asked"])
+    lines = told.to_pandas().merge(asked.to_pandas(), how="left", on="request_id")
+    lines = lines[lines["model"].isna() | (lines["model"] == spec.name)]
+    names = {name: float(position) for position, name in enumerate(spec.classes)}
+    lines["actual"] = lines["actual"].fillna(lines["actual_class"].map(names).astype(float))
+    actual = lines["actual"]
+    fits = actual.notna() if spec.task == "regression" else actual.isin(range(len(names) or 2))
+    unknown, early = lines["model"].isna(), lines["received"] < lines["asked"]
+    odd = ~unknown & ~early & ~fits
+    fitting = lines[~unknown & ~early & ~odd]
+    first = fitting.drop_duplicates("request_id")
+    known = dict(zip(first["request_id"], first["actual"], strict=True))
+    later = fitting.drop(first.index)
+    against = later["actual"] != later["request_id"].map(known)
+    counts = {
+        "of an unknown request": unknown.sum(),
+        "dated before the prediction": early.sum(),
+        "neither 0 nor 1" if spec.task == "classification" else "no outcome of its task": odd.sum(),
+        "told again": (~against).sum(),
+        "contradicting the first": against.sum(),
+    }
+    return KnownOutcomes(known, {why: int(count) for why, count in counts.items() if count})
 
 
-def _together(files: Iterable[Path], size: int) -> Iterator[list[Path]]:
-    """Files in their order, as many at a time as have `size` bytes together, or one."""
-    some: list[Path] = []
-    taken = 0
-    for file in files:
-        more = file.stat().st_size
-        if some and taken + more > size:
-            yield some
-            some, taken = [], 0
-        some.append(file)
-        taken += more
-    if some:
-        yield some
-
-
-def _rows(file: Path, form: type[BaseModel], *, closed: bool) -> tuple[list[dict[str, Any]], int]:
-    """Rows, a request's as often as it was written; and how many lines were none."""
-    rows: list[dict[str, Any]] = []
-    malformed = 0
-    for line in final_lines(file.read_bytes(), closed=closed)[0]:
-        try:
-            rows.append(form.model_validate_json(line).model_dump())
-        except ValidationError:
-            malformed += 1
-    return rows, malformed
+def logged_scores(spec: ModelSpec, answered: pa.Table) -> NDArray[np.float64]:
+    """Scores of rows of `predictions`: [N], of many classes [N, K]; nan of another task."""
+    if not spec.classes:
+        name = "prediction" if spec.task == "regression" else "probability"
+        return np.asarray(answered[name].to_numpy(), np.float64)
+    unknown = [np.nan] * len(spec.classes)
+    rows = [row or unknown for row in answered["probabilities"].to_pylist()]
+    return np.array(rows, np.float64).reshape(-1, len(unknown))
 
 
 def spread_out(features: Mapping[str, int | float | str | None]) -> dict[str, Any]:
@@ -224,35 +218,72 @@ def spread_out(features: Mapping[str, int | float | str | None]) -> dict[str, An
     }
 
 
-def _merge(table: Table, rows: list[dict[str, Any]]) -> int:
-    """Add the first row of each request that `table` does not hold.
+def is_closed(file: Path) -> bool:
+    """The writer holds a lock on its open file, until it closes it or dies."""
+    with file.open("rb") as opened:
+        try:
+            fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+    return True
 
-    An id is drawn once and its line says once when the request was received: a row that the table
-    holds already was received when this one was.
-    """
+
+def final_lines(content: bytes, *, closed: bool) -> list[bytes]:
+    """Lines that will not change any more: all that end in a newline; in a closed file the rest."""
+    *lines, unfinished = content.split(b"\n")
+    return [line for line in (*lines, unfinished if closed else b"") if line]
+
+
+def _take(
+    files: Sequence[Path], form: type[LogLine], table: Table, key: str, at_once: int
+) -> tuple[int, int]:
+    """Take files into a table that holds one row of each `key`; count new rows and bad lines."""
+    closed = {file for file in files if is_closed(file)}  # before reading: nothing more comes
+    new = malformed = 0
+    for some in _together(files, at_once):
+        inserted, bad = _insert(some, closed, form, table, key)
+        new += inserted
+        malformed += sum(bad.values())
+        for file in closed.intersection(some):
+            if bad[file]:
+                file.rename(file.with_suffix(".malformed"))
+            else:
+                file.unlink()
+    return new, malformed
+
+
+def _insert(
+    files: Sequence[Path], closed: Collection[Path], form: type[LogLine], table: Table, key: str
+) -> tuple[int, dict[Path, int]]:
+    """Insert the rows of files; return how many were new, and how many lines of each were none."""
+    rows: dict[str, dict[str, Any]] = {}
+    malformed: dict[Path, int] = {}
+    for file in files:
+        lines, bad = _rows(file, form, closed=file in closed)
+        malformed[file] = bad
+        for row in lines:
+            rows.setdefault(row[key], row)  # the first of a request
     if not rows:
-        return 0
-    for row in rows:
-        if row["role"] == SHADOW:  # the same request was answered by another, and both count
-            row["request_id"] += f"/{SHADOW}"
-    rows = list({row["request_id"]: row for row in reversed(rows)}.values())
-    for row in rows:
-        row.update(spread_out(row["features"]), features=json.dumps(row["features"]))
-        row["entity"] = None if row["entity"] is None else str(row["entity"])
-    found = pa.Table.from_pylist(rows, schema=table.schema)
-    return table.insert(found, "request_id", beside="received")
+        return 0, malformed
+    found = pa.Table.from_pylist([*rows.values()], schema=table.schema)
+    # What has the same key was received at the same time.
+    return table.insert(found, key, beside="received"), malformed
 
 
-def _add_outcomes(settings: Settings, lines: pa.Table) -> int:
-    """Add the first line of each request that `outcomes` does not hold and that it is to keep.
+def _together(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
+    """Files in their order, about as many at a time as have `size` bytes together."""
+    sizes = accumulate(file.stat().st_size for file in files)
+    for _, some in groupby(zip(files, sizes, strict=True), lambda pair: pair[1] // size):
+        yield [file for file, _ in some]
 
-    What is past its retention by the newest line is not taken again: `gyre maintain` deleted it,
-    or will. It stays on file, and counts, as long as its file stays.
-    """
-    if not lines.num_rows:
-        return 0
-    oldest = lines["received"][-1].as_py() - timedelta(days=settings.keep_days["outcomes"])
-    kept = lines.filter(pc.field("received") >= oldest)
-    numbered = kept.append_column("nth", pa.array(range(kept.num_rows)))
-    first = numbered.group_by("request_id").aggregate([("nth", "min")])["nth_min"]
-    return outcomes(settings).insert(kept.take(first), "request_id")
+
+def _rows(file: Path, form: type[LogLine], *, closed: bool) -> tuple[list[dict[str, Any]], int]:
+    """Rows, a request's as often as it was written; and how many lines were none."""
+    rows: list[dict[str, Any]] = []
+    malformed = 0
+    for number, line in enumerate(final_lines(file.read_bytes(), closed=closed)):
+        try:
+            rows.append(form.model_validate_json(line).row() | {"line": f"{file.stem}:{number}"})
+        except ValidationError:
+            malformed += 1
+    return rows, malformed

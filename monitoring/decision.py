@@ -1,34 +1,35 @@
-"""What follows from what the monitor saw: a pure function, stored with its inputs.
+"""The verdict on a window, and what follows: pure functions; inputs are stored with a decision.
 
 Read top to bottom, the first rule that fits decides:
 
     stale                as_of lies before the newest promotion          nothing
-    harm                 failing, slow, collapsed, surely outdone        roll back
+    harm                 failing, slow, collapsed, the one before better roll back
     insufficient_data    the newest window has too few entities          nothing
     ok                   no actionable drift, performance holds          nothing
-    first_bad_window     fewer than 2 bad of the last 5 windows          nothing
-    escalate             2 retrainings in a row did not help             alert
+    first_bad_window     fewer than 2 bad of the last 5 windows *        nothing
     answered             a retraining for this cause goes on or is over  nothing
     cooldown             one was decided too short a time ago            nothing
     parked               nothing new to learn until a label matures      alert
     drift                none of these                                   retrain
 
-An alert goes out with every action but nothing, once per cause; later bad windows of the same cause
-only raise its count, and once they are over (`settled`) that is told. A stale look is told to who
-asked, and neither stored nor a window to count.
+(* the numbers are those of the spec's [monitoring])
+
+An alert goes out with every action but nothing, once per cause. A stale run is not stored.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timedelta  # noqa: TC003  (pydantic reads the annotations)
-from typing import Literal
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter
 
-WINDOWS, BAD = 5, 2
-HELPLESS = 2
-"""Retrainings that have ended and did not help: a person must look."""
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from monitoring.checks.result import CheckResult
+
 STALE = "stale"
 Verdict = Literal["ok", "bad", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]
@@ -36,22 +37,14 @@ Action = Literal["nothing", "alert", "retrain", "rollback"]
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a decision depends on.
+    """Everything a decision depends on. Times are UTC.
 
     verdicts: of this version's windows since its promotion up to `as_of`, oldest first.
     findings: what made the newest window bad, such as `total_spend_30d: PSI 0.31`.
-    harm: why the version does harm, None if it does not.
-    previous: the version to go back to, None if there is none.
+    harm: why the version does harm. previous: the version to go back to.
     cause: names what a retraining would answer; the same until a new label matures.
     answered: whether a retraining for this cause is on its way or has finished.
-    last_retraining: when the newest one was decided, UTC.
     learnable: whether a training now would see anything that no earlier one saw.
-    last_promotion: when the newest one was made, by the clock, UTC.
-    tried: when retrainings were decided that have ended since a window was last ok, a person
-        promoted, or a training helped: its version went into production and was surely better than
-        the one before, on the same outcomes; UTC.
-
-    What has a default is not in the decisions of older releases.
     """
 
     as_of: datetime
@@ -66,36 +59,39 @@ class Inputs:
     cooldown: timedelta
     learnable: bool
     last_promotion: datetime | None = None
-    tried: tuple[datetime, ...] = ()
+    windows: int = 5
+    bad_windows: int = 2
+
+    @property
+    def newest_verdicts(self) -> tuple[Verdict, ...]:
+        return self.verdicts[-self.windows :]
 
 
 INPUTS = TypeAdapter(Inputs)
-"""As JSON, in which form they are stored with the decision."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """What to do, by which rule, and why in words."""
-
     action: Action
     rule: str
     reason: str
 
 
-def settled(verdicts: tuple[Verdict, ...]) -> bool:
-    """Whether bad windows are over: the newest is ok, and too few of the last 5 are bad."""
-    return verdicts[-1:] == ("ok",) and verdicts[-WINDOWS:].count("bad") < BAD
+def judge(results: Sequence[CheckResult]) -> Verdict:
+    """Say how a window is; one too small, or without a reference, is neither ok nor bad."""
+    unknown = {result.name for result in results if result.status == "unknown"}
+    if unknown & {"entities", "reference"}:
+        return "insufficient_data"
+    if any(result.status == "bad" for result in results):
+        return "bad"
+    lacks_a_column = any(name.startswith("nulls_") for name in unknown)
+    return "insufficient_data" if lacks_a_column else "ok"
 
 
-def helpless(seen: Inputs) -> bool:
-    """Whether retraining does not help, so that a person must look."""
-    return len(seen.tried) >= HELPLESS and seen.verdicts[-1:] != ("ok",)
-
-
-def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)
+def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
     """Apply the rules above; the first that fits decides."""
     newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
-    bad = seen.verdicts[-WINDOWS:].count("bad")
+    bad = seen.newest_verdicts.count("bad")
     found = ", ".join(seen.findings)
     if seen.last_promotion and seen.as_of < seen.last_promotion:
         promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S}"
@@ -108,12 +104,9 @@ def decide(seen: Inputs) -> Decision:  # noqa: C901, PLR0911  (a rule, a return)
         return Decision("nothing", newest, found or "too few entities for a verdict")
     if newest == "ok":
         return Decision("nothing", newest, "no actionable drift, performance holds")
-    if bad < BAD:
-        return Decision("nothing", "first_bad_window", f"{found}; {bad} bad of the last {WINDOWS}")
-    if helpless(seen):
-        tried = ", ".join(f"{at:%Y-%m-%d %H:%M}" for at in seen.tried)
-        why = f"{len(seen.tried)} retrainings in a row did not help ({tried} UTC)"
-        return Decision("alert", "escalate", f"{found}; {why}: a person must look")
+    if bad < seen.bad_windows:
+        why = f"{found}; {bad} bad of the last {seen.windows}"
+        return Decision("nothing", "first_bad_window", why)
     if seen.answered:
         return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")
     if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:

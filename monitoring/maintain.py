@@ -1,203 +1,136 @@
-"""`gyre maintain`: everything that grows is kept in bounds; what lineage names is kept for ever.
-
-Each part can be repeated and may be killed. Nothing here is needed to answer, train or decide.
-"""
-
-from __future__ import annotations
+"""`gyre maintain`: everything that grows is kept in bounds. Every part may be killed."""
 
 import subprocess
 import sys
 from collections.abc import Callable
 from contextlib import closing, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
+from core.errors import GyreError
+from core.settings import Settings
+from core.spec import broken_specs, load_specs
+from core.storage import Table
 from feature_repo.datasets import load_dataset
 from mlflow_server.records import Records
-from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.collect import closed_feedback
 from stack.environment import airflow_environment, process_environment
-from stack.errors import GyreError
-from stack.maintenance import Freed, Retention, keep_house, older, remove, tables, unused_folders
-from stack.spec import broken_specs, load_specs
-from training.lineage import TABLE_TAG
 
-if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
-
-    from stack.settings import Settings
-
-AGE = {"scores": "as_of"}
-"""Column that tells a row's age, where it is not `received`; raw rows stay whatever their age."""
+AGE_COLUMNS = {"predictions": "received", "outcomes": "received", "scores": "as_of"}
+"""Time of a row, by table; raw rows stay whatever their age."""
 JUDGED = timedelta(days=30)
-"""How long a prediction stays, at least, once what came true of it can be known: a look needs
-outcomes enough."""
-EVERY_REPORT = timedelta(days=14)
-STAMP = "%Y-%m-%dT%H%M%S"
-"""Folder of a report (act.py)."""
-AIRFLOW = timedelta(days=30)
-ALERTS = timedelta(days=400)
-"""And decisions."""
-TASK_LOGS = "airflow/logs"
-BATCH = "1000"
-"""Rows that Airflow deletes at once: its SQLite has one writer."""
-FILES = {
+"""How long a prediction stays, at least, once its outcome can be known."""
+AIRFLOW, REPORTS, ALERTS = timedelta(days=30), timedelta(days=90), timedelta(days=400)
+OLD_FILES = {
     "reports of stopped batches": ("reports/ingest/*", ALERTS),
     "malformed lines set aside": ("serving/**/*.malformed", ALERTS),
+    "Airflow's task logs": ("airflow/logs/**/*", AIRFLOW),
 }
+"""Files below the home, and the age at which they go."""
+CLEAN_AIRFLOW = (
+    "db clean --skip-archive --yes --error-on-cleanup-failure --batch-size 1000 "
+    "--clean-before-timestamp"
+)
+"""In batches, as its SQLite has one writer. The file does not shrink; free pages are used again."""
 
 
-def maintain(settings: Settings, as_of: datetime, *, dry_run: bool = False) -> list[Freed]:
-    """Free what is past its time at `as_of`; a part that cannot be done says why.
+@dataclass(frozen=True)
+class Cleanup:
+    """What went of `what`: rows and files; or the problem. note: what else to know."""
 
-    dry_run: change nothing; say what would go, but for alerts, decisions and Airflow's rows.
+    what: str = ""
+    files: int = 0
+    rows: int = 0
+    problem: str | None = None
+    note: str | None = None
 
-    Raises:
-        RegistryError: MLflow, which knows what lineage names, does not answer: nothing was changed.
+    def line(self) -> str:
+        if self.problem:
+            return f"{self.what}: not done: {self.problem}"
+        rows = f"{self.rows:,} rows, " if self.rows else ""
+        note = f"; {self.note}" if self.note else ""
+        return f"{self.what}: {rows}{self.files:,} files{note}"
 
-    """
-    keep, parts = named_versions(settings), dict[str, Callable[..., Freed]]()
-    # Before `outcomes` forgets what is to be stored.
-    parts["feedback files"] = partial(_feedback, settings, as_of)
-    for path in tables(settings.data):
-        name = path.relative_to(settings.data).as_posix()
-        parts[name] = partial(_table, settings, path, as_of, keep.get(name, set()))
-    parts["drift reports"] = partial(_reports, Tracking(settings), as_of)
-    parts["Airflow's task logs"] = partial(_task_logs, settings.home / TASK_LOGS, as_of - AIRFLOW)
-    for what, (place, age) in FILES.items():
-        parts[what] = partial(_old_files, settings.home, place, as_of - age)
-    parts["alerts"] = partial(_forget, settings, lambda found: found.forget_alerts(as_of - ALERTS))
-    parts["decisions"] = partial(
-        _forget, settings, lambda found: found.forget_decisions(as_of - ALERTS)
-    )
+
+def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
+    """Free what is past its time at `as_of`; a part that cannot be done says why."""
+    parts = dict[str, Callable[[], Cleanup]]()
+    for log in sorted(settings.data.glob("**/_delta_log")):
+        name = log.parent.relative_to(settings.data).as_posix()
+        parts[name] = partial(_table, settings, name, as_of)
+    parts["drift reports"] = partial(_reports, Tracking(settings), as_of - REPORTS)
+    for what, (pattern, age) in OLD_FILES.items():
+        parts[what] = partial(_old_files, settings.home, pattern, as_of - age)
+    parts["alerts"] = partial(_records, settings, Records.forget_alerts, as_of)
+    parts["decisions"] = partial(_records, settings, Records.forget_decisions, as_of)
     parts["Airflow's rows"] = partial(_airflow, settings, as_of)
-    return [_done(what, part, dry_run=dry_run) for what, part in parts.items()]
+    done = list[Cleanup]()
+    for what, part in parts.items():
+        try:
+            done.append(replace(part(), what=what))
+        except (GyreError, OSError) as exc:
+            done.append(Cleanup(what, problem=str(exc)))
+    return done
 
 
-def named_versions(settings: Settings) -> dict[str, set[int]]:
-    """Versions of raw tables that a registered version or a training run was made of, by table."""
-    tracking = Tracking(settings)
-    experiments = {spec.experiment for spec in load_specs()}
-    tags = [run.tags for name in sorted(experiments) for run in tracking.runs(name)]
-    found: dict[str, set[int]] = {}
-    for each in (*tags, *Registry(settings).tags()):
-        for name, value in each.items():
-            if name.startswith(TABLE_TAG) and value.isdecimal():  # beside it: .id, .sha256
-                found.setdefault(f"raw/{name.removeprefix(TABLE_TAG)}", set()).add(int(value))
-    return found
+def _table(settings: Settings, name: str, as_of: datetime) -> Cleanup:
+    age, note = timedelta(days=settings.keep_days.get(name, 0)), None
+    if name == "predictions":
+        if broken := broken_specs():  # what their models need is not known
+            return Cleanup(problem=f"left as it is: a spec cannot be read: {'; '.join(broken)}")
+        labels = [load_dataset(spec.dataset).labels[spec.label] for spec in load_specs()]
+        waits = [label.horizon + label.lateness for label in labels]
+        least = max(waits, default=timedelta()) + JUDGED
+        if least > age:
+            note = f"kept for {least.days} days, not {age.days}: 30 more than labels take"
+            age = least
+    table = Table(settings.data / name, pa.schema([]))
+    rows, files = table.clean_up(AGE_COLUMNS.get(name), as_of - age)
+    return Cleanup(files=files, rows=rows, note=note)
 
 
-def too_many(reports: Iterable[datetime], as_of: datetime) -> list[datetime]:
-    """Of reports older than 14 days all but the first of each week."""
-    kept, gone = set[tuple[int, int]](), list[datetime]()
-    for at in sorted(at for at in reports if at < as_of - EVERY_REPORT):
-        week = at.isocalendar()[:2]
-        if week in kept:
-            gone.append(at)
-        kept.add(week)
-    return gone
-
-
-def _done(what: str, part: Callable[..., Freed], *, dry_run: bool) -> Freed:
-    try:
-        return part(what=what, dry_run=dry_run)
-    except (GyreError, OSError, subprocess.SubprocessError) as exc:
-        return Freed(what, problem=str(exc))
-
-
-def _table(
-    settings: Settings, path: Path, as_of: datetime, keep: set[int], *, what: str, dry_run: bool
-) -> Freed:
-    broken = broken_specs()  # what their models need is not known
-    if broken and (what == "predictions" or what.startswith("raw/")):
-        return Freed(what, problem=f"left as it is: a spec cannot be read: {'; '.join(broken)}")
-    oldest = _retention(settings, what, as_of)
-    return keep_house(path, as_of, keep, oldest, what=what, dry_run=dry_run)
-
-
-def _retention(settings: Settings, table: str, as_of: datetime) -> Retention | None:
-    if table not in settings.keep_days:
-        return None
-    age, note = timedelta(days=settings.keep_days[table]), None
-    if table == "predictions" and (least := _until_judged()) > age:
-        note = f"kept for {least.days} days, not {age.days}: as long as labels take, and 30 more"
-        age = least
-    return Retention(AGE.get(table, "received"), as_of - age, note)
-
-
-def _until_judged() -> timedelta:
-    """How old a prediction gets until a look has judged it, whichever model's it is."""
-    labels = [load_dataset(spec.dataset).labels[spec.label] for spec in load_specs()]
-    return max((each.horizon + each.lateness for each in labels), default=timedelta()) + JUDGED
-
-
-def _feedback(settings: Settings, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
-    past = as_of - timedelta(days=settings.keep_days["outcomes"])
-    return remove(closed_feedback(settings, past), what=what, dry_run=dry_run)
-
-
-def _task_logs(place: Path, than: datetime, *, what: str, dry_run: bool) -> Freed:
-    """Files, and the folders that are empty and were left alone as long."""
-    unused = unused_folders(place, than)  # before their files go
-    freed = remove(older(place.glob("**/*"), than), what=what, dry_run=dry_run)
-    for folder in () if dry_run else unused:
+def _old_files(home: Path, pattern: str, before: datetime) -> Cleanup:
+    """Files, and empty folders, that were last changed before a moment."""
+    old = [path for path in home.glob(pattern) if path.stat().st_mtime < before.timestamp()]
+    folders = [path for path in old if path.is_dir()]
+    files = [path for path in old if path not in folders]
+    for file in files:
+        file.unlink(missing_ok=True)
+    for folder in sorted(folders, reverse=True):  # the innermost first
         with suppress(OSError):  # not empty
             folder.rmdir()
-    return freed
+    return Cleanup(files=len(files))
 
 
-def _reports(tracking: Tracking, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
-    freed = Freed(what)
-    for experiment in sorted({f"{spec.experiment}_monitoring" for spec in load_specs()}):
-        for run in tracking.runs(experiment):
-            for folder, sizes in _superfluous(tracking, run.run_id, as_of):
-                if not dry_run:
-                    tracking.delete_artifacts(run.run_id, folder)
-                count, size = freed.files + len(sizes), freed.bytes + sum(sizes)
-                freed = replace(freed, files=count, bytes=size)
-    return freed
+def _reports(tracking: Tracking, before: datetime) -> Cleanup:
+    """Evidently's reports on windows before a moment; the figures of a run stay."""
+    files = 0
+    experiments = {f"{spec.experiment}_monitoring" for spec in load_specs()}
+    for run in (run for name in sorted(experiments) for run in tracking.runs(name)):
+        for folder in tracking.artifacts(run.run_id, "reports"):
+            if Path(folder).name < f"{before:%Y-%m-%dT%H%M%S}":
+                files += len(tracking.artifacts(run.run_id, folder))
+                tracking.delete_artifacts(run.run_id, folder)
+    return Cleanup(files=files)
 
 
-def _superfluous(
-    tracking: Tracking, run_id: str, as_of: datetime
-) -> Iterator[tuple[str, list[int]]]:
-    """Folders of reports that go, each with the sizes of its files."""
-    stamped = {}
-    for folder in tracking.artifacts(run_id, "reports"):
-        with suppress(ValueError):  # somebody else's
-            stamped[datetime.strptime(f"{Path(folder).name}+0000", f"{STAMP}%z")] = folder
-    for at in too_many(stamped, as_of):
-        yield stamped[at], list(tracking.artifacts(run_id, stamped[at]).values())
-
-
-def _old_files(home: Path, place: str, than: datetime, *, what: str, dry_run: bool) -> Freed:
-    return remove(older(home.glob(place), than), what=what, dry_run=dry_run)
-
-
-def _forget(
-    settings: Settings, forget: Callable[[Records], int], *, what: str, dry_run: bool
-) -> Freed:
-    if dry_run:
-        return Freed(what)
+def _records(settings: Settings, forget: Callable[..., int], as_of: datetime) -> Cleanup:
     with closing(Records(settings)) as records:
-        return Freed(what, rows=forget(records))
+        return Cleanup(rows=forget(records, as_of - ALERTS))
 
 
-def _airflow(settings: Settings, as_of: datetime, *, what: str, dry_run: bool) -> Freed:
-    """Airflow's own command; its database file does not shrink, what is free is used again."""
+def _airflow(settings: Settings, as_of: datetime) -> Cleanup:
+    """Airflow's own command."""
     database = settings.home / "airflow" / "airflow.db"
-    if dry_run or not database.exists():
-        return Freed(what)
-    before = database.stat().st_size
-    command = [str(Path(sys.executable).parent / "airflow"), "db", "clean", "--skip-archive"]
-    command += ["--clean-before-timestamp", (as_of - AIRFLOW).isoformat(), "--yes"]
-    command += ["--batch-size", BATCH, "--error-on-cleanup-failure"]
+    if not database.exists():
+        return Cleanup()
+    airflow, before = Path(sys.executable).with_name("airflow"), (as_of - AIRFLOW).isoformat()
+    command = [str(airflow), *CLEAN_AIRFLOW.split(), before]
     env = process_environment(settings) | airflow_environment(settings)
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    if done.returncode:
-        return Freed(what, problem=" ".join((done.stderr or done.stdout).split())[-300:])
-    return Freed(what, bytes=before - database.stat().st_size)
+    problem = " ".join((done.stderr or done.stdout).split())[-300:] if done.returncode else None
+    return Cleanup(problem=problem)

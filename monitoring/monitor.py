@@ -1,194 +1,218 @@
 """`monitor_<MODEL>`: what was logged becomes a verdict, and the verdict a decision.
 
-Nothing is carried out here but the alert and, on harm, the way back: a retraining is started by
-whoever calls (in Airflow an Asset event), because this process may not be Airflow's.
+Done here are the way back, alerts, and figures in MLflow. Who calls starts a
+retraining (in Airflow by an Asset event): this process may not be Airflow's.
 """
 
-from __future__ import annotations
-
+import re
+from collections.abc import Sequence
 from contextlib import closing
-from datetime import timedelta
+from dataclasses import replace
+from datetime import datetime, timedelta
+from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
 
 from pydantic import TypeAdapter
 
-from feature_repo.freshness import freshness
-from mlflow_server.alerts import DriftAlert, retry
+from core.errors import DataError, GyreError, RegistryError, TrainingError
+from core.monitoring_spec import PSI
+from core.settings import Settings
+from core.spec import ModelSpec
+from mlflow_server.alerts import DriftAlert, deliver, note
 from mlflow_server.ledger import Ledger
-from mlflow_server.promotion import reconcile
-from mlflow_server.records import DecisionRow, Records
+from mlflow_server.promotion import promote, reconcile
+from mlflow_server.records import DecisionRow, Records, is_open
 from mlflow_server.registry import Registry
-from monitoring.act import act, drift_alert, publish
-from monitoring.batch import or_batch
-from monitoring.collect import ANSWERS, collect, predictions
-from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide
-from monitoring.feedback import settle
-from monitoring.look import find_reference, look_at
-from monitoring.past import ASKED, USUAL, load_past
-from monitoring.performance import judgeable
-from monitoring.readout import note_of_trial
-from monitoring.reference import Reference
-from monitoring.report import MonitorReport
-from monitoring.skew import skew
-from monitoring.verdict import collapse, judge
-from monitoring.window import window
-from stack.errors import DataError, TrainingError
+from mlflow_server.tracking import Tracking
+from monitoring.checks.result import REPORTS, CheckResult, MonitorReport
+from monitoring.collect import collect
+from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide, judge
+from monitoring.past import WHO
+from monitoring.run import MonitoringRun, prepare, run_checks
+from monitoring.serving_status import COUNTS
 from training.validate import answered, learnable, newest_snapshot
 
-if TYPE_CHECKING:
-    from datetime import datetime
-
-    from monitoring.look import Look
-    from monitoring.past import Past
-    from monitoring.verdict import Finding
-    from monitoring.window import Window
-    from stack.settings import Settings
-    from stack.spec import ModelSpec
-
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
+SHOWN = {"remark", "alert", "bad", "unknown"}
+"""Status of results whose remark is shown, if it is no finding."""
+NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
+"""MLflow refuses such a character in the name of a metric; a segment's value may have any."""
 
 
 def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorReport:
-    """Look at the version in production as of `as_of`; store verdict and decision; say it.
+    """Check the version in production as of `as_of`; store verdict and decision; act on it.
 
-    Where `as_of` is older than the newest promotion, what is seen is said and nothing else done.
+    Where `as_of` is older than the newest promotion, the report is returned and nothing else done.
 
     Raises:
         RegistryError, DataError: a store that it needs does not answer.
 
     """
-    taken, registry = collect(settings), Registry(settings)
-    with closing(Ledger(settings, as_of)) as ledger:
+    collected, registry = collect(settings), Registry(settings)
+    with closing(Ledger(settings)) as ledger:
         reconcile(registry, ledger, spec.name)
     version = registry.production(spec.name)
     if version is None:
         with closing(Records(settings)) as records:
-            retry(settings, records, spec.name, as_of)
+            deliver(settings, records, spec.name, as_of)
         decision = Decision("nothing", "insufficient_data", "nothing is in production")
-        return MonitorReport(spec.name, as_of, None, "insufficient_data", decision, "", 0, (), (),
-                             {}, {}, {}, taken.malformed)  # fmt: skip
-    versions = registry.versions(spec.name)
-    past = load_past(settings, spec, version, versions, as_of)
-    table = predictions(settings)
-    registered = {each.version for each in versions}
-    # The version's own, whatever the spec says by now.
-    reference = find_reference(settings, spec, version)
-    types = reference.features if isinstance(reference, Reference) else spec.features
-    of = (spec.name, version, registered, types, as_of)
-    asked = window(table, *of)
-    seen, usual = or_batch(asked, settings, *of), past.usual()
-    classes = spec.task == "classification"
-    told = settle(settings, taken.told, spec.name, as_of, classes=classes)
+        return MonitorReport(spec.name, as_of, None, "insufficient_data", decision)
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
-        known = judgeable(spec, version, told.known, as_of)
-        mine = table.read(columns=ANSWERS, where=known)
-        look = look_at(settings, spec, past, reference, seen, mine, told, Path(name))
-        skewed = skew(settings, spec, version, table, as_of)
-        look.figures.update(skewed.figures())
-        look.notes.extend(skewed.notes())
-        look.figures.update({ASKED: float(len(asked.rows))} | ({USUAL: usual} if usual else {}))
-        conditions = skewed.alerts(as_of)
-        unmeasured = set[str]() if skewed.vectors else {"skew"}
-        if few := collapse(len(asked.rows), usual):
-            conditions |= _few(few, version, as_of)
-        try:
-            conditions |= _aged(settings, spec, as_of)
-        except DataError as exc:
-            unmeasured.add("freshness")
-            look.notes.append(f"freshness was not measured: {exc}")
-        look.notes.extend(each.message for each in conditions.values())
-        look.notes.extend(note_of_trial(settings, spec, version, told.known, as_of))
-        verdict, bad, notes = judge(spec.drift, len(seen.rows), look.drift, look.performance)
-        look.notes.extend(notes)
-        inputs = _inputs(settings, spec, past, look, verdict, tuple(bad))
-        report = _decide(settings, spec, inputs, seen, look, taken.malformed)
-        if report.decision.rule == STALE:
-            return report
-        alarm = drift_alert(report.decision, verdict, bad, as_of)
-        # First: no report is worth a harmful version's next minute.
-        act(settings, report, alarm, conditions, inputs=inputs, unmeasured=unmeasured)
-        publish(settings, spec, report, Path(name))
+        folder = Path(name)
+        run, reference = prepare(settings, spec, version, as_of, folder)
+        results = run_checks(run, reference)
+        inputs = _decision_inputs(run, results)
+        report = _report(run, inputs, results, collected.malformed)
+        if report.decision.rule != STALE:
+            _keep(run, report, inputs)
+            # First: no report is worth a harmful version's next minute.
+            act(settings, report, results, inputs)
+            _publish(settings, spec, report, folder)
     return report
 
 
-# What is alerted of whatever the verdict, by cause, and retrained for never.
-
-
-def _aged(settings: Settings, spec: ModelSpec, as_of: datetime) -> dict[str, DriftAlert]:
-    return {
-        cause: DriftAlert(spec.dataset, "freshness", "significant", None, as_of, why)
-        for cause, why in freshness(settings, spec.dataset).problems(as_of)
-    }
-
-
-def _few(few: Finding, version: str, as_of: datetime) -> dict[str, DriftAlert]:
-    cause, of = f"too few predictions of version {version}", (few.feature, few.drift_type)
-    return {cause: DriftAlert(*of, "significant", None, as_of, f"{cause}: {few}")}
-
-
-def _inputs(
-    settings: Settings,
-    spec: ModelSpec,
-    past: Past,
-    look: Look,
-    verdict: Verdict,
-    findings: tuple[str, ...],
-) -> Inputs:
-    as_of, version = past.as_of, past.version
+def _decision_inputs(run: MonitoringRun, results: list[CheckResult]) -> Inputs:
+    """What is decided on; that nothing can be learnt becomes one more result."""
+    spec, past, verdict = run.spec, run.past, judge(results)
+    harm = next((result.remark for result in results if result.status == "harmful"), None)
+    incident, new = f"drift of version {run.version}", False
     try:
-        cause, new = _cause(settings, spec, version, as_of), learnable(settings, spec, as_of)
-    except (DataError, TrainingError) as exc:  # no reason to do harm meanwhile, or to tell nothing
-        cause, new = f"drift of version {version}", False
-        look.notes.append(f"nothing can be learnt: {exc}")
-    cause = f"harm of version {version}" if look.harm else cause
-    of_cause = [row.as_of for row in past.retrained if row.cause == cause]
+        # A newly matured snapshot makes it another incident.
+        newest = newest_snapshot(run.settings, spec, run.as_of)
+        incident = f"{incident}, labels up to {newest:%Y-%m-%d}"
+        new = learnable(run.settings, spec, run.as_of)
+    except (DataError, TrainingError) as exc:  # no reason to do harm meanwhile, or to be silent
+        text = f"nothing can be learnt: {exc}"
+        results.append(CheckResult("learnable", status="remark", remark=text))
+    if harm:  # of the same version, put back since, it is another incident
+        row = past.promotion.sequence if past.promotion else 0
+        incident = f"harm of version {run.version} (ledger row {row})"
+    of_incident = [row.as_of for row in past.retrained if row.cause == incident]
+    bad = [result.remark for result in results if result.status == "bad"]
+    limits = spec.monitoring
     return Inputs(
-        as_of=as_of,
-        version=version,
+        as_of=run.as_of,
+        version=run.version,
         verdicts=(*(VERDICTS.validate_python(row.verdict) for row in past.own), verdict),
-        findings=findings,
-        harm=look.harm,
+        findings=tuple(bad) if verdict == "bad" else (),
+        harm=harm,
         previous=past.previous,
-        cause=cause,
-        answered=answered(settings, spec, cause, of_cause, as_of),
+        cause=incident,
+        answered=answered(run.settings, spec, incident, of_incident, run.as_of),
         last_retraining=past.retrained[-1].as_of if past.retrained else None,
-        cooldown=timedelta(hours=spec.retraining.cooldown_hours),
+        cooldown=timedelta(hours=limits.cooldown_hours),
         learnable=new,
         last_promotion=past.promotion.time if past.promotion else None,
-        tried=past.tried,
+        windows=limits.windows,
+        bad_windows=limits.bad_windows,
     )
 
 
-def _decide(
-    settings: Settings,
-    spec: ModelSpec,
-    inputs: Inputs,
-    seen: Window,
-    look: Look,
-    malformed: int,
+def _report(
+    run: MonitoringRun, inputs: Inputs, results: Sequence[CheckResult], malformed: int
 ) -> MonitorReport:
-    """Decide, and store it with its inputs."""
-    decision, entities, verdict = decide(inputs), len(seen.rows), inputs.verdicts[-1]
-    drift = look.drift.figures() if look.drift else {}
-    figures = {"entities": float(entities)} | look.figures | drift
-    if decision.rule != STALE:
-        stored = INPUTS.dump_json(inputs).decode()
-        with closing(Records(settings)) as records:
-            records.keep(
-                DecisionRow(spec.name, inputs.version, inputs.as_of, verdict, decision.action,
-                            decision.rule, decision.reason, inputs.cause, stored, figures,
-                            look.counted)
-            )  # fmt: skip
+    remarks = (result.remark for result in results if result.status in SHOWN)
     return MonitorReport(
-        spec.name, inputs.as_of, inputs.version, verdict, decision, inputs.cause, entities,
-        inputs.findings, tuple(look.notes), figures, seen.left_out, look.outcomes_left_out,
-        malformed,
-    )  # fmt: skip
+        model=run.spec.name,
+        as_of=run.as_of,
+        version=run.version,
+        verdict=inputs.verdicts[-1],
+        decision=decide(inputs),
+        cause=inputs.cause,
+        entities=len(run.window.rows),
+        findings=inputs.findings,
+        notes=tuple(text for text in remarks if text and text not in inputs.findings),
+        figures={each.name: float(each.value) for each in results if each.value is not None},
+        left_out=run.window.left_out,
+        outcomes_left_out=run.outcomes.left_out,
+        malformed=malformed,
+    )
 
 
-def _cause(settings: Settings, spec: ModelSpec, version: str, as_of: datetime) -> str:
-    """Name what a retraining would answer; a newly matured snapshot makes it another cause."""
-    newest = newest_snapshot(settings, spec, as_of)
-    return f"drift of version {version}, labels up to {newest:%Y-%m-%d}"
+def _keep(run: MonitoringRun, report: MonitorReport, inputs: Inputs) -> None:
+    counted = None if run.counters is None else COUNTS.dump_json(run.counters).decode()
+    why = (report.decision.action, report.decision.rule, report.decision.reason, report.cause)
+    stored = (INPUTS.dump_json(inputs).decode(), report.figures, counted)
+    row = DecisionRow(report.model, run.version, report.as_of, report.verdict, *why, *stored)
+    with closing(Records(run.settings)) as records:
+        records.keep(row)
+
+
+def act(
+    settings: Settings, report: MonitorReport, results: Sequence[CheckResult], inputs: Inputs
+) -> None:
+    """Go back where the version does harm; alert once per incident.
+
+    Alerts are stored first and delivered last: no receiver is worth a harmful version's next
+    minute, and what could not be delivered earlier is tried again.
+
+    Raises:
+        RegistryError, PromotionRefusedError: there was no going back; that is alerted of, too.
+
+    """
+    at, name, rule = report.as_of, report.model, report.decision.rule
+    went_wrong: GyreError | None = None
+    with closing(Records(settings)) as records:
+        known = {row["cause"] for row in records.alerts(name) if is_open(row, at)}
+        # An incident of its own: the drift itself was alerted of before.
+        incident = f"parked: {report.cause}" if rule == "parked" else report.cause
+        again = report.verdict == "bad" and incident in known
+        if report.decision.action != "nothing" or rule == "answered" or again:
+            details = _drift_alert(report, results)
+            note(records, name, incident, details, at)
+            if report.decision.action == "rollback":
+                went_wrong = _go_back(settings, report, str(inputs.previous))
+            if went_wrong:
+                message = f"{details.message}, which failed: {went_wrong}"
+                note(records, name, incident, replace(details, message=message), at)
+        for each in (result for result in results if result.status == "alert"):
+            what = DriftAlert(each.feature, each.kind, "significant", None, at, each.remark)
+            note(records, name, each.incident, what, at)
+        deliver(settings, records, name, at)
+    if went_wrong:
+        raise went_wrong
+
+
+def _drift_alert(report: MonitorReport, results: Sequence[CheckResult]) -> DriftAlert:
+    """Name the result that says most, and say what is done."""
+    decision, at = report.decision, report.as_of
+    message = f"{report.verdict}: {decision.reason}; {decision.action}"
+    if decision.rule == "harm":
+        return DriftAlert("predictions", "harm", "critical", None, at, message)
+    bad = [result for result in results if result.status == "bad"]
+    if report.verdict != "bad" or not bad:
+        return DriftAlert("score", "data_drift", "significant", None, at, message)
+    psi = {result.feature: result.value for result in bad if result.name.startswith(PSI)}
+    most = max(bad, key=lambda result: psi.get(result.feature) or 0)
+    return DriftAlert(most.feature, most.kind, "significant", psi.get(most.feature), at, message)
+
+
+def _go_back(settings: Settings, report: MonitorReport, before: str) -> GyreError | None:
+    """Put the version before into production if its files are as registered; or return why not."""
+    registry, name = Registry(settings), report.model
+    try:
+        if wrong := registry.damage(name, before):
+            raise RegistryError(f"{name} version {before} is damaged: {wrong}")
+        with closing(Ledger(settings)) as ledger:
+            why = report.decision.reason
+            promote(registry, ledger, name, before, who=WHO, why=why, replaces=report.version)
+    except GyreError as exc:
+        return exc
+    return None
+
+
+def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path) -> None:
+    """Figures as metric series of the version's monitoring run; the report when news or daily."""
+    tracking, experiment = Tracking(settings), f"{spec.experiment}_monitoring"
+    key = f"{spec.name} version {report.version}"
+    run_id = tracking.start_or_find_run(experiment, key, key, {"version": str(report.version)})
+    figures = {NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()}
+    finite = {name: value for name, value in figures.items() if isfinite(value)}
+    tracking.log(run_id, metrics=finite, tags={"verdict": report.verdict}, at=report.as_of)
+    tracking.log_json(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
+    stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
+    if tracking.run(run_id).tags.get("reported") != stamp:
+        reports = f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
+        tracking.log_artifacts(run_id, folder, reports)
+        tracking.log(run_id, tags={"reported": stamp})

@@ -1,16 +1,29 @@
 """What serving says of itself and has counted, read over HTTP like anybody else does."""
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
+
+from collections import defaultdict
 from dataclasses import dataclass
-from typing import Any
+from math import inf, isfinite
+from typing import TYPE_CHECKING, Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
+from pydantic import TypeAdapter
 
-from stack.settings import Settings
+from mlflow_server.roles import PRODUCTION
 
-SECONDS = 5
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from prometheus_client.samples import Sample
+
+    from core.settings import Settings
+
+PATIENCE = 5
+"""Seconds."""
+FAILURES, ANSWERS = "gyre_prediction_failures_total", "gyre_predictions_total"
+SECONDS = "gyre_prediction_seconds_bucket"
 
 
 @dataclass(frozen=True)
@@ -22,12 +35,11 @@ class ServingStatus:
 
     def sums(self, name: str, label: str, **labels: str) -> dict[str, float]:
         """Sums of the samples `name` with these labels, by the value of one more label."""
-        sums: dict[str, float] = {}
+        sums: defaultdict[str, float] = defaultdict(float)
         for sample in self.samples:
             if sample.name == name and labels.items() <= sample.labels.items():
-                value = sample.labels[label]
-                sums[value] = sums.get(value, 0.0) + sample.value
-        return sums
+                sums[sample.labels[label]] += sample.value
+        return dict(sums)
 
     def versions(self, model: str, role: str) -> list[str]:
         """Versions that workers hold in a role; two while one of them loads."""
@@ -35,14 +47,78 @@ class ServingStatus:
         return sorted(version for version, value in held.items() if value)
 
 
+@dataclass(frozen=True)
+class Counted:
+    """What one version in one role did since serving started.
+
+    failed, answered: rows. timed: how many requests were timed. within: how many of them took at
+    most so many seconds, by bound, rising.
+    """
+
+    failed: int = 0
+    timed: int = 0
+    within: tuple[tuple[float, float], ...] = ()
+    answered: int = 0
+
+    def since(self, earlier: Counted) -> Counted:
+        """What came after `earlier`; all of it where serving has begun anew since."""
+        before = dict(earlier.within)
+        rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)
+        failed, timed = self.failed - earlier.failed, self.timed - earlier.timed
+        new = Counted(failed, timed, rows, self.answered - earlier.answered)
+        anew = min(new.failed, new.timed, new.answered, *(n for _, n in rows)) < 0
+        return self if anew else new
+
+    def quantile(self, share: float) -> float | None:
+        """Seconds within which `share` was done, on a line within its bucket; None without any.
+
+        As Prometheus's histogram_quantile: beyond the last bound, that bound.
+        """
+        if not self.timed:
+            return None
+        below, done, wanted = 0.0, 0.0, share * self.timed
+        for bound, count in self.within:
+            if count >= wanted:
+                return below + (bound - below) * (wanted - done) / (count - done)
+            below, done = bound, count
+        return below
+
+
+COUNTS = TypeAdapter(dict[str, Counted])
+"""What `counts` gives, as JSON."""
+
+
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
-    ready = httpx.get(f"{settings.serving_address}/health/ready", timeout=SECONDS)
-    return ServingStatus(ready.json(), read_samples(settings))
+    ready = httpx.get(f"{settings.serving_address}/health/ready", timeout=PATIENCE)
+    return ServingStatus(ready.json(), _samples(settings))
 
 
-def read_samples(settings: Settings) -> list[Sample]:
-    """Return the samples of all workers; raises httpx.HTTPError where serving does not answer."""
-    answer = httpx.get(f"{settings.serving_address}/metrics", timeout=SECONDS).raise_for_status()
+def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
+    """By "role version" what serving counted of `model`; None where serving does not answer."""
+    try:
+        samples = _samples(settings)
+    except httpx.HTTPError:
+        return None
+    found: defaultdict[str, defaultdict[tuple[str, float], float]]
+    found = defaultdict(lambda: defaultdict(float))
+    for name, labels, value, *_ in samples:
+        if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
+            key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
+            found[key][name, float(labels.get("le", inf))] += value
+    return {key: _counted(sums) for key, sums in found.items()}
+
+
+def _samples(settings: Settings) -> list[Sample]:
+    """Return the samples of all workers."""
+    answer = httpx.get(f"{settings.serving_address}/metrics", timeout=PATIENCE).raise_for_status()
     families = text_string_to_metric_families(answer.text)
     return [sample for family in families for sample in family.samples]
+
+
+def _counted(sums: Mapping[tuple[str, float], float]) -> Counted:
+    """sums: by name and bound, which is infinite of what is no bucket."""
+    within = sorted((bound, n) for (_, bound), n in sums.items() if isfinite(bound))
+    totals = (int(sums.get((name, inf), 0)) for name in (FAILURES, SECONDS, ANSWERS))
+    failed, timed, answered = totals
+    return Counted(failed, timed, tuple(within), answered)

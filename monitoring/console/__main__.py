@@ -18,14 +18,14 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
+from core.errors import GyreError
+from core.settings import LOOPBACK, Settings, load_settings
+from core.spec import broken_specs, load_specs
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.status import ModelReaders, ModelStatus
 from monitoring.serving_status import read_serving
-from stack.errors import GyreError
-from stack.settings import LOOPBACK, Settings, load_settings
-from stack.spec import broken_specs, load_specs
 
 STRICT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 TEMPLATE = STRICT.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
@@ -39,10 +39,9 @@ def create_app(settings: Settings) -> Starlette:
     render = partial(TEMPLATE.render, settings=settings, models=models)
 
     def read(names: Iterable[str]) -> tuple[datetime, list[ModelStatus]]:
-        """Ask all sources at once; return what is known 2 s later."""
-        asked = [models[name] for name in names]
-        read_all([serving, *(reader for model in asked for reader in model.all)])
-        return datetime.now(UTC), [model.status() for model in asked]
+        wanted = [models[name] for name in names]
+        read_all([serving, *(reader for model in wanted for reader in model.all)])
+        return datetime.now(UTC), [model.status() for model in wanted]
 
     def front(_request: Request) -> Response:
         now, statuses = read(models)
@@ -57,23 +56,21 @@ def create_app(settings: Settings) -> Starlette:
         if name not in models:
             return PlainTextResponse(f"no model {name!r}: known are {', '.join(models)}\n", 404)
         now, (status,) = read([name])
-        return HTMLResponse(
-            render(now=now, groups={"loop": [*of_model(status, now)]}, status=status)
-        )
+        groups = {"loop": [*of_model(status, now)]}
+        return HTMLResponse(render(now=now, groups=groups, status=status))
 
     def metrics(_request: Request) -> Response:
         now, statuses = read(models)
         return Response(loop_metrics(statuses, now), media_type=CONTENT_TYPE_LATEST)
 
-    return Starlette(
-        routes=[
-            Route("/", front),
-            Route("/status/{name}", model),
-            Route("/metrics", metrics),
-            Route("/health/live", lambda _: PlainTextResponse("live\n")),
-            Mount("/data-docs", StaticFiles(directory=docs, html=True)),
-        ]
-    )
+    routes = [
+        Route("/", front),
+        Route("/status/{name}", model),
+        Route("/metrics", metrics),
+        Route("/health/live", lambda _: PlainTextResponse("live\n")),
+        Mount("/data-docs", StaticFiles(directory=docs, html=True)),
+    ]
+    return Starlette(routes=routes)
 
 
 if __name__ == "__main__":
@@ -81,6 +78,5 @@ if __name__ == "__main__":
         SETTINGS = load_settings()
     except GyreError as exc:
         sys.exit(f"{exc}")
-    uvicorn.run(
-        create_app(SETTINGS), host=LOOPBACK, port=SETTINGS.console_port, log_level="warning"
-    )
+    APP, PORT = create_app(SETTINGS), SETTINGS.console_port
+    uvicorn.run(APP, host=LOOPBACK, port=PORT, log_level="warning")

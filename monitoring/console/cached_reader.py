@@ -23,10 +23,9 @@ class Reading(Generic[T_co]):
 
 
 class CachedReader(Generic[T]):
-    """Reads a source in a thread of its own. Used by several threads."""
+    """Reads a source in a thread of its own. seconds: how long a value is good enough."""
 
     def __init__(self, read: Callable[[], T], seconds: float = 1.0) -> None:
-        """seconds: how long a value that was read is good enough."""
         self._read = read
         self._fresh = timedelta(seconds=seconds)
         self._reading = Reading[T]()
@@ -43,7 +42,7 @@ class CachedReader(Generic[T]):
 
     @property
     def reading(self) -> Reading[T]:
-        """What was last read; unknown where the source refuses, or hangs for longer than `KEPT`."""
+        """What was last read; unknown where the source refuses, or hangs longer than `KEPT`."""
         last = self._reading
         if last.at and datetime.now(UTC) - last.at > KEPT + self._fresh:
             return Reading(why=f"no answer since {last.at:%Y-%m-%d %H:%M:%S} UTC")

@@ -11,33 +11,33 @@ from monitoring.console.cached_reader import Reading
 from monitoring.console.status import ModelStatus
 from monitoring.serving_status import ServingStatus
 
-LOOK, HOUR = timedelta(hours=3), timedelta(hours=1)
-"""The monitor looks hourly: two missed."""
+HOUR = timedelta(hours=1)
+LATE = 3 * HOUR
+"""Monitoring runs are hourly: two missed."""
 LAG_SECONDS = 30.0
 
 
 @dataclass(frozen=True)
 class Check:
-    """ok: None where it is not known. said: in words. seen: when it was so, UTC."""
+    """One line of a page. ok: None where it is not known. at: when it was so, UTC."""
 
-    what: str
+    name: str
     ok: bool | None
-    said: str
-    seen: datetime | None = None
+    remark: str
+    at: datetime | None = None
 
 
 def of_server(reading: Reading[ServingStatus]) -> Iterator[Check]:
-    """Judge what a worker says of itself, and how long rows of each log wait for the disk."""
     if reading.value is None:
         yield Check("serving", None, f"unknown: {reading.why}")
         return
-    ready, seen = reading.value.ready, reading.at
-    yield Check("serving", ready["ready"], "ready" if ready["ready"] else "not ready", seen)
+    ready, at = reading.value.ready, reading.at
+    yield Check("serving", ready["ready"], "ready" if ready["ready"] else "not ready", at)
     for name, resource in ready["resources"].items():
-        yield Check(name, resource["ok"], resource["detail"], seen)
+        yield Check(name, resource["ok"], resource["detail"], at)
     for log, lag in reading.value.sums("gyre_log_lag_seconds", "log").items():
-        said = f"rows waited {lag:.1f} s at most"
-        yield Check(f"{log} on disk", lag <= LAG_SECONDS, said, seen)
+        remark = f"rows waited {lag:.1f} s at most"
+        yield Check(f"{log} on disk", lag <= LAG_SECONDS, remark, at)
 
 
 def of_model(status: ModelStatus, now: datetime) -> Iterator[Check]:
@@ -57,10 +57,12 @@ def of_model(status: ModelStatus, now: datetime) -> Iterator[Check]:
     if status.runs.value:
         yield _training(status.runs.value.training, status.runs.at)
     if fresh := status.freshness.value:
-        problems = "; ".join(why for _, why in fresh.problems(now))
-        said = f"complete up to {_time(fresh.watermark)}, newest event {_time(fresh.newest)}"
-        ok = not problems if fresh.watermark else None
-        yield Check("features", ok, problems or said, status.freshness.at)
+        problems = "; ".join(why for each in fresh for _, why in each.problems(now))
+        times = ((each.dataset, _time(each.watermark), _time(each.newest)) for each in fresh)
+        texts = (f"{name} complete up to {end}, newest event {new}" for name, end, new in times)
+        remark = "; ".join(texts)
+        ok = not problems if all(each.watermark for each in fresh) else None
+        yield Check("features", ok, problems or remark, status.freshness.at)
 
 
 def _roles(status: ModelStatus) -> Iterator[Check]:
@@ -68,50 +70,49 @@ def _roles(status: ModelStatus) -> Iterator[Check]:
     serving, aliases, rows = status.serving.value, status.aliases.value, status.rows.value
     for role in ("production", "challenger", "shadow"):
         row = rows.newest(role) if rows else None
-        told: dict[str, str | None] = {}
+        versions: dict[str, str | None] = {}
         if serving:
-            told["workers"] = " and ".join(serving.versions(status.spec.name, role)) or None
+            versions["workers"] = " and ".join(serving.versions(status.spec.name, role)) or None
         if aliases is not None:
-            told["MLflow's alias"] = aliases.get(role)
+            versions["MLflow's alias"] = aliases.get(role)
         if rows:
-            told["ledger"] = row.to_version if row else None
-        version, *others = {*told.values()} or {None}
+            versions["ledger"] = row.to_version if row else None
+        version, *others = {*versions.values()} or {None}
         if others:
-            said = "; ".join(f"{source}: {_named(version)}" for source, version in told.items())
-            yield Check(role, False, said)  # noqa: FBT003
-        elif version or (told and role == "production"):
+            remark = "; ".join(f"{source}: {_named(each)}" for source, each in versions.items())
+            yield Check(role, False, remark)  # noqa: FBT003
+        elif version or (versions and role == "production"):
             why = f" since {_time(row.time)}, by {row.who}: {row.why}" if row else ""
             yield Check(role, bool(version) if serving else None, _named(version) + why)
 
 
-def _of_rows(rows: ModelRows, seen: datetime | None, now: datetime) -> Iterator[Check]:
-    """Judge the newest look of the monitor, its verdict, and the alerts."""
+def _of_rows(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Check]:
     row = rows.decisions[-1] if rows.decisions else None
     promotion = rows.newest("production")
-    due = [at for at in (row and row.as_of, promotion and promotion.time) if at]
-    late = bool(due) and now - max(due) > LOOK
-    said = _time(row.as_of) if row else "no monitor has looked yet"
-    said += f"; at most {LOOK / HOUR:.0f} h are expected" if late else ""
-    yield Check("last look of the monitor", False if late else bool(row) or None, said, seen)
+    times = [time for time in (row and row.as_of, promotion and promotion.time) if time]
+    is_late = bool(times) and now - max(times) > LATE
+    remark = _time(row.as_of) if row else "none yet"
+    remark += f"; at most {LATE / HOUR:.0f} h are expected" if is_late else ""
+    yield Check("last monitoring run", False if is_late else bool(row) or None, remark, at)
     if row:
         ok = {"ok": True, "bad": False}.get(row.verdict)
-        said = f"version {row.version}: {row.verdict}; {row.action} ({row.rule}): {row.reason}"
+        remark = f"version {row.version}: {row.verdict}; {row.action} ({row.rule}): {row.reason}"
         if promotion and row.version != promotion.to_version:
             ok = None
-            said = f"none yet of {_named(promotion.to_version)}; {said}"
-        yield Check("verdict", ok, said, row.as_of)
+            remark = f"none yet of {_named(promotion.to_version)}; {remark}"
+        yield Check("verdict", ok, remark, row.as_of)
     alerts = [f"not delivered: {alert['cause']}" for alert in rows.undelivered()]
     alerts += [f"{a['cause']} ({a['count']} times): {a['message']}" for a in rows.open_alerts(now)]
-    yield Check("alerts", not alerts, "; ".join(alerts) or "none open, none undelivered", seen)
+    yield Check("alerts", not alerts, "; ".join(alerts) or "none open, none undelivered", at)
 
 
-def _training(run: RunPage | None, seen: datetime | None) -> Check:
+def _training(run: RunPage | None, at: datetime | None) -> Check:
     if run is None:
-        return Check("last training", None, "none yet", seen)
+        return Check("last training", None, "none yet", at)
     outcome = run.tags.get("outcome") or run.tags.get("gate") or "nothing is written down yet"
     ended = f"ended {_time(run.ended)}" if run.ended else "goes on"
-    said = f"{run.status.lower()}, {ended}, for {run.tags.get('reason')}: {outcome}"
-    return Check("last training", run.status not in {"FAILED", "KILLED"}, said, seen)
+    remark = f"{run.status.lower()}, {ended}, for {run.tags.get('reason')}: {outcome}"
+    return Check("last training", run.status not in {"FAILED", "KILLED"}, remark, at)
 
 
 def _named(version: str | None) -> str:

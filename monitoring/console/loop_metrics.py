@@ -9,16 +9,15 @@ from functools import partial
 
 from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
+from core.monitoring_spec import PSI, Monitoring
 from feature_repo.freshness import LATE
 from mlflow_server.records import ModelRows
 from monitoring.console.status import ModelStatus
-from stack.spec import PSI, DriftLimits
 
 Add = Callable[..., None]
 
 
 def loop_metrics(statuses: Sequence[ModelStatus], now: datetime) -> bytes:
-    """Return all samples in Prometheus's text format."""
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
 
@@ -31,7 +30,7 @@ def loop_metrics(statuses: Sequence[ModelStatus], now: datetime) -> bytes:
         add_model = partial(add, model=status.spec.name)
         _add_sources(add_model, status, now)
         if status.rows.value:
-            _add_rows(add_model, status.rows.value, status.spec.drift, now)
+            _add_rows(add_model, status.rows.value, status.spec.monitoring, now)
     return generate_latest(registry)
 
 
@@ -45,14 +44,14 @@ def _add_sources(add: Add, status: ModelStatus, now: datetime) -> None:
         add("production_version", 1, told_by="mlflow", version=version)
     if status.runs.value and (run := status.runs.value.training):
         add("last_training_timestamp_seconds", run.started.timestamp(), status=run.status)
-    if fresh := status.freshness.value:
+    for fresh in status.freshness.value or ():
         dataset = fresh.dataset
         add("source_silence_promise_seconds", fresh.silence.total_seconds(), dataset=dataset)
         if fresh.newest:
             add("source_silence_seconds", (now - fresh.newest).total_seconds(), dataset=dataset)
 
 
-def _add_rows(add: Add, rows: ModelRows, limits: DriftLimits, now: datetime) -> None:
+def _add_rows(add: Add, rows: ModelRows, limits: Monitoring, now: datetime) -> None:
     add("alerts_open", len(rows.open_alerts(now)))
     add("alerts_undelivered", len(rows.undelivered()))
     for action, at in rows.last.items():
@@ -64,15 +63,15 @@ def _add_rows(add: Add, rows: ModelRows, limits: DriftLimits, now: datetime) -> 
     if not rows.decisions:
         return
     newest = rows.decisions[-1]
-    add("last_look_timestamp_seconds", newest.as_of.timestamp())
+    add("last_monitoring_run_timestamp_seconds", newest.as_of.timestamp())
     add("verdict", 1, version=newest.version, verdict=newest.verdict)
     for feature in limits.acted_on(newest.figures):
-        add("drift_psi_limit", limits.significant, feature=feature)
+        add("drift_psi_limit", limits.psi_significant, feature=feature)
     for name, value in newest.figures.items():
         kind, _, metric = name.partition("_")
         if name.startswith(PSI):
             add("drift_psi", value, feature=name.removeprefix(PSI))
-        elif kind in {"logged", "replay"}:
+        elif kind in {"online", "backfilled"}:
             add("performance", value, kind=kind, metric=metric)
         elif name == "entities":
             add("window_entities", value)

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+from core.settings import Settings
+from core.spec import ModelSpec
+from core.user_code import dataset_names
 from feature_repo.freshness import Freshness, recorded_freshness
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import ModelRuns, Pages
 from mlflow_server.records import ModelRows, Records, model_rows
 from monitoring.console.cached_reader import CachedReader, Reading
 from monitoring.serving_status import ServingStatus
-from stack.settings import Settings
-from stack.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class ModelStatus:
     spec: ModelSpec
     serving: Reading[ServingStatus]
     aliases: Reading[Mapping[str, str]]
-    freshness: Reading[Freshness]
+    freshness: Reading[list[Freshness]]
     rows: Reading[ModelRows]
     runs: Reading[ModelRuns]
 
@@ -29,14 +30,12 @@ class ModelReaders:
     """A cached reader for each source of one model, in the order of `ModelStatus`."""
 
     def __init__(self, settings: Settings, spec: ModelSpec, serving: CachedReader[Any]) -> None:
-        self._settings = settings
-        self._spec = spec
-        pages = Pages(settings)
+        self._settings, self._spec, pages = settings, spec, Pages(settings)
         self.all: tuple[CachedReader[Any], ...] = (
             serving,
             CachedReader(lambda: pages.aliases(spec.name)),
-            CachedReader(lambda: recorded_freshness(settings, spec.dataset)),
-            CachedReader(lambda: model_rows(*self._stores, spec.name)),
+            CachedReader(lambda: recorded_freshness(settings, spec.dataset, spec.feature_service)),
+            CachedReader(lambda: model_rows(*self._stores, spec.name, dataset_names(spec.dataset))),
             CachedReader(lambda: pages.runs(spec.name, spec.experiment), seconds=30),
         )
 

@@ -61,7 +61,7 @@ def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
     """Rows as the monitor keeps them: a retraining, an alert nobody heard; a training, a report."""
     now = datetime.now(UTC)
     figures = {f"psi_{name}": value for name, value in FEATURES.items()}
-    figures |= {"entities": 512.0, "replay_auc": 0.69, "logged_log_loss": 0.61}
+    figures |= {"entities": 512.0, "backfilled_auc": 0.69, "online_log_loss": 0.61}
     of = (rig.spec.name, served.first)
     with closing(Records(rig.settings)) as records:
         for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from prometheus_client.samples import Sample
 
+from core.spec import load_spec
 from feature_repo.freshness import Freshness
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import ModelRuns, RunPage
@@ -20,8 +21,7 @@ from monitoring.console.checks import Check, of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.status import ModelStatus
 from monitoring.serving_status import ServingStatus
-from stack.spec import load_spec
-from tests.conftest import wait_until
+from tests.conftest import at_most, wait_until
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
@@ -31,8 +31,7 @@ LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", N
 DECISION = DecisionRow(SPEC.name, "2", NOW - HOUR, "ok", "nothing", "ok", "performance holds", "",
                        "{}", {"psi_score": 0.02, "psi_lifetime_value": float("nan")})  # fmt: skip
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
-         "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True,
-         "over": None}  # fmt: skip
+         "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True}  # fmt: skip
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
 
@@ -50,14 +49,14 @@ def workers(*versions: str, role: str = "production") -> Reading[ServingStatus]:
 ROWS = ModelRows([LEDGER], [DECISION], {"nothing": DECISION.as_of}, [])
 FRESH = Freshness("orders", NOW - HOUR, NOW - 40 * HOUR, 48 * HOUR)
 WELL = ModelStatus(
-    SPEC, workers("2"), seen({"production": "2"}), seen(FRESH), seen(ROWS),
+    SPEC, workers("2"), seen({"production": "2"}), seen([FRESH]), seen(ROWS),
     seen(ModelRuns(RUN)),
 )  # fmt: skip
 SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
 
 
 def checked(status: ModelStatus) -> dict[str, Check]:
-    return {check.what: check for check in of_model(status, NOW)}
+    return {check.name: check for check in of_model(status, NOW)}
 
 
 def rows(**changed: Any) -> ModelStatus:
@@ -67,16 +66,14 @@ def rows(**changed: Any) -> ModelStatus:
 def test_a_healthy_loop_is_all_well() -> None:
     found = checked(WELL)
     assert {check.ok for check in found.values()} == {True}, found
-    assert found["production"].said == "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
-    assert {"last look of the monitor", "verdict", "last training", "features", "alerts"} < set(
-        found
-    )
+    assert found["production"].remark == "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
+    assert {"last monitoring run", "verdict", "last training", "features", "alerts"} < set(found)
 
 
 def test_sources_that_disagree_are_all_shown() -> None:
     status = replace(WELL, aliases=seen({"production": "3"}), serving=workers("1", "2"))
     found = checked(status)["production"]
-    assert (found.ok, found.said) == (
+    assert (found.ok, found.remark) == (
         False, "workers: version 1 and 2; MLflow's alias: version 3; ledger: version 2"
     )  # fmt: skip
 
@@ -87,7 +84,7 @@ def test_a_challenger_that_no_worker_holds_is_shown() -> None:
     begun = rows(ledger=[LEDGER, row])
     begun = replace(begun, aliases=seen({"production": "2", "challenger": "3"}))
     found = checked(begun)["challenger"]
-    assert (found.ok, found.said) == (
+    assert (found.ok, found.remark) == (
         False, "workers: no version; MLflow's alias: version 3; ledger: version 3"
     )  # fmt: skip
 
@@ -95,24 +92,24 @@ def test_a_challenger_that_no_worker_holds_is_shown() -> None:
 def test_what_does_not_answer_is_unknown_and_says_why() -> None:
     found = checked(SILENT)
     assert {check.ok for check in found.values()} == {None}
-    assert [check.said for check in found.values()] == ["unknown: it does not answer"] * 5
+    assert [check.remark for check in found.values()] == ["unknown: it does not answer"] * 5
     (serving,) = of_server(Reading(why="it does not answer"))
-    assert (serving.ok, serving.said) == (None, "unknown: it does not answer")
+    assert (serving.ok, serving.remark) == (None, "unknown: it does not answer")
 
 
 def test_without_serving_nobody_knows_what_is_in_production() -> None:
     found = checked(replace(WELL, serving=SILENT.serving))["production"]
-    assert (found.ok, found.said[:9]) == (None, "version 2")
+    assert (found.ok, found.remark[:9]) == (None, "version 2")
 
 
 @pytest.mark.parametrize(
     ("status", "what", "ok", "said"),
     [
-        (rows(decisions=[replace(DECISION, as_of=NOW - 4 * HOUR)]), "last look of the monitor",
+        (rows(decisions=[replace(DECISION, as_of=NOW - 4 * HOUR)]), "last monitoring run",
          False, "2026-11-20 08:00:00 UTC; at most 3 h"),
-        (rows(decisions=[]), "last look of the monitor", False, "no monitor has looked yet"),
+        (rows(decisions=[]), "last monitoring run", False, "none yet"),
         (rows(decisions=[], ledger=[replace(LEDGER, time=NOW - HOUR)]),
-         "last look of the monitor", None, "no monitor has looked yet"),
+         "last monitoring run", None, "none yet"),
         (rows(decisions=[replace(DECISION, verdict="bad", reason="auc 0.6")]), "verdict", False,
          "version 2: bad; nothing (ok): auc 0.6"),
         (rows(decisions=[replace(DECISION, verdict="insufficient_data")]), "verdict", None, "data"),
@@ -122,16 +119,15 @@ def test_without_serving_nobody_knows_what_is_in_production() -> None:
         (replace(WELL, runs=seen(ModelRuns(replace(RUN, status="FAILED")))), "last training", False,
          "failed, ended 2026-11-20 04:00:00 UTC, for weekly: version 2 promoted"),
         (replace(WELL, runs=seen(ModelRuns(None))), "last training", None, "none yet"),
-        (replace(WELL, freshness=seen(replace(FRESH, watermark=NOW - 3 * HOUR))),
+        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=NOW - 3 * HOUR)])),
          "features", False, "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
-        (replace(WELL, freshness=seen(replace(FRESH, newest=NOW - 49 * HOUR))),
+        (replace(WELL, freshness=seen([FRESH, replace(FRESH, newest=NOW - 49 * HOUR)])),
          "features", False, "source is silent since 2026-11-18 11:00 UTC: 49 h, at most 48 h"),
-        (replace(WELL, freshness=seen(replace(FRESH, watermark=None))),
+        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=None)])),
          "features", None, "complete up to never"),
         (rows(alerts=[ALERT]), "alerts", False, "drift <of> 2 (3 times): bad bad"),
-        (rows(alerts=[ALERT | {"last": f"{NOW - 25 * HOUR}"}]), "alerts", True, "none open"),
-        (rows(alerts=[ALERT | {"over": f"{NOW}"}]), "alerts", True, "none open"),
-        (rows(alerts=[ALERT | {"last": f"{NOW - 25 * HOUR}", "delivered": False}]), "alerts",
+        (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}"}]), "alerts", True, "none open"),
+        (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}", "delivered": False}]), "alerts",
          False, "not delivered: drift <of> 2"),
     ],
 )  # fmt: skip
@@ -139,8 +135,8 @@ def test_each_check_says_what_is_wrong(
     status: ModelStatus, what: str, ok: bool | None, said: str
 ) -> None:
     found = checked(status)
-    assert (found[what].ok, said in found[what].said) == (ok, True), found[what]
-    others = {each.what for each in found.values() if each.ok is not True}
+    assert (found[what].ok, said in found[what].remark) == (ok, True), found[what]
+    others = {each.name for each in found.values() if each.ok is not True}
     assert others - {what} == set()
 
 
@@ -149,7 +145,7 @@ def test_a_log_that_waits_for_the_disk_is_not_healthy() -> None:
     lags = {"predictions": 31.0, "feedback": 0.0}
     samples = [Sample("gyre_log_lag_seconds", {"log": log}, lag) for log, lag in lags.items()]
     found = of_server(seen(ServingStatus(ready, samples)))
-    assert {check.what: check.ok for check in found} == {
+    assert {check.name: check.ok for check in found} == {
         "serving": True, "redis": True, "predictions on disk": False, "feedback on disk": True,
     }  # fmt: skip
 
@@ -178,7 +174,7 @@ def test_a_source_that_hangs_holds_nobody_up_and_is_asked_once() -> None:
     began = time.monotonic()
     read_all([slow, quick])
     slow.begin()
-    assert time.monotonic() - began < PATIENCE + 1
+    assert time.monotonic() - began < at_most(PATIENCE + 1)
     assert (slow.reading.value, slow.reading.why) == (None, "no answer within 2 s")
     assert (quick.reading.value, len(asked)) == ("at once", 1)
     released.set()

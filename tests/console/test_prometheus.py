@@ -17,7 +17,7 @@ import httpx
 import pytest
 import yaml
 
-from stack.settings import PROJECT
+from core.settings import PROJECT
 from tests.conftest import running, unused_port, wait_until
 
 SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"

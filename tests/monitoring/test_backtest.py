@@ -12,19 +12,23 @@ import pytest
 from typer.testing import CliRunner
 
 from cli.main import typer_app
+from core.errors import MonitoringError, TrainingError
+from core.spec import load_spec
+from core.training_spec import Estimator, Snapshots
 from feature_repo.datasets import load_dataset
+from feature_repo.definition import Label
 from feature_repo.features import raw_table
-from feature_repo.history import FAR, whole_history
+from feature_repo.ingest import FAR, whole_history
 from feature_repo.source import pull
-from monitoring.backtest import _backtest, backtest
-from monitoring.backtest_history import History
-from monitoring.backtest_report import BACKTESTS, table, write
-from stack.errors import MonitoringError, TrainingError
-from stack.spec import Estimator, load_spec
+from monitoring.backtest.evaluation import BACKTESTS, backtest, evaluate, table, write
+from monitoring.backtest.history import History
+from monitoring.backtest.policies import POLICIES, serving
 from tests.conftest import new_settings
+from tests.training.test_label_rows import again_30d
 from training.frame import TIME, at, build_frame, features
 from training.metrics import log_loss
 from training.onnx_export import pipeline_scores
+from training.snapshots import Snapshot
 from training.train import fit_pipeline
 from training.validate import plan_run
 
@@ -59,53 +63,54 @@ def walked(orders, tmp_path_factory):
     """Settings, the history, and the report of a backtest."""
     rows, end = until(orders, MONTHS)
     settings = shop(tmp_path_factory.mktemp("walked"), rows)
-    with whole_history(settings, ORDERS, end) as (beside, last):
+    with whole_history(settings, SPEC, end) as (beside, last):
         history = History(beside, SPEC, ORDERS, last)
-        yield settings, history, _backtest(history, 0)
+        yield settings, history, evaluate(history)
 
 
-def test_a_training_and_a_look_see_nothing_that_was_not_known_at_that_moment(
+def test_a_training_and_a_monitoring_run_see_nothing_that_was_not_known_at_that_moment(
     walked, orders, tmp_path
 ):
     _, whole, _ = walked
     name = whole.newest(whole.weeks[16])
-    moment = name + whole.wait
+    moment = whole.known[name]
     later = orders.filter(pc.greater(orders["order_ts"], pa.scalar(moment, TIME)))
     assert later.num_rows > 500
     rows, _ = until(orders, moment - pc.min(orders["order_ts"]).as_py())
     settings = shop(tmp_path / "shop", rows)
-    with whole_history(settings, ORDERS, moment) as (beside, _):
+    with whole_history(settings, SPEC, moment) as (beside, _):
         then = History(beside, SPEC, ORDERS, moment)
         assert then.newest(moment) == name
-        assert then.model(name).onnx == whole.model(name).onnx
+        assert then.model(name).served == whole.model(name).served
         assert then.model(name).threshold == whole.model(name).threshold
         week = then.weeks[-1]
         assert week <= moment
-        assert at(then.windows, [week]).equals(at(whole.windows, [week]))
+        now = [Snapshot(week, week)]
+        assert at(then.windows, now).equals(at(whole.windows, now))
         first = whole.newest(whole.start)
-        for trigger in ("drift", "outcomes"):
-            seen = then.look(first, trigger, week)
-            assert seen == whole.look(first, trigger, week)
+        for policy in ("drift-triggered", "outcome-triggered"):
+            seen = then.monitor(first, policy, week)
+            assert seen == whole.monitor(first, policy, week)
             assert seen[0] != "insufficient_data"
 
 
-def test_one_frame_holds_the_rows_of_separate_ones_and_the_matrix_their_scores(walked):
+def test_one_frame_holds_the_rows_of_separate_ones_and_a_model_scores_them(walked):
     _, history, report = walked
     beside, as_of = history.settings, history.weeks[8]
     version = raw_table(beside, ORDERS).version
     plan = plan_run(beside, SPEC, ORDERS, as_of, version)
-    frame = build_frame(beside, SPEC, ORDERS, plan.moments, as_of, version)
-    assert frame.equals(at(history.frame, plan.moments))
+    frame = build_frame(beside, SPEC, ORDERS, plan.snapshots, as_of, version)
+    assert frame.equals(at(history.frame, plan.snapshots))
     pipeline = fit_pipeline(SPEC, SMALL, at(frame, plan.train))
-    for month in report.rows:
-        rows = build_frame(beside, SPEC, ORDERS, [month], history.end, version)
+    for month, scored in report.months.items():
+        rows = build_frame(beside, SPEC, ORDERS, [Snapshot(month, month)], history.end, version)
         loss = log_loss(rows["label"].to_numpy(), pipeline_scores(pipeline, features(SPEC, rows)))
-        assert report.matrix[plan.test][month]["log_loss"] == pytest.approx(loss, abs=1e-5)
-        assert report.rows[month] == rows.num_rows
+        assert history.loss(plan.test[-1].start, month) == pytest.approx(loss, abs=1e-5)
+        assert scored.rows == rows.num_rows
 
 
 def test_the_report_adds_up_and_lies_in_its_folder_and_nothing_else_does(walked):
-    settings, _, report = walked
+    settings, history, report = walked
     folder = write(settings, report)
     assert BACKTESTS.validate_json((folder / "backtest.json").read_bytes()) == report
     assert (folder / "backtest.md").read_text() == f"{table(report)}\n"
@@ -114,13 +119,13 @@ def test_the_report_adds_up_and_lies_in_its_folder_and_nothing_else_does(walked)
     by_name = {result.policy: result for result in report.results}
     frozen, weekly = by_name["frozen"], by_name["weekly"]
     assert (frozen.trainings, frozen.minus_frozen.value) == (1, 0)
-    assert set(frozen.serves.values()) == {min(report.models)}
+    assert {step.serves for step in frozen.steps} == {history.newest(history.start)}
     assert weekly.trainings == len({step.trained for step in weekly.steps if step.trained}) > 1
     assert weekly.seconds == pytest.approx(
-        sum(report.models[step.trained].seconds for step in weekly.steps if step.trained)
+        sum(history.model(step.trained).seconds for step in weekly.steps if step.trained)
     )
     for result in report.results:
-        losses = [report.matrix[result.serves[m]][m]["log_loss"] for m in report.rows]
+        losses = [history.loss(serving(result.steps, m), m) for m in report.months]
         assert result.metrics["log_loss"] == pytest.approx(np.mean(losses))
         assert result.minus_frozen.low <= result.minus_frozen.value <= result.minus_frozen.high
 
@@ -140,3 +145,31 @@ def test_a_history_too_short_is_said(orders, tmp_path, days, error, said):
 def test_an_unknown_model_is_one_line():
     done = CliRunner().invoke(typer_app, ["backtest", "no_such_model"])
     assert "no model 'no_such_model': models/ has customer_churn_model" in str(done.exception)
+
+
+def test_a_label_with_rows_of_its_own_is_walked_too(orders, tmp_path):
+    """By the month, two of them a test: a window is a week's rows, outcomes are a month's."""
+    label = Label(again_30d, horizon=timedelta(days=30), lateness=timedelta(days=2))
+    features_ = {n: kind for n, kind in SPEC.features.items() if n != "days_since_last_order"}
+    snapshots = Snapshots(every="month", train=3, test=2, rows="label")
+    own = {"label": "again", "population": None, "snapshots": snapshots, "features": features_}
+    spec = SPEC.model_copy(update=own)
+    rows, end = until(orders, timedelta(days=330))
+    ORDERS.labels["again"] = label
+    try:
+        with whole_history(shop(tmp_path / "shop", rows), SPEC, end) as (beside, last):
+            history = History(beside, spec, ORDERS, last)
+            report = evaluate(history)
+    finally:
+        del ORDERS.labels["again"]
+    week = history.weeks[3]
+    window = at(history.windows, [Snapshot(week - timedelta(weeks=1), week)])
+    assert 0 < window.num_rows < len(rows)
+    assert pc.max(window["event_timestamp"]).as_py() <= week
+    for month, scored in report.months.items():
+        period = next(each for each in history.snapshots if each.start == month)
+        assert scored.rows == at(history.frame, [period]).num_rows > 0
+        fresh = history.newest(month)
+        assert history.known[fresh] <= month
+        assert all(history.known[tested] <= month for tested in history.tested(fresh))
+    assert {result.policy for result in report.results} == {*POLICIES}

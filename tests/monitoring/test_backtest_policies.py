@@ -7,57 +7,51 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.backtest_policies import (
+from monitoring.backtest.policies import (
     POLICIES,
     Alarms,
     Step,
     alarms,
-    decayed,
-    first_trigger,
     serving,
     walk,
 )
-from training.snapshots import month_starts
+from training.snapshots import starts
 
 WAIT = timedelta(days=92)
 START = datetime(2026, 4, 3, tzinfo=UTC)
 WEEKS = tuple(START + n * timedelta(weeks=1) for n in range(20))
 JAN, FEB, MAR, APR, MAY = (datetime(2026, n, 1, tzinfo=UTC) for n in range(1, 6))
-BY_NAME = {policy.name: policy for policy in POLICIES}
 
 
 @dataclass(frozen=True)
 class Months:
-    """bad: looks that find something, by their moment. refused, better: challengers."""
+    """bad: monitoring runs that find something, by moment. refused: challengers."""
 
     bad: frozenset[datetime] = frozenset()
     refused: frozenset[datetime] = frozenset()
-    better: frozenset[datetime] = frozenset()
     asked: list[tuple[datetime, datetime]] = field(default_factory=list)
 
     def newest(self, as_of):
-        return month_starts(datetime(2025, 12, 1, tzinfo=UTC), as_of - WAIT)[-1]
+        return starts("month", datetime(2025, 12, 1, tzinfo=UTC), as_of - WAIT)[-1]
 
-    def look(self, _, trigger, as_of):
-        return ("bad", [f"{trigger} at {as_of}"]) if as_of in self.bad else ("ok", [])
+    def monitor(self, _, policy, as_of):
+        return ("bad", [f"{policy} at {as_of}"]) if as_of in self.bad else ("ok", [])
 
-    def passes(self, challenger, champion):
+    def compare(self, challenger, champion):
         self.asked.append((challenger, champion))
-        return challenger not in self.refused
-
-    def helps(self, challenger, _):
-        return challenger in self.better
+        return "refused" if challenger in self.refused else "passed"
 
 
 def trainings(name, world=None):
-    steps = walk(BY_NAME[name], WEEKS, world or Months(), timedelta(hours=24))
+    assert name in POLICIES
+    steps = walk(name, WEEKS, world or Months(), timedelta(hours=24))
     return steps, [(step.as_of, step.trained) for step in steps[1:] if step.trained]
 
 
 def test_a_frozen_model_serves_for_ever():
     steps, trained = trainings("frozen")
     assert (trained, {step.serves for step in steps}) == ([], {JAN})
-    assert first_trigger(steps) is None
+    assert {step.action for step in steps[1:]} == {"nothing"}
 
 
 def test_a_schedule_trains_where_a_label_matured_since_and_only_there():
@@ -75,26 +69,11 @@ def test_a_drift_waits_for_a_second_window_and_then_for_something_to_learn():
         "first_bad_window", "parked", "parked", "parked", "drift",
     ]  # fmt: skip
     assert trained[0] == (WEEKS[5], FEB)
-    assert first_trigger(steps) == WEEKS[2]
+    assert next(step.as_of for step in steps[1:] if step.action != "nothing") == WEEKS[2]
     # The new version's own windows count from its promotion on.
     assert [step.rule for step in steps[6:8]] == ["first_bad_window", "parked"]
     assert serving(steps, WEEKS[5] - timedelta(seconds=1)) == JAN
     assert serving(steps, WEEKS[5]) == FEB
-
-
-@pytest.mark.parametrize(
-    ("better", "made", "ends"),
-    [
-        ((), (FEB, MAR), "escalate"),
-        ((FEB,), (FEB, MAR, APR), "escalate"),
-        ((FEB, MAR, APR), (FEB, MAR, APR, MAY), "first_bad_window"),
-    ],
-)
-def test_two_retrainings_in_a_row_that_did_not_help_are_the_last(better, made, ends):
-    world = Months(bad=frozenset(WEEKS[1:]), better=frozenset(better))
-    steps, trained = trainings("drift-triggered", world)
-    assert tuple(model for _, model in trained) == made
-    assert steps[-1].rule == ends
 
 
 def test_a_refused_challenger_is_a_training_that_replaces_nobody_and_is_not_made_again():
@@ -130,9 +109,6 @@ def test_a_retraining_no_better_on_the_next_month_to_mature_was_a_false_alarm(
         MAR: {JAN: 0.5, FEB: 0.5, MAR: 0.50, APR: 0.66},
         APR: {JAN: 0.5, FEB: 0.5, MAR: 0.50, APR: 0.50},
     }
-    assert alarms(stepped(*retrainings), losses, WAIT) == expected
-
-
-def test_decay_begins_in_the_first_month_that_is_surely_worse():
-    assert decayed({JAN: -0.01, FEB: 0.0, MAR: 0.002, APR: 0.03}) == MAR
-    assert decayed({JAN: -0.01, FEB: 0.0}) is None
+    known = {month: month + WAIT for month in losses}
+    found = alarms(stepped(*retrainings), known, lambda model, month: losses[model][month])
+    assert found == expected

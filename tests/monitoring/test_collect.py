@@ -4,21 +4,15 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
-import shutil
-import subprocess
-import sys
 import threading
 import tracemalloc
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from monitoring.collect import collect, outcomes, predictions
+from monitoring.collect import collect, final_lines, is_closed, outcomes, predictions
 from monitoring.window import window
 from serving.prediction_log import AppendLog
-from stack.log_files import final_lines, is_closed
-from stack.settings import PROJECT
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -76,48 +70,6 @@ def test_killed_between_the_table_and_the_file_nothing_is_doubled(settings):
     assert predictions(settings).read().num_rows == 3
 
 
-def strace():
-    """Debian's package is installed where it is not."""
-    if not shutil.which("strace"):
-        apt = [] if os.geteuid() == 0 else ["sudo"]
-        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "strace"]):
-            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
-    return "strace"
-
-
-LOOK = """
-import sys
-from pathlib import Path
-from monitoring.collect import collect
-from tests.conftest import new_settings
-collect(new_settings(Path(sys.argv[1])))
-"""
-
-
-def test_what_a_removed_file_said_is_on_disk_before_even_if_another_process_committed_it(tmp_path):
-    """The kernel's own account of what was flushed, and of what was removed after it."""
-    settings = new_settings(tmp_path)
-    (settings.home / "serving" / "log").mkdir(parents=True)
-    began = int(datetime.now(UTC).timestamp() * 1e6)
-    file = write(settings, f"predictions-1-{began}.jsonl", line(1))
-    with file.open("rb") as writer:  # taken and not removed, as if killed before
-        fcntl.flock(writer, fcntl.LOCK_EX)
-        collect(settings)
-    seen = tmp_path / "seen"
-    traced = [strace(), "-f", "-y", "-e", "trace=fsync,unlink,unlinkat", "-o", str(seen)]
-    command = [*traced, sys.executable, "-c", LOOK, str(tmp_path)]
-    subprocess.run(command, check=True, cwd=PROJECT, env=os.environ | {"PYTHONPATH": str(PROJECT)})
-    assert not file.exists()
-    before, removed, _ = seen.read_text().partition(f'"{file}"')
-    assert removed
-    table = predictions(settings).path
-    parts = [table.parent, table, *table.rglob("*")]
-    assert len(parts) == 5, "a file of rows, a folder and a file of the log"
-    for part in parts:
-        assert any("fsync" in call and f"<{part}>" in call for call in before.splitlines()), part
-
-
 def test_many_files_take_no_more_memory_than_one(settings):
     def peak(look, files):
         for n in range(files):
@@ -166,37 +118,27 @@ def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_c
         found = collect(settings)
         assert (found.predictions, found.outcomes, found.malformed) == (1, 1, 0)
     assert collect(settings).malformed == 2
-    assert files[0].with_suffix(".malformed").exists()
+    assert all(file.with_suffix(".malformed").exists() for file in files)
     write(settings, "predictions-1-2.jsonl", line(2), end="")  # whole, and nothing more comes
-    assert collect(settings).predictions == 1
-    assert collect(settings).malformed == 1  # feedback stays on file, and counts
+    found = collect(settings)
+    assert (found.predictions, found.malformed) == (1, 0)
 
 
-def test_feedback_becomes_outcomes_and_its_files_stay_with_serving(settings):
+def test_every_line_of_feedback_is_one_outcome_however_often_it_is_taken(settings):
     row = told("r1", 1.0)
     odd = told("r2", 1.0).replace("1.0", "1e999")
-    file = write(settings, "feedback-1-1.jsonl", row, row, told("r3", -7.25), odd, "{")
-    for new in (2, 0):
-        found = collect(settings)
-        assert (found.outcomes, found.malformed) == (new, 2)
-    assert file.exists()
-    assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0]
-
-
-def test_feedback_past_its_retention_is_not_taken_again_and_counts_while_its_file_is_there(
-    settings,
-):
-    old, young = NOW - timedelta(days=401), NOW - timedelta(days=399)
-    write(
-        settings,
-        "feedback-1-1.jsonl",
-        told("r1", 1.0, old),
-        told("r2", 1.0, young),
-        told("r3", 1.0),
-    )
+    lines = row, row, told("r3", -7.25)
+    file = write(settings, "feedback-1-1.jsonl", *lines)
+    with file.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert [collect(settings).outcomes for _ in range(2)] == [3, 0]
+    assert collect(settings).outcomes == 0
+    assert not file.exists()
+    write(settings, "feedback-1-1.jsonl", *lines, odd, "{")  # as if it had not been removed
     found = collect(settings)
-    assert (found.outcomes, found.told.num_rows) == (2, 3)
-    assert sorted(outcomes(settings).read()["request_id"].to_pylist()) == ["r2", "r3"]
+    assert (found.outcomes, found.malformed) == (0, 2)
+    assert "1e999" in file.with_suffix(".malformed").read_text()
+    assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0, 1.0]
 
 
 def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(settings):
@@ -211,7 +153,7 @@ def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_lef
         line(15, features={"orders": 1, "segment": 2}), line(16, version="7", in_population=False),
     )  # fmt: skip
     collect(settings)
-    seen = window(predictions(settings).read(), "m", "1", {"0", "1"}, FEATURES, NOW)
+    seen = window(predictions(settings), "m", "1", {"0", "1"}, FEATURES, NOW)
     assert sorted(seen.rows["orders"]) == [1, 3, 11]
     assert list(seen.rows.columns) == ["orders", "segment", "score", "entity", "as_of"]
     assert seen.left_out == {
@@ -226,7 +168,7 @@ def test_the_score_of_a_window_is_the_probability_or_the_number_predicted(settin
     write(settings, "predictions-1-1.jsonl", line(1), line(2, version="2", **number))
     collect(settings)
     for version, score in (("1", 0.5), ("2", -31.5)):
-        seen = window(predictions(settings).read(), "m", version, {"1", "2"}, FEATURES, NOW)
+        seen = window(predictions(settings), "m", version, {"1", "2"}, FEATURES, NOW)
         assert seen.rows["score"].tolist() == [score]
 
 
@@ -234,13 +176,13 @@ def test_a_feature_that_nobody_has_any_more_is_a_column_of_nulls(settings):
     nulls = dict.fromkeys(FEATURES)
     write(settings, "predictions-1-1.jsonl", line(1, features=nulls), line(2, features=nulls))
     collect(settings)
-    seen = window(predictions(settings).read(), "m", "1", {"1"}, FEATURES, NOW)
+    seen = window(predictions(settings), "m", "1", {"1"}, FEATURES, NOW)
     assert seen.rows["orders"].dtype == float
     assert seen.rows[list(FEATURES)].isna().all(axis=None)
 
 
 def test_a_window_of_nothing_is_empty(settings):
-    seen = window(predictions(settings).read(), "m", "1", {"1"}, FEATURES, NOW)
+    seen = window(predictions(settings), "m", "1", {"1"}, FEATURES, NOW)
     assert (len(seen.rows), seen.left_out) == (0, {})
 
 
@@ -272,7 +214,7 @@ def take_closed(settings):
     taken = []
     for file in (settings.home / "serving" / "log").glob("predictions-*.jsonl"):
         if is_closed(file):
-            lines, _ = final_lines(file.read_bytes(), closed=True)
+            lines = final_lines(file.read_bytes(), closed=True)
             taken += [json.loads(row)["request_id"] for row in lines]
             file.unlink()
     return taken

@@ -8,10 +8,12 @@ from itertools import permutations
 
 import pytest
 
-from monitoring.collect import collect, outcomes
-from monitoring.feedback import settle
+from core.spec import load_spec
+from monitoring.collect import collect, join_outcomes
 from tests.conftest import new_settings
 
+SPEC = load_spec("customer_churn_model")
+CLASSES = {"classification": (), "regression": (), "multiclass": ("early", "on_time", "late")}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
@@ -42,9 +44,10 @@ def write(settings, name, *rows):
     (settings.home / "serving" / "log" / name).write_text(lines)
 
 
-def settled(settings, model="m", minutes=60, *, classes=True):
-    told = collect(settings).told
-    return settle(settings, told, model, NOW + minutes * MINUTE, classes=classes)
+def settled(settings, model="m", minutes=60, task="classification"):
+    collect(settings)
+    spec = SPEC.model_copy(update={"name": model, "task": task, "classes": CLASSES[task]})
+    return join_outcomes(settings, spec, NOW + minutes * MINUTE)
 
 
 def test_each_line_of_feedback_is_used_or_counted_by_name_again_at_every_look(settings):
@@ -74,14 +77,13 @@ def test_the_first_received_stands_whichever_process_wrote_it(settings, names):
         write(settings, f"feedback-{name}.jsonl", told("a", actual, minutes))
     found = settled(settings)
     assert (found.known, found.left_out) == ({"a": 1.0}, {"contradicting the first": 2})
-    assert outcomes(settings).read()["actual"].to_pylist() == [1.0]
 
 
 def test_what_was_told_stays_known_when_its_file_is_gone(settings):
     write(settings, "predictions-1-1.jsonl", asked("a"))
     write(settings, "feedback-1-1.jsonl", told("a", 1.0, 1))
     settled(settings)
-    (settings.home / "serving" / "log" / "feedback-1-1.jsonl").unlink()
+    assert not (settings.home / "serving" / "log" / "feedback-1-1.jsonl").exists()
     assert settled(settings).known == {"a": 1.0}
 
 
@@ -102,7 +104,7 @@ def test_a_class_is_0_or_1_and_a_number_is_any(settings):
     write(settings, "feedback-1-1.jsonl", told("a", 0.5, 1), told("a", 1.0, 2), told("b", -7.0, 1))
     found = settled(settings)
     assert (found.known, found.left_out) == ({"a": 1.0}, {"neither 0 nor 1": 2})
-    found = settled(settings, classes=False)
+    found = settled(settings, task="regression")
     assert found.known == {"a": 0.5, "b": -7.0}
     assert found.left_out == {"contradicting the first": 1}
 
@@ -110,3 +112,17 @@ def test_a_class_is_0_or_1_and_a_number_is_any(settings):
 def test_of_nothing_nothing_is_known(settings):
     found = settled(settings)
     assert (found.known, found.left_out) == ({}, {})
+
+
+def test_an_outcome_of_many_classes_is_a_name_or_a_position_and_one_by_both_is_the_same(settings):
+    write(settings, "predictions-1-1.jsonl", *(asked(name) for name in "abcde"))
+    write(
+        settings, "feedback-1-1.jsonl",
+        told("a", "late", 1), told("a", 2, 2), told("b", 1, 1), told("b", "late", 2),
+        told("c", "lost", 1), told("d", 3, 1), told("e", 0.5, 1), told("e", "early", 2),
+    )  # fmt: skip
+    found = settled(settings, task="multiclass")
+    assert found.known == {"a": 2.0, "b": 1.0, "e": 0.0}
+    other, again, against = "no outcome of its task", "told again", "contradicting the first"
+    assert found.left_out == {other: 3, again: 1, against: 1}
+    assert settled(settings).left_out["neither 0 nor 1"] == 7

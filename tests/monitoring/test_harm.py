@@ -6,13 +6,16 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from core.monitoring_spec import Monitoring
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.records import DecisionRow
-from monitoring.failures import COUNTS, Counted
-from monitoring.harm import slow
+from monitoring.checks.guardrails import slow
+from monitoring.checks.volume import usual_entities
 from monitoring.past import Past, previous
+from monitoring.serving_status import COUNTS, Counted
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+LIMITS = Monitoring()
 BOUNDS = (0.001, 0.01, 0.1, 1.0)
 
 
@@ -39,7 +42,7 @@ FAST = counted(1000, 50, 0, 0)
     ],
 )
 def test_slow_is_many_times_as_long_as_the_version_before(now, before, is_slow):
-    found = slow(now, before)
+    found = slow(LIMITS, now, before)
     assert (found is not None) is is_slow
     assert found is None or "within" in found
 
@@ -53,26 +56,26 @@ def ledger(*changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "version", "back_to"),
+    ("changes", "back_to"),
     [
-        ([(None, "1", "ann")], "1", None),
-        ([(None, "1", "ann"), ("1", "2", "airflow")], "2", "1"),
-        ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "monitor")], "1", None),
+        ([(None, "1", "ann")], None),
+        ([(None, "1", "ann"), ("1", "2", "airflow")], "1"),
+        ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "monitor")], None),
         # A hand puts the harmful one back, then a third comes: it is passed over.
         ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "monitor"), ("1", "2", "ann"),
-          ("2", "3", "ann")], "3", "1"),
+          ("2", "3", "ann")], "1"),
         ([(None, "1", "ann"), ("1", "2", "ann"), ("2", "1", "ann"), ("1", "2", "ann"),
-          ("2", "3", "ann")], "3", "2"),  # who went back by hand may have had any reason
+          ("2", "3", "ann")], "2"),  # who went back by hand may have had any reason
     ],
 )  # fmt: skip
-def test_the_monitor_goes_back_to_none_that_it_has_gone_back_from(changes, version, back_to):
-    assert previous(ledger(*changes), version, "123") == back_to
+def test_the_monitor_goes_back_to_none_that_it_has_gone_back_from(changes, back_to):
+    assert previous(ledger(*changes), "123") == back_to
 
 
 def test_the_monitor_goes_back_past_a_version_that_was_deleted():
     rows = ledger((None, "1", "ann"), ("1", "2", "ann"), ("2", "3", "ann"))
-    assert previous(rows, "3", {"1", "3"}) == "1"
-    assert previous(rows, "3", {"3"}) is None
+    assert previous(rows, {"1", "3"}) == "1"
+    assert previous(rows, {"3"}) is None
 
 
 def test_what_is_usual_is_of_windows_that_share_no_hour_with_this_one():
@@ -81,8 +84,8 @@ def test_what_is_usual_is_of_windows_that_share_no_hour_with_this_one():
         looked(hour, version, entities=entities)
         for hour, entities in hours.items() for version in ("1", "2")
     ]  # fmt: skip
-    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1100.0
-    assert Past("1", NOW, None, None, rows[:-2], [], ()).usual() is None
+    assert usual_entities(LIMITS, Past("1", NOW, None, None, rows, [])) == 1100.0
+    assert usual_entities(LIMITS, Past("1", NOW, None, None, rows[:-2], [])) is None
 
 
 def looked(hour, version="1", **figures):
@@ -90,16 +93,11 @@ def looked(hour, version="1", **figures):
                        "{}", figures)  # fmt: skip
 
 
-def test_usual_is_who_asked_not_who_was_scored_at_night():
-    rows = [looked(hour, entities=6000.0, asked=1000.0) for hour in (50, 49, 48)]
-    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1000.0
-
-
 def test_what_was_usual_when_nobody_asked_any_more_stays_so_until_they_ask_again():
-    rows = [looked(hour, entities=0.0, asked=0.0, usual=1000.0) for hour in range(100, 0, -1)]
-    assert Past("1", NOW, None, None, rows, [], ()).usual() == 1000.0
-    again = [*rows, looked(0.5, entities=900.0, asked=900.0, usual=1000.0)]
-    assert Past("1", NOW, None, None, again, [], ()).usual() == 0.0
+    rows = [looked(hour, entities=0.0, usual=1000.0) for hour in range(100, 0, -1)]
+    assert usual_entities(LIMITS, Past("1", NOW, None, None, rows, [])) == 1000.0
+    again = [*rows, looked(0.5, entities=900.0, usual=1000.0)]
+    assert usual_entities(LIMITS, Past("1", NOW, None, None, again, [])) == 0.0
 
 
 def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
@@ -116,10 +114,10 @@ def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
         decided(11, counted(20, failed=90)),
         decided(13, counted(25, failed=90)),
     ]
-    past = Past("1", NOW.replace(hour=13, minute=1), promotion, None, rows, [], ())
+    past = Past("1", NOW.replace(hour=13, minute=1), promotion, None, rows, [])
     now = counted(220, failed=90, answered=200)
     # The look of a minute ago is too near; that of before the promotion is where it began.
-    assert past.counted({"production 1": now}) == counted(200, answered=200)
-    assert past.counted({"production 1": counted(3)}) == counted(3), "serving has begun anew"
-    late = Past("1", NOW.replace(hour=14, minute=1), promotion, None, rows, [], ())
-    assert late.counted({"production 1": now}).timed == 195
+    assert past.counted({"production 1": now}, 1) == counted(200, answered=200)
+    assert past.counted({"production 1": counted(3)}, 1) == counted(3), "serving has begun anew"
+    late = Past("1", NOW.replace(hour=14, minute=1), promotion, None, rows, [])
+    assert late.counted({"production 1": now}, 1).timed == 195

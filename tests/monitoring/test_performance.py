@@ -8,10 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from core.monitoring_spec import Monitoring
+from core.spec import load_spec
+from monitoring.checks.performance import (
+    actuals,
+    judge_performance,
+    judgeable,
+    measure_online,
+    measured,
+)
 from monitoring.collect import ANSWERS, PREDICTIONS
-from monitoring.performance import actuals, judgeable, logged, measured
-from monitoring.verdict import worse
-from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
@@ -73,13 +79,13 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     rows = answered(*many, *more)
     told = {f"r{n}": float(n % 3 > 0) for n in range(rows.num_rows)}
     told["r499"] = 1.0  # the last of the first customer
-    found = logged(shop.settings, SPEC, rows, told, 0.5, AS_OF)
+    found = measure_online(shop.settings, SPEC, rows, told, 0.5, AS_OF)
     assert found is not None
     assert found.performance.rows == 1 + 150 + 60
     by_id = {row["request_id"]: row["label"] for row in found.rows.to_pylist()}
     assert by_id["r499"] == 1.0
     assert "r0" not in by_id
-    assert logged(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
+    assert measure_online(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
 
 
 def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):  # noqa: F811
@@ -89,7 +95,7 @@ def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):  # noqa: 
     shop.has(*(order(n, n, before) for n in who), *(order(500 + n, n, noon) for n in who[:100]))
     shop.ingest(AS_OF)
     rows = answered(*((n, noon - 3 * HOUR, {}) for n in who), *((n, noon + HOUR, {}) for n in who))
-    found = logged(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
+    found = measure_online(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
     assert found is not None
     assert found.performance.rows == 250
     assert found.rows["label"].to_pylist().count(0) == 100
@@ -98,12 +104,17 @@ def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):  # noqa: 
     assert {last[f"{n}"] for n in who[100:]} == {noon + HOUR}
 
 
+def worse(performance, evaluated, limits=SPEC.monitoring):
+    results = judge_performance(limits, performance, evaluated)
+    return [each for each in results if each.status == "bad"]
+
+
 def drawn(rows, share=0.0):
     """What a version says that is right about every chance, but for a share of the rows."""
     p = TRUE.beta(2, 1.6, rows)
     y = (TRUE.random(rows) < p).astype(np.int64)
     said = np.where(TRUE.random(rows) < share, TRUE.permutation(p), p)
-    return measured("logged", f"{rows} outcomes", y, Scored(said, 0.5), SPEC)
+    return measured("online", f"{rows} outcomes", y, Scored(said, 0.5), SPEC)
 
 
 @pytest.mark.parametrize("rows", [200, 500])
@@ -120,6 +131,15 @@ def test_one_that_is_worse_is_found_by_each_metric_and_the_sooner_the_more_outco
               for n in (200, 1000)]  # fmt: skip
     assert shares[0] < 0.5
     assert shares[1] > 0.8
+
+
+def test_a_metric_can_have_a_limit_whatever_it_was_and_others_than_the_usual_ones_one_too():
+    limits = Monitoring(metrics={"f1": {"at_least": 0.99}, "precision": {"worse": 0.05}})
+    found = worse(drawn(2000), drawn(7000).metrics, limits)
+    assert [each.feature for each in found] == ["f1"]
+    assert found[0].remark.endswith("(online, 2000 outcomes), at least 0.99 is expected")
+    found = worse(drawn(2000, 0.9), drawn(7000).metrics, limits)
+    assert {each.feature for each in found} >= {"f1", "precision"}
 
 
 def test_of_millions_of_predictions_those_are_read_that_can_be_judged():

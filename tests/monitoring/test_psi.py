@@ -6,8 +6,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from monitoring.drift import measure
-from monitoring.psi import psi
+from core.monitoring_spec import Monitoring
+from monitoring.checks.drift import measure, psi
 
 RANDOM = np.random.default_rng(5)
 
@@ -60,15 +60,16 @@ def test_the_figure_in_evidentlys_report_is_the_figure_that_decides(tmp_path):
         "segment": RANDOM.choice(["new", "repeat"], 800), "score": RANDOM.random(800),
     })  # fmt: skip
     current = reference.assign(spend=reference["spend"] * 1.6).head(500)
-    found = measure(reference, current, tmp_path, 0.25)
+    results = measure(Monitoring(), reference, current, tmp_path)
+    found = {each.feature: each.value for each in results if each.name.startswith("psi_")}
     report = pd.read_json(tmp_path / "report.json", typ="series")
     shown = {
         metric["config"]["column"]: metric["value"]
         for metric in report["metrics"]
         if metric["config"]["type"].endswith("ValueDrift")
     }
-    assert shown == pytest.approx(found.psi)
-    assert found.psi["spend"] > 0.2 > found.psi["orders"]
+    assert shown == pytest.approx(found)
+    assert found["spend"] > 0.2 > found["orders"]
     assert "<html" in (tmp_path / "report.html").read_text()[:2000].lower()
 
 
@@ -86,3 +87,9 @@ def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(cate
         assert max(quiet) < 0.25
     moved = np.where(np.arange(categories) < categories // 2, 2.0, 0.5)
     assert psi(reference, window(500, share * (moved if not zipf else moved[::-1]))) > 0.1
+
+
+def test_a_rare_value_of_two_that_becomes_frequent_is_seen():
+    before, now = pd.Series([1] * 95 + [0] * 5), pd.Series([1.0] * 60 + [0.0] * 40)
+    by_hand = (0.6 - 0.95) * np.log(0.6 / 0.95) + (0.4 - 0.05) * np.log(0.4 / 0.05)
+    assert psi(before, now) == pytest.approx(by_hand)

@@ -1,152 +1,250 @@
-"""What follows for a version on its way, rule by rule: nothing of it needs a server."""
+"""A rollout on the real registry and ledger, by what a log and counters of serving's form say."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+import json
+import threading
+from collections import defaultdict
+from contextlib import closing
+from datetime import timedelta
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from scipy.stats import ks_2samp
 
-from monitoring.failures import Counted
-from monitoring.rollout import Arm, Seen, decide, distance
-from stack.spec import Rollout
+from core.monitoring_spec import Rollout
+from core.spec import load_spec
+from mlflow_server.ledger import Ledger, LedgerRow, now
+from mlflow_server.promotion import promote, release
+from mlflow_server.records import Records
+from mlflow_server.registry import Registry
+from monitoring.collect import predictions
+from monitoring.rollout import WHO, roll_out
+from monitoring.serving_status import counts
+from serving.prediction_log import AppendLog
+from tests.conftest import mlflow_server, new_settings
+from tests.mlflow_server.conftest import new_model
 
-POLICY = Rollout(policy="canary")
-SPREAD = tuple(np.linspace(0, 1, 101).tolist())
-ARM = Arm(1000, 0, 0.010, SPREAD)
-PASSED = Seen(5, 60.0, ARM, ARM)
-NOBODY = Arm(0, 0, None, ())
-
-
-def moved(by: float) -> tuple[float, ...]:
-    return tuple(score + by for score in SPREAD)
-
-
-def ours(**change) -> Seen:
-    return replace(PASSED, challenger=replace(ARM, **change))
+BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, np.inf)
+SPEC = load_spec("customer_churn_model")
+ANN = {"who": "ann", "why": "try"}
 
 
-def theirs(**change) -> Seen:
-    return replace(PASSED, production=replace(ARM, **change))
+class Serving:
+    """Writes the log and shows the counters of a server that answers by role."""
+
+    def __init__(self, settings, model):
+        self.model, self.random, self.ids = model, np.random.default_rng(7), count()
+        self.log = AppendLog(settings.home / "serving" / "log", "predictions")
+        self.log.open()
+        self.failed, self.within = defaultdict(int), defaultdict(lambda: np.zeros(len(BOUNDS)))
+
+    def answers(
+        self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None, ours=True
+    ):
+        """Return the ids of the requests; score: of all of them, else spread."""
+        self.failed[role, version] += failed
+        self.within[role, version] += number * (np.array(BOUNDS) >= seconds)
+        scores = self.random.beta(2, 3, number) if score is None else np.full(number, score)
+        ids, at = (
+            ids or [f"{self.model}-{next(self.ids)}" for _ in range(number)],
+            now().isoformat(),
+        )
+        self.log.write([
+            {
+                "request_id": request, "model": self.model, "version": version, "role": role,
+                "received": at, "as_of": at, "entity": n, "features": {"orders": 1},
+                "features_from": "online", "probability": round(float(score), 6),
+                "prediction": 1.0, "in_population": ours,
+            }
+            for n, (request, score) in enumerate(zip(ids, scores, strict=True))
+        ])  # fmt: skip
+        return ids
+
+    def text(self):
+        lines = []
+        for (role, version), counted in self.within.items():
+            labels = f'model="{self.model}",version="{version}",role="{role}"'
+            lines += [
+                f'gyre_prediction_seconds_bucket{{{labels},le="{bound}"}} {value}'
+                for bound, value in zip((*BOUNDS[:-1], "+Inf"), counted, strict=True)
+            ]
+            failed = self.failed[role, version]
+            lines.append(f"gyre_prediction_failures_total{{{labels}}} {failed}")
+        return "\n".join(["# TYPE gyre_prediction_seconds histogram", *lines, ""])
 
 
-@pytest.mark.parametrize(
-    ("seen", "action", "percent", "reason"),
-    [
-        (PASSED, "advance", 25, "1000 answered beside 1000, 0 failed beside 0, 95 % within 10.0"),
-        (replace(PASSED, percent=0), "advance", 5, "scores 0.00 apart"),
-        (replace(PASSED, percent=25), "advance", 50, ""),
-        (replace(PASSED, percent=50), "advance", 100, ""),
-        (replace(PASSED, percent=10), "advance", 25, ""),  # the steps were others then
-        (replace(PASSED, percent=100, production=NOBODY, before=ARM), "done", 100, ""),
-        (replace(PASSED, percent=100, production=NOBODY), "hold", 100, "production has answered 0"),
-        # too little is known
-        (replace(PASSED, challenger=NOBODY), "hold", 5, "it has answered 0 of 100 requests"),
-        (ours(answered=99), "hold", 5, "it has answered 99 of 100 requests"),
-        (ours(answered=100), "advance", 25, ""),
-        (theirs(answered=99), "hold", 5, "production has answered 99 of 100 requests"),
-        (ours(seconds=None), "hold", 5, "nothing is known of how long it takes"),
-        (theirs(seconds=None), "hold", 5, "nothing is known of how long production takes"),
-        (replace(PASSED, minutes=9.9), "hold", 5, "10 of 10 minutes"),
-        (replace(PASSED, minutes=-5.0), "hold", 5, "minutes"),
-        (replace(PASSED, minutes=10.0), "advance", 25, ""),
-        # failures: more than 2 points above production's, as soon as nothing can mend them
-        (ours(answered=980, failed=20), "advance", 25, "20 failed beside 0"),
-        (ours(answered=979, failed=21), "abort", 0, "21 of 1000 predictions failed, at most 2.0%"),
-        (ours(answered=0, failed=2), "hold", 5, "it has answered 0"),
-        (ours(answered=0, failed=3), "abort", 0, "3 of 3 predictions failed"),
-        (replace(ours(answered=900, failed=100), production=replace(ARM, answered=900, failed=100)),
-         "advance", 25, "100 failed beside 100"),
-        # latency
-        (ours(seconds=0.020), "advance", 25, "95 % within 20.0 ms beside 10.0 ms"),
-        (ours(seconds=0.021), "abort", 0, "95 % of predictions within 21.0 ms, at most 20.0 ms"),
-        (replace(ours(seconds=0.0055), production=replace(ARM, seconds=0.001)), "advance", 25, ""),
-        (replace(ours(seconds=0.0065), production=replace(ARM, seconds=0.001)),
-         "abort", 0, "6.0 ms"),
-        (ours(answered=99, seconds=1.0), "hold", 5, ""),
-        # scores
-        (ours(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
-        (ours(scores=moved(0.605)), "abort", 0, "its scores are 0.60 from production's, 0.5 is"),
-        (ours(scores=moved(0.605), answered=100), "hold", 5, "too few to say"),
-        (ours(scores=moved(0.905), answered=100), "abort", 0, "0.90 from"),
-        (ours(scores=(0.7,) * 101), "abort", 0, "every one of 1000 scores is 0.7"),
-        (ours(scores=(0.7,) * 101, answered=99), "hold", 5, ""),
-        (replace(ours(scores=(0.7,) * 101), production=replace(ARM, scores=(0.7,) * 101)),
-         "advance", 25, ""),
-        # where it answers everybody, production's arm of the step before stands for production
-        (replace(ours(seconds=0.021), percent=100, production=NOBODY, before=ARM),
-         "abort", 0, "21.0 ms"),
-    ],
-)  # fmt: skip
-def test_the_first_rule_that_fits_decides(seen, action, percent, reason):
-    verdict = decide(POLICY, seen)
-    assert (verdict.action, verdict.percent) == (action, percent)
-    assert reason in verdict.reason
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    made = new_settings(tmp_path_factory.mktemp("rolled"))
+    with mlflow_server(made):
+        yield made
 
 
-def test_the_limits_are_the_specs():
-    assert decide(Rollout(steps=(50,)), replace(PASSED, percent=50)).action == "done"
-    assert decide(Rollout(errors=0), ours(failed=1)).action == "abort"
-    assert decide(Rollout(latency=1), ours(seconds=0.016)).action == "abort"
-    assert decide(Rollout(scores=0.01), ours(scores=moved(0.305))).action == "abort"
-    assert decide(Rollout(requests=1001), PASSED).action == "hold"
-    assert decide(Rollout(minutes=61), PASSED).action == "hold"
+class World:
+    """A model with version 1 in production and 2 as shadow, behind a serving of its own."""
+
+    def __init__(self, settings, spec):
+        self.settings, self.spec, self.model = settings, spec, spec.name
+        self.registry, self.ledger = Registry(settings), Ledger(settings)
+        self.serving = Serving(settings, self.model)
+        promote(self.registry, self.ledger, self.model, "1", **ANN)
+        promote(self.registry, self.ledger, self.model, "2", **ANN, role="shadow")
+
+    def look(self, minutes=11.0):
+        return roll_out(self.settings, self.spec, now() + timedelta(minutes=minutes))
+
+    @property
+    def roles(self):
+        return self.registry.aliases(self.model)
+
+    @property
+    def last(self):
+        return self.ledger.rows(self.model)[-1]
+
+    def to(self, percent):
+        """Good answers until the challenger has `percent`."""
+        role = "shadow"
+        for _ in range((5, 25, 50, 100).index(percent) + 1):
+            self.serving.answers("production", "1", 300)
+            self.serving.answers(role, "2", 150)
+            assert self.look().action == "advance"
+            role = "challenger"
+        assert self.roles == {"production": "1", "challenger": "2"}
+
+    def alerts(self):
+        with closing(Records(self.settings)) as records:
+            return [row["message"] for row in records.alerts(self.model)]
 
 
-arms = st.builds(
-    Arm,
-    st.integers(0, 500),
-    st.integers(0, 50),
-    st.none() | st.floats(0.0001, 1),
-    st.lists(st.floats(0, 1), min_size=101, max_size=101).map(lambda row: tuple(sorted(row))),
-)
+@pytest.fixture
+def world(settings):
+    name = new_model(settings, 3)
+    rollout = Rollout(policy="canary")
+    made = World(settings, SPEC.model_copy(update={"name": name, "rollout": rollout}))
+
+    class Metrics(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(made.serving.text().encode())
+
+        def log_message(self, *_):
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", settings.serving_port), Metrics)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield made
+    server.shutdown()
+    server.server_close()
+    made.serving.log.close()
+    made.ledger.close()
 
 
-@given(st.sampled_from([0, 5, 25, 50, 100]), st.floats(0, 1e6), arms, arms, st.none() | arms)
-def test_no_step_is_passed_below_the_least_requests_or_skipped(percent, minutes, us, them, before):
-    verdict = decide(POLICY, Seen(percent, minutes, them, us, before))
-    if verdict.action in {"advance", "done"}:
-        compared = before if percent == 100 and before else them
-        assert min(us.answered, compared.answered) >= 100
-        assert minutes >= POLICY.minutes
-        assert distance(us, compared) <= POLICY.scores
-    steps = (0, *POLICY.steps)
-    if verdict.action == "advance":
-        assert steps.index(verdict.percent) == steps.index(percent) + 1
-    if verdict.action == "done":
-        assert percent == 100
+def test_a_version_goes_from_shadow_through_every_step_into_production(world):
+    said = []
+    for role, share in (("shadow", 300), *[("challenger", n) for n in (100, 100, 150)]):
+        world.serving.answers("production", "1", 300)
+        world.serving.answers(role, "2", 99)
+        world.serving.answers(role, "2", 50, ours=False)
+        waits = world.look()
+        assert (waits.action, world.look().action) == ("hold", "hold")
+        assert "it has answered 99 of 100 requests" in waits.summary
+        world.serving.answers(role, "2", share - 99)
+        assert world.look(minutes=9).action == "hold"
+        said.append(world.look().summary)
+        again = world.look()  # what the step before has seen does not count for this one
+        assert (again.action, again.evidence.challenger.answered) == ("hold", 0)
+    for summary, percent in zip(said, (5, 25, 50, 100), strict=True):
+        assert f"goes on to {percent} %: " in summary
+    world.serving.answers("challenger", "2", 120)
+    done = world.look()
+    assert (done.action, done.version) == ("done", "2")
+    assert world.roles == {"production": "2", "previous": "1"}
+    rows = [row for row in world.ledger.rows(world.model) if row.who == WHO]
+    assert [row.percent for row in rows] == [5, 25, 50, 100, 100]
+    assert all(json.loads(row.evidence)["challenger"]["answered"] >= 100 for row in rows)
+    assert rows[-1].why.startswith("at 100 %: 120 answered beside 300, 0 failed beside 0, 95 %")
+    assert world.look().action == "nothing"
+    assert world.alerts() == []
 
 
-@given(arms, arms)
-def test_distance_is_what_scipy_says_of_the_same_samples(one, other):
-    assert distance(one, other) == pytest.approx(ks_2samp(one.scores, other.scores).statistic)
+def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_again(world):
+    world.to(25)
+    world.serving.answers("challenger", "2", 10, failed=8)
+    stopped = world.look(minutes=0)
+    assert (stopped.action, world.roles) == ("abort", {"production": "1"})
+    row = world.last
+    assert (row.role, row.from_version, row.to_version, row.who) == ("challenger", "2", None, WHO)
+    assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
+    for _ in range(3):
+        assert world.look().action == "nothing"
+    assert "production 2" not in counts(world.settings, world.model)
+    (message,) = world.alerts()
+    assert message == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
+
+    promote(world.registry, world.ledger, world.model, "2", **ANN, role="shadow")
+    world.to(25)  # what failed before is not held against it
+    assert len(world.alerts()) == 1
 
 
-def test_two_samples_of_one_distribution_are_never_surely_apart():
-    random, aborted = np.random.default_rng(7), 0
-    for _ in range(300):
-        both = [
-            Arm(100, 0, 0.01, tuple(np.percentile(random.beta(2, 3, 100), range(101))))
-            for _ in range(2)
-        ]
-        verdict = decide(Rollout(scores=0.05), Seen(5, 60, *both))
-        aborted += verdict.action == "abort"
-    assert aborted <= 6
+def test_one_that_is_slow_and_one_whose_scores_collapse_are_out(world):
+    world.to(5)
+    world.serving.answers("production", "1", 300)
+    world.serving.answers("challenger", "2", 150, seconds=0.02)
+    assert "is stopped: 95 % of predictions within 24.2 ms, at most 6.0 ms" in world.look().summary
+    promote(world.registry, world.ledger, world.model, "3", **ANN, role="shadow")
+    ids = world.serving.answers("production", "1", 300)
+    world.serving.answers("shadow", "3", 300, score=0.7, ids=ids)
+    assert "as shadow is stopped: every one of 300 scores is 0.7" in world.look().summary
+    stored = predictions(world.settings).read().to_pylist()
+    assert {f"{one}/shadow" for one in ids} <= {row["request_id"] for row in stored}
+    assert world.roles == {"production": "1"}
+    assert len(world.alerts()) == 2
 
 
-def test_counters_are_read_since_a_moment_and_from_zero_where_serving_began_anew():
-    def counted(failed, one, two, every):
-        return Counted(failed, every, ((0.001, one), (0.002, two)))
+def test_what_was_killed_between_ledger_and_alert_is_told_by_the_next_look(world):
+    by = {"who": WHO, "why": "as shadow: 3 of 3 predictions failed"}
+    release(world.registry, world.ledger, world.model, "shadow", **by)
+    assert world.alerts() == []
+    assert [world.look().action for _ in range(2)] == ["nothing", "nothing"]
+    assert len(world.alerts()) == 1
 
-    earlier, later = counted(2, 10, 20, 20), counted(5, 10, 30, 40)
-    assert later.since(earlier) == counted(3, 0, 10, 20)
-    assert later.since(Counted()) == later
-    assert counted(0, 1, 2, 3).since(earlier) == counted(0, 1, 2, 3)
-    assert counted(0, 50, 100, 100).quantile(0.95) == pytest.approx(0.0019)
-    assert counted(0, 100, 100, 100).quantile(0.5) == pytest.approx(0.0005)
-    assert counted(0, 50, 90, 100).quantile(0.95) == 0.002  # beyond the last bound
-    assert counted(0, 0, 0, 0).quantile(0.95) is None
-    assert Counted().quantile(0.95) is None
+
+def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_look(world):
+    change = ("challenger", 5, None, "2", WHO, "as shadow: …", None)
+    world.ledger.insert(LedgerRow(world.model, 3, *change, now()))  # all before it was killed
+    assert world.roles == {"production": "1", "shadow": "2"}
+    assert "2 at 5 % holds" in world.look().summary
+    assert world.roles == {"production": "1", "challenger": "2"}
+    rows = world.ledger.rows(world.model)
+    assert [(row.role, row.to_version) for row in rows[2:]] == [
+        ("challenger", "2"),
+        ("shadow", None),
+    ]
+    assert all(row.applied_at for row in rows)
+
+
+def test_it_waits_while_serving_is_silent_and_keeps_off_what_is_not_its_own(world):
+    world.serving.answers("production", "1", 300)
+    world.serving.answers("shadow", "2", 300)
+    silent = world.settings.model_copy(update={"serving_port": 1})
+    held = roll_out(silent, world.spec, now() + timedelta(minutes=11))
+    assert (held.action, "does not answer" in held.summary) == ("hold", True)
+    direct = world.spec.model_copy(update={"rollout": Rollout()})
+    assert roll_out(world.settings, direct, now()).action == "nothing"
+    promote(world.registry, world.ledger, world.model, "3", **ANN, role="challenger", percent=10)
+    theirs = world.look()
+    assert (theirs.action, theirs.version) == ("hold", "3")
+    assert "at 10 % holds: ann put it there" in theirs.summary
+    release(world.registry, world.ledger, world.model, "challenger", **ANN)
+    assert world.look().action == "advance"
+
+
+def test_a_rollout_is_over_when_production_changes_and_begins_anew_as_shadow(world):
+    world.to(50)
+    promote(world.registry, world.ledger, world.model, "3", **ANN)
+    assert world.look().action == "nothing"
+    assert world.roles == {"production": "3", "previous": "1"}
+    assert world.alerts() == []

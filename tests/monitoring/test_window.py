@@ -1,4 +1,4 @@
-"""A window is the same from the files as from the rows, and as a plain loop over them says."""
+"""A window is what a plain loop over the rows says."""
 
 from __future__ import annotations
 
@@ -13,19 +13,20 @@ import pytest
 
 from monitoring.collect import PREDICTIONS, predictions, spread_out
 from monitoring.window import LENGTH, window
-from stack.storage import Table
 from tests.conftest import new_settings
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 KINDS = {"orders": "int64", "segment": "string", 'a spend\'s "most"': "float64"}
-BEFORE = pa.schema([f for f in PREDICTIONS if f.name not in {"names", "numbers", "texts"}])
+KINDS |= {"flag": "bool", "since": "timestamp"}
+VALUES = {"string": ["a", "b", None], "timestamp": ["2026-11-20T12:00:00Z", None],
+          "bool": [True, False, None]}  # fmt: skip
 
 
 def drawn(number, draw):
     """A row that counts, or one of each way not to."""
     features = {
         name: draw.choice([None, 7, 1.5, "x", 'größer: "1"'] if draw.random() < 0.05 else
-                          ["a", "b", None] if kind == "string" else [0, 3, -1.25, None])
+                          VALUES.get(kind, [0, 3, -1.25, None]))
         for name, kind in KINDS.items()
     }  # fmt: skip
     names = list(features)
@@ -78,44 +79,40 @@ def by_hand(rows):
 
 def fits(features):
     return all(
-        value is None or isinstance(value, str) == (KINDS[name] == "string")
+        value is None or isinstance(value, str) == (KINDS[name] in {"string", "timestamp"})
         for name, value in features.items()
     )
 
 
-def as_table(rows, schema):
+def as_table(rows):
     made = [
         row | spread_out(row["features"]) | {"features": json.dumps(row["features"])}
         for row in rows
     ]
-    return pa.Table.from_pylist(made, schema)
+    return pa.Table.from_pylist(made, PREDICTIONS)
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_from_files_and_from_rows_it_is_what_a_loop_over_them_says(tmp_path, seed):
+def test_it_is_what_a_loop_over_the_rows_says(tmp_path, seed):
     draw = random.Random(seed)
     rows = [drawn(n, draw) for n in range(900)]
     settings = new_settings(tmp_path)
     table = predictions(settings)
-    for n, first in enumerate(range(0, 900, 150)):  # the first files as they were once written
-        some = rows[first : first + 150]
-        old = Table(table.path, BEFORE)
-        (old if n < 3 else table).insert(
-            as_table(some, BEFORE if n < 3 else PREDICTIONS), "request_id"
-        )
+    for first in range(0, 900, 150):
+        table.insert(as_table(rows[first : first + 150]), "request_id")
     stored = {row["request_id"]: n for n, row in enumerate(table.read().to_pylist())}
     rows.sort(key=lambda row: stored[row["request_id"]])
     last, left_out = by_hand(rows)
-    for given in (table, table.read()):
-        seen = window(given, "m", "1", {"1", "2"}, KINDS, NOW)
-        assert seen.left_out == left_out
-        found = seen.rows.set_index("entity")
-        assert set(found.index) == set(last)
-        for entity, row in last.items():
-            for name, value in row["features"].items():
-                same = found.loc[entity, name]
-                assert same == value or (value is None and (same is None or np.isnan(same)))
-            said = row["prediction"] if row["probability"] is None else row["probability"]
-            assert found.loc[entity, "score"] == said
-            assert found.loc[entity, "as_of"] == row["as_of"]
-    assert [str(seen.rows[name].dtype) for name in KINDS] == ["float64", "object", "float64"]
+    seen = window(table, "m", "1", {"1", "2"}, KINDS, NOW)
+    assert seen.left_out == left_out
+    found = seen.rows.set_index("entity")
+    assert set(found.index) == set(last)
+    for entity, row in last.items():
+        for name, value in row["features"].items():
+            same = found.loc[entity, name]
+            assert same == value or (value is None and (same is None or np.isnan(same)))
+        said = row["prediction"] if row["probability"] is None else row["probability"]
+        assert found.loc[entity, "score"] == said
+        assert found.loc[entity, "as_of"] == row["as_of"]
+    kinds = [str(seen.rows[name].dtype) for name in KINDS]
+    assert kinds == ["float64", "object", "float64", "float64", "object"]

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import json
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from zoneinfo import ZoneInfo
 
 import pyarrow as pa
+import pytest
 
-from monitoring.collect import PREDICTIONS
-from monitoring.drift import measure
-from monitoring.verdict import FEWEST
+from core.monitoring_spec import Monitoring
+from core.storage import Table
+from monitoring.checks.drift import measure
+from monitoring.checks.result import PREDICTED
+from monitoring.collect import PREDICTIONS, spread_out
 from monitoring.window import window
 
 FEATURES = {"orders": "int64", "plan": "string"}
@@ -19,17 +24,20 @@ NOON = datetime(2026, 10, 25, 12, tzinfo=UTC)
 
 
 def row(entity, received, orders=1, plan="a"):
-    return {
+    features = {"orders": orders, "plan": plan}
+    return spread_out(features) | {
         "request_id": f"{entity} {received}", "model": "m", "version": "1", "role": "production",
         "received": received, "as_of": received, "entity": str(entity),
-        "features": json.dumps({"orders": orders, "plan": plan}), "features_from": "online",
+        "features": json.dumps(features), "features_from": "online",
         "probability": 0.5, "prediction": 1.0, "in_population": True,
     }  # fmt: skip
 
 
-def seen(rows, until=NOON):
-    table = pa.Table.from_pylist(rows, schema=PREDICTIONS)
-    return window(table, "m", "1", {"1"}, FEATURES, until)
+def seen(rows, until=NOON, classes=()):
+    with TemporaryDirectory() as folder:
+        table = Table(Path(folder) / "predictions", PREDICTIONS)
+        table.insert(pa.Table.from_pylist(rows, schema=PREDICTIONS), "request_id")
+        return window(table, "m", "1", {"1"}, FEATURES, until, classes)
 
 
 def test_one_customer_who_asks_a_thousand_times_is_one_entity_by_the_last_answer():
@@ -37,7 +45,16 @@ def test_one_customer_who_asks_a_thousand_times_is_one_entity_by_the_last_answer
     found = seen([row(4, at, orders=n) for n, at in enumerate(minutes)])
     assert found.rows["orders"].tolist() == [0]
     assert found.left_out == {"followed by a later one": 999}
-    assert len(found.rows) < FEWEST
+    assert len(found.rows) < Monitoring().fewest
+
+
+def test_of_many_classes_a_window_names_what_was_said():
+    rows = [row(n, NOON) | {"prediction": n % 3, "probability": 0.4 + n / 100} for n in range(4)]
+    found = seen(rows, classes=("early", "on_time", "late")).rows.sort_values("entity")
+    assert found[PREDICTED].tolist() == ["early", "on_time", "late", "early"]
+    assert found["score"].tolist() == pytest.approx([0.4, 0.41, 0.42, 0.43])
+    assert found.columns.tolist() == [*FEATURES, "score", "entity", "as_of", PREDICTED]
+    assert PREDICTED not in seen(rows).rows
 
 
 def test_an_empty_day_is_an_empty_window():
@@ -61,6 +78,7 @@ def test_a_feature_that_is_all_null_and_one_category_only_are_compared(tmp_path)
     rows = [row(n, NOON - timedelta(minutes=1), orders=n % 7) for n in range(300)]
     nothing = [row(n, NOON - timedelta(minutes=1), orders=None) for n in range(300)]
     columns = ["orders", "plan", "score"]
-    found = measure(seen(rows).rows[columns], seen(nothing).rows[columns], tmp_path, 0.25)
-    assert found.null_share == {"orders": 1.0, "plan": 0.0, "score": 0.0}
-    assert found.psi["plan"] == 0.0
+    before, now = seen(rows).rows[columns], seen(nothing).rows[columns]
+    found = {each.name: each.value for each in measure(Monitoring(), before, now, tmp_path)}
+    assert [found[f"nulls_{name}"] for name in columns] == [1.0, 0.0, 0.0]
+    assert found["psi_plan"] == 0.0

@@ -1,0 +1,234 @@
+"""Skew: the features that a version was given online, against the offline values of that moment.
+
+Each value of a logged vector whose features were looked up is equal, stale (late as promised) or
+mismatched (docs/monitoring.md says when). Earlier moments are tried, not the watermark: Feast's
+registry knows how far a view is materialised now, not how far it was when the vector was read.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow.compute as pc
+
+from core.monitoring_spec import Monitoring
+from core.settings import Settings
+from core.spec import MISSING, Entity, entity_of
+from feature_repo.definition import Dataset
+from feature_repo.parity import same
+from feature_repo.point_in_time import arrivals, change_points, values_at
+from feature_repo.store import FeatureStore
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import ServedModel
+from monitoring.checks.result import CheckResult, Status
+from monitoring.collect import predictions
+from monitoring.window import LENGTH
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from monitoring.run import MonitoringRun, Reference
+
+ONLINE = "online"
+VECTOR = ["entity", "request_data", "as_of", "received", "features"]
+NEWEST_FIRST = [("received", "descending")]
+
+
+@dataclass
+class Vector:
+    """What was logged of one request. differs: offline value by feature, as far as unexplained."""
+
+    key: Entity
+    at: datetime
+    received: datetime
+    logged: Mapping[str, Any]
+    request_data: Mapping[str, Any]
+    differs: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Audit:
+    """The offline side of what a version was given."""
+
+    settings: Settings
+    datasets: Sequence[Dataset]
+    served: ServedModel
+    limits: Monitoring
+
+    @property
+    def stale(self) -> timedelta:
+        return timedelta(hours=self.limits.stale_hours)
+
+    @property
+    def ahead(self) -> timedelta:
+        return timedelta(seconds=self.limits.ahead_seconds)
+
+    def unlike(self, asked: Sequence[tuple[Vector, datetime]]) -> Iterator[dict[str, Any]]:
+        """By feature, the offline values at a moment that each vector was not given."""
+        names = list(self.served.features)
+        wanted = [({**v.key, **v.request_data}, moment, v.at) for v, moment in asked]
+        rows = values_at(self.settings, self.served.feature_service, names, wanted)
+        for (vector, _), row in zip(asked, rows, strict=True):
+            yield {
+                name: value
+                for name, value in zip(row, map(_finite, row.values()), strict=True)
+                if not same(value, _unless_missing(vector.logged[name]))
+            }
+
+
+def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
+    """Compare what the version was given in the 24 hours of the window."""
+    spec, predicted = run.spec, predictions(run.settings)
+    logged = (
+        (pc.field("model") == spec.name)
+        & (pc.field("version") == run.version)
+        & (pc.field("received") > run.as_of - LENGTH)
+        & (pc.field("received") <= run.as_of)
+    )
+    # By name first: vectors of all would take more memory than all else of a run.
+    requests = predicted.read(columns=["request_id", "received", "features_from"], where=logged)
+    origins = requests["features_from"].value_counts().to_pylist()
+    excluded = Counter[str]({origin["values"]: origin["counts"] for origin in origins})
+    looked_up = excluded.pop(ONLINE, 0)
+    online = requests.filter(pc.field("features_from") == ONLINE)
+    chosen = sample(online, spec.monitoring.skew_vectors)["request_id"].combine_chunks()
+    rows = predicted.read(columns=VECTOR, where=logged & pc.field("request_id").isin(chosen))
+    vectors = list[Vector]()
+    if len(rows):
+        registry = Registry(run.settings)
+        served, _ = registry.served(registry.version(spec.name, run.version))
+        datasets = FeatureStore(run.settings).datasets(served.feature_service)
+        audit = Audit(run.settings, datasets, served, spec.monitoring)
+        vectors = read(rows, served)
+        excluded["other_features"] = len(rows) - len(vectors)
+        for outcome, count in classify(audit, vectors).items():
+            yield CheckResult(f"skew_{outcome}", count)
+    status: Status = "ok" if vectors else "unknown"
+    yield CheckResult("skew_vectors", len(vectors), status=status, kind="skew")
+    for name, count in (+excluded).items():
+        yield CheckResult(f"skew_excluded_{name}", count)
+    if len(rows) < looked_up:
+        text = f"skew: {len(rows)} of {looked_up} vectors were looked at"
+        yield CheckResult("skew_sample", status="remark", remark=text)
+    yield from mismatches(run.version, vectors)
+
+
+def mismatches(version: str, vectors: Sequence[Vector]) -> Iterator[CheckResult]:
+    """One alert of each feature, by an incident that is the same as long as it lasts."""
+    for name in sorted({name for vector in vectors for name in vector.differs}):
+        newest, *others = (vector for vector in vectors if name in vector.differs)
+        entity = ", ".join(f"{column} {value}" for column, value in newest.key.items())
+        values = f"online {newest.logged[name]!r}, offline {newest.differs[name]!r}"
+        remark = f"skew of {name}: {entity} at {newest.at:%Y-%m-%d %H:%M:%S} UTC: {values}"
+        remark += f"; and {len(others)} more" if others else ""
+        incident = f"skew of version {version}: {name}"
+        yield CheckResult(
+            f"skew_of_{name}", len(others) + 1, 0, "alert", remark, "skew", name, incident
+        )
+
+
+def sample(rows: pa.Table, most: int) -> pa.Table:
+    """At most so many: the newest half, newest first, and as many others by fixed seed."""
+    order, half = pc.sort_indices(rows, NEWEST_FIRST).to_numpy(), most // 2
+    if len(order) > most:
+        others = np.random.default_rng(0).choice(order[half:], half, replace=False)
+        order = np.concatenate([order[:half], others])
+    return rows.take(order)
+
+
+def read(rows: pa.Table, served: ServedModel) -> list[Vector]:
+    """Vectors of the version's own keys and features, newest first."""
+    vectors = list[Vector]()
+    for row in rows.sort_by(NEWEST_FIRST).to_pylist():
+        logged, given = json.loads(row["features"]), json.loads(row["request_data"])
+        with suppress(KeyError, TypeError, ValueError):
+            key = entity_of(served.entity_key, row["entity"])
+            data = {n: _read(kind, given[n]) for n, kind in served.lookup.request_data.items()}
+            if logged.keys() == served.features.keys():
+                logged = {n: _read(kind, logged[n]) for n, kind in served.features.items()}
+                vectors.append(Vector(key, row["as_of"], row["received"], logged, data))
+    return vectors
+
+
+def classify(audit: Audit, vectors: list[Vector]) -> dict[str, int]:
+    """Count values by outcome; what is left in `differs` of each vector is mismatched.
+
+    Raises:
+        DataError: the offline values, or the raw rows, cannot be read.
+
+    """
+    offline = audit.unlike([(vector, vector.at) for vector in vectors])
+    for vector, values in zip(vectors, offline, strict=True):
+        vector.differs = values
+    differing = sum(len(vector.differs) for vector in vectors)
+    if different := [vector for vector in vectors if vector.differs]:
+        explain_by_arrivals(audit, different)
+    if unexplained := [vector for vector in different if vector.differs]:
+        explain_by_change_points(audit, unexplained)
+    mismatched = sum(len(vector.differs) for vector in unexplained)
+    return {
+        "equal": len(vectors) * len(audit.served.features) - differing,
+        "stale": differing - mismatched,
+        "mismatched": mismatched,
+    }
+
+
+def explain_by_arrivals(audit: Audit, vectors: list[Vector]) -> None:
+    """Clear vectors of entities with a row that the online store could not, or need not, have."""
+    moments = [vector.at + audit.ahead for vector in vectors]
+    service, store = audit.served.feature_service, FeatureStore(audit.settings)
+    views, origins = store.views(service), store.feature_views(service)
+    for dataset in audit.datasets:
+        others = views.keys() - dataset.views.keys()
+        entities = [vector.key[dataset.entity] for vector in vectors]
+        spans = arrivals(audit.settings, dataset, entities, moments)
+        for vector, span in zip(vectors, spans, strict=True):
+            if span is None:
+                continue
+            first, last = span
+            due = vector.received - audit.stale
+            # Before its first rows came an entity had no values, so late ones explain none.
+            if last > vector.received or first <= due < last:
+                differs = vector.differs.items()
+                vector.differs = {n: value for n, value in differs if origins[n] in others}
+
+
+def explain_by_change_points(audit: Audit, vectors: list[Vector]) -> None:
+    """Clear values that the entity had at a moment near the vector's, as windows ended."""
+    first = min(vector.at for vector in vectors) - audit.stale
+    last = max(vector.at for vector in vectors) + audit.ahead
+    keys = [vector.key for vector in vectors]
+    views = FeatureStore(audit.settings).views(audit.served.feature_service)
+    points = change_points(audit.settings, views, keys, first, last)
+    asked = []
+    for vector in vectors:
+        own, begin = points[tuple(vector.key.values())], vector.at - audit.stale
+        end = bisect_right(own, vector.at + audit.ahead)
+        start = max(bisect_right(own, begin), end - audit.limits.skew_change_points)
+        asked += [(vector, moment) for moment in (begin, *own[start:end])]
+    for (vector, _), unlike in zip(asked, audit.unlike(asked), strict=True):
+        vector.differs = {n: value for n, value in vector.differs.items() if n in unlike}
+
+
+def _read(kind: str, logged: Any) -> Any:
+    """Return a value of a type as it was before it was logged."""
+    is_time = kind == "timestamp" and logged is not None
+    return datetime.fromisoformat(logged) if is_time else logged
+
+
+def _unless_missing(logged: Any) -> Any:
+    return None if logged == MISSING else logged
+
+
+def _finite(value: Any) -> Any:
+    """As the log has it: a number that is none, or infinite, is null."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,0 +1,228 @@
+"""One monitoring run: everything that its checks look at, read once, and what they say.
+
+Each check is one function of the run and the reference.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from core.errors import GyreError
+from core.settings import Settings
+from core.spec import FeatureType, ModelSpec
+from core.user_code import in_one_line
+from mlflow_server.registry import Registry, Version
+from mlflow_server.tracking import Tracking
+from monitoring.checks.concept import calibration, concept_drift, label_rate, positive_rate
+from monitoring.checks.drift import drift
+from monitoring.checks.guardrails import collapsed_scores, failures, latency, previous_is_better
+from monitoring.checks.performance import (
+    Judged,
+    judgeable,
+    measure_backfilled,
+    measure_online,
+    performance,
+)
+from monitoring.checks.result import CheckResult
+from monitoring.checks.skew import skew
+from monitoring.checks.volume import entities, freshness, volume
+from monitoring.collect import ANSWERS, KnownOutcomes, join_outcomes, predictions
+from monitoring.past import Past, load_past
+from monitoring.serving_status import Counted, counts
+from monitoring.window import Window, compared_features, window, with_scores
+from training.dataset import load_frame, load_unlabelled
+from training.evaluate import as_trained, version_scores
+from training.frame import at
+from training.gate import load_evaluation
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from training.metrics import Labels, Scored
+
+
+log = logging.getLogger(__name__)
+Check = Callable[[Any, Any], Iterable[CheckResult]]
+"""A MonitoringRun and its Reference → results."""
+CHECKS: tuple[Check, ...] = (
+    entities,
+    volume,
+    skew,
+    freshness,
+    failures,
+    collapsed_scores,
+    latency,
+)
+"""The reference may be None."""
+COMPARISONS: tuple[Check, ...] = (
+    performance,
+    concept_drift,
+    calibration,
+    drift,
+    positive_rate,
+    label_rate,
+    previous_is_better,
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What a version is compared with: the snapshots it was evaluated on, `snapshot` the newest.
+
+    rows: the version's features and `score`; evaluated: metrics on them; y: what came true of each;
+    population: `rows`, then those of members without a label, which windows are compared with.
+    features: the types of the version's features; the spec's may be others by now. said: of `rows`;
+    its threshold is the one that the version serves with.
+    """
+
+    rows: pd.DataFrame
+    features: dict[str, FeatureType]
+    snapshot: datetime
+    evaluated: dict[str, float]
+    said: Scored
+    y: Labels
+    population: pd.DataFrame
+
+
+@dataclass(frozen=True)
+class MonitoringRun:
+    """The version in production as of a moment (UTC).
+
+    window: last predictions of 24 hours. outcomes: what came true. judged: performance on them, and
+    on a newer snapshot; unmeasured: why one of these is not known. counters: by "role version" what
+    serving counted; None where it does not answer. folder: where Evidently's reports go.
+    """
+
+    settings: Settings
+    spec: ModelSpec
+    version: str
+    as_of: datetime
+    past: Past
+    window: Window
+    outcomes: KnownOutcomes
+    counters: dict[str, Counted] | None
+    folder: Path
+    judged: tuple[Judged, ...] = ()
+    unmeasured: tuple[str, ...] = ()
+
+    @property
+    def backfilled(self) -> Judged | None:
+        return next((j for j in self.judged if j.performance.kind == "backfilled"), None)
+
+
+def prepare(
+    settings: Settings, spec: ModelSpec, version: str, as_of: datetime, folder: Path
+) -> tuple[MonitoringRun, Reference | str]:
+    """Read what the checks need; and the reference, or why there is none.
+
+    Raises:
+        RegistryError, DataError: a store that it needs does not answer.
+
+    """
+    registry = Registry(settings)
+    versions = registry.versions(spec.name)
+    reference: Reference | str
+    try:
+        reference = load_reference(settings, spec, registry.version(spec.name, version))
+        features = reference.features  # whatever the spec says by now
+    except GyreError as exc:
+        reference, features = str(exc), spec.features
+    names = {each.version for each in versions}
+    of_version = spec.name, version, names, features, as_of, spec.classes
+    asked = window(predictions(settings), *of_version)
+    outcomes = join_outcomes(settings, spec, as_of)
+    past = load_past(settings, spec, version, versions, as_of)
+    counters = counts(settings, spec.name)
+    run = MonitoringRun(settings, spec, version, as_of, past, asked, outcomes, counters, folder)
+    if isinstance(reference, Reference):
+        run = _with_performance(run, reference)
+    return run, reference
+
+
+def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Reference:
+    """Read what the version's own training run stored; RegistryError if it is not there."""
+    tracking = Tracking(settings)
+    frame, plan = load_frame(tracking, version.run_id)
+    rows, newest = at(frame, plan.test), plan.test[-1].start
+    unlabelled = load_unlabelled(tracking, version.run_id)
+    own = as_trained(spec, Registry(settings).served(version)[0])
+    members = pa.concat_tables([rows.select(unlabelled.column_names), unlabelled])
+    scored = version_scores(settings, own, version.version, members)
+    evaluated = load_evaluation(tracking, version.run_id).challenger
+    population = with_scores(compared_features(own, members), scored, spec.classes)
+    y = rows["label"].to_numpy()
+    said = scored.rounded().of(slice(len(y)))
+    return Reference(population[: len(y)], own.features, newest, evaluated, said, y, population)
+
+
+def run_checks(
+    run: MonitoringRun,
+    reference: Reference | str,
+    checks: Sequence[Check] = CHECKS,
+    comparisons: Sequence[Check] = COMPARISONS,
+) -> list[CheckResult]:
+    """Return what every check says; one that fails says why, and keeps no other from it.
+
+    reference: or why there is none.
+    """
+    limits = run.spec.monitoring
+    if isinstance(reference, str):
+        text = f"no reference: {reference}"
+        results = [CheckResult("reference", status="unknown", remark=text)]
+        results += (result for check in checks for result in _results(check, run, None))
+    else:
+        every: tuple[Check | str, ...] = (*checks, *comparisons, *limits.checks)
+        results = [result for check in every for result in _results(check, run, reference)]
+    return [
+        replace(result, status="remark")
+        if result.status == "bad" and result.kind in limits.monitor_only
+        else result
+        for result in results
+    ]
+
+
+def _results(
+    check: Check | str, run: MonitoringRun, reference: Reference | None
+) -> list[CheckResult]:
+    """check: one of ours, or a team's own by its path, of which any error is a remark."""
+    name = check if isinstance(check, str) else check.__name__
+    expected = Exception if isinstance(check, str) else GyreError
+    try:
+        function: Check = resolve_name(check) if isinstance(check, str) else check
+        results = [*function(run, reference)]
+        figures = (None if each.value is None else float(each.value) for each in results)
+        return [replace(each, value=f) for each, f in zip(results, figures, strict=True)]
+    except expected as exc:
+        log.warning("check %s", name, exc_info=True)
+        text = f"{name} was not measured: {in_one_line(exc)}"
+        return [CheckResult(name, status="unknown", remark=text, kind=name)]
+
+
+def _with_performance(run: MonitoringRun, reference: Reference) -> MonitoringRun:
+    """Measure it, or note why it cannot be: that must not keep a harmful version."""
+    settings, spec, as_of, known = run.settings, run.spec, run.as_of, run.outcomes.known
+
+    def backfilled() -> Judged | None:
+        return measure_backfilled(settings, spec, run.version, reference.snapshot, as_of)
+
+    def online() -> Judged | None:
+        where = judgeable(spec, run.version, known, as_of)
+        answered = predictions(settings).read(columns=ANSWERS, where=where)
+        return measure_online(settings, spec, answered, known, reference.said.threshold, as_of)
+
+    judged, unmeasured = [], []
+    for measure in (backfilled, online):
+        try:
+            judged.append(measure())
+        except GyreError as exc:
+            unmeasured.append(str(exc))
+    found = tuple(each for each in judged if each is not None)
+    return replace(run, judged=found, unmeasured=tuple(unmeasured))
