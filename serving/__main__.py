@@ -8,13 +8,9 @@ from tempfile import TemporaryDirectory
 import uvicorn
 from uvicorn.supervisors import Multiprocess
 
-from serving.json_logs import log_to_stdout
-from serving.worker import worker
-from stack.errors import GyreError
-from stack.settings import LOOPBACK, Settings, load_settings
-
-KEEP_ALIVE_SECONDS = 60
-SHUTDOWN_SECONDS = 5
+from core.errors import GyreError
+from core.settings import LOOPBACK, Settings, load_settings
+from serving.worker import log_to_stdout, worker
 
 
 def serve(settings: Settings) -> None:
@@ -31,11 +27,10 @@ def serve(settings: Settings) -> None:
         log_config=None,
         proxy_headers=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_SECONDS,
-        timeout_graceful_shutdown=SHUTDOWN_SECONDS,
+        timeout_keep_alive=60,
+        timeout_graceful_shutdown=5,
     )
-    # Workers count in a folder of their own, from nothing. Not below GYRE_HOME: a process that
-    # counts in a mapped file is killed where the disk is full.
+    # Not below GYRE_HOME: who counts in a mapped file is killed where the disk is full.
     with (
         config.bind_socket() as listening,
         TemporaryDirectory(prefix="gyre-metrics-", ignore_cleanup_errors=True) as counts,

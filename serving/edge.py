@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -11,32 +11,21 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 
+from core.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 from serving import errors
-from stack.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 
 SHOWN_ERRORS = 20
-DEFECT = 500
 JSON = "application/json"
+Headers = Mapping[str, str] | None
 STATUSES: dict[type[Exception], int] = {
     ClientDisconnect: 400,
-    errors.UnauthorizedError: 401,
     errors.NotFoundError: 404,
-    errors.BodyTooLargeError: 413,
-    errors.WrongContentTypeError: 415,
     errors.InvalidRequestError: 422,
     ValidationError: 422,
     errors.OverloadedError: 429,
-    errors.ModelFailedError: DEFECT,
     errors.NoModelError: 503,
     FeaturesUnavailableError: 503,
     BrokerUnavailableError: 503,
-}
-RETRY = {"retry-after": "1"}
-HEADERS: dict[int, dict[str, str]] = {
-    401: {"www-authenticate": "Bearer"},
-    413: {"connection": "close"},  # the rest of the body is not read
-    429: RETRY,
-    503: RETRY,
 }
 logger = logging.getLogger(__name__)
 
@@ -57,78 +46,76 @@ class ErrorText(BaseModel):
 
 @dataclass(frozen=True)
 class ErrorForm:
-    """The error schema of a protocol: a body for a status and what is wrong (a text, or fields)."""
+    """A protocol's errors: schema, what writes status and detail, status of what is invalid."""
 
     shown: type[BaseModel] = Detail
     write: Callable[[int, Any], dict[str, Any]] = lambda _, detail: {"detail": detail}
-    statuses: Mapping[int, int] = field(default_factory=dict)
-    """Where the protocol has another status than ours."""
+    invalid: int = 422
 
     @property
     def responses(self) -> dict[int | str, dict[str, Any]]:
-        """What /docs show of a route of FastAPI's own: its argument `responses`."""
+        """For the routes that FastAPI documents."""
         refused = {"model": self.shown, "description": "Refused: says what is wrong."}
         return {"4XX": refused, 503: refused | {"description": "Not ready: says why."}}
 
+    def status(self, status: int) -> int:
+        return self.invalid if status == PLAIN.invalid else status
+
 
 def in_words(detail: Any) -> str:
-    """One line of what is wrong, for forms that hold a text only."""
     if isinstance(detail, str):
         return detail
     return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail)
 
 
 PLAIN = ErrorForm()
-KSERVE = ErrorForm(ErrorText, lambda _, detail: {"error": in_words(detail)}, {422: 400})
+KSERVE = ErrorForm(ErrorText, lambda _, detail: {"error": in_words(detail)}, 400)
 """Of both its protocols."""
 
 
-def json_response(
-    content: Any, status: int = 200, headers: Mapping[str, str] | None = None
-) -> Response:
+def json_response(content: Any, status: int = 200, headers: Headers = None) -> Response:
     return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type=JSON)
 
 
 def refusal(exc: Exception, form: ErrorForm) -> Response:
     """Answer an error, naming what is wrong. What is not in the table is a defect."""
-    status = STATUSES.get(type(exc), DEFECT)
-    headers: Mapping[str, str] | None = HEADERS.get(status)
+    status = STATUSES.get(type(exc), 500)
+    headers: Headers = {"retry-after": "1"} if status in {429, 503} else None
     detail: Any = str(exc) if isinstance(exc, GyreError) else "internal error"
     if isinstance(exc, HTTPException):
         status, detail, headers = exc.status_code, exc.detail, exc.headers
     elif isinstance(exc, ValidationError):
         fields = exc.errors(include_url=False, include_context=False, include_input=False)
         detail = [{**error, "loc": ["body", *error["loc"]]} for error in fields[:SHOWN_ERRORS]]
-    elif status == DEFECT:
+    elif type(exc) not in STATUSES:  # a defect
         logger.error("answered with 500", exc_info=exc)
-    return json_response(form.write(status, detail), form.statuses.get(status, status), headers)
+    return json_response(form.write(status, detail), form.status(status), headers)
 
 
 async def read_body(request: Request, limit: int, also: str | None = None) -> bytes:
-    """Read the body of a request: JSON, or the content type `also`; one that names none is JSON.
+    """Read a body of JSON, or of the content type `also`; one that names none is JSON.
 
-    Raises:
-        WrongContentTypeError: it is neither, as is a form that a foreign page can send unasked.
-        BodyTooLargeError: nothing is read of one that says so itself.
-
+    Raises HTTPException: 415, also for a form that a foreign page can send unasked; 413, before
+    anything is read of a body that says itself that it is over `limit` bytes.
     """
     headers = dict(request.scope["headers"])
     sent = headers.get(b"content-type", b"application/json").decode("latin-1")
     kind = sent.partition(";")[0].strip().lower()
     if kind not in {JSON, also}:
-        raise errors.WrongContentTypeError(f"content-type: expected {JSON}, found {kind!r}")
+        raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
-        raise errors.WrongContentTypeError("content-encoding: expected an uncompressed body")
-    too_large = int(headers.get(b"content-length", 0)) > limit
+        raise HTTPException(415, "content-encoding: expected an uncompressed body")
+    size = int(headers.get(b"content-length", 0))
     body = bytearray()
     more = True
-    while more and not too_large:
+    while more and size <= limit:
         message = await request.receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
-        too_large = len(body) > limit
+        size = max(size, len(body))
         more = message.get("more_body", False)
-    if too_large:
-        raise errors.BodyTooLargeError(f"body: over {limit} bytes, the limit of this route")
+    if size > limit:  # the rest is not read
+        text = f"body: over {limit} bytes, the limit of this route"
+        raise HTTPException(413, text, {"connection": "close"})
     return bytes(body)

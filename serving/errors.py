@@ -1,6 +1,6 @@
 """What serving refuses on purpose. HTTP statuses are chosen in `serving.edge`, not here."""
 
-from stack.errors import GyreError
+from core.errors import GyreError
 
 
 class NotFoundError(GyreError):
@@ -9,18 +9,6 @@ class NotFoundError(GyreError):
 
 class InvalidRequestError(GyreError):
     """Features are missing, the model cannot score them, or a parameter has no meaning."""
-
-
-class BodyTooLargeError(GyreError):
-    """The body is over the limit of its route."""
-
-
-class WrongContentTypeError(GyreError):
-    """The body is not of a kind that its route reads."""
-
-
-class UnauthorizedError(GyreError):
-    """Tokens are set and the request carries none of them."""
 
 
 class OverloadedError(GyreError):

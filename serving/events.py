@@ -1,7 +1,7 @@
-"""`POST /events/{dataset}`: checked against the dataset's schema, on the broker before the answer.
+"""What clients tell: `POST /events/{dataset}`, and `POST /feedback` of what came true.
 
-The consumer says what an event of a dataset is, so no worker imports Feast. Rules of single rows
-(feature_repo/expectations) are the consumer's: an event that breaks one goes to quarantine.
+Events are checked against the schema that the consumer publishes, and on the broker before the
+answer. Feedback is a line of the log: the join (monitoring/collect.py) judges contradictions.
 """
 
 from datetime import UTC, datetime, timedelta
@@ -11,29 +11,35 @@ from typing import Annotated, Any
 from annotated_types import Len
 from pydantic import BaseModel, FailFast, TypeAdapter
 from pydantic_core import to_json
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from feature_repo.broker import Intake
-from feature_repo.events import EventSchema
+from feature_repo.broker import EventSchema, Intake
 from serving.edge import json_response, read_body
-from serving.errors import BodyTooLargeError, InvalidRequestError, NotFoundError
+from serving.errors import InvalidRequestError, NotFoundError
 from serving.metrics import EVENTS
 from serving.openapi import Operation
+from serving.prediction_log import AppendLog
+from serving.protocols import BATCH_LIMIT
+from serving.repository import ModelRepository
+from serving.schemas import Feedback, fast, feedback_schema, rows_of
 
-PATH = "/events/{dataset}"
+DATASET, FEEDBACK = "/events/{dataset}", "/feedback"
 MAX_EVENTS = 1_000
 MAX_BYTES = 1_000_000
-CLOCKS = timedelta(seconds=60)
-"""How far the clock of who sends events may be ahead of ours."""
+CLOCKS = timedelta(seconds=60)  # that the clock of who sends events may be ahead of ours
 
 
 class EventsAnswer(BaseModel):
-    """id: of the entry on the stream; later entries have larger ones."""
-
     accepted: int
     id: str
+
+
+class FeedbackAnswer(BaseModel):
+    recorded: int
+    logged: bool
 
 
 def events_route(intake: Intake) -> Route:
@@ -49,42 +55,58 @@ def events_route(intake: Intake) -> Route:
         EVENTS.labels(dataset).inc(len(events))
         return json_response({"accepted": len(events), "id": entry}, 202)
 
-    return Route(PATH, send_events, methods=["POST"])
+    return Route(DATASET, send_events, methods=["POST"])
 
 
-EVENTS_OPERATION = Operation(
-    path=PATH,
-    tag="Events",
-    summary="Send events",
-    description="One event, or a list of at most 1,000: every column of the dataset, "
-    "times with an offset.",
-    body=dict[str, Any] | Annotated[list[dict[str, Any]], Len(1, MAX_EVENTS)],
-    answer=EventsAnswer,
-    status=202,
-)
+def feedback_route(repository: ModelRepository, log: AppendLog) -> Route:
+    async def record(request: Request) -> Response:
+        received = datetime.now(UTC).isoformat()
+        body = await read_body(request, BATCH_LIMIT)
+        outcome = feedback_schema([model.spec for model in repository])
+        if _is_list(body):
+            items = TypeAdapter[list[Feedback]](fast(rows_of(outcome))).validate_json(body)
+        else:
+            items = [outcome.model_validate_json(body)]
+        logged = log.write([item.model_dump() | {"received": received} for item in items])
+        return json_response({"recorded": len(items), "logged": logged})
+
+    return Route(FEEDBACK, record, methods=["POST"])
+
+
+def told_operations(repository: ModelRepository) -> list[Operation]:
+    """Return what /docs show of both routes."""
+    outcome = feedback_schema([model.spec for model in repository])
+    event = dict[str, Any]
+    events = event | Annotated[list[event], Len(1, MAX_EVENTS)]
+    sent = "One event, or a list of up to 1,000: every column of the dataset, times with an offset."
+    both = outcome | rows_of(outcome)
+    told = "The outcome of one prediction, or of a list of them, by request id."
+    return [
+        Operation(DATASET, "Events", "Send events", sent, events, EventsAnswer, status=202),
+        Operation(FEEDBACK, "Feedback", "Tell what came true", told, both, FeedbackAnswer),
+    ]
 
 
 def checked(schema: bytes, body: bytes, now: datetime) -> list[Any]:
-    """Return the events of a body: an object, or a list of at most MAX_EVENTS.
-
-    schema: JSON of the dataset's EventSchema. now: aware UTC.
-    """
+    """Return the events of a body. schema: JSON of the dataset's EventSchema. now: aware UTC."""
     event_time, row, rows = _types(schema)
-    listed = body.lstrip()[:1] == b"["
-    events = rows.validate_json(body) if listed else [row.model_validate_json(body)]
+    events = rows.validate_json(body) if _is_list(body) else [row.model_validate_json(body)]
     if len(events) > MAX_EVENTS:
-        raise BodyTooLargeError(f"body: at most {MAX_EVENTS} events, found {len(events)}")
+        raise HTTPException(413, f"body: at most {MAX_EVENTS} events, found {len(events)}")
     for position, event in enumerate(events):
         at = getattr(event, event_time)
         if at > now + CLOCKS:
-            field = f"body.{position}.{event_time}" if listed else f"body.{event_time}"
+            field = f"body.{position}.{event_time}" if _is_list(body) else f"body.{event_time}"
             raise InvalidRequestError(f"{field}: {at.isoformat()} lies in the future")
     return events
 
 
+def _is_list(body: bytes) -> bool:
+    return body.lstrip()[:1] == b"["
+
+
 @lru_cache
 def _types(schema: bytes) -> tuple[str, type[BaseModel], TypeAdapter[Any]]:
-    """Name of the event time, and the types of one event and of a list."""
     found = EventSchema.model_validate_json(schema)
     row: Any = found.row_model()
     return found.event_time, row, TypeAdapter(Annotated[list[row], Len(1), FailFast()])

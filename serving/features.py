@@ -1,45 +1,90 @@
 """The online store as a worker sees it: known values now, the last known ones when it fails."""
 
-from __future__ import annotations
-
 import asyncio
 import gc
 import logging
 import time
 from collections import OrderedDict
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from itertools import groupby
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from mlflow_server.lookup import LookupSpecification
-from serving.feast_reader import FeastReader
-from serving.lookup import RedisReader
-from stack.errors import FeaturesUnavailableError, GyreError
+from core.errors import FeaturesUnavailableError, GyreError
+from core.settings import Settings
+from mlflow_server.served_model import LookupSpecification, ServedModel
+from serving.lookup import Features, Keys, Moments, RedisReader, Rows
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from datetime import datetime
+    from feature_repo.online import OnlineFeatures
 
-    from mlflow_server.served_model import ServedModel
-    from serving.lookup import Features
-    from stack.settings import Settings
-    from stack.spec import Entity
-
+T = TypeVar("T")
 CACHE_SECONDS = 300.0
 CACHE_ENTITIES = 50_000
 PART = 500
-"""Keys read at once; other micro-batches may go in between. Each part has its own deadline, and
-where there are several a second try: one late reply is no reason to do without thousands."""
-COLLECT = (50_000, 20, 100)
-"""An answer leaves no cycles behind: the collector's default looks for them every few ticks."""
+"""Keys read at once, with a deadline of their own, and a second try where there are several."""
+COLLECT = (50_000, 20, 100)  # an answer leaves no cycles behind
 NOTHING = LookupSpecification(feast="", online_store="")
+READ_SECONDS, OPENING_SECONDS = 0.5, 60.0  # of Feast, which takes seconds to import
 logger = logging.getLogger(__name__)
+
+
+class FeastReader:
+    """Feast's own, for other online stores. One thread: if it hangs, nothing else does."""
+
+    def __init__(
+        self, settings: Settings, service: str, features: Sequence[str], store: Any = None
+    ) -> None:
+        """store: a `feast.FeatureStore` in place of the one that `feature_store.yaml` names."""
+        self._wanted = (settings, service, features, store)
+        self._online: OnlineFeatures | None = None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
+
+    async def read(self, keys: Keys, as_of: Moments) -> Rows:
+        """As `RedisReader.read`; what a store of Feast's raises passes."""
+        return await self._run(READ_SECONDS, self._read, keys, as_of)
+
+    async def probe(self) -> datetime | None:
+        """As `RedisReader.probe`."""
+        return await self._run(READ_SECONDS if self._online else OPENING_SECONDS, self._probe)
+
+    async def close(self) -> None:
+        """Let the batch under way end."""
+        if self._online is not None:
+            self._thread.submit(self._online.close)
+        self._thread.shutdown(wait=False)
+
+    async def _run(self, seconds: float, work: Callable[..., T], *args: Any) -> T:
+        try:
+            async with asyncio.timeout(seconds):
+                return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+        except TimeoutError as exc:
+            raise FeaturesUnavailableError(f"Feast: no answer within {seconds:g} s") from exc
+
+    def _read(self, keys: Keys, as_of: Moments) -> Rows:
+        if self._online is None:
+            raise FeaturesUnavailableError("Feast: not opened yet")
+        rows: Rows = []
+        for moment, pairs in groupby(zip(keys, as_of, strict=True), key=lambda pair: pair[1]):
+            rows += self._online.read([key for key, _ in pairs], moment)
+        return rows
+
+    def _probe(self) -> datetime | None:
+        # 190 MB: only who needs Feast's reader has it.
+        from feature_repo.online import OnlineFeatures  # noqa: PLC0415
+
+        online = self._online or OnlineFeatures(*self._wanted)
+        online.ping()  # the first call takes longer than a read may
+        self._online = online
+        return online.watermark()
 
 
 class FeatureSource:
     """One version's features, read through a circuit that `probe`, called every second, closes.
 
-    After one failed read the store is left alone (its deadline would hold up every request in
-    turn) until a ping succeeds; one is sent at once. `problem` says why it is left alone; `down`
-    is the same once a second try failed too: one late answer is no outage.
+    A failed read opens it, or its deadline would hold up every request in turn; a ping is sent at
+    once. `problem` says why it is open; `down` the same once a second try failed too.
     """
 
     def __init__(
@@ -51,11 +96,7 @@ class FeatureSource:
     ) -> None:
         """contract: None: there is no version yet, the store is only probed.
 
-        reader: in place of the one that the contract's look-up specification needs.
-
-        Raises:
-            DataError: the specification is not one that this project can read.
-
+        reader: in place of the one that the contract needs (DataError: not readable here).
         """
         reads = {"feature_service", "features", "lookup"}
         self.asked = contract.model_dump_json(include=reads) if contract else ""
@@ -65,7 +106,8 @@ class FeatureSource:
         if contract and lookup.unsupported:
             reader = reader or FeastReader(settings, contract.feature_service, names)
         self._reader = reader or RedisReader(settings.redis_address, lookup, names)
-        self._last_known = LastKnown(cache_seconds)
+        self._cache_seconds = cache_seconds
+        self._last_known: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
         self._probing = asyncio.Lock()
         self._probe: asyncio.Task[None] | None = None
         self._logged: str | None = None
@@ -74,15 +116,12 @@ class FeatureSource:
         self.watermark: datetime | None = None
         """The time (UTC) up to which the source is complete and its features are online."""
 
-    async def read(
-        self, keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> tuple[list[Features | None], str]:
+    async def read(self, keys: Keys, as_of: Moments) -> tuple[Rows, str]:
         """Rows in the order of `keys`, which name the same columns in one order, and their origin.
 
-        as_of: of each key the moment (UTC) that its clock-dependent features are about.
-        `online`: None is an entity that does not exist, an empty row one that cannot be read.
-        `cache`: the store failed, the rows are at most 300 s old, None is an entity of which
-        nothing is known.
+        as_of: the moments (UTC) that clock-dependent features are about. `online`: None is an
+        entity that does not exist, an empty row one that cannot be read. `cache`: the store
+        failed, rows are at most 300 s old, None is an unknown one.
         """
         if self.problem is None:
             try:
@@ -91,12 +130,12 @@ class FeatureSource:
                 if self.problem is None:  # others that waited fail with the first
                     self._failed(exc)
                     self._probe = asyncio.create_task(self.probe())
-        return self._last_known.rows(keys), "cache"
+        oldest = time.monotonic() - self._cache_seconds
+        found = (self._last_known.get((*key.values(),)) for key in keys)
+        return [known[1] if known and known[0] >= oldest else None for known in found], "cache"
 
-    async def _read(
-        self, keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> list[Features | None]:
-        rows: list[Features | None] = []
+    async def _read(self, keys: Keys, as_of: Moments) -> Rows:
+        rows: Rows = []
         for at in range(0, len(keys), PART):
             part, moments = keys[at : at + PART], as_of[at : at + PART]
             try:
@@ -106,15 +145,22 @@ class FeatureSource:
                     raise
                 await self._reader.probe()
                 found = await self._reader.read(part, moments)
-            self._last_known.remember(part, found)
+            self._remember(part, found)
             rows += found
         return rows
 
-    async def probe(self) -> None:
-        """Open if need be, ping, read the watermark. Never raises.
+    def _remember(self, keys: Keys, rows: Rows) -> None:
+        now = time.monotonic()
+        for key, row in zip(keys, rows, strict=True):
+            if row:
+                values = (*key.values(),)
+                self._last_known[values] = (now, row)
+                self._last_known.move_to_end(values)
+        while len(self._last_known) > CACHE_ENTITIES:
+            self._last_known.popitem(last=False)
 
-        For the event loop that reads, every second.
-        """
+    async def probe(self) -> None:
+        """Open if need be, ping, read the watermark, once a second. Never raises."""
         if self._probing.locked():
             return
         async with self._probing:
@@ -138,33 +184,8 @@ class FeatureSource:
         await self._reader.close()
 
 
-class LastKnown:
-    """Rows of the entities read last, each for some seconds; 50,000 at most."""
-
-    def __init__(self, seconds: float) -> None:
-        self._seconds = seconds
-        self._rows: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
-
-    def remember(self, keys: Sequence[Entity], rows: Sequence[Features | None]) -> None:
-        now = time.monotonic()
-        for key, row in zip(keys, rows, strict=True):
-            if row:
-                values = (*key.values(),)
-                self._rows[values] = (now, row)
-                self._rows.move_to_end(values)
-        while len(self._rows) > CACHE_ENTITIES:
-            self._rows.popitem(last=False)
-
-    def rows(self, keys: Sequence[Entity]) -> list[Features | None]:
-        oldest = time.monotonic() - self._seconds
-        found = (self._rows.get((*key.values(),)) for key in keys)
-        return [known[1] if known and known[0] >= oldest else None for known in found]
-
-
 def settle() -> None:
-    """Take what is in memory now out of the collector's sight: a later full collection, with
-    Feast's objects among others, would stop the answers for 0.1 s.
-    """
+    """Hide what is in memory now from the collector, which would stop the answers for 0.1 s."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*COLLECT)

@@ -16,21 +16,18 @@ from typing import Any
 import httpx
 from filelock import FileLock
 
-from mlflow_server.served_model import CONTRACT_FILE, DIGEST_TAG, ONNX_FILE
+from core.settings import Settings, load_settings
+from core.spec import ModelSpec, load_specs
+from mlflow_server.served_model import DIGEST_TAG, served_files
+from serving import model
 from serving.errors import ModelRefusedError
-from serving.local_copies import ORIGIN_FILE, LocalCopies, Origin
-from serving.model import open_version
-from serving.registered import SEARCH, RegisteredModel, registered_models
-from stack.settings import Settings, load_settings
-from stack.spec import ModelSpec, load_specs
+from serving.model import LocalCopies, RegisteredModel
 
 PATIENCE_SECONDS = 10.0
 LONGEST_REASON = 500
 PROXY = "mlflow-artifacts:"
 ARTIFACTS = "/api/2.0/mlflow-artifacts/artifacts"
 VERSIONS = "/api/2.0/mlflow/model-versions"
-FILES = {ONNX_FILE: ONNX_FILE, CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
-"""Served files, and where they lie below a version's artifact folder (MLflow's own layout)."""
 logger = logging.getLogger("serving.fetch")
 
 
@@ -42,27 +39,28 @@ def main() -> None:
         FileLock(settings.home / "serving" / "fetch.lock"),  # SIGKILL releases it
         httpx.Client(base_url=address, timeout=PATIENCE_SECONDS, trust_env=False) as client,
     ):
-        models = registered_models(_get(client, SEARCH))
+        registered = model.registered_models(_get(client, model.SEARCH))
         for spec in load_specs():
-            if spec.name in models:
-                refused[spec.name] = _fetch_model(settings, client, spec, models[spec.name])
+            if found := registered.get(spec.name):
+                refused[spec.name] = _fetch_model(settings, client, spec, found)
     sys.stdout.write(json.dumps(refused))
 
 
 def _fetch_model(
-    settings: Settings, client: httpx.Client, spec: ModelSpec, model: RegisteredModel
+    settings: Settings, client: httpx.Client, spec: ModelSpec, found: RegisteredModel
 ) -> dict[str, str]:
     """Have a checked copy of each version in a role; return why which ones are refused."""
     copies = LocalCopies(settings, spec.name)
-    wanted = set(model.versions.values())
-    copies.keep_only(wanted)
+    # Production first: a worker that finds no copy of it answers by another one meanwhile.
+    wanted = dict.fromkeys(found.versions.values())
+    copies.keep_only({*wanted})
     refused = {}
-    for version in sorted(wanted):
+    for version in wanted:
         origin = copies.origin(version)
-        if origin and origin.created == model.created:
+        if origin and origin.created == found.created:
             continue
         try:
-            _fetch_version(client, spec, copies, version, model.created)
+            _fetch_version(client, spec, copies, version, found.created)
         except httpx.TransportError:
             raise  # MLflow is away: that says nothing of the version
         except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
@@ -82,22 +80,21 @@ def _fetch_version(
     with TemporaryDirectory(dir=copies.folder) as temporary:
         part = Path(temporary, version)
         part.mkdir()
-        _download(client, uri, part)
-        open_version(part, digests, spec)
-        origin = Origin(created=created, digests=digests)
-        (part / ORIGIN_FILE).write_text(origin.model_dump_json())
+        _download(client, uri, part, served_files(digests))
+        model.close(model.open_version(part, digests, spec)[1])
+        origin = model.Origin(created=created, digests=digests)
+        (part / model.ORIGIN_FILE).write_text(origin.model_dump_json())
         copies.remove(version)  # of a model of the same name that was deleted since
         part.rename(copies.path(version))
 
 
-def _download(client: httpx.Client, uri: str, folder: Path) -> None:
+def _download(client: httpx.Client, uri: str, folder: Path, files: dict[str, str]) -> None:
     """Put the served files of the logged model at `uri` into `folder`, unchecked."""
     if not uri.startswith(PROXY):
-        raise ModelRefusedError(
-            f"its files are at {uri}: expected {PROXY}/…, served by MLflow's artifact proxy"
-        )
+        text = f"expected {PROXY}/…, served by MLflow's artifact proxy"
+        raise ModelRefusedError(f"its files are at {uri}: {text}")
     root = PurePosixPath(httpx.URL(uri).path.lstrip("/"))
-    for name, place in FILES.items():
+    for name, place in files.items():
         answer = client.get(f"{ARTIFACTS}/{root / place}")
         if answer.is_error:
             said = " ".join(answer.text.split())[:200]
@@ -105,7 +102,7 @@ def _download(client: httpx.Client, uri: str, folder: Path) -> None:
         (folder / name).write_bytes(answer.content)
 
 
-def _alert(settings: Settings, copies: LocalCopies, model: str, version: str, reason: str) -> None:
+def _alert(settings: Settings, copies: LocalCopies, name: str, version: str, reason: str) -> None:
     from mlflow_server.alerts import alert  # noqa: PLC0415  (SQLAlchemy and Apprise)
     from mlflow_server.records import Records  # noqa: PLC0415
 
@@ -114,9 +111,9 @@ def _alert(settings: Settings, copies: LocalCopies, model: str, version: str, re
     try:
         with closing(Records(settings)) as records:
             said = f"{answers}{cause}: {reason}"
-            alert(settings, records, model, cause, said, datetime.now(UTC))
+            alert(settings, records, name, cause, said, datetime.now(UTC))
     except Exception:  # the version is refused, whether an alert goes out or not
-        logger.exception("no alert that %s of %s", cause, model)
+        logger.exception("no alert that %s of %s", cause, name)
 
 
 def _get(client: httpx.Client, path: str, asked: dict[str, str] | None = None) -> Any:

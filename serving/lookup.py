@@ -1,52 +1,134 @@
-"""Features straight from Redis, as a look-up specification says: commands out, rows back."""
+"""Features straight from Redis, as a look-up specification says: commands out, rows back.
 
-from __future__ import annotations
+Values are Feast's serialised protobuf messages (feast.types.Value), read as
+https://protobuf.dev/programming-guides/encoding says. An empty one and an absent one are null; what
+is not exactly one value of the type raises one of WRONG_BYTES.
+"""
 
 import asyncio
-import math
 import struct
-from collections.abc import Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from ctypes import c_int32
+from datetime import datetime, timedelta
+from typing import Any
 
 import hiredis
+import numpy as np
 from redis.asyncio.connection import AbstractConnection, ConnectionPool
 from redis.exceptions import RedisError
 
+from core.errors import DataError, FeaturesUnavailableError
+from core.spec import Entity, FeatureType
+from core.timestamps import BEGINNING, microseconds, whole_second
 from feature_repo.on_demand import load_function
-from serving.decoding import DECODERS, instant
+from mlflow_server.served_model import LookupSpecification, StoredView
 from serving.metrics import UNREADABLE_FEATURES
-from stack.errors import DataError, FeaturesUnavailableError
-from stack.moment import microseconds
 
-if TYPE_CHECKING:
-    from mlflow_server.lookup import LookupSpecification, StoredView
-    from stack.spec import Entity, FeatureType
-
-Features = dict[str, int | float | str | None]
+Features = dict[str, int | float | datetime | str | None]
 """Feature → value. An empty one: what is stored of the entity cannot be read."""
+Rows = list[Features | None]
+Keys = Sequence[Entity]
+Moments = Sequence[datetime]
 Columns = dict[str, list[Any]]
-Reply = Sequence[bytes | None]
+Replies = Sequence[Sequence[bytes | None]]
+Read = Callable[[bytes, int], tuple[Any, int]]
+"""Bytes and where a value begins → the value, and where it ends."""
 OPENING_SECONDS = 0.5
 READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
 """Deadline of a read: so long, and for each key beside it."""
 INT64, STRING = struct.pack("<II", 4, 8), struct.pack("<I", 2)
 """Types of join keys in the name of a hash (feast.types.ValueType), an int64's size beside it."""
-RETURNED: dict[FeatureType, set[type]] = {"int64": {int}, "double": {float, int}, "string": {str}}
-"""What an on-demand function may return for a column of a type, beside None."""
+RETURNED: dict[FeatureType, tuple[set[type], Callable[[Any], Any]]] = {
+    "int32": ({np.int32}, int),
+    "int64": ({int}, int),
+    "float32": ({np.float32}, float),
+    "double": ({float, int}, float),
+    "bool": ({bool}, bool),
+    "timestamp": ({datetime}, whole_second),
+    "string": ({str}, str),
+}
+"""What an on-demand function may return for a type, beside None, and what Feast makes of it."""
+NO_TIME = -(2**63)
+"""What Feast stores of a timestamp that is null."""
+WRONG_BYTES = (ValueError, OverflowError, struct.error)
+
+
+def varint(raw: bytes, at: int) -> tuple[int, int]:
+    """Return the int64 (two's complement) at `at`, and where it ends."""
+    value = shift = 0
+    for byte in raw[at:]:
+        value |= (byte & 0x7F) << shift
+        shift += 7
+        if not byte & 0x80:  # there is no other byte
+            break
+    else:
+        raise ValueError("a varint without an end")
+    if value >> 64:
+        raise ValueError("a varint of more than 64 bits")
+    return value - (value >> 63 << 64), at + shift // 7
+
+
+def number(layout: str) -> Read:
+    """Read a number of fixed size."""
+    fixed = struct.Struct(layout)
+    return lambda raw, at: (fixed.unpack_from(raw, at)[0], at + fixed.size)
+
+
+def text(raw: bytes, at: int) -> tuple[str, int]:
+    size, start = varint(raw, at)
+    return raw[start : start + size].decode(), start + size
+
+
+def moment(seconds: int) -> datetime | None:
+    return None if seconds == NO_TIME else BEGINNING + timedelta(seconds=seconds)
+
+
+DECODERS: dict[FeatureType, tuple[int, Read, Callable[[Any], Any]]] = {
+    "int32": (0x18, varint, lambda value: c_int32(value).value),
+    "int64": (0x20, varint, int),
+    "float32": (0x35, number("<f"), float),
+    "double": (0x29, number("<d"), float),
+    "bool": (0x38, varint, bool),
+    "timestamp": (0x40, varint, moment),
+    "string": (0x12, text, str),
+}
+"""Tag of the field of feast.types.Value, what reads it, and what makes the value of it."""
+
+
+def decoder(kind: FeatureType) -> Callable[[bytes | None], Any]:
+    """Return what reads a stored value of a type."""
+    tag, read, made = DECODERS[kind]
+
+    def decode(raw: bytes | None) -> Any:
+        if not raw:
+            return None
+        value, end = read(raw, 1)
+        if raw[0] != tag or end != len(raw):
+            raise ValueError(f"not one {kind}")
+        return made(value)
+
+    return decode
+
+
+def instant(raw: bytes) -> int:
+    """Whole microseconds since the epoch in a serialised google.protobuf.Timestamp."""
+    parts = {0x08: 0, 0x10: 0}  # seconds and nanoseconds, by tag; one that is 0 is left out
+    at = 0
+    while at < len(raw):
+        tag = raw[at]
+        parts[tag], at = varint(raw, at + 1)
+    seconds, nanos = parts.values()  # another tag's is one too many
+    return seconds * 1_000_000 + nanos // 1000
 
 
 class ViewReader:
-    """Commands for one view's hashes, and columns from their replies."""
-
     def __init__(self, view: StoredView) -> None:
         self._view = view
         self._fields = (view.time, *(feature.field for feature in view.features))
-        self._decoders = [(each.name, DECODERS[each.kind][1]) for each in view.features]
+        self._decoders = [(each.name, decoder(each.kind)) for each in view.features]
         self._absent = (None,) * len(self._fields)
 
     def command(self, key: Entity) -> tuple[bytes, ...]:
-        """Ask for the event time, then each feature."""
         name = self._view.prefix
         for column, kind in self._view.keys.items():
             value: Any = key[column]
@@ -57,7 +139,7 @@ class ViewReader:
                 name += STRING + len(text).to_bytes(4, "little") + text
         return (b"HMGET", name + self._view.suffix, *self._fields)
 
-    def columns(self, replies: Sequence[Reply], as_of: Sequence[datetime]) -> Columns:
+    def columns(self, replies: Replies, as_of: Moments) -> Columns:
         """Values by feature; nulls where they are older than the view's time to live."""
         if self._view.ttl_us:
             oldest = [microseconds(at) - self._view.ttl_us for at in as_of]
@@ -66,23 +148,13 @@ class ViewReader:
                 for reply, at in zip(replies, oldest, strict=True)
             ]
         _, *columns = zip(*replies, strict=True)
-        return {
-            name: [*map(decode, column)]
-            for (name, decode), column in zip(self._decoders, columns, strict=True)
-        }
+        read = zip(self._decoders, columns, strict=True)
+        return {name: [*map(decode, column)] for (name, decode), column in read}
 
 
 class RowReader:
-    """Commands for entities, and rows of features from the replies. Nothing is guessed."""
-
     def __init__(self, lookup: LookupSpecification, features: Sequence[str]) -> None:
-        """features: those of a row, in its order.
-
-        Raises:
-            DataError: the specification lacks one, stores it as another type than this reads, or
-                names a function that the project does not have.
-
-        """
+        """features: those of a row, in its order (DataError: they cannot be read)."""
         stored = [feature for view in lookup.views for feature in view.features]
         known = {each.name for each in stored}.union(*(each.outputs for each in lookup.functions))
         if lacking := {*features} - known:
@@ -94,22 +166,16 @@ class RowReader:
         self._features = features
         self._views = [ViewReader(view) for view in lookup.views]
         self._functions = [
-            (function, load_function(function.module, function.function, function.sha256))
-            for function in lookup.functions
+            (each, load_function(each.module, each.function, each.sha256))
+            for each in lookup.functions
         ]
         self._unknown = (None,) * len(features)
 
-    def commands(self, keys: Sequence[Entity]) -> list[tuple[bytes, ...]]:
-        """One HMGET for each view and key, all of a view together."""
+    def commands(self, keys: Keys) -> list[tuple[bytes, ...]]:
         return [view.command(key) for view in self._views for key in keys]
 
-    def rows(
-        self, replies: Sequence[Reply], keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> list[Features | None]:
-        """Features of each key from the replies to its commands; None: an unknown entity.
-
-        A row with a value of another type than expected, or that a function fails at, is empty.
-        """
+    def rows(self, replies: Replies, keys: Keys, as_of: Moments) -> Rows:
+        """Features of each key; None: an unknown entity; empty: a value or a function fails."""
         try:
             columns = self._columns(replies, keys, as_of)
         except Exception:  # noqa: BLE001  (a row's failure is not its neighbours')
@@ -118,15 +184,11 @@ class RowReader:
                 return [{}]
             alone = enumerate(zip(keys, as_of, strict=True))
             return [self.rows(replies[n :: len(keys)], [key], [at])[0] for n, (key, at) in alone]
-        values = zip(*(columns[name] for name in self._features), strict=True)
-        return [
-            None if row == self._unknown else dict(zip(self._features, row, strict=True))
-            for row in values
-        ]
+        names, unknown = self._features, self._unknown
+        rows = zip(*(columns[name] for name in names), strict=True)
+        return [None if row == unknown else dict(zip(names, row, strict=True)) for row in rows]
 
-    def _columns(
-        self, replies: Sequence[Reply], keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> Columns:
+    def _columns(self, replies: Replies, keys: Keys, as_of: Moments) -> Columns:
         columns: Columns = {}
         for n, view in enumerate(self._views):
             columns |= view.columns(replies[n * len(keys) : (n + 1) * len(keys)], as_of)
@@ -143,11 +205,10 @@ class RowReader:
 
 def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
     """Return what a function gave as Feast would store and give it back; NaN is null."""
-    if len(values) != count or {*map(type, values)} - RETURNED[kind] - {type(None)}:
+    types, made = RETURNED[kind]
+    if len(values) != count or {*map(type, values)} - types - {type(None)}:
         raise TypeError(f"not {count} values of {kind}")
-    if kind != "double":
-        return values
-    return [None if value is None or math.isnan(value) else float(value) for value in values]
+    return [None if value is None or value != value else made(value) for value in values]  # noqa: PLR0124
 
 
 class RedisReader:
@@ -158,7 +219,6 @@ class RedisReader:
     """
 
     def __init__(self, address: str, lookup: LookupSpecification, features: Sequence[str]) -> None:
-        """lookup: where it has no views, Redis is only pinged."""
         self._rows = RowReader(lookup, features)
         marks = sorted({view.mark for view in lookup.views})
         self._ping = ("MGET", *marks) if marks else ("PING",)
@@ -167,26 +227,14 @@ class RedisReader:
         self._turn = asyncio.Lock()
         self._closed = False
 
-    async def read(
-        self, keys: Sequence[Entity], as_of: Sequence[datetime]
-    ) -> list[Features | None]:
-        """Rows in the order of `keys`; None: an unknown entity.
-
-        Raises:
-            FeaturesUnavailableError: Redis is not connected, refuses, breaks off or is too late.
-
-        """
+    async def read(self, keys: Keys, as_of: Moments) -> Rows:
+        """Rows in the order of `keys`; None: an unknown entity (FeaturesUnavailableError)."""
         commands = self._rows.commands(keys)
         replies = await self._ask(commands, READ_SECONDS + KEY_SECONDS * len(keys))
         return self._rows.rows(replies, keys, as_of)
 
     async def probe(self) -> datetime | None:
-        """Open if need be, and read up to when (UTC) features are online.
-
-        Raises:
-            FeaturesUnavailableError: as `read`; or Redis holds no features.
-
-        """
+        """Open if need be, and read up to when (UTC) features are online. Raises as `read`."""
         if not self._connection.is_connected:
             await self._ask((), OPENING_SECONDS)
         (marks,) = await self._ask([self._ping], READ_SECONDS)
@@ -203,7 +251,7 @@ class RedisReader:
             await self._connection.disconnect(nowait=True)
 
     async def _ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
-        """Send commands and return their replies. To ask nothing opens the connection."""
+        """Return the replies to commands. To ask nothing opens the connection."""
         async with self._turn:
             connection = self._connection
             if not connection.is_connected and (commands or self._closed):

@@ -14,21 +14,13 @@ if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
-REQUESTS = Counter(
-    "gyre_requests", "Requests answered; `route` as the documentation writes its path.",
-    ["model", "route", "status"],
-)  # fmt: skip
-SECONDS = Histogram(
-    "gyre_request_seconds", "Time to the answer.", ["model", "route"], buckets=BUCKETS
-)
+REQUESTS = Counter("gyre_requests", "Requests answered.", ["model", "route", "status"])
+SECONDS = Histogram("gyre_request_seconds", "To the answer.", ["model", "route"], buckets=BUCKETS)
 VERSION = ["model", "version", "role"]
 PREDICTIONS = Counter("gyre_predictions", "Rows scored.", [*VERSION, "features_from"])
 FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", VERSION)
 PREDICTION_SECONDS = Histogram(
-    "gyre_prediction_seconds",
-    "From a request's arrival until its rows are scored and on file.",
-    VERSION,
-    buckets=BUCKETS,
+    "gyre_prediction_seconds", "Arrival to rows on file.", VERSION, buckets=BUCKETS
 )
 OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.")
 SHADOW_DROPPED = Counter("gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"])
@@ -41,15 +33,20 @@ WATERMARK_AGE = Gauge(
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
 MODEL_INFO = Gauge(
-    "gyre_model_info", "1 for the version in a role, 0 once it left.", VERSION,
+    "gyre_model_info",
+    "1 for the version in a role, 0 once it left.",
+    VERSION,
     multiprocess_mode="livemostrecent",  # nobody sets to 0 what a killed worker held
-)  # fmt: skip
+)
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
-    "gyre_log_lag_seconds",
-    "How long the oldest row of the last flush had waited to be on disk.",
-    ["log"],
-    multiprocess_mode="livemax",
+    "gyre_log_lag_seconds", "Longest wait to be on disk.", ["log"], multiprocess_mode="livemax"
+)
+PYFUNC_PROCESSES = Gauge(
+    "gyre_pyfunc_processes",
+    "Processes of versions that are not ONNX, over all workers; ended ones do not count.",
+    ["model", "version"],
+    multiprocess_mode="livesum",
 )
 REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
 UNREADABLE_FEATURES = Counter(

@@ -1,33 +1,72 @@
-"""The one middleware: request id, tokens, errors made answers, every request counted.
+"""What every request passes: tokens, a request id, errors made answers, its count.
 
-The request id is a client's `x-request-id`, if it is a short plain word, else a new one. It stands
-in the answer's header and in every log line of the request. It is not the `request_id` of a
-prediction: that one is of a row, unique, and what feedback names.
+The request id is a client's `x-request-id`, if it is a short plain word, else a new one, and stands
+in every log line of the request. A prediction's `request_id` is another.
 """
 
+import hmac
+import logging
 import random
 import re
 import time
 from collections.abc import Callable, Mapping
 from functools import cache
+from hashlib import sha256
+from pathlib import Path
 
 from fastapi import FastAPI
 from prometheus_client import Counter, Histogram
+from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from serving.access import OPEN, Access
+from core.tokens import tokens_of
 from serving.edge import ErrorForm, refusal
-from serving.errors import UnauthorizedError
-from serving.json_logs import REQUEST_ID
 from serving.metrics import REQUESTS, SECONDS
+from serving.worker import REQUEST_ID
 
 HEADER = b"x-request-id"
 SAFE = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")
+PROBES = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+OPEN = frozenset({*PROBES, "/ping", "/metrics"})  # need no token
+LOOK_SECONDS = 1.0
+logger = logging.getLogger(__name__)
+
+
+class Access:
+    """Bearer tokens of a file, read once a second; where it is of no use, all are refused."""
+
+    def __init__(self, tokens_file: Path) -> None:
+        self.tokens_file = tokens_file
+        self._digests: list[bytes] = []
+        self._look_at, self._problem = 0.0, ""
+
+    def allows(self, authorization: bytes) -> bool:
+        """Whether the value of an `Authorization` header (b"": none) holds a token."""
+        if time.monotonic() >= self._look_at:
+            self._look()
+        scheme, _, token = authorization.partition(b" ")
+        found = sha256(token.strip()).digest()
+        # Each is compared: the time says nothing about which it is.
+        matches = sum(hmac.compare_digest(digest, found) for digest in self._digests)
+        return matches > 0 and scheme.lower() == b"bearer"
+
+    def _look(self) -> None:
+        self._look_at = time.monotonic() + LOOK_SECONDS
+        before = self._problem
+        try:
+            tokens = tokens_of(self.tokens_file.read_bytes())
+            self._problem = "" if tokens else "no token in it"
+        except OSError as exc:
+            tokens = []
+            self._problem = str(exc.strerror)
+        self._digests = [sha256(token).digest() for token in tokens]
+        if self._problem and self._problem != before:
+            logger.error("%s: %s: every request is refused", self.tokens_file, self._problem)
+        elif before and not self._problem:
+            logger.warning("%s: %d tokens are valid", self.tokens_file, len(tokens))
 
 
 class RequestMiddleware:
-    """Stands before the whole application. `app`: FastAPI's, behind it."""
-
     def __init__(
         self,
         app: FastAPI,
@@ -35,9 +74,7 @@ class RequestMiddleware:
         access: Access | None,
         form_of: Callable[[str], ErrorForm],
     ) -> None:
-        """scoring: endpoints by path that are called at once: through FastAPI's stack and router a
-        prediction takes a tenth longer. form_of: the error form of the protocol of a path.
-        """
+        """scoring: endpoints by path, called past FastAPI's router, which takes a tenth longer."""
         self.app = app
         self._scoring = scoring
         self._access = access
@@ -65,7 +102,8 @@ class RequestMiddleware:
             await send(message)
 
         try:
-            self._check_token(path, headers)
+            if self._access is not None and path not in OPEN:
+                _check_token(self._access, headers)
             if endpoint := self._scoring.get(path):
                 route = path
                 await endpoint(scope, receive, answer)
@@ -81,11 +119,11 @@ class RequestMiddleware:
             requests.inc()
             seconds.observe(time.perf_counter() - began)
 
-    def _check_token(self, path: str, headers: dict[bytes, bytes]) -> None:
-        if self._access is None or path in OPEN:
-            return
-        if not self._access.allows(headers.get(b"authorization", b"")):
-            raise UnauthorizedError("expected a valid token: `Authorization: Bearer TOKEN`")
+
+def _check_token(access: Access, headers: Mapping[bytes, bytes]) -> None:
+    if not access.allows(headers.get(b"authorization", b"")):
+        text = "expected a valid token: `Authorization: Bearer TOKEN`"
+        raise HTTPException(401, text, {"www-authenticate": "Bearer"})
 
 
 @cache

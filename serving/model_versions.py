@@ -1,42 +1,29 @@
 """The versions of one model that a worker has loaded, and which of them holds which role."""
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import logging
 import math
 import time
+from collections import ChainMap
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
+from core.settings import Settings
+from core.spec import Entity, FeatureType, ModelSpec, entity_text
 from serving.features import FeatureSource, settle
-from serving.local_copies import LocalCopies
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
-from serving.model import LoadedModel, open_version
-from stack.spec import entity_text
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from serving.local_copies import Origin
-    from serving.registered import RegisteredModel
-    from stack.settings import Settings
-    from stack.spec import Entity, ModelSpec
+from serving.model import LoadedModel, LocalCopies, Origin, RegisteredModel, open_version
 
 CLOSE_SECONDS = 30.0
-SHORTEST_WAIT = 10.0
-LONGEST_WAIT = 60.0
+SHORTEST_WAIT, LONGEST_WAIT = 10.0, 60.0
 _closing = set[asyncio.Task[None]]()
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """Who answers, who answers `percent` of the entities instead, and who only watches.
-
-    previous: the version in production before; loaded, so that the way back takes no time.
-    """
+    """percent: of the entities, which the challenger answers. previous: for the way back."""
 
     production: LoadedModel | None = None
     challenger: LoadedModel | None = None
@@ -45,7 +32,7 @@ class Roles:
     percent: int = 0
 
     def asks_challenger(self, key: Entity | None) -> bool:
-        """Whether the challenger answers for `key`: always the same ones, of the next others."""
+        """Whether the challenger answers for `key`: for one version always the same entities."""
         if self.challenger is None or key is None:
             return False
         salted = f"{self.challenger.contract.model}:{self.challenger.version}:{entity_text(key)}"
@@ -55,7 +42,7 @@ class Roles:
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """Why a version is not served; since when, and when it was last tried (monotonic seconds)."""
+    """Why a version is not served; since when, and when last tried (monotonic seconds)."""
 
     reason: str
     since: float
@@ -63,17 +50,18 @@ class Refusal:
 
     def is_due(self, now: float) -> bool:
         """Whether to try again: after as long as it has failed, within 10 to 60 s."""
-        wait = min(max(self.tried - self.since, SHORTEST_WAIT), LONGEST_WAIT)
-        return now >= self.tried + wait
+        return now >= self.tried + min(max(self.tried - self.since, SHORTEST_WAIT), LONGEST_WAIT)
 
 
 class ModelVersions:
-    """One model in a worker. `roles` is replaced by one assignment, on the event loop."""
+    """`roles` is replaced by one assignment, on the event loop."""
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         self.spec = spec
         self.roles = Roles()
-        self.waiting: str | None = f"{spec.name} is being loaded"
+        self.request_data: dict[str, FeatureType] = {}
+        """Of every version that is kept, so that clients can change before a version does."""
+        self.waiting: str | None = None
         self.refused: dict[str, Refusal] = {}
         self.copies = LocalCopies(settings, spec.name)
         self._settings = settings
@@ -88,34 +76,39 @@ class ModelVersions:
 
     @property
     def sources(self) -> list[FeatureSource]:
-        """Where the loaded versions look features up, each once."""
         return [*dict.fromkeys(model.features for model in self._loaded)] or [self._idle_source]
 
     @property
     def features(self) -> FeatureSource:
-        """Where the answering version looks up; before there is one, what only pings the store."""
+        """Where the answering version looks up; without one, what only pings the store."""
         return self.current.features if self.current else self._idle_source
+
+    @property
+    def problem(self) -> str | None:
+        """Why no prediction can be made now."""
+        return self.state if self.current is None or self.current.problem else None
 
     @property
     def state(self) -> str:
         """What answers, or why nothing does; and what was refused."""
-        answers = f"version {self.current.version} answers" if self.current else None
+        answers = None
+        if self.current:
+            answers = f"version {self.current.version} {self.current.problem or 'answers'}"
         refused = [f"version {n} is refused: {why.reason}" for n, why in self.refused.items()]
-        return "; ".join(part for part in (answers, self.waiting, *refused) if part)
+        parts = (answers, self.waiting, *refused)
+        return "; ".join(filter(None, parts)) or f"{self.spec.name} is being loaded"
 
     async def assign(self, registered: RegisteredModel | None) -> bool:
         """Have the versions that MLflow names answer; True: one of them is to be fetched first."""
+        self.waiting = None
         if registered is None or "production" not in registered.versions:
             what = "registered" if registered is None else "in production"
             self.waiting = f"nothing {what} yet for {self.spec.name}: train one"
-        else:
-            self.waiting = None
         if registered is None or registered == self._assigned:
             return False
-        models: dict[str, LoadedModel | None] = {
-            role: await self._load(version, registered.created)
-            for role, version in registered.versions.items()
-        }
+        models: dict[str, LoadedModel | None] = {}
+        for role, version in registered.versions.items():
+            models[role] = await self._load(version, registered.created)
         missing = {version for role, version in registered.versions.items() if not models[role]}
         if self.current is None and not models.get("production"):
             await self.start_without_registry()
@@ -141,19 +134,14 @@ class ModelVersions:
 
     async def start_without_registry(self) -> None:
         """Where nothing answers yet: answer by the newest complete copy that holds."""
-        if self.current is not None:
-            return
-        for version in self.copies.newest():
+        for version in self.copies.newest() if self.current is None else ():
             if model := await self._load(version):
                 self._swap(Roles(production=model))
                 self.waiting = None
                 return
 
     async def _load(self, version: str, created: int | None = None) -> LoadedModel | None:
-        """Return the version, tried; None: there is no copy of it here that holds.
-
-        created: of the registered model that it has to be of.
-        """
+        """Return the version, tried; None: no copy here holds, of the model made at `created`."""
         name = self.spec.name
         origin = self.copies.origin(version)
         if origin is None or created not in {None, origin.created}:
@@ -187,9 +175,11 @@ class ModelVersions:
         kept = [roles.production, roles.challenger, roles.shadow, roles.previous]
         if roles.production is not None:  # aliases move one by one: it will be `previous`
             kept.append(before.production)
+        gone: list[FeatureSource | LoadedModel] = [m for m in self._loaded if m not in kept]
         self._loaded = [model for model in self._loaded if model in kept]
-        for source in {*sources}.difference(self.sources):
-            task = asyncio.create_task(_close(source))
+        self.request_data = dict(ChainMap(*(m.contract.lookup.request_data for m in kept if m)))
+        for each in (*gone, *{*sources}.difference(self.sources)):
+            task = asyncio.create_task(_close(each))
             _closing.add(task)
             task.add_done_callback(_closing.discard)
         for held, value in ((before, 0), (roles, 1)):
@@ -207,7 +197,7 @@ class ModelVersions:
         self._swap(Roles())
 
 
-async def _close(source: FeatureSource) -> None:
-    """Close it once no answer reads there any more."""
+async def _close(each: FeatureSource | LoadedModel) -> None:
+    """Close it once no answer comes from there any more."""
     await asyncio.sleep(CLOSE_SECONDS)
-    await source.close()
+    await each.close()

@@ -28,10 +28,7 @@ WHY = {
 
 @dataclass(frozen=True)
 class Operation:
-    """A POST route as the document shows it. body, answer: their types.
-
-    binary: a content type that is read and answered besides JSON. status: of its answer.
-    """
+    """A POST route. binary: a content type that is read and answered besides JSON."""
 
     path: str
     tag: str
@@ -48,10 +45,7 @@ class Operation:
 def add_document(
     app: FastAPI, operations: Callable[[], Iterable[Operation]], *, guarded: bool
 ) -> None:
-    """Have `/openapi.json` show FastAPI's routes and `operations`, made anew at each request.
-
-    guarded: tokens are asked for.
-    """
+    """Show FastAPI's routes and `operations`, made anew at each request. guarded: by tokens."""
 
     def openapi() -> dict[str, Any]:
         document = get_openapi(title=app.title, version=app.version, routes=app.routes)
@@ -70,7 +64,6 @@ def add_document(
 
 
 def _written(operations: list[Operation]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Paths, and the schemas that they refer to."""
     kinds = {kind for each in operations for kind in (each.body, each.answer, each.form.shown)}
     found, definitions = TypeAdapter.json_schemas(
         [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
@@ -88,8 +81,8 @@ def _operation(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> d
     error = {JSON: schemas[operation.form.shown]}
     responses = {str(operation.status): {"description": "The answer.", "content": answer}}
     for status, why in WHY.items():
-        own = operation.form.statuses.get(status, status)
-        responses[str(own)] = {"description": why, "content": error}
+        own = str(operation.form.status(status))
+        responses[own] = {"description": why, "content": error}
     in_path = [
         {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
         for name in re.findall(r"{(\w+)}", operation.path)

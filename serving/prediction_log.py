@@ -1,23 +1,15 @@
 """What was answered, and what came true: append-only files of JSON lines.
 
-Folder `GYRE_HOME/serving/log`. One process writes `predictions-<pid>-<start>.jsonl` and
-`feedback-<pid>-<start>.jsonl` (`start`: microseconds since 1970, UTC, when the file was opened).
-
-A prediction, one line each:
-    request_id    str, unique
-    model         str, registered name
-    version       str, the version that scored
-    role          str, the alias it answered as: production
-    received      str, ISO 8601 UTC, when the request arrived
-    as_of         str, ISO 8601 UTC, the moment its features are asked for
-    entity        str | null, the entity as stack.spec.entity_text has it (null: features alone
-                  were given)
-    features      object, every feature as the model got it, in its order (null: not a number)
-    features_from str: request | online | merged | cache | defaults
-    probability   float, rounded to 6 digits | null (a number is predicted, not a class)
-    prediction    0.0 | 1.0, or the number predicted, rounded to 6 digits
-    in_population bool, whether the label is defined for this row
-A feedback: request_id, actual (0.0 | 1.0; any finite number where numbers are predicted), received.
+One process writes `predictions-<pid>-<start>.jsonl` and `feedback-<pid>-<start>.jsonl` (`start`:
+microseconds since 1970) in `GYRE_HOME/serving/log`. A line of predictions, all times ISO 8601 UTC:
+    request_id, model, version; role: the alias it answered as; received: when the request arrived;
+    as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
+    features alone were given); request_data: beside it; features: as the model got them (or null);
+    features_from: request | online | merged | cache | defaults; probability: 6 digits (null: a
+    number is predicted); prediction: 0.0 | 1.0, or the number; of many classes the position of the
+    most probable one, probability: its own, and probabilities: of each; in_population: whether the
+    label is defined for this row
+A line of feedback: request_id, actual (a number, or a class's name), received.
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk
 once a second: SIGKILL loses no acknowledged row, a power cut at most the last second.
@@ -50,12 +42,10 @@ class AppendLog:
 
     def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
         self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
-        self._files: list[int] = []
-        """The last one takes rows; those before it are to be synced and closed."""
+        self._files: list[int] = []  # the last takes rows; others are to be synced and closed
         self._writing, self._flushing = threading.Lock(), threading.Lock()
         self._size, self._opened, self._torn = 0, 0.0, False
-        self._unsynced: float | None = None
-        """Since when rows wait to be on disk, monotonic seconds; None: none does."""
+        self._unsynced: float | None = None  # since when rows wait to be on disk, monotonic
         self.problem: str | None = None
         LOG_FAILURES.labels(kind)  # there from the start: Prometheus sees no increase from nothing
 
@@ -96,8 +86,7 @@ class AppendLog:
     def _append(self, data: bytes) -> None:
         if not self._files:
             raise OSError("no file is open")
-        if self._unsynced is None:
-            self._unsynced = time.monotonic()
+        self._unsynced = self._unsynced or time.monotonic()
         written = os.write(self._files[-1], data)
         self._size += written
         self._torn = written < len(data)
@@ -112,26 +101,23 @@ class AppendLog:
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None
-            self._sync(files)  # a slow disk does not hold up the answers
-            self._close(files[:-1])
+            self._sync(files, ended=len(files) - 1)  # a slow disk does not hold up the answers
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
     def close(self) -> None:
         with self._flushing, self._writing:
-            self._sync(self._files)
-            self._close([*self._files])
+            self._sync([*self._files], ended=len(self._files))
 
-    def _sync(self, files: Sequence[int]) -> None:
-        for file in files:
+    def _sync(self, files: Sequence[int], ended: int) -> None:
+        """Have files on disk, and close the first `ended` of them."""
+        for position, file in enumerate(files):
             try:
                 os.fsync(file)
             except OSError as exc:
                 self._failed(exc)
-
-    def _close(self, files: Sequence[int]) -> None:
-        for file in files:
-            self._files.remove(file)
-            os.close(file)
+            if position < ended:
+                self._files.remove(file)
+                os.close(file)
 
     def _failed(self, exc: OSError) -> None:
         if self.problem is None:

@@ -1,27 +1,22 @@
-"""What a worker serves: each model by its name and the names it is also served as.
-
-Models come and go while the worker runs: routes ask here at every request.
-"""
+"""What a worker serves now, as models come and go: each by its name and other names."""
 
 from collections.abc import Iterator, Sequence
 
+from core.settings import Settings
+from core.spec import ModelSpec, default_spec
 from serving.errors import NotFoundError
 from serving.model_versions import ModelVersions
 from serving.prediction_log import AppendLog
 from serving.schemas import Schemas, build_schemas
 from serving.scorer import Scorer
-from stack.settings import Settings
-from stack.spec import ModelSpec, default_spec
 
 
 class Deployment:
-    """One model: what holds its versions, what scores with them, what clients may send."""
-
     def __init__(self, holder: ModelVersions, log: AppendLog) -> None:
         self.holder = holder
         self.scorer = Scorer(holder, log)
         self._schemas: Schemas
-        self._made_for: tuple[object, object] = (None, None)
+        self._made_for: object = None
 
     @property
     def spec(self) -> ModelSpec:
@@ -33,15 +28,14 @@ class Deployment:
 
     @property
     def schemas(self) -> Schemas:
-        """Made anew only where they change: pydantic's classes stay in memory for ever.
-
-        A version knows which of its features may be null.
-        """
-        spec, current = self.holder.spec, self.holder.current
+        """Made anew only where they change: pydantic's classes stay in memory for ever."""
+        current = self.holder.current
         nullable = current.contract.nullable if current else ()
-        if spec is not self._made_for[0] or nullable != self._made_for[1]:
-            self._schemas = build_schemas(spec, frozenset(nullable))
-            self._made_for = (spec, nullable)
+        needed = current.contract.lookup.request_data if current else {}
+        made_for = (nullable, self.holder.request_data, needed)
+        if made_for != self._made_for:
+            self._schemas = build_schemas(self.spec, *made_for)
+            self._made_for = made_for
         return self._schemas
 
 
@@ -50,8 +44,7 @@ class ModelRepository:
 
     def __init__(self, settings: Settings, log: AppendLog) -> None:
         self.default: Deployment | None = None
-        self._settings = settings
-        self._log = log
+        self._settings, self._log = settings, log
         self._deployments: dict[str, Deployment] = {}
         self._by_name: dict[str, Deployment] = {}
 
@@ -63,10 +56,7 @@ class ModelRepository:
         return {name: model.holder for name, model in self._deployments.items()}
 
     def update(self, specs: Sequence[ModelSpec]) -> list[ModelVersions]:
-        """Serve exactly `specs`. Who is in it unchanged is not touched; what goes is returned.
-
-        A model whose versions still fit its new spec answers on with them.
-        """
+        """Serve exactly `specs`; what goes is returned. Whose versions still fit answers on."""
         gone = self._deployments
         self._deployments = {}
         for spec in specs:
@@ -86,25 +76,29 @@ class ModelRepository:
         found = self.default if name is None else self._by_name.get(name)
         if found is not None:
             return found
-        if name is None:
-            paths = ", ".join(f"/models/{model}/predict" for model in self._deployments)
-            there = f"there is {paths}" if paths else "none is served"
-            raise NotFoundError(f"no model is the default one (GYRE_DEFAULT_MODEL): {there}")
-        there = ", ".join(self._deployments) or "none"
-        raise NotFoundError(f"no model {name!r}: there is {there}")
-
-    async def ended(self) -> None:
-        """Wait for what is under way."""
-        for model in self:
-            await model.scorer.ended()
+        if name is not None:
+            there = ", ".join(self._deployments) or "none"
+            raise NotFoundError(f"no model {name!r}: there is {there}")
+        paths = ", ".join(f"/models/{model}/predict" for model in self._deployments)
+        there = f"there is {paths}" if paths else "none is served"
+        raise NotFoundError(f"no model is the default one (GYRE_DEFAULT_MODEL): {there}")
 
     def first(self) -> Deployment:
         """Return the default model; without one, any that has a version (NotFoundError: none)."""
         best = max(self, key=lambda model: model.holder.current is not None, default=None)
         return self.default or best or self.find(None)
 
+    async def ended(self) -> None:
+        for model in self:
+            await model.scorer.ended()
+
+    async def close(self) -> None:
+        for model in self:
+            for source in model.holder.sources:
+                await source.close()
+
 
 def _versions_fit(before: ModelSpec, after: ModelSpec) -> bool:
-    """Whether what is loaded of `before` can answer for `after` (see model.open_version)."""
-    parts = ("entity_key", "task", "feature_service", "features")
+    """Whether what is loaded of `before` can answer for `after`."""
+    parts = ("entity_key", "task", "classes", "feature_service", "features")
     return all(getattr(before, part) == getattr(after, part) for part in parts)

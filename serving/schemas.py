@@ -1,19 +1,27 @@
 """What clients may send and what they get, built from a spec. Strict: no type is guessed."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from annotated_types import Len
 from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
 
-from stack.json_types import Int64
-from stack.spec import FLOAT32, ModelSpec
+from core.json_types import Float32, Int32, Int64, Timestamp
+from core.spec import FLOAT32, FeatureType, ModelSpec
 
 MAX_ROWS = 10_000
 Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
 Text = Annotated[str, Field(strict=True)]
-TYPES: dict[str, Any] = {"int64": Int64, "double": Double, "string": Text}
+TYPES: dict[FeatureType, Any] = {
+    "int32": Int32,
+    "int64": Int64,
+    "float32": Annotated[Double, Float32],
+    "double": Double,
+    "bool": Annotated[bool, Field(strict=True)],
+    "timestamp": Timestamp,
+    "string": Text,
+}
 FORBID = ConfigDict(extra="forbid", protected_namespaces=())
 ANSWER: dict[str, Any] = {
     "prediction": float,
@@ -24,88 +32,113 @@ ANSWER: dict[str, Any] = {
     "in_population": bool,
     "logged": bool,
 }
-"""Fields of an answer behind the key."""
-OUTCOMES: dict[bool, Any] = {
-    True: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)],
-    False: Annotated[float, Field(strict=True, allow_inf_nan=False)],
-}
-"""What may come true where only classes are predicted, and where numbers are too: a line of
-feedback names no model.
-"""
+"""Of an answer, behind the key."""
 
 
 class Feedback(BaseModel):
+    """Of any prediction, where numbers are predicted too: a line of feedback names no model."""
+
     model_config = FORBID
     request_id: Annotated[str, Field(strict=True, pattern=r"^[0-9A-Za-z-]{1,64}$")]
-    actual: float
+    actual: Annotated[float, Field(strict=True, allow_inf_nan=False)]
+
+
+class ClassFeedback(Feedback):
+    actual: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)]
+
+
+class NameFeedback(Feedback):
+    """Of any prediction, where there are models of many classes: also a class's name."""
+
+    actual: Annotated[float, Field(strict=True, allow_inf_nan=False)] | Text  # type: ignore[assignment]
 
 
 @dataclass(frozen=True)
 class Schemas:
-    """The types of one model.
-
-    one, many: what reads a body, by whether it is to be merged: then a row has any features, else
-    all or none. flat: rows that bring the key, the features or both by name. The rest is what /docs
-    show: `instances` of `flat`; `scored` is an answer with `score` for the probability.
+    """one, many: what reads a body, by whether it is to be merged: then with any features, else all
+    or none. flat: rows with the key, the features or both by name. The rest is for /docs.
     """
 
     one: dict[bool, type[BaseModel]]
     many: dict[bool, TypeAdapter[Any]]
     flat: TypeAdapter[Any]
-    title: str
     request: Any
-    instances: Any
+    instance: Any
     answer: Any
     scored: Any
 
 
 def rows_of(item: Any) -> Any:
-    """Type of a list of `item`."""
     return Annotated[list[item], Len(1, MAX_ROWS)]
 
 
 def fast(rows: Any) -> Any:
-    """Type of `rows` whose first bad row ends the check."""
+    """The first bad row ends the check. Has no hash: not for /docs."""
     return Annotated[rows, FailFast()]
 
 
 def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
-    """A line of feedback where `specs` are served."""
+    if any(spec.classes for spec in specs):
+        return NameFeedback
     classes = all(spec.task == "classification" for spec in specs)
-    return create_model("Feedback", __base__=Feedback, actual=OUTCOMES[classes])
+    return ClassFeedback if classes else Feedback
 
 
-def build_schemas(spec: ModelSpec, nullable: frozenset[str] = frozenset()) -> Schemas:
-    """nullable: features that may be null, as they were in training."""
+def build_schemas(
+    spec: ModelSpec,
+    nullable: Collection[str],
+    data: Mapping[str, FeatureType],
+    needed: Collection[str],
+) -> Schemas:
+    """nullable: features that may be null, as they were in training.
+
+    data: types of the request data; needed: of it where features are looked up.
+    """
     title = "".join(part.capitalize() for part in spec.name.split("_"))
 
     def make(name: str, fields: dict[str, Any]) -> type[BaseModel]:
         return create_model(title + name, __config__=FORBID, **fields)
-
-    def optional(fields: dict[str, Any]) -> dict[str, Any]:
-        return {name: (kind, None) for name, kind in fields.items()}
 
     key = {name: TYPES[kind] for name, kind in spec.entity_key.items()}
     every = {
         name: TYPES[kind] | None if name in nullable else TYPES[kind]
         for name, kind in spec.features.items()
     }
-    some = make("SomeFeatures", optional(every))
+    any_data = _optional({name: TYPES[kind] for name, kind in data.items()})
+    all_data = any_data | {name: TYPES[kind] for name, kind in data.items() if name in needed}
+    whole, some = make("Features", every), make("SomeFeatures", _optional(every))
     one = {
-        False: make("Request", key | {"features": (make("Features", every), None)}),
-        True: make("MergeRequest", key | {"features": (some, None)}),
+        False: make("Request", key | any_data | {"features": (whole, None)}),
+        True: make("MergeRequest", key | any_data | {"features": (some, None)}),
     }
-    flat = make("Instance", optional(key) | optional(every))
-    # A number that is predicted has no probability.
-    number = {name: kind for name, kind in ANSWER.items() if name != "probability"}
-    nullable_key = {name: kind | None for name, kind in key.items()}
+    shown: Any = one[False]
+    if all_data != any_data:
+        shown = make("LookUp", key | all_data | {"features": (whole, None)})
+        shown |= make("Given", key | any_data | {"features": whole})
+    flat = make("Instance", _optional(key) | any_data | _optional(every))
+    answer, scored = _answered(spec)
     return Schemas(
         one=one,
         many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
         flat=TypeAdapter(fast(rows_of(flat))),
-        title=title,
-        request=one[False],
-        instances=rows_of(make("Key", key) | make("Row", optional(key) | every)),
-        answer=make("Answer", key | (number if spec.task == "regression" else ANSWER)),
-        scored=make("Score", nullable_key | {"score": float} | number),
+        request=shown,
+        instance=make("Key", key | all_data) | make("Row", _optional(key) | any_data | every),
+        answer=make("Answer", key | answer),
+        scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
     )
+
+
+def _optional(fields: dict[str, Any]) -> dict[str, Any]:
+    return {name: (kind, None) for name, kind in fields.items()}
+
+
+def _answered(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what follows the key in an answer, and in a score of the other protocols."""
+    # A number that is predicted has no probability.
+    number = {name: kind for name, kind in ANSWER.items() if name != "probability"}
+    if spec.task == "regression":
+        return number, {"score": float} | number
+    if spec.task == "classification":
+        return ANSWER, {"score": float} | number
+    classes = {"prediction": str, "probabilities": dict[str, float]}
+    return ANSWER | classes, {"score": list[float]} | number | {"prediction": str}

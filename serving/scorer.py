@@ -1,7 +1,7 @@
 """The one object behind every protocol: features given or looked up, score, write down, answer.
 
-All on one event loop. A micro-batch is what arrived while the one before was at work: one look-up,
-one matrix per version and one write to the log. Requests of many rows go by themselves.
+A micro-batch is what arrived while the one before was at work: one look-up, one matrix per version,
+one write to the log. Requests of many rows go by themselves. All on one event loop.
 """
 
 import asyncio
@@ -17,33 +17,19 @@ from functools import lru_cache
 from operator import itemgetter
 from typing import Any
 
-from mlflow_server.served_model import rounded_one
-from serving.errors import (
-    InvalidRequestError,
-    ModelFailedError,
-    NoModelError,
-    NotFoundError,
-    OverloadedError,
-)
+from core.errors import FeaturesUnavailableError
+from core.spec import MISSING, Entity, entity_text
+from serving import errors
 from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
-from serving.model import LoadedModel, score, wrong
-from serving.model_versions import ModelVersions, Roles
+from serving.model import LoadedModel, Role, Score, outcome, rounded_score, score, wrong
+from serving.model_versions import ModelVersions
 from serving.prediction_log import AppendLog
-from serving.registered import Role
-from stack.errors import FeaturesUnavailableError
-from stack.spec import MISSING, Entity, entity_text
 
-MICRO_BATCH = 64
-"""Requests that are answered together, and rows that are scored on the event loop at once: more
-would hold up the others."""
-TURNS = 3
-"""Of the event loop, from an answer to the next request of its client: write, read, begin."""
-MAX_REQUESTS = 512
-MAX_ROWS = 20_000
-"""Bounds of the queue: requests and rows of one model that are under way at once."""
-MAX_SHADOW_ROWS = 1_000
-"""Rows that may wait for the shadow; it misses what comes then."""
-NULLS = {"double": math.nan, "string": MISSING}
+MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
+TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
+MAX_REQUESTS, MAX_ROWS = 512, 20_000  # of one model, under way at once
+MAX_SHADOW_ROWS = 1_000  # may wait for the shadow; it misses what comes then
+NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
 COUNTED_BY = itemgetter("model", "version", "role", "features_from")
 TIMED_BY = itemgetter("model", "version", "role")
@@ -51,8 +37,9 @@ _counter = lru_cache(PREDICTIONS.labels)  # to find a meter takes as long as to 
 _timer = lru_cache(PREDICTION_SECONDS.labels)
 logger = logging.getLogger(__name__)
 
+Values = Mapping[str, Any]
 Answer = dict[str, Any]
-"""A row of the prediction log (see there for its fields), and `logged`: whether it is on file."""
+"""A row of the prediction log, and `logged`: whether it is on file."""
 
 
 @dataclass(slots=True)
@@ -62,6 +49,7 @@ class PredictionRow:
     key: Entity | None
     given: dict[str, Any] = field(default_factory=dict)
     merge: bool = False
+    request_data: dict[str, Any] = field(default_factory=dict)
     received: datetime = field(init=False)
     features: dict[str, Any] = field(init=False)
     features_from: str = ""
@@ -71,7 +59,7 @@ class PredictionRow:
 
 @dataclass(slots=True)
 class PendingRequest:
-    """Rows that came together and are answered together, or fail together."""
+    """Rows that are answered together, or fail together."""
 
     rows: Sequence[PredictionRow]
     received: datetime
@@ -83,36 +71,29 @@ class PendingRequest:
 
 
 class Scorer:
-    """One model's queue and what works it off. Used on one event loop."""
+    """One model's queue and what works it off."""
 
     def __init__(self, holder: ModelVersions, log: AppendLog) -> None:
         self.holder = holder
         self._log = log
         self._pending: list[PendingRequest] = []
         self._is_batching = False
-        self._requests = 0
-        self._rows = 0
-        self._shadow_rows = 0
+        self._requests = self._rows = self._shadow_rows = 0
         self._tasks = set[asyncio.Task[None]]()
 
     def admit(self, rows: int = 1) -> None:
-        """Refuse what could not be answered with NoModelError or OverloadedError."""
+        """Raise OverloadedError or NoModelError for what could not be answered."""
         if self._requests >= MAX_REQUESTS or (self._rows and self._rows + rows > MAX_ROWS):
             OVERLOADED.inc()
-            waiting = f"{self._requests} requests ({self._rows} rows) wait already"
-            raise OverloadedError(f"{waiting}: try again")
-        if self.holder.current is None:
-            raise NoModelError(self.holder.state)
+            waiting = f"{self._requests} requests ({self._rows} rows) wait already: try again"
+            raise errors.OverloadedError(waiting)
+        if problem := self.holder.problem:
+            raise errors.NoModelError(problem)
 
     async def predict(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
-        """Answers in the order of `rows`, by whoever the roles say for each entity.
+        """Answers in the order of `rows`. Raises the first row's error.
 
         received: when the request arrived (UTC); clock-dependent features are of this time.
-
-        Raises:
-            NoModelError, OverloadedError, NotFoundError, InvalidRequestError, ModelFailedError;
-            FeaturesUnavailableError where the spec says refuse.
-
         """
         self.admit(len(rows))
         for row in rows:
@@ -138,7 +119,6 @@ class Scorer:
         return [row.answer for row in rows]
 
     async def ended(self) -> None:
-        """Wait for what is under way, shadows included."""
         while self._tasks:
             await asyncio.wait(self._tasks)
 
@@ -163,28 +143,25 @@ class Scorer:
         self._is_batching = False
 
     async def _answer(self, batch: Sequence[PendingRequest]) -> None:
-        """Give every row its answer or its error. Never raises: nobody may be left waiting."""
+        """Give every row its answer or its error. Never raises."""
         roles = self.holder.roles
         rows = [row for request in batch for row in request.rows]
         try:
-            await self._score_by_roles(roles, rows)
+            if roles.production is None:
+                raise errors.NoModelError(self.holder.state)  # noqa: TRY301
+            if roles.challenger is not None:
+                own = [row for row in rows if roles.asks_challenger(row.key)]
+                await self._score("challenger", roles.challenger, own)
+                for row in own:
+                    row.error = None  # production answers it: nobody pays for a trial
+            rest = [row for row in rows if not row.answer]
+            await self._score("production", roles.production, rest)
             await self._write(batch)
         except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
             for row in rows:
                 row.error = row.error or exc
         if roles.shadow is not None:
             self._start(self._shadow(roles.shadow, batch))
-
-    async def _score_by_roles(self, roles: Roles, rows: Sequence[PredictionRow]) -> None:
-        if roles.production is None:
-            raise NoModelError(self.holder.state)
-        if roles.challenger is not None:
-            own = [row for row in rows if roles.asks_challenger(row.key)]
-            await self._score("challenger", roles.challenger, own)
-            for row in own:
-                row.error = None  # production answers it: nobody pays for a trial
-        rest = [row for row in rows if not row.answer]
-        await self._score("production", roles.production, rest)
 
     async def _score(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         await self._complete(model, rows)
@@ -193,41 +170,47 @@ class Scorer:
                 if row.features_from == "defaults":
                     self._fail(role, model, row, FeaturesUnavailableError("no features"))
         ready = [row for row in rows if row.error is None]
-        if role == "shadow" or len(ready) > MICRO_BATCH:
-            await asyncio.to_thread(self._predict, role, model, ready)
+        if role == "shadow" or len(ready) > MICRO_BATCH or model.thread:
+            loop = asyncio.get_running_loop()
+            await loop.run_in_executor(model.thread, self._predict, role, model, ready)
         else:
             self._predict(role, model, ready)
 
     async def _complete(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         """Give each row every feature of the contract, or an error."""
-        names = model.contract.features.keys()
+        names, fields = model.contract.features.keys(), model.contract.lookup.request_data
         lookups: list[PredictionRow] = []
         for row in rows:
             if names <= row.given.keys():
                 self._fill(model, row, row.given, "request")
             elif row.key is None or (row.given and not row.merge):
                 missing = ", ".join(name for name in names if name not in row.given)
-                text = f"features: version {model.version} needs {missing}"
-                row.error = InvalidRequestError(text)
+                needs = f"features: version {model.version} needs {missing}"
+                row.error = errors.InvalidRequestError(needs)
+            elif fields and (lacking := fields.keys() - row.request_data.keys()):
+                named = ", ".join(f"{name} ({fields[name]})" for name in sorted(lacking))
+                needs = f"{named}: version {model.version} needs it beside the key, found none"
+                row.error = errors.InvalidRequestError(needs)
             else:
                 lookups.append(row)
         if not lookups:
             return
         keys = [row.key or {} for row in lookups]
+        if fields:
+            pairs = zip(keys, lookups, strict=True)
+            keys = [{**key, **{n: row.request_data[n] for n in fields}} for key, row in pairs]
         found, origin = await model.features.read(keys, [row.received for row in lookups])
-        for row, key, stored in zip(lookups, keys, found, strict=True):
+        for row, stored in zip(lookups, found, strict=True):
             if stored is None and origin == "online":
-                entity = ", ".join(f"{name} {value}" for name, value in key.items())
-                row.error = NotFoundError(f"{entity} is not known to the feature store")
+                who = ", ".join(f"{name} {value}" for name, value in (row.key or {}).items())
+                row.error = errors.NotFoundError(f"{who} is not known to the feature store")
             elif stored and not row.given and None not in stored.values():
                 row.features, row.features_from = stored, origin
             else:
                 merged = "merged" if row.given and origin == "online" else origin
                 self._fill(model, row, {**(stored or {}), **row.given}, merged)
 
-    def _fill(
-        self, model: LoadedModel, row: PredictionRow, values: Mapping[str, Any], origin: str
-    ) -> None:
+    def _fill(self, model: LoadedModel, row: PredictionRow, values: Values, origin: str) -> None:
         """Fill what is null: a double and a text as in training, anything else as the spec says."""
         row.features = {}
         for name, kind in model.contract.features.items():
@@ -236,9 +219,8 @@ class Scorer:
                 value = NULLS.get(kind)
             if value is None:
                 if self.holder.spec.serving.missing_features == "refuse":
-                    problem = model.features.problem or f"the stored {name} is null"
-                    text = f"no features for a prediction: {problem}"
-                    row.error = FeaturesUnavailableError(text)
+                    why = model.features.problem or f"the stored {name} is null"
+                    row.error = FeaturesUnavailableError(f"no features for a prediction: {why}")
                     return
                 value = model.contract.defaults[name]
                 origin = "defaults"
@@ -254,18 +236,18 @@ class Scorer:
         except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
             if len(rows) == 1:
                 self._fail(role, model, rows[0], exc)
-            else:
-                for row in rows:
-                    self._predict(role, model, [row])
+                return
+            for row in rows:
+                self._predict(role, model, [row])
             return
         for row, found in zip(rows, scores, strict=True):
-            result = rounded_one(found, model.contract.threshold)
+            result = rounded_score(model.contract, found)
             if what := wrong(model.contract, result):
                 text = f"features: version {model.version} scores them {result}, {what}"
                 if row.features_from in {"request", "merged"}:
-                    row.error = InvalidRequestError(text)
+                    row.error = errors.InvalidRequestError(text)
                 else:
-                    self._fail(role, model, row, ModelFailedError(text))
+                    self._fail(role, model, row, errors.ModelFailedError(text))
             else:
                 row.answer = _answer(role, model, row, result)
 
@@ -274,15 +256,14 @@ class Scorer:
         FAILURES.labels(self.holder.spec.name, model.version, role).inc()
 
     async def _write(self, requests: Sequence[PendingRequest]) -> None:
-        """Write all rows in one go, and count them; a request that failed leaves none."""
+        """Log and count all rows at once; a request that failed leaves none."""
         answered = [request for request in requests if not request.failed]
         answers = [row.answer for request in answered for row in request.rows]
         if not answers:
             return
-        if len(answers) > MICRO_BATCH:
-            logged = await asyncio.to_thread(self._log.write, answers)
-        else:
-            logged = self._log.write(answers)
+        write = self._log.write
+        many = len(answers) > MICRO_BATCH
+        logged = await asyncio.to_thread(write, answers) if many else write(answers)
         for answer in answers:
             answer["logged"] = logged
         for labels, count in Counter(map(COUNTED_BY, answers)).items():
@@ -294,7 +275,6 @@ class Scorer:
                 _timer(*labels).observe(seconds)
 
     async def _shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
-        """Score the same rows after they are answered; nobody waits for it."""
         rows = [copy(row) for request in batch if not request.failed for row in request.rows]
         if self._shadow_rows + len(rows) > MAX_SHADOW_ROWS:
             SHADOW_DROPPED.labels(self.holder.spec.name).inc(len(rows))
@@ -310,12 +290,12 @@ class Scorer:
             self._shadow_rows -= len(rows)
 
 
-def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: float) -> Answer:
-    """result: the rounded score, as the threshold is compared with it."""
+def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -> Answer:
+    """A row of the log of the rounded score `result`."""
     contract = model.contract
-    threshold = contract.threshold
     at = row.received.isoformat()
-    member = row.features[contract.population.feature]
+    population = contract.population
+    member = row.features[population.feature] if population else 0
     return {
         "request_id": os.urandom(16).hex(),
         "model": contract.model,
@@ -324,9 +304,10 @@ def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: float) -
         "received": at,
         "as_of": at,
         "entity": None if row.key is None else entity_text(row.key),
+        "request_data": row.request_data,
         "features": row.features,
         "features_from": row.features_from,
-        "probability": None if threshold is None else result,
-        "prediction": result if threshold is None else 1.0 if result >= threshold else 0.0,
-        "in_population": not isinstance(member, str) and 0 <= member < contract.population.below,
+        **outcome(contract, result),
+        "in_population": population is None
+        or (not isinstance(member, str) and 0 <= member < population.below),
     }

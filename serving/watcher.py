@@ -1,8 +1,7 @@
 """Follows MLflow's registry in a worker: which versions answer, and in which role.
 
-A poll is one search request for all models. What has no copy here yet is fetched by a child process
-(`serving.fetch`); what has one is loaded and warmed in a thread, and swapped in whole. Anything
-wrong keeps the version that answers.
+What has no copy here yet is fetched by a child process (`serving.fetch`); what has one is loaded in
+a thread, and swapped in whole. Anything wrong keeps the version that answers.
 """
 
 import asyncio
@@ -10,26 +9,22 @@ import json
 import logging
 import random
 import sys
-from subprocess import PIPE, CalledProcessError
+from subprocess import PIPE
 
 import httpx
 
-from serving.registered import SEARCH, registered_models
+from core.settings import Settings
+from core.spec import MODELS, broken_specs, load_specs
+from serving.model import SEARCH, registered_models
 from serving.repository import ModelRepository
-from stack.settings import Settings
-from stack.spec import MODELS, broken_specs, load_specs
 
 POLL_SECONDS = 2.0
-ANSWER_SECONDS = 1.0
-"""How long MLflow may take to answer a poll."""
-FETCH_SECONDS = 300.0
-"""How long a fetch may take, and waiting for that of another worker; then it is killed."""
+ANSWER_SECONDS = 1.0  # of MLflow, to a poll
+FETCH_SECONDS = 300.0  # of a child, waiting for that of another worker included; then it is killed
 logger = logging.getLogger(__name__)
 
 
 class RegistryWatcher:
-    """Used on one event loop."""
-
     def __init__(self, settings: Settings, repository: ModelRepository) -> None:
         self.problem: str | None = "not asked yet"
         self._repository = repository
@@ -43,14 +38,13 @@ class RegistryWatcher:
         """Poll until cancelled; at once when a fetch ends, as its versions are here then."""
         while True:
             wait = POLL_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311  (not all workers at once)
-            if self._fetch is None:
+            if self._fetch is None or self._fetch.done():
                 await asyncio.sleep(wait)
             else:
                 await asyncio.wait([self._fetch], timeout=wait)
             await self.poll()
 
     async def poll(self) -> None:
-        """Read specs that changed, ask MLflow once, and have every model answer as it says."""
         try:
             await self._read_specs()
             await self._assign()
@@ -83,38 +77,28 @@ class RegistryWatcher:
                 await model.start_without_registry()
             return
         missing = [await model.assign(registered.get(model.spec.name)) for model in models]
-        if any(missing) and self._fetch is None:
+        if any(missing) and (self._fetch is None or self._fetch.done()):
             self._fetch = asyncio.create_task(self._fetch_versions())
 
     async def _fetch_versions(self) -> None:
         """Have the child process fetch what is missing; note which versions it refused."""
+        command = (sys.executable, "-m", "serving.fetch")
+        child = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
         try:
-            refused = await asyncio.wait_for(_run_child(), FETCH_SECONDS)
+            printed, _ = await asyncio.wait_for(child.communicate(), FETCH_SECONDS)
+            refused = json.loads(printed)
             for name, model in self._repository.holders.items():
                 model.refuse(refused.get(name, {}))
-        except Exception as exc:  # noqa: BLE001  (whatever it is, the next one may end well)
-            logger.warning("a fetch failed: %r", exc)
+        except (TimeoutError, ValueError) as exc:  # the next one may end well
+            logger.warning("a fetch failed (exit code %s): %r", child.returncode, exc)
             await asyncio.sleep(POLL_SECONDS)
-        self._fetch = None
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
 
     async def close(self) -> None:
         if self._fetch is not None:
             self._fetch.cancel()
             await asyncio.wait([self._fetch])
         await self._client.aclose()
-
-
-async def _run_child() -> dict[str, dict[str, str]]:
-    """Run the child process, and kill it if it is not waited for; return what it printed."""
-    command = [sys.executable, "-m", "serving.fetch"]
-    child = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
-    try:
-        printed, _ = await child.communicate()
-    finally:
-        if child.returncode is None:
-            child.kill()
-            await child.wait()
-    if child.returncode:
-        raise CalledProcessError(child.returncode, command)
-    refused: dict[str, dict[str, str]] = json.loads(printed)
-    return refused

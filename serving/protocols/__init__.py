@@ -1,10 +1,10 @@
 """A protocol is one file here: bodies to rows, answers and errors to its form, its GET routes.
 
-A fifth is a module with a `PROTOCOL`, listed in serving/routes.py.
+A fifth is a module with a `PROTOCOL`, listed in serving/app.py.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -27,17 +27,15 @@ BATCH_LIMIT = 10_000_000
 INLINE_BYTES = 4_096
 """Bodies up to here are read on the event loop; a larger one would hold up the others."""
 
-Write = Callable[[Sequence[Answer]], Response]
-Parsed = tuple[Sequence[PredictionRow], Write]
+Rows = Sequence[PredictionRow]
+Answers = Sequence[Answer]
+Parsed = tuple[Rows, Callable[[Answers], Response]]
 """The rows that a body asks for, and what makes a response of their answers."""
 
 
 @dataclass(frozen=True)
 class PredictRoute:
-    """How a protocol scores: its paths, what reads a body, and what /docs say of each path.
-
-    A path with `{name}` is of the model called so; one without is the default model's.
-    """
+    """How a protocol scores. A path without `{name}` is the default model's."""
 
     paths: tuple[str, ...]
     read: Callable[[Deployment, bytes, Request], Parsed]
@@ -48,10 +46,7 @@ class PredictRoute:
 
 @dataclass(frozen=True)
 class Protocol:
-    """owns: whether a path is this protocol's, so that its form says what is wrong with it.
-
-    add_info: adds its GET routes, which tell of models or of the server.
-    """
+    """owns: whether errors of a path have its form. add_info: adds its GET routes."""
 
     form: ErrorForm
     owns: Callable[[str], bool]
@@ -60,10 +55,7 @@ class Protocol:
 
 
 class PredictEndpoint:
-    """The way of a scoring request: bytes, protocol, rows, answers, protocol, bytes. Plain ASGI.
-
-    Its errors are the middleware's to answer.
-    """
+    """The way of a scoring request. Plain ASGI; its errors are the middleware's to answer."""
 
     def __init__(self, repository: ModelRepository, route: PredictRoute) -> None:
         self._repository = repository
@@ -89,54 +81,30 @@ class PredictEndpoint:
         await response(scope, receive, send)
 
 
-def operations(repository: ModelRepository, protocols: Sequence[Protocol]) -> Iterator[Operation]:
-    """What /docs show of the scoring routes: each path of each model under each of its names."""
-    for route in (route for protocol in protocols for route in protocol.predict):
-        for model in repository:
-            for path in route.paths:
-                if "{name}" in path:
-                    for name in model.names:
-                        yield route.operation(path.replace("{name}", name), model.schemas)
-                elif model is repository.default:
-                    yield route.operation(path, model.schemas)
-
-
 def version_of(model: Deployment) -> str:
-    """Version that answers.
-
-    Raises:
-        NoModelError: none does yet.
-
-    """
-    if model.holder.current is None:
+    """Version that answers (NoModelError: none does yet)."""
+    if model.holder.current is None or model.holder.problem:
         raise NoModelError(model.holder.state)
     return model.holder.current.version
 
 
 def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
-    """Records with the key, the features or both by name, as rows to be scored.
-
-    Raises:
-        ValidationError, InvalidRequestError: they are none.
-
-    """
-    names = model.spec.entity_key
+    """Records with the key, the features or both by name (ValidationError, InvalidRequestError)."""
+    names, fields = model.spec.entity_key, model.holder.request_data
     rows = []
     for position, record in enumerate(model.schemas.flat.validate_python(records)):
         given = record.model_dump(exclude_unset=True)
         key = {name: given.pop(name) for name in names if name in given}
-        if key and len(key) < len(names):
+        data = {name: given.pop(name) for name in fields if name in given} if fields else {}
+        if len(key) < len(names) and (key or not given):
             missing = ", ".join(name for name in names if name not in key)
-            raise InvalidRequestError(f"body.{position}: {missing} is missing")
-        if not key and not given:
-            raise InvalidRequestError(f"body.{position}: neither {', '.join(names)} nor features")
-        rows.append(PredictionRow(key or None, given))
+            what = f"{missing} is missing" if key else f"neither {missing} nor features"
+            raise InvalidRequestError(f"body.{position}: {what}")
+        rows.append(PredictionRow(key or None, given, request_data=data))
     return rows
 
 
-def shown(
-    model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
-) -> list[Answer]:
+def shown(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
     """Answers as clients read them, each behind the key it was asked with (null: none)."""
     found = []
     for row, answer in zip(rows, answers, strict=True):
@@ -152,15 +120,19 @@ def shown(
         }
         if said["probability"] is None:  # a number is predicted
             del said["probability"]
+        if classes := model.spec.classes:
+            said["prediction"] = classes[int(answer["prediction"])]
+            said["probabilities"] = dict(zip(classes, answer["probabilities"], strict=True))
         found.append(said)
     return found
 
 
-def scored(
-    model: Deployment, rows: Sequence[PredictionRow], answers: Sequence[Answer]
-) -> list[Answer]:
-    """`shown`, with `score` (the probability, or the number predicted) for the probability."""
-    return [
-        {"score": answer.pop("probability", answer["prediction"]), **answer}
-        for answer in shown(model, rows, answers)
-    ]
+def scored(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
+    """`shown`, with the model's own `score` for probabilities: that of 1, those of many classes in
+    order, or the number predicted.
+    """
+    found = []
+    for row in shown(model, rows, answers):
+        score, every = row.pop("probability", row["prediction"]), row.pop("probabilities", {})
+        found.append({"score": [*every.values()] or score, **row})
+    return found

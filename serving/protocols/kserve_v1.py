@@ -3,11 +3,11 @@
 Source: https://kserve.github.io/website/docs/concepts/architecture/data-plane/v1-protocol
 """
 
-from collections.abc import Sequence
-from typing import Any
+from typing import Annotated, Any, Generic, TypeVar
 
+from annotated_types import Len
 from fastapi import APIRouter
-from pydantic import BaseModel, create_model
+from pydantic import BaseModel
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -16,38 +16,30 @@ from serving.errors import NotFoundError
 from serving.openapi import Operation
 from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
 from serving.repository import Deployment, ModelRepository
-from serving.schemas import FORBID, Schemas, rows_of
-from serving.scorer import Answer
+from serving.schemas import FORBID, MAX_ROWS, Schemas
 
 TAG = "KServe V1"
+Row = TypeVar("Row")
 
 
-class Instances(BaseModel):
+class Instances(BaseModel, Generic[Row]):
     model_config = FORBID
-    instances: rows_of(Any)  # type: ignore[valid-type]
+    instances: Annotated[list[Row], Len(1, MAX_ROWS)]
+
+
+class Predictions(BaseModel, Generic[Row]):
+    predictions: list[Row]
 
 
 def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
-    rows = rows_from(model, Instances.model_validate_json(body).instances)
-
-    def write(answers: Sequence[Answer]) -> Response:
-        return json_response({"predictions": scored(model, rows, answers)})
-
-    return rows, write
+    rows = rows_from(model, Instances[Any].model_validate_json(body).instances)
+    return rows, lambda answers: json_response({"predictions": scored(model, rows, answers)})
 
 
 def operation(path: str, schemas: Schemas) -> Operation:
-    predictions: Any = list[schemas.scored]  # type: ignore[name-defined]
-    title = schemas.title
-    return Operation(
-        path,
-        TAG,
-        "Predict",
-        "Score instances: the entity's key, every feature by name, or both.",
-        create_model(f"{title}Instances", __config__=FORBID, instances=schemas.instances),
-        create_model(f"{title}Predictions", predictions=predictions),
-        KSERVE,
-    )
+    text = "Score instances: the entity's key, every feature by name, or both."
+    body, answer = Instances[schemas.instance], Predictions[schemas.scored]  # type: ignore[name-defined]
+    return Operation(path, TAG, "Predict", text, body, answer, KSERVE)
 
 
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
@@ -69,9 +61,5 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
         raise NotFoundError(f"no {name!r} to post to: there is /v1/models/NAME:predict")
 
 
-PROTOCOL = Protocol(
-    KSERVE,
-    lambda path: path.startswith("/v1/"),
-    (PredictRoute(("/v1/models/{name}:predict",), read, operation),),
-    add_info,
-)
+ROUTE = PredictRoute(("/v1/models/{name}:predict",), read, operation)
+PROTOCOL = Protocol(KSERVE, lambda path: path.startswith("/v1/"), (ROUTE,), add_info)

@@ -6,10 +6,10 @@ https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#api-spec
 
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
-from typing import Annotated, Any
+from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue, create_model
+from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -24,11 +24,18 @@ from serving.scorer import Answer
 TAG = "MLflow"
 MLFLOW_VERSION = version("mlflow")
 CODES = {
-    401: "UNAUTHENTICATED", 404: "RESOURCE_DOES_NOT_EXIST", 429: "REQUEST_LIMIT_EXCEEDED",
-    500: "INTERNAL_ERROR", 503: "TEMPORARILY_UNAVAILABLE",
-}  # fmt: skip
+    401: "UNAUTHENTICATED",
+    404: "RESOURCE_DOES_NOT_EXIST",
+    429: "REQUEST_LIMIT_EXCEEDED",
+    500: "INTERNAL_ERROR",
+    503: "TEMPORARILY_UNAVAILABLE",
+}
 FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
 ONE_OF: list[JsonValue] = [{"required": [name]} for name in FORMATS]
+Cell = int | float | str | bool | None
+Record = Mapping[str, Cell]
+Rows = Annotated[list[Record], Field(min_length=1, max_length=MAX_ROWS)]
+Answered = TypeVar("Answered")
 
 
 class MlflowError(BaseModel):
@@ -36,38 +43,36 @@ class MlflowError(BaseModel):
     message: str
 
 
-def _error(status: int, detail: Any) -> dict[str, str]:
+def write_error(status: int, detail: Any) -> dict[str, str]:
     return {"error_code": CODES.get(status, "BAD_REQUEST"), "message": in_words(detail)}
 
 
-ERRORS = ErrorForm(MlflowError, _error, {422: 400})
-
-Cell = int | float | str | bool | None
-Record = Mapping[str, Cell]
-Rows = Annotated[list[Record], Field(min_length=1, max_length=MAX_ROWS)]
+ERRORS = ErrorForm(MlflowError, write_error, 400)
 
 
-class Scored(BaseModel):
-    score: float
+class Score(BaseModel):
+    score: float | list[float]
+
+
+class Invoked(BaseModel, Generic[Answered]):
+    predictions: list[Score]
+    answers: list[Answered]
 
 
 class Split(BaseModel):
-    """`DataFrame.to_dict(orient="split")`."""
-
     model_config = FORBID
     columns: Annotated[list[str], Field(min_length=1)]
     data: Annotated[list[list[Cell]], Field(min_length=1, max_length=MAX_ROWS)]
     index: list[Any] | None = None
 
     def records(self) -> list[Record]:
-        if len(set(self.columns)) < len(self.columns):
-            raise InvalidRequestError("body.dataframe_split.columns: a name is there twice")
+        where, width = "body.dataframe_split", len(self.columns)
+        if len(set(self.columns)) < width:
+            raise InvalidRequestError(f"{where}.columns: a name is there twice")
         for position, row in enumerate(self.data):
-            if len(row) != len(self.columns):
-                raise InvalidRequestError(
-                    f"body.dataframe_split.data.{position}: {len(row)} values for "
-                    f"{len(self.columns)} columns"
-                )
+            if len(row) != width:
+                text = f"{len(row)} values for {width} columns"
+                raise InvalidRequestError(f"{where}.data.{position}: {text}")
         return [dict(zip(self.columns, row, strict=True)) for row in self.data]
 
 
@@ -88,19 +93,16 @@ class Invocation(BaseModel):
         found: Split | Rows | Mapping[str, Any] = getattr(self, given[0])
         if isinstance(found, Split):
             return found.records()
-        return _of_columns(found) if isinstance(found, Mapping) else found
-
-
-def _of_columns(columns: Mapping[str, Any]) -> list[Record]:
-    """Rows of columns by name; single values are one row."""
-    lists = [found if isinstance(found, list) else [found] for found in columns.values()]
-    if len({len(found) for found in lists}) != 1:
-        raise InvalidRequestError("body.inputs: the columns have different lengths")
-    return [dict(zip(columns, row, strict=True)) for row in zip(*lists, strict=True)]
+        if not isinstance(found, Mapping):
+            return found
+        # Columns by name; single values are one row.
+        columns = [value if isinstance(value, list) else [value] for value in found.values()]
+        if len({len(column) for column in columns}) != 1:
+            raise InvalidRequestError("body.inputs: the columns have different lengths")
+        return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
 def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
-    """What the registered model returns for a frame (`score`), and beside it all we know of it."""
     rows = rows_from(model, Invocation.model_validate_json(body, strict=True).records())
 
     def write(answers: Sequence[Answer]) -> Response:
@@ -112,22 +114,14 @@ def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
 
 
 def operation(path: str, schemas: Schemas) -> Operation:
-    answers: Any = list[schemas.scored]  # type: ignore[name-defined]
-    return Operation(
-        path,
-        TAG,
-        "Score",
-        "Score a frame in any of MLflow's formats, as `mlflow models serve` does.",
-        Invocation,
-        create_model(f"{schemas.title}Invoked", predictions=list[Scored], answers=answers),
-        ERRORS,
-    )
+    text = "Score a frame in any of MLflow's formats, as `mlflow models serve` does."
+    answer = Invoked[schemas.scored]  # type: ignore[name-defined]
+    return Operation(path, TAG, "Score", text, Invocation, answer, ERRORS)
 
 
 def add_info(router: APIRouter, repository: ModelRepository) -> None:
-    shared: Any = {
-        "tags": [TAG], "responses": ERRORS.responses, "response_class": PlainTextResponse,
-    }  # fmt: skip
+    shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
+    shared["response_class"] = PlainTextResponse
 
     @router.get("/ping", summary="A version answers", **shared)
     @router.get("/health", summary="A version answers", **shared)
@@ -142,10 +136,8 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
         return PlainTextResponse(MLFLOW_VERSION)
 
 
-OWN = frozenset({"/invocations", "/ping", "/health", "/version"})
+ROUTE = PredictRoute(("/invocations", "/models/{name}/invocations"), read, operation)
+OWN = ("/ping", "/health", "/version")
 PROTOCOL = Protocol(
-    ERRORS,
-    lambda path: path in OWN or path.endswith("/invocations"),
-    (PredictRoute(("/invocations", "/models/{name}/invocations"), read, operation),),
-    add_info,
+    ERRORS, lambda path: path in OWN or path.endswith("/invocations"), (ROUTE,), add_info
 )

@@ -22,19 +22,20 @@ import pandas as pd
 import pytest
 from onnx import TensorProto, helper
 
+from core.settings import PROJECT
+from core.spec import ModelSpec, load_spec
 from feature_repo.broker import consumer_problem
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.store import publish_beside
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
+from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registration import register
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from stack.environment import process_environment
-from stack.settings import PROJECT
-from stack.spec import ModelSpec, load_spec
 from tests.conftest import (
     BIN,
     answers,
@@ -49,7 +50,7 @@ from tests.conftest import (
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
 KNOWN = 4
@@ -66,7 +67,7 @@ ONNX_TYPES = {
 INGEST = """
 from datetime import UTC, datetime
 from feature_repo.ingest import ingest
-from stack.settings import load_settings
+from core.settings import load_settings
 
 ingest(load_settings(), "orders", datetime.now(UTC))
 """
@@ -142,29 +143,37 @@ class Rig:
         self.mlflow = self.opened.enter_context(mlflow_server(self.settings))
 
     def register(
-        self, bias: float, score: str = "Sigmoid", model: onnx.ModelProto | None = None
+        self,
+        bias: float,
+        score: str = "Sigmoid",
+        model: onnx.ModelProto | ModelFile | None = None,
+        name: str = SPEC.name,
+        **changed: Any,
     ) -> Version:
-        """Register the tiny model, or `model` in its place."""
+        """Register the tiny model, or `model` in its place. changed: of the contract."""
+        file = model or tiny_onnx(bias, score)
+        if isinstance(file, onnx.ModelProto):
+            file = ModelFile(file.SerializeToString())
         self.count += 1
         files = self.folder / f"extra-{self.count}"
         files.mkdir()
-        (files / CONTRACT_FILE).write_text(contract().model_dump_json())
-        name = f"run {self.count} {bias} {score} {time.time_ns()}"
-        run_id = Tracking(self.settings).start_or_find_run("serving-tests", name, name, {})
+        held = contract().model_copy(update={"model": name, **changed})
+        (files / CONTRACT_FILE).write_text(held.model_dump_json())
+        key = f"run {self.count} {bias} {score} {time.time_ns()}"
+        run_id = Tracking(self.settings).start_or_find_run("serving-tests", key, key, {})
         frame = pd.DataFrame({k: pd.Series([v], dtype=PANDAS_TYPES[SPEC.features[k]])
                               for k, v in FEATURES.items()})  # fmt: skip
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's hints on integer columns and pip
             return register(
-                self.settings, model=SPEC.name, run_id=run_id,
-                onnx_model=model or tiny_onnx(bias, score),
+                self.settings, model=name, run_id=run_id, exported=file,
                 extra_files=files, input_example=frame,
                 tags={}, description="tiny", requirements=["onnxruntime"],
             )  # fmt: skip
 
-    def promote(self, version: str) -> None:
+    def promote(self, version: str, name: str = SPEC.name) -> None:
         ledger = Ledger(self.settings)
-        promote(Registry(self.settings), ledger, SPEC.name, version, who="test", why="because")
+        promote(Registry(self.settings), ledger, name, version, who="test", why="because")
         ledger.close()
 
     @contextmanager

@@ -1,58 +1,187 @@
-"""Requests from many connections without pause, from a process of its own (as in `load.py`)."""
+"""Requests from many connections, and how long each took: one process, one core.
+
+Without a rate the loop is closed: a connection asks again as soon as it is answered. With a rate it
+is open: requests are due at random times (Poisson) whatever the server does, and the time of a
+request begins when it was due, so that a slow answer counts for all that wait behind it. The core
+is never idle then, for timers are no finer than a millisecond.
+
+    python tests/serving/flood.py PORT CONNECTIONS SECONDS
+
+asks for a prediction of customer 4 in a closed loop, and prints what came back as JSON.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import itertools
 import json
+import re
 import subprocess
 import sys
 import time
-from collections import Counter
-from typing import NamedTuple
+from collections import deque
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING
 
-BODY = json.dumps({"customer_id": 4}).encode()
-POST = b"POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-type: application/json\r\n"
-ASK = POST + b"content-length: %d\r\n\r\n" % len(BODY) + BODY
+import numpy as np
+import uvloop
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+OK, REFUSED, NO_ANSWER = 200, 429, 0
+LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
+REFUSED_SECONDS = 1.0
+"""How long who is refused waits before it asks again; the server says so in Retry-After."""
+PATIENCE = 10.0
+"""Seconds after the end for which answers under way are waited for."""
 
 
-class Flood(NamedTuple):
-    """How many answers had each status; how long each refusal took, in seconds."""
+@dataclass
+class Load:
+    """Status and seconds of each request: 0 where the connection was closed instead of an answer.
 
-    statuses: Counter[int]
-    refusals: list[float]
+    A request that is under way until the patience ends is left out.
+    """
+
+    seconds: float
+    statuses: list[int] = field(default_factory=list)
+    durations: list[float] = field(default_factory=list)
+    busy: float = 0.0
+    """Share of its core that the generator used."""
+
+    @property
+    def rate(self) -> float:
+        """Good answers a second."""
+        return self.statuses.count(OK) / self.seconds
+
+    @property
+    def failed(self) -> int:
+        return len(self.statuses) - self.statuses.count(OK)
+
+    def ms(self, percent: float) -> float:
+        """Time within which `percent` of the answers came."""
+        return float(np.percentile(self.durations, percent)) * 1000
+
+    def durations_of(self, status: int) -> list[float]:
+        pairs = zip(self.statuses, self.durations, strict=True)
+        return [duration for each, duration in pairs if each == status]
 
 
-def flood(port: int, connections: int, seconds: float) -> Flood:
-    """Ask from `connections` at once; who is refused waits as told."""
+def flood(port: int, connections: int, seconds: float) -> Load:
+    """Run this program: a process that has imported all that tests do would measure itself."""
     command = [sys.executable, __file__, str(port), str(connections), str(seconds)]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
-    statuses, refusals = json.loads(done.stdout)
-    return Flood(Counter({int(status): count for status, count in statuses.items()}), refusals)
+    return Load(**json.loads(done.stdout))
 
 
-async def ask(port: int, connections: int, seconds: float) -> Flood:
-    result = Flood(Counter(), [])
-    opened = [await asyncio.open_connection("127.0.0.1", port) for _ in range(connections)]
-    end = time.monotonic() + seconds
+def post(path: str, body: bytes) -> bytes:
+    head = f"POST {path} HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
+    return f"{head}content-length: {len(body)}\r\n\r\n".encode() + body
 
-    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while (began := time.monotonic()) < end:
-            writer.write(ASK)
-            head = await reader.readuntil(b"\r\n\r\n")
-            size = int(head.lower().split(b"content-length: ")[1].split(b"\r\n")[0])
-            json.loads(await reader.readexactly(size))
-            result.statuses[int(head[9:12])] += 1
-            if head.startswith(b"HTTP/1.1 429"):
-                result.refusals.append(time.monotonic() - began)
-                assert b"retry-after: 1" in head.lower()
-                await asyncio.sleep(1)
-        writer.close()
 
-    await asyncio.gather(*(client(*each) for each in opened))
-    return result
+def load(
+    port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float = 0.0
+) -> Load:
+    """Send `requests` in turn for so long, as fast as they are answered or at `rate` a second."""
+    gc.disable()  # a collection among so many connections would be measured as the server's
+    try:
+        return uvloop.run(Generator(requests, seconds, rate).run(port, connections))
+    finally:
+        gc.enable()
+
+
+class Generator:
+    def __init__(self, requests: Sequence[bytes], seconds: float, rate: float) -> None:
+        self.requests = itertools.cycle(requests)
+        self.load = Load(seconds)
+        self.rate = rate
+        self.free: deque[Connection] = deque()
+        self.over = False
+
+    async def run(self, port: int, connections: int) -> Load:
+        loop = asyncio.get_running_loop()
+        opened = [
+            await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
+            for _ in range(connections)
+        ]
+        begin, used = time.perf_counter(), time.process_time()
+        if self.rate:
+            await self._open_loop(begin)
+        else:
+            while self.free:
+                self.free.popleft().send(time.perf_counter())
+            await asyncio.sleep(self.load.seconds)
+        self.load.busy = (time.process_time() - used) / (time.perf_counter() - begin)
+        self.over = True
+        until = time.perf_counter() + PATIENCE
+        while any(each.due for _, each in opened) and time.perf_counter() < until:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)  # an event would cost each answer
+        for transport, connection in opened:
+            connection.due = 0.0
+            transport.abort()
+        await asyncio.sleep(0)
+        return self.load
+
+    async def _open_loop(self, begin: float) -> None:
+        draw, seconds = np.random.default_rng(1), self.load.seconds
+        gaps = draw.exponential(1 / self.rate, int(self.rate * seconds * 1.1) + 100)
+        for due in (begin + gaps.cumsum()).tolist():
+            while time.perf_counter() < due or not self.free:
+                if time.perf_counter() > begin + seconds:
+                    return
+                await asyncio.sleep(0)
+            self.free.popleft().send(due)
+
+
+class Connection(asyncio.Protocol):
+    """A request at a time; `due` is when the one under way was to be sent, 0 if there is none."""
+
+    def __init__(self, generator: Generator) -> None:
+        self._generator = generator
+        self._received = b""
+        self.due = 0.0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = transport
+        self._generator.free.append(self)
+
+    def send(self, due: float) -> None:
+        self.due = due
+        self._transport.write(next(self._generator.requests))  # type: ignore[attr-defined]
+
+    def data_received(self, data: bytes) -> None:
+        self._received += data
+        head = self._received.find(b"\r\n\r\n") + 4
+        length = LENGTH.search(self._received, 0, head)
+        if head <= 3 or length is None or len(self._received) < head + int(length[1]):
+            return
+        status = int(self._received[9:12])
+        self._received = b""
+        self._count(status)
+        if self._generator.rate:
+            self._generator.free.append(self)
+        elif status == REFUSED:
+            asyncio.get_running_loop().call_later(REFUSED_SECONDS, self._again)
+        else:
+            self._again()
+
+    def connection_lost(self, _exc: Exception | None) -> None:
+        if self.due:
+            self._count(NO_ANSWER)
+
+    def _again(self) -> None:
+        if not self._generator.over:
+            self.send(time.perf_counter())
+
+    def _count(self, status: int) -> None:
+        self._generator.load.statuses.append(status)
+        self._generator.load.durations.append(time.perf_counter() - self.due)
+        self.due = 0.0
 
 
 if __name__ == "__main__":
-    gc.disable()  # a collection among so many connections would be measured as the server's
-    sys.stdout.write(json.dumps(asyncio.run(ask(*map(int, sys.argv[1:3]), float(sys.argv[3])))))
+    asked = [post("/predict", b'{"customer_id": 4}')]
+    result = load(int(sys.argv[1]), asked, int(sys.argv[2]), float(sys.argv[3]))
+    sys.stdout.write(json.dumps(asdict(result)))

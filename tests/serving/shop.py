@@ -14,30 +14,35 @@ from feast import Entity, FeatureService, FeatureView, Field, FileSource, Reques
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.types import Float64, Int64, String
+from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from redis import Redis
 
+from core.errors import FeaturesUnavailableError
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.online import OnlineFeatures
 from feature_repo.store import mark, open_store, publish_beside
 from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource
-from stack.errors import FeaturesUnavailableError
 from tests.conftest import new_settings, redis_server
 from tests.serving.conftest import SPEC
 
 if TYPE_CHECKING:
-    from stack.settings import Settings
+    from core.settings import Settings
 
 DAY = timedelta(days=1)
 NOON = datetime(2026, 11, 20, 12, tzinfo=UTC)
 INTS = (0, 1, 127, 128, 300, -1, -(2**40), 2**63 - 1, -(2**63), None)
 DOUBLES = (0.0, -0.0, 1.5, -2.25e300, 5e-324, float("inf"), 1.0, 3.0, -7.0, None)
 TEXTS = ("", "a", "ü€😀", "x" * 127, "x" * 128, "x" * 20_000, "\x00", "0", " ", None)
+SIZES = (0, 1, -1, 127, 128, 2**31 - 1, -(2**31), 300, None, 7)
+RATIOS = (0.0, -0.0, 0.1, 1.5, float("inf"), 1e-45, 3.4e38, -7.0, None, 1.0)
+MEMBERS = (True, False, True, None, False, True, True, False, None, True)
+JOINED = (0, 1, -1, 1_700_000_000, -(2**63), 4_102_444_800, -2_208_988_800, 59, None, 3600)
 SHOPS = ("", "a", "ü€😀", "x" * 300)
-NAMES = ("count", "amount", "name", "stock", "visits", "seen_days", "label", "twice")
 PLAIN = ("count", "amount", "name")
+TYPED = ("size", "ratio", "member", "joined")
+NAMES = (*PLAIN, *TYPED, "stock", "visits", "seen_days", "label", "twice", "since", "thrifty")
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
@@ -50,7 +55,10 @@ def view(name, /, *entities, ttl=timedelta(0), **fields):
     return FeatureView(name=name, entities=list(entities), schema=schema, source=source, ttl=ttl)
 
 
-PERSON = view("person", customer, count=Int64, amount=Float64, name=String, seen_us=Int64)
+PERSON = view(
+    "person", customer, count=Int64, amount=Float64, name=String, seen_us=Int64, size=Int32,
+    ratio=Float32, member=Bool, joined=UnixTimestamp,
+)  # fmt: skip
 LEVEL = view("level", customer, ttl=DAY, stock=Int64)
 VISIT = view("visit", customer, shop, visits=Int64)
 VIEWS = (PERSON, LEVEL, VISIT)
@@ -66,6 +74,8 @@ def derived(inputs: dict[str, Any]) -> dict[str, Any]:
         "seen_days": [None if seen is None else (now - seen) // day for now, seen in pairs],
         "label": [f"{name}!" for name in inputs["name"]],
         "twice": [None if amount is None else 2 * amount for amount in amounts],
+        "since": inputs["joined"],
+        "thrifty": [None if m is None else not m for m in inputs["member"]],
     }
 
 
@@ -83,6 +93,8 @@ DERIVED = on_demand_feature_view(
         Field(name="seen_days", dtype=Int64),
         Field(name="label", dtype=String),
         Field(name="twice", dtype=Float64),
+        Field(name="since", dtype=UnixTimestamp),
+        Field(name="thrifty", dtype=Bool),
     ],
     mode="python",
 )(derived)
@@ -92,13 +104,68 @@ BY_PANDAS = on_demand_feature_view(
 FAILING = on_demand_feature_view(
     sources=[PERSON], schema=[Field(name="inverse", dtype=Float64)], mode="python"
 )(failing)
+CART = RequestSource(
+    name="cart",
+    schema=[
+        Field(name="cart_value", dtype=Float64),
+        Field(name="coupon", dtype=String),
+        Field(name="items", dtype=Int64),
+        Field(name="boxes", dtype=Int32),
+        Field(name="rate", dtype=Float32),
+        Field(name="gift", dtype=Bool),
+        Field(name="due", dtype=UnixTimestamp),
+    ],
+)
+
+
+def offered(inputs: dict[str, Any]) -> dict[str, Any]:
+    pairs = zip(inputs["cart_value"], inputs["amount"], strict=True)
+    named = zip(inputs["coupon"], inputs["name"], strict=True)
+    counts = zip(inputs["items"], inputs["count"], inputs["as_of"], strict=True)
+    from datetime import timedelta  # noqa: PLC0415  (Feast stores the function alone)
+
+    import numpy as np  # noqa: PLC0415  (a plain int is an int64 to Feast, a float a double)
+
+    return {
+        "crates": [np.int32(boxes // 2) for boxes in inputs["boxes"]],
+        "third": [np.float32(rate / 3) for rate in inputs["rate"]],
+        "bought": [not gift for gift in inputs["gift"]],
+        "late": [due + timedelta(seconds=90.75) for due in inputs["due"]],
+        "above": [None if amount is None else value - amount for value, amount in pairs],
+        "offer": [f"{coupon}:{name}" for coupon, name in named],
+        "more": [None if count is None else items + now % 7 for items, count, now in counts],
+    }
+
+
+def offered_by_pandas(inputs):
+    return inputs[["cart_value"]].rename(columns={"cart_value": "halved"}) / 2
+
+
+OFFERED = on_demand_feature_view(
+    sources=[PERSON, CART, moment],
+    schema=[
+        Field(name="above", dtype=Float64),
+        Field(name="offer", dtype=String),
+        Field(name="more", dtype=Int64),
+        Field(name="crates", dtype=Int32),
+        Field(name="third", dtype=Float32),
+        Field(name="bought", dtype=Bool),
+        Field(name="late", dtype=UnixTimestamp),
+    ],
+    mode="python",
+)(offered)
+OFFERED_BY_PANDAS = on_demand_feature_view(
+    sources=[PERSON, CART], schema=[Field(name="halved", dtype=Float64)], mode="pandas"
+)(offered_by_pandas)
 SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
     FeatureService(name="renamed", features=[PERSON[[*PLAIN]], SOLD]),
-    FeatureService(name="mixed", features=[PERSON[[*PLAIN]], LEVEL, VISIT, DERIVED]),
+    FeatureService(name="mixed", features=[PERSON[[*PLAIN, *TYPED]], LEVEL, VISIT, DERIVED]),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
     FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
     FeatureService(name="failing", features=[PERSON[["count"]], FAILING]),
+    FeatureService(name="offered", features=[PERSON[["amount"]], OFFERED]),
+    FeatureService(name="halved", features=[PERSON[["amount"]], OFFERED_BY_PANDAS]),
 )
 
 
@@ -112,9 +179,11 @@ class Shop:
         protos = {k: Value(**{"string_val" if isinstance(v, str) else "int64_val": v})
                   for k, v in keys.items()}  # fmt: skip
         key = EntityKey(join_keys=[*protos], entity_values=[*protos.values()])
-        kinds = {Int64: "int64_val", Float64: "double_val", String: "string_val"}
-        found = {f.name: Value() if values[f.name] is None
-                 else Value(**{kinds[f.dtype]: values[f.name]}) for f in view.features}  # fmt: skip
+        found = {f.name: Value() for f in view.features}
+        for f in view.features:
+            if values.get(f.name) is not None:
+                kind = f.dtype.to_value_type().name.lower()
+                found[f.name] = Value(**{f"{kind}_val": values[f.name]})
         online = self.store._get_provider().online_store
         online.online_write_batch(self.store.config, view, [(key, found, at, None)], None)
 
@@ -123,6 +192,8 @@ class Shop:
         for n in range(10):
             seen = None if n == 3 else int((NOON - n * DAY).timestamp() * 1e6)
             person = {"count": INTS[n], "amount": DOUBLES[n], "name": TEXTS[n], "seen_us": seen}
+            person |= {"size": SIZES[n], "ratio": RATIOS[n], "member": MEMBERS[n]}
+            person |= {"joined": JOINED[n]}
             self.write(PERSON, {"customer_id": n - 4}, person)
             self.write(LEVEL, {"customer_id": n - 3}, {"stock": n})
             for at, code in enumerate(SHOPS):
@@ -174,7 +245,8 @@ def template(tmp_path_factory):
     with redis_server(settings.redis_port, settings.home):
         publish_beside(settings, ORDERS)
         store = open_store(settings, 5)
-        store.apply([customer, shop, *VIEWS, DERIVED, BY_PANDAS, FAILING, *SERVICES])
+        on_demand = [DERIVED, BY_PANDAS, FAILING, OFFERED, OFFERED_BY_PANDAS]
+        store.apply([customer, shop, *VIEWS, *on_demand, *SERVICES])
         redis = Redis(port=settings.redis_port)
         yield Shop(settings, store, redis)
         redis.close()

@@ -12,18 +12,18 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from serving.access import LOOK_SECONDS, OPEN, Access
-from stack.errors import SettingsError
-from stack.settings import load_settings
-from stack.tokens import serving_headers
-from tests.conftest import unused_port
+from core.errors import SettingsError
+from core.settings import load_settings
+from core.tokens import serving_headers
+from serving.middleware import LOOK_SECONDS, OPEN, Access
+from tests.conftest import at_most, unused_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
 OLD, NEW, WRONG = "old-0123456789", "new-0123456789", "new-0123456788"
-SEEN = LOOK_SECONDS + 0.5
+SEEN = LOOK_SECONDS + at_most(0.5)
 """Seconds after which an exchange holds, the way to the server included."""
 
 
@@ -59,7 +59,7 @@ def test_a_file_that_is_no_use_refuses_everything_and_is_said_once(
 ) -> None:
     file = tmp_path / "tokens"
     access = Access(file)
-    with caplog.at_level(logging.WARNING, "serving.access"):
+    with caplog.at_level(logging.WARNING, "serving.middleware"):
         for make, problem in ((lambda: None, "No such file"), (file.touch, "no token")):
             make()
             access._look_at = 0.0
@@ -142,17 +142,21 @@ def test_tokens_are_exchanged_and_removed_under_load(rig: Any, guarded: Any) -> 
                 status = own.post("/predict", json={"customer_id": 4}).status_code
                 answers.append((token, asked, time.monotonic(), status))
 
+    def answered(start: float) -> bool:
+        """Whether a request of each token was asked after `start` and answered."""
+        return {token for token, asked, _, _ in answers if asked > start} == {OLD, NEW, WRONG}
+
     threads = [threading.Thread(target=ask, args=(token,)) for token in (OLD, NEW, WRONG)]
     for thread in threads:
         thread.start()
-    time.sleep(0.5)
+    wait_until("answers", lambda: answered(0))
     both = put(file, OLD, f"shop:{NEW}")
-    time.sleep(SEEN + 0.5)
+    wait_until("answers to both", lambda: answered(both + SEEN))
     changed = put(file, NEW)
-    time.sleep(SEEN + 0.5)
+    wait_until("answers to the new one", lambda: answered(changed + SEEN))
     file.unlink()
     gone = time.monotonic()
-    time.sleep(SEEN + 0.5)
+    wait_until("answers to none", lambda: answered(gone + SEEN))
     stop.set()
     for thread in threads:
         thread.join()

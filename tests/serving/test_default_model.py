@@ -9,10 +9,10 @@ import httpx
 import pytest
 from fastapi import FastAPI
 
+from core.spec import load_spec
+from serving.app import add_routes
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
-from serving.routes import add_routes
-from stack.spec import load_spec
 from tests.conftest import new_settings
 
 CHURN = load_spec("customer_churn_model")

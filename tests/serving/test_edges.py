@@ -10,10 +10,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from core.spec import MISSING
+from serving.app import form_of
 from serving.edge import refusal
 from serving.errors import OverloadedError
-from serving.routes import form_of
-from stack.spec import MISSING
 from tests.serving.conftest import contract
 
 DEEP = b"[" * 100_000 + b"]" * 100_000

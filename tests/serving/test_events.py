@@ -14,6 +14,7 @@ from redis import Redis
 from feature_repo.broker import MAX_WAITING
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, raw_table
+from tests.conftest import at_most
 
 if TYPE_CHECKING:
     import subprocess
@@ -103,7 +104,7 @@ def test_an_order_changes_what_the_next_prediction_is_made_of_within_a_second(
         print(  # noqa: T201  (the figure is the point)
             f"\nevent to prediction: median {seconds[10]:.3f} s, slowest {seconds[-1]:.3f} s"
         )
-    assert seconds[10] < 1
+    assert seconds[10] < at_most(1)
 
 
 @pytest.mark.usefixtures("consumer")
@@ -115,7 +116,7 @@ def test_a_thousand_events_of_one_request_are_online_within_three_seconds(
     accepts(served, sent, 1_000)
     soon(lambda: features(NEW + 59), 20)
     print(f"\n1,000 events online: {time.perf_counter() - start:.2f} s")  # noqa: T201
-    assert time.perf_counter() - start < 3
+    assert time.perf_counter() - start < at_most(3)
 
 
 @pytest.mark.usefixtures("consumer")
@@ -165,7 +166,7 @@ def test_an_ingest_under_way_holds_up_no_event(rig: Rig, served: Served, feature
         going.result()
     assert features(NEW + 7) == number
     print(f"\nduring an ingest: slowest of {number} {max(seconds):.2f} s")  # noqa: T201
-    assert sorted(seconds)[len(seconds) // 2] < 1
+    assert sorted(seconds)[len(seconds) // 2] < at_most(1)
 
 
 @pytest.mark.usefixtures("consumer")

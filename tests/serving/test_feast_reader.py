@@ -13,16 +13,17 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from feast.repo_config import RegistryConfig, RepoConfig
 
-from serving.feast_reader import FeastReader
-from serving.features import FeatureSource
+from serving.features import FeastReader, FeatureSource
 from tests.conftest import new_settings
 from tests.serving import shop
 from tests.serving.shop import DAY, NAMES, NOON, SERVICES, VIEWS
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 TICK = timedelta(microseconds=1)
+SEVENTH = int(NOON.timestamp() * 1e6) % 7
 FOUND = {"count": 300, "amount": 5e-324, "name": "x" * 128, "stock": 7, "visits": 9,
-         "seen_days": 3, "label": f"{'x' * 128}!", "twice": 1e-323}  # fmt: skip
+         "seen_days": 3, "label": f"{'x' * 128}!", "twice": 1e-323, "size": 7, "ratio": 0.5,
+         "member": False, "joined": NOON - DAY, "since": NOON - DAY, "thrifty": True}  # fmt: skip
 
 
 @pytest.fixture
@@ -34,10 +35,20 @@ def store(tmp_path):
         online_store=SqliteOnlineStoreConfig(path=str(tmp_path / "online.db")),
     )  # fmt: skip
     store = feast.FeatureStore(config=config)
-    store.apply([shop.customer, shop.shop, *VIEWS, shop.DERIVED, *SERVICES[1:3]])
+    on_demand = (shop.DERIVED, shop.OFFERED)
+    store.apply([shop.customer, shop.shop, *VIEWS, *on_demand, *SERVICES[1:3], SERVICES[5]])
     seen = int((NOON - 3 * DAY).timestamp() * 1e6)
     rows = (
-        {"count": 300, "amount": 5e-324, "name": "x" * 128, "seen_us": seen},
+        {
+            "count": 300,
+            "amount": 5e-324,
+            "name": "x" * 128,
+            "seen_us": seen,
+            "size": 7,
+            "ratio": 0.5,
+            "member": False,
+            "joined": int((NOON - DAY).timestamp()),
+        },
         {"stock": 7},
         {"visits": 9},
     )
@@ -51,8 +62,9 @@ def store(tmp_path):
 
 
 def values(row):
-    kinds = {int: "int64_val", float: "double_val", str: "string_val"}
-    return {name: Value(**{kinds[type(value)]: value}) for name, value in row.items()}
+    kinds = {int: "int64_val", float: "double_val", str: "string_val", bool: "bool_val"}
+    named = {"size": "int32_val", "ratio": "float_val", "joined": "unix_timestamp_val"}
+    return {n: Value(**{named.get(n, kinds[type(value)]): value}) for n, value in row.items()}
 
 
 def source(tmp_path, store):
@@ -79,6 +91,26 @@ def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(tmp
     assert rows[2] == dict.fromkeys(NAMES) | {"label": "none!"}  # as the function has it
 
 
+def test_request_data_reaches_the_store(tmp_path, store):
+    late = NOON + timedelta(seconds=90)
+    typed = {"crates": 2, "third": 0.5, "bought": False, "late": late}
+    row = {"customer_id": 1, "cart_value": 12.5, "coupon": "ten", "items": 2, "boxes": 5,
+           "rate": 1.5, "gift": True, "due": NOON}  # fmt: skip
+
+    async def read():
+        settings, names = new_settings(tmp_path), ("above", "offer", "more", *typed)
+        reader = FeastReader(settings, SERVICES[5].name, names, store)
+        features = FeatureSource(settings, None, reader=reader)
+        await features.probe()
+        assert features.problem is None
+        found = await features.read([row, row | {"items": 3}], [NOON, NOON])
+        await features.close()
+        return found
+
+    offered = {"above": 12.5, "offer": f"ten:{'x' * 128}", "more": 2 + SEVENTH} | typed
+    assert asyncio.run(read()) == ([offered, offered | {"more": 3 + SEVENTH}], "online")
+
+
 def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, store):
     key = [{"customer_id": 1, "shop_code": "a"}]
 
@@ -91,9 +123,10 @@ def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, stor
         during = await features.read(key, [NOON])
         problem = features.problem
         other.close()
-        await asyncio.sleep(6)
-        await features.probe()
-        after = await features.read(key, [NOON])
+        after = None, "cache"
+        while after[1] != "online":  # the read that waits for the store has the thread
+            await features.probe()
+            after = await features.read(key, [NOON])
         await features.close()
         return before, during, problem, after
 

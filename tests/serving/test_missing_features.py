@@ -10,9 +10,9 @@ import httpx
 import pandas as pd
 import pytest
 
+from core.spec import MISSING
 from feature_repo.store import open_store
 from serving.app import create_app
-from stack.spec import MISSING
 
 if TYPE_CHECKING:
     from pathlib import Path

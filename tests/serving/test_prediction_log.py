@@ -6,9 +6,9 @@ import resource
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from monitoring.collect import is_closed
 from serving.metrics import LOG_FAILURES
 from serving.prediction_log import AppendLog
-from stack.log_files import is_closed
 from tests.serving.conftest import read_rows
 
 if TYPE_CHECKING:

@@ -14,22 +14,28 @@ import uvloop
 from feast.infra.key_encoding_utils import serialize_entity_key
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import feast_value_type_to_python_type
 from google.protobuf.message import DecodeError
 from hypothesis import given
 from hypothesis import strategies as st
 
+from core.errors import DataError
+from core.settings import PROJECT
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.on_demand import UnsupportedError, plain_source
-from mlflow_server.lookup import LookupSpecification, StoredFeature, StoredView
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
-from serving.decoding import WRONG_BYTES, double, int64, string
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ONNX_FILE,
+    LookupSpecification,
+    StoredFeature,
+    StoredView,
+    digest_tags,
+)
 from serving.errors import ModelRefusedError
 from serving.features import FeatureSource
-from serving.lookup import ViewReader
+from serving.lookup import DECODERS, WRONG_BYTES, ViewReader, decoder
 from serving.metrics import UNREADABLE_FEATURES
 from serving.model import open_version
-from stack.errors import DataError
-from stack.settings import PROJECT
 from tests.conftest import unused_port
 from tests.serving.conftest import SPEC, contract, tiny_onnx
 from tests.serving.shop import (  # noqa: F401  (fixtures)
@@ -123,29 +129,47 @@ def test_names_of_hashes_are_those_that_feast_makes(number, text, project):
     assert asked == (b"HMGET", name + project.encode(), b"_ts:v", b"\r\n12")
 
 
-@given(st.integers(-(2**63), 2**63 - 1), st.floats(), st.text(max_size=20_000))
-def test_values_are_what_was_written(number, amount, text):
-    assert int64(Value(int64_val=number).SerializeToString()) == number
-    assert repr(double(Value(double_val=amount).SerializeToString())) == repr(amount)
-    assert string(Value(string_val=text).SerializeToString()) == text
+FIELDS = {
+    "int32": ("int32_val", st.integers(-(2**31), 2**31 - 1)),
+    "int64": ("int64_val", st.integers(-(2**63), 2**63 - 1)),
+    "float32": ("float_val", st.floats(width=32)),
+    "double": ("double_val", st.floats()),
+    "bool": ("bool_val", st.booleans()),
+    "timestamp": (
+        "unix_timestamp_val",
+        st.integers(-62135596800, 253402300799) | st.just(-(2**63)),
+    ),
+    "string": ("string_val", st.text(max_size=20_000)),
+}
 
 
-tags = st.sampled_from([b"\x20", b"\x29", b"\x12", b"\x18", b"\x35", b"\x22", b""])
+@pytest.mark.parametrize("kind", DECODERS)
+@given(data=st.data())
+def test_values_are_what_was_written(kind, data):
+    field, values = FIELDS[kind]
+    written = Value(**{field: data.draw(values)})
+    found = decoder(kind)(written.SerializeToString())
+    assert repr(found) == repr(feast_value_type_to_python_type(written))
+
+
+tags = st.sampled_from([bytes([tag]) for tag, *_ in DECODERS.values()] + [b"\x22", b""])
 
 
 @given(tags, st.binary(max_size=12) | st.integers(0, 3).map(lambda n: b"\xff" * 8 + bytes([n])))
 def test_whatever_bytes_are_stored_they_are_read_as_feast_does_or_not_at_all(tag, body):
-    for decode, kind in ((int64, "int64_val"), (double, "double_val"), (string, "string_val")):
+    for kind, (field, _) in FIELDS.items():
         try:
-            found = decode(tag + body)
+            found = decoder(kind)(tag + body)
         except WRONG_BYTES:
             continue
         try:
             theirs = Value.FromString(tag + body)
         except DecodeError:
             raise AssertionError(found) from None
-        assert theirs.WhichOneof("val") == (None if found is None else kind)
-        assert found is None or repr(found) == repr(getattr(theirs, kind))
+        assert theirs.WhichOneof("val") in (
+            {None, "unix_timestamp_val"} if found is None else {field}
+        )
+        assert repr(found) == repr(feast_value_type_to_python_type(theirs))
 
 
 @pytest.mark.parametrize(

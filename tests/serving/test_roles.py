@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 import pytest
 from onnx import TensorProto, helper
 
+from core.settings import PROJECT
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
+from serving.model import ORIGIN_FILE, LocalCopies
+from stack.environment import process_environment
 from tests.conftest import unused_port, wait_until
 from tests.serving.conftest import tiny_onnx
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import httpx
 
@@ -164,3 +170,30 @@ def test_the_way_back_takes_no_loading(rig: Any, served: Any, alone: httpx.Clien
     assert lines(f"version {served.first} is loaded") == before > 0
     for client in (alone, served.client):
         rig.answers_as(client, served.first)
+
+
+def test_production_is_fetched_before_the_version_that_it_replaced(
+    rig: Any, served: Any, tmp_path: Path
+) -> None:
+    """A new machine answers with production at once, and not with what has an older number."""
+    assert int(served.first) < int(served.second)
+    rig.promote(served.second)
+    try:
+        rig.answers_as(served.client, served.second)
+        settings = rig.settings.model_copy(update={"home": tmp_path / "home"})
+        (settings.home / "serving").mkdir(parents=True)
+        subprocess.run(
+            [sys.executable, "-m", "serving.fetch"],
+            cwd=PROJECT,
+            env=process_environment(settings),
+            check=True,
+        )
+        copies = LocalCopies(settings, rig.spec.name)
+        made = [
+            (copies.path(version) / ORIGIN_FILE).stat().st_mtime_ns
+            for version in (served.second, served.first)
+        ]
+        assert made == sorted(made)
+    finally:
+        rig.promote(served.first)
+        rig.answers_as(served.client, served.first)

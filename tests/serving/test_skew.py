@@ -41,7 +41,7 @@ def test_a_planted_value_is_alerted_of_with_customer_and_feature(rig: Rig, serve
     assert told.startswith(f"skew of lifetime_value: customer_id {ONE} at ")
     assert f"online {value!r}, offline " in told
     assert not any(f"customer_id {OTHER} " in note for note in found.notes)
-    assert found.figures["skew_skewed"] >= 1
+    assert found.figures["skew_mismatched"] >= 1
     assert found.verdict != "bad"  # skew is no drift
     log = rig.settings.home / "logs" / "alerts.log"
     cause = f"skew of version {found.version}: lifetime_value"

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from core.spec import MODELS
+from serving.model import RegisteredModel, registered_models
 from serving.model_versions import LONGEST_WAIT, SHORTEST_WAIT, Refusal
 from serving.prediction_log import AppendLog
-from serving.registered import RegisteredModel, registered_models
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
-from stack.spec import MODELS
 from tests.conftest import new_settings
 
 if TYPE_CHECKING:
@@ -58,8 +58,8 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "models"
     folder.mkdir()
     monkeypatch.setattr("serving.watcher.MODELS", folder)
-    monkeypatch.setattr("stack.spec.MODELS", folder)
-    monkeypatch.setattr("stack.spec.load_spec.__defaults__", (folder,))
+    monkeypatch.setattr("core.spec.MODELS", folder)
+    monkeypatch.setattr("core.spec.load_spec.__defaults__", (folder,))
     return folder
 
 
