@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
 
+from core.settings import load_settings
+from core.spec import load_spec
 from dags.run import note
-from stack.settings import load_settings
-from stack.spec import load_spec
 
 if TYPE_CHECKING:
-    from stack.spec import ModelSpec
+    from core.spec import ModelSpec
 
 
 FORM = {"comment": Param("", type="string", description="Why; it is kept with the outcome.")}
-"""What the task takes as its `params`: Airflow adds the DAG's before it calls the constructor."""
+"""What the task takes as its `params`."""
 
 
 class Approval(ApprovalOperator):
@@ -38,26 +38,23 @@ class Approval(ApprovalOperator):
         self.model, self.mlflow_run, self.version = spec.name, mlflow_run, version
 
     def execute(self, context: Any) -> None:
-        from training.approval import ask  # noqa: PLC0415  (heavy)
-        from training.register import settled  # noqa: PLC0415
+        from training.register import ask, settled  # noqa: PLC0415  (heavy)
 
         settings, spec = load_settings(), load_spec(self.model)
         if settled(settings, spec, self.mlflow_run, self.version):
             return  # nothing to ask: `promote` says what became of it
-        question = ask(settings, spec, self.mlflow_run, self.version)
-        self.subject, self.body = question.subject, question.body
+        self.subject, self.body = ask(settings, spec, self.mlflow_run, self.version)
         note(settings, f"waits for approval: {self.subject}")
         super().execute(context)
 
     def execute_complete(self, context: Any, event: dict[str, Any]) -> Any:
         if event.get("chosen_options") == [self.REJECT]:
-            from training.approval import not_approved  # noqa: PLC0415  (heavy)
+            from training.register import not_approved  # noqa: PLC0415  (heavy)
 
+            settings, hours = load_settings(), load_spec(self.model).promotion.wait_hours
             who, comment = answered(event)
-            hours = load_spec(self.model).promotion.wait_hours
             why = f"rejected by {who}" if who else f"nobody answered within {hours:g} h"
             why += f": {comment}" if comment else ""
-            settings = load_settings()
             note(settings, not_approved(settings, self.mlflow_run, self.version, why))
         return super().execute_complete(context, event)
 

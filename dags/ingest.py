@@ -8,8 +8,9 @@ from typing import Any
 from airflow.sdk import DAG, Asset, task
 from airflow.sdk.exceptions import AirflowFailException
 
+from core.spec import broken_specs, load_specs
+from core.user_code import dataset_names
 from dags.run import ONE_RUN, WRITERS, current, task_defaults
-from stack.spec import broken_specs, load_specs
 
 FEATURES = Asset("features")
 
@@ -39,5 +40,5 @@ with DAG(
         return summary
 
     read_specs()
-    for _dataset in sorted({spec.dataset for spec in load_specs()}):
+    for _dataset in dataset_names(*(spec.dataset for spec in load_specs())):
         ingest.override(task_id=f"ingest_{_dataset}", **task_defaults(_dataset))(_dataset)

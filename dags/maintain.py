@@ -7,8 +7,8 @@ from datetime import timedelta
 
 from airflow.sdk import DAG, task
 
+from core.errors import StackError
 from dags.run import ONE_RUN, WRITERS, current, task_defaults
-from stack.errors import StackError
 
 with DAG(
     dag_id="maintain",
@@ -22,14 +22,14 @@ with DAG(
     @task(pool=WRITERS, execution_timeout=timedelta(minutes=30))
     def maintain() -> list[str]:
         """Free all that can be freed; fail if a part could not."""
-        from monitoring.maintain import maintain as keep_house  # noqa: PLC0415  (heavy)
+        from monitoring.maintain import maintain as clean_up  # noqa: PLC0415  (heavy)
 
         settings, cause = current()
-        freed = keep_house(settings, cause.as_of)
-        lines = [part.line() for part in freed]
+        parts = clean_up(settings, cause.as_of)
+        lines = [part.line() for part in parts]
         logging.getLogger(__name__).info("\n".join(lines))
-        if any(part.problem for part in freed):
-            raise StackError("\n".join(part.line() for part in freed if part.problem))
+        if failed := [part.line() for part in parts if part.problem]:
+            raise StackError("\n".join(failed))
         return lines
 
     maintain()

@@ -1,38 +1,26 @@
 """`monitor_<MODEL>`: what serving logged becomes a verdict, and the verdict a decision.
 
 It starts on `look/<MODEL>`, which the small DAG `hourly_<MODEL>` emits, on the Asset
-`promoted/<MODEL>`, and by hand. What is seen and decided is in monitoring/; here a decision to
-retrain becomes the Asset event `drift/<MODEL>`, its partition key the cause, which starts
-`train_<MODEL>`. Rolling back and alerting are done by then: their tasks only show it.
+`promoted/<MODEL>`, and by hand. A decision to retrain becomes the Asset event `drift/<MODEL>`, its
+partition key the cause. Rolling back and alerting are done by then: their tasks only show it.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, get_current_context, task
+from airflow.sdk import Asset, get_current_context, task
 
-from dags.run import ONE_RUN, current, for_each_model, note, shown, task_defaults
-from dags.tick import tick_dag
-from stack.spec import ModelSpec, load_spec
+from core.spec import ModelSpec, load_spec
+from dags.run import current, for_each_model, model_dag, note, send, shown, trigger_dag
 
-HOURLY = "@hourly"
 ENDS = {"retrain": "retrain", "rollback": "rolled_back", "alert": "alerted", "nothing": "nothing"}
 """The task that shows a decision's action."""
 
 
 def monitor_dag(spec: ModelSpec) -> None:
-    tick_dag("hourly", "monitor", "look", spec.name, HOURLY)
-    with DAG(
-        dag_id=f"monitor_{spec.name}",
-        doc_md=__doc__,
-        schedule=PartitionedAssetTimetable(
-            assets=Asset(f"look/{spec.name}") | Asset(f"promoted/{spec.name}")
-        ),
-        **ONE_RUN,
-        tags=["gyre", spec.name],
-        default_args=task_defaults(spec.name),
-    ):
+    trigger_dag("hourly", "monitor", "look", spec.name, "@hourly")
+    with model_dag("monitor", spec, __doc__, ["look", "promoted"]):
         seen: Any = monitor(spec.name)
         seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)
         seen >> shown(*(end for end in ENDS.values() if end != "retrain"))
@@ -58,13 +46,8 @@ def retrain(model: str, *, outlet_events: Any = None) -> None:
     _, cause = current()
     context: Any = get_current_context()
     why, reason = (context["ti"].xcom_pull("monitor", key=key) for key in ("cause", "reason"))
-    drift = Asset(f"drift/{model}")
-    outlet_events[drift].extra = {
-        "as_of": cause.as_of.isoformat(),
-        "reason": reason,
-        "cause": why,
-    }
-    outlet_events[drift].add_partitions(why)
+    extra = {"as_of": cause.as_of.isoformat(), "reason": reason, "cause": why}
+    send(outlet_events, f"drift/{model}", why, extra)
 
 
 for_each_model(monitor_dag)

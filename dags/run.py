@@ -1,4 +1,7 @@
-"""What a task knows about its run, in our own words. Nothing heavy is imported at parse time."""
+"""What the DAGs share: a model's DAGs, a run's moment and cause, events, notes, failures.
+
+Nothing heavy is imported at parse time.
+"""
 
 from __future__ import annotations
 
@@ -10,17 +13,25 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.empty import EmptyOperator
-from airflow.sdk import Param, get_current_context
+from airflow.sdk import (
+    DAG,
+    Asset,
+    CronTriggerTimetable,
+    Param,
+    PartitionedAssetTimetable,
+    get_current_context,
+    task,
+)
 from airflow.sdk.exceptions import AirflowFailException
 
-from dags.as_of import resolve
+from core.errors import SettingsError, StackError
+from core.settings import Settings, load_settings
+from core.spec import ModelSpec, load_specs
+from core.timestamps import parse_timestamp
 from stack.airflow_api import AirflowApi
-from stack.errors import StackError
-from stack.settings import Settings, load_settings
-from stack.spec import ModelSpec, load_specs
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable, Mapping
 
 log = logging.getLogger(__name__)
 WRITERS = "tables"
@@ -34,8 +45,6 @@ PARAMS = {
     ),
     "reason": Param(None, type=["null", "string"], description="Why, for the ledger."),
 }
-
-
 ONE_RUN: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "params": PARAMS}
 """How every DAG runs whose task is told its moment: one run at a time, none for what was missed."""
 
@@ -46,30 +55,23 @@ def task_defaults(subject: str, **more: Any) -> dict[str, Any]:
         "retries": 1,
         "retry_delay": timedelta(seconds=3),
         "execution_timeout": timedelta(minutes=15),
-        "on_failure_callback": partial(_ended, subject, failed=True),
-        "on_success_callback": partial(_ended, subject, failed=False),
+        "on_failure_callback": partial(_failed, subject),
     } | more
 
 
-def _ended(subject: str, context: Any, *, failed: bool) -> None:
-    """Alert, once while it goes on, that a task failed for good; tell once that it no longer does.
+def _failed(subject: str, context: Any) -> None:
+    """Alert, once while it goes on, that a task failed for good.
 
     Airflow calls it after the last try; without an exception where it ended the process itself.
     """
-    from mlflow_server.alerts import alert_failure, end_failures, failing  # noqa: PLC0415
+    from mlflow_server.alerts import alert_failure  # noqa: PLC0415  (0.5 s, and seldom)
+    from mlflow_server.records import Records  # noqa: PLC0415
 
-    settings, error, now = load_settings(), context.get("exception"), datetime.now(UTC)
-    task = f"{context['dag'].dag_id}.{context['task'].task_id}"
-    if not failed and not failing(settings, task).exists():
-        return
-    from mlflow_server.records import Records  # noqa: PLC0415  (0.5 s, and seldom)
-
+    settings, error = load_settings(), context.get("exception")
+    name = f"{context['dag'].dag_id}.{context['task'].task_id}"
+    why = f"{type(error).__name__}: {error}" if error else "its process was ended"
     with closing(Records(settings)) as records:
-        if failed:
-            why = f"{type(error).__name__}: {error}" if error else "its process was ended"
-            alert_failure(settings, records, subject, task, why, now)
-        else:
-            end_failures(settings, records, subject, task, now)
+        alert_failure(settings, records, subject, name, why, datetime.now(UTC))
 
 
 def for_each_model(build: Callable[[ModelSpec], None]) -> None:
@@ -81,9 +83,61 @@ def for_each_model(build: Callable[[ModelSpec], None]) -> None:
             log.exception("%s: its DAG cannot be built", spec.name)
 
 
+def model_dag(
+    kind: str, spec: ModelSpec, doc: str | None, starts_by: Any, minutes: int = 15, **more: Any
+) -> DAG:
+    """Return the DAG `<kind>_<model>`, a task of which takes at most so many minutes.
+
+    starts_by: a cron line, or the names of two Assets.
+    """
+    schedule = starts_by
+    if not isinstance(starts_by, str):
+        first, second = (Asset(f"{name}/{spec.name}") for name in starts_by)
+        schedule = PartitionedAssetTimetable(assets=first | second)
+    defaults = task_defaults(spec.name, execution_timeout=timedelta(minutes=minutes))
+    options: dict[str, Any] = {"default_args": defaults, **ONE_RUN, **more}
+    name, tags = f"{kind}_{spec.name}", ["gyre", spec.name]
+    return DAG(name, schedule=schedule, doc_md=doc, tags=tags, **options)
+
+
+def trigger_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
+    """Build `<name>_<model>`, which emits the Asset `<due>/<model>`; that starts another DAG.
+
+    Airflow cannot join cron and partitioned assets in one DAG, and unpartitioned events are lost
+    when they come at once.
+    """
+    # False would run what was due up to a tenth of the period before the DAG came: a weekly model
+    # that is added on a Sunday would be trained at once. A minute is what the scheduler may take.
+    timetable = CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=1))
+    with DAG(
+        dag_id=f"{name}_{model}",
+        doc_md=f"Starts `{starts}_{model}` on the schedule {schedule}.",
+        schedule=timetable,
+        catchup=False,
+        tags=["gyre", model],
+        default_args=task_defaults(model),
+    ):
+
+        @task(outlets=[Asset(f"{due}/{model}")])
+        def emit(*, outlet_events: Any = None) -> None:
+            _, cause = current()
+            moment = cause.as_of.isoformat()
+            extra = {"as_of": moment, "reason": f"schedule {schedule}"}
+            send(outlet_events, f"{due}/{model}", f"schedule {moment}", extra)
+
+        emit()
+
+
+def send(outlet_events: Any, asset: str, key: str, extra: dict[str, Any]) -> None:
+    """Emit an event of `asset` with the partition key `key`, once the task has succeeded."""
+    event = outlet_events[Asset(asset)]
+    event.extra = extra
+    event.add_partitions(key)
+
+
 def shown(*names: str) -> list[EmptyOperator]:
     """Return tasks that only show by their name what a run came to; no process runs them."""
-    return [EmptyOperator(task_id=name, on_success_callback=None) for name in names]
+    return [EmptyOperator(task_id=name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -109,21 +163,36 @@ def current() -> tuple[Settings, Cause]:
     extras = [e.extra for events in context["triggering_asset_events"].values() for e in events]
     try:
         as_of = resolve(params, extras, run.logical_date, run.run_after)
-    except ValueError as exc:
+    except SettingsError as exc:
         raise AirflowFailException(str(exc)) from exc
+    reasons = [str(extra["reason"]) for extra in extras if extra.get("reason")]
+    given = params.get("reason") or (reasons[-1] if reasons else None)
     return load_settings(), Cause(
         as_of=as_of,
         key=f"{run.dag_id}/{run.run_id}",
         who=f"airflow:{run.triggering_user_name or run.run_type.value}",
-        reason=reason(params.get("reason"), extras, run.partition_key),
+        reason=given or run.partition_key or "by hand in Airflow",
         event=run.partition_key,
     )
 
 
-def reason(given: str | None, extras: list[dict[str, Any]], event: str | None) -> str:
-    """Return what a person gave, else what the newest event says, else what started the run."""
-    said = [str(extra["reason"]) for extra in extras if extra.get("reason")]
-    return given or (said[-1] if said else None) or event or "by hand in Airflow"
+def resolve(
+    params: Mapping[str, Any],
+    extras: Iterable[Mapping[str, Any]],
+    logical_date: datetime | None,
+    run_after: datetime,
+) -> datetime:
+    """Return the parameter, else the newest event's `as_of`, else the logical date, else run_after.
+
+    Raises:
+        SettingsError: a given `as_of` is not an aware ISO 8601 time, or lies in the future.
+
+    """
+    if params.get("as_of"):
+        return parse_timestamp(params["as_of"], "parameter as_of")
+    given = [extra["as_of"] for extra in extras if extra.get("as_of")]
+    events = [parse_timestamp(as_of, "the event's as_of") for as_of in given]
+    return max(events) if events else (logical_date or run_after).astimezone(UTC)
 
 
 def note(settings: Settings, text: str) -> None:

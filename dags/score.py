@@ -1,39 +1,38 @@
 """`score_<MODEL>`: every night what the version in production says of the whole population.
 
 Written as a Delta table (training/batch.py), a day in place of itself however often it is run.
-`monitor_<MODEL>` looks at it where too few have asked for a verdict.
 """
 
 from __future__ import annotations
 
-from airflow.sdk import DAG, task
+from airflow.sdk import task
+from airflow.sdk.exceptions import AirflowSkipException
 
-from dags.run import ONE_RUN, WRITERS, current, for_each_model, note, task_defaults
-from stack.spec import ModelSpec, load_spec
+from core.errors import NoChampionError, NoRequestError
+from core.spec import ModelSpec, load_spec
+from dags.run import WRITERS, current, for_each_model, model_dag, note
 
 NIGHTLY = "15 0 * * *"
 """After the ingest of midnight, which completes the day."""
 
 
 def score_dag(spec: ModelSpec) -> None:
-    with DAG(
-        dag_id=f"score_{spec.name}",
-        doc_md=__doc__,
-        schedule=NIGHTLY,
-        **ONE_RUN,
-        tags=["gyre", spec.name],
-        default_args=task_defaults(spec.name),
-    ):
+    if spec.population is None:  # nobody to list: it answers requests alone
+        return
+    with model_dag("score", spec, __doc__, NIGHTLY):
         score(spec.name)
 
 
 @task(pool=WRITERS)
 def score(model: str) -> str:
-    """Score the population, with the report as the run's note."""
+    """Score the population, with the report as the run's note; skipped where that cannot be."""
     from training.batch import score_population  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
-    report = score_population(settings, load_spec(model), cause.as_of)
+    try:
+        report = score_population(settings, load_spec(model), cause.as_of)
+    except (NoChampionError, NoRequestError) as exc:
+        raise AirflowSkipException(str(exc)) from exc
     note(settings, report.summary())
     return report.summary()
 

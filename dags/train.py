@@ -7,18 +7,16 @@ is in training/, a file each; a task's result is an id, never data.
 
 from __future__ import annotations
 
-from datetime import timedelta
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
 
-from airflow.sdk import DAG, Asset, PartitionedAssetTimetable, task
+from airflow.sdk import Asset, task
 
+from core.settings import load_settings
+from core.spec import ModelSpec, load_spec
 from dags.approval import FORM, Approval, answered
-from dags.run import ONE_RUN, current, for_each_model, note, shown, task_defaults
-from dags.tick import tick_dag
-from stack.settings import load_settings
-from stack.spec import ModelSpec, load_spec
+from dags.run import current, for_each_model, model_dag, note, send, shown, trigger_dag
 
 STAGES = {
     "dataset": "training.dataset:dataset",
@@ -29,18 +27,9 @@ STAGES = {
 
 
 def train_dag(spec: ModelSpec) -> None:
-    tick_dag("schedule", "train", "due", spec.name, spec.schedule)
-    with DAG(
-        dag_id=f"train_{spec.name}",
-        doc_md=__doc__,
-        schedule=PartitionedAssetTimetable(
-            assets=Asset(f"drift/{spec.name}") | Asset(f"due/{spec.name}")
-        ),
-        **ONE_RUN,
-        tags=["gyre", spec.name],
-        default_args=task_defaults(spec.name, execution_timeout=timedelta(minutes=30)),
-        on_failure_callback=partial(failed, spec.name),
-    ):
+    trigger_dag("schedule", "train", "due", spec.name, spec.schedule)
+    fails = {"on_failure_callback": partial(failed, spec.name)}
+    with model_dag("train", spec, __doc__, ["drift", "due"], minutes=30, **fails):
         mlflow_run: Any = validate(spec.name)
         tasks: dict[str, Any] = {
             name: stage.override(task_id=name)(function, spec.name, mlflow_run)
@@ -52,14 +41,14 @@ def train_dag(spec: ModelSpec) -> None:
         if spec.promotion.approval:
             asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
             approval = Approval(task_id="approval", params=FORM, **asked).output
-        promote.override(outlets=[told_after(spec)])(spec.name, mlflow_run, version, approval)
+        put = promote.override(outlets=[Asset(told_after(spec))])
+        put(spec.name, mlflow_run, version, approval)
         passed >> [version, *shown("refused")]
 
 
-def told_after(spec: ModelSpec) -> Asset:
-    """Who is to look next: with a canary `rollout_<MODEL>`, for nothing is promoted yet."""
-    who = "rollout" if spec.rollout.policy == "canary" else "promoted"
-    return Asset(f"{who}/{spec.name}")
+def told_after(spec: ModelSpec) -> str:
+    """Name the Asset of who looks next: of a canary `rollout_<MODEL>`; nothing is promoted yet."""
+    return f"{'rollout' if spec.rollout.policy == 'canary' else 'promoted'}/{spec.name}"
 
 
 def failed(model: str, context: Any) -> None:
@@ -86,10 +75,8 @@ def validate(model: str) -> str | None:
     from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
-    mlflow_run = open_run(
-        settings, load_spec(model), cause.as_of,
-        key=cause.key, reason=cause.reason, who=cause.who, cause=cause.event,
-    )  # fmt: skip
+    origin: dict[str, Any] = {"key": cause.key, "reason": cause.reason, "who": cause.who}
+    mlflow_run = open_run(settings, load_spec(model), cause.as_of, **origin, cause=cause.event)
     if mlflow_run is None:
         answered = f"; or a run answers it already: {cause.event}" if cause.event else ""
         note(settings, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC){answered}")
@@ -120,18 +107,16 @@ def promote(
     from training.register import promote as put_into_production  # noqa: PLC0415
 
     settings, cause = current()
-    who, reason = cause.who, cause.reason
+    spec, who, reason = load_spec(model), cause.who, cause.reason
     if approval:
         name, comment = answered(approval)
         who, reason = f"airflow:{name}", f"{reason}; {comment}" if comment else reason
     with Tracking(settings).on_record(mlflow_run):
-        outcome = put_into_production(
-            settings, load_spec(model), mlflow_run, version, who=who, reason=reason
-        )
-    after = told_after(load_spec(model))
+        origin = {"who": who, "reason": reason}
+        outcome = put_into_production(settings, spec, mlflow_run, version, **origin)
     # Not "as_of": who looks at a version after its promotion looks at now.
-    outlet_events[after].extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
-    outlet_events[after].add_partitions(f"version {version}")
+    extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
+    send(outlet_events, told_after(spec), f"version {version}", extra)
     note(settings, outcome)
     return outcome
 

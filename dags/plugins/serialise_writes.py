@@ -8,19 +8,10 @@ longer timeout makes it worse. Reads are not held up. With Postgres this does no
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.configuration import conf
 from airflow.plugins_manager import AirflowPlugin
-
-if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, MutableMapping
-
-    Message = MutableMapping[str, Any]
-    App = Callable[
-        [Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]],
-        Awaitable[None],
-    ]
 
 READS = {"GET", "HEAD", "OPTIONS"}
 
@@ -28,16 +19,11 @@ READS = {"GET", "HEAD", "OPTIONS"}
 class SerialiseWrites:
     """Pure ASGI: a request that may write waits for the one before it."""
 
-    def __init__(self, app: App) -> None:
+    def __init__(self, app: Any) -> None:
         self.app = app
         self.lock = asyncio.Lock()
 
-    async def __call__(
-        self,
-        scope: Message,
-        receive: Callable[[], Awaitable[Message]],
-        send: Callable[[Message], Awaitable[None]],
-    ) -> None:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] != "http" or scope["method"] in READS:
             await self.app(scope, receive, send)
             return

@@ -6,8 +6,9 @@ from datetime import UTC, datetime, timedelta, timezone
 
 import pytest
 
-from dags.as_of import resolve
-from stack.moment import parse_moment
+from core.errors import SettingsError
+from core.timestamps import parse_timestamp
+from dags.run import resolve
 
 RUN_AFTER = datetime(2026, 5, 4, 12, tzinfo=UTC)
 LOGICAL = datetime(2026, 5, 3, tzinfo=UTC)
@@ -28,10 +29,10 @@ def test_then_the_newest_event_then_the_logical_date_then_run_after():
 def test_every_answer_is_in_utc():
     east = timezone(timedelta(hours=3))
     assert resolve({}, [], RUN_AFTER.astimezone(east), RUN_AFTER).tzinfo is UTC
-    assert parse_moment("2026-05-02T02:00:00+02:00", "x").tzinfo is UTC
+    assert parse_timestamp("2026-05-02T02:00:00+02:00", "x").tzinfo is UTC
 
 
 @pytest.mark.parametrize("text", ["2026-05-01T00:00:00", "2026-05-01", "yesterday", "", 5])
 def test_a_naive_or_malformed_time_is_refused_by_name(text):
-    with pytest.raises(ValueError, match="parameter as_of: expected a time like"):
-        parse_moment(text, "parameter as_of")
+    with pytest.raises(SettingsError, match="parameter as_of: expected a time like"):
+        parse_timestamp(text, "parameter as_of")

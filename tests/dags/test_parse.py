@@ -14,8 +14,8 @@ from typing import get_args
 
 import pytest
 
+from core.spec import load_specs
 from monitoring.rollout import Action
-from stack.spec import load_specs
 from training.validate import LONGEST
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -31,7 +31,7 @@ print(json.dumps({
         "outlets": {t.task_id: [asset.name for asset in t.outlets] for t in dag.tasks},
         "pools": {t.task_id: t.pool for t in dag.tasks},
         "params": sorted(dag.params), "start_date": str(dag.start_date),
-        "catchup": dag.catchup, "at_once": dag.max_active_runs, "end_date": str(dag.end_date),
+        "catchup": dag.catchup, "at_once": dag.max_active_runs,
         "schedule": type(dag.timetable).__name__,
         "longest": sum(((t.retries + 1) * t.execution_timeout).total_seconds()
                        for t in dag.tasks if t.execution_timeout),
@@ -84,7 +84,7 @@ def bag(tmp_path_factory):
 
 
 def copied(project):
-    for room in ("dags", "models", "stack"):
+    for room in ("dags", "models", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / room, project / room, ignore=ignored)
     return project
@@ -111,10 +111,12 @@ def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
 def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag, tmp_path):
     project = copied(tmp_path / "project")
     shipped = (project / "models" / "customer_churn_model.toml").read_text()
+    population = shipped[shipped.index("[population]") : shipped.index("[snapshots]")]
     for name, before, after in (
         ("fortnightly", '"@weekly"', '"@fortnightly"'),
         ("torn", "seed = 7", "seed ="),
         ("unbuilt", "seed = 7", "seed = 8"),
+        ("of_events", f"{population}[snapshots]", '[snapshots]\nrows = "label"'),  # nobody to score
     ):
         spec = shipped.replace("customer_churn_model", name).replace(before, after)
         (project / "models" / f"{name}.toml").write_text(spec)
@@ -126,7 +128,8 @@ def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_da
     found = read(tmp_path / "airflow", project)
     assert found["errors"] == {}
     kinds = ("train", "schedule", "monitor", "hourly")
-    assert set(found["dags"]) == set(bag["dags"]) | {f"{kind}_unbuilt" for kind in kinds}
+    more = {f"{kind}_{name}" for kind in kinds for name in ("unbuilt", "of_events")}
+    assert set(found["dags"]) == set(bag["dags"]) | more
 
 
 FIRST_RUNS = """
@@ -243,17 +246,3 @@ def test_scores_are_made_nightly_and_start_nothing(bag):
     assert dag["outlets"]["score"] == []
     assert (dag["pools"]["score"], dag["at_once"]) == ("tables", 1)
     assert (dag["schedule"], dag["params"]) == ("CronTriggerTimetable", ["as_of", "reason"])
-
-
-def test_in_a_replays_home_alone_there_is_a_dag_that_airflow_can_backfill(bag, tmp_path):
-    (tmp_path / "gyre.env").write_text("GYRE_REPLAY=2026-11-20\n")
-    replay = read(tmp_path / "airflow", PROJECT, GYRE_HOME=str(tmp_path))
-    assert replay["errors"] == {}
-    assert HEAVY & set(replay["modules"]) == set()
-    names = {f"replay_{spec.name}" for spec in load_specs()}
-    assert replay["dags"].keys() - bag["dags"].keys() == names
-    dag = replay["dags"]["replay_customer_churn_model"]
-    assert dag["tasks"] == {"look": ["retrain"], "retrain": []}
-    assert (dag["schedule"], dag["at_once"]) == ("CronTriggerTimetable", 1)
-    assert (dag["start_date"], dag["catchup"]) == ("None", False)
-    assert dag["end_date"].startswith("2026-11-20 00:00")  # nothing of it is scheduled later
