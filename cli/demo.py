@@ -1,230 +1,181 @@
-"""`gyre demo`: the loop closes by itself, on a stack of its own and the real history.
+"""`gyre demo`: the loop closes by itself on the real history, in an installation of its own.
 
-The first version is as of 180 days ago; the customers it meets are today's. Nothing is staged: if
-no drift is found, or the challenger is refused, that is what is told, and the exit code is 1.
+The first version is as of 180 days ago; the customers it meets are today's. Nothing is staged:
+where no drift is found, or the challenger is refused, the demo says so and its exit code is 1.
 """
 
-from __future__ import annotations
-
 import json
-import os
 import subprocess
+import sys
 import time
-from contextlib import ExitStack, closing
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from math import nan
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import httpx
 import typer
 
-from cli.own_stack import EXAMPLE, bring_up, folder, on_free_ports, stays_up
-from feature_repo.datasets import load_dataset
+from core.errors import MonitoringError
+from core.settings import Settings, load_settings
+from core.spec import load_spec
+from core.temporary import temporary_installation
+from core.tokens import serving_headers
 from feature_repo.features import entities
-from feature_repo.source import date_demo
+from feature_repo.store import FeatureStore
 from mlflow_server.ledger import Ledger
-from mlflow_server.records import Records
+from mlflow_server.records import DecisionRow, Records
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
-from stack.ending import end_stack
-from stack.errors import GyreError, MonitoringError
-from stack.preflight import port_problems
-from stack.settings import load_settings
-from stack.spec import load_spec
-from stack.tokens import serving_headers
+from stack.environment import process_environment
+from stack.processes import end_stack
 from training.artifacts import GATES, read
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import date
-
-    from mlflow_server.records import DecisionRow
-    from stack.settings import Settings
-
+EXAMPLE = "customer_churn_model"
 AGE = timedelta(days=180)
+UP_SECONDS = 400
 CHUNK, TRIES = 1_000, 5
-LOOKS = 3
-"""The rule asks for 2 bad windows of 5."""
-COMPARED = ("log_loss_minus_champion", "log_loss_minus_champion_upper")
+MONITORING_RUNS = 3
+"""The rule for a retraining asks for 2 bad windows of 5."""
 
 
-def demo(home: str | None, *, keep: bool) -> bool:
-    """Tell the story; say whether it ended as it should.
+def demo(home: Path | None, *, keep: bool) -> bool:
+    """Run the demo in `home` or a temporary folder; say whether it ended as it should.
 
-    Where nothing is installed yet its stack becomes the installation and stays up. Otherwise it is
-    in `home` or a temporary folder, on free ports, and is taken down unless `keep`.
+    Its stack has free ports and is ended again unless `keep`.
     """
-    settings = load_settings()
-    if home is None and not settings.data.exists():
-        if taken := port_problems(os.environ, settings.home):
-            typer.echo("\n".join((*taken, "so the demo takes free ones")))
-            settings = on_free_ports(settings.home)
-        return _story(settings, keep=True).good
-    with folder(home, "demo", keep=keep) as place:
-        return _story(on_free_ports(place), keep=keep).good
+    # Not with the gyre.env of the installation that is here.
+    base = load_settings(home=home) if home else Settings()
+    first = (datetime.now(UTC) - AGE).isoformat()
+    up = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
+    with temporary_installation(base, "demo", home, keep=keep) as settings:
+        try:
+            subprocess.run(up, env=process_environment(settings), check=True, timeout=UP_SECONDS)
+            with AirflowApi(settings) as airflow, closing(Records(settings)) as records:
+                closed = DemoRun(settings, airflow, records).run()
+        finally:
+            if not keep:
+                end_stack(settings)
+        if keep:
+            then = f"to end it: GYRE_HOME={settings.home} gyre down"
+            typer.echo(f"It stays up, see {settings.console_address}/ ; {then}")
+    return closed
 
 
-def demo_week() -> bool:
-    """Tell the story as it will be on each of seven days from today; end with a table."""
-    today = datetime.now(UTC).date()
-    told: dict[date, Ending | None] = {}
-    for start in (today + timedelta(days=n) for n in range(7)):
-        typer.echo(f"\n=== started on {start} ===")
-        with folder(None, "demo", keep=False) as place:
-            settings = on_free_ports(place)
-            date_demo(settings, load_dataset("orders"), start, seen_on=today)
-            try:
-                told[start] = _story(settings, keep=False)
-            except (GyreError, subprocess.SubprocessError) as exc:
-                typer.echo(f"gyre: {exc}", err=True)
-                told[start] = None
-    typer.echo("\n| started on | drift | challenger's log loss minus champion's | in service after "
-               "| then |\n|---|---|---|---|---|")  # fmt: skip
-    for start, end in told.items():
-        typer.echo(f"| {start} | {end.row() if end else 'failed | | |'} |")
-    return all(end and end.good for end in told.values())
+class DemoRun:
+    """Once round the loop of a running stack. Each line has the seconds since it began."""
 
+    def __init__(self, settings: Settings, airflow: AirflowApi, records: Records) -> None:
+        self.settings = settings
+        self.airflow = airflow
+        self.records = records
+        self.spec = load_spec(settings.default_model or EXAMPLE)
+        self.monitor_dag = f"monitor_{self.spec.name}"
+        self.train_dag = f"train_{self.spec.name}"
+        views = FeatureStore(settings).views(self.spec.feature_service)
+        self.entities = entities(settings, views, [*self.spec.entity_key], datetime.now(UTC))
+        self.began = time.monotonic()
 
-def _story(settings: Settings, *, keep: bool) -> Ending:
-    with ExitStack() as after:
-        if not keep:
-            after.callback(end_stack, settings)
-        first = (datetime.now(UTC) - AGE).isoformat()
-        bring_up(settings, "--as-of", first)
-        ended = Story(settings).tell()
-    if keep:
-        stays_up(settings)
-    return ended
-
-
-@dataclass(frozen=True)
-class Ending:
-    """How a story ended. seconds: from the verdict until the new version served."""
-
-    good: bool
-    drift: str
-    difference: str
-    seconds: float
-    verdict: str
-
-    def row(self) -> str:
-        return f"{self.drift} | {self.difference} | {self.seconds:.0f} s | {self.verdict}"
-
-
-class Story:
-    """Each step says the seconds since the story began."""
-
-    def __init__(self, settings: Settings) -> None:
-        self.settings, self.spec = settings, load_spec(settings.default_model or EXAMPLE)
-        self.name, self.began = self.spec.name, time.monotonic()
+    def run(self) -> bool:
+        """Say whether a new version answers and the monitor has nothing against it."""
+        old = self.predict_all()["model_version"]
+        cause = self.monitor_until_retraining().cause
+        for alert in self.records.alerts(self.spec.name):
+            self.say(f"alert: {alert['message']} ({alert['cause']})")
+        started = self.follow_training(cause)
+        self.wait("a new version", lambda: self.served_version() != old, 30)
+        served = datetime.now(UTC)
+        answer = self.predict_all()
+        new = answer["model_version"]
+        decision = self.monitor()
+        verdict = self.verdict_before(started)
+        self.say(f"an answer now: {json.dumps(answer)}")
+        self.say(f"verdict to training started: {(started - verdict).total_seconds():.1f} s")
+        self.say(f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s")
+        self.say(f"version {old} at first, version {new} now: {decision.verdict}")
+        return new != old and (decision.verdict, decision.action) == ("ok", "nothing")
 
     def say(self, text: str) -> None:
         typer.echo(f"[{time.monotonic() - self.began:6.1f} s] {text}")
 
-    def tell(self) -> Ending:
-        with AirflowApi(self.settings) as airflow:
-            old = self.predict_all()["model_version"]
-            decided = self.look_until_retrain(airflow)
-            cause = decided.cause
-            with closing(Records(self.settings)) as records:
-                for row in records.alerts(self.name):
-                    self.say(f"alert: {row['message']} ({row['cause']})")
-            run = self.wait("training", lambda: self.run_of(airflow, cause), 60)
-            self.say(f"training {run['dag_run_id']}, its cause: {run['partition_key']}")
-            outcome = airflow.follow(f"train_{self.name}", run["dag_run_id"], typer.echo)["note"]
-            difference = self.tell_gates(cause)
-            self.say(f"training ended: {outcome}")
-            with closing(Ledger(self.settings)) as ledger:
-                last = ledger.rows(self.name)[-1]
-            change = f"{last.from_version} → {last.to_version}"
-            self.say(f"ledger {last.sequence}: {change} by {last.who}: {last.why}")
-            self.wait("a new version", lambda: self.version() != old, 30)
-            served = datetime.now(UTC)
-            answer = self.predict_all()
-            then = self.look(airflow)
-            started = datetime.fromisoformat(run["start_date"])
-            verdict = self.verdict_before(airflow, started)
-        self.say(f"an answer now: {json.dumps(answer)}")
-        self.say(f"verdict to training started: {(started - verdict).total_seconds():.1f} s")
-        seconds = (served - verdict).total_seconds()
-        self.say(f"verdict to new version serving: {seconds:.1f} s")
-        self.say(f"version {old} at first, version {answer['model_version']} now: {then.verdict}")
-        good = answer["model_version"] != old and (then.verdict, then.action) == ("ok", "nothing")
-        return Ending(good, decided.reason, difference, seconds, f"{then.verdict}: {then.reason}")
-
     def predict_all(self) -> dict[str, Any]:
-        """Ask for every customer there is; return an answer that counts."""
-        views, now = load_dataset(self.spec.dataset).views, datetime.now(UTC)
-        self.known = entities(self.settings, views, self.spec.entity_key, now)
-        chunks = [self.known[i : i + CHUNK] for i in range(0, len(self.known), CHUNK)]
-        answers = [self.predict(chunk) for chunk in chunks]
-        self.say(f"{len(self.known)} predictions, by version {answers[-1][0]['model_version']}")
-        counted = (answer for answer in answers[-1] if answer["in_population"])
-        return dict[str, Any](next(counted, answers[-1][-1]))
+        """Ask for every entity there is; return the answer for one of the population."""
+        answers: list[dict[str, Any]] = []
+        for start in range(0, len(self.entities), CHUNK):
+            answers += self.predict(self.entities[start : start + CHUNK])
+        self.say(f"{len(answers)} predictions, by version {answers[-1]['model_version']}")
+        return next((row for row in reversed(answers) if row["in_population"]), answers[-1])
 
-    def predict(self, keys: list[dict[str, Any]]) -> list[Any]:
-        """Ask, again where features came too late: answers from defaults count for nothing."""
-        url = f"{self.settings.serving_address}/models/{self.name}/predict/batch"
+    def predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Ask, again where features came too late: monitoring leaves out answers from defaults."""
+        url = f"{self.settings.serving_address}/models/{self.spec.name}/predict/batch"
         headers = serving_headers(self.settings)
         for _ in range(TRIES):
-            answer = httpx.post(url, json=keys, headers=headers, timeout=60)
-            answers = list[Any](answer.raise_for_status().json())
-            late = sum(each["features_from"] != "online" for each in answers)
-            if not late:
+            response = httpx.post(url, json=keys, headers=headers, timeout=60)
+            answers = list[dict[str, Any]](response.raise_for_status().json())
+            if all(answer["features_from"] == "online" for answer in answers):
                 break
-            self.say(f"{late} of {len(keys)} answers without the store's features: asked again")
             time.sleep(1)
         return answers
 
-    def version(self) -> str:
-        return str(self.predict(self.known[:1])[0]["model_version"])
+    def served_version(self) -> str:
+        return str(self.predict(self.entities[:1])[0]["model_version"])
 
-    def look_until_retrain(self, airflow: AirflowApi) -> DecisionRow:
-        """Look again until a look, perhaps the hourly one between, has decided to retrain."""
-        for _ in range(LOOKS):
-            last = self.look(airflow)
-            with closing(Records(self.settings)) as records:
-                found = [r for r in records.decisions(self.name) if r.action == "retrain"]
-            if found:
-                return found[-1]
+    def monitor_until_retraining(self) -> DecisionRow:
+        """Monitor until a run, perhaps the hourly one between, has decided to retrain."""
+        for _ in range(MONITORING_RUNS):
+            last = self.monitor()
+            if decisions := self.records.decisions(self.spec.name, action="retrain"):
+                return decisions[-1]
         raise MonitoringError(f"no retraining was decided; the last: {last.rule}: {last.reason}")
 
-    def look(self, airflow: AirflowApi) -> DecisionRow:
+    def monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
-        dag, began = f"monitor_{self.name}", time.monotonic()
-        run = airflow.follow(dag, airflow.trigger(dag, {}), typer.echo, 120)
+        run_id = self.airflow.trigger(self.monitor_dag, {})
+        run = self.airflow.follow(self.monitor_dag, run_id, typer.echo, 120)
         as_of = datetime.fromisoformat(run["run_after"])
-        with closing(Records(self.settings)) as records:
-            row = next(r for r in records.decisions(self.name) if r.as_of == as_of)
-        self.say(f"{dag}, {time.monotonic() - began:.1f} s: {run['note']}")
-        self.say(", ".join(f"{name} {value:.4g}" for name, value in row.figures.items()))
-        return row
+        decisions = self.records.decisions(self.spec.name)
+        decision = next(row for row in decisions if row.as_of == as_of)
+        self.say(f"{self.monitor_dag}: {run['note']}")
+        self.say(", ".join(f"{name} {value:.4g}" for name, value in decision.figures.items()))
+        return decision
 
-    def verdict_before(self, airflow: AirflowApi, moment: datetime) -> datetime:
-        dag = f"monitor_{self.name}"
-        runs = [run["dag_run_id"] for run in airflow.last_runs(dag, 10)]
-        rows = [row for run in runs for row in airflow.tasks(dag, run) if row["end_date"]]
-        ends = [datetime.fromisoformat(r["end_date"]) for r in rows if r["task_id"] == "monitor"]
+    def follow_training(self, cause: str) -> datetime:
+        """Follow the training of `cause` to its end and say what came of it; return its start."""
+        run = self.wait("training", lambda: self.training_of(cause), 60)
+        self.say(f"training {run['dag_run_id']}, its cause: {cause}")
+        outcome = self.airflow.follow(self.train_dag, run["dag_run_id"], typer.echo)["note"]
+        tracking = Tracking(self.settings)
+        trained = tracking.runs(self.spec.experiment)
+        run_id = next(each.run_id for each in trained if each.tags["cause"] == cause)
+        for gate in json.loads(read(tracking, run_id, GATES))["gates"]:
+            self.say(f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}")
+        self.say(f"training ended: {outcome}")
+        with closing(Ledger(self.settings)) as ledger:
+            last = ledger.rows(self.spec.name)[-1]
+        change = f"{last.from_version} → {last.to_version}"
+        self.say(f"ledger {last.sequence}: {change} by {last.who}: {last.why}")
+        return datetime.fromisoformat(run["start_date"])
+
+    def training_of(self, cause: str) -> dict[str, Any] | None:
+        runs = self.airflow.last_runs(self.train_dag, 10)
+        return next((r for r in runs if r["partition_key"] == cause and r["start_date"]), None)
+
+    def verdict_before(self, moment: datetime) -> datetime:
+        """When the last task of the monitor before `moment` ended."""
+        dag = self.monitor_dag
+        runs = [run["dag_run_id"] for run in self.airflow.last_runs(dag, 10)]
+        tasks = [task for run in runs for task in self.airflow.tasks(dag, run)]
+        ended = [task for task in tasks if task["task_id"] == "monitor" and task["end_date"]]
+        ends = [datetime.fromisoformat(task["end_date"]) for task in ended]
         return max(end for end in ends if end < moment)
 
-    def run_of(self, airflow: AirflowApi, cause: str) -> dict[str, Any] | None:
-        rows = airflow.last_runs(f"train_{self.name}", 10)
-        return next((r for r in rows if r["partition_key"] == cause and r["start_date"]), None)
-
-    def tell_gates(self, cause: str) -> str:
-        """Say how each gate judged; return by how much the challenger differs from the champion."""
-        tracking = Tracking(self.settings)
-        run = next(r for r in tracking.runs(self.spec.experiment) if r.tags["cause"] == cause)
-        for gate in json.loads(read(tracking, run.run_id, GATES))["gates"]:
-            self.say(f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}")
-        value, upper = (run.metrics.get(name, nan) for name in COMPARED)
-        return f"{value:+.3f} (97.5 %: below {upper:+.3f})"
-
-    def wait(self, what: str, found: Callable[[], Any], limit: float) -> Any:
+    def wait(self, what: str, ask: Callable[[], Any], limit: float) -> Any:
+        """Ask until the answer is a true value; raise MonitoringError after `limit` s."""
         until = time.monotonic() + limit
-        while not (value := found()):
+        while not (answer := ask()):
             if time.monotonic() > until:
                 raise MonitoringError(f"{what}: not within {limit:.0f} s")
             time.sleep(0.2)
-        return value
+        return answer

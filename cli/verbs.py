@@ -1,34 +1,30 @@
 """What the verbs share: how a time is given, who is asking, how a report is printed."""
 
-from __future__ import annotations
-
 import getpass
 import json
 import logging
 import sys
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
+from pydantic_core import to_jsonable_python
 
-from stack.errors import SettingsError
-from stack.moment import parse_moment
+from core.settings import Settings, load_settings
+from core.spec import ModelSpec, load_spec
+from core.timestamps import parse_timestamp
 
 
-def _said(text: str) -> str:
+def _not_empty(text: str) -> str:
     if not text.strip():
         raise typer.BadParameter("say why: it stands in the ledger for ever")
     return text.strip()
 
 
-AsOf = Annotated[
-    str | None,
-    typer.Option(
-        "--as-of", help="ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
-    ),
-]
+AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
+AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
-Reason = Annotated[str, typer.Option("--reason", callback=_said, help="Why; kept for ever.")]
+Reason = Annotated[str, typer.Option("--reason", callback=_not_empty, help="Why; kept for ever.")]
 
 
 def moment(text: str | None, option: str = "--as-of") -> datetime:
@@ -38,10 +34,12 @@ def moment(text: str | None, option: str = "--as-of") -> datetime:
         SettingsError: not ISO 8601, without an offset, or in the future.
 
     """
-    try:
-        return datetime.now(tz=UTC) if text is None else parse_moment(text, option)
-    except ValueError as exc:
-        raise SettingsError(str(exc)) from exc
+    return datetime.now(tz=UTC) if text is None else parse_timestamp(text, option)
+
+
+def begin(model: str, as_of: str | None) -> tuple[Settings, ModelSpec, datetime]:
+    log_to_stderr()
+    return load_settings(), load_spec(model), moment(as_of)
 
 
 def who() -> str:
@@ -49,8 +47,9 @@ def who() -> str:
     return f"shell:{getpass.getuser()}"
 
 
-def say(line: str, document: Any, *, as_json: bool) -> None:
-    typer.echo(json.dumps(document, indent=2, default=str) if as_json else line)
+def say(text: str, document: object, *, as_json: bool) -> None:
+    """Print a report's text, or `document` as JSON; dataclasses and times are converted."""
+    typer.echo(json.dumps(to_jsonable_python(document), indent=2) if as_json else text)
 
 
 def log_to_stderr() -> None:
@@ -59,5 +58,5 @@ def log_to_stderr() -> None:
     logging.captureWarnings(capture=True)  # what libraries deprecate is no news for who trains
     for noisy in ("py.warnings", "great_expectations"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
-    for room in ("training", "feature_repo", "mlflow_server", "monitoring"):
-        logging.getLogger(room).setLevel(logging.INFO)
+    for package in ("training", "feature_repo", "mlflow_server", "monitoring"):
+        logging.getLogger(package).setLevel(logging.INFO)

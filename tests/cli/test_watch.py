@@ -11,8 +11,8 @@ import pytest
 
 from cli.watch import _lines, _retrain
 from mlflow_server.records import DecisionRow, Records
+from monitoring.checks.result import MonitorReport
 from monitoring.decision import INPUTS, Decision, Inputs, decide
-from monitoring.report import MonitorReport
 from stack.environment import child_environment
 from tests.conftest import BIN, mlflow_server, new_settings
 
@@ -111,7 +111,6 @@ def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error
 
 
 def test_roles_say_what_to_do_where_there_is_nothing_yet(settings):
-    assert "[rollout] is direct" in gyre(settings, "rollout", MODEL)
     error = gyre(settings, "compare", MODEL, code=1)
     assert f"gyre promote {MODEL} VERSION --role challenger --percent 10 --reason" in error
     beside = ["--role", "challenger", "--reason", "try"]

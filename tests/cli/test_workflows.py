@@ -9,7 +9,7 @@ import typer
 import yaml
 
 from cli.main import typer_app
-from stack.settings import PROJECT, Settings
+from core.settings import PROJECT, Settings
 
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 VERBS = typer.main.get_command(typer_app).commands

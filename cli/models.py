@@ -1,16 +1,17 @@
-"""`gyre promote`, `release`, `rollback` and `ledger`: what is in which role, and why."""
+"""`gyre train`, `reproduce`, `score`, `promote`, `release`, `rollback`, `ledger`: versions."""
 
 from __future__ import annotations
 
+import uuid
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.verbs import AsJson, Reason, say, who
-from stack.errors import PromotionRefusedError, RegistryError, SettingsError
-from stack.settings import load_settings
-from stack.spec import load_spec
+from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, who
+from core.errors import PromotionRefusedError, RegistryError, SettingsError
+from core.settings import load_settings
+from core.spec import load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,20 +19,62 @@ if TYPE_CHECKING:
     from mlflow_server.ledger import Ledger, LedgerRow
     from mlflow_server.registry import Registry
 
+REPLACES = "The version expected in the role now; `none` for none."
+PERCENT = "How many of a hundred entities a challenger answers."
+
+
+def train(
+    model: str,
+    as_of: AsOf = None,
+    reason: Annotated[str, typer.Option(help="Why; in run and ledger.")] = "by hand",
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also with nothing new to learn.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Train, evaluate, gate, register and promote; or say why not.
+
+    A refused challenger and nothing new to learn are expected outcomes: exit code 0.
+    """
+    settings, spec, time = begin(model, as_of)
+    from training.chain import train as run  # noqa: PLC0415  (heavy)
+
+    key = f"shell-{uuid.uuid4().hex[:12]}"
+    report = run(settings, spec, time, key=key, reason=reason, who=who(), force=force)
+    say(f"{model}: {report.outcome}", report, as_json=as_json)
+
+
+def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
+    """Build a version again elsewhere from its lineage; exit code 1 unless all is the same.
+
+    The spec is the version's own; a raw table, lock file, code or spec that changed is named.
+    """
+    log_to_stderr()
+    from training.reproduce import reproduce as build_again  # noqa: PLC0415  (heavy)
+
+    report = build_again(load_settings(), model, version)
+    say(report.summary(), report.as_json(), as_json=as_json)
+    raise typer.Exit(0 if report.reproduced else 1)
+
+
+def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+    """Score the label's whole population with the version in production; again is the same.
+
+    A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
+    """
+    settings, spec, time = begin(model, as_of)
+    from training.batch import score_population  # noqa: PLC0415  (heavy)
+
+    report = score_population(settings, spec, time)
+    say(report.summary(), report, as_json=as_json)
+
 
 def promote(
     model: str,
     version: str,
     reason: Reason,
-    replaces: Annotated[
-        str | None,
-        typer.Option("--replaces", help="The version expected in the role now; `none` for none."),
-    ] = None,
+    replaces: Annotated[str | None, typer.Option(help=REPLACES)] = None,
     role: Annotated[str, typer.Option(help="production, challenger or shadow")] = "production",
-    percent: Annotated[
-        int | None,
-        typer.Option(min=1, max=100, help="How many of a hundred entities a challenger answers."),
-    ] = None,
+    percent: Annotated[int | None, typer.Option(min=1, max=100, help=PERCENT)] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -42,17 +85,14 @@ def promote(
     """
     if role == "challenger" and percent is None:
         raise SettingsError("--percent: how many entities of a hundred? Such as --percent 10")
-    from mlflow_server.promotion import UNSET  # noqa: PLC0415
-    from mlflow_server.promotion import promote as put  # noqa: PLC0415
+    from mlflow_server import promotion  # noqa: PLC0415
 
-    expected = UNSET if replaces is None else None if replaces == "none" else replaces
+    expected = None if replaces == "none" else replaces or promotion.UNSET
     with _opened(model) as (registry, ledger):
         if wrong := registry.damage(model, version):
             raise PromotionRefusedError(f"{model}: version {version} is damaged: {wrong}")
-        row = put(
-            registry, ledger, model, version, who=who(), why=reason, replaces=expected, role=role,
-            percent=100 if percent is None else percent,
-        )  # fmt: skip
+        where: dict[str, Any] = {"role": role, "replaces": expected, "percent": percent or 100}
+        row = promotion.promote(registry, ledger, model, version, who=who(), why=reason, **where)
     say(_line(row), row.as_json(), as_json=as_json)
 
 
@@ -64,10 +104,10 @@ def release(
     as_json: AsJson = False,
 ) -> None:
     """End a challenger or shadow: production answers everybody again, one ledger row says so."""
-    from mlflow_server.promotion import release as end  # noqa: PLC0415
+    from mlflow_server import promotion  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
-        row = end(registry, ledger, model, role, who=who(), why=reason)
+        row = promotion.release(registry, ledger, model, role, who=who(), why=reason)
     say(_line(row), row.as_json(), as_json=as_json)
 
 
@@ -76,10 +116,10 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
     A challenger ends with it: everybody is answered by the version that is gone back to.
     """
-    from mlflow_server.promotion import rollback as go_back  # noqa: PLC0415
+    from mlflow_server import promotion  # noqa: PLC0415
 
     with _opened(model) as (registry, ledger):
-        row = go_back(registry, ledger, model, who=who(), why=reason)
+        row = promotion.rollback(registry, ledger, model, who=who(), why=reason)
     say(_line(row), row.as_json(), as_json=as_json)
 
 

@@ -1,0 +1,92 @@
+"""`gyre ingest`, `consume`, `quarantine`, `parity`, `maintain`: rows and features."""
+
+from datetime import timedelta
+from typing import Annotated
+
+import typer
+
+from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
+from core.settings import load_settings
+
+MONTH = timedelta(days=31)
+MODULE = "A module of feature_repo/datasets/."
+quarantine = typer.Typer(no_args_is_help=True, help="Rows that were set aside.")
+
+
+def ingest(
+    dataset: Annotated[str, typer.Argument(help=MODULE)] = "orders",
+    as_of: AsOf = None,
+    *,
+    full: Annotated[bool, typer.Option("--full", help="Read all of the source.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Bring a dataset up to date: pull, validate, merge, features, online values."""
+    log_to_stderr()
+    time = moment(as_of)
+    from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
+
+    report = run(load_settings(), dataset, time, full=full)
+    say(report.summary(), report, as_json=as_json)
+
+
+def consume() -> None:
+    """Consume the events that serving puts on the stream, until it is ended; gyre up starts it."""
+    log_to_stderr()
+    from feature_repo.consumer import consume as run  # noqa: PLC0415
+
+    run(load_settings())
+
+
+def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
+    """Free what is past its time: rows, files, logs, reports; exit code 1 if a part could not."""
+    log_to_stderr()
+    time = moment(as_of)
+    from monitoring.maintain import maintain as clean_up  # noqa: PLC0415
+
+    parts = clean_up(load_settings(), time)
+    say("\n".join(part.line() for part in parts), parts, as_json=as_json)
+    raise typer.Exit(1 if any(part.problem for part in parts) else 0)
+
+
+def parity(
+    model: str,
+    as_of: AsOf = None,
+    moments: Annotated[int, typer.Option(min=1, help="At how many of them.")] = 12,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a model's features offline and online, every entity; exit code 1 if any differ.
+
+    At the newest beginnings of a day, week or month, as the spec's snapshots have it.
+    """
+    settings, spec, time = begin(model, as_of)
+    from feature_repo.parity import parity as compare  # noqa: PLC0415
+    from training.snapshots import starts  # noqa: PLC0415
+
+    newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
+    report = compare(
+        settings,
+        spec.feature_service,
+        [*spec.entity_key],
+        newest,
+        lambda line: typer.echo(line, err=True),
+    )
+    say(report.summary(), report, as_json=as_json)
+    raise typer.Exit(1 if report.differences else 0)
+
+
+@quarantine.command("list")
+def list_quarantined(
+    dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """List the rows in quarantine: since when, the rules they broke, and what they say."""
+    from feature_repo.datasets import load_dataset  # noqa: PLC0415
+    from feature_repo.quarantine import quarantined  # noqa: PLC0415
+
+    rows = quarantined(load_settings(), load_dataset(dataset))
+    lines = [
+        f"{row['quarantined_at']:%Y-%m-%d %H:%M}Z  {row['rules']}  {row['row']}" for row in rows
+    ]
+    say("\n".join(lines) or f"{dataset}: nothing is in quarantine", rows, as_json=as_json)

@@ -1,0 +1,51 @@
+"""`gyre init`: a project of a team's own."""
+
+import keyword
+import shutil
+from importlib.util import find_spec
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import typer
+
+from cli.use_case import TEMPLATES, write_use_case
+from core.errors import SettingsError
+from core.settings import CLONE
+
+STORE, ROWS = "feature_repo/feature_store.yaml", "data/orders.parquet"
+
+
+def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")]) -> None:
+    """Write a project of your own that runs as it is: a model, its dataset, a Python package.
+
+    The package has the folder's name. From then on GYRE_PROJECT names the folder.
+    """
+    folder = folder.expanduser().resolve()
+    package = folder.name.lower().replace("-", "_")
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise SettingsError(f"{folder}: expected a new or an empty folder; nothing was written")
+    if not package.isidentifier() or keyword.iskeyword(package) or find_spec(package):
+        expected = "expected a name that a new Python package can have, such as shop_models"
+        raise SettingsError(f"{folder}: {expected}; nothing was written")
+    from cli.columns import describe  # noqa: PLC0415  (heavy)
+    from feature_repo.source import read  # noqa: PLC0415
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with TemporaryDirectory(dir=folder) as name:  # all of it, or nothing
+        part = Path(name) / "project"
+        shutil.copytree(TEMPLATES / "project", part)
+        (part / "package").rename(part / package)
+        (part / "data").mkdir()
+        shutil.copy(CLONE / "data" / "cdnow_orders.parquet", part / ROWS)
+        write_use_case(part, "orders", describe(read(str(part / ROWS))), shipped=ROWS)
+        shutil.copy(CLONE / STORE, part / STORE)
+        for path in part.iterdir():
+            path.rename(folder / path.name)
+    typer.echo(
+        f"wrote a project to {folder}; next:\n"
+        f"  cd {folder}\n"
+        '  export GYRE_PROJECT="$PWD"  # in each shell; state is in .gyre of it, or GYRE_HOME\n'
+        "  gyre check\n"
+        "  gyre up"
+    )
