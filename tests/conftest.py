@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from core.settings import PROJECT, Settings, free_ports
+from feature_repo.feast_config import write_feast_config
 from mlflow_server import server
-from stack.environment import process_environment, write_feast_config
-from stack.preflight import PORTS
-from stack.settings import PROJECT, Settings
+from stack.environment import process_environment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -32,6 +32,11 @@ def unused_port() -> int:
     with socket.socket() as found:
         found.bind(("127.0.0.1", 0))
         return int(found.getsockname()[1])
+
+
+def at_most(seconds: float) -> float:
+    """A limit of time: `seconds`, or three times that where other tests run beside this one."""
+    return 3 * seconds if "PYTEST_XDIST_WORKER" in os.environ else seconds
 
 
 def wait_until(what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
@@ -100,5 +105,4 @@ def feast_apply(settings: Settings) -> None:
 
 def new_settings(home: Path, **more: Any) -> Settings:
     """Settings of an installation of its own, its demo dated for START."""
-    ports = {f"{name.lower()}_port": unused_port() for name in PORTS}
-    return Settings(**({"home": home, "demo_start": START} | ports | more))
+    return Settings(**({"home": home, "demo_start": START} | free_ports() | more))

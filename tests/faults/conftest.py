@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
 
-    from stack.settings import Settings
+    from core.settings import Settings
     from tests.serving.conftest import Rig
 
 

@@ -18,11 +18,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from core.errors import PromotionRefusedError
+from core.settings import PROJECT, Settings
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
-from stack.errors import PromotionRefusedError
-from stack.settings import PROJECT, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

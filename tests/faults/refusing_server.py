@@ -5,9 +5,9 @@ from __future__ import annotations
 import sys
 
 import serving.watcher
+from core.settings import load_settings
+from core.spec import ModelSpec, load_specs
 from serving.__main__ import serve
-from stack.settings import load_settings
-from stack.spec import ModelSpec, load_specs
 
 
 def refusing_specs() -> list[ModelSpec]:

@@ -91,7 +91,8 @@ def test_a_broken_model_promoted_under_load_is_refused_and_nobody_notices(
     with watched(client) as readiness, under_load(client) as answers:
         rig.promote(version)
         rig.wait_until(said, lambda: said in client.get("/health/ready").text)
-        time.sleep(1)
+        before_more = len(answers)
+        rig.wait_until("more answers", lambda: len(answers) > before_more + 50)
         rig.promote(served.first)
         rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
     assert readiness == {200}

@@ -21,8 +21,8 @@ from tests.serving.load import under_load
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from core.settings import Settings
     from mlflow_server.ledger import Ledger, LedgerRow
-    from stack.settings import Settings
 
 ANN = {"who": "ann", "why": "better"}
 UI = "mlflow-ui"

@@ -7,10 +7,11 @@ import signal
 import time
 from typing import TYPE_CHECKING, Any
 
+import pytest
 from redis import Redis
 
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import quarantine_table
+from feature_repo.quarantine import quarantine_table
 from tests.conftest import unused_port
 from tests.serving.test_events import (  # noqa: F401  (a fixture among them)
     NEW,
@@ -44,6 +45,7 @@ def test_acknowledged_events_of_a_killed_worker_land_once(
     assert sorted(n for n in raw(rig) if 400 <= n < 500) == [400, 401, 402, 403, 404, 405]
 
 
+@pytest.mark.nightly
 def test_a_consumer_that_is_killed_again_and_again_takes_each_event_exactly_once(
     rig: Rig,
     served: Served,

@@ -128,4 +128,8 @@ def ledger(rig: Any) -> list[LedgerRow]:
 
 def told(rig: Any, version: str) -> list[dict[str, Any]]:
     lines = (rig.settings.home / "logs" / "alerts.log").read_text().splitlines()
-    return [row for row in map(json.loads, lines) if row["cause"] == f"harm of version {version}"]
+    return [
+        row
+        for row in map(json.loads, lines)
+        if row["cause"].startswith(f"harm of version {version} ")
+    ]

@@ -11,11 +11,11 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from core.settings import PROJECT, Settings
+from core.spec import load_spec
 from feature_repo.features import view_path
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.online import OnlineFeatures
-from stack.settings import PROJECT, Settings
-from stack.spec import load_spec
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, VIEW, rebuilt, rows_of
@@ -40,7 +40,7 @@ import great_expectations, ibis.backends.duckdb, feast.repo_operations
 import feature_repo.extensions.engine, feature_repo.extensions.offline
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest
-from stack.settings import Settings
+from core.settings import Settings
 
 load_dataset("orders")
 

@@ -21,22 +21,22 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import httpx
-import onnx
 import pytest
 from onnx import TensorProto, helper
 
+from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import raw_table
 from mlflow_server.ledger import Ledger
+from mlflow_server.pyfunc import ModelFile
 from mlflow_server.records import Records
 from mlflow_server.registration import register
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, SCORE
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi
-from stack.ending import members
 from stack.environment import child_environment
-from stack.spec import load_spec
+from stack.processes import members
 from tests.conftest import BIN, new_settings, wait_until
 from tests.serving.conftest import ONNX_TYPES
 from training.artifacts import EVALUATION, FRAME, PLAN, UNLABELLED, fetched
@@ -47,10 +47,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from pathlib import Path
 
+    from core.settings import Settings
     from mlflow_server.ledger import LedgerRow
     from mlflow_server.records import DecisionRow
     from mlflow_server.registry import Version
-    from stack.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
 MODEL = SPEC.name
@@ -61,7 +61,7 @@ CHUNK = 10_000
 FEW, ENOUGH = 150, 300
 """A window has a verdict from 200 entities."""
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
 
 
 class Loop:
@@ -147,7 +147,13 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         assert members(settings.home) == [], "processes were left running"
 
 
-def test_the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Loop) -> None:
+def test_drift_seen_by_many_too_little_to_judge_by_and_harm(loop: Loop, tmp_path: Path) -> None:
+    the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop)
+    a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop)
+    a_version_whose_scores_collapse_goes_back_once_and_stays_back(loop, tmp_path)
+
+
+def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Loop) -> None:
     """18."""
     loop.predict_all()
     began = datetime.now(UTC)
@@ -188,8 +194,7 @@ def test_the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loo
     assert (first.to_version, second.from_version, second.to_version) == ("1", "1", "2")
     assert second.why.startswith(cause)
 
-    (alert,), told = loop.alerts(), loop.delivered()[0]
-    assert all("over" in row for row in loop.delivered()[1:])
+    (alert,), (told,) = loop.alerts(), loop.delivered()
     assert alert["cause"] == told["cause"] == cause
     # Those that saw less than two bad windows count only if one beside them had told by then.
     sure = len([row for row in looks if row.rule in {"drift", "answered"}])
@@ -202,11 +207,10 @@ def training_runs(airflow: AirflowApi, *states: str) -> list[dict[str, Any]]:
     return [row for row in rows if not states or row["state"] in states]
 
 
-def test_a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop: Loop) -> None:
+def a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop: Loop) -> None:
     """16: of the second version, after whose snapshot no label has matured."""
     loop.wait_for_answers_of("2")
     loop.look()
-    assert ["over" in row for row in loop.delivered()] == [False, True], "its end is told once"
     before = (loop.alerts(), loop.delivered(), loop.ledger())
     for entities in (0, FEW):
         if entities:
@@ -219,7 +223,7 @@ def test_a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop
     assert (loop.alerts(), loop.delivered(), loop.ledger()) == before
 
 
-def test_a_version_whose_scores_collapse_goes_back_once_and_stays_back(
+def a_version_whose_scores_collapse_goes_back_once_and_stays_back(
     loop: Loop, tmp_path: Path
 ) -> None:
     """19: put into production by a hand that asked no gate."""
@@ -248,7 +252,7 @@ def test_a_version_whose_scores_collapse_goes_back_once_and_stays_back(
     assert last.applied_at
     assert last.why.startswith(f"every one of {ENOUGH} scores is {answers[0]['probability']:.6g}")
     (alert,) = [each for each in loop.delivered() if each not in before]
-    assert alert["cause"] == f"harm of version {version}"
+    assert alert["cause"].startswith(f"harm of version {version} (ledger row ")
 
     assert {row["model_version"] for row in loop.predict(loop.counted[:ENOUGH])} == {"2"}
     ledger = loop.ledger()
@@ -276,16 +280,16 @@ def register_collapsing(settings: Settings, folder: Path) -> Version:
     (folder / "extra").mkdir()
     (folder / "second" / CONTRACT_FILE).rename(folder / "extra" / CONTRACT_FILE)
     frame, plan = load_frame(tracking, run_id)
-    rows = features(SPEC, at(frame, [plan.test]))
+    rows = features(SPEC, at(frame, plan.test))
     return register(
         settings, model=MODEL, run_id=run_id, extra_files=folder / "extra",
-        onnx_model=tenure_alone(float(rows["customer_tenure_days"].max())),
+        exported=tenure_alone(float(rows["customer_tenure_days"].max())),
         input_example=rows.head(), tags={}, description="tenure alone",
         requirements=["onnxruntime"],
     )  # fmt: skip
 
 
-def tenure_alone(longest: float) -> onnx.ModelProto:
+def tenure_alone(longest: float) -> ModelFile:
     """Graph of score = sigmoid(0.01 · max(0, longest - customer_tenure_days) - 0.5)."""
     inputs = [helper.make_tensor_value_info(name, ONNX_TYPES[kind], [None])
               for name, kind in SPEC.features.items()]  # fmt: skip
@@ -304,4 +308,5 @@ def tenure_alone(longest: float) -> onnx.ModelProto:
         [helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
          for name, value in constants.items()],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return ModelFile(model.SerializeToString())

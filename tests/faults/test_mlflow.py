@@ -95,6 +95,7 @@ def clear_line(training: subprocess.Popen[str]) -> None:
     assert "Traceback" not in said
 
 
+@pytest.mark.nightly
 def test_training_without_mlflow_is_one_clear_line_and_can_be_run_again(
     rig: Any, served: Any, gyre: Any
 ) -> None:

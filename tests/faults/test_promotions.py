@@ -12,14 +12,14 @@ import pytest
 from mlflow_server.promotion import promote, reconcile
 from stack.environment import process_environment
 from tests.conftest import BIN
-from tests.mlflow_server.conftest import stages
+from tests.mlflow_server.conftest import new_model, stages
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from core.settings import Settings
     from mlflow_server.ledger import Ledger
     from mlflow_server.registry import Registry
-    from stack.settings import Settings
 
 ANN = {"who": "ann", "why": "better"}
 REFUSED = 3
@@ -73,6 +73,33 @@ def test_of_four_processes_at_once_exactly_one_wins(
     assert [(r.sequence, r.to_version) for r in rows] == [(1, "1"), (2, winner)]
     assert all(row.applied_at for row in rows)
     assert stages(settings, model) == {"1": "Archived", winner: "Production"}
+
+
+@pytest.mark.nightly
+@pytest.mark.timeout(1800)
+def test_of_eight_processes_at_once_exactly_one_wins_two_hundred_times(
+    promoting: Callable[..., dict[str, Any]],
+    settings: Settings,
+    registry: Registry,
+    ledger: Ledger,
+) -> None:
+    """6: one winner a round, earlier rows as they were, ledger, alias and stage agree."""
+    model, versions = new_model(settings, 9), [str(number) for number in range(1, 10)]
+    promote(registry, ledger, model, "1", **ANN)
+    for _ in range(200):
+        before = ledger.rows(model)
+        current = before[-1].to_version
+        ended = promoting(model, [v for v in versions if v != current], replaces=current)
+        (winner,) = [version for version, (word, _) in ended.items() if word == "won"]
+        told = [word for version, (word, _) in ended.items() if version != winner]
+        assert all(f"version {winner} (by process {winner}" in word for word in told), told
+        *earlier, last = ledger.rows(model)
+        assert earlier == before
+        assert last.sequence == len(before) + 1
+        assert (last.from_version, last.to_version) == (current, winner)
+        assert last.applied_at
+        assert registry.production(model) == winner
+        assert stages(settings, model)[winner] == "Production"
 
 
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -14,9 +14,9 @@ import pytest
 import uvloop
 from redis import Redis
 
-from mlflow_server.lookup import LookupSpecification, StoredView
+from core.errors import FeaturesUnavailableError
+from mlflow_server.served_model import LookupSpecification, StoredView
 from serving.lookup import RedisReader
-from stack.errors import FeaturesUnavailableError
 from tests.conftest import redis_server, unused_port
 from tests.serving.shop import NOON, PLAIN, online, people, stocked, template  # noqa: F401
 

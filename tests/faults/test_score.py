@@ -6,17 +6,18 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pyarrow.compute as pc
 import pytest
 
+from core.settings import PROJECT
+from core.spec import load_spec
 from feature_repo.source import pull
 from stack.environment import child_environment
-from stack.settings import PROJECT
-from stack.spec import load_spec
 from tests.conftest import AS_OF, mlflow_server, new_settings
 from tests.training.conftest import ORDERS, installation
 from training import chain
@@ -26,15 +27,15 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    from stack.settings import Settings
+    from core.settings import Settings
 
 SPEC = load_spec("customer_churn_model")
 SCORE = """
 import sys
 from datetime import datetime
 from feature_repo.datasets import load_dataset
-from stack.settings import load_settings
-from stack.spec import load_spec
+from core.settings import load_settings
+from core.spec import load_spec
 from training.batch import score_population
 settings, spec = load_settings(), load_spec(sys.argv[1])
 load_dataset(spec.dataset)
@@ -65,6 +66,21 @@ def held(settings: Settings) -> list[dict[str, Any]]:
     return list(found.to_pylist())
 
 
+@contextmanager
+def in_small_steps(pid: int) -> Iterator[None]:
+    """Have a process move only while this one sleeps: both on one core, and it yields to all."""
+    cores, core = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}
+    for thread in psutil.Process(pid).threads():
+        with suppress(ProcessLookupError):  # it has ended
+            os.sched_setaffinity(thread.id, core)
+            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
+    os.sched_setaffinity(0, core)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, cores)
+
+
 def test_killed_at_any_point_and_run_again_each_entity_is_there_once(settings: Settings) -> None:
     """Killed when reading, on sight of the new data file, and on sight of the commit."""
     people = score_population(settings, SPEC, AS_OF).rows
@@ -87,10 +103,12 @@ def test_killed_at_any_point_and_run_again_each_entity_is_there_once(settings: S
             process.stdin.write(f"{(moment + (news + 1) * HOUR).isoformat()}\n")
             process.stdin.flush()
             until = time.monotonic() + 60
-            while len(files(table) - known) < news:
-                assert process.poll() is None
-                assert time.monotonic() < until
-            process.kill()
+            with in_small_steps(process.pid):
+                while len(files(table) - known) < news:
+                    assert process.poll() is None
+                    assert time.monotonic() < until
+                    time.sleep(0.0002)
+                process.kill()
             process.wait(10)
             now = held(settings)
             whole = [{"as_of": moment + (news + 1) * HOUR, "entity_count": people}]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,13 @@ import psutil
 from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
 from tests.faults.conftest import workers
-from tests.serving.load import FAILED, under_load
+from tests.serving.load import FAILED, Answered, under_load
 
 CONNECTIONS = 3
+
+
+def failures(answers: list[Answered]) -> int:
+    return sum(answer.status == FAILED for answer in answers)
 
 
 def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
@@ -27,9 +30,9 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
         rig.known_to_be_ready(client)
         (killed,) = workers(process)
         with under_load(client, CONNECTIONS) as answers:
-            time.sleep(1.5)
+            wait_until("requests", lambda: len(answers) > 100)
             killed.kill()
-            time.sleep(0.2)
+            wait_until("their end", lambda: failures(answers) == CONNECTIONS, 10)
         acknowledged = [a.body["request_id"] for a in answers if a.status == 200]
         assert Counter(a.status for a in answers) == {200: len(acknowledged), FAILED: CONNECTIONS}
         assert len(acknowledged) > 50

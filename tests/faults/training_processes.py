@@ -25,10 +25,10 @@ from typing import TYPE_CHECKING, Any
 import requests
 import sqlalchemy as sql
 
+from core.settings import PROJECT, Settings
+from core.spec import ModelSpec
 from feature_repo.datasets import load_dataset
 from mlflow_server.tracking import Tracking
-from stack.settings import PROJECT, Settings
-from stack.spec import ModelSpec
 from training import chain
 
 if TYPE_CHECKING:

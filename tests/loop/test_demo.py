@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -11,10 +10,10 @@ from contextlib import closing
 import psutil
 import pytest
 
+from core.settings import Settings
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records
-from stack.ending import members
-from stack.settings import Settings
+from stack.processes import members
 from tests.conftest import BIN
 
 MODEL = "customer_churn_model"
@@ -68,7 +67,7 @@ def test_one_retraining_was_decided_and_one_alert_went_out(told):
     assert len(decided) == 1
     assert (alert["cause"], alert["delivered"]) == (decided[0].cause, True)
     lines = (settings.home / "logs" / "alerts.log").read_text().splitlines()
-    assert ["over" in json.loads(line) for line in lines] == [False, True]
+    assert len(lines) == 1
 
 
 def test_a_folder_that_holds_a_stack_is_not_told_over(told):

