@@ -3,62 +3,50 @@
     python -m benchmarks.ingest [orders of history, ten million if not given]
 
 History: the shipped orders as often as it takes, each time of customers of their own, at random
-seconds of their days. Features: `write_views` with no view there, beside the same windows written
-by hand for DuckDB and copied to one parquet file. Ingest: 10,000 orders, nine of ten of known
-customers, dated in the hour since the last ingest, from a parquet file that holds the whole history
-too; validated, merged, features and Redis brought up to date. `full` reads all of the source. The
-history is landed by a merge without validation, and Redis starts with its newest day only.
-
-Every figure is the median of three rounds, interleaved, each measurement in a process of its own.
-Peak memory is that process's, imports included. `ingest` begins with Feast and Great Expectations
-imported; a process that does it once takes as long for these as the line `imports` says.
-
-What is unfair: files are in the page cache. In our favour, nothing else is in Redis, and the SQL by
-hand has sliding frames, as one would write it, where the features are running sums. Against us, it
-uses functions of DuckDB's own for times and writes one file, not periods.
+seconds of their days; landed by a merge without validation, its newest day in Redis. Ingest: 10,000
+orders, nine of ten of known customers, dated in the hour since the last ingest, from a file beside
+the history's; validated, merged, features and Redis brought up to date. Features: `write_views`
+with no view there, beside the same windows in SQL by hand, copied to one parquet file: with sliding
+frames, as one would write it, where the features are running sums. Three rounds, each measurement
+in a process of its own; peak memory is with imports, seconds are without.
 """
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import sys
 import tempfile
 import time
-from contextlib import ExitStack, redirect_stdout
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
 
-from benchmarks.child import child, medians, peak_mb, times
-from benchmarks.redis_server import start_redis
-from stack.settings import PROJECT, Settings, load_settings
+from benchmarks import measure
+from benchmarks.measure import ROUNDS, child, median, promised, ratio, rounds_of
+from core.settings import PROJECT, Settings, load_settings
 
-ROUNDS, NEW, SHIPPED = 3, 10_000, PROJECT / "data" / "cdnow_orders.parquet"
-AS_OF = datetime(2026, 11, 20, 12, tzinfo=UTC)
+NEW, SHIPPED = 10_000, PROJECT / "data" / "cdnow_orders.parquet"
+SHIPPED_ROWS = pq.read_metadata(SHIPPED).num_rows
+AS_OF, HOUR = datetime(2026, 11, 20, 12, tzinfo=UTC), timedelta(hours=1)
 HISTORY = """
 COPY (
-  WITH shipped AS (FROM '{shipped}'), top AS (
-    SELECT max(order_id) AS orders, max(customer_id) AS customers, max(order_ts) AS newest
-    FROM shipped)
+  WITH top AS (SELECT max(order_id) AS orders, max(customer_id) AS customers,
+    max(order_ts) AS newest FROM '{shipped}')
   SELECT order_id + copy * orders AS order_id, customer_id + copy * customers AS customer_id,
     order_ts + (TIMESTAMPTZ '2026-11-19 00:00:00Z' - newest)
       + to_seconds(hash(order_id, copy) % 86400) AS order_ts, number_of_cds, dollar_value
-  FROM range({copies}) AS copies(copy), shipped, top
+  FROM range({copies}) AS copies(copy), '{shipped}', top
   ORDER BY copy, order_id LIMIT {rows}
 ) TO '{to}'"""
-# The newest orders again, with keys of their own, in the hour before AS_OF.
+# Some orders again, with keys of their own, in the hour that begins at `begin`.
 NEWER = """
 COPY (
   SELECT order_id + {rows} AS order_id,
     customer_id + CASE WHEN order_id % 10 = 0 THEN {rows} ELSE 0 END AS customer_id,
-    TIMESTAMPTZ '2026-11-20 11:00:00Z' + to_seconds(hash(order_id) % 3600) AS order_ts,
+    TIMESTAMPTZ '{begin}' + to_seconds(hash(order_id) % 3600) AS order_ts,
     number_of_cds, dollar_value
-  FROM (FROM '{history}' ORDER BY hash(order_id) LIMIT {new})
+  FROM (FROM '{history}' ORDER BY hash(order_id, {rows}) LIMIT {new})
 ) TO '{to}'"""
 BY_HAND = """
 COPY (
@@ -80,10 +68,8 @@ COPY (
       max(us) OVER ever AS last_order_us, min(us) OVER ever AS first_order_us
     FROM points
     WINDOW ever AS (PARTITION BY customer_id ORDER BY t RANGE UNBOUNDED PRECEDING),
-      d30 AS (PARTITION BY customer_id ORDER BY t
-        RANGE BETWEEN 2591999999999 PRECEDING AND CURRENT ROW),
-      d90 AS (PARTITION BY customer_id ORDER BY t
-        RANGE BETWEEN 7775999999999 PRECEDING AND CURRENT ROW)
+      d30 AS (PARTITION BY customer_id ORDER BY t RANGE 2591999999999 PRECEDING),
+      d90 AS (PARTITION BY customer_id ORDER BY t RANGE 7775999999999 PRECEDING)
     QUALIFY lead(t) OVER ever IS DISTINCT FROM t)
   SELECT *, lifetime_value / lifetime_orders AS avg_order_value,
     CASE WHEN lifetime_orders = 1 THEN 'new' WHEN lifetime_orders < 5 THEN 'repeat' ELSE 'loyal' END
@@ -92,8 +78,23 @@ COPY (
 ) TO '{to}'"""
 
 
-def at_home(home: Path, **more: Any) -> Settings:
-    return load_settings(home=home, sources={"orders": f"{home}/source/*.parquet"}, **more)
+def at_home(home: str, port: str) -> Settings:
+    sources = {"orders": f"{home}/source/*.parquet"}
+    return load_settings(home=home, sources=sources, redis_port=port, redis_url=None)
+
+
+def land(settings: Settings, file: Path, rows: int) -> None:
+    """Write `rows` orders to `file`, into the raw table and its features."""
+    from feature_repo import features, ingest  # noqa: PLC0415  (heavy)
+
+    copies = -(-rows // SHIPPED_ROWS)
+    with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
+        connection.execute(HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=file))
+    dataset = ingest.load_dataset("orders")
+    raw = ingest.raw_table(settings, dataset)
+    orders = pq.read_table(file).cast(dataset.schema)
+    raw.merge(orders.append_column("ingested_at", orders["order_ts"]), dataset.key, ("order_id",))
+    features.write_views(settings, dataset, raw)
 
 
 def prepare(home: Path, port: int, rows: int) -> None:
@@ -101,96 +102,76 @@ def prepare(home: Path, port: int, rows: int) -> None:
     from feature_repo import features, ingest, store  # noqa: PLC0415  (heavy)
     from tests.conftest import feast_apply  # noqa: PLC0415  (not in what is measured)
 
-    settings = at_home(home, redis_port=port, redis_url=None)
+    settings = at_home(str(home), str(port))
     (home / "source").mkdir(parents=True)
-    history, new = home / "source" / "history.parquet", home / "new.parquet"
-    copies = rows // pq.read_metadata(SHIPPED).num_rows + 1
-    with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
-        connection.execute(HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=history))
-        connection.execute(NEWER.format(history=history, rows=10 * rows, new=NEW, to=new))
+    history = home / "source" / "history.parquet"
+    land(settings, history, rows)
+    for number in range(1, ROUNDS + 1):
+        begin, new = AS_OF + (number - 1) * HOUR, home / f"new-{number}.parquet"
+        sql = NEWER.format(history=history, rows=10 * number * rows, new=NEW, begin=begin, to=new)
+        duckdb.execute(sql)
     dataset = ingest.load_dataset("orders")
-    raw = ingest.raw_table(settings, dataset)
-    landed = pq.read_table(history).cast(dataset.schema)
-    raw.merge(landed.append_column("ingested_at", landed["order_ts"]), dataset.key, ("order_id",))
-    features.write_views(settings, dataset, raw)
     feast_apply(settings)
     feast = store.open_store(settings, 60)
-    feast.materialize(AS_OF - timedelta(days=1), AS_OF - timedelta(hours=1))
+    feast.materialize(AS_OF - 24 * HOUR, AS_OF)
     for view in dataset.views:
         store.online_client(feast).set(store.mark(feast, view), "")
     features.note_online(settings, dataset)
 
 
-def measured(what: str, home: Path, port: int) -> dict[str, float]:
-    settings, imports = at_home(home, redis_port=port, redis_url=None), 0.0
-    with redirect_stdout(sys.stderr):
-        if what == "by hand":
-            from stack.storage import Table  # noqa: PLC0415
+def write_by_hand(home: str, port: str) -> dict[str, float]:
+    from core.storage import Table  # noqa: PLC0415
 
-            files = Table(settings.data / "raw" / "orders", None).files()
-            sql = BY_HAND.format(files=files, to=home / "by_hand.parquet")
-            config = {"memory_limit": "4GB", "temp_directory": str(home)}
-            with duckdb.connect(config=config | {"preserve_insertion_order": False}) as connection:
-                began = time.perf_counter()
-                connection.execute(sql)
-            seconds = time.perf_counter() - began
-        else:
-            began = time.perf_counter()
-
-            from feature_repo import features, ingest  # noqa: PLC0415  (heavy)
-
-            imports = time.perf_counter() - began
-            dataset = ingest.load_dataset("orders")
-            began = time.perf_counter()
-            if what == "features":
-                shutil.rmtree(settings.features)
-                features.write_views(settings, dataset, ingest.raw_table(settings, dataset))
-            else:
-                found = ingest.ingest(settings, "orders", AS_OF, full=what == "full")
-                if found.inserted != NEW:
-                    raise SystemExit(found.summary())
-            seconds = time.perf_counter() - began
-    return {"seconds": seconds, "imports": imports, "mb": peak_mb()}
+    files = Table(at_home(home, port).data / "raw" / "orders", None).files()
+    sql = BY_HAND.format(files=files, to=f"{home}/by_hand.parquet")
+    config = {"memory_limit": "4GB", "temp_directory": home}
+    with duckdb.connect(config=config | {"preserve_insertion_order": False}) as connection:
+        began = time.perf_counter()
+        connection.execute(sql)
+        return {"seconds": time.perf_counter() - began}
 
 
-def apart(what: str, home: Path, port: int) -> dict[str, float]:
-    """One measurement in a process of its own, on a copy of the prepared home in its place."""
-    shutil.rmtree(home, ignore_errors=True)
-    shutil.copytree(pristine(home), home, copy_function=os.link, symlinks=True)
-    registry = home / "feast" / "registry.db"  # written in place: no link to the prepared one
-    registry.unlink()
-    shutil.copyfile(pristine(home) / "feast" / "registry.db", registry)
-    if what in {"ingest", "full"}:
-        (home / "new.parquet").rename(home / "source" / "new.parquet")
-    return child("benchmarks.ingest", what, home, port)
+def write_features(home: str, port: str) -> dict[str, float]:
+    from feature_repo import features, ingest  # noqa: PLC0415  (heavy)
+
+    settings, dataset = at_home(home, port), ingest.load_dataset("orders")
+    began = time.perf_counter()
+    shutil.rmtree(settings.features)
+    features.write_views(settings, dataset, ingest.raw_table(settings, dataset))
+    return {"seconds": time.perf_counter() - began}
 
 
-def pristine(home: Path) -> Path:
-    return home.with_name("prepared")
+def ingest_new(home: str, port: str) -> dict[str, float]:
+    settings = at_home(home, port)
+    new = min(settings.home.glob("new-*.parquet"))
+    new.rename(settings.home / "source" / new.name)
+    as_of = AS_OF + int(new.stem[-1]) * HOUR
+    began = time.perf_counter()
+    from feature_repo import ingest  # noqa: PLC0415  (heavy)
+
+    ingest.load_dataset("orders")
+    imported = time.perf_counter()
+    result = ingest.ingest(settings, "orders", as_of)
+    assert result.inserted == NEW, result.summary()
+    return {"seconds": time.perf_counter() - imported, "imports": imported - began}
+
+
+PEERS = {"by hand": write_by_hand, "features": write_features, "ingest": ingest_new}
 
 
 def main(rows: int) -> None:
-    peers = ("by hand", "features", "ingest", "full")
-    with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name, ExitStack() as opened:
-        home, port = Path(name) / "home", start_redis(opened, Path(name))
-        print(
-            f"{rows:,} orders, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f} at the start"
-        )
-        prepare(home, port, rows)
-        home.rename(pristine(home))  # Feast's registry names files by their whole path
-        rounds = [{peer: apart(peer, home, port) for peer in peers} for _ in range(ROUNDS)]
-        print(f"{'':10}{'seconds':>9}{'times by hand':>15}{'peak MB':>9}")
-        for peer in peers:
-            seconds, mb = medians(rounds, peer, "seconds", "mb")
-            ratio = times(rounds, peer, "by hand", "seconds")
-            print(f"{peer:10}{seconds:9.1f}{ratio:15.2f}{mb:9.0f}")
-        print(f"{'imports':10}{medians(rounds, 'ingest', 'imports')[0]:9.1f}")
-        print(f"load {os.getloadavg()[0]:.1f} at the end")
+    with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name:
+        measure.title(f"{rows:,} orders, and an ingest of {NEW:,} more")
+        home = Path(name) / "home"
+        with measure.redis_in_memory(Path(name)) as port:
+            prepare(home, port, rows)
+            rounds = rounds_of(["ingest"], lambda peer: child("ingest", peer, home, port))
+        print(f"imports: {median(rounds, 'ingest', 'imports'):.1f} s")
+        promised(f"ingest of {NEW:,}", median(rounds, "ingest"), 9, "s")
+        rounds = rounds_of(["by hand", "features"], lambda peer: child("ingest", peer, home, 1))
+        promised("features to the SQL by hand", ratio(rounds, "features", "by hand"), 1.5, "x")
+        promised("peak memory of features", median(rounds, "features", "mb"), 3500, "MB")
 
 
 if __name__ == "__main__":
-    if sys.argv[2:]:
-        kind, folder, redis_port = sys.argv[1:]
-        print(json.dumps(measured(kind, Path(folder), int(redis_port))))
-    else:
-        main(int(sys.argv[1]) if sys.argv[1:] else 10_000_000)
+    measure.start(main, 10_000_000, PEERS)

@@ -1,20 +1,14 @@
-"""MLServer's own scikit-learn runtime on a skops file, and a custom runtime for an ONNX file."""
+"""A custom runtime of MLServer for an ONNX file."""
+
+import os
 
 import numpy as np
 import onnxruntime as ort
-import skops.io
 from mlserver.codecs import NumpyCodec
 from mlserver.model import MLModel
 from mlserver.types import InferenceRequest, InferenceResponse
-from mlserver_sklearn import SKLearnModel
 
-
-class Sklearn(SKLearnModel):
-    async def load(self) -> bool:
-        path = self.settings.parameters.uri
-        trusted = skops.io.get_untrusted_types(file=path)  # our own file
-        self._model = skops.io.load(path, trusted=trusted)
-        return True
+KINDS = {"tensor(int64)": np.int64, "tensor(double)": np.float64}
 
 
 class Onnx(MLModel):
@@ -22,10 +16,9 @@ class Onnx(MLModel):
         options = ort.SessionOptions()
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        path = self.settings.parameters.uri
+        path = os.environ["MODEL_FILE"]
         self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        kinds = {"tensor(int64)": np.int64, "tensor(double)": np.float64}
-        self._types = {i.name: kinds.get(i.type, np.object_) for i in self._session.get_inputs()}
+        self._types = {i.name: KINDS.get(i.type, np.object_) for i in self._session.get_inputs()}
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
