@@ -1,15 +1,21 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo replay check test faults nightly bench spark lock environment python
+.PHONY: help up down status demo check test faults nightly bench docs spark lock environment python
 PYTHON ?= python3
 BIN := .venv/bin
+STAMP := .venv/gyre.stamp
+# `make spark` adds spark.lock; from then on it is held to as well.
+LOCKS := requirements.lock$(if $(wildcard .venv/lib/*/site-packages/pyspark), spark.lock)
+export VIRTUAL_ENV := $(CURDIR)/.venv
+export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
+# The system's certificates, as pip has them.
+export UV_SYSTEM_CERTS ?= true
 APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get
 
 help: ## Print this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-up: python ## From nothing to a served prediction; again: nothing changes.
-	@$(PYTHON) -m stack.bootstrap --start
+up: environment ## From nothing to a served prediction; again: nothing changes.
 	@$(BIN)/gyre up
 
 down: ## End every process of this stack.
@@ -22,14 +28,12 @@ status: ## What is up, what serves, how fresh, memory.
 demo: environment ## The loop closing on real history, on a stack of its own.
 	@$(BIN)/gyre demo
 
-replay: environment ## A year of the loop in minutes, as an Airflow backfill; its stack stays up to look at.
-	@$(BIN)/gyre replay --keep
-
-check: environment ## Lint, format, types, and which room may import what.
+check: environment ## Lint, format, types, which package may import what, and generated pages.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m docs.generate --check
 
 test: spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
@@ -45,25 +49,41 @@ nightly: spark ## What `make test` and `make faults` leave out: Spark variants, 
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks
 
-spark: python ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
+docs: environment ## Write the pages of docs/reference/ from the code.
+	@$(BIN)/python -m docs.generate
+
+spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
 	@command -v java > /dev/null || { $(APT) update --quiet=2 \
 	  && $(APT) install --yes --no-install-recommends openjdk-17-jre-headless; } \
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
-	@$(PYTHON) -m stack.bootstrap --spark
+	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
-lock: environment ## Resolve pyproject.toml anew; write requirements.lock, bootstrap.lock and spark.lock.
+lock: environment ## Resolve pyproject.toml anew; write requirements.lock and spark.lock.
 	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url \
 	  --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet -o requirements.lock
-	@{ echo '# From requirements.lock (`make lock`).'; \
-	  sed -n '/^uv==/,/# via/{/# via/!p}' requirements.lock; } > bootstrap.lock
 	$(BIN)/uv pip compile --group spark --constraints requirements.lock --generate-hashes \
 	  --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet \
 	  -o spark.lock
 
-environment: python
-	@$(PYTHON) -m stack.bootstrap
+environment: python $(STAMP)
 
-# One that is too old for the project cannot read stack/preflight.py, which says the same.
+# What is installed is exactly the lock files, each file checked against its hash.
+$(STAMP): $(LOCKS) pyproject.toml | python
+	@test -x $(BIN)/uv || { echo '  python environment, and uv by its hash'; \
+	  $(PYTHON) -m venv --clear .venv && sed -n '/^uv==/,/# via/p' requirements.lock \
+	  | $(BIN)/python -m pip install --quiet --require-hashes --requirement /dev/stdin; }
+	@echo '  packages of $(LOCKS), downloads included'
+	@$(BIN)/uv pip sync --require-hashes $(LOCKS)
+	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	@touch $@
+
+# Python of a version that everything here runs on, and 4 GB for an environment not made yet; that
+# of another Python is made anew.
 python:
-	@$(PYTHON) -c 'import sys; v = sys.version.split()[0]; sys.exit(0 if sys.version_info >= (3, 11) \
-	  else "Python 3.11 to 3.13 is needed, this is " + v + ": make up PYTHON=/path/to/python3.11")'
+	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; \
+	  needed = "Python 3.11 to 3.13 is needed, this is " + found + ": make up PYTHON=/path/to/python3.11"; \
+	  sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else needed)'
+	@test ! -e .venv || test "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" || rm -rf .venv
+	@test -e $(STAMP) || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
+	  needed = f"$(CURDIR) has {free:.1f} GB free, 4.0 GB are needed: free some, or clone elsewhere"; \
+	  sys.exit(0 if free > 4 else needed)'
