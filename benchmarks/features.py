@@ -33,8 +33,6 @@ from benchmarks.measure import child, median, promised, ratio, rounds_of
 from core.settings import PROJECT, Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import pandas as pd
 
 EVENTS = (6, 50)
@@ -100,18 +98,17 @@ def open_feast(settings: Settings, *, stock: bool) -> Any:
     return store
 
 
-def plain_join(settings: Settings, entities: pd.DataFrame) -> Callable[[], pa.Table]:
-    connection = duckdb.connect()
-    connection.execute("SET asof_loop_join_threshold = 0").register("frame", entities)
-    sql = PLAIN_JOIN.format(path=settings.features / f"{VIEW}.parquet")
-    return lambda: connection.sql(sql).to_arrow_table()
-
-
 def time_frame(peer: str, count: str, events: str) -> dict[str, float]:
     settings, rows = load_settings(), int(count)
     entities = entity_frame(rows, rows // int(events))
     if peer == "plain":
-        join = plain_join(settings, entities)
+        connection = duckdb.connect()
+        connection.execute("SET asof_loop_join_threshold = 0").register("frame", entities)
+        sql = PLAIN_JOIN.format(path=settings.features / f"{VIEW}.parquet")
+
+        def join() -> pa.Table:
+            return connection.sql(sql).to_arrow_table()
+
     else:
         store = open_feast(settings, stock=peer == "stock")
         service = store.get_feature_service(SERVICE)
@@ -121,10 +118,8 @@ def time_frame(peer: str, count: str, events: str) -> dict[str, float]:
 
     join()
     began = time.perf_counter()
-    table = join()
-    seconds = time.perf_counter() - began
-    assert len(table) == rows
-    return {"seconds": seconds}
+    assert len(join()) == rows
+    return {"seconds": time.perf_counter() - began}
 
 
 def time_materialise(peer: str, rows: str, _events: str) -> dict[str, float]:

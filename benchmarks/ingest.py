@@ -142,18 +142,17 @@ def write_features(home: str, port: str) -> dict[str, float]:
 
 
 def ingest_new(home: str, port: str) -> dict[str, float]:
+    from feature_repo import ingest  # noqa: PLC0415  (heavy)
+
     settings = at_home(home, port)
     new = min(settings.home.glob("new-*.parquet"))
     new.rename(settings.home / "source" / new.name)
     as_of = AS_OF + int(new.stem[-1]) * HOUR
+    ingest.load_dataset("orders")  # its module's imports
     began = time.perf_counter()
-    from feature_repo import ingest  # noqa: PLC0415  (heavy)
-
-    ingest.load_dataset("orders")
-    imported = time.perf_counter()
     result = ingest.ingest(settings, "orders", as_of)
     assert result.inserted == NEW, result.summary()
-    return {"seconds": time.perf_counter() - imported, "imports": imported - began}
+    return {"seconds": time.perf_counter() - began}
 
 
 PEERS = {"by hand": write_by_hand, "features": write_features, "ingest": ingest_new}
@@ -166,10 +165,9 @@ def main(rows: int) -> None:
         with measure.redis_in_memory(Path(name)) as port:
             prepare(home, port, rows)
             rounds = rounds_of(["ingest"], lambda peer: child("ingest", peer, home, port))
-        print(f"imports: {median(rounds, 'ingest', 'imports'):.1f} s")
         promised(f"ingest of {NEW:,}", median(rounds, "ingest"), 9, "s")
         rounds = rounds_of(["by hand", "features"], lambda peer: child("ingest", peer, home, 1))
-        promised("features to the SQL by hand", ratio(rounds, "features", "by hand"), 1.5, "x")
+        promised("features to the SQL by hand", ratio(rounds, "features", "by hand"), 1.3, "x")
         promised("peak memory of features", median(rounds, "features", "mb"), 3500, "MB")
 
 

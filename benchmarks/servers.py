@@ -11,11 +11,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import signal
 import subprocess
 import sys
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -34,10 +32,10 @@ if TYPE_CHECKING:
     from contextlib import ExitStack
     from pathlib import Path
 
+    from core.spec import ModelSpec
+
 CORES = sorted(os.sched_getaffinity(0))
 PEERS = PROJECT / "benchmarks" / "peers"
-CUSTOMERS = range(1, 10_001)
-"""Of the shipped orders, whose customers are numbered without a gap."""
 V2_TYPES = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
 EMPTY = "uvicorn benchmarks.empty:create_app --factory --http httptools --loop uvloop"
 
@@ -65,17 +63,13 @@ class Server:
 def paused_stack() -> Iterator[None]:
     """Stop this clone's stack, if it is up: its processes wake on the cores that are measured."""
     processes = members(load_settings().home)
-    signal_all(processes, signal.SIGSTOP)
+    for process in processes:
+        process.suspend()
     try:
         yield
     finally:
-        signal_all(processes, signal.SIGCONT)
-
-
-def signal_all(processes: Sequence[psutil.Process], number: signal.Signals) -> None:
-    for process in processes:
-        with suppress(psutil.NoSuchProcess):
-            process.send_signal(number)
+        for process in processes:
+            process.resume()
 
 
 @contextmanager
@@ -94,12 +88,17 @@ def install(opened: ExitStack, folder: Path) -> Rig:
         rig.start_redis()
     rig.fill_features()
     rig.start_mlflow()
+    train(rig, SPEC)
+    return rig
+
+
+def train(rig: Rig, spec: ModelSpec, *, force: bool = False) -> str:
     from training import chain  # noqa: PLC0415  (heavy)
 
-    named = {"key": "bench", "reason": "bench", "who": "bench"}
-    report = chain.train(rig.settings, SPEC, datetime.now(UTC), **named)
+    named = {"key": spec.estimators[0].name, "reason": "bench", "who": "bench"}
+    report = chain.train(rig.settings, spec, datetime.now(UTC), force=force, **named)
     assert report.version, report.outcome
-    return rig
+    return report.version
 
 
 def start_ours(opened: ExitStack, rig: Rig) -> Server:
@@ -107,7 +106,8 @@ def start_ours(opened: ExitStack, rig: Rig) -> Server:
         client, process = opened.enter_context(rig.serving(serving_workers=1))
     rig.known_to_be_ready(client)
     assert rig.predict(client).json()["features_from"] == "online"
-    requests = [post("/predict", b'{"customer_id":%d}' % customer) for customer in CUSTOMERS]
+    # The customers of the shipped orders are numbered without a gap.
+    requests = [post("/predict", b'{"customer_id":%d}' % number) for number in range(1, 10_001)]
     return Server(rig.settings.serving_port, requests, (rig.redis, process))
 
 
@@ -128,15 +128,12 @@ def start_empty(opened: ExitStack, rig: Rig, ours: Server) -> Server:
 
 
 def mlserver() -> Path:
-    """Its command, in an environment of its own, which is made where it is not as pinned."""
-    home, pins = PROJECT / ".gyre-bench" / "mlserver", PEERS / "mlserver.txt"
-    installed = home / "pins.txt"
-    if not installed.exists() or installed.read_bytes() != pins.read_bytes():
-        uv, python = str(BIN / "uv"), str(home / "bin" / "python")
-        subprocess.run([uv, "venv", "--clear", "--python", sys.executable, str(home)], check=True)
-        sync = [uv, "pip", "sync", "--require-hashes", "--python", python, str(pins)]
-        subprocess.run(sync, check=True)
-        shutil.copy(pins, installed)
+    """Its command, in an environment of its own, which is made as pinned."""
+    home, uv = PROJECT / ".gyre-bench" / "mlserver", str(BIN / "uv")
+    python, pins = str(home / "bin" / "python"), str(PEERS / "mlserver.txt")
+    venv = [uv, "venv", "--allow-existing", "--python", sys.executable, str(home)]
+    for command in (venv, [uv, "pip", "sync", "--require-hashes", "--python", python, pins]):
+        subprocess.run(command, check=True)
     return home / "bin" / "mlserver"
 
 

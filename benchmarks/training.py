@@ -1,12 +1,12 @@
-"""What a training costs: of the shipped orders, with a search, and of a frame of a million rows.
+"""What a training costs: of the shipped orders, and of a frame of a million rows.
 
     python -m benchmarks.training [rows of the frame, a million if not given]
 
 Each measurement is a process of its own that runs every stage (`gyre train` does no more), with
 its imports, on an installation as of one day, MLflow a server beside it. The long history is the
 shipped orders as often as it takes, each time of customers of their own (benchmarks/ingest.py).
-The shipped orders are trained three times (median), the others once. MLflow's own memory is not
-counted. In our favour: MLflow and the table are on one disk, and the page cache is warm.
+The shipped orders are trained three times (median), the long history once, MLflow's own memory
+apart. In our favour: MLflow and the table are on one disk, and the page cache is warm.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from benchmarks.measure import child, median, promised, rounds_of, start, title
 from core.settings import load_settings
 from tests.conftest import feast_apply, mlflow_server, unused_port
 
-MODEL, TRIALS = "customer_churn_model", 20
+MODEL = "customer_churn_model"
 FRAME_ROWS = 111_157  # of the shipped orders on AS_OF
 
 
@@ -35,17 +35,15 @@ def prepare(home: Path, copies: int, opened: ExitStack) -> None:
     opened.enter_context(mlflow_server(settings))
 
 
-def train(home: str, trials: str) -> dict[str, float]:
+def train(home: str) -> dict[str, float]:
     began = time.perf_counter()
     from core.spec import load_spec  # noqa: PLC0415
-    from core.training_spec import Search  # noqa: PLC0415
     from training import chain  # noqa: PLC0415  (imports are counted)
 
     imports = time.perf_counter() - began
-    budget = Search(trials=int(trials)) if int(trials) else None
-    spec = load_spec(MODEL).model_copy(update={"search": budget})
+    settings, spec = load_settings(home=Path(home)), load_spec(MODEL)
     named = {"key": f"bench-{time.time_ns()}", "reason": "bench", "who": "bench"}
-    report = chain.train(load_settings(home=Path(home)), spec, AS_OF, **named, force=True)
+    report = chain.train(settings, spec, AS_OF, **named, force=True)
     assert report.version, report.outcome
     return {"seconds": time.perf_counter() - began, "imports": imports}
 
@@ -58,13 +56,11 @@ def main(rows: int) -> None:
         title("training of the shipped orders")
         shipped, long = Path(name) / "shipped", Path(name) / "long"
         prepare(shipped, 1, opened)
-        rounds = rounds_of(PEERS, lambda peer: child("training", peer, shipped, 0))
+        rounds = rounds_of(PEERS, lambda peer: child("training", peer, shipped))
         print(f"imports: {median(rounds, 'train', 'imports'):.1f} s")
         promised("a training", median(rounds, "train"), 40, "s")
-        searched = child("training", "train", shipped, TRIALS)
-        promised(f"with a search of {TRIALS} trials", searched["seconds"], 130, "s")
         prepare(long, -(-rows // FRAME_ROWS), opened)
-        large = child("training", "train", long, 0)
+        large = child("training", "train", long)
         promised(f"of a frame of {rows:,} rows", large["seconds"], 180, "s")
         promised("  its peak memory", large["mb"], 2000, "MB")
 
