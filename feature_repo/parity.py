@@ -45,9 +45,12 @@ class ParityReport:
     entities: int
     features: int
     moments: tuple[datetime, ...]
-    values: int
     differences: int
     first: tuple[str, ...]
+
+    @property
+    def values(self) -> int:
+        return self.entities * self.features * len(self.moments)
 
     def summary(self) -> str:
         head = (
@@ -94,10 +97,8 @@ def parity(
             found += [f"  {moment:%Y-%m-%d %H:%M} {line}" for line in differ]
             start = moment
         online.close()
-    compared = len(known) * len(names) * len(moments)
-    return ParityReport(
-        service, len(known), len(names), tuple(moments), compared, len(found), tuple(found[:NAMED])
-    )
+    first = tuple(found[:NAMED])
+    return ParityReport(service, len(known), len(names), tuple(moments), len(found), first)
 
 
 def _no_rows(store: FeatureStore, service: str) -> DataError:

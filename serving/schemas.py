@@ -99,13 +99,10 @@ def build_schemas(
     def make(name: str, fields: dict[str, Any]) -> type[BaseModel]:
         return create_model(title + name, __config__=FORBID, **fields)
 
-    key = {name: TYPES[kind] for name, kind in spec.entity_key.items()}
-    every = {
-        name: TYPES[kind] | None if name in nullable else TYPES[kind]
-        for name, kind in spec.features.items()
-    }
-    any_data = _optional({name: TYPES[kind] for name, kind in data.items()})
-    all_data = any_data | {name: TYPES[kind] for name, kind in data.items() if name in needed}
+    key, every, given = _typed(spec.entity_key), _typed(spec.features), _typed(data)
+    every |= {name: kind | None for name, kind in every.items() if name in nullable}
+    any_data = _optional(given)
+    all_data = any_data | {name: kind for name, kind in given.items() if name in needed}
     whole, some = make("Features", every), make("SomeFeatures", _optional(every))
     one = {
         False: make("Request", key | any_data | {"features": (whole, None)}),
@@ -126,6 +123,10 @@ def build_schemas(
         answer=make("Answer", key | answer),
         scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
     )
+
+
+def _typed(fields: Mapping[str, FeatureType]) -> dict[str, Any]:
+    return {name: TYPES[kind] for name, kind in fields.items()}
 
 
 def _optional(fields: dict[str, Any]) -> dict[str, Any]:

@@ -56,11 +56,8 @@ def open_run(
     others = [run for run in tracking.runs(spec.experiment) if run.key != key]
     if cause and _answered(others, cause, as_of):
         return None
-    if problems := [*mismatches(spec, dataset, store), *estimator_problems(spec)]:
-        raise SettingsError("\n".join(problems))
-    datasets = store.datasets(spec.feature_service, spec.dataset)
-    until = planned_until(settings, spec, as_of)
-    tables = [(raw := raw_table(settings, each), raw.version, each) for each in datasets]
+    _refuse_mismatches(spec, dataset, store)
+    until, tables = planned_until(settings, spec, as_of), _pinned_tables(settings, spec, store)
     planned = plan_run(settings, spec, dataset, until, tables[0][1])
     tags = run_tags(spec, planned.test[-1].start, store.definition_hash(spec.feature_service))
     if not force and _seen(others, tags[FINGERPRINT]):
@@ -77,6 +74,19 @@ def open_run(
         for pinned in tables:
             _check_rows(tracking, run_id, as_of, *pinned)
     return run_id
+
+
+def _refuse_mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> None:
+    if problems := [*mismatches(spec, dataset, store), *estimator_problems(spec)]:
+        raise SettingsError("\n".join(problems))
+
+
+def _pinned_tables(
+    settings: Settings, spec: ModelSpec, store: FeatureStore
+) -> list[tuple[Table, int, Dataset]]:
+    """Return the raw table and its version now of each dataset; the label's comes first."""
+    datasets = store.datasets(spec.feature_service, spec.dataset)
+    return [(raw := raw_table(settings, each), raw.version, each) for each in datasets]
 
 
 def _log_extent(
