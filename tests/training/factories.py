@@ -6,10 +6,10 @@ import numpy as np
 from lightgbm import LGBMClassifier
 from onnx import TensorProto, helper, numpy_helper
 from sklearn.compose import ColumnTransformer
-from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss
 from sklearn.pipeline import Pipeline
 from sklearn.preprocessing import OneHotEncoder, StandardScaler
+from sklearn.tree import DecisionTreeClassifier
 from xgboost import XGBClassifier
 
 from training.estimators import columns
@@ -70,7 +70,7 @@ class Sigmoid:
         return helper.make_model(graph, opset_imports=opsets, ir_version=8)
 
 
-class Texts(LogisticRegression):
+class Texts(DecisionTreeClassifier):
     """Classes of another type than the label's."""
 
     def fit(self, matrix, y):
@@ -82,11 +82,11 @@ class Unfitted:
         return np.zeros((len(frame), 2))
 
 
-class Unknown(LogisticRegression):
+class Unknown(DecisionTreeClassifier):
     """A subclass, which no converter knows."""
 
 
-class Unwritable(LogisticRegression):
+class Unwritable(DecisionTreeClassifier):
     """Keeps what no data format has."""
 
     def fit(self, matrix, y):
