@@ -4,10 +4,11 @@ import os
 import socket
 import sys
 from datetime import date
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import AliasChoices, Field, ValidationError, field_validator
+from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from core.errors import SettingsError
@@ -24,6 +25,8 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
+SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
+"""Of the database, where there is one."""
 
 
 class Settings(BaseSettings):
@@ -48,7 +51,7 @@ class Settings(BaseSettings):
     """The state directory of one installation: data, databases, files, logs. Default: that of the
     project."""
     serving_port: int = Field(8000, ge=1, le=65535)
-    """Port of serving, on the loopback address like all of them."""
+    """Port of serving."""
     console_port: int = Field(8001, ge=1, le=65535)
     """Port of the console."""
     mlflow_port: int = Field(5000, ge=1, le=65535)
@@ -64,8 +67,8 @@ class Settings(BaseSettings):
     mlflow_url: str | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
     database_url: str | None = None
-    """`postgresql://…` in place of SQLite files, for MLflow and the ledger. Not tested
-    yet."""
+    """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
+    ledger has a schema of its own there."""
     artifacts_url: str | None = None
     """Where MLflow keeps its files, such as `s3://…`. Not tested yet."""
     sources: dict[str, str] = Field(default_factory=dict)
@@ -96,6 +99,19 @@ class Settings(BaseSettings):
     """Absolute path of a file with one bearer token a line (`name:token` or `token`; `#` for
     comments), read again when it changes. Only health, `/ping` and `/metrics` then answer without
     one. Default: everybody is answered."""
+    behind_proxy: bool = False
+    """Says that MLflow and the console are reached only through a proxy that asks people who they
+    are, as they ask nobody themselves."""
+    host: str = LOOPBACK
+    """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
+    GYRE_SERVING_TOKENS_FILE."""
+    mlflow_host: str = LOOPBACK
+    """The same of MLflow, with GYRE_BEHIND_PROXY. MLflow answers only names that it knows:
+    MLFLOW_SERVER_ALLOWED_HOSTS."""
+    console_host: str = LOOPBACK
+    """The same of the console, with GYRE_BEHIND_PROXY."""
+    airflow_host: str = LOOPBACK
+    """The same of Airflow's API and pages, which have a login."""
 
     @field_validator("project")
     @classmethod
@@ -123,6 +139,17 @@ class Settings(BaseSettings):
             raise ValueError("expected an absolute path: processes have other working directories")
         return value
 
+    @field_validator("host", "mlflow_host", "console_host", "airflow_host")
+    @classmethod
+    def _guarded(cls, value: str, info: ValidationInfo) -> str:
+        needed = {"host": "serving_tokens_file", "airflow_host": None}
+        guard = needed.get(str(info.field_name), "behind_proxy")
+        reached = not ip_address(value).is_loopback
+        if reached and guard and not info.data.get(guard):
+            why = "others would reach it, and it asks nobody who they are"
+            raise ValueError(f"{why}: set GYRE_{guard.upper()} too")
+        return value
+
     @field_validator("database_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:
@@ -136,24 +163,46 @@ class Settings(BaseSettings):
 
     @property
     def mlflow_address(self) -> str:
-        return self.mlflow_url or f"http://{LOOPBACK}:{self.mlflow_port}"
+        return self.mlflow_url or self._address("mlflow")
 
     @property
     def airflow_address(self) -> str:
-        return f"http://{LOOPBACK}:{self.airflow_port}"
+        return self._address("airflow")
 
     @property
     def serving_address(self) -> str:
-        return f"http://{LOOPBACK}:{self.serving_port}"
+        return self._address("serving")
 
     @property
     def console_address(self) -> str:
-        return f"http://{LOOPBACK}:{self.console_port}"
+        return self._address("console")
 
     @property
     def ledger_address(self) -> str:
         """SQLAlchemy address of the promotion ledger."""
-        return self.database_url or f"sqlite:///{self.home / 'ledger.db'}"
+        return self.schema_url("gyre") or f"sqlite:///{self.home / 'ledger.db'}"
+
+    def beside(self, home: Path, **more: Any) -> "Settings":
+        """The same for a temporary home, whose databases are files of its own."""
+        return self.model_copy(update={"home": home, "database_url": None, **more})
+
+    def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
+        """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
+        if self.database_url is None:
+            return None
+        rest = self.database_url.partition("://")[2]
+        options = f"options=-csearch_path%3D{schema}"
+        return f"postgresql+{driver}://{rest}{'&' if '?' in rest else '?'}{options}"
+
+    def listens_on(self, name: str) -> str:
+        """IP address that a program of PORTS listens on."""
+        return str(getattr(self, "host" if name == "serving" else f"{name}_host", LOOPBACK))
+
+    def _address(self, name: str) -> str:
+        host, port = self.listens_on(name), getattr(self, f"{name}_port")
+        if ip_address(host).is_unspecified:
+            host = LOOPBACK
+        return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
     def data(self) -> Path:

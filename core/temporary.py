@@ -31,7 +31,7 @@ def temporary_installation(
         with (home / ENV_FILE).open("a") as file:  # it may have other lines already
             file.writelines(f"\nGYRE_{name.upper()}={port}" for name, port in ports.items())
             file.write("\n")
-        yield settings.model_copy(update={"home": home.resolve(), **ports})
+        yield settings.beside(home.resolve(), **ports)
     finally:
         if folder is None and not keep:
             shutil.rmtree(home, ignore_errors=True)

@@ -89,7 +89,7 @@ def feature_values(
     moments = pd.DataFrame({"event_timestamp": times[:: max(len(times) // MOMENTS, 1)][:MOMENTS]})
     moments["as_of"] = [microseconds(moment) for moment in moments["event_timestamp"]]
     with TemporaryDirectory(prefix="gyre-definition-") as name:
-        home = settings.model_copy(update={"home": Path(name), "engine": "duckdb"})
+        home = settings.beside(Path(name), engine="duckdb")
         publish_beside(home, *(dataset for dataset, _ in sample))
         for dataset, rows in sample:
             raw = raw_table(home, dataset)

@@ -14,7 +14,11 @@ def feast_config(settings: Settings, deadline: float) -> dict[str, Any]:
     """Return the file's content for this stack; every call of its Redis ends in `deadline` s."""
     shipped = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(shipped)
-    config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
+    if address := settings.schema_url("feast"):
+        del config["registry"]["registry_store_type"]
+        config["registry"] |= {"registry_type": "sql", "path": address}
+    else:
+        config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
     config["offline_store"] = {"type": "feature_repo.extensions.offline.AsofOfflineStore"}
     if settings.engine == "spark":
         store = "feature_repo.extensions.spark.SparkOfflineStore"

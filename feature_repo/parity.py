@@ -138,8 +138,9 @@ def _online_only(settings: Settings) -> Iterator[Settings]:
     """Settings of a folder with the same definitions and offline files, and an empty Redis."""
     with TemporaryDirectory(prefix="gyre-parity-") as name:
         folder, port = Path(name), free_ports()["redis_port"]
+        registry = open_store(settings, SECONDS).registry.proto()
         (folder / "feast").mkdir()
-        shutil.copy(settings.home / "feast" / "registry.db", folder / "feast")
+        (folder / "feast" / "registry.db").write_bytes(registry.SerializeToString())
         # The bundled one first, as the stack has it.
         places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
         program = shutil.which("redis-server", path=places) or "redis-server"
@@ -147,8 +148,7 @@ def _online_only(settings: Settings) -> Iterator[Settings]:
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
             try:
                 _wait_for_redis(port)
-                own = {"home": folder, "redis_url": None, "redis_port": port}
-                yield settings.model_copy(update=own)
+                yield settings.beside(folder, redis_url=None, redis_port=port)
             finally:
                 server.kill()
 

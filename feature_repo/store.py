@@ -68,7 +68,7 @@ def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
 
     """
     config = _config(settings, deadline)
-    if not Path(config.registry.path).exists():
+    if config.registry.registry_type == "file" and not Path(config.registry.path).exists():
         raise DataError("the definitions are not published: cd feature_repo && feast apply")
     return feast.FeatureStore(config=config)
 

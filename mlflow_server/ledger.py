@@ -11,8 +11,10 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateSchema
 
 from core.errors import RegistryError
+from core.settings import SCHEMAS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
 
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
+CONNECT_SECONDS = 5
+LEDGER = "promotion ledger"
 META = sql.MetaData()
 TABLE = sql.Table(
     "ledger",
@@ -114,14 +118,21 @@ def now() -> datetime:
 
 
 def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
-    """Open the database of the ledger, of decisions and of alerts; create missing `tables`."""
-    waits = {}
-    if settings.ledger_address.startswith("sqlite"):
+    """Open the database of the ledger, of decisions and of alerts; create missing `tables`.
+
+    In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
+    """
+    waits = {"connect_timeout": CONNECT_SECONDS}
+    if not settings.database_url:
         settings.home.mkdir(parents=True, exist_ok=True)
-        waits["timeout"] = WAIT_SECONDS
+        waits = {"timeout": WAIT_SECONDS}
     engine = sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=True)
-    with refused(), engine.begin() as connection:
+    of_user = f"GYRE_DATABASE_URL {engine.url.set(query={})}"  # without its password
+    with refused(of_user if settings.database_url else LEDGER), engine.begin() as connection:
         lock_tables(connection, "gyre.tables")  # of two processes one creates
+        if settings.database_url:
+            for schema in {*SCHEMAS} - {*sql.inspect(connection).get_schema_names()}:
+                connection.execute(CreateSchema(schema))
         tables.create_all(connection)
     return engine
 
@@ -151,7 +162,7 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
 
 
 @contextmanager
-def refused(what: str = "promotion ledger") -> Iterator[None]:
+def refused(what: str = LEDGER) -> Iterator[None]:
     """Raise what the database says as RegistryError, in one line, of `what` it is about."""
     try:
         yield

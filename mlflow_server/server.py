@@ -6,12 +6,12 @@ the port, when it is killed.
 
 import sys
 
-from core.settings import LOOPBACK, Settings
+from core.settings import Settings
 
 
 def command(settings: Settings) -> list[str]:
-    """Command line of the server: one process, loopback only. Needs `environment`."""
-    address = ["--host", LOOPBACK, "--port", str(settings.mlflow_port)]
+    """Command line of the server: one process. Needs `environment`."""
+    address = ["--host", settings.mlflow_host, "--port", str(settings.mlflow_port)]
     quiet = ["--workers", "1", "--no-access-log", "--log-level", "warning"]
     return [sys.executable, "-m", "uvicorn", *address, *quiet, "mlflow_server.app:app"]
 
@@ -24,7 +24,8 @@ def environment(settings: Settings) -> dict[str, str]:
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
     database = {"GYRE_DATABASE_URL": settings.database_url} if settings.database_url else {}
-    store = settings.database_url or f"sqlite:///{folder / 'mlflow.db'}"
+    # psycopg 3 sends texts as such, and MLflow compares versions, which are numbers, with them.
+    store = settings.schema_url("mlflow", "psycopg2") or f"sqlite:///{folder / 'mlflow.db'}"
     # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
     # command leaves no process behind, or these have public names.
     return {

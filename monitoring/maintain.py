@@ -126,7 +126,7 @@ def _records(settings: Settings, forget: Callable[..., int], as_of: datetime) ->
 def _airflow(settings: Settings, as_of: datetime) -> Cleanup:
     """Airflow's own command."""
     database = settings.home / "airflow" / "airflow.db"
-    if not database.exists():
+    if not settings.database_url and not database.exists():
         return Cleanup()
     airflow, before = Path(sys.executable).with_name("airflow"), (as_of - AIRFLOW).isoformat()
     command = [str(airflow), *CLEAN_AIRFLOW.split(), before]

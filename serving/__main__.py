@@ -1,4 +1,4 @@
-"""`python -m serving`: the workers on the loopback address, until SIGTERM."""
+"""`python -m serving`: the workers, until SIGTERM."""
 
 import os
 import sys
@@ -9,7 +9,7 @@ import uvicorn
 from uvicorn.supervisors import Multiprocess
 
 from core.errors import GyreError
-from core.settings import LOOPBACK, Settings, load_settings
+from core.settings import Settings, load_settings
 from serving.worker import log_to_stdout, worker
 
 
@@ -19,7 +19,7 @@ def serve(settings: Settings) -> None:
     config = uvicorn.Config(
         partial(worker, settings),
         factory=True,
-        host=LOOPBACK,
+        host=settings.host,
         port=settings.serving_port,
         workers=settings.serving_workers,
         ws="none",

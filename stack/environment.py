@@ -10,7 +10,7 @@ from pathlib import Path
 from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
-from core.settings import CLONE, LOOPBACK, PORTS, Settings
+from core.settings import CLONE, PORTS, Settings
 from feature_repo.feast_config import feast_config_path
 
 MARK = "GYRE_STACK"
@@ -31,6 +31,8 @@ def child_environment(settings: Settings) -> dict[str, str]:
     home = settings.home
     inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
     inherited.pop(MARK, None)
+    if not settings.database_url:
+        inherited.pop("GYRE_DATABASE_URL", None)  # not of a temporary installation
     if settings.project != CLONE:
         inherited["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
     ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
@@ -59,8 +61,14 @@ def process_environment(settings: Settings) -> dict[str, str]:
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Airflow's configuration; holds its secrets."""
+    """Airflow's configuration, with its secrets. What the user has set wins, but for its database.
+
+    That is GYRE_DATABASE_URL's: Airflow tells its tasks an address that leads nowhere.
+    """
     folder, key, base = settings.home / "airflow", load_secrets(settings), settings.airflow_address
+    shared = settings.schema_url("airflow")
+    database = shared or f"sqlite:///{folder / 'airflow.db'}?timeout=30"
+    asynchronous = {"DATABASE__SQL_ALCHEMY_CONN_ASYNC": shared} if shared else {}
     options = {
         "CORE__LOAD_EXAMPLES": "False",
         "CORE__EXECUTOR": "LocalExecutor",
@@ -74,13 +82,14 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         "CORE__EXECUTION_API_SERVER_URL": f"{base}/execution/",
-        "API__HOST": LOOPBACK,
+        "API__HOST": settings.airflow_host,
         "API__PORT": str(settings.airflow_port),
         "API__BASE_URL": base,
         "API__WORKERS": "1",
         "API__SECRET_KEY": key["api"],
         "API_AUTH__JWT_SECRET": key["jwt"],
-        "DATABASE__SQL_ALCHEMY_CONN": f"sqlite:///{folder / 'airflow.db'}?timeout=30",
+        "DATABASE__SQL_ALCHEMY_CONN": database,
+        **asynchronous,
         "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
         "WORKERS__EXECUTION_API_TIMEOUT": "30",
         "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
@@ -92,7 +101,9 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "LOGGING__NAMESPACE_LEVELS": "airflow.models.dag=WARNING",
         "USAGE_DATA_COLLECTION__ENABLED": "False",
     }
-    return {f"AIRFLOW__{name}": value for name, value in options.items()}
+    ours = {f"AIRFLOW__{name}": value for name, value in options.items()}
+    theirs = {name for name in ours.keys() & os.environ.keys() if "__DATABASE__" not in name}
+    return ours | {name: os.environ[name] for name in theirs}
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:

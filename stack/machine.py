@@ -7,8 +7,11 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from sqlalchemy import MetaData
 
-from core.settings import LOOPBACK, PORTS, Settings
+from core.errors import RegistryError
+from core.settings import PORTS, Settings
+from mlflow_server.ledger import database
 from stack.processes import members
 
 LAYOUT_FILE = "layout"
@@ -18,9 +21,12 @@ HOME_BYTES = 10**9
 
 
 def problems(settings: Settings) -> list[str]:
-    """Return what stands in the way and what to do, one line each; nothing is changed."""
+    """Return what stands in the way and what to do, one line each.
+
+    Nothing is changed, but that a database has its schemas afterwards.
+    """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    return of_home + port_problems(settings)
+    return of_home + port_problems(settings) + database_problems(settings)
 
 
 def layout_problems(home: Path) -> list[str]:
@@ -46,6 +52,15 @@ def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
     return [f"{folder} has {sizes}: free some, or {remedy}"]
 
 
+def database_problems(settings: Settings) -> list[str]:
+    try:
+        if settings.database_url:
+            database(settings, MetaData()).dispose()
+    except RegistryError as exc:
+        return [str(exc)]
+    return []
+
+
 def port_problems(settings: Settings) -> list[str]:
     """Ports that our processes will listen on: given twice, or held by somebody else."""
     lines, variables = list[str](), dict[int, str]()
@@ -53,19 +68,29 @@ def port_problems(settings: Settings) -> list[str]:
         if (name == "redis" and settings.redis_url) or (name == "mlflow" and settings.mlflow_url):
             continue  # somebody else's: used, not started
         port, variable = getattr(settings, f"{name}_port"), f"GYRE_{name.upper()}_PORT"
+        host = settings.listens_on(name)
         if port in variables:
             both = f"{variable} and {variables[port]} are both {port}"
             lines.append(f"{both}: give one another port")
-        elif holder := _stranger(port, settings.home):
+        elif not _is_free(host, 0):
+            lines.append(f"{host} is no address of this machine: {name} cannot listen on it")
+        elif holder := _stranger(host, port, settings.home):
             remedy = f"stop it, or set {variable} to a free port"
             lines.append(f"port {port} ({name}) is taken by process {holder}: {remedy}")
         variables.setdefault(port, variable)
     return lines
 
 
-def _stranger(port: int, home: Path) -> str:
+def _is_free(host: str, port: int) -> bool:
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with suppress(OSError), socket.create_server((host, port), family=family):
+        return True
+    return False
+
+
+def _stranger(host: str, port: int, home: Path) -> str:
     """Return who but the stack of `home` holds the port; an empty text if nobody."""
-    with suppress(OSError), socket.create_server((LOOPBACK, port)):
+    if _is_free(host, port):
         return ""
     listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
     pids = {each.pid for each in listening if each.laddr.port == port}  # None: another user's

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable
 from functools import partial
+from hashlib import sha256
 from importlib.metadata import version
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
 
 def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
     stamp, now = settings.home / "airflow" / "migrated", version("apache-airflow")
+    if settings.database_url:
+        now += f" {sha256(settings.database_url.encode()).hexdigest()}"
     if not stamp.exists() or stamp.read_text() != now:
         say("  airflow db migrate")
         _run_tool(settings, "airflow", "db", "migrate")

@@ -169,7 +169,7 @@ def _service(settings: Settings, spec: ModelSpec, dataset: Dataset) -> Iterator[
         yield f"{spec.name}.toml: feature_service: {expected}, found {spec.feature_service!r}"
         return
     with TemporaryDirectory(prefix="gyre-check-") as home:
-        beside = settings.model_copy(update={"home": Path(home)})
+        beside = settings.beside(Path(home))
         publish_beside(beside, dataset)
         yield from mismatches(spec, dataset, FeatureStore(beside))
 

@@ -19,7 +19,7 @@ from starlette.routing import Mount, Route
 from starlette.staticfiles import StaticFiles
 
 from core.errors import GyreError
-from core.settings import LOOPBACK, Settings, load_settings
+from core.settings import Settings, load_settings
 from core.spec import broken_specs, load_specs
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import of_model, of_server
@@ -78,5 +78,5 @@ if __name__ == "__main__":
         SETTINGS = load_settings()
     except GyreError as exc:
         sys.exit(f"{exc}")
-    APP, PORT = create_app(SETTINGS), SETTINGS.console_port
-    uvicorn.run(APP, host=LOOPBACK, port=PORT, log_level="warning")
+    HOST, PORT = SETTINGS.console_host, SETTINGS.console_port
+    uvicorn.run(create_app(SETTINGS), host=HOST, port=PORT, log_level="warning")

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import subprocess
-from contextlib import suppress
 from datetime import timedelta
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import psycopg
@@ -16,27 +11,14 @@ import pytest
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.source import pull
-from tests.conftest import AS_OF, new_settings, running, unused_port, wait_until
+from tests.conftest import AS_OF, new_settings
+from tests.postgres import postgres_server
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
 ORDERS, DAY, HOUR = load_dataset("orders"), timedelta(days=1), timedelta(hours=1)
-PLACES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/local/bin/initdb", "/usr/bin/initdb")
-
-
-def programs() -> Path:
-    """Where initdb and postgres are; Debian's package is installed where they are not."""
-
-    def found() -> list[Path]:
-        return [path for place in PLACES for path in Path("/").glob(place[1:])]
-
-    if not found():
-        apt = [] if os.geteuid() == 0 else ["sudo"]
-        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
-            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
-    return found()[0].resolve().parent
 
 
 @pytest.fixture(scope="module")
@@ -46,36 +28,9 @@ def server_log(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def postgres(server_log: Path) -> Iterator[str]:
-    """Address of an empty database; the server refuses to run as root."""
-    binaries, folder = programs(), Path("/tmp") / f"gyre-postgres-{unused_port()}"
-    folder.mkdir(mode=0o755)
-    port = unused_port()
-    as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
-    if os.geteuid() == 0:
-        shutil.chown(folder, "postgres", "postgres")
-    else:
-        as_user = []
-    data = str(folder / "data")
-    make = [str(binaries / "initdb"), "-D", data, "-U", "gyre", "-A", "trust", "-E", "UTF8"]
-    serve = [str(binaries / "postgres"), "-D", data, "-p", str(port), "-k", str(folder), "-F"]
-    serve += ["-c", "log_statement=all"]
-    address = f"postgres://gyre@127.0.0.1:{port}/postgres"
-    try:
-        # Its errors are shown, as a full disk is one.
-        subprocess.run([*as_user, *make], check=True, stdout=subprocess.DEVNULL, cwd="/")
-        with running([*as_user, *serve], server_log) as server:
-            wait_until("PostgreSQL", lambda: answers(address))
-            yield address
-            server.terminate()  # it ends its own children then, which a kill leaves
-            server.wait(20)
-    finally:
-        shutil.rmtree(folder)
-
-
-def answers(address: str) -> bool:
-    with suppress(psycopg.OperationalError), psycopg.connect(address):
-        return True
-    return False
+    """Address of an empty database."""
+    with postgres_server(server_log) as server:
+        yield server.address
 
 
 @pytest.fixture

@@ -8,20 +8,24 @@ import re
 import signal
 import subprocess
 import time
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import psutil
+import psycopg
 import pytest
 
 from core.settings import PROJECT
 from stack.environment import child_environment
 from tests.conftest import BIN, new_settings, wait_until
+from tests.postgres import postgres_server
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from core.settings import Settings
+    from tests.postgres import Postgres
 
 MODEL = "customer_churn_model"
 FIELDS = {
@@ -34,6 +38,8 @@ pytestmark = pytest.mark.timeout(600)
 
 class Stack:
     """A stack of its own, driven through the commands of the README."""
+
+    database: Postgres | None = None
 
     def __init__(self, settings: Settings) -> None:
         self.settings = settings
@@ -76,14 +82,20 @@ class Stack:
         return {process.pid for process in supervisor.children()}
 
 
-@pytest.fixture(scope="module")
-def stack(tmp_path_factory):
-    made = Stack(new_settings(tmp_path_factory.mktemp("stack") / "home"))
-    try:
+@pytest.fixture(
+    scope="module", params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)]
+)
+def stack(request, tmp_path_factory):
+    """A stack whose databases are of either kind; `database` is the server of PostgreSQL."""
+    folder = tmp_path_factory.mktemp("stack")
+    with ExitStack() as opened:
+        made = Stack(new_settings(folder / "home"))
+        if request.param == "PostgreSQL":
+            made.database = opened.enter_context(postgres_server(folder / "postgres.log"))
+            made.environment["GYRE_DATABASE_URL"] = made.database.address.replace("s:", "sql:")
+        opened.callback(made.run, "gyre", "down")
         made.first = made.run("gyre", "up")
         yield made
-    finally:
-        made.run("gyre", "down")
 
 
 def test_up_ends_with_a_prediction_and_the_addresses(stack):
@@ -180,6 +192,34 @@ def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
         "features",
         "alerts",
     }
+
+
+def test_after_its_database_was_restarted_the_stack_goes_on(stack):
+    if not stack.database:
+        pytest.skip("SQLite needs no server")
+    stack.database.stop()
+    assert stack.predict().status_code == 200
+    refused = stack.run("gyre", "promote", MODEL, "1", "--reason", "try", code=1)
+    assert "GYRE_DATABASE_URL postgresql" in refused
+    stack.database.start()
+    stack.run("gyre", "train", MODEL, "--force", "--reason", "after the restart")
+    wait_until("it", lambda: stack.predict().json()["model_version"] == stack.production(), 60)
+    airflow = f"{stack.settings.airflow_address}/api/v2/monitor/health"
+    wait_until("Airflow", lambda: '"unhealthy"' not in httpx.get(airflow, timeout=9).text)
+
+
+def test_each_tool_has_a_schema_of_its_own_and_no_sqlite_file_is_left(stack):
+    if not stack.database:
+        pytest.skip("SQLite has a file for each")
+    with psycopg.connect(stack.database.address) as connection:
+        asked = "SELECT table_schema, table_name FROM information_schema.tables"
+        found = set(connection.execute(asked).fetchall())
+    assert found >= {
+        ("airflow", "dag_run"), ("feast", "feature_views"), ("gyre", "ledger"),
+        ("mlflow", "registered_models"),
+    }  # fmt: skip
+    assert not [name for schema, name in found if schema == "public"]
+    assert not [*stack.settings.home.glob("**/*.db")]
 
 
 def test_after_the_supervisor_was_killed_down_leaves_nothing_and_up_comes_back(stack):

@@ -41,6 +41,7 @@ def test_database_and_artifacts_can_be_somebody_elses(tmp_path: Path) -> None:
     urls = {"database_url": "postgresql://db/mlflow", "artifacts_url": "s3://bucket/models"}
     told = server.environment(Settings(home=tmp_path, **urls))
     assert told["_MLFLOW_SERVER_FILE_STORE"] == told["_MLFLOW_SERVER_REGISTRY_STORE"]
-    assert told["_MLFLOW_SERVER_FILE_STORE"] == urls["database_url"]
+    address = "postgresql+psycopg2://db/mlflow?options=-csearch_path%3Dmlflow"
+    assert told["_MLFLOW_SERVER_FILE_STORE"] == address
     assert told["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] == urls["artifacts_url"]
     assert told["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"

@@ -97,6 +97,7 @@ def guarded(
     put(file, OLD)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
+        environment.setenv("GYRE_HOST", "0.0.0.0")
         with rig.serving(home=home, serving_port=unused_port()) as (client, _):
             rig.known_to_be_ready(client)
             yield client, file
@@ -116,6 +117,13 @@ def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: An
             assert "Bearer TOKEN" in answer.json()[said]
     assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
     assert 'gyre_requests_total{model="",route="",status="401"} 20.0' in client.get("/metrics").text
+
+
+def test_it_listens_on_every_address_and_asks_for_a_token_on_each(guarded: Any) -> None:
+    url, body = f"http://127.0.0.2:{guarded[0].base_url.port}/predict", {"customer_id": 4}
+    assert httpx.post(url, json=body).status_code == 401
+    headers = {"authorization": f"Bearer {OLD}"}
+    assert httpx.post(url, json=body, headers=headers).status_code == 200
 
 
 def test_kserve_answers_who_carries_a_token(guarded: Any) -> None:

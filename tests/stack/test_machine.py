@@ -21,7 +21,7 @@ from stack.machine import (
     port_problems,
     problems,
 )
-from tests.conftest import BIN, at_most, new_settings
+from tests.conftest import BIN, at_most, new_settings, unused_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -49,6 +49,50 @@ def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_second
     for word in (env["GYRE_MLFLOW_PORT"], "mlflow", f"{os.getpid()} (", "set GYRE_MLFLOW_PORT"):
         assert word in done.stderr
     assert not any(tmp_path.iterdir()), "nothing half-started stays"
+
+
+def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left(tmp_path):
+    address = f"postgresql://gyre:secret@{LOOPBACK}:{unused_port()}/loop"
+    env = os.environ | environment(tmp_path) | {"GYRE_DATABASE_URL": address}
+    began = time.monotonic()
+    done = subprocess.run(
+        [BIN / "gyre", "up"],
+        cwd=PROJECT, env=env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert time.monotonic() - began < at_most(10)
+    assert done.returncode == 1
+    shown = address.replace("secret", "***").replace("sql:", "sql+psycopg:")
+    assert f"GYRE_DATABASE_URL {shown}: the database refused: connection failed" in done.stderr
+    assert "secret" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("host", "guard"),
+    [
+        ("host", {"serving_tokens_file": "/tokens"}),
+        ("mlflow_host", {"behind_proxy": True}),
+        ("console_host", {"behind_proxy": True}),
+        ("airflow_host", {}),
+    ],
+)
+def test_a_program_that_asks_nobody_who_they_are_is_not_opened_to_others(tmp_path, host, guard):
+    if guard:
+        expected = rf"^GYRE_{host.upper()}: .* set GYRE_{next(iter(guard)).upper()} too"
+        with pytest.raises(SettingsError, match=expected):
+            load_settings(home=tmp_path, **{host: "0.0.0.0"})
+    assert load_settings(home=tmp_path, **{host: "127.0.0.2"})
+    opened = load_settings(home=tmp_path, **{host: "0.0.0.0"}, **guard)
+    assert opened.serving_address == f"http://{LOOPBACK}:8000", "where our own processes ask"
+    with pytest.raises(SettingsError, match=f"^GYRE_{host.upper()}: .*'somewhere'"):
+        load_settings(home=tmp_path, **{host: "somewhere"})
+
+
+def test_an_address_of_another_machine_is_named(tmp_path):
+    settings = new_settings(tmp_path, airflow_host="192.0.2.1")
+    expected = "192.0.2.1 is no address of this machine: airflow cannot listen on it"
+    assert port_problems(settings) == [expected]
+    assert port_problems(new_settings(tmp_path, airflow_host="0.0.0.0")) == []
 
 
 def test_a_part_that_is_somebody_elses_needs_no_port(tmp_path):

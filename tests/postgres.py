@@ -1,0 +1,87 @@
+"""A PostgreSQL of Debian's packages."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import psycopg
+
+from tests.conftest import unused_port, wait_until
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+PLACES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/local/bin/initdb", "/usr/bin/initdb")
+
+
+class Postgres:
+    """A server on a port of its own; it refuses to run as root."""
+
+    def __init__(self, folder: Path, log: Path) -> None:
+        self.log, self.binaries, port = log, programs(), unused_port()
+        self.as_user: list[str] = []
+        if os.geteuid() == 0:
+            shutil.chown(folder, "postgres", "postgres")
+            self.as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+        self.data = ["-D", str(folder / "data")]
+        self.options = ["-p", str(port), "-k", str(folder), "-F", "-c", "log_statement=all"]
+        self.address = f"postgres://gyre@127.0.0.1:{port}/postgres"
+        made = ["-U", "gyre", "-A", "trust", "-E", "UTF8"]
+        # Its errors are shown, as a full disk is one.
+        subprocess.run(
+            [*self._command("initdb"), *made], check=True, stdout=subprocess.DEVNULL, cwd="/"
+        )
+
+    def start(self) -> None:
+        with self.log.open("ab") as log:
+            command = [*self._command("postgres"), *self.options]
+            self.process = subprocess.Popen(command, stdout=log, stderr=log, cwd="/")
+        wait_until("PostgreSQL", self.answers)
+
+    def stop(self) -> None:
+        """As `systemctl restart` does: connections are ended."""
+        self.process.send_signal(2)
+        self.process.wait(20)
+
+    def answers(self) -> bool:
+        with suppress(psycopg.OperationalError), psycopg.connect(self.address):
+            return True
+        return False
+
+    def _command(self, program: str) -> list[str]:
+        return [*self.as_user, str(self.binaries / program), *self.data]
+
+
+@contextmanager
+def postgres_server(log: Path) -> Iterator[Postgres]:
+    """A server without any table of ours; nobody but the test knows its port."""
+    folder = Path("/tmp") / f"gyre-postgres-{unused_port()}"
+    folder.mkdir(mode=0o755)
+    try:
+        server = Postgres(folder, log)
+        server.start()
+        try:
+            yield server
+        finally:
+            server.stop()
+    finally:
+        shutil.rmtree(folder)
+
+
+def programs() -> Path:
+    """Where initdb and postgres are; Debian's package is installed where they are not."""
+
+    def found() -> list[Path]:
+        return [path for place in PLACES for path in Path("/").glob(place[1:])]
+
+    if not found():
+        apt = [] if os.geteuid() == 0 else ["sudo"]
+        here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
+        for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
+            subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
+    return found()[0].resolve().parent
