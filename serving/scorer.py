@@ -27,7 +27,7 @@ from serving.prediction_log import AppendLog
 
 MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
 TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
-MAX_REQUESTS, MAX_ROWS = 512, 20_000  # of one model, under way at once
+MAX_REQUESTS, MAX_ROWS = 256, 20_000  # of one model, under way at once
 MAX_SHADOW_ROWS = 1_000  # may wait for the shadow; it misses what comes then
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
