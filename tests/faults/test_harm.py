@@ -12,6 +12,7 @@ from contextlib import closing
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper
@@ -29,7 +30,7 @@ if TYPE_CHECKING:
 
     from mlflow_server.ledger import LedgerRow
 
-ENOUGH, SIZE = 110, 1000
+ENOUGH, SLOW_SECONDS = 110, 0.03
 
 
 def fails_for_some() -> onnx.ModelProto:
@@ -55,9 +56,22 @@ def takes_its_time() -> onnx.ModelProto:
         helper.make_node("Add", ["sum", "zero"], ["late"]),
     ):
         made.graph.node.insert(len(made.graph.node) - 1, node)
-    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], [SIZE, SIZE]))
+    sizes = [slow_size()] * 2
+    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], sizes))
     made.graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
     return made
+
+
+def slow_size() -> int:
+    """Rows of a matrix whose product with itself takes at least SLOW_SECONDS on this machine."""
+    size, took = 500, 0.0
+    while took < SLOW_SECONDS:
+        size += size // 4
+        matrix = np.full((size, size), 1e-3, np.float32)
+        began = time.monotonic()
+        _ = matrix @ matrix
+        took = time.monotonic() - began
+    return size
 
 
 def ask(client: httpx.Client) -> list[bool]:
