@@ -24,6 +24,29 @@ HINDERING = {
     "PROMETHEUS_MULTIPROCESS_DIR",
 }
 SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+AIRFLOW = {
+    "CORE__LOAD_EXAMPLES": "False",
+    "CORE__EXECUTOR": "LocalExecutor",
+    "CORE__PARALLELISM": "2",
+    "CORE__DAGS_FOLDER": str(CLONE / "dags"),
+    "CORE__PLUGINS_FOLDER": str(CLONE / "dags" / "plugins"),
+    "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
+    "CORE__AUTH_MANAGER": SIMPLE,
+    "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
+    "API__WORKERS": "1",
+    "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+    "WORKERS__EXECUTION_API_TIMEOUT": "30",
+    "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
+    "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
+    "DAG_PROCESSOR__PARSING_PROCESSES": "1",
+    "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
+    "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
+    "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
+    "LOGGING__NAMESPACE_LEVELS": "airflow.models.dag=WARNING",
+    "USAGE_DATA_COLLECTION__ENABLED": "False",
+}
+"""Options of every stack's Airflow."""
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
@@ -67,40 +90,19 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     """
     folder, key, base = settings.home / "airflow", load_secrets(settings), settings.airflow_address
     shared = settings.schema_url("airflow")
-    database = shared or f"sqlite:///{folder / 'airflow.db'}?timeout=30"
-    asynchronous = {"DATABASE__SQL_ALCHEMY_CONN_ASYNC": shared} if shared else {}
-    options = {
-        "CORE__LOAD_EXAMPLES": "False",
-        "CORE__EXECUTOR": "LocalExecutor",
-        "CORE__PARALLELISM": "2",
-        "CORE__DAGS_FOLDER": str(CLONE / "dags"),
-        "CORE__PLUGINS_FOLDER": str(CLONE / "dags" / "plugins"),
-        "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+    options = AIRFLOW | {
         "CORE__FERNET_KEY": key["fernet"],
-        "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
-        "CORE__AUTH_MANAGER": SIMPLE,
-        "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         "CORE__EXECUTION_API_SERVER_URL": f"{base}/execution/",
         "API__HOST": settings.airflow_host,
         "API__PORT": str(settings.airflow_port),
         "API__BASE_URL": base,
-        "API__WORKERS": "1",
         "API__SECRET_KEY": key["api"],
         "API_AUTH__JWT_SECRET": key["jwt"],
-        "DATABASE__SQL_ALCHEMY_CONN": database,
-        **asynchronous,
-        "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        "WORKERS__EXECUTION_API_TIMEOUT": "30",
-        "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
-        "SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "30",
-        "DAG_PROCESSOR__PARSING_PROCESSES": "1",
-        "DAG_PROCESSOR__REFRESH_INTERVAL": "5",
-        "DAG_PROCESSOR__BUNDLE_REFRESH_CHECK_INTERVAL": "1",
-        "DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "600",
-        "LOGGING__NAMESPACE_LEVELS": "airflow.models.dag=WARNING",
-        "USAGE_DATA_COLLECTION__ENABLED": "False",
+        "DATABASE__SQL_ALCHEMY_CONN": shared or f"sqlite:///{folder / 'airflow.db'}?timeout=30",
     }
+    if shared:
+        options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
     ours = {f"AIRFLOW__{name}": value for name, value in options.items()}
     theirs = {name for name in ours.keys() & os.environ.keys() if "__DATABASE__" not in name}
     return ours | {name: os.environ[name] for name in theirs}

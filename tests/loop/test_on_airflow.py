@@ -298,6 +298,7 @@ def test_a_task_that_failed_for_good_alerts_once(airflow, settings):
     assert "AirflowFailException: parameter as_of" in told["message"]
 
 
+@pytest.mark.nightly
 def test_a_broken_spec_is_alerted_of_by_the_ingest_until_it_is_repaired(airflow, settings):
     task, torn = "ingest.read_specs", settings.home / "project" / "models" / "torn.toml"
     airflow.pool("tables", 1)

@@ -17,7 +17,13 @@ import yaml
 from core.errors import SettingsError, StackError
 from core.settings import PROJECT, Settings, load_settings
 from feature_repo.feast_config import write_feast_config
-from stack.environment import MARK, child_environment, process_environment
+from stack.environment import (
+    MARK,
+    airflow_environment,
+    child_environment,
+    make_secrets,
+    process_environment,
+)
 from stack.processes import (
     Program,
     end_stack,
@@ -183,6 +189,15 @@ def test_children_find_the_stack_and_no_hindrance(settings):
     assert Path(env["FEAST_FS_YAML_FILE_PATH"]).parent == settings.home
     assert "PYTHONDONTWRITEBYTECODE" not in process_environment(settings)
     assert MARK not in env
+
+
+def test_what_the_user_sets_for_airflow_wins_but_for_its_database(settings, monkeypatch):
+    make_secrets(settings)
+    ours, database = airflow_environment(settings), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+    monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "16")
+    monkeypatch.setenv(database, "airflow-db-not-allowed:///")  # as Airflow tells its tasks
+    assert airflow_environment(settings) == ours | {"AIRFLOW__CORE__PARALLELISM": "16"}
+    assert ours[database].startswith(f"sqlite:///{settings.home}")
 
 
 def test_the_feature_store_is_pointed_at_this_stack_and_nothing_else_changes(settings):
