@@ -7,6 +7,7 @@ from datetime import date
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -68,7 +69,11 @@ class Settings(BaseSettings):
     """Address of an MLflow server that Gyre uses and does not start."""
     database_url: str | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
-    ledger has a schema of its own there."""
+    ledger has a schema of its own there. Of one stack; a line of `gyre.env`, as every command needs
+    it."""
+    ledger_url: str | None = None
+    """The same for the ledger alone, such as a team's, where another machine promotes into the
+    team's MLflow. Default: GYRE_DATABASE_URL."""
     artifacts_url: str | None = None
     """Where MLflow keeps its files, such as `s3://…`. Not tested yet."""
     sources: dict[str, str] = Field(default_factory=dict)
@@ -106,8 +111,8 @@ class Settings(BaseSettings):
     """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
     GYRE_SERVING_TOKENS_FILE."""
     mlflow_host: str = LOOPBACK
-    """The same of MLflow, with GYRE_BEHIND_PROXY. MLflow answers only names that it knows:
-    MLFLOW_SERVER_ALLOWED_HOSTS."""
+    """The same of MLflow, with GYRE_BEHIND_PROXY. MLflow answers requests for `localhost` and
+    private addresses; for other names list all, these included, in MLFLOW_SERVER_ALLOWED_HOSTS."""
     console_host: str = LOOPBACK
     """The same of the console, with GYRE_BEHIND_PROXY."""
     airflow_host: str = LOOPBACK
@@ -150,11 +155,12 @@ class Settings(BaseSettings):
             raise ValueError(f"{why}: set GYRE_{guard.upper()} too")
         return value
 
-    @field_validator("database_url")
+    @field_validator("database_url", "ledger_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("postgresql"):
+        if value is not None and not value.startswith("postgres"):
             raise ValueError("expected a postgresql:// address; one SQLite file for all deadlocks")
+        _ = urlsplit(value or "").port  # a ValueError where it is none
         return value
 
     @property
@@ -180,19 +186,18 @@ class Settings(BaseSettings):
     @property
     def ledger_address(self) -> str:
         """SQLAlchemy address of the promotion ledger."""
-        return self.schema_url("gyre") or f"sqlite:///{self.home / 'ledger.db'}"
+        if address := self.ledger_url or self.database_url:
+            return in_schema(address, "gyre")
+        return f"sqlite:///{self.home / 'ledger.db'}"
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        return self.model_copy(update={"home": home, "database_url": None, **more})
+        none = {"database_url": None, "ledger_url": None}
+        return self.model_copy(update={"home": home, **none, **more})
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
-        if self.database_url is None:
-            return None
-        rest = self.database_url.partition("://")[2]
-        options = f"options=-csearch_path%3D{schema}"
-        return f"postgresql+{driver}://{rest}{'&' if '?' in rest else '?'}{options}"
+        return in_schema(self.database_url, schema, driver) if self.database_url else None
 
     def listens_on(self, name: str) -> str:
         """IP address that a program of PORTS listens on."""
@@ -201,7 +206,7 @@ class Settings(BaseSettings):
     def _address(self, name: str) -> str:
         host, port = self.listens_on(name), getattr(self, f"{name}_port")
         if ip_address(host).is_unspecified:
-            host = LOOPBACK
+            host = "::1" if ":" in host else LOOPBACK
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
@@ -227,12 +232,21 @@ def load_settings(**overrides: Any) -> Settings:
 
     """
     try:
-        home = Settings(**overrides).home.expanduser().resolve()
+        home = Path(overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre")
+        home = home.expanduser().resolve()
         return Settings(_env_file=home / ENV_FILE, **(overrides | {"home": home}))
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")
-        raise SettingsError(f"{name}: {first['msg']} (found {first['input']!r})") from exc
+        found = "" if "URL" in name else f" (found {first['input']!r})"  # it may hold a password
+        raise SettingsError(f"{name}: {first['msg']}{found}") from exc
+
+
+def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
+    """SQLAlchemy address of a schema of a PostgreSQL database."""
+    rest = address.partition("://")[2]
+    options = f"options=-csearch_path%3D{schema}"
+    return f"postgresql+{driver}://{rest}{'&' if '?' in rest else '?'}{options}"
 
 
 def free_ports() -> dict[str, int]:

@@ -15,7 +15,7 @@ def feast_config(settings: Settings, deadline: float) -> dict[str, Any]:
     shipped = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(shipped)
     if address := settings.schema_url("feast"):
-        del config["registry"]["registry_store_type"]
+        config["registry"].pop("registry_store_type", None)
         config["registry"] |= {"registry_type": "sql", "path": address}
     else:
         config["registry"]["path"] = str(settings.home / "feast" / "registry.db")

@@ -123,14 +123,16 @@ def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
     """
     waits = {"connect_timeout": CONNECT_SECONDS}
-    if not settings.database_url:
+    if settings.ledger_address.startswith("sqlite"):
         settings.home.mkdir(parents=True, exist_ok=True)
         waits = {"timeout": WAIT_SECONDS}
     engine = sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=True)
-    of_user = f"GYRE_DATABASE_URL {engine.url.set(query={})}"  # without its password
-    with refused(of_user if settings.database_url else LEDGER), engine.begin() as connection:
+    is_server = engine.dialect.name != "sqlite"
+    variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
+    named = f"{variable} {engine.url.set(query={})}"  # without its password
+    with refused(named if is_server else LEDGER), engine.begin() as connection:
         lock_tables(connection, "gyre.tables")  # of two processes one creates
-        if settings.database_url:
+        if is_server:
             for schema in {*SCHEMAS} - {*sql.inspect(connection).get_schema_names()}:
                 connection.execute(CreateSchema(schema))
         tables.create_all(connection)
@@ -142,6 +144,8 @@ def one_at_a_time(engine: sql.Engine, name: str, seconds: float = -1) -> Iterato
     """Hold PostgreSQL's lock `name`, or a file's beside SQLite's; a dying process lets go."""
     if engine.dialect.name != "sqlite":
         with refused(), engine.begin() as connection:
+            if seconds > 0:
+                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds}s'")
             lock_tables(connection, name)
             yield
         return

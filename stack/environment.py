@@ -47,6 +47,7 @@ AIRFLOW = {
     "USAGE_DATA_COLLECTION__ENABLED": "False",
 }
 """Options of every stack's Airflow."""
+OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT")
 
 
 def child_environment(settings: Settings) -> dict[str, str]:
@@ -54,8 +55,9 @@ def child_environment(settings: Settings) -> dict[str, str]:
     home = settings.home
     inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
     inherited.pop(MARK, None)
-    if not settings.database_url:
-        inherited.pop("GYRE_DATABASE_URL", None)  # not of a temporary installation
+    for name in ("database_url", "ledger_url"):
+        if not getattr(settings, name):
+            inherited.pop(f"GYRE_{name.upper()}", None)  # not of a temporary installation
     if settings.project != CLONE:
         inherited["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
     ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
@@ -79,14 +81,18 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 def process_environment(settings: Settings) -> dict[str, str]:
     """Return `child_environment` on top of this process's own, without what would hinder it."""
-    inherited = {name: value for name, value in os.environ.items() if name not in HINDERING}
+    inherited = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in HINDERING and not name.startswith("GYRE_")
+    }
     return inherited | child_environment(settings)
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Airflow's configuration, with its secrets. What the user has set wins, but for its database.
+    """Airflow's configuration, with its secrets. What the user has set wins, but for OURS.
 
-    That is GYRE_DATABASE_URL's: Airflow tells its tasks an address that leads nowhere.
+    Gyre's own settings have those; and Airflow tells its tasks a database that leads nowhere.
     """
     folder, key, base = settings.home / "airflow", load_secrets(settings), settings.airflow_address
     shared = settings.schema_url("airflow")
@@ -104,7 +110,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     if shared:
         options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
     ours = {f"AIRFLOW__{name}": value for name, value in options.items()}
-    theirs = {name for name in ours.keys() & os.environ.keys() if "__DATABASE__" not in name}
+    theirs = {name for name in ours.keys() & os.environ.keys() if not name.startswith(OURS)}
     return ours | {name: os.environ[name] for name in theirs}
 
 

@@ -54,7 +54,7 @@ def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
 
 def database_problems(settings: Settings) -> list[str]:
     try:
-        if settings.database_url:
+        if settings.database_url or settings.ledger_url:
             database(settings, MetaData()).dispose()
     except RegistryError as exc:
         return [str(exc)]

@@ -3,7 +3,7 @@
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -30,6 +30,7 @@ from stack.processes import (
 
 STORES = ("redis", "mlflow")
 """What `feast apply` asks; the other processes get ready meanwhile."""
+SERVING, CONSOLE = ("host", "serving_tokens_file"), ("console_host", "behind_proxy")
 READERS = ("console", "consumer", "dag-processor")
 """They read models/ and datasets when they start: what came since is seen by the next `up`."""
 
@@ -43,13 +44,21 @@ def programs(settings: Settings) -> list[Program]:
         own.append(Program("mlflow", command, alive, variables))
     serves = partial(answers, f"{settings.serving_address}/health/live")
     shows = partial(answers, f"{settings.console_address}/health/live")
+    console = [sys.executable, "-m", "monitoring.console"]
     return [
         *own,
         *airflow_programs(settings),
-        Program("serving", [sys.executable, "-m", "serving"], serves),
+        # Named here, so that `gyre up` sees a change.
+        Program("serving", [sys.executable, "-m", "serving"], serves, _given(settings, SERVING)),
         Program("consumer", ["gyre", "consume"], partial(consumer_problem, settings)),
-        Program("console", [sys.executable, "-m", "monitoring.console"], shows),
+        Program("console", console, shows, _given(settings, CONSOLE)),
     ]
+
+
+def _given(settings: Settings, names: Sequence[str]) -> dict[str, str]:
+    """Return these settings as variables, but for those that are not set."""
+    values = {f"GYRE_{name.upper()}": getattr(settings, name) for name in names}
+    return {name: str(value) for name, value in values.items() if value not in {None, False}}
 
 
 def redis(settings: Settings) -> Program:
