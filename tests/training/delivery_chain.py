@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import httpx
@@ -112,7 +112,7 @@ def serve(settings) -> None:
         told[0]["actual"] = "lost"
         said["feedback"] = client.post("/feedback", json=told).json()
         said["predicted"] = [[each["prediction"] for each in answered], actual]
-        found = monitor(settings, SPEC, AS_OF)
+        found = monitor(settings, SPEC, datetime.now(UTC))
     said["monitor"] = {"figures": found.figures, "notes": found.notes, "verdict": found.verdict,
                        "left_out": found.outcomes_left_out}  # fmt: skip
     stored = predictions(settings).read().to_pylist()
