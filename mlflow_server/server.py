@@ -23,7 +23,10 @@ def environment(settings: Settings) -> dict[str, str]:
     """
     folder = settings.home / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
-    database = {"GYRE_DATABASE_URL": settings.database_url} if settings.database_url else {}
+    addresses = {
+        "GYRE_DATABASE_URL": settings.database_url,
+        "GYRE_LEDGER_URL": settings.ledger_url,
+    }
     # psycopg 3 sends texts as such, and MLflow compares versions, which are numbers, with them.
     store = settings.schema_url("mlflow", "psycopg2") or f"sqlite:///{folder / 'mlflow.db'}"
     # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
@@ -31,7 +34,7 @@ def environment(settings: Settings) -> dict[str, str]:
     return {
         "GYRE_HOME": str(settings.home),  # where the ledger is, for promotions made in MLflow's UI
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
-        **database,
+        **{name: address for name, address in addresses.items() if address},
         "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_REGISTRY_STORE": store,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
