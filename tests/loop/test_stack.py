@@ -194,6 +194,7 @@ def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
     }
 
 
+@pytest.mark.nightly
 def test_after_its_database_was_restarted_the_stack_goes_on(stack):
     if not stack.database:
         pytest.skip("SQLite needs no server")
@@ -208,6 +209,7 @@ def test_after_its_database_was_restarted_the_stack_goes_on(stack):
     wait_until("Airflow", lambda: '"unhealthy"' not in httpx.get(airflow, timeout=9).text)
 
 
+@pytest.mark.nightly
 def test_each_tool_has_a_schema_of_its_own_and_no_sqlite_file_is_left(stack):
     if not stack.database:
         pytest.skip("SQLite has a file for each")
