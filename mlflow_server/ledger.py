@@ -122,12 +122,12 @@ def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
 
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
     """
+    is_server = not settings.ledger_address.startswith("sqlite")
     waits = {"connect_timeout": CONNECT_SECONDS}
-    if settings.ledger_address.startswith("sqlite"):
+    if not is_server:
         settings.home.mkdir(parents=True, exist_ok=True)
         waits = {"timeout": WAIT_SECONDS}
     engine = sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=True)
-    is_server = engine.dialect.name != "sqlite"
     variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
     named = f"{variable} {engine.url.set(query={})}"  # without its password
     with refused(named if is_server else LEDGER), engine.begin() as connection:
