@@ -10,6 +10,7 @@ import psutil
 from sqlalchemy import MetaData
 
 from core.errors import RegistryError
+from core.files import bucket_problem
 from core.settings import PORTS, Settings
 from mlflow_server.ledger import database
 from stack.processes import members
@@ -23,10 +24,11 @@ HOME_BYTES = 10**9
 def problems(settings: Settings) -> list[str]:
     """Return what stands in the way and what to do, one line each.
 
-    Nothing is changed, but that a database has its schemas afterwards.
+    Nothing is changed, but that a database has its schemas and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    return of_home + port_problems(settings) + database_problems(settings)
+    stores = database_problems(settings) + bucket_problems(settings)
+    return of_home + port_problems(settings) + stores
 
 
 def layout_problems(home: Path) -> list[str]:
@@ -59,6 +61,14 @@ def database_problems(settings: Settings) -> list[str]:
     except RegistryError as exc:
         return [str(exc)]
     return []
+
+
+def bucket_problems(settings: Settings) -> list[str]:
+    """Say of each setting that names a bucket why nothing can be written there."""
+    urls = {"GYRE_DATA_URL": settings.data_url, "GYRE_ARTIFACTS_URL": settings.artifacts_url}
+    buckets = {name: url for name, url in urls.items() if url and url.startswith("s3://")}
+    found = {name: bucket_problem(url) for name, url in buckets.items()}
+    return [f"{name} {problem}" for name, problem in found.items() if problem]
 
 
 def port_problems(settings: Settings) -> list[str]:

@@ -20,7 +20,7 @@ from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
 
 from core.errors import DataError, GyreError
-from core.files import reached
+from core.files import reached, read_file
 from core.settings import Settings, load_settings
 from core.spec import broken_specs, load_specs
 from monitoring.console.cached_reader import CachedReader, read_all
@@ -64,7 +64,7 @@ def create_app(settings: Settings) -> Starlette:
         path = PurePosixPath(request.path_params["path"])
         with suppress(DataError), reached("data docs"):
             if ".." not in path.parts and not path.is_absolute():
-                content = (docs / path).read_bytes()
+                content = read_file(docs / path)
                 return Response(content, media_type=guess_type(path.name)[0])
         return PlainTextResponse("no such page\n", 404)
 
