@@ -26,6 +26,7 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
+HTTP = ("http", "https")
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
 
@@ -153,6 +154,15 @@ class Settings(BaseSettings):
         if reached and guard and not info.data.get(guard):
             why = "others would reach it, and it asks nobody who they are"
             raise ValueError(f"{why}: set GYRE_{guard.upper()} too")
+        return value
+
+    @field_validator("redis_url", "mlflow_url")
+    @classmethod
+    def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
+        schemes = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
+        if value and urlsplit(value).scheme not in schemes:
+            raise ValueError(f"expected an address that begins with {'://, '.join(schemes)}://")
+        _ = urlsplit(value or "").port  # as below
         return value
 
     @field_validator("database_url", "ledger_url")
