@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import socket
 import time
-from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import httpx
-import numpy as np
 import pytest
-from xgboost import XGBClassifier
 
-from mlflow_server.pyfunc import ModelFile
-from tests.conftest import answers, unused_port, wait_until
+from tests.conftest import answers, wait_until
 from tests.containers.conftest import container, logs, podman, run
-from tests.serving.conftest import contract
+from tests.containers.replica import (
+    NAME,
+    TOKEN,
+    Replica,
+    new_replica,
+    promote_native,
+    promote_read_by_feast,
+)
+from tests.faults.conftest import broken
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-    from pathlib import Path
+    from collections.abc import Callable
 
     from tests.serving.conftest import Rig
 
 pytestmark = pytest.mark.containers
-NAME = "gyre-serving-test"
 MEGABYTE = 1_000_000
 LARGEST = 280 * MEGABYTE
-TOKEN = "Bearer secret"
 ABSENT = ("airflow", "deltalake", "evidently", "feast", "mlflow", "pandas", "pip", "setuptools")
 FOUND = f"""
 import os, shutil
@@ -38,26 +38,6 @@ print(os.getuid(), os.access("/opt", os.W_OK), found, shutil.which("gcc"), shuti
 """
 
 
-@dataclass
-class Replica:
-    """What one container is started with, and where it answers."""
-
-    image: str
-    home: Path
-    port: int
-    options: list[str]
-
-    @contextmanager
-    def running(self) -> Iterator[httpx.Client]:
-        url, headers = f"http://127.0.0.1:{self.port}", {"authorization": TOKEN}
-        with (
-            container(NAME, self.image, *self.options),
-            httpx.Client(base_url=url, timeout=20, headers=headers) as client,
-        ):
-            wait_until("live", lambda: answers(f"{url}/health/live"), 20)
-            yield client
-
-
 @pytest.fixture(scope="module")
 def image(build: Callable[[str], str]) -> str:
     return build("serving")
@@ -65,33 +45,13 @@ def image(build: Callable[[str], str]) -> str:
 
 @pytest.fixture(scope="module")
 def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Replica:
-    folder = tmp_path_factory.mktemp("replica")
-    (folder / "home").mkdir()
-    (folder / "tokens").write_text("test:secret\n")
-    run("chown", "-R", "1000:1000", folder)
-    port = unused_port()
-    settings = {
-        "GYRE_HOST": "0.0.0.0",
-        "GYRE_SERVING_PORT": port,
-        "GYRE_SERVING_TOKENS_FILE": "/run/secrets/tokens",
-        "GYRE_MLFLOW_URL": rig.settings.mlflow_address,
-        "GYRE_REDIS_URL": rig.settings.redis_address,
-    }
-    options = [f"--env={name}={value}" for name, value in settings.items()]
-    options += [f"--volume={folder / 'home'}:/var/lib/gyre"]
-    options += [f"--volume={folder / 'tokens'}:/run/secrets/tokens:ro"]
-    return Replica(image, folder / "home", port, options)
-
-
-def refused(client: httpx.Client, text: str) -> None:
-    wait_until(text, lambda: text in client.get("/health/ready").text)
+    return new_replica(image, rig, tmp_path_factory.mktemp("replica"))
 
 
 def test_the_image_is_small_and_holds_what_it_needs_alone(image: str, base: str) -> None:
-    own, its_base = (
-        int(podman("image", "inspect", "--format={{.Size}}", i)) for i in (image, base)
-    )
-    assert own - its_base <= LARGEST, (own - its_base) / MEGABYTE
+    sizes = (int(podman("image", "inspect", "--format={{.Size}}", each)) for each in (image, base))
+    whole, its_base = sizes
+    assert whole - its_base <= LARGEST, (whole - its_base) / MEGABYTE
     found = podman("run", "--rm", "--network=host", "--entrypoint=python", image, "-c", FOUND)
     assert found == "1000 False [] None None"
     label = '{{index .Labels "org.opencontainers.image.revision"}}'
@@ -108,20 +68,15 @@ def test_it_answers_refuses_what_it_has_no_packages_for_and_drains(
         assert httpx.post(f"{client.base_url}/predict", json={}).status_code == 401
         assert rig.predict(client).json()["features_from"] == "online"
         podman("healthcheck", "run", NAME)
-
-        fitted = XGBClassifier(n_estimators=1).fit(np.array([[0], [1]]), [0, 1])
-        native = ModelFile.native(fitted, (), 2)
-        version = rig.register(0, model=native, loader=native.loader).version
-        rig.promote(version)
-        refused(client, f"version {version} is refused: ModelRefusedError: serving.json: "
-                        "a model of mlflow.xgboost needs the image serving-full")  # fmt: skip
-        read_by_feast = {"views": (), "functions": (), "unsupported": "written for pandas"}
-        lookup = contract().lookup.model_copy(update=read_by_feast)
-        version = rig.register(0, lookup=lookup).version
-        rig.promote(version)
-        refused(client, "Feast's own reader (written for pandas) needs the image serving-full")
+        refused = f"version {promote_native(rig)} is refused: ModelRefusedError: serving.json: "
+        refused += "a model of mlflow.xgboost needs the image serving-full"
+        wait_until(refused, lambda: refused in client.get("/health/ready").text)
+        promote_read_by_feast(rig)
+        reader = "Feast's own reader (written for pandas) needs the image serving-full"
+        wait_until(reader, lambda: reader in client.get("/health/ready").text)
         assert rig.predict(client).json()["model_version"] == first
-        rig.promote(rig.register(0.5).version)
+        assert refused in logs(NAME)
+        assert reader in (replica.home / "logs" / "alerts.log").read_text()
         drains(replica, client)
 
 
@@ -146,12 +101,11 @@ def drains(replica: Replica, client: httpx.Client) -> None:
 def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
     rig: Rig, replica: Replica
 ) -> None:
-    rig.mlflow.kill()
-    rig.mlflow.wait()
-    began = time.monotonic()
-    with replica.running() as client:
-        wait_until("a prediction", lambda: rig.predict(client).is_success, 20)
-        seconds = time.monotonic() - began
+    with broken(rig, "mlflow", "killed"):
+        began = time.monotonic()
+        with replica.running() as client:
+            wait_until("a prediction", lambda: rig.predict(client).is_success, 20)
+            seconds = time.monotonic() - began
     assert seconds < 5, seconds
 
 
