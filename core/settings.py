@@ -28,6 +28,7 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
+HTTP = ("http", "https")
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
 
@@ -169,6 +170,15 @@ class Settings(BaseSettings):
         if info.field_name == "data_url" and (url.scheme != "s3" or not url.netloc):
             raise ValueError("expected s3://bucket/prefix")
         return value and value.rstrip("/")
+
+    @field_validator("redis_url", "mlflow_url")
+    @classmethod
+    def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
+        kinds = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
+        if value and not value.startswith(tuple(f"{kind}://" for kind in kinds)):
+            raise ValueError(f"expected {'://…, '.join(kinds)}://…")
+        _ = urlsplit(value or "").port  # as below
+        return value
 
     @field_validator("database_url", "ledger_url")
     @classmethod
