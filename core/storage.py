@@ -38,8 +38,8 @@ COMPACTED_BYTES = 32 * 1024 * 1024
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
 COLOURS = "\x1b\\[\\d+m"
-COARSE = timedelta(seconds=1)
-"""Times of rows that Delta's statistics know are cut to milliseconds."""
+NEAR = timedelta(minutes=5)
+"""Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
 
 
 class Table:
@@ -149,13 +149,13 @@ class Table:
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
 
-        beside: a column of times, which of one key are always the same: only keys of about the
+        beside: a column of times, which of one key are at most NEAR apart: only keys of about the
         times of `rows` are read.
         """
         rows = rows.cast(self.schema)
         with self._writing():
             if self.exists and rows.num_rows:
-                near = _within_span(rows, beside, COARSE) if beside else None
+                near = _within_span(rows, beside, NEAR) if beside else None
                 stored = self._open().to_pyarrow_dataset().to_table(columns=[key], filter=near)
                 known = pc.is_in(rows[key], stored[key].combine_chunks())
                 rows = rows.filter(pc.invert(known))

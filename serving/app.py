@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from feature_repo.broker import Intake
 from serving.edge import ErrorForm, json_response, refusal
 from serving.events import events_route, feedback_route, told_operations
 from serving.features import settle
+from serving.inbox import CLOSE_SECONDS, LAST_SECONDS, Inbox
 from serving.metrics import WATERMARK_AGE
 from serving.middleware import Access, RequestMiddleware
 from serving.openapi import Operation, add_document
@@ -43,8 +44,9 @@ logger = logging.getLogger(__name__)
 
 def create_app(settings: Settings) -> RequestMiddleware:
     """Everything is made here, nothing is opened before the application starts."""
-    log = AppendLog(settings.home / "serving" / "log", "predictions")
-    feedback = AppendLog(settings.home / "serving" / "log", "feedback")
+    folder = settings.home / "serving" / "log"
+    log, feedback = AppendLog(folder, "predictions"), AppendLog(folder, "feedback")
+    inbox = Inbox(settings.data_url, folder) if settings.data_url else None
     intake = Intake(settings)
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
@@ -62,6 +64,9 @@ def create_app(settings: Settings) -> RequestMiddleware:
             asyncio.create_task(_every_second(asyncio.to_thread, log.flush)),
             asyncio.create_task(_every_second(asyncio.to_thread, feedback.flush)),
         ]
+        if inbox:
+            log.max_seconds = feedback.max_seconds = CLOSE_SECONDS
+            tasks.append(asyncio.create_task(_every_second(inbox.send)))
         try:
             yield
         finally:
@@ -71,6 +76,9 @@ def create_app(settings: Settings) -> RequestMiddleware:
             await asyncio.gather(*tasks, return_exceptions=True)
             log.close()
             feedback.close()
+            if inbox:
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(inbox.send(), LAST_SECONDS)
             await watcher.close()
             await intake.close()
             await repository.close()
