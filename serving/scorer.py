@@ -8,14 +8,12 @@ import asyncio
 import logging
 import math
 import os
-import re
 from collections import Counter
 from collections.abc import Coroutine, Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from functools import lru_cache
-from hashlib import blake2b
 from operator import itemgetter
 from typing import Any
 
@@ -26,14 +24,11 @@ from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTION
 from serving.model import LoadedModel, Role, Score, outcome, rounded_score, score, wrong
 from serving.model_versions import ModelVersions
 from serving.prediction_log import AppendLog
-from serving.worker import REQUEST_ID
 
 MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
 TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
 MAX_REQUESTS, MAX_ROWS = 256, 20_000  # of one model, under way at once
 MAX_SHADOW_ROWS = 1_000  # may wait for the shadow; it misses what comes then
-ONCE = re.compile("[0-9a-f]{32}")
-"""Ids of requests as nginx and the middleware make them: one that comes again is a repetition."""
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
 COUNTED_BY = itemgetter("model", "version", "role", "features_from")
@@ -55,7 +50,6 @@ class PredictionRow:
     given: dict[str, Any] = field(default_factory=dict)
     merge: bool = False
     request_data: dict[str, Any] = field(default_factory=dict)
-    place: tuple[str, int] = ("", 0)  # id of its request, and where in it
     received: datetime = field(init=False)
     features: dict[str, Any] = field(init=False)
     features_from: str = ""
@@ -102,9 +96,8 @@ class Scorer:
         received: when the request arrived (UTC); clock-dependent features are of this time.
         """
         self.admit(len(rows))
-        asked = REQUEST_ID.get()
-        for position, row in enumerate(rows):
-            row.received, row.place = received, (asked, position)
+        for row in rows:
+            row.received = received
         request = PendingRequest(rows, received)
         self._requests += 1
         self._rows += len(rows)
@@ -304,7 +297,7 @@ def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -
     population = contract.population
     member = row.features[population.feature] if population else 0
     return {
-        "request_id": _request_id(role, contract.model, row),
+        "request_id": os.urandom(16).hex(),
         "model": contract.model,
         "version": model.version,
         "role": role,
@@ -318,11 +311,3 @@ def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -
         "in_population": population is None
         or (not isinstance(member, str) and 0 <= member < population.below),
     }
-
-
-def _request_id(role: Role, model: str, row: PredictionRow) -> str:
-    """Return a new one, but of a request that a proxy repeats the one it had elsewhere."""
-    if not ONCE.fullmatch(row.place[0]):
-        return os.urandom(16).hex()
-    same = (row.place, role == "shadow", model, row.key, row.given, row.request_data)
-    return blake2b(repr(same).encode(), digest_size=16).hexdigest()

@@ -47,23 +47,6 @@ def test_the_id_of_a_request_is_not_that_of_its_rows(rig: Any, served: Any) -> N
     assert len({answer.json()["request_id"] for answer in answers}) == 2
 
 
-def test_a_request_that_a_proxy_repeats_keeps_the_ids_of_its_rows(rig: Any, served: Any) -> None:
-    """As nginx names requests, by its `$request_id`; of other rows they are others."""
-    repeated = {"x-request-id": "0123456789abcdef" * 2}
-
-    def ids(*customers: int, path: str = "/predict/batch") -> list[str]:
-        rows = [{"customer_id": customer} for customer in customers]
-        answers = served.client.post(path, json=rows, headers=repeated).json()
-        return [answer["request_id"] for answer in answers]
-
-    twice = ids(4, 4, 5)
-    assert len({*twice}) == 3
-    assert ids(4, 4, 5) == twice
-    assert not {*twice[1:]} & {*ids(5, 5, 4)}
-    logged = [row["request_id"] for row in rig.rows()]
-    assert [logged.count(each) for each in twice[1:]] == [2, 2]
-
-
 def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
     served.client.post("/models/churn-predictor/predict", content=BODY)
     served.client.get("/v1/models/nobody")
