@@ -6,7 +6,7 @@ import multiprocessing
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from feature_repo.broker import Intake
 from serving.edge import ErrorForm, json_response, refusal
 from serving.events import events_route, feedback_route, told_operations
 from serving.features import settle
-from serving.inbox import CLOSE_SECONDS, LAST_SECONDS, Inbox
+from serving.inbox import CLOSE_SECONDS, Inbox
 from serving.metrics import WATERMARK_AGE
 from serving.middleware import Access, RequestMiddleware
 from serving.openapi import Operation, add_document
-from serving.prediction_log import AppendLog
+from serving.prediction_log import MAX_SECONDS, AppendLog
 from serving.protocols import PredictEndpoint, kserve_v1, mlflow_scoring, open_inference, plain
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
@@ -45,27 +45,27 @@ logger = logging.getLogger(__name__)
 def create_app(settings: Settings) -> RequestMiddleware:
     """Everything is made here, nothing is opened before the application starts."""
     folder = settings.home / "serving" / "log"
-    log, feedback = AppendLog(folder, "predictions"), AppendLog(folder, "feedback")
     inbox = Inbox(settings.data_url, folder) if settings.data_url else None
+    max_seconds = CLOSE_SECONDS if inbox else MAX_SECONDS
+    logs = [AppendLog(folder, kind, max_seconds) for kind in ("predictions", "feedback")]
+    log, feedback = logs
     intake = Intake(settings)
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        log.open()
-        feedback.open()
+        for each in logs:
+            each.open()
         await watcher.poll()
         await _look_after(repository)
         settle()
         tasks = [
             asyncio.create_task(watcher.run()),
             asyncio.create_task(_every_second(_look_after, repository)),
-            asyncio.create_task(_every_second(asyncio.to_thread, log.flush)),
-            asyncio.create_task(_every_second(asyncio.to_thread, feedback.flush)),
+            *(asyncio.create_task(_every_second(asyncio.to_thread, each.flush)) for each in logs),
         ]
         if inbox:
-            log.max_seconds = feedback.max_seconds = CLOSE_SECONDS
             tasks.append(asyncio.create_task(_every_second(inbox.send)))
         try:
             yield
@@ -74,11 +74,10 @@ def create_app(settings: Settings) -> RequestMiddleware:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
-            log.close()
-            feedback.close()
+            for each in logs:
+                each.close()
             if inbox:
-                with suppress(TimeoutError):
-                    await asyncio.wait_for(inbox.send(), LAST_SECONDS)
+                await inbox.send_last()
             await watcher.close()
             await intake.close()
             await repository.close()

@@ -38,6 +38,10 @@ class Inbox:
                     return
                 file.unlink()
 
+    async def send_last(self) -> None:
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self.send(), LAST_SECONDS)
+
     async def _is_taken(self, file: Path) -> bool:
         try:
             await self._store.put_async(file.name, file)

@@ -41,10 +41,12 @@ logger = logging.getLogger(__name__)
 class AppendLog:
     """One kind of rows, written by this process alone. Nothing here raises."""
 
-    max_seconds = MAX_SECONDS
-
-    def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
-        self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
+    def __init__(
+        self, folder: Path, kind: str, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        """max_seconds, max_bytes: of a file, which is ended then."""
+        self.kind, self._folder = kind, folder
+        self._max_seconds, self._max_bytes = max_seconds, max_bytes
         self._files: list[int] = []  # the last takes rows; others are to be synced and closed
         self._writing, self._flushing = threading.Lock(), threading.Lock()
         self._size, self._opened, self._torn = 0, 0.0, False
@@ -100,7 +102,7 @@ class AppendLog:
         """Once a second: to disk, and on to a new file where this one is old or did not open."""
         with self._flushing:
             with self._writing:
-                is_old = self._size and time.monotonic() - self._opened > self.max_seconds
+                is_old = self._size and time.monotonic() - self._opened > self._max_seconds
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None
