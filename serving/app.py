@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -60,20 +60,17 @@ def create_app(settings: Settings) -> RequestMiddleware:
         await watcher.poll()
         await _look_after(repository)
         settle()
-        tasks = [
-            asyncio.create_task(watcher.run()),
-            asyncio.create_task(_every_second(_look_after, repository)),
-            *(asyncio.create_task(_every_second(asyncio.to_thread, each.flush)) for each in logs),
+        work = [
+            watcher.run(),
+            _every_second(_look_after, repository),
+            *(_every_second(asyncio.to_thread, each.flush) for each in logs),
+            *([_every_second(inbox.send)] if inbox else []),
         ]
-        if inbox:
-            tasks.append(asyncio.create_task(_every_second(inbox.send)))
         try:
-            yield
+            async with _beside(work):
+                yield
+                await repository.ended()
         finally:
-            await repository.ended()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
             for each in logs:
                 each.close()
             if inbox:
@@ -191,6 +188,18 @@ async def _look_after(repository: ModelRepository) -> None:
         watermark = model.features.watermark
         age = (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
         WATERMARK_AGE.labels(name).set(age)
+
+
+@asynccontextmanager
+async def _beside(work: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Do `work` beside the block, and end it after."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _every_second(work: Callable[..., Awaitable[Any]], *given: Any) -> None:
