@@ -10,7 +10,7 @@ def replace_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
     mode: permissions, as of the first byte; the umask takes from them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)

@@ -35,8 +35,8 @@ COMPACTED_BYTES = 32 * 1024 * 1024
 """Small, as a merge copies every file that it changes a row of."""
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
-COARSE = timedelta(seconds=1)
-"""Times of rows that Delta's statistics know are cut to milliseconds."""
+NEAR = timedelta(seconds=30)
+"""Between rows of one key: a proxy repeats a request once a replica has not answered for 5 s."""
 
 
 class Table:
@@ -147,13 +147,13 @@ class Table:
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
 
-        beside: a column of times, which of one key are always the same: only keys of about the
+        beside: a column of times, which of one key are about the same: only keys of about the
         times of `rows` are read.
         """
         rows = rows.cast(self.schema)
         with self._writing():
             if self.exists and rows.num_rows:
-                near = _within_span(rows, beside, COARSE) if beside else None
+                near = _within_span(rows, beside, NEAR) if beside else None
                 stored = self._open().to_pyarrow_dataset().to_table(columns=[key], filter=near)
                 known = pc.is_in(rows[key], stored[key].combine_chunks())
                 rows = rows.filter(pc.invert(known))

@@ -7,16 +7,24 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+from obstore.exceptions import BaseError
+from obstore.store import S3Store
 from sqlalchemy import MetaData
 
 from core.errors import RegistryError
+from core.files import replace_file
 from core.settings import PORTS, Settings
+from core.user_code import in_one_line
+from feature_repo.broker import redis_problem
+from feature_repo.feast_config import write_feast_config
 from mlflow_server.ledger import database
+from stack.environment import make_secrets
 from stack.processes import members
 
 LAYOUT_FILE = "layout"
 """In a stack's home: which layout it has; `gyre up` writes it into a new one."""
 LAYOUT = "2"
+FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 HOME_BYTES = 10**9
 
 
@@ -26,7 +34,16 @@ def problems(settings: Settings) -> list[str]:
     Nothing is changed, but that a database has its schemas afterwards.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    return of_home + port_problems(settings) + database_problems(settings)
+    return of_home + port_problems(settings) + connection_problems(settings)
+
+
+def prepare(settings: Settings) -> None:
+    """Make the home's folders, its secrets, and what Feast's own commands read."""
+    for name in FOLDERS:
+        (settings.home / name).mkdir(parents=True, exist_ok=True)
+    replace_file(settings.home / LAYOUT_FILE, f"{LAYOUT}\n")
+    make_secrets(settings)
+    write_feast_config(settings)
 
 
 def layout_problems(home: Path) -> list[str]:
@@ -52,6 +69,30 @@ def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
     return [f"{folder} has {sizes}: free some, or {remedy}"]
 
 
+def connection_problems(settings: Settings) -> list[str]:
+    """Databases, Redis and buckets that are not to be had, by their settings."""
+    found = database_problems(settings) + bucket_problems(settings)
+    if settings.redis_url and (problem := redis_problem(settings)):
+        found.append(f"GYRE_REDIS_URL {problem}")
+    return found
+
+
+def bucket_problems(settings: Settings) -> list[str]:
+    urls = {name: getattr(settings, name, None) or "" for name in ("data_url", "artifacts_url")}
+    found = list[str]()
+    for name, url in urls.items():
+        try:
+            if url.startswith("s3://"):
+                bucket = S3Store.from_url(
+                    url, client_options={"timeout": "3s"}, retry_config={"max_retries": 0}
+                )
+                next(bucket.list(chunk_size=1), None)
+        except (BaseError, OSError) as exc:
+            at = os.environ.get("AWS_ENDPOINT_URL", "AWS")
+            found.append(f"GYRE_{name.upper()} {url} at {at}: {in_one_line(exc)}")
+    return found
+
+
 def database_problems(settings: Settings) -> list[str]:
     try:
         if settings.database_url or settings.ledger_url:
@@ -65,7 +106,7 @@ def port_problems(settings: Settings) -> list[str]:
     """Ports that our processes will listen on: given twice, or held by somebody else."""
     lines, variables = list[str](), dict[int, str]()
     for name in PORTS:
-        if (name == "redis" and settings.redis_url) or (name == "mlflow" and settings.mlflow_url):
+        if getattr(settings, f"{name}_url", None):
             continue  # somebody else's: used, not started
         port, variable = getattr(settings, f"{name}_port"), f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)
