@@ -122,7 +122,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
 def write_by_hand(home: str, port: str) -> dict[str, float]:
     from core.storage import Table  # noqa: PLC0415
 
-    files = Table(at_home(home, port).data / "raw" / "orders", None).files()
+    files = Table(at_home(home, port), "raw/orders", None).files()
     sql = BY_HAND.format(files=files, to=f"{home}/by_hand.parquet")
     config = {"memory_limit": "4GB", "temp_directory": home}
     with duckdb.connect(config=config | {"preserve_insertion_order": False}) as connection:

@@ -1,16 +1,85 @@
-"""Files that others read while they are written anew."""
+"""Files, on disk or on S3, that others read while they are written anew."""
 
 import os
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from datetime import timedelta
+from functools import partial
 from pathlib import Path
+from uuid import uuid4
+
+from upath import UPath
+
+from core.errors import DataError
+
+AT_ONCE = 8
+"""Files that are fetched side by side."""
+LONGEST = 300
+RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
-def replace_file(path: Path, content: str | bytes, mode: int = 0o666) -> None:
+def location(address: str) -> UPath:
+    """Return a folder or a file on disk, or at `s3://…`, which AWS's own variables describe."""
+    if "://" not in address:
+        return UPath(Path(address))
+    from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only of teams)
+
+    register("s3")  # the library that Delta tables are reached by
+    return UPath(address, retry_config=RETRIES)
+
+
+@contextmanager
+def reached(what: str) -> Iterator[None]:
+    """Raise DataError, of `what`, where S3 or a disk refuses."""
+    try:
+        yield
+    except Exception as exc:
+        if isinstance(exc, OSError) or type(exc).__module__ == "obstore.exceptions":
+            raise DataError(f"{what}: {' '.join(str(exc).split())[:LONGEST]}") from exc
+        raise
+
+
+def local_copies(paths: Iterable[UPath], cache: Path) -> list[str]:
+    """Return files on this disk: of S3 copies, fetched where they are missing; they never change.
+
+    cache: folder of the copies, each below the path that it has on S3.
+    """
+    with ThreadPoolExecutor(AT_ONCE) as threads, reached("files of a table"):
+        return [*threads.map(partial(_local_copy, cache), paths)]
+
+
+def _local_copy(cache: Path, path: UPath) -> str:
+    if isinstance(path, Path):
+        return str(path)
+    copy = cache / path.path
+    if copy.exists():
+        copy.touch()  # those not used for days are removed
+    else:
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        part = copy.with_name(f".{uuid4()}.part")
+        path.fs.get_file(path.path, str(part))
+        part.replace(copy)
+    return str(copy)
+
+
+def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) -> None:
     """Write `path` in one step: a reader finds what was there before, or all of `content`.
 
     mode: permissions, as of the first byte; the umask takes from them.
     """
+    if not isinstance(path, Path):  # on S3, where a file appears when all of it is there
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
+
+
+def replace_folder(target: UPath, source: Path) -> None:
+    """Put a copy of `source` in place of what `target` holds; readers may meet a part of it."""
+    with suppress(FileNotFoundError):
+        target.fs.rm(target.path, recursive=True)
+    target.fs.put(f"{source}/", f"{target.path}/", recursive=True)

@@ -11,8 +11,10 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from upath import UPath
 
 from core.errors import SettingsError
+from core.files import location
 
 CLONE = Path(__file__).resolve().parents[1]
 """Where Gyre's own code, its DAG files and its lock file lie."""
@@ -87,8 +89,13 @@ class Settings(BaseSettings):
     ledger_url: str | None = None
     """The same for the ledger alone, such as a team's, where another machine promotes into the
     team's MLflow. Default: GYRE_DATABASE_URL."""
+    data_url: str | None = None
+    """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables, feature files and reports; each
+    host keeps copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at
+    the same path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ALLOW_HTTP."""
     artifacts_url: str | None = None
-    """Where MLflow keeps its files, such as `s3://…`. Not tested yet."""
+    """The same of the files that MLflow keeps."""
     sources: dict[str, str] = Field(default_factory=dict)
     """Where a dataset's rows come from (`GYRE_SOURCES__ORDERS`): a parquet or CSV file, a folder
     of them, a glob, or an Ibis address followed by `#table`. Default: the file in `data/`."""
@@ -176,6 +183,14 @@ class Settings(BaseSettings):
             raise ValueError(f"{why}: set GYRE_{guard.upper()} too")
         return value
 
+    @field_validator("data_url", "artifacts_url")
+    @classmethod
+    def _bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
+        url = urlsplit(value or "s3://bucket")
+        if info.field_name == "data_url" and (url.scheme != "s3" or not url.netloc):
+            raise ValueError("expected s3://bucket/prefix")
+        return value and value.rstrip("/")
+
     @field_validator("database_url", "ledger_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:
@@ -217,7 +232,7 @@ class Settings(BaseSettings):
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        none = {"database_url": None, "ledger_url": None}
+        none = {"database_url": None, "ledger_url": None, "data_url": None}
         return self.model_copy(update={"home": home, **none, **more})
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
@@ -239,18 +254,28 @@ class Settings(BaseSettings):
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
     @property
-    def data(self) -> Path:
+    def data(self) -> UPath:
         """Delta tables: everything that happened. All else below `home` can be rebuilt."""
-        return self.home / "data"
+        return location(self.data_url or str(self.home / "data"))
+
+    @property
+    def cache(self) -> Path:
+        """Copies of files on S3 that never change."""
+        return self.home / "cache"
 
     @property
     def features(self) -> Path:
+        """Feature files; where `data` is on S3, this host's copies."""
         return self.home / "features"
 
     @property
-    def data_docs(self) -> Path:
+    def reports(self) -> UPath:
+        return self.data / "reports" if self.data_url else location(str(self.home / "reports"))
+
+    @property
+    def data_docs(self) -> UPath:
         """Great Expectations' pages on the newest batch of each dataset and training frame."""
-        return self.home / "reports" / "data_docs"
+        return self.reports / "data_docs"
 
 
 def load_settings(**overrides: Any) -> Settings:

@@ -1,16 +1,15 @@
-"""Delta tables: everything that happened, below `GYRE_HOME/data/`.
+"""Delta tables: everything that happened, below `GYRE_HOME/data/` or `GYRE_DATA_URL`.
 
 A version number names exactly what a reader saw; every version of the last week stays readable.
-One writer per table at a time: concurrent merges conflict, so every write holds a file lock.
+One writer per table at a time: concurrent merges conflict, so every write holds a lock.
 
 Delta flushes nothing to disk: what was written survives a killed process, not a power cut.
 """
 
-import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -18,11 +17,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
-from filelock import FileLock, Timeout
 
 from core.errors import DataError
+from core.files import local_copies
+from core.locks import one_writer
+from core.settings import Settings
 
-LOCK_SECONDS = 60
+S3 = {"max_retries": "3", "retry_timeout": "20s", "connect_timeout": "5s"}
+"""Of deltalake; without, a bucket that is gone takes minutes to be said."""
 RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
     "delta.logRetentionDuration": "interval 7 days",
@@ -35,19 +37,21 @@ COMPACTED_BYTES = 32 * 1024 * 1024
 """Small, as a merge copies every file that it changes a row of."""
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
+COLOURS = "\x1b\\[\\d+m"
 NEAR = timedelta(seconds=30)
-"""Between rows of one key: a proxy repeats a request once a replica has not answered for 5 s."""
+"""Between rows of one key: a proxy repeats a request once a replica has not answered for 10 s."""
 
 
 class Table:
-    """One Delta table at `path`, created with `schema` on first write.
+    """The Delta table `name`, such as `raw/orders`, created with `schema` on first write.
 
     What writes raises DataError if another process held the lock for a minute, or Delta refused.
     """
 
-    def __init__(self, path: Path, schema: pa.Schema) -> None:
-        self.path = path
-        self.schema = schema
+    def __init__(self, settings: Settings, name: str, schema: pa.Schema) -> None:
+        self._settings, self.name, self.schema = settings, name, schema
+        self.path = settings.data / name
+        self._options = S3 if settings.data_url else None
 
     @property
     def version(self) -> int:
@@ -56,7 +60,8 @@ class Table:
 
     @property
     def exists(self) -> bool:
-        return bool(DeltaTable.is_deltatable(str(self.path)))
+        with self._reading():
+            return bool(DeltaTable.is_deltatable(str(self.path), self._options))
 
     @property
     def identity(self) -> str:
@@ -64,25 +69,22 @@ class Table:
         return str(self._open().metadata().id)
 
     def files(self, version: int | None = None, within: str | None = None) -> list[str]:
-        """Parquet files of a version (default: the newest); DuckDB and Spark read these.
+        """Parquet files of a version (default: the newest), on disk: DuckDB and Spark read these.
 
         within: SQL on columns; files that surely hold no such row are left out.
         """
-        if not self.exists:
-            return []
-        table = self._open(version)
-        folder = urlsplit(table.table_uri).path  # quoted, what comes behind it is as on disk
-        files = table.file_uris(file_pruning_predicate=within)
-        return [f"{self.path.absolute()}/{file.removeprefix(folder)}" for file in files]
+        return self._copies(self._names(version, within))
 
     def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
         """Files that came and files that went between two versions; None if no longer known."""
         try:
-            before, after = set(self.files(since)), set(self.files(version))
+            before, after = set(self._names(since)), set(self._names(version))
         except DeltaError:
             return None
-        went = sorted(before - after)
-        return (sorted(after - before), went) if all(map(os.path.exists, went)) else None
+        came, went = sorted(after - before), sorted(before - after)
+        if not all((self.path / name).exists() for name in went):
+            return None
+        return self._copies(came), self._copies(went)
 
     def read(
         self,
@@ -109,7 +111,7 @@ class Table:
         except (DeltaError, OSError) as exc:
             which = "newest version" if version is None else f"version {version}"
             wrong = f"its {which} cannot be read, vacuumed or never here: {_short(exc)}"
-            raise DataError(f"table {self.path.name}: {wrong}") from exc
+            raise DataError(f"table {self.name}: {wrong}") from exc
 
     def newest(self, column: str) -> datetime | None:
         """Return the largest time in `column`, to the millisecond: the files know it."""
@@ -175,6 +177,7 @@ class Table:
                 partition_by=list(partition),
                 predicate=same if self.exists else None,
                 configuration=RETENTION,
+                storage_options=self._options,
             )
 
     def compact(self) -> None:
@@ -206,8 +209,27 @@ class Table:
 
     def _append(self, rows: pa.Table) -> None:
         write_deltalake(
-            str(self.path), rows, mode="append", schema_mode="merge", configuration=RETENTION
+            str(self.path),
+            rows,
+            mode="append",
+            schema_mode="merge",
+            configuration=RETENTION,
+            storage_options=self._options,
         )
+
+    def _names(self, version: int | None = None, within: str | None = None) -> list[str]:
+        """Files of a version, below the table's folder."""
+        if not self.exists:
+            return []
+        table = self._open(version)
+        uri = table.table_uri  # of a folder it is quoted; what comes behind it is as on disk
+        folder = urlsplit(uri).path if uri.startswith("file:") else uri
+        files = table.file_uris(file_pruning_predicate=within)
+        return [file.removeprefix(folder).lstrip("/") for file in files]
+
+    def _copies(self, names: Sequence[str]) -> list[str]:
+        folder = self.path.absolute()
+        return local_copies([folder / name for name in names], self._settings.cache)
 
     def _holds_any(self, rows: pa.Table, key: Sequence[str]) -> bool:
         """Whether the table has a row with the key of one of `rows`."""
@@ -219,27 +241,20 @@ class Table:
         return bool(rows.select(key).join(known, list(key), join_type="left semi").num_rows)
 
     def _open(self, version: int | None = None) -> DeltaTable:
-        return DeltaTable(str(self.path), version=version)
+        return DeltaTable(str(self.path), version, self._options)
 
     @contextmanager
     def _writing(self) -> Iterator[None]:
         """Hold the table's lock; turn what Delta refuses into one line of ours."""
-        with one_writer(self.path):
-            try:
-                yield
-            except DeltaError as exc:
-                raise DataError(f"table {self.path.name}: {_short(exc)}") from exc
-
-
-@contextmanager
-def one_writer(path: Path) -> Iterator[None]:
-    """Hold the lock of `path`, which a thread may take again, or raise DataError after a minute."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        with FileLock(f"{path}.lock", timeout=LOCK_SECONDS, is_singleton=True):
+        with one_writer(self._settings, self.name), self._reading():
             yield
-    except Timeout as exc:
-        raise DataError(f"{path.name}: another writer held it for {LOCK_SECONDS} s") from exc
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        try:
+            yield
+        except (DeltaError, OSError) as exc:
+            raise DataError(f"table {self.name}: {_short(exc)}") from exc
 
 
 def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -256,4 +271,4 @@ def _within_span(rows: pa.Table, column: str, margin: timedelta | None = None) -
 
 
 def _short(exc: Exception) -> str:
-    return " ".join(str(exc).split())[:LONGEST]
+    return " ".join(re.sub(COLOURS, "", str(exc)).split())[:LONGEST]

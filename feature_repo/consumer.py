@@ -24,8 +24,8 @@ from pydantic import TypeAdapter
 from redis.exceptions import RedisError
 
 from core.errors import DataError
+from core.locks import one_writer
 from core.settings import Settings
-from core.storage import one_writer
 from feature_repo.broker import Entry, Stream, event_schema
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
@@ -162,7 +162,7 @@ class EventConsumer:
         if not good:
             return
         with self._online.turn():
-            with one_writer(self._raw.path):  # what is superseded is what stands
+            with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
                 values = self._merge(good, now)
             self._online.write(values)
 

@@ -5,8 +5,8 @@ written here is made of everything known, so it is always written, older or not 
 a correction may have moved an entity's last event.
 """
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import reduce
 from typing import Any
@@ -18,12 +18,12 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from filelock import FileLock, Timeout
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from core.errors import FeaturesUnavailableError
+from core.locks import one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
@@ -58,23 +58,13 @@ class EntityFeatures:
         self._store.config.online_store.skip_dedup = True
         self._redis = online_client(self._store)
         self._redis.set_retry(Retry(NoBackoff(), 0))
-        settings.features.mkdir(parents=True, exist_ok=True)
-        lock = settings.features / f"{dataset.name}.lock"
-        self._lock = FileLock(lock, LOCK_SECONDS, poll_interval=0.005)
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
+    def turn(self) -> AbstractContextManager[None]:
         """Make reading, computing and writing one step for all processes.
 
-        Raises:
-            FeaturesUnavailableError: it is another's for more than 10 s.
-
+        A DataError: it is another's for more than 10 s.
         """
-        try:
-            with self._lock:
-                yield
-        except Timeout as exc:
-            raise FeaturesUnavailableError(f"{self._dataset.name}: {exc}") from exc
+        return one_writer(self._settings, f"features/{self._dataset.name}", LOCK_SECONDS)
 
     def problem(self) -> str | None:
         """Say why nothing may be written: values are missing, or of another expression."""

@@ -31,6 +31,7 @@ from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset, Expression, Label
 from feature_repo.engines import PERIOD, connect, connected, open_engine
+from feature_repo.view_links import fetch, online_path, point, publish, target, view_path
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -42,7 +43,7 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
     it is no news.
     """
     arrival = [pa.field("ingested_at", TIME), pa.field("superseded", pa.string())]
-    return Table(settings.data / "raw" / dataset.name, pa.schema([*dataset.schema, *arrival]))
+    return Table(settings, f"raw/{dataset.name}", pa.schema([*dataset.schema, *arrival]))
 
 
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
@@ -59,8 +60,9 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
         raise DataError(f"{dataset.name}: no rows yet; check the source")
     settings.features.mkdir(parents=True, exist_ok=True)
     for name in dataset.views:
+        fetch(settings, name)
         link, wanted = view_path(settings, name), _standing(dataset, name, raw)
-        old = _target(link)
+        old = target(settings, link)
         if old == wanted and link.exists():
             continue
         for left in settings.features.glob(f"{name}.*.*"):
@@ -70,15 +72,13 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
         partial.mkdir()
         _write(settings, partial, dataset, name, raw)
         partial.rename(link.parent / wanted)
-        _point(link, wanted)
-
-
-def view_path(settings: Settings, view: str) -> Path:
-    return settings.features / f"{view}.parquet"
+        publish(settings, name, wanted, old)
+        point(settings, link, wanted)
 
 
 def view_files(settings: Settings, view: str) -> list[str]:
     """Return the files of a view, all of one folder: the link may point to another at any time."""
+    fetch(settings, view)
     return [*map(str, view_path(settings, view).resolve().glob("*/*.parquet"))]
 
 
@@ -104,7 +104,7 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     if not raw.exists:
         return []
     standings = {name: _standing(dataset, name, raw) for name in dataset.views}
-    targets = {name: _target(view_path(settings, name)) for name in dataset.views}
+    targets = {name: target(settings, view_path(settings, name)) for name in dataset.views}
     return [
         name
         for name in dataset.views
@@ -116,7 +116,7 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
     """Raw rows that came or went (`gone`) since `note_online`; None if that cannot be told."""
     found = [raw.schema.append(pa.field("gone", pa.bool_())).empty_table()]
     for name in dataset.views:
-        known, wanted = _target(_online(settings, name)), _standing(dataset, name, raw)
+        known, wanted = target(settings, online_path(settings, name)), _standing(dataset, name, raw)
         with connected() as connection:
             changed = _changed(connection, raw, known, wanted)
             if changed is None:
@@ -128,13 +128,14 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
 def forget_online(settings: Settings, dataset: Dataset) -> None:
     """Forget which raw version the online store was filled from, before all is written anew."""
     for name in dataset.views:
-        _online(settings, name).unlink(missing_ok=True)
+        point(settings, online_path(settings, name), "")
 
 
 def note_online(settings: Settings, dataset: Dataset) -> None:
     """Remember the expression and the raw version that the online store was filled from."""
     for name in dataset.views:
-        _point(_online(settings, name), _target(view_path(settings, name)))
+        standing = target(settings, view_path(settings, name))
+        point(settings, online_path(settings, name), standing)
 
 
 def open_raw(
@@ -200,22 +201,6 @@ def labels(
     rows = _in_microseconds(found.to_pyarrow())
     keys = [name for name in rows.column_names if name not in {"event_timestamp", "label"}]
     return rows.sort_by([(name, "ascending") for name in ("event_timestamp", *keys)])
-
-
-def _online(settings: Settings, view: str) -> Path:
-    return settings.features / f"{view}.online"
-
-
-def _target(link: Path) -> str:
-    return link.readlink().name if link.is_symlink() else ""
-
-
-def _point(link: Path, target: str) -> None:
-    """Make `link` point to `target` in one step."""
-    fresh = link.with_name(f".{link.name}")
-    fresh.unlink(missing_ok=True)
-    fresh.symlink_to(target)
-    fresh.replace(link)
 
 
 def _standing(dataset: Dataset, view: str, raw: Table) -> str:

@@ -5,12 +5,12 @@ Two figures: ingest that stands still lets the first age, a silent source the se
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
-from pathlib import Path
 
 from pydantic import TypeAdapter
+from upath import UPath
 
 from core.errors import DataError
-from core.files import replace_file
+from core.files import reached, replace_file
 from core.settings import Settings
 
 LATE = timedelta(hours=2)
@@ -87,12 +87,14 @@ def recorded_freshness(settings: Settings, name: str, service: str) -> list[Fres
     """
     own = _recorded_at(settings, name)
     try:
-        paths = [own, *(path for path in sorted(own.parent.glob("*.json")) if path != own)]
-        found = [FRESHNESS.validate_json(path.read_bytes()) for path in paths]
-    except (OSError, ValueError) as exc:
+        with reached("its report"):
+            others = sorted(own.parent.glob("*.json"), key=str)
+            paths = [own, *(path for path in others if path != own)]
+            found = [FRESHNESS.validate_json(path.read_bytes()) for path in paths]
+    except (DataError, ValueError) as exc:
         raise DataError(f"no ingest of {name} has ended yet: gyre ingest {name} ({exc})") from exc
     return [each for each in found if each.dataset == name or service in each.services]
 
 
-def _recorded_at(settings: Settings, name: str) -> Path:
-    return settings.home / "reports" / "freshness" / f"{name}.json"
+def _recorded_at(settings: Settings, name: str) -> UPath:
+    return settings.reports / "freshness" / f"{name}.json"

@@ -6,22 +6,22 @@ Events land without it (feature_repo/consumer.py), also while it is under way.
 """
 
 import json
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
+from upath import UPath
 
 from core.errors import BatchRejectedError
 from core.files import replace_file
+from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.storage import Table, one_writer
+from core.storage import Table
 from core.temporary import temporary_installation
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
@@ -80,12 +80,12 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
 
     """
     dataset = load_dataset(name)
-    with one_writer(settings.data / name):
+    with one_writer(settings, name):
         table, store = raw_table(settings, dataset), FeatureStore(settings)
         since = None if full else _read_from(table, store, dataset, as_of)
         delivered = pull(settings, dataset, as_of, since)
         newest = last_of_key(delivered, dataset.key)
-        report = _land(settings, dataset, newest, as_of, settings.home / "reports")
+        report = _land(settings, dataset, newest, as_of, settings.reports)
         if not delivered.num_rows:
             silent = f"{place(settings, dataset)} delivered no rows"
             report = replace(report, warnings=(silent, *report.warnings))
@@ -116,8 +116,7 @@ def whole_history(
     shipped = label.name not in settings.sources
     with temporary_installation(settings, "history") as beside:
         if (dates := shift_file(settings)).exists():
-            beside.data.mkdir()
-            shutil.copy(dates, shift_file(beside))
+            replace_file(shift_file(beside), dates.read_bytes())
         publish_beside(beside, label)
         for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
             ahead = dataset.name not in settings.sources
@@ -202,7 +201,7 @@ def _land(
     dataset: Dataset,
     rows: pa.Table,
     as_of: datetime,
-    reports: Path | None = None,
+    reports: UPath | None = None,
 ) -> IngestReport:
     """Validate the rows that are not known; merge them, or put them into quarantine."""
     table = raw_table(settings, dataset)

@@ -19,7 +19,7 @@ from feature_repo.features import TIME
 def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
     """Rows set aside: when, by which rules, and the row as JSON (its types may be the fault)."""
     schema = pa.schema({"quarantined_at": TIME, "rules": pa.string(), "row": pa.string()})
-    return Table(settings.data / "quarantine" / dataset.name, schema)
+    return Table(settings, f"quarantine/{dataset.name}", schema)
 
 
 def quarantine(table: Table, rows: Sequence[str], rules: Sequence[str], at: datetime) -> None:

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
+from upath import UPath
 
 from core.errors import DataError
 from core.files import replace_file
@@ -214,6 +215,6 @@ def demo_shift(start: date, newest: datetime) -> timedelta:
     return timedelta(weeks=ceil((start + AHEAD - newest.date()) / timedelta(weeks=1)))
 
 
-def shift_file(settings: Settings) -> Path:
+def shift_file(settings: Settings) -> UPath:
     """Where an installation keeps by how many days its demo is moved; absent before its first."""
     return settings.data / "demo.json"

@@ -30,7 +30,8 @@ from core.user_code import dataset_names
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.feast_config import feast_config
-from feature_repo.features import TIME, unbuilt, view_path
+from feature_repo.features import TIME, unbuilt
+from feature_repo.view_links import view_path
 
 TYPES: dict[str, FeatureType] = {
     "Int32": "int32",

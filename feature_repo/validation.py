@@ -7,20 +7,20 @@ than `SINGLE_ROWS` failing rows are set aside whatever their share.
 
 import json
 import logging
-import shutil
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
 import pyarrow as pa
+from upath import UPath
 
 from core.errors import DataError
+from core.files import reached, replace_folder
 from core.settings import PROJECT
-from core.storage import one_writer
 from feature_repo.definition import Dataset
 
 EXPECTATIONS = PROJECT / "feature_repo" / "expectations"
@@ -89,7 +89,7 @@ class Validation:
 
 
 def validate(
-    dataset: Dataset, rows: pa.Table, as_of: datetime, docs: Path | None = None
+    dataset: Dataset, rows: pa.Table, as_of: datetime, docs: UPath | None = None
 ) -> Validation:
     """Hold `rows` against the dataset's suite; with `docs`, show it there as GX's Data Docs.
 
@@ -132,7 +132,7 @@ def check(
     rules: Mapping[str, Any],
     rows: pa.Table,
     parameters: Mapping[str, str],
-    docs: Path | None = None,
+    docs: UPath | None = None,
 ) -> Validation:
     """Hold `rows` against a suite (GX's own JSON) by a checkpoint `name`.
 
@@ -141,23 +141,22 @@ def check(
     import great_expectations as gx  # noqa: PLC0415  (5 s; only where something is validated)
     from great_expectations.checkpoint import UpdateDataDocsAction  # noqa: PLC0415
 
-    partial = None if docs is None else docs / f"{name}.part"
-    context, suite, batch = _open(name, rules, {} if partial is None else {SITE: _site(partial)})
-    definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
-    checkpoint = gx.Checkpoint(
-        name=name,
-        validation_definitions=[context.validation_definitions.add(definition)],
-        actions=[] if docs is None else [UpdateDataDocsAction(name=SITE, site_names=[SITE])],
-        result_format="COMPLETE",
-    )
-    # Two trainings of one model write the same pages.
-    with nullcontext() if partial is None else one_writer(partial):
+    with TemporaryDirectory(prefix="gyre-data-docs-") as folder:
+        pages = Path(folder)
+        context, suite, batch = _open(name, rules, {SITE: _site(pages)} if docs else {})
+        definition = gx.ValidationDefinition(name=name, data=batch, suite=suite)
+        checkpoint = gx.Checkpoint(
+            name=name,
+            validation_definitions=[context.validation_definitions.add(definition)],
+            actions=[UpdateDataDocsAction(name=SITE, site_names=[SITE])] if docs else [],
+            result_format="COMPLETE",
+        )
         done = context.checkpoints.add(checkpoint).run(
             batch_parameters={"dataframe": _frame(rows)}, expectation_parameters=dict(parameters)
         )
-        if partial is not None:
-            shutil.rmtree(partial.with_suffix(""), ignore_errors=True)
-            partial.rename(partial.with_suffix(""))
+        if docs:
+            with reached(f"{docs / name}"):
+                replace_folder(docs / name, pages)
     (result,) = done.run_results.values()
     return _validation(result, {"suite": name, "rows": rows.num_rows})
 
@@ -232,8 +231,7 @@ def _frame(rows: pa.Table) -> pd.DataFrame:
 
 
 def _site(folder: Path) -> dict[str, Any]:
-    """Configuration of Data Docs in `folder`, which a killed run may have left behind."""
-    shutil.rmtree(folder, ignore_errors=True)
+    """Configuration of Data Docs in `folder`."""
     return {
         "class_name": "SiteBuilder",
         "show_how_to_buttons": False,

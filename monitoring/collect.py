@@ -16,7 +16,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from core.storage import Table, one_writer
+from core.locks import one_writer
+from core.storage import Table
 from mlflow_server.roles import SHADOW
 
 if TYPE_CHECKING:
@@ -141,11 +142,11 @@ class KnownOutcomes:
 
 
 def predictions(settings: Settings) -> Table:
-    return Table(settings.data / "predictions", PREDICTIONS)
+    return Table(settings, "predictions", PREDICTIONS)
 
 
 def outcomes(settings: Settings) -> Table:
-    return Table(settings.data / "outcomes", OUTCOMES)
+    return Table(settings, "outcomes", OUTCOMES)
 
 
 def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
@@ -159,7 +160,7 @@ def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
 
     """
     folder = settings.home / "serving" / "log"
-    with one_writer(settings.data / "collect"):  # two would remove one file
+    with one_writer(settings, "collect"):  # two would remove one file
         files = sorted(folder.glob("predictions-*.jsonl"))
         answered, torn = _take(files, Prediction, predictions(settings), "request_id", at_once)
         files = sorted(folder.glob("feedback-*.jsonl"))

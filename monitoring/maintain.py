@@ -25,10 +25,12 @@ AGE_COLUMNS = {"predictions": "received", "outcomes": "received", "scores": "as_
 JUDGED = timedelta(days=30)
 """How long a prediction stays, at least, once its outcome can be known."""
 AIRFLOW, REPORTS, ALERTS = timedelta(days=30), timedelta(days=90), timedelta(days=400)
+UNUSED = timedelta(days=7)
 OLD_FILES = {
     "reports of stopped batches": ("reports/ingest/*", ALERTS),
     "malformed lines set aside": ("serving/**/*.malformed", ALERTS),
     "Airflow's task logs": ("airflow/logs/**/*", AIRFLOW),
+    "copies of files on S3": ("cache/**/*", UNUSED),
 }
 """Files below the home, and the age at which they go."""
 CLEAN_AIRFLOW = (
@@ -88,7 +90,7 @@ def _table(settings: Settings, name: str, as_of: datetime) -> Cleanup:
         if least > age:
             note = f"kept for {least.days} days, not {age.days}: 30 more than labels take"
             age = least
-    table = Table(settings.data / name, pa.schema([]))
+    table = Table(settings, name, pa.schema([]))
     rows, files = table.clean_up(AGE_COLUMNS.get(name), as_of - age)
     return Cleanup(files=files, rows=rows, note=note)
 

@@ -20,10 +20,10 @@ from pydantic import TypeAdapter
 from scipy.stats import ks_2samp
 
 from core.errors import PromotionRefusedError
+from core.locks import one_writer
 from core.monitoring_spec import Rollout
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.storage import one_writer
 from mlflow_server.alerts import alert
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
@@ -196,7 +196,7 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         return RolloutReport(spec.name, as_of, None, "nothing", why)
     registry = Registry(settings)
     with (
-        one_writer(settings.data / f"rollout_{spec.name}"),
+        one_writer(settings, f"rollout_{spec.name}"),
         closing(Ledger(settings)) as ledger,
         closing(Records(settings)) as records,
     ):

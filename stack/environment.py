@@ -56,7 +56,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     home = settings.home
     inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
     inherited.pop(MARK, None)
-    for name in ("database_url", "ledger_url"):
+    for name in ("database_url", "ledger_url", "data_url"):
         if not getattr(settings, name):
             inherited.pop(f"GYRE_{name.upper()}", None)  # not of a temporary installation
     if settings.project != CLONE:

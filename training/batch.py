@@ -55,7 +55,7 @@ class BatchReport:
 
 
 def scores(settings: Settings) -> Table:
-    return Table(settings.data / "scores", SCORES)
+    return Table(settings, "scores", SCORES)
 
 
 def score_population(settings: Settings, spec: ModelSpec, as_of: datetime) -> BatchReport:

@@ -5,9 +5,11 @@ Endpoints are plain functions, which run in threads: a slow source holds up nobo
 
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
-from pathlib import Path
+from mimetypes import guess_type
+from pathlib import Path, PurePosixPath
 
 import jinja2
 import uvicorn
@@ -15,10 +17,10 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
-from starlette.routing import Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import Route
 
-from core.errors import GyreError
+from core.errors import DataError, GyreError
+from core.files import reached
 from core.settings import Settings, load_settings
 from core.spec import broken_specs, load_specs
 from monitoring.console.cached_reader import CachedReader, read_all
@@ -35,7 +37,6 @@ def create_app(settings: Settings) -> Starlette:
     serving = CachedReader(partial(read_serving, settings))
     models = {spec.name: ModelReaders(settings, spec, serving) for spec in load_specs()}
     docs = settings.data_docs
-    docs.mkdir(parents=True, exist_ok=True)
     render = partial(TEMPLATE.render, settings=settings, models=models)
 
     def read(names: Iterable[str]) -> tuple[datetime, list[ModelStatus]]:
@@ -48,8 +49,24 @@ def create_app(settings: Settings) -> Starlette:
         groups = {status.spec.name: [*of_model(status, now)] for status in statuses}
         groups["serving and its resources"] = [*of_server(serving.reading)]
         # Great Expectations' own index is empty without scripts from elsewhere.
-        pages = sorted(path.relative_to(docs) for path in docs.glob("*/validations/**/*.html"))
-        return HTMLResponse(render(now=now, groups=groups, data_docs=pages, broken=broken_specs()))
+        return HTMLResponse(
+            render(now=now, groups=groups, data_docs=pages(), broken=broken_specs())
+        )
+
+    def pages() -> list[PurePosixPath]:
+        """Addresses of Data Docs, below their folder."""
+        with suppress(DataError), reached("data docs"):
+            found = docs.glob("*/validations/**/*.html")
+            return sorted(PurePosixPath(path.relative_to(docs).as_posix()) for path in found)
+        return []
+
+    def data_docs(request: Request) -> Response:
+        path = PurePosixPath(request.path_params["path"])
+        with suppress(DataError), reached("data docs"):
+            if ".." not in path.parts and not path.is_absolute():
+                content = (docs / path).read_bytes()
+                return Response(content, media_type=guess_type(path.name)[0])
+        return PlainTextResponse("no such page\n", 404)
 
     def model(request: Request) -> Response:
         name = request.path_params["name"]
@@ -68,7 +85,7 @@ def create_app(settings: Settings) -> Starlette:
         Route("/status/{name}", model),
         Route("/metrics", metrics),
         Route("/health/live", lambda _: PlainTextResponse("live\n")),
-        Mount("/data-docs", StaticFiles(directory=docs, html=True)),
+        Route("/data-docs/{path:path}", data_docs),
     ]
     return Starlette(routes=routes)
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from core.storage import Table
+from tests.conftest import new_settings
 
 SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
 
@@ -20,7 +21,7 @@ def rows(*at):
 
 
 def test_a_row_again_is_known_by_its_time_to_the_microsecond(tmp_path):
-    table = Table(tmp_path / "table", SCHEMA)
+    table = Table(new_settings(tmp_path), "table", SCHEMA)
     for micro in (0, 1, 499, 500, 501, 999, 1_001, 999_999):
         row = rows(BEGAN + timedelta(microseconds=micro))
         assert [table.insert(row, "id", beside="received") for _ in range(2)] == [1, 0]
@@ -28,7 +29,7 @@ def test_a_row_again_is_known_by_its_time_to_the_microsecond(tmp_path):
 
 
 def test_what_is_of_another_time_is_not_read(tmp_path):
-    table = Table(tmp_path / "table", SCHEMA)
+    table = Table(new_settings(tmp_path), "table", SCHEMA)
     for day in range(3):
         table.insert(rows(BEGAN + day * DAY), "id", beside="received")
     for file in map(Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")):
@@ -37,7 +38,7 @@ def test_what_is_of_another_time_is_not_read(tmp_path):
 
 
 def test_files_are_found_whatever_the_folder_is_called(tmp_path):
-    table = Table(tmp_path / "my home, 100 % größer" / "table", SCHEMA_OF_DAYS)
+    table = Table(new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS)
     for day in ("a b", "1 %/2"):
         table.replace(pa.table({"day": [day], "n": [1]}, SCHEMA_OF_DAYS), ["day"])
     files = table.files(within="n = 1")

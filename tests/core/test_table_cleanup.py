@@ -16,6 +16,7 @@ from deltalake import DeltaTable
 from core.errors import DataError
 from core.settings import PROJECT
 from core.storage import RETENTION, Table
+from tests.conftest import new_settings
 
 BEGAN, DAY = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
 TIME = pa.timestamp("us", tz="UTC")
@@ -40,7 +41,7 @@ def no_version_is_kept(table):
 @pytest.fixture
 def worn(tmp_path):
     """A table of sixty commits that corrected a row each."""
-    table = Table(tmp_path / "worn", SCHEMA)
+    table = Table(new_settings(tmp_path), "worn", SCHEMA)
     for n in range(60):
         table.merge(rows([n, 100], value=n), ["id"], ["value"])
     return table
@@ -66,7 +67,7 @@ def test_files_and_log_of_older_versions_go_and_the_rows_stay(worn):
 
 
 def test_rows_past_their_time_are_deleted_alone(tmp_path):
-    table = Table(tmp_path / "predictions", SCHEMA)
+    table = Table(new_settings(tmp_path), "predictions", SCHEMA)
     for day in range(10):
         table.insert(rows([day], BEGAN + day * DAY), "id", beside="received")
     past = "received", BEGAN + 4 * DAY
@@ -79,16 +80,17 @@ def test_killed_anywhere_it_goes_on_the_next_time(worn, tmp_path):
     newest = worn.read()
     no_version_is_kept(worn)
     code = (
-        "import sys; from datetime import UTC, datetime; from pathlib import Path;"
-        "from core.storage import Table; print('go', flush=True);"
-        "Table(Path(sys.argv[1]), None).clean_up(None, datetime.now(UTC));"
+        "import sys; from datetime import UTC, datetime; "
+        "from core.settings import load_settings; from core.storage import Table;"
+        "settings = load_settings(home=sys.argv[1]); print('go', flush=True);"
+        "Table(settings, sys.argv[2], None).clean_up(None, datetime.now(UTC));"
         "print('done')"
     )
     ended = set()
     for nth in range(8):
-        copy = Table(tmp_path / f"copy{nth}", SCHEMA)
+        copy = Table(new_settings(tmp_path), f"copy{nth}", SCHEMA)
         shutil.copytree(worn.path, copy.path)
-        command = [sys.executable, "-c", code, str(copy.path)]
+        command = [sys.executable, "-c", code, str(tmp_path), copy.name]
         with subprocess.Popen(command, stdout=subprocess.PIPE, cwd=PROJECT) as child:
             assert child.stdout.readline() == b"go\n"
             time.sleep(0.015 * nth)

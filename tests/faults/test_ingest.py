@@ -13,9 +13,9 @@ import pyarrow.parquet as pq
 
 from core.settings import PROJECT, Settings
 from core.spec import load_spec
-from feature_repo.features import view_path
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.online import OnlineFeatures
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, VIEW, rebuilt, rows_of

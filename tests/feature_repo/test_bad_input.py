@@ -19,10 +19,11 @@ from core.errors import BatchRejectedError, DataError
 from core.settings import PROJECT
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table, view_path
+from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.quarantine import quarantine_table
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import ProjectCopy, emptied
 

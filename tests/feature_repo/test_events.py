@@ -20,10 +20,11 @@ from feature_repo import consumer
 from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, raw_table, view_path
+from feature_repo.features import connect, raw_table
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.quarantine import quarantine_table
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 
 if TYPE_CHECKING:

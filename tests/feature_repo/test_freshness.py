@@ -10,9 +10,9 @@ from feast import Field
 from feast.types import Int64
 
 from core.errors import DataError
-from feature_repo.features import view_path
 from feature_repo.freshness import Freshness, freshness
 from feature_repo.store import FeatureStore, open_store
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
 

@@ -18,12 +18,13 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from core.errors import DataError
+from core.locks import one_writer
 from core.settings import PROJECT
 from core.spec import load_spec
-from core.storage import one_writer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, news, note_online, view_path, write_views
+from feature_repo.features import connect, news, note_online, write_views
 from feature_repo.ingest import ingest, raw_table
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF, new_settings
 
 if TYPE_CHECKING:
@@ -172,8 +173,8 @@ def test_a_file_of_the_time_before_gives_way_to_a_folder(tmp_path):
 
 def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
     settings = new_settings(tmp_path)
-    monkeypatch.setattr("core.storage.LOCK_SECONDS", 0.2)
-    with one_writer(settings.data / "orders"), ThreadPoolExecutor() as other:
+    monkeypatch.setattr("core.locks.SECONDS", 0.2)
+    with one_writer(settings, "orders"), ThreadPoolExecutor() as other:
         second = other.submit(ingest, settings, "orders", AS_OF)
         with pytest.raises(DataError, match="orders: another writer"):
             second.result()

@@ -11,10 +11,10 @@ import pytest
 
 from core.errors import DataError
 from feature_repo.datasets import load_dataset
-from feature_repo.features import view_path
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity, same
 from feature_repo.store import open_store
+from feature_repo.view_links import view_path
 
 ORDERS = load_dataset("orders")
 SERVICE = "customer_churn_v1"

@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import last_of_key
-from feature_repo.features import view_path, write_views
+from feature_repo.features import write_views
 from feature_repo.ingest import catch_up, raw_table
 from feature_repo.parity import SECONDS, same
 from feature_repo.store import FeatureStore, open_store
+from feature_repo.view_links import view_path
 from tests.feature_repo.conftest import emptied
 from tests.feature_repo.test_incremental import VIEW, rows_of
 

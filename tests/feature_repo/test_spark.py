@@ -24,10 +24,11 @@ from core.settings import PROJECT, Settings
 from feature_repo.datasets import load_dataset
 from feature_repo.datasets.orders import FEATURES, churned_90d
 from feature_repo.engines import open_engine
-from feature_repo.features import labels, open_raw, view_path, write_views
+from feature_repo.features import labels, open_raw, write_views
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
 from feature_repo.store import FeatureStore
+from feature_repo.view_links import view_path
 from tests.conftest import AS_OF, new_settings, wait_until
 from tests.feature_repo import test_windows
 from tests.feature_repo.test_change_points import TIME, histories, moments, orders_table, st

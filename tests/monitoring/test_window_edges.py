@@ -17,6 +17,7 @@ from monitoring.checks.drift import measure
 from monitoring.checks.result import PREDICTED
 from monitoring.collect import PREDICTIONS, spread_out
 from monitoring.window import window
+from tests.conftest import new_settings
 
 FEATURES = {"orders": "int64", "plan": "string"}
 NOON = datetime(2026, 10, 25, 12, tzinfo=UTC)
@@ -35,7 +36,7 @@ def row(entity, received, orders=1, plan="a"):
 
 def seen(rows, until=NOON, classes=()):
     with TemporaryDirectory() as folder:
-        table = Table(Path(folder) / "predictions", PREDICTIONS)
+        table = Table(new_settings(Path(folder)), "predictions", PREDICTIONS)
         table.insert(pa.Table.from_pylist(rows, schema=PREDICTIONS), "request_id")
         return window(table, "m", "1", {"1"}, FEATURES, until, classes)
 

@@ -1,0 +1,69 @@
+"""Locks: of what is written, there is one writer at a time."""
+
+import threading
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+
+from filelock import FileLock, Timeout
+
+from core.errors import DataError
+from core.settings import Settings
+
+SECONDS = 60.0
+POLL_SECONDS = 0.005
+"""Of a file's lock, which events wait for."""
+CONNECT_SECONDS = 5
+_THREAD = threading.local()
+
+
+@contextmanager
+def one_writer(settings: Settings, name: str, seconds: float | None = None) -> Iterator[None]:
+    """Be the only writer of `name`, in `data`, until the block ends; a thread may ask again.
+
+    seconds: how long to wait for another, 60 by default.
+    By a lock of PostgreSQL where there is one, so of all hosts; else by a file, of this one.
+
+    Raises:
+        DataError: another held it for `seconds`, or PostgreSQL does not answer.
+
+    """
+    seconds = seconds or SECONDS
+    busy = f"{name}: another writer held it for {seconds:.0f} s"
+    if settings.database_url:
+        with _database_lock(settings.database_url, name, seconds, busy):
+            yield
+        return
+    path = settings.home / "data" / f"{name}.lock"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(path, timeout=seconds, is_singleton=True, poll_interval=POLL_SECONDS):
+            yield
+    except Timeout as exc:
+        raise DataError(busy) from exc
+
+
+@contextmanager
+def _database_lock(address: str, name: str, seconds: float, busy: str) -> Iterator[None]:
+    """Hold a lock that PostgreSQL frees as soon as this process, or its host, is gone."""
+    import psycopg  # noqa: PLC0415  (only of teams)
+
+    held: set[str] = _THREAD.__dict__.setdefault("held", set())
+    if name in held:
+        yield
+        return
+    url = f"postgresql://{address.partition('://')[2]}"
+    try:
+        connection = psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        connection.execute(f"SET lock_timeout = '{seconds}s'; SET tcp_keepalives_idle = 30")
+        connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"])
+    except psycopg.errors.LockNotAvailable as exc:
+        raise DataError(busy) from exc
+    except psycopg.Error as exc:
+        line = str(exc).splitlines()[0]
+        raise DataError(f"{name}: GYRE_DATABASE_URL refused its lock: {line}") from exc
+    held.add(name)
+    try:
+        with closing(connection):
+            yield
+    finally:
+        held.discard(name)
