@@ -58,12 +58,14 @@ spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is non
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
-lock: environment ## Resolve pyproject.toml anew; write requirements.lock and spark.lock.
-	$(BIN)/uv pip compile pyproject.toml --extra dev --generate-hashes --no-emit-index-url \
-	  --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet -o requirements.lock
-	$(BIN)/uv pip compile --group spark --constraints requirements.lock --generate-hashes \
-	  --no-emit-index-url --no-emit-find-links --universal --python-version 3.11 --upgrade --quiet \
-	  -o spark.lock
+LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
+  --python-version 3.11 --upgrade --quiet
+lock: environment ## Resolve pyproject.toml anew; write requirements.lock, spark.lock and those of the images.
+	$(BIN)/$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
+	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
+	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery \
+	  --constraints requirements.lock -o deploy/gyre.lock
 
 environment: python $(STAMP)
 

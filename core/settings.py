@@ -30,6 +30,7 @@ PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
 PEOPLE = ("serving", "console", "mlflow", "airflow")
 """Those with pages."""
+HTTP = ("http", "https")
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
 
@@ -191,6 +192,15 @@ class Settings(BaseSettings):
             raise ValueError("expected s3://bucket/prefix")
         return value and value.rstrip("/")
 
+    @field_validator("redis_url", "mlflow_url", "airflow_url")
+    @classmethod
+    def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
+        schemes = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
+        if value and urlsplit(value).scheme not in schemes:
+            raise ValueError(f"expected an address that begins with {'://, '.join(schemes)}://")
+        _ = urlsplit(value or "").port  # as below
+        return value
+
     @field_validator("database_url", "ledger_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:
@@ -232,7 +242,8 @@ class Settings(BaseSettings):
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        none = {"database_url": None, "ledger_url": None, "data_url": None}
+        none: dict[str, Any] = {"database_url": None, "ledger_url": None, "data_url": None}
+        none["secrets_dir"] = home / "secrets"  # where its processes find no such address
         return self.model_copy(update={"home": home, **none, **more})
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:

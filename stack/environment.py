@@ -64,6 +64,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
     return inherited | {
         "GYRE_HOME": str(home),
+        "GYRE_SECRETS_DIR": str(settings.secrets_dir),
         **ports,
         "GYRE_SERVING_WORKERS": str(settings.serving_workers),
         "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),

@@ -78,9 +78,9 @@ def connection_problems(settings: Settings) -> list[str]:
 
 
 def bucket_problems(settings: Settings) -> list[str]:
-    urls = {name: getattr(settings, name, None) or "" for name in ("data_url", "artifacts_url")}
     found = list[str]()
-    for name, url in urls.items():
+    for name in ("data_url", "artifacts_url"):
+        url = getattr(settings, name) or ""
         try:
             if url.startswith("s3://"):
                 bucket = S3Store.from_url(

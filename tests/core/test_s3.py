@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pytest
 
-from core.errors import DataError
-from core.files import replace_file
-from core.settings import PROJECT
 from core.storage import Table
 from tests.conftest import new_settings
 from tests.s3 import s3_server
@@ -32,9 +26,7 @@ def rows(*numbers, at=AT):
 
 
 def hosts(folder, count=2):
-    return [
-        new_settings(folder / f"host {n}", data_url="s3://gyre/a/b") for n in range(count)
-    ]
+    return [new_settings(folder / f"host {n}", data_url="s3://gyre/a/b") for n in range(count)]
 
 
 def test_a_table_is_the_same_from_every_host(bucket, tmp_path):
