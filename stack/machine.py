@@ -5,6 +5,7 @@ import shutil
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import psutil
 from obstore.exceptions import BaseError
@@ -14,7 +15,6 @@ from sqlalchemy import MetaData
 from core.errors import RegistryError
 from core.files import replace_file
 from core.settings import PORTS, Settings
-from core.user_code import in_one_line
 from feature_repo.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
 from mlflow_server.ledger import database
@@ -78,18 +78,19 @@ def connection_problems(settings: Settings) -> list[str]:
 
 
 def bucket_problems(settings: Settings) -> list[str]:
-    found = list[str]()
+    found, http = list[str](), os.environ.get("AWS_ALLOW_HTTP") == "true"
     for name in ("data_url", "artifacts_url"):
         url = getattr(settings, name) or ""
         try:
             if url.startswith("s3://"):
+                patience: Any = {"timeout": "3s", "allow_http": http}
                 bucket = S3Store.from_url(
-                    url, client_options={"timeout": "3s"}, retry_config={"max_retries": 0}
+                    url, client_options=patience, retry_config={"max_retries": 0}
                 )
                 next(bucket.list(chunk_size=1), None)
         except (BaseError, OSError) as exc:
             at = os.environ.get("AWS_ENDPOINT_URL", "AWS")
-            found.append(f"GYRE_{name.upper()} {url} at {at}: {in_one_line(exc)}")
+            found.append(f"GYRE_{name.upper()} {url} at {at}: {str(exc).splitlines()[0]}")
     return found
 
 
