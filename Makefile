@@ -1,6 +1,7 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo check test faults nightly bench docs spark lock environment python
+.PHONY: help up down status demo check test faults image containers nightly bench docs spark lock
+.PHONY: environment python tools
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
@@ -10,10 +11,11 @@ export VIRTUAL_ENV := $(CURDIR)/.venv
 export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
 # The system's certificates, as pip has them.
 export UV_SYSTEM_CERTS ?= true
-APT := $(if $(filter 0,$(shell id -u)),,sudo) apt-get
+SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
+APT := $(SUDO) apt-get
 
 help: ## Print this list.
-	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
 up: environment ## From nothing to a served prediction; again: nothing changes.
 	@$(BIN)/gyre up
@@ -37,14 +39,28 @@ check: environment ## Lint, format, types, which package may import what, and ge
 
 test: spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest -m "not nightly" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest -m "not nightly and not containers" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
 
 faults: environment ## The whole loop, then the faults of a bad day, made for real.
 	$(BIN)/pytest -m "not nightly" tests/loop tests/faults
 
-nightly: spark ## What `make test` and `make faults` leave out: Spark variants, seeds, faults of the whole loop.
+image: environment tools ## Build the image of serving, start it, ask it.
+	$(SUDO) $(BIN)/pytest tests/containers/test_serving_image.py
+
+containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
+	$(SUDO) $(BIN)/pytest tests/containers
+
+nightly: spark ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
 	$(BIN)/pytest -m nightly
+	@$(MAKE) --no-print-directory containers
+
+tools:
+	@missing=; for each in podman buildah runc debootstrap iptables; do \
+	  $(SUDO) sh -c "command -v $$each" > /dev/null || missing="$$missing $$each"; done; \
+	test -z "$$missing" || { $(APT) update --quiet=2 && $(APT) install --yes --quiet=2 \
+	  --no-install-recommends $$missing netavark aardvark-dns debian-archive-keyring; } \
+	|| { echo "install$$missing, then again"; exit 1; }
 
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks

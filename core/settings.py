@@ -195,9 +195,9 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "mlflow_url", "airflow_url")
     @classmethod
     def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
-        schemes = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
-        if value and urlsplit(value).scheme not in schemes:
-            raise ValueError(f"expected an address that begins with {'://, '.join(schemes)}://")
+        kinds = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
+        if value and not value.startswith(tuple(f"{kind}://" for kind in kinds)):
+            raise ValueError(f"expected {'://…, '.join(kinds)}://…")
         _ = urlsplit(value or "").port  # as below
         return value
 

@@ -10,11 +10,13 @@ from uvicorn.supervisors import Multiprocess
 
 from core.errors import GyreError
 from core.settings import Settings, load_settings
+from core.tokens import serving_headers
 from serving.worker import log_to_stdout, worker
 
 
 def serve(settings: Settings) -> None:
     """Answer until SIGTERM; where the port is taken, exit with uvicorn's code 3."""
+    serving_headers(settings)  # a SettingsError where there is no token to compare with
     log_to_stdout()
     config = uvicorn.Config(
         partial(worker, settings),

@@ -8,7 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
-from importlib.metadata import version as installed
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -18,6 +18,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict
 
 from core.errors import DataError
+from core.packages import package_version
 from core.settings import PROJECT, Settings
 from core.spec import INPUTS, ModelSpec
 from core.timestamps import microseconds
@@ -235,14 +236,23 @@ def _check_contract(contract: ServedModel, spec: ModelSpec) -> None:
         raise ModelRefusedError(f"{CONTRACT_FILE}: it is of no {its}, as {spec.name} is")
     store = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_bytes())
     for what, written, here in (
-        ("Feast", lookup.feast, installed("feast")),
+        ("Feast", lookup.feast, package_version("feast")),
         ("online store", lookup.online_store, store["online_store"]["type"]),
     ):
         if written != here:
             text = f"is of {what} {written}, here is {here}: train again"
             raise ModelRefusedError(f"{CONTRACT_FILE}: its look-up specification {text}")
+    if contract.loader != "mlflow.onnx":
+        _check_image("mlflow", f"a model of {contract.loader}")
+    if lookup.unsupported is not None:
+        _check_image("feast", f"Feast's own reader ({lookup.unsupported})")
     try:
         if lookup.unsupported is None:
             RowReader(lookup, tuple(contract.features))
     except DataError as exc:
         raise ModelRefusedError(f"{CONTRACT_FILE}: {exc}") from exc
+
+
+def _check_image(package: str, what: str) -> None:
+    if find_spec(package) is None:
+        raise ModelRefusedError(f"{CONTRACT_FILE}: {what} needs the image serving-full")

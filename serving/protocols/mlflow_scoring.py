@@ -5,7 +5,6 @@ https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#api-spec
 """
 
 from collections.abc import Mapping, Sequence
-from importlib.metadata import version
 from typing import Annotated, Any, Generic, TypeVar
 
 from fastapi import APIRouter
@@ -13,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
+from core.packages import package_version
 from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError
 from serving.openapi import Operation
@@ -22,7 +22,7 @@ from serving.schemas import FORBID, MAX_ROWS, Schemas
 from serving.scorer import Answer
 
 TAG = "MLflow"
-MLFLOW_VERSION = version("mlflow")
+MLFLOW_VERSION = package_version("mlflow")
 CODES = {
     401: "UNAUTHENTICATED",
     404: "RESOURCE_DOES_NOT_EXIST",

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import configparser
+import re
 import tomllib
 from pathlib import Path
+
+import pytest
+
+from core.packages import package_version
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -20,3 +25,30 @@ def test_every_package_is_in_the_contracts_and_is_installed():
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
     assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == packages()
     assert set(project["tool"]["mypy"]["packages"]) == packages()
+
+
+def locked(file: str) -> set[tuple[str, str]]:
+    """Name and version of each package; there may be one for each version of Python."""
+    return {
+        *re.findall(r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)", (PROJECT / file).read_text(), re.MULTILINE)
+    }
+
+
+@pytest.mark.parametrize("image", ["serving", "gyre"])
+def test_an_image_has_the_versions_that_are_tested(image: str) -> None:
+    tested, shipped = locked("requirements.lock"), locked(f"deploy/{image}.lock")
+    known, extra = {name for name, _ in tested}, shipped - tested
+    assert {name for name, _ in extra}.isdisjoint(known), "make lock"
+    assert bool(extra) == (image == "gyre"), "only Celery's are not tested here"
+
+
+def test_the_image_serving_has_what_its_group_names() -> None:
+    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
+    shipped = {name for name, _ in locked("deploy/serving.lock")}
+    assert {name.partition("[")[0] for name in groups["serving"]} <= shipped, "make lock"
+
+
+def test_the_version_of_an_absent_package_is_that_of_the_lock() -> None:
+    assert package_version("feast") == dict(locked("requirements.lock"))["feast"]
+    absent = next(iter(locked("deploy/gyre.lock") - locked("requirements.lock")))[0]
+    assert package_version(absent) == "unknown"

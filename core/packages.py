@@ -1,0 +1,16 @@
+"""Versions of packages, whether they are installed here or not."""
+
+import re
+from importlib.metadata import PackageNotFoundError, version
+
+from core.settings import CLONE
+
+
+def package_version(package: str) -> str:
+    """Return what is installed; else, as in the image `serving`, what requirements.lock has."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        lock = (CLONE / "requirements.lock").read_text()
+        found = re.search(rf"^{package}(?:\[\S+\])?==(\S+)", lock, re.MULTILINE)
+        return found[1] if found else "unknown"

@@ -1,0 +1,109 @@
+"""Images built by buildah from a stand-in base and run by podman, as root: `make containers`."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tomllib
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import pytest
+
+from core.settings import CLONE
+from tests.serving.conftest import rig  # noqa: F401  (a fixture)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Mapping
+
+BASE = os.environ.get("BASE", "localhost/debian-python:bookworm")
+"""Made of Debian's packages unless it is there: no registry of images need be reached."""
+CONF = """
+[containers]
+default_ulimits = ["nofile=1024:20000", "nproc=1024:1024"]
+[engine]
+runtime = "runc"
+cgroup_manager = "cgroupfs"
+events_logger = "file"
+"""
+PIP = ("/etc/ssl/certs", "/etc/pip.conf", "/root/.config/pip", "/etc/uv", "/root/.config/uv")
+"""How packages are reached from this machine, which is not the Dockerfile's to know."""
+
+
+def run(*command: str | Path, ends: float = 60) -> str:
+    """Return what a command printed; it must succeed."""
+    done = subprocess.run(
+        [str(part) for part in command], capture_output=True, check=False, text=True, timeout=ends
+    )
+    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-4000:]}"
+    return done.stdout.strip()
+
+
+def podman(*arguments: str | Path, ends: float = 60) -> str:
+    return run("podman", *arguments, ends=ends)
+
+
+def logs(name: str) -> str:
+    """What a container's main process wrote."""
+    said = subprocess.run(["podman", "logs", name], capture_output=True, check=True, text=True)
+    return said.stdout + said.stderr
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The image that all others begin with; podman and buildah are set up for this machine."""
+    folder = tmp_path_factory.mktemp("base")
+    (folder / "containers.conf").write_text(CONF)
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("CONTAINERS_CONF", str(folder / "containers.conf"))
+        if BASE.startswith("localhost/") and BASE not in podman(
+            "images", "--format", "{{.Repository}}:{{.Tag}}"
+        ):
+            packages = "--include=python3,python3-venv,ca-certificates"
+            run("debootstrap", "--variant=minbase", packages, "bookworm", folder / "root", ends=400)
+            run("tar", "-C", folder / "root", "-cf", folder / "root.tar", ".")
+            podman("import", "--quiet", folder / "root.tar", BASE)
+            run("rm", "-r", folder / "root", folder / "root.tar")
+        yield BASE
+
+
+@pytest.fixture(scope="session")
+def build(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], str]:
+    """Build a target of deploy/Dockerfile; return the image's name. Layers are used again."""
+    folder = tmp_path_factory.mktemp("build")
+    (folder / "uv.toml").write_text("system-certs = true\n")
+    mounts = {path: path for path in PIP if Path(path).exists()}
+    mounts |= {str(folder): "/etc/uv"} if "/etc/uv" not in mounts else {}
+    cache = Path(os.environ.get("UV_CACHE_DIR", CLONE / ".uv-cache"))
+    mounts |= {f"{cache}": "/root/.cache/uv:O"} if cache.is_dir() else {}
+    return lambda target: _build(base, target, mounts)
+
+
+def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
+    version = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]["version"]
+    arguments = {
+        "BASE": base,
+        "VERSION": version,
+        "REVISION": run("git", "-C", CLONE, "rev-parse", "HEAD"),
+    }
+    command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
+    command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
+    command += [f"--volume={here}:{there}" for here, there in mounts.items()]
+    image = f"localhost/gyre-{target}:test"
+    dockerfile = CLONE / "deploy" / "Dockerfile"
+    run(*command, f"--target={target}", f"--tag={image}", "--file", dockerfile, CLONE, ends=600)
+    return image
+
+
+@contextmanager
+def container(name: str, image: str, *arguments: str) -> Iterator[None]:
+    """A container on the host's network, its root read-only; gone after the block."""
+    podman("rm", "--force", "--ignore", "--time=0", name)
+    podman("run", "--detach", "--read-only", "--network=host", f"--name={name}", *arguments, image)
+    try:
+        yield
+    finally:
+        sys.stdout.write(logs(name))  # pytest shows it where a test fails
+        podman("rm", "--force", "--time=0", name)

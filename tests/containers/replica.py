@@ -1,0 +1,83 @@
+"""A container of serving beside the MLflow and the Redis of a rig."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import httpx
+import numpy as np
+import pandas as pd
+from xgboost import XGBClassifier
+
+from mlflow_server.pyfunc import ModelFile
+from tests.conftest import answers, unused_port, wait_until
+from tests.containers.conftest import container, run
+from tests.serving.conftest import contract
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from tests.serving.conftest import Rig
+
+NAME = "gyre-replica-test"
+TOKEN = "Bearer secret"
+DAYS = "days_since_last_order"
+
+
+@dataclass
+class Replica:
+    """What a container is started with, and where it answers. home: its volume."""
+
+    image: str
+    home: Path
+    port: int
+    options: list[str]
+
+    @contextmanager
+    def running(self) -> Iterator[httpx.Client]:
+        url, headers = f"http://127.0.0.1:{self.port}", {"authorization": TOKEN}
+        with (
+            container(NAME, self.image, *self.options),
+            httpx.Client(base_url=url, timeout=20, headers=headers) as client,
+        ):
+            wait_until("live", lambda: answers(f"{url}/health/live"), 20)
+            yield client
+
+
+def new_replica(image: str, rig: Rig, folder: Path) -> Replica:
+    home, tokens, port = folder / "home", folder / "tokens", unused_port()
+    home.mkdir()
+    tokens.write_text("test:secret\n")
+    run("chown", "1000:1000", home, tokens)
+    settings = {
+        "GYRE_HOST": "0.0.0.0",
+        "GYRE_SERVING_PORT": port,
+        "GYRE_SERVING_TOKENS_FILE": "/run/secrets/tokens",
+        "GYRE_MLFLOW_URL": rig.settings.mlflow_address,
+        "GYRE_REDIS_URL": rig.settings.redis_address,
+    }
+    options = [f"--env={name}={value}" for name, value in settings.items()]
+    options += [f"--volume={home}:/var/lib/gyre", f"--volume={tokens}:/run/secrets/tokens:ro"]
+    return Replica(image, home, port, options)
+
+
+def promote_native(rig: Rig) -> str:
+    """Promote a version that XGBoost alone can score; return its number."""
+    frame = pd.DataFrame({DAYS: np.arange(100)})
+    fitted = XGBClassifier(n_estimators=1).fit(frame, frame[DAYS] > 50)
+    file = ModelFile.native(fitted, (), 2)
+    inputs = {"features": {DAYS: "int64"}, "defaults": {DAYS: 12}, "nullable": ()}
+    version = rig.register(0, model=file, loader=file.loader, **inputs).version
+    rig.promote(version)
+    return version
+
+
+def promote_read_by_feast(rig: Rig) -> str:
+    """Promote a version whose features only Feast's own reader looks up; return its number."""
+    only_feast = {"views": (), "functions": (), "unsupported": "written for pandas"}
+    version = rig.register(0, lookup=contract().lookup.model_copy(update=only_feast)).version
+    rig.promote(version)
+    return version

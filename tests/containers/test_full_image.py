@@ -1,0 +1,53 @@
+"""The image with every package: of `serving-full`, and below a team's own."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+import pytest
+
+from tests.conftest import BIN
+from tests.containers.conftest import podman, run
+from tests.containers.replica import new_replica, promote_native, promote_read_by_feast
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from tests.serving.conftest import Rig
+
+pytestmark = pytest.mark.containers
+TEAM = """
+FROM {image}
+COPY project /opt/project
+ENV GYRE_PROJECT=/opt/project
+"""
+
+
+def test_serving_full_answers_by_the_versions_that_serving_refuses(
+    rig: Rig, build: Callable[[str], str], tmp_path: Path
+) -> None:
+    replica = new_replica(build("serving-full"), rig, tmp_path)
+    shutil.copytree(rig.settings.home / "feast", replica.home / "feast")
+    run("chown", "-R", "1000:1000", replica.home)
+    native = promote_native(rig)
+    with replica.running() as client:
+        rig.answers_as(client, native, 60)
+        by_feast = promote_read_by_feast(rig)
+        rig.answers_as(client, by_feast, 60)
+        rig.wait_until(
+            "Feast's reader", lambda: rig.predict(client).json()["features_from"] == "online"
+        )
+
+
+def test_a_teams_image_is_gyre_and_its_project(build: Callable[[str], str], tmp_path: Path) -> None:
+    image = build("gyre")
+    run(BIN / "gyre", "init", tmp_path / "project")
+    (tmp_path / "Dockerfile").write_text(TEAM.format(image=image))
+    run("buildah", "bud", "--isolation=chroot", "--tag=localhost/team:test", tmp_path)
+    said = podman("run", "--rm", "--network=host", "--read-only", "localhost/team:test", "check")
+    assert said.startswith("orders: ok"), said
+    lacking = "import shutil; print(shutil.which('pip'), shutil.which('uv'), shutil.which('gcc'))"
+    asked = ("--rm", "--network=host", "--entrypoint=python", image, "-c", lacking)
+    assert podman("run", *asked) == "None None None"

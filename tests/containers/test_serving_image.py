@@ -1,0 +1,129 @@
+"""The image `serving` as a team runs it: its packages, its start, its end, and what it refuses."""
+
+from __future__ import annotations
+
+import socket
+import time
+from typing import TYPE_CHECKING
+
+import httpx
+import pytest
+
+from tests.conftest import answers, wait_until
+from tests.containers.conftest import container, logs, podman, run
+from tests.containers.replica import (
+    NAME,
+    TOKEN,
+    Replica,
+    new_replica,
+    promote_native,
+    promote_read_by_feast,
+)
+from tests.faults.conftest import broken
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.serving.conftest import Rig
+
+pytestmark = pytest.mark.containers
+MEGABYTE = 1_000_000
+LARGEST = 280 * MEGABYTE
+ABSENT = ("airflow", "deltalake", "evidently", "feast", "mlflow", "pandas", "pip", "setuptools")
+FOUND = f"""
+import os, shutil
+from importlib.util import find_spec
+found = [name for name in {ABSENT} if find_spec(name)]
+print(os.getuid(), os.access("/opt", os.W_OK), found, shutil.which("gcc"), shutil.which("uv"))
+"""
+
+
+@pytest.fixture(scope="module")
+def image(build: Callable[[str], str]) -> str:
+    return build("serving")
+
+
+@pytest.fixture(scope="module")
+def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Replica:
+    return new_replica(image, rig, tmp_path_factory.mktemp("replica"))
+
+
+def test_the_image_is_small_and_holds_what_it_needs_alone(image: str, base: str) -> None:
+    sizes = (int(podman("image", "inspect", "--format={{.Size}}", each)) for each in (image, base))
+    whole, its_base = sizes
+    assert whole - its_base <= LARGEST, (whole - its_base) / MEGABYTE
+    found = podman("run", "--rm", "--network=host", "--entrypoint=python", image, "-c", FOUND)
+    assert found == "1000 False [] None None"
+    label = '{{index .Labels "org.opencontainers.image.revision"}}'
+    assert podman("image", "inspect", f"--format={label}", image) == run("git", "rev-parse", "HEAD")
+
+
+def test_it_answers_refuses_what_it_has_no_packages_for_and_drains(
+    rig: Rig, replica: Replica
+) -> None:
+    first = rig.register(-1.0).version
+    rig.promote(first)
+    with replica.running() as client:
+        rig.answers_as(client, first)
+        assert httpx.post(f"{client.base_url}/predict", json={}).status_code == 401
+        assert rig.predict(client).json()["features_from"] == "online"
+        podman("healthcheck", "run", NAME)
+        refused = f"version {promote_native(rig)} is refused: ModelRefusedError: serving.json: "
+        refused += "a model of mlflow.xgboost needs the image serving-full"
+        wait_until(refused, lambda: refused in client.get("/health/ready").text)
+        promote_read_by_feast(rig)
+        reader = "Feast's own reader (written for pandas) needs the image serving-full"
+        wait_until(reader, lambda: reader in client.get("/health/ready").text)
+        assert rig.predict(client).json()["model_version"] == first
+        assert refused in logs(NAME)
+        assert reader in (replica.home / "logs" / "alerts.log").read_text()
+        drains(replica, client)
+
+
+def drains(replica: Replica, client: httpx.Client) -> None:
+    """SIGTERM within a request: it is answered, and the container ends in time."""
+    body = b'{"customer_id": 4}'
+    head = "POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-type: application/json\r\n"
+    head += f"authorization: {TOKEN}\r\ncontent-length: {len(body)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", replica.port), 20) as sent:
+        sent.sendall(head.encode() + body[:5])
+        time.sleep(0.2)
+        began = time.monotonic()
+        podman("kill", "--signal=TERM", NAME)
+        wait_until("no new ones", lambda: not answers(f"{client.base_url}/health/live"), 5)
+        sent.sendall(body[5:])
+        with sent.makefile("rb") as answer:
+            assert answer.read().startswith(b"HTTP/1.1 200")
+    assert podman("wait", NAME) == "0", logs(NAME)
+    assert time.monotonic() - began < 10
+
+
+def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
+    rig: Rig, replica: Replica
+) -> None:
+    with broken(rig, "mlflow", "killed"):
+        began = time.monotonic()
+        with replica.running() as client:
+            wait_until("a prediction", lambda: rig.predict(client).is_success, 20)
+            seconds = time.monotonic() - began
+    assert seconds < 5, seconds
+
+
+@pytest.mark.parametrize(
+    ("setting", "value", "named"),
+    [
+        ("GYRE_REDIS_URL", "redis:6379", "GYRE_REDIS_URL: "),
+        ("GYRE_MLFLOW_URL", "mlflow:5000", "GYRE_MLFLOW_URL: "),
+        ("GYRE_HOST", "0.0.0.0", "set GYRE_SERVING_TOKENS_FILE too"),
+        ("GYRE_SERVING_TOKENS_FILE", "/run/secrets/none", "GYRE_SERVING_TOKENS_FILE: "),
+    ],
+)
+def test_a_wrong_setting_ends_the_container_with_one_line(
+    image: str, setting: str, value: str, named: str
+) -> None:
+    began = time.monotonic()
+    with container(NAME, image, f"--env={setting}={value}"):
+        assert podman("wait", NAME) != "0"
+        assert time.monotonic() - began < 10
+        (line,) = logs(NAME).splitlines()
+    assert named in line
