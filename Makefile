@@ -46,10 +46,10 @@ faults: environment ## The whole loop, then the faults of a bad day, made for re
 	$(BIN)/pytest -m "not nightly" tests/loop tests/faults
 
 image: environment tools ## Build the image of serving, start it, ask it.
-	$(SUDO) $(BIN)/pytest tests/containers/test_serving_image.py
+	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers/test_serving_image.py
 
 containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
-	$(SUDO) $(BIN)/pytest tests/containers
+	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
 
 nightly: spark ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
 	$(BIN)/pytest -m nightly

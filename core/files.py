@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from datetime import timedelta
 from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 from upath import UPath
@@ -25,8 +26,25 @@ def location(address: str) -> UPath:
         return UPath(Path(address))
     from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only of teams)
 
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        os.environ["AWS_ALLOW_HTTP"] = "true"
     register("s3")  # the library that Delta tables are reached by
     return UPath(address, retry_config=RETRIES)
+
+
+def bucket_problem(address: str) -> str | None:
+    """Say why an object cannot be written below `address` (`s3://…`); None if it can."""
+    import obstore  # noqa: PLC0415
+
+    within: Any = {"timeout": "4s", "connect_timeout": "3s", "allow_http": True}
+    once: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
+    try:
+        with reached(address):
+            store = obstore.store.from_url(address, client_options=within, retry_config=once)
+            obstore.put(store, "gyre", b"written by gyre up\n")
+    except DataError as exc:
+        return str(exc)
+    return None
 
 
 @contextmanager
@@ -36,7 +54,8 @@ def reached(what: str) -> Iterator[None]:
         yield
     except Exception as exc:
         if isinstance(exc, OSError) or type(exc).__module__ == "obstore.exceptions":
-            raise DataError(f"{what}: {' '.join(str(exc).split())[:LONGEST]}") from exc
+            line = " ".join(str(exc).partition("Debug source:")[0].split())
+            raise DataError(f"{what}: {line[:LONGEST]}") from exc
         raise
 
 
@@ -63,19 +82,30 @@ def _local_copy(cache: Path, path: UPath) -> str:
     return str(copy)
 
 
+def remove(paths: Iterable[Path | UPath]) -> None:
+    """Remove files, side by side; one that is gone is no problem."""
+    with ThreadPoolExecutor(AT_ONCE) as threads:
+        list(threads.map(lambda path: path.unlink(missing_ok=True), paths))
+
+
 def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) -> None:
     """Write `path` in one step: a reader finds what was there before, or all of `content`.
 
     mode: permissions, as of the first byte; the umask takes from them.
     """
     if not isinstance(path, Path):  # on S3, where a file appears when all of it is there
-        path.write_bytes(content.encode() if isinstance(content, str) else content)
+        path.fs.pipe_file(path.path, content.encode() if isinstance(content, str) else content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)
+
+
+def read_file(path: UPath) -> bytes:
+    """Return what a file holds: the library's own files complain where there is none."""
+    return bytes(path.fs.cat_file(path.path))
 
 
 def replace_folder(target: UPath, source: Path) -> None:

@@ -94,7 +94,7 @@ class Settings(BaseSettings):
     """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables, feature files and reports; each
     host keeps copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at
     the same path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
-    AWS_SECRET_ACCESS_KEY, AWS_REGION, AWS_ALLOW_HTTP."""
+    AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION."""
     artifacts_url: str | None = None
     """The same of the files that MLflow keeps."""
     sources: dict[str, str] = Field(default_factory=dict)

@@ -38,8 +38,8 @@ COMPACTED_BYTES = 32 * 1024 * 1024
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
 COLOURS = "\x1b\\[\\d+m"
-NEAR = timedelta(seconds=30)
-"""Between rows of one key: a proxy repeats a request once a replica has not answered for 10 s."""
+NEAR = timedelta(minutes=5)
+"""Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
 
 
 class Table:
@@ -149,7 +149,7 @@ class Table:
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
 
-        beside: a column of times, which of one key are about the same: only keys of about the
+        beside: a column of times, which of one key are at most NEAR apart: only keys of about the
         times of `rows` are read.
         """
         rows = rows.cast(self.schema)

@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 from upath import UPath
 
 from core.errors import DataError
-from core.files import reached, replace_file
+from core.files import reached, read_file, replace_file
 from core.settings import Settings
 
 LATE = timedelta(hours=2)
@@ -90,7 +90,7 @@ def recorded_freshness(settings: Settings, name: str, service: str) -> list[Fres
         with reached("its report"):
             others = sorted(own.parent.glob("*.json"), key=str)
             paths = [own, *(path for path in others if path != own)]
-            found = [FRESHNESS.validate_json(path.read_bytes()) for path in paths]
+            found = [FRESHNESS.validate_json(read_file(path)) for path in paths]
     except (DataError, ValueError) as exc:
         raise DataError(f"no ingest of {name} has ended yet: gyre ingest {name} ({exc})") from exc
     return [each for each in found if each.dataset == name or service in each.services]

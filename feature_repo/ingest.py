@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 from upath import UPath
 
 from core.errors import BatchRejectedError
-from core.files import replace_file
+from core.files import read_file, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -116,7 +116,7 @@ def whole_history(
     shipped = label.name not in settings.sources
     with temporary_installation(settings, "history") as beside:
         if (dates := shift_file(settings)).exists():
-            replace_file(shift_file(beside), dates.read_bytes())
+            replace_file(shift_file(beside), read_file(dates))
         publish_beside(beside, label)
         for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
             ahead = dataset.name not in settings.sources

@@ -20,7 +20,7 @@ from pyarrow import csv
 from upath import UPath
 
 from core.errors import DataError
-from core.files import replace_file
+from core.files import read_file, replace_file
 from core.settings import Settings
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
@@ -203,7 +203,7 @@ def _demo(
         start = settings.demo_start or datetime.now(tz=UTC).date()
         shift = demo_shift(start, pc.max(rows[time]).as_py())
         replace_file(path, json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
-    shift = timedelta(days=json.loads(path.read_text())["shift_days"])
+    shift = timedelta(days=json.loads(read_file(path))["shift_days"])
     moved = pc.add(rows[time], pa.scalar(shift))
     rows = rows.set_column(rows.schema.get_field_index(time), time, moved)
     due = pc.field(time) <= as_of

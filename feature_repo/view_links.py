@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from upath import UPath
 
-from core.files import reached
+from core.files import reached, read_file, replace_file
 from core.settings import Settings
 
 
@@ -32,7 +32,7 @@ def target(settings: Settings, link: Path) -> str:
     if not settings.data_url:
         return _target(link)
     with reached(link.name), suppress(FileNotFoundError):
-        return str((_shared(settings) / link.name).read_text())
+        return read_file(_shared(settings) / link.name).decode()
     return ""
 
 
@@ -40,7 +40,7 @@ def point(settings: Settings, link: Path, wanted: str) -> None:
     """Make `link` point to the folder `wanted` in one step; to none if empty."""
     if settings.data_url:
         with reached(link.name):
-            (_shared(settings) / link.name).write_text(wanted)
+            replace_file(_shared(settings) / link.name, wanted)
     _point(link, wanted)
 
 

@@ -16,12 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
+from core.files import local_copies, reached, remove, replace_file
 from core.locks import one_writer
 from core.storage import Table
 from mlflow_server.roles import SHADOW
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from upath import UPath
 
     from core.settings import Settings
     from core.spec import ModelSpec
@@ -156,14 +158,15 @@ def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
     could not be read. at_once: bytes of files that are taken together, about.
 
     Raises:
-        DataError: another process held the lock of the logs or of a table for a minute.
+        DataError: another process held the lock of the logs or of a table for a minute, or the
+            inbox does not answer.
 
     """
-    folder = settings.home / "serving" / "log"
-    with one_writer(settings, "collect"):  # two would remove one file
-        files = sorted(folder.glob("predictions-*.jsonl"))
+    # One at a time: two would remove one file.
+    with one_writer(settings, "collect"), reached("the prediction log"):
+        files = _files(settings, "predictions")
         answered, torn = _take(files, Prediction, predictions(settings), "request_id", at_once)
-        files = sorted(folder.glob("feedback-*.jsonl"))
+        files = _files(settings, "feedback")
         told, malformed = _take(files, Feedback, outcomes(settings), "line", at_once)
     return Collected(answered, told, torn + malformed)
 
@@ -235,21 +238,31 @@ def final_lines(content: bytes, *, closed: bool) -> list[bytes]:
     return [line for line in (*lines, unfinished if closed else b"") if line]
 
 
+def _files(settings: Settings, kind: str) -> dict[Path, Path | UPath]:
+    """Files of a log on this disk, each with what it is a copy of: in the inbox, else itself."""
+    if not settings.data_url:
+        found = sorted((settings.home / "serving" / "log").glob(f"{kind}-*.jsonl"))
+        return {file: file for file in found}
+    sent = sorted((settings.data / "inbox").glob(f"*/{kind}-*.jsonl"))
+    return dict(zip(map(Path, local_copies(sent, settings.cache)), sent, strict=True))
+
+
 def _take(
-    files: Sequence[Path], form: type[LogLine], table: Table, key: str, at_once: int
+    files: Mapping[Path, Path | UPath], form: type[LogLine], table: Table, key: str, at_once: int
 ) -> tuple[int, int]:
     """Take files into a table that holds one row of each `key`; count new rows and bad lines."""
     closed = {file for file in files if is_closed(file)}  # before reading: nothing more comes
     new = malformed = 0
-    for some in _together(files, at_once):
+    for some in _together([*files], at_once):
         inserted, bad = _insert(some, closed, form, table, key)
         new += inserted
         malformed += sum(bad.values())
-        for file in closed.intersection(some):
+        taken = closed.intersection(some)
+        for file in taken:
             if bad[file]:
-                file.rename(file.with_suffix(".malformed"))
-            else:
-                file.unlink()
+                replace_file(files[file].with_suffix(".malformed"), file.read_bytes())
+        remove(files[file] for file in taken)
+        remove(taken)
     return new, malformed
 
 
@@ -267,7 +280,7 @@ def _insert(
     if not rows:
         return 0, malformed
     found = pa.Table.from_pylist([*rows.values()], schema=table.schema)
-    # What has the same key was received at the same time.
+    # What has the same key was received at about the same time.
     return table.insert(found, key, beside="received"), malformed
 
 

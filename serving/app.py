@@ -5,7 +5,7 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -29,10 +29,11 @@ from feature_repo.broker import Intake
 from serving.edge import ErrorForm, json_response, refusal
 from serving.events import events_route, feedback_route, told_operations
 from serving.features import settle
+from serving.inbox import CLOSE_SECONDS, Inbox
 from serving.metrics import WATERMARK_AGE
 from serving.middleware import Access, RequestMiddleware
 from serving.openapi import Operation, add_document
-from serving.prediction_log import AppendLog
+from serving.prediction_log import MAX_SECONDS, AppendLog
 from serving.protocols import PredictEndpoint, kserve_v1, mlflow_scoring, open_inference, plain
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
@@ -43,34 +44,37 @@ logger = logging.getLogger(__name__)
 
 def create_app(settings: Settings) -> RequestMiddleware:
     """Everything is made here, nothing is opened before the application starts."""
-    log = AppendLog(settings.home / "serving" / "log", "predictions")
-    feedback = AppendLog(settings.home / "serving" / "log", "feedback")
+    folder = settings.home / "serving" / "log"
+    inbox = Inbox(settings.data_url, folder) if settings.data_url else None
+    max_seconds = CLOSE_SECONDS if inbox else MAX_SECONDS
+    logs = [AppendLog(folder, kind, max_seconds) for kind in ("predictions", "feedback")]
+    log, feedback = logs
     intake = Intake(settings)
     repository = ModelRepository(settings, log)
     watcher = RegistryWatcher(settings, repository)
 
     @asynccontextmanager
     async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
-        log.open()
-        feedback.open()
+        for each in logs:
+            each.open()
         await watcher.poll()
         await _look_after(repository)
         settle()
-        tasks = [
-            asyncio.create_task(watcher.run()),
-            asyncio.create_task(_every_second(_look_after, repository)),
-            asyncio.create_task(_every_second(asyncio.to_thread, log.flush)),
-            asyncio.create_task(_every_second(asyncio.to_thread, feedback.flush)),
+        work = [
+            watcher.run(),
+            _every_second(_look_after, repository),
+            *(_every_second(asyncio.to_thread, each.flush) for each in logs),
+            *([_every_second(inbox.send)] if inbox else []),
         ]
         try:
-            yield
+            async with _beside(work):
+                yield
+                await repository.ended()
         finally:
-            await repository.ended()
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-            log.close()
-            feedback.close()
+            for each in logs:
+                each.close()
+            if inbox:
+                await inbox.send_last()
             await watcher.close()
             await intake.close()
             await repository.close()
@@ -184,6 +188,18 @@ async def _look_after(repository: ModelRepository) -> None:
         watermark = model.features.watermark
         age = (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
         WATERMARK_AGE.labels(name).set(age)
+
+
+@asynccontextmanager
+async def _beside(work: Iterable[Coroutine[Any, Any, None]]) -> AsyncIterator[None]:
+    """Do `work` beside the block, and end it after."""
+    tasks = [asyncio.create_task(each) for each in work]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def _every_second(work: Callable[..., Awaitable[Any]], *given: Any) -> None:

@@ -32,6 +32,7 @@ WATERMARK_AGE = Gauge(
 )
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
+INBOX_FAILURES = Counter("gyre_inbox_failures", "Times that a file of the log was not taken.")
 MODEL_INFO = Gauge(
     "gyre_model_info",
     "1 for the version in a role, 0 once it left.",

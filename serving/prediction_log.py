@@ -1,7 +1,8 @@
 """What was answered, and what came true: append-only files of JSON lines.
 
-One process writes `predictions-<pid>-<start>.jsonl` and `feedback-<pid>-<start>.jsonl` (`start`:
-microseconds since 1970) in `GYRE_HOME/serving/log`. A line of predictions, all times ISO 8601 UTC:
+One process writes `predictions-<pid>-<start>-<random>.jsonl` and `feedback-….jsonl` (`start`:
+microseconds since 1970; no other replica, ever, has the name) in `GYRE_HOME/serving/log`. A line of
+predictions, all times ISO 8601 UTC:
     request_id, model, version; role: the alias it answered as; received: when the request arrived;
     as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
     features alone were given); request_data: beside it; features: as the model got them (or null);
@@ -13,10 +14,10 @@ A line of feedback: request_id, actual (a number, or a class's name), received.
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk
 once a second: SIGKILL loses no acknowledged row, a power cut at most the last second.
-A file is ended after 64 MB or 10 minutes, closed once it is on disk, and never written again. The
-writer holds a lock (`flock`) on its open file: whoever gets it has a closed file, also after a
-SIGKILL. In an open file, every line that ends in a newline is final. A line that is no JSON object
-was torn by a full disk or a power cut.
+A file is ended after 64 MB or 10 minutes (8 s where serving/inbox.py sends it on), closed once it
+is on disk, and never written again. The writer holds a lock (`flock`) on its open file: whoever
+gets it has a closed file, also after a SIGKILL. In an open file, every line that ends in a newline
+is final. A line that is no JSON object was torn by a full disk or a power cut.
 """
 
 import fcntl
@@ -40,8 +41,12 @@ logger = logging.getLogger(__name__)
 class AppendLog:
     """One kind of rows, written by this process alone. Nothing here raises."""
 
-    def __init__(self, folder: Path, kind: str, max_bytes: int = MAX_BYTES) -> None:
-        self.kind, self._folder, self._max_bytes = kind, folder, max_bytes
+    def __init__(
+        self, folder: Path, kind: str, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+    ) -> None:
+        """max_seconds, max_bytes: of a file, which is ended then."""
+        self.kind, self._folder = kind, folder
+        self._max_seconds, self._max_bytes = max_seconds, max_bytes
         self._files: list[int] = []  # the last takes rows; others are to be synced and closed
         self._writing, self._flushing = threading.Lock(), threading.Lock()
         self._size, self._opened, self._torn = 0, 0.0, False
@@ -52,14 +57,14 @@ class AppendLog:
     def open(self) -> None:
         """Begin a file. If that fails, the one at hand takes rows as before."""
         self._size, self._opened = 0, time.monotonic()
-        name, file = f"{self.kind}-{os.getpid()}", -1
+        name, file = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}-{os.urandom(4).hex()}", -1
         hidden = self._folder / f".{name}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
             # Locked before it has its name: a file that can be found is never taken for closed.
             file = os.open(hidden, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            hidden.rename(self._folder / f"{name}-{time.time_ns() // 1000}.jsonl")
+            hidden.rename(self._folder / f"{name}.jsonl")
         except OSError as exc:
             if file != -1:
                 os.close(file)
@@ -97,7 +102,7 @@ class AppendLog:
         """Once a second: to disk, and on to a new file where this one is old or did not open."""
         with self._flushing:
             with self._writing:
-                is_old = self._size and time.monotonic() - self._opened > MAX_SECONDS
+                is_old = self._size and time.monotonic() - self._opened > self._max_seconds
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None

@@ -5,15 +5,12 @@ import shutil
 import socket
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import psutil
-from obstore.exceptions import BaseError
-from obstore.store import S3Store
 from sqlalchemy import MetaData
 
 from core.errors import RegistryError
-from core.files import replace_file
+from core.files import bucket_problem, replace_file
 from core.settings import PORTS, Settings
 from feature_repo.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
@@ -31,7 +28,7 @@ HOME_BYTES = 10**9
 def problems(settings: Settings) -> list[str]:
     """Return what stands in the way and what to do, one line each.
 
-    Nothing is changed, but that a database has its schemas afterwards.
+    Nothing is changed, but that a database has its schemas and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
     return of_home + port_problems(settings) + connection_problems(settings)
@@ -77,23 +74,6 @@ def connection_problems(settings: Settings) -> list[str]:
     return found
 
 
-def bucket_problems(settings: Settings) -> list[str]:
-    found, http = list[str](), os.environ.get("AWS_ALLOW_HTTP") == "true"
-    for name in ("data_url", "artifacts_url"):
-        url = getattr(settings, name) or ""
-        try:
-            if url.startswith("s3://"):
-                patience: Any = {"timeout": "3s", "allow_http": http}
-                bucket = S3Store.from_url(
-                    url, client_options=patience, retry_config={"max_retries": 0}
-                )
-                next(bucket.list(chunk_size=1), None)
-        except (BaseError, OSError) as exc:
-            at = os.environ.get("AWS_ENDPOINT_URL", "AWS")
-            found.append(f"GYRE_{name.upper()} {url} at {at}: {str(exc).splitlines()[0]}")
-    return found
-
-
 def database_problems(settings: Settings) -> list[str]:
     try:
         if settings.database_url or settings.ledger_url:
@@ -101,6 +81,14 @@ def database_problems(settings: Settings) -> list[str]:
     except RegistryError as exc:
         return [str(exc)]
     return []
+
+
+def bucket_problems(settings: Settings) -> list[str]:
+    """Say of each setting that names a bucket why nothing can be written there."""
+    urls = {"GYRE_DATA_URL": settings.data_url, "GYRE_ARTIFACTS_URL": settings.artifacts_url}
+    buckets = {name: url for name, url in urls.items() if url and url.startswith("s3://")}
+    found = {name: bucket_problem(url) for name, url in buckets.items()}
+    return [f"{name} {problem}" for name, problem in found.items() if problem]
 
 
 def port_problems(settings: Settings) -> list[str]:

@@ -18,9 +18,10 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
+from upath import UPath
 
 from core.errors import DataError, GyreError
-from core.files import reached
+from core.files import reached, read_file
 from core.settings import Settings, load_settings
 from core.spec import broken_specs, load_specs
 from monitoring.console.cached_reader import CachedReader, read_all
@@ -50,23 +51,8 @@ def create_app(settings: Settings) -> Starlette:
         groups["serving and its resources"] = [*of_server(serving.reading)]
         # Great Expectations' own index is empty without scripts from elsewhere.
         return HTMLResponse(
-            render(now=now, groups=groups, data_docs=pages(), broken=broken_specs())
+            render(now=now, groups=groups, data_docs=_pages(docs), broken=broken_specs())
         )
-
-    def pages() -> list[PurePosixPath]:
-        """Addresses of Data Docs, below their folder."""
-        with suppress(DataError), reached("data docs"):
-            found = docs.glob("*/validations/**/*.html")
-            return sorted(PurePosixPath(path.relative_to(docs).as_posix()) for path in found)
-        return []
-
-    def data_docs(request: Request) -> Response:
-        path = PurePosixPath(request.path_params["path"])
-        with suppress(DataError), reached("data docs"):
-            if ".." not in path.parts and not path.is_absolute():
-                content = (docs / path).read_bytes()
-                return Response(content, media_type=guess_type(path.name)[0])
-        return PlainTextResponse("no such page\n", 404)
 
     def model(request: Request) -> Response:
         name = request.path_params["name"]
@@ -85,9 +71,26 @@ def create_app(settings: Settings) -> Starlette:
         Route("/status/{name}", model),
         Route("/metrics", metrics),
         Route("/health/live", lambda _: PlainTextResponse("live\n")),
-        Route("/data-docs/{path:path}", data_docs),
+        Route("/data-docs/{path:path}", partial(_page, docs)),
     ]
     return Starlette(routes=routes)
+
+
+def _pages(docs: UPath) -> list[PurePosixPath]:
+    """Addresses of Data Docs, below their folder."""
+    with suppress(DataError), reached("data docs"):
+        found = docs.glob("*/validations/**/*.html")
+        return sorted(PurePosixPath(path.relative_to(docs).as_posix()) for path in found)
+    return []
+
+
+def _page(docs: UPath, request: Request) -> Response:
+    path = PurePosixPath(request.path_params["path"])
+    with suppress(DataError), reached("data docs"):
+        if ".." not in path.parts and not path.is_absolute():
+            content = read_file(docs / path)
+            return Response(content, media_type=guess_type(path.name)[0])
+    return PlainTextResponse("no such page\n", 404)
 
 
 if __name__ == "__main__":

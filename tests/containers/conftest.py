@@ -20,8 +20,8 @@ from tests.serving.conftest import rig  # noqa: F401  (a fixture)
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
-BASE = os.environ.get("BASE", "localhost/debian-python:bookworm")
-"""Made of Debian's packages unless it is there: no registry of images need be reached."""
+BASE = os.environ.get("BASE") or "localhost/debian-python:bookworm"
+"""The latter is made of Debian's packages unless it is there: no registry need be reached."""
 CONF = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:1024"]

@@ -96,6 +96,16 @@ def test_the_same_request_in_two_files_is_one_row_and_the_first_files(settings, 
     assert rows["probability"].to_pylist() == [0.25, 0.5, 0.5]
 
 
+def test_a_request_that_a_proxy_repeated_after_its_timeout_is_one_row_and_the_first(settings):
+    """Its first replica was lost, and its log came later, or sooner."""
+    for number, (minutes, probability) in enumerate([(2, 0.25), (1, 0.75), (3, 0.5)]):
+        at = (NOW - timedelta(minutes=minutes)).isoformat()
+        row = line(1, probability=probability, received=at, as_of=at)
+        write(settings, f"predictions-1-{number}.jsonl", row)
+        collect(settings)
+    assert predictions(settings).read()["probability"].to_pylist() == [0.25]
+
+
 def test_a_file_that_is_not_named_by_a_time_is_taken_too(settings):
     file = write(settings, "predictions-copy.jsonl", line(1))
     assert collect(settings).predictions == 1

@@ -123,7 +123,7 @@ def test_a_part_that_cannot_be_done_says_why_and_the_others_are(home):
     broken.mkdir(parents=True)
     (broken / f"{0:020}.json").write_text("{")
     freed = {part.what: part for part in maintain(home, NOW)}
-    assert "table broken: " in freed["raw/broken"].problem
+    assert "table raw/broken: " in freed["raw/broken"].problem
     assert freed["predictions"].rows == 1
 
 

@@ -1,0 +1,138 @@
+"""Replicas that are lost, and an S3 that does not take their logs."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import time
+from typing import TYPE_CHECKING, Any
+
+import boto3
+import pytest
+
+from monitoring.collect import collect, predictions
+from serving.inbox import Inbox
+from tests.conftest import at_most, new_settings, unused_port, wait_until
+from tests.faults.conftest import workers
+from tests.s3 import s3_server
+from tests.serving.load import under_load
+
+if TYPE_CHECKING:
+    import subprocess
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    import httpx
+
+    from core.settings import Settings
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[bytes]]:
+    with (
+        pytest.MonkeyPatch.context() as patch,
+        s3_server(tmp_path_factory.mktemp("s3"), patch) as server,
+    ):
+        yield server
+
+
+@pytest.fixture(params=["s3://gyre/a"])
+def replica(
+    rig: Any, served: Any, s3: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> dict[str, Any]:
+    """Settings of a replica whose log is its own: the folder outlives it."""
+    home = rig.home_beside()
+    (home / "serving" / "log").unlink()
+    monkeypatch.setenv("GYRE_DATA_URL", request.param)
+    return {"home": home, "data_url": request.param, "serving_port": unused_port()}
+
+
+def log_of(replica: dict[str, Any]) -> list[Path]:
+    return sorted((replica["home"] / "serving" / "log").glob("*.jsonl"))
+
+
+def collected(folder: Path, replica: dict[str, Any]) -> list[str]:
+    """Request ids in `predictions`, after another host collected."""
+    host: Settings = new_settings(folder / "host", data_url=replica["data_url"])
+    collect(host)
+    return list(predictions(host).read()["request_id"].to_pylist())
+
+
+def counted(client: httpx.Client, name: str) -> float:
+    lines = client.get("/metrics").text.splitlines()
+    return sum(float(line.split()[1]) for line in lines if line.startswith(f"{name} "))
+
+
+def end(process: subprocess.Popen[bytes], seconds: float) -> None:
+    process.terminate()
+    assert process.wait(at_most(seconds)) == 0
+
+
+def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
+    rig: Any, replica: dict[str, Any], tmp_path: Path
+) -> None:
+    """25, 31: the volume is read by the next; what that one has open leaves it at SIGTERM."""
+    with rig.serving(**replica, serving_workers=2) as (client, process):
+        rig.known_to_be_ready(client)
+        with under_load(client, 3) as answers:
+            wait_until("requests", lambda: len(answers) > 500)
+            for part in (*workers(process), process):
+                part.kill()
+    acknowledged = {each.body["request_id"] for each in answers if each.status == 200}
+    before = log_of(replica)
+    assert sum(file.stat().st_size > 0 for file in before) >= 1
+    with rig.serving(**replica, serving_workers=2) as (client, process):
+        rig.known_to_be_ready(client)
+        wait_until("the log of the killed one", lambda: not {*before} & {*log_of(replica)}, 10)
+        told = {"request_id": "r1", "actual": 1}
+        assert client.post("/feedback", json=told).json()["logged"]
+        acknowledged.add(rig.predict(client).json()["request_id"])
+        end(process, 5)
+    assert log_of(replica) == []
+    rows = collected(tmp_path, replica)
+    assert acknowledged <= {*rows}
+    assert len(rows) == len({*rows})
+    assert len(acknowledged) > 500
+
+
+@pytest.mark.parametrize("replica", ["s3://away/a"], indirect=True)
+def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
+    rig: Any, replica: dict[str, Any], s3: subprocess.Popen[bytes], tmp_path: Path
+) -> None:
+    """31: no bucket, then one; then a server that accepts and never answers, past SIGTERM."""
+    acknowledged: list[str] = []
+
+    def ask(client: httpx.Client) -> None:
+        began = time.monotonic()
+        answer = rig.predict(client).json()
+        assert answer["logged"]
+        assert time.monotonic() - began < at_most(1)
+        acknowledged.append(answer["request_id"])
+
+    def is_refused() -> bool:
+        return counted(client, "gyre_inbox_failures_total") > 0
+
+    with rig.serving(**replica) as (client, process):
+        rig.known_to_be_ready(client)
+        began = time.monotonic()
+        ask(client)
+        wait_until("a refusal", is_refused, at_most(12))
+        assert "takes no files of the log" in (rig.folder / "serving.log").read_text()
+        ask(client)
+        assert any(file.stat().st_size for file in log_of(replica))
+        boto3.client("s3").create_bucket(Bucket="away")
+        wait_until("the first row", lambda: collected(tmp_path, replica) == acknowledged[:1], 5)
+        assert time.monotonic() - began < at_most(20)
+        s3.send_signal(signal.SIGSTOP)
+        try:
+            for _ in range(10):
+                ask(client)
+            end(process, 8)
+        finally:
+            s3.send_signal(signal.SIGCONT)
+        assert log_of(replica) != []
+    asyncio.run(
+        Inbox(replica["data_url"], log_of(replica)[0].parent).send()
+    )  # as the next one does
+    assert log_of(replica) == []
+    assert sorted(collected(tmp_path, replica)) == sorted(acknowledged)
