@@ -57,6 +57,14 @@ def demo(home: Home = None, *, keep: Keep = False) -> None:
 
 
 @typer_app.command()
+def run(program: str) -> None:
+    """Become one program of a stack, as in a container; `gyre run init` first prepares for all."""
+    from stack.programs import run as become  # noqa: PLC0415
+
+    become(load_settings(), program)
+
+
+@typer_app.command()
 def down() -> None:
     """End every process of the stack, and only those."""
     from stack.processes import end_stack  # noqa: PLC0415

@@ -13,14 +13,12 @@ from core.errors import RegistryError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
-from feature_repo.feast_config import write_feast_config
 from mlflow_server.pages import Pages
 from stack.airflow_api import AirflowApi
-from stack.environment import LOGIN, load_secrets, make_secrets
-from stack.machine import LAYOUT, LAYOUT_FILE
-from stack.programs import start_programs
+from stack.environment import LOGIN, load_secrets
+from stack.machine import prepare
+from stack.programs import WRITERS, start_programs
 
-FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 FRESH = timedelta(hours=1)
 LOAD_SECONDS = 30.0
 """What serving may take to load what has just been promoted."""
@@ -41,16 +39,13 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     if not load_specs():
         raise StackError("\n".join(broken_specs()) or "models/ has no spec: add one")
     began = time.monotonic()
-    for name in FOLDERS:
-        (settings.home / name).mkdir(parents=True, exist_ok=True)
-    (settings.home / LAYOUT_FILE).write_text(f"{LAYOUT}\n")
+    (settings.home / "run").mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
-        make_secrets(settings)
-        write_feast_config(settings)
+        prepare(settings)
         with _step("processes and features"):
             start_programs(settings, typer.echo)
         with AirflowApi(settings) as airflow:
-            airflow.pool("tables", 1)
+            airflow.pool(WRITERS[0], 1)
             with _step("ingest"):
                 _ingest(settings, airflow)
             outcomes = _models(settings, airflow, as_of)

@@ -108,7 +108,7 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
         path.fs.pipe_file(path.path, content.encode() if isinstance(content, str) else content)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
     part.write_bytes(content.encode() if isinstance(content, str) else content)
     part.replace(path)

@@ -28,6 +28,8 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
+PEOPLE = ("serving", "console", "mlflow", "airflow")
+"""Those with pages."""
 HTTP = ("http", "https")
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
@@ -70,6 +72,17 @@ class Settings(BaseSettings):
     """Address of a Redis that Gyre uses and does not start; `REDIS_URL` is read too."""
     mlflow_url: str | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
+    airflow_url: str | None = None
+    """The same of Airflow."""
+    serving_url: str | None = None
+    """The same of serving; several replicas, separated by blanks, are monitored as one."""
+    links: dict[str, str] = Field(default_factory=dict)
+    """Where people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`, `__AIRFLOW`,
+    `__SERVING`, `__CONSOLE`. Default: where the programs reach each other."""
+    secrets_dir: Path = Path("/run/secrets")
+    """A folder where each file is a setting: `gyre_database_url` is read where the environment has
+    no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), and the
+    secrets of Airflow: `airflow_fernet`, `airflow_api`, `airflow_jwt`, `airflow_password`."""
     database_url: str | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
     ledger has a schema of its own there. Of one stack; a line of `gyre.env`, as every command needs
@@ -114,7 +127,8 @@ class Settings(BaseSettings):
     one. Default: everybody is answered."""
     behind_proxy: bool = False
     """Says that MLflow and the console are reached only through a proxy that asks people who they
-    are, as they ask nobody themselves."""
+    are, as they ask nobody themselves; and serving only through one that sets `X-Request-ID` to a
+    value of its own, 32 hex digits, from which the `request_id` of a prediction is made."""
     host: str = LOOPBACK
     """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
     GYRE_SERVING_TOKENS_FILE."""
@@ -145,6 +159,13 @@ class Settings(BaseSettings):
             raise ValueError(f"expected whole days, at least 1, of {' or '.join(defaults)}")
         return defaults | value
 
+    @field_validator("links")
+    @classmethod
+    def _of_programs(cls, value: dict[str, str]) -> dict[str, str]:
+        if unknown := value.keys() - set(PEOPLE):
+            raise ValueError(f"expected {', '.join(PEOPLE)}, found {', '.join(unknown)}")
+        return {name: address.rstrip("/") for name, address in value.items()}
+
     @field_validator("serving_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -171,7 +192,7 @@ class Settings(BaseSettings):
             raise ValueError("expected s3://bucket/prefix")
         return value and value.rstrip("/")
 
-    @field_validator("redis_url", "mlflow_url")
+    @field_validator("redis_url", "mlflow_url", "airflow_url")
     @classmethod
     def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
         kinds = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
@@ -198,11 +219,15 @@ class Settings(BaseSettings):
 
     @property
     def airflow_address(self) -> str:
-        return self._address("airflow")
+        return self.airflow_url or self._address("airflow")
+
+    @property
+    def serving_addresses(self) -> list[str]:
+        return (self.serving_url or self._address("serving")).split()
 
     @property
     def serving_address(self) -> str:
-        return self._address("serving")
+        return self.serving_addresses[0]
 
     @property
     def console_address(self) -> str:
@@ -217,12 +242,17 @@ class Settings(BaseSettings):
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        none = {"database_url": None, "ledger_url": None, "data_url": None}
+        none: dict[str, Any] = {"database_url": None, "ledger_url": None, "data_url": None}
+        none["secrets_dir"] = home / "secrets"  # where its processes find no such address
         return self.model_copy(update={"home": home, **none, **more})
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
         return in_schema(self.database_url, schema, driver) if self.database_url else None
+
+    def link(self, name: str) -> str:
+        """Return where people reach a program of PEOPLE."""
+        return self.links.get(name) or str(getattr(self, f"{name}_address"))
 
     def listens_on(self, name: str) -> str:
         """IP address that a program of PORTS listens on."""
@@ -269,7 +299,11 @@ def load_settings(**overrides: Any) -> Settings:
     try:
         home = Path(overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre")
         home = home.expanduser().resolve()
-        return Settings(_env_file=home / ENV_FILE, **(overrides | {"home": home}))
+        secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
+        for file in secrets.glob("aws_*"):  # no library but boto3 reads keys from a file
+            os.environ.setdefault(file.name.upper(), file.read_text().strip())
+        read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if secrets.is_dir() else None}
+        return Settings(**(read | overrides | {"home": home}))
     except ValidationError as exc:
         first = exc.errors()[0]
         name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")

@@ -53,7 +53,7 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         value = field.default
         if isinstance(value, Path):
-            value = value.relative_to(PROJECT)
+            value = value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value
         default = "" if value in {None, "", PydanticUndefined} else f"`{value}`"
         meaning = " ".join((field.description or "").split())
         page += f"| `GYRE_{name.upper()}` | {default} | {meaning} |\n"

@@ -176,13 +176,14 @@ class Stream:
         self._redis.close()
 
 
-def redis_problem(port: int) -> str | None:
-    """Ask the Redis of this machine to answer; None if it does, not while it reads its file."""
+def redis_problem(settings: Settings) -> str | None:
+    """Ask Redis to answer; None if it does, not while it reads its file."""
+    address, waits = settings.redis_address, {"socket_connect_timeout": DEADLINE}
     try:
-        with Redis(port=port, socket_timeout=DEADLINE, socket_connect_timeout=DEADLINE) as redis:
+        with Redis.from_url(address, socket_timeout=DEADLINE, **waits) as redis:
             redis.ping()
-    except RedisError as exc:
-        return f"port {port}: {exc}"
+    except (RedisError, ValueError) as exc:
+        return f"{address.rpartition('@')[2]}: {exc}"  # without its password
     return None
 
 

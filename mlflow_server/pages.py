@@ -55,7 +55,7 @@ class Pages:
     """Every method raises RegistryError, in one line, when MLflow does not answer or refuses."""
 
     def __init__(self, settings: Settings) -> None:
-        self._address = settings.mlflow_address
+        self._address, self._link = settings.mlflow_address, settings.link("mlflow")
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
@@ -99,7 +99,7 @@ class Pages:
         info = run["info"]
         return RunPage(
             info["run_id"],
-            f"{self._address}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}",
+            f"{self._link}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}",
             info["status"],
             _time(info["start_time"]),
             _time(info["end_time"]) if info.get("end_time") else None,

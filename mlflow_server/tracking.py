@@ -50,7 +50,7 @@ class Tracking:
 
     def __init__(self, settings: Settings) -> None:
         self._client = client(settings)
-        self._address = settings.mlflow_address
+        self._address, self._link = settings.mlflow_address, settings.link("mlflow")
 
     def start_or_find_run(
         self,
@@ -92,7 +92,7 @@ class Tracking:
         """Address of the run's artifact `path` in MLflow's UI."""
         with translated(f"run {run_id}"):
             place = self._client.get_run(run_id).info.experiment_id
-        return f"{self._address}/#/experiments/{place}/runs/{run_id}/artifacts/{path}"
+        return f"{self._link}/#/experiments/{place}/runs/{run_id}/artifacts/{path}"
 
     def run(self, run_id: str) -> Run:
         with translated(f"run {run_id}"):

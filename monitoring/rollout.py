@@ -228,7 +228,7 @@ def _judge(
         return Verdict("hold", step.percent, why), None
     now = counts(settings, model)
     if now is None:
-        why = f"serving at {settings.serving_address} does not answer"
+        why = f"serving at {' and '.join(settings.serving_addresses)} does not answer"
         return Verdict("hold", step.percent, why), None
     collect(settings)
     since = (pc.field("received") > step.began) & (pc.field("received") <= as_of)

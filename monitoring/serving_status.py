@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import TypeAdapter
 
 from mlflow_server.roles import PRODUCTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
-
-    from prometheus_client.samples import Sample
 
     from core.settings import Settings
 
@@ -28,7 +27,10 @@ SECONDS = "gyre_prediction_seconds_bucket"
 
 @dataclass(frozen=True)
 class ServingStatus:
-    """ready: the answer of /health/ready. samples: those of /metrics."""
+    """ready: the answer of /health/ready, of the first replica that is not, if any is not.
+
+    samples: those of every replica's /metrics.
+    """
 
     ready: Mapping[str, Any]
     samples: Sequence[Sample]
@@ -90,8 +92,9 @@ COUNTS = TypeAdapter(dict[str, Counted])
 
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
-    ready = httpx.get(f"{settings.serving_address}/health/ready", timeout=PATIENCE)
-    return ServingStatus(ready.json(), _samples(settings))
+    urls = (f"{address}/health/ready" for address in settings.serving_addresses)
+    ready = [httpx.get(url, timeout=PATIENCE).json() for url in urls]
+    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), _samples(settings))
 
 
 def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
@@ -110,10 +113,13 @@ def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
 
 
 def _samples(settings: Settings) -> list[Sample]:
-    """Return the samples of all workers."""
-    answer = httpx.get(f"{settings.serving_address}/metrics", timeout=PATIENCE).raise_for_status()
-    families = text_string_to_metric_families(answer.text)
-    return [sample for family in families for sample in family.samples]
+    """Return the samples of all workers of all replicas."""
+    samples = list[Sample]()
+    for address in settings.serving_addresses:
+        answer = httpx.get(f"{address}/metrics", timeout=PATIENCE).raise_for_status()
+        families = text_string_to_metric_families(answer.text)
+        samples += [sample for family in families for sample in family.samples]
+    return samples
 
 
 def _counted(sums: Mapping[tuple[str, float], float]) -> Counted:

@@ -129,7 +129,7 @@ def _add_info(router: APIRouter, settings: Settings) -> None:
     @router.get("/", tags=["Server"], summary="What this is")
     async def about() -> Response:
         """Say what this is, and where to read on."""
-        console = f"{settings.console_address}/"
+        console = f"{settings.link('console')}/"
         return json_response({"name": "Gyre serving", "docs": "/docs", "console": console})
 
     @router.get("/metrics", response_class=PlainTextResponse, tags=["Server"], summary="Counts")

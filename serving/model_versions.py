@@ -64,7 +64,7 @@ class ModelVersions:
         self.waiting: str | None = None
         self.refused: dict[str, Refusal] = {}
         self.copies = LocalCopies(settings, spec.name)
-        self._settings = settings
+        self._settings, self.proxied = settings, settings.behind_proxy
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
         self._assigned: RegisteredModel | None = None

@@ -24,6 +24,7 @@ from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTION
 from serving.model import LoadedModel, Role, Score, outcome, rounded_score, score, wrong
 from serving.model_versions import ModelVersions
 from serving.prediction_log import AppendLog
+from serving.worker import REQUEST_ID
 
 MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
 TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
@@ -53,6 +54,7 @@ class PredictionRow:
     received: datetime = field(init=False)
     features: dict[str, Any] = field(init=False)
     features_from: str = ""
+    request_id: str = ""
     answer: Answer = field(default_factory=dict)
     error: Exception | None = None
 
@@ -96,8 +98,10 @@ class Scorer:
         received: when the request arrived (UTC); clock-dependent features are of this time.
         """
         self.admit(len(rows))
-        for row in rows:
+        for position, row in enumerate(rows):
             row.received = received
+            # Of a proxy's request, which it may repeat where a replica dies: two rows of one id.
+            row.request_id = f"{REQUEST_ID.get()}-{position}" if self.holder.proxied else ""
         request = PendingRequest(rows, received)
         self._requests += 1
         self._rows += len(rows)
@@ -297,7 +301,7 @@ def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -
     population = contract.population
     member = row.features[population.feature] if population else 0
     return {
-        "request_id": os.urandom(16).hex(),
+        "request_id": row.request_id or os.urandom(16).hex(),
         "model": contract.model,
         "version": model.version,
         "role": role,

@@ -16,6 +16,7 @@ from feature_repo.feast_config import feast_config_path
 MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""
 LOGIN = "admin"
+SECRETS = ("fernet", "api", "jwt", "password")
 HINDERING = {
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONHOME",
@@ -63,6 +64,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
     return inherited | {
         "GYRE_HOME": str(home),
+        "GYRE_SECRETS_DIR": str(settings.secrets_dir),
         **ports,
         "GYRE_SERVING_WORKERS": str(settings.serving_workers),
         "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
@@ -94,15 +96,15 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
 
     Gyre's own settings have those; and Airflow tells its tasks a database that leads nowhere.
     """
-    folder, key, base = settings.home / "airflow", load_secrets(settings), settings.airflow_address
+    folder, key = settings.home / "airflow", load_secrets(settings)
     shared = settings.schema_url("airflow")
     options = AIRFLOW | {
         "CORE__FERNET_KEY": key["fernet"],
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
-        "CORE__EXECUTION_API_SERVER_URL": f"{base}/execution/",
+        "CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_address}/execution/",
         "API__HOST": settings.airflow_host,
         "API__PORT": str(settings.airflow_port),
-        "API__BASE_URL": base,
+        "API__BASE_URL": settings.link("airflow"),
         "API__SECRET_KEY": key["api"],
         "API_AUTH__JWT_SECRET": key["jwt"],
         "DATABASE__SQL_ALCHEMY_CONN": shared or f"sqlite:///{folder / 'airflow.db'}?timeout=30",
@@ -110,12 +112,19 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     if shared:
         options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
     ours = {f"AIRFLOW__{name}": value for name, value in options.items()}
-    theirs = {name for name in ours.keys() & os.environ.keys() if not name.startswith(OURS)}
-    return ours | {name: os.environ[name] for name in theirs}
+    for name in [name for name in ours if not name.startswith(OURS)]:
+        if {f"{name}_CMD", f"{name}_SECRET"} & os.environ.keys():
+            del ours[name]  # Airflow would prefer it
+        elif name in os.environ:
+            ours[name] = os.environ[name]
+    return ours
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:
     """Return the stack's secrets; a StackError says that it was never started."""
+    given = {name: settings.secrets_dir / f"airflow_{name}" for name in SECRETS}
+    if all(file.exists() for file in given.values()):
+        return {name: file.read_text().strip() for name, file in given.items()}
     try:
         return dict[str, str](json.loads(_secrets(settings).read_text()))
     except FileNotFoundError as exc:
@@ -123,19 +132,20 @@ def load_secrets(settings: Settings) -> dict[str, str]:
 
 
 def make_secrets(settings: Settings) -> None:
-    """Make the stack's secrets once, readable by their owner alone."""
+    """Make the stack's secrets once, unless they are given; readable by their owner alone."""
     path = _secrets(settings)
-    if path.exists():
-        return
-    content = {
-        "fernet": base64.urlsafe_b64encode(os.urandom(32)).decode(),
-        "api": secrets.token_urlsafe(32),
-        "jwt": secrets.token_urlsafe(64),
-        "password": secrets.token_urlsafe(12),
-    }
+    try:
+        content = load_secrets(settings)
+    except StackError:
+        content = {
+            "fernet": base64.urlsafe_b64encode(os.urandom(32)).decode(),
+            "api": secrets.token_urlsafe(32),
+            "jwt": secrets.token_urlsafe(64),
+            "password": secrets.token_urlsafe(12),
+        }
+        replace_file(path, json.dumps(content), mode=0o600)
     passwords = json.dumps({LOGIN: content["password"]})
     replace_file(path.with_name("passwords.json"), passwords, mode=0o600)
-    replace_file(path, json.dumps(content), mode=0o600)
 
 
 def _secrets(settings: Settings) -> Path:

@@ -10,14 +10,18 @@ import psutil
 from sqlalchemy import MetaData
 
 from core.errors import RegistryError
-from core.files import bucket_problem
+from core.files import bucket_problem, replace_file
 from core.settings import PORTS, Settings
+from feature_repo.broker import redis_problem
+from feature_repo.feast_config import write_feast_config
 from mlflow_server.ledger import database
+from stack.environment import make_secrets
 from stack.processes import members
 
 LAYOUT_FILE = "layout"
 """In a stack's home: which layout it has; `gyre up` writes it into a new one."""
 LAYOUT = "2"
+FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
 HOME_BYTES = 10**9
 
 
@@ -27,8 +31,16 @@ def problems(settings: Settings) -> list[str]:
     Nothing is changed, but that a database has its schemas and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
-    stores = database_problems(settings) + bucket_problems(settings)
-    return of_home + port_problems(settings) + stores
+    return of_home + port_problems(settings) + connection_problems(settings)
+
+
+def prepare(settings: Settings) -> None:
+    """Make the home's folders, its secrets, and what Feast's own commands read."""
+    for name in FOLDERS:
+        (settings.home / name).mkdir(parents=True, exist_ok=True)
+    replace_file(settings.home / LAYOUT_FILE, f"{LAYOUT}\n")
+    make_secrets(settings)
+    write_feast_config(settings)
 
 
 def layout_problems(home: Path) -> list[str]:
@@ -54,6 +66,14 @@ def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
     return [f"{folder} has {sizes}: free some, or {remedy}"]
 
 
+def connection_problems(settings: Settings) -> list[str]:
+    """Databases, Redis and buckets that are not to be had, by their settings."""
+    found = database_problems(settings) + bucket_problems(settings)
+    if settings.redis_url and (problem := redis_problem(settings)):
+        found.append(f"GYRE_REDIS_URL {problem}")
+    return found
+
+
 def database_problems(settings: Settings) -> list[str]:
     try:
         if settings.database_url or settings.ledger_url:
@@ -75,7 +95,7 @@ def port_problems(settings: Settings) -> list[str]:
     """Ports that our processes will listen on: given twice, or held by somebody else."""
     lines, variables = list[str](), dict[int, str]()
     for name in PORTS:
-        if (name == "redis" and settings.redis_url) or (name == "mlflow" and settings.mlflow_url):
+        if getattr(settings, f"{name}_url", None):
             continue  # somebody else's: used, not started
         port, variable = getattr(settings, f"{name}_port"), f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)

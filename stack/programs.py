@@ -1,9 +1,11 @@
 """The processes of this stack: which there are, when each is ready, and how all are started."""
 
+import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -12,11 +14,12 @@ from pathlib import Path
 import httpx
 
 from core.errors import StackError
-from core.settings import LOOPBACK, PROJECT, Settings
+from core.settings import CLONE, LOOPBACK, PORTS, PROJECT, Settings
 from core.spec import MODELS
 from feature_repo.broker import consumer_problem, redis_problem
 from mlflow_server import server
 from stack.environment import airflow_environment, process_environment
+from stack.machine import connection_problems, layout_problems, prepare
 from stack.processes import (
     Program,
     end_stack,
@@ -31,22 +34,32 @@ from stack.processes import (
 STORES = ("redis", "mlflow")
 """What `feast apply` asks; the other processes get ready meanwhile."""
 SERVING, CONSOLE = ("host", "serving_tokens_file"), ("console_host", "behind_proxy")
+INIT = "init"
+WORKER = ["airflow", "celery", "worker", "--skip-serve-logs"]
+"""Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
+WRITERS = ("tables", "1", "one task at a time writes tables")
+"""The pool that every task writing Delta tables runs in."""
 READERS = ("console", "consumer", "dag-processor")
 """They read models/ and datasets when they start: what came since is seen by the next `up`."""
 
 
 def programs(settings: Settings) -> list[Program]:
     """Return what is to be started; parts whose address is given are somebody else's."""
-    own = [] if settings.redis_url else [redis(settings)]
-    if not settings.mlflow_url:
-        alive = partial(answers, f"{settings.mlflow_address}/health")
-        command, variables = server.command(settings), server.environment(settings)
-        own.append(Program("mlflow", command, alive, variables))
+    given = {name for name in PORTS if getattr(settings, f"{name}_url", None)}
+    own = [] if "redis" in given else [redis(settings)]
+    if "airflow" in given:
+        given |= {program.name for program in airflow_programs(settings)}
+    return own + [each for each in own_programs(settings) if each.name not in given]
+
+
+def own_programs(settings: Settings) -> list[Program]:
+    """Return Gyre's and its tools' programs."""
+    alive = partial(answers, f"{settings.mlflow_address}/health")
     serves = partial(answers, f"{settings.serving_address}/health/live")
     shows = partial(answers, f"{settings.console_address}/health/live")
     console = [sys.executable, "-m", "monitoring.console"]
     return [
-        *own,
+        Program("mlflow", server.command(settings), alive, server.environment(settings)),
         *airflow_programs(settings),
         # Named here, so that `gyre up` sees a change.
         Program("serving", [sys.executable, "-m", "serving"], serves, _given(settings, SERVING)),
@@ -68,7 +81,7 @@ def redis(settings: Settings) -> Program:
     # What serving acknowledged: a kill loses none of it, a power cut at most the last second.
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
     command += ["--set-proc-title", "no"]  # it would overwrite the environment that `down` reads
-    return Program("redis", command, partial(redis_problem, settings.redis_port))
+    return Program("redis", command, partial(redis_problem, settings))
 
 
 def airflow_programs(settings: Settings) -> list[Program]:
@@ -123,6 +136,31 @@ def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
         if not is_up:
             end_stack(settings)
         raise
+
+
+def run(settings: Settings, name: str) -> None:
+    """Become the program `name`; `init` does once what the others need.
+
+    Raises:
+        StackError: there is none such, or a database, a Redis or a bucket is not to be had.
+
+    """
+    if found := layout_problems(settings.home) + connection_problems(settings):
+        raise StackError("\n".join(found))
+    prepare(settings)
+    known = {program.name: program for program in own_programs(settings)}
+    known["worker"] = replace(known["scheduler"], command=WORKER)
+    if name not in {*known, INIT}:
+        raise StackError(f"expected {INIT}, {', '.join(known)}; found {name}")
+    if name == INIT:
+        _migrate(settings, print)
+        _run_tool(settings, "airflow", "pools", "set", *WRITERS)
+        _publish(settings, print)
+        return
+    os.chdir(CLONE)
+    program = known[name]
+    environment = process_environment(settings) | dict(program.environment)
+    os.execvpe(program.command[0], program.command, environment)  # noqa: S606  (no shell)
 
 
 def _migrate(settings: Settings, say: Callable[[str], None]) -> None:

@@ -11,8 +11,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import yaml
 
 from core.settings import CLONE
+from tests.conftest import BIN
 from tests.serving.conftest import rig  # noqa: F401  (a fixture)
 
 if TYPE_CHECKING:
@@ -107,3 +109,22 @@ def container(name: str, image: str, *arguments: str) -> Iterator[None]:
     finally:
         sys.stdout.write(logs(name))  # pytest shows it where a test fails
         podman("rm", "--force", "--time=0", name)
+
+
+@pytest.fixture(scope="session")
+def stand_ins(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Images under the names that deploy/compose.yaml has, of Debian's packages and moto."""
+    folder = tmp_path_factory.mktemp("stand-ins")
+    here = Path(__file__).parent / "stand-ins"
+    run("cp", *here.iterdir(), folder)
+    (folder / "s3.in").write_text("moto[s3]\nflask\nflask-cors\n")
+    fixed = ["--constraints", CLONE / "requirements.lock", "--generate-hashes"]
+    where = ["--python-version=3.11", "--quiet", f"--output-file={folder / 's3.lock'}"]
+    run(BIN / "uv", "pip", "compile", folder / "s3.in", *fixed, *where)
+    services = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())["services"]
+    for name in ("postgres", "redis", "nginx", "s3"):
+        image = services[name]["image"].removeprefix("${S3_IMAGE:-").removesuffix("}")
+        command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
+        command += [f"--volume={path}:{path}" for path in PIP if Path(path).exists()]
+        command += [f"--build-arg=BASE={base}", f"--target={name}", f"--tag={image}"]
+        run(*command, "--file", folder / "Dockerfile", folder, ends=400)

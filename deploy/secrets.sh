@@ -1,0 +1,55 @@
+#!/bin/sh
+# Write each secret of deploy/compose.yaml that is not there yet, and add people: deploy/secrets.sh [NAME ...]
+# A person's password is read from standard input, a line each. Needs openssl alone.
+set -eu
+umask 077
+cd "$(dirname "$0")"
+mkdir -p secrets
+cd secrets
+
+# Users in containers have other ids, so each may read a file; nobody else comes past the folder.
+write() { test -s "$1" || { cat > "$1.part" && chmod 444 "$1.part" && mv "$1.part" "$1"; }; }
+random() { openssl rand -hex "$1"; }
+
+random 24 | write postgres_password
+printf 'postgresql://gyre:%s@postgres/gyre\n' "$(cat postgres_password)" | write gyre_database_url
+
+printf 'requirepass %s\n' "$(random 24)" | write redis_conf
+redis="redis://:$(cut -d' ' -f2 redis_conf)@redis:6379"
+printf '%s/0\n' "$redis" | write gyre_redis_url
+printf '%s/1\n' "$redis" | write airflow_broker_url
+
+random 10 | write aws_access_key_id
+random 20 | write aws_secret_access_key
+printf '{"identities": [{"name": "gyre", "actions": ["Admin", "Read", "List", "Tagging", "Write"],
+  "credentials": [{"accessKey": "%s", "secretKey": "%s"}]}]}\n' \
+  "$(cat aws_access_key_id)" "$(cat aws_secret_access_key)" | write s3_config
+
+openssl rand -base64 32 | tr '+/' '-_' | write airflow_fernet
+random 32 | write airflow_api
+random 64 | write airflow_jwt
+random 16 | write airflow_password
+printf 'first:%s\n' "$(random 24)" | write serving_tokens
+
+# Signed by itself: put your own certificate and key in their place.
+if ! test -s tls_certificate; then
+  domain="${DOMAIN:-localhost}"
+  openssl req -x509 -newkey rsa:2048 -nodes -days 365 -subj "/CN=$domain" \
+    -addext "subjectAltName=DNS:$domain,DNS:localhost,IP:127.0.0.1" \
+    -keyout tls_key.new -out tls_certificate.new 2> /dev/null
+  rm -f tls_key
+  write tls_key < tls_key.new
+  write tls_certificate < tls_certificate.new
+  rm tls_key.new tls_certificate.new
+fi
+
+test -e htpasswd || { : > htpasswd; chmod 444 htpasswd; }
+for person in "$@"; do
+  IFS= read -r password
+  line="$person:$(printf '%s\n' "$password" | openssl passwd -apr1 -stdin)"
+  chmod 644 htpasswd
+  { grep -v "^$person:" htpasswd || true; printf '%s\n' "$line"; } > htpasswd.new
+  cat htpasswd.new > htpasswd  # the same file: nginx has it mounted
+  rm htpasswd.new
+  chmod 444 htpasswd
+done

@@ -1,0 +1,262 @@
+"""deploy/compose.yaml as docs/deploy.md has it: what would be pulled is stood in for.
+
+Podman 4.3 runs no health check by itself, and starts nothing in order: here a loop does both.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+
+import httpx
+import pytest
+import yaml
+
+from core.settings import CLONE
+from tests.conftest import BIN, at_most, unused_port, wait_until
+from tests.containers.conftest import podman
+
+pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+PAGE = (CLONE / "docs" / "deploy.md").read_text()
+IMAGES, SECRETS, START, TRAIN, PREDICT = re.findall(
+    r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
+)
+COMPOSE = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
+SERVICES = {name: each for name, each in COMPOSE["services"].items() if "profiles" not in each}
+PORTS = ("SERVING_PORT", "CONSOLE_PORT", "MLFLOW_PORT", "AIRFLOW_PORT", "GRAFANA_PORT")
+PROJECT, MODEL, ANN = "gyre-test", "customer_churn_model", ("ann", "a password")
+NETWORK = "172.29.48"
+REPLICAS = {"serving-a": f"{NETWORK}.11", "serving-b": f"{NETWORK}.12"}
+ALIAS = "ajax-api/2.0/mlflow/registered-models/alias"
+ASKED = {"customer_id": 1}
+
+
+class Team:
+    """Who follows the page, in a folder of their own."""
+
+    def __init__(self, folder, images):
+        self.folder, self.ports = folder, {name: unused_port() for name in PORTS}
+        self.settings = images | {"LISTEN": "127.0.0.1", "NETWORK": NETWORK} | self.ports
+        shutil.copytree(CLONE / "deploy", folder / "deploy", ignore=lambda *_: {"secrets", ".env"})
+
+    def shell(self, *blocks, **variables):
+        done = subprocess.run(
+            ["bash", "-euc", "".join(blocks)], cwd=self.folder, text=True, capture_output=True,
+            env=os.environ | {"PASSWORD": ANN[1]} | variables, check=False, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        return done.stdout
+
+    def compose(self, *arguments):
+        command = [
+            BIN / "podman-compose",
+            "--in-pod=false",
+            f"--project-name={PROJECT}",
+            *arguments,
+        ]
+        done = subprocess.run(
+            command, cwd=self.folder / "deploy", text=True, capture_output=True, check=False,
+            timeout=120,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr[-4000:]
+
+    def up(self):
+        """What `docker compose up --wait` does."""
+        waiting = dict(SERVICES)
+        until = time.monotonic() + 400
+        while waiting:
+            due = [n for n, each in waiting.items() if all(map(fulfilled, needs(each)))]
+            if due:
+                self.compose("up", "--detach", "--no-deps", *due)
+                waiting = {name: each for name, each in waiting.items() if name not in due}
+            assert time.monotonic() < until, f"{[*waiting]} wait for what does not come"
+            time.sleep(1)
+        for name, each in SERVICES.items():
+            if "healthcheck" in each:
+                wait_until(name, lambda n=name: fulfilled((n, "service_healthy")), 200)
+
+    def ask(self, port, method, path, person=ANN, **more):
+        """Ask through nginx."""
+        url = f"https://localhost:{self.ports[port]}/{path}"
+        return httpx.request(method, url, auth=person, verify=self.trusted(), timeout=30, **more)
+
+    def trusted(self):
+        return httpx.create_ssl_context(verify=f"{self.folder}/deploy/secrets/tls_certificate")
+
+    def client(self):
+        token = (self.folder / "deploy" / "secrets" / "serving_tokens").read_text().split(":")[1]
+        return httpx.Client(
+            base_url=f"https://localhost:{self.ports['SERVING_PORT']}", verify=self.trusted(),
+            headers={"authorization": f"Bearer {token.strip()}"}, timeout=30,
+        )  # fmt: skip
+
+    def gyre(self, *arguments):
+        return podman("exec", container("worker"), "gyre", *arguments, ends=200)
+
+
+def container(service):
+    return f"{PROJECT}_{service}_1"
+
+
+def needs(service):
+    return [(n, each["condition"]) for n, each in service.get("depends_on", {}).items()]
+
+
+def fulfilled(need):
+    name, condition = need
+    with suppress(AssertionError):
+        if condition == "service_healthy":
+            podman("healthcheck", "run", container(name))
+            return True
+        state = podman("inspect", "--format={{.State.Status}} {{.State.ExitCode}}", container(name))
+        return state == "exited 0"
+    return False
+
+
+@pytest.fixture(scope="module")
+def team(build, stand_ins, tmp_path_factory):
+    images = {"GYRE_IMAGE": build("gyre"), "SERVING_IMAGE": build("serving")}
+    team = Team(tmp_path_factory.mktemp("team"), images)
+    team.shell(SECRETS)
+    with (team.folder / "deploy" / ".env").open("a") as file:
+        file.writelines(f"{name}={value}\n" for name, value in team.settings.items())
+    try:
+        team.up()
+        yield team
+    finally:
+        for name in SERVICES:  # pytest shows it where a test fails
+            said = subprocess.getoutput(f"podman logs --tail 40 {container(name)}")
+            sys.stdout.write(f"== {name}\n{said}\n")
+        team.compose("down", "--volumes", "--timeout=2")
+
+
+@pytest.fixture(scope="module")
+def trained(team):
+    """The first version, by the page; the second by the shell. Answers what the first predicted."""
+    return team.shell(TRAIN, PREDICT)
+
+
+def versions(address, role="production"):
+    """Versions that a replica has in a role."""
+    found = httpx.get(f"http://{address}:8000/metrics", timeout=5).text
+    line = rf'^gyre_model_info{{model="{MODEL}",role="{role}",version="(\d+)"}} 1'
+    return re.findall(line, found, re.MULTILINE)
+
+
+def test_the_page_begins_and_starts_as_here():
+    assert [line.split()[:2] for line in IMAGES.splitlines()] == [["docker", "build"]] * 2
+    assert START == "docker compose --file deploy/compose.yaml up --detach --wait\n"
+
+
+def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_nginx(team, trained):
+    answer = yaml.safe_load(trained.splitlines()[-1])
+    assert answer["model_version"] == "1"
+    assert answer["logged"] is True
+    assert "Task execute_workload" in subprocess.getoutput(f"podman logs {container('worker')}")
+    assert "airflow:ann" in team.gyre("ledger", MODEL)
+
+
+@pytest.mark.parametrize("port", ["MLFLOW_PORT", "AIRFLOW_PORT", "CONSOLE_PORT", "GRAFANA_PORT"])
+def test_nobody_passes_nginx_without_a_password(team, port):
+    for stranger in (None, ("ann", "no"), ("mallory", ANN[1])):
+        assert team.ask(port, "GET", "", stranger).status_code == 401
+    if port != "GRAFANA_PORT":
+        assert team.ask(port, "GET", "").status_code == 200
+    foreign = team.ask(port, "POST", ALIAS, headers={"sec-fetch-site": "cross-site"}, json={})
+    assert foreign.status_code == 403
+
+
+def test_serving_asks_for_its_own_token_and_keeps_its_counters_inside(team):
+    assert team.ask("SERVING_PORT", "POST", "predict", json=ASKED).status_code == 401
+    assert team.ask("SERVING_PORT", "GET", "health/live").status_code == 200
+    assert team.ask("SERVING_PORT", "GET", "metrics").status_code == 404
+
+
+def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(team, trained):
+    team.gyre("train", MODEL, "--force")
+    for address in REPLICAS.values():
+        wait_until("version 2", lambda at=address: versions(at) == ["2"], at_most(5))
+    change = {"name": MODEL, "alias": "production", "version": "1"}
+    claims = {"x-forwarded-user": "mallory", "x-remote-user": "mallory"}
+    assert team.ask("MLFLOW_PORT", "POST", ALIAS, json=change, headers=claims).is_success
+    began = time.monotonic()
+    for address in REPLICAS.values():
+        wait_until("version 1", lambda at=address: versions(at) == ["1"], at_most(5))
+    assert time.monotonic() - began < at_most(5)
+    *_, last = team.gyre("ledger", MODEL).splitlines()
+    assert "2 → 1  by mlflow-ui:ann" in last
+
+
+def test_no_prediction_fails_while_a_replica_is_killed(team, trained):
+    until = time.monotonic() + 8
+
+    def load(_):
+        answers = []
+        with team.client() as client:
+            while time.monotonic() < until:
+                answers.append(client.post("/predict", json=ASKED))
+        return answers
+
+    with ThreadPoolExecutor(4) as clients:
+        under_way = clients.map(load, range(4))
+        time.sleep(2)
+        podman("kill", container("serving-a"))
+        answers = [answer for some in under_way for answer in some]
+    assert {answer.status_code for answer in answers} == {200}
+    assert len(answers) > 100
+    ids = [answer.json()["request_id"] for answer in answers]
+    assert len(set(ids)) == len(ids)
+    team.compose("up", "--detach", "--no-deps", "serving-a")
+    wait_until("its versions", lambda: versions(REPLICAS["serving-a"]) == ["1"], 60)
+
+
+def test_postgresql_starts_again_and_everything_goes_on(team, trained):
+    podman("restart", "--time=5", container("postgres"))
+    with team.client() as client:
+        assert client.post("/predict", json=ASKED).status_code == 200
+    wait_until("PostgreSQL", lambda: fulfilled(("postgres", "service_healthy")), 60)
+    again = TRAIN.replace("run ingest\n", "").replace(f"train_{MODEL}", f"monitor_{MODEL}")
+    team.shell(again)
+    assert "mlflow-ui:ann" in team.gyre("ledger", MODEL)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "said"),
+    [
+        ("GYRE_DATABASE_URL", "postgresql://gyre:wrong@postgres/gyre", "gyre:***@postgres/gyre"),
+        ("GYRE_REDIS_URL", "redis://:wrong@redis:6379/0", "redis:6379/0: invalid username"),
+        ("AWS_ENDPOINT_URL", "http://s3:1", "gyre: GYRE_DATA_URL s3://gyre/data: "),
+    ],
+)
+def test_a_wrong_setting_ends_a_container_within_ten_seconds(team, variable, value, said):
+    began = time.monotonic()
+    given = COMPOSE["x-environment"] | {"GYRE_DATA_URL": "s3://gyre/data"}
+    given |= {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://s3:8333", variable: value}
+    variables = [f"--env={n}={v}" for n, v in given.items() if "$" not in str(v)]
+    files = [f"--volume={f}:/run/secrets/{f.name}:ro" for f in team.folder.glob("deploy/secrets/*")]
+    done = subprocess.run(
+        ["podman", "run", "--rm", f"--network={PROJECT}_default", *files, *variables,
+         team.settings["GYRE_IMAGE"], "run", "worker"],
+        text=True, capture_output=True, check=False, timeout=60,
+    )  # fmt: skip
+    assert time.monotonic() - began < at_most(10)
+    assert done.returncode == 1
+    assert said in done.stderr
+    if variable.startswith("GYRE"):
+        assert done.stderr.startswith(f"gyre: {variable} ")
+    assert "wrong" not in done.stderr
+
+
+def test_all_replicas_and_counters_are_scraped(team):
+    targets = yaml.safe_load((CLONE / "deploy" / "prometheus" / "compose.yml").read_text())
+    (group,) = targets["scrape_configs"][0]["static_configs"]
+    assert group["targets"] == ["serving-a:8000", "serving-b:8000", "console:8001"]
+    for target in group["targets"]:
+        script = f"import urllib.request as u; print(u.urlopen('http://{target}/metrics').status)"
+        assert podman("exec", container("worker"), "python", "-c", script) == "200"
