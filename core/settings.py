@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     behind_proxy: bool = False
     """Says that MLflow and the console are reached only through a proxy that asks people who they
     are, as they ask nobody themselves; and serving only through one that sets `X-Request-ID` to a
-    value of its own, 32 hex digits, from which the `request_id` of a prediction is made."""
+    value of its own, from which the `request_id` of a prediction is made."""
     host: str = LOOPBACK
     """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
     GYRE_SERVING_TOKENS_FILE."""

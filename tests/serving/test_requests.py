@@ -47,6 +47,20 @@ def test_the_id_of_a_request_is_not_that_of_its_rows(rig: Any, served: Any) -> N
     assert len({answer.json()["request_id"] for answer in answers}) == 2
 
 
+def test_a_request_that_a_proxy_repeats_keeps_the_ids_of_its_rows(
+    rig: Any, served: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
+    with rig.serving(serving_port=unused_port()) as (client, _):
+        rig.known_to_be_ready(client)
+        rows, header = [{"customer_id": each} for each in (4, 4, 5)], {"x-request-id": "of-nginx"}
+        twice = [client.post("/predict/batch", json=rows, headers=header).json() for _ in range(2)]
+    first, again = ([answer["request_id"] for answer in answers] for answers in twice)
+    assert (first, len({*first})) == (again, 3)
+    logged = [row["request_id"] for row in rig.rows()]
+    assert [logged.count(each) for each in first] == [2, 2, 2]
+
+
 def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
     served.client.post("/models/churn-predictor/predict", content=BODY)
     served.client.get("/v1/models/nobody")
