@@ -302,6 +302,8 @@ def load_settings(**overrides: Any) -> Settings:
         secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
         for file in secrets.glob("aws_*"):  # no library but boto3 reads keys from a file
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
+        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+            os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
         read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if secrets.is_dir() else None}
         return Settings(**(read | overrides | {"home": home}))
     except ValidationError as exc:
