@@ -47,6 +47,23 @@ def test_the_id_of_a_request_is_not_that_of_its_rows(rig: Any, served: Any) -> N
     assert len({answer.json()["request_id"] for answer in answers}) == 2
 
 
+def test_behind_a_proxy_the_rows_of_a_repeated_request_keep_their_ids(
+    rig: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As nginx names requests, by its `$request_id`; collect keeps one row of an id."""
+    repeated = {"x-request-id": "0123456789abcdef" * 2}
+    rows = [{"customer_id": 4}, {"customer_id": 5}]
+    monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
+    with rig.serving() as (client, _):
+        rig.promote(rig.register(-1.0).version)
+        rig.known_to_be_ready(client)
+        both = [client.post("/predict/batch", json=rows, headers=repeated) for _ in range(2)]
+        (first, second) = ([row["request_id"] for row in answer.json()] for answer in both)
+        assert first == second == [f"{repeated['x-request-id']}-{place}" for place in (0, 1)]
+        told = {"request_id": first[1], "actual": 1}
+        assert client.post("/feedback", json=told).is_success
+
+
 def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
     served.client.post("/models/churn-predictor/predict", content=BODY)
     served.client.get("/v1/models/nobody")
