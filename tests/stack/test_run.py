@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import time
 from functools import partial
@@ -11,6 +12,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
 import httpx
+import psutil
 import pytest
 
 from core.errors import SettingsError, StackError
@@ -24,6 +26,7 @@ from tests.conftest import (
     at_most,
     new_settings,
     redis_server,
+    running,
     unused_port,
     wait_until,
 )
@@ -101,10 +104,11 @@ def test_a_program_becomes_the_process_that_was_started_and_ends_by_sigterm(tmp_
     given = {"GYRE_HOME": str(tmp_path), "GYRE_MLFLOW_PORT": str(port)}
     with redis_server(redis, tmp_path):
         given["GYRE_REDIS_URL"] = f"redis://127.0.0.1:{redis}"
-        process = subprocess.Popen([BIN / "gyre", "run", "mlflow"], env=os.environ | given)
-        wait_until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"))
-        process.terminate()
-        assert process.wait(10) in {0, -15}
+        with running([str(BIN / "gyre"), "run", "mlflow"], tmp_path / "log", **given) as process:
+            wait_until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
+            assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "uvicorn"]
+            process.terminate()
+            assert process.wait(30) in {0, -signal.SIGTERM}
 
 
 def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(tmp_path):
