@@ -28,8 +28,8 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
-PEOPLE = ("serving", "console", "mlflow", "airflow")
-"""Those with pages."""
+Page = Literal["serving", "console", "mlflow", "airflow"]
+"""A program that people look at."""
 HTTP = ("http", "https")
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
@@ -76,7 +76,7 @@ class Settings(BaseSettings):
     """The same of Airflow."""
     serving_url: str | None = None
     """The same of serving; several replicas, separated by blanks, are monitored as one."""
-    links: dict[str, str] = Field(default_factory=dict)
+    links: dict[Page, str] = Field(default_factory=dict)
     """Where people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`, `__AIRFLOW`,
     `__SERVING`, `__CONSOLE`. Default: where the programs reach each other."""
     secrets_dir: Path = Path("/run/secrets")
@@ -158,13 +158,6 @@ class Settings(BaseSettings):
         if value.keys() - defaults or any(days < 1 for days in value.values()):
             raise ValueError(f"expected whole days, at least 1, of {' or '.join(defaults)}")
         return defaults | value
-
-    @field_validator("links")
-    @classmethod
-    def _of_programs(cls, value: dict[str, str]) -> dict[str, str]:
-        if unknown := value.keys() - set(PEOPLE):
-            raise ValueError(f"expected {', '.join(PEOPLE)}, found {', '.join(unknown)}")
-        return {name: address.rstrip("/") for name, address in value.items()}
 
     @field_validator("serving_tokens_file")
     @classmethod
@@ -250,8 +243,8 @@ class Settings(BaseSettings):
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
         return in_schema(self.database_url, schema, driver) if self.database_url else None
 
-    def link(self, name: str) -> str:
-        """Return where people reach a program of PEOPLE."""
+    def link(self, name: Page) -> str:
+        """Return where people reach a program."""
         return self.links.get(name) or str(getattr(self, f"{name}_address"))
 
     def listens_on(self, name: str) -> str:

@@ -9,6 +9,7 @@ import tomllib
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+from zlib import crc32
 
 import pytest
 import yaml
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
 BASE = os.environ.get("BASE") or "localhost/debian-python:bookworm"
 """The latter is made of Debian's packages unless it is there: no registry need be reached."""
+CLONE_ID = f"{crc32(str(CLONE).encode()):08x}"
+"""In names of images and containers: two clones may be tested at once."""
 CONF = """
 [containers]
 default_ulimits = ["nofile=1024:20000", "nproc=1024:1024"]
@@ -93,7 +96,7 @@ def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
     command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
     command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
     command += [f"--volume={here}:{there}" for here, there in mounts.items()]
-    image = f"localhost/gyre-{target}:test"
+    image = f"localhost/gyre-{target}:test-{CLONE_ID}"
     dockerfile = CLONE / "deploy" / "Dockerfile"
     run(*command, f"--target={target}", f"--tag={image}", "--file", dockerfile, CLONE, ends=600)
     return image

@@ -13,7 +13,7 @@ from xgboost import XGBClassifier
 
 from mlflow_server.pyfunc import ModelFile
 from tests.conftest import answers, unused_port, wait_until
-from tests.containers.conftest import container, run
+from tests.containers.conftest import CLONE_ID, container, run
 from tests.serving.conftest import contract
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from tests.serving.conftest import Rig
 
-NAME = "gyre-replica-test"
+NAME = f"gyre-replica-{CLONE_ID}"
 TOKEN = "Bearer secret"
 DAYS = "days_since_last_order"
 

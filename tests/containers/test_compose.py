@@ -20,7 +20,7 @@ import yaml
 
 from core.settings import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
-from tests.containers.conftest import podman
+from tests.containers.conftest import CLONE_ID, podman
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
 PAGE = (CLONE / "docs" / "deploy.md").read_text()
@@ -30,7 +30,7 @@ IMAGES, SECRETS, START, TRAIN, PREDICT = re.findall(
 COMPOSE = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
 SERVICES = {name: each for name, each in COMPOSE["services"].items() if "profiles" not in each}
 PORTS = ("SERVING_PORT", "CONSOLE_PORT", "MLFLOW_PORT", "AIRFLOW_PORT", "GRAFANA_PORT")
-PROJECT, MODEL, ANN = "gyre-test", "customer_churn_model", ("ann", "a password")
+PROJECT, MODEL, ANN = f"gyre-{CLONE_ID}", "customer_churn_model", ("ann", "a password")
 NETWORK = "172.29.48"
 REPLICAS = {"serving-a": f"{NETWORK}.11", "serving-b": f"{NETWORK}.12"}
 ALIAS = "ajax-api/2.0/mlflow/registered-models/alias"

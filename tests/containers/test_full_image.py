@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from tests.conftest import BIN
-from tests.containers.conftest import podman, run
+from tests.containers.conftest import CLONE_ID, podman, run
 from tests.containers.replica import new_replica, promote_native, promote_read_by_feast
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ def test_a_teams_image_is_gyre_and_its_project(build: Callable[[str], str], tmp_
     image = build("gyre")
     run(BIN / "gyre", "init", tmp_path / "project")
     (tmp_path / "Dockerfile").write_text(TEAM.format(image=image))
-    run("buildah", "bud", "--isolation=chroot", "--tag=localhost/team:test", tmp_path)
-    said = podman("run", "--rm", "--network=host", "--read-only", "localhost/team:test", "check")
+    team = f"localhost/gyre-team:test-{CLONE_ID}"
+    run("buildah", "bud", "--isolation=chroot", f"--tag={team}", tmp_path, ends=300)
+    said = podman("run", "--rm", "--network=host", "--read-only", team, "check")
     assert said.startswith("orders: ok"), said
     lacking = "import shutil; print(shutil.which('pip'), shutil.which('uv'), shutil.which('gcc'))"
     asked = ("--rm", "--network=host", "--entrypoint=python", image, "-c", lacking)

@@ -1,0 +1,172 @@
+"""One program of a stack in a container: its settings, its secrets of files, where others are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from functools import partial
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from threading import Thread
+
+import httpx
+import psutil
+import pytest
+
+from core.errors import SettingsError, StackError
+from core.settings import load_settings
+from monitoring.serving_status import read_serving
+from stack.environment import airflow_environment, child_environment, load_secrets, make_secrets
+from stack.programs import programs, run
+from tests.conftest import (
+    BIN,
+    answers,
+    at_most,
+    new_settings,
+    redis_server,
+    running,
+    unused_port,
+    wait_until,
+)
+
+GIVEN = {"airflow_fernet": "f", "airflow_api": "a", "airflow_jwt": "j", "airflow_password": "p"}
+
+
+@pytest.fixture
+def secrets(tmp_path, monkeypatch):
+    folder = tmp_path / "secrets"
+    folder.mkdir()
+    monkeypatch.setenv("GYRE_SECRETS_DIR", str(folder))
+    return folder
+
+
+def test_a_file_of_secrets_is_a_setting_where_the_environment_has_none(
+    secrets, tmp_path, monkeypatch
+):
+    (secrets / "gyre_database_url").write_text("postgresql://of-a-file/gyre\n")
+    (secrets / "gyre_redis_url").write_text("redis://of-a-file\n")
+    (secrets / "aws_secret_access_key").write_text("key\n")
+    monkeypatch.setenv("GYRE_REDIS_URL", "redis://of-the-environment")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY", raising=False)
+    settings = load_settings(home=tmp_path)
+    assert settings.database_url == "postgresql://of-a-file/gyre"
+    assert settings.redis_url == "redis://of-the-environment"
+    assert os.environ.pop("AWS_SECRET_ACCESS_KEY") == "key"
+    temporary = child_environment(settings.beside(tmp_path / "beside"))
+    assert temporary["GYRE_SECRETS_DIR"] != str(secrets), "it has a database of its own"
+
+
+def test_given_secrets_of_airflow_are_used_and_written_down_nowhere_but_for_its_login(
+    secrets, tmp_path
+):
+    settings = load_settings(home=tmp_path)
+    with pytest.raises(StackError, match="holds no stack yet"):
+        load_secrets(settings)
+    for name, value in GIVEN.items():
+        (secrets / name).write_text(f"{value}\n")
+    make_secrets(settings)
+    assert load_secrets(settings) == {"fernet": "f", "api": "a", "jwt": "j", "password": "p"}
+    (only,) = (tmp_path / "airflow").iterdir()
+    assert json.loads(only.read_text()) == {"admin": "p"}
+
+
+def test_a_command_that_the_user_sets_for_airflow_wins_but_for_its_database(tmp_path, monkeypatch):
+    settings = new_settings(tmp_path)
+    make_secrets(settings)
+    before = airflow_environment(settings)
+    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY_CMD", "cat key")
+    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD", "cat address")
+    changed = before.items() ^ airflow_environment(settings).items()
+    assert {name for name, _ in changed} == {"AIRFLOW__CORE__FERNET_KEY"}
+
+
+def test_what_is_elsewhere_is_not_started_and_is_where_people_are_sent(tmp_path):
+    urls = {f"{name}_url": f"http://{name}" for name in ("mlflow", "airflow", "serving")}
+    settings = new_settings(tmp_path, **urls, redis_url="redis://r", links={"mlflow": "https://m"})
+    make_secrets(settings)
+    assert [program.name for program in programs(settings)] == ["consumer", "console"]
+    assert (settings.link("mlflow"), settings.link("airflow")) == ("https://m", "http://airflow")
+    assert airflow_environment(settings)["AIRFLOW__API__BASE_URL"] == "http://airflow"
+    with pytest.raises(SettingsError, match="Input should be 'serving', 'console', 'mlflow'"):
+        load_settings(home=tmp_path, links={"redis": "r"})
+
+
+def test_a_program_that_there_is_none_of_is_refused_with_those_there_are(tmp_path):
+    settings = new_settings(tmp_path)
+    with pytest.raises(StackError, match=r"expected init, mlflow, airflow-api, .* found nothing"):
+        run(settings, "nothing")
+
+
+def test_a_program_becomes_the_process_that_was_started_and_ends_by_sigterm(tmp_path):
+    port, redis = unused_port(), unused_port()
+    given = {"GYRE_HOME": str(tmp_path), "GYRE_MLFLOW_PORT": str(port)}
+    with redis_server(redis, tmp_path):
+        given["GYRE_REDIS_URL"] = f"redis://127.0.0.1:{redis}"
+        with running([str(BIN / "gyre"), "run", "mlflow"], tmp_path / "log", **given) as process:
+            wait_until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
+            assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "uvicorn"]
+            process.terminate()
+            assert process.wait(30) in {0, -signal.SIGTERM}
+
+
+def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(tmp_path):
+    address = f"redis://:secret@127.0.0.1:{unused_port()}/0"
+    env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_REDIS_URL": address}
+    began = time.monotonic()
+    done = subprocess.run(
+        [BIN / "gyre", "run", "consumer"], env=env, capture_output=True, text=True, check=False
+    )
+    assert time.monotonic() - began < at_most(10)
+    assert done.returncode == 1
+    assert done.stderr.startswith(f"gyre: GYRE_REDIS_URL {address.rpartition('@')[2]}: Error 111")
+    assert "secret" not in done.stderr
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.fixture
+def replicas():
+    """Servers that answer as serving does: a replica's readiness, and one row or two."""
+    servers = []
+
+    def start(*readiness):
+        for rows, ready in enumerate(readiness, 1):
+            server = HTTPServer(("127.0.0.1", 0), partial(Replica, rows, ready))
+            Thread(target=server.serve_forever, daemon=True).start()
+            servers.append(server)
+        return [f"http://127.0.0.1:{server.server_port}" for server in servers]
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()
+
+
+class Replica(BaseHTTPRequestHandler):
+    def __init__(self, rows, ready, *args):
+        self.rows, self.ready = rows, ready
+        super().__init__(*args)
+
+    def do_GET(self):
+        text = json.dumps(self.ready)
+        if self.path == "/metrics":
+            text = "# TYPE gyre_predictions counter\n"
+            text += f'gyre_predictions_total{{model="m"}} {self.rows}\n'
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(text.encode())
+
+    def log_message(self, *_):
+        pass
+
+
+def test_replicas_are_read_as_one_and_one_that_is_not_ready_is_not_hidden(tmp_path, replicas):
+    addresses = replicas({"ready": True}, {"ready": False, "why": "no version"})
+    settings = new_settings(tmp_path, serving_url=" ".join(addresses))
+    found = read_serving(settings)
+    assert found.ready == {"ready": False, "why": "no version"}
+    assert found.sums("gyre_predictions_total", "model") == {"m": 3.0}
+    dead = new_settings(tmp_path, serving_url=f"{addresses[0]} http://127.0.0.1:{unused_port()}")
+    with pytest.raises(httpx.HTTPError):
+        read_serving(dead)
