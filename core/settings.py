@@ -128,7 +128,7 @@ class Settings(BaseSettings):
     behind_proxy: bool = False
     """Says that MLflow and the console are reached only through a proxy that asks people who they
     are, as they ask nobody themselves; and serving only through one that sets `X-Request-ID` to a
-    value of its own, 32 hex digits, from which the `request_id` of a prediction is made."""
+    value of its own, from which the `request_id` of a prediction is made."""
     host: str = LOOPBACK
     """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
     GYRE_SERVING_TOKENS_FILE."""
@@ -295,6 +295,8 @@ def load_settings(**overrides: Any) -> Settings:
         secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
         for file in secrets.glob("aws_*"):  # no library but boto3 reads keys from a file
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
+        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+            os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
         read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if secrets.is_dir() else None}
         return Settings(**(read | overrides | {"home": home}))
     except ValidationError as exc:

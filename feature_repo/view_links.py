@@ -5,7 +5,6 @@ fetches what it lacks.
 """
 
 import os
-import shutil
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -107,13 +106,10 @@ def _expression(folder: str) -> str:
 
 def _remove(folders: Iterable[Path | UPath], but: set[str]) -> None:
     for folder in folders:
-        if folder.name in but:
-            continue
-        if isinstance(folder, Path):
-            shutil.rmtree(folder, ignore_errors=True)
-        else:
+        if folder.name not in but:
+            place = UPath(folder)
             with suppress(FileNotFoundError):
-                folder.fs.rm(folder.path, recursive=True)
+                place.fs.rm(place.path, recursive=True)
 
 
 def _target(link: Path) -> str:

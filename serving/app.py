@@ -60,12 +60,9 @@ def create_app(settings: Settings) -> RequestMiddleware:
         await watcher.poll()
         await _look_after(repository)
         settle()
-        work = [
-            watcher.run(),
-            _every_second(_look_after, repository),
-            *(_every_second(asyncio.to_thread, each.flush) for each in logs),
-            *([_every_second(inbox.send)] if inbox else []),
-        ]
+        work = [watcher.run(), _every_second(_look_after, repository)]
+        work += [_every_second(asyncio.to_thread, each.flush) for each in logs]
+        work += [_every_second(inbox.send)] if inbox else []
         try:
             async with _beside(work):
                 yield

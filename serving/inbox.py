@@ -25,7 +25,8 @@ class Inbox:
         from obstore.store import from_url  # noqa: PLC0415  (0.1 s, and only of teams)
 
         url = f"{data_url}/inbox/{socket.gethostname()}"
-        self._store = from_url(url, retry_config={"max_retries": 0})  # the next call tries again
+        # The next call tries again.
+        self._store = from_url(url, retry_config={"max_retries": 0})
         self._folder, self._refused = folder, False
 
     async def send(self) -> None:

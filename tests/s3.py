@@ -26,6 +26,7 @@ def variables(port: int) -> dict[str, str]:
         "AWS_ACCESS_KEY_ID": "gyre",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_ALLOW_HTTP": "true",
         "AWS_TIMEOUT": "2s",  # of a request, and there are four tries
     }
 

@@ -47,21 +47,18 @@ def test_the_id_of_a_request_is_not_that_of_its_rows(rig: Any, served: Any) -> N
     assert len({answer.json()["request_id"] for answer in answers}) == 2
 
 
-def test_behind_a_proxy_the_rows_of_a_repeated_request_keep_their_ids(
-    rig: Any, monkeypatch: pytest.MonkeyPatch
+def test_a_request_that_a_proxy_repeats_keeps_the_ids_of_its_rows(
+    rig: Any, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As nginx names requests, by its `$request_id`; collect keeps one row of an id."""
-    repeated = {"x-request-id": "0123456789abcdef" * 2}
-    rows = [{"customer_id": 4}, {"customer_id": 5}]
     monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
-    with rig.serving() as (client, _):
-        rig.promote(rig.register(-1.0).version)
+    with rig.serving(serving_port=unused_port()) as (client, _):
         rig.known_to_be_ready(client)
-        both = [client.post("/predict/batch", json=rows, headers=repeated) for _ in range(2)]
-        (first, second) = ([row["request_id"] for row in answer.json()] for answer in both)
-        assert first == second == [f"{repeated['x-request-id']}-{place}" for place in (0, 1)]
-        told = {"request_id": first[1], "actual": 1}
-        assert client.post("/feedback", json=told).is_success
+        rows, header = [{"customer_id": each} for each in (4, 4, 5)], {"x-request-id": "of-nginx"}
+        twice = [client.post("/predict/batch", json=rows, headers=header).json() for _ in range(2)]
+    first, again = ([answer["request_id"] for answer in answers] for answers in twice)
+    assert (first, len({*first})) == (again, 3)
+    logged = [row["request_id"] for row in rig.rows()]
+    assert [logged.count(each) for each in first] == [2, 2, 2]
 
 
 def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
