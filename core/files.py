@@ -1,6 +1,7 @@
 """Files, on disk or on S3, that others read while they are written anew."""
 
 import os
+import shutil
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
+from filelock import FileLock
 from upath import UPath
 
 from core.errors import DataError
@@ -62,17 +64,18 @@ def local_copies(paths: Iterable[UPath], cache: Path) -> list[str]:
 
     cache: folder of the copies, each below the path that it has on S3.
     """
+    paths = [*paths]
+    if all(isinstance(path, Path) for path in paths):
+        return [*map(str, paths)]
     with ThreadPoolExecutor(AT_ONCE) as threads, reached("files of a table"):
         return [*threads.map(partial(_local_copy, cache), paths)]
 
 
 def _local_copy(cache: Path, path: UPath) -> str:
-    if isinstance(path, Path):
-        return str(path)
     copy = cache / path.path
-    if copy.exists():
-        copy.touch()  # those not used for days are removed
-    else:
+    try:
+        os.utime(copy)  # those not used for days are removed
+    except FileNotFoundError:
         copy.parent.mkdir(parents=True, exist_ok=True)
         part = copy.with_name(f".{uuid4()}.part")
         path.fs.get_file(path.path, str(part))
@@ -108,6 +111,12 @@ def read_file(path: UPath) -> bytes:
 
 def replace_folder(target: UPath, source: Path) -> None:
     """Put a copy of `source` in place of what `target` holds; readers may meet a part of it."""
+    if isinstance(target, Path):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(f"{target}.lock"):
+            shutil.rmtree(target, ignore_errors=True)
+            shutil.copytree(source, target)
+        return
     with suppress(FileNotFoundError):
         target.fs.rm(target.path, recursive=True)
     target.fs.put(f"{source}/", f"{target.path}/", recursive=True)

@@ -13,6 +13,8 @@ SECONDS = 60.0
 POLL_SECONDS = 0.005
 """Of a file's lock, which events wait for."""
 CONNECT_SECONDS = 5
+GONE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
+"""After half a minute a host that is lost holds no lock."""
 _THREAD = threading.local()
 
 
@@ -54,7 +56,7 @@ def _database_lock(address: str, name: str, seconds: float, busy: str) -> Iterat
     url = f"postgresql://{address.partition('://')[2]}"
     try:
         connection = psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
-        connection.execute(f"SET lock_timeout = '{seconds}s'; SET tcp_keepalives_idle = 30")
+        connection.execute(f"SET lock_timeout = '{seconds}s'; {GONE}")
         connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"])
     except psycopg.errors.LockNotAvailable as exc:
         raise DataError(busy) from exc

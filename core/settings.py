@@ -31,6 +31,11 @@ PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 Page = Literal["serving", "console", "mlflow", "airflow"]
 """A program that people look at."""
 HTTP = ("http", "https")
+SHARED = (
+    *("database_url", "ledger_url", "data_url", "artifacts_url"),
+    *("redis_url", "mlflow_url", "airflow_url", "serving_url"),
+)
+"""Settings of what a temporary installation has by itself."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
 
@@ -188,7 +193,7 @@ class Settings(BaseSettings):
     @field_validator("redis_url", "mlflow_url", "airflow_url")
     @classmethod
     def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
-        kinds = {"redis_url": ("redis", "rediss", "unix")}.get(str(info.field_name), HTTP)
+        kinds = {"redis_url": ("redis", "rediss")}.get(str(info.field_name), HTTP)
         if value and not value.startswith(tuple(f"{kind}://" for kind in kinds)):
             raise ValueError(f"expected {'://…, '.join(kinds)}://…")
         _ = urlsplit(value or "").port  # as below
@@ -235,9 +240,9 @@ class Settings(BaseSettings):
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        none: dict[str, Any] = {"database_url": None, "ledger_url": None, "data_url": None}
-        none["secrets_dir"] = home / "secrets"  # where its processes find no such address
-        return self.model_copy(update={"home": home, **none, **more})
+        # The secrets' folder is one where its processes find no such address either.
+        own = dict.fromkeys(SHARED) | {"home": home, "secrets_dir": home / "secrets"}
+        return self.model_copy(update=own | more)
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
@@ -293,11 +298,12 @@ def load_settings(**overrides: Any) -> Settings:
         home = Path(overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre")
         home = home.expanduser().resolve()
         secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
+        is_ours = secrets.is_dir() and os.access(secrets, os.R_OK | os.X_OK)
         for file in secrets.glob("aws_*"):  # no library but boto3 reads keys from a file
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
-        read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if secrets.is_dir() else None}
+        read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if is_ours else None}
         return Settings(**(read | overrides | {"home": home}))
     except ValidationError as exc:
         first = exc.errors()[0]

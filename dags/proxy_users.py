@@ -1,7 +1,8 @@
 """Airflow's auth manager where a proxy asks people who they are and names them.
 
 `AIRFLOW__CORE__AUTH_MANAGER=dags.proxy_users.ProxyUsers`; only the proxy may reach Airflow's API,
-besides Gyre's own programs, which log in with a password.
+besides Gyre's own programs, which log in with a password. Without GYRE_BEHIND_PROXY nobody is
+named so.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from typing import Any
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
+
+from core.settings import load_settings
 
 USER_HEADER = b"x-forwarded-user"
 
@@ -36,4 +39,4 @@ class ProxyUsers(SimpleAuthManager):
     """SimpleAuthManager, whose login it keeps for requests in which no proxy names a person."""
 
     def get_fastapi_middlewares(self) -> list[Any]:
-        return [(ProxyUser, {})]
+        return [(ProxyUser, {})] if load_settings().behind_proxy else []

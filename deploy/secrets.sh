@@ -45,10 +45,10 @@ fi
 
 test -e htpasswd || { : > htpasswd; chmod 444 htpasswd; }
 for person in "$@"; do
-  IFS= read -r password
+  IFS= read -r password || test -n "$password"
   line="$person:$(printf '%s\n' "$password" | openssl passwd -apr1 -stdin)"
   chmod 644 htpasswd
-  { grep -v "^$person:" htpasswd || true; printf '%s\n' "$line"; } > htpasswd.new
+  { awk -F: -v person="$person" '$1 != person' htpasswd; printf '%s\n' "$line"; } > htpasswd.new
   cat htpasswd.new > htpasswd  # the same file: nginx has it mounted
   rm htpasswd.new
   chmod 444 htpasswd

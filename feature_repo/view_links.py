@@ -5,15 +5,21 @@ fetches what it lacks.
 """
 
 import os
+import re
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from filelock import FileLock
 from upath import UPath
 
+from core.errors import DataError
 from core.files import reached, read_file, replace_file
 from core.settings import Settings
+
+WHOLE = re.compile(r"\.[0-9a-f]{16}\.\d+$")
+"""How the name of a folder ends whose rows are complete."""
 
 
 def view_path(settings: Settings, view: str) -> Path:
@@ -46,17 +52,28 @@ def point(settings: Settings, link: Path, wanted: str) -> None:
 def fetch(settings: Settings, view: str) -> None:
     """Have the rows of `view` on this disk as they are on S3. The last ones stay for readers."""
     link = view_path(settings, view)
-    if not settings.data_url or (wanted := target(settings, link)) in {"", _target(link)}:
+    if not settings.data_url:
         return
-    shared, old = _shared(settings) / wanted, _target(link)
-    settings.cache.mkdir(parents=True, exist_ok=True)
-    with (
-        reached(view),
-        TemporaryDirectory(dir=settings.cache, ignore_cleanup_errors=True) as folder,
-    ):
-        part, missing = Path(folder), list[str]()
-        for name in _names(shared):
-            (part / name).parent.mkdir(exist_ok=True)
+    settings.features.mkdir(parents=True, exist_ok=True)
+    with FileLock(settings.features / f".{view}.lock"):
+        wanted, old = target(settings, link), _target(link)
+        if wanted and (wanted != old or not link.exists()):
+            _download(settings, view, wanted, old)
+            _point(link, wanted)
+            there = settings.features.glob(f"{view}.*.*")  # ingest writes some of these
+            _remove((each for each in there if WHOLE.search(each.name)), {wanted, old})
+
+
+def _download(settings: Settings, view: str, wanted: str, old: str) -> None:
+    """Fetch the folder `wanted`; what it shares with `old` is linked."""
+    shared, missing = _shared(settings) / wanted, list[str]()
+    with reached(view), TemporaryDirectory(dir=settings.features, prefix=".fetch-") as folder:
+        part = Path(folder, wanted)
+        if not (names := _names(shared)):
+            remedy = f"remove {_shared(settings)}, then run gyre ingest"
+            raise DataError(f"{view}: {shared} is empty: {remedy}")
+        for name in names:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
             own = settings.features / old / name
             if _expression(old) == _expression(wanted) and own.exists():
                 os.link(own, part / name)
@@ -65,10 +82,7 @@ def fetch(settings: Settings, view: str) -> None:
         if missing:
             theirs = [(shared / name).path for name in missing]
             shared.fs.get(theirs, [str(part / name) for name in missing])
-        with suppress(OSError):  # another process was quicker
-            part.rename(settings.features / wanted)
-    _remove(settings.features.glob(f"{view}.*.*"), {wanted, old})
-    _point(link, wanted)
+        part.rename(settings.features / wanted)
 
 
 def publish(settings: Settings, view: str, wanted: str, old: str) -> None:
@@ -76,9 +90,9 @@ def publish(settings: Settings, view: str, wanted: str, old: str) -> None:
     if not settings.data_url:
         return
     mine, shared = settings.features / wanted, _shared(settings)
-    files, known = shared.fs, set(_names(shared / old)) if old else set()
     names = [path.relative_to(mine).as_posix() for path in mine.glob("*/*.parquet")]
-    kept = {name for name in known.intersection(names) if _expression(old) == _expression(wanted)}
+    is_same = old != wanted and _expression(old) == _expression(wanted)
+    files, kept = shared.fs, set(_names(shared / old)).intersection(names if is_same else ())
     new = [name for name in names if name not in kept]
     with reached(view):
         _remove([shared / wanted], set())  # what a killed one left

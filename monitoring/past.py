@@ -1,6 +1,6 @@
 """What ledger and decisions say of a version before a monitoring run."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -12,7 +12,7 @@ from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import PRODUCTION, Version
 from mlflow_server.roles import last_applied, ways_back
-from monitoring.serving_status import COUNTS, Counted
+from monitoring.serving_status import COUNTS, Counted, Counters, did
 
 WHO = "monitor"
 """Who, in the ledger."""
@@ -38,7 +38,7 @@ class Past:
         since = self.promotion.time if self.promotion else BEGINNING
         return [row for row in self.decisions if row.version == self.version and row.as_of >= since]
 
-    def counted(self, now: Mapping[str, Counted], hours: float) -> Counted:
+    def counted(self, now: Counters, hours: float) -> Counted:
         """What the version in production did of what serving has counted up to now.
 
         hours: of at least so long, or since the promotion; runs may follow fast.
@@ -48,7 +48,7 @@ class Past:
         latest = max(self.as_of - timedelta(hours=hours), began)
         before = [row.counted for row in self.decisions if row.counted and row.as_of <= latest]
         then = COUNTS.validate_json(before[-1]) if before else {}
-        return now.get(key, Counted()).since(then.get(key, Counted()))
+        return did(key, now, then)
 
 
 def load_past(

@@ -6,7 +6,7 @@ before had measured. So a run that was killed is repeated, and a second one chan
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -31,7 +31,7 @@ from mlflow_server.records import Records
 from mlflow_server.registry import CHALLENGER, PRODUCTION, SHADOW, Registry
 from mlflow_server.roles import last_applied
 from monitoring.collect import collect, predictions
-from monitoring.serving_status import Counted, counts
+from monitoring.serving_status import Counters, counts, did
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -75,7 +75,7 @@ class Evidence:
     production: Variant
     challenger: Variant
     before: Variant | None = None
-    counted: dict[str, Counted] = field(default_factory=dict)
+    counted: Counters = field(default_factory=dict)
 
 
 EVIDENCE = TypeAdapter(Evidence)
@@ -252,15 +252,15 @@ def _measure(
     answered: pa.Table,
     role: str,
     version: str,
-    now: Mapping[str, Counted],
-    earlier: Mapping[str, Counted],
+    now: Counters,
+    earlier: Counters,
 ) -> Variant:
     """earlier: serving's counters when a row of the ledger last took them down."""
     own = answered.filter((pc.field("role") == role) & (pc.field("version") == version))
     scores = pc.coalesce(own["probability"], own["prediction"]).to_numpy()
     shape = np.percentile(scores, range(101), method="inverted_cdf") if len(scores) else []
     key = f"{role} {version}"
-    counted = now.get(key, Counted()).since(earlier.get(key, Counted()))
+    counted = did(key, now, earlier)
     failed = counted.failed
     if key not in earlier and role == PRODUCTION and counted.timed:
         # It has counted since long before this step: its share, of as many as the step has.

@@ -36,7 +36,7 @@ from monitoring.checks.skew import skew
 from monitoring.checks.volume import entities, freshness, volume
 from monitoring.collect import ANSWERS, KnownOutcomes, join_outcomes, predictions
 from monitoring.past import Past, load_past
-from monitoring.serving_status import Counted, counts
+from monitoring.serving_status import Counters, counts
 from monitoring.window import Window, compared_features, window, with_scores
 from training.dataset import load_frame, load_unlabelled
 from training.evaluate import as_trained, version_scores
@@ -108,7 +108,7 @@ class MonitoringRun:
     past: Past
     window: Window
     outcomes: KnownOutcomes
-    counters: dict[str, Counted] | None
+    counters: Counters | None
     folder: Path
     judged: tuple[Judged, ...] = ()
     unmeasured: tuple[str, ...] = ()

@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
-from prometheus_client.samples import Sample
 from pydantic import TypeAdapter
 
 from mlflow_server.roles import PRODUCTION
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from prometheus_client.samples import Sample
 
     from core.settings import Settings
 
@@ -86,40 +87,55 @@ class Counted:
         return below
 
 
-COUNTS = TypeAdapter(dict[str, Counted])
-"""What `counts` gives, as JSON."""
+Counters = dict[str, dict[str, Counted]]
+"""By "role version", then by the replica's address."""
+COUNTS = TypeAdapter(Counters)
+
+
+def did(key: str, now: Counters, earlier: Counters) -> Counted:
+    """Sum what the replicas did of "role version" since `earlier`: each may have begun anew."""
+    then, total = earlier.get(key, {}), Counted()
+    for address, counted in now.get(key, {}).items():
+        new = counted.since(then.get(address, Counted()))
+        so_far = dict(total.within)
+        within = tuple((bound, n + so_far.get(bound, 0)) for bound, n in new.within)
+        failed, timed = total.failed + new.failed, total.timed + new.timed
+        total = Counted(failed, timed, within, total.answered + new.answered)
+    return total
 
 
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
     urls = (f"{address}/health/ready" for address in settings.serving_addresses)
     ready = [httpx.get(url, timeout=PATIENCE).json() for url in urls]
-    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), _samples(settings))
+    samples = [sample for address in settings.serving_addresses for sample in _samples(address)]
+    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples)
 
 
-def counts(settings: Settings, model: str) -> dict[str, Counted] | None:
-    """By "role version" what serving counted of `model`; None where serving does not answer."""
-    try:
-        samples = _samples(settings)
-    except httpx.HTTPError:
-        return None
-    found: defaultdict[str, defaultdict[tuple[str, float], float]]
-    found = defaultdict(lambda: defaultdict(float))
-    for name, labels, value, *_ in samples:
-        if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
-            key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
-            found[key][name, float(labels.get("le", inf))] += value
-    return {key: _counted(sums) for key, sums in found.items()}
-
-
-def _samples(settings: Settings) -> list[Sample]:
-    """Return the samples of all workers of all replicas."""
-    samples = list[Sample]()
+def counts(settings: Settings, model: str) -> Counters | None:
+    """Return what every replica counted of `model`; None where one does not answer."""
+    counters: Counters = defaultdict(dict)
     for address in settings.serving_addresses:
-        answer = httpx.get(f"{address}/metrics", timeout=PATIENCE).raise_for_status()
-        families = text_string_to_metric_families(answer.text)
-        samples += [sample for family in families for sample in family.samples]
-    return samples
+        found: defaultdict[str, defaultdict[tuple[str, float], float]]
+        found = defaultdict(lambda: defaultdict(float))
+        try:
+            samples = _samples(address)
+        except httpx.HTTPError:
+            return None
+        for name, labels, value, *_ in samples:
+            if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
+                key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
+                found[key][name, float(labels.get("le", inf))] += value
+        for key, sums in found.items():
+            counters[key][address] = _counted(sums)
+    return counters
+
+
+def _samples(address: str) -> list[Sample]:
+    """Return the samples of all workers of a replica."""
+    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE).raise_for_status()
+    families = text_string_to_metric_families(answer.text)
+    return [sample for family in families for sample in family.samples]
 
 
 def _counted(sums: Mapping[tuple[str, float], float]) -> Counted:

@@ -16,6 +16,7 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from operator import itemgetter
 from typing import Any
+from zlib import crc32
 
 from core.errors import FeaturesUnavailableError
 from core.spec import MISSING, Entity, entity_text
@@ -100,8 +101,8 @@ class Scorer:
         self.admit(len(rows))
         for position, row in enumerate(rows):
             row.received = received
-            # Of a proxy's request, which it may repeat where a replica dies: two rows of one id.
-            row.request_id = f"{REQUEST_ID.get()}-{position}" if self.holder.proxied else ""
+            if self.holder.proxied:
+                row.request_id = _repeated_id(self.holder.spec.name, position, row)
         request = PendingRequest(rows, received)
         self._requests += 1
         self._rows += len(rows)
@@ -292,6 +293,12 @@ class Scorer:
             logger.exception("%s: the shadow failed", self.holder.spec.name)
         finally:
             self._shadow_rows -= len(rows)
+
+
+def _repeated_id(model: str, position: int, row: PredictionRow) -> str:
+    """Return an id of a row that is the same where a proxy repeats its request elsewhere."""
+    asked = repr((model, position, row.key, row.given, row.request_data))
+    return f"{REQUEST_ID.get()}-{crc32(asked.encode()):08x}"
 
 
 def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -> Answer:

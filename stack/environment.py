@@ -10,7 +10,7 @@ from pathlib import Path
 from core import UNREPORTED
 from core.errors import StackError
 from core.files import replace_file
-from core.settings import CLONE, PORTS, Settings
+from core.settings import CLONE, PORTS, SHARED, Settings
 from feature_repo.feast_config import feast_config_path
 
 MARK = "GYRE_STACK"
@@ -56,7 +56,7 @@ def child_environment(settings: Settings) -> dict[str, str]:
     home = settings.home
     inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
     inherited.pop(MARK, None)
-    for name in ("database_url", "ledger_url", "data_url"):
+    for name in SHARED:
         if not getattr(settings, name):
             inherited.pop(f"GYRE_{name.upper()}", None)  # not of a temporary installation
     if settings.project != CLONE:
@@ -83,10 +83,11 @@ def child_environment(settings: Settings) -> dict[str, str]:
 
 def process_environment(settings: Settings) -> dict[str, str]:
     """Return `child_environment` on top of this process's own, without what would hinder it."""
+    left_out = HINDERING | (set() if settings.redis_url else {"REDIS_URL"})
     inherited = {
         name: value
         for name, value in os.environ.items()
-        if name not in HINDERING and not name.startswith("GYRE_")
+        if name not in left_out and not name.startswith("GYRE_")
     }
     return inherited | child_environment(settings)
 

@@ -24,7 +24,7 @@ from mlflow_server.served_model import ServedModel
 from monitoring.checks.performance import Judged, judge_performance
 from monitoring.checks.result import PREDICTED, SCORE, CheckResult
 from monitoring.collect import predictions
-from monitoring.serving_status import Counted
+from monitoring.serving_status import Counted, did
 from training.evaluate import as_trained, version_scores
 from training.frame import canonical
 from training.metrics import all_metrics, losses
@@ -49,7 +49,7 @@ def failures(run: MonitoringRun, _reference: Reference | None) -> Iterator[Check
 def latency(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     counters = run.counters or {}
     now = run.past.counted(counters, run.spec.monitoring.counted_hours)
-    before = counters.get(f"{PRODUCTION} {run.past.previous}", Counted())
+    before = did(f"{PRODUCTION} {run.past.previous}", counters, {})
     yield from _harmful(slow(run.spec.monitoring, now, before))
 
 

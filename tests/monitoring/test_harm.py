@@ -12,7 +12,7 @@ from mlflow_server.records import DecisionRow
 from monitoring.checks.guardrails import slow
 from monitoring.checks.volume import usual_entities
 from monitoring.past import Past, previous
-from monitoring.serving_status import COUNTS, Counted
+from monitoring.serving_status import COUNTS, Counted, did
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 LIMITS = Monitoring()
@@ -104,7 +104,7 @@ def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
     """It failed, was replaced, and is back: what counts is from its promotion on."""
 
     def decided(hour, now):
-        stored = COUNTS.dump_json({"production 1": now}).decode()
+        stored = COUNTS.dump_json({"production 1": {"a": now}}).decode()
         at = NOW.replace(hour=hour)
         return DecisionRow("m", "1", at, "ok", "nothing", "ok", "", "", "{}", {}, stored)
 
@@ -117,7 +117,16 @@ def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
     past = Past("1", NOW.replace(hour=13, minute=1), promotion, None, rows, [])
     now = counted(220, failed=90, answered=200)
     # The look of a minute ago is too near; that of before the promotion is where it began.
-    assert past.counted({"production 1": now}, 1) == counted(200, answered=200)
-    assert past.counted({"production 1": counted(3)}, 1) == counted(3), "serving has begun anew"
+    assert past.counted({"production 1": {"a": now}}, 1) == counted(200, answered=200)
+    assert past.counted({"production 1": {"a": counted(3)}}, 1) == counted(3), (
+        "serving has begun anew"
+    )
     late = Past("1", NOW.replace(hour=14, minute=1), promotion, None, rows, [])
-    assert late.counted({"production 1": now}, 1).timed == 195
+    assert late.counted({"production 1": {"a": now}}, 1).timed == 195
+
+
+def test_a_replica_that_begins_anew_hides_nothing_of_the_other():
+    earlier = {"production 1": {"a": counted(960, failed=0), "b": counted(960, failed=40)}}
+    now = {"production 1": {"a": counted(2460, failed=35), "b": counted(600, failed=5)}}
+    found = did("production 1", now, earlier)
+    assert (found.failed, found.timed) == (40, 2100)
