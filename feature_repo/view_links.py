@@ -58,7 +58,8 @@ def fetch(settings: Settings, view: str) -> None:
     with FileLock(settings.features / f".{view}.lock"):
         wanted, old = target(settings, link), _target(link)
         if wanted and (wanted != old or not link.exists()):
-            _download(settings, view, wanted, old)
+            if not (settings.features / wanted).is_dir():  # an ingest was killed before its link
+                _download(settings, view, wanted, old)
             _point(link, wanted)
             there = settings.features.glob(f"{view}.*.*")  # ingest writes some of these
             _remove((each for each in there if WHOLE.search(each.name)), {wanted, old})

@@ -54,6 +54,16 @@ def test_a_folder_that_ingest_is_writing_is_left_alone(hosts):
     assert {f"{TWO}.part", "v.spill.xyz"} <= {path.name for path in reader.features.iterdir()}
 
 
+def test_a_folder_that_a_killed_ingest_left_without_its_link_is_taken(hosts):
+    writer, _ = hosts
+    write(writer, ONE, "", p1=1)
+    write(writer, TWO, ONE, p1=1, q2=3)
+    link = view_path(writer, "v")
+    link.unlink()
+    link.symlink_to(ONE)
+    assert rows(writer) == [1, 3]
+
+
 def test_rows_that_are_gone_on_this_disk_come_again_and_those_gone_on_s3_are_said(hosts):
     writer, reader = hosts
     write(writer, ONE, "", p1=1)
