@@ -72,6 +72,6 @@ def test_rows_that_are_gone_on_this_disk_come_again_and_those_gone_on_s3_are_sai
     assert rows(reader) == [1]
     shared = writer.data / "features" / ONE
     shared.fs.rm(shared.path, recursive=True)
-    view_path(reader, "v").unlink()
+    view_path(reader, "v").resolve().rename(reader.home / "gone too")
     with pytest.raises(DataError, match=r"is empty: remove .*/features, then run gyre ingest"):
         rows(reader)
