@@ -83,12 +83,6 @@ def _local_copy(cache: Path, path: UPath) -> str:
     return str(copy)
 
 
-def remove(paths: Iterable[Path | UPath]) -> None:
-    """Remove files, side by side; one that is gone is no problem."""
-    with ThreadPoolExecutor(AT_ONCE) as threads:
-        list(threads.map(lambda path: path.unlink(missing_ok=True), paths))
-
-
 def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) -> None:
     """Write `path` in one step: a reader finds what was there before, or all of `content`.
 

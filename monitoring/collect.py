@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
 
-from core.files import local_copies, reached, remove, replace_file
+from core.files import local_copies, reached, replace_file
 from core.locks import one_writer
 from core.storage import Table
 from mlflow_server.roles import SHADOW
@@ -257,12 +257,11 @@ def _take(
         inserted, bad = _insert(some, closed, form, table, key)
         new += inserted
         malformed += sum(bad.values())
-        taken = closed.intersection(some)
-        for file in taken:
+        for file in closed.intersection(some):
             if bad[file]:
                 replace_file(files[file].with_suffix(".malformed"), file.read_bytes())
-        remove(files[file] for file in taken)
-        remove(taken)
+            files[file].unlink(missing_ok=True)
+            file.unlink(missing_ok=True)
     return new, malformed
 
 
