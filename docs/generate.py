@@ -31,8 +31,8 @@ REPEATED = re.compile(
 SETTINGS_HEAD = """# Settings
 
 Environment variables, or lines of `GYRE_HOME/gyre.env` such as `GYRE_MLFLOW_PORT=5001`. A variable
-of the environment wins. The processes of a running stack read the file alone. Tests run every setting
-but one whose text says that it is not tested.
+of the environment wins. The processes of a running stack read the file alone. Tests run every
+setting but one whose text says that it is not tested.
 
 | variable | default | meaning |
 |---|---|---|
