@@ -124,7 +124,7 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
 def load_secrets(settings: Settings) -> dict[str, str]:
     """Return the stack's secrets; a StackError says that it was never started."""
     given = {name: settings.secrets_dir / f"airflow_{name}" for name in SECRETS}
-    if all(file.exists() for file in given.values()):
+    if os.access(settings.secrets_dir, os.X_OK) and all(map(Path.exists, given.values())):
         return {name: file.read_text().strip() for name, file in given.items()}
     try:
         return dict[str, str](json.loads(_secrets(settings).read_text()))
