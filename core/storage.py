@@ -37,7 +37,8 @@ COMPACTED_BYTES = 32 * 1024 * 1024
 """Small, as a merge copies every file that it changes a row of."""
 LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
-COLOURS = "\x1b\\[\\d+m"
+COLOURS = "\x1b\\[\\d+m|↳"
+"""What deltalake puts into its messages for a terminal."""
 NEAR = timedelta(minutes=5)
 """Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
 

@@ -92,7 +92,7 @@ def test_a_version_of_the_table_that_was_vacuumed_is_not_compared(tracked, versi
     DeltaTable(str(table.path)).vacuum(0, dry_run=False, enforce_retention_duration=False)
     report = reproduce(beside, OTHER["name"], versions["random_forest"])
     assert report.reproduced
-    assert "not compared: table orders: its version 0 cannot be read" in report.summary()
+    assert "not compared: table raw/orders: its version 0 cannot be read" in report.summary()
 
 
 def test_an_estimator_that_is_another_is_a_difference_of_what_came_of_it(tracked, versions):
