@@ -51,6 +51,7 @@ def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> R
 def test_the_image_is_small_and_holds_what_it_needs_alone(image: str, base: str) -> None:
     sizes = (int(podman("image", "inspect", "--format={{.Size}}", each)) for each in (image, base))
     whole, its_base = sizes
+    print(f"{(whole - its_base) / MEGABYTE:.0f} MB on top of its base")  # noqa: T201
     assert whole - its_base <= LARGEST, (whole - its_base) / MEGABYTE
     found = podman("run", "--rm", "--network=host", "--entrypoint=python", image, "-c", FOUND)
     assert found == "1000 False [] None None"
@@ -109,6 +110,7 @@ def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
 
     with broken(rig, "mlflow", "killed"):
         seconds = min(start() for _ in range(3))  # this machine may be busy
+    print(f"first answer {seconds:.1f} s after its start")  # noqa: T201
     assert seconds < 5, seconds
 
 
