@@ -16,12 +16,14 @@ import sqlalchemy as sql
 
 from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
 from mlflow_server.roles import last_applied
+from mlflow_server.window_details import DETAILS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
     from core.settings import Settings
     from mlflow_server.ledger import Ledger, LedgerRow
+    from mlflow_server.window_details import WindowDetails
 
 META = sql.MetaData()
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
@@ -44,6 +46,14 @@ ALERTS = sql.Table(
     sql.Column("delivered", sql.Boolean, nullable=False),
 )
 """One row per incident. details: a DriftAlert (alerts.py) as JSON."""
+WINDOWS = sql.Table(
+    "windows",
+    META,
+    sql.Column("model", sql.String(64), primary_key=True),
+    sql.Column("as_of", sql.String(32), primary_key=True),
+    sql.Column("details", sql.Text, nullable=False),
+)
+"""Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
 
@@ -80,6 +90,29 @@ class Records:
         with self._begin() as connection:
             newest = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit))
             return [_row(row) for row in reversed(newest.mappings().all())]
+
+    def decisions_since(self, model: str, since: datetime) -> list[DecisionRow]:
+        """Decisions on moments from `since` on, oldest first."""
+        query = sql.select(DECISIONS).filter_by(model=model)
+        query = query.where(DECISIONS.c.as_of >= since.isoformat()).order_by(DECISIONS.c.as_of)
+        with self._begin() as connection:
+            return [_row(row) for row in connection.execute(query).mappings()]
+
+    def keep_details(self, model: str, as_of: datetime, details: WindowDetails) -> None:
+        """Store `details` in place of what an earlier try measured at the same moment."""
+        moment = {"model": model, "as_of": as_of.isoformat()}
+        values = moment | {"details": DETAILS.dump_json(details).decode()}
+        with self._begin() as connection:
+            connection.execute(sql.delete(WINDOWS).filter_by(**moment))
+            connection.execute(sql.insert(WINDOWS).values(values))
+
+    def details(self, model: str, since: datetime) -> dict[datetime, WindowDetails]:
+        """Details of moments from `since` on, oldest first."""
+        query = sql.select(WINDOWS.c.as_of, WINDOWS.c.details).filter_by(model=model)
+        query = query.where(WINDOWS.c.as_of >= since.isoformat()).order_by(WINDOWS.c.as_of)
+        with self._begin() as connection:
+            found = connection.execute(query).all()
+        return {datetime.fromisoformat(at): DETAILS.validate_json(text) for at, text in found}
 
     def last_by_action(self, model: str) -> dict[str, datetime]:
         """When each action was last decided for `model`."""
