@@ -1,7 +1,7 @@
 """Decisions of the monitor and alerts, as rows beside the promotion ledger.
 
-`gyre maintain` forgets alerts not seen for 400 days, and decisions as old that did nothing: those
-that acted stay for ever.
+`gyre maintain` forgets alerts not seen for 400 days, decisions as old that did nothing, and details
+as old of all: decisions that acted stay for ever.
 """
 
 from __future__ import annotations
@@ -175,9 +175,10 @@ class Records:
         return self._delete(sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat()))
 
     def forget_decisions(self, before: datetime) -> int:
-        """Delete decisions that did nothing; return how many."""
+        """Delete decisions that did nothing, and all details; return how many."""
         old = (DECISIONS.c.as_of < before.isoformat()) & (DECISIONS.c.action == "nothing")
-        return self._delete(sql.delete(DECISIONS).where(old))
+        details = self._delete(sql.delete(WINDOWS).where(WINDOWS.c.as_of < before.isoformat()))
+        return details + self._delete(sql.delete(DECISIONS).where(old))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -196,13 +197,14 @@ class Records:
 class ModelRows:
     """What the database says of a model, oldest first; last: when each action was last decided.
 
-    alerts: of the model and of its dataset.
+    alerts: of the model and of its dataset. details: of the newest decision, if it has any.
     """
 
     ledger: Sequence[LedgerRow]
     decisions: Sequence[DecisionRow]
     last: Mapping[str, datetime]
     alerts: Sequence[Mapping[str, Any]]
+    details: WindowDetails | None = None
 
     def newest(self, role: str) -> LedgerRow | None:
         """Return the row that put into `role` what the ledger says is there."""
@@ -218,7 +220,9 @@ class ModelRows:
 def model_rows(ledger: Ledger, records: Records, model: str, datasets: Sequence[str]) -> ModelRows:
     decisions, last = records.decisions(model), records.last_by_action(model)
     alerts = [alert for subject in (*datasets, model) for alert in records.alerts(subject)]
-    return ModelRows(ledger.rows(model), decisions, last, alerts)
+    details = records.details(model, decisions[-1].as_of) if decisions else {}
+    newest = next(iter(details.values()), None)
+    return ModelRows(ledger.rows(model), decisions, last, alerts, newest)
 
 
 def is_open(alert: Mapping[str, Any], now: datetime) -> bool:

@@ -11,7 +11,10 @@ QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 @dataclass(frozen=True)
 class Bin:
-    """Shares of the reference's and of the window's scores in [low, high], 0 to 1 each."""
+    """Shares of the reference's and of the window's scores in [low, high], 0 to 1 each.
+
+    The outermost bins hold what lies beyond as well.
+    """
 
     low: float
     high: float
@@ -23,7 +26,7 @@ class Bin:
 class MeasuredMetric:
     """A metric with its 95 % interval, as it was at evaluation, and the best constant's.
 
-    None: it is not known.
+    baseline: on the same rows as `now`. None: it is not known.
     """
 
     now: float

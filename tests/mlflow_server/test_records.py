@@ -7,12 +7,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_server.records import DecisionRow, Records
+from mlflow_server.window_details import WindowDetails
 from tests.conftest import new_settings
 
 FIRST = DecisionRow(
     "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "nothing", "first_bad_window",
     "spend: PSI 0.31", "drift of version 1", "{}", {"psi_spend": 0.31},
 )  # fmt: skip
+DETAILS = WindowDetails(quantiles={"spend": (1.0, 2.0, 3.0, 4.0, 5.0)})
 
 
 def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row(tmp_path):
@@ -42,7 +44,10 @@ def test_old_decisions_that_did_nothing_are_forgotten(tmp_path):
             records.keep(replace(FIRST, as_of=FIRST.as_of - n * hour))
         acted = replace(FIRST, as_of=FIRST.as_of - 500 * hour, action="retrain")
         records.keep(acted)
-        assert records.forget_decisions(FIRST.as_of - 15 * hour) == 4
+        for row in (acted, FIRST):
+            records.keep_details("churn", row.as_of, DETAILS)
+        assert records.forget_decisions(FIRST.as_of - 15 * hour) == 4 + 1
         assert records.forget_decisions(FIRST.as_of - 15 * hour) == 0
         left = records.decisions("churn")
         assert (left[0], len(left)) == (acted, 17)
+        assert records.details("churn", acted.as_of) == {FIRST.as_of: DETAILS}
