@@ -24,11 +24,14 @@ from core.errors import DataError, GyreError
 from core.files import reached, read_file
 from core.settings import Settings, load_settings
 from core.spec import broken_specs, load_specs
+from core.user_code import dataset_names
+from feature_repo.dataset_summary import recorded_summary
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.status import ModelReaders, ModelStatus
 from monitoring.serving_status import read_serving
+from stack.processes import usage
 
 STRICT = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
 TEMPLATE = STRICT.from_string(Path(__file__).with_name("page.html").read_text("utf-8"))
@@ -37,6 +40,9 @@ TEMPLATE = STRICT.from_string(Path(__file__).with_name("page.html").read_text("u
 def create_app(settings: Settings) -> Starlette:
     serving = CachedReader(partial(read_serving, settings))
     models = {spec.name: ModelReaders(settings, spec, serving) for spec in load_specs()}
+    names = dataset_names(*(spec.dataset for spec in load_specs()))
+    summaries = [CachedReader(partial(recorded_summary, settings, name)) for name in names]
+    programs = CachedReader(partial(usage, settings))
     docs = settings.data_docs
     render = partial(TEMPLATE.render, settings=settings, models=models)
 
@@ -64,7 +70,10 @@ def create_app(settings: Settings) -> Starlette:
 
     def metrics(_request: Request) -> Response:
         now, statuses = read(models)
-        return Response(loop_metrics(statuses, now), media_type=CONTENT_TYPE_LATEST)
+        read_all([*summaries, programs])
+        datasets = [reader.reading.value for reader in summaries if reader.reading.value]
+        text = loop_metrics(statuses, now, datasets, programs.reading.value)
+        return Response(text, media_type=CONTENT_TYPE_LATEST)
 
     routes = [
         Route("/", front),

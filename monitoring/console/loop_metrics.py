@@ -3,21 +3,29 @@
 Times are seconds since 1970. What is not known has no sample: it is never 0.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from core.monitoring_spec import PSI, Monitoring
+from feature_repo.dataset_summary import DatasetSummary
 from feature_repo.freshness import LATE
 from mlflow_server.records import ModelRows
+from mlflow_server.window_details import QUANTILES, WindowDetails
 from monitoring.console.status import ModelStatus
 
 Add = Callable[..., None]
 
 
-def loop_metrics(statuses: Sequence[ModelStatus], now: datetime) -> bytes:
+def loop_metrics(
+    statuses: Sequence[ModelStatus],
+    now: datetime,
+    summaries: Sequence[DatasetSummary] = (),
+    programs: Mapping[str, tuple[float, int]] | None = None,
+) -> bytes:
+    """programs: CPU seconds and bytes of memory."""
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
 
@@ -31,6 +39,13 @@ def loop_metrics(statuses: Sequence[ModelStatus], now: datetime) -> bytes:
         _add_sources(add_model, status, now)
         if status.rows.value:
             _add_rows(add_model, status.rows.value, status.spec.monitoring, now)
+            _add_quantiles(add_model, status.rows.value.details or WindowDetails())
+    for summary in summaries:
+        _add_dataset(add, summary)
+    seconds = Counter("gyre_cpu_seconds", "docs/console.md", ["program"], registry=registry)
+    for program, (cpu, memory) in (programs or {}).items():
+        seconds.labels(program).inc(cpu)
+        add("memory_bytes", memory, program=program)
     return generate_latest(registry)
 
 
@@ -75,3 +90,19 @@ def _add_rows(add: Add, rows: ModelRows, limits: Monitoring, now: datetime) -> N
             add("performance", value, kind=kind, metric=metric)
         elif name == "entities":
             add("window_entities", value)
+
+
+def _add_quantiles(add: Add, details: WindowDetails) -> None:
+    of = {"window": details.quantiles, "reference": details.reference_quantiles}
+    for kind, columns in of.items():
+        for feature, values in columns.items():
+            for share, value in zip(QUANTILES, values, strict=True):
+                add(f"{kind}_quantile", value, feature=feature, quantile=f"{share}")
+
+
+def _add_dataset(add: Add, summary: DatasetSummary) -> None:
+    rows, aside = sum(summary.rows.values()), sum(summary.quarantined.values())
+    if rows + aside:
+        add("data_quality_ratio", rows / (rows + aside), dataset=summary.dataset)
+    if summary.validated:
+        add("data_validation_passed", summary.passed, dataset=summary.dataset)

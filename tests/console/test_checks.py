@@ -12,10 +12,12 @@ import pytest
 from prometheus_client.samples import Sample
 
 from core.spec import load_spec
+from feature_repo.dataset_summary import DatasetSummary
 from feature_repo.freshness import Freshness
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import ModelRuns, RunPage
 from mlflow_server.records import DecisionRow, ModelRows
+from mlflow_server.window_details import WindowDetails
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading, read_all
 from monitoring.console.checks import Check, of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
@@ -156,10 +158,35 @@ def test_what_is_unknown_has_no_sample_and_what_is_not_a_number_is_none() -> Non
     assert f"gyre_alerts_undelivered{{{model}}} 0.0" in told
     assert f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0' in told
     assert f'gyre_source_silence_seconds{{dataset="orders",{model}}} 144000.0' in told
+    assert "quantile" not in told  # the window was too small
     silent = loop_metrics([SILENT], NOW).decode()
     assert [x for x in silent.splitlines() if x[0] != "#"] == [
         f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
     ]
+
+
+def test_quantiles_of_the_newest_window_stand_beside_those_of_the_reference() -> None:
+    details = WindowDetails(quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5)},
+                            reference_quantiles={"score": (0.0, 0.1, 0.2, 0.3, 0.4)})  # fmt: skip
+    told = loop_metrics([rows(details=details)], NOW).decode()
+    labels = f'{{feature="score",model="{SPEC.name}",quantile="0.95"}}'
+    assert f"gyre_window_quantile{labels} 0.5" in told
+    assert f"gyre_reference_quantile{labels} 0.4" in told
+
+
+def test_data_quality_is_a_share_of_rows_and_unknown_without_any() -> None:
+    well = DatasetSummary("orders", NOW, {NOW.date(): 95}, {"rule": 5}, NOW, False, "stopped")
+    new = DatasetSummary("visits", NOW, {}, {})
+    told = loop_metrics([], NOW, [well, new]).decode()
+    assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in told
+    assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in told
+    assert "visits" not in told
+
+
+def test_cpu_and_memory_are_those_of_each_program() -> None:
+    told = loop_metrics([], NOW, (), {"serving": (12.5, 2**20)}).decode()
+    assert 'gyre_cpu_seconds_total{program="serving"} 12.5' in told
+    assert 'gyre_memory_bytes{program="serving"} 1.048576e+06' in told
 
 
 def test_a_source_that_hangs_holds_nobody_up_and_is_asked_once() -> None:

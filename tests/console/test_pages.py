@@ -76,6 +76,8 @@ def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, lo
         f'gyre_drift_psi{{feature="total_orders_30d",model="{rig.spec.name}"}} 0.31',
         f'gyre_alerts_undelivered{{model="{rig.spec.name}"}} 1.0',
         'gyre_source_silence_seconds{dataset="orders"',
+        'gyre_data_validation_passed{dataset="orders"} 1.0',
+        f'gyre_window_quantile{{feature="score",model="{rig.spec.name}",quantile="0.05"}} 0.1',
     ):
         assert line in text
     assert "gyre_requests" not in text
