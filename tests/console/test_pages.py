@@ -22,10 +22,10 @@ def test_the_first_page_names_the_model_and_what_is_wrong(
 ) -> None:
     page = console.page()
     assert "<title>Gyre: The loop needs a look: " in page
-    assert f'<h2><a href="/status/{rig.spec.name}">{rig.spec.name}</a></h2>' in page
+    assert f'<article><h3><a href="/status/{rig.spec.name}">{rig.spec.name}</a>' in page
     assert f"version {served.first} since" in page
     assert "by test: because" in page
-    assert "not delivered: cause" in page
+    assert "bad: said to &lt;nobody&gt;; not delivered yet" in page
     assert "drift): total_orders_30d: PSI 0.31" in page
     assert recorded_freshness(rig.settings, "orders", "")[0].watermark is not None
     assert "model customer_churn_model" in page  # as a worker says it
@@ -43,10 +43,11 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     said = "requests since serving began with 200"
     wait_until("its counts", lambda: said in console.page(name))
     page = console.page(name)
-    assert f"<tr><td>production</td><td>version {served.first}</td></tr>" in page
+    assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
     assert "mean time to answer /predict" in page
     assert page.count('<td class="verdict">') == 3
-    assert "<polyline points=" in page
+    assert "customer_tenure_days" in page.split("shown, never acted on")[0]
+    assert 'report.html" aria-label="Evidently\'s report: ' in page
     assert "bad: said to &lt;nobody&gt;" in page
     assert '<td class="who">test</td>' in page
     for link in ('model_card.html">model card</a>', 'report.html">report</a>',
@@ -64,7 +65,7 @@ def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console
     (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
     (folder.parent / "secret.json").write_text("{}")
     address = f"/data-docs/{page.relative_to(folder)}"
-    assert f'href="{address}">data: orders</a>' in console.page()
+    assert f'href="{address}">Data Docs of orders' in console.client.get("/data/orders").text
     assert "Successful Expectations" in console.client.get(address).text
     for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
         assert console.client.get(f"/data-docs/{path}").status_code == 404
@@ -84,7 +85,7 @@ def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, lo
 def test_it_is_small_and_imports_none_of_the_heavy_tools(console: Any, looked: Any) -> None:
     console.page()
     assert HEAVY & console.modules() == set()
-    assert psutil.Process(console.process.pid).memory_full_info().pss < 100 * 2**20
+    assert psutil.Process(console.process.pid).memory_full_info().pss < 160 * 2**20
 
 
 def test_a_database_that_is_locked_is_unknown_and_nobody_waits(
