@@ -11,6 +11,7 @@ import httpx
 from prometheus_client.parser import text_string_to_metric_families
 from pydantic import TypeAdapter
 
+from mlflow_server.pages import TLS
 from mlflow_server.roles import PRODUCTION
 
 if TYPE_CHECKING:
@@ -108,7 +109,7 @@ def did(key: str, now: Counters, earlier: Counters) -> Counted:
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
     urls = (f"{address}/health/ready" for address in settings.serving_addresses)
-    ready = [httpx.get(url, timeout=PATIENCE).json() for url in urls]
+    ready = [httpx.get(url, timeout=PATIENCE, verify=TLS).json() for url in urls]
     replicas = {address: _samples(address) for address in settings.serving_addresses}
     samples = [sample for of_replica in replicas.values() for sample in of_replica]
     return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples, replicas)
@@ -140,7 +141,7 @@ def counters_of(replicas: Mapping[str, Sequence[Sample]], model: str) -> Counter
 
 def _samples(address: str) -> list[Sample]:
     """Return the samples of all workers of a replica."""
-    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE).raise_for_status()
+    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE, verify=TLS).raise_for_status()
     families = text_string_to_metric_families(answer.text)
     return [sample for family in families for sample in family.samples]
 

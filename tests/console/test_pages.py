@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 
 import psutil
 
 from feature_repo.freshness import recorded_freshness
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote, release
+from mlflow_server.registry import Registry
 from tests.conftest import at_most, wait_until
 
 HEAVY = {
@@ -42,12 +46,18 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     name = rig.spec.name
     said = "requests since serving began with 200"
     wait_until("its counts", lambda: said in console.page(name))
+    wait_until("its runs", lambda: "its monitoring</a>" in console.page(name))
     page = console.page(name)
     assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
     assert "mean time to answer /predict" in page
     assert page.count('<td class="verdict">') == 3
     assert "customer_tenure_days" in page.split("shown, never acted on")[0]
     assert 'report.html" aria-label="Evidently\'s report: ' in page
+    versions = page.split('<section aria-labelledby="versions">')[1].split("</section>")[0]
+    assert f">version {served.second}</a>" in versions
+    assert "<strong>production</strong>" in versions
+    assert "no interval is known of" in page  # nothing has kept details of these runs
+    assert "no monitoring run has stored it yet" in page
     assert "bad: said to &lt;nobody&gt;" in page
     assert '<td class="who">test</td>' in page
     for link in ('model_card.html">model card</a>', 'report.html">report</a>',
@@ -58,6 +68,23 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     assert "<nobody>" not in page
     unknown = console.client.get("/status/nothing")
     assert (unknown.status_code, name in unknown.text) == (404, True)
+
+
+def test_a_version_that_answers_a_share_is_shown_beside_production(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    name, registry = rig.spec.name, Registry(rig.settings)
+    with closing(Ledger(rig.settings)) as ledger:
+        trial = {"role": "challenger", "percent": 10, "who": "ann", "why": "as a trial"}
+        promote(registry, ledger, name, served.second, **trial)
+        row = f'<th scope="row">challenger</th><td>version {served.second}</td><td>10 %</td>'
+        wait_until("a worker that holds it", lambda: row in console.page(name))
+        page = console.page(name)
+        release(registry, ledger, name, "challenger", who="ann", why="over")
+    assert "ann: as a trial" in page
+    assert f"gyre compare {name} says who is better" in page
+    wait_until("its end", lambda: "No rollout is on its way" in console.page(name))
+    assert '<th scope="row">ended</th>' in console.page(name)
 
 
 def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console: Any) -> None:
