@@ -88,11 +88,12 @@ class Console:
         self._models = {
             spec.name: ModelReaders(settings, spec, self._serving, stores) for spec in specs
         }
-        self._datasets: dict[str, tuple[CachedReader[Any], ...]] = {
-            name: (
-                CachedReader(partial(recorded_summary, settings, name)),
-                CachedReader(partial(recorded_freshness, settings, name, "")),
-            )
+        self._datasets: dict[str, dict[str, CachedReader[Any]]] = {
+            name: {
+                "summary": CachedReader(partial(recorded_summary, settings, name)),
+                "fresh": CachedReader(partial(recorded_freshness, settings, name, "")),
+                "docs": CachedReader(partial(_docs, settings.data_docs, name)),
+            }
             for name in dataset_names(*(spec.dataset for spec in specs))
         }
 
@@ -106,8 +107,8 @@ class Console:
     def model(self, request: Request) -> Response:
         if (name := request.path_params["name"]) not in self._models:
             return _unknown("model", name, self._models)
-        model, since = self._models[name], _span(request, datetime.now(UTC))
-        history = model.histories[(since.until - since.since).days]
+        model, span = self._models[name], _span(request, datetime.now(UTC))
+        history = model.histories[(span.until - span.since).days]
         now, (status,) = self._read([name], model.pages, history)
         page: dict[str, Any] = {"pages": model.pages.reading, "history": history.reading}
         page |= {"status": status, "groups": {name: [*of_model(status, now)]}}
@@ -117,11 +118,9 @@ class Console:
         if (name := request.path_params["name"]) not in self._datasets:
             return _unknown("dataset", name, self._datasets)
         readers = self._datasets[name]
-        read_all(readers)
-        summary, fresh = (reader.reading for reader in readers)
-        values = {"docs": _docs(self._settings.data_docs, name), "name": name}
-        values |= {"summary": summary, "fresh": fresh}
-        return self._page("data", request, datetime.now(UTC), **values)
+        read_all(readers.values())
+        values = {source: reader.reading for source, reader in readers.items()}
+        return self._page("data", request, datetime.now(UTC), name=name, **values)
 
     def metrics(self, _request: Request) -> Response:
         now, statuses = self._read(self._models)
@@ -165,10 +164,9 @@ def _unknown(kind: str, name: str, known: Iterable[str]) -> Response:
 
 def _docs(docs: UPath, dataset: str) -> PurePosixPath | None:
     """Address of the dataset's Data Docs, below their folder; their own index is empty offline."""
-    with suppress(DataError), reached("data docs"):
+    with reached("data docs"):
         found = sorted(docs.glob(f"{dataset}/validations/**/*.html"), key=str)
-        return PurePosixPath(found[-1].relative_to(docs).as_posix()) if found else None
-    return None
+    return PurePosixPath(found[-1].relative_to(docs).as_posix()) if found else None
 
 
 def _file(docs: UPath, request: Request) -> Response:
