@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
@@ -56,6 +56,9 @@ WINDOWS = sql.Table(
 """Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
+YEAR = timedelta(days=365)
+SHOWN = 24
+"""The newest decisions that `ModelRows` holds."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,28 @@ class Records:
             newest = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit))
             return [_row(row) for row in reversed(newest.mappings().all())]
 
-    def decisions_since(self, model: str, since: datetime) -> list[DecisionRow]:
-        """Decisions on moments from `since` on, oldest first."""
-        query = sql.select(DECISIONS).filter_by(model=model)
-        query = query.where(DECISIONS.c.as_of >= since.isoformat()).order_by(DECISIONS.c.as_of)
+    def decisions_since(
+        self, model: str, since: datetime, hours: int = 1, *, notable: bool = False
+    ) -> list[DecisionRow]:
+        """One decision for each `hours` of a day from `since` on, oldest first, without `inputs`.
+
+        The one that acted, else a bad one, else the newest. notable: none where there is no other.
+        """
+        at, acted = DECISIONS.c.as_of, DECISIONS.c.action != "nothing"
+        bad = DECISIONS.c.verdict == "bad"
+        day, hour = sql.func.substr(at, 1, 10), sql.func.substr(at, 12, 2)
+        span = (day, sql.cast(hour, sql.Integer) // hours)
+        order = (sql.case((acted, 0), (bad, 1), else_=2), at.desc())
+        rank = sql.func.row_number().over(partition_by=span, order_by=order).label("rank")
+        ranked = sql.select(DECISIONS.c.sequence, rank).filter_by(model=model)
+        ranked = ranked.where(at >= since.isoformat(), (acted | bad) if notable else sql.true())
+        found = ranked.subquery()
+        columns = [column for column in DECISIONS.c if column.name != "inputs"]
+        query = sql.select(*columns, sql.literal("").label("inputs"))
+        query = query.join(found, found.c.sequence == DECISIONS.c.sequence)
         with self._begin() as connection:
-            return [_row(row) for row in connection.execute(query).mappings()]
+            rows = connection.execute(query.where(found.c.rank == 1).order_by(at)).mappings()
+            return [_row(row) for row in rows]
 
     def keep_details(self, model: str, as_of: datetime, details: WindowDetails) -> None:
         """Store `details` in place of what an earlier try measured at the same moment."""
@@ -106,10 +125,14 @@ class Records:
             connection.execute(sql.delete(WINDOWS).filter_by(**moment))
             connection.execute(sql.insert(WINDOWS).values(values))
 
-    def details(self, model: str, since: datetime) -> dict[datetime, WindowDetails]:
-        """Details of moments from `since` on, oldest first."""
+    def details(
+        self, model: str, since: datetime, moments: Sequence[datetime] | None = None
+    ) -> dict[datetime, WindowDetails]:
+        """Details of moments from `since` on, or of these `moments` among them, oldest first."""
         query = sql.select(WINDOWS.c.as_of, WINDOWS.c.details).filter_by(model=model)
         query = query.where(WINDOWS.c.as_of >= since.isoformat()).order_by(WINDOWS.c.as_of)
+        if moments is not None:
+            query = query.where(WINDOWS.c.as_of.in_([at.isoformat() for at in moments]))
         with self._begin() as connection:
             found = connection.execute(query).all()
         return {datetime.fromisoformat(at): DETAILS.validate_json(text) for at, text in found}
@@ -198,6 +221,7 @@ class ModelRows:
     """What the database says of a model, oldest first; last: when each action was last decided.
 
     alerts: of the model and of its dataset. details: of the newest decision, if it has any.
+    notable: of each day of a year in which one acted or was bad, one decision that did.
     """
 
     ledger: Sequence[LedgerRow]
@@ -205,6 +229,7 @@ class ModelRows:
     last: Mapping[str, datetime]
     alerts: Sequence[Mapping[str, Any]]
     details: WindowDetails | None = None
+    notable: Sequence[DecisionRow] = ()
 
     def newest(self, role: str) -> LedgerRow | None:
         """Return the row that put into `role` what the ledger says is there."""
@@ -218,11 +243,12 @@ class ModelRows:
 
 
 def model_rows(ledger: Ledger, records: Records, model: str, datasets: Sequence[str]) -> ModelRows:
-    decisions, last = records.decisions(model), records.last_by_action(model)
+    decisions, last = records.decisions(model, SHOWN), records.last_by_action(model)
     alerts = [alert for subject in (*datasets, model) for alert in records.alerts(subject)]
     details = records.details(model, decisions[-1].as_of) if decisions else {}
     newest = next(iter(details.values()), None)
-    return ModelRows(ledger.rows(model), decisions, last, alerts, newest)
+    notable = records.decisions_since(model, datetime.now(UTC) - YEAR, hours=24, notable=True)
+    return ModelRows(ledger.rows(model), decisions, last, alerts, newest, notable)
 
 
 def is_open(alert: Mapping[str, Any], now: datetime) -> bool:

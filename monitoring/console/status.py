@@ -2,18 +2,24 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
+from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_repo.freshness import Freshness, recorded_freshness
 from mlflow_server.ledger import Ledger
-from mlflow_server.pages import ModelRuns, Pages
+from mlflow_server.pages import ModelPages, ModelRuns, Pages
 from mlflow_server.records import ModelRows, Records, model_rows
-from monitoring.console.cached_reader import CachedReader, Reading
+from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
+from monitoring.console.history import SPANS, History, read_history
 from monitoring.serving_status import ServingStatus
+
+FOR_EVER = 1e9
+"""Seconds."""
 
 
 @dataclass(frozen=True)
@@ -26,23 +32,56 @@ class ModelStatus:
     runs: Reading[ModelRuns]
 
 
-class ModelReaders:
-    """A cached reader for each source of one model, in the order of `ModelStatus`."""
+Stores = CachedReader[tuple[Ledger, Records]]
 
-    def __init__(self, settings: Settings, spec: ModelSpec, serving: CachedReader[Any]) -> None:
-        self._settings, self._spec, pages = settings, spec, Pages(settings)
+
+def stores_of(settings: Settings) -> Stores:
+    """Return a reader that opens ledger and records once, for all models: databases count."""
+    return CachedReader(lambda: (Ledger(settings), Records(settings)), FOR_EVER)
+
+
+def opened(stores: Stores) -> tuple[Ledger, Records]:
+    """Wait for them; raise a RegistryError where the database cannot be reached by then."""
+    stores.begin().join(PATIENCE)
+    if stores.reading.value is None:
+        raise RegistryError(stores.reading.why)
+    return stores.reading.value
+
+
+class ModelReaders:
+    """A cached reader for each source of one model; `all` are in the order of `ModelStatus`.
+
+    pages, histories (by days): what its own page shows beside them.
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        spec: ModelSpec,
+        serving: CachedReader[Any],
+        stores: Stores | None = None,
+    ) -> None:
+        self.spec, pages, name = spec, Pages(settings), spec.name
+        stores, datasets = stores or stores_of(settings), dataset_names(spec.dataset)
         self.all: tuple[CachedReader[Any], ...] = (
             serving,
-            CachedReader(lambda: pages.aliases(spec.name)),
+            CachedReader(lambda: pages.aliases(name)),
             CachedReader(lambda: recorded_freshness(settings, spec.dataset, spec.feature_service)),
-            CachedReader(lambda: model_rows(*self._stores, spec.name, dataset_names(spec.dataset))),
-            CachedReader(lambda: pages.runs(spec.name, spec.experiment), seconds=30),
+            CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
+            CachedReader(lambda: pages.runs(spec.experiment), seconds=30),
         )
+        self.pages: CachedReader[ModelPages]
+        self.pages = CachedReader(lambda: pages.pages(name, spec.experiment), seconds=30)
+
+        self.histories: dict[int, CachedReader[History]]
+        self.histories = {
+            days: CachedReader(partial(_history, stores, name, days), 30) for days in SPANS
+        }
 
     def status(self) -> ModelStatus:
-        return ModelStatus(self._spec, *(reader.reading for reader in self.all))
+        return ModelStatus(self.spec, *(reader.reading for reader in self.all))
 
-    @cached_property
-    def _stores(self) -> tuple[Ledger, Records]:
-        """Opened by the first read that finds the database up."""
-        return Ledger(self._settings), Records(self._settings)
+
+def _history(stores: Stores, model: str, days: int) -> History:
+    since = datetime.now(UTC) - timedelta(days=days)
+    return read_history(opened(stores)[1], model, since, SPANS[days])

@@ -7,7 +7,7 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 from mlflow_server.records import DecisionRow, Records
-from mlflow_server.window_details import WindowDetails
+from mlflow_server.window_details import Bin, WindowDetails
 from tests.conftest import new_settings
 
 FIRST = DecisionRow(
@@ -51,3 +51,43 @@ def test_old_decisions_that_did_nothing_are_forgotten(tmp_path):
         left = records.decisions("churn")
         assert (left[0], len(left)) == (acted, 17)
         assert records.details("churn", acted.as_of) == {FIRST.as_of: DETAILS}
+
+
+def test_of_each_span_comes_the_one_that_acted_else_a_bad_one_else_the_newest(tmp_path):
+    day = FIRST.as_of.replace(hour=0)
+    hours = {
+        day.replace(hour=1): ("bad", "retrain"), day.replace(hour=2): ("bad", "nothing"),
+        day.replace(hour=5): ("ok", "nothing"), day.replace(hour=6): ("bad", "nothing"),
+        day.replace(hour=11): ("ok", "nothing"), day.replace(hour=12): ("ok", "nothing"),
+        day.replace(hour=13): ("insufficient_data", "nothing"),
+    }  # fmt: skip
+    with closing(Records(new_settings(tmp_path))) as records:
+        for at, (verdict, action) in hours.items():
+            records.keep(replace(FIRST, as_of=at, verdict=verdict, action=action))
+
+        def chosen(**of):
+            found = records.decisions_since("churn", day, **of)
+            assert {row.inputs for row in found} <= {""}
+            assert {row.reason for row in found} <= {FIRST.reason}
+            return [row.as_of.hour for row in found]
+
+        assert chosen() == [1, 2, 5, 6, 11, 12, 13]
+        assert chosen(hours=6) == [1, 6, 13]
+        assert chosen(hours=6, notable=True) == [1, 6]
+        assert chosen(hours=24) == [1]
+        assert records.decisions_since("churn", day.replace(hour=12), 24)[0].as_of.hour == 13
+        assert records.decisions_since("other", day, 24) == []
+
+
+def test_details_of_some_moments_are_read_alone(tmp_path):
+    moments = [FIRST.as_of + timedelta(hours=n) for n in range(4)]
+    with closing(Records(new_settings(tmp_path))) as records:
+        for n, at in enumerate(moments):
+            records.keep_details("churn", at, WindowDetails(scores=(Bin(0, 1, 1, n),)))
+        assert [*records.details("churn", moments[1])] == moments[1:]
+        found = records.details("churn", moments[0], [moments[3], moments[1]])
+        assert {at: each.scores[0].now for at, each in found.items()} == {
+            moments[1]: 1,
+            moments[3]: 3,
+        }
+        assert records.details("churn", moments[0], []) == {}
