@@ -86,6 +86,6 @@ def list_quarantined(
     from feature_repo.quarantine import quarantined  # noqa: PLC0415
 
     rows = quarantined(load_settings(), load_dataset(dataset))
-    lines = ((f"{r['quarantined_at']:%Y-%m-%d %H:%M}Z", r["rules"], r["row"]) for r in rows)
+    lines = ((row["quarantined_at"], row["rules"], row["row"]) for row in rows)
     found = table(("since", "rules it broke", "row"), lines)
     say(found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json)

@@ -71,8 +71,7 @@ def down() -> None:
     """End every process of the stack, and only those."""
     from stack.processes import end_stack  # noqa: PLC0415
 
-    settings = load_settings()
-    with working(settings, "down"):
+    with working(settings := load_settings(), "down"):
         ended = end_stack(settings)
     for line in ended:
         typer.echo(f"ended {line}")
@@ -82,31 +81,26 @@ def down() -> None:
 @typer_app.command()
 def status(*, as_json: AsJson = False) -> None:
     """Say what is up, what serves, how fresh; exit code 1 unless all runs and serving is ready."""
-    settings = load_settings()
-    with working(settings, "status"):
-        from cli.status import shown  # noqa: PLC0415
-        from cli.status import status as ask  # noqa: PLC0415
+    with working(settings := load_settings(), "status"):
+        from cli.status import read_status, shown  # noqa: PLC0415
 
-        now = ask(settings)
+        now = read_status(settings)
     say(shown(now), now, as_json=as_json)
     raise typer.Exit(0 if now["up"] else 1)
 
 
-def _logs() -> dict[str, str]:
-    """Log files of this stack's programs, by name."""
-    return {path.stem: str(path) for path in sorted((load_settings().home / "logs").glob("*.log"))}
-
-
 @typer_app.command()
 def logs(
-    program: Annotated[str, typer.Argument(autocompletion=_logs)],
+    program: str,
     *,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
 ) -> None:
     """Print the newest lines of a program's log."""
-    known = _logs()
+    known = {file.stem: f"{file}" for file in (load_settings().home / "logs").glob("*.log")}
     if program not in known:
-        raise StackError(f"{program}: expected {', '.join(known) or 'a stack that was started'}")
+        raise StackError(
+            f"{program}: expected {', '.join(sorted(known)) or 'a stack that was started'}"
+        )
     os.execvp("tail", ["tail", "-n40", *(["-F"] if follow else []), known[program]])  # noqa: S606
 
 

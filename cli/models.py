@@ -53,8 +53,7 @@ def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     The spec is the version's own; a raw table, lock file, code or spec that changed is named.
     """
     log_to_stderr()
-    settings = load_settings()
-    with working(settings, f"reproduce {model}"):
+    with working(settings := load_settings(), f"reproduce {model}"):
         from training.reproduce import reproduce as build_again  # noqa: PLC0415  (heavy)
 
         report = build_again(settings, model, version)
@@ -159,11 +158,11 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
 
 
 def _table(*rows: LedgerRow) -> Table:
-    lines = list[tuple[object, ...]]()
-    for row in rows:
-        change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
-        change += "" if row.applied_at else ", not applied"
-        share = f" {row.percent} %" if row.role == "challenger" and row.to_version else ""
-        time, role = f"{row.time:%Y-%m-%d %H:%M:%S}Z", f"{row.role}{share}"
-        lines.append((row.sequence, time, role, change, row.who, row.why))
+    lines = ((row.sequence, row.time, *_change(row), row.who, row.why) for row in rows)
     return table(("", "time", "role", "change", "by", "why"), lines)
+
+
+def _change(row: LedgerRow) -> tuple[str, str]:
+    change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
+    share = f" {row.percent} %" if row.role == "challenger" and row.to_version else ""
+    return f"{row.role}{share}", change if row.applied_at else f"{change}, not applied"

@@ -21,12 +21,11 @@ from monitoring.serving_status import COUNTS, Counters, counts, did, read_servin
 from stack.processes import members, states
 
 SHOWN = {"name": "name", "statename": "state", "description": "description"}
-WORDS = {False: "look", None: "unknown", True: "ok"}
-"""The worst first."""
+WORDS = {False: "look", None: "unknown", True: "ok"}  # the worst first
 ORDER = [*WORDS.values()].index
 
 
-def status(settings: Settings) -> dict[str, Any]:
+def read_status(settings: Settings) -> dict[str, Any]:
     """Return the whole status as JSON-ready values; checks by model, and of serving."""
     rows = (states(settings) or {}).values()
     # Without processes whoever answers on these ports is another stack.
@@ -103,20 +102,10 @@ def shown(status: dict[str, Any]) -> Group:
     wrong.sort(key=lambda line: ORDER(line[0]))
     cards = status["models"].items()
     keys = [key.replace("_", " ") for _, of in cards for key in of]
-    models = [(name, *map(_text, of.values())) for name, of in cards]
+    models = [(name, *of.values()) for name, of in cards]
     rows = [(p["name"], p["state"].lower(), p["description"]) for p in status["processes"]]
     rows = rows or [("none", "", "no supervisor is running here: make up")]
     rows.append(("all processes", "", f"{status['pss_mib']} MiB"))
-    heads = (
-        ("state", "of", "what", "why"),
-        ("model", *dict.fromkeys(keys)),
-        ("process", "state", ""),
-    )
+    heads = ("state", "of", "what", "why"), ("model", *dict.fromkeys(keys)), ("process", "", "")
     filled = [table(*each) for each in zip(heads, (wrong, models, rows), strict=True) if each[1]]
     return Group(*(part for each in filled for part in (each, "")))
-
-
-def _text(value: object) -> str:
-    if isinstance(value, datetime):
-        return f"{value:%d %b %H:%M}"
-    return "-" if value is None else f"{value}"

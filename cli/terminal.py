@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import datetime
 from typing import Any
 
 from rich.console import Console, RenderableType
@@ -17,11 +18,9 @@ from core.files import replace_file
 from core.settings import Settings
 
 OUT, ERR = (Console(stderr=e, markup=False, highlight=False, emoji=False) for e in (False, True))
-WIDE = 10_000
-"""Characters of a line off a terminal: a row is one line."""
+WIDE = 10_000  # characters, off a terminal: a row is one line
 STYLES = {"ok": "green", "unknown": "yellow"} | dict.fromkeys(("look", "bad", "fatal"), "bold red")
-SHORT = 2.0
-"""Seconds: what takes less says nothing of the next time."""
+SHORT = 2.0  # seconds; what takes less says nothing of the next time
 
 
 def tell(line: str, console: Console = OUT) -> None:
@@ -33,10 +32,16 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
     columns = (Column(name, overflow="fold") for name in head)
     made = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:
-        lines = (" ".join(f"{value}".split()) for value in row)
+        lines = (" ".join(_text(value).split()) for value in row)
         cells = ("".join(filter(str.isprintable, line)) for line in lines)  # no signs for terminals
         made.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells))
     return made
+
+
+def _text(value: object) -> str:
+    if isinstance(value, datetime):
+        return f"{value:%Y-%m-%d %H:%M:%S}Z"
+    return "-" if value is None else f"{value}"
 
 
 def show(what: RenderableType) -> None:

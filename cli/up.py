@@ -105,7 +105,8 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
                 _reconcile(settings, spec.name)
             with _step(settings, f"prediction of {spec.name}"):
                 _predict(settings, spec)
-            answering.append(f"{spec.name}: version {current} is in production")
+            runs = Pages(settings).experiment(spec.experiment)
+            answering.append(f"{spec.name}: version {current} is in production; runs: {runs}")
         except (StackError, RegistryError) as exc:
             without.append(f"{spec.name}: {exc}")
     if not answering:

@@ -142,8 +142,7 @@ def _check(name: str) -> int:
     except SettingsError as exc:
         findings, rows = str(exc).splitlines(), "its other files: not checked"
     else:
-        settings = load_settings()
-        with working(settings, f"check {name}"):
+        with working(settings := load_settings(), f"check {name}"):
             from training.check import check as check_files  # noqa: PLC0415  (heavy)
 
             findings, rows = check_files(settings, spec, datetime.now(tz=UTC))

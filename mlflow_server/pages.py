@@ -63,6 +63,16 @@ class Pages:
         aliases = found.get("registered_model", {}).get("aliases", ())
         return {alias["alias"]: str(alias["version"]) for alias in aliases}
 
+    def experiment(self, name: str) -> str:
+        """Address of the experiment's runs, in the columns of experiment_tags.json."""
+        found = self._ask("experiments/get-by-name", experiment_name=name)
+        where = f"{found['experiment']['experiment_id']}/runs" if found else ""
+        return f"{self._link}/#/experiments/{where}?viewStateShareKey=gyre"
+
+    def run(self, run_id: str) -> str:
+        """Address of the run."""
+        return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
+
     def runs(self, model: str, experiment: str) -> ModelRuns:
         training = self._newest(experiment, "tags.as_of LIKE '%'")
         version = self.aliases(model).get("production")
