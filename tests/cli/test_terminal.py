@@ -146,10 +146,8 @@ def test_logs_prints_the_newest_lines_and_names_the_programs_there_are(settings)
     unknown = piped(settings, GYRE, "logs", "../secrets")
     assert unknown.returncode == 1
     assert "expected mlflow, serving" in unknown.stderr
-    for words, found in (("gyre lo", "logs"), ("gyre logs se", "serving")):
-        line = {"_GYRE_COMPLETE": "complete_bash", "COMP_WORDS": words}
-        line["COMP_CWORD"] = str(len(words.split()) - 1)
-        assert piped(settings, GYRE, **line).stdout.split() == [found]
+    asked = {"_GYRE_COMPLETE": "complete_bash", "COMP_WORDS": "gyre lo", "COMP_CWORD": "1"}
+    assert piped(settings, GYRE, **asked).stdout.split() == ["logs"]
 
 
 def test_logs_follows_what_is_written_then(settings):
@@ -209,6 +207,6 @@ def test_status_says_first_what_is_wrong():
     assert [line.split()[:3] for line in lines[1:3]] == [
         ["look", MODEL, "alerts"], ["unknown", "other", "features"],
     ]  # fmt: skip
-    assert lines[5].split() == [MODEL, "look", "03", "Nov", "04:05"]
+    assert lines[5].split() == [MODEL, "look", "2026-11-03", "04:05:00Z"]
     assert "no supervisor is running here: make up" in lines[8]
     assert lines[9].split() == ["all", "processes", "7", "MiB"]
