@@ -51,19 +51,16 @@ def _checks(settings: Settings) -> tuple[bool, Mapping[str, list[Check]], dict[s
     checks, cards = dict[str, list[Check]](), dict[str, Any]()
     for name, model in models.items():
         checks[name] = [*of_model(model.status(), now)]
-        worst = min((check.ok for check in checks[name]), key=[*WORDS].index)
-        cards[name] = {"state": WORDS[worst]}
-        cards[name] |= card(model.status(), counted[name].reading.value, now)
+        state = WORDS[min((check.ok for check in checks[name]), key=[*WORDS].index)]
+        known = counted[name].reading.value
+        cards[name] = {"state": state, **card(model.status(), known, now)}
     is_ready = found.value is not None and found.value.ready["ready"] is True
     cards = dict(sorted(cards.items(), key=lambda item: ORDER(item[1]["state"])))
     return is_ready, checks | {"serving and its resources": [*of_server(found)]}, cards
 
 
 def card(status: ModelStatus, counted: Counters | None, now: datetime) -> dict[str, Any]:
-    """Return what one line says of a model; rates are since the last monitoring run.
-
-    counted: by serving until now. What is not known is None.
-    """
+    """Return a line's figures, None of what is not known; rates since the last monitoring run."""
     rows, fresh = status.rows.value, status.freshness.value or ()
     row = rows.newest(PRODUCTION) if rows else None
     last = rows.decisions[-1] if rows and rows.decisions else None
@@ -95,10 +92,9 @@ def _memory(settings: Settings) -> int:
 
 def shown(status: dict[str, Any]) -> Group:
     """Return the status for a person: what is wrong, the models, the processes."""
-    wrong = [(WORDS[False], "models", "left out", problem) for problem in status["broken_specs"]]
+    wrong: list[Any] = [("look", "models", "left out", each) for each in status["broken_specs"]]
     for name, checks in status["checks"].items():
-        found = ((WORDS[c["ok"]], name, c["name"], c["remark"]) for c in checks if not c["ok"])
-        wrong.extend(found)
+        wrong += [(WORDS[c["ok"]], name, c["name"], c["remark"]) for c in checks if not c["ok"]]
     wrong.sort(key=lambda line: ORDER(line[0]))
     cards = status["models"].items()
     keys = [key.replace("_", " ") for _, of in cards for key in of]

@@ -67,10 +67,10 @@ class Pages:
         """Address of the experiment's runs, in the columns of experiment_tags.json."""
         found = self._ask("experiments/get-by-name", experiment_name=name)
         where = f"{found['experiment']['experiment_id']}/runs" if found else ""
-        return f"{self._link}/#/experiments/{where}?viewStateShareKey=gyre"
+        view = "viewStateShareKey=gyre&workflowType=machine_learning"
+        return f"{self._link}/#/experiments/{where}?{view}"
 
     def run(self, run_id: str) -> str:
-        """Address of the run."""
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
     def runs(self, model: str, experiment: str) -> ModelRuns:

@@ -27,8 +27,7 @@ from mlflow_server.pages import KEY_TAG
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36
-OUTCOME = ("outcome", "mlflow.note.content")
-"""MLflow's UI shows the second as the run's description."""
+OUTCOME = ("outcome", "mlflow.note.content")  # the second is the description in MLflow's UI
 EXPERIMENT = json.loads(Path(__file__).with_name("experiment_tags.json").read_text("utf-8"))
 """Tags: its kind, else the UI takes it for one about chat models; description; columns of runs."""
 DATA_FOLDER = "data"

@@ -55,9 +55,7 @@ class AirflowApi:
     def follow(
         self, dag: str, run: str, say: Callable[[str], None], limit: float = 600
     ) -> dict[str, Any]:
-        """Wait for the end, saying each task's state and seconds as it finishes; return the run.
-
-        Its note is without links.
+        """Wait for the end, saying each task's state and seconds; return the run, no links noted.
 
         Raises:
             StackError: a task failed (with its error), waits for a person, or `limit` s passed.
