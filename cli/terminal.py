@@ -73,10 +73,9 @@ def working(settings: Settings, name: str, console: Console = ERR) -> Iterator[N
     """Show on a terminal that `name` goes on, and for how long; remember how long it took."""
     file, began = settings.home / "run" / "took.json", time.monotonic()
     known = json.loads(file.read_text()) if file.exists() else {}
-    columns = SpinnerColumn(), TextColumn(name), Clock()
-    # Not standard output, which may be a file.
-    how: dict[str, Any] = {"console": console, "transient": True, "redirect_stdout": False}
-    with Progress(*columns, **how, disable=not console.is_terminal) as bar:
+    how: dict[str, Any] = {"console": console, "transient": True}
+    how |= {"redirect_stdout": False, "disable": not console.is_terminal}  # stdout may be a file
+    with Progress(SpinnerColumn(), TextColumn(name), Clock(), **how) as bar:
         bar.add_task(name, total=None, usual=known.get(name))
         yield
     if (took := time.monotonic() - began) > SHORT and file.parent.exists():

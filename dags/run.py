@@ -27,7 +27,7 @@ from core.errors import RegistryError, SettingsError, StackError
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec, load_specs
 from core.timestamps import parse_timestamp
-from stack.airflow_api import AirflowApi
+from stack.airflow_api import LINKS, AirflowApi
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -97,10 +97,11 @@ def model_dag(
         schedule = PartitionedAssetTimetable(assets=first | second)
     defaults = task_defaults(spec.name, execution_timeout=timedelta(minutes=minutes))
     options: dict[str, Any] = {"default_args": defaults, **ONE_RUN, **more}
-    name, text = f"{kind}_{spec.name}", (doc or "").replace("<MODEL>", spec.name)
+    name, text = f"{kind}_{spec.name}", f"{doc}".replace("<MODEL>", spec.name)
+    about = text.splitlines()[0].partition(": ")[2]
     page = f"{load_settings().link('console')}/status/{spec.name}"
     options |= {"tags": ["gyre", spec.name], "owner_links": {OWNER: page}}
-    return DAG(name, schedule=schedule, description=text.partition("\n")[0], doc_md=text, **options)
+    return DAG(name, schedule=schedule, description=about, doc_md=text, **options)
 
 
 def trigger_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
@@ -207,6 +208,6 @@ def note(settings: Settings, text: str, mlflow_run: str | None = None) -> None:
         elif reports := pages.runs(spec.name, spec.experiment).reports:
             links.append(f"[Evidently's newest report]({reports[max(reports)]})")
         with AirflowApi(settings) as api:
-            api.note(run.dag_id, run.run_id, text, " · ".join(links))
+            api.note(run.dag_id, run.run_id, text, LINKS.join(links))
     except (RegistryError, StackError) as exc:
         log.warning("the note is not shown: %s", exc)

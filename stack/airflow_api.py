@@ -11,8 +11,8 @@ from core.settings import Settings
 from stack.environment import LOGIN, load_secrets
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT, LINKS = 1000, "\n\n"
-"""Characters of a note; what stands before its links."""
+NOTE_LIMIT, LINKS = 1000, " · "
+"""Characters of a note; what stands before its links, as Airflow shows the first line at once."""
 PARSE_SECONDS = 60.0
 
 
@@ -74,7 +74,7 @@ class AirflowApi:
                     page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{name}"
                     raise StackError(f"{dag} waits for your answer: {page}/required_actions")
             if row["state"] == "success":
-                return row | {"note": (row["note"] or "").partition(LINKS)[0] or None}
+                return row | {"note": (row["note"] or "").partition(f"{LINKS}[")[0] or None}
             if row["state"] == "failed":
                 raise StackError(f"{dag} failed: {self._error(dag, run, tasks)}")
             if time.monotonic() > until:
@@ -91,7 +91,7 @@ class AirflowApi:
         return "; ".join(lines) or "no task of it failed; see the run in Airflow"
 
     def note(self, dag: str, run: str, text: str, links: str = "") -> None:
-        """Put a note on the run, for whoever looks at it in Airflow; `links` are its last line."""
+        """Put a note on the run, for whoever looks at it in Airflow; `links` are its end."""
         end = f"{LINKS}{links}" if links else ""
         body = {"note": text[: NOTE_LIMIT - len(end)] + end}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))

@@ -264,7 +264,7 @@ def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
     assert airflow.run(f"train_{MODEL}", run)["note"] == "n" * 1000
     airflow.note(f"train_{MODEL}", run, "n" * 2000, "[Console](http://console)")
     whole = airflow.run(f"train_{MODEL}", run)["note"]
-    assert (len(whole), whole[-27:]) == (1000, "\n\n[Console](http://console)")
+    assert (len(whole), whole[-28:]) == (1000, " · [Console](http://console)")
 
 
 def alerted(settings, subject, task):
