@@ -16,6 +16,7 @@ FEATURES = Asset("features")
 
 with DAG(
     dag_id="ingest",
+    description=__doc__.splitlines()[0].partition(": ")[2],
     doc_md=__doc__,
     schedule="@hourly",
     **ONE_RUN,

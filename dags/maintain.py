@@ -12,6 +12,7 @@ from dags.run import ONE_RUN, WRITERS, current, task_defaults
 
 with DAG(
     dag_id="maintain",
+    description=__doc__.splitlines()[0].partition(": ")[2],
     doc_md=__doc__,
     schedule="40 2 * * *",
     **ONE_RUN,

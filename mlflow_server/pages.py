@@ -75,6 +75,16 @@ class Pages:
         aliases = found.get("registered_model", {}).get("aliases", ())
         return {alias["alias"]: str(alias["version"]) for alias in aliases}
 
+    def experiment(self, name: str) -> str:
+        """Address of the experiment's runs, in the columns of experiment_tags.json."""
+        found = self._ask("experiments/get-by-name", experiment_name=name)
+        where = f"{found['experiment']['experiment_id']}/runs" if found else ""
+        view = "viewStateShareKey=gyre&workflowType=machine_learning"
+        return f"{self._link}/#/experiments/{where}?{view}"
+
+    def run(self, run_id: str) -> str:
+        return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
+
     def runs(self, experiment: str) -> ModelRuns:
         found = self._newest(experiment, "tags.as_of LIKE '%'", 1)
         return ModelRuns(found[0] if found else None)

@@ -18,6 +18,7 @@ from core.errors import RegistryError
 from mlflow_server.connection import EXISTS, client, translated
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, digest_tags, served_files, wrong_files
+from mlflow_server.version_tags import packed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -80,16 +81,17 @@ def _new_version(
     tags: dict[str, str],
     description: str,
 ) -> Version:
-    api = client(settings)
+    api, page = client(settings), f"{settings.link('console')}/status/{model}"
+    about = f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
     with translated(f"new model {model}", unless=EXISTS):
-        api.create_registered_model(model)
+        api.create_registered_model(model, description=about)
     with translated(f"new version of {model}"):
         made = api.create_model_version(
             model,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags=tags,
+            tags=packed(tags),
             description=description,
             await_creation_for=0,  # the SQL store has made it by the time it answers
         )
