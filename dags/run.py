@@ -205,7 +205,7 @@ def note(settings: Settings, text: str, mlflow_run: str | None = None) -> None:
     try:
         if mlflow_run:
             links.append(f"[MLflow run, model card]({pages.run(mlflow_run)}/artifacts/{CARD})")
-        elif reports := pages.runs(spec.name, spec.experiment).reports:
+        elif reports := pages.pages(spec.name, spec.experiment).reports:
             links.append(f"[Evidently's newest report]({reports[max(reports)]})")
         with AirflowApi(settings) as api:
             api.note(run.dag_id, run.run_id, text, LINKS.join(links))
