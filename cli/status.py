@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 from rich.console import Group
 
-from cli.terminal import table
+from cli.terminal import as_text, table
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from mlflow_server.roles import PRODUCTION
@@ -52,8 +52,7 @@ def _checks(settings: Settings) -> tuple[bool, Mapping[str, list[Check]], dict[s
     for name, model in models.items():
         checks[name] = [*of_model(model.status(), now)]
         state = WORDS[min((check.ok for check in checks[name]), key=[*WORDS].index)]
-        known = counted[name].reading.value
-        cards[name] = {"state": state, **card(model.status(), known, now)}
+        cards[name] = {"state": state, **card(model.status(), counted[name].reading.value, now)}
     is_ready = found.value is not None and found.value.ready["ready"] is True
     cards = dict(sorted(cards.items(), key=lambda item: ORDER(item[1]["state"])))
     return is_ready, checks | {"serving and its resources": [*of_server(found)]}, cards
@@ -96,12 +95,13 @@ def shown(status: dict[str, Any]) -> Group:
     for name, checks in status["checks"].items():
         wrong += [(WORDS[c["ok"]], name, c["name"], c["remark"]) for c in checks if not c["ok"]]
     wrong.sort(key=lambda line: ORDER(line[0]))
-    cards = status["models"].items()
-    keys = [key.replace("_", " ") for _, of in cards for key in of]
-    models = [(name, *of.values()) for name, of in cards]
+    models = list[Any]()
+    for name, of in status["models"].items():
+        figures = [f"{key.replace('_', ' ')} {as_text(value)}" for key, value in of.items()]
+        models.append((name, of["state"], ", ".join(figures[1:])))
     rows = [(p["name"], p["state"].lower(), p["description"]) for p in status["processes"]]
     rows = rows or [("none", "", "no supervisor is running here: make up")]
     rows.append(("all processes", "", f"{status['pss_mib']} MiB"))
-    heads = ("state", "of", "what", "why"), ("model", *dict.fromkeys(keys)), ("process", "", "")
+    heads = ("state", "of", "what", "why"), ("model", "state", "now"), ("process", "", "")
     filled = [table(*each) for each in zip(heads, (wrong, models, rows), strict=True) if each[1]]
     return Group(*(part for each in filled for part in (each, "")))

@@ -29,16 +29,16 @@ def tell(line: str, console: Console = OUT) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
-    columns = (Column(name, overflow="fold") for name in head)
+    columns = (Column(name, overflow="fold", no_wrap=not n) for n, name in enumerate(head))
     made = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:
-        lines = (" ".join(_text(value).split()) for value in row)
+        lines = (" ".join(as_text(value).split()) for value in row)
         cells = ("".join(filter(str.isprintable, line)) for line in lines)  # no signs for terminals
         made.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells))
     return made
 
 
-def _text(value: object) -> str:
+def as_text(value: object) -> str:
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}Z"
     return "-" if value is None else f"{value}"

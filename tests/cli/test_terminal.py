@@ -190,7 +190,9 @@ def test_a_card_has_the_rates_since_the_last_monitoring_run():
 def test_a_card_of_what_is_not_known_says_so():
     assert set(card(SILENT, None, NOW).values()) == {None}
     cards = {MODEL: {"state": "unknown", **card(SILENT, None, NOW)}}
-    assert [*map(str.split, text_of(cards)[:2])][1] == [MODEL, "unknown", *["-"] * 8]
+    line = text_of(cards)[1]
+    assert line.split()[:4] == [MODEL, "unknown", "version", "-,"]
+    assert "requests a minute -, p99 ms -, error percent -, verdict -" in line
     assert card(WELL, None, NOW)["requests_a_minute"] is None
 
 
@@ -207,6 +209,6 @@ def test_status_says_first_what_is_wrong():
     assert [line.split()[:3] for line in lines[1:3]] == [
         ["look", MODEL, "alerts"], ["unknown", "other", "features"],
     ]  # fmt: skip
-    assert lines[5].split() == [MODEL, "look", "2026-11-03", "04:05:00Z"]
+    assert lines[5].split() == [MODEL, "look", "since", "2026-11-03", "04:05:00Z"]
     assert "no supervisor is running here: make up" in lines[8]
     assert lines[9].split() == ["all", "processes", "7", "MiB"]
