@@ -1,8 +1,7 @@
 """By how much each feature moves a row's score away from the mean score of a background.
 
 A coalition of features is worth the mean score of the background with the row's values of these
-features put in place (interventional: Lundberg and Lee 2017). Nothing but scores is looked at: what
-is explained is what is served, preprocessing and calibration included.
+features put in place (interventional: Lundberg and Lee 2017).
 """
 
 from collections.abc import Callable, Mapping
@@ -23,11 +22,10 @@ Columns: TypeAlias = Mapping[str, NDArray[Any]]
 def shapley_values(
     score: Callable[[Columns], Any], row: Columns, background: Columns, most: int = COALITIONS
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the background's mean score [K] and the contributions [features, K]: their sum is the
-    score of `row`.
+    """Return the background's mean score [K] and contributions [features, K]; the sum is the score.
 
     row: columns [1]. background: columns [B] of the same names. score: of columns [N], in which no
-    row stands twice, the scores [N] or [N, K]; called once. most: coalitions.
+    row stands twice, the scores [N] or [N, K], or a list of these; called once. most: coalitions.
     """
     members, weights = coalitions(len(row), most)
     differs = np.array([background[name] != row[name] for name in row]).T

@@ -122,8 +122,8 @@ def build_schemas(
     answer, scored = _answered(spec)
     said = {name: kind for name, kind in answer.items() if name not in {"request_id", "logged"}}
     example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
-    contributions = (dict[str, Contribution], Field(examples=[example]))
-    why = {"model": str, "expected": float, "contributions": contributions}
+    parts = (dict[str, Contribution], Field(examples=[example]))
+    said |= {"model": str, "expected": float, "contributions": parts}
     return Schemas(
         one=one,
         many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
@@ -131,7 +131,7 @@ def build_schemas(
         request=shown,
         instance=make("Key", key | all_data) | make("Row", _optional(key) | any_data | every),
         answer=make("Answer", key | answer),
-        explained=make("Explanation", key | said | why),
+        explained=make("Explanation", key | said),
         scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
     )
 

@@ -127,7 +127,6 @@ class Scorer:
 
     async def explain(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
         """Answer one row as `predict` does, with `why`; nothing is logged or counted."""
-        self.admit()
         if _explaining.locked():
             raise errors.OverloadedError("another explanation is under way: try again")
         async with _explaining:

@@ -71,12 +71,7 @@ def route(path: str, limit: int, *, many: bool) -> PredictRoute:
     return PredictRoute(paths, partial(read, many=many), partial(operation, many=many), limit)
 
 
-EXPLAIN = replace(
-    route("/explain", ROW_LIMIT, many=False), operation=explain_operation, answer=Scorer.explain
-)
-ROUTES = (
-    route("/predict", ROW_LIMIT, many=False),
-    route("/predict/batch", BATCH_LIMIT, many=True),
-    EXPLAIN,
-)
-PROTOCOL = Protocol(PLAIN, lambda _: True, ROUTES)
+ROUTES = (route("/predict", ROW_LIMIT, many=False), route("/predict/batch", BATCH_LIMIT, many=True))
+EXPLAIN = route("/explain", ROW_LIMIT, many=False)
+EXPLAIN = replace(EXPLAIN, operation=explain_operation, answer=Scorer.explain)
+PROTOCOL = Protocol(PLAIN, lambda _: True, (*ROUTES, EXPLAIN))

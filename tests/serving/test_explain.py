@@ -45,7 +45,11 @@ def test_an_explanation_adds_up_to_what_predict_answers(rig: Any, served: Any, p
     assert answer.status_code == 200, answer.text
     found = answer.json()
     why = {name: found.pop(name) for name in ("model", "expected", "contributions")}
-    assert found == {n: v for n, v in predicted.items() if n not in {"request_id", "logged"}}
+    left_out = {"request_id", "logged", "features_from"}  # a busy Redis is read from the cache
+    assert found.keys() == predicted.keys() - {"request_id", "logged"}
+    assert {name: found[name] for name in predicted.keys() - left_out} == {
+        name: predicted[name] for name in predicted.keys() - left_out
+    }
     assert why["model"] == SPEC.name
     parts = {name: part["contribution"] for name, part in why["contributions"].items()}
     assert list(parts) == sorted(parts, key=lambda name: -abs(parts[name]))
