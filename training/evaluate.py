@@ -91,8 +91,8 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         "onnx_difference": proof["largest_difference"],
     }
     unproved = "; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else ""
-    rows, moved = contributions(spec, contract, model, inputs)
-    means = moved.abs().mean().sort_values(ascending=False).to_dict()
+    explained = contributions(spec, contract, model, inputs)
+    means = explained[1].abs().mean().sort_values(ascending=False).to_dict()
     found |= {"contributions": means, "segments": segments, "figures": figures}
     evaluation = replace(evaluation, **found, unproved=unproved)
     tracking.log(run_id, metrics=named(evaluation))
@@ -101,7 +101,7 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     models |= {f"version {version} (champion)": champion} if champion else {}
     with TemporaryDirectory() as name:
         title = f"{len(y):,} rows at {dates(plan.test)}"
-        draw(partial(_axes, Path(name), title), spec, y, models, (rows, moved))
+        draw(partial(_axes, Path(name), title), spec, y, models, explained)
         tracking.log_artifacts(run_id, Path(name), PLOTS)
 
 
@@ -113,7 +113,8 @@ def contributions(
     Of many classes to that of the most probable one.
     """
     rows = inputs.sample(min(EXPLAINED_ROWS, len(inputs)), random_state=spec.seed)
-    background = columns(spec.inputs, pd.DataFrame([*contract.background]))
+    known: Any = contract.background or [contract.defaults]
+    background = columns(spec.inputs, pd.DataFrame(known))
     run, found = partial(open_session(model).run, [SCORE]), []
     for place in range(len(rows)):
         row = columns(spec.inputs, rows[place : place + 1])
@@ -259,8 +260,7 @@ def beeswarm(axes: Axes, rows: pd.DataFrame, moved: pd.DataFrame) -> None:
         dots = axes.scatter(moved[name], heights, s=5, c=ranks, cmap="coolwarm", vmin=0, vmax=1)
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="contribution to the score")
-    scale = axes.figure.colorbar(dots, ticks=[0, 1], label="value of the feature")
-    scale.set_ticklabels(["low", "high"])
+    axes.figure.colorbar(dots, ticks=[], label="value of the feature, from low to high")
 
 
 @contextmanager
