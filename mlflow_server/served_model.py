@@ -120,6 +120,9 @@ class ServedModel(Frozen):
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame, as the model takes them."""
+    background: tuple[dict[str, int | float | str | None], ...] = ()
+    """Rows of the training frame, without keys, as the model takes them (null: NaN): what a
+    prediction is explained against. Empty in a version from before: `defaults` is the one row."""
     nullable: tuple[str, ...] = ()
     """Features that were null in the training frame: so may a client's be."""
     population: Population | None = None

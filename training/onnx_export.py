@@ -250,13 +250,13 @@ def score(
     model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
 ) -> NDArray[np.float64]:
     """What a served model with one column per input says: float64 [N], of many classes [N, K]."""
-    scores: NDArray[np.float64] = _session(model).run([SCORE], _feed(inputs, rows))[0]
+    scores: NDArray[np.float64] = open_session(model).run([SCORE], columns(inputs, rows))[0]
     return scores.astype(np.float64)
 
 
 def latency_p99_ms(model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame) -> float:
     """Time of one row in one thread, as serving has it: 99th percentile of up to 1,000 rows."""
-    session, feed, took = _session(model), _feed(inputs, rows), []
+    session, feed, took = open_session(model), columns(inputs, rows), []
     for row in range(min(len(rows), TIMED_ROWS)):
         one = {name: column[row : row + 1] for name, column in feed.items()}
         began = time.perf_counter()
@@ -265,7 +265,7 @@ def latency_p99_ms(model: ModelFile, inputs: Mapping[str, InputType], rows: pd.D
     return float(np.percentile(took, 99)) * 1000
 
 
-def _session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
+def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
     if model.loader != "mlflow.onnx":
         return model
     options = onnxruntime.SessionOptions()
@@ -273,7 +273,7 @@ def _session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
     return onnxruntime.InferenceSession(model.content, options, providers=["CPUExecutionProvider"])
 
 
-def _feed(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
+def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
     return {name: rows[name].to_numpy(dtype=TYPES[kind][2]) for name, kind in inputs.items()}
 
 

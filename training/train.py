@@ -43,6 +43,8 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 THRESHOLDS = np.arange(1, 100) / 100
 """Hundredths: finer ones would follow the noise of the validation rows."""
+BACKGROUND = 20
+"""Training rows that a prediction is explained against."""
 
 
 def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
@@ -129,6 +131,7 @@ def write_model(
         log.warning("%s: no %s: %s", spec.name, PIPELINE_FILE, reason(exc))
     served = exported(model, spec)
     rows = features(spec, train)
+    background = min(BACKGROUND, len(rows))
     contract = ServedModel(
         model=spec.name,
         loader=served.write(folder),
@@ -136,6 +139,7 @@ def write_model(
         feature_service=spec.feature_service,
         features=spec.features,
         defaults={name: _default(rows[name], kind) for name, kind in spec.inputs.items()},
+        background=tuple(rows.sample(background, random_state=spec.seed).to_dict("records")),
         nullable=tuple(n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()),
         population=spec.population,
         threshold=threshold,
