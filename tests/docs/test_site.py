@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
 
 import pytest
 
 from core.settings import PROJECT
+from docs.browser import NAMES, PHONE, browser
 from tests.cli.clone import Copy
 from tests.conftest import new_settings
 
@@ -40,6 +46,21 @@ def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
     code = html / "source" / "serving"
     assert "RegistryWatcher" in (code / "watcher.py.html").read_text()
     assert "kserve_v1.py.html" in (code / "protocols" / "index.html").read_text()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="no Chromium is installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site, dark):
+    handler = partial(SimpleHTTPRequestHandler, directory=site.folder / "site" / "html")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser() as chromium:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        for page in ("index", "reference/routes", "source/serving/app.py"):
+            chromium.open(f"http://{address}/{page}.html", PHONE, dark=dark)
+            size = chromium.do("Page.getLayoutMetrics")["cssContentSize"]
+            assert size["width"] == PHONE
+    asked = {urlsplit(url).netloc for url in chromium.requests if not url.startswith("data:")}
+    assert asked == {address}
 
 
 def test_a_link_to_a_page_or_an_anchor_that_is_not_there_ends_the_build(site, page):
