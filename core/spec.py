@@ -98,15 +98,15 @@ class ModelSpec(Strict):
     task: Task = "classification"
     classes: tuple[str, ...] = ()
     """Names, in the order of the model's probabilities; a multiclass has at least three."""
-    name: str = Field(pattern=NAME)
-    experiment: str
-    served_as: tuple[str, ...] = ()
-    dataset: str
-    entity_key: EntityKey
-    feature_service: str
-    label: str
-    schedule: str
-    seed: int = Field(ge=0)
+    name: str = Field(pattern=NAME)  # that of the file
+    experiment: str  # of MLflow, which holds the runs
+    served_as: tuple[str, ...] = ()  # further names of the model in addresses
+    dataset: str  # a module of feature_repo/datasets, which has the label
+    entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
+    feature_service: str  # of Feast: the views that the features come from
+    label: str  # the name of one of the labels of `dataset`
+    schedule: str  # when Airflow trains: a cron expression, or a name such as @weekly
+    seed: int = Field(ge=0)  # of all that is random in a training
     threshold: float | None = Field(None, gt=0, lt=1)
     """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
     the newest fold is chosen (training/train.py) and stored with the version."""
@@ -116,7 +116,7 @@ class ModelSpec(Strict):
     audit: dict[str, FeatureType] = Field(default_factory=dict)
     """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
     costs: Costs | None = None
-    features: dict[str, FeatureType] = Field(min_length=1)
+    features: dict[str, FeatureType] = Field(min_length=1)  # the inputs of the model, in order
     population: Population | None = None
     """None where the label gives the rows: whoever asks is answered like one of them."""
     snapshots: Snapshots

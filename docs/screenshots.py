@@ -1,0 +1,110 @@
+"""`python -m docs.screenshots [NAME …]`: pictures of a running stack, in docs/pictures.
+
+The stack is that of the shell: `eval "$(gyre env)"`, best after `gyre demo --keep`, which has
+promotions, drift and reports. Each page is taken on a wide screen and on a phone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import httpx
+from PIL import Image
+
+from core.settings import CLONE, load_settings
+from core.spec import load_specs
+from docs.browser import PHONE, browser
+from mlflow_server.pages import Pages
+from stack.airflow_api import AirflowApi
+from stack.environment import LOGIN, load_secrets
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from core.settings import Settings
+
+PICTURES = CLONE / "docs" / "pictures"
+WIDTHS = {"wide": 1280, "phone": PHONE}
+LARGEST = 150_000
+"""Bytes of a picture; it gets fewer colours until it is no larger."""
+COLOURS = (256, 128, 64, 32, 16)
+OVERLAYS = """document.querySelectorAll(
+  '[data-component-id="mlflow.assistant.chat_panel.close"], [role=dialog] button[aria-label^=Close]'
+).forEach(button => button.click())"""
+"""What MLflow lays over a page whose reader is new."""
+
+
+def pages(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Yield the name of each picture and the address of its page."""
+    spec = load_specs()[0]
+    console, airflow = settings.link("console"), settings.link("airflow")
+    yield "console-start", f"{console}/"
+    yield "console-model", f"{console}/status/{spec.name}"
+    yield "console-data", f"{console}/data/{spec.dataset}"
+    yield "serving-docs", f"{settings.link('serving')}/docs"
+    runs = Pages(settings).runs(spec.name, spec.experiment)
+    version = Pages(settings).aliases(spec.name)["production"]
+    models = f"{settings.link('mlflow')}/#/models/{spec.name}/versions/{version}"
+    yield "mlflow-version", models
+    if runs.production:
+        yield "mlflow-experiment", runs.production.address.rpartition("/")[0]
+    if runs.reports:
+        yield "evidently-report", runs.reports[max(runs.reports)]
+    for page in sorted(settings.data_docs.glob(f"{spec.dataset}/validations/**/*.html"))[-1:]:
+        yield "data-docs", f"{console}/data-docs/{page.relative_to(settings.data_docs)}"
+    with AirflowApi(settings) as api:
+        dag = f"train_{spec.name}"
+        (run,) = api.last_runs(dag)
+        yield "airflow-dags", f"{airflow}/dags"
+        yield "airflow-run", f"{airflow}/dags/{dag}/runs/{run['dag_run_id']}"
+
+
+def airflow_token(settings: Settings) -> str:
+    login = {"username": LOGIN, "password": load_secrets(settings)["password"]}
+    answer = httpx.post(f"{settings.airflow_address}/auth/token", json=login)
+    return str(answer.raise_for_status().json()["access_token"])
+
+
+def small(picture: bytes) -> bytes:
+    """Return the picture with a palette, at most LARGEST where 16 colours make it so."""
+    image = Image.open(io.BytesIO(picture)).convert("RGB")
+    packed = b""
+    for colours in COLOURS:
+        file = io.BytesIO()
+        image.quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        packed = file.getvalue()
+        if len(packed) <= LARGEST:
+            break
+    return packed
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__)
+    parser.add_argument("names", nargs="*", help="such as console-start; all if absent")
+    parser.add_argument("--dark", action="store_true", help="as in the dark mode of a system")
+    parser.add_argument("--to", type=Path, default=PICTURES, help="folder, default %(default)s")
+    chosen = parser.parse_args()
+    settings = load_settings()
+    chosen.to.mkdir(parents=True, exist_ok=True)
+    with browser() as chromium:
+        token, airflow = airflow_token(settings), settings.link("airflow")
+        chromium.do("Network.setCookie", name="_token", value=token, url=airflow)
+        for name, address in pages(settings):
+            if chosen.names and name not in chosen.names:
+                continue
+            for device, width in WIDTHS.items():
+                chromium.open(address, width, dark=chosen.dark)
+                chromium.do("Runtime.evaluate", expression=OVERLAYS)
+                time.sleep(1)
+                path = chosen.to / f"{name}-{device}.png"
+                path.write_bytes(small(chromium.picture()))
+                sys.stdout.write(f"{path}: {path.stat().st_size // 1000} kB, {address}\n")
+
+
+if __name__ == "__main__":
+    main()
