@@ -6,12 +6,10 @@ that lead to no file, are printed, and the exit code is 1.
 
 from __future__ import annotations
 
-import ast
 import html
 import re
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +19,7 @@ from pydantic_core import PydanticUndefined
 from core.settings import CLONE, PROJECT, Settings
 from docs.routes import routes
 from docs.spec_fields import spec
+from monitoring.console.loop_metrics import METRICS
 from serving import metrics as serving_metrics
 
 if TYPE_CHECKING:
@@ -57,12 +56,11 @@ They are at `/metrics` of serving: sums over all processes.
 LOOP_HEAD = """
 ## The loop
 
-They are at `/metrics` of the console. Each is a gauge. [What they mean](../console.md#metrics).
+They are at `/metrics` of the console. [Console](../console.md#metrics) names their labels.
 
-| metric | labels |
+| metric | meaning |
 |---|---|
 """
-LOOP = CLONE / "monitoring" / "console" / "loop_metrics.py"
 
 
 def commands() -> str:
@@ -97,21 +95,7 @@ def metrics() -> str:
             labels = ", ".join(metric._labelnames)  # noqa: SLF001  (no public way to ask)
             page += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
     page += LOOP_HEAD
-    for name, labels in sorted(_loop_metrics().items()):
-        page += f"| `gyre_{name}` | {', '.join(sorted(labels))} |\n"
-    return page
-
-
-def _loop_metrics() -> dict[str, set[str]]:
-    """Return each name that is given to `add` with its labels; `add_model` adds `model`."""
-    found = defaultdict[str, set[str]](set)
-    for call in ast.walk(ast.parse(LOOP.read_text("utf-8"))):
-        if isinstance(call, ast.Call) and call.args and isinstance(call.args[0], ast.Constant):
-            function = ast.unparse(call.func)
-            if function in {"add", "add_model"}:
-                labels = {keyword.arg for keyword in call.keywords if keyword.arg}
-                found[call.args[0].value] |= labels | {"model"}
-    return found
+    return page + "".join(f"| `gyre_{name}` | {text} |\n" for name, text in METRICS.items())
 
 
 def broken_links() -> Iterator[str]:

@@ -17,6 +17,31 @@ from mlflow_server.window_details import QUANTILES, WindowDetails
 from monitoring.console.status import ModelStatus
 
 Add = Callable[..., None]
+METRICS = {
+    "alerts_open": "Alerts whose cause was seen within 3 hours.",
+    "alerts_undelivered": "Alerts that no address has taken.",
+    "cpu_seconds": "CPU time of a program of the supervisor, with all its processes.",
+    "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
+    "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
+    "drift_psi": "PSI of a feature or the score, newest window.",
+    "drift_psi_limit": "The PSI from which the loop acts; none where it does not act.",
+    "feature_age_promise_seconds": "The most that gyre_feature_watermark_age_seconds may be.",
+    "last_decision_timestamp_seconds": "When an action was last decided.",
+    "last_monitoring_run_timestamp_seconds": "The moment that the newest monitoring run is as of.",
+    "last_promotion_timestamp_seconds": "When a version came into production.",
+    "last_training_timestamp_seconds": "When the newest training started.",
+    "memory_bytes": "Memory of such a program; what its processes share counts once.",
+    "observed_timestamp_seconds": "When a source (database, mlflow, features) was read.",
+    "performance": "A metric of the newest monitoring run; kind: online or backfilled.",
+    "production_version": "1 for the version in production, told by mlflow or the ledger.",
+    "reference_quantile": "Quantiles of features and score in the evaluated snapshots.",
+    "source_silence_promise_seconds": "How long a dataset may have no new event.",
+    "source_silence_seconds": "Now minus a dataset's newest event.",
+    "verdict": "1 for the newest verdict.",
+    "window_entities": "Entities of the newest window.",
+    "window_quantile": "Quantiles of features and score in the newest window.",
+}
+"""Without `gyre_`."""
 
 
 def loop_metrics(
@@ -31,7 +56,8 @@ def loop_metrics(
 
     def add(name: str, value: float, **labels: str) -> None:
         if name not in gauges:
-            gauges[name] = Gauge(f"gyre_{name}", "docs/console.md", [*labels], registry=registry)
+            meaning = METRICS[name]
+            gauges[name] = Gauge(f"gyre_{name}", meaning, [*labels], registry=registry)
         gauges[name].labels(**labels).set(value)
 
     for status in statuses:
@@ -42,7 +68,8 @@ def loop_metrics(
             _add_quantiles(add_model, status.rows.value.details or WindowDetails())
     for summary in summaries:
         _add_dataset(add, summary)
-    seconds = Counter("gyre_cpu_seconds", "docs/console.md", ["program"], registry=registry)
+    meaning = METRICS["cpu_seconds"]
+    seconds = Counter("gyre_cpu_seconds", meaning, ["program"], registry=registry)
     for program, (cpu, memory) in (programs or {}).items():
         seconds.labels(program).inc(cpu)
         add("memory_bytes", memory, program=program)
