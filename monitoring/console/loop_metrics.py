@@ -20,7 +20,7 @@ Add = Callable[..., None]
 METRICS = {
     "alerts_open": "Alerts whose cause was seen within 3 hours.",
     "alerts_undelivered": "Alerts that no address has taken.",
-    "cpu_seconds": "CPU time of a program of the supervisor, with all its processes.",
+    "cpu_seconds_total": "CPU time of a program of the supervisor, with all its processes.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
     "drift_psi": "PSI of a feature or the score, newest window.",
@@ -68,8 +68,8 @@ def loop_metrics(
             _add_quantiles(add_model, status.rows.value.details or WindowDetails())
     for summary in summaries:
         _add_dataset(add, summary)
-    meaning = METRICS["cpu_seconds"]
-    seconds = Counter("gyre_cpu_seconds", meaning, ["program"], registry=registry)
+    meaning = METRICS["cpu_seconds_total"]
+    seconds = Counter("gyre_cpu_seconds_total", meaning, ["program"], registry=registry)
     for program, (cpu, memory) in (programs or {}).items():
         seconds.labels(program).inc(cpu)
         add("memory_bytes", memory, program=program)
