@@ -53,9 +53,10 @@ def routes() -> str:
 
 async def _document() -> dict[str, Any]:
     with TemporaryDirectory() as home:
-        addresses = {"mlflow_url": f"http://{NOBODY}", "redis_url": f"redis://{NOBODY}"}
-        without = dict.fromkeys(("data_url", "default_model", "serving_tokens_file"))
-        app = create_app(Settings(home=Path(home), **addresses, **without)).app
+        own = ("data_url", "default_model", "serving_tokens_file")
+        settings: dict[str, Any] = dict.fromkeys(own)
+        settings |= {"mlflow_url": f"http://{NOBODY}", "redis_url": f"redis://{NOBODY}"}
+        app = create_app(Settings(home=Path(home), **settings)).app
         async with app.router.lifespan_context(app):
             return app.openapi()
 

@@ -78,7 +78,7 @@ def _meanings() -> Iterator[tuple[tuple[str, str], str]]:
         for part in classes:
             for node, after in zip(part.body, [*part.body[1:], None], strict=True):
                 if isinstance(node, ast.AnnAssign):
-                    comment = lines[node.end_lineno - 1].partition("  # ")[2]
+                    comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")[2]
                     meaning = " ".join(f"{comment} {_text(after)}".split())
                     yield (part.name, ast.unparse(node.target)), meaning
 
