@@ -7,6 +7,7 @@ as old of all: decisions that acted stay for ever.
 from __future__ import annotations
 
 import json
+import re
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import sqlalchemy as sql
 
 from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
-from mlflow_server.roles import last_applied
+from mlflow_server.roles import ROLES, last_applied
 from mlflow_server.window_details import DETAILS
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ WINDOWS = sql.Table(
 """Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
+BEFALLS = re.compile(r"(?:parked: |drift of |skew of |too few predictions of )*version (\d+)")
 YEAR = timedelta(days=365)
 SHOWN = 24
 """The newest decisions that `ModelRows` holds."""
@@ -236,7 +238,10 @@ class ModelRows:
         return last_applied(self.ledger, role)
 
     def open_alerts(self, now: datetime) -> list[Mapping[str, Any]]:
-        return [alert for alert in self.alerts if is_open(alert, now)]
+        """Alerts seen of late; what befell a version is over with its role, but for its harm."""
+        taken = {row.to_version for row in map(self.newest, ROLES) if row}
+        found = [(alert, BEFALLS.match(alert["cause"])) for alert in self.alerts]
+        return [a for a, of in found if is_open(a, now) and (not of or of[1] in taken)]
 
     def undelivered(self) -> list[Mapping[str, Any]]:
         return [alert for alert in self.alerts if not alert["delivered"]]

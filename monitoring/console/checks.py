@@ -7,8 +7,9 @@ from itertools import takewhile
 from typing import Any
 
 from feature_repo.freshness import Freshness
+from mlflow_server.alerts import FAILED
 from mlflow_server.pages import RunPage
-from mlflow_server.records import ModelRows, is_open
+from mlflow_server.records import ModelRows
 from monitoring.console.cached_reader import Reading
 from monitoring.console.status import ModelStatus
 from monitoring.serving_status import ServingStatus
@@ -97,8 +98,11 @@ def _roles(status: ModelStatus) -> Iterator[Check]:
             versions["ledger"] = row.to_version if row else None
         version, *others = {*versions.values()} or {None}
         if others:
-            remark = "; ".join(f"{source}: {_named(each)}" for source, each in versions.items())
-            yield Check(role, ok=False, remark=remark, since=row.time if row else None)
+            said = [f"{source}: {_named(each)}" for source, each in versions.items()]
+            ready = serving.ready["resources"] if serving else {}
+            own = ready.get(f"model {status.spec.name}", {}).get("detail", "")
+            said += own.split("; ")[1:]  # what serving refuses, and why
+            yield Check(role, ok=False, remark="; ".join(said), since=row.time if row else None)
         elif version or (versions and role == "production"):
             why = f" since {_time(row.time)}, by {row.who}: {row.why}" if row else ""
             yield Check(role, bool(version) if serving else None, _named(version) + why)
@@ -126,10 +130,12 @@ def _of_rows(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Ch
 
 def _alerts(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Check]:
     """Name each that is open, and each that nobody has heard."""
-    shown = [each for each in rows.alerts if is_open(each, now) or not each["delivered"]]
+    still_open = rows.open_alerts(now)
+    shown = [each for each in rows.alerts if each in still_open or not each["delivered"]]
     for alert in shown:
-        remark = f"{alert['cause']} ({alert['count']} times): {alert['message']}"
-        if not is_open(alert, now):
+        cause = f"{alert['cause']} ({alert['count']} times): "
+        remark = ("" if FAILED in cause else cause) + alert["message"]  # which says that in full
+        if alert not in still_open:
             remark = f"not delivered: {remark}"
         elif not alert["delivered"]:
             remark = f"{remark}; not delivered yet"
@@ -145,8 +151,7 @@ def _training(run: RunPage | None, at: datetime | None, now: datetime) -> Check:
     outcome = run.tags.get("outcome") or run.tags.get("gate") or "nothing is written down yet"
     ended = f"ended {_time(run.ended)}" if run.ended else "goes on"
     remark = f"{run.status.lower()}, {ended}, for {run.tags.get('reason')}: {outcome}"
-    is_new = run.ended is not None and now - run.ended < REFUSED_FOR
-    refused = is_new and outcome.startswith("refused")
+    refused = outcome.startswith("refused") and run.ended and now - run.ended < REFUSED_FOR
     ok = run.status not in {"FAILED", "KILLED"} and not refused
     return Check("last training", ok, remark, at, run.ended)
 

@@ -82,6 +82,23 @@ def test_sources_that_disagree_are_all_shown() -> None:
     )  # fmt: skip
 
 
+def test_a_version_that_serving_refuses_is_named_with_why() -> None:
+    does = "version 2 answers; version 3 is refused: ModelRefusedError: other inputs"
+    serving = workers("2")
+    serving.value.ready["resources"][f"model {SPEC.name}"] = {"ok": True, "detail": does}
+    found = checked(replace(WELL, aliases=seen({"production": "3"}), serving=serving))
+    assert found["production"].remark == (
+        "workers: version 2; MLflow's alias: version 3; ledger: version 2; "
+        "version 3 is refused: ModelRefusedError: other inputs"
+    )
+
+
+def test_a_failed_task_is_said_once() -> None:
+    failed = "ingest.ingest_orders failed: DataError: orders: no file"
+    alert = ALERT | {"cause": f"{failed} #", "message": f"{failed} 7"}
+    assert checked(rows(alerts=[alert]))["alerts"].remark == f"{failed} 7"
+
+
 def test_a_challenger_that_no_worker_holds_is_shown() -> None:
     assert "challenger" not in checked(WELL)
     row = replace(LEDGER, sequence=2, role="challenger", percent=10, to_version="3")
@@ -99,6 +116,28 @@ def test_what_does_not_answer_is_unknown_and_says_why() -> None:
     assert [check.remark for check in found.values()] == ["unknown: it does not answer"] * 5
     (serving,) = of_server(Reading(why="it does not answer"))
     assert (serving.ok, serving.remark) == (None, "unknown: it does not answer")
+
+
+@pytest.mark.parametrize(
+    ("cause", "ends"),
+    [
+        ("drift of version {}, labels up to 2026-08-01", True),
+        ("parked: drift of version {}, labels up to 2026-08-01", True),
+        ("skew of version {}: avg_order_value", True),
+        ("too few predictions of version {}", True),
+        ("version {} is refused", True),
+        ("harm of version {} (ledger row 2)", False),
+        ("rollout of version {} stopped (ledger row 2)", False),
+    ],
+)
+def test_what_befell_a_version_is_over_once_it_is_in_no_role(cause: str, ends: Any) -> None:
+    """All but what took it out of its role."""
+    for version, ok in (("2", False), ("1", ends), ("12", ends)):
+        found = checked(rows(alerts=[ALERT | {"cause": cause.format(version)}]))["alerts"]
+        assert (found.ok, cause.format(version) in found.remark) == (ok, not ok)
+    shadow = replace(LEDGER, sequence=2, role="shadow", to_version="1")
+    tried = rows(alerts=[ALERT | {"cause": cause.format("1")}], ledger=[LEDGER, shadow])
+    assert checked(tried)["alerts"].ok is False
 
 
 def test_without_serving_nobody_knows_what_is_in_production() -> None:

@@ -18,6 +18,7 @@ from monitoring.console.advice import problems
 from monitoring.console.checks import Check
 from tests.conftest import unused_port, wait_until
 from tests.console.year import fill_dataset
+from tests.faults.test_broken_model import other_inputs
 from tests.faults.test_console import console
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class Night:
     settings: Settings
     version: str
     consumer: ExitStack
+    undo: ExitStack
 
     @property
     def now(self) -> datetime:
@@ -63,10 +65,10 @@ class Night:
 
 @pytest.fixture
 def night(rig: Any, served: Any, tmp_path: Path) -> Iterator[Night]:
-    with ExitStack() as consumer:
+    with ExitStack() as consumer, ExitStack() as undo:
         consumer.enter_context(rig.consuming())
         own = rig.settings.model_copy(update={"home": tmp_path})
-        made = Night(rig, own, served.first, consumer)
+        made = Night(rig, own, served.first, consumer, undo)
         made.promoted(1, None, served.first, "test", "because")
         made.decided(served.first, "ok", "nothing", "ok", "no actionable drift")
         fill_dataset(own, "orders", made.now)
@@ -90,8 +92,12 @@ def dies(night: Night) -> None:
 
 
 def is_refused(night: Night) -> None:
-    why = "version 7 is refused: ModelRefusedError: model.onnx is not what was registered"
-    night.alerted("version 7 is refused", f"version {night.version} answers; {why}")
+    rig, version = night.rig, night.rig.register(1.0, model=other_inputs()).version
+    night.undo.callback(rig.promote, night.version)
+    rig.promote(version)
+    night.promoted(2, night.version, version, "ann", "it looks good")
+    why = f"version {version} is refused: ModelRefusedError: model.onnx: inputs are"
+    night.alerted(f"version {version} is refused", f"version {night.version} answers; {why}")
 
 
 def fails_its_gates(night: Night) -> None:
@@ -104,14 +110,14 @@ def fails_its_gates(night: Night) -> None:
 def harms(night: Night) -> None:
     why = "60 of 110 predictions failed"
     night.promoted(2, night.version, "9", "airflow", "weekly")
-    night.decided("9", "ok", "rollback", "harm", why)
+    night.decided("9", "bad", "rollback", "harm", why)
     night.promoted(3, "9", night.version, "monitor", why)
-    night.alerted("harm of version 9 (ledger row 2)", f"ok: {why}; rollback")
+    night.alerted("harm of version 9 (ledger row 2)", f"bad: {why}; rollback")
 
 
 SAID = {
     harms: ("Version 9 did harm and was taken back", "60 of 110 predictions failed", "#ledger"),
-    is_refused: ("Serving refuses version 7", "is not what was registered", "/versions/7"),
+    is_refused: ("Serving refuses version ", "model.onnx: inputs are", "gyre rollback"),
     dies: ("Events are not processed", "no consumer reads the events since", "gyre logs consumer"),
     stands_still: ("Ingest of orders stands still", "6 h, at most 2 h", "/dags/ingest/runs"),
     drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
@@ -141,6 +147,8 @@ def test_the_start_page_names_the_fault_first_and_says_what_to_do(
         assert all(said in first for said in SAID[fault]), first
         assert 'class="do"' in first
         assert "<title>Gyre: The loop needs a look: 1 thing to do</title>" in client.get("/").text
+        young = "is too young, or asked too little, for a verdict"
+        assert all(young in other for other in problem_list(client)[1:])
 
 
 def test_of_several_faults_the_worst_is_first(night: Night) -> None:
