@@ -101,12 +101,12 @@ class Records:
     ) -> list[DecisionRow]:
         """One decision for each `hours` of a day from `since` on, oldest first, without `inputs`.
 
-        The one that acted, else a bad one, else the newest. notable: none where there is no other.
+        The one that acted, else a bad one, else the newest. notable: of each action one of the two.
         """
         at, acted = DECISIONS.c.as_of, DECISIONS.c.action != "nothing"
         bad = DECISIONS.c.verdict == "bad"
         day, hour = sql.func.substr(at, 1, 10), sql.func.substr(at, 12, 2)
-        span = (day, sql.cast(hour, sql.Integer) // hours)
+        span = (day, sql.cast(hour, sql.Integer) // hours, *([DECISIONS.c.action] * notable))
         order = (sql.case((acted, 0), (bad, 1), else_=2), at.desc())
         rank = sql.func.row_number().over(partition_by=span, order_by=order).label("rank")
         ranked = sql.select(DECISIONS.c.sequence, rank).filter_by(model=model)
@@ -223,7 +223,7 @@ class ModelRows:
     """What the database says of a model, oldest first; last: when each action was last decided.
 
     alerts: of the model and of its dataset. details: of the newest decision, if it has any.
-    notable: of each day of a year in which one acted or was bad, one decision that did.
+    notable: of each day of a year in which one acted or was bad, one decision of each action.
     """
 
     ledger: Sequence[LedgerRow]

@@ -73,10 +73,13 @@ def test_of_each_span_comes_the_one_that_acted_else_a_bad_one_else_the_newest(tm
 
         assert chosen() == [1, 2, 5, 6, 11, 12, 13]
         assert chosen(hours=6) == [1, 6, 13]
-        assert chosen(hours=6, notable=True) == [1, 6]
+        assert chosen(hours=6, notable=True) == [1, 2, 6]
         assert chosen(hours=24) == [1]
         assert records.decisions_since("churn", day.replace(hour=12), 24)[0].as_of.hour == 13
         assert records.decisions_since("other", day, 24) == []
+        records.keep(replace(FIRST, as_of=day.replace(hour=20), verdict="bad", action="rollback"))
+        assert chosen(hours=24) == [20]
+        assert chosen(hours=24, notable=True) == [1, 6, 20], "a rollback hides no retraining"
 
 
 def test_details_of_some_moments_are_read_alone(tmp_path):
