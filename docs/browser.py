@@ -60,9 +60,10 @@ class Browser:
 
     def picture(self) -> bytes:
         """Return what is shown, as PNG; of a short page without the empty rest."""
-        size = self.do("Page.getLayoutMetrics")
-        width = size["cssVisualViewport"]["clientWidth"]
-        height = min(size["cssContentSize"]["height"], HIGHEST)
+        width = self.do("Page.getLayoutMetrics")["cssVisualViewport"]["clientWidth"]
+        expression = "Math.ceil(document.documentElement.getBoundingClientRect().height)"
+        found = self.do("Runtime.evaluate", expression=expression)["result"]["value"]
+        height = min(found, HIGHEST)
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
         shot = self.do("Page.captureScreenshot", clip=clip)
         return base64.b64decode(shot["data"])
