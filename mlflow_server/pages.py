@@ -3,21 +3,16 @@
 Over MLflow's REST API: the console, whose process this is for, does without 150 MB of MLflow.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from core.errors import RegistryError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from core.settings import Settings
+from core.settings import Settings
 
 SECONDS = 5
 TLS = httpx.create_ssl_context()
