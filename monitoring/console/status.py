@@ -15,8 +15,8 @@ from mlflow_server.ledger import Ledger
 from mlflow_server.pages import ModelPages, ModelRuns, Pages
 from mlflow_server.records import ModelRows, Records, model_rows
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
-from monitoring.console.history import SPANS, History, read_history
-from monitoring.serving_status import ServingStatus
+from monitoring.console.history import SPANS, History, read_history, traffic
+from monitoring.serving_status import COUNTS, ServingStatus, counters_of
 
 FOR_EVER = 1e9
 """Seconds."""
@@ -30,6 +30,19 @@ class ModelStatus:
     freshness: Reading[list[Freshness]]
     rows: Reading[ModelRows]
     runs: Reading[ModelRuns]
+
+
+def since_the_last_run(
+    status: ModelStatus, role: str, version: str, now: datetime
+) -> dict[str, float] | str:
+    """Return what a version did since the last monitoring run, or why that is unknown."""
+    serving, rows = status.serving.value, status.rows.value
+    if serving is None or rows is None:
+        return status.serving.why if serving is None else status.rows.why
+    if not rows.decisions or not (counted := rows.decisions[-1].counted):
+        return "no monitoring run has asked serving yet"
+    then, counters = rows.decisions[-1].as_of, counters_of(serving.replicas, status.spec.name)
+    return traffic(f"{role} {version}", counters, COUNTS.validate_json(counted), now - then)
 
 
 Stores = CachedReader[tuple[Ledger, Records]]
