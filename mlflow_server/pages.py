@@ -38,13 +38,6 @@ class RunPage:
 
 
 @dataclass(frozen=True)
-class ModelRuns:
-    """The newest training."""
-
-    training: RunPage | None
-
-
-@dataclass(frozen=True)
 class ModelPages:
     """The newest versions and those in a role, with the run of each, None where it is deleted.
 
@@ -80,9 +73,9 @@ class Pages:
     def run(self, run_id: str) -> str:
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
-    def runs(self, experiment: str) -> ModelRuns:
-        found = self._newest(experiment, "tags.as_of LIKE '%'", 1)
-        return ModelRuns(found[0] if found else None)
+    def training(self, experiment: str) -> RunPage | None:
+        """Return the newest training, None without any."""
+        return next(iter(self._newest(experiment, "tags.as_of LIKE '%'", 1)), None)
 
     def pages(self, model: str, experiment: str) -> ModelPages:
         aliases = self.aliases(model)

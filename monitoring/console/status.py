@@ -12,7 +12,7 @@ from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_repo.freshness import Freshness, recorded_freshness
 from mlflow_server.ledger import Ledger
-from mlflow_server.pages import ModelPages, ModelRuns, Pages
+from mlflow_server.pages import ModelPages, Pages, RunPage
 from mlflow_server.records import ModelRows, Records, model_rows
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
 from monitoring.console.history import SPANS, History, read_history, traffic
@@ -29,7 +29,7 @@ class ModelStatus:
     aliases: Reading[Mapping[str, str]]
     freshness: Reading[list[Freshness]]
     rows: Reading[ModelRows]
-    runs: Reading[ModelRuns]
+    runs: Reading[RunPage | None]
 
 
 def since_the_last_run(
@@ -81,7 +81,7 @@ class ModelReaders:
             CachedReader(lambda: pages.aliases(name)),
             CachedReader(lambda: recorded_freshness(settings, spec.dataset, spec.feature_service)),
             CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
-            CachedReader(lambda: pages.runs(spec.experiment), seconds=30),
+            CachedReader(lambda: pages.training(spec.experiment), seconds=30),
         )
         self.pages: CachedReader[ModelPages]
         self.pages = CachedReader(lambda: pages.pages(name, spec.experiment), seconds=30)
