@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from typing import Any
 
@@ -16,8 +16,8 @@ from core.spec import broken_specs, load_specs
 from mlflow_server.roles import PRODUCTION
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import Check, of_model, of_server
-from monitoring.console.status import ModelReaders, ModelStatus
-from monitoring.serving_status import COUNTS, Counters, counts, did, read_serving
+from monitoring.console.status import ModelReaders, ModelStatus, since_the_last_run
+from monitoring.serving_status import read_serving
 from stack.processes import members, states
 
 SHOWN = {"name": "name", "statename": "state", "description": "description"}
@@ -44,36 +44,32 @@ def _checks(settings: Settings) -> tuple[bool, Mapping[str, list[Check]], dict[s
     """Return whether serving is ready, all checks, and a card for each model, the worst first."""
     serving = CachedReader(partial(read_serving, settings))
     models = {spec.name: ModelReaders(settings, spec, serving) for spec in load_specs()}
-    counted = {name: CachedReader(partial(counts, settings, name)) for name in models}
     readers = (reader for model in models.values() for reader in model.all)
-    read_all([serving, *readers, *counted.values()])
+    read_all([serving, *readers])
     now, found = datetime.now(UTC), serving.reading
     checks, cards = dict[str, list[Check]](), dict[str, Any]()
     for name, model in models.items():
         checks[name] = [*of_model(model.status(), now)]
         state = WORDS[min((check.ok for check in checks[name]), key=[*WORDS].index)]
-        cards[name] = {"state": state, **card(model.status(), counted[name].reading.value, now)}
+        cards[name] = {"state": state, **card(model.status(), now)}
     is_ready = found.value is not None and found.value.ready["ready"] is True
     cards = dict(sorted(cards.items(), key=lambda item: ORDER(item[1]["state"])))
     return is_ready, checks | {"serving and its resources": [*of_server(found)]}, cards
 
 
-def card(status: ModelStatus, counted: Counters | None, now: datetime) -> dict[str, Any]:
+def card(status: ModelStatus, now: datetime) -> dict[str, Any]:
     """Return a line's figures, None of what is not known; rates since the last monitoring run."""
     rows, fresh = status.rows.value, status.freshness.value or ()
     row = rows.newest(PRODUCTION) if rows else None
     last = rows.decisions[-1] if rows and rows.decisions else None
-    new = None
-    if row and last and last.counted and counted is not None:
-        new = did(f"{PRODUCTION} {row.to_version}", counted, COUNTS.validate_json(last.counted))
-    minutes = (now - last.as_of) / timedelta(minutes=1) if last else 1.0
-    slow, asked = (new.quantile(0.99), new.failed + new.answered) if new else (None, 0)
+    found = since_the_last_run(status, PRODUCTION, f"{row and row.to_version}", now)
+    did = {} if isinstance(found, str) else {name: round(x, 2) for name, x in found.items()}
     return {
         "version": row and row.to_version,
         "since": row and row.time,
-        "requests_a_minute": new and round(new.timed / minutes, 1),
-        "p99_ms": slow and round(slow * 1000, 1),
-        "error_percent": new and asked and round(100 * new.failed / asked, 2),
+        "requests_a_minute": did.get("requests a minute"),
+        "p99_ms": did.get("p99 in ms"),
+        "error_percent": did.get("failed, %"),
         "verdict": last and last.verdict,
         "complete_up_to": min((each.watermark for each in fresh if each.watermark), default=None),
         "open_alerts": len(rows.open_alerts(now)) if rows else None,

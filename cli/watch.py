@@ -1,26 +1,20 @@
 """`gyre monitor`, `compare`, `decide`, `backtest`: how well a model does."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, astuple
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
 from cli.terminal import working
 from cli.verbs import AsJson, AsOf, begin, moment, say
 from core.errors import MonitoringError, StackError
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.spec import load_spec
+from monitoring.checks.result import MonitorReport
 from stack.airflow_api import AirflowApi
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from core.settings import Settings
-    from monitoring.checks.result import MonitorReport
 
 SINCE = "When the first model is trained; as early as can be if absent."
 

@@ -3,16 +3,15 @@
 Only pydantic is imported, so that DAGs are parsed and serving starts without the training stack.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from core.errors import SettingsError
 from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
@@ -32,9 +31,6 @@ from core.training_spec import (
     Task,
     Training,
 )
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 MODELS = PROJECT / "models"
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
@@ -150,7 +146,7 @@ class ModelSpec(Strict):
         return schedule
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
+    def _consistent(self) -> Self:
         if problems := [*self._of_another_task(), *self._of_segments(), *self._contradictions()]:
             raise ValueError("\n".join(problems))
         return self

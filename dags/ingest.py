@@ -1,7 +1,5 @@
 """`ingest`: every hour, what is due of each dataset becomes tables and features."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 

@@ -1,7 +1,5 @@
 """`maintain`: every night, what is past its time goes; what lineage names stays."""
 
-from __future__ import annotations
-
 import logging
 from datetime import timedelta
 

@@ -6,8 +6,6 @@ partition key the cause; without one `retrain` is skipped. Rolling back and aler
 then: the run's note says so.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from airflow.sdk import Asset, get_current_context, task

@@ -6,8 +6,6 @@ which the small DAG `steps_<MODEL>` emits every five minutes, and by hand. The s
 promotion ledger's. What went into production is emitted on the Asset `promoted/<MODEL>`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from airflow.sdk import Asset, get_current_context, task

@@ -3,14 +3,13 @@
 Nothing heavy is imported at parse time.
 """
 
-from __future__ import annotations
-
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.sdk import (
     DAG,
@@ -28,9 +27,6 @@ from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec, load_specs
 from core.timestamps import parse_timestamp
 from stack.airflow_api import LINKS, AirflowApi
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
 
 log = logging.getLogger(__name__)
 WRITERS = "tables"

@@ -5,8 +5,6 @@ It starts on the Asset `drift/<MODEL>` (one run for each partition key, the caus
 is in training/, a file each; a task's result is an id, never data.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any

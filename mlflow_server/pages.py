@@ -3,21 +3,16 @@
 Over MLflow's REST API: the console, whose process this is for, does without 150 MB of MLflow.
 """
 
-from __future__ import annotations
-
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 
 from core.errors import RegistryError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-
-    from core.settings import Settings
+from core.settings import Settings
 
 SECONDS = 5
 TLS = httpx.create_ssl_context()
@@ -40,13 +35,6 @@ class RunPage:
     ended: datetime | None
     tags: dict[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class ModelRuns:
-    """The newest training."""
-
-    training: RunPage | None
 
 
 @dataclass(frozen=True)
@@ -85,9 +73,9 @@ class Pages:
     def run(self, run_id: str) -> str:
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
-    def runs(self, experiment: str) -> ModelRuns:
-        found = self._newest(experiment, "tags.as_of LIKE '%'", 1)
-        return ModelRuns(found[0] if found else None)
+    def training(self, experiment: str) -> RunPage | None:
+        """Return the newest training, None without any."""
+        return next(iter(self._newest(experiment, "tags.as_of LIKE '%'", 1)), None)
 
     def pages(self, model: str, experiment: str) -> ModelPages:
         aliases = self.aliases(model)

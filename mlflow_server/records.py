@@ -4,27 +4,20 @@
 as old of all: decisions that acted stay for ever.
 """
 
-from __future__ import annotations
-
 import json
 import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sql
 
-from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
+from core.settings import Settings
+from mlflow_server.ledger import Ledger, LedgerRow, database, lock_tables, one_at_a_time, refused
 from mlflow_server.roles import ROLES, last_applied
-from mlflow_server.window_details import DETAILS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from core.settings import Settings
-    from mlflow_server.ledger import Ledger, LedgerRow
-    from mlflow_server.window_details import WindowDetails
+from mlflow_server.window_details import DETAILS, WindowDetails
 
 META = sql.MetaData()
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")

@@ -1,32 +1,26 @@
 """A trained model becomes a version: once per run, whatever was killed on the way."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
+import pandas as pd
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from core.errors import RegistryError
+from core.settings import Settings
 from mlflow_server.connection import EXISTS, client, translated
+from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, digest_tags, served_files, wrong_files
 from mlflow_server.version_tags import packed
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-
-    from core.settings import Settings
-    from mlflow_server.pyfunc import ModelFile
 
 COLUMN_TYPES = {"int64": "long", "float64": "double", "object": "string"}
 NAME = "model"

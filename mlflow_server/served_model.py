@@ -3,13 +3,14 @@
 Each file has its SHA-256 as a tag of the version: a reader checks it before anything parses a byte.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.spec import (
@@ -18,12 +19,6 @@ from core.spec import (
     KeyType,
     Population,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
 
 ONNX_FILE, SKOPS_FILE = "model.onnx", "model.skops"
 Loader = Literal["mlflow.onnx", "mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm"]

@@ -52,7 +52,7 @@ class Tracking:
 
     def __init__(self, settings: Settings) -> None:
         self._client = client(settings)
-        self._address, self._link = settings.mlflow_address, settings.link("mlflow")
+        self._address = settings.mlflow_address
 
     def start_or_find_run(
         self,
@@ -89,12 +89,6 @@ class Tracking:
             order = ["attributes.start_time DESC"]
             found = self._client.search_runs([known.experiment_id], under, 1, MOST, order)
         return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
-
-    def page(self, run_id: str, path: str) -> str:
-        """Address of the run's artifact `path` in MLflow's UI."""
-        with translated(f"run {run_id}"):
-            place = self._client.get_run(run_id).info.experiment_id
-        return f"{self._link}/#/experiments/{place}/runs/{run_id}/artifacts/{path}"
 
     def run(self, run_id: str) -> Run:
         with translated(f"run {run_id}"):

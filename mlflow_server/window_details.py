@@ -1,7 +1,5 @@
 """What pictures show of one monitoring run, beside the figures of its decision."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 
 from pydantic import TypeAdapter

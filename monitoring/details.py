@@ -1,24 +1,18 @@
 """What pictures show of one monitoring run, measured on what it has read anyway."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from math import isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from mlflow_server import window_details as shapes
 from monitoring.checks.concept import segment_rates
+from monitoring.checks.performance import Judged
 from monitoring.checks.result import SCORE
-from training.metrics import CELLS, best_constant, bins, top_class
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from monitoring.checks.performance import Judged
-    from monitoring.run import MonitoringRun, Reference
-    from training.metrics import Labels, Scores
+from monitoring.run import MonitoringRun, Reference
+from training.metrics import CELLS, Labels, Scores, best_constant, bins, top_class
 
 BINS, SPAN = 20, (0.01, 0.99)
 """The bins begin and end at these quantiles: a few large numbers would take all the rest."""
@@ -82,7 +76,7 @@ def _labels(judged: Judged) -> Any:
     return judged.rows["label"].to_numpy()
 
 
-def _finite(column: pd.Series[Any]) -> Scores:
+def _finite(column: "pd.Series[Any]") -> Scores:
     values: Scores = column.to_numpy(float)
     return values[np.isfinite(values)]
 

@@ -26,12 +26,13 @@ from mlflow_server.promotion import promote, reconcile
 from mlflow_server.records import DecisionRow, Records, is_open
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from monitoring.check_list import run_checks
 from monitoring.checks.result import REPORTS, CheckResult, MonitorReport
 from monitoring.collect import collect
 from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide, judge
 from monitoring.details import window_details
 from monitoring.past import WHO
-from monitoring.run import MonitoringRun, Reference, prepare, run_checks
+from monitoring.run import MonitoringRun, Reference, prepare
 from monitoring.serving_status import COUNTS
 from training.validate import answered, learnable, newest_snapshot
 

@@ -1,25 +1,19 @@
 """What serving says of itself and has counted, read over HTTP like anybody else does."""
 
-from __future__ import annotations
-
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import TypeAdapter
 
+from core.settings import Settings
 from mlflow_server.pages import TLS
 from mlflow_server.roles import PRODUCTION
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from prometheus_client.samples import Sample
-
-    from core.settings import Settings
 
 PATIENCE = 5
 """Seconds."""
@@ -65,7 +59,7 @@ class Counted:
     within: tuple[tuple[float, float], ...] = ()
     answered: int = 0
 
-    def since(self, earlier: Counted) -> Counted:
+    def since(self, earlier: "Counted") -> "Counted":
         """What came after `earlier`; all of it where serving has begun anew since."""
         before = dict(earlier.within)
         rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)

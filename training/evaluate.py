@@ -1,7 +1,5 @@
 """Stage 4: measure challenger, trivial baseline and champion on the newest matured snapshots."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -9,10 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import (
@@ -36,6 +36,7 @@ from training.frame import at, features, with_features
 from training.gate import EVALUATIONS, Evaluation
 from training.metrics import (
     CELLS,
+    Labels,
     Scored,
     all_metrics,
     best_constant,
@@ -51,12 +52,6 @@ from training.metrics import (
 )
 from training.onnx_export import REMEDY, columns, latency_p99_ms, open_session, score
 from training.snapshots import dates
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from matplotlib.axes import Axes
-
-    from training.metrics import Labels
 
 CURVES: dict[str, Callable[..., Any]] = {
     "roc": RocCurveDisplay.from_predictions,

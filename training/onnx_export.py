@@ -1,7 +1,5 @@
 """The export of fitted models to what is served, and the check that both score the same."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time
@@ -13,12 +11,13 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, Int64TensorType, StringTensorType
@@ -37,9 +36,6 @@ from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import SCORE
 from training.estimators import reason
 from training.metrics import predict
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TYPES: dict[str, Any] = {
@@ -331,7 +327,7 @@ def _probes(
         yield kind, some.apply(_neighbour, step=step)
 
 
-def _neighbour(column: pd.Series[Any], step: int) -> Any:
+def _neighbour(column: "pd.Series[Any]", step: int) -> Any:
     """Each number's next float32 value, of whole numbers the next one; NaN and text stay."""
     if column.dtype == np.int64:
         return column + step

@@ -3,16 +3,16 @@
 Or let `[training] function` choose and fit; what is around it stays the same.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import skops.io
 from threadpoolctl import threadpool_limits
@@ -30,15 +30,9 @@ from training.artifacts import CANDIDATE, ESTIMATOR, PIPELINE_FILE, PROOF
 from training.dataset import load_frame
 from training.estimators import ANSWERS, build_pipeline, reason, require
 from training.frame import at, features
-from training.metrics import LOSSES, cost, predict
+from training.metrics import LOSSES, Labels, Scores, cost, predict
 from training.onnx_export import exported, pipeline_scores, prove
 from training.snapshots import Fold, Plan, Snapshot
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from training.metrics import Labels, Scores
 
 log = logging.getLogger(__name__)
 THRESHOLDS = np.arange(1, 100) / 100
@@ -151,7 +145,7 @@ def write_model(
     return served
 
 
-def _default(column: pd.Series[Any], kind: str) -> int | float | str:
+def _default(column: "pd.Series[Any]", kind: str) -> int | float | str:
     if kind == "string":
         return str(column.mode()[0])
     return int(column.median()) if kind == "int64" else float(column.median())

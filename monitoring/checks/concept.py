@@ -3,28 +3,21 @@
 Then: the snapshot it was evaluated on. Now: the newest that has matured since.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 from core.monitoring_spec import Monitoring
 from mlflow_server.window_details import SegmentRate
 from monitoring.checks.result import SCORE, CheckResult, Status
+from monitoring.run import MonitoringRun, Reference
+from training.metrics import Labels, Scored, Scores, losses, top_class
 from training.metrics import calibration as calibration_of
-from training.metrics import losses, top_class
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monitoring.run import MonitoringRun, Reference
-    from training.metrics import Labels, Scored, Scores
 
 DRAWS, PERCENTILE = 200, 0.95
 
@@ -37,7 +30,7 @@ class Outcomes:
     said: Scored
     segment: NDArray[np.object_] | None = None
 
-    def of_segment(self, value: object) -> Outcomes:
+    def of_segment(self, value: object) -> "Outcomes":
         rows = self.segment == value
         return Outcomes(self.y[rows], self.said.of(rows))
 

@@ -35,10 +35,10 @@ from monitoring.console.advice import problems
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.charts import Axis, Span, axis, placed
 from monitoring.console.checks import of_consumer, of_model, of_server
-from monitoring.console.history import SPANS, change, traffic
+from monitoring.console.history import SPANS, change
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.status import ModelReaders, ModelStatus, stores_of
-from monitoring.serving_status import COUNTS, counters_of, read_serving
+from monitoring.console.status import ModelReaders, ModelStatus, since_the_last_run, stores_of
+from monitoring.serving_status import read_serving
 from stack.processes import usage
 
 STRICT = jinja2.Environment(
@@ -49,19 +49,6 @@ STRICT = jinja2.Environment(
     lstrip_blocks=True,
 )
 SHARED = "serving and its resources"
-
-
-def since_the_last_run(
-    status: ModelStatus, role: str, version: str, now: datetime
-) -> dict[str, float] | str:
-    """Return what a version did since the last monitoring run, or why that is unknown."""
-    serving, rows = status.serving.value, status.rows.value
-    if serving is None or rows is None:
-        return status.serving.why if serving is None else status.rows.why
-    if not rows.decisions or not (counted := rows.decisions[-1].counted):
-        return "no monitoring run has asked serving yet"
-    then, counters = rows.decisions[-1].as_of, counters_of(serving.replicas, status.spec.name)
-    return traffic(f"{role} {version}", counters, COUNTS.validate_json(counted), now - then)
 
 
 def next_runs(spec: ModelSpec, now: datetime) -> dict[str, datetime]:

@@ -69,8 +69,8 @@ def of_model(status: ModelStatus, now: datetime) -> Iterator[Check]:
     yield from _roles(status)
     if status.rows.value:
         yield from _of_rows(status.rows.value, status.rows.at, now)
-    if status.runs.value:
-        yield _training(status.runs.value.training, status.runs.at, now)
+    if status.runs.at:
+        yield _training(status.runs.value, status.runs.at, now)
     if status.freshness.value:
         yield _features(status.freshness.value, status.freshness.at, now)
 

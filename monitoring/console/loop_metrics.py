@@ -84,7 +84,7 @@ def _add_sources(add: Add, status: ModelStatus, now: datetime) -> None:
             add("observed_timestamp_seconds", reading.at.timestamp(), source=source)
     if version := (status.aliases.value or {}).get("production"):
         add("production_version", 1, told_by="mlflow", version=version)
-    if status.runs.value and (run := status.runs.value.training):
+    if run := status.runs.value:
         add("last_training_timestamp_seconds", run.started.timestamp(), status=run.status)
     for fresh in status.freshness.value or ():
         dataset = fresh.dataset

@@ -12,11 +12,11 @@ from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_repo.freshness import Freshness, recorded_freshness
 from mlflow_server.ledger import Ledger
-from mlflow_server.pages import ModelPages, ModelRuns, Pages
+from mlflow_server.pages import ModelPages, Pages, RunPage
 from mlflow_server.records import ModelRows, Records, model_rows
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
-from monitoring.console.history import SPANS, History, read_history
-from monitoring.serving_status import ServingStatus
+from monitoring.console.history import SPANS, History, read_history, traffic
+from monitoring.serving_status import COUNTS, ServingStatus, counters_of
 
 FOR_EVER = 1e9
 """Seconds."""
@@ -29,7 +29,20 @@ class ModelStatus:
     aliases: Reading[Mapping[str, str]]
     freshness: Reading[list[Freshness]]
     rows: Reading[ModelRows]
-    runs: Reading[ModelRuns]
+    runs: Reading[RunPage | None]
+
+
+def since_the_last_run(
+    status: ModelStatus, role: str, version: str, now: datetime
+) -> dict[str, float] | str:
+    """Return what a version did since the last monitoring run, or why that is unknown."""
+    serving, rows = status.serving.value, status.rows.value
+    if serving is None or rows is None:
+        return status.serving.why if serving is None else status.rows.why
+    if not rows.decisions or not (counted := rows.decisions[-1].counted):
+        return "no monitoring run has asked serving yet"
+    then, counters = rows.decisions[-1].as_of, counters_of(serving.replicas, status.spec.name)
+    return traffic(f"{role} {version}", counters, COUNTS.validate_json(counted), now - then)
 
 
 Stores = CachedReader[tuple[Ledger, Records]]
@@ -68,7 +81,7 @@ class ModelReaders:
             CachedReader(lambda: pages.aliases(name)),
             CachedReader(lambda: recorded_freshness(settings, spec.dataset, spec.feature_service)),
             CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
-            CachedReader(lambda: pages.runs(spec.experiment), seconds=30),
+            CachedReader(lambda: pages.training(spec.experiment), seconds=30),
         )
         self.pages: CachedReader[ModelPages]
         self.pages = CachedReader(lambda: pages.pages(name, spec.experiment), seconds=30)

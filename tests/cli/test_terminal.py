@@ -16,12 +16,14 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from prometheus_client.samples import Sample
 from rich.console import Console
 
 from cli.status import card, shown
 from core.settings import PROJECT
 from mlflow_server.ledger import Ledger
-from monitoring.serving_status import COUNTS, Counted
+from monitoring.console.cached_reader import Reading
+from monitoring.serving_status import COUNTS, Counted, ServingStatus
 from stack.environment import child_environment
 from tests.conftest import BIN, new_settings
 from tests.console.test_checks import DECISION, LEDGER, NOW, SILENT, WELL, rows
@@ -176,9 +178,17 @@ def text_of(models, checks=None) -> list[str]:
 
 def test_a_card_has_the_rates_since_the_last_monitoring_run():
     before = {"production 2": {"a": Counted(1, 100, ((0.01, 100.0), (0.1, 100.0)), 99)}}
-    now = {"production 2": {"a": Counted(4, 220, ((0.01, 210.0), (0.1, 220.0)), 216)}}
+    now = {("failures_total", None): 4, ("s_total", None): 216, ("_seconds_bucket", "0.01"): 210,
+           ("_seconds_bucket", "0.1"): 220, ("_seconds_bucket", "+Inf"): 220}  # fmt: skip
+    of = {"model": MODEL, "role": "production", "version": "2"}
+    samples = [
+        Sample(f"gyre_prediction{'_' * (name == 'failures_total')}{name}",
+               of | ({"le": le} if le else {}), float(n))
+        for (name, le), n in now.items()
+    ]  # fmt: skip
     decision = replace(DECISION, counted=COUNTS.dump_json(before).decode())
-    found = card(rows(decisions=[decision]), now, NOW)
+    serving = Reading(ServingStatus({}, samples, {"a": samples}), NOW)
+    found = card(replace(rows(decisions=[decision]), serving=serving), NOW)
     assert found["requests_a_minute"] == 2.0  # 120 in an hour
     assert 10 < found["p99_ms"] < 100
     assert found["error_percent"] == 2.5  # 3 of 120 rows
@@ -188,12 +198,12 @@ def test_a_card_has_the_rates_since_the_last_monitoring_run():
 
 
 def test_a_card_of_what_is_not_known_says_so():
-    assert set(card(SILENT, None, NOW).values()) == {None}
-    cards = {MODEL: {"state": "unknown", **card(SILENT, None, NOW)}}
+    assert set(card(SILENT, NOW).values()) == {None}
+    cards = {MODEL: {"state": "unknown", **card(SILENT, NOW)}}
     line = text_of(cards)[1]
     assert line.split()[:4] == [MODEL, "unknown", "version", "-,"]
     assert "requests a minute -, p99 ms -, error percent -, verdict -" in line
-    assert card(WELL, None, NOW)["requests_a_minute"] is None
+    assert card(WELL, NOW)["requests_a_minute"] is None
 
 
 def test_status_says_first_what_is_wrong():

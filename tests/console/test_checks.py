@@ -15,7 +15,7 @@ from core.spec import load_spec
 from feature_repo.dataset_summary import DatasetSummary
 from feature_repo.freshness import Freshness
 from mlflow_server.ledger import LedgerRow
-from mlflow_server.pages import ModelRuns, RunPage
+from mlflow_server.pages import RunPage
 from mlflow_server.records import DecisionRow, ModelRows
 from mlflow_server.window_details import WindowDetails
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading, read_all
@@ -54,7 +54,7 @@ ROWS = ModelRows([LEDGER], [DECISION], {"nothing": DECISION.as_of}, [])
 FRESH = Freshness("orders", NOW - HOUR, NOW - 40 * HOUR, 48 * HOUR)
 WELL = ModelStatus(
     SPEC, workers("2"), seen({"production": "2"}), seen([FRESH]), seen(ROWS),
-    seen(ModelRuns(RUN)),
+    seen(RUN),
 )  # fmt: skip
 SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
 
@@ -159,11 +159,11 @@ def test_without_serving_nobody_knows_what_is_in_production() -> None:
         (rows(decisions=[replace(DECISION, version="1")]), "verdict", None,
          "none yet of version 2; version 1: ok"),
         (rows(ledger=[]), "production", False, "ledger: no version"),
-        (replace(WELL, runs=seen(ModelRuns(replace(RUN, status="FAILED")))), "last training", False,
+        (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", False,
          "failed, ended 2026-11-20 04:00:00 UTC, for weekly: version 2 promoted"),
-        (replace(WELL, runs=seen(ModelRuns(REFUSED))), "last training", False,
+        (replace(WELL, runs=seen(REFUSED)), "last training", False,
          "for weekly: refused: auc"),
-        (replace(WELL, runs=seen(ModelRuns(None))), "last training", None, "none yet"),
+        (replace(WELL, runs=seen(None)), "last training", None, "none yet"),
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=NOW - 3 * HOUR)])),
          "features", False, "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, newest=NOW - 49 * HOUR)])),
