@@ -5,6 +5,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
+SITE := .venv-docs/gyre.stamp
 # `make spark` adds spark.lock; from then on it is held to as well.
 LOCKS := requirements.lock$(if $(wildcard .venv/lib/*/site-packages/pyspark), spark.lock)
 export VIRTUAL_ENV := $(CURDIR)/.venv
@@ -65,8 +66,15 @@ tools:
 bench: environment ## Measure what the project promises.
 	$(BIN)/python -m benchmarks
 
-docs: environment ## Write the pages of docs/reference/ from the code.
+docs: environment $(SITE) ## Write docs/reference/ from the code, build site/html/, check every link.
 	@$(BIN)/python -m docs.generate
+	@$(BIN)/python -m docs.site
+
+# An environment of its own: what the checks and the stack run on stays as it is.
+$(SITE): docs/requirements.lock | environment
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
+	@$(BIN)/uv pip sync --quiet --python .venv-docs --require-hashes $<
+	@touch $@
 
 spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
 	@command -v java > /dev/null || { $(APT) update --quiet=2 \
@@ -76,9 +84,10 @@ spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is non
 
 LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
   --python-version 3.11 --upgrade --quiet
-lock: environment ## Resolve pyproject.toml anew; write requirements.lock, spark.lock and those of the images.
+lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) pyproject.toml --extra dev -o requirements.lock
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
+	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
 	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery \
 	  --constraints requirements.lock -o deploy/gyre.lock

@@ -22,8 +22,10 @@ from __future__ import annotations
 import json
 import os
 import statistics
+import subprocess
 import sys
 import tempfile
+import time
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -34,6 +36,7 @@ import httpx
 from benchmarks import servers
 from benchmarks.measure import ROUNDS, promised, title
 from core.training_spec import Estimator, Limit
+from tests.serving import flood
 from tests.serving.conftest import SPEC, Rig
 from tests.serving.flood import load, post
 
@@ -117,6 +120,25 @@ def limits(ours: Server, best: float, seconds: float) -> None:
         promised("memory of the worker (PSS)", worker.memory_full_info().pss / 1e6, 130, "MB")
 
 
+def explanations(ours: Server, seconds: float) -> None:
+    """One at a time: how long each takes, and how long predictions take meanwhile."""
+    keys = [post("/explain", b'{"customer_id":%d}' % number) for number in range(1, 501)]
+    asked = replace(ours, requests=keys)
+    rounds = [closed(asked, 1, seconds) for _ in range(ROUNDS)]
+    for percent in ("p50", "p99"):
+        best = min(getattr(each, percent) for each in rounds)
+        promised(f"/explain of the forest, {percent}, best of {ROUNDS}", best, 50, "ms")
+    alone, beside = [], []
+    again = [sys.executable, flood.__file__, str(ours.port), "1", str(2 * seconds + 1), "/explain"]
+    for _ in range(ROUNDS):
+        alone.append(closed(ours, 1, seconds).p99)
+        with subprocess.Popen(again, stdout=subprocess.DEVNULL):
+            time.sleep(1)
+            beside.append(closed(ours, 1, seconds).p99)
+    promised("p99 of /predict, one connection", min(alone), 1, "ms")
+    promised("the same while one explains without pause", min(beside), 5, "ms")
+
+
 def boosting(rig: Rig, ours: Server, seconds: float) -> None:
     """Train and promote both, and compare the requests/s of the one with those of the other."""
     versions, ratios = [], {1: list[float](), 16: list[float]()}
@@ -155,6 +177,7 @@ def main(seconds: float) -> None:
         beside_peers(found)
         best = max(found["gyre", 16].rate, closed(ours, 64, seconds).rate)
         limits(ours, best, seconds)
+        explanations(ours, seconds)
         boosting(rig, ours, seconds)
 
 

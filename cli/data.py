@@ -1,10 +1,12 @@
 """`gyre ingest`, `consume`, `quarantine`, `parity`, `maintain`: rows and features."""
 
 from datetime import timedelta
+from functools import partial
 from typing import Annotated
 
 import typer
 
+from cli.terminal import ERR, table, tell, working
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
 from core.settings import load_settings
 
@@ -22,10 +24,11 @@ def ingest(
 ) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
     log_to_stderr()
-    time = moment(as_of)
-    from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
+    time, settings = moment(as_of), load_settings()
+    with working(settings, f"ingest {dataset}{' --full' if full else ''}"):
+        from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
 
-    report = run(load_settings(), dataset, time, full=full)
+        report = run(settings, dataset, time, full=full)
     say(report.summary(), report, as_json=as_json)
 
 
@@ -40,10 +43,11 @@ def consume() -> None:
 def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Free what is past its time: rows, files, logs, reports; exit code 1 if a part could not."""
     log_to_stderr()
-    time = moment(as_of)
-    from monitoring.maintain import maintain as clean_up  # noqa: PLC0415
+    time, settings = moment(as_of), load_settings()
+    with working(settings, "maintain"):
+        from monitoring.maintain import maintain as clean_up  # noqa: PLC0415
 
-    parts = clean_up(load_settings(), time)
+        parts = clean_up(settings, time)
     say("\n".join(part.line() for part in parts), parts, as_json=as_json)
     raise typer.Exit(1 if any(part.problem for part in parts) else 0)
 
@@ -60,17 +64,13 @@ def parity(
     At the newest beginnings of a day, week or month, as the spec's snapshots have it.
     """
     settings, spec, time = begin(model, as_of)
-    from feature_repo.parity import parity as compare  # noqa: PLC0415
-    from training.snapshots import starts  # noqa: PLC0415
+    with working(settings, f"parity {model}"):
+        from feature_repo.parity import parity as compare  # noqa: PLC0415
+        from training.snapshots import starts  # noqa: PLC0415
 
-    newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
-    report = compare(
-        settings,
-        spec.feature_service,
-        [*spec.entity_key],
-        newest,
-        lambda line: typer.echo(line, err=True),
-    )
+        newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
+        key = [*spec.entity_key]
+        report = compare(settings, spec.feature_service, key, newest, partial(tell, console=ERR))
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)
 
@@ -86,7 +86,6 @@ def list_quarantined(
     from feature_repo.quarantine import quarantined  # noqa: PLC0415
 
     rows = quarantined(load_settings(), load_dataset(dataset))
-    lines = [
-        f"{row['quarantined_at']:%Y-%m-%d %H:%M}Z  {row['rules']}  {row['row']}" for row in rows
-    ]
-    say("\n".join(lines) or f"{dataset}: nothing is in quarantine", rows, as_json=as_json)
+    lines = ((row["quarantined_at"], row["rules"], row["row"]) for row in rows)
+    found = table(("since", "rules it broke", "row"), lines)
+    say(found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json)

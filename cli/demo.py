@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import httpx
-import typer
 
+from cli.terminal import OUT, tell, working
 from core.errors import MonitoringError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
@@ -52,14 +52,18 @@ def demo(home: Path | None, *, keep: bool) -> bool:
     with temporary_installation(base, "demo", home, keep=keep) as settings:
         try:
             subprocess.run(up, env=process_environment(settings), check=True, timeout=UP_SECONDS)
-            with AirflowApi(settings) as airflow, closing(Records(settings)) as records:
+            with (
+                AirflowApi(settings) as airflow,
+                closing(Records(settings)) as records,
+                working(base, "demo", OUT),
+            ):
                 closed = DemoRun(settings, airflow, records).run()
         finally:
             if not keep:
                 end_stack(settings)
         if keep:
             then = f"to end it: GYRE_HOME={settings.home} gyre down"
-            typer.echo(f"It stays up, see {settings.console_address}/ ; {then}")
+            tell(f"It stays up, see {settings.console_address}/ ; {then}")
     return closed
 
 
@@ -97,7 +101,7 @@ class DemoRun:
         return new != old and (decision.verdict, decision.action) == ("ok", "nothing")
 
     def say(self, text: str) -> None:
-        typer.echo(f"[{time.monotonic() - self.began:6.1f} s] {text}")
+        tell(f"[{time.monotonic() - self.began:6.1f} s] {text}")
 
     def predict_all(self) -> dict[str, Any]:
         """Ask for every entity there is; return the answer for one of the population."""
@@ -133,7 +137,7 @@ class DemoRun:
     def monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
         run_id = self.airflow.trigger(self.monitor_dag, {})
-        run = self.airflow.follow(self.monitor_dag, run_id, typer.echo, 120)
+        run = self.airflow.follow(self.monitor_dag, run_id, tell, 120)
         as_of = datetime.fromisoformat(run["run_after"])
         decisions = self.records.decisions(self.spec.name)
         decision = next(row for row in decisions if row.as_of == as_of)
@@ -145,7 +149,7 @@ class DemoRun:
         """Follow the training of `cause` to its end and say what came of it; return its start."""
         run = self.wait("training", lambda: self.training_of(cause), 60)
         self.say(f"training {run['dag_run_id']}, its cause: {cause}")
-        outcome = self.airflow.follow(self.train_dag, run["dag_run_id"], typer.echo)["note"]
+        outcome = self.airflow.follow(self.train_dag, run["dag_run_id"], tell)["note"]
         tracking = Tracking(self.settings)
         trained = tracking.runs(self.spec.experiment)
         run_id = next(each.run_id for each in trained if each.tags["cause"] == cause)

@@ -1,5 +1,6 @@
 """The `gyre` command: a verb reads its arguments, calls what does the work, says what came."""
 
+import os
 import shlex
 import sys
 import traceback
@@ -9,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import data, models, project, use_case, watch
+from cli.terminal import working
 from cli.verbs import AsJson, AsOf, moment, say
 from core.errors import GyreError, StackError
 from core.settings import load_settings
@@ -16,7 +18,7 @@ from core.user_code import in_one_line
 
 Home = Annotated[Path | None, typer.Option(help="Its folder. A temporary one if absent.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the stack running.")]
-typer_app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
 def app() -> None:
@@ -69,7 +71,8 @@ def down() -> None:
     """End every process of the stack, and only those."""
     from stack.processes import end_stack  # noqa: PLC0415
 
-    ended = end_stack(load_settings())
+    with working(settings := load_settings(), "down"):
+        ended = end_stack(settings)
     for line in ended:
         typer.echo(f"ended {line}")
     typer.echo(f"{len(ended)} processes ended" if ended else "nothing was running")
@@ -78,12 +81,27 @@ def down() -> None:
 @typer_app.command()
 def status(*, as_json: AsJson = False) -> None:
     """Say what is up, what serves, how fresh; exit code 1 unless all runs and serving is ready."""
-    from cli.status import lines  # noqa: PLC0415
-    from cli.status import status as ask  # noqa: PLC0415
+    with working(settings := load_settings(), "status"):
+        from cli.status import read_status, shown  # noqa: PLC0415
 
-    now = ask(load_settings())
-    say("\n".join(lines(now)), now, as_json=as_json)
+        now = read_status(settings)
+    say(shown(now), now, as_json=as_json)
     raise typer.Exit(0 if now["up"] else 1)
+
+
+@typer_app.command()
+def logs(
+    program: str,
+    *,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+) -> None:
+    """Print the newest lines of a program's log."""
+    known = {file.stem: f"{file}" for file in (load_settings().home / "logs").glob("*.log")}
+    if program not in known:
+        raise StackError(
+            f"{program}: expected {', '.join(sorted(known)) or 'a stack that was started'}"
+        )
+    os.execvp("tail", ["tail", "-n40", *(["-F"] if follow else []), known[program]])  # noqa: S606
 
 
 @typer_app.command()

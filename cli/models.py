@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from cli.terminal import table, working
 from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, who
 from core.errors import PromotionRefusedError, RegistryError, SettingsError
 from core.settings import load_settings
@@ -15,6 +16,8 @@ from core.spec import load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+
+    from rich.table import Table
 
     from mlflow_server.ledger import Ledger, LedgerRow
     from mlflow_server.registry import Registry
@@ -36,10 +39,11 @@ def train(
     A refused challenger and nothing new to learn are expected outcomes: exit code 0.
     """
     settings, spec, time = begin(model, as_of)
-    from training.chain import train as run  # noqa: PLC0415  (heavy)
-
     key = f"shell-{uuid.uuid4().hex[:12]}"
-    report = run(settings, spec, time, key=key, reason=reason, who=who(), force=force)
+    with working(settings, f"train {model}"):
+        from training.chain import train as run  # noqa: PLC0415  (heavy)
+
+        report = run(settings, spec, time, key=key, reason=reason, who=who(), force=force)
     say(f"{model}: {report.outcome}", report, as_json=as_json)
 
 
@@ -49,9 +53,10 @@ def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     The spec is the version's own; a raw table, lock file, code or spec that changed is named.
     """
     log_to_stderr()
-    from training.reproduce import reproduce as build_again  # noqa: PLC0415  (heavy)
+    with working(settings := load_settings(), f"reproduce {model}"):
+        from training.reproduce import reproduce as build_again  # noqa: PLC0415  (heavy)
 
-    report = build_again(load_settings(), model, version)
+        report = build_again(settings, model, version)
     say(report.summary(), report.as_json(), as_json=as_json)
     raise typer.Exit(0 if report.reproduced else 1)
 
@@ -62,9 +67,10 @@ def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
     """
     settings, spec, time = begin(model, as_of)
-    from training.batch import score_population  # noqa: PLC0415  (heavy)
+    with working(settings, f"score {model}"):
+        from training.batch import score_population  # noqa: PLC0415  (heavy)
 
-    report = score_population(settings, spec, time)
+        report = score_population(settings, spec, time)
     say(report.summary(), report, as_json=as_json)
 
 
@@ -93,7 +99,7 @@ def promote(
             raise PromotionRefusedError(f"{model}: version {version} is damaged: {wrong}")
         where: dict[str, Any] = {"role": role, "replaces": expected, "percent": percent or 100}
         row = promotion.promote(registry, ledger, model, version, who=who(), why=reason, **where)
-    say(_line(row), row.as_json(), as_json=as_json)
+    say(_table(row), row.as_json(), as_json=as_json)
 
 
 def release(
@@ -108,7 +114,7 @@ def release(
 
     with _opened(model) as (registry, ledger):
         row = promotion.release(registry, ledger, model, role, who=who(), why=reason)
-    say(_line(row), row.as_json(), as_json=as_json)
+    say(_table(row), row.as_json(), as_json=as_json)
 
 
 def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
@@ -120,7 +126,7 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
     with _opened(model) as (registry, ledger):
         row = promotion.rollback(registry, ledger, model, who=who(), why=reason)
-    say(_line(row), row.as_json(), as_json=as_json)
+    say(_table(row), row.as_json(), as_json=as_json)
 
 
 def ledger(model: str, *, as_json: AsJson = False) -> None:
@@ -133,8 +139,11 @@ def ledger(model: str, *, as_json: AsJson = False) -> None:
         except RegistryError as exc:
             typer.echo(f"changes outside Gyre may be missing: {exc}", err=True)
             rows = ledger.rows(model)
-    lines = [_line(row) for row in rows] or [f"{model}: nothing was ever promoted"]
-    say("\n".join(lines), [row.as_json() for row in rows], as_json=as_json)
+    say(
+        _table(*rows) if rows else f"{model}: nothing was ever promoted",
+        [row.as_json() for row in rows],
+        as_json=as_json,
+    )
 
 
 @contextmanager
@@ -148,9 +157,12 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
         yield Registry(settings), ledger
 
 
-def _line(row: LedgerRow) -> str:
+def _table(*rows: LedgerRow) -> Table:
+    lines = ((row.sequence, row.time, *_change(row), row.who, row.why) for row in rows)
+    return table(("", "time", "role", "change", "by", "why"), lines)
+
+
+def _change(row: LedgerRow) -> tuple[str, str]:
     change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
-    change += "" if row.applied_at else "  not applied"
     share = f" {row.percent} %" if row.role == "challenger" and row.to_version else ""
-    role = f"{row.time:%Y-%m-%d %H:%M:%S}Z  {row.role}{share}"
-    return f"{row.sequence:>3}  {role}  {change}  by {row.who}: {row.why}"
+    return f"{row.role}{share}", change if row.applied_at else f"{change}, not applied"

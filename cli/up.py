@@ -6,9 +6,9 @@ from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 
 import httpx
-import typer
 from filelock import FileLock
 
+from cli.terminal import OUT, tell, working
 from core.errors import RegistryError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
@@ -42,25 +42,26 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
         prepare(settings)
-        with _step("processes and features"):
-            start_programs(settings, typer.echo)
+        with _step(settings, "processes and features"):
+            start_programs(settings, tell)
         with AirflowApi(settings) as airflow:
             airflow.pool(WRITERS[0], 1)
-            with _step("ingest"):
+            with _step(settings, "ingest"):
                 _ingest(settings, airflow)
             outcomes = _models(settings, airflow, as_of)
     left_out = (f"left out: {problem}" for problem in broken_specs())
     lines = (f"ready in {time.monotonic() - began:.0f} s", *left_out, *outcomes)
-    typer.echo("\n  ".join(lines))
+    tell("\n  ".join(lines))
     _addresses(settings)
 
 
 @contextmanager
-def _step(name: str) -> Iterator[None]:
-    typer.echo(f"{name} …")
+def _step(settings: Settings, name: str) -> Iterator[None]:
+    tell(f"{name} …")
     began = time.monotonic()
-    yield
-    typer.echo(f"  {name}: {time.monotonic() - began:.1f} s")
+    with working(settings, f"up: {name}", OUT):
+        yield
+    tell(f"  {name}: {time.monotonic() - began:.1f} s")
 
 
 def _ingest(settings: Settings, airflow: AirflowApi) -> None:
@@ -69,12 +70,12 @@ def _ingest(settings: Settings, airflow: AirflowApi) -> None:
         is_fresh = datetime.fromisoformat(last["end_date"]) > datetime.now(UTC) - FRESH
         has_rows = all(_has_rows(settings, spec) for spec in load_specs())
         if is_fresh and has_rows and _are_features_online(settings):
-            typer.echo(f"    done within the hour: {last['dag_run_id']}")
+            tell(f"    done within the hour: {last['dag_run_id']}")
             return
     try:
-        airflow.follow("ingest", airflow.trigger("ingest", {}), typer.echo)
+        airflow.follow("ingest", airflow.trigger("ingest", {}), tell)
     except StackError as exc:  # of one dataset: the others' models can be trained
-        typer.echo(f"    {exc}")
+        tell(f"    {exc}")
 
 
 def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
@@ -99,12 +100,13 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
     answering, without = list[str](), list[str]()
     for spec in load_specs():
         try:
-            with _step(f"model {spec.name}"):
+            with _step(settings, f"model {spec.name}"):
                 current = _production(settings, airflow, spec, as_of)
                 _reconcile(settings, spec.name)
-            with _step(f"prediction of {spec.name}"):
+            with _step(settings, f"prediction of {spec.name}"):
                 _predict(settings, spec)
-            answering.append(f"{spec.name}: version {current} is in production")
+            runs = Pages(settings).experiment(spec.experiment)
+            answering.append(f"{spec.name}: version {current} is in production; runs: {runs}")
         except (StackError, RegistryError) as exc:
             without.append(f"{spec.name}: {exc}")
     if not answering:
@@ -133,7 +135,7 @@ def _production(
     asked = {"as_of": as_of.isoformat()} if as_of else {}
     first = {"reason": "first version, by gyre up"} | asked
     run = running[0]["dag_run_id"] if running else airflow.trigger(dag, first)
-    note = airflow.follow(dag, run, typer.echo)["note"]
+    note = airflow.follow(dag, run, tell)["note"]
     if current := pages.aliases(name).get("production"):
         return current
     why = note or "see its run in Airflow"
@@ -164,7 +166,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
                 answer = httpx.post(url, json=entity, headers=serving_headers(settings), timeout=5)
                 asks_for_more = answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY
                 if asks_for_more or (answer.is_success and answer.json()["in_population"]):
-                    typer.echo(f"    {answer.text}")
+                    tell(f"    {answer.text}")
                     return
                 problem = answer.text[:200]
         time.sleep(0.5)
@@ -174,7 +176,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
 
 def _addresses(settings: Settings) -> None:
     serving, login = settings.serving_address, f"{LOGIN} / {load_secrets(settings)['password']}"
-    typer.echo(f"Airflow   {settings.airflow_address:<32}{login}")
-    typer.echo(f"MLflow    {settings.mlflow_address}")
-    typer.echo(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")
-    typer.echo(f"Serving   {serving + '/docs':<32}try requests")
+    tell(f"Airflow   {settings.airflow_address:<32}{login}")
+    tell(f"MLflow    {settings.mlflow_address}")
+    tell(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")
+    tell(f"Serving   {serving + '/docs':<32}try requests")

@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 import typer
 
+from cli.terminal import working
 from cli.verbs import log_to_stderr
 from core.errors import SettingsError
 from core.settings import ENV_FILE, PROJECT, load_settings
@@ -141,9 +142,10 @@ def _check(name: str) -> int:
     except SettingsError as exc:
         findings, rows = str(exc).splitlines(), "its other files: not checked"
     else:
-        from training.check import check as check_files  # noqa: PLC0415  (heavy)
+        with working(settings := load_settings(), f"check {name}"):
+            from training.check import check as check_files  # noqa: PLC0415  (heavy)
 
-        findings, rows = check_files(load_settings(), spec, datetime.now(tz=UTC))
+            findings, rows = check_files(settings, spec, datetime.now(tz=UTC))
     conclusion = f"findings: {len(findings)}" if findings else "ok"
     typer.echo("\n".join([*findings, f"{name}: {conclusion}; {rows}"]))
     return len(findings)

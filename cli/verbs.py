@@ -3,13 +3,14 @@
 import getpass
 import json
 import logging
-import sys
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
 from pydantic_core import to_jsonable_python
+from rich.console import RenderableType
 
+from cli.terminal import Lines, show
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec
 from core.timestamps import parse_timestamp
@@ -47,14 +48,17 @@ def who() -> str:
     return f"shell:{getpass.getuser()}"
 
 
-def say(text: str, document: object, *, as_json: bool) -> None:
-    """Print a report's text, or `document` as JSON; dataclasses and times are converted."""
-    typer.echo(json.dumps(to_jsonable_python(document), indent=2) if as_json else text)
+def say(text: RenderableType, document: object, *, as_json: bool) -> None:
+    """Print a report's text or table, or `document` as JSON."""
+    if as_json or isinstance(text, str):
+        typer.echo(json.dumps(to_jsonable_python(document), indent=2) if as_json else text)
+    else:
+        show(text)
 
 
 def log_to_stderr() -> None:
     """Progress goes to stderr, so that stdout is the report alone."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(handlers=[Lines()], level=logging.WARNING, format="%(message)s")
     logging.captureWarnings(capture=True)  # what libraries deprecate is no news for who trains
     for noisy in ("py.warnings", "great_expectations"):
         logging.getLogger(noisy).setLevel(logging.ERROR)

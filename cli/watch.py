@@ -1,25 +1,20 @@
 """`gyre monitor`, `compare`, `decide`, `backtest`: how well a model does."""
 
-from __future__ import annotations
-
 import json
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, astuple
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from cli.terminal import working
 from cli.verbs import AsJson, AsOf, begin, moment, say
 from core.errors import MonitoringError, StackError
-from core.settings import load_settings
+from core.settings import Settings, load_settings
 from core.spec import load_spec
+from monitoring.checks.result import MonitorReport
 from stack.airflow_api import AirflowApi
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from core.settings import Settings
-    from monitoring.checks.result import MonitorReport
 
 SINCE = "When the first model is trained; as early as can be if absent."
 
@@ -27,9 +22,10 @@ SINCE = "When the first model is trained; as early as can be if absent."
 def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Monitor the version in production; alert, go back or start a retraining as decided."""
     settings, spec, time = begin(model, as_of)
-    from monitoring.monitor import monitor as run  # noqa: PLC0415  (heavy)
+    with working(settings, f"monitor {model}"):
+        from monitoring.monitor import monitor as run  # noqa: PLC0415  (heavy)
 
-    report = run(settings, spec, time)
+        report = run(settings, spec, time)
     lines = list(_lines(report))
     if report.decision.action == "retrain":
         lines.append(_retrain(settings, report))
@@ -44,9 +40,10 @@ def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     below 100 stood.
     """
     settings, spec, time = begin(model, as_of)
-    from monitoring.experiment import read_report  # noqa: PLC0415  (heavy)
+    with working(settings, f"compare {model}"):
+        from monitoring.experiment import read_report  # noqa: PLC0415  (heavy)
 
-    report = read_report(settings, spec, time)
+        report = read_report(settings, spec, time)
     document = asdict(report) | {"sentence": report.sentence}
     say("\n".join(report.lines()), document, as_json=as_json)
 
@@ -98,10 +95,11 @@ def backtest(
     """
     settings, spec, now = begin(model, None)
     start = None if since is None else moment(since, "--since")
-    from monitoring.backtest import evaluation  # noqa: PLC0415  (heavy)
+    with working(settings, f"backtest {model}"):
+        from monitoring.backtest import evaluation  # noqa: PLC0415  (heavy)
 
-    report = evaluation.backtest(settings, spec, now, start)
-    folder = evaluation.write(settings, report)
+        report = evaluation.backtest(settings, spec, now, start)
+        folder = evaluation.write(settings, report)
     say(f"{evaluation.summary(report)}\n{folder}/backtest.png", report, as_json=as_json)
 
 

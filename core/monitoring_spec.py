@@ -1,10 +1,8 @@
 """What a model spec says of a version once it is trained: promotion, rollout, monitoring."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from math import isfinite
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
@@ -139,7 +137,7 @@ class Rollout(Strict):
     180 days ago on the shipped history."""
 
     @model_validator(mode="after")
-    def _rising(self) -> Rollout:
+    def _rising(self) -> Self:
         steps, rising = list(self.steps), sorted(set(self.steps))
         if not rising or steps != rising or not 1 <= rising[0] <= rising[-1] <= 100:  # noqa: PLR2004
             raise ValueError(

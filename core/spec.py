@@ -3,16 +3,15 @@
 Only pydantic is imported, so that DAGs are parsed and serving starts without the training stack.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic_core import ErrorDetails
 
 from core.errors import SettingsError
 from core.monitoring_spec import KINDS, Monitoring, Promotion, Rollout
@@ -32,9 +31,6 @@ from core.training_spec import (
     Task,
     Training,
 )
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
 
 MODELS = PROJECT / "models"
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
@@ -98,15 +94,15 @@ class ModelSpec(Strict):
     task: Task = "classification"
     classes: tuple[str, ...] = ()
     """Names, in the order of the model's probabilities; a multiclass has at least three."""
-    name: str = Field(pattern=NAME)
-    experiment: str
-    served_as: tuple[str, ...] = ()
-    dataset: str
-    entity_key: EntityKey
-    feature_service: str
-    label: str
-    schedule: str
-    seed: int = Field(ge=0)
+    name: str = Field(pattern=NAME)  # that of the file
+    experiment: str  # of MLflow, which holds the runs
+    served_as: tuple[str, ...] = ()  # further names of the model in addresses
+    dataset: str  # a module of feature_repo/datasets, which has the label
+    entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
+    feature_service: str  # of Feast: the views that the features come from
+    label: str  # the name of one of the labels of `dataset`
+    schedule: str  # when Airflow trains: a cron expression, or a name such as @weekly
+    seed: int = Field(ge=0)  # of all that is random in a training
     threshold: float | None = Field(None, gt=0, lt=1)
     """Used when the history is too short for a forward fold. Otherwise the cheapest threshold on
     the newest fold is chosen (training/train.py) and stored with the version."""
@@ -116,7 +112,7 @@ class ModelSpec(Strict):
     audit: dict[str, FeatureType] = Field(default_factory=dict)
     """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
     costs: Costs | None = None
-    features: dict[str, FeatureType] = Field(min_length=1)
+    features: dict[str, FeatureType] = Field(min_length=1)  # the inputs of the model, in order
     population: Population | None = None
     """None where the label gives the rows: whoever asks is answered like one of them."""
     snapshots: Snapshots
@@ -150,7 +146,7 @@ class ModelSpec(Strict):
         return schedule
 
     @model_validator(mode="after")
-    def _consistent(self) -> ModelSpec:
+    def _consistent(self) -> Self:
         if problems := [*self._of_another_task(), *self._of_segments(), *self._contradictions()]:
             raise ValueError("\n".join(problems))
         return self

@@ -1,13 +1,7 @@
 """Bearer tokens of serving: a file with one a line, `token` or `name:token`, `#` for comments."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from core.errors import SettingsError
-
-if TYPE_CHECKING:
-    from core.settings import Settings
+from core.settings import Settings
 
 
 def tokens_of(text: bytes) -> list[bytes]:

@@ -1,8 +1,6 @@
 """What a model spec says of training: estimators, costs, metrics and the gates to pass."""
 
-from __future__ import annotations
-
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
@@ -80,7 +78,7 @@ class Range(Strict):
     log: bool = False
 
     @model_validator(mode="after")
-    def _ordered(self) -> Range:
+    def _ordered(self) -> Self:
         if not self.low < self.high or (self.log and self.low <= 0):
             raise ValueError("expected low < high, and with log 0 < low")
         return self
@@ -99,7 +97,7 @@ class Estimator(Strict):
     space: dict[str, Range] = Field(default_factory=dict)
 
     @model_validator(mode="after")
-    def _begins_within(self) -> Estimator:
+    def _begins_within(self) -> Self:
         for key, bounds in self.space.items():
             own = self.parameters.get(key)
             if not isinstance(own, int | float) or not bounds.low <= own <= bounds.high:

@@ -1,20 +1,14 @@
 """The task that asks a person, in Airflow's own "required actions"; it needs no triggerer."""
 
-from __future__ import annotations
-
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk import Param
 
 from core.settings import load_settings
-from core.spec import load_spec
+from core.spec import ModelSpec, load_spec
 from dags.run import note
-
-if TYPE_CHECKING:
-    from core.spec import ModelSpec
-
 
 FORM = {"comment": Param("", type="string", description="Why; it is kept with the outcome.")}
 """What the task takes as its `params`."""

@@ -1,7 +1,5 @@
 """`ingest`: every hour, what is due of each dataset becomes tables and features."""
 
-from __future__ import annotations
-
 import logging
 from typing import Any
 
@@ -16,6 +14,7 @@ FEATURES = Asset("features")
 
 with DAG(
     dag_id="ingest",
+    description=__doc__.splitlines()[0].partition(": ")[2],
     doc_md=__doc__,
     schedule="@hourly",
     **ONE_RUN,

@@ -1,7 +1,5 @@
 """`maintain`: every night, what is past its time goes; what lineage names stays."""
 
-from __future__ import annotations
-
 import logging
 from datetime import timedelta
 
@@ -12,6 +10,7 @@ from dags.run import ONE_RUN, WRITERS, current, task_defaults
 
 with DAG(
     dag_id="maintain",
+    description=__doc__.splitlines()[0].partition(": ")[2],
     doc_md=__doc__,
     schedule="40 2 * * *",
     **ONE_RUN,

@@ -2,20 +2,16 @@
 
 It starts on `look/<MODEL>`, which the small DAG `hourly_<MODEL>` emits, on the Asset
 `promoted/<MODEL>`, and by hand. A decision to retrain becomes the Asset event `drift/<MODEL>`, its
-partition key the cause. Rolling back and alerting are done by then: their tasks only show it.
+partition key the cause; without one `retrain` is skipped. Rolling back and alerting are done by
+then: the run's note says so.
 """
-
-from __future__ import annotations
 
 from typing import Any
 
 from airflow.sdk import Asset, get_current_context, task
 
 from core.spec import ModelSpec, load_spec
-from dags.run import current, for_each_model, model_dag, note, send, shown, trigger_dag
-
-ENDS = {"retrain": "retrain", "rollback": "rolled_back", "alert": "alerted", "nothing": "nothing"}
-"""The task that shows a decision's action."""
+from dags.run import current, for_each_model, model_dag, note, send, trigger_dag
 
 
 def monitor_dag(spec: ModelSpec) -> None:
@@ -23,12 +19,11 @@ def monitor_dag(spec: ModelSpec) -> None:
     with model_dag("monitor", spec, __doc__, ["look", "promoted"]):
         seen: Any = monitor(spec.name)
         seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)
-        seen >> shown(*(end for end in ENDS.values() if end != "retrain"))
 
 
-@task.branch
-def monitor(model: str) -> str:
-    """Go on to what was decided, with the report's summary as the run's note."""
+@task.short_circuit
+def monitor(model: str) -> bool:
+    """Go on if a retraining was decided, with the report's summary as the run's note."""
     from monitoring.monitor import monitor as look  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
@@ -37,7 +32,7 @@ def monitor(model: str) -> str:
     context["ti"].xcom_push("cause", report.cause)
     context["ti"].xcom_push("reason", report.retraining_reason())
     note(settings, report.summary())
-    return ENDS[report.decision.action]
+    return report.decision.action == "retrain"
 
 
 @task

@@ -5,8 +5,6 @@ besides Gyre's own programs, which log in with a password. Without GYRE_BEHIND_P
 named so.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager

@@ -6,23 +6,12 @@ which the small DAG `steps_<MODEL>` emits every five minutes, and by hand. The s
 promotion ledger's. What went into production is emitted on the Asset `promoted/<MODEL>`.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 from airflow.sdk import Asset, get_current_context, task
 
 from core.spec import ModelSpec, load_spec
-from dags.run import current, for_each_model, model_dag, note, send, shown, trigger_dag
-
-ENDS = {
-    "nothing": "nothing",
-    "hold": "held",
-    "advance": "advanced",
-    "abort": "stopped",
-    "done": "promoted",
-}
-"""The task that shows what a look came to."""
+from dags.run import current, for_each_model, model_dag, note, send, trigger_dag
 
 
 def rollout_dag(spec: ModelSpec) -> None:
@@ -32,12 +21,11 @@ def rollout_dag(spec: ModelSpec) -> None:
     with model_dag("rollout", spec, __doc__, ["rollout", "step"], minutes=5):
         seen: Any = look(spec.name)
         seen >> promoted.override(outlets=[Asset(f"promoted/{spec.name}")])(spec.name)
-        seen >> shown(*(end for end in ENDS.values() if end != "promoted"))
 
 
-@task.branch
-def look(model: str) -> str:
-    """Go on to what the look came to, with its summary as the run's note."""
+@task.short_circuit
+def look(model: str) -> bool:
+    """Go on if the version went into production, with the look's summary as the run's note."""
     from monitoring.rollout import roll_out  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
@@ -45,7 +33,7 @@ def look(model: str) -> str:
     context: Any = get_current_context()
     context["ti"].xcom_push("version", report.version)
     note(settings, report.summary)
-    return ENDS[report.action]
+    return report.action == "done"
 
 
 @task

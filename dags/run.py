@@ -3,16 +3,14 @@
 Nothing heavy is imported at parse time.
 """
 
-from __future__ import annotations
-
 import logging
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from airflow.providers.standard.operators.empty import EmptyOperator
 from airflow.sdk import (
     DAG,
     Asset,
@@ -24,18 +22,16 @@ from airflow.sdk import (
 )
 from airflow.sdk.exceptions import AirflowFailException
 
-from core.errors import SettingsError, StackError
+from core.errors import RegistryError, SettingsError, StackError
 from core.settings import Settings, load_settings
-from core.spec import ModelSpec, load_specs
+from core.spec import ModelSpec, load_spec, load_specs
 from core.timestamps import parse_timestamp
-from stack.airflow_api import AirflowApi
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+from stack.airflow_api import LINKS, AirflowApi
 
 log = logging.getLogger(__name__)
 WRITERS = "tables"
 """The pool of one that every task writing Delta tables runs in; `gyre up` makes it."""
+OWNER = "gyre"
 PARAMS = {
     "as_of": Param(
         None,
@@ -52,6 +48,7 @@ ONE_RUN: dict[str, Any] = {"catchup": False, "max_active_runs": 1, "params": PAR
 def task_defaults(subject: str, **more: Any) -> dict[str, Any]:
     """Return a DAG's `default_args`: a second try, and an alert about `subject` if that fails."""
     return {
+        "owner": OWNER,
         "retries": 1,
         "retry_delay": timedelta(seconds=3),
         "execution_timeout": timedelta(minutes=15),
@@ -96,8 +93,11 @@ def model_dag(
         schedule = PartitionedAssetTimetable(assets=first | second)
     defaults = task_defaults(spec.name, execution_timeout=timedelta(minutes=minutes))
     options: dict[str, Any] = {"default_args": defaults, **ONE_RUN, **more}
-    name, tags = f"{kind}_{spec.name}", ["gyre", spec.name]
-    return DAG(name, schedule=schedule, doc_md=doc, tags=tags, **options)
+    name, text = f"{kind}_{spec.name}", f"{doc}".replace("<MODEL>", spec.name)
+    about = text.splitlines()[0].partition(": ")[2]
+    page = f"{load_settings().link('console')}/status/{spec.name}"
+    options |= {"tags": ["gyre", spec.name], "owner_links": {OWNER: page}}
+    return DAG(name, schedule=schedule, description=about, doc_md=text, **options)
 
 
 def trigger_dag(name: str, starts: str, due: str, model: str, schedule: str) -> None:
@@ -111,7 +111,7 @@ def trigger_dag(name: str, starts: str, due: str, model: str, schedule: str) -> 
     timetable = CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=1))
     with DAG(
         dag_id=f"{name}_{model}",
-        doc_md=f"Starts `{starts}_{model}` on the schedule {schedule}.",
+        description=f"starts {starts}_{model}: {schedule}",
         schedule=timetable,
         catchup=False,
         tags=["gyre", model],
@@ -133,11 +133,6 @@ def send(outlet_events: Any, asset: str, key: str, extra: dict[str, Any]) -> Non
     event = outlet_events[Asset(asset)]
     event.extra = extra
     event.add_partitions(key)
-
-
-def shown(*names: str) -> list[EmptyOperator]:
-    """Return tasks that only show by their name what a run came to; no process runs them."""
-    return [EmptyOperator(task_id=name) for name in names]
 
 
 @dataclass(frozen=True)
@@ -195,12 +190,20 @@ def resolve(
     return max(events) if events else (logical_date or run_after).astimezone(UTC)
 
 
-def note(settings: Settings, text: str) -> None:
-    """Show `text` on the run in Airflow; a run does not fail for want of its note."""
+def note(settings: Settings, text: str, mlflow_run: str | None = None) -> None:
+    """Show `text` and where more is on the run in Airflow; a run does not fail for want of it."""
+    from mlflow_server.pages import CARD, Pages  # noqa: PLC0415
+
     run: Any = get_current_context()["dag_run"]
     log.info("%s", text)
+    spec, pages = load_spec(run.dag_id.partition("_")[2]), Pages(settings)
+    links = [f"[Console]({settings.link('console')}/status/{spec.name})"]
     try:
+        if mlflow_run:
+            links.append(f"[MLflow run, model card]({pages.run(mlflow_run)}/artifacts/{CARD})")
+        elif reports := pages.pages(spec.name, spec.experiment).reports:
+            links.append(f"[Evidently's newest report]({reports[max(reports)]})")
         with AirflowApi(settings) as api:
-            api.note(run.dag_id, run.run_id, text)
-    except StackError as exc:
+            api.note(run.dag_id, run.run_id, text, LINKS.join(links))
+    except (RegistryError, StackError) as exc:
         log.warning("the note is not shown: %s", exc)

@@ -3,8 +3,6 @@
 Written as a Delta table (training/batch.py), a day in place of itself however often it is run.
 """
 
-from __future__ import annotations
-
 from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowSkipException
 

@@ -5,8 +5,6 @@ It starts on the Asset `drift/<MODEL>` (one run for each partition key, the caus
 is in training/, a file each; a task's result is an id, never data.
 """
 
-from __future__ import annotations
-
 from functools import partial
 from pkgutil import resolve_name
 from typing import Any
@@ -16,7 +14,7 @@ from airflow.sdk import Asset, task
 from core.settings import load_settings
 from core.spec import ModelSpec, load_spec
 from dags.approval import FORM, Approval, answered
-from dags.run import current, for_each_model, model_dag, note, send, shown, trigger_dag
+from dags.run import current, for_each_model, model_dag, note, send, trigger_dag
 
 STAGES = {
     "dataset": "training.dataset:dataset",
@@ -36,14 +34,13 @@ def train_dag(spec: ModelSpec) -> None:
             for name, function in STAGES.items()
         }
         passed, version = gate(spec.name, mlflow_run), tasks["register"]
-        tasks["dataset"] >> tasks["train"] >> tasks["evaluate"] >> passed
+        tasks["dataset"] >> tasks["train"] >> tasks["evaluate"] >> passed >> version
         approval: Any = None
         if spec.promotion.approval:
             asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
             approval = Approval(task_id="approval", params=FORM, **asked).output
         put = promote.override(outlets=[Asset(told_after(spec))])
         put(spec.name, mlflow_run, version, approval)
-        passed >> [version, *shown("refused")]
 
 
 def told_after(spec: ModelSpec) -> str:
@@ -83,19 +80,18 @@ def validate(model: str) -> str | None:
     return mlflow_run
 
 
-@task.branch
-def gate(model: str, mlflow_run: str) -> str:
-    """Go on to `register`, or end green at `refused` with the reason as the run's note."""
+@task.short_circuit
+def gate(model: str, mlflow_run: str) -> bool:
+    """Go on to `register`, or end green with the reason as the run's note."""
     from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
     from training.gate import gate as judge  # noqa: PLC0415
 
     settings, _ = current()
     with Tracking(settings).on_record(mlflow_run):
         refusal = judge(settings, load_spec(model), mlflow_run)
-    if refusal is None:
-        return "register"
-    note(settings, f"refused: {refusal}")
-    return "refused"
+    if refusal:
+        note(settings, f"refused: {refusal}", mlflow_run)
+    return refusal is None
 
 
 @task
@@ -117,7 +113,7 @@ def promote(
     # Not "as_of": who looks at a version after its promotion looks at now.
     extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
     send(outlet_events, told_after(spec), f"version {version}", extra)
-    note(settings, outcome)
+    note(settings, outcome, mlflow_run)
     return outcome
 
 

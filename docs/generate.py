@@ -1,4 +1,4 @@
-"""`python -m docs.generate`: write docs/reference/ from Typer's commands and pydantic's settings.
+"""`python -m docs.generate`: write docs/reference/ from what the code says of itself.
 
 With `--check` nothing is written. Pages that differ from the code, and links of the documentation
 that lead to no file, are printed, and the exit code is 1.
@@ -13,9 +13,14 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from prometheus_client.metrics import MetricWrapperBase
 from pydantic_core import PydanticUndefined
 
 from core.settings import CLONE, PROJECT, Settings
+from docs.routes import routes
+from docs.spec_fields import spec
+from monitoring.console.loop_metrics import METRICS
+from serving import metrics as serving_metrics
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -37,6 +42,25 @@ setting but one whose text says that it is not tested.
 | variable | default | meaning |
 |---|---|---|
 """
+METRICS_HEAD = """# Metrics
+
+Prometheus reads them. [Console](../console.md#metrics) has the rules and the dashboard.
+
+## Serving
+
+They are at `/metrics` of serving: sums over all processes.
+
+| metric | kind | labels | meaning |
+|---|---|---|---|
+"""
+LOOP_HEAD = """
+## The loop
+
+They are at `/metrics` of the console. [Console](../console.md#metrics) names their labels.
+
+| metric | meaning |
+|---|---|
+"""
 
 
 def commands() -> str:
@@ -45,12 +69,12 @@ def commands() -> str:
     named = ["--name", "gyre", "--title", "Commands"]
     page = subprocess.run([*typer, *named], cwd=CLONE, check=True, capture_output=True, text=True)
     useful = REPEATED.sub("", html.unescape(page.stdout)).strip()
-    return f"{GENERATED.format('cli/')}{useful}\n"
+    return f"{useful}\n"
 
 
 def settings() -> str:
     """Return a table of every field of `Settings`; its meaning is the text below the field."""
-    page = GENERATED.format("core/settings.py") + SETTINGS_HEAD
+    page = SETTINGS_HEAD
     for name, field in Settings.model_fields.items():
         value = field.default
         if isinstance(value, Path):
@@ -61,6 +85,19 @@ def settings() -> str:
     return page
 
 
+def metrics() -> str:
+    """Return tables of what serving counts, and of what the console says of the loop."""
+    page = METRICS_HEAD
+    for metric in vars(serving_metrics).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            name = f"{family.name}_total" if family.type == "counter" else family.name
+            labels = ", ".join(metric._labelnames)  # noqa: SLF001  (no public way to ask)
+            page += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+    page += LOOP_HEAD
+    return page + "".join(f"| `gyre_{name}` | {text} |\n" for name, text in METRICS.items())
+
+
 def broken_links() -> Iterator[str]:
     pages = [*CLONE.glob("*.md"), *(CLONE / "docs").rglob("*.md")]
     for page in sorted(pages):
@@ -69,10 +106,23 @@ def broken_links() -> Iterator[str]:
                 yield f"{page.relative_to(CLONE)}: no such file: {target}"
 
 
+SOURCES = {
+    commands: "cli/",
+    settings: "core/settings.py",
+    routes: "serving/",
+    spec: "core/*_spec.py",
+    metrics: "serving/metrics.py, monitoring/console/loop_metrics.py",
+}
+"""Each page and what it is made of."""
+
 if __name__ == "__main__":
-    wanted = {REFERENCE / "commands.md": commands(), REFERENCE / "settings.md": settings()}
+    wanted = {
+        REFERENCE / f"{page.__name__}.md": GENERATED.format(source) + page()
+        for page, source in SOURCES.items()
+    }
     if "--check" in sys.argv:
-        stale = [path for path, page in wanted.items() if path.read_text("utf-8") != page]
+        there = {path: path.read_text("utf-8") for path in REFERENCE.glob("*.md")}
+        stale = [path for path, page in wanted.items() if there.get(path) != page]
         problems = [f"{path.relative_to(CLONE)}: stale, run: make docs" for path in stale]
         sys.exit("\n".join([*problems, *broken_links()]) or 0)
     for path, page in wanted.items():

@@ -6,7 +6,7 @@ A consumer of the group reads, then acknowledges what is in the table; nothing e
 """
 
 from collections.abc import Iterable, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, create_model
@@ -196,7 +196,10 @@ def consumer_problem(settings: Settings) -> str | None:
     except RedisError as exc:
         return f"Redis: {exc}"
     idle = [consumer["idle"] for consumers in found for consumer in consumers]
-    return None if min(idle, default=DEAD_AFTER) < IDLE else "no consumer reads the events"
+    if min(idle, default=IDLE) < IDLE:
+        return None
+    last = datetime.now(UTC) - timedelta(milliseconds=min(idle, default=0))
+    return f"no consumer reads the events{f' since {last:%Y-%m-%d %H:%M} UTC' if idle else ''}"
 
 
 def _stream(dataset: str) -> str:

@@ -23,6 +23,7 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.storage import Table
 from core.temporary import temporary_installation
+from feature_repo.dataset_summary import record_summary
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.definition_check import check_definitions
@@ -85,12 +86,19 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
         since = None if full else _read_from(table, store, dataset, as_of)
         delivered = pull(settings, dataset, as_of, since)
         newest = last_of_key(delivered, dataset.key)
-        report = _land(settings, dataset, newest, as_of, settings.reports)
+        try:
+            report = _land(settings, dataset, newest, as_of, settings.reports)
+        except BatchRejectedError as exc:
+            record_summary(settings, dataset, as_of, validated=as_of, passed=False, remark=f"{exc}")
+            raise
         if not delivered.num_rows:
             silent = f"{place(settings, dataset)} delivered no rows"
             report = replace(report, warnings=(silent, *report.warnings))
         catch_up(settings, dataset, store, table, as_of)
         record_freshness(settings, name)
+        batch = {"validated": as_of, "passed": True, "remark": "; ".join(report.warnings)}
+        is_new = report.inserted or report.replaced or report.quarantined
+        record_summary(settings, dataset, as_of, **batch if is_new else {})
     return report
 
 

@@ -5,20 +5,17 @@ An incident is over once its cause was not seen for 3 hours; nobody is told of t
 separated by blanks. Without one, alerts are lines of GYRE_HOME/logs/alerts.log.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import re
 from dataclasses import dataclass
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
-if TYPE_CHECKING:
-    from core.settings import Settings
-    from mlflow_server.records import Records
+from core.settings import Settings
+from mlflow_server.records import Records
 
 log = logging.getLogger(__name__)
 FAILED = " failed: "

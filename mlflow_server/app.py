@@ -3,8 +3,6 @@
 An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer.
 """
 
-from __future__ import annotations
-
 import logging
 import os
 from http import HTTPStatus

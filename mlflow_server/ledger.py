@@ -1,12 +1,11 @@
 """The ledger: one SQL row per change of a role, unique on (model, sequence)."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import sqlalchemy as sql
 from filelock import FileLock, Timeout
@@ -14,12 +13,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateSchema
 
 from core.errors import RegistryError
-from core.settings import SCHEMAS
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from core.settings import Settings
+from core.settings import SCHEMAS, Settings
 
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""

@@ -4,24 +4,20 @@ The MLmodel file of a version is not read: it could name any loader, class or co
 from the version's `serving.json` and from the types that the project's own spec trusts.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from core.errors import TrainingError
 from core.user_code import in_one_line
 from mlflow_server.served_model import MODEL_FILES, Loader, ServedModel
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
@@ -38,7 +34,7 @@ class ModelFile:
     trusted: tuple[str, ...] = ()
 
     @classmethod
-    def native(cls, fitted: Any, trusted: tuple[str, ...], classes: int) -> ModelFile:
+    def native(cls, fitted: Any, trusted: tuple[str, ...], classes: int) -> Self:
         """Write what was fitted as its library does, else as skops (TrainingError: neither can)."""
         library = type(fitted).__module__.partition(".")[0]
         if library == "xgboost":

@@ -1,27 +1,23 @@
 """Decisions of the monitor and alerts, as rows beside the promotion ledger.
 
-`gyre maintain` forgets alerts not seen for 400 days, and decisions as old that did nothing: those
-that acted stay for ever.
+`gyre maintain` forgets alerts not seen for 400 days, decisions as old that did nothing, and details
+as old of all: decisions that acted stay for ever.
 """
 
-from __future__ import annotations
-
 import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
-from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import sqlalchemy as sql
 
-from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
-from mlflow_server.roles import last_applied
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
-
-    from core.settings import Settings
-    from mlflow_server.ledger import Ledger, LedgerRow
+from core.settings import Settings
+from mlflow_server.ledger import Ledger, LedgerRow, database, lock_tables, one_at_a_time, refused
+from mlflow_server.roles import ROLES, last_applied
+from mlflow_server.window_details import DETAILS, WindowDetails
 
 META = sql.MetaData()
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
@@ -44,8 +40,20 @@ ALERTS = sql.Table(
     sql.Column("delivered", sql.Boolean, nullable=False),
 )
 """One row per incident. details: a DriftAlert (alerts.py) as JSON."""
+WINDOWS = sql.Table(
+    "windows",
+    META,
+    sql.Column("model", sql.String(64), primary_key=True),
+    sql.Column("as_of", sql.String(32), primary_key=True),
+    sql.Column("details", sql.Text, nullable=False),
+)
+"""Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
+BEFALLS = re.compile(r"(?:parked: |drift of |skew of |too few predictions of )*version (\d+)")
+YEAR = timedelta(days=365)
+SHOWN = 24
+"""The newest decisions that `ModelRows` holds."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +88,49 @@ class Records:
         with self._begin() as connection:
             newest = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit))
             return [_row(row) for row in reversed(newest.mappings().all())]
+
+    def decisions_since(
+        self, model: str, since: datetime, hours: int = 1, *, notable: bool = False
+    ) -> list[DecisionRow]:
+        """One decision for each `hours` of a day from `since` on, oldest first, without `inputs`.
+
+        The one that acted, else a bad one, else the newest. notable: of each action one of the two.
+        """
+        at, acted = DECISIONS.c.as_of, DECISIONS.c.action != "nothing"
+        bad = DECISIONS.c.verdict == "bad"
+        day, hour = sql.func.substr(at, 1, 10), sql.func.substr(at, 12, 2)
+        span = (day, sql.cast(hour, sql.Integer) // hours, *([DECISIONS.c.action] * notable))
+        order = (sql.case((acted, 0), (bad, 1), else_=2), at.desc())
+        rank = sql.func.row_number().over(partition_by=span, order_by=order).label("rank")
+        ranked = sql.select(DECISIONS.c.sequence, rank).filter_by(model=model)
+        ranked = ranked.where(at >= since.isoformat(), (acted | bad) if notable else sql.true())
+        found = ranked.subquery()
+        columns = [column for column in DECISIONS.c if column.name != "inputs"]
+        query = sql.select(*columns, sql.literal("").label("inputs"))
+        query = query.join(found, found.c.sequence == DECISIONS.c.sequence)
+        with self._begin() as connection:
+            rows = connection.execute(query.where(found.c.rank == 1).order_by(at)).mappings()
+            return [_row(row) for row in rows]
+
+    def keep_details(self, model: str, as_of: datetime, details: WindowDetails) -> None:
+        """Store `details` in place of what an earlier try measured at the same moment."""
+        moment = {"model": model, "as_of": as_of.isoformat()}
+        values = moment | {"details": DETAILS.dump_json(details).decode()}
+        with self._begin() as connection:
+            connection.execute(sql.delete(WINDOWS).filter_by(**moment))
+            connection.execute(sql.insert(WINDOWS).values(values))
+
+    def details(
+        self, model: str, since: datetime, moments: Sequence[datetime] | None = None
+    ) -> dict[datetime, WindowDetails]:
+        """Details of moments from `since` on, or of these `moments` among them, oldest first."""
+        query = sql.select(WINDOWS.c.as_of, WINDOWS.c.details).filter_by(model=model)
+        query = query.where(WINDOWS.c.as_of >= since.isoformat()).order_by(WINDOWS.c.as_of)
+        if moments is not None:
+            query = query.where(WINDOWS.c.as_of.in_([at.isoformat() for at in moments]))
+        with self._begin() as connection:
+            found = connection.execute(query).all()
+        return {datetime.fromisoformat(at): DETAILS.validate_json(text) for at, text in found}
 
     def last_by_action(self, model: str) -> dict[str, datetime]:
         """When each action was last decided for `model`."""
@@ -142,9 +193,10 @@ class Records:
         return self._delete(sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat()))
 
     def forget_decisions(self, before: datetime) -> int:
-        """Delete decisions that did nothing; return how many."""
+        """Delete decisions that did nothing, and all details; return how many."""
         old = (DECISIONS.c.as_of < before.isoformat()) & (DECISIONS.c.action == "nothing")
-        return self._delete(sql.delete(DECISIONS).where(old))
+        details = self._delete(sql.delete(WINDOWS).where(WINDOWS.c.as_of < before.isoformat()))
+        return details + self._delete(sql.delete(DECISIONS).where(old))
 
     def close(self) -> None:
         self._engine.dispose()
@@ -163,29 +215,38 @@ class Records:
 class ModelRows:
     """What the database says of a model, oldest first; last: when each action was last decided.
 
-    alerts: of the model and of its dataset.
+    alerts: of the model and of its dataset. details: of the newest decision, if it has any.
+    notable: of each day of a year in which one acted or was bad, one decision of each action.
     """
 
     ledger: Sequence[LedgerRow]
     decisions: Sequence[DecisionRow]
     last: Mapping[str, datetime]
     alerts: Sequence[Mapping[str, Any]]
+    details: WindowDetails | None = None
+    notable: Sequence[DecisionRow] = ()
 
     def newest(self, role: str) -> LedgerRow | None:
         """Return the row that put into `role` what the ledger says is there."""
         return last_applied(self.ledger, role)
 
     def open_alerts(self, now: datetime) -> list[Mapping[str, Any]]:
-        return [alert for alert in self.alerts if is_open(alert, now)]
+        """Alerts seen of late; what befell a version is over with its role, but for its harm."""
+        taken = {row.to_version for row in map(self.newest, ROLES) if row}
+        found = [(alert, BEFALLS.match(alert["cause"])) for alert in self.alerts]
+        return [a for a, of in found if is_open(a, now) and (not of or of[1] in taken)]
 
     def undelivered(self) -> list[Mapping[str, Any]]:
         return [alert for alert in self.alerts if not alert["delivered"]]
 
 
 def model_rows(ledger: Ledger, records: Records, model: str, datasets: Sequence[str]) -> ModelRows:
-    decisions, last = records.decisions(model), records.last_by_action(model)
+    decisions, last = records.decisions(model, SHOWN), records.last_by_action(model)
     alerts = [alert for subject in (*datasets, model) for alert in records.alerts(subject)]
-    return ModelRows(ledger.rows(model), decisions, last, alerts)
+    details = records.details(model, decisions[-1].as_of) if decisions else {}
+    newest = next(iter(details.values()), None)
+    notable = records.decisions_since(model, datetime.now(UTC) - YEAR, hours=24, notable=True)
+    return ModelRows(ledger.rows(model), decisions, last, alerts, newest, notable)
 
 
 def is_open(alert: Mapping[str, Any], now: datetime) -> bool:

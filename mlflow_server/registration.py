@@ -1,31 +1,26 @@
 """A trained model becomes a version: once per run, whatever was killed on the way."""
 
-from __future__ import annotations
-
 import shutil
 import tempfile
 import warnings
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import onnx
+import pandas as pd
 from mlflow.entities import LoggedModelOutput, LoggedModelStatus, Metric
 from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, Schema
 
 from core.errors import RegistryError
+from core.settings import Settings
 from mlflow_server.connection import EXISTS, client, translated
+from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, digest_tags, served_files, wrong_files
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    import pandas as pd
-
-    from core.settings import Settings
-    from mlflow_server.pyfunc import ModelFile
+from mlflow_server.version_tags import packed
 
 COLUMN_TYPES = {"int64": "long", "float64": "double", "object": "string"}
 NAME = "model"
@@ -80,16 +75,17 @@ def _new_version(
     tags: dict[str, str],
     description: str,
 ) -> Version:
-    api = client(settings)
+    api, page = client(settings), f"{settings.link('console')}/status/{model}"
+    about = f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
     with translated(f"new model {model}", unless=EXISTS):
-        api.create_registered_model(model)
+        api.create_registered_model(model, description=about)
     with translated(f"new version of {model}"):
         made = api.create_model_version(
             model,
             source=f"models:/{model_id}",
             run_id=run_id,
             model_id=model_id,
-            tags=tags,
+            tags=packed(tags),
             description=description,
             await_creation_for=0,  # the SQL store has made it by the time it answers
         )

@@ -15,6 +15,7 @@ from mlflow_server.connection import GONE, MISSING, client, translated
 from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, SHADOW, TRAFFIC_TAG, Deployed
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel, served_files, wrong_files
+from mlflow_server.version_tags import unpacked
 
 __all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
 MOST = 100_000
@@ -143,4 +144,4 @@ class Registry:
 
 
 def _version(found: Any) -> Version:
-    return Version(found.name, str(found.version), found.run_id or "", dict(found.tags))
+    return Version(found.name, str(found.version), found.run_id or "", unpacked(found.tags))

@@ -3,13 +3,14 @@
 Each file has its SHA-256 as a tag of the version: a reader checks it before anything parses a byte.
 """
 
-from __future__ import annotations
-
 import hashlib
 import math
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
+from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.spec import (
@@ -18,12 +19,6 @@ from core.spec import (
     KeyType,
     Population,
 )
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
-
-    from numpy.typing import ArrayLike, NDArray
 
 ONNX_FILE, SKOPS_FILE = "model.onnx", "model.skops"
 Loader = Literal["mlflow.onnx", "mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm"]
@@ -120,6 +115,9 @@ class ServedModel(Frozen):
     features: dict[str, FeatureType]
     defaults: dict[str, int | float | str]
     """Medians (numbers) and modes (strings) of the training frame, as the model takes them."""
+    background: tuple[dict[str, int | float | str | None], ...] = ()
+    """Rows of the training frame, without keys, as the model takes them (null: NaN): what a
+    prediction is explained against. Empty in a version from before: `defaults` is the one row."""
     nullable: tuple[str, ...] = ()
     """Features that were null in the training frame: so may a client's be."""
     population: Population | None = None

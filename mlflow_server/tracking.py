@@ -4,6 +4,7 @@ Everything goes through a client of its own, never the fluent "active run", so t
 several processes and threads do not get into each other's runs.
 """
 
+import json
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -26,8 +27,9 @@ from mlflow_server.pages import KEY_TAG
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36
-TRAINING = {"mlflow.experimentKind": "custom_model_development"}
-"""Without it the UI greets an experiment as one about chat models, its runs a click away."""
+OUTCOME = ("outcome", "mlflow.note.content")  # the second is the description in MLflow's UI
+EXPERIMENT = json.loads(Path(__file__).with_name("experiment_tags.json").read_text("utf-8"))
+"""Tags: its kind, else the UI takes it for one about chat models; description; columns of runs."""
 DATA_FOLDER = "data"
 LONGEST, MOST = 5_000, 50_000
 """MLflow's own bounds: characters of a tag, runs asked for at once."""
@@ -50,7 +52,7 @@ class Tracking:
 
     def __init__(self, settings: Settings) -> None:
         self._client = client(settings)
-        self._address, self._link = settings.mlflow_address, settings.link("mlflow")
+        self._address = settings.mlflow_address
 
     def start_or_find_run(
         self,
@@ -87,12 +89,6 @@ class Tracking:
             order = ["attributes.start_time DESC"]
             found = self._client.search_runs([known.experiment_id], under, 1, MOST, order)
         return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
-
-    def page(self, run_id: str, path: str) -> str:
-        """Address of the run's artifact `path` in MLflow's UI."""
-        with translated(f"run {run_id}"):
-            place = self._client.get_run(run_id).info.experiment_id
-        return f"{self._link}/#/experiments/{place}/runs/{run_id}/artifacts/{path}"
 
     def run(self, run_id: str) -> Run:
         with translated(f"run {run_id}"):
@@ -176,11 +172,11 @@ class Tracking:
             self._client.set_terminated(run_id, status)
 
     def end(self, run_id: str, outcome: str) -> None:
-        self.log(run_id, tags={"outcome": outcome[:LONGEST]})
+        self.log(run_id, tags=dict.fromkeys(OUTCOME, outcome[:LONGEST]))
         self.finish(run_id, "FINISHED")
 
     def fail(self, run_id: str, why: str) -> None:
-        self.log(run_id, tags={"outcome": why[:LONGEST]})
+        self.log(run_id, tags=dict.fromkeys(OUTCOME, why[:LONGEST]))
         self.finish(run_id, "FAILED")
 
     @contextmanager
@@ -195,7 +191,7 @@ class Tracking:
 
     def _experiment(self, name: str) -> str:
         with translated(f"experiment {name}", unless=EXISTS):
-            self._client.create_experiment(name, tags=TRAINING)
+            self._client.create_experiment(name, tags=EXPERIMENT)
         return str(self._client.get_experiment_by_name(name).experiment_id)
 
 

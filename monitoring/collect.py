@@ -1,7 +1,5 @@
 """What serving logged becomes tables, `predictions` and `outcomes`: each row exactly once."""
 
-from __future__ import annotations
-
 import fcntl
 import json
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -9,24 +7,21 @@ from dataclasses import dataclass
 from datetime import datetime
 from itertools import accumulate, groupby
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from upath import UPath
 
 from core.files import local_copies, reached, replace_file
 from core.locks import one_writer
+from core.settings import Settings
+from core.spec import ModelSpec
 from core.storage import Table
 from mlflow_server.roles import SHADOW
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-    from upath import UPath
-
-    from core.settings import Settings
-    from core.spec import ModelSpec
 
 TIME = pa.timestamp("us", tz="UTC")
 COMPACT = (",", ":")

@@ -5,8 +5,6 @@ version. An entity counts once, by its first answer within it: a hash of the ent
 version gives that, so the two groups differ by nothing else. An interval holds for one reading.
 """
 
-from __future__ import annotations
-
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
@@ -233,7 +231,7 @@ def compare(spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame) -> 
     return Comparison(*variants, decisive, effects, conclusion)
 
 
-def effect(ours: pd.Series[float], theirs: pd.Series[float]) -> Effect:
+def effect(ours: "pd.Series[float]", theirs: "pd.Series[float]") -> Effect:
     """Difference of the means of two groups of at least two values each; Welch's interval."""
     difference = float(ours.mean() - theirs.mean())
     if ours.var() == theirs.var() == 0:

@@ -4,6 +4,7 @@ Done here are the way back, alerts, and figures in MLflow. Who calls starts a
 retraining (in Airflow by an Asset event): this process may not be Airflow's.
 """
 
+import logging
 import re
 from collections.abc import Sequence
 from contextlib import closing
@@ -25,14 +26,17 @@ from mlflow_server.promotion import promote, reconcile
 from mlflow_server.records import DecisionRow, Records, is_open
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from monitoring.check_list import run_checks
 from monitoring.checks.result import REPORTS, CheckResult, MonitorReport
 from monitoring.collect import collect
 from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide, judge
+from monitoring.details import window_details
 from monitoring.past import WHO
-from monitoring.run import MonitoringRun, prepare, run_checks
+from monitoring.run import MonitoringRun, Reference, prepare
 from monitoring.serving_status import COUNTS
 from training.validate import answered, learnable, newest_snapshot
 
+log = logging.getLogger(__name__)
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
 SHOWN = {"remark", "alert", "bad", "unknown"}
 """Status of results whose remark is shown, if it is no finding."""
@@ -66,8 +70,11 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
         report = _report(run, inputs, results, collected.malformed)
         if report.decision.rule != STALE:
             _keep(run, report, inputs)
-            # First: no report is worth a harmful version's next minute.
-            act(settings, report, results, inputs)
+            try:
+                # First: no report is worth a harmful version's next minute.
+                act(settings, report, results, inputs)
+            finally:
+                _keep_details(run, reference)
             _publish(settings, spec, report, folder)
     return report
 
@@ -137,6 +144,18 @@ def _keep(run: MonitoringRun, report: MonitorReport, inputs: Inputs) -> None:
     row = DecisionRow(report.model, run.version, report.as_of, report.verdict, *why, *stored)
     with closing(Records(run.settings)) as records:
         records.keep(row)
+
+
+def _keep_details(run: MonitoringRun, reference: Reference | str) -> None:
+    """Store what pictures show; whatever fails here, decision and way back stand."""
+    if isinstance(reference, str):
+        return
+    try:
+        details = window_details(run, reference)
+        with closing(Records(run.settings)) as records:
+            records.keep_details(run.spec.name, run.as_of, details)
+    except Exception:
+        log.warning("no pictures of %s as of %s", run.spec.name, run.as_of, exc_info=True)
 
 
 def act(

@@ -4,17 +4,16 @@ The ledger is the only state: its rows say since when a version is in which role
 before had measured. So a run that was killed is repeated, and a second one changes nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from math import sqrt
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 from scipy.stats import ks_2samp
@@ -32,9 +31,6 @@ from mlflow_server.registry import CHALLENGER, PRODUCTION, SHADOW, Registry
 from mlflow_server.roles import last_applied
 from monitoring.collect import collect, predictions
 from monitoring.serving_status import Counters, counts, did
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 Action = Literal["hold", "advance", "abort", "done"]
 WHO = "rollout"

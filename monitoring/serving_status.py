@@ -1,24 +1,19 @@
 """What serving says of itself and has counted, read over HTTP like anybody else does."""
 
-from __future__ import annotations
-
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from math import inf, isfinite
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample
 from pydantic import TypeAdapter
 
+from core.settings import Settings
+from mlflow_server.pages import TLS
 from mlflow_server.roles import PRODUCTION
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-
-    from prometheus_client.samples import Sample
-
-    from core.settings import Settings
 
 PATIENCE = 5
 """Seconds."""
@@ -30,11 +25,12 @@ SECONDS = "gyre_prediction_seconds_bucket"
 class ServingStatus:
     """ready: the answer of /health/ready, of the first replica that is not, if any is not.
 
-    samples: those of every replica's /metrics.
+    samples: those of every replica's /metrics. replicas: the same, by address.
     """
 
     ready: Mapping[str, Any]
     samples: Sequence[Sample]
+    replicas: Mapping[str, Sequence[Sample]] = field(default_factory=dict)
 
     def sums(self, name: str, label: str, **labels: str) -> dict[str, float]:
         """Sums of the samples `name` with these labels, by the value of one more label."""
@@ -63,7 +59,7 @@ class Counted:
     within: tuple[tuple[float, float], ...] = ()
     answered: int = 0
 
-    def since(self, earlier: Counted) -> Counted:
+    def since(self, earlier: "Counted") -> "Counted":
         """What came after `earlier`; all of it where serving has begun anew since."""
         before = dict(earlier.within)
         rows = tuple((bound, n - before.get(bound, 0)) for bound, n in self.within)
@@ -107,21 +103,27 @@ def did(key: str, now: Counters, earlier: Counters) -> Counted:
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
     urls = (f"{address}/health/ready" for address in settings.serving_addresses)
-    ready = [httpx.get(url, timeout=PATIENCE).json() for url in urls]
-    samples = [sample for address in settings.serving_addresses for sample in _samples(address)]
-    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples)
+    ready = [httpx.get(url, timeout=PATIENCE, verify=TLS).json() for url in urls]
+    replicas = {address: _samples(address) for address in settings.serving_addresses}
+    samples = [sample for of_replica in replicas.values() for sample in of_replica]
+    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples, replicas)
 
 
 def counts(settings: Settings, model: str) -> Counters | None:
     """Return what every replica counted of `model`; None where one does not answer."""
+    try:
+        replicas = {address: _samples(address) for address in settings.serving_addresses}
+    except httpx.HTTPError:
+        return None
+    return counters_of(replicas, model)
+
+
+def counters_of(replicas: Mapping[str, Sequence[Sample]], model: str) -> Counters:
+    """Return what the samples of each replica, by its address, say of `model`."""
     counters: Counters = defaultdict(dict)
-    for address in settings.serving_addresses:
+    for address, samples in replicas.items():
         found: defaultdict[str, defaultdict[tuple[str, float], float]]
         found = defaultdict(lambda: defaultdict(float))
-        try:
-            samples = _samples(address)
-        except httpx.HTTPError:
-            return None
         for name, labels, value, *_ in samples:
             if labels.get("model") == model and name in {FAILURES, ANSWERS, SECONDS}:
                 key = f"{labels.get('role', PRODUCTION)} {labels.get('version')}"
@@ -133,7 +135,7 @@ def counts(settings: Settings, model: str) -> Counters | None:
 
 def _samples(address: str) -> list[Sample]:
     """Return the samples of all workers of a replica."""
-    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE).raise_for_status()
+    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE, verify=TLS).raise_for_status()
     families = text_string_to_metric_families(answer.text)
     return [sample for family in families for sample in family.samples]
 

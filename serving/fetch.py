@@ -19,6 +19,7 @@ from filelock import FileLock
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_specs
 from mlflow_server.served_model import DIGEST_TAG, served_files
+from mlflow_server.version_tags import unpacked
 from serving import model
 from serving.errors import ModelRefusedError
 from serving.model import LocalCopies, RegisteredModel
@@ -74,7 +75,8 @@ def _fetch_version(
 ) -> None:
     asked = {"name": spec.name, "version": version}
     tags = _get(client, f"{VERSIONS}/get", asked)["model_version"].get("tags", [])
-    digests = {tag["key"]: tag["value"] for tag in tags if tag["key"].startswith(DIGEST_TAG)}
+    named = unpacked({tag["key"]: tag["value"] for tag in tags})
+    digests = {name: value for name, value in named.items() if name.startswith(DIGEST_TAG)}
     uri = _get(client, f"{VERSIONS}/get-download-uri", asked)["artifact_uri"]
     copies.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=copies.folder) as temporary:

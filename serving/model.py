@@ -8,6 +8,7 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, get_args
@@ -15,11 +16,13 @@ from typing import Any, Literal, TypeAlias, get_args
 import numpy as np
 import onnxruntime as ort
 import yaml
+from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
 from core.errors import DataError
 from core.packages import package_version
 from core.settings import PROJECT, Settings
+from core.shapley import COALITIONS, Columns, shapley_values
 from core.spec import INPUTS, ModelSpec
 from core.timestamps import microseconds
 from mlflow_server.roles import Deployed
@@ -43,6 +46,8 @@ ROLES: tuple[Role, ...] = get_args(Role)
 SEARCH = "/api/2.0/mlflow/registered-models/search?max_results=1000"
 ORIGIN_FILE = "origin.json"
 Row = Mapping[str, Any]
+IN_PROCESS = 128
+"""Rows that a version's own process scores at once for an explanation, and its coalitions."""
 Score = float | list[float]
 """A list of many classes: the probability of each."""
 Session: TypeAlias = ort.InferenceSession | PyfuncProcess
@@ -149,14 +154,48 @@ def close(session: Session) -> None:
 
 def score(session: Session, contract: ServedModel, rows: Sequence[Row]) -> list[Score]:
     """Score of each row, in order. May be no number: `wrong` says."""
+    scores: list[Score] = session.run([SCORE], columns(contract, rows))[0].tolist()
+    return scores
+
+
+def columns(contract: ServedModel, rows: Sequence[Row]) -> dict[str, NDArray[Any]]:
+    """Return what the model takes of `rows`, by feature."""
     feed = {}
     for name, kind in contract.features.items():
         column = [row[name] for row in rows]
         if kind == "timestamp":  # a default is a number already
             column = [microseconds(v) if isinstance(v, datetime) else v for v in column]
         feed[name] = np.array(column, dtype=DTYPES[INPUTS[kind]])
-    scores: list[Score] = session.run([SCORE], feed)[0].tolist()
-    return scores
+    return feed
+
+
+def explain(model: LoadedModel, features: Row, prediction: float) -> dict[str, Any]:
+    """Return model, `expected`: the mean score of the background, `contributions`, largest first.
+
+    The last two add up to the score; of many classes to that of the predicted one. Scores
+    thousands of rows, in parts that a prediction can wait for.
+    """
+    contract, thread = model.contract, model.thread
+    part = COALITIONS if thread is None else IN_PROCESS
+
+    def score(rows: Columns) -> NDArray[Any]:
+        found: list[Any] = []
+        for at in range(0, len(rows[next(iter(rows))]), part):
+            feed = {name: column[at : at + part] for name, column in rows.items()}
+            run = partial(model.session.run, [SCORE], feed)
+            found += run() if thread is None else thread.submit(run).result()
+        return np.concatenate(found)
+
+    background = columns(contract, contract.background or [contract.defaults])
+    mean, moved = shapley_values(score, columns(contract, [features]), background, part)
+    place, scale = (int(prediction), 0.5) if contract.classes else (0, contract.threshold)
+    parts = dict(zip(contract.features, moved[:, place].tolist(), strict=True))
+    contributions = {
+        name: {"value": features[name], "contribution": rounded_one(parts[name], scale)}
+        for name in sorted(parts, key=lambda name: -abs(parts[name]))
+    }
+    expected = rounded_one(float(mean[place]), scale)
+    return {"model": contract.model, "expected": expected, "contributions": contributions}
 
 
 def rounded_score(contract: ServedModel, found: Score) -> Score:

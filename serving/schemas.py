@@ -35,6 +35,11 @@ ANSWER: dict[str, Any] = {
 """Of an answer, behind the key."""
 
 
+class Contribution(BaseModel):
+    value: bool | float | str | None
+    contribution: float
+
+
 class Feedback(BaseModel):
     """Of any prediction, where numbers are predicted too: a line of feedback names no model."""
 
@@ -65,6 +70,7 @@ class Schemas:
     request: Any
     instance: Any
     answer: Any
+    explained: Any
     scored: Any
 
 
@@ -114,6 +120,10 @@ def build_schemas(
         shown |= make("Given", key | any_data | {"features": whole})
     flat = make("Instance", _optional(key) | any_data | _optional(every))
     answer, scored = _answered(spec)
+    said = {name: kind for name, kind in answer.items() if name not in {"request_id", "logged"}}
+    example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
+    parts = (dict[str, Contribution], Field(examples=[example]))
+    said |= {"model": str, "expected": float, "contributions": parts}
     return Schemas(
         one=one,
         many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
@@ -121,6 +131,7 @@ def build_schemas(
         request=shown,
         instance=make("Key", key | all_data) | make("Row", _optional(key) | any_data | every),
         answer=make("Answer", key | answer),
+        explained=make("Explanation", key | said),
         scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
     )
 

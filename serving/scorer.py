@@ -22,8 +22,8 @@ from core.errors import FeaturesUnavailableError
 from core.spec import MISSING, Entity, entity_text
 from serving import errors
 from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
-from serving.model import LoadedModel, Role, Score, outcome, rounded_score, score, wrong
-from serving.model_versions import ModelVersions
+from serving.model import LoadedModel, Role, Score, explain, outcome, rounded_score, score, wrong
+from serving.model_versions import ModelVersions, Roles
 from serving.prediction_log import AppendLog
 from serving.worker import REQUEST_ID
 
@@ -36,6 +36,7 @@ NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 COUNTED_BY = itemgetter("model", "version", "role", "features_from")
 TIMED_BY = itemgetter("model", "version", "role")
 _counter = lru_cache(PREDICTIONS.labels)  # to find a meter takes as long as to use it
+_explaining = asyncio.Lock()  # one in a worker, whatever it serves
 _timer = lru_cache(PREDICTION_SECONDS.labels)
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class PredictionRow:
     features: dict[str, Any] = field(init=False)
     features_from: str = ""
     request_id: str = ""
+    is_prediction: bool = True
     answer: Answer = field(default_factory=dict)
     error: Exception | None = None
 
@@ -123,6 +125,20 @@ class Scorer:
                 raise row.error
         return [row.answer for row in rows]
 
+    async def explain(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
+        """Answer one row as `predict` does, with `why`; nothing is logged or counted."""
+        if _explaining.locked():
+            raise errors.OverloadedError("another explanation is under way: try again")
+        async with _explaining:
+            row, roles = rows[0], self.holder.roles
+            row.received, row.is_prediction = received, False
+            await self._ask(roles, rows)
+            if row.error is not None:
+                raise row.error
+            model = getattr(roles, row.answer["role"])
+            found = await asyncio.to_thread(explain, model, row.features, row.answer["prediction"])
+        return [row.answer | {"logged": False, "why": found}]
+
     async def ended(self) -> None:
         while self._tasks:
             await asyncio.wait(self._tasks)
@@ -152,21 +168,24 @@ class Scorer:
         roles = self.holder.roles
         rows = [row for request in batch for row in request.rows]
         try:
-            if roles.production is None:
-                raise errors.NoModelError(self.holder.state)  # noqa: TRY301
-            if roles.challenger is not None:
-                own = [row for row in rows if roles.asks_challenger(row.key)]
-                await self._score("challenger", roles.challenger, own)
-                for row in own:
-                    row.error = None  # production answers it: nobody pays for a trial
-            rest = [row for row in rows if not row.answer]
-            await self._score("production", roles.production, rest)
+            await self._ask(roles, rows)
             await self._write(batch)
         except Exception as exc:  # noqa: BLE001  (whatever it is, it is the answer)
             for row in rows:
                 row.error = row.error or exc
         if roles.shadow is not None:
             self._start(self._shadow(roles.shadow, batch))
+
+    async def _ask(self, roles: Roles, rows: Sequence[PredictionRow]) -> None:
+        if roles.production is None:
+            raise errors.NoModelError(self.holder.state)
+        if roles.challenger is not None:
+            own = [row for row in rows if roles.asks_challenger(row.key)]
+            await self._score("challenger", roles.challenger, own)
+            for row in own:
+                row.error = None  # production answers it: nobody pays for a trial
+        rest = [row for row in rows if not row.answer]
+        await self._score("production", roles.production, rest)
 
     async def _score(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         await self._complete(model, rows)
@@ -258,7 +277,8 @@ class Scorer:
 
     def _fail(self, role: Role, model: LoadedModel, row: PredictionRow, error: Exception) -> None:
         row.error = error
-        FAILURES.labels(self.holder.spec.name, model.version, role).inc()
+        if row.is_prediction:
+            FAILURES.labels(self.holder.spec.name, model.version, role).inc()
 
     async def _write(self, requests: Sequence[PendingRequest]) -> None:
         """Log and count all rows at once; a request that failed leaves none."""

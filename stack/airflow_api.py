@@ -11,8 +11,8 @@ from core.settings import Settings
 from stack.environment import LOGIN, load_secrets
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT = 1000
-"""Characters."""
+NOTE_LIMIT, LINKS = 1000, " · "
+"""Characters of a note; what stands before its links, as Airflow shows the first line at once."""
 PARSE_SECONDS = 60.0
 
 
@@ -55,7 +55,7 @@ class AirflowApi:
     def follow(
         self, dag: str, run: str, say: Callable[[str], None], limit: float = 600
     ) -> dict[str, Any]:
-        """Wait for the end, saying each task's state and seconds as it finishes; return the run.
+        """Wait for the end, saying each task's state and seconds; return the run, no links noted.
 
         Raises:
             StackError: a task failed (with its error), waits for a person, or `limit` s passed.
@@ -74,7 +74,7 @@ class AirflowApi:
                     page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{name}"
                     raise StackError(f"{dag} waits for your answer: {page}/required_actions")
             if row["state"] == "success":
-                return row
+                return row | {"note": (row["note"] or "").partition(f"{LINKS}[")[0] or None}
             if row["state"] == "failed":
                 raise StackError(f"{dag} failed: {self._error(dag, run, tasks)}")
             if time.monotonic() > until:
@@ -90,9 +90,10 @@ class AirflowApi:
                 lines.append(f"task {task['task_id']}: {error_of(log['content'])}")
         return "; ".join(lines) or "no task of it failed; see the run in Airflow"
 
-    def note(self, dag: str, run: str, text: str) -> None:
-        """Put a note on the run, for whoever looks at it in Airflow."""
-        body = {"note": text[:NOTE_LIMIT]}
+    def note(self, dag: str, run: str, text: str, links: str = "") -> None:
+        """Put a note on the run, for whoever looks at it in Airflow; `links` are its end."""
+        end = f"{LINKS}{links}" if links else ""
+        body = {"note": text[: NOTE_LIMIT - len(end)] + end}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
 
     def emit(self, asset: str, key: str, extra: dict[str, Any]) -> None:

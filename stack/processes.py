@@ -128,6 +128,23 @@ def states(settings: Settings) -> dict[str, dict[str, Any]] | None:
     return {row["name"]: row for row in rows}
 
 
+def usage(settings: Settings) -> dict[str, tuple[float, int]]:
+    """Return CPU seconds and bytes of memory by program, of all its processes.
+
+    CPU of ended ones too; memory is the proportional set size: what they share counts once.
+    """
+    used = dict[str, tuple[float, int]]()
+    for name, row in (states(settings) or {}).items():
+        with suppress(psutil.NoSuchProcess):
+            program, seconds, held = psutil.Process(row["pid"]), 0.0, 0
+            for process in (program, *program.children(recursive=True)):
+                with suppress(psutil.NoSuchProcess):  # ended meanwhile
+                    seconds += sum(process.cpu_times()[:4])
+                    held += process.memory_full_info().pss
+            used[name] = seconds, held
+    return used
+
+
 def restart(settings: Settings, readers: Collection[str], changed: float) -> list[str]:
     """Start again what has fallen, and those of `readers` that run since before `changed`.
 

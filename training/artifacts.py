@@ -1,15 +1,11 @@
 """Files that one stage leaves in its MLflow run for the next."""
 
-from __future__ import annotations
-
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from mlflow_server.tracking import Tracking
+from mlflow_server.tracking import Tracking
 
 FRAME, PLAN = "frame.parquet", "plan.json"
 UNLABELLED = "unlabelled.parquet"

@@ -3,17 +3,16 @@
 A check is a generator of findings, a line each; what a user's expression raises is one too.
 """
 
-from __future__ import annotations
-
 import logging
 import re
 from collections.abc import Iterator, Mapping
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -35,9 +34,6 @@ from training.frame import TIME, at, build_frame, extent, features
 from training.onnx_export import REMEDY, exported, prove
 from training.train import fit_pipeline
 from training.validate import mismatches, plan_run
-
-if TYPE_CHECKING:
-    import ibis.expr.types as ir
 
 log = logging.getLogger(__name__)
 SAMPLE = 10_000

@@ -3,8 +3,6 @@
 Numbers are cast to float32 first, so that scikit-learn and ONNX compare the same values.
 """
 
-from __future__ import annotations
-
 import inspect
 from collections.abc import Iterator, Mapping
 from typing import Any

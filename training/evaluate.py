@@ -1,7 +1,5 @@
 """Stage 4: measure challenger, trivial baseline and champion on the newest matured snapshots."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -9,9 +7,12 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.calibration import CalibrationDisplay
 from sklearn.metrics import (
@@ -23,10 +24,11 @@ from sklearn.metrics import (
 
 from core.errors import NoChampionError
 from core.settings import Settings
+from core.shapley import shapley_values
 from core.spec import ModelSpec
 from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.registry import Registry
-from mlflow_server.served_model import CONTRACT_FILE, ServedModel
+from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
 from training.dataset import load_frame
@@ -34,7 +36,7 @@ from training.frame import at, features, with_features
 from training.gate import EVALUATIONS, Evaluation
 from training.metrics import (
     CELLS,
-    LOSSES,
+    Labels,
     Scored,
     all_metrics,
     best_constant,
@@ -48,22 +50,17 @@ from training.metrics import (
     resampled,
     top_class,
 )
-from training.onnx_export import REMEDY, latency_p99_ms, score
+from training.onnx_export import REMEDY, columns, latency_p99_ms, open_session, score
 from training.snapshots import dates
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-    from matplotlib.axes import Axes
-
-    from training.metrics import Labels
 
 CURVES: dict[str, Callable[..., Any]] = {
     "roc": RocCurveDisplay.from_predictions,
     "precision_recall": PrecisionRecallDisplay.from_predictions,
     "calibration": partial(CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"),
 }
-SHOWN_ROWS = 2000
+SHOWN_ROWS, EXPLAINED_ROWS = 2000, 200
+COALITIONS = 128
+"""Scored to explain a row; for a picture not all are needed."""
 
 
 def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
@@ -89,28 +86,36 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         "onnx_difference": proof["largest_difference"],
     }
     unproved = "; ".join([*proof["reasons"], REMEDY]) if proof["reasons"] else ""
-    evaluation = replace(evaluation, **found, segments=segments, figures=figures, unproved=unproved)
+    explained = contributions(spec, contract, model, inputs)
+    means = explained[1].abs().mean().sort_values(ascending=False).to_dict()
+    found |= {"contributions": means, "segments": segments, "figures": figures}
+    evaluation = replace(evaluation, **found, unproved=unproved)
     tracking.log(run_id, metrics=named(evaluation))
     tracking.log_json(run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION)
-    rises = rises_of_loss(spec, model, inputs, y)
     models = {"challenger": challenger}
     models |= {f"version {version} (champion)": champion} if champion else {}
     with TemporaryDirectory() as name:
         title = f"{len(y):,} rows at {dates(plan.test)}"
-        draw(partial(_axes, Path(name), title), spec, y, models, rises)
+        draw(partial(_axes, Path(name), title), spec, y, models, explained)
         tracking.log_artifacts(run_id, Path(name), PLOTS)
 
 
-def rises_of_loss(
-    spec: ModelSpec, model: ModelFile, inputs: pd.DataFrame, y: Labels
-) -> dict[str, float]:
-    """By how much the loss rises where one feature is shuffled, by feature (Breiman 2001)."""
-    loss, random = LOSSES[spec.loss], np.random.default_rng(spec.seed)
-    before, rises = loss(y, score(model, spec.inputs, inputs)), dict[str, float]()
-    for name in spec.features:
-        shuffled = inputs.assign(**{name: random.permutation(inputs[name])})
-        rises[name] = loss(y, score(model, spec.inputs, shuffled)) - before
-    return rises
+def contributions(
+    spec: ModelSpec, contract: ServedModel, model: ModelFile, inputs: pd.DataFrame
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return some of `inputs`, and what each feature contributes to their scores (core.shapley).
+
+    Of many classes to that of the most probable one.
+    """
+    rows = inputs.sample(min(EXPLAINED_ROWS, len(inputs)), random_state=spec.seed)
+    known: Any = contract.background or [contract.defaults]
+    background = columns(spec.inputs, pd.DataFrame(known))
+    run, found = partial(open_session(model).run, [SCORE]), []
+    for place in range(len(rows)):
+        row = columns(spec.inputs, rows[place : place + 1])
+        mean, moved = shapley_values(run, row, background, COALITIONS)
+        found.append(moved[:, np.argmax(mean + moved.sum(axis=0))])
+    return rows, pd.DataFrame(found, columns=[*spec.features])
 
 
 def _champion(
@@ -204,9 +209,9 @@ def draw(
     spec: ModelSpec,
     y: Labels,
     models: Mapping[str, Scored],
-    rises: Mapping[str, float],
+    explained: tuple[pd.DataFrame, pd.DataFrame],
 ) -> None:
-    """Write PNG files. models: the challenger first; rises: of the loss, by feature shuffled."""
+    """Write PNG files. models: the challenger first; explained: what `contributions` returns."""
     challenger = next(iter(models.values()))
     answers = predict(challenger.scores, challenger.threshold)
     if spec.task == "regression":
@@ -235,9 +240,22 @@ def draw(
             matrix = partial(ConfusionMatrixDisplay.from_predictions, display_labels=names)
             matrix(y, answers, labels=range(len(names)), colorbar=False, ax=axes)
     with axes_of("feature_importance") as axes:
-        ordered = sorted(rises, key=rises.__getitem__)
-        axes.barh(ordered, [rises[name] for name in ordered])
-        axes.set(xlabel="rise of the loss when shuffled")
+        beeswarm(axes, *explained)
+
+
+def beeswarm(axes: Axes, rows: pd.DataFrame, moved: pd.DataFrame) -> None:
+    """Draw a dot for each row and feature, those that move scores most on top."""
+    edges = np.linspace(moved.to_numpy().min(), moved.to_numpy().max(), 60)
+    names = [*moved.abs().mean().sort_values().index]
+    for place, name in enumerate(names):
+        bins = pd.Series(np.digitize(moved[name], edges))
+        nth = bins.groupby(bins).cumcount() + 1  # of the dots that would lie on each other
+        heights = place + (nth // 2) * (-1) ** nth * 0.8 / max(20, nth.max())
+        ranks = rows[name].rank(pct=True)
+        dots = axes.scatter(moved[name], heights, s=5, c=ranks, cmap="coolwarm", vmin=0, vmax=1)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(xlabel="contribution to the score")
+    axes.figure.colorbar(dots, ticks=[], label="value of the feature, from low to high")
 
 
 @contextmanager

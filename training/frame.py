@@ -5,16 +5,15 @@ classes, of many the position; float64 of numbers) and the service's request dat
 and keys, so that its hash names its content.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from datetime import datetime
-from typing import TYPE_CHECKING
 
+import ibis.expr.types as ir
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -26,10 +25,6 @@ from feature_repo.engines import open_engine
 from feature_repo.features import entities, labels, open_raw, raw_table
 from feature_repo.store import ARROW, FeatureStore, as_stored
 from training.snapshots import Plan, Snapshot, dates
-
-if TYPE_CHECKING:
-    import ibis.expr.types as ir
-    import pandas as pd
 
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")

@@ -35,7 +35,8 @@ class Evaluation:
     champion_version: what is in production. differences: challenger minus champion, on the same
     resamples. unavailable: why the champion could not be scored; gates that ask for it then refuse.
     no_champion: why what is in production is none. figures: of the challenger alone: calibration,
-    fairness, size, latency. unproved: why what is served scores otherwise.
+    fairness, size, latency. unproved: why what is served scores otherwise. contributions: by
+    feature, the mean of their sizes, the largest first.
     """
 
     rows: int
@@ -51,6 +52,7 @@ class Evaluation:
     segments: tuple[Segment, ...] = ()
     unproved: str = ""
     no_champion: str = ""
+    contributions: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

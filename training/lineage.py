@@ -1,24 +1,19 @@
 """What a run learnt from and with what: enough to build it again and compare."""
 
-from __future__ import annotations
-
 import hashlib
 import subprocess
 from collections.abc import Iterable
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
 from core.storage import Table
 from core.user_code import dataset_modules, user_modules
 from feature_repo.definition import TABLE_TAG, Dataset
+from mlflow_server.tracking import Run
 from training.frame import content_hash
-
-if TYPE_CHECKING:
-    from mlflow_server.tracking import Run
 
 CODE = (
     "training/*.py",

@@ -7,24 +7,19 @@ classes: y [N], positions of K; p float [N, K], the probability of each; the lar
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
+from core.training_spec import Costs, Task
 from mlflow_server.served_model import rounded
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from numpy.typing import NDArray
-
-    from core.training_spec import Costs, Task
-
-    Labels = NDArray[np.int64] | NDArray[np.float64]
-    Scores = NDArray[np.float64]
-
+Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
+Scores: TypeAlias = NDArray[np.float64]
 RESAMPLES, AT_ONCE = 1000, 50
 MOST_WEIGHTS = 5_000_000
 """Of resamples that are measured together (40 MB)."""

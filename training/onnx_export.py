@@ -1,7 +1,5 @@
 """The export of fitted models to what is served, and the check that both score the same."""
 
-from __future__ import annotations
-
 import re
 import sys
 import time
@@ -13,12 +11,13 @@ from functools import partial
 from importlib import import_module
 from itertools import chain
 from types import SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import onnx
 import onnxruntime
 import pandas as pd
+from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn, update_registered_converter
 from skl2onnx.common.data_types import DoubleTensorType, Int64TensorType, StringTensorType
@@ -37,9 +36,6 @@ from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import SCORE
 from training.estimators import reason
 from training.metrics import predict
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TYPES: dict[str, Any] = {
@@ -250,13 +246,13 @@ def score(
     model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
 ) -> NDArray[np.float64]:
     """What a served model with one column per input says: float64 [N], of many classes [N, K]."""
-    scores: NDArray[np.float64] = _session(model).run([SCORE], _feed(inputs, rows))[0]
+    scores: NDArray[np.float64] = open_session(model).run([SCORE], columns(inputs, rows))[0]
     return scores.astype(np.float64)
 
 
 def latency_p99_ms(model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame) -> float:
     """Time of one row in one thread, as serving has it: 99th percentile of up to 1,000 rows."""
-    session, feed, took = _session(model), _feed(inputs, rows), []
+    session, feed, took = open_session(model), columns(inputs, rows), []
     for row in range(min(len(rows), TIMED_ROWS)):
         one = {name: column[row : row + 1] for name, column in feed.items()}
         began = time.perf_counter()
@@ -265,7 +261,7 @@ def latency_p99_ms(model: ModelFile, inputs: Mapping[str, InputType], rows: pd.D
     return float(np.percentile(took, 99)) * 1000
 
 
-def _session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
+def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
     if model.loader != "mlflow.onnx":
         return model
     options = onnxruntime.SessionOptions()
@@ -273,7 +269,7 @@ def _session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
     return onnxruntime.InferenceSession(model.content, options, providers=["CPUExecutionProvider"])
 
 
-def _feed(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
+def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
     return {name: rows[name].to_numpy(dtype=TYPES[kind][2]) for name, kind in inputs.items()}
 
 
@@ -331,7 +327,7 @@ def _probes(
         yield kind, some.apply(_neighbour, step=step)
 
 
-def _neighbour(column: pd.Series[Any], step: int) -> Any:
+def _neighbour(column: "pd.Series[Any]", step: int) -> Any:
     """Each number's next float32 value, of whole numbers the next one; NaN and text stay."""
     if column.dtype == np.int64:
         return column + step

@@ -18,7 +18,7 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from feature_repo.definition_check import write_sample
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.pages import CARD
+from mlflow_server.pages import CARD, Pages
 from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
 from mlflow_server.pyfunc import ModelFile, read_file
@@ -158,10 +158,11 @@ def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> tuple
     subject = f"Put version {version} of {spec.name} into production, {place}?"
     if _begins_rollout(spec, champion):
         subject = f"Begin the rollout of version {version} of {spec.name} beside {champion}?"
+    card = f"{Pages(settings).run(run_id)}/artifacts/{CARD}"
     lines = [
         f"Trained as of {tags['as_of']}; it passed every gate. The reason given:",
         f"    {' '.join(tags['reason'].split())}",  # as code: it is anybody's, and no Markdown
-        f"[Model card]({tracking.page(run_id, CARD)}): its metrics beside those of the champion",
+        f"[Model card]({card}): its metrics beside those of the champion",
     ]
     return subject, "\n\n".join(lines)
 

@@ -4,19 +4,19 @@ The installation is only read. The code and packages that fit and export are tho
 now; the raw rows behind the frame are compared by hash, if the table still has that version.
 """
 
-from __future__ import annotations
-
 import hashlib
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 from pydantic import ValidationError
 
 from core.errors import DataError, RegistryError
+from core.settings import Settings
 from core.spec import ModelSpec
 from core.training_spec import Estimator
 from feature_repo.datasets import load_dataset
@@ -24,7 +24,7 @@ from feature_repo.definition import TABLE_TAG, table_versions
 from feature_repo.features import raw_table
 from feature_repo.store import FeatureStore
 from mlflow_server.pyfunc import read_file
-from mlflow_server.registry import Registry
+from mlflow_server.registry import Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags, rounded
 from mlflow_server.tracking import Tracking
 from training.artifacts import ESTIMATOR, SPEC, read
@@ -34,12 +34,6 @@ from training.lineage import code_tags, table_tags
 from training.onnx_export import score
 from training.snapshots import dates
 from training.train import train_model, with_usable_folds, write_model
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from core.settings import Settings
-    from mlflow_server.registry import Version
 
 log = logging.getLogger(__name__)
 SHOWN = 12

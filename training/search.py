@@ -4,21 +4,17 @@ Each trial is a run below the training run. The first ones are the spec's own pa
 search finds nothing worse than them. Only who searches imports this.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import optuna
 
 from core.spec import ModelSpec
 from core.training_spec import Estimator, Range, Search
-
-if TYPE_CHECKING:
-    from mlflow_server.tracking import Tracking
+from mlflow_server.tracking import Tracking
 
 log = logging.getLogger(__name__)
 

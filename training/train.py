@@ -3,16 +3,16 @@
 Or let `[training] function` choose and fit; what is around it stays the same.
 """
 
-from __future__ import annotations
-
 import logging
 import tempfile
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 import pyarrow.compute as pc
 import skops.io
 from threadpoolctl import threadpool_limits
@@ -30,19 +30,15 @@ from training.artifacts import CANDIDATE, ESTIMATOR, PIPELINE_FILE, PROOF
 from training.dataset import load_frame
 from training.estimators import ANSWERS, build_pipeline, reason, require
 from training.frame import at, features
-from training.metrics import LOSSES, cost, predict
+from training.metrics import LOSSES, Labels, Scores, cost, predict
 from training.onnx_export import exported, pipeline_scores, prove
 from training.snapshots import Fold, Plan, Snapshot
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from training.metrics import Labels, Scores
 
 log = logging.getLogger(__name__)
 THRESHOLDS = np.arange(1, 100) / 100
 """Hundredths: finer ones would follow the noise of the validation rows."""
+BACKGROUND = 20
+"""Training rows that a prediction is explained against."""
 
 
 def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
@@ -129,6 +125,7 @@ def write_model(
         log.warning("%s: no %s: %s", spec.name, PIPELINE_FILE, reason(exc))
     served = exported(model, spec)
     rows = features(spec, train)
+    background = min(BACKGROUND, len(rows))
     contract = ServedModel(
         model=spec.name,
         loader=served.write(folder),
@@ -136,6 +133,7 @@ def write_model(
         feature_service=spec.feature_service,
         features=spec.features,
         defaults={name: _default(rows[name], kind) for name, kind in spec.inputs.items()},
+        background=tuple(rows.sample(background, random_state=spec.seed).to_dict("records")),
         nullable=tuple(n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()),
         population=spec.population,
         threshold=threshold,
@@ -147,7 +145,7 @@ def write_model(
     return served
 
 
-def _default(column: pd.Series[Any], kind: str) -> int | float | str:
+def _default(column: "pd.Series[Any]", kind: str) -> int | float | str:
     if kind == "string":
         return str(column.mode()[0])
     return int(column.median()) if kind == "int64" else float(column.median())

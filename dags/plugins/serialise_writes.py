@@ -5,8 +5,6 @@ The audit log commits on the API's event loop while a thread holds the database'
 longer timeout makes it worse. Reads are not held up. With Postgres this does nothing.
 """
 
-from __future__ import annotations
-
 import asyncio
 from typing import Any
 

@@ -3,14 +3,11 @@
 Nothing of the stack is asked or changed: the history lies in a temporary installation meanwhile.
 """
 
-from __future__ import annotations
-
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -24,10 +21,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.ingest import whole_history
 from monitoring.backtest import policies
 from monitoring.backtest.history import History
-from training.metrics import Interval, all_metrics, best_constant, interval, resampled
-
-if TYPE_CHECKING:
-    from training.metrics import Scores
+from training.metrics import Interval, Scores, all_metrics, best_constant, interval, resampled
 
 log = logging.getLogger(__name__)
 FROZEN, FRESH = "frozen", "fresh"

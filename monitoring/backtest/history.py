@@ -1,7 +1,5 @@
 """The history as training and monitor would have seen it at each moment, by their own functions."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence
@@ -9,9 +7,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from functools import cache, cached_property, partial
-from typing import TYPE_CHECKING
 
 import numpy as np
+import pandas as pd
+import pyarrow as pa
 
 from core.errors import TrainingError
 from core.settings import Settings
@@ -20,6 +19,7 @@ from feature_repo.definition import Dataset
 from feature_repo.features import open_raw, raw_table
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.tracking import Tracking
+from monitoring.backtest.policies import Outcome, Policy
 from monitoring.checks.concept import Outcomes, judge_calibration, judge_rises, rises
 from monitoring.checks.drift import compared
 from monitoring.checks.performance import judge_performance, measured
@@ -34,12 +34,6 @@ from training.metrics import LOSSES, Scored, all_metrics
 from training.onnx_export import exported, score
 from training.snapshots import Snapshot, matured, plan
 from training.train import choose, train_model, with_usable_folds
-
-if TYPE_CHECKING:
-    import pandas as pd
-    import pyarrow as pa
-
-    from monitoring.backtest.policies import Outcome, Policy
 
 log = logging.getLogger(__name__)
 WEEK = timedelta(weeks=1)

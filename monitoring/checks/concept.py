@@ -3,27 +3,21 @@
 Then: the snapshot it was evaluated on. Now: the newest that has matured since.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 from scipy.stats import ttest_ind
 from statsmodels.stats.multitest import multipletests
 
 from core.monitoring_spec import Monitoring
+from mlflow_server.window_details import SegmentRate
 from monitoring.checks.result import SCORE, CheckResult, Status
+from monitoring.run import MonitoringRun, Reference
+from training.metrics import Labels, Scored, Scores, losses, top_class
 from training.metrics import calibration as calibration_of
-from training.metrics import losses, top_class
-
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monitoring.run import MonitoringRun, Reference
-    from training.metrics import Labels, Scored, Scores
 
 DRAWS, PERCENTILE = 200, 0.95
 
@@ -36,7 +30,7 @@ class Outcomes:
     said: Scored
     segment: NDArray[np.object_] | None = None
 
-    def of_segment(self, value: object) -> Outcomes:
+    def of_segment(self, value: object) -> "Outcomes":
         rows = self.segment == value
         return Outcomes(self.y[rows], self.said.of(rows))
 
@@ -81,19 +75,26 @@ def label_rate(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult
 
 def positive_rate(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult]:
     """Share of 1 said of each segment with enough entities, against the evaluated snapshot."""
-    segment, limits = run.spec.segment, run.spec.monitoring
-    threshold = reference.said.threshold
+    limit = run.spec.monitoring.positive_rate
+    for segment, rate in segment_rates(run, reference).items():
+        name = f"positive_rate_{segment}"
+        yield _judge_rate(name, "positive_rate", segment, rate.now, rate.was, limit)
+
+
+def segment_rates(run: MonitoringRun, reference: Reference) -> dict[str, SegmentRate]:
+    """Share of 1 said of each segment with enough entities, then and now; {} of other tasks."""
+    segment, threshold = run.spec.segment, reference.said.threshold
     if threshold is None or segment not in reference.rows:
-        return
+        return {}
     before, now = (
         (frame[SCORE] >= threshold).groupby(frame[segment])
         for frame in (reference.population, run.window.rows)
     )
     rates = pd.DataFrame({"was": before.mean(), "now": now.mean(), "rows": now.size()}).dropna()
-    rates = rates[rates["rows"] >= limits.fewest_of_segment]
-    for value, was, now in zip(rates.index, rates["was"], rates["now"], strict=True):
-        name = f"positive_rate_{value}"
-        yield _judge_rate(name, "positive_rate", str(value), now, was, limits.positive_rate)
+    rates = rates[rates["rows"] >= run.spec.monitoring.fewest_of_segment]
+    columns = (rates[name].tolist() for name in ("was", "now", "rows"))
+    values = zip(map(str, rates.index), *columns, strict=True)
+    return {name: SegmentRate(was, share, int(rows)) for name, was, share, rows in values}
 
 
 def rises(before: Outcomes, now: Outcomes, fewest: int) -> list[Rise]:

@@ -4,30 +4,24 @@ PSI over reference deciles is registered with Evidently as its drift method, so 
 report is the figure that decides.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from core.monitoring_spec import Monitoring
 from core.spec import MISSING
 from core.user_code import in_one_line
 from monitoring.checks.result import PREDICTED, SCORE, CheckResult, Status, by_chance
+from monitoring.run import MonitoringRun, Reference
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-    from monitoring.run import MonitoringRun, Reference
-
-    Counts = NDArray[np.int64]
-
+Counts: TypeAlias = NDArray[np.int64]
 log = logging.getLogger(__name__)
 METHOD = "psi_reference_deciles"
 MOST_ROWS = 100_000
@@ -79,7 +73,7 @@ def compared(
     ]
 
 
-def psi(reference: pd.Series[Any], current: pd.Series[Any]) -> float:
+def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
     """Population stability index of `current`; nulls are left out, their rate is another check.
 
     Numbers are cut at the reference's deciles (ties merged, open at both ends), where it has two,
@@ -152,7 +146,7 @@ def judge_mean_score(
 
 
 def _compare_column(
-    limits: Monitoring, name: str, before: pd.Series[Any], now: pd.Series[Any]
+    limits: Monitoring, name: str, before: "pd.Series[Any]", now: "pd.Series[Any]"
 ) -> Iterator[CheckResult]:
     before, now = _with_nulls(before), _with_nulls(now)
     values = int(min(before.count(), now.count()))
@@ -171,12 +165,12 @@ def _compare_column(
         yield judge_unseen(limits, name, share, "out_of_range", values)
 
 
-def _with_nulls(column: pd.Series[Any]) -> pd.Series[Any]:
+def _with_nulls(column: "pd.Series[Any]") -> "pd.Series[Any]":
     """Of a text, None for the word that a model is given where there is none."""
     return column.mask(column == MISSING, None) if column.dtype == object else column
 
 
-def _new_categories(limits: Monitoring, before: pd.Series[Any], now: pd.Series[Any]) -> float:
+def _new_categories(limits: Monitoring, before: "pd.Series[Any]", now: "pd.Series[Any]") -> float:
     """Share that is new, less what was to be expected; 0 as far as chance alone gives that.
 
     Expected are as many as there were of one row each (Good, Biometrika 40, 1953).
@@ -188,7 +182,7 @@ def _new_categories(limits: Monitoring, before: pd.Series[Any], now: pd.Series[A
     return float(share - usual) if share - usual > chance else 0.0
 
 
-def _by_decile(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Counts]:
+def _by_decile(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> list[Counts]:
     """A value that equals a cut is below it, ties in one bin."""
     numbers = reference.to_numpy(float)
     pair = numbers.min(), numbers.max()
@@ -200,7 +194,7 @@ def _by_decile(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Count
     ]
 
 
-def _by_category(reference: pd.Series[Any], current: pd.Series[Any]) -> list[Counts]:
+def _by_category(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> list[Counts]:
     counted = (values.value_counts() for values in (reference, current))
     before, now = (counts.groupby(counts.index.astype(str)).sum() for counts in counted)
     before = before.sort_index().sort_values(ascending=False, kind="stable")  # ties by name
@@ -258,7 +252,7 @@ def _register() -> None:
     test = stattests.StatTest(METHOD, "PSI, reference deciles", kinds, default_threshold=0.25)
 
     def figure(
-        reference: pd.Series[Any], current: pd.Series[Any], _kind: str, threshold: float
+        reference: "pd.Series[Any]", current: "pd.Series[Any]", _kind: str, threshold: float
     ) -> tuple[float, bool]:
         value = psi(reference, current)
         return value, value >= threshold

@@ -3,16 +3,14 @@
 What is unknown is no harm.
 """
 
-from __future__ import annotations
-
 import json
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import ArrayLike
 from scipy.stats import ttest_rel
 
 from core.monitoring_spec import Monitoring
@@ -24,16 +22,11 @@ from mlflow_server.served_model import ServedModel
 from monitoring.checks.performance import Judged, judge_performance
 from monitoring.checks.result import PREDICTED, SCORE, CheckResult
 from monitoring.collect import predictions
+from monitoring.run import MonitoringRun, Reference
 from monitoring.serving_status import Counted, did
 from training.evaluate import as_trained, version_scores
 from training.frame import canonical
-from training.metrics import all_metrics, losses
-
-if TYPE_CHECKING:
-    from numpy.typing import ArrayLike
-
-    from monitoring.run import MonitoringRun, Reference
-    from training.metrics import Labels, Scored
+from training.metrics import Labels, Scored, all_metrics, losses
 
 log = logging.getLogger(__name__)
 SHARES = {0.5: "half", 0.95: "95 %"}

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
 
 DAY = "event_timestamp"
 """What a label is of: a snapshot, here the beginning of a day."""
+NORMAL = 1.96
+"""Standard errors of a 95 % interval."""
 UNMEASURED = "no snapshot matured since, too few outcomes are known"
 
 
@@ -52,6 +54,7 @@ class Performance:
     surely: the metric at the better end of its uncertainty; if this is worse, it is surely worse.
     Of numbers the end of its 95 % interval, as their errors have heavy tails; of classes three
     standard errors, of many by the bootstrap.
+    intervals: 95 %, of the metrics that have one.
     """
 
     kind: str
@@ -59,6 +62,7 @@ class Performance:
     rows: int
     metrics: dict[str, float]
     surely: dict[str, float] = field(default_factory=dict)
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -172,19 +176,23 @@ def actuals(
 
 def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:
     metrics = all_metrics(y, model, spec.costs)
-    by_formula = model.task == "classification"
-    drawn = {} if by_formula else resampled(y, {kind: model}, None, spec.seed)[kind]
-    if model.task == "regression":
-        surely = {"rmse": interval(metrics["rmse"], drawn["rmse"]).low}
+    if model.task == "classification":
+        errors = _standard_errors(y, model, metrics)
+        ends = {name: NORMAL * error for name, error in errors.items()}
+        intervals = {name: (metrics[name] - end, metrics[name] + end) for name, end in ends.items()}
     else:
-        spread = {name: float(np.std(values)) for name, values in drawn.items()}
-        errors = spread or _standard_errors(y, model, metrics)
-        surely = {
-            name: metrics[name]
-            + spec.monitoring.metric_errors * (-error if name in LOWER_IS_BETTER else error)
-            for name, error in errors.items()
-        }
-    return Performance(kind, about, len(y), metrics, surely)
+        drawn = resampled(y, {kind: model}, None, spec.seed)[kind]
+        errors = {name: float(np.std(values)) for name, values in drawn.items()}
+        found = {name: interval(metrics[name], values) for name, values in drawn.items()}
+        intervals = {name: (each.low, each.high) for name, each in found.items()}
+    surely = {
+        name: metrics[name]
+        + spec.monitoring.metric_errors * (-error if name in LOWER_IS_BETTER else error)
+        for name, error in errors.items()
+    }
+    if model.task == "regression":
+        surely = {"rmse": intervals["rmse"][0]}
+    return Performance(kind, about, len(y), metrics, surely, intervals)
 
 
 def _standard_errors(y: Labels, model: Scored, found: Mapping[str, float]) -> dict[str, float]:

@@ -5,8 +5,6 @@ mismatched (docs/monitoring.md says when). Earlier moments are tried, not the wa
 registry knows how far a view is materialised now, not how far it was when the vector was read.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from bisect import bisect_right
@@ -15,9 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.monitoring_spec import Monitoring
@@ -31,12 +30,8 @@ from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel
 from monitoring.checks.result import CheckResult, Status
 from monitoring.collect import predictions
+from monitoring.run import MonitoringRun, Reference
 from monitoring.window import LENGTH
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from monitoring.run import MonitoringRun, Reference
 
 ONLINE = "online"
 VECTOR = ["entity", "request_data", "as_of", "received", "features"]

@@ -1,21 +1,15 @@
 """Volume and freshness: how many entities ask, how many are usual, and how old features are."""
 
-from __future__ import annotations
-
+from collections.abc import Iterator
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
+from core.monitoring_spec import Monitoring
 from feature_repo.freshness import freshness as read_freshness
 from feature_repo.store import FeatureStore
 from monitoring.checks.result import CheckResult
+from monitoring.past import Past
+from monitoring.run import MonitoringRun, Reference
 from monitoring.window import LENGTH
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from core.monitoring_spec import Monitoring
-    from monitoring.past import Past
-    from monitoring.run import MonitoringRun, Reference
 
 ENTITIES, USUAL = "entities", "usual"
 """Figures: entities of the window, and how many are usual."""

@@ -9,7 +9,7 @@ from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
-PATIENCE = 2.0  # seconds that a request waits for all its sources
+PATIENCE = 1.0  # seconds that a request waits for all its sources
 KEPT = timedelta(seconds=30)  # how long the last value of a source that hangs is shown
 
 
@@ -19,7 +19,7 @@ class Reading(Generic[T_co]):
 
     value: T_co | None = None
     at: datetime | None = None
-    why: str = f"no answer within {PATIENCE:.0f} s"
+    why: str = f"no answer within {PATIENCE:g} s"
 
 
 class CachedReader(Generic[T]):

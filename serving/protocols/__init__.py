@@ -4,7 +4,7 @@ A fifth is a module with a `PROTOCOL`, listed in serving/app.py.
 """
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -20,7 +20,7 @@ from serving.errors import InvalidRequestError, NoModelError
 from serving.openapi import Operation
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import Schemas
-from serving.scorer import Answer, PredictionRow
+from serving.scorer import Answer, PredictionRow, Scorer
 
 BATCH_LIMIT = 10_000_000
 """Bytes of a body with many rows."""
@@ -41,6 +41,7 @@ class PredictRoute:
     read: Callable[[Deployment, bytes, Request], Parsed]
     operation: Callable[[str, Schemas], Operation]
     limit: int = BATCH_LIMIT
+    answer: Callable[[Scorer, Rows, datetime], Awaitable[list[Answer]]] = Scorer.predict
     binary: str | None = None
 
 
@@ -73,10 +74,10 @@ class PredictEndpoint:
         body = await read_body(request, route.limit, route.binary)
         if len(body) <= INLINE_BYTES:
             rows, write = route.read(model, body, request)
-            response = write(await model.scorer.predict(rows, received))
+            response = write(await route.answer(model.scorer, rows, received))
         else:
             rows, write = await asyncio.to_thread(route.read, model, body, request)
-            answers = await model.scorer.predict(rows, received)
+            answers = await route.answer(model.scorer, rows, received)
             response = await asyncio.to_thread(write, answers)
         await response(scope, receive, send)
 
@@ -123,6 +124,9 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
         if classes := model.spec.classes:
             said["prediction"] = classes[int(answer["prediction"])]
             said["probabilities"] = dict(zip(classes, answer["probabilities"], strict=True))
+        if why := answer.get("why"):  # it is explained, and no prediction
+            del said["request_id"], said["logged"]
+            said |= why
         found.append(said)
     return found
 

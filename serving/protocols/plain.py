@@ -1,5 +1,6 @@
 """Gyre's own: `{"customer_id": 1, "features": {…}?}`, one or a list; request data after the key."""
 
+from dataclasses import replace
 from functools import partial
 
 from starlette.requests import Request
@@ -11,7 +12,7 @@ from serving.openapi import Operation
 from serving.protocols import BATCH_LIMIT, Answers, Parsed, PredictRoute, Protocol, shown
 from serving.repository import Deployment
 from serving.schemas import Schemas, rows_of
-from serving.scorer import PredictionRow
+from serving.scorer import PredictionRow, Scorer
 
 ROW_LIMIT = 1_000_000  # bytes of a body with one row
 FLAGS = {"true": True, "1": True, "false": False, "0": False}
@@ -59,10 +60,18 @@ def operation(path: str, schemas: Schemas, *, many: bool) -> Operation:
     return Operation(path, "Predictions", summary, text, body, answer, parameters=(MERGE,))
 
 
+def explain_operation(path: str, schemas: Schemas) -> Operation:
+    text = "Answer as /predict does, and say what each feature contributes. Nothing is logged."
+    body, answer = schemas.request, schemas.explained
+    return Operation(path, "Predictions", "Explain", text, body, answer, parameters=(MERGE,))
+
+
 def route(path: str, limit: int, *, many: bool) -> PredictRoute:
     paths = (path, "/models/{name}" + path)
     return PredictRoute(paths, partial(read, many=many), partial(operation, many=many), limit)
 
 
 ROUTES = (route("/predict", ROW_LIMIT, many=False), route("/predict/batch", BATCH_LIMIT, many=True))
-PROTOCOL = Protocol(PLAIN, lambda _: True, ROUTES)
+EXPLAIN = route("/explain", ROW_LIMIT, many=False)
+EXPLAIN = replace(EXPLAIN, operation=explain_operation, answer=Scorer.explain)
+PROTOCOL = Protocol(PLAIN, lambda _: True, (*ROUTES, EXPLAIN))

@@ -134,7 +134,7 @@ def test_routes_dags_and_page_are_there(said, reader):
         "tailnum": "string", "distance_km": "number", "hour": "integer",
     }  # fmt: skip
     page = httpx.get(f"{settings.console_address}/").text
-    assert '<h2><a href="/status/late_flight">late_flight</a></h2>' in page
+    assert '<h3><a href="/status/late_flight">late_flight</a> ' in page
     home = settings.home / "airflow"
     known = f"export AIRFLOW_HOME={home} AIRFLOW__CORE__LOAD_EXAMPLES=False READ='{READ}'\n"
     known += f"export AIRFLOW__CORE__DAGS_FOLDER={CLONE}/dags\n"

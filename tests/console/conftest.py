@@ -15,6 +15,7 @@ import pytest
 from mlflow_server.records import DecisionRow, Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from mlflow_server.window_details import WindowDetails
 from stack.environment import process_environment
 from tests.conftest import answers, running, wait_until
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
@@ -55,6 +56,12 @@ class Console:
 
 FEATURES = {"total_orders_30d": 0.31, "lifetime_orders": 0.02, "customer_tenure_days": 7.7}
 
+DETAILS = WindowDetails(
+    quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5), "lifetime_orders": (1.0, 2.0, 3.0, 4.0, 5.0)},
+    reference_quantiles={"score": (0.0, 0.1, 0.2, 0.3, 0.4),
+                         "lifetime_orders": (0.0, 1.0, 2.0, 3.0, 4.0)},
+)  # fmt: skip
+
 
 @pytest.fixture(scope="session")
 def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
@@ -69,6 +76,7 @@ def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
             at, why = now - timedelta(hours=hours), "total_orders_30d: PSI 0.31"
             row = DecisionRow(*of, at, verdict, action, "drift", why, "cause", "{}", figures)
             records.keep(row)
+        records.keep_details(rig.spec.name, at, DETAILS)
         records.count_alert(rig.spec.name, "cause", "bad: said to <nobody>", now)
     tracking, tags = Tracking(rig.settings), {"as_of": now.isoformat(), "reason": "drift"}
     tracking.finish(tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags), "FINISHED")

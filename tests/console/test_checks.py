@@ -12,10 +12,12 @@ import pytest
 from prometheus_client.samples import Sample
 
 from core.spec import load_spec
+from feature_repo.dataset_summary import DatasetSummary
 from feature_repo.freshness import Freshness
 from mlflow_server.ledger import LedgerRow
-from mlflow_server.pages import ModelRuns, RunPage
+from mlflow_server.pages import RunPage
 from mlflow_server.records import DecisionRow, ModelRows
+from mlflow_server.window_details import WindowDetails
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading, read_all
 from monitoring.console.checks import Check, of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
@@ -35,6 +37,8 @@ ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
 
+REFUSED = replace(RUN, tags=RUN.tags | {"outcome": "refused: auc at_least: 0.61"})
+
 
 def seen(value: Any) -> Reading[Any]:
     return Reading(value, NOW)
@@ -50,7 +54,7 @@ ROWS = ModelRows([LEDGER], [DECISION], {"nothing": DECISION.as_of}, [])
 FRESH = Freshness("orders", NOW - HOUR, NOW - 40 * HOUR, 48 * HOUR)
 WELL = ModelStatus(
     SPEC, workers("2"), seen({"production": "2"}), seen([FRESH]), seen(ROWS),
-    seen(ModelRuns(RUN)),
+    seen(RUN),
 )  # fmt: skip
 SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
 
@@ -78,6 +82,23 @@ def test_sources_that_disagree_are_all_shown() -> None:
     )  # fmt: skip
 
 
+def test_a_version_that_serving_refuses_is_named_with_why() -> None:
+    does = "version 2 answers; version 3 is refused: ModelRefusedError: other inputs"
+    serving = workers("2")
+    serving.value.ready["resources"][f"model {SPEC.name}"] = {"ok": True, "detail": does}
+    found = checked(replace(WELL, aliases=seen({"production": "3"}), serving=serving))
+    assert found["production"].remark == (
+        "workers: version 2; MLflow's alias: version 3; ledger: version 2; "
+        "version 3 is refused: ModelRefusedError: other inputs"
+    )
+
+
+def test_a_failed_task_is_said_once() -> None:
+    failed = "ingest.ingest_orders failed: DataError: orders: no file"
+    alert = ALERT | {"cause": f"{failed} #", "message": f"{failed} 7"}
+    assert checked(rows(alerts=[alert]))["alerts"].remark == f"{failed} 7"
+
+
 def test_a_challenger_that_no_worker_holds_is_shown() -> None:
     assert "challenger" not in checked(WELL)
     row = replace(LEDGER, sequence=2, role="challenger", percent=10, to_version="3")
@@ -95,6 +116,28 @@ def test_what_does_not_answer_is_unknown_and_says_why() -> None:
     assert [check.remark for check in found.values()] == ["unknown: it does not answer"] * 5
     (serving,) = of_server(Reading(why="it does not answer"))
     assert (serving.ok, serving.remark) == (None, "unknown: it does not answer")
+
+
+@pytest.mark.parametrize(
+    ("cause", "ends"),
+    [
+        ("drift of version {}, labels up to 2026-08-01", True),
+        ("parked: drift of version {}, labels up to 2026-08-01", True),
+        ("skew of version {}: avg_order_value", True),
+        ("too few predictions of version {}", True),
+        ("version {} is refused", True),
+        ("harm of version {} (ledger row 2)", False),
+        ("rollout of version {} stopped (ledger row 2)", False),
+    ],
+)
+def test_what_befell_a_version_is_over_once_it_is_in_no_role(cause: str, ends: Any) -> None:
+    """All but what took it out of its role."""
+    for version, ok in (("2", False), ("1", ends), ("12", ends)):
+        found = checked(rows(alerts=[ALERT | {"cause": cause.format(version)}]))["alerts"]
+        assert (found.ok, cause.format(version) in found.remark) == (ok, not ok)
+    shadow = replace(LEDGER, sequence=2, role="shadow", to_version="1")
+    tried = rows(alerts=[ALERT | {"cause": cause.format("1")}], ledger=[LEDGER, shadow])
+    assert checked(tried)["alerts"].ok is False
 
 
 def test_without_serving_nobody_knows_what_is_in_production() -> None:
@@ -116,9 +159,11 @@ def test_without_serving_nobody_knows_what_is_in_production() -> None:
         (rows(decisions=[replace(DECISION, version="1")]), "verdict", None,
          "none yet of version 2; version 1: ok"),
         (rows(ledger=[]), "production", False, "ledger: no version"),
-        (replace(WELL, runs=seen(ModelRuns(replace(RUN, status="FAILED")))), "last training", False,
+        (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", False,
          "failed, ended 2026-11-20 04:00:00 UTC, for weekly: version 2 promoted"),
-        (replace(WELL, runs=seen(ModelRuns(None))), "last training", None, "none yet"),
+        (replace(WELL, runs=seen(REFUSED)), "last training", False,
+         "for weekly: refused: auc"),
+        (replace(WELL, runs=seen(None)), "last training", None, "none yet"),
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=NOW - 3 * HOUR)])),
          "features", False, "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, newest=NOW - 49 * HOUR)])),
@@ -156,10 +201,35 @@ def test_what_is_unknown_has_no_sample_and_what_is_not_a_number_is_none() -> Non
     assert f"gyre_alerts_undelivered{{{model}}} 0.0" in told
     assert f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0' in told
     assert f'gyre_source_silence_seconds{{dataset="orders",{model}}} 144000.0' in told
+    assert "quantile" not in told  # the window was too small
     silent = loop_metrics([SILENT], NOW).decode()
     assert [x for x in silent.splitlines() if x[0] != "#"] == [
         f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
     ]
+
+
+def test_quantiles_of_the_newest_window_stand_beside_those_of_the_reference() -> None:
+    details = WindowDetails(quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5)},
+                            reference_quantiles={"score": (0.0, 0.1, 0.2, 0.3, 0.4)})  # fmt: skip
+    told = loop_metrics([rows(details=details)], NOW).decode()
+    labels = f'{{feature="score",model="{SPEC.name}",quantile="0.95"}}'
+    assert f"gyre_window_quantile{labels} 0.5" in told
+    assert f"gyre_reference_quantile{labels} 0.4" in told
+
+
+def test_data_quality_is_a_share_of_rows_and_unknown_without_any() -> None:
+    well = DatasetSummary("orders", NOW, {NOW.date(): 95}, {"rule": 5}, NOW, False, "stopped")
+    new = DatasetSummary("visits", NOW, {}, {})
+    told = loop_metrics([], NOW, [well, new]).decode()
+    assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in told
+    assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in told
+    assert "visits" not in told
+
+
+def test_cpu_and_memory_are_those_of_each_program() -> None:
+    told = loop_metrics([], NOW, (), {"serving": (12.5, 2**20)}).decode()
+    assert 'gyre_cpu_seconds_total{program="serving"} 12.5' in told
+    assert 'gyre_memory_bytes{program="serving"} 1.048576e+06' in told
 
 
 def test_a_source_that_hangs_holds_nobody_up_and_is_asked_once() -> None:
@@ -175,7 +245,7 @@ def test_a_source_that_hangs_holds_nobody_up_and_is_asked_once() -> None:
     read_all([slow, quick])
     slow.begin()
     assert time.monotonic() - began < at_most(PATIENCE + 1)
-    assert (slow.reading.value, slow.reading.why) == (None, "no answer within 2 s")
+    assert (slow.reading.value, slow.reading.why) == (None, "no answer within 1 s")
     assert (quick.reading.value, len(asked)) == ("at once", 1)
     released.set()
     wait_until("told", lambda: slow.reading.value == "told")

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 import time
+from contextlib import closing
 from typing import Any
 
 import psutil
 
 from feature_repo.freshness import recorded_freshness
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote, release
+from mlflow_server.registry import Registry
 from tests.conftest import at_most, wait_until
 
 HEAVY = {
@@ -22,10 +27,10 @@ def test_the_first_page_names_the_model_and_what_is_wrong(
 ) -> None:
     page = console.page()
     assert "<title>Gyre: The loop needs a look: " in page
-    assert f'<h2><a href="/status/{rig.spec.name}">{rig.spec.name}</a></h2>' in page
+    assert f'<article><h3><a href="/status/{rig.spec.name}">{rig.spec.name}</a>' in page
     assert f"version {served.first} since" in page
     assert "by test: because" in page
-    assert "not delivered: cause" in page
+    assert "bad: said to &lt;nobody&gt;; not delivered yet" in page
     assert "drift): total_orders_30d: PSI 0.31" in page
     assert recorded_freshness(rig.settings, "orders", "")[0].watermark is not None
     assert "model customer_churn_model" in page  # as a worker says it
@@ -42,11 +47,18 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     name = rig.spec.name
     said = "requests since serving began with 200"
     wait_until("its counts", lambda: said in console.page(name))
+    wait_until("its runs", lambda: "its monitoring</a>" in console.page(name))
     page = console.page(name)
-    assert f"<tr><td>production</td><td>version {served.first}</td></tr>" in page
+    assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
     assert "mean time to answer /predict" in page
     assert page.count('<td class="verdict">') == 3
-    assert "<polyline points=" in page
+    assert "customer_tenure_days" in page.split("shown, never acted on")[0]
+    assert re.search(r"""report\.html" aria-label="[^"]*; click: Evidently's report">""", page)
+    versions = page.split('<section aria-labelledby="versions">')[1].split("</section>")[0]
+    assert f">version {served.second}</a>" in versions
+    assert "<strong>production</strong>" in versions
+    assert "no interval is known of" in page  # nothing has kept details of these runs
+    assert "no monitoring run has stored it yet" in page
     assert "bad: said to &lt;nobody&gt;" in page
     assert '<td class="who">test</td>' in page
     for link in ('model_card.html">model card</a>', 'report.html">report</a>',
@@ -59,12 +71,29 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     assert (unknown.status_code, name in unknown.text) == (404, True)
 
 
+def test_a_version_that_answers_a_share_is_shown_beside_production(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    name, registry = rig.spec.name, Registry(rig.settings)
+    with closing(Ledger(rig.settings)) as ledger:
+        trial = {"role": "challenger", "percent": 10, "who": "ann", "why": "as a trial"}
+        promote(registry, ledger, name, served.second, **trial)
+        row = f'<th scope="row">challenger</th><td>version {served.second}</td><td>10 %</td>'
+        wait_until("a worker that holds it", lambda: row in console.page(name))
+        page = console.page(name)
+        release(registry, ledger, name, "challenger", who="ann", why="over")
+    assert "ann: as a trial" in page
+    assert f"gyre compare {name} says who is better" in page
+    wait_until("its end", lambda: "No rollout is on its way" in console.page(name))
+    assert '<th scope="row">ended</th>' in console.page(name)
+
+
 def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console: Any) -> None:
     folder = rig.settings.data_docs
     (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
     (folder.parent / "secret.json").write_text("{}")
     address = f"/data-docs/{page.relative_to(folder)}"
-    assert f'href="{address}">data: orders</a>' in console.page()
+    assert f'href="{address}">Data Docs of orders' in console.client.get("/data/orders").text
     assert "Successful Expectations" in console.client.get(address).text
     for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
         assert console.client.get(f"/data-docs/{path}").status_code == 404
@@ -76,6 +105,8 @@ def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, lo
         f'gyre_drift_psi{{feature="total_orders_30d",model="{rig.spec.name}"}} 0.31',
         f'gyre_alerts_undelivered{{model="{rig.spec.name}"}} 1.0',
         'gyre_source_silence_seconds{dataset="orders"',
+        'gyre_data_validation_passed{dataset="orders"} 1.0',
+        f'gyre_window_quantile{{feature="score",model="{rig.spec.name}",quantile="0.05"}} 0.1',
     ):
         assert line in text
     assert "gyre_requests" not in text
@@ -84,7 +115,7 @@ def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, lo
 def test_it_is_small_and_imports_none_of_the_heavy_tools(console: Any, looked: Any) -> None:
     console.page()
     assert HEAVY & console.modules() == set()
-    assert psutil.Process(console.process.pid).memory_full_info().pss < 100 * 2**20
+    assert psutil.Process(console.process.pid).memory_full_info().pss < 160 * 2**20
 
 
 def test_a_database_that_is_locked_is_unknown_and_nobody_waits(

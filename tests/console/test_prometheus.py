@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from core.settings import PROJECT
+from stack.processes import Program, end_stack, render, start
 from tests.conftest import running, unused_port, wait_until
 
 SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"
@@ -81,8 +82,25 @@ class Prometheus:
 
 
 @pytest.fixture(scope="module")
+def supervised(rig: Any) -> Any:
+    """A supervisor of the rig's home, with a program that does nothing."""
+    for name in ("run", "logs"):
+        (rig.settings.home / name).mkdir(exist_ok=True)
+    asleep = Program("asleep", ["sleep", "600"], lambda: None)
+    start(rig.settings, render(rig.settings, [asleep]))
+    yield
+    end_stack(rig.settings)
+
+
+@pytest.fixture(scope="module")
 def prometheus(
-    rig: Any, served: Any, console: Any, looked: Any, bin_folder: Path, tmp_path_factory: Any
+    rig: Any,
+    served: Any,
+    console: Any,
+    looked: Any,
+    supervised: Any,
+    bin_folder: Path,
+    tmp_path_factory: Any,
 ) -> Any:
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
@@ -107,6 +125,7 @@ def prometheus(
         wait_until("scrapes", lambda: bool(made.ask("rate(gyre_requests_total[5s])")))
         trained = "gyre_last_training_timestamp_seconds{status='FINISHED'}"
         wait_until("what MLflow says of runs", lambda: bool(made.ask(trained)))
+        wait_until("work", lambda: bool(made.ask("rate(gyre_cpu_seconds_total[10s])")))
         yield made
 
 

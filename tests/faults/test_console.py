@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import subprocess
     from collections.abc import Iterator
 
-ANSWERED = 3
+ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""
 
 
@@ -70,7 +70,7 @@ def test_without_mlflow_the_pages_say_what_is_unknown_and_why(
     with closing(Ledger(rig.settings)) as ledger:
         last = last_applied(ledger.rows(rig.spec.name), "production")
     said = f"by {last.who}: {last.why}"
-    whys = ("MLflow does not answer", "unknown: no answer within 2 s")
+    whys = ("MLflow does not answer", "unknown: no answer within 1 s")
     with console(rig) as (client, _), under_load(served.client) as predictions:
         with broken(rig, "mlflow", how):
             for path in ("/", model):
@@ -102,7 +102,7 @@ def test_a_serving_that_hangs_or_is_gone_is_unknown(rig: Any, served: Any) -> No
         for process in everybody:
             process.suspend()
         try:
-            assert "unknown: no answer within 2 s" in page(client)
+            assert "unknown: no answer within 1 s" in page(client)
         finally:
             for process in everybody:
                 process.resume()

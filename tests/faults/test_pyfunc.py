@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -107,6 +108,7 @@ def test_a_version_that_onnx_cannot_score_answers_as_it_was_fitted_and_survives_
         rig.wait_until("both", lambda: predict(client, BESIDE).status_code == 200, 120)
         rig.wait_until("it", lambda: predict(client).json().get("model_version") == version, 120)
         check_answers(client, fitted, frame)
+        check_that_an_answer_is_explained(client)
         check_that_a_kill_is_survived(client, process, rig)
         check_that_an_altered_copy_is_refused(client, process, rig, home, version)
         check_that_other_versions_are_refused(client, rig, native)
@@ -128,6 +130,20 @@ def check_answers(client: Any, fitted: Any, frame: pd.DataFrame) -> None:
     body = [{"customer_id": 4, "features": row} for row in rows[:200]]
     many = client.post(f"/models/{SPEC.name}/predict/batch", json=body).json()
     assert [row["probability"] for row in many] == expected[:200]
+
+
+def check_that_an_answer_is_explained(client: Any) -> None:
+    """Through its process, between the predictions of others."""
+    features = {**customers(1)[0].to_dict("records")[0], "days_since_last_order": 290}
+    body = {"customer_id": 4, "features": features}
+    with ThreadPoolExecutor(1) as beside:
+        asked = beside.submit(client.post, f"/models/{SPEC.name}/explain", json=body)
+        predicted = predict(client, features=features).json()["probability"]
+        why = asked.result().json()
+    parts = {name: each["contribution"] for name, each in why["contributions"].items()}
+    assert why["probability"] == predicted
+    assert why["expected"] + sum(parts.values()) == pytest.approx(predicted, abs=1e-5)
+    assert next(iter(parts)) == "days_since_last_order"
 
 
 def check_that_a_kill_is_survived(client: Any, process: Any, rig: Any) -> None:

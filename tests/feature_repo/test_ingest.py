@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 SPEC = load_spec("customer_churn_model")
 ORDERS = load_dataset("orders")
-VIEW, DAY = "customer_features", timedelta(days=1)
+VIEW, DAY, HOUR = "customer_features", timedelta(days=1), timedelta(hours=1)
 
 
 def order(number, customer, at, amount=10.0, cds=1):

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Registry, Version
 
 FEATURES = {"orders": "int64", "spend": "double", "segment": "string"}
+TAGS = {"as_of": "2026-11-01", "reason": "drift", "code_sha256": "0f" * 32}
 REQUIREMENTS = ["onnxruntime", "numpy", "pandas"]
 KILLED = """
 import os, signal, sys
@@ -120,6 +121,37 @@ def test_a_registered_model_is_an_ordinary_mlflow_model(
     types = [column.type.name for column in loaded.metadata.get_input_schema().inputs]
     assert types == ["long", "double", "string"]
     assert loaded.metadata.saved_input_example_info is not None
+
+
+def test_people_see_a_few_words_and_one_tag_has_every_hash(
+    settings: Settings, registry: Registry, run_id: str, tmp_path: Path
+) -> None:
+    name, api = f"m{run_id[:12]}", client(settings)
+    version = registered(settings, name, run_id, tmp_path / "files", tags=TAGS)
+    found = api.get_model_version(name, "1")
+    assert set(found.tags) == {"as_of", "reason", "lineage"}
+    assert found.description
+    page = f"{settings.console_address}/status/{name}"
+    assert page in api.get_registered_model(name).description
+    assert TAGS.items() <= version.tags.items()
+    assert registry.version(name, "1").tags == version.tags
+
+    # As versions have them that were registered before there was the one tag.
+    api.delete_model_version_tag(name, "1", "lineage")
+    for tag, value in version.tags.items():
+        api.set_model_version_tag(name, "1", tag, value)
+    assert registry.version(name, "1").tags == version.tags
+    assert registry.damage(name, "1") == ""
+
+
+@pytest.mark.parametrize("edited", ["no JSON", "[1]", "{}"])
+def test_a_version_whose_hashes_somebody_edited_is_damaged(
+    settings: Settings, registry: Registry, run_id: str, tmp_path: Path, edited: str
+) -> None:
+    name = f"m{run_id[:12]}"
+    registered(settings, name, run_id, tmp_path / "files")
+    client(settings).set_model_version_tag(name, "1", "lineage", edited)
+    assert "registered was no digest" in registry.damage(name, "1")
 
 
 def test_registering_a_run_again_finds_its_version(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from typing import TYPE_CHECKING
 
@@ -11,7 +12,9 @@ import pytest
 
 from core.errors import RegistryError
 from mlflow_server.connection import client
+from mlflow_server.pages import Pages
 from mlflow_server.tracking import Tracking
+from training.register import DESCRIBED
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -50,6 +53,28 @@ def test_a_failed_run_goes_on_and_a_finished_one_stays(tracking: Tracking, exper
     tracking.finish(run_id, "FINISHED")
     tracking.start_or_find_run(experiment, "k", "run", {})
     assert tracking.run(run_id).status == "FINISHED"
+
+
+def test_an_experiment_has_a_description_and_columns_that_compare_its_runs(
+    tracking: Tracking, experiment: str, settings: Settings
+) -> None:
+    run_id = tracking.start_or_find_run(experiment, "k", "run", {})
+    tracking.end(run_id, "refused: auc 0.5")
+    api, pages = client(settings), Pages(settings)
+    found = api.get_experiment_by_name(experiment)
+    assert found.tags["mlflow.experimentKind"] == "custom_model_development"
+    assert "best constant" in found.tags["mlflow.note.content"]
+    place = f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey=gyre&"
+    assert place in pages.experiment(experiment)
+    view = json.loads(found.tags["mlflow.sharedViewState.gyre"])
+    columns = view["selectedColumns"]
+    assert view["columnOrder"][-len(columns) :] == columns
+    assert columns[:2] == ["metrics.`log_loss`", "metrics.`trivial_log_loss`"]
+    named = {f"metrics.`{of}{each}`" for of in ("", "champion_") for each in DESCRIBED}
+    assert named <= set(columns)
+    assert pages.run(run_id).endswith(f"/#/experiments/{found.experiment_id}/runs/{run_id}")
+    run = tracking.run(run_id)
+    assert run.tags["outcome"] == run.tags["mlflow.note.content"] == "refused: auc 0.5"
 
 
 def test_what_is_logged_comes_back(

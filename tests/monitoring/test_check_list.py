@@ -9,9 +9,9 @@ import pytest
 
 from core.errors import DataError
 from core.monitoring_spec import Monitoring
+from monitoring.check_list import run_checks
 from monitoring.checks.concept import label_rate, positive_rate
 from monitoring.checks.result import CheckResult
-from monitoring.run import run_checks
 
 BAD = CheckResult("days", 9.0, 7.0, "bad", "9 days", "delivery", "days")
 

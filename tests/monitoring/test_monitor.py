@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing, contextmanager
 from datetime import datetime, timedelta
 
 import numpy as np
@@ -165,6 +167,7 @@ def the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
     bad_input_is_counted_and_not_used(first, malformed=3 + 2)
     assert first.entities > 5000
     assert first.figures["psi_lifetime_orders"] > SPEC.monitoring.psi_significant
+    what_pictures_show_is_kept_with_the_decision(settings, first)
     assert first.left_out["outside the population"] > 10_000
     assert not any("tenure" in finding for finding in first.findings)
     assert (first.decision.action, first.decision.rule) == ("nothing", "first_bad_window")
@@ -193,7 +196,9 @@ def the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
 
     # One constant from here on: harm.
     answer(settings, version, AS_OF + 30 * HOUR, "harm", score=0.7)
-    harmful = monitor(settings, SPEC, AS_OF + 31 * HOUR)
+    with details_refused(settings):
+        harmful = monitor(settings, SPEC, AS_OF + 31 * HOUR)
+    assert records.details(SPEC.name, AS_OF + 30 * HOUR) == {}
     assert harmful.decision.action == "rollback"
     last = ledger_of(settings)[-1]
     assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
@@ -209,6 +214,38 @@ def bad_input_is_counted_and_not_used(report, malformed):
     assert report.left_out.items() >= BAD_INPUT.items()
     assert (report.outcomes_left_out, report.malformed) == (BAD_OUTCOMES, malformed)
     assert report.figures["online_accuracy"] == 1.0  # by the 300 that count, which are all true
+
+
+def what_pictures_show_is_kept_with_the_decision(settings, report):
+    with closing(Records(settings)) as records:
+        kept = records.details(SPEC.name, OLD)
+    assert [*kept] == [OLD + HOUR, OLD + 2 * HOUR, AS_OF]  # as the decisions
+    assert (kept[OLD + HOUR].scores, kept[OLD + HOUR].quantiles) == ((), {})
+    found = kept[AS_OF]
+    numbers = {name for name, kind in SPEC.features.items() if kind in {"int64", "double"}}
+    assert set(found.quantiles) == set(found.reference_quantiles) == {*numbers, "score"}
+    assert found.quantiles["lifetime_orders"] != found.reference_quantiles["lifetime_orders"]
+    assert set(found.performance) == {"online", "backfilled"}
+    for kind, metrics in found.performance.items():
+        now = report.figures[f"{kind}_auc"]
+        assert metrics["auc"].now == pytest.approx(now, rel=1e-4)
+        assert metrics["auc"].low <= now <= metrics["auc"].high
+        assert metrics["auc"].was > metrics["auc"].baseline == 0.5
+    rows = sum(each.rows for each in found.calibration["online"])
+    assert rows == 300
+    segments = {f"positive_rate_{name}": rate.now for name, rate in found.segments.items()}
+    assert segments.items() <= report.figures.items()
+
+
+@contextmanager
+def details_refused(settings):
+    """The database takes decisions, and nothing that pictures show."""
+    refuse = "CREATE TRIGGER refused BEFORE INSERT ON windows BEGIN SELECT RAISE(ABORT, 'no'); END"
+    for statement in (refuse, "DROP TRIGGER refused"):
+        with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
+            database.execute(statement)
+        if statement == refuse:
+            yield
 
 
 def one_that_dies_is_started_again(settings, report):

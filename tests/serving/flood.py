@@ -5,9 +5,9 @@ is open: requests are due at random times (Poisson) whatever the server does, an
 request begins when it was due, so that a slow answer counts for all that wait behind it. The core
 is never idle then, for timers are no finer than a millisecond.
 
-    python tests/serving/flood.py PORT CONNECTIONS SECONDS
+    python tests/serving/flood.py PORT CONNECTIONS SECONDS [PATH]
 
-asks for a prediction of customer 4 in a closed loop, and prints what came back as JSON.
+asks PATH (/predict) for customer 4 in a closed loop, and prints what came back as JSON.
 """
 
 from __future__ import annotations
@@ -182,6 +182,6 @@ class Connection(asyncio.Protocol):
 
 
 if __name__ == "__main__":
-    asked = [post("/predict", b'{"customer_id": 4}')]
+    asked = [post("".join(sys.argv[4:]) or "/predict", b'{"customer_id": 4}')]
     result = load(int(sys.argv[1]), asked, int(sys.argv[2]), float(sys.argv[3]))
     sys.stdout.write(json.dumps(asdict(result)))

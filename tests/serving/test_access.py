@@ -106,7 +106,8 @@ def guarded(
 def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: Any) -> None:
     client, _ = guarded
     for path, said in (
-        ("/predict", "detail"), ("/feedback", "detail"), ("/events/orders", "detail"),
+        ("/predict", "detail"), ("/explain", "detail"), ("/feedback", "detail"),
+        ("/events/orders", "detail"),
         ("/v1/models/churn-predictor:predict", "error"), ("/invocations", "message"),
         ("/v2/models/churn-predictor/infer", "error"), ("/nothing", "detail"), ("/docs", "detail"),
         ("/", "detail"), ("/openapi.json", "detail"),
@@ -116,7 +117,7 @@ def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: An
             assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
             assert "Bearer TOKEN" in answer.json()[said]
     assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
-    assert 'gyre_requests_total{model="",route="",status="401"} 20.0' in client.get("/metrics").text
+    assert 'gyre_requests_total{model="",route="",status="401"} 22.0' in client.get("/metrics").text
 
 
 def test_it_listens_on_every_address_and_asks_for_a_token_on_each(guarded: Any) -> None:

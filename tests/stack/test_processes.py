@@ -33,10 +33,12 @@ from stack.processes import (
     socket_path,
     start,
     states,
+    usage,
     wait_ready,
 )
 from stack.programs import redis
 from stack.scheduler import end_leftover_workers
+from tests.conftest import wait_until
 
 SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
 
@@ -83,6 +85,23 @@ def test_what_a_program_is_given_reaches_it_whole(settings):
 def test_what_cannot_be_passed_on_is_refused_by_name(settings):
     with pytest.raises(StackError, match="ODD: a quote"):
         render(settings, [Program("odd", SLEEP, ready, {"ODD": 'a "b"'})])
+
+
+def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(settings):
+    held = "x = bytearray(b'x' * 50_000_000); print('awake', flush=True)"
+    child = f"import time; sum(range(5_000_000)); {held}; time.sleep(600)"
+    work = "subprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'])"
+    parent = f"import subprocess, sys; {work}; subprocess.run([sys.executable, '-c', {child!r}])"
+    launch(settings, Program("two", [sys.executable, "-c", parent], ready),
+           Program("asleep", SLEEP, ready))  # fmt: skip
+    wait_until("memory", lambda: usage(settings)["two"][1] > 50_000_000)
+    used = usage(settings)
+    assert set(used) == {"two", "asleep"}
+    assert used["two"][1] < 200_000_000
+    assert used["asleep"][1] < 50_000_000
+    assert used["two"][0] > used["asleep"][0] + 0.1  # of one that has ended, too
+    end_stack(settings)
+    assert usage(settings) == {}
 
 
 def test_with_another_project_the_programs_are_others(settings, tmp_path):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -20,8 +21,10 @@ from feature_repo.features import raw_table, write_views
 from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from mlflow_server.pages import CARD
+from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from mlflow_server.window_details import DETAILS
 from monitoring.backtest.evaluation import backtest, table
 from monitoring.collect import join_outcomes, predictions
 from monitoring.experiment import Experiment, evaluate
@@ -115,6 +118,9 @@ def serve(settings) -> None:
         found = monitor(settings, SPEC, datetime.now(UTC))
     said["monitor"] = {"figures": found.figures, "notes": found.notes, "verdict": found.verdict,
                        "left_out": found.outcomes_left_out}  # fmt: skip
+    with closing(Records(settings)) as records:
+        (details,) = records.details(NAME, found.as_of).values()
+    said["details"] = DETAILS.dump_python(details, mode="json")
     stored = predictions(settings).read().to_pylist()
     (first,) = (row for row in stored if row["request_id"] == said["served"]["request_id"])
     columns = ("prediction", "probability", "probabilities")

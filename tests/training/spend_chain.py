@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import closing
 from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
@@ -25,8 +26,10 @@ from feature_repo.features import raw_table, write_views
 from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from mlflow_server.pages import CARD
+from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from mlflow_server.window_details import DETAILS
 from monitoring.checks.performance import measure_backfilled
 from monitoring.collect import predictions
 from monitoring.monitor import monitor
@@ -136,7 +139,11 @@ def serve(settings) -> None:
 
 def look(settings, as_of):
     found = monitor(settings, SPEC, as_of)
-    return {"notes": found.notes, "figures": found.figures, "verdict": found.verdict}
+    with closing(Records(settings)) as records:
+        (details,) = records.details(SPEC.name, as_of).values()
+    kept = DETAILS.dump_python(details, mode="json")
+    figures = found.figures
+    return {"notes": found.notes, "figures": figures, "verdict": found.verdict, "details": kept}
 
 
 def refuse(settings) -> None:

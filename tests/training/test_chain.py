@@ -215,6 +215,28 @@ def test_one_page_tells_what_the_model_is(tracked, second):
     assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
 
 
+def test_the_page_shows_which_features_move_the_score(tracked, second):
+    card = read(Tracking(tracked), second.run_id, CARD).decode()
+    means = load_evaluation(Tracking(tracked), second.run_id).contributions
+    assert set(means) == {*SPEC.features}
+    assert [*means.values()] == sorted(means.values(), reverse=True)
+    name, largest = next(iter(means.items()))
+    assert 0.01 < largest < 0.5
+    assert f'<tr><td>{name}</td><td class="n">{largest:.4f}</td></tr>' in card
+    assert 'alt="contributions of each feature" src="data:image/png;base64,' in card
+
+
+def test_a_version_keeps_rows_to_explain_its_predictions_against(tracked, second):
+    contract, tracking = served(tracked, second.version), Tracking(tracked)
+    frame, plan = load_frame(tracking, second.run_id)
+    rows = features(SPEC, at(frame, plan.train)).to_dict("records")
+    assert len(contract.background) == 20
+    assert [row for row in contract.background if row not in rows] == []
+    old = contract.model_dump(mode="json")
+    del old["background"]
+    assert ServedModel.model_validate(old).background == ()
+
+
 def test_what_people_wrote_is_text_on_the_page(tracked, second):
     tracking = Tracking(tracked)
     run = tracking.run(second.run_id)

@@ -208,6 +208,11 @@ def test_outcomes_are_names_or_positions_and_the_monitor_measures_by_them(said):
     assert not [note for note in said["monitor"]["notes"] if "not measured" in note]
     assert said["monitor"]["verdict"] == "ok"
     assert said["experiment"] == {"log_loss": pytest.approx(figures["online_log_loss"])}
+    details = said["details"]
+    assert set(details["reference_quantiles"]) == {"parcels_28d", "delay_28d", "delay_7d", "score"}
+    assert details["performance"]["online"]["accuracy"]["now"] == pytest.approx(right, rel=1e-4)
+    assert sum(each["rows"] for each in details["calibration"]["online"]) == rows - 1
+    assert details["segments"] == {}
 
 
 @pytest.mark.nightly

@@ -111,6 +111,13 @@ def test_the_monitor_judges_what_came_true_by_rmse_beyond_chance(said):
     assert by_chance["figures"]["online_rmse"] > 1.05 * was  # of 2,000 rows with a heavy tail
     assert not [note for note in by_chance["notes"] if "rmse" in note]
     assert [note for note in worse["notes"] if f", was {was:.3f}" in note]
+    rmse = by_chance["details"]["performance"]["online"]["rmse"]
+    assert rmse["low"] < rmse["now"] < rmse["high"]
+    assert rmse["was"] == pytest.approx(was, rel=1e-4)
+    assert by_chance["details"]["calibration"] == {}
+    assert 0 < rmse["was"] < rmse["baseline"]
+    below, *_, above = by_chance["details"]["reference_quantiles"]["score"]
+    assert 0 < below < above
     assert said["replay"]["metrics"]["rmse"] == said["run"]["metrics"]["champion_rmse"]
 
 

@@ -1,0 +1,224 @@
+"""Tables, progress, logs and completion, on a terminal of a certain width and off one."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import sys
+import termios
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+
+import pytest
+from prometheus_client.samples import Sample
+from rich.console import Console
+
+from cli.status import card, shown
+from core.settings import PROJECT
+from mlflow_server.ledger import Ledger
+from monitoring.console.cached_reader import Reading
+from monitoring.serving_status import COUNTS, Counted, ServingStatus
+from stack.environment import child_environment
+from tests.conftest import BIN, new_settings
+from tests.console.test_checks import DECISION, LEDGER, NOW, SILENT, WELL, rows
+
+MODEL = "customer_churn_model"
+WHY = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " * 12
+ESCAPE = "\x1b["
+PROGRESS = """
+import sys, time
+from cli.terminal import tell, working, ERR
+from core.settings import load_settings
+with working(load_settings(), "train it"):
+    tell("a fold is done", ERR)
+    time.sleep(float(sys.argv[1]))
+print("outcome")
+"""
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return new_settings(tmp_path)
+
+
+@pytest.fixture
+def ledger(settings):
+    with closing(Ledger(settings)) as ledger:
+        ledger.insert(replace(LEDGER, why=WHY, to_version="1"))
+    return settings
+
+
+def environment(settings, **more: str) -> dict[str, str]:
+    own = {k: v for k, v in os.environ.items() if not k.startswith(("PROMETHEUS_", "NO_COLOR"))}
+    return own | child_environment(settings) | {"TERM": "xterm-256color"} | more
+
+
+def piped(settings, *command: str, **more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        command, env=environment(settings, **more), cwd=PROJECT, capture_output=True, text=True,
+        check=False, timeout=60,
+    )  # fmt: skip
+
+
+def on_terminal(settings, *command: str, columns: int = 80) -> str:
+    """What a terminal so wide gets of the command; with "ledger" no warning that MLflow is away."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
+    env = environment(settings)
+    env.pop("COLUMNS", None)
+    process = subprocess.Popen(
+        command, env=env, cwd=PROJECT, stdin=theirs, stdout=theirs,
+        stderr=subprocess.DEVNULL if "ledger" in command else theirs,
+    )  # fmt: skip
+    os.close(theirs)
+    text = b""
+    while True:
+        try:
+            chunk = os.read(ours, 65536)
+        except OSError:  # Linux's end of a terminal
+            break
+        if not chunk:
+            break
+        text += chunk
+    os.close(ours)
+    process.wait(60)
+    return text.decode()
+
+
+GYRE = str(BIN / "gyre")
+
+
+def test_a_row_of_a_table_is_one_plain_line_in_a_pipe(ledger):
+    done = piped(ledger, GYRE, "ledger", MODEL)
+    head, line = done.stdout.splitlines()
+    assert head.split() == ["time", "role", "change", "by", "why"]
+    assert re.fullmatch(
+        r"1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  production  none → 1  ann  because .* on and on", line
+    )
+    assert "\x1b" not in done.stdout
+
+
+def test_a_table_fits_the_terminal_and_has_colours_only_there(ledger):
+    text = on_terminal(ledger, GYRE, "ledger", MODEL, columns=90)
+    lines = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text).replace("\r", "").splitlines()
+    assert len(lines) > 3
+    assert max(len(line) for line in lines) <= 90
+    assert f"{ESCAPE}31m" not in text  # what a reason has of them is left out
+    assert f"{ESCAPE}2m" in text
+
+
+def test_json_is_as_before(ledger):
+    (row,) = json.loads(piped(ledger, GYRE, "ledger", MODEL, "--json").stdout)
+    assert (row["to"], row["who"], row["why"]) == ("1", "ann", WHY)
+
+
+def test_progress_says_the_seconds_left_once_it_knows_what_the_last_time_took(settings):
+    (settings.home / "run").mkdir()
+    first = on_terminal(settings, sys.executable, "-c", PROGRESS, "2.2")
+    assert "train it" in first
+    assert re.search(r"\b[12] s", first)
+    assert "left" not in first
+    took = json.loads((settings.home / "run" / "took.json").read_text())["train it"]
+    assert 2.2 <= took < 10
+    second = on_terminal(settings, sys.executable, "-c", PROGRESS, "0.3")
+    assert "about 2 s left" in second
+    assert "a fold is done\r\n" in second
+    assert second.replace(f"{ESCAPE}?25h", "").rstrip().endswith("outcome")
+    after = json.loads((settings.home / "run" / "took.json").read_text())
+    assert after == {"train it": took}, "what is short says nothing of the next time"
+
+
+def test_off_a_terminal_progress_is_its_lines_alone(settings):
+    done = piped(settings, sys.executable, "-c", PROGRESS, "0.1")
+    assert (done.stdout, done.stderr) == ("outcome\n", "a fold is done\n")
+
+
+def test_logs_prints_the_newest_lines_and_names_the_programs_there_are(settings):
+    folder = settings.home / "logs"
+    folder.mkdir()
+    (folder / "serving.log").write_text("".join(f"line {n}\n" for n in range(100)))
+    (folder / "mlflow.log").touch()
+    assert piped(settings, GYRE, "logs", "serving").stdout.splitlines()[-1] == "line 99"
+    unknown = piped(settings, GYRE, "logs", "../secrets")
+    assert unknown.returncode == 1
+    assert "expected mlflow, serving" in unknown.stderr
+    asked = {"_GYRE_COMPLETE": "complete_bash", "COMP_WORDS": "gyre lo", "COMP_CWORD": "1"}
+    assert piped(settings, GYRE, **asked).stdout.split() == ["logs"]
+
+
+def test_logs_follows_what_is_written_then(settings):
+    (settings.home / "logs").mkdir()
+    file = settings.home / "logs" / "serving.log"
+    file.write_text("before\n")
+    with subprocess.Popen(
+        [GYRE, "logs", "serving", "-f"], env=environment(settings), stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout.readline() == "before\n"
+        with file.open("a") as more:
+            more.write("after\n")
+        assert process.stdout.readline() == "after\n"
+        process.terminate()
+
+
+def text_of(models, checks=None) -> list[str]:
+    status = {"models": models, "checks": checks or {}, "broken_specs": [], "processes": [],
+              "pss_mib": 7}  # fmt: skip
+    console = Console(width=300, color_system=None)
+    with console.capture() as found:
+        console.print(shown(status))
+    return [line.rstrip() for line in found.get().splitlines()]
+
+
+def test_a_card_has_the_rates_since_the_last_monitoring_run():
+    before = {"production 2": {"a": Counted(1, 100, ((0.01, 100.0), (0.1, 100.0)), 99)}}
+    now = {("failures_total", None): 4, ("s_total", None): 216, ("_seconds_bucket", "0.01"): 210,
+           ("_seconds_bucket", "0.1"): 220, ("_seconds_bucket", "+Inf"): 220}  # fmt: skip
+    of = {"model": MODEL, "role": "production", "version": "2"}
+    samples = [
+        Sample(f"gyre_prediction{'_' * (name == 'failures_total')}{name}",
+               of | ({"le": le} if le else {}), float(n))
+        for (name, le), n in now.items()
+    ]  # fmt: skip
+    decision = replace(DECISION, counted=COUNTS.dump_json(before).decode())
+    serving = Reading(ServingStatus({}, samples, {"a": samples}), NOW)
+    found = card(replace(rows(decisions=[decision]), serving=serving), NOW)
+    assert found["requests_a_minute"] == 2.0  # 120 in an hour
+    assert 10 < found["p99_ms"] < 100
+    assert found["error_percent"] == 2.5  # 3 of 120 rows
+    since = NOW - timedelta(hours=30)
+    expected = {"version": "2", "verdict": "ok", "open_alerts": 0, "since": since}
+    assert expected.items() <= found.items()
+
+
+def test_a_card_of_what_is_not_known_says_so():
+    assert set(card(SILENT, NOW).values()) == {None}
+    cards = {MODEL: {"state": "unknown", **card(SILENT, NOW)}}
+    line = text_of(cards)[1]
+    assert line.split()[:4] == [MODEL, "unknown", "version", "-,"]
+    assert "requests a minute -, p99 ms -, error percent -, verdict -" in line
+    assert card(WELL, NOW)["requests_a_minute"] is None
+
+
+def test_status_says_first_what_is_wrong():
+    checks = {
+        "other": [{"name": "features", "ok": None, "remark": "unknown: no answer"}],
+        MODEL: [
+            {"name": "verdict", "ok": True, "remark": "ok"},
+            {"name": "alerts", "ok": False, "remark": "drift"},
+        ],
+    }
+    cards = {MODEL: {"state": "look", "since": datetime(2026, 11, 3, 4, 5, tzinfo=UTC)}}
+    lines = text_of(cards, checks)
+    assert [line.split()[:3] for line in lines[1:3]] == [
+        ["look", MODEL, "alerts"], ["unknown", "other", "features"],
+    ]  # fmt: skip
+    assert lines[5].split() == [MODEL, "look", "since", "2026-11-03", "04:05:00Z"]
+    assert "no supervisor is running here: make up" in lines[8]
+    assert lines[9].split() == ["all", "processes", "7", "MiB"]

@@ -1,0 +1,175 @@
+"""What the start page says first of a bad night: each fault as it is left behind, for real."""
+
+from __future__ import annotations
+
+import re
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from html import unescape
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.records import DecisionRow, Records
+from mlflow_server.tracking import Tracking
+from monitoring.console.advice import problems
+from monitoring.console.checks import Check
+from tests.conftest import unused_port, wait_until
+from tests.console.year import fill_dataset
+from tests.faults.test_broken_model import other_inputs
+from tests.faults.test_console import console
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from pathlib import Path
+
+    import httpx
+
+    from core.settings import Settings
+
+NAME = "customer_churn_model"
+
+
+@dataclass
+class Night:
+    """A healthy loop of its own beside the rig's serving and MLflow, and what befalls it."""
+
+    rig: Any
+    settings: Settings
+    version: str
+    consumer: ExitStack
+    undo: ExitStack
+
+    @property
+    def now(self) -> datetime:
+        return datetime.now(UTC)
+
+    def promoted(self, sequence: int, before: str | None, to: str, who: str, why: str) -> None:
+        at = self.now - timedelta(hours=9 - sequence)
+        row = LedgerRow(NAME, sequence, "production", 100, before, to, who, why, None, at, at)
+        with closing(Ledger(self.settings)) as ledger:
+            ledger.insert(row)
+
+    def decided(self, version: str, verdict: str, action: str, rule: str, reason: str) -> None:
+        row = DecisionRow(NAME, version, self.now, verdict, action, rule, reason, "", "{}", {})
+        with closing(Records(self.settings)) as records:
+            records.keep(row)
+
+    def alerted(self, cause: str, message: str) -> None:
+        with closing(Records(self.settings)) as records:
+            records.count_alert(NAME, cause, message, self.now - timedelta(hours=1))
+            records.alert_delivered(1)
+
+
+@pytest.fixture
+def night(rig: Any, served: Any, tmp_path: Path) -> Iterator[Night]:
+    with ExitStack() as consumer, ExitStack() as undo:
+        consumer.enter_context(rig.consuming())
+        own = rig.settings.model_copy(update={"home": tmp_path})
+        made = Night(rig, own, served.first, consumer, undo)
+        made.promoted(1, None, served.first, "test", "because")
+        made.decided(served.first, "ok", "nothing", "ok", "no actionable drift")
+        fill_dataset(own, "orders", made.now)
+        yield made
+
+
+def drifts(night: Night) -> None:
+    why = "total_orders_30d: PSI 0.43"
+    night.decided(night.version, "bad", "retrain", "drift", why)
+    night.alerted(
+        f"drift of version {night.version}, labels up to 2026-08-01", f"bad: {why}; retrain"
+    )
+
+
+def stands_still(night: Night) -> None:
+    fill_dataset(night.settings, "orders", night.now, late=6)
+
+
+def dies(night: Night) -> None:
+    night.consumer.close()
+
+
+def is_refused(night: Night) -> None:
+    rig, version = night.rig, night.rig.register(1.0, model=other_inputs()).version
+    night.undo.callback(rig.promote, night.version)
+    rig.promote(version)
+    night.promoted(2, night.version, version, "ann", "it looks good")
+    why = f"version {version} is refused: ModelRefusedError: model.onnx: inputs are"
+    night.alerted(f"version {version} is refused", f"version {night.version} answers; {why}")
+
+
+def fails_its_gates(night: Night) -> None:
+    tracking, tags = Tracking(night.settings), {"as_of": night.now.isoformat(), "reason": "drift"}
+    key = f"refused {night.now}"
+    run_id = tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
+    tracking.end(run_id, "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61")
+
+
+def harms(night: Night) -> None:
+    why = "60 of 110 predictions failed"
+    night.promoted(2, night.version, "9", "airflow", "weekly")
+    night.decided("9", "bad", "rollback", "harm", why)
+    night.promoted(3, "9", night.version, "monitor", why)
+    night.alerted("harm of version 9 (ledger row 2)", f"bad: {why}; rollback")
+
+
+SAID = {
+    harms: ("Version 9 did harm and was taken back", "60 of 110 predictions failed", "#ledger"),
+    is_refused: ("Serving refuses version ", "model.onnx: inputs are", "gyre rollback"),
+    dies: ("Events are not processed", "no consumer reads the events since", "gyre logs consumer"),
+    stands_still: ("Ingest of orders stands still", "6 h, at most 2 h", "/dags/ingest/runs"),
+    drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
+    fails_its_gates: ("was refused by its gates", "log_loss better_than_trivial", "#versions"),
+}
+
+
+@contextmanager
+def pages(night: Night) -> Iterator[httpx.Client]:
+    with console(night.rig, home=night.settings.home, console_port=unused_port()) as (client, _):
+        yield client
+
+
+def problem_list(client: httpx.Client) -> list[str]:
+    found = re.findall(r"<li.*?</li>", client.get("/").text, flags=re.DOTALL)
+    return [unescape(each) for each in found]
+
+
+@pytest.mark.parametrize("fault", SAID, ids=lambda fault: fault.__name__)
+def test_the_start_page_names_the_fault_first_and_says_what_to_do(
+    night: Night, fault: Callable[[Night], None]
+) -> None:
+    fault(night)
+    with pages(night) as client:
+        wait_until("word of it", lambda: SAID[fault][0] in "".join(problem_list(client)[:1]), 30)
+        first = problem_list(client)[0]
+        assert all(said in first for said in SAID[fault]), first
+        assert 'class="do"' in first
+        assert "<title>Gyre: The loop needs a look: 1 thing to do</title>" in client.get("/").text
+        young = "is too young, or asked too little, for a verdict"
+        assert all(young in other for other in problem_list(client)[1:])
+
+
+def test_of_several_faults_the_worst_is_first(night: Night) -> None:
+    for fault in (drifts, stands_still, harms, dies):
+        fault(night)
+    with pages(night) as client:
+        wait_until("word of all", lambda: "Events are not" in "".join(problem_list(client)), 20)
+        found = problem_list(client)
+        places = [
+            next(place for place, text in enumerate(found) if SAID[fault][0] in text)
+            for fault in (harms, dies, stands_still, drifts)
+        ]
+        assert places == [0, 1, 2, 3]
+
+
+def test_one_cause_of_several_models_is_one_problem_and_a_healthy_loop_has_none() -> None:
+    late = Check("features", ok=False, remark="orders: features are not complete since …")
+    healthy = Check("alerts", ok=True, remark="none open")
+    (found,) = problems({"one": [late, healthy], "two": [late]})
+    assert found.subjects == ["one", "two"]
+    assert found.what == "Ingest of orders stands still: features grow old"
+    assert problems({"one": [healthy]}) == []
+    (other,) = problems({"one": [replace(late, name="of nobody", remark="new")]})
+    assert (other.what, other.to) == ("of nobody of one", "/status/one")

@@ -1,0 +1,150 @@
+"""Pages on a year of hourly runs, and on what a bad installation has; each time is printed."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import sys
+import time
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import httpx
+import psutil
+import pytest
+
+from core.settings import PROJECT
+from core.spec import load_spec
+from stack.environment import process_environment
+from tests.conftest import answers, at_most, new_settings, running, wait_until
+from tests.console.year import fill
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+SPEC = load_spec("customer_churn_model")
+PAGES = ("/", "/?days=365", *(f"/status/{SPEC.name}?days={days}" for days in (7, 30, 365)),
+         f"/data/{SPEC.dataset}", "/metrics")  # fmt: skip
+WITHIN = 2.0
+"""Seconds within which a page answers, whatever is missing."""
+LONGEST = f"{'churn_of_the_northern_stores_in_autumn':.30}"
+
+
+@contextmanager
+def console(home: Path, project: Path = PROJECT, **more: str) -> Iterator[tuple[httpx.Client, int]]:
+    """A console alone: nothing else of its stack runs. The client, and the process's id."""
+    settings = new_settings(home, demo_start=None, **more)
+    environment = process_environment(settings) | {"GYRE_PROJECT": str(project)}
+    environment |= {f"GYRE_{name.upper()}": value for name, value in more.items()}
+    command = [sys.executable, "-m", "monitoring.console"]
+    with (
+        running(command, home.parent / "console.log", **environment) as process,
+        httpx.Client(base_url=settings.console_address, timeout=30) as client,
+    ):
+        wait_until("console", lambda: answers(f"{settings.console_address}/health/live"))
+        yield client, process.pid
+
+
+def timed(client: httpx.Client, path: str) -> tuple[str, float]:
+    began = time.perf_counter()
+    answer = client.get(path)
+    took = time.perf_counter() - began
+    assert answer.status_code == 200, answer.text
+    return answer.text, took
+
+
+@pytest.fixture(scope="module")
+def year(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    home = tmp_path_factory.mktemp("year") / "home"
+    fill(new_settings(home), SPEC, datetime.now(UTC))
+    return home
+
+
+def test_a_year_of_hourly_runs_is_drawn_in_little_time_and_memory(year: Path) -> None:
+    with console(year) as (client, pid):
+        process = psutil.Process(pid)
+        for path in PAGES:
+            first, before = timed(client, path)[1], process.cpu_times()
+            text, again = min((timed(client, path) for _ in range(5)), key=lambda each: each[1])
+            after = process.cpu_times()
+            busy = (after.user + after.system - before.user - before.system) / 5
+            took = f"first {1000 * first:.0f} ms, then {1000 * again:.0f} ms"
+            print(f"{path}: {took}, busy {1000 * busy:.0f} ms, {len(text)} B")  # noqa: T201  (-s)
+        memory = process.memory_info().rss / 2**20
+        print(f"console: {memory:.0f} MiB")  # noqa: T201
+        assert memory < 160
+
+
+def test_a_year_is_a_point_a_day_and_the_worst_of_it(year: Path) -> None:
+    with console(year) as (client, _):
+        path = f"/status/{SPEC.name}?days=365"
+        wait_until("its pictures", lambda: "<figcaption>" in client.get(path).text)
+        text = client.get(path).text
+        panels = text.split('<section aria-labelledby="psi">')[1].split("</section>")[0]
+        own = panels.split("<figcaption>total_orders_30d")[1].split("</figure>")[0]
+        assert 365 <= own.count("<circle") <= 367
+        assert own.count(": bad</title>") > 5
+        assert "<script" not in text
+
+
+def test_without_runs_every_page_says_what_is_missing(tmp_path: Path) -> None:
+    with console(tmp_path / "home") as (client, _):
+        for path in PAGES:
+            assert timed(client, path)[1] < at_most(WITHIN), path
+        front = client.get("/").text
+        assert "none in production" in front
+        assert "no monitoring run yet" in front
+        assert "no ingest of orders has ended yet" in front
+        page = client.get(f"/status/{SPEC.name}").text
+        for said in ("no row yet", "no monitoring run of these days", "has stored it yet"):
+            assert said in page
+        assert "no ingest of orders has ended yet" in client.get("/data/orders").text
+        for path, known in (("/status/none", SPEC.name), ("/data/none", "orders")):
+            answer = client.get(path)
+            assert (answer.status_code, known in answer.text) == (404, True)
+
+
+def test_a_database_that_accepts_and_never_answers_is_unknown_within_two_seconds(
+    tmp_path: Path,
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as hangs:
+        url = f"postgresql://gyre:secret@127.0.0.1:{hangs.getsockname()[1]}/gyre"
+        with console(tmp_path / "home", ledger_url=url) as (client, _):
+            for path in (*PAGES, "/"):
+                text, took = timed(client, path)
+                assert took < at_most(WITHIN), path
+                if path.startswith(("/?", "/status")):
+                    assert "The database of ledger, decisions and alerts does not answer" in text
+                assert "secret" not in text
+
+
+@pytest.fixture
+def fifty(tmp_path: Path) -> Path:
+    """A project of fifty models, one of them of the longest name."""
+    project = tmp_path / "project"
+    for part in ("feature_repo/datasets", "feature_repo/expectations"):
+        shutil.copytree(PROJECT / part, project / part)
+    shutil.copy(PROJECT / "feature_repo" / "feature_store.yaml", project / "feature_repo")
+    (project / "models").mkdir()
+    text = (PROJECT / "models" / f"{SPEC.name}.toml").read_text()
+    for name in (LONGEST, *(f"model_{n}" for n in range(49))):
+        own = text.replace(f'"{SPEC.name}"', f'"{name}"').replace('["churn-predictor"]', "[]")
+        (project / "models" / f"{name}.toml").write_text(own)
+    return project
+
+
+def test_fifty_models_are_on_one_page(fifty: Path, tmp_path: Path) -> None:
+    settings = new_settings(tmp_path / "home")
+    for name in (LONGEST, "model_0"):
+        fill(settings, SPEC.model_copy(update={"name": name}), datetime.now(UTC), hours=800)
+    with console(settings.home, fifty) as (client, pid):
+        for path in ("/", f"/status/{LONGEST}", "/metrics", "/"):
+            text, took = timed(client, path)
+            memory = psutil.Process(pid).memory_info().rss / 2**20
+            print(f"{path}: {1000 * took:.0f} ms, {memory:.0f} MiB")  # noqa: T201
+            assert took < at_most(WITHIN), path
+            assert memory < 160
+        assert text.count("<article>") == 50
+        assert LONGEST in text

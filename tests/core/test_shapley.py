@@ -1,0 +1,152 @@
+"""Contributions of features to a score, against their definition, on real ONNX models."""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import permutations
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from core.shapley import COALITIONS, coalitions, shapley_values
+from training.estimators import build_pipeline
+from training.onnx_export import columns, export
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+FEATURES: Any = {"visits": "int64", "spend": "double", "region": "string", "age": "double"}
+REGIONS = ("north", "south", "east")
+
+
+def customers(rows: int) -> pd.DataFrame:
+    chance = np.random.default_rng(3)
+    spend = chance.normal(0, 2, rows).round(1)
+    spend[::7] = np.nan
+    return pd.DataFrame(
+        {
+            "visits": chance.integers(0, 6, rows),
+            "spend": spend,
+            "region": chance.choice(REGIONS, rows),
+            "age": chance.normal(0, 2, rows).round(1),
+        }
+    )
+
+
+@cache
+def scorer(kind: str, classes: int) -> Callable[..., Any]:
+    """A real model with a step before it, as it is served: columns [N] to scores [N] or [N, K]."""
+    frame = customers(400)
+    push = frame["visits"] * frame["age"] + np.where(frame["region"] == "north", 2, 0)
+    label = pd.qcut(push, classes, labels=False) if classes else push
+    task = ("regression", "", "classification", "multiclass")[classes]
+    model = build_pipeline(kind, {}, FEATURES, 7, task).fit(frame, label)
+    file = export(model, FEATURES, classes if task == "multiclass" else 0)
+    session = onnxruntime.InferenceSession(file.SerializeToString())
+    return lambda rows: session.run(["score"], dict(rows))[0]
+
+
+def by_definition(score: Any, row: Any, background: Any) -> tuple[Any, Any]:
+    """Mean over every order in which features join, and every row of the background."""
+    orders, found = [*permutations(row)], []
+    for order in orders:
+        columns = dict(background)
+        worth = [score(columns).mean(axis=0)]
+        for name in order:
+            columns[name] = np.repeat(row[name], len(background[name]))
+            worth.append(score(columns).mean(axis=0))
+        gains = dict(zip(order, np.diff(worth, axis=0), strict=True))
+        found.append([gains[name] for name in row])
+    return worth[0], np.mean(found, axis=0)
+
+
+VALUES = st.tuples(
+    st.integers(0, 6),
+    st.floats(-4, 4, width=16) | st.just(np.nan),
+    st.sampled_from((*REGIONS, "elsewhere")),
+    st.floats(-4, 4, width=16),
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "classes"),
+    [("random_forest", 2), ("random_forest", 0), ("hist_gradient_boosting", 3)],
+    ids=["classification", "regression", "multiclass"],
+)
+@settings(max_examples=25, deadline=None)
+@given(row=VALUES, rows=st.lists(VALUES, min_size=1, max_size=4))
+def test_contributions_are_those_of_the_definition_and_add_up_to_the_score(
+    kind: str, classes: int, row: Any, rows: Any
+) -> None:
+    score = scorer(kind, classes)
+    one, background = (
+        columns(FEATURES, pd.DataFrame(each, columns=[*FEATURES])) for each in ([row], rows)
+    )
+    mean, found = shapley_values(score, one, background)
+    expected_mean, expected = by_definition(score, one, background)
+    scale = 1.0 + 10 * (classes == 0)  # float32 means of numbers up to 30
+    np.testing.assert_allclose(np.squeeze(mean), expected_mean, atol=1e-6 * scale)
+    np.testing.assert_allclose(np.squeeze(found, 1) if classes != 3 else found, expected,
+                               atol=1e-6 * scale)  # fmt: skip
+    np.testing.assert_allclose(mean + found.sum(axis=0), score(one)[0], atol=1e-6 * scale)
+
+
+def of(values: Any) -> dict[str, Any]:
+    """Columns f0, f1, … of a matrix."""
+    return {f"f{place}": column for place, column in enumerate(np.atleast_2d(values).T)}
+
+
+def test_a_feature_without_effect_gets_0_and_two_of_the_same_effect_get_the_same() -> None:
+    def score(rows: Any) -> Any:
+        return np.tanh(rows["f0"] + rows["f1"]) * rows["f2"]
+
+    background = of([[0.5, 0.5, 1, 9], [-1, -1, 2, 3], [0, 0, 0.1, 0]])
+    _, found = shapley_values(score, of([2.0, 2, 3, 7]), background)
+    assert found[0] == pytest.approx(found[1])
+    assert found[0] > 0
+    assert found[3] == 0
+    _, found = shapley_values(score, of([2.0, 2, 3, 7]), of([[1.0, 2, 1, 7]] * 3))
+    assert found[1] == 0  # as everybody
+
+
+@pytest.mark.parametrize("features", [10, 11, 30, 600])
+def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(features: int) -> None:
+    chance, calls = np.random.default_rng(1), []
+    weights, row = chance.normal(size=(2, features))
+    background = chance.normal(size=(5, features))
+    background[:, :2] = row[:2]  # what everybody has makes no rows of its own
+
+    def score(rows: Any) -> Any:
+        calls.append(np.column_stack([*rows.values()]))
+        return calls[-1] @ weights
+
+    mean, found = shapley_values(score, of(row), of(background))
+    (scored,) = calls
+    assert len(scored) - len(np.unique(scored, axis=0)) == 4  # five times the row itself
+    assert len(scored) <= 5 * max(COALITIONS // 4 if features == 10 else COALITIONS, 2 * features)
+    assert mean + found.sum() == pytest.approx(row @ weights)
+    exact = weights * (row - background.mean(axis=0))  # in whatever order they join
+    np.testing.assert_allclose(found[:, 0], exact, atol=1e-6)
+    again = shapley_values(score, of(row), of(background))
+    assert (again[0], again[1].tolist()) == (mean, found.tolist())
+
+
+def test_a_sample_of_coalitions_is_near_to_all_of_them() -> None:
+    chance = np.random.default_rng(1)
+    pairs = chance.normal(size=(10, 10))
+
+    def score(rows: Any) -> Any:
+        values = np.column_stack([*rows.values()])
+        return np.tanh((values @ pairs * values).sum(axis=1) / 10)
+
+    row, background = of(chance.normal(size=10)), of(chance.normal(size=(20, 10)))
+    _, exact = shapley_values(score, row, background)
+    for most, gap in ((128, 0.12), (512, 0.06)):
+        _, found = shapley_values(score, row, background, most)
+        assert np.abs(found - exact).max() < gap
+        assert len(coalitions(10, most)[0]) <= most

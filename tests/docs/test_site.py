@@ -1,0 +1,85 @@
+"""The site of docs/, built by its own tool: every link leads somewhere, nothing comes from afar."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import threading
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import urlsplit
+
+import pytest
+
+from core.settings import PROJECT
+from docs.browser import NAMES, PHONE, browser
+from tests.cli.clone import Copy
+from tests.conftest import new_settings
+
+BUILD = "python -m docs.site"
+TOOL = ".venv-docs"
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory):
+    """A copy of the clone in which the site has been built."""
+    subprocess.run(["make", "--silent", f"{TOOL}/gyre.stamp"], cwd=PROJECT, check=True)
+    folder = tmp_path_factory.mktemp("site")
+    copy = Copy(folder, new_settings(folder / ".gyre"))
+    (folder / TOOL).symlink_to(PROJECT / TOOL)
+    assert "/site/html/index.html: " in copy.run(BUILD)
+    return copy
+
+
+@pytest.fixture
+def page(site):
+    page = site.folder / "docs" / "how-it-is.md"
+    yield page
+    page.unlink()
+
+
+def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
+    html, docs = site.folder / "site" / "html", PROJECT / "docs"
+    pages = [path.relative_to(docs) for path in docs.rglob("*.md")]
+    names = [page.with_name(page.name.replace("README", "index")) for page in pages]
+    assert not [name for name in names if not (html / name).with_suffix(".html").exists()]
+    code = html / "source" / "serving"
+    assert "RegistryWatcher" in (code / "watcher.py.html").read_text()
+    assert "kserve_v1.py.html" in (code / "protocols" / "index.html").read_text()
+
+
+@pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="no Chromium is installed")
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site, dark):
+    handler = partial(SimpleHTTPRequestHandler, directory=site.folder / "site" / "html")
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser() as chromium:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"127.0.0.1:{server.server_port}"
+        for page in ("index", "reference/routes", "source/serving/app.py"):
+            chromium.open(f"http://{address}/{page}.html", PHONE, dark=dark)
+            size = chromium.do("Page.getLayoutMetrics")["cssContentSize"]
+            assert size["width"] == PHONE
+    asked = {urlsplit(url).netloc for url in chromium.requests if not url.startswith("data:")}
+    assert asked == {address}
+
+
+def test_a_link_to_a_page_or_an_anchor_that_is_not_there_ends_the_build(site, page):
+    page.write_text("# How it is\n\n[a](nowhere.md)\n\n[b](serving.md#nowhere)\n")
+    said = site.run(BUILD, 1)
+    assert ("page does not exist" in said, "anchor does not exist" in said) == (True, True)
+
+
+def test_whatever_else_leads_nowhere_or_loads_from_afar_is_named(site, page):
+    wrong = {
+        "[a](../serving/nowhere.py)": "leads nowhere: ../serving/nowhere.py",
+        "[a](nowhere.png)": "leads nowhere: nowhere.png",
+        "![a](https://example.org/a.png)": "loads from another host: https://example.org/a.png",
+        '<script src="//example.org/a.js"></script>': "loads from another host: //example.org/a.js",
+        '<p class="mermaid">a</p>': "class mermaid loads a script",
+    }
+    page.write_text("\n\n".join(["# How it is", *wrong]))
+    style = site.folder / "docs" / "site.css"
+    style.write_text("@import url('https://example.org/font.css');\n")
+    said = site.run(BUILD, 1)
+    assert not [line for line in wrong.values() if f"how-it-is.html: {line}\n" not in said]
+    assert "site.css: loads from another host: https://example.org/font.css" in said
