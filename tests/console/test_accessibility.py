@@ -1,0 +1,59 @@
+"""axe-core in headless Chromium on each page of a console with a year of monitoring runs."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import io
+import json
+import shutil
+import subprocess
+import tarfile
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from docs.browser import NAMES, PHONE, browser
+from tests.console.test_year import PAGES, console, year  # noqa: F401  (a fixture)
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+WIDE = 1280
+AXE = "axe-core@4.14.1"
+SHA512 = "FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09a3NPjCKg2rhu5qb2S4r76ASyFNNtuFooJpZe37OgudVGtQ=="
+"""Of the package, base64, as npm writes it into a lock file."""
+BAD = {"serious", "critical"}
+
+
+@pytest.fixture(scope="module")
+def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The script, out of the package as npm delivers it."""
+    folder = tmp_path_factory.mktemp("axe")
+    packed = subprocess.run(
+        ["npm", "pack", "--silent", AXE], cwd=folder, capture_output=True, text=True, check=True
+    )
+    package = (folder / packed.stdout.strip()).read_bytes()
+    assert base64.b64encode(hashlib.sha512(package).digest()).decode() == SHA512
+    with tarfile.open(fileobj=io.BytesIO(package)) as archive:
+        return archive.extractfile("package/axe.min.js").read().decode()  # type: ignore[union-attr]
+
+
+@pytest.mark.nightly
+@pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="Chromium is not installed")
+@pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
+def test_nothing_serious_is_found_on_any_page(axe: str, year: Path) -> None:  # noqa: F811
+    found = dict[str, Any]()
+    with console(year) as (client, _), browser() as chromium:
+        for path in PAGES:
+            for width, dark in ((WIDE, False), (WIDE, True), (PHONE, False), (PHONE, True)):
+                if path == "/metrics":
+                    continue
+                chromium.open(f"{client.base_url}{path}", width, dark=dark)
+                chromium.do("Runtime.evaluate", expression=axe)
+                asked = {"expression": "axe.run().then(JSON.stringify)", "awaitPromise": True}
+                said = json.loads(chromium.do("Runtime.evaluate", **asked)["result"]["value"])
+                assert len(said["passes"]) > 10
+                bad = [each["id"] for each in said["violations"] if each["impact"] in BAD]
+                found |= {f"{path} {width} {'dark' if dark else 'light'}": bad} if bad else {}
+    assert found == {}
