@@ -120,10 +120,6 @@ def build_schemas(
         shown |= make("Given", key | any_data | {"features": whole})
     flat = make("Instance", _optional(key) | any_data | _optional(every))
     answer, scored = _answered(spec)
-    said = {name: kind for name, kind in answer.items() if name not in {"request_id", "logged"}}
-    example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
-    parts = (dict[str, Contribution], Field(examples=[example]))
-    said |= {"model": str, "expected": float, "contributions": parts}
     return Schemas(
         one=one,
         many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
@@ -131,9 +127,16 @@ def build_schemas(
         request=shown,
         instance=make("Key", key | all_data) | make("Row", _optional(key) | any_data | every),
         answer=make("Answer", key | answer),
-        explained=make("Explanation", key | said),
+        explained=make("Explanation", key | _explained(spec, answer)),
         scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
     )
+
+
+def _explained(spec: ModelSpec, answer: Mapping[str, Any]) -> dict[str, Any]:
+    example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
+    parts = (dict[str, Contribution], Field(examples=[example]))
+    said = {name: kind for name, kind in answer.items() if name not in {"request_id", "logged"}}
+    return said | {"model": str, "expected": float, "contributions": parts}
 
 
 def _typed(fields: Mapping[str, FeatureType]) -> dict[str, Any]:
