@@ -62,10 +62,11 @@ def card(status: ModelStatus, now: datetime) -> dict[str, Any]:
     rows, fresh = status.rows.value, status.freshness.value or ()
     row = rows.newest(PRODUCTION) if rows else None
     last = rows.decisions[-1] if rows and rows.decisions else None
-    found = since_the_last_run(status, PRODUCTION, f"{row and row.to_version}", now)
+    version = row.to_version if row else None
+    found = since_the_last_run(status, PRODUCTION, version, now) if version else "no version"
     did = {} if isinstance(found, str) else {name: round(x, 2) for name, x in found.items()}
     return {
-        "version": row and row.to_version,
+        "version": version,
         "since": row and row.time,
         "requests_a_minute": did.get("requests a minute"),
         "p99_ms": did.get("p99 in ms"),

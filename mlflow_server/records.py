@@ -51,6 +51,7 @@ WINDOWS = sql.Table(
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
 BEFALLS = re.compile(r"(?:parked: |drift of |skew of |too few predictions of )*version (\d+)")
+"""Causes of alerts that concern a version only while it is in a role."""
 YEAR = timedelta(days=365)
 SHOWN = 24
 """The newest decisions that `ModelRows` holds."""

@@ -18,7 +18,7 @@ from monitoring.console.status import ModelStatus
 
 Add = Callable[..., None]
 METRICS = {
-    "alerts_open": "Alerts whose cause was seen within 3 hours.",
+    "alerts_open": "Alerts seen within 3 hours; of a version only while it is in a role.",
     "alerts_undelivered": "Alerts that no address has taken.",
     "cpu_seconds_total": "CPU time of a program of the supervisor, with all its processes.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
