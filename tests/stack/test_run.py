@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -130,9 +132,10 @@ def replicas():
     """Servers that answer as serving does: a replica's readiness, and one row or two."""
     servers = []
 
-    def start(*readiness):
+    def start(*readiness, port=0):
         for rows, ready in enumerate(readiness, 1):
-            server = HTTPServer(("127.0.0.1", 0), partial(Replica, rows, ready))
+            address = f"127.0.0.{rows if port else 1}", port
+            server = HTTPServer(address, partial(Replica, rows, ready))
             Thread(target=server.serve_forever, daemon=True).start()
             servers.append(server)
         return [f"http://127.0.0.1:{server.server_port}" for server in servers]
@@ -170,3 +173,30 @@ def test_replicas_are_read_as_one_and_one_that_is_not_ready_is_not_hidden(tmp_pa
     dead = new_settings(tmp_path, serving_url=f"{addresses[0]} http://127.0.0.1:{unused_port()}")
     with pytest.raises(httpx.HTTPError):
         read_serving(dead)
+
+
+def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, replicas):
+    """What a headless Service is: here a namespace with an /etc/hosts of its own has the name."""
+    port = unused_port()
+    replicas({"ready": True}, {"ready": False, "why": "no version"}, port=port)
+    named = {"two": ["127.0.0.1", "127.0.0.2"], "one": ["127.0.0.1"]}
+    lines = [f"{address} {name}\n" for name, found in named.items() for address in found]
+    (tmp_path / "hosts").write_text("".join(lines))
+    inside = [shutil.which("unshare") or pytest.skip("no unshare"), "--map-root-user", "--mount"]
+    mount = f"mount --bind {tmp_path / 'hosts'} /etc/hosts"
+    if subprocess.run([*inside, "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a mount namespace")
+    read = "from core.settings import load_settings as settings; from monitoring.serving_status "
+    read += "import read_serving; s = read_serving(settings()); "
+    read += "print(sorted(s.replicas), s.ready['ready'], len(s.samples))"
+    command = [*inside, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", read]
+
+    def found(name):
+        env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_SERVING_URL": f"http://{name}:{port}"}
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    each = [f"http://127.0.0.{n}:{port}" for n in (1, 2)]
+    assert found("two") == f"{each} False 2"
+    assert found("one") == f"{each[:1]} True 1"
