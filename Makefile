@@ -89,7 +89,7 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
-	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery \
+	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery --extra kubernetes \
 	  --constraints requirements.lock -o deploy/gyre.lock
 
 environment: python $(STAMP)

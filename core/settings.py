@@ -80,7 +80,8 @@ class Settings(BaseSettings):
     airflow_url: str | None = None
     """The same of Airflow."""
     serving_url: str | None = None
-    """The same of serving; several replicas, separated by blanks, are monitored as one."""
+    """The same of serving; several replicas, separated by blanks, are monitored as one. A name with
+    several IPv4 addresses stands for as many over http, as a headless Service of Kubernetes."""
     links: dict[Page, str] = Field(default_factory=dict)
     """Where people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`, `__AIRFLOW`,
     `__SERVING`, `__CONSOLE`. Default: where the programs reach each other."""
