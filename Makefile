@@ -52,7 +52,7 @@ image: environment tools ## Build the image of serving, start it, ask it.
 containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
 	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
 
-nightly: spark pipelines ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
+nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
 	$(BIN)/pytest -m nightly
 	@$(MAKE) --no-print-directory containers
 
@@ -83,6 +83,14 @@ endef
 $(SITE): docs/requirements.lock | environment
 	$(ENVIRONMENT)
 
+# That of the tests, with an older boto3.
+.venv-dynamodb/gyre.stamp: requirements.lock deploy/dynamodb.lock pyproject.toml | environment
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@for lock in requirements.lock deploy/dynamodb.lock; do \
+	  $(BIN)/uv pip install --quiet --python $(@D) --require-hashes --requirements $$lock || exit 1; done
+	@$(BIN)/uv pip install --quiet --python $(@D) --no-deps --no-build-isolation --editable .
+	@touch $@
+
 .venv-%/gyre.stamp: deploy/pipelines/requirements-%.lock | environment
 	$(ENVIRONMENT)
 
@@ -98,6 +106,9 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) pyproject.toml --extra dev -o requirements.lock
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
+	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
+	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock | grep -v ^boto | $(BIN)/$(LOCK) \
+	  --group dynamodb --constraints /dev/stdin -o deploy/dynamodb.lock
 	$(BIN)/$(LOCK) --group dvc -o deploy/pipelines/requirements-dvc.lock
 	$(BIN)/$(LOCK) --group kubeflow -o deploy/pipelines/requirements-kubeflow.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
