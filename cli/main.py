@@ -124,6 +124,7 @@ for _verb in (
     data.consume,
     data.maintain,
     models.train,
+    models.evaluation,
     models.reproduce,
     models.score,
     data.parity,

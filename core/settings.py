@@ -33,7 +33,7 @@ Page = Literal["serving", "console", "mlflow", "airflow"]
 HTTP = ("http", "https")
 SHARED = (
     *("database_url", "ledger_url", "data_url", "artifacts_url"),
-    *("redis_url", "mlflow_url", "airflow_url", "serving_url"),
+    *("redis_url", "mlflow_url", "airflow_url", "serving_url", "online_store"),
 )
 """Settings of what a temporary installation has by itself."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
@@ -75,6 +75,10 @@ class Settings(BaseSettings):
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
     """Address of a Redis that Gyre uses and does not start; `REDIS_URL` is read too."""
+    online_store: dict[str, str] | None = None
+    """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
+    has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
+    """
     mlflow_url: str | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
     airflow_url: str | None = None
