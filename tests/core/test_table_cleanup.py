@@ -10,6 +10,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from deltalake import DeltaTable
 
@@ -121,3 +122,11 @@ def test_it_stands_beside_writers_and_loses_none_of_their_rows(worn):
     writer.join()
     found = set(worn.read()["id"].to_pylist())
     assert found == {f"r{n}" for n in (*range(60), 100)} | set(wrote)
+
+
+def test_rows_are_found_by_a_text_after_others_were_deleted(tmp_path):
+    table = Table(new_settings(tmp_path), "aged", SCHEMA)
+    table.insert(pa.concat_tables([rows([1]), rows([2, 3], BEGAN + 9 * DAY)]), "id")
+    assert table.clean_up("received", BEGAN + DAY)[0] == 1
+    assert table.read(columns=["value"], where=pc.field("id") == "r2").num_rows == 1
+    assert table.read(where=pc.field("id").isin(["r1", "r3"]))["id"].to_pylist() == ["r3"]
