@@ -124,7 +124,10 @@ class Search:
     def _rows(self, dataset: Dataset) -> Counts:
         """Raw rows and those that events superseded, features, online values, quarantine."""
         raw, moved = raw_table(self.settings, dataset), self.key.in_json("superseded")
-        yield raw.name, len(raw.matching(f"{self.key.equals} OR {moved}", dataset.key[0]))
+        rows = len(raw.matching(f"{self.key.equals} OR {moved}", dataset.key[0]))
+        if rows and not raw.matching(f"NOT {self.key.equals} LIMIT 1", dataset.key[0]):
+            raise DataError(f"{raw.name}: nobody else has rows: remove the installation")
+        yield raw.name, rows
         files = (file for view in dataset.views for file in view_files(self.settings, view))
         yield f"features of {dataset.name}", sum(map(self._count, files))
         if self.delete and raw.exists:
