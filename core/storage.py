@@ -241,12 +241,13 @@ class Table:
         """
         with self._writing():
             now = self._open()
+            newest = now.version()
             now.create_checkpoint()
             now.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
             last = self._open()
             last.create_checkpoint()
             for entry in (self.path / "_delta_log").glob("0*"):
-                oldest = last.version() if entry.suffix == ".json" else now.version()
+                oldest = last.version() if entry.suffix == ".json" else newest
                 if int(entry.name.partition(".")[0]) < oldest:
                     entry.unlink()
         if self._settings.data_url:
