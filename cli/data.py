@@ -1,4 +1,4 @@
-"""`gyre ingest`, `consume`, `quarantine`, `parity`, `maintain`: rows and features."""
+"""`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`: rows and features."""
 
 from datetime import timedelta
 from functools import partial
@@ -73,6 +73,29 @@ def parity(
         report = compare(settings, spec.feature_service, key, newest, partial(tell, console=ERR))
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)
+
+
+def forget(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="MODEL_OR_DATASET")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count rows, change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
+
+    Of every dataset and model that knows the key. Exit code 1: nothing has it, or again later.
+    """
+    log_to_stderr()
+    option, _, value = "=".join(context.args[:2]).partition("=")
+    more = " ".join(context.args[2:])
+    with working(settings := load_settings(), f"forget {name}"):  # without the key: it is noted
+        from monitoring import forget as places  # noqa: PLC0415
+
+        key = places.named_key(name, option.removeprefix("--"), f"{value}{more}")
+        rows = places.forget(settings, key, dry_run=dry_run)
+    lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or ["nothing is found"]
+    say("\n".join((*lines, places.OUT_OF_REACH)), rows, as_json=as_json)
 
 
 @quarantine.command("list")

@@ -141,4 +141,6 @@ for _verb in (
     use_case.check,
 ):
     typer_app.command()(_verb)
+of_any_key = {"allow_extra_args": True, "ignore_unknown_options": True}
+typer_app.command(context_settings=of_any_key)(data.forget)
 typer_app.add_typer(data.quarantine, name="quarantine")
