@@ -15,6 +15,7 @@ from sqlalchemy.schema import CreateSchema
 
 from core.errors import RegistryError
 from core.settings import SCHEMAS
+from mlflow_server.migrations import migrate
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -80,7 +81,7 @@ class Ledger:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database(settings, META)
+        self._engine = database(settings)
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
@@ -117,8 +118,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
-    """Open the database of the ledger, of decisions and of alerts; create missing `tables`.
+def database(settings: Settings) -> sql.Engine:
+    """Open the database of ledger, decisions and alerts, its tables brought to this release.
 
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
     """
@@ -131,11 +132,11 @@ def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
     variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
     named = f"{variable} {engine.url.set(query={})}"  # without its password
     with refused(named if is_server else LEDGER), engine.begin() as connection:
-        lock_tables(connection, "gyre.tables")  # of two processes one creates
+        lock_tables(connection, "gyre.tables")  # of two processes one migrates
         if is_server:
             for schema in {*SCHEMAS} - {*sql.inspect(connection).get_schema_names()}:
                 connection.execute(CreateSchema(schema))
-        tables.create_all(connection)
+        migrate(connection)
     return engine
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 
-from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
+from mlflow_server.ledger import META, database, lock_tables, one_at_a_time, refused
 from mlflow_server.roles import last_applied
 from mlflow_server.window_details import DETAILS
 
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from mlflow_server.ledger import Ledger, LedgerRow
     from mlflow_server.window_details import WindowDetails
 
-META = sql.MetaData()
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
 DECISIONS = sql.Table(
     "decisions",
@@ -85,7 +84,7 @@ class Records:
     """Rows of every model, for several processes; RegistryError if the database is down."""
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database(settings, META)
+        self._engine = database(settings)
 
     def decisions(self, model: str, limit: int = 100, **of: str) -> list[DecisionRow]:
         """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""
