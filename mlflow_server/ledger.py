@@ -26,23 +26,12 @@ WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
 LEDGER = "promotion ledger"
-META = sql.MetaData()
-TABLE = sql.Table(
-    "ledger",
-    META,
-    sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("role", sql.String(16), nullable=False),
-    sql.Column("percent", sql.Integer, nullable=False),
-    sql.Column("from", sql.String(16)),
-    sql.Column("to", sql.String(16)),
-    sql.Column("who", sql.Text, nullable=False),
-    sql.Column("why", sql.Text, nullable=False),
-    sql.Column("evidence", sql.Text),
-    # ISO 8601, UTC: the same text on every database
-    sql.Column("time", sql.String(32), nullable=False),
-    sql.Column("applied_at", sql.String(32)),
+COLUMNS = (
+    *("model", "sequence", "role", "percent", "from", "to"),
+    *("who", "why", "evidence", "time", "applied_at"),
 )
+TABLE = sql.table("ledger", *map(sql.column, COLUMNS))
+"""Its types, like those of all our tables, are in migrations/. Times are ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +56,7 @@ class LedgerRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row under the names of its columns; times as ISO 8601, UTC."""
-        values = dict(zip(TABLE.c.keys(), astuple(self), strict=True))
+        values = dict(zip(COLUMNS, astuple(self), strict=True))
         applied_at = self.applied_at.isoformat() if self.applied_at else None
         return values | {"time": self.time.isoformat(), "applied_at": applied_at}
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 
-from mlflow_server.ledger import META, database, lock_tables, one_at_a_time, refused
+from mlflow_server.ledger import database, lock_tables, one_at_a_time, refused
 from mlflow_server.roles import last_applied
 from mlflow_server.window_details import DETAILS
 
@@ -26,32 +26,11 @@ if TYPE_CHECKING:
     from mlflow_server.window_details import WindowDetails
 
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
-DECISIONS = sql.Table(
-    "decisions",
-    META,
-    sql.Column("sequence", sql.Integer, primary_key=True),
-    sql.Column("model", sql.String(64), nullable=False, index=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in TEXTS),
-    sql.Column("counted", sql.Text),
-)
-ALERTS = sql.Table(
-    "alerts",
-    META,
-    sql.Column("sequence", sql.Integer, primary_key=True),
-    sql.Column("model", sql.String(64), nullable=False, index=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in ("cause", "message", "first", "last")),
-    sql.Column("details", sql.Text),
-    sql.Column("count", sql.Integer, nullable=False),
-    sql.Column("delivered", sql.Boolean, nullable=False),
-)
+DECISIONS = sql.table("decisions", *map(sql.column, ("sequence", "model", *TEXTS, "counted")))
+INCIDENT = ("sequence", "model", "cause", "message", "first", "last", "details", "count")
+ALERTS = sql.table("alerts", *map(sql.column, INCIDENT), sql.column("delivered", sql.Boolean))
 """One row per incident. details: a DriftAlert (alerts.py) as JSON."""
-WINDOWS = sql.Table(
-    "windows",
-    META,
-    sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("as_of", sql.String(32), primary_key=True),
-    sql.Column("details", sql.Text, nullable=False),
-)
+WINDOWS = sql.table("windows", *map(sql.column, ("model", "as_of", "details")))
 """Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
