@@ -121,6 +121,8 @@ for _verb in (
     data.ingest,
     data.consume,
     data.maintain,
+    data.backup,
+    data.restore,
     models.train,
     models.reproduce,
     models.score,
