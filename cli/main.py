@@ -123,6 +123,8 @@ for _verb in (
     data.ingest,
     data.consume,
     data.maintain,
+    data.backup,
+    data.restore,
     models.train,
     models.evaluation,
     models.reproduce,
