@@ -1,7 +1,7 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
 .PHONY: help up down status demo check test faults image containers nightly bench docs spark lock
-.PHONY: environment python tools
+.PHONY: pipelines environment python tools
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
@@ -52,7 +52,7 @@ image: environment tools ## Build the image of serving, start it, ask it.
 containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
 	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
 
-nightly: spark ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
+nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
 	$(BIN)/pytest -m nightly
 	@$(MAKE) --no-print-directory containers
 
@@ -70,11 +70,29 @@ docs: environment $(SITE) ## Write docs/reference/ from the code, build site/htm
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m docs.site
 
-# An environment of its own: what the checks and the stack run on stays as it is.
+pipelines: .venv-dvc/gyre.stamp .venv-kubeflow/gyre.stamp ## Have DVC and KFP; compile deploy/pipelines/kubeflow.yaml.
+	@.venv-kubeflow/bin/python deploy/pipelines/kubeflow.py
+
+# Environments of their own: what the checks and the stack run on stays as it is.
+define ENVIRONMENT
+@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
+@touch $@
+endef
+
 $(SITE): docs/requirements.lock | environment
-	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python .venv-docs
-	@$(BIN)/uv pip sync --quiet --python .venv-docs --require-hashes $<
+	$(ENVIRONMENT)
+
+# That of the tests, with an older boto3.
+.venv-dynamodb/gyre.stamp: requirements.lock deploy/dynamodb.lock pyproject.toml | environment
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@for lock in requirements.lock deploy/dynamodb.lock; do \
+	  $(BIN)/uv pip install --quiet --python $(@D) --require-hashes --requirements $$lock || exit 1; done
+	@$(BIN)/uv pip install --quiet --python $(@D) --no-deps --no-build-isolation --editable .
 	@touch $@
+
+.venv-%/gyre.stamp: deploy/pipelines/requirements-%.lock | environment
+	$(ENVIRONMENT)
 
 spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
 	@command -v java > /dev/null || { $(APT) update --quiet=2 \
@@ -88,8 +106,13 @@ lock: environment ## Resolve pyproject.toml anew; write every lock file.
 	$(BIN)/$(LOCK) pyproject.toml --extra dev -o requirements.lock
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
+	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
+	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock | grep -v ^boto | $(BIN)/$(LOCK) \
+	  --group dynamodb --constraints /dev/stdin -o deploy/dynamodb.lock
+	$(BIN)/$(LOCK) --group dvc -o deploy/pipelines/requirements-dvc.lock
+	$(BIN)/$(LOCK) --group kubeflow -o deploy/pipelines/requirements-kubeflow.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
-	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery \
+	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery --extra kubernetes \
 	  --constraints requirements.lock -o deploy/gyre.lock
 
 environment: python $(STAMP)

@@ -1,7 +1,8 @@
-"""`gyre ingest`, `consume`, `quarantine`, `parity`, `maintain`: rows and features."""
+"""`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
 from datetime import timedelta
 from functools import partial
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -52,6 +53,36 @@ def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     raise typer.Exit(1 if any(part.problem for part in parts) else 0)
 
 
+def backup(
+    target: Annotated[Path, typer.Argument(help="A new folder.")], *, as_json: AsJson = False
+) -> None:
+    """Write all that the stack holds to a new folder, while it runs; secrets are in it."""
+    with working(settings := load_settings(), "backup"):
+        from stack.backup import backup as write  # noqa: PLC0415  (seconds)
+
+        manifest = write(settings, target.resolve())
+    size = sum(size for size, _ in manifest.files.values()) / 1e6
+    names = ("data_url", "artifacts_url", "redis_url", "mlflow_url", "ledger_url")
+    places = [f"GYRE_{name.upper()}" for name in names if getattr(settings, name)]
+    elsewhere = f"; not what is at {', '.join(places)}" if places else ""
+    text = f"{target}: {len(manifest.files):,} files, {size:,.1f} MB, secrets too{elsewhere}"
+    say(text, manifest, as_json=as_json)
+
+
+def restore(
+    source: Annotated[Path, typer.Argument(help="A folder that gyre backup wrote.")],
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Make GYRE_HOME, which must be empty, of a backup; then: gyre up."""
+    with working(settings := load_settings(), "restore"):
+        from stack.backup import restore as read  # noqa: PLC0415  (seconds)
+
+        manifest = read(settings, source.resolve())
+    moment = f"{manifest.time:%Y-%m-%d %H:%M:%S} UTC"
+    say(f"{settings.home} is as it was at {moment}; now: gyre up", manifest, as_json=as_json)
+
+
 def parity(
     model: str,
     as_of: AsOf = None,
@@ -73,6 +104,29 @@ def parity(
         report = compare(settings, spec.feature_service, key, newest, partial(tell, console=ERR))
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)
+
+
+def forget(
+    context: typer.Context,
+    name: Annotated[str, typer.Argument(metavar="MODEL_OR_DATASET")],
+    *,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count rows, change nothing.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
+
+    Of every dataset and model that knows the key. Exit code 1: nothing has it, or again later.
+    """
+    log_to_stderr()
+    option, _, value = "=".join(context.args[:2]).partition("=")
+    more = " ".join(context.args[2:])
+    with working(settings := load_settings(), f"forget {name}"):  # without the key: it is noted
+        from monitoring import forget as places  # noqa: PLC0415
+
+        key = places.named_key(name, option.removeprefix("--"), f"{value}{more}")
+        rows = places.forget(settings, key, dry_run=dry_run)
+    lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or ["nothing is found"]
+    say("\n".join((*lines, places.OUT_OF_REACH)), rows, as_json=as_json)
 
 
 @quarantine.command("list")

@@ -18,6 +18,8 @@ from core.user_code import in_one_line
 
 Home = Annotated[Path | None, typer.Option(help="Its folder. A temporary one if absent.")]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the stack running.")]
+COMMAND_HELP = "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
+Command = Annotated[list[str] | None, typer.Argument(help=COMMAND_HELP)]
 typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
 
@@ -59,11 +61,11 @@ def demo(home: Home = None, *, keep: Keep = False) -> None:
 
 
 @typer_app.command()
-def run(program: str) -> None:
+def run(program: str, command: Command = None) -> None:
     """Become one program of a stack, as in a container; `gyre run init` first prepares for all."""
     from stack.programs import run as become  # noqa: PLC0415
 
-    become(load_settings(), program)
+    become(load_settings(), program, command or [])
 
 
 @typer_app.command()
@@ -121,7 +123,10 @@ for _verb in (
     data.ingest,
     data.consume,
     data.maintain,
+    data.backup,
+    data.restore,
     models.train,
+    models.evaluation,
     models.reproduce,
     models.score,
     data.parity,
@@ -138,4 +143,6 @@ for _verb in (
     use_case.check,
 ):
     typer_app.command()(_verb)
+of_any_key = {"allow_extra_args": True, "ignore_unknown_options": True}
+typer_app.command(context_settings=of_any_key)(data.forget)
 typer_app.add_typer(data.quarantine, name="quarantine")

@@ -1,4 +1,4 @@
-"""`gyre train`, `reproduce`, `score`, `promote`, `release`, `rollback`, `ledger`: versions."""
+"""`gyre train`, `evaluation`, `reproduce`, `score`, `promote`, `release`, `rollback`, `ledger`."""
 
 from __future__ import annotations
 
@@ -45,6 +45,20 @@ def train(
 
         report = run(settings, spec, time, key=key, reason=reason, who=who(), force=force)
     say(f"{model}: {report.outcome}", report, as_json=as_json)
+
+
+def evaluation(
+    model: str,
+    version: Annotated[str | None, typer.Argument(help="Of the newest run if absent.")] = None,
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Print a training's metrics beside the champion's, and its gates, in Markdown."""
+    settings, spec, _ = begin(model, None)
+    from training.summary import summary  # noqa: PLC0415  (heavy)
+
+    found = summary(settings, spec, version)
+    say(found.markdown(), found, as_json=as_json)
 
 
 def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:

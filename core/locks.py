@@ -38,7 +38,8 @@ def one_writer(settings: Settings, name: str, seconds: float | None = None) -> I
     path = settings.home / "data" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with FileLock(path, timeout=seconds, is_singleton=True, poll_interval=POLL_SECONDS):
+        lock = FileLock(path, is_singleton=True)
+        with lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS):
             yield
     except Timeout as exc:
         raise DataError(busy) from exc

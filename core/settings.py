@@ -33,7 +33,7 @@ Page = Literal["serving", "console", "mlflow", "airflow"]
 HTTP = ("http", "https")
 SHARED = (
     *("database_url", "ledger_url", "data_url", "artifacts_url"),
-    *("redis_url", "mlflow_url", "airflow_url", "serving_url"),
+    *("redis_url", "mlflow_url", "airflow_url", "serving_url", "online_store"),
 )
 """Settings of what a temporary installation has by itself."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
@@ -75,12 +75,17 @@ class Settings(BaseSettings):
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
     """Address of a Redis that Gyre uses and does not start; `REDIS_URL` is read too."""
+    online_store: dict[str, str] | None = None
+    """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
+    has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
+    """
     mlflow_url: str | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
     airflow_url: str | None = None
     """The same of Airflow."""
     serving_url: str | None = None
-    """The same of serving; several replicas, separated by blanks, are monitored as one."""
+    """The same of serving; several replicas, separated by blanks, are monitored as one. A name with
+    several IPv4 addresses stands for as many over http, as a headless Service of Kubernetes."""
     links: dict[Page, str] = Field(default_factory=dict)
     """Where people reach the programs, as through a proxy: `GYRE_LINKS__MLFLOW`, `__AIRFLOW`,
     `__SERVING`, `__CONSOLE`. Default: where the programs reach each other."""

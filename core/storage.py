@@ -7,6 +7,7 @@ Delta flushes nothing to disk: what was written survives a killed process, not a
 """
 
 import re
+import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, write_deltalake
+from deltalake import DeltaTable, QueryBuilder, write_deltalake
 from deltalake.exceptions import DeltaError
 
 from core.errors import DataError
@@ -212,6 +213,45 @@ class Table:
             table.create_checkpoint()  # the log before a checkpoint can go
             table.cleanup_metadata()
         return rows, len(files)
+
+    def matching(self, where: str, column: str) -> list[Any]:
+        """Values of `column` in the rows that the SQL condition holds for."""
+        if not self.exists:
+            return []
+        with self._reading():
+            rows = QueryBuilder().register("here", self._open())
+            query = f'SELECT "{column}" AS found FROM here WHERE {where}'  # noqa: S608  (ours)
+            return list(pa.table(rows.execute(query).read_all())["found"].to_pylist())
+
+    def erase(self, where: str, column: str | None = None) -> None:
+        """Delete rows that the SQL condition holds for, or only what `column` says in them.
+
+        Older versions keep them, and the log the condition, until `purge`.
+        """
+        with self._writing():
+            if column:
+                self._open().update({column: "NULL"}, predicate=where)
+            else:
+                self._open().delete(where)
+
+    def purge(self) -> None:
+        """Remove older versions: their files and what the log says of them. Who reads one fails.
+
+        What changes from now on can still be told (`changed_files`).
+        """
+        with self._writing():
+            now = self._open()
+            newest = now.version()
+            now.create_checkpoint()
+            now.vacuum(0, dry_run=False, enforce_retention_duration=False, full=True)
+            last = self._open()
+            last.create_checkpoint()
+            for entry in (self.path / "_delta_log").glob("0*"):
+                oldest = last.version() if entry.suffix == ".json" else newest
+                if int(entry.name.partition(".")[0]) < oldest:
+                    entry.unlink()
+        if self._settings.data_url:
+            shutil.rmtree(self._settings.cache / self.path.path, ignore_errors=True)
 
     def _append(self, rows: pa.Table) -> None:
         write_deltalake(

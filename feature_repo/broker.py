@@ -5,7 +5,10 @@ Stream `gyre:events:DATASET`, one entry a request: field `events`, a JSON list o
 A consumer of the group reads, then acknowledges what is in the table; nothing else is removed.
 """
 
+import re
+import time
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -164,16 +167,31 @@ class Stream:
         return [Entry(key.decode(), each.get(b"events", b"")) for key, each in entries if each]
 
     def acknowledge(self, dataset: str, entries: Sequence[Entry]) -> None:
-        """Acknowledge, then remove all that is older than the oldest entry not acknowledged."""
-        stream = _stream(dataset)
-        self._redis.xack(stream, GROUP, *(entry.id for entry in entries))
-        pending: Any = self._redis.xpending(stream, GROUP)
-        groups: Any = self._redis.xinfo_groups(stream)
-        oldest = pending["min"] or groups[0]["last-delivered-id"]
-        self._redis.xtrim(stream, minid=oldest, approximate=False)
+        """Acknowledge and remove entries, in one step."""
+        stream, ids = _stream(dataset), [entry.id for entry in entries]
+        with self._redis.pipeline() as pipe:
+            pipe.xack(stream, GROUP, *ids)
+            pipe.xdel(stream, *ids)
+            pipe.execute()
 
     def close(self) -> None:
         self._redis.close()
+
+
+def waiting(settings: Settings, dataset: str, pattern: str) -> int:
+    """Count the requests on the stream whose events match a regular expression."""
+    with Redis.from_url(settings.redis_address, socket_timeout=2 * DEADLINE) as redis:
+        entries: Any = redis.xrange(_stream(dataset))
+    texts = (each.get(b"events", b"").decode(errors="replace") for _, each in entries)
+    return sum(bool(re.search(pattern, text)) for text in texts)
+
+
+def rewrite_file(settings: Settings) -> None:
+    """Have Redis write its file without what was deleted; a managed one may not be told to."""
+    with Redis.from_url(settings.redis_address) as redis, suppress(ResponseError):
+        redis.bgrewriteaof()
+        while redis.info("persistence")["aof_rewrite_in_progress"]:
+            time.sleep(0.1)
 
 
 def redis_problem(settings: Settings) -> str | None:

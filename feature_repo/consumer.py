@@ -31,6 +31,7 @@ from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
 from feature_repo.features import raw_table
+from feature_repo.forgotten import forgotten
 from feature_repo.quarantine import as_json, quarantine, quarantine_table
 from feature_repo.validation import RowRules
 
@@ -142,7 +143,10 @@ class EventConsumer:
     def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
         """Land the rows of a batch; if a value is at fault, of each entry alone."""
         try:
-            self._land([row for rows in batch.values() for row in rows])
+            with self._online.turn():  # which `gyre forget` has had before, or waits for
+                known = forgotten(self._settings)
+                rows = [row for rows in batch.values() for row in rows]
+                self._land([row for row in rows if not known.has(row)])
         except UNFIT as exc:
             for entry, rows in batch.items():
                 if len(batch) > 1:
@@ -158,10 +162,7 @@ class EventConsumer:
         broken = self._rules.broken(self._table(rows), now + CLOCKS)
         aside = as_json(self._table([rows[n] for n in broken]))
         quarantine(self._aside, aside, [*broken.values()], now)
-        good = [row for n, row in enumerate(rows) if n not in broken]
-        if not good:
-            return
-        with self._online.turn():
+        if good := [row for n, row in enumerate(rows) if n not in broken]:
             with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
                 values = self._merge(good, now)
             self._online.write(values)

@@ -9,7 +9,7 @@ from contextlib import closing
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import ibis
 import ibis.expr.types as ir
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 
 ROWS_FILE, VALUES_FILE = "definition_rows_{}.parquet", "definition_values.parquet"
 """The first by dataset."""
+Sample = Sequence[tuple[Dataset, pa.Table]]
 ENTITIES = 300
 MOST_ROWS = 20_000
 MOMENTS = 24
@@ -57,7 +58,8 @@ def write_sample(
         for name, version in table_versions(tags).items():
             table = raw_table(settings, dataset := load_dataset(name))
             rows = _drawn(dataset, open_raw(table, version, as_of, engine.connection))
-            sample.append((dataset, rows.to_pyarrow().cast(table.schema)))
+            drawn = rows.to_pyarrow().cast(table.schema)
+            sample.append((dataset, drawn.drop_columns("superseded")))  # another entity's, maybe
             pq.write_table(sample[-1][1], folder / ROWS_FILE.format(name))
     values = feature_values(settings, tags[SERVICE_TAG], key, sample)
     pq.write_table(values, folder / VALUES_FILE)
@@ -73,12 +75,13 @@ def _drawn(dataset: Dataset, raw: ir.Table) -> ir.Table:
 
 
 def feature_values(
-    settings: Settings, service: str, key: Sequence[str], sample: Sequence[tuple[Dataset, pa.Table]]
+    settings: Settings, service: str, key: Sequence[str], sample: Sample, at: Sequence[Any] = ()
 ) -> pa.Table:
     """Compute `service` as the code defines it now, for each entity at 24 moments of the sample.
 
-    Its request data is made up, the same at each moment. Returns the join keys, event_timestamp,
-    and one column `view.feature` for each feature.
+    at: the moments chosen before, as rows may have been forgotten since. Its request data is made
+    up, the same at each moment. Returns the join keys, event_timestamp, and one column
+    `view.feature` for each feature.
 
     Raises:
         DataError: the code defines no such service, or a view lacks one of its features.
@@ -86,7 +89,8 @@ def feature_values(
     """
     columns = (rows[dataset.event_time].drop_null().to_pylist() for dataset, rows in sample)
     times = sorted({time for column in columns for time in column}, reverse=True)
-    moments = pd.DataFrame({"event_timestamp": times[:: max(len(times) // MOMENTS, 1)][:MOMENTS]})
+    times = sorted(at, reverse=True) or times[:: max(len(times) // MOMENTS, 1)][:MOMENTS]
+    moments = pd.DataFrame({"event_timestamp": times})
     moments["as_of"] = [microseconds(moment) for moment in moments["event_timestamp"]]
     with TemporaryDirectory(prefix="gyre-definition-") as name:
         home = settings.beside(Path(name), engine="duckdb")
@@ -157,7 +161,8 @@ def _changes(
     try:
         service = version.tags.get(SERVICE_TAG, "")
         sample = [(load_dataset(name), drawn) for name, drawn in rows.items()]
-        now = feature_values(settings, service, key, sample)
+        moments = before["event_timestamp"].unique().to_pylist()
+        now = feature_values(settings, service, key, sample, moments)
     except DataError as exc:
         return [str(exc)]
     current = {tuple(row[name] for name in order): row for row in now.to_pylist()}

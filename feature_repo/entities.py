@@ -55,9 +55,10 @@ class EntityFeatures:
     def __init__(self, settings: Settings, dataset: Dataset, raw: Table) -> None:
         self._settings, self._dataset, self._raw = settings, dataset, raw
         self._store = open_store(settings, DEADLINE)
-        self._store.config.online_store.skip_dedup = True
-        self._redis = online_client(self._store)
-        self._redis.set_retry(Retry(NoBackoff(), 0))
+        self._redis = online_client(self._store)  # None: other stores write whatever comes
+        if self._redis is not None:
+            self._store.config.online_store.skip_dedup = True
+            self._redis.set_retry(Retry(NoBackoff(), 0))
 
     def turn(self) -> AbstractContextManager[None]:
         """Make reading, computing and writing one step for all processes.
@@ -71,7 +72,7 @@ class EntityFeatures:
         remedy = f"run: gyre ingest {self._dataset.name}"
         views = [mark(self._store, name) for name in self._dataset.views]
         try:
-            if self._redis.exists(*views) < len(views):
+            if self._redis is not None and self._redis.exists(*views) < len(views):
                 return f"Redis holds no features (any more); {remedy}"
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
@@ -145,7 +146,8 @@ class EntityFeatures:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
 
     def close(self) -> None:
-        self._redis.close()
+        if self._redis is not None:
+            self._redis.close()
 
 
 def key_of(row: Row, columns: Sequence[str]) -> Key:

@@ -23,7 +23,10 @@ def feast_config(settings: Settings, deadline: float) -> dict[str, Any]:
     if settings.engine == "spark":
         store = "feature_repo.extensions.spark.SparkOfflineStore"
         config["offline_store"] = {"type": store, "master": settings.spark_master}
-    if "connection_string" in config["online_store"]:
+    if settings.online_store:
+        texts = settings.online_store.items()
+        config["online_store"] = {name: yaml.safe_load(text) for name, text in texts}
+    elif "connection_string" in config["online_store"]:
         config["online_store"]["connection_string"] = feast_connection(settings, deadline)
     return config
 

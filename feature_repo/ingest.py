@@ -39,6 +39,7 @@ from feature_repo.features import (
     redefined,
     write_views,
 )
+from feature_repo.forgotten import forgotten_file
 from feature_repo.freshness import record_freshness
 from feature_repo.quarantine import as_json, quarantine, quarantine_table
 from feature_repo.source import place, pull, shift_file
@@ -123,8 +124,9 @@ def whole_history(
     label = load_dataset(spec.dataset)
     shipped = label.name not in settings.sources
     with temporary_installation(settings, "history") as beside:
-        if (dates := shift_file(settings)).exists():
-            replace_file(shift_file(beside), read_file(dates))
+        for file in (shift_file, forgotten_file):
+            if file(settings).exists():
+                replace_file(file(beside), read_file(file(settings)))
         publish_beside(beside, label)
         for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
             ahead = dataset.name not in settings.sources

@@ -16,7 +16,6 @@ from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import microseconds
-from feature_repo.extensions.online import NewestOnlineStore
 from feature_repo.store import SAMPLES, mark, online_client, online_store, open_store, request_data
 
 Row = tuple[datetime | None, dict[str, Any] | None]
@@ -46,9 +45,8 @@ class OnlineFeatures:
         used = {projection.name for projection in self._service.feature_view_projections}
         self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
         self._features = features
-        online = online_store(self._store)
-        self._online = _ValuesInTime(online)
-        self._redis = online_client(self._store) if isinstance(online, NewestOnlineStore) else None
+        self._online = _ValuesInTime(online_store(self._store))
+        self._redis = online_client(self._store)
         if self._redis is not None:
             # redis-py's own three retries would turn a deadline of 50 ms into seconds.
             self._redis.set_retry(Retry(NoBackoff(), 0))

@@ -24,6 +24,7 @@ from core.files import read_file, replace_file
 from core.settings import Settings
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
+from feature_repo.forgotten import forgotten
 
 AHEAD = timedelta(days=120)
 LONGEST = 500  # DuckDB shows its SQL and a caret below an error
@@ -41,6 +42,8 @@ def pull(
 ) -> pa.Table:
     """Rows the source holds at `as_of`, in the source's own order and the dataset's types.
 
+    Without those of entities that were forgotten.
+
     since: only those with a later event time, or with none (or one before 1971, which stands for
     none); the database itself leaves out others.
 
@@ -55,16 +58,18 @@ def pull(
         raise DataError(f"{dataset.name}: no source; add the line {line}")
     try:
         if address is None:
-            return _demo(settings, dataset, as_of, since)
-        if "://" in address:
+            rows = _demo(settings, dataset, as_of, since)
+        elif "://" in address:
             rows = _read_database(address, dataset.event_time, since)
-            return _in_schema(rows, dataset, address.partition("#")[2])
-        return pa.concat_tables(_read_file(path, dataset, since) for path in _files(address))
+            rows = _in_schema(rows, dataset, address.partition("#")[2])
+        else:
+            rows = pa.concat_tables(_read_file(path, dataset, since) for path in _files(address))
     except DataError as exc:
         raise DataError(f"{dataset.name}: nothing was changed: {exc}") from exc
     except Exception as exc:  # every reader fails in its own way
         line = " ".join(str(exc).split())[:LONGEST]
         raise DataError(f"{dataset.name}: source {place(settings, dataset)}: {line}") from exc
+    return forgotten(settings).others(rows)
 
 
 def read(address: str) -> pa.Table:

@@ -29,6 +29,7 @@ from core.timestamps import BEGINNING
 from core.user_code import dataset_names
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
+from feature_repo.extensions.online import NewestOnlineStore
 from feature_repo.feast_config import feast_config
 from feature_repo.features import TIME, unbuilt
 from feature_repo.view_links import view_path
@@ -127,8 +128,9 @@ def online_store(store: feast.FeatureStore) -> Any:
 
 
 def online_client(store: feast.FeatureStore) -> Any:
-    """The Redis client of a NewestOnlineStore."""
-    return online_store(store).client(store.config)
+    """The Redis client of a NewestOnlineStore; None of another store."""
+    online = online_store(store)
+    return online.client(store.config) if isinstance(online, NewestOnlineStore) else None
 
 
 def mark(store: feast.FeatureStore, view: str) -> str:
@@ -206,7 +208,7 @@ class FeatureStore:
         online = online_client(self._store)
         for name in dataset.views:
             # The registry remembers what was materialised, not whether Redis still holds it.
-            kept = bool(online.exists(mark(self._store, name)))
+            kept = online is None or bool(online.exists(mark(self._store, name)))
             known = self._view(name).most_recent_end_time
             last = known if kept else None
             # Removed and published again: Feast forgot the view, its values are still there.
@@ -214,6 +216,9 @@ class FeatureStore:
             start = BEGINNING if whole else last or BEGINNING
             end = max(as_of, known or as_of)  # Feast believes that all up to `known` is there
             if start < end:
+                if online is None:
+                    self._materialise(name, start, end)
+                    continue
                 self._fill(name, start, end, rewrite=whole)
                 online.set(mark(self._store, name), as_of.isoformat())
 
@@ -222,12 +227,16 @@ class FeatureStore:
         for begin in (start, BEGINNING, BEGINNING):
             view, before = self._view(name), redis.info("server")["run_id"]
             whole = store.rewriting(self._store.config, view) if rewrite else nullcontext()
-            with redirect_stdout(sys.stderr), whole:  # Feast prints; stdout is the report's
-                self._store.materialize(begin, end, feature_views=[name])
+            with whole:
+                self._materialise(name, begin, end)
             if redis.info("server")["run_id"] == before:
                 return
             # A Redis that was restarted meanwhile may have lost what was written before.
         raise DataError(f"{name}: Redis was restarted three times while its values were written")
+
+    def _materialise(self, name: str, start: datetime, end: datetime) -> None:
+        with redirect_stdout(sys.stderr):  # Feast prints; stdout is the report's
+            self._store.materialize(start, end, feature_views=[name])
 
     def not_built(self, dataset: Dataset) -> list[str]:
         """Say which views of `dataset` were published and have no values of their expression."""

@@ -103,6 +103,13 @@ def publish(settings: Settings, view: str, wanted: str, old: str) -> None:
         _remove(shared.glob(f"{view}.*.*"), {wanted, old})
 
 
+def drop_older(settings: Settings, view: str) -> None:
+    """Remove the rows that readers of before may still read: they fail."""
+    newest = {target(settings, view_path(settings, view))}
+    for folder in (UPath(settings.features), _shared(settings)):
+        _remove(folder.glob(f"{view}.*.*"), newest)
+
+
 def _shared(settings: Settings) -> UPath:
     return settings.data / "features"
 

@@ -14,28 +14,18 @@ from sqlalchemy.schema import CreateSchema
 
 from core.errors import RegistryError
 from core.settings import SCHEMAS, Settings
+from mlflow_server.migrations import migrate
 
 WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
 LEDGER = "promotion ledger"
-META = sql.MetaData()
-TABLE = sql.Table(
-    "ledger",
-    META,
-    sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("sequence", sql.Integer, primary_key=True, autoincrement=False),
-    sql.Column("role", sql.String(16), nullable=False),
-    sql.Column("percent", sql.Integer, nullable=False),
-    sql.Column("from", sql.String(16)),
-    sql.Column("to", sql.String(16)),
-    sql.Column("who", sql.Text, nullable=False),
-    sql.Column("why", sql.Text, nullable=False),
-    sql.Column("evidence", sql.Text),
-    # ISO 8601, UTC: the same text on every database
-    sql.Column("time", sql.String(32), nullable=False),
-    sql.Column("applied_at", sql.String(32)),
+COLUMNS = (
+    *("model", "sequence", "role", "percent", "from", "to"),
+    *("who", "why", "evidence", "time", "applied_at"),
 )
+TABLE = sql.table("ledger", *map(sql.column, COLUMNS))
+"""Its types, like those of all our tables, are in migrations/. Times are ISO 8601, UTC."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class LedgerRow:
 
     def as_json(self) -> dict[str, Any]:
         """Return the row under the names of its columns; times as ISO 8601, UTC."""
-        values = dict(zip(TABLE.c.keys(), astuple(self), strict=True))
+        values = dict(zip(COLUMNS, astuple(self), strict=True))
         applied_at = self.applied_at.isoformat() if self.applied_at else None
         return values | {"time": self.time.isoformat(), "applied_at": applied_at}
 
@@ -74,7 +64,7 @@ class Ledger:
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database(settings, META)
+        self._engine = database(settings)
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
@@ -111,8 +101,8 @@ def now() -> datetime:
     return datetime.now(UTC)
 
 
-def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
-    """Open the database of the ledger, of decisions and of alerts; create missing `tables`.
+def database(settings: Settings) -> sql.Engine:
+    """Open the database of ledger, decisions and alerts, its tables brought to this release.
 
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
     """
@@ -125,11 +115,11 @@ def database(settings: Settings, tables: sql.MetaData) -> sql.Engine:
     variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
     named = f"{variable} {engine.url.set(query={})}"  # without its password
     with refused(named if is_server else LEDGER), engine.begin() as connection:
-        lock_tables(connection, "gyre.tables")  # of two processes one creates
+        lock_tables(connection, "gyre.tables")  # of two processes one migrates
         if is_server:
             for schema in {*SCHEMAS} - {*sql.inspect(connection).get_schema_names()}:
                 connection.execute(CreateSchema(schema))
-        tables.create_all(connection)
+        migrate(connection)
     return engine
 
 

@@ -19,34 +19,12 @@ from mlflow_server.ledger import Ledger, LedgerRow, database, lock_tables, one_a
 from mlflow_server.roles import ROLES, last_applied
 from mlflow_server.window_details import DETAILS, WindowDetails
 
-META = sql.MetaData()
 TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
-DECISIONS = sql.Table(
-    "decisions",
-    META,
-    sql.Column("sequence", sql.Integer, primary_key=True),
-    sql.Column("model", sql.String(64), nullable=False, index=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in TEXTS),
-    sql.Column("counted", sql.Text),
-)
-ALERTS = sql.Table(
-    "alerts",
-    META,
-    sql.Column("sequence", sql.Integer, primary_key=True),
-    sql.Column("model", sql.String(64), nullable=False, index=True),
-    *(sql.Column(name, sql.Text, nullable=False) for name in ("cause", "message", "first", "last")),
-    sql.Column("details", sql.Text),
-    sql.Column("count", sql.Integer, nullable=False),
-    sql.Column("delivered", sql.Boolean, nullable=False),
-)
+DECISIONS = sql.table("decisions", *map(sql.column, ("sequence", "model", *TEXTS, "counted")))
+INCIDENT = ("sequence", "model", "cause", "message", "first", "last", "details", "count")
+ALERTS = sql.table("alerts", *map(sql.column, INCIDENT), sql.column("delivered", sql.Boolean))
 """One row per incident. details: a DriftAlert (alerts.py) as JSON."""
-WINDOWS = sql.Table(
-    "windows",
-    META,
-    sql.Column("model", sql.String(64), primary_key=True),
-    sql.Column("as_of", sql.String(32), primary_key=True),
-    sql.Column("details", sql.Text, nullable=False),
-)
+WINDOWS = sql.table("windows", *map(sql.column, ("model", "as_of", "details")))
 """Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
@@ -81,7 +59,7 @@ class Records:
     """Rows of every model, for several processes; RegistryError if the database is down."""
 
     def __init__(self, settings: Settings) -> None:
-        self._engine = database(settings, META)
+        self._engine = database(settings)
 
     def decisions(self, model: str, limit: int = 100, **of: str) -> list[DecisionRow]:
         """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""

@@ -18,6 +18,7 @@ from mlflow_server.served_model import CONTRACT_FILE, ServedModel, served_files,
 from mlflow_server.version_tags import unpacked
 
 __all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
+FORGOTTEN_TAG = "forgotten"
 MOST = 100_000
 """Versions asked for at once; MLflow's own bound is 200,000."""
 
@@ -132,6 +133,11 @@ class Registry:
                 self._client.set_registered_model_tag(model, TRAFFIC_TAG, f"{version}:{percent}")
             else:
                 self._client.delete_registered_model_tag(model, TRAFFIC_TAG)
+
+    def mark_forgotten(self, version: Version, day: str) -> None:
+        """Note on which day rows of the version's training frame were forgotten."""
+        with translated(f"tag of version {version.version} of {version.model}"):
+            self._client.set_model_version_tag(version.model, version.version, FORGOTTEN_TAG, day)
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
         """Write the stage if version and stages exist; what was in Production is Archived."""

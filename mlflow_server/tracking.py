@@ -6,16 +6,18 @@ several processes and threads do not get into each other's runs.
 
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
+from fnmatch import fnmatch
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from core.errors import RegistryError
@@ -166,6 +168,34 @@ class Tracking:
         with translated(f"artifact {path} of run {run_id}"):
             place = self._client.get_run(run_id).info.artifact_uri
             get_artifact_repository(place, self._address).delete_artifacts(path)
+
+    def rewrite(
+        self, experiment: str, pattern: str, change: Callable[[str, Path], int], *, store: bool
+    ) -> int:
+        """Let `change` (run, file) edit copies of files of all runs and logged models.
+
+        pattern: of their paths. store: put back those it answers more than 0 for. Returns the sum.
+        """
+        folder, changed = pattern.rpartition("/")[0], 0
+        with translated(f"files of {experiment}"), TemporaryDirectory(prefix="gyre-") as name:
+            for run_id, address in self._places(experiment):
+                files = get_artifact_repository(address, self._address)
+                for path in (each.path for each in files.list_artifacts(folder)):
+                    if fnmatch(path, pattern):
+                        file = Path(files.download_artifacts(path, name))
+                        changed += (rows := change(run_id, file))
+                        if rows and store:
+                            files.log_artifact(str(file), folder)
+        return changed
+
+    def _places(self, experiment: str) -> Iterator[tuple[str, str]]:
+        """Run, and address of files, of each run and logged model, also of what was deleted."""
+        if known := self._client.get_experiment_by_name(experiment):
+            ids = [known.experiment_id]
+            for run in self._client.search_runs(ids, "", ViewType.ALL, MOST):
+                yield run.info.run_id, run.info.artifact_uri
+            for model in self._client.search_logged_models(ids, max_results=MOST):
+                yield model.source_run_id, model.artifact_location
 
     def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
         with translated(f"end of run {run_id}"):

@@ -12,6 +12,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from core.errors import GyreError
+from core.locks import one_writer
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from core.storage import Table
@@ -59,7 +60,10 @@ class Cleanup:
 
 
 def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
-    """Free what is past its time at `as_of`; a part that cannot be done says why."""
+    """Free what is past its time at `as_of`; a part that cannot be done says why.
+
+    DataError: another maintenance, or a backup, goes on.
+    """
     parts = dict[str, Callable[[], Cleanup]]()
     for log in sorted(settings.data.glob("**/_delta_log")):
         name = log.parent.relative_to(settings.data).as_posix()
@@ -71,11 +75,12 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
     parts["decisions"] = partial(_records, settings, Records.forget_decisions, as_of)
     parts["Airflow's rows"] = partial(_airflow, settings, as_of)
     done = list[Cleanup]()
-    for what, part in parts.items():
-        try:
-            done.append(replace(part(), what=what))
-        except (GyreError, OSError) as exc:
-            done.append(Cleanup(what, problem=str(exc)))
+    with one_writer(settings, "maintain"):
+        for what, part in parts.items():
+            try:
+                done.append(replace(part(), what=what))
+            except (GyreError, OSError) as exc:
+                done.append(Cleanup(what, problem=str(exc)))
     return done
 
 

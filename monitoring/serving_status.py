@@ -1,10 +1,13 @@
 """What serving says of itself and has counted, read over HTTP like anybody else does."""
 
+import socket
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from math import inf, isfinite
 from typing import Any
+from urllib.parse import urlsplit
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
@@ -100,11 +103,27 @@ def did(key: str, now: Counters, earlier: Counters) -> Counted:
     return total
 
 
+def replicas_of(settings: Settings) -> dict[str, str]:
+    """Return where each replica is asked, by its own address: a name may have several of IPv4."""
+    return {own: at for each in settings.serving_addresses for own, at in _behind(each).items()}
+
+
+def _behind(address: str) -> dict[str, str]:
+    url = urlsplit(address)
+    with suppress(OSError):  # whoever asks the address says so
+        hosts = socket.gethostbyname_ex(url.hostname or "")[2]
+        own = [url._replace(netloc=f"{host}:{url.port or 80}").geturl() for host in sorted(hosts)]
+        if url.scheme == "http":  # a certificate is of the name
+            return dict(zip(own, own if own[1:] else [address], strict=True))
+    return {address: address}
+
+
 def read_serving(settings: Settings) -> ServingStatus:
     """Return both; raises httpx.HTTPError or ValueError where serving does not answer."""
-    urls = (f"{address}/health/ready" for address in settings.serving_addresses)
+    addresses = replicas_of(settings)
+    urls = (f"{address}/health/ready" for address in addresses.values())
     ready = [httpx.get(url, timeout=PATIENCE, verify=TLS).json() for url in urls]
-    replicas = {address: _samples(address) for address in settings.serving_addresses}
+    replicas = {own: _samples(address) for own, address in addresses.items()}
     samples = [sample for of_replica in replicas.values() for sample in of_replica]
     return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples, replicas)
 
@@ -112,7 +131,7 @@ def read_serving(settings: Settings) -> ServingStatus:
 def counts(settings: Settings, model: str) -> Counters | None:
     """Return what every replica counted of `model`; None where one does not answer."""
     try:
-        replicas = {address: _samples(address) for address in settings.serving_addresses}
+        replicas = {own: _samples(address) for own, address in replicas_of(settings).items()}
     except httpx.HTTPError:
         return None
     return counters_of(replicas, model)

@@ -83,7 +83,7 @@ def _fetch_version(
         part = Path(temporary, version)
         part.mkdir()
         _download(client, uri, part, served_files(digests))
-        model.close(model.open_version(part, digests, spec)[1])
+        model.close(model.open_version(part, digests, spec, copies.online_store)[1])
         origin = model.Origin(created=created, digests=digests)
         (part / model.ORIGIN_FILE).write_text(origin.model_dump_json())
         copies.remove(version)  # of a model of the same name that was deleted since

@@ -92,6 +92,8 @@ class LocalCopies:
 
     def __init__(self, settings: Settings, model: str) -> None:
         self.folder = settings.home / "serving" / "models" / model
+        self.online_store = (settings.online_store or {}).get("type")
+        """What their versions are to be of, see `open_version`."""
 
     def path(self, version: str) -> Path:
         return self.folder / version
@@ -227,16 +229,18 @@ def wrong(contract: ServedModel, found: Score) -> str:
 
 
 def open_version(
-    folder: Path, tags: dict[str, str], spec: ModelSpec
+    folder: Path, tags: dict[str, str], spec: ModelSpec, online_store: str | None = None
 ) -> tuple[ServedModel, Session]:
     """Check the digests, then parse, compare and warm up what lies in `folder`.
+
+    online_store: its type, where it is not that of feature_store.yaml.
 
     Raises ModelRefusedError, and what onnxruntime and pydantic raise.
     """
     if altered := wrong_files(folder, tags):
         raise ModelRefusedError("; ".join(altered))
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
-    _check_contract(contract, spec)
+    _check_contract(contract, spec, online_store)
     if contract.file not in served_files(tags):
         raise ModelRefusedError(f"{CONTRACT_FILE}: {contract.file} is not of the files registered")
     if contract.loader == "mlflow.onnx":
@@ -265,7 +269,7 @@ def _onnx_session(folder: Path, contract: ServedModel) -> ort.InferenceSession:
     return session
 
 
-def _check_contract(contract: ServedModel, spec: ModelSpec) -> None:
+def _check_contract(contract: ServedModel, spec: ModelSpec, online_store: str | None) -> None:
     """Refuse a contract of another model, or one not written for this project as it is here."""
     lookup, asked = contract.lookup, (spec.name, spec.entity_key)
     if (found := (contract.model, contract.entity_key)) != asked:
@@ -276,7 +280,7 @@ def _check_contract(contract: ServedModel, spec: ModelSpec) -> None:
     store = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_bytes())
     for what, written, here in (
         ("Feast", lookup.feast, package_version("feast")),
-        ("online store", lookup.online_store, store["online_store"]["type"]),
+        ("online store", lookup.online_store, online_store or store["online_store"]["type"]),
     ):
         if written != here:
             text = f"is of {what} {written}, here is {here}: train again"

@@ -163,7 +163,8 @@ class ModelVersions:
         return model
 
     def _open(self, version: str, origin: Origin) -> LoadedModel:
-        contract, session = open_version(self.copies.path(version), origin.digests, self.spec)
+        files, store = self.copies.path(version), self.copies.online_store
+        contract, session = open_version(files, origin.digests, self.spec, store)
         new = FeatureSource(self._settings, contract)
         shared = (source for source in self.sources if source.asked == new.asked)
         return LoadedModel(version, origin, contract, session, next(shared, new))

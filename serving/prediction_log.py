@@ -14,10 +14,11 @@ A line of feedback: request_id, actual (a number, or a class's name), received.
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk
 once a second: SIGKILL loses no acknowledged row, a power cut at most the last second.
-A file is ended after 64 MB or 10 minutes (8 s where serving/inbox.py sends it on), closed once it
-is on disk, and never written again. The writer holds a lock (`flock`) on its open file: whoever
-gets it has a closed file, also after a SIGKILL. In an open file, every line that ends in a newline
-is final. A line that is no JSON object was torn by a full disk or a power cut.
+A file is ended after 64 MB or 10 minutes (8 s where serving/inbox.py sends it on; once a second
+where somebody touches `.rotate`), closed once it is on disk, and never written again. The writer
+holds a lock (`flock`) on its open file: whoever gets it has a closed file, also after a SIGKILL. In
+an open file, every line that ends in a newline is final. A line that is no JSON object was torn by
+a full disk or a power cut.
 """
 
 import fcntl
@@ -26,6 +27,7 @@ import os
 import threading
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,8 @@ from serving.metrics import LOG_FAILURES, LOG_LAG
 
 MAX_BYTES = 64 * 1024 * 1024
 MAX_SECONDS = 600.0
+ROTATE, ASKED_SECONDS = ".rotate", 2.0
+"""Who touches this file in the folder has the files that are written ended."""
 logger = logging.getLogger(__name__)
 
 
@@ -102,12 +106,18 @@ class AppendLog:
         """Once a second: to disk, and on to a new file where this one is old or did not open."""
         with self._flushing:
             with self._writing:
-                is_old = self._size and time.monotonic() - self._opened > self._max_seconds
+                age = time.monotonic() - self._opened
+                is_old = self._size and (age > self._max_seconds or self._is_asked())
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None
             self._sync(files, ended=len(files) - 1)  # a slow disk does not hold up the answers
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
+
+    def _is_asked(self) -> bool:
+        with suppress(OSError):
+            return time.time() - (self._folder / ROTATE).stat().st_mtime < ASKED_SECONDS
+        return False
 
     def close(self) -> None:
         with self._flushing, self._writing:

@@ -57,9 +57,9 @@ def child_environment(settings: Settings) -> dict[str, str]:
     home = settings.home
     inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
     inherited.pop(MARK, None)
-    for name in SHARED:
-        if not getattr(settings, name):
-            inherited.pop(f"GYRE_{name.upper()}", None)  # not of a temporary installation
+    # Not of a temporary installation: GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and their like.
+    unset = {f"GYRE_{name.upper()}" for name in SHARED if not getattr(settings, name)}
+    inherited = {name: v for name, v in inherited.items() if name.split("__")[0] not in unset}
     if settings.project != CLONE:
         inherited["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
     ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}

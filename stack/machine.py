@@ -7,7 +7,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
-from sqlalchemy import MetaData
 
 from core.errors import RegistryError
 from core.files import bucket_problem, replace_file
@@ -28,7 +27,7 @@ HOME_BYTES = 10**9
 def problems(settings: Settings) -> list[str]:
     """Return what stands in the way and what to do, one line each.
 
-    Nothing is changed, but that a database has its schemas and a bucket an object `gyre`.
+    Nothing is changed, but that a database has its tables and a bucket an object `gyre`.
     """
     of_home = layout_problems(settings.home) + disk_problems(settings.home)
     return of_home + port_problems(settings) + connection_problems(settings)
@@ -77,7 +76,7 @@ def connection_problems(settings: Settings) -> list[str]:
 def database_problems(settings: Settings) -> list[str]:
     try:
         if settings.database_url or settings.ledger_url:
-            database(settings, MetaData()).dispose()
+            database(settings).dispose()
     except RegistryError as exc:
         return [str(exc)]
     return []

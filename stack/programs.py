@@ -39,6 +39,8 @@ WORKER = ["airflow", "celery", "worker", "--skip-serve-logs"]
 """Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
 WRITERS = ("tables", "1", "one task at a time writes tables")
 """The pool that every task writing Delta tables runs in."""
+TASK = "task"
+"""One task of Airflow in a pod of its own: the executor appends the command."""
 READERS = ("console", "consumer", "dag-processor")
 """They read models/ and datasets when they start: what came since is seen by the next `up`."""
 
@@ -138,8 +140,10 @@ def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
         raise
 
 
-def run(settings: Settings, name: str) -> None:
+def run(settings: Settings, name: str, command: Sequence[str] = ()) -> None:
     """Become the program `name`; `init` does once what the others need.
+
+    command: what TASK runs with the options of this stack's Airflow; no other program has one.
 
     Raises:
         StackError: there is none such, or a database, a Redis or a bucket is not to be had.
@@ -150,8 +154,11 @@ def run(settings: Settings, name: str) -> None:
     prepare(settings)
     known = {program.name: program for program in own_programs(settings)}
     known["worker"] = replace(known["scheduler"], command=WORKER)
+    known[TASK] = replace(known["scheduler"], command=[*command])
     if name not in {*known, INIT}:
         raise StackError(f"expected {INIT}, {', '.join(known)}; found {name}")
+    if bool(command) != (name == TASK):
+        raise StackError(f"a command is for {TASK} alone: gyre run {TASK} -- COMMAND")
     if name == INIT:
         _migrate(settings, print)
         _run_tool(settings, "airflow", "pools", "set", *WRITERS)

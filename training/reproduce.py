@@ -24,7 +24,7 @@ from feature_repo.definition import TABLE_TAG, table_versions
 from feature_repo.features import raw_table
 from feature_repo.store import FeatureStore
 from mlflow_server.pyfunc import read_file
-from mlflow_server.registry import Registry, Version
+from mlflow_server.registry import FORGOTTEN_TAG, Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags, rounded
 from mlflow_server.tracking import Tracking
 from training.artifacts import ESTIMATOR, SPEC, read
@@ -83,6 +83,9 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     files, but of skops, which writes others each time.
     """
     registered, tracking = Registry(settings).version(model, version), Tracking(settings)
+    if day := registered.tags.get(FORGOTTEN_TAG):
+        why = f"rows of an entity were forgotten on {day}"
+        raise RegistryError(f"version {version} of {model} cannot be reproduced: {why}")
     stored = read(tracking, registered.run_id, SPEC)
     try:
         spec = ModelSpec.model_validate_json(stored)

@@ -11,9 +11,14 @@ from itertools import groupby
 from typing import Any, Literal
 
 from feast import FeatureView, RepoConfig, ValueType, utils
-from feast.infra.key_encoding_utils import serialize_entity_key, serialize_entity_key_prefix
+from feast.infra.key_encoding_utils import (
+    deserialize_entity_key,
+    serialize_entity_key,
+    serialize_entity_key_prefix,
+)
 from feast.infra.online_stores import redis as stock
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -148,6 +153,19 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
                     client.hdel(key, *fields)
         finally:
             self._rewritten = None
+
+    def keys_of(self, config: RepoConfig, table: FeatureView, column: str, value: Any) -> list[Any]:
+        """Keys of the view's hashes whose entity has `value` in `column`, maybe beside others."""
+        client, end, joins = self.client(config), config.project.encode(), sorted(table.join_keys)
+        wanted = Value(int64_val=value) if isinstance(value, int) else Value(string_val=value)
+        if joins == [column]:
+            key = serialize_entity_key(EntityKey(join_keys=joins, entity_values=[wanted])) + end
+            return [key] * client.exists(key)
+        prefix = serialize_entity_key_prefix(joins)
+        keys = [key for key in client.scan_iter(b"*" + end, 10_000) if key.startswith(prefix)]
+        entities = [deserialize_entity_key(key.removesuffix(end)).entity_values for key in keys]
+        places = [place for place, join in enumerate(joins) if join == column]
+        return [k for k, e in zip(keys, entities, strict=True) for n in places if e[n] == wanted]
 
 
 def hash_fields(config: RepoConfig, table: FeatureView, names: Sequence[str]) -> list[bytes]:

@@ -28,10 +28,10 @@ class Copy:
         }  # fmt: skip
         self.before = self.content()
 
-    def run(self, command, code=0, **more):
+    def run(self, command, code=0, timeout=250, **more):
         done = subprocess.run(
             ["bash", "-euc", command], cwd=self.folder, env=self.environment | more,
-            capture_output=True, text=True, check=False, timeout=250,
+            capture_output=True, text=True, check=False, timeout=timeout,
         )  # fmt: skip
         assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout + done.stderr

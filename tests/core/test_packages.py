@@ -39,7 +39,9 @@ def test_an_image_has_the_versions_that_are_tested(image: str) -> None:
     tested, shipped = locked("requirements.lock"), locked(f"deploy/{image}.lock")
     known, extra = {name for name, _ in tested}, shipped - tested
     assert {name for name, _ in extra}.isdisjoint(known), "make lock"
-    assert bool(extra) == (image == "gyre"), "only Celery's are not tested here"
+    assert bool(extra) == (image == "gyre"), (
+        "only those of Celery and Kubernetes are not tested here"
+    )
 
 
 def test_the_image_serving_has_what_its_group_names() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from deltalake import DeltaTable
 
@@ -130,3 +132,25 @@ def test_rows_are_found_by_a_text_after_others_were_deleted(tmp_path):
     assert table.clean_up("received", BEGAN + DAY)[0] == 1
     assert table.read(columns=["value"], where=pc.field("id") == "r2").num_rows == 1
     assert table.read(where=pc.field("id").isin(["r1", "r3"]))["id"].to_pylist() == ["r3"]
+
+
+def test_what_is_purged_is_in_no_file_and_later_changes_can_be_told(worn):
+    mine = "id = 'r7'"
+    assert worn.matching(mine, "value") == [7]
+    worn.erase(mine)
+    kept, held = worn.version, list[str]()  # as features stand, which are computed before
+    worn.purge()
+    assert worn.changed_files(kept, worn.version) == ([], [])
+    for path in worn.path.rglob("*"):
+        if path.is_file():
+            held.append(path.read_text("latin-1"))
+            if path.suffix == ".parquet":
+                held.append(str(pq.read_table(path).to_pylist()))
+    assert not [text for text in held if re.search(r"\br7\b", text)]
+    assert worn.matching(mine, "value") == []
+    assert worn.read().num_rows == 60
+    with pytest.raises(DataError, match="vacuumed or never here"):
+        worn.read(3)
+    worn.merge(rows([61]), ["id"], ["value"])
+    came, went = worn.changed_files(kept, worn.version)
+    assert (len(came), went) == (1, [])

@@ -20,7 +20,13 @@ from feature_repo.features import entities, labels, open_raw, raw_table
 from feature_repo.ingest import catch_up
 from feature_repo.online import OnlineFeatures
 from feature_repo.parity import parity, same
-from feature_repo.store import FeatureStore, publish_beside
+from feature_repo.store import (
+    FeatureStore,
+    online_client,
+    online_store,
+    open_store,
+    publish_beside,
+)
 from tests.feature_repo.conftest import consuming, emptied
 from tests.feature_repo.test_parity_properties import any_seed
 
@@ -239,3 +245,18 @@ def test_one_text_names_one_entity():
     both = {"customer_id": 4, "basket": '1", "customer_id": 5'}
     assert json.loads(entity_text(both)) == both
     assert entity_text(both) == entity_text(dict(reversed(both.items())))
+
+
+def test_all_hashes_of_a_customer_are_found_whatever_basket_and_those_of_no_other(template, spend):
+    shop = Shop(emptied(template), spend)
+    shop.land([order(n, n % 5, STARTS[3], cds=1 + n % 2) for n in range(40)], ARRIVALS[0])
+    store = open_store(shop.settings, 1)
+    view, online = store.get_feature_view(next(iter(spend.views))), online_store(store)
+    keys = online.keys_of(store.config, view, "customer_id", 4)
+    assert len(keys) == len({*keys}) == 2
+    assert online.keys_of(store.config, view, "customer_id", 99) == []
+    assert online.keys_of(store.config, view, "store_id", 4) == []
+    online_client(store).delete(*keys)
+    asked = [(customer, kind) for customer in (3, 4) for kind in ("single", "several")]
+    found = shop.online(asked, ARRIVALS[0])
+    assert [found[key] is None for key in asked] == [False, False, True, True]

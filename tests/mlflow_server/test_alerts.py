@@ -13,9 +13,10 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import sqlalchemy as sql
+from sqlalchemy.schema import DropSchema
 
 from mlflow_server.alerts import DriftAlert, alert, deliver, note
-from mlflow_server.records import META, QUIET, Records, is_open
+from mlflow_server.records import QUIET, Records, is_open
 from tests.conftest import new_settings, unused_port
 from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 
@@ -214,7 +215,8 @@ def anywhere(request, tmp_path):
         return new_settings(tmp_path)
     address = request.getfixturevalue("postgres").replace("postgres://", "postgresql+psycopg://")
     engine = sql.create_engine(address)
-    META.drop_all(engine)
+    with engine.begin() as connection:
+        connection.execute(DropSchema("gyre", cascade=True, if_exists=True))
     engine.dispose()
     return new_settings(tmp_path, database_url=address)
 

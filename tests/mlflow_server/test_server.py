@@ -7,9 +7,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import psutil
+import pytest
+import yaml
 
-from core.settings import Settings
+from core.settings import CLONE, Settings
 from mlflow_server import server
+from mlflow_server.ledger import Ledger
+from tests.conftest import BIN, answers, running, unused_port, wait_until
+from tests.mlflow_server.conftest import new_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -45,3 +50,32 @@ def test_database_and_artifacts_can_be_somebody_elses(tmp_path: Path) -> None:
     assert told["_MLFLOW_SERVER_FILE_STORE"] == address
     assert told["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] == urls["artifacts_url"]
     assert told["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
+
+
+@pytest.mark.nightly
+def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(tmp_path: Path) -> None:
+    values = yaml.safe_load((CLONE / "deploy" / "kubernetes" / "mlflow-values.yaml").read_text())
+    settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
+    here = {"host": "127.0.0.1", "port": settings.mlflow_port}
+    options = values["server"]["value_options"] | here
+    # As the chart does (charts/templates/_helpers.tpl).
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    env = {each["name"]: each["value"] for each in values["env"]} | {
+        "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
+        "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
+        "GYRE_HOME": str(settings.home),
+        "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
+    }
+    settings.home.mkdir()
+    with running([str(BIN / "mlflow"), "server", *flags], tmp_path / "log", **env) as process:
+        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"), 120)
+        model = new_model(settings, 1)
+        url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"
+        change = {"name": model, "alias": "production", "version": "1"}
+        answer = httpx.post(url, json=change, headers={"x-forwarded-user": "ann"}, timeout=30)
+        assert answer.status_code == httpx.codes.OK
+        process.terminate()  # it passes that on to its server
+        process.wait(30)
+    ledger = Ledger(settings)
+    assert [(row.to_version, row.who) for row in ledger.rows(model)] == [("1", "mlflow-ui:ann")]
+    ledger.close()

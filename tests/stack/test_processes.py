@@ -16,7 +16,7 @@ import yaml
 
 from core.errors import SettingsError, StackError
 from core.settings import PROJECT, Settings, load_settings
-from feature_repo.feast_config import write_feast_config
+from feature_repo.feast_config import feast_config, write_feast_config
 from stack.environment import (
     MARK,
     airflow_environment,
@@ -229,6 +229,21 @@ def test_the_feature_store_is_pointed_at_this_stack_and_nothing_else_changes(set
     shipped["registry"]["path"] = written["registry"]["path"]
     shipped["online_store"]["connection_string"] = address
     assert written == shipped
+
+
+def test_another_online_store_takes_the_place_of_redis_and_a_temporary_home_leaves_it_alone(
+    settings, monkeypatch
+):
+    monkeypatch.setenv("GYRE_ONLINE_STORE__TYPE", "dynamodb")
+    monkeypatch.setenv("GYRE_ONLINE_STORE__REGION", "us-east-1")
+    monkeypatch.setenv("GYRE_ONLINE_STORE__CONSISTENT_READS", "true")
+    named = load_settings(home=settings.home)
+    store = {"type": "dynamodb", "region": "us-east-1", "consistent_reads": True}
+    assert feast_config(named, 1)["online_store"] == store
+    assert child_environment(named)["GYRE_ONLINE_STORE__TYPE"] == "dynamodb"
+    beside = named.beside(settings.home / "beside")
+    assert "connection_string" in feast_config(beside, 1)["online_store"]
+    assert not [name for name in child_environment(beside) if "ONLINE_STORE" in name]
 
 
 def test_sqlite_for_all_databases_in_one_is_refused_in_one_line(tmp_path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
+import sys
 import time
+import uuid
 from functools import partial
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -14,9 +17,10 @@ from threading import Thread
 import httpx
 import psutil
 import pytest
+import yaml
 
 from core.errors import SettingsError, StackError
-from core.settings import load_settings
+from core.settings import CLONE, load_settings
 from monitoring.serving_status import read_serving
 from stack.environment import airflow_environment, child_environment, load_secrets, make_secrets
 from stack.programs import programs, run
@@ -111,6 +115,70 @@ def test_a_program_becomes_the_process_that_was_started_and_ends_by_sigterm(tmp_
             assert process.wait(30) in {0, -signal.SIGTERM}
 
 
+VALUES = yaml.safe_load((CLONE / "deploy" / "kubernetes" / "airflow-values.yaml").read_text())
+TASK = [str(BIN / "gyre"), *VALUES["workers"]["kubernetes"]["command"][1:]]
+"""What Airflow's chart puts before the command of a task; the executor appends that."""
+
+
+def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path):
+    (tmp_path / "airflow.cfg").write_text(
+        "[core]\nexecutor = CeleryExecutor\n[kubernetes_executor]\nnamespace = of-the-chart\n"
+    )
+    asked = [("core", "executor"), ("core", "dags_folder"), ("kubernetes_executor", "namespace")]
+    code = f"from airflow.configuration import conf; print([conf.get(*each) for each in {asked}])"
+    env = os.environ | {
+        "GYRE_HOME": str(tmp_path / "home"),
+        "AIRFLOW_CONFIG": str(tmp_path / "airflow.cfg"),
+        "AIRFLOW__CORE__EXECUTOR": "KubernetesExecutor",
+    }
+    done = subprocess.run(
+        [*TASK, "python", "-c", code], env=env, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == str(["KubernetesExecutor", str(CLONE / "dags"), "of-the-chart"])
+
+
+def test_a_pod_of_a_task_asks_airflow_for_that_task(tmp_path):
+    asked = []
+
+    class Airflow(BaseHTTPRequestHandler):
+        """Airflow's API, as far as it says that the task is somebody else's by now."""
+
+        def do_PATCH(self):
+            asked.append(self.path)
+            self.send_response(409)
+            self.end_headers()
+            self.wfile.write(b'{"detail": {"reason": "invalid_state", "message": "running"}}')
+
+        def log_message(self, *_):
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), Airflow)
+    Thread(target=server.serve_forever, daemon=True).start()
+    task = {"task_id": "ingest", "dag_id": "ingest", "run_id": "manual", "try_number": 1}
+    task |= {"id": str(uuid.uuid4()), "dag_version_id": str(uuid.uuid4())}
+    task |= {"pool_slots": 1, "priority_weight": 1, "queue": "default"}
+    workload = {"type": "ExecuteTask", "token": "t", "ti": task, "log_path": "attempt=1.log"}
+    workload |= {"dag_rel_path": "ingest.py", "bundle_info": {"name": "dags-folder"}}
+    # As the provider does (pod_generator.workload_to_command_args).
+    command = ["python", "-m", "airflow.sdk.execution_time.execute_workload", "--json-string"]
+    url = f"http://127.0.0.1:{server.server_port}"
+    env = os.environ | {"GYRE_HOME": str(tmp_path / "home"), "GYRE_AIRFLOW_URL": url}
+    done = subprocess.run(
+        [*TASK, *command, json.dumps(workload)], env=env, capture_output=True, check=False
+    )
+    server.shutdown()
+    server.server_close()
+    assert asked == [f"/execution/task-instances/{task['id']}/run"], done.stdout
+    assert done.returncode
+
+
+def test_a_command_is_of_a_task_alone(tmp_path):
+    settings = new_settings(tmp_path)
+    for name, command in (("task", []), ("mlflow", ["true"])):
+        with pytest.raises(StackError, match="gyre run task -- COMMAND"):
+            run(settings, name, command)
+
+
 def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(tmp_path):
     address = f"redis://:secret@127.0.0.1:{unused_port()}/0"
     env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_REDIS_URL": address}
@@ -130,9 +198,10 @@ def replicas():
     """Servers that answer as serving does: a replica's readiness, and one row or two."""
     servers = []
 
-    def start(*readiness):
+    def start(*readiness, port=0):
         for rows, ready in enumerate(readiness, 1):
-            server = HTTPServer(("127.0.0.1", 0), partial(Replica, rows, ready))
+            address = f"127.0.0.{rows if port else 1}", port
+            server = HTTPServer(address, partial(Replica, rows, ready))
             Thread(target=server.serve_forever, daemon=True).start()
             servers.append(server)
         return [f"http://127.0.0.1:{server.server_port}" for server in servers]
@@ -170,3 +239,30 @@ def test_replicas_are_read_as_one_and_one_that_is_not_ready_is_not_hidden(tmp_pa
     dead = new_settings(tmp_path, serving_url=f"{addresses[0]} http://127.0.0.1:{unused_port()}")
     with pytest.raises(httpx.HTTPError):
         read_serving(dead)
+
+
+def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, replicas):
+    """What a headless Service is: here a namespace with an /etc/hosts of its own has the name."""
+    port = unused_port()
+    replicas({"ready": True}, {"ready": False, "why": "no version"}, port=port)
+    named = {"two": ["127.0.0.1", "127.0.0.2"], "one": ["127.0.0.1"]}
+    lines = [f"{address} {name}\n" for name, found in named.items() for address in found]
+    (tmp_path / "hosts").write_text("".join(lines))
+    inside = [shutil.which("unshare") or pytest.skip("no unshare"), "--map-root-user", "--mount"]
+    mount = f"mount --bind {tmp_path / 'hosts'} /etc/hosts"
+    if subprocess.run([*inside, "sh", "-c", mount], capture_output=True, check=False).returncode:
+        pytest.skip("this machine lets nobody make a mount namespace")
+    read = "from core.settings import load_settings as settings; from monitoring.serving_status "
+    read += "import read_serving; s = read_serving(settings()); "
+    read += "print(sorted(s.replicas), s.ready['ready'], len(s.samples))"
+    command = [*inside, "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-c", read]
+
+    def found(name):
+        env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_SERVING_URL": f"http://{name}:{port}"}
+        return subprocess.run(
+            command, env=env, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    each = [f"http://127.0.0.{n}:{port}" for n in (1, 2)]
+    assert found("two") == f"{each} False 2"
+    assert found("one") == f"{each[:1]} True 1"

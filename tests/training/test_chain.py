@@ -16,7 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from core.errors import BatchRejectedError, NoChampionError, SettingsError, TrainingError
+from core.errors import (
+    BatchRejectedError,
+    NoChampionError,
+    RegistryError,
+    SettingsError,
+    TrainingError,
+)
 from core.monitoring_spec import Promotion, Rollout
 from core.spec import ModelSpec, load_spec
 from core.training_spec import Limit
@@ -42,6 +48,7 @@ from training.gate import decide, load_evaluation, model_card
 from training.metrics import Scored, all_metrics
 from training.onnx_export import score
 from training.register import ask, promote, settled, wait_in_shell
+from training.summary import summary
 from training.train import THRESHOLDS, fold_scores
 
 SPEC = load_spec("customer_churn_model")
@@ -125,6 +132,40 @@ def test_what_is_in_the_mlflow_ui(tracked, second):
         "table.raw.orders", "sha256.model.onnx", "sha256.serving.json",
     }  # fmt: skip
     assert lineage <= set(version.tags)
+
+
+def test_a_training_beside_the_champion_is_tables_for_a_pull_request(tracked, second):
+    page = summary(tracked, SPEC, second.version).markdown()
+    evaluation = load_evaluation(Tracking(tracked), second.run_id)
+    ours, gap = evaluation.intervals["log_loss"], evaluation.differences["log_loss"]
+    lines = page.splitlines()
+    assert lines[0] == f"### {SPEC.name}: all {len(SPEC.gates) + 1} gates passed"
+    assert lines[2].startswith(f"Version 2, trained as of {AS_OF:%Y-%m-%dT%H:%M} UTC, tested on")
+    assert lines[4] == ("| metric | better | challenger | version 1 | difference | best constant |")
+    row = next(line for line in lines if line.startswith("| log loss |"))
+    assert row == (
+        f"| log loss | less | {ours.value:.4f} [{ours.low:.4f}, {ours.high:.4f}] | "
+        f"{evaluation.champion['log_loss']:.4f} | {gap.value:+.4f} [{gap.low:+.4f}, "
+        f"{gap.high:+.4f}] | {evaluation.trivial['log_loss']:.4f} |"
+    )
+    tables = [line for line in lines if line.startswith("|")]
+    assert len(tables) == 2 + len(evaluation.intervals) + 2 + len(SPEC.gates) + 1
+    assert {line.count("|") for line in tables} == {7, 4}  # GitHub draws what has equal columns
+
+
+def test_a_training_that_was_refused_or_the_first_is_in_the_tables_too(tracked, first, second):
+    alone = summary(tracked, SPEC, first.version).markdown()
+    assert "Nothing was in production to compare with." in alone
+    assert "| metric | better | challenger | best constant |" in alone
+    spec = SPEC.model_copy(update={"gates": (Limit(metric="auc", rule="at_least", value=2.0),)})
+    train(tracked, spec, AS_OF, "judged for a pull request", force=True)
+    found = summary(tracked, SPEC)
+    assert found.version is None
+    page = found.markdown()
+    assert page.startswith(f"### {SPEC.name}: refused by 1 of 2 gates")
+    assert "| **refused** | auc: at least |" in page
+    with pytest.raises(RegistryError, match="MLflow has no run of version 99: gyre train"):
+        summary(tracked, SPEC, "99")
 
 
 def test_any_mlflow_client_can_load_what_is_in_production(tracked, second):

@@ -1,0 +1,127 @@
+"""DynamoDB in place of Redis: Feast's own store, from rows to predictions, against moto."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import boto3
+import httpx
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+
+from core.settings import CLONE
+from feature_repo.datasets.orders import ORDERS
+from feature_repo.feast_config import write_feast_config
+from feature_repo.source import pull
+from mlflow_server.registry import Registry
+from stack.environment import process_environment
+from tests.conftest import answers, mlflow_server, new_settings, redis_server, running, wait_until
+from tests.s3 import s3_server
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+BIN = CLONE / ".venv-dynamodb" / "bin"
+"""Where aiobotocore is, which Feast's store imports, with the older boto3 that it wants."""
+MODEL, KNOWN = "customer_churn_model", 4
+
+
+def run(settings, *command: str, folder: Path = CLONE) -> str:
+    done = subprocess.run(
+        [str(BIN / command[0]), *command[1:]],
+        cwd=folder,
+        env=process_environment(settings) | {"PATH": f"{BIN}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def write_orders(path: Path, rows: pa.Table) -> None:
+    pq.write_table(rows.select(ORDERS.schema.names), path)
+
+
+def tables() -> dict[str, int]:
+    client = boto3.client("dynamodb")
+    names = client.list_tables()["TableNames"]
+    return {name: client.scan(TableName=name, Select="COUNT")["Count"] for name in names}
+
+
+@pytest.fixture(scope="module")
+def environment():
+    subprocess.run(["make", "--silent", ".venv-dynamodb/gyre.stamp"], cwd=CLONE, check=True)
+
+
+@pytest.fixture
+def stack(environment, tmp_path, monkeypatch):
+    """Settings of a home whose features go to DynamoDB; the file of its orders."""
+    source, now = tmp_path / "orders.parquet", datetime.now(UTC)
+    rows = pull(new_settings(tmp_path / "demo", demo_start=None), ORDERS, now)
+    write_orders(source, rows.filter(pc.field("customer_id") < 2000))
+    monkeypatch.setenv("GYRE_ONLINE_STORE__TYPE", "dynamodb")
+    monkeypatch.setenv("GYRE_ONLINE_STORE__REGION", "us-east-1")
+    monkeypatch.setenv("GYRE_SOURCES__ORDERS", str(source))
+    settings = new_settings(tmp_path / "home", demo_start=None)
+    with (
+        s3_server(tmp_path, monkeypatch),
+        mlflow_server(settings),
+        redis_server(settings.redis_port, tmp_path),  # of the stream of events
+    ):
+        write_feast_config(settings)
+        yield settings, source
+
+
+def test_predictions_are_answered_with_features_from_dynamodb(stack, tmp_path):
+    settings, source = stack
+    run(settings, "feast", "apply", folder=CLONE / "feature_repo")
+    run(settings, "gyre", "ingest")
+    entities = len(set(pq.read_table(source)["customer_id"].to_pylist()))
+    assert set(tables().values()) == {entities}
+    assert "is in production" in run(settings, "gyre", "train", MODEL)
+    assert Registry(settings).production(MODEL) == "1"
+
+    command, log = [str(BIN / "python"), "-m", "serving"], tmp_path / "serving.log"
+    with (
+        running(command, log, **process_environment(settings)),
+        httpx.Client(base_url=settings.serving_address, timeout=60) as client,
+    ):
+
+        def features(customer: int) -> dict:
+            answer = client.post("/explain", json={"customer_id": customer}).json()
+            assert answer["features_from"] == "online"
+            return {n: c["value"] for n, c in answer["contributions"].items()}
+
+        ready = f"{settings.serving_address}/health/ready"
+        wait_until("serving", lambda: answers(ready), 120)
+        before = features(KNOWN)
+        orders = pq.read_table(source)
+        mine = orders.filter(pc.field("customer_id") == KNOWN)
+        assert before["lifetime_orders"] == mine.num_rows
+
+        last = mine.sort_by([(ORDERS.event_time, "descending")]).slice(0, 1)
+        late = last[ORDERS.event_time][0].as_py() - timedelta(hours=1)
+        more = last.set_column(0, "order_id", pa.array([10**9]))
+        place = more.schema.get_field_index(ORDERS.event_time)
+        kind = more.schema.field(place).type
+        more = more.set_column(place, ORDERS.event_time, pa.array([late], kind))
+        write_orders(source, pa.concat_tables([orders, more]))
+        assert "1 new" in run(settings, "gyre", "ingest", "--full")
+        assert features(KNOWN)["lifetime_orders"] == mine.num_rows + 1
+
+        event = {"order_id": 10**9 + 1, "customer_id": KNOWN, "number_of_cds": 1}
+        event |= {"dollar_value": 10.0, "order_ts": datetime.now(UTC).isoformat()}
+        consumer, log = [str(BIN / "gyre"), "consume"], tmp_path / "consumer.log"
+        with running(consumer, log, **process_environment(settings)):
+            wait_until("consumer", lambda: b"consuming" in log.read_bytes(), 120)
+            assert client.post("/events/orders", json=event).status_code == 202
+            expected = mine.num_rows + 2
+            wait_until("the event", lambda: features(KNOWN)["lifetime_orders"] == expected)
+    assert set(tables().values()) == {entities}

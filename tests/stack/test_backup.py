@@ -1,0 +1,282 @@
+"""A home as a backup, and homes made of it: what is in it, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import threading
+from contextlib import closing
+from dataclasses import replace
+from datetime import UTC, datetime
+
+import psycopg
+import pyarrow as pa
+import pytest
+
+from core.errors import StackError
+from core.locks import one_writer
+from core.settings import ENV_FILE
+from core.storage import Table
+from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.records import Records
+from monitoring.collect import collect
+from stack.backup import MANIFEST, SEAL, _seal, backup, checked, restore
+from stack.machine import LAYOUT, prepare
+from tests.conftest import BIN, new_settings, wait_until
+from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
+from tests.postgres import programs
+
+MODEL, NOW = "customer_churn_model", datetime(2026, 11, 20, 12, tzinfo=UTC)
+ROW = LedgerRow(MODEL, 1, "production", 100, None, "1", "shell:ann", "try", None, NOW, NOW)
+SCHEMA = pa.schema({"n": pa.int64()})
+FEEDBACK = {"request_id": "a", "actual": 1, "received": NOW.isoformat()}
+SETTINGS = "GYRE_REDIS_PORT=7000\nexport GYRE_DATA_URL = s3://b\nGYRE_SOURCES__ORDERS=/shop.csv\n"
+
+
+def fill(settings, rows=1):
+    """What the parts of a stack leave in its home."""
+    prepare(settings)
+    home = settings.home
+    (home / ENV_FILE).write_text(SETTINGS)
+    for name in ("mlflow/artifacts/1/uv.lock", "logs/serving.log"):
+        (home / name).parent.mkdir(parents=True, exist_ok=True)
+        (home / name).write_bytes(os.urandom(5000))
+    folder = home / "features" / "view.0123456789abcdef.0"
+    folder.mkdir()
+    (folder / "rows.parquet").write_bytes(b"PAR1")
+    (home / "features" / "view.parquet").symlink_to(folder.name)
+    Table(settings, "raw/orders", SCHEMA).insert(pa.table({"n": [*range(rows)]}, SCHEMA), "n")
+    (home / "serving" / "log").mkdir()
+    line = json.dumps(FEEDBACK) + "\n"
+    (home / "serving" / "log" / "feedback-1.jsonl").write_text(line + line[:20])
+    with closing(Ledger(settings)) as ledger, closing(Records(settings)) as records:
+        ledger.insert(ROW)
+        records.count_alert(MODEL, "drift", "drifted", NOW)
+
+
+@pytest.fixture
+def settings(tmp_path):
+    made = new_settings(tmp_path / "home")
+    fill(made)
+    return made
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    return new_settings(tmp_path / "elsewhere" / "home")
+
+
+@pytest.fixture
+def made(settings, tmp_path):
+    backup(settings, tmp_path / "backup")
+    return tmp_path / "backup"
+
+
+def reseal(folder, **changed):
+    text = (folder / MANIFEST).read_text()
+    text = json.dumps(json.loads(text) | changed)
+    (folder / MANIFEST).write_text(text)
+    (folder / SEAL).write_text(_seal(text))
+
+
+def refused(settings, folder, match):
+    with pytest.raises(StackError, match=match) as caught:
+        restore(settings, folder)
+    assert "\n" not in str(caught.value)
+    assert not settings.home.parent.exists() or not [*settings.home.parent.iterdir()]
+
+
+def test_another_home_has_every_row_file_and_link(settings, made, elsewhere):
+    restore(elsewhere, made)
+    home = elsewhere.home
+    with closing(Ledger(elsewhere)) as ledger, closing(Records(elsewhere)) as records:
+        assert ledger.rows(MODEL) == [ROW]
+        assert [row["message"] for row in records.alerts(MODEL)] == ["drifted"]
+    table = Table(elsewhere, "raw/orders", SCHEMA)
+    assert table.read()["n"].to_pylist() == [0]
+    assert checked(made).tables == {"raw/orders": table.version}
+    for name in ("mlflow/artifacts/1/uv.lock", "airflow/secrets.json", "layout"):
+        assert (home / name).read_bytes() == (settings.home / name).read_bytes()
+    assert (home / "features" / "view.parquet" / "rows.parquet").read_bytes() == b"PAR1"
+    assert str((home / "features" / "view.parquet").readlink()) == "view.0123456789abcdef.0"
+    assert not [*home.glob("logs/*")]
+    assert not {MANIFEST, SEAL} & {path.name for path in home.iterdir()}
+    assert [path.name for path in home.parent.iterdir()] == ["home"]
+
+
+def test_settings_of_the_one_stack_alone_and_what_is_not_whole_stay_behind(made, elsewhere):
+    restore(elsewhere, made)
+    assert (elsewhere.home / ENV_FILE).read_text() == "GYRE_SOURCES__ORDERS=/shop.csv\n"
+    log = elsewhere.home / "serving" / "log" / "feedback-1.jsonl"
+    assert log.read_text() == json.dumps(FEEDBACK) + "\n"
+    found = collect(elsewhere)
+    assert (found.outcomes, found.malformed) == (1, 0)
+
+
+def test_its_owner_alone_can_read_it_and_no_path_of_the_home_is_in_it(settings, made):
+    assert made.stat().st_mode & 0o777 == 0o700
+    for name in ("airflow/secrets.json", ENV_FILE):
+        assert (made / name).stat().st_mode & 0o777 == 0o600
+    files = [path for path in made.rglob("*") if path.is_file()]
+    assert not [path for path in files if str(settings.home).encode() in path.read_bytes()]
+
+
+def test_each_file_has_its_size_and_its_sum_as_sha256sum_prints_it(made):
+    files = json.loads((made / MANIFEST).read_text())["files"]
+    sums = "".join(f"{digest}  {name}\n" for name, (_, digest) in files.items())
+    for text in (sums, (made / SEAL).read_text()):
+        subprocess.run(
+            ["sha256sum", "--check", "--strict"], cwd=made, input=text.encode(), check=True
+        )
+    assert all((made / name).stat().st_size == size for name, (size, _) in files.items())
+
+
+@pytest.mark.parametrize("how", ["altered", "cut short", "missing", "added"])
+def test_one_byte_altered_cut_or_missing_anywhere_is_refused(how, made, elsewhere, tmp_path):
+    files = sorted(path for path in made.rglob("*") if path.is_file() and path.stat().st_size)
+    assert len(files) > 8
+    for file in files:
+        copy = shutil.copytree(made, tmp_path / "copy")
+        damaged = copy / file.relative_to(made)
+        content = bytearray(damaged.read_bytes())
+        if how == "altered":
+            content[len(content) // 2] ^= 1
+            damaged.write_bytes(content)
+        elif how == "cut short":
+            damaged.write_bytes(content[:-1])
+        elif how == "missing":
+            damaged.unlink()
+        else:
+            damaged.with_name("added").touch()
+        refused(elsewhere, copy, "no whole backup|cut short or altered")
+        shutil.rmtree(copy)
+    refused(elsewhere, tmp_path / "nowhere", "no whole backup")
+
+
+@pytest.mark.parametrize("name", ["gyre", "mlflow", "layout", "a-tool-to-come"])
+def test_one_of_a_newer_release_is_refused(name, made, elsewhere):
+    known = json.loads((made / MANIFEST).read_text())["releases"]
+    reseal(made, releases=known | {name: f"{int(LAYOUT) + 99}.0"})
+    refused(elsewhere, made, f"of a newer release: {name} 101.0, and this is ")
+
+
+def test_one_of_an_older_release_is_taken(made, elsewhere):
+    reseal(made, releases={"gyre": "0.0.9", "mlflow": "2.20.1"})
+    restore(elsewhere, made)
+
+
+def test_a_home_that_is_not_empty_is_refused_and_stays_as_it_is(settings, made, elsewhere):
+    before = sorted(settings.home.rglob("*"))
+    with pytest.raises(StackError, match="is not empty"):
+        restore(settings, made)
+    assert sorted(settings.home.rglob("*")) == before
+    elsewhere.home.parent.mkdir()
+    elsewhere.home.touch()
+    with pytest.raises(StackError, match="is not empty"):
+        restore(elsewhere, made)
+    elsewhere.home.unlink()
+    elsewhere.home.mkdir()
+    restore(elsewhere, made)
+
+
+def test_neither_a_folder_that_is_there_nor_one_that_holds_no_stack_is_touched(
+    settings, made, elsewhere
+):
+    before = sorted(made.rglob("*"))
+    with pytest.raises(StackError, match="is there already"):
+        backup(settings, made)
+    assert sorted(made.rglob("*")) == before
+    with pytest.raises(StackError, match="holds no stack yet"):
+        backup(elsewhere, made.with_name("other"))
+    assert not made.with_name("other").exists()
+
+
+def test_one_that_fails_leaves_nothing(settings, tmp_path):
+    (settings.home / "mlflow" / "mlflow.db").write_bytes(b"this is no database at all" * 100)
+    with pytest.raises(StackError, match=r"mlflow\.db: file is not a database"):
+        backup(settings, tmp_path / "backup")
+    assert [path.name for path in tmp_path.iterdir()] == ["home"]
+    assert not [*settings.home.glob("run/.*")]
+
+
+@pytest.mark.parametrize("name", ["maintain", "orders", "features/orders", "collect", "raw/orders"])
+def test_it_waits_for_each_writer_and_each_writer_for_it(name, settings, tmp_path):
+    thread = threading.Thread(target=backup, args=(settings, tmp_path / "backup"))
+    with one_writer(settings, name):
+        thread.start()
+        thread.join(0.5)
+        assert thread.is_alive()
+    thread.join(60)
+    assert checked(tmp_path / "backup").tables == {"raw/orders": 0}
+
+
+def test_while_all_is_written_to_each_backup_is_of_one_moment(settings, elsewhere, tmp_path):
+    """Table, ledger and log are written in turn; no backup has a later one without the earlier."""
+    stop, table = threading.Event(), Table(settings, "raw/orders", SCHEMA)
+    log = settings.home / "serving" / "log" / "feedback-2.jsonl"
+
+    def write():
+        with closing(Ledger(settings)) as ledger, log.open("a", buffering=1) as file:
+            for n in range(2, 10_000):
+                if stop.is_set():
+                    return
+                table.insert(pa.table({"n": [n]}, SCHEMA), "n")
+                with ledger.exclusive(MODEL):
+                    ledger.insert(replace(ROW, sequence=n))
+                file.write(json.dumps(FEEDBACK | {"request_id": str(n)}) + "\n")
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    try:
+        wait_until("the first rows", lambda: log.exists() and log.stat().st_size > 0)
+        for number in range(5):
+            backup(settings, tmp_path / f"{number}")
+    finally:
+        stop.set()
+        writer.join()
+    for number in range(5):
+        home = elsewhere.model_copy(update={"home": tmp_path / f"home-{number}"})
+        manifest = restore(home, tmp_path / f"{number}")
+        copy = Table(home, "raw/orders", SCHEMA)
+        assert copy.version == manifest.tables["raw/orders"]
+        rows = max(copy.read()["n"].to_pylist())
+        with closing(Ledger(home)) as ledger:
+            assert len(ledger.rows(MODEL)) in {rows, rows - 1}
+        collected = collect(home)
+        assert collected.malformed == 0
+        assert collected.outcomes <= rows
+
+
+def test_the_message_of_the_command_is_one_line(made, tmp_path):
+    (made / "layout").write_text("2")
+    home = tmp_path / "new" / "home"
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("GYRE_")}
+    done = subprocess.run(
+        [BIN / "gyre", "restore", made], env=clean | {"GYRE_HOME": str(home)},
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    said = f"gyre: {made}: cut short or altered: layout: take another copy\n"
+    assert (done.returncode, done.stderr, done.stdout) == (1, said, "")
+    assert not home.parent.exists()
+
+
+def test_databases_of_postgresql_come_by_their_own_dump(request, tmp_path, elsewhere, monkeypatch):
+    address = request.getfixturevalue("postgres")
+    monkeypatch.setenv("PATH", f"{programs()}{os.pathsep}{os.environ['PATH']}")
+    settings = new_settings(tmp_path / "home", database_url=address)
+    fill(settings)
+    folder = tmp_path / "backup"
+    backup(settings, folder)
+    assert not [*folder.glob("**/*.db")]
+    refused(elsewhere, folder, "its databases are of PostgreSQL: set GYRE_DATABASE_URL")
+    taken = elsewhere.model_copy(update={"database_url": address})
+    refused(taken, folder, "pg_restore: .* already exists")
+    with psycopg.connect(address, autocommit=True) as connection:
+        connection.execute("CREATE DATABASE other")
+    other = elsewhere.model_copy(update={"database_url": f"{address.rpartition('/')[0]}/other"})
+    restore(other, folder)
+    with closing(Ledger(other)) as ledger:
+        assert ledger.rows(MODEL) == [ROW]
+    assert not [*other.home.glob("*.dump")]

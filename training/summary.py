@@ -1,0 +1,52 @@
+"""What a training run measured beside its champion, for a pull request."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import jinja2
+from pydantic import TypeAdapter
+
+from core.errors import RegistryError
+from core.settings import Settings
+from core.spec import ModelSpec
+from core.training_spec import LOWER_IS_BETTER
+from mlflow_server.tracking import Tracking
+from training.artifacts import GATES, read
+from training.gate import Evaluation, Outcome, load_evaluation
+
+TEMPLATE = Path(__file__).with_name("summary.md").read_text("utf-8")
+PAGE: jinja2.Template = jinja2.Template(TEMPLATE, trim_blocks=True, lstrip_blocks=True)
+OUTCOMES = TypeAdapter(dict[str, tuple[Outcome, ...]])
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A run that its gates have judged; version: None if they refused it."""
+
+    model: str
+    run_id: str
+    as_of: str
+    test_snapshot: str
+    version: str | None
+    evaluation: Evaluation
+    gates: tuple[Outcome, ...]
+
+    def markdown(self) -> str:
+        return PAGE.render(vars(self), lower_is_better=LOWER_IS_BETTER)
+
+
+def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> Summary:
+    """Return that of `version`, by default that of the newest run that was judged.
+
+    RegistryError: MLflow does not answer, or has no such run.
+    """
+    tracking, name = Tracking(settings), spec.name
+    for run in tracking.runs(spec.experiment):
+        its = run.tags.get("version")
+        if "gate" in run.tags and version in {None, its}:
+            evaluation = load_evaluation(tracking, run.run_id)
+            gates = OUTCOMES.validate_json(read(tracking, run.run_id, GATES))["gates"]
+            when = run.tags["as_of"], run.params["test_snapshot"]
+            return Summary(name, run.run_id, *when, its, evaluation, gates)
+    which = f"run of version {version}" if version else "run that its gates have judged"
+    raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
