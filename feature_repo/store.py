@@ -133,6 +133,14 @@ def online_client(store: feast.FeatureStore) -> Any:
     return online.client(store.config) if isinstance(online, NewestOnlineStore) else None
 
 
+def online_keys(store: feast.FeatureStore, dataset: Dataset, column: str, value: Any) -> set[bytes]:
+    """Redis's keys of the entities that have `value` in `column`; none of another online store."""
+    online, views = online_store(store), map(store.get_feature_view, dataset.views)
+    if not isinstance(online, NewestOnlineStore):
+        return set()
+    return {key for view in views for key in online.keys_of(store.config, view, column, value)}
+
+
 def mark(store: feast.FeatureStore, view: str) -> str:
     """Key that stands in Redis since `view` was materialised there in full."""
     return f"gyre:complete:{store.project}:{view}"

@@ -8,7 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -32,7 +32,7 @@ from feature_repo.features import raw_table, view_files
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
 from feature_repo.quarantine import quarantine_table
-from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_store, open_store
+from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_keys, open_store
 from feature_repo.view_links import drop_older
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
@@ -56,7 +56,8 @@ OUT_OF_REACH = """out of reach:
   versions: what they learnt stays, with up to 20 rows of features without a key; train again
   answers to requests that gave features and no key
   texts that may quote a value: logs of the programs and of Airflow, alerts, how runs ended
-  memory of serving: features of the last 300 s, for when Redis fails"""
+  memory of serving: features of the last 300 s, for when Redis fails
+  online values in another store than Redis (GYRE_ONLINE_STORE__TYPE): delete them by its means"""
 
 
 def named_key(name: str, column: str, text: str) -> Key:
@@ -79,7 +80,8 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
     dry_run: count alone. Empty: all were forgotten before.
 
     Raises:
-        DataError: nothing ever had the key, or something has it still: another try may do.
+        DataError: nothing ever had the key, or something has it still: another try may do; or
+            maintenance or a backup goes on.
         RegistryError: MLflow does not answer.
 
     """
@@ -88,8 +90,9 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         raise DataError(f"nothing has {key.column} {key.value}: nothing was changed")
     if dry_run:
         return rows
-    keep_out(settings, key)
-    rows |= Search(settings, key, delete=True).counts()
+    with one_writer(settings, "maintain"):
+        keep_out(settings, key)
+        rows |= Search(settings, key, delete=True).counts()
     if left := Search(settings, key).counts():
         remedy = "are serving and gyre consume well? Again, at the latest in 10 minutes"
         raise DataError(f"not forgotten yet: {left}: {remedy}")
@@ -132,9 +135,8 @@ class Search:
         yield f"features of {dataset.name}", sum(map(self._count, files))
         if self.delete and raw.exists:
             self._take_rows(dataset, raw, moved)
-        store, named = open_store(self.settings, WRITE_DEADLINE), (self.key.column, self.key.value)
-        views, online = map(store.get_feature_view, dataset.views), online_store(store)
-        keys = {key for view in views for key in online.keys_of(store.config, view, *named)}
+        store = open_store(self.settings, WRITE_DEADLINE)
+        keys = online_keys(store, dataset, *astuple(self.key))
         yield f"online values of {dataset.name}", len(keys)
         if self.delete and keys:
             online_client(store).delete(*keys)

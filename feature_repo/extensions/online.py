@@ -18,7 +18,6 @@ from feast.infra.key_encoding_utils import (
 )
 from feast.infra.online_stores import redis as stock
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 from google.protobuf.timestamp_pb2 import Timestamp
 
@@ -146,26 +145,27 @@ class NewestOnlineStore(stock.RedisOnlineStore):  # type: ignore[misc]
         try:
             yield
             client = self.client(config)
-            prefix = serialize_entity_key_prefix(table.join_keys)
             fields = hash_fields(config, table, [feature.name for feature in table.features])
-            for key in client.scan_iter(b"*" + config.project.encode(), count=10_000):
-                if key.startswith(prefix) and key not in self._rewritten:
+            for key in self._keys(config, table):
+                if key not in self._rewritten:
                     client.hdel(key, *fields)
         finally:
             self._rewritten = None
 
-    def keys_of(self, config: RepoConfig, table: FeatureView, column: str, value: Any) -> list[Any]:
+    def keys_of(self, config: RepoConfig, view: FeatureView, column: str, value: Any) -> set[bytes]:
         """Keys of the view's hashes whose entity has `value` in `column`, maybe beside others."""
-        client, end, joins = self.client(config), config.project.encode(), sorted(table.join_keys)
         wanted = Value(int64_val=value) if isinstance(value, int) else Value(string_val=value)
-        if joins == [column]:
-            key = serialize_entity_key(EntityKey(join_keys=joins, entity_values=[wanted])) + end
-            return [key] * client.exists(key)
-        prefix = serialize_entity_key_prefix(joins)
-        keys = [key for key in client.scan_iter(b"*" + end, 10_000) if key.startswith(prefix)]
-        entities = [deserialize_entity_key(key.removesuffix(end)).entity_values for key in keys]
-        places = [place for place, join in enumerate(joins) if join == column]
-        return [k for k, e in zip(keys, entities, strict=True) for n in places if e[n] == wanted]
+        found = set()
+        for key in self._keys(config, view):
+            entity = deserialize_entity_key(key.removesuffix(config.project.encode()))
+            if (column, wanted) in zip(entity.join_keys, entity.entity_values, strict=True):
+                found.add(key)
+        return found
+
+    def _keys(self, config: RepoConfig, table: FeatureView) -> Iterator[bytes]:
+        prefix = serialize_entity_key_prefix(table.join_keys)
+        found = self.client(config).scan_iter(b"*" + config.project.encode(), count=10_000)
+        return (key for key in found if key.startswith(prefix))
 
 
 def hash_fields(config: RepoConfig, table: FeatureView, names: Sequence[str]) -> list[bytes]:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import re
 import struct
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from datetime import timedelta
+from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -24,13 +27,14 @@ from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.definition_check import check_definitions
 from feature_repo.features import raw_table, view_files
-from feature_repo.forgotten import forgotten_file
+from feature_repo.forgotten import Key, forgotten_file
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import collect, outcomes, predictions
+from monitoring.forget import Search
 from monitoring.run import load_reference
 from serving.prediction_log import AppendLog
 from stack.environment import process_environment
@@ -279,3 +283,24 @@ def test_the_version_serves_as_reference_and_says_why_it_cannot_be_built_again(h
     check_definitions(home.settings, ORDERS, AS_OF)  # values of others at the moments of before
     with pytest.raises(RegistryError, match="rows of an entity were forgotten on 20"):
         reproduce(home.settings, SPEC.name, "1")
+
+
+@pytest.mark.nightly
+def test_one_that_is_killed_anywhere_is_completed_by_the_next(home):
+    command = [Path(sys.executable).with_name("gyre"), "forget", SPEC.name, "--customer_id"]
+    environment = process_environment(home.settings) | {"GYRE_SOURCES__ORDERS": home.source}
+    search = Search(home.settings, Key("customer_id", OTHER))
+    whole, killed = search.counts(), []
+    assert len(whole) > 5
+    for seconds in range(1, 40):
+        with subprocess.Popen([*command, str(OTHER)], env=environment) as process:
+            try:
+                if process.wait(seconds / 2) == 0:
+                    break
+            except subprocess.TimeoutExpired:
+                process.kill()
+        killed.append(len(search.counts()))
+    assert process.returncode == 0, killed
+    assert {*killed} - {0, len(whole)}, killed
+    assert search.counts() == {}
+    assert home.gyre("forget", SPEC.name, "--customer_id", str(OTHER)).exit_code == 0
