@@ -54,7 +54,8 @@ def reached(what: str) -> Iterator[None]:
         yield
     except Exception as exc:
         if isinstance(exc, OSError) or type(exc).__module__ == "obstore.exceptions":
-            line = " ".join(str(exc).partition("Debug source:")[0].split())
+            first = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc  # of a folder
+            line = " ".join(str(first).partition("Debug source:")[0].split())
             raise DataError(f"{what}: {line[:LONGEST]}") from exc
         raise
 

@@ -15,7 +15,7 @@ import psycopg
 import pyarrow as pa
 import pytest
 
-from core.errors import StackError
+from core.errors import DataError, StackError
 from core.locks import one_writer
 from core.settings import ENV_FILE
 from core.storage import Table
@@ -199,6 +199,24 @@ def test_one_that_fails_leaves_nothing(settings, tmp_path):
         backup(settings, tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
     assert not [*settings.home.glob("run/.*")]
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a disk")
+def test_on_a_full_disk_both_say_so_in_one_line_and_leave_nothing(settings, made, tmp_path):
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "gyre", str(disk)], check=True)
+    try:
+        for write in (
+            lambda: backup(settings, disk / "backup"),
+            lambda: restore(new_settings(disk / "home"), made),
+        ):
+            with pytest.raises(DataError, match="No space left on device") as caught:
+                write()
+            assert len(str(caught.value)) < 400
+            assert [*disk.iterdir()] == []
+    finally:
+        subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
 @pytest.mark.parametrize("name", ["maintain", "orders", "features/orders", "collect", "raw/orders"])
