@@ -9,7 +9,7 @@ import typer
 
 from cli.terminal import ERR, table, tell, working
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
-from core.settings import load_settings
+from core.settings import SHARED, load_settings
 
 MONTH = timedelta(days=31)
 MODULE = "A module of feature_repo/datasets/."
@@ -62,8 +62,7 @@ def backup(
 
         manifest = write(settings, target.resolve())
     size = sum(size for size, _ in manifest.files.values()) / 1e6
-    names = ("data_url", "artifacts_url", "redis_url", "mlflow_url", "ledger_url")
-    places = [f"GYRE_{name.upper()}" for name in names if getattr(settings, name)]
+    places = [f"GYRE_{name.upper()}" for name in SHARED[1:] if getattr(settings, name)]
     elsewhere = f"; not what is at {', '.join(places)}" if places else ""
     text = f"{target}: {len(manifest.files):,} files, {size:,.1f} MB, secrets too{elsewhere}"
     say(text, manifest, as_json=as_json)
@@ -118,12 +117,11 @@ def forget(
     Of every dataset and model that knows the key. Exit code 1: nothing has it, or again later.
     """
     log_to_stderr()
-    option, _, value = "=".join(context.args[:2]).partition("=")
-    more = " ".join(context.args[2:])
+    option, _, value = "=".join(context.args).partition("=")
     with working(settings := load_settings(), f"forget {name}"):  # without the key: it is noted
         from monitoring import forget as places  # noqa: PLC0415
 
-        key = places.named_key(name, option.removeprefix("--"), f"{value}{more}")
+        key = places.named_key(name, option.removeprefix("--"), value)
         rows = places.forget(settings, key, dry_run=dry_run)
     lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or ["nothing is found"]
     say("\n".join((*lines, places.OUT_OF_REACH)), rows, as_json=as_json)

@@ -31,6 +31,9 @@ random 64 | write airflow_jwt
 random 16 | write airflow_password
 printf 'first:%s\n' "$(random 24)" | write serving_tokens
 
+# Addresses of Apprise for alerts, on Kubernetes. Empty: lines of a file, which goes with the pod of a task.
+test -e gyre_alert_urls || { : > gyre_alert_urls; chmod 644 gyre_alert_urls; }
+
 # Signed by itself: put your own certificate and key in their place.
 if ! test -s tls_certificate; then
   domain="${DOMAIN:-localhost}"

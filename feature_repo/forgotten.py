@@ -35,13 +35,17 @@ class Key:
         return f'"{self.column}" = {literal(self.value)}'
 
     @property
-    def pattern(self) -> str:
-        """Regular expression, of Python and of Rust: the value in JSON, or in JSON within JSON."""
+    def texts(self) -> str:
+        """Regular expression, of Python and of Rust: the value in JSON, or in JSON in JSON."""
         value = str(self.value)
         texts = {json.dumps(value, ensure_ascii=each)[1:-1] for each in (False, True)}
-        text = "|".join(re.escape(each).replace(r"\\", r"\\+") for each in sorted(texts))
+        return "|".join(re.escape(each).replace(r"\\", r"\\+") for each in sorted(texts))
+
+    @property
+    def pattern(self) -> str:
+        """The same of the column with this value."""
         quote = r'\\*"' * isinstance(self.value, str)
-        return rf'\\*"{self.column}\\*": ?{quote}({text}){quote}\s*[,}}]'
+        return rf'\\*"{self.column}\\*": ?{quote}({self.texts}){quote}\s*[,}}]'
 
     def in_json(self, column: str) -> str:
         """SQL: the JSON in another column has the value."""

@@ -133,14 +133,6 @@ def online_client(store: feast.FeatureStore) -> Any:
     return online.client(store.config) if isinstance(online, NewestOnlineStore) else None
 
 
-def online_keys(store: feast.FeatureStore, dataset: Dataset, column: str, value: Any) -> set[bytes]:
-    """Redis's keys of the entities that have `value` in `column`; none of another online store."""
-    online, views = online_store(store), map(store.get_feature_view, dataset.views)
-    if not isinstance(online, NewestOnlineStore):
-        return set()
-    return {key for view in views for key in online.keys_of(store.config, view, column, value)}
-
-
 def mark(store: feast.FeatureStore, view: str) -> str:
     """Key that stands in Redis since `view` was materialised there in full."""
     return f"gyre:complete:{store.project}:{view}"
@@ -224,27 +216,21 @@ class FeatureStore:
             start = BEGINNING if whole else last or BEGINNING
             end = max(as_of, known or as_of)  # Feast believes that all up to `known` is there
             if start < end:
-                if online is None:
-                    self._materialise(name, start, end)
-                    continue
-                self._fill(name, start, end, rewrite=whole)
-                online.set(mark(self._store, name), as_of.isoformat())
+                self._fill(name, start, end, rewrite=whole and online is not None)
+                if online is not None:
+                    online.set(mark(self._store, name), as_of.isoformat())
 
     def _fill(self, name: str, start: datetime, end: datetime, *, rewrite: bool) -> None:
         store, redis = online_store(self._store), online_client(self._store)
         for begin in (start, BEGINNING, BEGINNING):
-            view, before = self._view(name), redis.info("server")["run_id"]
+            view, before = self._view(name), redis and redis.info("server")["run_id"]
             whole = store.rewriting(self._store.config, view) if rewrite else nullcontext()
-            with whole:
-                self._materialise(name, begin, end)
-            if redis.info("server")["run_id"] == before:
+            with redirect_stdout(sys.stderr), whole:  # Feast prints; stdout is the report's
+                self._store.materialize(begin, end, feature_views=[name])
+            if redis is None or redis.info("server")["run_id"] == before:
                 return
             # A Redis that was restarted meanwhile may have lost what was written before.
         raise DataError(f"{name}: Redis was restarted three times while its values were written")
-
-    def _materialise(self, name: str, start: datetime, end: datetime) -> None:
-        with redirect_stdout(sys.stderr):  # Feast prints; stdout is the report's
-            self._store.materialize(start, end, feature_views=[name])
 
     def not_built(self, dataset: Dataset) -> list[str]:
         """Say which views of `dataset` were published and have no values of their expression."""

@@ -6,6 +6,7 @@ repeats all: what a killed one left is gone after the next.
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import astuple, dataclass
@@ -32,7 +33,7 @@ from feature_repo.features import raw_table, view_files
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
 from feature_repo.quarantine import quarantine_table
-from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_keys, open_store
+from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_store, open_store
 from feature_repo.view_links import drop_older
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
@@ -41,8 +42,6 @@ from serving.prediction_log import ROTATE
 from training.artifacts import FRAME
 from training.batch import scores
 
-Counts = Iterator[tuple[str, int]]
-"""Places, and how many rows of the entity each has, or had."""
 SECONDS = 10
 """How long serving and the consumer may take for what they have at hand."""
 FILES = {
@@ -90,8 +89,9 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         raise DataError(f"nothing has {key.column} {key.value}: nothing was changed")
     if dry_run:
         return rows
-    with one_writer(settings, "maintain"):
+    with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key)
+        shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)  # of a killed one
         rows |= Search(settings, key, delete=True).counts()
     if left := Search(settings, key).counts():
         remedy = "are serving and gyre consume well? Again, at the latest in 10 minutes"
@@ -124,7 +124,7 @@ class Search:
         places = chain(*rows, self._reports(), *trainings, answers, *map(self._stream, datasets))
         return {place: count for place, count in places if count}
 
-    def _rows(self, dataset: Dataset) -> Counts:
+    def _rows(self, dataset: Dataset) -> Iterator[tuple[str, int]]:
         """Raw rows and those that events superseded, features, online values, quarantine."""
         raw, moved = raw_table(self.settings, dataset), self.key.in_json("superseded")
         rows = len(raw.matching(f"{self.key.equals} OR {moved}", dataset.key[0]))
@@ -136,10 +136,13 @@ class Search:
         if self.delete and raw.exists:
             self._take_rows(dataset, raw, moved)
         store = open_store(self.settings, WRITE_DEADLINE)
-        keys = online_keys(store, dataset, *astuple(self.key))
-        yield f"online values of {dataset.name}", len(keys)
-        if self.delete and keys:
-            online_client(store).delete(*keys)
+        if redis := online_client(store):  # another store is out of reach
+            find, own = online_store(store).keys_of, astuple(self.key)
+            views = map(store.get_feature_view, dataset.views)
+            keys = {key for view in views for key in find(store.config, view, *own)}
+            yield f"online values of {dataset.name}", len(keys)
+            if self.delete and keys:
+                redis.delete(*keys)
         aside = quarantine_table(self.settings, dataset)
         yield self._table(aside, self.key.in_json("row"), "rules")
 
@@ -167,7 +170,7 @@ class Search:
         rows, same = ds.dataset(file), pc.field(self.key.column) == self.key.value
         return rows.count_rows(filter=same) if self.key.column in rows.schema.names else 0
 
-    def _stream(self, dataset: Dataset) -> Counts:
+    def _stream(self, dataset: Dataset) -> Iterator[tuple[str, int]]:
         """Requests of events: the consumer drops what is of who was forgotten."""
         pattern = self.key.pattern
         yield f"stream of {dataset.name}", waiting(self.settings, dataset.name, pattern)
@@ -175,7 +178,7 @@ class Search:
             _wait(lambda: not waiting(self.settings, dataset.name, pattern))
             rewrite_file(self.settings)
 
-    def _reports(self) -> Counts:
+    def _reports(self) -> Iterator[tuple[str, int]]:
         """Reports of stopped batches that may show the value; Data Docs, which are made anew."""
         files = (self.settings.reports / "ingest").glob("*.json")
         found = [file for file in files if self._is_shown(read_file(file).decode())]
@@ -185,11 +188,10 @@ class Search:
 
     def _is_shown(self, report: str) -> bool:
         """Whether Great Expectations names the value among those that broke a rule."""
-        value = re.escape(str(self.key.value))
-        wrong = rf'unexpected_list": \[[^\]]*(?<![\w.]){value}(?![\w.])'
+        wrong = rf'unexpected_list": \[[^\]]*(?<![\w.])({self.key.texts})(?![\w.])'
         return re.search(rf"{wrong}|{self.key.pattern}", report) is not None
 
-    def _trainings(self, spec: ModelSpec) -> Counts:
+    def _trainings(self, spec: ModelSpec) -> Iterator[tuple[str, int]]:
         """Frames, of which versions are marked first; samples of raw rows; reports of checks."""
         registry, tracking = Registry(self.settings), Tracking(self.settings)
         versions = {version.run_id: version for version in registry.versions(spec.name)}
@@ -216,7 +218,7 @@ class Search:
             pq.write_table(pq.read_table(file, filters=others), file)
         return rows
 
-    def _answers(self, models: list[str]) -> Counts:
+    def _answers(self, models: list[str]) -> Iterator[tuple[str, int]]:
         """Answers, what came true of them, and batch scores."""
         text, answered = str(self.key.value), predictions(self.settings)
         same = f"entity = {literal(text)} OR {self.key.in_json('entity')}"
@@ -254,6 +256,8 @@ class Search:
 
         if written:
             _wait(ended)
+        if self.settings.data_url:
+            time.sleep(SECONDS)  # in which replicas on other hosts send what they have
 
 
 def _wait(is_done: Callable[[], bool]) -> None:

@@ -114,7 +114,8 @@ def _behind(address: str) -> dict[str, str]:
         hosts = socket.gethostbyname_ex(url.hostname or "")[2]
         own = [url._replace(netloc=f"{host}:{url.port or 80}").geturl() for host in sorted(hosts)]
         if url.scheme == "http":  # a certificate is of the name
-            return dict(zip(own, own if own[1:] else [address], strict=True))
+            keys = [f"{address} at {each}" for each in own]
+            return dict(zip(keys, own if own[1:] else [address], strict=True))
     return {address: address}
 
 

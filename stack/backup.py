@@ -39,7 +39,7 @@ SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db")
 LINKED = ("data", "features", "reports", "mlflow/artifacts", "feast", "airflow/secrets.json")
 GROWING = ("redis/appendonly.aof", "redis/appendonlydir", "serving/log")
 OWN = "|".join((*SHARED, *(f"{name}_port" for name in PORTS)))
-PLACE = re.compile(rf"\s*(export\s+)?GYRE_({OWN})\b", re.IGNORECASE)
+PLACE = re.compile(rf"\s*(export\s+)?(GYRE_)?({OWN})(__|\b)", re.IGNORECASE)
 """A line of ENV_FILE that says where a part of one stack is: another has its own."""
 SECONDS = 300.0
 """How long to wait for a writer, such as an ingest."""
@@ -215,7 +215,7 @@ def _copy(file: Path, copy: Path) -> None:
 def _postgres(settings: Settings, program: str, *options: str) -> None:
     """Run pg_dump or pg_restore on the settings' database; no password is in its arguments."""
     known: Any = conninfo_to_dict(f"postgresql://{str(settings.database_url).partition('://')[2]}")
-    secret = {"PGPASSWORD": known.pop("password", "")}
+    secret = {"PGPASSWORD": known.pop("password", os.environ.get("PGPASSWORD", ""))}
     command = [program, f"--dbname={make_conninfo(**known)}", "--no-owner", *options]
     done = subprocess.run(
         command, env=os.environ | secret, capture_output=True, text=True, check=False

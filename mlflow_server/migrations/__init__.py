@@ -11,12 +11,7 @@ HEAD = "0001"
 
 
 def migrate(connection: Connection) -> None:
-    """Bring the tables to HEAD within a transaction that has locked them.
-
-    Raises:
-        RegistryError: a newer release made them.
-
-    """
+    """Bring the tables to HEAD, in a transaction that locked them. RegistryError: newer ones."""
     is_known = inspect(connection).has_table("alembic_version")
     if is_known and connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
         return

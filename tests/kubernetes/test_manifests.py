@@ -33,6 +33,7 @@ COMPOSE = yaml.safe_load(
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
     "GYRE_SERVING_URL": "the headless Service stands for every replica there is",
+    "GYRE_ALERT_URLS": "a key of the Secret, as a pod of a task keeps no file",
     "AIRFLOW__CORE__EXECUTOR": "a pod for each task, by Airflow's chart",
     "AIRFLOW__CELERY__BROKER_URL_CMD": "no Celery",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "no Celery",
@@ -123,19 +124,24 @@ def test_a_field_that_kubernetes_does_not_know_is_seen():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("overlay", ["dev", "production"])
+@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production", "kserve"])
 def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, overlay):
-    built = [*yaml.safe_load_all(run([*kustomize, FOLDER / "overlays" / overlay]))]
+    built = [*yaml.safe_load_all(run([*kustomize, FOLDER / overlay]))]
+    served = [each for each in built if each["kind"] == "InferenceService"]
     for document in built:
-        known(document)
+        if document not in served:
+            known(document)
     kinds = {(each["kind"], each["metadata"]["name"]) for each in built}
     of_base = {(each["kind"], each["metadata"]["name"]) for each in documents("base/*", "mlflow/*")}
-    gone = {("HorizontalPodAutoscaler", "serving"), ("PodDisruptionBudget", "serving")}
-    assert of_base - kinds == (gone if overlay == "dev" else set())
-    assert {each["metadata"]["namespace"] for each in built} == {"dev": {"gyre-dev"}}.get(
-        overlay, {"gyre"}
-    )
-    if overlay == "production":
+    gone = {(kind, "serving") for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget")}
+    gone |= {("StatefulSet", "serving")} if served else set()
+    assert of_base - kinds == (set() if overlay == "overlays/production" else gone)
+    spaces = {each["metadata"]["namespace"] for each in built}
+    assert spaces == {"gyre-dev" if overlay == "overlays/dev" else "gyre"}
+    if overlay == "kserve":
+        (predictor,) = [each["spec"]["predictor"] for each in served]
+        assert only(predictor)["image"] == "registry.example.com/gyre-serving:0.1.0"
+    if overlay == "overlays/production":
         images = {
             only(each["spec"]["template"]["spec"])["image"]
             for each in built
@@ -144,6 +150,8 @@ def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, over
         assert images == {f"registry.example.com/{n}:0.1.0" for n in ("gyre", "gyre-serving")}
         (scaler,) = [each["spec"] for each in built if each["kind"] == "HorizontalPodAutoscaler"]
         assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 12)
+        airflow = yaml.safe_load((FOLDER / overlay / "airflow-values.yaml").read_text())
+        assert ":".join(airflow.values()) == "registry.example.com/gyre:0.1.0"
 
 
 @pytest.mark.parametrize(
@@ -403,7 +411,7 @@ def test_whatever_is_ours_reaches_outwards_by_a_rule_alone():
         for rule in each.get("egress", [])
         for port in rule.get("ports", [])
     }
-    assert ports == {53, 5432, 6379, 443, 6443}
+    assert ports == {53, 5353, 5432, 6379, 443, 6443}
 
 
 def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
@@ -440,9 +448,9 @@ def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
     }.items():
         assert AIRFLOW[key]["args"] == shlex.split(SERVICES[service]["command"])
         if "livenessProbe" in AIRFLOW[key]:
-            assert ["CMD", *AIRFLOW[key]["livenessProbe"]["command"]] == SERVICES[service][
-                "healthcheck"
-            ]["test"]
+            asks = AIRFLOW[key]["livenessProbe"]["command"]
+            assert ["CMD", *asks] == SERVICES[service]["healthcheck"]["test"]
+            assert AIRFLOW[key].get("startupProbe", {"command": asks})["command"] == asks
     grace = AIRFLOW["workers"]["terminationGracePeriodSeconds"]
     assert f"{grace // 60}m" == SERVICES["worker"]["stop_grace_period"]
     assert {*SERVICES["worker"]["secrets"]} - secrets_of(airflow_task()) <= DIFFERENT.keys()

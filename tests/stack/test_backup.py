@@ -32,7 +32,12 @@ MODEL, NOW = "customer_churn_model", datetime(2026, 11, 20, 12, tzinfo=UTC)
 ROW = LedgerRow(MODEL, 1, "production", 100, None, "1", "shell:ann", "try", None, NOW, NOW)
 SCHEMA = pa.schema({"n": pa.int64()})
 FEEDBACK = {"request_id": "a", "actual": 1, "received": NOW.isoformat()}
-SETTINGS = "GYRE_REDIS_PORT=7000\nexport GYRE_DATA_URL = s3://b\nGYRE_SOURCES__ORDERS=/shop.csv\n"
+SETTINGS = """GYRE_REDIS_PORT=7000
+export GYRE_DATA_URL = s3://b
+REDIS_URL=redis://r
+GYRE_ONLINE_STORE__TYPE=dynamodb
+GYRE_SOURCES__ORDERS=/shop.csv
+"""
 
 
 def fill(settings, rows=1):
