@@ -263,6 +263,6 @@ def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, rep
             command, env=env, capture_output=True, text=True, check=True
         ).stdout.strip()
 
-    each = [f"http://127.0.0.{n}:{port}" for n in (1, 2)]
-    assert found("two") == f"{each} False 2"
-    assert found("one") == f"{each[:1]} True 1"
+    each = [f"at http://127.0.0.{n}:{port}" for n in (1, 2)]
+    assert found("two") == f"{[f'http://two:{port} {one}' for one in each]} False 2"
+    assert found("one") == f"{[f'http://one:{port} {each[0]}']} True 1"
