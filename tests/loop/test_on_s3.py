@@ -1,5 +1,5 @@
-"""Ingest, train, serve, monitor by the commands, with tables, features, reports and MLflow's files
-on S3; and on disk, for how long it takes.
+"""Ingest, train, serve, monitor, forget by the commands, with tables, features, reports and
+MLflow's files on S3; and on disk, for how long it takes.
 """
 
 from __future__ import annotations
@@ -86,6 +86,11 @@ def test_the_loop_goes_round(tmp_path, monkeypatch, place):
         assert report["verdict"]
         if place == "S3":
             on_s3(settings)
+        forget = "forget", "orders", "--customer_id", "4"
+        said = gyre(settings, *forget)
+        for held in ("raw/orders: 4", "features of orders: 12", "online values", "prediction"):
+            assert held in said
+        assert gyre(settings, *forget).startswith("nothing is found")
 
 
 def on_s3(settings):
