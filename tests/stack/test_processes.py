@@ -134,6 +134,8 @@ def test_of_those_that_read_what_changed_since_they_started_each_is_started_agai
 def test_one_that_never_gets_ready_is_named_with_the_end_of_its_log(settings):
     broken = Program("broken", [sys.executable, "-c", "raise SystemExit('no such thing')"], ready)
     start(settings, render(settings, [broken]))
+    log = settings.home / "logs" / "broken.log"
+    wait_until("its end", lambda: log.exists() and "no such thing" in log.read_text())
     with pytest.raises(StackError, match=r"(?s)broken is not ready.*no such thing"):
         wait_ready(settings, [broken], lambda _: None, limit=2)
 
