@@ -9,7 +9,7 @@ from serving.scorer import MAX_REQUESTS
 from tests.conftest import unused_port
 from tests.serving.flood import REFUSED, flood
 
-BEARABLE, ROUNDS, SECONDS, AT_ONCE = 64, 3, 2.0, 0.5
+BEARABLE, ROUNDS, SECONDS, AT_ONCE = 64, 6, 2.0, 0.5
 
 
 def test_three_times_what_it_bears_is_answered_or_refused_at_once(rig: Any, served: Any) -> None:
