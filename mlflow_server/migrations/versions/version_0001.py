@@ -7,6 +7,10 @@ revision = "0001"
 down_revision = None
 
 
+def texts(*names: str) -> list[sql.Column[str]]:
+    return [sql.Column(name, sql.Text, nullable=False) for name in names]
+
+
 def upgrade() -> None:
     op.create_table(
         "ledger",
@@ -15,27 +19,30 @@ def upgrade() -> None:
         sql.Column("role", sql.String(16), nullable=False),
         sql.Column("percent", sql.Integer, nullable=False),
         *(sql.Column(name, sql.String(16)) for name in ("from", "to")),
-        *(sql.Column(name, sql.Text, nullable=False) for name in ("who", "why")),
+        *texts("who", "why"),
         sql.Column("evidence", sql.Text),
         sql.Column("time", sql.String(32), nullable=False),
         sql.Column("applied_at", sql.String(32)),
         if_not_exists=True,
     )
-    decided = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs")
+    create_records()
+
+
+def create_records() -> None:
     op.create_table(
         "decisions",
         sql.Column("sequence", sql.Integer, primary_key=True),
         sql.Column("model", sql.String(64), nullable=False),
-        *(sql.Column(name, sql.Text, nullable=False) for name in (*decided, "figures")),
+        *texts("version", "as_of", "verdict", "action", "rule"),
+        *texts("reason", "cause", "inputs", "figures"),
         sql.Column("counted", sql.Text),
         if_not_exists=True,
     )
-    said = ("cause", "message", "first", "last")
     op.create_table(
         "alerts",
         sql.Column("sequence", sql.Integer, primary_key=True),
         sql.Column("model", sql.String(64), nullable=False),
-        *(sql.Column(name, sql.Text, nullable=False) for name in said),
+        *texts("cause", "message", "first", "last"),
         sql.Column("details", sql.Text),
         sql.Column("count", sql.Integer, nullable=False),
         sql.Column("delivered", sql.Boolean, nullable=False),
