@@ -27,11 +27,18 @@ WAITING = {
 
 
 def answers(stack):
-    """What 1,000 customers are answered, without the request's id and where its features were."""
+    """What 1,000 customers are answered, without the request's own id."""
     with httpx.Client(base_url=stack.settings.serving_address) as client:
-        found = [client.post("/predict", json={"customer_id": each}) for each in CUSTOMERS]
-    of_request = {"request_id": None, "features_from": None}  # a busy Redis: the cache
-    return [each.raise_for_status().json() | of_request for each in found]
+        return [answer(client, each) for each in CUSTOMERS]
+
+
+def answer(client, customer):
+    """Ask again while Redis takes longer than its 50 ms, on a busy machine."""
+    for _ in range(20):
+        found = client.post("/predict", json={"customer_id": customer}).raise_for_status().json()
+        if found["features_from"] == "online":
+            break
+    return found | {"request_id": None}
 
 
 def decisions(stack):
