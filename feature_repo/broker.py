@@ -189,10 +189,14 @@ def waiting(settings: Settings, dataset: str, pattern: str) -> int:
 def rewrite_file(settings: Settings) -> None:
     """Have Redis write its file without what was deleted; a managed one may not be told to."""
     with Redis.from_url(settings.redis_address) as redis, suppress(ResponseError):
-        for begin in (lambda: None, redis.bgrewriteaof):  # one that goes on began before
-            begin()
-            while redis.info("persistence")["aof_rewrite_in_progress"]:
-                time.sleep(0.1)
+        _await_rewrite(redis)  # one that goes on began before
+        redis.bgrewriteaof()
+        _await_rewrite(redis)
+
+
+def _await_rewrite(redis: Any) -> None:
+    while redis.info("persistence")["aof_rewrite_in_progress"]:
+        time.sleep(0.1)
 
 
 def redis_problem(settings: Settings) -> str | None:
