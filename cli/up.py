@@ -20,7 +20,7 @@ from stack.machine import prepare
 from stack.programs import WRITERS, start_programs
 
 FRESH = timedelta(hours=1)
-LOAD_SECONDS = 30.0
+LOAD_SECONDS = 150.0
 """What serving may take to load what has just been promoted."""
 CANDIDATES = 20
 """Entities with the newest features; the first in the population gets the first prediction."""

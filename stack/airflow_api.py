@@ -13,7 +13,7 @@ from stack.environment import LOGIN, load_secrets
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
 NOTE_LIMIT, LINKS = 1000, " · "
 """Characters of a note; what stands before its links, as Airflow shows the first line at once."""
-PARSE_SECONDS = 60.0
+PARSE_SECONDS = 300.0
 
 
 class AirflowApi:
@@ -53,7 +53,7 @@ class AirflowApi:
         return list[dict[str, Any]](page["dag_runs"])
 
     def follow(
-        self, dag: str, run: str, say: Callable[[str], None], limit: float = 600
+        self, dag: str, run: str, say: Callable[[str], None], limit: float = 3600
     ) -> dict[str, Any]:
         """Wait for the end, saying each task's state and seconds; return the run, no links noted.
 

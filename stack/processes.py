@@ -24,6 +24,13 @@ from stack.environment import MARK, process_environment
 FALLEN = {"FATAL", "EXITED", "STOPPED", "UNKNOWN"}
 STOP_SECONDS = 20.0
 """What the supervisor is given to stop its children, which it kills after 8 s."""
+SILENCE_SECONDS = 300.0
+"""A program that is not ready, and whose log has not grown for so long, counts as hung."""
+NOTICE_SECONDS = 10.0
+MOST_STARTS = 6
+"""A program that has to be started more often does not get ready: supervisord's `startretries`."""
+SUPERVISOR_SECONDS = 150.0
+"""What the supervisor itself may take until it answers."""
 LONGEST_SOCKET = 100
 """Linux allows an address of 107 bytes, and supervisord adds a suffix for a moment."""
 HEAD = """[supervisord]
@@ -111,7 +118,7 @@ def start(settings: Settings, text: str) -> None:
         done = subprocess.run(
             command, env=environment, cwd=CLONE, stdout=out, stderr=out, check=False
         )
-    until = time.monotonic() + 15
+    until = time.monotonic() + SUPERVISOR_SECONDS
     while done.returncode or not _pid_file(settings).exists() or states(settings) is None:
         if done.returncode or time.monotonic() > until:
             raise StackError(f"supervisord did not start:\n{last_lines(settings, 'supervisord')}")
@@ -168,28 +175,82 @@ def _supervisor(settings: Settings) -> ServerProxy:
 
 
 def wait_ready(
-    settings: Settings, programs: list[Program], say: Callable[[str], None], limit: float = 120
+    settings: Settings,
+    programs: list[Program],
+    say: Callable[[str], None],
+    silence: float = SILENCE_SECONDS,
+    notice: float = NOTICE_SECONDS,
 ) -> None:
-    """Wait until every program answers, saying when each does.
+    """Wait until every program answers, however long: as long as it lives and its log grows.
+
+    Args:
+        settings: Of the stack; its supervisor has started the programs.
+        programs: Those to wait for.
+        say: Takes a line for each program that is ready, and for what is still waited for.
+        silence: Seconds without a new line in its log, after which a program counts as hung.
+        notice: Seconds between two lines about what is still waited for.
 
     Raises:
-        StackError: names the process, what it waited for, and the last lines of its log.
+        StackError: A program ended too often, or hangs. Names what it waited for, and the last
+            lines of its log.
 
     """
-    began, waiting = time.monotonic(), list(programs)
+    began = time.monotonic()
+    next_notice = began + notice
+    startups = {program.name: Startup(_log_file(settings, program.name)) for program in programs}
+    waiting = list(programs)
     while waiting:
-        now = states(settings) or {}
-        for program in list(waiting):
-            state = now.get(program.name, {}).get("statename", "not supervised")
+        rows = states(settings) or {}
+        problems = dict[str, str]()
+        for program in waiting:
+            row = rows.get(program.name, {"statename": "NOT SUPERVISED", "pid": 0})
+            state = row["statename"]
             problem = program.ready() if state == "RUNNING" else state.lower()
             if problem is None:
-                waiting.remove(program)
                 say(f"  {program.name}: ready in {time.monotonic() - began:.1f} s")
-            elif state == "FATAL" or time.monotonic() - began > limit:
-                log = f"{settings.home}/logs/{program.name}.log"
+                continue
+            problems[program.name] = problem
+            failure = startups[program.name].failure(state, row["pid"], silence)
+            if failure:
+                log = _log_file(settings, program.name)
                 tail = last_lines(settings, program.name)
-                raise StackError(f"{program.name} is not ready ({problem}); {log}:\n{tail}")
+                raise StackError(
+                    f"{program.name} is not ready ({problem}): {failure}; {log}:\n{tail}"
+                )
+        waiting = [program for program in waiting if program.name in problems]
+        if waiting and time.monotonic() >= next_notice:
+            next_notice += notice
+            reasons = "; ".join(f"{name} ({problem})" for name, problem in problems.items())
+            say(f"  waiting for {reasons}, {time.monotonic() - began:.0f} s")
         time.sleep(0.25)
+
+
+@dataclass
+class Startup:
+    """Signs of life of a program that is not ready yet."""
+
+    log: Path
+    pids: set[int] = field(default_factory=set)
+    log_size: int = -1
+    moved: float = 0.0
+    """When its log grew last, in monotonic seconds."""
+
+    def failure(self, state: str, pid: int, silence: float) -> str | None:
+        """Return why there is no use in waiting on, None while there is."""
+        self.pids |= {pid} - {0}
+        log_size = self.log.stat().st_size if self.log.exists() else 0
+        if log_size != self.log_size:
+            self.log_size = log_size
+            self.moved = time.monotonic()
+        if state == "FATAL" or len(self.pids) > MOST_STARTS:
+            return "it ends each time it is started"
+        if time.monotonic() - self.moved > silence:
+            return f"its log has had no new line for {silence:.0f} s"
+        return None
+
+
+def _log_file(settings: Settings, name: str) -> Path:
+    return settings.home / "logs" / f"{name}.log"
 
 
 def last_lines(settings: Settings, name: str) -> str:

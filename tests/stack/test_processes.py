@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -40,7 +41,7 @@ from stack.programs import redis
 from stack.scheduler import end_leftover_workers
 from tests.conftest import wait_until
 
-SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(600)"]
+SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(6000)"]
 
 
 @pytest.fixture
@@ -64,7 +65,7 @@ def ready() -> None:
 
 def launch(settings: Settings, *programs: Program) -> None:
     start(settings, render(settings, list(programs)))
-    wait_ready(settings, list(programs), lambda _: None, limit=20)
+    wait_ready(settings, list(programs), lambda _: None)
 
 
 def children(settings: Settings) -> list[psutil.Process]:
@@ -75,33 +76,63 @@ def spawn(**marks: str) -> subprocess.Popen[bytes]:
     return subprocess.Popen(SLEEP, env=os.environ | marks, stdout=subprocess.DEVNULL)
 
 
-def test_what_a_program_is_given_reaches_it_whole(settings):
-    odd = "50% of it, 'so' \\ and;more=1"
-    show = "import os, time; print(repr(os.environ['ODD']), flush=True); time.sleep(60)"
-    launch(settings, Program("odd", [sys.executable, "-c", show], ready, {"ODD": odd}))
-    assert repr(odd) in (settings.home / "logs" / "odd.log").read_text()
+ODD = "50% of it, 'so' \\ and;more=1"
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """A supervisor of several programs."""
+    settings = load_settings(home=tmp_path_factory.mktemp("shared") / "a home")
+    for name in ("run", "logs"):
+        (settings.home / name).mkdir(parents=True)
+    show = "import os, time; print(repr(os.environ['ODD']), flush=True); time.sleep(6000)"
+    held = "x = bytearray(b'x' * 50_000_000); print('awake', flush=True)"
+    child = f"import time; sum(range(5_000_000)); {held}; time.sleep(6000)"
+    work = "subprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'])"
+    parent = f"import subprocess, sys; {work}; subprocess.run([sys.executable, '-c', {child!r}])"
+    programs = [Program(name, SLEEP, ready) for name in ("asleep", "reader")]
+    programs += [
+        Program("two", [sys.executable, "-c", parent], ready),
+        Program("odd", [sys.executable, "-c", show], ready, {"ODD": ODD}),
+    ]
+    launch(settings, *programs)
+    yield settings
+    end_stack(settings)
+
+
+def test_what_a_program_is_given_reaches_it_whole(shared):
+    log = shared.home / "logs" / "odd.log"
+    wait_until("its line", lambda: log.exists() and "\n" in log.read_text())
+    assert repr(ODD) in log.read_text()
+
+
+def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(shared):
+    wait_until("memory", lambda: usage(shared)["two"][1] > 50_000_000)
+    used = usage(shared)
+    assert set(used) == {"two", "asleep", "reader", "odd"}
+    assert used["two"][1] < 200_000_000
+    assert used["asleep"][1] < 50_000_000
+    assert used["two"][0] > used["asleep"][0] + 0.1  # of one that has ended, too
+
+
+def test_of_those_that_read_what_changed_since_they_started_each_is_started_again(shared):
+    before = {name: state["pid"] for name, state in states(shared).items()}
+    assert restart(shared, ["reader"], time.time() - 6000) == []
+    assert restart(shared, ["reader"], time.time() + 6000) == ["reader"]
+    wait_until("the reader", lambda: states(shared)["reader"]["pid"] not in {before["reader"], 0})
+    after = {name: state["pid"] for name, state in states(shared).items()}
+    assert [name for name in after if after[name] != before[name]] == ["reader"]
+
+
+def test_a_process_that_dies_is_started_again(shared):
+    before = states(shared)["asleep"]["pid"]
+    os.kill(before, signal.SIGKILL)
+    wait_until("another", lambda: states(shared)["asleep"]["pid"] not in {before, 0})
 
 
 def test_what_cannot_be_passed_on_is_refused_by_name(settings):
     with pytest.raises(StackError, match="ODD: a quote"):
         render(settings, [Program("odd", SLEEP, ready, {"ODD": 'a "b"'})])
-
-
-def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(settings):
-    held = "x = bytearray(b'x' * 50_000_000); print('awake', flush=True)"
-    child = f"import time; sum(range(5_000_000)); {held}; time.sleep(600)"
-    work = "subprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'])"
-    parent = f"import subprocess, sys; {work}; subprocess.run([sys.executable, '-c', {child!r}])"
-    launch(settings, Program("two", [sys.executable, "-c", parent], ready),
-           Program("asleep", SLEEP, ready))  # fmt: skip
-    wait_until("memory", lambda: usage(settings)["two"][1] > 50_000_000)
-    used = usage(settings)
-    assert set(used) == {"two", "asleep"}
-    assert used["two"][1] < 200_000_000
-    assert used["asleep"][1] < 50_000_000
-    assert used["two"][0] > used["asleep"][0] + 0.1  # of one that has ended, too
-    end_stack(settings)
-    assert usage(settings) == {}
 
 
 def test_with_another_project_the_programs_are_others(settings, tmp_path):
@@ -110,45 +141,50 @@ def test_with_another_project_the_programs_are_others(settings, tmp_path):
     assert child_environment(other)["GYRE_PROJECT"] == str(tmp_path)
 
 
-def test_a_process_that_dies_is_started_again(settings):
-    launch(settings, Program("sleeper", SLEEP, ready))
-    before = states(settings)["sleeper"]["pid"]
-    os.kill(before, signal.SIGKILL)
-    until = time.monotonic() + 10
-    while states(settings)["sleeper"]["pid"] in {before, 0}:
-        assert time.monotonic() < until
-        time.sleep(0.1)
-
-
-def test_of_those_that_read_what_changed_since_they_started_each_is_started_again(settings):
-    both = [Program(name, SLEEP, ready) for name in ("reader", "other")]
-    launch(settings, *both)
-    before = {name: state["pid"] for name, state in states(settings).items()}
-    assert restart(settings, ["reader"], time.time() - 600) == []
-    assert restart(settings, ["reader"], time.time() + 600) == ["reader"]
-    wait_ready(settings, both, lambda _: None, limit=20)
-    after = {name: state["pid"] for name, state in states(settings).items()}
-    assert [name for name in after if after[name] != before[name]] == ["reader"]
-
-
-def test_one_that_never_gets_ready_is_named_with_the_end_of_its_log(settings):
+def test_one_that_ends_each_time_is_named_with_the_end_of_its_log(settings):
     broken = Program("broken", [sys.executable, "-c", "raise SystemExit('no such thing')"], ready)
     start(settings, render(settings, [broken]))
-    log = settings.home / "logs" / "broken.log"
-    wait_until("its end", lambda: log.exists() and "no such thing" in log.read_text())
-    with pytest.raises(StackError, match=r"(?s)broken is not ready.*no such thing"):
-        wait_ready(settings, [broken], lambda _: None, limit=2)
+    with pytest.raises(StackError, match=r"(?s)broken is not ready.*: it ends .*no such thing"):
+        wait_ready(settings, [broken], lambda _: None)
+
+
+def test_one_that_hangs_is_named_with_the_end_of_its_log(settings):
+    hung = Program("hung", SLEEP, lambda: "no answer")
+    start(settings, render(settings, [hung]))
+    log = settings.home / "logs" / "hung.log"
+    wait_until("its line", lambda: log.exists() and "awake" in log.read_text())
+    message = r"(?s)hung is not ready .*: its log has had no new line for 1 s; .*awake"
+    with pytest.raises(StackError, match=message):
+        wait_ready(settings, [hung], lambda _: None, silence=1)
+
+
+def test_one_whose_log_grows_is_waited_for_longer_than_a_hung_one_and_named(settings):
+    log = settings.home / "logs" / "slow.log"
+    asked = []
+
+    def problem():
+        asked.append(time.monotonic())
+        with log.open("a") as file:
+            file.write("still at it\n")
+        return "not yet" if asked[-1] - asked[0] < 10 else None
+
+    slow = Program("slow", SLEEP, problem)
+    start(settings, render(settings, [slow]))
+    lines = []
+    wait_ready(settings, [slow], lines.append, silence=8, notice=1)
+    assert any(re.fullmatch(r"  waiting for slow \(not yet\), \d+ s", line) for line in lines)
+    assert re.fullmatch(r"  slow: ready in [\d.]+ s", lines[-1])
 
 
 def test_down_leaves_nothing_also_after_the_supervisor_was_killed(settings):
     launch(settings, Program("sleeper", SLEEP, ready))
     leader = int((settings.home / "run" / "supervisord.pid").read_text())
     os.kill(leader, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(leader)], timeout=5)
-    assert states(settings) is None
+    wait_until("its end", lambda: states(settings) is None)
     assert len(children(settings)) == 1
     assert any("awake" in line for line in end_stack(settings))
     assert members(settings.home) == []
+    assert usage(settings) == {}
     assert end_stack(settings) == []
 
 
@@ -178,19 +214,16 @@ def test_down_spares_other_stacks_and_shells_that_merely_talk_to_this_one(settin
 
 
 def test_workers_that_outlived_their_scheduler_are_ended_and_others_stay(settings):
-    title = "import setproctitle, time; setproctitle.setproctitle({!r}); time.sleep(600)"
+    title = "import setproctitle, time; setproctitle.setproctitle({!r}); time.sleep(6000)"
     env = os.environ | {MARK: str(settings.home), "SPT_NOENV": "1"}
     names = ("airflow worker -- LocalExecutor: x", "airflow api_server")
     worker, server = (
         subprocess.Popen([sys.executable, "-c", title.format(name)], env=env) for name in names
     )
     try:
-        until = time.monotonic() + 5
-        while "airflow" not in psutil.Process(worker.pid).cmdline()[0]:
-            assert time.monotonic() < until
-            time.sleep(0.05)
+        wait_until("title", lambda: "airflow" in psutil.Process(worker.pid).cmdline()[0])
         end_leftover_workers(settings.home)
-        assert worker.wait(timeout=5) is not None
+        assert worker.wait(timeout=600) is not None
         assert server.poll() is None
     finally:
         for process in (worker, server):
