@@ -71,7 +71,6 @@ def child_environment(settings: Settings) -> dict[str, str]:
         "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
         "MLFLOW_TRACKING_URI": settings.mlflow_address,
         "AIRFLOW_HOME": str(home / "airflow"),
-        "PYTHONPYCACHEPREFIX": str(home / "pycache"),
         "MPLCONFIGDIR": str(home / "matplotlib"),
         "MPLBACKEND": "agg",
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",

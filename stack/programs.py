@@ -167,7 +167,6 @@ def run(settings: Settings, name: str, command: Sequence[str] = ()) -> None:
     os.chdir(CLONE)
     program = known[name]
     environment = process_environment(settings) | dict(program.environment)
-    del environment["PYTHONPYCACHEPREFIX"]  # an image has its bytecode beside the code
     os.execvpe(program.command[0], program.command, environment)  # noqa: S606  (no shell)
 
 
