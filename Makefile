@@ -9,6 +9,8 @@ SITE := .venv-docs/gyre.stamp
 # `make spark` adds spark.lock; from then on it is held to as well.
 LOCKS := requirements.lock$(if $(wildcard .venv/lib/*/site-packages/pyspark), spark.lock)
 export VIRTUAL_ENV := $(CURDIR)/.venv
+# Compiling all that is imported takes each process longer than the import.
+unexport PYTHONDONTWRITEBYTECODE
 export UV_CACHE_DIR ?= $(CURDIR)/.uv-cache
 # The system's certificates, as pip has them.
 export UV_SYSTEM_CERTS ?= true
@@ -41,10 +43,11 @@ check: environment ## Lint, format, types, which package may import what, and ge
 test: spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
 	$(BIN)/pytest -m "not nightly and not containers" --ignore=tests/faults --ignore=tests/loop \
-	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --dist=loadfile --no-loadscope-reorder
+	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
 faults: environment ## The whole loop, then the faults of a bad day, made for real.
-	$(BIN)/pytest -m "not nightly" tests/loop tests/faults
+	$(BIN)/pytest -m "not nightly" tests/loop tests/faults \
+	  --numprocesses=2 --no-loadscope-reorder
 
 image: environment tools ## Build the image of serving, start it, ask it.
 	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers/test_serving_image.py
@@ -53,7 +56,7 @@ containers: environment tools ## Build every image and run them, as root; podman
 	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
 
 nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
-	$(BIN)/pytest -m nightly
+	TEST_TIMES=promised $(BIN)/pytest -m "nightly or timed"
 	@$(MAKE) --no-print-directory containers
 
 tools:

@@ -9,23 +9,80 @@ import sys
 import time
 from contextlib import contextmanager
 from datetime import UTC, date, datetime
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import httpx
+from xdist.scheduler import LoadScopeScheduling
 
 from core.settings import PROJECT, Settings, free_ports
 from feature_repo.feast_config import write_feast_config
 from mlflow_server import server
 from stack.environment import process_environment
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    import pytest
+    from xdist.remote import Producer
 
 BIN = Path(sys.executable).parent
 START = date(2099, 11, 20)
 """Far ahead: whatever a test promotes now was promoted before AS_OF."""
 AS_OF = datetime(2099, 11, 20, 12, tzinfo=UTC)
+GROUPS = {
+    "tests/console": "serving",
+    "tests/serving": "serving",
+    "tests/training": "training",
+    "tests/mlflow_server": "mlflow_server",
+    "tests/faults": "faults",
+}
+"""Folders whose tests share servers that take long to start: one worker has all of a group."""
+LONGEST = (
+    "serving",
+    "faults",
+    "training",
+    "tests/loop/test_stack.py",
+    "tests/cli/test_same_values.py",
+    "tests/monitoring/test_monitor.py",
+    "tests/cli/test_project.py",
+    "tests/cli/test_check.py",
+    "tests/cli/test_second_use_case.py",
+    "mlflow_server",
+)
+"""Groups and files that take longest, to be begun first."""
+PROMISED = os.environ.get("TEST_TIMES") == "promised"
+
+
+def pytest_configure() -> None:
+    """Keep bytecode, here and in what tests start: compiling takes longer than all else."""
+    os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+    sys.dont_write_bytecode = False
+
+
+def group(nodeid: str) -> str:
+    """Return the group of a test, or its file."""
+    file = nodeid.partition("::")[0]
+    return GROUPS.get(file.rpartition("/")[0], file)
+
+
+class GroupScheduling(LoadScopeScheduling):
+    """Gives all tests of a group to one worker (pytest-xdist 3.8's own groups fail on pytest 9)."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        return group(nodeid)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+    return GroupScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Let the longest groups begin first."""
+    position = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: position.get(group(item.nodeid), len(LONGEST)))
 
 
 def unused_port() -> int:
@@ -35,28 +92,43 @@ def unused_port() -> int:
 
 
 def at_most(seconds: float) -> float:
-    """A limit of time: `seconds`, or three times that where other tests run beside this one."""
-    return 3 * seconds if "PYTEST_XDIST_WORKER" in os.environ else seconds
+    """Return the limit for what is promised within `seconds`: ten times that, but in nightly.
+
+    `make nightly` sets TEST_TIMES=promised, and runs every test marked `timed` so.
+    """
+    return seconds if PROMISED else 10 * seconds
 
 
-def wait_until(what: str, ready: Callable[[], bool], seconds: float = 60) -> None:
+def wait_until(
+    what: str,
+    ready: Callable[[], bool],
+    seconds: float = 900,
+    process: subprocess.Popen[bytes] | None = None,
+) -> None:
+    """Ask `ready` ten times a second; fail after `seconds`, a safety net unless promised.
+
+    process: what is waited for; where it has ended there is no use in waiting.
+    """
     until = time.monotonic() + seconds
     while not ready():
+        assert process is None or process.poll() is None, f"{what}: its process has ended"
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
         time.sleep(0.1)
 
 
 @contextmanager
 def running(command: list[str], log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+    """A server that ends with the block, and with this process, however that ends."""
     # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
     own = {k: v for k, v in (os.environ | extra).items() if not k.startswith("PROMETHEUS_")}
+    command = ["setpriv", "--pdeathsig", "KILL", *command]
     with log.open("ab") as output:
         process = subprocess.Popen(command, stdout=output, stderr=output, cwd=PROJECT, env=own)
     try:
         yield process
     finally:
         process.kill()
-        process.wait(20)
+        process.wait()
 
 
 def answers(url: str) -> bool:
@@ -76,16 +148,21 @@ def redis_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
         return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout
 
     with running(command, folder / "redis.log") as process:
-        wait_until("Redis", pong)
+        wait_until("Redis", pong, process=process)
         yield process
 
 
 @contextmanager
-def mlflow_server(settings: Settings) -> Iterator[subprocess.Popen[bytes]]:
+def mlflow_server(
+    settings: Settings, python: Path = BIN / "python"
+) -> Iterator[subprocess.Popen[bytes]]:
+    """`commands_folder() / "python"` is up sooner, but takes no signal other than SIGKILL."""
     settings.home.mkdir(parents=True, exist_ok=True)
     log = settings.home / "mlflow.log"
-    with running(server.command(settings), log, **server.environment(settings)) as process:
-        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"), 120)
+    command = [str(python), *server.command(settings)[1:]]
+    with running(command, log, **server.environment(settings)) as process:
+        is_up = partial(answers, f"{settings.mlflow_address}/health")
+        wait_until("MLflow", is_up, process=process)
         yield process
 
 
@@ -93,7 +170,7 @@ def feast_apply(settings: Settings) -> None:
     """Publish the shipped definitions as a user does."""
     write_feast_config(settings)
     done = subprocess.run(
-        [str(BIN / "feast"), "apply"],
+        [commands_folder() / "feast", "apply"],
         cwd=PROJECT / "feature_repo",
         env=process_environment(settings),
         capture_output=True,
