@@ -2,25 +2,42 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pytest
 
+from core.spec import ModelSpec, load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.features import write_views
 from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
+from training import chain
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
-
-    import pyarrow as pa
 
     from core.settings import Settings
 
 ORDERS = load_dataset("orders")
+SHIPPED = load_spec("customer_churn_model")
+FEWER = {"random_forest": {"n_estimators": 20}, "hist_gradient_boosting": {"max_iter": 20}}
+SPEC = SHIPPED.model_copy(
+    update={
+        "estimators": tuple(
+            each.model_copy(update={"parameters": each.parameters | FEWER.get(each.name, {})})
+            for each in SHIPPED.estimators
+        )
+    }
+)
+"""The shipped spec with a fifth of its trees."""
+SMALL = SPEC.estimators[0].model_copy(update={"parameters": {"n_estimators": 5, "max_depth": 4}})
+OLD = AS_OF - timedelta(days=180)
+"""Then no fold has matured."""
 
 
 def installation(home: Path, rows: pa.Table | None = None) -> Settings:
@@ -39,7 +56,34 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return installation(tmp_path_factory.mktemp("history"))
 
 
+def train(
+    settings: Settings, spec: ModelSpec, as_of: datetime, key: str, **more: Any
+) -> chain.TrainReport:
+    return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more)
+
+
 @pytest.fixture(scope="session")
-def tracked(history: Settings) -> Iterator[Settings]:
-    with mlflow_server(history):
-        yield history
+def sample(tmp_path_factory: pytest.TempPathFactory) -> Settings:
+    """An installation with the orders of a fifth of the customers, of each cohort as many."""
+    folder = tmp_path_factory.mktemp("sample")
+    rows = pull(new_settings(folder / "none"), ORDERS, AS_OF)
+    customers = rows["customer_id"].to_numpy()
+    return installation(folder / "home", rows.filter(pa.array(customers % 5 == 0)))
+
+
+@pytest.fixture(scope="session")
+def tracked(sample: Settings) -> Iterator[Settings]:
+    with mlflow_server(sample):
+        yield sample
+
+
+@pytest.fixture(scope="session")
+def first(tracked: Settings) -> chain.TrainReport:
+    """The version of 180 days ago, trained where nothing was registered yet."""
+    return train(tracked, SPEC, OLD, "first")
+
+
+@pytest.fixture(scope="session")
+def second(tracked: Settings, first: chain.TrainReport) -> chain.TrainReport:
+    """The version of today, in production in place of the first."""
+    return train(tracked, SPEC, AS_OF, "second")

@@ -91,9 +91,9 @@ def serve(settings) -> None:
         running(command, log, **process_environment(settings)),
         httpx.Client(base_url=settings.serving_address, timeout=60) as client,
     ):
-        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 60)
+        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
         path = f"/v1/models/{NAME}"
-        wait_until("the model", lambda: client.get(path).status_code == 200, 60)
+        wait_until("the model", lambda: client.get(path).status_code == 200)
         said["served"] = client.post("/predict", json=body[0]).json()
         said["v1"] = client.post(f"{path}:predict", json={"instances": given[:2]}).json()
         records = {"dataframe_records": given[:2]}

@@ -27,7 +27,9 @@ def lightgbm(leaves):
 def xgboost_on_scaled_columns(features, seed):
     """A pipeline: it is taken as it is. Its scaler sees float32, as ONNX does."""
     steps = [("columns", columns(features)), ("scaler", StandardScaler())]
-    return Pipeline([*steps, ("estimator", XGBClassifier(n_estimators=30, random_state=seed))])
+    return Pipeline(
+        [*steps, ("estimator", XGBClassifier(n_estimators=30, n_jobs=1, random_state=seed))]
+    )
 
 
 def xgboost_behind_a_scaler(features):
@@ -35,7 +37,7 @@ def xgboost_behind_a_scaler(features):
     parts = {"int64": StandardScaler(), "double": StandardScaler(), "string": TEXTS}
     names = {kind: [name for name in features if features[name] == kind] for kind in parts}
     scaled = ColumnTransformer([(kind, parts[kind], names[kind]) for kind in parts if names[kind]])
-    return Pipeline([("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30))])
+    return Pipeline([("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30, n_jobs=1))])
 
 
 class Sigmoid:

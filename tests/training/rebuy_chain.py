@@ -156,9 +156,9 @@ def serve(settings):
         running(command, log, **process_environment(settings)),
         httpx.Client(base_url=address, timeout=60) as client,
     ):
-        wait_until("serving", lambda: answers(f"{address}/health/live"), 60)
+        wait_until("serving", lambda: answers(f"{address}/health/live"))
         known = lambda: client.post("/predict", json=asked[0]).status_code == 200  # noqa: E731
-        wait_until("the model", known, 60)
+        wait_until("the model", known)
         said["answers"] = client.post("/predict/batch", json=asked).json()
         unknown = asked[0] | {"product_id": 999}
         said["unknown_product"] = client.post("/predict", json=unknown).json()

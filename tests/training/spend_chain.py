@@ -52,7 +52,7 @@ NAME = "next_quarter_spend"
 FOREST = Estimator(
     name="random_forest",
     type="random_forest",
-    parameters={"n_estimators": 30, "max_depth": 6, "min_samples_leaf": 20},
+    parameters={"n_estimators": 10, "max_depth": 6, "min_samples_leaf": 20},
     space={"max_depth": Range(low=3, high=8)},
 )
 SHIPPED, SPEND = load_spec(NAME), load_dataset("spend")
@@ -107,9 +107,9 @@ def serve(settings) -> None:
         running(command, log, **process_environment(settings), GYRE_DEFAULT_MODEL=NAME),
         httpx.Client(base_url=settings.serving_address, timeout=60) as client,
     ):
-        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 60)
+        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
         loaded = f"/v1/models/{NAME}"
-        wait_until("the model", lambda: client.get(loaded).status_code == 200, 60)
+        wait_until("the model", lambda: client.get(loaded).status_code == 200)
         said["served"] = [client.post("/predict", json=body[0]).json()]
         instances = {"instances": [given[0]]}
         kserve = client.post(f"/v1/models/{NAME}:predict", json=instances)
@@ -121,13 +121,13 @@ def serve(settings) -> None:
             for answer, value in zip(answered, actual, strict=True)
         ]
         said["feedback"] = [
-            client.post("/feedback", json=told[:2000]).json(),
+            client.post("/feedback", json=told[:1000]).json(),
             client.post("/feedback", content='{"request_id": "a", "actual": 1e999}').status_code,
         ]
         predicted = np.array([answer["prediction"] for answer in answered])
         said["rmse_of_answers"] = float(np.sqrt(np.mean((predicted - actual) ** 2)))
         said["monitor"] = [look(settings, AS_OF)]
-        worse = [row | {"actual": row["actual"] + 500} for row in told[2000:]]
+        worse = [row | {"actual": row["actual"] + 500} for row in told[1000:]]
         client.post("/feedback", json=worse)
     said["monitor"].append(look(settings, AS_OF + timedelta(hours=1)))
     stored = predictions(settings).read().to_pylist()

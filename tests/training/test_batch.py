@@ -11,29 +11,22 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError, RegistryError
-from core.spec import load_spec
 from feature_repo.features import labels, open_raw, raw_table
 from stack.environment import child_environment
-from tests.conftest import AS_OF, BIN
-from tests.training.conftest import ORDERS
-from training import chain
+from tests.conftest import AS_OF
+from tests.preloaded import commands_folder
+from tests.training.conftest import ORDERS, SPEC
 from training.batch import score_population, scores
 from training.evaluate import version_scores
 from training.frame import build_frame
 from training.snapshots import Snapshot
 
-SHIPPED = load_spec("customer_churn_model")
-FEW = {"n_estimators": 5, "max_depth": 4}
-SMALL = {"name": "small", "type": "random_forest", "parameters": FEW}
-OWN = {"name": "scored_model", "experiment": "scored", "estimators": [SMALL]}
-SPEC = SHIPPED.model_validate(SHIPPED.model_dump() | OWN)
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
 @pytest.fixture(scope="module")
-def settings(tracked):
-    report = chain.train(tracked, SPEC, AS_OF, key="scored", reason="first", who="test")
-    assert report.version == "1", report.outcome
+def settings(tracked, second):
+    assert second.version == "2", second.outcome
     return tracked
 
 
@@ -52,12 +45,12 @@ def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answ
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
     members = labels(raw, ORDERS.labels[SPEC.label], [AS_OF])["customer_id"].to_pylist()
     assert [row["entity"] for row in rows] == sorted(map(str, members))
-    assert (report.rows, report.version) == (len(members), "1")
+    assert (report.rows, report.version) == (len(members), "2")
     assert sum(row["prediction"] for row in rows) > 0
 
     version = raw_table(settings, ORDERS).version
     frame = build_frame(settings, SPEC, ORDERS, [Snapshot(AS_OF, AS_OF)], AS_OF, version)
-    scored = version_scores(settings, SPEC, "1", frame)
+    scored = version_scores(settings, SPEC, "2", frame)
     expected = dict(zip(frame["customer_id"].to_pylist(), scored.scores.tolist(), strict=True))
     inputs = {row["customer_id"]: row for row in frame.to_pylist()}
     for row in rows:
@@ -76,7 +69,9 @@ def test_a_day_replaces_itself_and_no_other_day_or_model(settings):
     assert days(settings) == [(day, AS_OF, count)]
     score_population(settings, SPEC, AS_OF - DAY)
     other = of(settings).replace_schema_metadata(None)
-    beside = other.set_column(0, "model", pc.replace_substring(other["model"], "scored", "other"))
+    beside = other.set_column(
+        0, "model", pc.replace_substring(other["model"], SPEC.name, "other_model")
+    )
     last = beside.filter(pc.field("day") == day)
     scores(settings).replace(last, ("model", "day"))
     score_population(settings, SPEC, AS_OF + HOUR)
@@ -99,8 +94,8 @@ def test_with_nothing_in_production_or_nobody_to_score_nothing_is_written(settin
 def test_the_shell_names_the_models_there_are(settings):
     own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
     done = subprocess.run(
-        [str(BIN / "gyre"), "score", "nope"], env=own | child_environment(settings),
-        capture_output=True, text=True, check=False, timeout=120,
+        [commands_folder() / "gyre", "score", "nope"], env=own | child_environment(settings),
+        capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (2, "")
     assert "no model 'nope': models/ has customer_churn_model" in done.stderr

@@ -24,8 +24,8 @@ TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture(scope="module")
-def planned(history):
-    return plan_run(history, SPEC, ORDERS, AS_OF, raw_table(history, ORDERS).version)
+def planned(sample):
+    return plan_run(sample, SPEC, ORDERS, AS_OF, raw_table(sample, ORDERS).version)
 
 
 def frame_of(settings, planned):
@@ -34,11 +34,11 @@ def frame_of(settings, planned):
 
 
 @pytest.fixture(scope="module")
-def frame(history, planned):
-    return frame_of(history, planned)
+def frame(sample, planned):
+    return frame_of(sample, planned)
 
 
-def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(history, frame, tmp_path):
+def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(sample, frame, tmp_path):
     def found(rows):
         checked = check(SPEC.name, frame_rules(SPEC), rows, {}, tmp_path)
         rejections = [each.rule for each in checked.rejections]
@@ -115,9 +115,9 @@ def flipped(rows, test):
 
 
 def test_flipping_every_label_of_the_test_horizon_changes_no_byte_of_the_training_frame(
-    history, planned, frame, tmp_path
+    sample, planned, frame, tmp_path
 ):
-    rows = raw_table(history, ORDERS).read().select(ORDERS.schema.names)
+    rows = raw_table(sample, ORDERS).read().select(ORDERS.schema.names)
     other = frame_of(installation(tmp_path, flipped(rows, planned.test[0].start)), planned)
     test, other_test = at(frame, planned.test), at(other, planned.test)
     assert pc.all(pc.not_equal(test["label"], other_test["label"])).as_py()
@@ -138,8 +138,8 @@ def test_a_frame_is_one_row_per_member_and_snapshot_in_one_order(frame, planned)
     assert frame.drop_columns("label")["total_spend_30d"].null_count == 0
 
 
-def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(history, planned, frame):
-    assert content_hash(frame_of(history, planned)) == content_hash(frame)
+def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(sample, planned, frame):
+    assert content_hash(frame_of(sample, planned)) == content_hash(frame)
     changed = frame.set_column(
         frame.schema.get_field_index("label"), "label",
         pa.chunked_array([[1 - frame["label"][0].as_py(), *frame["label"].to_pylist()[1:]]]),
@@ -147,8 +147,8 @@ def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(histor
     assert content_hash(changed) != content_hash(frame)
 
 
-def test_rows_known_only_after_as_of_are_not_seen(history):
-    version = raw_table(history, ORDERS).version
-    early = plan_run(history, SPEC, ORDERS, AS_OF - timedelta(days=180), version)
+def test_rows_known_only_after_as_of_are_not_seen(sample):
+    version = raw_table(sample, ORDERS).version
+    early = plan_run(sample, SPEC, ORDERS, AS_OF - timedelta(days=180), version)
     assert early.folds == ()
     assert early.test[-1].last + timedelta(days=92) <= AS_OF - timedelta(days=180)

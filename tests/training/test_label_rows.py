@@ -212,9 +212,9 @@ def changed(change):
             "a label's rows: expected columns event_timestamp, found customer_id, amount, label",
         ),
         (
-            changed(lambda rows: rows.union(rows.filter(rows.customer_id == 4))),
+            changed(lambda rows: rows.union(rows.filter(rows.customer_id == 5))),
             TrainingError,
-            r"label odd: expected one row for each customer_id, event_timestamp, found .* of 4, 2",
+            r"label odd: expected one row for each customer_id, event_timestamp, found .* of 5, 2",
         ),
     ],
 )

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import os
 import subprocess
-import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -17,12 +18,16 @@ import pytest
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
+from core.settings import CLONE
 from mlflow_server.pyfunc import ModelFile
 from tests.conftest import at_most
+from tests.preloaded import commands_folder
 from training.estimators import build_pipeline
 from training.onnx_export import export, prove, score
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from sklearn.pipeline import Pipeline
 
     from core.training_spec import Task
@@ -69,12 +74,20 @@ def customers(rows: int = ROWS) -> tuple[pd.DataFrame, np.ndarray]:
     return frame, (risk + chance.normal(size=rows) > 0).astype(int).to_numpy()
 
 
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """As the trainer has it: boosting's threads wait for each other on busy cores."""
+    with threadpool_limits(1):
+        yield
+
+
 @functools.cache  # nothing below changes what it is given
 def fitted(kind: str) -> tuple[Pipeline, pd.DataFrame]:
     frame, churned = customers()
     return build_pipeline(kind, PARAMETERS[kind], FEATURES, 7).fit(frame, churned), frame
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("kind", PARAMETERS)
 def test_scores_equal_on_every_kind_of_row(kind: str) -> None:
     pipeline, frame = fitted(kind)
@@ -103,8 +116,7 @@ def spent(frame: pd.DataFrame) -> np.ndarray:
 def fitted_to_numbers(kind: str, unit: float = 1) -> tuple[Pipeline, pd.DataFrame]:
     frame, _ = customers()
     unfitted = build_pipeline(kind, NUMBERS[kind], FEATURES, 7, "regression")
-    with threadpool_limits(1):
-        return unfitted.fit(frame, spent(frame) * unit), frame
+    return unfitted.fit(frame, spent(frame) * unit), frame
 
 
 @pytest.mark.parametrize("kind", NUMBERS)
@@ -221,22 +233,22 @@ def test_bytes_that_are_no_model_are_a_failed_proof_not_an_error() -> None:
 
 def test_the_bytes_are_the_same_in_another_process() -> None:
     code = (
-        "import sys, hashlib; sys.path[:0] = sys.argv[1:]\n"
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
         "from test_onnx_export import *\n"
-        "for kind in PARAMETERS:\n"
-        "    raw = export(fitted(kind)[0], FEATURES).SerializeToString()\n"
-        "    print(hashlib.sha256(raw).hexdigest())\n"
-        "for kind in NUMBERS:\n"
-        "    raw = export(fitted_to_numbers(kind)[0], FEATURES).SerializeToString()\n"
-        "    print(hashlib.sha256(raw).hexdigest())\n"
+        "with threadpool_limits(1):\n"
+        "    print(*digests())\n"
     )
-    folder = str(__file__).rsplit("/", 1)[0]
+    command = [commands_folder() / "python", "-c", code, Path(__file__).parent]
     there = subprocess.run(
-        [sys.executable, "-c", code, folder], capture_output=True, text=True, check=True
+        command, capture_output=True, text=True, check=True, env=os.environ | {"PYTHONPATH": CLONE}
     ).stdout.split()
+    assert there == digests()
+
+
+def digests() -> list[str]:
     made = [*map(fitted, PARAMETERS), *map(fitted_to_numbers, NUMBERS)]
-    here = [export(pipeline, FEATURES).SerializeToString() for pipeline, _ in made]
-    assert there == [hashlib.sha256(raw).hexdigest() for raw in here]
+    models = [export(pipeline, FEATURES).SerializeToString() for pipeline, _ in made]
+    return [hashlib.sha256(raw).hexdigest() for raw in models]
 
 
 def test_exporting_leaves_the_pipeline_as_it_was() -> None:
@@ -292,7 +304,8 @@ def test_nulls_where_training_saw_none_or_only_some_go_the_same_way(kind: str) -
     frame, churned = customers(3_000)
     features = {"spend": "double", "value": "double", "left": "double"}
     frame["left"] = frame.spend - 60  # also below 0, where LightGBM takes a null for 0
-    pipeline = build_pipeline(kind, {}, features, 7).fit(frame[list(features)], churned)
+    rounds = {"max_iter" if kind == "hist_gradient_boosting" else "n_estimators": 20}
+    pipeline = build_pipeline(kind, rounds, features, 7).fit(frame[list(features)], churned)
     rows = pd.concat([frame[list(features)].assign(**{name: np.nan}) for name in features])
     raw = export(pipeline, features).SerializeToString()
     expected = pipeline.predict_proba(rows)[:, 1]

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-from datetime import timedelta
-
 import pytest
 
 from core.errors import SettingsError
-from core.spec import load_spec
 from core.training_spec import Range, Search
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
+from tests.training.conftest import OLD
+from tests.training.conftest import SPEC as MODEL
 from training import chain
 from training.search import search
 
 TRIALS = 5
 NAME = "to_be_searched"
-SHIPPED = load_spec("customer_churn_model")
-SPEC = SHIPPED.model_copy(
-    update={"name": NAME, "experiment": NAME, "search": Search(trials=TRIALS, minutes=5)}
+SPEC = MODEL.model_copy(
+    update={"name": NAME, "experiment": NAME, "search": Search(trials=TRIALS, minutes=60)}
 )
 BUDGET = SPEC.search
 
@@ -84,7 +82,7 @@ def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
     run_id = tracking.start_or_find_run(NAME, "short", "short", {})
     assert len(search(tracking, SPEC, Search(trials=50, minutes=1e-9), run_id, slope)) == 3
     run_id = tracking.start_or_find_run(NAME, "long", "long", {})
-    found = search(tracking, SPEC, Search(trials=25, minutes=5), run_id, slope)
+    found = search(tracking, SPEC, Search(trials=25, minutes=60), run_id, slope)
     assert len(found) == 25
     for _, estimator in found:
         for key, bounds in estimator.space.items():
@@ -95,8 +93,7 @@ def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
 
 def test_without_folds_the_search_says_so_and_the_specs_first_is_trained(tracked, caplog):
     caplog.set_level("INFO", "training")
-    old = AS_OF - timedelta(days=180)
-    run_id = chain.open_run(tracked, SPEC, old, key="short history", reason="r", who="t")
+    run_id = chain.open_run(tracked, SPEC, OLD, key="short history", reason="r", who="t")
     chain.dataset(tracked, SPEC, run_id)
     chain.fit(tracked, SPEC, run_id)
     said = "random_forest by first of the spec: no folds; a search needs forward folds"

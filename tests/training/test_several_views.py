@@ -6,12 +6,12 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from datetime import datetime
 
 import pytest
 
 from core.settings import CLONE
+from tests.preloaded import commands_folder
 
 REBUY = CLONE / "tests" / "training" / "rebuy"
 STORE = "feature_repo/feature_store.yaml"
@@ -37,8 +37,8 @@ def run(project, *command, home):
     own = {k: v for k, v in os.environ.items() if not k.startswith(("PROMETHEUS_", "GYRE_"))}
     own |= {"GYRE_PROJECT": str(project), "GYRE_HOME": str(home), "PYTHONPATH": str(CLONE)}
     done = subprocess.run(
-        [sys.executable, *command], cwd=project, env=own, capture_output=True, text=True,
-        check=False,
+        [commands_folder() / "python", *command], cwd=project, env=own, capture_output=True,
+        text=True, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-3000:]
     return done.stdout
