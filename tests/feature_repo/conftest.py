@@ -10,17 +10,24 @@ import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
 from core.settings import PROJECT
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
+from feature_repo.datasets import load_dataset
+from feature_repo.online import OnlineFeatures
+from feature_repo.source import pull
+from feature_repo.store import open_store
 from stack.environment import child_environment
-from tests.conftest import AS_OF, BIN, feast_apply, new_settings, redis_server
+from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
     from datetime import datetime
     from pathlib import Path
 
@@ -28,28 +35,60 @@ if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
 
+class Snapshot:
+    """What an installation and its Redis hold now, to be brought back before each test."""
+
+    FOLDERS = ("feast", "data", "features", "reports", "serving")
+
+    def __init__(self, settings: Settings, name: str) -> None:
+        self.settings = settings
+        self.folder = settings.home / name
+        for folder in self.FOLDERS:
+            if (settings.home / folder).exists():
+                shutil.copytree(settings.home / folder, self.folder / folder, symlinks=True)
+        with Redis(port=settings.redis_port) as redis:
+            self.online = {key: redis.dump(key) for key in redis.scan_iter()}
+
+    def restore(self) -> Settings:
+        for folder in self.FOLDERS:
+            shutil.rmtree(self.settings.home / folder, ignore_errors=True)
+        shutil.copytree(self.folder, self.settings.home, symlinks=True, dirs_exist_ok=True)
+        with Redis(port=self.settings.redis_port) as redis:
+            redis.flushall()
+            for key, value in self.online.items():
+                redis.restore(key, 0, value)
+        return self.settings
+
+
 @pytest.fixture(scope="session")
-def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
+    """An installation whose definitions have just been published."""
     settings = new_settings(tmp_path_factory.mktemp("published"))
     with redis_server(settings.redis_port, settings.home):
+        Redis(port=settings.redis_port).config_set("appendonly", "no")  # nor a wait for a disk
         feast_apply(settings)
-        shutil.copytree(settings.home / "feast", settings.home / "pristine")
-        yield settings
+        yield Snapshot(settings, "pristine")
 
 
 @pytest.fixture
-def applied(template: Settings) -> Settings:
-    return emptied(template)
+def applied(template: Snapshot) -> Settings:
+    return template.restore()
 
 
-def emptied(template: Settings) -> Settings:
-    """As it was when its definitions had just been published."""
-    for folder in ("feast", "data", "features", "reports", "serving"):
-        shutil.rmtree(template.home / folder, ignore_errors=True)
-    shutil.copytree(template.home / "pristine", template.home / "feast")
-    flush = [str(BIN / "redis-cli"), "-p", str(template.redis_port), "flushall"]
-    subprocess.run(flush, check=True, capture_output=True)
-    return template
+@pytest.fixture(scope="session")
+def some_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file of the shipped orders of a thousand customers."""
+    settings = new_settings(tmp_path_factory.mktemp("orders"))
+    orders = pull(settings, load_dataset("orders"), AS_OF)
+    file = settings.home / "orders.parquet"
+    pq.write_table(orders.filter(pc.field("customer_id") <= 1_000), file)
+    return file
+
+
+@pytest.fixture
+def small(applied: Settings, some_orders: Path) -> Settings:
+    """An installation whose shop has a thousand customers."""
+    return applied.model_copy(update={"sources": {"orders": str(some_orders)}})
 
 
 @contextmanager
@@ -69,6 +108,11 @@ def consuming(settings: Settings, dataset: Dataset) -> Iterator[Callable[..., No
     yield send
     stream.close()
     redis.close()
+
+
+def online_reader(settings: Settings, service: str, names: Iterable[str]) -> OnlineFeatures:
+    """Open a reader that waits for Redis, where serving's gives up after 50 ms."""
+    return OnlineFeatures(settings, service, tuple(names), open_store(settings, 60))
 
 
 class ProjectCopy:
@@ -102,7 +146,7 @@ class ProjectCopy:
         own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
         own |= child_environment(settings) | {"PYTHONPATH": str(self.folder)}
         own |= {f"GYRE_SOURCES__{name.upper()}": str(path) for name, path in sources.items()}
-        command = [str(BIN / "gyre"), *arguments]
+        command = [commands_folder() / "gyre", *arguments]
         return subprocess.run(
             command, cwd=self.folder, env=own, capture_output=True, text=True, check=True
         ).stdout

@@ -21,11 +21,10 @@ from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
-from feature_repo.online import OnlineFeatures
 from feature_repo.quarantine import quarantine_table
 from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
-from tests.feature_repo.conftest import ProjectCopy, emptied
+from tests.feature_repo.conftest import ProjectCopy, online_reader
 
 ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
 LINE = re.compile(r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE)
@@ -195,7 +194,7 @@ CASES = {
 @pytest.fixture(scope="module")
 def shop(template, tmp_path_factory):
     """An installation with orders, to which case after case arrives; a stopped one leaves it so."""
-    settings, folder = emptied(template), tmp_path_factory.mktemp("source")
+    settings, folder = template.restore(), tmp_path_factory.mktemp("source")
     project = ProjectCopy(tmp_path_factory.mktemp("gifts"))
     project.edit(
         "feature_repo/datasets/orders.py",
@@ -204,6 +203,23 @@ def shop(template, tmp_path_factory):
     )
     arrive(settings, folder, "first", orders([1, 2, 3]))
     return settings, folder, project
+
+
+@pytest.fixture(scope="module")
+def set_aside(shop):
+    """All cases of a bad row in one batch: the installation, and its quarantine."""
+    settings, folder, _ = shop
+    names = [name for name, outcome, _ in TABLE if outcome == "set aside"]
+    rows = pa.concat_tables([CASES[name](new_keys(name)) for name in names])
+    report = arrive(settings, folder, "bad rows", rows)
+    assert (report.inserted, report.quarantined) == (len(names), len(names))
+    return settings, quarantine_table(settings, ORDERS).read().to_pylist()
+
+
+def new_keys(name):
+    """Keys and customers that no other case delivers."""
+    start = 1_000 * (1 + list(CASES).index(name))
+    return range(start, start + 100)
 
 
 def arrive(settings, folder, name, content, project=None):
@@ -233,7 +249,7 @@ def save(folder, name, content):
 
 
 def online(settings, *customers):
-    reader = OnlineFeatures(settings, SPEC.feature_service, (*SPEC.features,))
+    reader = online_reader(settings, SPEC.feature_service, SPEC.features)
     try:
         return reader.read([{"customer_id": each} for each in customers], AS_OF)
     finally:
@@ -251,37 +267,48 @@ def test_the_documented_cases_are_those_tested():
     assert [name for name, *_ in TABLE] == list(CASES)
 
 
-@pytest.mark.parametrize(("name", "outcome", "said"), TABLE, ids=[name for name, *_ in TABLE])
-def test_what_becomes_of_bad_input_is_what_the_table_says(shop, name, outcome, said):
-    (settings, folder, project), expected = shop, re.findall("`([^`]+)`", said)
-    start = 1_000 * (1 + list(CASES).index(name))
-    new = range(start, start + 100)  # keys and customers that no other case delivers
-    content, before = CASES[name](new), state(settings)
-    if outcome == "stopped":
-        with pytest.raises((DataError, subprocess.CalledProcessError)) as stopped:
-            arrive(settings, folder, name, content, project if "boolean" in name else None)
-        message = getattr(stopped.value, "stderr", str(stopped.value))
-        wanted = [*expected, str(folder / name.split("/")[0])]
-        assert [words for words in wanted if words not in message] == [], message
-        assert state(settings) == before
-        if isinstance(stopped.value, BatchRejectedError):
-            report = Path(message.rpartition("Report: ")[2])
-            assert json.loads(report.read_text())["suite"] == "orders"
-        return
+def cases(outcome):
+    """Names and words of the table's rows with an outcome."""
+    found = {name: re.findall("`([^`]+)`", said) for name, other, said in TABLE if other == outcome}
+    return pytest.mark.parametrize(("name", "expected"), found.items(), ids=found)
 
-    report = arrive(settings, folder, name, content)
+
+@cases("stopped")
+def test_what_is_stopped_changes_nothing_and_is_named(shop, name, expected):
+    settings, folder, project = shop
+    content, before = CASES[name](new_keys(name)), state(settings)
+    with pytest.raises((DataError, subprocess.CalledProcessError)) as stopped:
+        arrive(settings, folder, name, content, project if "boolean" in name else None)
+    message = getattr(stopped.value, "stderr", str(stopped.value))
+    wanted = [*expected, str(folder / name.split("/")[0])]
+    assert [words for words in wanted if words not in message] == [], message
+    assert state(settings) == before
+    if isinstance(stopped.value, BatchRejectedError):
+        report = Path(message.rpartition("Report: ")[2])
+        assert json.loads(report.read_text())["suite"] == "orders"
+
+
+@cases("set aside")
+def test_what_is_set_aside_is_in_quarantine_with_its_rule_and_the_others_land(
+    set_aside, name, expected
+):
+    settings, quarantine = set_aside
+    new = new_keys(name)
+    assert [row["rules"] for row in quarantine if str(new[1]) in row["row"]] == expected
+    good, bad = online(settings, new[0], new[1])
+    assert (good["lifetime_orders"], bad) == (1, None)
+
+
+@cases("accepted")
+def test_what_is_accepted_lands(shop, name, expected):
+    settings, folder, _ = shop
+    new, before = new_keys(name), raw_table(settings, ORDERS).read().num_rows
+    report = arrive(settings, folder, name, CASES[name](new))
     raw = raw_table(settings, ORDERS).read()
     landed = raw.filter(pc.is_in(raw["customer_id"], pa.array(new, pa.int64())))
-    aside = [row for row in quarantine_table(settings, ORDERS).read().to_pylist()
-             if str(new[1]) in row["row"]]  # fmt: skip
-    assert len(landed) == report.inserted == len(raw) - before[0][1]
-    if outcome == "accepted":
-        assert all(words in report.summary() for words in expected)
-        assert report.quarantined == 0
-    else:
-        assert (report.inserted, report.quarantined) == (1, 1)
-        assert [row["rules"] for row in aside] == expected
-        assert online(settings, new[1]) == [None]
+    assert len(landed) == report.inserted == len(raw) - before
+    assert all(words in report.summary() for words in expected)
+    assert report.quarantined == 0
     if "zone" in name or "offset" in name:
         assert set(landed["order_ts"].to_pylist()) == {NOON}
     if len(landed):

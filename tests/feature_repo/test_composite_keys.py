@@ -18,7 +18,6 @@ from feature_repo import validation
 from feature_repo.entities import last_of_key
 from feature_repo.features import entities, labels, open_raw, raw_table
 from feature_repo.ingest import catch_up
-from feature_repo.online import OnlineFeatures
 from feature_repo.parity import parity, same
 from feature_repo.store import (
     FeatureStore,
@@ -27,7 +26,7 @@ from feature_repo.store import (
     open_store,
     publish_beside,
 )
-from tests.feature_repo.conftest import consuming, emptied
+from tests.feature_repo.conftest import consuming, online_reader
 from tests.feature_repo.test_parity_properties import any_seed
 
 FOLDER = PROJECT / "tests" / "training" / "spend"
@@ -69,7 +68,7 @@ class Shop:
         catch_up(self.settings, self.dataset, self.store, self.raw, arrival)
 
     def online(self, keys, at):
-        reader = OnlineFeatures(self.settings, SERVICE, NAMES)
+        reader = online_reader(self.settings, SERVICE, NAMES)
         found = reader.read([dict(zip(KEY, key, strict=True)) for key in keys], at)
         reader.close()
         return dict(zip(keys, found, strict=True))
@@ -154,7 +153,7 @@ def batches_of(chance):
 @any_seed(2)
 def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(template, spend, seed):
     chance = Random(seed)
-    shop = Shop(emptied(template), spend)
+    shop = Shop(template.restore(), spend)
     keys = [(customer, kind) for customer in CUSTOMERS for kind in ("single", "several")]
     standing = {}
     for batch, arrival in zip(batches_of(chance), ARRIVALS, strict=True):
@@ -248,9 +247,9 @@ def test_one_text_names_one_entity():
 
 
 def test_all_hashes_of_a_customer_are_found_whatever_basket_and_those_of_no_other(template, spend):
-    shop = Shop(emptied(template), spend)
+    shop = Shop(template.restore(), spend)
     shop.land([order(n, n % 5, STARTS[3], cds=1 + n % 2) for n in range(40)], ARRIVALS[0])
-    store = open_store(shop.settings, 1)
+    store = open_store(shop.settings, 60)
     view, online = store.get_feature_view(next(iter(spend.views))), online_store(store)
     keys = online.keys_of(store.config, view, "customer_id", 4)
     assert len(keys) == 2

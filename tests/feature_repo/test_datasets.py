@@ -6,11 +6,9 @@ import json
 import os
 import shutil
 import subprocess
-import sys
-
-import pytest
 
 from core.settings import PROJECT
+from tests.preloaded import commands_folder
 
 READ = """
 import json
@@ -19,26 +17,32 @@ datasets, broken = load_datasets()
 owner = dataset_of("customer_features")
 print(json.dumps([[each.name for each in datasets], broken, owner.name]))
 """
-TORN = "from datetime import timedelta\n\nWINDOW = timedelta(dayz=3)\n"
+BROKEN = {
+    "a_typo": (
+        "from datetime import timedelta\n\nWINDOW = timedelta(dayz=3)\n",
+        ".py:3: TypeError: 'dayz' is an invalid keyword",
+    ),
+    "a_torn": (
+        "x = (",
+        ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)",
+    ),
+    "an_empty": ("x = 1", ".py defines no Dataset(name='an_empty')"),
+}
 
 
-@pytest.mark.parametrize(
-    ("module", "problem"),
-    [
-        (TORN, ".py:3: TypeError: 'dayz' is an invalid keyword"),
-        ("x = (", ".py:1: SyntaxError: '(' was never closed (dataset 'a_torn' cannot be imported)"),
-        ("x = 1", ".py defines no Dataset(name='a_torn')"),
-    ],
-)
-def test_a_broken_module_is_named_with_its_line_and_the_others_are_there(tmp_path, module, problem):
+def test_a_broken_module_is_named_with_its_line_and_the_others_are_there(tmp_path):
     for room in ("feature_repo", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / room, tmp_path / room, ignore=ignored)
-    (tmp_path / "feature_repo" / "datasets" / "a_torn.py").write_text(module)
+    for name, (module, _) in BROKEN.items():
+        (tmp_path / "feature_repo" / "datasets" / f"{name}.py").write_text(module)
     done = subprocess.run(
-        [sys.executable, "-c", READ], cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(tmp_path)},
-        capture_output=True, text=True, check=True,
+        [commands_folder() / "python", "-c", READ], cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
     )  # fmt: skip
-    names, (broken,), owner = json.loads(done.stdout)
+    names, broken, owner = json.loads(done.stdout)
     assert (names, owner) == (["orders"], "orders")
-    assert broken.startswith(f"feature_repo/datasets/a_torn{problem}")
+    assert len(broken) == len(BROKEN)
+    for name, (_, problem) in BROKEN.items():
+        said = f"feature_repo/datasets/{name}{problem}"
+        assert [line for line in broken if line.startswith(said)], broken

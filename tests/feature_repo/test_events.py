@@ -23,11 +23,11 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import connect, raw_table
 from feature_repo.forgotten import Key
 from feature_repo.ingest import ingest
-from feature_repo.online import OnlineFeatures
 from feature_repo.quarantine import quarantine_table
 from feature_repo.view_links import view_path
 from monitoring.forget import forget
 from tests.conftest import AS_OF
+from tests.feature_repo.conftest import Snapshot, online_reader
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -87,7 +87,7 @@ class Shop:
         return ingest(self.settings, "orders", as_of, full=full)
 
     def online(self, customer, as_of=LATER):
-        reader = OnlineFeatures(self.settings, SPEC.feature_service, tuple(SPEC.features))
+        reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
         try:
             return reader.read([{"customer_id": customer}], as_of)[0]
         finally:
@@ -105,12 +105,21 @@ class Shop:
 FIRST = order(1, 1, AS_OF - 10 * DAY, 5.0)
 
 
+@pytest.fixture(scope="module")
+def ingested(template, tmp_path_factory) -> Snapshot:
+    """An installation that has ingested one order of customer 1, of 5 dollars."""
+    settings = template.restore()
+    source = tmp_path_factory.mktemp("source") / "orders.parquet"
+    pq.write_table(pa.Table.from_pylist([FIRST], schema=ORDERS.schema), source)
+    ingest(settings.model_copy(update={"sources": {"orders": str(source)}}), "orders", AS_OF)
+    return Snapshot(settings, "ingested")
+
+
 @pytest.fixture
-def shop(applied, tmp_path) -> Iterator[Shop]:
+def shop(ingested, tmp_path) -> Iterator[Shop]:
     """Customer 1 has one order, of 5 dollars; it is ingested."""
-    made = Shop(applied, tmp_path / "orders.parquet")
+    made = Shop(ingested.restore(), tmp_path / "orders.parquet")
     made.has(FIRST)
-    made.ingest(AS_OF)
     yield made
     made.stream.close()
     made.redis.close()
@@ -234,18 +243,18 @@ def test_a_bad_correction_leaves_what_came_before_it(shop):
     assert shop.spent(1) == 8.0
 
 
-@pytest.mark.parametrize(
-    "text", ["{", "", '[{"order_id": 1}]', '{"order_id": 1}', '[{"no": "column"}]', "[[]]"]
-)
-def test_an_entry_that_is_no_events_goes_to_quarantine_once_and_holds_up_nobody(shop, text):
-    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
-    shop.puts(AS_OF + 2 * MINUTE, text)
-    shop.sends(AS_OF + 3 * MINUTE, order(3, 1, AS_OF, 3.0))
+def test_entries_that_are_no_events_go_to_quarantine_once_and_hold_up_nobody(shop):
+    texts = ["{", "", '[{"order_id": 1}]', '{"order_id": 1}', '[{"no": "column"}]', "[[]]"]
+    for n, text in enumerate(texts):
+        shop.sends(AS_OF + (2 * n + 1) * MINUTE, order(10 + n, 1, AS_OF, 2.0))
+        shop.puts(AS_OF + (2 * n + 2) * MINUTE, text)
+    shop.sends(AS_OF + 30 * MINUTE, order(3, 1, AS_OF, 3.0))
     shop.consumes()
-    (row,) = shop.set_aside()
-    assert row["rules"].startswith("cannot be processed: ValidationError")
-    assert json.loads(row["row"])["events"] == text
-    assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0), (3, 1, 3.0)]
+    aside = shop.set_aside()
+    assert {json.loads(row["row"])["events"] for row in aside} == {*texts}
+    assert len(aside) == len(texts)
+    assert all(row["rules"].startswith("cannot be processed: ValidationError") for row in aside)
+    assert shop.raw() == [(1, 1, 5.0), (3, 1, 3.0), *((10 + n, 1, 2.0) for n in range(6))]
     assert shop.waiting() == 0
 
 
@@ -292,7 +301,7 @@ def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_on
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
     with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
-        OnlineFeatures(shop.settings, SPEC.feature_service, tuple(SPEC.features)).ping()
+        online_reader(shop.settings, SPEC.feature_service, SPEC.features).ping()
     shop.ingest(LATER)
     assert shop.spent(1) == 7.0
 

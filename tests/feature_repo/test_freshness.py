@@ -71,7 +71,7 @@ def test_what_is_applied_and_not_built_is_said_and_nothing_is_trained_on_it(shop
     says(settings, "its rows are of another expression")
     shop.ingest(as_of + DAY)
     assert freshness(settings, "orders").not_built == ()
-    store = open_store(settings, 5)
+    store = open_store(settings, 60)
     view = store.get_feature_view("customer_features")
     view.features.append(Field(name="returns", dtype=Int64))
     store.apply(view)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -19,10 +18,10 @@ from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
-from feature_repo.online import OnlineFeatures
 from feature_repo.quarantine import quarantine_table
 from feature_repo.store import FeatureStore, open_store
-from tests.conftest import BIN, redis_server, unused_port, wait_until
+from tests.conftest import AS_OF, redis_server, unused_port, wait_until
+from tests.feature_repo.conftest import online_reader
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,7 +55,7 @@ class Shop:
         return ingest(self.settings, "orders", as_of, full=full)
 
     def online(self, as_of, *customers):
-        reader = OnlineFeatures(self.settings, SPEC.feature_service, tuple(SPEC.features))
+        reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
         try:
             return reader.read([{"customer_id": each} for each in customers], as_of)
         finally:
@@ -98,44 +97,53 @@ def test_a_value_falls_when_its_order_leaves_the_window_and_nothing_else_happens
     assert shop.online(as_of + DAY, 1)[0]["total_orders_30d"] == 0
 
 
-def test_a_correction_replaces_and_reaches_the_online_store(shop, as_of):
-    shop.has(order(1, 1, as_of - DAY, 5.0), order(2, 2, as_of - DAY, 1.0))
+@pytest.fixture(scope="module")
+def corrected(template, tmp_path_factory):
+    """What a second ingest makes of corrected orders: its report, table and values online."""
+    as_of = AS_OF
+    shop = Shop(template.restore(), tmp_path_factory.mktemp("shop") / "orders.parquet")
+    orders = [
+        order(1, 1, as_of - DAY, 5.0), order(2, 2, as_of - DAY, 1.0),
+        order(11, 11, as_of - 40 * DAY, 5.0), order(12, 11, as_of - 2 * DAY, 7.0),
+        order(13, 12, as_of - 3 * DAY, 1.0), order(14, 13, as_of - DAY, 1.0),
+        order(21, 21, as_of - 50 * DAY, 5.0), order(22, 21, as_of - 2 * DAY, 7.0),
+    ]  # fmt: skip
+    shop.has(*orders)
     shop.ingest(as_of)
-    shop.has(order(1, 1, as_of - DAY, 50.0), order(2, 2, as_of - DAY, 1.0))
-    report = shop.ingest(as_of + DAY)
-    assert (report.inserted, report.replaced) == (0, 1)
-    assert shop.online(as_of, 1)[0]["total_spend_30d"] == 50.0
-    assert {row["order_id"]: row["ingested_at"] for row in shop.raw()} == {
-        1: as_of + DAY, 2: as_of - DAY,
+    corrections = {
+        1: {"dollar_value": 50.0},
+        # The newest order of 11 was older, that of 12 was 11's, and 13 never ordered.
+        12: {"order_ts": as_of - 35 * DAY}, 13: {"customer_id": 11}, 14: {"customer_id": 12},
+        22: {"customer_id": 29},
     }  # fmt: skip
+    shop.has(*(each | corrections.get(each["order_id"], {}) for each in orders))
+    report = shop.ingest(as_of + DAY)
+    customers = (1, 11, 12, 13, 21, 29)
+    found = shop.online(as_of + DAY, *customers)
+    return report, shop.raw(), dict(zip(customers, found, strict=True))
 
 
-def test_an_order_that_moves_leaves_nothing_of_it_online(shop, as_of):
-    first, second = order(1, 1, as_of - 40 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
-    third, lone = order(3, 2, as_of - 3 * DAY, 1.0), order(4, 3, as_of - DAY, 1.0)
-    shop.has(first, second, third, lone)
-    shop.ingest(as_of)
-    # The newest order of 1 was older, that of 2 was 1's, and 3 never ordered.
-    second["order_ts"] = as_of - 35 * DAY
-    third["customer_id"], lone["customer_id"] = 1, 2
-    shop.has(first, second, third, lone)
-    assert shop.ingest(as_of + DAY, full=True).replaced == 3
-    one, two, three = shop.online(as_of + DAY, 1, 2, 3)
-    assert (one["total_orders_30d"], one["lifetime_value"]) == (1, 13.0)
-    assert (two["lifetime_orders"], two["days_since_last_order"]) == (1, 2)
-    assert three is None
+def test_a_correction_replaces_and_reaches_the_online_store(corrected, as_of):
+    report, raw, online = corrected
+    assert (report.inserted, report.replaced) == (0, 5)
+    assert online[1]["total_spend_30d"] == 50.0
+    arrived = {row["order_id"]: row["ingested_at"] for row in raw}
+    assert (arrived[1], arrived[2]) == (as_of + DAY, as_of - DAY)
 
 
-def test_an_order_taken_from_its_customer_lowers_what_is_online(shop, as_of):
-    first, second = order(1, 1, as_of - 50 * DAY, 5.0), order(2, 1, as_of - 2 * DAY, 7.0)
-    shop.has(first, second)
-    shop.ingest(as_of)
-    shop.has(first, second | {"customer_id": 9})
-    shop.ingest(as_of + DAY)
-    one, nine = shop.online(as_of + DAY, 1, 9)
+def test_an_order_that_moves_leaves_nothing_of_it_online(corrected):
+    _, _, online = corrected
+    assert (online[11]["total_orders_30d"], online[11]["lifetime_value"]) == (1, 13.0)
+    assert (online[12]["lifetime_orders"], online[12]["days_since_last_order"]) == (1, 2)
+    assert online[13] is None
+
+
+def test_an_order_taken_from_its_customer_lowers_what_is_online(corrected):
+    _, _, online = corrected
+    names = ("total_orders_30d", "total_orders_90d", "lifetime_orders")
     # Its newest row is now 20 days old: the first order leaving the window of 30 days.
-    assert (one["total_orders_30d"], one["total_orders_90d"], one["lifetime_orders"]) == (0, 1, 1)
-    assert nine["lifetime_value"] == 7.0
+    assert [online[21][name] for name in names] == [0, 1, 1]
+    assert online[29]["lifetime_value"] == 7.0
 
 
 def test_a_late_row_is_not_missed_by_the_incremental_materialisation(shop, as_of):
@@ -205,7 +213,7 @@ def test_history_and_online_agree_through_plain_feast(shop, as_of):
     by_customer = {row["customer_id"]: row for row in history.to_pylist()}
     for customer, found in enumerate(shop.online(as_of, *range(1, 8)), 1):
         assert found == {name: by_customer[customer][name] for name in SPEC.features}
-    plain = open_store(shop.settings, 5.0).get_online_features(
+    plain = open_store(shop.settings, 60).get_online_features(
         ["customer_features:total_orders_30d"], [{"customer_id": 1}]
     )
     assert plain.to_dict()["total_orders_30d"] == [by_customer[1]["total_orders_30d"]]
@@ -214,9 +222,8 @@ def test_history_and_online_agree_through_plain_feast(shop, as_of):
 def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
     shop.has(order(1, 1, as_of - DAY))
     shop.ingest(as_of)
-    flush = [str(BIN / "redis-cli"), "-p", str(shop.settings.redis_port), "flushall"]
-    subprocess.run(flush, check=True, capture_output=True)
-    reader = OnlineFeatures(shop.settings, SPEC.feature_service, tuple(SPEC.features))
+    Redis(port=shop.settings.redis_port).flushall()
+    reader = online_reader(shop.settings, SPEC.feature_service, SPEC.features)
     with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
         reader.ping()
     shop.ingest(as_of + timedelta(hours=1))
@@ -238,17 +245,19 @@ def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, 
         except Exception as exc:  # noqa: BLE001
             failed.append(exc)
 
-    with redis_server(port, tmp_path / "before"):
-        shop.has(old)
-        shop.ingest(as_of)
-        redis = Redis(port=port)
-        redis.client_pause(300_000, all=False)  # holds writes, not reads
-        shop.has(old, new)
-        writer = Thread(target=ingest_more)
-        writer.start()
-        wait_until("a held write", lambda: any(c["cmd"] == "eval" for c in redis.client_list()))
-    with redis_server(port, tmp_path / "after"):
-        writer.join(60)
+    standby = unused_port()
+    with redis_server(standby, tmp_path / "after"):
+        with redis_server(port, tmp_path / "before"):
+            shop.has(old)
+            shop.ingest(as_of)
+            redis = Redis(port=port)
+            redis.client_pause(300_000, all=False)  # holds writes, not reads
+            shop.has(old, new)
+            writer = Thread(target=ingest_more)
+            writer.start()
+            wait_until("a held write", lambda: "eval" in {c["cmd"] for c in redis.client_list()})
+        Redis(port=standby).config_set("port", port)  # there before the writer gives up
+        writer.join(600)
         assert failed == []
         found = shop.online(as_of + DAY, 1, 2)
     assert [row["lifetime_orders"] for row in found] == [1, 1]

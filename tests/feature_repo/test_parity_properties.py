@@ -24,7 +24,6 @@ from feature_repo.ingest import catch_up, raw_table
 from feature_repo.parity import SECONDS, same
 from feature_repo.store import FeatureStore, open_store
 from feature_repo.view_links import view_path
-from tests.feature_repo.conftest import emptied
 from tests.feature_repo.test_incremental import VIEW, rows_of
 
 pytestmark = [
@@ -221,7 +220,7 @@ def any_seed(examples: int):
 @pytest.mark.parametrize("engine", ["duckdb", pytest.param("spark", marks=pytest.mark.nightly)])
 @any_seed(2)
 def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed):
-    settings = emptied(template).model_copy(update={"engine": engine})
+    settings = template.restore().model_copy(update={"engine": engine})
     chance = Random(seed)
     batches, store = batches_of(chance), FeatureStore(settings)
     raw, standing = raw_table(settings, ORDERS), dict[int, Order]()
@@ -243,7 +242,7 @@ def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed
 @any_seed(2)
 def test_what_happens_later_changes_nothing_before(template, engine, seed):
     """Rows after a moment added, changed, removed: up to it every value is the same to the bit."""
-    settings = emptied(template).model_copy(update={"engine": engine})
+    settings = template.restore().model_copy(update={"engine": engine})
     chance = Random(seed)
     orders = [order for batch in batches_of(chance) for order in batch]
     raw, store = raw_table(settings, ORDERS), FeatureStore(settings)

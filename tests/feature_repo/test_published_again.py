@@ -14,9 +14,9 @@ from tests.feature_repo.test_online_store import key
 SERVICE = "customer_churn_v1"
 
 
-def test_a_view_published_again_has_no_values_of_before(applied, as_of):
-    ingest(applied, "orders", as_of)
-    store, gone = open_store(applied, 5), 999_999  # a customer of whom no order is known
+def test_a_view_published_again_has_no_values_of_before(small, as_of):
+    ingest(small, "orders", as_of)
+    store, gone = open_store(small, 60), 999_999  # a customer of whom no order is known
     shipped, online = (
         store.get_feature_view("customer_features"),
         store._get_provider().online_store,
@@ -36,17 +36,17 @@ def test_a_view_published_again_has_no_values_of_before(applied, as_of):
     published_again.materialization_intervals = []
     store.apply(published_again)
     assert orders(gone) == [7]
-    assert freshness(applied, "orders").not_built == (
+    assert freshness(small, "orders").not_built == (
         "customer_features: applied, not built (never brought online); run: gyre ingest orders",
     )
     before = orders(4)
-    ingest(applied, "orders", as_of)
+    ingest(small, "orders", as_of)
     assert (orders(gone), orders(4)) == ([None], before)
-    assert freshness(applied, "orders").not_built == ()
+    assert freshness(small, "orders").not_built == ()
 
 
-def test_ingest_and_the_shipped_definitions_again_are_no_change(applied, as_of):
-    before = FeatureStore(applied).definition_hash(SERVICE)
-    ingest(applied, "orders", as_of)
-    assert FeatureStore(applied).watermark(load_dataset("orders")) == as_of
-    assert FeatureStore(applied).definition_hash(SERVICE) == before
+def test_ingest_and_the_shipped_definitions_again_are_no_change(small, as_of):
+    before = FeatureStore(small).definition_hash(SERVICE)
+    ingest(small, "orders", as_of)
+    assert FeatureStore(small).watermark(load_dataset("orders")) == as_of
+    assert FeatureStore(small).definition_hash(SERVICE) == before

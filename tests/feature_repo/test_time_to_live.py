@@ -13,8 +13,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from core.timestamps import microseconds
-from feature_repo.online import OnlineFeatures
 from feature_repo.store import FeatureStore, open_store
+from tests.feature_repo.conftest import online_reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 TICK, DAY = timedelta(microseconds=1), timedelta(days=1)
@@ -26,7 +26,7 @@ NAMES = ("stock", "price", "stock_or_none")
 @pytest.fixture
 def snapshots(applied, tmp_path):
     """Of entity 1 a stock level that holds for a day and a price that holds for ever, online."""
-    store = open_store(applied, 5)
+    store = open_store(applied, 60)
     customer = store.get_entity("customer")
 
     def view(name, kind, dtype, ttl):
@@ -69,7 +69,7 @@ def test_a_value_holds_until_it_is_exactly_its_time_to_live_old(snapshots, age, 
         "stock": None, "price": 7.0, "stock_or_none": -1,
     }  # fmt: skip
     assert offline(snapshots, SEEN + age) == [expected]
-    reader = OnlineFeatures(snapshots, "snapshots", NAMES)
+    reader = online_reader(snapshots, "snapshots", NAMES)
     assert reader.read([ONE], SEEN + age) == [expected]
     reader.close()
 
@@ -83,7 +83,7 @@ def test_plain_feast_reads_have_values_of_any_age(snapshots):
 
 
 def test_an_entity_of_which_all_is_too_old_is_unknown(snapshots):
-    reader = OnlineFeatures(snapshots, "snapshots", ("stock",))
+    reader = online_reader(snapshots, "snapshots", ["stock"])
     assert reader.read([ONE, TWO], SEEN + DAY) == [{"stock": 7}, None]
     assert reader.read([ONE, TWO], SEEN + DAY + TICK) == [None, None]
     reader.close()

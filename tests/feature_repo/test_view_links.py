@@ -14,10 +14,17 @@ from tests.s3 import s3_server
 ONE, TWO = (f"v.{'a' * 16}.{version}" for version in (1, 2))
 
 
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s3")
+    with pytest.MonkeyPatch.context() as patch, s3_server(folder, patch):
+        yield "s3://gyre"
+
+
 @pytest.fixture
-def hosts(tmp_path, monkeypatch):
-    with s3_server(tmp_path, monkeypatch):
-        yield [new_settings(tmp_path / str(n), data_url="s3://gyre/a") for n in range(2)]
+def hosts(bucket, tmp_path):
+    url = f"{bucket}/{tmp_path.name}"
+    return [new_settings(tmp_path / str(n), data_url=url) for n in range(2)]
 
 
 def write(settings, folder, old, **files):
