@@ -53,6 +53,11 @@ class Console:
         assert answer.status_code == 200, answer.text
         return answer.text
 
+    def page_with(self, text: str, model: str = "") -> str:
+        """The page once `text` is on it: of what is slow to answer it says that it is unknown."""
+        wait_until(text, lambda: text in self.page(model))
+        return self.page(model)
+
 
 FEATURES = {"total_orders_30d": 0.31, "lifetime_orders": 0.02, "customer_tenure_days": 7.7}
 
@@ -95,7 +100,7 @@ def console(rig: Any, served: Any) -> Iterator[Console]:  # noqa: F811
     command = [sys.executable, "-c", PROGRAM, str(written)]
     with (
         running(command, rig.folder / "console.log", **process_environment(settings)) as process,
-        httpx.Client(base_url=settings.console_address, timeout=30) as client,
+        httpx.Client(base_url=settings.console_address, timeout=300) as client,
     ):
         wait_until("console", lambda: answers(f"{settings.console_address}/health/live"))
         yield Console(client, process, written)

@@ -63,10 +63,17 @@ class Night:
             records.alert_delivered(1)
 
 
+@pytest.fixture(scope="module")
+def consumer(rig: Any, served: Any) -> Iterator[ExitStack]:
+    """What closes the rig's consumer."""
+    with ExitStack() as opened:
+        opened.enter_context(rig.consuming())
+        yield opened
+
+
 @pytest.fixture
-def night(rig: Any, served: Any, tmp_path: Path) -> Iterator[Night]:
-    with ExitStack() as consumer, ExitStack() as undo:
-        consumer.enter_context(rig.consuming())
+def night(rig: Any, served: Any, consumer: ExitStack, tmp_path: Path) -> Iterator[Night]:
+    with ExitStack() as undo:
         own = rig.settings.model_copy(update={"home": tmp_path})
         made = Night(rig, own, served.first, consumer, undo)
         made.promoted(1, None, served.first, "test", "because")
@@ -102,9 +109,13 @@ def is_refused(night: Night) -> None:
 
 def fails_its_gates(night: Night) -> None:
     tracking, tags = Tracking(night.settings), {"as_of": night.now.isoformat(), "reason": "drift"}
-    key = f"refused {night.now}"
-    run_id = tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
-    tracking.end(run_id, "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61")
+
+    def begun() -> str:
+        key = f"{night.now}"
+        return tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
+
+    night.undo.callback(lambda: tracking.finish(begun(), "FINISHED"))
+    tracking.end(begun(), "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61")
 
 
 def harms(night: Night) -> None:
@@ -118,50 +129,59 @@ def harms(night: Night) -> None:
 SAID = {
     harms: ("Version 9 did harm and was taken back", "60 of 110 predictions failed", "#ledger"),
     is_refused: ("Serving refuses version ", "model.onnx: inputs are", "gyre rollback"),
-    dies: ("Events are not processed", "no consumer reads the events since", "gyre logs consumer"),
     stands_still: ("Ingest of orders stands still", "6 h, at most 2 h", "/dags/ingest/runs"),
     drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
     fails_its_gates: ("was refused by its gates", "log_loss better_than_trivial", "#versions"),
+    # Last: the consumer stays dead.
+    dies: ("Events are not processed", "no consumer reads the events since", "gyre logs consumer"),
 }
 
 
 @contextmanager
 def pages(night: Night) -> Iterator[httpx.Client]:
     with console(night.rig, home=night.settings.home, console_port=unused_port()) as (client, _):
+        client.timeout = 300
         yield client
 
 
-def problem_list(client: httpx.Client) -> list[str]:
-    found = re.findall(r"<li.*?</li>", client.get("/").text, flags=re.DOTALL)
-    return [unescape(each) for each in found]
+def problem_list(page: str) -> list[str]:
+    return [unescape(each) for each in re.findall(r"<li.*?</li>", page, flags=re.DOTALL)]
 
 
 @pytest.mark.parametrize("fault", SAID, ids=lambda fault: fault.__name__)
 def test_the_start_page_names_the_fault_first_and_says_what_to_do(
     night: Night, fault: Callable[[Night], None]
 ) -> None:
+    young = "is too young, or asked too little, for a verdict"
+
+    def is_named() -> bool:
+        """Whether it is all that the page tells: what is slow to answer is unknown meanwhile."""
+        page = client.get("/").text
+        first, *others = problem_list(page) or [""]
+        return (
+            all(said in first for said in (*SAID[fault], 'class="do"'))
+            and "<title>Gyre: The loop needs a look: 1 thing to do</title>" in page
+            and all(young in other for other in others)
+        )
+
     fault(night)
     with pages(night) as client:
-        wait_until("word of it", lambda: SAID[fault][0] in "".join(problem_list(client)[:1]), 30)
-        first = problem_list(client)[0]
-        assert all(said in first for said in SAID[fault]), first
-        assert 'class="do"' in first
-        assert "<title>Gyre: The loop needs a look: 1 thing to do</title>" in client.get("/").text
-        young = "is too young, or asked too little, for a verdict"
-        assert all(young in other for other in problem_list(client)[1:])
+        wait_until("word of it", is_named)
 
 
 def test_of_several_faults_the_worst_is_first(night: Night) -> None:
-    for fault in (drifts, stands_still, harms, dies):
+    faults = (harms, dies, stands_still, drifts)
+
+    def are_first() -> bool:
+        found = problem_list(client.get("/").text)
+        return len(found) >= len(faults) and all(
+            SAID[fault][0] in text for fault, text in zip(faults, found, strict=False)
+        )
+
+    for fault in reversed(faults):
         fault(night)
     with pages(night) as client:
-        wait_until("word of all", lambda: "Events are not" in "".join(problem_list(client)), 20)
-        found = problem_list(client)
-        places = [
-            next(place for place, text in enumerate(found) if SAID[fault][0] in text)
-            for fault in (harms, dies, stands_still, drifts)
-        ]
-        assert places == [0, 1, 2, 3]
+        wait_until("word of all", are_first)
 
 
 def test_one_cause_of_several_models_is_one_problem_and_a_healthy_loop_has_none() -> None:

@@ -199,7 +199,7 @@ def test_a_window_of_nothing_is_empty(settings):
 def test_a_file_that_was_just_begun_is_never_taken_for_a_closed_one(settings):
     """The writer rotates all the time and the collector looks all the time: no row is lost."""
     log = AppendLog(settings.home / "serving" / "log", "predictions")
-    total, done = 4000, threading.Event()
+    total, done = 2000, threading.Event()
 
     def write_and_rotate():
         for number in range(total):

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -22,6 +21,7 @@ from monitoring.collect import OUTCOMES, PREDICTIONS, outcomes, predictions
 from monitoring.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
+from tests.preloaded import commands_folder
 from training.batch import PARTITION, SCORES, scores
 
 NOW, DAY = datetime(2026, 11, 20, 12, tzinfo=UTC), timedelta(days=1)
@@ -145,8 +145,8 @@ def test_while_a_spec_is_broken_predictions_stay_as_its_model_may_need_them(home
     (tmp_path / "models" / "torn.toml").write_text('name = "torn"\nseed =\n')
     command = "from cli.main import app; app()", "maintain", "--as-of", NOW.isoformat(), "--json"
     done = subprocess.run(
-        [sys.executable, "-c", *command], cwd=tmp_path, capture_output=True, text=True, check=False,
-        env=process_environment(home) | {"PYTHONPATH": str(tmp_path)},
+        [commands_folder() / "python", "-c", *command], cwd=tmp_path, capture_output=True,
+        text=True, check=False, env=process_environment(home) | {"PYTHONPATH": str(tmp_path)},
     )  # fmt: skip
     assert done.returncode == 1, done.stderr
     freed = {part["what"]: part for part in json.loads(done.stdout)}

@@ -152,7 +152,7 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
         assert (waits.action, world.look().action) == ("hold", "hold")
         assert "it has answered 99 of 100 requests" in waits.summary
         world.serving.answers(role, "2", share - 99)
-        assert world.look(minutes=9).action == "hold"
+        assert world.look(minutes=5).action == "hold"
         said.append(world.look().summary)
         again = world.look()  # what the step before has seen does not count for this one
         assert (again.action, again.evidence.challenger.answered) == ("hold", 0)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -46,9 +47,10 @@ from tests.conftest import (
     running,
     wait_until,
 )
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from core.settings import Settings
 
@@ -71,6 +73,8 @@ from core.settings import load_settings
 
 ingest(load_settings(), "orders", datetime.now(UTC))
 """
+NOT_READ = re.compile('"(cache|defaults)"')
+"""`features_from` of an answer for which Redis took too long."""
 PANDAS_TYPES = {"int64": "int64", "double": "float64", "string": "object"}
 
 
@@ -188,7 +192,7 @@ class Rig:
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=settings.serving_address, timeout=60) as client,
         ):
-            wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"), 40)
+            wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
             yield client, process
 
     @contextmanager
@@ -198,7 +202,7 @@ class Rig:
         log.touch()
         before = log.stat().st_size
         with running(command, log, **process_environment(self.settings)) as process:
-            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[before:], 120)
+            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[before:])
             wait_until("its reads", lambda: consumer_problem(self.settings) is None)
             yield process
 
@@ -222,7 +226,7 @@ class Rig:
         """`feast apply`, then the real ingest of the shipped orders."""
         feast_apply(self.settings)
         done = subprocess.run(
-            [sys.executable, "-c", INGEST],
+            [commands_folder() / "python", "-c", INGEST],
             cwd=PROJECT,
             env=process_environment(self.settings),
             capture_output=True,
@@ -232,10 +236,10 @@ class Rig:
 
     wait_until = staticmethod(wait_until)
 
-    def known_to_be_ready(self, client: httpx.Client, seconds: float = 60) -> None:
+    def known_to_be_ready(self, client: httpx.Client, seconds: float = 900) -> None:
         wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
 
-    def answers_as(self, client: httpx.Client, version: str, seconds: float = 20) -> None:
+    def answers_as(self, client: httpx.Client, version: str, seconds: float = 900) -> None:
         """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
         wait_until(
             f"version {version}",
@@ -246,15 +250,41 @@ class Rig:
     def predict(client: httpx.Client, key: int = KNOWN) -> httpx.Response:
         return client.post("/predict", json={"customer_id": key})
 
+    @staticmethod
+    def online(ask: Callable[[], httpx.Response]) -> httpx.Response:
+        """Ask until the answer is made of what Redis says: a busy one is not waited for."""
+        answers: list[httpx.Response] = []
+
+        def is_read() -> bool:
+            answers.append(ask())
+            return not answers[-1].is_success or not NOT_READ.search(answers[-1].text)
+
+        wait_until("an answer from Redis", is_read)
+        return answers[-1]
+
+    def predict_online(self, client: httpx.Client, key: int = KNOWN) -> httpx.Response:
+        return self.online(lambda: self.predict(client, key))
+
     def rows(self, kind: str = "predictions", home: Path | None = None) -> list[dict[str, Any]]:
         files = sorted(((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl"))
         rows = [row for file in files for row in read_rows(file)[0]]
         return sorted(rows, key=lambda row: row["received"])
 
 
+SERVERS = pytest.StashKey[Rig]()
+SERVER = pytest.StashKey["Served"]()
+
+
 @pytest.fixture(scope="session")
-def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
-    """Redis with the real features, and MLflow; nothing registered yet."""
+def rig(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+    """Redis with the real features, and MLflow; nothing registered yet.
+
+    A folder of tests that imports this fixture, and `served`, has them as fixtures of its own:
+    who comes first makes them, for all.
+    """
+    if SERVERS in pytestconfig.stash:
+        yield pytestconfig.stash[SERVERS]
+        return
     folder = tmp_path_factory.mktemp("serving")
     settings = new_settings(folder / "home", demo_start=None)
     with ExitStack() as opened, ThreadPoolExecutor() as beside:
@@ -263,6 +293,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
         filled = beside.submit(made.fill_features)
         made.start_mlflow()
         filled.result()
+        pytestconfig.stash[SERVERS] = made
         yield made
 
 
@@ -278,8 +309,11 @@ class Served:
 
 
 @pytest.fixture(scope="session")
-def served(rig: Rig) -> Iterator[Served]:
+def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
     """One server for the tests that leave it as it was: version `first` in production."""
+    if SERVER in pytestconfig.stash:
+        yield pytestconfig.stash[SERVER]
+        return
     with rig.serving() as (client, process):
         wait_until("Redis", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
         wait_until("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
@@ -289,4 +323,6 @@ def served(rig: Rig) -> Iterator[Served]:
         first, second = rig.register(-1.0).version, rig.register(0.5).version
         rig.promote(first)
         rig.known_to_be_ready(client)
-        yield Served(client, process, empty, first, second)
+        made = Served(client, process, empty, first, second)
+        pytestconfig.stash[SERVER] = made
+        yield made

@@ -34,7 +34,7 @@ OK, REFUSED, NO_ANSWER = 200, 429, 0
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 REFUSED_SECONDS = 1.0
 """How long who is refused waits before it asks again; the server says so in Retry-After."""
-PATIENCE = 10.0
+PATIENCE = 60.0
 """Seconds after the end for which answers under way are waited for."""
 
 

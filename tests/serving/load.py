@@ -1,4 +1,4 @@
-"""Requests without pause, and what came back.
+"""Requests until a test has seen enough, and what came back.
 
 They are asked by a process of their own (this file is its program): one that has imported all that
 the tests do is stopped by its garbage collector for 0.2 to 0.5 s, and would measure that.
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 FAILED = 0
 """The status of a request that got no answer."""
+PAUSE = 0.01
+"""Seconds from an answer to the next request: without, both cores have nothing else to do."""
 
 
 class Answered(NamedTuple):
@@ -41,22 +43,26 @@ class Answered(NamedTuple):
 
 
 @contextmanager
-def under_load(client: httpx.Client, workers: int = 2) -> Iterator[list[Answered]]:
+def under_load(
+    client: httpx.Client, workers: int = 2, pause: float = PAUSE
+) -> Iterator[list[Answered]]:
     """Ask from `workers` connections at once until the block ends; one that fails stops."""
     answers: list[Answered] = []
     began = threading.Event()
-    command = [sys.executable, __file__, str(client.base_url), str(workers)]
+    command = [sys.executable, __file__, str(client.base_url), str(workers), str(pause)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
 
         def listen() -> None:
             for line in asking.stdout or ():
                 answers.append(Answered(*json.loads(line)))
                 began.set()
+            began.set()
 
         listening = threading.Thread(target=listen)
         listening.start()
         try:
-            assert began.wait(20), "no answer to the first request"
+            began.wait(600)
+            assert answers, "no answer to the first request"
             yield answers
         finally:
             if asking.stdin:
@@ -64,12 +70,12 @@ def under_load(client: httpx.Client, workers: int = 2) -> Iterator[list[Answered
             listening.join()
 
 
-def ask(address: str, workers: int) -> None:
+def ask(address: str, workers: int, pause: float) -> None:
     """Write each answer as a line; until the input ends."""
     stop, writing = threading.Event(), threading.Lock()
 
     def load() -> None:
-        with httpx.Client(base_url=address, timeout=10) as own:
+        with httpx.Client(base_url=address, timeout=60) as own:
             status = 200
             while status != FAILED and not stop.is_set():
                 asked = time.monotonic()
@@ -82,6 +88,7 @@ def ask(address: str, workers: int) -> None:
                 with writing:
                     sys.stdout.write(f"{line}\n")
                     sys.stdout.flush()
+                time.sleep(pause)
 
     threads = [threading.Thread(target=load) for _ in range(workers)]
     for thread in threads:
@@ -93,4 +100,4 @@ def ask(address: str, workers: int) -> None:
 
 
 if __name__ == "__main__":
-    ask(sys.argv[1], int(sys.argv[2]))
+    ask(sys.argv[1], int(sys.argv[2]), float(sys.argv[3]))

@@ -26,7 +26,7 @@ from tests.s3 import s3_server
 if TYPE_CHECKING:
     from pathlib import Path
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1200)]
+pytestmark = pytest.mark.nightly
 BIN = CLONE / ".venv-dynamodb" / "bin"
 """Where aiobotocore is, which Feast's store imports, with the older boto3 that it wants."""
 MODEL, KNOWN = "customer_churn_model", 4

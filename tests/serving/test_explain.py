@@ -40,7 +40,7 @@ def counted(client: Any, metric: str) -> float:
 
 @pytest.mark.parametrize("path", PATHS)
 def test_an_explanation_adds_up_to_what_predict_answers(rig: Any, served: Any, path: str) -> None:
-    predicted = rig.predict(served.client).json()
+    predicted = rig.predict_online(served.client).json()
     answer = ask(served.client, path)
     assert answer.status_code == 200, answer.text
     found = answer.json()
@@ -81,7 +81,7 @@ def test_it_is_no_prediction_and_is_counted_as_a_request(rig: Any, served: Any) 
     assert counted(served.client, asked) == requests + 1
 
 
-def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(served: Any) -> None:
+def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(rig: Any, served: Any) -> None:
     for status, said, path, body in (
         (404, "customer_id 99999999", "/explain", {"customer_id": 99_999_999}),
         (404, "nobody", "/models/nobody/explain", {}),
@@ -89,7 +89,7 @@ def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(served: Any) 
         (422, "lifetime_value", "/explain", {"features": FEATURES | {"lifetime_value": "much"}}),
         (422, "query.merge", "/explain?merge=perhaps", {}),
     ):
-        answer = ask(served.client, path, **body)
+        answer = rig.online(lambda: ask(served.client, path, **body))  # noqa: B023
         assert answer.status_code == status
         assert said in answer.text
     assert served.client.get("/explain").status_code == 405

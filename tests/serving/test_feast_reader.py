@@ -79,13 +79,13 @@ def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(tmp
     async def read():
         features = source(tmp_path, store)
         await features.probe()
+        moments = [NOON + DAY, NOON + DAY + TICK, NOON]
+        found = await shop.online(features, [known, known, unknown], moments)
         assert (features.problem, features.watermark) == (None, None)
-        found = await features.read([known, known, unknown], [NOON + DAY, NOON + DAY + TICK, NOON])
         await features.close()
         return found
 
-    rows, origin = asyncio.run(read())
-    assert origin == "online"
+    rows = asyncio.run(read())
     assert rows[0] == FOUND | {"seen_days": 4}
     assert rows[1] == FOUND | {"seen_days": 4, "stock": None}
     assert rows[2] == dict.fromkeys(NAMES) | {"label": "none!"}  # as the function has it
@@ -102,13 +102,12 @@ def test_request_data_reaches_the_store(tmp_path, store):
         reader = FeastReader(settings, SERVICES[5].name, names, store)
         features = FeatureSource(settings, None, reader=reader)
         await features.probe()
-        assert features.problem is None
-        found = await features.read([row, row | {"items": 3}], [NOON, NOON])
+        found = await shop.online(features, [row, row | {"items": 3}])
         await features.close()
         return found
 
     offered = {"above": 12.5, "offer": f"ten:{'x' * 128}", "more": 2 + SEVENTH} | typed
-    assert asyncio.run(read()) == ([offered, offered | {"more": 3 + SEVENTH}], "online")
+    assert asyncio.run(read()) == [offered, offered | {"more": 3 + SEVENTH}]
 
 
 def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, store):
@@ -117,7 +116,7 @@ def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, stor
     async def read():
         features = source(tmp_path, store)
         await features.probe()
-        before = await features.read(key, [NOON])
+        before = await shop.online(features, key)
         other = sqlite3.connect(tmp_path / "online.db", isolation_level=None)
         other.execute("BEGIN EXCLUSIVE")  # the store waits for 5 s
         during = await features.read(key, [NOON])
@@ -131,5 +130,5 @@ def test_a_store_that_fails_or_hangs_leaves_the_last_known_values(tmp_path, stor
         return before, during, problem, after
 
     before, during, problem, after = asyncio.run(read())
-    assert (before, after) == (([FOUND], "online"), ([FOUND], "online"))
+    assert (before, after) == ([FOUND], ([FOUND], "online"))
     assert (during, problem) == (([FOUND], "cache"), "Feast: no answer within 0.5 s")

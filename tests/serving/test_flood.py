@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from tests.conftest import at_most
 from tests.serving.flood import NO_ANSWER, OK, load, post
 
 if TYPE_CHECKING:
@@ -37,12 +38,12 @@ def answering(*answers: bytes, slowly: float = 0.0) -> Iterator[int]:
         thread = threading.Thread(target=serve)
         thread.start()
         yield server.getsockname()[1]
-        thread.join(10)
+        thread.join()
 
 
 def test_each_answer_is_counted_once_by_its_status_and_a_closed_connection_has_failed() -> None:
     with answering(CONSTANT, REFUSAL, CONSTANT) as port:
-        result = load(port, [ASKED], 1, seconds=0.5)
+        result = load(port, [ASKED], 1, seconds=5)
     assert result.statuses in ([OK, 503, OK], [OK, 503, OK, NO_ANSWER])
     assert len(result.durations_of(503)) == 1
     assert result.failed == len(result.statuses) - 2
@@ -51,12 +52,14 @@ def test_each_answer_is_counted_once_by_its_status_and_a_closed_connection_has_f
 def test_what_is_due_while_no_connection_is_free_waits_since_then() -> None:
     with answering(*[CONSTANT] * 100, slowly=0.05) as port:
         result = load(port, [ASKED], 1, seconds=0.3, rate=1000)
-    assert 3 <= len(result.durations) <= 7
-    assert result.statuses == [OK] * len(result.durations)
-    assert result.ms(100) > 150  # each answer took 50
+    answered = len(result.durations)
+    assert 1 <= answered <= 7
+    assert result.statuses == [OK] * answered
+    assert result.ms(100) > 40 * answered  # each answer took 50, and all were due at once
 
 
+@pytest.mark.timed
 def test_requests_at_a_rate_are_sent_at_that_rate() -> None:
     with answering(*[CONSTANT] * 200) as port:
         result = load(port, [ASKED], 1, seconds=1, rate=100)
-    assert len(result.statuses) == pytest.approx(100, abs=20)
+    assert 100 / at_most(1.25) <= len(result.statuses) <= 120

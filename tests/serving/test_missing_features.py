@@ -34,7 +34,7 @@ def refusing(rig: Any, home: Path, body: Any, monkeypatch: pytest.MonkeyPatch) -
             app.app.router.lifespan_context(app.app),
             httpx.AsyncClient(transport=transport, base_url="http://test") as client,
         ):
-            for _ in range(400):
+            for _ in range(12_000):
                 state = await client.get("/v1/models/customer_churn_model")
                 redis = (await client.get("/health/ready")).json()["resources"]["redis"]
                 if state.status_code == 200 and redis["detail"] != "not opened yet":
@@ -73,8 +73,7 @@ def test_a_stored_null_is_as_in_training_a_text_of_its_own(rig: Any, served: Any
     }  # fmt: skip
     frame = pd.DataFrame([row]).astype({"customer_segment": "string"})
     open_store(rig.settings, 5.0).write_to_online_store("customer_features", frame)
-    answer = served.client.post("/predict", json={"customer_id": HOLES + 1}).json()
-    assert answer["features_from"] == "online"
+    answer = rig.predict_online(served.client, HOLES + 1).json()
     logged = next(r for r in rig.rows() if r["request_id"] == answer["request_id"])
     assert logged["features"]["customer_segment"] == MISSING
 
@@ -85,7 +84,7 @@ def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwi
     row = {"customer_id": holes}
     filled = {**row, "features": {"days_since_last_order": 12}}
     assert served.client.post("/predict", json=row).json()["features_from"] == "defaults"
-    merged = served.client.post("/predict?merge=true", json=filled).json()
+    merged = rig.online(lambda: served.client.post("/predict?merge=true", json=filled)).json()
     assert merged["features_from"] == "merged"
     logged = next(r for r in rig.rows() if r["request_id"] == merged["request_id"])
     assert logged["features"]["lifetime_value"] is None

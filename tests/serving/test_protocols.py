@@ -79,10 +79,11 @@ def test_a_triton_client_infers_by_key(rig: Any, served: Any, client: Any, binar
         answer = client.infer(rig.spec.name, [of_keys(binary)], request_id="mine", outputs=outputs)
         said = answer.get_response()
         assert (said["id"], said["model_version"]) == ("mine", served.first)
-        plain = served.client.post("/predict/batch", json=[{"customer_id": key} for key in KEYS])
+        body = [{"customer_id": key} for key in KEYS]
+        plain = rig.online(lambda: served.client.post("/predict/batch", json=body))  # noqa: B023
         expected = [row["probability"] for row in plain.json()]
         assert answer.as_numpy("score").tolist() == expected
-    assert answer.as_numpy("features_from").tolist() == [b"online"] * 3
+    assert {*answer.as_numpy("features_from").tolist()} <= {b"online", b"cache"}
     assert answer.as_numpy("logged").tolist() == [True] * 3
     ids = {found.decode() for found in answer.as_numpy("request_id").tolist()}
     assert ids <= {row["request_id"] for row in rig.rows()}
@@ -126,9 +127,11 @@ def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(
     answer = client.invoke(data).get_predictions()
     assert list(answer) == list(own)
     np.testing.assert_allclose(answer["score"], own["score"].astype("float64"), atol=5e-7)
+    for key in KEYS:
+        rig.predict_online(served.client, key)
     by_key = client.invoke(pd.DataFrame({"customer_id": KEYS}))
     assert [row["customer_id"] for row in by_key["answers"]] == list(KEYS)
-    assert [row["features_from"] for row in by_key["answers"]] == ["online"] * 3
+    assert {row["features_from"] for row in by_key["answers"]} <= {"online", "cache"}
 
 
 def test_mlflows_formats_and_every_protocol_give_one_score(rig: Any, served: Any) -> None:

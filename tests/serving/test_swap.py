@@ -6,6 +6,7 @@ import time
 from typing import Any
 
 import onnxruntime as ort
+import pytest
 
 from serving.model import LoadedModel, Origin
 from serving.model_versions import ModelVersions, Roles
@@ -16,6 +17,7 @@ from tests.serving.conftest import contract, tiny_onnx
 from tests.serving.load import under_load
 
 
+@pytest.mark.timed
 def test_promotions_swap_within_5_s_and_no_request_fails(rig: Any, served: Any) -> None:
     with under_load(served.client) as answers:
         for version in (served.second, served.first, served.second, served.first):
