@@ -46,7 +46,7 @@ class Postgres:
     def stop(self) -> None:
         """As `systemctl restart` does: connections are ended."""
         self.process.send_signal(2)
-        self.process.wait(20)
+        self.process.wait(600)
 
     def answers(self) -> bool:
         with suppress(psycopg.OperationalError), psycopg.connect(self.address):

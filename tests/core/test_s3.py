@@ -17,7 +17,7 @@ import pytest
 from core.errors import DataError
 from core.settings import PROJECT
 from core.storage import Table
-from tests.conftest import new_settings
+from tests.conftest import at_most, new_settings
 from tests.postgres import postgres_server
 from tests.s3 import s3_server
 
@@ -25,9 +25,10 @@ SCHEMA = pa.schema({"id": pa.string(), "n": pa.int64(), "at": pa.timestamp("us",
 AT, DAY = datetime(2026, 11, 20, tzinfo=UTC), timedelta(days=1)
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    with s3_server(tmp_path, monkeypatch) as server:
+@pytest.fixture(scope="module")
+def bucket(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("s3")
+    with pytest.MonkeyPatch.context() as patch, s3_server(folder, patch) as server:
         yield server
 
 
@@ -36,9 +37,8 @@ def rows(*numbers, at=AT):
 
 
 def hosts(folder, count=2, **more):
-    return [
-        new_settings(folder / f"host {n}", data_url="s3://gyre/a/b", **more) for n in range(count)
-    ]
+    url = f"s3://gyre/a/{folder.name}"
+    return [new_settings(folder / f"host {n}", data_url=url, **more) for n in range(count)]
 
 
 def test_a_table_is_the_same_from_every_host(bucket, tmp_path):
@@ -84,11 +84,12 @@ def test_two_hosts_that_write_at_once_lose_nothing_and_double_nothing(bucket, tm
     with postgres_server(tmp_path / "postgres.log") as postgres:
         both = hosts(tmp_path, database_url=postgres.address)
         writers = [started(settings, 100 * n) for n, settings in enumerate(both, 1)]
-        assert [writer.wait(120) for writer in writers] == [0, 0]
+        assert [writer.wait(600) for writer in writers] == [0, 0]
         found = sorted(Table(both[0], "raw/t", SCHEMA).read()["n"].to_pylist())
         assert found == [0, *range(100, 112), *range(200, 212)]
 
 
+@pytest.mark.timed
 def test_a_bucket_that_goes_away_leaves_the_old_rows_and_the_next_write_is_whole(bucket, tmp_path):
     (settings,) = hosts(tmp_path, 1)
     table = Table(settings, "raw/t", SCHEMA)
@@ -99,7 +100,7 @@ def test_a_bucket_that_goes_away_leaves_the_old_rows_and_the_next_write_is_whole
         write = threads.submit(table.merge, rows(1, 2), ["id"], ["n"])
         with pytest.raises(DataError, match="table raw/t: "):
             write.result()
-    assert time.monotonic() - began < 90
+    assert time.monotonic() - began < at_most(90)
     bucket.send_signal(signal.SIGCONT)
     assert table.read()["id"].to_pylist() == ["r1"]
     table.merge(rows(1, 2), ["id"], ["n"])

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from threadpoolctl import threadpool_limits
 
 from core.shapley import COALITIONS, coalitions, shapley_values
 from training.estimators import build_pipeline
@@ -45,9 +46,13 @@ def scorer(kind: str, classes: int) -> Callable[..., Any]:
     push = frame["visits"] * frame["age"] + np.where(frame["region"] == "north", 2, 0)
     label = pd.qcut(push, classes, labels=False) if classes else push
     task = ("regression", "", "classification", "multiclass")[classes]
-    model = build_pipeline(kind, {}, FEATURES, 7, task).fit(frame, label)
+    trees = {"n_estimators": 20} if kind == "random_forest" else {"max_iter": 20}
+    with threadpool_limits(1):
+        model = build_pipeline(kind, trees, FEATURES, 7, task).fit(frame, label)
     file = export(model, FEATURES, classes if task == "multiclass" else 0)
-    session = onnxruntime.InferenceSession(file.SerializeToString())
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(file.SerializeToString(), options)
     return lambda rows: session.run(["score"], dict(rows))[0]
 
 

@@ -23,10 +23,16 @@ def free_port() -> int:
 
 
 @pytest.fixture(scope="session")
-def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
+    """A server that all tests of one worker share (tests/conftest.py)."""
     made = Settings(home=tmp_path_factory.mktemp("gyre"), mlflow_port=unused_port())
     with mlflow_server(made):
         yield made
+
+
+@pytest.fixture(scope="session")
+def settings(mlflow: Settings) -> Settings:
+    return mlflow
 
 
 @pytest.fixture(scope="session")

@@ -69,7 +69,7 @@ def receiving(kind, handler, port=0):
             yield server.server_address[1], server.received
         finally:
             server.shutdown()
-            thread.join(10)
+            thread.join()
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_what_many_see_at_once_one_delivers(tmp_path):
     together = threading.Barrier(8)
 
     def see(number):
-        together.wait(10)
+        together.wait(600)
         at = NOW + timedelta(milliseconds=number)
         with closing(Records(new_settings(tmp_path))) as records:
             return alert(settings, records, MODEL, CAUSE, MESSAGE, at)
@@ -239,7 +239,7 @@ def test_of_eight_that_see_a_cause_for_the_first_time_at_once_each_counts_in_one
     def look(_):
         with closing(Records(anywhere)) as records:
             for n in range(15):
-                together.wait(20)
+                together.wait(600)
                 records.count_alert(MODEL, f"cause {n}", MESSAGE, NOW)
 
     with ThreadPoolExecutor(8) as pool:

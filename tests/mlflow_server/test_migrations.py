@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import sqlite3
 import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from mlflow_server.migrations import HEAD
 from mlflow_server.records import Records
 from mlflow_server.window_details import WindowDetails
 from tests.conftest import new_settings
+from tests.preloaded import commands_folder
 
 KEPT = Path(__file__).parents[1] / "data" / "ledger-519f761.sql"
 """Made by the code of that commit, before there were revisions and the table `windows`."""
@@ -68,13 +68,13 @@ def test_a_kept_home_is_brought_to_this_release_with_every_row(kept):
 
 
 def test_of_processes_that_open_a_kept_home_at_once_one_migrates(kept):
-    command = [sys.executable, "-c", OPEN, str(kept.home)]
+    command = [commands_folder() / "python", "-c", OPEN, str(kept.home)]
     together = [
         subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         for _ in range(4)
     ]
     for process in together:
-        out, err = process.communicate(timeout=100)
+        out, err = process.communicate(timeout=600)
         assert (process.returncode, out) == (0, b"3\n"), err.decode()
     assert revision(kept.home) == [(HEAD,)]
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 import uuid
 import warnings
@@ -25,6 +24,7 @@ from mlflow_server.served_model import wrong_files
 from mlflow_server.tracking import Tracking
 from tests.conftest import at_most
 from tests.mlflow_server.conftest import stages
+from tests.preloaded import commands_folder
 from training.estimators import build_pipeline
 from training.onnx_export import export
 
@@ -93,6 +93,7 @@ def run_id(settings: Settings) -> str:
     return Tracking(settings).start_or_find_run("registration", uuid.uuid4().hex, "run", {})
 
 
+@pytest.mark.timed
 def test_a_registered_model_is_an_ordinary_mlflow_model(
     settings: Settings, registry: Registry, ledger: Ledger, run_id: str, tmp_path: Path
 ) -> None:
@@ -169,8 +170,9 @@ def test_killed_before_upload_or_version_the_next_try_makes_one(
 ) -> None:
     name, here = f"m{run_id[:12]}", __file__.rsplit("/", 1)[0]
     place = [str(settings.home), str(settings.mlflow_port), name, run_id, str(tmp_path / "files")]
-    died = subprocess.run([sys.executable, "-c", KILLED, here, *place, at], check=False)
-    assert died.returncode == -signal.SIGKILL
+    command = [commands_folder() / "python", "-c", KILLED, here, *place, at]
+    died = subprocess.run(command, check=False)
+    assert died.returncode == 128 + signal.SIGKILL
     assert registry.versions(name) == []
     version = registered(settings, name, run_id, tmp_path / "files")
     assert registry.versions(name) == [version]

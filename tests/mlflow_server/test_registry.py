@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
@@ -17,6 +16,7 @@ from core.settings import Settings
 from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.registry import Registry
 from tests.conftest import at_most
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -36,6 +36,7 @@ def test_versions_are_our_own_small_type(registry: Registry, model: str) -> None
     assert (version.model, version.version, version.tags) == (model, "2", {})
 
 
+@pytest.mark.timed
 def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None:
     registry = Registry(Settings(home=tmp_path, mlflow_port=free_port))
     started = time.monotonic()
@@ -45,6 +46,7 @@ def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.timed
 def test_mlflow_that_accepts_and_never_answers_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         registry = Registry(Settings(home=tmp_path, mlflow_port=silent.getsockname()[1]))
@@ -92,7 +94,8 @@ sys.exit(sum(os.wait()[1] for _ in range(8)))
 
 def test_eight_processes_may_begin_the_same_ledger(tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
-        subprocess.run([sys.executable, "-c", BEGINNERS, str(folder)], check=True)
+        command = [commands_folder() / "python", "-c", BEGINNERS, str(folder)]
+        subprocess.run(command, check=True)
         ledger = Ledger(Settings(home=folder))
         assert [row.sequence for row in ledger.rows("m")] == list(range(1, 41))
         ledger.close()

@@ -68,14 +68,14 @@ def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(tmp_p
     }
     settings.home.mkdir()
     with running([str(BIN / "mlflow"), "server", *flags], tmp_path / "log", **env) as process:
-        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"), 120)
+        wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"))
         model = new_model(settings, 1)
         url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"
         change = {"name": model, "alias": "production", "version": "1"}
-        answer = httpx.post(url, json=change, headers={"x-forwarded-user": "ann"}, timeout=30)
+        answer = httpx.post(url, json=change, headers={"x-forwarded-user": "ann"}, timeout=60)
         assert answer.status_code == httpx.codes.OK
         process.terminate()  # it passes that on to its server
-        process.wait(30)
+        process.wait(600)
     ledger = Ledger(settings)
     assert [(row.to_version, row.who) for row in ledger.rows(model)] == [("1", "mlflow-ui:ann")]
     ledger.close()

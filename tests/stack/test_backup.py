@@ -24,9 +24,10 @@ from mlflow_server.records import Records
 from monitoring.collect import collect
 from stack.backup import MANIFEST, SEAL, _seal, backup, checked, restore
 from stack.machine import LAYOUT, prepare
-from tests.conftest import BIN, new_settings, wait_until
+from tests.conftest import new_settings, wait_until
 from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 from tests.postgres import programs
+from tests.preloaded import commands_folder
 
 MODEL, NOW = "customer_churn_model", datetime(2026, 11, 20, 12, tzinfo=UTC)
 ROW = LedgerRow(MODEL, 1, "production", 100, None, "1", "shell:ann", "try", None, NOW, NOW)
@@ -231,7 +232,7 @@ def test_it_waits_for_each_writer_and_each_writer_for_it(name, settings, tmp_pat
         thread.start()
         thread.join(0.5)
         assert thread.is_alive()
-    thread.join(60)
+    thread.join()
     assert checked(tmp_path / "backup").tables == {"raw/orders": 0}
 
 
@@ -277,7 +278,7 @@ def test_the_message_of_the_command_is_one_line(made, tmp_path):
     home = tmp_path / "new" / "home"
     clean = {k: v for k, v in os.environ.items() if not k.startswith("GYRE_")}
     done = subprocess.run(
-        [BIN / "gyre", "restore", made], env=clean | {"GYRE_HOME": str(home)},
+        [commands_folder() / "gyre", "restore", made], env=clean | {"GYRE_HOME": str(home)},
         capture_output=True, text=True, check=False,
     )  # fmt: skip
     said = f"gyre: {made}: cut short or altered: layout: take another copy\n"

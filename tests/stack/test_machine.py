@@ -35,6 +35,7 @@ def test_nothing_stands_in_the_way_here(tmp_path):
     assert problems(new_settings(tmp_path)) == []
 
 
+@pytest.mark.timed
 def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_seconds(tmp_path):
     env = os.environ | environment(tmp_path)
     with socket.create_server((LOOPBACK, 0)) as other:
@@ -51,6 +52,7 @@ def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_second
     assert not any(tmp_path.iterdir()), "nothing half-started stays"
 
 
+@pytest.mark.timed
 def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left(tmp_path):
     address = f"postgresql://gyre:secret@{LOOPBACK}:{unused_port()}/loop"
     env = os.environ | environment(tmp_path) | {"GYRE_DATABASE_URL": address}
@@ -179,7 +181,7 @@ def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_p
     done = subprocess.run(
         [BIN / "gyre", "up"],
         env=os.environ | environment(tmp_path),
-        capture_output=True, text=True, check=False, timeout=60,
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert (done.returncode, problem in done.stderr) == (1, True), done.stderr
     assert sorted(path.name for path in tmp_path.iterdir()) == ["airflow"]

@@ -105,14 +105,14 @@ def test_a_program_that_there_is_none_of_is_refused_with_those_there_are(tmp_pat
 
 def test_a_program_becomes_the_process_that_was_started_and_ends_by_sigterm(tmp_path):
     port, redis = unused_port(), unused_port()
-    given = {"GYRE_HOME": str(tmp_path), "GYRE_MLFLOW_PORT": str(port)}
+    given = {"GYRE_HOME": str(tmp_path), "GYRE_CONSOLE_PORT": str(port)}
     with redis_server(redis, tmp_path):
         given["GYRE_REDIS_URL"] = f"redis://127.0.0.1:{redis}"
-        with running([str(BIN / "gyre"), "run", "mlflow"], tmp_path / "log", **given) as process:
-            wait_until("MLflow", lambda: answers(f"http://127.0.0.1:{port}/health"), 120)
-            assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "uvicorn"]
+        with running([str(BIN / "gyre"), "run", "console"], tmp_path / "log", **given) as process:
+            wait_until("its answer", lambda: answers(f"http://127.0.0.1:{port}/health/live"))
+            assert psutil.Process(process.pid).cmdline()[1:3] == ["-m", "monitoring.console"]
             process.terminate()
-            assert process.wait(30) in {0, -signal.SIGTERM}
+            assert process.wait(600) in {0, -signal.SIGTERM}
 
 
 VALUES = yaml.safe_load((CLONE / "deploy" / "kubernetes" / "airflow-values.yaml").read_text())
@@ -179,6 +179,7 @@ def test_a_command_is_of_a_task_alone(tmp_path):
             run(settings, name, command)
 
 
+@pytest.mark.timed
 def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(tmp_path):
     address = f"redis://:secret@127.0.0.1:{unused_port()}/0"
     env = os.environ | {"GYRE_HOME": str(tmp_path), "GYRE_REDIS_URL": address}
