@@ -6,9 +6,13 @@ import os
 import shutil
 import subprocess
 
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
 from core.settings import PROJECT
 from stack.environment import child_environment
 from tests.conftest import BIN
+from tests.preloaded import commands_folder
 
 
 class Copy:
@@ -24,11 +28,12 @@ class Copy:
                 shutil.copy(PROJECT / name, folder / name)
         own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
         self.environment = own | child_environment(settings) | {
-            "PYTHONPATH": str(folder), "PATH": f"{BIN}:{os.environ['PATH']}",
+            "PYTHONPATH": str(folder),
+            "PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}",
         }  # fmt: skip
         self.before = self.content()
 
-    def run(self, command, code=0, timeout=250, **more):
+    def run(self, command, code=0, timeout=900, **more):
         done = subprocess.run(
             ["bash", "-euc", command], cwd=self.folder, env=self.environment | more,
             capture_output=True, text=True, check=False, timeout=timeout,
@@ -43,3 +48,9 @@ class Copy:
             for path in self.folder.rglob("*")
             if path.is_file() and not skipped & set(path.parts) and path.suffix != ".log"
         }
+
+
+def few_orders(folder):
+    """Leave an eighth of the customers of the shipped orders below `folder`."""
+    file = folder / "data" / "cdnow_orders.parquet"
+    pq.write_table(pq.read_table(file, filters=pc.field("customer_id") < 3000), file)

@@ -11,8 +11,8 @@ from core.settings import PROJECT
 from feature_repo.feast_config import write_feast_config
 from tests.cli.clone import Copy
 from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.preloaded import commands_folder
 
-pytestmark = pytest.mark.timeout(600)
 VISITS = "web_visits"
 LEARN = """
 from datetime import UTC, datetime
@@ -33,7 +33,8 @@ print(f"web_visits: {report.outcome}")
 def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     settings = new_settings(folder / ".gyre", demo_start=None)
-    with mlflow_server(settings), redis_server(settings.redis_port, settings.home):
+    mlflow = mlflow_server(settings, commands_folder() / "python")
+    with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
         yield Copy(folder, settings)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from datetime import datetime
 
 import pytest
@@ -16,10 +15,10 @@ from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.run import load_reference
-from tests.cli.clone import Copy
+from tests.cli.clone import Copy, few_orders
 from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.preloaded import commands_folder
 
-pytestmark = pytest.mark.timeout(600)  # the first test waits for an ingest and two trainings
 MODEL, DATASET = "customer_churn_model", "feature_repo/datasets/orders.py"
 SPEC_FILE = f"models/{MODEL}.toml"
 ORDERS = load_dataset("orders")
@@ -29,6 +28,7 @@ ANOTHER = 'Window(_.dollar_value * 2, "mean", name="avg_order_value"),'
 REFUSED = f"version 1 of {MODEL} (production) was trained with other feature values: "
 EVERYBODY = "filter(_.before > 0)"
 SOME = "filter((_.before > 0) & (_.customer_id % 3 != 0))"
+FURTHER = re.compile(r'\[\[estimators\]\]\nname = "hist_.*?(?=^# Rules)', re.DOTALL | re.MULTILINE)
 LATENESS = "lateness=timedelta(days=2)"
 STATED = LATENESS + ', unlabelled="every third is kept out"'
 CHANGED = "ingest.ingest_orders failed: DefinitionChangedError: "
@@ -49,13 +49,21 @@ class Project(Copy):
         assert old in text
         (self.folder / file).write_text(text.replace(old, new))
 
+    def shrink(self):
+        """Leave few customers and one estimator, which is enough for a version."""
+        few_orders(self.folder)
+        spec = self.folder / SPEC_FILE
+        spec.write_text(FURTHER.sub("", spec.read_text()))
+        self.edit("n_estimators = 100", "n_estimators = 20", SPEC_FILE)
+        self.before = self.content()
+
     def restore(self):
         for name, content in self.before.items():
             (self.folder / name).write_bytes(content)
 
     def online(self):
         (self.folder / "online.log").write_text(ONLINE)
-        return self.run(f"{sys.executable} - < online.log").rpartition("online: ")[2]
+        return self.run("python - < online.log").rpartition("online: ")[2]
 
     def alerts(self):
         path = self.settings.home / "logs" / "alerts.log"
@@ -67,8 +75,10 @@ class Project(Copy):
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("copy")
     settings = new_settings(folder / ".gyre", demo_start=None)
-    with mlflow_server(settings), redis_server(settings.redis_port, settings.home):
+    mlflow = mlflow_server(settings, commands_folder() / "python")
+    with mlflow, redis_server(settings.redis_port, settings.home):
         project = Project(folder, settings)
+        project.shrink()
         write_feast_config(settings)
         project.run("cd feature_repo && feast apply")
         project.run("gyre ingest orders")

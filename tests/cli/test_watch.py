@@ -14,7 +14,8 @@ from mlflow_server.records import DecisionRow, Records
 from monitoring.checks.result import MonitorReport
 from monitoring.decision import INPUTS, Decision, Inputs, decide
 from stack.environment import child_environment
-from tests.conftest import BIN, mlflow_server, new_settings
+from tests.conftest import mlflow_server, new_settings
+from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -34,8 +35,8 @@ def settings(tmp_path):
 def gyre(settings, *arguments: str, code: int = 0) -> str:
     own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
     done = subprocess.run(
-        [str(BIN / "gyre"), *arguments], env=own | child_environment(settings),
-        capture_output=True, text=True, check=False, timeout=120,
+        [commands_folder() / "gyre", *arguments], env=own | child_environment(settings),
+        capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
     assert done.returncode == code, done.stdout + done.stderr
     return done.stdout if code == 0 else done.stderr
@@ -103,7 +104,7 @@ def test_a_retraining_decided_without_airflow_names_the_command_instead(settings
 
 
 def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(settings):
-    with mlflow_server(settings):
+    with mlflow_server(settings, commands_folder() / "python"):
         text = gyre(settings, "monitor", MODEL)
         found = json.loads(gyre(settings, "monitor", MODEL, "--json"))
     assert "insufficient_data on 0 entities; nothing" in text

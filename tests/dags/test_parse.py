@@ -21,7 +21,7 @@ READ = """
 import json, sys
 from airflow.dag_processing.dagbag import DagBag
 bag = DagBag(sys.argv[1])
-print(json.dumps({
+found = {
     "errors": {name: str(error) for name, error in bag.import_errors.items()},
     "modules": sorted(sys.modules),
     "dags": {name: {
@@ -42,8 +42,22 @@ print(json.dumps({
             for asset in getattr(getattr(dag.timetable, "asset_condition", None), "objects", [])
         ),
     } for name, dag in bag.dags.items()},
-}))
+}
+print(json.dumps(found))
 """
+FIRST_RUNS = """
+from airflow.serialization.serialized_objects import DagSerialization
+from airflow.timetables.base import TimeRestriction
+free = TimeRestriction(earliest=None, latest=None, catchup=False)
+for name, dag in bag.dags.items():
+    if name.startswith("schedule_"):
+        scheduled = DagSerialization.from_dict(DagSerialization.to_dict(dag)).timetable
+        info = scheduled.next_dagrun_info(last_automated_data_interval=None, restriction=free)
+        found["dags"][name]["first_run"] = info.run_after.isoformat()
+print(json.dumps(found))
+"""
+NOW = datetime.now(UTC)
+KINDS = ("train", "schedule", "monitor", "hourly", "score")
 HEAVY = {
     "pandas",
     "numpy",
@@ -57,18 +71,14 @@ HEAVY = {
 }
 
 
-def read(home, project, code=READ, **more):
+def read(home, project, code):
     dags = str(project / "dags")
-    env = (
-        os.environ
-        | more
-        | {
-            "AIRFLOW_HOME": str(home),
-            "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
-            "AIRFLOW__CORE__DAGS_FOLDER": dags,
-            "PYTHONPATH": str(project),
-        }
-    )
+    env = os.environ | {
+        "AIRFLOW_HOME": str(home),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__DAGS_FOLDER": dags,
+        "PYTHONPATH": str(project),
+    }
     done = subprocess.run(
         [sys.executable, "-c", code, dags],
         cwd=project, env=env, capture_output=True, text=True, check=True,
@@ -78,36 +88,16 @@ def read(home, project, code=READ, **more):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    return read(tmp_path_factory.mktemp("airflow"), PROJECT)
-
-
-def copied(project):
-    for room in ("dags", "models", "core", "stack"):
-        ignored = shutil.ignore_patterns("__pycache__")
-        shutil.copytree(PROJECT / room, project / room, ignore=ignored)
-    return project
+    return read(tmp_path_factory.mktemp("airflow"), PROJECT, READ)
 
 
 @pytest.fixture(scope="module")
-def canary(tmp_path_factory):
-    """The same with the shipped model's [rollout] a canary."""
-    project = copied(tmp_path_factory.mktemp("canary"))
-    spec = project / "models" / "customer_churn_model.toml"
-    spec.write_text(spec.read_text() + '\n[rollout]\npolicy = "canary"\n')
-    return read(tmp_path_factory.mktemp("airflow"), project)
-
-
-def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
-    assert bag["errors"] == {}
-    assert HEAVY & set(bag["modules"]) == set()
-    models = [spec.name for spec in load_specs()]
-    kinds = ("train", "schedule", "monitor", "hourly", "score")
-    expected = {"ingest", "maintain"} | {f"{kind}_{name}" for name in models for kind in kinds}
-    assert set(bag["dags"]) == expected
-
-
-def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag, tmp_path):
-    project = copied(tmp_path / "project")
+def more(tmp_path_factory):
+    """The same with further models, some of them broken, and a file that fails for one of them."""
+    project = tmp_path_factory.mktemp("more")
+    for room in ("dags", "models", "core", "stack"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(PROJECT / room, project / room, ignore=ignored)
     shipped = (project / "models" / "customer_churn_model.toml").read_text()
     population = shipped[shipped.index("[population]") : shipped.index("[snapshots]")]
     for name, before, after in (
@@ -115,43 +105,38 @@ def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_da
         ("torn", "seed = 7", "seed ="),
         ("unbuilt", "seed = 7", "seed = 8"),
         ("of_events", f"{population}[snapshots]", '[snapshots]\nrows = "label"'),  # nobody to score
+        ("due", '"@weekly"', f'"{NOW - timedelta(minutes=2):%M %H * * %w}"'),
+        ("canary", "[[estimators]]", '[rollout]\npolicy = "canary"\n\n[[estimators]]'),
     ):
-        spec = shipped.replace("customer_churn_model", name).replace(before, after)
+        spec = shipped.replace("customer_churn_model", name).replace(before, after, 1)
         (project / "models" / f"{name}.toml").write_text(spec)
     score = project / "dags" / "score.py"
     fails = "def score_dag(spec: ModelSpec) -> None:\n    1 / (spec.seed - 8)\n"
     score.write_text(
         score.read_text().replace("def score_dag(spec: ModelSpec) -> None:\n", fails, 1)
     )
-    found = read(tmp_path / "airflow", project)
-    assert found["errors"] == {}
-    kinds = ("train", "schedule", "monitor", "hourly")
-    more = {f"{kind}_{name}" for kind in kinds for name in ("unbuilt", "of_events")}
-    assert set(found["dags"]) == set(bag["dags"]) | more
+    return read(tmp_path_factory.mktemp("airflow"), project, READ + FIRST_RUNS)
 
 
-FIRST_RUNS = """
-import json, sys
-from airflow.dag_processing.dagbag import DagBag
-from airflow.serialization.serialized_objects import DagSerialization
-from airflow.timetables.base import TimeRestriction
-bag = DagBag(sys.argv[1])
-free = TimeRestriction(earliest=None, latest=None, catchup=False)
-ticks = [DagSerialization.from_dict(DagSerialization.to_dict(dag)) for name, dag in bag.dags.items()
-         if name.startswith("schedule_")]
-print(json.dumps({dag.dag_id: dag.timetable.next_dagrun_info(
-    last_automated_data_interval=None, restriction=free).run_after.isoformat() for dag in ticks}))
-"""
+def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
+    assert bag["errors"] == {}
+    assert HEAVY & set(bag["modules"]) == set()
+    models = [spec.name for spec in load_specs()]
+    expected = {"ingest", "maintain"} | {f"{kind}_{name}" for name in models for kind in KINDS}
+    assert set(bag["dags"]) == expected
 
 
-def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(tmp_path):
-    project = copied(tmp_path / "project")
-    spec = project / "models" / "customer_churn_model.toml"
-    now = datetime.now(UTC)
-    passed = (now - timedelta(minutes=2)).strftime("%M %H * * %w")
-    spec.write_text(spec.read_text().replace('"@weekly"', f'"{passed}"'))
-    (first,) = read(tmp_path / "airflow", project, code=FIRST_RUNS).values()
-    assert datetime.fromisoformat(first) > now + timedelta(days=6)
+def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag, more):
+    assert more["errors"] == {}
+    expected = {f"{kind}_{name}" for name in ("due", "canary") for kind in KINDS}
+    expected |= {f"{kind}_{name}" for name in ("unbuilt", "of_events") for kind in KINDS[:-1]}
+    expected |= {"rollout_canary", "steps_canary"}
+    assert set(more["dags"]) == set(bag["dags"]) | expected
+
+
+def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(more):
+    first = more["dags"]["schedule_due"]["first_run"]
+    assert datetime.fromisoformat(first) > NOW + timedelta(days=6)
 
 
 def test_a_task_of_every_dag_tells_of_its_failure(bag):
@@ -211,21 +196,17 @@ def test_a_decision_to_retrain_ends_in_the_event_of_drift(bag):
     assert train["starts_by"] == ["drift/customer_churn_model", "due/customer_churn_model"]
 
 
-def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one(bag, canary):
-    assert canary["errors"] == {}
-    assert HEAVY & set(canary["modules"]) == set()
-    more = {"rollout_customer_churn_model", "steps_customer_churn_model"}
-    assert canary["dags"].keys() - bag["dags"].keys() == more
-    dag = canary["dags"]["rollout_customer_churn_model"]
+def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one(more):
+    assert HEAVY & set(more["modules"]) == set()
+    dags = more["dags"]
+    dag = dags["rollout_canary"]
     assert dag["tasks"] == {"look": ["promoted"], "promoted": []}
     assert (dag["schedule"], dag["at_once"]) == ("PartitionedAssetTimetable", 1)
-    assert dag["starts_by"] == ["rollout/customer_churn_model", "step/customer_churn_model"]
-    ticks = canary["dags"]["steps_customer_churn_model"]
-    assert ticks["outlets"] == {"emit": ["step/customer_churn_model"]}
-    assert dag["outlets"]["promoted"] == ["promoted/customer_churn_model"]
+    assert dag["starts_by"] == ["rollout/canary", "step/canary"]
+    assert dags["steps_canary"]["outlets"] == {"emit": ["step/canary"]}
+    assert dag["outlets"]["promoted"] == ["promoted/canary"]
     assert (dag["start_date"], dag["catchup"]) == ("None", False)
-    train = canary["dags"]["train_customer_churn_model"]
-    assert train["outlets"]["promote"] == ["rollout/customer_churn_model"]
+    assert dags["train_canary"]["outlets"]["promote"] == ["rollout/canary"]
 
 
 def test_ingest_writes_alone_and_tells_of_new_features(bag):

@@ -56,7 +56,7 @@ def _of_debian(folder: Path) -> Path:
 
 def run(command, cwd=None):
     done = subprocess.run(
-        command, capture_output=True, text=True, check=False, cwd=cwd, timeout=200
+        command, capture_output=True, text=True, check=False, cwd=cwd, timeout=600
     )
     assert done.returncode == 0, f"{command}: {done.stderr[-2000:]}"
     return done.stdout

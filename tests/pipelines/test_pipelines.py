@@ -14,6 +14,7 @@ from feature_repo.feast_config import write_feast_config
 from mlflow_server.registry import Registry
 from tests.cli.clone import Copy
 from tests.conftest import mlflow_server, new_settings, redis_server
+from tests.preloaded import commands_folder
 
 FOLDER = CLONE / "deploy" / "pipelines"
 MODEL = "customer_churn_model"
@@ -24,7 +25,7 @@ from kubeflow import loop
 local.init(local.SubprocessRunner(use_venv=False), pipeline_root="../../outputs")
 loop()
 """
-SECONDS = 900
+SECONDS = 1700
 STAGES = ["check", "publish", "ingest", "train", "evaluate", "score", "monitor"]
 
 
@@ -35,7 +36,8 @@ def copy(tmp_path_factory):
     settings = new_settings(folder / ".gyre", demo_start=None)
     made = Copy(folder, settings)
     made.run("git init -q")
-    with mlflow_server(settings), redis_server(settings.redis_port, settings.home):
+    mlflow = mlflow_server(settings, commands_folder() / "python")
+    with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
         yield made
 
@@ -65,7 +67,6 @@ def test_no_pipeline_is_longer_than_a_page():
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1800)
 def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
     def repro():
         said = run(copy, "dvc repro", "dvc")
@@ -88,7 +89,6 @@ def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1200)
 def test_kubeflow_compiles_the_same_stages_and_runs_them(copy):
     run(copy, "python kubeflow.py", "kubeflow")
     pipeline = yaml.safe_load((copy.folder / "deploy" / "pipelines" / "kubeflow.yaml").read_text())
