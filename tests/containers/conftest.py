@@ -37,7 +37,7 @@ PIP = ("/etc/ssl/certs", "/etc/pip.conf", "/root/.config/pip", "/etc/uv", "/root
 """How packages are reached from this machine, which is not the Dockerfile's to know."""
 
 
-def run(*command: str | Path, ends: float = 60) -> str:
+def run(*command: str | Path, ends: float = 600) -> str:
     """Return what a command printed; it must succeed."""
     done = subprocess.run(
         [str(part) for part in command], capture_output=True, check=False, text=True, timeout=ends
@@ -46,7 +46,7 @@ def run(*command: str | Path, ends: float = 60) -> str:
     return done.stdout.strip()
 
 
-def podman(*arguments: str | Path, ends: float = 60) -> str:
+def podman(*arguments: str | Path, ends: float = 600) -> str:
     return run("podman", *arguments, ends=ends)
 
 
@@ -67,7 +67,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "images", "--format", "{{.Repository}}:{{.Tag}}"
         ):
             packages = "--include=python3,python3-venv,ca-certificates"
-            run("debootstrap", "--variant=minbase", packages, "bookworm", folder / "root", ends=400)
+            run("debootstrap", "--variant=minbase", packages, "bookworm", folder / "root", ends=900)
             run("tar", "-C", folder / "root", "-cf", folder / "root.tar", ".")
             podman("import", "--quiet", folder / "root.tar", BASE)
             run("rm", "-r", folder / "root", folder / "root.tar")
@@ -98,7 +98,7 @@ def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
     command += [f"--volume={here}:{there}" for here, there in mounts.items()]
     image = f"localhost/gyre-{target}:test-{CLONE_ID}"
     dockerfile = CLONE / "deploy" / "Dockerfile"
-    run(*command, f"--target={target}", f"--tag={image}", "--file", dockerfile, CLONE, ends=600)
+    run(*command, f"--target={target}", f"--tag={image}", "--file", dockerfile, CLONE, ends=900)
     return image
 
 
@@ -130,4 +130,4 @@ def stand_ins(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
         command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
         command += [f"--volume={path}:{path}" for path in PIP if Path(path).exists()]
         command += [f"--build-arg=BASE={base}", f"--target={name}", f"--tag={image}"]
-        run(*command, "--file", folder / "Dockerfile", folder, ends=400)
+        run(*command, "--file", folder / "Dockerfile", folder, ends=900)

@@ -41,9 +41,9 @@ class Replica:
         url, headers = f"http://127.0.0.1:{self.port}", {"authorization": TOKEN}
         with (
             container(NAME, self.image, *self.options),
-            httpx.Client(base_url=url, timeout=20, headers=headers) as client,
+            httpx.Client(base_url=url, timeout=60, headers=headers) as client,
         ):
-            wait_until("live", lambda: answers(f"{url}/health/live"), 20)
+            wait_until("live", lambda: answers(f"{url}/health/live"))
             yield client
 
 

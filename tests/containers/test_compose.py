@@ -13,6 +13,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from threading import Event
 
 import httpx
 import pytest
@@ -22,7 +23,7 @@ from core.settings import CLONE
 from tests.conftest import BIN, at_most, unused_port, wait_until
 from tests.containers.conftest import CLONE_ID, podman
 
-pytestmark = [pytest.mark.containers, pytest.mark.timeout(900)]
+pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()
 IMAGES, SECRETS, START, TRAIN, PREDICT = re.findall(
     r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
@@ -48,7 +49,7 @@ class Team:
     def shell(self, *blocks, **variables):
         done = subprocess.run(
             ["bash", "-euc", "".join(blocks)], cwd=self.folder, text=True, capture_output=True,
-            env=os.environ | {"PASSWORD": ANN[1]} | variables, check=False, timeout=400,
+            env=os.environ | {"PASSWORD": ANN[1]} | variables, check=False, timeout=1500,
         )  # fmt: skip
         assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
@@ -62,14 +63,14 @@ class Team:
         ]
         done = subprocess.run(
             command, cwd=self.folder / "deploy", text=True, capture_output=True, check=False,
-            timeout=120,
+            timeout=600,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
 
     def up(self):
         """What `docker compose up --wait` does."""
         waiting = dict(SERVICES)
-        until = time.monotonic() + 400
+        until = time.monotonic() + 1500
         while waiting:
             due = [n for n, each in waiting.items() if all(map(fulfilled, needs(each)))]
             if due:
@@ -79,12 +80,12 @@ class Team:
             time.sleep(1)
         for name, each in SERVICES.items():
             if "healthcheck" in each:
-                wait_until(name, lambda n=name: fulfilled((n, "service_healthy")), 200)
+                wait_until(name, lambda n=name: fulfilled((n, "service_healthy")))
 
     def ask(self, port, method, path, person=ANN, **more):
         """Ask through nginx."""
         url = f"https://localhost:{self.ports[port]}/{path}"
-        return httpx.request(method, url, auth=person, verify=self.trusted(), timeout=30, **more)
+        return httpx.request(method, url, auth=person, verify=self.trusted(), timeout=600, **more)
 
     def trusted(self):
         return httpx.create_ssl_context(verify=f"{self.folder}/deploy/secrets/tls_certificate")
@@ -144,7 +145,7 @@ def trained(team):
 
 def versions(address, role="production"):
     """Versions that a replica has in a role."""
-    found = httpx.get(f"http://{address}:8000/metrics", timeout=5).text
+    found = httpx.get(f"http://{address}:8000/metrics", timeout=60).text
     line = rf'^gyre_model_info{{model="{MODEL}",role="{role}",version="(\d+)"}} 1'
     return re.findall(line, found, re.MULTILINE)
 
@@ -201,27 +202,29 @@ def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(te
 
 def test_predictions_go_on_while_a_replica_is_killed(team, trained):
     """Nginx asks the other one, but for an answer whose first bytes it has passed on."""
-    until, cut = time.monotonic() + 8, []
+    answers, cut, stop = [], [], Event()
 
-    def load(_):
-        answers = []
+    def load():
         with team.client() as client:
-            while time.monotonic() < until:
+            while not stop.is_set():
                 try:
                     answers.append(client.post("/predict", json=ASKED))
                 except httpx.RemoteProtocolError as exc:
                     cut.append(exc)
-        return answers
 
     with ThreadPoolExecutor(CLIENTS) as clients:
-        under_way = clients.map(load, range(CLIENTS))
-        time.sleep(2)
-        podman("kill", container("serving-a"))
-        answers = [answer for some in under_way for answer in some]
+        under_way = [clients.submit(load) for _ in range(CLIENTS)]
+        try:
+            wait_until("answers", lambda: len(answers) > 100)
+            podman("kill", container("serving-a"))
+            before = len(answers)
+            wait_until("answers of the other", lambda: len(answers) > before + 100)
+        finally:
+            stop.set()
+    assert not [each.exception() for each in under_way if each.exception()]
     team.compose("up", "--detach", "--no-deps", "serving-a")
-    wait_until("its versions", lambda: is_answering(REPLICAS["serving-a"], "1"), 60)
+    wait_until("its versions", lambda: is_answering(REPLICAS["serving-a"], "1"))
     assert {answer.status_code for answer in answers} == {200}
-    assert len(answers) > 100
     assert len(cut) < CLIENTS, "at most what was in flight there"
     ids = [answer.json()["request_id"] for answer in answers]
     assert len(set(ids)) == len(ids)
@@ -231,7 +234,7 @@ def test_postgresql_starts_again_and_everything_goes_on(team, trained):
     podman("restart", "--time=5", container("postgres"))
     with team.client() as client:
         assert client.post("/predict", json=ASKED).status_code == 200
-    wait_until("PostgreSQL", lambda: fulfilled(("postgres", "service_healthy")), 60)
+    wait_until("PostgreSQL", lambda: fulfilled(("postgres", "service_healthy")))
     again = TRAIN.replace("run ingest\n", "").replace(f"train_{MODEL}", f"monitor_{MODEL}")
     team.shell(again)
     assert "mlflow-ui:ann" in team.gyre("ledger", MODEL)
@@ -254,7 +257,7 @@ def test_a_wrong_setting_ends_a_container_within_ten_seconds(team, variable, val
     done = subprocess.run(
         ["podman", "run", "--rm", f"--network={PROJECT}_default", *files, *variables,
          team.settings["GYRE_IMAGE"], "run", "worker"],
-        text=True, capture_output=True, check=False, timeout=60,
+        text=True, capture_output=True, check=False, timeout=600,
     )  # fmt: skip
     assert time.monotonic() - began < at_most(10)
     assert done.returncode == 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import httpx
 import pytest
 
-from tests.conftest import answers, wait_until
+from tests.conftest import answers, at_most, wait_until
 from tests.containers.conftest import container, logs, podman, run
 from tests.containers.replica import (
     NAME,
@@ -67,7 +67,7 @@ def test_it_answers_refuses_what_it_has_no_packages_for_and_drains(
     with replica.running() as client:
         rig.answers_as(client, first)
         assert httpx.post(f"{client.base_url}/predict", json={}).status_code == 401
-        assert rig.predict(client).json()["features_from"] == "online"
+        assert rig.predict_online(client).is_success
         podman("healthcheck", "run", NAME)
         refused = f"version {promote_native(rig)} is refused: ModelRefusedError: serving.json: "
         refused += "a model of mlflow.xgboost needs the image serving-full"
@@ -85,18 +85,19 @@ def drains(replica: Replica, client: httpx.Client) -> None:
     """SIGTERM within a request: it is answered, and the container ends in time."""
     body = b'{"customer_id": 4}'
     head = "POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-type: application/json\r\n"
-    head += f"authorization: {TOKEN}\r\ncontent-length: {len(body)}\r\n\r\n"
-    with socket.create_connection(("127.0.0.1", replica.port), 20) as sent:
+    head += f"authorization: {TOKEN}\r\ncontent-length: {len(body)}\r\n"
+    head += "expect: 100-continue\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", replica.port), 600) as sent:
         sent.sendall(head.encode() + body[:5])
-        time.sleep(0.2)
+        assert sent.recv(4096).startswith(b"HTTP/1.1 100")  # it reads the body
         began = time.monotonic()
         podman("kill", "--signal=TERM", NAME)
-        wait_until("no new ones", lambda: not answers(f"{client.base_url}/health/live"), 5)
+        wait_until("no new ones", lambda: not answers(f"{client.base_url}/health/live"))
         sent.sendall(body[5:])
         with sent.makefile("rb") as answer:
             assert answer.read().startswith(b"HTTP/1.1 200")
     assert podman("wait", NAME) == "0", logs(NAME)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < at_most(10)
 
 
 def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
@@ -105,13 +106,13 @@ def test_it_answers_within_5_seconds_of_its_start_by_the_volume_without_mlflow(
     def start() -> float:
         began = time.monotonic()
         with replica.running() as client:
-            wait_until("a prediction", lambda: rig.predict(client).is_success, 20)
+            wait_until("a prediction", lambda: rig.predict(client).is_success)
             return time.monotonic() - began
 
     with broken(rig, "mlflow", "killed"):
         seconds = min(start() for _ in range(3))  # this machine may be busy
     print(f"first answer {seconds:.1f} s after its start")  # noqa: T201
-    assert seconds < 5, seconds
+    assert seconds < at_most(5), seconds
 
 
 @pytest.mark.parametrize(
@@ -129,6 +130,6 @@ def test_a_wrong_setting_ends_the_container_with_one_line(
     lasted = "{{(.State.FinishedAt.Sub .State.StartedAt).Seconds}}"
     with container(NAME, image, f"--env={setting}={value}"):
         assert podman("wait", NAME) != "0"
-        assert float(podman("inspect", f"--format={lasted}", NAME)) < 10
+        assert float(podman("inspect", f"--format={lasted}", NAME)) < at_most(10)
         (line,) = logs(NAME).splitlines()
     assert named in line

@@ -34,6 +34,19 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 @contextmanager
+def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
+    """A server that does nothing until the block ends, but for a fetch that has begun."""
+    stopped = [psutil.Process(process.pid), *workers(process)]
+    for each in stopped:
+        each.suspend()
+    try:
+        yield
+    finally:
+        for each in stopped:
+            each.resume()
+
+
+@contextmanager
 def broken(
     rig: Rig,  # noqa: F811
     part: Literal["redis", "mlflow"],
@@ -49,7 +62,7 @@ def broken(
         again = psutil.Process(process.pid).resume
         psutil.Process(process.pid).suspend()
         stopped = psutil.STATUS_STOPPED
-        wait_until("SIGSTOP", lambda: psutil.Process(process.pid).status() == stopped, 5)
+        wait_until("SIGSTOP", lambda: psutil.Process(process.pid).status() == stopped)
     try:
         yield
     finally:

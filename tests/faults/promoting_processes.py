@@ -23,11 +23,12 @@ from core.settings import PROJECT, Settings
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-READY_SECONDS = 30
+READY_SECONDS = 600
 
 
 class Deadly(Registry):
@@ -44,7 +45,7 @@ class Deadly(Registry):
 @contextmanager
 def promoting_processes(settings: Settings) -> Iterator[Callable[..., dict[str, Any]]]:
     """Run this program; what is yielded sends it one job and returns its answer."""
-    program = [sys.executable, "-m", "tests.faults.promoting_processes"]
+    program = [commands_folder() / "python", "-m", "tests.faults.promoting_processes"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     place = {"home": str(settings.home), "mlflow_port": settings.mlflow_port}
     with subprocess.Popen(program, cwd=PROJECT, **pipes) as process:

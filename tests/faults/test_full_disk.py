@@ -76,7 +76,7 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
         rig.known_to_be_ready(client)
         rig.answers_as(client, served.first)
         process.terminate()
-        assert process.wait(15) == 0
+        assert process.wait(600) == 0
     with rig.serving(home=home, serving_port=port, mlflow_port=unused_port()) as (client, _):
         rig.known_to_be_ready(client)
         rig.answers_as(client, served.first)

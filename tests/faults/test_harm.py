@@ -1,6 +1,7 @@
 """A version that harms by errors or by its time goes back by itself, once, and stays back.
 
 By a collapse of its scores: test_loop.py. By a worse F1: tests/monitoring/test_monitor.py.
+What is slow: tests/monitoring/test_harm.py.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from onnx import TensorProto, helper
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import Records
 from monitoring.monitor import monitor
-from tests.conftest import wait_until
+from tests.conftest import at_most, wait_until
 from tests.serving.conftest import tiny_onnx
 
 if TYPE_CHECKING:
@@ -80,11 +81,15 @@ def ask(client: httpx.Client) -> list[bool]:
     return [client.post("/predict", json=body).is_success for body in bodies]
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(
     ("model", "says"),
     [
         (fails_for_some, "{failed} of {asked} predictions failed"),
-        (takes_its_time, "predictions are slow: half within "),
+        # It is held against the time of others, which a busy machine lengthens.
+        pytest.param(
+            takes_its_time, "predictions are slow: half within ", marks=pytest.mark.nightly
+        ),
     ],
 )
 def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_back(
@@ -99,19 +104,19 @@ def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_
     rig.promote(version)
     wait_until(
         f"version {version}",
-        lambda: f"version {version} answers" in served.client.get("/health/ready").text, 15,
-    )  # fmt: skip
+        lambda: f"version {version} answers" in served.client.get("/health/ready").text,
+    )
     answered = ask(served.client)
     assert all(answered) is (model is takes_its_time)
 
     with ThreadPoolExecutor(1) as beside:
         look = beside.submit(monitor, rig.settings, rig.spec, datetime.now(UTC))
-        wait_until("a verdict", lambda: decided(rig) == (version, "rollback", "harm"), 60)
+        wait_until("a verdict", lambda: decided(rig) == (version, "rollback", "harm"))
         verdict = time.monotonic()
-        rig.answers_as(served.client, served.first, 10)
+        rig.answers_as(served.client, served.first)
         took = time.monotonic() - verdict
-        found = look.result(60)
-    assert took <= 10
+        found = look.result()
+    assert took <= at_most(10)
     assert (found.version, found.decision.action) == (version, "rollback")
     failed = answered.count(False)
     assert found.decision.reason.startswith(says.format(failed=failed, asked=ENOUGH))

@@ -68,6 +68,7 @@ def end(process: subprocess.Popen[bytes], seconds: float) -> None:
     assert process.wait(at_most(seconds)) == 0
 
 
+@pytest.mark.timed
 def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
     rig: Any, replica: dict[str, Any], tmp_path: Path
 ) -> None:
@@ -75,7 +76,7 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
     with rig.serving(**replica, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
         with under_load(client, 3) as answers:
-            wait_until("requests", lambda: len(answers) > 500)
+            wait_until("requests", lambda: len(answers) > 200)
             for part in (*workers(process), process):
                 part.kill()
     acknowledged = {each.body["request_id"] for each in answers if each.status == 200}
@@ -83,7 +84,7 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
     assert sum(file.stat().st_size > 0 for file in before) >= 1
     with rig.serving(**replica, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
-        wait_until("the log of the killed one", lambda: not {*before} & {*log_of(replica)}, 10)
+        wait_until("the log of the killed one", lambda: not {*before} & {*log_of(replica)})
         told = {"request_id": "r1", "actual": 1}
         assert client.post("/feedback", json=told).json()["logged"]
         acknowledged.add(rig.predict(client).json()["request_id"])
@@ -92,9 +93,10 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
     rows = collected(tmp_path, replica)
     assert acknowledged <= {*rows}
     assert len(rows) == len({*rows})
-    assert len(acknowledged) > 500
+    assert len(acknowledged) > 200
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize("replica", ["s3://away/a"], indirect=True)
 def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
     rig: Any, replica: dict[str, Any], s3: subprocess.Popen[bytes], tmp_path: Path
@@ -121,7 +123,7 @@ def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
         ask(client)
         assert any(file.stat().st_size for file in log_of(replica))
         boto3.client("s3").create_bucket(Bucket="away")
-        wait_until("the first row", lambda: collected(tmp_path, replica) == acknowledged[:1], 5)
+        wait_until("the first row", lambda: collected(tmp_path, replica) == acknowledged[:1])
         assert time.monotonic() - began < at_most(20)
         s3.send_signal(signal.SIGSTOP)
         try:

@@ -6,7 +6,6 @@ import json
 import os
 import random
 import subprocess
-import sys
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -19,6 +18,7 @@ from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, VIEW, rebuilt, rows_of
+from tests.preloaded import commands_folder
 
 SPEC = load_spec("customer_churn_model")
 
@@ -74,7 +74,7 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
     settings = applied.model_copy(update={"sources": {"orders": str(source)}})
     here = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
     ingests = subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", INGEST], cwd=PROJECT, env=here, text=True,
+        [commands_folder() / "python", "-c", INGEST], cwd=PROJECT, env=here, text=True,
         stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     killed, steps = 0, 10**9

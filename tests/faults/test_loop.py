@@ -61,7 +61,7 @@ CHUNK = 10_000
 FEW, ENOUGH = 150, 300
 """A window has a verdict from 200 entities."""
 
-pytestmark = [pytest.mark.nightly, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.nightly
 
 
 class Loop:

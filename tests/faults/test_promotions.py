@@ -11,8 +11,8 @@ import pytest
 
 from mlflow_server.promotion import promote, reconcile
 from stack.environment import process_environment
-from tests.conftest import BIN
 from tests.mlflow_server.conftest import new_model, stages
+from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -33,12 +33,19 @@ def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
     model, third = rig.spec.name, rig.register(0.7).version
     before, started = ledger.rows(model), {}
     for version in (served.second, third):
-        command = [str(BIN / "gyre"), "promote", model, version, "--replaces", served.first]
+        command = [
+            commands_folder() / "gyre",
+            "promote",
+            model,
+            version,
+            "--replaces",
+            served.first,
+        ]
         started[version] = subprocess.Popen(
             [*command, "--reason", f"for {version}"], env=process_environment(rig.settings),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-    said = {version: process.communicate(timeout=60) for version, process in started.items()}
+    said = {version: process.communicate(timeout=600) for version, process in started.items()}
     codes = {version: process.returncode for version, process in started.items()}
     assert sorted(codes.values()) == [0, REFUSED], said
     winner, loser = sorted(codes, key=lambda version: codes[version])
@@ -76,7 +83,6 @@ def test_of_four_processes_at_once_exactly_one_wins(
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1800)
 def test_of_eight_processes_at_once_exactly_one_wins_two_hundred_times(
     promoting: Callable[..., dict[str, Any]],
     settings: Settings,
@@ -161,7 +167,7 @@ def test_gyre_ledger_finishes_what_a_killed_process_left_behind(
     model, before = rig.spec.name, len(ledger.rows(rig.spec.name))
     ended = promoting(model, [served.second], replaces=served.first, dies="before")
     assert ended[served.second][1] == -signal.SIGKILL
-    command = [str(BIN / "gyre"), "ledger", model, "--json"]
+    command = [commands_folder() / "gyre", "ledger", model, "--json"]
     environment = process_environment(rig.settings)
     said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
     assert json.loads(said)[-1]["applied_at"]

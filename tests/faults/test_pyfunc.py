@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import mlflow
@@ -14,13 +15,14 @@ from core.settings import PROJECT
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import rounded
 from tests.conftest import unused_port
-from tests.faults.conftest import workers
+from tests.faults.conftest import standing_still, workers
 from tests.faults.test_artifacts import alter, stored
 from tests.serving.conftest import SPEC
 from tests.training.factories import xgboost_behind_a_scaler
 from training.onnx_export import export, prove
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
     import psutil
@@ -81,44 +83,73 @@ def predict(client: Any, name: str = SPEC.name, features: Any = None) -> Any:
     return client.post(f"/models/{name}/predict", json=body)
 
 
-@pytest.mark.timeout(600)
+@pytest.fixture
+def first_again(rig: Any, served: Any) -> Iterator[None]:
+    """Version `first` is back in production after the test."""
+    yield
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
+
+
+@contextmanager
+def serving_native(
+    rig: Any, native: ModelFile, project: Path
+) -> Iterator[tuple[Any, Any, Path, str]]:
+    """A server that answers by a version of `native`: a client, its process, home and version."""
+    version = rig.register(0, model=native, loader=native.loader).version
+    rig.promote(rig.register(0.5, name=BESIDE).version, BESIDE)
+    rig.promote(version)
+    home, port = rig.home_beside(), unused_port()
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GYRE_PROJECT", str(project))
+        with rig.serving(home=home, serving_port=port, serving_workers=1) as (client, process):
+            rig.wait_until("both", lambda: predict(client, BESIDE).status_code == 200)
+            rig.wait_until("it", lambda: predict(client).json().get("model_version") == version)
+            yield client, process, home, version
+            child = child_of(process)
+            (worker,) = workers(process)
+            worker.kill()
+            assert child.wait(600) is None  # it was no child of ours
+
+
+@pytest.mark.usefixtures("first_again")
 def test_a_version_that_onnx_cannot_score_answers_as_it_was_fitted_and_survives_its_process(
-    rig: Any, served: Any, fitted: Any, project: Path, monkeypatch: pytest.MonkeyPatch
+    rig: Any, served: Any, fitted: Any, project: Path
 ) -> None:
-    """29: its process is killed; others do not notice. 3: files that were altered are refused."""
+    """29: its process is killed; others do not notice."""
+    frame, _ = customers()
+    native = ModelFile.native(fitted, TRUSTED, classes=2)
+    with (
+        standing_still(served.process),  # it would try to load it, too
+        serving_native(rig, native, project) as (client, process, _, _),
+    ):
+        check_answers(client, fitted, frame)
+        check_that_a_kill_is_survived(client, process, rig)
+        check_answers(client, fitted, frame)
+
+
+@pytest.mark.nightly
+@pytest.mark.usefixtures("first_again")
+def test_of_a_version_that_onnx_cannot_score_what_is_altered_or_not_trusted_is_refused(
+    rig: Any, served: Any, fitted: Any, project: Path
+) -> None:
+    """3; and what is right is explained, and scored by MLflow anywhere."""
     frame, _ = customers()
     onnx = ModelFile(export(fitted, SPEC.features).SerializeToString())
     assert not prove(fitted, onnx, frame, 7, features=SPEC.features).passed
     native = ModelFile.native(fitted, TRUSTED, classes=2)
     proof = prove(fitted, native, frame, 7, features=SPEC.features)
     assert (proof.passed, proof.largest_difference) == (True, 0.0)
-
-    version = rig.register(0, model=native, loader=native.loader).version
-    mlflow.set_tracking_uri(rig.settings.mlflow_address)
-    anywhere = mlflow.pyfunc.load_model(f"models:/{SPEC.name}/{version}")
-    assert np.array_equal(anywhere.predict(frame), fitted.predict_proba(frame))
-
-    rig.promote(rig.register(0.5, name=BESIDE).version, BESIDE)
-    rig.promote(version)
-    said = f"version {version} is refused: ModelFailedError: UntrustedTypesFoundException"
-    rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
-    monkeypatch.setenv("GYRE_PROJECT", str(project))
-    home, port = rig.home_beside(), unused_port()
-    with rig.serving(home=home, serving_port=port, serving_workers=1) as (client, process):
-        rig.wait_until("both", lambda: predict(client, BESIDE).status_code == 200, 120)
-        rig.wait_until("it", lambda: predict(client).json().get("model_version") == version, 120)
-        check_answers(client, fitted, frame)
+    with serving_native(rig, native, project) as (client, process, home, version):
+        said = f"version {version} is refused: ModelFailedError: UntrustedTypesFoundException"
+        rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
+        mlflow.set_tracking_uri(rig.settings.mlflow_address)
+        anywhere = mlflow.pyfunc.load_model(f"models:/{SPEC.name}/{version}")
+        assert np.array_equal(anywhere.predict(frame), fitted.predict_proba(frame))
         check_that_an_answer_is_explained(client)
-        check_that_a_kill_is_survived(client, process, rig)
         check_that_an_altered_copy_is_refused(client, process, rig, home, version)
         check_that_other_versions_are_refused(client, rig, native)
         check_answers(client, fitted, frame)
-        child = child_of(process)
-        (worker,) = workers(process)
-        worker.kill()
-        assert child.wait(30) is None  # it was no child of ours
-    rig.promote(served.first)
-    rig.answers_as(served.client, served.first)
 
 
 def check_answers(client: Any, fitted: Any, frame: pd.DataFrame) -> None:

@@ -9,21 +9,23 @@ from datetime import timedelta
 from functools import partial
 
 import boto3
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
 from core.errors import DataError, RegistryError
-from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table, view_files
 from feature_repo.ingest import ingest
+from feature_repo.source import pull
 from mlflow_server.registry import Registry
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings, redis_server, wait_until
 from tests.s3 import s3_server
+from tests.training.conftest import SHIPPED, SMALL
 from training.chain import train
 
 ORDERS, VIEW, DAY = load_dataset("orders"), "customer_features", timedelta(days=1)
-SPEC = load_spec("customer_churn_model")
+SPEC = SHIPPED.model_copy(update={"estimators": (SMALL,)})
 
 
 @pytest.fixture
@@ -32,9 +34,20 @@ def bucket(tmp_path, monkeypatch):
         yield server
 
 
+def deliver(folder, as_of, **more):
+    """Have the source hold the orders up to `as_of` of a quarter of the customers."""
+    rows = pull(new_settings(folder / "none", **more), ORDERS, as_of)
+    some = rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 3), 0))
+    pq.write_table(some, source(folder))
+
+
+def source(folder):
+    return str(folder / "orders.parquet")
+
+
 @contextmanager
 def installed(home, **more):
-    settings = new_settings(home, **more)
+    settings = new_settings(home, sources={"orders": source(home.parent)}, **more)
     home.mkdir()
     with redis_server(settings.redis_port, home):
         feast_apply(settings)
@@ -65,12 +78,16 @@ def stopped_at(bucket, log, nth, run):
     bucket.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.timeout(400)
-def test_in_the_middle_of_an_ingest(bucket, tmp_path):
+@pytest.mark.parametrize("moments", [(1,), pytest.param((2, 4, 9), marks=pytest.mark.nightly)])
+def test_in_the_middle_of_an_ingest(bucket, tmp_path, moments):
+    """25, 30: after the data and before the commit, and later."""
     with installed(tmp_path / "home", data_url="s3://gyre/a") as settings:
-        ingest(settings, "orders", AS_OF - 5 * DAY)
-        for day, nth in enumerate((1, 2, 4, 9), -4):
-            before, run = state(settings), partial(ingest, settings, "orders", AS_OF + day * DAY)
+        deliver(tmp_path, AS_OF - DAY)
+        ingest(settings, "orders", AS_OF - DAY)
+        for day, nth in enumerate(moments):
+            as_of = AS_OF + day * DAY
+            deliver(tmp_path, as_of)
+            before, run = state(settings), partial(ingest, settings, "orders", as_of)
             stopped_at(bucket, tmp_path / "s3.log", nth, run)
             raw, view = state(settings)
             assert view.equals(before[1])
@@ -78,13 +95,14 @@ def test_in_the_middle_of_an_ingest(bucket, tmp_path):
             after = state(settings)
             assert raw.equals(before[0]) or raw.equals(after[0])
     with installed(tmp_path / "on disk") as beside:
-        ingest(beside, "orders", AS_OF - DAY)
+        ingest(beside, "orders", as_of)
         assert all(found.equals(wanted) for found, wanted in zip(after, state(beside), strict=True))
 
 
-@pytest.mark.timeout(300)
 def test_in_a_training_run(bucket, tmp_path):
+    """25."""
     client = boto3.client("s3")
+    deliver(tmp_path, AS_OF)
     with (
         installed(tmp_path / "home", artifacts_url="s3://gyre/a") as settings,
         mlflow_server(settings),

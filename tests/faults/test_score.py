@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
-import sys
 import time
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -15,35 +15,43 @@ import pyarrow.compute as pc
 import pytest
 
 from core.settings import PROJECT
-from core.spec import load_spec
 from feature_repo.source import pull
 from stack.environment import child_environment
 from tests.conftest import AS_OF, mlflow_server, new_settings
-from tests.training.conftest import ORDERS, installation
+from tests.preloaded import commands_folder
+from tests.training.conftest import ORDERS, SHIPPED, SMALL, installation
 from training import chain
 from training.batch import score_population, scores
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from datetime import datetime
     from pathlib import Path
 
     from core.settings import Settings
 
-SPEC = load_spec("customer_churn_model")
+SPEC = SHIPPED.model_copy(update={"estimators": (SMALL,)})
 SCORE = """
-import sys
+import os, sys
 from datetime import datetime
+import ibis.backends.duckdb, mlflow.onnx, feature_repo.extensions.offline
 from feature_repo.datasets import load_dataset
 from core.settings import load_settings
 from core.spec import load_spec
 from training.batch import score_population
 settings, spec = load_settings(), load_spec(sys.argv[1])
 load_dataset(spec.dataset)
-print("ready", flush=True)
-score_population(settings, spec, datetime.fromisoformat(sys.stdin.readline().strip()))
-print("done", flush=True)
+for line in sys.stdin:
+    child = os.fork()
+    if not child:
+        score_population(settings, spec, datetime.fromisoformat(line.strip()))
+        os._exit(0)
+    print(child, flush=True)
+    os.waitpid(child, 0)
+    print("ended", flush=True)
 """
-HOUR = timedelta(hours=1)
+MINUTE = timedelta(minutes=1)
+TRIES = 100
 
 
 @pytest.fixture(scope="module")
@@ -57,6 +65,17 @@ def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
         yield made
 
 
+@pytest.fixture(scope="module")
+def scoring(settings: Settings) -> Iterator[subprocess.Popen[str]]:
+    """A program that scores as of each moment it reads, in a fork: it says its pid, and its end."""
+    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    program = [commands_folder() / "python", "-c", SCORE, SPEC.name]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    environment = own | child_environment(settings)
+    with subprocess.Popen(program, cwd=PROJECT, env=environment, **pipes) as process:
+        yield process
+
+
 def files(folder: Path) -> set[Path]:
     return {path for path in folder.rglob("*") if path.is_file()}
 
@@ -67,13 +86,12 @@ def held(settings: Settings) -> list[dict[str, Any]]:
 
 
 @contextmanager
-def in_small_steps(pid: int) -> Iterator[None]:
-    """Have a process move only while this one sleeps: both on one core, and it yields to all."""
+def on_one_core(pid: int) -> Iterator[None]:
+    """Have a process and this one take turns: it stands still when this one looks."""
     cores, core = os.sched_getaffinity(0), {min(os.sched_getaffinity(0))}
     for thread in psutil.Process(pid).threads():
         with suppress(ProcessLookupError):  # it has ended
             os.sched_setaffinity(thread.id, core)
-            os.sched_setscheduler(thread.id, os.SCHED_IDLE, os.sched_param(0))
     os.sched_setaffinity(0, core)
     try:
         yield
@@ -81,42 +99,44 @@ def in_small_steps(pid: int) -> Iterator[None]:
         os.sched_setaffinity(0, cores)
 
 
-def test_killed_at_any_point_and_run_again_each_entity_is_there_once(settings: Settings) -> None:
-    """Killed when reading, on sight of the new data file, and on sight of the commit."""
-    people = score_population(settings, SPEC, AS_OF).rows
-    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-    program = [sys.executable, "-W", "ignore", "-c", SCORE, SPEC.name]
-    table, moment, torn = scores(settings).path, AS_OF, 0
-    with ExitStack() as after:
-        processes = [
-            after.enter_context(
-                subprocess.Popen(
-                    program, cwd=PROJECT, env=own | child_environment(settings), text=True,
-                    stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                )
-            )
-            for _ in range(3)
-        ]  # fmt: skip
-        for news, process in enumerate(processes):
-            assert process.stdout.readline() == "ready\n"
-            before, known = held(settings), files(table)
-            process.stdin.write(f"{(moment + (news + 1) * HOUR).isoformat()}\n")
-            process.stdin.flush()
-            until = time.monotonic() + 60
-            with in_small_steps(process.pid):
-                while len(files(table) - known) < news:
-                    assert process.poll() is None
-                    assert time.monotonic() < until
-                    time.sleep(0.0002)
-                process.kill()
-            process.wait(10)
-            now = held(settings)
-            whole = [{"as_of": moment + (news + 1) * HOUR, "entity_count": people}]
-            assert now in (before, whole), "a day half replaced"
-            torn += now == before and len(files(table) - known) > 0
-            again = score_population(settings, SPEC, moment + (news + 1) * HOUR)
-            assert again.rows == people
-            assert held(settings) == whole
-            rows = scores(settings).read()
-            assert rows.num_rows == pc.count_distinct(rows["entity"]).as_py() == people
-    assert torn, "no kill came between a new file and its commit"
+def lives(process: psutil.Process) -> bool:
+    with suppress(psutil.NoSuchProcess):
+        return bool(process.status() != psutil.STATUS_ZOMBIE)
+    return False
+
+
+def kill_at(scoring: subprocess.Popen[str], table: Path, as_of: datetime, news: int) -> int:
+    """Kill a scoring on sight of so many new files; return how many there are then."""
+    known = files(table)
+    scoring.stdin.write(f"{as_of.isoformat()}\n")
+    scoring.stdin.flush()
+    pid = int(scoring.stdout.readline())
+    process = psutil.Process(pid)
+    with on_one_core(pid):
+        while len(files(table) - known) < news and lives(process):
+            time.sleep(0.0002)
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    assert scoring.stdout.readline() == "ended\n"
+    return len(files(table) - known)
+
+
+def test_killed_at_any_point_and_run_again_each_entity_is_there_once(
+    settings: Settings, scoring: subprocess.Popen[str]
+) -> None:
+    """Killed when reading, on sight of the commit, and between the new data file and the commit."""
+    people, moment = score_population(settings, SPEC, AS_OF).rows, AS_OF
+    table, torn = scores(settings).path, False
+    kills = iter((0, 2, *[1] * TRIES))
+    while not torn:
+        news = next(kills, None)
+        assert news is not None, "no kill came between a new file and its commit"
+        before, moment = held(settings), moment + MINUTE
+        found = kill_at(scoring, table, moment, news)
+        now, whole = held(settings), [{"as_of": moment, "entity_count": people}]
+        assert now in (before, whole), "a day half replaced"
+        torn = now == before and found > 0
+    assert score_population(settings, SPEC, moment).rows == people
+    assert held(settings) == whole
+    rows = scores(settings).read()
+    assert rows.num_rows == pc.count_distinct(rows["entity"]).as_py() == people

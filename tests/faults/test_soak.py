@@ -19,7 +19,6 @@ WARM, FLAT = 0.2, 0.05
 
 
 @pytest.mark.nightly
-@pytest.mark.timeout(1200)
 def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(
     rig: Any, served: Any
 ) -> None:

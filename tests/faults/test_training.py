@@ -39,8 +39,8 @@ SOME = {
     "register": (0, 1, 7, -4, -3, -2),
 }  # fmt: skip
 """Where a stage has many effects of a kind, such as files: which ones are enough."""
-FEW_KILLS = dict.fromkeys(STAGES, (-1,)) | {"register": (0, -2), "gate": (), "open_run": ()}
-"""One or two a stage, where most is at stake."""
+FEW_KILLS = dict.fromkeys(STAGES, ()) | {"register": (0, -2), "promote": (-1,)}
+"""Where most is at stake."""
 
 
 @pytest.fixture(scope="module")

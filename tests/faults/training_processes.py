@@ -29,12 +29,13 @@ from core.settings import PROJECT, Settings
 from core.spec import ModelSpec
 from feature_repo.datasets import load_dataset
 from mlflow_server.tracking import Tracking
+from tests.preloaded import commands_folder
 from training import chain
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-WAIT = 60
+WAIT = 600
 WARM = (
     "great_expectations", "ibis.backends.duckdb", "mlflow.onnx", "mlflow.pyfunc.scoring_server",
     "feature_repo.datasets.orders", "feature_repo.extensions.offline", "matplotlib.pyplot",
@@ -67,7 +68,7 @@ class Effects:
 @contextmanager
 def training_processes() -> Iterator[Callable[..., list[Any]]]:
     """Run this program; what is yielded sends it jobs and returns its answer."""
-    program = [sys.executable, "-W", "ignore", "-m", "tests.faults.training_processes"]
+    program = [commands_folder() / "python", "-m", "tests.faults.training_processes"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
     own = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
     with subprocess.Popen(program, cwd=PROJECT, env=own, **pipes) as process:

@@ -18,6 +18,7 @@ from tests.conftest import BIN
 
 MODEL = "customer_churn_model"
 LIMIT = 900
+pytestmark = pytest.mark.nightly
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +34,6 @@ def told(tmp_path_factory):
     return Settings(home=home), done.stdout
 
 
-@pytest.mark.timeout(LIMIT + 60)
 def test_drift_in_a_better_version_answering_out(told):
     _, text = told
     assert "version 1 at first, version 2 now: ok" in text

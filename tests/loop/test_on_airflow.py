@@ -1,5 +1,7 @@
 """The shipped DAGs on a real Airflow of their own, without MLflow: training fails at once.
 
+What the stack of test_stack.py can show is there.
+
 Three models stand beside the shipped one, equal to it but that a person approves the versions of
 two, and that those of the third come into production step by step; and a spec that is wrong.
 """
@@ -30,11 +32,12 @@ from mlflow_server.promotion import promote
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from stack.airflow_api import AirflowApi, error_of
-from stack.environment import airflow_environment, load_secrets, make_secrets, process_environment
+from stack.airflow_api import AirflowApi
+from stack.environment import airflow_environment, make_secrets, process_environment
 from stack.processes import end_stack, members, render, start, wait_ready
 from stack.programs import airflow_programs
 from tests.conftest import AS_OF, mlflow_server, wait_until
+from tests.loop.test_stack import wait_for_run
 from tests.mlflow_server.conftest import stages
 from training.artifacts import EVALUATION
 from training.evaluate import compare
@@ -44,6 +47,7 @@ from training.metrics import Scored
 MODEL = "customer_churn_model"
 APPROVED, HASTY, CANARY = "approved_model", "hasty_model", "canary_model"
 WAIT_HOURS = {APPROVED: 1, HASTY: 0.0005}
+pytestmark = pytest.mark.nightly
 
 
 def free_port() -> int:
@@ -112,25 +116,6 @@ def airflow(settings):
         yield api
 
 
-def wait_for_run(
-    airflow: AirflowApi, wanted: str, count: int = 1, dag: str = f"train_{MODEL}"
-) -> list[dict[str, object]]:
-    until = time.monotonic() + 60
-    while True:
-        rows = airflow.last_runs(dag, 50)
-        found = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]
-        if len(found) >= count:
-            return found
-        assert time.monotonic() < until, rows
-        time.sleep(0.5)
-
-
-def assert_one_each(runs: list[dict[str, object]]) -> None:
-    """One run for each moment: at a full hour Airflow's own schedule has started one as well."""
-    keys = [run["partition_key"] for run in runs]
-    assert len(keys) == len(set(keys)), keys
-
-
 def registered(settings, model):
     """The run of version 2, which was measured beside version 1, the one in production."""
     api, tracking = client(settings), Tracking(settings)
@@ -160,7 +145,7 @@ def started_at_approval(airflow, model, run_id):
     tasks = f"/dags/{dag}/dagRuns/{run}/taskInstances"
     for name in (dag, f"monitor_{model}"):
         parsed = partial(airflow._send, "PATCH", f"/dags/{name}", json={"is_paused": True})
-        wait_until(name, lambda asked=parsed: asked().is_success, 30)
+        wait_until(name, lambda asked=parsed: asked().is_success)
     request(airflow, "POST", f"/dags/{dag}/dagRuns", json=body)
     done = {"new_state": "success", "include_upstream": True}
     request(airflow, "PATCH", f"{tasks}/register", json=done)
@@ -178,7 +163,7 @@ def answer(airflow, dag, run, chosen, comment):
     def asked():
         return request(airflow, "GET", place)["state"] == "awaiting_input"
 
-    wait_until("the question", asked, 60)
+    wait_until("the question", asked)
     with pytest.raises(StackError, match=f"{dag} waits for your answer: http://127.*/approval/req"):
         airflow.follow(dag, run, lambda _: None)
     # The scheduler has yet to hear that the asking process has ended: told of it after an answer
@@ -187,16 +172,15 @@ def answer(airflow, dag, run, chosen, comment):
     found = request(airflow, "GET", f"{place}/-1/hitlDetails")
     body = {"chosen_options": [chosen], "params_input": {"comment": comment}}
     request(airflow, "PATCH", f"{place}/-1/hitlDetails", json=body)
-    wait_until("the answer", lambda: not asked(), 10)  # Airflow commits after it has answered
+    wait_until("the answer", lambda: not asked())  # Airflow commits after it has answered
     return found
 
 
 def ended(airflow, dag, run):
-    note = airflow.follow(dag, run, lambda _: None, limit=60)["note"]
+    note = airflow.follow(dag, run, lambda _: None)["note"]
     return note, {row["task_id"]: row["state"] for row in airflow.tasks(dag, run)}
 
 
-@pytest.mark.nightly
 def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, settings):
     with mlflow_server(settings):
         tracking, registry = Tracking(settings), Registry(settings)
@@ -249,22 +233,11 @@ def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(airflow
         promote(registry, ledger, CANARY, "1", who="ann", why="first")
         promote(registry, ledger, CANARY, "2", who="ann", why="next", role="shadow")
         airflow.emit(f"rollout/{CANARY}", "version 2", extra)
-        (told,) = wait_for_run(airflow, "version 2", dag=dag)  # beside those of the clock
+        (told,) = wait_for_run(airflow, dag, "version 2")  # beside those of the clock
         note, states = ended(airflow, dag, told["dag_run_id"])
     said = f"{CANARY} version 2 as shadow holds: serving at {settings.serving_address} does not"
     assert note.startswith(said)
     assert states == {"look": "success", "promoted": "skipped"}
-
-
-def test_a_failed_task_is_named_with_its_error_and_a_note_is_shown(airflow):
-    run = airflow.trigger(f"train_{MODEL}", {"as_of": "2026-05-01T00:00:00", "reason": "try"})
-    with pytest.raises(StackError, match=r"task validate: AirflowFailException: parameter as_of"):
-        airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
-    airflow.note(f"train_{MODEL}", run, "n" * 2000)
-    assert airflow.run(f"train_{MODEL}", run)["note"] == "n" * 1000
-    airflow.note(f"train_{MODEL}", run, "n" * 2000, "[Console](http://console)")
-    whole = airflow.run(f"train_{MODEL}", run)["note"]
-    assert (len(whole), whole[-28:]) == (1000, " · [Console](http://console)")
 
 
 def alerted(settings, subject, task):
@@ -280,57 +253,41 @@ def delivered(settings, task):
     return [line for line in map(json.loads, lines) if line["cause"].startswith(f"{task} failed")]
 
 
-@pytest.mark.nightly
 def test_a_task_that_failed_for_good_alerts_once(airflow, settings):
     dag, ticks = f"train_{MODEL}", f"schedule_{MODEL}"
     emit = f"{ticks}.emit"
     for name in (dag, ticks):
-        wait_until(name, lambda n=name: airflow._send("GET", f"/dags/{n}").is_success, 60)
+        wait_until(name, lambda n=name: airflow._send("GET", f"/dags/{n}").is_success)
     for count in (1, 2):
         run = airflow.trigger(ticks, {"as_of": "2026-05-01T00:00:00"})
         with pytest.raises(StackError, match="AirflowFailException: parameter as_of"):
-            airflow.follow(ticks, run, lambda _: None, limit=120)
+            airflow.follow(ticks, run, lambda _: None)
         # Airflow tells that a task has failed before it calls back.
         wait_until(
             "counted",
             lambda n=count: (alerted(settings, MODEL, emit) or {"count": 0})["count"] == n,
-            20,
         )
     (told,) = delivered(settings, emit)
     assert "AirflowFailException: parameter as_of" in told["message"]
 
 
-@pytest.mark.nightly
 def test_a_broken_spec_is_alerted_of_by_the_ingest_until_it_is_repaired(airflow, settings):
     task, torn = "ingest.read_specs", settings.home / "project" / "models" / "torn.toml"
     airflow.pool("tables", 1)
     with pytest.raises(StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"):
-        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None, limit=240)
+        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None)
     (told,) = delivered(settings, task)
     assert (told["model"], "torn.toml: schedule: " in told["message"]) == ("ingest", True)
     not_ingested = "ingest.ingest_orders"  # there is no Redis
-    wait_until("of the dataset", lambda: alerted(settings, "orders", not_ingested), 20)
+    wait_until("of the dataset", lambda: alerted(settings, "orders", not_ingested))
     torn.unlink()
     before = alerted(settings, "ingest", task)["count"]  # 2 where an hour began meanwhile
     with pytest.raises(StackError, match="failed: task ingest_orders: "):
-        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None, limit=240)
+        airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None)
     assert alerted(settings, "ingest", task)["count"] == before
     assert len(delivered(settings, not_ingested)) == 1
 
 
-def test_a_training_that_failed_for_good_is_failed_in_mlflow_too(airflow, settings):
-    experiment, run = load_spec(MODEL).experiment, "dies"
-    with mlflow_server(settings):
-        tracking = Tracking(settings)
-        run_id = tracking.start_or_find_run(experiment, f"train_{MODEL}/{run}", run, {})
-        body = {"dag_run_id": run, "logical_date": None, "conf": {}}
-        airflow._checked(airflow._send("POST", f"/dags/train_{MODEL}/dagRuns", json=body))
-        with pytest.raises(StackError, match="task validate: "):
-            airflow.follow(f"train_{MODEL}", run, lambda _: None, limit=120)
-        wait_until("failed", lambda: tracking.run(run_id).status == "FAILED", 30)
-
-
-@pytest.mark.nightly
 def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
     extra = {"as_of": "not a time", "reason": "drift of spend"}
 
@@ -341,49 +298,5 @@ def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(emit, range(20)))) == 20
     # Events of one cause that come once its run exists start another: open_run ends those.
-    keys = [row["partition_key"] for row in wait_for_run(airflow, "cause ", 2)]
+    keys = [row["partition_key"] for row in wait_for_run(airflow, f"train_{MODEL}", "cause ", 2)]
     assert set(keys) == {"cause 0", "cause 1"}
-
-
-def test_refusals_and_silence_are_one_clear_line(airflow, settings):
-    with pytest.raises(StackError, match=r"Airflow refused GET .*nothing.*404"):
-        airflow.run("nothing", "x")
-    airflow.pool("one", 1)
-    airflow.pool("one", 1)
-    dead = settings.model_copy(update={"airflow_port": free_port()})
-    with AirflowApi(dead) as nobody, pytest.raises(StackError, match="does not answer"):
-        nobody.run("x", "y")
-
-
-def test_secrets_are_their_owners_alone_and_made_once(settings):
-    folder = settings.home / "airflow"
-    assert {
-        (folder / name).stat().st_mode & 0o77 for name in ("secrets.json", "passwords.json")
-    } == {0}
-    before = load_secrets(settings)
-    make_secrets(settings)
-    assert load_secrets(settings) == before
-
-
-def test_the_last_error_of_a_log_is_told():
-    detail = {"error_detail": [{"exc_type": "A", "exc_value": "b"}], "level": "error"}
-    assert error_of([{"event": "x"}, detail, {"event": "after"}]) == "A: b"
-    assert error_of([{"event": "bad", "level": "error"}]) == "bad"
-    assert error_of([]) == "its log has no error"
-
-
-def test_the_schedule_starts_one_training_run_about_its_own_moment(airflow):
-    run = airflow.trigger(f"schedule_{MODEL}", {})
-    told: list[str] = []
-    assert airflow.follow(f"schedule_{MODEL}", run, told.append, limit=60)["state"] == "success"
-    assert told[0].strip().startswith("emit: success")
-    assert_one_each(wait_for_run(airflow, "schedule "))
-
-
-def test_the_hour_and_a_promotion_each_start_a_look_of_their_own(airflow):
-    airflow.follow(f"hourly_{MODEL}", airflow.trigger(f"hourly_{MODEL}", {}), lambda _: None)
-    airflow.emit(f"promoted/{MODEL}", "version 7", {"version": "7"})
-    for wanted in ("schedule ", "version 7"):
-        assert_one_each(wait_for_run(airflow, wanted, dag=f"monitor_{MODEL}"))
-    with pytest.raises(StackError, match="Airflow knows no asset promoted/nothing"):
-        airflow.emit("promoted/nothing", "x", {})
