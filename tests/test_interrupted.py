@@ -31,8 +31,10 @@ def test_with_a_server(tmp_path):
 def test_nothing_is_left_running(tmp_path, number):
     (tmp_path / "test_of_a_server.py").write_text(PROGRAM)
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    # A shell starts what runs in its background with SIGINT ignored.
+    command = ["env", "--default-signal=INT", sys.executable, "-m", "pytest"]
     run = subprocess.Popen(
-        [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"],
+        [*command, "-p", "no:cacheprovider"],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(CLONE)},
         stdout=subprocess.DEVNULL,
