@@ -36,11 +36,11 @@ def test_nothing_is_left_running(tmp_path, number):
     run = subprocess.Popen(
         [*command, "-p", "no:cacheprovider"],
         cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(CLONE)},
+        env=os.environ | {"PYTHONPATH": str(CLONE), "PYTEST_ADDOPTS": ""},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
-    wait_until("the server", (tmp_path / "up").exists)
+    wait_until("the server", (tmp_path / "up").exists, process=run)
     (server,) = psutil.Process(run.pid).children()
     run.send_signal(number)
     run.wait()
