@@ -160,7 +160,7 @@ def project(tmp_path_factory):
             path.write_text(text.replace(f'"{SPEC_OF[kind]}"', f'"{name}"', 1))
         assert before in path.read_text(), (name, before)
         path.write_text(path.read_text().replace(before, after, 1))
-    # Bytecode made in the second of the edit, of a file of the same size, passes for the edited.
+    # Python keeps the bytecode of a file that is edited to the same size within one second.
     rmtree(folder / "feature_repo" / "datasets" / "__pycache__")
     return copy
 
