@@ -7,6 +7,7 @@ import hashlib
 import os
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +24,7 @@ from mlflow_server.pyfunc import ModelFile
 from tests.conftest import at_most
 from tests.preloaded import commands_folder
 from training.estimators import build_pipeline
-from training.onnx_export import export, prove, score
+from training.onnx_export import export, pipeline_scores, prove, score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -101,6 +102,23 @@ def test_scores_equal_on_every_kind_of_row(kind: str) -> None:
     assert proof.rows["real"] == ROWS
     assert proof.rows["permuted"] == 50_000
     assert set(proof.rows) == KINDS
+
+
+def test_one_flip_in_ten_thousand_rows_is_let_through_and_one_in_a_thousand_is_not() -> None:
+    pipeline, _ = fitted("logistic_regression")
+    frame, _ = customers(20_000)
+    model = ModelFile(export(pipeline, FEATURES).SerializeToString())
+    fitted_scores = np.round(pipeline_scores(pipeline, frame), 6)
+    served_scores = np.round(score(model, FEATURES, frame), 6)
+    between = np.maximum(fitted_scores, served_scores)[fitted_scores != served_scores]
+    flips = [np.sum((fitted_scores >= t) != (served_scores >= t)) for t in between]
+    threshold = float(between[flips.index(1)])
+    proof = partial(prove, pipeline, model, seed=7, features=FEATURES, threshold=threshold)
+    assert "real" not in " ".join(proof(frame=frame).reasons)
+    assert proof(frame=frame).flips > 0
+    row = np.flatnonzero((fitted_scores >= threshold) != (served_scores >= threshold))[0]
+    few = frame.iloc[row // 1000 * 1000 :][:1000]
+    assert ", 1 flips" in " ".join(r for r in proof(frame=few).reasons if r.startswith("real"))
 
 
 def spent(frame: pd.DataFrame) -> np.ndarray:
