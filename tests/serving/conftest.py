@@ -223,12 +223,16 @@ class Rig:
         return home
 
     def fill_features(self) -> None:
-        """`feast apply`, then the real ingest of the shipped orders."""
+        """`feast apply`, then the real ingest of the shipped orders.
+
+        MLflow may start meanwhile, so it is not asked which versions the features would change.
+        """
         feast_apply(self.settings)
+        own = {"GYRE_CHANGE_LIVE_FEATURES": "true"}
         done = subprocess.run(
             [commands_folder() / "python", "-c", INGEST],
             cwd=PROJECT,
-            env=process_environment(self.settings),
+            env=process_environment(self.settings) | own,
             capture_output=True,
             check=False,
         )
