@@ -69,6 +69,7 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         first.run("gyre", "monitor", MODEL)
         (first.settings.home / ENV_FILE).write_text("GYRE_KEEP_DAYS__SCORES=500\n")
         an_event_waits(first)
+        ledger, decided = first.ledger(), decisions(first)
 
         def ask():
             while not stop.is_set():
@@ -84,7 +85,6 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         asking.join()
         assert not refused
         assert answers(first) == before
-        ledger, decided = first.ledger(), decisions(first)
         assert WAITING["order_id"] not in orders(first)
         first.run("gyre", "down")
         (tmp_path / "first").rename(tmp_path / "gone")
@@ -107,8 +107,9 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
 def it_answers_decides_and_goes_on(stack, before, ledger, decided):
     assert answers(stack) == before
     assert stack.ledger() == ledger
-    kept = decisions(stack)[: len(decided)]  # another one came if it is the full hour
-    assert kept == decided != []
+    kept = decisions(stack)  # Airflow may have added one since
+    assert decided
+    assert [row for row in decided if row not in kept] == []
     wait_until("the event that waited", lambda: WAITING["order_id"] in orders(stack))
     again = stack.run("gyre", "ingest", "orders")
     assert "0 new, 0 corrected, 0 quarantined" in again
