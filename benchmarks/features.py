@@ -26,6 +26,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from deltalake import write_deltalake
 from redis import Redis
 
 from benchmarks import measure
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
 
 EVENTS = (6, 50)
 SERVICE, VIEW = "customer_churn_v1", "customer_features"
+ROWS = "rows.parquet"
+"""What the peers read: Feast's own DuckDB store would download an extension for a Delta table."""
 BEGIN, YEAR = 1_750_000_000_000_000, 31_536_000_000_000
 TIME = pa.timestamp("us", tz="UTC")
 STOCK = {"offline_store": "duckdb", "batch_engine": "local", "online_store": "redis"}
@@ -65,9 +68,9 @@ def write_rows(home: Path, customers: int, events: int) -> None:
         "last_order_us": at,
         "first_order_us": at - rng.integers(0, YEAR, n),
     }
-    path = home / "features" / f"{VIEW}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table(columns), path)
+    rows = pa.table(columns)
+    pq.write_table(rows, home / ROWS)
+    write_deltalake(home / "data" / "features" / VIEW, rows, mode="overwrite")
 
 
 def entity_frame(rows: int, customers: int) -> pd.DataFrame:
@@ -82,6 +85,8 @@ def open_feast(settings: Settings, *, stock: bool) -> Any:
     """Feast on the shipped definitions and `feature_store.yaml`, or on its own stores."""
     import feast  # noqa: PLC0415  (the plain join's process needs none)
     import yaml  # noqa: PLC0415
+    from feast.data_format import ParquetFormat  # noqa: PLC0415
+    from feast.infra.offline_stores.file_source import FileOptions  # noqa: PLC0415
     from feast.repo_config import RepoConfig  # noqa: PLC0415
 
     from feature_repo.datasets import orders  # noqa: PLC0415
@@ -94,6 +99,10 @@ def open_feast(settings: Settings, *, stock: bool) -> Any:
         config[part]["type"] = STOCK[part]
     store = feast.FeatureStore(config=RepoConfig(**config))
     views = [orders.customer_features_view, orders.customer_recency]
+    if stock:
+        views[0].batch_source.file_options = FileOptions(
+            uri=str(settings.home / ROWS), file_format=ParquetFormat()
+        )
     store.apply([orders.customer, *views, orders.customer_churn_v1])
     return store
 
@@ -104,7 +113,7 @@ def time_frame(peer: str, count: str, events: str) -> dict[str, float]:
     if peer == "plain":
         connection = duckdb.connect()
         connection.execute("SET asof_loop_join_threshold = 0").register("frame", entities)
-        sql = PLAIN_JOIN.format(path=settings.features / f"{VIEW}.parquet")
+        sql = PLAIN_JOIN.format(path=settings.home / ROWS)
 
         def join() -> pa.Table:
             return connection.sql(sql).to_arrow_table()
@@ -138,7 +147,7 @@ def time_materialise(peer: str, rows: str, _events: str) -> dict[str, float]:
 
 
 def time_plain_writes(settings: Settings, redis: Redis) -> float:
-    table = pq.read_table(settings.features / f"{VIEW}.parquet").drop_columns(["created"])
+    table = pq.read_table(settings.home / ROWS).drop_columns(["created"])
     seconds = 0.0
     for batch in table.to_batches(10_000):
         pipeline = redis.pipeline(transaction=False)

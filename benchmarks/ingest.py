@@ -136,7 +136,8 @@ def write_features(home: str, port: str) -> dict[str, float]:
 
     settings, dataset = at_home(home, port), ingest.load_dataset("orders")
     began = time.perf_counter()
-    shutil.rmtree(settings.features)
+    for view in dataset.views:
+        shutil.rmtree(features.view_address(settings, view))
     features.write_views(settings, dataset, ingest.raw_table(settings, dataset))
     return {"seconds": time.perf_counter() - began}
 

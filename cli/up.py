@@ -154,10 +154,10 @@ def _reconcile(settings: Settings, model: str) -> None:
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:
     """Ask for a real entity until the version just promoted answers, or names request data."""
-    from feature_repo.features import entities  # noqa: PLC0415  (a second, and only here)
+    from feature_repo.features import entities, written_views  # noqa: PLC0415  (a second)
 
     url = f"{settings.serving_address}/models/{spec.name}/predict"
-    views = [path.stem for path in settings.features.glob("*.parquet")]
+    views = written_views(settings)
     newest = entities(settings, views, spec.entity_key, datetime.now(UTC), CANDIDATES)
     problem, until = "no answer", time.monotonic() + LOAD_SECONDS
     while time.monotonic() < until:

@@ -101,9 +101,9 @@ class Settings(BaseSettings):
     """The same for the ledger alone, such as a team's, where another machine promotes into the
     team's MLflow. Default: GYRE_DATABASE_URL."""
     data_url: str | None = None
-    """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables, feature files and reports; each
-    host keeps copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at
-    the same path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
+    """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables and reports; each host keeps
+    copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at the same
+    path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
     AWS_SECRET_ACCESS_KEY, AWS_DEFAULT_REGION."""
     artifacts_url: str | None = None
     """The same of the files that MLflow keeps."""
@@ -274,13 +274,8 @@ class Settings(BaseSettings):
 
     @property
     def cache(self) -> Path:
-        """Copies of files on S3 that never change."""
+        """Copies of files on S3 that never change, and what is being computed."""
         return self.home / "cache"
-
-    @property
-    def features(self) -> Path:
-        """Feature files; where `data` is on S3, this host's copies."""
-        return self.home / "features"
 
     @property
     def reports(self) -> UPath:

@@ -6,21 +6,34 @@ One writer per table at a time: concurrent merges conflict, so every write holds
 Delta flushes nothing to disk: what was written survives a killed process, not a power cut.
 """
 
+import json
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from deltalake import DeltaTable, QueryBuilder, write_deltalake
+import pyarrow.parquet as pq
+from deltalake import (
+    CommitProperties,
+    DeltaTable,
+    QueryBuilder,
+    Schema,
+    Transaction,
+    write_deltalake,
+)
 from deltalake.exceptions import DeltaError
+from deltalake.transaction import AddAction, RemoveAction
+from upath import UPath
 
 from core.errors import DataError
-from core.files import local_copies
+from core.files import local_copies, location, reached
 from core.locks import one_writer
 from core.settings import Settings
 
@@ -32,6 +45,8 @@ RETENTION = {
 }
 """Table properties. For readers at work, and for features, which are computed from what changed
 since a version."""
+REPLACED = RETENTION | {"delta.deletedFileRetentionDuration": "interval 1 days"}
+"""The same where every hour replaces files of many rows."""
 SMALL_BYTES = 1024 * 1024
 """Files below this size are compacted as they come; `gyre maintain` makes larger ones of them."""
 COMPACTED_BYTES = 32 * 1024 * 1024
@@ -76,6 +91,13 @@ class Table:
         within: SQL on columns; files that surely hold no such row are left out.
         """
         return self._copies(self._names(version, within))
+
+    def noted(self, names: Sequence[str]) -> dict[str, int | None]:
+        """Return the numbers that `replace_files` noted last; None where it never did."""
+        if not self.exists:
+            return dict.fromkeys(names)
+        table = self._open()
+        return {name: table.transaction_version(name) for name in names}
 
     def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
         """Files that came and files that went between two versions; None if no longer known."""
@@ -187,6 +209,90 @@ class Table:
                 storage_options=self._options,
             )
 
+    def replace_files(
+        self,
+        folder: Path,
+        schema: pa.Schema,
+        partition: str,
+        within: str | None,
+        notes: Mapping[str, int],
+    ) -> None:
+        """Put the parquet files below `folder` in place of some of the table's, in one commit.
+
+        Readers see the files of before or the new ones, never a part. Of a table of another
+        `schema` all files have to go.
+
+        Args:
+            folder: on this disk, with files such as `period=12/NAME.parquet`, of names that the
+                table does not have. The files are moved.
+            schema: columns of the files, then the column `partition`.
+            partition: the column that the folders' names hold, an integer.
+            within: SQL on `partition`; only files of such partitions go. None: all go.
+            notes: numbers that `noted` returns from now on, such as what the rows stand on.
+
+        """
+        with self._writing():
+            if not self.exists:
+                DeltaTable.create(
+                    str(self.path),
+                    Schema.from_arrow(schema),
+                    partition_by=[partition],
+                    configuration=REPLACED,
+                    storage_options=self._options,
+                )
+            now = int(time.time() * 1000)
+            actions: list[AddAction | RemoveAction] = []
+            if within is not None:
+                for name in self._names(within=within):
+                    value = name.partition("/")[0].partition("=")[2]
+                    removed = RemoveAction(
+                        path=name,
+                        data_change=True,
+                        deletion_timestamp=now,
+                        partition_values={partition: value},
+                    )
+                    actions.append(removed)
+            for file in sorted(folder.glob("*/*.parquet")):
+                name = file.relative_to(folder).as_posix()
+                added = AddAction(
+                    path=name,
+                    size=file.stat().st_size,
+                    partition_values={partition: file.parent.name.partition("=")[2]},
+                    modification_time=now,
+                    data_change=True,
+                    stats=json.dumps({"numRecords": pq.read_metadata(file).num_rows}),
+                )
+                actions.append(added)
+            self._take_in(folder)
+            self._open().create_write_transaction(
+                actions,
+                mode="overwrite" if within is None else "append",
+                schema=Schema.from_arrow(schema),
+                partition_by=[partition],
+                commit_properties=CommitProperties(
+                    app_transactions=[Transaction(name, note) for name, note in notes.items()]
+                ),
+            )
+
+    def _take_in(self, folder: Path) -> None:
+        """Move the files below `folder` into the table's; no reader sees them yet.
+
+        Of files that go to S3, this host keeps copies.
+        """
+        files = sorted(folder.glob("*/*.parquet"))
+        if self._settings.data_url:
+            sources = [str(file) for file in files]
+            targets = [(self.path / file.relative_to(folder)).path for file in files]
+            with reached(self.name):
+                self.path.fs.put(sources, targets)
+            place = self._settings.cache / self.path.path
+        else:
+            place = Path(str(self.path))
+        for file in files:
+            target = place / file.relative_to(folder)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(file, target)
+
     def compact(self) -> None:
         """Rewrite the small files together; rows and readers of older versions see no change."""
         with self._writing():
@@ -265,17 +371,10 @@ class Table:
 
     def _names(self, version: int | None = None, within: str | None = None) -> list[str]:
         """Files of a version, below the table's folder."""
-        if not self.exists:
-            return []
-        table = self._open(version)
-        uri = table.table_uri  # of a folder it is quoted; what comes behind it is as on disk
-        folder = urlsplit(uri).path if uri.startswith("file:") else uri
-        files = table.file_uris(file_pruning_predicate=within)
-        return [file.removeprefix(folder).lstrip("/") for file in files]
+        return _file_names(self._open(version), within) if self.exists else []
 
     def _copies(self, names: Sequence[str]) -> list[str]:
-        folder = self.path.absolute()
-        return local_copies([folder / name for name in names], self._settings.cache)
+        return _copies_of(self.path, names, self._settings.cache)
 
     def _holds_any(self, rows: pa.Table, key: Sequence[str]) -> bool:
         """Whether the table has a row with the key of one of `rows`."""
@@ -301,6 +400,38 @@ class Table:
             yield
         except (DeltaError, OSError) as exc:
             raise DataError(f"table {self.name}: {_short(exc)}") from exc
+
+
+def files_at(address: str, cache: Path) -> list[str]:
+    """Return the parquet files of the newest version of the table at `address`, on this disk.
+
+    Args:
+        address: a folder, or `s3://…`.
+        cache: folder of the copies of what is on S3.
+
+    Raises:
+        DataError: there is no table, or it cannot be reached.
+
+    """
+    options = S3 if "://" in address else None
+    try:
+        names = _file_names(DeltaTable(address, storage_options=options))
+    except (DeltaError, OSError) as exc:
+        raise DataError(f"table {address}: {_short(exc)}") from exc
+    return _copies_of(location(address), names, cache)
+
+
+def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
+    """Files of a table, below its folder."""
+    uri = table.table_uri  # of a folder it is quoted; what comes behind it is as on disk
+    folder = urlsplit(uri).path if uri.startswith("file:") else uri
+    files = table.file_uris(file_pruning_predicate=within)
+    return [file.removeprefix(folder).lstrip("/") for file in files]
+
+
+def _copies_of(folder: UPath, names: Sequence[str], cache: Path) -> list[str]:
+    folder = folder.absolute()
+    return local_copies([folder / name for name in names], cache)
 
 
 def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:

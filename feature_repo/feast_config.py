@@ -19,10 +19,10 @@ def feast_config(settings: Settings, deadline: float) -> dict[str, Any]:
         config["registry"] |= {"registry_type": "sql", "path": address}
     else:
         config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
-    config["offline_store"] = {"type": "feature_repo.extensions.offline.AsofOfflineStore"}
+    config["offline_store"]["cache"] = str(settings.cache)
     if settings.engine == "spark":
         store = "feature_repo.extensions.spark.SparkOfflineStore"
-        config["offline_store"] = {"type": store, "master": settings.spark_master}
+        config["offline_store"] |= {"type": store, "master": settings.spark_master}
     if settings.online_store:
         texts = settings.online_store.items()
         config["online_store"] = {name: yaml.safe_load(text) for name, text in texts}

@@ -1,39 +1,39 @@
-"""Feature engine: Ibis expressions over the raw tables, each view a folder of parquet files.
+"""Feature engine: Ibis expressions over the raw tables, each view a Delta table of its own.
 
-A view is a symbolic link to a folder named after what it stands on: the expression and the version
-of the raw table. Its rows are cut into periods of event time. Of the periods from the earliest
-change on, rows of changed entities are computed anew and all others copied; earlier ones are
-linked.
+The commit of a view's rows notes what they stand on: the expression and the version of the raw
+table. Rows are cut into periods of event time. In the periods from the earliest change on, rows of
+changed entities are computed anew and all others copied; files of earlier periods stay.
 """
 
 import hashlib
-import os
 import re
 import shutil
-import sys
 from collections.abc import Iterable, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
 from functools import cache
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.parquet as pq
+from upath import UPath
 
 from core.errors import DataError
+from core.files import reached, read_file, replace_file
 from core.settings import Settings
 from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset, Expression, Label
 from feature_repo.engines import PERIOD, connect, connected, open_engine
-from feature_repo.view_links import fetch, online_path, point, publish, target, view_path
 
 TIME = pa.timestamp("us", tz="UTC")
+DIGITS = 15
+"""Of a hash in hexadecimal: what a Delta table can note, 60 bits."""
+LAST_PERIOD = 2**31
+"""After every row that there is."""
 
 
 def raw_table(settings: Settings, dataset: Dataset) -> Table:
@@ -46,11 +46,40 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
     return Table(settings, f"raw/{dataset.name}", pa.schema([*dataset.schema, *arrival]))
 
 
-def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
-    """Bring every view of `dataset` to the newest version of its raw table.
+class Standing(NamedTuple):
+    """What rows of a view stand on.
 
-    The new folder takes the place of the old one when it is complete; the old one stays, for those
-    who read it, until the next time.
+    definition: hash of the expression, of DuckDB's version and of which raw table it is.
+    raw: the version of the raw table.
+    """
+
+    definition: int
+    raw: int
+
+
+def view_address(settings: Settings, view: str) -> str:
+    """Return the place of a view's table: a folder, or `s3://…`."""
+    return str(_view_table(settings, view).path)
+
+
+def view_files(settings: Settings, view: str) -> list[str]:
+    """Return the parquet files of the newest version of a view, on this disk."""
+    return _view_table(settings, view).files()
+
+
+def written_views(settings: Settings) -> list[str]:
+    """Return the names of the views that have rows."""
+    logs = (settings.data / "features").glob("*/_delta_log")
+    return sorted(log.parent.name for log in logs)
+
+
+def purge_view(settings: Settings, view: str) -> None:
+    """Remove the rows that readers of before may still read: they fail."""
+    _view_table(settings, view).purge()
+
+
+def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
+    """Bring every view of `dataset` to the newest version of its raw table, each in one commit.
 
     Raises:
         DataError: the raw table is empty, so there is nothing to compute from.
@@ -58,28 +87,9 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
     """
     if raw.version < 0:
         raise DataError(f"{dataset.name}: no rows yet; check the source")
-    settings.features.mkdir(parents=True, exist_ok=True)
     for name in dataset.views:
-        fetch(settings, name)
-        link, wanted = view_path(settings, name), _standing(dataset, name, raw)
-        old = target(settings, link)
-        if old == wanted and link.exists():
-            continue
-        for left in settings.features.glob(f"{name}.*.*"):
-            if left.name != old:
-                shutil.rmtree(left)
-        partial = settings.features / f"{wanted}.part"
-        partial.mkdir()
-        _write(settings, partial, dataset, name, raw)
-        partial.rename(link.parent / wanted)
-        publish(settings, name, wanted, old)
-        point(settings, link, wanted)
-
-
-def view_files(settings: Settings, view: str) -> list[str]:
-    """Return the files of a view, all of one folder: the link may point to another at any time."""
-    fetch(settings, view)
-    return [*map(str, view_path(settings, view).resolve().glob("*/*.parquet"))]
+        if _standing(settings, name) != _wanted(dataset, name, raw):
+            _write(settings, dataset, name, raw)
 
 
 def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
@@ -103,22 +113,21 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     """Return the views whose rows, if there are any, are not of the expression in the code."""
     if not raw.exists:
         return []
-    standings = {name: _standing(dataset, name, raw) for name in dataset.views}
-    targets = {name: target(settings, view_path(settings, name)) for name in dataset.views}
-    return [
-        name
-        for name in dataset.views
-        if targets[name].rpartition(".")[0] != standings[name].rpartition(".")[0]
-    ]
+    found = []
+    for name in dataset.views:
+        standing = _standing(settings, name)
+        if standing is None or standing.definition != _wanted(dataset, name, raw).definition:
+            found.append(name)
+    return found
 
 
 def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
     """Raw rows that came or went (`gone`) since `note_online`; None if that cannot be told."""
     found = [raw.schema.append(pa.field("gone", pa.bool_())).empty_table()]
     for name in dataset.views:
-        known, wanted = target(settings, online_path(settings, name)), _standing(dataset, name, raw)
+        wanted = _wanted(dataset, name, raw)
         with connected() as connection:
-            changed = _changed(connection, raw, known, wanted)
+            changed = _changed(connection, raw, _standing_online(settings, name), wanted)
             if changed is None:
                 return None
             found.append(changed.to_pyarrow().cast(found[0].schema))
@@ -128,14 +137,17 @@ def news(settings: Settings, dataset: Dataset, raw: Table) -> pa.Table | None:
 def forget_online(settings: Settings, dataset: Dataset) -> None:
     """Forget which raw version the online store was filled from, before all is written anew."""
     for name in dataset.views:
-        point(settings, online_path(settings, name), "")
+        with reached(name), suppress(FileNotFoundError):
+            _online_note(settings, name).unlink()
 
 
 def note_online(settings: Settings, dataset: Dataset) -> None:
     """Remember the expression and the raw version that the online store was filled from."""
     for name in dataset.views:
-        standing = target(settings, view_path(settings, name))
-        point(settings, online_path(settings, name), standing)
+        standing = _standing(settings, name)
+        if standing is not None:
+            with reached(name):
+                replace_file(_online_note(settings, name), f"{standing.definition} {standing.raw}")
 
 
 def open_raw(
@@ -203,12 +215,38 @@ def labels(
     return rows.sort_by([(name, "ascending") for name in ("event_timestamp", *keys)])
 
 
-def _standing(dataset: Dataset, view: str, raw: Table) -> str:
-    """Name of what a view is computed from: expression and DuckDB, the raw table, its version."""
+def _view_table(settings: Settings, view: str) -> Table:
+    """Return the table of a view: files of rows, whose columns the view's expression says."""
+    return Table(settings, f"features/{view}", pa.schema([]))
+
+
+def _standing(settings: Settings, view: str) -> Standing | None:
+    """Return what the rows of a view stand on; None where there are none yet."""
+    notes = _view_table(settings, view).noted(Standing._fields)
+    definition, raw = notes["definition"], notes["raw"]
+    return None if definition is None or raw is None else Standing(definition, raw)
+
+
+def _wanted(dataset: Dataset, view: str, raw: Table) -> Standing:
+    """Return what the rows of a view would stand on now."""
     sql = _sql(dataset.views[view], raw.schema)
     parts = f"{sql} {raw.identity} {PERIOD} {duckdb.__version__}"
     digest = hashlib.sha256(parts.encode()).hexdigest()
-    return f"{view}.{digest[:16]}.{raw.version}"
+    return Standing(int(digest[:DIGITS], 16), raw.version)
+
+
+def _online_note(settings: Settings, view: str) -> UPath:
+    return settings.data / "features" / f"{view}.online"
+
+
+def _standing_online(settings: Settings, view: str) -> Standing | None:
+    """Return what the rows stood on that the online store was filled from; None if unknown."""
+    with reached(view):
+        try:
+            definition, raw = read_file(_online_note(settings, view)).split()
+        except FileNotFoundError:
+            return None
+    return Standing(int(definition), int(raw))
 
 
 @cache
@@ -219,13 +257,16 @@ def _sql(expression: Expression, schema: pa.Schema) -> str:
     return re.sub(r"EXCLUDE \(([^)]*)\)", lambda found: str(sorted(found[1].split(", "))), sql)
 
 
-def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table | None:
+def _changed(
+    connection: Any, raw: Table, known: Standing | None, wanted: Standing
+) -> ir.Table | None:
     """Rows that came or went (`gone`) between two standings; None if that cannot be told."""
-    (before, _, since), (after, _, version) = known.rpartition("."), wanted.rpartition(".")
-    files = raw.changed_files(int(since), int(version)) if before == after else None
+    if known is None or known.definition != wanted.definition:
+        return None
+    files = raw.changed_files(known.raw, wanted.raw)
     if files is None:
         return None
-    none = open_raw(raw, int(version), connection=connection).limit(0)
+    none = open_raw(raw, wanted.raw, connection=connection).limit(0)
     added, removed = (
         (connection.read_parquet(paths) if paths else none).select(raw.schema.names)
         for paths in files
@@ -236,35 +277,33 @@ def _changed(connection: Any, raw: Table, known: str, wanted: str) -> ir.Table |
     return came.mutate(gone=False).union(gone.mutate(gone=True))
 
 
-def _write(settings: Settings, folder: Path, dataset: Dataset, view: str, raw: Table) -> None:
-    """Write the rows of `view` into `folder`; of those it has now, what can be kept is kept."""
-    wanted, old, kept = folder.stem, view_path(settings, view).resolve(), list[Path]()
-    with (
-        TemporaryDirectory(dir=folder.parent, prefix=f"{view}.spill.") as spill,
-        closing(open_engine(settings, Path(spill))) as engine,
-    ):
-        connection, key = engine.connection, dataset.entity
-        rows = open_raw(raw, int(wanted.rpartition(".")[2]), connection=connection)
-        changed = _changed(connection, raw, old.name, wanted) if old.is_dir() else None
-        if changed is None:
-            engine.write(dataset.views[view](rows), folder, -sys.maxsize)
-        else:
+def _write(settings: Settings, dataset: Dataset, view: str, raw: Table) -> None:
+    """Write the rows of `view` as they are now; files of periods before a change stay."""
+    table, wanted = _view_table(settings, view), _wanted(dataset, view, raw)
+    scratch = settings.cache / f"{view}.refresh"
+    shutil.rmtree(scratch, ignore_errors=True)  # what a killed one left
+    fresh, spill = scratch / "rows", scratch / "spill"
+    fresh.mkdir(parents=True)
+    within = None
+    with closing(open_engine(settings, spill)) as engine:
+        rows = open_raw(raw, wanted.raw, connection=engine.connection)
+        new = dataset.views[view](rows)
+        changed = _changed(engine.connection, raw, _standing(settings, view), wanted)
+        first = None
+        if changed is not None:
             touched = engine.hold(changed)
             earliest = touched[dataset.event_time].min().to_pyarrow().as_py()
-            first = (earliest - BEGINNING) // PERIOD if earliest else sys.maxsize
-            new = dataset.views[view](rows.semi_join(touched, key))
-            periods = {path: int(path.name.partition("=")[2]) for path in old.iterdir()}
-            kept = [path for path, period in periods.items() if period < first]
-            again = [f"{path}/*.parquet" for path in periods.keys() - set(kept)]
+            first = (earliest - BEGINNING) // PERIOD if earliest else LAST_PERIOD
+            within = f"period >= {first}"
+            new = dataset.views[view](rows.semi_join(touched, dataset.entity))
+            again = table.files(within=within)
             if again:
-                known = connection.read_parquet(again).anti_join(touched, key)
+                known = engine.connection.read_parquet(again).anti_join(touched, dataset.entity)
                 new = new.union(known.select(new.columns).cast(new.schema()))
-            engine.write(new, folder, first)
-    for path in folder.glob("*/*"):
-        with path.open("rb") as file:
-            os.fsync(file.fileno())
-    for path in kept:
-        shutil.copytree(path, folder / path.name, copy_function=os.link)
+        engine.write(new, fresh, first)
+        columns = new.schema().to_pyarrow().append(pa.field("period", pa.int64()))
+    table.replace_files(fresh, columns, "period", within, wanted._asdict())
+    shutil.rmtree(scratch)
 
 
 def _in_microseconds(rows: pa.Table) -> pa.Table:

@@ -151,9 +151,9 @@ def catch_up(
             values of the views and those online stay.
 
     """
-    accepted = settings.features / f"{dataset.name}.definitions"
+    accepted = settings.data / "features" / f"{dataset.name}.definitions"
     published = store.definitions(dataset)
-    is_accepted = accepted.exists() and accepted.read_text() == published
+    is_accepted = accepted.exists() and read_file(accepted).decode() == published
     if not is_accepted or redefined(settings, dataset, table):
         check_definitions(settings, dataset, as_of)
     with closing(EntityFeatures(settings, dataset, table)) as online:

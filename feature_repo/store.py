@@ -31,8 +31,7 @@ from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.extensions.online import NewestOnlineStore
 from feature_repo.feast_config import feast_config
-from feature_repo.features import TIME, unbuilt
-from feature_repo.view_links import view_path
+from feature_repo.features import TIME, unbuilt, view_address
 
 TYPES: dict[str, FeatureType] = {
     "Int32": "int32",
@@ -92,7 +91,7 @@ def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     objects = copy.deepcopy([*found.values()])
     for each in objects:
         if isinstance(each, feast.FeatureView):
-            each.batch_source.file_options.uri = str(view_path(settings, each.name))
+            each.batch_source.file_options.uri = view_address(settings, each.name)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that on-demand views are experimental
         feast.FeatureStore(config=_config(settings, WRITE_DEADLINE)).apply(objects)

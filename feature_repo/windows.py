@@ -14,6 +14,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from feast import Entity, FeatureView, Field, FileSource
+from feast.data_format import DeltaFormat
 from feast.types import (
     Bool,
     Float32,
@@ -30,6 +31,7 @@ from ibis.common.exceptions import IbisError
 
 from core.settings import load_settings
 from feature_repo.definition import Dataset
+from feature_repo.features import view_address
 
 Function = Literal["count", "sum", "mean", "min", "max", "first", "last"]
 DECIMAL = "decimal(18, 6)"
@@ -242,7 +244,8 @@ def feature_view(
         schema=[Field(name=key, dtype=FEAST_TYPES[kind]) for key, kind in types.items()],
         source=FileSource(
             name=name,
-            path=str(load_settings().features / f"{name}.parquet"),
+            path=view_address(load_settings(), name),
+            file_format=DeltaFormat(),
             timestamp_field="event_timestamp",
             created_timestamp_column="created",
         ),

@@ -29,12 +29,11 @@ from feature_repo.broker import rewrite_file, waiting
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.entities import LOCK_SECONDS
-from feature_repo.features import raw_table, view_files
+from feature_repo.features import purge_view, raw_table, view_files
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
 from feature_repo.quarantine import quarantine_table
 from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_store, open_store
-from feature_repo.view_links import drop_older
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions
@@ -156,7 +155,7 @@ class Search:
             until = store.watermark(dataset) or datetime.now(UTC)
             catch_up(self.settings, dataset, store, raw, until)
             for view in dataset.views:
-                drop_older(self.settings, view)
+                purge_view(self.settings, view)
             raw.purge()
 
     def _table(self, table: Table, where: str, column: str) -> tuple[str, int]:

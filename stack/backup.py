@@ -36,7 +36,7 @@ TOOLS = ("gyre", "apache-airflow", "feast", "mlflow")
 RELEASES = {name: version(name) for name in TOOLS} | {"layout": LAYOUT}
 """What reads the files of a backup; one of a newer is refused."""
 SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db")
-LINKED = ("data", "features", "reports", "mlflow/artifacts", "feast", "airflow/secrets.json")
+LINKED = ("data", "reports", "mlflow/artifacts", "feast", "airflow/secrets.json")
 GROWING = ("redis/appendonly.aof", "redis/appendonlydir", "serving/log")
 OWN = "|".join((*SHARED, *(f"{name}_port" for name in PORTS)))
 PLACE = re.compile(rf"\s*(export\s+)?(GYRE_)?({OWN})(__|\b)", re.IGNORECASE)
@@ -46,12 +46,11 @@ SECONDS = 300.0
 
 
 class Manifest(BaseModel):
-    """tables: versions. links: of `features`, and to what. files: bytes and SHA-256 of each."""
+    """tables: versions. files: bytes and SHA-256 of each."""
 
     releases: dict[str, str] = RELEASES
     time: AwareDatetime
     tables: dict[str, int]
-    links: dict[str, str]
     files: dict[str, tuple[int, str]]
 
 
@@ -72,9 +71,9 @@ def backup(settings: Settings, target: Path) -> Manifest:
         with _part(home / "run" / "backup") as staged:
             with _writers_held(settings) as tables:
                 now = datetime.now(UTC)
-                links = _stage(settings, staged)
+                _stage(settings, staged)
             shutil.copytree(staged, part, dirs_exist_ok=True)
-        manifest = Manifest(time=now, tables=tables, links=links, files=_described(part))
+        manifest = Manifest(time=now, tables=tables, files=_described(part))
         text = manifest.model_dump_json(indent=1)
         (part / MANIFEST).write_text(text)
         (part / SEAL).write_text(_seal(text))
@@ -101,8 +100,6 @@ def restore(settings: Settings, source: Path) -> Manifest:
             raise StackError(f"{source}: its databases are of {kind} GYRE_DATABASE_URL")
         with _part(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
-            for name, linked in manifest.links.items():
-                (part / "features" / name).symlink_to(linked)
             if settings.database_url:
                 _postgres(settings, "pg_restore", "--single-transaction", str(part / POSTGRES))
             for name in (MANIFEST, SEAL, POSTGRES):
@@ -157,8 +154,8 @@ def _writers_held(settings: Settings) -> Iterator[dict[str, int]]:
         yield {name: Table(settings, name, pa.schema([])).version for name in names}
 
 
-def _stage(settings: Settings, staged: Path) -> dict[str, str]:
-    """Put files below `staged`; return the links of `features`."""
+def _stage(settings: Settings, staged: Path) -> None:
+    """Put files below `staged`."""
     home = settings.home
     if settings.database_url:
         schemas = [f"--schema={name}" for name in SCHEMAS]
@@ -171,8 +168,6 @@ def _stage(settings: Settings, staged: Path) -> dict[str, str]:
         lines = (home / ENV_FILE).read_text().splitlines(keepends=True)
         (staged / ENV_FILE).touch(0o600)
         (staged / ENV_FILE).write_text("".join(line for line in lines if not PLACE.match(line)))
-    links = (path for path in home.glob("features/*") if path.is_symlink())
-    return {link.name: str(link.readlink()) for link in links}
 
 
 def _place(home: Path, staged: Path, names: Iterable[str], put: Callable[..., None]) -> None:

@@ -19,8 +19,8 @@ from stack.processes import members
 
 LAYOUT_FILE = "layout"
 """In a stack's home: which layout it has; `gyre up` writes it into a new one."""
-LAYOUT = "2"
-FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "features", "serving", "data")
+LAYOUT = "3"
+FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "serving", "data")
 HOME_BYTES = 10**9
 
 

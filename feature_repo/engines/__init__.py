@@ -42,9 +42,10 @@ class DuckDBEngine:
         """Compute `rows` once; what is returned stands until the engine is closed."""
         return self.connection.create_table(ibis.util.gen_name("held"), rows, temp=True)
 
-    def write(self, rows: ir.Table, folder: Path, first: int) -> None:
+    def write(self, rows: ir.Table, folder: Path, first: int | None) -> None:
         """Write feature rows as parquet into `folder/period=N/`, of periods from `first` on.
 
+        first: None for all of them.
         Types are those that Ibis promises; times are microseconds UTC.
         """
         types = {name: DuckDBType.to_string(type_) for name, type_ in rows.schema().items()}
@@ -52,11 +53,12 @@ class DuckDBEngine:
         columns = [f'CAST("{name}" AS {type_}) AS "{name}"' for name, type_ in types.items()]
         period = f"epoch_us(event_timestamp) // {PERIOD_US}"
         sql = f"SELECT {', '.join(columns)}, {period} AS period"
-        sql += f" FROM ({self.connection.compile(rows)}) WHERE {period} >= {first}"
-        name = f"rows_{folder.stem.rpartition('.')[2]}_{{i}}"
+        sql += f" FROM ({self.connection.compile(rows)})"
+        if first is not None:
+            sql += f" WHERE {period} >= {first}"
         self.connection.raw_sql(
             f"COPY ({sql}) TO '{folder}' (FORMAT parquet, PARTITION_BY (period),"
-            f" FILENAME_PATTERN '{name}')"
+            " FILENAME_PATTERN 'rows_{uuid}')"
         )
 
     def close(self) -> None:

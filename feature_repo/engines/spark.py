@@ -52,11 +52,13 @@ class SparkEngine:
         self._held.append(rows.cache())
         return self._held[-1]
 
-    def write(self, rows: ir.Table, folder: Path, first: int) -> None:
+    def write(self, rows: ir.Table, folder: Path, first: int | None) -> None:
         period = f"unix_micros(event_timestamp) div {PERIOD_US}"
         found = self.connection.frame(rows).selectExpr("*", f"{period} AS period")
         # Few files of a period, unless it is big: without the hint, one of each task.
-        found = found.where(f"period >= {first}").hint("rebalance", "period")
+        if first is not None:
+            found = found.where(f"period >= {first}")
+        found = found.hint("rebalance", "period")
         found.write.partitionBy("period").mode("append").parquet(str(folder))
 
     def close(self) -> None:

@@ -1,26 +1,30 @@
 """Offline store: Feast's DuckDB store with an ASOF join in place of its point-in-time join.
 
 Feast joins every earlier feature row to every entity row and keeps the newest: quadratic in rows
-per entity. What is no local parquet file, and a cut by created time, is left to Feast.
+per entity. What is no Delta table or local parquet file, and a cut by created time, is left to
+Feast. The list of a table's files is read at every call.
 """
 
 import copy
-import os
 from collections import UserDict
 from collections.abc import Collection, Sequence
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from feast import FileSource
-from feast.data_format import ParquetFormat
+from feast.data_format import DeltaFormat, ParquetFormat
 from feast.infra.offline_stores import duckdb
 from feast.infra.offline_stores.ibis import IbisRetrievalJob, deduplicate
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
+
+from core.errors import DataError
+from core.storage import files_at
 
 TIME = "timestamp('UTC')"
 FIRST = ibis.literal(datetime.min.replace(tzinfo=UTC))
@@ -28,9 +32,13 @@ LAST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 
 
 class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
-    """`offline_store` in feature_store.yaml; the stock store's other options stand."""
+    """`offline_store` in feature_store.yaml; the stock store's other options stand.
+
+    cache: folder of copies of files on S3.
+    """
 
     type: str = "feature_repo.extensions.offline.AsofOfflineStore"
+    cache: str = ""
 
 
 class ViewRows(NamedTuple):
@@ -54,8 +62,8 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
     ) -> Any:
         """Join features to each row of an entity frame as they were at its event time."""
         stock = super().get_historical_features
-        parquet = all(_is_parquet(view.batch_source) for view in feature_views)
-        if asked.get("filter_by_created_timestamp") or not parquet:
+        is_ours = all(_is_readable(view.batch_source) for view in feature_views)
+        if asked.get("filter_by_created_timestamp") or not is_ours:
             return stock(config=config, feature_views=feature_views, **asked)
         # Feast's job for the entity rows alone: it resolves and later computes on-demand views.
         job = stock(config=config, feature_views=[], **asked)
@@ -76,7 +84,7 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         Feast casts the times that it compares, so DuckDB skips no file: 6 s of 30 million rows.
         """
         source, config = asked["data_source"], asked["config"]
-        if not _is_parquet(source):
+        if not _is_readable(source):
             return super().pull_latest_from_table_or_query(**asked)
         rows = cls.read(config, source)
         time, created = asked["timestamp_field"], asked["created_timestamp_column"]
@@ -98,9 +106,14 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         )
 
     @staticmethod
-    def read(config: RepoConfig, source: FileSource) -> ir.Table:  # noqa: ARG004
-        """Read what a link points to now: DuckDB lists a folder before it opens its files."""
-        return ibis.read_parquet(os.path.realpath(source.path))
+    def read(config: RepoConfig, source: FileSource) -> ir.Table:
+        """Read a source as it is now.
+
+        Raises:
+            DataError: there are no rows yet, or the table cannot be reached.
+
+        """
+        return ibis.read_parquet(files_of(config, source))
 
     @staticmethod
     def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:
@@ -140,9 +153,23 @@ def _whole(value: ir.Value) -> ir.Value:
     return value.truncate("s").cast(value.type()) if value.type().is_timestamp() else value
 
 
-def _is_parquet(source: Any) -> bool:
-    """Whether `source` is a local parquet file or a folder of them."""
-    if not isinstance(source, FileSource) or "://" in source.path:
+def files_of(config: RepoConfig, source: FileSource) -> list[str]:
+    """Return the parquet files of a source, on this disk."""
+    if not isinstance(source.file_format, DeltaFormat):
+        return [source.path]
+    files = files_at(source.path, Path(config.offline_store.cache))
+    if not files:
+        raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
+    return files
+
+
+def _is_readable(source: Any) -> bool:
+    """Whether `source` is a Delta table, a local parquet file or a folder of them."""
+    if not isinstance(source, FileSource):
+        return False
+    if isinstance(source.file_format, DeltaFormat):
+        return True
+    if "://" in source.path:
         return False
     if source.file_format is None:
         return bool(source.path.endswith(".parquet"))

@@ -1,6 +1,5 @@
 """Offline store on Spark, for GYRE_ENGINE=spark."""
 
-import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +13,7 @@ from feature_repo.extensions.offline import (
     AsofOfflineStore,
     AsofOfflineStoreConfig,
     ViewRows,
+    files_of,
     within,
 )
 
@@ -34,7 +34,7 @@ class SparkOfflineStore(AsofOfflineStore):
         from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (once there is work)
 
         connection = SparkEngine(config.offline_store.master).connection
-        return connection.read_parquet(os.path.realpath(source.path))
+        return connection.read_parquet(files_of(config, source))
 
     @staticmethod
     def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:

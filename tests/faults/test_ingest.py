@@ -14,10 +14,9 @@ from core.settings import PROJECT, Settings
 from core.spec import load_spec
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.online import OnlineFeatures
-from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
-from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, VIEW, rebuilt, rows_of
+from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, rebuilt, rows_of
 from tests.preloaded import commands_folder
 
 SPEC = load_spec("customer_churn_model")
@@ -101,7 +100,7 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
     raw = raw_table(settings, ORDERS)
     landed = raw.read().drop_columns(["ingested_at", "superseded"]).sort_by("order_id").to_pylist()
     assert landed == sorted(rows.values(), key=lambda row: row["order_id"])
-    found = rows_of(view_path(settings, VIEW))
+    found = rows_of(settings)
     assert found.equals(rebuilt(settings, raw))
     newest = {
         row["customer_id"]: row for row in found.to_pylist() if row["event_timestamp"] <= as_of

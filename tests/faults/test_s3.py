@@ -79,8 +79,9 @@ def stopped_at(bucket, log, nth, run):
 
 
 @pytest.mark.parametrize("moments", [(1,), pytest.param((2, 4, 9), marks=pytest.mark.nightly)])
-def test_in_the_middle_of_an_ingest(bucket, tmp_path, moments):
+def test_in_the_middle_of_an_ingest(bucket, tmp_path, monkeypatch, moments):
     """25, 30: after the data and before the commit, and later."""
+    monkeypatch.setenv("GYRE_DATA_URL", "s3://gyre/a")  # for `feast apply`
     with installed(tmp_path / "home", data_url="s3://gyre/a") as settings:
         deliver(tmp_path, AS_OF - DAY)
         ingest(settings, "orders", AS_OF - DAY)
@@ -94,6 +95,7 @@ def test_in_the_middle_of_an_ingest(bucket, tmp_path, moments):
             run()
             after = state(settings)
             assert raw.equals(before[0]) or raw.equals(after[0])
+    monkeypatch.delenv("GYRE_DATA_URL")
     with installed(tmp_path / "on disk") as beside:
         ingest(beside, "orders", as_of)
         assert all(found.equals(wanted) for found, wanted in zip(after, state(beside), strict=True))

@@ -19,10 +19,9 @@ from core.errors import BatchRejectedError, DataError
 from core.settings import PROJECT
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table
+from feature_repo.features import raw_table, view_files
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import ProjectCopy, online_reader
 
@@ -260,7 +259,7 @@ def state(settings):
     """Version and rows of the tables, the view that stands, and a customer online."""
     tables = (raw_table(settings, ORDERS), quarantine_table(settings, ORDERS))
     known = [(table.version, table.read().num_rows) for table in tables]
-    return *known, view_path(settings, "customer_features").readlink(), online(settings, 1)
+    return *known, view_files(settings, "customer_features"), online(settings, 1)
 
 
 def test_the_documented_cases_are_those_tested():

@@ -20,11 +20,10 @@ from feature_repo import consumer
 from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, raw_table
+from feature_repo.features import connect, raw_table, view_files
 from feature_repo.forgotten import Key
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from feature_repo.view_links import view_path
 from monitoring.forget import forget
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot, online_reader
@@ -126,8 +125,7 @@ def shop(ingested, tmp_path) -> Iterator[Shop]:
 
 
 def feature_rows(shop):
-    folder = view_path(shop.settings, "customer_features")
-    rows = connect().read_parquet(f"{folder}/*/*.parquet").to_pyarrow()
+    rows = connect().read_parquet(view_files(shop.settings, "customer_features")).to_pyarrow()
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
@@ -140,8 +138,7 @@ def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
     assert (report.inserted, report.replaced) == (0, 0)
     landed = feature_rows(shop).drop_columns("created")
     assert [shop.online(customer) for customer in (1, 2, 3)] == at_once
-    for folder in (shop.settings.data, shop.settings.features):
-        shutil.rmtree(folder)
+    shutil.rmtree(shop.settings.data)
     shop.has(FIRST)
     shop.ingest(AS_OF)
     shop.has(FIRST, *more)

@@ -5,14 +5,15 @@ from __future__ import annotations
 from datetime import timedelta
 
 import pandas as pd
+import pyarrow as pa
 import pytest
 from feast import Field
 from feast.types import Int64
 
 from core.errors import DataError
+from core.storage import Table
 from feature_repo.freshness import Freshness, freshness
 from feature_repo.store import FeatureStore, open_store
-from feature_repo.view_links import view_path
 from tests.conftest import AS_OF
 from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
 
@@ -54,20 +55,16 @@ def says(settings, why, remedy="run: gyre ingest orders"):
     assert str(refused.value) == said
 
 
-def test_what_is_applied_and_not_built_is_said_and_nothing_is_trained_on_it(shop, as_of):  # noqa: F811
+def test_what_is_applied_and_not_built_is_said_and_nothing_is_trained_on_it(shop, as_of, tmp_path):  # noqa: F811
     settings = shop.settings
     says(settings, "no rows yet")
     shop.has(order(1, 1, as_of - DAY))
     shop.ingest(as_of)
     assert freshness(settings, "orders").not_built == ()
-    link = view_path(settings, "customer_features")
-    built = link.readlink()
-    another = built.with_name(
-        f"customer_features.{'0' * 16}.0"
-    )  # as an edited expression leaves it
-    (link.parent / built).rename(link.parent / another)
-    link.unlink()
-    link.symlink_to(another)
+    another = {"definition": 0, "raw": 0}  # as an edited expression leaves it
+    view = Table(settings, "features/customer_features", pa.schema([]))
+    columns = pa.schema(view._open().schema())
+    view.replace_files(tmp_path, columns, "period", "period < -9999", another)
     says(settings, "its rows are of another expression")
     shop.ingest(as_of + DAY)
     assert freshness(settings, "orders").not_built == ()

@@ -8,9 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
-from typing import TYPE_CHECKING
 
-import ibis
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given
@@ -22,13 +20,16 @@ from core.locks import one_writer
 from core.settings import PROJECT
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, news, note_online, write_views
+from feature_repo.features import (
+    connect,
+    news,
+    note_online,
+    view_address,
+    view_files,
+    write_views,
+)
 from feature_repo.ingest import ingest, raw_table
-from feature_repo.view_links import view_path
 from tests.conftest import AS_OF, new_settings
-
-if TYPE_CHECKING:
-    from pathlib import Path
 
 ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
 VIEW, DAY, HOUR = "customer_features", timedelta(days=1), timedelta(hours=1)
@@ -55,9 +56,9 @@ def land(settings, batch, hour):
     return raw
 
 
-def rows_of(folder: Path):
+def rows_of(settings):
     """All rows of a view, its files' own types included, in one order."""
-    rows = connect().read_parquet(f"{folder}/*/*.parquet").drop("period").to_pyarrow()
+    rows = connect().read_parquet(view_files(settings, VIEW)).drop("period").to_pyarrow()
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
@@ -65,7 +66,7 @@ def rebuilt(settings, raw):
     """The view computed in full beside it, from the same table."""
     elsewhere = settings.model_copy(update={"home": settings.home / "elsewhere"})
     write_views(elsewhere, ORDERS, raw)
-    return rows_of(view_path(elsewhere, VIEW))
+    return rows_of(elsewhere)
 
 
 @hypothesis_settings(
@@ -88,18 +89,16 @@ def test_any_batches_leave_what_their_rows_give_at_once_in_any_order(
     shuffled = rows.take(chance.sample(range(len(rows)), len(rows)))
     another.merge(shuffled, ORDERS.key, ORDERS.schema.names)
     write_views(at_once, ORDERS, another)
-    assert rows_of(view_path(settings, VIEW)).equals(rows_of(view_path(at_once, VIEW)))
+    assert rows_of(settings).equals(rows_of(at_once))
 
 
 def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
-    before = {path.relative_to(path.parents[1]): path.stat().st_ino
-              for path in view_path(settings, VIEW).glob("*/*")}  # fmt: skip
+    before = {*view_files(settings, VIEW)}
     write_views(settings, ORDERS, land(settings, [(3, 1, 0, 1.0)], 1))
-    after = {path.relative_to(path.parents[1]): path.stat().st_ino
-             for path in view_path(settings, VIEW).glob("*/*")}  # fmt: skip
-    kept = {path for path in before if after.get(path) == before[path]}
+    after = {*view_files(settings, VIEW)}
+    kept = before & after
     assert 3 <= len(kept) < len(after)  # the order of 300 days ago and its expiries
 
 
@@ -113,7 +112,7 @@ def test_files_put_together_change_nothing(tmp_path):
     assert len(raw.files()) == 1
     write_views(settings, ORDERS, raw)
     assert not news(settings, ORDERS, raw).num_rows
-    assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+    assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
 def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_full(tmp_path):
@@ -124,21 +123,21 @@ def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_ful
     raw._open().vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
     assert news(settings, ORDERS, raw) is None
     write_views(settings, ORDERS, raw)
-    assert rows_of(view_path(settings, VIEW)).equals(rebuilt(settings, raw))
+    assert rows_of(settings).equals(rebuilt(settings, raw))
     raw.path.rename(raw.path.with_name("gone"))
     for hour in range(2):
         raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)
     write_views(settings, ORDERS, raw)
-    assert set(rows_of(view_path(settings, VIEW))["customer_id"].to_pylist()) == {7}
+    assert set(rows_of(settings)["customer_id"].to_pylist()) == {7}
 
 
 def test_a_view_whose_rows_were_deleted_is_computed_again(tmp_path):
     settings = new_settings(tmp_path)
     raw = land(settings, [(1, 1, 9, 1.0)], 0)
     write_views(settings, ORDERS, raw)
-    shutil.rmtree(view_path(settings, VIEW).resolve())
+    shutil.rmtree(view_address(settings, VIEW))
     write_views(settings, ORDERS, raw)
-    assert rows_of(view_path(settings, VIEW)).num_rows == 3
+    assert rows_of(settings).num_rows == 3
 
 
 def test_news_are_what_came_and_went_since_noted(tmp_path):
@@ -154,15 +153,6 @@ def test_news_are_what_came_and_went_since_noted(tmp_path):
     assert sorted(tuple(row.values()) for row in found) == [
         (1, 1, True), (1, 2, False), (2, 1, False),
     ]  # fmt: skip
-
-
-def test_a_file_of_the_time_before_gives_way_to_a_folder(tmp_path):
-    settings = new_settings(tmp_path)
-    settings.features.mkdir()
-    view_path(settings, VIEW).write_bytes(b"PAR1 from before")
-    raw = land(settings, [(1, 1, 9, 1.0)], 0)
-    write_views(settings, ORDERS, raw)
-    assert ibis.duckdb.connect().read_parquet(str(view_path(settings, VIEW))).count().execute() == 3
 
 
 def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):

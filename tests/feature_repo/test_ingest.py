@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from datetime import timedelta
 from threading import Thread
 from typing import TYPE_CHECKING
@@ -278,13 +279,15 @@ def test_an_expression_that_is_taken_back_leaves_nothing_of_it_online(shop, as_o
     """Nor one whose ingest died when its values were online and that was not written down yet."""
     shop.has(order(1, 1, as_of - DAY, 5.0))
     shop.ingest(as_of)
-    shipped, link = ORDERS.views[VIEW], shop.settings.features / f".{VIEW}.online"
+    shipped = ORDERS.views[VIEW]
+    part = f".{VIEW}.online.{os.uname().nodename}.{os.getpid()}.part"
+    note = shop.settings.data / "features" / part
     with monkeypatch.context() as edited:
         edited.setitem(ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(lifetime_value=9.0))
-        link.mkdir()  # where the pointer to what is online would be made
-        with pytest.raises(OSError, match="online"):
+        note.mkdir()  # where the note on what is online would be made
+        with pytest.raises(DataError, match="online"):
             shop.ingest(as_of)
-        link.rmdir()
+        note.rmdir()
         assert shop.online(as_of, 1)[0]["lifetime_value"] == 9.0
     shop.ingest(as_of + DAY)
     assert shop.online(as_of + DAY, 1)[0]["lifetime_value"] == 5.0

@@ -11,10 +11,10 @@ import pytest
 
 from core.errors import DataError
 from feature_repo.datasets import load_dataset
+from feature_repo.features import view_files
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity, same
 from feature_repo.store import open_store
-from feature_repo.view_links import view_path
 
 ORDERS = load_dataset("orders")
 SERVICE = "customer_churn_v1"
@@ -44,7 +44,7 @@ def test_online_is_offline_for_every_customer_and_a_planted_difference_is_named(
 
     def one_more(_):
         """Correct rows that are online already: no incremental materialisation sees it."""
-        for file in view_path(small, "customer_features").glob("*/*.parquet"):
+        for file in view_files(small, "customer_features"):
             rows = pq.read_table(file)
             at = rows.schema.get_field_index("lifetime_orders")
             more = pc.add(rows["lifetime_orders"], 1)

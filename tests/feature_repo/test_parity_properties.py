@@ -23,8 +23,7 @@ from feature_repo.features import write_views
 from feature_repo.ingest import catch_up, raw_table
 from feature_repo.parity import SECONDS, same
 from feature_repo.store import FeatureStore, open_store
-from feature_repo.view_links import view_path
-from tests.feature_repo.test_incremental import VIEW, rows_of
+from tests.feature_repo.test_incremental import rows_of
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
@@ -141,7 +140,7 @@ def land(raw, batch: list[Order], arrival: int) -> None:
 
 def from_rows(settings, asked) -> dict[tuple[int, int], dict[str, object]]:
     """Of each (customer, moment) the newest feature row at or before it."""
-    rows = rows_of(view_path(settings, VIEW))
+    rows = rows_of(settings)
     times = rows["event_timestamp"].cast(pa.int64()).to_pylist()
     customers, found = defaultdict[int, list](list), {}
     for at, row in zip(times, rows.drop_columns(["event_timestamp"]).to_pylist(), strict=True):
@@ -252,7 +251,7 @@ def test_what_happens_later_changes_nothing_before(template, engine, seed):
 
     def past() -> tuple[pa.Table, pa.Table]:
         write_views(settings, ORDERS, raw)
-        rows = rows_of(view_path(settings, VIEW))
+        rows = rows_of(settings)
         return rows.filter(pa.compute.field("event_timestamp") <= moment(now)), historical(
             store, asked
         )

@@ -102,8 +102,8 @@ def on_s3(settings):
     names = [each["Key"].removeprefix("team/") for each in objects]
     for part in (
         "data/raw/orders/_delta_log/",
-        "data/features/customer_features.",
-        "data/features/customer_features.parquet",
+        "data/features/customer_features/_delta_log/",
+        "data/features/customer_features/period=",
         "data/reports/data_docs/orders/",
         "data/reports/freshness/orders.json",
         "artifacts/",

@@ -262,6 +262,7 @@ def test_the_feature_store_is_pointed_at_this_stack_and_nothing_else_changes(set
     assert address.startswith(f"127.0.0.1:{settings.redis_port},")
     shipped = yaml.safe_load((PROJECT / "feature_repo/feature_store.yaml").read_text())
     shipped["registry"]["path"] = written["registry"]["path"]
+    shipped["offline_store"]["cache"] = f"{settings.home}/cache"
     shipped["online_store"]["connection_string"] = address
     assert written == shipped
 

@@ -8,11 +8,13 @@ from typing import Any
 import ibis
 import ibis.expr.types as ir
 from feast import FeatureService, FeatureView, Field, FileSource, RequestSource
+from feast.data_format import DeltaFormat
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 
 from core.settings import load_settings
 from feature_repo.datasets.orders import FEATURES, ORDERS, churned_90d, customer
+from feature_repo.features import view_address
 
 
 def typed_features(orders: ir.Table) -> ir.Table:
@@ -78,7 +80,8 @@ cart_customers = FeatureView(
     ],
     source=FileSource(
         name="cart_customers",
-        path=str(load_settings().features / "cart_customers.parquet"),
+        path=view_address(load_settings(), "cart_customers"),
+        file_format=DeltaFormat(),
         timestamp_field="event_timestamp",
         created_timestamp_column="created",
     ),
