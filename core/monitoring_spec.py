@@ -97,10 +97,9 @@ class Monitoring(Strict):
     volume: float = Field(0.5, ge=0, le=1)  # share of the usual entities; below, a collapse
     fewest_windows: int = Field(3, ge=1)  # earlier windows that say what is usual
     freshness_hours: float = Field(2, gt=0, le=YEAR)  # ingest is hourly, and may miss once
-    stale_hours: float = Field(1, gt=0, le=YEAR)  # how old a value may be online
+    stale_hours: float = Field(1, gt=0, le=YEAR)  # how long a row may take to be online
     ahead_seconds: float = Field(60, ge=0)  # how far the clock of a sender may be ahead
     skew_vectors: int = Field(10_000, ge=2)  # logged vectors of a run that are compared offline
-    skew_change_points: int = Field(100, ge=1)  # earlier values of one that are tried, the newest
 
     def acted_on(self, figures: Mapping[str, float]) -> dict[str, float]:
         """By feature, the PSI among the figures of a run that was measured and may act."""

@@ -74,7 +74,8 @@ class Settings(BaseSettings):
     redis_url: str | None = Field(
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
-    """Address of a Redis that Gyre uses and does not start; `REDIS_URL` is read too."""
+    """Address of a Redis that Gyre uses and does not start: a name or an IPv4 address. `REDIS_URL`
+    is read too."""
     online_store: dict[str, str] | None = None
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
@@ -201,7 +202,10 @@ class Settings(BaseSettings):
         kinds = {"redis_url": ("redis", "rediss")}.get(str(info.field_name), HTTP)
         if value and not value.startswith(tuple(f"{kind}://" for kind in kinds)):
             raise ValueError(f"expected {'://…, '.join(kinds)}://…")
-        _ = urlsplit(value or "").port  # as below
+        url = urlsplit(value or "")
+        _ = url.port  # as below
+        if info.field_name == "redis_url" and ":" in (url.hostname or ""):
+            raise ValueError("expected a name or an IPv4 address, as Feast's store reads no IPv6")
         return value
 
     @field_validator("database_url", "ledger_url")

@@ -69,6 +69,7 @@ class Table:
         self._settings, self.name, self.schema = settings, name, schema
         self.path = settings.data / name
         self._options = S3 if settings.data_url else None
+        self._newest: DeltaTable | None = None
 
     @property
     def version(self) -> int:
@@ -77,6 +78,8 @@ class Table:
 
     @property
     def exists(self) -> bool:
+        if self._newest is not None:
+            return True
         with self._reading():
             return bool(DeltaTable.is_deltatable(str(self.path), self._options))
 
@@ -92,11 +95,17 @@ class Table:
         """
         return self._copies(self._names(version, within))
 
-    def noted(self, names: Sequence[str]) -> dict[str, int | None]:
-        """Return the numbers that `replace_files` noted last; None where it never did."""
+    def noted(self, names: Sequence[str], version: int | None = None) -> dict[str, int | None]:
+        """Return the numbers that `replace_files` noted, as of a version (default: the newest).
+
+        None where it never did, or where the version is no longer known.
+        """
         if not self.exists:
             return dict.fromkeys(names)
-        table = self._open()
+        try:
+            table = self._open(version)
+        except DeltaError:
+            return dict.fromkeys(names)
         return {name: table.transaction_version(name) for name in names}
 
     def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
@@ -386,7 +395,14 @@ class Table:
         return bool(rows.select(key).join(known, list(key), join_type="left semi").num_rows)
 
     def _open(self, version: int | None = None) -> DeltaTable:
-        return DeltaTable(str(self.path), version, self._options)
+        """Open a version (default: the newest). The newest once open reads only what is new."""
+        if version is not None:
+            return DeltaTable(str(self.path), version, self._options)
+        if self._newest is None:
+            self._newest = DeltaTable(str(self.path), storage_options=self._options)
+        else:
+            self._newest.update_incremental()
+        return self._newest
 
     @contextmanager
     def _writing(self) -> Iterator[None]:

@@ -35,8 +35,8 @@ MANIFEST, SEAL, POSTGRES = "manifest.json", "manifest.json.sha256", "postgres.du
 TOOLS = ("gyre", "apache-airflow", "feast", "mlflow")
 RELEASES = {name: version(name) for name in TOOLS} | {"layout": LAYOUT}
 """What reads the files of a backup; one of a newer is refused."""
-SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db")
-LINKED = ("data", "reports", "mlflow/artifacts", "feast", "airflow/secrets.json")
+SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db", "feast/registry.db")
+LINKED = ("data", "reports", "mlflow/artifacts", "airflow/secrets.json")
 GROWING = ("redis/appendonly.aof", "redis/appendonlydir", "serving/log")
 OWN = "|".join((*SHARED, *(f"{name}_port" for name in PORTS)))
 PLACE = re.compile(rf"\s*(export\s+)?(GYRE_)?({OWN})(__|\b)", re.IGNORECASE)

@@ -19,7 +19,7 @@ from stack.processes import members
 
 LAYOUT_FILE = "layout"
 """In a stack's home: which layout it has; `gyre up` writes it into a new one."""
-LAYOUT = "3"
+LAYOUT = "4"
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "serving", "data")
 HOME_BYTES = 10**9
 
