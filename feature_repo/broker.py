@@ -1,18 +1,20 @@
 """The broker of events: Redis Streams. No other module knows that. It imports no Feast, no Arrow.
 
-Stream `gyre:events:DATASET`, one entry a request: field `events`, a JSON list of rows. Hash
-`gyre:events` holds each dataset's EventSchema as JSON; the consumer writes it.
-A consumer of the group reads, then acknowledges what is in the table; nothing else is removed.
+Keys of Redis:
+    gyre:events: a hash, the EventSchema (JSON) of each dataset; the consumer writes it.
+    gyre:events:DATASET: a stream, an entry a request; field `events`: a JSON list of rows.
+    gyre:events:DATASET:tries: a hash, how often the consumer has tried each entry that waits.
+The consumer acknowledges what is in the table; nothing else leaves the stream.
 """
 
 import re
 import time
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from datetime import MAXYEAR, MINYEAR, UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, Field, create_model
+from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, create_model
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
@@ -24,29 +26,55 @@ from core.settings import Settings
 if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
-GROUP, SCHEMAS = "gyre", "gyre:events"
-DEADLINE = 1.0
-"""Seconds that Redis may take for one call."""
-MAX_WAITING = 10_000
-"""Entries that may wait for the consumer."""
-AT_ONCE = 100
+GROUP = "gyre"
+SCHEMAS = "gyre:events"
+TIMEOUT_SECONDS = 1.0
+"""How long Redis may take for one call."""
+MAX_ENTRIES = 10_000
+"""Entries of a dataset that may wait for the consumer."""
+MAX_BYTES = 256_000_000
+"""Memory that these may take: the features are in the same Redis."""
+MAX_LAG_SECONDS = 60.0
+"""How long an entry may wait. Most wait for less than one second, and for some seconds while the
+consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
+READ_COUNT = 100
 """Entries that one call reads: each may hold 1,000 rows."""
-IDLE, DEAD_AFTER = 3_000, 60_000
+IDLE_AFTER = 3_000
+DEAD_AFTER = 60_000
 """Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
-Time = Annotated[AwareDatetime, Field(strict=True), AfterValidator(lambda at: at.astimezone(UTC))]
-Double = Annotated[float, Field(strict=True, allow_inf_nan=False)]
-TYPES: dict[str, Any] = {
-    "bool": Annotated[bool, Field(strict=True)],
-    **dict.fromkeys(("int8", "int16", "int32", "int64"), Int64),
-    **dict.fromkeys(("float", "double"), Double),
-    "string": Annotated[str, Field(strict=True)],
-    "timestamp[us, tz=UTC]": Time,
+
+
+def _in_utc(moment: datetime) -> datetime:
+    if not MINYEAR < moment.year < MAXYEAR:
+        raise ValueError("expected a time of the years 2 to 9998")
+    return moment.astimezone(UTC)
+
+
+ARROW_TYPES: dict[str, Any] = {
+    "bool": bool,
+    "int8": Int64,
+    "int16": Int64,
+    "int32": Int64,
+    "int64": Int64,
+    "float": float,
+    "double": float,
+    "string": str,
+    "timestamp[us, tz=UTC]": Annotated[AwareDatetime, AfterValidator(_in_utc)],
 }
 """Arrow types that a column of an event may have, and what their values are in JSON."""
+EVENT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
 class EventSchema(BaseModel):
-    """Columns of a dataset's events: name to Arrow type. required: those that may not be null."""
+    """What an event of a dataset is.
+
+    Attributes:
+        dataset: Its name.
+        columns: Name to Arrow type.
+        required: Columns that may not be null.
+        event_time: The column with the event's time.
+
+    """
 
     dataset: str
     columns: dict[str, str]
@@ -55,29 +83,36 @@ class EventSchema(BaseModel):
 
     def row_model(self) -> type[BaseModel]:
         """Return the model of one event: every column, strictly, times with an offset."""
-        fields: dict[str, Any] = {
-            name: (TYPES[kind] if name in self.required else TYPES[kind] | None, ...)
-            for name, kind in self.columns.items()
-        }
-        config = ConfigDict(extra="forbid", protected_namespaces=())
-        return create_model(f"{self.dataset.capitalize()}Event", __config__=config, **fields)
+        fields: dict[str, Any] = {}
+        for name, kind in self.columns.items():
+            value_type = ARROW_TYPES[kind]
+            if name not in self.required:
+                value_type |= None
+            fields[name] = (value_type, ...)
+        return create_model(f"{self.dataset.capitalize()}Event", __config__=EVENT, **fields)
 
 
 def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
-    """Return what an event of `dataset` is.
+    """Return what an event of a dataset is.
 
-    never_null: columns that a rule of its suite forbids to be null; key, entity and event time are.
+    Args:
+        dataset: Its key, entity and event time are never null.
+        never_null: Columns that a rule of its suite forbids to be null.
 
     Raises:
-        DataError: a column has a type that no event can carry.
+        DataError: A column has a type that no event can carry.
 
     """
-    columns = {field.name: str(field.type) for field in dataset.schema}
-    for name, kind in columns.items():
-        if kind not in TYPES:
-            raise DataError(f"{dataset.name}.{name}: expected {', '.join(TYPES)}, found {kind}")
     required = {*dataset.key, dataset.entity, dataset.event_time, *never_null}
-    required |= {field.name for field in dataset.schema if not field.nullable}
+    columns = {}
+    for field in dataset.schema:
+        kind = str(field.type)
+        if kind not in ARROW_TYPES:
+            expected = ", ".join(ARROW_TYPES)
+            raise DataError(f"{dataset.name}.{field.name}: expected {expected}, found {kind}")
+        columns[field.name] = kind
+        if not field.nullable:
+            required.add(field.name)
     return EventSchema(
         dataset=dataset.name,
         columns=columns,
@@ -87,7 +122,7 @@ def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
 
 
 class Entry(NamedTuple):
-    """What one request sent. id: Redis gives it, in the order of arrival."""
+    """What one request sent. Redis gives the id, in the order of arrival."""
 
     id: str
     events: bytes
@@ -95,7 +130,8 @@ class Entry(NamedTuple):
     @property
     def arrival(self) -> datetime:
         """When Redis had it, aware UTC."""
-        return datetime.fromtimestamp(int(self.id.partition("-")[0]) / 1000, UTC)
+        milliseconds = int(self.id.partition("-")[0])
+        return datetime.fromtimestamp(milliseconds / 1000, UTC)
 
 
 class Intake:
@@ -103,92 +139,163 @@ class Intake:
 
     def __init__(self, settings: Settings) -> None:
         # Nothing is tried twice: a second XADD would be a second entry.
-        self._redis = AsyncRedis.from_url(settings.redis_address, socket_timeout=DEADLINE)
+        self._redis = AsyncRedis.from_url(settings.redis_address, socket_timeout=TIMEOUT_SECONDS)
 
     async def schemas(self) -> dict[str, bytes]:
         """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
-        try:
-            found = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
-        except RedisError as exc:
-            raise BrokerUnavailableError(f"Redis: {exc}") from exc
-        if not found:
+        with _reached():
+            schemas = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
+        if not schemas:
             raise BrokerUnavailableError("no dataset takes events yet: is `gyre consume` running?")
-        return {name.decode(): schema for name, schema in found.items()}
+        return {name.decode(): schema for name, schema in schemas.items()}
 
     async def put(self, dataset: str, events: bytes) -> str:
-        """Put a request's events (a JSON list) on the stream; return the entry's id."""
-        try:
-            waiting = await self._redis.xlen(_stream(dataset))
-            if waiting >= MAX_WAITING:
-                full = f"{waiting} requests wait for `gyre consume`, at most {MAX_WAITING} may"
-                raise BrokerUnavailableError(f"{dataset}: {full}; see gyre status")
-            added: bytes = await self._redis.xadd(_stream(dataset), {"events": events})
-        except RedisError as exc:
-            raise BrokerUnavailableError(f"Redis: {exc}") from exc
-        return added.decode()
+        """Put the events of a request on the stream.
+
+        Args:
+            dataset: One that takes events.
+            events: A JSON list.
+
+        Returns:
+            The id of the entry.
+
+        Raises:
+            BrokerUnavailableError: Too much waits already, or Redis does not answer.
+
+        """
+        stream = _stream(dataset)
+        with _reached():
+            async with self._redis.pipeline(transaction=False) as pipe:
+                pipe.xlen(stream)
+                pipe.memory_usage(stream, samples=0)  # 0: of all entries, not of the first five
+                count, memory = await pipe.execute()
+            size = (memory or 0) + len(events)
+            if count >= MAX_ENTRIES or size > MAX_BYTES:
+                raise BrokerUnavailableError(
+                    f"{dataset}: {count} requests ({size / 1e6:.1f} MB) wait for `gyre consume`, "
+                    f"at most {MAX_ENTRIES} ({MAX_BYTES / 1e6:.0f} MB) may; see gyre status"
+                )
+            entry_id: bytes = await self._redis.xadd(stream, {"events": events})
+        return entry_id.decode()
 
     async def close(self) -> None:
         await self._redis.aclose()
 
 
 class Stream:
-    """The consumer's side, for one thread. name: of the consumer, the same after a restart."""
+    """The consumer's side, for one thread."""
 
     def __init__(self, settings: Settings, name: str) -> None:
+        """Connect a consumer; its name is the same after a restart."""
         self._name = name
-        self._redis = Redis.from_url(settings.redis_address, socket_timeout=2 * DEADLINE)
+        self._redis = _connect(settings)
 
     def declare(self, schema: EventSchema) -> None:
         """Make the stream, unless it is there, say what an event is, claim entries of the dead."""
         stream = _stream(schema.dataset)
-        try:
+        with suppress(ResponseError):  # it is there
             self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
-        except ResponseError as exc:
-            if "BUSYGROUP" not in str(exc):
-                raise
         self._redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
-        self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=AT_ONCE)
+        self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=READ_COUNT)
 
-    def wait(self, datasets: Iterable[str]) -> None:
-        """Return when there is a new entry, which `read` returns too, or after a second."""
-        streams: dict[Any, Any] = {_stream(name): ">" for name in datasets}
-        block = int(DEADLINE * 1000)
-        self._redis.xreadgroup(GROUP, self._name, streams, count=1, block=block)
+    def wait(self, datasets: Iterable[str], seconds: float = TIMEOUT_SECONDS) -> None:
+        """Return when there is a new entry, which `read` returns too, or after some time.
+
+        Args:
+            datasets: Whose streams are waited for.
+            seconds: At most one second; with 0 the call returns at once.
+
+        """
+        milliseconds = int(1000 * min(seconds, TIMEOUT_SECONDS))
+        block = max(1, milliseconds)  # Redis takes 0 for ever
+        self._fetch(datasets, ">", count=1, block=block)
 
     def read(self, dataset: str) -> list[Entry]:
         """Return entries in order: those delivered and not acknowledged, else new ones."""
-        return self._read(dataset, "0") or self._read(dataset, ">")
+        entries = self._fetch([dataset], "0", count=READ_COUNT)
+        return entries or self._fetch([dataset], ">", count=READ_COUNT)
 
-    def _read(self, dataset: str, start: str) -> list[Entry]:
-        streams: dict[Any, Any] = {_stream(dataset): start}
-        found: Any = self._redis.xreadgroup(GROUP, self._name, streams, count=AT_ONCE)
-        entries = [entry for _, part in found for entry in part]
-        # An entry without fields was deleted by somebody.
-        return [Entry(key.decode(), each.get(b"events", b"")) for key, each in entries if each]
+    def _fetch(self, datasets: Iterable[str], start: str, **options: Any) -> list[Entry]:
+        streams: dict[Any, Any] = {_stream(name): start for name in datasets}
+        replies: Any = self._redis.xreadgroup(GROUP, self._name, streams, **options)
+        return [entry for _, records in replies for entry in _entries(records)]
+
+    def count_tries(self, dataset: str, entries: Sequence[Entry]) -> list[int]:
+        """Count one more try of each entry, before it is processed.
+
+        Redis counts deliveries itself, but to read entries again is a delivery too, and a restart
+        of Redis forgets it.
+
+        Returns:
+            How often each one was tried, this time included, also by consumers that have died.
+
+        """
+        with self._redis.pipeline() as pipe:
+            for entry in entries:
+                pipe.hincrby(_tries(dataset), entry.id, 1)
+            return pipe.execute()
 
     def acknowledge(self, dataset: str, entries: Sequence[Entry]) -> None:
         """Acknowledge and remove entries, in one step."""
-        stream, ids = _stream(dataset), [entry.id for entry in entries]
+        stream = _stream(dataset)
+        ids = [entry.id for entry in entries]
         with self._redis.pipeline() as pipe:
             pipe.xack(stream, GROUP, *ids)
             pipe.xdel(stream, *ids)
+            pipe.hdel(_tries(dataset), *ids)
             pipe.execute()
 
     def close(self) -> None:
         self._redis.close()
 
 
+class ConsumerLag(NamedTuple):
+    """How far the consumer of a dataset is behind.
+
+    Attributes:
+        entries: How many it has not acknowledged.
+        oldest: When the first of them arrived, aware UTC.
+
+    """
+
+    entries: int
+    oldest: datetime | None
+
+    def seconds(self, now: datetime) -> float:
+        """Return the age of the oldest entry; 0 where none waits."""
+        return (now - self.oldest).total_seconds() if self.oldest else 0.0
+
+
+def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
+    """Return the lag of each dataset that takes events.
+
+    Raises:
+        BrokerUnavailableError: Redis does not answer.
+
+    """
+    lags = {}
+    with _reached(), _connect(settings) as redis:
+        for dataset in _datasets(redis):
+            stream = _stream(dataset)
+            arrivals = [entry.arrival for entry in _entries(redis.xrange(stream, count=1))]
+            lags[dataset] = ConsumerLag(
+                entries=redis.xlen(stream),
+                oldest=min(arrivals, default=None),
+            )
+    return lags
+
+
 def waiting(settings: Settings, dataset: str, pattern: str) -> int:
     """Count the requests on the stream whose events match a regular expression."""
-    with Redis.from_url(settings.redis_address, socket_timeout=2 * DEADLINE) as redis:
-        entries: Any = redis.xrange(_stream(dataset))
-    texts = (each.get(b"events", b"").decode(errors="replace") for _, each in entries)
+    with _connect(settings) as redis:
+        entries = _entries(redis.xrange(_stream(dataset)))
+    texts = [entry.events.decode(errors="replace") for entry in entries]
     return sum(bool(re.search(pattern, text)) for text in texts)
 
 
 def rewrite_file(settings: Settings) -> None:
     """Have Redis write its file without what was deleted; a managed one may not be told to."""
-    with Redis.from_url(settings.redis_address) as redis, suppress(ResponseError):
+    with _connect(settings) as redis, suppress(ResponseError):
         _await_rewrite(redis)  # one that goes on began before
         redis.bgrewriteaof()
         _await_rewrite(redis)
@@ -201,29 +308,58 @@ def _await_rewrite(redis: Any) -> None:
 
 def redis_problem(settings: Settings) -> str | None:
     """Ask Redis to answer; None if it does, not while it reads its file."""
-    address, waits = settings.redis_address, {"socket_connect_timeout": DEADLINE}
     try:
-        with Redis.from_url(address, socket_timeout=DEADLINE, **waits) as redis:
+        with _connect(settings) as redis:
             redis.ping()
     except (RedisError, ValueError) as exc:
-        return f"{address.rpartition('@')[2]}: {exc}"  # without its password
+        address = settings.redis_address.rpartition("@")[2]  # without its password
+        return f"{address}: {exc}"
     return None
 
 
 def consumer_problem(settings: Settings) -> str | None:
     """Ask Redis whether a consumer reads; None if one does."""
     try:
-        with Redis.from_url(settings.redis_address, socket_timeout=DEADLINE) as redis:
-            streams = [_stream(name.decode()) for name in redis.hkeys(SCHEMAS)]
-            found: list[Any] = [redis.xinfo_consumers(stream, GROUP) for stream in streams]
+        with _connect(settings) as redis:
+            for dataset in _datasets(redis):
+                for consumer in redis.xinfo_consumers(_stream(dataset), GROUP):
+                    if consumer["idle"] < IDLE_AFTER:
+                        return None
     except RedisError as exc:
         return f"Redis: {exc}"
-    idle = [consumer["idle"] for consumers in found for consumer in consumers]
-    if min(idle, default=IDLE) < IDLE:
-        return None
-    last = datetime.now(UTC) - timedelta(milliseconds=min(idle, default=0))
-    return f"no consumer reads the events{f' since {last:%Y-%m-%d %H:%M} UTC' if idle else ''}"
+    return "no consumer reads the events; windows that end go online with the next ingest"
+
+
+@contextmanager
+def _reached() -> Iterator[None]:
+    """Translate an error of Redis."""
+    try:
+        yield
+    except RedisError as exc:
+        raise BrokerUnavailableError(f"Redis: {exc}") from exc
+
+
+def _connect(settings: Settings) -> Redis:
+    """Return a client that gives up after two seconds."""
+    seconds = 2 * TIMEOUT_SECONDS  # `Stream.wait` takes one of them
+    return Redis.from_url(
+        settings.redis_address, socket_timeout=seconds, socket_connect_timeout=seconds
+    )
+
+
+def _entries(records: Any) -> list[Entry]:
+    """Return entries as Redis has them, but those without fields, which somebody deleted."""
+    return [Entry(key.decode(), fields.get(b"events", b"")) for key, fields in records if fields]
+
+
+def _datasets(redis: Any) -> list[str]:
+    """Return the names of the datasets that take events."""
+    return [name.decode() for name in redis.hkeys(SCHEMAS)]
 
 
 def _stream(dataset: str) -> str:
     return f"{SCHEMAS}:{dataset}"
+
+
+def _tries(dataset: str) -> str:
+    return f"{_stream(dataset)}:tries"

@@ -14,8 +14,8 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from functools import cached_property
 from typing import Any
 
@@ -29,15 +29,21 @@ from core.settings import Settings
 from feature_repo.broker import Entry, Stream, event_schema
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.entities import UNFIT, EntityFeatures, Row, Values, key_of, raw_rows
+from feature_repo.entities import VALUE_ERRORS, Row, ViewValues, key_of, raw_rows
 from feature_repo.features import raw_table
 from feature_repo.forgotten import forgotten
+from feature_repo.online_values import OnlineValues
 from feature_repo.quarantine import as_json, quarantine, quarantine_table
-from feature_repo.validation import RowRules
+from feature_repo.validation import DatasetRules
+from feature_repo.window_ends import WindowEnds
 
-MAX_ROWS, BATCH_SECONDS = 1_000, 0.2
-CLOCKS = timedelta(seconds=60)
+MAX_ROWS = 1_000
+BATCH_SECONDS = 0.2
+IDLE_SECONDS = 1.0
+CLOCKS_DIFFER = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
+MAX_TRIES = 300
+"""Of a batch, about one a second: minutes in which a disk or a lock may become free again."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
 logger = logging.getLogger(__name__)
@@ -53,15 +59,15 @@ def consume(settings: Settings) -> None:
     names = [consumer.name for consumer in consumers]
     logger.info("consuming events of %s", ", ".join(names))
     while not stop.is_set():
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             for consumer in consumers:
                 stream.declare(consumer.schema)  # always: one without its data has no group
-            busy = [consumer.step() for consumer in consumers]
-            if any(busy):
-                stop.wait(began + BATCH_SECONDS - time.monotonic())
+            are_busy = [consumer.step() for consumer in consumers]
+            if any(are_busy):
+                stop.wait(start + BATCH_SECONDS - time.monotonic())
             else:
-                stream.wait(names)
+                stream.wait(names, min(consumer.idle_seconds() for consumer in consumers))
         except RedisError as exc:
             logger.warning("Redis: %s", exc)
             stop.wait(1)
@@ -69,88 +75,142 @@ def consume(settings: Settings) -> None:
 
 def _consumers(settings: Settings, stream: Stream) -> list["EventConsumer"]:
     datasets, problems = load_datasets()
-    found = []
+    consumers = []
     for dataset in datasets:
         try:
-            found.append(EventConsumer(settings, dataset, stream))
+            consumers.append(EventConsumer(settings, dataset, stream))
         except DataError as exc:  # the others' events are consumed
             problems.append(str(exc))
     for problem in problems:
         logger.error("takes no events: %s", problem)
-    return found
+    return consumers
 
 
 class EventConsumer:
-    """The events of one dataset."""
+    """The events of one dataset, and its values that change by themselves."""
 
     def __init__(self, settings: Settings, dataset: Dataset, stream: Stream) -> None:
-        self.name, self._settings, self._dataset = dataset.name, settings, dataset
-        self._stream, self._raw = stream, raw_table(settings, dataset)
-        self._aside = quarantine_table(settings, dataset)
-        self._rules = RowRules(dataset)
+        self.name = dataset.name
+        self._settings = settings
+        self._dataset = dataset
+        self._stream = stream
+        self._raw = raw_table(settings, dataset)
+        self._quarantine = quarantine_table(settings, dataset)
+        self._rules = DatasetRules(dataset, for_events=True)
         self.schema = event_schema(dataset, self._rules.never_null)
-        row: Any = self.schema.row_model()
-        self._rows = TypeAdapter(list[row])
-        self._batches = 0
+        row_model: Any = self.schema.row_model()
+        self._row_list = TypeAdapter(list[row_model])
+        self._batch_count = 0
+        self._has_failed = False
 
     @cached_property
-    def _online(self) -> EntityFeatures:
+    def _online(self) -> OnlineValues:
         """Opened at the first batch: before the first ingest there may be no store."""
-        return EntityFeatures(self._settings, self._dataset, self._raw)
+        return OnlineValues(self._settings, self._dataset, self._raw)
+
+    @cached_property
+    def _window_ends(self) -> WindowEnds:
+        return WindowEnds(
+            settings=self._settings,
+            dataset=self._dataset,
+            raw=self._raw,
+            online=self._online,
+            owner=socket.gethostname(),
+        )
 
     def step(self) -> bool:
-        """Process and acknowledge what waits; False if nothing does, or it has to wait on.
+        """Process what waits and what is due; return whether there was anything to do.
 
-        It waits for the first ingest, and for what another try may mend.
+        What fails is tried again at the next step, and holds up nothing else.
         """
+        self._has_failed = False
         entries = self._stream.read(self.name)  # by which Redis knows that this consumer lives
-        if not entries or not self._raw.exists:
+        if not self._raw.exists:  # events wait for the first ingest
             return False
-        batch = self._batch(entries)
+        are_processed = bool(entries) and self._try(lambda: self._step_events(entries))
+        are_ended = self._try(lambda: self._window_ends.step(datetime.now(UTC)))
+        return are_processed or are_ended
+
+    def _try(self, part: Callable[[], bool]) -> bool:
         try:
-            self._process(batch)
-            self._stream.acknowledge(self.name, [*batch])
-            self._batches += 1
-            if self._batches % COMPACT_AFTER == 0:
-                self._raw.compact()
+            return part()
         except RedisError:
             raise
         except Exception as exc:  # noqa: BLE001  (a disk, a lock, an expression: not the events)
             logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
+            self._has_failed = True
             return False
+
+    def _step_events(self, entries: Sequence[Entry]) -> bool:
+        batch = self._batch(entries)
+        tries = max(self._stream.count_tries(self.name, list(batch)))
+        if tries <= MAX_TRIES:
+            self._process(batch)
+        else:
+            self._process_each(batch)
+        self._stream.acknowledge(self.name, list(batch))
+        self._batch_count += 1
+        if self._batch_count % COMPACT_AFTER == 0:
+            self._raw.compact()
         return True
 
+    def _process_each(self, batch: Mapping[Entry, list[Row]]) -> None:
+        """Process each entry alone; rows of one that still fails go to quarantine."""
+        for entry, rows in batch.items():
+            try:
+                self._process({entry: rows})
+            except RedisError:
+                raise
+            except Exception as exc:  # noqa: BLE001  (whatever failed so often)
+                logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
+                texts = as_json(self._source_rows(rows))
+                reasons = [_reason(exc)] * len(texts)
+                quarantine(self._quarantine, texts, reasons, entry.arrival)
+
+    def idle_seconds(self) -> float:
+        """Return how long this consumer may wait for the next event."""
+        if self._has_failed or not self._raw.exists:
+            return IDLE_SECONDS
+        next_time = self._window_ends.next_time()
+        if next_time is None:
+            return IDLE_SECONDS
+        seconds = (next_time - datetime.now(UTC)).total_seconds()
+        return min(max(seconds, 0.0), IDLE_SECONDS)
+
     def _batch(self, entries: Sequence[Entry]) -> dict[Entry, list[Row]]:
-        """Rows of the first entries, together at most 1,000; the others are read again."""
-        batch, count = dict[Entry, list[Row]](), 0
+        """Return the rows of the first entries, together at most 1,000; others are read again."""
+        batch: dict[Entry, list[Row]] = {}
+        row_count = 0
         for entry in entries:
-            rows = self._parsed(entry)
-            count += len(rows)
-            if batch and count > MAX_ROWS:
+            rows = self._parse(entry)
+            row_count += len(rows)
+            if batch and row_count > MAX_ROWS:
                 break
             batch[entry] = rows
         return batch
 
-    def _parsed(self, entry: Entry) -> list[Row]:
+    def _parse(self, entry: Entry) -> list[Row]:
         try:
-            found = self._rows.validate_json(entry.events)
+            events = self._row_list.validate_json(entry.events)
         except ValueError as exc:  # not of serving, or of columns that the dataset had before
             self._quarantine_entry(entry, exc)
             return []
         arrival = {"ingested_at": entry.arrival, "superseded": None}
-        return [row.model_dump() | arrival for row in found]
+        return [event.model_dump() | arrival for event in events]
 
     def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
         """Land the rows of a batch; if a value is at fault, of each entry alone."""
         try:
-            with self._online.turn():  # which `gyre forget` has had before, or waits for
-                known = forgotten(self._settings)
-                rows = [row for rows in batch.values() for row in rows]
-                self._land([row for row in rows if not known.has(row)])
-        except UNFIT as exc:
-            for entry, rows in batch.items():
+            with self._online.lock():  # `gyre forget` has had it before, or waits for it
+                forgotten_keys = forgotten(self._settings)
+                rows = []
+                for entry_rows in batch.values():
+                    rows += [row for row in entry_rows if not forgotten_keys.has(row)]
+                self._land(rows)
+        except VALUE_ERRORS as exc:
+            for entry, entry_rows in batch.items():
                 if len(batch) > 1:
-                    self._process({entry: rows})
+                    self._process({entry: entry_rows})
                 else:
                     self._quarantine_entry(entry, exc)
 
@@ -159,52 +219,72 @@ class EventConsumer:
         if not rows:
             return
         now = rows[-1]["ingested_at"]
-        broken = self._rules.broken(self._table(rows), now + CLOCKS)
-        aside = as_json(self._table([rows[n] for n in broken]))
-        quarantine(self._aside, aside, [*broken.values()], now)
-        if good := [row for n, row in enumerate(rows) if n not in broken]:
+        validation = self._rules.validate(self._source_rows(rows), now + CLOCKS_DIFFER)
+        broken_rules = validation.bad_rows
+        broken_rows = as_json(self._source_rows([rows[number] for number in broken_rules]))
+        quarantine(self._quarantine, broken_rows, list(broken_rules.values()), now)
+        good_rows = [row for number, row in enumerate(rows) if number not in broken_rules]
+        if good_rows:
             with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
-                values = self._merge(good, now)
-            self._online.write(values)
+                values = self._merge(good_rows, now)
+            self._online.write(values, by_consumer=True)
+            self._window_ends.add(values)
 
-    def _merge(self, rows: Sequence[Row], now: datetime) -> Values:
+    def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:
         """Merge rows into the raw table; return the feature values of their entities.
 
         These come first: a value that no expression takes must not stand in the table.
         """
-        key, entity = self._dataset.key, (self._dataset.entity,)
-        columns = self._dataset.schema.names
-        newest = {key_of(row, key): row for row in rows}
+        key = self._dataset.key
+        entity = (self._dataset.entity,)
+        newest_rows = {key_of(row, key): row for row in rows}
         entities = {key_of(row, entity) for row in rows}
-        found = raw_rows(self._raw, {key: newest.keys(), entity: entities})
-        before = [row for row in found if key_of(row, key) in newest]
-        if moved := {key_of(row, entity) for row in before} - entities:
-            found += raw_rows(self._raw, {entity: moved})
-        known = {key_of(row, key): row for row in found}
-        changed = []
-        for of, row in newest.items():
-            if old := known.get(of):
-                is_same = all(row[name] == old[name] for name in columns)
-                if is_same or row["ingested_at"] < old["ingested_at"]:
-                    continue
-                row["superseded"] = old["superseded"] or as_json(self._table([old]))[0]
-            known[of] = row
-            changed.append(row)
-        values: Values = []
-        if problem := self._online.problem():
+        stored_rows = raw_rows(self._raw, {key: newest_rows.keys(), entity: entities}).to_pylist()
+        replaced_rows = [row for row in stored_rows if key_of(row, key) in newest_rows]
+        other_entities = {key_of(row, entity) for row in replaced_rows} - entities
+        if other_entities:
+            stored_rows += raw_rows(self._raw, {entity: other_entities}).to_pylist()
+        rows_by_key = {key_of(row, key): row for row in stored_rows}
+        changed_rows = []
+        for row_key, row in newest_rows.items():
+            if self._supersedes(row, rows_by_key.get(row_key)):
+                rows_by_key[row_key] = row
+                changed_rows.append(row)
+        values: list[ViewValues] = []
+        problem = self._online.problem()
+        if problem:
             logger.warning("%s: events are in the table alone: %s", self.name, problem)
         else:
-            values = self._online.values([*known.values()], [*before, *rows], now)
-        if changed:
-            table = pa.Table.from_pylist(changed, schema=self._raw.schema)
-            self._raw.merge(table, key, columns, "ingested_at")
+            known_rows = self._raw_rows(list(rows_by_key.values()))
+            former_rows = self._raw_rows([*rows_by_key.values(), *replaced_rows, *rows])
+            values = self._online.compute(known_rows, former_rows, max(now, datetime.now(UTC)))
+        if changed_rows:
+            columns = self._dataset.schema.names
+            self._raw.merge(self._raw_rows(changed_rows), key, columns, "ingested_at")
         return values
 
-    def _table(self, rows: Sequence[Row]) -> pa.Table:
-        return pa.Table.from_pylist([*rows], schema=self._dataset.schema)
+    def _supersedes(self, row: Row, old: Row | None) -> bool:
+        """Whether a row is new; one that corrects an old row notes it as superseded."""
+        if old is None:
+            return True
+        is_same = all(row[name] == old[name] for name in self._dataset.schema.names)
+        if is_same or row["ingested_at"] < old["ingested_at"]:
+            return False
+        row["superseded"] = old["superseded"] or as_json(self._source_rows([old]))[0]
+        return True
+
+    def _source_rows(self, rows: Sequence[Row]) -> pa.Table:
+        return pa.Table.from_pylist(list(rows), schema=self._dataset.schema)
+
+    def _raw_rows(self, rows: Sequence[Row]) -> pa.Table:
+        return pa.Table.from_pylist(list(rows), schema=self._raw.schema)
 
     def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
         logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
-        text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
-        why = f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
-        quarantine(self._aside, [text], [why], entry.arrival)
+        events = entry.events.decode(errors="replace")
+        text = json.dumps({"entry": entry.id, "events": events})
+        quarantine(self._quarantine, [text], [_reason(exc)], entry.arrival)
+
+
+def _reason(exc: Exception) -> str:
+    return f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"

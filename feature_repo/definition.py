@@ -9,46 +9,59 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 Expression = Callable[[ir.Table], ir.Table]
-"""Raw rows → rows of one feature view: join keys, event_timestamp, created, features."""
+"""Computes rows of a view (join keys, event_timestamp, created, features) from raw rows."""
 
 TABLE_TAG = "table.raw."
-"""Beginning of the tags of a run or version that name the raw tables it was made of."""
+"""Prefix of the tags of a run or version that name the raw tables it was made of."""
 
 LabelExpression = Callable[..., ir.Table]
-"""Raw rows, snapshots (event_timestamp) → join keys, event_timestamp, label (0 or 1; a number).
+"""Computes labels of raw rows and snapshots (event_timestamp).
 
-Where the spec says `rows = "label"`: raw rows alone → the same columns, event_timestamp being the
-event's own time, such as a flight's departure; further columns are inputs of on-demand views.
+It returns join keys, event_timestamp and label (0 or 1, or a number). Where the spec says
+`rows = "label"`, it takes raw rows alone, and event_timestamp is the event's own time, such as a
+flight's departure; further columns are inputs of on-demand views.
 """
 
 
 @dataclass(frozen=True)
 class Label:
-    """What a model learns. It exists from its row's event_timestamp + horizon + lateness on.
+    """What a model learns.
 
-    horizon: how far past this time the label looks.
-    lateness: how long rows of the horizon may still arrive.
+    A label exists from its row's event_timestamp + horizon + lateness on.
+
+    Args:
+        expression: Computes the labels.
+        horizon: How far past event_timestamp the label looks.
+        lateness: How long rows of the horizon may still arrive.
+        unlabelled: Why some members of the population have no label; without a reason training
+            refuses them.
+
     """
 
     expression: LabelExpression
     horizon: timedelta
     lateness: timedelta
     unlabelled: str | None = None
-    """Why some members of the population have no label; without a reason training refuses it."""
 
 
 @dataclass(frozen=True)
 class Dataset:
     """A source of events, the feature views made of it, and the labels.
 
-    schema: columns and types of a source row; times are timestamp[us, UTC].
-    key: columns that identify a row; the newest arrival of a key wins.
-    entity: column that says whose row it is. A view's row at t may depend on rows of its entity
-    with an event time at or before t and on nothing else: only these are computed anew. It is a
-    join key of every view; a view may have more, each derived from a single raw row.
-    look_back: how far before the newest row known the source is read again for late rows and
-    corrections; older ones are found by a full read.
-    silence: how long the source may go without an event before that is worth a word.
+    Args:
+        name: Name of its module.
+        schema: Columns and types of a source row; times are timestamp[us, UTC].
+        key: Columns that identify a row; the newest arrival of a key counts.
+        event_time: Column that says when the row happened.
+        entity: Column that says whose row it is. A view's row at t may depend on rows of its entity
+            with an event time at or before t and on nothing else: only these are computed anew. It
+            is a join key of every view; a view may have more, each derived from a single raw row.
+        look_back: How far before the newest raw row the source is read again for late rows and
+            corrections; a full read finds older ones.
+        silence: How long the source may go without an event before people are told.
+        views: Expression of each feature view by its name.
+        labels: Labels by name.
+
     """
 
     name: str
@@ -62,18 +75,37 @@ class Dataset:
     labels: dict[str, Label]
     shipped: Path | None = None
     """The parquet file that stands in for a source; its dates are moved to today."""
+    rows_of: str | None = None
+    """Another dataset, whose source and suite this one uses: its rows are the same."""
+
+    @property
+    def source_name(self) -> str:
+        """The name that source and suite go by."""
+        return self.rows_of or self.name
 
     def differences(self, rows: pa.Table) -> str:
-        """Say which columns of `rows` are not the schema's, and the remedy; empty if all are."""
-        wanted = {field.name: str(field.type) for field in self.schema}
-        found = {field.name: str(field.type) for field in rows.schema}
-        types = {n: (wanted.get(n, "none"), found.get(n, "none")) for n in wanted | found}
-        wrong = [f"column {n}: expected {a}, found {b}" for n, (a, b) in types.items() if a != b]
+        """Say which columns of `rows` differ from the schema, and the remedy; empty if none do."""
+        expected_types = {field.name: str(field.type) for field in self.schema}
+        row_types = {field.name: str(field.type) for field in rows.schema}
+        differences = []
+        for column in expected_types | row_types:
+            expected = expected_types.get(column, "none")
+            row_type = row_types.get(column, "none")
+            if row_type != expected:
+                differences.append(f"column {column}: expected {expected}, found {row_type}")
+        if not differences:
+            return ""
         remedy = f"Deliver the types of feature_repo/datasets/{self.name}.py, or change them there"
-        return f"{'; '.join(wrong)}. {remedy} (a time has its zone)" if wrong else ""
+        return f"{'; '.join(differences)}. {remedy} (a time has its zone)"
+
+
+def raw_schema(dataset: Dataset) -> pa.Schema:
+    """Return the columns of the dataset's raw table, see `feature_repo.features.raw_table`."""
+    arrival = pa.field("ingested_at", pa.timestamp("us", tz="UTC"))
+    return pa.schema([*dataset.schema, arrival, pa.field("superseded", pa.string())])
 
 
 def table_versions(tags: Mapping[str, str]) -> dict[str, int]:
-    """Return the raw tables that tags of a run or version name: dataset and table version."""
+    """Return the table version of each dataset that tags of a run or version name."""
     names = (tag.removeprefix(TABLE_TAG) for tag in tags if tag.startswith(TABLE_TAG))
     return {name: int(tags[TABLE_TAG + name]) for name in sorted(names) if "." not in name}

@@ -1,191 +1,165 @@
-"""The meaning of a version's features: their values on a frozen sample of raw rows.
+"""Refuses to change the meaning of features that a version in a role is served."""
 
-The sample and the values are registered with the version. Before other definitions take effect,
-the values are computed anew and compared: a refactoring that computes the same is no change.
-"""
-
-from collections.abc import Iterable, Mapping, Sequence
+import getpass
+import logging
+import sys
 from contextlib import closing
+from dataclasses import dataclass
 from datetime import datetime
-from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING, Any
+from functools import cache
 
-import ibis
-import ibis.expr.types as ir
-import pandas as pd
-import pyarrow as pa
-import pyarrow.parquet as pq
-
-from core.errors import DataError
-from core.settings import Settings
-from core.spec import load_specs
-from core.timestamps import microseconds
-from feature_repo.datasets import load_dataset
+from core.errors import DataError, RegistryError
+from core.settings import Settings, load_settings
+from core.temporary import temporary_installation
+from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset, table_versions
-from feature_repo.engines import DuckDBEngine
-from feature_repo.features import entities, open_raw, raw_table, write_views
+from feature_repo.definition_hash import DEFINITION_TAG
+from feature_repo.features import raw_table
 from feature_repo.store import FeatureStore, publish_beside
+from feature_repo.views import redefined
+from mlflow_server.rest import Version, tag_version, versions_in_roles
 
-if TYPE_CHECKING:
-    from mlflow_server.registry import Registry, Version
-
-ROWS_FILE, VALUES_FILE = "definition_rows_{}.parquet", "definition_values.parquet"
-"""The first by dataset."""
-Sample = Sequence[tuple[Dataset, pa.Table]]
-ENTITIES = 300
-MOST_ROWS = 20_000
-MOMENTS = 24
-NAMED = 5
-"""Changed features that a message names."""
-SERVICE_TAG = "feature_service"
-"""Tag of a version: the Feast feature service that it was trained on."""
+log = logging.getLogger(__name__)
+ACCEPTED_TAG = "accepted_definition."
+"""Beginning of the tags of a version that say which change an explicit word let in."""
+REMEDY = (
+    "Publish the change under new names (view and feature service) and train with them, or take "
+    "the version out of its role. To change what it is served: "
+    "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest"
+)
 
 
 class DefinitionChangedError(DataError):
     """A version in a role would be served other values."""
 
 
-def write_sample(
-    settings: Settings, key: Sequence[str], tags: Mapping[str, str], folder: Path
-) -> pa.Table:
-    """Write rows of the datasets that a run read, and the features' values on them.
+@dataclass(frozen=True)
+class Change:
+    """What a version in a role was not trained with.
 
-    key: the join keys of its service. tags: the run's. Returns the values: see `feature_values`.
-    """
-    sample, as_of = list[tuple[Dataset, pa.Table]](), datetime.fromisoformat(tags["as_of"])
-    with closing(DuckDBEngine()) as engine:
-        for name, version in table_versions(tags).items():
-            table = raw_table(settings, dataset := load_dataset(name))
-            rows = _drawn(dataset, open_raw(table, version, as_of, engine.connection))
-            drawn = rows.to_pyarrow().cast(table.schema)
-            sample.append((dataset, drawn.drop_columns("superseded")))  # another entity's, maybe
-            pq.write_table(sample[-1][1], folder / ROWS_FILE.format(name))
-    values = feature_values(settings, tags[SERVICE_TAG], key, sample)
-    pq.write_table(values, folder / VALUES_FILE)
-    return values
-
-
-def _drawn(dataset: Dataset, raw: ir.Table) -> ir.Table:
-    """Return the newest rows of 300 entities, drawn by a hash."""
-    digest = raw[dataset.entity].cast("string").hexdigest("md5")
-    drawn = raw.select(dataset.entity, digest=digest).distinct().order_by("digest")
-    rows = raw.semi_join(drawn.limit(ENTITIES), dataset.entity)
-    return rows.order_by(ibis.desc(dataset.event_time), *dataset.key).limit(MOST_ROWS)
-
-
-def feature_values(
-    settings: Settings, service: str, key: Sequence[str], sample: Sample, at: Sequence[Any] = ()
-) -> pa.Table:
-    """Compute `service` as the code defines it now, for each entity at 24 moments of the sample.
-
-    at: the moments chosen before, as rows may have been forgotten since. Its request data is made
-    up, the same at each moment. Returns the join keys, event_timestamp, and one column
-    `view.feature` for each feature.
-
-    Raises:
-        DataError: the code defines no such service, or a view lacks one of its features.
+    Attributes:
+        version: The version.
+        definitions: The definitions of now, by name.
+        message: The same in words.
 
     """
-    columns = (rows[dataset.event_time].drop_null().to_pylist() for dataset, rows in sample)
-    times = sorted({time for column in columns for time in column}, reverse=True)
-    times = sorted(at, reverse=True) or times[:: max(len(times) // MOMENTS, 1)][:MOMENTS]
-    moments = pd.DataFrame({"event_timestamp": times})
-    moments["as_of"] = [microseconds(moment) for moment in moments["event_timestamp"]]
-    with TemporaryDirectory(prefix="gyre-definition-") as name:
-        home = settings.beside(Path(name), engine="duckdb")
-        publish_beside(home, *(dataset for dataset, _ in sample))
-        for dataset, rows in sample:
-            raw = raw_table(home, dataset)
-            raw.merge(rows, dataset.key, dataset.schema.names)
-            write_views(home, dataset, raw)
-        store = FeatureStore(home)
-        views = store.feature_views(service)
-        moments = moments.assign(**store.sample_request_data(service, len(moments)))
-        known = entities(home, store.views(service), key)
-        frame = pd.DataFrame(known, columns=[*key]).merge(moments, how="cross")
-        order = [*key, "event_timestamp"]
-        values = store.historical(service, frame).select([*order, *views])
-    ordered = values.sort_by([(column, "ascending") for column in order])
-    return ordered.rename_columns([*order, *(f"{views[name]}.{name}" for name in views)])
+
+    version: Version
+    definitions: dict[str, str]
+    message: str
 
 
 def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> None:
-    """Compare every version in a role that reads `dataset` with what the code computes now.
+    """Compare what is published with what the versions in a role were trained with.
+
+    Those that read `dataset` count. With GYRE_CHANGE_LIVE_FEATURES, a change is accepted: a tag of
+    the version notes it, so that it is accepted from then on.
 
     Raises:
-        DefinitionChangedError: a version would be served other values; an alert says it too.
-        RegistryError: MLflow does not say which versions are in a role.
+        DefinitionChangedError: A version would be served other values. An alert says so too.
+        RegistryError: MLflow does not answer, and the code computes a view in another way.
 
     """
-    never_started = settings.mlflow_url is None and not (settings.home / "mlflow").exists()
-    if settings.change_live_features or never_started:
-        return
-    from mlflow_server.registry import Registry  # noqa: PLC0415  (2 s, and seldom)
-
-    registry = Registry(settings)
-    for spec in load_specs():
-        for role, version in registry.in_roles(spec.name):
-            if dataset.name not in (names := table_versions(version.tags)):
-                continue
-            if changes := _changes(settings, names, registry, version):
-                others = f"; and {len(changes) - NAMED} more" if len(changes) > NAMED else ""
-                error = DefinitionChangedError(
-                    f"version {version.version} of {version.model} ({role}) was trained with other "
-                    f"feature values: {'; '.join(changes[:NAMED])}{others}. The values that it is "
-                    "served stay as they are. Publish the change under new names (view and feature "
-                    "service) and train with them, or take the version out of its role. To change "
-                    f"what it is served: GYRE_CHANGE_LIVE_FEATURES=true gyre ingest {dataset.name}",
-                )
-                _alert(settings, dataset.name, error, as_of)
-                raise error
-
-
-def _changes(
-    settings: Settings, datasets: Iterable[str], registry: "Registry", version: "Version"
-) -> list[str]:
-    """Return one line for each feature of `version` whose values are others now, or that is gone.
-
-    Floats are the same within 1e-9 of each other.
-    """
-    from feature_repo.parity import same  # noqa: PLC0415  (httpx, and this is seldom called)
-
-    with TemporaryDirectory(prefix="gyre-definition-") as name:
-        folder = Path(name)
-        files = {name: ROWS_FILE.format(name) for name in datasets}
-        registry.download_extra(version, (*files.values(), VALUES_FILE), folder)
-        rows = {name: pq.read_table(folder / file) for name, file in files.items()}
-        before = pq.read_table(folder / VALUES_FILE)
-    order = [name for name in before.column_names if "." not in name]
-    key = [name for name in order if name != "event_timestamp"]
     try:
-        service = version.tags.get(SERVICE_TAG, "")
-        sample = [(load_dataset(name), drawn) for name, drawn in rows.items()]
-        moments = before["event_timestamp"].unique().to_pylist()
-        now = feature_values(settings, service, key, sample, moments)
-    except DataError as exc:
-        return [str(exc)]
-    current = {tuple(row[name] for name in order): row for row in now.to_pylist()}
-    old = before.to_pylist()
-    pairs = [(row, current.get(tuple(row[name] for name in order), {})) for row in old]
-    lines = []
-    for column in before.column_names:
-        changed = [(was, new) for was, new in pairs if not same(was[column], new.get(column))]
-        if column not in now.column_names:
-            lines.append(f"{column} is gone")
-        elif changed:
-            was, new = changed[0]
-            where = ", ".join(f"{name} {was[name]}" for name in order)
-            share = f"{len(changed)} of {len(old)} values differ"
-            lines.append(f"{column}: {was[column]!r} -> {new.get(column)!r} ({where}; {share})")
-    return lines
+        versions = [
+            (role, version)
+            for role, version in _versions(settings)
+            if dataset.name in table_versions(version.tags)
+        ]
+        changes = _changes(FeatureStore(settings), versions)
+        if settings.change_live_features:
+            _accept(settings, changes, as_of)
+            return
+    except RegistryError as exc:
+        is_redefined = redefined(settings, dataset, raw_table(settings, dataset))
+        if is_redefined and not settings.change_live_features:
+            raise
+        log.warning("%s: definitions are not compared: %s", dataset.name, exc)
+        return
+    if changes:
+        messages = "; ".join(change.message for change in changes)
+        error = DefinitionChangedError(
+            f"{messages}. The values that it is served stay as they are. {REMEDY} {dataset.name}"
+        )
+        _alert(settings, dataset, error, as_of)
+        raise error
 
 
-def _alert(settings: Settings, dataset: str, error: Exception, at: datetime) -> None:
+@cache
+def announce_changes() -> None:
+    """Write to stderr, once a process, which versions the next ingest will refuse to change.
+
+    `feast apply` calls it, and never fails for it.
+    """
+    try:
+        settings = load_settings()
+        versions = _versions(settings)
+        if not versions:
+            return
+        with temporary_installation(settings, "apply") as temporary:
+            publish_beside(temporary, *load_datasets()[0])
+            changes = _changes(FeatureStore(temporary), versions)
+        lines = [f"{change.message}: gyre ingest will refuse that. {REMEDY}" for change in changes]
+    except Exception as exc:  # noqa: BLE001  (what is applied is right all the same)
+        lines = [f"what versions in a role were trained with is not known: {exc}"]
+    for line in lines:
+        print(f"gyre: {line}", file=sys.stderr)  # noqa: T201
+
+
+def _versions(settings: Settings) -> list[tuple[str, Version]]:
+    was_started = settings.mlflow_url is not None or (settings.home / "mlflow").exists()
+    return versions_in_roles(settings) if was_started else []
+
+
+def _changes(store: FeatureStore, versions: list[tuple[str, Version]]) -> list[Change]:
+    changes = []
+    for role, version in versions:
+        service = version.tags.get("feature_service", "")
+        try:
+            definitions = store.definitions(service)
+            views = store.feature_views(service)
+        except DataError:  # the service is not published any more
+            definitions = {}
+            views = {}
+        changed = _changed_definitions(version.tags, definitions)
+        if changed:
+            parts = []
+            for name in changed:
+                features = [feature for feature, view in views.items() if view == name]
+                parts.append(f"{name} ({', '.join(features)})" if features else name)
+            message = (
+                f"{', '.join(parts)} changed: version {version.version} of {version.model} "
+                f"({role}) was trained with another definition"
+            )
+            changes.append(Change(version, changed, message))
+    return changes
+
+
+def _changed_definitions(tags: dict[str, str], definitions: dict[str, str]) -> dict[str, str]:
+    changed = {}
+    for tag, trained in tags.items():
+        if tag.startswith(DEFINITION_TAG):
+            name = tag.removeprefix(DEFINITION_TAG)
+            definition = definitions.get(name, "none")
+            accepted = tags.get(ACCEPTED_TAG + name, "")
+            if definition != trained and not accepted.startswith(definition):
+                changed[name] = definition
+    return changed
+
+
+def _accept(settings: Settings, changes: list[Change], as_of: datetime) -> None:
+    note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
+    for change in changes:
+        for name, definition in change.definitions.items():
+            tag_version(settings, change.version, ACCEPTED_TAG + name, f"{definition} {note}")
+
+
+def _alert(settings: Settings, dataset: Dataset, error: Exception, at: datetime) -> None:
     """Alert as the failed task of the DAG `ingest` does: one incident, one alert."""
     from mlflow_server.alerts import alert_failure  # noqa: PLC0415  (seldom)
     from mlflow_server.records import Records  # noqa: PLC0415
 
-    task, why = f"ingest.ingest_{dataset}", f"{type(error).__name__}: {error}"
+    task = f"ingest.ingest_{dataset.name}"
+    reason = f"{type(error).__name__}: {error}"
     with closing(Records(settings)) as records:
-        alert_failure(settings, records, dataset, task, why, at)
+        alert_failure(settings, records, dataset.name, task, reason, at)

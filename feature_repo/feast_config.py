@@ -1,5 +1,6 @@
-"""feature_repo/feature_store.yaml for one stack: its registry, its stores."""
+"""feature_repo/feature_store.yaml for one stack: its registry and its stores."""
 
+import json
 from pathlib import Path
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -9,49 +10,81 @@ import yaml
 from core.files import replace_file
 from core.settings import PROJECT, Settings
 
+COMMAND_TIMEOUT_SECONDS = 5.0
+"""How long Feast's own commands wait for Redis."""
 
-def feast_config(settings: Settings, deadline: float) -> dict[str, Any]:
-    """Return the file's content for this stack; every call of its Redis ends in `deadline` s."""
-    shipped = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
-    config: dict[str, Any] = yaml.safe_load(shipped)
-    if address := settings.schema_url("feast"):
-        config["registry"].pop("registry_store_type", None)
-        config["registry"] |= {"registry_type": "sql", "path": address}
-    else:
-        config["registry"]["path"] = str(settings.home / "feast" / "registry.db")
+
+def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
+    """Return the file's content for this stack.
+
+    Args:
+        settings: Settings of the installation.
+        timeout: Seconds that a call of Redis may take.
+
+    """
+    content = (PROJECT / "feature_repo" / "feature_store.yaml").read_text()
+    config: dict[str, Any] = yaml.safe_load(content)
+    registry_address = f"sqlite:///{registry_path(settings)}?timeout=30"
+    config["registry"]["path"] = settings.schema_url("feast") or registry_address
     config["offline_store"]["cache"] = str(settings.cache)
     if settings.engine == "spark":
-        store = "feature_repo.extensions.spark.SparkOfflineStore"
-        config["offline_store"] |= {"type": store, "master": settings.spark_master}
+        config["offline_store"]["type"] = "feature_repo.extensions.spark.SparkOfflineStore"
+        config["offline_store"]["master"] = settings.spark_master
     if settings.online_store:
-        texts = settings.online_store.items()
-        config["online_store"] = {name: yaml.safe_load(text) for name, text in texts}
+        options = settings.online_store.items()
+        config["online_store"] = {name: yaml.safe_load(text) for name, text in options}
     elif "connection_string" in config["online_store"]:
-        config["online_store"]["connection_string"] = feast_connection(settings, deadline)
+        config["online_store"]["connection_string"] = feast_connection(settings, timeout)
     return config
 
 
-def feast_connection(settings: Settings, deadline: float) -> str:
-    """`redis_address` in the form of Feast's Redis store; every call ends in `deadline` s."""
+def feast_connection(settings: Settings, timeout: float) -> str:
+    """Return `redis_address` in the form of Feast's Redis store.
+
+    Args:
+        settings: Settings of the installation.
+        timeout: Seconds that a call may take.
+
+    """
     url = urlsplit(settings.redis_address)
-    parts = [f"{url.hostname}:{url.port or 6379}", f"db={url.path.lstrip('/') or 0}"]
-    parts += [f"socket_timeout={deadline}", f"socket_connect_timeout={deadline}"]
+    parts = [
+        f"{url.hostname}:{url.port or 6379}",
+        f"db={url.path.lstrip('/') or 0}",
+        f"socket_timeout={timeout}",
+        f"socket_connect_timeout={timeout}",
+    ]
     if url.scheme == "rediss":
         parts.append("ssl=true")
     if url.username:
-        parts.append(f"username={unquote(url.username)}")
+        parts.append(f"username={_as_json(url.username)}")
     if url.password:
-        parts.append(f"password={unquote(url.password)}")
+        parts.append(f"password={_as_json(url.password)}")
     return ",".join(parts)
 
 
+def _as_json(text: str) -> str:
+    """Decode a part of an address and write it as JSON without a comma or a dollar sign.
+
+    Feast splits the connection at commas, reads its values as JSON, and expands $NAME in its file.
+    """
+    return json.dumps(unquote(text)).replace(",", r"\u002c").replace("$", r"\u0024")
+
+
+def registry_path(settings: Settings) -> Path:
+    """Return the file of Feast's registry, where no PostgreSQL holds it."""
+    return settings.home / "feast" / "registry.db"
+
+
 def feast_config_path(settings: Settings) -> Path:
+    """Return the file that FEAST_FS_YAML_FILE_PATH names."""
     return settings.home / "feature_store.yaml"
 
 
 def write_feast_config(settings: Settings) -> None:
-    """Write the file for Feast's own commands."""
-    (settings.home / "feast").mkdir(parents=True, exist_ok=True)
-    # For its owner alone: an address may hold a password.
-    content = yaml.safe_dump(feast_config(settings, 5.0))
+    """Write the file for Feast's own commands.
+
+    Only its owner can read it, as an address may hold a password.
+    """
+    registry_path(settings).parent.mkdir(parents=True, exist_ok=True)
+    content = yaml.safe_dump(feast_config(settings, COMMAND_TIMEOUT_SECONDS))
     replace_file(feast_config_path(settings), content, mode=0o600)

@@ -1,7 +1,7 @@
 """Entities that were forgotten: a source may deliver them for ever, so they are kept out here.
 
-`data/forgotten.json` has a salt, and by key column the salted hashes of its values: whoever has a
-value can ask for it, and nobody can read one.
+`data/forgotten.json` has a salt and, for each key column, the salted hashes of its values: whoever
+has a value can look it up, and nobody can read one.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from core.settings import Settings
 
 @dataclass(frozen=True)
 class Key:
-    """Whose rows are meant: those with `value` in a column of this name."""
+    """A column and a value: the rows that have the value there are those of an entity."""
 
     column: str
     value: int | str
@@ -35,17 +35,17 @@ class Key:
         return f'"{self.column}" = {literal(self.value)}'
 
     @property
-    def texts(self) -> str:
-        """Regular expression, of Python and of Rust: the value in JSON, or in JSON in JSON."""
-        value = str(self.value)
-        texts = {json.dumps(value, ensure_ascii=each)[1:-1] for each in (False, True)}
-        return "|".join(re.escape(each).replace(r"\\", r"\\+") for each in sorted(texts))
-
-    @property
     def pattern(self) -> str:
-        """The same of the column with this value."""
-        quote = r'\\*"' * isinstance(self.value, str)
-        return rf'\\*"{self.column}\\*": ?{quote}({self.texts}){quote}\s*[,}}]'
+        """Regular expression of Python and of Rust: the column with the value, in JSON.
+
+        The JSON may be a text in JSON itself.
+        """
+        value = str(self.value)
+        texts = {json.dumps(value), json.dumps(value, ensure_ascii=False)}
+        patterns = [re.escape(text[1:-1]) for text in sorted(texts)]
+        any_text = "|".join(patterns).replace(r"\\", r"\\+")
+        quote = r'\\*"' if isinstance(self.value, str) else ""
+        return rf'\\*"{self.column}\\*": ?{quote}({any_text}){quote}\s*[,}}]'
 
     def in_json(self, column: str) -> str:
         """SQL: the JSON in another column has the value."""
@@ -53,6 +53,8 @@ class Key:
 
 
 class Forgotten(BaseModel):
+    """The entities of `data/forgotten.json`."""
+
     salt: str
     keys: dict[str, set[str]]
 
@@ -61,14 +63,18 @@ class Forgotten(BaseModel):
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Whether a row, or a part of it, is of one of them."""
-        keys = self.keys.items()
-        return any(name in row and self.digest(name, row[name]) in known for name, known in keys)
+        for column in self.keys.keys() & row.keys():
+            if self.digest(column, row[column]) in self.keys[column]:
+                return True
+        return False
 
-    def others(self, rows: pa.Table) -> pa.Table:
-        for name in self.keys.keys() & {*rows.column_names}:
-            values = rows[name].unique().to_pylist()
-            gone = pa.array([each for each in values if self.has({name: each})], rows[name].type)
-            rows = rows.filter(pc.invert(pc.is_in(rows[name], gone)))
+    def without(self, rows: pa.Table) -> pa.Table:
+        """Return the rows that are of none of them."""
+        for column in self.keys.keys() & set(rows.column_names):
+            values = rows[column].unique()
+            is_forgotten = [self.has({column: value}) for value in values.to_pylist()]
+            remaining_values = values.filter(pc.invert(pa.array(is_forgotten, pa.bool_())))
+            rows = rows.filter(pc.is_in(rows[column], remaining_values))
         return rows
 
 
@@ -77,7 +83,8 @@ def forgotten_file(settings: Settings) -> UPath:
 
 
 def forgotten(settings: Settings) -> Forgotten:
-    if not (file := forgotten_file(settings)).exists():
+    file = forgotten_file(settings)
+    if not file.exists():
         return Forgotten(salt=token_hex(16), keys={})
     return Forgotten.model_validate_json(read_file(file))
 
@@ -85,10 +92,15 @@ def forgotten(settings: Settings) -> Forgotten:
 def keep_out(settings: Settings, key: Key) -> None:
     """Let no row of the key in from now on, neither of the source nor of events."""
     with one_writer(settings, "forgotten"):
-        known = forgotten(settings)
-        known.keys.setdefault(key.column, set()).add(known.digest(key.column, key.value))
-        replace_file(forgotten_file(settings), known.model_dump_json(indent=1))
+        entities = forgotten(settings)
+        digest = entities.digest(key.column, key.value)
+        entities.keys.setdefault(key.column, set()).add(digest)
+        replace_file(forgotten_file(settings), entities.model_dump_json(indent=1))
 
 
 def literal(value: int | str) -> str:
-    return str(value) if isinstance(value, int) else "'" + value.replace("'", "''") + "'"
+    """Return a value as SQL."""
+    if isinstance(value, int):
+        return str(value)
+    text = value.replace("'", "''")
+    return f"'{text}'"

@@ -1,22 +1,29 @@
 """Writes look-up specifications: how Feast, as published and installed now, reads a service."""
 
-from collections import Counter, defaultdict, deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from datetime import timedelta
 from importlib.metadata import version
 from pkgutil import iter_modules
 from typing import Any
 
-from feast import OnDemandFeatureView
-from feast.feature_view import DUMMY_ENTITY_NAME
+import feast
 from feast.infra.key_encoding_utils import serialize_entity_key_prefix
+from feast.infra.online_stores.redis import RedisOnlineStoreConfig
 
 from core.settings import Settings
 from core.spec import FeatureType
 from feature_repo import datasets
-from feature_repo.extensions.online import NewestOnlineStoreConfig, hash_fields, tag
-from feature_repo.on_demand import UnsupportedError, digest, module_source, plain_source
-from feature_repo.store import AS_OF, TYPES, mark, open_store, published, request_data
+from feature_repo.on_demand import (
+    UnsupportedError,
+    digest,
+    function_source,
+    module_source,
+)
+from feature_repo.online_state import state_key
+from feature_repo.online_writer import hash_fields, tag
+from feature_repo.service_views import published, service_views
+from feature_repo.store import AS_OF, TYPES, open_store, request_data
 from mlflow_server.served_model import (
     LookupSpecification,
     OnDemandFunction,
@@ -24,138 +31,138 @@ from mlflow_server.served_model import (
     StoredView,
 )
 
-DEADLINE = 1.0
-"""Seconds; only the registry is read here."""
-PLAIN = {"mode": "python", "singleton": False, "write_to_online_store": False, "aggregations": []}
+READ_TIMEOUT_SECONDS = 1.0
+"""Only the registry is read here."""
+MICROSECOND = timedelta(microseconds=1)
+PLAIN_FUNCTION = {
+    "mode": "python",
+    "singleton": False,
+    "write_to_online_store": False,
+    "aggregations": [],
+}
 """Attributes of an on-demand view that is nothing but a function over columns."""
 
 
 def look_up_specification(
-    settings: Settings, service: str, modules: Sequence[str] | None = None
+    settings: Settings,
+    service: str,
+    modules: Sequence[str] = (),
 ) -> LookupSpecification:
     """Return how `service` is read, or why only Feast can read it.
 
-    modules: where on-demand functions are defined; by default, the project's datasets.
+    Args:
+        settings: Of the installation.
+        service: Name of a published feature service.
+        modules: Where on-demand functions are defined. Default: the datasets of the project.
 
     Raises:
-        DataError: the service is not published, or a request cannot bring its request data.
+        DataError: The service is not published, or a request cannot bring its request data.
 
     """
-    store = open_store(settings, DEADLINE)
+    store = open_store(settings, READ_TIMEOUT_SECONDS)
     with published(f"feature service {service!r}"):
-        found = store.get_feature_service(service)
-    if modules is None:
-        modules = [each.name for each in iter_modules(datasets.__path__, f"{datasets.__name__}.")]
-    writer: dict[str, Any] = {"request_data": request_data(store, found)}
-    writer |= {"feast": version("feast"), "online_store": store.config.online_store.type}
-    try:
-        return LookupSpecification(**writer, **_resolved(store, found, modules))
-    except UnsupportedError as exc:
-        return LookupSpecification(**writer, unsupported=str(exc))
-
-
-def _resolved(store: Any, service: Any, modules: Sequence[str]) -> dict[str, Any]:
-    """Views and functions of a service, as Feast resolves them before each of its own reads."""
-    options = store.config.online_store
-    redis_type = getattr(options, "redis_type", "no Redis")
-    if not isinstance(options, NewestOnlineStoreConfig) or redis_type != "redis":
-        raise UnsupportedError(f"the online store is {options.type} ({redis_type})")
-    on_demand, stored = _views(store, service)
-    if any(DUMMY_ENTITY_NAME in view.entities for view, _ in stored):
-        raise UnsupportedError("a view has no entity")
-    key_types = {
-        view.projection.join_key_map.get(key.name, key.name): key.dtype.to_value_type()
-        for view, _ in stored
-        for key in view.entity_columns
-    }
-    columns = Counter([AS_OF, *key_types, *(name for _, names in stored for name in names)])
-    if twice := [name for name, count in columns.items() if count > 1]:
-        raise UnsupportedError(f"two columns are named {min(twice)}")
-    every = (*on_demand, *(view for view, _ in stored))
-    renamed = [view.name for view in every if view.projection.name_to_use() != view.name]
-    if on_demand and renamed:
-        raise UnsupportedError(f"{on_demand[0].name} is on demand, {renamed[0]} is renamed")
-    names_of = {view.name: names for view, names in stored}
-    asked = {AS_OF, *key_types, *(name for v in on_demand for name in v.get_request_data_schema())}
-    return {
-        "functions": tuple(_function(view, asked, names_of, modules) for view in on_demand),
-        "views": tuple(_view(store, view, names, key_types) for view, names in stored),
-    }
-
-
-def _views(store: Any, service: Any) -> tuple[list[Any], list[tuple[Any, list[str]]]]:
-    """On-demand views of `service`, and stored views, each with the features that are read."""
-    on_demand, stored, features = [], dict[str, Any](), defaultdict[str, set[str]](set)
-    projections = deque(service.feature_view_projections)
-    while projections:
-        projection = projections.popleft()
-        view = store.registry.get_any_feature_view(projection.name, store.project, allow_cache=True)
-        view = view.with_projection(projection)
-        if isinstance(view, OnDemandFeatureView):
-            on_demand.append(view)
-            projections.extend(view.source_feature_view_projections.values())
-        else:
-            name = projection.name_to_use()
-            stored.setdefault(name, view)
-            features[name] |= {field.name for field in projection.features}
-    return on_demand, [(view, sorted(features[name])) for name, view in stored.items()]
-
-
-def _view(store: Any, view: Any, names: Sequence[str], key_types: Mapping[str, Any]) -> StoredView:
-    config = store.config
-    fields_of = {field.name: field for field in view.features}
-    features = {name: _kind(fields_of[name]) for name in names}
-    time, *fields = hash_fields(config, view, names)
-    joins = sorted(view.join_keys)
-    columns = [view.projection.join_key_map.get(join, join) for join in joins]
-    keys = {column: key_types[column].name.lower() for column in columns}
-    if not {*keys.values()} <= {"int64", "string"}:
-        raise UnsupportedError(f"keys {keys} are not all int64 or string")
-    stored = (
-        StoredFeature(name=n, kind=kind, field=field, tag=tag(fields_of[n].dtype.to_value_type()))
-        for (n, kind), field in zip(features.items(), fields, strict=True)
+        feature_service = store.get_feature_service(service)
+    views = service_views(store, feature_service)
+    request_types = request_data(store, feature_service)
+    specification = LookupSpecification(
+        feast=version("feast"),
+        online_store=store.config.online_store.type,
+        request_data=request_types,
     )
+    try:
+        _check_online_store(store)
+        stored = {view.name: _stored_view(store, view) for view in views.stored}
+        columns = {AS_OF, *request_types}.union(*(view.keys for view in stored.values()))
+        functions = [_function(view, columns, stored, modules) for view in views.on_demand]
+    except UnsupportedError as exc:
+        return specification.model_copy(update={"unsupported": str(exc)})
+    parts = {"views": tuple(stored.values()), "functions": tuple(functions)}
+    return specification.model_copy(update=parts)
+
+
+def _check_online_store(store: feast.FeatureStore) -> None:
+    options = store.config.online_store
+    if not isinstance(options, RedisOnlineStoreConfig) or options.redis_type != "redis":
+        raise UnsupportedError(f"the online store is {options.type}, not one Redis")
+
+
+def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
+    projection = view.projection
+    if projection.name_to_use() != view.name or projection.join_key_map:
+        raise UnsupportedError(f"view {view.name} is read under another name or key")
+    key_types = {key.name: key.dtype.to_value_type().name.lower() for key in view.entity_columns}
+    config = store.config
+    joins = sorted(key_types)
+    fields = sorted(projection.features)
+    time, *hash_names = hash_fields(config, view, [field.name for field in fields])
+    features = []
+    for field, hash_name in zip(fields, hash_names, strict=True):
+        feature = StoredFeature(
+            name=field.name,
+            kind=_kind(field),
+            field=hash_name,
+            tag=tag(field.dtype.to_value_type()),
+        )
+        features.append(feature)
+    time_to_live = view.ttl or timedelta()
+    prefix = serialize_entity_key_prefix(joins, config.entity_key_serialization_version)
     return StoredView(
-        keys=keys,
-        prefix=serialize_entity_key_prefix(joins, config.entity_key_serialization_version),
+        name=view.name,
+        keys={join: key_types[join] for join in joins},
+        prefix=prefix,
         suffix=config.project.encode(),
         time=time,
-        mark=mark(store, view.name),
-        ttl_us=round(view.ttl.total_seconds() * 1e6) if view.ttl else 0,
-        features=tuple(stored),
+        state=state_key(store.project, view.name),
+        ttl_us=time_to_live // MICROSECOND,
+        features=tuple(features),
     )
 
 
 def _function(
-    view: Any, asked: Iterable[str], names_of: Mapping[str, Sequence[str]], modules: Sequence[str]
+    view: Any,
+    columns: set[str],
+    stored: Mapping[str, StoredView],
+    modules: Sequence[str],
 ) -> OnDemandFunction:
-    """An on-demand view as Feast calls it after it read the rest. asked: columns of the request."""
-    for what, plain in PLAIN.items():
-        if (found := getattr(view, what)) != plain:
-            raise UnsupportedError(f"on-demand view {view.name}: {what} is {found}")
-    name = view.feature_transformation.udf.__name__
-    source = plain_source(view.feature_transformation.udf_string, name)
-    sources = view.source_feature_view_projections.values()
-    seen = [column for each in sources for column in names_of[each.name]]
-    full = {f"{each.name}__{f.name}": f.name for each in sources for f in each.features}
+    """Return how Feast calls an on-demand view: with `columns` of the request and its sources."""
+    for attribute, plain in PLAIN_FUNCTION.items():
+        value = getattr(view, attribute)
+        if value != plain:
+            raise UnsupportedError(f"on-demand view {view.name}: {attribute} is {value}")
+    inputs = {column: column for column in sorted(columns)}
+    for projection in view.source_feature_view_projections.values():
+        features = stored[projection.name].features
+        inputs |= {feature.name: feature.name for feature in features}
+        for field in projection.features:
+            inputs[f"{projection.name}__{field.name}"] = field.name
+    function = view.feature_transformation
+    name = function.udf.__name__
+    source = function_source(function.udf_string, name)
+    outputs = {field.name: _kind(field) for field in view.projection.features}
     return OnDemandFunction(
         module=_module(name, source, modules),
         function=name,
         sha256=digest(source),
-        inputs={column: column for column in (*sorted(asked), *seen)} | full,
-        outputs={field.name: _kind(field) for field in view.projection.features},
+        inputs=inputs,
+        outputs=outputs,
     )
 
 
 def _module(name: str, source: str, modules: Sequence[str]) -> str:
-    for module in modules:
+    """Return the module that defines the function as it was published."""
+    for module in modules or _dataset_modules():
         with suppress(UnsupportedError):
             if module_source(module, name) == source:
                 return module
     raise UnsupportedError(f"{name}: no dataset of the project defines it as published")
 
 
-def _kind(field: Any) -> FeatureType:
-    if str(field.dtype) not in TYPES:
-        raise UnsupportedError(f"{field.name} is {field.dtype}, not one of {', '.join(TYPES)}")
-    return TYPES[str(field.dtype)]
+def _dataset_modules() -> list[str]:
+    return [f"{datasets.__name__}.{module.name}" for module in iter_modules(datasets.__path__)]
+
+
+def _kind(field: feast.Field) -> FeatureType:
+    kind = str(field.dtype)
+    if kind not in TYPES:
+        raise UnsupportedError(f"{field.name} is {kind}, not one of {', '.join(TYPES)}")
+    return TYPES[kind]

@@ -1,36 +1,28 @@
-"""Feast's online side: the newest features of an entity, or a clear word that there are none."""
+"""Feast's own reading of online features, for stores that serving cannot read by itself."""
 
+import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import feast
 from feast.infra.online_stores.online_store import OnlineStore
-from feast.type_map import feast_value_type_to_python_type
-from feast.types import String
-from redis.backoff import NoBackoff
-from redis.exceptions import RedisError
-from redis.retry import Retry
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 
-from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import microseconds
-from feature_repo.store import SAMPLES, mark, online_client, online_store, open_store, request_data
+from feature_repo.service_views import service_views
+from feature_repo.store import open_store
 
-Row = tuple[datetime | None, dict[str, Any] | None]
+StoredRow = tuple[datetime | None, dict[str, Any] | None]
 """Event time and values of one entity in one view, as Feast has them."""
-
-READ_DEADLINE = 0.05
-
 Features = dict[str, int | float | datetime | str | None]
+READ_TIMEOUT_SECONDS = 0.05
 
 
 class OnlineFeatures:
-    """Reads one feature service, for one thread. A call waits 50 ms for Redis at most.
-
-    The registry is read once and then only by `watermark`.
-    """
+    """Reads one feature service, for one thread. What the store raises passes."""
 
     def __init__(
         self,
@@ -39,95 +31,100 @@ class OnlineFeatures:
         features: Sequence[str],
         store: feast.FeatureStore | None = None,
     ) -> None:
-        """store: in place of the one that `feature_store.yaml` names."""
-        self._store = store or open_store(settings, READ_DEADLINE)
+        """Open the store.
+
+        Args:
+            settings: Of the installation.
+            service: Name of a published feature service.
+            features: What a row holds.
+            store: In place of the one that `feature_store.yaml` names.
+
+        """
+        self._store = store or open_store(settings, READ_TIMEOUT_SECONDS)
         self._service = self._store.get_feature_service(service)
-        used = {projection.name for projection in self._service.feature_view_projections}
-        self._views = [v.name for v in self._store.list_feature_views() if v.name in used]
+        self._views = service_views(self._store, self._service).stored
         self._features = features
-        self._online = _ValuesInTime(online_store(self._store))
-        self._redis = online_client(self._store)
-        if self._redis is not None:
-            # redis-py's own three retries would turn a deadline of 50 ms into seconds.
-            self._redis.set_retry(Retry(NoBackoff(), 0))
+        self._online = _ValuesInTime(self._store.provider.online_store)
 
-    def read(self, keys: Sequence[Entity], as_of: datetime) -> list[Features | None]:
-        """Features of each entity as known now, with clock-dependent ones at `as_of` (UTC).
+    def read(
+        self,
+        keys: Sequence[Entity],
+        as_of: datetime,
+    ) -> list[Features | None]:
+        """Read the features of each entity as known now.
 
-        keys: with request data. None: an entity that is unknown, or of which every value is older
-        than its view's time to live; single values that are too old are None.
+        Args:
+            keys: Join keys and request data of each entity.
+            as_of: The moment (UTC) of features that depend on the clock, and of times to live.
 
-        Raises:
-            FeaturesUnavailableError: Redis is down or too slow.
+        Returns:
+            A row of each entity. It is None of one that is unknown, or of which every value is
+            older than its view's time to live.
 
         """
         self._online.as_of = as_of
-        asked = [{**key, "as_of": microseconds(as_of)} for key in keys]
         store = self._store
-        try:
-            found = self._online.get_online_features(
-                store.config, self._service, asked, store.registry, store.project
-            ).proto
-        except RedisError as exc:
-            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
-        names = found.metadata.feature_names.val
-        columns = {n: column.values for n, column in zip(names, found.results, strict=True)}
-        read = feast_value_type_to_python_type
-        values = zip(*(map(read, columns[name]) for name in self._features), strict=True)
-        rows = [dict(zip(self._features, row, strict=True)) for row in values]
-        return [row if any(v is not None for v in row.values()) else None for row in rows]
+        clock = {"as_of": microseconds(as_of)}
+        response = self._online.get_online_features(
+            config=store.config,
+            features=self._service,
+            entity_rows=[{**key, **clock} for key in keys],
+            registry=store.registry,
+            project=store.project,
+        )
+        columns = response.to_dict()
+        rows: list[Features | None] = []
+        for values in zip(*map(columns.get, self._features), strict=True):
+            is_unknown = values.count(None) == len(values)
+            row = dict(zip(self._features, values, strict=True))
+            rows.append(None if is_unknown else row)
+        return rows
 
     def ping(self) -> None:
-        """Raise FeaturesUnavailableError unless Redis answers in time and holds the features.
-
-        Another store is asked for an entity; what it raises passes through.
-        """
-        if self._redis is None:
-            self.read([self._some_entity()], datetime.now(UTC))
-            return
-        try:
-            found = self._redis.exists(*(mark(self._store, view) for view in self._views))
-        except RedisError as exc:
-            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
-        if found < len(self._views):
-            raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+        """Read nobody from each view; what the store raises passes."""
+        nobody = EntityKey()
+        for view in self._views:
+            self._online.online_read(self._store.config, view, [nobody])
 
     def watermark(self) -> datetime | None:
-        """The time (UTC) up to which the source is complete and its features are online."""
+        """Return the time (UTC) up to which the source is complete and its features are online."""
         self._store.refresh_registry()
-        ends = [self._store.get_feature_view(name).most_recent_end_time for name in self._views]
-        return None if not ends or None in ends else min(ends)
+        times = []
+        for view in self._views:
+            published = self._store.get_feature_view(view.name)
+            times.append(published.most_recent_end_time)
+        return None if not times or None in times else min(times)
 
     def close(self) -> None:
-        if self._redis is not None:
-            self._redis.close()
-
-    def _some_entity(self) -> Entity:
-        fields = request_data(self._store, self._service)
-        return {name: SAMPLES[kind][0] for name, kind in fields.items()} | {
-            projection.join_key_map.get(key.name, key.name): "" if key.dtype == String else 0
-            for projection in self._service.feature_view_projections
-            if projection.name in self._views
-            for key in self._store.get_feature_view(projection.name).entity_columns
-        }
+        asyncio.run(self._store.close())
 
 
 class _ValuesInTime(OnlineStore):  # type: ignore[misc]
-    """Reads another store, and finds nothing older at `as_of` than its view's time to live.
+    """Reads another store, and nothing older at `as_of` than its view's time to live.
 
-    A value is found until it is exactly that old, as in the offline join.
+    A value is read until it is exactly that old, as in the offline join.
     """
 
     def __init__(self, store: OnlineStore) -> None:
         self._store = store
         self.as_of = datetime.now(UTC)
 
-    def online_read(self, config: Any, table: Any, *asked: Any, **options: Any) -> list[Row]:
-        rows: list[Row] = self._store.online_read(config, table, *asked, **options)
+    def online_read(
+        self,
+        config: Any,
+        table: Any,
+        *keys: Any,
+        **options: Any,
+    ) -> list[StoredRow]:
+        stored: list[StoredRow] = self._store.online_read(config, table, *keys, **options)
         if not table.ttl:
-            return rows
+            return stored
         oldest = self.as_of - table.ttl
-        return [row if row[0] and row[0] >= oldest else (None, None) for row in rows]
+        rows: list[StoredRow] = []
+        for time, values in stored:
+            is_valid = time is not None and time >= oldest
+            rows.append((time, values) if is_valid else (None, None))
+        return rows
 
     def _read_only(self, *_: Any, **__: Any) -> None:
         raise NotImplementedError

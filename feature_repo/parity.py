@@ -1,7 +1,6 @@
-"""Parity: what Feast gives online at a moment is what it gives historically for that moment.
+"""Parity: what is online at a moment is what Feast gives historically for that moment.
 
-For each moment a Redis of its own is filled up to it by `store.materialize`, and read by Feast's
-own client, without values that are past their time to live.
+A Redis of its own is brought to each moment as ingest does it, and read by Feast's own client.
 """
 
 import math
@@ -9,10 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -25,21 +25,30 @@ from redis.retry import Retry
 
 from core.errors import DataError
 from core.settings import LOOPBACK, Settings, free_ports
-from core.timestamps import BEGINNING, microseconds
-from feature_repo.features import entities
+from core.timestamps import microseconds
+from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
+from feature_repo.refresh import refresh_online
 from feature_repo.store import FeatureStore, open_store
+from feature_repo.views import entities
 
-RELATIVE = 1e-9
+RELATIVE_TOLERANCE = 1e-9
 """How far floats may differ; whole numbers and strings may not."""
-CHUNK, NAMED = 1_000, 10
-SECONDS = 60.0
-"""Deadline of one read or write; nobody waits for this Redis."""
+ENTITIES_AT_ONCE = 1_000
+SHOWN_DIFFERENCES = 10
+REDIS_SECONDS = 60.0
+"""What one read or write may take; nobody waits for this Redis."""
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """first: the first of the differences in words."""
+    """What was compared, and how many values differ.
+
+    Attributes:
+        first: The first of the differences in words.
+
+    """
 
     service: str
     entities: int
@@ -67,88 +76,99 @@ def parity(
     moments: Sequence[datetime],
     say: Callable[[str], None],
 ) -> ParityReport:
-    """Compare every feature of `service` for every entity of its views at each of `moments`.
+    """Compare every feature of a service for every entity of its views at some moments.
 
-    key: its join keys, see `entities`. moments: aware UTC. Request data is made up, the same
-    for both sides. The installation's own stores are only read.
+    The installation's own stores are only read. Request data is made up, the same for both sides.
+
+    Args:
+        settings: Of the installation.
+        service: Name of the feature service.
+        key: Its join keys: see `entities`.
+        moments: Aware UTC.
+        say: Takes a line after each moment.
 
     Raises:
-        DataError: there are no rows yet, or no Redis could be started.
+        DataError: There are no rows yet, or no Redis could be started.
 
     """
     offline = FeatureStore(settings)
-    views = [*offline.views(service)]
-    if not (known := entities(settings, views, key)):
-        raise _no_rows(offline, service)
+    datasets = offline.datasets(service)
+    known_entities = entities(settings, list(offline.views(service)), key)
+    if not known_entities:
+        commands = " and ".join(f"gyre ingest {dataset.name}" for dataset in datasets)
+        raise DataError(f"{service}: no rows yet; run: {commands}")
     names = list(offline.feature_types(service))
-    data = offline.sample_request_data(service, len(known))
-    asked, key = pd.DataFrame(known).assign(**data), [*key, *data]
-    found, moments = list[str](), sorted(moments)
-    with _online_only(settings) as aside:
-        store, start = open_store(aside, SECONDS), BEGINNING
-        online = OnlineFeatures(aside, service, names, store)
-        for moment in moments:
-            with redirect_stdout(sys.stderr):  # Feast prints
-                store.materialize(start, moment, feature_views=views)
-            frame = asked.assign(event_timestamp=moment, as_of=microseconds(moment))
-            past = offline.historical(service, frame).select([*key, *names]).to_pylist()
-            differ = list(_differences(past, online, moment, key, names))
-            say(f"  {moment:%Y-%m-%d}: {len(past)} entities, {len(differ)} differences")
-            found += [f"  {moment:%Y-%m-%d %H:%M} {line}" for line in differ]
-            start = moment
-        online.close()
-    first = tuple(found[:NAMED])
-    return ParityReport(service, len(known), len(names), tuple(moments), len(found), first)
+    request_data = offline.sample_request_data(service, len(known_entities))
+    frame = pd.DataFrame(known_entities).assign(**request_data)
+    columns = [*key, *request_data]
+    differences: list[str] = []
+    with _redis_beside(settings) as beside:
+        store = open_store(beside, REDIS_SECONDS)
+        with closing(OnlineFeatures(beside, service, names, store)) as online:
+            for moment in sorted(moments):
+                for dataset in datasets:
+                    raw = raw_table(settings, dataset)
+                    refresh_online(beside, dataset, raw, moment, clock=partial(_same, moment))
+                dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
+                rows = offline.historical(service, dated).select([*columns, *names]).to_pylist()
+                lines = list(_differences(rows, online, moment, columns, names))
+                say(f"  {moment:%Y-%m-%d}: {len(rows)} entities, {len(lines)} differences")
+                differences += [f"  {moment:%Y-%m-%d %H:%M} {line}" for line in lines]
+    return ParityReport(
+        service=service,
+        entities=len(known_entities),
+        features=len(names),
+        moments=tuple(sorted(moments)),
+        differences=len(differences),
+        first=tuple(differences[:SHOWN_DIFFERENCES]),
+    )
 
 
-def _no_rows(store: FeatureStore, service: str) -> DataError:
-    commands = " and ".join(f"gyre ingest {each.name}" for each in store.datasets(service))
-    return DataError(f"{service}: no rows yet; run: {commands}")
+def _same(moment: datetime) -> datetime:
+    return moment
 
 
 def _differences(
-    offline: Sequence[dict[str, Any]],
+    rows: Sequence[Row],
     online: OnlineFeatures,
     moment: datetime,
-    key: Collection[str],
+    columns: Sequence[str],
     names: Sequence[str],
 ) -> Iterator[str]:
-    for start in range(0, len(offline), CHUNK):
-        rows = offline[start : start + CHUNK]
-        keys = [{column: row[column] for column in key} for row in rows]
-        for row, entity, read in zip(rows, keys, online.read(keys, moment), strict=True):
-            there = read or dict.fromkeys(names)
-            who = ", ".join(f"{column} {value}" for column, value in entity.items())
+    """Yield a line for each value of `rows` that is another one online."""
+    for start in range(0, len(rows), ENTITIES_AT_ONCE):
+        batch = rows[start : start + ENTITIES_AT_ONCE]
+        keys = [{column: row[column] for column in columns} for row in batch]
+        for row, key, stored in zip(batch, keys, online.read(keys, moment), strict=True):
+            online_row = stored or dict.fromkeys(names)
+            entity = ", ".join(f"{column} {value}" for column, value in key.items())
             for name in names:
-                if not same(row[name], there[name]):
-                    yield f"{who} {name}: offline {row[name]!r}, online {there[name]!r}"
+                if not same(row[name], online_row[name]):
+                    yield f"{entity} {name}: offline {row[name]!r}, online {online_row[name]!r}"
 
 
 def same(offline: Any, online: Any) -> bool:
     """Whether two values are one: null is null, floats within 1e-9 of each other, else equal."""
     if isinstance(offline, float) and isinstance(online, float):
-        return math.isclose(offline, online, rel_tol=RELATIVE) or (
-            math.isnan(offline) and math.isnan(online)
-        )
+        if math.isnan(offline) and math.isnan(online):
+            return True
+        return math.isclose(offline, online, rel_tol=RELATIVE_TOLERANCE)
     return bool(offline == online)
 
 
 @contextmanager
-def _online_only(settings: Settings) -> Iterator[Settings]:
-    """Settings of a folder with the same definitions and offline files, and an empty Redis."""
-    with TemporaryDirectory(prefix="gyre-parity-") as name:
-        folder, port = Path(name), free_ports()["redis_port"]
-        registry = open_store(settings, SECONDS).registry.proto()
-        (folder / "feast").mkdir()
-        (folder / "feast" / "registry.db").write_bytes(registry.SerializeToString())
-        # The bundled one first, as the stack has it.
-        places = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-        program = shutil.which("redis-server", path=places) or "redis-server"
-        command = [program, "--bind", LOOPBACK, "--port", str(port), "--save", "", "--dir", name]
+def _redis_beside(settings: Settings) -> Iterator[Settings]:
+    """Give settings of the same installation with an empty Redis of its own."""
+    port = free_ports()["redis_port"]
+    # The bundled one first, as the stack has it.
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    program = shutil.which("redis-server", path=path) or "redis-server"
+    with TemporaryDirectory(prefix="gyre-parity-") as folder:
+        command = [program, "--bind", LOOPBACK, "--port", str(port), "--save", "", "--dir", folder]
         with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
             try:
                 _wait_for_redis(port)
-                yield settings.beside(folder, redis_url=None, redis_port=port)
+                yield settings.model_copy(update={"redis_url": None, "redis_port": port})
             finally:
                 server.kill()
 

@@ -1,12 +1,10 @@
 """Feature values of entities at past moments, and when the rows behind them became known."""
 
-from collections.abc import Collection, Iterable, Sequence
-from contextlib import closing
+from collections.abc import Collection, Sequence
 from datetime import datetime
-from typing import Any
+from typing import Any, NamedTuple
 
 import duckdb
-import ibis
 import pandas as pd
 import pyarrow as pa
 
@@ -15,80 +13,58 @@ from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import microseconds
 from feature_repo.definition import Dataset
-from feature_repo.engines import DuckDBEngine
-from feature_repo.features import TIME, raw_table, view_files
+from feature_repo.engines import connected
+from feature_repo.features import TIME, raw_table
 from feature_repo.store import FeatureStore
-
-Row = dict[str, Any]
-KeyValues = tuple[int | str, ...]
 
 ARRIVALS = """
 WITH arrivals AS (
   SELECT "{entity}" AS entity, "{time}" AS event_time, min(ingested_at) OVER past AS first,
     max(ingested_at) OVER past AS last
-  FROM raw WHERE "{entity}" IN (SELECT entity FROM asked)
+  FROM raw WHERE "{entity}" IN (SELECT entity FROM moments)
   WINDOW past AS (PARTITION BY "{entity}" ORDER BY "{time}"))
-SELECT arrivals.first, arrivals.last FROM asked ASOF LEFT JOIN arrivals
-ON asked.entity = arrivals.entity AND asked.moment >= arrivals.event_time
-ORDER BY asked.position"""
+SELECT arrivals.first, arrivals.last FROM moments ASOF LEFT JOIN arrivals
+ON moments.entity = arrivals.entity AND moments.moment >= arrivals.event_time
+ORDER BY moments.position"""
 """Rows of the same event time are peers: each counts all of them."""
+
+
+class PastRead(NamedTuple):
+    """A read of an entity's features.
+
+    Args:
+        entity: Keys and request data.
+        moment: Time (UTC) of the stored values.
+        as_of: Time (UTC) that the request was about.
+
+    """
+
+    entity: Entity
+    moment: datetime
+    as_of: datetime
 
 
 def values_at(
     settings: Settings,
     service: str,
-    names: Sequence[str],
-    asked: Sequence[tuple[Entity, datetime, datetime]],
-) -> list[Row]:
-    """Return the features `names` of each entity by Feast's historical join.
-
-    asked: entity and its request data, the moment (UTC) of its stored values, the moment that its
-    request was about.
+    feature_names: Sequence[str],
+    reads: Sequence[PastRead],
+) -> list[dict[str, Any]]:
+    """Return the features of each read by Feast's historical join.
 
     Raises:
-        DataError: the service, or a view of it, is not published or not built.
+        DataError: The service, or a view of it, is not published or not built.
 
     """
-    if not asked:
+    if not reads:
         return []
-    keys, stored, moments = zip(*asked, strict=True)
-    frame = pd.DataFrame(keys).assign(
-        event_timestamp=pd.to_datetime(stored, utc=True),
-        as_of=[*map(microseconds, moments)],
-        position=range(len(asked)),
-    )
-    features = FeatureStore(settings).historical(service, frame).sort_by("position")
-    return list[Any](features.select(list(names)).to_pylist())
-
-
-def change_points(
-    settings: Settings,
-    views: Iterable[str],
-    keys: Sequence[Entity],
-    since: datetime,
-    until: datetime,
-) -> dict[KeyValues, list[datetime]]:
-    """Return when a row of `views` begins for each of `keys` in (since, until], ascending.
-
-    keys: of the same columns; by their values in that order.
-    """
-    points: dict[KeyValues, set[datetime]] = {tuple(key.values()): set() for key in keys}
-    wanted = ibis.memtable(pa.Table.from_pylist([dict(key) for key in keys]))
-    with closing(DuckDBEngine()) as engine:
-        for view in views:
-            if not (files := view_files(settings, view)):
-                continue
-            rows = engine.connection.read_parquet(files)
-            columns = [name for name in wanted.columns if name in rows.columns]
-            time = rows.event_timestamp
-            within = (time > ibis.literal(since)) & (time <= ibis.literal(until))
-            found = wanted.join(rows.filter(within), columns)
-            found = found.select(*wanted.columns, "event_timestamp").distinct()
-            for *key, at in zip(
-                *engine.connection.to_pyarrow(found).to_pydict().values(), strict=True
-            ):
-                points[tuple(key)].add(at)
-    return {key: sorted(times) for key, times in points.items()}
+    frame = pd.DataFrame([read.entity for read in reads])
+    frame["event_timestamp"] = pd.to_datetime([read.moment for read in reads], utc=True)
+    frame["as_of"] = [microseconds(read.as_of) for read in reads]
+    frame["position"] = range(len(reads))
+    features = FeatureStore(settings).historical(service, frame)
+    values = features.sort_by("position").select(list(feature_names))
+    return list[Any](values.to_pylist())
 
 
 def arrivals(
@@ -97,29 +73,33 @@ def arrivals(
     entities: Collection[int | str],
     moments: Collection[datetime],
 ) -> list[tuple[datetime, datetime] | None]:
-    """When each entity's raw rows dated at or before its moment became known: first and last.
+    """Return when each entity's raw rows dated at or before its moment became known.
 
-    None where there is no such row.
+    Returns:
+        First and last arrival; None where there is no such row.
 
     Raises:
-        DataError: the raw table cannot be read.
+        DataError: The raw table cannot be read.
 
     """
-    raw = raw_table(settings, dataset)
-    files = raw.files()
+    table = raw_table(settings, dataset)
+    files = table.files()
     if not files:
         return [None] * len(entities)
-    kind = raw.schema.field(dataset.entity).type
-    positions = pa.array(range(len(entities)))
-    columns = [positions, pa.array(entities, kind), pa.array(moments, TIME)]
-    asked = pa.table(columns, names=["position", "entity", "moment"])
+    entity_values = pa.array(entities, table.schema.field(dataset.entity).type)
+    moment_rows = pa.table(
+        {
+            "position": range(len(entities)),
+            "entity": entity_values,
+            "moment": pa.array(moments, TIME),
+        }
+    )
     sql = ARRIVALS.format(entity=dataset.entity, time=dataset.event_time)
     try:
-        with closing(duckdb.connect()) as connection:
-            connection.execute("SET TimeZone = 'UTC'")
-            connection.read_parquet(files).create_view("raw")
-            connection.register("asked", asked)
-            rows = connection.execute(sql).to_arrow_table().to_pylist()
+        with connected() as connection:
+            connection.read_parquet(files, table_name="raw")
+            connection.con.register("moments", moment_rows)
+            rows = connection.raw_sql(sql).to_arrow_table().to_pylist()
     except duckdb.Error as exc:
         raise DataError(f"{dataset.name}: its raw rows cannot be read: {exc}") from exc
     return [(row["first"], row["last"]) if row["first"] else None for row in rows]

@@ -4,15 +4,12 @@ The demo's dates are moved by whole weeks, so that its last 120 days lie ahead o
 Gyre first started; only what is due is delivered.
 """
 
-import json
-from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from glob import glob
 from math import ceil
 from pathlib import Path
 
 import ibis
-import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,205 +18,241 @@ from upath import UPath
 
 from core.errors import DataError
 from core.files import read_file, replace_file
-from core.settings import Settings
+from core.settings import ENV_FILE, Settings
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import connect
 from feature_repo.forgotten import forgotten
 
-AHEAD = timedelta(days=120)
-LONGEST = 500  # DuckDB shows its SQL and a caret below an error
-UNDATED = datetime(1971, 1, 1, tzinfo=UTC)
-"""Earlier times are lost dates and unset clocks, mostly the epoch itself: as good as none."""
-CSV = (".csv", ".csv.gz")
+DEMO_DAYS_AHEAD = timedelta(days=120)
+MESSAGE_CHARACTERS = 500
+"""Of a reader's own words: DuckDB shows its SQL and a caret below an error."""
+CSV_ENDINGS = (".csv", ".csv.gz")
+LARGEST_BLOCK = 1 << 30
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
-TYPES = (pa.int64(), pa.float64(), pa.bool_(), pa.timestamp("us", "UTC"), pa.string())
+COLUMN_TYPES = (
+    pa.int64(),
+    pa.float64(),
+    pa.bool_(),
+    pa.timestamp("us", "UTC"),
+    pa.string(),
+)
 """What a column of a dataset can be."""
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 
 
 def pull(
-    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None = None
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+    since: datetime | None = None,
 ) -> pa.Table:
-    """Rows the source holds at `as_of`, in the source's own order and the dataset's types.
+    """Return the rows that the source holds at `as_of`, without those of forgotten entities.
 
-    Without those of entities that were forgotten.
+    Args:
+        settings: Name the source, and keep how far the demo is moved.
+        dataset: Whose rows to return.
+        as_of: The demo delivers what is due at this moment; other sources all that they hold.
+        since: Return only rows with a later event time, or with none.
 
-    since: only those with a later event time, or with none (or one before 1971, which stands for
-    none); the database itself leaves out others.
+    Returns:
+        Rows in the source's own order and the dataset's types.
 
     Raises:
-        DataError: the source cannot be read, or has other columns, naming it.
+        DataError: There is no source, or it cannot be read, or it has other columns.
 
     """
-    address = settings.sources.get(dataset.name)
-    if address is None and dataset.shipped is None:
-        variable = f"GYRE_SOURCES__{dataset.name.upper()}"
-        line = f"{variable}=… (a file, or address#table) to {settings.home}/gyre.env"
-        raise DataError(f"{dataset.name}: no source; add the line {line}")
-    try:
-        if address is None:
-            rows = _demo(settings, dataset, as_of, since)
-        elif "://" in address:
-            rows = _read_database(address, dataset.event_time, since)
-            rows = _in_schema(rows, dataset, address.partition("#")[2])
-        else:
-            rows = pa.concat_tables(_read_file(path, dataset, since) for path in _files(address))
-    except DataError as exc:
-        raise DataError(f"{dataset.name}: nothing was changed: {exc}") from exc
-    except Exception as exc:  # every reader fails in its own way
-        line = " ".join(str(exc).split())[:LONGEST]
-        raise DataError(f"{dataset.name}: source {place(settings, dataset)}: {line}") from exc
-    return forgotten(settings).others(rows)
+    require_source(settings, dataset)
+    address = settings.sources.get(dataset.source_name)
+    if address is None:
+        rows = _demo_rows(settings, dataset, as_of)
+    else:
+        try:
+            rows = _read(address, dataset, since)
+        except DataError as exc:
+            raise DataError(f"{dataset.name}: nothing was changed: {exc}") from exc
+    if since:
+        time = pc.field(dataset.event_time)
+        is_later = time > since
+        rows = rows.filter(is_later | time.is_null())
+    return forgotten(settings).without(rows)
 
 
-def read(address: str) -> pa.Table:
-    """Rows of a source that no dataset describes; a DataError says why it cannot be read."""
-    try:
-        if "://" in address:
-            return _read_database(address)
-        return pa.concat_tables(map(_read_unknown, _files(address)), promote_options="permissive")
-    except Exception as exc:  # every reader fails in its own way
-        line = " ".join(str(exc).split())[:LONGEST]
-        raise DataError(f"source {address.rpartition('@')[2]}: {line}") from exc
+def require_source(settings: Settings, dataset: Dataset) -> None:
+    """Raise a DataError, with the line to add, for a dataset that has no source."""
+    name = dataset.source_name
+    if name not in settings.sources and dataset.shipped is None:
+        line = f"GYRE_SOURCES__{name.upper()}=… (a file, or address#table)"
+        file = settings.home / ENV_FILE
+        raise DataError(f"{dataset.name}: no source; add the line {line} to {file}")
 
 
 def place(settings: Settings, dataset: Dataset) -> str:
-    """Where the rows come from, without user and password."""
-    return settings.sources.get(dataset.name, "shipped file").rpartition("@")[2]
+    """Return where the rows come from, without user and password."""
+    address = settings.sources.get(dataset.source_name, "shipped file")
+    return address.rpartition("@")[2]
 
 
-def _read_database(address: str, time: str = "", since: datetime | None = None) -> pa.Table:
-    url, _, table = address.partition("#")
-    connection = ibis.connect(url)
+def read(address: str) -> pa.Table:
+    """Return the rows of a source that no dataset describes.
+
+    Raises:
+        DataError: The source cannot be read.
+
+    """
+    return _read(address, None, None)
+
+
+def type_of(source_type: pa.DataType) -> pa.DataType | None:
+    """Return the type that a dataset gives to a column of a source; None if it can take none."""
+    if getattr(source_type, "scale", 0) > 0:
+        return pa.float64()
+    for type_ in COLUMN_TYPES:
+        if _is_castable(source_type, type_):
+            return type_
+    return None
+
+
+def demo_shift(start: date, newest: datetime) -> timedelta:
+    """Return whole weeks, so that the newest row lies at least 120 days after `start`."""
+    gap = start + DEMO_DAYS_AHEAD - newest.date()
+    return timedelta(weeks=ceil(gap / timedelta(weeks=1)))
+
+
+def shift_file(settings: Settings) -> UPath:
+    """Return the file that says by how many days the demo is moved; absent before its first."""
+    return settings.data / "demo.json"
+
+
+def _demo_rows(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+    """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
+    rows = pq.read_table(dataset.shipped)
+    times = rows[dataset.event_time]
+    file = shift_file(settings)
+    if not file.exists():
+        start = settings.demo_start or datetime.now(tz=UTC).date()
+        shift = demo_shift(start, pc.max(times).as_py())
+        replace_file(file, str(shift.days))
+    shift = timedelta(days=int(read_file(file)))
+    moved_times = pc.add(times, pa.scalar(shift))
+    position = rows.schema.get_field_index(dataset.event_time)
+    rows = rows.set_column(position, dataset.event_time, moved_times)
+    return rows.filter(pc.field(dataset.event_time) <= as_of)
+
+
+def _read(address: str, dataset: Dataset | None, since: datetime | None) -> pa.Table:
+    """Read each file alone: DuckDB would cast all of them to the types of the first."""
+    tables = []
     try:
-        return _later(connection.table(table), time, since).to_pyarrow()
+        for file in _files(address):
+            if file.endswith(CSV_ENDINGS):
+                rows = _read_csv(file, dataset)
+            else:
+                rows = _read_table(file, dataset, since)
+            if dataset:
+                rows = _in_schema(rows, dataset, file)
+            tables.append(rows)
+    except DataError:
+        raise
+    except Exception as exc:  # every reader fails in its own way
+        text = " ".join(str(exc).split())
+        without_password = address.rpartition("@")[2]
+        raise DataError(f"source {without_password}: {text[:MESSAGE_CHARACTERS]}") from exc
+    return pa.concat_tables(tables, promote_options="permissive")
+
+
+def _files(address: str) -> list[str]:
+    """Return the files of a folder or a glob; an address of a database stays as it is."""
+    if not Path(address).is_dir():
+        return sorted(glob(address, recursive=True)) or [address]  # noqa: PTH207  (absolute too)
+    endings = (".parquet", *CSV_ENDINGS)
+    paths = [path for path in Path(address).rglob("*") if path.is_file()]
+    files = [str(path) for path in sorted(paths) if path.name.endswith(endings)]
+    if not files:
+        raise DataError(f"{address}: expected parquet files or CSV files, found none")
+    return files
+
+
+def _read_table(address: str, dataset: Dataset | None, since: datetime | None) -> pa.Table:
+    """Read a parquet file or a table of a database, which leaves out rows up to `since`."""
+    url, _, table = address.partition("#")
+    is_database = "://" in url
+    connection = ibis.connect(url) if is_database else connect()
+    try:
+        rows = connection.table(table) if is_database else connection.read_parquet(url)
+        if dataset and since and dataset.event_time in rows.columns:
+            time = rows[dataset.event_time]
+            if getattr(time.type(), "timezone", None):
+                is_later = time > since
+                rows = rows.filter(is_later | time.isnull())
+        return connection.to_pyarrow(rows)
     finally:
         connection.disconnect()
 
 
-def _files(address: str) -> list[str]:
-    if not Path(address).is_dir():
-        return sorted(glob(address, recursive=True)) or [address]  # noqa: PTH207  (absolute too)
-    files = sorted(str(path) for path in Path(address).rglob("*") if path.is_file())
-    if found := [path for path in files if path.endswith((".parquet", *CSV))]:
-        return found
-    raise DataError(f"{address}: expected parquet files or CSV files, found none")
-
-
-def _read_file(path: str, dataset: Dataset, since: datetime | None) -> pa.Table:
-    """Read each file alone: DuckDB would cast all of them to the types of the first."""
-    with connected() as connection:
-        is_csv = path.endswith(CSV)
-        rows = _read_csv(path, dataset) if is_csv else connection.read_parquet(path)
-        later = connection.to_pyarrow(_later(rows, dataset.event_time, since))
-    return _in_schema(later, dataset, path)
-
-
-def _read_csv(path: str, dataset: Dataset) -> ir.Table:
-    """Texts in the dataset's types: what is no value of the column's type is refused."""
+def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
+    """Read a CSV: the columns of the dataset as texts, others in the type of all their values."""
     content = pa.input_stream(path).read()
     if not content.endswith((b"\n", b"\r")):  # half a number would be a number
         raise DataError(
             f"{path}: the last line has no end: is it still written, or was it cut short? "
             "If it is whole, end its last line"
         )
-    texts = dict.fromkeys(dataset.schema.names, pa.string())
-    options = csv.ConvertOptions(column_types=texts, null_values=[""], strings_can_be_null=True)
-    rows = csv.read_csv(pa.BufferReader(content), convert_options=options)
-    for name in {*rows.column_names} & {*texts}:
-        kind, text = dataset.schema.field(name).type, rows[name]
-        if pa.types.is_timestamp(kind):
-            text = pc.replace_substring_regex(text, WHOLE_DAY, r"\1T00:00:00Z")
-        try:
-            column = text.cast(kind)
-        except pa.ArrowInvalid as exc:
-            words = TIME_WORDS if pa.types.is_timestamp(kind) else kind
-            raise DataError(f"{path}: column {name}: expected {words}: {exc}") from exc
-        rows = rows.set_column(rows.column_names.index(name), name, column)
-    return ibis.memtable(rows)
-
-
-def _read_unknown(path: str) -> pa.Table:
-    if not path.endswith(CSV):
-        with connected() as connection:
-            return connection.to_pyarrow(connection.read_parquet(path))
-    content = pa.input_stream(path).read()
-    whole = csv.ReadOptions(block_size=min(len(content) + 1, 1 << 30))  # types are of one block
-    options = csv.ConvertOptions(null_values=[""], strings_can_be_null=True)
-    rows = csv.read_csv(pa.BufferReader(content), whole, convert_options=options)
-    return rows.cast(pa.schema({f.name: type_of(f.type) or pa.string() for f in rows.schema}))
-
-
-def _later(rows: ir.Table, time: str, since: datetime | None) -> ir.Table:
-    kind = rows.schema().get(time)
-    if since is None or kind is None:
+    names = dataset.schema.names if dataset else []
+    block_size = min(len(content) + 1, LARGEST_BLOCK)
+    rows = csv.read_csv(
+        pa.BufferReader(content),
+        read_options=csv.ReadOptions(block_size=block_size),  # one: types are inferred from it
+        convert_options=csv.ConvertOptions(
+            column_types=dict.fromkeys(names, pa.string()),
+            null_values=[""],
+            strings_can_be_null=True,
+        ),
+    )
+    if dataset:
         return rows
-    column = rows[time]
-    if kind.is_date():
-        undated = column < UNDATED.date()
-        return rows.filter(column.isnull() | undated | (column >= since.date()))
-    if kind.is_timestamp() and kind.timezone:
-        return rows.filter(column.isnull() | (column < UNDATED) | (column > since))
-    return rows
+    fields = [field.with_type(type_of(field.type) or pa.string()) for field in rows.schema]
+    return rows.cast(pa.schema(fields))
 
 
-def _in_schema(rows: pa.Table, dataset: Dataset, where: str) -> pa.Table:
-    """Numbers, days and times in the dataset's types, where nothing is lost or guessed.
+def _in_schema(rows: pa.Table, dataset: Dataset, file: str) -> pa.Table:
+    """Cast texts of a CSV, numbers, days and times, where nothing is lost or guessed.
 
-    All else is refused: text that holds numbers is a retyped column, and a time without an offset
-    may be any zone's.
+    Other types are refused: text that holds numbers is a retyped column, and a time without an
+    offset may be any zone's.
     """
+    is_csv = file.endswith(CSV_ENDINGS)
+    where = file.rpartition("#")[2]
     for field in dataset.schema:
-        if field.name in rows.column_names and _is_castable(rows[field.name].type, field.type):
-            position = rows.column_names.index(field.name)
-            with suppress(pa.ArrowInvalid):  # a value that does not fit
-                rows = rows.set_column(position, field.name, rows[field.name].cast(field.type))
-    if wrong := dataset.differences(rows):
-        raise DataError(f"{where}: {wrong}")
+        position = rows.schema.get_field_index(field.name)
+        if position < 0:
+            continue
+        column = rows[position]
+        if not (is_csv or _is_castable(column.type, field.type)):
+            continue
+        expected = str(field.type)
+        if is_csv and pa.types.is_timestamp(field.type):
+            expected = TIME_WORDS
+            column = pc.replace_substring_regex(column, WHOLE_DAY, r"\1T00:00:00Z")
+        try:
+            column = column.cast(field.type)
+        except pa.ArrowInvalid as exc:
+            text = f"column {field.name}: expected {expected}, found {column.type}: {exc}"
+            raise DataError(f"{where}: {text}") from exc
+        rows = rows.set_column(position, field.name, column)
+    differences = dataset.differences(rows)
+    if differences:
+        raise DataError(f"{where}: {differences}")
     return rows.select(dataset.schema.names)
 
 
-def type_of(found: pa.DataType) -> pa.DataType | None:
-    """Return which of TYPES a dataset can give to a column that has type `found` at the source."""
-    is_fraction = getattr(found, "scale", 0) > 0
-    types = (kind for kind in TYPES if not (is_fraction and pa.types.is_integer(kind)))
-    return next((kind for kind in types if _is_castable(found, kind)), None)
-
-
-def _is_castable(found: pa.DataType, wanted: pa.DataType) -> bool:
-    kind = pa.types
-    if kind.is_timestamp(wanted):
-        return kind.is_date(found) or getattr(found, "tz", None) is not None
-    whole = kind.is_integer(found) or kind.is_decimal(found)
-    if kind.is_integer(wanted):
-        return bool(whole)
-    if kind.is_floating(wanted):
-        return bool(whole or kind.is_floating(found))
-    return bool(ibis.dtype(found) == ibis.dtype(wanted))
-
-
-def _demo(
-    settings: Settings, dataset: Dataset, as_of: datetime, since: datetime | None
-) -> pa.Table:
-    """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
-    rows = pq.read_table(dataset.shipped)
-    time, path = dataset.event_time, shift_file(settings)
-    if not path.exists():
-        start = settings.demo_start or datetime.now(tz=UTC).date()
-        shift = demo_shift(start, pc.max(rows[time]).as_py())
-        replace_file(path, json.dumps({"start": start.isoformat(), "shift_days": shift.days}))
-    shift = timedelta(days=json.loads(read_file(path))["shift_days"])
-    moved = pc.add(rows[time], pa.scalar(shift))
-    rows = rows.set_column(rows.schema.get_field_index(time), time, moved)
-    due = pc.field(time) <= as_of
-    return rows.filter(due if since is None else due & (pc.field(time) > since))
-
-
-def demo_shift(start: date, newest: datetime) -> timedelta:
-    """Whole weeks, so that the file's newest row lies at least 120 days after `start`."""
-    return timedelta(weeks=ceil((start + AHEAD - newest.date()) / timedelta(weeks=1)))
-
-
-def shift_file(settings: Settings) -> UPath:
-    """Where an installation keeps by how many days its demo is moved; absent before its first."""
-    return settings.data / "demo.json"
+def _is_castable(source_type: pa.DataType, type_: pa.DataType) -> bool:
+    source = ibis.dtype(source_type)
+    target = ibis.dtype(type_)
+    is_whole = bool(source.is_integer() or source.is_decimal())
+    if target.is_integer():
+        return is_whole
+    if target.is_floating():
+        return is_whole or bool(source.is_floating())
+    if target.is_timestamp():
+        return bool(source.is_date() or getattr(source, "timezone", None))
+    return bool(source == target)

@@ -1,37 +1,34 @@
-"""Feast's offline side: join features to moments, and fill the online store."""
+"""What ingest and training ask of Feast: its definitions, and features joined to moments."""
 
 import copy
-import hashlib
-import json
-import logging
-import sys
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stdout
+from collections.abc import Iterable
+from contextlib import closing
 from datetime import UTC, datetime
 from importlib import import_module
 from itertools import cycle, islice
-from pathlib import Path, PurePath
 from typing import Any
 
 import feast
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from feast.errors import FeastObjectNotFoundException
 from feast.repo_config import RepoConfig
-from google.protobuf.json_format import MessageToDict
+from redis.exceptions import RedisError
 
-from core.errors import DataError
+from core.errors import DataError, FeaturesUnavailableError
 from core.settings import PROJECT, Settings
 from core.spec import OURS, FeatureType
 from core.timestamps import BEGINNING
 from core.user_code import dataset_names
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.extensions.online import NewestOnlineStore
-from feature_repo.feast_config import feast_config
-from feature_repo.features import TIME, unbuilt, view_address
+from feature_repo.definition_hash import definitions
+from feature_repo.feast_config import feast_config, registry_path
+from feature_repo.features import TIME
+from feature_repo.online_state import connect_redis, read_state, state_key
+from feature_repo.service_views import published, service_views
+from feature_repo.views import unbuilt, view_address
 
 TYPES: dict[str, FeatureType] = {
     "Int32": "int32",
@@ -42,295 +39,250 @@ TYPES: dict[str, FeatureType] = {
     "UnixTimestamp": "timestamp",
     "String": "string",
 }
+"""Feast's types of features, and their names in a spec."""
 ARROW: dict[str, pa.DataType] = {
     kind: TIME if kind == "timestamp" else pa.type_for_alias(kind) for kind in TYPES.values()
 }
-
-AS_OF = "as_of"  # request data that Gyre brings by itself
+AS_OF = "as_of"
+"""Request data that Gyre brings by itself."""
 SAMPLES: dict[FeatureType, Any] = {
-    **dict.fromkeys(("int32", "int64"), (1, 2, 9)),
-    **dict.fromkeys(("float32", "double"), (0.5, 2.0, 9.0)),
+    "int32": (1, 2, 9),
+    "int64": (1, 2, 9),
+    "float32": (0.5, 2.0, 9.0),
+    "double": (0.5, 2.0, 9.0),
     "bool": (True, False, False),
     "timestamp": (BEGINNING, datetime(2000, 1, 1, tzinfo=UTC), datetime(2020, 1, 1, tzinfo=UTC)),
     "string": ("a", "b", ""),
 }
+"""Request data where no request is at hand."""
 KINDS = ("Entity", "FeatureView", "OnDemandFeatureView", "FeatureService")
+"""Classes of Feast's objects that a dataset module defines."""
 WRITE_DEADLINE = 10.0
-"""Seconds a batch of online writes may take; reads have a deadline of their own."""
-NOT_WRITTEN = frozenset({"meta", "body", "dataSourceClassType"})
-"""Parts of a Feast object that change with the clock, the process or how often it was applied."""
+"""Seconds that Redis may take for a write."""
 
 
 def open_store(settings: Settings, deadline: float) -> feast.FeatureStore:
-    """Feast as `feature_store.yaml` says, with this installation's paths and addresses.
+    """Open Feast as `feature_store.yaml` says, with this installation's paths and addresses.
+
+    Args:
+        settings: Of the installation.
+        deadline: Seconds that Redis may take for a command.
 
     Raises:
-        DataError: nothing was ever published here.
+        DataError: Nothing was ever published here.
 
     """
-    config = _config(settings, deadline)
-    if config.registry.registry_type == "file" and not Path(config.registry.path).exists():
+    if not settings.database_url and not registry_path(settings).exists():
         raise DataError("the definitions are not published: cd feature_repo && feast apply")
+    config = _config(settings, deadline)
+    config.registry.schema_mode = "skip"  # `feast apply` alone creates tables
     return feast.FeatureStore(config=config)
 
 
 def defined(dataset: Dataset, kind: str) -> list[Any]:
-    """Feast's objects of a kind (KINDS) in `dataset`'s module."""
+    """Return Feast's objects of one of KINDS in the module of a dataset."""
     module = import_module(f"feature_repo.datasets.{dataset.name}")
-    return [each for each in vars(module).values() if isinstance(each, getattr(feast, kind))]
+    feast_class = getattr(feast, kind)
+    return [value for value in vars(module).values() if isinstance(value, feast_class)]
 
 
 def publish_beside(settings: Settings, *datasets: Dataset) -> None:
-    """Publish definitions in a home made for a rebuild, as `feast apply` does.
+    """Publish definitions in a temporary installation, as `feast apply` does.
 
     Those of `datasets`, and of the datasets that their modules import.
     """
-    own = [each.name for each in datasets]
-    every = [*datasets, *(load_dataset(name) for name in dataset_names(*own) if name not in own)]
-    found = {id(o): o for each in every for kind in KINDS for o in defined(each, kind)}
-    objects = copy.deepcopy([*found.values()])
-    for each in objects:
-        if isinstance(each, feast.FeatureView):
-            each.batch_source.file_options.uri = view_address(settings, each.name)
+    names = [dataset.name for dataset in datasets]
+    imported = [load_dataset(name) for name in dataset_names(*names) if name not in names]
+    objects_by_id: dict[int, Any] = {}
+    for dataset in (*datasets, *imported):
+        for kind in KINDS:
+            objects_by_id |= {id(value): value for value in defined(dataset, kind)}
+    objects = copy.deepcopy(list(objects_by_id.values()))
+    for value in objects:
+        if isinstance(value, feast.FeatureView):
+            value.batch_source.file_options.uri = view_address(settings, value.name)
+    registry_path(settings).parent.mkdir(parents=True, exist_ok=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)  # that on-demand views are experimental
         feast.FeatureStore(config=_config(settings, WRITE_DEADLINE)).apply(objects)
 
 
 def _config(settings: Settings, deadline: float) -> RepoConfig:
-    # Says on every start that the flag against failing reads matters less with a file registry.
-    logging.getLogger("feast.repo_config").setLevel(logging.ERROR)
     config = RepoConfig(**feast_config(settings, deadline))
     config.repo_path = PROJECT / "feature_repo"
     return config
 
 
 def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
-    """Cast to the type that Feast stores: an on-demand function may give another."""
+    """Cast a column to the type that Feast stores: an on-demand function may give another."""
     if kind == "timestamp" and pa.types.is_timestamp(column.type):
         column = pc.floor_temporal(column, unit="second")
     return column.cast(ARROW[kind])
 
 
-@contextmanager
-def published(what: str) -> Iterator[None]:
-    """Raise DataError with the remedy where Feast's registry does not know `what`."""
-    try:
-        yield
-    except FeastObjectNotFoundException as exc:
-        raise DataError(f"{what} is not published: cd feature_repo && feast apply") from exc
+def request_data(store: feast.FeatureStore, service: Any) -> dict[str, FeatureType]:
+    """Return names and types of what a service takes from a request beside key and `as_of`.
 
+    Raises:
+        DataError: A type is none of TYPES, or something else has the name.
 
-def online_store(store: feast.FeatureStore) -> Any:
-    """Feast's online store object."""
-    return store.provider.online_store
-
-
-def online_client(store: feast.FeatureStore) -> Any:
-    """The Redis client of a NewestOnlineStore; None of another store."""
-    online = online_store(store)
-    return online.client(store.config) if isinstance(online, NewestOnlineStore) else None
-
-
-def mark(store: feast.FeatureStore, view: str) -> str:
-    """Key that stands in Redis since `view` was materialised there in full."""
-    return f"gyre:complete:{store.project}:{view}"
-
-
-def request_data(store: Any, service: Any) -> dict[str, FeatureType]:
-    """Names and types of what `service` takes from a request beside the key; without `as_of`.
-
-    DataError: a type is none of TYPES, or something else has the name.
     """
-    taken, sources = {"features", *OURS}, list[Any]()
-    for view in _views(store, service):
-        taken |= {each.name for each in (*view.features, *view.entity_columns)}
+    views = service_views(store, service)
+    reserved = {"features", *OURS}
+    sources: list[Any] = []
+    for view in (*views.on_demand, *views.stored):
+        reserved |= _types([*view.features, *view.entity_columns]).keys()
         sources += getattr(view, "source_request_sources", {}).values()
     for projection in service.feature_view_projections:
-        taken |= {*projection.join_key_map.values()}
+        reserved |= set(projection.join_key_map.values())
     types: dict[str, Any] = {}
-    for field in (field for source in sources for field in source.schema if field.name != AS_OF):
-        kind, where = _type(field), f"feature service {service.name}: request data {field.name}"
-        if field.name in taken:
-            raise DataError(f"{where}: a key, a feature or Gyre has that name: rename it")
-        if kind not in TYPES.values() or types.setdefault(field.name, kind) != kind:
-            raise DataError(f"{where}: expected one type of {', '.join(TYPES)}, found {kind}")
+    for source in sources:
+        for name, kind in _types(source.schema).items():
+            if name == AS_OF:
+                continue
+            place = f"feature service {service.name}: request data {name}"
+            if name in reserved:
+                raise DataError(f"{place}: a key, a feature or Gyre has that name: rename it")
+            if kind not in TYPES.values() or types.setdefault(name, kind) != kind:
+                raise DataError(f"{place}: expected one type of {', '.join(TYPES)}, found {kind}")
     return types
 
 
-def _views(store: feast.FeatureStore, service: feast.FeatureService) -> list[Any]:
-    """Views that `service` reads, on-demand ones and those that these read included."""
-    names = {each.name for each in service.feature_view_projections}
-    on_demand = [view for view in store.list_on_demand_feature_views() if view.name in names]
-    for view in on_demand:
-        names |= {each.name for each in view.source_feature_view_projections.values()}
-    return [*on_demand, *(view for view in store.list_feature_views() if view.name in names)]
-
-
 class FeatureStore:
-    """What ingest and training ask of Feast."""
+    """What ingest and training ask of Feast.
+
+    A service or a view that is not published raises DataError with the remedy.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._settings, self._store = settings, open_store(settings, WRITE_DEADLINE)
+        self._settings = settings
+        self._store = open_store(settings, WRITE_DEADLINE)
 
     def historical(self, service: str, frame: pd.DataFrame) -> pa.Table:
-        """Join the features of `service` to each row as they were at its event_timestamp (UTC).
+        """Join features to rows as they were at each row's event_timestamp.
 
-        frame: with the request data of on-demand views (`as_of`: int64 microseconds). Rows come
-        back in an order of Feast's choosing.
+        Args:
+            service: Name of a feature service.
+            frame: Join keys, event_timestamp (aware UTC), and the request data of on-demand views,
+                such as `as_of` (int64 microseconds).
+
+        Returns:
+            The rows in an order of Feast's choosing.
 
         Raises:
-            DataError: a view was published whose rows were not computed since.
+            DataError: A view was published whose rows were not computed since.
 
         """
-        found = self._service(service)
+        feature_service = self._service(service)
         for view in self._stored_views(service):
             dataset = dataset_of(view.name)
-            if dataset and (problem := self._unbuilt(dataset, view)):
+            problem = self._unbuilt(dataset, view) if dataset else None
+            if problem:
                 raise DataError(problem)
-        joined = self._store.get_historical_features(entity_df=frame, features=found).to_arrow()
+        job = self._store.get_historical_features(entity_df=frame, features=feature_service)
+        rows = job.to_arrow()
         for name, kind in self.feature_types(service).items():
             if kind in ARROW:
-                place = joined.schema.get_field_index(name)
-                joined = joined.set_column(place, name, as_stored(joined[name], kind))
-        return joined
-
-    def materialise(self, dataset: Dataset, as_of: datetime, *, rewrite: bool = False) -> None:
-        """Bring what is dated after the last time up to `as_of` online, nothing later.
-
-        rewrite: everything, older than what is online or not; what is no more is removed.
-
-        Raises:
-            DataError: Redis was restarted again and again meanwhile.
-
-        """
-        online = online_client(self._store)
-        for name in dataset.views:
-            # The registry remembers what was materialised, not whether Redis still holds it.
-            kept = online is None or bool(online.exists(mark(self._store, name)))
-            known = self._view(name).most_recent_end_time
-            last = known if kept else None
-            # Removed and published again: Feast forgot the view, its values are still there.
-            whole = rewrite or (kept and known is None)
-            start = BEGINNING if whole else last or BEGINNING
-            end = max(as_of, known or as_of)  # Feast believes that all up to `known` is there
-            if start < end:
-                self._fill(name, start, end, rewrite=whole and online is not None)
-                if online is not None:
-                    online.set(mark(self._store, name), as_of.isoformat())
-
-    def _fill(self, name: str, start: datetime, end: datetime, *, rewrite: bool) -> None:
-        store, redis = online_store(self._store), online_client(self._store)
-        for begin in (start, BEGINNING, BEGINNING):
-            view, before = self._view(name), redis and redis.info("server")["run_id"]
-            whole = store.rewriting(self._store.config, view) if rewrite else nullcontext()
-            with redirect_stdout(sys.stderr), whole:  # Feast prints; stdout is the report's
-                self._store.materialize(begin, end, feature_views=[name])
-            if redis is None or redis.info("server")["run_id"] == before:
-                return
-            # A Redis that was restarted meanwhile may have lost what was written before.
-        raise DataError(f"{name}: Redis was restarted three times while its values were written")
+                position = rows.schema.get_field_index(name)
+                rows = rows.set_column(position, name, as_stored(rows[name], kind))
+        return rows
 
     def not_built(self, dataset: Dataset) -> list[str]:
-        """Say which views of `dataset` were published and have no values of their expression."""
-        views = [each for each in self._store.list_feature_views() if each.name in dataset.views]
+        """Say which views of a dataset were published and have no values of their expression."""
         problems = []
-        for view in views:
+        for view in self._store.list_feature_views():
+            if view.name not in dataset.views:
+                continue
             problem = self._unbuilt(dataset, view)
-            if problem is None and view.most_recent_end_time is None:
-                what = "applied, not built (never brought online)"
-                problem = f"{view.name}: {what}; run: gyre ingest {dataset.name}"
-            problems.append(problem)
-        return [problem for problem in problems if problem]
+            if problem is None and self._view_online_until(view.name) is None:
+                state = "applied, not built (never brought online)"
+                problem = f"{view.name}: {state}; run: gyre ingest {dataset.name}"
+            if problem:
+                problems.append(problem)
+        return problems
 
-    def watermark(self, dataset: Dataset) -> datetime | None:
-        """Return up to when all views of `dataset` are online, None if one never was."""
-        ends = [self._view(name).most_recent_end_time for name in dataset.views]
-        return None if None in ends else min(ends)
+    def online_until(self, dataset: Dataset) -> datetime | None:
+        """Return up to when all views of a dataset are online, None if one never was.
+
+        Raises:
+            FeaturesUnavailableError: Redis, which knows it, does not answer.
+
+        """
+        times = [self._view_online_until(name) for name in dataset.views]
+        known_times = [time for time in times if time is not None]
+        return min(known_times) if len(known_times) == len(times) else None
 
     def feature_types(self, service: str) -> dict[str, str]:
-        """Names and types of what `service` gives, in its order; Feast's own where we have none."""
-        views = self._service(service).feature_view_projections
-        return {each.name: _type(each) for view in views for each in view.features}
+        """Return names and types of what a service gives, in its order."""
+        types: dict[str, str] = {}
+        for projection in self._service(service).feature_view_projections:
+            types |= _types(projection.features)
+        return types
+
+    def feature_views(self, service: str) -> dict[str, str]:
+        """Return the name of the view that gives each feature of a service, in its order."""
+        names: dict[str, str] = {}
+        for projection in self._service(service).feature_view_projections:
+            names |= dict.fromkeys(_types(projection.features), projection.name)
+        return names
 
     def views(self, service: str) -> dict[str, list[str]]:
-        """Names and join keys of the stored views that `service` reads, also by on-demand views."""
+        """Return names and join keys of the stored views that a service reads."""
         return {view.name: view.join_keys for view in self._stored_views(service)}
 
     def datasets(self, service: str, label: str | None = None) -> list[Dataset]:
-        """Datasets of these views, and first the dataset `label`: all that a model reads."""
-        found = [load_dataset(label)] if label else []
-        found += filter(None, map(dataset_of, sorted(self.views(service))))
-        return [*{dataset.name: dataset for dataset in found}.values()]
+        """Return the datasets of a service's views, and first the dataset `label`."""
+        datasets = [load_dataset(label)] if label else []
+        for view in sorted(self.views(service)):
+            dataset = dataset_of(view)
+            if dataset:
+                datasets.append(dataset)
+        return list({dataset.name: dataset for dataset in datasets}.values())
 
     def request_data(self, service: str) -> dict[str, FeatureType]:
-        """`request_data` of a service by its name."""
+        """Return `request_data` of a service by its name."""
         return request_data(self._store, self._service(service))
 
     def sample_request_data(self, service: str, rows: int) -> dict[str, list[Any]]:
-        """Columns of its request data where no request is at hand: SAMPLES in turn."""
+        """Return columns of request data where no request is at hand: SAMPLES in turn."""
         types = self.request_data(service)
-        return {name: [*islice(cycle(SAMPLES[kind]), rows)] for name, kind in types.items()}
-
-    def feature_views(self, service: str) -> dict[str, str]:
-        """Name of the view that gives each feature of `service`, in its order."""
-        views = self._service(service).feature_view_projections
-        return {each.name: view.name for view in views for each in view.features}
+        return {name: list(islice(cycle(SAMPLES[kind]), rows)) for name, kind in types.items()}
 
     def key_types(self, service: str) -> dict[str, str]:
-        """Names and types of the join keys of every view that `service` reads."""
-        views = self._stored_views(service)
-        keys = {key.name: _type(key) for view in views for key in view.entity_columns}
-        return dict(sorted(keys.items()))
+        """Return names and types of the join keys of every view that a service reads."""
+        types: dict[str, str] = {}
+        for view in self._stored_views(service):
+            types |= _types(view.entity_columns)
+        return dict(sorted(types.items()))
 
-    def definition_hash(self, service: str) -> str:
-        """SHA-256 of the service's definition: its views, fields, sources and functions."""
-        return _sha256(self._definition(service))
-
-    def definitions(self, dataset: Dataset) -> str:
-        """SHA-256 of the definitions of every service that reads a view of `dataset`."""
-        return _sha256({name: self._definition(name) for name in self.services(dataset)})
+    def definitions(self, service: str) -> dict[str, str]:
+        """Return what the features of a service mean: see `definition_hash.definitions`."""
+        return definitions(self._store, self._service(service))
 
     def services(self, dataset: Dataset) -> list[str]:
-        """Names of the published services that read a view of `dataset`."""
+        """Return names of the published services that read a view of a dataset."""
         names = [service.name for service in self._store.list_feature_services()]
         return [name for name in names if self.views(name).keys() & dataset.views]
 
-    def _definition(self, service: str) -> dict[str, Any]:
-        """Return what people wrote of `service` and all it reads, by name."""
-        parts = {view.name: view for view in _views(self._store, self._service(service))}
-        parts[f"service {service}"] = self._service(service)
-        return {name: _written(MessageToDict(each.to_proto().spec)) for name, each in parts.items()}
-
-    def _stored_views(self, service: str) -> list[feast.FeatureView]:
-        views = _views(self._store, self._service(service))
-        return [view for view in views if isinstance(view, feast.FeatureView)]
+    def _stored_views(self, service: str) -> list[Any]:
+        return service_views(self._store, self._service(service)).stored
 
     def _unbuilt(self, dataset: Dataset, view: feast.FeatureView) -> str | None:
-        fields = [field.name for field in view.features]
-        return unbuilt(self._settings, dataset, view.name, fields)
+        return unbuilt(self._settings, dataset, view.name, _types(view.features))
 
-    def _view(self, name: str) -> feast.FeatureView:
-        with published(f"view {name!r}"):
-            return self._store.get_feature_view(name)
+    def _view_online_until(self, view: str) -> datetime | None:
+        try:
+            with closing(connect_redis(self._settings, WRITE_DEADLINE)) as redis:
+                state = read_state(redis, state_key(self._store.project, view))
+        except RedisError as exc:
+            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+        return None if state is None else state.time
 
     def _service(self, name: str) -> feast.FeatureService:
         with published(f"feature service {name!r}"):
             return self._store.get_feature_service(name)
 
 
-def _type(field: feast.Field) -> str:
-    return TYPES.get(str(field.dtype), str(field.dtype))
-
-
-def _written(value: Any) -> Any:
-    if isinstance(value, dict):
-        kept = {key: _written(v) for key, v in value.items() if key not in NOT_WRITTEN}
-        if "uri" in kept:  # the folder is the installation's
-            kept["uri"] = PurePath(kept["uri"]).name
-        return kept
-    return [_written(v) for v in value] if isinstance(value, list) else value
-
-
-def _sha256(parts: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+def _types(fields: Iterable[feast.Field]) -> dict[str, str]:
+    """Return names and types of fields; Feast's own name of a type where we have none."""
+    return {field.name: TYPES.get(str(field.dtype), str(field.dtype)) for field in fields}

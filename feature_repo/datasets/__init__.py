@@ -13,15 +13,16 @@ def load_dataset(name: str) -> Dataset:
     """Return the `Dataset` that `feature_repo/datasets/<name>.py` defines.
 
     Raises:
-        DataError: there is no such module, it cannot be imported, or it defines none of that name.
+        DataError: There is no such module, it cannot be imported, or it defines no such dataset.
 
     """
-    known = _names()
-    if name not in known:
-        raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {', '.join(known)}")
+    module_names = _module_names()
+    if name not in module_names:
+        modules = ", ".join(module_names)
+        raise DataError(f"no dataset {name!r}: feature_repo/datasets/ has {modules}")
     try:
         module = import_module(f"feature_repo.datasets.{name}")
-    except Exception as exc:  # whatever a person's module raises
+    except Exception as exc:  # of any kind: it is the user's module
         raise DataError(f"{in_one_line(exc)} (dataset {name!r} cannot be imported)") from exc
     for value in vars(module).values():
         if isinstance(value, Dataset) and value.name == name:
@@ -30,20 +31,22 @@ def load_dataset(name: str) -> Dataset:
 
 
 def dataset_of(view: str) -> Dataset | None:
-    """Return the dataset that makes the rows of feature view `view`; None: they are not ours."""
-    return next((each for each in load_datasets()[0] if view in each.views), None)
+    """Return the dataset that has the expression of feature view `view`; None if none has."""
+    datasets, _ = load_datasets()
+    return next((dataset for dataset in datasets if view in dataset.views), None)
 
 
 def load_datasets() -> tuple[list[Dataset], list[str]]:
-    """Return every dataset, by name; and of each module that is none what is wrong with it."""
-    datasets, broken = list[Dataset](), list[str]()
-    for name in _names():
+    """Return every dataset in the order of names, and a message for each broken module."""
+    datasets = []
+    problems = []
+    for name in _module_names():
         try:
             datasets.append(load_dataset(name))
         except DataError as exc:
-            broken.append(str(exc))
-    return datasets, broken
+            problems.append(str(exc))
+    return datasets, problems
 
 
-def _names() -> list[str]:
-    return sorted(p.stem for p in DATASETS.glob("*.py") if p.stem != "__init__")
+def _module_names() -> list[str]:
+    return sorted(path.stem for path in DATASETS.glob("*.py") if path.stem != "__init__")

@@ -22,7 +22,9 @@ SCHEMA = {
     "number_of_cds": pa.int64(),
     "dollar_value": pa.float64(),
 }
-D30, D90, D180 = (timedelta(days=days) for days in (30, 90, 180))
+D30 = timedelta(days=30)
+D90 = timedelta(days=90)
+D180 = timedelta(days=180)
 TOTALS = [
     Window(None, "count", D30, name="total_orders_30d"),
     Window(None, "count", D90, name="total_orders_90d"),
@@ -36,19 +38,32 @@ INSTANTS = [
     Window("order_ts", "max", name="last_order_us"),
     Window("order_ts", "min", name="first_order_us"),
 ]
-LOYAL, count = 5, _.lifetime_orders
-SEGMENT = ibis.cases((count == 1, "new"), (count < LOYAL, "repeat"), else_="loyal")
-FEATURES = Windows("customer_id", "order_ts", [*TOTALS, *INSTANTS], {"customer_segment": SEGMENT})
+LOYAL_ORDERS = 5
+SEGMENT = ibis.cases(
+    (_.lifetime_orders == 1, "new"),
+    (_.lifetime_orders < LOYAL_ORDERS, "repeat"),
+    else_="loyal",
+)
+FEATURES = Windows(
+    entity="customer_id",
+    time="order_ts",
+    windows=[*TOTALS, *INSTANTS],
+    derived={"customer_segment": SEGMENT},
+)
 
 
 def churned_90d(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
     """1 for a customer with no order in (t, t + 90 d], of those with one in (t - 180 d, t]."""
-    paired = snapshots.cross_join(orders.select("customer_id", "order_ts"))
-    t, ordered = paired.event_timestamp, paired.order_ts
-    before = (ordered > t - ibis.interval(days=D180.days)) & (ordered <= t)
-    after = (ordered > t) & (ordered <= t + ibis.interval(days=D90.days))
-    counts = {"before": before.cast("int64").sum(), "after": after.cast("int64").sum()}
-    members = paired.group_by("customer_id", "event_timestamp").agg(**counts).filter(_.before > 0)
+    pairs = snapshots.cross_join(orders.select("customer_id", "order_ts"))
+    snapshot = pairs.event_timestamp
+    order = pairs.order_ts
+    is_before = (order > snapshot - ibis.interval(days=D180.days)) & (order <= snapshot)
+    is_after = (order > snapshot) & (order <= snapshot + ibis.interval(days=D90.days))
+    customers = pairs.group_by("customer_id", "event_timestamp").agg(
+        before=is_before.cast("int64").sum(),
+        after=is_after.cast("int64").sum(),
+    )
+    members = customers.filter(_.before > 0)
     return members.select("customer_id", "event_timestamp", label=(_.after == 0).cast("int64"))
 
 
@@ -84,7 +99,7 @@ moment = RequestSource(name="moment", schema=[Field(name="as_of", dtype=Int64)])
 
 
 @on_demand_feature_view(
-    sources=[customer_features_view, moment],
+    sources=[customer_features_view[["last_order_us", "first_order_us"]], moment],
     schema=[Field(name=name, dtype=Int64) for name in DAYS],
     mode="python",
     description="Whole days since the last and the first order",
@@ -94,18 +109,20 @@ def customer_recency(inputs: dict[str, Any]) -> dict[str, Any]:
     """Whole days at `as_of` (microseconds UTC) since the customer's last and first order."""
     day = 86_400_000_000  # Feast stores this function by itself, without the module's names
 
-    def days(instants: list[int | None]) -> list[int | None]:
-        pairs = zip(inputs["as_of"], instants, strict=True)
-        return [None if then is None else (now - then) // day for now, then in pairs]
+    def days_since(times: list[int | None]) -> list[int | None]:
+        pairs = zip(inputs["as_of"], times, strict=True)
+        return [None if time is None else (now - time) // day for now, time in pairs]
 
-    last, first = days(inputs["last_order_us"]), days(inputs["first_order_us"])
-    return {"days_since_last_order": last, "customer_tenure_days": first}
+    return {
+        "days_since_last_order": days_since(inputs["last_order_us"]),
+        "customer_tenure_days": days_since(inputs["first_order_us"]),
+    }
 
 
-SERVED = [*(each.name for each in TOTALS), "customer_segment"]
+SERVED_FEATURES = [*(window.name for window in TOTALS), "customer_segment"]
 customer_churn_v1 = FeatureService(
     name="customer_churn_v1",
-    features=[customer_features_view[SERVED], customer_recency],
+    features=[customer_features_view[SERVED_FEATURES], customer_recency],
     description="What the churn model is given",
     **OWNED,
 )

@@ -1,12 +1,12 @@
-"""Engines: what computes views, labels and training frames. `GYRE_ENGINE` says which.
+"""Compute engines of views, labels and training frames; `GYRE_ENGINE` chooses one.
 
-Both run the same Ibis expressions over the same parquet files and give the same rows. What is small
-by nature stays on DuckDB: batches, their validation, features of the entities of an event.
+Both engines run the same Ibis expressions over the same parquet files and give the same rows.
+Small work stays on DuckDB: batches, their validation, and the features of an event's entities.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import timedelta
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -21,52 +21,65 @@ if TYPE_CHECKING:
 
 PERIOD = timedelta(days=28)
 """Feature rows are cut into periods of event time."""
-PERIOD_US = PERIOD // timedelta(microseconds=1)
-MEMORY = "4GB"
-"""What DuckDB may hold; beyond it, it spills beside the features."""
+PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
+MEMORY_LIMIT = "4GB"
+"""Memory of DuckDB; beyond it, DuckDB spills to disk."""
 
 
 class DuckDBEngine:
-    """The engine of one machine. connection: Ibis, in UTC.
+    """Compute engine of one machine.
 
-    spill: folder for what exceeds DuckDB's memory.
+    Args:
+        spill: Folder for what exceeds DuckDB's memory; without one, nothing is limited.
+
     """
 
     def __init__(self, spill: Path | None = None) -> None:
         self.connection = connect()
         if spill:
-            limits = f"SET temp_directory = '{spill}'; SET memory_limit = '{MEMORY}'"
-            self.connection.raw_sql(f"{limits}; SET preserve_insertion_order = false")
+            self.connection.raw_sql(f"SET temp_directory = '{spill}'")
+            self.connection.raw_sql(f"SET memory_limit = '{MEMORY_LIMIT}'")
+            self.connection.raw_sql("SET preserve_insertion_order = false")
 
-    def hold(self, rows: ir.Table) -> ir.Table:
-        """Compute `rows` once; what is returned stands until the engine is closed."""
-        return self.connection.create_table(ibis.util.gen_name("held"), rows, temp=True)
+    def temporary_table(self, rows: ir.Table) -> ir.Table:
+        """Compute `rows` once, into a table that lasts until the engine is closed."""
+        name = ibis.util.gen_name("temporary")
+        return self.connection.create_table(name, rows, temp=True)
 
-    def write(self, rows: ir.Table, folder: Path, first: int | None) -> None:
-        """Write feature rows as parquet into `folder/period=N/`, of periods from `first` on.
+    def write(self, rows: ir.Table, folder: Path, first_period: int | None) -> None:
+        """Write feature rows as parquet files below `folder/period=N/`.
 
-        first: None for all of them.
-        Types are those that Ibis promises; times are microseconds UTC.
+        Column types are those that Ibis promises, and times are microseconds UTC.
+
+        Args:
+            rows: Feature rows.
+            folder: An existing folder.
+            first_period: Earliest period to write; None writes all of them.
+
         """
-        types = {name: DuckDBType.to_string(type_) for name, type_ in rows.schema().items()}
         # DuckDB sums to wider types than Ibis promises.
-        columns = [f'CAST("{name}" AS {type_}) AS "{name}"' for name, type_ in types.items()]
-        period = f"epoch_us(event_timestamp) // {PERIOD_US}"
-        sql = f"SELECT {', '.join(columns)}, {period} AS period"
-        sql += f" FROM ({self.connection.compile(rows)})"
-        if first is not None:
-            sql += f" WHERE {period} >= {first}"
-        self.connection.raw_sql(
-            f"COPY ({sql}) TO '{folder}' (FORMAT parquet, PARTITION_BY (period),"
-            " FILENAME_PATTERN 'rows_{uuid}')"
-        )
+        columns = [
+            f'CAST("{name}" AS {DuckDBType.to_string(column_type)}) AS "{name}"'
+            for name, column_type in rows.schema().items()
+        ]
+        period = f"epoch_us(event_timestamp) // {PERIOD_MICROSECONDS}"
+        condition = "true" if first_period is None else f"{period} >= {first_period}"
+        selection = f"SELECT {', '.join(columns)}, {period} AS period"
+        source = f"FROM ({self.connection.compile(rows)}) WHERE {condition}"
+        options = "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
+        self.connection.raw_sql(f"COPY ({selection} {source}) TO '{folder}' ({options})")
 
     def close(self) -> None:
+        """Close the connection and drop its temporary tables."""
         self.connection.disconnect()
 
 
 def open_engine(settings: Settings, spill: Path | None = None) -> "DuckDBEngine | SparkEngine":
-    """Open the engine of `settings`. spill: where DuckDB may put what exceeds its memory.
+    """Open the engine that `settings` name.
+
+    Args:
+        settings: Settings of the installation.
+        spill: See `DuckDBEngine`.
 
     Raises:
         DataError: PySpark or Java is missing, or Spark does not start.
@@ -80,17 +93,41 @@ def open_engine(settings: Settings, spill: Path | None = None) -> "DuckDBEngine 
 
 
 def connect(**config: Any) -> Any:
-    """DuckDB in UTC."""
-    connection = ibis.duckdb.connect(**config)
-    connection.raw_sql("SET TimeZone = 'UTC'")
-    return connection
+    """Return a connection to DuckDB, which Ibis sets to UTC.
+
+    Args:
+        **config: DuckDB's own settings.
+
+    """
+    return ibis.duckdb.connect(**config)
 
 
 @contextmanager
 def connected(**config: Any) -> Iterator[Any]:
-    """DuckDB for one step."""
+    """Connect as `connect` does, and close the connection in the end."""
     connection = connect(**config)
     try:
         yield connection
     finally:
         connection.disconnect()
+
+
+def newest_rows(rows: ir.Table, keys: Sequence[str], until: datetime) -> ir.Table:
+    """Return the newest feature row of each key at or before a time.
+
+    Args:
+        rows: Feature rows, with `event_timestamp` and `created`.
+        keys: Join keys.
+        until: Latest event time (UTC).
+
+    Returns:
+        One row per key. Of rows of the same event time, the one that was created last counts.
+
+    """
+    rows = rows.filter(rows.event_timestamp <= ibis.literal(until))
+    newest_first = ibis.window(
+        group_by=keys,
+        order_by=[rows.event_timestamp.desc(), rows.created.desc()],
+    )
+    rows = rows.mutate(position=ibis.row_number().over(newest_first))
+    return rows.filter(rows.position == 0).drop("position")

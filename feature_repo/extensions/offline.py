@@ -1,13 +1,13 @@
-"""Offline store: Feast's DuckDB store with an ASOF join in place of its point-in-time join.
+"""Offline store: Feast's DuckDB store, with an ASOF join for feature views that are Delta tables.
 
-Feast joins every earlier feature row to every entity row and keeps the newest: quadratic in rows
-per entity. What is no Delta table or local parquet file, and a cut by created time, is left to
-Feast. The list of a table's files is read at every call.
+Feast's own join pairs every earlier feature row with every entity row and keeps the newest pair,
+which is quadratic in rows per entity. The list of a table's files is read at every call. Where no
+view is a Delta table, Feast does it all; beside one, views of parquet files are joined alike.
 """
 
 import copy
 from collections import UserDict
-from collections.abc import Collection, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,9 +16,9 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 from feast import FileSource
-from feast.data_format import DeltaFormat, ParquetFormat
+from feast.data_format import DeltaFormat
 from feast.infra.offline_stores import duckdb
-from feast.infra.offline_stores.ibis import IbisRetrievalJob, deduplicate
+from feast.infra.offline_stores import ibis as stock
 from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
@@ -26,15 +26,17 @@ from feast.transformation.python_transformation import PythonTransformation
 from core.errors import DataError
 from core.storage import files_at
 
-TIME = "timestamp('UTC')"
-FIRST = ibis.literal(datetime.min.replace(tzinfo=UTC))
-LAST = ibis.literal(datetime.max.replace(tzinfo=UTC))
+UTC_TIME = "timestamp('UTC')"
+EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
+LATEST = ibis.literal(datetime.max.replace(tzinfo=UTC))
 
 
 class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[misc]
     """`offline_store` in feature_store.yaml; the stock store's other options stand.
 
-    cache: folder of copies of files on S3.
+    Args:
+        cache: Folder for copies of files on S3.
+
     """
 
     type: str = "feature_repo.extensions.offline.AsofOfflineStore"
@@ -42,120 +44,161 @@ class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[m
 
 
 class ViewRows(NamedTuple):
-    """Rows of a view: `_time`, `_created`, `_key_0` … and features.
+    """Rows of a view.
 
-    keys: the entity rows' column of each `_key_N`.
+    Args:
+        rows: Columns `_time`, `_created`, keys and features.
+        keys: Column of the entity rows for each key column of `rows`.
+        features: Names of the features, as the frame has them.
+        ttl: How long a row holds; none or zero is for ever.
+
     """
 
     rows: ir.Table
-    keys: Sequence[str]
+    keys: Mapping[str, str]
     features: Sequence[str]
     ttl: timedelta | None
 
 
 class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
-    """Same frames as the stock store; ties of event and created time are arbitrary in both."""
+    """Gives what the stock store gives; ties of event and created time are arbitrary in both."""
 
     @classmethod
     def get_historical_features(
-        cls, *, config: RepoConfig, feature_views: Sequence[Any], **asked: Any
+        cls,
+        *,
+        config: RepoConfig,
+        feature_views: Sequence[Any],
+        **options: Any,
     ) -> Any:
         """Join features to each row of an entity frame as they were at its event time."""
-        stock = super().get_historical_features
-        is_ours = all(_is_readable(view.batch_source) for view in feature_views)
-        if asked.get("filter_by_created_timestamp") or not is_ours:
-            return stock(config=config, feature_views=feature_views, **asked)
-        # Feast's job for the entity rows alone: it resolves and later computes on-demand views.
-        job = stock(config=config, feature_views=[], **asked)
-        time = infer_event_timestamp_from_entity_df(dict(asked["entity_df"].dtypes))
-        refs, full_names = asked["feature_refs"], asked.get("full_feature_names", False)
-        views = [
-            _view_rows(cls.read(config, view.batch_source), view, refs, full_names=full_names)
-            for view in feature_views
-        ]
-        job.table = cls.join(job.table, views, time)
-        job.on_demand_feature_views[:] = map(_lazy, job.on_demand_feature_views)
+        stock_features = super().get_historical_features
+        if not any(_is_table(view.batch_source) for view in feature_views):
+            return stock_features(config=config, feature_views=feature_views, **options)
+        if options.get("filter_by_created_timestamp"):  # no condition of an ASOF join
+            reader = cls._source_reader(config)
+            return stock.get_historical_features_ibis(
+                feature_views=feature_views, **reader, **options
+            )
+        # Feast's job for the entity rows alone resolves on-demand views, and computes them later.
+        job = stock_features(config=config, feature_views=[], **options)
+        views = []
+        for view in feature_views:
+            rows = cls.read(config, view.batch_source)
+            views.append(_view_rows(rows, view, options))
+        event_time = infer_event_timestamp_from_entity_df(dict(options["entity_df"].dtypes))
+        job.table = cls.join(job.table, views, event_time)
+        job.on_demand_feature_views[:] = [_lazy(view) for view in job.on_demand_feature_views]
         return job
 
-    @classmethod
-    def pull_latest_from_table_or_query(cls, **asked: Any) -> Any:
-        """Return the newest row of each entity between two times, both included.
+    def validate_data_source(self, config: RepoConfig, data_source: Any) -> None:
+        """Validate a source of `feast apply`; say what the next ingest will refuse."""
+        from feature_repo.definition_check import announce_changes  # noqa: PLC0415  (seldom)
 
-        Feast casts the times that it compares, so DuckDB skips no file: 6 s of 30 million rows.
-        """
-        source, config = asked["data_source"], asked["config"]
-        if not _is_readable(source):
-            return super().pull_latest_from_table_or_query(**asked)
-        rows = cls.read(config, source)
-        time, created = asked["timestamp_field"], asked["created_timestamp_column"]
-        bounds = [asked[name].astimezone(UTC) for name in ("start_date", "end_date")]
-        if not rows[time].type().timezone:
-            bounds = [bound.replace(tzinfo=None) for bound in bounds]
-        keys = asked["join_key_columns"]
-        columns = [*keys, *asked["feature_name_columns"], time, *filter(None, [created])]
-        rows = rows.select(columns).filter(rows[time].between(*bounds))
-        return IbisRetrievalJob(
-            table=deduplicate(rows, keys, time, created),
-            on_demand_feature_views=[],
-            full_feature_names=False,
-            metadata=None,
-            data_source_writer=None,
-            staging_location=None,
-            staging_location_endpoint_override=None,
-            repo_path=str(config.repo_path),
-        )
+        super().validate_data_source(config, data_source)
+        announce_changes()
+
+    @classmethod
+    def pull_latest_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
+        """Return the newest row of each entity between two times, both included."""
+        if not _is_table(options["data_source"]):
+            return super().pull_latest_from_table_or_query(config=config, **options)
+        reader = cls._source_reader(config)
+        return stock.pull_latest_from_table_or_query_ibis(**reader, **options)
 
     @staticmethod
     def read(config: RepoConfig, source: FileSource) -> ir.Table:
-        """Read a source as it is now.
+        """Read a Delta table, or parquet files, as they are now.
 
         Raises:
-            DataError: there are no rows yet, or the table cannot be reached.
+            DataError: The table has no rows yet, or cannot be reached.
 
         """
-        return ibis.read_parquet(files_of(config, source))
+        return ibis.read_parquet(source_files(config, source))
 
     @staticmethod
     def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:
         """Give each entity row the newest row of each view at or before it.
 
-        By event time, then created time; nulls if there is none, or if it is older than its time
-        to live.
+        Args:
+            entities: Entity rows.
+            views: Rows of each view. Of rows of the same event time, the one that was created
+                last counts.
+            event_time: Column of the entity rows.
+
+        Returns:
+            Entity rows with features: nulls where a view has no row, or one older than its ttl.
+
         """
         # Over an Arrow table DuckDB has no row estimate and takes nested loops: 26 s, not 0.3.
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
         for rows, keys, features, ttl in views:
             # Equal event times are told apart inside the join: doing it before costs a sort.
-            created = ibis.coalesce(rows["_created"], FIRST)
-            right = rows.mutate(_at=ibis.struct({"time": rows["_time"], "created": created}))
-            at = entities[event_time].cast(TIME)
-            left = entities.mutate(_asof=ibis.struct({"time": at, "created": LAST}))
-            pairs = [left[column] == right[f"_key_{n}"] for n, column in enumerate(keys)]
-            joined = left.asof_join(right, left["_asof"] >= right["_at"], pairs)
-            values = {name: joined[name] for name in features}
-            values = within(ttl, joined["_time"], joined[event_time], values)
+            row_order = ibis.struct(
+                {
+                    "time": rows["_time"],
+                    "created": ibis.coalesce(rows["_created"], EARLIEST),
+                }
+            )
+            last_order = ibis.struct(
+                {
+                    "time": entities[event_time].cast(UTC_TIME),
+                    "created": LATEST,
+                }
+            )
+            right = rows.mutate(_order=row_order)
+            left = entities.mutate(_order=last_order)
+            key_pairs = [left[column] == right[key] for key, column in keys.items()]
+            joined = left.asof_join(right, left["_order"] >= right["_order"], key_pairs)
+            values = null_expired(
+                {name: joined[name] for name in features},
+                time=joined["_time"],
+                moment=joined[event_time],
+                ttl=ttl,
+            )
             entities = joined.select(*entities.columns, **values)
         return entities
 
+    @classmethod
+    def _source_reader(cls, config: RepoConfig) -> dict[str, Any]:
+        """Return the arguments that make a function of Feast's read sources by `read`."""
 
-def within(
-    ttl: timedelta | None, time: ir.Value, at: ir.Value, values: dict[str, ir.Value]
+        def read_source(source: FileSource, _repository: str) -> ir.Table:
+            return cls.read(config, source)
+
+        return {"config": config, "data_source_reader": read_source, "data_source_writer": None}
+
+
+def null_expired(
+    values: dict[str, ir.Value],
+    time: ir.Value,
+    moment: ir.Value,
+    ttl: timedelta | None,
 ) -> dict[str, ir.Value]:
-    """Null `values` of `time` that at `at` are older than `ttl`; none or zero is for ever."""
+    """Null the values of rows that are older than their time to live.
+
+    Args:
+        values: Features by name.
+        time: Event time of the feature row.
+        moment: Event time of the entity row.
+        ttl: Time to live; none or zero is for ever.
+
+    """
     if not ttl:
         return values
     lifetime = ibis.interval(microseconds=ttl // timedelta(microseconds=1))
-    return {name: (time + lifetime >= at).ifelse(value, None) for name, value in values.items()}
+    is_alive = time + lifetime >= moment
+    return {name: is_alive.ifelse(value, None) for name, value in values.items()}
 
 
-def _whole(value: ir.Value) -> ir.Value:
-    """Return a timestamp without the part of a second that Feast does not store online."""
-    return value.truncate("s").cast(value.type()) if value.type().is_timestamp() else value
+def source_files(config: RepoConfig, source: FileSource) -> list[str]:
+    """Return the parquet files of a source; those of a Delta table are on this disk.
 
+    Raises:
+        DataError: The table has no rows yet, or cannot be reached.
 
-def files_of(config: RepoConfig, source: FileSource) -> list[str]:
-    """Return the parquet files of a source, on this disk."""
-    if not isinstance(source.file_format, DeltaFormat):
+    """
+    if not _is_table(source):
         return [source.path]
     files = files_at(source.path, Path(config.offline_store.cache))
     if not files:
@@ -163,40 +206,46 @@ def files_of(config: RepoConfig, source: FileSource) -> list[str]:
     return files
 
 
-def _is_readable(source: Any) -> bool:
-    """Whether `source` is a Delta table, a local parquet file or a folder of them."""
-    if not isinstance(source, FileSource):
-        return False
-    if isinstance(source.file_format, DeltaFormat):
-        return True
-    if "://" in source.path:
-        return False
-    if source.file_format is None:
-        return bool(source.path.endswith(".parquet"))
-    return isinstance(source.file_format, ParquetFormat)
+def _is_table(source: Any) -> bool:
+    return isinstance(source, FileSource) and isinstance(source.file_format, DeltaFormat)
 
 
-def _view_rows(rows: ir.Table, view: Any, refs: Collection[str], *, full_names: bool) -> ViewRows:
-    source, projection = view.batch_source, view.projection
-    mapping = source.field_mapping.items()
-    rows = rows.rename({new: old for old, new in mapping if old in rows.columns})
-    asked = f"{projection.name_to_use()}:"
-    names = [ref.removeprefix(asked) for ref in refs if ref.startswith(asked)]
-    prefix = f"{projection.name_alias or view.name}__" if full_names else ""
-    keys = projection.join_key_map or {key.name: key.name for key in view.entity_columns}
-    created = source.created_timestamp_column
-    features = {prefix + name: _whole(rows[name]) for name in names}
-    selected = rows.select(
-        _time=rows[source.timestamp_field].cast(TIME),
-        _created=rows[created].cast(TIME) if created else ibis.null(TIME),
-        **{f"_key_{n}": rows[key] for n, key in enumerate(keys)},
-        **features,
+def _view_rows(rows: ir.Table, view: Any, options: Mapping[str, Any]) -> ViewRows:
+    """Name the columns of a view's rows as Feast does: mapped, aliased, with full names."""
+    source = view.batch_source
+    projection = view.projection
+    rows = rows.rename({new: old for old, new in source.field_mapping.items()})
+    reference = f"{projection.name_to_use()}:"
+    prefix = ""
+    if options.get("full_feature_names"):
+        prefix = f"{projection.name_alias or view.name}__"
+    features = {}
+    for feature_ref in options["feature_refs"]:
+        if feature_ref.startswith(reference):
+            name = feature_ref.removeprefix(reference)
+            features[prefix + name] = _whole_seconds(rows[name])
+    join_keys = projection.join_key_map or {key.name: key.name for key in view.entity_columns}
+    keys = {f"_key_{name}": rows[name] for name in join_keys}
+    time = rows[source.timestamp_field].cast(UTC_TIME)
+    created = ibis.null(UTC_TIME)
+    if source.created_timestamp_column:
+        created = rows[source.created_timestamp_column].cast(UTC_TIME)
+    entity_columns = dict(zip(keys, join_keys.values(), strict=True))
+    return ViewRows(
+        rows=rows.select(_time=time, _created=created, **keys, **features),
+        keys=entity_columns,
+        features=list(features),
+        ttl=view.ttl,
     )
-    return ViewRows(selected, [*keys.values()], [*features], view.ttl)
+
+
+def _whole_seconds(value: ir.Value) -> ir.Value:
+    """Cut off the part of a second of a timestamp, which Feast does not store online."""
+    return value.truncate("s").cast(value.type()) if value.type().is_timestamp() else value
 
 
 class _Columns(UserDict[str, Any]):
-    """Columns of an Arrow table as lists, each converted when it is first asked for."""
+    """Columns of an Arrow table as lists; each is converted when it is first read."""
 
     def __getitem__(self, name: str) -> Any:
         if isinstance(self.data[name], pa.ChunkedArray):
@@ -205,7 +254,10 @@ class _Columns(UserDict[str, Any]):
 
 
 class _LazyTransformation(PythonTransformation):  # type: ignore[misc]
-    """Feast turns all columns of a frame into lists, times among them: 70 times an int's cost."""
+    """Converts the columns that a function reads.
+
+    Feast converts every column of a frame; a time costs 70 times as much as a whole number.
+    """
 
     def transform_arrow(self, pa_table: pa.Table, features: list[Any]) -> pa.Table:  # noqa: ARG002
         columns = _Columns(zip(pa_table.column_names, pa_table.columns, strict=True))
@@ -215,6 +267,9 @@ class _LazyTransformation(PythonTransformation):  # type: ignore[misc]
 def _lazy(view: Any) -> Any:
     if view.mode != "python":
         return view
-    view, stock = copy.copy(view), view.feature_transformation
-    view.feature_transformation = _LazyTransformation(stock.udf, stock.udf_string)
-    return view
+    lazy_view = copy.copy(view)
+    transformation = view.feature_transformation
+    lazy_view.feature_transformation = _LazyTransformation(
+        transformation.udf, transformation.udf_string
+    )
+    return lazy_view

@@ -4,74 +4,98 @@ from collections.abc import Sequence
 from typing import Any
 
 import ibis
-import ibis.expr.datatypes as dt
 import ibis.expr.types as ir
 from feast.repo_config import RepoConfig
 
 from feature_repo.extensions.offline import (
-    TIME,
+    UTC_TIME,
     AsofOfflineStore,
     AsofOfflineStoreConfig,
     ViewRows,
-    files_of,
-    within,
+    null_expired,
+    source_files,
 )
 
 
 class SparkOfflineStoreConfig(AsofOfflineStoreConfig):
-    """`offline_store` in feature_store.yaml. master: as Spark has it."""
+    """`offline_store` in feature_store.yaml.
+
+    Args:
+        master: Address of the cluster, as Spark has it.
+
+    """
 
     type: str = "feature_repo.extensions.spark.SparkOfflineStore"
     master: str = "local[*]"
 
 
 class SparkOfflineStore(AsofOfflineStore):
-    """As AsofOfflineStore; Feast's own Spark store would ask for other sources."""
+    """Gives what AsofOfflineStore gives; Feast's own Spark store would ask for other sources."""
 
     @staticmethod
     def read(config: RepoConfig, source: Any) -> ir.Table:
-        """Raise DataError if PySpark or Java is missing, or Spark does not start."""
+        """Read a Delta table, or parquet files, as they are now.
+
+        Raises:
+            DataError: See `AsofOfflineStore.read`; or PySpark or Java is missing, or Spark does
+                not start.
+
+        """
         from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (once there is work)
 
-        connection = SparkEngine(config.offline_store.master).connection
-        return connection.read_parquet(files_of(config, source))
+        engine = SparkEngine(config.offline_store.master)
+        return engine.connection.read_parquet(source_files(config, source))
 
     @staticmethod
     def join(entities: ir.Table, views: Sequence[ViewRows], event_time: str) -> ir.Table:
-        """As `AsofOfflineStore.join`, without an ASOF join: by one order of time of both."""
-        for rows, columns, features, ttl in views:
-            keys = [f"_key_{n}" for n in range(len(columns))]
-            values = {name: rows[name] for name in features}
-            given = rows.select(
+        """Join as `AsofOfflineStore.join` does.
+
+        Spark has no ASOF join: rows of both sides are put into one order of time, and an entity
+        row takes the last feature row before it.
+        """
+        for rows, keys, features, ttl in views:
+            feature = ibis.struct({name: rows[name] for name in ["_time", *features]})
+            entity = ibis.struct({name: entities[name] for name in entities.columns})
+            no_entity = ibis.null(entity.type())
+            feature_rows = rows.select(
                 *keys,
                 _at=rows["_time"],
                 _created=rows["_created"],
-                _feature=ibis.struct({"_time": rows["_time"], **values}),
-                _row=ibis.null(dt.Struct(dict(entities.schema()))),
-            ).drop_null([*keys, "_at"])  # a null is no key and no time
-            asking = entities.select(
-                **{key: entities[column] for key, column in zip(keys, columns, strict=True)},
+                _feature=feature,
+                _entity=no_entity,
+            )
+            feature_rows = feature_rows.drop_null([*keys, "_at"])  # a null is no key and no time
+            entity_keys = {key: entities[column] for key, column in keys.items()}
+            no_feature = ibis.null(feature.type())
+            entity_rows = entities.select(
+                **entity_keys,
                 _at=entities[event_time],
-                _created=ibis.null(TIME),
-                _feature=ibis.null(given["_feature"].type()),
-                _row=ibis.struct({name: entities[name] for name in entities.columns}),
-            ).cast(given.schema())
-            both = _with_last_feature(given.union(asking), keys)
-            feature, row = both["_feature"], both["_row"]
-            values = {name: feature[name] for name in features}
-            values = within(ttl, feature["_time"], row[event_time], values)
-            entities = both.select(**{name: row[name] for name in entities.columns}, **values)
+                _created=ibis.null(UTC_TIME),
+                _feature=no_feature,
+                _entity=entity,
+            )
+            timeline = feature_rows.union(entity_rows.cast(feature_rows.schema()))
+            joined = _with_last_feature(timeline, list(keys))
+            feature = joined["_feature"]
+            entity = joined["_entity"]
+            values = null_expired(
+                {name: feature[name] for name in features},
+                time=feature["_time"],
+                moment=entity[event_time],
+                ttl=ttl,
+            )
+            entity_values = {name: entity[name] for name in entities.columns}
+            entities = joined.select(**entity_values, **values)
         return entities
 
 
-def _with_last_feature(both: ir.Table, keys: Sequence[str]) -> ir.Table:
-    """Entity rows (`_row`), each with the last feature row (`_feature`) of its key before it."""
-    # Of one moment: features by created time, those without one first, then who asks.
-    order = [
-        ibis.asc(both["_at"], nulls_first=True),
-        both["_row"].notnull(),
-        ibis.asc(both["_created"], nulls_first=True),
-    ]
-    so_far = ibis.cumulative_window(group_by=keys, order_by=order)
-    both = both.select("_row", _feature=both["_feature"].last().over(so_far))
-    return both.filter(both["_row"].notnull())
+def _with_last_feature(timeline: ir.Table, keys: Sequence[str]) -> ir.Table:
+    """Return each entity row with the last feature row of its key before it."""
+    # Of one moment: features by created time, those without one first, then entity rows.
+    time = ibis.asc(timeline["_at"], nulls_first=True)
+    created = ibis.asc(timeline["_created"], nulls_first=True)
+    is_entity = timeline["_entity"].notnull()
+    history = ibis.cumulative_window(group_by=keys, order_by=[time, is_entity, created])
+    last_feature = timeline["_feature"].last().over(history)
+    timeline = timeline.select("_entity", _feature=last_feature)
+    return timeline.filter(timeline["_entity"].notnull())

@@ -1,0 +1,80 @@
+"""How far the values of a view in Redis are: one Redis value and one Redis set for each view.
+
+The value says which version of the view's table Redis holds, and up to when it is right. Serving
+reads the time. The set holds the keys that the event consumer wrote since the last refresh.
+"""
+
+import json
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
+
+from core.settings import Settings
+
+
+@dataclass(frozen=True)
+class OnlineState:
+    """What Redis holds of a view.
+
+    Attributes:
+        version: Version of the view's table whose newest rows are online; None: not known.
+        time: Aware UTC, up to when they are online; None while they are written for the first time.
+        next: Version that a refresh is writing, or was when it was killed.
+
+    """
+
+    version: int | None = None
+    time: datetime | None = None
+    next: int | None = None
+
+
+STATE_JSON = TypeAdapter(OnlineState)
+
+
+def state_key(project: str, view: str) -> str:
+    """Return the Redis key of a view's state."""
+    return f"gyre:online:{project}:{view}"
+
+
+def consumer_set_key(project: str, view: str) -> str:
+    """Return the Redis key of the set of keys that the event consumer wrote."""
+    return f"gyre:consumed:{project}:{view}"
+
+
+def key_text(key: tuple[Any, ...]) -> str:
+    """Return the values of join keys as a member of that set."""
+    return json.dumps(key)
+
+
+def read_state(redis: Any, key: str) -> OnlineState | None:
+    """Read a view's state; None: Redis holds no values of the view."""
+    text: bytes | None = redis.get(key)
+    return None if text is None else STATE_JSON.validate_json(text)
+
+
+def replace_state(redis: Any, key: str, old: OnlineState | None, new: OnlineState) -> bool:
+    """Write a view's state if it is still `old`; return whether it was."""
+
+    def replace(pipe: Any) -> bool:
+        is_unchanged = read_state(pipe, key) == old
+        pipe.multi()
+        if is_unchanged:
+            pipe.set(key, STATE_JSON.dump_json(new))
+        return is_unchanged
+
+    return bool(redis.transaction(replace, key, value_from_callable=True))
+
+
+def connect_redis(settings: Settings, timeout_seconds: float) -> Any:
+    """Return a client of Redis that tries no command again: a writer notices each failure."""
+    return Redis.from_url(
+        settings.redis_address,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )

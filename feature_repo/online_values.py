@@ -1,0 +1,195 @@
+"""The online values of a dataset's views: how far they are, and writing some of them.
+
+The value online is the newest row of an entity at or before now. Whoever writes holds the dataset's
+feature lock: ingest for a batch, the event consumer for a micro-batch.
+"""
+
+from collections.abc import Collection, Iterable
+from contextlib import AbstractContextManager
+from datetime import UTC, datetime
+from typing import Any
+
+import pandas as pd
+import pyarrow as pa
+from feast.infra.online_stores.redis import RedisOnlineStoreConfig
+from redis.exceptions import RedisError
+
+from core.errors import FeaturesUnavailableError
+from core.locks import one_writer
+from core.settings import Settings
+from core.storage import Table
+from feature_repo.definition import Dataset
+from feature_repo.entities import ViewValues, compute_view, raw_rows
+from feature_repo.online_state import (
+    OnlineState,
+    connect_redis,
+    consumer_set_key,
+    key_text,
+    read_state,
+    state_key,
+)
+from feature_repo.online_writer import (
+    KeyValues,
+    delete_rows,
+    hash_names,
+    key_values,
+    scan_keys,
+    write_rows,
+)
+from feature_repo.store import open_store
+from feature_repo.views import redefined
+
+REDIS_SECONDS = 0.5
+"""What Redis may take for one command."""
+LOCK_SECONDS = 10.0
+
+
+class OnlineValues:
+    """Reads and writes the online values of one dataset; for one thread.
+
+    Every call raises FeaturesUnavailableError where Redis does not answer.
+
+    Args:
+        settings: Of the installation.
+        dataset: Whose views are meant.
+        raw: The dataset's raw table.
+        timeout_seconds: What Redis may take for one command.
+
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        dataset: Dataset,
+        raw: Table,
+        timeout_seconds: float = REDIS_SECONDS,
+    ) -> None:
+        self.store = open_store(settings, timeout_seconds)
+        self.redis = connect_redis(settings, timeout_seconds)
+        self.views = {name: self.store.get_feature_view(name) for name in dataset.views}
+        self._settings = settings
+        self._dataset = dataset
+        self._raw = raw
+        self._is_redis = isinstance(self.store.config.online_store, RedisOnlineStoreConfig)
+
+    def lock(self) -> AbstractContextManager[None]:
+        """Make reading, computing and writing one step for all processes.
+
+        Raises:
+            DataError: Another process holds the lock for more than 10 s.
+
+        """
+        return one_writer(self._settings, f"features/{self._dataset.name}", LOCK_SECONDS)
+
+    def state(self, view: str) -> OnlineState | None:
+        """Return how far the values of a view are online; None: Redis holds none."""
+        try:
+            return read_state(self.redis, state_key(self.store.project, view))
+        except RedisError as exc:
+            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+
+    def problem(self) -> str | None:
+        """Say why the consumer may write nothing; None if it may.
+
+        Values that are missing, or that are of another expression, are for ingest to write.
+        """
+        remedy = f"run: gyre ingest {self._dataset.name}"
+        if any(self.state(name) is None for name in self.views):
+            return f"Redis holds no features (any more); {remedy}"
+        changed_views = redefined(self._settings, self._dataset, self._raw)
+        if changed_views:
+            return f"{', '.join(changed_views)}: expression changed; {remedy}"
+        return None
+
+    def compute(self, rows: pa.Table, former_rows: pa.Table, moment: datetime) -> list[ViewValues]:
+        """Compute the newest values of some entities in every view: see `compute_view`.
+
+        Args:
+            rows: Every raw row of these entities.
+            former_rows: Raw rows that are, or were, theirs.
+            moment: Aware UTC. Values that are online up to a later time stay at that time.
+
+        """
+        values = []
+        for name, view in self.views.items():
+            state = self.state(name)
+            until = max(moment, state.time) if state and state.time else moment
+            values.append(compute_view(self._dataset, view, rows, former_rows, until))
+        return values
+
+    def compute_entities(self, entities: Collection[Any], moment: datetime) -> list[ViewValues]:
+        """Compute the newest values of entities, given by values of the dataset's entity column."""
+        column = self._dataset.entity
+        rows = raw_rows(self._raw, {(column,): [(entity,) for entity in entities]})
+        former_rows = pa.table({column: pa.array(entities, rows.schema.field(column).type)})
+        if any(list(view.join_keys) != [column] for view in self.views.values()):
+            former_rows = rows
+        return self.compute(rows, former_rows, moment)
+
+    def write(self, values: Iterable[ViewValues], *, by_consumer: bool = False) -> None:
+        """Write values, and delete those of entities without a row.
+
+        Args:
+            values: Of entities of any views.
+            by_consumer: Add the keys to the set of those that the consumer wrote.
+
+        """
+        try:
+            with self.redis.pipeline(transaction=False) as pipe:
+                for view_values in values:
+                    self._add_values(pipe, view_values)
+                    if by_consumer:
+                        self._add_keys(pipe, view_values)
+                pipe.execute()
+        except RedisError as exc:
+            raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+
+    def stored_keys(self, view: str) -> list[KeyValues]:
+        """Return the keys of all entities that have values of any view with a view's join keys."""
+        if not self._is_redis:
+            return []
+        return [keys for _, keys in scan_keys(self.redis, self.store.config, self.views[view])]
+
+    def hashes_of(self, column: str, value: int | str) -> set[bytes]:
+        """Return the names of the hashes of entities that have a value in a key column."""
+        names = set()
+        for view in self.views.values():
+            columns = sorted(view.join_keys)
+            if self._is_redis and column in columns:
+                position = columns.index(column)
+                for name, key in scan_keys(self.redis, self.store.config, view):
+                    if key[position] == value:
+                        names.add(name)
+        return names
+
+    def close(self) -> None:
+        self.redis.close()
+
+    def _add_values(self, pipe: Any, values: ViewValues) -> None:
+        view = values.view
+        config = self.store.config
+        if self._is_redis:
+            write_rows(pipe, config, view, values.rows)
+            delete_rows(pipe, config, view, hash_names(config, view, values.deleted))
+        else:
+            self._write_by_feast(values)
+
+    def _add_keys(self, pipe: Any, values: ViewValues) -> None:
+        view = values.view
+        members = [key_text(key) for key in (*key_values(view, values.rows), *values.deleted)]
+        if members:
+            pipe.sadd(consumer_set_key(self.store.project, view.name), *members)
+
+    def _write_by_feast(self, values: ViewValues) -> None:
+        """Write to another online store. Feast cannot delete: entities without a row get nulls."""
+        now = datetime.now(UTC)
+        names = sorted(values.view.join_keys)
+        empty_rows = []
+        for keys in values.deleted:
+            row = dict(zip(names, keys, strict=True))
+            empty_rows.append(row | {"event_timestamp": now, "created": now})
+        nulls = pa.Table.from_pylist(empty_rows, schema=values.rows.schema)
+        rows = pa.concat_tables([values.rows, nulls])
+        if rows.num_rows:
+            frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
+            self.store.write_to_online_store(values.view.name, frame)

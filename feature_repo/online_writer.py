@@ -1,0 +1,161 @@
+"""Writes feature values to Redis as Feast's Redis store does, many rows in one round trip.
+
+A value is a serialised `feast.types.Value` in a field of the entity's hash; the field's name is a
+hash of view and feature. The event time of a view is one more field.
+"""
+
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast import FeatureView, RepoConfig, ValueType
+from feast.infra.key_encoding_utils import (
+    deserialize_entity_key,
+    serialize_entity_key,
+    serialize_entity_key_prefix,
+)
+from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
+from feast.protos.feast.types.Value_pb2 import Value
+from feast.type_map import python_values_to_proto_values
+from feast.types import from_feast_to_pyarrow_type
+from google.protobuf.timestamp_pb2 import Timestamp
+
+KeyValues = tuple[int | str, ...]
+"""Values of a view's join keys, in the order of their sorted names."""
+SCALARS = (
+    ValueType.BOOL,
+    ValueType.INT32,
+    ValueType.INT64,
+    ValueType.FLOAT,
+    ValueType.DOUBLE,
+    ValueType.STRING,
+)
+NO_TIME = -(2**63)
+"""What Feast stores of a timestamp that is null."""
+SCAN_COUNT = 10_000
+"""Keys that Redis looks at in one step of a scan."""
+
+
+def write_rows(pipe: Any, config: RepoConfig, view: FeatureView, rows: pa.Table) -> None:
+    """Add commands to a pipeline that write rows of a view, one row for each entity.
+
+    Args:
+        pipe: Pipeline of a Redis client.
+        config: Feast's configuration, for the project's name.
+        view: Feast's view.
+        rows: Join keys, event time and features.
+
+    """
+    names = [feature.name for feature in view.features]
+    fields = hash_fields(config, view, names)
+    columns: list[Iterable[bytes]] = [hash_names(config, view, key_values(view, rows))]
+    columns += [fields[:1] * len(rows), _times(rows[view.batch_source.timestamp_field])]
+    for feature, field in zip(view.features, fields[1:], strict=True):
+        columns += [[field] * len(rows), _values(feature, rows[feature.name])]
+    for command in zip(*columns, strict=True):
+        pipe.execute_command("HSET", *command)
+
+
+def delete_rows(pipe: Any, config: RepoConfig, view: FeatureView, names: Iterable[bytes]) -> None:
+    """Add commands to a pipeline that delete a view's values from hashes.
+
+    Redis deletes a hash with its last field.
+    """
+    features = [feature.name for feature in view.features]
+    fields = hash_fields(config, view, features)
+    for name in names:
+        pipe.hdel(name, *fields)
+
+
+def key_values(view: FeatureView, rows: pa.Table) -> list[KeyValues]:
+    """Return the join keys of rows of a view."""
+    columns = [rows[name].to_pylist() for name in sorted(view.join_keys)]
+    return list(zip(*columns, strict=True))
+
+
+def hash_names(config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]) -> list[bytes]:
+    """Return the names of the hashes of entities."""
+    names = sorted(view.join_keys)
+    entity = EntityKey(join_keys=names, entity_values=[Value() for _ in names])
+    suffix = config.project.encode()
+    hashes = []
+    for values in keys:
+        for proto, value in zip(entity.entity_values, values, strict=True):
+            if isinstance(value, int):
+                proto.int64_val = value
+            else:
+                proto.string_val = value
+        name = serialize_entity_key(entity, config.entity_key_serialization_version)
+        hashes.append(name + suffix)
+    return hashes
+
+
+def scan_keys(
+    redis: Any, config: RepoConfig, view: FeatureView
+) -> Iterator[tuple[bytes, KeyValues]]:
+    """Yield the name and the join keys of each hash that holds entities with a view's keys."""
+    suffix = config.project.encode()
+    prefix = serialize_entity_key_prefix(sorted(view.join_keys))
+    for name in redis.scan_iter(b"*" + suffix, count=SCAN_COUNT):
+        if name.startswith(prefix):
+            entity = deserialize_entity_key(name.removesuffix(suffix))
+            values = [getattr(each, each.WhichOneof("val")) for each in entity.entity_values]
+            yield name, tuple(values)
+
+
+def hash_fields(config: RepoConfig, view: FeatureView, names: Sequence[str]) -> list[bytes]:
+    """Return the fields of a hash: that of the view's event time, then that of each feature."""
+    # Private: `_mmh3`. It ends when Feast's store says the names of its fields.
+    versioned = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
+    features = [_mmh3(f"{versioned}:{name}") for name in names]
+    return [f"_ts:{versioned}".encode(), *features]
+
+
+def tag(kind: ValueType) -> int:
+    """Return the tag of the field of feast.types.Value that holds a value of a type."""
+    value = Value()
+    field = value_field(kind)
+    setattr(value, field, getattr(value, field))
+    return int(value.SerializeToString()[0])
+
+
+def value_field(kind: ValueType) -> str:
+    """Return the field of feast.types.Value that holds a value of a type."""
+    return f"{kind.name.lower()}_val"
+
+
+def _times(column: pa.ChunkedArray) -> list[bytes]:
+    """Serialise timestamps without nulls."""
+    microseconds = column.cast(pa.timestamp("us", "UTC")).cast(pa.int64())
+    proto = Timestamp()
+    texts = []
+    for moment in microseconds.to_pylist():
+        proto.seconds = moment // 1_000_000
+        proto.nanos = moment % 1_000_000 * 1_000
+        texts.append(proto.SerializeToString())
+    return texts
+
+
+def _values(feature: Any, column: pa.ChunkedArray) -> list[bytes]:
+    """Serialise a column of a feature; a null, and a number that is none, is an empty text."""
+    kind = feature.dtype.to_value_type()
+    if kind in SCALARS:
+        values = column.cast(from_feast_to_pyarrow_type(feature.dtype)).to_pylist()
+    elif kind is ValueType.UNIX_TIMESTAMP:
+        seconds = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s", "UTC"))
+        values = pc.fill_null(seconds.cast(pa.int64()), NO_TIME).to_pylist()
+    else:
+        protos = python_values_to_proto_values(column.to_pylist(), kind)
+        return [proto.SerializeToString() for proto in protos]
+    field = value_field(kind)
+    proto = Value()
+    texts = []
+    for value in values:
+        if value is None or value != value:  # noqa: PLR0124  (not a number)
+            texts.append(b"")
+        else:
+            setattr(proto, field, value)
+            texts.append(proto.SerializeToString())
+    return texts

@@ -1,0 +1,185 @@
+"""What is to be written online of a view: its newest rows, and which of them may differ."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from datetime import datetime
+from typing import Any
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+
+from core.errors import DataError
+from core.storage import Table
+from feature_repo.engines import connected
+from feature_repo.entities import SOON, key_rows
+from feature_repo.features import changed_rows
+from feature_repo.online_writer import KeyValues
+from feature_repo.views import ViewTable, period_of
+
+BATCH_ROWS = 1_000
+
+
+class ViewDifference:
+    """The rows of one version of a view at a moment, beside those of older versions.
+
+    Args:
+        connection: DuckDB, of Ibis; temporary tables are made there.
+        raw: The dataset's raw table.
+        entity: The column that says whose a raw row is; a join key of every view.
+        view: The view's table.
+        keys: Names of the view's join keys.
+        version: The version of the view's table.
+        moment: Aware UTC. Rows that are dated later do not count yet.
+
+    """
+
+    def __init__(
+        self,
+        connection: Any,
+        raw: Table,
+        entity: str,
+        view: ViewTable,
+        keys: Sequence[str],
+        version: int,
+        moment: datetime,
+    ) -> None:
+        self._connection = connection
+        self._raw = raw
+        self._entity = entity
+        self._view = view
+        self._keys = keys
+        self.version = version
+        self._moment = ibis.literal(moment)
+        self._soon = ibis.literal(moment + SOON)
+        self._rows = self._read(view.table.files(version))
+        self._latest: ir.Table | None = None
+
+    def changed_keys(
+        self, old_versions: Iterable[int], since: datetime, others: Sequence[KeyValues]
+    ) -> ir.Table | None:
+        """Return the keys whose newest rows may differ from those of older versions.
+
+        Args:
+            old_versions: Versions of the view's table.
+            since: The moment of the newest rows of the older versions.
+            others: Keys that are added.
+
+        Returns:
+            A table of join keys; None where an older version is gone or of another definition.
+
+        """
+        parts = [self.key_table(others), self._due_keys(since)]
+        for old_version in old_versions:
+            keys = self._keys_of_changed_entities(old_version)
+            if keys is None:
+                return None
+            parts.append(keys)
+        return self._hold(ibis.union(*parts, distinct=True))
+
+    def newest(self, keys: ir.Table | None) -> Iterator[pa.Table]:
+        """Yield the newest rows of keys (None: of all), ordered by key, at most 1,000 at a time."""
+        due = self._rows.filter(self._rows.event_timestamp <= self._moment)
+        if keys is not None:
+            due = due.semi_join(keys, self._keys)
+        latest = due.group_by(self._keys).agg(event_timestamp=due.event_timestamp.max())
+        self._latest = self._hold(latest)
+        earliest = self._connection.to_pyarrow(self._latest.event_timestamp.min()).as_py()
+        if earliest is None:
+            return
+        rows = self._read(self._files_since(earliest))
+        newest = rows.semi_join(self._latest, [*self._keys, "event_timestamp"])
+        ordered = newest.order_by([*self._keys, "created"])
+        for batch in self._connection.to_pyarrow_batches(ordered, chunk_size=BATCH_ROWS):
+            table = pa.Table.from_batches([batch])
+            for start in range(0, table.num_rows, BATCH_ROWS):
+                yield table.slice(start, BATCH_ROWS)
+
+    def vanished(self, keys: ir.Table) -> list[KeyValues]:
+        """Return those of the keys that have no row; call `newest` before."""
+        vanished = keys.anti_join(self._latest, self._keys).select(self._keys)
+        rows = self._connection.to_pyarrow(vanished).to_pylist()
+        return [tuple(row.values()) for row in rows]
+
+    def upcoming(self, keys: ir.Table | None) -> pa.Table:
+        """Return the rows of keys (None: of all) that become due within `SOON`."""
+        times = self._rows.event_timestamp
+        rows = self._rows.filter((times > self._moment) & (times <= self._soon))
+        if keys is not None:
+            rows = rows.semi_join(keys, self._keys)
+        table: pa.Table = self._connection.to_pyarrow(rows)
+        return table
+
+    def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
+        """Return keys as a table."""
+        schema = self._rows.schema().to_pyarrow()
+        return self._hold(ibis.memtable(key_rows(schema, self._keys, keys)))
+
+    def _due_keys(self, since: datetime) -> ir.Table:
+        """Return the keys with a row that became due since a moment."""
+        files = self._files_since(since)
+        rows = self._read(files) if files else self._rows.limit(0)
+        times = rows.event_timestamp
+        due = rows.filter((times > ibis.literal(since)) & (times <= self._moment))
+        return due.select(self._keys)
+
+    def _keys_of_changed_entities(self, old_version: int) -> ir.Table | None:
+        """Return the keys, then and now, of entities whose raw rows changed since a version."""
+        state = self._view.state(self.version)
+        old_state = self._view.state(old_version)
+        files = self._view.table.changed_files(old_version, self.version)
+        if state is None or old_state is None or files is None:
+            return None
+        if old_state.definition != state.definition:
+            return None
+        changes = changed_rows(self._connection, self._raw, old_state.raw, state.raw)
+        if changes is None:
+            return None
+        added_files, removed_files = files
+        changed_files = [*added_files, *removed_files]
+        rows = self._read(changed_files) if changed_files else self._rows.limit(0)
+        return rows.semi_join(changes, self._entity).select(self._keys)
+
+    def _files_since(self, moment: datetime) -> list[str]:
+        """Return the files of the version with rows of the period of a moment, or later ones."""
+        return self._view.table.files(self.version, within=f"period >= {period_of(moment)}")
+
+    def _read(self, files: Sequence[str]) -> ir.Table:
+        rows: ir.Table = self._connection.read_parquet(files)
+        return rows
+
+    def _hold(self, rows: ir.Table) -> ir.Table:
+        name = ibis.util.gen_name("keys")
+        table: ir.Table = self._connection.create_table(name, rows, temp=True)
+        return table
+
+
+class NewerRows:
+    """The entities that have raw rows newer than a version of the raw table.
+
+    Args:
+        raw: The raw table.
+        version: A version of it.
+        entity: The column of the entity.
+
+    """
+
+    def __init__(self, raw: Table, version: int, entity: str) -> None:
+        self.base = version
+        self.entity = entity
+        self._raw = raw
+        self._version = version
+        self._entities: set[Any] = set()
+
+    def entities(self) -> set[Any]:
+        """Return the entities as of now."""
+        newest = self._raw.version
+        if newest != self._version:
+            with connected(threads=1) as connection:
+                changes = changed_rows(connection, self._raw, self._version, newest)
+                if changes is None:
+                    gone = f"version {self._version}, of which the features are, is gone"
+                    raise DataError(f"{self._raw.name}: {gone}; run: gyre ingest")
+                column = connection.to_pyarrow(changes[self.entity])
+            self._entities.update(column.unique().to_pylist())
+            self._version = newest
+        return self._entities

@@ -1,0 +1,278 @@
+"""Feature views: Ibis expressions over a raw table, each view a Delta table of its own.
+
+The commit of a view's rows says what they stand on: the definition, and the version of the raw
+table. Rows are cut into periods of event time. A refresh computes the rows of changed entities anew
+from the period of the earliest change on, and copies all others; files of earlier periods stay.
+"""
+
+import hashlib
+import shutil
+from collections.abc import Iterable
+from contextlib import closing
+from datetime import datetime
+from typing import Any, NamedTuple
+
+import ibis
+import ibis.expr.types as ir
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.errors import DataError
+from core.settings import Settings
+from core.storage import Table
+from core.timestamps import BEGINNING
+from feature_repo.definition import Dataset
+from feature_repo.definition_hash import view_definition
+from feature_repo.engines import PERIOD, connected, open_engine
+from feature_repo.features import changed_rows, open_raw, raw_table
+
+DEFINITION_DIGITS = 15
+"""Of a hash in hexadecimal: 60 bits, what a Delta table can note."""
+LAST_PERIOD = 2**31
+"""A period after every row that there is."""
+
+
+class ViewState(NamedTuple):
+    """What the rows of a view stand on.
+
+    definition: hash of the view's SQL and of which raw table it is.
+    raw: the version of the raw table.
+    """
+
+    definition: int
+    raw: int
+
+
+class ViewTable:
+    """The Delta table of one feature view.
+
+    Args:
+        settings: Of the installation.
+        dataset: The dataset whose raw rows the view is made of.
+        name: Name of the view, a key of `dataset.views`.
+
+    """
+
+    def __init__(self, settings: Settings, dataset: Dataset, name: str) -> None:
+        self.name = name
+        self.table = view_table(settings, name)
+        self._settings = settings
+        self._dataset = dataset
+        self._expression = dataset.views[name]
+
+    def state(self, version: int | None = None) -> ViewState | None:
+        """Return what the rows of a version (default: the newest) stand on; None: not known."""
+        notes = self.table.noted(ViewState._fields, version)
+        definition = notes["definition"]
+        raw_version = notes["raw"]
+        if definition is None or raw_version is None:
+            return None
+        return ViewState(definition=definition, raw=raw_version)
+
+    def state_in_code(self, raw: Table) -> ViewState:
+        """Return what the rows would stand on if they were computed now."""
+        definition = view_definition(self._dataset, self.name)
+        text = f"{definition} {raw.identity} {PERIOD}"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        return ViewState(definition=int(digest[:DEFINITION_DIGITS], 16), raw=raw.version)
+
+    def is_redefined(self, raw: Table) -> bool:
+        """Whether the rows, if there are any, are not of the expression in the code."""
+        state = self.state()
+        return state is None or state.definition != self.state_in_code(raw).definition
+
+    def refresh(self, raw: Table) -> None:
+        """Bring the rows to the newest version of the raw table, in one commit.
+
+        Args:
+            raw: The raw table of the dataset; it has rows.
+
+        """
+        old_state = self.state()
+        new_state = self.state_in_code(raw)
+        if old_state == new_state:
+            return
+        scratch = self._settings.cache / f"{self.name}.refresh"
+        shutil.rmtree(scratch, ignore_errors=True)  # left by a killed refresh
+        new_files = scratch / "rows"
+        new_files.mkdir(parents=True)
+        first_period = None
+        with closing(open_engine(self._settings, scratch / "spill")) as engine:
+            connection = engine.connection
+            raw_rows = open_raw(raw, new_state.raw, connection=connection)
+            changes = None
+            if old_state is not None and old_state.definition == new_state.definition:
+                changes = changed_rows(connection, raw, old_state.raw, new_state.raw)
+            if changes is None:
+                view_rows = self._expression(raw_rows)
+            else:
+                changes = engine.temporary_table(changes)
+                first_period = self._first_period(changes)
+                view_rows = self._updated_rows(connection, raw_rows, changes, first_period)
+            engine.write(view_rows, new_files, first_period)
+            columns = view_rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
+        self.table.replace_files(
+            new_files,
+            columns,
+            partition="period",
+            within=None if first_period is None else f"period >= {first_period}",
+            notes=new_state._asdict(),
+        )
+        shutil.rmtree(scratch)
+
+    def _first_period(self, changes: ir.Table) -> int:
+        """Return the period of the earliest change, from which files are replaced."""
+        earliest: datetime | None = changes[self._dataset.event_time].min().to_pyarrow().as_py()
+        return period_of(earliest) if earliest else LAST_PERIOD
+
+    def _updated_rows(
+        self, connection: Any, raw_rows: ir.Table, changes: ir.Table, first_period: int
+    ) -> ir.Table:
+        """Rows of changed entities computed anew, and those of all others from `first_period`."""
+        entity = self._dataset.entity
+        computed = self._expression(raw_rows.semi_join(changes, entity))
+        old_files = self.table.files(within=f"period >= {first_period}")
+        if not old_files:
+            return computed
+        old_rows = connection.read_parquet(old_files)
+        copied = old_rows.anti_join(changes, entity).select(computed.columns)
+        return computed.union(copied.cast(computed.schema()))
+
+
+def view_table(settings: Settings, view: str) -> Table:
+    """Return the table of a view; its columns are those of the view's expression."""
+    return Table(settings, f"features/{view}", pa.schema([]))
+
+
+def view_address(settings: Settings, view: str) -> str:
+    """Return the place of a view's table: a folder, or `s3://…`."""
+    return str(view_table(settings, view).path)
+
+
+def view_files(settings: Settings, view: str) -> list[str]:
+    """Return the parquet files of the newest version of a view, on this disk."""
+    return view_table(settings, view).files()
+
+
+def written_views(settings: Settings) -> list[str]:
+    """Return the names of the views that have rows."""
+    logs = (settings.data / "features").glob("*/_delta_log")
+    return sorted(log.parent.name for log in logs)
+
+
+def view_tables(settings: Settings, dataset: Dataset) -> list[ViewTable]:
+    """Return the tables of all views of a dataset."""
+    return [ViewTable(settings, dataset, name) for name in dataset.views]
+
+
+def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
+    """Bring every view of `dataset` to the newest version of its raw table, each in one commit.
+
+    Raises:
+        DataError: The raw table is empty, so there is nothing to compute from.
+
+    """
+    if raw.version < 0:
+        raise DataError(f"{dataset.name}: no rows yet; check the source")
+    for view in view_tables(settings, dataset):
+        view.refresh(raw)
+
+
+def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
+    """Return the names of the views whose rows are not of the expression in the code."""
+    if not raw.exists:
+        return []
+    views = view_tables(settings, dataset)
+    return [view.name for view in views if view.is_redefined(raw)]
+
+
+def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
+    """Say why a view, published with `fields`, has not the rows of its expression; None if it has.
+
+    Rows that came since are no reason: that the features are late is another figure.
+    """
+    remedy = f"run: gyre ingest {dataset.name}"
+    files = view_files(settings, view)
+    raw = raw_table(settings, dataset)
+    if not files or not raw.exists:
+        return f"{view}: applied, not built (no rows yet); {remedy}"
+    if ViewTable(settings, dataset, view).is_redefined(raw):
+        return f"{view}: applied, not built (its rows are of another expression); {remedy}"
+    columns = pq.read_schema(files[0]).names
+    missing_fields = sorted(set(fields) - set(columns))
+    if missing_fields:
+        reason = f"its expression gives no {', '.join(missing_fields)}"
+        return f"{view}: applied, not built ({reason}); add it to the expression, then {remedy}"
+    return None
+
+
+def entities(
+    settings: Settings,
+    views: Iterable[str],
+    key: Iterable[str],
+    until: datetime | None = None,
+    limit: int | None = None,
+) -> list[dict[str, Any]]:
+    """Return entities with a row in one of `views`, those with the newest row first.
+
+    Args:
+        settings: Of the installation.
+        views: Names of views.
+        key: Join keys of the entities. Where the views have different keys, each view's entities
+            take the columns that they lack from the entities of the other views, in order.
+        until: Only rows at or before this time count.
+        limit: At most so many entities of each set of keys.
+
+    Returns:
+        One dict of the columns `key` for each entity; empty where no view has a column of `key`.
+
+    """
+    columns = [*key]
+    groups: dict[tuple[str, ...], list[ir.Table]] = {}
+    parts: list[list[dict[str, Any]]] = []
+    with connected() as connection:
+        for view in views:
+            files = view_files(settings, view)
+            if not files:
+                continue
+            rows = connection.read_parquet(files)
+            view_keys = tuple(name for name in columns if name in rows.columns)
+            if view_keys:
+                keyed = rows.select(*view_keys, time=rows.event_timestamp)
+                groups.setdefault(view_keys, []).append(keyed)
+        for view_keys, tables in groups.items():
+            rows = ibis.union(*tables)
+            if until is not None:
+                rows = rows.filter(rows["time"] <= ibis.literal(until))
+            newest = rows.group_by(view_keys).agg(time=rows["time"].max())
+            ordered = newest.order_by(ibis.desc("time"), *view_keys).select(view_keys)
+            part = connection.to_pyarrow(ordered.limit(limit)).to_pylist()
+            if part:
+                parts.append(part)
+    return _with_all_columns(parts, columns)
+
+
+def period_of(moment: datetime) -> int:
+    """Return the number of the period of event time that a moment lies in."""
+    return (moment - BEGINNING) // PERIOD
+
+
+def _with_all_columns(
+    parts: list[list[dict[str, Any]]], columns: list[str]
+) -> list[dict[str, Any]]:
+    """Complete the entities of each part by columns of the other parts, in turn."""
+    column_names = {name for part in parts for name in part[0]}
+    if column_names != set(columns):
+        return []
+    if len(parts) == 1:
+        return parts[0]
+    entities_by_key: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for part in parts:
+        for number, row in enumerate(part):
+            values: dict[str, Any] = {}
+            for other_part in parts:
+                values |= other_part[number % len(other_part)]
+            values |= row
+            entity = {name: values[name] for name in columns}
+            entities_by_key[tuple(entity.values())] = entity
+    return list(entities_by_key.values())
