@@ -6,17 +6,12 @@ Over MLflow's REST API: the console, whose process this is for, does without 150
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from http import HTTPStatus
+from functools import partial
 from typing import Any
 
-import httpx
-
-from core.errors import RegistryError
 from core.settings import Settings
+from mlflow_server.rest import call_mlflow
 
-SECONDS = 5
-TLS = httpx.create_ssl_context()
-"""Of all calls: to make one takes 20 ms."""
 KEY_TAG = "gyre.key"
 """What a run was started with (mlflow_server/tracking.py)."""
 CARD = "model_card.html"
@@ -55,7 +50,8 @@ class Pages:
     """Every method raises RegistryError, in one line, when MLflow does not answer or refuses."""
 
     def __init__(self, settings: Settings) -> None:
-        self._address, self._link = settings.mlflow_address, settings.link("mlflow")
+        self._link = settings.link("mlflow")
+        self._ask = partial(call_mlflow, settings)
 
     def aliases(self, model: str) -> dict[str, str]:
         """Versions by alias; empty for a model that does not exist."""
@@ -126,21 +122,6 @@ class Pages:
             {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())},
             {each["key"]: each["value"] for each in run["data"].get("metrics", ())},
         )
-
-    def _ask(self, call: str, body: dict[str, Any] | None = None, **query: str) -> dict[str, Any]:
-        """Return the answer, to a POST if there is a body; empty of what does not exist."""
-        url, method = f"{self._address}/api/2.0/mlflow/{call}", "POST" if body else "GET"
-        try:
-            answer = httpx.request(
-                method, url, json=body, params=query, timeout=SECONDS, verify=TLS
-            )
-            if answer.status_code == HTTPStatus.NOT_FOUND and "error_code" in answer.json():
-                return {}
-            found: dict[str, Any] = answer.raise_for_status().json()
-        except (httpx.HTTPError, ValueError) as exc:
-            line = str(exc).partition("\n")[0]
-            raise RegistryError(f"MLflow does not answer (is it up?): {call}: {line}") from exc
-        return found
 
 
 def _time(milliseconds: int) -> datetime:

@@ -3,7 +3,6 @@
 import tempfile
 import warnings
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,8 @@ from core.errors import RegistryError
 from core.settings import Settings
 from mlflow_server.connection import GONE, MISSING, client, translated
 from mlflow_server.pyfunc import ModelFile, read_file
-from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, SHADOW, TRAFFIC_TAG, Deployed
+from mlflow_server.rest import Version
+from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, TRAFFIC_TAG, Deployed
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel, served_files, wrong_files
 from mlflow_server.version_tags import unpacked
 
@@ -21,16 +21,6 @@ __all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
 FORGOTTEN_TAG = "forgotten"
 MOST = 100_000
 """Versions asked for at once; MLflow's own bound is 200,000."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """One registered version; `version` is MLflow's number as text."""
-
-    model: str
-    version: str
-    run_id: str
-    tags: dict[str, str]
 
 
 class Registry:
@@ -69,11 +59,6 @@ class Registry:
             found = self._client.search_model_versions(f"name = '{model}'", max_results=MOST)
         return sorted(map(_version, found), key=lambda version: int(version.version))
 
-    def in_roles(self, model: str) -> list[tuple[str, Version]]:
-        """Return each role of `model` that is taken, with the version."""
-        aliases = self.aliases(model)
-        return [(role, self.version(model, aliases[role])) for role in ROLES if role in aliases]
-
     def download(self, version: Version, folder: Path, places: Iterable[str] = ()) -> None:
         """Put files into `folder`, by default the served ones; unverified, see `wrong_files`."""
         places = places or served_files(version.tags).values()
@@ -89,10 +74,6 @@ class Registry:
         with translated(what):
             for place in places:
                 download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
-
-    def download_extra(self, version: Version, names: Iterable[str], folder: Path) -> None:
-        """Put files that were registered beside the served ones into `folder`; unverified."""
-        self.download(version, folder, [f"extra_files/{name}" for name in names])
 
     def served(
         self, version: Version, trusted: tuple[str, ...] = ()

@@ -56,16 +56,17 @@ class StoredFeature(Frozen):
 class StoredView(Frozen):
     """One Redis hash per entity: `prefix`, type, size and bytes of each key value, `suffix`.
 
-    keys: columns of the request, in the order of the hash's name. time: field with the event time.
-    mark: Redis key that holds up to when the view was materialised. ttl_us: age in microseconds
-    above which a value is null; 0: never.
+    name: of the view, as the service knows it. keys: columns of the request, in the order of the
+    hash's name. time: field with the event time. state: Redis key of JSON, whose `time` says up to
+    when the view is online. ttl_us: age in microseconds above which a value is null; 0: never.
     """
 
+    name: str
     keys: dict[str, KeyType]
     prefix: bytes
     suffix: bytes
     time: bytes
-    mark: str
+    state: str
     ttl_us: int
     features: tuple[StoredFeature, ...]
 
@@ -73,7 +74,7 @@ class StoredView(Frozen):
 class OnDemandFunction(Frozen):
     """An on-demand view: a function of the installed project, called with columns.
 
-    sha256: of its source as `feature_repo.on_demand` reads it. inputs: name that it knows → column.
+    sha256: of its `feature_repo.on_demand.function_source`. inputs: name that it knows → column.
     """
 
     module: str = Field(pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$")

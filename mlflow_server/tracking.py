@@ -172,7 +172,7 @@ class Tracking:
     def rewrite(
         self, experiment: str, pattern: str, change: Callable[[str, Path], int], *, store: bool
     ) -> int:
-        """Let `change` (run, file) edit copies of files of all runs and logged models.
+        """Let `change` (run, file) edit copies of files of all runs.
 
         pattern: of their paths. store: put back those it answers more than 0 for. Returns the sum.
         """
@@ -189,13 +189,11 @@ class Tracking:
         return changed
 
     def _places(self, experiment: str) -> Iterator[tuple[str, str]]:
-        """Run, and address of files, of each run and logged model, also of what was deleted."""
+        """Run, and address of files, of each run, also of deleted ones."""
         if known := self._client.get_experiment_by_name(experiment):
             ids = [known.experiment_id]
             for run in self._client.search_runs(ids, "", ViewType.ALL, MOST):
                 yield run.info.run_id, run.info.artifact_uri
-            for model in self._client.search_logged_models(ids, max_results=MOST):
-                yield model.source_run_id, model.artifact_location
 
     def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
         with translated(f"end of run {run_id}"):

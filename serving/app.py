@@ -27,7 +27,7 @@ from core.errors import GyreError
 from core.settings import Settings
 from feature_repo.broker import Intake
 from serving.edge import ErrorForm, json_response, refusal
-from serving.events import events_route, feedback_route, told_operations
+from serving.events import events_route, feedback_route, openapi_operations
 from serving.features import settle
 from serving.inbox import CLOSE_SECONDS, Inbox
 from serving.metrics import WATERMARK_AGE
@@ -119,7 +119,7 @@ def _operations(repository: ModelRepository) -> Iterator[Operation]:
                 if "{name}" in path or model is repository.default:
                     for name in model.names:
                         yield route.operation(path.replace("{name}", name), model.schemas)
-    yield from told_operations(repository)
+    yield from openapi_operations(repository)
 
 
 def _add_info(router: APIRouter, settings: Settings) -> None:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from core.errors import FeaturesUnavailableError, GyreError
 from core.settings import Settings
 from mlflow_server.served_model import LookupSpecification, ServedModel
-from serving.lookup import Features, Keys, Moments, RedisReader, Rows
+from serving.lookup import Keys, Moments, RedisReader, Rows, StoredRow
 
 if TYPE_CHECKING:
     from feature_repo.online import OnlineFeatures
@@ -26,7 +26,8 @@ PART = 500
 """Keys read at once, with a deadline of their own, and a second try where there are several."""
 COLLECT = (50_000, 20, 100)  # an answer leaves no cycles behind
 NOTHING = LookupSpecification(feast="", online_store="")
-READ_SECONDS, OPENING_SECONDS = 0.5, 60.0  # of Feast, which takes seconds to import
+READ_SECONDS = 0.5  # of Feast
+OPENING_SECONDS = 60.0  # of Feast, which takes seconds to import
 logger = logging.getLogger(__name__)
 
 
@@ -42,7 +43,7 @@ class FeastReader:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="feast")
 
     async def read(self, keys: Keys, as_of: Moments) -> Rows:
-        """As `RedisReader.read`; what a store of Feast's raises passes."""
+        """As `RedisReader.read`, but no view is called absent; errors of Feast's stores pass."""
         return await self._run(READ_SECONDS, self._read, keys, as_of)
 
     async def probe(self) -> datetime | None:
@@ -67,7 +68,8 @@ class FeastReader:
             raise FeaturesUnavailableError("Feast: not opened yet")
         rows: Rows = []
         for moment, pairs in groupby(zip(keys, as_of, strict=True), key=lambda pair: pair[1]):
-            rows += self._online.read([key for key, _ in pairs], moment)
+            for features in self._online.read([key for key, _ in pairs], moment):
+                rows.append(None if features is None else StoredRow(features))
         return rows
 
     def _probe(self) -> datetime | None:
@@ -107,7 +109,8 @@ class FeatureSource:
             reader = reader or FeastReader(settings, contract.feature_service, names)
         self._reader = reader or RedisReader(settings.redis_address, lookup, names)
         self._cache_seconds = cache_seconds
-        self._last_known: OrderedDict[tuple[int | str, ...], tuple[float, Features]] = OrderedDict()
+        self._last_known: OrderedDict[tuple[int | str, ...], tuple[float, StoredRow]]
+        self._last_known = OrderedDict()
         self._probing = asyncio.Lock()
         self._probe: asyncio.Task[None] | None = None
         self._logged: str | None = None
@@ -120,8 +123,8 @@ class FeatureSource:
         """Rows in the order of `keys`, which name the same columns in one order, and their origin.
 
         as_of: the moments (UTC) that clock-dependent features are about. `online`: None is an
-        entity that does not exist, an empty row one that cannot be read. `cache`: the store
-        failed, rows are at most 300 s old, None is an unknown one.
+        entity that does not exist. `cache`: the store failed, rows are at most 300 s old, None is
+        an unknown one.
         """
         if self.problem is None:
             try:
@@ -131,28 +134,32 @@ class FeatureSource:
                     self._failed(exc)
                     self._probe = asyncio.create_task(self.probe())
         oldest = time.monotonic() - self._cache_seconds
-        found = (self._last_known.get((*key.values(),)) for key in keys)
-        return [known[1] if known and known[0] >= oldest else None for known in found], "cache"
+        rows: Rows = []
+        for key in keys:
+            read_at, row = self._last_known.get((*key.values(),), (0.0, None))
+            rows.append(row if read_at >= oldest else None)
+        return rows, "cache"
 
     async def _read(self, keys: Keys, as_of: Moments) -> Rows:
         rows: Rows = []
-        for at in range(0, len(keys), PART):
-            part, moments = keys[at : at + PART], as_of[at : at + PART]
+        for start in range(0, len(keys), PART):
+            part = keys[start : start + PART]
+            moments = as_of[start : start + PART]
             try:
-                found = await self._reader.read(part, moments)
+                part_rows = await self._reader.read(part, moments)
             except FeaturesUnavailableError:
                 if len(keys) <= PART:
                     raise
                 await self._reader.probe()
-                found = await self._reader.read(part, moments)
-            self._remember(part, found)
-            rows += found
+                part_rows = await self._reader.read(part, moments)
+            self._remember(part, part_rows)
+            rows += part_rows
         return rows
 
     def _remember(self, keys: Keys, rows: Rows) -> None:
         now = time.monotonic()
         for key, row in zip(keys, rows, strict=True):
-            if row:
+            if row and row.features:
                 values = (*key.values(),)
                 self._last_known[values] = (now, row)
                 self._last_known.move_to_end(values)
@@ -172,12 +179,12 @@ class FeatureSource:
                 self.problem = self.down = None
 
     def _failed(self, exc: Exception) -> None:
-        said = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
+        problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
         if self.problem is not None:
-            self.down = said
-        if self._logged != said:  # the same may be true of thousands of reads
-            logger.warning("features: %s", said)
-        self.problem = self._logged = said
+            self.down = problem
+        if self._logged != problem:  # the same may be true of thousands of reads
+            logger.warning("features: %s", problem)
+        self.problem = self._logged = problem
 
     async def close(self) -> None:
         """Let reads that have begun end; nothing is opened any more."""

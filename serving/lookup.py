@@ -6,11 +6,12 @@ is not exactly one value of the type raises one of WRONG_BYTES.
 """
 
 import asyncio
+import json
 import struct
 from collections.abc import Callable, Sequence
 from ctypes import c_int32
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import hiredis
 import numpy as np
@@ -25,18 +26,36 @@ from mlflow_server.served_model import LookupSpecification, StoredView
 from serving.metrics import UNREADABLE_FEATURES
 
 Features = dict[str, int | float | datetime | str | None]
-"""Feature → value. An empty one: what is stored of the entity cannot be read."""
-Rows = list[Features | None]
+
+
+class StoredRow(NamedTuple):
+    """What the online store holds of one key.
+
+    Attributes:
+        features: By name; empty: what is stored cannot be read.
+        absent_views: Views that have no row of the key, or none that is young enough.
+
+    """
+
+    features: Features
+    absent_views: tuple[str, ...] = ()
+
+
+Rows = list[StoredRow | None]
+"""In the order of the keys; None: no view has a row of the key."""
 Keys = Sequence[Entity]
 Moments = Sequence[datetime]
 Columns = dict[str, list[Any]]
 Replies = Sequence[Sequence[bytes | None]]
-Read = Callable[[bytes, int], tuple[Any, int]]
+ReadValue = Callable[[bytes, int], tuple[Any, int]]
 """Bytes and where a value begins → the value, and where it ends."""
 OPENING_SECONDS = 0.5
-READ_SECONDS, KEY_SECONDS = 0.05, 0.000_01
-"""Deadline of a read: so long, and for each key beside it."""
-INT64, STRING = struct.pack("<II", 4, 8), struct.pack("<I", 2)
+READ_SECONDS = 0.05
+"""Deadline of a read."""
+KEY_SECONDS = 0.000_01
+"""So much more for each key."""
+INT64_TYPE = struct.pack("<II", 4, 8)
+STRING_TYPE = struct.pack("<I", 2)
 """Types of join keys in the name of a hash (feast.types.ValueType), an int64's size beside it."""
 RETURNED: dict[FeatureType, tuple[set[type], Callable[[Any], Any]]] = {
     "int32": ({np.int32}, int),
@@ -68,7 +87,7 @@ def varint(raw: bytes, at: int) -> tuple[int, int]:
     return value - (value >> 63 << 64), at + shift // 7
 
 
-def number(layout: str) -> Read:
+def number(layout: str) -> ReadValue:
     """Read a number of fixed size."""
     fixed = struct.Struct(layout)
     return lambda raw, at: (fixed.unpack_from(raw, at)[0], at + fixed.size)
@@ -83,7 +102,7 @@ def moment(seconds: int) -> datetime | None:
     return None if seconds == NO_TIME else BEGINNING + timedelta(seconds=seconds)
 
 
-DECODERS: dict[FeatureType, tuple[int, Read, Callable[[Any], Any]]] = {
+DECODERS: dict[FeatureType, tuple[int, ReadValue, Callable[[Any], Any]]] = {
     "int32": (0x18, varint, lambda value: c_int32(value).value),
     "int64": (0x20, varint, int),
     "float32": (0x35, number("<f"), float),
@@ -97,15 +116,15 @@ DECODERS: dict[FeatureType, tuple[int, Read, Callable[[Any], Any]]] = {
 
 def decoder(kind: FeatureType) -> Callable[[bytes | None], Any]:
     """Return what reads a stored value of a type."""
-    tag, read, made = DECODERS[kind]
+    tag, read_value, convert = DECODERS[kind]
 
     def decode(raw: bytes | None) -> Any:
         if not raw:
             return None
-        value, end = read(raw, 1)
+        value, end = read_value(raw, 1)
         if raw[0] != tag or end != len(raw):
             raise ValueError(f"not one {kind}")
-        return made(value)
+        return convert(value)
 
     return decode
 
@@ -122,93 +141,143 @@ def instant(raw: bytes) -> int:
 
 
 class ViewReader:
+    """Reads one stored view: a command for each key, and columns of the replies."""
+
     def __init__(self, view: StoredView) -> None:
+        self.name = view.name
         self._view = view
         self._fields = (view.time, *(feature.field for feature in view.features))
-        self._decoders = [(each.name, decoder(each.kind)) for each in view.features]
+        self._decoders = [(feature.name, decoder(feature.kind)) for feature in view.features]
         self._absent = (None,) * len(self._fields)
 
     def command(self, key: Entity) -> tuple[bytes, ...]:
+        """Return the command that reads the row of a key."""
         name = self._view.prefix
         for column, kind in self._view.keys.items():
             value: Any = key[column]
             if kind == "int64":
-                name += INT64 + value.to_bytes(8, "little", signed=True)
+                name += INT64_TYPE + value.to_bytes(8, "little", signed=True)
             else:
                 text = value.encode()
-                name += STRING + len(text).to_bytes(4, "little") + text
+                name += STRING_TYPE + len(text).to_bytes(4, "little") + text
         return (b"HMGET", name + self._view.suffix, *self._fields)
 
-    def columns(self, replies: Replies, as_of: Moments) -> Columns:
-        """Values by feature; nulls where they are older than the view's time to live."""
-        if self._view.ttl_us:
-            oldest = [microseconds(at) - self._view.ttl_us for at in as_of]
-            replies = [
-                self._absent if reply[0] is None or instant(reply[0]) < at else reply
-                for reply, at in zip(replies, oldest, strict=True)
-            ]
-        _, *columns = zip(*replies, strict=True)
-        read = zip(self._decoders, columns, strict=True)
-        return {name: [*map(decode, column)] for (name, decode), column in read}
+    def in_time(self, replies: Replies, as_of: Moments) -> Replies:
+        """Return the replies, of a row older than the view's time to live one without values."""
+        if not self._view.ttl_us:
+            return replies
+        young_replies = []
+        for reply, moment in zip(replies, as_of, strict=True):
+            oldest = microseconds(moment) - self._view.ttl_us
+            is_young = reply[0] is not None and instant(reply[0]) >= oldest
+            young_replies.append(reply if is_young else self._absent)
+        return young_replies
+
+    def columns(self, replies: Replies) -> Columns:
+        """Return values by feature."""
+        fields = [*zip(*replies, strict=True)]
+        columns: Columns = {}
+        for (name, decode), values in zip(self._decoders, fields[1:], strict=True):
+            columns[name] = [*map(decode, values)]
+        return columns
 
 
 class RowReader:
+    """Reads rows: features of stored views, and of on-demand functions over them."""
+
     def __init__(self, lookup: LookupSpecification, features: Sequence[str]) -> None:
-        """features: those of a row, in its order (DataError: they cannot be read)."""
-        stored = [feature for view in lookup.views for feature in view.features]
-        known = {each.name for each in stored}.union(*(each.outputs for each in lookup.functions))
-        if lacking := {*features} - known:
-            raise DataError(f"the look-up specification lacks {', '.join(sorted(lacking))}")
-        for each in stored:
-            tag = DECODERS[each.kind][0]
-            if each.tag != tag:
-                raise DataError(f"{each.name} is stored under tag {each.tag}, expected {tag}")
+        """Prepare to read features.
+
+        Args:
+            lookup: How the feature service is read.
+            features: Those of a row, in its order.
+
+        Raises:
+            DataError: They cannot be read.
+
+        """
+        stored_features = [feature for view in lookup.views for feature in view.features]
+        names = {feature.name for feature in stored_features}
+        for function in lookup.functions:
+            names |= function.outputs.keys()
+        if not names.issuperset(features):
+            missing = ", ".join(sorted({*features} - names))
+            raise DataError(f"the look-up specification lacks {missing}")
+        for feature in stored_features:
+            tag = DECODERS[feature.kind][0]
+            if feature.tag != tag:
+                raise DataError(f"{feature.name} is stored under tag {feature.tag}, expected {tag}")
         self._features = features
+        self._nulls = (None,) * len(features)
         self._views = [ViewReader(view) for view in lookup.views]
-        self._functions = [
-            (each, load_function(each.module, each.function, each.sha256))
-            for each in lookup.functions
-        ]
-        self._unknown = (None,) * len(features)
+        self._functions = []
+        for function in lookup.functions:
+            call = load_function(function.module, function.function, function.sha256)
+            self._functions.append((function, call))
 
     def commands(self, keys: Keys) -> list[tuple[bytes, ...]]:
+        """Return the commands that read all views: those of a view follow one another."""
         return [view.command(key) for view in self._views for key in keys]
 
     def rows(self, replies: Replies, keys: Keys, as_of: Moments) -> Rows:
-        """Features of each key; None: an unknown entity; empty: a value or a function fails."""
+        """Return the row of each key; where a value or a function fails, it has no features."""
         try:
-            columns = self._columns(replies, keys, as_of)
+            rows = self._rows(replies, keys, as_of)
         except Exception:  # noqa: BLE001  (a row's failure is not its neighbours')
             if len(keys) == 1:
                 UNREADABLE_FEATURES.inc()
-                return [{}]
-            alone = enumerate(zip(keys, as_of, strict=True))
-            return [self.rows(replies[n :: len(keys)], [key], [at])[0] for n, (key, at) in alone]
-        names, unknown = self._features, self._unknown
-        rows = zip(*(columns[name] for name in names), strict=True)
-        return [None if row == unknown else dict(zip(names, row, strict=True)) for row in rows]
+                return [StoredRow({})]
+            rows = []
+            for position, key in enumerate(keys):
+                rows += self.rows(replies[position :: len(keys)], [key], [as_of[position]])
+        return rows
 
-    def _columns(self, replies: Replies, keys: Keys, as_of: Moments) -> Columns:
+    def _rows(self, replies: Replies, keys: Keys, as_of: Moments) -> Rows:
         columns: Columns = {}
-        for n, view in enumerate(self._views):
-            columns |= view.columns(replies[n * len(keys) : (n + 1) * len(keys)], as_of)
+        absent_views: list[list[str]] = [[] for _ in keys]
+        for number, view in enumerate(self._views):
+            first = number * len(keys)
+            view_replies = view.in_time(replies[first : first + len(keys)], as_of)
+            columns |= view.columns(view_replies)
+            for reply, absent in zip(view_replies, absent_views, strict=True):
+                if not any(reply):
+                    absent.append(view.name)
+        unknown_keys = [len(absent) == len(self._views) > 0 for absent in absent_views]
+        if all(unknown_keys):
+            return [None] * len(keys)
         if self._functions:
-            known = columns | {name: [key[name] for key in keys] for name in keys[0]}
-            known["as_of"] = [microseconds(at) for at in as_of]
-            for function, call in self._functions:
-                # Copies: what a function does to its arguments is its own affair.
-                found = call({name: known[column][:] for name, column in function.inputs.items()})
-                for name, kind in function.outputs.items():
-                    columns[name] = _typed(kind, found[name], len(keys))
-        return columns
+            self._add_outputs(columns, keys, as_of)
+        rows: Rows = []
+        row_values = zip(*(columns[name] for name in self._features), strict=True)
+        for values, absent, is_unknown in zip(row_values, absent_views, unknown_keys, strict=True):
+            if is_unknown or values == self._nulls:
+                rows.append(None)
+            else:
+                features = dict(zip(self._features, values, strict=True))
+                rows.append(StoredRow(features, tuple(absent)))
+        return rows
+
+    def _add_outputs(self, columns: Columns, keys: Keys, as_of: Moments) -> None:
+        """Add what the on-demand functions return to the columns of the stored views."""
+        inputs = dict(columns)
+        for name in keys[0]:
+            inputs[name] = [key[name] for key in keys]
+        inputs["as_of"] = [microseconds(moment) for moment in as_of]
+        for function, call in self._functions:
+            arguments = {}
+            for name, column in function.inputs.items():
+                arguments[name] = inputs[column][:]  # a function may change what it is given
+            outputs = call(arguments)
+            for name, kind in function.outputs.items():
+                columns[name] = _typed(kind, outputs[name], len(keys))
 
 
 def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
     """Return what a function gave as Feast would store and give it back; NaN is null."""
-    types, made = RETURNED[kind]
+    types, convert = RETURNED[kind]
     if len(values) != count or {*map(type, values)} - types - {type(None)}:
         raise TypeError(f"not {count} values of {kind}")
-    return [None if value is None or value != value else made(value) for value in values]  # noqa: PLR0124
+    return [None if value is None or value != value else convert(value) for value in values]  # noqa: PLR0124
 
 
 class RedisReader:
@@ -220,8 +289,8 @@ class RedisReader:
 
     def __init__(self, address: str, lookup: LookupSpecification, features: Sequence[str]) -> None:
         self._rows = RowReader(lookup, features)
-        marks = sorted({view.mark for view in lookup.views})
-        self._ping = ("MGET", *marks) if marks else ("PING",)
+        state_keys = sorted({view.state for view in lookup.views})
+        self._ping = ("MGET", *state_keys) if state_keys else ("PING",)
         pool: Any = ConnectionPool.from_url(address)
         self._connection: AbstractConnection = pool.make_connection()
         self._turn = asyncio.Lock()
@@ -237,12 +306,16 @@ class RedisReader:
         """Open if need be, and read up to when (UTC) features are online. Raises as `read`."""
         if not self._connection.is_connected:
             await self._ask((), OPENING_SECONDS)
-        (marks,) = await self._ask([self._ping], READ_SECONDS)
-        if not isinstance(marks, list):
+        (states,) = await self._ask([self._ping], READ_SECONDS)
+        if not isinstance(states, list):
             return None
-        if None in marks:
-            raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
-        return min(datetime.fromisoformat(mark.decode()) for mark in marks)
+        times: list[datetime] = []
+        for state in states:
+            time = json.loads(state)["time"] if state else None  # null until all is online
+            if time is None:
+                raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+            times.append(datetime.fromisoformat(time))
+        return min(times)
 
     async def close(self) -> None:
         """Let the batches under way end; nothing is opened any more."""
@@ -265,7 +338,8 @@ class RedisReader:
             except BaseException as exc:
                 await connection.disconnect(nowait=True)
                 if isinstance(exc, RedisError | OSError):
-                    late = f"no answer within {seconds * 1000:.0f} ms"
-                    what = late if isinstance(exc, TimeoutError) else exc
-                    raise FeaturesUnavailableError(f"Redis: {what}") from exc
+                    reason = f"{exc}"
+                    if isinstance(exc, TimeoutError):
+                        reason = f"no answer within {seconds * 1000:.0f} ms"
+                    raise FeaturesUnavailableError(f"Redis: {reason}") from exc
                 raise

@@ -17,12 +17,12 @@ from serving.edge import JSON, PLAIN, ErrorForm
 
 WHY = {
     401: "Tokens are set, and none of them was sent.",
-    404: "No such entity, model or version.",
+    404: "No stored view knows the entity, or there is no such model or version.",
     413: "The body is too large.",
     415: "The body is not JSON.",
     422: "The field that is wrong is named.",
     429: "Too many requests wait: try again after `Retry-After` seconds.",
-    503: "No model, no features and the spec says refuse, or no broker.",
+    503: "No model; features are missing and the spec says refuse; the broker is away or full.",
 }
 
 

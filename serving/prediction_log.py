@@ -6,10 +6,10 @@ predictions, all times ISO 8601 UTC:
     request_id, model, version; role: the alias it answered as; received: when the request arrived;
     as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
     features alone were given); request_data: beside it; features: as the model got them (or null);
-    features_from: request | online | merged | cache | defaults; probability: 6 digits (null: a
-    number is predicted); prediction: 0.0 | 1.0, or the number; of many classes the position of the
-    most probable one, probability: its own, and probabilities: of each; in_population: whether the
-    label is defined for this row
+    features_from: request | online | partly | merged | cache | defaults; probability: 6 digits
+    (null: a number is predicted); prediction: 0.0 | 1.0, or the number; of many classes the
+    position of the most probable one, probability: its own, and probabilities: of each;
+    in_population: whether the label is defined for this row
 A line of feedback: request_id, actual (a number, or a class's name), received.
 
 Every line is handed to the kernel in one write before its answer is given, and flushed to disk

@@ -28,7 +28,7 @@ ANSWER: dict[str, Any] = {
     "probability": float,
     "model_version": str,
     "request_id": str,
-    "features_from": Literal["request", "online", "merged", "cache", "defaults"],
+    "features_from": Literal["request", "online", "partly", "merged", "cache", "defaults"],
     "in_population": bool,
     "logged": bool,
 }

@@ -20,7 +20,9 @@ from zlib import crc32
 
 from core.errors import FeaturesUnavailableError
 from core.spec import MISSING, Entity, entity_text
+from mlflow_server.served_model import LookupSpecification
 from serving import errors
+from serving.lookup import StoredRow
 from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
 from serving.model import LoadedModel, Role, Score, explain, outcome, rounded_score, score, wrong
 from serving.model_versions import ModelVersions, Roles
@@ -29,7 +31,8 @@ from serving.worker import REQUEST_ID
 
 MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
 TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
-MAX_REQUESTS, MAX_ROWS = 256, 20_000  # of one model, under way at once
+MAX_REQUESTS = 256  # of one model, under way at once
+MAX_ROWS = 20_000  # of these requests
 MAX_SHADOW_ROWS = 1_000  # may wait for the shadow; it misses what comes then
 NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
 """What a null is to a model, as in training; of another type it is a missing feature."""
@@ -92,7 +95,8 @@ class Scorer:
             OVERLOADED.inc()
             waiting = f"{self._requests} requests ({self._rows} rows) wait already: try again"
             raise errors.OverloadedError(waiting)
-        if problem := self.holder.problem:
+        problem = self.holder.problem
+        if problem:
             raise errors.NoModelError(problem)
 
     async def predict(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
@@ -130,14 +134,17 @@ class Scorer:
         if _explaining.locked():
             raise errors.OverloadedError("another explanation is under way: try again")
         async with _explaining:
-            row, roles = rows[0], self.holder.roles
-            row.received, row.is_prediction = received, False
+            row = rows[0]
+            row.received = received
+            row.is_prediction = False
+            roles = self.holder.roles
             await self._ask(roles, rows)
             if row.error is not None:
                 raise row.error
             model = getattr(roles, row.answer["role"])
-            found = await asyncio.to_thread(explain, model, row.features, row.answer["prediction"])
-        return [row.answer | {"logged": False, "why": found}]
+            prediction = row.answer["prediction"]
+            explanation = await asyncio.to_thread(explain, model, row.features, prediction)
+        return [row.answer | {"logged": False, "why": explanation}]
 
     async def ended(self) -> None:
         while self._tasks:
@@ -180,9 +187,9 @@ class Scorer:
         if roles.production is None:
             raise errors.NoModelError(self.holder.state)
         if roles.challenger is not None:
-            own = [row for row in rows if roles.asks_challenger(row.key)]
-            await self._score("challenger", roles.challenger, own)
-            for row in own:
+            trial_rows = [row for row in rows if roles.asks_challenger(row.key)]
+            await self._score("challenger", roles.challenger, trial_rows)
+            for row in trial_rows:
                 row.error = None  # production answers it: nobody pays for a trial
         rest = [row for row in rows if not row.answer]
         await self._score("production", roles.production, rest)
@@ -202,7 +209,8 @@ class Scorer:
 
     async def _complete(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
         """Give each row every feature of the contract, or an error."""
-        names, fields = model.contract.features.keys(), model.contract.lookup.request_data
+        names = model.contract.features.keys()
+        fields = model.contract.lookup.request_data
         lookups: list[PredictionRow] = []
         for row in rows:
             if names <= row.given.keys():
@@ -211,31 +219,57 @@ class Scorer:
                 missing = ", ".join(name for name in names if name not in row.given)
                 needs = f"features: version {model.version} needs {missing}"
                 row.error = errors.InvalidRequestError(needs)
-            elif fields and (lacking := fields.keys() - row.request_data.keys()):
-                named = ", ".join(f"{name} ({fields[name]})" for name in sorted(lacking))
-                needs = f"{named}: version {model.version} needs it beside the key, found none"
+            elif fields.keys() - row.request_data.keys():
+                absent_fields = sorted(fields.keys() - row.request_data.keys())
+                missing = ", ".join(f"{name} ({fields[name]})" for name in absent_fields)
+                needs = f"{missing}: version {model.version} needs it beside the key, found none"
                 row.error = errors.InvalidRequestError(needs)
             else:
                 lookups.append(row)
         if not lookups:
             return
-        keys = [row.key or {} for row in lookups]
-        if fields:
-            pairs = zip(keys, lookups, strict=True)
-            keys = [{**key, **{n: row.request_data[n] for n in fields}} for key, row in pairs]
-        found, origin = await model.features.read(keys, [row.received for row in lookups])
-        for row, stored in zip(lookups, found, strict=True):
-            if stored is None and origin == "online":
-                who = ", ".join(f"{name} {value}" for name, value in (row.key or {}).items())
-                row.error = errors.NotFoundError(f"{who} is not known to the feature store")
-            elif stored and not row.given and None not in stored.values():
-                row.features, row.features_from = stored, origin
-            else:
-                merged = "merged" if row.given and origin == "online" else origin
-                self._fill(model, row, {**(stored or {}), **row.given}, merged)
+        keys = []
+        for row in lookups:
+            request_data = {name: row.request_data[name] for name in fields}
+            keys.append({**(row.key or {}), **request_data})
+        moments = [row.received for row in lookups]
+        stored_rows, origin = await model.features.read(keys, moments)
+        for row, stored in zip(lookups, stored_rows, strict=True):
+            self._complete_from_store(model, row, stored, origin)
 
-    def _fill(self, model: LoadedModel, row: PredictionRow, values: Values, origin: str) -> None:
-        """Fill what is null: a double and a text as in training, anything else as the spec says."""
+    def _complete_from_store(
+        self, model: LoadedModel, row: PredictionRow, stored: StoredRow | None, origin: str
+    ) -> None:
+        """Give a row the stored features, overlaid with those of the request.
+
+        stored: None: the store knows no such entity, or, of the cache, nothing is remembered.
+        """
+        if stored is None and origin == "online":
+            text = f"{_key_text(row.key or {})} is not known to the feature store"
+            row.error = errors.NotFoundError(text)
+            return
+        features: dict[str, Any] = {}
+        reason = ""
+        if stored is not None:
+            features = stored.features
+            reason = _reason(model.contract.lookup, row.key or {}, stored)
+        if origin == "online" and row.given:
+            origin = "merged"
+        elif origin == "online" and stored is not None and stored.absent_views:
+            origin = "partly"
+        if features and not row.given and None not in features.values():
+            row.features = features
+            row.features_from = origin
+        else:
+            self._fill(model, row, {**features, **row.given}, origin, reason)
+
+    def _fill(
+        self, model: LoadedModel, row: PredictionRow, values: Values, origin: str, reason: str = ""
+    ) -> None:
+        """Fill what is null: a double and a text as in training, anything else as the spec says.
+
+        reason: why stored features may be null.
+        """
         row.features = {}
         for name, kind in model.contract.features.items():
             value = values.get(name)
@@ -243,8 +277,9 @@ class Scorer:
                 value = NULLS.get(kind)
             if value is None:
                 if self.holder.spec.serving.missing_features == "refuse":
-                    why = model.features.problem or f"the stored {name} is null"
-                    row.error = FeaturesUnavailableError(f"no features for a prediction: {why}")
+                    problem = model.features.problem or reason or f"{name} is null"
+                    text = f"no features for a prediction: {problem}"
+                    row.error = FeaturesUnavailableError(text)
                     return
                 value = model.contract.defaults[name]
                 origin = "defaults"
@@ -264,16 +299,17 @@ class Scorer:
             for row in rows:
                 self._predict(role, model, [row])
             return
-        for row, found in zip(rows, scores, strict=True):
-            result = rounded_score(model.contract, found)
-            if what := wrong(model.contract, result):
-                text = f"features: version {model.version} scores them {result}, {what}"
+        for row, exact_score in zip(rows, scores, strict=True):
+            rounded = rounded_score(model.contract, exact_score)
+            problem = wrong(model.contract, rounded)
+            if problem:
+                text = f"features: version {model.version} scores them {rounded}, {problem}"
                 if row.features_from in {"request", "merged"}:
                     row.error = errors.InvalidRequestError(text)
                 else:
                     self._fail(role, model, row, errors.ModelFailedError(text))
             else:
-                row.answer = _answer(role, model, row, result)
+                row.answer = _answer(role, model, row, rounded)
 
     def _fail(self, role: Role, model: LoadedModel, row: PredictionRow, error: Exception) -> None:
         row.error = error
@@ -282,8 +318,8 @@ class Scorer:
 
     async def _write(self, requests: Sequence[PendingRequest]) -> None:
         """Log and count all rows at once; a request that failed leaves none."""
-        answered = [request for request in requests if not request.failed]
-        answers = [row.answer for request in answered for row in request.rows]
+        answered_requests = [request for request in requests if not request.failed]
+        answers = [row.answer for request in answered_requests for row in request.rows]
         if not answers:
             return
         write = self._log.write
@@ -294,7 +330,7 @@ class Scorer:
         for labels, count in Counter(map(COUNTED_BY, answers)).items():
             _counter(*labels).inc(count)
         now = datetime.now(UTC)
-        for request in answered:
+        for request in answered_requests:
             seconds = (now - request.received).total_seconds()
             for labels in {TIMED_BY(row.answer) for row in request.rows}:
                 _timer(*labels).observe(seconds)
@@ -315,10 +351,26 @@ class Scorer:
             self._shadow_rows -= len(rows)
 
 
+def _reason(lookup: LookupSpecification, key: Entity, stored: StoredRow) -> str:
+    """Say why stored features are null: which views have no row of which key."""
+    if not stored.features:
+        return "the stored values cannot be read"
+    sentences = []
+    for view in lookup.views:
+        if view.name in stored.absent_views:
+            own_key = {column: key[column] for column in view.keys}
+            sentences.append(f"view {view.name} has no row of {_key_text(own_key)}")
+    return "; ".join(sentences)
+
+
+def _key_text(key: Entity) -> str:
+    return ", ".join(f"{column} {value}" for column, value in key.items())
+
+
 def _repeated_id(model: str, position: int, row: PredictionRow) -> str:
     """Return an id of a row that is the same where a proxy repeats its request elsewhere."""
-    asked = repr((model, position, row.key, row.given, row.request_data))
-    return f"{REQUEST_ID.get()}-{crc32(asked.encode()):08x}"
+    content = repr((model, position, row.key, row.given, row.request_data))
+    return f"{REQUEST_ID.get()}-{crc32(content.encode()):08x}"
 
 
 def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -> Answer:
