@@ -24,11 +24,10 @@ from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import whole_history
-from feature_repo.source import place
+from feature_repo.source import place, require_source
 from feature_repo.store import TYPES, FeatureStore, defined, publish_beside
-from feature_repo.validation import check as check_rows
-from feature_repo.validation import suite, suite_problems
-from training.dataset import FEWEST, coverage, frame_rules, unlearnable, without_label
+from feature_repo.validation import suite_file, suite_problems, suite_rules
+from training.dataset import FEWEST, coverage, unlearnable, without_label
 from training.estimators import estimator_problems
 from training.frame import TIME, at, build_frame, extent, features
 from training.onnx_export import REMEDY, exported, prove
@@ -53,19 +52,22 @@ def check(settings: Settings, spec: ModelSpec, as_of: datetime) -> tuple[list[st
         f"{module}: label {spec.label}": _label(spec, dataset),
         f"{module}: service {spec.feature_service}": _service(settings, spec, dataset),
     }
-    for each in map(load_dataset, dataset_names(spec.dataset)):
+    datasets = [load_dataset(name) for name in dataset_names(spec.dataset)]
+    for each in datasets:
         file = f"feature_repo/datasets/{each.name}.py"
         checks[file] = _names(each)
-        checks[f"feature_repo/expectations/{each.name}.json"] = _suite(each)
+        checks[f"feature_repo/{suite_file(each)}"] = _suite(each)
         for view in defined(each, "FeatureView"):
             if view.name in each.views:
                 checks[f"{file}: view {view.name}"] = _view(each, view)
     of_files = [line for where, lines in checks.items() for line in _findings(where, lines)]
     if of_files:
         return findings + of_files, "rows: not checked before the files fit together"
-    if spec.dataset not in settings.sources and dataset.shipped is None:
-        variable = f"GYRE_SOURCES__{dataset.name.upper()}"
-        return findings, f"rows: not checked, no source: set {variable} to files or address#table"
+    try:
+        for each in datasets:
+            require_source(settings, each)
+    except DataError as exc:
+        return findings, f"rows: not checked, {exc}"
     findings += _findings(f"{module}: rows", _rows(settings, spec, dataset, as_of))
     return findings, f"rows: a sample of {place(settings, dataset)}"
 
@@ -103,10 +105,10 @@ def _columns(dataset: Dataset, named: Mapping[str, str]) -> Iterator[str]:
 
 
 def _suite(dataset: Dataset) -> Iterator[str]:
-    if problems := suite_problems(dataset.name):
-        yield from problems
-        return
-    for number, rule in enumerate(suite(dataset.name)["expectations"], 1):
+    problems = suite_problems(dataset)
+    yield from problems
+    rules = [] if problems else suite_rules(dataset)
+    for number, rule in enumerate(rules, 1):
         arguments = rule.get("kwargs", {})
         names = {arguments[key] for key in ("column", "column_A", "column_B") if key in arguments}
         names |= {*arguments.get("column_list", ()), *arguments.get("column_set", ())}
@@ -194,8 +196,6 @@ def _rows(settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
         frame = build_frame(beside, spec, dataset, used, until, version)
         log.info(extent(spec, planned, frame, share))
         test = at(frame, planned.test)
-        for broken in check_rows(spec.name, frame_rules(spec), frame, {}).rejections:
-            yield f"label {spec.label}: {broken.message}"
         fewest = FEWEST if share == 1 else 1
         problems = unlearnable(spec, at(frame, planned.train), test, fewest)
         yield from problems or _trials(spec, frame, at(frame, planned.train))

@@ -4,7 +4,6 @@ import logging
 import tempfile
 from datetime import datetime
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,7 +15,6 @@ from core.settings import Settings
 from core.spec import FLOAT32, INPUTS, ModelSpec
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
-from feature_repo.validation import check
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
 from training.frame import at, build_frame, content_hash, population
@@ -40,7 +38,6 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     version = table_versions(tags)[spec.dataset]
     planned = plan_run(settings, spec, source, until, version)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
-    _validate(settings, spec, tracking, run_id, frame)
     train, test = at(frame, planned.train), at(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)
     members = test.num_rows + unlabelled.num_rows
@@ -119,54 +116,41 @@ def unlearnable(
     if absent := [name for at, name in enumerate(spec.classes) if at not in labels]:
         lines.append(f"no label of the {train.num_rows} training rows is {', '.join(absent)}")
     both = pa.concat_tables([train, test], promote_options="permissive")
+    lines += _label_problems(spec, both["label"])
     for feature, kind in spec.features.items():
         if not _differ(train[feature]):
             lines.append(f"{feature} has no two values in the {train.num_rows} training rows")
         if INPUTS[kind] == "int64" and (nulls := both[feature].null_count):
-            gone = f"{feature} is null in {nulls} rows: an {kind} cannot be"
-            lines.append(f"{gone}; make it a double, fill it, or label no row before it begins")
+            cast = f'derived={{"{feature}": _.{feature}.cast("float64")}}'
+            lines.append(
+                f"{feature} is null in {nulls} rows, which an {kind} cannot be: make it a double "
+                f"in the spec and in its view (of Windows: {cast}), fill it in the view, or label "
+                "no row before its entity's first"
+            )
         if INPUTS[kind] == "double" and (infinite := pc.sum(pc.is_inf(both[feature])).as_py()):
             lines.append(f"{feature} is infinite in {infinite} rows")
+    return lines
+
+
+def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
+    """Say which labels are no value of the task."""
+    lines = []
+    if labels.null_count:
+        lines.append(f"label {spec.label} is null in {labels.null_count} rows: leave these out")
+    expected = "0 or 1"
+    is_value = pc.is_in(labels, pa.array([0, 1], labels.type))
+    if spec.task == "regression":
+        expected = f"a number up to {FLOAT32:.1e}"
+        is_value = pc.less_equal(pc.abs(labels), FLOAT32)
+    wrong_labels = labels.filter(pc.invert(is_value)).drop_null()
+    if len(wrong_labels) and not spec.classes:
+        lines.append(f"label {spec.label}: expected {expected}, found {wrong_labels[0]}")
     return lines
 
 
 def _differ(values: pa.ChunkedArray) -> bool:
     """Whether there are two values; nulls do not count."""
     return bool(pc.count_distinct(values).as_py() > 1)
-
-
-def frame_rules(spec: ModelSpec) -> dict[str, Any]:
-    """Suite of a training frame, as Great Expectations' own JSON; features may only warn."""
-    key = [*spec.entity_key, "event_timestamp"]
-    label = {
-        "classification": _rule("be_in_set", column="label", value_set=[0, 1]),
-        "multiclass": _rule("be_in_set", column="label", value_set=[*range(len(spec.classes))]),
-        "regression": _rule("be_between", column="label", min_value=-FLOAT32, max_value=FLOAT32),
-    }[spec.task]
-    features = [_rule("not_be_null", column=name, mostly=0.95) for name in spec.features]
-    rules = [
-        {"type": "expect_compound_columns_to_be_unique", "kwargs": {"column_list": key}},
-        *(_rule("not_be_null", column=name) for name in (*key, "label")),
-        label,
-        *(rule | {"severity": "warning"} for rule in features),
-    ]
-    return {"name": spec.name, "expectations": rules}
-
-
-def _rule(rule: str, **kwargs: object) -> dict[str, Any]:
-    return {"type": f"expect_column_values_to_{rule}", "kwargs": kwargs}
-
-
-def _validate(
-    settings: Settings, spec: ModelSpec, tracking: Tracking, run_id: str, frame: pa.Table
-) -> None:
-    checked = check(spec.name, frame_rules(spec), frame, {}, settings.data_docs)
-    tracking.log_json(run_id, checked.report, "frame_validation.json")
-    for warning in checked.warnings:
-        log.warning(warning.message)
-    if checked.rejections:
-        broken = "; ".join(finding.message for finding in checked.rejections)
-        raise TrainingError(f"{spec.name}: the training frame broke its rules: {broken}")
 
 
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:

@@ -22,8 +22,9 @@ from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from feature_repo.definition import Dataset
 from feature_repo.engines import open_engine
-from feature_repo.features import entities, labels, open_raw, raw_table
+from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.store import ARROW, FeatureStore, as_stored
+from feature_repo.views import entities
 from training.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)

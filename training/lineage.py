@@ -2,7 +2,7 @@
 
 import hashlib
 import subprocess
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
@@ -12,17 +12,32 @@ from core.spec import ModelSpec
 from core.storage import Table
 from core.user_code import dataset_modules, user_modules
 from feature_repo.definition import TABLE_TAG, Dataset
+from feature_repo.definition_hash import DEFINITION_TAG
 from mlflow_server.tracking import Run
 from training.frame import content_hash
 
 CODE = (
-    "training/*.py",
-    "feature_repo/*.py",
-    "feature_repo/engines/*.py",
-    "feature_repo/extensions/*.py",
     "core/*spec.py",
+    "feature_repo/engines/*.py",
+    "feature_repo/extensions/offline.py",
+    "feature_repo/extensions/spark.py",
+    "feature_repo/features.py",
+    "feature_repo/store.py",
+    "mlflow_server/pyfunc.py",
     "mlflow_server/served_model.py",
+    "training/dataset.py",
+    "training/estimators.py",
+    "training/evaluate.py",
+    "training/frame.py",
+    "training/gate.py",
+    "training/metrics.py",
+    "training/onnx_export.py",
+    "training/search.py",
+    "training/snapshots.py",
+    "training/train.py",
+    "training/validate.py",
 )
+"""What decides which model a run gives. Views and on-demand functions count by definitions."""
 FINGERPRINT, PLANNED_TAG = "gyre.fingerprint", "planned_as_of"
 OF_RUN = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
 """Beginnings of tags that say what became of a run; all others say what it was made of."""
@@ -34,18 +49,20 @@ def lineage(run: Run) -> dict[str, str]:
     return {name: value for name, value in tags if value and not name.startswith(OF_RUN)}
 
 
-def run_tags(spec: ModelSpec, newest: datetime, definition: str) -> dict[str, str]:
+def run_tags(spec: ModelSpec, newest: datetime, definitions: Mapping[str, str]) -> dict[str, str]:
     """Say what a run learns from and with what; runs that would learn the same share FINGERPRINT.
 
-    newest: the test snapshot. definition: hash of the feature service's.
+    newest: the test snapshot. definitions: of the feature service, by name.
     """
     tags = code_tags(spec) | {
         "feature_service": spec.feature_service,
-        "definition_sha256": definition,
         "spec_sha256": _sha256(spec.model_dump_json()),
         "seed": str(spec.seed),
     }
-    parts = (tags["spec_sha256"], newest.isoformat(), definition, tags["code_sha256"])
+    parts = [tags["spec_sha256"], newest.isoformat(), tags["code_sha256"]]
+    for name, definition in sorted(definitions.items()):
+        tags[DEFINITION_TAG + name] = definition
+        parts.append(f"{name} {definition}")
     return tags | {FINGERPRINT: _sha256("\n".join(parts))}
 
 

@@ -16,7 +16,6 @@ import pandas as pd
 from core.errors import PromotionRefusedError
 from core.settings import Settings
 from core.spec import ModelSpec
-from feature_repo.definition_check import write_sample
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.pages import CARD, Pages
 from mlflow_server.promotion import promote as put_into_role
@@ -27,7 +26,6 @@ from mlflow_server.registry import PRODUCTION, SHADOW, Registry
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import CANDIDATE, fetched
-from training.frame import content_hash
 from training.gate import load_evaluation
 from training.lineage import lineage
 
@@ -46,7 +44,6 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
         served = ServedModel.model_validate_json((candidate / CONTRACT_FILE).read_bytes())
         model = read_file(candidate, served, spec.serving.trusted_types)
         (candidate / served.file).unlink()  # what stays goes with the version as it is
-        values = write_sample(settings, [*spec.entity_key], run.tags, candidate)
         version = register_version(
             settings,
             model=spec.name,
@@ -54,7 +51,7 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
             exported=model,
             extra_files=candidate,
             input_example=pd.DataFrame([served.defaults], columns=[*served.features]),
-            tags=lineage(run) | {"definition_values_sha256": content_hash(values)},
+            tags=lineage(run),
             description=_description(run),
             requirements=_requirements(model),
         )

@@ -21,6 +21,7 @@ from core.spec import ModelSpec
 from core.training_spec import Estimator
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import TABLE_TAG, table_versions
+from feature_repo.definition_hash import DEFINITION_TAG
 from feature_repo.features import raw_table
 from feature_repo.store import FeatureStore
 from mlflow_server.pyfunc import read_file
@@ -130,14 +131,14 @@ def _inputs(
     tags, here = registered.tags, code_tags(spec)
     commit = tags.get("git_commit", "unknown")[:SHOWN]
     unclean = "" if tags.get("git_clean") == "true" else ", with changes that were not committed"
-    service = FeatureStore(settings).definition_hash(spec.feature_service)
     named = {
         f"code (commit {commit}{unclean})": ("code_sha256", here["code_sha256"]),
         "requirements.lock": ("lock_sha256", here["lock_sha256"]),
         SPEC: ("spec_sha256", hashlib.sha256(stored).hexdigest()),
-        f"definition of {spec.feature_service}": ("definition_sha256", service),
         "training frame": ("frame_sha256", frame),
     }
+    for name, definition in FeatureStore(settings).definitions(spec.feature_service).items():
+        named[f"definition of {name}"] = (DEFINITION_TAG + name, definition)
     inputs = {name: _difference(registered, tag, now) for name, (tag, now) in named.items()}
     for name, table_version in table_versions(tags).items():
         rows = f"rows of raw table {name}, version {table_version}"

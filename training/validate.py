@@ -7,16 +7,16 @@ from datetime import datetime, timedelta
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import BatchRejectedError, SettingsError, TrainingError
+from core.errors import SettingsError, TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.storage import Table
+from feature_repo.dataset_record import read_record
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
 from feature_repo.features import open_raw, raw_table
 from feature_repo.store import FeatureStore
-from feature_repo.validation import validate as check_rows
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
@@ -59,7 +59,7 @@ def open_run(
     _refuse_mismatches(spec, dataset, store)
     until, tables = planned_until(settings, spec, as_of), _pinned_tables(settings, spec, store)
     planned = plan_run(settings, spec, dataset, until, tables[0][1])
-    tags = run_tags(spec, planned.test[-1].start, store.definition_hash(spec.feature_service))
+    tags = run_tags(spec, planned.test[-1].start, store.definitions(spec.feature_service))
     if not force and _seen(others, tags[FINGERPRINT]):
         return None
     tags |= {"as_of": as_of.isoformat(), "reason": reason, "who": who, "cause": cause or ""}
@@ -71,8 +71,6 @@ def open_run(
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
         _log_extent(spec, planned, as_of, *tables[0])
-        for pinned in tables:
-            _check_rows(tracking, run_id, as_of, *pinned)
     return run_id
 
 
@@ -97,31 +95,10 @@ def _log_extent(
         log.info(extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows)))
 
 
-def _check_rows(
-    tracking: Tracking, run_id: str, as_of: datetime, table: Table, version: int, dataset: Dataset
-) -> None:
-    """Refuse a raw table whose rows, as known at `as_of`, break the dataset's rules."""
-    rows = table.read(version, dataset.schema.names, _known(as_of))
-    checked = check_rows(dataset, rows, as_of)
-    tracking.log_json(run_id, checked.report, f"validation_{dataset.name}.json")
-    for warning in checked.warnings:
-        log.warning(warning.message)
-    if not checked.rejections and not checked.bad_rows():
-        return
-    broken = "; ".join(f.message for f in checked.findings if f.severity != "warning")
-    bad = rows.select(dataset.key).take([*checked.bad_rows(every=True)][:1]).to_pylist()
-    raise BatchRejectedError(
-        f"{dataset.name}: the table broke its rules: {broken}. Deliver the rows of the "
-        f"same keys (such as {bad}) again, corrected, at the source, then: gyre ingest "
-        f"{dataset.name} --full; or change the rule in "
-        f"feature_repo/expectations/{dataset.name}.json"
-    )
-
-
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Whether a run at `as_of` would see anything that no finished run has seen."""
-    definition = FeatureStore(settings).definition_hash(spec.feature_service)
-    tags = run_tags(spec, newest_snapshot(settings, spec, as_of), definition)
+    definitions = FeatureStore(settings).definitions(spec.feature_service)
+    tags = run_tags(spec, newest_snapshot(settings, spec, as_of), definitions)
     return not _seen(Tracking(settings).runs(spec.experiment), tags[FINGERPRINT])
 
 
@@ -180,7 +157,7 @@ def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datet
         arrival = raw_table(settings, each).newest("ingested_at")
         if arrival is None:
             raise TrainingError(f"{each.name}: no rows yet; run: gyre ingest {each.name}")
-        known = max(arrival, store.watermark(each) or arrival)
+        known = max(arrival, read_record(settings, each.name).watermark or arrival)
         if (end := known + label.horizon + label.lateness) < until:
             until, text = end, f"{each.name} is known up to {known:%Y-%m-%d %H:%M} UTC"
             log.warning("%s: %s, later snapshots wait: gyre ingest %s", spec.name, text, each.name)
