@@ -1,6 +1,6 @@
 """`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -141,3 +141,32 @@ def list_quarantined(
     lines = ((row["quarantined_at"], row["rules"], row["row"]) for row in rows)
     found = table(("since", "rules it broke", "row"), lines)
     say(found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json)
+
+
+@quarantine.command("release")
+def release_quarantined(
+    dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
+    rule: Annotated[str, typer.Option(help="Part of the name of a rule they broke.")] = "",
+    *,
+    as_json: AsJson = False,
+) -> None:
+    """Let the rows in quarantine that pass the rules of today into the dataset.
+
+    Only where it has no row of their key. The next ingest computes features of them.
+    """
+    log_to_stderr()
+    settings = load_settings()
+    with working(settings, f"quarantine release {dataset}"):
+        from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
+        from feature_repo.quarantine import as_text, release  # noqa: PLC0415
+
+        report = release(settings, load_dataset(dataset), datetime.now(UTC), rule)
+    lines = [
+        f"{dataset}: {report.released} rows released; now: gyre ingest {dataset}",
+        f"{report.broken} rows still break a rule and stay",
+        f"{report.unreadable} entries are no rows of {dataset} and stay",
+        f"{len(report.conflicts)} rows stay, as the dataset has a row of their key",
+    ]
+    for row, stored in report.conflicts:
+        lines += [f"in quarantine: {as_text(row)}", f"in the dataset: {as_text(stored)}"]
+    say("\n".join(lines), report, as_json=as_json)

@@ -22,8 +22,8 @@ from core.settings import Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
-from feature_repo.features import entities
 from feature_repo.store import FeatureStore
+from feature_repo.views import entities
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import DecisionRow, Records
 from mlflow_server.tracking import Tracking

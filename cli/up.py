@@ -154,7 +154,7 @@ def _reconcile(settings: Settings, model: str) -> None:
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:
     """Ask for a real entity until the version just promoted answers, or names request data."""
-    from feature_repo.features import entities, written_views  # noqa: PLC0415  (a second)
+    from feature_repo.views import entities, written_views  # noqa: PLC0415  (a second)
 
     url = f"{settings.serving_address}/models/{spec.name}/predict"
     views = written_views(settings)

@@ -9,7 +9,8 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import astuple, dataclass
+from contextlib import closing
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import chain
 from pathlib import Path
@@ -28,12 +29,14 @@ from core.storage import Table
 from feature_repo.broker import rewrite_file, waiting
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
-from feature_repo.entities import LOCK_SECONDS
-from feature_repo.features import purge_view, raw_table, view_files
+from feature_repo.features import raw_table
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
+from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
-from feature_repo.store import WRITE_DEADLINE, FeatureStore, online_client, online_store, open_store
+from feature_repo.refresh import REDIS_SECONDS
+from feature_repo.store import FeatureStore
+from feature_repo.views import view_files, view_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from monitoring.collect import collect, is_closed, outcomes, predictions
@@ -45,15 +48,14 @@ SECONDS = 10
 """How long serving and the consumer may take for what they have at hand."""
 FILES = {
     "training frames": f"{DATA_FOLDER}/*.parquet",
-    "samples of versions": "extra_files/*.parquet",
-    "reports of checks": "*validation*.json",
 }
 OUT_OF_REACH = """out of reach:
   backups, and copies on other hosts (there for a week): forget again after a restore
   the source: what it delivers of the key is kept out from now on
   versions: what they learnt stays, with up to 20 rows of features without a key; train again
   answers to requests that gave features and no key
-  texts that may quote a value: logs of the programs and of Airflow, alerts, how runs ended
+  texts that may quote a value: logs of the programs and of Airflow, alerts, how runs ended, why
+    the last rows of a dataset were stopped
   memory of serving: features of the last 300 s, for when Redis fails
   online values in another store than Redis (GYRE_ONLINE_STORE__TYPE): delete them by its means"""
 
@@ -120,7 +122,10 @@ class Search:
         models = [spec for spec in specs if self.key.column in spec.entity_key]
         rows, trainings = map(self._rows, datasets), map(self._trainings, models)
         answers = self._answers([spec.name for spec in models])
-        places = chain(*rows, self._reports(), *trainings, answers, *map(self._stream, datasets))
+        if self.delete:
+            for page in self.settings.data_docs.glob("**/*.html"):  # made anew with the next batch
+                page.unlink()
+        places = chain(*rows, *trainings, answers, *map(self._stream, datasets))
         return {place: count for place, count in places if count}
 
     def _rows(self, dataset: Dataset) -> Iterator[tuple[str, int]]:
@@ -134,14 +139,12 @@ class Search:
         yield f"features of {dataset.name}", sum(map(self._count, files))
         if self.delete and raw.exists:
             self._take_rows(dataset, raw, moved)
-        store = open_store(self.settings, WRITE_DEADLINE)
-        if redis := online_client(store):  # another store is out of reach
-            find, own = online_store(store).keys_of, astuple(self.key)
-            views = map(store.get_feature_view, dataset.views)
-            keys = {key for view in views for key in find(store.config, view, *own)}
-            yield f"online values of {dataset.name}", len(keys)
-            if self.delete and keys:
-                redis.delete(*keys)
+        with closing(OnlineValues(self.settings, dataset, raw, REDIS_SECONDS)) as online:
+            names = online.hashes_of(self.key.column, self.key.value)
+            yield f"online values of {dataset.name}", len(names)
+            if self.delete and names:
+                with online.lock():
+                    online.redis.delete(*names)
         aside = quarantine_table(self.settings, dataset)
         yield self._table(aside, self.key.in_json("row"), "rules")
 
@@ -151,11 +154,10 @@ class Search:
         with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
-            store = FeatureStore(self.settings)
-            until = store.watermark(dataset) or datetime.now(UTC)
-            catch_up(self.settings, dataset, store, raw, until)
+            until = FeatureStore(self.settings).online_until(dataset) or datetime.now(UTC)
+            catch_up(self.settings, dataset, raw, until)
             for view in dataset.views:
-                purge_view(self.settings, view)
+                view_table(self.settings, view).purge()
             raw.purge()
 
     def _table(self, table: Table, where: str, column: str) -> tuple[str, int]:
@@ -177,21 +179,8 @@ class Search:
             _wait(lambda: not waiting(self.settings, dataset.name, pattern))
             rewrite_file(self.settings)
 
-    def _reports(self) -> Iterator[tuple[str, int]]:
-        """Reports of stopped batches that may show the value; Data Docs, which are made anew."""
-        files = (self.settings.reports / "ingest").glob("*.json")
-        found = [file for file in files if self._is_shown(read_file(file).decode())]
-        yield "reports of stopped batches", len(found)
-        for file in (*found, *self.settings.data_docs.glob("**/*.html")) if self.delete else ():
-            file.unlink()
-
-    def _is_shown(self, report: str) -> bool:
-        """Whether Great Expectations names the value among those that broke a rule."""
-        wrong = rf'unexpected_list": \[[^\]]*(?<![\w.])({self.key.texts})(?![\w.])'
-        return re.search(rf"{wrong}|{self.key.pattern}", report) is not None
-
     def _trainings(self, spec: ModelSpec) -> Iterator[tuple[str, int]]:
-        """Frames, of which versions are marked first; samples of raw rows; reports of checks."""
+        """Frames, of which versions are marked first."""
         registry, tracking = Registry(self.settings), Tracking(self.settings)
         versions = {version.run_id: version for version in registry.versions(spec.name)}
 
@@ -206,11 +195,7 @@ class Search:
             yield f"{what} of {spec.name}", rows
 
     def _take_from(self, file: Path) -> int:
-        """Take rows out of a parquet file; empty a report that may show the value."""
-        if file.suffix == ".json":
-            found = self._is_shown(file.read_text())
-            file.write_text("{}")
-            return int(found)
+        """Take rows out of a parquet file."""
         if rows := self._count(file):
             field = pc.field(self.key.column)
             others = (field != self.key.value) | field.is_null()

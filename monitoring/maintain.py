@@ -28,7 +28,6 @@ JUDGED = timedelta(days=30)
 AIRFLOW, REPORTS, ALERTS = timedelta(days=30), timedelta(days=90), timedelta(days=400)
 UNUSED = timedelta(days=7)
 OLD_FILES = {
-    "reports of stopped batches": ("reports/ingest/*", ALERTS),
     "malformed lines set aside": ("serving/**/*.malformed", ALERTS),
     "Airflow's task logs": ("airflow/logs/**/*", AIRFLOW),
     "copies of files on S3": ("cache/**/*", UNUSED),

@@ -15,7 +15,7 @@ from prometheus_client.samples import Sample
 from pydantic import TypeAdapter
 
 from core.settings import Settings
-from mlflow_server.pages import TLS
+from mlflow_server.rest import TLS
 from mlflow_server.roles import PRODUCTION
 
 PATIENCE = 5

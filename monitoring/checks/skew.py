@@ -1,13 +1,11 @@
 """Skew: the features that a version was given online, against the offline values of that moment.
 
 Each value of a logged vector whose features were looked up is equal, stale (late as promised) or
-mismatched (docs/monitoring.md says when). Earlier moments are tried, not the watermark: Feast's
-registry knows how far a view is materialised now, not how far it was when the vector was read.
+mismatched (docs/monitoring.md says when).
 """
 
 import json
 import math
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -24,7 +22,7 @@ from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
 from feature_repo.definition import Dataset
 from feature_repo.parity import same
-from feature_repo.point_in_time import arrivals, change_points, values_at
+from feature_repo.point_in_time import PastRead, arrivals, values_at
 from feature_repo.store import FeatureStore
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel
@@ -33,9 +31,12 @@ from monitoring.collect import predictions
 from monitoring.run import MonitoringRun, Reference
 from monitoring.window import LENGTH
 
-ONLINE = "online"
+STORED = ("online", "partly")
+"""Origins of vectors that are compared: a row that is absent online may be there offline."""
 VECTOR = ["entity", "request_data", "as_of", "received", "features"]
 NEWEST_FIRST = [("received", "descending")]
+WINDOW_END_DELAY = timedelta(seconds=2)
+"""How long after its end a window may be online as it was before (docs/monitoring.md)."""
 
 
 @dataclass
@@ -67,12 +68,19 @@ class Audit:
     def ahead(self) -> timedelta:
         return timedelta(seconds=self.limits.ahead_seconds)
 
-    def unlike(self, asked: Sequence[tuple[Vector, datetime]]) -> Iterator[dict[str, Any]]:
-        """By feature, the offline values at a moment that each vector was not given."""
+    def unlike(self, vectors: Sequence[Vector], delay: timedelta) -> Iterator[dict[str, Any]]:
+        """By feature, the offline values of `delay` earlier that each vector was not given."""
         names = list(self.served.features)
-        wanted = [({**v.key, **v.request_data}, moment, v.at) for v, moment in asked]
-        rows = values_at(self.settings, self.served.feature_service, names, wanted)
-        for (vector, _), row in zip(asked, rows, strict=True):
+        reads = [
+            PastRead(
+                entity={**vector.key, **vector.request_data},
+                moment=vector.at - delay,
+                as_of=vector.at,
+            )
+            for vector in vectors
+        ]
+        rows = values_at(self.settings, self.served.feature_service, names, reads)
+        for vector, row in zip(vectors, rows, strict=True):
             yield {
                 name: value
                 for name, value in zip(row, map(_finite, row.values()), strict=True)
@@ -93,8 +101,8 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
     requests = predicted.read(columns=["request_id", "received", "features_from"], where=logged)
     origins = requests["features_from"].value_counts().to_pylist()
     excluded = Counter[str]({origin["values"]: origin["counts"] for origin in origins})
-    looked_up = excluded.pop(ONLINE, 0)
-    online = requests.filter(pc.field("features_from") == ONLINE)
+    looked_up = sum(excluded.pop(origin, 0) for origin in STORED)
+    online = requests.filter(pc.field("features_from").isin(STORED))
     chosen = sample(online, spec.monitoring.skew_vectors)["request_id"].combine_chunks()
     rows = predicted.read(columns=VECTOR, where=logged & pc.field("request_id").isin(chosen))
     vectors = list[Vector]()
@@ -161,14 +169,15 @@ def classify(audit: Audit, vectors: list[Vector]) -> dict[str, int]:
         DataError: the offline values, or the raw rows, cannot be read.
 
     """
-    offline = audit.unlike([(vector, vector.at) for vector in vectors])
+    offline = audit.unlike(vectors, timedelta(0))
     for vector, values in zip(vectors, offline, strict=True):
         vector.differs = values
     differing = sum(len(vector.differs) for vector in vectors)
-    if different := [vector for vector in vectors if vector.differs]:
+    different = [vector for vector in vectors if vector.differs]
+    if different:
         explain_by_arrivals(audit, different)
-    if unexplained := [vector for vector in different if vector.differs]:
-        explain_by_change_points(audit, unexplained)
+    unexplained = [vector for vector in different if vector.differs]
+    explain_by_window_ends(audit, unexplained)
     mismatched = sum(len(vector.differs) for vector in unexplained)
     return {
         "equal": len(vectors) * len(audit.served.features) - differing,
@@ -197,20 +206,10 @@ def explain_by_arrivals(audit: Audit, vectors: list[Vector]) -> None:
                 vector.differs = {n: value for n, value in differs if origins[n] in others}
 
 
-def explain_by_change_points(audit: Audit, vectors: list[Vector]) -> None:
-    """Clear values that the entity had at a moment near the vector's, as windows ended."""
-    first = min(vector.at for vector in vectors) - audit.stale
-    last = max(vector.at for vector in vectors) + audit.ahead
-    keys = [vector.key for vector in vectors]
-    views = FeatureStore(audit.settings).views(audit.served.feature_service)
-    points = change_points(audit.settings, views, keys, first, last)
-    asked = []
-    for vector in vectors:
-        own, begin = points[tuple(vector.key.values())], vector.at - audit.stale
-        end = bisect_right(own, vector.at + audit.ahead)
-        start = max(bisect_right(own, begin), end - audit.limits.skew_change_points)
-        asked += [(vector, moment) for moment in (begin, *own[start:end])]
-    for (vector, _), unlike in zip(asked, audit.unlike(asked), strict=True):
+def explain_by_window_ends(audit: Audit, vectors: list[Vector]) -> None:
+    """Clear values that the entity had until a window ended just before the vector was read."""
+    earlier_values = audit.unlike(vectors, WINDOW_END_DELAY)
+    for vector, unlike in zip(vectors, earlier_values, strict=True):
         vector.differs = {n: value for n, value in vector.differs.items() if n in unlike}
 
 

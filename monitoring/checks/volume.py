@@ -4,8 +4,7 @@ from collections.abc import Iterator
 from datetime import timedelta
 
 from core.monitoring_spec import Monitoring
-from feature_repo.freshness import freshness as read_freshness
-from feature_repo.store import FeatureStore
+from feature_repo.dataset_record import service_records
 from monitoring.checks.result import CheckResult
 from monitoring.past import Past
 from monitoring.run import MonitoringRun, Reference
@@ -35,13 +34,18 @@ def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckRe
 
 
 def freshness(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    """What is not materialised, too old, or silent at the source."""
-    limit, spec = timedelta(hours=run.spec.monitoring.freshness_hours), run.spec
-    for dataset in FeatureStore(run.settings).datasets(spec.feature_service, spec.dataset):
-        found = read_freshness(run.settings, dataset.name)
-        for incident, why in found.problems(run.as_of, limit):
-            name = f"freshness: {incident}"
-            yield CheckResult(name, None, None, "alert", why, "freshness", dataset.name, incident)
+    """Say what is not materialised, too old, or silent at the source."""
+    age_limit = timedelta(hours=run.spec.monitoring.freshness_hours)
+    for record in service_records(run.settings, run.spec.dataset, run.spec.feature_service):
+        for incident, text in record.problems(run.as_of, age_limit):
+            yield CheckResult(
+                name=f"freshness: {incident}",
+                status="alert",
+                remark=text,
+                kind="freshness",
+                feature=record.dataset,
+                incident=incident,
+            )
 
 
 def collapse(limits: Monitoring, asked: float, usual: float | None) -> bool:

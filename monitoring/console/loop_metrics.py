@@ -10,8 +10,8 @@ from functools import partial
 from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
 
 from core.monitoring_spec import PSI, Monitoring
-from feature_repo.dataset_summary import DatasetSummary
-from feature_repo.freshness import LATE
+from feature_repo.broker import ConsumerLag
+from feature_repo.dataset_record import FEATURE_AGE_LIMIT, DatasetRecord
 from mlflow_server.records import ModelRows
 from mlflow_server.window_details import QUANTILES, WindowDetails
 from monitoring.console.status import ModelStatus
@@ -20,6 +20,8 @@ Add = Callable[..., None]
 METRICS = {
     "alerts_open": "Alerts seen within 3 hours; of a version only while it is in a role.",
     "alerts_undelivered": "Alerts that no address has taken.",
+    "consumer_lag_entries": "Requests of events that the consumer has not processed.",
+    "consumer_lag_seconds": "Age of the oldest such request; 0: none waits.",
     "cpu_seconds_total": "CPU time of a program of the supervisor, with all its processes.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
@@ -47,17 +49,31 @@ METRICS = {
 def loop_metrics(
     statuses: Sequence[ModelStatus],
     now: datetime,
-    summaries: Sequence[DatasetSummary] = (),
+    records: Sequence[DatasetRecord] = (),
     programs: Mapping[str, tuple[float, int]] | None = None,
+    lags: Mapping[str, ConsumerLag] | None = None,
 ) -> bytes:
-    """programs: CPU seconds and bytes of memory."""
+    """Return all samples in Prometheus's text format.
+
+    Args:
+        statuses: What is known of each model.
+        now: Aware UTC.
+        records: Of datasets.
+        programs: CPU seconds and bytes of memory, by program.
+        lags: Of the consumer, by dataset.
+
+    """
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
 
     def add(name: str, value: float, **labels: str) -> None:
         if name not in gauges:
-            meaning = METRICS[name]
-            gauges[name] = Gauge(f"gyre_{name}", meaning, [*labels], registry=registry)
+            gauges[name] = Gauge(
+                name=f"gyre_{name}",
+                documentation=METRICS[name],
+                labelnames=[*labels],
+                registry=registry,
+            )
         gauges[name].labels(**labels).set(value)
 
     for status in statuses:
@@ -66,31 +82,44 @@ def loop_metrics(
         if status.rows.value:
             _add_rows(add_model, status.rows.value, status.spec.monitoring, now)
             _add_quantiles(add_model, status.rows.value.details or WindowDetails())
-    for summary in summaries:
-        _add_dataset(add, summary)
-    meaning = METRICS["cpu_seconds_total"]
-    seconds = Counter("gyre_cpu_seconds_total", meaning, ["program"], registry=registry)
-    for program, (cpu, memory) in (programs or {}).items():
-        seconds.labels(program).inc(cpu)
+    for record in records:
+        _add_dataset(add, record)
+    for dataset, lag in (lags or {}).items():
+        add("consumer_lag_entries", lag.entries, dataset=dataset)
+        add("consumer_lag_seconds", lag.seconds(now), dataset=dataset)
+    cpu_seconds = Counter(
+        name="gyre_cpu_seconds_total",
+        documentation=METRICS["cpu_seconds_total"],
+        labelnames=["program"],
+        registry=registry,
+    )
+    for program, (seconds, memory) in (programs or {}).items():
+        cpu_seconds.labels(program).inc(seconds)
         add("memory_bytes", memory, program=program)
     return generate_latest(registry)
 
 
 def _add_sources(add: Add, status: ModelStatus, now: datetime) -> None:
-    add("feature_age_promise_seconds", LATE.total_seconds())
-    sources = {"database": status.rows, "mlflow": status.runs, "features": status.freshness}
-    for source, reading in sources.items():
+    add("feature_age_promise_seconds", FEATURE_AGE_LIMIT.total_seconds())
+    readings = {
+        "database": status.rows,
+        "mlflow": status.runs,
+        "features": status.freshness,
+    }
+    for source, reading in readings.items():
         if reading.at:
             add("observed_timestamp_seconds", reading.at.timestamp(), source=source)
-    if version := (status.aliases.value or {}).get("production"):
-        add("production_version", 1, told_by="mlflow", version=version)
-    if run := status.runs.value:
+    aliases = status.aliases.value or {}
+    if "production" in aliases:
+        add("production_version", 1, told_by="mlflow", version=aliases["production"])
+    run = status.runs.value
+    if run:
         add("last_training_timestamp_seconds", run.started.timestamp(), status=run.status)
-    for fresh in status.freshness.value or ():
-        dataset = fresh.dataset
-        add("source_silence_promise_seconds", fresh.silence.total_seconds(), dataset=dataset)
-        if fresh.newest:
-            add("source_silence_seconds", (now - fresh.newest).total_seconds(), dataset=dataset)
+    for record in status.freshness.value or ():
+        if record.newest:
+            name = record.dataset
+            add("source_silence_promise_seconds", record.silence.total_seconds(), dataset=name)
+            add("source_silence_seconds", (now - record.newest).total_seconds(), dataset=name)
 
 
 def _add_rows(add: Add, rows: ModelRows, limits: Monitoring, now: datetime) -> None:
@@ -98,38 +127,63 @@ def _add_rows(add: Add, rows: ModelRows, limits: Monitoring, now: datetime) -> N
     add("alerts_undelivered", len(rows.undelivered()))
     for action, at in rows.last.items():
         add("last_decision_timestamp_seconds", at.timestamp(), action=action)
-    if row := rows.newest("production"):
-        add("last_promotion_timestamp_seconds", row.time.timestamp())
-        if row.to_version:
-            add("production_version", 1, told_by="ledger", version=row.to_version)
+    promotion = rows.newest("production")
+    if promotion:
+        add("last_promotion_timestamp_seconds", promotion.time.timestamp())
+        if promotion.to_version:
+            add(
+                "production_version",
+                1,
+                told_by="ledger",
+                version=promotion.to_version,
+            )
     if not rows.decisions:
         return
-    newest = rows.decisions[-1]
-    add("last_monitoring_run_timestamp_seconds", newest.as_of.timestamp())
-    add("verdict", 1, version=newest.version, verdict=newest.verdict)
-    for feature in limits.acted_on(newest.figures):
+    decision = rows.decisions[-1]
+    add("last_monitoring_run_timestamp_seconds", decision.as_of.timestamp())
+    add(
+        "verdict",
+        1,
+        version=decision.version,
+        verdict=decision.verdict,
+    )
+    for feature in limits.acted_on(decision.figures):
         add("drift_psi_limit", limits.psi_significant, feature=feature)
-    for name, value in newest.figures.items():
+    for name, value in decision.figures.items():
         kind, _, metric = name.partition("_")
         if name.startswith(PSI):
             add("drift_psi", value, feature=name.removeprefix(PSI))
         elif kind in {"online", "backfilled"}:
-            add("performance", value, kind=kind, metric=metric)
+            add(
+                "performance",
+                value,
+                kind=kind,
+                metric=metric,
+            )
         elif name == "entities":
             add("window_entities", value)
 
 
 def _add_quantiles(add: Add, details: WindowDetails) -> None:
-    of = {"window": details.quantiles, "reference": details.reference_quantiles}
-    for kind, columns in of.items():
+    columns_by_metric = {
+        "window_quantile": details.quantiles,
+        "reference_quantile": details.reference_quantiles,
+    }
+    for metric, columns in columns_by_metric.items():
         for feature, values in columns.items():
             for share, value in zip(QUANTILES, values, strict=True):
-                add(f"{kind}_quantile", value, feature=feature, quantile=f"{share}")
+                add(
+                    metric,
+                    value,
+                    feature=feature,
+                    quantile=f"{share}",
+                )
 
 
-def _add_dataset(add: Add, summary: DatasetSummary) -> None:
-    rows, aside = sum(summary.rows.values()), sum(summary.quarantined.values())
-    if rows + aside:
-        add("data_quality_ratio", rows / (rows + aside), dataset=summary.dataset)
-    if summary.validated:
-        add("data_validation_passed", summary.passed, dataset=summary.dataset)
+def _add_dataset(add: Add, record: DatasetRecord) -> None:
+    good_rows = sum(record.rows.values())
+    rows = good_rows + sum(record.quarantined.values())
+    if rows:
+        add("data_quality_ratio", good_rows / rows, dataset=record.dataset)
+    if record.validated:
+        add("data_validation_passed", record.passed, dataset=record.dataset)

@@ -10,7 +10,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
-from feature_repo.freshness import Freshness, recorded_freshness
+from feature_repo.dataset_record import DatasetRecord, service_records
 from mlflow_server.ledger import Ledger
 from mlflow_server.pages import ModelPages, Pages, RunPage
 from mlflow_server.records import ModelRows, Records, model_rows
@@ -27,7 +27,7 @@ class ModelStatus:
     spec: ModelSpec
     serving: Reading[ServingStatus]
     aliases: Reading[Mapping[str, str]]
-    freshness: Reading[list[Freshness]]
+    freshness: Reading[list[DatasetRecord]]
     rows: Reading[ModelRows]
     runs: Reading[RunPage | None]
 
@@ -79,7 +79,7 @@ class ModelReaders:
         self.all: tuple[CachedReader[Any], ...] = (
             serving,
             CachedReader(lambda: pages.aliases(name)),
-            CachedReader(lambda: recorded_freshness(settings, spec.dataset, spec.feature_service)),
+            CachedReader(lambda: service_records(settings, spec.dataset, spec.feature_service)),
             CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
             CachedReader(lambda: pages.training(spec.experiment), seconds=30),
         )
