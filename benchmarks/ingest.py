@@ -3,7 +3,7 @@
     python -m benchmarks.ingest [orders of history, ten million if not given]
 
 History: the shipped orders as often as it takes, each time of customers of their own, at random
-seconds of their days; landed by a merge without validation, its newest day in Redis. Ingest: 10,000
+seconds of their days; landed by a merge without validation, all of it in Redis. Ingest: 10,000
 orders, nine of ten of known customers, dated in the hour since the last ingest, from a file beside
 the history's; validated, merged, features and Redis brought up to date. Features: `write_views`
 with no view there, beside the same windows in SQL by hand, copied to one parquet file: with sliding
@@ -85,7 +85,7 @@ def at_home(home: str, port: str) -> Settings:
 
 def land(settings: Settings, file: Path, rows: int) -> None:
     """Write `rows` orders to `file`, into the raw table and its features."""
-    from feature_repo import features, ingest  # noqa: PLC0415  (heavy)
+    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
 
     copies = -(-rows // SHIPPED_ROWS)
     with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
@@ -94,12 +94,12 @@ def land(settings: Settings, file: Path, rows: int) -> None:
     raw = ingest.raw_table(settings, dataset)
     orders = pq.read_table(file).cast(dataset.schema)
     raw.merge(orders.append_column("ingested_at", orders["order_ts"]), dataset.key, ("order_id",))
-    features.write_views(settings, dataset, raw)
+    views.write_views(settings, dataset, raw)
 
 
 def prepare(home: Path, port: int, rows: int) -> None:
-    """A table of `rows` orders, its features and the newest day of them online."""
-    from feature_repo import features, ingest, store  # noqa: PLC0415  (heavy)
+    """A table of `rows` orders, its features, and all of them online."""
+    from feature_repo import features, ingest, refresh  # noqa: PLC0415  (heavy)
     from tests.conftest import feast_apply  # noqa: PLC0415  (not in what is measured)
 
     settings = at_home(str(home), str(port))
@@ -112,11 +112,8 @@ def prepare(home: Path, port: int, rows: int) -> None:
         duckdb.execute(sql)
     dataset = ingest.load_dataset("orders")
     feast_apply(settings)
-    feast = store.open_store(settings, 60)
-    feast.materialize(AS_OF - 24 * HOUR, AS_OF)
-    for view in dataset.views:
-        store.online_client(feast).set(store.mark(feast, view), "")
-    features.note_online(settings, dataset)
+    raw = features.raw_table(settings, dataset)
+    refresh.refresh_online(settings, dataset, raw, AS_OF)
 
 
 def write_by_hand(home: str, port: str) -> dict[str, float]:
@@ -132,13 +129,13 @@ def write_by_hand(home: str, port: str) -> dict[str, float]:
 
 
 def write_features(home: str, port: str) -> dict[str, float]:
-    from feature_repo import features, ingest  # noqa: PLC0415  (heavy)
+    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
 
     settings, dataset = at_home(home, port), ingest.load_dataset("orders")
     began = time.perf_counter()
     for view in dataset.views:
-        shutil.rmtree(features.view_address(settings, view))
-    features.write_views(settings, dataset, ingest.raw_table(settings, dataset))
+        shutil.rmtree(views.view_address(settings, view))
+    views.write_views(settings, dataset, ingest.raw_table(settings, dataset))
     return {"seconds": time.perf_counter() - began}
 
 
