@@ -76,7 +76,7 @@ OF_MODULE = [
     ('event_time="event_ts"', 'event_time="event"', "{}: event_time: .*found 'event'"),
     ('entity="entity_id",\n    look', 'entity="entity",\n    look', "{}: entity: expected a col"),
     ('entity="entity_id",\n    time', 'entity="entity",\n    time',
-     r"{}:\d+: ValueError: windows: expected a column of .*found 'entity'"),
+     r"{}:\d+: ibis.*IbisTypeError: Column 'entity' is not found in table"),
     ('views={"', 'views={"x', r"{}:\d+: ValueError: .*expected one of xmodule_\d+_features, found"),
     ('"max"', '"median"', r"{}:\d+: ValueError: .*expected one of count, .*found 'median'"),
     ('Window(None, "count"', 'Window("amont", "count"', r"{}:\d+: ValueError: .*'amont' is not"),
@@ -93,7 +93,7 @@ OF_MODULE = [
 BROKEN = f"module_{len(OF_MODULE) - 1}"
 OF_SUITE = [
     ('{"column": "amount", "type_"', '{"column": "amont", "type_"', "{}: .*expected a .*'amont'"),
-    ("{\n", "{,\n", "expectations/suite_1.json: cannot be read as a GX suite: Expecting prop"),
+    ("{\n", "{,\n", "expectations/suite_1.json: expected Great .*: Expecting prop"),
     ('of_type"', 'of_typ"', "expectations/suite_2.json: rule 3: .*of_typ not found"),
     ('"column": "event_id", "type_"', '"colum": "event_id", "type_"',
      "expectations/suite_3.json: rule 3: .*colum extra fields not permitted"),
@@ -103,7 +103,7 @@ OF_ROWS = [
     ("counted.before > 0", "counted.before > 3", r"{}: rows: label .*: \d+ of \d+ members of"),
     ('"last_event_us")],', '"last_event_us")], derived={"events_30d": _.events_30d.nullif(1)},',
      "{}: .*events_30d is null in "),
-    ('.cast("int64"))', '.cast("int64") * 2)', "{}: rows: label .*be_in_set"),
+    ('.cast("int64"))', '.cast("int64") * 2)', "{}: rows: label silent_30d: expected 0 or 1, f"),
     ('"amount": pa.float64()', '"amount": pa.int64()', "{}: rows: .*amount: expected int64, fo"),
     ('"event_ts": pa', '"web": pa.int64(), "event_ts": pa', "{}: rows: .*web: expected int64, fo"),
     ('[Field(name="as_of"', '[Field(name="cart", dtype=Int64), Field(name="as_of"',
@@ -201,9 +201,10 @@ def test_it_says_what_a_training_will_see(lines, project):
     assert all(100 < int(count.replace(",", "")) < 900 for count in counts)  # of 300 entities
 
 
-def test_without_a_source_it_says_how_to_set_one(lines):
-    remedy = "no source: set GYRE_SOURCES__PLAIN to files or address#table"
-    assert f"plain: ok; rows: not checked, {remedy}" in lines
+def test_without_a_source_it_says_how_to_set_one(lines, project):
+    line = "add the line GYRE_SOURCES__PLAIN=… (a file, or address#table)"
+    file = project.folder / ".gyre" / "gyre.env"
+    assert f"plain: ok; rows: not checked, plain: no source; {line} to {file}" in lines
 
 
 def test_a_module_that_cannot_be_imported_is_its_file_and_line_in_a_shell_too(project, lines):

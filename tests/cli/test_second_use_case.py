@@ -64,11 +64,14 @@ class Reader:
         self.start_program(opened, "serving", self.settings.serving_address)
 
     def start_program(self, opened, module, address):
+        log = self.settings.home / f"{module}.log"
+        opened.enter_context(self.running([sys.executable, "-m", module], log))
+        wait(address, lambda: answers(f"{address}/health/live"))
+
+    def running(self, command, log):
         project = {"GYRE_PROJECT": str(self.project), "GYRE_HOME": str(self.settings.home)}
         environment = self.environment | child_environment(self.settings) | project
-        log = self.settings.home / f"{module}.log"
-        opened.enter_context(running([sys.executable, "-m", module], log, **environment))
-        wait(address, lambda: answers(f"{address}/health/live"))
+        return running(command, log, **environment)
 
     def ask(self, body, path="/models/late_flight/predict"):
         return httpx.post(f"{self.settings.serving_address}{path}", json=body, timeout=60)

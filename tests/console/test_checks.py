@@ -12,14 +12,14 @@ import pytest
 from prometheus_client.samples import Sample
 
 from core.spec import load_spec
-from feature_repo.dataset_summary import DatasetSummary
-from feature_repo.freshness import Freshness
+from feature_repo.broker import ConsumerLag
+from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import RunPage
 from mlflow_server.records import DecisionRow, ModelRows
 from mlflow_server.window_details import WindowDetails
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading, read_all
-from monitoring.console.checks import Check, of_model, of_server
+from monitoring.console.checks import Check, of_events, of_model, of_server
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.status import ModelStatus
 from monitoring.serving_status import ServingStatus
@@ -51,7 +51,8 @@ def workers(*versions: str, role: str = "production") -> Reading[ServingStatus]:
 
 
 ROWS = ModelRows([LEDGER], [DECISION], {"nothing": DECISION.as_of}, [])
-FRESH = Freshness("orders", NOW - HOUR, NOW - 40 * HOUR, 48 * HOUR)
+FRESH = DatasetRecord("orders", NOW - HOUR, watermark=NOW - HOUR, newest=NOW - 40 * HOUR,
+                      silence=48 * HOUR)  # fmt: skip
 WELL = ModelStatus(
     SPEC, workers("2"), seen({"production": "2"}), seen([FRESH]), seen(ROWS),
     seen(RUN),
@@ -169,7 +170,9 @@ def test_without_serving_nobody_knows_what_is_in_production() -> None:
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, newest=NOW - 49 * HOUR)])),
          "features", False, "source is silent since 2026-11-18 11:00 UTC: 49 h, at most 48 h"),
         (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=None)])),
-         "features", None, "complete up to never"),
+         "features", None, "orders: nothing is ingested yet; run: gyre ingest orders"),
+        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=None, faults=["broken"])])),
+         "features", False, "broken"),
         (rows(alerts=[ALERT]), "alerts", False, "drift <of> 2 (3 times): bad bad"),
         (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}"}]), "alerts", True, "none open"),
         (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}", "delivered": False}]), "alerts",
@@ -195,6 +198,31 @@ def test_a_log_that_waits_for_the_disk_is_not_healthy() -> None:
     }  # fmt: skip
 
 
+def test_a_consumer_that_reads_and_processes_nothing_is_not_healthy() -> None:
+    lags = {
+        "orders": ConsumerLag(3, NOW - timedelta(seconds=61)),
+        "visits": ConsumerLag(2, NOW - timedelta(seconds=60)),
+        "carts": ConsumerLag(0, None),
+    }
+    consumer, *checks = of_events(seen(None), seen(lags), NOW)
+    assert (consumer.ok, consumer.remark) == (True, "reads the events")
+    assert [check.ok for check in checks] == [False, True, True]
+    late = "orders: a request has waited for the consumer for 61 s, at most 60 s are expected"
+    assert checks[0].remark == f"{late}; requests that wait: 3"
+    assert checks[0].since == NOW - timedelta(seconds=61)
+    assert checks[1].remark == "visits: requests that wait: 2"
+    samples = loop_metrics([], NOW, lags=lags).decode()
+    assert 'gyre_consumer_lag_seconds{dataset="orders"} 61.0' in samples
+    assert 'gyre_consumer_lag_entries{dataset="orders"} 3.0' in samples
+    assert 'gyre_consumer_lag_seconds{dataset="carts"} 0.0' in samples
+
+
+def test_without_redis_nothing_is_known_of_events() -> None:
+    away = Reading[Any](why="Redis: it does not answer")
+    for check in of_events(away, away, NOW):
+        assert (check.ok, check.remark) == (None, "unknown: Redis: it does not answer")
+
+
 def test_what_is_unknown_has_no_sample_and_what_is_not_a_number_is_none() -> None:
     told, model = loop_metrics([WELL], NOW).decode(), f'model="{SPEC.name}"'
     assert f'gyre_drift_psi{{feature="lifetime_value",{model}}} NaN' in told
@@ -218,9 +246,9 @@ def test_quantiles_of_the_newest_window_stand_beside_those_of_the_reference() ->
 
 
 def test_data_quality_is_a_share_of_rows_and_unknown_without_any() -> None:
-    well = DatasetSummary("orders", NOW, {NOW.date(): 95}, {"rule": 5}, NOW, False, "stopped")
-    new = DatasetSummary("visits", NOW, {}, {})
-    told = loop_metrics([], NOW, [well, new]).decode()
+    stopped = DatasetRecord("orders", NOW, rows={NOW.date(): 95}, quarantined={"rule": 5},
+                            validated=NOW, passed=False)  # fmt: skip
+    told = loop_metrics([], NOW, [stopped, DatasetRecord("visits")]).decode()
     assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in told
     assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in told
     assert "visits" not in told

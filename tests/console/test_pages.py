@@ -11,7 +11,7 @@ from typing import Any
 import psutil
 import pytest
 
-from feature_repo.freshness import recorded_freshness
+from feature_repo.dataset_record import read_record
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
@@ -33,7 +33,7 @@ def test_the_first_page_names_the_model_and_what_is_wrong(
     assert "by test: because" in page
     assert "bad: said to &lt;nobody&gt;; not delivered yet" in page
     assert "drift): total_orders_30d: PSI 0.31" in page
-    assert recorded_freshness(rig.settings, "orders", "")[0].watermark is not None
+    assert read_record(rig.settings, "orders").watermark is not None
     assert "model customer_churn_model" in page  # as a worker says it
     assert "<script" not in page
     answer = console.client.get("/")

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import re
+import sys
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -10,13 +12,16 @@ from html import unescape
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from redis import Redis
 
+from feature_repo.broker import EventSchema, Stream
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.records import DecisionRow, Records
 from mlflow_server.tracking import Tracking
 from monitoring.console.advice import problems
 from monitoring.console.checks import Check
-from tests.conftest import unused_port, wait_until
+from stack.environment import process_environment
+from tests.conftest import running, unused_port, wait_until
 from tests.console.year import fill_dataset
 from tests.faults.test_broken_model import other_inputs
 from tests.faults.test_console import console
@@ -30,6 +35,13 @@ if TYPE_CHECKING:
     from core.settings import Settings
 
 NAME = "customer_churn_model"
+IMPATIENT = """
+import runpy
+from monitoring.console import event_alerts
+
+event_alerts.WATCH_SECONDS = 0.1
+runpy.run_module("monitoring.console", run_name="__main__")
+"""
 
 
 @dataclass
@@ -94,6 +106,10 @@ def stands_still(night: Night) -> None:
     fill_dataset(night.settings, "orders", night.now, late=6)
 
 
+def fails(night: Night) -> None:
+    night.undo.enter_context(late_events(night.settings))
+
+
 def dies(night: Night) -> None:
     night.consumer.close()
 
@@ -132,9 +148,27 @@ SAID = {
     stands_still: ("Ingest of orders stands still", "6 h, at most 2 h", "/dags/ingest/runs"),
     drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
     fails_its_gates: ("was refused by its gates", "log_loss better_than_trivial", "#versions"),
+    fails: ("Events of late wait", "a request has waited for the consumer", "gyre logs consumer"),
     # Last: the consumer stays dead.
-    dies: ("Events are not processed", "no consumer reads the events since", "gyre logs consumer"),
+    dies: ("Events are not processed", "windows that end go online with", "gyre logs consumer"),
 }
+
+
+@contextmanager
+def late_events(settings: Settings) -> Iterator[None]:
+    """A dataset with a request that a consumer has read, and has not processed for an hour."""
+    schema = EventSchema(dataset="late", columns={}, required=[], event_time="at")
+    hour_ago = int((datetime.now(UTC) - timedelta(hours=1)).timestamp() * 1000)
+    with (
+        closing(Stream(settings, "test")) as stream,
+        Redis.from_url(settings.redis_address) as redis,
+    ):
+        stream.declare(schema)
+        redis.xadd("gyre:events:late", {"events": "[]"}, id=f"{hour_ago}-0")
+        stream.read("late")
+        yield
+        redis.delete("gyre:events:late")
+        redis.hdel("gyre:events", "late")
 
 
 @contextmanager
@@ -167,6 +201,27 @@ def test_the_start_page_names_the_fault_first_and_says_what_to_do(
     fault(night)
     with pages(night) as client:
         wait_until("word of it", is_named)
+
+
+def test_events_that_wait_are_alerted_of_once_while_they_wait(night: Night) -> None:
+    """By the console's program, which looks more often here than once a minute."""
+    settings = night.settings.model_copy(update={"console_port": unused_port()})
+    command = [sys.executable, "-c", IMPATIENT]
+    log = settings.home / "logs" / "alerts.log"
+
+    def times_seen() -> int:
+        with closing(Records(settings)) as records:
+            return sum(alert["count"] for alert in records.alerts("late"))
+
+    with (
+        late_events(settings),
+        running(command, settings.home / "console.log", **process_environment(settings)),
+    ):
+        wait_until("three looks", lambda: times_seen() >= 3)
+    (line,) = log.read_text().splitlines()
+    alert = json.loads(line)
+    assert (alert["model"], alert["cause"]) == ("late", "events wait")
+    assert alert["message"].startswith("late: a request has waited for the consumer for 3")
 
 
 def test_of_several_faults_the_worst_is_first(night: Night) -> None:

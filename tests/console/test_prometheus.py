@@ -19,6 +19,8 @@ import pytest
 import yaml
 
 from core.settings import PROJECT
+from feature_repo.broker import Stream, event_schema
+from feature_repo.datasets import load_dataset
 from mlflow_server.records import Records
 from stack.processes import Program, end_stack, render, start
 from tests.conftest import running, unused_port, wait_until
@@ -106,6 +108,8 @@ def prometheus(
 ) -> Any:
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
+    with closing(Stream(rig.settings, "test")) as stream:
+        stream.declare(event_schema(load_dataset("orders"), set()))
     config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), "2s")
     (scrape,) = config["scrape_configs"]

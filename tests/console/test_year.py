@@ -96,7 +96,7 @@ def test_without_runs_every_page_says_what_is_missing(tmp_path: Path) -> None:
             assert timed(client, path)[1] < at_most(WITHIN), path
         for path, said in (
             ("/", "none in production"), ("/", "no monitoring run yet"),
-            ("/", "no ingest of orders has ended yet"),
+            ("/", "orders: nothing is ingested yet; run: gyre ingest orders"),
             (f"/status/{SPEC.name}", "no row yet"),
             (f"/status/{SPEC.name}", "no monitoring run of these days"),
             (f"/status/{SPEC.name}", "has stored it yet"),

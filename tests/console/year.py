@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 import sqlalchemy as sql
 
+from core.files import replace_file
 from core.settings import Settings
 from core.spec import ModelSpec, load_specs
-from feature_repo.dataset_summary import DAYS, SUMMARY, DatasetSummary
-from feature_repo.freshness import FRESHNESS, Freshness
+from feature_repo.dataset_record import DAYS, RECORD, DatasetRecord, record_file
 from mlflow_server.ledger import TABLE, Ledger, LedgerRow
 from mlflow_server.records import ALERTS, DECISIONS, WINDOWS, Records
 from mlflow_server.window_details import (
@@ -154,18 +154,21 @@ def fill(settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS)
 def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) -> None:
     """Leave what an ingest does; its features are complete up to `late` hours ago."""
     watermark = now - timedelta(hours=late)
-    fresh = Freshness(name, watermark, watermark, timedelta(hours=48))
     days = {(now - timedelta(days=n)).date(): 900 + 70 * (n % 7) for n in range(DAYS) if n != 4}
     rules = {"expect_column_values_to_be_between (quantity)": 12, "not null (customer_id)": 3}
-    remark = "2 rows are older than 400 days"
-    summary = DatasetSummary(name, now, days, rules, now, True, remark)
-    for folder, adapter, value in (
-        ("freshness", FRESHNESS, fresh),
-        ("datasets", SUMMARY, summary),
-    ):
-        path = Path(str(settings.reports)) / folder / f"{name}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(adapter.dump_json(value))
+    record = DatasetRecord(
+        dataset=name,
+        as_of=now,
+        watermark=watermark,
+        newest=watermark,
+        silence=timedelta(hours=48),
+        rows=days,
+        quarantined=rules,
+        delivery_rules=("expect_column_values_to_be_unique(order_id)",),
+        validated=now,
+        remark="2 rows are older than 400 days",
+    )
+    replace_file(record_file(settings, name), RECORD.dump_json(record))
 
 
 if __name__ == "__main__":

@@ -192,6 +192,14 @@ def test_a_bad_setting_is_named_with_its_variable(monkeypatch):
         load_settings()
 
 
+def test_a_redis_that_feast_cannot_address_is_refused(monkeypatch):
+    monkeypatch.setenv("GYRE_REDIS_URL", "redis://[::1]:6379/0")
+    with pytest.raises(
+        SettingsError, match=r"GYRE_REDIS_URL: .*expected a name or an IPv4 address"
+    ):
+        load_settings()
+
+
 def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_path):
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     monkeypatch.setenv("GYRE_SOURCES__ORDERS", "orders.csv")
@@ -201,5 +209,5 @@ def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_p
     assert settings.redis_address == "rediss://user:s%40cret@redis.example:6380/2"
     assert feast_connection(settings, 0.05) == (
         "redis.example:6380,db=2,socket_timeout=0.05,socket_connect_timeout=0.05,ssl=true,"
-        "username=user,password=s@cret"
+        'username="user",password="s@cret"'
     )

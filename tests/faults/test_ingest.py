@@ -36,7 +36,7 @@ INGEST = """
 import json, os, signal, sys
 from datetime import datetime
 import great_expectations, ibis.backends.duckdb, feast.repo_operations
-import feature_repo.extensions.engine, feature_repo.extensions.offline
+import feature_repo.extensions.offline, feature_repo.refresh
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest
 from core.settings import Settings

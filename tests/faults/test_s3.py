@@ -15,9 +15,10 @@ import pytest
 
 from core.errors import DataError, RegistryError
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table, view_files
+from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.source import pull
+from feature_repo.views import view_files
 from mlflow_server.registry import Registry
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings, redis_server, wait_until
 from tests.s3 import s3_server

@@ -43,6 +43,7 @@ class Snapshot:
     def __init__(self, settings: Settings, name: str) -> None:
         self.settings = settings
         self.folder = settings.home / name
+        shutil.rmtree(self.folder, ignore_errors=True)  # of another module's fixture
         for folder in self.FOLDERS:
             if (settings.home / folder).exists():
                 shutil.copytree(settings.home / folder, self.folder / folder, symlinks=True)

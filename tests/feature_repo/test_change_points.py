@@ -1,4 +1,4 @@
-"""Feature rows against brute force from the orders themselves, at any moment."""
+"""The shipped features and label of orders, at single moments."""
 
 from __future__ import annotations
 
@@ -7,89 +7,77 @@ from datetime import UTC, datetime, timedelta
 import ibis
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from feature_repo.datasets.orders import D90, D180, FEATURES, churned_90d
+from feature_repo.engines import newest_rows
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
 
 # Days and microseconds beside them, so that window edges, ties and same-day orders are common.
 moments = st.builds(
-    lambda day, tick: BEGIN + timedelta(days=day) + tick * TICK,
+    lambda day, tick: BEGIN + day * DAY + tick * TICK,
     st.integers(0, 240),
     st.sampled_from([0, 0, 0, 1, -1, 43_200_000_000]),
 )
-histories = st.lists(
-    st.lists(
-        st.tuples(moments, st.sampled_from([0.0, 0.01, 14.96, 1286.01])), min_size=1, max_size=8
-    ),
-    min_size=1,
-    max_size=40,
+
+
+def orders_table(*orders: tuple[int, datetime, float]) -> ibis.Table:
+    schema = {"customer_id": pa.int64(), "order_ts": TIME, "dollar_value": pa.float64()}
+    rows = [dict(zip(schema, order, strict=True)) for order in orders]
+    known = [row | {"ingested_at": row["order_ts"]} for row in rows]
+    return ibis.memtable(pa.Table.from_pylist(known, pa.schema(schema | {"ingested_at": TIME})))
+
+
+def microseconds(at: datetime) -> int:
+    return int((at - datetime(1970, 1, 1, tzinfo=UTC)) / TICK)
+
+
+@pytest.mark.parametrize(
+    ("day", "expected"),
+    [
+        (29.9, {"total_orders_30d": 2, "total_orders_90d": 2, "total_spend_30d": 15.0}),
+        (30, {"total_orders_30d": 1, "total_orders_90d": 2, "total_spend_30d": 5.0}),
+        (90, {"total_orders_30d": 0, "total_orders_90d": 1, "total_spend_90d": 5.0}),
+        (200, {"total_orders_90d": 0, "total_spend_90d": 0.0, "lifetime_value": 15.0}),
+    ],
 )
+def test_windows_of_the_shipped_features_end_to_the_microsecond(day, expected):
+    orders = orders_table((1, BEGIN, 10.0), (1, BEGIN + 20 * DAY, 5.0), (2, BEGIN, 7.0))
+    at = BEGIN + day * DAY
+    rows = FEATURES(orders).to_pyarrow().to_pylist()
+    past = [row for row in rows if row["customer_id"] == 1 and row["event_timestamp"] <= at]
+    value = max(past, key=lambda row: row["event_timestamp"])
+    expected |= {
+        "lifetime_orders": 2,
+        "avg_order_value": 7.5,
+        "customer_segment": "repeat",
+        "first_order_us": microseconds(BEGIN),
+        "last_order_us": microseconds(BEGIN + 20 * DAY),
+    }
+    assert {name: value[name] for name in expected} == expected
 
 
-ibis.get_backend().raw_sql("SET TimeZone = 'UTC'")
-
-
-def orders_table(customers: list[list[tuple[datetime, float]]]) -> ibis.Table:
-    rows = [(n, at, amount) for n, history in enumerate(customers, 1) for at, amount in history]
-    return ibis.memtable(
-        pa.table(
-            {
-                "customer_id": pa.array([row[0] for row in rows], pa.int64()),
-                "order_ts": pa.array([row[1] for row in rows], TIME),
-                "dollar_value": pa.array([row[2] for row in rows], pa.float64()),
-                "ingested_at": pa.array([row[1] for row in rows], TIME),
-            }
-        )
-    )
-
-
-def brute_force(history: list[tuple[datetime, float]], at: datetime) -> dict[str, object]:
-    past = [order for order in history if order[0] <= at]
-    value: dict[str, object] = {}
-    for days in (30, 90):
-        window = [amount for when, amount in past if when > at - timedelta(days=days)]
-        value[f"total_orders_{days}d"] = len(window)
-        value[f"total_spend_{days}d"] = pytest.approx(sum(window), rel=1e-9)
-    total = sum(amount for _, amount in past)
-    value["lifetime_orders"] = len(past)
-    value["lifetime_value"] = pytest.approx(total, rel=1e-9)
-    value["avg_order_value"] = pytest.approx(total / len(past), rel=1e-9)
-    value["customer_segment"] = "new" if len(past) == 1 else "repeat" if len(past) < 5 else "loyal"
-    value["last_order_us"] = int((max(past)[0] - datetime(1970, 1, 1, tzinfo=UTC)) / TICK)
-    value["first_order_us"] = int((min(past)[0] - datetime(1970, 1, 1, tzinfo=UTC)) / TICK)
-    return value
-
-
-@settings(max_examples=15, deadline=None)
-@given(histories, st.lists(moments, min_size=1, max_size=5))
-def test_the_newest_row_at_any_moment_is_the_value_from_the_orders(customers, asked):
-    rows = FEATURES(orders_table(customers)).to_pyarrow().to_pylist()
-    by_customer: dict[int, list[dict[str, object]]] = {}
-    for row in sorted(rows, key=lambda row: row["event_timestamp"]):
-        by_customer.setdefault(row["customer_id"], []).append(row)
-    for customer, history in enumerate(customers, 1):
-        edges = [when + timedelta(days=d) + tick for when, _ in history
-                 for d in (0, 30, 90) for tick in (-TICK, timedelta(0), TICK)]  # fmt: skip
-        for at in [*asked, *edges]:
-            known = [r for r in by_customer[customer] if r["event_timestamp"] <= at]
-            if not known:
-                assert not [order for order in history if order[0] <= at]
-                continue
-            expected = brute_force(history, at)
-            assert {name: known[-1][name] for name in expected} == expected
-
-
-def test_rows_of_one_instant_are_one_row():
-    at = BEGIN
-    rows = FEATURES(orders_table([[(at, 1.0), (at, 2.0)]])).to_pyarrow().to_pylist()
-    first = [row for row in rows if row["event_timestamp"] == at]
-    assert len(first) == 1
-    assert first[0]["total_spend_30d"] == 3.0
+def test_of_rows_of_one_time_the_newest_is_the_one_created_last():
+    days = [("a", 1, 2, "old"), ("a", 3, 3, "late"), ("a", 3, 1, "tie"), ("a", 9, 9, "ahead"),
+            ("b", 4, 4, "exact")]  # fmt: skip
+    rows = [
+        {
+            "key": key,
+            "event_timestamp": BEGIN + at * DAY,
+            "created": BEGIN + made * DAY,
+            "name": name,
+        }
+        for key, at, made, name in days
+    ]
+    newest = newest_rows(ibis.memtable(pa.Table.from_pylist(rows)), ["key"], BEGIN + 4 * DAY)
+    assert {(row["key"], row["name"]) for row in newest.to_pyarrow().to_pylist()} == {
+        ("a", "late"),
+        ("b", "exact"),
+    }
 
 
 @pytest.mark.parametrize(
@@ -105,8 +93,8 @@ def test_rows_of_one_instant_are_one_row():
     ],
 )
 def test_churn_is_no_order_within_the_horizon_of_those_active_before(orders, label):
-    snapshot = BEGIN + timedelta(days=200)
-    table = orders_table([[(snapshot + offset, 1.0) for offset in orders]])
+    snapshot = BEGIN + 200 * DAY
+    table = orders_table(*((1, snapshot + offset, 1.0) for offset in orders))
     snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array([snapshot], TIME)}))
     rows = churned_90d(table, snapshots).to_pyarrow().to_pylist()
     assert [row["label"] for row in rows] == ([] if label is None else [label])

@@ -14,16 +14,18 @@ import pytest
 from pydantic import ValidationError
 from redis import Redis
 
-from core.errors import DataError, FeaturesUnavailableError
+from core.errors import DataError
 from core.spec import load_spec
 from feature_repo import consumer
 from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, raw_table, view_files
+from feature_repo.features import connect, raw_table
 from feature_repo.forgotten import Key
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
+from feature_repo.validation import Validation
+from feature_repo.views import view_files
 from monitoring.forget import forget
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot, online_reader
@@ -164,7 +166,7 @@ def test_what_comes_again_later_than_its_correction_changes_nothing(shop):
     entries = shop.stream.read("orders")
     shop.receives(AS_OF + 2 * MINUTE, corrected)
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 3.0)]
-    rows = shop.consumer._parsed(entries[0])
+    rows = shop.consumer._parse(entries[0])
     shop.consumer._land(rows)
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 3.0)]
     assert shop.spent(1) == 8.0
@@ -257,7 +259,8 @@ def test_entries_that_are_no_events_go_to_quarantine_once_and_hold_up_nobody(sho
 
 def test_an_entry_that_no_expression_can_take_is_set_aside_and_the_others_land(shop, monkeypatch):
     """Beyond decimal(18, 6); the suite that is shipped would stop it before."""
-    monkeypatch.setattr(shop.consumer._rules, "broken", lambda *_: {})
+    passed = Validation([], [], {}, {})
+    monkeypatch.setattr(shop.consumer._rules, "validate", lambda *_: passed)
     for n in range(2, 9):
         shop.sends(AS_OF + n * MINUTE, order(n, n, AS_OF, 1e30 if n == 5 else 2.0))
     shop.consumes()
@@ -281,6 +284,19 @@ def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeyp
     assert shop.spent(1) == 7.0
 
 
+def test_a_batch_that_fails_again_and_again_is_set_aside_row_by_row(shop, monkeypatch):
+    monkeypatch.setattr(consumer, "MAX_TRIES", 2)
+    shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), order(3, 1, AS_OF, 2.0))
+    with monkeypatch.context() as broken:
+        broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
+        steps = [shop.consumer.step() for _ in range(3)]
+    assert steps == [False, False, True]
+    assert [json.loads(row["row"])["order_id"] for row in shop.set_aside()] == [2, 3]
+    assert "no_column" in shop.set_aside()[0]["rules"]
+    shop.receives(AS_OF + 2 * MINUTE, order(4, 1, AS_OF, 2.0))
+    assert (shop.spent(1), shop.waiting()) == (7.0, 0)
+
+
 def test_before_the_first_ingest_events_wait(applied, tmp_path):
     shop = Shop(applied, tmp_path / "orders.parquet")
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
@@ -297,8 +313,7 @@ def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_on
     shop.stream.declare(shop.consumer.schema)
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
     assert shop.raw() == [(1, 1, 5.0), (2, 1, 2.0)]
-    with pytest.raises(FeaturesUnavailableError, match="gyre ingest"):
-        online_reader(shop.settings, SPEC.feature_service, SPEC.features).ping()
+    assert shop.redis.keys("gyre:online:*") == []
     shop.ingest(LATER)
     assert shop.spent(1) == 7.0
 

@@ -44,12 +44,12 @@ def test_a_value_is_found_in_json_however_it_is_written_and_no_other_is(tmp_path
 def test_rows_of_who_was_forgotten_are_kept_out_and_the_file_names_nobody(tmp_path, value):
     settings, key = new_settings(tmp_path), Key("customer_id", value)
     rows = pa.table({"customer_id": [value, type(value)(5), None], "n": [1, 2, 3]})
-    assert forgotten(settings).others(rows) == rows
+    assert forgotten(settings).without(rows) == rows
     keep_out(settings, Key("customer_id", type(value)(77)))
     keep_out(settings, key)
     known = forgotten(settings)
-    assert known.others(rows)["n"].to_pylist() == [2, 3]
-    assert known.others(rows.drop_columns("customer_id")).num_rows == 3
+    assert known.without(rows)["n"].to_pylist() == [2, 3]
+    assert known.without(rows.drop_columns("customer_id")).num_rows == 3
     assert (known.has({"customer_id": value}), known.has({"store_id": value})) == (True, False)
     assert not re.search(rf'"{re.escape(str(value))}"', forgotten_file(settings).read_text())
     table = Table(settings, "values", rows.schema)

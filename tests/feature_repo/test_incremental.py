@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
+import dataclasses
 import shutil
-import subprocess
-import sys
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
@@ -17,18 +15,11 @@ from hypothesis import strategies as st
 
 from core.errors import DataError
 from core.locks import one_writer
-from core.settings import PROJECT
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import (
-    connect,
-    news,
-    note_online,
-    view_address,
-    view_files,
-    write_views,
-)
+from feature_repo.features import connect
 from feature_repo.ingest import ingest, raw_table
+from feature_repo.views import view_address, view_files, write_views
 from tests.conftest import AS_OF, new_settings
 
 ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
@@ -102,26 +93,39 @@ def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
     assert 3 <= len(kept) < len(after)  # the order of 300 days ago and its expiries
 
 
+def test_columns_in_another_order_are_the_same_view(tmp_path):
+    settings = new_settings(tmp_path)
+    write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
+    before = {*view_files(settings, VIEW)}
+
+    def reversed_columns(rows):
+        values = ORDERS.views[VIEW](rows)
+        return values.select(reversed(values.columns))
+
+    written_again = dataclasses.replace(ORDERS, views={VIEW: reversed_columns})
+    raw = land(settings, [(3, 1, 0, 1.0)], 1)
+    write_views(settings, written_again, raw)
+    assert before & {*view_files(settings, VIEW)}
+    expected = rebuilt(settings, raw)
+    assert rows_of(settings).select(expected.column_names).equals(expected)
+
+
 def test_files_put_together_change_nothing(tmp_path):
     settings = new_settings(tmp_path)
     for key in range(4):
         raw = land(settings, [(key, 1, key, 1.0)], 0)
         write_views(settings, ORDERS, raw)
-    note_online(settings, ORDERS)
     raw._open().optimize.compact()
     assert len(raw.files()) == 1
     write_views(settings, ORDERS, raw)
-    assert not news(settings, ORDERS, raw).num_rows
     assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
 def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_full(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
-    note_online(settings, ORDERS)
     raw = land(settings, [(1, 3, 5, 1.0)], 1)
     raw._open().vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
-    assert news(settings, ORDERS, raw) is None
     write_views(settings, ORDERS, raw)
     assert rows_of(settings).equals(rebuilt(settings, raw))
     raw.path.rename(raw.path.with_name("gone"))
@@ -140,21 +144,6 @@ def test_a_view_whose_rows_were_deleted_is_computed_again(tmp_path):
     assert rows_of(settings).num_rows == 3
 
 
-def test_news_are_what_came_and_went_since_noted(tmp_path):
-    settings = new_settings(tmp_path)
-    raw = land(settings, [(1, 1, 9, 1.0)], 0)
-    assert news(settings, ORDERS, raw) is None
-    write_views(settings, ORDERS, raw)
-    note_online(settings, ORDERS)
-    assert not news(settings, ORDERS, raw).num_rows
-    land(settings, [(2, 1, 3, 1.0)], 1)
-    raw = land(settings, [(1, 2, 2, 1.0)], 2)
-    found = news(settings, ORDERS, raw).select(["order_id", "customer_id", "gone"]).to_pylist()
-    assert sorted(tuple(row.values()) for row in found) == [
-        (1, 1, True), (1, 2, False), (2, 1, False),
-    ]  # fmt: skip
-
-
 def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
     settings = new_settings(tmp_path)
     monkeypatch.setattr("core.locks.SECONDS", 0.2)
@@ -162,22 +151,3 @@ def test_a_second_ingest_waits_and_says_so(tmp_path, monkeypatch):
         second = other.submit(ingest, settings, "orders", AS_OF)
         with pytest.raises(DataError, match="orders: another writer"):
             second.result()
-
-
-DROPPING = """
-import pyarrow as pa
-from feature_repo.features import _sql
-
-rows = pa.schema([(name, pa.int64()) for name in "abcdefghijklmnop"])
-print(_sql(lambda raw: raw.distinct().drop("b", "c", "d").distinct(), rows))
-"""
-
-
-def test_an_expression_is_the_same_one_in_every_process():
-    def said(seed):  # a set of b, c and d has another order with each of the two
-        own = os.environ | {"PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", DROPPING]
-        done = subprocess.run(command, env=own, cwd=PROJECT, capture_output=True, check=True)
-        return done.stdout
-
-    assert said("1") == said("4")

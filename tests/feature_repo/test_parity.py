@@ -11,10 +11,10 @@ import pytest
 
 from core.errors import DataError
 from feature_repo.datasets import load_dataset
-from feature_repo.features import view_files
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity, same
 from feature_repo.store import open_store
+from feature_repo.views import view_files
 
 ORDERS = load_dataset("orders")
 SERVICE = "customer_churn_v1"

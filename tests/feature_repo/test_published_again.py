@@ -2,29 +2,29 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
+
 from feast import FeatureView
+from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.datasets import load_dataset
-from feature_repo.freshness import freshness
 from feature_repo.ingest import ingest
 from feature_repo.store import FeatureStore, open_store
-from tests.feature_repo.test_online_store import key
 
 SERVICE = "customer_churn_v1"
 
 
-def test_a_view_published_again_has_no_values_of_before(small, as_of):
+def test_a_view_published_again_and_materialized_by_hand_has_no_values_of_before(small, as_of):
     ingest(small, "orders", as_of)
     store, gone = open_store(small, 60), 999_999  # a customer of whom no order is known
     shipped, online = (
         store.get_feature_view("customer_features"),
         store._get_provider().online_store,
     )
+    key = EntityKey(join_keys=["customer_id"], entity_values=[Value(int64_val=gone)])
     values = {"lifetime_orders": Value(int64_val=7)}
-    online.online_write_batch(
-        store.config, shipped, [(key(customer_id=gone), values, as_of, None)], None
-    )
+    online.online_write_batch(store.config, shipped, [(key, values, as_of, None)], None)
 
     def orders(customer):
         rows = [{"customer_id": customer}]
@@ -33,20 +33,17 @@ def test_a_view_published_again_has_no_values_of_before(small, as_of):
 
     store.apply([], objects_to_delete=[shipped], partial=False)
     published_again = FeatureView.from_proto(shipped.to_proto())
-    published_again.materialization_intervals = []
+    published_again.materialization_intervals = [(as_of, as_of + timedelta(days=1))]
     store.apply(published_again)
     assert orders(gone) == [7]
-    assert freshness(small, "orders").not_built == (
-        "customer_features: applied, not built (never brought online); run: gyre ingest orders",
-    )
     before = orders(4)
     ingest(small, "orders", as_of)
     assert (orders(gone), orders(4)) == ([None], before)
-    assert freshness(small, "orders").not_built == ()
+    assert FeatureStore(small).not_built(load_dataset("orders")) == []
 
 
 def test_ingest_and_the_shipped_definitions_again_are_no_change(small, as_of):
-    before = FeatureStore(small).definition_hash(SERVICE)
+    before = FeatureStore(small).definitions(SERVICE)
     ingest(small, "orders", as_of)
-    assert FeatureStore(small).watermark(load_dataset("orders")) == as_of
-    assert FeatureStore(small).definition_hash(SERVICE) == before
+    assert FeatureStore(small).online_until(load_dataset("orders")) == as_of
+    assert FeatureStore(small).definitions(SERVICE) == before

@@ -13,8 +13,10 @@ import pytest
 from core.spec import load_spec
 from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
-from feature_repo.features import raw_table, view_files, write_views
+from feature_repo.features import raw_table
+from feature_repo.refresh import refresh_online
 from feature_repo.store import FeatureStore, open_store
+from feature_repo.views import view_files, write_views
 from tests.conftest import wait_until
 from tests.feature_repo.conftest import online_reader
 from tests.feature_repo.test_ingest import DAY, Shop, order
@@ -82,7 +84,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     shop.has(*orders_of(as_of, 10.0))
     shop.ingest(as_of)
     names = ["total_spend_30d", "total_spend_90d", "lifetime_value"]
-    plain, store = open_store(shop.settings, 60), FeatureStore(shop.settings)
+    plain = open_store(shop.settings, 60)
     reader = online_reader(shop.settings, SPEC.feature_service, names)
     rows = [{"customer_id": customer} for customer in CUSTOMERS]
 
@@ -102,7 +104,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     with looped(by_feast, by_us, watermark) as (failed, _):
         for turn in range(4):
             written(shop.settings, as_of, 10.0 * (1 + turn % 2))
-            store.materialise(ORDERS, as_of, rewrite=True)
+            refresh_online(shop.settings, ORDERS, raw_table(shop.settings, ORDERS), as_of)
             assert not failed, failed
     reader.close()
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from dataclasses import replace
 from datetime import date, timedelta
-from itertools import count, pairwise
-from threading import Event, Thread
+from itertools import pairwise
 
 import duckdb
 import pyarrow as pa
@@ -94,37 +93,18 @@ def test_a_source_that_is_not_there_is_named_without_its_password(tmp_path):
     assert "secret" not in str(refused.value)
 
 
+def test_a_dataset_without_a_source_is_told_the_line_and_the_file_to_add_it_to(tmp_path):
+    settings = new_settings(tmp_path)
+    returns = replace(ORDERS, name="returns", shipped=None)
+    with pytest.raises(DataError) as refused:
+        pull(settings, returns, AS_OF)
+    assert "returns: no source; add the line GYRE_SOURCES__RETURNS=…" in str(refused.value)
+    assert str(refused.value).endswith(f"to {tmp_path / 'gyre.env'}")
+    shared = replace(returns, rows_of="orders")
+    with pytest.raises(DataError, match="returns: no source; add the line GYRE_SOURCES__ORDERS=…"):
+        pull(settings, shared, AS_OF)
+
+
 def test_a_dataset_that_is_not_there_gets_the_list_of_those_there_are():
     with pytest.raises(DataError, match="has orders"):
         load_dataset("returns")
-
-
-def test_of_a_file_that_is_being_written_no_half_row_is_taken(tmp_path):
-    """What was read is whole rows, or the file is refused."""
-    file, amounts = tmp_path / "orders.csv", set[float]()
-    settings = new_settings(tmp_path).model_copy(update={"sources": {"orders": str(file)}})
-    file.write_text(",".join(ORDERS.schema.names) + "\n")
-    done = Event()
-
-    def write():
-        with file.open("ab", buffering=0) as out:
-            for number in count():
-                for part in (f"{number},1,2026-11-02T10:30:00Z,2,2", "4.90\n"):
-                    out.write(part.encode())
-                    if done.wait(0.002):
-                        return
-
-    writer = Thread(target=write)
-    writer.start()
-    try:
-        for _ in range(12):
-            with suppress(DataError):
-                amounts |= {*pull(settings, ORDERS, AS_OF)["dollar_value"].to_pylist()}
-    finally:
-        done.set()
-        writer.join()
-    with file.open("a") as out:
-        out.write("\n1,1,2026-11-02T10:30:00Z,2,2")
-    with pytest.raises(DataError, match="the last line has no end"):
-        pull(settings, ORDERS, AS_OF)
-    assert amounts <= {24.9}

@@ -19,27 +19,20 @@ import pytest
 from hypothesis import given
 from hypothesis import settings as hypothesis_settings
 
-from core.errors import DataError
 from core.settings import PROJECT, Settings
 from feature_repo.datasets import load_dataset
 from feature_repo.datasets.orders import FEATURES, churned_90d
 from feature_repo.engines import open_engine
-from feature_repo.features import labels, open_raw, view_files, write_views
+from feature_repo.features import labels, open_raw
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
 from feature_repo.store import FeatureStore
+from feature_repo.views import view_files, write_views
 from tests.conftest import AS_OF, new_settings, wait_until
 from tests.feature_repo import test_windows
-from tests.feature_repo.test_change_points import TIME, histories, moments, orders_table, st
+from tests.feature_repo.test_change_points import TIME, moments, orders_table, st
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
-from tests.feature_repo.test_offline_store import (
-    REFS,
-    definitions,
-    entity_rows,
-    same_frames,
-    stores,
-    stores_with_aliases,
-)
+from tests.feature_repo.test_offline_store import both_stores, entity_rows, same_frames
 from tests.preloaded import commands_folder
 
 pytestmark = [
@@ -117,13 +110,20 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
     assert (report.entities, report.differences) == (min(customers, 23_570), 0)
 
 
+orders = st.lists(
+    st.tuples(st.integers(1, 40), moments, st.sampled_from([0.0, 0.01, 14.96, 1286.01])),
+    min_size=1,
+    max_size=200,
+)
+
+
 @pytest.mark.nightly
 @hypothesis_settings(max_examples=4, deadline=None)
-@given(histories, st.lists(moments, min_size=1, max_size=5, unique=True))
-def test_rows_and_labels_of_any_history_are_those_of_duckdb(spark, customers, asked):
-    orders = orders_table(customers)
-    snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array(asked, TIME)}))
-    for rows in (FEATURES(orders), churned_90d(orders, snapshots)):
+@given(orders, st.lists(moments, min_size=1, max_size=5, unique=True))
+def test_rows_and_labels_of_any_orders_are_those_of_duckdb(spark, orders, times):
+    table = orders_table(*orders)
+    snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array(times, TIME)}))
+    for rows in (FEATURES(table), churned_90d(table, snapshots)):
         order = [(name, "ascending") for name in ("customer_id", "event_timestamp")]
         ours, theirs = spark.connection.to_pyarrow(rows), rows.to_pyarrow()
         assert ours.sort_by(order).equals(theirs.cast(ours.schema).sort_by(order))
@@ -160,19 +160,20 @@ def test_an_engine_goes_on_where_the_other_left(tmp_path):
 @pytest.mark.parametrize("ttl", [timedelta(0), timedelta(days=3)])
 def test_random_frames_are_the_stock_stores(tmp_path, created, ttl):
     rng = np.random.default_rng([11, created])
-    both = list(stores(tmp_path, definitions(tmp_path, rng, ttl, created=created), ours=SPARK))
-    rows = same_frames(both, entity_rows(rng, 400), features=REFS, full_feature_names=True)
+    stores = both_stores(tmp_path, rng, ttl, created=created, kind=SPARK)
+    rows = same_frames(stores, entity_rows(rng, 400), full_feature_names=True)
     assert 0.1 < np.mean([row["of_customer__count"] is not None for row in rows]) < 0.95
 
 
 @pytest.mark.nightly
 def test_on_demand_views_aliases_and_cuts_by_created_time_are_the_stock_stores(tmp_path):
-    both, entities, service, aliased = stores_with_aliases(tmp_path, ours=SPARK)
-    rows = same_frames(both, entities, features=service)
+    rng = np.random.default_rng(8)
+    stores = both_stores(tmp_path, rng, timedelta(days=5), kind=SPARK)
+    entities = entity_rows(rng, 300)
+    rows = same_frames(stores, entities, "plain")
     assert any(row["sum"] is not None for row in rows)
-    same_frames(both, entities, features=aliased, full_feature_names=True)
-    asked = {"features": REFS[:2], "filter_by_created_timestamp": True}
-    same_frames(both, entity_rows(np.random.default_rng(8), 100), **asked)
+    same_frames(stores, entities, "aliased", full_feature_names=True)
+    same_frames(stores, entities, full_feature_names=True, filter_by_created_timestamp=True)
 
 
 @pytest.mark.nightly
@@ -203,16 +204,16 @@ def started() -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=PROJECT, env=here, text=True, **pipes)
 
 
-def test_what_is_missing_is_one_line_with_the_remedy(tmp_path, monkeypatch):
-    said = "GYRE_ENGINE=spark, but there is no {}: make spark"
+def test_a_missing_program_is_one_line_with_the_remedy(tmp_path):
     command = [commands_folder() / "python", "-c", START, "pyspark"]
     done = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert done.stdout == said.format("pyspark") + "\n"
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("JAVA_HOME", raising=False)
-    with pytest.raises(DataError) as raised:
-        open_engine(on("spark", new_settings(tmp_path)))
-    assert str(raised.value) == said.format("java")
+    assert done.stdout == "GYRE_ENGINE=spark, but there is no pyspark: make spark\n"
+    here = {"PATH": "/nonexistent", "GYRE_HOME": str(tmp_path)}
+    done = subprocess.run(
+        command[:-1], cwd=PROJECT, env=here, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("Spark did not start at local[1]; it needs Java 17 or 21, which")
+    assert done.stdout.count("\n") == 1
 
 
 @pytest.mark.nightly

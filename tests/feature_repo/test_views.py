@@ -8,7 +8,7 @@ import ibis
 import pytest
 
 from core.errors import DataError
-from feature_repo.features import view_files, write_views
+from feature_repo.views import view_files, write_views
 from tests.conftest import new_settings
 from tests.feature_repo.test_incremental import ORDERS, VIEW, land, rows_of
 from tests.s3 import s3_server

@@ -105,7 +105,7 @@ def on_s3(settings):
         "data/features/customer_features/_delta_log/",
         "data/features/customer_features/period=",
         "data/reports/data_docs/orders/",
-        "data/reports/freshness/orders.json",
+        "data/reports/datasets/orders.json",
         "artifacts/",
     ):
         assert any(name.startswith(part) for name in names), part

@@ -18,7 +18,7 @@ from core.training_spec import Estimator, Snapshots
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Label
 from feature_repo.features import raw_table
-from feature_repo.ingest import FAR, whole_history
+from feature_repo.ingest import FAR_FUTURE, whole_history
 from feature_repo.source import pull
 from monitoring.backtest.evaluation import BACKTESTS, backtest, evaluate, table, write
 from monitoring.backtest.history import History
@@ -42,7 +42,7 @@ MONTHS = timedelta(days=400)
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory):
-    rows = pull(new_settings(tmp_path_factory.mktemp("shop")), ORDERS, FAR)
+    rows = pull(new_settings(tmp_path_factory.mktemp("shop")), ORDERS, FAR_FUTURE)
     return rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 7), 0))
 
 

@@ -25,12 +25,12 @@ from core.spec import load_spec
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.definition_check import check_definitions
-from feature_repo.features import raw_table, view_files
+from feature_repo.features import raw_table
 from feature_repo.forgotten import Key, forgotten_file
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
+from feature_repo.views import view_files
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import collect, outcomes, predictions
@@ -56,7 +56,7 @@ SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
 FOREST = {"name": "f", "type": "random_forest", "parameters": {"n_estimators": 5, "max_depth": 4}}
 SMALL = SPEC.model_validate(SPEC.model_dump() | {"estimators": [FOREST]})
 ID = 987162587
-"""Of all its md5 comes first, so it is in the sample of a version's rows; nothing else has it."""
+"""Nothing else has it."""
 OTHER, NEW, TEXT, BINARY = 21, 13, str(ID).encode(), struct.pack("<q", ID)
 STREAM = "gyre:events:orders"
 
@@ -251,8 +251,7 @@ def test_one_is_gone_from_every_place_and_all_others_are_as_before(home):
     log.close()
     assert said.exit_code == 0, said.output + repr(said.exception)
     places = "raw/orders", "features", "online values", "stream", "quarantine/orders", "scores"
-    trained = "training frames", "samples"
-    for place in (*places, *trained, "prediction log", "predictions", "outcomes"):
+    for place in (*places, "training frames", "prediction log", "predictions", "outcomes"):
         assert re.search(rf"^{place}.*: [1-9]", said.output, re.MULTILINE), place
     assert home.mentions() == []
     after = home.others()
@@ -280,7 +279,6 @@ def test_the_version_serves_as_reference_and_says_why_it_cannot_be_built_again(h
     assert (
         len(reference.rows) == int(Tracking(home.settings).run(home.run_id).params["test_rows"]) - 1
     )
-    check_definitions(home.settings, ORDERS, AS_OF)  # values of others at the moments of before
     with pytest.raises(RegistryError, match="rows of an entity were forgotten on 20"):
         reproduce(home.settings, SPEC.name, "1")
 

@@ -64,7 +64,6 @@ def test_what_is_past_its_time_goes(home):
     logged(home, (0, 399, 401, 500))
     old = [
         file(home, "airflow/logs/dag_id=a/attempt=1.log", 31 * DAY),
-        file(home, "reports/ingest/orders-1.json", 401 * DAY),
         file(home, "serving/log/predictions-1-1.malformed", 401 * DAY),
     ]
     young = [file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY)]

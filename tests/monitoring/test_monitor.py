@@ -15,6 +15,7 @@ from onnx import TensorProto, helper
 
 from core.spec import load_spec
 from core.training_spec import Estimator
+from feature_repo.dataset_record import write_record
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote
@@ -52,6 +53,7 @@ def settings(tmp_path_factory):
     home = tmp_path_factory.mktemp("watched")
     rows = pull(new_settings(home), ORDERS, AS_OF)
     made = installation(home, rows.filter(pc.is_in(rows["customer_id"], CUSTOMERS)))
+    write_record(made, ORDERS, AS_OF)
     with mlflow_server(made):
         train(made, OLD, "first")
         yield made

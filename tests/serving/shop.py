@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import struct
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
@@ -17,11 +18,11 @@ from feast.protos.feast.types.Value_pb2 import Value
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
 from redis import Redis
 
-from core.errors import FeaturesUnavailableError
 from feature_repo.datasets.orders import ORDERS
 from feature_repo.lookup_writer import look_up_specification
 from feature_repo.online import OnlineFeatures
-from feature_repo.store import mark, open_store, publish_beside
+from feature_repo.online_state import state_key
+from feature_repo.store import open_store, publish_beside
 from mlflow_server.served_model import ServedModel
 from serving.features import FeatureSource
 from tests.conftest import new_settings, redis_server
@@ -202,14 +203,18 @@ class Shop:
         nobody = dict.fromkeys(("count", "amount", "name", "seen_us"))
         self.write(PERSON, {"customer_id": 77}, nobody)
         for each in VIEWS:
-            self.redis.set(mark(self.store, each.name), NOON.isoformat())
+            self.say_online(each, NOON)
+
+    def say_online(self, view, time):
+        """Write the state of a view; time: None while a first fill goes on."""
+        text = time and time.isoformat()
+        state = {"version": None, "time": text, "next": None}
+        self.redis.set(state_key(self.store.project, view.name), json.dumps(state))
 
     def feast(self, service, names, keys, as_of):
-        reader = OnlineFeatures(self.settings, service, names)
-        try:
-            return [in_time(reader, key, at) for key, at in zip(keys, as_of, strict=True)]
-        finally:
-            reader.close()
+        reader = OnlineFeatures(self.settings, service, names, open_store(self.settings, 60))
+        pairs = zip(keys, as_of, strict=True)
+        return [row for key, at in pairs for row in reader.read([key], at)]
 
     def contract(self, service="mixed", names=NAMES, **changed):
         lookup = look_up_specification(self.settings, service, (__name__,))
@@ -262,21 +267,18 @@ def people(*numbers):
     return [{"customer_id": n} for n in numbers]
 
 
-def in_time(reader, key, at):
-    """Feast's own answer; its deadline may pass on a busy machine."""
-    for _ in range(200):
-        with suppress(FeaturesUnavailableError):
-            return reader.read([key], at)[0]
-    raise AssertionError(key)
+def features(rows):
+    """What rows of the store have: by name, or None of an unknown entity."""
+    return [row and row.features for row in rows]
 
 
 async def online(source, keys, as_of=NOON):
-    """Rows that are not from the cache; as above. as_of: one for all, or of each."""
+    """Features that are not from the cache; as above. as_of: one for all, or of each."""
     moments = as_of if isinstance(as_of, list) else [as_of] * len(keys)
     for _ in range(200):
         rows, origin = await source.read(keys, moments)
         if origin == "online":
-            return rows
+            return features(rows)
         await asyncio.sleep(0.02)
         await source.probe()
     raise AssertionError(source.problem)

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from core.errors import DataError
 from core.settings import PROJECT
 from feature_repo.lookup_writer import look_up_specification
-from feature_repo.on_demand import UnsupportedError, plain_source
+from feature_repo.on_demand import UnsupportedError, function_source
 from mlflow_server.served_model import (
     CONTRACT_FILE,
     ONNX_FILE,
@@ -45,6 +45,7 @@ from tests.serving.shop import (  # noqa: F401  (fixtures)
     PERSON,
     PLAIN,
     SHOPS,
+    features,
     online,
     people,
     stocked,
@@ -77,7 +78,12 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
 
     before = unreadable()
     rows = run(read())
-    found = zip(pairs, rows, stocked.feast("mixed", NAMES, keys, as_of), strict=True)
+    nobody = dict.fromkeys(NAMES) | {"label": "none!"}
+    expected = []
+    for key, row in zip(keys, stocked.feast("mixed", NAMES, keys, as_of), strict=True):
+        is_unknown = row == nobody and key["customer_id"] != 77
+        expected.append(None if is_unknown else row)
+    found = zip(pairs, rows, expected, strict=True)
     assert [each for each in found if repr(each[1]) != repr(each[2])][:3] == []
     assert {row["stock"] for row in rows if row} == {None, *range(10)}
 
@@ -88,19 +94,20 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
     assert (run(together()), unreadable()) == (rows, before)
 
 
-def test_a_view_under_another_name_and_key_is_read_by_them(stocked):  # noqa: F811
-    keys = [{"customer_id": n, "seller_id": 1 - n} for n in range(-5, 6)]
-    names = (*PLAIN, "stock")
+def test_views_without_a_row_of_the_key_or_a_young_one_are_named(stocked):  # noqa: F811
+    keys = [{"customer_id": n, "shop_code": "a"} for n in (-4, -3, -2, 5000)]
 
-    async def read():
-        async with stocked.source("renamed", names) as source:
-            assert stocked.contract("renamed", names).lookup.unsupported is None
-            assert source.problem is None
-            return await online(source, keys)
+    async def read(at):
+        async with stocked.source() as source:
+            while True:
+                rows, origin = await source.read(keys, [at] * len(keys))
+                if origin == "online":
+                    return [row and row.absent_views for row in rows]
+                await source.probe()
 
-    found = uvloop.run(read())
-    assert found == stocked.feast("renamed", names, keys, [NOON] * len(keys))
-    assert (found[5]["count"], found[5]["stock"]) == (300, 4)
+    assert uvloop.run(read(NOON)) == [("level", "visit"), ("visit",), (), None]
+    old = [("level", "visit"), ("level", "visit"), ("level",), None]
+    assert uvloop.run(read(NOON + DAY + TICK)) == old
 
 
 def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):  # noqa: F811
@@ -119,8 +126,8 @@ def test_names_of_hashes_are_those_that_feast_makes(number, text, project):
     prefix = serialize_entity_key(EntityKey())[:0] + struct.pack("<I", 2)
     prefix += b"".join(struct.pack("<II", 2, len(n)) + n.encode() for n in names)
     view = StoredView(
-        keys={"customer_id": "int64", "shop_code": "string"}, prefix=prefix,
-        suffix=project.encode(), time=b"_ts:v", mark="m", ttl_us=0,
+        name="view", keys={"customer_id": "int64", "shop_code": "string"}, prefix=prefix,
+        suffix=project.encode(), time=b"_ts:v", state="m", ttl_us=0,
         features=(StoredFeature(name="f", kind="int64", field=b"\r\n12", tag=0x20),),
     )  # fmt: skip
     values = [Value(int64_val=number), Value(string_val=text)]
@@ -249,16 +256,30 @@ def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, chang
         open_version(tmp_path, digest_tags(tmp_path), SPEC)
 
 
-def test_what_no_specification_can_say_is_read_by_feast_and_said(stocked):  # noqa: F811
-    names = ("amount", "thrice")
+@pytest.mark.parametrize(
+    ("service", "key", "row", "reason"),
+    [
+        ("pandas", {"customer_id": -2}, {"amount": 1.5, "thrice": 4.5},
+         "on-demand view by_pandas: mode is pandas"),
+        ("renamed", {"customer_id": 1, "seller_id": 0}, {"count": -1, "stock": 3},
+         "view level is read under another name or key"),
+    ],
+)  # fmt: skip
+def test_what_no_specification_can_say_is_read_by_feast_and_said(
+    stocked,  # noqa: F811
+    service,
+    key,
+    row,
+    reason,
+):
+    names = tuple(row)
 
     async def read():
-        async with stocked.source("pandas", names) as source:
-            return await online(source, people(-2))
+        async with stocked.source(service, names) as source:
+            return await online(source, [key])
 
-    said = stocked.contract("pandas", names).lookup.unsupported
-    assert said == "on-demand view by_pandas: mode is pandas"
-    assert uvloop.run(read()) == [{"amount": 1.5, "thrice": 4.5}]
+    assert reason in stocked.contract(service, names).lookup.unsupported
+    assert uvloop.run(read()) == [row]
 
 
 def test_a_service_that_is_not_published_has_no_specification(stocked):  # noqa: F811
@@ -273,10 +294,13 @@ def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
             stocked.redis.flushdb()
             await source.probe()
             assert "holds no features (any more): gyre ingest" in source.problem
+            stocked.say_online(PERSON, None)  # a first fill goes on
+            await source.probe()
+            assert "holds no features (any more): gyre ingest" in source.problem
             return known, await source.read(people(-3, -2), [NOON] * 2)
 
-    (known,), found = uvloop.run(read())
-    assert found == ([known, None], "cache")
+    (known,), (rows, origin) = uvloop.run(read())
+    assert (features(rows), origin) == ([known, None], "cache")
 
 
 def test_without_a_version_redis_is_pinged(stocked):  # noqa: F811
@@ -296,28 +320,31 @@ def test_without_a_version_redis_is_pinged(stocked):  # noqa: F811
     [
         ("f = lambda inputs: inputs", "no plain function of that name"),
         ("async def f(x):\n    return x", "no plain function of that name"),
-        ("def f(x):\n    return {'a': np.log(x['b'])}", "it uses np of its module"),
-        ("def f(x):\n    return {'a': [DAY for _ in x]}", "it uses DAY of its module"),
         ("x = (", "its source is no Python"),
     ],
 )
 def test_functions_that_a_worker_could_not_call_are_named(source, why):
     with pytest.raises(UnsupportedError, match=why):
-        plain_source(source, "f")
+        function_source(source, "f")
 
 
 def test_a_function_is_stripped_of_what_only_its_module_knows():
     text = """    @decorated(schema=[Field()])
     def f(x: Any, *, y: Some = 1) -> dict[str, Any]:
+        'Docstrings go.'
         def g(z: Other) -> Any:
+            'And nothing is left of this one but its code.'
             return math_of(z)
         import math
         math_of = math.floor
         return {"a": [g(each) for each in x["b"]]}
 """
     names = {}
-    exec(plain_source(text, "f"), names)
+    source = function_source(text, "f")
+    exec(source, names)
     assert names["f"]({"b": [1.5]}) == {"a": [1]}
+    assert "Docstrings" not in source
+    assert "nothing is left" not in source
 
 
 def test_a_worker_that_reads_imports_no_feast():

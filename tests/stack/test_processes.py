@@ -257,7 +257,8 @@ def test_what_the_user_sets_for_airflow_wins_but_for_its_database(settings, monk
 def test_the_feature_store_is_pointed_at_this_stack_and_nothing_else_changes(settings):
     write_feast_config(settings)
     written = yaml.safe_load((settings.home / "feature_store.yaml").read_text())
-    assert written["registry"]["path"] == f"{settings.home}/feast/registry.db"
+    address = f"sqlite:///{settings.home}/feast/registry.db?timeout=30"
+    assert written["registry"]["path"] == address
     address = written["online_store"]["connection_string"]
     assert address.startswith(f"127.0.0.1:{settings.redis_port},")
     shipped = yaml.safe_load((PROJECT / "feature_repo/feature_store.yaml").read_text())

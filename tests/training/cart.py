@@ -14,7 +14,7 @@ from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimest
 
 from core.settings import load_settings
 from feature_repo.datasets.orders import FEATURES, ORDERS, churned_90d, customer
-from feature_repo.features import view_address
+from feature_repo.views import view_address
 
 
 def typed_features(orders: ir.Table) -> ir.Table:

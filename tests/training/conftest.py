@@ -10,9 +10,9 @@ import pytest
 
 from core.spec import ModelSpec, load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import write_views
 from feature_repo.ingest import raw_table
 from feature_repo.source import pull
+from feature_repo.views import write_views
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from training import chain
 

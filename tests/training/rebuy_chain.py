@@ -21,12 +21,13 @@ from pydantic_core import to_jsonable_python
 from core.errors import GyreError
 from core.spec import Population, load_spec
 from core.user_code import dataset_names
+from feature_repo.dataset_record import service_records
 from feature_repo.datasets import load_dataset
-from feature_repo.features import entities, raw_table
-from feature_repo.freshness import recorded_freshness
+from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity
 from feature_repo.store import FeatureStore
+from feature_repo.views import entities
 from mlflow_server.tracking import Tracking
 from monitoring.backtest.evaluation import backtest
 from monitoring.monitor import monitor
@@ -195,7 +196,7 @@ if __name__ == "__main__":
         said["monitor"] = look(home, datetime.now(UTC))
         ingest(home, "purchases", NOW + timedelta(hours=5))
         said["one_is_late"] = look(home, NOW + timedelta(hours=5))
-        fresh = recorded_freshness(home, SPEC.dataset, SPEC.feature_service)
-        said["freshness"] = {each.dataset: each.watermark.isoformat() for each in fresh}
+        records = service_records(home, SPEC.dataset, SPEC.feature_service)
+        said["freshness"] = {record.dataset: record.watermark.isoformat() for record in records}
         change(home)
     sys.stdout.write(json.dumps(said, default=str))

@@ -22,9 +22,10 @@ from core.spec import load_spec
 from core.training_spec import Estimator, Limit, Range, Search
 from feature_repo.datasets import load_dataset
 from feature_repo.definition import Label
-from feature_repo.features import raw_table, write_views
+from feature_repo.features import raw_table
 from feature_repo.source import pull
 from feature_repo.store import publish_beside
+from feature_repo.views import write_views
 from mlflow_server.pages import CARD
 from mlflow_server.records import Records
 from mlflow_server.registry import Registry

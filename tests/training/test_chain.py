@@ -17,7 +17,6 @@ import pyarrow.compute as pc
 import pytest
 
 from core.errors import (
-    BatchRejectedError,
     NoChampionError,
     RegistryError,
     SettingsError,
@@ -111,8 +110,9 @@ def test_what_is_in_the_mlflow_ui(tracked, second):
     version = Registry(tracked).version(SPEC.name, second.version)
     assert version.tags["frame_sha256"] == digest
     lineage = {
-        "git_commit", "lock_sha256", "spec_sha256", "definition_sha256", "seed", "as_of",
-        "table.raw.orders", "sha256.model.onnx", "sha256.serving.json",
+        "git_commit", "lock_sha256", "spec_sha256", "seed", "as_of", "table.raw.orders",
+        "sha256.model.onnx", "sha256.serving.json", "definition.customer_features",
+        "definition.customer_recency", "definition.service.customer_churn_v1",
     }  # fmt: skip
     assert lineage <= set(version.tags)
 
@@ -229,7 +229,7 @@ def test_one_page_tells_what_the_model_is(tracked, second):
         "version 1", "loyal", "equal opportunity difference", "prevents 20 % of those losses",
         f"<strong>{found.threshold:.2f}</strong>", f"[{found.intervals['auc'].low:.4f}, ",
         run.params["test_snapshot"], run.params["train_snapshots"], f"{found.rows:,} rows",
-        run.tags["git_commit"], run.tags["definition_sha256"], run.tags["frame_sha256"],
+        run.tags["git_commit"], run.tags["definition.customer_features"], run.tags["frame_sha256"],
         "table version 0", f"gyre reproduce {SPEC.name} VERSION",
     )  # fmt: skip
     assert [text for text in expected if text not in card] == []
@@ -457,9 +457,26 @@ def test_a_whole_number_that_is_null_is_one_line():
     spec = SPEC.model_copy(update={"features": {"lifetime_orders": "int64"}})
     rows = pa.table({"lifetime_orders": [1, 2] * 25, "label": [0, 1] * 25})
     nulls = pa.table({"lifetime_orders": [1, None] * 25, "label": [0, 1] * 25})
-    gone = "lifetime_orders is null in 25 rows: an int64 cannot be"
-    told = f"{gone}; make it a double, fill it, or label no row before it begins"
-    assert unlearnable(spec, rows, nulls) == [told]
+    (line,) = unlearnable(spec, rows, nulls)
+    assert line.startswith("lifetime_orders is null in 25 rows, which an int64 cannot be: make it")
+
+
+@pytest.mark.parametrize(
+    ("task", "labels", "problem"),
+    [
+        ("classification", [0, 2], "label churned_90d: expected 0 or 1, found 2"),
+        ("classification", [0, 1, None], "label churned_90d is null in 17 rows: leave these out"),
+        ("regression", [0.5, float("nan")], "expected a number up to 3.4e+38, found nan"),
+        ("regression", [0.5, float("-inf")], "expected a number up to 3.4e+38, found -inf"),
+    ],
+)
+def test_a_label_that_is_no_value_of_the_task_is_one_line(task, labels, problem):
+    features = {"lifetime_value": "double"}
+    spec = SPEC.model_copy(update={"task": task, "features": features})
+    many = [labels[n % len(labels)] for n in range(51)]
+    rows = pa.table({"lifetime_value": [float(n) for n in range(51)], "label": many})
+    (line,) = unlearnable(spec, rows, rows.slice(0, 0), 0)[-1:]
+    assert problem in line
 
 
 def test_too_few_rows_are_one_line():
@@ -586,15 +603,16 @@ def test_before_any_label_has_matured(tracked):
         train(tracked, SPEC, AS_OF - timedelta(days=360), "early")
 
 
-def test_bad_rows_in_the_table_block_training_and_the_way_out_is_named(other):
+def test_an_event_dated_ahead_of_the_clock_keeps_no_training_from_its_start(other):
     table = raw_table(other, ORDERS)
     row = table.read().slice(5, 1)
-    table.merge(costing(row, -1.0), ORDERS.key, row.column_names)
+    ahead = {"order_ts": AS_OF + timedelta(seconds=30), "ingested_at": AS_OF}
+    event = pa.Table.from_pylist([row.to_pylist()[0] | ahead], table.schema)
+    table.merge(event, ORDERS.key, row.column_names)
     try:
-        with pytest.raises(BatchRejectedError, match="orders: the table broke its rules") as error:
-            train(other, SPEC.model_copy(update={"seed": 500}), AS_OF, "bad rows")
+        spec = SPEC.model_copy(update={"seed": 500})
+        run_id = chain.open_run(other, spec, AS_OF, key="ahead", reason="r", who="t")
     finally:
         table.merge(row, ORDERS.key, row.column_names)
-    said = str(error.value)
-    assert f"such as [{{'order_id': {row['order_id'][0]}}}]" in said
-    assert "gyre ingest orders --full; or change the rule in feature_repo/expectations" in said
+    assert run_id is not None
+    Tracking(other).fail(run_id, "only begun")

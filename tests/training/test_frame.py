@@ -11,10 +11,8 @@ import pytest
 from core.errors import TrainingError
 from core.spec import load_spec
 from feature_repo.ingest import raw_table
-from feature_repo.validation import check
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
-from training.dataset import frame_rules
 from training.frame import at, build_frame, content_hash, typed
 from training.train import fit_pipeline
 from training.validate import plan_run
@@ -36,28 +34,6 @@ def frame_of(settings, planned):
 @pytest.fixture(scope="module")
 def frame(sample, planned):
     return frame_of(sample, planned)
-
-
-def test_a_frame_holds_to_its_rules_and_a_broken_one_is_named(sample, frame, tmp_path):
-    def found(rows):
-        checked = check(SPEC.name, frame_rules(SPEC), rows, {}, tmp_path)
-        rejections = [each.rule for each in checked.rejections]
-        return rejections, [each.rule for each in checked.warnings]
-
-    assert found(frame) == ([], [])
-    assert (tmp_path / SPEC.name / "index.html").exists()
-    assert found(pa.concat_tables([frame, frame.slice(0, 1)]))[0] == [
-        "expect_compound_columns_to_be_unique(table)"
-    ]
-    place = frame.schema.get_field_index("label")
-    odd = frame.set_column(place, "label", pc.add(frame["label"], 1))
-    assert found(odd)[0] == ["expect_column_values_to_be_in_set(label)"]
-    place = frame.schema.get_field_index("lifetime_value")
-    empty = frame.set_column(place, "lifetime_value", pa.nulls(frame.num_rows, pa.float64()))
-    assert found(empty) == (
-        [],
-        ["expect_column_values_to_not_be_null(lifetime_value)"],
-    )
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 
 from core.errors import DataError, TrainingError
 from core.spec import ModelSpec, load_spec
+from feature_repo.datasets.orders import FEATURES as WINDOWS
 from feature_repo.definition import Label
 from feature_repo.features import raw_table
 from mlflow_server.pages import CARD
@@ -233,7 +234,26 @@ def test_a_row_before_any_feature_of_its_entity_cannot_be_a_whole_number(setting
     early = pa.table({"customer_id": [4], "event_timestamp": pa.array([AS_OF - 900 * DAYS], TIME),
                       "label": [1]})  # fmt: skip
     frame = with_features(settings, AGAIN, early)
-    told = [line for line in unlearnable(AGAIN, frame, frame) if "is null in" in line]
+    lines = [line for line in unlearnable(AGAIN, frame, frame) if "is null in" in line]
     whole = [name for name, kind in FEATURES.items() if kind == "int64"]
-    assert [line.split()[0] for line in told] == whole
-    assert told[0].endswith("make it a double, fill it, or label no row before it begins")
+    assert [line.split()[0] for line in lines] == whole
+
+
+def test_a_count_is_a_double_by_the_remedy_of_the_message(settings):
+    early = pa.table({"customer_id": [4], "event_timestamp": pa.array([AS_OF - 900 * DAYS], TIME),
+                      "label": [1]})  # fmt: skip
+    frame = with_features(settings, AGAIN, early)
+    name = "total_orders_30d"
+    (line,) = (
+        line for line in unlearnable(AGAIN, frame, frame) if line.startswith(f"{name} is null")
+    )
+    remedy = re.search(r"derived=(\{.*?\})", line)[1]
+    derived = WINDOWS.derived | eval(remedy, {"_": ibis._})
+    raw = ibis.table(ibis.Schema.from_pyarrow(raw_table(settings, ORDERS).schema))
+    assert str(replace(WINDOWS, derived=derived)(raw).schema()[name]) == "float64"
+    spec = AGAIN.model_copy(update={"features": FEATURES | {name: "double"}})
+    column = frame.schema.get_field_index(name)
+    frame = frame.set_column(column, name, frame[name].cast(pa.float64()))
+    assert not [
+        line for line in unlearnable(spec, frame, frame) if "is null" in line and name in line
+    ]

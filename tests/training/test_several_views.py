@@ -129,5 +129,6 @@ def judge_answers(said):
     assert "visits: features are not complete since" in late
     assert "purchases: features are not complete" not in late
     assert set(said["freshness"]) == {"purchases", "visits"}
-    assert said["changed"].startswith("DefinitionChangedError: version 2 of rebuy (production)")
-    assert "product_visits.minutes_30d" in said["changed"]
+    changed = "DefinitionChangedError: product_visits (visits_7d, minutes_30d) changed: "
+    assert said["changed"].startswith(changed)
+    assert "version 2 of rebuy (production) was trained" in said["changed"]

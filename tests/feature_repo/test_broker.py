@@ -1,0 +1,174 @@
+"""The broker on a Redis of its own: what waits, how much may wait, and how often it was tried."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING
+
+import pytest
+from pydantic import ValidationError
+from redis import Redis
+
+from core.errors import BrokerUnavailableError
+from feature_repo import broker
+from feature_repo.broker import (
+    MAX_LAG_SECONDS,
+    EventSchema,
+    Intake,
+    Stream,
+    consumer_lags,
+    consumer_problem,
+)
+from tests.conftest import new_settings, redis_server, unused_port
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from core.settings import Settings
+
+SCHEMA = EventSchema(
+    dataset="orders",
+    columns={"order_id": "int64", "at": "timestamp[us, tz=UTC]"},
+    required=["order_id", "at"],
+    event_time="at",
+)
+NOW = datetime.now(UTC).replace(microsecond=0)
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Iterator[Settings]:
+    """An installation whose Redis is empty."""
+    settings = new_settings(tmp_path)
+    with redis_server(settings.redis_port, tmp_path):
+        yield settings
+
+
+def consumer(settings: Settings) -> closing[Stream]:
+    stream = Stream(settings, "test")
+    stream.declare(SCHEMA)
+    return closing(stream)
+
+
+def send(settings: Settings, at: datetime, events: str = "[]") -> None:
+    """Put a request on the stream as if it had come at this moment."""
+    with Redis.from_url(settings.redis_address) as redis:
+        entry_id = f"{int(at.timestamp() * 1000)}-0"
+        redis.xadd("gyre:events:orders", {"events": events}, id=entry_id)
+
+
+def put(settings: Settings, *requests: bytes) -> None:
+    """Put requests on the stream as serving does."""
+
+    async def put_all() -> None:
+        intake = Intake(settings)
+        try:
+            for events in requests:
+                await intake.put("orders", events)
+        finally:
+            await intake.close()
+
+    asyncio.run(put_all())
+
+
+def test_the_lag_counts_what_is_not_acknowledged_from_the_oldest_on(settings: Settings) -> None:
+    assert consumer_lags(settings) == {}
+    with consumer(settings) as stream:
+        assert consumer_lags(settings) == {"orders": (0, None)}
+        for seconds in (90, 30):
+            send(settings, NOW - timedelta(seconds=seconds))
+        entries = stream.read("orders")
+        (lag,) = consumer_lags(settings).values()
+        assert (lag.entries, lag.seconds(NOW)) == (2, 90.0)
+        stream.acknowledge("orders", entries[:1])
+        (lag,) = consumer_lags(settings).values()
+        assert (lag.entries, lag.seconds(NOW)) == (1, 30.0)
+
+
+def test_a_consumer_that_reads_and_never_acknowledges_is_seen_by_its_lag(
+    settings: Settings,
+) -> None:
+    send(settings, NOW - timedelta(hours=1))
+    with consumer(settings) as stream:
+        for _ in range(3):
+            assert len(stream.read("orders")) == 1
+        assert consumer_problem(settings) is None
+        assert consumer_lags(settings)["orders"].seconds(NOW) > MAX_LAG_SECONDS
+
+
+def test_without_a_consumer_windows_that_end_wait_for_the_next_ingest(settings: Settings) -> None:
+    problem = consumer_problem(settings)
+    assert problem == (
+        "no consumer reads the events; windows that end go online with the next ingest"
+    )
+
+
+def test_a_redis_that_is_away_is_named(settings: Settings) -> None:
+    away = settings.model_copy(update={"redis_port": unused_port()})
+    assert str(consumer_problem(away)).startswith("Redis: ")
+    with pytest.raises(BrokerUnavailableError, match=r"^Redis: "):
+        consumer_lags(away)
+
+
+def test_a_stream_takes_no_more_bytes_than_it_may(
+    settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Small requests come first: Redis' own estimate is made of the first five."""
+    monkeypatch.setattr(broker, "MAX_BYTES", 1_000_000)
+    small = [b"[]"] * 20
+    large = [b" " * 100_000] * 9
+    with consumer(settings) as stream:
+        put(settings, *small, *large)
+        with pytest.raises(BrokerUnavailableError, match=r"orders: 29 requests \(1\.0 MB\) wait"):
+            put(settings, large[0])
+        put(settings, small[0])
+        stream.acknowledge("orders", stream.read("orders"))
+        put(settings, large[0])
+        assert consumer_lags(settings)["orders"].entries == 1
+
+
+def test_tries_are_counted_until_the_entry_is_acknowledged(tmp_path: Path) -> None:
+    """Neither a restart of the consumer nor one of Redis forgets them."""
+    settings = new_settings(tmp_path)
+    with redis_server(settings.redis_port, tmp_path):
+        for seconds in (0, 1):
+            send(settings, NOW + timedelta(seconds=seconds))
+        for tries in (1, 2):
+            with consumer(settings) as stream:
+                entries = stream.read("orders")
+                assert stream.read("orders") == entries, "to read them again is no try"
+                assert stream.count_tries("orders", entries) == [tries, tries]
+    with redis_server(settings.redis_port, tmp_path), consumer(settings) as stream:
+        entries = stream.read("orders")
+        assert stream.count_tries("orders", entries[:1]) == [3]
+        stream.acknowledge("orders", entries)
+        with Redis.from_url(settings.redis_address) as redis:
+            assert sorted(redis.keys()) == [b"gyre:events", b"gyre:events:orders"]
+        assert consumer_lags(settings)["orders"].entries == 0
+
+
+def test_a_consumer_may_wait_for_no_time_at_all(settings: Settings) -> None:
+    with consumer(settings) as stream:
+        stream.wait(["orders"], seconds=0)
+        assert stream.read("orders") == []
+        send(settings, NOW)
+        stream.wait(["orders"], seconds=0)
+        assert len(stream.read("orders")) == 1
+
+
+def test_an_offset_other_than_utc_is_the_same_moment() -> None:
+    event = SCHEMA.row_model()(order_id=1, at=datetime.fromisoformat("2026-11-20T04:30:00+05:30"))
+    assert event.at.isoformat() == "2026-11-19T23:00:00+00:00"
+
+
+@pytest.mark.parametrize(
+    "at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"]
+)
+def test_an_event_of_the_first_or_the_last_year_is_refused(at: str) -> None:
+    """Its moment in UTC may be none that Python has."""
+    event = json.dumps({"order_id": 1, "at": at})
+    with pytest.raises(ValidationError, match="expected a time of the years 2 to 9998"):
+        SCHEMA.row_model().model_validate_json(event)

@@ -1,0 +1,155 @@
+"""One fate for a row that breaks a rule, whether an ingest or an event brings it."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pyarrow as pa
+import pytest
+
+from core.errors import BatchRejectedError
+from feature_repo import validation
+from feature_repo.datasets import load_dataset
+from feature_repo.landing import land
+from feature_repo.quarantine import quarantine_table
+from feature_repo.source import pull
+from feature_repo.validation import DatasetRules, delivery_rules
+from tests.conftest import AS_OF, new_settings
+from tests.feature_repo.test_ingest import DAY, HOUR, order
+
+ORDERS = load_dataset("orders")
+AMOUNT = {
+    "type": "expect_column_values_to_be_between",
+    "kwargs": {"column": "dollar_value", "min_value": 0},
+}
+MOSTLY = {"type": AMOUNT["type"], "kwargs": AMOUNT["kwargs"] | {"mostly": 0.9}}
+UNIQUE = {
+    "type": "expect_column_values_to_be_unique",
+    "kwargs": {"column": "customer_id", "mostly": 0.5},
+}
+WARNING = {"severity": "warning"}
+NAME = "expect_column_values_to_be_between(dollar_value)"
+
+
+@pytest.fixture
+def suite(tmp_path, monkeypatch):
+    """A function that gives the orders a suite of some rules."""
+    monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
+
+    def write(*rules):
+        text = json.dumps({"name": "orders", "expectations": rules})
+        (tmp_path / "orders.json").write_text(text)
+
+    return write
+
+
+def table(*orders):
+    return pa.Table.from_pylist(list(orders), schema=ORDERS.schema)
+
+
+def some_orders(count, bad):
+    """Orders, some of which have a negative amount."""
+    amounts = [-1.0] * bad + [1.0] * (count - bad)
+    return table(*(order(n, n, AS_OF - DAY, amount) for n, amount in enumerate(amounts, 1)))
+
+
+def both_ways(rows):
+    """What the rules say of rows of a delivery, and of rows of events."""
+    return [DatasetRules(ORDERS, for_events=way).validate(rows, AS_OF) for way in (False, True)]
+
+
+def test_a_bad_row_is_set_aside_by_either_way(suite):
+    suite(MOSTLY)
+    rows = some_orders(100, bad=3)
+    for result in both_ways(rows):
+        assert result.bad_rows == {0: NAME, 1: NAME, 2: NAME}
+        assert result.good(rows).num_rows == 97
+        assert (result.rejections, result.warnings) == ([], [])
+
+
+@pytest.mark.parametrize(("rule", "bad"), [(MOSTLY, 30), (AMOUNT, 1)])
+def test_a_rule_that_fails_as_a_whole_stops_a_delivery_and_sets_events_aside(suite, rule, bad):
+    suite(rule)
+    delivery, events = both_ways(some_orders(100, bad))
+    (rejection,) = delivery.rejections
+    examples = ", ".join(["-1.0"] * min(bad, 3))
+    assert rejection == f"{NAME}: {bad} rows, such as [{examples}]"
+    assert len(events.bad_rows) == bad
+
+
+@pytest.mark.parametrize("rule", [MOSTLY | WARNING, AMOUNT | WARNING])
+@pytest.mark.parametrize("bad", [1, 3, 30])
+def test_a_warning_sets_nothing_aside_and_stops_nothing(suite, rule, bad):
+    suite(rule)
+    delivery, events = both_ways(some_orders(100, bad))
+    assert (delivery.bad_rows, delivery.rejections) == ({}, [])
+    assert (events.bad_rows, events.rejections) == ({}, [])
+    is_tolerated = "mostly" in rule["kwargs"] and bad <= 10
+    assert len(delivery.warnings) == (0 if is_tolerated else 1)
+
+
+def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
+    suite(UNIQUE, AMOUNT, AMOUNT | WARNING)
+    assert delivery_rules(ORDERS) == ["expect_column_values_to_be_unique(customer_id)", NAME]
+    rows = table(*(order(n, min(n, 5), AS_OF - DAY) for n in range(1, 10)))
+    delivery, events = both_ways(rows)
+    assert delivery.bad_rows == events.bad_rows == {}
+    assert len(delivery.rejections) == 1
+    assert events.rejections == []
+
+
+def test_a_rule_that_cannot_be_evaluated_lets_nothing_in_by_either_way(suite):
+    suite({"type": AMOUNT["type"], "kwargs": {"column": "dollars", "min_value": 0}})
+    for for_events in (False, True):
+        rules = DatasetRules(ORDERS, for_events=for_events)
+        with pytest.raises(BatchRejectedError, match=r"orders\.json: .*\(dollars\): .*dollars"):
+            rules.validate(some_orders(1, bad=0), AS_OF)
+
+
+def test_an_event_may_lack_what_only_a_warning_asks_for(suite):
+    never_null = {"type": validation.NOT_NULL, "kwargs": {"column": "order_id"}}
+    better_not = {"type": validation.NOT_NULL, "kwargs": {"column": "number_of_cds"}} | WARNING
+    suite(never_null, better_not)
+    assert DatasetRules(ORDERS, for_events=True).never_null == {"order_id"}
+
+
+def test_an_unchanged_delivery_validates_nothing_even_if_it_has_nulls(suite, tmp_path):
+    suite(AMOUNT)
+    settings = new_settings(tmp_path)
+    rows = table(order(1, 1, AS_OF - DAY, None, None), order(2, None, None))
+    docs = settings.data_docs / "orders"
+    assert land(settings, ORDERS, rows, AS_OF, docs).inserted == 2
+    assert docs.exists()
+    again = land(settings, ORDERS, rows, AS_OF + HOUR, settings.data_docs / "again")
+    assert (again.inserted, again.replaced, again.table_version) == (0, 0, 0)
+    assert not (settings.data_docs / "again").exists()
+
+
+def test_a_key_with_several_contents_in_one_delivery_is_said_and_the_last_counts(suite, tmp_path):
+    suite(AMOUNT)
+    settings = new_settings(tmp_path)
+    first = [order(n, 1, AS_OF - DAY, 1.0) for n in range(5)]
+    corrections = [order(n, 1, AS_OF - DAY, 2.0) for n in range(4)]
+    rows = table(*first, *corrections, first[4])
+    report = land(settings, ORDERS, rows, AS_OF)
+    assert (report.inserted, report.quarantined) == (5, 0)
+    (warning,) = report.warnings
+    assert "keys with several contents in one delivery: 4, such as " in warning
+    assert "of each the last row counts" in warning
+    assert warning.count("order_id") == 3
+    again = land(settings, ORDERS, rows, AS_OF + HOUR)
+    assert (again.replaced, again.warnings) == (0, ())
+    assert not quarantine_table(settings, ORDERS).read().num_rows
+
+
+def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, tmp_path):
+    suite(AMOUNT)
+    settings = new_settings(tmp_path)
+    sizes = replace(ORDERS, name="sizes", entity="number_of_cds", rows_of="orders", views={})
+    rows = pull(settings, ORDERS, AS_OF)
+    assert pull(settings, sizes, AS_OF).equals(rows)
+    delivery = pa.concat_tables([rows.slice(0, 30), some_orders(1, bad=1)])
+    with pytest.raises(BatchRejectedError, match=r"sizes: the batch .* expectations/orders\.json"):
+        land(settings, sizes, delivery, AS_OF)
+    assert land(settings, sizes, rows.slice(0, 30), AS_OF).inserted == 30
