@@ -13,9 +13,11 @@ import pyarrow.compute as pc
 import pytest
 from onnx import TensorProto, helper
 
+from core.files import replace_file
 from core.spec import load_spec
 from core.training_spec import Estimator
-from feature_repo.dataset_record import write_record
+from feature_repo.dataset_record import RECORD, DatasetRecord, record_file
+from feature_repo.features import raw_table
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote
@@ -53,7 +55,14 @@ def settings(tmp_path_factory):
     home = tmp_path_factory.mktemp("watched")
     rows = pull(new_settings(home), ORDERS, AS_OF)
     made = installation(home, rows.filter(pc.is_in(rows["customer_id"], CUSTOMERS)))
-    write_record(made, ORDERS, AS_OF)
+    record = DatasetRecord(
+        dataset="orders",
+        as_of=AS_OF,
+        newest=raw_table(made, ORDERS).newest(ORDERS.event_time),
+        silence=ORDERS.silence,
+        services=[SPEC.feature_service],
+    )
+    replace_file(record_file(made, "orders"), RECORD.dump_json(record))
     with mlflow_server(made):
         train(made, OLD, "first")
         yield made
