@@ -60,7 +60,7 @@ class Window:
         name: Name of the feature; by default it is made of the others: `price_sum_30d`.
 
     Raises:
-        ValueError: The function is unknown, or the period is not above 0.
+        ValueError: The function is unknown or needs a column, or the period is not above 0.
 
     """
 
@@ -80,6 +80,8 @@ class Window:
                 f"window {self.name}: expected one of {', '.join(functions)}, "
                 f"found {self.function!r}"
             )
+        if self.column is None and self.function != "count":
+            raise ValueError(f"window {self.name}: {self.function} needs a column")
         if self.period is not None and self.period <= timedelta(0):
             raise ValueError(f"window {self.name}: expected a period above 0, found {self.period}")
 

@@ -169,3 +169,9 @@ def test_a_derived_feature_takes_the_place_of_a_window_of_its_name():
 def test_a_window_that_cannot_be_is_one_line_that_names_it(window, message):
     with pytest.raises(ValueError, match=message):
         Windows("id", "at", [window()])(as_table([ROW]))
+
+
+def test_a_window_without_a_column_only_counts():
+    with pytest.raises(ValueError, match="window rows_sum_ever: sum needs a column"):
+        Window(None, "sum")
+    assert Window(None, "count").name == "rows_count_ever"
