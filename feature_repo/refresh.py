@@ -24,7 +24,7 @@ from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
-from feature_repo.entities import SOON, ViewValues, newest_of_key
+from feature_repo.entities import SOON, ViewValues, key_rows, newest_of_key
 from feature_repo.online_state import (
     OnlineState,
     consumer_set_key,
@@ -251,10 +251,13 @@ class BatchWriter:
                 has_newer = pc.is_in(rows[column], values)
                 self._write_newer(key_values(self._view, rows.filter(has_newer)), moment)
                 rows = rows.filter(pc.invert(has_newer))
-            self._write_values(ViewValues(self._view, self._as_of(rows, moment)))
+            due_rows = self._due_rows(rows.select(self._keys), moment)
+            both = pa.concat_tables([rows, due_rows.select(rows.column_names)])
+            newest = newest_of_key(both, self._keys) if due_rows.num_rows else rows
+            self._write_values(ViewValues(self._view, newest))
 
     def delete(self, keys: Sequence[KeyValues]) -> None:
-        """Delete the values of keys without a row."""
+        """Delete the values of keys without a row, unless one has become due meanwhile."""
         with self._online.lock():
             moment = self._now()
             newer_entities = self._newer_rows.entities()
@@ -262,7 +265,11 @@ class BatchWriter:
             newer_keys = [key for key in keys if key[position] in newer_entities]
             self._write_newer(newer_keys, moment)
             old_keys = [key for key in keys if key[position] not in newer_entities]
-            self._write_values(ViewValues(self._view, self._upcoming.slice(0, 0), old_keys))
+            key_table = key_rows(self._upcoming.schema, self._keys, old_keys)
+            rows = newest_of_key(self._due_rows(key_table, moment), self._keys)
+            due_keys = set(key_values(self._view, rows))
+            deleted = [key for key in old_keys if key not in due_keys]
+            self._write_values(ViewValues(self._view, rows, deleted))
 
     def _now(self) -> datetime:
         moment = self._clock()
@@ -270,14 +277,10 @@ class BatchWriter:
             raise DataError(f"{self._view.name}: its refresh took more than an hour: again")
         return moment
 
-    def _as_of(self, rows: pa.Table, moment: datetime) -> pa.Table:
-        """Return the rows that are the newest at a moment, a bit later than the given ones."""
+    def _due_rows(self, keys: pa.Table, moment: datetime) -> pa.Table:
+        """Return the rows of keys that became due since the refresh began."""
         due = self._upcoming.filter(pc.field("event_timestamp") <= moment)
-        if not due.num_rows:
-            return rows
-        due = due.join(rows.select(self._keys), self._keys, join_type="left semi")
-        columns = rows.column_names
-        return newest_of_key(pa.concat_tables([rows, due.select(columns)]), self._keys)
+        return due.join(keys, self._keys, join_type="left semi") if due.num_rows else due
 
     def _write_newer(self, keys: Sequence[KeyValues], moment: datetime) -> None:
         """Compute entities with newer raw rows, unless the consumer has written them."""

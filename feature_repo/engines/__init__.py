@@ -4,9 +4,9 @@ Both engines run the same Ibis expressions over the same parquet files and give 
 Small work stays on DuckDB: batches, their validation, and the features of an event's entities.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
-from datetime import datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,24 +110,3 @@ def connected(**config: Any) -> Iterator[Any]:
         yield connection
     finally:
         connection.disconnect()
-
-
-def newest_rows(rows: ir.Table, keys: Sequence[str], until: datetime) -> ir.Table:
-    """Return the newest feature row of each key at or before a time.
-
-    Args:
-        rows: Feature rows, with `event_timestamp` and `created`.
-        keys: Join keys.
-        until: Latest event time (UTC).
-
-    Returns:
-        One row per key. Of rows of the same event time, the one that was created last counts.
-
-    """
-    rows = rows.filter(rows.event_timestamp <= ibis.literal(until))
-    newest_first = ibis.window(
-        group_by=keys,
-        order_by=[rows.event_timestamp.desc(), rows.created.desc()],
-    )
-    rows = rows.mutate(position=ibis.row_number().over(newest_first))
-    return rows.filter(rows.position == 0).drop("position")

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import strategies as st
 
 from feature_repo.datasets.orders import D90, D180, FEATURES, churned_90d
-from feature_repo.engines import newest_rows
+from feature_repo.entities import newest_of_key
 
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -73,8 +73,10 @@ def test_of_rows_of_one_time_the_newest_is_the_one_created_last():
         }
         for key, at, made, name in days
     ]
-    newest = newest_rows(ibis.memtable(pa.Table.from_pylist(rows)), ["key"], BEGIN + 4 * DAY)
-    assert {(row["key"], row["name"]) for row in newest.to_pyarrow().to_pylist()} == {
+    table = pa.Table.from_pylist(rows)
+    table = table.filter(pa.compute.field("event_timestamp") <= BEGIN + 4 * DAY)
+    newest = newest_of_key(table, ["key"])
+    assert {(row["key"], row["name"]) for row in newest.to_pylist()} == {
         ("a", "late"),
         ("b", "exact"),
     }

@@ -8,6 +8,7 @@ import subprocess
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
+from itertools import chain, repeat
 from random import Random
 
 import numpy as np
@@ -17,8 +18,10 @@ import pytest
 from redis import Redis
 
 from core.settings import PROJECT
+from feature_repo.features import raw_table
 from feature_repo.online_state import STATE_JSON
-from feature_repo.views import view_table
+from feature_repo.refresh import refresh_online
+from feature_repo.views import view_table, write_views
 from stack.environment import child_environment
 from tests.conftest import AS_OF, wait_until
 from tests.feature_repo.conftest import online_reader
@@ -71,6 +74,19 @@ def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # 
     shop.ingest(LATER)
     assert shop.online(77) is None
     assert hashes(shop.redis) == {name}
+
+
+def test_a_first_row_that_becomes_due_during_a_refresh_is_not_deleted(shop):  # noqa: F811
+    """The consumer has brought it online when the refresh comes to its key."""
+    raw = raw_table(shop.settings, ORDERS)
+    row = order(2, 77, AS_OF + timedelta(seconds=1), 3.0) | {"ingested_at": AS_OF}
+    table = pa.Table.from_pylist([row], schema=raw.schema)
+    raw.merge(table, ORDERS.key, ORDERS.schema.names)
+    write_views(shop.settings, ORDERS, raw)
+    shop.redis.sadd(CONSUMED, json.dumps([77]))
+    times = chain([AS_OF], repeat(AS_OF + timedelta(seconds=2)))
+    refresh_online(shop.settings, ORDERS, raw, AS_OF, clock=lambda: next(times))
+    assert shop.spent(77) == 3.0
 
 
 def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted(shop):  # noqa: F811
