@@ -113,7 +113,7 @@ def prepare(home: Path, port: int, rows: int) -> None:
     dataset = ingest.load_dataset("orders")
     feast_apply(settings)
     raw = features.raw_table(settings, dataset)
-    refresh.refresh_online(settings, dataset, raw, AS_OF)
+    refresh.refresh_online(settings, dataset, raw, clock=lambda: AS_OF)
 
 
 def write_by_hand(home: str, port: str) -> dict[str, float]:

@@ -79,8 +79,8 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
     raw.merge(page_views(dataset, int(count), end - FIVE_MINUTES), dataset.key, ["view_id"])
     write_views(settings, dataset, raw)
     online = OnlineValues(settings, dataset, raw)
-    refresh_online(settings, dataset, raw, datetime.now(UTC))
-    ends = WindowEnds(settings=settings, dataset=dataset, raw=raw, online=online, owner="benchmark")
+    refresh_online(settings, dataset, raw, clock=lambda: datetime.now(UTC))
+    ends = WindowEnds(settings=settings, dataset=dataset, raw=raw, online=online)
     with closing(online):
         ends.step(datetime.now(UTC))
         assert ends.next_time() == end, f"the rows took longer than {AHEAD}"

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -110,13 +111,7 @@ class EventConsumer:
 
     @cached_property
     def _window_ends(self) -> WindowEnds:
-        return WindowEnds(
-            settings=self._settings,
-            dataset=self._dataset,
-            raw=self._raw,
-            online=self._online,
-            owner=socket.gethostname(),
-        )
+        return WindowEnds(self._settings, self._dataset, self._raw, self._online)
 
     def step(self) -> bool:
         """Process what waits and what is due; return whether there was anything to do.
@@ -144,28 +139,12 @@ class EventConsumer:
     def _step_events(self, entries: Sequence[Entry]) -> bool:
         batch = self._batch(entries)
         tries = max(self._stream.count_tries(self.name, list(batch)))
-        if tries <= MAX_TRIES:
-            self._process(batch)
-        else:
-            self._process_each(batch)
+        self._process(batch, is_last_try=tries > MAX_TRIES)
         self._stream.acknowledge(self.name, list(batch))
         self._batch_count += 1
         if self._batch_count % COMPACT_AFTER == 0:
             self._raw.compact()
         return True
-
-    def _process_each(self, batch: Mapping[Entry, list[Row]]) -> None:
-        """Process each entry alone; rows of one that still fails go to quarantine."""
-        for entry, rows in batch.items():
-            try:
-                self._process({entry: rows})
-            except RedisError:
-                raise
-            except Exception as exc:  # noqa: BLE001  (whatever failed so often)
-                logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
-                texts = as_json(self._source_rows(rows))
-                reasons = [_reason(exc)] * len(texts)
-                quarantine(self._quarantine, texts, reasons, entry.arrival)
 
     def idle_seconds(self) -> float:
         """Return how long this consumer may wait for the next event."""
@@ -193,26 +172,33 @@ class EventConsumer:
         try:
             events = self._row_list.validate_json(entry.events)
         except ValueError as exc:  # not of serving, or of columns that the dataset had before
-            self._quarantine_entry(entry, exc)
+            text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
+            self._set_aside([text], entry.arrival, exc)
             return []
         arrival = {"ingested_at": entry.arrival, "superseded": None}
         return [event.model_dump() | arrival for event in events]
 
-    def _process(self, batch: Mapping[Entry, list[Row]]) -> None:
-        """Land the rows of a batch; if a value is at fault, of each entry alone."""
+    def _process(self, batch: Mapping[Entry, list[Row]], *, is_last_try: bool) -> None:
+        """Land the rows of a batch.
+
+        Where a value is at fault, or the batch has failed too often, each entry lands alone, and
+        the rows of an entry that fails again go to quarantine.
+        """
+        rows = list(chain.from_iterable(batch.values()))
         try:
             with self._online.lock():  # `gyre forget` has had it before, or waits for it
                 forgotten_keys = forgotten(self._settings)
-                rows = []
-                for entry_rows in batch.values():
-                    rows += [row for row in entry_rows if not forgotten_keys.has(row)]
-                self._land(rows)
-        except VALUE_ERRORS as exc:
+                self._land([row for row in rows if not forgotten_keys.has(row)])
+        except RedisError:
+            raise
+        except Exception as exc:
+            if not is_last_try and not isinstance(exc, VALUE_ERRORS):
+                raise
+            if len(batch) == 1:
+                self._set_aside(as_json(self._source_rows(rows)), rows[0]["ingested_at"], exc)
+                return
             for entry, entry_rows in batch.items():
-                if len(batch) > 1:
-                    self._process({entry: entry_rows})
-                else:
-                    self._quarantine_entry(entry, exc)
+                self._process({entry: entry_rows}, is_last_try=is_last_try)
 
     def _land(self, rows: Sequence[Row]) -> None:
         """Set aside what breaks a rule; merge the others and bring their entities online."""
@@ -227,7 +213,7 @@ class EventConsumer:
         if good_rows:
             with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
                 values = self._merge(good_rows, now)
-            self._online.write(values, by_consumer=True)
+            self._online.write(values, is_ahead=True)
             self._window_ends.add(values)
 
     def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:
@@ -236,15 +222,13 @@ class EventConsumer:
         These come first: a value that no expression takes must not stand in the table.
         """
         key = self._dataset.key
-        entity = (self._dataset.entity,)
+        entity = self._dataset.entity
         newest_rows = {key_of(row, key): row for row in rows}
-        entities = {key_of(row, entity) for row in rows}
-        stored_rows = raw_rows(self._raw, {key: newest_rows.keys(), entity: entities}).to_pylist()
-        replaced_rows = [row for row in stored_rows if key_of(row, key) in newest_rows]
-        other_entities = {key_of(row, entity) for row in replaced_rows} - entities
-        if other_entities:
-            stored_rows += raw_rows(self._raw, {entity: other_entities}).to_pylist()
-        rows_by_key = {key_of(row, key): row for row in stored_rows}
+        replaced_rows = raw_rows(self._raw, key, newest_rows)
+        entities = {row[entity] for row in [*rows, *replaced_rows.to_pylist()]}
+        entity_keys = [(value,) for value in entities]
+        stored_rows = raw_rows(self._raw, [entity], entity_keys)
+        rows_by_key = {key_of(row, key): row for row in stored_rows.to_pylist()}
         changed_rows = []
         for row_key, row in newest_rows.items():
             if self._supersedes(row, rows_by_key.get(row_key)):
@@ -256,7 +240,7 @@ class EventConsumer:
             logger.warning("%s: events are in the table alone: %s", self.name, problem)
         else:
             known_rows = self._raw_rows(list(rows_by_key.values()))
-            former_rows = self._raw_rows([*rows_by_key.values(), *replaced_rows, *rows])
+            former_rows = pa.concat_tables([stored_rows, self._raw_rows(rows)])
             values = self._online.compute(known_rows, former_rows, max(now, datetime.now(UTC)))
         if changed_rows:
             columns = self._dataset.schema.names
@@ -279,12 +263,8 @@ class EventConsumer:
     def _raw_rows(self, rows: Sequence[Row]) -> pa.Table:
         return pa.Table.from_pylist(list(rows), schema=self._raw.schema)
 
-    def _quarantine_entry(self, entry: Entry, exc: Exception) -> None:
-        logger.warning("%s: entry %s goes to quarantine: %s", self.name, entry.id, exc)
-        events = entry.events.decode(errors="replace")
-        text = json.dumps({"entry": entry.id, "events": events})
-        quarantine(self._quarantine, [text], [_reason(exc)], entry.arrival)
-
-
-def _reason(exc: Exception) -> str:
-    return f"cannot be processed: {type(exc).__name__}: {' '.join(str(exc).split())}"
+    def _set_aside(self, texts: list[str], at: datetime, exc: Exception) -> None:
+        message = " ".join(str(exc).split())
+        reason = f"cannot be processed: {type(exc).__name__}: {message}"
+        logger.warning("%s: %d go to quarantine: %s", self.name, len(texts), reason)
+        quarantine(self._quarantine, texts, [reason] * len(texts), at)

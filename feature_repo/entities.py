@@ -1,8 +1,8 @@
 """Feature values of single entities, computed from their raw rows by the views' expressions."""
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 from functools import reduce
 from typing import Any
 
@@ -21,8 +21,6 @@ from feature_repo.online_writer import KeyValues, key_values
 
 Row = dict[str, Any]
 """A raw row."""
-SOON = timedelta(hours=1)
-"""How far ahead values are looked for that change by themselves."""
 VALUE_ERRORS = (duckdb.DataError, duckdb.InvalidInputException, pa.ArrowInvalid)
 """What an expression raises at a value that it cannot take."""
 
@@ -35,14 +33,14 @@ class ViewValues:
         view: Feast's view.
         rows: The newest row of each entity: join keys, event time, features.
         deleted: Keys of entities that have no row.
-        upcoming: Join keys and event times of the rows that follow within `SOON`.
+        next_rows: Of each entity the first row that is not due yet.
 
     """
 
     view: FeatureView
     rows: pa.Table
     deleted: Sequence[KeyValues] = ()
-    upcoming: pa.Table | None = None
+    next_rows: pa.Table | None = None
 
 
 def compute_view(
@@ -68,23 +66,31 @@ def compute_view(
 
     """
     expression = dataset.views[view.name]
+    former_keys = former_rows
     with connected(threads=1) as connection:
         view_rows = connection.to_pyarrow(expression(ibis.memtable(rows)))
-        if list(view.join_keys) == [dataset.entity]:
-            former_keys = set(key_values(view, former_rows))
-        else:
-            keys = expression(ibis.memtable(former_rows)).select(view.join_keys).distinct()
-            former_keys = set(key_values(view, connection.to_pyarrow(keys)))
-    times = view_rows["event_timestamp"]
-    is_due = pc.less_equal(times, until)
-    is_soon = pc.less_equal(times, until + SOON)
-    newest = newest_of_key(view_rows.filter(is_due), view.join_keys)
-    upcoming = view_rows.filter(pc.and_not(is_soon, is_due))
+        if list(view.join_keys) != [dataset.entity]:
+            former_view = expression(ibis.memtable(former_rows))
+            former_keys = connection.to_pyarrow(former_view.select(view.join_keys).distinct())
+    return values_at(view, view_rows, until, set(key_values(view, former_keys)))
+
+
+def values_at(
+    view: FeatureView,
+    rows: pa.Table,
+    until: datetime,
+    former_keys: Collection[KeyValues] = (),
+) -> ViewValues:
+    """Return the values at a moment, given rows of a view of before and after it."""
+    is_due = pc.less_equal(rows["event_timestamp"], until)
+    newest = newest_of_key(rows.filter(is_due), view.join_keys)
+    later = rows.filter(pc.invert(is_due)).group_by(view.join_keys)
+    next_times = later.aggregate([("event_timestamp", "min")])
     return ViewValues(
         view=view,
         rows=newest,
-        deleted=sorted(former_keys - set(key_values(view, newest))),
-        upcoming=upcoming.select([*view.join_keys, "event_timestamp"]),
+        deleted=sorted(set(former_keys) - set(key_values(view, newest))),
+        next_rows=next_times.rename_columns([*view.join_keys, "event_timestamp"]),
     )
 
 
@@ -114,19 +120,9 @@ def key_rows(schema: pa.Schema, names: Sequence[str], keys: Iterable[tuple[Any, 
     return pa.Table.from_pylist(rows, schema=pa.schema([schema.field(name) for name in names]))
 
 
-def raw_rows(raw: Table, keys: Mapping[tuple[str, ...], Collection[tuple[Any, ...]]]) -> pa.Table:
-    """Return rows of a raw table that have one of some keys.
-
-    Args:
-        raw: The raw table.
-        keys: Columns, and values of these columns. A row with the values of any entry is returned.
-
-    """
+def raw_rows(raw: Table, columns: Sequence[str], keys: Iterable[tuple[Any, ...]]) -> pa.Table:
+    """Return the rows of a raw table that have one of some keys in its `columns`."""
+    key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
     with connected(threads=1) as connection:
-        rows = open_raw(raw, connection=connection)
-        parts = [rows.limit(0)]
-        for columns, values in keys.items():
-            key_table = ibis.memtable(key_rows(raw.schema, columns, values))
-            parts.append(rows.semi_join(key_table, columns))
-        union = ibis.union(*parts, distinct=True)
-        return connection.to_pyarrow(union).select(raw.schema.names).cast(raw.schema)
+        rows = open_raw(raw, connection=connection).semi_join(key_table, columns)
+        return connection.to_pyarrow(rows).select(raw.schema.names).cast(raw.schema)

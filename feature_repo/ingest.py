@@ -133,7 +133,7 @@ def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime
     check_definitions(settings, dataset, as_of)
     write_views(settings, dataset, table)
     notice_materialization_by_hand(settings, dataset)
-    refresh_online(settings, dataset, table, as_of)
+    refresh_online(settings, dataset, table, clock=lambda: max(as_of, datetime.now(UTC)))
     record_intervals(settings, dataset)
 
 

@@ -2,6 +2,7 @@
 
 The value says which version of the view's table Redis holds, and up to when it is right. Serving
 reads the time. The set holds the keys that the event consumer wrote since the last refresh.
+Each dataset has a sorted set of keys whose values change by themselves, see `window_ends`.
 """
 
 import json
@@ -44,6 +45,16 @@ def state_key(project: str, view: str) -> str:
 def consumer_set_key(project: str, view: str) -> str:
     """Return the Redis key of the set of keys that the event consumer wrote."""
     return f"gyre:consumed:{project}:{view}"
+
+
+def ends_key(project: str, dataset: str) -> str:
+    """Return the Redis key of the sorted set of the keys whose windows end."""
+    return f"gyre:window-ends:{project}:{dataset}"
+
+
+def loaded_ends_key(project: str, dataset: str) -> str:
+    """Return the Redis key of the hash that says what of each view is in that set."""
+    return f"{ends_key(project, dataset)}:loaded"
 
 
 def key_text(key: tuple[Any, ...]) -> str:

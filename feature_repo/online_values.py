@@ -88,6 +88,11 @@ class OnlineValues:
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
 
+    def moment(self, view: str, now: datetime) -> datetime:
+        """Return up to when rows of a view count: now, or a later time that is online already."""
+        state = self.state(view)
+        return now if state is None or state.time is None else max(now, state.time)
+
     def problem(self) -> str | None:
         """Say why the consumer may write nothing; None if it may.
 
@@ -107,38 +112,40 @@ class OnlineValues:
         Args:
             rows: Every raw row of these entities.
             former_rows: Raw rows that are, or were, theirs.
-            moment: Aware UTC. Values that are online up to a later time stay at that time.
+            moment: Aware UTC; see `moment`.
 
         """
         values = []
         for name, view in self.views.items():
-            state = self.state(name)
-            until = max(moment, state.time) if state and state.time else moment
+            until = self.moment(name, moment)
             values.append(compute_view(self._dataset, view, rows, former_rows, until))
         return values
 
     def compute_entities(self, entities: Collection[Any], moment: datetime) -> list[ViewValues]:
         """Compute the newest values of entities, given by values of the dataset's entity column."""
+        if not entities:
+            return []
         column = self._dataset.entity
-        rows = raw_rows(self._raw, {(column,): [(entity,) for entity in entities]})
+        rows = raw_rows(self._raw, [column], [(entity,) for entity in entities])
         former_rows = pa.table({column: pa.array(entities, rows.schema.field(column).type)})
         if any(list(view.join_keys) != [column] for view in self.views.values()):
             former_rows = rows
         return self.compute(rows, former_rows, moment)
 
-    def write(self, values: Iterable[ViewValues], *, by_consumer: bool = False) -> None:
+    def write(self, values: Iterable[ViewValues], *, is_ahead: bool = False) -> None:
         """Write values, and delete those of entities without a row.
 
         Args:
             values: Of entities of any views.
-            by_consumer: Add the keys to the set of those that the consumer wrote.
+            is_ahead: They stand on newer rows, or a later moment, than the last refresh. The next
+                one writes their keys again.
 
         """
         try:
             with self.redis.pipeline(transaction=False) as pipe:
                 for view_values in values:
                     self._add_values(pipe, view_values)
-                    if by_consumer:
+                    if is_ahead:
                         self._add_keys(pipe, view_values)
                 pipe.execute()
         except RedisError as exc:

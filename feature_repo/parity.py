@@ -108,7 +108,7 @@ def parity(
             for moment in sorted(moments):
                 for dataset in datasets:
                     raw = raw_table(settings, dataset)
-                    refresh_online(beside, dataset, raw, moment, clock=partial(_same, moment))
+                    refresh_online(beside, dataset, raw, clock=partial(_same, moment))
                 dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
                 rows = offline.historical(service, dated).select([*columns, *names]).to_pylist()
                 lines = list(_differences(rows, online, moment, columns, names))

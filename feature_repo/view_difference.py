@@ -9,9 +9,8 @@ import ibis.expr.types as ir
 import pyarrow as pa
 
 from core.errors import DataError
-from core.storage import Table
 from feature_repo.engines import connected
-from feature_repo.entities import SOON, key_rows
+from feature_repo.entities import key_rows
 from feature_repo.features import changed_rows
 from feature_repo.online_writer import KeyValues
 from feature_repo.views import ViewTable, period_of
@@ -24,8 +23,6 @@ class ViewDifference:
 
     Args:
         connection: DuckDB, of Ibis; temporary tables are made there.
-        raw: The dataset's raw table.
-        entity: The column that says whose a raw row is; a join key of every view.
         view: The view's table.
         keys: Names of the view's join keys.
         version: The version of the view's table.
@@ -36,23 +33,19 @@ class ViewDifference:
     def __init__(
         self,
         connection: Any,
-        raw: Table,
-        entity: str,
         view: ViewTable,
         keys: Sequence[str],
         version: int,
         moment: datetime,
     ) -> None:
         self._connection = connection
-        self._raw = raw
-        self._entity = entity
         self._view = view
         self._keys = keys
-        self.version = version
+        self._version = version
         self._moment = ibis.literal(moment)
-        self._soon = ibis.literal(moment + SOON)
         self._rows = self._read(view.table.files(version))
-        self._latest: ir.Table | None = None
+        self.no_rows: pa.Table = self._rows.schema().to_pyarrow().empty_table()
+        self._latest = self._rows.limit(0)
 
     def changed_keys(
         self, old_versions: Iterable[int], since: datetime, others: Sequence[KeyValues]
@@ -100,19 +93,9 @@ class ViewDifference:
         rows = self._connection.to_pyarrow(vanished).to_pylist()
         return [tuple(row.values()) for row in rows]
 
-    def upcoming(self, keys: ir.Table | None) -> pa.Table:
-        """Return the rows of keys (None: of all) that become due within `SOON`."""
-        times = self._rows.event_timestamp
-        rows = self._rows.filter((times > self._moment) & (times <= self._soon))
-        if keys is not None:
-            rows = rows.semi_join(keys, self._keys)
-        table: pa.Table = self._connection.to_pyarrow(rows)
-        return table
-
     def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
         """Return keys as a table."""
-        schema = self._rows.schema().to_pyarrow()
-        return self._hold(ibis.memtable(key_rows(schema, self._keys, keys)))
+        return self._hold(ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys)))
 
     def _due_keys(self, since: datetime) -> ir.Table:
         """Return the keys with a row that became due since a moment."""
@@ -124,24 +107,24 @@ class ViewDifference:
 
     def _keys_of_changed_entities(self, old_version: int) -> ir.Table | None:
         """Return the keys, then and now, of entities whose raw rows changed since a version."""
-        state = self._view.state(self.version)
+        state = self._view.state(self._version)
         old_state = self._view.state(old_version)
-        files = self._view.table.changed_files(old_version, self.version)
+        files = self._view.table.changed_files(old_version, self._version)
         if state is None or old_state is None or files is None:
             return None
         if old_state.definition != state.definition:
             return None
-        changes = changed_rows(self._connection, self._raw, old_state.raw, state.raw)
+        changes = changed_rows(self._connection, self._view.raw, old_state.raw, state.raw)
         if changes is None:
             return None
         added_files, removed_files = files
         changed_files = [*added_files, *removed_files]
         rows = self._read(changed_files) if changed_files else self._rows.limit(0)
-        return rows.semi_join(changes, self._entity).select(self._keys)
+        return rows.semi_join(changes, self._view.dataset.entity).select(self._keys)
 
     def _files_since(self, moment: datetime) -> list[str]:
         """Return the files of the version with rows of the period of a moment, or later ones."""
-        return self._view.table.files(self.version, within=f"period >= {period_of(moment)}")
+        return self._view.table.files(self._version, within=f"period >= {period_of(moment)}")
 
     def _read(self, files: Sequence[str]) -> ir.Table:
         rows: ir.Table = self._connection.read_parquet(files)
@@ -154,32 +137,35 @@ class ViewDifference:
 
 
 class NewerRows:
-    """The entities that have raw rows newer than a version of the raw table.
+    """The entities that have raw rows newer than a view."""
 
-    Args:
-        raw: The raw table.
-        version: A version of it.
-        entity: The column of the entity.
-
-    """
-
-    def __init__(self, raw: Table, version: int, entity: str) -> None:
-        self.base = version
-        self.entity = entity
-        self._raw = raw
-        self._version = version
+    def __init__(self, view: ViewTable) -> None:
+        self._view = view
+        self._view_version = -1
+        self._version = -1
         self._entities: set[Any] = set()
 
     def entities(self) -> set[Any]:
-        """Return the entities as of now."""
-        newest = self._raw.version
+        """Return the entities as of now; none where the view has no rows."""
+        state = self._view.state()
+        if state is None:
+            return set()
+        if state.raw != self._view_version:
+            self._view_version = state.raw
+            self._version = state.raw
+            self._entities = set()
+        newest = self._view.raw.version
         if newest != self._version:
-            with connected(threads=1) as connection:
-                changes = changed_rows(connection, self._raw, self._version, newest)
-                if changes is None:
-                    gone = f"version {self._version}, of which the features are, is gone"
-                    raise DataError(f"{self._raw.name}: {gone}; run: gyre ingest")
-                column = connection.to_pyarrow(changes[self.entity])
-            self._entities.update(column.unique().to_pylist())
+            self._entities |= self._changed_entities(self._version, newest)
             self._version = newest
         return self._entities
+
+    def _changed_entities(self, old_version: int, new_version: int) -> set[Any]:
+        raw = self._view.raw
+        with connected(threads=1) as connection:
+            changes = changed_rows(connection, raw, old_version, new_version)
+            if changes is None:
+                text = f"version {old_version}, of which the features are, is gone"
+                raise DataError(f"{raw.name}: {text}; run: gyre ingest")
+            column = connection.to_pyarrow(changes[self._view.dataset.entity])
+        return set(column.to_pylist())

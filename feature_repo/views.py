@@ -49,15 +49,17 @@ class ViewTable:
     Args:
         settings: Of the installation.
         dataset: The dataset whose raw rows the view is made of.
+        raw: The raw table of the dataset.
         name: Name of the view, a key of `dataset.views`.
 
     """
 
-    def __init__(self, settings: Settings, dataset: Dataset, name: str) -> None:
+    def __init__(self, settings: Settings, dataset: Dataset, raw: Table, name: str) -> None:
         self.name = name
+        self.dataset = dataset
+        self.raw = raw
         self.table = view_table(settings, name)
         self._settings = settings
-        self._dataset = dataset
         self._expression = dataset.views[name]
 
     def state(self, version: int | None = None) -> ViewState | None:
@@ -69,27 +71,22 @@ class ViewTable:
             return None
         return ViewState(definition=definition, raw=raw_version)
 
-    def state_in_code(self, raw: Table) -> ViewState:
+    def state_in_code(self) -> ViewState:
         """Return what the rows would stand on if they were computed now."""
-        definition = view_definition(self._dataset, self.name)
-        text = f"{definition} {raw.identity} {PERIOD}"
+        definition = view_definition(self.dataset, self.name)
+        text = f"{definition} {self.raw.identity} {PERIOD}"
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return ViewState(definition=int(digest[:DEFINITION_DIGITS], 16), raw=raw.version)
+        return ViewState(definition=int(digest[:DEFINITION_DIGITS], 16), raw=self.raw.version)
 
-    def is_redefined(self, raw: Table) -> bool:
+    def is_redefined(self) -> bool:
         """Whether the rows, if there are any, are not of the expression in the code."""
         state = self.state()
-        return state is None or state.definition != self.state_in_code(raw).definition
+        return state is None or state.definition != self.state_in_code().definition
 
-    def refresh(self, raw: Table) -> None:
-        """Bring the rows to the newest version of the raw table, in one commit.
-
-        Args:
-            raw: The raw table of the dataset; it has rows.
-
-        """
+    def refresh(self) -> None:
+        """Bring the rows to the newest version of the raw table, in one commit."""
         old_state = self.state()
-        new_state = self.state_in_code(raw)
+        new_state = self.state_in_code()
         if old_state == new_state:
             return
         scratch = self._settings.cache / f"{self.name}.refresh"
@@ -99,10 +96,10 @@ class ViewTable:
         first_period = None
         with closing(open_engine(self._settings, scratch / "spill")) as engine:
             connection = engine.connection
-            raw_rows = open_raw(raw, new_state.raw, connection=connection)
+            raw_rows = open_raw(self.raw, new_state.raw, connection=connection)
             changes = None
             if old_state is not None and old_state.definition == new_state.definition:
-                changes = changed_rows(connection, raw, old_state.raw, new_state.raw)
+                changes = changed_rows(connection, self.raw, old_state.raw, new_state.raw)
             if changes is None:
                 view_rows = self._expression(raw_rows)
             else:
@@ -122,14 +119,14 @@ class ViewTable:
 
     def _first_period(self, changes: ir.Table) -> int:
         """Return the period of the earliest change, from which files are replaced."""
-        earliest: datetime | None = changes[self._dataset.event_time].min().to_pyarrow().as_py()
+        earliest: datetime | None = changes[self.dataset.event_time].min().to_pyarrow().as_py()
         return period_of(earliest) if earliest else LAST_PERIOD
 
     def _updated_rows(
         self, connection: Any, raw_rows: ir.Table, changes: ir.Table, first_period: int
     ) -> ir.Table:
         """Rows of changed entities computed anew, and those of all others from `first_period`."""
-        entity = self._dataset.entity
+        entity = self.dataset.entity
         computed = self._expression(raw_rows.semi_join(changes, entity))
         old_files = self.table.files(within=f"period >= {first_period}")
         if not old_files:
@@ -160,9 +157,9 @@ def written_views(settings: Settings) -> list[str]:
     return sorted(log.parent.name for log in logs)
 
 
-def view_tables(settings: Settings, dataset: Dataset) -> list[ViewTable]:
+def view_tables(settings: Settings, dataset: Dataset, raw: Table) -> list[ViewTable]:
     """Return the tables of all views of a dataset."""
-    return [ViewTable(settings, dataset, name) for name in dataset.views]
+    return [ViewTable(settings, dataset, raw, name) for name in dataset.views]
 
 
 def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
@@ -174,16 +171,16 @@ def write_views(settings: Settings, dataset: Dataset, raw: Table) -> None:
     """
     if raw.version < 0:
         raise DataError(f"{dataset.name}: no rows yet; check the source")
-    for view in view_tables(settings, dataset):
-        view.refresh(raw)
+    for view in view_tables(settings, dataset, raw):
+        view.refresh()
 
 
 def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     """Return the names of the views whose rows are not of the expression in the code."""
     if not raw.exists:
         return []
-    views = view_tables(settings, dataset)
-    return [view.name for view in views if view.is_redefined(raw)]
+    views = view_tables(settings, dataset, raw)
+    return [view.name for view in views if view.is_redefined()]
 
 
 def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
@@ -196,7 +193,7 @@ def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[st
     raw = raw_table(settings, dataset)
     if not files or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {remedy}"
-    if ViewTable(settings, dataset, view).is_redefined(raw):
+    if ViewTable(settings, dataset, raw, view).is_redefined():
         return f"{view}: applied, not built (its rows are of another expression); {remedy}"
     columns = pq.read_schema(files[0]).names
     missing_fields = sorted(set(fields) - set(columns))

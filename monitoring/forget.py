@@ -32,6 +32,7 @@ from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
+from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
@@ -142,9 +143,11 @@ class Search:
         with closing(OnlineValues(self.settings, dataset, raw, REDIS_SECONDS)) as online:
             names = online.hashes_of(self.key.column, self.key.value)
             yield f"online values of {dataset.name}", len(names)
-            if self.delete and names:
-                with online.lock():
-                    online.redis.delete(*names)
+            if self.delete:
+                project = online.store.project
+                ends = ends_key(project, dataset.name), loaded_ends_key(project, dataset.name)
+                with online.lock():  # the consumer notes anew which windows end
+                    online.redis.delete(*names, *ends)
         aside = quarantine_table(self.settings, dataset)
         yield self._table(aside, self.key.in_json("row"), "rules")
 

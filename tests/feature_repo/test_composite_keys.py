@@ -220,7 +220,7 @@ def test_an_event_that_changes_a_derived_key_makes_the_old_entity_unknown(shop, 
 
 
 def test_a_monthly_row_is_unknown_when_it_is_more_than_31_days_old(shop):
-    refresh_online(shop.settings, shop.dataset, shop.raw, STARTS[24])
+    refresh_online(shop.settings, shop.dataset, shop.raw, clock=lambda: STARTS[24])
     last = NEW_YEAR.replace(year=2127)
     assert STARTS[24] == last
     assert spent(shop, last + 31 * DAY)[0] == 10.0

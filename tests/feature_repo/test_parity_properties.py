@@ -234,7 +234,7 @@ def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed
     asked = asked_of(chance, everything)
     agree(orders, rows=from_rows(settings, asked), historical=from_feast(historical(store, asked)))
     for at in sorted(chance.sample([at for _, at in asked if at > ARRIVALS[-1]], 3)):
-        refresh_online(settings, ORDERS, raw, moment(at), clock=lambda at=at: moment(at))
+        refresh_online(settings, ORDERS, raw, clock=lambda at=at: moment(at))
         agree(orders, online=online(settings, at))
 
 

@@ -104,7 +104,8 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     with looped(by_feast, by_us, watermark) as (failed, _):
         for turn in range(4):
             written(shop.settings, as_of, 10.0 * (1 + turn % 2))
-            refresh_online(shop.settings, ORDERS, raw_table(shop.settings, ORDERS), as_of)
+            raw = raw_table(shop.settings, ORDERS)
+            refresh_online(shop.settings, ORDERS, raw, clock=lambda: as_of)
             assert not failed, failed
     reader.close()
 

@@ -8,7 +8,6 @@ import subprocess
 import time
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from itertools import chain, repeat
 from random import Random
 
 import numpy as np
@@ -76,17 +75,21 @@ def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # 
     assert hashes(shop.redis) == {name}
 
 
-def test_a_first_row_that_becomes_due_during_a_refresh_is_not_deleted(shop):  # noqa: F811
-    """The consumer has brought it online when the refresh comes to its key."""
+def test_what_the_consumer_writes_during_a_refresh_stays(shop):  # noqa: F811
+    """It stands on a later moment, at which more rows are due."""
+    shop.receives(AS_OF + MINUTE, order(2, 77, AS_OF, 3.0), order(3, 1, AS_OF, 2.0))
     raw = raw_table(shop.settings, ORDERS)
-    row = order(2, 77, AS_OF + timedelta(seconds=1), 3.0) | {"ingested_at": AS_OF}
-    table = pa.Table.from_pylist([row], schema=raw.schema)
-    raw.merge(table, ORDERS.key, ORDERS.schema.names)
     write_views(shop.settings, ORDERS, raw)
-    shop.redis.sadd(CONSUMED, json.dumps([77]))
-    times = chain([AS_OF], repeat(AS_OF + timedelta(seconds=2)))
-    refresh_online(shop.settings, ORDERS, raw, AS_OF, clock=lambda: next(times))
-    assert shop.spent(77) == 3.0
+    before = AS_OF - 11 * DAY
+
+    def moment():
+        """Called when the keys of before are taken."""
+        shop.redis.sadd(CONSUMED, json.dumps([1]), json.dumps([77]))
+        return before
+
+    shop.redis.delete(STATE)
+    refresh_online(shop.settings, ORDERS, raw, moment)
+    assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
 
 
 def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted(shop):  # noqa: F811

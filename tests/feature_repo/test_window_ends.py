@@ -5,7 +5,6 @@ from __future__ import annotations
 from contextlib import closing
 
 import pyarrow as pa
-import pytest
 
 from feature_repo.features import raw_table
 from feature_repo.online_values import OnlineValues
@@ -23,33 +22,19 @@ from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them
 )
 
 
-@pytest.fixture
-def other_consumer(shop):  # noqa: F811
-    """The window ends of a consumer on another host, which has the lease."""
-    raw = raw_table(shop.settings, ORDERS)
-    online = OnlineValues(shop.settings, ORDERS, raw)
-    with closing(online):
-        ends = WindowEnds(shop.settings, ORDERS, raw, online, owner="another host")
-        ends.step(LATER)
-        yield ends
-
-
-def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop, other_consumer):  # noqa: F811
+def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop):  # noqa: F811
     end = LATER + 10 * MINUTE
     shop.receives(LATER, order(2, 1, end - 30 * DAY))
     before = shop.online(1, end - MINUTE)
-    assert not other_consumer.step(end - MINUTE)
-    assert other_consumer.step(end)
+    raw = raw_table(shop.settings, ORDERS)
+    with closing(OnlineValues(shop.settings, ORDERS, raw)) as online:
+        other_consumer = WindowEnds(shop.settings, ORDERS, raw, online)
+        assert not other_consumer.step(end - MINUTE)
+        assert other_consumer.next_time() == end
+        assert other_consumer.step(end)
+        assert not other_consumer.step(end)
     after = shop.online(1, end)
     assert (before["total_orders_30d"], after["total_orders_30d"]) == (2, 1)
-
-
-def test_a_consumer_without_the_lease_waits_for_no_end(shop, other_consumer):  # noqa: F811
-    shop.receives(LATER, order(2, 1, LATER - 30 * DAY + MINUTE))
-    assert shop.consumer._window_ends.next_time() is None
-    assert other_consumer.next_time() is None
-    other_consumer.step(LATER)
-    assert other_consumer.next_time() == LATER + MINUTE
 
 
 def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):  # noqa: F811
@@ -68,7 +53,10 @@ def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):  # noqa: 
     raw.merge(landed, spend.key, spend.schema.names)
     keys = [(1, "single"), (2, "several")]
     with closing(OnlineValues(monthly_shop.settings, spend, raw)) as online:
-        ends = WindowEnds(monthly_shop.settings, spend, raw, online, owner="here")
+        ends = WindowEnds(monthly_shop.settings, spend, raw, online)
+        values = online.compute_entities([2], before)
+        online.write(values, is_ahead=True)
+        ends.add(values)
         for moment in (before, month):
             ends.step(moment)
             values = monthly_shop.online(keys, moment)
