@@ -19,6 +19,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+from redis import Redis
+
 from benchmarks import measure
 from benchmarks.measure import ROUNDS, child, median, promised
 from core.settings import load_settings
@@ -70,6 +72,7 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
     from feature_repo.views import write_views  # noqa: PLC0415
     from feature_repo.window_ends import WindowEnds  # noqa: PLC0415
 
+    Redis(port=int(port)).flushall()  # of the round before
     home = tempfile.mkdtemp(dir=folder)
     settings = load_settings(home=home, redis_port=port, redis_url=None)
     dataset = load_page_views(home)

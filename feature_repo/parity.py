@@ -93,7 +93,7 @@ def parity(
     """
     offline = FeatureStore(settings)
     datasets = offline.datasets(service)
-    known_entities = entities(settings, list(offline.views(service)), key)
+    known_entities = entities(settings, offline.views(service), key)
     if not known_entities:
         commands = " and ".join(f"gyre ingest {dataset.name}" for dataset in datasets)
         raise DataError(f"{service}: no rows yet; run: {commands}")

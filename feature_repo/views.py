@@ -7,7 +7,7 @@ from the period of the earliest change on, and copies all others; files of earli
 
 import hashlib
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import closing
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -151,12 +151,6 @@ def view_files(settings: Settings, view: str) -> list[str]:
     return view_table(settings, view).files()
 
 
-def written_views(settings: Settings) -> list[str]:
-    """Return the names of the views that have rows."""
-    logs = (settings.data / "features").glob("*/_delta_log")
-    return sorted(log.parent.name for log in logs)
-
-
 def view_tables(settings: Settings, dataset: Dataset, raw: Table) -> list[ViewTable]:
     """Return the tables of all views of a dataset."""
     return [ViewTable(settings, dataset, raw, name) for name in dataset.views]
@@ -205,48 +199,44 @@ def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[st
 
 def entities(
     settings: Settings,
-    views: Iterable[str],
+    views: Mapping[str, Iterable[str]],
     key: Iterable[str],
     until: datetime | None = None,
     limit: int | None = None,
 ) -> list[dict[str, Any]]:
-    """Return entities with a row in one of `views`, those with the newest row first.
+    """Return entities with a row in one of some views, those with the newest row first.
 
     Args:
         settings: Of the installation.
-        views: Names of views.
-        key: Join keys of the entities. Where the views have different keys, each view's entities
-            take the columns that they lack from the entities of the other views, in order.
+        views: Join keys of each view, by the name of the view.
+        key: Join keys of the entities. Where the views have different keys, the first entity of
+            one view is put together with the first of the others, and so on.
         until: Only rows at or before this time count.
         limit: At most so many entities of each set of keys.
 
     Returns:
-        One dict of the columns `key` for each entity; empty where no view has a column of `key`.
+        One dict of the columns `key` for each entity; empty where a column is in no view's key.
 
     """
     columns = [*key]
-    groups: dict[tuple[str, ...], list[ir.Table]] = {}
-    parts: list[list[dict[str, Any]]] = []
+    parts: dict[tuple[str, ...], list[ir.Table]] = {}
     with connected() as connection:
-        for view in views:
+        for view, join_keys in views.items():
             files = view_files(settings, view)
-            if not files:
-                continue
-            rows = connection.read_parquet(files)
-            view_keys = tuple(name for name in columns if name in rows.columns)
-            if view_keys:
-                keyed = rows.select(*view_keys, time=rows.event_timestamp)
-                groups.setdefault(view_keys, []).append(keyed)
-        for view_keys, tables in groups.items():
+            view_key = tuple(name for name in columns if name in join_keys)
+            if files and view_key:
+                rows = connection.read_parquet(files)
+                keyed_rows = rows.select(*view_key, time=rows.event_timestamp)
+                parts.setdefault(view_key, []).append(keyed_rows)
+        keys = []
+        for view_key, tables in parts.items():
             rows = ibis.union(*tables)
             if until is not None:
                 rows = rows.filter(rows["time"] <= ibis.literal(until))
-            newest = rows.group_by(view_keys).agg(time=rows["time"].max())
-            ordered = newest.order_by(ibis.desc("time"), *view_keys).select(view_keys)
-            part = connection.to_pyarrow(ordered.limit(limit)).to_pylist()
-            if part:
-                parts.append(part)
-    return _with_all_columns(parts, columns)
+            newest = rows.group_by(view_key).agg(time=rows["time"].max())
+            ordered = newest.order_by(ibis.desc("time"), *view_key).select(view_key)
+            keys.append(connection.to_pyarrow(ordered.limit(limit)).to_pylist())
+    return _put_together([part for part in keys if part], columns)
 
 
 def period_of(moment: datetime) -> int:
@@ -254,22 +244,15 @@ def period_of(moment: datetime) -> int:
     return (moment - BEGINNING) // PERIOD
 
 
-def _with_all_columns(
-    parts: list[list[dict[str, Any]]], columns: list[str]
-) -> list[dict[str, Any]]:
-    """Complete the entities of each part by columns of the other parts, in turn."""
-    column_names = {name for part in parts for name in part[0]}
-    if column_names != set(columns):
-        return []
-    if len(parts) == 1:
-        return parts[0]
-    entities_by_key: dict[tuple[Any, ...], dict[str, Any]] = {}
-    for part in parts:
-        for number, row in enumerate(part):
-            values: dict[str, Any] = {}
-            for other_part in parts:
-                values |= other_part[number % len(other_part)]
-            values |= row
-            entity = {name: values[name] for name in columns}
-            entities_by_key[tuple(entity.values())] = entity
-    return list(entities_by_key.values())
+def _put_together(parts: list[list[dict[str, Any]]], columns: list[str]) -> list[dict[str, Any]]:
+    """Complete the entities of each part by columns of the other parts."""
+    parts = sorted(parts, key=lambda part: len(part[0]))  # keys of several columns stay whole
+    entities: list[dict[str, Any]] = []
+    for number in range(max(map(len, parts), default=0)):
+        entity: dict[str, Any] = {}
+        for part in parts:
+            entity |= part[number % len(part)]
+        if len(entity) < len(columns):
+            return []
+        entities.append({name: entity[name] for name in columns})
+    return entities

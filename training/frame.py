@@ -95,7 +95,7 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
         needs = f"its features need {', '.join(fields)} of a request"
         raise NoRequestError(f"{spec.name}: {needs}: only requests are scored, no population")
     keys, joins = spec.entity_key.keys(), store.views(spec.feature_service)
-    if not (views := [name for name in joins if keys <= {*joins[name]}]):
+    if not (views := {name: key for name, key in joins.items() if keys <= {*key}}):
         why = f"no view of {spec.feature_service} has all of {', '.join(keys)}"
         raise NoRequestError(f"{spec.name}: {why}: only requests are scored, no population")
     known = entities(settings, views, spec.entity_key, moment)

@@ -230,7 +230,8 @@ def test_a_monthly_row_is_unknown_when_it_is_more_than_31_days_old(shop):
 def test_every_entity_is_found_by_its_rows(shop):
     later = order(2, 3, FEBRUARY + DAY, cds=2)
     shop.land([later], MARCH)
-    views, two = shop.dataset.views, {"customer_id": 3, "basket": "several"}
+    views = dict.fromkeys(shop.dataset.views, KEY)
+    two = {"customer_id": 3, "basket": "several"}
     one = {"customer_id": 1, "basket": "single"}
     assert entities(shop.settings, views, KEY, FEBRUARY) == [one]
     assert entities(shop.settings, views, KEY) == [two, one]
