@@ -14,7 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import pyarrow as pa
@@ -57,6 +57,29 @@ COLOURS = "\x1b\\[\\d+m|↳"
 """What deltalake puts into its messages for a terminal."""
 NEAR = timedelta(minutes=5)
 """Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
+EVENT_TIME = "event_timestamp"
+"""The column whose span of times a commit of files notes for each file."""
+
+
+class AddedFile(NamedTuple):
+    """A parquet file that is to become part of a table.
+
+    Args:
+        path: Below the table's folder, such as `period=12/NAME.parquet`.
+        size: In bytes.
+        partition: Its value of the column that the table is partitioned by.
+        rows: How many there are.
+        earliest: Smallest time in the column `event_timestamp`.
+        latest: Largest time there.
+
+    """
+
+    path: str
+    size: int
+    partition: int
+    rows: int
+    earliest: datetime
+    latest: datetime
 
 
 class Table:
@@ -96,7 +119,7 @@ class Table:
         return self._copies(self._names(version, within))
 
     def noted(self, names: Sequence[str], version: int | None = None) -> dict[str, int | None]:
-        """Return the numbers that `replace_files` noted, as of a version (default: the newest).
+        """Return the numbers that `commit` noted, as of a version (default: the newest).
 
         None where it never did, or where the version is no longer known.
         """
@@ -228,18 +251,41 @@ class Table:
     ) -> None:
         """Put the parquet files below `folder` in place of some of the table's, in one commit.
 
+        Args:
+            folder: on this disk, with files such as `period=12/NAME.parquet`, of names that the
+                table does not have. The files are moved.
+            schema: see `commit`, as for what follows.
+            partition: the column that the folders' names hold, an integer.
+            within: which files go.
+            notes: numbers that `noted` returns from now on.
+
+        """
+        with reached(self.name):
+            files = self._take_in(folder)
+        self.commit(files, schema, partition, within, notes)
+
+    def commit(
+        self,
+        files: Sequence[AddedFile],
+        schema: pa.Schema,
+        partition: str,
+        within: str | None,
+        notes: Mapping[str, int],
+    ) -> None:
+        """Put files that lie in the table's folder in place of some of the table's, in one commit.
+
         Readers see the files of before or the new ones, never a part. Of a table of another
         `schema` all files have to go.
 
         Args:
-            folder: on this disk, with files such as `period=12/NAME.parquet`, of names that the
-                table does not have. The files are moved.
-            schema: columns of the files, then the column `partition`.
-            partition: the column that the folders' names hold, an integer.
+            files: Files that no commit has named before.
+            schema: Columns of the files, then the column `partition`.
+            partition: Column of integers that the table is partitioned by.
             within: SQL on `partition`; only files of such partitions go. None: all go.
-            notes: numbers that `noted` returns from now on, such as what the rows stand on.
+            notes: Numbers that `noted` returns from now on, such as what the rows stand on.
 
         """
+        now = int(time.time() * 1000)
         with self._writing():
             if not self.exists:
                 DeltaTable.create(
@@ -249,7 +295,6 @@ class Table:
                     configuration=REPLACED,
                     storage_options=self._options,
                 )
-            now = int(time.time() * 1000)
             actions: list[AddAction | RemoveAction] = []
             if within is not None:
                 for name in self._names(within=within):
@@ -261,18 +306,16 @@ class Table:
                         partition_values={partition: value},
                     )
                     actions.append(removed)
-            for file in sorted(folder.glob("*/*.parquet")):
-                name = file.relative_to(folder).as_posix()
+            for file in files:
                 added = AddAction(
-                    path=name,
-                    size=file.stat().st_size,
-                    partition_values={partition: file.parent.name.partition("=")[2]},
+                    path=file.path,
+                    size=file.size,
+                    partition_values={partition: str(file.partition)},
                     modification_time=now,
                     data_change=True,
-                    stats=json.dumps({"numRecords": pq.read_metadata(file).num_rows}),
+                    stats=_statistics(file),
                 )
                 actions.append(added)
-            self._take_in(folder)
             self._open().create_write_transaction(
                 actions,
                 mode="overwrite" if within is None else "append",
@@ -283,17 +326,17 @@ class Table:
                 ),
             )
 
-    def _take_in(self, folder: Path) -> None:
+    def _take_in(self, folder: Path) -> list[AddedFile]:
         """Move the files below `folder` into the table's; no reader sees them yet.
 
         Of files that go to S3, this host keeps copies.
         """
         files = sorted(folder.glob("*/*.parquet"))
+        added_files = [_added_file(folder, file) for file in files]
         if self._settings.data_url:
             sources = [str(file) for file in files]
             targets = [(self.path / file.relative_to(folder)).path for file in files]
-            with reached(self.name):
-                self.path.fs.put(sources, targets)
+            self.path.fs.put(sources, targets)
             place = self._settings.cache / self.path.path
         else:
             place = Path(str(self.path))
@@ -301,6 +344,7 @@ class Table:
             target = place / file.relative_to(folder)
             target.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(file, target)
+        return added_files
 
     def compact(self) -> None:
         """Rewrite the small files together; rows and readers of older versions see no change."""
@@ -435,6 +479,42 @@ def files_at(address: str, cache: Path) -> list[str]:
     except (DeltaError, OSError) as exc:
         raise DataError(f"table {address}: {_short(exc)}") from exc
     return _copies_of(location(address), names, cache)
+
+
+def _added_file(folder: Path, file: Path) -> AddedFile:
+    """Describe a parquet file of a partition's folder below `folder`."""
+    metadata = pq.read_metadata(file)
+    column = metadata.schema.names.index(EVENT_TIME)
+    groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+    times = [group.column(column).statistics for group in groups]
+    return AddedFile(
+        path=file.relative_to(folder).as_posix(),
+        size=file.stat().st_size,
+        partition=int(file.parent.name.partition("=")[2]),
+        rows=metadata.num_rows,
+        earliest=min(span.min for span in times),
+        latest=max(span.max for span in times),
+    )
+
+
+def _statistics(file: AddedFile) -> str:
+    """Return what Delta's log says of a file, so that readers can leave the file out.
+
+    Its times are milliseconds: the span becomes wider by less than one at each end.
+    """
+    latest = file.latest + timedelta(microseconds=999)
+    statistics = {
+        "numRecords": file.rows,
+        "minValues": {EVENT_TIME: _milliseconds(file.earliest)},
+        "maxValues": {EVENT_TIME: _milliseconds(latest)},
+    }
+    return json.dumps(statistics)
+
+
+def _milliseconds(moment: datetime) -> str:
+    """Return a time as Delta's log has it; what is below a millisecond is cut off."""
+    utc_time = moment.astimezone(UTC).replace(tzinfo=None)
+    return f"{utc_time.isoformat(timespec='milliseconds')}Z"
 
 
 def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
