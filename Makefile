@@ -1,6 +1,6 @@
 # `make` prints this list. Every target makes the environment first where it needs it.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo check test faults image containers nightly bench docs spark lock
+.PHONY: help up down status demo check test faults image containers cluster nightly bench docs spark lock
 .PHONY: pipelines environment python tools
 PYTHON ?= python3
 BIN := .venv/bin
@@ -42,7 +42,7 @@ check: environment ## Lint, format, types, which package may import what, and ge
 
 test: spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest -m "not nightly and not containers" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
 faults: environment ## The whole loop, then the faults of a bad day, made for real.
@@ -55,11 +55,16 @@ image: environment tools ## Build the image of serving, start it, ask it.
 containers: environment tools ## Build every image and run them, as root; podman and buildah are installed if missing.
 	$(SUDO) env BASE=$(BASE) $(BIN)/pytest --timeout=900 tests/containers
 
-nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; all containers.
+# A network of its own for driver, master and S3, which goes with pytest, as all processes do.
+HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
+cluster: spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
+	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster tests/cluster
+
+nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
 	$(BIN)/pytest -m "nightly and not timed" --numprocesses=2 --no-loadscope-reorder
 	@# Promises in seconds, one test at a time.
 	TEST_TIMES=promised $(BIN)/pytest -m timed
-	@$(MAKE) --no-print-directory containers
+	@$(MAKE) --no-print-directory cluster containers
 
 tools:
 	@missing=; for each in podman buildah runc debootstrap iptables; do \

@@ -116,7 +116,7 @@ class Table:
 
         within: SQL on columns; files that surely hold no such row are left out.
         """
-        return self._copies(self._names(version, within))
+        return self._copies(self.names(version, within))
 
     def noted(self, names: Sequence[str], version: int | None = None) -> dict[str, int | None]:
         """Return the numbers that `commit` noted, as of a version (default: the newest).
@@ -134,7 +134,7 @@ class Table:
     def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
         """Files that came and files that went between two versions; None if no longer known."""
         try:
-            before, after = set(self._names(since)), set(self._names(version))
+            before, after = set(self.names(since)), set(self.names(version))
         except DeltaError:
             return None
         came, went = sorted(after - before), sorted(before - after)
@@ -297,7 +297,7 @@ class Table:
                 )
             actions: list[AddAction | RemoveAction] = []
             if within is not None:
-                for name in self._names(within=within):
+                for name in self.names(within=within):
                     value = name.partition("/")[0].partition("=")[2]
                     removed = RemoveAction(
                         path=name,
@@ -422,7 +422,7 @@ class Table:
             storage_options=self._options,
         )
 
-    def _names(self, version: int | None = None, within: str | None = None) -> list[str]:
+    def names(self, version: int | None = None, within: str | None = None) -> list[str]:
         """Files of a version, below the table's folder."""
         return _file_names(self._open(version), within) if self.exists else []
 
@@ -486,14 +486,16 @@ def _added_file(folder: Path, file: Path) -> AddedFile:
     metadata = pq.read_metadata(file)
     column = metadata.schema.names.index(EVENT_TIME)
     groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-    times = [group.column(column).statistics for group in groups]
+    spans = [group.column(column).statistics for group in groups]
+    earliest = min(span.min for span in spans)
+    latest = max(span.max for span in spans)
     return AddedFile(
         path=file.relative_to(folder).as_posix(),
         size=file.stat().st_size,
         partition=int(file.parent.name.partition("=")[2]),
         rows=metadata.num_rows,
-        earliest=min(span.min for span in times),
-        latest=max(span.max for span in times),
+        earliest=earliest,
+        latest=latest,
     )
 
 

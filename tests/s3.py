@@ -20,9 +20,9 @@ if TYPE_CHECKING:
 BUCKET = "gyre"
 
 
-def variables(port: int) -> dict[str, str]:
+def variables(port: int, host: str = "127.0.0.1") -> dict[str, str]:
     return {
-        "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
+        "AWS_ENDPOINT_URL": f"http://{host}:{port}",
         "AWS_ACCESS_KEY_ID": "gyre",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
@@ -32,13 +32,16 @@ def variables(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def s3_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+def s3_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, host: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[bytes]]:
     """Have a bucket `gyre`, which this process and those that it starts reach."""
     port = unused_port()
-    for name, value in variables(port).items():
+    for name, value in variables(port, host).items():
         monkeypatch.setenv(name, value)
-    command = [str(Path(sys.executable).with_name("moto_server")), "--port", str(port)]
+    program = str(Path(sys.executable).with_name("moto_server"))
+    command = [program, "--host", host, "--port", str(port)]
     with running(command, folder / "s3.log") as process:
-        wait_until("S3", lambda: answers(f"http://127.0.0.1:{port}/moto-api/"))
+        wait_until("S3", lambda: answers(f"http://{host}:{port}/moto-api/"))
         boto3.client("s3").create_bucket(Bucket=BUCKET)
         yield process

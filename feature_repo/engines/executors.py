@@ -26,16 +26,8 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 BATCH_ROWS = 131_072
 """Rows of an Arrow batch and of a row group: what an executor's Python holds at a time."""
 SOURCE = "delta_files"
-ADDED_FILES = pa.schema(
-    {
-        "path": pa.string(),
-        "size": pa.int64(),
-        "partition": pa.int64(),
-        "rows": pa.int64(),
-        "earliest": pa.timestamp("us", "UTC"),
-        "latest": pa.timestamp("us", "UTC"),
-    }
-)
+ADDED_FILE = """path string, size long, partition long, rows long,
+    earliest timestamp, latest timestamp"""
 """Columns of what `written_files` yields: the fields of `core.storage.AddedFile`."""
 
 
@@ -139,14 +131,14 @@ def write_frame(
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         return written_files(batches, address, storage_options)
 
-    added_files = frame.mapInArrow(write, from_arrow_schema(ADDED_FILES)).toArrow()
+    added_files = frame.mapInArrow(write, ADDED_FILE).toArrow()
     return list(added_files.to_pylist())
 
 
 def written_files(
     batches: Iterable[pa.RecordBatch], address: str, storage_options: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
-    """Write rows to a file for each period, and yield a row of `ADDED_FILES` for each file.
+    """Write rows to a file for each period, and yield a row of `ADDED_FILE` for each file.
 
     Args:
         batches: Rows sorted by the column `period`.
@@ -158,7 +150,7 @@ def written_files(
     for period, parts in groupby(_parts(batches), key=itemgetter(0)):
         rows = (part_rows for _, part_rows in parts)
         added_file = _write_file(filesystem, period, rows)
-        yield pa.RecordBatch.from_pylist([added_file], schema=ADDED_FILES)
+        yield pa.RecordBatch.from_pylist([added_file])
 
 
 def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBatch]]:
@@ -172,7 +164,7 @@ def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBa
 def _write_file(
     filesystem: PyFileSystem, period: int, parts: Iterator[pa.RecordBatch]
 ) -> dict[str, Any]:
-    """Write the rows of one period as they come; return the fields of `ADDED_FILES`."""
+    """Write the rows of one period as they come; return the fields of `ADDED_FILE`."""
     path = f"period={period}/{uuid4()}.parquet"
     row_count = 0
     spans = []
@@ -186,13 +178,15 @@ def _write_file(
                 spans.append(pc.min_max(part["event_timestamp"]).as_py())
                 part = next(parts, None)
         size = stream.tell()
+    earliest = min(span["min"] for span in spans)
+    latest = max(span["max"] for span in spans)
     return {
         "path": path,
         "size": size,
         "partition": period,
         "rows": row_count,
-        "earliest": min(span["min"] for span in spans),
-        "latest": max(span["max"] for span in spans),
+        "earliest": earliest,
+        "latest": latest,
     }
 
 

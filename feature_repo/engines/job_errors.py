@@ -1,0 +1,43 @@
+"""Why a job of Spark failed, in one line."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from py4j.protocol import Py4JJavaError
+from pyspark.errors import PySparkException, PythonException
+
+from core.errors import DataError
+
+WORKER = re.compile(r"\((\S+) executor \S+\)")
+"""How Spark names the host of a task that failed."""
+PACKAGE = re.compile(r"No module named '?([\w.]+)")
+LONGEST = 300
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """Turn the failure of a job into one line that names the worker.
+
+    Raises:
+        DataError: The job failed.
+
+    """
+    try:
+        yield
+    except (PySparkException, Py4JJavaError) as exc:
+        raise DataError(_line(exc)) from exc
+
+
+def _line(exc: PySparkException | Py4JJavaError) -> str:
+    # What PySpark raises lacks the host; the error of the JVM, which it replaces, names it.
+    java_error = exc.__context__ if isinstance(exc.__context__, Py4JJavaError) else exc
+    worker = WORKER.search(str(java_error))
+    place = f"Spark's worker {worker[1]}" if worker else "Spark"
+    package = PACKAGE.search(str(exc))
+    if package:
+        remedy = "workers run in the image of the executors, or in an environment like it"
+        return f"{place} has no Python package {package[1]}: {remedy}"
+    lines = str(exc).strip().splitlines()
+    reason = lines[-1] if isinstance(exc, PythonException) else lines[0]  # its traceback's end
+    return f"{place}: {reason[:LONGEST]}"

@@ -1,0 +1,185 @@
+"""Spark's standalone cluster on hosts that share no folder, and S3: `make cluster`, as root.
+
+A host is a group of namespaces: network, mounts and processes. All of it is gone as soon as its
+first process is, which is killed with pytest.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import shutil
+import subprocess
+import sys
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import httpx
+import pytest
+
+from core.settings import CLONE
+from tests.conftest import BIN, answers, running, wait_until
+from tests.s3 import s3_server
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+HOST = "10.77.0.1"
+"""Of driver, master and S3."""
+BRIDGE = "gyre0"
+PACKAGES = (
+    *("pyspark", "py4j", "pyarrow", "pyarrow.libs", "deltalake", "arro3", "numpy", "numpy.libs"),
+    *("pandas", "pandas.libs", "dateutil", "pytz", "six.py", "tzdata", "typing_extensions.py"),
+)
+"""All that the environment of an executor holds, of those that are installed here."""
+MASTER = "org.apache.spark.deploy.master.Master"
+WORKER = "org.apache.spark.deploy.worker.Worker"
+NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+SECRET = "known-to-hosts-alone"
+
+
+def ip(*arguments: str) -> None:
+    subprocess.run(["ip", *arguments], check=True)
+
+
+def delete(link: str) -> None:
+    """Delete a network link, if there is one."""
+    subprocess.run(["ip", "link", "delete", link], check=False, capture_output=True)
+
+
+class Cluster:
+    """A master, and workers that can be killed and started again."""
+
+    def __init__(self, folder: Path, s3: subprocess.Popen[bytes]) -> None:
+        self.folder = folder
+        self.s3 = s3
+        self.address = f"spark://{HOST}:7077"
+        self.page = f"http://{HOST}:8080"
+        self._hosts: dict[int, ExitStack] = {}
+
+    def start_worker(self, number: int, packages: tuple[str, ...] = PACKAGES) -> None:
+        folder = self.folder / f"worker-{number}"
+        folder.mkdir(exist_ok=True)
+        script = str(Path(__file__).with_name("worker.sh"))
+        purelib = Path(pytest.__file__).parent.parent
+        installed = [name for name in packages if (purelib / name).exists()]
+        command = [*NAMESPACES, script, f"10.77.0.1{number}/24", sys.executable]
+        command += [" ".join(installed), str(folder), str(CLONE), WORKER]
+        command += ["--cores", "2", "--memory", "2g", "--work-dir", "/media/work", self.address]
+        host = ExitStack()
+        # What executors have of an environment is that of their worker.
+        process = host.enter_context(running(command, folder / "worker.log"))
+        self._hosts[number] = host
+        network = Path(f"/proc/{process.pid}/ns/net")
+        wait_until("a network", lambda: network.readlink() != Path("/proc/self/ns/net").readlink())
+        cable = f"{BRIDGE}-{number}"
+        delete(cable)  # of a killed host it goes by itself, a little later
+        ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", f"{process.pid}")
+        ip("link", "set", cable, "master", BRIDGE, "up")
+        wait_until(f"worker {number}", lambda: self._is_alive(number), process=process)
+
+    def kill_worker(self, number: int) -> None:
+        """Kill all processes of a worker's host, at once and for good."""
+        self._hosts.pop(number).close()
+
+    def restore(self) -> None:
+        """Have both workers, with all packages."""
+        for number in (1, 2):
+            if number not in self._hosts:
+                self.start_worker(number)
+
+    def kill_workers(self) -> None:
+        for number in [*self._hosts]:
+            self.kill_worker(number)
+
+    def running_applications(self) -> list[str]:
+        state = httpx.get(f"{self.page}/json/").json()
+        return [application["id"] for application in state["activeapps"]]
+
+    def _is_alive(self, number: int) -> bool:
+        workers = httpx.get(f"{self.page}/json/").json()["workers"]
+        hosts = [worker["host"] for worker in workers if worker["state"] == "ALIVE"]
+        return f"10.77.0.1{number}" in hosts
+
+
+@contextmanager
+def bridge() -> Iterator[None]:
+    """Have a network that the hosts are connected to."""
+    delete(BRIDGE)
+    ip("link", "set", "lo", "up")
+    ip("link", "add", BRIDGE, "type", "bridge")
+    try:
+        ip("address", "add", f"{HOST}/24", "dev", BRIDGE)
+        ip("link", "set", BRIDGE, "up")
+        yield
+    finally:
+        delete(BRIDGE)
+
+
+@pytest.fixture(scope="session")
+def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    for program in ("ip", "unshare", "java"):
+        if not shutil.which(program):
+            pytest.skip(f"needs {program}")
+    if subprocess.run([*NAMESPACES, "true"], check=False, capture_output=True).returncode:
+        pytest.skip("needs root, and a machine that lets root make network namespaces")
+    folder = tmp_path_factory.mktemp("cluster")
+    with ExitStack() as stack:
+        patch = stack.enter_context(pytest.MonkeyPatch.context())
+        stack.enter_context(bridge())
+        patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
+        # JVMs of minutes: what their second compiler wins, they do not live to see.
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+        s3 = stack.enter_context(s3_server(folder, patch, HOST))
+        patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
+        patch.setenv("AWS_TIMEOUT", "60s")  # longer than S3 is stopped
+        command = [str(BIN / "spark-class"), MASTER, "--host", HOST]
+        command += ["--port", "7077", "--webui-port", "8080"]
+        stack.enter_context(running(command, folder / "master.log"))
+        cluster = Cluster(folder, s3)
+        wait_until("the master", lambda: answers(f"{cluster.page}/json/"))
+        stack.callback(cluster.kill_workers)
+        yield cluster
+
+
+@pytest.fixture
+def cluster(whole_cluster: Cluster) -> Cluster:
+    whole_cluster.restore()
+    return whole_cluster
+
+
+def spark_session(master: str) -> Any:
+    from pyspark.sql import SparkSession  # noqa: PLC0415
+
+    from feature_repo.engines import executors  # noqa: PLC0415
+
+    options = {
+        "spark.driver.host": HOST,
+        "spark.executor.cores": "1",
+        "spark.executor.memory": "700m",
+        "spark.cores.max": "2",  # a second application has as many
+        "spark.log.level": "ERROR",
+        "spark.ui.showConsoleProgress": "false",
+        "spark.sql.session.timeZone": "UTC",
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS),
+        "spark.sql.shuffle.partitions": "4",
+        # Small rows are spread, too.
+        "spark.sql.adaptive.coalescePartitions.enabled": "false",
+    }
+    session = SparkSession.builder.master(master).appName("gyre").config(map=options).getOrCreate()
+    executors.register(session)
+    return session
+
+
+@pytest.fixture(scope="session")
+def whole_session(whole_cluster: Cluster) -> Iterator[Any]:
+    session = spark_session(whole_cluster.address)
+    yield session
+    session.stop()
+    gc.collect()
+
+
+@pytest.fixture
+def spark(cluster: Cluster, whole_session: Any) -> Any:
+    return whole_session

@@ -1,0 +1,249 @@
+"""Executors on other hosts read and write Delta tables on S3; the driver commits once."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+
+import duckdb
+import httpx
+import pyarrow as pa
+import pytest
+
+from core.errors import DataError
+from core.settings import PROJECT
+from core.storage import S3, AddedFile, Table
+from tests.cluster.conftest import HOST, PACKAGES, SECRET
+from tests.conftest import new_settings, wait_until
+
+NO_PYSPARK = "needs PySpark: make spark"
+executors = pytest.importorskip("feature_repo.engines.executors", reason=NO_PYSPARK)
+job_errors = pytest.importorskip("feature_repo.engines.job_errors", reason=NO_PYSPARK)
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+]
+ORDERS = pa.schema(
+    {
+        "order_id": pa.int64(),
+        "customer_id": pa.int64(),
+        "event_timestamp": pa.timestamp("us", "UTC"),
+        "cents": pa.int64(),
+        "note": pa.string(),
+    }
+)
+FEATURES = """
+    SELECT customer_id, event_timestamp,
+        count(*) OVER earlier AS orders, CAST(sum(cents) OVER earlier AS BIGINT) AS spent
+    FROM orders
+    WINDOW earlier AS (PARTITION BY customer_id ORDER BY event_timestamp, order_id
+        ROWS BETWEEN UNBOUNDED PRECEDING AND CURRENT ROW)
+"""
+PERIOD = "unix_micros(event_timestamp) div 2419200000000 AS period"
+LATE = datetime(2026, 1, 1, tzinfo=UTC)
+LATE_PERIOD = 730
+COLUMNS = pa.schema(
+    {
+        "customer_id": pa.int64(),
+        "event_timestamp": pa.timestamp("us", "UTC"),
+        "orders": pa.int64(),
+        "spent": pa.int64(),
+        "period": pa.int64(),
+    }
+)
+START = datetime(2023, 1, 1, tzinfo=UTC)
+
+
+def orders(first, count, start=START, days=3 * 365):
+    """Made-up orders, by default of about forty periods."""
+    numbers = range(first, first + count)
+    minutes = [n * 7919 % (days * 1440) for n in numbers]
+    times = [
+        start + timedelta(minutes=m, microseconds=n) for n, m in zip(numbers, minutes, strict=True)
+    ]
+    columns = {
+        "order_id": [*numbers],
+        "customer_id": [n * 31 % 997 for n in numbers],
+        "event_timestamp": times,
+        "cents": [n * 17 % 10_000 for n in numbers],
+        "note": [f"order {n}" for n in numbers],
+    }
+    return pa.table(columns, ORDERS)
+
+
+class Shop:
+    """A raw table on S3, and the table of its features."""
+
+    def __init__(self, folder, name):
+        settings = new_settings(folder / name, data_url=f"s3://gyre/{name}")
+        self.raw = Table(settings, "raw/orders", ORDERS)
+        self.view = Table(settings, "features/customers", pa.schema([]))
+
+    def computed(self):
+        """Rows of the features, by DuckDB."""
+        orders = self.raw.read()
+        return duckdb.connect().register("orders", orders).sql(FEATURES).to_arrow_table()
+
+    def stored(self):
+        """Rows of the newest version of the table of features, by DuckDB; columns of files only."""
+        files = self.view.files()
+        return duckdb.read_parquet(files, hive_partitioning=False).to_arrow_table()
+
+    def read(self, spark, columns=ORDERS):
+        return executors.frame_of_files(spark, str(self.raw.path), self.raw.names(), columns, S3)
+
+    def write(self, spark, first_period=0):
+        """Compute the features on the cluster and write their files."""
+        self.read(spark).createOrReplaceTempView("orders")
+        rows = spark.sql(FEATURES).selectExpr("*", PERIOD).where(f"period >= {first_period}")
+        return [AddedFile(**file) for file in executors.write_frame(rows, str(self.view.path), S3)]
+
+    def objects(self):
+        """Paths of all parquet files in the folder of the features, whether committed or not."""
+        return {path.name for path in self.view.path.glob("period=*/*.parquet")}
+
+
+def assert_same_rows(table, other):
+    """Rows are equal, in whatever order; no two of them are equal."""
+    sources = {"a": table, "b": other.select(table.column_names).cast(table.schema)}
+    connection = duckdb.connect()
+    for name, rows in sources.items():
+        connection.register(name, rows)
+    assert table.num_rows == other.num_rows > 0
+    difference = "(FROM a EXCEPT ALL FROM b) UNION ALL (FROM b EXCEPT ALL FROM a)"
+    assert connection.sql(f"SELECT count(*) FROM ({difference})").fetchone() == (0,)
+
+
+@pytest.fixture
+def shop(cluster, tmp_path, request):
+    shop = Shop(tmp_path, request.node.name.replace("_", "-")[:40])
+    shop.raw.merge(orders(0, 20_000), ["order_id"], ["cents"])
+    return shop
+
+
+@contextmanager
+def stopped_after_files(cluster, shop, count):
+    """Stop S3 once `count` files of features are written; it goes on after the block."""
+    log = cluster.folder / "s3.log"
+    start = log.stat().st_size
+    request = f"PUT /{shop.view.path.path}/period"
+
+    def are_written():
+        with log.open() as lines:
+            lines.seek(start)
+            return lines.read().count(request) >= count
+
+    wait_until(f"{count} files", are_written)
+    cluster.s3.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        cluster.s3.send_signal(signal.SIGCONT)
+
+
+def test_executors_read_what_duckdb_reads(spark, shop):
+    shop.raw.merge(orders(20_000, 20_000), ["order_id"], ["cents"])
+    shop.raw.erase("order_id < 100")
+    shop.raw.erase("order_id < 200", "note")
+    assert_same_rows(shop.read(spark).toArrow(), shop.raw.read())
+
+
+def test_columns_that_nobody_asks_for_are_not_read_and_those_that_files_lack_are_null(spark, shop):
+    columns = pa.schema({"cents": pa.int64(), "voucher": pa.string()})
+    rows = shop.read(spark, columns).toArrow()
+    assert rows.column_names == ["cents", "voucher"]
+    assert rows["voucher"].null_count == rows.num_rows == 20_000
+
+
+def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(spark, shop):
+    files = shop.write(spark)
+    assert shop.view.version == -1
+    shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 3})
+    version = shop.view.version
+    assert shop.view.noted(["raw"]) == {"raw": 3}
+    assert_same_rows(shop.stored(), shop.computed())
+    shop.raw.merge(orders(20_000, 5_000, LATE, days=60), ["order_id"], ["cents"])
+    late_files = shop.write(spark, LATE_PERIOD)
+    within = f"period >= {LATE_PERIOD}"
+    shop.view.commit(late_files, COLUMNS, "period", within, notes={"raw": 4})
+    assert shop.view.version == version + 1
+    assert_same_rows(shop.stored(), shop.computed())
+
+
+def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
+    shop.read(spark).count()
+    application = f"http://{HOST}:4040/api/v1/applications/{spark.sparkContext.applicationId}"
+    pages = [f"{application}/environment", f"{application}/allexecutors"]
+    for page in [*pages, f"{cluster.page}/json/", f"http://{HOST}:4040/environment/"]:
+        text = httpx.get(page).raise_for_status().text
+        assert SECRET not in text
+        assert "AWS_" not in text
+
+
+def test_a_worker_killed_while_it_writes_costs_no_row_and_leaves_none_twice(spark, cluster, shop):
+    with ThreadPoolExecutor() as threads:
+        job = threads.submit(shop.write, spark)
+        with stopped_after_files(cluster, shop, 3):
+            assert not job.done()
+            cluster.kill_worker(1)
+        files = job.result()
+    shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 1})
+    assert_same_rows(shop.stored(), shop.computed())
+    assert {file.path.rpartition("/")[2] for file in files} < shop.objects()
+
+
+DRIVER = """
+import sys
+from pathlib import Path
+from tests.cluster.conftest import spark_session
+from tests.cluster.test_executors import Shop
+folder, name, master = sys.argv[1:]
+Shop(Path(folder), name).write(spark_session(master))
+"""
+
+
+def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
+    spark, cluster, shop, tmp_path
+):
+    shop.view.commit(shop.write(spark), COLUMNS, "period", within=None, notes={"raw": 1})
+    rows = shop.stored()
+    version = shop.view.version
+    committed = shop.objects()
+    name = shop.raw.path.parts[1]
+    command = [sys.executable, "-c", DRIVER, str(tmp_path), name, cluster.address]
+    applications = {*cluster.running_applications()}
+    with (
+        subprocess.Popen(command, cwd=PROJECT) as driver,
+        stopped_after_files(cluster, shop, 3),
+    ):
+        driver.kill()
+    wait_until("the end of its job", lambda: {*cluster.running_applications()} <= applications)
+    assert shop.view.version == version
+    assert shop.stored().equals(rows)
+    orphans = shop.objects() - committed
+    assert len(orphans) >= 3
+    now = datetime.now(UTC)
+    assert shop.view.clean_up(None, now) == (0, 0)  # all are younger than the retention
+    retention = {"delta.deletedFileRetentionDuration": "interval 0 days"}
+    shop.view._open().alter.set_table_properties(retention)
+    assert shop.view.clean_up(None, now) == (0, len(orphans))
+    assert shop.objects() == committed
+    assert_same_rows(shop.stored(), rows)
+
+
+@pytest.mark.parametrize("package", ["deltalake", "pyarrow"])
+def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(spark, cluster, shop, package):
+    cluster.kill_workers()
+    packages = tuple(name for name in PACKAGES if name != package)
+    cluster.start_worker(1, packages)
+    with pytest.raises(DataError) as error, job_errors.one_line_errors():
+        shop.read(spark).count()
+    cluster.kill_workers()
+    line = str(error.value)
+    assert line.startswith(f"Spark's worker 10.77.0.11 has no Python package {package}: ")
+    assert "\n" not in line
