@@ -191,7 +191,7 @@ class Table:
         Returns how many rows were inserted and how many replaced. Repeating it changes nothing.
         """
         rows = _in_schema(rows, self.schema)
-        with self._writing():
+        with self.writing():
             if self.exists and not rows.num_rows:
                 return {"inserted": 0, "replaced": 0}
             if not self.exists or not self._holds_any(rows, key):  # an append is three times faster
@@ -214,7 +214,7 @@ class Table:
         times of `rows` are read.
         """
         rows = rows.cast(self.schema)
-        with self._writing():
+        with self.writing():
             if self.exists and rows.num_rows:
                 near = _within_span(rows, beside, NEAR) if beside else None
                 stored = self._open().to_pyarrow_dataset().to_table(columns=[key], filter=near)
@@ -230,7 +230,7 @@ class Table:
         partition: the columns that the table is partitioned by, all text.
         """
         same = " AND ".join(f"{name} = '{rows[name][0]}'" for name in partition)
-        with self._writing():
+        with self.writing():
             write_deltalake(
                 str(self.path),
                 rows.cast(self.schema),
@@ -260,9 +260,9 @@ class Table:
             notes: numbers that `noted` returns from now on.
 
         """
-        with reached(self.name):
+        with self.writing():
             files = self._take_in(folder)
-        self.commit(files, schema, partition, within, notes)
+            self.commit(files, schema, partition, within, notes)
 
     def commit(
         self,
@@ -274,8 +274,9 @@ class Table:
     ) -> None:
         """Put files that lie in the table's folder in place of some of the table's, in one commit.
 
-        Readers see the files of before or the new ones, never a part. Of a table of another
-        `schema` all files have to go.
+        They are written within `writing`: `purge` removes files that no commit has named. Readers
+        see the files of before or the new ones, never a part. Of a table of another `schema` all
+        files have to go.
 
         Args:
             files: Files that no commit has named before.
@@ -286,7 +287,7 @@ class Table:
 
         """
         now = int(time.time() * 1000)
-        with self._writing():
+        with self.writing():
             if not self.exists:
                 DeltaTable.create(
                     str(self.path),
@@ -336,7 +337,8 @@ class Table:
         if self._settings.data_url:
             sources = [str(file) for file in files]
             targets = [(self.path / file.relative_to(folder)).path for file in files]
-            self.path.fs.put(sources, targets)
+            with reached(self.name):
+                self.path.fs.put(sources, targets)
             place = self._settings.cache / self.path.path
         else:
             place = Path(str(self.path))
@@ -348,7 +350,7 @@ class Table:
 
     def compact(self) -> None:
         """Rewrite the small files together; rows and readers of older versions see no change."""
-        with self._writing():
+        with self.writing():
             self._open().optimize.compact(target_size=SMALL_BYTES)
 
     def clean_up(self, column: str | None, oldest: datetime) -> tuple[int, int]:
@@ -358,7 +360,7 @@ class Table:
         rows and files went.
         """
         rows = 0
-        with self._writing():
+        with self.writing():
             table = self._open()
             if column:
                 past = pc.field(column) < oldest
@@ -387,7 +389,7 @@ class Table:
 
         Older versions keep them, and the log the condition, until `purge`.
         """
-        with self._writing():
+        with self.writing():
             if column:
                 self._open().update({column: "NULL"}, predicate=where)
             else:
@@ -398,7 +400,7 @@ class Table:
 
         What changes from now on can still be told (`changed_files`).
         """
-        with self._writing():
+        with self.writing():
             now = self._open()
             newest = now.version()
             now.create_checkpoint()
@@ -449,8 +451,13 @@ class Table:
         return self._newest
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Hold the table's lock; turn what Delta refuses into one line of ours."""
+    def writing(self) -> Iterator[None]:
+        """Be the only one that writes the table or removes files of it; a thread may ask again.
+
+        Raises:
+            DataError: Another held the lock for a minute, or Delta refused.
+
+        """
         with one_writer(self._settings, self.name), self._reading():
             yield
 

@@ -109,7 +109,7 @@ class Shop:
 
 
 def assert_same_rows(table, other):
-    """Rows are equal, in whatever order; no two of them are equal."""
+    """Both hold the same rows, each as often, in whatever order."""
     sources = {"a": table, "b": other.select(table.column_names).cast(table.schema)}
     connection = duckdb.connect()
     for name, rows in sources.items():
@@ -161,9 +161,10 @@ def test_columns_that_nobody_asks_for_are_not_read_and_those_that_files_lack_are
 
 
 def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(spark, shop):
-    files = shop.write(spark)
-    assert shop.view.version == -1
-    shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 3})
+    with shop.view.writing():
+        files = shop.write(spark)
+        assert shop.view.version == -1
+        shop.view.commit(files, COLUMNS, "period", within=None, notes={"raw": 3})
     version = shop.view.version
     assert shop.view.noted(["raw"]) == {"raw": 3}
     assert_same_rows(shop.stored(), shop.computed())
