@@ -57,14 +57,21 @@ class Cluster:
         self.address = f"spark://{HOST}:7077"
         self.page = f"http://{HOST}:8080"
         self._hosts: dict[int, ExitStack] = {}
+        self._started = 0
 
-    def start_worker(self, number: int, packages: tuple[str, ...] = PACKAGES) -> None:
+    def start_worker(self, number: int, packages: tuple[str, ...] = PACKAGES) -> str:
+        """Start a worker; return its address, which no worker had before.
+
+        At an address of before, Spark goes on waiting for who was there.
+        """
+        self._started += 1
+        address = f"10.77.0.{10 + self._started}"
         folder = self.folder / f"worker-{number}"
         folder.mkdir(exist_ok=True)
         script = str(Path(__file__).with_name("worker.sh"))
         purelib = Path(pytest.__file__).parent.parent
         installed = [name for name in packages if (purelib / name).exists()]
-        command = [*NAMESPACES, script, f"10.77.0.1{number}/24", sys.executable]
+        command = [*NAMESPACES, script, f"{address}/24", sys.executable]
         command += [" ".join(installed), str(folder), str(CLONE), WORKER]
         command += ["--cores", "2", "--memory", "2g", "--work-dir", "/media/work", self.address]
         host = ExitStack()
@@ -77,7 +84,8 @@ class Cluster:
         delete(cable)  # of a killed host it goes by itself, a little later
         ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", f"{process.pid}")
         ip("link", "set", cable, "master", BRIDGE, "up")
-        wait_until(f"worker {number}", lambda: self._is_alive(number), process=process)
+        wait_until(f"worker {number}", lambda: self._is_alive(address), process=process)
+        return address
 
     def kill_worker(self, number: int) -> None:
         """Kill all processes of a worker's host, at once and for good."""
@@ -97,10 +105,9 @@ class Cluster:
         state = httpx.get(f"{self.page}/json/").json()
         return [application["id"] for application in state["activeapps"]]
 
-    def _is_alive(self, number: int) -> bool:
+    def _is_alive(self, address: str) -> bool:
         workers = httpx.get(f"{self.page}/json/").json()["workers"]
-        hosts = [worker["host"] for worker in workers if worker["state"] == "ALIVE"]
-        return f"10.77.0.1{number}" in hosts
+        return address in [worker["host"] for worker in workers if worker["state"] == "ALIVE"]
 
 
 @contextmanager

@@ -241,10 +241,10 @@ def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
 def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(spark, cluster, shop, package):
     cluster.kill_workers()
     packages = tuple(name for name in PACKAGES if name != package)
-    cluster.start_worker(1, packages)
+    address = cluster.start_worker(1, packages)
     with pytest.raises(DataError) as error, job_errors.one_line_errors():
-        shop.read(spark).count()
+        shop.read(spark).toArrow()
     cluster.kill_workers()
     line = str(error.value)
-    assert line.startswith(f"Spark's worker 10.77.0.11 has no Python package {package}: ")
+    assert line.startswith(f"Spark's worker {address} has no Python package {package}: ")
     assert "\n" not in line
