@@ -213,7 +213,8 @@ class EventConsumer:
         if good_rows:
             with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
                 values = self._merge(good_rows, now)
-            self._online.write(values, is_ahead=True)
+                raw_version = self._raw.version
+            self._online.write(values, raw_version)
             self._window_ends.add(values)
 
     def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:
