@@ -1,11 +1,17 @@
-"""Intervals of materialisation in Feast's registry: those of refreshes, and those by hand.
+"""Up to when views are online: in Redis, and as intervals of materialisation in Feast's registry.
 
 `feast materialize-incremental` goes on from the last interval. After a `feast materialize` by hand
 the next refresh writes all values.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from typing import Any
 
+from redis.exceptions import RedisError
+
+from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
@@ -19,10 +25,23 @@ from feature_repo.online_state import (
 from feature_repo.store import WRITE_DEADLINE, open_store
 
 
+def online_until(settings: Settings, dataset: Dataset) -> datetime | None:
+    """Return up to when all views of a dataset are online, None if one never was."""
+    project = open_store(settings).project
+    times: list[datetime] = []
+    with _connected(settings) as redis:
+        for name in dataset.views:
+            state = read_state(redis, state_key(project, name))
+            if state is None or state.time is None:
+                return None
+            times.append(state.time)
+    return min(times)
+
+
 def record_intervals(settings: Settings, dataset: Dataset) -> None:
     """Record in Feast's registry up to when a dataset's views are online."""
-    store = open_store(settings, WRITE_DEADLINE)
-    with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+    store = open_store(settings)
+    with _connected(settings) as redis:
         for name in dataset.views:
             state = read_state(redis, state_key(store.project, name))
             view = store.get_feature_view(name)
@@ -33,11 +52,21 @@ def record_intervals(settings: Settings, dataset: Dataset) -> None:
 
 def notice_materialization_by_hand(settings: Settings, dataset: Dataset) -> None:
     """Let the next refresh write all values of views whose last interval is not of a refresh."""
-    store = open_store(settings, WRITE_DEADLINE)
-    with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+    store = open_store(settings)
+    with _connected(settings) as redis:
         for name in dataset.views:
             key = state_key(store.project, name)
             state = read_state(redis, key)
             intervals = store.get_feature_view(name).materialization_intervals
             if state and intervals and intervals[-1][1] != state.time:
                 replace_state(redis, key, state, OnlineState(time=state.time))
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[Any]:
+    """Give a client of Redis; raise FeaturesUnavailableError where Redis does not answer."""
+    try:
+        with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+            yield redis
+    except RedisError as exc:
+        raise FeaturesUnavailableError(f"Redis: {exc}") from exc

@@ -32,10 +32,10 @@ from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
+from feature_repo.materialization import online_until
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
-from feature_repo.store import FeatureStore
 from feature_repo.views import view_files, view_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
@@ -154,7 +154,7 @@ class Search:
         with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
-            until = FeatureStore(self.settings).online_until(dataset) or datetime.now(UTC)
+            until = online_until(self.settings, dataset) or datetime.now(UTC)
             catch_up(self.settings, dataset, raw, until)
             for view in dataset.views:
                 view_table(self.settings, view).purge()

@@ -19,7 +19,8 @@ from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
 from feature_repo.feast_config import feast_config_path, write_feast_config
 from feature_repo.ingest import ingest
-from feature_repo.store import FeatureStore, open_store, publish_beside
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store, publish_beside
 from stack.environment import process_environment
 from tests.conftest import new_settings, redis_server
 from tests.preloaded import commands_folder
@@ -47,16 +48,15 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    offline = FeatureStore(small)
-    names = list(offline.feature_types(SERVICE))
+    service = PublishedService(small, SERVICE)
     customers = pd.DataFrame({"customer_id": range(1, 1_001)})
     moment = {"event_timestamp": until, "as_of": microseconds(until)}
-    frame = offline.historical(SERVICE, customers.assign(**moment)).sort_by("customer_id")
+    frame = service.historical(customers.assign(**moment)).sort_by("customer_id")
     store = open_store(small, 60)
     rows = customers.assign(as_of=microseconds(until)).to_dict("records")
-    online = store.get_online_features(store.get_feature_service(SERVICE), rows).to_dict()
+    online = store.get_online_features(service.definition, rows).to_dict()
     assert frame.num_rows == 1_000
-    for name in names:
+    for name in service.features:
         assert online[name] == frame[name].to_pylist(), name
 
 
@@ -76,7 +76,7 @@ def test_many_write_and_read_the_registry_at_once(applied, as_of):
         store.registry.apply_materialization(view, store.project, as_of - timedelta(days=1), as_of)
 
     def read():
-        assert FeatureStore(applied).views(SERVICE) == {VIEW: ["customer_id"]}
+        assert PublishedService(applied, SERVICE).join_keys == {VIEW: ["customer_id"]}
 
     with ThreadPoolExecutor(6) as threads:
         calls = [threads.submit(call) for _ in range(10) for call in (publish, record, read)]

@@ -22,7 +22,8 @@ from feature_repo.entities import last_of_key
 from feature_repo.ingest import catch_up, raw_table
 from feature_repo.parity import REDIS_SECONDS, same
 from feature_repo.refresh import refresh_online
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store
 from feature_repo.views import write_views
 from tests.feature_repo.test_incremental import rows_of
 
@@ -158,11 +159,11 @@ def from_rows(settings, asked) -> dict[tuple[int, int], dict[str, object]]:
     return found
 
 
-def historical(store: FeatureStore, asked) -> pa.Table:
+def historical(service: PublishedService, asked) -> pa.Table:
     """Feast's answer in the order of (customer, moment)."""
     frame = pd.DataFrame(asked, columns=["customer_id", "as_of"])
     frame["event_timestamp"] = pd.to_datetime(frame["as_of"], unit="us", utc=True)
-    joined = store.historical(SPEC.feature_service, frame)
+    joined = service.historical(frame)
     assert len(joined) == len(asked)
     times = joined["event_timestamp"].cast(TIME).cast(pa.int64())
     return joined.select(["customer_id", *NAMES]).append_column("at", times).sort_by(
@@ -222,7 +223,7 @@ def any_seed(examples: int):
 def test_four_answers_agree_for_any_orders_in_any_arrival(template, engine, seed):
     settings = template.restore().model_copy(update={"engine": engine})
     chance = Random(seed)
-    batches, store = batches_of(chance), FeatureStore(settings)
+    batches, store = batches_of(chance), PublishedService(settings, SPEC.feature_service)
     raw, standing = raw_table(settings, ORDERS), dict[int, Order]()
     for batch, arrival in zip(batches, ARRIVALS, strict=True):
         land(raw, batch, arrival)
@@ -245,7 +246,7 @@ def test_what_happens_later_changes_nothing_before(template, engine, seed):
     settings = template.restore().model_copy(update={"engine": engine})
     chance = Random(seed)
     orders = [order for batch in batches_of(chance) for order in batch]
-    raw, store = raw_table(settings, ORDERS), FeatureStore(settings)
+    raw, store = raw_table(settings, ORDERS), PublishedService(settings, SPEC.feature_service)
     land(raw, orders, ARRIVALS[-1])
     now = chance.choice(orders).at + chance.choice(EDGES)
     asked = [(customer, at) for customer, at in asked_of(chance, orders) if at <= now]

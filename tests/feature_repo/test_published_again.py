@@ -10,7 +10,9 @@ from feast.protos.feast.types.Value_pb2 import Value
 
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.materialization import online_until
+from feature_repo.service import PublishedService, unbuilt_views
+from feature_repo.store import open_store
 
 SERVICE = "customer_churn_v1"
 
@@ -39,11 +41,11 @@ def test_a_view_published_again_and_materialized_by_hand_has_no_values_of_before
     before = orders(4)
     ingest(small, "orders", as_of)
     assert (orders(gone), orders(4)) == ([None], before)
-    assert FeatureStore(small).not_built(load_dataset("orders")) == []
+    assert unbuilt_views(small, load_dataset("orders")) == []
 
 
 def test_ingest_and_the_shipped_definitions_again_are_no_change(small, as_of):
-    before = FeatureStore(small).definitions(SERVICE)
+    before = PublishedService(small, SERVICE).definitions()
     ingest(small, "orders", as_of)
-    assert FeatureStore(small).online_until(load_dataset("orders")) == as_of
-    assert FeatureStore(small).definitions(SERVICE) == before
+    assert online_until(small, load_dataset("orders")) == as_of
+    assert PublishedService(small, SERVICE).definitions() == before

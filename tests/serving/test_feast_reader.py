@@ -97,8 +97,7 @@ def test_a_service_of_an_on_demand_view_alone_knows_up_to_when_it_is_online(tmp_
     person = store.get_feature_view("person")
     store.registry.apply_materialization(person, "gyre", NOON - DAY, NOON)
     reader = OnlineFeatures(new_settings(tmp_path), "derived", ["label"], store)
-    reader.ping()
-    assert reader.watermark() == NOON
+    assert reader.probe() == NOON
 
 
 def test_request_data_reaches_the_store(tmp_path, store):
