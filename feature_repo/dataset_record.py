@@ -145,7 +145,6 @@ def write_record(
 
     """
     from feature_repo.features import raw_table  # noqa: PLC0415  (the console does without Feast)
-    from feature_repo.materialization import online_until  # noqa: PLC0415
     from feature_repo.quarantine import quarantine_table  # noqa: PLC0415
     from feature_repo.service import service_names, unbuilt_views  # noqa: PLC0415
     from feature_repo.validation import delivery_rules  # noqa: PLC0415
@@ -164,7 +163,7 @@ def write_record(
         record,
         as_of=as_of,
         faults=unbuilt_views(settings, dataset),
-        watermark=online_until(settings, dataset),
+        watermark=max(as_of, record.watermark or as_of) if passed else record.watermark,
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,
         services=service_names(settings, dataset),

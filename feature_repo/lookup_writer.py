@@ -14,8 +14,8 @@ from core.settings import Settings
 from feature_repo import datasets
 from feature_repo.on_demand import digest, function_source, module_source
 from feature_repo.online_state import state_key
-from feature_repo.online_writer import hash_fields, tag
-from feature_repo.service import AS_OF, TYPES, PublishedService, field_types
+from feature_repo.online_writer import hash_fields
+from feature_repo.service import TYPES, PublishedService, field_types
 from mlflow_server.served_model import (
     LookupSpecification,
     OnDemandFunction,
@@ -55,7 +55,7 @@ def look_up_specification(
     try:
         _check_store_and_types(service)
         views = [_stored_view(service.store, view) for view in service.stored]
-        functions = [_function(service, view, modules) for view in service.on_demand]
+        functions = [_function(view, modules) for view in service.on_demand]
     except UnsupportedError as exc:
         return specification.model_copy(update={"unsupported": str(exc)})
     parts = {"views": tuple(views), "functions": tuple(functions)}
@@ -83,13 +83,8 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     time, *hash_names = hash_fields(config, view, [field.name for field in fields])
     features = []
     for field, hash_name in zip(fields, hash_names, strict=True):
-        feature = StoredFeature(
-            name=field.name,
-            kind=TYPES[str(field.dtype)],
-            field=hash_name,
-            tag=tag(field.dtype.to_value_type()),
-        )
-        features.append(feature)
+        kind = TYPES[str(field.dtype)]
+        features.append(StoredFeature(name=field.name, kind=kind, field=hash_name))
     time_to_live = view.ttl or timedelta()
     return StoredView(
         name=view.name,
@@ -103,18 +98,8 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     )
 
 
-def _function(
-    service: PublishedService,
-    view: Any,
-    modules: Sequence[str],
-) -> OnDemandFunction:
-    """Return how Feast calls an on-demand view: with the request, and all stored features."""
-    columns = [AS_OF, *service.key_types, *service.request_data]
-    inputs = {column: column for column in columns}
-    for stored in service.stored:
-        for field in stored.projection.features:
-            inputs[field.name] = field.name
-            inputs[f"{stored.name}__{field.name}"] = field.name
+def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
+    """Return the function of an on-demand view as the project has it."""
     outputs = {field.name: TYPES[str(field.dtype)] for field in view.projection.features}
     function = view.feature_transformation
     name = function.udf.__name__
@@ -127,7 +112,6 @@ def _function(
                     module=module,
                     function=name,
                     sha256=digest(source),
-                    inputs=inputs,
                     outputs=outputs,
                 )
     raise UnsupportedError(f"on-demand view {view.name} is no plain function of a dataset's module")

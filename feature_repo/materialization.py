@@ -1,4 +1,4 @@
-"""Up to when views are online: in Redis, and as intervals of materialisation in Feast's registry.
+"""Intervals of materialisation in Feast's registry: those of refreshes, and those by hand.
 
 `feast materialize-incremental` goes on from the last interval. After a `feast materialize` by hand
 the next refresh writes all values.
@@ -6,7 +6,6 @@ the next refresh writes all values.
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from datetime import datetime
 from typing import Any
 
 from redis.exceptions import RedisError
@@ -23,19 +22,6 @@ from feature_repo.online_state import (
     state_key,
 )
 from feature_repo.store import WRITE_DEADLINE, open_store
-
-
-def online_until(settings: Settings, dataset: Dataset) -> datetime | None:
-    """Return up to when all views of a dataset are online, None if one never was."""
-    project = open_store(settings).project
-    times: list[datetime] = []
-    with _connected(settings) as redis:
-        for name in dataset.views:
-            state = read_state(redis, state_key(project, name))
-            if state is None or state.time is None:
-                return None
-            times.append(state.time)
-    return min(times)
 
 
 def record_intervals(settings: Settings, dataset: Dataset) -> None:

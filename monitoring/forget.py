@@ -32,7 +32,6 @@ from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.forgotten import Key, forgotten, keep_out, literal
 from feature_repo.ingest import catch_up
-from feature_repo.materialization import online_until
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
@@ -154,8 +153,7 @@ class Search:
         with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
-            until = online_until(self.settings, dataset) or datetime.now(UTC)
-            catch_up(self.settings, dataset, raw, until)
+            catch_up(self.settings, dataset, raw, datetime.now(UTC))
             for view in dataset.views:
                 view_table(self.settings, view).purge()
             raw.purge()

@@ -100,7 +100,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
             whole(*found.values())
 
     def watermark():  # what the probe asks beside the reads
-        assert reader.watermark() is not None
+        assert reader.probe() is not None
 
     with looped(by_feast, by_us, watermark) as (failed, _):
         for turn in range(4):

@@ -106,7 +106,7 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
     at = AS_OF - 200 * DAY - timedelta(microseconds=1)
     assert_same(*(frame(on(e, applied), asked, at) for e in ("spark", "duckdb")))
 
-    report = parity(settings, SERVICE, [as_of], print)
+    report = parity(settings, SERVICE, [as_of])
     assert (report.entities, report.differences) == (min(customers, 23_570), ())
 
 

@@ -128,7 +128,7 @@ def test_names_of_hashes_are_those_that_feast_makes(number, text, project):
     view = StoredView(
         name="view", keys={"customer_id": "int64", "shop_code": "string"}, prefix=prefix,
         suffix=project.encode(), time=b"_ts:v", state="m", ttl_us=0,
-        features=(StoredFeature(name="f", kind="int64", field=b"\r\n12", tag=0x20),),
+        features=(StoredFeature(name="f", kind="int64", field=b"\r\n12"),),
     )  # fmt: skip
     values = [Value(int64_val=number), Value(string_val=text)]
     name = serialize_entity_key(EntityKey(join_keys=names, entity_values=values))
@@ -234,7 +234,6 @@ def test_an_absent_field_is_null_as_feast_has_it(stocked):  # noqa: F811
         ({"feast": "0.1.0"}, "is of Feast 0.1.0, here is .*: train again"),
         ({"online_store": "sqlite"}, "is of online store sqlite, here is .*: train again"),
         ({"views": ()}, "the look-up specification lacks "),
-        ({"tag": 0x18}, "is stored under tag 24, expected 32"),
         ({"sha256": "0"}, "is not the function that this version was trained with: restore it"),
         ({"function": "gone"}, "gone is not the function that this version was trained with"),
     ],
@@ -242,10 +241,7 @@ def test_an_absent_field_is_null_as_feast_has_it(stocked):  # noqa: F811
 def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, changed, why):
     lookup = contract().lookup.model_dump()
     for name, value in changed.items():
-        if name == "tag":
-            stored = next(f for f in lookup["views"][0]["features"] if f["kind"] == "int64")
-            stored[name] = value
-        elif name in lookup:
+        if name in lookup:
             lookup[name] = value
         else:
             lookup["functions"][0][name] = value

@@ -135,7 +135,7 @@ def compare(settings):
     said["views"] = views
     known = entities(settings, views, KEY)
     said["entities"] = [len(known), *(len({each[name] for each in known}) for name in KEY)]
-    report = parity(settings, SPEC.feature_service, [BEHIND, NOW], lambda _line: None)
+    report = parity(settings, SPEC.feature_service, [BEHIND, NOW])
     said["parity"] = [report.entities * report.features, [*report.differences]]
     said["backtest"] = len(backtest(settings, SPEC, NOW).months)
     said["check"] = check(settings, SPEC, NOW)

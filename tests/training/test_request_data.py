@@ -110,7 +110,7 @@ def test_scores_without_requests_are_refused(history, carts):
 
 def test_parity_of_every_feature_with_made_up_request_data(history, carts, monkeypatch):
     monkeypatch.setattr("feature_repo.datasets._module_names", lambda: ["cart", "orders"])
-    report = parity(history, "cart_v1", MOMENTS, print)
+    report = parity(history, "cart_v1", MOMENTS)
     assert report.differences == ()
     assert report.features == len(FEATURES)
     assert report.entities > 100
