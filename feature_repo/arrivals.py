@@ -10,7 +10,7 @@ import pyarrow as pa
 from core.settings import Settings
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
-from feature_repo.features import TIME, raw_table
+from feature_repo.features import raw_table
 
 
 def arrivals(
@@ -26,17 +26,11 @@ def arrivals(
 
     """
     spans: list[Any] = [None] * len(entities)
-    table = raw_table(settings, dataset)
-    files = table.files()
+    files = raw_table(settings, dataset).files()
     if not files:
         return spans
-    past_reads = pa.table(
-        {
-            "position": range(len(entities)),
-            "key": pa.array(entities, table.schema.field(dataset.entity).type),
-            "moment": pa.array(moments, TIME),
-        }
-    )
+    positions = range(len(entities))
+    past_reads = pa.table({"position": positions, "key": entities, "moment": moments})
     with connected() as connection:
         rows = connection.read_parquet(files)
         reads = ibis.memtable(past_reads)

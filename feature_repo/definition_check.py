@@ -54,8 +54,7 @@ def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> 
                 _accept_changes(settings, version, as_of)
             return
     except RegistryError as exc:
-        is_redefined = redefined(settings, dataset, raw_table(settings, dataset))
-        if is_redefined and not settings.change_live_features:
+        if redefined(settings, dataset, raw_table(settings, dataset)):
             raise
         log.warning("%s: definitions are not compared: %s", dataset.name, exc)
         return

@@ -61,7 +61,7 @@ class OnlineFeatures:
         clock = {AS_OF: microseconds(as_of)}
         response = self._online.get_online_features(
             config=self._store.config,
-            features=self._service.definition,
+            features=self._service.feast_service,
             entity_rows=[{**key, **clock} for key in keys],
             registry=self._store.registry,
             project=self._store.project,

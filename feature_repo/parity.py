@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -94,15 +94,15 @@ def parity(
     differences: list[str] = []
     with _redis_beside(settings) as beside:
         store = open_store(beside, REDIS_SECONDS)
-        with closing(OnlineFeatures(beside, service_name, names, store)) as online:
-            for moment in sorted(moments):
-                for dataset in datasets.values():
-                    _refresh(beside, dataset, moment)
-                dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
-                rows = service.historical(dated).select(columns)
-                lines = _differences(rows, online, moment, names)
-                log.info("%s: %d differences", moment, len(lines))
-                differences += lines
+        online = OnlineFeatures(beside, service_name, names, store)
+        for moment in sorted(moments):
+            for dataset in datasets.values():
+                _refresh(beside, dataset, moment)
+            dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
+            rows = service.historical(dated).select(columns)
+            lines = _differences(rows, online, moment, names)
+            log.info("%s: %d differences", moment, len(lines))
+            differences += lines
     return ParityReport(
         service=service_name,
         entities=len(entity_keys),

@@ -44,6 +44,7 @@ class PublishedService:
     """A feature service in Feast's registry, with the views that it reads.
 
     Attributes:
+        feast_service: The service as Feast has it.
         stored: Views that it or one of its on-demand views reads. The projection of each holds
             every feature that is read of it.
         on_demand: Its on-demand views.
@@ -75,18 +76,18 @@ class PublishedService:
         self.store = store or open_store(settings)
         self.name = name
         try:
-            self.definition = self.store.get_feature_service(name)
+            self.feast_service = self.store.get_feature_service(name)
             self.stored, self.on_demand = _get_feature_views_to_use(
                 registry=self.store.registry,
                 project=self.store.project,
-                features=self.definition,
+                features=self.feast_service,
                 allow_cache=True,
             )
         except FeastObjectNotFoundException as exc:
             raise DataError(f"{exc}; run: cd feature_repo && feast apply") from exc
         self.features: dict[str, str] = {}
         self.feature_views: dict[str, str] = {}
-        for projection in self.definition.feature_view_projections:
+        for projection in self.feast_service.feature_view_projections:
             types = field_types(projection.features)
             self.features |= types
             self.feature_views |= dict.fromkeys(types, projection.name)
@@ -147,7 +148,7 @@ class PublishedService:
             problem = _unbuilt(self._settings, view)
             if problem:
                 raise DataError(problem)
-        job = self.store.get_historical_features(entity_df=frame, features=self.definition)
+        job = self.store.get_historical_features(entity_df=frame, features=self.feast_service)
         rows = job.to_arrow()
         for name, kind in self.features.items():
             if kind in ARROW:

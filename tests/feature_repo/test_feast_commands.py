@@ -52,7 +52,7 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
     customers = pd.DataFrame({"customer_id": range(1, 1_001), "as_of": microseconds(until)})
     offline = service.historical(customers.assign(event_timestamp=until)).sort_by("customer_id")
     rows = customers.to_dict("records")
-    online = open_store(small, 60).get_online_features(service.definition, rows).to_dict()
+    online = open_store(small, 60).get_online_features(service.feast_service, rows).to_dict()
     assert offline.num_rows == 1_000
     for name in service.features:
         assert online[name] == offline[name].to_pylist(), name
