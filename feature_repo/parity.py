@@ -92,12 +92,12 @@ def parity(
     names = list(service.features)
     columns = [*frame.columns, *names]
     differences: list[str] = []
-    with _redis_beside(settings) as beside:
-        store = open_store(beside, REDIS_SECONDS)
-        online = OnlineFeatures(beside, service_name, names, store)
+    with _redis_beside(settings) as comparison:
+        store = open_store(comparison, REDIS_SECONDS)
+        online = OnlineFeatures(comparison, service_name, names, store)
         for moment in sorted(moments):
             for dataset in datasets.values():
-                _refresh(beside, dataset, moment)
+                _refresh(comparison, dataset, moment)
             dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
             rows = service.historical(dated).select(columns)
             lines = _differences(rows, online, moment, names)
@@ -157,6 +157,7 @@ def _redis_beside(settings: Settings) -> Iterator[Settings]:
         try:
             with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
                 redis.ping()
-            yield settings.model_copy(update={"redis_url": None, "redis_port": port})
+            stores = {"redis_url": None, "redis_port": port, "online_store": None}
+            yield settings.model_copy(update=stores)
         finally:
             server.kill()
