@@ -1,13 +1,12 @@
 """`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.terminal import ERR, table, tell, working
+from cli.terminal import table, working
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
 from core.settings import SHARED, load_settings
 
@@ -99,8 +98,7 @@ def parity(
         from training.snapshots import starts  # noqa: PLC0415
 
         newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
-        key = [*spec.entity_key]
-        report = compare(settings, spec.feature_service, key, newest, partial(tell, console=ERR))
+        report = compare(settings, spec.feature_service, newest)
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)
 

@@ -146,7 +146,7 @@ def write_record(
     """
     from feature_repo.features import raw_table  # noqa: PLC0415  (the console does without Feast)
     from feature_repo.quarantine import quarantine_table  # noqa: PLC0415
-    from feature_repo.store import FeatureStore  # noqa: PLC0415
+    from feature_repo.service import service_names, unbuilt_views  # noqa: PLC0415
     from feature_repo.validation import delivery_rules  # noqa: PLC0415
 
     record = read_record(settings, dataset.name)
@@ -154,7 +154,6 @@ def write_record(
         record = replace(record, validated=as_of, passed=passed, remark=remark)
     elif not record.passed:
         record = replace(record, passed=True, remark="")
-    store = FeatureStore(settings)
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
     time = f'"{dataset.event_time}"'
@@ -163,11 +162,11 @@ def write_record(
     record = replace(
         record,
         as_of=as_of,
-        faults=store.not_built(dataset),
-        watermark=store.online_until(dataset),
+        faults=unbuilt_views(settings, dataset),
+        watermark=max(as_of, record.watermark or as_of) if passed else record.watermark,
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,
-        services=store.services(dataset),
+        services=service_names(settings, dataset),
         rows=_counts(raw, time, rows_by_day, as_of),
         quarantined=_counts(aside, "quarantined_at", rows_by_rules, as_of),
         delivery_rules=delivery_rules(dataset),

@@ -30,8 +30,9 @@ from feature_repo.forgotten import forgotten_file
 from feature_repo.landing import IngestReport, land
 from feature_repo.materialization import notice_materialization_by_hand, record_intervals
 from feature_repo.refresh import refresh_online
+from feature_repo.service import PublishedService
 from feature_repo.source import place, pull, require_source, shift_file
-from feature_repo.store import FeatureStore, publish_beside
+from feature_repo.store import publish_beside
 from feature_repo.views import write_views
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,8 @@ def whole_history(
             if file(settings).exists():
                 replace_file(file(beside), read_file(file(settings)))
         publish_beside(beside, label)
-        for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
+        service = PublishedService(beside, spec.feature_service)
+        for dataset in ({label.name: label} | service.datasets()).values():
             require_source(settings, dataset)  # names the home that stays
             has_future = dataset.source_name not in settings.sources
             rows = part(dataset, pull(beside, dataset, FAR_FUTURE if has_future else as_of))

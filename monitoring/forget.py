@@ -36,7 +36,6 @@ from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
-from feature_repo.store import FeatureStore
 from feature_repo.views import view_files, view_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
@@ -157,8 +156,7 @@ class Search:
         with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
-            until = FeatureStore(self.settings).online_until(dataset) or datetime.now(UTC)
-            catch_up(self.settings, dataset, raw, until)
+            catch_up(self.settings, dataset, raw, datetime.now(UTC))
             for view in dataset.views:
                 view_table(self.settings, view).purge()
             raw.purge()

@@ -22,7 +22,7 @@ CODE = (
     "feature_repo/extensions/offline.py",
     "feature_repo/extensions/spark.py",
     "feature_repo/features.py",
-    "feature_repo/store.py",
+    "feature_repo/service.py",
     "mlflow_server/pyfunc.py",
     "mlflow_server/served_model.py",
     "training/dataset.py",

@@ -26,7 +26,7 @@ from core.training_spec import LOWER_IS_BETTER
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.features import labels, open_raw, raw_table
-from feature_repo.store import ARROW
+from feature_repo.service import ARROW
 from monitoring.checks.result import CheckResult, Status
 from monitoring.collect import logged_scores
 from training.evaluate import version_scores

@@ -19,7 +19,8 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store
 from tests.conftest import AS_OF, redis_server, unused_port, wait_until
 from tests.feature_repo.conftest import online_reader
 
@@ -209,7 +210,7 @@ def test_history_and_online_agree_through_plain_feast(shop, as_of):
     shop.ingest(as_of)
     entities = pd.DataFrame({"customer_id": range(1, 8), "event_timestamp": [as_of] * 7})
     entities["as_of"] = int(as_of.timestamp() * 1_000_000)
-    history = FeatureStore(shop.settings).historical(SPEC.feature_service, entities)
+    history = PublishedService(shop.settings, SPEC.feature_service).historical(entities)
     by_customer = {row["customer_id"]: row for row in history.to_pylist()}
     for customer, found in enumerate(shop.online(as_of, *range(1, 8)), 1):
         assert found == {name: by_customer[customer][name] for name in SPEC.features}
