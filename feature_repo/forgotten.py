@@ -26,14 +26,16 @@ class Forgotten(BaseModel):
     keys: dict[str, set[str]]
 
     def digest(self, column: str, value: object) -> str:
-        return hashlib.sha256(f"{self.salt} {column} {value}".encode()).hexdigest()
+        text = f"{self.salt} {column} {value}"
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def has(self, row: Mapping[str, Any]) -> bool:
         """Whether a row, or a part of it, is of one of them."""
-        for column in self.keys.keys() & row.keys():
-            if self.digest(column, row[column]) in self.keys[column]:
-                return True
-        return False
+        return any(
+            self.digest(column, row[column]) in digests
+            for column, digests in self.keys.items()
+            if column in row
+        )
 
     def without(self, rows: pa.Table) -> pa.Table:
         """Return the rows that are of none of them."""

@@ -35,7 +35,13 @@ logger = logging.getLogger(__name__)
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
 
 
-def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False) -> IngestReport:
+def ingest(
+    settings: Settings,
+    name: str,
+    as_of: datetime,
+    *,
+    full: bool = False,
+) -> IngestReport:
     """Bring a dataset up to date.
 
     Args:
@@ -93,18 +99,18 @@ def whole_history(
 
     """
     label = load_dataset(spec.dataset)
-    with temporary_installation(settings, "history") as beside:
-        publish_beside(beside, label)
-        for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
+    with temporary_installation(settings, "history") as history:
+        publish_beside(history, label)
+        for dataset in FeatureStore(history).datasets(spec.feature_service, label.name):
             rows = part(dataset, pull(settings, dataset, FAR_FUTURE))
             if dataset.source_name not in settings.sources:
                 as_of = pc.max(rows[dataset.event_time]).as_py()
-            report = land(beside, dataset, rows, as_of)
+            report = land(history, dataset, rows, as_of)
             for warning in report.warnings:
                 logger.warning("%s: %s", dataset.name, warning)
-            write_views(beside, dataset, raw_table(beside, dataset))
-        newest = raw_table(beside, label).newest(label.event_time)
-        yield beside, min(as_of, newest or as_of)
+            write_views(history, dataset, raw_table(history, dataset))
+        newest = raw_table(history, label).newest(label.event_time)
+        yield history, min(as_of, newest or as_of)
 
 
 def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime) -> None:
@@ -125,7 +131,10 @@ def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime
 
 
 def _read_from(
-    settings: Settings, dataset: Dataset, raw: Table, as_of: datetime
+    settings: Settings,
+    dataset: Dataset,
+    raw: Table,
+    as_of: datetime,
 ) -> datetime | None:
     """Return from which event time on the source is read; None: all of it."""
     newest = raw.newest(dataset.event_time)

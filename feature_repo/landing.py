@@ -64,7 +64,12 @@ def land(
     source = place(settings, dataset)
     if not rows.num_rows:
         warnings = () if delivery.num_rows else (f"{source} delivered no rows",)
-        return IngestReport(dataset.name, as_of, table_version=raw.version, warnings=warnings)
+        return IngestReport(
+            dataset=dataset.name,
+            as_of=as_of,
+            table_version=raw.version,
+            warnings=warnings,
+        )
     validation = DatasetRules(dataset).validate(rows, as_of)
     replace_file(settings.data_docs / dataset.name / "index.html", validation.page())
     if validation.rejections:
@@ -93,29 +98,35 @@ def land(
     )
 
 
-def _new_rows(dataset: Dataset, raw: Table, aside: Table, rows: pa.Table) -> pa.Table:
+def _new_rows(
+    dataset: Dataset,
+    raw: Table,
+    aside: Table,
+    rows: pa.Table,
+) -> pa.Table:
     """Return the rows whose content neither the table nor quarantine holds.
 
     These are new keys and corrections. A row that an event corrected was delivered before.
     """
     if not raw.exists:
         return rows
-    span = pc.min_max(rows[dataset.event_time]).as_py()
     with connected() as connection:
+        delivered = ibis.memtable(rows)
         stored = open_raw(raw, connection=connection)
-        corrected_texts = connection.to_pyarrow(stored.superseded).to_pylist()
-        time = stored[dataset.event_time]
-        is_near = time.between(*span.values()) | time.isnull()
-        near_rows = stored.filter(is_near).select(dataset.schema.names)
+        stored_rows = stored.semi_join(delivered, dataset.key).select(dataset.schema.names)
         # Nulls are the same in a difference of sets, and not in a join.
-        new_rows = ibis.memtable(rows).difference(near_rows)
-        rows = connection.to_pyarrow(new_rows)
-    delivered_texts = {*corrected_texts, *aside.read()["row"].to_pylist()}
-    is_new = [text not in delivered_texts for text in as_json(rows)]
+        rows = connection.to_pyarrow(delivered.difference(stored_rows))
+        corrected_texts = connection.to_pyarrow(stored.superseded).drop_null()
+    texts = {*corrected_texts.to_pylist(), *aside.read()["row"].to_pylist()}
+    is_new = [text not in texts for text in as_json(rows)]
     return rows.filter(pa.array(is_new, pa.bool_()))
 
 
-def _contradictions(dataset: Dataset, delivery: pa.Table, new_rows: pa.Table) -> list[str]:
+def _contradictions(
+    dataset: Dataset,
+    delivery: pa.Table,
+    new_rows: pa.Table,
+) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
     contents = delivery.group_by(delivery.column_names).aggregate([])

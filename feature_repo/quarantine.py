@@ -86,36 +86,36 @@ def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
 
     """
     key_of = itemgetter(*dataset.key)
+    names = dataset.schema.names
     raw = raw_table(settings, dataset)
     with one_writer(settings, dataset.name), one_writer(settings, raw.name):
         entries = quarantined(settings, dataset)
         tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
         rows = pa.concat_tables([dataset.schema.empty_table(), *tables])
         rules = DatasetRules(dataset, for_events=True)
-        good_rows = rules.validate(rows, as_of).good(rows)
+        good_table = rules.validate(rows, as_of).good(rows)
+        good_rows = good_table.to_pylist()
         first_key = dataset.key[0]
-        stored_rows = raw.read(
-            columns=dataset.schema.names,
-            where=pc.field(first_key).isin(good_rows[first_key]),
-        )
-        rows_by_key = {key_of(row): row for row in stored_rows.to_pylist()}
-        released_rows: list[Row] = []
-        conflicts: list[tuple[Row, Row]] = []
-        for row in reversed(good_rows.to_pylist()):
-            stored_row = rows_by_key.setdefault(key_of(row), row)
-            if stored_row == row:
+        has_key = pc.field(first_key).isin(good_table[first_key])
+        stored_rows = raw.read(columns=names, where=has_key).to_pylist()
+        rows_by_key = {key_of(row): row for row in [*good_rows, *stored_rows]}
+        released_rows = []
+        conflicts = []
+        for row in good_rows:
+            standing_row = rows_by_key[key_of(row)]
+            if standing_row == row:
                 released_rows.append(row | {"ingested_at": as_of})
             else:
-                conflicts.append((row, stored_row))
+                conflicts.append((row, standing_row))
         if released_rows:
             arrivals = pa.Table.from_pylist(released_rows, raw.schema)
-            raw.merge(arrivals, key=dataset.key, content=dataset.schema.names)
-            texts = as_json(arrivals.select(dataset.schema.names))
+            raw.merge(arrivals, dataset.key, names)
+            texts = as_json(arrivals.select(names))
             condition = column("row").isin(*texts)
             quarantine_table(settings, dataset).erase(condition.sql())
     return Release(
         released=len(released_rows),
-        refused=len(entries) - good_rows.num_rows,
+        refused=len(entries) - len(good_rows),
         conflicts=conflicts,
     )
 

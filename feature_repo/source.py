@@ -122,20 +122,27 @@ def type_of(source_type: pa.DataType) -> pa.DataType | None:
     return None
 
 
-def _demo_rows(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+def _demo_rows(
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+) -> pa.Table:
     """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
     rows = pq.read_table(dataset.shipped)
     times = rows[dataset.event_time]
     file = settings.data / "demo.json"
     if not file.exists():
         start = settings.demo_start or datetime.now(tz=UTC).date()
-        gap = start + DEMO_AHEAD - pc.max(times).as_py().date()
+        newest = pc.max(times).as_py()
+        gap = start + DEMO_AHEAD - newest.date()
         days = WEEK * ceil(gap.days / WEEK)
         replace_file(file, str(days))
     shift = timedelta(days=int(read_file(file)))
-    moved_times = pc.add(times, pa.scalar(shift))
-    position = rows.schema.get_field_index(dataset.event_time)
-    rows = rows.set_column(position, dataset.event_time, moved_times)
+    rows = rows.set_column(
+        rows.schema.get_field_index(dataset.event_time),
+        dataset.event_time,
+        pc.add(times, pa.scalar(shift)),
+    )
     return rows.filter(pc.field(dataset.event_time) <= as_of)
 
 
@@ -149,16 +156,18 @@ def _files(address: str) -> list[str]:
     return files
 
 
-def _read_table(address: str, dataset: Dataset | None, since: datetime | None) -> pa.Table:
+def _read_table(
+    address: str,
+    dataset: Dataset | None,
+    since: datetime | None,
+) -> pa.Table:
     """Read a parquet file, or a table of a database."""
     url, _, table = address.partition("#")
     connection = ibis.connect(url) if table else connect()
     try:
         rows = connection.table(table) if table else connection.read_parquet(url)
         if dataset and since:
-            time_type = rows.schema().get(dataset.event_time)
-            if time_type and time_type.is_timestamp():
-                rows = rows.filter(rows[dataset.event_time] > since)
+            rows = rows.filter(rows[dataset.event_time] > since)
         return connection.to_pyarrow(rows)
     finally:
         connection.disconnect()
@@ -189,31 +198,29 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
 
 
 def _in_schema(rows: pa.Table, dataset: Dataset, *, is_csv: bool) -> pa.Table:
-    """Return the dataset's columns in its types."""
-    names = dataset.schema.names
-    if set(names) != set(rows.column_names):
-        expected = f"the columns of feature_repo/datasets/{dataset.name}.py, {', '.join(names)}"
-        raise DataError(f"expected {expected}, found {', '.join(rows.column_names)}")
-    columns = [_cast(rows[field.name], field, is_csv=is_csv) for field in dataset.schema]
-    return pa.table(columns, dataset.schema)
-
-
-def _cast(column: pa.ChunkedArray, field: pa.Field, *, is_csv: bool) -> pa.ChunkedArray:
-    """Cast a column where nothing is lost or guessed.
+    """Cast rows to the dataset's columns, where nothing is lost or guessed.
 
     Only a CSV may hold other things as text: elsewhere that is a retyped column. A time without an
     offset may be any zone's.
     """
-    kind = type_of(column.type)
-    are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
-    is_time = pa.types.is_timestamp(field.type)
-    expected = TIME_WORDS if is_time else field.type
-    problem = f"column {field.name}: expected {expected}, found {column.type}"
-    if not (is_csv or are_numbers or kind == field.type):
-        raise DataError(problem)
-    if is_csv and is_time:
-        column = pc.replace_substring_regex(column, WHOLE_DAY, r"\1T00:00:00Z")
-    try:
-        return column.cast(field.type)
-    except pa.ArrowInvalid as exc:
-        raise DataError(f"{problem}: {exc}") from exc
+    names = dataset.schema.names
+    if set(names) != set(rows.column_names):
+        expected = f"the columns of feature_repo/datasets/{dataset.name}.py, {', '.join(names)}"
+        raise DataError(f"expected {expected}, found {', '.join(rows.column_names)}")
+    columns = []
+    for field in dataset.schema:
+        column = rows[field.name]
+        kind = type_of(column.type)
+        is_time = pa.types.is_timestamp(field.type)
+        are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
+        expected = TIME_WORDS if is_time else field.type
+        problem = f"column {field.name}: expected {expected}, found {column.type}"
+        if not (is_csv or are_numbers or kind == field.type):
+            raise DataError(problem)
+        if is_csv and is_time:
+            column = pc.replace_substring_regex(column, WHOLE_DAY, r"\1T00:00:00Z")
+        try:
+            columns.append(column.cast(field.type))
+        except pa.ArrowInvalid as exc:
+            raise DataError(f"{problem}: {exc}") from exc
+    return pa.table(columns, dataset.schema)
