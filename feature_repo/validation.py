@@ -72,7 +72,8 @@ class Validation:
         from great_expectations.render.view import DefaultJinjaPageView  # noqa: PLC0415
 
         schema = expectation_validation_result.expectationSuiteValidationResultSchema
-        document = ValidationResultsPageRenderer().render(schema.load(self.report))
+        report = json.dumps(self.report)  # GX renders Python's numbers, and not numpy's
+        document = ValidationResultsPageRenderer().render(schema.loads(report))
         return str(DefaultJinjaPageView().render(document))
 
 

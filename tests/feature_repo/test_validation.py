@@ -117,6 +117,14 @@ def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(suite, for_events, kwar
         rules.validate(some_orders(1, bad_count=0), AS_OF)
 
 
+def test_the_data_docs_show_what_was_observed(suite):
+    mean = {"column": "dollar_value", "min_value": 2}
+    suite({"type": "expect_column_mean_to_be_between", "kwargs": mean})
+    rows = table(order(1, 1, AS_OF - DAY, 1.2345), order(2, 1, AS_OF - DAY, 1.2345))
+    report = DatasetRules(ORDERS).validate(rows, AS_OF)
+    assert "1.2345" in report.page()
+
+
 def test_an_event_may_lack_what_only_a_warning_asks_for(suite):
     never_null = {"type": validation.NOT_NULL, "kwargs": {"column": "order_id"}}
     better_not = {"type": validation.NOT_NULL, "kwargs": {"column": "number_of_cds"}} | WARNING
