@@ -144,7 +144,6 @@ def list_quarantined(
 @quarantine.command("release")
 def release_quarantined(
     dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
-    rule: Annotated[str, typer.Option(help="Part of the name of a rule they broke.")] = "",
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -158,11 +157,10 @@ def release_quarantined(
         from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
         from feature_repo.quarantine import as_text, release  # noqa: PLC0415
 
-        report = release(settings, load_dataset(dataset), datetime.now(UTC), rule)
+        report = release(settings, load_dataset(dataset), datetime.now(UTC))
     lines = [
         f"{dataset}: {report.released} rows released; now: gyre ingest {dataset}",
-        f"{report.broken} rows still break a rule and stay",
-        f"{report.unreadable} entries are no rows of {dataset} and stay",
+        f"{report.refused} rows stay, as they break a rule or have other columns than {dataset}",
         f"{len(report.conflicts)} rows stay, as the dataset has a row of their key",
     ]
     for row, stored in report.conflicts:

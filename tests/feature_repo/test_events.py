@@ -21,12 +21,11 @@ from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.features import connect, raw_table
-from feature_repo.forgotten import Key
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
 from feature_repo.validation import Validation
 from feature_repo.views import view_files
-from monitoring.forget import forget
+from monitoring.forget import Key, forget
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot, online_reader
 
