@@ -20,7 +20,6 @@ from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
 from feature_repo.definition import Dataset
-from feature_repo.engines import connect
 from feature_repo.forgotten import forgotten
 
 DEMO_DAYS_AHEAD = timedelta(days=120)
@@ -176,7 +175,7 @@ def _read_table(address: str, dataset: Dataset | None, since: datetime | None) -
     """Read a parquet file or a table of a database, which leaves out rows up to `since`."""
     url, _, table = address.partition("#")
     is_database = "://" in url
-    connection = ibis.connect(url) if is_database else connect()
+    connection = ibis.connect(url) if is_database else ibis.duckdb.connect()
     try:
         rows = connection.table(table) if is_database else connection.read_parquet(url)
         if dataset and since and dataset.event_time in rows.columns:

@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,7 +21,7 @@ from feature_repo import consumer
 from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, raw_table
+from feature_repo.features import raw_table
 from feature_repo.forgotten import Key
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
@@ -127,7 +128,8 @@ def shop(ingested, tmp_path) -> Iterator[Shop]:
 
 
 def feature_rows(shop):
-    rows = connect().read_parquet(view_files(shop.settings, "customer_features")).to_pyarrow()
+    files = view_files(shop.settings, "customer_features")
+    rows = ibis.duckdb.connect().read_parquet(files).to_pyarrow()
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
