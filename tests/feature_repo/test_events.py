@@ -287,7 +287,7 @@ def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeyp
 
 
 def test_a_batch_that_fails_again_and_again_is_set_aside_row_by_row(shop, monkeypatch):
-    monkeypatch.setattr(consumer, "MAX_TRIES", 2)
+    monkeypatch.setattr(consumer, "MAX_DELIVERIES", 2)
     shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), order(3, 1, AS_OF, 2.0))
     with monkeypatch.context() as broken:
         broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
