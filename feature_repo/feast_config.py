@@ -27,9 +27,6 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
     registry_address = f"sqlite:///{registry_path(settings)}?timeout=30"
     config["registry"]["path"] = settings.schema_url("feast") or registry_address
     config["offline_store"]["cache"] = str(settings.cache)
-    if settings.engine == "spark":
-        config["offline_store"]["type"] = "feature_repo.extensions.spark.SparkOfflineStore"
-        config["offline_store"]["master"] = settings.spark_master
     if settings.online_store:
         options = settings.online_store.items()
         config["online_store"] = {name: yaml.safe_load(text) for name, text in options}

@@ -20,7 +20,6 @@ from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
 from feature_repo.definition import Dataset
-from feature_repo.engines import connect
 from feature_repo.forgotten import forgotten
 
 DEMO_AHEAD = timedelta(days=120)
@@ -163,7 +162,7 @@ def _read_table(
 ) -> pa.Table:
     """Read a parquet file, or a table of a database."""
     url, _, table = address.partition("#")
-    connection = ibis.connect(url) if table else connect()
+    connection = ibis.connect(url) if table else ibis.duckdb.connect()
     try:
         rows = connection.table(table) if table else connection.read_parquet(url)
         if dataset and since:

@@ -8,7 +8,6 @@ and keys, so that its hash names its content.
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import datetime
 
 import ibis.expr.types as ir
@@ -21,7 +20,7 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from feature_repo.definition import Dataset
-from feature_repo.engines import open_engine
+from feature_repo.engines import connected
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW, PublishedService, as_stored
 from feature_repo.views import entities
@@ -44,8 +43,8 @@ def build_frame(
 
     Labels of entities outside the population are left out: serving says the same of them.
     """
-    with closing(open_engine(settings)) as engine:
-        raw = open_raw(raw_table(settings, dataset), version, as_of, engine.connection)
+    with connected() as connection:
+        raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
@@ -64,8 +63,10 @@ def labelled_rows(
 ) -> pa.Table:
     """Join keys, event_timestamp, label, and whatever else the label's expression gives."""
     moments = sorted({moment for each in snapshots for moment in (each.start, each.last)})
-    own, key = spec.snapshots.rows == "label", [*spec.entity_key, "event_timestamp"]
-    rows = typed(spec, at(labels(raw, dataset.labels[spec.label], moments, own=own), snapshots))
+    key = [*spec.entity_key, "event_timestamp"]
+    own_rows = spec.snapshots.rows == "label"
+    label_rows = labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
+    rows = typed(spec, at(label_rows, snapshots))
     keys = rows.select(key).to_pandas()
     if (again := keys[keys.duplicated()]).size:
         found = f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"

@@ -20,7 +20,6 @@ CODE = (
     "core/*spec.py",
     "feature_repo/engines/*.py",
     "feature_repo/extensions/offline.py",
-    "feature_repo/extensions/spark.py",
     "feature_repo/features.py",
     "feature_repo/service.py",
     "mlflow_server/pyfunc.py",
