@@ -127,7 +127,7 @@ def _demo_rows(
     as_of: datetime,
 ) -> pa.Table:
     """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
-    rows = pq.read_table(dataset.shipped)
+    rows = _in_schema(pq.read_table(dataset.shipped), dataset, is_csv=False)
     times = rows[dataset.event_time]
     file = settings.data / "demo.json"
     if not file.exists():

@@ -7,7 +7,6 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta
 from typing import TYPE_CHECKING
 
-import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -19,8 +18,6 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from feature_repo.service import PublishedService
-from feature_repo.store import open_store
 from tests.conftest import AS_OF, redis_server, unused_port, wait_until
 from tests.feature_repo.conftest import online_reader
 
@@ -197,22 +194,6 @@ def test_an_empty_source_is_no_silence(shop, as_of):
     shop.has()
     with pytest.raises(DataError, match="no rows yet"):
         shop.ingest(as_of)
-
-
-def test_history_and_online_agree_through_plain_feast(shop, as_of):
-    shop.has(*(order(day, day % 7 + 1, as_of - day * DAY, day + 0.25) for day in range(1, 120)))
-    shop.ingest(as_of)
-    entities = pd.DataFrame({"customer_id": range(1, 8), "event_timestamp": [as_of] * 7})
-    entities["as_of"] = int(as_of.timestamp() * 1_000_000)
-    history = PublishedService(shop.settings, SPEC.feature_service).historical(entities)
-    rows_by_customer = {row["customer_id"]: row for row in history.to_pylist()}
-    for customer, values in enumerate(shop.online(as_of, *range(1, 8)), 1):
-        assert values == {name: rows_by_customer[customer][name] for name in SPEC.features}
-    feast_values = open_store(shop.settings, 60).get_online_features(
-        ["customer_features:total_orders_30d"], [{"customer_id": 1}]
-    )
-    expected_value = rows_by_customer[1]["total_orders_30d"]
-    assert feast_values.to_dict()["total_orders_30d"] == [expected_value]
 
 
 def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
