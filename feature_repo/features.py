@@ -26,7 +26,10 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
 
 
 def open_raw(
-    raw: Table, version: int | None = None, as_of: datetime | None = None, connection: Any = None
+    raw: Table,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    connection: Any = None,
 ) -> ir.Table:
     """Open a version of a raw table; `as_of` hides rows that became known only later."""
     connection = connection or ibis.duckdb.connect()
@@ -37,7 +40,10 @@ def open_raw(
 
 
 def changed_rows(
-    connection: Any, raw: Table, old_version: int, new_version: int
+    connection: Any,
+    raw: Table,
+    old_version: int,
+    new_version: int,
 ) -> ir.Table | None:
     """Return raw rows that came or went between two versions; None if that is no longer known."""
     files = raw.changed_files(old_version, new_version)
@@ -58,7 +64,11 @@ def changed_rows(
 
 
 def labels(
-    raw: ir.Table, label: Label, snapshots: Sequence[datetime], *, own_rows: bool = False
+    raw: ir.Table,
+    label: Label,
+    snapshots: Sequence[datetime],
+    *,
+    own_rows: bool = False,
 ) -> pa.Table:
     """Compute a label at some snapshots.
 
@@ -78,14 +88,16 @@ def labels(
     if own_rows:
         rows = label.expression(raw)
     else:
-        moments = pa.table({"event_timestamp": pa.array(snapshots, TIME)})
+        times = pa.array(snapshots, TIME)
+        moments = pa.table({"event_timestamp": times})
         rows = label.expression(raw, ibis.memtable(moments))
     missing_columns = {"event_timestamp", "label"} - set(rows.columns)
     if missing_columns:
         expected = f"expected columns {', '.join(sorted(missing_columns))}"
         raise DataError(f"a label's rows: {expected}, found {', '.join(rows.columns)}")
     if own_rows:
-        rows = rows.filter(rows.event_timestamp.between(min(snapshots), max(snapshots)))
+        is_within = rows.event_timestamp.between(min(snapshots), max(snapshots))
+        rows = rows.filter(is_within)
     # Feast's DuckDB store wants times in microseconds UTC.
     event_timestamp = rows.event_timestamp.cast("timestamp('UTC', 6)")
     rows = rows.mutate(event_timestamp=event_timestamp)

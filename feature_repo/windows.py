@@ -175,7 +175,8 @@ class Window:
         value = value.fill_null(zero)
         cases = [(points["_age"] == 0, value)]
         if self.period is not None:
-            cases.append((points["_age"] == self.period // MICROSECOND, -value))
+            is_departure = points["_age"] == self.period // MICROSECOND
+            cases.append((is_departure, -value))
         return ibis.cases(*cases, else_=zero).sum()
 
 
@@ -207,21 +208,25 @@ class Windows:
             ValueError: A window names a column that is missing or has the wrong type.
 
         """
-        ages = {window.period // MICROSECOND for window in self.windows if window.period}
+        periods = {window.period // MICROSECOND for window in self.windows if window.period}
         # Each raw row as it arrives (age 0) and once more as it leaves each window.
-        age = ibis.array([0, *sorted(ages)]).cast("array<int64>").unnest()
+        ages = ibis.array([0, *sorted(periods)])
+        age = ages.cast("array<int64>").unnest()
         points = rows.mutate(_age=age, _at=_number(rows[self.time]))
         points = points.mutate(_at=points["_at"] + points["_age"])
         instant = points["_at"]
         history = ibis.range_window(group_by=self.entity, order_by="_at", following=0)
         event_timestamp = EPOCH + instant.as_interval("us")
-        features = {window.name: window.feature(points, self.entity) for window in self.windows}
+        created = points["ingested_at"].max()
+        features = {}
+        for window in self.windows:
+            features[window.name] = window.feature(points, self.entity)
         # Rows of one instant see the same window, so any of them is the value at that instant.
         is_last = instant != instant.lead().over(history)
         view = points.select(
             self.entity,
             event_timestamp=event_timestamp.cast("timestamp('UTC')"),
-            created=points["ingested_at"].max().over(history),
+            created=created.over(history),
             _is_last=is_last.fill_null(True),  # noqa: FBT003
             **features,
         )

@@ -138,7 +138,11 @@ def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.T
     return ibis.read_parquet(files)
 
 
-def _view_rows(rows: ir.Table, view: Any, feature_refs: Sequence[str]) -> ir.Table:
+def _view_rows(
+    rows: ir.Table,
+    view: Any,
+    feature_refs: Sequence[str],
+) -> ir.Table:
     """Return the keys and requested features of a view, with `_time` and `_order`."""
     source = view.batch_source
     time = rows[source.timestamp_field].cast(UTC_TIME)
@@ -161,7 +165,12 @@ def _view_rows(rows: ir.Table, view: Any, feature_refs: Sequence[str]) -> ir.Tab
     return rows.select(*keys, _time=time, _order=order, **features)
 
 
-def _asof_join(entities: ir.Table, event_time: str, rows: ir.Table, view: Any) -> ir.Table:
+def _asof_join(
+    entities: ir.Table,
+    event_time: str,
+    rows: ir.Table,
+    view: Any,
+) -> ir.Table:
     """Give each entity row the newest row of a view at or before it.
 
     Of rows of the same event time, the one that was created last counts. Features are null where
@@ -177,7 +186,8 @@ def _asof_join(entities: ir.Table, event_time: str, rows: ir.Table, view: Any) -
     if view.ttl:
         lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
         is_alive = joined["_time"] + lifetime >= joined[event_time]
-        values = {name: is_alive.ifelse(value, None) for name, value in values.items()}
+        for name, value in values.items():
+            values[name] = is_alive.ifelse(value, None)
     return joined.select(*entities.columns, **values)
 
 
@@ -196,10 +206,14 @@ class _LazyTransformation(PythonTransformation):  # type: ignore[misc]
     Feast converts every column of a frame; a time costs 70 times as much as a whole number.
     """
 
-    def transform_arrow(self, pa_table: pa.Table, features: list[Any]) -> pa.Table:  # noqa: ARG002
-        pairs = zip(pa_table.column_names, pa_table.columns, strict=True)
-        columns = _Columns(pairs)
-        return pa.Table.from_pydict(self.udf(columns))
+    def transform_arrow(
+        self,
+        pa_table: pa.Table,
+        features: list[Any],  # noqa: ARG002
+    ) -> pa.Table:
+        columns = _Columns(zip(pa_table.column_names, pa_table.columns, strict=True))
+        features_by_name = self.udf(columns)
+        return pa.Table.from_pydict(features_by_name)
 
 
 def _lazy(view: Any) -> Any:
