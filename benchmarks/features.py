@@ -80,7 +80,7 @@ def write_view(settings: Settings) -> None:
     raw.merge(raw.schema.empty_table(), ORDERS.key, ORDERS.schema.names)
     folder = settings.home / "rows"
     folder.mkdir(exist_ok=True)
-    engine = DuckDBEngine()
+    engine = DuckDBEngine(settings.home / "spill")
     rows = engine.connection.read_parquet(settings.home / ROWS)
     engine.write(rows, folder, None)
     schema = rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))

@@ -1,13 +1,12 @@
 """`gyre ingest`, `consume`, `forget`, `quarantine`, `parity`, `maintain`, `backup`, `restore`."""
 
 from datetime import UTC, datetime, timedelta
-from functools import partial
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from cli.terminal import ERR, table, tell, working
+from cli.terminal import table, working
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
 from core.settings import SHARED, load_settings
 
@@ -99,8 +98,7 @@ def parity(
         from training.snapshots import starts  # noqa: PLC0415
 
         newest = starts(spec.snapshots.every, time - moments * MONTH, time)[-moments:]
-        key = [*spec.entity_key]
-        report = compare(settings, spec.feature_service, key, newest, partial(tell, console=ERR))
+        report = compare(settings, spec.feature_service, newest)
     say(report.summary(), report, as_json=as_json)
     raise typer.Exit(1 if report.differences else 0)
 
@@ -146,7 +144,6 @@ def list_quarantined(
 @quarantine.command("release")
 def release_quarantined(
     dataset: Annotated[str, typer.Option("--dataset", help=MODULE)] = "orders",
-    rule: Annotated[str, typer.Option(help="Part of the name of a rule they broke.")] = "",
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -160,11 +157,10 @@ def release_quarantined(
         from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
         from feature_repo.quarantine import as_text, release  # noqa: PLC0415
 
-        report = release(settings, load_dataset(dataset), datetime.now(UTC), rule)
+        report = release(settings, load_dataset(dataset), datetime.now(UTC))
     lines = [
         f"{dataset}: {report.released} rows released; now: gyre ingest {dataset}",
-        f"{report.broken} rows still break a rule and stay",
-        f"{report.unreadable} entries are no rows of {dataset} and stay",
+        f"{report.refused} rows stay, as they break a rule or have other columns than {dataset}",
         f"{len(report.conflicts)} rows stay, as the dataset has a row of their key",
     ]
     for row, stored in report.conflicts:

@@ -22,7 +22,7 @@ from core.settings import Settings, load_settings
 from core.spec import load_spec
 from core.temporary import temporary_installation
 from core.tokens import serving_headers
-from feature_repo.store import FeatureStore
+from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.ledger import Ledger
 from mlflow_server.records import DecisionRow, Records
@@ -77,7 +77,7 @@ class DemoRun:
         self.spec = load_spec(settings.default_model or EXAMPLE)
         self.monitor_dag = f"monitor_{self.spec.name}"
         self.train_dag = f"train_{self.spec.name}"
-        views = FeatureStore(settings).views(self.spec.feature_service)
+        views = PublishedService(settings, self.spec.feature_service).join_keys
         self.entities = entities(settings, views, [*self.spec.entity_key], datetime.now(UTC))
         self.began = time.monotonic()
 

@@ -154,11 +154,11 @@ def _reconcile(settings: Settings, model: str) -> None:
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:
     """Ask for a real entity until the version just promoted answers, or names request data."""
-    from feature_repo.store import FeatureStore  # noqa: PLC0415  (seconds)
+    from feature_repo.service import PublishedService  # noqa: PLC0415  (seconds)
     from feature_repo.views import entities  # noqa: PLC0415
 
     url = f"{settings.serving_address}/models/{spec.name}/predict"
-    views = FeatureStore(settings).views(spec.feature_service)
+    views = PublishedService(settings, spec.feature_service).join_keys
     newest = entities(settings, views, spec.entity_key, datetime.now(UTC), CANDIDATES)
     problem, until = "no answer", time.monotonic() + LOAD_SECONDS
     while time.monotonic() < until:

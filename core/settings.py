@@ -115,9 +115,9 @@ class Settings(BaseSettings):
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes features, labels and training frames; Spark is installed by `make spark`."""
+    """What computes the rows of feature views; Spark is installed by `make spark`."""
     spark_master: str = "local[*]"
-    """The Spark cluster that `GYRE_ENGINE=spark` asks."""
+    """The Spark master on this host that `GYRE_ENGINE=spark` asks."""
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
     `logs/alerts.log` in GYRE_HOME."""

@@ -58,8 +58,7 @@ def pages(settings: Settings) -> Iterator[tuple[str, str]]:
     reports = mlflow.pages(spec.name, spec.experiment).reports
     if reports:
         yield "evidently-report", reports[max(reports)]
-    for page in sorted(settings.data_docs.glob(f"{spec.dataset}/validations/**/*.html"))[-1:]:
-        yield "data-docs", f"{console}/data-docs/{page.relative_to(settings.data_docs)}"
+    yield "data-docs", f"{console}/data-docs/{spec.dataset}/index.html"
     with AirflowApi(settings) as api:
         dag = f"train_{spec.name}"
         (run,) = api.last_runs(dag)

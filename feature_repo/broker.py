@@ -3,7 +3,6 @@
 Keys of Redis:
     gyre:events: a hash, the EventSchema (JSON) of each dataset; the consumer writes it.
     gyre:events:DATASET: a stream, an entry a request; field `events`: a JSON list of rows.
-    gyre:events:DATASET:tries: a hash, how often the consumer has tried each entry that waits.
 The consumer acknowledges what is in the table; nothing else leaves the stream.
 """
 
@@ -11,10 +10,11 @@ import re
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import MAXYEAR, MINYEAR, UTC, datetime
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, AwareDatetime, BaseModel, ConfigDict, create_model
+from annotated_types import Ge, Lt
+from pydantic import AwareDatetime, BaseModel, ConfigDict, create_model
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import RedisError, ResponseError
@@ -44,12 +44,9 @@ DEAD_AFTER = 60_000
 """Milliseconds without a call: a consumer at work has fewer; of a dead one entries are claimed."""
 
 
-def _in_utc(moment: datetime) -> datetime:
-    if not MINYEAR < moment.year < MAXYEAR:
-        raise ValueError("expected a time of the years 2 to 9998")
-    return moment.astimezone(UTC)
-
-
+EARLIEST = datetime(2, 1, 1, tzinfo=UTC)
+LATEST = datetime(9999, 1, 1, tzinfo=UTC)
+"""Between them a time is also one in every other zone, as Python has the years 1 to 9999."""
 ARROW_TYPES: dict[str, Any] = {
     "bool": bool,
     "int8": Int64,
@@ -59,7 +56,7 @@ ARROW_TYPES: dict[str, Any] = {
     "float": float,
     "double": float,
     "string": str,
-    "timestamp[us, tz=UTC]": Annotated[AwareDatetime, AfterValidator(_in_utc)],
+    "timestamp[us, tz=UTC]": Annotated[AwareDatetime, Ge(EARLIEST), Lt(LATEST)],
 }
 """Arrow types that a column of an event may have, and what their values are in JSON."""
 EVENT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
@@ -130,8 +127,8 @@ class Entry(NamedTuple):
     @property
     def arrival(self) -> datetime:
         """When Redis had it, aware UTC."""
-        milliseconds = int(self.id.partition("-")[0])
-        return datetime.fromtimestamp(milliseconds / 1000, UTC)
+        milliseconds, _, _ = self.id.partition("-")
+        return datetime.fromtimestamp(int(milliseconds) / 1000, UTC)
 
 
 class Intake:
@@ -198,7 +195,7 @@ class Stream:
         self._redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
         self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=READ_COUNT)
 
-    def wait(self, datasets: Iterable[str], seconds: float = TIMEOUT_SECONDS) -> None:
+    def wait(self, datasets: Iterable[str], seconds: float) -> None:
         """Return when there is a new entry, which `read` returns too, or after some time.
 
         Args:
@@ -206,9 +203,8 @@ class Stream:
             seconds: At most one second; with 0 the call returns at once.
 
         """
-        milliseconds = int(1000 * min(seconds, TIMEOUT_SECONDS))
-        block = max(1, milliseconds)  # Redis takes 0 for ever
-        self._fetch(datasets, ">", count=1, block=block)
+        milliseconds = int(1000 * seconds)
+        self._fetch(datasets, ">", count=1, block=milliseconds or 1)  # Redis takes 0 for ever
 
     def read(self, dataset: str) -> list[Entry]:
         """Return entries in order: those delivered and not acknowledged, else new ones."""
@@ -220,20 +216,19 @@ class Stream:
         replies: Any = self._redis.xreadgroup(GROUP, self._name, streams, **options)
         return [entry for _, records in replies for entry in _entries(records)]
 
-    def count_tries(self, dataset: str, entries: Sequence[Entry]) -> list[int]:
-        """Count one more try of each entry, before it is processed.
+    def deliveries(self, dataset: str, entry: Entry) -> int:
+        """Return how often `read` has returned an entry, also to consumers that have died.
 
-        Redis counts deliveries itself, but to read entries again is a delivery too, and a restart
-        of Redis forgets it.
-
-        Returns:
-            How often each one was tried, this time included, also by consumers that have died.
-
+        A restart of Redis forgets it.
         """
-        with self._redis.pipeline() as pipe:
-            for entry in entries:
-                pipe.hincrby(_tries(dataset), entry.id, 1)
-            return pipe.execute()
+        details: Any = self._redis.xpending_range(
+            _stream(dataset),
+            GROUP,
+            min=entry.id,
+            max=entry.id,
+            count=1,
+        )
+        return int(details[0]["times_delivered"])
 
     def acknowledge(self, dataset: str, entries: Sequence[Entry]) -> None:
         """Acknowledge and remove entries, in one step."""
@@ -242,7 +237,6 @@ class Stream:
         with self._redis.pipeline() as pipe:
             pipe.xack(stream, GROUP, *ids)
             pipe.xdel(stream, *ids)
-            pipe.hdel(_tries(dataset), *ids)
             pipe.execute()
 
     def close(self) -> None:
@@ -277,10 +271,10 @@ def consumer_lags(settings: Settings) -> dict[str, ConsumerLag]:
     with _reached(), _connect(settings) as redis:
         for dataset in _datasets(redis):
             stream = _stream(dataset)
-            arrivals = [entry.arrival for entry in _entries(redis.xrange(stream, count=1))]
+            first_entries = _entries(redis.xrange(stream, count=1))
             lags[dataset] = ConsumerLag(
                 entries=redis.xlen(stream),
-                oldest=min(arrivals, default=None),
+                oldest=first_entries[0].arrival if first_entries else None,
             )
     return lags
 
@@ -359,7 +353,3 @@ def _datasets(redis: Any) -> list[str]:
 
 def _stream(dataset: str) -> str:
     return f"{SCHEMAS}:{dataset}"
-
-
-def _tries(dataset: str) -> str:
-    return f"{_stream(dataset)}:tries"

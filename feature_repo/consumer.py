@@ -43,8 +43,8 @@ BATCH_SECONDS = 0.2
 IDLE_SECONDS = 1.0
 CLOCKS_DIFFER = timedelta(seconds=60)
 """How far an event may be dated ahead of our clock."""
-MAX_TRIES = 300
-"""Of a batch, about one a second: minutes in which a disk or a lock may become free again."""
+MAX_DELIVERIES = 300
+"""Of a batch that fails, about one a second: minutes in which a disk or a lock may become free."""
 COMPACT_AFTER = 100
 """Micro-batches, each a file of the raw table, after which the small files are made one."""
 logger = logging.getLogger(__name__)
@@ -119,9 +119,9 @@ class EventConsumer:
         What fails is tried again at the next step, and holds up nothing else.
         """
         self._has_failed = False
-        entries = self._stream.read(self.name)  # by which Redis knows that this consumer lives
         if not self._raw.exists:  # events wait for the first ingest
             return False
+        entries = self._stream.read(self.name)
         are_processed = bool(entries) and self._try(lambda: self._step_events(entries))
         are_ended = self._try(lambda: self._window_ends.step(datetime.now(UTC)))
         return are_processed or are_ended
@@ -138,8 +138,9 @@ class EventConsumer:
 
     def _step_events(self, entries: Sequence[Entry]) -> bool:
         batch = self._batch(entries)
-        tries = max(self._stream.count_tries(self.name, list(batch)))
-        self._process(batch, is_last_try=tries > MAX_TRIES)
+        oldest_entry = next(iter(batch))
+        deliveries = self._stream.deliveries(self.name, oldest_entry)
+        self._process(batch, is_last_try=deliveries > MAX_DELIVERIES)
         self._stream.acknowledge(self.name, list(batch))
         self._batch_count += 1
         if self._batch_count % COMPACT_AFTER == 0:
@@ -213,7 +214,8 @@ class EventConsumer:
         if good_rows:
             with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
                 values = self._merge(good_rows, now)
-            self._online.write(values, is_ahead=True)
+                raw_version = self._raw.version
+            self._online.write(values, raw_version)
             self._window_ends.add(values)
 
     def _merge(self, rows: Sequence[Row], now: datetime) -> list[ViewValues]:

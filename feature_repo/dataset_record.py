@@ -6,7 +6,7 @@ It is JSON below `settings.reports`, written with Feast and read without.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +27,9 @@ FEATURE_AGE_LIMIT = timedelta(hours=2)
 """Ingest is hourly, so features are complete up to an hour ago: the promise, and once missed."""
 HOUR = timedelta(hours=1)
 DAYS = 60
-ROWS_BY_DAY = """
-SELECT {time}::DATE, count(*) FROM read_parquet($files)
+COUNTS = """
+SELECT {group}, count(*) FROM read_parquet($files)
 WHERE {time} BETWEEN $since AND $until GROUP BY ALL ORDER BY ALL"""
-ROWS_BY_RULES = """
-SELECT rules, count(*) FROM read_parquet($files) WHERE quarantined_at BETWEEN $since AND $until
-AND coalesce(try_cast(row->>'$.{time}' AS TIMESTAMPTZ), $until) >= $since
-GROUP BY ALL ORDER BY ALL"""
-"""Without rows of earlier times: the first ingest sets aside what was wrong for years."""
 
 
 @dataclass(frozen=True)
@@ -48,10 +43,10 @@ class DatasetRecord:
     newest: event time of the newest row. silence: how long the source may have none.
     services: the feature services that read one of its views.
     rows: by the day of their event time, of the last `DAYS` days; a day without rows has none.
-    quarantined: rows of these days that were set aside, by the rules they broke.
+    quarantined: rows of these days that were set aside, by the rules they broke. A row without a
+    time is of the day on which it was set aside.
     delivery_rules: the rules that events do not pass.
-    validated: when rows were last held against the rules. passed: whether they were let in.
-    remark: why not, or the warnings.
+    passed: whether the rows of the ingest were let in. remark: why not, or the warnings.
     """
 
     dataset: str
@@ -64,7 +59,6 @@ class DatasetRecord:
     rows: dict[date, int] = field(default_factory=dict)
     quarantined: dict[str, int] = field(default_factory=dict)
     delivery_rules: Sequence[str] = ()
-    validated: datetime | None = None
     passed: bool = True
     remark: str = ""
 
@@ -129,7 +123,7 @@ def write_record(
     settings: Settings,
     dataset: Dataset,
     as_of: datetime,
-    remark: str | None = None,
+    remark: str,
     *,
     passed: bool = True,
 ) -> None:
@@ -139,51 +133,51 @@ def write_record(
         settings: Of the installation.
         dataset: Whose record it is.
         as_of: The moment that the ingest brought the dataset to.
-        remark: Warnings about the rows that were validated, or why they were stopped; None if no
-            row was new. Then the last validation stands, unless it stopped rows.
+        remark: Warnings about the rows, or why they were stopped.
         passed: Whether the rows were let in.
 
     """
     from feature_repo.features import raw_table  # noqa: PLC0415  (the console does without Feast)
     from feature_repo.quarantine import quarantine_table  # noqa: PLC0415
-    from feature_repo.store import FeatureStore  # noqa: PLC0415
+    from feature_repo.service import service_names, unbuilt_views  # noqa: PLC0415
     from feature_repo.validation import delivery_rules  # noqa: PLC0415
 
     record = read_record(settings, dataset.name)
-    if remark is not None:
-        record = replace(record, validated=as_of, passed=passed, remark=remark)
-    elif not record.passed:
-        record = replace(record, passed=True, remark="")
-    store = FeatureStore(settings)
+    watermark = max(as_of, record.watermark or as_of) if passed else record.watermark
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
     time = f'"{dataset.event_time}"'
-    rows_by_day = ROWS_BY_DAY.format(time=time)
-    rows_by_rules = ROWS_BY_RULES.format(time=time)
-    record = replace(
-        record,
+    row_time = f"try_cast(row->>'$.{time}' AS TIMESTAMPTZ)"
+    record = DatasetRecord(
+        dataset=dataset.name,
         as_of=as_of,
-        faults=store.not_built(dataset),
-        watermark=store.online_until(dataset),
+        faults=unbuilt_views(settings, dataset),
+        watermark=watermark,
         newest=raw.newest(dataset.event_time),
         silence=dataset.silence,
-        services=store.services(dataset),
-        rows=_counts(raw, time, rows_by_day, as_of),
-        quarantined=_counts(aside, "quarantined_at", rows_by_rules, as_of),
+        services=service_names(settings, dataset),
+        rows=_counts(raw, f"{time}::DATE", time, as_of),
+        quarantined=_counts(aside, "rules", f"least({row_time}, quarantined_at)", as_of),
         delivery_rules=delivery_rules(dataset),
+        passed=passed,
+        remark=remark,
     )
     content = RECORD.dump_json(record)
     replace_file(record_file(settings, dataset.name), content)
 
 
-def _counts(table: Table, time: str, query: str, as_of: datetime) -> dict[Any, int]:
-    """Count the rows of the last days by what `query` groups them by."""
+def _counts(table: Table, group: str, time: str, as_of: datetime) -> dict[Any, int]:
+    """Count the rows of the last days by `group`; both are SQL."""
     from feature_repo.engines import connected  # noqa: PLC0415
 
-    since = as_of - timedelta(days=DAYS)
-    files = table.files(within=f"{time} >= '{since}'")
+    files = table.files()
     if not files:
         return {}
+    query = COUNTS.format(group=group, time=time)
+    parameters = {
+        "files": files,
+        "since": as_of - timedelta(days=DAYS),
+        "until": as_of,
+    }
     with connected() as connection:
-        parameters = {"files": files, "since": since, "until": as_of}
         return dict(connection.raw_sql(query, parameters=parameters).fetchall())

@@ -83,21 +83,6 @@ class Dataset:
         """The name that source and suite go by."""
         return self.rows_of or self.name
 
-    def differences(self, rows: pa.Table) -> str:
-        """Say which columns of `rows` differ from the schema, and the remedy; empty if none do."""
-        expected_types = {field.name: str(field.type) for field in self.schema}
-        row_types = {field.name: str(field.type) for field in rows.schema}
-        differences = []
-        for column in expected_types | row_types:
-            expected = expected_types.get(column, "none")
-            row_type = row_types.get(column, "none")
-            if row_type != expected:
-                differences.append(f"column {column}: expected {expected}, found {row_type}")
-        if not differences:
-            return ""
-        remedy = f"Deliver the types of feature_repo/datasets/{self.name}.py, or change them there"
-        return f"{'; '.join(differences)}. {remedy} (a time has its zone)"
-
 
 def raw_schema(dataset: Dataset) -> pa.Schema:
     """Return the columns of the dataset's raw table, see `feature_repo.features.raw_table`."""

@@ -3,8 +3,6 @@
 import getpass
 import logging
 import sys
-from contextlib import closing
-from dataclasses import dataclass
 from datetime import datetime
 from functools import cache
 
@@ -15,7 +13,8 @@ from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset, table_versions
 from feature_repo.definition_hash import DEFINITION_TAG
 from feature_repo.features import raw_table
-from feature_repo.store import FeatureStore, publish_beside
+from feature_repo.service import PublishedService
+from feature_repo.store import publish_beside
 from feature_repo.views import redefined
 from mlflow_server.rest import Version, tag_version, versions_in_roles
 
@@ -33,22 +32,6 @@ class DefinitionChangedError(DataError):
     """A version in a role would be served other values."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """What a version in a role was not trained with.
-
-    Attributes:
-        version: The version.
-        definitions: The definitions of now, by name.
-        message: The same in words.
-
-    """
-
-    version: Version
-    definitions: dict[str, str]
-    message: str
-
-
 def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> None:
     """Compare what is published with what the versions in a role were trained with.
 
@@ -56,7 +39,7 @@ def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> 
     the version notes it, so that it is accepted from then on.
 
     Raises:
-        DefinitionChangedError: A version would be served other values. An alert says so too.
+        DefinitionChangedError: A version would be served other values.
         RegistryError: MLflow does not answer, and the code computes a view in another way.
 
     """
@@ -66,23 +49,21 @@ def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> 
             for role, version in _versions(settings)
             if dataset.name in table_versions(version.tags)
         ]
-        changes = _changes(FeatureStore(settings), versions)
         if settings.change_live_features:
-            _accept(settings, changes, as_of)
+            for _, version in versions:
+                _accept_changes(settings, version, as_of)
             return
     except RegistryError as exc:
-        is_redefined = redefined(settings, dataset, raw_table(settings, dataset))
-        if is_redefined and not settings.change_live_features:
+        if redefined(settings, dataset, raw_table(settings, dataset)):
             raise
         log.warning("%s: definitions are not compared: %s", dataset.name, exc)
         return
-    if changes:
-        messages = "; ".join(change.message for change in changes)
-        error = DefinitionChangedError(
-            f"{messages}. The values that it is served stay as they are. {REMEDY} {dataset.name}"
+    messages = _messages(settings, versions)
+    if messages:
+        raise DefinitionChangedError(
+            f"{'; '.join(messages)}. The values that it is served stay as they are. "
+            f"{REMEDY} {dataset.name}"
         )
-        _alert(settings, dataset, error, as_of)
-        raise error
 
 
 @cache
@@ -98,8 +79,8 @@ def announce_changes() -> None:
             return
         with temporary_installation(settings, "apply") as temporary:
             publish_beside(temporary, *load_datasets()[0])
-            changes = _changes(FeatureStore(temporary), versions)
-        lines = [f"{change.message}: gyre ingest will refuse that. {REMEDY}" for change in changes]
+            messages = _messages(temporary, versions)
+        lines = [f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages]
     except Exception as exc:  # noqa: BLE001  (what is applied is right all the same)
         lines = [f"what versions in a role were trained with is not known: {exc}"]
     for line in lines:
@@ -111,55 +92,48 @@ def _versions(settings: Settings) -> list[tuple[str, Version]]:
     return versions_in_roles(settings) if was_started else []
 
 
-def _changes(store: FeatureStore, versions: list[tuple[str, Version]]) -> list[Change]:
-    changes = []
+def _messages(settings: Settings, versions: list[tuple[str, Version]]) -> list[str]:
+    """Say of each version which definitions are not those that it was trained with."""
+    messages = []
     for role, version in versions:
-        service = version.tags.get("feature_service", "")
-        try:
-            definitions = store.definitions(service)
-            views = store.feature_views(service)
-        except DataError:  # the service is not published any more
-            definitions = {}
-            views = {}
-        changed = _changed_definitions(version.tags, definitions)
-        if changed:
-            parts = []
-            for name in changed:
-                features = [feature for feature, view in views.items() if view == name]
-                parts.append(f"{name} ({', '.join(features)})" if features else name)
-            message = (
-                f"{', '.join(parts)} changed: version {version.version} of {version.model} "
+        service = _service(settings, version)
+        views = []
+        for name in _changed_definitions(service, version):
+            feature_views = service.feature_views if service else {}
+            features = [feature for feature, view in feature_views.items() if view == name]
+            views.append(f"{name} ({', '.join(features)})" if features else name)
+        if views:
+            messages.append(
+                f"{', '.join(views)} changed: version {version.version} of {version.model} "
                 f"({role}) was trained with another definition"
             )
-            changes.append(Change(version, changed, message))
-    return changes
+    return messages
 
 
-def _changed_definitions(tags: dict[str, str], definitions: dict[str, str]) -> dict[str, str]:
-    changed = {}
-    for tag, trained in tags.items():
+def _service(settings: Settings, version: Version) -> PublishedService | None:
+    """Return the feature service of a version; None: it is not published any more."""
+    try:
+        return PublishedService(settings, version.tags.get("feature_service", ""))
+    except DataError:
+        return None
+
+
+def _changed_definitions(service: PublishedService | None, version: Version) -> dict[str, str]:
+    """Return the definitions of now that are not those of a version's training."""
+    definitions = service.definitions() if service else {}
+    changed_definitions = {}
+    for tag, trained in version.tags.items():
         if tag.startswith(DEFINITION_TAG):
             name = tag.removeprefix(DEFINITION_TAG)
             definition = definitions.get(name, "none")
-            accepted = tags.get(ACCEPTED_TAG + name, "")
+            accepted = version.tags.get(ACCEPTED_TAG + name, "")
             if definition != trained and not accepted.startswith(definition):
-                changed[name] = definition
-    return changed
+                changed_definitions[name] = definition
+    return changed_definitions
 
 
-def _accept(settings: Settings, changes: list[Change], as_of: datetime) -> None:
+def _accept_changes(settings: Settings, version: Version, as_of: datetime) -> None:
     note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
-    for change in changes:
-        for name, definition in change.definitions.items():
-            tag_version(settings, change.version, ACCEPTED_TAG + name, f"{definition} {note}")
-
-
-def _alert(settings: Settings, dataset: Dataset, error: Exception, at: datetime) -> None:
-    """Alert as the failed task of the DAG `ingest` does: one incident, one alert."""
-    from mlflow_server.alerts import alert_failure  # noqa: PLC0415  (seldom)
-    from mlflow_server.records import Records  # noqa: PLC0415
-
-    task = f"ingest.ingest_{dataset.name}"
-    reason = f"{type(error).__name__}: {error}"
-    with closing(Records(settings)) as records:
-        alert_failure(settings, records, dataset.name, task, reason, at)
+    service = _service(settings, version)
+    for name, definition in _changed_definitions(service, version).items():
+        tag_version(settings, version, ACCEPTED_TAG + name, f"{definition} {note}")

@@ -1,15 +1,12 @@
-"""What features mean, as hashes: the SQL of views, the code of on-demand functions, the schema.
+"""What features mean, as hashes: the SQL of views, the code of on-demand functions.
 
 Comments, the order of columns, names inside a query and redundant subqueries do not count. A Python
 function that an expression calls (`ibis.udf`) counts by its name.
 """
 
-import json
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
-import feast
 import ibis
 import pyarrow as pa
 import sqlglot
@@ -17,47 +14,11 @@ from ibis.expr.operations import InMemoryTable
 from sqlglot.optimizer import optimize
 from sqlglot.optimizer.canonicalize_internal_names import canonicalize_internal_names
 
-from feature_repo.datasets import dataset_of
 from feature_repo.definition import Dataset, Expression, raw_schema
-from feature_repo.on_demand import UnsupportedError, digest, function_source
-from feature_repo.service_views import service_views
+from feature_repo.on_demand import digest, function_source
 
 DEFINITION_TAG = "definition."
 """Beginning of the tags of a run or version that say what its features mean."""
-HASH_DIGITS = 16
-
-
-def definitions(
-    store: feast.FeatureStore,
-    service: feast.FeatureService,
-) -> dict[str, str]:
-    """Return a hash of each view that `service` reads, and of its schema, by name.
-
-    Of a view, only the features count that are read.
-    """
-    views = service_views(store, service)
-    hashes: dict[str, str] = {}
-    schema: dict[str, Any] = {}
-    for view in views.stored:
-        features = _types(view.projection.features)
-        schema[view.name] = {
-            "features": features,
-            "keys": _types(view.entity_columns),
-            "time_to_live": str(view.ttl),
-        }
-        dataset = dataset_of(view.name)
-        if dataset is not None:
-            unread = _types(view.features).keys() - features.keys()
-            hashes[view.name] = view_definition(dataset, view.name, frozenset(unread))
-    for view in views.on_demand:
-        schema[view.name] = {
-            "features": _types(view.projection.features),
-            "mode": view.mode,
-        }
-        hashes[view.name] = _function_hash(view.feature_transformation)
-    text = json.dumps(schema, sort_keys=True)
-    hashes[f"service.{service.name}"] = _hash(text)
-    return hashes
 
 
 def view_definition(
@@ -66,9 +27,7 @@ def view_definition(
     unread: frozenset[str] = frozenset(),
 ) -> str:
     """Return the hash of the SQL of `view`, without its features `unread`."""
-    expression = dataset.views[view]
-    schema = raw_schema(dataset)
-    return _sql_hash(expression, schema, unread)
+    return _sql_hash(dataset.views[view], raw_schema(dataset), unread)
 
 
 @cache
@@ -79,12 +38,11 @@ def _sql_hash(
 ) -> str:
     raw = ibis.table(ibis.Schema.from_pyarrow(schema), name="raw")
     rows = expression(raw)
-    ignored = unread.intersection(rows.columns)
-    sql = ibis.to_sql(rows.drop(*ignored), dialect="duckdb")
-    columns = dict.fromkeys(raw.columns, "unknown")
+    columns = [name for name in rows.columns if name not in unread]
+    sql = ibis.to_sql(rows.select(columns), dialect="duckdb")
     query = optimize(
         str(sql),
-        schema={"raw": columns},
+        schema={"raw": dict.fromkeys(raw.columns, "unknown")},
         dialect="duckdb",
         validate_qualify_columns=False,
     )
@@ -97,20 +55,11 @@ def _sql_hash(
     for table in rows.op().find(InMemoryTable):
         frame = table.data.to_frame()
         texts.append(frame.to_json())
-    return _hash("\n".join(texts))
+    return digest("\n".join(texts))
 
 
-def _function_hash(transformation: Any) -> str:
-    source = transformation.udf_string
-    name = transformation.udf.__name__
-    with suppress(UnsupportedError):  # a lambda counts as it is written
-        source = function_source(source, name)
-    return _hash(source)
-
-
-def _types(fields: list[feast.Field]) -> dict[str, str]:
-    return {field.name: str(field.dtype) for field in fields}
-
-
-def _hash(text: str) -> str:
-    return digest(text)[:HASH_DIGITS]
+def function_definition(transformation: Any) -> str:
+    """Return the hash of the function of an on-demand view; a lambda counts as it is written."""
+    text = transformation.udf_string
+    source = function_source(text, transformation.udf.__name__)
+    return digest(source or text)

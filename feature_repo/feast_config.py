@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import yaml
+from redis.connection import parse_url
 
 from core.files import replace_file
 from core.settings import PROJECT, Settings
@@ -27,9 +27,6 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
     registry_address = f"sqlite:///{registry_path(settings)}?timeout=30"
     config["registry"]["path"] = settings.schema_url("feast") or registry_address
     config["offline_store"]["cache"] = str(settings.cache)
-    if settings.engine == "spark":
-        config["offline_store"]["type"] = "feature_repo.extensions.spark.SparkOfflineStore"
-        config["offline_store"]["master"] = settings.spark_master
     if settings.online_store:
         options = settings.online_store.items()
         config["online_store"] = {name: yaml.safe_load(text) for name, text in options}
@@ -46,28 +43,22 @@ def feast_connection(settings: Settings, timeout: float) -> str:
         timeout: Seconds that a call may take.
 
     """
-    url = urlsplit(settings.redis_address)
-    parts = [
-        f"{url.hostname}:{url.port or 6379}",
-        f"db={url.path.lstrip('/') or 0}",
-        f"socket_timeout={timeout}",
-        f"socket_connect_timeout={timeout}",
-    ]
-    if url.scheme == "rediss":
-        parts.append("ssl=true")
-    if url.username:
-        parts.append(f"username={_as_json(url.username)}")
-    if url.password:
-        parts.append(f"password={_as_json(url.password)}")
-    return ",".join(parts)
+    options: dict[str, Any] = parse_url(settings.redis_address)  # type: ignore[no-untyped-call]
+    address = f"{options.pop('host')}:{options.pop('port', 6379)}"
+    if options.pop("connection_class", None) is not None:
+        options["ssl"] = True
+    options["socket_timeout"] = timeout
+    options["socket_connect_timeout"] = timeout
+    parts = [f"{name}={_as_json(value)}" for name, value in options.items()]
+    return ",".join([address, *parts])
 
 
-def _as_json(text: str) -> str:
-    """Decode a part of an address and write it as JSON without a comma or a dollar sign.
+def _as_json(value: Any) -> str:
+    """Write a value as JSON without a comma or a dollar sign.
 
     Feast splits the connection at commas, reads its values as JSON, and expands $NAME in its file.
     """
-    return json.dumps(unquote(text)).replace(",", r"\u002c").replace("$", r"\u0024")
+    return json.dumps(value).replace(",", r"\u002c").replace("$", r"\u0024")
 
 
 def registry_path(settings: Settings) -> Path:

@@ -12,7 +12,6 @@ from core.errors import DataError
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset, Label, raw_schema
-from feature_repo.engines import connect
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -27,44 +26,49 @@ def raw_table(settings: Settings, dataset: Dataset) -> Table:
 
 
 def open_raw(
-    raw: Table, version: int | None = None, as_of: datetime | None = None, connection: Any = None
+    raw: Table,
+    version: int | None = None,
+    as_of: datetime | None = None,
+    connection: Any = None,
 ) -> ir.Table:
     """Open a version of a raw table; `as_of` hides rows that became known only later."""
-    rows = (connection or connect()).read_parquet(raw.files(version))
+    connection = connection or ibis.duckdb.connect()
+    rows = connection.read_parquet(raw.files(version))
     if as_of is None:
         return rows
     return rows.filter(rows.ingested_at <= ibis.literal(as_of))
 
 
 def changed_rows(
-    connection: Any, raw: Table, old_version: int, new_version: int
+    connection: Any,
+    raw: Table,
+    old_version: int,
+    new_version: int,
 ) -> ir.Table | None:
     """Return raw rows that came or went between two versions; None if that is no longer known."""
     files = raw.changed_files(old_version, new_version)
     if files is None:
         return None
     added_files, removed_files = files
-    added = _rows_of(connection, raw, new_version, added_files)
+    no_rows = open_raw(raw, new_version, connection=connection).limit(0)
+    added = connection.read_parquet(added_files) if added_files else no_rows
+    added = added.select(raw.schema.names)
     if not removed_files:
         return added
     # A merge copies rows, and so does compaction: most removed rows are in the added files too.
-    removed = _rows_of(connection, raw, new_version, removed_files)
-    came = added.difference(removed, distinct=False)
-    went = removed.difference(added, distinct=False)
-    return came.union(went)
-
-
-def _rows_of(connection: Any, raw: Table, version: int, files: Sequence[str]) -> ir.Table:
-    """Open some files of a raw table; without files an empty table."""
-    if files:
-        rows = connection.read_parquet(files)
-    else:
-        rows = open_raw(raw, version, connection=connection).limit(0)
-    return rows.select(raw.schema.names)
+    removed = connection.read_parquet(removed_files)
+    removed = removed.select(raw.schema.names)
+    new_rows = added.difference(removed, distinct=False)
+    old_rows = removed.difference(added, distinct=False)
+    return new_rows.union(old_rows)
 
 
 def labels(
-    raw: ir.Table, label: Label, snapshots: Sequence[datetime], *, own: bool = False
+    raw: ir.Table,
+    label: Label,
+    snapshots: Sequence[datetime],
+    *,
+    own_rows: bool = False,
 ) -> pa.Table:
     """Compute a label at some snapshots.
 
@@ -72,7 +76,7 @@ def labels(
         raw: Raw rows of the label's dataset.
         label: What is computed.
         snapshots: Times, aware UTC.
-        own: Take the label's own rows, from the first of `snapshots` to the last.
+        own_rows: Take the label's own rows, from the first of `snapshots` to the last.
 
     Returns:
         Join keys, event_timestamp and label of every snapshot, sorted by time and keys.
@@ -81,27 +85,21 @@ def labels(
         DataError: The label's expression gives no such columns.
 
     """
-    if own:
+    if own_rows:
         rows = label.expression(raw)
     else:
-        moments = pa.table({"event_timestamp": pa.array(snapshots, TIME)})
+        times = pa.array(snapshots, TIME)
+        moments = pa.table({"event_timestamp": times})
         rows = label.expression(raw, ibis.memtable(moments))
     missing_columns = {"event_timestamp", "label"} - set(rows.columns)
     if missing_columns:
         expected = f"expected columns {', '.join(sorted(missing_columns))}"
         raise DataError(f"a label's rows: {expected}, found {', '.join(rows.columns)}")
-    if own:
-        rows = rows.filter(rows.event_timestamp.between(min(snapshots), max(snapshots)))
-    labelled = _in_microseconds(rows.to_pyarrow())
-    keys = [name for name in labelled.column_names if name not in {"event_timestamp", "label"}]
-    order = ["event_timestamp", *keys]
-    return labelled.sort_by([(name, "ascending") for name in order])
-
-
-def _in_microseconds(rows: pa.Table) -> pa.Table:
-    """Feast's DuckDB store wants microsecond UTC timestamps."""
-    fields = []
-    for field in rows.schema:
-        is_time = pa.types.is_timestamp(field.type)
-        fields.append(field.with_type(TIME) if is_time else field)
-    return rows.cast(pa.schema(fields))
+    if own_rows:
+        is_within = rows.event_timestamp.between(min(snapshots), max(snapshots))
+        rows = rows.filter(is_within)
+    # Feast's DuckDB store wants times in microseconds UTC.
+    event_timestamp = rows.event_timestamp.cast("timestamp('UTC', 6)")
+    rows = rows.mutate(event_timestamp=event_timestamp)
+    keys = rows.drop("event_timestamp", "label").columns
+    return rows.order_by("event_timestamp", *keys).to_pyarrow()

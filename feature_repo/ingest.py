@@ -8,14 +8,12 @@ ingest (feature_repo/consumer.py), also while it is under way.
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.errors import BatchRejectedError
-from core.files import read_file, replace_file
 from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -26,19 +24,25 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.definition_check import check_definitions
 from feature_repo.features import raw_table
-from feature_repo.forgotten import forgotten_file
 from feature_repo.landing import IngestReport, land
 from feature_repo.materialization import notice_materialization_by_hand, record_intervals
 from feature_repo.refresh import refresh_online
-from feature_repo.source import place, pull, require_source, shift_file
-from feature_repo.store import FeatureStore, publish_beside
+from feature_repo.service import PublishedService
+from feature_repo.source import pull
+from feature_repo.store import publish_beside
 from feature_repo.views import write_views
 
 logger = logging.getLogger(__name__)
 FAR_FUTURE = datetime(9999, 1, 1, tzinfo=UTC)
 
 
-def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False) -> IngestReport:
+def ingest(
+    settings: Settings,
+    name: str,
+    as_of: datetime,
+    *,
+    full: bool = False,
+) -> IngestReport:
     """Bring a dataset up to date.
 
     Args:
@@ -56,21 +60,16 @@ def ingest(settings: Settings, name: str, as_of: datetime, *, full: bool = False
     """
     dataset = load_dataset(name)
     with one_writer(settings, name):
-        table = raw_table(settings, dataset)
-        since = None if full else _read_from(settings, table, dataset, as_of)
-        delivered = pull(settings, dataset, as_of, since)
+        raw = raw_table(settings, dataset)
+        since = None if full else _read_from(settings, dataset, raw, as_of)
+        delivery = pull(settings, dataset, as_of, since)
         try:
-            report = land(settings, dataset, delivered, as_of, settings.data_docs / name)
+            report = land(settings, dataset, delivery, as_of)
         except BatchRejectedError as exc:
-            write_record(settings, dataset, as_of, f"{exc}", passed=False)
+            write_record(settings, dataset, as_of, str(exc), passed=False)
             raise
-        if not delivered.num_rows:
-            warning = f"{place(settings, dataset)} delivered no rows"
-            report = replace(report, warnings=(warning, *report.warnings))
-        catch_up(settings, dataset, table, as_of)
-        has_new_rows = report.inserted or report.replaced or report.quarantined
-        remark = "; ".join(report.warnings)
-        write_record(settings, dataset, as_of, remark if has_new_rows else None)
+        catch_up(settings, dataset, raw, as_of)
+        write_record(settings, dataset, as_of, "; ".join(report.warnings))
     return report
 
 
@@ -101,23 +100,19 @@ def whole_history(
 
     """
     label = load_dataset(spec.dataset)
-    is_shipped = label.source_name not in settings.sources
-    with temporary_installation(settings, "history") as beside:
-        for file in (shift_file, forgotten_file):
-            if file(settings).exists():
-                replace_file(file(beside), read_file(file(settings)))
-        publish_beside(beside, label)
-        for dataset in FeatureStore(beside).datasets(spec.feature_service, label.name):
-            require_source(settings, dataset)  # names the home that stays
-            has_future = dataset.source_name not in settings.sources
-            rows = part(dataset, pull(beside, dataset, FAR_FUTURE if has_future else as_of))
-            until = pc.max(rows[dataset.event_time]).as_py() if has_future else as_of
-            report = land(beside, dataset, rows, until)
+    with temporary_installation(settings, "history") as history:
+        publish_beside(history, label)
+        service = PublishedService(history, spec.feature_service)
+        for dataset in ({label.name: label} | service.datasets()).values():
+            rows = part(dataset, pull(settings, dataset, FAR_FUTURE))
+            if dataset.source_name not in settings.sources:
+                as_of = pc.max(rows[dataset.event_time]).as_py()
+            report = land(history, dataset, rows, as_of)
             for warning in report.warnings:
                 logger.warning("%s: %s", dataset.name, warning)
-            write_views(beside, dataset, raw_table(beside, dataset))
-        newest = raw_table(beside, label).newest(label.event_time) or as_of
-        yield beside, newest if is_shipped else min(as_of, newest)
+            write_views(history, dataset, raw_table(history, dataset))
+        newest = raw_table(history, label).newest(label.event_time)
+        yield history, min(as_of, newest or as_of)
 
 
 def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime) -> None:
@@ -138,10 +133,13 @@ def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime
 
 
 def _read_from(
-    settings: Settings, table: Table, dataset: Dataset, as_of: datetime
+    settings: Settings,
+    dataset: Dataset,
+    raw: Table,
+    as_of: datetime,
 ) -> datetime | None:
     """Return from which event time on the source is read; None: all of it."""
-    newest = table.newest(dataset.event_time)
+    newest = raw.newest(dataset.event_time)
     watermark = read_record(settings, dataset.name).watermark
     if newest is None or watermark is None or watermark.date() < as_of.date():
         return None

@@ -6,9 +6,9 @@ from datetime import datetime
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
-from upath import UPath
 
 from core.errors import BatchRejectedError
+from core.files import replace_file
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
@@ -43,94 +43,96 @@ def land(
     dataset: Dataset,
     delivery: pa.Table,
     as_of: datetime,
-    docs: UPath | None = None,
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
+
+    Great Expectations' Data Docs of the new rows are in `settings.data_docs`.
 
     Args:
         settings: Of the installation whose tables get the rows.
         dataset: Whose rows they are.
         delivery: Rows in the order of the source; of one key the last one counts.
         as_of: When the rows became known; those of the first delivery, at their event time.
-        docs: Folder for Great Expectations' Data Docs of the new rows.
 
     Raises:
         BatchRejectedError: A rule failed as a whole; nothing was changed.
 
     """
-    table = raw_table(settings, dataset)
+    raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
-    distinct_rows = last_of_key(delivery, dataset.key)
-    rows = _new_rows(dataset, table, aside, distinct_rows)
+    rows = _new_rows(dataset, raw, aside, last_of_key(delivery, dataset.key))
+    source = place(settings, dataset)
     if not rows.num_rows:
-        return IngestReport(dataset.name, as_of, table_version=table.version)
-    rules = DatasetRules(dataset)
-    validation = rules.validate(rows, as_of)
-    if docs:
-        rules.write_docs(docs)
+        warnings = () if delivery.num_rows else (f"{source} delivered no rows",)
+        return IngestReport(
+            dataset=dataset.name,
+            as_of=as_of,
+            table_version=raw.version,
+            warnings=warnings,
+        )
+    validation = DatasetRules(dataset).validate(rows, as_of)
+    replace_file(settings.data_docs / dataset.name / "index.html", validation.page())
     if validation.rejections:
-        head = f"{dataset.name}: the batch of {place(settings, dataset)} was stopped"
-        text = f"{head}, nothing was changed: {'; '.join(validation.rejections)}"
-        raise BatchRejectedError(f"{text}. Rules: {suite_file(dataset)}")
-    bad_rows = validation.bad_rows
-    landed = validation.good(rows)
-    arrivals = landed[dataset.event_time]
-    if table.exists:
-        arrivals = pa.repeat(pa.scalar(as_of, TIME), landed.num_rows)
-    landed = landed.append_column("ingested_at", arrivals)
-    counts = table.merge(
-        landed,
+        head = f"{dataset.name}: the batch of {source} was stopped, nothing was changed"
+        text = f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
+        raise BatchRejectedError(text)
+    good_rows = validation.good(rows)
+    arrivals = good_rows[dataset.event_time]
+    if raw.exists:
+        arrivals = pa.repeat(pa.scalar(as_of, TIME), good_rows.num_rows)
+    counts = raw.merge(
+        good_rows.append_column("ingested_at", arrivals),
         key=dataset.key,
         content=dataset.schema.names,
         arrival="ingested_at",
     )
-    positions = pa.array(bad_rows, pa.int64())
-    texts = as_json(rows.take(positions))
-    quarantine(aside, texts, list(bad_rows.values()), as_of)
-    warnings = list(validation.warnings)
-    if distinct_rows.num_rows < delivery.num_rows:
-        warnings += _contradictions(dataset, delivery, rows)
+    bad_rows = rows.take(pa.array(validation.bad_rows, pa.int64()))
+    quarantine(aside, as_json(bad_rows), list(validation.bad_rows.values()), as_of)
     return IngestReport(
         dataset=dataset.name,
         as_of=as_of,
         **counts,
-        quarantined=len(bad_rows),
-        table_version=table.version,
-        warnings=tuple(warnings),
+        quarantined=bad_rows.num_rows,
+        table_version=raw.version,
+        warnings=(*validation.warnings, *_contradictions(dataset, delivery, rows)),
     )
 
 
-def _new_rows(dataset: Dataset, table: Table, aside: Table, rows: pa.Table) -> pa.Table:
+def _new_rows(
+    dataset: Dataset,
+    raw: Table,
+    aside: Table,
+    rows: pa.Table,
+) -> pa.Table:
     """Return the rows whose content neither the table nor quarantine holds.
 
     These are new keys and corrections. A row that an event corrected was delivered before.
     """
-    if not table.exists:
+    if not raw.exists:
         return rows
-    span = pc.min_max(rows[dataset.event_time]).as_py()
     with connected() as connection:
-        stored = open_raw(table, connection=connection)
-        corrected = connection.to_pyarrow(stored.superseded)
-        time = stored[dataset.event_time]
-        is_near = time.between(*span.values()) | time.isnull()
-        near_rows = stored.filter(is_near).select(dataset.schema.names)
+        delivered = ibis.memtable(rows)
+        stored = open_raw(raw, connection=connection)
+        stored_rows = stored.semi_join(delivered, dataset.key).select(dataset.schema.names)
         # Nulls are the same in a difference of sets, and not in a join.
-        new_rows = ibis.memtable(rows).difference(near_rows)
-        rows = connection.to_pyarrow(new_rows)
-    known_texts = set(corrected.to_pylist())
-    known_texts.update(aside.read()["row"].to_pylist())
-    is_new = [text not in known_texts for text in as_json(rows)]
+        rows = connection.to_pyarrow(delivered.difference(stored_rows))
+        corrected_texts = connection.to_pyarrow(stored.superseded).drop_null()
+    texts = {*corrected_texts.to_pylist(), *aside.read()["row"].to_pylist()}
+    is_new = [text not in texts for text in as_json(rows)]
     return rows.filter(pa.array(is_new, pa.bool_()))
 
 
-def _contradictions(dataset: Dataset, delivery: pa.Table, new_rows: pa.Table) -> list[str]:
+def _contradictions(
+    dataset: Dataset,
+    delivery: pa.Table,
+    new_rows: pa.Table,
+) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
-    rows = delivery.join(new_rows.select(key), key, join_type="left semi")
-    contents = rows.group_by(rows.column_names).aggregate([])
+    contents = delivery.group_by(delivery.column_names).aggregate([])
     content_counts = contents.group_by(key).aggregate([([], "count_all")])
-    is_repeated = pc.field("count_all") > 1
-    keys = content_counts.filter(is_repeated).select(key)
+    repeated = content_counts.filter(pc.field("count_all") > 1).select(key)
+    keys = repeated.join(new_rows.select(key), key, join_type="left semi")
     if not keys.num_rows:
         return []
     text = f"keys with several contents in one delivery: {keys.num_rows}"

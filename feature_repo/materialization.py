@@ -4,8 +4,13 @@
 the next refresh writes all values.
 """
 
-from contextlib import closing
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from typing import Any
 
+from redis.exceptions import RedisError
+
+from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
@@ -21,8 +26,8 @@ from feature_repo.store import WRITE_DEADLINE, open_store
 
 def record_intervals(settings: Settings, dataset: Dataset) -> None:
     """Record in Feast's registry up to when a dataset's views are online."""
-    store = open_store(settings, WRITE_DEADLINE)
-    with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+    store = open_store(settings)
+    with _connected(settings) as redis:
         for name in dataset.views:
             state = read_state(redis, state_key(store.project, name))
             view = store.get_feature_view(name)
@@ -33,11 +38,21 @@ def record_intervals(settings: Settings, dataset: Dataset) -> None:
 
 def notice_materialization_by_hand(settings: Settings, dataset: Dataset) -> None:
     """Let the next refresh write all values of views whose last interval is not of a refresh."""
-    store = open_store(settings, WRITE_DEADLINE)
-    with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+    store = open_store(settings)
+    with _connected(settings) as redis:
         for name in dataset.views:
             key = state_key(store.project, name)
             state = read_state(redis, key)
             intervals = store.get_feature_view(name).materialization_intervals
             if state and intervals and intervals[-1][1] != state.time:
                 replace_state(redis, key, state, OnlineState(time=state.time))
+
+
+@contextmanager
+def _connected(settings: Settings) -> Iterator[Any]:
+    """Give a client of Redis; raise FeaturesUnavailableError where Redis does not answer."""
+    try:
+        with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+            yield redis
+    except RedisError as exc:
+        raise FeaturesUnavailableError(f"Redis: {exc}") from exc

@@ -1,5 +1,7 @@
 """On-demand functions as source, which a worker runs without their module: that imports Feast."""
 
+import __future__
+
 import ast
 import hashlib
 import textwrap
@@ -10,45 +12,28 @@ from core.errors import DataError
 from core.settings import PROJECT
 
 
-class UnsupportedError(Exception):
-    """What only Feast's own reader can do."""
-
-
 def function_source(text: str, name: str) -> str:
-    """Return the source of what function `name` of the Python source `text` computes.
+    """Return function `name` of a Python source, without comments, decorators and docstring.
 
-    It has no comments, decorators, annotations and docstrings.
-
-    Raises:
-        UnsupportedError: There is no plain function of that name.
-
+    It is empty where the source has no plain function of that name.
     """
     try:
         statements = ast.parse(textwrap.dedent(text)).body
-    except (SyntaxError, ValueError) as exc:
-        raise UnsupportedError(f"{name}: its source is no Python: {exc}") from exc
+    except SyntaxError:  # a lambda is stored with the lines around it
+        return ""
     for statement in statements:
         if isinstance(statement, ast.FunctionDef) and statement.name == name:
             statement.decorator_list = []
-            for node in ast.walk(statement):
-                _strip(node)
+            if ast.get_docstring(statement) is not None:
+                statement.body.pop(0)
             return ast.unparse(statement)
-    raise UnsupportedError(f"{name}: its source has no plain function of that name")
-
-
-def _strip(node: ast.AST) -> None:
-    if isinstance(node, ast.arg):
-        node.annotation = None
-    elif isinstance(node, ast.FunctionDef):
-        node.returns = None
-        if ast.get_docstring(node) is not None:
-            node.body = node.body[1:] or [ast.Pass()]
+    return ""
 
 
 def module_source(module: str, name: str) -> str:
     """Return `function_source` of a function in `module` of the installed project."""
     path = PROJECT.joinpath(*module.split(".")).with_suffix(".py")
-    return function_source(path.read_text(), name)
+    return function_source(path.read_text(), name) if path.exists() else ""
 
 
 def digest(source: str) -> str:
@@ -66,15 +51,15 @@ def load_function(
         DataError: It is gone, or its digest is not `sha256`.
 
     """
-    try:
-        source = module_source(module, name)
-    except (OSError, UnsupportedError) as exc:
-        raise DataError(f"on-demand view {exc}") from exc
+    source = module_source(module, name)
     if digest(source) != sha256:
         raise DataError(
             f"{module}.{name} is not the function that this version was trained with: restore it "
             "(a changed one needs a new name), or train again"
         )
+    # Annotations name what only the module knows.
+    flags = __future__.annotations.compiler_flag
+    code = compile(source, f"{module}.{name}", "exec", flags)
     names: dict[str, Callable[..., Any]] = {}
-    exec(compile(source, f"{module}.{name}", "exec"), names)  # noqa: S102  (the project's own)
+    exec(code, names)  # noqa: S102  (the project's own)
     return names[name]

@@ -12,17 +12,22 @@ from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from core.settings import Settings
 from core.spec import Entity
 from core.timestamps import microseconds
-from feature_repo.service_views import service_views
+from feature_repo.service import AS_OF, PublishedService
 from feature_repo.store import open_store
 
-StoredRow = tuple[datetime | None, dict[str, Any] | None]
-"""Event time and values of one entity in one view, as Feast has them."""
-Features = dict[str, int | float | datetime | str | None]
 READ_TIMEOUT_SECONDS = 0.05
 
 
 class OnlineFeatures:
-    """Reads one feature service, for one thread. What the store raises passes."""
+    """Reads one feature service, for one thread. What the store raises passes.
+
+    Args:
+        settings: Of the installation.
+        service: Name of a published feature service.
+        features: What a row holds.
+        store: In place of the one that `feature_store.yaml` names.
+
+    """
 
     def __init__(
         self,
@@ -31,18 +36,8 @@ class OnlineFeatures:
         features: Sequence[str],
         store: feast.FeatureStore | None = None,
     ) -> None:
-        """Open the store.
-
-        Args:
-            settings: Of the installation.
-            service: Name of a published feature service.
-            features: What a row holds.
-            store: In place of the one that `feature_store.yaml` names.
-
-        """
         self._store = store or open_store(settings, READ_TIMEOUT_SECONDS)
-        self._service = self._store.get_feature_service(service)
-        self._views = service_views(self._store, self._service).stored
+        self._service = PublishedService(settings, service, self._store)
         self._features = features
         self._online = _ValuesInTime(self._store.provider.online_store)
 
@@ -50,7 +45,7 @@ class OnlineFeatures:
         self,
         keys: Sequence[Entity],
         as_of: datetime,
-    ) -> list[Features | None]:
+    ) -> list[dict[str, Any] | None]:
         """Read the features of each entity as known now.
 
         Args:
@@ -63,34 +58,28 @@ class OnlineFeatures:
 
         """
         self._online.as_of = as_of
-        store = self._store
-        clock = {"as_of": microseconds(as_of)}
+        clock = {AS_OF: microseconds(as_of)}
         response = self._online.get_online_features(
-            config=store.config,
-            features=self._service,
+            config=self._store.config,
+            features=self._service.feast_service,
             entity_rows=[{**key, **clock} for key in keys],
-            registry=store.registry,
-            project=store.project,
+            registry=self._store.registry,
+            project=self._store.project,
         )
         columns = response.to_dict()
-        rows: list[Features | None] = []
-        for values in zip(*map(columns.get, self._features), strict=True):
-            is_unknown = values.count(None) == len(values)
-            row = dict(zip(self._features, values, strict=True))
+        rows: list[dict[str, Any] | None] = []
+        for position in range(len(keys)):
+            row = {name: columns[name][position] for name in self._features}
+            is_unknown = all(value is None for value in row.values())
             rows.append(None if is_unknown else row)
         return rows
 
-    def ping(self) -> None:
-        """Read nobody from each view; what the store raises passes."""
-        nobody = EntityKey()
-        for view in self._views:
-            self._online.online_read(self._store.config, view, [nobody])
-
-    def watermark(self) -> datetime | None:
-        """Return the time (UTC) up to which the source is complete and its features are online."""
+    def probe(self) -> datetime | None:
+        """Read nobody from each view; return the time (UTC) up to which its features are online."""
         self._store.refresh_registry()
         times = []
-        for view in self._views:
+        for view in self._service.stored:
+            self._online.online_read(self._store.config, view, [EntityKey()])
             published = self._store.get_feature_view(view.name)
             times.append(published.most_recent_end_time)
         return None if not times or None in times else min(times)
@@ -115,12 +104,12 @@ class _ValuesInTime(OnlineStore):  # type: ignore[misc]
         table: Any,
         *keys: Any,
         **options: Any,
-    ) -> list[StoredRow]:
-        stored: list[StoredRow] = self._store.online_read(config, table, *keys, **options)
+    ) -> list[Any]:
+        stored: list[Any] = self._store.online_read(config, table, *keys, **options)
         if not table.ttl:
             return stored
         oldest = self.as_of - table.ttl
-        rows: list[StoredRow] = []
+        rows: list[Any] = []
         for time, values in stored:
             is_valid = time is not None and time >= oldest
             rows.append((time, values) if is_valid else (None, None))

@@ -1,8 +1,9 @@
-"""How far the values of a view in Redis are: one Redis value and one Redis set for each view.
+"""How far the values of a view in Redis are: a value and a sorted set for each view.
 
 The value says which version of the view's table Redis holds, and up to when it is right. Serving
-reads the time. The set holds the keys that the event consumer wrote since the last refresh.
-Each dataset has a sorted set of keys whose values change by themselves, see `window_ends`.
+reads the time. The sorted set holds the keys that the event consumer wrote since the last refresh,
+by the version of the raw table that their values stand on. Each dataset has a sorted set of keys
+whose values change by themselves, see `window_ends`.
 """
 
 import json
@@ -42,9 +43,9 @@ def state_key(project: str, view: str) -> str:
     return f"gyre:online:{project}:{view}"
 
 
-def consumer_set_key(project: str, view: str) -> str:
-    """Return the Redis key of the set of keys that the event consumer wrote."""
-    return f"gyre:consumed:{project}:{view}"
+def ahead_key(project: str, view: str) -> str:
+    """Return the Redis key of the sorted set of keys that the event consumer wrote."""
+    return f"gyre:ahead:{project}:{view}"
 
 
 def ends_key(project: str, dataset: str) -> str:

@@ -4,7 +4,7 @@ The value online is the newest row of an entity at or before now. Whoever writes
 feature lock: ingest for a batch, the event consumer for a micro-batch.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -22,8 +22,8 @@ from feature_repo.definition import Dataset
 from feature_repo.entities import ViewValues, compute_view, raw_rows
 from feature_repo.online_state import (
     OnlineState,
+    ahead_key,
     connect_redis,
-    consumer_set_key,
     key_text,
     read_state,
     state_key,
@@ -96,15 +96,13 @@ class OnlineValues:
     def problem(self) -> str | None:
         """Say why the consumer may write nothing; None if it may.
 
-        Values that are missing, or that are of another expression, are for ingest to write.
+        Values of another expression are for ingest to write.
         """
-        remedy = f"run: gyre ingest {self._dataset.name}"
-        if any(self.state(name) is None for name in self.views):
-            return f"Redis holds no features (any more); {remedy}"
         changed_views = redefined(self._settings, self._dataset, self._raw)
-        if changed_views:
-            return f"{', '.join(changed_views)}: expression changed; {remedy}"
-        return None
+        if not changed_views:
+            return None
+        names = ", ".join(changed_views)
+        return f"{names}: expression changed; run: gyre ingest {self._dataset.name}"
 
     def compute(self, rows: pa.Table, former_rows: pa.Table, moment: datetime) -> list[ViewValues]:
         """Compute the newest values of some entities in every view: see `compute_view`.
@@ -132,24 +130,36 @@ class OnlineValues:
             former_rows = rows
         return self.compute(rows, former_rows, moment)
 
-    def write(self, values: Iterable[ViewValues], *, is_ahead: bool = False) -> None:
+    def write(self, values: Iterable[ViewValues], raw_version: int | None = None) -> None:
         """Write values, and delete those of entities without a row.
 
         Args:
             values: Of entities of any views.
-            is_ahead: They stand on newer rows, or a later moment, than the last refresh. The next
-                one writes their keys again.
+            raw_version: Version of the raw table that they stand on, or a later one. Their keys
+                are noted, so that the next refresh writes them again. None: of a refresh.
 
         """
         try:
             with self.redis.pipeline(transaction=False) as pipe:
                 for view_values in values:
                     self._add_values(pipe, view_values)
-                    if is_ahead:
-                        self._add_keys(pipe, view_values)
+                    if raw_version is not None:
+                        self._add_keys(pipe, view_values, raw_version)
                 pipe.execute()
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
+
+    def keys_ahead(self, view: str, keys: Sequence[KeyValues], raw_version: int) -> set[KeyValues]:
+        """Return those of the keys that the consumer wrote on a version, or on a later one."""
+        if not keys:
+            return set()
+        texts = [key_text(key) for key in keys]
+        versions = self.redis.zmscore(ahead_key(self.store.project, view), texts)
+        return {
+            key
+            for key, version in zip(keys, versions, strict=True)
+            if version is not None and version >= raw_version
+        }
 
     def stored_keys(self, view: str) -> list[KeyValues]:
         """Return the keys of all entities that have values of any view with a view's join keys."""
@@ -181,11 +191,12 @@ class OnlineValues:
         else:
             self._write_by_feast(values)
 
-    def _add_keys(self, pipe: Any, values: ViewValues) -> None:
+    def _add_keys(self, pipe: Any, values: ViewValues, raw_version: int) -> None:
         view = values.view
-        members = [key_text(key) for key in (*key_values(view, values.rows), *values.deleted)]
-        if members:
-            pipe.sadd(consumer_set_key(self.store.project, view.name), *members)
+        keys = [*key_values(view, values.rows), *values.deleted]
+        if keys:
+            members = {key_text(key): raw_version for key in keys}
+            pipe.zadd(ahead_key(self.store.project, view.name), members)
 
     def _write_by_feast(self, values: ViewValues) -> None:
         """Write to another online store. Feast cannot delete: entities without a row get nulls."""

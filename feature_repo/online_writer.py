@@ -113,14 +113,6 @@ def hash_fields(config: RepoConfig, view: FeatureView, names: Sequence[str]) -> 
     return [f"_ts:{versioned}".encode(), *features]
 
 
-def tag(kind: ValueType) -> int:
-    """Return the tag of the field of feast.types.Value that holds a value of a type."""
-    value = Value()
-    field = value_field(kind)
-    setattr(value, field, getattr(value, field))
-    return int(value.SerializeToString()[0])
-
-
 def value_field(kind: ValueType) -> str:
     """Return the field of feast.types.Value that holds a value of a type."""
     return f"{kind.name.lower()}_val"

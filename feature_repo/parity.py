@@ -3,78 +3,69 @@
 A Redis of its own is brought to each moment as ingest does it, and read by Feast's own client.
 """
 
+import logging
 import math
 import os
-import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 from redis import Redis
 from redis.backoff import ConstantBackoff
-from redis.exceptions import RedisError
 from redis.retry import Retry
 
 from core.errors import DataError
 from core.settings import LOOPBACK, Settings, free_ports
 from core.timestamps import microseconds
+from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.refresh import refresh_online
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.service import ARROW, PublishedService
+from feature_repo.store import open_store
 from feature_repo.views import entities
 
+log = logging.getLogger(__name__)
 RELATIVE_TOLERANCE = 1e-9
 """How far floats may differ; whole numbers and strings may not."""
 ENTITIES_AT_ONCE = 1_000
 SHOWN_DIFFERENCES = 10
 REDIS_SECONDS = 60.0
 """What one read or write may take; nobody waits for this Redis."""
-Row = dict[str, Any]
+REQUEST_VALUE = pa.scalar(1_000_000)
+"""Request data, as no request is at hand, in the type of each field; of a time a second."""
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """What was compared, and how many values differ.
-
-    Attributes:
-        first: The first of the differences in words.
-
-    """
+    """What was compared, and the values that differ, each in words."""
 
     service: str
     entities: int
     features: int
     moments: tuple[datetime, ...]
-    differences: int
-    first: tuple[str, ...]
-
-    @property
-    def values(self) -> int:
-        return self.entities * self.features * len(self.moments)
+    differences: tuple[str, ...]
 
     def summary(self) -> str:
+        values = self.entities * self.features * len(self.moments)
         head = (
             f"{self.service}: {self.entities} entities, {self.features} features, "
-            f"{len(self.moments)} moments: {self.values} values, {self.differences} differences"
+            f"{len(self.moments)} moments: {values} values, {len(self.differences)} differences"
         )
-        return "\n".join((head, *self.first))
+        return "\n  ".join((head, *self.differences[:SHOWN_DIFFERENCES]))
 
 
 def parity(
     settings: Settings,
-    service: str,
-    key: Sequence[str],
+    service_name: str,
     moments: Sequence[datetime],
-    say: Callable[[str], None],
 ) -> ParityReport:
     """Compare every feature of a service for every entity of its views at some moments.
 
@@ -82,69 +73,43 @@ def parity(
 
     Args:
         settings: Of the installation.
-        service: Name of the feature service.
-        key: Its join keys: see `entities`.
+        service_name: Of the feature service.
         moments: Aware UTC.
-        say: Takes a line after each moment.
 
     Raises:
-        DataError: There are no rows yet, or no Redis could be started.
+        DataError: There are no rows yet.
 
     """
-    offline = FeatureStore(settings)
-    datasets = offline.datasets(service)
-    known_entities = entities(settings, offline.views(service), key)
-    if not known_entities:
-        commands = " and ".join(f"gyre ingest {dataset.name}" for dataset in datasets)
-        raise DataError(f"{service}: no rows yet; run: {commands}")
-    names = list(offline.feature_types(service))
-    request_data = offline.sample_request_data(service, len(known_entities))
-    frame = pd.DataFrame(known_entities).assign(**request_data)
-    columns = [*key, *request_data]
+    service = PublishedService(settings, service_name)
+    datasets = service.datasets()
+    entity_keys = entities(settings, service.join_keys, service.key_types)
+    if not entity_keys:
+        commands = " and ".join(f"gyre ingest {name}" for name in datasets)
+        raise DataError(f"{service_name}: no rows yet; run: {commands}")
+    frame = pd.DataFrame(entity_keys)
+    for name, kind in service.request_data.items():
+        frame[name] = REQUEST_VALUE.cast(ARROW[kind]).as_py()
+    names = list(service.features)
+    columns = [*frame.columns, *names]
     differences: list[str] = []
-    with _redis_beside(settings) as beside:
-        store = open_store(beside, REDIS_SECONDS)
-        with closing(OnlineFeatures(beside, service, names, store)) as online:
-            for moment in sorted(moments):
-                for dataset in datasets:
-                    raw = raw_table(settings, dataset)
-                    refresh_online(beside, dataset, raw, clock=partial(_same, moment))
-                dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
-                rows = offline.historical(service, dated).select([*columns, *names]).to_pylist()
-                lines = list(_differences(rows, online, moment, columns, names))
-                say(f"  {moment:%Y-%m-%d}: {len(rows)} entities, {len(lines)} differences")
-                differences += [f"  {moment:%Y-%m-%d %H:%M} {line}" for line in lines]
+    with _redis_beside(settings) as comparison:
+        store = open_store(comparison, REDIS_SECONDS)
+        online = OnlineFeatures(comparison, service_name, names, store)
+        for moment in sorted(moments):
+            for dataset in datasets.values():
+                _refresh(comparison, dataset, moment)
+            dated = frame.assign(event_timestamp=moment, as_of=microseconds(moment))
+            rows = service.historical(dated).select(columns)
+            lines = _differences(rows, online, moment, names)
+            log.info("%s: %d differences", moment, len(lines))
+            differences += lines
     return ParityReport(
-        service=service,
-        entities=len(known_entities),
+        service=service_name,
+        entities=len(entity_keys),
         features=len(names),
         moments=tuple(sorted(moments)),
-        differences=len(differences),
-        first=tuple(differences[:SHOWN_DIFFERENCES]),
+        differences=tuple(differences),
     )
-
-
-def _same(moment: datetime) -> datetime:
-    return moment
-
-
-def _differences(
-    rows: Sequence[Row],
-    online: OnlineFeatures,
-    moment: datetime,
-    columns: Sequence[str],
-    names: Sequence[str],
-) -> Iterator[str]:
-    """Yield a line for each value of `rows` that is another one online."""
-    for start in range(0, len(rows), ENTITIES_AT_ONCE):
-        batch = rows[start : start + ENTITIES_AT_ONCE]
-        keys = [{column: row[column] for column in columns} for row in batch]
-        for row, key, stored in zip(batch, keys, online.read(keys, moment), strict=True):
-            online_row = stored or dict.fromkeys(names)
-            entity = ", ".join(f"{column} {value}" for column, value in key.items())
-            for name in names:
-                if not same(row[name], online_row[name]):
-                    yield f"{entity} {name}: offline {row[name]!r}, online {online_row[name]!r}"
 
 
 def same(offline: Any, online: Any) -> bool:
@@ -156,26 +121,43 @@ def same(offline: Any, online: Any) -> bool:
     return bool(offline == online)
 
 
+def _refresh(settings: Settings, dataset: Dataset, moment: datetime) -> None:
+    raw = raw_table(settings, dataset)
+    refresh_online(settings, dataset, raw, clock=lambda: moment)
+
+
+def _differences(
+    rows: pa.Table,
+    online: OnlineFeatures,
+    moment: datetime,
+    names: Sequence[str],
+) -> list[str]:
+    """Return a line for each value of `rows` that is another one online."""
+    lines = []
+    for batch in rows.to_batches(max_chunksize=ENTITIES_AT_ONCE):
+        keys = batch.drop_columns(names).to_pylist()
+        online_rows = online.read(keys, moment)
+        for key, row, online_row in zip(keys, batch.to_pylist(), online_rows, strict=True):
+            for name in names:
+                online_value = online_row[name] if online_row else None
+                if not same(row[name], online_value):
+                    values = f"offline {row[name]!r}, online {online_value!r}"
+                    lines.append(f"{moment:%Y-%m-%d %H:%M} {key} {name}: {values}")
+    return lines
+
+
 @contextmanager
 def _redis_beside(settings: Settings) -> Iterator[Settings]:
     """Give settings of the same installation with an empty Redis of its own."""
     port = free_ports()["redis_port"]
-    # The bundled one first, as the stack has it.
-    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
-    program = shutil.which("redis-server", path=path) or "redis-server"
-    with TemporaryDirectory(prefix="gyre-parity-") as folder:
-        command = [program, "--bind", LOOPBACK, "--port", str(port), "--save", "", "--dir", folder]
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL) as server:
-            try:
-                _wait_for_redis(port)
-                yield settings.model_copy(update={"redis_url": None, "redis_port": port})
-            finally:
-                server.kill()
-
-
-def _wait_for_redis(port: int) -> None:
-    try:
-        with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
-            redis.ping()
-    except RedisError as exc:
-        raise DataError(f"a Redis of our own did not start: {exc}") from exc
+    folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
+    environment = {"PATH": os.pathsep.join(folders)}  # the bundled one first, as the stack has it
+    command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+        try:
+            with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
+                redis.ping()
+            stores = {"redis_url": None, "redis_port": port, "online_store": None}
+            yield settings.model_copy(update=stores)
+        finally:
+            server.kill()

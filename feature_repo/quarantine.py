@@ -7,18 +7,19 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow.json import ParseOptions, read_json
+from sqlglot import column
 
 from core.locks import one_writer
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
 from feature_repo.features import TIME, raw_table
-from feature_repo.forgotten import literal
 from feature_repo.validation import DatasetRules
 
 Row = dict[str, Any]
@@ -29,14 +30,12 @@ class Release:
     """What became of rows in quarantine.
 
     released: how many are in the raw table now.
-    broken: how many still break a rule.
-    unreadable: how many are no rows of today's columns, such as requests that were no events.
+    refused: how many stay as they break a rule, or have not today's columns.
     conflicts: each row that stays as the raw table has one of its key, with that one.
     """
 
     released: int
-    broken: int
-    unreadable: int
+    refused: int
     conflicts: list[tuple[Row, Row]]
 
 
@@ -75,12 +74,7 @@ def quarantined(settings: Settings, dataset: Dataset) -> list[Row]:
     return entries
 
 
-def release(
-    settings: Settings,
-    dataset: Dataset,
-    as_of: datetime,
-    rule: str = "",
-) -> Release:
+def release(settings: Settings, dataset: Dataset, as_of: datetime) -> Release:
     """Let rows in quarantine that pass today's rules into the raw table, as arrived at `as_of`.
 
     Of several rows of one key the newest gets in; none does if the table has a row of that key.
@@ -89,46 +83,39 @@ def release(
         settings: Of the installation.
         dataset: Whose rows they are.
         as_of: Now; the rows become known at this moment.
-        rule: Part of a rule's name; rows that broke other rules are left alone.
 
     """
-    table = raw_table(settings, dataset)
-    columns = dataset.schema.names
-    with one_writer(settings, dataset.name), one_writer(settings, table.name):
-        entries = [
-            entry["row"] for entry in quarantined(settings, dataset) if rule in entry["rules"]
-        ]
-        tables = [_from_json(entry, dataset.schema) for entry in entries]
+    key_of = itemgetter(*dataset.key)
+    names = dataset.schema.names
+    raw = raw_table(settings, dataset)
+    with one_writer(settings, dataset.name), one_writer(settings, raw.name):
+        entries = quarantined(settings, dataset)
+        tables = [_as_table(entry["row"], dataset.schema) for entry in entries]
         rows = pa.concat_tables([dataset.schema.empty_table(), *tables])
         rules = DatasetRules(dataset, for_events=True)
-        validation = rules.validate(rows, as_of)
-        good_rows = validation.good(rows)
+        good_table = rules.validate(rows, as_of).good(rows)
+        good_rows = good_table.to_pylist()
         first_key = dataset.key[0]
-        has_key = pc.field(first_key).isin(good_rows[first_key])
-        stored = table.read(columns=columns, where=has_key)
-        stored_rows = {_key_of(row, dataset): row for row in stored.to_pylist()}
-        arrivals: list[Row] = []
-        released_texts: list[str] = []
-        conflicts: list[tuple[Row, Row]] = []
-        for row in reversed(good_rows.to_pylist()):
-            key = _key_of(row, dataset)
-            if key not in stored_rows:
-                stored_rows[key] = row
-                arrivals.append(row | {"ingested_at": as_of})
-            if stored_rows[key] == row:
-                released_texts.append(literal(as_text(row)))
+        has_key = pc.field(first_key).isin(good_table[first_key])
+        stored_rows = raw.read(columns=names, where=has_key).to_pylist()
+        rows_by_key = {key_of(row): row for row in [*good_rows, *stored_rows]}
+        released_rows = []
+        conflicts = []
+        for row in good_rows:
+            standing_row = rows_by_key[key_of(row)]
+            if standing_row == row:
+                released_rows.append(row | {"ingested_at": as_of})
             else:
-                conflicts.append((row, stored_rows[key]))
-        if arrivals:
-            new_rows = pa.Table.from_pylist(arrivals, table.schema)
-            table.merge(new_rows, dataset.key, columns)
-        if released_texts:
-            condition = f"row IN ({', '.join(released_texts)})"
-            quarantine_table(settings, dataset).erase(condition)
+                conflicts.append((row, standing_row))
+        if released_rows:
+            arrivals = pa.Table.from_pylist(released_rows, raw.schema)
+            raw.merge(arrivals, dataset.key, names)
+            texts = as_json(arrivals.select(names))
+            condition = column("row").isin(*texts)
+            quarantine_table(settings, dataset).erase(condition.sql())
     return Release(
-        released=len(released_texts),
-        broken=len(validation.bad_rows),
-        unreadable=len(entries) - rows.num_rows,
+        released=len(released_rows),
+        refused=len(entries) - len(good_rows),
         conflicts=conflicts,
     )
 
@@ -141,18 +128,12 @@ def as_text(row: Row) -> str:
     return json.dumps(row, default=str, sort_keys=True)
 
 
-def _from_json(entry: Row, schema: pa.Schema) -> pa.Table:
-    """Return the row that `as_json` wrote; none if it has not the columns and types of `schema`."""
-    text = as_text(entry)
-    buffer = pa.BufferReader(text.encode())
+def _as_table(row: Row, schema: pa.Schema) -> pa.Table:
+    """Return a row that `as_json` wrote; none if it has other columns or types than `schema`."""
     try:
-        row = read_json(buffer, parse_options=ParseOptions(schema))
+        return read_json(
+            pa.BufferReader(as_text(row).encode()),
+            parse_options=ParseOptions(schema, unexpected_field_behavior="error"),
+        )
     except pa.ArrowInvalid:
         return schema.empty_table()
-    if as_json(row) != [text]:
-        return schema.empty_table()
-    return row
-
-
-def _key_of(row: Row, dataset: Dataset) -> tuple[Any, ...]:
-    return tuple(row[name] for name in dataset.key)

@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import closing
 from datetime import datetime
-from typing import Any
 
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -25,14 +24,13 @@ from feature_repo.engines import connected
 from feature_repo.entities import ViewValues
 from feature_repo.online_state import (
     OnlineState,
-    consumer_set_key,
-    key_text,
+    ahead_key,
     replace_state,
     state_key,
 )
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import KeyValues, key_values
-from feature_repo.view_difference import BATCH_ROWS, NewerRows, ViewDifference
+from feature_repo.view_difference import BATCH_ROWS, ViewDifference
 from feature_repo.views import ViewTable, view_tables
 
 REDIS_SECONDS = 10.0
@@ -57,16 +55,9 @@ def refresh_online(settings: Settings, dataset: Dataset, raw: Table, clock: Cloc
         FeaturesUnavailableError: Redis does not answer, or is restarted again and again.
 
     """
-    online = OnlineValues(settings, dataset, raw, REDIS_SECONDS)
-    newer_entities: set[Any] = set()
-    with closing(online):
+    with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         for view in view_tables(settings, dataset, raw):
-            refresh = ViewRefresh(view, online, clock)
-            _run_until_ended(refresh, view.name)
-            newer_entities |= refresh.newer_rows.entities()
-        with online.lock():  # events that came while Redis held no values are in the table alone
-            values = online.compute_entities(newer_entities, clock())
-            online.write(values, is_ahead=True)
+            _run_until_ended(ViewRefresh(view, online, clock), view.name)
 
 
 def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
@@ -88,24 +79,25 @@ class ViewRefresh:
     """The refresh of one view's values online."""
 
     def __init__(self, view: ViewTable, online: OnlineValues, clock: Clock) -> None:
-        self.newer_rows = NewerRows(view)
         self._view = view
         self._online = online
         self._clock = clock
         self._feast_view = online.views[view.name]
         self._keys = sorted(self._feast_view.join_keys)
         self._state_key = state_key(online.store.project, view.name)
-        self._consumer_set = consumer_set_key(online.store.project, view.name)
-        self._taken_set = f"{self._consumer_set}:taken"
+        self._ahead_key = ahead_key(online.store.project, view.name)
+        self._taken_key = f"{self._ahead_key}:taken"
 
     def run(self) -> bool:
         """Write what differs; return False where Redis was restarted, or its state changed."""
         redis = self._online.redis
         server = redis.info("server")["run_id"]
         version = self._view.table.version
+        view_state = self._view.state(version)
+        assert view_state is not None  # noqa: S101  (its rows were written before)
         with self._online.lock():
             old = self._online.state(self._view.name)
-            taken_keys = self._take_consumer_keys()
+            taken_keys = self._take_keys_ahead(view_state.raw)
             moment = self._clock()
         if old is not None and old.time is not None:
             moment = max(moment, old.time)
@@ -127,32 +119,24 @@ class ViewRefresh:
         ended = OnlineState(version=version, time=moment)
         is_ended = replace_state(redis, self._state_key, begun, ended)
         if is_ended:
-            redis.delete(self._taken_set)
+            redis.delete(self._taken_key)
         return is_ended
 
-    def _take_consumer_keys(self) -> list[KeyValues]:
-        """Take the keys that the consumer wrote out of its set, but those newer than the view.
+    def _take_keys_ahead(self, raw_version: int) -> list[KeyValues]:
+        """Take the keys of the consumer that are not ahead of a version of the raw table.
 
         Returns:
             These keys, and those that a killed refresh took.
 
         """
         redis = self._online.redis
-        newer_entities = self.newer_rows.entities()
-        position = self._keys.index(self._view.dataset.entity)
-        newer_members = [
-            member
-            for member in redis.smembers(self._consumer_set)
-            if json.loads(member)[position] in newer_entities
-        ]
-        with redis.pipeline() as pipe:
-            pipe.sunionstore(self._taken_set, self._taken_set, self._consumer_set)
-            pipe.delete(self._consumer_set)
-            if newer_members:
-                pipe.srem(self._taken_set, *newer_members)
-                pipe.sadd(self._consumer_set, *newer_members)
-            pipe.execute()
-        return [tuple(json.loads(member)) for member in redis.smembers(self._taken_set)]
+        members = redis.zrange(self._ahead_key, "-inf", raw_version, byscore=True)
+        if members:
+            with redis.pipeline() as pipe:
+                pipe.sadd(self._taken_key, *members)
+                pipe.zrem(self._ahead_key, *members)
+                pipe.execute()
+        return [tuple(json.loads(member)) for member in redis.smembers(self._taken_key)]
 
     def _changed_keys(
         self, difference: ViewDifference, old: OnlineState | None, taken_keys: Sequence[KeyValues]
@@ -179,19 +163,13 @@ class ViewRefresh:
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
         """Write rows and delete keys, but those that the consumer wrote meanwhile."""
         with self._online.lock():
-            if self._online.redis.exists(self._consumer_set):
+            if self._online.redis.exists(self._ahead_key):
                 row_keys = key_values(self._feast_view, rows)
-                newer_keys = self._consumer_keys_of([*row_keys, *deleted])
-                is_older = [key not in newer_keys for key in row_keys]
-                rows = rows.filter(pa.array(is_older, pa.bool_()))
-                deleted = [key for key in deleted if key not in newer_keys]
+                keys_ahead = self._online.keys_ahead(self._view.name, [*row_keys, *deleted], 0)
+                is_behind = [key not in keys_ahead for key in row_keys]
+                rows = rows.filter(pa.array(is_behind, pa.bool_()))
+                deleted = [key for key in deleted if key not in keys_ahead]
             self._online.write([ViewValues(self._feast_view, rows, deleted)])
-
-    def _consumer_keys_of(self, keys: Sequence[KeyValues]) -> set[KeyValues]:
-        """Return those of the keys that are in the consumer's set."""
-        texts = [key_text(key) for key in keys]
-        are_members = self._online.redis.smismember(self._consumer_set, texts)
-        return {key for key, is_member in zip(keys, are_members, strict=True) if is_member}
 
 
 def _begun(old: OnlineState | None, version: int, *, is_whole: bool) -> OnlineState:

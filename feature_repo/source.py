@@ -4,39 +4,28 @@ The demo's dates are moved by whole weeks, so that its last 120 days lie ahead o
 Gyre first started; only what is due is delivered.
 """
 
-from datetime import UTC, date, datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from glob import glob
 from math import ceil
 from pathlib import Path
+from typing import Any
 
 import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pyarrow import csv
-from upath import UPath
 
 from core.errors import DataError
 from core.files import read_file, replace_file
 from core.settings import ENV_FILE, Settings
 from feature_repo.definition import Dataset
-from feature_repo.engines import connect
 from feature_repo.forgotten import forgotten
 
-DEMO_DAYS_AHEAD = timedelta(days=120)
-MESSAGE_CHARACTERS = 500
-"""Of a reader's own words: DuckDB shows its SQL and a caret below an error."""
+DEMO_AHEAD = timedelta(days=120)
+WEEK = 7
 CSV_ENDINGS = (".csv", ".csv.gz")
-LARGEST_BLOCK = 1 << 30
 WHOLE_DAY = r"^(\d{4}-\d\d-\d\d)$"
-COLUMN_TYPES = (
-    pa.int64(),
-    pa.float64(),
-    pa.bool_(),
-    pa.timestamp("us", "UTC"),
-    pa.string(),
-)
-"""What a column of a dataset can be."""
 TIME_WORDS = "a day (2026-11-20) or a time with its offset (2026-11-20T10:30:00Z)"
 
 
@@ -52,7 +41,7 @@ def pull(
         settings: Name the source, and keep how far the demo is moved.
         dataset: Whose rows to return.
         as_of: The demo delivers what is due at this moment; other sources all that they hold.
-        since: Return only rows with a later event time, or with none.
+        since: Return only rows with a later event time.
 
     Returns:
         Rows in the source's own order and the dataset's types.
@@ -63,17 +52,9 @@ def pull(
     """
     require_source(settings, dataset)
     address = settings.sources.get(dataset.source_name)
-    if address is None:
-        rows = _demo_rows(settings, dataset, as_of)
-    else:
-        try:
-            rows = _read(address, dataset, since)
-        except DataError as exc:
-            raise DataError(f"{dataset.name}: nothing was changed: {exc}") from exc
+    rows = read(address, dataset, since) if address else _demo_rows(settings, dataset, as_of)
     if since:
-        time = pc.field(dataset.event_time)
-        is_later = time > since
-        rows = rows.filter(is_later | time.is_null())
+        rows = rows.filter(pc.field(dataset.event_time) > since)
     return forgotten(settings).without(rows)
 
 
@@ -92,98 +73,100 @@ def place(settings: Settings, dataset: Dataset) -> str:
     return address.rpartition("@")[2]
 
 
-def read(address: str) -> pa.Table:
-    """Return the rows of a source that no dataset describes.
+def read(
+    address: str,
+    dataset: Dataset | None = None,
+    since: datetime | None = None,
+) -> pa.Table:
+    """Return the rows of a source.
+
+    Args:
+        address: A file, a folder, a glob, or an address of Ibis and `#table`.
+        dataset: Gives the columns and their types. Without it, they are those of the source.
+        since: A database or a parquet file may leave out rows up to this event time.
 
     Raises:
-        DataError: The source cannot be read.
+        DataError: The source cannot be read, or it has other columns than the dataset.
 
     """
-    return _read(address, None, None)
+    files = [address] if "://" in address else _files(address)
+    tables = []
+    for file in files:  # DuckDB would cast all of them to the types of the first
+        is_csv = file.endswith(CSV_ENDINGS)
+        try:
+            rows = _read_csv(file, dataset) if is_csv else _read_table(file, dataset, since)
+            if dataset:
+                rows = _in_schema(rows, dataset, is_csv=is_csv)
+        except Exception as exc:  # every reader fails in its own way
+            without_password = file.rpartition("@")[2]
+            text = " ".join(str(exc).split())
+            raise DataError(f"nothing was changed: {without_password}: {text}") from exc
+        tables.append(rows)
+    return pa.concat_tables(tables, promote_options="permissive")
 
 
 def type_of(source_type: pa.DataType) -> pa.DataType | None:
     """Return the type that a dataset gives to a column of a source; None if it can take none."""
-    if getattr(source_type, "scale", 0) > 0:
+    kind: Any = ibis.dtype(source_type)
+    if kind.is_integer() or (kind.is_decimal() and kind.scale == 0):
+        return pa.int64()
+    if kind.is_numeric():
         return pa.float64()
-    for type_ in COLUMN_TYPES:
-        if _is_castable(source_type, type_):
-            return type_
+    if kind.is_boolean():
+        return pa.bool_()
+    if kind.is_string():
+        return pa.string()
+    if kind.is_date() or (kind.is_timestamp() and kind.timezone):
+        return pa.timestamp("us", "UTC")
     return None
 
 
-def demo_shift(start: date, newest: datetime) -> timedelta:
-    """Return whole weeks, so that the newest row lies at least 120 days after `start`."""
-    gap = start + DEMO_DAYS_AHEAD - newest.date()
-    return timedelta(weeks=ceil(gap / timedelta(weeks=1)))
-
-
-def shift_file(settings: Settings) -> UPath:
-    """Return the file that says by how many days the demo is moved; absent before its first."""
-    return settings.data / "demo.json"
-
-
-def _demo_rows(settings: Settings, dataset: Dataset, as_of: datetime) -> pa.Table:
+def _demo_rows(
+    settings: Settings,
+    dataset: Dataset,
+    as_of: datetime,
+) -> pa.Table:
     """Move the shipped rows; the first dataset to ask fixes by how much, for all."""
-    rows = pq.read_table(dataset.shipped)
+    rows = _in_schema(pq.read_table(dataset.shipped), dataset, is_csv=False)
     times = rows[dataset.event_time]
-    file = shift_file(settings)
+    file = settings.data / "demo.json"
     if not file.exists():
         start = settings.demo_start or datetime.now(tz=UTC).date()
-        shift = demo_shift(start, pc.max(times).as_py())
-        replace_file(file, str(shift.days))
+        newest = pc.max(times).as_py()
+        gap = start + DEMO_AHEAD - newest.date()
+        days = WEEK * ceil(gap.days / WEEK)
+        replace_file(file, str(days))
     shift = timedelta(days=int(read_file(file)))
-    moved_times = pc.add(times, pa.scalar(shift))
-    position = rows.schema.get_field_index(dataset.event_time)
-    rows = rows.set_column(position, dataset.event_time, moved_times)
+    rows = rows.set_column(
+        rows.schema.get_field_index(dataset.event_time),
+        dataset.event_time,
+        pc.add(times, pa.scalar(shift)),
+    )
     return rows.filter(pc.field(dataset.event_time) <= as_of)
 
 
-def _read(address: str, dataset: Dataset | None, since: datetime | None) -> pa.Table:
-    """Read each file alone: DuckDB would cast all of them to the types of the first."""
-    tables = []
-    try:
-        for file in _files(address):
-            if file.endswith(CSV_ENDINGS):
-                rows = _read_csv(file, dataset)
-            else:
-                rows = _read_table(file, dataset, since)
-            if dataset:
-                rows = _in_schema(rows, dataset, file)
-            tables.append(rows)
-    except DataError:
-        raise
-    except Exception as exc:  # every reader fails in its own way
-        text = " ".join(str(exc).split())
-        without_password = address.rpartition("@")[2]
-        raise DataError(f"source {without_password}: {text[:MESSAGE_CHARACTERS]}") from exc
-    return pa.concat_tables(tables, promote_options="permissive")
-
-
 def _files(address: str) -> list[str]:
-    """Return the files of a folder or a glob; an address of a database stays as it is."""
-    if not Path(address).is_dir():
-        return sorted(glob(address, recursive=True)) or [address]  # noqa: PTH207  (absolute too)
-    endings = (".parquet", *CSV_ENDINGS)
-    paths = [path for path in Path(address).rglob("*") if path.is_file()]
-    files = [str(path) for path in sorted(paths) if path.name.endswith(endings)]
+    """Return the files that a path, a folder or a glob names."""
+    pattern = f"{address}/**" if Path(address).is_dir() else address
+    paths = sorted(glob(pattern, recursive=True))  # noqa: PTH207  (takes absolute patterns)
+    files = [path for path in paths if path.endswith((".parquet", *CSV_ENDINGS))]
     if not files:
         raise DataError(f"{address}: expected parquet files or CSV files, found none")
     return files
 
 
-def _read_table(address: str, dataset: Dataset | None, since: datetime | None) -> pa.Table:
-    """Read a parquet file or a table of a database, which leaves out rows up to `since`."""
+def _read_table(
+    address: str,
+    dataset: Dataset | None,
+    since: datetime | None,
+) -> pa.Table:
+    """Read a parquet file, or a table of a database."""
     url, _, table = address.partition("#")
-    is_database = "://" in url
-    connection = ibis.connect(url) if is_database else connect()
+    connection = ibis.connect(url) if table else ibis.duckdb.connect()
     try:
-        rows = connection.table(table) if is_database else connection.read_parquet(url)
-        if dataset and since and dataset.event_time in rows.columns:
-            time = rows[dataset.event_time]
-            if getattr(time.type(), "timezone", None):
-                is_later = time > since
-                rows = rows.filter(is_later | time.isnull())
+        rows = connection.table(table) if table else connection.read_parquet(url)
+        if dataset and since:
+            rows = rows.filter(rows[dataset.event_time] > since)
         return connection.to_pyarrow(rows)
     finally:
         connection.disconnect()
@@ -194,14 +177,13 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
     content = pa.input_stream(path).read()
     if not content.endswith((b"\n", b"\r")):  # half a number would be a number
         raise DataError(
-            f"{path}: the last line has no end: is it still written, or was it cut short? "
+            "the last line has no end: is it still written, or was it cut short? "
             "If it is whole, end its last line"
         )
     names = dataset.schema.names if dataset else []
-    block_size = min(len(content) + 1, LARGEST_BLOCK)
     rows = csv.read_csv(
         pa.BufferReader(content),
-        read_options=csv.ReadOptions(block_size=block_size),  # one: types are inferred from it
+        read_options=csv.ReadOptions(block_size=1 << 30),  # types are inferred from one block
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
             null_values=[""],
@@ -214,45 +196,30 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
     return rows.cast(pa.schema(fields))
 
 
-def _in_schema(rows: pa.Table, dataset: Dataset, file: str) -> pa.Table:
-    """Cast texts of a CSV, numbers, days and times, where nothing is lost or guessed.
+def _in_schema(rows: pa.Table, dataset: Dataset, *, is_csv: bool) -> pa.Table:
+    """Cast rows to the dataset's columns, where nothing is lost or guessed.
 
-    Other types are refused: text that holds numbers is a retyped column, and a time without an
+    Only a CSV may hold other things as text: elsewhere that is a retyped column. A time without an
     offset may be any zone's.
     """
-    is_csv = file.endswith(CSV_ENDINGS)
-    where = file.rpartition("#")[2]
+    names = dataset.schema.names
+    if set(names) != set(rows.column_names):
+        expected = f"the columns of feature_repo/datasets/{dataset.name}.py, {', '.join(names)}"
+        raise DataError(f"expected {expected}, found {', '.join(rows.column_names)}")
+    columns = []
     for field in dataset.schema:
-        position = rows.schema.get_field_index(field.name)
-        if position < 0:
-            continue
-        column = rows[position]
-        if not (is_csv or _is_castable(column.type, field.type)):
-            continue
-        expected = str(field.type)
-        if is_csv and pa.types.is_timestamp(field.type):
-            expected = TIME_WORDS
+        column = rows[field.name]
+        kind = type_of(column.type)
+        is_time = pa.types.is_timestamp(field.type)
+        are_numbers = {kind, field.type} == {pa.int64(), pa.float64()}
+        expected = TIME_WORDS if is_time else field.type
+        problem = f"column {field.name}: expected {expected}, found {column.type}"
+        if not (is_csv or are_numbers or kind == field.type):
+            raise DataError(problem)
+        if is_csv and is_time:
             column = pc.replace_substring_regex(column, WHOLE_DAY, r"\1T00:00:00Z")
         try:
-            column = column.cast(field.type)
+            columns.append(column.cast(field.type))
         except pa.ArrowInvalid as exc:
-            text = f"column {field.name}: expected {expected}, found {column.type}: {exc}"
-            raise DataError(f"{where}: {text}") from exc
-        rows = rows.set_column(position, field.name, column)
-    differences = dataset.differences(rows)
-    if differences:
-        raise DataError(f"{where}: {differences}")
-    return rows.select(dataset.schema.names)
-
-
-def _is_castable(source_type: pa.DataType, type_: pa.DataType) -> bool:
-    source = ibis.dtype(source_type)
-    target = ibis.dtype(type_)
-    is_whole = bool(source.is_integer() or source.is_decimal())
-    if target.is_integer():
-        return is_whole
-    if target.is_floating():
-        return is_whole or bool(source.is_floating())
-    if target.is_timestamp():
-        return bool(source.is_date() or getattr(source, "timezone", None))
-    return bool(source == target)
+            raise DataError(f"{problem}: {exc}") from exc
+    return pa.table(columns, dataset.schema)

@@ -8,8 +8,6 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
-from core.errors import DataError
-from feature_repo.engines import connected
 from feature_repo.entities import key_rows
 from feature_repo.features import changed_rows
 from feature_repo.online_writer import KeyValues
@@ -134,38 +132,3 @@ class ViewDifference:
         name = ibis.util.gen_name("keys")
         table: ir.Table = self._connection.create_table(name, rows, temp=True)
         return table
-
-
-class NewerRows:
-    """The entities that have raw rows newer than a view."""
-
-    def __init__(self, view: ViewTable) -> None:
-        self._view = view
-        self._view_version = -1
-        self._version = -1
-        self._entities: set[Any] = set()
-
-    def entities(self) -> set[Any]:
-        """Return the entities as of now; none where the view has no rows."""
-        state = self._view.state()
-        if state is None:
-            return set()
-        if state.raw != self._view_version:
-            self._view_version = state.raw
-            self._version = state.raw
-            self._entities = set()
-        newest = self._view.raw.version
-        if newest != self._version:
-            self._entities |= self._changed_entities(self._version, newest)
-            self._version = newest
-        return self._entities
-
-    def _changed_entities(self, old_version: int, new_version: int) -> set[Any]:
-        raw = self._view.raw
-        with connected(threads=1) as connection:
-            changes = changed_rows(connection, raw, old_version, new_version)
-            if changes is None:
-                text = f"version {old_version}, of which the features are, is gone"
-                raise DataError(f"{raw.name}: {text}; run: gyre ingest")
-            column = connection.to_pyarrow(changes[self._view.dataset.entity])
-        return set(column.to_pylist())

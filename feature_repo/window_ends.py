@@ -2,7 +2,7 @@
 
 Redis has a sorted set for each dataset: the keys of its views, by the time at which the value of a
 key changes next. Rows of the views enter it within the hour before, values of events at once. When
-a key is due, its row is read from the view, or computed from the raw rows where these are newer.
+a key is due, its row is read from the view, or computed where the consumer wrote it on newer rows.
 """
 
 import json
@@ -23,7 +23,6 @@ from feature_repo.entities import ViewValues, key_rows, values_at
 from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import KeyValues, key_values
-from feature_repo.view_difference import NewerRows
 from feature_repo.views import ViewTable, period_of, view_tables
 
 KEYS_AT_ONCE = 1_000
@@ -49,9 +48,9 @@ class WindowEnds:
     def __init__(
         self, settings: Settings, dataset: Dataset, raw: Table, online: OnlineValues
     ) -> None:
+        self._raw = raw
         self._online = online
         self._views = view_tables(settings, dataset, raw)
-        self._newer_rows = {view.name: NewerRows(view) for view in self._views}
         self._key = ends_key(online.store.project, dataset.name)
         self._loaded_key = loaded_ends_key(online.store.project, dataset.name)
 
@@ -125,16 +124,21 @@ class WindowEnds:
         values = []
         entities: set[Any] = set()
         for view in self._views:
-            feast_view = self._online.views[view.name]
-            position = sorted(feast_view.join_keys).index(view.dataset.entity)
-            newer_entities = self._newer_rows[view.name].entities()
-            newer_keys = {key for key in keys[view.name] if key[position] in newer_entities}
+            state = view.state()
+            assert state is not None  # noqa: S101  (`problem` says so otherwise)
+            view_keys = sorted(keys[view.name])
+            newer_keys = self._online.keys_ahead(view.name, view_keys, state.raw + 1)
+            names = sorted(self._online.views[view.name].join_keys)
+            position = names.index(view.dataset.entity)
             entities.update(key[position] for key in newer_keys)
             stored_keys = keys[view.name] - newer_keys
             if stored_keys:
-                values.append(self._stored_values(view, stored_keys, earliest, now))
-        values += self._online.compute_entities(entities, now)
-        self._online.write(values, is_ahead=True)
+                stored_values = self._stored_values(view, stored_keys, earliest, now)
+                self._online.write([stored_values], state.raw)
+                values.append(stored_values)
+        computed_values = self._online.compute_entities(entities, now)
+        self._online.write(computed_values, self._raw.version)
+        values += computed_values
         scores = self._scores(values)
         with redis.pipeline() as pipe:
             pipe.zrem(self._key, *[member for member, _ in members])

@@ -12,7 +12,6 @@ from typing import Any, Literal, get_args
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
 from feast import Entity, FeatureView, Field, FileSource
 from feast.data_format import DeltaFormat
 from feast.types import Bool, Float32, Float64, Int32, Int64, String, UnixTimestamp
@@ -20,12 +19,10 @@ from ibis.common.deferred import Deferred
 from ibis.common.exceptions import IbisError
 
 from core.settings import load_settings
-from feature_repo.definition import Dataset
-from feature_repo.features import TIME
+from feature_repo.definition import Dataset, raw_schema
 from feature_repo.views import view_address
 
 Function = Literal["count", "sum", "mean", "min", "max", "first", "last"]
-EXTREMES = {"min", "max", "first", "last"}
 DECIMAL = "decimal(18, 6)"
 """Type of sums of floats. A sum of floats depends on the order of addition; this one does not."""
 MICROSECOND = timedelta(microseconds=1)
@@ -98,19 +95,32 @@ class Window:
         condition = "" if self.where is None else f" where {self.where}"
         return f"{self.function}({column}) over {self._length}{condition}"
 
-    def row_value(self, rows: ir.Table) -> Any:
-        """Return what each raw row adds to the window.
+    def feature(self, points: ir.Table, entity: str) -> Any:
+        """Return the feature at each change point.
 
         Args:
-            rows: Raw rows.
-
-        Returns:
-            A value of each row, null where the row does not count.
+            points: Change points, with the columns of the raw rows.
+            entity: Column that says whose row it is.
 
         Raises:
-            ValueError: The rows have no such column, or one that cannot be added.
+            ValueError: The raw rows have no such column, or one that cannot be added.
 
         """
+        value = self._row_value(points)
+        if self.function in {"min", "max", "first", "last"}:
+            return self._extreme(points, value, entity)
+        history = ibis.range_window(group_by=entity, order_by="_at", following=0)
+        count = self._running_total(points, value.notnull().cast("int64")).over(history)
+        if self.function == "count":
+            return count
+        exact_value = value.cast(DECIMAL) if value.type().is_floating() else value
+        total = self._running_total(points, exact_value).over(history)
+        if self.function == "mean":
+            return total.cast("float64") / count.nullif(0)
+        return total.cast("int64" if value.type().is_integer() else "float64")
+
+    def _row_value(self, rows: ir.Table) -> Any:
+        """Return what each raw row adds to the window; null where the row does not count."""
         try:
             if self.column is None:
                 value: Any = ibis.literal(1)
@@ -129,65 +139,32 @@ class Window:
             )
         return value
 
-    def components(self, points: ir.Table, column: str, entity: str) -> dict[str, Any]:
-        """Return the columns that the feature is made of; equal columns have equal names.
-
-        Args:
-            points: Change points.
-            column: Column of `points` that holds `row_value`.
-            entity: Column that says whose row it is.
-
-        Returns:
-            Expression of each column by its name.
-
-        """
-        suffix = f"{column} {self._length}"
-        value = points[column]
+    def _extreme(self, points: ir.Table, value: Any, entity: str) -> Any:
+        """Return the smallest, greatest, first or last value of the rows in the window."""
         preceding = None
-        if self.period is not None and self.function in EXTREMES:
+        if self.period is not None:
             preceding = self.period // MICROSECOND - 1
         frame = ibis.range_window(
             group_by=entity,
-            order_by="at",
+            order_by="_at",
             preceding=preceding,
             following=0,
         )
-        components = {}
-        if self.function in {"count", "mean"}:
-            count = self._running_total(points, value.notnull().cast("int64"))
-            components[f"count {suffix}"] = count.over(frame)
-        if self.function in {"sum", "mean"}:
-            exact_value = value.cast(DECIMAL) if value.type().is_floating() else value
-            total = self._running_total(points, exact_value)
-            components[f"sum {suffix}"] = total.over(frame)
-        if self.function in EXTREMES:
-            is_arrival = points.age == 0
-            if self.function in {"first", "last"}:
-                is_arrival &= value.notnull()
-                value = ibis.struct(
-                    {
-                        "at": points["at"],
-                        "created": points.arrival,
-                        "value": value,
-                    }
-                )
-            values = is_arrival.ifelse(value, None)
-            extreme = values.min() if self.function in {"first", "min"} else values.max()
-            components[f"{self.function} {suffix}"] = extreme.over(frame)
-        return components
-
-    def feature(self, components: ir.Table, column: str) -> Any:
-        """Return the feature's expression over the columns that `components` named."""
-        suffix = f"{column} {self._length}"
-        if self.function in {"first", "last"}:
-            return components[f"{self.function} {suffix}"]["value"]
-        if self.function not in {"sum", "mean"}:
-            return components[f"{self.function} {suffix}"]
-        total = components[f"sum {suffix}"]
-        total = total.cast("int64" if total.type().is_integer() else "float64")
-        if self.function == "sum":
-            return total
-        return total.cast("float64") / components[f"count {suffix}"].nullif(0)
+        is_dated = self.function in {"first", "last"}
+        is_arrival = points["_age"] == 0
+        if is_dated:
+            is_arrival &= value.notnull()
+            value = ibis.struct(
+                {
+                    "at": points["_at"],
+                    "created": points["ingested_at"],
+                    "value": value,
+                }
+            )
+        values = is_arrival.ifelse(value, None)
+        extreme = values.min() if self.function in {"min", "first"} else values.max()
+        extreme = extreme.over(frame)
+        return extreme["value"] if is_dated else extreme
 
     def _running_total(self, points: ir.Table, value: Any) -> Any:
         """Add rows that arrive and subtract rows that leave.
@@ -196,9 +173,10 @@ class Window:
         """
         zero = ibis.literal(0).cast(value.type())
         value = value.fill_null(zero)
-        cases = [(points.age == 0, value)]
+        cases = [(points["_age"] == 0, value)]
         if self.period is not None:
-            cases.append((points.age == self.period // MICROSECOND, -value))
+            is_departure = points["_age"] == self.period // MICROSECOND
+            cases.append((is_departure, -value))
         return ibis.cases(*cases, else_=zero).sum()
 
 
@@ -230,47 +208,30 @@ class Windows:
             ValueError: A window names a column that is missing or has the wrong type.
 
         """
-        values = [window.row_value(rows) for window in self.windows]
-        # Windows of the same rows and column share a column.
-        columns = [f"value_{value.get_name()}" for value in values]
-        points = self._change_points(rows, dict(zip(columns, values, strict=True)))
-        components: dict[str, Any] = {}
-        for window, column in zip(self.windows, columns, strict=True):
-            components |= window.components(points, column, self.entity)
-        history = ibis.range_window(group_by=self.entity, order_by="at", following=0)
-        instant = points["at"]
+        periods = {window.period // MICROSECOND for window in self.windows if window.period}
+        # Each raw row as it arrives (age 0) and once more as it leaves each window.
+        ages = ibis.array([0, *sorted(periods)])
+        age = ages.cast("array<int64>").unnest()
+        points = rows.mutate(_age=age, _at=_number(rows[self.time]))
+        points = points.mutate(_at=points["_at"] + points["_age"])
+        instant = points["_at"]
+        history = ibis.range_window(group_by=self.entity, order_by="_at", following=0)
         event_timestamp = EPOCH + instant.as_interval("us")
-        created = points.arrival.max().over(history)
-        next_instant = instant.lead().over(history)
-        candidates = points.select(
+        created = points["ingested_at"].max()
+        features = {}
+        for window in self.windows:
+            features[window.name] = window.feature(points, self.entity)
+        # Rows of one instant see the same window, so any of them is the value at that instant.
+        is_last = instant != instant.lead().over(history)
+        view = points.select(
             self.entity,
             event_timestamp=event_timestamp.cast("timestamp('UTC')"),
-            created=created,
-            last_of_instant=instant != next_instant,
-            **components,
+            created=created.over(history),
+            _is_last=is_last.fill_null(True),  # noqa: FBT003
+            **features,
         )
-        # Rows of one instant see the same window, so any of them is the value at that instant.
-        is_last = candidates.last_of_instant.fill_null(True)  # noqa: FBT003
-        candidates = candidates.filter(is_last)
-        features = {
-            window.name: window.feature(candidates, column)
-            for window, column in zip(self.windows, columns, strict=True)
-        }
-        view = candidates.select(self.entity, "event_timestamp", "created", **features)
+        view = view.filter(view["_is_last"]).drop("_is_last")
         return view.mutate(**self.derived)
-
-    def _change_points(self, rows: ir.Table, values: Mapping[str, Any]) -> ir.Table:
-        """Return each raw row as it arrives (age 0) and once more as it leaves each window."""
-        ages = {window.period // MICROSECOND for window in self.windows if window.period}
-        arrivals = rows.select(
-            self.entity,
-            arrival=rows.ingested_at,
-            happened=_number(rows[self.time]),
-            **values,
-        )
-        age = ibis.array([0, *sorted(ages)]).cast("array<int64>").unnest()
-        points = arrivals.mutate(age=age)
-        return points.mutate(at=points.happened + points.age)
 
 
 def feature_view(
@@ -302,15 +263,19 @@ def feature_view(
             f"found {name!r}"
         )
     expression = dataset.views[name]
-    raw_schema = dataset.schema.append(pa.field("ingested_at", TIME))
-    raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema), name="raw")
-    schema = expression(raw_rows).schema()
+    raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
     keys_and_times = {"event_timestamp", "created", *(entity.join_key for entity in entities)}
-    fields = [
-        Field(name=column, dtype=_feast_type(column, column_type))
-        for column, column_type in schema.items()
-        if column not in keys_and_times
-    ]
+    fields = []
+    for column, column_type in expression(raw_rows).schema().items():
+        if column in keys_and_times:
+            continue
+        feast_type = FEAST_TYPES.get(str(column_type))
+        if feast_type is None:
+            raise ValueError(
+                f"feature {column}: expected one of {', '.join(FEAST_TYPES)}, "
+                f"found {column_type}: cast it"
+            )
+        fields.append(Field(name=column, dtype=feast_type))
     view_tags = dict(tags or {})
     if isinstance(expression, Windows):
         view_tags |= {window.name: str(window) for window in expression.windows}
@@ -329,16 +294,6 @@ def feature_view(
         tags=view_tags,
         **options,
     )
-
-
-def _feast_type(feature: str, ibis_type: Any) -> Any:
-    try:
-        return FEAST_TYPES[str(ibis_type)]
-    except KeyError as exc:
-        types = ", ".join(FEAST_TYPES)
-        raise ValueError(
-            f"feature {feature}: expected one of {types}, found {ibis_type}: cast it"
-        ) from exc
 
 
 def _number(value: Any) -> Any:

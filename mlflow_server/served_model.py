@@ -45,12 +45,11 @@ class Frozen(BaseModel):
 
 
 class StoredFeature(Frozen):
-    """name: as Feast's answer has it. field: its name in the hash. tag: of its protobuf field."""
+    """name: as Feast's answer has it. field: its name in the hash."""
 
     name: str
     kind: FeatureType
     field: bytes
-    tag: int
 
 
 class StoredView(Frozen):
@@ -74,13 +73,13 @@ class StoredView(Frozen):
 class OnDemandFunction(Frozen):
     """An on-demand view: a function of the installed project, called with columns.
 
-    sha256: of its `feature_repo.on_demand.function_source`. inputs: name that it knows → column.
+    They are those of the request, and every stored feature by its name and as `VIEW__FEATURE`.
+    sha256: of its `feature_repo.on_demand.function_source`.
     """
 
     module: str = Field(pattern=r"^[a-z_][a-z0-9_]*(\.[a-z_][a-z0-9_]*)+$")
     function: str
     sha256: str
-    inputs: dict[str, str]
     outputs: dict[str, FeatureType]
 
 

@@ -18,6 +18,7 @@ from pathlib import Path
 import pyarrow.compute as pc
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
+from sqlglot import column, exp
 from upath import UPath
 
 from core.errors import DataError, SettingsError
@@ -30,13 +31,12 @@ from feature_repo.broker import rewrite_file, waiting
 from feature_repo.datasets import load_datasets
 from feature_repo.definition import Dataset
 from feature_repo.features import raw_table
-from feature_repo.forgotten import Key, forgotten, keep_out, literal
+from feature_repo.forgotten import forgotten, keep_out
 from feature_repo.ingest import catch_up
 from feature_repo.online_state import ends_key, loaded_ends_key
 from feature_repo.online_values import LOCK_SECONDS, OnlineValues
 from feature_repo.quarantine import quarantine_table
 from feature_repo.refresh import REDIS_SECONDS
-from feature_repo.store import FeatureStore
 from feature_repo.views import view_files, view_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import DATA_FOLDER, Tracking
@@ -59,6 +59,36 @@ OUT_OF_REACH = """out of reach:
     the last rows of a dataset were stopped
   memory of serving: features of the last 300 s, for when Redis fails
   online values in another store than Redis (GYRE_ONLINE_STORE__TYPE): delete them by its means"""
+
+
+@dataclass(frozen=True)
+class Key:
+    """A column and a value: the rows that have the value there are those of an entity."""
+
+    column: str
+    value: int | str
+
+    @property
+    def equals(self) -> str:
+        """SQL: the column has the value."""
+        return column(self.column, quoted=True).eq(self.value).sql()
+
+    @property
+    def pattern(self) -> str:
+        """Regular expression of Python and of Rust: the column with the value, in JSON.
+
+        The JSON may be a text in JSON itself.
+        """
+        value = str(self.value)
+        texts = {json.dumps(value), json.dumps(value, ensure_ascii=False)}
+        patterns = [re.escape(text[1:-1]) for text in sorted(texts)]
+        any_text = "|".join(patterns).replace(r"\\", r"\\+")
+        quote = r'\\*"' if isinstance(self.value, str) else ""
+        return rf'\\*"{self.column}\\*": ?{quote}({any_text}){quote}\s*[,}}]'
+
+    def in_json(self, column: str) -> str:
+        """SQL: the JSON in another column has the value."""
+        return f"regexp_like({column}, {exp.convert(self.pattern).sql()})"
 
 
 def named_key(name: str, column: str, text: str) -> Key:
@@ -92,7 +122,7 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
     if dry_run:
         return rows
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
-        keep_out(settings, key)
+        keep_out(settings, key.column, key.value)
         shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)  # of a killed one
         rows |= Search(settings, key, delete=True).counts()
     if left := Search(settings, key).counts():
@@ -157,8 +187,7 @@ class Search:
         with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
-            until = FeatureStore(self.settings).online_until(dataset) or datetime.now(UTC)
-            catch_up(self.settings, dataset, raw, until)
+            catch_up(self.settings, dataset, raw, datetime.now(UTC))
             for view in dataset.views:
                 view_table(self.settings, view).purge()
             raw.purge()
@@ -208,7 +237,7 @@ class Search:
     def _answers(self, models: list[str]) -> Iterator[tuple[str, int]]:
         """Answers, what came true of them, and batch scores."""
         text, answered = str(self.key.value), predictions(self.settings)
-        same = f"entity = {literal(text)} OR {self.key.in_json('entity')}"
+        same = f"{column('entity').eq(text).sql()} OR {self.key.in_json('entity')}"
         where = f"model IN ({_list(models)}) AND ({same})"
         entity = f"{re.escape(json.dumps(text, ensure_ascii=False))}|.*{self.key.pattern}"
         line = rf'"model":"({"|".join(models)})".*"entity":({entity})'.encode()
@@ -255,4 +284,4 @@ def _wait(is_done: Callable[[], bool]) -> None:
 
 def _list(texts: Iterable[str]) -> str:
     """SQL of a list, which may be empty."""
-    return ", ".join(map(literal, ("", *texts)))
+    return ", ".join(exp.convert(text).sql() for text in ("", *texts))

@@ -77,9 +77,9 @@ class FeastReader:
         from feature_repo.online import OnlineFeatures  # noqa: PLC0415
 
         online = self._online or OnlineFeatures(*self._wanted)
-        online.ping()  # the first call takes longer than a read may
+        watermark = online.probe()  # the first call takes longer than a read may
         self._online = online
-        return online.watermark()
+        return watermark
 
 
 class FeatureSource:

@@ -203,13 +203,13 @@ class RowReader:
         if not names.issuperset(features):
             missing = ", ".join(sorted({*features} - names))
             raise DataError(f"the look-up specification lacks {missing}")
-        for feature in stored_features:
-            tag = DECODERS[feature.kind][0]
-            if feature.tag != tag:
-                raise DataError(f"{feature.name} is stored under tag {feature.tag}, expected {tag}")
         self._features = features
         self._nulls = (None,) * len(features)
         self._views = [ViewReader(view) for view in lookup.views]
+        self._long_names = {}
+        for view in lookup.views:
+            for feature in view.features:
+                self._long_names[f"{view.name}__{feature.name}"] = feature.name
         self._functions = []
         for function in lookup.functions:
             call = load_function(function.module, function.function, function.sha256)
@@ -263,11 +263,11 @@ class RowReader:
         for name in keys[0]:
             inputs[name] = [key[name] for key in keys]
         inputs["as_of"] = [microseconds(moment) for moment in as_of]
+        for name, feature_name in self._long_names.items():
+            inputs[name] = inputs[feature_name]
         for function, call in self._functions:
-            arguments = {}
-            for name, column in function.inputs.items():
-                arguments[name] = inputs[column][:]  # a function may change what it is given
-            outputs = call(arguments)
+            # A function may change what it is given.
+            outputs = call({name: values[:] for name, values in inputs.items()})
             for name, kind in function.outputs.items():
                 columns[name] = _typed(kind, outputs[name], len(keys))
 

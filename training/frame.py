@@ -8,7 +8,6 @@ and keys, so that its hash names its content.
 import hashlib
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from datetime import datetime
 
 import ibis.expr.types as ir
@@ -21,9 +20,9 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from feature_repo.definition import Dataset
-from feature_repo.engines import open_engine
+from feature_repo.engines import connected
 from feature_repo.features import labels, open_raw, raw_table
-from feature_repo.store import ARROW, FeatureStore, as_stored
+from feature_repo.service import ARROW, PublishedService, as_stored
 from feature_repo.views import entities
 from training.snapshots import Plan, Snapshot, dates
 
@@ -44,8 +43,8 @@ def build_frame(
 
     Labels of entities outside the population are left out: serving says the same of them.
     """
-    with closing(open_engine(settings)) as engine:
-        raw = open_raw(raw_table(settings, dataset), version, as_of, engine.connection)
+    with connected() as connection:
+        raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
@@ -64,8 +63,10 @@ def labelled_rows(
 ) -> pa.Table:
     """Join keys, event_timestamp, label, and whatever else the label's expression gives."""
     moments = sorted({moment for each in snapshots for moment in (each.start, each.last)})
-    own, key = spec.snapshots.rows == "label", [*spec.entity_key, "event_timestamp"]
-    rows = typed(spec, at(labels(raw, dataset.labels[spec.label], moments, own=own), snapshots))
+    key = [*spec.entity_key, "event_timestamp"]
+    own_rows = spec.snapshots.rows == "label"
+    label_rows = labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
+    rows = typed(spec, at(label_rows, snapshots))
     keys = rows.select(key).to_pandas()
     if (again := keys[keys.duplicated()]).size:
         found = f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"
@@ -90,11 +91,11 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
             f"{spec.name}: expected [population], to say whom to score, found none: ask "
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
-    store = FeatureStore(settings)
-    if fields := store.request_data(spec.feature_service):
+    service = PublishedService(settings, spec.feature_service)
+    if fields := service.request_data:
         needs = f"its features need {', '.join(fields)} of a request"
         raise NoRequestError(f"{spec.name}: {needs}: only requests are scored, no population")
-    keys, joins = spec.entity_key.keys(), store.views(spec.feature_service)
+    keys, joins = spec.entity_key.keys(), service.join_keys
     if not (views := {name: key for name, key in joins.items() if keys <= {*key}}):
         why = f"no view of {spec.feature_service} has all of {', '.join(keys)}"
         raise NoRequestError(f"{spec.name}: {why}: only requests are scored, no population")
@@ -158,15 +159,15 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
     TrainingError: a row of `labelled` lacks request data, or `labelled` an audit column; all its
     columns reach Feast.
     """
-    store = FeatureStore(settings)
-    fields = store.request_data(spec.feature_service)
+    service = PublishedService(settings, spec.feature_service)
+    fields = service.request_data
     for name, kind in fields.items():
         place = labelled.schema.get_field_index(name)
         if place < 0 or labelled[name].null_count:
             expected = f"expected request data {name} ({kind}) in each of its rows"
             raise TrainingError(f"label {spec.label}: {expected}, found none")
         labelled = labelled.set_column(place, name, as_stored(labelled[name], kind))
-    given = store.feature_types(spec.feature_service).keys() | fields.keys()
+    given = service.features.keys() | fields.keys()
     for name in spec.audit.keys() - given:
         place, wanted = labelled.schema.get_field_index(name), ARROW[spec.audit[name]]
         found = "no such column" if place < 0 else labelled[name].type
@@ -176,7 +177,7 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
     entities = labelled.to_pandas()
     entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
-    return canonical(spec, store.historical(spec.feature_service, entities), fields)
+    return canonical(spec, service.historical(entities), fields)
 
 
 def canonical(spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]) -> pa.Table:

@@ -23,7 +23,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import TABLE_TAG, table_versions
 from feature_repo.definition_hash import DEFINITION_TAG
 from feature_repo.features import raw_table
-from feature_repo.store import FeatureStore
+from feature_repo.service import PublishedService
 from mlflow_server.pyfunc import read_file
 from mlflow_server.registry import FORGOTTEN_TAG, Registry, Version
 from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags, rounded
@@ -137,7 +137,8 @@ def _inputs(
         SPEC: ("spec_sha256", hashlib.sha256(stored).hexdigest()),
         "training frame": ("frame_sha256", frame),
     }
-    for name, definition in FeatureStore(settings).definitions(spec.feature_service).items():
+    service = PublishedService(settings, spec.feature_service)
+    for name, definition in service.definitions().items():
         named[f"definition of {name}"] = (DEFINITION_TAG + name, definition)
     inputs = {name: _difference(registered, tag, now) for name, (tag, now) in named.items()}
     for name, table_version in table_versions(tags).items():

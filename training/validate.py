@@ -16,7 +16,7 @@ from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.engines import connected
 from feature_repo.features import open_raw, raw_table
-from feature_repo.store import FeatureStore
+from feature_repo.service import PublishedService
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
@@ -52,14 +52,14 @@ def open_run(
     is nothing to do, as another run answers the cause or learnt the same.
     """
     dataset, tracking = load_dataset(spec.dataset), Tracking(settings)
-    store = FeatureStore(settings)
+    service = PublishedService(settings, spec.feature_service)
     others = [run for run in tracking.runs(spec.experiment) if run.key != key]
     if cause and _answered(others, cause, as_of):
         return None
-    _refuse_mismatches(spec, dataset, store)
-    until, tables = planned_until(settings, spec, as_of), _pinned_tables(settings, spec, store)
+    _refuse_mismatches(spec, dataset, service)
+    until, tables = planned_until(settings, spec, as_of), _pinned_tables(settings, dataset, service)
     planned = plan_run(settings, spec, dataset, until, tables[0][1])
-    tags = run_tags(spec, planned.test[-1].start, store.definitions(spec.feature_service))
+    tags = run_tags(spec, planned.test[-1].start, service.definitions())
     if not force and _seen(others, tags[FINGERPRINT]):
         return None
     tags |= {"as_of": as_of.isoformat(), "reason": reason, "who": who, "cause": cause or ""}
@@ -74,17 +74,17 @@ def open_run(
     return run_id
 
 
-def _refuse_mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> None:
-    if problems := [*mismatches(spec, dataset, store), *estimator_problems(spec)]:
+def _refuse_mismatches(spec: ModelSpec, dataset: Dataset, service: PublishedService) -> None:
+    if problems := [*mismatches(spec, dataset, service), *estimator_problems(spec)]:
         raise SettingsError("\n".join(problems))
 
 
 def _pinned_tables(
-    settings: Settings, spec: ModelSpec, store: FeatureStore
+    settings: Settings, dataset: Dataset, service: PublishedService
 ) -> list[tuple[Table, int, Dataset]]:
     """Return the raw table and its version now of each dataset; the label's comes first."""
-    datasets = store.datasets(spec.feature_service, spec.dataset)
-    return [(raw := raw_table(settings, each), raw.version, each) for each in datasets]
+    datasets = {dataset.name: dataset} | service.datasets()
+    return [(raw := raw_table(settings, each), raw.version, each) for each in datasets.values()]
 
 
 def _log_extent(
@@ -97,7 +97,7 @@ def _log_extent(
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
     """Whether a run at `as_of` would see anything that no finished run has seen."""
-    definitions = FeatureStore(settings).definitions(spec.feature_service)
+    definitions = PublishedService(settings, spec.feature_service).definitions()
     tags = run_tags(spec, newest_snapshot(settings, spec, as_of), definitions)
     return not _seen(Tracking(settings).runs(spec.experiment), tags[FINGERPRINT])
 
@@ -151,9 +151,10 @@ def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datet
     It is known up to its last ingest or, where that is later, its newest arrival. Raises a
     TrainingError where one has no rows.
     """
-    store, label = FeatureStore(settings), load_dataset(spec.dataset).labels[spec.label]
+    service = PublishedService(settings, spec.feature_service)
+    label = load_dataset(spec.dataset).labels[spec.label]
     until = as_of
-    for each in store.datasets(spec.feature_service):
+    for each in service.datasets().values():
         arrival = raw_table(settings, each).newest("ingested_at")
         if arrival is None:
             raise TrainingError(f"{each.name}: no rows yet; run: gyre ingest {each.name}")
@@ -180,11 +181,11 @@ def _known(as_of: datetime) -> pc.Expression:
     return pc.field("ingested_at") <= pa.scalar(as_of, TIME)
 
 
-def mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> list[str]:
+def mismatches(spec: ModelSpec, dataset: Dataset, service: PublishedService) -> list[str]:
     """One line for each key of the spec that asks for what dataset or Feast do not have."""
-    lines, published = list[str](), store.feature_types(spec.feature_service)
+    lines, published = list[str](), service.features
     # DataError for request data that no request can bring.
-    given = published | store.request_data(spec.feature_service)
+    given = published | service.request_data
     if spec.label not in dataset.labels:
         lines.append(f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}")
     for name, kind in spec.features.items():
@@ -196,9 +197,9 @@ def mismatches(spec: ModelSpec, dataset: Dataset, store: FeatureStore) -> list[s
     for name, kind in spec.audit.items():  # else a column of the label's rows
         if given.get(name, kind) != kind:
             lines.append(f"audit.{name}: expected {given[name]}, found {kind}")
-    if (keys := store.key_types(spec.feature_service)) != spec.entity_key:
-        lines.append(f"entity_key: expected {keys}, found {spec.entity_key}")
-    for name in store.views(spec.feature_service):
+    if service.key_types != spec.entity_key:
+        lines.append(f"entity_key: expected {service.key_types}, found {spec.entity_key}")
+    for name in service.join_keys:
         if name not in dataset.views and dataset_of(name) is None:
             expected = f"expected views of a Dataset in feature_repo/datasets, found {name} of none"
             lines.append(f"feature_service: {spec.feature_service}: {expected}")

@@ -1,7 +1,8 @@
-"""Compute engines of views, labels and training frames; `GYRE_ENGINE` chooses one.
+"""Compute engines of feature views; `GYRE_ENGINE` chooses one.
 
-Both engines run the same Ibis expressions over the same parquet files and give the same rows.
-Small work stays on DuckDB: batches, their validation, and the features of an event's entities.
+Both engines run the same Ibis expressions over the same parquet files and write the same rows.
+All else stays on DuckDB: batches, their validation, labels, training frames, and the features of
+an event's entities.
 """
 
 from collections.abc import Iterator
@@ -30,16 +31,16 @@ class DuckDBEngine:
     """Compute engine of one machine.
 
     Args:
-        spill: Folder for what exceeds DuckDB's memory; without one, nothing is limited.
+        spill: Folder for what exceeds DuckDB's memory.
 
     """
 
-    def __init__(self, spill: Path | None = None) -> None:
-        self.connection = connect()
-        if spill:
-            self.connection.raw_sql(f"SET temp_directory = '{spill}'")
-            self.connection.raw_sql(f"SET memory_limit = '{MEMORY_LIMIT}'")
-            self.connection.raw_sql("SET preserve_insertion_order = false")
+    def __init__(self, spill: Path) -> None:
+        self.connection = ibis.duckdb.connect(
+            temp_directory=str(spill),
+            memory_limit=MEMORY_LIMIT,
+            preserve_insertion_order=False,
+        )
 
     def temporary_table(self, rows: ir.Table) -> ir.Table:
         """Compute `rows` once, into a table that lasts until the engine is closed."""
@@ -74,7 +75,7 @@ class DuckDBEngine:
         self.connection.disconnect()
 
 
-def open_engine(settings: Settings, spill: Path | None = None) -> "DuckDBEngine | SparkEngine":
+def open_engine(settings: Settings, spill: Path) -> "DuckDBEngine | SparkEngine":
     """Open the engine that `settings` name.
 
     Args:
@@ -92,20 +93,15 @@ def open_engine(settings: Settings, spill: Path | None = None) -> "DuckDBEngine 
     return SparkEngine(settings.spark_master)
 
 
-def connect(**config: Any) -> Any:
-    """Return a connection to DuckDB, which Ibis sets to UTC.
+@contextmanager
+def connected(**config: Any) -> Iterator[Any]:
+    """Connect to DuckDB, which Ibis sets to UTC, and close the connection in the end.
 
     Args:
         **config: DuckDB's own settings.
 
     """
-    return ibis.duckdb.connect(**config)
-
-
-@contextmanager
-def connected(**config: Any) -> Iterator[Any]:
-    """Connect as `connect` does, and close the connection in the end."""
-    connection = connect(**config)
+    connection = ibis.duckdb.connect(**config)
     try:
         yield connection
     finally:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
@@ -24,9 +24,9 @@ from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from core.training_spec import LOWER_IS_BETTER
 from feature_repo.datasets import load_dataset
-from feature_repo.engines import open_engine
+from feature_repo.engines import connected
 from feature_repo.features import labels, open_raw, raw_table
-from feature_repo.store import ARROW
+from feature_repo.service import ARROW
 from monitoring.checks.result import CheckResult, Status
 from monitoring.collect import logged_scores
 from training.evaluate import version_scores
@@ -244,8 +244,8 @@ def _matured_labels(
     if not days or spec.snapshots.rows == "label":
         return found
     owner = dataset.entity
-    with closing(open_engine(settings)) as engine:
-        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=engine.connection)
+    with connected() as connection:
+        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
         known = typed(spec, labels(raw, dataset.labels[spec.label], sorted(days)))
         when = raw[dataset.event_time]
         within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))

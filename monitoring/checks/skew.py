@@ -14,16 +14,18 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from core.monitoring_spec import Monitoring
 from core.settings import Settings
 from core.spec import MISSING, Entity, entity_of
+from core.timestamps import microseconds
+from feature_repo.arrivals import arrivals
 from feature_repo.definition import Dataset
 from feature_repo.parity import same
-from feature_repo.point_in_time import PastRead, arrivals, values_at
-from feature_repo.store import FeatureStore
+from feature_repo.service import PublishedService
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel
 from monitoring.checks.result import CheckResult, Status
@@ -71,16 +73,16 @@ class Audit:
     def unlike(self, vectors: Sequence[Vector], delay: timedelta) -> Iterator[dict[str, Any]]:
         """By feature, the offline values of `delay` earlier that each vector was not given."""
         names = list(self.served.features)
-        reads = [
-            PastRead(
-                entity={**vector.key, **vector.request_data},
-                moment=vector.at - delay,
-                as_of=vector.at,
-            )
-            for vector in vectors
-        ]
-        rows = values_at(self.settings, self.served.feature_service, names, reads)
-        for vector, row in zip(vectors, rows, strict=True):
+        if not vectors:
+            return
+        frame = pd.DataFrame([{**vector.key, **vector.request_data} for vector in vectors])
+        moments = [vector.at - delay for vector in vectors]
+        frame["event_timestamp"] = pd.to_datetime(moments, utc=True)
+        frame["as_of"] = [microseconds(vector.at) for vector in vectors]
+        frame["position"] = range(len(vectors))
+        service = PublishedService(self.settings, self.served.feature_service)
+        rows = service.historical(frame).sort_by("position").select(names)
+        for vector, row in zip(vectors, rows.to_pylist(), strict=True):
             yield {
                 name: value
                 for name, value in zip(row, map(_finite, row.values()), strict=True)
@@ -109,7 +111,8 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
     if len(rows):
         registry = Registry(run.settings)
         served, _ = registry.served(registry.version(spec.name, run.version))
-        datasets = FeatureStore(run.settings).datasets(served.feature_service)
+        service = PublishedService(run.settings, served.feature_service)
+        datasets = list(service.datasets().values())
         audit = Audit(run.settings, datasets, served, spec.monitoring)
         vectors = read(rows, served)
         excluded["other_features"] = len(rows) - len(vectors)
@@ -189,10 +192,9 @@ def classify(audit: Audit, vectors: list[Vector]) -> dict[str, int]:
 def explain_by_arrivals(audit: Audit, vectors: list[Vector]) -> None:
     """Clear vectors of entities with a row that the online store could not, or need not, have."""
     moments = [vector.at + audit.ahead for vector in vectors]
-    service, store = audit.served.feature_service, FeatureStore(audit.settings)
-    views, origins = store.views(service), store.feature_views(service)
+    service = PublishedService(audit.settings, audit.served.feature_service)
     for dataset in audit.datasets:
-        others = views.keys() - dataset.views.keys()
+        others = service.join_keys.keys() - dataset.views.keys()
         entities = [vector.key[dataset.entity] for vector in vectors]
         spans = arrivals(audit.settings, dataset, entities, moments)
         for vector, span in zip(vectors, spans, strict=True):
@@ -203,7 +205,9 @@ def explain_by_arrivals(audit: Audit, vectors: list[Vector]) -> None:
             # Before its first rows came an entity had no values, so late ones explain none.
             if last > vector.received or first <= due < last:
                 differs = vector.differs.items()
-                vector.differs = {n: value for n, value in differs if origins[n] in others}
+                vector.differs = {
+                    name: value for name, value in differs if service.feature_views[name] in others
+                }
 
 
 def explain_by_window_ends(audit: Audit, vectors: list[Vector]) -> None:

@@ -249,11 +249,8 @@ def _unknown_name(kind: str, name: str, names: Iterable[str]) -> Response:
 def _docs(docs: UPath, dataset: str) -> PurePosixPath | None:
     """Address of the dataset's Data Docs, below their folder; their own index is empty offline."""
     with reached("data docs"):
-        pages = sorted(docs.glob(f"{dataset}/validations/**/*.html"), key=str)
-    if not pages:
-        return None
-    newest_page = pages[-1].relative_to(docs)
-    return PurePosixPath(newest_page.as_posix())
+        page = PurePosixPath(dataset) / "index.html"
+        return page if (docs / page).exists() else None
 
 
 def _file(docs: UPath, request: Request) -> Response:

@@ -185,5 +185,5 @@ def _add_dataset(add: Add, record: DatasetRecord) -> None:
     rows = good_rows + sum(record.quarantined.values())
     if rows:
         add("data_quality_ratio", good_rows / rows, dataset=record.dataset)
-    if record.validated:
+    if record.as_of:
         add("data_validation_passed", record.passed, dataset=record.dataset)

@@ -105,7 +105,7 @@ OF_ROWS = [
      "{}: .*events_30d is null in "),
     ('.cast("int64"))', '.cast("int64") * 2)', "{}: rows: label silent_30d: expected 0 or 1, f"),
     ('"amount": pa.float64()', '"amount": pa.int64()', "{}: rows: .*amount: expected int64, fo"),
-    ('"event_ts": pa', '"web": pa.int64(), "event_ts": pa', "{}: rows: .*web: expected int64, fo"),
+    ('"event_ts": pa', '"web": pa.int64(), "event_ts": pa', "{}: rows: .*the columns of .*web"),
     ('[Field(name="as_of"', '[Field(name="cart", dtype=Int64), Field(name="as_of"',
      r"{}: rows: label silent_30d: expected request data cart \(int64\) in each of its rows"),
     ('return {"days_since', 'return {"day_since', r"{}: service \w+: .*Explicitly specified fea"),

@@ -247,7 +247,7 @@ def test_quantiles_of_the_newest_window_stand_beside_those_of_the_reference() ->
 
 def test_data_quality_is_a_share_of_rows_and_unknown_without_any() -> None:
     stopped = DatasetRecord("orders", NOW, rows={NOW.date(): 95}, quarantined={"rule": 5},
-                            validated=NOW, passed=False)  # fmt: skip
+                            passed=False)  # fmt: skip
     told = loop_metrics([], NOW, [stopped, DatasetRecord("visits")]).decode()
     assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in told
     assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in told

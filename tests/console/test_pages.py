@@ -91,9 +91,8 @@ def test_a_version_that_answers_a_share_is_shown_beside_production(
 
 def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console: Any) -> None:
     folder = rig.settings.data_docs
-    (page,) = (folder / "orders" / "validations").rglob("*.html")  # of the rig's own ingest
     (folder.parent / "secret.json").write_text("{}")
-    address = f"/data-docs/{page.relative_to(folder)}"
+    address = "/data-docs/orders/index.html"  # of the rig's own ingest
     assert f'href="{address}">Data Docs of orders' in console.client.get("/data/orders").text
     assert "Successful Expectations" in console.client.get(address).text
     for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):

@@ -165,7 +165,6 @@ def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) ->
         rows=days,
         quarantined=rules,
         delivery_rules=("expect_column_values_to_be_unique(order_id)",),
-        validated=now,
         remark="2 rows are older than 400 days",
     )
     replace_file(record_file(settings, name), RECORD.dump_json(record))

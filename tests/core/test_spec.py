@@ -208,6 +208,6 @@ def test_settings_are_read_from_the_environment_and_passed_on(monkeypatch, tmp_p
     assert (settings.home, settings.sources) == (tmp_path, {"orders": "orders.csv"})
     assert settings.redis_address == "rediss://user:s%40cret@redis.example:6380/2"
     assert feast_connection(settings, 0.05) == (
-        "redis.example:6380,db=2,socket_timeout=0.05,socket_connect_timeout=0.05,ssl=true,"
-        'username="user",password="s@cret"'
+        'redis.example:6380,username="user",password="s@cret",db=2,ssl=true,'
+        "socket_timeout=0.05,socket_connect_timeout=0.05"
     )

@@ -8,6 +8,7 @@ from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
 import pytest
 from pydantic import ValidationError
 from redis import Redis
@@ -130,23 +131,20 @@ def test_a_stream_takes_no_more_bytes_than_it_may(
         assert consumer_lags(settings)["orders"].entries == 1
 
 
-def test_tries_are_counted_until_the_entry_is_acknowledged(tmp_path: Path) -> None:
-    """Neither a restart of the consumer nor one of Redis forgets them."""
-    settings = new_settings(tmp_path)
-    with redis_server(settings.redis_port, tmp_path):
-        for seconds in (0, 1):
-            send(settings, NOW + timedelta(seconds=seconds))
-        for tries in (1, 2):
-            with consumer(settings) as stream:
-                entries = stream.read("orders")
-                assert stream.read("orders") == entries, "to read them again is no try"
-                assert stream.count_tries("orders", entries) == [tries, tries]
-    with redis_server(settings.redis_port, tmp_path), consumer(settings) as stream:
-        entries = stream.read("orders")
-        assert stream.count_tries("orders", entries[:1]) == [3]
-        stream.acknowledge("orders", entries)
-        with Redis.from_url(settings.redis_address) as redis:
-            assert sorted(redis.keys()) == [b"gyre:events", b"gyre:events:orders"]
+def test_deliveries_are_counted_until_the_entry_is_acknowledged(settings: Settings) -> None:
+    """A restart of the consumer does not forget them."""
+    for seconds in (0, 1):
+        send(settings, NOW + timedelta(seconds=seconds))
+    for count in (1, 2):
+        with consumer(settings) as stream:
+            entries = stream.read("orders")
+            assert [stream.deliveries("orders", entry) for entry in entries] == [count, count]
+            assert [stream.deliveries("orders", entry) for entry in entries] == [count, count]
+    with consumer(settings) as stream:
+        stream.acknowledge("orders", entries[:1])
+        assert stream.read("orders") == entries[1:]
+        assert stream.deliveries("orders", entries[1]) == 3
+        stream.acknowledge("orders", entries[1:])
         assert consumer_lags(settings)["orders"].entries == 0
 
 
@@ -160,8 +158,10 @@ def test_a_consumer_may_wait_for_no_time_at_all(settings: Settings) -> None:
 
 
 def test_an_offset_other_than_utc_is_the_same_moment() -> None:
-    event = SCHEMA.row_model()(order_id=1, at=datetime.fromisoformat("2026-11-20T04:30:00+05:30"))
-    assert event.at.isoformat() == "2026-11-19T23:00:00+00:00"
+    text = "2026-11-20T04:30:00+05:30"
+    event = SCHEMA.row_model()(order_id=1, at=datetime.fromisoformat(text))
+    rows = pa.Table.from_pylist([event.model_dump()], pa.schema({"at": pa.timestamp("us", "UTC")}))
+    assert rows["at"].to_pylist() == [datetime(2026, 11, 19, 23, tzinfo=UTC)]
 
 
 @pytest.mark.parametrize(
@@ -170,5 +170,5 @@ def test_an_offset_other_than_utc_is_the_same_moment() -> None:
 def test_an_event_of_the_first_or_the_last_year_is_refused(at: str) -> None:
     """Its moment in UTC may be none that Python has."""
     event = json.dumps({"order_id": 1, "at": at})
-    with pytest.raises(ValidationError, match="expected a time of the years 2 to 9998"):
+    with pytest.raises(ValidationError, match=r"0002-01-01|9999-01-01"):
         SCHEMA.row_model().model_validate_json(event)

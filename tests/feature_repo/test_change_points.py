@@ -6,9 +6,11 @@ from datetime import UTC, datetime, timedelta
 
 import ibis
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import strategies as st
 
+from core.timestamps import microseconds
 from feature_repo.datasets.orders import D90, D180, FEATURES, churned_90d
 from feature_repo.entities import newest_of_key
 
@@ -16,6 +18,7 @@ TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
+COLUMNS = pa.schema({"customer_id": pa.int64(), "order_ts": TIME, "dollar_value": pa.float64()})
 
 # Days and microseconds beside them, so that window edges, ties and same-day orders are common.
 moments = st.builds(
@@ -26,14 +29,10 @@ moments = st.builds(
 
 
 def orders_table(*orders: tuple[int, datetime, float]) -> ibis.Table:
-    schema = {"customer_id": pa.int64(), "order_ts": TIME, "dollar_value": pa.float64()}
-    rows = [dict(zip(schema, order, strict=True)) for order in orders]
-    known = [row | {"ingested_at": row["order_ts"]} for row in rows]
-    return ibis.memtable(pa.Table.from_pylist(known, pa.schema(schema | {"ingested_at": TIME})))
-
-
-def microseconds(at: datetime) -> int:
-    return int((at - datetime(1970, 1, 1, tzinfo=UTC)) / TICK)
+    rows = pa.Table.from_pylist(
+        [dict(zip(COLUMNS.names, order, strict=True)) for order in orders], COLUMNS
+    )
+    return ibis.memtable(rows.append_column("ingested_at", rows["order_ts"]))
 
 
 @pytest.mark.parametrize(
@@ -46,57 +45,49 @@ def microseconds(at: datetime) -> int:
     ],
 )
 def test_windows_of_the_shipped_features_end_to_the_microsecond(day, expected):
-    orders = orders_table((1, BEGIN, 10.0), (1, BEGIN + 20 * DAY, 5.0), (2, BEGIN, 7.0))
-    at = BEGIN + day * DAY
-    rows = FEATURES(orders).to_pyarrow().to_pylist()
-    past = [row for row in rows if row["customer_id"] == 1 and row["event_timestamp"] <= at]
-    value = max(past, key=lambda row: row["event_timestamp"])
+    second_order = BEGIN + 20 * DAY
+    orders = orders_table((1, BEGIN, 10.0), (1, second_order, 5.0), (2, BEGIN, 7.0))
+    rows = FEATURES(orders).to_pyarrow()
+    moment = BEGIN + day * DAY
+    past = (pc.field("customer_id") == 1) & (pc.field("event_timestamp") <= moment)
+    newest = rows.filter(past).sort_by("event_timestamp").to_pylist()[-1]
     expected |= {
         "lifetime_orders": 2,
         "avg_order_value": 7.5,
         "customer_segment": "repeat",
         "first_order_us": microseconds(BEGIN),
-        "last_order_us": microseconds(BEGIN + 20 * DAY),
+        "last_order_us": microseconds(second_order),
     }
-    assert {name: value[name] for name in expected} == expected
+    assert {name: newest[name] for name in expected} == expected
 
 
 def test_of_rows_of_one_time_the_newest_is_the_one_created_last():
-    days = [("a", 1, 2, "old"), ("a", 3, 3, "late"), ("a", 3, 1, "tie"), ("a", 9, 9, "ahead"),
-            ("b", 4, 4, "exact")]  # fmt: skip
-    rows = [
+    rows = pa.table(
         {
-            "key": key,
-            "event_timestamp": BEGIN + at * DAY,
-            "created": BEGIN + made * DAY,
-            "name": name,
+            "key": ["a", "a", "a", "b"],
+            "event_timestamp": [BEGIN, BEGIN + DAY, BEGIN + DAY, BEGIN],
+            "created": [BEGIN + 3 * DAY, BEGIN + 2 * DAY, BEGIN + DAY, BEGIN],
+            "name": ["old", "late", "tie", "alone"],
         }
-        for key, at, made, name in days
-    ]
-    table = pa.Table.from_pylist(rows)
-    table = table.filter(pa.compute.field("event_timestamp") <= BEGIN + 4 * DAY)
-    newest = newest_of_key(table, ["key"])
-    assert {(row["key"], row["name"]) for row in newest.to_pylist()} == {
-        ("a", "late"),
-        ("b", "exact"),
-    }
+    )
+    assert sorted(newest_of_key(rows, ["key"])["name"].to_pylist()) == ["alone", "late"]
 
 
 @pytest.mark.parametrize(
-    ("orders", "label"),
+    ("orders", "labels"),
     [
-        ([-D180], None),  # the window is open at its old end
-        ([-D180 + TICK], 1),
-        ([timedelta(0)], 1),  # an order at the snapshot itself belongs to the past
-        ([timedelta(0), TICK], 0),
-        ([timedelta(0), D90], 0),
-        ([timedelta(0), D90 + TICK], 1),
-        ([TICK], None),  # unknown before the snapshot
+        ([-D180], []),  # the window is open at its old end
+        ([-D180 + TICK], [1]),
+        ([timedelta(0)], [1]),  # an order at the snapshot itself belongs to the past
+        ([timedelta(0), TICK], [0]),
+        ([timedelta(0), D90], [0]),
+        ([timedelta(0), D90 + TICK], [1]),
+        ([TICK], []),  # unknown before the snapshot
     ],
 )
-def test_churn_is_no_order_within_the_horizon_of_those_active_before(orders, label):
+def test_churn_is_no_order_within_the_horizon_of_those_active_before(orders, labels):
     snapshot = BEGIN + 200 * DAY
     table = orders_table(*((1, snapshot + offset, 1.0) for offset in orders))
     snapshots = ibis.memtable(pa.table({"event_timestamp": pa.array([snapshot], TIME)}))
-    rows = churned_90d(table, snapshots).to_pyarrow().to_pylist()
-    assert [row["label"] for row in rows] == ([] if label is None else [label])
+    rows = churned_90d(table, snapshots).to_pyarrow()
+    assert rows["label"].to_pylist() == labels

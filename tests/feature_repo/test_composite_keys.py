@@ -22,10 +22,8 @@ from feature_repo.ingest import catch_up
 from feature_repo.online_values import OnlineValues
 from feature_repo.parity import same
 from feature_repo.refresh import refresh_online
-from feature_repo.store import (
-    FeatureStore,
-    publish_beside,
-)
+from feature_repo.service import PublishedService
+from feature_repo.store import publish_beside
 from feature_repo.views import entities
 from tests.feature_repo.conftest import consuming, online_reader
 from tests.feature_repo.test_parity_properties import any_seed
@@ -59,7 +57,8 @@ class Shop:
     def __init__(self, settings, dataset):
         publish_beside(settings, dataset)
         self.settings, self.dataset = settings, dataset
-        self.raw, self.store = raw_table(settings, dataset), FeatureStore(settings)
+        self.raw = raw_table(settings, dataset)
+        self.service = PublishedService(settings, SERVICE)
 
     def land(self, orders, arrival):
         rows = last_of_key(pa.Table.from_pylist(orders, self.dataset.schema), self.dataset.key)
@@ -76,7 +75,7 @@ class Shop:
 
     def offline(self, asked):
         frame = pd.DataFrame([(*key, at) for key, at in asked], columns=[*KEY, "event_timestamp"])
-        rows = self.store.historical(SERVICE, frame).to_pylist()
+        rows = self.service.historical(frame).to_pylist()
         return {((row["customer_id"], row["basket"]), row["event_timestamp"]): (
             None if row["orders_12m"] is None else {name: row[name] for name in NAMES}
         ) for row in rows}  # fmt: skip

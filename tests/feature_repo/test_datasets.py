@@ -13,9 +13,9 @@ from tests.preloaded import commands_folder
 READ = """
 import json
 from feature_repo.datasets import dataset_of, load_datasets
-datasets, broken = load_datasets()
+datasets, problems = load_datasets()
 owner = dataset_of("customer_features")
-print(json.dumps([[each.name for each in datasets], broken, owner.name]))
+print(json.dumps([[dataset.name for dataset in datasets], problems, owner.name]))
 """
 BROKEN = {
     "a_typo": (
@@ -36,13 +36,14 @@ def test_a_broken_module_is_named_with_its_line_and_the_others_are_there(tmp_pat
         shutil.copytree(PROJECT / room, tmp_path / room, ignore=ignored)
     for name, (module, _) in BROKEN.items():
         (tmp_path / "feature_repo" / "datasets" / f"{name}.py").write_text(module)
-    done = subprocess.run(
-        [commands_folder() / "python", "-c", READ], cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, check=True,
-    )  # fmt: skip
-    names, broken, owner = json.loads(done.stdout)
+    output = subprocess.check_output(
+        [commands_folder() / "python", "-c", READ],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(tmp_path)},
+    )
+    names, problems, owner = json.loads(output)
     assert (names, owner) == (["orders"], "orders")
-    assert len(broken) == len(BROKEN)
+    assert len(problems) == len(BROKEN)
     for name, (_, problem) in BROKEN.items():
-        said = f"feature_repo/datasets/{name}{problem}"
-        assert [line for line in broken if line.startswith(said)], broken
+        beginning = f"feature_repo/datasets/{name}{problem}"
+        assert any(line.startswith(beginning) for line in problems), problems

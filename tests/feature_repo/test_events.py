@@ -8,6 +8,7 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
+import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -20,13 +21,12 @@ from feature_repo import consumer
 from feature_repo.broker import Stream, event_schema
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect, raw_table
-from feature_repo.forgotten import Key
+from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
 from feature_repo.validation import Validation
 from feature_repo.views import view_files
-from monitoring.forget import forget
+from monitoring.forget import Key, forget
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot, online_reader
 
@@ -127,7 +127,8 @@ def shop(ingested, tmp_path) -> Iterator[Shop]:
 
 
 def feature_rows(shop):
-    rows = connect().read_parquet(view_files(shop.settings, "customer_features")).to_pyarrow()
+    files = view_files(shop.settings, "customer_features")
+    rows = ibis.duckdb.connect().read_parquet(files).to_pyarrow()
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 
@@ -285,7 +286,7 @@ def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeyp
 
 
 def test_a_batch_that_fails_again_and_again_is_set_aside_row_by_row(shop, monkeypatch):
-    monkeypatch.setattr(consumer, "MAX_TRIES", 2)
+    monkeypatch.setattr(consumer, "MAX_DELIVERIES", 2)
     shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), order(3, 1, AS_OF, 2.0))
     with monkeypatch.context() as broken:
         broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))

@@ -19,7 +19,8 @@ from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
 from feature_repo.feast_config import feast_config_path, write_feast_config
 from feature_repo.ingest import ingest
-from feature_repo.store import FeatureStore, open_store, publish_beside
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store, publish_beside
 from stack.environment import process_environment
 from tests.conftest import new_settings, redis_server
 from tests.preloaded import commands_folder
@@ -37,32 +38,29 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
     config["materialization"]["online_write_batch_size"] = 300  # of a thousand customers
     feast_config_path(small).write_text(yaml.safe_dump(config))
     until = as_of.replace(hour=2)  # the rows of this day are of another one in Kolkata
-    command = [commands_folder() / "feast", "materialize", "1990-01-01T00:00:00"]
-    done = subprocess.run(
-        [*command, until.replace(tzinfo=None).isoformat()],
+    interval = ["1990-01-01T00:00:00", until.replace(tzinfo=None).isoformat()]
+    command = subprocess.run(
+        [commands_folder() / "feast", "materialize", *interval],
         cwd=PROJECT / "feature_repo",
         env=process_environment(small) | {"TZ": "Asia/Kolkata"},
         capture_output=True,
         check=False,
         text=True,
     )
-    assert done.returncode == 0, done.stderr
-    offline = FeatureStore(small)
-    names = list(offline.feature_types(SERVICE))
-    customers = pd.DataFrame({"customer_id": range(1, 1_001)})
-    moment = {"event_timestamp": until, "as_of": microseconds(until)}
-    frame = offline.historical(SERVICE, customers.assign(**moment)).sort_by("customer_id")
-    store = open_store(small, 60)
-    rows = customers.assign(as_of=microseconds(until)).to_dict("records")
-    online = store.get_online_features(store.get_feature_service(SERVICE), rows).to_dict()
-    assert frame.num_rows == 1_000
-    for name in names:
-        assert online[name] == frame[name].to_pylist(), name
+    assert command.returncode == 0, command.stderr
+    service = PublishedService(small, SERVICE)
+    customers = pd.DataFrame({"customer_id": range(1, 1_001), "as_of": microseconds(until)})
+    offline = service.historical(customers.assign(event_timestamp=until)).sort_by("customer_id")
+    rows = customers.to_dict("records")
+    online = open_store(small, 60).get_online_features(service.feast_service, rows).to_dict()
+    assert offline.num_rows == 1_000
+    for name in service.features:
+        assert online[name] == offline[name].to_pylist(), name
 
 
 def test_what_was_never_published_is_one_line_with_the_remedy(tmp_path):
     with pytest.raises(DataError, match="not published: cd feature_repo && feast apply"):
-        open_store(new_settings(tmp_path), 1)
+        open_store(new_settings(tmp_path))
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
@@ -71,16 +69,15 @@ def test_many_write_and_read_the_registry_at_once(applied, as_of):
         publish_beside(applied, ORDERS)
 
     def record():
-        store = open_store(applied, 1)
+        store = open_store(applied)
         view = store.get_feature_view(VIEW)
         store.registry.apply_materialization(view, store.project, as_of - timedelta(days=1), as_of)
 
     def read():
-        assert FeatureStore(applied).views(SERVICE) == {VIEW: ["customer_id"]}
+        assert PublishedService(applied, SERVICE).join_keys == {VIEW: ["customer_id"]}
 
     with ThreadPoolExecutor(6) as threads:
-        calls = [threads.submit(call) for _ in range(10) for call in (publish, record, read)]
-        for call in calls:
+        for call in [threads.submit(work) for work in [publish, record, read] * 10]:
             call.result()
 
 
@@ -93,7 +90,6 @@ def test_any_password_of_redis_passes_through_feasts_file(tmp_path, password):
         settings = settings.model_copy(update={"redis_url": address})
         write_feast_config(settings)
         publish_beside(settings, ORDERS)
-        path = feast_config_path(settings)
-        store = feast.FeatureStore(repo_path=str(path.parent), fs_yaml_file=path)
+        store = feast.FeatureStore(fs_yaml_file=feast_config_path(settings))
         values = store.get_online_features([f"{VIEW}:lifetime_orders"], [{"customer_id": 1}])
         assert values.to_dict()["lifetime_orders"] == [None]

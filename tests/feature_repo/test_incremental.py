@@ -7,6 +7,7 @@ import shutil
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
+import ibis
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, given
@@ -17,7 +18,6 @@ from core.errors import DataError
 from core.locks import one_writer
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.features import connect
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.views import view_address, view_files, write_views
 from tests.conftest import AS_OF, new_settings
@@ -49,7 +49,8 @@ def land(settings, batch, hour):
 
 def rows_of(settings):
     """All rows of a view, its files' own types included, in one order."""
-    rows = connect().read_parquet(view_files(settings, VIEW)).drop("period").to_pyarrow()
+    view_rows = ibis.duckdb.connect().read_parquet(view_files(settings, VIEW))
+    rows = view_rows.drop("period").to_pyarrow()
     return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
 
 

@@ -38,87 +38,86 @@ FOREVER = timedelta(0)
 
 customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
-VIEWS = {"of_customer": [customer], "of_shop": [shop], "of_both": [customer, shop]}
-REFS = [f"{view}:{feature}" for view in VIEWS for feature in ("amount", "count")]
+VIEWS = {"customers": [customer], "shops": [shop], "pairs": [customer, shop]}
+FEATURES = {"amount": Float64, "count": Int64, "name": String}
+REFS = [f"{view}:{view}_{feature}" for view in VIEWS for feature in ("amount", "count")]
 
 
-def moments(rng, n):
-    return pa.array(BEGIN + rng.integers(0, MOMENTS, n) * DAY, TIME)
+def with_nulls(rng, values, type_, share=0.1):
+    return pa.array(values, type_, mask=rng.random(len(values)) < share)
 
 
-def with_nulls(rng, values, type_):
-    return pa.array(values, type_, mask=rng.random(len(values)) < 0.1)
-
-
-def feature_rows(rng, n, *, ties):
+def feature_rows(rng, view, n, *, ties):
     rows = pa.table(
         {
             "customer_id": with_nulls(rng, rng.integers(0, 9, n), pa.int64()),
             "shop_code": with_nulls(rng, rng.choice(["a", "a:1", "", "ü"], n), pa.string()),
-            "at": pa.array(moments(rng, n), TIME, mask=rng.random(n) < 0.05),
-            "made": pa.array(rng.permutation(n) * DAY, TIME),  # unique: ties have one answer
-            "amount": with_nulls(rng, rng.random(n), pa.float64()),
-            "count_": with_nulls(rng, rng.integers(0, 99, n), pa.int64()),
-            "name": with_nulls(rng, rng.choice(["x", "y", ""], n), pa.string()),
+            "at": with_nulls(rng, BEGIN + rng.integers(0, MOMENTS, n) * DAY, TIME, share=0.05),
+            "created": pa.array(rng.permutation(n) * DAY, TIME),  # unique: ties have one answer
+            f"{view}_amount": with_nulls(rng, rng.random(n), pa.float64()),
+            f"{view}_count": with_nulls(rng, rng.integers(0, 99, n), pa.int64()),
+            f"{view}_name": with_nulls(rng, rng.choice(["x", "y", ""], n), pa.string()),
         }
     )
     if ties:
         return rows
     # Without a created time a tie has no right answer, so no view may have one.
     frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
-    for keys in (["customer_id"], ["shop_code"]):
-        frame = frame.drop_duplicates([*keys, "at"])
+    for key in ("customer_id", "shop_code"):
+        frame = frame.drop_duplicates([key, "at"])
     return pa.Table.from_pandas(frame, preserve_index=False).cast(rows.schema)
 
 
-def definitions(folder, ttl, *, created, delta):
+def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
     """Feast objects by name. delta: views that are Delta tables; all others are parquet files."""
-    schema = [
-        Field(name="amount", dtype=Float64),
-        Field(name="count", dtype=Int64),
-        Field(name="name", dtype=String),
-    ]
     objects = {"customer": customer, "shop": shop}
-    for name, entities in VIEWS.items():
+    for view, entities in VIEWS.items():
         source = FileSource(
-            name=f"{name}_source",
-            path=f"{folder}/{name}" if name in delta else f"{folder}/{name}.parquet",
-            file_format=DeltaFormat() if name in delta else ParquetFormat(),
+            name=f"{view}_source",
+            path=f"{folder}/{view}" if view in delta else f"{folder}/{view}.parquet",
+            file_format=DeltaFormat() if view in delta else ParquetFormat(),
             timestamp_field="at",
-            created_timestamp_column="made" if created else "",
-            field_mapping={"count_": "count"},
+            created_timestamp_column="created" if created else "",
+            field_mapping=mapping,
         )
-        objects[name] = FeatureView(
-            name=name, entities=entities, ttl=ttl, schema=schema, source=source
+        schema = []
+        for feature, dtype in FEATURES.items():
+            column = f"{view}_{feature}"
+            name = mapping.get(column, column) if mapping else column
+            schema.append(Field(name=name, dtype=dtype))
+        objects[view] = FeatureView(
+            name=view, entities=entities, ttl=ttl, schema=schema, source=source
         )
+    customers = objects["customers"]
     request = RequestSource(name="request", schema=[Field(name="as_of", dtype=Int64)])
 
     def summed(inputs):
         # `label` is a column of the entity frame that no source names: Feast passes all of them.
         labels = inputs.get("label", inputs["as_of"])
-        rows = zip(inputs["count"], inputs["as_of"], map(round, labels), strict=True)
+        columns = (inputs["customers_count"], inputs["as_of"], map(round, labels))
+        rows = zip(*columns, strict=True)
         return {"sum": [None if None in row else sum(row) for row in rows]}
 
-    of_customer = objects["of_customer"]
     objects["summed"] = on_demand_feature_view(
-        sources=[of_customer, request], schema=[Field(name="sum", dtype=Int64)], mode="python"
+        sources=[customers, request], schema=[Field(name="sum", dtype=Int64)], mode="python"
     )(summed)
-    referrer = of_customer.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
-    objects["plain"] = FeatureService(
-        name="plain", features=[of_customer[["count"]], objects["summed"]]
-    )
-    objects["aliased"] = FeatureService(
-        name="aliased", features=[referrer[["name"]], objects["of_both"][["amount"]]]
-    )
+    referrer = customers.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
+    services = {
+        "plain": [customers[["customers_count"]], objects["summed"]],
+        "aliased": [referrer[["customers_name"]], objects["pairs"][["pairs_amount"]]],
+    }
+    for name, features in services.items():
+        objects[name] = FeatureService(name=name, features=features)
     return objects
 
 
 def open_store(folder, kind, objects):
+    options = {} if kind == "duckdb" else {"cache": f"{folder}/cache"}
     config = RepoConfig(
         project="test",
         provider="local",
         registry=f"{folder}/{kind}.db",
-        offline_store={"type": kind} | ({} if kind == "duckdb" else {"cache": f"{folder}/cache"}),
+        offline_store={"type": kind} | options,
         online_store=None,
         entity_key_serialization_version=3,
     )
@@ -127,17 +126,16 @@ def open_store(folder, kind, objects):
     return store
 
 
-def both_stores(folder, rng, ttl=FOREVER, *, created=True, kind=OURS):
+def both_stores(folder, rng, ttl=FOREVER, *, delta=VIEWS, **options):
     """Feast's store on parquet, and ours on Delta tables of the same rows."""
-    for name in VIEWS:
-        rows = feature_rows(rng, 300, ties=created)
-        pq.write_table(rows, folder / f"{name}.parquet")
-        for start in (0, 100):
-            part = rows.slice(start, 100 if start == 0 else None)
-            write_deltalake(folder / name, part, mode="append")
+    for view in VIEWS:
+        rows = feature_rows(rng, view, 300, ties=options.get("created", True))
+        pq.write_table(rows, folder / f"{view}.parquet")
+        for part in (rows.slice(0, 100), rows.slice(100)):
+            write_deltalake(folder / view, part, mode="append")
     return (
-        open_store(folder, "duckdb", definitions(folder, ttl, created=created, delta=())),
-        open_store(folder, kind, definitions(folder, ttl, created=created, delta=VIEWS)),
+        open_store(folder, "duckdb", definitions(folder, ttl, delta=(), **options)),
+        open_store(folder, OURS, definitions(folder, ttl, delta=delta, **options)),
     )
 
 
@@ -158,7 +156,7 @@ def entity_rows(rng, n):
     return pd.concat([rows, rows.sample(20, random_state=1)], ignore_index=True)
 
 
-def same_frames(stores, entities, features=REFS, **options):
+def same_frames(stores, entities, features=REFS, *, asof=True, **options):
     """Compare the frames of both stores, which may order rows and columns as they like."""
     frames = []
     for store in stores:
@@ -169,6 +167,7 @@ def same_frames(stores, entities, features=REFS, **options):
         table = job.to_arrow()
         table = table.select(sorted(table.column_names))
         frames.append((table.schema, sorted(table.to_pylist(), key=repr)))
+    assert ("ASOF" in job.table.compile()) is asof
     stock_frame, our_frame = frames
     assert our_frame == stock_frame
     assert len(our_frame[1]) == len(entities)
@@ -183,8 +182,8 @@ def same_frames(stores, entities, features=REFS, **options):
 def test_random_frames_are_the_stock_stores(tmp_path, seed, created, ttl):
     rng = np.random.default_rng([seed, created])
     stores = both_stores(tmp_path, rng, ttl, created=created)
-    rows = same_frames(stores, entity_rows(rng, 400), full_feature_names=True)
-    share = np.mean([row["of_customer__count"] is not None for row in rows])
+    rows = same_frames(stores, entity_rows(rng, 400))
+    share = np.mean([row["customers_count"] is not None for row in rows])
     assert 0.1 < share < 0.95  # both outcomes are common
 
 
@@ -197,67 +196,61 @@ def test_a_time_to_live_may_be_days_and_hours(tmp_path):
         _, ours = both_stores(folder, np.random.default_rng(1), timedelta(hours=hours))
         entities = entity_rows(np.random.default_rng(9), 200)
         frame = ours.get_historical_features(entity_df=entities, features=REFS[:1]).to_df()
-        counts.append(frame["amount"].count())
+        counts.append(frame["customers_amount"].count())
     assert counts[0] <= counts[1] < counts[2]
 
 
-@pytest.mark.parametrize("full_feature_names", [False, True])
-def test_on_demand_views_aliases_and_join_key_maps_are_the_stock_stores(
-    tmp_path, full_feature_names
-):
+def test_on_demand_views_are_the_stock_stores(tmp_path):
     rng = np.random.default_rng(7)
     stores = both_stores(tmp_path, rng, timedelta(days=5))
-    entities = entity_rows(rng, 300)
-    options = {"full_feature_names": full_feature_names}
-    rows = same_frames(stores, entities, "plain", **options)
-    name = "summed__sum" if full_feature_names else "sum"
-    assert any(row[name] is not None for row in rows)
-    same_frames(stores, entities, "aliased", **options)
+    rows = same_frames(stores, entity_rows(rng, 300), "plain")
+    assert any(row["sum"] is not None for row in rows)
 
 
-def test_rows_made_later_are_hidden_on_request_as_in_the_stock_store(tmp_path):
+@pytest.mark.parametrize("delta", [VIEWS, ("customers", "pairs")])
+@pytest.mark.parametrize(
+    ("features", "options"),
+    [
+        ("aliased", {}),
+        ("plain", {"full_feature_names": True}),
+        (REFS, {"full_feature_names": True, "filter_by_created_timestamp": True}),
+    ],
+)
+def test_other_frames_of_a_table_are_joined_by_feast(tmp_path, delta, features, options):
     rng = np.random.default_rng(3)
-    stores = both_stores(tmp_path, rng)
-    options = {"full_feature_names": True, "filter_by_created_timestamp": True}
-    same_frames(stores, entity_rows(rng, 100), **options)
+    stores = both_stores(tmp_path, rng, timedelta(days=5), delta=delta)
+    same_frames(stores, entity_rows(rng, 200), features, asof=False, **options)
 
 
-def test_views_of_parquet_files_are_joined_by_asof_only_beside_a_delta_table(tmp_path):
+def test_columns_of_a_table_may_have_other_names_than_the_features(tmp_path):
+    rng = np.random.default_rng(4)
+    stores = both_stores(tmp_path, rng, mapping={"pairs_count": "pieces"})
+    rows = same_frames(stores, entity_rows(rng, 200), ["pairs:pieces"], asof=False)
+    assert any(row["pieces"] is not None for row in rows)
+
+
+@pytest.mark.parametrize(("delta", "asof"), [((), False), (("customers",), True)])
+def test_views_of_parquet_files_are_joined_by_asof_only_beside_a_table(tmp_path, delta, asof):
     rng = np.random.default_rng(5)
-    stock, ours = both_stores(tmp_path, rng)
-    others = []
-    for delta in ((), ("of_customer",)):
-        folder = tmp_path / f"beside-{len(delta)}"
-        folder.mkdir()
-        objects = definitions(tmp_path, FOREVER, created=True, delta=delta)
-        others.append(open_store(folder, OURS, objects))
-    parquet, mixed = others
-    entities = entity_rows(rng, 50)
-    for store, is_asof in ((ours, True), (stock, False), (parquet, False), (mixed, True)):
-        job = store.get_historical_features(entity_df=entities.copy(), features=REFS[:2])
-        assert ("ASOF" in job.table.compile()) is is_asof
-    same_frames((stock, parquet), entities, full_feature_names=True)
-    same_frames((stock, mixed), entities, full_feature_names=True)
+    stores = both_stores(tmp_path, rng, delta=delta)
+    same_frames(stores, entity_rows(rng, 50), asof=asof)
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
 def test_an_open_store_reads_the_rows_of_the_newest_commit(tmp_path, monkeypatch, place):
     with s3_server(tmp_path, monkeypatch) if place == "s3" else nullcontext():
         folder = "s3://gyre/views" if place == "s3" else str(tmp_path)
-        objects = definitions(folder, FOREVER, created=True, delta=VIEWS)
-        del objects["plain"], objects["aliased"], objects["summed"]
-        sample = feature_rows(np.random.default_rng(1), 1, ties=True)
+        pairs = definitions(folder, delta=VIEWS)["pairs"]
+        store = open_store(tmp_path, OURS, {"customer": customer, "shop": shop, "pairs": pairs})
+        schema = feature_rows(np.random.default_rng(1), "pairs", 1, ties=True).schema
         keys = {"customer_id": 1, "shop_code": "a"}
         moment = pd.to_datetime(BEGIN + 99 * DAY, unit="us", utc=True)
         entities = pd.DataFrame([keys | {"event_timestamp": moment}])
-        store = None
         for day in (1, 2):
-            row = keys | {"at": BEGIN + day * DAY, "made": BEGIN, "count_": day}
-            for name in VIEWS:
-                rows = pa.Table.from_pylist([row], sample.schema)
-                write_deltalake(f"{folder}/{name}", rows, mode="append")
-            store = store or open_store(tmp_path, OURS, objects)
+            row = keys | {"at": BEGIN + day * DAY, "created": BEGIN, "pairs_count": day}
+            rows = pa.Table.from_pylist([row], schema)
+            write_deltalake(f"{folder}/pairs", rows, mode="append")
             job = store.get_historical_features(
-                entity_df=entities.copy(), features=["of_both:count"]
+                entity_df=entities.copy(), features=["pairs:pairs_count"]
             )
-            assert job.to_df()["count"].tolist() == [day]
+            assert job.to_df()["pairs_count"].tolist() == [day]

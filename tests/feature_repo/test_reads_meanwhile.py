@@ -15,7 +15,8 @@ from core.timestamps import microseconds
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.refresh import refresh_online
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store
 from feature_repo.views import view_files, write_views
 from tests.conftest import wait_until
 from tests.feature_repo.conftest import online_reader
@@ -99,7 +100,7 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
             whole(*found.values())
 
     def watermark():  # what the probe asks beside the reads
-        assert reader.watermark() is not None
+        assert reader.probe() is not None
 
     with looped(by_feast, by_us, watermark) as (failed, _):
         for turn in range(4):
@@ -113,13 +114,13 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
 def test_historical_reads_meanwhile_find_every_row(shop, as_of):
     shop.has(*orders_of(as_of, 10.0))
     shop.ingest(as_of)
-    store = FeatureStore(shop.settings)
+    service = PublishedService(shop.settings, SPEC.feature_service)
     frame = pd.DataFrame(
         {"customer_id": CUSTOMERS, "event_timestamp": as_of, "as_of": microseconds(as_of)}
     )
 
     def read():
-        found = store.historical(SPEC.feature_service, frame).to_pylist()
+        found = service.historical(frame).to_pylist()
         assert len(found) == len(CUSTOMERS)
         for each in found:
             whole(each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"])

@@ -40,7 +40,7 @@ from tests.preloaded import commands_folder
 
 VIEW = "customer_features"
 STATE = f"gyre:online:gyre:{VIEW}"
-CONSUMED = f"gyre:consumed:gyre:{VIEW}"
+AHEAD = f"gyre:ahead:gyre:{VIEW}"
 
 
 def state_of(redis):
@@ -55,12 +55,12 @@ def hashes(redis):
 def test_an_event_that_the_source_takes_back_before_the_next_ingest_leaves_nothing(shop):  # noqa: F811
     shop.receives(AS_OF + MINUTE, order(2, 9, AS_OF, 2.0))
     assert shop.spent(9) == 2.0
-    assert shop.redis.scard(CONSUMED) == 1
+    assert shop.redis.zcard(AHEAD) == 1
     shop.has(FIRST, order(2, 1, AS_OF, 2.0))
     shop.ingest(LATER)
     assert (shop.spent(1), shop.online(9)) == (7.0, None)
     assert len(hashes(shop.redis)) == 1
-    assert shop.redis.scard(CONSUMED) == 0
+    assert shop.redis.zcard(AHEAD) == 0
 
 
 def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # noqa: F811
@@ -68,7 +68,7 @@ def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # 
     name = next(iter(hashes(shop.redis)))
     other = name.replace((1).to_bytes(8, "little"), (77).to_bytes(8, "little"))
     shop.redis.hset(other, mapping=shop.redis.hgetall(name))
-    shop.redis.sadd(CONSUMED, json.dumps([77]))
+    shop.redis.zadd(AHEAD, {json.dumps([77]): 0})
     assert shop.spent(77) == 5.0
     shop.ingest(LATER)
     assert shop.online(77) is None
@@ -84,7 +84,7 @@ def test_what_the_consumer_writes_during_a_refresh_stays(shop):  # noqa: F811
 
     def moment():
         """Called when the keys of before are taken."""
-        shop.redis.sadd(CONSUMED, json.dumps([1]), json.dumps([77]))
+        shop.redis.zadd(AHEAD, dict.fromkeys([json.dumps([1]), json.dumps([77])], raw.version))
         return before
 
     shop.redis.delete(STATE)

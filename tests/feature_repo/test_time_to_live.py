@@ -13,7 +13,8 @@ from feast.on_demand_feature_view import on_demand_feature_view
 from feast.types import Float64, Int64
 
 from core.timestamps import microseconds
-from feature_repo.store import FeatureStore, open_store
+from feature_repo.service import PublishedService
+from feature_repo.store import open_store
 from tests.feature_repo.conftest import online_reader
 
 pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
@@ -57,7 +58,7 @@ def offline(settings, moment):
     frame = pd.DataFrame(
         {"customer_id": [1], "event_timestamp": [moment], "as_of": [microseconds(moment)]}
     )
-    return FeatureStore(settings).historical("snapshots", frame).select(NAMES).to_pylist()
+    return PublishedService(settings, "snapshots").historical(frame).select(NAMES).to_pylist()
 
 
 @pytest.mark.parametrize(

@@ -55,7 +55,7 @@ def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):  # noqa: 
     with closing(OnlineValues(monthly_shop.settings, spend, raw)) as online:
         ends = WindowEnds(monthly_shop.settings, spend, raw, online)
         values = online.compute_entities([2], before)
-        online.write(values, is_ahead=True)
+        online.write(values, raw.version)
         ends.add(values)
         for moment in (before, month):
             ends.step(moment)

@@ -26,7 +26,7 @@ from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
-from feature_repo.forgotten import Key, forgotten_file
+from feature_repo.forgotten import forgotten_file
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
@@ -34,7 +34,7 @@ from feature_repo.views import view_files
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import collect, outcomes, predictions
-from monitoring.forget import Search
+from monitoring.forget import Key, Search
 from monitoring.run import load_reference
 from serving.prediction_log import AppendLog
 from stack.environment import process_environment

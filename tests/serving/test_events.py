@@ -185,7 +185,7 @@ def test_an_ingest_under_way_holds_up_no_event(rig: Rig, served: Served, feature
         ({"order_ts": "2026-11-20T10:00:00"}, "order_ts", "timezone"),
         ({"order_ts": 1_700_000_000}, "order_ts", "datetime"),
         ({"order_ts": "2999-01-01T00:00:00Z"}, "order_ts", "future"),
-        ({"order_ts": "0001-01-01T00:00:00+14:00"}, "order_ts", "years 2 to 9998"),
+        ({"order_ts": "0001-01-01T00:00:00+14:00"}, "order_ts", "0002-01-01"),
     ],
 )
 def test_what_is_no_event_is_refused_by_name(

@@ -26,7 +26,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity
-from feature_repo.store import FeatureStore
+from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.tracking import Tracking
 from monitoring.backtest.evaluation import backtest
@@ -126,17 +126,17 @@ def learn(settings, folder, visits):
 
 
 def compare(settings):
-    store = FeatureStore(settings)
-    said["datasets"] = [each.name for each in store.datasets(SPEC.feature_service)]
+    service = PublishedService(settings, SPEC.feature_service)
+    said["datasets"] = sorted(service.datasets())
     rows_ = raw_table(settings, load_dataset("purchases")).read(columns=["customer_id"])
     said["customers"] = len(rows_["customer_id"].unique())
     said["imported"] = dataset_names("purchases")
-    views = store.views(SPEC.feature_service)
+    views = service.join_keys
     said["views"] = views
     known = entities(settings, views, KEY)
     said["entities"] = [len(known), *(len({each[name] for each in known}) for name in KEY)]
-    report = parity(settings, SPEC.feature_service, KEY, [BEHIND, NOW], lambda _line: None)
-    said["parity"] = [report.values, report.differences, report.summary()]
+    report = parity(settings, SPEC.feature_service, [BEHIND, NOW])
+    said["parity"] = [report.entities * report.features, [*report.differences]]
     said["backtest"] = len(backtest(settings, SPEC, NOW).months)
     said["check"] = check(settings, SPEC, NOW)
 

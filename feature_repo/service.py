@@ -1,0 +1,212 @@
+"""A feature service as it is published: its views, features, keys and request data."""
+
+import json
+from collections.abc import Iterable
+from functools import cached_property
+from typing import Any
+
+import feast
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from feast.errors import FeastObjectNotFoundException
+from feast.utils import _get_feature_views_to_use  # as Feast's own reads resolve a service
+
+from core.errors import DataError
+from core.settings import Settings
+from core.spec import OURS, FeatureType
+from feature_repo.datasets import dataset_of
+from feature_repo.definition import Dataset
+from feature_repo.definition_hash import function_definition, view_definition
+from feature_repo.features import TIME
+from feature_repo.on_demand import digest
+from feature_repo.store import open_store
+from feature_repo.views import unbuilt
+
+TYPES: dict[str, FeatureType] = {
+    "Int32": "int32",
+    "Int64": "int64",
+    "Float32": "float32",
+    "Float64": "double",
+    "Bool": "bool",
+    "UnixTimestamp": "timestamp",
+    "String": "string",
+}
+"""Feast's types of features, and their names in a spec."""
+ARROW: dict[str, pa.DataType] = {
+    kind: TIME if kind == "timestamp" else pa.type_for_alias(kind) for kind in TYPES.values()
+}
+AS_OF = "as_of"
+"""Request data that Gyre brings by itself."""
+
+
+class PublishedService:
+    """A feature service in Feast's registry, with the views that it reads.
+
+    Attributes:
+        feast_service: The service as Feast has it.
+        stored: Views that it or one of its on-demand views reads. The projection of each holds
+            every feature that is read of it.
+        on_demand: Its on-demand views.
+        features: Types of what it gives, in its order.
+        feature_views: Name of the view that gives each feature.
+        join_keys: Join keys of each stored view.
+        key_types: Types of all join keys.
+
+    """
+
+    def __init__(
+        self,
+        settings: Settings,
+        name: str,
+        store: feast.FeatureStore | None = None,
+    ) -> None:
+        """Resolve the views of a service.
+
+        Args:
+            settings: Of the installation.
+            name: Of the service.
+            store: In place of the installation's.
+
+        Raises:
+            DataError: The service, or one of its views, is not published.
+
+        """
+        self._settings = settings
+        self.store = store or open_store(settings)
+        self.name = name
+        try:
+            self.feast_service = self.store.get_feature_service(name)
+            self.stored, self.on_demand = _get_feature_views_to_use(
+                registry=self.store.registry,
+                project=self.store.project,
+                features=self.feast_service,
+                allow_cache=True,
+            )
+        except FeastObjectNotFoundException as exc:
+            raise DataError(f"{exc}; run: cd feature_repo && feast apply") from exc
+        self.features: dict[str, str] = {}
+        self.feature_views: dict[str, str] = {}
+        for projection in self.feast_service.feature_view_projections:
+            types = field_types(projection.features)
+            self.features |= types
+            self.feature_views |= dict.fromkeys(types, projection.name)
+        self.join_keys: dict[str, list[str]] = {}
+        self.key_types: dict[str, str] = {}
+        for view in self.stored:
+            self.join_keys[view.name] = view.join_keys
+            self.key_types |= field_types(view.entity_columns)
+
+    @cached_property
+    def request_data(self) -> dict[str, FeatureType]:
+        """Types of what a request brings beside keys and `as_of`.
+
+        Raises:
+            DataError: A type is none of TYPES, or something else has the name.
+
+        """
+        reserved = {"features", *OURS, *self.key_types}
+        for view in (*self.on_demand, *self.stored):
+            reserved |= field_types(view.features).keys()
+        sources: list[Any] = []
+        for view in self.on_demand:
+            sources += view.source_request_sources.values()
+        types: dict[str, Any] = {}
+        for source in sources:
+            for name, kind in field_types(source.schema).items():
+                if name == AS_OF:
+                    continue
+                place = f"feature service {self.name}: request data {name}"
+                if name in reserved:
+                    reason = "a key, a feature or Gyre has that name: rename it"
+                    raise DataError(f"{place}: {reason}")
+                if kind not in ARROW or types.setdefault(name, kind) != kind:
+                    expected = f"expected one type of {', '.join(TYPES)}"
+                    raise DataError(f"{place}: {expected}, found {kind}")
+        return types
+
+    def datasets(self) -> dict[str, Dataset]:
+        """Return the datasets of the stored views, by name."""
+        datasets = [dataset_of(view) for view in self.join_keys]
+        return {dataset.name: dataset for dataset in datasets if dataset}
+
+    def historical(self, frame: pd.DataFrame) -> pa.Table:
+        """Join features to rows as they were at each row's event_timestamp.
+
+        Args:
+            frame: Join keys, event_timestamp (aware UTC), and the request data of on-demand views,
+                such as `as_of` (int64 microseconds).
+
+        Returns:
+            The rows in an order of Feast's choosing.
+
+        Raises:
+            DataError: A view was published whose rows were not computed since.
+
+        """
+        for view in self.stored:
+            problem = _unbuilt(self._settings, view)
+            if problem:
+                raise DataError(problem)
+        job = self.store.get_historical_features(entity_df=frame, features=self.feast_service)
+        rows = job.to_arrow()
+        for name, kind in self.features.items():
+            if kind in ARROW:
+                position = rows.schema.get_field_index(name)
+                rows = rows.set_column(position, name, as_stored(rows[name], kind))
+        return rows
+
+    def definitions(self) -> dict[str, str]:
+        """Return a hash of what each view means, and of the schema, by name.
+
+        Of a view, only the features count that are read.
+        """
+        hashes: dict[str, str] = {}
+        schema: dict[str, Any] = {}
+        for view in self.stored:
+            features = field_types(view.projection.features)
+            schema[view.name] = [features, field_types(view.entity_columns), str(view.ttl)]
+            dataset = dataset_of(view.name)
+            if dataset is not None:
+                unread = field_types(view.features).keys() - features.keys()
+                hashes[view.name] = view_definition(dataset, view.name, frozenset(unread))
+        for view in self.on_demand:
+            schema[view.name] = [field_types(view.projection.features), view.mode]
+            hashes[view.name] = function_definition(view.feature_transformation)
+        text = json.dumps(schema, sort_keys=True)
+        hashes[f"service.{self.name}"] = digest(text)
+        return hashes
+
+
+def service_names(settings: Settings, dataset: Dataset) -> list[str]:
+    """Return the names of the published services that read a view of a dataset."""
+    store = open_store(settings)
+    names = [service.name for service in store.list_feature_services()]
+    services = [PublishedService(settings, name, store) for name in names]
+    return [service.name for service in services if service.join_keys.keys() & dataset.views]
+
+
+def unbuilt_views(settings: Settings, dataset: Dataset) -> list[str]:
+    """Say which published views of a dataset have no values of their expression."""
+    views = open_store(settings).list_feature_views()
+    problems = [_unbuilt(settings, view) for view in views if view.name in dataset.views]
+    return [problem for problem in problems if problem]
+
+
+def _unbuilt(settings: Settings, view: feast.FeatureView) -> str | None:
+    dataset = dataset_of(view.name)
+    if dataset is None:
+        return None
+    return unbuilt(settings, dataset, view.name, field_types(view.features))
+
+
+def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
+    """Cast a column to the type that Feast stores: an on-demand function may give another."""
+    if kind == "timestamp" and pa.types.is_timestamp(column.type):
+        column = pc.floor_temporal(column, unit="second")
+    return column.cast(ARROW[kind])
+
+
+def field_types(fields: Iterable[feast.Field]) -> dict[str, str]:
+    """Return names and types of fields; Feast's own name of a type where we have none."""
+    return {field.name: TYPES.get(str(field.dtype), str(field.dtype)) for field in fields}

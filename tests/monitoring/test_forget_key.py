@@ -1,0 +1,50 @@
+"""Whose rows are meant, in columns and in JSON."""
+
+from __future__ import annotations
+
+import json
+import re
+
+import pyarrow as pa
+import pytest
+from pydantic_core import to_json
+
+from core.storage import Table
+from monitoring.forget import Key
+from tests.conftest import new_settings
+
+VALUES = (4, -4, "4", "a-b.c", 'Zoë "Z" O\'Neil', "back\\slash", "日本")
+OTHER_VALUES = {4: (40, 14, "4", 4.5), "4": (4, "40", "a4"), "a-b.c": ("a-bxc", "a-b.cd")}
+
+
+def json_texts(row):
+    """A row as quarantine, stream and log have it, and as JSON within JSON."""
+    yield json.dumps(row, indent=2)
+    for text in (json.dumps(row, sort_keys=True), to_json(row).decode()):
+        yield text
+        yield json.dumps({"entry": "1-1", "events": f"[{text}]"})
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_is_found_in_json_however_it_is_written_and_no_other_is(tmp_path, value):
+    key = Key("customer_id", value)
+    texts = [
+        *json_texts({"customer_id": value, "n": 1}),
+        *json_texts({"a": 1, "customer_id": value}),
+    ]
+    other_texts = list(json_texts({"customer": value, "note": "customer_id"}))
+    for other_value in OTHER_VALUES.get(value, ()):
+        other_texts += json_texts({"customer_id": other_value})
+    assert all(re.search(key.pattern, text) for text in texts)
+    assert not any(re.search(key.pattern, text) for text in other_texts)
+    table = Table(new_settings(tmp_path), "texts", pa.schema({"row": pa.string()}))
+    table.merge(pa.table({"row": texts + other_texts}), ["row"], ["row"])
+    assert sorted(table.matching(key.in_json("row"), "row")) == sorted(texts)
+
+
+@pytest.mark.parametrize("value", VALUES)
+def test_a_value_is_found_in_its_column(tmp_path, value):
+    rows = pa.table({"customer_id": [value, type(value)(5), None], "n": [1, 2, 3]})
+    table = Table(new_settings(tmp_path), "values", rows.schema)
+    table.merge(rows, ["n"], ["customer_id"])
+    assert table.matching(Key("customer_id", value).equals, "n") == [1]
