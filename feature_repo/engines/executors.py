@@ -73,7 +73,9 @@ class _Reader(DataSourceReader):  # type: ignore[misc]
         if partition is None:  # Spark's one partition where there are no files
             return
         filesystem = _filesystem(self._address, self._storage_options)
-        file = ds.dataset(partition.value, self._schema, format="parquet", filesystem=filesystem)
+        file = ds.dataset(
+            partition.value, self._schema, format="parquet", filesystem=filesystem
+        )
         yield from file.to_batches(batch_size=BATCH_ROWS, batch_readahead=2)
 
 

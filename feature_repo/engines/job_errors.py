@@ -36,8 +36,12 @@ def _line(exc: PySparkException | Py4JJavaError) -> str:
     place = f"Spark's worker {worker[1]}" if worker else "Spark"
     package = PACKAGE.search(str(exc))
     if package:
-        remedy = "workers run in the image of the executors, or in an environment like it"
+        remedy = (
+            "workers run in the image of the executors, or in an environment like it"
+        )
         return f"{place} has no Python package {package[1]}: {remedy}"
     lines = str(exc).strip().splitlines()
-    reason = lines[-1] if isinstance(exc, PythonException) else lines[0]  # its traceback's end
+    reason = (
+        lines[-1] if isinstance(exc, PythonException) else lines[0]
+    )  # its traceback's end
     return f"{place}: {reason[:LONGEST]}"

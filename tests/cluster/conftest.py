@@ -29,13 +29,38 @@ HOST = "10.77.0.1"
 """Of driver, master and S3."""
 BRIDGE = "gyre0"
 PACKAGES = (
-    *("pyspark", "py4j", "pyarrow", "pyarrow.libs", "deltalake", "arro3", "numpy", "numpy.libs"),
-    *("pandas", "pandas.libs", "dateutil", "pytz", "six.py", "tzdata", "typing_extensions.py"),
+    *(
+        "pyspark",
+        "py4j",
+        "pyarrow",
+        "pyarrow.libs",
+        "deltalake",
+        "arro3",
+        "numpy",
+        "numpy.libs",
+    ),
+    *(
+        "pandas",
+        "pandas.libs",
+        "dateutil",
+        "pytz",
+        "six.py",
+        "tzdata",
+        "typing_extensions.py",
+    ),
 )
 """All that the environment of an executor holds, of those that are installed here."""
 MASTER = "org.apache.spark.deploy.master.Master"
 WORKER = "org.apache.spark.deploy.worker.Worker"
-NAMESPACES = ["unshare", "--net", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc"]
+NAMESPACES = [
+    "unshare",
+    "--net",
+    "--mount",
+    "--pid",
+    "--fork",
+    "--kill-child",
+    "--mount-proc",
+]
 SECRET = "known-to-hosts-alone"
 
 
@@ -73,16 +98,38 @@ class Cluster:
         installed = [name for name in packages if (purelib / name).exists()]
         command = [*NAMESPACES, script, f"{address}/24", sys.executable]
         command += [" ".join(installed), str(folder), str(CLONE), WORKER]
-        command += ["--cores", "2", "--memory", "2g", "--work-dir", "/media/work", self.address]
+        command += [
+            "--cores",
+            "2",
+            "--memory",
+            "2g",
+            "--work-dir",
+            "/media/work",
+            self.address,
+        ]
         host = ExitStack()
         # What executors have of an environment is that of their worker.
         process = host.enter_context(running(command, folder / "worker.log"))
         self._hosts[number] = host
         network = Path(f"/proc/{process.pid}/ns/net")
-        wait_until("a network", lambda: network.readlink() != Path("/proc/self/ns/net").readlink())
+        wait_until(
+            "a network",
+            lambda: network.readlink() != Path("/proc/self/ns/net").readlink(),
+        )
         cable = f"{BRIDGE}-{number}"
         delete(cable)  # of a killed host it goes by itself, a little later
-        ip("link", "add", cable, "type", "veth", "peer", "name", "eth0", "netns", f"{process.pid}")
+        ip(
+            "link",
+            "add",
+            cable,
+            "type",
+            "veth",
+            "peer",
+            "name",
+            "eth0",
+            "netns",
+            f"{process.pid}",
+        )
         ip("link", "set", cable, "master", BRIDGE, "up")
         wait_until(f"worker {number}", lambda: self._is_alive(address), process=process)
         return address
@@ -107,7 +154,9 @@ class Cluster:
 
     def _is_alive(self, address: str) -> bool:
         workers = httpx.get(f"{self.page}/json/").json()["workers"]
-        return address in [worker["host"] for worker in workers if worker["state"] == "ALIVE"]
+        return address in [
+            worker["host"] for worker in workers if worker["state"] == "ALIVE"
+        ]
 
 
 @contextmanager
@@ -129,7 +178,9 @@ def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
     for program in ("ip", "unshare", "java"):
         if not shutil.which(program):
             pytest.skip(f"needs {program}")
-    if subprocess.run([*NAMESPACES, "true"], check=False, capture_output=True).returncode:
+    if subprocess.run(
+        [*NAMESPACES, "true"], check=False, capture_output=True
+    ).returncode:
         pytest.skip("needs root, and a machine that lets root make network namespaces")
     folder = tmp_path_factory.mktemp("cluster")
     with ExitStack() as stack:
@@ -174,7 +225,12 @@ def spark_session(master: str) -> Any:
         # Small rows are spread, too.
         "spark.sql.adaptive.coalescePartitions.enabled": "false",
     }
-    session = SparkSession.builder.master(master).appName("gyre").config(map=options).getOrCreate()
+    session = (
+        SparkSession.builder.master(master)
+        .appName("gyre")
+        .config(map=options)
+        .getOrCreate()
+    )
     executors.register(session)
     return session
 

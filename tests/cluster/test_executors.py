@@ -26,7 +26,9 @@ job_errors = pytest.importorskip("feature_repo.engines.job_errors", reason=NO_PY
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+    ),
 ]
 ORDERS = pa.schema(
     {
@@ -64,7 +66,8 @@ def orders(first, count, start=START, days=3 * 365):
     numbers = range(first, first + count)
     minutes = [n * 7919 % (days * 1440) for n in numbers]
     times = [
-        start + timedelta(minutes=m, microseconds=n) for n, m in zip(numbers, minutes, strict=True)
+        start + timedelta(minutes=m, microseconds=n)
+        for n, m in zip(numbers, minutes, strict=True)
     ]
     columns = {
         "order_id": [*numbers],
@@ -87,7 +90,9 @@ class Shop:
     def computed(self):
         """Rows of the features, by DuckDB."""
         orders = self.raw.read()
-        return duckdb.connect().register("orders", orders).sql(FEATURES).to_arrow_table()
+        return (
+            duckdb.connect().register("orders", orders).sql(FEATURES).to_arrow_table()
+        )
 
     def stored(self):
         """Rows of the newest version of the table of features, by DuckDB; columns of files only."""
@@ -95,13 +100,22 @@ class Shop:
         return duckdb.read_parquet(files, hive_partitioning=False).to_arrow_table()
 
     def read(self, spark, columns=ORDERS):
-        return executors.frame_of_files(spark, str(self.raw.path), self.raw.names(), columns, S3)
+        return executors.frame_of_files(
+            spark, str(self.raw.path), self.raw.names(), columns, S3
+        )
 
     def write(self, spark, first_period=0):
         """Compute the features on the cluster and write their files."""
         self.read(spark).createOrReplaceTempView("orders")
-        rows = spark.sql(FEATURES).selectExpr("*", PERIOD).where(f"period >= {first_period}")
-        return [AddedFile(**file) for file in executors.write_frame(rows, str(self.view.path), S3)]
+        rows = (
+            spark.sql(FEATURES)
+            .selectExpr("*", PERIOD)
+            .where(f"period >= {first_period}")
+        )
+        return [
+            AddedFile(**file)
+            for file in executors.write_frame(rows, str(self.view.path), S3)
+        ]
 
     def objects(self):
         """Paths of all parquet files in the folder of the features, whether committed or not."""
@@ -153,14 +167,18 @@ def test_executors_read_what_duckdb_reads(spark, shop):
     assert_same_rows(shop.read(spark).toArrow(), shop.raw.read())
 
 
-def test_columns_that_nobody_asks_for_are_not_read_and_those_that_files_lack_are_null(spark, shop):
+def test_columns_that_nobody_asks_for_are_not_read_and_those_that_files_lack_are_null(
+    spark, shop
+):
     columns = pa.schema({"cents": pa.int64(), "voucher": pa.string()})
     rows = shop.read(spark, columns).toArrow()
     assert rows.column_names == ["cents", "voucher"]
     assert rows["voucher"].null_count == rows.num_rows == 20_000
 
 
-def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(spark, shop):
+def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(
+    spark, shop
+):
     with shop.view.writing():
         files = shop.write(spark)
         assert shop.view.version == -1
@@ -178,7 +196,9 @@ def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(spa
 
 def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
     shop.read(spark).count()
-    application = f"http://{HOST}:4040/api/v1/applications/{spark.sparkContext.applicationId}"
+    application = (
+        f"http://{HOST}:4040/api/v1/applications/{spark.sparkContext.applicationId}"
+    )
     pages = [f"{application}/environment", f"{application}/allexecutors"]
     for page in [*pages, f"{cluster.page}/json/", f"http://{HOST}:4040/environment/"]:
         text = httpx.get(page).raise_for_status().text
@@ -186,7 +206,9 @@ def test_no_page_of_spark_shows_a_secret(spark, cluster, shop):
         assert "AWS_" not in text
 
 
-def test_a_worker_killed_while_it_writes_costs_no_row_and_leaves_none_twice(spark, cluster, shop):
+def test_a_worker_killed_while_it_writes_costs_no_row_and_leaves_none_twice(
+    spark, cluster, shop
+):
     with ThreadPoolExecutor() as threads:
         job = threads.submit(shop.write, spark)
         with stopped_after_files(cluster, shop, 3):
@@ -211,7 +233,9 @@ Shop(Path(folder), name).write(spark_session(master))
 def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
     spark, cluster, shop, tmp_path
 ):
-    shop.view.commit(shop.write(spark), COLUMNS, "period", within=None, notes={"raw": 1})
+    shop.view.commit(
+        shop.write(spark), COLUMNS, "period", within=None, notes={"raw": 1}
+    )
     rows = shop.stored()
     version = shop.view.version
     committed = shop.objects()
@@ -223,7 +247,9 @@ def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
         stopped_after_files(cluster, shop, 3),
     ):
         driver.kill()
-    wait_until("the end of its job", lambda: {*cluster.running_applications()} <= applications)
+    wait_until(
+        "the end of its job", lambda: {*cluster.running_applications()} <= applications
+    )
     assert shop.view.version == version
     assert shop.stored().equals(rows)
     orphans = shop.objects() - committed
@@ -238,7 +264,9 @@ def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
 
 
 @pytest.mark.parametrize("package", ["deltalake", "pyarrow"])
-def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(spark, cluster, shop, package):
+def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(
+    spark, cluster, shop, package
+):
     cluster.kill_workers()
     packages = tuple(name for name in PACKAGES if name != package)
     address = cluster.start_worker(1, packages)
@@ -246,5 +274,7 @@ def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(spark, cluste
         shop.read(spark).toArrow()
     cluster.kill_workers()
     line = str(error.value)
-    assert line.startswith(f"Spark's worker {address} has no Python package {package}: ")
+    assert line.startswith(
+        f"Spark's worker {address} has no Python package {package}: "
+    )
     assert "\n" not in line

@@ -39,13 +39,19 @@ def test_what_is_of_another_time_is_not_read(tmp_path):
     table = Table(new_settings(tmp_path), "table", SCHEMA)
     for day in range(3):
         table.insert(rows(BEGAN + day * DAY), "id", beside="received")
-    for file in map(Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")):
+    for file in map(
+        Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")
+    ):
         file.unlink()
-    assert table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
+    assert (
+        table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
+    )
 
 
 def test_files_are_found_whatever_the_folder_is_called(tmp_path):
-    table = Table(new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS)
+    table = Table(
+        new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS
+    )
     for day in ("a b", "1 %/2"):
         table.replace(pa.table({"day": [day], "n": [1]}, SCHEMA_OF_DAYS), ["day"])
     files = table.files(within="n = 1")
@@ -66,22 +72,39 @@ def written_file(table, time, period):
     """Write a file into the folder of a table, as a commit wants it described."""
     path = written(Path(str(table.path)), period, time)
     name = path.relative_to(str(table.path)).as_posix()
-    return AddedFile(name, path.stat().st_size, period, rows=1, earliest=time, latest=time)
+    return AddedFile(
+        name, path.stat().st_size, period, rows=1, earliest=time, latest=time
+    )
 
 
-def test_files_of_a_period_are_replaced_in_one_commit_that_says_the_span_of_their_times(tmp_path):
+def test_files_of_a_period_are_replaced_in_one_commit_that_says_the_span_of_their_times(
+    tmp_path,
+):
     table = Table(new_settings(tmp_path), "view", pa.schema({"event_timestamp": TIME}))
     columns = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
     micro = timedelta(microseconds=1)
     for period in (1, 2):
-        written(tmp_path / "rows", period, BEGAN + period * DAY, BEGAN + period * DAY + micro)
-    table.replace_files(tmp_path / "rows", columns, "period", within=None, notes={"raw": 7})
+        written(
+            tmp_path / "rows",
+            period,
+            BEGAN + period * DAY,
+            BEGAN + period * DAY + micro,
+        )
+    table.replace_files(
+        tmp_path / "rows", columns, "period", within=None, notes={"raw": 7}
+    )
     first_version = table.version
     assert table.read().num_rows == 4
-    assert BEGAN + 2 * DAY + micro <= table.newest("event_timestamp") <= BEGAN + 2 * DAY + MILLI
+    assert (
+        BEGAN + 2 * DAY + micro
+        <= table.newest("event_timestamp")
+        <= BEGAN + 2 * DAY + MILLI
+    )
 
     file = written_file(table, BEGAN + 3 * DAY, period=2)
-    assert table.read().num_rows == 4  # a file that no commit names is no part of the table
+    assert (
+        table.read().num_rows == 4
+    )  # a file that no commit names is no part of the table
     table.commit([file], columns, "period", within="period >= 2", notes={"raw": 8})
     assert table.version == first_version + 1
     times = table.read()["event_timestamp"].to_pylist()
