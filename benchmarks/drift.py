@@ -50,9 +50,13 @@ def prepare(home: Path, rows: int) -> None:
     from monitoring.collect import predictions  # noqa: PLC0415
 
     table = predictions(load_settings(home=home))
-    drawn = [f"{name} := round(hash(i, '{name}') % 1000000 / 977.0, 2)" for name in NUMBERS]
+    drawn = [
+        f"{name} := round(hash(i, '{name}') % 1000000 / 977.0, 2)" for name in NUMBERS
+    ]
     columns = {
-        "drawn": ", ".join([*drawn, f"segment := {SEGMENTS}[1 + (hash(i, 'segment') % 3)::INT]"]),
+        "drawn": ", ".join(
+            [*drawn, f"segment := {SEGMENTS}[1 + (hash(i, 'segment') % 3)::INT]"]
+        ),
         "names": json.dumps([*FEATURES], separators=(",", ":")),
         "numbers": ", ".join(f"drawn.{name}" for name in NUMBERS),
         "texts": ", ".join("NULL" for _ in NUMBERS),
@@ -63,7 +67,9 @@ def prepare(home: Path, rows: int) -> None:
             first, last = rows * append // APPENDS, rows * (append + 1) // APPENDS
             sql = LOGGED.format(rows=rows, first=first, last=last, **columns)
             # Not as the collector does, which first reads all request ids.
-            write_deltalake(table.path, connection.sql(sql).to_arrow_reader(), mode="append")
+            write_deltalake(
+                table.path, connection.sql(sql).to_arrow_reader(), mode="append"
+            )
 
 
 def reference() -> pd.DataFrame:
@@ -98,9 +104,13 @@ def evidently(_home: str) -> dict[str, float]:
 
     draw = np.random.default_rng(0)
     names = [str(n) for n in range(COLUMNS)]
-    frames = [pd.DataFrame(draw.random((PEER_ROWS, COLUMNS)), columns=names) for _ in range(2)]
+    frames = [
+        pd.DataFrame(draw.random((PEER_ROWS, COLUMNS)), columns=names) for _ in range(2)
+    ]
     began = time.perf_counter()
-    metrics: list[Any] = [ValueDrift(column=name, method="psi", threshold=0.25) for name in names]
+    metrics: list[Any] = [
+        ValueDrift(column=name, method="psi", threshold=0.25) for name in names
+    ]
     Report(metrics).run(*map(Dataset.from_pandas, frames)).save_html(os.devnull)
     return {"seconds": time.perf_counter() - began}
 
@@ -110,7 +120,9 @@ PEERS = {"ours": ours, "evidently": evidently}
 
 def main(rows: int) -> None:
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name:
-        title(f"drift of {rows:,} x {len(FEATURES)}, Evidently's of {PEER_ROWS:,} x {COLUMNS}")
+        title(
+            f"drift of {rows:,} x {len(FEATURES)}, Evidently's of {PEER_ROWS:,} x {COLUMNS}"
+        )
         prepare(Path(name), rows)
         rounds = rounds_of(PEERS, lambda peer: child("drift", peer, name))
         promised("drift to Evidently alone", ratio(rounds, "ours", "evidently"), 1, "x")

@@ -117,7 +117,9 @@ def open_feast(settings: Settings, *, stock: bool) -> Any:
     }
     views = [orders.customer_features_view, orders.customer_recency]
     views[0].batch_source.file_options = FileOptions(
-        uri=str(settings.home / ROWS), file_format=ParquetFormat(), s3_endpoint_override=""
+        uri=str(settings.home / ROWS),
+        file_format=ParquetFormat(),
+        s3_endpoint_override="",
     )
     store = feast.FeatureStore(config=RepoConfig(**config))
     store.apply([orders.customer, *views, orders.customer_churn_v1])
@@ -129,7 +131,9 @@ def time_frame(peer: str, count: str, events: str) -> dict[str, float]:
     entities = entity_frame(rows, rows // int(events))
     if peer == "plain":
         connection = duckdb.connect()
-        connection.execute("SET asof_loop_join_threshold = 0").register("frame", entities)
+        connection.execute("SET asof_loop_join_threshold = 0").register(
+            "frame", entities
+        )
         sql = PLAIN_JOIN.format(path=settings.home / ROWS)
 
         def join() -> pa.Table:
@@ -182,7 +186,9 @@ def time_plain_writes(settings: Settings, redis: Redis) -> float:
         pipeline = redis.pipeline(transaction=False)
         for row in batch.to_pylist():
             key = str(row.pop("customer_id"))
-            pipeline.hset(key, mapping={name: str(value)[:9] for name, value in row.items()})
+            pipeline.hset(
+                key, mapping={name: str(value)[:9] for name, value in row.items()}
+            )
         began = time.perf_counter()
         pipeline.execute()
         seconds += time.perf_counter() - began
@@ -196,7 +202,11 @@ def compare(what: str, home: Path, port: int, rows: int, events: int = 1) -> flo
     """Write feature rows, print the figures of each peer; return our seconds to the plain ones."""
 
     def measured(peer: str) -> dict[str, float]:
-        here = {"GYRE_HOME": str(home), "GYRE_REDIS_PORT": str(port), "GYRE_REDIS_URL": ""}
+        here = {
+            "GYRE_HOME": str(home),
+            "GYRE_REDIS_PORT": str(port),
+            "GYRE_REDIS_URL": "",
+        }
         return child("features", what, peer, rows, events, **here)
 
     measure.title(f"{what} of {rows:,} rows, {events} feature rows a key")
@@ -209,7 +219,10 @@ def compare(what: str, home: Path, port: int, rows: int, events: int = 1) -> flo
 
 
 def main(rows: int) -> None:
-    with tempfile.TemporaryDirectory() as name, measure.redis_in_memory(Path(name)) as port:
+    with (
+        tempfile.TemporaryDirectory() as name,
+        measure.redis_in_memory(Path(name)) as port,
+    ):
         for events in EVENTS:
             times = compare("frame", Path(name), port, rows, events)
             promised(f"frame at {events} rows a key to a plain join", times, 3, "x")

@@ -89,11 +89,17 @@ def land(settings: Settings, file: Path, rows: int) -> None:
 
     copies = -(-rows // SHIPPED_ROWS)
     with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
-        connection.execute(HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=file))
+        connection.execute(
+            HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=file)
+        )
     dataset = ingest.load_dataset("orders")
     raw = ingest.raw_table(settings, dataset)
     orders = pq.read_table(file).cast(dataset.schema)
-    raw.merge(orders.append_column("ingested_at", orders["order_ts"]), dataset.key, ("order_id",))
+    raw.merge(
+        orders.append_column("ingested_at", orders["order_ts"]),
+        dataset.key,
+        ("order_id",),
+    )
     views.write_views(settings, dataset, raw)
 
 
@@ -108,7 +114,9 @@ def prepare(home: Path, port: int, rows: int) -> None:
     land(settings, history, rows)
     for number in range(1, ROUNDS + 1):
         begin, new = AS_OF + (number - 1) * HOUR, home / f"new-{number}.parquet"
-        sql = NEWER.format(history=history, rows=10 * number * rows, new=NEW, begin=begin, to=new)
+        sql = NEWER.format(
+            history=history, rows=10 * number * rows, new=NEW, begin=begin, to=new
+        )
         duckdb.execute(sql)
     dataset = ingest.load_dataset("orders")
     feast_apply(settings)
@@ -122,7 +130,9 @@ def write_by_hand(home: str, port: str) -> dict[str, float]:
     files = Table(at_home(home, port), "raw/orders", None).files()
     sql = BY_HAND.format(files=files, to=f"{home}/by_hand.parquet")
     config = {"memory_limit": "4GB", "temp_directory": home}
-    with duckdb.connect(config=config | {"preserve_insertion_order": False}) as connection:
+    with duckdb.connect(
+        config=config | {"preserve_insertion_order": False}
+    ) as connection:
         began = time.perf_counter()
         connection.execute(sql)
         return {"seconds": time.perf_counter() - began}
@@ -162,11 +172,22 @@ def main(rows: int) -> None:
         home = Path(name) / "home"
         with measure.redis_in_memory(Path(name)) as port:
             prepare(home, port, rows)
-            rounds = rounds_of(["ingest"], lambda peer: child("ingest", peer, home, port))
+            rounds = rounds_of(
+                ["ingest"], lambda peer: child("ingest", peer, home, port)
+            )
         promised(f"ingest of {NEW:,}", median(rounds, "ingest"), 9, "s")
-        rounds = rounds_of(["by hand", "features"], lambda peer: child("ingest", peer, home, 1))
-        promised("features to the SQL by hand", ratio(rounds, "features", "by hand"), 1.3, "x")
-        promised("peak memory of features", median(rounds, "features", "mb"), 3500, "MB")
+        rounds = rounds_of(
+            ["by hand", "features"], lambda peer: child("ingest", peer, home, 1)
+        )
+        promised(
+            "features to the SQL by hand",
+            ratio(rounds, "features", "by hand"),
+            1.3,
+            "x",
+        )
+        promised(
+            "peak memory of features", median(rounds, "features", "mb"), 3500, "MB"
+        )
 
 
 if __name__ == "__main__":

@@ -31,7 +31,11 @@ def child(benchmark: str, peer: str, *arguments: object, **environment: str) -> 
     command = [sys.executable, "-W", "ignore", "-m", f"benchmarks.{benchmark}", peer]
     command += map(str, arguments)
     done = subprocess.run(
-        command, env=os.environ | environment, cwd=PROJECT, check=False, capture_output=True
+        command,
+        env=os.environ | environment,
+        cwd=PROJECT,
+        check=False,
+        capture_output=True,
     )
     if done.returncode:
         raise SystemExit(f"{command}: {done.stderr.decode()}")
@@ -48,7 +52,9 @@ def rounds_of(peers: Iterable[str], measured: Callable[[str], Values]) -> Rounds
     """Measure the peers in turn, in several rounds; print the medians."""
     rounds = [{peer: measured(peer) for peer in peers} for _ in range(ROUNDS)]
     for peer in peers:
-        print(f"{peer:10}{median(rounds, peer):8.2f} s{median(rounds, peer, 'mb'):8.0f} MB")
+        print(
+            f"{peer:10}{median(rounds, peer):8.2f} s{median(rounds, peer, 'mb'):8.0f} MB"
+        )
     return rounds
 
 
@@ -61,15 +67,21 @@ def ratio(rounds: Rounds, peer: str, other: str) -> float:
     return statistics.median(v[peer]["seconds"] / v[other]["seconds"] for v in rounds)
 
 
-def promised(what: str, value: float, limit: float, unit: str, *, least: bool = False) -> None:
+def promised(
+    what: str, value: float, limit: float, unit: str, *, least: bool = False
+) -> None:
     """Print `value` beside its limit, and MISSED where the limit is not kept."""
     kept = value >= limit if least else value <= limit
     rule = "at least" if least else "at most"
-    print(f"{what:58}{value:10.2f} {unit:4}{rule:>9} {limit:g}{'' if kept else '   MISSED'}")
+    print(
+        f"{what:58}{value:10.2f} {unit:4}{rule:>9} {limit:g}{'' if kept else '   MISSED'}"
+    )
 
 
 def title(what: str) -> None:
-    print(f"\n{what}; {os.cpu_count()} cores, load of the machine {os.getloadavg()[0]:.1f}")
+    print(
+        f"\n{what}; {os.cpu_count()} cores, load of the machine {os.getloadavg()[0]:.1f}"
+    )
 
 
 def start(main: Callable[[int], None], default: int, peers: Peers) -> None:

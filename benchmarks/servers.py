@@ -50,13 +50,19 @@ class Server:
     def cpu(self) -> float:
         """Seconds of its core that it has used, Redis included."""
         tops = [psutil.Process(process.pid) for process in self.processes]
-        times = [each.cpu_times() for top in tops for each in (top, *top.children(recursive=True))]
+        times = [
+            each.cpu_times()
+            for top in tops
+            for each in (top, *top.children(recursive=True))
+        ]
         return sum(each.user + each.system for each in times)
 
     def workers(self) -> list[psutil.Process]:
         """Processes that answer, where it has several: uvicorn's spawned ones."""
         children = psutil.Process(self.processes[-1].pid).children()
-        return [child for child in children if "spawn_main" in " ".join(child.cmdline())]
+        return [
+            child for child in children if "spawn_main" in " ".join(child.cmdline())
+        ]
 
 
 @contextmanager
@@ -107,7 +113,9 @@ def start_ours(opened: ExitStack, rig: Rig) -> Server:
     rig.known_to_be_ready(client)
     assert rig.predict(client).json()["features_from"] == "online"
     # The customers of the shipped orders are numbered without a gap.
-    requests = [post("/predict", b'{"customer_id":%d}' % number) for number in range(1, 10_001)]
+    requests = [
+        post("/predict", b'{"customer_id":%d}' % number) for number in range(1, 10_001)
+    ]
     return Server(rig.settings.serving_port, requests, (rig.redis, process))
 
 
@@ -122,8 +130,18 @@ def start(
 
 def start_empty(opened: ExitStack, rig: Rig, ours: Server) -> Server:
     port = unused_port()
-    command = [sys.executable, "-m", *EMPTY.split(), "--port", str(port), "--log-level", "warning"]
-    process = start(opened, command, rig.folder / "empty.log", f"http://127.0.0.1:{port}/docs")
+    command = [
+        sys.executable,
+        "-m",
+        *EMPTY.split(),
+        "--port",
+        str(port),
+        "--log-level",
+        "warning",
+    ]
+    process = start(
+        opened, command, rig.folder / "empty.log", f"http://127.0.0.1:{port}/docs"
+    )
     return Server(port, ours.requests, (process,))
 
 
@@ -132,7 +150,10 @@ def mlserver() -> Path:
     home, uv = PROJECT / ".gyre-bench" / "mlserver", str(BIN / "uv")
     python, pins = str(home / "bin" / "python"), str(PEERS / "mlserver.txt")
     venv = [uv, "venv", "--allow-existing", "--python", sys.executable, str(home)]
-    for command in (venv, [uv, "pip", "sync", "--require-hashes", "--python", python, pins]):
+    for command in (
+        venv,
+        [uv, "pip", "sync", "--require-hashes", "--python", python, pins],
+    ):
         subprocess.run(command, check=True)
     return home / "bin" / "mlserver"
 

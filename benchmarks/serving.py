@@ -47,12 +47,19 @@ if TYPE_CHECKING:
 
 TIMES = {
     "empty": {1: (0.9,), 16: (1.5,)},
-    "MLServer ONNX": {1: (1.2, 3.5), 16: (3.2, 8.0)},  # what one path has to reach, and its aim
+    "MLServer ONNX": {
+        1: (1.2, 3.5),
+        16: (3.2, 8.0),
+    },  # what one path has to reach, and its aim
 }
 """How many times the requests/s of each our worker is to answer, by connections."""
 TREES = {
     "lightgbm": {"n_estimators": 100, "num_leaves": 15, "min_child_samples": 20},
-    "hist_gradient_boosting": {"max_iter": 100, "max_leaf_nodes": 15, "min_samples_leaf": 20},
+    "hist_gradient_boosting": {
+        "max_iter": 100,
+        "max_leaf_nodes": 15,
+        "min_samples_leaf": 20,
+    },
 }
 
 
@@ -66,7 +73,9 @@ class Found(NamedTuple):
     times: float  # our requests/s to theirs
 
 
-def measure(started: Mapping[str, Server], seconds: float) -> dict[tuple[str, int], Found]:
+def measure(
+    started: Mapping[str, Server], seconds: float
+) -> dict[tuple[str, int], Found]:
     """Closed loops, interleaved; print the medians."""
     pairs = [(name, connections) for connections in (1, 16) for name in started]
     rounds: list[dict[tuple[str, int], Found]] = []
@@ -75,13 +84,25 @@ def measure(started: Mapping[str, Server], seconds: float) -> dict[tuple[str, in
         for name, connections in pairs:
             result = closed(started[name], connections, seconds)
             ours = rounds[-1].get(("gyre", connections), result)
-            rounds[-1][name, connections] = result._replace(times=ours.rate / result.rate)
-    columns = ("connections", "req/s", "p50 ms", "p99 ms", "cpu us", "load core", "failed")
+            rounds[-1][name, connections] = result._replace(
+                times=ours.rate / result.rate
+            )
+    columns = (
+        "connections",
+        "req/s",
+        "p50 ms",
+        "p99 ms",
+        "cpu us",
+        "load core",
+        "failed",
+    )
     print(f"{'':15}{''.join(f'{column:>12}' for column in columns)}{'gyre is':>9}")
     found = {}
     for name, connections in pairs:
         results = [each[name, connections] for each in rounds]
-        median = Found(*(statistics.median(column) for column in zip(*results, strict=True)))
+        median = Found(
+            *(statistics.median(column) for column in zip(*results, strict=True))
+        )
         found[name, connections] = median
         print(
             f"{name:15}{connections:12}{median.rate:12,.0f}{median.p50:12.2f}{median.p99:12.2f}"
@@ -95,7 +116,9 @@ def closed(server: Server, connections: int, seconds: float) -> Found:
     before = server.cpu()
     result = load(server.port, server.requests, connections, seconds)
     cpu = (server.cpu() - before) / len(result.statuses) * 1e6
-    return Found(result.rate, result.ms(50), result.ms(99), cpu, result.busy, result.failed, 1.0)
+    return Found(
+        result.rate, result.ms(50), result.ms(99), cpu, result.busy, result.failed, 1.0
+    )
 
 
 def beside_peers(found: Mapping[tuple[str, int], Found]) -> None:
@@ -115,21 +138,34 @@ def limits(ours: Server, best: float, seconds: float) -> None:
     promised("500 rows in one request, p50", closed(batch, 1, seconds).p50, 10, "ms")
     load(ours.port, ours.requests, 256, seconds, rate=best / 2)
     half = load(ours.port, ours.requests, 256, 3 * seconds, rate=best / 2)
-    promised(f"p99 at {half.rate:,.0f} requests/s (half, open loop)", half.ms(99), 1, "ms")
+    promised(
+        f"p99 at {half.rate:,.0f} requests/s (half, open loop)", half.ms(99), 1, "ms"
+    )
     for worker in ours.workers():
-        promised("memory of the worker (PSS)", worker.memory_full_info().pss / 1e6, 130, "MB")
+        promised(
+            "memory of the worker (PSS)", worker.memory_full_info().pss / 1e6, 130, "MB"
+        )
 
 
 def explanations(ours: Server, seconds: float) -> None:
     """One at a time: how long each takes, and how long predictions take meanwhile."""
-    keys = [post("/explain", b'{"customer_id":%d}' % number) for number in range(1, 501)]
+    keys = [
+        post("/explain", b'{"customer_id":%d}' % number) for number in range(1, 501)
+    ]
     asked = replace(ours, requests=keys)
     rounds = [closed(asked, 1, seconds) for _ in range(ROUNDS)]
     for percent in ("p50", "p99"):
         best = min(getattr(each, percent) for each in rounds)
         promised(f"/explain of the forest, {percent}, best of {ROUNDS}", best, 50, "ms")
     alone, beside = [], []
-    again = [sys.executable, flood.__file__, str(ours.port), "1", str(2 * seconds + 1), "/explain"]
+    again = [
+        sys.executable,
+        flood.__file__,
+        str(ours.port),
+        "1",
+        str(2 * seconds + 1),
+        "/explain",
+    ]
     for _ in range(ROUNDS):
         alone.append(closed(ours, 1, seconds).p99)
         with subprocess.Popen(again, stdout=subprocess.DEVNULL):
@@ -144,7 +180,9 @@ def boosting(rig: Rig, ours: Server, seconds: float) -> None:
     versions, ratios = [], {1: list[float](), 16: list[float]()}
     gate = Limit(metric="log_loss", rule="at_most", value=10)
     for kind, size in TREES.items():
-        one = Estimator(name=kind, type=kind, parameters={**size, "learning_rate": 0.05})
+        one = Estimator(
+            name=kind, type=kind, parameters={**size, "learning_rate": 0.05}
+        )
         spec = SPEC.model_copy(update={"estimators": (one,), "gates": (gate,)})
         versions.append(servers.train(rig, spec, force=True))
     with httpx.Client(base_url=rig.settings.serving_address) as client:
@@ -162,8 +200,13 @@ def boosting(rig: Rig, ours: Server, seconds: float) -> None:
 
 
 def main(seconds: float) -> None:
-    with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name, ExitStack() as opened:
-        opened.callback(os.sched_setaffinity, 0, servers.CORES)  # other benchmarks follow
+    with (
+        tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
+        ExitStack() as opened,
+    ):
+        opened.callback(
+            os.sched_setaffinity, 0, servers.CORES
+        )  # other benchmarks follow
         opened.enter_context(servers.paused_stack())
         rig = servers.install(opened, Path(name))
         ours = servers.start_ours(opened, rig)

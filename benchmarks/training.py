@@ -52,7 +52,10 @@ PEERS = {"train": train}
 
 
 def main(rows: int) -> None:
-    with tempfile.TemporaryDirectory(prefix="gyre-bench-") as name, ExitStack() as opened:
+    with (
+        tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
+        ExitStack() as opened,
+    ):
         title("training of the shipped orders")
         shipped, long = Path(name) / "shipped", Path(name) / "long"
         prepare(shipped, 1, opened)

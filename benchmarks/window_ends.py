@@ -36,7 +36,9 @@ def load_page_views(folder: str) -> Any:
 
     name = "feature_repo.datasets.page_views"
     file = Path(folder) / "page_views.py"
-    file.write_text(read_page("page-views.md").files["feature_repo/datasets/page_views.py"])
+    file.write_text(
+        read_page("page-views.md").files["feature_repo/datasets/page_views.py"]
+    )
     specification = importlib.util.spec_from_file_location(name, file)
     assert specification is not None
     assert specification.loader is not None
@@ -79,7 +81,9 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
     publish_beside(settings, dataset)
     raw = raw_table(settings, dataset)
     end = datetime.now(UTC) + AHEAD
-    raw.merge(page_views(dataset, int(count), end - FIVE_MINUTES), dataset.key, ["view_id"])
+    raw.merge(
+        page_views(dataset, int(count), end - FIVE_MINUTES), dataset.key, ["view_id"]
+    )
     write_views(settings, dataset, raw)
     online = OnlineValues(settings, dataset, raw)
     refresh_online(settings, dataset, raw, clock=lambda: datetime.now(UTC))
@@ -92,7 +96,9 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
             ends.step(datetime.now(UTC))
         seconds = (datetime.now(UTC) - end).total_seconds()
         visitors = [{"visitor_id": f"visitor-{number}"} for number in range(int(count))]
-        values = online.store.get_online_features(["visits:views_5m"], visitors).to_dict()
+        values = online.store.get_online_features(
+            ["visits:views_5m"], visitors
+        ).to_dict()
         assert set(values["views_5m"]) == {0}
     return {"seconds": seconds}
 
@@ -100,7 +106,9 @@ def end_windows(folder: str, port: str, count: str) -> dict[str, float]:
 def main(count: int) -> None:
     counts = [count] if count else [1_000, 30_000]
     with tempfile.TemporaryDirectory(prefix="gyre-bench-") as folder:
-        measure.title(f"windows of {' and '.join(map(str, counts))} keys that end at once")
+        measure.title(
+            f"windows of {' and '.join(map(str, counts))} keys that end at once"
+        )
         with measure.redis_in_memory(Path(folder)) as port:
             for key_count in counts:
                 rounds = []
@@ -109,9 +117,13 @@ def main(count: int) -> None:
                     rounds.append({"ends": values})
                 seconds = median(rounds, "ends")
                 if key_count <= 1_000:
-                    promised(f"{key_count:,} keys: until the last is right", seconds, 2, "s")
+                    promised(
+                        f"{key_count:,} keys: until the last is right", seconds, 2, "s"
+                    )
                 else:
-                    print(f"{key_count:,} keys: until the last is right {seconds:18.2f} s")
+                    print(
+                        f"{key_count:,} keys: until the last is right {seconds:18.2f} s"
+                    )
                 print(f"{key_count:,} keys: a second {key_count / seconds:35,.0f}")
 
 

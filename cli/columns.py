@@ -41,7 +41,10 @@ OFTEN = np.timedelta64(12, "D")
 
 
 def describe(
-    rows: pa.Table, key: Sequence[str] = (), entity: str | None = None, time: str | None = None
+    rows: pa.Table,
+    key: Sequence[str] = (),
+    entity: str | None = None,
+    time: str | None = None,
 ) -> dict[str, Any]:
     """Return the variables of the templates that a source decides; key, entity, time: as said.
 
@@ -49,12 +52,16 @@ def describe(
         SettingsError: a column that cannot be meant, or several that could be, by option.
 
     """
-    kinds = {field.name: type_of(field.type) for field in rows.schema} | {"ingested_at": None}
+    kinds = {field.name: type_of(field.type) for field in rows.schema} | {
+        "ingested_at": None
+    }
     if wrong := [f"{f.name} ({f.type})" for f in rows.schema if not kinds[f.name]]:
         found = f"expected {', '.join(WRITTEN)}; found {', '.join(wrong)}"
         raise SettingsError(f"--from: {found}: leave it out, or rename or convert it")
     rows = rows.cast(pa.schema({name: kinds[name] for name in rows.column_names}))
-    rows = rows.group_by(rows.column_names).aggregate([])  # the same row again says nothing
+    rows = rows.group_by(rows.column_names).aggregate(
+        []
+    )  # the same row again says nothing
     types = {field.name: str(field.type) for field in rows.schema}
     key, entity, time = _roles(rows, types, key, entity, time)
     events = rows.select([entity, time]).drop_null()
@@ -62,14 +69,18 @@ def describe(
     owners, times = (column.to_numpy() for column in events.columns)
     gaps = np.diff(times)[owners[1:] == owners[:-1]]
     span = pc.min_max(rows[time]).as_py()
-    quantities = [n for n in types if n not in {*key, entity} and _is_quantity(n, rows[n])]
+    quantities = [
+        n for n in types if n not in {*key, entity} and _is_quantity(n, rows[n])
+    ]
     return {
         "columns": {name: WRITTEN[kind] for name, kind in types.items()},
         "key": key,
         "entity": entity,
         "is_number": types[entity] == "int64",
         "time": time,
-        "filled": [n for n in types if n in {*key, entity, time} or not rows[n].null_count],
+        "filled": [
+            n for n in types if n in {*key, entity, time} or not rows[n].null_count
+        ],
         "amounts": quantities[:MOST],
         "horizon": 7 if gaps.size and np.median(gaps) < OFTEN else 30,
         "first_year": min(1990, span["min"].year),
@@ -78,17 +89,27 @@ def describe(
 
 
 def _roles(
-    rows: pa.Table, types: Types, key: Sequence[str], entity: str | None, time: str | None
+    rows: pa.Table,
+    types: Types,
+    key: Sequence[str],
+    entity: str | None,
+    time: str | None,
 ) -> tuple[tuple[str, ...], str, str]:
-    full = [name for name in types if rows[name].null_count <= FEW_NULLS * rows.num_rows]
-    time = _one(types, "--time", time, [n for n in full if types[n].startswith("timestamp")])
+    full = [
+        name for name in types if rows[name].null_count <= FEW_NULLS * rows.num_rows
+    ]
+    time = _one(
+        types, "--time", time, [n for n in full if types[n].startswith("timestamp")]
+    )
     ids = [name for name in full if types[name] in {"int64", "string"}]
     alone = [name for name in ids if not _repeated(rows, [name])]
     shared = [name for name in ids if name not in alone and _is_plain(name)]
     entity = _one(types, "--entity", entity, shared)
     if not key and not alone and not _repeated(rows, [entity, time]):
         key = (entity, time)
-    key = [_one(types, "--key", name, full) for name in key] or [_one(types, "--key", None, alone)]
+    key = [_one(types, "--key", name, full) for name in key] or [
+        _one(types, "--key", None, alone)
+    ]
     if repeated := _repeated(rows, key):
         text = f"{repeated} of {rows.num_rows} rows share {', '.join(key)} with another row"
         raise SettingsError(f"--key: {text}: name all columns that tell rows apart")
@@ -109,7 +130,9 @@ def _one(types: Types, option: str, name: str | None, possible: Sequence[str]) -
 
 def _is_plain(name: str) -> bool:
     """Whether features and requests can have this name."""
-    return name not in TAKEN and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
+    return (
+        name not in TAKEN and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
+    )
 
 
 def _is_quantity(name: str, values: pa.ChunkedArray) -> bool:

@@ -19,7 +19,9 @@ def ingest(
     dataset: Annotated[str, typer.Argument(help=MODULE)] = "orders",
     as_of: AsOf = None,
     *,
-    full: Annotated[bool, typer.Option("--full", help="Read all of the source.")] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Read all of the source.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
@@ -53,7 +55,9 @@ def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
 
 
 def backup(
-    target: Annotated[Path, typer.Argument(help="A new folder.")], *, as_json: AsJson = False
+    target: Annotated[Path, typer.Argument(help="A new folder.")],
+    *,
+    as_json: AsJson = False,
 ) -> None:
     """Write all that the stack holds to a new folder, while it runs; secrets are in it."""
     with working(settings := load_settings(), "backup"):
@@ -78,7 +82,11 @@ def restore(
 
         manifest = read(settings, source.resolve())
     moment = f"{manifest.time:%Y-%m-%d %H:%M:%S} UTC"
-    say(f"{settings.home} is as it was at {moment}; now: gyre up", manifest, as_json=as_json)
+    say(
+        f"{settings.home} is as it was at {moment}; now: gyre up",
+        manifest,
+        as_json=as_json,
+    )
 
 
 def parity(
@@ -107,7 +115,9 @@ def forget(
     context: typer.Context,
     name: Annotated[str, typer.Argument(metavar="MODEL_OR_DATASET")],
     *,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Count rows, change nothing.")] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Count rows, change nothing.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
@@ -116,12 +126,16 @@ def forget(
     """
     log_to_stderr()
     option, _, value = "=".join(context.args).partition("=")
-    with working(settings := load_settings(), f"forget {name}"):  # without the key: it is noted
+    with working(
+        settings := load_settings(), f"forget {name}"
+    ):  # without the key: it is noted
         from monitoring import forget as places  # noqa: PLC0415
 
         key = places.named_key(name, option.removeprefix("--"), value)
         rows = places.forget(settings, key, dry_run=dry_run)
-    lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or ["nothing is found"]
+    lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or [
+        "nothing is found"
+    ]
     say("\n".join((*lines, places.OUT_OF_REACH)), rows, as_json=as_json)
 
 
@@ -138,7 +152,9 @@ def list_quarantined(
     rows = quarantined(load_settings(), load_dataset(dataset))
     lines = ((row["quarantined_at"], row["rules"], row["row"]) for row in rows)
     found = table(("since", "rules it broke", "row"), lines)
-    say(found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json)
+    say(
+        found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json
+    )
 
 
 @quarantine.command("release")
@@ -164,5 +180,8 @@ def release_quarantined(
         f"{len(report.conflicts)} rows stay, as the dataset has a row of their key",
     ]
     for row, stored in report.conflicts:
-        lines += [f"in quarantine: {as_text(row)}", f"in the dataset: {as_text(stored)}"]
+        lines += [
+            f"in quarantine: {as_text(row)}",
+            f"in the dataset: {as_text(stored)}",
+        ]
     say("\n".join(lines), report, as_json=as_json)

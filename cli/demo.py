@@ -51,7 +51,9 @@ def demo(home: Path | None, *, keep: bool) -> bool:
     up = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
     with temporary_installation(base, "demo", home, keep=keep) as settings:
         try:
-            subprocess.run(up, env=process_environment(settings), check=True, timeout=UP_SECONDS)
+            subprocess.run(
+                up, env=process_environment(settings), check=True, timeout=UP_SECONDS
+            )
             with (
                 AirflowApi(settings) as airflow,
                 closing(Records(settings)) as records,
@@ -70,7 +72,9 @@ def demo(home: Path | None, *, keep: bool) -> bool:
 class DemoRun:
     """Once round the loop of a running stack. Each line has the seconds since it began."""
 
-    def __init__(self, settings: Settings, airflow: AirflowApi, records: Records) -> None:
+    def __init__(
+        self, settings: Settings, airflow: AirflowApi, records: Records
+    ) -> None:
         self.settings = settings
         self.airflow = airflow
         self.records = records
@@ -78,7 +82,9 @@ class DemoRun:
         self.monitor_dag = f"monitor_{self.spec.name}"
         self.train_dag = f"train_{self.spec.name}"
         views = PublishedService(settings, self.spec.feature_service).join_keys
-        self.entities = entities(settings, views, [*self.spec.entity_key], datetime.now(UTC))
+        self.entities = entities(
+            settings, views, [*self.spec.entity_key], datetime.now(UTC)
+        )
         self.began = time.monotonic()
 
     def run(self) -> bool:
@@ -95,8 +101,12 @@ class DemoRun:
         decision = self.monitor()
         verdict = self.verdict_before(started)
         self.say(f"an answer now: {json.dumps(answer)}")
-        self.say(f"verdict to training started: {(started - verdict).total_seconds():.1f} s")
-        self.say(f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s")
+        self.say(
+            f"verdict to training started: {(started - verdict).total_seconds():.1f} s"
+        )
+        self.say(
+            f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s"
+        )
         self.say(f"version {old} at first, version {new} now: {decision.verdict}")
         return new != old and (decision.verdict, decision.action) == ("ok", "nothing")
 
@@ -108,8 +118,12 @@ class DemoRun:
         answers: list[dict[str, Any]] = []
         for start in range(0, len(self.entities), CHUNK):
             answers += self.predict(self.entities[start : start + CHUNK])
-        self.say(f"{len(answers)} predictions, by version {answers[-1]['model_version']}")
-        return next((row for row in reversed(answers) if row["in_population"]), answers[-1])
+        self.say(
+            f"{len(answers)} predictions, by version {answers[-1]['model_version']}"
+        )
+        return next(
+            (row for row in reversed(answers) if row["in_population"]), answers[-1]
+        )
 
     def predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ask, again where features came too late: monitoring leaves out answers from defaults."""
@@ -132,7 +146,9 @@ class DemoRun:
             last = self.monitor()
             if decisions := self.records.decisions(self.spec.name, action="retrain"):
                 return decisions[-1]
-        raise MonitoringError(f"no retraining was decided; the last: {last.rule}: {last.reason}")
+        raise MonitoringError(
+            f"no retraining was decided; the last: {last.rule}: {last.reason}"
+        )
 
     def monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
@@ -142,7 +158,9 @@ class DemoRun:
         decisions = self.records.decisions(self.spec.name)
         decision = next(row for row in decisions if row.as_of == as_of)
         self.say(f"{self.monitor_dag}: {run['note']}")
-        self.say(", ".join(f"{name} {value:.4g}" for name, value in decision.figures.items()))
+        self.say(
+            ", ".join(f"{name} {value:.4g}" for name, value in decision.figures.items())
+        )
         return decision
 
     def follow_training(self, cause: str) -> datetime:
@@ -154,7 +172,9 @@ class DemoRun:
         trained = tracking.runs(self.spec.experiment)
         run_id = next(each.run_id for each in trained if each.tags["cause"] == cause)
         for gate in json.loads(read(tracking, run_id, GATES))["gates"]:
-            self.say(f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}")
+            self.say(
+                f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}"
+            )
         self.say(f"training ended: {outcome}")
         with closing(Ledger(self.settings)) as ledger:
             last = ledger.rows(self.spec.name)[-1]
@@ -164,14 +184,18 @@ class DemoRun:
 
     def training_of(self, cause: str) -> dict[str, Any] | None:
         runs = self.airflow.last_runs(self.train_dag, 10)
-        return next((r for r in runs if r["partition_key"] == cause and r["start_date"]), None)
+        return next(
+            (r for r in runs if r["partition_key"] == cause and r["start_date"]), None
+        )
 
     def verdict_before(self, moment: datetime) -> datetime:
         """When the last task of the monitor before `moment` ended."""
         dag = self.monitor_dag
         runs = [run["dag_run_id"] for run in self.airflow.last_runs(dag, 10)]
         tasks = [task for run in runs for task in self.airflow.tasks(dag, run)]
-        ended = [task for task in tasks if task["task_id"] == "monitor" and task["end_date"]]
+        ended = [
+            task for task in tasks if task["task_id"] == "monitor" and task["end_date"]
+        ]
         ends = [datetime.fromisoformat(task["end_date"]) for task in ended]
         return max(end for end in ends if end < moment)
 

@@ -16,9 +16,13 @@ from core.errors import GyreError, StackError
 from core.settings import load_settings
 from core.user_code import in_one_line
 
-Home = Annotated[Path | None, typer.Option(help="Its folder. A temporary one if absent.")]
+Home = Annotated[
+    Path | None, typer.Option(help="Its folder. A temporary one if absent.")
+]
 Keep = Annotated[bool, typer.Option("--keep", help="Leave the stack running.")]
-COMMAND_HELP = "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
+COMMAND_HELP = (
+    "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
+)
 Command = Annotated[list[str] | None, typer.Argument(help=COMMAND_HELP)]
 typer_app = typer.Typer(no_args_is_help=True, pretty_exceptions_enable=False)
 
@@ -95,10 +99,14 @@ def status(*, as_json: AsJson = False) -> None:
 def logs(
     program: str,
     *,
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as it grows.")] = False,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it grows.")
+    ] = False,
 ) -> None:
     """Print the newest lines of a program's log."""
-    known = {file.stem: f"{file}" for file in (load_settings().home / "logs").glob("*.log")}
+    known = {
+        file.stem: f"{file}" for file in (load_settings().home / "logs").glob("*.log")
+    }
     if program not in known:
         raise StackError(
             f"{program}: expected {', '.join(sorted(known)) or 'a stack that was started'}"

@@ -31,7 +31,9 @@ def train(
     as_of: AsOf = None,
     reason: Annotated[str, typer.Option(help="Why; in run and ledger.")] = "by hand",
     *,
-    force: Annotated[bool, typer.Option("--force", help="Also with nothing new to learn.")] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also with nothing new to learn.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Train, evaluate, gate, register and promote; or say why not.
@@ -43,13 +45,17 @@ def train(
     with working(settings, f"train {model}"):
         from training.chain import train as run  # noqa: PLC0415  (heavy)
 
-        report = run(settings, spec, time, key=key, reason=reason, who=who(), force=force)
+        report = run(
+            settings, spec, time, key=key, reason=reason, who=who(), force=force
+        )
     say(f"{model}: {report.outcome}", report, as_json=as_json)
 
 
 def evaluation(
     model: str,
-    version: Annotated[str | None, typer.Argument(help="Of the newest run if absent.")] = None,
+    version: Annotated[
+        str | None, typer.Argument(help="Of the newest run if absent.")
+    ] = None,
     *,
     as_json: AsJson = False,
 ) -> None:
@@ -93,7 +99,9 @@ def promote(
     version: str,
     reason: Reason,
     replaces: Annotated[str | None, typer.Option(help=REPLACES)] = None,
-    role: Annotated[str, typer.Option(help="production, challenger or shadow")] = "production",
+    role: Annotated[
+        str, typer.Option(help="production, challenger or shadow")
+    ] = "production",
     percent: Annotated[int | None, typer.Option(min=1, max=100, help=PERCENT)] = None,
     *,
     as_json: AsJson = False,
@@ -104,15 +112,25 @@ def promote(
     every request and answers none. Both end by gyre release, and a challenger with production.
     """
     if role == "challenger" and percent is None:
-        raise SettingsError("--percent: how many entities of a hundred? Such as --percent 10")
+        raise SettingsError(
+            "--percent: how many entities of a hundred? Such as --percent 10"
+        )
     from mlflow_server import promotion  # noqa: PLC0415
 
     expected = None if replaces == "none" else replaces or promotion.UNSET
     with _opened(model) as (registry, ledger):
         if wrong := registry.damage(model, version):
-            raise PromotionRefusedError(f"{model}: version {version} is damaged: {wrong}")
-        where: dict[str, Any] = {"role": role, "replaces": expected, "percent": percent or 100}
-        row = promotion.promote(registry, ledger, model, version, who=who(), why=reason, **where)
+            raise PromotionRefusedError(
+                f"{model}: version {version} is damaged: {wrong}"
+            )
+        where: dict[str, Any] = {
+            "role": role,
+            "replaces": expected,
+            "percent": percent or 100,
+        }
+        row = promotion.promote(
+            registry, ledger, model, version, who=who(), why=reason, **where
+        )
     say(_table(row), row.as_json(), as_json=as_json)
 
 

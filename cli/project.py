@@ -16,7 +16,9 @@ from core.settings import CLONE
 STORE, ROWS = "feature_repo/feature_store.yaml", "data/orders.parquet"
 
 
-def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")]) -> None:
+def init(
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or empty.")],
+) -> None:
     """Write a project of your own that runs as it is: a model, its dataset, a Python package.
 
     The package has the folder's name. From then on GYRE_PROJECT names the folder.
@@ -24,9 +26,13 @@ def init(folder: Annotated[Path, typer.Argument(metavar="DIR", help="New, or emp
     folder = folder.expanduser().resolve()
     package = folder.name.lower().replace("-", "_")
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
-        raise SettingsError(f"{folder}: expected a new or an empty folder; nothing was written")
+        raise SettingsError(
+            f"{folder}: expected a new or an empty folder; nothing was written"
+        )
     if not package.isidentifier() or keyword.iskeyword(package) or find_spec(package):
-        expected = "expected a name that a new Python package can have, such as shop_models"
+        expected = (
+            "expected a name that a new Python package can have, such as shop_models"
+        )
         raise SettingsError(f"{folder}: {expected}; nothing was written")
     from cli.columns import describe  # noqa: PLC0415  (heavy)
     from feature_repo.source import read  # noqa: PLC0415

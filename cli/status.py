@@ -164,7 +164,9 @@ def shown(status: dict[str, Any]) -> Group:
 
 def _wrong_lines(status: dict[str, Any]) -> list[Any]:
     """Return a line for each check that is not ok, the worst first."""
-    lines = [("look", "models", "left out", problem) for problem in status["broken_specs"]]
+    lines = [
+        ("look", "models", "left out", problem) for problem in status["broken_specs"]
+    ]
     for subject, checks in status["checks"].items():
         for check in checks:
             if not check["ok"]:

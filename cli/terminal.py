@@ -17,9 +17,13 @@ from rich.text import Text
 from core.files import replace_file
 from core.settings import Settings
 
-OUT, ERR = (Console(stderr=e, markup=False, highlight=False, emoji=False) for e in (False, True))
+OUT, ERR = (
+    Console(stderr=e, markup=False, highlight=False, emoji=False) for e in (False, True)
+)
 WIDE = 10_000  # characters, off a terminal: a row is one line
-STYLES = {"ok": "green", "unknown": "yellow"} | dict.fromkeys(("look", "bad", "fatal"), "bold red")
+STYLES = {"ok": "green", "unknown": "yellow"} | dict.fromkeys(
+    ("look", "bad", "fatal"), "bold red"
+)
 SHORT = 2.0  # seconds; what takes less says nothing of the next time
 
 
@@ -29,11 +33,15 @@ def tell(line: str, console: Console = OUT) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
-    columns = (Column(name, overflow="fold", no_wrap=not n) for n, name in enumerate(head))
+    columns = (
+        Column(name, overflow="fold", no_wrap=not n) for n, name in enumerate(head)
+    )
     made = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:
         lines = (" ".join(as_text(value).split()) for value in row)
-        cells = ("".join(filter(str.isprintable, line)) for line in lines)  # no signs for terminals
+        cells = (
+            "".join(filter(str.isprintable, line)) for line in lines
+        )  # no signs for terminals
         made.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells))
     return made
 
@@ -74,7 +82,10 @@ def working(settings: Settings, name: str, console: Console = ERR) -> Iterator[N
     file, began = settings.home / "run" / "took.json", time.monotonic()
     known = json.loads(file.read_text()) if file.exists() else {}
     how: dict[str, Any] = {"console": console, "transient": True}
-    how |= {"redirect_stdout": False, "disable": not console.is_terminal}  # stdout may be a file
+    how |= {
+        "redirect_stdout": False,
+        "disable": not console.is_terminal,
+    }  # stdout may be a file
     with Progress(SpinnerColumn(), TextColumn(name), Clock(), **how) as bar:
         bar.add_task(name, total=None, usual=known.get(name))
         yield

@@ -90,7 +90,9 @@ def _are_features_online(settings: Settings) -> bool:
     return False
 
 
-def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> list[str]:
+def _models(
+    settings: Settings, airflow: AirflowApi, as_of: datetime | None
+) -> list[str]:
     """Have every model answer; say of each which version does, or why none and what to do.
 
     Raises:
@@ -106,12 +108,16 @@ def _models(settings: Settings, airflow: AirflowApi, as_of: datetime | None) -> 
             with _step(settings, f"prediction of {spec.name}"):
                 _predict(settings, spec)
             runs = Pages(settings).experiment(spec.experiment)
-            answering.append(f"{spec.name}: version {current} is in production; runs: {runs}")
+            answering.append(
+                f"{spec.name}: version {current} is in production; runs: {runs}"
+            )
         except (StackError, RegistryError) as exc:
             without.append(f"{spec.name}: {exc}")
     if not answering:
         _addresses(settings)
-        raise StackError("\n".join([*without, "no model answers; the stack stays up: gyre status"]))
+        raise StackError(
+            "\n".join([*without, "no model answers; the stack stays up: gyre status"])
+        )
     return answering + without
 
 
@@ -130,8 +136,12 @@ def _production(
         return current
     if not _has_rows(settings, spec):
         then = f"gyre ingest {spec.dataset}; gyre train {name}"
-        raise StackError(f"not trained: {spec.dataset} has no rows, see ingest above; then: {then}")
-    running = airflow.last_runs(dag, state="running")  # such as one that waits for approval
+        raise StackError(
+            f"not trained: {spec.dataset} has no rows, see ingest above; then: {then}"
+        )
+    running = airflow.last_runs(
+        dag, state="running"
+    )  # such as one that waits for approval
     asked = {"as_of": as_of.isoformat()} if as_of else {}
     first = {"reason": "first version, by gyre up"} | asked
     run = running[0]["dag_run_id"] if running else airflow.trigger(dag, first)
@@ -164,19 +174,28 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     while time.monotonic() < until:
         for entity in newest:
             with suppress(httpx.HTTPError):
-                answer = httpx.post(url, json=entity, headers=serving_headers(settings), timeout=5)
+                answer = httpx.post(
+                    url, json=entity, headers=serving_headers(settings), timeout=5
+                )
                 asks_for_more = answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY
-                if asks_for_more or (answer.is_success and answer.json()["in_population"]):
+                if asks_for_more or (
+                    answer.is_success and answer.json()["in_population"]
+                ):
                     tell(f"    {answer.text}")
                     return
                 problem = answer.text[:200]
         time.sleep(0.5)
     asked = f"the {len(newest)} entities with the newest features"
-    raise StackError(f"no prediction for one of the population among {asked}: {problem}")
+    raise StackError(
+        f"no prediction for one of the population among {asked}: {problem}"
+    )
 
 
 def _addresses(settings: Settings) -> None:
-    serving, login = settings.serving_address, f"{LOGIN} / {load_secrets(settings)['password']}"
+    serving, login = (
+        settings.serving_address,
+        f"{LOGIN} / {load_secrets(settings)['password']}",
+    )
     tell(f"Airflow   {settings.airflow_address:<32}{login}")
     tell(f"MLflow    {settings.mlflow_address}")
     tell(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")

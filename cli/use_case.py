@@ -26,7 +26,9 @@ FILES = {
 """Template → its place in the project."""
 LONGEST = 30
 """Characters of a name: lines of the files stay within 100."""
-FROM_HELP = "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
+FROM_HELP = (
+    "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
+)
 ROWS = {
     "event_id": [1, 2],
     "entity_id": [1, 1],
@@ -45,9 +47,15 @@ NEXT = """next:
 def new(
     name: str,
     source: Annotated[str | None, typer.Option("--from", help=FROM_HELP)] = None,
-    key: Annotated[list[str] | None, typer.Option(help="Column that tells rows apart.")] = None,
-    entity: Annotated[str | None, typer.Option(help="Column that says whose a row is.")] = None,
-    time: Annotated[str | None, typer.Option(help="Column that says when it happened.")] = None,
+    key: Annotated[
+        list[str] | None, typer.Option(help="Column that tells rows apart.")
+    ] = None,
+    entity: Annotated[
+        str | None, typer.Option(help="Column that says whose a row is.")
+    ] = None,
+    time: Annotated[
+        str | None, typer.Option(help="Column that says when it happened.")
+    ] = None,
 ) -> None:
     """Write the three files of a use case that work as they are; edit them to yours.
 
@@ -62,7 +70,9 @@ def new(
 
     if source and "://" not in source:
         source = str(Path(source).resolve())
-    found = describe(read(source) if source else pa.table(ROWS), key or (), entity, time)
+    found = describe(
+        read(source) if source else pa.table(ROWS), key or (), entity, time
+    )
     write_use_case(PROJECT, name, found)
     typer.echo("\n".join(f"wrote {place}" for place in places))
     file, variable = settings.home / ENV_FILE, f"GYRE_SOURCES__{name.upper()}"
@@ -78,29 +88,43 @@ def new(
             f"added up: {', '.join(found['amounts']) or 'no column'}"
         )
     else:  # Airflow's tasks read the file as well
-        typer.echo(f"first: echo '{variable}=…' >> {file}  # files, or an Ibis address#table")
+        typer.echo(
+            f"first: echo '{variable}=…' >> {file}  # files, or an Ibis address#table"
+        )
     is_old = source and datetime.now(UTC) - found["last"] > timedelta(days=30)
-    as_of = f" --as-of {found['last']:%Y-%m-%dT%H:%MZ}  # the newest row" if is_old else ""
+    as_of = (
+        f" --as-of {found['last']:%Y-%m-%dT%H:%MZ}  # the newest row" if is_old else ""
+    )
     typer.echo(NEXT.format(name=name, project=PROJECT, as_of=as_of))
 
 
 def _new_files(name: str) -> list[str]:
     """Return the files of use case `name`, of which none is there yet."""
-    is_name = re.fullmatch(NAME, name) and "__" not in name and not keyword.iskeyword(name)
+    is_name = (
+        re.fullmatch(NAME, name) and "__" not in name and not keyword.iskeyword(name)
+    )
     if not is_name or len(name) > LONGEST:
-        expected = f"up to {LONGEST} small letters, digits and single _, such as web_visits"
+        expected = (
+            f"up to {LONGEST} small letters, digits and single _, such as web_visits"
+        )
         raise SettingsError(f"{name!r}: expected {expected}")
     places = [place.format(name) for place in FILES.values()]
     if existing := [place for place in places if (PROJECT / place).exists()]:
-        raise SettingsError(f"{', '.join(existing)}: there already, nothing was written")
+        raise SettingsError(
+            f"{', '.join(existing)}: there already, nothing was written"
+        )
     from feature_repo.datasets import dataset_of  # noqa: PLC0415  (heavy)
 
     if owner := dataset_of(f"{name}_features"):
-        raise SettingsError(f"{name!r}: {owner.name} has a view {name}_features; take another name")
+        raise SettingsError(
+            f"{name!r}: {owner.name} has a view {name}_features; take another name"
+        )
     return places
 
 
-def write_use_case(folder: Path, name: str, columns: Mapping[str, Any], shipped: str = "") -> None:
+def write_use_case(
+    folder: Path, name: str, columns: Mapping[str, Any], shipped: str = ""
+) -> None:
     """Write the three files of use case `name` below `folder`.
 
     columns: see `describe`. shipped: the file in the project that stands in for a source.
@@ -113,13 +137,19 @@ def write_use_case(folder: Path, name: str, columns: Mapping[str, Any], shipped:
         rendered = Template(text, keep_trailing_newline=True, undefined=StrictUndefined)
         path = folder / place.format(name)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(rendered.render(columns, name=name, title=title, shipped=shipped), "utf-8")
+        path.write_text(
+            rendered.render(columns, name=name, title=title, shipped=shipped), "utf-8"
+        )
 
 
 def check(
-    model: Annotated[str | None, typer.Argument(help="A file of models/; all if absent.")] = None,
+    model: Annotated[
+        str | None, typer.Argument(help="A file of models/; all if absent.")
+    ] = None,
     *,
-    schema: Annotated[bool, typer.Option("--schema", help="The JSON Schema of a spec.")] = False,
+    schema: Annotated[
+        bool, typer.Option("--schema", help="The JSON Schema of a spec.")
+    ] = False,
 ) -> None:
     """Hold a model's three files against each other, Feast and a sample of rows; needs no stack.
 

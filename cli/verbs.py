@@ -24,8 +24,12 @@ def _not_empty(text: str) -> str:
 
 AS_OF_HELP = "ISO 8601 with an offset, such as 2026-11-01T00:00Z. Now if absent."
 AsOf = Annotated[str | None, typer.Option("--as-of", help=AS_OF_HELP)]
-AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of lines.")]
-Reason = Annotated[str, typer.Option("--reason", callback=_not_empty, help="Why; kept for ever.")]
+AsJson = Annotated[
+    bool, typer.Option("--json", help="One JSON document instead of lines.")
+]
+Reason = Annotated[
+    str, typer.Option("--reason", callback=_not_empty, help="Why; kept for ever.")
+]
 
 
 def moment(text: str | None, option: str = "--as-of") -> datetime:
@@ -51,7 +55,9 @@ def who() -> str:
 def say(text: RenderableType, document: object, *, as_json: bool) -> None:
     """Print a report's text or table, or `document` as JSON."""
     if as_json or isinstance(text, str):
-        typer.echo(json.dumps(to_jsonable_python(document), indent=2) if as_json else text)
+        typer.echo(
+            json.dumps(to_jsonable_python(document), indent=2) if as_json else text
+        )
     else:
         show(text)
 
@@ -59,7 +65,9 @@ def say(text: RenderableType, document: object, *, as_json: bool) -> None:
 def log_to_stderr() -> None:
     """Progress goes to stderr, so that stdout is the report alone."""
     logging.basicConfig(handlers=[Lines()], level=logging.WARNING, format="%(message)s")
-    logging.captureWarnings(capture=True)  # what libraries deprecate is no news for who trains
+    logging.captureWarnings(
+        capture=True
+    )  # what libraries deprecate is no news for who trains
     for noisy in ("py.warnings", "great_expectations"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     for package in ("training", "feature_repo", "mlflow_server", "monitoring"):

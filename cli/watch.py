@@ -51,7 +51,9 @@ def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
 def decide(
     model: str,
     *,
-    explain: Annotated[bool, typer.Option("--explain", help="Inputs, and the rule again.")] = False,
+    explain: Annotated[
+        bool, typer.Option("--explain", help="Inputs, and the rule again.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the last decision; with --explain what it depended on, decided once more."""
@@ -65,7 +67,9 @@ def decide(
     with closing(Records(settings)) as records:
         rows = records.decisions(name, 1)
     if not rows:
-        raise MonitoringError(f"{name}: nothing was decided yet; run: gyre monitor {name}")
+        raise MonitoringError(
+            f"{name}: nothing was decided yet; run: gyre monitor {name}"
+        )
     row = rows[0]
     now = again(INPUTS.validate_json(row.inputs))
     agrees = astuple(now) == (row.action, row.rule, row.reason)
@@ -74,7 +78,9 @@ def decide(
     lines = [head, f"rule: {row.rule}", f"reason: {row.reason}"]
     if explain:
         same = "decided again from these inputs: the same"
-        other = f"decided again by today's rules: {now.action} by {now.rule}: {now.reason}"
+        other = (
+            f"decided again by today's rules: {now.action} by {now.rule}: {now.reason}"
+        )
         lines += ["inputs:", *(f"  {key}: {value}" for key, value in inputs.items())]
         lines.append(same if agrees else other)
     document = asdict(row) | {"inputs": inputs, "agrees": agrees}

@@ -17,12 +17,18 @@ def _whole(value: Any) -> Any:
     return int(value) if type(value) is float and value.is_integer() else value
 
 
-Int64 = Annotated[int, Strict(), Ge(-INT64_MAX - 1), Le(INT64_MAX), BeforeValidator(_whole)]
-Int32 = Annotated[int, Strict(), Ge(-INT32_MAX - 1), Le(INT32_MAX), BeforeValidator(_whole)]
+Int64 = Annotated[
+    int, Strict(), Ge(-INT64_MAX - 1), Le(INT64_MAX), BeforeValidator(_whole)
+]
+Int32 = Annotated[
+    int, Strict(), Ge(-INT32_MAX - 1), Le(INT32_MAX), BeforeValidator(_whole)
+]
 Timestamp = Annotated[
     datetime,
     Strict(),
-    BeforeValidator(lambda text: datetime.fromisoformat(text) if type(text) is str else text),
+    BeforeValidator(
+        lambda text: datetime.fromisoformat(text) if type(text) is str else text
+    ),
     AfterValidator(whole_second),
 ]
 """ISO 8601 with an offset from UTC."""

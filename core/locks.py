@@ -19,7 +19,9 @@ _THREAD = threading.local()
 
 
 @contextmanager
-def one_writer(settings: Settings, name: str, seconds: float | None = None) -> Iterator[None]:
+def one_writer(
+    settings: Settings, name: str, seconds: float | None = None
+) -> Iterator[None]:
     """Be the only writer of `name`, in `data`, until the block ends; a thread may ask again.
 
     seconds: how long to wait for another, 60 by default.
@@ -46,7 +48,9 @@ def one_writer(settings: Settings, name: str, seconds: float | None = None) -> I
 
 
 @contextmanager
-def _database_lock(address: str, name: str, seconds: float, busy: str) -> Iterator[None]:
+def _database_lock(
+    address: str, name: str, seconds: float, busy: str
+) -> Iterator[None]:
     """Hold a lock that PostgreSQL frees as soon as this process, or its host, is gone."""
     import psycopg  # noqa: PLC0415  (only of teams)
 
@@ -56,9 +60,13 @@ def _database_lock(address: str, name: str, seconds: float, busy: str) -> Iterat
         return
     url = f"postgresql://{address.partition('://')[2]}"
     try:
-        connection = psycopg.connect(url, autocommit=True, connect_timeout=CONNECT_SECONDS)
+        connection = psycopg.connect(
+            url, autocommit=True, connect_timeout=CONNECT_SECONDS
+        )
         connection.execute(f"SET lock_timeout = '{seconds}s'; {GONE}")
-        connection.execute("SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"])
+        connection.execute(
+            "SELECT pg_advisory_lock(hashtext(%s))", [f"gyre.data.{name}"]
+        )
     except psycopg.errors.LockNotAvailable as exc:
         raise DataError(busy) from exc
     except psycopg.Error as exc:

@@ -16,7 +16,9 @@ YEAR = 365 * 24
 class MetricLimit(Strict):
     """How bad a metric may be; at_least and at_most hold whatever it was at evaluation."""
 
-    worse: float | None = Field(None, ge=0)  # than when the version was evaluated, in points
+    worse: float | None = Field(
+        None, ge=0
+    )  # than when the version was evaluated, in points
     worse_share: float | None = Field(None, ge=0)  # the same, as a share of what it was
     at_least: float | None = None
     at_most: float | None = None
@@ -51,60 +53,102 @@ class Monitoring(Strict):
     What is beyond a limit makes a window bad and may start a retraining. Shares are of 1.
     """
 
-    monitor_only: tuple[str, ...] = ()  # features and KINDS that are shown and never acted on
+    monitor_only: tuple[
+        str, ...
+    ] = ()  # features and KINDS that are shown and never acted on
     checks: tuple[Annotated[str, Field(pattern=IMPORT_PATH)], ...] = ()  # a team's own
 
     windows: int = Field(5, ge=1)  # that count for a decision: the newest
-    bad_windows: int = Field(2, ge=1)  # so many of them must be bad, the newest among them
-    cooldown_hours: float = Field(24, ge=0, le=YEAR)  # between retrainings that drift started
+    bad_windows: int = Field(
+        2, ge=1
+    )  # so many of them must be bad, the newest among them
+    cooldown_hours: float = Field(
+        24, ge=0, le=YEAR
+    )  # between retrainings that drift started
 
     fewest: int = Field(200, ge=1)  # entities, values or outcomes; below, PSI is noise
-    fewest_for_remark: int = Field(300, ge=1)  # values from which a moderate PSI is worth a word
+    fewest_for_remark: int = Field(
+        300, ge=1
+    )  # values from which a moderate PSI is worth a word
     psi_moderate: float = Field(0.1, gt=0)
     psi_significant: float = Field(0.25, gt=0)
-    nulls: float = Field(0.05, ge=0)  # points of their share above the reference's, beyond chance
-    unseen: float = Field(0.05, ge=0)  # share of other categories, of numbers out of range
+    nulls: float = Field(
+        0.05, ge=0
+    )  # points of their share above the reference's, beyond chance
+    unseen: float = Field(
+        0.05, ge=0
+    )  # share of other categories, of numbers out of range
     unseen_remark: float = Field(0.01, ge=0)
     mean_score: float = Field(0.1, ge=0)
     """Change of the mean score as a share of what it was, and of the standard deviation of scores
     (of numbers around 0 the mean is no measure), and beyond chance."""
-    standard_errors: float = Field(3.29, ge=0)  # beyond chance: 3.29 are exceeded 1 in 1,000
-    label_rate: float | None = Field(None, ge=0)  # change of the mean label; None: only shown
-    positive_rate: float | None = Field(None, ge=0)  # change of a segment's, in points; as above
+    standard_errors: float = Field(
+        3.29, ge=0
+    )  # beyond chance: 3.29 are exceeded 1 in 1,000
+    label_rate: float | None = Field(
+        None, ge=0
+    )  # change of the mean label; None: only shown
+    positive_rate: float | None = Field(
+        None, ge=0
+    )  # change of a segment's, in points; as above
 
     metrics: Annotated[
         dict[Metric, MetricLimit],
-        BeforeValidator(lambda given: METRIC_LIMITS | given if isinstance(given, dict) else given),
+        BeforeValidator(
+            lambda given: METRIC_LIMITS | given if isinstance(given, dict) else given
+        ),
     ] = Field(default_factory=dict, validate_default=True)
     metric_errors: float = Field(3.0, ge=0)
     """Standard errors by which classes must be worse: so that chance makes one of four metrics
     worse in less than 1 of 100 runs (docs/monitoring.md)."""
-    concept_drift: float = Field(0.05, ge=0)  # rise of a segment's mean log loss, in points
-    concept_drift_share: float = Field(0.1, ge=0)  # of its mean squared error, as a share
+    concept_drift: float = Field(
+        0.05, ge=0
+    )  # rise of a segment's mean log loss, in points
+    concept_drift_share: float = Field(
+        0.1, ge=0
+    )  # of its mean squared error, as a share
     significance: float = Field(0.01, gt=0, lt=1)
     """The most that the adjusted p of concept drift may be, and that of a better version before."""
     fewest_of_segment: int = Field(100, ge=2)
-    calibration: float = Field(0.05, ge=0)  # rise of the expected error, and beyond chance
+    calibration: float = Field(
+        0.05, ge=0
+    )  # rise of the expected error, and beyond chance
 
     failures: float = Field(0.05, gt=0, le=1)  # share from which a version goes back
     fewest_requests: int = Field(100, ge=1)
     collapse_chance: float = Field(0.001, gt=0, lt=1)
     """A version goes back whose scores are all alike, if the reference makes that less likely."""
-    slower: float = Field(3.0, ge=1)  # times the version before, and `slower_seconds` longer
+    slower: float = Field(
+        3.0, ge=1
+    )  # times the version before, and `slower_seconds` longer
     slower_seconds: float = Field(0.02, ge=0)
-    counted_hours: float = Field(1, gt=0, le=YEAR)  # of failures and latency, or since promotion
+    counted_hours: float = Field(
+        1, gt=0, le=YEAR
+    )  # of failures and latency, or since promotion
 
-    volume: float = Field(0.5, ge=0, le=1)  # share of the usual entities; below, a collapse
+    volume: float = Field(
+        0.5, ge=0, le=1
+    )  # share of the usual entities; below, a collapse
     fewest_windows: int = Field(3, ge=1)  # earlier windows that say what is usual
-    freshness_hours: float = Field(2, gt=0, le=YEAR)  # ingest is hourly, and may miss once
+    freshness_hours: float = Field(
+        2, gt=0, le=YEAR
+    )  # ingest is hourly, and may miss once
     stale_hours: float = Field(1, gt=0, le=YEAR)  # how long a row may take to be online
     ahead_seconds: float = Field(60, ge=0)  # how far the clock of a sender may be ahead
-    skew_vectors: int = Field(10_000, ge=2)  # logged vectors of a run that are compared offline
+    skew_vectors: int = Field(
+        10_000, ge=2
+    )  # logged vectors of a run that are compared offline
 
     def acted_on(self, figures: Mapping[str, float]) -> dict[str, float]:
         """By feature, the PSI among the figures of a run that was measured and may act."""
-        psi = {key.removeprefix(PSI): v for key, v in figures.items() if key.startswith(PSI)}
-        return {n: v for n, v in psi.items() if isfinite(v) and n not in self.monitor_only}
+        psi = {
+            key.removeprefix(PSI): v
+            for key, v in figures.items()
+            if key.startswith(PSI)
+        }
+        return {
+            n: v for n, v in psi.items() if isfinite(v) and n not in self.monitor_only
+        }
 
 
 class Promotion(Strict):
@@ -126,9 +170,13 @@ class Rollout(Strict):
 
     policy: Literal["direct", "canary"] = "direct"
     steps: tuple[int, ...] = (5, 25, 50, 100)
-    requests: int = Field(100, ge=100)  # of the population, to each version, for a judgement
+    requests: int = Field(
+        100, ge=100
+    )  # of the population, to each version, for a judgement
     minutes: float = Field(10, ge=0, le=YEAR * 60)  # how long a step takes at least
-    errors: float = Field(0.02, ge=0, lt=1)  # its share of failures above that of production
+    errors: float = Field(
+        0.02, ge=0, lt=1
+    )  # its share of failures above that of production
     latency: float = Field(2.0, ge=1)  # times production's, at the 95th percentile
     scores: float = Field(0.5, gt=0, le=1)
     """How far its scores may lie from production's: the largest difference between the shares of

@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from pydantic import AliasChoices, Field, ValidationError, ValidationInfo, field_validator
+from pydantic import (
+    AliasChoices,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from upath import UPath
 
@@ -155,7 +161,9 @@ class Settings(BaseSettings):
     @classmethod
     def _whole_project(cls, value: Path) -> Path:
         if value != PROJECT and "GYRE_PROJECT" not in os.environ:
-            raise ValueError(f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}")
+            raise ValueError(
+                f"set it in the environment, not in {ENV_FILE}: there it is {PROJECT}"
+            )
         for part in ("models", "feature_repo/feature_store.yaml"):
             if PROJECT != CLONE and not (PROJECT / part).exists():
                 text = f"expected a project, and {PROJECT} has no {part}"
@@ -167,14 +175,18 @@ class Settings(BaseSettings):
     def _with_defaults(cls, value: dict[str, int]) -> dict[str, int]:
         defaults = {"predictions": 400, "outcomes": 400, "scores": 400}
         if value.keys() - defaults or any(days < 1 for days in value.values()):
-            raise ValueError(f"expected whole days, at least 1, of {' or '.join(defaults)}")
+            raise ValueError(
+                f"expected whole days, at least 1, of {' or '.join(defaults)}"
+            )
         return defaults | value
 
     @field_validator("serving_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
         if value is not None and not value.is_absolute():
-            raise ValueError("expected an absolute path: processes have other working directories")
+            raise ValueError(
+                "expected an absolute path: processes have other working directories"
+            )
         return value
 
     @field_validator("host", "mlflow_host", "console_host", "airflow_host")
@@ -205,14 +217,18 @@ class Settings(BaseSettings):
         url = urlsplit(value or "")
         _ = url.port  # as below
         if info.field_name == "redis_url" and ":" in (url.hostname or ""):
-            raise ValueError("expected a name or an IPv4 address, as Feast's store reads no IPv6")
+            raise ValueError(
+                "expected a name or an IPv4 address, as Feast's store reads no IPv6"
+            )
         return value
 
     @field_validator("database_url", "ledger_url")
     @classmethod
     def _postgres(cls, value: str | None) -> str | None:
         if value is not None and not value.startswith("postgres"):
-            raise ValueError("expected a postgresql:// address; one SQLite file for all deadlocks")
+            raise ValueError(
+                "expected a postgresql:// address; one SQLite file for all deadlocks"
+            )
         _ = urlsplit(value or "").port  # a ValueError where it is none
         return value
 
@@ -255,7 +271,9 @@ class Settings(BaseSettings):
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
-        return in_schema(self.database_url, schema, driver) if self.database_url else None
+        return (
+            in_schema(self.database_url, schema, driver) if self.database_url else None
+        )
 
     def link(self, name: Page) -> str:
         """Return where people reach a program."""
@@ -263,7 +281,9 @@ class Settings(BaseSettings):
 
     def listens_on(self, name: str) -> str:
         """IP address that a program of PORTS listens on."""
-        return str(getattr(self, "host" if name == "serving" else f"{name}_host", LOOPBACK))
+        return str(
+            getattr(self, "host" if name == "serving" else f"{name}_host", LOOPBACK)
+        )
 
     def _address(self, name: str) -> str:
         host, port = self.listens_on(name), getattr(self, f"{name}_port")
@@ -283,7 +303,11 @@ class Settings(BaseSettings):
 
     @property
     def reports(self) -> UPath:
-        return self.data / "reports" if self.data_url else location(str(self.home / "reports"))
+        return (
+            self.data / "reports"
+            if self.data_url
+            else location(str(self.home / "reports"))
+        )
 
     @property
     def data_docs(self) -> UPath:
@@ -299,20 +323,31 @@ def load_settings(**overrides: Any) -> Settings:
 
     """
     try:
-        home = Path(overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre")
+        home = Path(
+            overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre"
+        )
         home = home.expanduser().resolve()
         secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
         is_ours = secrets.is_dir() and os.access(secrets, os.R_OK | os.X_OK)
-        for file in secrets.glob("aws_*"):  # no library but boto3 reads keys from a file
+        for file in secrets.glob(
+            "aws_*"
+        ):  # no library but boto3 reads keys from a file
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
-        read = {"_env_file": home / ENV_FILE, "_secrets_dir": secrets if is_ours else None}
+        read = {
+            "_env_file": home / ENV_FILE,
+            "_secrets_dir": secrets if is_ours else None,
+        }
         return Settings(**(read | overrides | {"home": home}))
     except ValidationError as exc:
         first = exc.errors()[0]
-        name = "GYRE_" + "__".join(str(part) for part in first["loc"]).upper().removeprefix("GYRE_")
-        found = "" if "URL" in name else f" (found {first['input']!r})"  # it may hold a password
+        name = "GYRE_" + "__".join(
+            str(part) for part in first["loc"]
+        ).upper().removeprefix("GYRE_")
+        found = (
+            "" if "URL" in name else f" (found {first['input']!r})"
+        )  # it may hold a password
         raise SettingsError(f"{name}: {first['msg']}{found}") from exc
 
 
@@ -326,7 +361,9 @@ def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
 def free_ports() -> dict[str, int]:
     """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
     listeners = {f"{name}_port": socket.create_server((LOOPBACK, 0)) for name in PORTS}
-    ports = {name: int(listener.getsockname()[1]) for name, listener in listeners.items()}
+    ports = {
+        name: int(listener.getsockname()[1]) for name, listener in listeners.items()
+    }
     for listener in listeners.values():
         listener.close()
     return ports

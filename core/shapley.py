@@ -20,7 +20,10 @@ Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
 
 def shapley_values(
-    score: Callable[[Columns], Any], row: Columns, background: Columns, most: int = COALITIONS
+    score: Callable[[Columns], Any],
+    row: Columns,
+    background: Columns,
+    most: int = COALITIONS,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return the background's mean score [K] and contributions [features, K]; the sum is the score.
 
@@ -31,11 +34,15 @@ def shapley_values(
     differs = np.array([background[name] != row[name] for name in row]).T
     replaced = (members & differs[:, None]).reshape(-1, len(row))
     base = np.repeat(np.arange(len(differs), dtype=">u4"), len(members))
-    coded = np.hstack([np.packbits(replaced, axis=1), base.view(np.uint8).reshape(-1, 4)])
+    coded = np.hstack(
+        [np.packbits(replaced, axis=1), base.view(np.uint8).reshape(-1, 4)]
+    )
     rows = coded.view(f"V{coded.shape[1]}").ravel()
     _, first, place = np.unique(rows, return_index=True, return_inverse=True)
     columns = {
-        name: np.where(replaced[first, feature], row[name], background[name][base[first]])
+        name: np.where(
+            replaced[first, feature], row[name], background[name][base[first]]
+        )
         for feature, name in enumerate(row)
     }
     scores = np.asarray(score(columns), np.float64).reshape(len(first), -1)
@@ -45,20 +52,28 @@ def shapley_values(
 
 
 @lru_cache
-def coalitions(features: int, most: int) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
+def coalitions(
+    features: int, most: int
+) -> tuple[NDArray[np.bool_], NDArray[np.float64]]:
     """Return coalitions [C, features], the empty one first, and what the worth of each counts.
 
     Exact (Shapley 1953) where all are at most `most`; else those of random orders of joining and
     of their reverses (Strumbelj and Kononenko 2014; Mitchell and others 2022), the same each time.
     """
     if 2**features <= most:
-        members = (np.arange(2**features)[:, None] >> np.arange(features) & 1).astype(bool)
+        members = (np.arange(2**features)[:, None] >> np.arange(features) & 1).astype(
+            bool
+        )
         others = members.sum(axis=1, keepdims=True) - members
-        share = np.array([1 / (features * comb(features - 1, n)) for n in range(features)])
+        share = np.array(
+            [1 / (features * comb(features - 1, n)) for n in range(features)]
+        )
         return members, np.where(members, 1, -1) * share[others]
     orders = np.tile(np.arange(features), (max(1, most // (2 * (features + 1))), 1))
     orders = np.random.default_rng(0).permuted(orders, axis=1)
     joins = np.concatenate([orders, features - 1 - orders])[:, None]
     step = np.arange(features + 1)[:, None]
     gains = np.equal(step, joins + 1) * 1.0 - np.equal(step, joins)
-    return (joins < step).reshape(-1, features), gains.reshape(-1, features) / len(joins)
+    return (joins < step).reshape(-1, features), gains.reshape(-1, features) / len(
+        joins
+    )

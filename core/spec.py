@@ -10,7 +10,13 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_core import ErrorDetails
 
 from core.errors import SettingsError
@@ -34,7 +40,9 @@ from core.training_spec import (
 
 MODELS = PROJECT / "models"
 NAME = r"^[a-z][a-z0-9_]{0,62}$"
-FeatureType = Literal["int32", "int64", "float32", "double", "bool", "timestamp", "string"]
+FeatureType = Literal[
+    "int32", "int64", "float32", "double", "bool", "timestamp", "string"
+]
 """Of a feature, of request data, of an audit column; a timestamp has whole seconds, as in Feast."""
 InputType = Literal["int64", "double", "string"]
 INPUTS: dict[FeatureType, InputType] = {
@@ -59,7 +67,9 @@ Entity = Mapping[str, int | str]
 """One entity: the value of each of these columns."""
 MISSING = "__missing__"
 """What a text that is null is to a model, in frames, serving and logs: ONNX would read "None"."""
-OURS = frozenset({"score", "predicted_class", "entity", "as_of", "label", "event_timestamp"})
+OURS = frozenset(
+    {"score", "predicted_class", "entity", "as_of", "label", "event_timestamp"}
+)
 """Columns beside the features, in windows and frames."""
 
 
@@ -112,7 +122,9 @@ class ModelSpec(Strict):
     audit: dict[str, FeatureType] = Field(default_factory=dict)
     """Columns of the service or of the label's rows: for `segment`, no inputs of the model."""
     costs: Costs | None = None
-    features: dict[str, FeatureType] = Field(min_length=1)  # the inputs of the model, in order
+    features: dict[str, FeatureType] = Field(
+        min_length=1
+    )  # the inputs of the model, in order
     population: Population | None = None
     """None where the label gives the rows: whoever asks is answered like one of them."""
     snapshots: Snapshots
@@ -147,7 +159,11 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := [*self._of_another_task(), *self._of_segments(), *self._contradictions()]:
+        if problems := [
+            *self._of_another_task(),
+            *self._of_segments(),
+            *self._contradictions(),
+        ]:
             raise ValueError("\n".join(problems))
         return self
 
@@ -168,7 +184,9 @@ class ModelSpec(Strict):
         for at, estimator in enumerate(self.estimators):
             if estimator.type not in known and not re.match(FACTORY, estimator.type):
                 wrong = f"{estimator.type!r} is not of a {self.task}"
-                expected = f"expected one of {', '.join(known)}, or package.module:factory"
+                expected = (
+                    f"expected one of {', '.join(known)}, or package.module:factory"
+                )
                 yield f"estimators.{at}.type: {wrong}, {expected}"
         for at, gate in enumerate(self.gates):
             if gate.metric in OTHERS[self.task]:
@@ -183,7 +201,9 @@ class ModelSpec(Strict):
         }
         if self.segment is not None and self.segment not in segments:
             yield f"segment: {self.segment!r} is not a string of [features], nor of audit"
-        if self.segment is None and (asked := OF_SEGMENTS & {gate.metric for gate in self.gates}):
+        if self.segment is None and (
+            asked := OF_SEGMENTS & {gate.metric for gate in self.gates}
+        ):
             yield f"gates: {min(asked)} needs a segment, such as customer_segment"
 
     def _contradictions(self) -> Iterator[str]:
@@ -194,7 +214,12 @@ class ModelSpec(Strict):
         if self.population is None and self.snapshots.rows == "members":
             yield 'population: expected one, or rows = "label" in [snapshots]'
         member = self.population.feature if self.population else None
-        if member and self.features.get(member) in {None, "string", "bool", "timestamp"}:
+        if member and self.features.get(member) in {
+            None,
+            "string",
+            "bool",
+            "timestamp",
+        }:
             yield f"population.feature: {member!r} is not in [features] as a number"
         if unknown := set(self.monitoring.monitor_only) - {*self.features, *KINDS}:
             kinds = ", ".join(sorted(KINDS))
@@ -239,14 +264,18 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     path = folder / f"{name}.toml"
     known = sorted(p.stem for p in folder.glob("*.toml"))
     if name not in known:
-        raise SettingsError(f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}")
+        raise SettingsError(
+            f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}"
+        )
     try:
         content = tomllib.loads(path.read_text())
     except ValueError as exc:  # also of what is not UTF-8
         raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
     spec = _checked(path.name, content)
     if spec.name != name:
-        raise SettingsError(f"{path.name}: name: expected the file's name, found {spec.name!r}")
+        raise SettingsError(
+            f"{path.name}: name: expected the file's name, found {spec.name!r}"
+        )
     return spec
 
 
@@ -285,7 +314,9 @@ def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
 
 def _said(error: ErrorDetails) -> list[str]:
     key = ".".join(str(part) for part in error["loc"])
-    if error["type"] == "value_error":  # of a validator above, which may name keys below this one
+    if (
+        error["type"] == "value_error"
+    ):  # of a validator above, which may name keys below this one
         lines = str(error["ctx"]["error"]).split("\n")
         return [f"{key}: {line}" if key else line for line in lines]
     found = "" if error["type"] == "missing" else f" (found {error['input']!r})"

@@ -95,7 +95,9 @@ class Table:
         """
         return self._copies(self._names(version, within))
 
-    def noted(self, names: Sequence[str], version: int | None = None) -> dict[str, int | None]:
+    def noted(
+        self, names: Sequence[str], version: int | None = None
+    ) -> dict[str, int | None]:
         """Return the numbers that `replace_files` noted, as of a version (default: the newest).
 
         None where it never did, or where the version is no longer known.
@@ -108,7 +110,9 @@ class Table:
             return dict.fromkeys(names)
         return {name: table.transaction_version(name) for name in names}
 
-    def changed_files(self, since: int, version: int) -> tuple[list[str], list[str]] | None:
+    def changed_files(
+        self, since: int, version: int
+    ) -> tuple[list[str], list[str]] | None:
         """Files that came and files that went between two versions; None if no longer known."""
         try:
             before, after = set(self._names(since)), set(self._names(version))
@@ -133,7 +137,9 @@ class Table:
             DataError: the version is not there, or files of it are gone (vacuumed).
 
         """
-        schema = pa.schema([self.schema.field(name) for name in columns or self.schema.names])
+        schema = pa.schema(
+            [self.schema.field(name) for name in columns or self.schema.names]
+        )
         if not self.exists:
             return schema.empty_table()
         try:
@@ -141,9 +147,16 @@ class Table:
             stored = [name for name in schema.names if name in dataset.schema.names]
             try:
                 # Four files ahead, as usual, took 750 MB to find no row in 10M; two take no longer.
-                return _in_schema(dataset.to_table(stored, where, fragment_readahead=2), schema)
-            except pa.ArrowNotImplementedError:  # what delta-rs deletes from becomes string views
-                files = (each.to_table(dataset.schema) for each in dataset.get_fragments(where))
+                return _in_schema(
+                    dataset.to_table(stored, where, fragment_readahead=2), schema
+                )
+            except (
+                pa.ArrowNotImplementedError
+            ):  # what delta-rs deletes from becomes string views
+                files = (
+                    each.to_table(dataset.schema)
+                    for each in dataset.get_fragments(where)
+                )
                 found = [rows.filter(where).select(stored) for rows in files]
                 return _in_schema(pa.concat_tables(found), schema)
         except (DeltaError, OSError) as exc:
@@ -160,7 +173,11 @@ class Table:
         return newest
 
     def merge(
-        self, rows: pa.Table, key: Sequence[str], content: Sequence[str], arrival: str | None = None
+        self,
+        rows: pa.Table,
+        key: Sequence[str],
+        content: Sequence[str],
+        arrival: str | None = None,
     ) -> dict[str, int]:
         """Insert rows with a new key; replace those of a known key whose `content` differs.
 
@@ -171,17 +188,26 @@ class Table:
         with self._writing():
             if self.exists and not rows.num_rows:
                 return {"inserted": 0, "replaced": 0}
-            if not self.exists or not self._holds_any(rows, key):  # an append is three times faster
+            if not self.exists or not self._holds_any(
+                rows, key
+            ):  # an append is three times faster
                 self._append(rows)
                 return {"inserted": rows.num_rows, "replaced": 0}
-            differs = " OR ".join(f"(old.{name} IS DISTINCT FROM new.{name})" for name in content)
+            differs = " OR ".join(
+                f"(old.{name} IS DISTINCT FROM new.{name})" for name in content
+            )
             if arrival:
                 differs = f"({differs}) AND new.{arrival} >= old.{arrival}"
             same_key = " AND ".join(f"old.{name} = new.{name}" for name in key)
-            merger = self._open().merge(rows, same_key, source_alias="new", target_alias="old")
+            merger = self._open().merge(
+                rows, same_key, source_alias="new", target_alias="old"
+            )
             merger = merger.when_matched_update_all(predicate=differs)
             metrics: dict[str, Any] = merger.when_not_matched_insert_all().execute()
-        inserted, replaced = metrics["num_target_rows_inserted"], metrics["num_target_rows_updated"]
+        inserted, replaced = (
+            metrics["num_target_rows_inserted"],
+            metrics["num_target_rows_updated"],
+        )
         return {"inserted": inserted, "replaced": replaced}
 
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
@@ -194,7 +220,11 @@ class Table:
         with self._writing():
             if self.exists and rows.num_rows:
                 near = _within_span(rows, beside, NEAR) if beside else None
-                stored = self._open().to_pyarrow_dataset().to_table(columns=[key], filter=near)
+                stored = (
+                    self._open()
+                    .to_pyarrow_dataset()
+                    .to_table(columns=[key], filter=near)
+                )
                 known = pc.is_in(rows[key], stored[key].combine_chunks())
                 rows = rows.filter(pc.invert(known))
             if rows.num_rows:
@@ -279,7 +309,9 @@ class Table:
                 schema=Schema.from_arrow(schema),
                 partition_by=[partition],
                 commit_properties=CommitProperties(
-                    app_transactions=[Transaction(name, note) for name, note in notes.items()]
+                    app_transactions=[
+                        Transaction(name, note) for name, note in notes.items()
+                    ]
                 ),
             )
 
@@ -323,7 +355,9 @@ class Table:
                 table.delete(f"{column} < '{oldest.astimezone(UTC).isoformat()}'")
             table.optimize.compact(target_size=COMPACTED_BYTES)
             # Of those that it names some went before.
-            files = [name for name in table.vacuum(full=True) if (self.path / name).exists()]
+            files = [
+                name for name in table.vacuum(full=True) if (self.path / name).exists()
+            ]
             table.vacuum(dry_run=False, full=True)
             table.create_checkpoint()  # the log before a checkpoint can go
             table.cleanup_metadata()
@@ -378,7 +412,9 @@ class Table:
             storage_options=self._options,
         )
 
-    def _names(self, version: int | None = None, within: str | None = None) -> list[str]:
+    def _names(
+        self, version: int | None = None, within: str | None = None
+    ) -> list[str]:
         """Files of a version, below the table's folder."""
         return _file_names(self._open(version), within) if self.exists else []
 
@@ -390,9 +426,13 @@ class Table:
         is_text = pa.types.is_string(rows.schema.field(key[0]).type)
         # The files know the span of their rows: most are not read. Of texts in another type.
         near = None if is_text else _within_span(rows, key[0])
-        known = self._open().to_pyarrow_dataset().to_table(columns=list(key), filter=near)
+        known = (
+            self._open().to_pyarrow_dataset().to_table(columns=list(key), filter=near)
+        )
         known = known.cast(pa.schema([self.schema.field(name) for name in key]))
-        return bool(rows.select(key).join(known, list(key), join_type="left semi").num_rows)
+        return bool(
+            rows.select(key).join(known, list(key), join_type="left semi").num_rows
+        )
 
     def _open(self, version: int | None = None) -> DeltaTable:
         """Open a version (default: the newest). The newest once open reads only what is new."""
@@ -439,7 +479,9 @@ def files_at(address: str, cache: Path) -> list[str]:
 
 def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
     """Files of a table, below its folder."""
-    uri = table.table_uri  # of a folder it is quoted; what comes behind it is as on disk
+    uri = (
+        table.table_uri
+    )  # of a folder it is quoted; what comes behind it is as on disk
     folder = urlsplit(uri).path if uri.startswith("file:") else uri
     files = table.file_uris(file_pruning_predicate=within)
     return [file.removeprefix(folder).lstrip("/") for file in files]
@@ -452,10 +494,14 @@ def _copies_of(folder: UPath, names: Sequence[str], cache: Path) -> list[str]:
 
 def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     """`rows` with the columns of `schema`; those they lack are null."""
-    return pa.concat_tables([schema.empty_table(), rows], promote_options="permissive").cast(schema)
+    return pa.concat_tables(
+        [schema.empty_table(), rows], promote_options="permissive"
+    ).cast(schema)
 
 
-def _within_span(rows: pa.Table, column: str, margin: timedelta | None = None) -> pc.Expression:
+def _within_span(
+    rows: pa.Table, column: str, margin: timedelta | None = None
+) -> pc.Expression:
     """Rows of the table whose `column` lies in the span of `rows`, or beside it by `margin`."""
     low, high = pc.min_max(rows[column]).as_py().values()
     if margin:

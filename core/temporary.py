@@ -29,7 +29,9 @@ def temporary_installation(
     try:
         home.mkdir(parents=True, exist_ok=True)
         with (home / ENV_FILE).open("a") as file:  # it may have other lines already
-            file.writelines(f"\nGYRE_{name.upper()}={port}" for name, port in ports.items())
+            file.writelines(
+                f"\nGYRE_{name.upper()}={port}" for name, port in ports.items()
+            )
             file.write("\n")
         yield settings.beside(home.resolve(), **ports)
     finally:

@@ -37,5 +37,7 @@ def microseconds(moment: datetime) -> int:
 def whole_second(moment: datetime) -> datetime:
     """Return a feature's timestamp as Feast keeps it: whole seconds, UTC; or raise ValueError."""
     if moment.tzinfo is None or not MINYEAR < moment.year < MAXYEAR:
-        raise ValueError(f"expected a time with an offset, of the years 2 to 9998, found {moment}")
+        raise ValueError(
+            f"expected a time with an offset, of the years 2 to 9998, found {moment}"
+        )
     return moment.astimezone(UTC).replace(microsecond=0)

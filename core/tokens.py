@@ -6,7 +6,9 @@ from core.settings import Settings
 
 def tokens_of(text: bytes) -> list[bytes]:
     lines = (line.strip() for line in text.splitlines())
-    tokens = (line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#"))
+    tokens = (
+        line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#")
+    )
     return [token for token in tokens if token]
 
 
@@ -23,7 +25,9 @@ def serving_headers(settings: Settings) -> dict[str, str]:
     try:
         tokens = tokens_of(file.read_bytes())
     except OSError as exc:
-        raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: {exc.strerror}") from exc
+        raise SettingsError(
+            f"GYRE_SERVING_TOKENS_FILE: {file}: {exc.strerror}"
+        ) from exc
     if not tokens:
         raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: no token in it")
     return {"authorization": f"Bearer {tokens[0].decode('ascii', 'replace')}"}

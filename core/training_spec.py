@@ -6,20 +6,38 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 Task = Literal["classification", "regression", "multiclass"]
 OfClasses = Literal[
-    "log_loss", "brier", "auc", "average_precision", "accuracy", "precision", "recall", "f1", "cost"
+    "log_loss",
+    "brier",
+    "auc",
+    "average_precision",
+    "accuracy",
+    "precision",
+    "recall",
+    "f1",
+    "cost",
 ]
 OfNumbers = Literal["rmse", "mae", "r2"]
 Metric = Literal[OfClasses, OfNumbers]
 """What challenger, trivial baseline and champion are compared by (training/metrics.py)."""
-LOWER_IS_BETTER: frozenset[str] = frozenset({"log_loss", "brier", "cost", "rmse", "mae"})
-OfSegments = Literal["demographic_parity_difference", "equal_opportunity_difference", "largest_gap"]
+LOWER_IS_BETTER: frozenset[str] = frozenset(
+    {"log_loss", "brier", "cost", "rmse", "mae"}
+)
+OfSegments = Literal[
+    "demographic_parity_difference", "equal_opportunity_difference", "largest_gap"
+]
 OF_SEGMENTS: frozenset[str] = frozenset(get_args(OfSegments))
 Figure = Literal[OfSegments, "ece", "model_mb", "latency_p99_ms", "onnx_difference"]
 """What is measured of the challenger alone."""
 OTHERS: dict[Task, tuple[str, ...]] = {
     "classification": get_args(OfNumbers),
     "regression": (*get_args(OfClasses), *OF_SEGMENTS),
-    "multiclass": (*get_args(OfNumbers), "auc", "average_precision", "cost", *OF_SEGMENTS),
+    "multiclass": (
+        *get_args(OfNumbers),
+        "auc",
+        "average_precision",
+        "cost",
+        *OF_SEGMENTS,
+    ),
 }
 """Metrics that a task does not have; its gates must not name them."""
 CLASSIFIERS = {
@@ -101,7 +119,9 @@ class Estimator(Strict):
         for key, bounds in self.space.items():
             own = self.parameters.get(key)
             if not isinstance(own, int | float) or not bounds.low <= own <= bounds.high:
-                expected = f"a value of its own in parameters, {bounds.low} to {bounds.high}"
+                expected = (
+                    f"a value of its own in parameters, {bounds.low} to {bounds.high}"
+                )
                 raise ValueError(f"space.{key}: expected {expected}, found {own!r}")
         return self
 
@@ -129,7 +149,9 @@ class Costs(Strict):
 
     action: float = Field(ge=0)  # of acting on one row
     loss: float = Field(gt=0)  # of one row that turns out 1
-    averted: float = Field(1.0, gt=0, le=1)  # the share of losses that acting prevents: assumed
+    averted: float = Field(
+        1.0, gt=0, le=1
+    )  # the share of losses that acting prevents: assumed
 
 
 class Limit(Strict):
@@ -165,4 +187,6 @@ class AgainstChampion(Strict):
 
 
 # One rule a challenger must pass. That ONNX scores as scikit-learn does is asked without a gate.
-Gate = Annotated[Limit | BetterThanTrivial | AgainstChampion, Field(discriminator="rule")]
+Gate = Annotated[
+    Limit | BetterThanTrivial | AgainstChampion, Field(discriminator="rule")
+]

@@ -28,7 +28,9 @@ def load_object(path: str) -> Any:
     library = module.partition(".")[0]
     if library not in LIBRARIES and not user_modules(path):
         expected = f"expected a module of {PROJECT} or of {', '.join(LIBRARIES)}"
-        raise SettingsError(f"{path}: {expected}, found no {library}/ and no {library}.py there")
+        raise SettingsError(
+            f"{path}: {expected}, found no {library}/ and no {library}.py there"
+        )
     try:
         return getattr(import_module(module), name)
     except Exception as exc:  # whatever a person's module raises
@@ -50,15 +52,21 @@ def dataset_modules(*names: str) -> list[Path]:
         module = DATASETS / f"{rest.pop()}.py"
         if module.exists() and module not in found:
             found.append(module)
-            rest += re.findall(r"\w+", " ".join(IMPORTED.findall(module.read_text("utf-8"))))
+            rest += re.findall(
+                r"\w+", " ".join(IMPORTED.findall(module.read_text("utf-8")))
+            )
     return found
 
 
 def dataset_names(*names: str) -> list[str]:
     """These datasets and those they import: all whose views their services can read; no Feast."""
-    texts = {module.stem: module.read_text("utf-8") for module in dataset_modules(*names)}
+    texts = {
+        module.stem: module.read_text("utf-8") for module in dataset_modules(*names)
+    }
     # A module that only helps others does not say its own name.
-    return sorted({*names, *(n for n, text in texts.items() if re.search(f"[\"']{n}[\"']", text))})
+    return sorted(
+        {*names, *(n for n, text in texts.items() if re.search(f"[\"']{n}[\"']", text))}
+    )
 
 
 def in_one_line(exc: BaseException) -> str:

@@ -10,7 +10,9 @@ from core.settings import load_settings
 from core.spec import ModelSpec, load_spec
 from dags.run import note
 
-FORM = {"comment": Param("", type="string", description="Why; it is kept with the outcome.")}
+FORM = {
+    "comment": Param("", type="string", description="Why; it is kept with the outcome.")
+}
 """What the task takes as its `params`."""
 
 
@@ -22,7 +24,9 @@ class Approval(ApprovalOperator):
 
     template_fields = (*ApprovalOperator.template_fields, "mlflow_run", "version")
 
-    def __init__(self, *, spec: ModelSpec, mlflow_run: Any, version: Any, **more: Any) -> None:
+    def __init__(
+        self, *, spec: ModelSpec, mlflow_run: Any, version: Any, **more: Any
+    ) -> None:
         super().__init__(
             subject=f"Put a version of {spec.name} into production?",
             defaults=self.REJECT,
@@ -45,7 +49,10 @@ class Approval(ApprovalOperator):
         if event.get("chosen_options") == [self.REJECT]:
             from training.register import not_approved  # noqa: PLC0415  (heavy)
 
-            settings, hours = load_settings(), load_spec(self.model).promotion.wait_hours
+            settings, hours = (
+                load_settings(),
+                load_spec(self.model).promotion.wait_hours,
+            )
             who, comment = answered(event)
             why = f"rejected by {who}" if who else f"nobody answered within {hours:g} h"
             why += f": {comment}" if comment else ""
@@ -56,4 +63,6 @@ class Approval(ApprovalOperator):
 def answered(event: dict[str, Any]) -> tuple[str | None, str]:
     """Return who answered (None: nobody did in time) and the comment."""
     user = event["responded_by_user"]
-    return user and user["name"], str((event["params_input"] or {}).get("comment") or "")
+    return user and user["name"], str(
+        (event["params_input"] or {}).get("comment") or ""
+    )

@@ -33,11 +33,16 @@ with DAG(
         from feature_repo.ingest import ingest as run  # noqa: PLC0415  (heavy)
 
         settings, cause = current()
-        outlet_events[FEATURES].extra = {"as_of": cause.as_of.isoformat(), "dataset": dataset}
+        outlet_events[FEATURES].extra = {
+            "as_of": cause.as_of.isoformat(),
+            "dataset": dataset,
+        }
         summary = run(settings, dataset, cause.as_of).summary()
         logging.getLogger(__name__).info(summary)
         return summary
 
     read_specs()
     for _dataset in dataset_names(*(spec.dataset for spec in load_specs())):
-        ingest.override(task_id=f"ingest_{_dataset}", **task_defaults(_dataset))(_dataset)
+        ingest.override(task_id=f"ingest_{_dataset}", **task_defaults(_dataset))(
+            _dataset
+        )

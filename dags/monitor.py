@@ -40,7 +40,9 @@ def retrain(model: str, *, outlet_events: Any = None) -> None:
     """Start `train_<MODEL>`, once per cause."""
     _, cause = current()
     context: Any = get_current_context()
-    why, reason = (context["ti"].xcom_pull("monitor", key=key) for key in ("cause", "reason"))
+    why, reason = (
+        context["ti"].xcom_pull("monitor", key=key) for key in ("cause", "reason")
+    )
     extra = {"as_of": cause.as_of.isoformat(), "reason": reason, "cause": why}
     send(outlet_events, f"drift/{model}", why, extra)
 

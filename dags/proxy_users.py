@@ -8,7 +8,9 @@ named so.
 from typing import Any
 
 from airflow.api_fastapi.app import get_auth_manager
-from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import SimpleAuthManager
+from airflow.api_fastapi.auth.managers.simple.simple_auth_manager import (
+    SimpleAuthManager,
+)
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
 
 from core.settings import load_settings

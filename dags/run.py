@@ -81,7 +81,12 @@ def for_each_model(build: Callable[[ModelSpec], None]) -> None:
 
 
 def model_dag(
-    kind: str, spec: ModelSpec, doc: str | None, starts_by: Any, minutes: int = 15, **more: Any
+    kind: str,
+    spec: ModelSpec,
+    doc: str | None,
+    starts_by: Any,
+    minutes: int = 15,
+    **more: Any,
 ) -> DAG:
     """Return the DAG `<kind>_<model>`, a task of which takes at most so many minutes.
 
@@ -108,7 +113,9 @@ def trigger_dag(name: str, starts: str, due: str, model: str, schedule: str) -> 
     """
     # False would run what was due up to a tenth of the period before the DAG came: a weekly model
     # that is added on a Sunday would be trained at once. A minute is what the scheduler may take.
-    timetable = CronTriggerTimetable(schedule, timezone="UTC", run_immediately=timedelta(minutes=1))
+    timetable = CronTriggerTimetable(
+        schedule, timezone="UTC", run_immediately=timedelta(minutes=1)
+    )
     with DAG(
         dag_id=f"{name}_{model}",
         description=f"starts {starts}_{model}: {schedule}",
@@ -155,7 +162,11 @@ def current() -> tuple[Settings, Cause]:
     """
     context: Any = get_current_context()
     run, params = context["dag_run"], context["params"]
-    extras = [e.extra for events in context["triggering_asset_events"].values() for e in events]
+    extras = [
+        e.extra
+        for events in context["triggering_asset_events"].values()
+        for e in events
+    ]
     try:
         as_of = resolve(params, extras, run.logical_date, run.run_after)
     except SettingsError as exc:
@@ -200,7 +211,9 @@ def note(settings: Settings, text: str, mlflow_run: str | None = None) -> None:
     links = [f"[Console]({settings.link('console')}/status/{spec.name})"]
     try:
         if mlflow_run:
-            links.append(f"[MLflow run, model card]({pages.run(mlflow_run)}/artifacts/{CARD})")
+            links.append(
+                f"[MLflow run, model card]({pages.run(mlflow_run)}/artifacts/{CARD})"
+            )
         elif reports := pages.pages(spec.name, spec.experiment).reports:
             links.append(f"[Evidently's newest report]({reports[max(reports)]})")
         with AirflowApi(settings) as api:

@@ -72,11 +72,22 @@ def validate(model: str) -> str | None:
     from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
 
     settings, cause = current()
-    origin: dict[str, Any] = {"key": cause.key, "reason": cause.reason, "who": cause.who}
-    mlflow_run = open_run(settings, load_spec(model), cause.as_of, **origin, cause=cause.event)
+    origin: dict[str, Any] = {
+        "key": cause.key,
+        "reason": cause.reason,
+        "who": cause.who,
+    }
+    mlflow_run = open_run(
+        settings, load_spec(model), cause.as_of, **origin, cause=cause.event
+    )
     if mlflow_run is None:
-        answered = f"; or a run answers it already: {cause.event}" if cause.event else ""
-        note(settings, f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC){answered}")
+        answered = (
+            f"; or a run answers it already: {cause.event}" if cause.event else ""
+        )
+        note(
+            settings,
+            f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC){answered}",
+        )
     return mlflow_run
 
 
@@ -96,7 +107,12 @@ def gate(model: str, mlflow_run: str) -> bool:
 
 @task
 def promote(
-    model: str, mlflow_run: str, version: str, approval: Any = None, *, outlet_events: Any = None
+    model: str,
+    mlflow_run: str,
+    version: str,
+    approval: Any = None,
+    *,
+    outlet_events: Any = None,
 ) -> str:
     """Put the version into production or on its way; an approval's is in its giver's name."""
     from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)

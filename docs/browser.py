@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
-MISSING = f"none of {', '.join(NAMES)}: install one, such as by: apt-get install chromium"
+MISSING = (
+    f"none of {', '.join(NAMES)}: install one, such as by: apt-get install chromium"
+)
 PHONE = 390
 """Pixels of a width that is a phone's."""
 HIGHEST = 1600
@@ -49,7 +51,9 @@ class Browser:
         self.do("Emulation.setDeviceMetricsOverride", **size, mobile=width <= PHONE)
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
         self.do("Emulation.setEmulatedMedia", features=[scheme])
-        self.do("Page.navigate", url="about:blank")  # one that differs in # alone is not loaded
+        self.do(
+            "Page.navigate", url="about:blank"
+        )  # one that differs in # alone is not loaded
         loader = self.do("Page.navigate", url=url)["loaderId"]
         until = time.monotonic() + LOAD_SECONDS
         while (left := until - time.monotonic()) > 0:
@@ -61,7 +65,9 @@ class Browser:
     def picture(self) -> bytes:
         """Return what is shown, as PNG; of a short page without the empty rest."""
         width = self.do("Page.getLayoutMetrics")["cssVisualViewport"]["clientWidth"]
-        expression = "Math.ceil(document.documentElement.getBoundingClientRect().height)"
+        expression = (
+            "Math.ceil(document.documentElement.getBoundingClientRect().height)"
+        )
         found = self.do("Runtime.evaluate", expression=expression)["result"]["value"]
         height = min(found, HIGHEST)
         clip = {"x": 0, "y": 0, "width": width, "height": height, "scale": 1}
@@ -71,7 +77,12 @@ class Browser:
     def do(self, method: str, **parameters: Any) -> dict[str, Any]:
         """Call a method of the protocol: https://chromedevtools.github.io/devtools-protocol."""
         self._count += 1
-        message = {"id": self._count, "method": method, "params": parameters, **self._page}
+        message = {
+            "id": self._count,
+            "method": method,
+            "params": parameters,
+            **self._page,
+        }
         os.write(self._send, json.dumps(message).encode() + b"\0")
         while (answer := self._next(LOAD_SECONDS)).get("id") != self._count:
             pass

@@ -67,7 +67,9 @@ def commands() -> str:
     """Return what Typer's own command for documentation prints of `gyre`."""
     typer = [sys.executable, "-m", "typer", "cli.main", "utils", "docs"]
     named = ["--name", "gyre", "--title", "Commands"]
-    page = subprocess.run([*typer, *named], cwd=CLONE, check=True, capture_output=True, text=True)
+    page = subprocess.run(
+        [*typer, *named], cwd=CLONE, check=True, capture_output=True, text=True
+    )
     useful = REPEATED.sub("", html.unescape(page.stdout)).strip()
     return f"{useful}\n"
 
@@ -78,7 +80,9 @@ def settings() -> str:
     for name, field in Settings.model_fields.items():
         value = field.default
         if isinstance(value, Path):
-            value = value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value
+            value = (
+                value.relative_to(PROJECT) if value.is_relative_to(PROJECT) else value
+            )
         default = "" if value in {None, "", PydanticUndefined} else f"`{value}`"
         meaning = " ".join((field.description or "").split())
         page += f"| `GYRE_{name.upper()}` | {default} | {meaning} |\n"
@@ -93,9 +97,13 @@ def metrics() -> str:
             (family,) = metric.describe()
             name = f"{family.name}_total" if family.type == "counter" else family.name
             labels = ", ".join(metric._labelnames)  # noqa: SLF001  (no public way to ask)
-            page += f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+            page += (
+                f"| `{name}` | {family.type} | {labels} | {family.documentation} |\n"
+            )
     page += LOOP_HEAD
-    return page + "".join(f"| `gyre_{name}` | {text} |\n" for name, text in METRICS.items())
+    return page + "".join(
+        f"| `gyre_{name}` | {text} |\n" for name, text in METRICS.items()
+    )
 
 
 def broken_links() -> Iterator[str]:
@@ -123,7 +131,9 @@ if __name__ == "__main__":
     if "--check" in sys.argv:
         there = {path: path.read_text("utf-8") for path in REFERENCE.glob("*.md")}
         stale = [path for path, page in wanted.items() if there.get(path) != page]
-        problems = [f"{path.relative_to(CLONE)}: stale, run: make docs" for path in stale]
+        problems = [
+            f"{path.relative_to(CLONE)}: stale, run: make docs" for path in stale
+        ]
         sys.exit("\n".join([*problems, *broken_links()]) or 0)
     for path, page in wanted.items():
         path.write_text(page, "utf-8")

@@ -35,18 +35,23 @@ An answer other than 200 or 202 says why. Instead of 422, KServe, Open Inference
 
 def routes() -> str:
     """Return a table of routes for each tag. Routes that differ in their path alone share a row."""
-    logging.disable(logging.CRITICAL)  # the worker says that it finds no MLflow and no Redis
+    logging.disable(
+        logging.CRITICAL
+    )  # the worker says that it finds no MLflow and no Redis
     document = asyncio.run(_document())
     page = HEAD + "".join(f"| {status} | {why} |\n" for status, why in WHY.items())
     tags = defaultdict[str, dict[tuple[str, ...], list[str]]](lambda: defaultdict(list))
     for route, operation in _operations(document):
         body = _fields(document, operation.get("requestBody", {}))
         answer = _fields(document, next(iter(operation["responses"].values())))
-        tags[operation["tags"][0]][operation["description"], body, answer].append(f"`{route}`")
+        tags[operation["tags"][0]][operation["description"], body, answer].append(
+            f"`{route}`"
+        )
     for tag, rows in tags.items():
         page += f"\n## {tag}\n\n| route | does | body | answer |\n|---|---|---|---|\n"
         page += "".join(
-            f"| {' '.join(paths)} | {' | '.join(row)} |\n" for row, paths in rows.items()
+            f"| {' '.join(paths)} | {' | '.join(row)} |\n"
+            for row, paths in rows.items()
         )
     return page
 
@@ -86,4 +91,6 @@ def _text(document: Mapping[str, Any], schema: Mapping[str, Any]) -> str:
         return f"a list of these: {_text(document, schema['items'])}"
     if several := schema.get("anyOf", schema.get("oneOf")):
         return ", or ".join(dict.fromkeys(_text(document, each) for each in several))
-    return ", ".join(f"`{name}`" for name in schema.get("properties", ())) or "an object"
+    return (
+        ", ".join(f"`{name}`" for name in schema.get("properties", ())) or "an object"
+    )

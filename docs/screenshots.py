@@ -91,7 +91,9 @@ def small(picture: bytes, height: int = HIGHEST) -> bytes:
     packed = b""
     for colours in COLOURS:
         file = io.BytesIO()
-        image.quantize(colours, dither=Image.Dither.NONE).save(file, "PNG", optimize=True)
+        image.quantize(colours, dither=Image.Dither.NONE).save(
+            file, "PNG", optimize=True
+        )
         packed = file.getvalue()
         if len(packed) <= LARGEST:
             break
@@ -99,18 +101,28 @@ def small(picture: bytes, height: int = HIGHEST) -> bytes:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m docs.screenshots", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m docs.screenshots", description=__doc__
+    )
     parser.add_argument("names", nargs="*", help="such as console-start; all if absent")
-    parser.add_argument("--fault", help="its name: the top of the start page as it is with it")
-    parser.add_argument("--dark", action="store_true", help="as in the dark mode of a system")
-    parser.add_argument("--to", type=Path, default=PICTURES, help="folder, default %(default)s")
+    parser.add_argument(
+        "--fault", help="its name: the top of the start page as it is with it"
+    )
+    parser.add_argument(
+        "--dark", action="store_true", help="as in the dark mode of a system"
+    )
+    parser.add_argument(
+        "--to", type=Path, default=PICTURES, help="folder, default %(default)s"
+    )
     chosen = parser.parse_args()
     settings = load_settings()
     chosen.to.mkdir(parents=True, exist_ok=True)
     with browser() as chromium:
         token, airflow = airflow_token(settings), settings.link("airflow")
         chromium.do("Network.setCookie", name="_token", value=token, url=airflow)
-        for name, address, device, height in pictures(settings, chosen.names, chosen.fault):
+        for name, address, device, height in pictures(
+            settings, chosen.names, chosen.fault
+        ):
             chromium.open(address, WIDTHS[device], dark=chosen.dark)
             chromium.do("Runtime.evaluate", expression=OVERLAYS)
             time.sleep(1)

@@ -34,7 +34,13 @@ SHOWN = {".md", ".png", ".css", ".yml"}
 """Files of docs/ that are part of the site."""
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
 STYLE_URL = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")
-LOADS = {("script", "src"), ("link", "href"), ("img", "src"), ("iframe", "src"), ("source", "src")}
+LOADS = {
+    ("script", "src"),
+    ("link", "href"),
+    ("img", "src"),
+    ("iframe", "src"),
+    ("source", "src"),
+}
 LAZY = {"mermaid", "glightbox"}
 """Classes for which the theme's script loads another script from another host."""
 
@@ -63,7 +69,11 @@ def _place(path: Path) -> Path:
     if path == CLONE / "CHANGELOG.md":
         return PAGES / path.name
     own = path.is_relative_to(DOCS)
-    place = PAGES / path.relative_to(DOCS) if own else PAGES / "source" / path.relative_to(CLONE)
+    place = (
+        PAGES / path.relative_to(DOCS)
+        if own
+        else PAGES / "source" / path.relative_to(CLONE)
+    )
     if path.is_dir():
         return place / "README.md"
     return place if own else place.with_name(f"{path.name}.md")
@@ -89,7 +99,11 @@ def _folder(path: Path) -> str:
     text = f"# {path.relative_to(CLONE)}\n\n"
     for file in _files(path):
         content = file.read_text("utf-8")
-        title = content.partition("\n")[0].removeprefix("# ") if file.suffix == ".md" else file.name
+        title = (
+            content.partition("\n")[0].removeprefix("# ")
+            if file.suffix == ".md"
+            else file.name
+        )
         text += f"- [{title}]({_place(file).name})\n"
     return text
 
@@ -125,8 +139,14 @@ def problems() -> Iterator[str]:
     pages = {path: Page(path) for path in HTML.rglob("*.html")}
     for path, page in pages.items():
         where = path.relative_to(HTML)
-        yield from (f"{where}: loads from another host: {url}" for url in page.loads if "//" in url)
-        yield from (f"{where}: class {name} loads a script" for name in page.classes & LAZY)
+        yield from (
+            f"{where}: loads from another host: {url}"
+            for url in page.loads
+            if "//" in url
+        )
+        yield from (
+            f"{where}: class {name} loads a script" for name in page.classes & LAZY
+        )
         for link in sorted(page.links | page.loads):
             if not _leads(pages, path, link):
                 yield f"{where}: leads nowhere: {link}"
@@ -151,7 +171,9 @@ def main() -> None:
     began = time.monotonic()
     write_pages()
     shutil.copy(DOCS / "zensical.toml", SITE)
-    if subprocess.run([ZENSICAL, "build", "--strict"], cwd=SITE, check=False).returncode:
+    if subprocess.run(
+        [ZENSICAL, "build", "--strict"], cwd=SITE, check=False
+    ).returncode:
         sys.exit("the site is not built: see above")
     if found := [*problems()]:
         sys.exit("\n".join(found))
@@ -159,7 +181,9 @@ def main() -> None:
     pages = sum(path.suffix == ".html" for path in files)
     size = sum(path.stat().st_size for path in files) / 1e6
     seconds = time.monotonic() - began
-    sys.stdout.write(f"{HTML}/index.html: {pages} pages, {size:.1f} MB, {seconds:.1f} s\n")
+    sys.stdout.write(
+        f"{HTML}/index.html: {pages} pages, {size:.1f} MB, {seconds:.1f} s\n"
+    )
 
 
 if __name__ == "__main__":

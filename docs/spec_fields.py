@@ -12,8 +12,18 @@ from core.spec import ModelSpec
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-KINDS = {"number": "number", "integer": "whole number", "string": "text", "boolean": "true, false"}
+BOUNDS = {
+    "minimum": "≥",
+    "exclusiveMinimum": ">",
+    "maximum": "≤",
+    "exclusiveMaximum": "<",
+}
+KINDS = {
+    "number": "number",
+    "integer": "whole number",
+    "string": "text",
+    "boolean": "true, false",
+}
 HEAD = """# Fields of a spec
 
 This is all that `models/NAME.toml` may hold. [The guide](../use-case-reference.md#the-spec) says
@@ -31,7 +41,9 @@ def spec() -> str:
         page += f"\n## {name}\n\n{part['description']}\n\n"
         page += "| field | values | default | meaning |\n|---|---|---|---|\n"
         for field, values in part["properties"].items():
-            default = "required" if field in part.get("required", ()) else _default(values)
+            default = (
+                "required" if field in part.get("required", ()) else _default(values)
+            )
             meaning = meanings.get((name, field), "")
             page += f"| `{field}` | {_values(values)} | {default} | {meaning} |\n"
     return page
@@ -49,7 +61,11 @@ def _parts(part: Mapping[str, Any], definitions: Mapping[str, Any]) -> Iterator[
 def _default(values: Mapping[str, Any]) -> str:
     """A part has its own table, with its own defaults."""
     default = values.get("default")
-    return "" if default is None or isinstance(default, dict) else f"`{json.dumps(default)}`"
+    return (
+        ""
+        if default is None or isinstance(default, dict)
+        else f"`{json.dumps(default)}`"
+    )
 
 
 def _values(schema: Mapping[str, Any]) -> str:
@@ -58,14 +74,20 @@ def _values(schema: Mapping[str, Any]) -> str:
         name = schema["$ref"].rpartition("/")[2]
         return f"[{name}](#{name.lower()})"
     if several := schema.get("anyOf", schema.get("oneOf")):
-        return ", or ".join(_values(each) for each in several if each.get("type") != "null")
+        return ", or ".join(
+            _values(each) for each in several if each.get("type") != "null"
+        )
     if "enum" in schema or "const" in schema:
-        return ", ".join(f"`{value}`" for value in schema.get("enum", [schema.get("const")]))
+        return ", ".join(
+            f"`{value}`" for value in schema.get("enum", [schema.get("const")])
+        )
     if schema["type"] == "array":
         return f"a list of: {_values(schema['items'])}"
     if isinstance(schema.get("additionalProperties"), dict):
         return f"a table, each value: {_values(schema['additionalProperties'])}"
-    bounds = ", ".join(f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema)
+    bounds = ", ".join(
+        f"{sign} {schema[key]}" for key, sign in BOUNDS.items() if key in schema
+    )
     return f"{KINDS.get(schema['type'], 'a table')} {bounds}".strip()
 
 
@@ -74,11 +96,15 @@ def _meanings() -> Iterator[tuple[tuple[str, str], str]]:
     for file in (CLONE / "core").glob("*spec.py"):
         source = file.read_text("utf-8")
         lines = source.splitlines()
-        classes = (node for node in ast.parse(source).body if isinstance(node, ast.ClassDef))
+        classes = (
+            node for node in ast.parse(source).body if isinstance(node, ast.ClassDef)
+        )
         for part in classes:
             for node, after in zip(part.body, [*part.body[1:], None], strict=True):
                 if isinstance(node, ast.AnnAssign):
-                    comment = lines[(node.end_lineno or node.lineno) - 1].partition("  # ")[2]
+                    comment = lines[(node.end_lineno or node.lineno) - 1].partition(
+                        "  # "
+                    )[2]
                     meaning = " ".join(f"{comment} {_text(after)}".split())
                     yield (part.name, ast.unparse(node.target)), meaning
 

@@ -37,7 +37,9 @@ def arrivals(
         is_past = rows[dataset.event_time] <= reads.moment
         past_rows = reads.join(rows, [reads.key == rows[dataset.entity], is_past])
         arrival = past_rows.ingested_at
-        ranges = past_rows.group_by("position").agg(first=arrival.min(), last=arrival.max())
+        ranges = past_rows.group_by("position").agg(
+            first=arrival.min(), last=arrival.max()
+        )
         for row in connection.to_pyarrow(ranges).to_pylist():
             spans[row["position"]] = (row["first"], row["last"])
     return spans

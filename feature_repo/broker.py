@@ -59,7 +59,9 @@ ARROW_TYPES: dict[str, Any] = {
     "timestamp[us, tz=UTC]": Annotated[AwareDatetime, Ge(EARLIEST), Lt(LATEST)],
 }
 """Arrow types that a column of an event may have, and what their values are in JSON."""
-EVENT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+EVENT = ConfigDict(
+    extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=()
+)
 
 
 class EventSchema(BaseModel):
@@ -86,7 +88,9 @@ class EventSchema(BaseModel):
             if name not in self.required:
                 value_type |= None
             fields[name] = (value_type, ...)
-        return create_model(f"{self.dataset.capitalize()}Event", __config__=EVENT, **fields)
+        return create_model(
+            f"{self.dataset.capitalize()}Event", __config__=EVENT, **fields
+        )
 
 
 def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
@@ -106,7 +110,9 @@ def event_schema(dataset: "Dataset", never_null: set[str]) -> EventSchema:
         kind = str(field.type)
         if kind not in ARROW_TYPES:
             expected = ", ".join(ARROW_TYPES)
-            raise DataError(f"{dataset.name}.{field.name}: expected {expected}, found {kind}")
+            raise DataError(
+                f"{dataset.name}.{field.name}: expected {expected}, found {kind}"
+            )
         columns[field.name] = kind
         if not field.nullable:
             required.add(field.name)
@@ -136,14 +142,18 @@ class Intake:
 
     def __init__(self, settings: Settings) -> None:
         # Nothing is tried twice: a second XADD would be a second entry.
-        self._redis = AsyncRedis.from_url(settings.redis_address, socket_timeout=TIMEOUT_SECONDS)
+        self._redis = AsyncRedis.from_url(
+            settings.redis_address, socket_timeout=TIMEOUT_SECONDS
+        )
 
     async def schemas(self) -> dict[str, bytes]:
         """Return the EventSchema (JSON) of each dataset that takes events; there is one."""
         with _reached():
             schemas = await self._redis.hgetall(SCHEMAS)  # type: ignore[misc]  # (sync or not)
         if not schemas:
-            raise BrokerUnavailableError("no dataset takes events yet: is `gyre consume` running?")
+            raise BrokerUnavailableError(
+                "no dataset takes events yet: is `gyre consume` running?"
+            )
         return {name.decode(): schema for name, schema in schemas.items()}
 
     async def put(self, dataset: str, events: bytes) -> str:
@@ -164,7 +174,9 @@ class Intake:
         with _reached():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.xlen(stream)
-                pipe.memory_usage(stream, samples=0)  # 0: of all entries, not of the first five
+                pipe.memory_usage(
+                    stream, samples=0
+                )  # 0: of all entries, not of the first five
                 count, memory = await pipe.execute()
             size = (memory or 0) + len(events)
             if count >= MAX_ENTRIES or size > MAX_BYTES:
@@ -204,14 +216,18 @@ class Stream:
 
         """
         milliseconds = int(1000 * seconds)
-        self._fetch(datasets, ">", count=1, block=milliseconds or 1)  # Redis takes 0 for ever
+        self._fetch(
+            datasets, ">", count=1, block=milliseconds or 1
+        )  # Redis takes 0 for ever
 
     def read(self, dataset: str) -> list[Entry]:
         """Return entries in order: those delivered and not acknowledged, else new ones."""
         entries = self._fetch([dataset], "0", count=READ_COUNT)
         return entries or self._fetch([dataset], ">", count=READ_COUNT)
 
-    def _fetch(self, datasets: Iterable[str], start: str, **options: Any) -> list[Entry]:
+    def _fetch(
+        self, datasets: Iterable[str], start: str, **options: Any
+    ) -> list[Entry]:
         streams: dict[Any, Any] = {_stream(name): start for name in datasets}
         replies: Any = self._redis.xreadgroup(GROUP, self._name, streams, **options)
         return [entry for _, records in replies for entry in _entries(records)]
@@ -321,7 +337,9 @@ def consumer_problem(settings: Settings) -> str | None:
                         return None
     except RedisError as exc:
         return f"Redis: {exc}"
-    return "no consumer reads the events; windows that end go online with the next ingest"
+    return (
+        "no consumer reads the events; windows that end go online with the next ingest"
+    )
 
 
 @contextmanager
@@ -343,7 +361,11 @@ def _connect(settings: Settings) -> Redis:
 
 def _entries(records: Any) -> list[Entry]:
     """Return entries as Redis has them, but those without fields, which somebody deleted."""
-    return [Entry(key.decode(), fields.get(b"events", b"")) for key, fields in records if fields]
+    return [
+        Entry(key.decode(), fields.get(b"events", b""))
+        for key, fields in records
+        if fields
+    ]
 
 
 def _datasets(redis: Any) -> list[str]:

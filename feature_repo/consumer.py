@@ -63,12 +63,16 @@ def consume(settings: Settings) -> None:
         start = time.monotonic()
         try:
             for consumer in consumers:
-                stream.declare(consumer.schema)  # always: one without its data has no group
+                stream.declare(
+                    consumer.schema
+                )  # always: one without its data has no group
             are_busy = [consumer.step() for consumer in consumers]
             if any(are_busy):
                 stop.wait(start + BATCH_SECONDS - time.monotonic())
             else:
-                stream.wait(names, min(consumer.idle_seconds() for consumer in consumers))
+                stream.wait(
+                    names, min(consumer.idle_seconds() for consumer in consumers)
+                )
         except RedisError as exc:
             logger.warning("Redis: %s", exc)
             stop.wait(1)
@@ -132,7 +136,9 @@ class EventConsumer:
         except RedisError:
             raise
         except Exception as exc:  # noqa: BLE001  (a disk, a lock, an expression: not the events)
-            logger.warning("%s: tried again: %s: %s", self.name, type(exc).__name__, exc)
+            logger.warning(
+                "%s: tried again: %s: %s", self.name, type(exc).__name__, exc
+            )
             self._has_failed = True
             return False
 
@@ -172,8 +178,12 @@ class EventConsumer:
     def _parse(self, entry: Entry) -> list[Row]:
         try:
             events = self._row_list.validate_json(entry.events)
-        except ValueError as exc:  # not of serving, or of columns that the dataset had before
-            text = json.dumps({"entry": entry.id, "events": entry.events.decode(errors="replace")})
+        except (
+            ValueError
+        ) as exc:  # not of serving, or of columns that the dataset had before
+            text = json.dumps(
+                {"entry": entry.id, "events": entry.events.decode(errors="replace")}
+            )
             self._set_aside([text], entry.arrival, exc)
             return []
         arrival = {"ingested_at": entry.arrival, "superseded": None}
@@ -187,7 +197,9 @@ class EventConsumer:
         """
         rows = list(chain.from_iterable(batch.values()))
         try:
-            with self._online.lock():  # `gyre forget` has had it before, or waits for it
+            with (
+                self._online.lock()
+            ):  # `gyre forget` has had it before, or waits for it
                 forgotten_keys = forgotten(self._settings)
                 self._land([row for row in rows if not forgotten_keys.has(row)])
         except RedisError:
@@ -196,7 +208,9 @@ class EventConsumer:
             if not is_last_try and not isinstance(exc, VALUE_ERRORS):
                 raise
             if len(batch) == 1:
-                self._set_aside(as_json(self._source_rows(rows)), rows[0]["ingested_at"], exc)
+                self._set_aside(
+                    as_json(self._source_rows(rows)), rows[0]["ingested_at"], exc
+                )
                 return
             for entry, entry_rows in batch.items():
                 self._process({entry: entry_rows}, is_last_try=is_last_try)
@@ -208,11 +222,17 @@ class EventConsumer:
         now = rows[-1]["ingested_at"]
         validation = self._rules.validate(self._source_rows(rows), now + CLOCKS_DIFFER)
         broken_rules = validation.bad_rows
-        broken_rows = as_json(self._source_rows([rows[number] for number in broken_rules]))
+        broken_rows = as_json(
+            self._source_rows([rows[number] for number in broken_rules])
+        )
         quarantine(self._quarantine, broken_rows, list(broken_rules.values()), now)
-        good_rows = [row for number, row in enumerate(rows) if number not in broken_rules]
+        good_rows = [
+            row for number, row in enumerate(rows) if number not in broken_rules
+        ]
         if good_rows:
-            with one_writer(self._settings, self._raw.name):  # what is superseded is what stands
+            with one_writer(
+                self._settings, self._raw.name
+            ):  # what is superseded is what stands
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
             self._online.write(values, raw_version)
@@ -243,7 +263,9 @@ class EventConsumer:
         else:
             known_rows = self._raw_rows(list(rows_by_key.values()))
             former_rows = pa.concat_tables([stored_rows, self._raw_rows(rows)])
-            values = self._online.compute(known_rows, former_rows, max(now, datetime.now(UTC)))
+            values = self._online.compute(
+                known_rows, former_rows, max(now, datetime.now(UTC))
+            )
         if changed_rows:
             columns = self._dataset.schema.names
             self._raw.merge(self._raw_rows(changed_rows), key, columns, "ingested_at")

@@ -79,7 +79,9 @@ class DatasetRecord:
         for complaint, moment, limit in ages:
             if moment is not None and now - moment > limit:
                 cause = f"{self.dataset}: {complaint}"
-                since = f"since {moment:%Y-%m-%d %H:%M} UTC: {(now - moment) / HOUR:.0f} h"
+                since = (
+                    f"since {moment:%Y-%m-%d %H:%M} UTC: {(now - moment) / HOUR:.0f} h"
+                )
                 text = f"{cause} {since}, at most {limit / HOUR:.0f} h are expected"
                 problems.append((cause, text))
         return problems
@@ -157,7 +159,9 @@ def write_record(
         silence=dataset.silence,
         services=service_names(settings, dataset),
         rows=_counts(raw, f"{time}::DATE", time, as_of),
-        quarantined=_counts(aside, "rules", f"least({row_time}, quarantined_at)", as_of),
+        quarantined=_counts(
+            aside, "rules", f"least({row_time}, quarantined_at)", as_of
+        ),
         delivery_rules=delivery_rules(dataset),
         passed=passed,
         remark=remark,

@@ -93,4 +93,6 @@ def raw_schema(dataset: Dataset) -> pa.Schema:
 def table_versions(tags: Mapping[str, str]) -> dict[str, int]:
     """Return the table version of each dataset that tags of a run or version name."""
     names = (tag.removeprefix(TABLE_TAG) for tag in tags if tag.startswith(TABLE_TAG))
-    return {name: int(tags[TABLE_TAG + name]) for name in sorted(names) if "." not in name}
+    return {
+        name: int(tags[TABLE_TAG + name]) for name in sorted(names) if "." not in name
+    }

@@ -80,7 +80,9 @@ def announce_changes() -> None:
         with temporary_installation(settings, "apply") as temporary:
             publish_beside(temporary, *load_datasets()[0])
             messages = _messages(temporary, versions)
-        lines = [f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages]
+        lines = [
+            f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages
+        ]
     except Exception as exc:  # noqa: BLE001  (what is applied is right all the same)
         lines = [f"what versions in a role were trained with is not known: {exc}"]
     for line in lines:
@@ -100,7 +102,9 @@ def _messages(settings: Settings, versions: list[tuple[str, Version]]) -> list[s
         views = []
         for name in _changed_definitions(service, version):
             feature_views = service.feature_views if service else {}
-            features = [feature for feature, view in feature_views.items() if view == name]
+            features = [
+                feature for feature, view in feature_views.items() if view == name
+            ]
             views.append(f"{name} ({', '.join(features)})" if features else name)
         if views:
             messages.append(
@@ -118,7 +122,9 @@ def _service(settings: Settings, version: Version) -> PublishedService | None:
         return None
 
 
-def _changed_definitions(service: PublishedService | None, version: Version) -> dict[str, str]:
+def _changed_definitions(
+    service: PublishedService | None, version: Version
+) -> dict[str, str]:
     """Return the definitions of now that are not those of a version's training."""
     definitions = service.definitions() if service else {}
     changed_definitions = {}

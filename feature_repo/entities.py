@@ -71,7 +71,9 @@ def compute_view(
         view_rows = connection.to_pyarrow(expression(ibis.memtable(rows)))
         if list(view.join_keys) != [dataset.entity]:
             former_view = expression(ibis.memtable(former_rows))
-            former_keys = connection.to_pyarrow(former_view.select(view.join_keys).distinct())
+            former_keys = connection.to_pyarrow(
+                former_view.select(view.join_keys).distinct()
+            )
     return values_at(view, view_rows, until, set(key_values(view, former_keys)))
 
 
@@ -104,9 +106,13 @@ def last_of_key(rows: pa.Table, key: Sequence[str]) -> pa.Table:
     """Return the last of the rows that share a key; rows without a key all stay."""
     has_key = reduce(pc.and_, (pc.is_valid(rows[name]) for name in key))
     numbered = rows.append_column("_position", pa.array(np.arange(rows.num_rows)))
-    last = numbered.filter(has_key).group_by(list(key)).aggregate([("_position", "max")])
+    last = (
+        numbered.filter(has_key).group_by(list(key)).aggregate([("_position", "max")])
+    )
     keyless = numbered.filter(pc.invert(has_key))["_position"]
-    positions = pa.chunked_array([*last["_position_max"].chunks, *keyless.chunks], pa.int64())
+    positions = pa.chunked_array(
+        [*last["_position_max"].chunks, *keyless.chunks], pa.int64()
+    )
     return rows.take(positions.sort())
 
 
@@ -114,13 +120,19 @@ def key_of(row: Row, columns: Sequence[str]) -> tuple[Any, ...]:
     return tuple(row[name] for name in columns)
 
 
-def key_rows(schema: pa.Schema, names: Sequence[str], keys: Iterable[tuple[Any, ...]]) -> pa.Table:
+def key_rows(
+    schema: pa.Schema, names: Sequence[str], keys: Iterable[tuple[Any, ...]]
+) -> pa.Table:
     """Return keys as rows of the columns `names`, in the types of a schema."""
     rows = [dict(zip(names, key, strict=True)) for key in keys]
-    return pa.Table.from_pylist(rows, schema=pa.schema([schema.field(name) for name in names]))
+    return pa.Table.from_pylist(
+        rows, schema=pa.schema([schema.field(name) for name in names])
+    )
 
 
-def raw_rows(raw: Table, columns: Sequence[str], keys: Iterable[tuple[Any, ...]]) -> pa.Table:
+def raw_rows(
+    raw: Table, columns: Sequence[str], keys: Iterable[tuple[Any, ...]]
+) -> pa.Table:
     """Return the rows of a raw table that have one of some keys in its `columns`."""
     key_table = ibis.memtable(key_rows(raw.schema, columns, keys))
     with connected(threads=1) as connection:

@@ -31,7 +31,9 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
         options = settings.online_store.items()
         config["online_store"] = {name: yaml.safe_load(text) for name, text in options}
     elif "connection_string" in config["online_store"]:
-        config["online_store"]["connection_string"] = feast_connection(settings, timeout)
+        config["online_store"]["connection_string"] = feast_connection(
+            settings, timeout
+        )
     return config
 
 

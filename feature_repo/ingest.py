@@ -25,7 +25,10 @@ from feature_repo.definition import Dataset
 from feature_repo.definition_check import check_definitions
 from feature_repo.features import raw_table
 from feature_repo.landing import IngestReport, land
-from feature_repo.materialization import notice_materialization_by_hand, record_intervals
+from feature_repo.materialization import (
+    notice_materialization_by_hand,
+    record_intervals,
+)
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.source import pull
@@ -115,7 +118,9 @@ def whole_history(
         yield history, min(as_of, newest or as_of)
 
 
-def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime) -> None:
+def catch_up(
+    settings: Settings, dataset: Dataset, table: Table, as_of: datetime
+) -> None:
     """Bring views and online store to what the table holds.
 
     It works from the tables, not from a batch: a run that was killed may have landed rows before.
@@ -128,7 +133,9 @@ def catch_up(settings: Settings, dataset: Dataset, table: Table, as_of: datetime
     check_definitions(settings, dataset, as_of)
     write_views(settings, dataset, table)
     notice_materialization_by_hand(settings, dataset)
-    refresh_online(settings, dataset, table, clock=lambda: max(as_of, datetime.now(UTC)))
+    refresh_online(
+        settings, dataset, table, clock=lambda: max(as_of, datetime.now(UTC))
+    )
     record_intervals(settings, dataset)
 
 

@@ -74,7 +74,9 @@ def land(
     replace_file(settings.data_docs / dataset.name / "index.html", validation.page())
     if validation.rejections:
         head = f"{dataset.name}: the batch of {source} was stopped, nothing was changed"
-        text = f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
+        text = (
+            f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
+        )
         raise BatchRejectedError(text)
     good_rows = validation.good(rows)
     arrivals = good_rows[dataset.event_time]
@@ -113,7 +115,9 @@ def _new_rows(
     with connected() as connection:
         delivered = ibis.memtable(rows)
         stored = open_raw(raw, connection=connection)
-        stored_rows = stored.semi_join(delivered, dataset.key).select(dataset.schema.names)
+        stored_rows = stored.semi_join(delivered, dataset.key).select(
+            dataset.schema.names
+        )
         # Nulls are the same in a difference of sets, and not in a join.
         rows = connection.to_pyarrow(delivered.difference(stored_rows))
         corrected_texts = connection.to_pyarrow(stored.superseded).drop_null()

@@ -64,13 +64,20 @@ def look_up_specification(
 
 def _check_store_and_types(service: PublishedService) -> None:
     online_store = service.store.config.online_store
-    if not isinstance(online_store, RedisOnlineStoreConfig) or online_store.redis_type != "redis":
-        raise UnsupportedError(f"the online store is {online_store.type}, not one Redis")
+    if (
+        not isinstance(online_store, RedisOnlineStoreConfig)
+        or online_store.redis_type != "redis"
+    ):
+        raise UnsupportedError(
+            f"the online store is {online_store.type}, not one Redis"
+        )
     for view in (*service.stored, *service.on_demand):
         for field in view.projection.features:
             if str(field.dtype) not in TYPES:
                 expected = ", ".join(TYPES)
-                raise UnsupportedError(f"{field.name} is {field.dtype}, not one of {expected}")
+                raise UnsupportedError(
+                    f"{field.name} is {field.dtype}, not one of {expected}"
+                )
 
 
 def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
@@ -89,7 +96,9 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
     return StoredView(
         name=view.name,
         keys={key: key_types[key] for key in keys},
-        prefix=serialize_entity_key_prefix(keys, config.entity_key_serialization_version),
+        prefix=serialize_entity_key_prefix(
+            keys, config.entity_key_serialization_version
+        ),
         suffix=config.project.encode(),
         time=time,
         state=state_key(store.project, view.name),
@@ -100,7 +109,9 @@ def _stored_view(store: feast.FeatureStore, view: Any) -> StoredView:
 
 def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
     """Return the function of an on-demand view as the project has it."""
-    outputs = {field.name: TYPES[str(field.dtype)] for field in view.projection.features}
+    outputs = {
+        field.name: TYPES[str(field.dtype)] for field in view.projection.features
+    }
     function = view.feature_transformation
     name = function.udf.__name__
     source = function_source(function.udf_string, name)
@@ -114,8 +125,13 @@ def _function(view: Any, modules: Sequence[str]) -> OnDemandFunction:
                     sha256=digest(source),
                     outputs=outputs,
                 )
-    raise UnsupportedError(f"on-demand view {view.name} is no plain function of a dataset's module")
+    raise UnsupportedError(
+        f"on-demand view {view.name} is no plain function of a dataset's module"
+    )
 
 
 def _dataset_modules() -> list[str]:
-    return [f"{datasets.__name__}.{module.name}" for module in iter_modules(datasets.__path__)]
+    return [
+        f"{datasets.__name__}.{module.name}"
+        for module in iter_modules(datasets.__path__)
+    ]

@@ -33,7 +33,9 @@ def record_intervals(settings: Settings, dataset: Dataset) -> None:
             view = store.get_feature_view(name)
             start = view.most_recent_end_time or BEGINNING
             if state and state.time and start < state.time:
-                store.registry.apply_materialization(view, store.project, start, state.time)
+                store.registry.apply_materialization(
+                    view, store.project, start, state.time
+                )
 
 
 def notice_materialization_by_hand(settings: Settings, dataset: Dataset) -> None:

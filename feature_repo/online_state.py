@@ -69,7 +69,9 @@ def read_state(redis: Any, key: str) -> OnlineState | None:
     return None if text is None else STATE_JSON.validate_json(text)
 
 
-def replace_state(redis: Any, key: str, old: OnlineState | None, new: OnlineState) -> bool:
+def replace_state(
+    redis: Any, key: str, old: OnlineState | None, new: OnlineState
+) -> bool:
     """Write a view's state if it is still `old`; return whether it was."""
 
     def replace(pipe: Any) -> bool:

@@ -70,7 +70,9 @@ class OnlineValues:
         self._settings = settings
         self._dataset = dataset
         self._raw = raw
-        self._is_redis = isinstance(self.store.config.online_store, RedisOnlineStoreConfig)
+        self._is_redis = isinstance(
+            self.store.config.online_store, RedisOnlineStoreConfig
+        )
 
     def lock(self) -> AbstractContextManager[None]:
         """Make reading, computing and writing one step for all processes.
@@ -79,7 +81,9 @@ class OnlineValues:
             DataError: Another process holds the lock for more than 10 s.
 
         """
-        return one_writer(self._settings, f"features/{self._dataset.name}", LOCK_SECONDS)
+        return one_writer(
+            self._settings, f"features/{self._dataset.name}", LOCK_SECONDS
+        )
 
     def state(self, view: str) -> OnlineState | None:
         """Return how far the values of a view are online; None: Redis holds none."""
@@ -104,7 +108,9 @@ class OnlineValues:
         names = ", ".join(changed_views)
         return f"{names}: expression changed; run: gyre ingest {self._dataset.name}"
 
-    def compute(self, rows: pa.Table, former_rows: pa.Table, moment: datetime) -> list[ViewValues]:
+    def compute(
+        self, rows: pa.Table, former_rows: pa.Table, moment: datetime
+    ) -> list[ViewValues]:
         """Compute the newest values of some entities in every view: see `compute_view`.
 
         Args:
@@ -119,18 +125,24 @@ class OnlineValues:
             values.append(compute_view(self._dataset, view, rows, former_rows, until))
         return values
 
-    def compute_entities(self, entities: Collection[Any], moment: datetime) -> list[ViewValues]:
+    def compute_entities(
+        self, entities: Collection[Any], moment: datetime
+    ) -> list[ViewValues]:
         """Compute the newest values of entities, given by values of the dataset's entity column."""
         if not entities:
             return []
         column = self._dataset.entity
         rows = raw_rows(self._raw, [column], [(entity,) for entity in entities])
-        former_rows = pa.table({column: pa.array(entities, rows.schema.field(column).type)})
+        former_rows = pa.table(
+            {column: pa.array(entities, rows.schema.field(column).type)}
+        )
         if any(list(view.join_keys) != [column] for view in self.views.values()):
             former_rows = rows
         return self.compute(rows, former_rows, moment)
 
-    def write(self, values: Iterable[ViewValues], raw_version: int | None = None) -> None:
+    def write(
+        self, values: Iterable[ViewValues], raw_version: int | None = None
+    ) -> None:
         """Write values, and delete those of entities without a row.
 
         Args:
@@ -149,7 +161,9 @@ class OnlineValues:
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
 
-    def keys_ahead(self, view: str, keys: Sequence[KeyValues], raw_version: int) -> set[KeyValues]:
+    def keys_ahead(
+        self, view: str, keys: Sequence[KeyValues], raw_version: int
+    ) -> set[KeyValues]:
         """Return those of the keys that the consumer wrote on a version, or on a later one."""
         if not keys:
             return set()
@@ -165,7 +179,10 @@ class OnlineValues:
         """Return the keys of all entities that have values of any view with a view's join keys."""
         if not self._is_redis:
             return []
-        return [keys for _, keys in scan_keys(self.redis, self.store.config, self.views[view])]
+        return [
+            keys
+            for _, keys in scan_keys(self.redis, self.store.config, self.views[view])
+        ]
 
     def hashes_of(self, column: str, value: int | str) -> set[bytes]:
         """Return the names of the hashes of entities that have a value in a key column."""

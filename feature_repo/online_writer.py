@@ -38,7 +38,9 @@ SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
 
 
-def write_rows(pipe: Any, config: RepoConfig, view: FeatureView, rows: pa.Table) -> None:
+def write_rows(
+    pipe: Any, config: RepoConfig, view: FeatureView, rows: pa.Table
+) -> None:
     """Add commands to a pipeline that write rows of a view, one row for each entity.
 
     Args:
@@ -58,7 +60,9 @@ def write_rows(pipe: Any, config: RepoConfig, view: FeatureView, rows: pa.Table)
         pipe.execute_command("HSET", *command)
 
 
-def delete_rows(pipe: Any, config: RepoConfig, view: FeatureView, names: Iterable[bytes]) -> None:
+def delete_rows(
+    pipe: Any, config: RepoConfig, view: FeatureView, names: Iterable[bytes]
+) -> None:
     """Add commands to a pipeline that delete a view's values from hashes.
 
     Redis deletes a hash with its last field.
@@ -75,7 +79,9 @@ def key_values(view: FeatureView, rows: pa.Table) -> list[KeyValues]:
     return list(zip(*columns, strict=True))
 
 
-def hash_names(config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]) -> list[bytes]:
+def hash_names(
+    config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
+) -> list[bytes]:
     """Return the names of the hashes of entities."""
     names = sorted(view.join_keys)
     entity = EntityKey(join_keys=names, entity_values=[Value() for _ in names])
@@ -101,14 +107,20 @@ def scan_keys(
     for name in redis.scan_iter(b"*" + suffix, count=SCAN_COUNT):
         if name.startswith(prefix):
             entity = deserialize_entity_key(name.removesuffix(suffix))
-            values = [getattr(each, each.WhichOneof("val")) for each in entity.entity_values]
+            values = [
+                getattr(each, each.WhichOneof("val")) for each in entity.entity_values
+            ]
             yield name, tuple(values)
 
 
-def hash_fields(config: RepoConfig, view: FeatureView, names: Sequence[str]) -> list[bytes]:
+def hash_fields(
+    config: RepoConfig, view: FeatureView, names: Sequence[str]
+) -> list[bytes]:
     """Return the fields of a hash: that of the view's event time, then that of each feature."""
     # Private: `_mmh3`. It ends when Feast's store says the names of its fields.
-    versioned = compute_versioned_name(view, config.registry.enable_online_feature_view_versioning)
+    versioned = compute_versioned_name(
+        view, config.registry.enable_online_feature_view_versioning
+    )
     features = [_mmh3(f"{versioned}:{name}") for name in names]
     return [f"_ts:{versioned}".encode(), *features]
 
@@ -136,7 +148,9 @@ def _values(feature: Any, column: pa.ChunkedArray) -> list[bytes]:
     if kind in SCALARS:
         values = column.cast(from_feast_to_pyarrow_type(feature.dtype)).to_pylist()
     elif kind is ValueType.UNIX_TIMESTAMP:
-        seconds = pc.floor_temporal(column, unit="second").cast(pa.timestamp("s", "UTC"))
+        seconds = pc.floor_temporal(column, unit="second").cast(
+            pa.timestamp("s", "UTC")
+        )
         values = pc.fill_null(seconds.cast(pa.int64()), NO_TIME).to_pylist()
     else:
         protos = python_values_to_proto_values(column.to_pylist(), kind)

@@ -137,7 +137,9 @@ def _differences(
     for batch in rows.to_batches(max_chunksize=ENTITIES_AT_ONCE):
         keys = batch.drop_columns(names).to_pylist()
         online_rows = online.read(keys, moment)
-        for key, row, online_row in zip(keys, batch.to_pylist(), online_rows, strict=True):
+        for key, row, online_row in zip(
+            keys, batch.to_pylist(), online_rows, strict=True
+        ):
             for name in names:
                 online_value = online_row[name] if online_row else None
                 if not same(row[name], online_value):
@@ -151,9 +153,13 @@ def _redis_beside(settings: Settings) -> Iterator[Settings]:
     """Give settings of the same installation with an empty Redis of its own."""
     port = free_ports()["redis_port"]
     folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
-    environment = {"PATH": os.pathsep.join(folders)}  # the bundled one first, as the stack has it
+    environment = {
+        "PATH": os.pathsep.join(folders)
+    }  # the bundled one first, as the stack has it
     command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
-    with subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL) as server:
+    with subprocess.Popen(
+        command, env=environment, stdout=subprocess.DEVNULL
+    ) as server:
         try:
             with Redis(port=port, retry=Retry(ConstantBackoff(0.05), 200)) as redis:
                 redis.ping()

@@ -41,7 +41,9 @@ PAUSE_SECONDS = 2.0
 Clock = Callable[[], datetime]
 
 
-def refresh_online(settings: Settings, dataset: Dataset, raw: Table, clock: Clock) -> None:
+def refresh_online(
+    settings: Settings, dataset: Dataset, raw: Table, clock: Clock
+) -> None:
     """Bring all views of a dataset online.
 
     Args:
@@ -139,7 +141,10 @@ class ViewRefresh:
         return [tuple(json.loads(member)) for member in redis.smembers(self._taken_key)]
 
     def _changed_keys(
-        self, difference: ViewDifference, old: OnlineState | None, taken_keys: Sequence[KeyValues]
+        self,
+        difference: ViewDifference,
+        old: OnlineState | None,
+        taken_keys: Sequence[KeyValues],
     ) -> ir.Table | None:
         """Return the keys whose values may differ from those online; None: any may."""
         if old is None or old.version is None or old.time is None:
@@ -149,13 +154,17 @@ class ViewRefresh:
             old_versions.add(old.next)
         return difference.changed_keys(old_versions, old.time, taken_keys)
 
-    def _write_difference(self, difference: ViewDifference, changed_keys: ir.Table | None) -> None:
+    def _write_difference(
+        self, difference: ViewDifference, changed_keys: ir.Table | None
+    ) -> None:
         """Write the newest rows of changed keys (None: of all), and delete those without a row."""
         for rows in difference.newest(changed_keys):
             self._write(rows)
         stored_keys = changed_keys
         if stored_keys is None:
-            stored_keys = difference.key_table(self._online.stored_keys(self._view.name))
+            stored_keys = difference.key_table(
+                self._online.stored_keys(self._view.name)
+            )
         vanished = difference.vanished(stored_keys)
         for start in range(0, len(vanished), BATCH_ROWS):
             self._write(difference.no_rows, vanished[start : start + BATCH_ROWS])
@@ -165,7 +174,9 @@ class ViewRefresh:
         with self._online.lock():
             if self._online.redis.exists(self._ahead_key):
                 row_keys = key_values(self._feast_view, rows)
-                keys_ahead = self._online.keys_ahead(self._view.name, [*row_keys, *deleted], 0)
+                keys_ahead = self._online.keys_ahead(
+                    self._view.name, [*row_keys, *deleted], 0
+                )
                 is_behind = [key not in keys_ahead for key in row_keys]
                 rows = rows.filter(pa.array(is_behind, pa.bool_()))
                 deleted = [key for key in deleted if key not in keys_ahead]

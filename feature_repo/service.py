@@ -10,7 +10,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.errors import FeastObjectNotFoundException
-from feast.utils import _get_feature_views_to_use  # as Feast's own reads resolve a service
+from feast.utils import (
+    _get_feature_views_to_use,
+)  # as Feast's own reads resolve a service
 
 from core.errors import DataError
 from core.settings import Settings
@@ -34,7 +36,8 @@ TYPES: dict[str, FeatureType] = {
 }
 """Feast's types of features, and their names in a spec."""
 ARROW: dict[str, pa.DataType] = {
-    kind: TIME if kind == "timestamp" else pa.type_for_alias(kind) for kind in TYPES.values()
+    kind: TIME if kind == "timestamp" else pa.type_for_alias(kind)
+    for kind in TYPES.values()
 }
 AS_OF = "as_of"
 """Request data that Gyre brings by itself."""
@@ -148,7 +151,9 @@ class PublishedService:
             problem = _unbuilt(self._settings, view)
             if problem:
                 raise DataError(problem)
-        job = self.store.get_historical_features(entity_df=frame, features=self.feast_service)
+        job = self.store.get_historical_features(
+            entity_df=frame, features=self.feast_service
+        )
         rows = job.to_arrow()
         for name, kind in self.features.items():
             if kind in ARROW:
@@ -165,11 +170,17 @@ class PublishedService:
         schema: dict[str, Any] = {}
         for view in self.stored:
             features = field_types(view.projection.features)
-            schema[view.name] = [features, field_types(view.entity_columns), str(view.ttl)]
+            schema[view.name] = [
+                features,
+                field_types(view.entity_columns),
+                str(view.ttl),
+            ]
             dataset = dataset_of(view.name)
             if dataset is not None:
                 unread = field_types(view.features).keys() - features.keys()
-                hashes[view.name] = view_definition(dataset, view.name, frozenset(unread))
+                hashes[view.name] = view_definition(
+                    dataset, view.name, frozenset(unread)
+                )
         for view in self.on_demand:
             schema[view.name] = [field_types(view.projection.features), view.mode]
             hashes[view.name] = function_definition(view.feature_transformation)
@@ -183,13 +194,17 @@ def service_names(settings: Settings, dataset: Dataset) -> list[str]:
     store = open_store(settings)
     names = [service.name for service in store.list_feature_services()]
     services = [PublishedService(settings, name, store) for name in names]
-    return [service.name for service in services if service.join_keys.keys() & dataset.views]
+    return [
+        service.name for service in services if service.join_keys.keys() & dataset.views
+    ]
 
 
 def unbuilt_views(settings: Settings, dataset: Dataset) -> list[str]:
     """Say which published views of a dataset have no values of their expression."""
     views = open_store(settings).list_feature_views()
-    problems = [_unbuilt(settings, view) for view in views if view.name in dataset.views]
+    problems = [
+        _unbuilt(settings, view) for view in views if view.name in dataset.views
+    ]
     return [problem for problem in problems if problem]
 
 
@@ -209,4 +224,6 @@ def as_stored(column: pa.ChunkedArray, kind: str) -> pa.ChunkedArray:
 
 def field_types(fields: Iterable[feast.Field]) -> dict[str, str]:
     """Return names and types of fields; Feast's own name of a type where we have none."""
-    return {field.name: TYPES.get(str(field.dtype), str(field.dtype)) for field in fields}
+    return {
+        field.name: TYPES.get(str(field.dtype), str(field.dtype)) for field in fields
+    }

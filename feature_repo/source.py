@@ -52,7 +52,11 @@ def pull(
     """
     require_source(settings, dataset)
     address = settings.sources.get(dataset.source_name)
-    rows = read(address, dataset, since) if address else _demo_rows(settings, dataset, as_of)
+    rows = (
+        read(address, dataset, since)
+        if address
+        else _demo_rows(settings, dataset, as_of)
+    )
     if since:
         rows = rows.filter(pc.field(dataset.event_time) > since)
     return forgotten(settings).without(rows)
@@ -94,7 +98,11 @@ def read(
     for file in files:  # DuckDB would cast all of them to the types of the first
         is_csv = file.endswith(CSV_ENDINGS)
         try:
-            rows = _read_csv(file, dataset) if is_csv else _read_table(file, dataset, since)
+            rows = (
+                _read_csv(file, dataset)
+                if is_csv
+                else _read_table(file, dataset, since)
+            )
             if dataset:
                 rows = _in_schema(rows, dataset, is_csv=is_csv)
         except Exception as exc:  # every reader fails in its own way
@@ -183,7 +191,9 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
     names = dataset.schema.names if dataset else []
     rows = csv.read_csv(
         pa.BufferReader(content),
-        read_options=csv.ReadOptions(block_size=1 << 30),  # types are inferred from one block
+        read_options=csv.ReadOptions(
+            block_size=1 << 30
+        ),  # types are inferred from one block
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
             null_values=[""],
@@ -192,7 +202,9 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
     )
     if dataset:
         return rows
-    fields = [field.with_type(type_of(field.type) or pa.string()) for field in rows.schema]
+    fields = [
+        field.with_type(type_of(field.type) or pa.string()) for field in rows.schema
+    ]
     return rows.cast(pa.schema(fields))
 
 

@@ -21,7 +21,9 @@ WRITE_DEADLINE = 10.0
 """Seconds that Redis may take for a write."""
 
 
-def open_store(settings: Settings, deadline: float = WRITE_DEADLINE) -> feast.FeatureStore:
+def open_store(
+    settings: Settings, deadline: float = WRITE_DEADLINE
+) -> feast.FeatureStore:
     """Open Feast as `feature_store.yaml` says, with this installation's paths and addresses.
 
     Args:
@@ -33,7 +35,9 @@ def open_store(settings: Settings, deadline: float = WRITE_DEADLINE) -> feast.Fe
 
     """
     if not settings.database_url and not registry_path(settings).exists():
-        raise DataError("the definitions are not published: cd feature_repo && feast apply")
+        raise DataError(
+            "the definitions are not published: cd feature_repo && feast apply"
+        )
     config = RepoConfig(**feast_config(settings, deadline))
     config.registry.schema_mode = "skip"  # `feast apply` alone creates tables
     return feast.FeatureStore(config=config)
@@ -62,5 +66,7 @@ def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     config = RepoConfig(**feast_config(settings, WRITE_DEADLINE))
     store = feast.FeatureStore(config=config)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that on-demand views are experimental
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # that on-demand views are experimental
         store.apply(objects)

@@ -98,14 +98,18 @@ class DatasetRules:
         rules = suite_rules(dataset)
         if for_events:
             rules = [rule for rule in rules if _sets_aside(rule)]
-        self.never_null = {rule["kwargs"]["column"] for rule in rules if rule["type"] == NOT_NULL}
+        self.never_null = {
+            rule["kwargs"]["column"] for rule in rules if rule["type"] == NOT_NULL
+        }
         """Columns in which a null breaks a rule."""
         self._dataset = dataset
         self._suite = gx.ExpectationSuite(dataset.source_name, rules)
         logging.getLogger("great_expectations").propagate = False  # it logs its start
         context: Any = gx.get_context(mode="ephemeral")
         context.variables.progress_bars = {"globally": False}
-        asset = context.data_sources.add_pandas("rows").add_dataframe_asset(dataset.name)
+        asset = context.data_sources.add_pandas("rows").add_dataframe_asset(
+            dataset.name
+        )
         self._batch = asset.add_batch_definition_whole_dataframe("batch")
 
     def validate(self, rows: pa.Table, as_of: datetime) -> Validation:
@@ -181,7 +185,9 @@ def suite_problems(dataset: Dataset) -> list[str]:
         except Exception as exc:  # noqa: BLE001  (TypeError, pydantic's, GX's own)
             text = " ".join(str(exc).split())
             place = f"{suite_file(dataset)}: rule {number}"
-            problems.append(f"{place}: {type(exc).__name__}: {text}, found {json.dumps(rule)}")
+            problems.append(
+                f"{place}: {type(exc).__name__}: {text}, found {json.dumps(rule)}"
+            )
     return problems
 
 

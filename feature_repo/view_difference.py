@@ -74,13 +74,17 @@ class ViewDifference:
             due = due.semi_join(keys, self._keys)
         latest = due.group_by(self._keys).agg(event_timestamp=due.event_timestamp.max())
         self._latest = self._hold(latest)
-        earliest = self._connection.to_pyarrow(self._latest.event_timestamp.min()).as_py()
+        earliest = self._connection.to_pyarrow(
+            self._latest.event_timestamp.min()
+        ).as_py()
         if earliest is None:
             return
         rows = self._read(self._files_since(earliest))
         newest = rows.semi_join(self._latest, [*self._keys, "event_timestamp"])
         ordered = newest.order_by([*self._keys, "created"])
-        for batch in self._connection.to_pyarrow_batches(ordered, chunk_size=BATCH_ROWS):
+        for batch in self._connection.to_pyarrow_batches(
+            ordered, chunk_size=BATCH_ROWS
+        ):
             table = pa.Table.from_batches([batch])
             for start in range(0, table.num_rows, BATCH_ROWS):
                 yield table.slice(start, BATCH_ROWS)
@@ -93,7 +97,9 @@ class ViewDifference:
 
     def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
         """Return keys as a table."""
-        return self._hold(ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys)))
+        return self._hold(
+            ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys))
+        )
 
     def _due_keys(self, since: datetime) -> ir.Table:
         """Return the keys with a row that became due since a moment."""
@@ -112,7 +118,9 @@ class ViewDifference:
             return None
         if old_state.definition != state.definition:
             return None
-        changes = changed_rows(self._connection, self._view.raw, old_state.raw, state.raw)
+        changes = changed_rows(
+            self._connection, self._view.raw, old_state.raw, state.raw
+        )
         if changes is None:
             return None
         added_files, removed_files = files
@@ -122,7 +130,9 @@ class ViewDifference:
 
     def _files_since(self, moment: datetime) -> list[str]:
         """Return the files of the version with rows of the period of a moment, or later ones."""
-        return self._view.table.files(self._version, within=f"period >= {period_of(moment)}")
+        return self._view.table.files(
+            self._version, within=f"period >= {period_of(moment)}"
+        )
 
     def _read(self, files: Sequence[str]) -> ir.Table:
         rows: ir.Table = self._connection.read_parquet(files)

@@ -54,7 +54,9 @@ class ViewTable:
 
     """
 
-    def __init__(self, settings: Settings, dataset: Dataset, raw: Table, name: str) -> None:
+    def __init__(
+        self, settings: Settings, dataset: Dataset, raw: Table, name: str
+    ) -> None:
         self.name = name
         self.dataset = dataset
         self.raw = raw
@@ -76,7 +78,9 @@ class ViewTable:
         definition = view_definition(self.dataset, self.name)
         text = f"{definition} {self.raw.identity} {PERIOD}"
         digest = hashlib.sha256(text.encode()).hexdigest()
-        return ViewState(definition=int(digest[:DEFINITION_DIGITS], 16), raw=self.raw.version)
+        return ViewState(
+            definition=int(digest[:DEFINITION_DIGITS], 16), raw=self.raw.version
+        )
 
     def is_redefined(self) -> bool:
         """Whether the rows, if there are any, are not of the expression in the code."""
@@ -99,15 +103,21 @@ class ViewTable:
             raw_rows = open_raw(self.raw, new_state.raw, connection=connection)
             changes = None
             if old_state is not None and old_state.definition == new_state.definition:
-                changes = changed_rows(connection, self.raw, old_state.raw, new_state.raw)
+                changes = changed_rows(
+                    connection, self.raw, old_state.raw, new_state.raw
+                )
             if changes is None:
                 view_rows = self._expression(raw_rows)
             else:
                 changes = engine.temporary_table(changes)
                 first_period = self._first_period(changes)
-                view_rows = self._updated_rows(connection, raw_rows, changes, first_period)
+                view_rows = self._updated_rows(
+                    connection, raw_rows, changes, first_period
+                )
             engine.write(view_rows, new_files, first_period)
-            columns = view_rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
+            columns = (
+                view_rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
+            )
         self.table.replace_files(
             new_files,
             columns,
@@ -119,7 +129,9 @@ class ViewTable:
 
     def _first_period(self, changes: ir.Table) -> int:
         """Return the period of the earliest change, from which files are replaced."""
-        earliest: datetime | None = changes[self.dataset.event_time].min().to_pyarrow().as_py()
+        earliest: datetime | None = (
+            changes[self.dataset.event_time].min().to_pyarrow().as_py()
+        )
         return period_of(earliest) if earliest else LAST_PERIOD
 
     def _updated_rows(
@@ -177,7 +189,9 @@ def redefined(settings: Settings, dataset: Dataset, raw: Table) -> list[str]:
     return [view.name for view in views if view.is_redefined()]
 
 
-def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]) -> str | None:
+def unbuilt(
+    settings: Settings, dataset: Dataset, view: str, fields: Iterable[str]
+) -> str | None:
     """Say why a view, published with `fields`, has not the rows of its expression; None if it has.
 
     Rows that came since are no reason: that the features are late is another figure.
@@ -188,7 +202,9 @@ def unbuilt(settings: Settings, dataset: Dataset, view: str, fields: Iterable[st
     if not files or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {remedy}"
     if ViewTable(settings, dataset, raw, view).is_redefined():
-        return f"{view}: applied, not built (its rows are of another expression); {remedy}"
+        return (
+            f"{view}: applied, not built (its rows are of another expression); {remedy}"
+        )
     columns = pq.read_schema(files[0]).names
     missing_fields = sorted(set(fields) - set(columns))
     if missing_fields:
@@ -244,9 +260,13 @@ def period_of(moment: datetime) -> int:
     return (moment - BEGINNING) // PERIOD
 
 
-def _put_together(parts: list[list[dict[str, Any]]], columns: list[str]) -> list[dict[str, Any]]:
+def _put_together(
+    parts: list[list[dict[str, Any]]], columns: list[str]
+) -> list[dict[str, Any]]:
     """Complete the entities of each part by columns of the other parts."""
-    parts = sorted(parts, key=lambda part: len(part[0]))  # keys of several columns stay whole
+    parts = sorted(
+        parts, key=lambda part: len(part[0])
+    )  # keys of several columns stay whole
     entities: list[dict[str, Any]] = []
     for number in range(max(map(len, parts), default=0)):
         entity: dict[str, Any] = {}

@@ -96,7 +96,9 @@ class WindowEnds:
         with connected(threads=1) as connection:
             rows = _rows_between(connection, view, since, until)
             later = rows.filter(rows.event_timestamp > ibis.literal(since))
-            first = later.group_by(names).agg(event_timestamp=later.event_timestamp.min())
+            first = later.group_by(names).agg(
+                event_timestamp=later.event_timestamp.min()
+            )
             for batch in connection.to_pyarrow_batches(first, chunk_size=LOAD_ROWS):
                 scores = self._scores_of(view.name, pa.Table.from_batches([batch]))
                 self._online.redis.zadd(self._key, scores, lt=True)
@@ -147,7 +149,11 @@ class WindowEnds:
             pipe.execute()
 
     def _stored_values(
-        self, view: ViewTable, keys: Iterable[KeyValues], earliest: datetime, now: datetime
+        self,
+        view: ViewTable,
+        keys: Iterable[KeyValues],
+        earliest: datetime,
+        now: datetime,
     ) -> ViewValues:
         """Read the newest rows of keys that have a row since `earliest` from a view."""
         feast_view = self._online.views[view.name]
@@ -174,11 +180,17 @@ class WindowEnds:
         }
 
 
-def _rows_between(connection: Any, view: ViewTable, since: datetime, until: datetime) -> ir.Table:
+def _rows_between(
+    connection: Any, view: ViewTable, since: datetime, until: datetime
+) -> ir.Table:
     """Open the rows of a view between two moments, both included."""
-    files = view.table.files(within=f"period >= {period_of(since)}") or view.table.files()
+    files = (
+        view.table.files(within=f"period >= {period_of(since)}") or view.table.files()
+    )
     rows = connection.read_parquet(files)
-    return rows.filter(rows.event_timestamp.between(ibis.literal(since), ibis.literal(until)))
+    return rows.filter(
+        rows.event_timestamp.between(ibis.literal(since), ibis.literal(until))
+    )
 
 
 def _time(score: float) -> datetime:

@@ -80,7 +80,9 @@ class Window:
         if self.column is None and self.function != "count":
             raise ValueError(f"window {self.name}: {self.function} needs a column")
         if self.period is not None and self.period <= timedelta(0):
-            raise ValueError(f"window {self.name}: expected a period above 0, found {self.period}")
+            raise ValueError(
+                f"window {self.name}: expected a period above 0, found {self.period}"
+            )
 
     @property
     def _length(self) -> str:
@@ -208,7 +210,9 @@ class Windows:
             ValueError: A window names a column that is missing or has the wrong type.
 
         """
-        periods = {window.period // MICROSECOND for window in self.windows if window.period}
+        periods = {
+            window.period // MICROSECOND for window in self.windows if window.period
+        }
         # Each raw row as it arrives (age 0) and once more as it leaves each window.
         ages = ibis.array([0, *sorted(periods)])
         age = ages.cast("array<int64>").unnest()
@@ -264,7 +268,11 @@ def feature_view(
         )
     expression = dataset.views[name]
     raw_rows = ibis.table(ibis.Schema.from_pyarrow(raw_schema(dataset)), name="raw")
-    keys_and_times = {"event_timestamp", "created", *(entity.join_key for entity in entities)}
+    keys_and_times = {
+        "event_timestamp",
+        "created",
+        *(entity.join_key for entity in entities),
+    }
     fields = []
     for column, column_type in expression(raw_rows).schema().items():
         if column in keys_and_times:

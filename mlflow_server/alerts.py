@@ -58,7 +58,9 @@ def alert(
     return deliver(settings, records, model, at) > 0
 
 
-def note(records: Records, model: str, cause: str, content: str | DriftAlert, at: datetime) -> None:
+def note(
+    records: Records, model: str, cause: str, content: str | DriftAlert, at: datetime
+) -> None:
     """Count the incident and tell nobody: the next `deliver` does."""
     if isinstance(content, str):
         records.count_alert(model, cause, content, at)
@@ -81,12 +83,21 @@ def deliver(settings: Settings, records: Records, model: str, at: datetime) -> i
                 records.alert_delivered(row["sequence"])
                 count += 1
             else:
-                log.warning("%s: alert not delivered, to be tried again: %s", model, row["cause"])
+                log.warning(
+                    "%s: alert not delivered, to be tried again: %s",
+                    model,
+                    row["cause"],
+                )
     return count
 
 
 def alert_failure(
-    settings: Settings, records: Records, subject: str, task: str, error: str, at: datetime
+    settings: Settings,
+    records: Records,
+    subject: str,
+    task: str,
+    error: str,
+    at: datetime,
 ) -> None:
     """Alert of a failed task, once for each error; numbers in it may vary."""
     cause = f"{task}{FAILED}{re.sub(r'[0-9]+', '#', error)[:LONGEST]}"
@@ -108,7 +119,9 @@ def _send(settings: Settings, row: dict[str, Any], at: datetime) -> bool:
 
     details = json.loads(row["details"] or "{}")
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]
-    lines += [f"{name}: {value}" for name, value in details.items() if name != "message"]
+    lines += [
+        f"{name}: {value}" for name, value in details.items() if name != "message"
+    ]
     title, body = f"Gyre: {row['model']}", "\n".join(lines)
     addresses = [apprise.Apprise(url) for url in settings.alert_urls.split()]
     taken = [bool(address.notify(title=title, body=body)) for address in addresses]

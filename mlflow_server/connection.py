@@ -28,7 +28,9 @@ from mlflow.utils import plugins  # noqa: E402
 # At the first request MLflow loads every plugin that adds headers. Feast's imports the whole of
 # Feast (seconds, 45 MB): this patch of MLflow's plugin loader leaves it out.
 _entry_points = plugins.get_entry_points
-plugins.get_entry_points = lambda group: [e for e in _entry_points(group) if e.name != "feast"]
+plugins.get_entry_points = lambda group: [
+    e for e in _entry_points(group) if e.name != "feast"
+]
 import_module("mlflow.tracking.request_header.registry")
 plugins.get_entry_points = _entry_points
 

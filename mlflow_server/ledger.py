@@ -111,7 +111,9 @@ def database(settings: Settings) -> sql.Engine:
     if not is_server:
         settings.home.mkdir(parents=True, exist_ok=True)
         waits = {"timeout": WAIT_SECONDS}
-    engine = sql.create_engine(settings.ledger_address, connect_args=waits, pool_pre_ping=True)
+    engine = sql.create_engine(
+        settings.ledger_address, connect_args=waits, pool_pre_ping=True
+    )
     variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
     named = f"{variable} {engine.url.set(query={})}"  # without its password
     with refused(named if is_server else LEDGER), engine.begin() as connection:
@@ -138,7 +140,9 @@ def one_at_a_time(engine: sql.Engine, name: str, seconds: float = -1) -> Iterato
         with FileLock(file, timeout=seconds):
             yield
     except Timeout as exc:
-        raise RegistryError(f"{name}: another has held {file} for {seconds} s: try again") from exc
+        raise RegistryError(
+            f"{name}: another has held {file} for {seconds} s: try again"
+        ) from exc
 
 
 def lock_tables(connection: sql.Connection, name: str) -> None:
@@ -146,7 +150,9 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
     if connection.dialect.name == "sqlite":
         connection.exec_driver_sql("BEGIN IMMEDIATE")
     else:
-        connection.execute(sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name))))
+        connection.execute(
+            sql.select(sql.func.pg_advisory_xact_lock(sql.func.hashtext(name)))
+        )
 
 
 @contextmanager

@@ -76,8 +76,13 @@ class Pages:
     def pages(self, model: str, experiment: str) -> ModelPages:
         aliases = self.aliases(model)
         newest = {"filter": f"name='{model}'", "order_by": "version_number DESC"}
-        listed = self._ask("model-versions/search", None, max_results=f"{NEWEST}", **newest)
-        run_ids = {each["version"]: each.get("run_id") for each in listed.get("model_versions", ())}
+        listed = self._ask(
+            "model-versions/search", None, max_results=f"{NEWEST}", **newest
+        )
+        run_ids = {
+            each["version"]: each.get("run_id")
+            for each in listed.get("model_versions", ())
+        }
         for version in {*aliases.values()} - {*run_ids}:
             found = self._ask("model-versions/get", name=model, version=version)
             run_ids[version] = found.get("model_version", {}).get("run_id")
@@ -86,7 +91,11 @@ class Pages:
         card = self._artifacts(versions.get(aliases.get("production", ""))).get(CARD)
         where = f"tags.`{KEY_TAG}` LIKE '{model} version %'"
         looks = self._newest(f"{experiment}_monitoring", where, NEWEST)
-        folders = {at: to for run in looks for at, to in self._artifacts(run, "reports").items()}
+        folders = {
+            at: to
+            for run in looks
+            for at, to in self._artifacts(run, "reports").items()
+        }
         moments = {datetime.fromisoformat(f"{at}Z"): to for at, to in folders.items()}
         reports = {at: f"{to}/report.html" for at, to in moments.items()}
         return ModelPages(versions, card, looks[0] if looks else None, reports)
@@ -100,16 +109,23 @@ class Pages:
         found = self._ask("experiments/get-by-name", experiment_name=experiment)
         if not found:
             return []
-        query = {"experiment_ids": [found["experiment"]["experiment_id"]], "filter": where}
+        query = {
+            "experiment_ids": [found["experiment"]["experiment_id"]],
+            "filter": where,
+        }
         newest = {"max_results": count, "order_by": ["attributes.start_time DESC"]}
         runs = self._ask("runs/search", query | newest).get("runs", ())
         return [self._page(run) for run in runs]
 
     def _artifacts(self, run: RunPage | None, folder: str = "") -> dict[str, str]:
         """Return the addresses of what lies in the run's artifact folder, by name."""
-        found = self._ask("artifacts/list", run_id=run.run_id, path=folder) if run else {}
+        found = (
+            self._ask("artifacts/list", run_id=run.run_id, path=folder) if run else {}
+        )
         paths = [file["path"] for file in found.get("files", ())]
-        return {p.rpartition("/")[2]: f"{run.address}/artifacts/{p}" for p in paths if run}
+        return {
+            p.rpartition("/")[2]: f"{run.address}/artifacts/{p}" for p in paths if run
+        }
 
     def _page(self, run: dict[str, Any]) -> RunPage:
         info = run["info"]

@@ -51,18 +51,26 @@ def promote(
         transaction = _Transaction(registry, ledger, model, ledger.rows(model))
         rows = transaction.agree()
         last, wanted = roles.last_applied(rows, role), (version, percent, evidence)
-        if last and evidence and wanted == (last.to_version, last.percent, last.evidence):
+        if (
+            last
+            and evidence
+            and wanted == (last.to_version, last.percent, last.evidence)
+        ):
             return last
         change = (role, percent, replaces, version, who, why, evidence, now())
         return transaction.apply(LedgerRow(model, len(rows) + 1, *change))
 
 
-def release(registry: Registry, ledger: Ledger, model: str, role: str, **origin: Any) -> LedgerRow:
+def release(
+    registry: Registry, ledger: Ledger, model: str, role: str, **origin: Any
+) -> LedgerRow:
     """End a challenger or shadow: its alias goes. origin: who, why and the like, as `promote`'s."""
     return promote(registry, ledger, model, None, role=role, percent=0, **origin)
 
 
-def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: str) -> LedgerRow:
+def rollback(
+    registry: Registry, ledger: Ledger, model: str, *, who: str, why: str
+) -> LedgerRow:
     """Go back to the version that was in production before; twice goes back further.
 
     Raises:
@@ -70,8 +78,13 @@ def rollback(registry: Registry, ledger: Ledger, model: str, *, who: str, why: s
 
     """
     rows = reconcile(registry, ledger, model)
-    there, known = current(rows, PRODUCTION), {each.version for each in registry.versions(model)}
-    before = next((version for version in roles.ways_back(rows) if version in known), None)
+    there, known = (
+        current(rows, PRODUCTION),
+        {each.version for each in registry.versions(model)},
+    )
+    before = next(
+        (version for version in roles.ways_back(rows) if version in known), None
+    )
     if before is None:
         raise PromotionRefusedError(
             f"{model}: nothing to go back to: no version was in production before {there}"
@@ -94,7 +107,9 @@ def reconcile(
         return _Transaction(registry, ledger, model, ledger.rows(model)).agree(by_hand)
 
 
-def write_down(settings: Settings, model: str, role: str, version: str | None, who: str) -> None:
+def write_down(
+    settings: Settings, model: str, role: str, version: str | None, who: str
+) -> None:
     """Give a change of an alias that was just made in MLflow its row, unless Gyre has made it.
 
     Gyre commits its row before it changes the alias, and holds the lock meanwhile.
@@ -116,7 +131,9 @@ class _Transaction:
     model: str
     rows: list[LedgerRow]
 
-    def agree(self, by_hand: tuple[str, str | None, str] | None = None) -> list[LedgerRow]:
+    def agree(
+        self, by_hand: tuple[str, str | None, str] | None = None
+    ) -> list[LedgerRow]:
         """Finish the newest row, write down what no row explains, end roles that are over."""
         deployed = self.registry.deployed(self.model)
         if self.rows and roles.can_finish(self.rows[-1], deployed):
@@ -128,7 +145,10 @@ class _Transaction:
             version, percent = deployed.aliases.get(role), deployed.percent(role)
             who, why = "out of band", f"{role} was changed outside Gyre"
             if by_hand and by_hand[:2] == (role, version):
-                who, why = by_hand[2], f"alias {role} {'set' if version else 'deleted'} in MLflow"
+                who, why = (
+                    by_hand[2],
+                    f"alias {role} {'set' if version else 'deleted'} in MLflow",
+                )
             self.write(self.row(role, percent, version, who, why), move_alias=False)
         self.end_roles()
         return self.rows
@@ -139,16 +159,22 @@ class _Transaction:
         self.write(row)
         self.end_roles()
         if (applied := self.rows[row.sequence - 1]).applied_at is None:
-            raise RegistryError(f"{self.model}: version {row.to_version} was deleted meanwhile")
+            raise RegistryError(
+                f"{self.model}: version {row.to_version} was deleted meanwhile"
+            )
         return applied
 
     def end_roles(self) -> None:
         for last, why in roles.ended(self.rows):
             self.write(self.row(last.role, 0, None, "gyre", why))
 
-    def row(self, role: str, percent: int, version: str | None, who: str, why: str) -> LedgerRow:
+    def row(
+        self, role: str, percent: int, version: str | None, who: str, why: str
+    ) -> LedgerRow:
         place = (self.model, len(self.rows) + 1, role, percent)
-        return LedgerRow(*place, current(self.rows, role), version, who, why, None, now())
+        return LedgerRow(
+            *place, current(self.rows, role), version, who, why, None, now()
+        )
 
     def write(self, row: LedgerRow, *, move_alias: bool = True) -> None:
         self.ledger.insert(row)
@@ -169,7 +195,9 @@ class _Transaction:
             return
         if row.role == PRODUCTION:
             back = roles.ways_back([*self.rows[:-1], replace(row, applied_at=row.time)])
-            if not any(registry.set_alias(model, roles.PREVIOUS, earlier) for earlier in back):
+            if not any(
+                registry.set_alias(model, roles.PREVIOUS, earlier) for earlier in back
+            ):
                 registry.set_alias(model, roles.PREVIOUS, None)
             if version:
                 registry.set_stage(model, version, "Production")

@@ -38,9 +38,13 @@ class ModelFile:
         """Write what was fitted as its library does, else as skops (TrainingError: neither can)."""
         library = type(fitted).__module__.partition(".")[0]
         if library == "xgboost":
-            return cls(bytes(fitted.get_booster().save_raw("ubj")), "mlflow.xgboost", classes)
+            return cls(
+                bytes(fitted.get_booster().save_raw("ubj")), "mlflow.xgboost", classes
+            )
         if library == "lightgbm":
-            return cls(fitted.booster_.model_to_string().encode(), "mlflow.lightgbm", classes)
+            return cls(
+                fitted.booster_.model_to_string().encode(), "mlflow.lightgbm", classes
+            )
         import skops.io  # noqa: PLC0415  (and scikit-learn: readers of the registry do without)
 
         try:
@@ -48,9 +52,13 @@ class ModelFile:
         except Exception as exc:
             what = f"no data format for {type(fitted).__name__}"
             raise TrainingError(f"{what}: {in_one_line(exc)}") from exc
-        if lacking := {*skops.io.get_untrusted_types(data=content)}.difference(TRUSTED, trusted):
+        if lacking := {*skops.io.get_untrusted_types(data=content)}.difference(
+            TRUSTED, trusted
+        ):
             types = sorted(lacking.union(trusted))
-            raise TrainingError(f"[serving] expected trusted_types = {types}, found {[*trusted]}")
+            raise TrainingError(
+                f"[serving] expected trusted_types = {types}, found {[*trusted]}"
+            )
         return cls(content, "mlflow.sklearn", classes, trusted)
 
     def write(self, folder: Path) -> Loader:
@@ -60,7 +68,11 @@ class ModelFile:
     @property
     def method(self) -> str:
         """Of the fitted model, whose answer pyfunc's `predict` gives."""
-        return "predict_proba" if self.classes and self.loader == "mlflow.sklearn" else "predict"
+        return (
+            "predict_proba"
+            if self.classes and self.loader == "mlflow.sklearn"
+            else "predict"
+        )
 
     @property
     def skops(self) -> dict[str, Any]:
@@ -72,8 +84,14 @@ class ModelFile:
         import mlflow.pyfunc  # noqa: PLC0415  (readers of the registry do without)
         from mlflow.models import Model  # noqa: PLC0415
 
-        model, flavor, file = Model(), self.loader.partition(".")[2], MODEL_FILES[self.loader]
-        model.add_flavor(flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops)
+        model, flavor, file = (
+            Model(),
+            self.loader.partition(".")[2],
+            MODEL_FILES[self.loader],
+        )
+        model.add_flavor(
+            flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops
+        )
         named = {"model_path": file, "predict_fn": self.method}
         mlflow.pyfunc.add_to_model(model, loader_module=self.loader, **named)
         with TemporaryDirectory(prefix="gyre-pyfunc-") as folder:
@@ -81,7 +99,9 @@ class ModelFile:
             model.save(str(Path(folder, "MLmodel")))
             return mlflow.pyfunc.load_model(folder)
 
-    def run(self, _outputs: Sequence[str], columns: Mapping[str, Any]) -> list[NDArray[np.float64]]:
+    def run(
+        self, _outputs: Sequence[str], columns: Mapping[str, Any]
+    ) -> list[NDArray[np.float64]]:
         """Score as a session of ONNX Runtime does: the rows in `columns`, [N] or [N, K]."""
         rows = pd.DataFrame(dict(columns))
         scores = np.asarray(self.loaded.predict(rows), np.float64)
@@ -89,6 +109,8 @@ class ModelFile:
         return [scores if self.classes > 2 else scores.reshape(len(rows), -1)[:, -1]]  # noqa: PLR2004
 
 
-def read_file(folder: Path, contract: ServedModel, trusted: tuple[str, ...] = ()) -> ModelFile:
+def read_file(
+    folder: Path, contract: ServedModel, trusted: tuple[str, ...] = ()
+) -> ModelFile:
     content = (folder / contract.file).read_bytes()
     return ModelFile(content, contract.loader, contract.class_count, trusted)

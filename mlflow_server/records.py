@@ -15,20 +15,52 @@ from typing import Any
 import sqlalchemy as sql
 
 from core.settings import Settings
-from mlflow_server.ledger import Ledger, LedgerRow, database, lock_tables, one_at_a_time, refused
+from mlflow_server.ledger import (
+    Ledger,
+    LedgerRow,
+    database,
+    lock_tables,
+    one_at_a_time,
+    refused,
+)
 from mlflow_server.roles import ROLES, last_applied
 from mlflow_server.window_details import DETAILS, WindowDetails
 
-TEXTS = ("version", "as_of", "verdict", "action", "rule", "reason", "cause", "inputs", "figures")
-DECISIONS = sql.table("decisions", *map(sql.column, ("sequence", "model", *TEXTS, "counted")))
-INCIDENT = ("sequence", "model", "cause", "message", "first", "last", "details", "count")
-ALERTS = sql.table("alerts", *map(sql.column, INCIDENT), sql.column("delivered", sql.Boolean))
+TEXTS = (
+    "version",
+    "as_of",
+    "verdict",
+    "action",
+    "rule",
+    "reason",
+    "cause",
+    "inputs",
+    "figures",
+)
+DECISIONS = sql.table(
+    "decisions", *map(sql.column, ("sequence", "model", *TEXTS, "counted"))
+)
+INCIDENT = (
+    "sequence",
+    "model",
+    "cause",
+    "message",
+    "first",
+    "last",
+    "details",
+    "count",
+)
+ALERTS = sql.table(
+    "alerts", *map(sql.column, INCIDENT), sql.column("delivered", sql.Boolean)
+)
 """One row per incident. details: a DriftAlert (alerts.py) as JSON."""
 WINDOWS = sql.table("windows", *map(sql.column, ("model", "as_of", "details")))
 """Details of the decision of the same moment, as JSON."""
 QUIET = timedelta(hours=3)
 """An incident is over once its cause was not seen for so long: most are looked for every hour."""
-BEFALLS = re.compile(r"(?:parked: |drift of |skew of |too few predictions of )*version (\d+)")
+BEFALLS = re.compile(
+    r"(?:parked: |drift of |skew of |too few predictions of )*version (\d+)"
+)
 """Causes of alerts that concern a version only while it is in a role."""
 YEAR = timedelta(days=365)
 SHOWN = 24
@@ -65,7 +97,9 @@ class Records:
         """Decisions on the newest moments of `model`, oldest first; `of` one action or verdict."""
         query = sql.select(DECISIONS).filter_by(model=model, **of)
         with self._begin() as connection:
-            newest = connection.execute(query.order_by(DECISIONS.c.as_of.desc()).limit(limit))
+            newest = connection.execute(
+                query.order_by(DECISIONS.c.as_of.desc()).limit(limit)
+            )
             return [_row(row) for row in reversed(newest.mappings().all())]
 
     def decisions_since(
@@ -78,17 +112,27 @@ class Records:
         at, acted = DECISIONS.c.as_of, DECISIONS.c.action != "nothing"
         bad = DECISIONS.c.verdict == "bad"
         day, hour = sql.func.substr(at, 1, 10), sql.func.substr(at, 12, 2)
-        span = (day, sql.cast(hour, sql.Integer) // hours, *([DECISIONS.c.action] * notable))
+        span = (
+            day,
+            sql.cast(hour, sql.Integer) // hours,
+            *([DECISIONS.c.action] * notable),
+        )
         order = (sql.case((acted, 0), (bad, 1), else_=2), at.desc())
-        rank = sql.func.row_number().over(partition_by=span, order_by=order).label("rank")
+        rank = (
+            sql.func.row_number().over(partition_by=span, order_by=order).label("rank")
+        )
         ranked = sql.select(DECISIONS.c.sequence, rank).filter_by(model=model)
-        ranked = ranked.where(at >= since.isoformat(), (acted | bad) if notable else sql.true())
+        ranked = ranked.where(
+            at >= since.isoformat(), (acted | bad) if notable else sql.true()
+        )
         found = ranked.subquery()
         columns = [column for column in DECISIONS.c if column.name != "inputs"]
         query = sql.select(*columns, sql.literal("").label("inputs"))
         query = query.join(found, found.c.sequence == DECISIONS.c.sequence)
         with self._begin() as connection:
-            rows = connection.execute(query.where(found.c.rank == 1).order_by(at)).mappings()
+            rows = connection.execute(
+                query.where(found.c.rank == 1).order_by(at)
+            ).mappings()
             return [_row(row) for row in rows]
 
     def keep_details(self, model: str, as_of: datetime, details: WindowDetails) -> None:
@@ -104,12 +148,17 @@ class Records:
     ) -> dict[datetime, WindowDetails]:
         """Details of moments from `since` on, or of these `moments` among them, oldest first."""
         query = sql.select(WINDOWS.c.as_of, WINDOWS.c.details).filter_by(model=model)
-        query = query.where(WINDOWS.c.as_of >= since.isoformat()).order_by(WINDOWS.c.as_of)
+        query = query.where(WINDOWS.c.as_of >= since.isoformat()).order_by(
+            WINDOWS.c.as_of
+        )
         if moments is not None:
             query = query.where(WINDOWS.c.as_of.in_([at.isoformat() for at in moments]))
         with self._begin() as connection:
             found = connection.execute(query).all()
-        return {datetime.fromisoformat(at): DETAILS.validate_json(text) for at, text in found}
+        return {
+            datetime.fromisoformat(at): DETAILS.validate_json(text)
+            for at, text in found
+        }
 
     def last_by_action(self, model: str) -> dict[str, datetime]:
         """When each action was last decided for `model`."""
@@ -121,14 +170,22 @@ class Records:
 
     def keep(self, row: DecisionRow) -> None:
         """Store `row`, in place of what an earlier try decided at the same moment."""
-        values = asdict(row) | {"as_of": row.as_of.isoformat(), "figures": json.dumps(row.figures)}
+        values = asdict(row) | {
+            "as_of": row.as_of.isoformat(),
+            "figures": json.dumps(row.figures),
+        }
         same = sql.delete(DECISIONS).filter_by(model=row.model, as_of=values["as_of"])
         with self._begin() as connection:
             connection.execute(same)
             connection.execute(sql.insert(DECISIONS).values(values))
 
     def count_alert(
-        self, model: str, cause: str, message: str, at: datetime, details: str | None = None
+        self,
+        model: str,
+        cause: str,
+        message: str,
+        at: datetime,
+        details: str | None = None,
     ) -> None:
         """Count the open incident of `cause`, or begin one."""
         seen = {"message": message, "details": details, "last": at.isoformat()}
@@ -169,12 +226,18 @@ class Records:
 
     def forget_alerts(self, before: datetime) -> int:
         """Delete alerts last seen before a moment; return how many."""
-        return self._delete(sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat()))
+        return self._delete(
+            sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
+        )
 
     def forget_decisions(self, before: datetime) -> int:
         """Delete decisions that did nothing, and all details; return how many."""
-        old = (DECISIONS.c.as_of < before.isoformat()) & (DECISIONS.c.action == "nothing")
-        details = self._delete(sql.delete(WINDOWS).where(WINDOWS.c.as_of < before.isoformat()))
+        old = (DECISIONS.c.as_of < before.isoformat()) & (
+            DECISIONS.c.action == "nothing"
+        )
+        details = self._delete(
+            sql.delete(WINDOWS).where(WINDOWS.c.as_of < before.isoformat())
+        )
         return details + self._delete(sql.delete(DECISIONS).where(old))
 
     def close(self) -> None:
@@ -219,12 +282,18 @@ class ModelRows:
         return [alert for alert in self.alerts if not alert["delivered"]]
 
 
-def model_rows(ledger: Ledger, records: Records, model: str, datasets: Sequence[str]) -> ModelRows:
+def model_rows(
+    ledger: Ledger, records: Records, model: str, datasets: Sequence[str]
+) -> ModelRows:
     decisions, last = records.decisions(model, SHOWN), records.last_by_action(model)
-    alerts = [alert for subject in (*datasets, model) for alert in records.alerts(subject)]
+    alerts = [
+        alert for subject in (*datasets, model) for alert in records.alerts(subject)
+    ]
     details = records.details(model, decisions[-1].as_of) if decisions else {}
     newest = next(iter(details.values()), None)
-    notable = records.decisions_since(model, datetime.now(UTC) - YEAR, hours=24, notable=True)
+    notable = records.decisions_since(
+        model, datetime.now(UTC) - YEAR, hours=24, notable=True
+    )
     return ModelRows(ledger.rows(model), decisions, last, alerts, newest, notable)
 
 

@@ -19,7 +19,13 @@ from core.settings import Settings
 from mlflow_server.connection import EXISTS, client, translated
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registry import Registry, Version
-from mlflow_server.served_model import CONTRACT_FILE, SCORE, digest_tags, served_files, wrong_files
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    SCORE,
+    digest_tags,
+    served_files,
+    wrong_files,
+)
 from mlflow_server.version_tags import packed
 
 COLUMN_TYPES = {"int64": "long", "float64": "double", "object": "string"}
@@ -52,19 +58,29 @@ def register(
 
     """
     registry = Registry(settings)
-    if done := next((each for each in registry.versions(model) if each.run_id == run_id), None):
-        if done.version not in registry.aliases(model).values():  # killed before the stage
+    if done := next(
+        (each for each in registry.versions(model) if each.run_id == run_id), None
+    ):
+        if (
+            done.version not in registry.aliases(model).values()
+        ):  # killed before the stage
             registry.set_stage(model, done.version, "Staging")
         return done
-    columns = [ColSpec(COLUMN_TYPES[str(t)], name) for name, t in input_example.dtypes.items()]
+    columns = [
+        ColSpec(COLUMN_TYPES[str(t)], name) for name, t in input_example.dtypes.items()
+    ]
     content: dict[str, Any] = {
         "pip_requirements": list(requirements),
         "input_example": input_example,
         "signature": ModelSignature(Schema(columns), Schema([ColSpec("float", SCORE)])),
         "extra_files": [str(path) for path in sorted(extra_files.iterdir())],
     }
-    logged, digests = _logged(settings, run_id, exported, extra_files / CONTRACT_FILE, content)
-    return _new_version(settings, model, run_id, logged.model_id, {**tags, **digests}, description)
+    logged, digests = _logged(
+        settings, run_id, exported, extra_files / CONTRACT_FILE, content
+    )
+    return _new_version(
+        settings, model, run_id, logged.model_id, {**tags, **digests}, description
+    )
 
 
 def _new_version(
@@ -76,7 +92,9 @@ def _new_version(
     description: str,
 ) -> Version:
     api, page = client(settings), f"{settings.link('console')}/status/{model}"
-    about = f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
+    about = (
+        f"Trained by `train_{model}`; alias `production` answers. [Is it well?]({page})"
+    )
     with translated(f"new model {model}", unless=EXISTS):
         api.create_registered_model(model, description=about)
     with translated(f"new version of {model}"):
@@ -94,7 +112,11 @@ def _new_version(
 
 
 def _logged(
-    settings: Settings, run_id: str, exported: ModelFile, contract: Path, content: dict[str, Any]
+    settings: Settings,
+    run_id: str,
+    exported: ModelFile,
+    contract: Path,
+    content: dict[str, Any],
 ) -> tuple[Any, dict[str, str]]:
     """Return the run's model and its digests, read back; what a killed try began is finished."""
     api = client(settings)
@@ -106,9 +128,13 @@ def _logged(
             run = api.get_run(run_id)
             place, source = run.info.experiment_id, f"source_run_id = '{run_id}'"
             models = api.search_logged_models([place], source)
-            logged = next((each for each in models if digests.items() <= each.tags.items()), None)
+            logged = next(
+                (each for each in models if digests.items() <= each.tags.items()), None
+            )
             if logged is None:
-                logged = api.create_logged_model(place, NAME, run_id, digests, run.data.params)
+                logged = api.create_logged_model(
+                    place, NAME, run_id, digests, run.data.params
+                )
             if logged.status != LoggedModelStatus.READY:
                 _fill(api, run, logged, exported, content)
         back, places = Path(name, "back"), served_files(digests).values()
@@ -119,7 +145,9 @@ def _logged(
         return logged, digests
 
 
-def _fill(api: Any, run: Any, logged: Any, exported: ModelFile, content: dict[str, Any]) -> None:
+def _fill(
+    api: Any, run: Any, logged: Any, exported: ModelFile, content: dict[str, Any]
+) -> None:
     """Make of it an ordinary MLflow model of its flavour; what a killed try did is done.
 
     `log_model` of the flavour would begin another and leave the dead one on the run's page.
@@ -130,10 +158,14 @@ def _fill(api: Any, run: Any, logged: Any, exported: ModelFile, content: dict[st
         api.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
     # With their times, so that a second try writes the same; `run.data.metrics` has values alone.
     points = run.data.to_proto().metrics
-    api.log_batch(run_id, [Metric(m.key, m.value, m.timestamp, 0, **named) for m in points])
+    api.log_batch(
+        run_id, [Metric(m.key, m.value, m.timestamp, 0, **named) for m in points]
+    )
     model = Model(logged.artifact_location, model_uuid=logged.model_id, **named)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as name:
-        warnings.simplefilter("ignore", UserWarning)  # about type hints of MLflow's own modules
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # about type hints of MLflow's own modules
         _save(exported, Path(name, NAME), content | {"mlflow_model": model})
         api.log_model_artifacts(logged.model_id, f"{name}/{NAME}")
     api.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)

@@ -14,7 +14,12 @@ from mlflow_server.connection import GONE, MISSING, client, translated
 from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.rest import Version
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, TRAFFIC_TAG, Deployed
-from mlflow_server.served_model import CONTRACT_FILE, ServedModel, served_files, wrong_files
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ServedModel,
+    served_files,
+    wrong_files,
+)
 from mlflow_server.version_tags import unpacked
 
 __all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
@@ -43,7 +48,9 @@ class Registry:
     def deployed(self, model: str) -> Deployed:
         """Aliases and tags of the model; empty for one that does not exist."""
         with translated(f"aliases of {model}"):
-            found = self._client.search_registered_models(f"name = '{model}'", max_results=1)
+            found = self._client.search_registered_models(
+                f"name = '{model}'", max_results=1
+            )
         if not found:
             return Deployed({}, {})
         aliases = {alias: str(version) for alias, version in found[0].aliases.items()}
@@ -56,24 +63,34 @@ class Registry:
     def versions(self, model: str) -> list[Version]:
         """Every version, oldest first; empty for a model that does not exist."""
         with translated(f"versions of {model}"):
-            found = self._client.search_model_versions(f"name = '{model}'", max_results=MOST)
+            found = self._client.search_model_versions(
+                f"name = '{model}'", max_results=MOST
+            )
         return sorted(map(_version, found), key=lambda version: int(version.version))
 
-    def download(self, version: Version, folder: Path, places: Iterable[str] = ()) -> None:
+    def download(
+        self, version: Version, folder: Path, places: Iterable[str] = ()
+    ) -> None:
         """Put files into `folder`, by default the served ones; unverified, see `wrong_files`."""
         places = places or served_files(version.tags).values()
         what = f"files of version {version.version} of {version.model}"
         with translated(what):
-            uri = self._client.get_model_version_download_uri(version.model, version.version)
+            uri = self._client.get_model_version_download_uri(
+                version.model, version.version
+            )
         self.download_from(uri, folder, what, places)
 
-    def download_from(self, uri: str, folder: Path, what: str, places: Iterable[str]) -> None:
+    def download_from(
+        self, uri: str, folder: Path, what: str, places: Iterable[str]
+    ) -> None:
         """Put files of the logged model at `uri` into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
         at = {"tracking_uri": self._address, "registry_uri": self._address}
         with translated(what):
             for place in places:
-                download_artifacts(artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at)
+                download_artifacts(
+                    artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at
+                )
 
     def served(
         self, version: Version, trusted: tuple[str, ...] = ()
@@ -85,7 +102,9 @@ class Registry:
             if wrong := "; ".join(wrong_files(folder, version.tags)):
                 what = f"version {version.version} of {version.model}"
                 raise RegistryError(f"{what} is damaged: {wrong}")
-            contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+            contract = ServedModel.model_validate_json(
+                (folder / CONTRACT_FILE).read_bytes()
+            )
             return contract, read_file(folder, contract, trusted)
 
     def damage(self, model: str, version: str) -> str:
@@ -111,14 +130,18 @@ class Registry:
         """Let challenger `version` answer `percent` of the requests; 0 takes the tag off."""
         with translated(f"traffic of challenger {version} of {model}"):
             if percent:
-                self._client.set_registered_model_tag(model, TRAFFIC_TAG, f"{version}:{percent}")
+                self._client.set_registered_model_tag(
+                    model, TRAFFIC_TAG, f"{version}:{percent}"
+                )
             else:
                 self._client.delete_registered_model_tag(model, TRAFFIC_TAG)
 
     def mark_forgotten(self, version: Version, day: str) -> None:
         """Note on which day rows of the version's training frame were forgotten."""
         with translated(f"tag of version {version.version} of {version.model}"):
-            self._client.set_model_version_tag(version.model, version.version, FORGOTTEN_TAG, day)
+            self._client.set_model_version_tag(
+                version.model, version.version, FORGOTTEN_TAG, day
+            )
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
         """Write the stage if version and stages exist; what was in Production is Archived."""
@@ -131,4 +154,6 @@ class Registry:
 
 
 def _version(found: Any) -> Version:
-    return Version(found.name, str(found.version), found.run_id or "", unpacked(found.tags))
+    return Version(
+        found.name, str(found.version), found.run_id or "", unpacked(found.tags)
+    )

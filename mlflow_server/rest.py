@@ -52,7 +52,9 @@ def call_mlflow(
         content: dict[str, Any] = answer.raise_for_status().json()
     except (httpx.HTTPError, ValueError) as exc:
         line = str(exc).partition("\n")[0]
-        raise RegistryError(f"MLflow does not answer (is it up?): {call}: {line}") from exc
+        raise RegistryError(
+            f"MLflow does not answer (is it up?): {call}: {line}"
+        ) from exc
     return content
 
 

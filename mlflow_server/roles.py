@@ -40,7 +40,9 @@ class Deployed:
         version = self.aliases.get(role)
         if version is None or role != CHALLENGER:
             return WHOLE if version else 0
-        match = re.fullmatch(r"([0-9]+):([1-9][0-9]?|100)", self.tags.get(TRAFFIC_TAG, ""))
+        match = re.fullmatch(
+            r"([0-9]+):([1-9][0-9]?|100)", self.tags.get(TRAFFIC_TAG, "")
+        )
         return int(match[2]) if match and match[1] == version else 0
 
 
@@ -83,7 +85,9 @@ def ended(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
             there = named(production.to_version)
             found.append((challenger, f"its trial is over: production is {there} now"))
     if shadow and shadow.to_version:
-        above = [row.role for row in answering if row and row.to_version == shadow.to_version]
+        above = [
+            row.role for row in answering if row and row.to_version == shadow.to_version
+        ]
         shown = named(shadow.to_version)
         found += [(shadow, f"{shown} is in role {role} now") for role in above[-1:]]
     return found
@@ -95,7 +99,9 @@ def history(rows: Sequence[LedgerRow]) -> list[str]:
     for row in rows:
         if row.role != PRODUCTION or not row.applied_at or row.to_version is None:
             continue
-        if row.to_version in stack:  # gone back to: what came after it is no way back any more
+        if (
+            row.to_version in stack
+        ):  # gone back to: what came after it is no way back any more
             del stack[stack.index(row.to_version) + 1 :]
         else:
             stack.append(row.to_version)
@@ -104,7 +110,11 @@ def history(rows: Sequence[LedgerRow]) -> list[str]:
 
 def ways_back(rows: Sequence[LedgerRow]) -> list[str]:
     """Versions that a rollback may go to, the first choice first."""
-    return [version for version in reversed(history(rows)) if version != current(rows, PRODUCTION)]
+    return [
+        version
+        for version in reversed(history(rows))
+        if version != current(rows, PRODUCTION)
+    ]
 
 
 def check_role(role: str, percent: int, version: str | None) -> None:
@@ -129,12 +139,18 @@ def check_promotion(
         known = ", ".join(sorted(versions, key=int)) or "none"
         raise RegistryError(f"{model} has no version {version}: known are {known}")
     last, there = last_applied(rows, role), current(rows, role)
-    won = f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})" if last else ""
+    won = (
+        f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})"
+        if last
+        else ""
+    )
     is_beside = version is not None and role != PRODUCTION
     above = ROLES[: ROLES.index(role)] if is_beside else ()
     taken = next((each for each in above if current(rows, each) == version), None)
     if there != wanted.from_version:
-        problem = f"{role} is {named(there)}{won}, not {named(wanted.from_version)}, which "
+        problem = (
+            f"{role} is {named(there)}{won}, not {named(wanted.from_version)}, which "
+        )
         problem += f"{named(version)} was to replace"
     elif there is None and version is None:
         problem = f"no version is {role}, nothing to release{won}"

@@ -163,14 +163,22 @@ def sha256(path: Path) -> str:
 
 def digest_tags(folder: Path) -> dict[str, str]:
     """Tags for the version whose served files lie in `folder`."""
-    names = (name for name in (*MODEL_FILES.values(), CONTRACT_FILE) if (folder / name).is_file())
+    names = (
+        name
+        for name in (*MODEL_FILES.values(), CONTRACT_FILE)
+        if (folder / name).is_file()
+    )
     return {DIGEST_TAG + name: sha256(folder / name) for name in names}
 
 
 def served_files(tags: Mapping[str, str]) -> dict[str, str]:
     """Files that a version with these tags is served by, and where they lie below its artifacts."""
-    models = [name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags] or [ONNX_FILE]
-    return {name: name for name in models} | {CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
+    models = [name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags] or [
+        ONNX_FILE
+    ]
+    return {name: name for name in models} | {
+        CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"
+    }
 
 
 def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
@@ -180,5 +188,7 @@ def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
         expected = tags.get(DIGEST_TAG + name, "no digest")
         found = sha256(folder / name) if (folder / name).is_file() else "no file"
         if found != expected:
-            wrong.append(f"{name}: sha256 is {found[:12]}, registered was {expected[:12]}")
+            wrong.append(
+                f"{name}: sha256 is {found[:12]}, registered was {expected[:12]}"
+            )
     return wrong

@@ -28,17 +28,22 @@ def environment(settings: Settings) -> dict[str, str]:
         "GYRE_LEDGER_URL": settings.ledger_url,
     }
     # psycopg 3 sends texts as such, and MLflow compares versions, which are numbers, with them.
-    store = settings.schema_url("mlflow", "psycopg2") or f"sqlite:///{folder / 'mlflow.db'}"
+    store = (
+        settings.schema_url("mlflow", "psycopg2") or f"sqlite:///{folder / 'mlflow.db'}"
+    )
     # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
     # command leaves no process behind, or these have public names.
     return {
-        "GYRE_HOME": str(settings.home),  # where the ledger is, for promotions made in MLflow's UI
+        "GYRE_HOME": str(
+            settings.home
+        ),  # where the ledger is, for promotions made in MLflow's UI
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
         **{name: address for name, address in addresses.items() if address},
         "_MLFLOW_SERVER_FILE_STORE": store,
         "_MLFLOW_SERVER_REGISTRY_STORE": store,
         "_MLFLOW_SERVER_ARTIFACT_ROOT": "mlflow-artifacts:/",
-        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": settings.artifacts_url or str(folder / "artifacts"),
+        "_MLFLOW_SERVER_ARTIFACT_DESTINATION": settings.artifacts_url
+        or str(folder / "artifacts"),
         "_MLFLOW_SERVER_SERVE_ARTIFACTS": "true",
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # takes 2 GB with its consumers

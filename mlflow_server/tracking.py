@@ -17,7 +17,15 @@ from typing import Any, Literal
 
 import pandas as pd
 from mlflow.data.pandas_dataset import from_pandas
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag, ViewType
+from mlflow.entities import (
+    Dataset,
+    DatasetInput,
+    InputTag,
+    Metric,
+    Param,
+    RunTag,
+    ViewType,
+)
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from core.errors import RegistryError
@@ -29,8 +37,13 @@ from mlflow_server.pages import KEY_TAG
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36
-OUTCOME = ("outcome", "mlflow.note.content")  # the second is the description in MLflow's UI
-EXPERIMENT = json.loads(Path(__file__).with_name("experiment_tags.json").read_text("utf-8"))
+OUTCOME = (
+    "outcome",
+    "mlflow.note.content",
+)  # the second is the description in MLflow's UI
+EXPERIMENT = json.loads(
+    Path(__file__).with_name("experiment_tags.json").read_text("utf-8")
+)
 """Tags: its kind, else the UI takes it for one about chat models; description; columns of runs."""
 DATA_FOLDER = "data"
 LONGEST, MOST = 5_000, 50_000
@@ -73,7 +86,9 @@ class Tracking:
             if not runs:
                 own = {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
                 place = self._experiment(experiment)
-                run = self._client.create_run(place, tags={**tags, **own}, run_name=name)
+                run = self._client.create_run(
+                    place, tags={**tags, **own}, run_name=name
+                )
                 return str(run.info.run_id)
             oldest = runs[-1]
             if oldest.status != "FINISHED":
@@ -89,7 +104,9 @@ class Tracking:
             if known is None:
                 return []
             order = ["attributes.start_time DESC"]
-            found = self._client.search_runs([known.experiment_id], under, 1, MOST, order)
+            found = self._client.search_runs(
+                [known.experiment_id], under, 1, MOST, order
+            )
         return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
 
     def run(self, run_id: str) -> Run:
@@ -107,7 +124,10 @@ class Tracking:
     ) -> None:
         """Write values, metrics as of `at` (default: now); a parameter keeps its first value."""
         now = int((at.timestamp() if at else time.time()) * 1000)
-        points = [Metric(name, float(value), now, 0) for name, value in (metrics or {}).items()]
+        points = [
+            Metric(name, float(value), now, 0)
+            for name, value in (metrics or {}).items()
+        ]
         texts = [Param(name, str(value)) for name, value in (params or {}).items()]
         labels = [RunTag(name, value) for name, value in (tags or {}).items()]
         with translated(f"values of run {run_id}"):
@@ -149,7 +169,9 @@ class Tracking:
         )
         context = [InputTag("mlflow.data.context", "training")]
         with translated(f"dataset {name} of run {run_id}"):
-            self._client.log_inputs(run_id, [DatasetInput(Dataset(**dataset.to_dict()), context)])
+            self._client.log_inputs(
+                run_id, [DatasetInput(Dataset(**dataset.to_dict()), context)]
+            )
 
     def download(self, run_id: str, path: str, folder: Path) -> Path:
         """Fetch the artifact (file or folder) `path` below `folder`; return where it is."""
@@ -170,14 +192,22 @@ class Tracking:
             get_artifact_repository(place, self._address).delete_artifacts(path)
 
     def rewrite(
-        self, experiment: str, pattern: str, change: Callable[[str, Path], int], *, store: bool
+        self,
+        experiment: str,
+        pattern: str,
+        change: Callable[[str, Path], int],
+        *,
+        store: bool,
     ) -> int:
         """Let `change` (run, file) edit copies of files of all runs.
 
         pattern: of their paths. store: put back those it answers more than 0 for. Returns the sum.
         """
         folder, changed = pattern.rpartition("/")[0], 0
-        with translated(f"files of {experiment}"), TemporaryDirectory(prefix="gyre-") as name:
+        with (
+            translated(f"files of {experiment}"),
+            TemporaryDirectory(prefix="gyre-") as name,
+        ):
             for run_id, address in self._places(experiment):
                 files = get_artifact_repository(address, self._address)
                 for path in (each.path for each in files.list_artifacts(folder)):
@@ -213,7 +243,9 @@ class Tracking:
         try:
             yield
         except BaseException as exc:
-            with suppress(RegistryError):  # that MLflow does not answer may be the reason itself
+            with suppress(
+                RegistryError
+            ):  # that MLflow does not answer may be the reason itself
                 self.fail(run_id, in_one_line(exc))
             raise
 

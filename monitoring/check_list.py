@@ -8,9 +8,19 @@ from typing import Any
 
 from core.errors import GyreError
 from core.user_code import in_one_line
-from monitoring.checks.concept import calibration, concept_drift, label_rate, positive_rate
+from monitoring.checks.concept import (
+    calibration,
+    concept_drift,
+    label_rate,
+    positive_rate,
+)
 from monitoring.checks.drift import drift
-from monitoring.checks.guardrails import collapsed_scores, failures, latency, previous_is_better
+from monitoring.checks.guardrails import (
+    collapsed_scores,
+    failures,
+    latency,
+    previous_is_better,
+)
 from monitoring.checks.performance import performance
 from monitoring.checks.result import CheckResult
 from monitoring.checks.skew import skew
@@ -58,7 +68,9 @@ def run_checks(
         results += (result for check in checks for result in _results(check, run, None))
     else:
         every: tuple[Check | str, ...] = (*checks, *comparisons, *limits.checks)
-        results = [result for check in every for result in _results(check, run, reference)]
+        results = [
+            result for check in every for result in _results(check, run, reference)
+        ]
     return [
         replace(result, status="remark")
         if result.status == "bad" and result.kind in limits.monitor_only
@@ -76,8 +88,12 @@ def _results(
     try:
         function: Check = resolve_name(check) if isinstance(check, str) else check
         results = [*function(run, reference)]
-        figures = (None if each.value is None else float(each.value) for each in results)
-        return [replace(each, value=f) for each, f in zip(results, figures, strict=True)]
+        figures = (
+            None if each.value is None else float(each.value) for each in results
+        )
+        return [
+            replace(each, value=f) for each, f in zip(results, figures, strict=True)
+        ]
     except expected as exc:
         log.warning("check %s", name, exc_info=True)
         text = f"{name} was not measured: {in_one_line(exc)}"

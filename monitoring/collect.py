@@ -57,7 +57,11 @@ names, numbers, texts: the features once more, for who reads millions (JSON take
 long): their names in order, as a JSON list, and at each one's place its number or its text.
 """
 SPREAD = ("names", "numbers", "texts")
-ANSWERS = [name for name in PREDICTIONS.names if name not in ("request_data", "features", *SPREAD)]
+ANSWERS = [
+    name
+    for name in PREDICTIONS.names
+    if name not in ("request_data", "features", *SPREAD)
+]
 """Columns that say what was answered, without what from: the smaller part."""
 OUTCOMES = pa.schema(
     {
@@ -86,7 +90,11 @@ class Feedback(LogLine):
 
     def row(self) -> dict[str, Any]:
         name = isinstance(self.actual, str)
-        own = {"actual": None, "actual_class": self.actual} if name else {"actual_class": None}
+        own = (
+            {"actual": None, "actual_class": self.actual}
+            if name
+            else {"actual_class": None}
+        )
         return self.model_dump() | own
 
 
@@ -160,25 +168,39 @@ def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
     # One at a time: two would remove one file.
     with one_writer(settings, "collect"), reached("the prediction log"):
         files = _files(settings, "predictions")
-        answered, torn = _take(files, Prediction, predictions(settings), "request_id", at_once)
+        answered, torn = _take(
+            files, Prediction, predictions(settings), "request_id", at_once
+        )
         files = _files(settings, "feedback")
         told, malformed = _take(files, Feedback, outcomes(settings), "line", at_once)
     return Collected(answered, told, torn + malformed)
 
 
-def join_outcomes(settings: Settings, spec: ModelSpec, until: datetime) -> KnownOutcomes:
+def join_outcomes(
+    settings: Settings, spec: ModelSpec, until: datetime
+) -> KnownOutcomes:
     """Join what was told up to `until` with what the model answered; a class by its position."""
-    told = outcomes(settings).read(where=pc.field("received") <= until).sort_by("received")
+    told = (
+        outcomes(settings).read(where=pc.field("received") <= until).sort_by("received")
+    )
     # Of the requests that lines name alone: there may be millions of predictions.
     named = pc.field("request_id").isin(told["request_id"].unique())
-    asked = predictions(settings).read(columns=["request_id", "model", "received"], where=named)
+    asked = predictions(settings).read(
+        columns=["request_id", "model", "received"], where=named
+    )
     asked = asked.rename_columns(["request_id", "model", "asked"])
     lines = told.to_pandas().merge(asked.to_pandas(), how="left", on="request_id")
     lines = lines[lines["model"].isna() | (lines["model"] == spec.name)]
     names = {name: float(position) for position, name in enumerate(spec.classes)}
-    lines["actual"] = lines["actual"].fillna(lines["actual_class"].map(names).astype(float))
+    lines["actual"] = lines["actual"].fillna(
+        lines["actual_class"].map(names).astype(float)
+    )
     actual = lines["actual"]
-    fits = actual.notna() if spec.task == "regression" else actual.isin(range(len(names) or 2))
+    fits = (
+        actual.notna()
+        if spec.task == "regression"
+        else actual.isin(range(len(names) or 2))
+    )
     unknown, early = lines["model"].isna(), lines["received"] < lines["asked"]
     odd = ~unknown & ~early & ~fits
     fitting = lines[~unknown & ~early & ~odd]
@@ -189,11 +211,15 @@ def join_outcomes(settings: Settings, spec: ModelSpec, until: datetime) -> Known
     counts = {
         "of an unknown request": unknown.sum(),
         "dated before the prediction": early.sum(),
-        "neither 0 nor 1" if spec.task == "classification" else "no outcome of its task": odd.sum(),
+        "neither 0 nor 1"
+        if spec.task == "classification"
+        else "no outcome of its task": odd.sum(),
         "told again": (~against).sum(),
         "contradicting the first": against.sum(),
     }
-    return KnownOutcomes(known, {why: int(count) for why, count in counts.items() if count})
+    return KnownOutcomes(
+        known, {why: int(count) for why, count in counts.items() if count}
+    )
 
 
 def logged_scores(spec: ModelSpec, answered: pa.Table) -> NDArray[np.float64]:
@@ -243,10 +269,16 @@ def _files(settings: Settings, kind: str) -> dict[Path, Path | UPath]:
 
 
 def _take(
-    files: Mapping[Path, Path | UPath], form: type[LogLine], table: Table, key: str, at_once: int
+    files: Mapping[Path, Path | UPath],
+    form: type[LogLine],
+    table: Table,
+    key: str,
+    at_once: int,
 ) -> tuple[int, int]:
     """Take files into a table that holds one row of each `key`; count new rows and bad lines."""
-    closed = {file for file in files if is_closed(file)}  # before reading: nothing more comes
+    closed = {
+        file for file in files if is_closed(file)
+    }  # before reading: nothing more comes
     new = malformed = 0
     for some in _together([*files], at_once):
         inserted, bad = _insert(some, closed, form, table, key)
@@ -261,7 +293,11 @@ def _take(
 
 
 def _insert(
-    files: Sequence[Path], closed: Collection[Path], form: type[LogLine], table: Table, key: str
+    files: Sequence[Path],
+    closed: Collection[Path],
+    form: type[LogLine],
+    table: Table,
+    key: str,
 ) -> tuple[int, dict[Path, int]]:
     """Insert the rows of files; return how many were new, and how many lines of each were none."""
     rows: dict[str, dict[str, Any]] = {}
@@ -281,17 +317,23 @@ def _insert(
 def _together(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
     """Files in their order, about as many at a time as have `size` bytes together."""
     sizes = accumulate(file.stat().st_size for file in files)
-    for _, some in groupby(zip(files, sizes, strict=True), lambda pair: pair[1] // size):
+    for _, some in groupby(
+        zip(files, sizes, strict=True), lambda pair: pair[1] // size
+    ):
         yield [file for file, _ in some]
 
 
-def _rows(file: Path, form: type[LogLine], *, closed: bool) -> tuple[list[dict[str, Any]], int]:
+def _rows(
+    file: Path, form: type[LogLine], *, closed: bool
+) -> tuple[list[dict[str, Any]], int]:
     """Rows, a request's as often as it was written; and how many lines were none."""
     rows: list[dict[str, Any]] = []
     malformed = 0
     for number, line in enumerate(final_lines(file.read_bytes(), closed=closed)):
         try:
-            rows.append(form.model_validate_json(line).row() | {"line": f"{file.stem}:{number}"})
+            rows.append(
+                form.model_validate_json(line).row() | {"line": f"{file.stem}:{number}"}
+            )
         except ValidationError:
             malformed += 1
     return rows, malformed

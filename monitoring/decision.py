@@ -95,10 +95,14 @@ def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
     found = ", ".join(seen.findings)
     if seen.last_promotion and seen.as_of < seen.last_promotion:
         promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S}"
-        return Decision("nothing", STALE, f"older than the newest promotion, of {promoted} UTC")
+        return Decision(
+            "nothing", STALE, f"older than the newest promotion, of {promoted} UTC"
+        )
     if seen.harm is not None:
         if seen.previous is None:
-            return Decision("alert", "harm", f"{seen.harm}; there is no version to go back to")
+            return Decision(
+                "alert", "harm", f"{seen.harm}; there is no version to go back to"
+            )
         return Decision("rollback", "harm", seen.harm)
     if newest == "insufficient_data":
         return Decision("nothing", newest, found or "too few entities for a verdict")
@@ -108,10 +112,16 @@ def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
         why = f"{found}; {bad} bad of the last {seen.windows}"
         return Decision("nothing", "first_bad_window", why)
     if seen.answered:
-        return Decision("nothing", "answered", f"{found}; a retraining was started: {seen.cause}")
+        return Decision(
+            "nothing", "answered", f"{found}; a retraining was started: {seen.cause}"
+        )
     if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:
         until = seen.last_retraining + seen.cooldown
-        return Decision("nothing", "cooldown", f"{found}; cooling down to {until:%Y-%m-%d %H:%M}")
+        return Decision(
+            "nothing", "cooldown", f"{found}; cooling down to {until:%Y-%m-%d %H:%M}"
+        )
     if not seen.learnable:
-        return Decision("alert", "parked", f"{found}; nothing new to learn until a label matures")
+        return Decision(
+            "alert", "parked", f"{found}; nothing new to learn until a label matures"
+        )
     return Decision("retrain", "drift", found)

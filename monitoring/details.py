@@ -31,8 +31,12 @@ def window_details(run: MonitoringRun, reference: Reference) -> shapes.WindowDet
         scores=tuple(_score_bins(_finite(before[SCORE]), _finite(now[SCORE]))),
         quantiles=_quantiles(before, now),
         reference_quantiles=_quantiles(before, before),
-        performance={x.performance.kind: dict(_metrics(run, x, reference)) for x in judged},
-        calibration={kind: tuple(_calibration(*top_class(*o))) for kind, o in outcomes.items()},
+        performance={
+            x.performance.kind: dict(_metrics(run, x, reference)) for x in judged
+        },
+        calibration={
+            kind: tuple(_calibration(*top_class(*o))) for kind, o in outcomes.items()
+        },
         segments=segment_rates(run, reference),
     )
 
@@ -42,18 +46,26 @@ def _score_bins(before: Scores, now: Scores) -> Iterator[shapes.Bin]:
         ends = [np.quantile(scores, SPAN) for scores in (before, now)]
         low, high = float(np.min(ends)), float(np.max(ends))
         edges = np.histogram_bin_edges([], BINS, (low, high))
-        within = (np.histogram(np.clip(each, low, high), edges)[0] for each in (before, now))
+        within = (
+            np.histogram(np.clip(each, low, high), edges)[0] for each in (before, now)
+        )
         for *limits, was, rows in zip(edges, edges[1:], *within, strict=False):
             shares = was / len(before), rows / len(now)
             yield shapes.Bin(*map(_short, (*limits, *shares)))
 
 
-def _quantiles(before: pd.DataFrame, rows: pd.DataFrame) -> dict[str, tuple[float, ...]]:
+def _quantiles(
+    before: pd.DataFrame, rows: pd.DataFrame
+) -> dict[str, tuple[float, ...]]:
     """Of what is a number in `before`; a column at a time, as there may be millions of rows."""
-    names = (name for name in map(str, before) if pd.api.types.is_numeric_dtype(before[name]))
+    names = (
+        name for name in map(str, before) if pd.api.types.is_numeric_dtype(before[name])
+    )
     columns = ((name, _finite(rows[name])) for name in names)
     of = shapes.QUANTILES
-    return {name: tuple(map(_short, np.quantile(x, of))) for name, x in columns if len(x)}
+    return {
+        name: tuple(map(_short, np.quantile(x, of))) for name, x in columns if len(x)
+    }
 
 
 def _metrics(

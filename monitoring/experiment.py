@@ -28,7 +28,13 @@ from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.registry import CHALLENGER, PRODUCTION
 from mlflow_server.roles import last_applied
 from monitoring.checks.performance import actuals
-from monitoring.collect import ANSWERS, collect, join_outcomes, logged_scores, predictions
+from monitoring.collect import (
+    ANSWERS,
+    collect,
+    join_outcomes,
+    logged_scores,
+    predictions,
+)
 from training.metrics import Scored, losses
 
 Conclusion = Literal["better", "worse", "not yet known"]
@@ -36,7 +42,11 @@ FEWEST = 100
 """Outcomes of each version below which nothing is concluded: means are not yet normal."""
 LEVEL = 0.05
 EVERYBODY = 100
-UNITS = {"cost": "cost per entity", "log_loss": "log loss", "squared_error": "squared error"}
+UNITS = {
+    "cost": "cost per entity",
+    "log_loss": "log loss",
+    "squared_error": "squared error",
+}
 
 
 @dataclass(frozen=True)
@@ -118,8 +128,13 @@ class ExperimentReport:
             f"  {of.began:%Y-%m-%d %H:%M} UTC {until}, {of.percent} % to the challenger; each "
             "entity by its first answer, if that was to the population and its outcome is known"
         )
-        for role, one in ((PRODUCTION, found.production), (CHALLENGER, found.challenger)):
-            metrics = "".join(f", {name} {value:.4f}" for name, value in one.metrics.items())
+        for role, one in (
+            (PRODUCTION, found.production),
+            (CHALLENGER, found.challenger),
+        ):
+            metrics = "".join(
+                f", {name} {value:.4f}" for name, value in one.metrics.items()
+            )
             yield f"  {role:<10}  version {one.version}, {one.outcomes:,} outcomes{metrics}"
         for name, effect in found.effects.items():
             interval = f"(95 %: {effect.low:+.4f} to {effect.high:+.4f})"
@@ -131,7 +146,9 @@ class ExperimentReport:
 REPORTS = TypeAdapter(ExperimentReport)
 
 
-def read_report(settings: Settings, spec: ModelSpec, as_of: datetime) -> ExperimentReport:
+def read_report(
+    settings: Settings, spec: ModelSpec, as_of: datetime
+) -> ExperimentReport:
     """Compare in the newest experiment that has outcomes; or the newest.
 
     Raises:
@@ -140,7 +157,9 @@ def read_report(settings: Settings, spec: ModelSpec, as_of: datetime) -> Experim
 
     """
     with closing(Ledger(settings)) as ledger:
-        found = experiments([row for row in ledger.rows(spec.name) if row.time <= as_of])
+        found = experiments(
+            [row for row in ledger.rows(spec.name) if row.time <= as_of]
+        )
     if not found:
         raise MonitoringError(
             f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
@@ -149,7 +168,9 @@ def read_report(settings: Settings, spec: ModelSpec, as_of: datetime) -> Experim
     collect(settings)
     known = join_outcomes(settings, spec, as_of).known
     newest = evaluate(settings, spec, found[-1], known, as_of)
-    older = (evaluate(settings, spec, each, known, as_of) for each in reversed(found[:-1]))
+    older = (
+        evaluate(settings, spec, each, known, as_of) for each in reversed(found[:-1])
+    )
     with_outcomes = (each for each in chain([newest], older) if each.comparison.effects)
     return next(with_outcomes, newest)
 
@@ -166,7 +187,9 @@ def experiments(rows: Sequence[LedgerRow]) -> list[Experiment]:
         production = before.to_version if before else None
         beside = row.role == CHALLENGER and row.percent < EVERYBODY
         if beside and production and row.to_version:
-            found.append(Experiment(production, row.to_version, row.percent, row.time, None))
+            found.append(
+                Experiment(production, row.to_version, row.percent, row.time, None)
+            )
     return found
 
 
@@ -179,11 +202,15 @@ def evaluate(
 ) -> ExperimentReport:
     """known: actuals by request; raw data outranks them."""
     until = min(as_of, experiment.ended or as_of)
-    received, role, version = (pc.field(name) for name in ("received", "role", "version"))
+    received, role, version = (
+        pc.field(name) for name in ("received", "role", "version")
+    )
     either = (role == CHALLENGER) & (version == experiment.challenger)
     either |= (role == PRODUCTION) & (version == experiment.production)
     within = (pc.field("model") == spec.name) & (received >= experiment.began) & either
-    answered = predictions(settings).read(columns=ANSWERS, where=within & (received <= until))
+    answered = predictions(settings).read(
+        columns=ANSWERS, where=within & (received <= until)
+    )
     rows = answered.to_pandas()
     nameless, inside = rows["entity"].isna(), rows["in_population"].astype(bool)
     counted = rows[inside & ~nameless].sort_values("received", kind="stable")
@@ -200,13 +227,17 @@ def evaluate(
     }
     scores = logged_scores(spec, table).tolist()
     columns = {"y": labels, "p": scores, "said": first["prediction"]}
-    entities = pd.DataFrame({"challenger": first["role"] == CHALLENGER, **columns})[matured]
+    entities = pd.DataFrame({"challenger": first["role"] == CHALLENGER, **columns})[
+        matured
+    ]
     comparison = compare(spec, experiment, entities)
     left_out = {why: count for why, count in left_out.items() if count}
     return ExperimentReport(spec.name, as_of, experiment, comparison, left_out)
 
 
-def compare(spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame) -> Comparison:
+def compare(
+    spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame
+) -> Comparison:
     """Judge by the business figure: the cost where the spec has costs, else the loss.
 
     entities: a row each. challenger: whether it answered; y: what came true; p: the probability or
@@ -237,16 +268,25 @@ def effect(ours: "pd.Series[float]", theirs: "pd.Series[float]") -> Effect:
     if ours.var() == theirs.var() == 0:
         return Effect(difference, difference, difference)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # that all values of one group are equal
-        interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(1 - LEVEL)
+        warnings.simplefilter(
+            "ignore", RuntimeWarning
+        )  # that all values of one group are equal
+        interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(
+            1 - LEVEL
+        )
     return Effect(difference, float(interval.low), float(interval.high))
 
 
 def _figures(spec: ModelSpec, entities: pd.DataFrame) -> pd.DataFrame:
     """One value per entity of each figure, the decisive one first; positions have no rate."""
-    y, scored = entities["y"].to_numpy(), Scored(np.array(entities["p"].tolist()), spec.threshold)
+    y, scored = (
+        entities["y"].to_numpy(),
+        Scored(np.array(entities["p"].tolist()), spec.threshold),
+    )
     name = "squared_error" if spec.task == "regression" else "log_loss"
-    figures = pd.DataFrame({name: losses(y, scored), "rate": entities["y"]}, entities.index)
+    figures = pd.DataFrame(
+        {name: losses(y, scored), "rate": entities["y"]}, entities.index
+    )
     if spec.classes:
         return figures[[name]]
     if spec.costs:

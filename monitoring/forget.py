@@ -94,15 +94,26 @@ class Key:
 def named_key(name: str, column: str, text: str) -> Key:
     """Return the key of a model or a dataset; SettingsError: there is none, or no such value."""
     datasets, specs = _all()
-    keys = {(each.name, each.entity): str(each.schema.field(each.entity).type) for each in datasets}
-    keys |= {(spec.name, key): kind for spec in specs for key, kind in spec.entity_key.items()}
+    keys = {
+        (each.name, each.entity): str(each.schema.field(each.entity).type)
+        for each in datasets
+    }
+    keys |= {
+        (spec.name, key): kind
+        for spec in specs
+        for key, kind in spec.entity_key.items()
+    }
     if (name, column) not in keys:
         expected = " or ".join(f"{known} --{key} VALUE" for known, key in keys)
-        raise SettingsError(f"expected {expected}, found {name} --{column}".removesuffix(" --"))
+        raise SettingsError(
+            f"expected {expected}, found {name} --{column}".removesuffix(" --")
+        )
     try:
         return Key(column, int(text) if keys[name, column] == "int64" else text)
     except ValueError as exc:
-        raise SettingsError(f"--{column}: expected a whole number, found {text!r}") from exc
+        raise SettingsError(
+            f"--{column}: expected a whole number, found {text!r}"
+        ) from exc
 
 
 def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, int]:
@@ -123,7 +134,9 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         return rows
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key.column, key.value)
-        shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)  # of a killed one
+        shutil.rmtree(
+            settings.home / "run" / ".backup.part", ignore_errors=True
+        )  # of a killed one
         rows |= Search(settings, key, delete=True).counts()
     if left := Search(settings, key).counts():
         remedy = "are serving and gyre consume well? Again, at the latest in 10 minutes"
@@ -154,7 +167,9 @@ class Search:
         rows, trainings = map(self._rows, datasets), map(self._trainings, models)
         answers = self._answers([spec.name for spec in models])
         if self.delete:
-            for page in self.settings.data_docs.glob("**/*.html"):  # made anew with the next batch
+            for page in self.settings.data_docs.glob(
+                "**/*.html"
+            ):  # made anew with the next batch
                 page.unlink()
         places = chain(*rows, *trainings, answers, *map(self._stream, datasets))
         return {place: count for place, count in places if count}
@@ -164,18 +179,27 @@ class Search:
         raw, moved = raw_table(self.settings, dataset), self.key.in_json("superseded")
         rows = len(raw.matching(f"{self.key.equals} OR {moved}", dataset.key[0]))
         if rows and not raw.matching(f"NOT {self.key.equals} LIMIT 1", dataset.key[0]):
-            raise DataError(f"{raw.name}: nobody else has rows: remove the installation")
+            raise DataError(
+                f"{raw.name}: nobody else has rows: remove the installation"
+            )
         yield raw.name, rows
-        files = (file for view in dataset.views for file in view_files(self.settings, view))
+        files = (
+            file for view in dataset.views for file in view_files(self.settings, view)
+        )
         yield f"features of {dataset.name}", sum(map(self._count, files))
         if self.delete and raw.exists:
             self._take_rows(dataset, raw, moved)
-        with closing(OnlineValues(self.settings, dataset, raw, REDIS_SECONDS)) as online:
+        with closing(
+            OnlineValues(self.settings, dataset, raw, REDIS_SECONDS)
+        ) as online:
             names = online.hashes_of(self.key.column, self.key.value)
             yield f"online values of {dataset.name}", len(names)
             if self.delete:
                 project = online.store.project
-                ends = ends_key(project, dataset.name), loaded_ends_key(project, dataset.name)
+                ends = (
+                    ends_key(project, dataset.name),
+                    loaded_ends_key(project, dataset.name),
+                )
                 with online.lock():  # the consumer notes anew which windows end
                     online.redis.delete(*names, *ends)
         aside = quarantine_table(self.settings, dataset)
@@ -184,7 +208,11 @@ class Search:
     def _take_rows(self, dataset: Dataset, raw: Table, moved: str) -> None:
         turn = one_writer(self.settings, f"features/{dataset.name}", LOCK_SECONDS)
         # In the order of ingest and consumer, of which neither writes meanwhile.
-        with one_writer(self.settings, dataset.name), turn, one_writer(self.settings, raw.name):
+        with (
+            one_writer(self.settings, dataset.name),
+            turn,
+            one_writer(self.settings, raw.name),
+        ):
             raw.erase(self.key.equals)
             raw.erase(moved, "superseded")
             catch_up(self.settings, dataset, raw, datetime.now(UTC))
@@ -201,7 +229,9 @@ class Search:
 
     def _count(self, file: str | Path) -> int:
         rows, same = ds.dataset(file), pc.field(self.key.column) == self.key.value
-        return rows.count_rows(filter=same) if self.key.column in rows.schema.names else 0
+        return (
+            rows.count_rows(filter=same) if self.key.column in rows.schema.names else 0
+        )
 
     def _stream(self, dataset: Dataset) -> Iterator[tuple[str, int]]:
         """Requests of events: the consumer drops what is of who was forgotten."""
@@ -219,7 +249,9 @@ class Search:
         def change(run_id: str, file: Path) -> int:
             rows = self._take_from(file)
             if rows and self.delete and file.name == FRAME and run_id in versions:
-                registry.mark_forgotten(versions[run_id], f"{datetime.now(UTC):%Y-%m-%d}")
+                registry.mark_forgotten(
+                    versions[run_id], f"{datetime.now(UTC):%Y-%m-%d}"
+                )
             return rows
 
         for what, pattern in FILES.items():
@@ -239,7 +271,9 @@ class Search:
         text, answered = str(self.key.value), predictions(self.settings)
         same = f"{column('entity').eq(text).sql()} OR {self.key.in_json('entity')}"
         where = f"model IN ({_list(models)}) AND ({same})"
-        entity = f"{re.escape(json.dumps(text, ensure_ascii=False))}|.*{self.key.pattern}"
+        entity = (
+            f"{re.escape(json.dumps(text, ensure_ascii=False))}|.*{self.key.pattern}"
+        )
         line = rf'"model":"({"|".join(models)})".*"entity":({entity})'.encode()
         with one_writer(self.settings, "collect"), reached("the prediction log"):
             yield "prediction log", sum(count for _, count in self._lines(line))
@@ -251,7 +285,9 @@ class Search:
             yield self._table(answered, where, "request_id")
             yield self._table(scores(self.settings), where, "day")
             for file, count in self._lines(line) if self.delete else ():
-                if count and file.suffix == ".malformed":  # its good lines are in the tables
+                if (
+                    count and file.suffix == ".malformed"
+                ):  # its good lines are in the tables
                     file.unlink()
 
     def _lines(self, line: bytes) -> list[tuple[UPath, int]]:

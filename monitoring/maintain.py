@@ -87,12 +87,18 @@ def _table(settings: Settings, name: str, as_of: datetime) -> Cleanup:
     age, note = timedelta(days=settings.keep_days.get(name, 0)), None
     if name == "predictions":
         if broken := broken_specs():  # what their models need is not known
-            return Cleanup(problem=f"left as it is: a spec cannot be read: {'; '.join(broken)}")
-        labels = [load_dataset(spec.dataset).labels[spec.label] for spec in load_specs()]
+            return Cleanup(
+                problem=f"left as it is: a spec cannot be read: {'; '.join(broken)}"
+            )
+        labels = [
+            load_dataset(spec.dataset).labels[spec.label] for spec in load_specs()
+        ]
         waits = [label.horizon + label.lateness for label in labels]
         least = max(waits, default=timedelta()) + JUDGED
         if least > age:
-            note = f"kept for {least.days} days, not {age.days}: 30 more than labels take"
+            note = (
+                f"kept for {least.days} days, not {age.days}: 30 more than labels take"
+            )
             age = least
     table = Table(settings, name, pa.schema([]))
     rows, files = table.clean_up(AGE_COLUMNS.get(name), as_of - age)
@@ -101,7 +107,9 @@ def _table(settings: Settings, name: str, as_of: datetime) -> Cleanup:
 
 def _old_files(home: Path, pattern: str, before: datetime) -> Cleanup:
     """Files, and empty folders, that were last changed before a moment."""
-    old = [path for path in home.glob(pattern) if path.stat().st_mtime < before.timestamp()]
+    old = [
+        path for path in home.glob(pattern) if path.stat().st_mtime < before.timestamp()
+    ]
     folders = [path for path in old if path.is_dir()]
     files = [path for path in old if path not in folders]
     for file in files:
@@ -124,7 +132,9 @@ def _reports(tracking: Tracking, before: datetime) -> Cleanup:
     return Cleanup(files=files)
 
 
-def _records(settings: Settings, forget: Callable[..., int], as_of: datetime) -> Cleanup:
+def _records(
+    settings: Settings, forget: Callable[..., int], as_of: datetime
+) -> Cleanup:
     with closing(Records(settings)) as records:
         return Cleanup(rows=forget(records, as_of - ALERTS))
 
@@ -134,9 +144,16 @@ def _airflow(settings: Settings, as_of: datetime) -> Cleanup:
     database = settings.home / "airflow" / "airflow.db"
     if not settings.database_url and not database.exists():
         return Cleanup()
-    airflow, before = Path(sys.executable).with_name("airflow"), (as_of - AIRFLOW).isoformat()
+    airflow, before = (
+        Path(sys.executable).with_name("airflow"),
+        (as_of - AIRFLOW).isoformat(),
+    )
     command = [str(airflow), *CLEAN_AIRFLOW.split(), before]
     env = process_environment(settings) | airflow_environment(settings)
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    problem = " ".join((done.stderr or done.stdout).split())[-300:] if done.returncode else None
+    problem = (
+        " ".join((done.stderr or done.stdout).split())[-300:]
+        if done.returncode
+        else None
+    )
     return Cleanup(problem=problem)

@@ -82,14 +82,19 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
 def _decision_inputs(run: MonitoringRun, results: list[CheckResult]) -> Inputs:
     """What is decided on; that nothing can be learnt becomes one more result."""
     spec, past, verdict = run.spec, run.past, judge(results)
-    harm = next((result.remark for result in results if result.status == "harmful"), None)
+    harm = next(
+        (result.remark for result in results if result.status == "harmful"), None
+    )
     incident, new = f"drift of version {run.version}", False
     try:
         # A newly matured snapshot makes it another incident.
         newest = newest_snapshot(run.settings, spec, run.as_of)
         incident = f"{incident}, labels up to {newest:%Y-%m-%d}"
         new = learnable(run.settings, spec, run.as_of)
-    except (DataError, TrainingError) as exc:  # no reason to do harm meanwhile, or to be silent
+    except (
+        DataError,
+        TrainingError,
+    ) as exc:  # no reason to do harm meanwhile, or to be silent
         text = f"nothing can be learnt: {exc}"
         results.append(CheckResult("learnable", status="remark", remark=text))
     if harm:  # of the same version, put back since, it is another incident
@@ -101,7 +106,10 @@ def _decision_inputs(run: MonitoringRun, results: list[CheckResult]) -> Inputs:
     return Inputs(
         as_of=run.as_of,
         version=run.version,
-        verdicts=(*(VERDICTS.validate_python(row.verdict) for row in past.own), verdict),
+        verdicts=(
+            *(VERDICTS.validate_python(row.verdict) for row in past.own),
+            verdict,
+        ),
         findings=tuple(bad) if verdict == "bad" else (),
         harm=harm,
         previous=past.previous,
@@ -130,7 +138,9 @@ def _report(
         entities=len(run.window.rows),
         findings=inputs.findings,
         notes=tuple(text for text in remarks if text and text not in inputs.findings),
-        figures={each.name: float(each.value) for each in results if each.value is not None},
+        figures={
+            each.name: float(each.value) for each in results if each.value is not None
+        },
         left_out=run.window.left_out,
         outcomes_left_out=run.outcomes.left_out,
         malformed=malformed,
@@ -139,9 +149,16 @@ def _report(
 
 def _keep(run: MonitoringRun, report: MonitorReport, inputs: Inputs) -> None:
     counted = None if run.counters is None else COUNTS.dump_json(run.counters).decode()
-    why = (report.decision.action, report.decision.rule, report.decision.reason, report.cause)
+    why = (
+        report.decision.action,
+        report.decision.rule,
+        report.decision.reason,
+        report.cause,
+    )
     stored = (INPUTS.dump_json(inputs).decode(), report.figures, counted)
-    row = DecisionRow(report.model, run.version, report.as_of, report.verdict, *why, *stored)
+    row = DecisionRow(
+        report.model, run.version, report.as_of, report.verdict, *why, *stored
+    )
     with closing(Records(run.settings)) as records:
         records.keep(row)
 
@@ -155,11 +172,16 @@ def _keep_details(run: MonitoringRun, reference: Reference | str) -> None:
         with closing(Records(run.settings)) as records:
             records.keep_details(run.spec.name, run.as_of, details)
     except Exception:
-        log.warning("no pictures of %s as of %s", run.spec.name, run.as_of, exc_info=True)
+        log.warning(
+            "no pictures of %s as of %s", run.spec.name, run.as_of, exc_info=True
+        )
 
 
 def act(
-    settings: Settings, report: MonitorReport, results: Sequence[CheckResult], inputs: Inputs
+    settings: Settings,
+    report: MonitorReport,
+    results: Sequence[CheckResult],
+    inputs: Inputs,
 ) -> None:
     """Go back where the version does harm; alert once per incident.
 
@@ -186,7 +208,9 @@ def act(
                 message = f"{details.message}, which failed: {went_wrong}"
                 note(records, name, incident, replace(details, message=message), at)
         for each in (result for result in results if result.status == "alert"):
-            what = DriftAlert(each.feature, each.kind, "significant", None, at, each.remark)
+            what = DriftAlert(
+                each.feature, each.kind, "significant", None, at, each.remark
+            )
             note(records, name, each.incident, what, at)
         deliver(settings, records, name, at)
     if went_wrong:
@@ -202,12 +226,18 @@ def _drift_alert(report: MonitorReport, results: Sequence[CheckResult]) -> Drift
     bad = [result for result in results if result.status == "bad"]
     if report.verdict != "bad" or not bad:
         return DriftAlert("score", "data_drift", "significant", None, at, message)
-    psi = {result.feature: result.value for result in bad if result.name.startswith(PSI)}
+    psi = {
+        result.feature: result.value for result in bad if result.name.startswith(PSI)
+    }
     most = max(bad, key=lambda result: psi.get(result.feature) or 0)
-    return DriftAlert(most.feature, most.kind, "significant", psi.get(most.feature), at, message)
+    return DriftAlert(
+        most.feature, most.kind, "significant", psi.get(most.feature), at, message
+    )
 
 
-def _go_back(settings: Settings, report: MonitorReport, before: str) -> GyreError | None:
+def _go_back(
+    settings: Settings, report: MonitorReport, before: str
+) -> GyreError | None:
     """Put the version before into production if its files are as registered; or return why not."""
     registry, name = Registry(settings), report.model
     try:
@@ -215,20 +245,36 @@ def _go_back(settings: Settings, report: MonitorReport, before: str) -> GyreErro
             raise RegistryError(f"{name} version {before} is damaged: {wrong}")
         with closing(Ledger(settings)) as ledger:
             why = report.decision.reason
-            promote(registry, ledger, name, before, who=WHO, why=why, replaces=report.version)
+            promote(
+                registry,
+                ledger,
+                name,
+                before,
+                who=WHO,
+                why=why,
+                replaces=report.version,
+            )
     except GyreError as exc:
         return exc
     return None
 
 
-def _publish(settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path) -> None:
+def _publish(
+    settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
+) -> None:
     """Figures as metric series of the version's monitoring run; the report when news or daily."""
     tracking, experiment = Tracking(settings), f"{spec.experiment}_monitoring"
     key = f"{spec.name} version {report.version}"
-    run_id = tracking.start_or_find_run(experiment, key, key, {"version": str(report.version)})
-    figures = {NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()}
+    run_id = tracking.start_or_find_run(
+        experiment, key, key, {"version": str(report.version)}
+    )
+    figures = {
+        NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()
+    }
     finite = {name: value for name, value in figures.items() if isfinite(value)}
-    tracking.log(run_id, metrics=finite, tags={"verdict": report.verdict}, at=report.as_of)
+    tracking.log(
+        run_id, metrics=finite, tags={"verdict": report.verdict}, at=report.as_of
+    )
     tracking.log_json(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
     if tracking.run(run_id).tags.get("reported") != stamp:

@@ -36,7 +36,11 @@ class Past:
     def own(self) -> list[DecisionRow]:
         """Those of this version since its promotion."""
         since = self.promotion.time if self.promotion else BEGINNING
-        return [row for row in self.decisions if row.version == self.version and row.as_of >= since]
+        return [
+            row
+            for row in self.decisions
+            if row.version == self.version and row.as_of >= since
+        ]
 
     def counted(self, now: Counters, hours: float) -> Counted:
         """What the version in production did of what serving has counted up to now.
@@ -46,7 +50,9 @@ class Past:
         key = f"{PRODUCTION} {self.version}"
         began = self.promotion.time if self.promotion else BEGINNING
         latest = max(self.as_of - timedelta(hours=hours), began)
-        before = [row.counted for row in self.decisions if row.counted and row.as_of <= latest]
+        before = [
+            row.counted for row in self.decisions if row.counted and row.as_of <= latest
+        ]
         then = COUNTS.validate_json(before[-1]) if before else {}
         return did(key, now, then)
 
@@ -63,7 +69,9 @@ def load_past(
         rows = ledger.rows(spec.name)
         decisions = [row for row in records.decisions(spec.name) if row.as_of < as_of]
         retrained = [
-            row for row in records.decisions(spec.name, action="retrain") if row.as_of != as_of
+            row
+            for row in records.decisions(spec.name, action="retrain")
+            if row.as_of != as_of
         ]
     back_to = previous(rows, {each.version for each in registered})
     promotion = last_applied(rows, PRODUCTION)

@@ -108,7 +108,9 @@ def decide(policy: Rollout, evidence: Evidence) -> Verdict:
     hold = partial(Verdict, "hold", evidence.percent)
     for name, variant in (("it", ours), ("production", theirs)):
         if variant.answered < policy.requests:
-            return hold(f"{name} has answered {variant.answered} of {policy.requests} requests")
+            return hold(
+                f"{name} has answered {variant.answered} of {policy.requests} requests"
+            )
         if variant.seconds is None:
             return hold(f"nothing is known of how long {name} takes")
     if evidence.minutes < policy.minutes:
@@ -122,12 +124,18 @@ def decide(policy: Rollout, evidence: Evidence) -> Verdict:
         f"scores {apart:.2f} apart"
     )
     following = next((step for step in policy.steps if step > evidence.percent), None)
-    return Verdict("advance", following, reason) if following else Verdict("done", WHOLE, reason)
+    return (
+        Verdict("advance", following, reason)
+        if following
+        else Verdict("done", WHOLE, reason)
+    )
 
 
 def _wrong(policy: Rollout, ours: Variant, theirs: Variant) -> str | None:
     """Say what rules the version out. Failures do as soon as no further request can mend them."""
-    asked, beside = (max(each.answered + each.failed, policy.requests) for each in (ours, theirs))
+    asked, beside = (
+        max(each.answered + each.failed, policy.requests) for each in (ours, theirs)
+    )
     allowed = theirs.failed / beside + policy.errors
     if ours.failed > allowed * asked:
         failed = f"{ours.failed} of {ours.answered + ours.failed} predictions failed"
@@ -140,7 +148,10 @@ def _wrong(policy: Rollout, ours: Variant, theirs: Variant) -> str | None:
             return f"95 % of predictions within {_ms(ours.seconds)}, at most {_ms(most)} is allowed"
     if ours.scores[0] == ours.scores[-1] != theirs.scores[-1]:
         return f"every one of {ours.answered} scores is {ours.scores[0]:.6g}"
-    apart, noise = distance(ours, theirs), SURELY * sqrt(1 / ours.answered + 1 / theirs.answered)
+    apart, noise = (
+        distance(ours, theirs),
+        SURELY * sqrt(1 / ours.answered + 1 / theirs.answered),
+    )
     if apart - noise > policy.scores:
         return f"its scores are {apart:.2f} from production's, {policy.scores:g} is allowed"
     return None
@@ -207,7 +218,9 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
                 verdict = Verdict("hold", step.percent, str(exc))
             does = DOES[verdict.action].format(verdict.percent)
             why = f"{spec.name} version {step.version} {step.place} {does}: {verdict.reason}"
-            report = RolloutReport(spec.name, as_of, step.version, verdict.action, why, evidence)
+            report = RolloutReport(
+                spec.name, as_of, step.version, verdict.action, why, evidence
+            )
         else:
             why = f"{spec.name}: no version is on its way into production"
             report = RolloutReport(spec.name, as_of, None, "nothing", why)
@@ -216,7 +229,11 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
 
 
 def _judge(
-    settings: Settings, spec: ModelSpec, step: Step, rows: Sequence[LedgerRow], as_of: datetime
+    settings: Settings,
+    spec: ModelSpec,
+    step: Step,
+    rows: Sequence[LedgerRow],
+    as_of: datetime,
 ) -> tuple[Verdict, Evidence | None]:
     row, model = step.row, spec.name
     if row.role == CHALLENGER and row.who != WHO:
@@ -254,14 +271,18 @@ def _measure(
     """earlier: serving's counters when a row of the ledger last took them down."""
     own = answered.filter((pc.field("role") == role) & (pc.field("version") == version))
     scores = pc.coalesce(own["probability"], own["prediction"]).to_numpy()
-    shape = np.percentile(scores, range(101), method="inverted_cdf") if len(scores) else []
+    shape = (
+        np.percentile(scores, range(101), method="inverted_cdf") if len(scores) else []
+    )
     key = f"{role} {version}"
     counted = did(key, now, earlier)
     failed = counted.failed
     if key not in earlier and role == PRODUCTION and counted.timed:
         # It has counted since long before this step: its share, of as many as the step has.
         failed = round(failed * own.num_rows / counted.timed)
-    return Variant(own.num_rows, failed, counted.quantile(SLOW), tuple(map(float, shape)))
+    return Variant(
+        own.num_rows, failed, counted.quantile(SLOW), tuple(map(float, shape))
+    )
 
 
 def _take(
@@ -289,7 +310,13 @@ def _alert(
 ) -> None:
     """Alert once of the newest rollout that was stopped; also after a kill before the alert."""
     for row in [row for row in rows if row.who == WHO and row.to_version is None][-1:]:
-        incident = f"rollout of version {row.from_version} stopped (ledger row {row.sequence})"
-        known = [each for each in records.alerts(row.model) if each["cause"] == incident]
+        incident = (
+            f"rollout of version {row.from_version} stopped (ledger row {row.sequence})"
+        )
+        known = [
+            each for each in records.alerts(row.model) if each["cause"] == incident
+        ]
         if not any(each["delivered"] for each in known):
-            alert(settings, records, row.model, incident, f"{incident}: {row.why}", as_of)
+            alert(
+                settings, records, row.model, incident, f"{incident}: {row.why}", as_of
+            )

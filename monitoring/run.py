@@ -12,7 +12,12 @@ from core.settings import Settings
 from core.spec import FeatureType, ModelSpec
 from mlflow_server.registry import Registry, Version
 from mlflow_server.tracking import Tracking
-from monitoring.checks.performance import Judged, judgeable, measure_backfilled, measure_online
+from monitoring.checks.performance import (
+    Judged,
+    judgeable,
+    measure_backfilled,
+    measure_online,
+)
 from monitoring.collect import ANSWERS, KnownOutcomes, join_outcomes, predictions
 from monitoring.past import Past, load_past
 from monitoring.serving_status import Counters, counts
@@ -66,7 +71,9 @@ class MonitoringRun:
 
     @property
     def backfilled(self) -> Judged | None:
-        return next((j for j in self.judged if j.performance.kind == "backfilled"), None)
+        return next(
+            (j for j in self.judged if j.performance.kind == "backfilled"), None
+        )
 
 
 def prepare(
@@ -92,7 +99,9 @@ def prepare(
     outcomes = join_outcomes(settings, spec, as_of)
     past = load_past(settings, spec, version, versions, as_of)
     counters = counts(settings, spec.name)
-    run = MonitoringRun(settings, spec, version, as_of, past, asked, outcomes, counters, folder)
+    run = MonitoringRun(
+        settings, spec, version, as_of, past, asked, outcomes, counters, folder
+    )
     if isinstance(reference, Reference):
         run = _with_performance(run, reference)
     return run, reference
@@ -111,7 +120,9 @@ def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Ref
     population = with_scores(compared_features(own, members), scored, spec.classes)
     y = rows["label"].to_numpy()
     said = scored.rounded().of(slice(len(y)))
-    return Reference(population[: len(y)], own.features, newest, evaluated, said, y, population)
+    return Reference(
+        population[: len(y)], own.features, newest, evaluated, said, y, population
+    )
 
 
 def _with_performance(run: MonitoringRun, reference: Reference) -> MonitoringRun:
@@ -119,12 +130,16 @@ def _with_performance(run: MonitoringRun, reference: Reference) -> MonitoringRun
     settings, spec, as_of, known = run.settings, run.spec, run.as_of, run.outcomes.known
 
     def backfilled() -> Judged | None:
-        return measure_backfilled(settings, spec, run.version, reference.snapshot, as_of)
+        return measure_backfilled(
+            settings, spec, run.version, reference.snapshot, as_of
+        )
 
     def online() -> Judged | None:
         where = judgeable(spec, run.version, known, as_of)
         answered = predictions(settings).read(columns=ANSWERS, where=where)
-        return measure_online(settings, spec, answered, known, reference.said.threshold, as_of)
+        return measure_online(
+            settings, spec, answered, known, reference.said.threshold, as_of
+        )
 
     judged, unmeasured = [], []
     for measure in (backfilled, online):

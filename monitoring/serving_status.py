@@ -105,14 +105,21 @@ def did(key: str, now: Counters, earlier: Counters) -> Counted:
 
 def replicas_of(settings: Settings) -> dict[str, str]:
     """Return where each replica is asked, by its own address: a name may have several of IPv4."""
-    return {own: at for each in settings.serving_addresses for own, at in _behind(each).items()}
+    return {
+        own: at
+        for each in settings.serving_addresses
+        for own, at in _behind(each).items()
+    }
 
 
 def _behind(address: str) -> dict[str, str]:
     url = urlsplit(address)
     with suppress(OSError):  # whoever asks the address says so
         hosts = socket.gethostbyname_ex(url.hostname or "")[2]
-        own = [url._replace(netloc=f"{host}:{url.port or 80}").geturl() for host in sorted(hosts)]
+        own = [
+            url._replace(netloc=f"{host}:{url.port or 80}").geturl()
+            for host in sorted(hosts)
+        ]
         if url.scheme == "http":  # a certificate is of the name
             keys = [f"{address} at {each}" for each in own]
             return dict(zip(keys, own if own[1:] else [address], strict=True))
@@ -126,13 +133,17 @@ def read_serving(settings: Settings) -> ServingStatus:
     ready = [httpx.get(url, timeout=PATIENCE, verify=TLS).json() for url in urls]
     replicas = {own: _samples(address) for own, address in addresses.items()}
     samples = [sample for of_replica in replicas.values() for sample in of_replica]
-    return ServingStatus(min(ready, key=lambda answer: bool(answer["ready"])), samples, replicas)
+    return ServingStatus(
+        min(ready, key=lambda answer: bool(answer["ready"])), samples, replicas
+    )
 
 
 def counts(settings: Settings, model: str) -> Counters | None:
     """Return what every replica counted of `model`; None where one does not answer."""
     try:
-        replicas = {own: _samples(address) for own, address in replicas_of(settings).items()}
+        replicas = {
+            own: _samples(address) for own, address in replicas_of(settings).items()
+        }
     except httpx.HTTPError:
         return None
     return counters_of(replicas, model)
@@ -155,7 +166,9 @@ def counters_of(replicas: Mapping[str, Sequence[Sample]], model: str) -> Counter
 
 def _samples(address: str) -> list[Sample]:
     """Return the samples of all workers of a replica."""
-    answer = httpx.get(f"{address}/metrics", timeout=PATIENCE, verify=TLS).raise_for_status()
+    answer = httpx.get(
+        f"{address}/metrics", timeout=PATIENCE, verify=TLS
+    ).raise_for_status()
     families = text_string_to_metric_families(answer.text)
     return [sample for family in families for sample in family.samples]
 

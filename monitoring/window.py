@@ -102,7 +102,9 @@ def window(
     return Window(frame, left_out)
 
 
-def with_scores(rows: pd.DataFrame, scored: Scored, classes: Sequence[str]) -> pd.DataFrame:
+def with_scores(
+    rows: pd.DataFrame, scored: Scored, classes: Sequence[str]
+) -> pd.DataFrame:
     """Add to rows of features what a window has of them: `score`, and maybe `predicted_class`."""
     rows = rows.assign(**{SCORE: scored.rounded().top})
     if classes:
@@ -116,13 +118,17 @@ def _select(
     """Return the last row of each entity, and how many others there are, by why."""
     with (
         TemporaryDirectory(prefix="gyre-window-") as spill,
-        closing(duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill})) as opened,
+        closing(
+            duckdb.connect(config={"memory_limit": MEMORY, "temp_directory": spill})
+        ) as opened,
     ):
         opened.execute("SET TimeZone = 'UTC'")
         for name, value in variables.items():
             opened.execute(f"SET VARIABLE {name} = $1", [value])
         opened.register("nothing", NOTHING)
-        source = "read_parquet(getvariable('files'))" if variables["files"] else "nothing"
+        source = (
+            "read_parquet(getvariable('files'))" if variables["files"] else "nothing"
+        )
         opened.execute(ANSWERS.format(source=source))
         reader = opened.execute(_select_last(features)).to_arrow_reader()
         read, fitting = 0, list[pa.RecordBatch]()

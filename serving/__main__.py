@@ -35,7 +35,9 @@ def serve(settings: Settings) -> None:
     # Not below GYRE_HOME: who counts in a mapped file is killed where the disk is full.
     with (
         config.bind_socket() as listening,
-        TemporaryDirectory(prefix="gyre-metrics-", ignore_cleanup_errors=True) as counts,
+        TemporaryDirectory(
+            prefix="gyre-metrics-", ignore_cleanup_errors=True
+        ) as counts,
     ):
         os.environ["PROMETHEUS_MULTIPROC_DIR"] = counts
         Multiprocess(config, [listening]).run()

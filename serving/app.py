@@ -5,7 +5,14 @@ import logging
 import multiprocessing
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator
+from collections.abc import (
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Coroutine,
+    Iterable,
+    Iterator,
+)
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
@@ -34,11 +41,22 @@ from serving.metrics import WATERMARK_AGE
 from serving.middleware import Access, RequestMiddleware
 from serving.openapi import Operation, add_document
 from serving.prediction_log import MAX_SECONDS, AppendLog
-from serving.protocols import PredictEndpoint, kserve_v1, mlflow_scoring, open_inference, plain
+from serving.protocols import (
+    PredictEndpoint,
+    kserve_v1,
+    mlflow_scoring,
+    open_inference,
+    plain,
+)
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 
-PROTOCOLS = (plain.PROTOCOL, kserve_v1.PROTOCOL, open_inference.PROTOCOL, mlflow_scoring.PROTOCOL)
+PROTOCOLS = (
+    plain.PROTOCOL,
+    kserve_v1.PROTOCOL,
+    open_inference.PROTOCOL,
+    mlflow_scoring.PROTOCOL,
+)
 logger = logging.getLogger(__name__)
 
 
@@ -47,7 +65,9 @@ def create_app(settings: Settings) -> RequestMiddleware:
     folder = settings.home / "serving" / "log"
     inbox = Inbox(settings.data_url, folder) if settings.data_url else None
     max_seconds = CLOSE_SECONDS if inbox else MAX_SECONDS
-    logs = [AppendLog(folder, kind, max_seconds) for kind in ("predictions", "feedback")]
+    logs = [
+        AppendLog(folder, kind, max_seconds) for kind in ("predictions", "feedback")
+    ]
     log, feedback = logs
     intake = Intake(settings)
     repository = ModelRepository(settings, log)
@@ -84,7 +104,9 @@ def create_app(settings: Settings) -> RequestMiddleware:
     return front
 
 
-def add_routes(app: FastAPI, repository: ModelRepository, tokens: Path | None) -> RequestMiddleware:
+def add_routes(
+    app: FastAPI, repository: ModelRepository, tokens: Path | None
+) -> RequestMiddleware:
     """Add every protocol's routes; return `app` behind the middleware. tokens: a file of them."""
     scoring = {
         path: PredictEndpoint(repository, route)
@@ -92,10 +114,18 @@ def add_routes(app: FastAPI, repository: ModelRepository, tokens: Path | None) -
         for route in protocol.predict
         for path in route.paths
     }
-    app.router.routes[:0] = [Route(path, endpoint) for path, endpoint in scoring.items()]
+    app.router.routes[:0] = [
+        Route(path, endpoint) for path, endpoint in scoring.items()
+    ]
     for protocol in PROTOCOLS:
         protocol.add_info(app.router, repository)
-    for refused in (HTTPException, GyreError, ValidationError, ClientDisconnect, Exception):
+    for refused in (
+        HTTPException,
+        GyreError,
+        ValidationError,
+        ClientDisconnect,
+        Exception,
+    ):
         app.add_exception_handler(refused, _refused)
     add_document(app, lambda: _operations(repository), guarded=tokens is not None)
     access = Access(tokens) if tokens is not None else None
@@ -118,7 +148,9 @@ def _operations(repository: ModelRepository) -> Iterator[Operation]:
             for model in repository:
                 if "{name}" in path or model is repository.default:
                     for name in model.names:
-                        yield route.operation(path.replace("{name}", name), model.schemas)
+                        yield route.operation(
+                            path.replace("{name}", name), model.schemas
+                        )
     yield from openapi_operations(repository)
 
 
@@ -127,9 +159,13 @@ def _add_info(router: APIRouter, settings: Settings) -> None:
     async def about() -> Response:
         """Say what this is, and where to read on."""
         console = f"{settings.link('console')}/"
-        return json_response({"name": "Gyre serving", "docs": "/docs", "console": console})
+        return json_response(
+            {"name": "Gyre serving", "docs": "/docs", "console": console}
+        )
 
-    @router.get("/metrics", response_class=PlainTextResponse, tags=["Server"], summary="Counts")
+    @router.get(
+        "/metrics", response_class=PlainTextResponse, tags=["Server"], summary="Counts"
+    )
     async def metrics() -> Response:
         """Return what all workers counted, in Prometheus's text format."""
         text = await asyncio.to_thread(_counts)
@@ -148,7 +184,10 @@ def _counts() -> bytes:
 
 
 def _add_health(
-    router: APIRouter, repository: ModelRepository, log: AppendLog, watcher: RegistryWatcher
+    router: APIRouter,
+    repository: ModelRepository,
+    log: AppendLog,
+    watcher: RegistryWatcher,
 ) -> None:
     @router.get("/health/live", tags=["Health"], summary="Live")
     async def live() -> dict[str, bool]:
@@ -164,15 +203,23 @@ def _add_health(
         first = repository.first().holder if models else None
         store = first.features.down if first else "unknown"
         resources = {
-            **{f"model {each.spec.name}": (each.problem is None, each.state) for each in models},
+            **{
+                f"model {each.spec.name}": (each.problem is None, each.state)
+                for each in models
+            },
             "redis": (store is None, store or "answers"),
             "mlflow": (watcher.problem is None, watcher.problem or "answers"),
             "predictions log": (log.problem is None, log.problem or "is written"),
         }
-        shown = {name: {"ok": ok, "detail": detail} for name, (ok, detail) in resources.items()}
+        shown = {
+            name: {"ok": ok, "detail": detail}
+            for name, (ok, detail) in resources.items()
+        }
         # Answers go on without MLflow, the log, and versions of other models.
         is_ready = first is not None and first.problem is None and store is None
-        return json_response({"ready": is_ready, "resources": shown}, 200 if is_ready else 503)
+        return json_response(
+            {"ready": is_ready, "resources": shown}, 200 if is_ready else 503
+        )
 
 
 async def _look_after(repository: ModelRepository) -> None:
@@ -183,7 +230,11 @@ async def _look_after(repository: ModelRepository) -> None:
     for name, model in repository.holders.items():
         await asyncio.gather(*(source.probe() for source in model.sources))
         watermark = model.features.watermark
-        age = (datetime.now(UTC) - watermark).total_seconds() if watermark else float("nan")
+        age = (
+            (datetime.now(UTC) - watermark).total_seconds()
+            if watermark
+            else float("nan")
+        )
         WATERMARK_AGE.labels(name).set(age)
 
 

@@ -65,7 +65,9 @@ class ErrorForm:
 def in_words(detail: Any) -> str:
     if isinstance(detail, str):
         return detail
-    return "; ".join(f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail)
+    return "; ".join(
+        f"{'.'.join(map(str, error['loc']))}: {error['msg']}" for error in detail
+    )
 
 
 PLAIN = ErrorForm()
@@ -74,7 +76,9 @@ KSERVE = ErrorForm(ErrorText, lambda _, detail: {"error": in_words(detail)}, 400
 
 
 def json_response(content: Any, status: int = 200, headers: Headers = None) -> Response:
-    return Response(to_json(content, inf_nan_mode="null"), status, headers, media_type=JSON)
+    return Response(
+        to_json(content, inf_nan_mode="null"), status, headers, media_type=JSON
+    )
 
 
 def refusal(exc: Exception, form: ErrorForm) -> Response:
@@ -85,8 +89,12 @@ def refusal(exc: Exception, form: ErrorForm) -> Response:
     if isinstance(exc, HTTPException):
         status, detail, headers = exc.status_code, exc.detail, exc.headers
     elif isinstance(exc, ValidationError):
-        fields = exc.errors(include_url=False, include_context=False, include_input=False)
-        detail = [{**error, "loc": ["body", *error["loc"]]} for error in fields[:SHOWN_ERRORS]]
+        fields = exc.errors(
+            include_url=False, include_context=False, include_input=False
+        )
+        detail = [
+            {**error, "loc": ["body", *error["loc"]]} for error in fields[:SHOWN_ERRORS]
+        ]
     elif type(exc) not in STATUSES:  # a defect
         logger.error("answered with 500", exc_info=exc)
     return json_response(form.write(status, detail), form.status(status), headers)

@@ -123,15 +123,21 @@ def checked_events(schema: bytes, body: bytes, now: datetime) -> list[Any]:
     event_time, event_model, event_list = _event_types(schema)
     is_list = _is_list(body)
     events: list[Any] = (
-        event_list.validate_json(body) if is_list else [event_model.model_validate_json(body)]
+        event_list.validate_json(body)
+        if is_list
+        else [event_model.model_validate_json(body)]
     )
     if len(events) > MAX_EVENTS:
-        raise HTTPException(413, f"body: at most {MAX_EVENTS} events, found {len(events)}")
+        raise HTTPException(
+            413, f"body: at most {MAX_EVENTS} events, found {len(events)}"
+        )
     for position, event in enumerate(events):
         moment = getattr(event, event_time)
         if moment > now + CLOCKS_DIFFER:
             field = f"body.{position}.{event_time}" if is_list else f"body.{event_time}"
-            raise InvalidRequestError(f"{field}: {moment.isoformat()} lies in the future")
+            raise InvalidRequestError(
+                f"{field}: {moment.isoformat()} lies in the future"
+            )
     return events
 
 

@@ -35,7 +35,11 @@ class FeastReader:
     """Feast's own, for other online stores. One thread: if it hangs, nothing else does."""
 
     def __init__(
-        self, settings: Settings, service: str, features: Sequence[str], store: Any = None
+        self,
+        settings: Settings,
+        service: str,
+        features: Sequence[str],
+        store: Any = None,
     ) -> None:
         """store: a `feast.FeatureStore` in place of the one that `feature_store.yaml` names."""
         self._wanted = (settings, service, features, store)
@@ -48,7 +52,9 @@ class FeastReader:
 
     async def probe(self) -> datetime | None:
         """As `RedisReader.probe`."""
-        return await self._run(READ_SECONDS if self._online else OPENING_SECONDS, self._probe)
+        return await self._run(
+            READ_SECONDS if self._online else OPENING_SECONDS, self._probe
+        )
 
     async def close(self) -> None:
         """Let the batch under way end."""
@@ -59,15 +65,21 @@ class FeastReader:
     async def _run(self, seconds: float, work: Callable[..., T], *args: Any) -> T:
         try:
             async with asyncio.timeout(seconds):
-                return await asyncio.get_running_loop().run_in_executor(self._thread, work, *args)
+                return await asyncio.get_running_loop().run_in_executor(
+                    self._thread, work, *args
+                )
         except TimeoutError as exc:
-            raise FeaturesUnavailableError(f"Feast: no answer within {seconds:g} s") from exc
+            raise FeaturesUnavailableError(
+                f"Feast: no answer within {seconds:g} s"
+            ) from exc
 
     def _read(self, keys: Keys, as_of: Moments) -> Rows:
         if self._online is None:
             raise FeaturesUnavailableError("Feast: not opened yet")
         rows: Rows = []
-        for moment, pairs in groupby(zip(keys, as_of, strict=True), key=lambda pair: pair[1]):
+        for moment, pairs in groupby(
+            zip(keys, as_of, strict=True), key=lambda pair: pair[1]
+        ):
             for features in self._online.read([key for key, _ in pairs], moment):
                 rows.append(None if features is None else StoredRow(features))
         return rows
@@ -179,7 +191,9 @@ class FeatureSource:
                 self.problem = self.down = None
 
     def _failed(self, exc: Exception) -> None:
-        problem = str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
+        problem = (
+            str(exc) if isinstance(exc, GyreError) else f"{type(exc).__name__}: {exc}"
+        )
         if self.problem is not None:
             self.down = problem
         if self._logged != problem:  # the same may be true of thousands of reads

@@ -38,7 +38,9 @@ def main() -> None:
     address = settings.mlflow_address
     with (
         FileLock(settings.home / "serving" / "fetch.lock"),  # SIGKILL releases it
-        httpx.Client(base_url=address, timeout=PATIENCE_SECONDS, trust_env=False) as client,
+        httpx.Client(
+            base_url=address, timeout=PATIENCE_SECONDS, trust_env=False
+        ) as client,
     ):
         registered = model.registered_models(_get(client, model.SEARCH))
         for spec in load_specs():
@@ -65,18 +67,26 @@ def _fetch_model(
         except httpx.TransportError:
             raise  # MLflow is away: that says nothing of the version
         except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
-            refused[version] = " ".join(f"{type(exc).__name__}: {exc}".split())[:LONGEST_REASON]
+            refused[version] = " ".join(f"{type(exc).__name__}: {exc}".split())[
+                :LONGEST_REASON
+            ]
             _alert(settings, copies, spec.name, version, refused[version])
     return refused
 
 
 def _fetch_version(
-    client: httpx.Client, spec: ModelSpec, copies: LocalCopies, version: str, created: int
+    client: httpx.Client,
+    spec: ModelSpec,
+    copies: LocalCopies,
+    version: str,
+    created: int,
 ) -> None:
     asked = {"name": spec.name, "version": version}
     tags = _get(client, f"{VERSIONS}/get", asked)["model_version"].get("tags", [])
     named = unpacked({tag["key"]: tag["value"] for tag in tags})
-    digests = {name: value for name, value in named.items() if name.startswith(DIGEST_TAG)}
+    digests = {
+        name: value for name, value in named.items() if name.startswith(DIGEST_TAG)
+    }
     uri = _get(client, f"{VERSIONS}/get-download-uri", asked)["artifact_uri"]
     copies.folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=copies.folder) as temporary:
@@ -90,7 +100,9 @@ def _fetch_version(
         part.rename(copies.path(version))
 
 
-def _download(client: httpx.Client, uri: str, folder: Path, files: dict[str, str]) -> None:
+def _download(
+    client: httpx.Client, uri: str, folder: Path, files: dict[str, str]
+) -> None:
     """Put the served files of the logged model at `uri` into `folder`, unchecked."""
     if not uri.startswith(PROXY):
         text = f"expected {PROXY}/…, served by MLflow's artifact proxy"
@@ -100,11 +112,15 @@ def _download(client: httpx.Client, uri: str, folder: Path, files: dict[str, str
         answer = client.get(f"{ARTIFACTS}/{root / place}")
         if answer.is_error:
             said = " ".join(answer.text.split())[:200]
-            raise ModelRefusedError(f"{name}: MLflow answered {answer.status_code}: {said}")
+            raise ModelRefusedError(
+                f"{name}: MLflow answered {answer.status_code}: {said}"
+            )
         (folder / name).write_bytes(answer.content)
 
 
-def _alert(settings: Settings, copies: LocalCopies, name: str, version: str, reason: str) -> None:
+def _alert(
+    settings: Settings, copies: LocalCopies, name: str, version: str, reason: str
+) -> None:
     from mlflow_server.alerts import alert  # noqa: PLC0415  (SQLAlchemy and Apprise)
     from mlflow_server.records import Records  # noqa: PLC0415
 

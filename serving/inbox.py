@@ -31,9 +31,14 @@ class Inbox:
 
     async def send(self) -> None:
         """Send every closed file, until one is refused. On the event loop, to be given up."""
-        for file in await asyncio.to_thread(lambda: sorted(self._folder.glob("*.jsonl"))):
+        for file in await asyncio.to_thread(
+            lambda: sorted(self._folder.glob("*.jsonl"))
+        ):
             # Locked: it is written, or another worker sends it. Missing: another has.
-            with suppress(BlockingIOError, FileNotFoundError), file.open("rb") as opened:
+            with (
+                suppress(BlockingIOError, FileNotFoundError),
+                file.open("rb") as opened,
+            ):
                 fcntl.flock(opened, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 if file.stat().st_size and not await self._is_taken(file):
                     return
@@ -49,7 +54,9 @@ class Inbox:
         except Exception:
             INBOX_FAILURES.inc()
             if not self._refused:
-                logger.exception("GYRE_DATA_URL takes no files of the log: they stay here")
+                logger.exception(
+                    "GYRE_DATA_URL takes no files of the log: they stay here"
+                )
             self._refused = True
             return False
         self._refused = False

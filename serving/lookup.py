@@ -131,7 +131,10 @@ def decoder(kind: FeatureType) -> Callable[[bytes | None], Any]:
 
 def instant(raw: bytes) -> int:
     """Whole microseconds since the epoch in a serialised google.protobuf.Timestamp."""
-    parts = {0x08: 0, 0x10: 0}  # seconds and nanoseconds, by tag; one that is 0 is left out
+    parts = {
+        0x08: 0,
+        0x10: 0,
+    }  # seconds and nanoseconds, by tag; one that is 0 is left out
     at = 0
     while at < len(raw):
         tag = raw[at]
@@ -147,7 +150,9 @@ class ViewReader:
         self.name = view.name
         self._view = view
         self._fields = (view.time, *(feature.field for feature in view.features))
-        self._decoders = [(feature.name, decoder(feature.kind)) for feature in view.features]
+        self._decoders = [
+            (feature.name, decoder(feature.kind)) for feature in view.features
+        ]
         self._absent = (None,) * len(self._fields)
 
     def command(self, key: Entity) -> tuple[bytes, ...]:
@@ -196,7 +201,9 @@ class RowReader:
             DataError: They cannot be read.
 
         """
-        stored_features = [feature for view in lookup.views for feature in view.features]
+        stored_features = [
+            feature for view in lookup.views for feature in view.features
+        ]
         names = {feature.name for feature in stored_features}
         for function in lookup.functions:
             names |= function.outputs.keys()
@@ -229,7 +236,9 @@ class RowReader:
                 return [StoredRow({})]
             rows = []
             for position, key in enumerate(keys):
-                rows += self.rows(replies[position :: len(keys)], [key], [as_of[position]])
+                rows += self.rows(
+                    replies[position :: len(keys)], [key], [as_of[position]]
+                )
         return rows
 
     def _rows(self, replies: Replies, keys: Keys, as_of: Moments) -> Rows:
@@ -249,7 +258,9 @@ class RowReader:
             self._add_outputs(columns, keys, as_of)
         rows: Rows = []
         row_values = zip(*(columns[name] for name in self._features), strict=True)
-        for values, absent, is_unknown in zip(row_values, absent_views, unknown_keys, strict=True):
+        for values, absent, is_unknown in zip(
+            row_values, absent_views, unknown_keys, strict=True
+        ):
             if is_unknown or values == self._nulls:
                 rows.append(None)
             else:
@@ -277,7 +288,10 @@ def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
     types, convert = RETURNED[kind]
     if len(values) != count or {*map(type, values)} - types - {type(None)}:
         raise TypeError(f"not {count} values of {kind}")
-    return [None if value is None or value != value else convert(value) for value in values]  # noqa: PLR0124
+    return [
+        None if value is None or value != value else convert(value)  # noqa: PLR0124
+        for value in values
+    ]
 
 
 class RedisReader:
@@ -287,7 +301,9 @@ class RedisReader:
     connection too, and fails who waits: a late reply is never taken for another batch's.
     """
 
-    def __init__(self, address: str, lookup: LookupSpecification, features: Sequence[str]) -> None:
+    def __init__(
+        self, address: str, lookup: LookupSpecification, features: Sequence[str]
+    ) -> None:
         self._rows = RowReader(lookup, features)
         state_keys = sorted({view.state for view in lookup.views})
         self._ping = ("MGET", *state_keys) if state_keys else ("PING",)
@@ -311,9 +327,13 @@ class RedisReader:
             return None
         times: list[datetime] = []
         for state in states:
-            time = json.loads(state)["time"] if state else None  # null until all is online
+            time = (
+                json.loads(state)["time"] if state else None
+            )  # null until all is online
             if time is None:
-                raise FeaturesUnavailableError("Redis holds no features (any more): gyre ingest")
+                raise FeaturesUnavailableError(
+                    "Redis holds no features (any more): gyre ingest"
+                )
             times.append(datetime.fromisoformat(time))
         return min(times)
 
@@ -323,7 +343,9 @@ class RedisReader:
         async with self._turn:
             await self._connection.disconnect(nowait=True)
 
-    async def _ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+    async def _ask(
+        self, commands: Sequence[tuple[Any, ...]], seconds: float
+    ) -> list[Any]:
         """Return the replies to commands. To ask nothing opens the connection."""
         async with self._turn:
             connection = self._connection

@@ -9,13 +9,17 @@ import os
 from prometheus_client import Counter, Gauge, Histogram, values
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    _PROCESS = os.getpid()  # never forked: asked at every count it is a tenth of an answer's time
+    _PROCESS = (
+        os.getpid()
+    )  # never forked: asked at every count it is a tenth of an answer's time
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 REQUESTS = Counter("gyre_requests", "Requests answered.", ["model", "route", "status"])
-SECONDS = Histogram("gyre_request_seconds", "To the answer.", ["model", "route"], buckets=BUCKETS)
+SECONDS = Histogram(
+    "gyre_request_seconds", "To the answer.", ["model", "route"], buckets=BUCKETS
+)
 VERSION = ["model", "version", "role"]
 PREDICTIONS = Counter("gyre_predictions", "Rows scored.", [*VERSION, "features_from"])
 FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", VERSION)
@@ -23,7 +27,9 @@ PREDICTION_SECONDS = Histogram(
     "gyre_prediction_seconds", "Arrival to rows on file.", VERSION, buckets=BUCKETS
 )
 OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.")
-SHADOW_DROPPED = Counter("gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"])
+SHADOW_DROPPED = Counter(
+    "gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"]
+)
 WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",
     "Now minus the time up to which features are complete; NaN: unknown.",
@@ -32,7 +38,9 @@ WATERMARK_AGE = Gauge(
 )
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
-INBOX_FAILURES = Counter("gyre_inbox_failures", "Times that a file of the log was not taken.")
+INBOX_FAILURES = Counter(
+    "gyre_inbox_failures", "Times that a file of the log was not taken."
+)
 MODEL_INFO = Gauge(
     "gyre_model_info",
     "1 for the version in a role, 0 once it left.",
@@ -41,7 +49,10 @@ MODEL_INFO = Gauge(
 )
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
-    "gyre_log_lag_seconds", "Longest wait to be on disk.", ["log"], multiprocess_mode="livemax"
+    "gyre_log_lag_seconds",
+    "Longest wait to be on disk.",
+    ["log"],
+    multiprocess_mode="livemax",
 )
 PYFUNC_PROCESSES = Gauge(
     "gyre_pyfunc_processes",
@@ -49,7 +60,10 @@ PYFUNC_PROCESSES = Gauge(
     ["model", "version"],
     multiprocess_mode="livesum",
 )
-REFUSED = Counter("gyre_model_refused", "Versions refused, each reason once.", ["model"])
+REFUSED = Counter(
+    "gyre_model_refused", "Versions refused, each reason once.", ["model"]
+)
 UNREADABLE_FEATURES = Counter(
-    "gyre_unreadable_features", "Rows whose stored values are not of the types expected."
+    "gyre_unreadable_features",
+    "Rows whose stored values are not of the types expected.",
 )

@@ -26,7 +26,13 @@ from serving.worker import REQUEST_ID
 
 HEADER = b"x-request-id"
 SAFE = re.compile(rb"[0-9A-Za-z._:/+=@-]{1,128}")
-PROBES = ("/health", "/health/live", "/health/ready", "/v2/health/live", "/v2/health/ready")
+PROBES = (
+    "/health",
+    "/health/live",
+    "/health/ready",
+    "/v2/health/live",
+    "/v2/health/ready",
+)
 OPEN = frozenset({*PROBES, "/ping", "/metrics"})  # need no token
 LOOK_SECONDS = 1.0
 logger = logging.getLogger(__name__)
@@ -61,7 +67,9 @@ class Access:
             self._problem = str(exc.strerror)
         self._digests = [sha256(token).digest() for token in tokens]
         if self._problem and self._problem != before:
-            logger.error("%s: %s: every request is refused", self.tokens_file, self._problem)
+            logger.error(
+                "%s: %s: every request is refused", self.tokens_file, self._problem
+            )
         elif before and not self._problem:
             logger.warning("%s: %d tokens are valid", self.tokens_file, len(tokens))
 

@@ -68,7 +68,9 @@ def registered_models(answer: dict[str, Any]) -> dict[str, RegisteredModel]:
 
 
 def _model(row: dict[str, Any]) -> RegisteredModel:
-    aliases = {alias["alias"]: str(alias["version"]) for alias in row.get("aliases", [])}
+    aliases = {
+        alias["alias"]: str(alias["version"]) for alias in row.get("aliases", [])
+    }
     tags = {tag["key"]: tag.get("value", "") for tag in row.get("tags", [])}
     versions = {role: aliases[role] for role in ROLES if role in aliases}
     percent = Deployed(aliases, tags).percent("challenger")
@@ -101,7 +103,9 @@ class LocalCopies:
     def origin(self, version: str) -> Origin | None:
         """Where the copy of `version` is from; None: there is no complete copy."""
         try:
-            return Origin.model_validate_json((self.path(version) / ORIGIN_FILE).read_bytes())
+            return Origin.model_validate_json(
+                (self.path(version) / ORIGIN_FILE).read_bytes()
+            )
         except (OSError, ValueError):
             return None
 
@@ -190,14 +194,20 @@ def explain(model: LoadedModel, features: Row, prediction: float) -> dict[str, A
 
     background = columns(contract, contract.background or [contract.defaults])
     mean, moved = shapley_values(score, columns(contract, [features]), background, part)
-    place, scale = (int(prediction), 0.5) if contract.classes else (0, contract.threshold)
+    place, scale = (
+        (int(prediction), 0.5) if contract.classes else (0, contract.threshold)
+    )
     parts = dict(zip(contract.features, moved[:, place].tolist(), strict=True))
     contributions = {
         name: {"value": features[name], "contribution": rounded_one(parts[name], scale)}
         for name in sorted(parts, key=lambda name: -abs(parts[name]))
     }
     expected = rounded_one(float(mean[place]), scale)
-    return {"model": contract.model, "expected": expected, "contributions": contributions}
+    return {
+        "model": contract.model,
+        "expected": expected,
+        "contributions": contributions,
+    }
 
 
 def rounded_score(contract: ServedModel, found: Score) -> Score:
@@ -211,17 +221,26 @@ def outcome(contract: ServedModel, result: Score) -> dict[str, Any]:
     if isinstance(result, list):
         largest = max(result)
         prediction = float(result.index(largest))
-        return {"probability": largest, "prediction": prediction, "probabilities": result}
+        return {
+            "probability": largest,
+            "prediction": prediction,
+            "probabilities": result,
+        }
     if contract.threshold is None:
         return {"probability": None, "prediction": result}
-    return {"probability": result, "prediction": 1.0 if result >= contract.threshold else 0.0}
+    return {
+        "probability": result,
+        "prediction": 1.0 if result >= contract.threshold else 0.0,
+    }
 
 
 def wrong(contract: ServedModel, found: Score) -> str:
     """Say what a score is not and should be; empty if it can be answered with."""
     if contract.classes or isinstance(found, list):
         parts = found if isinstance(found, list) else []
-        fits = len(parts) == len(contract.classes) and all(0.0 <= part <= 1.0 for part in parts)
+        fits = len(parts) == len(contract.classes) and all(
+            0.0 <= part <= 1.0 for part in parts
+        )
         return "" if fits else f"not probabilities of {len(contract.classes)} classes"
     if contract.threshold is None:
         return "" if math.isfinite(found) else "not a finite number"
@@ -242,7 +261,9 @@ def open_version(
     contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
     _check_contract(contract, spec, online_store)
     if contract.file not in served_files(tags):
-        raise ModelRefusedError(f"{CONTRACT_FILE}: {contract.file} is not of the files registered")
+        raise ModelRefusedError(
+            f"{CONTRACT_FILE}: {contract.file} is not of the files registered"
+        )
     if contract.loader == "mlflow.onnx":
         session: Session = _onnx_session(folder, contract)
     else:
@@ -263,28 +284,49 @@ def _onnx_session(folder: Path, contract: ServedModel) -> ort.InferenceSession:
     file = str(folder / ONNX_FILE)
     session = ort.InferenceSession(file, options, providers=["CPUExecutionProvider"])
     inputs = {i.name: i.type for i in session.get_inputs()}
-    expected = {name: f"tensor({INPUTS[kind]})" for name, kind in contract.features.items()}
+    expected = {
+        name: f"tensor({INPUTS[kind]})" for name, kind in contract.features.items()
+    }
     if inputs != expected:
-        raise ModelRefusedError(f"{ONNX_FILE}: inputs are {inputs}, the contract says {expected}")
+        raise ModelRefusedError(
+            f"{ONNX_FILE}: inputs are {inputs}, the contract says {expected}"
+        )
     return session
 
 
-def _check_contract(contract: ServedModel, spec: ModelSpec, online_store: str | None) -> None:
+def _check_contract(
+    contract: ServedModel, spec: ModelSpec, online_store: str | None
+) -> None:
     """Refuse a contract of another model, or one not written for this project as it is here."""
     lookup, asked = contract.lookup, (spec.name, spec.entity_key)
     if (found := (contract.model, contract.entity_key)) != asked:
-        raise ModelRefusedError(f"{CONTRACT_FILE}: model and entity are {found}, not {asked}")
-    if (contract.threshold is None, contract.classes) != (spec.threshold is None, spec.classes):
+        raise ModelRefusedError(
+            f"{CONTRACT_FILE}: model and entity are {found}, not {asked}"
+        )
+    if (contract.threshold is None, contract.classes) != (
+        spec.threshold is None,
+        spec.classes,
+    ):
         its = " ".join([spec.task, *spec.classes])
-        raise ModelRefusedError(f"{CONTRACT_FILE}: it is of no {its}, as {spec.name} is")
-    store = yaml.safe_load((PROJECT / "feature_repo" / "feature_store.yaml").read_bytes())
+        raise ModelRefusedError(
+            f"{CONTRACT_FILE}: it is of no {its}, as {spec.name} is"
+        )
+    store = yaml.safe_load(
+        (PROJECT / "feature_repo" / "feature_store.yaml").read_bytes()
+    )
     for what, written, here in (
         ("Feast", lookup.feast, package_version("feast")),
-        ("online store", lookup.online_store, online_store or store["online_store"]["type"]),
+        (
+            "online store",
+            lookup.online_store,
+            online_store or store["online_store"]["type"],
+        ),
     ):
         if written != here:
             text = f"is of {what} {written}, here is {here}: train again"
-            raise ModelRefusedError(f"{CONTRACT_FILE}: its look-up specification {text}")
+            raise ModelRefusedError(
+                f"{CONTRACT_FILE}: its look-up specification {text}"
+            )
     if contract.loader != "mlflow.onnx":
         _check_image("mlflow", f"a model of {contract.loader}")
     if lookup.unsupported is not None:

@@ -13,7 +13,13 @@ from core.settings import Settings
 from core.spec import Entity, FeatureType, ModelSpec, entity_text
 from serving.features import FeatureSource, settle
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
-from serving.model import LoadedModel, LocalCopies, Origin, RegisteredModel, open_version
+from serving.model import (
+    LoadedModel,
+    LocalCopies,
+    Origin,
+    RegisteredModel,
+    open_version,
+)
 
 CLOSE_SECONDS = 30.0
 SHORTEST_WAIT, LONGEST_WAIT = 10.0, 60.0
@@ -50,7 +56,9 @@ class Refusal:
 
     def is_due(self, now: float) -> bool:
         """Whether to try again: after as long as it has failed, within 10 to 60 s."""
-        return now >= self.tried + min(max(self.tried - self.since, SHORTEST_WAIT), LONGEST_WAIT)
+        return now >= self.tried + min(
+            max(self.tried - self.since, SHORTEST_WAIT), LONGEST_WAIT
+        )
 
 
 class ModelVersions:
@@ -68,7 +76,9 @@ class ModelVersions:
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
         self._assigned: RegisteredModel | None = None
-        REFUSED.labels(spec.name)  # there from the start: Prometheus sees no increase from nothing
+        REFUSED.labels(
+            spec.name
+        )  # there from the start: Prometheus sees no increase from nothing
 
     @property
     def current(self) -> LoadedModel | None:
@@ -76,7 +86,9 @@ class ModelVersions:
 
     @property
     def sources(self) -> list[FeatureSource]:
-        return [*dict.fromkeys(model.features for model in self._loaded)] or [self._idle_source]
+        return [*dict.fromkeys(model.features for model in self._loaded)] or [
+            self._idle_source
+        ]
 
     @property
     def features(self) -> FeatureSource:
@@ -93,8 +105,12 @@ class ModelVersions:
         """What answers, or why nothing does; and what was refused."""
         answers = None
         if self.current:
-            answers = f"version {self.current.version} {self.current.problem or 'answers'}"
-        refused = [f"version {n} is refused: {why.reason}" for n, why in self.refused.items()]
+            answers = (
+                f"version {self.current.version} {self.current.problem or 'answers'}"
+            )
+        refused = [
+            f"version {n} is refused: {why.reason}" for n, why in self.refused.items()
+        ]
         parts = (answers, self.waiting, *refused)
         return "; ".join(filter(None, parts)) or f"{self.spec.name} is being loaded"
 
@@ -109,7 +125,9 @@ class ModelVersions:
         models: dict[str, LoadedModel | None] = {}
         for role, version in registered.versions.items():
             models[role] = await self._load(version, registered.created)
-        missing = {version for role, version in registered.versions.items() if not models[role]}
+        missing = {
+            version for role, version in registered.versions.items() if not models[role]
+        }
         if self.current is None and not models.get("production"):
             await self.start_without_registry()
         models["production"] = models.get("production") or self.current
@@ -117,9 +135,13 @@ class ModelVersions:
         if roles != self.roles:
             self._swap(roles)
         self._assigned = None if missing else registered
-        self.refused = {n: refusal for n, refusal in self.refused.items() if n in missing}
+        self.refused = {
+            n: refusal for n, refusal in self.refused.items() if n in missing
+        }
         now = time.monotonic()
-        return any(n not in self.refused or self.refused[n].is_due(now) for n in missing)
+        return any(
+            n not in self.refused or self.refused[n].is_due(now) for n in missing
+        )
 
     def refuse(self, reasons: Mapping[str, str]) -> None:
         """Note why a fetch refused versions; tell of each reason once."""
@@ -129,7 +151,9 @@ class ModelVersions:
             if refusal is None or refusal.reason != reason:
                 refusal = Refusal(reason, now, now)
                 REFUSED.labels(self.spec.name).inc()
-                logger.error("%s: version %s is refused: %s", self.spec.name, version, reason)
+                logger.error(
+                    "%s: version %s is refused: %s", self.spec.name, version, reason
+                )
             self.refused[version] = replace(refusal, tried=now)
 
     async def start_without_registry(self) -> None:
@@ -140,7 +164,9 @@ class ModelVersions:
                 self.waiting = None
                 return
 
-    async def _load(self, version: str, created: int | None = None) -> LoadedModel | None:
+    async def _load(
+        self, version: str, created: int | None = None
+    ) -> LoadedModel | None:
         """Return the version, tried; None: no copy here holds, of the model made at `created`."""
         name = self.spec.name
         origin = self.copies.origin(version)
@@ -153,11 +179,17 @@ class ModelVersions:
             model = await asyncio.to_thread(self._open, version, origin)
         except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
             reason = " ".join(f"{type(exc).__name__}: {exc}".split())
-            logger.warning("%s: the copy of version %s is no good: %s", name, version, reason)
-            self.refused[version] = Refusal(reason, time.monotonic(), -math.inf)  # due now
+            logger.warning(
+                "%s: the copy of version %s is no good: %s", name, version, reason
+            )
+            self.refused[version] = Refusal(
+                reason, time.monotonic(), -math.inf
+            )  # due now
             self.copies.remove(version)
             return None
-        await model.features.probe()  # one that is not open yet would answer with defaults
+        await (
+            model.features.probe()
+        )  # one that is not open yet would answer with defaults
         self._loaded.append(model)
         logger.info("%s: version %s is loaded", name, version)
         return model
@@ -174,11 +206,17 @@ class ModelVersions:
         before, self.roles = self.roles, roles
         name, sources = self.spec.name, self.sources
         kept = [roles.production, roles.challenger, roles.shadow, roles.previous]
-        if roles.production is not None:  # aliases move one by one: it will be `previous`
+        if (
+            roles.production is not None
+        ):  # aliases move one by one: it will be `previous`
             kept.append(before.production)
-        gone: list[FeatureSource | LoadedModel] = [m for m in self._loaded if m not in kept]
+        gone: list[FeatureSource | LoadedModel] = [
+            m for m in self._loaded if m not in kept
+        ]
         self._loaded = [model for model in self._loaded if model in kept]
-        self.request_data = dict(ChainMap(*(m.contract.lookup.request_data for m in kept if m)))
+        self.request_data = dict(
+            ChainMap(*(m.contract.lookup.request_data for m in kept if m))
+        )
         for each in (*gone, *{*sources}.difference(self.sources)):
             task = asyncio.create_task(_close(each))
             _closing.add(task)

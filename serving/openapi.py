@@ -54,7 +54,9 @@ def add_document(
         components = document["components"]
         components["schemas"] |= schemas
         if guarded:
-            components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+            components["securitySchemes"] = {
+                "bearer": {"type": "http", "scheme": "bearer"}
+            }
             for methods in document["paths"].values():
                 for operation in methods.values():
                     operation["security"] = [{"bearer": []}]
@@ -64,7 +66,11 @@ def add_document(
 
 
 def _written(operations: list[Operation]) -> tuple[dict[str, Any], dict[str, Any]]:
-    kinds = {kind for each in operations for kind in (each.body, each.answer, each.form.shown)}
+    kinds = {
+        kind
+        for each in operations
+        for kind in (each.body, each.answer, each.form.shown)
+    }
     found, definitions = TypeAdapter.json_schemas(
         [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
         ref_template="#/components/schemas/{model}",
@@ -74,12 +80,16 @@ def _written(operations: list[Operation]) -> tuple[dict[str, Any], dict[str, Any
     return paths, definitions.get("$defs", {})
 
 
-def _operation(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> dict[str, Any]:
+def _operation(
+    operation: Operation, schemas: Mapping[Any, dict[str, Any]]
+) -> dict[str, Any]:
     binary = {"schema": {"type": "string", "format": "binary"}}
     more = {operation.binary: binary} if operation.binary else {}
     answer = {JSON: schemas[operation.answer]} | more
     error = {JSON: schemas[operation.form.shown]}
-    responses = {str(operation.status): {"description": "The answer.", "content": answer}}
+    responses = {
+        str(operation.status): {"description": "The answer.", "content": answer}
+    }
     for status, why in WHY.items():
         own = str(operation.form.status(status))
         responses[own] = {"description": why, "content": error}
@@ -93,6 +103,9 @@ def _operation(operation: Operation, schemas: Mapping[Any, dict[str, Any]]) -> d
         "description": operation.description,
         "operationId": "post" + re.sub(r"\W", "_", operation.path),
         "parameters": [*in_path, *operation.parameters],
-        "requestBody": {"required": True, "content": {JSON: schemas[operation.body]} | more},
+        "requestBody": {
+            "required": True,
+            "content": {JSON: schemas[operation.body]} | more,
+        },
         "responses": responses,
     }

@@ -46,22 +46,35 @@ class AppendLog:
     """One kind of rows, written by this process alone. Nothing here raises."""
 
     def __init__(
-        self, folder: Path, kind: str, max_seconds: float = MAX_SECONDS, max_bytes: int = MAX_BYTES
+        self,
+        folder: Path,
+        kind: str,
+        max_seconds: float = MAX_SECONDS,
+        max_bytes: int = MAX_BYTES,
     ) -> None:
         """max_seconds, max_bytes: of a file, which is ended then."""
         self.kind, self._folder = kind, folder
         self._max_seconds, self._max_bytes = max_seconds, max_bytes
-        self._files: list[int] = []  # the last takes rows; others are to be synced and closed
+        self._files: list[
+            int
+        ] = []  # the last takes rows; others are to be synced and closed
         self._writing, self._flushing = threading.Lock(), threading.Lock()
         self._size, self._opened, self._torn = 0, 0.0, False
-        self._unsynced: float | None = None  # since when rows wait to be on disk, monotonic
+        self._unsynced: float | None = (
+            None  # since when rows wait to be on disk, monotonic
+        )
         self.problem: str | None = None
-        LOG_FAILURES.labels(kind)  # there from the start: Prometheus sees no increase from nothing
+        LOG_FAILURES.labels(
+            kind
+        )  # there from the start: Prometheus sees no increase from nothing
 
     def open(self) -> None:
         """Begin a file. If that fails, the one at hand takes rows as before."""
         self._size, self._opened = 0, time.monotonic()
-        name, file = f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}-{os.urandom(4).hex()}", -1
+        name, file = (
+            f"{self.kind}-{os.getpid()}-{time.time_ns() // 1000}-{os.urandom(4).hex()}",
+            -1,
+        )
         hidden = self._folder / f".{name}"
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +124,9 @@ class AppendLog:
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None
-            self._sync(files, ended=len(files) - 1)  # a slow disk does not hold up the answers
+            self._sync(
+                files, ended=len(files) - 1
+            )  # a slow disk does not hold up the answers
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
     def _is_asked(self) -> bool:

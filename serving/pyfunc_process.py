@@ -20,7 +20,10 @@ from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
 
 START_SECONDS, ANSWER_SECONDS, RETRY_SECONDS = 60.0, 10.0, 10.0
-ONE_THREAD = {"OMP_NUM_THREADS": "1", "LOKY_MAX_CPU_COUNT": "1"}  # more take longer for one row
+ONE_THREAD = {
+    "OMP_NUM_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "1",
+}  # more take longer for one row
 logger = logging.getLogger(__name__)
 
 
@@ -34,7 +37,11 @@ class PyfuncProcess:
         self, folder: Path, contract: ServedModel, digest: str, trusted: Sequence[str]
     ) -> None:
         how = {"loader": contract.loader, "classes": contract.class_count}
-        arguments = (str(folder / contract.file), digest, json.dumps({**how, "trusted": trusted}))
+        arguments = (
+            str(folder / contract.file),
+            digest,
+            json.dumps({**how, "trusted": trusted}),
+        )
         self._command = (sys.executable, "-m", "serving.pyfunc", *arguments)
         self._name = f"version {folder.name} of {contract.model}"
         self._first_row = {name: [value] for name, value in contract.defaults.items()}
@@ -45,16 +52,22 @@ class PyfuncProcess:
         self._start()
         threading.Thread(target=self._keep, daemon=True).start()
 
-    def run(self, _outputs: Sequence[str], columns: Mapping[str, Any]) -> list[NDArray[np.float64]]:
+    def run(
+        self, _outputs: Sequence[str], columns: Mapping[str, Any]
+    ) -> list[NDArray[np.float64]]:
         """Score [N]. NoModelError: it is away, or is killed as it gives no answer in time."""
         if self.problem:
             raise NoModelError(f"{self._name} {self.problem}")
         child = self._child
         try:
-            return [self._ask({name: column.tolist() for name, column in columns.items()})]
+            return [
+                self._ask({name: column.tolist() for name, column in columns.items()})
+            ]
         except (OSError, EOFError) as exc:
             child.kill()
-            raise NoModelError(f"{self._name} cannot score: its process: {exc!r}") from exc
+            raise NoModelError(
+                f"{self._name} cannot score: its process: {exc!r}"
+            ) from exc
 
     def close(self) -> None:
         self._closed.set()
@@ -73,7 +86,9 @@ class PyfuncProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        with theirs:  # of a session of its own: it ends with the worker, by no signal to a group
+        with (
+            theirs
+        ):  # of a session of its own: it ends with the worker, by no signal to a group
             more = os.environ | ONE_THREAD
             self._child = subprocess.Popen(
                 self._command, stdin=theirs.fileno(), env=more, start_new_session=True
@@ -94,7 +109,9 @@ class PyfuncProcess:
     def _keep(self) -> None:
         while True:
             ended = self._child.wait()
-            self.problem = f"cannot score: its process ended ({ended}), another one is starting"
+            self.problem = (
+                f"cannot score: its process ended ({ended}), another one is starting"
+            )
             self._running.set(0)
             if self._closed.is_set():
                 return

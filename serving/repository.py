@@ -81,11 +81,15 @@ class ModelRepository:
             raise NotFoundError(f"no model {name!r}: there is {there}")
         paths = ", ".join(f"/models/{model}/predict" for model in self._deployments)
         there = f"there is {paths}" if paths else "none is served"
-        raise NotFoundError(f"no model is the default one (GYRE_DEFAULT_MODEL): {there}")
+        raise NotFoundError(
+            f"no model is the default one (GYRE_DEFAULT_MODEL): {there}"
+        )
 
     def first(self) -> Deployment:
         """Return the default model; without one, any that has a version (NotFoundError: none)."""
-        best = max(self, key=lambda model: model.holder.current is not None, default=None)
+        best = max(
+            self, key=lambda model: model.holder.current is not None, default=None
+        )
         return self.default or best or self.find(None)
 
     async def ended(self) -> None:

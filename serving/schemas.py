@@ -11,7 +11,9 @@ from core.json_types import Float32, Int32, Int64, Timestamp
 from core.spec import FLOAT32, FeatureType, ModelSpec
 
 MAX_ROWS = 10_000
-Double = Annotated[float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)]
+Double = Annotated[
+    float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)
+]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[FeatureType, Any] = {
     "int32": Int32,
@@ -28,7 +30,9 @@ ANSWER: dict[str, Any] = {
     "probability": float,
     "model_version": str,
     "request_id": str,
-    "features_from": Literal["request", "online", "partly", "merged", "cache", "defaults"],
+    "features_from": Literal[
+        "request", "online", "partly", "merged", "cache", "defaults"
+    ],
     "in_population": bool,
     "logged": bool,
 }
@@ -125,17 +129,24 @@ def build_schemas(
         many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
         flat=TypeAdapter(fast(rows_of(flat))),
         request=shown,
-        instance=make("Key", key | all_data) | make("Row", _optional(key) | any_data | every),
+        instance=make("Key", key | all_data)
+        | make("Row", _optional(key) | any_data | every),
         answer=make("Answer", key | answer),
         explained=make("Explanation", key | _explained(spec, answer)),
-        scored=make("Score", {name: kind | None for name, kind in key.items()} | scored),
+        scored=make(
+            "Score", {name: kind | None for name, kind in key.items()} | scored
+        ),
     )
 
 
 def _explained(spec: ModelSpec, answer: Mapping[str, Any]) -> dict[str, Any]:
     example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
     parts = (dict[str, Contribution], Field(examples=[example]))
-    said = {name: kind for name, kind in answer.items() if name not in {"request_id", "logged"}}
+    said = {
+        name: kind
+        for name, kind in answer.items()
+        if name not in {"request_id", "logged"}
+    }
     return said | {"model": str, "expected": float, "contributions": parts}
 
 

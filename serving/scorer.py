@@ -23,13 +23,30 @@ from core.spec import MISSING, Entity, entity_text
 from mlflow_server.served_model import LookupSpecification
 from serving import errors
 from serving.lookup import StoredRow
-from serving.metrics import FAILURES, OVERLOADED, PREDICTION_SECONDS, PREDICTIONS, SHADOW_DROPPED
-from serving.model import LoadedModel, Role, Score, explain, outcome, rounded_score, score, wrong
+from serving.metrics import (
+    FAILURES,
+    OVERLOADED,
+    PREDICTION_SECONDS,
+    PREDICTIONS,
+    SHADOW_DROPPED,
+)
+from serving.model import (
+    LoadedModel,
+    Role,
+    Score,
+    explain,
+    outcome,
+    rounded_score,
+    score,
+    wrong,
+)
 from serving.model_versions import ModelVersions, Roles
 from serving.prediction_log import AppendLog
 from serving.worker import REQUEST_ID
 
-MICRO_BATCH = 64  # requests answered together, and rows scored on the event loop at once
+MICRO_BATCH = (
+    64  # requests answered together, and rows scored on the event loop at once
+)
 TURNS = 3  # of the event loop, from an answer to its client's next request: write, read, begin
 MAX_REQUESTS = 256  # of one model, under way at once
 MAX_ROWS = 20_000  # of these requests
@@ -91,15 +108,21 @@ class Scorer:
 
     def admit(self, rows: int = 1) -> None:
         """Raise OverloadedError or NoModelError for what could not be answered."""
-        if self._requests >= MAX_REQUESTS or (self._rows and self._rows + rows > MAX_ROWS):
+        if self._requests >= MAX_REQUESTS or (
+            self._rows and self._rows + rows > MAX_ROWS
+        ):
             OVERLOADED.inc()
-            waiting = f"{self._requests} requests ({self._rows} rows) wait already: try again"
+            waiting = (
+                f"{self._requests} requests ({self._rows} rows) wait already: try again"
+            )
             raise errors.OverloadedError(waiting)
         problem = self.holder.problem
         if problem:
             raise errors.NoModelError(problem)
 
-    async def predict(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
+    async def predict(
+        self, rows: Sequence[PredictionRow], received: datetime
+    ) -> list[Answer]:
         """Answers in the order of `rows`. Raises the first row's error.
 
         received: when the request arrived (UTC); clock-dependent features are of this time.
@@ -129,7 +152,9 @@ class Scorer:
                 raise row.error
         return [row.answer for row in rows]
 
-    async def explain(self, rows: Sequence[PredictionRow], received: datetime) -> list[Answer]:
+    async def explain(
+        self, rows: Sequence[PredictionRow], received: datetime
+    ) -> list[Answer]:
         """Answer one row as `predict` does, with `why`; nothing is logged or counted."""
         if _explaining.locked():
             raise errors.OverloadedError("another explanation is under way: try again")
@@ -143,7 +168,9 @@ class Scorer:
                 raise row.error
             model = getattr(roles, row.answer["role"])
             prediction = row.answer["prediction"]
-            explanation = await asyncio.to_thread(explain, model, row.features, prediction)
+            explanation = await asyncio.to_thread(
+                explain, model, row.features, prediction
+            )
         return [row.answer | {"logged": False, "why": explanation}]
 
     async def ended(self) -> None:
@@ -194,12 +221,16 @@ class Scorer:
         rest = [row for row in rows if not row.answer]
         await self._score("production", roles.production, rest)
 
-    async def _score(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+    async def _score(
+        self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]
+    ) -> None:
         await self._complete(model, rows)
         if role == "challenger" and model.features is not self.holder.features:
             for row in rows:  # where it looks up elsewhere, production may know more
                 if row.features_from == "defaults":
-                    self._fail(role, model, row, FeaturesUnavailableError("no features"))
+                    self._fail(
+                        role, model, row, FeaturesUnavailableError("no features")
+                    )
         ready = [row for row in rows if row.error is None]
         if role == "shadow" or len(ready) > MICRO_BATCH or model.thread:
             loop = asyncio.get_running_loop()
@@ -207,7 +238,9 @@ class Scorer:
         else:
             self._predict(role, model, ready)
 
-    async def _complete(self, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+    async def _complete(
+        self, model: LoadedModel, rows: Sequence[PredictionRow]
+    ) -> None:
         """Give each row every feature of the contract, or an error."""
         names = model.contract.features.keys()
         fields = model.contract.lookup.request_data
@@ -221,7 +254,9 @@ class Scorer:
                 row.error = errors.InvalidRequestError(needs)
             elif fields.keys() - row.request_data.keys():
                 absent_fields = sorted(fields.keys() - row.request_data.keys())
-                missing = ", ".join(f"{name} ({fields[name]})" for name in absent_fields)
+                missing = ", ".join(
+                    f"{name} ({fields[name]})" for name in absent_fields
+                )
                 needs = f"{missing}: version {model.version} needs it beside the key, found none"
                 row.error = errors.InvalidRequestError(needs)
             else:
@@ -238,7 +273,11 @@ class Scorer:
             self._complete_from_store(model, row, stored, origin)
 
     def _complete_from_store(
-        self, model: LoadedModel, row: PredictionRow, stored: StoredRow | None, origin: str
+        self,
+        model: LoadedModel,
+        row: PredictionRow,
+        stored: StoredRow | None,
+        origin: str,
     ) -> None:
         """Give a row the stored features, overlaid with those of the request.
 
@@ -264,7 +303,12 @@ class Scorer:
             self._fill(model, row, {**features, **row.given}, origin, reason)
 
     def _fill(
-        self, model: LoadedModel, row: PredictionRow, values: Values, origin: str, reason: str = ""
+        self,
+        model: LoadedModel,
+        row: PredictionRow,
+        values: Values,
+        origin: str,
+        reason: str = "",
     ) -> None:
         """Fill what is null: a double and a text as in training, anything else as the spec says.
 
@@ -286,12 +330,16 @@ class Scorer:
             row.features[name] = value
         row.features_from = origin
 
-    def _predict(self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]) -> None:
+    def _predict(
+        self, role: Role, model: LoadedModel, rows: Sequence[PredictionRow]
+    ) -> None:
         """Score all at once; where that fails one by one, so that a row fails alone."""
         if not rows:
             return
         try:
-            scores = score(model.session, model.contract, [row.features for row in rows])
+            scores = score(
+                model.session, model.contract, [row.features for row in rows]
+            )
         except Exception as exc:  # noqa: BLE001  (onnxruntime's own, among others)
             if len(rows) == 1:
                 self._fail(role, model, rows[0], exc)
@@ -311,7 +359,9 @@ class Scorer:
             else:
                 row.answer = _answer(role, model, row, rounded)
 
-    def _fail(self, role: Role, model: LoadedModel, row: PredictionRow, error: Exception) -> None:
+    def _fail(
+        self, role: Role, model: LoadedModel, row: PredictionRow, error: Exception
+    ) -> None:
         row.error = error
         if row.is_prediction:
             FAILURES.labels(self.holder.spec.name, model.version, role).inc()
@@ -335,8 +385,12 @@ class Scorer:
             for labels in {TIMED_BY(row.answer) for row in request.rows}:
                 _timer(*labels).observe(seconds)
 
-    async def _shadow(self, model: LoadedModel, batch: Sequence[PendingRequest]) -> None:
-        rows = [copy(row) for request in batch if not request.failed for row in request.rows]
+    async def _shadow(
+        self, model: LoadedModel, batch: Sequence[PendingRequest]
+    ) -> None:
+        rows = [
+            copy(row) for request in batch if not request.failed for row in request.rows
+        ]
         if self._shadow_rows + len(rows) > MAX_SHADOW_ROWS:
             SHADOW_DROPPED.labels(self.holder.spec.name).inc(len(rows))
             return
@@ -373,7 +427,9 @@ def _repeated_id(model: str, position: int, row: PredictionRow) -> str:
     return f"{REQUEST_ID.get()}-{crc32(content.encode()):08x}"
 
 
-def _answer(role: Role, model: LoadedModel, row: PredictionRow, result: Score) -> Answer:
+def _answer(
+    role: Role, model: LoadedModel, row: PredictionRow, result: Score
+) -> Answer:
     """A row of the log of the rounded score `result`."""
     contract = model.contract
     at = row.received.isoformat()

@@ -20,7 +20,9 @@ from serving.repository import ModelRepository
 
 POLL_SECONDS = 2.0
 ANSWER_SECONDS = 1.0  # of MLflow, to a poll
-FETCH_SECONDS = 300.0  # of a child, waiting for that of another worker included; then it is killed
+FETCH_SECONDS = (
+    300.0  # of a child, waiting for that of another worker included; then it is killed
+)
 logger = logging.getLogger(__name__)
 
 
@@ -53,7 +55,9 @@ class RegistryWatcher:
 
     async def _read_specs(self) -> None:
         """Serve the specs of models/ as they are now; a broken one is named and left out."""
-        spec_files = {path.name: path.stat().st_mtime_ns for path in MODELS.glob("*.toml")}
+        spec_files = {
+            path.name: path.stat().st_mtime_ns for path in MODELS.glob("*.toml")
+        }
         if spec_files == self._spec_files:
             return
         specs = await asyncio.to_thread(load_specs)
@@ -76,7 +80,9 @@ class RegistryWatcher:
             for model in models:
                 await model.start_without_registry()
             return
-        missing = [await model.assign(registered.get(model.spec.name)) for model in models]
+        missing = [
+            await model.assign(registered.get(model.spec.name)) for model in models
+        ]
         if any(missing) and (self._fetch is None or self._fetch.done()):
             self._fetch = asyncio.create_task(self._fetch_versions())
 

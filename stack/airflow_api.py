@@ -21,7 +21,10 @@ class AirflowApi:
 
     def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
         self._http = httpx.Client(base_url=settings.airflow_address, timeout=timeout)
-        self._login = {"username": LOGIN, "password": load_secrets(settings)["password"]}
+        self._login = {
+            "username": LOGIN,
+            "password": load_secrets(settings)["password"],
+        }
 
     def __enter__(self) -> Self:
         return self
@@ -49,7 +52,9 @@ class AirflowApi:
 
     def last_runs(self, dag: str, count: int = 1, **query: str) -> list[dict[str, Any]]:
         """Return the newest runs' rows as Airflow has them, newest first."""
-        page = self._get(f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query)
+        page = self._get(
+            f"/dags/{dag}/dagRuns", limit=count, order_by="-run_after", **query
+        )
         return list[dict[str, Any]](page["dag_runs"])
 
     def follow(
@@ -72,13 +77,19 @@ class AirflowApi:
                     say(f"    {name}: {state}, {task['duration'] or 0:.1f} s")
                 if state == "awaiting_input":
                     page = f"{self._http.base_url}/dags/{dag}/runs/{run}/tasks/{name}"
-                    raise StackError(f"{dag} waits for your answer: {page}/required_actions")
+                    raise StackError(
+                        f"{dag} waits for your answer: {page}/required_actions"
+                    )
             if row["state"] == "success":
-                return row | {"note": (row["note"] or "").partition(f"{LINKS}[")[0] or None}
+                return row | {
+                    "note": (row["note"] or "").partition(f"{LINKS}[")[0] or None
+                }
             if row["state"] == "failed":
                 raise StackError(f"{dag} failed: {self._error(dag, run, tasks)}")
             if time.monotonic() > until:
-                raise StackError(f"{dag}: run {run} is still {row['state']} after {limit:.0f} s")
+                raise StackError(
+                    f"{dag}: run {run} is still {row['state']} after {limit:.0f} s"
+                )
             time.sleep(0.5)
 
     def _error(self, dag: str, run: str, tasks: list[dict[str, Any]]) -> str:
@@ -122,13 +133,17 @@ class AirflowApi:
                 self._http.headers["Authorization"] = f"Bearer {token['access_token']}"
             return self._http.request(method, f"/api/v2{path}", **more)
         except httpx.HTTPError as exc:
-            raise StackError(f"Airflow at {self._http.base_url} does not answer: {exc}") from exc
+            raise StackError(
+                f"Airflow at {self._http.base_url} does not answer: {exc}"
+            ) from exc
 
     @staticmethod
     def _checked(answer: httpx.Response) -> dict[str, Any]:
         if answer.is_success:
             return dict[str, Any](answer.json())
-        line = f"{answer.request.method} {answer.request.url.path}: {answer.status_code}"
+        line = (
+            f"{answer.request.method} {answer.request.url.path}: {answer.status_code}"
+        )
         raise StackError(f"Airflow refused {line} {answer.text[:300]}")
 
 
@@ -137,5 +152,7 @@ def error_of(entries: list[dict[str, Any]]) -> str:
     for entry in reversed(entries):
         for detail in entry.get("error_detail") or []:
             return f"{detail.get('exc_type')}: {detail.get('exc_value')}"
-    lines = [str(entry.get("event")) for entry in entries if entry.get("level") == "error"]
+    lines = [
+        str(entry.get("event")) for entry in entries if entry.get("level") == "error"
+    ]
     return lines[-1] if lines else "its log has no error"

@@ -67,7 +67,11 @@ def backup(settings: Settings, target: Path) -> Manifest:
         raise StackError(f"{home} holds no stack yet: make up")
     if target.exists():
         raise StackError(f"{target} is there already: choose another name")
-    with one_writer(settings, "backup", SECONDS), reached(str(target)), _part(target) as part:
+    with (
+        one_writer(settings, "backup", SECONDS),
+        reached(str(target)),
+        _part(target) as part,
+    ):
         with _part(home / "run" / "backup") as staged:
             with _writers_held(settings) as tables:
                 now = datetime.now(UTC)
@@ -96,12 +100,16 @@ def restore(settings: Settings, source: Path) -> Manifest:
     with reached(str(source)):
         manifest = checked(source)
         if (POSTGRES in manifest.files) != bool(settings.database_url):
-            kind = "PostgreSQL: set" if POSTGRES in manifest.files else "SQLite: leave out"
+            kind = (
+                "PostgreSQL: set" if POSTGRES in manifest.files else "SQLite: leave out"
+            )
             raise StackError(f"{source}: its databases are of {kind} GYRE_DATABASE_URL")
         with _part(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
             if settings.database_url:
-                _postgres(settings, "pg_restore", "--single-transaction", str(part / POSTGRES))
+                _postgres(
+                    settings, "pg_restore", "--single-transaction", str(part / POSTGRES)
+                )
             for name in (MANIFEST, SEAL, POSTGRES):
                 (part / name).unlink(missing_ok=True)
             part.rename(home)
@@ -117,13 +125,21 @@ def checked(source: Path) -> Manifest:
     except (OSError, ValueError):
         is_sealed = False
     if not is_sealed:
-        raise StackError(f"{source}: no whole backup: {MANIFEST} is missing, altered or of another")
+        raise StackError(
+            f"{source}: no whole backup: {MANIFEST} is missing, altered or of another"
+        )
     for name, release in manifest.releases.items():
         if _numbers(release) > _numbers(ours := RELEASES.get(name, "")):
             newer = f"{name} {release}, and this is {ours}"
-            raise StackError(f"{source}: of a newer release: {newer}: restore it with that one")
-    if wrong := {name for name, _ in _described(source).items() ^ manifest.files.items()}:
-        raise StackError(f"{source}: cut short or altered: {min(wrong)}: take another copy")
+            raise StackError(
+                f"{source}: of a newer release: {newer}: restore it with that one"
+            )
+    if wrong := {
+        name for name, _ in _described(source).items() ^ manifest.files.items()
+    }:
+        raise StackError(
+            f"{source}: cut short or altered: {min(wrong)}: take another copy"
+        )
     return manifest
 
 
@@ -167,10 +183,14 @@ def _stage(settings: Settings, staged: Path) -> None:
     if (home / ENV_FILE).exists():
         lines = (home / ENV_FILE).read_text().splitlines(keepends=True)
         (staged / ENV_FILE).touch(0o600)
-        (staged / ENV_FILE).write_text("".join(line for line in lines if not PLACE.match(line)))
+        (staged / ENV_FILE).write_text(
+            "".join(line for line in lines if not PLACE.match(line))
+        )
 
 
-def _place(home: Path, staged: Path, names: Iterable[str], put: Callable[..., None]) -> None:
+def _place(
+    home: Path, staged: Path, names: Iterable[str], put: Callable[..., None]
+) -> None:
     for path in (path for name in names for path in _files(home / name)):
         copy = staged / path.relative_to(home)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -181,13 +201,18 @@ def _place(home: Path, staged: Path, names: Iterable[str], put: Callable[..., No
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
-    for folder, _, names in os.walk(path):  # of a folder that goes meanwhile it says nothing
+    for folder, _, names in os.walk(
+        path
+    ):  # of a folder that goes meanwhile it says nothing
         yield from (Path(folder, name) for name in names)
 
 
 def _dump(database: Path, copy: Path) -> None:
     try:
-        with closing(sqlite3.connect(database)) as source, closing(sqlite3.connect(copy)) as made:
+        with (
+            closing(sqlite3.connect(database)) as source,
+            closing(sqlite3.connect(copy)) as made,
+        ):
             source.backup(made)
     except sqlite3.Error as exc:
         raise StackError(f"{database}: {exc}") from exc
@@ -209,7 +234,9 @@ def _copy(file: Path, copy: Path) -> None:
 
 def _postgres(settings: Settings, program: str, *options: str) -> None:
     """Run pg_dump or pg_restore on the settings' database; no password is in its arguments."""
-    known: Any = conninfo_to_dict(f"postgresql://{str(settings.database_url).partition('://')[2]}")
+    known: Any = conninfo_to_dict(
+        f"postgresql://{str(settings.database_url).partition('://')[2]}"
+    )
     secret = {"PGPASSWORD": known.pop("password", os.environ.get("PGPASSWORD", ""))}
     command = [program, f"--dbname={make_conninfo(**known)}", "--no-owner", *options]
     done = subprocess.run(
@@ -225,7 +252,9 @@ def _described(folder: Path) -> dict[str, tuple[int, str]]:
         with path.open("rb") as file:
             digest = file_digest(file, "sha256").hexdigest()
         found[path.relative_to(folder).as_posix()] = path.stat().st_size, digest
-    return {name: known for name, known in found.items() if name not in {MANIFEST, SEAL}}
+    return {
+        name: known for name, known in found.items() if name not in {MANIFEST, SEAL}
+    }
 
 
 def _seal(text: str) -> str:

@@ -24,7 +24,9 @@ HINDERING = {
     "PROMETHEUS_MULTIPROC_DIR",  # Feast, once imported, names a folder that goes with its process
     "PROMETHEUS_MULTIPROCESS_DIR",
 }
-SIMPLE = "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+SIMPLE = (
+    "airflow.api_fastapi.auth.managers.simple.simple_auth_manager.SimpleAuthManager"
+)
 AIRFLOW = {
     "CORE__LOAD_EXAMPLES": "False",
     "CORE__EXECUTOR": "LocalExecutor",
@@ -55,30 +57,40 @@ OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT")
 def child_environment(settings: Settings) -> dict[str, str]:
     """Return what any process or shell needs to work with this stack; no secrets of ours."""
     home = settings.home
-    inherited = {name: value for name, value in os.environ.items() if name.startswith("GYRE_")}
+    inherited = {
+        name: value for name, value in os.environ.items() if name.startswith("GYRE_")
+    }
     inherited.pop(MARK, None)
     # Not of a temporary installation: GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and their like.
     unset = {f"GYRE_{name.upper()}" for name in SHARED if not getattr(settings, name)}
-    inherited = {name: v for name, v in inherited.items() if name.split("__")[0] not in unset}
+    inherited = {
+        name: v for name, v in inherited.items() if name.split("__")[0] not in unset
+    }
     if settings.project != CLONE:
         inherited["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
-    ports = {f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port")) for name in PORTS}
-    return inherited | {
-        "GYRE_HOME": str(home),
-        "GYRE_SECRETS_DIR": str(settings.secrets_dir),
-        **ports,
-        "GYRE_SERVING_WORKERS": str(settings.serving_workers),
-        "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
-        "MLFLOW_TRACKING_URI": settings.mlflow_address,
-        "AIRFLOW_HOME": str(home / "airflow"),
-        "MPLCONFIGDIR": str(home / "matplotlib"),
-        "MPLBACKEND": "agg",
-        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-        "HOME": os.environ.get("HOME") or str(home),
-        **UNREPORTED,
-        "GIT_PYTHON_REFRESH": "quiet",
-        "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
+    ports = {
+        f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port"))
+        for name in PORTS
     }
+    return (
+        inherited
+        | {
+            "GYRE_HOME": str(home),
+            "GYRE_SECRETS_DIR": str(settings.secrets_dir),
+            **ports,
+            "GYRE_SERVING_WORKERS": str(settings.serving_workers),
+            "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
+            "MLFLOW_TRACKING_URI": settings.mlflow_address,
+            "AIRFLOW_HOME": str(home / "airflow"),
+            "MPLCONFIGDIR": str(home / "matplotlib"),
+            "MPLBACKEND": "agg",
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
+            "HOME": os.environ.get("HOME") or str(home),
+            **UNREPORTED,
+            "GIT_PYTHON_REFRESH": "quiet",
+            "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
+        }
+    )
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
@@ -108,7 +120,8 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
         "API__BASE_URL": settings.link("airflow"),
         "API__SECRET_KEY": key["api"],
         "API_AUTH__JWT_SECRET": key["jwt"],
-        "DATABASE__SQL_ALCHEMY_CONN": shared or f"sqlite:///{folder / 'airflow.db'}?timeout=30",
+        "DATABASE__SQL_ALCHEMY_CONN": shared
+        or f"sqlite:///{folder / 'airflow.db'}?timeout=30",
     }
     if shared:
         options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
@@ -124,7 +137,9 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
 def load_secrets(settings: Settings) -> dict[str, str]:
     """Return the stack's secrets; a StackError says that it was never started."""
     given = {name: settings.secrets_dir / f"airflow_{name}" for name in SECRETS}
-    if os.access(settings.secrets_dir, os.X_OK) and all(map(Path.exists, given.values())):
+    if os.access(settings.secrets_dir, os.X_OK) and all(
+        map(Path.exists, given.values())
+    ):
         return {name: file.read_text().strip() for name, file in given.items()}
     try:
         return dict[str, str](json.loads(_secrets(settings).read_text()))

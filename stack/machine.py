@@ -84,8 +84,13 @@ def database_problems(settings: Settings) -> list[str]:
 
 def bucket_problems(settings: Settings) -> list[str]:
     """Say of each setting that names a bucket why nothing can be written there."""
-    urls = {"GYRE_DATA_URL": settings.data_url, "GYRE_ARTIFACTS_URL": settings.artifacts_url}
-    buckets = {name: url for name, url in urls.items() if url and url.startswith("s3://")}
+    urls = {
+        "GYRE_DATA_URL": settings.data_url,
+        "GYRE_ARTIFACTS_URL": settings.artifacts_url,
+    }
+    buckets = {
+        name: url for name, url in urls.items() if url and url.startswith("s3://")
+    }
     found = {name: bucket_problem(url) for name, url in buckets.items()}
     return [f"{name} {problem}" for name, problem in found.items() if problem]
 
@@ -102,7 +107,9 @@ def port_problems(settings: Settings) -> list[str]:
             both = f"{variable} and {variables[port]} are both {port}"
             lines.append(f"{both}: give one another port")
         elif not _is_free(host, 0):
-            lines.append(f"{host} is no address of this machine: {name} cannot listen on it")
+            lines.append(
+                f"{host} is no address of this machine: {name} cannot listen on it"
+            )
         elif holder := _stranger(host, port, settings.home):
             remedy = f"stop it, or set {variable} to a free port"
             lines.append(f"port {port} ({name}) is taken by process {holder}: {remedy}")
@@ -121,9 +128,15 @@ def _stranger(host: str, port: int, home: Path) -> str:
     """Return who but the stack of `home` holds the port; an empty text if nobody."""
     if _is_free(host, port):
         return ""
-    listening = [c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN]
-    pids = {each.pid for each in listening if each.laddr.port == port}  # None: another user's
+    listening = [
+        c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
+    ]
+    pids = {
+        each.pid for each in listening if each.laddr.port == port
+    }  # None: another user's
     ours = members(home)
-    holders = [process for process in psutil.process_iter(["name"]) if process.pid in pids]
+    holders = [
+        process for process in psutil.process_iter(["name"]) if process.pid in pids
+    ]
     strangers = [f"{p.pid} ({p.info['name']})" for p in holders if p not in ours]
     return ", ".join(strangers) or ("" if holders else "unknown")

@@ -75,7 +75,9 @@ def render(settings: Settings, programs: list[Program]) -> str:
     text = f"; project: {settings.project}\n"
     text += HEAD.format(pid=_escaped(_pid_file(settings)), logs=logs, socket=socket)
     for program in programs:
-        pairs = [_quoted(name, value) for name, value in sorted(program.environment.items())]
+        pairs = [
+            _quoted(name, value) for name, value in sorted(program.environment.items())
+        ]
         command, environment = _escaped(shlex.join(program.command)), ",".join(pairs)
         text += SECTION.format(
             name=program.name, command=command, environment=environment, logs=logs
@@ -88,7 +90,9 @@ def _escaped(value: object) -> str:
 
 
 def _quoted(name: str, value: str) -> str:
-    if any(bad in value for bad in ('"', " ;", " #", "\n")):  # the file's format has no way
+    if any(
+        bad in value for bad in ('"', " ;", " #", "\n")
+    ):  # the file's format has no way
         bad = "a quote, a line break, ' ;' or ' #' cannot be passed on"
         raise StackError(f"{name}: {bad}: {value!r}")
     return f'{name}="{_escaped(value)}"'
@@ -114,14 +118,20 @@ def start(settings: Settings, text: str) -> None:
     file.write_text(text)
     environment = process_environment(settings) | {MARK: str(settings.home)}
     command = [sys.executable, "-m", "supervisor.supervisord", "-c", str(file)]
-    with (settings.home / "logs" / "supervisord.out").open("w") as out:  # it detaches itself
+    with (settings.home / "logs" / "supervisord.out").open(
+        "w"
+    ) as out:  # it detaches itself
         done = subprocess.run(
             command, env=environment, cwd=CLONE, stdout=out, stderr=out, check=False
         )
     until = time.monotonic() + SUPERVISOR_SECONDS
-    while done.returncode or not _pid_file(settings).exists() or states(settings) is None:
+    while (
+        done.returncode or not _pid_file(settings).exists() or states(settings) is None
+    ):
         if done.returncode or time.monotonic() > until:
-            raise StackError(f"supervisord did not start:\n{last_lines(settings, 'supervisord')}")
+            raise StackError(
+                f"supervisord did not start:\n{last_lines(settings, 'supervisord')}"
+            )
         time.sleep(0.1)
 
 
@@ -197,7 +207,9 @@ def wait_ready(
     """
     began = time.monotonic()
     next_notice = began + notice
-    startups = {program.name: Startup(_log_file(settings, program.name)) for program in programs}
+    startups = {
+        program.name: Startup(_log_file(settings, program.name)) for program in programs
+    }
     waiting = list(programs)
     while waiting:
         rows = states(settings) or {}
@@ -220,7 +232,9 @@ def wait_ready(
         waiting = [program for program in waiting if program.name in problems]
         if waiting and time.monotonic() >= next_notice:
             next_notice += notice
-            reasons = "; ".join(f"{name} ({problem})" for name, problem in problems.items())
+            reasons = "; ".join(
+                f"{name} ({problem})" for name, problem in problems.items()
+            )
             say(f"  waiting for {reasons}, {time.monotonic() - began:.0f} s")
         time.sleep(0.25)
 
@@ -256,7 +270,12 @@ def _log_file(settings: Settings, name: str) -> Path:
 def last_lines(settings: Settings, name: str) -> str:
     """Return the end of a process's log; supervisord's `.out` is from before it detached."""
     paths = [settings.home / "logs" / f"{name}.{suffix}" for suffix in ("log", "out")]
-    lines = [x for p in paths if p.exists() for x in p.read_text(errors="replace").splitlines()]
+    lines = [
+        x
+        for p in paths
+        if p.exists()
+        for x in p.read_text(errors="replace").splitlines()
+    ]
     return "\n".join(f"    {line}" for line in lines[-20:])
 
 
@@ -269,7 +288,11 @@ def end_stack(settings: Settings) -> list[str]:
     end(members(settings.home), 3.0)
     file.unlink(missing_ok=True)
     left = members(settings.home)
-    return [f"{process.pid} {title(process)[:90]}" for process in found if process not in left]
+    return [
+        f"{process.pid} {title(process)[:90]}"
+        for process in found
+        if process not in left
+    ]
 
 
 def end(processes: list[psutil.Process], patience: float) -> None:
@@ -290,7 +313,9 @@ def members(home: Path) -> list[psutil.Process]:
     Their `info` has `name` and `cmdline`.
     """
     above = [psutil.Process(), *psutil.Process().parents()]
-    found = psutil.process_iter(["name", "cmdline", "environ"])  # None: gone, or somebody else's
+    found = psutil.process_iter(
+        ["name", "cmdline", "environ"]
+    )  # None: gone, or somebody else's
     ours = [p for p in found if (p.info["environ"] or {}).get(MARK) == str(home)]
     return [process for process in ours if process not in above]
 

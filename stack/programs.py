@@ -61,10 +61,17 @@ def own_programs(settings: Settings) -> list[Program]:
     shows = partial(answers, f"{settings.console_address}/health/live")
     console = [sys.executable, "-m", "monitoring.console"]
     return [
-        Program("mlflow", server.command(settings), alive, server.environment(settings)),
+        Program(
+            "mlflow", server.command(settings), alive, server.environment(settings)
+        ),
         *airflow_programs(settings),
         # Named here, so that `gyre up` sees a change.
-        Program("serving", [sys.executable, "-m", "serving"], serves, _given(settings, SERVING)),
+        Program(
+            "serving",
+            [sys.executable, "-m", "serving"],
+            serves,
+            _given(settings, SERVING),
+        ),
         Program("consumer", ["gyre", "consume"], partial(consumer_problem, settings)),
         Program("console", console, shows, _given(settings, CONSOLE)),
     ]
@@ -73,23 +80,37 @@ def own_programs(settings: Settings) -> list[Program]:
 def _given(settings: Settings, names: Sequence[str]) -> dict[str, str]:
     """Return these settings as variables, but for those that are not set."""
     values = {f"GYRE_{name.upper()}": getattr(settings, name) for name in names}
-    return {name: str(value) for name, value in values.items() if value not in {None, False}}
+    return {
+        name: str(value) for name, value in values.items() if value not in {None, False}
+    }
 
 
 def redis(settings: Settings) -> Program:
     """Return this environment's redis-server, or the system's: the first in the PATH we give."""
-    command = ["redis-server", "--bind", LOOPBACK, "--port", str(settings.redis_port), "--dir"]
+    command = [
+        "redis-server",
+        "--bind",
+        LOOPBACK,
+        "--port",
+        str(settings.redis_port),
+        "--dir",
+    ]
     command += [str(settings.home / "redis"), "--save", ""]
     # What serving acknowledged: a kill loses none of it, a power cut at most the last second.
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
-    command += ["--set-proc-title", "no"]  # it would overwrite the environment that `down` reads
+    command += [
+        "--set-proc-title",
+        "no",
+    ]  # it would overwrite the environment that `down` reads
     return Program("redis", command, partial(redis_problem, settings))
 
 
 def airflow_programs(settings: Settings) -> list[Program]:
     health = partial(answers, f"{settings.airflow_address}/api/v2/monitor/health")
     return [
-        Program(name, command, partial(health, component), airflow_environment(settings))
+        Program(
+            name, command, partial(health, component), airflow_environment(settings)
+        )
         for name, component, command in (
             ("airflow-api", "metadatabase", ["airflow", "api-server"]),
             ("scheduler", "scheduler", [sys.executable, "-m", "stack.scheduler"]),
@@ -123,17 +144,25 @@ def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
     is_up = states(settings) is not None and file.read_text() == text
     try:
         if is_up:
-            changed = max(path.stat().st_mtime for path in (MODELS, *MODELS.glob("*.toml")))
+            changed = max(
+                path.stat().st_mtime for path in (MODELS, *MODELS.glob("*.toml"))
+            )
             for name in restart(settings, READERS, changed):
                 say(f"  {name}: started again")
         else:
-            for line in end_stack(settings):  # of a killed supervisor, or with other settings
+            for line in end_stack(
+                settings
+            ):  # of a killed supervisor, or with other settings
                 say(f"  ended left-over {line}")
             _migrate(settings, say)
             start(settings, text)
-        wait_ready(settings, [program for program in wanted if program.name in STORES], say)
+        wait_ready(
+            settings, [program for program in wanted if program.name in STORES], say
+        )
         _publish(settings, say)
-        wait_ready(settings, [program for program in wanted if program.name not in STORES], say)
+        wait_ready(
+            settings, [program for program in wanted if program.name not in STORES], say
+        )
     except BaseException:  # also Ctrl-C: nothing half-started stays
         if not is_up:
             end_stack(settings)

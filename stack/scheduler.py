@@ -11,7 +11,10 @@ from stack.processes import end, members, title
 
 def end_leftover_workers(home: Path) -> None:
     workers = ("airflow worker --", "airflow task")
-    end([process for process in members(home) if title(process).startswith(workers)], 3.0)
+    end(
+        [process for process in members(home) if title(process).startswith(workers)],
+        3.0,
+    )
 
 
 if __name__ == "__main__":

@@ -75,7 +75,9 @@ class GroupScheduling(LoadScopeScheduling):
         return group(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> GroupScheduling:
+def pytest_xdist_make_scheduler(
+    config: pytest.Config, log: Producer
+) -> GroupScheduling:
     return GroupScheduling(config, log)
 
 
@@ -111,19 +113,27 @@ def wait_until(
     """
     until = time.monotonic() + seconds
     while not ready():
-        assert process is None or process.poll() is None, f"{what}: its process has ended"
+        assert process is None or process.poll() is None, (
+            f"{what}: its process has ended"
+        )
         assert time.monotonic() < until, f"{what}: not within {seconds} s"
         time.sleep(0.1)
 
 
 @contextmanager
-def running(command: list[str], log: Path, **extra: str) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    command: list[str], log: Path, **extra: str
+) -> Iterator[subprocess.Popen[bytes]]:
     """A server that ends with the block, and with this process, however that ends."""
     # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
-    own = {k: v for k, v in (os.environ | extra).items() if not k.startswith("PROMETHEUS_")}
+    own = {
+        k: v for k, v in (os.environ | extra).items() if not k.startswith("PROMETHEUS_")
+    }
     command = ["setpriv", "--pdeathsig", "KILL", *command]
     with log.open("ab") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=output, cwd=PROJECT, env=own)
+        process = subprocess.Popen(
+            command, stdout=output, stderr=output, cwd=PROJECT, env=own
+        )
     try:
         yield process
     finally:

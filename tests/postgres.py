@@ -16,7 +16,11 @@ from tests.conftest import unused_port, wait_until
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-PLACES = ("/usr/lib/postgresql/*/bin/initdb", "/usr/local/bin/initdb", "/usr/bin/initdb")
+PLACES = (
+    "/usr/lib/postgresql/*/bin/initdb",
+    "/usr/local/bin/initdb",
+    "/usr/bin/initdb",
+)
 
 
 class Postgres:
@@ -27,14 +31,30 @@ class Postgres:
         self.as_user: list[str] = []
         if os.geteuid() == 0:
             shutil.chown(folder, "postgres", "postgres")
-            self.as_user = ["setpriv", "--reuid=postgres", "--regid=postgres", "--clear-groups"]
+            self.as_user = [
+                "setpriv",
+                "--reuid=postgres",
+                "--regid=postgres",
+                "--clear-groups",
+            ]
         self.data = ["-D", str(folder / "data")]
-        self.options = ["-p", str(port), "-k", str(folder), "-F", "-c", "log_statement=all"]
+        self.options = [
+            "-p",
+            str(port),
+            "-k",
+            str(folder),
+            "-F",
+            "-c",
+            "log_statement=all",
+        ]
         self.address = f"postgres://gyre@127.0.0.1:{port}/postgres"
         made = ["-U", "gyre", "-A", "trust", "-E", "UTF8"]
         # Its errors are shown, as a full disk is one.
         subprocess.run(
-            [*self._command("initdb"), *made], check=True, stdout=subprocess.DEVNULL, cwd="/"
+            [*self._command("initdb"), *made],
+            check=True,
+            stdout=subprocess.DEVNULL,
+            cwd="/",
         )
 
     def start(self) -> None:
@@ -82,6 +102,9 @@ def programs() -> Path:
     if not found():
         apt = [] if os.geteuid() == 0 else ["sudo"]
         here = os.environ | {"DEBIAN_FRONTEND": "noninteractive"}
-        for command in (["update"], ["install", "-y", "--no-install-recommends", "postgresql"]):
+        for command in (
+            ["update"],
+            ["install", "-y", "--no-install-recommends", "postgresql"],
+        ):
             subprocess.run([*apt, "apt-get", "-q", *command], check=True, env=here)
     return found()[0].resolve().parent

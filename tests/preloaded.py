@@ -123,7 +123,9 @@ def start(folder: Path, run: int) -> None:
     )
     with server.stdout as output:
         if output.readline() != b"ready\n":
-            raise ChildProcessError("the server of the preloaded commands did not start")
+            raise ChildProcessError(
+                "the server of the preloaded commands did not start"
+            )
     server.returncode = 0  # it ends after this process, which need not wait for it
     for name in NAMES:
         program = folder / name
@@ -159,7 +161,9 @@ def take_over(client: socket.socket) -> list[str]:
     """Fork once more: this process waits for the end, the other becomes the command."""
     header, files, _, _ = socket.recv_fds(client, 8, 3)
     with client.makefile("rb") as stream:
-        arguments, folder, environment = json.loads(stream.read(int.from_bytes(header, "big")))
+        arguments, folder, environment = json.loads(
+            stream.read(int.from_bytes(header, "big"))
+        )
     command = os.fork()
     if command:
         report_end(client, command)
@@ -170,7 +174,9 @@ def take_over(client: socket.socket) -> list[str]:
     os.chdir(folder)
     os.environ.clear()
     os.environ.update(environment)
-    sys.path[:0] = [path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path]
+    sys.path[:0] = [
+        path for path in environment.get("PYTHONPATH", "").split(os.pathsep) if path
+    ]
     return arguments
 
 
@@ -228,7 +234,9 @@ if __name__ == "__main__":
     for library in LIBRARIES:
         import_module(library)
     gc.enable()
-    inspect.getmodule(sys._getframe())  # remembers the file of each; pydantic asks at each import
+    inspect.getmodule(
+        sys._getframe()
+    )  # remembers the file of each; pydantic asks at each import
     gc.freeze()
     code = exit_code(*serve(sys.argv[1], end))
     threading._shutdown()  # ends pools of threads, and waits for threads, as the interpreter does

@@ -32,7 +32,9 @@ def variables(port: int) -> dict[str, str]:
 
 
 @contextmanager
-def s3_server(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[subprocess.Popen[bytes]]:
+def s3_server(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[subprocess.Popen[bytes]]:
     """Have a bucket `gyre`, which this process and those that it starts reach."""
     port = unused_port()
     for name, value in variables(port).items():

@@ -58,7 +58,9 @@ def scores(settings: Settings) -> Table:
     return Table(settings, "scores", SCORES)
 
 
-def score_population(settings: Settings, spec: ModelSpec, as_of: datetime) -> BatchReport:
+def score_population(
+    settings: Settings, spec: ModelSpec, as_of: datetime
+) -> BatchReport:
     """Score every member of the population at `as_of`, with features as they were then.
 
     The version's own features and threshold count, whatever the spec says by now.
@@ -77,12 +79,16 @@ def score_population(settings: Settings, spec: ModelSpec, as_of: datetime) -> Ba
     columns: dict[str, Any] = {
         "model": [spec.name] * count,
         "day": [f"{as_of:%Y-%m-%d}"] * count,
-        "entity": [entity_text(key) for key in frame.select([*own.entity_key]).to_pylist()],
+        "entity": [
+            entity_text(key) for key in frame.select([*own.entity_key]).to_pylist()
+        ],
         "version": [version] * count,
         "as_of": [as_of] * count,
         "probability": unknown if scored.task == "regression" else answers.top,
         "prediction": predictions.astype(float),
-        "probabilities": answers.scores.tolist() if scored.task == "multiclass" else unknown,
+        "probabilities": answers.scores.tolist()
+        if scored.task == "multiclass"
+        else unknown,
         # As serving logs them: JSON has no nan.
         "features": [
             to_json(row, inf_nan_mode="null").decode()

@@ -27,7 +27,13 @@ class TrainReport:
 
 
 def train(
-    settings: Settings, spec: ModelSpec, as_of: datetime, *, reason: str, who: str, **origin: Any
+    settings: Settings,
+    spec: ModelSpec,
+    as_of: datetime,
+    *,
+    reason: str,
+    who: str,
+    **origin: Any,
 ) -> TrainReport:
     """Run the whole chain in this process. reason, who, origin: as `open_run` takes them.
 

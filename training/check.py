@@ -40,14 +40,19 @@ SAMPLE = 10_000
 """Rows of the source, about: all rows of every n-th entity."""
 
 
-def check(settings: Settings, spec: ModelSpec, as_of: datetime) -> tuple[list[str], str]:
+def check(
+    settings: Settings, spec: ModelSpec, as_of: datetime
+) -> tuple[list[str], str]:
     """Return all findings, and one line on whether rows of the source were looked at."""
     file = f"{spec.name}.toml"
     findings = [*estimator_problems(spec)]
     try:
         dataset = load_dataset(spec.dataset)
     except Exception as exc:  # noqa: BLE001  (whatever the module raises)
-        return [*findings, _placed(f"{file}: dataset", in_one_line(exc))], "rows: not checked"
+        return [
+            *findings,
+            _placed(f"{file}: dataset", in_one_line(exc)),
+        ], "rows: not checked"
     module = f"feature_repo/datasets/{dataset.name}.py"
     checks = {
         f"{module}: label {spec.label}": _label(spec, dataset),
@@ -61,7 +66,9 @@ def check(settings: Settings, spec: ModelSpec, as_of: datetime) -> tuple[list[st
         for view in defined(each.name, "FeatureView"):
             if view.name in each.views:
                 checks[f"{file}: view {view.name}"] = _view(each, view)
-    of_files = [line for where, lines in checks.items() for line in _findings(where, lines)]
+    of_files = [
+        line for where, lines in checks.items() for line in _findings(where, lines)
+    ]
     if of_files:
         return findings + of_files, "rows: not checked before the files fit together"
     try:
@@ -111,7 +118,11 @@ def _suite(dataset: Dataset) -> Iterator[str]:
     rules = [] if problems else suite_rules(dataset)
     for number, rule in enumerate(rules, 1):
         arguments = rule.get("kwargs", {})
-        names = {arguments[key] for key in ("column", "column_A", "column_B") if key in arguments}
+        names = {
+            arguments[key]
+            for key in ("column", "column_A", "column_B")
+            if key in arguments
+        }
         names |= {*arguments.get("column_list", ()), *arguments.get("column_set", ())}
         for name in sorted(names):
             yield from _columns(dataset, {f"rule {number}: {rule['type']}": name})
@@ -119,7 +130,10 @@ def _suite(dataset: Dataset) -> Iterator[str]:
 
 def _view(dataset: Dataset, view: Any) -> Iterator[str]:
     fields = (*view.entity_columns, *view.features)
-    times = view.batch_source.timestamp_field, view.batch_source.created_timestamp_column
+    times = (
+        view.batch_source.timestamp_field,
+        view.batch_source.created_timestamp_column,
+    )
     declared = {name: None for name in times if name}
     declared |= {field.name: TYPES.get(str(field.dtype)) for field in fields}
     yield from _given(dataset.views[view.name](_raw(dataset)), declared)
@@ -127,11 +141,19 @@ def _view(dataset: Dataset, view: Any) -> Iterator[str]:
 
 def _label(spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
     if spec.label in dataset.labels:  # else `mismatches` says it
-        snapshots = ibis.table({"event_timestamp": "timestamp('UTC')"}, name="snapshots")
-        given = [_raw(dataset)] if spec.snapshots.rows == "label" else [_raw(dataset), snapshots]
+        snapshots = ibis.table(
+            {"event_timestamp": "timestamp('UTC')"}, name="snapshots"
+        )
+        given = (
+            [_raw(dataset)]
+            if spec.snapshots.rows == "label"
+            else [_raw(dataset), snapshots]
+        )
         rows = dataset.labels[spec.label].expression(*given)
         label = "class" if spec.classes else "double"
-        yield from _given(rows, spec.entity_key | {"event_timestamp": None, "label": label})
+        yield from _given(
+            rows, spec.entity_key | {"event_timestamp": None, "label": label}
+        )
 
 
 def _raw(dataset: Dataset) -> ir.Table:
@@ -174,7 +196,9 @@ def _service(settings: Settings, spec: ModelSpec, dataset: Dataset) -> Iterator[
         yield from mismatches(spec, dataset, service)
 
 
-def _rows(settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime) -> Iterator[str]:
+def _rows(
+    settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
+) -> Iterator[str]:
     """Rows hold schema and suite, and a training can learn from what is made of them."""
     share, known = 1, pa.array([])
 
@@ -183,7 +207,9 @@ def _rows(settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
         if of is dataset:
             share = 1 + rows.num_rows // SAMPLE
             known = pc.unique(rows[of.entity]).sort()[::share]
-        same = of.entity == dataset.entity  # of another entity all: rows name any of them
+        same = (
+            of.entity == dataset.entity
+        )  # of another entity all: rows name any of them
         return rows.filter(pc.is_in(rows[of.entity], known)) if same else rows
 
     with whole_history(settings, spec, as_of, sample) as (beside, until):
@@ -198,7 +224,9 @@ def _rows(settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
         yield from problems or _trials(spec, frame, at(frame, planned.train))
         lacking = without_label(beside, spec, planned, test).num_rows
         reason = dataset.labels[spec.label].unlabelled
-        coverage(spec, lacking, test.num_rows + lacking, reason)  # raises what is one more finding
+        coverage(
+            spec, lacking, test.num_rows + lacking, reason
+        )  # raises what is one more finding
 
 
 def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
@@ -212,6 +240,8 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
             yield f"{where}: {exc}"
             continue
         rows, types = features(spec, frame), spec.inputs
-        proof = prove(model, served, rows, spec.seed, features=types, threshold=spec.threshold)
+        proof = prove(
+            model, served, rows, spec.seed, features=types, threshold=spec.threshold
+        )
         for found in proof.reasons[:1]:
             yield f"{where}: {each.name}: what is served scores otherwise: {found}; {REMEDY}"

@@ -34,7 +34,9 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     """Build the frame that the run needs from what its tags name, and store it with its plan."""
     tracking, source = Tracking(settings), load_dataset(spec.dataset)
     tags = tracking.run(run_id).tags
-    as_of, until = (datetime.fromisoformat(tags[name]) for name in ("as_of", PLANNED_TAG))
+    as_of, until = (
+        datetime.fromisoformat(tags[name]) for name in ("as_of", PLANNED_TAG)
+    )
     version = table_versions(tags)[spec.dataset]
     planned = plan_run(settings, spec, source, until, version)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
@@ -53,7 +55,9 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         pq.write_table(frame, folder / FRAME)
         pq.write_table(unlabelled, folder / UNLABELLED)
         tracking.log_artifact(run_id, folder / UNLABELLED, DATA_FOLDER)
-        tracking.log_dataset(run_id, folder / FRAME, name=spec.label, digest=digest, target="label")
+        tracking.log_dataset(
+            run_id, folder / FRAME, name=spec.label, digest=digest, target="label"
+        )
     params = {
         "train_snapshots": dates(planned.train),
         "test_snapshot": dates(planned.test),
@@ -61,10 +65,14 @@ def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         "test_rows": test.num_rows,
         "test_members": members,
     }
-    tracking.log(run_id, tags={"frame_sha256": digest, "unlabelled": text}, params=params)
+    tracking.log(
+        run_id, tags={"frame_sha256": digest, "unlabelled": text}, params=params
+    )
 
 
-def without_label(settings: Settings, spec: ModelSpec, planned: Plan, test: pa.Table) -> pa.Table:
+def without_label(
+    settings: Settings, spec: ModelSpec, planned: Plan, test: pa.Table
+) -> pa.Table:
     """Members of the population with no row in the frame `test`.
 
     None where the rows that the label gives are the population: its own, and where nothing else
@@ -79,7 +87,9 @@ def without_label(settings: Settings, spec: ModelSpec, planned: Plan, test: pa.T
         return none
     members, key = pa.concat_tables(parts), ["event_timestamp", *spec.entity_key]
     others = members.join(test.select(key), key, join_type="left anti")
-    return others.sort_by([(name, "ascending") for name in key]).select(members.column_names)
+    return others.sort_by([(name, "ascending") for name in key]).select(
+        members.column_names
+    )
 
 
 def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None) -> str:
@@ -114,12 +124,16 @@ def unlearnable(
             lines.append(f"every label of the {rows.num_rows} {name} rows is the same")
     labels = train["label"].unique().to_pylist()
     if absent := [name for at, name in enumerate(spec.classes) if at not in labels]:
-        lines.append(f"no label of the {train.num_rows} training rows is {', '.join(absent)}")
+        lines.append(
+            f"no label of the {train.num_rows} training rows is {', '.join(absent)}"
+        )
     both = pa.concat_tables([train, test], promote_options="permissive")
     lines += _label_problems(spec, both["label"])
     for feature, kind in spec.features.items():
         if not _differ(train[feature]):
-            lines.append(f"{feature} has no two values in the {train.num_rows} training rows")
+            lines.append(
+                f"{feature} has no two values in the {train.num_rows} training rows"
+            )
         if INPUTS[kind] == "int64" and (nulls := both[feature].null_count):
             cast = f'derived={{"{feature}": _.{feature}.cast("float64")}}'
             lines.append(
@@ -127,7 +141,9 @@ def unlearnable(
                 f"in the spec and in its view (of Windows: {cast}), fill it in the view, or label "
                 "no row before its entity's first"
             )
-        if INPUTS[kind] == "double" and (infinite := pc.sum(pc.is_inf(both[feature])).as_py()):
+        if INPUTS[kind] == "double" and (
+            infinite := pc.sum(pc.is_inf(both[feature])).as_py()
+        ):
             lines.append(f"{feature} is infinite in {infinite} rows")
     return lines
 
@@ -136,7 +152,9 @@ def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
     """Say which labels are no value of the task."""
     lines = []
     if labels.null_count:
-        lines.append(f"label {spec.label} is null in {labels.null_count} rows: leave these out")
+        lines.append(
+            f"label {spec.label} is null in {labels.null_count} rows: leave these out"
+        )
     expected = "0 or 1"
     is_value = pc.is_in(labels, pa.array([0, 1], labels.type))
     if spec.task == "regression":
@@ -144,7 +162,9 @@ def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
         is_value = pc.less_equal(pc.abs(labels), FLOAT32)
     wrong_labels = labels.filter(pc.invert(is_value)).drop_null()
     if len(wrong_labels) and not spec.classes:
-        lines.append(f"label {spec.label}: expected {expected}, found {wrong_labels[0]}")
+        lines.append(
+            f"label {spec.label}: expected {expected}, found {wrong_labels[0]}"
+        )
     return lines
 
 

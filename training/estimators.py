@@ -21,7 +21,12 @@ from core.user_code import in_one_line, load_object
 PRESET: dict[str, dict[str, Any]] = {
     "random_forest": {"n_jobs": -1},
     "xgboost": {"n_jobs": 1},  # boosting's threads wait for each other on busy cores
-    "lightgbm": {"n_jobs": 1, "verbose": -1, "deterministic": True, "force_row_wise": True},
+    "lightgbm": {
+        "n_jobs": 1,
+        "verbose": -1,
+        "deterministic": True,
+        "force_row_wise": True,
+    },
 }
 """Parameters of a short name that the spec does not give."""
 ANSWERS = {t: "predict" if t == "regression" else "predict_proba" for t in ESTIMATORS}
@@ -47,7 +52,9 @@ def build_pipeline(
         return made
     steps: list[tuple[str, Any]] = [("columns", columns(features))]
     if not type(made).__name__.startswith(SEES_NULLS):
-        steps.append(("imputer", SimpleImputer(strategy="median", keep_empty_features=True)))
+        steps.append(
+            ("imputer", SimpleImputer(strategy="median", keep_empty_features=True))
+        )
     if estimator_type in LINEAR:
         steps.append(("scaler", StandardScaler()))
     return Pipeline([*steps, ("estimator", made)])
@@ -58,10 +65,14 @@ def columns(features: Mapping[str, InputType]) -> ColumnTransformer:
     parts: dict[str, Any] = {
         "int64": CastTransformer(dtype=np.float32),
         "double": CastTransformer(dtype=np.float32),
-        "string": OneHotEncoder(handle_unknown="ignore", sparse_output=False, dtype=np.float32),
+        "string": OneHotEncoder(
+            handle_unknown="ignore", sparse_output=False, dtype=np.float32
+        ),
     }
     names = {kind: [n for n, its in features.items() if its == kind] for kind in parts}
-    return ColumnTransformer([(kind, parts[kind], names[kind]) for kind in parts if names[kind]])
+    return ColumnTransformer(
+        [(kind, parts[kind], names[kind]) for kind in parts if names[kind]]
+    )
 
 
 def make_estimator(
@@ -83,15 +94,21 @@ def make_estimator(
         known = factory().get_params()
         if unknown := sorted(parameters.keys() - known.keys()):
             expected = f"expected parameters out of {', '.join(known)}"
-            raise TypeError(f"{expected}, found {unknown}; others only with type = {path!r}")
+            raise TypeError(
+                f"{expected}, found {unknown}; others only with type = {path!r}"
+            )
     more = {"features": features, "random_state": seed, "seed": seed}
     taken = more.keys() & inspect.signature(factory).parameters.keys()
     given = {name: more[name] for name in taken} | PRESET.get(estimator_type, {})
     made = factory(**{**given, **parameters})
     require(made, "fit", ANSWERS[task])
     if hasattr(made, "get_params"):
-        states = {k: v for k, v in made.get_params().items() if k.endswith("random_state")}
-        made.set_params(**{name: seed for name, state in states.items() if state is None})
+        states = {
+            k: v for k, v in made.get_params().items() if k.endswith("random_state")
+        }
+        made.set_params(
+            **{name: seed for name, state in states.items() if state is None}
+        )
     return made
 
 
@@ -108,17 +125,24 @@ def estimator_problems(spec: ModelSpec) -> Iterator[str]:
         tried = [(f"estimators.{at}", each.parameters)]
         for name, bounds in each.space.items():
             where = f"estimators.{at}.space.{name}"
-            tried += [(where, each.parameters | {name: end}) for end in (bounds.low, bounds.high)]
+            tried += [
+                (where, each.parameters | {name: end})
+                for end in (bounds.low, bounds.high)
+            ]
         for where, parameters in tried:
             try:
-                made = make_estimator(each.type, parameters, spec.inputs, spec.seed, spec.task)
+                made = make_estimator(
+                    each.type, parameters, spec.inputs, spec.seed, spec.task
+                )
                 _check_values(made)
             except Exception as exc:  # noqa: BLE001  (whatever a factory raises)
                 yield f"{spec.name}.toml: {where}: {each.name}: {reason(exc)}"
                 break  # its other bounds would say the same
     if spec.training:
         try:
-            inspect.signature(load_object(spec.training.function)).bind("frame", "folds", {})
+            inspect.signature(load_object(spec.training.function)).bind(
+                "frame", "folds", {}
+            )
         except Exception as exc:  # noqa: BLE001  (whatever its module raises)
             expected = "expected a function of frame, folds, parameters"
             yield f"{spec.name}.toml: training.function: {expected}: {reason(exc)}"
@@ -127,7 +151,9 @@ def estimator_problems(spec: ModelSpec) -> Iterator[str]:
 def _check_values(estimator: Any) -> None:
     """Raise scikit-learn's ValueError for values that it would refuse at fit."""
     # Private: the one public way is to fit. It ends with a public one in scikit-learn.
-    if hasattr(estimator, "_parameter_constraints"):  # only scikit-learn's own have them
+    if hasattr(
+        estimator, "_parameter_constraints"
+    ):  # only scikit-learn's own have them
         estimator._validate_params()  # noqa: SLF001
 
 

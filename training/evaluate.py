@@ -56,7 +56,9 @@ from training.snapshots import dates
 CURVES: dict[str, Callable[..., Any]] = {
     "roc": RocCurveDisplay.from_predictions,
     "precision_recall": PrecisionRecallDisplay.from_predictions,
-    "calibration": partial(CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"),
+    "calibration": partial(
+        CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"
+    ),
 }
 SHOWN_ROWS, EXPLAINED_ROWS = 2000, 200
 COALITIONS = 128
@@ -70,7 +72,9 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     rows = at(frame, plan.test)
     y, inputs = rows["label"].to_numpy(), features(spec, rows)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        contract = ServedModel.model_validate_json((candidate / CONTRACT_FILE).read_bytes())
+        contract = ServedModel.model_validate_json(
+            (candidate / CONTRACT_FILE).read_bytes()
+        )
         model = read_file(candidate, contract, spec.serving.trusted_types)
     threshold, proof = contract.threshold, json.loads(read(tracking, run_id, PROOF))
     challenger = Scored(score(model, spec.inputs, inputs), threshold)
@@ -91,7 +95,9 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     found |= {"contributions": means, "segments": segments, "figures": figures}
     evaluation = replace(evaluation, **found, unproved=unproved)
     tracking.log(run_id, metrics=named(evaluation))
-    tracking.log_json(run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION)
+    tracking.log_json(
+        run_id, EVALUATIONS.dump_python(evaluation, mode="json"), EVALUATION
+    )
     models = {"challenger": challenger}
     models |= {f"version {version} (champion)": champion} if champion else {}
     with TemporaryDirectory() as name:
@@ -133,38 +139,56 @@ def _champion(
         return None, {"unavailable": f"{type(exc).__name__}: {reason}"}
 
 
-def version_scores(settings: Settings, spec: ModelSpec, version: str, rows: pa.Table) -> Scored:
+def version_scores(
+    settings: Settings, spec: ModelSpec, version: str, rows: pa.Table
+) -> Scored:
     """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
 
     NoChampionError: it is of another task or of other entities, or takes other request data.
     """
     registry, trusted = Registry(settings), spec.serving.trusted_types
     contract, model = registry.served(registry.version(spec.name, version), trusted)
-    if (contract.threshold is None, contract.classes) != (spec.threshold is None, spec.classes):
+    if (contract.threshold is None, contract.classes) != (
+        spec.threshold is None,
+        spec.classes,
+    ):
         its = " ".join([spec.task, *spec.classes])
         raise NoChampionError(f"version {version} of {spec.name} is of no {its}")
     if contract.entity_key != spec.entity_key:
         its, ours = (", ".join(key) for key in (contract.entity_key, spec.entity_key))
-        raise NoChampionError(f"version {version} of {spec.name} is of {its}, not of {ours}")
+        raise NoChampionError(
+            f"version {version} of {spec.name} is of {its}, not of {ours}"
+        )
     theirs = as_trained(spec, contract)
     given = theirs.feature_service == spec.feature_service
     if not (given and contract.features.items() <= spec.features.items()):
         data = contract.lookup.request_data
         if not data.keys() <= {*rows.column_names}:
-            raise NoChampionError(f"version {version} of {spec.name} takes request data {[*data]}")
+            raise NoChampionError(
+                f"version {version} of {spec.name} takes request data {[*data]}"
+            )
         labelled = rows.select([*spec.entity_key, "event_timestamp", "label", *data])
         rows = with_features(settings, theirs, labelled)
-    return Scored(score(model, theirs.inputs, features(theirs, rows)), contract.threshold)
+    return Scored(
+        score(model, theirs.inputs, features(theirs, rows)), contract.threshold
+    )
 
 
 def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
     """Return the spec with what `version` reads, and for whom it is defined."""
-    own = {name: getattr(version, name) for name in ("features", "feature_service", "population")}
+    own = {
+        name: getattr(version, name)
+        for name in ("features", "feature_service", "population")
+    }
     return spec.model_copy(update=own | {"audit": {}})
 
 
 def compare(
-    spec: ModelSpec, y: Labels, challenger: Scored, champion: Scored | None, version: str | None
+    spec: ModelSpec,
+    y: Labels,
+    challenger: Scored,
+    champion: Scored | None,
+    version: str | None,
 ) -> Evaluation:
     """Measure all three on the same rows, each model at its own threshold."""
     costs = spec.costs
@@ -187,7 +211,8 @@ def compare(
         champion_version=version,
         champion=theirs,
         differences=differences,
-        figures=calibration(*top_class(y, challenger)) | (policy_costs(y, costs) if costs else {}),
+        figures=calibration(*top_class(y, challenger))
+        | (policy_costs(y, costs) if costs else {}),
     )
 
 
@@ -228,7 +253,9 @@ def draw(
             for model, scored in models.items():
                 axes.plot(*bins(y, scored.scores)[1:], "s-", label=model)
             axes.axline((0, 0), slope=1, linestyle=":", color="black", label="as said")
-            axes.set(xlabel="mean prediction of each tenth of the rows", ylabel="mean label")
+            axes.set(
+                xlabel="mean prediction of each tenth of the rows", ylabel="mean label"
+            )
             axes.legend()
     else:
         for name in ["calibration"] if spec.classes else [*CURVES]:
@@ -237,7 +264,9 @@ def draw(
                     CURVES[name](*top_class(y, scored), name=model, ax=axes)
         with axes_of("confusion_matrix") as axes:
             names = spec.classes or (0, 1)
-            matrix = partial(ConfusionMatrixDisplay.from_predictions, display_labels=names)
+            matrix = partial(
+                ConfusionMatrixDisplay.from_predictions, display_labels=names
+            )
             matrix(y, answers, labels=range(len(names)), colorbar=False, ax=axes)
     with axes_of("feature_importance") as axes:
         beeswarm(axes, *explained)
@@ -249,10 +278,14 @@ def beeswarm(axes: Axes, rows: pd.DataFrame, moved: pd.DataFrame) -> None:
     names = [*moved.abs().mean().sort_values().index]
     for place, name in enumerate(names):
         bins = pd.Series(np.digitize(moved[name], edges))
-        nth = bins.groupby(bins).cumcount() + 1  # of the dots that would lie on each other
+        nth = (
+            bins.groupby(bins).cumcount() + 1
+        )  # of the dots that would lie on each other
         heights = place + (nth // 2) * (-1) ** nth * 0.8 / max(20, nth.max())
         ranks = rows[name].rank(pct=True)
-        dots = axes.scatter(moved[name], heights, s=5, c=ranks, cmap="coolwarm", vmin=0, vmax=1)
+        dots = axes.scatter(
+            moved[name], heights, s=5, c=ranks, cmap="coolwarm", vmin=0, vmax=1
+        )
     axes.set_yticks(range(len(names)), names)
     axes.set(xlabel="contribution to the score")
     axes.figure.colorbar(dots, ticks=[], label="value of the feature, from low to high")

@@ -28,7 +28,11 @@ from training.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
-LABELS = {"classification": pa.int64(), "regression": pa.float64(), "multiclass": pa.int64()}
+LABELS = {
+    "classification": pa.int64(),
+    "regression": pa.float64(),
+    "multiclass": pa.int64(),
+}
 
 
 def build_frame(
@@ -54,7 +58,9 @@ def build_frame(
     inside = in_population(spec, frame)
     if outside := frame.num_rows - inside.num_rows:
         share = f"{outside} of {frame.num_rows} labels"
-        log.warning("%s: %s of entities outside [population] are left out", spec.name, share)
+        log.warning(
+            "%s: %s of entities outside [population] are left out", spec.name, share
+        )
     return inside
 
 
@@ -62,14 +68,18 @@ def labelled_rows(
     spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> pa.Table:
     """Join keys, event_timestamp, label, and whatever else the label's expression gives."""
-    moments = sorted({moment for each in snapshots for moment in (each.start, each.last)})
+    moments = sorted(
+        {moment for each in snapshots for moment in (each.start, each.last)}
+    )
     key = [*spec.entity_key, "event_timestamp"]
     own_rows = spec.snapshots.rows == "label"
     label_rows = labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
     rows = typed(spec, at(label_rows, snapshots))
     keys = rows.select(key).to_pandas()
     if (again := keys[keys.duplicated()]).size:
-        found = f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"
+        found = (
+            f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"
+        )
         raise TrainingError(f"label {spec.label}: expected one row for each {found}")
     return rows
 
@@ -94,11 +104,15 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
     service = PublishedService(settings, spec.feature_service)
     if fields := service.request_data:
         needs = f"its features need {', '.join(fields)} of a request"
-        raise NoRequestError(f"{spec.name}: {needs}: only requests are scored, no population")
+        raise NoRequestError(
+            f"{spec.name}: {needs}: only requests are scored, no population"
+        )
     keys, joins = spec.entity_key.keys(), service.join_keys
     if not (views := {name: key for name, key in joins.items() if keys <= {*key}}):
         why = f"no view of {spec.feature_service} has all of {', '.join(keys)}"
-        raise NoRequestError(f"{spec.name}: {why}: only requests are scored, no population")
+        raise NoRequestError(
+            f"{spec.name}: {why}: only requests are scored, no population"
+        )
     known = entities(settings, views, spec.entity_key, moment)
     if known:
         rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
@@ -136,14 +150,18 @@ def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
     place = labelled.schema.get_field_index("label")
     try:
         if spec.classes:
-            known = pa.array(spec.classes if text else range(len(spec.classes)), found.type)
+            known = pa.array(
+                spec.classes if text else range(len(spec.classes)), found.type
+            )
             found = _positions(spec, found, known)
         return labelled.set_column(place, "label", found.cast(wanted))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
         raise TrainingError(f"{said}: {exc}") from exc
 
 
-def _positions(spec: ModelSpec, found: pa.ChunkedArray, known: pa.Array) -> pa.ChunkedArray:
+def _positions(
+    spec: ModelSpec, found: pa.ChunkedArray, known: pa.Array
+) -> pa.ChunkedArray:
     others = found.filter(pc.invert(pc.is_in(found, known))).drop_null()
     if len(others):
         names = f"{', '.join(spec.classes)} (classes in {spec.name}.toml)"
@@ -173,14 +191,18 @@ def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa
         found = "no such column" if place < 0 else labelled[name].type
         if found != wanted:
             said = f"expected {wanted} of {spec.feature_service} or {spec.label}'s rows"
-            raise TrainingError(f"{spec.name}.toml: audit.{name}: {said}, found {found}")
+            raise TrainingError(
+                f"{spec.name}.toml: audit.{name}: {said}, found {found}"
+            )
         labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
     entities = labelled.to_pandas()
     entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
     return canonical(spec, service.historical(entities), fields)
 
 
-def canonical(spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]) -> pa.Table:
+def canonical(
+    spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]
+) -> pa.Table:
     """Columns, types and order of a frame; audit columns as text, missing strings filled.
 
     fields: its request data.
@@ -210,7 +232,9 @@ def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
 
 def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
     """The model's input: the spec's features in order, of the types of `inputs`."""
-    columns = {name: frame[name].cast(ARROW[kind]) for name, kind in spec.inputs.items()}
+    columns = {
+        name: frame[name].cast(ARROW[kind]) for name, kind in spec.inputs.items()
+    }
     rows: pd.DataFrame = pa.table(columns).to_pandas()
     return rows
 

@@ -11,7 +11,13 @@ from pydantic import TypeAdapter
 from core.errors import TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.training_spec import LOWER_IS_BETTER, AgainstChampion, BetterThanTrivial, Gate, Limit
+from core.training_spec import (
+    LOWER_IS_BETTER,
+    AgainstChampion,
+    BetterThanTrivial,
+    Gate,
+    Limit,
+)
 from feature_repo.definition import table_versions
 from mlflow_server.pages import CARD
 from mlflow_server.tracking import Run, Tracking
@@ -81,8 +87,12 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, run_id)
     outcomes = decide(spec.gates, evaluation)
-    refused = "; ".join(f"{o.metric} {o.rule}: {o.text}" for o in outcomes if not o.passed)
-    tracking.log_json(run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES)
+    refused = "; ".join(
+        f"{o.metric} {o.rule}: {o.text}" for o in outcomes if not o.passed
+    )
+    tracking.log_json(
+        run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES
+    )
     tracking.log(run_id, tags={"gate": f"refused: {refused}" if refused else "passed"})
     with fetched(tracking, run_id, PLOTS) as plots:
         card = model_card(spec, tracking.run(run_id), evaluation, outcomes, plots)
@@ -111,24 +121,41 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
         outcomes.append(Outcome(gate.rule, gate.metric, passed, text))
     unproved = evaluation.unproved
     text = f"not as what was fitted: {unproved}" if unproved else "as what was fitted"
-    return (*outcomes, Outcome("onnx_proof", "onnx", not unproved, f"what is served scores {text}"))
+    return (
+        *outcomes,
+        Outcome("onnx_proof", "onnx", not unproved, f"what is served scores {text}"),
+    )
 
 
 def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
     ours = (evaluation.figures | evaluation.challenger)[gate.metric]
     passed = ours >= gate.value if gate.rule == "at_least" else ours <= gate.value
-    return passed, f"{gate.metric} is {ours:.4g}, allowed is {gate.rule} {gate.value:.4g}"
+    return (
+        passed,
+        f"{gate.metric} is {ours:.4g}, allowed is {gate.rule} {gate.value:.4g}",
+    )
 
 
-def _better_than_trivial(gate: BetterThanTrivial, evaluation: Evaluation) -> tuple[bool, str]:
+def _better_than_trivial(
+    gate: BetterThanTrivial, evaluation: Evaluation
+) -> tuple[bool, str]:
     ours, trivial = evaluation.challenger[gate.metric], evaluation.trivial[gate.metric]
     better = ours < trivial if gate.metric in LOWER_IS_BETTER else ours > trivial
-    whose = "acting on nobody or everybody" if gate.metric == "cost" else "the best constant"
+    whose = (
+        "acting on nobody or everybody"
+        if gate.metric == "cost"
+        else "the best constant"
+    )
     verdict = "better" if better else "not better"
-    return better, f"{gate.metric} {ours:.4f} is {verdict} than {trivial:.4f} of {whose}"
+    return (
+        better,
+        f"{gate.metric} {ours:.4f} is {verdict} than {trivial:.4f} of {whose}",
+    )
 
 
-def _against_champion(gate: AgainstChampion, evaluation: Evaluation) -> tuple[bool, str]:
+def _against_champion(
+    gate: AgainstChampion, evaluation: Evaluation
+) -> tuple[bool, str]:
     if evaluation.no_champion:
         return True, f"no champion to compare with: {evaluation.no_champion}"
     if evaluation.champion_version is None:
@@ -139,7 +166,10 @@ def _against_champion(gate: AgainstChampion, evaluation: Evaluation) -> tuple[bo
     difference = evaluation.differences[gate.metric]
     # Signed so that positive means the challenger is worse.
     sign = 1 if gate.metric in LOWER_IS_BETTER else -1
-    worse, worst = sign * difference.value, max(sign * difference.low, sign * difference.high)
+    worse, worst = (
+        sign * difference.value,
+        max(sign * difference.low, sign * difference.high),
+    )
     margin = gate.margin_percent / 100 * abs(evaluation.champion[gate.metric])
     if gate.rule == "better_than_champion":
         passed, limit = worse < 0 and -worse >= margin, f"asked is {margin:.4f} better"
@@ -152,7 +182,11 @@ def _against_champion(gate: AgainstChampion, evaluation: Evaluation) -> tuple[bo
 
 
 def model_card(
-    spec: ModelSpec, run: Run, evaluation: Evaluation, outcomes: Sequence[Outcome], plots: Path
+    spec: ModelSpec,
+    run: Run,
+    evaluation: Evaluation,
+    outcomes: Sequence[Outcome],
+    plots: Path,
 ) -> str:
     """HTML of the run's model; `plots` is the folder of the run's figures."""
     return PAGE.render(
@@ -160,7 +194,9 @@ def model_card(
         run=run,
         evaluation=evaluation,
         outcomes=outcomes,
-        pictures={file.stem: b64encode(file.read_bytes()).decode() for file in plots.iterdir()},
+        pictures={
+            file.stem: b64encode(file.read_bytes()).decode() for file in plots.iterdir()
+        },
         lower_is_better=LOWER_IS_BETTER,
         lineage=lineage(run),
         tables=table_versions(run.tags),

@@ -45,10 +45,14 @@ OF_RUN = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
 def lineage(run: Run) -> dict[str, str]:
     """What a run and its version were made of, by tag."""
     tags = sorted(run.tags.items())
-    return {name: value for name, value in tags if value and not name.startswith(OF_RUN)}
+    return {
+        name: value for name, value in tags if value and not name.startswith(OF_RUN)
+    }
 
 
-def run_tags(spec: ModelSpec, newest: datetime, definitions: Mapping[str, str]) -> dict[str, str]:
+def run_tags(
+    spec: ModelSpec, newest: datetime, definitions: Mapping[str, str]
+) -> dict[str, str]:
     """Say what a run learns from and with what; runs that would learn the same share FINGERPRINT.
 
     newest: the test snapshot. definitions: of the feature service, by name.
@@ -97,8 +101,14 @@ def code_hash(spec: ModelSpec) -> str:
 def table_tags(table: Table, version: int, dataset: Dataset) -> dict[str, str]:
     """Name the raw table, its version and the rows of that version, in whichever files they lie."""
     name = f"{TABLE_TAG}{dataset.name}"
-    rows = table.read(version).sort_by([(column, "ascending") for column in dataset.key])
-    return {name: str(version), f"{name}.id": table.identity, f"{name}.sha256": content_hash(rows)}
+    rows = table.read(version).sort_by(
+        [(column, "ascending") for column in dataset.key]
+    )
+    return {
+        name: str(version),
+        f"{name}.id": table.identity,
+        f"{name}.sha256": content_hash(rows),
+    }
 
 
 def _sha256(text: str) -> str:
@@ -107,8 +117,12 @@ def _sha256(text: str) -> str:
 
 def _hash(paths: Iterable[Path]) -> str:
     digest = hashlib.sha256()
-    roots = ((PROJECT if path.is_relative_to(PROJECT) else CLONE, path) for path in paths)
-    for name, path in sorted((path.relative_to(root).as_posix(), path) for root, path in roots):
+    roots = (
+        (PROJECT if path.is_relative_to(PROJECT) else CLONE, path) for path in paths
+    )
+    for name, path in sorted(
+        (path.relative_to(root).as_posix(), path) for root, path in roots
+    ):
         digest.update(name.encode() + b"\0" + path.read_bytes())
     return digest.hexdigest()
 
@@ -116,7 +130,9 @@ def _hash(paths: Iterable[Path]) -> str:
 def _git(folder: Path, *arguments: str) -> str | None:
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=10)
+        done = subprocess.run(
+            command, capture_output=True, text=True, check=True, timeout=10
+        )
     except (OSError, subprocess.SubprocessError):
         return None  # installed without its history
     return done.stdout.strip()

@@ -98,7 +98,10 @@ def one_hot(y: Labels, classes: int) -> Scores:
     return np.eye(classes)[y.astype(np.int64)]
 
 
-LOSSES: dict[str, Callable[[Labels, Scores], float]] = {"log_loss": log_loss, "rmse": rmse}
+LOSSES: dict[str, Callable[[Labels, Scores], float]] = {
+    "log_loss": log_loss,
+    "rmse": rmse,
+}
 """By the name that a spec's task has for its loss."""
 
 
@@ -133,7 +136,9 @@ def best_constant(y: Labels, model: Scored, costs: Costs | None) -> dict[str, fl
     """
     truth = y if model.task != "multiclass" else one_hot(y, model.scores.shape[1])
     constant = np.broadcast_to(truth.mean(axis=0), truth.shape)
-    metrics = all_metrics(y, Scored(constant, None if model.threshold is None else 0.5), costs)
+    metrics = all_metrics(
+        y, Scored(constant, None if model.threshold is None else 0.5), costs
+    )
     if model.task == "regression":
         metrics["mae"] = float(np.mean(np.abs(y - np.median(y))))
     elif costs:
@@ -162,11 +167,15 @@ def resampled(
     parts: dict[str, list[dict[str, Scores]]] = {name: [] for name in models}
     for done in range(0, RESAMPLES, at_once):
         drawn = random.integers(0, count, (min(at_once, RESAMPLES - done), count))
-        weights = np.stack([np.bincount(rows, minlength=count) for rows in drawn]).astype(float)
+        weights = np.stack(
+            [np.bincount(rows, minlength=count) for rows in drawn]
+        ).astype(float)
         for name, model in models.items():
             parts[name].append(_weighted(y, model, costs, weights))
     return {
-        name: {metric: np.concatenate([part[metric] for part in own]) for metric in own[0]}
+        name: {
+            metric: np.concatenate([part[metric] for part in own]) for metric in own[0]
+        }
         for name, own in parts.items()
     }
 
@@ -179,7 +188,9 @@ def interval(value: float, samples: Scores) -> Interval:
     return Interval(value, float(low), float(high))
 
 
-def _weighted(y: Labels, model: Scored, costs: Costs | None, weights: Scores) -> dict[str, Scores]:
+def _weighted(
+    y: Labels, model: Scored, costs: Costs | None, weights: Scores
+) -> dict[str, Scores]:
     """Metric → float [B], the rows counted as often as each line of weights [B, N] says.
 
     scikit-learn's and SciPy's functions take 12 to 16 s for a metric's interval.
@@ -209,11 +220,19 @@ def _of_classes(
     """AUC by trapezoids (ties count half); average precision: the sum of precision over the steps
     in recall. Precision, recall and F1 are 0 where undefined.
     """
-    p, rows, answers = model.scores, weights.sum(axis=1), predict(model.scores, model.threshold)
-    tn, fp, fn, tp = (weights @ ((y == a) & (answers == b)) for a in (0, 1) for b in (0, 1))
+    p, rows, answers = (
+        model.scores,
+        weights.sum(axis=1),
+        predict(model.scores, model.threshold),
+    )
+    tn, fp, fn, tp = (
+        weights @ ((y == a) & (answers == b)) for a in (0, 1) for b in (0, 1)
+    )
     order = np.argsort(-p, kind="stable")
     ends = np.append(np.diff(p[order]) != 0, True)  # ties are one step
-    counted = (np.cumsum(weights[:, order] * of[order], axis=1)[:, ends] for of in (y, 1 - y))
+    counted = (
+        np.cumsum(weights[:, order] * of[order], axis=1)[:, ends] for of in (y, 1 - y)
+    )
     hits, misses = (np.pad(each, ((0, 0), (1, 0))) for each in counted)  # from 0
     with np.errstate(invalid="ignore", divide="ignore"):
         precisions = np.nan_to_num(hits / (hits + misses))
@@ -221,7 +240,8 @@ def _of_classes(
             "log_loss": weights @ losses(y, model) / rows,
             "brier": weights @ (p - y) ** 2 / rows,
             "auc": np.trapezoid(hits, misses, axis=1) / (hits[:, -1] * misses[:, -1]),
-            "average_precision": np.sum(np.diff(hits) * precisions[:, 1:], axis=1) / hits[:, -1],
+            "average_precision": np.sum(np.diff(hits) * precisions[:, 1:], axis=1)
+            / hits[:, -1],
             "accuracy": (tn + tp) / rows,
             "precision": np.nan_to_num(tp / (tp + fp)),
             "recall": np.nan_to_num(tp / (tp + fn)),
@@ -238,7 +258,9 @@ def _of_many_classes(y: Labels, model: Scored, weights: Scores) -> dict[str, Sco
     """
     p, rows = model.scores, weights.sum(axis=1)
     truth, answers = (one_hot(each, p.shape[1]) for each in (y, predict(p, None)))
-    hits, actual, predicted = (weights @ cells for cells in (truth * answers, truth, answers))
+    hits, actual, predicted = (
+        weights @ cells for cells in (truth * answers, truth, answers)
+    )
     classes = np.sum(actual + predicted > 0, axis=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return {
@@ -270,7 +292,9 @@ def by_segment(
         own = model.of(rows)
         selected = float(predict(own.scores, own.threshold).mean())
         metrics = all_metrics(y[rows], own, costs)
-        segments.append(Segment(value, int(rows.sum()), float(y[rows].mean()), selected, metrics))
+        segments.append(
+            Segment(value, int(rows.sum()), float(y[rows].mean()), selected, metrics)
+        )
     return tuple(segments)
 
 
@@ -291,7 +315,9 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
             "false_alarms": cells["fp"] / (cells["fp"] + cells["tn"]),
         }
     )
-    gaps = (shares.max() - shares.min()).fillna(0.0)  # a share of no rows does not count
+    gaps = (shares.max() - shares.min()).fillna(
+        0.0
+    )  # a share of no rows does not count
     return {
         "demographic_parity_difference": float(gaps["parity"]),
         "equal_opportunity_difference": float(gaps["opportunity"]),

@@ -20,7 +20,11 @@ import pandas as pd
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 from skl2onnx import convert_sklearn, update_registered_converter
-from skl2onnx.common.data_types import DoubleTensorType, Int64TensorType, StringTensorType
+from skl2onnx.common.data_types import (
+    DoubleTensorType,
+    Int64TensorType,
+    StringTensorType,
+)
 from skl2onnx.common.shape_calculator import (
     calculate_linear_classifier_output_shapes,
     calculate_linear_regressor_output_shapes,
@@ -48,9 +52,7 @@ BOOSTING = {
     "lightgbm": ("LightGbm", "convert_lightgbm", "LGBMClassifier", "LGBMRegressor"),
 }
 """Library → module and function of onnxmltools' converter; the library's two classes."""
-REMEDY = (
-    "what converts exactly, and what [serving] format = 'native' does: docs/how-to/own-model.md"
-)
+REMEDY = "what converts exactly, and what [serving] format = 'native' does: docs/how-to/own-model.md"
 TIMED_ROWS, PERMUTED_ROWS, MOVED_ROWS, NULL_ROWS = 1000, 50_000, 20_000, 500
 MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
 LARGEST_DIFFERENCE = 1e-5
@@ -81,7 +83,9 @@ def exported(model: Any, spec: ModelSpec) -> ModelFile:
     return ModelFile.native(model, spec.serving.trusted_types, classes)
 
 
-def export(model: Any, features: Mapping[str, InputType], classes: int = 0) -> onnx.ModelProto:
+def export(
+    model: Any, features: Mapping[str, InputType], classes: int = 0
+) -> onnx.ModelProto:
     """Convert what was fitted: one rank-1 input per feature, one output `score` [N] float32.
 
     The same pipeline gives the same bytes in every process. A model's own `to_onnx()` returns one
@@ -119,7 +123,9 @@ def _converted(model: Any, features: Mapping[str, InputType]) -> onnx.ModelProto
             _register(library)
     exact = _with_float32_thresholds(model)
     steps = [step for _, step in getattr(exact, "steps", ())]
-    scalers = [step for step in steps if isinstance(step, StandardScaler)]  # of a float32 matrix
+    scalers = [
+        step for step in steps if isinstance(step, StandardScaler)
+    ]  # of a float32 matrix
     options: dict[Any, Any] = {id(scaler): {"div": "div"} for scaler in scalers}
     if hasattr(model, "predict_proba"):
         options[type(_last(exact))] = {"zipmap": False}
@@ -128,7 +134,11 @@ def _converted(model: Any, features: Mapping[str, InputType]) -> onnx.ModelProto
         # skl2onnx hands numpy's integers to protobuf, which will refuse them from 7 on.
         warnings.simplefilter("ignore", DeprecationWarning)
         return convert_sklearn(
-            exact, name="gyre", initial_types=inputs, target_opset=OPSETS, options=options
+            exact,
+            name="gyre",
+            initial_types=inputs,
+            target_opset=OPSETS,
+            options=options,
         )
 
 
@@ -139,7 +149,9 @@ def _last(model: Any) -> Any:
 def _register(library: str) -> None:
     """Tell skl2onnx of onnxmltools' converter for the library's classifier and regressor."""
     module, function, *names = BOOSTING[library]
-    converters = import_module(f"onnxmltools.convert.{library}.operator_converters.{module}")
+    converters = import_module(
+        f"onnxmltools.convert.{library}.operator_converters.{module}"
+    )
     convert = getattr(converters, function)
     if library == "lightgbm":
         convert = partial(_with_rounded_thresholds, convert)
@@ -150,20 +162,31 @@ def _register(library: str) -> None:
     )
     for name, (shape, options) in zip(names, shapes, strict=True):
         kind = getattr(sys.modules[library], name)
-        update_registered_converter(kind, f"Gyre{name}", shape, convert, options=options)
+        update_registered_converter(
+            kind, f"Gyre{name}", shape, convert, options=options
+        )
 
 
-def _with_rounded_thresholds(convert: Any, scope: Any, operator: Any, container: Any) -> None:
+def _with_rounded_thresholds(
+    convert: Any, scope: Any, operator: Any, container: Any
+) -> None:
     """Convert a LightGBM model whose thresholds are rounded down to float32."""
     model = operator.raw_operator
     text = re.sub(r"(?m)^tree_sizes=.*\n", "", model.booster_.model_to_string())
 
     def rounded(line: re.Match[str]) -> str:
-        return " ".join(map(str, _rounded_down(np.array(line[0].split(), float)).tolist()))
+        return " ".join(
+            map(str, _rounded_down(np.array(line[0].split(), float)).tolist())
+        )
 
     text = re.sub(r"(?m)(?<=^threshold=).+$", rounded, text)
-    more = {"boosting_type": model.boosting_type, "classes_": getattr(model, "classes_", None)}
-    operator.raw_operator = SimpleNamespace(booster_=type(model.booster_)(model_str=text), **more)
+    more = {
+        "boosting_type": model.boosting_type,
+        "classes_": getattr(model, "classes_", None),
+    }
+    operator.raw_operator = SimpleNamespace(
+        booster_=type(model.booster_)(model_str=text), **more
+    )
     convert(scope, operator, container)
 
 
@@ -182,7 +205,9 @@ def _with_float32_thresholds(model: Any) -> Any:
 
 def _rounded_down(exact: NDArray[np.float64]) -> NDArray[np.float32]:
     nearest = exact.astype(np.float32)
-    return np.where(nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest)
+    return np.where(
+        nearest > exact, np.nextafter(nearest, np.float32(-np.inf)), nearest
+    )
 
 
 def _with_columns(
@@ -201,9 +226,14 @@ def _with_columns(
     # Of probabilities the second column, of numbers the only one: the last.
     output = model.graph.output[-1].name
     constants: dict[str, Any] = {"/shape": [-1, 1]}
-    if len(model.graph.output) > 1:  # label and probabilities; ten shares of 0.1 are 1.0000001
+    if (
+        len(model.graph.output) > 1
+    ):  # label and probabilities; ten shares of 0.1 are 1.0000001
         nodes.append(helper.make_node("Clip", [output, "/low", "/high"], ["/clipped"]))
-        output, constants = "/clipped", constants | {"/low": np.float32(0), "/high": np.float32(1)}
+        output, constants = (
+            "/clipped",
+            constants | {"/low": np.float32(0), "/high": np.float32(1)},
+        )
     if classes:
         shape = ["N", classes]
         nodes.append(helper.make_node("Identity", [output], [SCORE]))
@@ -213,15 +243,23 @@ def _with_columns(
     graph = helper.make_graph(
         nodes,
         "gyre",
-        [helper.make_tensor_value_info(n, TYPES[kind][1], ["N"]) for n, kind in features.items()],
+        [
+            helper.make_tensor_value_info(n, TYPES[kind][1], ["N"])
+            for n, kind in features.items()
+        ],
         [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, shape)],
         [
             *model.graph.initializer,
-            *(numpy_helper.from_array(np.asarray(value), n) for n, value in constants.items()),
+            *(
+                numpy_helper.from_array(np.asarray(value), n)
+                for n, value in constants.items()
+            ),
         ],
     )
     # The operators asked for: skl2onnx names the oldest that its own nodes need.
-    opsets = [helper.make_opsetid(domain, version) for domain, version in OPSETS.items()]
+    opsets = [
+        helper.make_opsetid(domain, version) for domain, version in OPSETS.items()
+    ]
     served = helper.make_model(graph, opset_imports=opsets, ir_version=model.ir_version)
     onnx.checker.check_model(served)
     return served
@@ -248,11 +286,15 @@ def score(
     model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
 ) -> NDArray[np.float64]:
     """What a served model with one column per input says: float64 [N], of many classes [N, K]."""
-    scores: NDArray[np.float64] = open_session(model).run([SCORE], columns(inputs, rows))[0]
+    scores: NDArray[np.float64] = open_session(model).run(
+        [SCORE], columns(inputs, rows)
+    )[0]
     return scores.astype(np.float64)
 
 
-def latency_p99_ms(model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame) -> float:
+def latency_p99_ms(
+    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
+) -> float:
     """Time of one row in one thread, as serving has it: 99th percentile of up to 1,000 rows."""
     session, feed, took = open_session(model), columns(inputs, rows), []
     for row in range(min(len(rows), TIMED_ROWS)):
@@ -268,11 +310,15 @@ def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
         return model
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(model.content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(
+        model.content, options, providers=["CPUExecutionProvider"]
+    )
 
 
 def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
-    return {name: rows[name].to_numpy(dtype=TYPES[kind][2]) for name, kind in inputs.items()}
+    return {
+        name: rows[name].to_numpy(dtype=TYPES[kind][2]) for name, kind in inputs.items()
+    }
 
 
 def prove(
@@ -293,7 +339,10 @@ def prove(
     largest, flips, unit, reasons, numbers = 0.0, 0, 1.0, [], threshold is None
     try:
         for kind, probe in _probes(frame[list(features)], features, seed):
-            expected, served = pipeline_scores(pipeline, probe), score(model, features, probe)
+            expected, served = (
+                pipeline_scores(pipeline, probe),
+                score(model, features, probe),
+            )
             numbers = threshold is None and expected.ndim == 1
             if numbers and kind == "real":
                 unit = float(np.abs(expected).mean()) or 1.0
@@ -301,9 +350,13 @@ def prove(
             gap = float(np.nan_to_num(gaps, nan=1.0).max())  # NaN is as wrong as can be
             flipped, also = 0, ""
             if not numbers:
-                flipped = int(np.sum(predict(served, threshold) != predict(expected, threshold)))
+                flipped = int(
+                    np.sum(predict(served, threshold) != predict(expected, threshold))
+                )
                 also = f", {flipped} flips"
-            if gap > LARGEST_DIFFERENCE or flipped > LARGEST_SHARE_OF_FLIPS * len(probe):
+            if gap > LARGEST_DIFFERENCE or flipped > LARGEST_SHARE_OF_FLIPS * len(
+                probe
+            ):
                 reasons.append(f"{kind}: largest difference {gap:.3g}{also}")
             rows[kind], largest, flips = len(probe), max(largest, gap), flips + flipped
     except Exception as exc:  # noqa: BLE001  (whatever an engine says is a reason not to trust it)
@@ -318,9 +371,13 @@ def _probes(
     """Yield (kind, rows): real, permuted, null, and one step beside the real ones."""
     yield "real", frame
     random = np.random.default_rng(seed)
-    permuted = {name: random.choice(frame[name].to_numpy(), PERMUTED_ROWS) for name in features}
+    permuted = {
+        name: random.choice(frame[name].to_numpy(), PERMUTED_ROWS) for name in features
+    }
     yield "permuted", pd.DataFrame(permuted)
-    missing = {name: MISSING[kind] for name, kind in features.items() if kind in MISSING}
+    missing = {
+        name: MISSING[kind] for name, kind in features.items() if kind in MISSING
+    }
     if missing:
         some = frame.sample(NULL_ROWS, replace=True, random_state=seed)
         one_each = [some.assign(**{name: value}) for name, value in missing.items()]
@@ -335,5 +392,7 @@ def _neighbour(column: "pd.Series[Any]", step: int) -> Any:
     if column.dtype == np.int64:
         return column + step
     if column.dtype == np.float64:
-        return np.nextafter(column.astype(np.float32), np.float32(step * np.inf)).astype(float)
+        return np.nextafter(
+            column.astype(np.float32), np.float32(step * np.inf)
+        ).astype(float)
     return column

@@ -41,7 +41,9 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     tracking = Tracking(settings)
     run = tracking.run(run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        served = ServedModel.model_validate_json((candidate / CONTRACT_FILE).read_bytes())
+        served = ServedModel.model_validate_json(
+            (candidate / CONTRACT_FILE).read_bytes()
+        )
         model = read_file(candidate, served, spec.serving.trusted_types)
         (candidate / served.file).unlink()  # what stays goes with the version as it is
         version = register_version(
@@ -60,7 +62,10 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
 
 
 def _requirements(model: ModelFile) -> list[str]:
-    wanted = {"mlflow", *(("onnxruntime",) if model.loader == "mlflow.onnx" else NATIVE)}
+    wanted = {
+        "mlflow",
+        *(("onnxruntime",) if model.loader == "mlflow.onnx" else NATIVE),
+    }
     here = {each.name: each.version for each in distributions() if each.name in wanted}
     return [f"{name}=={version}" for name, version in here.items()]
 
@@ -79,7 +84,13 @@ def _description(run: Run) -> str:
 
 
 def promote(
-    settings: Settings, spec: ModelSpec, run_id: str, version: str, *, who: str, reason: str
+    settings: Settings,
+    spec: ModelSpec,
+    run_id: str,
+    version: str,
+    *,
+    who: str,
+    reason: str,
 ) -> str:
     """Put the version into production in place of the champion it was compared with.
 
@@ -89,7 +100,9 @@ def promote(
     """
     tracking, registry = Tracking(settings), Registry(settings)
     with closing(Ledger(settings)) as ledger:
-        rows = reconcile(registry, ledger, spec.name)  # finishes what a killed try began
+        rows = reconcile(
+            registry, ledger, spec.name
+        )  # finishes what a killed try began
         outcome = _settled(rows, tracking.run(run_id), version)
         if outcome is None:
             champion = load_evaluation(tracking, run_id).champion_version
@@ -102,7 +115,9 @@ def promote(
                     )
                 where = {"role": SHADOW}
             where |= {"who": who, "why": reason, "evidence": f"runs:/{run_id}"}
-            outcome = _promoted(put_into_role(registry, ledger, spec.name, version, **where))
+            outcome = _promoted(
+                put_into_role(registry, ledger, spec.name, version, **where)
+            )
     tracking.end(run_id, outcome)
     return outcome
 
@@ -111,7 +126,9 @@ def _begins_rollout(spec: ModelSpec, champion: str | None) -> bool:
     return champion is not None and spec.rollout.policy == "canary"
 
 
-def settled(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str | None:
+def settled(
+    settings: Settings, spec: ModelSpec, run_id: str, version: str
+) -> str | None:
     """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
     with closing(Ledger(settings)) as ledger:
         rows = reconcile(Registry(settings), ledger, spec.name)
@@ -146,15 +163,22 @@ def _promoted(row: LedgerRow) -> str:
     return f"version {row.to_version} is in production, {before}"
 
 
-def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> tuple[str, str]:
+def ask(
+    settings: Settings, spec: ModelSpec, run_id: str, version: str
+) -> tuple[str, str]:
     """Leave word in the run that the version waits; return subject and Markdown of the question."""
     tracking = Tracking(settings)
-    champion, tags = load_evaluation(tracking, run_id).champion_version, tracking.run(run_id).tags
+    champion, tags = (
+        load_evaluation(tracking, run_id).champion_version,
+        tracking.run(run_id).tags,
+    )
     tracking.end(run_id, f"version {version} is registered and waits for approval")
     place = f"in place of version {champion}" if champion else "as the first one"
     subject = f"Put version {version} of {spec.name} into production, {place}?"
     if _begins_rollout(spec, champion):
-        subject = f"Begin the rollout of version {version} of {spec.name} beside {champion}?"
+        subject = (
+            f"Begin the rollout of version {version} of {spec.name} beside {champion}?"
+        )
     card = f"{Pages(settings).run(run_id)}/artifacts/{CARD}"
     lines = [
         f"Trained as of {tags['as_of']}; it passed every gate. The reason given:",
@@ -164,7 +188,9 @@ def ask(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> tuple
     return subject, "\n\n".join(lines)
 
 
-def wait_in_shell(settings: Settings, spec: ModelSpec, run_id: str, version: str) -> str:
+def wait_in_shell(
+    settings: Settings, spec: ModelSpec, run_id: str, version: str
+) -> str:
     """Leave word as `ask` does; return one line on how to approve where there is no Airflow."""
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version

@@ -39,7 +39,9 @@ from training.train import train_model, with_usable_folds, write_model
 log = logging.getLogger(__name__)
 SHOWN = 12
 """Characters of a hash in a difference."""
-BY_CHANCE = "nothing it was made of differs: the machine, or an estimator left to chance"
+BY_CHANCE = (
+    "nothing it was made of differs: the machine, or an estimator left to chance"
+)
 
 
 @dataclass(frozen=True)
@@ -66,11 +68,17 @@ class Reproduction:
         if not self.reproduced:
             verdict, why = "not reproduced", "because"
         lines = [f"{self.model} version {self.version}: {verdict}"]
-        lines += [f"  {why}: {name}: {found}" for name, found in self.inputs.items() if found]
+        lines += [
+            f"  {why}: {name}: {found}" for name, found in self.inputs.items() if found
+        ]
         if not self.reproduced and len(lines) == 1:
             lines.append(f"  {why}: {BY_CHANCE}")
-        lines += [f"  {name}: the same" for name, found in self.inputs.items() if not found]
-        lines += [f"  → {name}: {found or 'the same'}" for name, found in self.results.items()]
+        lines += [
+            f"  {name}: the same" for name, found in self.inputs.items() if not found
+        ]
+        lines += [
+            f"  → {name}: {found or 'the same'}" for name, found in self.results.items()
+        ]
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -83,7 +91,10 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     Reproduced: the same answers to the stored evaluation rows, and the same bytes of both served
     files, but of skops, which writes others each time.
     """
-    registered, tracking = Registry(settings).version(model, version), Tracking(settings)
+    registered, tracking = (
+        Registry(settings).version(model, version),
+        Tracking(settings),
+    )
     if day := registered.tags.get(FORGOTTEN_TAG):
         why = f"rows of an entity were forgotten on {day}"
         raise RegistryError(f"version {version} of {model} cannot be reproduced: {why}")
@@ -91,23 +102,35 @@ def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     try:
         spec = ModelSpec.model_validate_json(stored)
     except ValidationError as exc:
-        reason = f"its stored spec is none that this code knows: {exc.errors()[0]['msg']}"
+        reason = (
+            f"its stored spec is none that this code knows: {exc.errors()[0]['msg']}"
+        )
         raise RegistryError(f"version {version} of {model}: {reason}") from exc
     frame, plan = load_frame(tracking, registered.run_id)
     train = at(frame, plan.train)
     inputs = _inputs(settings, registered, spec, stored, content_hash(train))
-    estimator = Estimator.model_validate_json(read(tracking, registered.run_id, ESTIMATOR))
+    estimator = Estimator.model_validate_json(
+        read(tracking, registered.run_id, ESTIMATOR)
+    )
     log.info("%s on %s", estimator.name, dates(plan.train))
-    made, threshold, _ = train_model(spec, estimator, frame, with_usable_folds(frame, plan))
+    made, threshold, _ = train_model(
+        spec, estimator, frame, with_usable_folds(frame, plan)
+    )
     with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
         place = Path(name)
-        write_model(settings, spec, made, train, threshold, registered.tags["as_of"], place)
+        write_model(
+            settings, spec, made, train, threshold, registered.tags["as_of"], place
+        )
         results, gap = _results(settings, registered, spec, at(frame, plan.test), place)
     return Reproduction(model, version, inputs, results, gap)
 
 
 def _results(
-    settings: Settings, registered: Version, spec: ModelSpec, test: pa.Table, place: Path
+    settings: Settings,
+    registered: Version,
+    spec: ModelSpec,
+    test: pa.Table,
+    place: Path,
 ) -> tuple[dict[str, str], float]:
     """Compare scores and files of the model in `place`; return the largest difference, too."""
     trusted = spec.serving.trusted_types
@@ -130,7 +153,11 @@ def _inputs(
     """Compare what the version names with what is here. stored: its spec. frame: the rows' hash."""
     tags, here = registered.tags, code_tags(spec)
     commit = tags.get("git_commit", "unknown")[:SHOWN]
-    unclean = "" if tags.get("git_clean") == "true" else ", with changes that were not committed"
+    unclean = (
+        ""
+        if tags.get("git_clean") == "true"
+        else ", with changes that were not committed"
+    )
     named = {
         f"code (commit {commit}{unclean})": ("code_sha256", here["code_sha256"]),
         "requirements.lock": ("lock_sha256", here["lock_sha256"]),
@@ -140,7 +167,9 @@ def _inputs(
     service = PublishedService(settings, spec.feature_service)
     for name, definition in service.definitions().items():
         named[f"definition of {name}"] = (DEFINITION_TAG + name, definition)
-    inputs = {name: _difference(registered, tag, now) for name, (tag, now) in named.items()}
+    inputs = {
+        name: _difference(registered, tag, now) for name, (tag, now) in named.items()
+    }
     for name, table_version in table_versions(tags).items():
         rows = f"rows of raw table {name}, version {table_version}"
         inputs[rows] = _difference_of_rows(settings, registered, name, table_version)

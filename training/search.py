@@ -34,7 +34,10 @@ def search(
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.seed))
     for estimator in spec.estimators:
-        own = {f"{estimator.name}.{key}": estimator.parameters[key] for key in estimator.space}
+        own = {
+            f"{estimator.name}.{key}": estimator.parameters[key]
+            for key in estimator.space
+        }
         study.enqueue_trial({"estimator": estimator.name, **own})
     losses = {
         run.key: run.metrics[f"fold_{spec.loss}"]
@@ -43,7 +46,9 @@ def search(
     }
     trials: list[tuple[float, Estimator]] = []
     enqueued, end = len(spec.estimators), time.monotonic() + budget.minutes * 60
-    while len(trials) < enqueued or (len(trials) < budget.trials and time.monotonic() < end):
+    while len(trials) < enqueued or (
+        len(trials) < budget.trials and time.monotonic() < end
+    ):
         trial = study.ask()
         estimator = _suggested(trial, spec)
         params = {"estimator": estimator.name, **estimator.parameters}
@@ -53,7 +58,9 @@ def search(
             nested = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
             with tracking.on_record(nested):
                 losses[key] = loss_of(estimator)
-            tracking.log(nested, metrics={f"fold_{spec.loss}": losses[key]}, params=params)
+            tracking.log(
+                nested, metrics={f"fold_{spec.loss}": losses[key]}, params=params
+            )
             tracking.finish(nested, "FINISHED")
         study.tell(trial, losses[key])
         trials.append((losses[key], estimator))
@@ -64,7 +71,9 @@ def search(
 def _suggested(trial: optuna.Trial, spec: ModelSpec) -> Estimator:
     estimators = {estimator.name: estimator for estimator in spec.estimators}
     own = estimators[trial.suggest_categorical("estimator", list(estimators))]
-    tried = {key: _value(trial, f"{own.name}.{key}", each) for key, each in own.space.items()}
+    tried = {
+        key: _value(trial, f"{own.name}.{key}", each) for key, each in own.space.items()
+    }
     return own.model_copy(update={"parameters": own.parameters | tried})
 
 

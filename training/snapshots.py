@@ -48,18 +48,25 @@ class Plan:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Every snapshot the run needs rows of, oldest first."""
-        of_folds = {each for fold in self.folds for each in (*fold.train, *fold.validation)}
+        of_folds = {
+            each for fold in self.folds for each in (*fold.train, *fold.validation)
+        }
         return tuple(sorted({*self.test, *self.train, *of_folds}))
 
 
 def starts(every: Every, after: datetime, until: datetime) -> tuple[datetime, ...]:
     """Days, Mondays or first days of months, 00:00 UTC, in (after, until]."""
-    ends = (after.astimezone(UTC), until.astimezone(UTC))  # one object, or pandas refuses them
+    ends = (
+        after.astimezone(UTC),
+        until.astimezone(UTC),
+    )  # one object, or pandas refuses them
     days = pd.date_range(*ends, freq=FREQUENCIES[every], normalize=True)
     return tuple(day.to_pydatetime() for day in days if day > after)
 
 
-def matured(snapshots: Snapshots, after: datetime, until: datetime) -> tuple[Snapshot, ...]:
+def matured(
+    snapshots: Snapshots, after: datetime, until: datetime
+) -> tuple[Snapshot, ...]:
     """Snapshots that begin after `after`, with their last row at or before `until`."""
     if snapshots.rows == "label":
         edges = starts(snapshots.every, after, until + TICK)
@@ -67,7 +74,9 @@ def matured(snapshots: Snapshots, after: datetime, until: datetime) -> tuple[Sna
     return tuple(Snapshot(at, at) for at in starts(snapshots.every, after, until))
 
 
-def plan(first_event: datetime, as_of: datetime, label: Label, snapshots: Snapshots) -> Plan:
+def plan(
+    first_event: datetime, as_of: datetime, label: Label, snapshots: Snapshots
+) -> Plan:
     """Choose test, training and fold snapshots for a run at `as_of`."""
     size, tests, wait = snapshots.train, snapshots.test, label.horizon + label.lateness
     known = matured(snapshots, first_event, as_of - wait)
@@ -79,7 +88,9 @@ def plan(first_event: datetime, as_of: datetime, label: Label, snapshots: Snapsh
 
     def known_at(later: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
         before = (each for each in known if each < later[0])
-        return tuple(each for each in before if each.last + label.horizon <= later[0].start)
+        return tuple(
+            each for each in before if each.last + label.horizon <= later[0].start
+        )
 
     test = known[-tests:]
     train = known_at(test)
@@ -90,7 +101,9 @@ def plan(first_event: datetime, as_of: datetime, label: Label, snapshots: Snapsh
         )
     ends = range(len(train), 0, -tests)[:FOLDS]
     judged = [train[max(end - tests, 0) : end] for end in reversed(ends)]
-    folds = tuple(Fold(before[-size:], each) for each in judged if (before := known_at(each)))
+    folds = tuple(
+        Fold(before[-size:], each) for each in judged if (before := known_at(each))
+    )
     return Plan(test, train[-size:], folds)
 
 

@@ -56,12 +56,16 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     means = "".join(f"; {name} {loss:.4f}" for name, loss in losses.items())
     log.info("%s by %s%s", chosen.name, how, means)
     params = {"estimator": chosen.name, "chosen_by": how, "seed": spec.seed}
-    params |= {f"{chosen.type}.{key}": value for key, value in chosen.parameters.items()}
+    params |= {
+        f"{chosen.type}.{key}": value for key, value in chosen.parameters.items()
+    }
     model, threshold, figures = train_model(spec, chosen, frame, plan)
     if threshold is not None:
         by_cost = "cost on the newest fold" if plan.folds else "the spec: no folds"
         params["threshold"] = threshold
-        params["threshold_by"] = "its figures, or the spec" if spec.training else by_cost
+        params["threshold_by"] = (
+            "its figures, or the spec" if spec.training else by_cost
+        )
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         train = at(frame, plan.train)
@@ -104,7 +108,9 @@ def train_model(
         require(model, ANSWERS[spec.task])
         figures = {f"training_{name}": float(value) for name, value in figures.items()}
     except Exception as exc:
-        raise TrainingError(f"{spec.name}: [training] {chosen.type}: {reason(exc)}") from exc
+        raise TrainingError(
+            f"{spec.name}: [training] {chosen.type}: {reason(exc)}"
+        ) from exc
     threshold = spec.threshold and figures.get("training_threshold", spec.threshold)
     return model, threshold, figures
 
@@ -132,9 +138,15 @@ def write_model(
         entity_key=spec.entity_key,
         feature_service=spec.feature_service,
         features=spec.features,
-        defaults={name: _default(rows[name], kind) for name, kind in spec.inputs.items()},
-        background=tuple(rows.sample(background, random_state=spec.seed).to_dict("records")),
-        nullable=tuple(n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()),
+        defaults={
+            name: _default(rows[name], kind) for name, kind in spec.inputs.items()
+        },
+        background=tuple(
+            rows.sample(background, random_state=spec.seed).to_dict("records")
+        ),
+        nullable=tuple(
+            n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()
+        ),
         population=spec.population,
         threshold=threshold,
         classes=spec.classes,
@@ -169,7 +181,9 @@ def choose(
 ) -> tuple[Estimator, dict[str, float], str]:
     """Return the estimator to fit, the mean loss of each one's best, and how it was chosen."""
     if own := spec.training:
-        chosen = Estimator(name=own.function, type=own.function, parameters=own.parameters)
+        chosen = Estimator(
+            name=own.function, type=own.function, parameters=own.parameters
+        )
         return chosen, {}, "training code of its own"
     loss_name = spec.loss.replace("_", " ")
     if not plan.folds:
@@ -182,7 +196,9 @@ def choose(
         trials = search(tracking, spec, spec.search, run_id, loss_of)
         how = f"search of {len(trials)} trials on forward folds, {loss_name}"
     else:
-        trials = [(fold_loss(spec, each, frame, plan), each) for each in spec.estimators]
+        trials = [
+            (fold_loss(spec, each, frame, plan), each) for each in spec.estimators
+        ]
         how = f"forward folds, {loss_name}"
     best: dict[str, float] = {}
     for loss, each in trials:
@@ -212,7 +228,9 @@ def cheapest_threshold(y: Labels, p: Scores, costs: Costs, otherwise: float) -> 
     return float(cheapest[np.argmin(np.abs(cheapest - otherwise))])
 
 
-def fold_loss(spec: ModelSpec, estimator: Estimator, frame: pa.Table, plan: Plan) -> float:
+def fold_loss(
+    spec: ModelSpec, estimator: Estimator, frame: pa.Table, plan: Plan
+) -> float:
     """Mean of the task's loss on the validation snapshots of the forward folds."""
     folds = [fold_scores(spec, estimator, frame, fold) for fold in plan.folds]
     return float(np.mean([LOSSES[spec.loss](y, scores) for y, scores in folds]))
@@ -231,13 +249,19 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
     """Fit on the rows of a frame."""
     y = rows["label"].to_numpy()
     if len(np.unique(y)) < 2:  # noqa: PLR2004  (of a fold: the whole frame has been looked at)
-        raise TrainingError(f"{spec.name}: every label of {len(y)} training rows is the same")
+        raise TrainingError(
+            f"{spec.name}: every label of {len(y)} training rows is the same"
+        )
     try:
         pipeline = build_pipeline(
             estimator.type, estimator.parameters, spec.inputs, spec.seed, spec.task
         )
-        with threadpool_limits(1):  # boosting's threads wait for each other on busy cores
+        with threadpool_limits(
+            1
+        ):  # boosting's threads wait for each other on busy cores
             pipeline.fit(features(spec, rows), y)
     except Exception as exc:
-        raise TrainingError(f"{spec.name}: estimator {estimator.name}: {reason(exc)}") from exc
+        raise TrainingError(
+            f"{spec.name}: estimator {estimator.name}: {reason(exc)}"
+        ) from exc
     return pipeline

@@ -57,12 +57,20 @@ def open_run(
     if cause and _answered(others, cause, as_of):
         return None
     _refuse_mismatches(spec, dataset, service)
-    until, tables = planned_until(settings, spec, as_of), _pinned_tables(settings, dataset, service)
+    until, tables = (
+        planned_until(settings, spec, as_of),
+        _pinned_tables(settings, dataset, service),
+    )
     planned = plan_run(settings, spec, dataset, until, tables[0][1])
     tags = run_tags(spec, planned.test[-1].start, service.definitions())
     if not force and _seen(others, tags[FINGERPRINT]):
         return None
-    tags |= {"as_of": as_of.isoformat(), "reason": reason, "who": who, "cause": cause or ""}
+    tags |= {
+        "as_of": as_of.isoformat(),
+        "reason": reason,
+        "who": who,
+        "cause": cause or "",
+    }
     tags[PLANNED_TAG] = until.isoformat()
     for pinned in tables:
         tags |= table_tags(*pinned)
@@ -74,7 +82,9 @@ def open_run(
     return run_id
 
 
-def _refuse_mismatches(spec: ModelSpec, dataset: Dataset, service: PublishedService) -> None:
+def _refuse_mismatches(
+    spec: ModelSpec, dataset: Dataset, service: PublishedService
+) -> None:
     if problems := [*mismatches(spec, dataset, service), *estimator_problems(spec)]:
         raise SettingsError("\n".join(problems))
 
@@ -84,15 +94,25 @@ def _pinned_tables(
 ) -> list[tuple[Table, int, Dataset]]:
     """Return the raw table and its version now of each dataset; the label's comes first."""
     datasets = {dataset.name: dataset} | service.datasets()
-    return [(raw := raw_table(settings, each), raw.version, each) for each in datasets.values()]
+    return [
+        (raw := raw_table(settings, each), raw.version, each)
+        for each in datasets.values()
+    ]
 
 
 def _log_extent(
-    spec: ModelSpec, planned: Plan, as_of: datetime, table: Table, version: int, dataset: Dataset
+    spec: ModelSpec,
+    planned: Plan,
+    as_of: datetime,
+    table: Table,
+    version: int,
+    dataset: Dataset,
 ) -> None:
     with connected() as connection:
         rows = open_raw(table, version, as_of, connection)
-        log.info(extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows)))
+        log.info(
+            extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows))
+        )
 
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
@@ -111,7 +131,11 @@ def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> dat
 
 
 def answered(
-    settings: Settings, spec: ModelSpec, cause: str, decided: Sequence[datetime], as_of: datetime
+    settings: Settings,
+    spec: ModelSpec,
+    cause: str,
+    decided: Sequence[datetime],
+    as_of: datetime,
 ) -> bool:
     """Whether a retraining of `cause` has finished, or is on its way at `as_of`.
 
@@ -119,7 +143,9 @@ def answered(
     """
     runs = Tracking(settings).runs(spec.experiment)
     begun = {run.tags["as_of"] for run in runs if run.tags.get("cause") == cause}
-    coming = (at for at in decided if at.isoformat() not in begun and as_of - at <= LONGEST)
+    coming = (
+        at for at in decided if at.isoformat() not in begun and as_of - at <= LONGEST
+    )
     return any(coming) or _answered(runs, cause, as_of)
 
 
@@ -128,7 +154,9 @@ def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
     tracking = Tracking(settings)
     for run in tracking.runs(spec.experiment):
         if run.key == key and run.status == "RUNNING":
-            tracking.fail(run.run_id, f"a task was ended from outside: see the logs of {key}")
+            tracking.fail(
+                run.run_id, f"a task was ended from outside: see the logs of {key}"
+            )
 
 
 def _seen(runs: Sequence[Run], fingerprint: str) -> bool:
@@ -157,11 +185,18 @@ def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datet
     for each in service.datasets().values():
         arrival = raw_table(settings, each).newest("ingested_at")
         if arrival is None:
-            raise TrainingError(f"{each.name}: no rows yet; run: gyre ingest {each.name}")
+            raise TrainingError(
+                f"{each.name}: no rows yet; run: gyre ingest {each.name}"
+            )
         known = max(arrival, read_record(settings, each.name).watermark or arrival)
         if (end := known + label.horizon + label.lateness) < until:
             until, text = end, f"{each.name} is known up to {known:%Y-%m-%d %H:%M} UTC"
-            log.warning("%s: %s, later snapshots wait: gyre ingest %s", spec.name, text, each.name)
+            log.warning(
+                "%s: %s, later snapshots wait: gyre ingest %s",
+                spec.name,
+                text,
+                each.name,
+            )
     return until
 
 
@@ -169,7 +204,9 @@ def plan_run(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime, version: int
 ) -> Plan:
     """Plan the snapshots that raw version `version` allows at `as_of`."""
-    rows = raw_table(settings, dataset).read(version, [dataset.event_time], _known(as_of))
+    rows = raw_table(settings, dataset).read(
+        version, [dataset.event_time], _known(as_of)
+    )
     first = pc.min(rows[dataset.event_time]).as_py()
     if first is None:
         none = f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}"
@@ -181,13 +218,17 @@ def _known(as_of: datetime) -> pc.Expression:
     return pc.field("ingested_at") <= pa.scalar(as_of, TIME)
 
 
-def mismatches(spec: ModelSpec, dataset: Dataset, service: PublishedService) -> list[str]:
+def mismatches(
+    spec: ModelSpec, dataset: Dataset, service: PublishedService
+) -> list[str]:
     """One line for each key of the spec that asks for what dataset or Feast do not have."""
     lines, published = list[str](), service.features
     # DataError for request data that no request can bring.
     given = published | service.request_data
     if spec.label not in dataset.labels:
-        lines.append(f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}")
+        lines.append(
+            f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}"
+        )
     for name, kind in spec.features.items():
         if name not in published:
             expected = f"expected one of {spec.feature_service}: {', '.join(published)}"
@@ -198,7 +239,9 @@ def mismatches(spec: ModelSpec, dataset: Dataset, service: PublishedService) -> 
         if given.get(name, kind) != kind:
             lines.append(f"audit.{name}: expected {given[name]}, found {kind}")
     if service.key_types != spec.entity_key:
-        lines.append(f"entity_key: expected {service.key_types}, found {spec.entity_key}")
+        lines.append(
+            f"entity_key: expected {service.key_types}, found {spec.entity_key}"
+        )
     for name in service.join_keys:
         if name not in dataset.views and dataset_of(name) is None:
             expected = f"expected views of a Dataset in feature_repo/datasets, found {name} of none"

@@ -17,11 +17,18 @@ class Onnx(MLModel):
         options.intra_op_num_threads = options.inter_op_num_threads = 1
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         path = os.environ["MODEL_FILE"]
-        self._session = ort.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        self._types = {i.name: KINDS.get(i.type, np.object_) for i in self._session.get_inputs()}
+        self._session = ort.InferenceSession(
+            path, options, providers=["CPUExecutionProvider"]
+        )
+        self._types = {
+            i.name: KINDS.get(i.type, np.object_) for i in self._session.get_inputs()
+        }
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:
-        feed = {i.name: np.array(i.data.root, self._types[i.name]).ravel() for i in payload.inputs}
+        feed = {
+            i.name: np.array(i.data.root, self._types[i.name]).ravel()
+            for i in payload.inputs
+        }
         score = NumpyCodec.encode_output("score", self._session.run(["score"], feed)[0])
         return InferenceResponse(model_name=self.name, outputs=[score])

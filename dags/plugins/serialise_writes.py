@@ -32,7 +32,14 @@ class SerialiseWrites:
 class SerialiseWritesPlugin(AirflowPlugin):
     name = "serialise_writes"
     fastapi_root_middlewares: list[Any] = (
-        [{"middleware": SerialiseWrites, "args": [], "kwargs": {}, "name": "serialise writes"}]
+        [
+            {
+                "middleware": SerialiseWrites,
+                "args": [],
+                "kwargs": {},
+                "name": "serialise writes",
+            }
+        ]
         if conf.get("database", "sql_alchemy_conn").startswith("sqlite")
         else []
     )

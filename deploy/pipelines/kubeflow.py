@@ -18,15 +18,21 @@ def stage(command: str) -> str:
     """Run a command of the shell; return what it reported."""
     import subprocess  # noqa: PLC0415  (KFP takes this function alone)
 
-    done = subprocess.run(["sh", "-ec", command], check=True, stdout=subprocess.PIPE, text=True)
+    done = subprocess.run(
+        ["sh", "-ec", command], check=True, stdout=subprocess.PIPE, text=True
+    )
     print(done.stdout)  # noqa: T201  (the pod's log)
     return done.stdout
 
 
-@dsl.pipeline(name="gyre", description="From rows to a version in production that is watched.")
+@dsl.pipeline(
+    name="gyre", description="From rows to a version in production that is watched."
+)
 def loop(model: str = "customer_churn_model", dataset: str = "orders") -> None:
     """Run the stages one after another; a stage that fails ends it."""
-    publish = 'eval "$(gyre env)" && cd "${GYRE_PROJECT:-.}/feature_repo" && feast apply'
+    publish = (
+        'eval "$(gyre env)" && cd "${GYRE_PROJECT:-.}/feature_repo" && feast apply'
+    )
     commands = {
         "check": f"gyre check {model}",
         "publish": publish,
@@ -39,7 +45,9 @@ def loop(model: str = "customer_churn_model", dataset: str = "orders") -> None:
     last = None
     for name, command in commands.items():
         task = stage(command=command).set_display_name(name)
-        task.set_caching_options(enable_caching=False)  # rows come without a change of inputs
+        task.set_caching_options(
+            enable_caching=False
+        )  # rows come without a change of inputs
         if last is not None:
             task.after(last)
         last = task

@@ -23,11 +23,15 @@ def load_dataset(name: str) -> Dataset:
     try:
         module = import_module(f"feature_repo.datasets.{name}")
     except Exception as exc:  # of any kind: it is the user's module
-        raise DataError(f"{in_one_line(exc)} (dataset {name!r} cannot be imported)") from exc
+        raise DataError(
+            f"{in_one_line(exc)} (dataset {name!r} cannot be imported)"
+        ) from exc
     for value in vars(module).values():
         if isinstance(value, Dataset) and value.name == name:
             return value
-    raise DataError(f"feature_repo/datasets/{name}.py defines no Dataset(name={name!r})")
+    raise DataError(
+        f"feature_repo/datasets/{name}.py defines no Dataset(name={name!r})"
+    )
 
 
 def dataset_of(view: str) -> Dataset | None:
@@ -49,4 +53,6 @@ def load_datasets() -> tuple[list[Dataset], list[str]]:
 
 
 def _module_names() -> list[str]:
-    return sorted(path.stem for path in DATASETS.glob("*.py") if path.stem != "__init__")
+    return sorted(
+        path.stem for path in DATASETS.glob("*.py") if path.stem != "__init__"
+    )

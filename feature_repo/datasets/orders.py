@@ -64,7 +64,9 @@ def churned_90d(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
         after=is_after.cast("int64").sum(),
     )
     members = customers.filter(_.before > 0)
-    return members.select("customer_id", "event_timestamp", label=(_.after == 0).cast("int64"))
+    return members.select(
+        "customer_id", "event_timestamp", label=(_.after == 0).cast("int64")
+    )
 
 
 ORDERS = Dataset(

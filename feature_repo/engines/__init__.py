@@ -67,8 +67,12 @@ class DuckDBEngine:
         condition = "true" if first_period is None else f"{period} >= {first_period}"
         selection = f"SELECT {', '.join(columns)}, {period} AS period"
         source = f"FROM ({self.connection.compile(rows)}) WHERE {condition}"
-        options = "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
-        self.connection.raw_sql(f"COPY ({selection} {source}) TO '{folder}' ({options})")
+        options = (
+            "FORMAT parquet, PARTITION_BY (period), FILENAME_PATTERN 'rows_{uuid}'"
+        )
+        self.connection.raw_sql(
+            f"COPY ({selection} {source}) TO '{folder}' ({options})"
+        )
 
     def close(self) -> None:
         """Close the connection and drop its temporary tables."""

@@ -20,7 +20,9 @@ try:
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 except ModuleNotFoundError as exc:
-    raise DataError(f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark") from exc
+    raise DataError(
+        f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark"
+    ) from exc
 
 OPTIONS = {
     "spark.driver.bindAddress": "127.0.0.1",
@@ -50,7 +52,9 @@ class SparkEngine:
             self._session = builder.config(map=OPTIONS).getOrCreate()
         except PySparkException as exc:
             remedy = "it needs Java 17 or 21, which `make spark` installs"
-            raise DataError(f"Spark did not start at {master}; {remedy}: {exc}") from exc
+            raise DataError(
+                f"Spark did not start at {master}; {remedy}: {exc}"
+            ) from exc
         self.connection = _Connection()
         self.connection.register_options()
         self.connection.do_connect(self._session)

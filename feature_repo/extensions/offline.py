@@ -21,7 +21,9 @@ from feast import FileSource
 from feast.data_format import DeltaFormat
 from feast.infra.offline_stores import duckdb
 from feast.infra.offline_stores import ibis as stock
-from feast.infra.offline_stores.offline_utils import infer_event_timestamp_from_entity_df
+from feast.infra.offline_stores.offline_utils import (
+    infer_event_timestamp_from_entity_df,
+)
 from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
@@ -91,7 +93,9 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         announce_changes()
 
     @classmethod
-    def pull_latest_from_table_or_query(cls, *, config: RepoConfig, **options: Any) -> Any:
+    def pull_latest_from_table_or_query(
+        cls, *, config: RepoConfig, **options: Any
+    ) -> Any:
         """Return the newest row of each entity between two times, both included."""
         if not _is_table(options["data_source"]):
             return super().pull_latest_from_table_or_query(config=config, **options)
@@ -104,7 +108,9 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
 
 
 def _is_table(source: Any) -> bool:
-    return isinstance(source, FileSource) and isinstance(source.file_format, DeltaFormat)
+    return isinstance(source, FileSource) and isinstance(
+        source.file_format, DeltaFormat
+    )
 
 
 def _is_plain(feature_views: Sequence[Any], options: Mapping[str, Any]) -> bool:

@@ -13,12 +13,17 @@ HEAD = "0001"
 def migrate(connection: Connection) -> None:
     """Bring the tables to HEAD, in a transaction that locked them. RegistryError: newer ones."""
     is_known = inspect(connection).has_table("alembic_version")
-    if is_known and connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD:
+    if (
+        is_known
+        and connection.scalar(text("SELECT version_num FROM alembic_version")) == HEAD
+    ):
         return
     from alembic import command, config, util  # noqa: PLC0415  (0.4 s, once in a release)
 
     given = config.Config(attributes={"connection": connection})
-    given.set_main_option("script_location", str(Path(__file__).parent).replace("%", "%%"))
+    given.set_main_option(
+        "script_location", str(Path(__file__).parent).replace("%", "%%")
+    )
     try:
         command.upgrade(given, HEAD)
     except util.CommandError as exc:

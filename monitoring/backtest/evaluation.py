@@ -21,7 +21,14 @@ from feature_repo.datasets import load_dataset
 from feature_repo.ingest import whole_history
 from monitoring.backtest import policies
 from monitoring.backtest.history import History
-from training.metrics import Interval, Scores, all_metrics, best_constant, interval, resampled
+from training.metrics import (
+    Interval,
+    Scores,
+    all_metrics,
+    best_constant,
+    interval,
+    resampled,
+)
 
 log = logging.getLogger(__name__)
 FROZEN, FRESH = "frozen", "fresh"
@@ -126,16 +133,22 @@ def evaluate(history: History) -> Backtest:
         walks[policy] = policies.walk(policy, history.weeks, history, cooldown)
     months, losses = {}, []
     for date in dates:
-        served = {policy: policies.serving(steps, date) for policy, steps in walks.items()}
+        served = {
+            policy: policies.serving(steps, date) for policy, steps in walks.items()
+        }
         months[date], drawn = _month(history, date, served)
         losses.append(drawn)
     decay = next((date for date, month in months.items() if month.behind.low > 0), None)
     results = []
     for name, steps in walks.items():
         samples = np.mean([drawn[name] - drawn[FROZEN] for drawn in losses], axis=0)
-        results.append(_result(history, name, steps, [*months.values()], decay, samples))
+        results.append(
+            _result(history, name, steps, [*months.values()], decay, samples)
+        )
     models = len({step.trained for steps in walks.values() for step in steps} - {None})
-    return Backtest(spec.name, spec.loss, start, end, models, months, decay, tuple(results))
+    return Backtest(
+        spec.name, spec.loss, start, end, models, months, decay, tuple(results)
+    )
 
 
 def _month(
@@ -166,21 +179,27 @@ def _result(
     spec = history.spec
     trigger = next((step.as_of for step in steps[1:] if step.action != "nothing"), None)
     trained = [step.trained for step in steps if step.trained]
-    means, frozen = (_means([each.metrics[name] for each in months]) for name in (policy, FROZEN))
+    means, frozen = (
+        _means([each.metrics[name] for each in months]) for name in (policy, FROZEN)
+    )
     return Result(
         policy=policy,
         trainings=len(trained),
         seconds=sum(history.model(model).seconds for model in trained),
         metrics=means,
         minus_frozen=interval(means[spec.loss] - frozen[spec.loss], samples),
-        trigger_days=(trigger - decay) / timedelta(days=1) if trigger and decay else None,
+        trigger_days=(trigger - decay) / timedelta(days=1)
+        if trigger and decay
+        else None,
         alarms=policies.alarms(steps, history.known, history.loss),
         steps=tuple(steps),
     )
 
 
 def _means(metrics: Sequence[Mapping[str, float]]) -> dict[str, float]:
-    return {str(name): float(mean) for name, mean in pd.DataFrame([*metrics]).mean().items()}
+    return {
+        str(name): float(mean) for name, mean in pd.DataFrame([*metrics]).mean().items()
+    }
 
 
 def write(settings: Settings, report: Backtest) -> Path:
@@ -218,7 +237,9 @@ def table(report: Backtest) -> str:
         line = [each.policy, f"{each.trainings}", f"{each.seconds:.0f}"]
         line += [f"{each.metrics[name]:.4f}" for name in names]
         line += [_difference(each.minus_frozen)]
-        line += ["never" if each.trigger_days is None else f"{each.trigger_days:+.0f} days"]
+        line += [
+            "never" if each.trigger_days is None else f"{each.trigger_days:+.0f} days"
+        ]
         lines.append([*line, f"{each.alarms.false} of {each.alarms.raised}{unknown}"])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -230,15 +251,24 @@ def figure(report: Backtest) -> Figure:
     by_month, by_cost = made.subplots(1, 2)
     loss, months = report.loss, report.months.values()
     for result, width in zip(report.results, WIDTHS, strict=True):
-        above = [each.metrics[result.policy][loss] - each.constant[loss] for each in months]
+        above = [
+            each.metrics[result.policy][loss] - each.constant[loss] for each in months
+        ]
         by_month.plot(above, linewidth=width, label=result.policy)
         gap = result.minus_frozen
         ends = [[gap.value - gap.low], [gap.high - gap.value]]
         label = f"{result.policy} ({result.trainings})"
-        by_cost.errorbar(result.seconds, gap.value, ends, fmt="o", capsize=3, label=label)
-    by_month.set_xticks(range(len(months)), [f"{month:%b %y}" for month in report.months])
+        by_cost.errorbar(
+            result.seconds, gap.value, ends, fmt="o", capsize=3, label=label
+        )
+    by_month.set_xticks(
+        range(len(months)), [f"{month:%b %y}" for month in report.months]
+    )
     by_month.set(title="by month", ylabel=f"{_words(loss)} minus best constant")
-    by_cost.set(title="against training cost", xlabel="seconds of training (trainings in brackets)")
+    by_cost.set(
+        title="against training cost",
+        xlabel="seconds of training (trainings in brackets)",
+    )
     by_cost.set_ylabel(f"mean {_words(loss)} minus frozen, 95 %")
     for axes in (by_month, by_cost):
         axes.axhline(0, color="grey", linewidth=1)

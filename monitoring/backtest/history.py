@@ -99,7 +99,9 @@ class History:
 
     @cached_property
     def weeks(self) -> tuple[datetime, ...]:
-        return tuple(self.start + n * WEEK for n in range((self.end - self.start) // WEEK + 1))
+        return tuple(
+            self.start + n * WEEK for n in range((self.end - self.start) // WEEK + 1)
+        )
 
     @cached_property
     def frame(self) -> pa.Table:
@@ -130,7 +132,9 @@ class History:
         """Ask gates and monitor, on the snapshots that the challenger is evaluated on."""
         test = self.tested(challenger)
         ours, theirs = (self.outcomes(model, *test) for model in (challenger, champion))
-        evaluation = compare(self.spec, ours.y, ours.said, theirs.said, f"{champion:%Y-%m-%d}")
+        evaluation = compare(
+            self.spec, ours.y, ours.said, theirs.said, f"{champion:%Y-%m-%d}"
+        )
         known = evaluation.figures | evaluation.challenger
         gates = [gate for gate in self.spec.gates if gate.metric in known]
         passed = all(gate.passed for gate in decide_gates(gates, evaluation))
@@ -141,8 +145,16 @@ class History:
     ) -> tuple[Verdict, Sequence[str]]:
         """Judge as the monitor does, by drift alone or by outcomes alone; say what is bad."""
         if policy == "outcome-triggered":
-            since = [name for name, end in self.known.items() if name > model and end <= as_of]
-            return self._by_outcomes(model, since[-1]) if since else ("insufficient_data", [])
+            since = [
+                name
+                for name, end in self.known.items()
+                if name > model and end <= as_of
+            ]
+            return (
+                self._by_outcomes(model, since[-1])
+                if since
+                else ("insufficient_data", [])
+            )
         rows = at(self.windows, [Snapshot(as_of - self.asked, as_of)])
         if rows.num_rows < self.spec.monitoring.fewest:
             return "insufficient_data", []
@@ -150,15 +162,22 @@ class History:
         results = compared(self.spec.monitoring, reference, self._window(model, rows))
         return judge(results), _bad(results)
 
-    def _monitor_outcomes(self, model: datetime, month: datetime) -> tuple[Verdict, Sequence[str]]:
+    def _monitor_outcomes(
+        self, model: datetime, month: datetime
+    ) -> tuple[Verdict, Sequence[str]]:
         spec, limits = self.spec, self.spec.monitoring
-        before, now = self.outcomes(model, *self.tested(model)), self.outcomes(model, month)
+        before, now = (
+            self.outcomes(model, *self.tested(model)),
+            self.outcomes(model, month),
+        )
         if len(now.y) < limits.fewest or len(np.unique(now.y)) == 1:
             return "insufficient_data", []
         performance = measured("backfilled", f"{month:%Y-%m-%d}", now.y, now.said, spec)
         risen = rises(before, now, limits.fewest_of_segment)
         results = [
-            *judge_performance(limits, performance, all_metrics(before.y, before.said, spec.costs)),
+            *judge_performance(
+                limits, performance, all_metrics(before.y, before.said, spec.costs)
+            ),
             *judge_rises(limits, risen, classes=now.said.task != "regression"),
             judge_calibration(limits, before, now, spec.seed),
         ]
@@ -170,14 +189,18 @@ class History:
         frame = at(self.frame, plan.snapshots)
         train = at(frame, plan.train)
         if problems := unlearnable(spec, train, at(frame, plan.test)):
-            raise TrainingError(f"{spec.name} as of {as_of:%Y-%m-%d}: {'; '.join(problems)}")
+            raise TrainingError(
+                f"{spec.name} as of {as_of:%Y-%m-%d}: {'; '.join(problems)}"
+            )
         began = time.process_time()
         plan = with_usable_folds(frame, plan)
         chosen, _, how = choose(Tracking(self.settings), spec, "", frame, plan)
         model, threshold, _ = train_model(spec, chosen, frame, plan)
         served = exported(model, spec)
         seconds = time.process_time() - began
-        log.info("labels up to %s: %s by %s, %.1f s", name.date(), chosen.name, how, seconds)
+        log.info(
+            "labels up to %s: %s by %s, %.1f s", name.date(), chosen.name, how, seconds
+        )
         return Model(threshold, seconds, served)
 
     def _rows(self, *names: datetime) -> pa.Table:

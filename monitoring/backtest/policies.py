@@ -56,7 +56,9 @@ def walk(
     just after, or just before, it trains.
     """
     model = history.newest(moments[0])
-    first = Step(moments[0], "train", "first", "the first model", model, model, outcome="passed")
+    first = Step(
+        moments[0], "train", "first", "the first model", model, model, outcome="passed"
+    )
     steps = [first]
     for last, as_of in pairwise(moments):
         if policy == "monthly" and as_of.month == last.month:
@@ -67,13 +69,17 @@ def walk(
         outcome: Outcome | None = None
         if policy in ("drift-triggered", "outcome-triggered"):
             verdict, findings = history.monitor(model, policy, as_of)
-            decision = decide(_inputs(steps, as_of, verdict, findings, newest, cooldown))
+            decision = decide(
+                _inputs(steps, as_of, verdict, findings, newest, cooldown)
+            )
         elif policy == "frozen":
             decision = Decision("nothing", "frozen", "")
         elif newest not in {step.trained for step in steps}:
             decision = Decision("retrain", "schedule", policy)
         else:
-            decision = Decision("nothing", "nothing_new", "no snapshot has matured since")
+            decision = Decision(
+                "nothing", "nothing_new", "no snapshot has matured since"
+            )
         if decision.action == "retrain":
             trained, outcome = newest, history.compare(newest, model)
             model = model if outcome == "refused" else newest
@@ -124,9 +130,13 @@ def alarms(
     known: snapshots, and when their labels are known. loss: of a model on a snapshot.
     """
     false = unknown = 0
-    retrainings = [(before.serves, step) for before, step in pairwise(steps) if step.trained]
+    retrainings = [
+        (before.serves, step) for before, step in pairwise(steps) if step.trained
+    ]
     for champion, step in retrainings:
-        ahead = min((month for month, at in known.items() if at > step.as_of), default=None)
+        ahead = min(
+            (month for month, at in known.items() if at > step.as_of), default=None
+        )
         if ahead is None:
             unknown += 1
         elif step.trained and loss(step.trained, ahead) >= loss(champion, ahead):

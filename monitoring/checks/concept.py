@@ -54,7 +54,9 @@ def concept_drift(run: MonitoringRun, reference: Reference) -> Iterator[CheckRes
         limits = run.spec.monitoring
         found = rises(*outcomes, limits.fewest_of_segment)
         yield CheckResult("concept_p", min(rise.p for rise in found))
-        yield from judge_rises(limits, found, classes=reference.said.task != "regression")
+        yield from judge_rises(
+            limits, found, classes=reference.said.task != "regression"
+        )
 
 
 def calibration(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult]:
@@ -66,11 +68,18 @@ def label_rate(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult
     """Mean label of the outcomes known, or share of each class, against the evaluated snapshot."""
     limit, classes = run.spec.monitoring.label_rate, run.spec.classes
     for judged in run.judged:
-        name, y = f"{judged.performance.kind}_label_rate", judged.rows["label"].to_numpy()
-        parts = {f"_{each}": (y == at, reference.y == at) for at, each in enumerate(classes)}
+        name, y = (
+            f"{judged.performance.kind}_label_rate",
+            judged.rows["label"].to_numpy(),
+        )
+        parts = {
+            f"_{each}": (y == at, reference.y == at) for at, each in enumerate(classes)
+        }
         for part, labels in (parts or {"": (y, reference.y)}).items():
             now, was = (float(np.mean(each)) for each in labels)
-            yield _judge_rate(name + part, "label_rate", part[1:] or "label", now, was, limit)
+            yield _judge_rate(
+                name + part, "label_rate", part[1:] or "label", now, was, limit
+            )
 
 
 def positive_rate(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult]:
@@ -90,11 +99,15 @@ def segment_rates(run: MonitoringRun, reference: Reference) -> dict[str, Segment
         (frame[SCORE] >= threshold).groupby(frame[segment])
         for frame in (reference.population, run.window.rows)
     )
-    rates = pd.DataFrame({"was": before.mean(), "now": now.mean(), "rows": now.size()}).dropna()
+    rates = pd.DataFrame(
+        {"was": before.mean(), "now": now.mean(), "rows": now.size()}
+    ).dropna()
     rates = rates[rates["rows"] >= run.spec.monitoring.fewest_of_segment]
     columns = (rates[name].tolist() for name in ("was", "now", "rows"))
     values = zip(map(str, rates.index), *columns, strict=True)
-    return {name: SegmentRate(was, share, int(rows)) for name, was, share, rows in values}
+    return {
+        name: SegmentRate(was, share, int(rows)) for name, was, share, rows in values
+    }
 
 
 def rises(before: Outcomes, now: Outcomes, fewest: int) -> list[Rise]:
@@ -121,7 +134,11 @@ def judge_rises(
     """What is surely and much worse is bad; what is surely worse, not by much, a remark."""
     loss = "log loss" if classes else "squared error"
     for rise in found:
-        most = limits.concept_drift if classes else limits.concept_drift_share * rise.before
+        most = (
+            limits.concept_drift
+            if classes
+            else limits.concept_drift_share * rise.before
+        )
         where = f"segment {rise.segment}" if rise.segment else "all rows"
         text = (
             f"concept drift, {where}: {loss} {rise.now:.3g}, was {rise.before:.3g} "
@@ -144,15 +161,21 @@ def judge_calibration(
     and Smith, Weather and Forecasting 22, 2007); few rows have it though nothing is wrong.
     """
     most, classes = limits.calibration, now.said.task != "regression"
-    ece, was = (_ece(*top_class(outcomes.y, outcomes.said)) for outcomes in (now, before))
+    ece, was = (
+        _ece(*top_class(outcomes.y, outcomes.said)) for outcomes in (now, before)
+    )
     usual = was
     if classes and ece - was >= most:
         random, p = np.random.default_rng(seed), now.said.top
-        chance = [_ece((random.random(len(p)) < p).astype(np.int64), p) for _ in range(DRAWS)]
+        chance = [
+            _ece((random.random(len(p)) < p).astype(np.int64), p) for _ in range(DRAWS)
+        ]
         usual = max(was, float(np.quantile(chance, PERCENTILE)))
     status: Status = "bad" if classes and ece - usual >= most else "ok"
     text = f"calibration error {ece:.3f} ({len(now.y)} rows), was {was:.3f}"
-    return CheckResult("backfilled_ece", ece, usual + most, status, text, "calibration", SCORE)
+    return CheckResult(
+        "backfilled_ece", ece, usual + most, status, text, "calibration", SCORE
+    )
 
 
 def _rise(segment: str | None, before: Outcomes, now: Outcomes) -> Rise:
@@ -164,7 +187,9 @@ def _rise(segment: str | None, before: Outcomes, now: Outcomes) -> Rise:
     return Rise(segment, float(then.mean()), float(today.mean()), p, len(today))
 
 
-def _then_and_now(run: MonitoringRun, reference: Reference) -> tuple[Outcomes, Outcomes] | None:
+def _then_and_now(
+    run: MonitoringRun, reference: Reference
+) -> tuple[Outcomes, Outcomes] | None:
     judged, segment = run.backfilled, run.spec.segment
     if judged is None:
         return None

@@ -68,7 +68,9 @@ def compared(
     """What decides, over all rows, without Evidently's report."""
     return [
         result
-        for name in map(str, reference)  # one at a time: a copy of all would not fit beside them
+        for name in map(
+            str, reference
+        )  # one at a time: a copy of all would not fit beside them
         for result in _compare_column(limits, name, reference[name], current[name])
     ]
 
@@ -106,10 +108,14 @@ def judge_psi(limits: Monitoring, name: str, value: float, values: int) -> Check
     elif value >= limits.psi_moderate and values >= limits.fewest_for_remark:
         status = "remark"
     kind = "prediction_drift" if name in {SCORE, PREDICTED} else "data_drift"
-    return CheckResult(f"psi_{name}", value, limits.psi_significant, status, text, kind, name)
+    return CheckResult(
+        f"psi_{name}", value, limits.psi_significant, status, text, kind, name
+    )
 
 
-def judge_nulls(limits: Monitoring, name: str, before: float, now: float, rows: int) -> CheckResult:
+def judge_nulls(
+    limits: Monitoring, name: str, before: float, now: float, rows: int
+) -> CheckResult:
     """before, now: shares of nulls, nan without rows. Of an empty reference nothing is known."""
     most = before + max(limits.nulls, by_chance(before, rows, limits.standard_errors))
     status: Status = "bad" if now >= most else "ok"
@@ -120,10 +126,16 @@ def judge_nulls(limits: Monitoring, name: str, before: float, now: float, rows: 
     return CheckResult(f"nulls_{name}", now, most, status, text, "nulls", name)
 
 
-def judge_unseen(limits: Monitoring, name: str, share: float, kind: str, rows: int) -> CheckResult:
+def judge_unseen(
+    limits: Monitoring, name: str, share: float, kind: str, rows: int
+) -> CheckResult:
     """share: of values that the reference has not. kind: new_categories or out_of_range."""
     status: Status = "ok"
-    if share >= limits.unseen and rows >= limits.fewest and name not in limits.monitor_only:
+    if (
+        share >= limits.unseen
+        and rows >= limits.fewest
+        and name not in limits.monitor_only
+    ):
         status = "bad"
     elif share >= limits.unseen_remark:
         status = "remark"
@@ -138,7 +150,9 @@ def judge_mean_score(
 
     error: standard error of the difference (Welch, Biometrika 34, 1947).
     """
-    most = max(limits.mean_score * max(abs(before), spread), limits.standard_errors * error)
+    most = max(
+        limits.mean_score * max(abs(before), spread), limits.standard_errors * error
+    )
     change = f" ({now / before - 1:+.0%})" if before else ""
     text = f"score: mean {now:.3g}, was {before:.3g}{change}"
     status: Status = "bad" if abs(now - before) > most else "ok"
@@ -155,8 +169,12 @@ def _compare_column(
     if not values:
         return
     if name == SCORE:
-        error = math.sqrt(sum(column.var(ddof=0) / column.count() for column in (before, now)))
-        yield judge_mean_score(limits, before.mean(), now.mean(), before.std(ddof=0), error)
+        error = math.sqrt(
+            sum(column.var(ddof=0) / column.count() for column in (before, now))
+        )
+        yield judge_mean_score(
+            limits, before.mean(), now.mean(), before.std(ddof=0), error
+        )
     elif before.dtype == object:
         share = _new_categories(limits, before, now)
         yield judge_unseen(limits, name, share, "new_categories", values)
@@ -170,7 +188,9 @@ def _with_nulls(column: "pd.Series[Any]") -> "pd.Series[Any]":
     return column.mask(column == MISSING, None) if column.dtype == object else column
 
 
-def _new_categories(limits: Monitoring, before: "pd.Series[Any]", now: "pd.Series[Any]") -> float:
+def _new_categories(
+    limits: Monitoring, before: "pd.Series[Any]", now: "pd.Series[Any]"
+) -> float:
     """Share that is new, less what was to be expected; 0 as far as chance alone gives that.
 
     Expected are as many as there were of one row each (Good, Biometrika 40, 1953).
@@ -186,7 +206,9 @@ def _by_decile(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> list[C
     """A value that equals a cut is below it, ties in one bin."""
     numbers = reference.to_numpy(float)
     pair = numbers.min(), numbers.max()
-    cuts = np.unique(pair if np.isin(numbers, pair).all() else np.quantile(numbers, DECILES))
+    cuts = np.unique(
+        pair if np.isin(numbers, pair).all() else np.quantile(numbers, DECILES)
+    )
     columns = (column.to_numpy(float) for column in (reference, current))
     return [
         np.diff([0, *(np.count_nonzero(values <= cut) for cut in (*cuts, np.inf))])
@@ -194,16 +216,22 @@ def _by_decile(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> list[C
     ]
 
 
-def _by_category(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> list[Counts]:
+def _by_category(
+    reference: "pd.Series[Any]", current: "pd.Series[Any]"
+) -> list[Counts]:
     counted = (values.value_counts() for values in (reference, current))
     before, now = (counts.groupby(counts.index.astype(str)).sum() for counts in counted)
-    before = before.sort_index().sort_values(ascending=False, kind="stable")  # ties by name
+    before = before.sort_index().sort_values(
+        ascending=False, kind="stable"
+    )  # ties by name
     bins = np.arange(len(before))
     if len(before) > BINS:
         ahead = (before.cumsum() - before).to_numpy() / before.sum()
         bins = (BINS * ahead).astype(np.int64)
     found = [
-        np.bincount(bins, each.reindex(before.index, fill_value=0), BINS + 1).astype(np.int64)
+        np.bincount(bins, each.reindex(before.index, fill_value=0), BINS + 1).astype(
+            np.int64
+        )
         for each in (before, now)
     ]
     rarest = BINS - 1 if len(before) > BINS else BINS
@@ -222,7 +250,8 @@ def _write_report(
 
         _register()
         before, now = (
-            _sample(rows)[list(reference)].apply(_with_nulls) for rows in (reference, current)
+            _sample(rows)[list(reference)].apply(_with_nulls)
+            for rows in (reference, current)
         )
         text = [name for name in before if before[name].dtype == object]
         numbers = [name for name in before if name not in text]
@@ -231,8 +260,13 @@ def _write_report(
         filled = [name for name in before if before[name].count() and now[name].count()]
         metrics: list[Any] = [MissingValueCount(column=name) for name in before]
         if filled:
-            metrics = [DataDriftPreset(filled, method=METHOD, threshold=significant), *metrics]
-        frames = (Dataset.from_pandas(rows, data_definition=shape) for rows in (now, before))
+            metrics = [
+                DataDriftPreset(filled, method=METHOD, threshold=significant),
+                *metrics,
+            ]
+        frames = (
+            Dataset.from_pandas(rows, data_definition=shape) for rows in (now, before)
+        )
         report = Report(metrics).run(*frames)
         report.save_html(str(folder / "report.html"))
         report.save_json(str(folder / "report.json"))
@@ -241,7 +275,9 @@ def _write_report(
 def _sample(rows: pd.DataFrame) -> pd.DataFrame:
     # A Generator, as a RandomState would draw them by shuffling all.
     drawn = np.random.default_rng(0)
-    return rows if len(rows) <= MOST_ROWS else rows.sample(MOST_ROWS, random_state=drawn)
+    return (
+        rows if len(rows) <= MOST_ROWS else rows.sample(MOST_ROWS, random_state=drawn)
+    )
 
 
 def _register() -> None:
@@ -249,10 +285,15 @@ def _register() -> None:
     from evidently.legacy.core import ColumnType  # noqa: PLC0415
 
     kinds = [ColumnType.Numerical, ColumnType.Categorical]
-    test = stattests.StatTest(METHOD, "PSI, reference deciles", kinds, default_threshold=0.25)
+    test = stattests.StatTest(
+        METHOD, "PSI, reference deciles", kinds, default_threshold=0.25
+    )
 
     def figure(
-        reference: "pd.Series[Any]", current: "pd.Series[Any]", _kind: str, threshold: float
+        reference: "pd.Series[Any]",
+        current: "pd.Series[Any]",
+        _kind: str,
+        threshold: float,
     ) -> tuple[float, bool]:
         value = psi(reference, current)
         return value, value >= threshold

@@ -46,7 +46,9 @@ def latency(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckR
     yield from _harmful(slow(run.spec.monitoring, now, before))
 
 
-def collapsed_scores(run: MonitoringRun, reference: Reference | None) -> Iterator[CheckResult]:
+def collapsed_scores(
+    run: MonitoringRun, reference: Reference | None
+) -> Iterator[CheckResult]:
     limits, rows = run.spec.monitoring, run.window.rows
     threshold = reference.said.threshold if reference else run.spec.threshold
     usual: ArrayLike = reference.population[SCORE] if reference else []
@@ -58,7 +60,9 @@ def collapsed_scores(run: MonitoringRun, reference: Reference | None) -> Iterato
             yield from _harmful(f"every one of {len(rows)} predictions is {sides[0]}")
 
 
-def previous_is_better(run: MonitoringRun, reference: Reference) -> Iterator[CheckResult]:
+def previous_is_better(
+    run: MonitoringRun, reference: Reference
+) -> Iterator[CheckResult]:
     """Compare with the version before on the rows on which this one is too bad.
 
     If both are, the world has changed, and learning is the answer.
@@ -66,10 +70,14 @@ def previous_is_better(run: MonitoringRun, reference: Reference) -> Iterator[Che
     if run.past.previous is None:
         return
     for judged in run.judged:
-        results = judge_performance(run.spec.monitoring, judged.performance, reference.evaluated)
+        results = judge_performance(
+            run.spec.monitoring, judged.performance, reference.evaluated
+        )
         metrics = [result.feature for result in results if result.status == "bad"]
         if metrics:
-            yield from _harmful(compare_previous(run, run.past.previous, judged, metrics))
+            yield from _harmful(
+                compare_previous(run, run.past.previous, judged, metrics)
+            )
 
 
 def failing(limits: Monitoring, failed: int, asked: int) -> str | None:
@@ -126,7 +134,9 @@ def compare_previous(
     try:
         y, ours, theirs = _both_scores(run, previous, judged.rows)
     except Exception as exc:  # noqa: BLE001  (whatever it is, nothing is known of the other)
-        log.warning("%s: version %s could not be compared: %s", spec.name, previous, exc)
+        log.warning(
+            "%s: version %s could not be compared: %s", spec.name, previous, exc
+        )
         return None
     p = ttest_rel(losses(y, theirs), losses(y, ours), alternative="less").pvalue
     if not p < spec.monitoring.significance:
@@ -152,12 +162,22 @@ def _both_scores(
         spec = as_trained(spec, served)
         rows = _frame(run.settings, spec, served, rows)
     ours = version_scores(run.settings, spec, run.version, rows)
-    return rows["label"].to_numpy(), ours, version_scores(run.settings, spec, previous, rows)
+    return (
+        rows["label"].to_numpy(),
+        ours,
+        version_scores(run.settings, spec, previous, rows),
+    )
 
 
-def _frame(settings: Settings, spec: ModelSpec, served: ServedModel, rows: pa.Table) -> pa.Table:
+def _frame(
+    settings: Settings, spec: ModelSpec, served: ServedModel, rows: pa.Table
+) -> pa.Table:
     """Rows of `predictions` with `label` as a frame of the features logged, if they are all."""
-    labels = rows.select(["request_id", "label"]).to_pandas().set_index("request_id")["label"]
+    labels = (
+        rows.select(["request_id", "label"])
+        .to_pandas()
+        .set_index("request_id")["label"]
+    )
     wanted = pc.field("request_id").isin(rows["request_id"].combine_chunks())
     columns = ["request_id", "entity", "request_data", "as_of", "features"]
     found = []
@@ -166,8 +186,13 @@ def _frame(settings: Settings, spec: ModelSpec, served: ServedModel, rows: pa.Ta
         if row["entity"] is not None:
             key |= entity_of(spec.entity_key, row["entity"])
         if features.keys() == spec.features.keys():
-            about = {"event_timestamp": row["as_of"], "label": labels[row["request_id"]]}
-            data = dict.fromkeys(served.lookup.request_data) | json.loads(row["request_data"])
+            about = {
+                "event_timestamp": row["as_of"],
+                "label": labels[row["request_id"]],
+            }
+            data = dict.fromkeys(served.lookup.request_data) | json.loads(
+                row["request_data"]
+            )
             found.append(data | key | features | about)
     return canonical(spec, pa.Table.from_pylist(found), served.lookup.request_data)
 

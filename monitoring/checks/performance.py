@@ -78,9 +78,13 @@ def performance(run: MonitoringRun, reference: Reference) -> Iterator[CheckResul
     reasons = run.unmeasured if run.unmeasured or run.judged else (UNMEASURED,)
     for reason in reasons:
         text = f"performance was not measured: {reason}"
-        yield CheckResult("performance", status="unknown", remark=text, kind="performance")
+        yield CheckResult(
+            "performance", status="unknown", remark=text, kind="performance"
+        )
     for judged in run.judged:
-        yield from judge_performance(run.spec.monitoring, judged.performance, reference.evaluated)
+        yield from judge_performance(
+            run.spec.monitoring, judged.performance, reference.evaluated
+        )
 
 
 def judge_performance(
@@ -109,12 +113,18 @@ def judge_performance(
 
 
 def measure_backfilled(
-    settings: Settings, spec: ModelSpec, version: str, evaluated_on: datetime, as_of: datetime
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    evaluated_on: datetime,
+    as_of: datetime,
 ) -> Judged | None:
     """None if no snapshot has matured after `evaluated_on`, or if it says nothing."""
     dataset = load_dataset(spec.dataset)
     label = dataset.labels[spec.label]
-    since = matured(spec.snapshots, evaluated_on, as_of - label.horizon - label.lateness)
+    since = matured(
+        spec.snapshots, evaluated_on, as_of - label.horizon - label.lateness
+    )
     newest = since[-spec.snapshots.test :]
     if not newest:
         return None
@@ -146,7 +156,10 @@ def measure_online(
     keys = pd.DataFrame({"entity": rows["entity"].to_pandas(), "day": day.to_pandas()})
     last = keys["entity"].isna() | ~keys.duplicated(keep="last")
     rows = rows.filter(pa.array(last, pa.bool_()))
-    scored, about = Scored(logged_scores(spec, rows), threshold), f"{rows.num_rows} outcomes"
+    scored, about = (
+        Scored(logged_scores(spec, rows), threshold),
+        f"{rows.num_rows} outcomes",
+    )
     return _judge(spec, "online", about, rows, lambda: scored)
 
 
@@ -158,7 +171,9 @@ def judgeable(
     matured = pc.field("as_of") <= _latest(spec, as_of)
     if not known:  # then files that are too young need not be opened
         return own & matured
-    return own & (matured | pc.field("request_id").isin(pa.array([*known], pa.string())))
+    return own & (
+        matured | pc.field("request_id").isin(pa.array([*known], pa.string()))
+    )
 
 
 def actuals(
@@ -169,21 +184,32 @@ def actuals(
     as_of: datetime,
 ) -> NDArray[np.float64]:
     """What came true of each row of `answered`, as in `measure_online`; nan: not known yet."""
-    told = pd.Series(known, dtype=float).reindex(answered["request_id"].to_pandas()).to_numpy()
+    told = (
+        pd.Series(known, dtype=float)
+        .reindex(answered["request_id"].to_pandas())
+        .to_numpy()
+    )
     matured = _matured_labels(settings, spec, answered, as_of)
     return np.where(np.isnan(matured), told, matured)
 
 
-def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -> Performance:
+def measured(
+    kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec
+) -> Performance:
     metrics = all_metrics(y, model, spec.costs)
     if model.task == "classification":
         errors = _standard_errors(y, model, metrics)
         ends = {name: NORMAL * error for name, error in errors.items()}
-        intervals = {name: (metrics[name] - end, metrics[name] + end) for name, end in ends.items()}
+        intervals = {
+            name: (metrics[name] - end, metrics[name] + end)
+            for name, end in ends.items()
+        }
     else:
         drawn = resampled(y, {kind: model}, None, spec.seed)[kind]
         errors = {name: float(np.std(values)) for name, values in drawn.items()}
-        found = {name: interval(metrics[name], values) for name, values in drawn.items()}
+        found = {
+            name: interval(metrics[name], values) for name, values in drawn.items()
+        }
         intervals = {name: (each.low, each.high) for name, each in found.items()}
     surely = {
         name: metrics[name]
@@ -195,13 +221,19 @@ def measured(kind: str, about: str, y: Labels, model: Scored, spec: ModelSpec) -
     return Performance(kind, about, len(y), metrics, surely, intervals)
 
 
-def _standard_errors(y: Labels, model: Scored, found: Mapping[str, float]) -> dict[str, float]:
+def _standard_errors(
+    y: Labels, model: Scored, found: Mapping[str, float]
+) -> dict[str, float]:
     """By formula, as there may be millions of rows.
 
     AUC: Hanley and McNeil (Radiology 143, 1982). F1: the delta method, over its confusion matrix
     with one hit more, as without any it would be sure to be 0.
     """
-    ones, wrong, hits = found["tp"] + found["fn"], found["fp"] + found["fn"], found["tp"] + 1
+    ones, wrong, hits = (
+        found["tp"] + found["fn"],
+        found["fp"] + found["fn"],
+        found["tp"] + 1,
+    )
     zeros, auc, f1 = len(y) - ones, found["auc"], 2 * hits / (2 * hits + wrong)
     both = auc * (1 - auc), auc / (2 - auc) - auc**2, 2 * auc**2 / (1 + auc) - auc**2
     of_auc = (both[0] + (ones - 1) * both[1] + (zeros - 1) * both[2]) / (ones * zeros)
@@ -219,7 +251,9 @@ def _judge(
     if rows.num_rows < spec.monitoring.fewest or different == 1:
         return None
     scored = score()
-    return Judged(measured(kind, about, rows["label"].to_numpy(), scored, spec), rows, scored)
+    return Judged(
+        measured(kind, about, rows["label"].to_numpy(), scored, spec), rows, scored
+    )
 
 
 def _matured_labels(
@@ -238,7 +272,9 @@ def _matured_labels(
         DAY: pc.floor_temporal(answered["as_of"], unit="day"),
         "at": answered["as_of"],
     }
-    asked = pa.table(columns).filter(pc.less_equal(answered["as_of"], _latest(spec, as_of)))
+    asked = pa.table(columns).filter(
+        pc.less_equal(answered["as_of"], _latest(spec, as_of))
+    )
     asked = asked.join(_keys(spec, asked["entity"]), "entity", join_type="inner")
     days = asked[DAY].unique().to_pylist()
     if not days or spec.snapshots.rows == "label":
@@ -251,11 +287,17 @@ def _matured_labels(
         within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
         key = within[owner].cast(spec.entity_key[owner])
         events = within.select(**{owner: key}, time=when).to_pyarrow()
-    events = events.append_column(DAY, pc.floor_temporal(events["time"].cast(TIME), unit="day"))
+    events = events.append_column(
+        DAY, pc.floor_temporal(events["time"].cast(TIME), unit="day")
+    )
     events = events.filter(pc.field("time") > pc.field(DAY))
     first = events.group_by([owner, DAY]).aggregate([("time", "min")])
-    rows = asked.join(known, [*spec.entity_key, DAY], join_type="inner").join(first, [owner, DAY])
-    rows = rows.filter(pc.field("time_min").is_null() | (pc.field("time_min") > pc.field("at")))
+    rows = asked.join(known, [*spec.entity_key, DAY], join_type="inner").join(
+        first, [owner, DAY]
+    )
+    rows = rows.filter(
+        pc.field("time_min").is_null() | (pc.field("time_min") > pc.field("at"))
+    )
     found[rows["place"].to_numpy()] = rows["label"].to_numpy()
     return found
 

@@ -70,12 +70,16 @@ class Audit:
     def ahead(self) -> timedelta:
         return timedelta(seconds=self.limits.ahead_seconds)
 
-    def unlike(self, vectors: Sequence[Vector], delay: timedelta) -> Iterator[dict[str, Any]]:
+    def unlike(
+        self, vectors: Sequence[Vector], delay: timedelta
+    ) -> Iterator[dict[str, Any]]:
         """By feature, the offline values of `delay` earlier that each vector was not given."""
         names = list(self.served.features)
         if not vectors:
             return
-        frame = pd.DataFrame([{**vector.key, **vector.request_data} for vector in vectors])
+        frame = pd.DataFrame(
+            [{**vector.key, **vector.request_data} for vector in vectors]
+        )
         moments = [vector.at - delay for vector in vectors]
         frame["event_timestamp"] = pd.to_datetime(moments, utc=True)
         frame["as_of"] = [microseconds(vector.at) for vector in vectors]
@@ -100,13 +104,17 @@ def skew(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResu
         & (pc.field("received") <= run.as_of)
     )
     # By name first: vectors of all would take more memory than all else of a run.
-    requests = predicted.read(columns=["request_id", "received", "features_from"], where=logged)
+    requests = predicted.read(
+        columns=["request_id", "received", "features_from"], where=logged
+    )
     origins = requests["features_from"].value_counts().to_pylist()
     excluded = Counter[str]({origin["values"]: origin["counts"] for origin in origins})
     looked_up = sum(excluded.pop(origin, 0) for origin in STORED)
     online = requests.filter(pc.field("features_from").isin(STORED))
     chosen = sample(online, spec.monitoring.skew_vectors)["request_id"].combine_chunks()
-    rows = predicted.read(columns=VECTOR, where=logged & pc.field("request_id").isin(chosen))
+    rows = predicted.read(
+        columns=VECTOR, where=logged & pc.field("request_id").isin(chosen)
+    )
     vectors = list[Vector]()
     if len(rows):
         registry = Registry(run.settings)
@@ -134,11 +142,20 @@ def mismatches(version: str, vectors: Sequence[Vector]) -> Iterator[CheckResult]
         newest, *others = (vector for vector in vectors if name in vector.differs)
         entity = ", ".join(f"{column} {value}" for column, value in newest.key.items())
         values = f"online {newest.logged[name]!r}, offline {newest.differs[name]!r}"
-        remark = f"skew of {name}: {entity} at {newest.at:%Y-%m-%d %H:%M:%S} UTC: {values}"
+        remark = (
+            f"skew of {name}: {entity} at {newest.at:%Y-%m-%d %H:%M:%S} UTC: {values}"
+        )
         remark += f"; and {len(others)} more" if others else ""
         incident = f"skew of version {version}: {name}"
         yield CheckResult(
-            f"skew_of_{name}", len(others) + 1, 0, "alert", remark, "skew", name, incident
+            f"skew_of_{name}",
+            len(others) + 1,
+            0,
+            "alert",
+            remark,
+            "skew",
+            name,
+            incident,
         )
 
 
@@ -158,9 +175,14 @@ def read(rows: pa.Table, served: ServedModel) -> list[Vector]:
         logged, given = json.loads(row["features"]), json.loads(row["request_data"])
         with suppress(KeyError, TypeError, ValueError):
             key = entity_of(served.entity_key, row["entity"])
-            data = {n: _read(kind, given[n]) for n, kind in served.lookup.request_data.items()}
+            data = {
+                n: _read(kind, given[n])
+                for n, kind in served.lookup.request_data.items()
+            }
             if logged.keys() == served.features.keys():
-                logged = {n: _read(kind, logged[n]) for n, kind in served.features.items()}
+                logged = {
+                    n: _read(kind, logged[n]) for n, kind in served.features.items()
+                }
                 vectors.append(Vector(key, row["as_of"], row["received"], logged, data))
     return vectors
 
@@ -206,7 +228,9 @@ def explain_by_arrivals(audit: Audit, vectors: list[Vector]) -> None:
             if last > vector.received or first <= due < last:
                 differs = vector.differs.items()
                 vector.differs = {
-                    name: value for name, value in differs if service.feature_views[name] in others
+                    name: value
+                    for name, value in differs
+                    if service.feature_views[name] in others
                 }
 
 
@@ -214,7 +238,9 @@ def explain_by_window_ends(audit: Audit, vectors: list[Vector]) -> None:
     """Clear values that the entity had until a window ended just before the vector was read."""
     earlier_values = audit.unlike(vectors, WINDOW_END_DELAY)
     for vector, unlike in zip(vectors, earlier_values, strict=True):
-        vector.differs = {n: value for n, value in vector.differs.items() if n in unlike}
+        vector.differs = {
+            n: value for n, value in vector.differs.items() if n in unlike
+        }
 
 
 def _read(kind: str, logged: Any) -> Any:

@@ -30,13 +30,19 @@ def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckRe
         incident = f"too few predictions of version {run.version}"
         remark = f"{incident}: {asked:.0f} entities in 24 hours, {usual:.0f} are usual"
         limit = limits.volume * usual
-        yield CheckResult("volume", asked, limit, "alert", remark, "volume", ENTITIES, incident)
+        yield CheckResult(
+            "volume", asked, limit, "alert", remark, "volume", ENTITIES, incident
+        )
 
 
-def freshness(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
+def freshness(
+    run: MonitoringRun, _reference: Reference | None
+) -> Iterator[CheckResult]:
     """Say what is not materialised, too old, or silent at the source."""
     age_limit = timedelta(hours=run.spec.monitoring.freshness_hours)
-    for record in service_records(run.settings, run.spec.dataset, run.spec.feature_service):
+    for record in service_records(
+        run.settings, run.spec.dataset, run.spec.feature_service
+    ):
         for incident, text in record.problems(run.as_of, age_limit):
             yield CheckResult(
                 name=f"freshness: {incident}",
@@ -50,7 +56,9 @@ def freshness(run: MonitoringRun, _reference: Reference | None) -> Iterator[Chec
 
 def collapse(limits: Monitoring, asked: float, usual: float | None) -> bool:
     """Whether far fewer entities asked in a window than `usual`, as far as that is known."""
-    return usual is not None and usual >= limits.fewest and asked < limits.volume * usual
+    return (
+        usual is not None and usual >= limits.fewest and asked < limits.volume * usual
+    )
 
 
 def usual_entities(limits: Monitoring, past: Past) -> float | None:
@@ -61,5 +69,7 @@ def usual_entities(limits: Monitoring, past: Past) -> float | None:
     for row in past.own[-1:]:
         if collapse(limits, row.figures[ENTITIES], row.figures.get(USUAL)):
             return row.figures[USUAL]
-    before = [row.figures[ENTITIES] for row in past.own if row.as_of <= past.as_of - LENGTH]
+    before = [
+        row.figures[ENTITIES] for row in past.own if row.as_of <= past.as_of - LENGTH
+    ]
     return sum(before) / len(before) if len(before) >= limits.fewest_windows else None

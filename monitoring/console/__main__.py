@@ -38,7 +38,12 @@ from monitoring.console.checks import Check, of_events, of_model, of_server
 from monitoring.console.event_alerts import watch
 from monitoring.console.history import SPANS, change
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.status import ModelReaders, ModelStatus, since_the_last_run, stores_of
+from monitoring.console.status import (
+    ModelReaders,
+    ModelStatus,
+    since_the_last_run,
+    stores_of,
+)
 from monitoring.serving_status import read_serving
 from stack.processes import usage
 
@@ -70,7 +75,9 @@ STRICT.globals |= {
 }
 for function in (Axis, axis, placed, change, timedelta, next_runs, since_the_last_run):
     STRICT.globals[function.__name__] = function
-TEMPLATES = {page: STRICT.get_template(f"{page}.html") for page in ("index", "model", "data")}
+TEMPLATES = {
+    page: STRICT.get_template(f"{page}.html") for page in ("index", "model", "data")
+}
 
 
 class Console:
@@ -87,7 +94,9 @@ class Console:
         stores = stores_of(settings)
         self._models: dict[str, ModelReaders] = {}
         for spec in specs:
-            self._models[spec.name] = ModelReaders(settings, spec, self._serving, stores)
+            self._models[spec.name] = ModelReaders(
+                settings, spec, self._serving, stores
+            )
         self._datasets: dict[str, dict[str, CachedReader[Any]]] = {}
         for name in dataset_names(*(spec.dataset for spec in specs)):
             self._datasets[name] = {
@@ -187,7 +196,9 @@ class Console:
         read_all(all_readers)
         return datetime.now(UTC), [model.status() for model in models]
 
-    def _page(self, page: str, request: Request, now: datetime, **values: Any) -> Response:
+    def _page(
+        self, page: str, request: Request, now: datetime, **values: Any
+    ) -> Response:
         """Return a page of these values, and of those that every page has."""
         values["settings"] = self._settings
         values["now"] = now

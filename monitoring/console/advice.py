@@ -29,10 +29,14 @@ class Problem:
 def problems(groups: Mapping[str, Iterable[Check]]) -> list[Problem]:
     """Return what is wrong by the checks of each subject, the worst first, each cause once."""
     found = dict[tuple[int, str, str], Problem]()
-    bad = [(subject, each) for subject, of in groups.items() for each in of if not each.ok]
+    bad = [
+        (subject, each) for subject, of in groups.items() for each in of if not each.ok
+    ]
     for subject, check in bad:
         said = f"{check.name}: {check.remark}"
-        matches = ((n, each, re.search(each["match"], said)) for n, each in enumerate(ADVICE))
+        matches = (
+            (n, each, re.search(each["match"], said)) for n, each in enumerate(ADVICE)
+        )
         rank, advice, match = next(each for each in matches if each[2])
         values = {"subject": subject, "check": check.name}
         values |= match.groupdict("") if match else {}

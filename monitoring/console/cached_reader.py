@@ -34,7 +34,9 @@ class CachedReader(Generic[T]):
     def begin(self) -> threading.Thread:
         """Return the thread that reads; a new one unless one is at it or the value is new."""
         at = self._reading.at
-        if not self._thread.is_alive() and not (at and datetime.now(UTC) - at < self._fresh):
+        if not self._thread.is_alive() and not (
+            at and datetime.now(UTC) - at < self._fresh
+        ):
             thread = threading.Thread(target=self._run, daemon=True)
             thread.start()
             self._thread = thread  # only now: others may join it
@@ -53,7 +55,9 @@ class CachedReader(Generic[T]):
         try:
             self._reading = Reading(self._read(), began)
         except Exception as exc:  # noqa: BLE001  (whatever it is, the source is unknown)
-            self._reading = Reading(why=" ".join(f"{exc}".split()) or type(exc).__name__)
+            self._reading = Reading(
+                why=" ".join(f"{exc}".split()) or type(exc).__name__
+            )
 
 
 def read_all(readers: Iterable[CachedReader[Any]]) -> None:

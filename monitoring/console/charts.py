@@ -27,12 +27,16 @@ class Axis:
         rough = (self.high - self.low) / 3
         power: float = 10 ** floor(log10(rough))
         step = max(each * power for each in (1, 2, 5) if each * power <= rough)
-        return [n * step for n in range(ceil(self.low / step), floor(self.high / step) + 1)]
+        return [
+            n * step for n in range(ceil(self.low / step), floor(self.high / step) + 1)
+        ]
 
 
 def axis(values: Iterable[float | None], start: float, end: float) -> Axis:
     """Return an axis that has room for all values that are known and finite."""
-    finite = [value for value in values if value is not None and isfinite(value)] or [0.0]
+    finite = [value for value in values if value is not None and isfinite(value)] or [
+        0.0
+    ]
     low, high = min(finite), max(finite)
     room = (high - low) * 0.08 or abs(high) or 1.0
     return Axis(low if low == 0 else low - room, high + room, start, end)
@@ -53,9 +57,15 @@ class Span:
     @property
     def days(self) -> list[datetime]:
         """Midnights to name below an axis, six at most."""
-        midnight = self.until.astimezone(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-        step = timedelta(days=max(1, round((self.until - self.since) / timedelta(days=6))))
-        return [day for n in range(6) if (day := midnight - (5 - n) * step) > self.since]
+        midnight = self.until.astimezone(UTC).replace(
+            hour=0, minute=0, second=0, microsecond=0
+        )
+        step = timedelta(
+            days=max(1, round((self.until - self.since) / timedelta(days=6)))
+        )
+        return [
+            day for n in range(6) if (day := midnight - (5 - n) * step) > self.since
+        ]
 
 
 @dataclass(frozen=True)
@@ -78,9 +88,18 @@ def placed(
     """
     times, before = sorted(reports), span.since
     for point in points:
-        low, high = (None if value is None else y.at(value) for value in (point.low, point.high))
+        low, high = (
+            None if value is None else y.at(value) for value in (point.low, point.high)
+        )
         place = bisect_right(times, point.at)
         newest = times[place - 1] if place and times[place - 1] > before else None
         text = f"{point.value:.4g}, {point.text}"
-        yield span.at(point.at), y.at(point.value), low, high, text, newest and reports[newest]
+        yield (
+            span.at(point.at),
+            y.at(point.value),
+            low,
+            high,
+            text,
+            newest and reports[newest],
+        )
         before = point.at

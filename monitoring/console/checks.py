@@ -72,7 +72,9 @@ def of_server(reading: Reading[ServingStatus]) -> Iterator[Check]:
 
 
 def of_events(
-    consumer: Reading[str | None], lags: Reading[Mapping[str, ConsumerLag]], now: datetime
+    consumer: Reading[str | None],
+    lags: Reading[Mapping[str, ConsumerLag]],
+    now: datetime,
 ) -> Iterator[Check]:
     """Judge whether a consumer reads the events, and whether it processes those of each dataset.
 
@@ -142,19 +144,27 @@ def _unknown(name: str, reading: Reading[Any]) -> Check:
     return Check(name, None, f"unknown: {reading.why}")
 
 
-def _features(records: list[DatasetRecord], at: datetime | None, now: datetime) -> Check:
+def _features(
+    records: list[DatasetRecord], at: datetime | None, now: datetime
+) -> Check:
     problems: list[str] = []
     remarks: list[str] = []
     for record in records:
         problems += [text for _, text in record.problems(now)]
         end = f"complete up to {_time(record.watermark)}, newest event {_time(record.newest)}"
-        remarks.append(f"{record.dataset} {end}" if record.watermark else _not_ingested(record))
+        remarks.append(
+            f"{record.dataset} {end}" if record.watermark else _not_ingested(record)
+        )
     is_complete = all(record.watermark for record in records) or None
-    return Check("features", not problems and is_complete, "; ".join(problems or remarks), at)
+    return Check(
+        "features", not problems and is_complete, "; ".join(problems or remarks), at
+    )
 
 
 def _not_ingested(record: DatasetRecord) -> str:
-    return f"{record.dataset}: nothing is ingested yet; run: gyre ingest {record.dataset}"
+    return (
+        f"{record.dataset}: nothing is ingested yet; run: gyre ingest {record.dataset}"
+    )
 
 
 def _roles(status: ModelStatus) -> Iterator[Check]:
@@ -166,7 +176,9 @@ def _roles(status: ModelStatus) -> Iterator[Check]:
         ledger_row = rows.newest(role) if rows else None
         versions: dict[str, str | None] = {}
         if serving:
-            versions["workers"] = " and ".join(serving.versions(status.spec.name, role)) or None
+            versions["workers"] = (
+                " and ".join(serving.versions(status.spec.name, role)) or None
+            )
         if aliases is not None:
             versions["MLflow's alias"] = aliases.get(role)
         if rows:
@@ -174,7 +186,9 @@ def _roles(status: ModelStatus) -> Iterator[Check]:
         distinct_versions = {*versions.values()}
         version = next(iter(distinct_versions), None)
         if len(distinct_versions) > 1:
-            remarks = [f"{source}: {_version(name)}" for source, name in versions.items()]
+            remarks = [
+                f"{source}: {_version(name)}" for source, name in versions.items()
+            ]
             yield Check(
                 name=role,
                 ok=False,
@@ -279,7 +293,9 @@ def _alerts(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Che
 def _training(run: RunPage | None, at: datetime | None, now: datetime) -> Check:
     if run is None:
         return Check("last training", ok=None, remark="none yet", at=at)
-    outcome = run.tags.get("outcome") or run.tags.get("gate") or "nothing is written down yet"
+    outcome = (
+        run.tags.get("outcome") or run.tags.get("gate") or "nothing is written down yet"
+    )
     end = f"ended {_time(run.ended)}" if run.ended else "goes on"
     ok = run.status not in {"FAILED", "KILLED"}
     if run.ended and outcome.startswith("refused") and now - run.ended < REFUSED_FOR:

@@ -35,15 +35,22 @@ class History:
 
 
 def read_history(records: Records, model: str, since: datetime, hours: int) -> History:
-    rows, newest = records.decisions_since(model, since, hours), records.decisions(model, 1)
+    rows, newest = (
+        records.decisions_since(model, since, hours),
+        records.decisions(model, 1),
+    )
     rows += [row for row in newest if rows and row.as_of > rows[-1].as_of]
     moments = [row.as_of for row in (*rows, *newest)]
     details = records.details(model, min(moments, default=since), moments)
     at = newest[0].as_of if newest else None
-    return History(_figures(rows, details), _traffic(rows), details.get(at) if at else None, at)
+    return History(
+        _figures(rows, details), _traffic(rows), details.get(at) if at else None, at
+    )
 
 
-def traffic(key: str, now: Counters, earlier: Counters, time: timedelta) -> dict[str, float]:
+def traffic(
+    key: str, now: Counters, earlier: Counters, time: timedelta
+) -> dict[str, float]:
     """Return what "role version" did between two readings of serving's counters, if anything."""
     new = did(key, now, earlier)
     rows, slow = new.answered + new.failed, new.quantile(0.99)
@@ -58,7 +65,9 @@ def _figures(
     points = defaultdict[str, list[Point]](list)
     for row in rows:
         text, own = _text(row), details.get(row.as_of, WindowDetails())
-        measured = {f"{k}_{m}": v for k, by in own.performance.items() for m, v in by.items()}
+        measured = {
+            f"{k}_{m}": v for k, by in own.performance.items() for m, v in by.items()
+        }
         for name, value in row.figures.items():
             if name.startswith(DRAWN) and isfinite(value):
                 found = measured.get(name)

@@ -114,12 +114,24 @@ def _add_sources(add: Add, status: ModelStatus, now: datetime) -> None:
         add("production_version", 1, told_by="mlflow", version=aliases["production"])
     run = status.runs.value
     if run:
-        add("last_training_timestamp_seconds", run.started.timestamp(), status=run.status)
+        add(
+            "last_training_timestamp_seconds",
+            run.started.timestamp(),
+            status=run.status,
+        )
     for record in status.freshness.value or ():
         if record.newest:
             name = record.dataset
-            add("source_silence_promise_seconds", record.silence.total_seconds(), dataset=name)
-            add("source_silence_seconds", (now - record.newest).total_seconds(), dataset=name)
+            add(
+                "source_silence_promise_seconds",
+                record.silence.total_seconds(),
+                dataset=name,
+            )
+            add(
+                "source_silence_seconds",
+                (now - record.newest).total_seconds(),
+                dataset=name,
+            )
 
 
 def _add_rows(add: Add, rows: ModelRows, limits: Monitoring, now: datetime) -> None:

@@ -41,8 +41,13 @@ def since_the_last_run(
         return status.serving.why if serving is None else status.rows.why
     if not rows.decisions or not (counted := rows.decisions[-1].counted):
         return "no monitoring run has asked serving yet"
-    then, counters = rows.decisions[-1].as_of, counters_of(serving.replicas, status.spec.name)
-    return traffic(f"{role} {version}", counters, COUNTS.validate_json(counted), now - then)
+    then, counters = (
+        rows.decisions[-1].as_of,
+        counters_of(serving.replicas, status.spec.name),
+    )
+    return traffic(
+        f"{role} {version}", counters, COUNTS.validate_json(counted), now - then
+    )
 
 
 Stores = CachedReader[tuple[Ledger, Records]]
@@ -79,16 +84,21 @@ class ModelReaders:
         self.all: tuple[CachedReader[Any], ...] = (
             serving,
             CachedReader(lambda: pages.aliases(name)),
-            CachedReader(lambda: service_records(settings, spec.dataset, spec.feature_service)),
+            CachedReader(
+                lambda: service_records(settings, spec.dataset, spec.feature_service)
+            ),
             CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
             CachedReader(lambda: pages.training(spec.experiment), seconds=30),
         )
         self.pages: CachedReader[ModelPages]
-        self.pages = CachedReader(lambda: pages.pages(name, spec.experiment), seconds=30)
+        self.pages = CachedReader(
+            lambda: pages.pages(name, spec.experiment), seconds=30
+        )
 
         self.histories: dict[int, CachedReader[History]]
         self.histories = {
-            days: CachedReader(partial(_history, stores, name, days), 30) for days in SPANS
+            days: CachedReader(partial(_history, stores, name, days), 30)
+            for days in SPANS
         }
 
     def status(self) -> ModelStatus:

@@ -52,7 +52,9 @@ class Protocol:
     form: ErrorForm
     owns: Callable[[str], bool]
     predict: tuple[PredictRoute, ...]
-    add_info: Callable[[APIRouter, ModelRepository], None] = lambda _router, _repository: None
+    add_info: Callable[[APIRouter, ModelRepository], None] = (
+        lambda _router, _repository: None
+    )
 
 
 class PredictEndpoint:
@@ -96,7 +98,11 @@ def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
     for position, record in enumerate(model.schemas.flat.validate_python(records)):
         given = record.model_dump(exclude_unset=True)
         key = {name: given.pop(name) for name in names if name in given}
-        data = {name: given.pop(name) for name in fields if name in given} if fields else {}
+        data = (
+            {name: given.pop(name) for name in fields if name in given}
+            if fields
+            else {}
+        )
         if len(key) < len(names) and (key or not given):
             missing = ", ".join(name for name in names if name not in key)
             what = f"{missing} is missing" if key else f"neither {missing} nor features"
@@ -123,7 +129,9 @@ def shown(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
             del said["probability"]
         if classes := model.spec.classes:
             said["prediction"] = classes[int(answer["prediction"])]
-            said["probabilities"] = dict(zip(classes, answer["probabilities"], strict=True))
+            said["probabilities"] = dict(
+                zip(classes, answer["probabilities"], strict=True)
+            )
         if why := answer.get("why"):  # it is explained, and no prediction
             del said["request_id"], said["logged"]
             said |= why
@@ -137,6 +145,9 @@ def scored(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
     """
     found = []
     for row in shown(model, rows, answers):
-        score, every = row.pop("probability", row["prediction"]), row.pop("probabilities", {})
+        score, every = (
+            row.pop("probability", row["prediction"]),
+            row.pop("probabilities", {}),
+        )
         found.append({"score": [*every.values()] or score, **row})
     return found

@@ -14,7 +14,14 @@ from starlette.responses import Response
 from serving.edge import KSERVE, json_response
 from serving.errors import NotFoundError
 from serving.openapi import Operation
-from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
+from serving.protocols import (
+    Parsed,
+    PredictRoute,
+    Protocol,
+    rows_from,
+    scored,
+    version_of,
+)
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
 
@@ -33,7 +40,9 @@ class Predictions(BaseModel, Generic[Row]):
 
 def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
     rows = rows_from(model, Instances[Any].model_validate_json(body).instances)
-    return rows, lambda answers: json_response({"predictions": scored(model, rows, answers)})
+    return rows, lambda answers: json_response(
+        {"predictions": scored(model, rows, answers)}
+    )
 
 
 def operation(path: str, schemas: Schemas) -> Operation:

@@ -16,7 +16,14 @@ from core.packages import package_version
 from serving.edge import ErrorForm, in_words, json_response
 from serving.errors import InvalidRequestError
 from serving.openapi import Operation
-from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
+from serving.protocols import (
+    Parsed,
+    PredictRoute,
+    Protocol,
+    rows_from,
+    scored,
+    version_of,
+)
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
 from serving.scorer import Answer
@@ -89,17 +96,23 @@ class Invocation(BaseModel):
     def records(self) -> Sequence[Record]:
         given = [name for name in FORMATS if name in self.model_fields_set]
         if len(given) != 1:
-            raise InvalidRequestError(f"body: expected one of {', '.join(FORMATS)}, found {given}")
+            raise InvalidRequestError(
+                f"body: expected one of {', '.join(FORMATS)}, found {given}"
+            )
         found: Split | Rows | Mapping[str, Any] = getattr(self, given[0])
         if isinstance(found, Split):
             return found.records()
         if not isinstance(found, Mapping):
             return found
         # Columns by name; single values are one row.
-        columns = [value if isinstance(value, list) else [value] for value in found.values()]
+        columns = [
+            value if isinstance(value, list) else [value] for value in found.values()
+        ]
         if len({len(column) for column in columns}) != 1:
             raise InvalidRequestError("body.inputs: the columns have different lengths")
-        return [dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)]
+        return [
+            dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)
+        ]
 
 
 def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
@@ -139,5 +152,8 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
 ROUTE = PredictRoute(("/invocations", "/models/{name}/invocations"), read, operation)
 OWN = ("/ping", "/health", "/version")
 PROTOCOL = Protocol(
-    ERRORS, lambda path: path in OWN or path.endswith("/invocations"), (ROUTE,), add_info
+    ERRORS,
+    lambda path: path in OWN or path.endswith("/invocations"),
+    (ROUTE,),
+    add_info,
 )

@@ -20,7 +20,14 @@ from starlette.responses import Response
 from serving.edge import KSERVE, json_response
 from serving.errors import InvalidRequestError, NoModelError, NotFoundError
 from serving.openapi import Operation
-from serving.protocols import Parsed, PredictRoute, Protocol, rows_from, scored, version_of
+from serving.protocols import (
+    Parsed,
+    PredictRoute,
+    Protocol,
+    rows_from,
+    scored,
+    version_of,
+)
 from serving.repository import Deployment, ModelRepository
 from serving.schemas import FORBID, MAX_ROWS, Schemas
 from serving.scorer import Answer
@@ -107,10 +114,16 @@ def read(model: Deployment, body: bytes, request: Request) -> Parsed:
     header, tensors = _split(body, request.headers.get(JSON_BYTES))
     sent = Inference.model_validate_json(header, strict=True)
     columns = _columns(sent.inputs, _inputs(model), tensors)
-    records = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    records = [
+        dict(zip(columns, row, strict=True))
+        for row in zip(*columns.values(), strict=True)
+    ]
     rows = rows_from(model, records)
     every = sent.parameters.get("binary_data_output")
-    asked = {output.name: output.parameters.get("binary_data", every) for output in sent.outputs}
+    asked = {
+        output.name: output.parameters.get("binary_data", every)
+        for output in sent.outputs
+    }
     binary = asked or dict.fromkeys(OUTPUTS, every)
 
     def write(answers: Sequence[Answer]) -> Response:
@@ -125,7 +138,9 @@ def read(model: Deployment, body: bytes, request: Request) -> Parsed:
 
 def operation(path: str, _schemas: Schemas) -> Operation:
     text = "Score tensors by name, in JSON or binary behind it: the key, every feature, or both."
-    return Operation(path, TAG, "Infer", text, Inference, Inferred, KSERVE, (LENGTH,), BINARY)
+    return Operation(
+        path, TAG, "Infer", text, Inference, Inferred, KSERVE, (LENGTH,), BINARY
+    )
 
 
 def _inputs(model: Deployment) -> dict[str, str]:
@@ -145,7 +160,9 @@ def _split(body: bytes, json_bytes: str | None) -> tuple[bytes, BytesIO]:
         return body, BytesIO()
     end = int(json_bytes) if re.fullmatch("[0-9]{1,9}", json_bytes) else -1
     if not 0 <= end <= len(body):
-        raise InvalidRequestError(f"{JSON_BYTES}: expected a number of bytes up to {len(body)}")
+        raise InvalidRequestError(
+            f"{JSON_BYTES}: expected a number of bytes up to {len(body)}"
+        )
     return body[:end], BytesIO(body[end:])
 
 
@@ -193,7 +210,9 @@ def _flat(tensor: Input) -> list[Any]:
     """Data of [N], or of [N, 1] flat or nested."""
     if tensor.data is None:
         raise ValueError("neither data nor binary_data_size")
-    if len(tensor.shape) == 1 or not any(isinstance(value, list) for value in tensor.data):
+    if len(tensor.shape) == 1 or not any(
+        isinstance(value, list) for value in tensor.data
+    ):
         return tensor.data
     if not all(isinstance(value, list) and len(value) == 1 for value in tensor.data):
         raise ValueError(f"data is not of shape {tensor.shape}")
@@ -220,16 +239,26 @@ def _decoded(raw: bytes, datatype: str) -> list[Any]:
     return texts
 
 
-def _response(said: dict[str, Any], rows: list[Answer], binary: Mapping[str, Any]) -> Response:
+def _response(
+    said: dict[str, Any], rows: list[Answer], binary: Mapping[str, Any]
+) -> Response:
     """binary: the outputs to give, and whether behind the JSON."""
     outputs, behind = [], []
     for name, raw in binary.items():
-        values, datatype, width = [row[name] for row in rows], OUTPUTS[name], list[int]()
+        values, datatype, width = (
+            [row[name] for row in rows],
+            OUTPUTS[name],
+            list[int](),
+        )
         if isinstance(values[0], list):  # many classes
             values, width = [part for row in values for part in row], [len(values[0])]
         elif isinstance(values[0], str):
             datatype = "BYTES"
-        output: dict[str, Any] = {"name": name, "datatype": datatype, "shape": [len(rows), *width]}
+        output: dict[str, Any] = {
+            "name": name,
+            "datatype": datatype,
+            "shape": [len(rows), *width],
+        }
         if raw is True:
             behind.append(_encoded(values, datatype))
             output["parameters"] = {"binary_data_size": len(behind[-1])}
@@ -288,17 +317,23 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
         return {"live": True, "ready": True}
 
     @router.get(of_model, summary="Model", response_model_exclude_none=True, **SHARED)
-    @router.get(of_version, summary="Version", response_model_exclude_none=True, **SHARED)
+    @router.get(
+        of_version, summary="Version", response_model_exclude_none=True, **SHARED
+    )
     async def metadata(name: str, version: str | None = None) -> ModelMetadata:
         """Name the tensors that the model takes and gives; 404 for another version than answers."""
         model = repository.find(name)
         inputs, outputs = _tensors(model)
         versions = [_version(model, version)]
-        return ModelMetadata(name=name, versions=versions, inputs=inputs, outputs=outputs)
+        return ModelMetadata(
+            name=name, versions=versions, inputs=inputs, outputs=outputs
+        )
 
     @router.get(f"{of_model}/ready", summary="Model ready", **SHARED)
     @router.get(f"{of_version}/ready", summary="Version ready", **SHARED)
-    async def model_ready(name: str, version: str | None = None) -> dict[str, str | bool]:
+    async def model_ready(
+        name: str, version: str | None = None
+    ) -> dict[str, str | bool]:
         """Say that a version of the model answers, or this one; 503 until one does."""
         _version(repository.find(name), version)
         return {"name": name, "ready": True}
@@ -306,4 +341,6 @@ def add_info(router: APIRouter, repository: ModelRepository) -> None:
 
 PATHS = ("/v2/models/{name}/infer", "/v2/models/{name}/versions/{version}/infer")
 ROUTE = PredictRoute(PATHS, read, operation, binary=BINARY)
-PROTOCOL = Protocol(KSERVE, lambda path: f"{path}/".startswith("/v2/"), (ROUTE,), add_info)
+PROTOCOL = Protocol(
+    KSERVE, lambda path: f"{path}/".startswith("/v2/"), (ROUTE,), add_info
+)

@@ -9,7 +9,14 @@ from starlette.responses import Response
 from serving.edge import PLAIN, json_response
 from serving.errors import InvalidRequestError
 from serving.openapi import Operation
-from serving.protocols import BATCH_LIMIT, Answers, Parsed, PredictRoute, Protocol, shown
+from serving.protocols import (
+    BATCH_LIMIT,
+    Answers,
+    Parsed,
+    PredictRoute,
+    Protocol,
+    shown,
+)
 from serving.repository import Deployment
 from serving.schemas import Schemas, rows_of
 from serving.scorer import PredictionRow, Scorer
@@ -39,9 +46,15 @@ def read(model: Deployment, body: bytes, request: Request, *, many: bool) -> Par
     names, fields = model.spec.entity_key, model.holder.request_data
     rows = []
     for item in items:
-        given = {} if item.features is None else item.features.model_dump(exclude_unset=True)
+        given = (
+            {}
+            if item.features is None
+            else item.features.model_dump(exclude_unset=True)
+        )
         data = item.model_dump(include={*fields}, exclude_unset=True) if fields else {}
-        rows.append(PredictionRow({n: getattr(item, n) for n in names}, given, merge, data))
+        rows.append(
+            PredictionRow({n: getattr(item, n) for n in names}, given, merge, data)
+        )
 
     def write(answers: Answers) -> Response:
         found = shown(model, rows, answers)
@@ -57,21 +70,30 @@ def operation(path: str, schemas: Schemas, *, many: bool) -> Operation:
     if many:
         text = "Score up to 10,000 entities; answers come in the order of the rows."
         body, answer = rows_of(body), list[answer]  # type: ignore[valid-type]
-    return Operation(path, "Predictions", summary, text, body, answer, parameters=(MERGE,))
+    return Operation(
+        path, "Predictions", summary, text, body, answer, parameters=(MERGE,)
+    )
 
 
 def explain_operation(path: str, schemas: Schemas) -> Operation:
     text = "Answer as /predict does, and say what each feature contributes. Nothing is logged."
     body, answer = schemas.request, schemas.explained
-    return Operation(path, "Predictions", "Explain", text, body, answer, parameters=(MERGE,))
+    return Operation(
+        path, "Predictions", "Explain", text, body, answer, parameters=(MERGE,)
+    )
 
 
 def route(path: str, limit: int, *, many: bool) -> PredictRoute:
     paths = (path, "/models/{name}" + path)
-    return PredictRoute(paths, partial(read, many=many), partial(operation, many=many), limit)
+    return PredictRoute(
+        paths, partial(read, many=many), partial(operation, many=many), limit
+    )
 
 
-ROUTES = (route("/predict", ROW_LIMIT, many=False), route("/predict/batch", BATCH_LIMIT, many=True))
+ROUTES = (
+    route("/predict", ROW_LIMIT, many=False),
+    route("/predict/batch", BATCH_LIMIT, many=True),
+)
 EXPLAIN = route("/explain", ROW_LIMIT, many=False)
 EXPLAIN = replace(EXPLAIN, operation=explain_operation, answer=Scorer.explain)
 PROTOCOL = Protocol(PLAIN, lambda _: True, (*ROUTES, EXPLAIN))

@@ -21,12 +21,18 @@ class Copy:
     def __init__(self, folder, settings):
         self.folder, self.settings = folder, settings
         git = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-        listed = subprocess.run(git, cwd=PROJECT, capture_output=True, check=True).stdout
+        listed = subprocess.run(
+            git, cwd=PROJECT, capture_output=True, check=True
+        ).stdout
         for name in filter(None, listed.decode().split("\0")):
             if (PROJECT / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, folder / name)
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
+        own = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("GYRE_", "PROMETHEUS_"))
+        }
         self.environment = own | child_environment(settings) | {
             "PYTHONPATH": str(folder),
             "PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}",
@@ -38,7 +44,9 @@ class Copy:
             ["bash", "-euc", command], cwd=self.folder, env=self.environment | more,
             capture_output=True, text=True, check=False, timeout=timeout,
         )  # fmt: skip
-        assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        assert done.returncode == code, (
+            f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        )
         return done.stdout + done.stderr
 
     def content(self):
@@ -46,7 +54,9 @@ class Copy:
         return {
             str(path.relative_to(self.folder)): path.read_bytes()
             for path in self.folder.rglob("*")
-            if path.is_file() and not skipped & set(path.parts) and path.suffix != ".log"
+            if path.is_file()
+            and not skipped & set(path.parts)
+            and path.suffix != ".log"
         }
 
 

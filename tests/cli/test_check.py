@@ -50,7 +50,9 @@ FIT_ONLY = {
 
 def instead_of_it(first, *more):
     """The forest's place in a spec, taken by several estimators."""
-    named = (f'\n\n[[estimators]]\nname = "more_{n}"\n{one}' for n, one in enumerate(more, 1))
+    named = (
+        f'\n\n[[estimators]]\nname = "more_{n}"\n{one}' for n, one in enumerate(more, 1)
+    )
     return "".join([first, *named])
 
 
@@ -138,10 +140,14 @@ def write_events(path):
         entity += [number] * len(times)
         seconds += [*times.astype(int)]
     start = np.datetime64("now", "s") - np.timedelta64(days, "D")
-    at = pa.array(start + np.array(seconds, "timedelta64[s]"), pa.timestamp("us", "UTC"))
+    at = pa.array(
+        start + np.array(seconds, "timedelta64[s]"), pa.timestamp("us", "UTC")
+    )
     rows = {"event_id": range(len(entity)), "entity_id": entity, "event_ts": at}
     rows["amount"] = chance.integers(1, 100, len(entity)) / 4
-    pq.write_table(pa.table({name: pa.array(values) for name, values in rows.items()}), path)
+    pq.write_table(
+        pa.table({name: pa.array(values) for name, values in rows.items()}), path
+    )
 
 
 @pytest.fixture(scope="module")
@@ -169,7 +175,10 @@ def project(tmp_path_factory):
 def lines(project):
     """What `gyre check` says of all models at once."""
     names = [name for kind, name, *_ in PLANTED if kind == "rows"] + ["good"]
-    sources = {f"GYRE_SOURCES__{name.upper()}": str(project.folder / "v.parquet") for name in names}
+    sources = {
+        f"GYRE_SOURCES__{name.upper()}": str(project.folder / "v.parquet")
+        for name in names
+    }
     return project.run("gyre check 2> err.log", 1, **sources).splitlines()
 
 
@@ -188,7 +197,11 @@ def test_what_has_no_typo_has_no_finding(lines, project):
                "good": project.folder / "v.parquet"}  # fmt: skip
     for name, source in sources.items():
         assert f"{name}: ok; rows: a sample of {source}" in lines
-    counts = [int(found[1]) for line in lines if (found := re.search(r": findings: (\d+);", line))]
+    counts = [
+        int(found[1])
+        for line in lines
+        if (found := re.search(r": findings: (\d+);", line))
+    ]
     assert sum(counts) == len(lines) - len(counts) - len(sources) - 1  # plain
     assert len(counts) == len(PLANTED)
 
@@ -198,7 +211,9 @@ def test_it_says_what_a_training_will_see(lines, project):
     sees = r"^good: .* about ([\d,]+) rows .* about ([\d,]+) rows"
     (counts,) = re.findall(sees, told, re.MULTILINE)
     assert "rows (3 by the month, " in told
-    assert all(100 < int(count.replace(",", "")) < 900 for count in counts)  # of 300 entities
+    assert all(
+        100 < int(count.replace(",", "")) < 900 for count in counts
+    )  # of 300 entities
 
 
 def test_without_a_source_it_says_how_to_set_one(lines, project):
@@ -207,17 +222,27 @@ def test_without_a_source_it_says_how_to_set_one(lines, project):
     assert f"plain: ok; rows: not checked, plain: no source; {line} to {file}" in lines
 
 
-def test_a_module_that_cannot_be_imported_is_its_file_and_line_in_a_shell_too(project, lines):
+def test_a_module_that_cannot_be_imported_is_its_file_and_line_in_a_shell_too(
+    project, lines
+):
     said = project.run(f"gyre ingest {BROKEN}", 1)
-    assert re.search(rf"^gyre: {MODULE.format(BROKEN)}:\d+: SyntaxError: ", said, re.MULTILINE)
+    assert re.search(
+        rf"^gyre: {MODULE.format(BROKEN)}:\d+: SyntaxError: ", said, re.MULTILINE
+    )
     assert "Traceback" not in said
 
 
 @pytest.mark.timed
-def test_findings_of_a_spec_alone_come_at_once_and_the_schema_can_be_had(project, lines):
+def test_findings_of_a_spec_alone_come_at_once_and_the_schema_can_be_had(
+    project, lines
+):
     began = time.monotonic()
-    own = {"PATH": f"{BIN}:{os.environ['PATH']}"}  # a process that imports what it needs
-    assert "spec_0.toml: label: Field required" in project.run("gyre check spec_0", 1, **own)
+    own = {
+        "PATH": f"{BIN}:{os.environ['PATH']}"
+    }  # a process that imports what it needs
+    assert "spec_0.toml: label: Field required" in project.run(
+        "gyre check spec_0", 1, **own
+    )
     assert time.monotonic() - began < at_most(3)
     schema = json.loads(project.run("gyre check --schema"))
     assert "regression" in json.dumps(schema["properties"]["task"])

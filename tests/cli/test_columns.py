@@ -37,7 +37,9 @@ ROWS = {
 
 def table(*without, **columns):
     kept = {name: values for name, values in ROWS.items() if name not in without}
-    return pa.table({name: pa.array(values) for name, values in (kept | columns).items()})
+    return pa.table(
+        {name: pa.array(values) for name, values in (kept | columns).items()}
+    )
 
 
 def roles(found):
@@ -50,17 +52,24 @@ def test_types_names_and_values_say_what_columns_are():
     assert (found["amounts"], found["horizon"]) == (["pieces", "price"], 30)
     assert found["filled"] == [name for name in ROWS if name != "city"]
     assert found["columns"]["is_gift"] == ("pa.bool_()", "bool")
-    assert found["columns"]["ordered_at"] == ('pa.timestamp("us", tz="UTC")', "Timestamp")
+    assert found["columns"]["ordered_at"] == (
+        'pa.timestamp("us", tz="UTC")',
+        "Timestamp",
+    )
 
 
 def test_a_text_that_rows_share_is_the_entity_and_with_the_time_the_key():
-    found = describe(table("order_id", "customer_id", "city", "pieces", who=list("aabbccab")))
+    found = describe(
+        table("order_id", "customer_id", "city", "pieces", who=list("aabbccab"))
+    )
     assert roles(found) == (("who", "ordered_at"), "who", "ordered_at")
     assert found["is_number"] is False
 
 
 def test_one_can_say_otherwise():
-    found = describe(table(shop_id=[1, 2] * 4), ["order_id", "pieces"], "shop_id", "ordered_at")
+    found = describe(
+        table(shop_id=[1, 2] * 4), ["order_id", "pieces"], "shop_id", "ordered_at"
+    )
     assert roles(found) == (("order_id", "pieces"), "shop_id", "ordered_at")
     assert found["amounts"] == ["price"]
 
@@ -79,7 +88,10 @@ def test_what_cannot_be_added_up_exactly_is_left_out():
         "huge": [1e13] * 8, "none": [0] * 8, "gap": [float("inf"), *[1.0] * 7], "days": range(8),
         "Unit Price": [1.5] * 8, "zip_code": [8001] * 8,
     }  # fmt: skip
-    assert describe(table(**odd), entity="customer_id")["amounts"] == ["pieces", "price"]
+    assert describe(table(**odd), entity="customer_id")["amounts"] == [
+        "pieces",
+        "price",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -117,13 +129,27 @@ def test_files_and_tables_are_read_alike(tmp_path):
     for name in ("a", "b"):
         (tmp_path / "csv" / f"{name}.csv").write_text(csv)
     found = read(str(tmp_path / "csv"))
-    expected = ("int64", "string", "timestamp[us, tz=UTC]", "timestamp[us, tz=UTC]", "double")
-    assert [str(kind) for kind in found.schema.types] == [*expected, "string", "string", "string"]
+    expected = (
+        "int64",
+        "string",
+        "timestamp[us, tz=UTC]",
+        "timestamp[us, tz=UTC]",
+        "double",
+    )
+    assert [str(kind) for kind in found.schema.types] == [
+        *expected,
+        "string",
+        "string",
+        "string",
+    ]
     assert found.num_rows == 4
     pq.write_table(table(), tmp_path / "rows.parquet")
     with duckdb.connect(tmp_path / "rows.duckdb") as connection:
         connection.execute(f"CREATE TABLE orders AS FROM '{tmp_path}/rows.parquet'")
-    for address in (tmp_path / "rows.parquet", f"duckdb://{tmp_path}/rows.duckdb#orders"):
+    for address in (
+        tmp_path / "rows.parquet",
+        f"duckdb://{tmp_path}/rows.duckdb#orders",
+    ):
         assert roles(describe(read(str(address)))) == roles(describe(table()))
 
 
@@ -156,20 +182,36 @@ def module(tmp_path, monkeypatch):
 def test_features_are_those_of_brute_force_at_every_edge(module):
     ibis.get_backend().raw_sql("SET TimeZone = 'UTC'")
     raw = table().append_column("ingested_at", table()["ordered_at"])
-    rows = module.DATASET.views["sales_features"](ibis.memtable(raw)).to_pyarrow().to_pylist()
+    rows = (
+        module.DATASET.views["sales_features"](ibis.memtable(raw))
+        .to_pyarrow()
+        .to_pylist()
+    )
     events = table().to_pylist()
     compared = 0
-    edges = [days * DAY + tick for days in (0, 7, 30) for tick in (-TICK, 0 * TICK, TICK)]
+    edges = [
+        days * DAY + tick for days in (0, 7, 30) for tick in (-TICK, 0 * TICK, TICK)
+    ]
     for at in (event["ordered_at"] + edge for event in events for edge in edges):
         for entity in (1, 2, 3):
-            past = [e for e in events if e["customer_id"] == entity and e["ordered_at"] <= at]
-            known = [r for r in rows if r["customer_id"] == entity and r["event_timestamp"] <= at]
+            past = [
+                e
+                for e in events
+                if e["customer_id"] == entity and e["ordered_at"] <= at
+            ]
+            known = [
+                r
+                for r in rows
+                if r["customer_id"] == entity and r["event_timestamp"] <= at
+            ]
             assert bool(past) == bool(known)
             if not past:
                 continue
             newest = max(known, key=lambda row: row["event_timestamp"])
             for window, period in module.PERIODS.items():
-                held = [e for e in past if period is None or e["ordered_at"] > at - period]
+                held = [
+                    e for e in past if period is None or e["ordered_at"] > at - period
+                ]
                 assert newest[f"events_{window}"] == len(held)
                 for amount in ("pieces", "price"):
                     assert newest[f"{amount}_{window}"] == sum(e[amount] for e in held)
@@ -192,7 +234,9 @@ def test_the_label_is_of_those_active_and_looks_thirty_days_ahead(module):
     snapshots = ibis.memtable(
         pa.table({"event_timestamp": [BEGIN + days * DAY for days in (21, 32, 40)]})
     )
-    found = module.DATASET.labels["silent_30d"].expression(ibis.memtable(table()), snapshots)
+    found = module.DATASET.labels["silent_30d"].expression(
+        ibis.memtable(table()), snapshots
+    )
     labels = {((r["event_timestamp"] - BEGIN).days, r["customer_id"]): r["label"]
               for r in found.to_pyarrow().to_pylist()}  # fmt: skip
     at_32 = {(32, 1): 1, (32, 2): 0, (32, 3): 1}
@@ -210,8 +254,12 @@ def test_spec_and_rules_fit_the_columns(module, tmp_path):
         ),
         "days_since_last_event",
     ]
-    rules = json.loads((tmp_path / FILES["expectations.json"].format("sales")).read_text())
+    rules = json.loads(
+        (tmp_path / FILES["expectations.json"].format("sales")).read_text()
+    )
     never_null = [
-        r["kwargs"]["column"] for r in rules["expectations"] if "not_be_null" in r["type"]
+        r["kwargs"]["column"]
+        for r in rules["expectations"]
+        if "not_be_null" in r["type"]
     ]
     assert never_null == [name for name in ROWS if name != "city"]

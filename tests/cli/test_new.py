@@ -53,19 +53,25 @@ def test_what_gyre_new_wrote_learns_as_it_is_and_passes_every_check(project, tmp
         times = times[times < days * 86_400]
         entity += [number] * len(times)
         seconds += [*times.astype(int)]
-    at = pa.array(start + np.array(seconds, "timedelta64[s]"), pa.timestamp("us", "UTC"))
+    at = pa.array(
+        start + np.array(seconds, "timedelta64[s]"), pa.timestamp("us", "UTC")
+    )
     rows = {"event_id": range(len(entity)), "entity_id": entity, "event_ts": at}
     rows["amount"] = chance.integers(1, 100, len(entity)) / 4
     source = tmp_path / "v.parquet"
     pq.write_table(pa.table({n: pa.array(v) for n, v in rows.items()}), source)
     missing = project.run(f"gyre ingest {VISITS}", 1)
     assert f"add the line GYRE_SOURCES__{VISITS.upper()}=…" in missing
-    (project.settings.home / "gyre.env").write_text(f"GYRE_SOURCES__{VISITS.upper()}={source}\n")
+    (project.settings.home / "gyre.env").write_text(
+        f"GYRE_SOURCES__{VISITS.upper()}={source}\n"
+    )
     said = project.run('python -c "$LEARN"', LEARN=LEARN)
     assert f"{len(entity)} new" in said
     assert f"{VISITS}: version 1 is in production" in said
     project.run("ruff check --no-cache . && ruff format --no-cache --check .")
-    project.run(f"mypy --cache-dir {PROJECT / '.mypy_cache'} feature_repo/datasets/{VISITS}.py")
+    project.run(
+        f"mypy --cache-dir {PROJECT / '.mypy_cache'} feature_repo/datasets/{VISITS}.py"
+    )
     assert "there already" in project.run(f"gyre new {VISITS}", 2)
     assert "orders has a view customer_features" in project.run("gyre new customer", 2)
     for bad in ("Web", "class", "a-b", "a__b", "../x", "x" * 31):

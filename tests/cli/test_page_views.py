@@ -39,7 +39,9 @@ class PageReader(Reader):
 def output(tmp_path_factory):
     """What each command of the page prints."""
     folder = tmp_path_factory.mktemp("page")
-    reader = PageReader(folder, new_settings(folder / "shop" / ".gyre", demo_start=None))
+    reader = PageReader(
+        folder, new_settings(folder / "shop" / ".gyre", demo_start=None)
+    )
     texts = []
     is_started = False
     with ExitStack() as opened:
@@ -70,8 +72,16 @@ def contributions(texts):
 @pytest.mark.nightly
 def test_the_page_shows_a_window_that_ends_without_an_event(output):
     before, after = contributions(output)
-    assert (before["views_5m"], before["products_5m"], before["last_price_5m"]) == (3, 3, 40.0)
-    assert (after["views_5m"], after["products_5m"], after["last_price_5m"]) == (0, 0, None)
+    assert (before["views_5m"], before["products_5m"], before["last_price_5m"]) == (
+        3,
+        3,
+        40.0,
+    )
+    assert (after["views_5m"], after["products_5m"], after["last_price_5m"]) == (
+        0,
+        0,
+        None,
+    )
     assert before["views_1h"] == after["views_1h"] == 3
     assert before["mean_price_1h"] == after["mean_price_1h"] == 30.0
 

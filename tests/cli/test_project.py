@@ -17,7 +17,14 @@ import pytest
 from core.settings import CLONE
 from feature_repo.feast_config import write_feast_config
 from stack.environment import child_environment
-from tests.conftest import BIN, answers, mlflow_server, new_settings, redis_server, running
+from tests.conftest import (
+    BIN,
+    answers,
+    mlflow_server,
+    new_settings,
+    redis_server,
+    running,
+)
 from tests.conftest import wait_until as wait
 from tests.dags.test_parse import READ
 from tests.preloaded import commands_folder
@@ -51,13 +58,19 @@ def run(command, folder, environment, code=0):
         ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True,
         check=False, timeout=900,
     )  # fmt: skip
-    assert done.returncode == code, f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert done.returncode == code, (
+        f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    )
     return done.stdout + done.stderr
 
 
 def bare():
     """The environment of a shell that belongs to no stack."""
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("GYRE_", "PROMETHEUS_"))
+    }
     return own | {"PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}"}
 
 
@@ -68,7 +81,10 @@ def write_visits(path):
     for number in range(300):
         days = chance.exponential(8 if number % 2 else 45, 80).cumsum()
         for at in start + (days[days < 400] * 86_400).astype("timedelta64[s]"):
-            minutes, page = chance.integers(1, 100) / 4, chance.choice(["home", "shop", ""])
+            minutes, page = (
+                chance.integers(1, 100) / 4,
+                chance.choice(["home", "shop", ""]),
+            )
             lines.append(f"{len(lines)},v-{number:03},{at}Z,{minutes},{page}\n")
     path.write_text("visit_no,visitor_id,seen_at,minutes,page\n" + "".join(lines))
     return len(lines)
@@ -80,13 +96,19 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teams") / "shop-models"
     said = run(f"gyre init {folder.name}", folder.parent, bare())
     assert f"cd {folder}\n" in said
-    (folder / "shop_models" / "limits.py").write_text(f"from datetime import timedelta\n\n{OWN}\n")
+    (folder / "shop_models" / "limits.py").write_text(
+        f"from datetime import timedelta\n\n{OWN}\n"
+    )
     rows = pq.read_table(folder / "data" / "orders.parquet")  # an eighth, for speed
-    pq.write_table(rows.filter(pc.field("customer_id") < 3000), folder / "data" / "orders.parquet")
+    pq.write_table(
+        rows.filter(pc.field("customer_id") < 3000), folder / "data" / "orders.parquet"
+    )
     orders = folder / "feature_repo" / "datasets" / "orders.py"
     text = orders.read_text().replace("silence=timedelta(hours=48)", "silence=SILENCE")
     imported = "from feature_repo.definition import Dataset, Label\n"
-    orders.write_text(text.replace(imported, f"{imported}from shop_models.limits import SILENCE\n"))
+    orders.write_text(
+        text.replace(imported, f"{imported}from shop_models.limits import SILENCE\n")
+    )
     git = "git init -q . && git add . && git -c user.name=a -c user.email=a@b commit -qm first"
     run(git, folder, bare())
     settings = new_settings(folder / ".gyre", demo_start=None)
@@ -107,7 +129,9 @@ def chain(project, tmp_path_factory):
     said = {"new": run("gyre new visits --from ../visits.csv", folder, environment)}
     said["check"] = run("gyre check", folder, environment)
     said["apply"] = run("cd feature_repo && feast apply", folder, environment)
-    said["learn"] = run('python -c "$LEARN"', folder.parent, environment | {"LEARN": LEARN})
+    said["learn"] = run(
+        'python -c "$LEARN"', folder.parent, environment | {"LEARN": LEARN}
+    )
     return said, rows
 
 
@@ -115,7 +139,9 @@ def test_a_csv_never_seen_before_becomes_three_files(chain, project):
     said, _ = chain
     folder, settings, _ = project
     taken = "taken for: key visit_no, entity visitor_id, time seen_at"
-    assert f"{taken} (else say --key, --entity, --time)\nadded up: minutes" in said["new"]
+    assert (
+        f"{taken} (else say --key, --entity, --time)\nadded up: minutes" in said["new"]
+    )
     line = f"GYRE_SOURCES__VISITS={folder.parent}/visits.csv"
     assert line in (settings.home / "gyre.env").read_text().splitlines()
     assert (settings.home / "gyre.env").stat().st_mode & 0o777 == 0o600
@@ -134,13 +160,20 @@ def test_both_learn_and_lineage_names_the_project(chain, project):
     assert f"{rows} new" in said["learn"].replace(",", "")
     for model in ("orders", "visits"):
         assert f"{model}: version 1 is in production" in said["learn"]
-    *_, last = (line for line in said["learn"].splitlines() if line.startswith('{"tags"'))
+    *_, last = (
+        line for line in said["learn"].splitlines() if line.startswith('{"tags"')
+    )
     tags = json.loads(last)["tags"]
     head = run("git rev-parse HEAD", folder, environment).strip()
-    assert (tags["git_commit"], tags["git_clean"]) == (head, "false")  # visits is not committed
+    assert (tags["git_commit"], tags["git_clean"]) == (
+        head,
+        "false",
+    )  # visits is not committed
     assert tags["gyre_commit"] == run("git rev-parse HEAD", CLONE, bare()).strip()
     assert tags["code_sha256"] == json.loads(last)["code"]
-    (folder / "shop_models" / "limits.py").write_text(f"from datetime import timedelta\n{OWN}\n")
+    (folder / "shop_models" / "limits.py").write_text(
+        f"from datetime import timedelta\n{OWN}\n"
+    )
     changed = run(f'python -c "{CODE}"', folder, environment).strip()
     assert changed != tags["code_sha256"]
 
@@ -152,7 +185,9 @@ def test_serving_answers_for_both(chain, project):
     found = {}
 
     def is_online(model):
-        answer = httpx.post(f"{address}/models/{model}/predict", json=asked[model], timeout=60)
+        answer = httpx.post(
+            f"{address}/models/{model}/predict", json=asked[model], timeout=60
+        )
         found[model] = answer.json()
         return answer.is_success and found[model]["features_from"] == "online"
 
@@ -164,7 +199,9 @@ def test_serving_answers_for_both(chain, project):
             assert found[model]["model_version"] == "1"
             assert 0 <= found[model]["probability"] <= 1
         assert "customer_churn" not in httpx.get(f"{address}/openapi.json").text
-    written = run("find serving/models -name serving.json", settings.home, environment).split()
+    written = run(
+        "find serving/models -name serving.json", settings.home, environment
+    ).split()
     contracts = [json.loads((settings.home / path).read_text()) for path in written]
     assert [each["lookup"]["unsupported"] for each in contracts] == [None, None]
 
@@ -181,42 +218,64 @@ def test_airflow_has_dags_of_the_project_alone(chain, project, tmp_path):
     assert {"ingest_orders", "ingest_visits"} <= set(bag["dags"]["ingest"]["tasks"])
 
 
-def test_a_second_time_and_in_a_folder_that_is_not_empty_nothing_is_written(chain, project):
+def test_a_second_time_and_in_a_folder_that_is_not_empty_nothing_is_written(
+    chain, project
+):
     folder, _, environment = project
-    assert "there already" in run("gyre new visits --from ../visits.csv", folder, environment, 2)
+    assert "there already" in run(
+        "gyre new visits --from ../visits.csv", folder, environment, 2
+    )
     before = sorted(folder.rglob("*"))
     said = run(f"gyre init {folder}", folder, environment, 2)
-    assert f"gyre: {folder}: expected a new or an empty folder; nothing was written\n" in said
+    assert (
+        f"gyre: {folder}: expected a new or an empty folder; nothing was written\n"
+        in said
+    )
     assert sorted(folder.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", ["json", "9lives", "class", "models"])
 def test_a_project_whose_package_could_not_be_imported_is_refused(tmp_path, name):
     said = run(f"gyre init {name}", tmp_path, bare(), 2)
-    assert "expected a name that a new Python package can have, such as shop_models" in said
+    assert (
+        "expected a name that a new Python package can have, such as shop_models"
+        in said
+    )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_folder_is_filled_also_from_inside_it(tmp_path):
     folder = tmp_path / "team_a"
     folder.mkdir()
-    run("gyre init . && test -f README.md", folder, bare() | {"GYRE_PROJECT": str(folder)})
+    run(
+        "gyre init . && test -f README.md",
+        folder,
+        bare() | {"GYRE_PROJECT": str(folder)},
+    )
     expected = [".gitignore", "README.md", "data", "feature_repo", "models", "team_a"]
     assert sorted(path.name for path in folder.iterdir()) == expected
 
 
 def test_what_is_no_project_is_one_line_with_the_remedy(tmp_path):
-    for name, found in (("none", "no models"), ("half", "no feature_repo/feature_store.yaml")):
+    for name, found in (
+        ("none", "no models"),
+        ("half", "no feature_repo/feature_store.yaml"),
+    ):
         (tmp_path / "half" / "models").mkdir(parents=True, exist_ok=True)
         said = run("gyre env", tmp_path, bare() | {"GYRE_PROJECT": name}, 2)
         expected = f"expected a project, and {tmp_path}/{name} has {found}; make one: gyre init DIR"
-        assert said.strip() == f"gyre: GYRE_PROJECT: Value error, {expected} (found '{name}')"
+        assert (
+            said.strip()
+            == f"gyre: GYRE_PROJECT: Value error, {expected} (found '{name}')"
+        )
 
 
 def test_it_is_named_by_the_environment_alone(tmp_path):
     (tmp_path / "gyre.env").write_text("GYRE_PROJECT=/elsewhere\n")
     said = run("gyre env", tmp_path, bare() | {"GYRE_HOME": str(tmp_path)}, 2)
-    assert "GYRE_PROJECT: Value error, set it in the environment, not in gyre.env" in said
+    assert (
+        "GYRE_PROJECT: Value error, set it in the environment, not in gyre.env" in said
+    )
     assert f"there it is {CLONE}" in said
 
 

@@ -26,10 +26,14 @@ EXPRESSION = 'Window("dollar_value", "mean", name="avg_order_value"),'
 ELSEWHERE = 'TOTALS.insert(0, Window("dollar_value", "mean", name="avg_order_value"))'
 """The same window, before all others."""
 ANOTHER = 'Window(_.dollar_value * 2, "mean", name="avg_order_value"),'
-REFUSED = f" changed: version 1 of {MODEL} (production) was trained with another definition."
+REFUSED = (
+    f" changed: version 1 of {MODEL} (production) was trained with another definition."
+)
 EVERYBODY = "filter(_.before > 0)"
 SOME = "filter((_.before > 0) & (_.customer_id % 3 != 0))"
-FURTHER = re.compile(r'\[\[estimators\]\]\nname = "hist_.*?(?=^# Rules)', re.DOTALL | re.MULTILINE)
+FURTHER = re.compile(
+    r'\[\[estimators\]\]\nname = "hist_.*?(?=^# Rules)', re.DOTALL | re.MULTILINE
+)
 LATENESS = "lateness=timedelta(days=2)"
 STATED = LATENESS + ', unlabelled="every third is kept out"'
 WORD = {"GYRE_CHANGE_LIVE_FEATURES": "true"}
@@ -101,7 +105,8 @@ def population(settings, moment):
 
 def test_a_label_that_some_members_lack_is_refused_without_a_reason(trained):
     assert re.search(
-        r"[\d,]+ of [\d,]+ members of the population have no churned_90d\.", trained.refused
+        r"[\d,]+ of [\d,]+ members of the population have no churned_90d\.",
+        trained.refused,
     )
     assert 'Label(unlabelled="…") in orders.py' in trained.refused
     assert "have no churned_90d (every third is kept out)\n" in trained.trained
@@ -116,10 +121,17 @@ def test_training_scoring_and_monitor_speak_of_the_same_members(trained):
     members = population(settings, reference.snapshot)
     labelled = sum(customer % 3 != 0 for customer in members)
     assert len(reference.population) == len(members) == int(run.params["test_members"])
-    assert len(reference.rows) == len(reference.y) == labelled == int(run.params["test_rows"])
+    assert (
+        len(reference.rows)
+        == len(reference.y)
+        == labelled
+        == int(run.params["test_rows"])
+    )
     text = f"{len(members) - labelled:,} of {len(members):,} members of the population have no"
     assert run.tags["unlabelled"].startswith(text)
-    card = tracking.download(version.run_id, "model_card.html", settings.home / "card").read_text()
+    card = tracking.download(
+        version.run_id, "model_card.html", settings.home / "card"
+    ).read_text()
     assert text in card
     scored = json.loads(trained.run(f"gyre score {MODEL} --json 2> score.log"))
     moment = datetime.fromisoformat(scored["as_of"])
@@ -127,18 +139,25 @@ def test_training_scoring_and_monitor_speak_of_the_same_members(trained):
 
 
 def test_a_population_that_nobody_is_in_is_refused_before_it_trains(project):
-    project.edit('feature = "days_since_last_order"', 'feature = "lifetime_orders"', SPEC_FILE)
+    project.edit(
+        'feature = "days_since_last_order"', 'feature = "lifetime_orders"', SPEC_FILE
+    )
     project.edit("below = 180", "below = 1", SPEC_FILE)
     said = project.run(f"gyre train {MODEL}", code=1)
     assert f"{MODEL}: nobody is in the population as of " in said
-    assert "none has lifetime_orders from 0 to below 1. Expected values of [population]" in said
+    assert (
+        "none has lifetime_orders from 0 to below 1. Expected values of [population]"
+        in said
+    )
 
 
 def test_ingest_refuses_another_meaning_and_keeps_the_old_values(project):
     before = project.online()
     project.edit(EXPRESSION, ANOTHER)
     output = project.run("gyre ingest orders", code=1)
-    assert re.search(r"customer_features \(.*avg_order_value.*\)" + re.escape(REFUSED), output)
+    assert re.search(
+        r"customer_features \(.*avg_order_value.*\)" + re.escape(REFUSED), output
+    )
     assert "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest orders" in output
     assert "Traceback" not in output
     assert project.online() == before
@@ -172,7 +191,9 @@ def test_the_same_windows_in_another_order_are_no_change(project):
         ),
     ],
 )  # fmt: skip
-def test_what_feast_apply_publishes_reaches_no_version_without_a_word(project, old, new, said):
+def test_what_feast_apply_publishes_reaches_no_version_without_a_word(
+    project, old, new, said
+):
     before = project.online()
     project.edit(old, new)
     assert said + REFUSED[:-1] in project.run("cd feature_repo && feast apply")

@@ -20,7 +20,9 @@ from tests.dags.test_parse import READ
 from tests.preloaded import commands_folder
 
 TUTORIAL = (PROJECT / "docs" / "second-use-case.md").read_text()
-BLOCKS = re.findall(r"^```(sh|python|json|toml)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(
+    r"^```(sh|python|json|toml)\n(.*?)^```", TUTORIAL, re.MULTILINE | re.DOTALL
+)
 SHELL = [body for kind, body in BLOCKS if kind == "sh"]
 FILES = dict(zip(re.findall(r"^`(\S+)`: ", TUTORIAL, re.MULTILINE),
                  [body for kind, body in BLOCKS if kind != "sh"], strict=True))  # fmt: skip
@@ -39,8 +41,12 @@ class Reader:
     def __init__(self, folder, settings):
         self.folder, self.settings, self.state = folder, settings, folder / "shell"
         names = child_environment(settings)
-        self.environment = bare() | {n: v for n, v in names.items() if n.endswith("_PORT")}
-        self.environment["CURL_HOME"] = str(folder)  # on a busy machine a look-up may be late
+        self.environment = bare() | {
+            n: v for n, v in names.items() if n.endswith("_PORT")
+        }
+        self.environment["CURL_HOME"] = str(
+            folder
+        )  # on a busy machine a look-up may be late
         (folder / ".curlrc").write_text("retry = 100\nretry-delay = 1\n")
         self.state.touch()
 
@@ -50,12 +56,16 @@ class Reader:
 
     def run(self, block):
         # `gyre env` puts the environment's own programs first.
-        command = f". {self.state}\nPATH={commands_folder()}:$PATH\n{block}{KEPT}{self.state}"
+        command = (
+            f". {self.state}\nPATH={commands_folder()}:$PATH\n{block}{KEPT}{self.state}"
+        )
         done = subprocess.run(
             ["bash", "-euc", command], cwd=self.folder, env=self.environment, text=True,
             capture_output=True, check=False, timeout=900,
         )  # fmt: skip
-        assert done.returncode == 0, f"{block}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        assert done.returncode == 0, (
+            f"{block}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
+        )
         return done.stdout
 
     def start(self, opened):
@@ -69,22 +79,31 @@ class Reader:
         wait(address, lambda: answers(f"{address}/health/live"))
 
     def running(self, command, log):
-        project = {"GYRE_PROJECT": str(self.project), "GYRE_HOME": str(self.settings.home)}
+        project = {
+            "GYRE_PROJECT": str(self.project),
+            "GYRE_HOME": str(self.settings.home),
+        }
         environment = self.environment | child_environment(self.settings) | project
         return running(command, log, **environment)
 
     def ask(self, body, path="/models/late_flight/predict"):
-        return httpx.post(f"{self.settings.serving_address}{path}", json=body, timeout=60)
+        return httpx.post(
+            f"{self.settings.serving_address}{path}", json=body, timeout=60
+        )
 
     def answer(self, *asked):
         """Ask until the look-up of features was in time."""
         found = []
-        wait("an answer", lambda: found.append(self.ask(*asked)) or found[-1].is_success)
+        wait(
+            "an answer", lambda: found.append(self.ask(*asked)) or found[-1].is_success
+        )
         return found[-1].json()
 
     def files(self):
         paths = (path.relative_to(self.project) for path in self.project.rglob("*.*"))
-        return {str(path) for path in paths if not {".gyre", "__pycache__"} & {*path.parts}}
+        return {
+            str(path) for path in paths if not {".gyre", "__pycache__"} & {*path.parts}
+        }
 
 
 @pytest.fixture(scope="module")
@@ -111,7 +130,12 @@ def said(reader):
                 for place, text in FILES.items():
                     (reader.project / place).write_text(text)
             if block.startswith("(cd feature_repo"):
-                wait("it", lambda: reader.ask(KEY).status_code != httpx.codes.SERVICE_UNAVAILABLE)
+                wait(
+                    "it",
+                    lambda: (
+                        reader.ask(KEY).status_code != httpx.codes.SERVICE_UNAVAILABLE
+                    ),
+                )
         yield said | {"new files": reader.files() - before}
 
 
@@ -126,11 +150,15 @@ def test_three_files_of_130_lines_are_all_that_is_written(said):
 
 
 def test_it_ends_with_a_prediction_of_the_request_and_the_stored_features(said, reader):
-    (told,) = (json.loads(text) for text in said.values() if str(text).startswith('{"tailnum"'))
+    (told,) = (
+        json.loads(text) for text in said.values() if str(text).startswith('{"tailnum"')
+    )
     assert told.items() >= (KEY | {"model_version": "1"}).items()
     assert 0 < told["probability"] < 1
     wait("a look-up in time", lambda: reader.answer(ASKED)["features_from"] == "online")
-    early, late = (reader.answer(ASKED | {"hour": hour})["probability"] for hour in (7, 19))
+    early, late = (
+        reader.answer(ASKED | {"hour": hour})["probability"] for hour in (7, 19)
+    )
     assert early < late  # delays add up over a day
     kserve = reader.answer({"instances": [ASKED]}, "/v1/models/late_flight:predict")
     assert kserve["predictions"][0]["score"] == told["probability"]
@@ -149,9 +177,13 @@ def test_routes_dags_and_page_are_there(said, reader):
     page = httpx.get(f"{settings.console_address}/").text
     assert '<h3><a href="/status/late_flight">late_flight</a> ' in page
     home = settings.home / "airflow"
-    known = f"export AIRFLOW_HOME={home} AIRFLOW__CORE__LOAD_EXAMPLES=False READ='{READ}'\n"
+    known = (
+        f"export AIRFLOW_HOME={home} AIRFLOW__CORE__LOAD_EXAMPLES=False READ='{READ}'\n"
+    )
     known += f"export AIRFLOW__CORE__DAGS_FOLDER={CLONE}/dags\n"
-    bag = json.loads(reader.run(f'({known} python -c "$READ" {CLONE}/dags 2> /dev/null | tail -1)'))
+    bag = json.loads(
+        reader.run(f'({known} python -c "$READ" {CLONE}/dags 2> /dev/null | tail -1)')
+    )
     assert bag["errors"] == {}
     kinds = ("train", "schedule", "monitor", "hourly")
     assert {f"{kind}_late_flight" for kind in kinds} <= set(bag["dags"])

@@ -55,7 +55,11 @@ def ledger(settings):
 
 
 def environment(settings, **more: str) -> dict[str, str]:
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("PROMETHEUS_", "NO_COLOR"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PROMETHEUS_", "NO_COLOR"))
+    }
     return own | child_environment(settings) | {"TERM": "xterm-256color"} | more
 
 
@@ -106,7 +110,8 @@ def test_a_row_of_a_table_is_one_plain_line_in_a_pipe(ledger, gyre):
     head, line = done.stdout.splitlines()
     assert head.split() == ["time", "role", "change", "by", "why"]
     assert re.fullmatch(
-        r"1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  production  none → 1  ann  because .* on and on", line
+        r"1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  production  none → 1  ann  because .* on and on",
+        line,
     )
     assert "\x1b" not in done.stdout
 
@@ -125,7 +130,9 @@ def test_json_is_as_before(ledger, gyre):
     assert (row["to"], row["who"], row["why"]) == ("1", "ann", WHY)
 
 
-def test_progress_says_the_seconds_left_once_it_knows_what_the_last_time_took(settings, python):
+def test_progress_says_the_seconds_left_once_it_knows_what_the_last_time_took(
+    settings, python
+):
     took = settings.home / "run" / "took.json"
     took.parent.mkdir()
     first = on_terminal(settings, python, "-c", PROGRESS, "2.2")
@@ -155,7 +162,11 @@ def test_logs_prints_the_newest_lines_and_names_the_programs_there_are(settings,
     unknown = piped(settings, gyre, "logs", "../secrets")
     assert unknown.returncode == 1
     assert "expected mlflow, serving" in unknown.stderr
-    asked = {"_GYRE_COMPLETE": "complete_bash", "COMP_WORDS": "gyre lo", "COMP_CWORD": "1"}
+    asked = {
+        "_GYRE_COMPLETE": "complete_bash",
+        "COMP_WORDS": "gyre lo",
+        "COMP_CWORD": "1",
+    }
     assert piped(settings, gyre, **asked).stdout.split() == ["logs"]
 
 

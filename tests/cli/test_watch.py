@@ -66,7 +66,12 @@ def report(**more) -> MonitorReport:
 def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
     keep(settings, decide(SEEN))
     text = gyre(settings, "decide", MODEL, "--explain")
-    for part in ("version 1: retrain", "rule: drift", "total_spend_30d: PSI 0.31", "the same"):
+    for part in (
+        "version 1: retrain",
+        "rule: drift",
+        "total_spend_30d: PSI 0.31",
+        "the same",
+    ):
         assert part in text
     assert "learnable" not in gyre(settings, "decide", MODEL)
     found = json.loads(gyre(settings, "decide", MODEL, "--explain", "--json"))
@@ -78,7 +83,10 @@ def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
 def test_a_decision_that_todays_rules_would_not_take_is_said_to_differ(settings):
     keep(settings, Decision("nothing", "cooldown", "another rule, once"))
     text = gyre(settings, "decide", MODEL, "--explain")
-    assert "decided again by today's rules: retrain by drift: total_spend_30d: PSI 0.31" in text
+    assert (
+        "decided again by today's rules: retrain by drift: total_spend_30d: PSI 0.31"
+        in text
+    )
     assert json.loads(gyre(settings, "decide", MODEL, "--json"))["agrees"] is False
 
 
@@ -103,7 +111,9 @@ def test_a_retraining_decided_without_airflow_names_the_command_instead(settings
     assert f"gyre train {MODEL} --reason '{CAUSE}: total_spend_30d: PSI 0.31'" in line
 
 
-def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(settings):
+def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(
+    settings,
+):
     with mlflow_server(settings, commands_folder() / "python"):
         text = gyre(settings, "monitor", MODEL)
         found = json.loads(gyre(settings, "monitor", MODEL, "--json"))
@@ -113,6 +123,8 @@ def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error
 
 def test_roles_say_what_to_do_where_there_is_nothing_yet(settings):
     error = gyre(settings, "compare", MODEL, code=1)
-    assert f"gyre promote {MODEL} VERSION --role challenger --percent 10 --reason" in error
+    assert (
+        f"gyre promote {MODEL} VERSION --role challenger --percent 10 --reason" in error
+    )
     beside = ["--role", "challenger", "--reason", "try"]
     assert "--percent 10" in gyre(settings, "promote", MODEL, "2", *beside, code=2)

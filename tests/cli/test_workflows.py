@@ -16,7 +16,9 @@ from core.settings import PROJECT, Settings
 
 WORKFLOWS = sorted((PROJECT / ".github" / "workflows").glob("*.yml"))
 VERBS = typer.main.get_command(typer_app).commands
-TARGETS = set(re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE))
+TARGETS = set(
+    re.findall(r"^([a-z]+):", (PROJECT / "Makefile").read_text(), re.MULTILINE)
+)
 
 
 SCRIPTS = sorted((PROJECT / ".ci").iterdir())
@@ -27,13 +29,21 @@ as check-jsonschema 0.39.0 ships it, without its descriptions. MIT, GitLab B.V."
 
 
 def of_github():
-    jobs = [job for path in WORKFLOWS for job in yaml.safe_load(path.read_text())["jobs"].values()]
+    jobs = [
+        job
+        for path in WORKFLOWS
+        for job in yaml.safe_load(path.read_text())["jobs"].values()
+    ]
     return "\n".join(step.get("run", "") for job in jobs for step in job["steps"])
 
 
 def of_gitlab():
-    jobs = [job for job in yaml.safe_load(GITLAB.read_text()).values() if "script" in job]
-    lines = [line for job in jobs for line in (*job["script"], *job.get("after_script", ()))]
+    jobs = [
+        job for job in yaml.safe_load(GITLAB.read_text()).values() if "script" in job
+    ]
+    lines = [
+        line for job in jobs for line in (*job["script"], *job.get("after_script", ()))
+    ]
     return "\n".join(lines)
 
 
@@ -74,10 +84,14 @@ def test_a_script_is_one_that_a_shell_reads(path):
 def test_gitlab_and_jenkins_call_what_github_calls():
     assert called(of_gitlab()) == called(of_github())
     assert called(of_jenkins()) == called(of_github())
-    assert {"make check", "make docs", "make nightly", ".ci/run"} <= set(called(of_github()))
+    assert {"make check", "make docs", "make nightly", ".ci/run"} <= set(
+        called(of_github())
+    )
 
 
-@pytest.mark.parametrize("path", [GITLAB, JENKINS, *WORKFLOWS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [GITLAB, JENKINS, *WORKFLOWS], ids=lambda path: path.name
+)
 def test_no_file_is_longer_than_a_page(path):
     assert len(path.read_text().splitlines()) <= 90
 
@@ -86,11 +100,15 @@ def test_gitlabs_file_is_one_by_its_published_schema():
     content = yaml.safe_load(GITLAB.read_text())
     jsonschema.validate(content, schema := json.loads(SCHEMA.read_text()))
     with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(content | {"check": {"script": ["true"], "tagss": []}}, schema)
+        jsonschema.validate(
+            content | {"check": {"script": ["true"], "tagss": []}}, schema
+        )
 
 
 def test_what_writes_to_a_pull_request_runs_no_code_of_it():
-    jobs = yaml.safe_load((PROJECT / ".github" / "workflows" / "models.yml").read_text())["jobs"]
+    jobs = yaml.safe_load(
+        (PROJECT / ".github" / "workflows" / "models.yml").read_text()
+    )["jobs"]
     assert "permissions" not in jobs["train"]
     assert jobs["comment"]["permissions"] == {"pull-requests": "write"}
     uses = [step["uses"] for step in jobs["comment"]["steps"] if "uses" in step]
@@ -98,7 +116,9 @@ def test_what_writes_to_a_pull_request_runs_no_code_of_it():
     assert ".ci/models" in jobs["train"]["steps"][-3]["run"]
 
 
-@pytest.mark.parametrize("path", [GITLAB, JENKINS, *WORKFLOWS], ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path", [GITLAB, JENKINS, *WORKFLOWS], ids=lambda path: path.name
+)
 def test_every_setting_of_a_workflow_is_one(path):
     fields = {f"GYRE_{name}".upper() for name in Settings.model_fields}
     named = set(re.findall(r"GYRE_[A-Z]+(?:_[A-Z]+)*", path.read_text()))
@@ -106,7 +126,9 @@ def test_every_setting_of_a_workflow_is_one(path):
 
 
 def test_models_are_trained_weekly_and_when_what_they_are_made_of_changes():
-    found = yaml.safe_load((PROJECT / ".github" / "workflows" / "models.yml").read_text())
+    found = yaml.safe_load(
+        (PROJECT / ".github" / "workflows" / "models.yml").read_text()
+    )
     when = found[True]  # `on`, to YAML 1.1
     assert len(when["schedule"]) == 1
     for event in ("push", "pull_request"):

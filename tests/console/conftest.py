@@ -45,7 +45,10 @@ class Console:
     def modules(self) -> set[str]:
         self.written.unlink(missing_ok=True)
         self.process.send_signal(signal.SIGUSR1)
-        wait_until("its modules", lambda: self.written.exists() and bool(self.written.read_text()))
+        wait_until(
+            "its modules",
+            lambda: self.written.exists() and bool(self.written.read_text()),
+        )
         return set(self.written.read_text().split())
 
     def page(self, model: str = "") -> str:
@@ -59,7 +62,11 @@ class Console:
         return self.page(model)
 
 
-FEATURES = {"total_orders_30d": 0.31, "lifetime_orders": 0.02, "customer_tenure_days": 7.7}
+FEATURES = {
+    "total_orders_30d": 0.31,
+    "lifetime_orders": 0.02,
+    "customer_tenure_days": 7.7,
+}
 
 DETAILS = WindowDetails(
     quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5), "lifetime_orders": (1.0, 2.0, 3.0, 4.0, 5.0)},
@@ -69,7 +76,7 @@ DETAILS = WindowDetails(
 
 
 @pytest.fixture(scope="session")
-def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
+def looked(rig: Any, served: Any) -> datetime:
     """Rows as the monitor keeps them: a retraining, an alert nobody heard; a training, a report."""
     now = datetime.now(UTC)
     figures = {f"psi_{name}": value for name, value in FEATURES.items()}
@@ -79,14 +86,23 @@ def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
         for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),
                                        (4, "bad", "nothing")):  # fmt: skip
             at, why = now - timedelta(hours=hours), "total_orders_30d: PSI 0.31"
-            row = DecisionRow(*of, at, verdict, action, "drift", why, "cause", "{}", figures)
+            row = DecisionRow(
+                *of, at, verdict, action, "drift", why, "cause", "{}", figures
+            )
             records.keep(row)
         records.keep_details(rig.spec.name, at, DETAILS)
         records.count_alert(rig.spec.name, "cause", "bad: said to <nobody>", now)
-    tracking, tags = Tracking(rig.settings), {"as_of": now.isoformat(), "reason": "drift"}
-    tracking.finish(tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags), "FINISHED")
+    tracking, tags = (
+        Tracking(rig.settings),
+        {"as_of": now.isoformat(), "reason": "drift"},
+    )
+    tracking.finish(
+        tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags), "FINISHED"
+    )
     key = f"{rig.spec.name} version {served.first}"
-    run_id = tracking.start_or_find_run(f"{rig.spec.experiment}_monitoring", key, key, {})
+    run_id = tracking.start_or_find_run(
+        f"{rig.spec.experiment}_monitoring", key, key, {}
+    )
     report = f"reports/{now - timedelta(hours=4):%Y-%m-%dT%H%M%S}/report.html"
     tracking.log_text(run_id, "Evidently's", report)
     version = Registry(rig.settings).version(rig.spec.name, served.first)
@@ -95,12 +111,16 @@ def looked(rig: Any, served: Any) -> datetime:  # noqa: F811
 
 
 @pytest.fixture(scope="session")
-def console(rig: Any, served: Any) -> Iterator[Console]:  # noqa: F811
+def console(rig: Any, served: Any) -> Iterator[Console]:
     settings, written = rig.settings, rig.folder / "modules"
     command = [sys.executable, "-c", PROGRAM, str(written)]
     with (
-        running(command, rig.folder / "console.log", **process_environment(settings)) as process,
+        running(
+            command, rig.folder / "console.log", **process_environment(settings)
+        ) as process,
         httpx.Client(base_url=settings.console_address, timeout=300) as client,
     ):
-        wait_until("console", lambda: answers(f"{settings.console_address}/health/live"))
+        wait_until(
+            "console", lambda: answers(f"{settings.console_address}/health/live")
+        )
         yield Console(client, process, written)

@@ -31,7 +31,11 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
     """The script, out of the package as npm delivers it."""
     folder = tmp_path_factory.mktemp("axe")
     packed = subprocess.run(
-        ["npm", "pack", "--silent", AXE], cwd=folder, capture_output=True, text=True, check=True
+        ["npm", "pack", "--silent", AXE],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     package = (folder / packed.stdout.strip()).read_bytes()
     assert base64.b64encode(hashlib.sha512(package).digest()).decode() == SHA512
@@ -40,20 +44,38 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.mark.nightly
-@pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="Chromium is not installed")
+@pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
+)
 @pytest.mark.skipif(not shutil.which("npm"), reason="npm is not installed")
-def test_nothing_serious_is_found_on_any_page(axe: str, year: Path) -> None:  # noqa: F811
+def test_nothing_serious_is_found_on_any_page(axe: str, year: Path) -> None:
     found = dict[str, Any]()
     with console(year) as (client, _), browser() as chromium:
         for path in PAGES:
-            for width, dark in ((WIDE, False), (WIDE, True), (PHONE, False), (PHONE, True)):
+            for width, dark in (
+                (WIDE, False),
+                (WIDE, True),
+                (PHONE, False),
+                (PHONE, True),
+            ):
                 if path == "/metrics":
                     continue
                 chromium.open(f"{client.base_url}{path}", width, dark=dark)
                 chromium.do("Runtime.evaluate", expression=axe)
-                asked = {"expression": "axe.run().then(JSON.stringify)", "awaitPromise": True}
-                said = json.loads(chromium.do("Runtime.evaluate", **asked)["result"]["value"])
+                asked = {
+                    "expression": "axe.run().then(JSON.stringify)",
+                    "awaitPromise": True,
+                }
+                said = json.loads(
+                    chromium.do("Runtime.evaluate", **asked)["result"]["value"]
+                )
                 assert len(said["passes"]) > 10
-                bad = [each["id"] for each in said["violations"] if each["impact"] in BAD]
-                found |= {f"{path} {width} {'dark' if dark else 'light'}": bad} if bad else {}
+                bad = [
+                    each["id"] for each in said["violations"] if each["impact"] in BAD
+                ]
+                found |= (
+                    {f"{path} {width} {'dark' if dark else 'light'}": bad}
+                    if bad
+                    else {}
+                )
     assert found == {}

@@ -45,7 +45,9 @@ def seen(value: Any) -> Reading[Any]:
 
 
 def workers(*versions: str, role: str = "production") -> Reading[ServingStatus]:
-    labels = [{"model": SPEC.name, "role": role, "version": version} for version in versions]
+    labels = [
+        {"model": SPEC.name, "role": role, "version": version} for version in versions
+    ]
     samples = [Sample("gyre_model_info", each, 1.0) for each in labels]
     return seen(ServingStatus({"ready": True, "resources": {}}, samples))
 
@@ -71,8 +73,17 @@ def rows(**changed: Any) -> ModelStatus:
 def test_a_healthy_loop_is_all_well() -> None:
     found = checked(WELL)
     assert {check.ok for check in found.values()} == {True}, found
-    assert found["production"].remark == "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
-    assert {"last monitoring run", "verdict", "last training", "features", "alerts"} < set(found)
+    assert (
+        found["production"].remark
+        == "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
+    )
+    assert {
+        "last monitoring run",
+        "verdict",
+        "last training",
+        "features",
+        "alerts",
+    } < set(found)
 
 
 def test_sources_that_disagree_are_all_shown() -> None:
@@ -86,7 +97,10 @@ def test_sources_that_disagree_are_all_shown() -> None:
 def test_a_version_that_serving_refuses_is_named_with_why() -> None:
     does = "version 2 answers; version 3 is refused: ModelRefusedError: other inputs"
     serving = workers("2")
-    serving.value.ready["resources"][f"model {SPEC.name}"] = {"ok": True, "detail": does}
+    serving.value.ready["resources"][f"model {SPEC.name}"] = {
+        "ok": True,
+        "detail": does,
+    }
     found = checked(replace(WELL, aliases=seen({"production": "3"}), serving=serving))
     assert found["production"].remark == (
         "workers: version 2; MLflow's alias: version 3; ledger: version 2; "
@@ -114,7 +128,9 @@ def test_a_challenger_that_no_worker_holds_is_shown() -> None:
 def test_what_does_not_answer_is_unknown_and_says_why() -> None:
     found = checked(SILENT)
     assert {check.ok for check in found.values()} == {None}
-    assert [check.remark for check in found.values()] == ["unknown: it does not answer"] * 5
+    assert [check.remark for check in found.values()] == [
+        "unknown: it does not answer"
+    ] * 5
     (serving,) = of_server(Reading(why="it does not answer"))
     assert (serving.ok, serving.remark) == (None, "unknown: it does not answer")
 
@@ -131,10 +147,14 @@ def test_what_does_not_answer_is_unknown_and_says_why() -> None:
         ("rollout of version {} stopped (ledger row 2)", False),
     ],
 )
-def test_what_befell_a_version_is_over_once_it_is_in_no_role(cause: str, ends: Any) -> None:
+def test_what_befell_a_version_is_over_once_it_is_in_no_role(
+    cause: str, ends: Any
+) -> None:
     """All but what took it out of its role."""
     for version, ok in (("2", False), ("1", ends), ("12", ends)):
-        found = checked(rows(alerts=[ALERT | {"cause": cause.format(version)}]))["alerts"]
+        found = checked(rows(alerts=[ALERT | {"cause": cause.format(version)}]))[
+            "alerts"
+        ]
         assert (found.ok, cause.format(version) in found.remark) == (ok, not ok)
     shadow = replace(LEDGER, sequence=2, role="shadow", to_version="1")
     tried = rows(alerts=[ALERT | {"cause": cause.format("1")}], ledger=[LEDGER, shadow])
@@ -191,7 +211,9 @@ def test_each_check_says_what_is_wrong(
 def test_a_log_that_waits_for_the_disk_is_not_healthy() -> None:
     ready = {"ready": True, "resources": {"redis": {"ok": True, "detail": "answers"}}}
     lags = {"predictions": 31.0, "feedback": 0.0}
-    samples = [Sample("gyre_log_lag_seconds", {"log": log}, lag) for log, lag in lags.items()]
+    samples = [
+        Sample("gyre_log_lag_seconds", {"log": log}, lag) for log, lag in lags.items()
+    ]
     found = of_server(seen(ServingStatus(ready, samples)))
     assert {check.name: check.ok for check in found} == {
         "serving": True, "redis": True, "predictions on disk": False, "feedback on disk": True,
@@ -227,7 +249,9 @@ def test_what_is_unknown_has_no_sample_and_what_is_not_a_number_is_none() -> Non
     told, model = loop_metrics([WELL], NOW).decode(), f'model="{SPEC.name}"'
     assert f'gyre_drift_psi{{feature="lifetime_value",{model}}} NaN' in told
     assert f"gyre_alerts_undelivered{{{model}}} 0.0" in told
-    assert f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0' in told
+    assert (
+        f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0' in told
+    )
     assert f'gyre_source_silence_seconds{{dataset="orders",{model}}} 144000.0' in told
     assert "quantile" not in told  # the window was too small
     silent = loop_metrics([SILENT], NOW).decode()

@@ -30,11 +30,15 @@ NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
 
 
 @given(st.lists(NUMBERS, min_size=1, max_size=9))
-def test_an_axis_has_room_for_every_value_and_a_few_round_ticks(values: list[float]) -> None:
+def test_an_axis_has_room_for_every_value_and_a_few_round_ticks(
+    values: list[float],
+) -> None:
     scale = axis([*values, None, float("nan")], 100, 0)
     assert all(0 <= scale.at(value) <= 100 for value in values)
     assert 2 <= len(scale.ticks) <= 8
-    assert all(scale.low <= tick <= scale.high * (1 + 1e-9) for tick in scale.ticks if tick > 0)
+    assert all(
+        scale.low <= tick <= scale.high * (1 + 1e-9) for tick in scale.ticks if tick > 0
+    )
 
 
 def test_an_axis_without_values_can_be_drawn() -> None:
@@ -55,7 +59,9 @@ def test_a_point_opens_the_newest_report_since_the_one_before() -> None:
     assert [report for *_, report in found] == [None, "report 4.5", "report 2"]
 
 
-def test_traffic_is_what_came_between_two_readings_and_leaves_out_what_is_unknown() -> None:
+def test_traffic_is_what_came_between_two_readings_and_leaves_out_what_is_unknown() -> (
+    None
+):
     earlier = {"production 2": {"a": Counted(1, 100, ((0.1, 50), (0.2, 100)), 99)}}
     now = {"production 2": {"a": Counted(3, 160, ((0.1, 110), (0.2, 160)), 155)}}
     found = traffic("production 2", now, earlier, timedelta(minutes=30))
@@ -65,11 +71,17 @@ def test_traffic_is_what_came_between_two_readings_and_leaves_out_what_is_unknow
     assert traffic("production 3", now, earlier, HOUR) == {"requests a minute": 0}
 
 
-def test_figures_are_the_worst_first_with_intervals_where_these_are_known(tmp_path: Path) -> None:
+def test_figures_are_the_worst_first_with_intervals_where_these_are_known(
+    tmp_path: Path,
+) -> None:
     counted = [Counted(0, 60 * n, ((0.1, 60 * n),), 60 * n) for n in range(3)]
-    texts = [COUNTS.dump_json({"production 1": {"a": each}}).decode() for each in counted]
+    texts = [
+        COUNTS.dump_json({"production 1": {"a": each}}).decode() for each in counted
+    ]
     figures = {"psi_low": 0.1, "psi_high": 0.3, "online_auc": 0.7, "mean_score": 0.4}
-    details = WindowDetails(performance={"online": {"auc": MeasuredMetric(0.7, 0.6, 0.8)}})
+    details = WindowDetails(
+        performance={"online": {"auc": MeasuredMetric(0.7, 0.6, 0.8)}}
+    )
     with closing(Records(new_settings(tmp_path))) as records:
         for n, text in enumerate([*texts, None]):
             row = DecisionRow("churn", "1", NOW + n * HOUR, "ok", "nothing", "ok", "", "", "{}",
@@ -78,16 +90,22 @@ def test_figures_are_the_worst_first_with_intervals_where_these_are_known(tmp_pa
         records.keep_details("churn", NOW + HOUR, details)
         found = read_history(records, "churn", NOW, 1)
         assert read_history(records, "other", NOW, 1).newest is None
-    assert [name for name in found.figures if name.startswith("psi_")] == ["psi_high", "psi_low"]
-    auc = found.figures["online_auc"]
-    assert [(point.low, point.high) for point in auc] == [(None, None), (0.6, 0.8)] + 2 * [
-        (None, None)
+    assert [name for name in found.figures if name.startswith("psi_")] == [
+        "psi_high",
+        "psi_low",
     ]
+    auc = found.figures["online_auc"]
+    assert [(point.low, point.high) for point in auc] == [
+        (None, None),
+        (0.6, 0.8),
+    ] + 2 * [(None, None)]
     assert [point.value for point in found.traffic["requests a minute"]] == [1, 1]
     assert (found.newest, found.at) == (None, NOW + 3 * HOUR)
 
 
-ROW = LedgerRow("churn", 1, "production", 100, None, "1", "ann", "first", None, NOW, NOW)
+ROW = LedgerRow(
+    "churn", 1, "production", 100, None, "1", "ann", "first", None, NOW, NOW
+)
 ROWS = [
     ROW,
     replace(ROW, sequence=2, from_version="1", to_version="2"),
@@ -95,7 +113,9 @@ ROWS = [
     replace(ROW, sequence=4, from_version="1", to_version="3", who="out of band"),
     replace(ROW, sequence=5, from_version="3", to_version="4", who="mlflow-ui:ann"),
     replace(ROW, sequence=6, role="challenger", percent=5, to_version="5"),
-    replace(ROW, sequence=7, role="challenger", percent=0, from_version="5", to_version=None),
+    replace(
+        ROW, sequence=7, role="challenger", percent=0, from_version="5", to_version=None
+    ),
     replace(ROW, sequence=8, from_version="4", to_version="6", applied_at=None),
     replace(ROW, sequence=9, from_version="4", to_version="6"),
 ]

@@ -54,8 +54,12 @@ def test_the_page_of_a_model_has_its_rows_runs_and_requests(
     assert "mean time to answer /predict" in page
     assert page.count('<td class="verdict">') == 3
     assert "customer_tenure_days" in page.split("shown, never acted on")[0]
-    assert re.search(r"""report\.html" aria-label="[^"]*; click: Evidently's report">""", page)
-    versions = page.split('<section aria-labelledby="versions">')[1].split("</section>")[0]
+    assert re.search(
+        r"""report\.html" aria-label="[^"]*; click: Evidently's report">""", page
+    )
+    versions = page.split('<section aria-labelledby="versions">')[1].split(
+        "</section>"
+    )[0]
     assert f">version {served.second}</a>" in versions
     assert "<strong>production</strong>" in versions
     assert "no interval is known of" in page  # nothing has kept details of these runs
@@ -89,17 +93,29 @@ def test_a_version_that_answers_a_share_is_shown_beside_production(
     assert '<th scope="row">ended</th>' in console.page(name)
 
 
-def test_data_docs_are_linked_and_nothing_beside_them_is_shown(rig: Any, console: Any) -> None:
+def test_data_docs_are_linked_and_nothing_beside_them_is_shown(
+    rig: Any, console: Any
+) -> None:
     folder = rig.settings.data_docs
     (folder.parent / "secret.json").write_text("{}")
     address = "/data-docs/orders/index.html"  # of the rig's own ingest
-    assert f'href="{address}">Data Docs of orders' in console.client.get("/data/orders").text
+    assert (
+        f'href="{address}">Data Docs of orders'
+        in console.client.get("/data/orders").text
+    )
     assert "Successful Expectations" in console.client.get(address).text
-    for path in ("../secret.json", "%2e%2e/secret.json", "..%2fsecret.json", "nothing/"):
+    for path in (
+        "../secret.json",
+        "%2e%2e/secret.json",
+        "..%2fsecret.json",
+        "nothing/",
+    ):
         assert console.client.get(f"/data-docs/{path}").status_code == 404
 
 
-def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, looked: Any) -> None:
+def test_metrics_tell_of_the_loop_and_not_of_requests(
+    rig: Any, console: Any, looked: Any
+) -> None:
     lines = (
         f'gyre_drift_psi{{feature="total_orders_30d",model="{rig.spec.name}"}} 0.31',
         f'gyre_alerts_undelivered{{model="{rig.spec.name}"}} 1.0',
@@ -111,11 +127,15 @@ def test_metrics_tell_of_the_loop_and_not_of_requests(rig: Any, console: Any, lo
     def told() -> str:
         return str(console.client.get("/metrics").text)
 
-    wait_until("what is known of the loop", lambda: all(line in told() for line in lines))
+    wait_until(
+        "what is known of the loop", lambda: all(line in told() for line in lines)
+    )
     assert "gyre_requests" not in told()
 
 
-def test_it_is_small_and_imports_none_of_the_heavy_tools(console: Any, looked: Any) -> None:
+def test_it_is_small_and_imports_none_of_the_heavy_tools(
+    console: Any, looked: Any
+) -> None:
     console.page()
     assert HEAVY & console.modules() == set()
     assert psutil.Process(console.process.pid).memory_full_info().pss < 160 * 2**20

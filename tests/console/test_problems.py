@@ -58,14 +58,22 @@ class Night:
     def now(self) -> datetime:
         return datetime.now(UTC)
 
-    def promoted(self, sequence: int, before: str | None, to: str, who: str, why: str) -> None:
+    def promoted(
+        self, sequence: int, before: str | None, to: str, who: str, why: str
+    ) -> None:
         at = self.now - timedelta(hours=9 - sequence)
-        row = LedgerRow(NAME, sequence, "production", 100, before, to, who, why, None, at, at)
+        row = LedgerRow(
+            NAME, sequence, "production", 100, before, to, who, why, None, at, at
+        )
         with closing(Ledger(self.settings)) as ledger:
             ledger.insert(row)
 
-    def decided(self, version: str, verdict: str, action: str, rule: str, reason: str) -> None:
-        row = DecisionRow(NAME, version, self.now, verdict, action, rule, reason, "", "{}", {})
+    def decided(
+        self, version: str, verdict: str, action: str, rule: str, reason: str
+    ) -> None:
+        row = DecisionRow(
+            NAME, version, self.now, verdict, action, rule, reason, "", "{}", {}
+        )
         with closing(Records(self.settings)) as records:
             records.keep(row)
 
@@ -84,7 +92,9 @@ def consumer(rig: Any, served: Any) -> Iterator[ExitStack]:
 
 
 @pytest.fixture
-def night(rig: Any, served: Any, consumer: ExitStack, tmp_path: Path) -> Iterator[Night]:
+def night(
+    rig: Any, served: Any, consumer: ExitStack, tmp_path: Path
+) -> Iterator[Night]:
     with ExitStack() as undo:
         own = rig.settings.model_copy(update={"home": tmp_path})
         made = Night(rig, own, served.first, consumer, undo)
@@ -98,7 +108,8 @@ def drifts(night: Night) -> None:
     why = "total_orders_30d: PSI 0.43"
     night.decided(night.version, "bad", "retrain", "drift", why)
     night.alerted(
-        f"drift of version {night.version}, labels up to 2026-08-01", f"bad: {why}; retrain"
+        f"drift of version {night.version}, labels up to 2026-08-01",
+        f"bad: {why}; retrain",
     )
 
 
@@ -120,18 +131,25 @@ def is_refused(night: Night) -> None:
     rig.promote(version)
     night.promoted(2, night.version, version, "ann", "it looks good")
     why = f"version {version} is refused: ModelRefusedError: model.onnx: inputs are"
-    night.alerted(f"version {version} is refused", f"version {night.version} answers; {why}")
+    night.alerted(
+        f"version {version} is refused", f"version {night.version} answers; {why}"
+    )
 
 
 def fails_its_gates(night: Night) -> None:
-    tracking, tags = Tracking(night.settings), {"as_of": night.now.isoformat(), "reason": "drift"}
+    tracking, tags = (
+        Tracking(night.settings),
+        {"as_of": night.now.isoformat(), "reason": "drift"},
+    )
 
     def begun() -> str:
         key = f"{night.now}"
         return tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
 
     night.undo.callback(lambda: tracking.finish(begun(), "FINISHED"))
-    tracking.end(begun(), "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61")
+    tracking.end(
+        begun(), "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61"
+    )
 
 
 def harms(night: Night) -> None:
@@ -143,14 +161,34 @@ def harms(night: Night) -> None:
 
 
 SAID = {
-    harms: ("Version 9 did harm and was taken back", "60 of 110 predictions failed", "#ledger"),
+    harms: (
+        "Version 9 did harm and was taken back",
+        "60 of 110 predictions failed",
+        "#ledger",
+    ),
     is_refused: ("Serving refuses version ", "model.onnx: inputs are", "gyre rollback"),
-    stands_still: ("Ingest of orders stands still", "6 h, at most 2 h", "/dags/ingest/runs"),
+    stands_still: (
+        "Ingest of orders stands still",
+        "6 h, at most 2 h",
+        "/dags/ingest/runs",
+    ),
     drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
-    fails_its_gates: ("was refused by its gates", "log_loss better_than_trivial", "#versions"),
-    fails: ("Events of late wait", "a request has waited for the consumer", "gyre logs consumer"),
+    fails_its_gates: (
+        "was refused by its gates",
+        "log_loss better_than_trivial",
+        "#versions",
+    ),
+    fails: (
+        "Events of late wait",
+        "a request has waited for the consumer",
+        "gyre logs consumer",
+    ),
     # Last: the consumer stays dead.
-    dies: ("Events are not processed", "windows that end go online with", "gyre logs consumer"),
+    dies: (
+        "Events are not processed",
+        "windows that end go online with",
+        "gyre logs consumer",
+    ),
 }
 
 
@@ -173,13 +211,18 @@ def late_events(settings: Settings) -> Iterator[None]:
 
 @contextmanager
 def pages(night: Night) -> Iterator[httpx.Client]:
-    with console(night.rig, home=night.settings.home, console_port=unused_port()) as (client, _):
+    with console(night.rig, home=night.settings.home, console_port=unused_port()) as (
+        client,
+        _,
+    ):
         client.timeout = 300
         yield client
 
 
 def problem_list(page: str) -> list[str]:
-    return [unescape(each) for each in re.findall(r"<li.*?</li>", page, flags=re.DOTALL)]
+    return [
+        unescape(each) for each in re.findall(r"<li.*?</li>", page, flags=re.DOTALL)
+    ]
 
 
 @pytest.mark.parametrize("fault", SAID, ids=lambda fault: fault.__name__)
@@ -215,13 +258,17 @@ def test_events_that_wait_are_alerted_of_once_while_they_wait(night: Night) -> N
 
     with (
         late_events(settings),
-        running(command, settings.home / "console.log", **process_environment(settings)),
+        running(
+            command, settings.home / "console.log", **process_environment(settings)
+        ),
     ):
         wait_until("three looks", lambda: times_seen() >= 3)
     (line,) = log.read_text().splitlines()
     alert = json.loads(line)
     assert (alert["model"], alert["cause"]) == ("late", "events wait")
-    assert alert["message"].startswith("late: a request has waited for the consumer for 3")
+    assert alert["message"].startswith(
+        "late: a request has waited for the consumer for 3"
+    )
 
 
 def test_of_several_faults_the_worst_is_first(night: Night) -> None:
@@ -239,8 +286,12 @@ def test_of_several_faults_the_worst_is_first(night: Night) -> None:
         wait_until("word of all", are_first)
 
 
-def test_one_cause_of_several_models_is_one_problem_and_a_healthy_loop_has_none() -> None:
-    late = Check("features", ok=False, remark="orders: features are not complete since …")
+def test_one_cause_of_several_models_is_one_problem_and_a_healthy_loop_has_none() -> (
+    None
+):
+    late = Check(
+        "features", ok=False, remark="orders: features are not complete since …"
+    )
     healthy = Check("alerts", ok=True, remark="none open")
     (found,) = problems({"one": [late, healthy], "two": [late]})
     assert found.subjects == ["one", "two"]

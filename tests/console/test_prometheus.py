@@ -37,9 +37,7 @@ def bin_folder() -> Path:
         return Path(found).parent
     if not KEPT.exists():
         with TemporaryDirectory(dir=KEPT.parent) as name:
-            fetch = (
-                "apt-get download prometheus || { apt-get update && apt-get download prometheus; }"
-            )
+            fetch = "apt-get download prometheus || { apt-get update && apt-get download prometheus; }"
             unpack = "dpkg -x prometheus_*.deb here"
             done = subprocess.run(
                 ["sh", "-c", f"{{ {fetch}; }} && {unpack}"], cwd=name, capture_output=True,
@@ -47,19 +45,27 @@ def bin_folder() -> Path:
             )  # fmt: skip
             if done.returncode:
                 said = done.stderr.strip().splitlines()[-3:]
-                pytest.fail(f"no Prometheus: apt-get install prometheus, then again: {said}")
+                pytest.fail(
+                    f"no Prometheus: apt-get install prometheus, then again: {said}"
+                )
             (Path(name) / "here").rename(KEPT)
     return KEPT / "usr" / "bin"
 
 
 def promtool(folder: Path, *words: str) -> None:
     done = subprocess.run(
-        [folder / "promtool", *words], cwd=SHIPPED, capture_output=True, text=True, check=False
+        [folder / "promtool", *words],
+        cwd=SHIPPED,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_configuration_and_rules_hold_and_fire_when_they_should(bin_folder: Path) -> None:
+def test_configuration_and_rules_hold_and_fire_when_they_should(
+    bin_folder: Path,
+) -> None:
     promtool(bin_folder, "check", "config", "--lint-fatal", "prometheus.yml")
     promtool(bin_folder, "test", "rules", "alerts_test.yml")
     rules = {rule["alert"] for group in _rules() for rule in group["rules"]}
@@ -114,12 +120,21 @@ def prometheus(
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), "2s")
     (scrape,) = config["scrape_configs"]
     ports = (rig.settings.serving_port, rig.settings.console_port)
-    assert scrape["static_configs"][0]["targets"] == ["127.0.0.1:8000", "127.0.0.1:8001"]
+    assert scrape["static_configs"][0]["targets"] == [
+        "127.0.0.1:8000",
+        "127.0.0.1:8001",
+    ]
     scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{port}" for port in ports]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(SHIPPED / "alerts.yml", folder)
-    command = [str(bin_folder / "prometheus"), f"--config.file={folder / 'prometheus.yml'}"]
-    command += [f"--storage.tsdb.path={folder / 'data'}", f"--web.listen-address=127.0.0.1:{port}"]
+    command = [
+        str(bin_folder / "prometheus"),
+        f"--config.file={folder / 'prometheus.yml'}",
+    ]
+    command += [
+        f"--storage.tsdb.path={folder / 'data'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+    ]
     with (
         running(command, folder / "log"),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
@@ -147,13 +162,19 @@ def _expressions() -> list[str]:
     (file,) = DASHBOARDS.glob("dashboards/*.json")
     found = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', file.read_text())
     asked = [json.loads(text) for text in found]
-    return [text.replace("$model", ".*").replace("$__rate_interval", "1m") for text in asked]
+    return [
+        text.replace("$model", ".*").replace("$__rate_interval", "1m") for text in asked
+    ]
 
 
-def test_every_metric_that_rules_and_dashboard_name_is_exported(prometheus: Prometheus) -> None:
+def test_every_metric_that_rules_and_dashboard_name_is_exported(
+    prometheus: Prometheus,
+) -> None:
     rules = [rule["expr"] for group in _rules() for rule in group["rules"]]
     named = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *_expressions()])))
-    wait_until("all of them", lambda: named <= {*prometheus.get("label/__name__/values")})
+    wait_until(
+        "all of them", lambda: named <= {*prometheus.get("label/__name__/values")}
+    )
 
 
 def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) -> None:
@@ -169,29 +190,45 @@ def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) ->
 def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
     rig: Any, prometheus: Prometheus, looked: datetime
 ) -> None:
-    with closing(Records(rig.settings)) as records:  # what was refused before has told the others
-        records.count_alert(rig.spec.name, "unheard", "said to nobody", datetime.now(UTC))
+    with closing(
+        Records(rig.settings)
+    ) as records:  # what was refused before has told the others
+        records.count_alert(
+            rig.spec.name, "unheard", "said to nobody", datetime.now(UTC)
+        )
 
     def states(*of: str) -> dict[str, str]:
-        groups = [each for each in prometheus.get("rules")["groups"] if each["name"] in of]
-        return {rule["name"]: rule["state"] for group in groups for rule in group["rules"]}
+        groups = [
+            each for each in prometheus.get("rules")["groups"] if each["name"] in of
+        ]
+        return {
+            rule["name"]: rule["state"] for group in groups for rule in group["rules"]
+        }
 
     begun = {"GyreDrift": "firing", "GyreVerdictBad": "pending",
              "GyreAlertsUndelivered": "pending"}  # fmt: skip
 
     def are_begun() -> bool:
         of_rules = states("loop", "data")
-        return {name: state for name, state in of_rules.items() if state != "inactive"} == begun
+        return {
+            name: state for name, state in of_rules.items() if state != "inactive"
+        } == begun
 
     def drifted() -> list[str]:
         found = prometheus.ask("ALERTS{alertname='GyreDrift'}")
         return [json.loads(labels)["feature"] for labels in found]
 
     def last() -> list[float]:
-        return [*prometheus.ask("gyre_last_decision_timestamp_seconds{action='retrain'}").values()]
+        return [
+            *prometheus.ask(
+                "gyre_last_decision_timestamp_seconds{action='retrain'}"
+            ).values()
+        ]
 
     # A scrape that took too long ends each of these until the next.
     wait_until("the rules", are_begun)
-    wait_until("drift", lambda: drifted() == ["total_orders_30d"])  # tenure is only shown
+    wait_until(
+        "drift", lambda: drifted() == ["total_orders_30d"]
+    )  # tenure is only shown
     decided = (looked - timedelta(hours=7)).timestamp()
     wait_until("the decision", lambda: last() == [pytest.approx(decided)])

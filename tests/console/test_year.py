@@ -33,7 +33,9 @@ LONGEST = f"{'churn_of_the_northern_stores_in_autumn':.30}"
 
 
 @contextmanager
-def console(home: Path, project: Path = PROJECT, **more: str) -> Iterator[tuple[httpx.Client, int]]:
+def console(
+    home: Path, project: Path = PROJECT, **more: str
+) -> Iterator[tuple[httpx.Client, int]]:
     """A console alone: nothing else of its stack runs. The client, and the process's id."""
     settings = new_settings(home, demo_start=None, **more)
     environment = process_environment(settings) | {"GYRE_PROJECT": str(project)}
@@ -43,7 +45,9 @@ def console(home: Path, project: Path = PROJECT, **more: str) -> Iterator[tuple[
         running(command, home.parent / "console.log", **environment) as process,
         httpx.Client(base_url=settings.console_address, timeout=300) as client,
     ):
-        wait_until("console", lambda: answers(f"{settings.console_address}/health/live"))
+        wait_until(
+            "console", lambda: answers(f"{settings.console_address}/health/live")
+        )
         yield client, process.pid
 
 
@@ -67,7 +71,9 @@ def test_a_year_of_hourly_runs_is_drawn_in_little_time_and_memory(year: Path) ->
         process = psutil.Process(pid)
         for path in PAGES:
             first, before = timed(client, path)[1], process.cpu_times()
-            text, again = min((timed(client, path) for _ in range(2)), key=lambda each: each[1])
+            text, again = min(
+                (timed(client, path) for _ in range(2)), key=lambda each: each[1]
+            )
             after = process.cpu_times()
             busy = (after.user + after.system - before.user - before.system) / 2
             took = f"first {1000 * first:.0f} ms, then {1000 * again:.0f} ms"
@@ -120,7 +126,10 @@ def test_a_database_that_accepts_and_never_answers_is_unknown_within_two_seconds
                 text, took = timed(client, path)
                 assert took < at_most(WITHIN), path
                 if path.startswith(("/?", "/status")):
-                    assert "The database of ledger, decisions and alerts does not answer" in text
+                    assert (
+                        "The database of ledger, decisions and alerts does not answer"
+                        in text
+                    )
                 assert "secret" not in text
 
 
@@ -130,11 +139,15 @@ def fifty(tmp_path: Path) -> Path:
     project = tmp_path / "project"
     for part in ("feature_repo/datasets", "feature_repo/expectations"):
         shutil.copytree(PROJECT / part, project / part)
-    shutil.copy(PROJECT / "feature_repo" / "feature_store.yaml", project / "feature_repo")
+    shutil.copy(
+        PROJECT / "feature_repo" / "feature_store.yaml", project / "feature_repo"
+    )
     (project / "models").mkdir()
     text = (PROJECT / "models" / f"{SPEC.name}.toml").read_text()
     for name in (LONGEST, *(f"model_{n}" for n in range(49))):
-        own = text.replace(f'"{SPEC.name}"', f'"{name}"').replace('["churn-predictor"]', "[]")
+        own = text.replace(f'"{SPEC.name}"', f'"{name}"').replace(
+            '["churn-predictor"]', "[]"
+        )
         (project / "models" / f"{name}.toml").write_text(own)
     return project
 
@@ -143,7 +156,12 @@ def fifty(tmp_path: Path) -> Path:
 def test_fifty_models_are_on_one_page(fifty: Path, tmp_path: Path) -> None:
     settings = new_settings(tmp_path / "home")
     for name in (LONGEST, "model_0"):
-        fill(settings, SPEC.model_copy(update={"name": name}), datetime.now(UTC), hours=200)
+        fill(
+            settings,
+            SPEC.model_copy(update={"name": name}),
+            datetime.now(UTC),
+            hours=200,
+        )
     with console(settings.home, fifty) as (client, pid):
         for path in ("/", f"/status/{LONGEST}", "/metrics", "/"):
             text, took = timed(client, path)

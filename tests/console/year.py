@@ -49,20 +49,26 @@ def version_at(hour: int) -> int:
 
 def psi(hour: int, place: int) -> float:
     drifts = 0.4 if hour in DRIFTED or hour % (6 * WEEK) < 30 and hour > WEEK else 0.0  # noqa: RUF021
-    return round(0.03 + 0.02 * math.sin(hour / 17 + place) + (drifts if place < 2 else 0), 4)
+    return round(
+        0.03 + 0.02 * math.sin(hour / 17 + place) + (drifts if place < 2 else 0), 4
+    )
 
 
 def counted(hour: int) -> str:
     hours = (HOURS - hour) % (2 * WEEK)
     timed = 3600 * hours + 900 * hours % 700
-    within = tuple((bound, timed * min(1.0, 0.5 + n / 10)) for n, bound in enumerate(BOUNDS))
+    within = tuple(
+        (bound, timed * min(1.0, 0.5 + n / 10)) for n, bound in enumerate(BOUNDS)
+    )
     did = Counted(timed // 1000, timed, within, timed)
     counters = {f"production {version_at(hour)}": {"http://127.0.0.1:8000": did}}
     return COUNTS.dump_json(counters).decode()
 
 
 def decision(spec: ModelSpec, now: datetime, hour: int) -> dict[str, Any]:
-    figures = {f"psi_{name}": psi(hour, place) for place, name in enumerate(spec.features)}
+    figures = {
+        f"psi_{name}": psi(hour, place) for place, name in enumerate(spec.features)
+    }
     figures |= {"psi_score": psi(hour, 9), "entities": 500 + 40 * math.sin(hour / 24)}
     worst = max(figures[f"psi_{name}"] for name in spec.features)
     for name, value in METRICS.items():
@@ -70,7 +76,11 @@ def decision(spec: ModelSpec, now: datetime, hour: int) -> dict[str, Any]:
     bad = worst > spec.monitoring.psi_significant
     first = psi(hour + 1, 0) < spec.monitoring.psi_significant
     action = "retrain" if bad and first else "nothing"
-    why = f"{next(iter(spec.features))}: PSI {worst:.2f}" if bad else "no actionable drift"
+    why = (
+        f"{next(iter(spec.features))}: PSI {worst:.2f}"
+        if bad
+        else "no actionable drift"
+    )
     return {
         "model": spec.name,
         "version": f"{version_at(hour)}",
@@ -95,8 +105,12 @@ def details(hour: int) -> WindowDetails:
         name: MeasuredMetric(value + 0.02 * math.sin(hour / 50), value - 0.05, value + 0.05,
                              value - 0.01, value + 0.1) for name, value in METRICS.items()
     }  # fmt: skip
-    calibration = tuple(CalibrationBin(n / 10 + 0.05, n / 11 + 0.05, 50) for n in range(10))
-    reference = tuple(CalibrationBin(n / 10 + 0.05, n / 10 + 0.04, 90) for n in range(10))
+    calibration = tuple(
+        CalibrationBin(n / 10 + 0.05, n / 11 + 0.05, 50) for n in range(10)
+    )
+    reference = tuple(
+        CalibrationBin(n / 10 + 0.05, n / 10 + 0.04, 90) for n in range(10)
+    )
     quantiles = {f"feature_{n}": (1.0, 2.0, 3.0, 4.0, 5.0) for n in range(9)}
     return WindowDetails(
         scores=tuple(bins),
@@ -122,7 +136,9 @@ def ledger_rows(spec: ModelSpec, now: datetime) -> Iterator[LedgerRow]:
                         "runs:/0", at, at)  # fmt: skip
 
 
-def alert(subject: str, cause: str, message: str, first: datetime, last: datetime) -> Any:
+def alert(
+    subject: str, cause: str, message: str, first: datetime, last: datetime
+) -> Any:
     return {"model": subject, "cause": cause, "message": message, "first": first.isoformat(),
             "last": last.isoformat(), "details": None, "count": 3, "delivered": True}  # fmt: skip
 
@@ -135,7 +151,9 @@ def alerts(spec: ModelSpec, now: datetime) -> Iterator[dict[str, Any]]:
         yield alert(spec.name, cause, message, first, first + timedelta(hours=9))
 
 
-def fill(settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS) -> None:
+def fill(
+    settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS
+) -> None:
     """Leave `hours` hourly monitoring runs of `spec` up to `now`, and what belongs to them."""
     with closing(Records(settings)) as records, records._engine.begin() as connection:
         rows = [decision(spec, now, hour) for hour in range(hours, 0, -1)]
@@ -154,8 +172,15 @@ def fill(settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS)
 def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) -> None:
     """Leave what an ingest does; its features are complete up to `late` hours ago."""
     watermark = now - timedelta(hours=late)
-    days = {(now - timedelta(days=n)).date(): 900 + 70 * (n % 7) for n in range(DAYS) if n != 4}
-    rules = {"expect_column_values_to_be_between (quantity)": 12, "not null (customer_id)": 3}
+    days = {
+        (now - timedelta(days=n)).date(): 900 + 70 * (n % 7)
+        for n in range(DAYS)
+        if n != 4
+    }
+    rules = {
+        "expect_column_values_to_be_between (quantity)": 12,
+        "not null (customer_id)": 3,
+    }
     record = DatasetRecord(
         dataset=name,
         as_of=now,

@@ -33,16 +33,28 @@ runtime = "runc"
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 """
-PIP = ("/etc/ssl/certs", "/etc/pip.conf", "/root/.config/pip", "/etc/uv", "/root/.config/uv")
+PIP = (
+    "/etc/ssl/certs",
+    "/etc/pip.conf",
+    "/root/.config/pip",
+    "/etc/uv",
+    "/root/.config/uv",
+)
 """How packages are reached from this machine, which is not the Dockerfile's to know."""
 
 
 def run(*command: str | Path, ends: float = 600) -> str:
     """Return what a command printed; it must succeed."""
     done = subprocess.run(
-        [str(part) for part in command], capture_output=True, check=False, text=True, timeout=ends
+        [str(part) for part in command],
+        capture_output=True,
+        check=False,
+        text=True,
+        timeout=ends,
     )
-    assert done.returncode == 0, f"{command}: {done.stdout[-2000:]} {done.stderr[-4000:]}"
+    assert done.returncode == 0, (
+        f"{command}: {done.stdout[-2000:]} {done.stderr[-4000:]}"
+    )
     return done.stdout.strip()
 
 
@@ -52,7 +64,9 @@ def podman(*arguments: str | Path, ends: float = 600) -> str:
 
 def logs(name: str) -> str:
     """What a container's main process wrote."""
-    said = subprocess.run(["podman", "logs", name], capture_output=True, check=True, text=True)
+    said = subprocess.run(
+        ["podman", "logs", name], capture_output=True, check=True, text=True
+    )
     return said.stdout + said.stderr
 
 
@@ -67,7 +81,14 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             "images", "--format", "{{.Repository}}:{{.Tag}}"
         ):
             packages = "--include=python3,python3-venv,ca-certificates"
-            run("debootstrap", "--variant=minbase", packages, "bookworm", folder / "root", ends=900)
+            run(
+                "debootstrap",
+                "--variant=minbase",
+                packages,
+                "bookworm",
+                folder / "root",
+                ends=900,
+            )
             run("tar", "-C", folder / "root", "-cf", folder / "root.tar", ".")
             podman("import", "--quiet", folder / "root.tar", BASE)
             run("rm", "-r", folder / "root", folder / "root.tar")
@@ -87,18 +108,36 @@ def build(base: str, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str]
 
 
 def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
-    version = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"]["version"]
+    version = tomllib.loads((CLONE / "pyproject.toml").read_text())["project"][
+        "version"
+    ]
     arguments = {
         "BASE": base,
         "VERSION": version,
         "REVISION": run("git", "-C", CLONE, "rev-parse", "HEAD"),
     }
-    command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
+    command = [
+        "buildah",
+        "bud",
+        "--isolation",
+        "chroot",
+        "--format",
+        "docker",
+        "--layers",
+    ]
     command += [f"--build-arg={name}={value}" for name, value in arguments.items()]
     command += [f"--volume={here}:{there}" for here, there in mounts.items()]
     image = f"localhost/gyre-{target}:test-{CLONE_ID}"
     dockerfile = CLONE / "deploy" / "Dockerfile"
-    run(*command, f"--target={target}", f"--tag={image}", "--file", dockerfile, CLONE, ends=900)
+    run(
+        *command,
+        f"--target={target}",
+        f"--tag={image}",
+        "--file",
+        dockerfile,
+        CLONE,
+        ends=900,
+    )
     return image
 
 
@@ -106,7 +145,15 @@ def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
 def container(name: str, image: str, *arguments: str) -> Iterator[None]:
     """A container on the host's network, its root read-only; gone after the block."""
     podman("rm", "--force", "--ignore", "--time=0", name)
-    podman("run", "--detach", "--read-only", "--network=host", f"--name={name}", *arguments, image)
+    podman(
+        "run",
+        "--detach",
+        "--read-only",
+        "--network=host",
+        f"--name={name}",
+        *arguments,
+        image,
+    )
     try:
         yield
     finally:
@@ -124,10 +171,20 @@ def stand_ins(base: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     fixed = ["--constraints", CLONE / "requirements.lock", "--generate-hashes"]
     where = ["--python-version=3.11", "--quiet", f"--output-file={folder / 's3.lock'}"]
     run(BIN / "uv", "pip", "compile", folder / "s3.in", *fixed, *where)
-    services = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())["services"]
+    services = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())[
+        "services"
+    ]
     for name in ("postgres", "redis", "nginx", "s3"):
         image = services[name]["image"].removeprefix("${S3_IMAGE:-").removesuffix("}")
-        command = ["buildah", "bud", "--isolation", "chroot", "--format", "docker", "--layers"]
+        command = [
+            "buildah",
+            "bud",
+            "--isolation",
+            "chroot",
+            "--format",
+            "docker",
+            "--layers",
+        ]
         command += [f"--volume={path}:{path}" for path in PIP if Path(path).exists()]
         command += [f"--build-arg=BASE={base}", f"--target={name}", f"--tag={image}"]
         run(*command, "--file", folder / "Dockerfile", folder, ends=900)

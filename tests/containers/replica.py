@@ -60,7 +60,10 @@ def new_replica(image: str, rig: Rig, folder: Path) -> Replica:
         "GYRE_REDIS_URL": rig.settings.redis_address,
     }
     options = [f"--env={name}={value}" for name, value in settings.items()]
-    options += [f"--volume={home}:/var/lib/gyre", f"--volume={tokens}:/run/secrets/tokens:ro"]
+    options += [
+        f"--volume={home}:/var/lib/gyre",
+        f"--volume={tokens}:/run/secrets/tokens:ro",
+    ]
     return Replica(image, home, port, options)
 
 
@@ -78,6 +81,8 @@ def promote_native(rig: Rig) -> str:
 def promote_read_by_feast(rig: Rig) -> str:
     """Promote a version whose features only Feast's own reader looks up; return its number."""
     only_feast = {"views": (), "functions": (), "unsupported": "written for pandas"}
-    version = rig.register(0, lookup=contract().lookup.model_copy(update=only_feast)).version
+    version = rig.register(
+        0, lookup=contract().lookup.model_copy(update=only_feast)
+    ).version
     rig.promote(version)
     return version

@@ -29,7 +29,9 @@ IMAGES, SECRETS, START, TRAIN, PREDICT = re.findall(
     r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
 )
 COMPOSE = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
-SERVICES = {name: each for name, each in COMPOSE["services"].items() if "profiles" not in each}
+SERVICES = {
+    name: each for name, each in COMPOSE["services"].items() if "profiles" not in each
+}
 PORTS = ("SERVING_PORT", "CONSOLE_PORT", "MLFLOW_PORT", "AIRFLOW_PORT", "GRAFANA_PORT")
 PROJECT, MODEL, ANN = f"gyre-{CLONE_ID}", "customer_churn_model", ("ann", "a password")
 NETWORK = "172.29.48"
@@ -43,8 +45,12 @@ class Team:
 
     def __init__(self, folder, images):
         self.folder, self.ports = folder, {name: unused_port() for name in PORTS}
-        self.settings = images | {"LISTEN": "127.0.0.1", "NETWORK": NETWORK} | self.ports
-        shutil.copytree(CLONE / "deploy", folder / "deploy", ignore=lambda *_: {"secrets", ".env"})
+        self.settings = (
+            images | {"LISTEN": "127.0.0.1", "NETWORK": NETWORK} | self.ports
+        )
+        shutil.copytree(
+            CLONE / "deploy", folder / "deploy", ignore=lambda *_: {"secrets", ".env"}
+        )
 
     def shell(self, *blocks, **variables):
         done = subprocess.run(
@@ -75,7 +81,9 @@ class Team:
             due = [n for n, each in waiting.items() if all(map(fulfilled, needs(each)))]
             if due:
                 self.compose("up", "--detach", "--no-deps", *due)
-                waiting = {name: each for name, each in waiting.items() if name not in due}
+                waiting = {
+                    name: each for name, each in waiting.items() if name not in due
+                }
             assert time.monotonic() < until, f"{[*waiting]} wait for what does not come"
             time.sleep(1)
         for name, each in SERVICES.items():
@@ -85,13 +93,21 @@ class Team:
     def ask(self, port, method, path, person=ANN, **more):
         """Ask through nginx."""
         url = f"https://localhost:{self.ports[port]}/{path}"
-        return httpx.request(method, url, auth=person, verify=self.trusted(), timeout=600, **more)
+        return httpx.request(
+            method, url, auth=person, verify=self.trusted(), timeout=600, **more
+        )
 
     def trusted(self):
-        return httpx.create_ssl_context(verify=f"{self.folder}/deploy/secrets/tls_certificate")
+        return httpx.create_ssl_context(
+            verify=f"{self.folder}/deploy/secrets/tls_certificate"
+        )
 
     def client(self):
-        token = (self.folder / "deploy" / "secrets" / "serving_tokens").read_text().split(":")[1]
+        token = (
+            (self.folder / "deploy" / "secrets" / "serving_tokens")
+            .read_text()
+            .split(":")[1]
+        )
         return httpx.Client(
             base_url=f"https://localhost:{self.ports['SERVING_PORT']}", verify=self.trusted(),
             headers={"authorization": f"Bearer {token.strip()}"}, timeout=30,
@@ -115,7 +131,9 @@ def fulfilled(need):
         if condition == "service_healthy":
             podman("healthcheck", "run", container(name))
             return True
-        state = podman("inspect", "--format={{.State.Status}} {{.State.ExitCode}}", container(name))
+        state = podman(
+            "inspect", "--format={{.State.Status}} {{.State.ExitCode}}", container(name)
+        )
         return state == "exited 0"
     return False
 
@@ -157,25 +175,35 @@ def is_answering(address, version):
 
 
 def test_the_page_begins_and_starts_as_here():
-    assert [line.split()[:2] for line in IMAGES.splitlines()] == [["docker", "build"]] * 2
+    assert [line.split()[:2] for line in IMAGES.splitlines()] == [
+        ["docker", "build"]
+    ] * 2
     assert START == "docker compose --file deploy/compose.yaml up --detach --wait\n"
 
 
-def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_nginx(team, trained):
+def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_nginx(
+    team, trained
+):
     answer = yaml.safe_load(trained.splitlines()[-1])
     assert answer["model_version"] == "1"
     assert answer["logged"] is True
-    assert "Task execute_workload" in subprocess.getoutput(f"podman logs {container('worker')}")
+    assert "Task execute_workload" in subprocess.getoutput(
+        f"podman logs {container('worker')}"
+    )
     assert "airflow:ann" in team.gyre("ledger", MODEL)
 
 
-@pytest.mark.parametrize("port", ["MLFLOW_PORT", "AIRFLOW_PORT", "CONSOLE_PORT", "GRAFANA_PORT"])
+@pytest.mark.parametrize(
+    "port", ["MLFLOW_PORT", "AIRFLOW_PORT", "CONSOLE_PORT", "GRAFANA_PORT"]
+)
 def test_nobody_passes_nginx_without_a_password(team, port):
     for stranger in (None, ("ann", "no"), ("mallory", ANN[1])):
         assert team.ask(port, "GET", "", stranger).status_code == 401
     if port != "GRAFANA_PORT":
         assert team.ask(port, "GET", "").status_code == 200
-    foreign = team.ask(port, "POST", ALIAS, headers={"sec-fetch-site": "cross-site"}, json={})
+    foreign = team.ask(
+        port, "POST", ALIAS, headers={"sec-fetch-site": "cross-site"}, json={}
+    )
     assert foreign.status_code == 403
 
 
@@ -185,13 +213,17 @@ def test_serving_asks_for_its_own_token_and_keeps_its_counters_inside(team):
     assert team.ask("SERVING_PORT", "GET", "metrics").status_code == 404
 
 
-def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(team, trained):
+def test_a_promotion_by_hand_is_of_whom_nginx_names_and_reaches_both_replicas(
+    team, trained
+):
     team.gyre("train", MODEL, "--force")
     for address in REPLICAS.values():
         wait_until("version 2", lambda at=address: versions(at) == ["2"], at_most(5))
     change = {"name": MODEL, "alias": "production", "version": "1"}
     claims = {"x-forwarded-user": "mallory", "x-remote-user": "mallory"}
-    assert team.ask("MLFLOW_PORT", "POST", ALIAS, json=change, headers=claims).is_success
+    assert team.ask(
+        "MLFLOW_PORT", "POST", ALIAS, json=change, headers=claims
+    ).is_success
     began = time.monotonic()
     for address in REPLICAS.values():
         wait_until("version 1", lambda at=address: versions(at) == ["1"], at_most(5))
@@ -235,7 +267,9 @@ def test_postgresql_starts_again_and_everything_goes_on(team, trained):
     with team.client() as client:
         assert client.post("/predict", json=ASKED).status_code == 200
     wait_until("PostgreSQL", lambda: fulfilled(("postgres", "service_healthy")))
-    again = TRAIN.replace("run ingest\n", "").replace(f"train_{MODEL}", f"monitor_{MODEL}")
+    again = TRAIN.replace("run ingest\n", "").replace(
+        f"train_{MODEL}", f"monitor_{MODEL}"
+    )
     team.shell(again)
     assert "mlflow-ui:ann" in team.gyre("ledger", MODEL)
 
@@ -243,17 +277,34 @@ def test_postgresql_starts_again_and_everything_goes_on(team, trained):
 @pytest.mark.parametrize(
     ("variable", "value", "said"),
     [
-        ("GYRE_DATABASE_URL", "postgresql://gyre:wrong@postgres/gyre", "gyre:***@postgres/gyre"),
-        ("GYRE_REDIS_URL", "redis://:wrong@redis:6379/0", "redis:6379/0: invalid username"),
+        (
+            "GYRE_DATABASE_URL",
+            "postgresql://gyre:wrong@postgres/gyre",
+            "gyre:***@postgres/gyre",
+        ),
+        (
+            "GYRE_REDIS_URL",
+            "redis://:wrong@redis:6379/0",
+            "redis:6379/0: invalid username",
+        ),
         ("AWS_ENDPOINT_URL", "http://s3:1", "gyre: GYRE_DATA_URL s3://gyre/data: "),
     ],
 )
-def test_a_wrong_setting_ends_a_container_within_ten_seconds(team, variable, value, said):
+def test_a_wrong_setting_ends_a_container_within_ten_seconds(
+    team, variable, value, said
+):
     began = time.monotonic()
     given = COMPOSE["x-environment"] | {"GYRE_DATA_URL": "s3://gyre/data"}
-    given |= {"AWS_REGION": "us-east-1", "AWS_ENDPOINT_URL": "http://s3:8333", variable: value}
+    given |= {
+        "AWS_REGION": "us-east-1",
+        "AWS_ENDPOINT_URL": "http://s3:8333",
+        variable: value,
+    }
     variables = [f"--env={n}={v}" for n, v in given.items() if "$" not in str(v)]
-    files = [f"--volume={f}:/run/secrets/{f.name}:ro" for f in team.folder.glob("deploy/secrets/*")]
+    files = [
+        f"--volume={f}:/run/secrets/{f.name}:ro"
+        for f in team.folder.glob("deploy/secrets/*")
+    ]
     done = subprocess.run(
         ["podman", "run", "--rm", f"--network={PROJECT}_default", *files, *variables,
          team.settings["GYRE_IMAGE"], "run", "worker"],
@@ -268,7 +319,9 @@ def test_a_wrong_setting_ends_a_container_within_ten_seconds(team, variable, val
 
 
 def test_all_replicas_and_counters_are_scraped(team):
-    targets = yaml.safe_load((CLONE / "deploy" / "prometheus" / "compose.yml").read_text())
+    targets = yaml.safe_load(
+        (CLONE / "deploy" / "prometheus" / "compose.yml").read_text()
+    )
     (group,) = targets["scrape_configs"][0]["static_configs"]
     assert group["targets"] == ["serving-a:8000", "serving-b:8000", "console:8001"]
     for target in group["targets"]:

@@ -39,7 +39,9 @@ def test_serving_full_answers_by_the_versions_that_serving_refuses(
         assert rig.predict_online(client).is_success
 
 
-def test_a_teams_image_is_gyre_and_its_project(build: Callable[[str], str], tmp_path: Path) -> None:
+def test_a_teams_image_is_gyre_and_its_project(
+    build: Callable[[str], str], tmp_path: Path
+) -> None:
     image = build("gyre")
     run(BIN / "gyre", "init", tmp_path / "project")
     (tmp_path / "Dockerfile").write_text(TEAM.format(image=image))

@@ -29,7 +29,16 @@ if TYPE_CHECKING:
 pytestmark = pytest.mark.containers
 MEGABYTE = 1_000_000
 LARGEST = 280 * MEGABYTE
-ABSENT = ("airflow", "deltalake", "evidently", "feast", "mlflow", "pandas", "pip", "setuptools")
+ABSENT = (
+    "airflow",
+    "deltalake",
+    "evidently",
+    "feast",
+    "mlflow",
+    "pandas",
+    "pip",
+    "setuptools",
+)
 FOUND = f"""
 import os, shutil
 from importlib.util import find_spec
@@ -48,15 +57,24 @@ def replica(image: str, rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> R
     return new_replica(image, rig, tmp_path_factory.mktemp("replica"))
 
 
-def test_the_image_is_small_and_holds_what_it_needs_alone(image: str, base: str) -> None:
-    sizes = (int(podman("image", "inspect", "--format={{.Size}}", each)) for each in (image, base))
+def test_the_image_is_small_and_holds_what_it_needs_alone(
+    image: str, base: str
+) -> None:
+    sizes = (
+        int(podman("image", "inspect", "--format={{.Size}}", each))
+        for each in (image, base)
+    )
     whole, its_base = sizes
     print(f"{(whole - its_base) / MEGABYTE:.0f} MB on top of its base")  # noqa: T201
     assert whole - its_base <= LARGEST, (whole - its_base) / MEGABYTE
-    found = podman("run", "--rm", "--network=host", "--entrypoint=python", image, "-c", FOUND)
+    found = podman(
+        "run", "--rm", "--network=host", "--entrypoint=python", image, "-c", FOUND
+    )
     assert found == "1000 False [] None None"
     label = '{{index .Labels "org.opencontainers.image.revision"}}'
-    assert podman("image", "inspect", f"--format={label}", image) == run("git", "rev-parse", "HEAD")
+    assert podman("image", "inspect", f"--format={label}", image) == run(
+        "git", "rev-parse", "HEAD"
+    )
 
 
 def test_it_answers_refuses_what_it_has_no_packages_for_and_drains(

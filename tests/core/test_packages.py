@@ -23,14 +23,20 @@ def test_every_package_is_in_the_contracts_and_is_installed():
     contracts.read(PROJECT / ".importlinter")
     assert set(contracts["importlinter"]["root_packages"].split()) == packages()
     project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    assert {name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]} == packages()
+    assert {
+        name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]
+    } == packages()
     assert set(project["tool"]["mypy"]["packages"]) == packages() | {"docs"}
 
 
 def locked(file: str) -> set[tuple[str, str]]:
     """Name and version of each package; there may be one for each version of Python."""
     return {
-        *re.findall(r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)", (PROJECT / file).read_text(), re.MULTILINE)
+        *re.findall(
+            r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)",
+            (PROJECT / file).read_text(),
+            re.MULTILINE,
+        )
     }
 
 
@@ -45,9 +51,13 @@ def test_an_image_has_the_versions_that_are_tested(image: str) -> None:
 
 
 def test_the_image_serving_has_what_its_group_names() -> None:
-    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())["dependency-groups"]
+    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())[
+        "dependency-groups"
+    ]
     shipped = {name for name, _ in locked("deploy/serving.lock")}
-    assert {name.partition("[")[0] for name in groups["serving"]} <= shipped, "make lock"
+    assert {name.partition("[")[0] for name in groups["serving"]} <= shipped, (
+        "make lock"
+    )
 
 
 def test_the_version_of_an_absent_package_is_that_of_the_lock() -> None:

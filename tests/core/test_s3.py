@@ -21,7 +21,9 @@ from tests.conftest import at_most, new_settings
 from tests.postgres import postgres_server
 from tests.s3 import s3_server
 
-SCHEMA = pa.schema({"id": pa.string(), "n": pa.int64(), "at": pa.timestamp("us", tz="UTC")})
+SCHEMA = pa.schema(
+    {"id": pa.string(), "n": pa.int64(), "at": pa.timestamp("us", tz="UTC")}
+)
 AT, DAY = datetime(2026, 11, 20, tzinfo=UTC), timedelta(days=1)
 
 
@@ -33,12 +35,16 @@ def bucket(tmp_path_factory):
 
 
 def rows(*numbers, at=AT):
-    return pa.table([[f"r{n}" for n in numbers], [*numbers], [at] * len(numbers)], SCHEMA)
+    return pa.table(
+        [[f"r{n}" for n in numbers], [*numbers], [at] * len(numbers)], SCHEMA
+    )
 
 
 def hosts(folder, count=2, **more):
     url = f"s3://gyre/a/{folder.name}"
-    return [new_settings(folder / f"host {n}", data_url=url, **more) for n in range(count)]
+    return [
+        new_settings(folder / f"host {n}", data_url=url, **more) for n in range(count)
+    ]
 
 
 def test_a_table_is_the_same_from_every_host(bucket, tmp_path):
@@ -71,11 +77,16 @@ for n in range(first, first + 12):
 
 
 def started(settings, first):
-    variables = {"GYRE_HOME": str(settings.home), "GYRE_DATA_URL": settings.data_url or ""}
+    variables = {
+        "GYRE_HOME": str(settings.home),
+        "GYRE_DATA_URL": settings.data_url or "",
+    }
     if settings.database_url:
         variables["GYRE_DATABASE_URL"] = settings.database_url
     return subprocess.Popen(
-        [sys.executable, "-c", WRITER, str(first)], cwd=PROJECT, env=os.environ | variables
+        [sys.executable, "-c", WRITER, str(first)],
+        cwd=PROJECT,
+        env=os.environ | variables,
     )
 
 
@@ -90,7 +101,9 @@ def test_two_hosts_that_write_at_once_lose_nothing_and_double_nothing(bucket, tm
 
 
 @pytest.mark.timed
-def test_a_bucket_that_goes_away_leaves_the_old_rows_and_the_next_write_is_whole(bucket, tmp_path):
+def test_a_bucket_that_goes_away_leaves_the_old_rows_and_the_next_write_is_whole(
+    bucket, tmp_path
+):
     (settings,) = hosts(tmp_path, 1)
     table = Table(settings, "raw/t", SCHEMA)
     table.insert(rows(1), "id")

@@ -21,7 +21,12 @@ from training.onnx_export import columns, export
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-FEATURES: Any = {"visits": "int64", "spend": "double", "region": "string", "age": "double"}
+FEATURES: Any = {
+    "visits": "int64",
+    "spend": "double",
+    "region": "string",
+    "age": "double",
+}
 REGIONS = ("north", "south", "east")
 
 
@@ -90,7 +95,8 @@ def test_contributions_are_those_of_the_definition_and_add_up_to_the_score(
 ) -> None:
     score = scorer(kind, classes)
     one, background = (
-        columns(FEATURES, pd.DataFrame(each, columns=[*FEATURES])) for each in ([row], rows)
+        columns(FEATURES, pd.DataFrame(each, columns=[*FEATURES]))
+        for each in ([row], rows)
     )
     mean, found = shapley_values(score, one, background)
     expected_mean, expected = by_definition(score, one, background)
@@ -98,7 +104,9 @@ def test_contributions_are_those_of_the_definition_and_add_up_to_the_score(
     np.testing.assert_allclose(np.squeeze(mean), expected_mean, atol=1e-6 * scale)
     np.testing.assert_allclose(np.squeeze(found, 1) if classes != 3 else found, expected,
                                atol=1e-6 * scale)  # fmt: skip
-    np.testing.assert_allclose(mean + found.sum(axis=0), score(one)[0], atol=1e-6 * scale)
+    np.testing.assert_allclose(
+        mean + found.sum(axis=0), score(one)[0], atol=1e-6 * scale
+    )
 
 
 def of(values: Any) -> dict[str, Any]:
@@ -106,7 +114,9 @@ def of(values: Any) -> dict[str, Any]:
     return {f"f{place}": column for place, column in enumerate(np.atleast_2d(values).T)}
 
 
-def test_a_feature_without_effect_gets_0_and_two_of_the_same_effect_get_the_same() -> None:
+def test_a_feature_without_effect_gets_0_and_two_of_the_same_effect_get_the_same() -> (
+    None
+):
     def score(rows: Any) -> Any:
         return np.tanh(rows["f0"] + rows["f1"]) * rows["f2"]
 
@@ -120,7 +130,9 @@ def test_a_feature_without_effect_gets_0_and_two_of_the_same_effect_get_the_same
 
 
 @pytest.mark.parametrize("features", [10, 11, 30, 600])
-def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(features: int) -> None:
+def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(
+    features: int,
+) -> None:
     chance, calls = np.random.default_rng(1), []
     weights, row = chance.normal(size=(2, features))
     background = chance.normal(size=(5, features))
@@ -132,8 +144,12 @@ def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(feat
 
     mean, found = shapley_values(score, of(row), of(background))
     (scored,) = calls
-    assert len(scored) - len(np.unique(scored, axis=0)) == 4  # five times the row itself
-    assert len(scored) <= 5 * max(COALITIONS // 4 if features == 10 else COALITIONS, 2 * features)
+    assert (
+        len(scored) - len(np.unique(scored, axis=0)) == 4
+    )  # five times the row itself
+    assert len(scored) <= 5 * max(
+        COALITIONS // 4 if features == 10 else COALITIONS, 2 * features
+    )
     assert mean + found.sum() == pytest.approx(row @ weights)
     exact = weights * (row - background.mean(axis=0))  # in whatever order they join
     np.testing.assert_allclose(found[:, 0], exact, atol=1e-6)

@@ -19,27 +19,61 @@ POPULATION = SHIPPED[SHIPPED.index("[population]") : SHIPPED.index("[snapshots]"
 
 
 def test_every_shipped_model_loads_under_the_name_of_its_file():
-    assert [spec.name for spec in load_specs()] == [p.stem for p in sorted(MODELS.glob("*.toml"))]
+    assert [spec.name for spec in load_specs()] == [
+        p.stem for p in sorted(MODELS.glob("*.toml"))
+    ]
 
 
 @pytest.mark.parametrize(
     ("before", "after", "message"),
     [
-        ('= "customer_id"', "= 5", r"entity_key: Input should be a valid dict.* \(found 5"),
-        ('= "customer_id"', '= { customer_id = "long" }', r"entity_key\.customer_id: Input should"),
-        ('= "customer_id"', '= { lifetime_value = "int64" }', "entity_key: .* in .features. too"),
+        (
+            '= "customer_id"',
+            "= 5",
+            r"entity_key: Input should be a valid dict.* \(found 5",
+        ),
+        (
+            '= "customer_id"',
+            '= { customer_id = "long" }',
+            r"entity_key\.customer_id: Input should",
+        ),
+        (
+            '= "customer_id"',
+            '= { lifetime_value = "int64" }',
+            "entity_key: .* in .features. too",
+        ),
         ('label = "churned_90d"', 'labl = "churned_90d"', "label: Field required"),
         ("seed = 7", "seed = 7\nsede = 8", "sede: Extra inputs are not permitted"),
-        ("threshold = 0.5", "threshold = 1.5", r"threshold: Input should be less than 1 \(found"),
+        (
+            "threshold = 0.5",
+            "threshold = 1.5",
+            r"threshold: Input should be less than 1 \(found",
+        ),
         (
             'type = "random_forest"',
             'type = "forest"',
             r"estimators\.0\.type: 'forest' is not of a class.* xgboost, lightgbm, or package",
         ),
-        ('rule = "better_than_trivial"', 'rule = "good"', r"gates\.0: .*'good'.*'at_least'"),
-        ('rule = "better_than_trivial"\n', "", r"gates\.0: Unable to extract tag .*'rule'"),
-        ('metric = "log_loss"', 'metric = "gini"', r"gates\.0\.\w+\.metric: .*'log_loss'.*'gini'"),
-        ("margin_percent = 0.5", "margin = 0.5", r"gates\.1\.\w+\.margin: Extra inputs"),
+        (
+            'rule = "better_than_trivial"',
+            'rule = "good"',
+            r"gates\.0: .*'good'.*'at_least'",
+        ),
+        (
+            'rule = "better_than_trivial"\n',
+            "",
+            r"gates\.0: Unable to extract tag .*'rule'",
+        ),
+        (
+            'metric = "log_loss"',
+            'metric = "gini"',
+            r"gates\.0\.\w+\.metric: .*'log_loss'.*'gini'",
+        ),
+        (
+            "margin_percent = 0.5",
+            "margin = 0.5",
+            r"gates\.1\.\w+\.margin: Extra inputs",
+        ),
         (
             "margin_percent = 0.5",
             "margin_percent = -1",
@@ -50,10 +84,26 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
             'rule = "at_most"',
             r"gates\.0\.at_most\.value: Field req",
         ),
-        ('rule = "better_than_trivial"', f'{LIMIT}\nvalue = "x"', r"gates\.0\.at_most\.value: Inp"),
-        ('rule = "better_than_trivial"', f"{LIMIT}\nvalue = nan", r"gates\.0\.at_most\.value: Inp"),
-        ('segment = "customer_segment"', 'segment = "age"', "segment: 'age' is not a string of"),
-        ('segment = "customer_segment"', 'segment = "lifetime_value"', "is not a string of"),
+        (
+            'rule = "better_than_trivial"',
+            f'{LIMIT}\nvalue = "x"',
+            r"gates\.0\.at_most\.value: Inp",
+        ),
+        (
+            'rule = "better_than_trivial"',
+            f"{LIMIT}\nvalue = nan",
+            r"gates\.0\.at_most\.value: Inp",
+        ),
+        (
+            'segment = "customer_segment"',
+            'segment = "age"',
+            "segment: 'age' is not a string of",
+        ),
+        (
+            'segment = "customer_segment"',
+            'segment = "lifetime_value"',
+            "is not a string of",
+        ),
         (
             "averted = 0.2",
             "averted = 1.2",
@@ -62,8 +112,16 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
         ("[costs]", "[cost]", "cost: Extra inputs"),
         (COSTS, "", "costs: a classification needs one"),
         ("threshold = 0.5", "", "threshold: a classification needs one"),
-        ("seed = 7", 'seed = 7\ntask = "regression"', "threshold: a regression has none"),
-        ("seed = 7", 'seed = 7\ntask = "ranking"', r"task: Input should be 'classification', "),
+        (
+            "seed = 7",
+            'seed = 7\ntask = "regression"',
+            "threshold: a regression has none",
+        ),
+        (
+            "seed = 7",
+            'seed = 7\ntask = "ranking"',
+            r"task: Input should be 'classification', ",
+        ),
         (
             'metric = "log_loss"',
             'metric = "rmse"',
@@ -74,32 +132,104 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
             'type = "ridge"',
             r"estimators\.2\.type: 'ridge' is not of",
         ),
-        ('lifetime_orders = "int64"', 'lifetime_orders = "long"', r"features\.lifetime_orders: "),
-        ('feature = "days_since_last_order"', 'feature = "days"', "population.feature: 'days'"),
-        ('name = "customer_churn_model"', 'name = "other"', "name: expected the file's name"),
+        (
+            'lifetime_orders = "int64"',
+            'lifetime_orders = "long"',
+            r"features\.lifetime_orders: ",
+        ),
+        (
+            'feature = "days_since_last_order"',
+            'feature = "days"',
+            "population.feature: 'days'",
+        ),
+        (
+            'name = "customer_churn_model"',
+            'name = "other"',
+            "name: expected the file's name",
+        ),
         ("seed = 7", "seed = ", "not TOML"),
-        ('"@weekly"', '"@fortnightly"', r"schedule: .* cron .* @quarterly .* found '@fortnightly'"),
+        (
+            '"@weekly"',
+            '"@fortnightly"',
+            r"schedule: .* cron .* @quarterly .* found '@fortnightly'",
+        ),
         ('"@weekly"', '"0 25 * * *"', r"schedule: .* found '0 25 \* \* \*'"),
         (
             "max_depth = { low = 3",
             "max_depth = { low = 9",
             r"estimators\.0: .*space\.max_depth: exp",
         ),
-        ("C = { low = 0.001", "C = { low = 0", r"estimators\.2\.space\.C: .*with log 0 < low"),
-        ("low = 3, high", "from = 3, high", r"estimators\.0\.space\.max_depth\.low: Field req"),
-        ("cooldown_hours = 24", "cooldown_hours = inf", r"monitoring\.cooldown_hours: .* finite"),
-        ("cooldown_hours = 24", "cooldown_hours = 1e12", r"monitoring\.cooldown_hours: .* 8760"),
-        ('every = "month"', 'every = "weeks"', r"snapshots\.every: .*'week' or 'month' \(found 'w"),
-        ('every = "month"', 'every = "day"\nrows = "own"', r"snapshots\.rows: .*'label' \(found"),
-        ("train = 3", "train = 3\ntest = 0", r"snapshots\.test: .*greater than or equal to 1"),
+        (
+            "C = { low = 0.001",
+            "C = { low = 0",
+            r"estimators\.2\.space\.C: .*with log 0 < low",
+        ),
+        (
+            "low = 3, high",
+            "from = 3, high",
+            r"estimators\.0\.space\.max_depth\.low: Field req",
+        ),
+        (
+            "cooldown_hours = 24",
+            "cooldown_hours = inf",
+            r"monitoring\.cooldown_hours: .* finite",
+        ),
+        (
+            "cooldown_hours = 24",
+            "cooldown_hours = 1e12",
+            r"monitoring\.cooldown_hours: .* 8760",
+        ),
+        (
+            'every = "month"',
+            'every = "weeks"',
+            r"snapshots\.every: .*'week' or 'month' \(found 'w",
+        ),
+        (
+            'every = "month"',
+            'every = "day"\nrows = "own"',
+            r"snapshots\.rows: .*'label' \(found",
+        ),
+        (
+            "train = 3",
+            "train = 3\ntest = 0",
+            r"snapshots\.test: .*greater than or equal to 1",
+        ),
         (POPULATION, "", "population: expected one, or rows = .label. in .snapshots."),
-        ("below = 180", "below = 0", r"population\.below: Input should be greater than 0"),
-        ("[snapshots]", "[rollout]\nsteps = [25, 5]\n[snapshots]", r"rollout: .*found \[25, 5\]"),
-        ("[snapshots]", "[rollout]\nsteps = [5, 101]\n[snapshots]", r"rollout: .*rising percents"),
-        ("[snapshots]", "[rollout]\nsteps = []\n[snapshots]", r"rollout: .*rising percents"),
-        ("[snapshots]", "[rollout]\nrequests = 99\n[snapshots]", r"rollout\.requests: .*found 99"),
-        ("[snapshots]", '[rollout]\npolicy = "slow"\n[snapshots]', r"rollout\.policy: .*'canary'"),
-        ("[snapshots]", "[rollout]\nlatncy = 3\n[snapshots]", r"rollout\.latncy: Extra inputs"),
+        (
+            "below = 180",
+            "below = 0",
+            r"population\.below: Input should be greater than 0",
+        ),
+        (
+            "[snapshots]",
+            "[rollout]\nsteps = [25, 5]\n[snapshots]",
+            r"rollout: .*found \[25, 5\]",
+        ),
+        (
+            "[snapshots]",
+            "[rollout]\nsteps = [5, 101]\n[snapshots]",
+            r"rollout: .*rising percents",
+        ),
+        (
+            "[snapshots]",
+            "[rollout]\nsteps = []\n[snapshots]",
+            r"rollout: .*rising percents",
+        ),
+        (
+            "[snapshots]",
+            "[rollout]\nrequests = 99\n[snapshots]",
+            r"rollout\.requests: .*found 99",
+        ),
+        (
+            "[snapshots]",
+            '[rollout]\npolicy = "slow"\n[snapshots]',
+            r"rollout\.policy: .*'canary'",
+        ),
+        (
+            "[snapshots]",
+            "[rollout]\nlatncy = 3\n[snapshots]",
+            r"rollout\.latncy: Extra inputs",
+        ),
     ],
 )
 def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, message):
@@ -109,13 +239,17 @@ def test_a_bad_model_is_one_line_with_file_and_key(tmp_path, before, after, mess
     with pytest.raises(SettingsError, match=message) as refused:
         load_spec("customer_churn_model", tmp_path)
     lines = str(refused.value).splitlines()
-    assert [line for line in lines if not line.startswith("customer_churn_model.toml: ")] == []
+    assert [
+        line for line in lines if not line.startswith("customer_churn_model.toml: ")
+    ] == []
     assert "Value error" not in str(refused.value)
 
 
 def test_a_label_with_rows_of_its_own_needs_no_population(tmp_path):
     file = tmp_path / "customer_churn_model.toml"
-    of_label = SHIPPED.replace(POPULATION, "").replace("[snapshots]", '[snapshots]\nrows = "label"')
+    of_label = SHIPPED.replace(POPULATION, "").replace(
+        "[snapshots]", '[snapshots]\nrows = "label"'
+    )
     file.write_text(of_label)
     spec = load_spec("customer_churn_model", tmp_path)
     assert (spec.population, spec.snapshots.test) == (None, 1)
@@ -132,9 +266,21 @@ def test_a_label_with_rows_of_its_own_needs_no_population(tmp_path):
             "expected one of ridge, random_forest, ",
         ),
         ("[serving]", f"{TRAINING}\n[serving]", "estimators: expected .*, found both"),
-        ("[serving]", '[training]\nfunction = "fit"\n[serving]', r"training\.function: String sho"),
-        ('metric = "rmse"', 'metric = "auc"', r"gates\.0\.metric: a regression has no auc"),
-        ('metric = "rmse"', 'metric = "largest_gap"', r"gates\.0\..*metric: .*largest_gap"),
+        (
+            "[serving]",
+            '[training]\nfunction = "fit"\n[serving]',
+            r"training\.function: String sho",
+        ),
+        (
+            'metric = "rmse"',
+            'metric = "auc"',
+            r"gates\.0\.metric: a regression has no auc",
+        ),
+        (
+            'metric = "rmse"',
+            'metric = "largest_gap"',
+            r"gates\.0\..*metric: .*largest_gap",
+        ),
         ("[serving]", "[search]\ntrials = 4\n[serving]", "search: expected a space"),
     ],
 )
@@ -151,7 +297,10 @@ def test_a_bad_regression_is_one_line_too(tmp_path, before, after, message):
 
 
 def test_a_key_is_a_name_or_a_table_of_columns(tmp_path):
-    file, both = tmp_path / "customer_churn_model.toml", {"customer_id": "int64", "kind": "string"}
+    file, both = (
+        tmp_path / "customer_churn_model.toml",
+        {"customer_id": "int64", "kind": "string"},
+    )
     said = '{ customer_id = "int64", kind = "string" }'
     file.write_text(SHIPPED.replace('= "customer_id"', f"= {said}"))
     assert load_spec("customer_churn_model", tmp_path).entity_key == both
@@ -159,7 +308,9 @@ def test_a_key_is_a_name_or_a_table_of_columns(tmp_path):
     assert spec.entity_key == {"customer_id": "int64"}
 
 
-def test_the_rollout_shown_in_the_shipped_model_is_the_default_but_for_its_policy(tmp_path):
+def test_the_rollout_shown_in_the_shipped_model_is_the_default_but_for_its_policy(
+    tmp_path,
+):
     shown = SHIPPED[SHIPPED.index("# [rollout]") : SHIPPED.index("# [search]")]
     lines = [line.removeprefix("# ") for line in shown.splitlines()]
     text = SHIPPED.replace(shown, "\n".join(lines) + "\n\n")
@@ -170,7 +321,9 @@ def test_the_rollout_shown_in_the_shipped_model_is_the_default_but_for_its_polic
 
 
 def test_a_gate_on_fairness_needs_a_segment(tmp_path):
-    gate = '[[gates]]\nmetric = "largest_gap"\nrule = "at_most"\nvalue = 0.2\n\n[[gates]]'
+    gate = (
+        '[[gates]]\nmetric = "largest_gap"\nrule = "at_most"\nvalue = 0.2\n\n[[gates]]'
+    )
     fair = SHIPPED.replace("[[gates]]", gate, 1)
     file = tmp_path / "customer_churn_model.toml"
     file.write_text(fair)

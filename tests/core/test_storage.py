@@ -32,13 +32,19 @@ def test_what_is_of_another_time_is_not_read(tmp_path):
     table = Table(new_settings(tmp_path), "table", SCHEMA)
     for day in range(3):
         table.insert(rows(BEGAN + day * DAY), "id", beside="received")
-    for file in map(Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")):
+    for file in map(
+        Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")
+    ):
         file.unlink()
-    assert table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
+    assert (
+        table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
+    )
 
 
 def test_files_are_found_whatever_the_folder_is_called(tmp_path):
-    table = Table(new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS)
+    table = Table(
+        new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS
+    )
     for day in ("a b", "1 %/2"):
         table.replace(pa.table({"day": [day], "n": [1]}, SCHEMA_OF_DAYS), ["day"])
     files = table.files(within="n = 1")

@@ -39,7 +39,9 @@ def files(table):
 
 
 def no_version_is_kept(table):
-    DeltaTable(table.path).alter.set_table_properties(dict.fromkeys(RETENTION, "interval 0 days"))
+    DeltaTable(table.path).alter.set_table_properties(
+        dict.fromkeys(RETENTION, "interval 0 days")
+    )
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +76,9 @@ def test_files_and_log_of_older_versions_go_and_the_rows_stay(worn):
     data, log = files(worn)
     assert (data, log <= 4) == (1, True)
     assert worn.read().sort_by("id").equals(newest)
-    with pytest.raises(DataError, match="version 5 cannot be read, vacuumed or never here"):
+    with pytest.raises(
+        DataError, match="version 5 cannot be read, vacuumed or never here"
+    ):
         worn.read(5)
 
 
@@ -144,14 +148,19 @@ def test_rows_are_found_by_a_text_after_others_were_deleted(tmp_path):
     table.insert(pa.concat_tables([rows([1]), rows([2, 3], BEGAN + 9 * DAY)]), "id")
     assert table.clean_up("received", BEGAN + DAY)[0] == 1
     assert table.read(columns=["value"], where=pc.field("id") == "r2").num_rows == 1
-    assert table.read(where=pc.field("id").isin(["r1", "r3"]))["id"].to_pylist() == ["r3"]
+    assert table.read(where=pc.field("id").isin(["r1", "r3"]))["id"].to_pylist() == [
+        "r3"
+    ]
 
 
 def test_what_is_purged_is_in_no_file_and_later_changes_can_be_told(worn):
     mine = "id = 'r7'"
     assert worn.matching(mine, "value") == [7]
     worn.erase(mine)
-    kept, held = worn.version, list[str]()  # as features stand, which are computed before
+    kept, held = (
+        worn.version,
+        list[str](),
+    )  # as features stand, which are computed before
     worn.purge()
     assert worn.changed_files(kept, worn.version) == ([], [])
     for path in worn.path.rglob("*"):

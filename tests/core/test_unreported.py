@@ -24,7 +24,9 @@ OPEN = "; {0}.InferenceSession(sys.stdin.buffer.read(), providers=['CPUExecution
     ["import sys, serving.model" + OPEN.format("serving.model.ort"),
      "import sys, training.onnx_export" + OPEN.format("training.onnx_export.onnxruntime")],
 )  # fmt: skip
-def test_onnx_runtime_keeps_no_record_of_a_session(tmp_path: Path, program: str) -> None:
+def test_onnx_runtime_keeps_no_record_of_a_session(
+    tmp_path: Path, program: str
+) -> None:
     """In a shell that knows nothing of us: it would write one, to be sent, into HOME."""
     model = tiny_onnx(0.0).SerializeToString()
     subprocess.run(

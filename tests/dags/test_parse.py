@@ -104,7 +104,11 @@ def more(tmp_path_factory):
         ("fortnightly", '"@weekly"', '"@fortnightly"'),
         ("torn", "seed = 7", "seed ="),
         ("unbuilt", "seed = 7", "seed = 8"),
-        ("of_events", f"{population}[snapshots]", '[snapshots]\nrows = "label"'),  # nobody to score
+        (
+            "of_events",
+            f"{population}[snapshots]",
+            '[snapshots]\nrows = "label"',
+        ),  # nobody to score
         ("due", '"@weekly"', f'"{NOW - timedelta(minutes=2):%M %H * * %w}"'),
         ("canary", "[[estimators]]", '[rollout]\npolicy = "canary"\n\n[[estimators]]'),
     ):
@@ -122,14 +126,20 @@ def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
     assert bag["errors"] == {}
     assert HEAVY & set(bag["modules"]) == set()
     models = [spec.name for spec in load_specs()]
-    expected = {"ingest", "maintain"} | {f"{kind}_{name}" for name in models for kind in KINDS}
+    expected = {"ingest", "maintain"} | {
+        f"{kind}_{name}" for name in models for kind in KINDS
+    }
     assert set(bag["dags"]) == expected
 
 
-def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag, more):
+def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(
+    bag, more
+):
     assert more["errors"] == {}
     expected = {f"{kind}_{name}" for name in ("due", "canary") for kind in KINDS}
-    expected |= {f"{kind}_{name}" for name in ("unbuilt", "of_events") for kind in KINDS[:-1]}
+    expected |= {
+        f"{kind}_{name}" for name in ("unbuilt", "of_events") for kind in KINDS[:-1]
+    }
     expected |= {"rollout_canary", "steps_canary"}
     assert set(more["dags"]) == set(bag["dags"]) | expected
 
@@ -181,7 +191,10 @@ def test_a_training_that_fails_says_so_and_one_that_goes_on_for_longest_has_died
 def test_monitoring_starts_hourly_after_a_promotion_or_by_hand(bag):
     dag = bag["dags"]["monitor_customer_churn_model"]
     assert dag["schedule"] == "PartitionedAssetTimetable"
-    assert dag["starts_by"] == ["look/customer_churn_model", "promoted/customer_churn_model"]
+    assert dag["starts_by"] == [
+        "look/customer_churn_model",
+        "promoted/customer_churn_model",
+    ]
     assert (dag["params"], dag["at_once"]) == (["as_of", "reason"], 1)
     hourly = bag["dags"]["hourly_customer_churn_model"]
     assert hourly["outlets"] == {"emit": ["look/customer_churn_model"]}
@@ -193,7 +206,10 @@ def test_a_decision_to_retrain_ends_in_the_event_of_drift(bag):
     assert dag["tasks"] == {"monitor": ["retrain"], "retrain": []}
     assert dag["outlets"]["retrain"] == ["drift/customer_churn_model"]
     train = bag["dags"]["train_customer_churn_model"]
-    assert train["starts_by"] == ["drift/customer_churn_model", "due/customer_churn_model"]
+    assert train["starts_by"] == [
+        "drift/customer_churn_model",
+        "due/customer_churn_model",
+    ]
 
 
 def test_a_canary_is_looked_at_every_few_minutes_and_when_training_has_begun_one(more):
@@ -228,4 +244,7 @@ def test_scores_are_made_nightly_and_start_nothing(bag):
     assert dag["tasks"] == {"score": []}
     assert dag["outlets"]["score"] == []
     assert (dag["pools"]["score"], dag["at_once"]) == ("tables", 1)
-    assert (dag["schedule"], dag["params"]) == ("CronTriggerTimetable", ["as_of", "reason"])
+    assert (dag["schedule"], dag["params"]) == (
+        "CronTriggerTimetable",
+        ["as_of", "reason"],
+    )

@@ -15,9 +15,27 @@ OF_HISTOGRAM = re.compile("_(bucket|count|sum)$")
 
 
 CHANGES = [
-    ("serving/metrics.py", "Rows scored.", "Rows answered.", "metrics", "| Rows answered. |"),
-    ("monitoring/console/loop_metrics.py", '"alerts_open"', '"open"', "metrics", "`gyre_open`"),
-    ("core/monitoring_spec.py", "Field(5, ge", "Field(6, ge", "spec", "| whole number ≥ 1 | `6` |"),
+    (
+        "serving/metrics.py",
+        "Rows scored.",
+        "Rows answered.",
+        "metrics",
+        "| Rows answered. |",
+    ),
+    (
+        "monitoring/console/loop_metrics.py",
+        '"alerts_open"',
+        '"open"',
+        "metrics",
+        "`gyre_open`",
+    ),
+    (
+        "core/monitoring_spec.py",
+        "Field(5, ge",
+        "Field(6, ge",
+        "spec",
+        "| whole number ≥ 1 | `6` |",
+    ),
     (
         "core/training_spec.py",
         "# of acting",
@@ -25,7 +43,13 @@ CHANGES = [
         "spec",
         "of not acting on one row |",
     ),
-    ("serving/app.py", '"/health/live"', '"/health/alive"', "routes", "`GET /health/alive`"),
+    (
+        "serving/app.py",
+        '"/health/live"',
+        '"/health/alive"',
+        "routes",
+        "`GET /health/alive`",
+    ),
 ]
 """A file, what of it is changed into what, and where on which page that shows."""
 
@@ -38,7 +62,8 @@ def test_a_change_of_the_code_makes_its_page_stale(tmp_path):
         file.write_text(file.read_text().replace(before, after))
     stale = copy.run("python -m docs.generate --check", 1).splitlines()
     assert stale == [
-        f"docs/reference/{p}.md: stale, run: make docs" for p in ("routes", "spec", "metrics")
+        f"docs/reference/{p}.md: stale, run: make docs"
+        for p in ("routes", "spec", "metrics")
     ]
     copy.run("python -m docs.generate")
     for *_, page, line in CHANGES:
@@ -47,7 +72,9 @@ def test_a_change_of_the_code_makes_its_page_stale(tmp_path):
 
 def test_every_field_of_a_spec_is_on_its_page():
     page = (REFERENCE / "spec.md").read_text()
-    assert not [name for name in ModelSpec.model_fields if f"\n| `{name}` | " not in page]
+    assert not [
+        name for name in ModelSpec.model_fields if f"\n| `{name}` | " not in page
+    ]
 
 
 def test_every_metric_that_rules_and_dashboard_name_is_on_its_page():

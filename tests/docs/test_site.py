@@ -42,31 +42,43 @@ def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
     html, docs = site.folder / "site" / "html", PROJECT / "docs"
     pages = [path.relative_to(docs) for path in docs.rglob("*.md")]
     names = [page.with_name(page.name.replace("README", "index")) for page in pages]
-    assert not [name for name in names if not (html / name).with_suffix(".html").exists()]
+    assert not [
+        name for name in names if not (html / name).with_suffix(".html").exists()
+    ]
     code = html / "source" / "serving"
     assert "RegistryWatcher" in (code / "watcher.py.html").read_text()
     assert "kserve_v1.py.html" in (code / "protocols" / "index.html").read_text()
 
 
-@pytest.mark.skipif(not any(map(shutil.which, NAMES)), reason="no Chromium is installed")
+@pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason="no Chromium is installed"
+)
 @pytest.mark.parametrize("dark", [False, True])
 def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site, dark):
     handler = partial(SimpleHTTPRequestHandler, directory=site.folder / "site" / "html")
-    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, browser() as chromium:
+    with (
+        ThreadingHTTPServer(("127.0.0.1", 0), handler) as server,
+        browser() as chromium,
+    ):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         address = f"127.0.0.1:{server.server_port}"
         for page in ("index", "reference/routes", "source/serving/app.py"):
             chromium.open(f"http://{address}/{page}.html", PHONE, dark=dark)
             size = chromium.do("Page.getLayoutMetrics")["cssContentSize"]
             assert size["width"] == PHONE
-    asked = {urlsplit(url).netloc for url in chromium.requests if not url.startswith("data:")}
+    asked = {
+        urlsplit(url).netloc for url in chromium.requests if not url.startswith("data:")
+    }
     assert asked == {address}
 
 
 def test_a_link_to_a_page_or_an_anchor_that_is_not_there_ends_the_build(site, page):
     page.write_text("# How it is\n\n[a](nowhere.md)\n\n[b](serving.md#nowhere)\n")
     said = site.run(BUILD, 1)
-    assert ("page does not exist" in said, "anchor does not exist" in said) == (True, True)
+    assert ("page does not exist" in said, "anchor does not exist" in said) == (
+        True,
+        True,
+    )
 
 
 def test_whatever_else_leads_nowhere_or_loads_from_afar_is_named(site, page):
@@ -81,5 +93,7 @@ def test_whatever_else_leads_nowhere_or_loads_from_afar_is_named(site, page):
     style = site.folder / "docs" / "site.css"
     style.write_text("@import url('https://example.org/font.css');\n")
     said = site.run(BUILD, 1)
-    assert not [line for line in wrong.values() if f"how-it-is.html: {line}\n" not in said]
+    assert not [
+        line for line in wrong.values() if f"how-it-is.html: {line}\n" not in said
+    ]
     assert "site.css: loads from another host: https://example.org/font.css" in said

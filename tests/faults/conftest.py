@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 
 @pytest.fixture(scope="session")
-def settings(rig: Rig) -> Settings:  # noqa: F811
+def settings(rig: Rig) -> Settings:
     """Of the one MLflow and the one ledger that all these tests share."""
     return rig.settings
 
@@ -48,7 +48,7 @@ def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
 
 @contextmanager
 def broken(
-    rig: Rig,  # noqa: F811
+    rig: Rig,
     part: Literal["redis", "mlflow"],
     how: Literal["killed", "hangs"],
 ) -> Iterator[None]:
@@ -70,7 +70,7 @@ def broken(
 
 
 @pytest.fixture(scope="session")
-def promoting(rig: Rig) -> Iterator[Callable[..., dict[str, Any]]]:  # noqa: F811
+def promoting(rig: Rig) -> Iterator[Callable[..., dict[str, Any]]]:
     """Promote from other processes, see `promoting_processes.py`."""
     with promoting_processes(rig.settings) as job:
         yield job

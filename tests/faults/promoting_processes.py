@@ -57,7 +57,12 @@ def promoting_processes(settings: Settings) -> Iterator[Callable[..., dict[str, 
             replaces: str = "1",
             dies: Literal["before", "after"] | None = None,
         ) -> dict[str, Any]:
-            what = {"model": model, "versions": versions, "replaces": replaces, "dies": dies}
+            what = {
+                "model": model,
+                "versions": versions,
+                "replaces": replaces,
+                "dies": dies,
+            }
             process.stdin.write(json.dumps({"settings": place, **what}) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
@@ -82,7 +87,10 @@ def attempt(job: dict[str, Any], version: str, begin: Any) -> str:
 
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, tuple[str, int]]:
-    begin, children = multiprocessing.get_context("fork").Barrier(len(job["versions"])), {}
+    begin, children = (
+        multiprocessing.get_context("fork").Barrier(len(job["versions"])),
+        {},
+    )
     for version in job["versions"]:
         process = os.fork()
         if not process:
@@ -90,7 +98,9 @@ def run(job: dict[str, Any], folder: Path) -> dict[str, tuple[str, int]]:
             (folder / version).write_text(attempt(job, version, begin))
             os._exit(0)
         children[version] = process
-    ended = {version: os.waitpid(process, 0)[1] for version, process in children.items()}
+    ended = {
+        version: os.waitpid(process, 0)[1] for version, process in children.items()
+    }
     return {
         version: ((folder / version).read_text(), os.waitstatus_to_exitcode(status))
         for version, status in ended.items()

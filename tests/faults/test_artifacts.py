@@ -34,7 +34,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
 
 def refusals(client: Any) -> float:
     metrics = client.get("/metrics").text.splitlines()
-    return sum(float(m.split()[-1]) for m in metrics if m.startswith("gyre_model_refused_total{"))
+    return sum(
+        float(m.split()[-1])
+        for m in metrics
+        if m.startswith("gyre_model_refused_total{")
+    )
 
 
 def stored(rig: Any, file: str) -> Path:
@@ -66,7 +70,9 @@ def test_what_is_not_what_was_registered_is_refused_every_time_until_it_is_whole
                 rig.promote(version)
             said = f"version {version} is refused: {DAMAGES[damage][1]}"
             rig.wait_until(said, lambda n=expected: refusals(client) == n)
-            rig.wait_until("word of it", lambda s=said: s in client.get("/health/ready").text)
+            rig.wait_until(
+                "word of it", lambda s=said: s in client.get("/health/ready").text
+            )
             assert f"version {served.first} answers" in client.get("/health/ready").text
             rig.known_to_be_ready(client)
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
@@ -77,7 +83,9 @@ def test_what_is_not_what_was_registered_is_refused_every_time_until_it_is_whole
     rig.answers_as(client, served.first)
 
 
-def test_a_contract_that_is_not_what_was_registered_is_refused(rig: Any, served: Any) -> None:
+def test_a_contract_that_is_not_what_was_registered_is_refused(
+    rig: Any, served: Any
+) -> None:
     """3: one byte of serving.json, the other file of a version."""
     client, version = served.client, rig.register(1.0).version
     alter(stored(rig, "serving.json"))
@@ -86,7 +94,9 @@ def test_a_contract_that_is_not_what_was_registered_is_refused(rig: Any, served:
     rig.wait_until(said, lambda: said in client.get("/health/ready").text)
     assert rig.predict(client).json()["model_version"] == served.first
     rig.promote(served.first)
-    rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
+    rig.wait_until(
+        "no refusal", lambda: "refused" not in client.get("/health/ready").text
+    )
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -100,7 +110,9 @@ def test_a_damaged_local_copy_is_refused_by_a_start_without_mlflow(
         DAMAGES[damage][0](file)
     ports = {"mlflow_port": unused_port(), "serving_port": unused_port()}
     with rig.serving(home=tmp_path, **ports) as (client, _):
-        rig.wait_until("a refusal", lambda: "refused" in client.get("/health/ready").text)
+        rig.wait_until(
+            "a refusal", lambda: "refused" in client.get("/health/ready").text
+        )
         answer = rig.predict(client)
         assert answer.status_code == 503
         assert "model.onnx: sha256 is" in answer.json()["detail"]

@@ -42,7 +42,9 @@ def fails_at_its_first_call() -> onnx.ModelProto:
     made = tiny_onnx(1.0)
     made.graph.node[-1].input[0] = "seven"
     made.graph.node.insert(3, helper.make_node("Reshape", ["sum", "shape"], ["seven"]))
-    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [1], [7]))
+    made.graph.initializer.append(
+        helper.make_tensor("shape", TensorProto.INT64, [1], [7])
+    )
     return made
 
 
@@ -94,7 +96,9 @@ def test_broken_models_promoted_under_load_are_refused_and_nobody_notices(
             before = len(answers)
             rig.wait_until("more answers", lambda n=before: len(answers) > n + 50)
         rig.promote(served.first)
-        rig.wait_until("no refusal", lambda: "refused" not in client.get("/health/ready").text)
+        rig.wait_until(
+            "no refusal", lambda: "refused" not in client.get("/health/ready").text
+        )
     assert readiness == {True}
     assert {(a.status, a.version) for a in answers} == {(200, served.first)}
 
@@ -102,13 +106,18 @@ def test_broken_models_promoted_under_load_are_refused_and_nobody_notices(
 def is_refused(rig: Any, served: Any, model: onnx.ModelProto, reason: str) -> None:
     """Promote a version of `model`, and look at what is told of it."""
     client, version = served.client, rig.register(1.0, model=model).version
-    before, said = refused(client, rig.spec.name), f"version {version} is refused: {reason}"
+    before, said = (
+        refused(client, rig.spec.name),
+        f"version {version} is refused: {reason}",
+    )
     rig.promote(version)
     rig.wait_until(said, lambda: said in client.get("/health/ready").text)
     assert refused(client, rig.spec.name) == before + 1
     lines = [json.loads(line) for line in (rig.folder / "serving.log").read_text().splitlines()
              if line.startswith("{")]  # fmt: skip
-    told = [line["level"] for line in lines if f"{rig.spec.name}: {said}" in line["message"]]
+    told = [
+        line["level"] for line in lines if f"{rig.spec.name}: {said}" in line["message"]
+    ]
     assert told == ["ERROR"]
     wait_until("an alert", lambda: alerts(rig, version) != [])
     (alert,) = alerts(rig, version)
@@ -134,15 +143,23 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
     rig: Any, served: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """4: nor does a receiver that is not there at all."""
-    version, good = rig.register(1.0, model=other_inputs()).version, rig.register(0.75).version
+    version, good = (
+        rig.register(1.0, model=other_inputs()).version,
+        rig.register(0.75).version,
+    )
     said = f"version {version} is refused"
-    with receiving(ThreadingHTTPServer, Slow) as (port, received), ExitStack() as opened:
+    with (
+        receiving(ThreadingHTTPServer, Slow) as (port, received),
+        ExitStack() as opened,
+    ):
         opened.enter_context(standing_still(served.process))  # it would be the third
         urls = f"json://127.0.0.1:{port} json://127.0.0.1:{unused_port()}"
         monkeypatch.setenv("GYRE_ALERT_URLS", urls)
         ports = (unused_port(), unused_port())
         workers = [
-            opened.enter_context(rig.serving(home=rig.home_beside(), serving_port=each))[0]
+            opened.enter_context(
+                rig.serving(home=rig.home_beside(), serving_port=each)
+            )[0]
             for each in ports
         ]
         for client in workers:
@@ -156,10 +173,12 @@ def test_of_two_workers_one_alerts_and_a_slow_receiver_holds_up_neither(
         with closing(Records(rig.settings)) as records:
 
             def both_told() -> bool:
-                rows = [row for row in records.alerts(rig.spec.name) if row["cause"] == said]
-                return [row["delivered"] for row in rows] == [True] and rows[0]["count"] >= len(
-                    workers
-                )
+                rows = [
+                    row for row in records.alerts(rig.spec.name) if row["cause"] == said
+                ]
+                return [row["delivered"] for row in rows] == [True] and rows[0][
+                    "count"
+                ] >= len(workers)
 
             rig.wait_until("an alert", both_told)
         rig.promote(served.first)

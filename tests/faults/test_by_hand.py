@@ -32,7 +32,11 @@ NAMED = {
 
 
 def in_ui(
-    settings: Settings, model: str, version: str | None, role: str = "production", **headers: str
+    settings: Settings,
+    model: str,
+    version: str | None,
+    role: str = "production",
+    **headers: str,
 ) -> httpx.Response:
     """Do what MLflow's UI does where somebody edits the aliases of a version."""
     body = {"name": model, "alias": role} | ({"version": version} if version else {})
@@ -78,7 +82,9 @@ def test_a_broken_version_promoted_by_hand_is_refused_like_any_other(
     rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
     assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(served.first)
-    rig.wait_until("no refusal", lambda: "refused" not in served.client.get("/health/ready").text)
+    rig.wait_until(
+        "no refusal", lambda: "refused" not in served.client.get("/health/ready").text
+    )
 
 
 @pytest.mark.timed
@@ -152,7 +158,12 @@ def test_what_somebody_elses_mlflow_changes_is_out_of_band_at_the_next_reconcile
     foreign = MlflowClient(tracking_uri=database, registry_uri=database)
     foreign.set_registered_model_alias(model, "production", "2")
     assert len(ledger.rows(model)) == 1
-    assert change(reconcile(registry, ledger, model)[1]) == ("production", "1", "2", "out of band")
+    assert change(reconcile(registry, ledger, model)[1]) == (
+        "production",
+        "1",
+        "2",
+        "out of band",
+    )
     assert registry.aliases(model) == {"production": "2", "previous": "1"}
 
 

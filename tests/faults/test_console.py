@@ -28,14 +28,22 @@ pytestmark = pytest.mark.timed
 
 
 @contextmanager
-def console(rig: Any, **changed: Any) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
-    settings = rig.settings.model_copy(update={"console_port": unused_port(), **changed})
+def console(
+    rig: Any, **changed: Any
+) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    settings = rig.settings.model_copy(
+        update={"console_port": unused_port(), **changed}
+    )
     command = [sys.executable, "-m", "monitoring.console"]
     with (
-        running(command, rig.folder / "console.log", **process_environment(settings)) as process,
+        running(
+            command, rig.folder / "console.log", **process_environment(settings)
+        ) as process,
         httpx.Client(base_url=settings.console_address, timeout=600) as client,
     ):
-        wait_until("console", lambda: answers(f"{settings.console_address}/health/live"))
+        wait_until(
+            "console", lambda: answers(f"{settings.console_address}/health/live")
+        )
         yield client, process
 
 
@@ -52,7 +60,9 @@ def shows(client: httpx.Client, said: str, path: str = "/") -> None:
     wait_until(said, lambda: said in page(client, path))
 
 
-def test_predictions_do_not_notice_that_the_console_is_killed(rig: Any, served: Any) -> None:
+def test_predictions_do_not_notice_that_the_console_is_killed(
+    rig: Any, served: Any
+) -> None:
     """26: SIGKILL while its pages are asked for."""
     with under_load(served.client) as predictions:
         with console(rig) as (client, process):
@@ -86,18 +96,24 @@ def test_without_mlflow_and_serving_the_pages_say_what_is_unknown_and_why(
         shows_what_the_ledger_says(rig, client)
 
 
-def test_sources_that_hang_are_unknown_and_shown_once_they_are_back(rig: Any, served: Any) -> None:
+def test_sources_that_hang_are_unknown_and_shown_once_they_are_back(
+    rig: Any, served: Any
+) -> None:
     """26: before they were ever asked, and later; predictions go on without MLflow."""
     with console(rig) as (client, _):
         with broken(rig, "mlflow", "hangs"):
             with standing_still(served.process):
                 assert page(client).count("unknown: no answer within 1 s") >= 2
             with under_load(served.client) as predictions:
-                wait_until("serving again", lambda: "versions in serving" not in page(client))
+                wait_until(
+                    "serving again", lambda: "versions in serving" not in page(client)
+                )
                 shows_what_the_ledger_says(rig, client)
             assert {answer.status for answer in predictions} == {200}
         wait_until("MLflow again", lambda: "aliases in MLflow" not in page(client))
         with broken(rig, "mlflow", "hangs"):
             shows(client, "aliases in MLflow")
             said = page(client)
-            assert "unknown: no answer since" in said or "MLflow does not answer" in said
+            assert (
+                "unknown: no answer since" in said or "MLflow does not answer" in said
+            )

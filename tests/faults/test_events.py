@@ -32,16 +32,21 @@ if TYPE_CHECKING:
 def test_events_are_refused_or_land_once_whatever_dies(
     rig: Rig,
     served: Served,
-    features: Any,  # noqa: F811
+    features: Any,
 ) -> None:
     """24, 28: Redis killed and hanging, a poisonous entry; a worker killed without a consumer."""
     with rig.consuming():
-        events_are_503_while_redis_is_down_and_what_was_acknowledged_lands(rig, served, features)
+        events_are_503_while_redis_is_down_and_what_was_acknowledged_lands(
+            rig, served, features
+        )
         a_redis_that_hangs_is_503_within_seconds(rig, served, features)
         with Redis.from_url(rig.settings.redis_address) as redis:
             redis.xadd(STREAM, {"events": "poison"})
         soon(lambda: poisonous(rig), 1)
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         for number in range(400, 405):
             event = order(number, NEW + 4)
             soon(lambda given=event: client.post(URL, json=given).status_code, 202)
@@ -67,7 +72,7 @@ def poisonous(rig: Rig) -> int:
 def events_are_503_while_redis_is_down_and_what_was_acknowledged_lands(
     rig: Rig,
     served: Served,
-    features: Any,  # noqa: F811
+    features: Any,
 ) -> None:
     assert rig.redis
     for number in range(500, 505):
@@ -90,7 +95,7 @@ def events_are_503_while_redis_is_down_and_what_was_acknowledged_lands(
 def a_redis_that_hangs_is_503_within_seconds(
     rig: Rig,
     served: Served,
-    features: Any,  # noqa: F811
+    features: Any,
 ) -> None:
     assert rig.redis
     rig.redis.send_signal(signal.SIGSTOP)
@@ -110,7 +115,7 @@ def a_redis_that_hangs_is_503_within_seconds(
 def test_a_consumer_that_is_killed_again_and_again_takes_each_event_exactly_once(
     rig: Rig,
     served: Served,
-    features: Any,  # noqa: F811
+    features: Any,
 ) -> None:
     """Killed at moments drawn at random within a batch: before, at and after each of its steps."""
     moments, total = random.Random(1), 0
@@ -125,4 +130,6 @@ def test_a_consumer_that_is_killed_again_and_again_takes_each_event_exactly_once
         soon(lambda: features(NEW + 6), total)
         spent = features(NEW + 6, "lifetime_value")
     assert spent == 10.0 * total
-    assert sorted(n for n in raw(rig) if n > 10_000) == [10_000 + n for n in range(1, total + 1)]
+    assert sorted(n for n in raw(rig) if n > 10_000) == [
+        10_000 + n for n in range(1, total + 1)
+    ]

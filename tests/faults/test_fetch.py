@@ -15,7 +15,9 @@ from tests.serving.load import under_load
 
 def fetches(process: Any) -> list[psutil.Process]:
     children = psutil.Process(process.pid).children(recursive=True)
-    return [child for child in children if "serving.fetch" in " ".join(command_of(child))]
+    return [
+        child for child in children if "serving.fetch" in " ".join(command_of(child))
+    ]
 
 
 def command_of(process: psutil.Process) -> list[str]:
@@ -27,7 +29,10 @@ def command_of(process: psutil.Process) -> list[str]:
 
 def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig: Any, served: Any) -> None:
     """26, 29: the old version answers; the next try is whole."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.answers_as(client, served.first)
         before = served.first
         with under_load(client, 1) as answers:
@@ -38,7 +43,9 @@ def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig: Any, served: Any) -
                 for child in fetches(process):
                     os.kill(child.pid, how)
                 seen = len(answers)
-                rig.wait_until("answers meanwhile", lambda n=seen: len(answers) > n + 50)
+                rig.wait_until(
+                    "answers meanwhile", lambda n=seen: len(answers) > n + 50
+                )
                 if how == signal.SIGSTOP:
                     assert {answer.version for answer in answers[seen:]} == {before}
                     for child in fetches(process):

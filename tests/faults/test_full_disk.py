@@ -26,7 +26,9 @@ def disk(tmp_path: Path) -> Iterator[Path]:
     """A small one of its own."""
     if os.getuid():
         pytest.skip("only root may mount a disk")
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m", "gyre", str(tmp_path)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m", "gyre", str(tmp_path)], check=True
+    )
     yield tmp_path
     subprocess.run(["umount", "--lazy", str(tmp_path)], check=True)
 
@@ -58,7 +60,9 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
     port, model = unused_port(), rig.spec.name
     with rig.serving(home=home, serving_port=port) as (client, process):
         rig.known_to_be_ready(client)
-        wait_until("previous", (home / "serving" / "models" / model / served.first).is_dir)
+        wait_until(
+            "previous", (home / "serving" / "models" / model / served.first).is_dir
+        )
         rig.answers_as(client, served.second)
         fill(disk)
         wait_until("no row on file", lambda: not rig.predict(client).json()["logged"])
@@ -77,7 +81,10 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
         rig.answers_as(client, served.first)
         process.terminate()
         assert process.wait(600) == 0
-    with rig.serving(home=home, serving_port=port, mlflow_port=unused_port()) as (client, _):
+    with rig.serving(home=home, serving_port=port, mlflow_port=unused_port()) as (
+        client,
+        _,
+    ):
         rig.known_to_be_ready(client)
         rig.answers_as(client, served.first)
     rig.promote(served.first)

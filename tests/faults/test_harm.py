@@ -58,8 +58,12 @@ def takes_its_time() -> onnx.ModelProto:
     ):
         made.graph.node.insert(len(made.graph.node) - 1, node)
     sizes = [slow_size()] * 2
-    made.graph.initializer.append(helper.make_tensor("shape", TensorProto.INT64, [2], sizes))
-    made.graph.initializer.append(helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0]))
+    made.graph.initializer.append(
+        helper.make_tensor("shape", TensorProto.INT64, [2], sizes)
+    )
+    made.graph.initializer.append(
+        helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0])
+    )
     return made
 
 
@@ -88,7 +92,9 @@ def ask(client: httpx.Client) -> list[bool]:
         (fails_for_some, "{failed} of {asked} predictions failed"),
         # It is held against the time of others, which a busy machine lengthens.
         pytest.param(
-            takes_its_time, "predictions are slow: half within ", marks=pytest.mark.nightly
+            takes_its_time,
+            "predictions are slow: half within ",
+            marks=pytest.mark.nightly,
         ),
     ],
 )
@@ -121,7 +127,11 @@ def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_
     failed = answered.count(False)
     assert found.decision.reason.startswith(says.format(failed=failed, asked=ENOUGH))
     last = ledger(rig)[-1]
-    assert (last.from_version, last.to_version, last.who) == (version, served.first, "monitor")
+    assert (last.from_version, last.to_version, last.who) == (
+        version,
+        served.first,
+        "monitor",
+    )
     assert last.why == found.decision.reason
     assert last.applied_at
     (alert,) = told(rig, version)

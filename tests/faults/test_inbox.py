@@ -38,7 +38,11 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[subprocess.Popen[by
 
 @pytest.fixture(params=["s3://gyre/a"])
 def replica(
-    rig: Any, served: Any, s3: Any, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+    rig: Any,
+    served: Any,
+    s3: Any,
+    request: pytest.FixtureRequest,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> dict[str, Any]:
     """Settings of a replica whose log is its own: the folder outlives it."""
     home = rig.home_beside()
@@ -84,7 +88,9 @@ def test_a_replica_killed_under_load_and_replaced_loses_no_acknowledged_row(
     assert sum(file.stat().st_size > 0 for file in before) >= 1
     with rig.serving(**replica, serving_workers=2) as (client, process):
         rig.known_to_be_ready(client)
-        wait_until("the log of the killed one", lambda: not {*before} & {*log_of(replica)})
+        wait_until(
+            "the log of the killed one", lambda: not {*before} & {*log_of(replica)}
+        )
         told = {"request_id": "r1", "actual": 1}
         assert client.post("/feedback", json=told).json()["logged"]
         acknowledged.add(rig.predict(client).json()["request_id"])
@@ -123,7 +129,9 @@ def test_while_s3_is_away_or_hangs_predictions_go_on_and_nothing_is_lost(
         ask(client)
         assert any(file.stat().st_size for file in log_of(replica))
         boto3.client("s3").create_bucket(Bucket="away")
-        wait_until("the first row", lambda: collected(tmp_path, replica) == acknowledged[:1])
+        wait_until(
+            "the first row", lambda: collected(tmp_path, replica) == acknowledged[:1]
+        )
         assert time.monotonic() - began < at_most(20)
         s3.send_signal(signal.SIGSTOP)
         try:

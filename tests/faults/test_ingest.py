@@ -66,7 +66,9 @@ for line in sys.stdin:
 """
 
 
-def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, tmp_path):  # noqa: F811
+def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(
+    applied, tmp_path
+):
     """Late rows and corrections too, online values included, as if nothing had happened."""
     chance, source = random.Random(7), tmp_path / "source"
     source.mkdir()
@@ -80,12 +82,16 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
     for hour in range(6):
         as_of, file = AS_OF + hour * HOUR, source / "orders.parquet"
         known = pq.read_table(file).to_pylist() if file.exists() else []
-        changed = [row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]]
+        changed = [
+            row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]
+        ]
         more = [{"order_id": hour * 100 + n, "customer_id": chance.randint(1, 20),
                  "order_ts": as_of - chance.randint(0, 6 if hour else 200) * DAY,
                  "number_of_cds": 1, "dollar_value": float(n)} for n in range(30)]  # fmt: skip
         rows = {row["order_id"]: row for row in [*known, *changed, *more]}
-        pq.write_table(pa.Table.from_pylist(list(rows.values()), schema=ORDERS.schema), file)
+        pq.write_table(
+            pa.Table.from_pylist(list(rows.values()), schema=ORDERS.schema), file
+        )
         given = [settings.model_dump(mode="json"), as_of.isoformat(), steps]
         ingests.stdin.write(json.dumps(given) + "\n")
         ingests.stdin.flush()
@@ -98,13 +104,24 @@ def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(applied, 
     assert killed >= 4
     ingest(settings, "orders", as_of, full=True)
     raw = raw_table(settings, ORDERS)
-    landed = raw.read().drop_columns(["ingested_at", "superseded"]).sort_by("order_id").to_pylist()
+    landed = (
+        raw.read()
+        .drop_columns(["ingested_at", "superseded"])
+        .sort_by("order_id")
+        .to_pylist()
+    )
     assert landed == sorted(rows.values(), key=lambda row: row["order_id"])
     found = rows_of(settings)
     assert found.equals(rebuilt(settings, raw))
     newest = {
-        row["customer_id"]: row for row in found.to_pylist() if row["event_timestamp"] <= as_of
+        row["customer_id"]: row
+        for row in found.to_pylist()
+        if row["event_timestamp"] <= as_of
     }
     served = online(settings, sorted(newest), as_of)
-    for row, values in zip((newest[key] for key in sorted(newest)), served, strict=True):
-        assert values == values | {name: row[name] for name in values.keys() & row.keys()}
+    for row, values in zip(
+        (newest[key] for key in sorted(newest)), served, strict=True
+    ):
+        assert values == values | {
+            name: row[name] for name in values.keys() & row.keys()
+        }

@@ -73,7 +73,11 @@ class Loop:
         """Customers that the label is defined for, once all were asked for."""
 
     def gyre(self, *arguments: str, seconds: float = 400) -> str:
-        own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
+        own = {
+            k: v
+            for k, v in os.environ.items()
+            if not k.startswith(("GYRE_", "PROMETHEUS_"))
+        }
         done = subprocess.run(
             [str(BIN / "gyre"), *arguments], env=own | child_environment(self.settings),
             capture_output=True, text=True, check=False, timeout=seconds,
@@ -96,17 +100,24 @@ class Loop:
 
     def wait_for_answers_of(self, version: str, seconds: float = 10) -> None:
         """Wait without a prediction, which the monitor would count."""
-        url, says = f"{self.settings.serving_address}/health/ready", f"version {version} answers"
+        url, says = (
+            f"{self.settings.serving_address}/health/ready",
+            f"version {version} answers",
+        )
         wait_until(says, lambda: says in httpx.get(url, timeout=5).text, seconds)
 
     def pause(self, airflow: AirflowApi, dag: str, *, paused: bool = True) -> None:
         """Press the switch beside the DAG's name."""
-        airflow._checked(airflow._send("PATCH", f"/dags/{dag}", json={"is_paused": paused}))
+        airflow._checked(
+            airflow._send("PATCH", f"/dags/{dag}", json={"is_paused": paused})
+        )
 
     def look(self) -> DecisionRow:
         """Run the monitor in Airflow; return what it decided."""
         with AirflowApi(self.settings) as airflow:
-            run = airflow.follow(MONITOR, airflow.trigger(MONITOR, {}), lambda _: None, 120)
+            run = airflow.follow(
+                MONITOR, airflow.trigger(MONITOR, {}), lambda _: None, 120
+            )
         as_of = datetime.fromisoformat(run["run_after"])
         return next(row for row in self.decisions() if row.as_of == as_of)
 
@@ -117,7 +128,9 @@ class Loop:
     def alerts(self, cause: str | None = None) -> list[dict[str, Any]]:
         """Alerts as they are counted."""
         with closing(Records(self.settings)) as records:
-            return [row for row in records.alerts(MODEL) if cause in (None, row["cause"])]
+            return [
+                row for row in records.alerts(MODEL) if cause in (None, row["cause"])
+            ]
 
     def delivered(self, cause: str | None = None) -> list[dict[str, Any]]:
         """Alerts that went out."""
@@ -147,17 +160,24 @@ def loop(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loop]:
         assert members(settings.home) == [], "processes were left running"
 
 
-def test_drift_seen_by_many_too_little_to_judge_by_and_harm(loop: Loop, tmp_path: Path) -> None:
+def test_drift_seen_by_many_too_little_to_judge_by_and_harm(
+    loop: Loop, tmp_path: Path
+) -> None:
     the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop)
     a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop)
     a_version_whose_scores_collapse_goes_back_once_and_stays_back(loop, tmp_path)
 
 
-def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Loop) -> None:
+def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(
+    loop: Loop,
+) -> None:
     """18."""
     loop.predict_all()
     began = datetime.now(UTC)
-    with AirflowApi(loop.settings) as airflow, ThreadPoolExecutor(SHELLS_AT_ONCE) as shells:
+    with (
+        AirflowApi(loop.settings) as airflow,
+        ThreadPoolExecutor(SHELLS_AT_ONCE) as shells,
+    ):
         runs = [airflow.trigger(MONITOR, {}) for _ in range(IN_AIRFLOW)]
         by_hand = [shells.submit(loop.gyre, "monitor", MODEL) for _ in range(IN_SHELLS)]
         wait_until("a training", lambda: bool(training_runs(airflow, "running")), 240)
@@ -166,15 +186,21 @@ def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Lo
             airflow.follow(MONITOR, run, lambda _: None, 300)
         for shell in by_hand:
             shell.result(300)
-        assert len(loop.ledger()) == 1, "a look of the twenty came after the new version"
+        assert len(loop.ledger()) == 1, (
+            "a look of the twenty came after the new version"
+        )
         loop.pause(airflow, TRAIN, paused=False)
         going = ("queued", "running")
-        wait_until("the end of training", lambda: not training_runs(airflow, *going), 240)
+        wait_until(
+            "the end of training", lambda: not training_runs(airflow, *going), 240
+        )
         trained = training_runs(airflow)
         done = [{row["task_id"]: row["state"] for row in airflow.tasks(TRAIN, run["dag_run_id"])}
                 for run in trained]  # fmt: skip
 
-    looks = [row for row in loop.decisions() if row.as_of > began and row.version == "1"]
+    looks = [
+        row for row in loop.decisions() if row.as_of > began and row.version == "1"
+    ]
     cause = looks[0].cause
     assert cause.startswith("drift of version 1, labels up to ")
     assert [(row.verdict, row.cause) for row in looks] == [("bad", cause)] * 20
@@ -189,7 +215,10 @@ def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Lo
     tracked = [run for run in Tracking(loop.settings).runs(SPEC.experiment)
                if run.tags.get("cause") == cause]  # fmt: skip
     assert [run.status for run in tracked] == ["FINISHED"]
-    assert [row.version for row in Registry(loop.settings).versions(MODEL)] == ["1", "2"]
+    assert [row.version for row in Registry(loop.settings).versions(MODEL)] == [
+        "1",
+        "2",
+    ]
     first, second = loop.ledger()
     assert (first.to_version, second.from_version, second.to_version) == ("1", "1", "2")
     assert second.why.startswith(cause)
@@ -198,7 +227,9 @@ def the_same_drift_seen_by_twenty_looks_is_one_retraining_and_one_alert(loop: Lo
     assert alert["cause"] == told["cause"] == cause
     # Those that saw less than two bad windows count only if one beside them had told by then.
     sure = len([row for row in looks if row.rule in {"drift", "answered"}])
-    assert 20 - 1 - SHELLS_AT_ONCE <= sure <= alert["count"] <= 20, "looks are counted, each once"
+    assert 20 - 1 - SHELLS_AT_ONCE <= sure <= alert["count"] <= 20, (
+        "looks are counted, each once"
+    )
 
 
 def training_runs(airflow: AirflowApi, *states: str) -> list[dict[str, Any]]:
@@ -207,14 +238,18 @@ def training_runs(airflow: AirflowApi, *states: str) -> list[dict[str, Any]]:
     return [row for row in rows if not states or row["state"] in states]
 
 
-def a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(loop: Loop) -> None:
+def a_window_with_no_or_too_few_rows_has_no_verdict_and_nobody_is_told(
+    loop: Loop,
+) -> None:
     """16: of the second version, after whose snapshot no label has matured."""
     loop.wait_for_answers_of("2")
     loop.look()
     before = (loop.alerts(), loop.delivered(), loop.ledger())
     for entities in (0, FEW):
         if entities:
-            assert {row["model_version"] for row in loop.predict(loop.counted[:FEW])} == {"2"}
+            assert {
+                row["model_version"] for row in loop.predict(loop.counted[:FEW])
+            } == {"2"}
         row = loop.look()
         assert (row.version, row.figures["entities"]) == ("2", entities)
         assert (row.verdict, row.action, row.rule) == (
@@ -250,14 +285,20 @@ def a_version_whose_scores_collapse_goes_back_once_and_stays_back(
     last = loop.ledger()[-1]
     assert (last.from_version, last.to_version, last.who) == (version, "2", "monitor")
     assert last.applied_at
-    assert last.why.startswith(f"every one of {ENOUGH} scores is {answers[0]['probability']:.6g}")
+    assert last.why.startswith(
+        f"every one of {ENOUGH} scores is {answers[0]['probability']:.6g}"
+    )
     (alert,) = [each for each in loop.delivered() if each not in before]
     assert alert["cause"].startswith(f"harm of version {version} (ledger row ")
 
-    assert {row["model_version"] for row in loop.predict(loop.counted[:ENOUGH])} == {"2"}
+    assert {row["model_version"] for row in loop.predict(loop.counted[:ENOUGH])} == {
+        "2"
+    }
     ledger = loop.ledger()
     again = loop.look()
-    assert (again.version, again.verdict, again.action) == ("2", "ok", "nothing"), again.reason
+    assert (again.version, again.verdict, again.action) == ("2", "ok", "nothing"), (
+        again.reason
+    )
     assert loop.ledger() == ledger, "ping-pong"
     assert loop.in_production() == "2"
     assert len(loop.delivered(alert["cause"])) == 1
@@ -295,7 +336,9 @@ def tenure_alone(longest: float) -> ModelFile:
               for name, kind in SPEC.features.items()]  # fmt: skip
     constants = {"longest": longest, "weight": 0.01, "bias": -0.5}
     nodes = [
-        helper.make_node("Cast", ["customer_tenure_days"], ["tenure"], to=TensorProto.FLOAT),
+        helper.make_node(
+            "Cast", ["customer_tenure_days"], ["tenure"], to=TensorProto.FLOAT
+        ),
         helper.make_node("Sub", ["longest", "tenure"], ["short_of"]),
         helper.make_node("Relu", ["short_of"], ["newer"]),
         helper.make_node("Mul", ["newer", "weight"], ["scaled"]),
@@ -308,5 +351,7 @@ def tenure_alone(longest: float) -> ModelFile:
         [helper.make_tensor(name, TensorProto.FLOAT, [1], [value])
          for name, value in constants.items()],
     )  # fmt: skip
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    model = helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
     return ModelFile(model.SerializeToString())

@@ -28,7 +28,9 @@ def asks_mlflow(client: httpx.Client) -> dict[str, Any]:
 
 
 @pytest.mark.timed
-@pytest.mark.parametrize("how", [pytest.param("killed", marks=pytest.mark.nightly), "hangs"])
+@pytest.mark.parametrize(
+    "how", [pytest.param("killed", marks=pytest.mark.nightly), "hangs"]
+)
 def test_serving_goes_on_without_mlflow_and_follows_it_again(
     rig: Any, served: Any, how: str
 ) -> None:
@@ -51,7 +53,10 @@ def test_serving_goes_on_without_mlflow_and_follows_it_again(
 
 
 def a_cold_restart_serves_the_verified_local_copy(rig: Any, served: Any) -> None:
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.known_to_be_ready(client)
         assert rig.predict_online(client).json()["model_version"] == served.first
         rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"])
@@ -102,7 +107,9 @@ def test_training_without_mlflow_is_one_clear_line_and_can_be_run_again(
     training = gyre()
     out, said = training.communicate(timeout=600)
     assert training.returncode == 0, said
-    (version,) = {v.version for v in Registry(rig.settings).versions(rig.spec.name)} - before
+    (version,) = {
+        v.version for v in Registry(rig.settings).versions(rig.spec.name)
+    } - before
     assert re.search(rf"version {version}\b", out)
     rig.answers_as(served.client, version)
 

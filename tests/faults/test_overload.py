@@ -28,11 +28,16 @@ def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(
         assert refused[len(refused) // 2] < at_most(0.5)
         rig.known_to_be_ready(client)
         assert rig.predict_online(client).status_code == 200
-        assert f"gyre_overloaded_total {float(len(refused))}" in client.get("/metrics").text
+        assert (
+            f"gyre_overloaded_total {float(len(refused))}"
+            in client.get("/metrics").text
+        )
 
 
 @pytest.mark.nightly
-def test_under_three_times_what_it_bears_the_best_throughput_goes_on(rig: Any, served: Any) -> None:
+def test_under_three_times_what_it_bears_the_best_throughput_goes_on(
+    rig: Any, served: Any
+) -> None:
     """11: the two loads take turns: what else the machine does falls on both."""
     with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, _):
         rig.known_to_be_ready(client)

@@ -45,7 +45,10 @@ def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
             [*command, "--reason", f"for {version}"], env=process_environment(rig.settings),
             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         )  # fmt: skip
-    said = {version: process.communicate(timeout=600) for version, process in started.items()}
+    said = {
+        version: process.communicate(timeout=600)
+        for version, process in started.items()
+    }
     codes = {version: process.returncode for version, process in started.items()}
     assert sorted(codes.values()) == [0, REFUSED], said
     winner, loser = sorted(codes, key=lambda version: codes[version])
@@ -73,8 +76,12 @@ def test_of_four_processes_at_once_exactly_one_wins(
     promote(registry, ledger, model, "1", **ANN)
     ended = promoting(model, ["2", "3", "4", "5"])
     said = [word for word, _ in ended.values()]
-    (winner,) = [version for version, word in zip("2345", said, strict=True) if word == "won"]
-    assert sum(f"version {winner} (by process {winner}" in word for word in said) == 3, said
+    (winner,) = [
+        version for version, word in zip("2345", said, strict=True) if word == "won"
+    ]
+    assert (
+        sum(f"version {winner} (by process {winner}" in word for word in said) == 3
+    ), said
     assert registry.production(model) == winner
     rows = ledger.rows(model)
     assert [(r.sequence, r.to_version) for r in rows] == [(1, "1"), (2, winner)]
@@ -95,10 +102,14 @@ def test_of_eight_processes_at_once_exactly_one_wins_two_hundred_times(
     for _ in range(200):
         before = ledger.rows(model)
         current = before[-1].to_version
-        ended = promoting(model, [v for v in versions if v != current], replaces=current)
+        ended = promoting(
+            model, [v for v in versions if v != current], replaces=current
+        )
         (winner,) = [version for version, (word, _) in ended.items() if word == "won"]
         told = [word for version, (word, _) in ended.items() if version != winner]
-        assert all(f"version {winner} (by process {winner}" in word for word in told), told
+        assert all(f"version {winner} (by process {winner}" in word for word in told), (
+            told
+        )
         *earlier, last = ledger.rows(model)
         assert earlier == before
         assert last.sequence == len(before) + 1
@@ -132,13 +143,18 @@ def test_a_kill_around_the_alias_is_made_good(
 
 
 def test_a_dead_promotion_blocks_nobody(
-    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+    promoting: Callable[..., dict[str, Any]],
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
 ) -> None:
     """7: whoever promotes next finishes it first."""
     promote(registry, ledger, model, "1", **ANN)
     assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
     promote(registry, ledger, model, "3", **ANN)
-    assert [(r.from_version, r.to_version) for r in ledger.rows(model) if r.applied_at] == [
+    assert [
+        (r.from_version, r.to_version) for r in ledger.rows(model) if r.applied_at
+    ] == [
         (None, "1"),
         ("1", "2"),
         ("2", "3"),
@@ -146,14 +162,19 @@ def test_a_dead_promotion_blocks_nobody(
 
 
 def test_a_hand_beats_a_dead_promotion(
-    promoting: Callable[..., dict[str, Any]], registry: Registry, ledger: Ledger, model: str
+    promoting: Callable[..., dict[str, Any]],
+    registry: Registry,
+    ledger: Ledger,
+    model: str,
 ) -> None:
     """7, 8: what a person did meanwhile stays."""
     promote(registry, ledger, model, "1", **ANN)
     assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
     registry.set_alias(model, "production", "4")
     rows = reconcile(registry, ledger, model)
-    assert [(r.from_version, r.to_version, r.who, bool(r.applied_at)) for r in rows[1:]] == [
+    assert [
+        (r.from_version, r.to_version, r.who, bool(r.applied_at)) for r in rows[1:]
+    ] == [
         ("1", "2", "process 2", False),
         ("1", "4", "mlflow-ui", True),
     ]
@@ -169,7 +190,9 @@ def test_gyre_ledger_finishes_what_a_killed_process_left_behind(
     assert ended[served.second][1] == -signal.SIGKILL
     command = [commands_folder() / "gyre", "ledger", model, "--json"]
     environment = process_environment(rig.settings)
-    said = subprocess.run(command, env=environment, capture_output=True, check=True).stdout
+    said = subprocess.run(
+        command, env=environment, capture_output=True, check=True
+    ).stdout
     assert json.loads(said)[-1]["applied_at"]
     rig.answers_as(served.client, served.second)
     (row,) = ledger.rows(model)[before:]

@@ -74,7 +74,11 @@ def child_of(process: Any) -> psutil.Process:
 
 
 def processes(client: Any) -> float:
-    lines = [m for m in client.get("/metrics").text.splitlines() if m.startswith("gyre_pyfunc_p")]
+    lines = [
+        m
+        for m in client.get("/metrics").text.splitlines()
+        if m.startswith("gyre_pyfunc_p")
+    ]
     return sum(float(line.split()[-1]) for line in lines)
 
 
@@ -102,9 +106,14 @@ def serving_native(
     home, port = rig.home_beside(), unused_port()
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GYRE_PROJECT", str(project))
-        with rig.serving(home=home, serving_port=port, serving_workers=1) as (client, process):
+        with rig.serving(home=home, serving_port=port, serving_workers=1) as (
+            client,
+            process,
+        ):
             rig.wait_until("both", lambda: predict(client, BESIDE).status_code == 200)
-            rig.wait_until("it", lambda: predict(client).json().get("model_version") == version)
+            rig.wait_until(
+                "it", lambda: predict(client).json().get("model_version") == version
+            )
             yield client, process, home, version
             child = child_of(process)
             (worker,) = workers(process)
@@ -214,7 +223,9 @@ def check_that_an_altered_copy_is_refused(
     rig.wait_until("an answer", lambda: predict(client).status_code == 200)
 
 
-def check_that_other_versions_are_refused(client: Any, rig: Any, native: ModelFile) -> None:
+def check_that_other_versions_are_refused(
+    client: Any, rig: Any, native: ModelFile
+) -> None:
     foreign = rig.register(0, model=native, loader="mlflow.pyfunc.model").version
     rig.promote(foreign)
     refusals = [f"version {foreign} is refused: ValidationError: 1 validation error"]

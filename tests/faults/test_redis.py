@@ -74,7 +74,9 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
             body = [{"customer_id": 4}, {"customer_id": unknown}]
             batch = client.post("/predict/batch", json=body).json()
             assert [row["features_from"] for row in batch] == ["cache", "defaults"]
-            rig.wait_until("answers meanwhile", lambda: sum(a.asked >= began for a in answers) > 60)
+            rig.wait_until(
+                "answers meanwhile", lambda: sum(a.asked >= began for a in answers) > 60
+            )
             ended = time.monotonic()
         rig.known_to_be_ready(client, at_most(5))
         is_read_again(rig, client, unknown)

@@ -21,11 +21,20 @@ from serving.lookup import RedisReader
 from tests.conftest import at_most, redis_server, unused_port
 from tests.serving.shop import NOON, PLAIN, features, online, people, stocked, template  # noqa: F401
 
-pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:On demand feature view is an experimental"
+)
 LOOPS = [asyncio.run, uvloop.run]
 PASSWORD = "p@ss:w/rd %"
 ONLINE = StoredView(
-    name="view", keys={}, prefix=b"", suffix=b"", time=b"", state="state", ttl_us=0, features=()
+    name="view",
+    keys={},
+    prefix=b"",
+    suffix=b"",
+    time=b"",
+    state="state",
+    ttl_us=0,
+    features=(),
 )
 LOOKUP = LookupSpecification(feast="", online_store="", views=(ONLINE,))
 
@@ -63,7 +72,9 @@ class Proxy:
 
     @asynccontextmanager
     async def running(self, secure=None):
-        server = await asyncio.start_server(self.serve, "127.0.0.1", self.port, ssl=secure)
+        server = await asyncio.start_server(
+            self.serve, "127.0.0.1", self.port, ssl=secure
+        )
         try:
             yield f"redis{'s' if secure else ''}://127.0.0.1:{self.port}"
         finally:
@@ -122,12 +133,15 @@ class Unreliable(Proxy):
 
 @asynccontextmanager
 async def through(proxy, shop):
-    async with proxy.running() as address, shop.source("plain", PLAIN, redis_url=address) as source:
+    async with (
+        proxy.running() as address,
+        shop.source("plain", PLAIN, redis_url=address) as source,
+    ):
         yield source
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_answers_split_anywhere_come_to_who_asked(stocked, run):  # noqa: F811
+def test_answers_split_anywhere_come_to_who_asked(stocked, run):
     keys = people(*range(-4, 1), 5000)  # the next one has 20,000 bytes
 
     async def read():
@@ -139,7 +153,7 @@ def test_answers_split_anywhere_come_to_who_asked(stocked, run):  # noqa: F811
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked, run):  # noqa: F811
+def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked, run):
     customers = range(100, 160)
     for n in customers:
         row = {"count": n, "amount": n / 2, "name": f"customer {n}", "seen_us": 1}
@@ -153,7 +167,9 @@ def test_on_an_unreliable_line_nobody_is_given_somebody_elses_values(stocked, ru
             wanted = random.choices(customers, k=random.choice([1, 1, 3, 20]))
             rows, origin = await source.read(people(*wanted), [NOON] * len(wanted))
             origins.append(origin)
-            expected = [{"count": n, "amount": n / 2, "name": f"customer {n}"} for n in wanted]
+            expected = [
+                {"count": n, "amount": n / 2, "name": f"customer {n}"} for n in wanted
+            ]
             wrong.extend((row, want) for row, want in zip(features(rows), expected, strict=True)
                          if row != want and (row is not None or origin == "online"))  # fmt: skip
             await asyncio.sleep(random.random() / 100)
@@ -177,7 +193,7 @@ async def _probe(source):
 
 
 @pytest.mark.timed
-def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):  # noqa: F811
+def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):
     proxy = Slow(stocked.settings.redis_port)
 
     async def read():
@@ -185,10 +201,16 @@ def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):  # noqa: F811
             known = await online(source, people(-3, -2))
             proxy.seconds = 0.3
             began = time.monotonic()
-            found = await asyncio.gather(*(source.read(people(n), [NOON]) for n in (-3, -2, 0)))
+            found = await asyncio.gather(
+                *(source.read(people(n), [NOON]) for n in (-3, -2, 0))
+            )
             assert time.monotonic() - began < at_most(0.25)
             assert [origin for _, origin in found] == ["cache"] * 3
-            assert [features(rows) for rows, _ in found] == [[known[0]], [known[1]], [None]]
+            assert [features(rows) for rows, _ in found] == [
+                [known[0]],
+                [known[1]],
+                [None],
+            ]
             assert source.problem == "Redis: no answer within 50 ms"
             proxy.seconds = 0
             rows = await online(source, people(0, -3, -2))
@@ -198,7 +220,7 @@ def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):  # noqa: F811
     assert asyncio.run(read()) == 300
 
 
-def test_a_read_that_has_begun_ends_before_its_connection(stocked):  # noqa: F811
+def test_a_read_that_has_begun_ends_before_its_connection(stocked):
     async def read():
         async with through(Slow(stocked.settings.redis_port), stocked) as source:
             await online(source, people(-3))
@@ -222,7 +244,7 @@ def in_time(read):
     raise AssertionError(rows)
 
 
-def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
+def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):
     keys = [*people(*range(-4, 5)), *people(*range(1_000, 10_991))]
 
     async def read():
@@ -238,7 +260,7 @@ def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):  # noqa: F811
     assert rows[9:] == [None] * 9_991
 
 
-def test_one_late_answer_of_many_does_not_cost_a_batch_its_values(stocked):  # noqa: F811
+def test_one_late_answer_of_many_does_not_cost_a_batch_its_values(stocked):
     keys = people(*[-3, -2, 5_000] * 3_000)
 
     async def read():
@@ -265,7 +287,9 @@ def guarded(tmp_path_factory):
     with redis_server(port, folder):
         redis = Redis(port=port, db=3)
         redis.set("state", json.dumps({"time": NOON.isoformat()}))
-        redis.execute_command("ACL", "SETUSER", "reader", "on", f">{PASSWORD}", "~*", "+@all")
+        redis.execute_command(
+            "ACL", "SETUSER", "reader", "on", f">{PASSWORD}", "~*", "+@all"
+        )
         redis.config_set("requirepass", PASSWORD)
         redis.close()
         yield port, folder / "cert.pem", folder / "key.pem"
@@ -283,7 +307,9 @@ async def probed(redis):
 
 @pytest.mark.parametrize("run", LOOPS)
 @pytest.mark.parametrize("user", ["", "reader"])
-def test_user_password_database_and_tls_of_the_address_are_used(guarded, monkeypatch, user, run):
+def test_user_password_database_and_tls_of_the_address_are_used(
+    guarded, monkeypatch, user, run
+):
     port, certificate, key = guarded
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
     secure = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)

@@ -20,7 +20,14 @@ from feature_repo.ingest import ingest
 from feature_repo.source import pull
 from feature_repo.views import view_files
 from mlflow_server.registry import Registry
-from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings, redis_server, wait_until
+from tests.conftest import (
+    AS_OF,
+    feast_apply,
+    mlflow_server,
+    new_settings,
+    redis_server,
+    wait_until,
+)
 from tests.s3 import s3_server
 from tests.training.conftest import SHIPPED, SMALL
 from training.chain import train
@@ -60,7 +67,9 @@ def state(settings):
     raw = raw_table(settings, ORDERS).read(columns=ORDERS.schema.names)
     columns = ["customer_id", "event_timestamp", "total_orders_30d", "lifetime_value"]
     view = pq.read_table(view_files(settings, VIEW), columns=columns)
-    return raw.sort_by("order_id"), view.sort_by([(name, "ascending") for name in columns])
+    return raw.sort_by("order_id"), view.sort_by(
+        [(name, "ascending") for name in columns]
+    )
 
 
 def stopped_at(bucket, log, nth, run):
@@ -79,7 +88,9 @@ def stopped_at(bucket, log, nth, run):
     bucket.send_signal(signal.SIGCONT)
 
 
-@pytest.mark.parametrize("moments", [(1,), pytest.param((2, 4, 9), marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "moments", [(1,), pytest.param((2, 4, 9), marks=pytest.mark.nightly)]
+)
 def test_in_the_middle_of_an_ingest(bucket, tmp_path, monkeypatch, moments):
     """25, 30: after the data and before the commit, and later."""
     monkeypatch.setenv("GYRE_DATA_URL", "s3://gyre/a")  # for `feast apply`
@@ -99,7 +110,10 @@ def test_in_the_middle_of_an_ingest(bucket, tmp_path, monkeypatch, moments):
     monkeypatch.delenv("GYRE_DATA_URL")
     with installed(tmp_path / "on disk") as beside:
         ingest(beside, "orders", as_of)
-        assert all(found.equals(wanted) for found, wanted in zip(after, state(beside), strict=True))
+        assert all(
+            found.equals(wanted)
+            for found, wanted in zip(after, state(beside), strict=True)
+        )
 
 
 def test_in_a_training_run(bucket, tmp_path):
@@ -111,7 +125,9 @@ def test_in_a_training_run(bucket, tmp_path):
         mlflow_server(settings),
     ):
         ingest(settings, "orders", AS_OF)
-        run = partial(train, settings, SPEC, AS_OF, reason="because", who="test", key="k")
+        run = partial(
+            train, settings, SPEC, AS_OF, reason="because", who="test", key="k"
+        )
         client.delete_bucket(Bucket="gyre")
         with pytest.raises(RegistryError, match="MLflow"):
             run()

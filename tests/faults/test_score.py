@@ -105,7 +105,9 @@ def lives(process: psutil.Process) -> bool:
     return False
 
 
-def kill_at(scoring: subprocess.Popen[str], table: Path, as_of: datetime, news: int) -> int:
+def kill_at(
+    scoring: subprocess.Popen[str], table: Path, as_of: datetime, news: int
+) -> int:
     """Kill a scoring on sight of so many new files; return how many there are then."""
     known = files(table)
     scoring.stdin.write(f"{as_of.isoformat()}\n")

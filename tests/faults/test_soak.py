@@ -24,7 +24,10 @@ def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(
 ) -> None:
     """5: each answer is of the version in production, or of the one before for 5 s."""
     turns, memory = list[tuple[str, float, float]](), list[int]()
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.answers_as(client, served.first)
         (worker,) = workers(process)
         with under_load(client) as answers:
@@ -36,11 +39,15 @@ def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(
                 rig.answers_as(client, version, SWAPPED)
                 wait_until("the next turn", lambda: time.monotonic() > promoted + APART)  # noqa: B023
                 turns.append((version, promoted + SWAPPED, time.monotonic()))
-                memory.append(worker.memory_full_info().uss)  # others come and go, who share pages
+                memory.append(
+                    worker.memory_full_info().uss
+                )  # others come and go, who share pages
                 assert answers[-1].at > begun
     assert {answer.status for answer in answers} == {200}
     for version, start, end in turns:
-        during = [answer for answer in answers if start < answer.asked and answer.at < end]
+        during = [
+            answer for answer in answers if start < answer.asked and answer.at < end
+        ]
         assert {answer.version for answer in during} == {version}
     warm = memory[int(WARM * PROMOTIONS) :]
     assert max(abs(value / warm[0] - 1) for value in warm) < FLAT, f"{memory}"

@@ -33,7 +33,12 @@ SMALL = {"name": "small", "type": "random_forest", "parameters": FEW}
 OWN = {"name": "killed_model", "experiment": "killed", "estimators": [SMALL]}
 SPEC = SHIPPED.model_validate(SHIPPED.model_dump() | OWN)
 STAGES = ("open_run", "dataset", "fit", "evaluate", "gate", "register", "promote")
-EMPTY = {"spec": SPEC.model_dump(mode="json"), "run_id": None, "version": None, "dies": None}
+EMPTY = {
+    "spec": SPEC.model_dump(mode="json"),
+    "run_id": None,
+    "version": None,
+    "dies": None,
+}
 SOME = {
     "open_run": (0, -1), "dataset": (2, -1), "fit": (1, -1), "evaluate": (0, 2, -1),
     "register": (0, 1, 7, -4, -3, -2),
@@ -67,7 +72,11 @@ def kept(rig: Any, settings: Settings) -> list[Path]:
     number = Tracking(settings)._experiment(SPEC.experiment)
     mlflow = rig.settings.home / "mlflow"
     (mlflow / "artifacts" / number).mkdir(parents=True, exist_ok=True)
-    return [mlflow / "mlflow.db", settings.home / "ledger.db", mlflow / "artifacts" / number]
+    return [
+        mlflow / "mlflow.db",
+        settings.home / "ledger.db",
+        mlflow / "artifacts" / number,
+    ]
 
 
 def copied(paths: list[Path], copies: list[Path]) -> None:
@@ -77,7 +86,10 @@ def copied(paths: list[Path], copies: list[Path]) -> None:
             shutil.rmtree(copy, ignore_errors=True)
             shutil.copytree(path, copy)
             continue
-        with closing(sqlite3.connect(path)) as old, closing(sqlite3.connect(copy)) as new:
+        with (
+            closing(sqlite3.connect(path)) as old,
+            closing(sqlite3.connect(copy)) as new,
+        ):
             old.backup(new)
 
 
@@ -86,7 +98,9 @@ def state(settings: Settings, key: str) -> dict[str, Any]:
     api, ledger = client(settings), Ledger(settings)
     (run,) = (run for run in Tracking(settings).runs(SPEC.experiment) if run.key == key)
     found = api.get_run(run.run_id)
-    models = api.search_logged_models([found.info.experiment_id], f"source_run_id = '{run.run_id}'")
+    models = api.search_logged_models(
+        [found.info.experiment_id], f"source_run_id = '{run.run_id}'"
+    )
     files, folders = [], [""]
     while folders:
         items = api.list_artifacts(run.run_id, folders.pop())
@@ -101,7 +115,10 @@ def state(settings: Settings, key: str) -> dict[str, Any]:
         "datasets": [each.dataset.digest for each in found.inputs.dataset_inputs],
         "models": [(model.status, model.tags) for model in models],
         "outputs": len(found.outputs.model_outputs),
-        "versions": [(v.version, v.run_id, v.tags) for v in Registry(settings).versions(SPEC.name)],
+        "versions": [
+            (v.version, v.run_id, v.tags)
+            for v in Registry(settings).versions(SPEC.name)
+        ],
         "stages": stages(settings, SPEC.name),
         "aliases": Registry(settings).aliases(SPEC.name),
         "ledger": [
@@ -114,7 +131,9 @@ def state(settings: Settings, key: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(
-    "some", [FEW_KILLS, pytest.param(SOME, marks=pytest.mark.nightly)], ids=["few", "many"]
+    "some",
+    [FEW_KILLS, pytest.param(SOME, marks=pytest.mark.nightly)],
+    ids=["few", "many"],
 )
 def test_killed_after_any_effect_a_stage_repeated_is_as_if_nothing_had_happened(
     rig: Any, training: Any, tmp_path: Path, some: dict[str, tuple[int, ...]]
@@ -126,7 +145,9 @@ def test_killed_after_any_effect_a_stage_repeated_is_as_if_nothing_had_happened(
     before, after = tmp_path / "before", tmp_path / "after"
     for folder in (before, after):
         folder.mkdir()
-    copies = {folder: [folder / path.name for path in places] for folder in (before, after)}
+    copies = {
+        folder: [folder / path.name for path in places] for folder in (before, after)
+    }
     for stage in STAGES:
         copied(places, copies[before])
         ((said, effects),) = start(job | {"stages": [stage]})
@@ -140,11 +161,17 @@ def test_killed_after_any_effect_a_stage_repeated_is_as_if_nothing_had_happened(
             found = state(settings, "killed")
             other = {name: (of, undisturbed[name]) for name, of in found.items()
                      if of != undisturbed[name]}  # fmt: skip
-            assert (again == said or stage == "open_run", other) == (True, {}), (stage, last)
+            assert (again == said or stage == "open_run", other) == (True, {}), (
+                stage,
+                last,
+            )
         copied(copies[after], places)
         job |= {"run_id": said} if stage == "open_run" else {}
         job |= {"version": said} if stage == "register" else {}
-    assert (undisturbed["status"], undisturbed["aliases"]) == ("FINISHED", {"production": "1"})
+    assert (undisturbed["status"], undisturbed["aliases"]) == (
+        "FINISHED",
+        {"production": "1"},
+    )
     (row,) = undisturbed["ledger"]
     found = (row["to"], row["applied_at"], row["evidence"])
     assert found == ("1", True, f"runs:/{job['run_id']}")
@@ -155,7 +182,10 @@ def test_of_two_trainings_at_once_both_register_and_one_promotes(training: Any) 
     settings, start = training
     with closing(Ledger(settings)) as ledger:
         before = ledger.rows(SPEC.name)
-    champion, versions = Registry(settings).production(SPEC.name), len(versions_of(settings))
+    champion, versions = (
+        Registry(settings).production(SPEC.name),
+        len(versions_of(settings)),
+    )
     ended = start(*({"key": key, "stages": STAGES} for key in ("left", "right")))
     said = dict(zip(("left", "right"), (words for words, _ in ended), strict=True))
     (winner,) = (key for key, words in said.items() if "is in production, " in words)

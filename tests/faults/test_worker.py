@@ -36,7 +36,10 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
     rig: Any, served: Any
 ) -> None:
     """9: SIGKILL under load; another worker takes its place at the same port and logs on."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.known_to_be_ready(client)
         (killed,) = workers(process)
         with under_load(client, CONNECTIONS, pause=0) as answers:
@@ -54,9 +57,13 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
         assert failures(answers) <= CONNECTIONS, "more than were in flight"
         logged = Counter(row["request_id"] for row in rig.rows())
         assert {logged[request_id] for request_id in acknowledged} == {1}
-        (left,) = (rig.settings.home / "serving" / "log").glob(f"predictions-{killed.pid}-*.jsonl")
+        (left,) = (rig.settings.home / "serving" / "log").glob(
+            f"predictions-{killed.pid}-*.jsonl"
+        )
         with left.open("rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # free: the file is closed for good
+            fcntl.flock(
+                file, fcntl.LOCK_EX | fcntl.LOCK_NB
+            )  # free: the file is closed for good
         written = left.read_bytes()
         rig.known_to_be_ready(client)
         answer = rig.predict(client).json()
@@ -71,7 +78,10 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
 ) -> None:
     """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
     home, port = rig.home_beside(), unused_port()
-    with rig.serving(home=home, serving_port=port, serving_workers=2) as (client, process):
+    with rig.serving(home=home, serving_port=port, serving_workers=2) as (
+        client,
+        process,
+    ):
         rig.known_to_be_ready(client)
         rig.predict(client)
         orphans = workers(process)
@@ -94,10 +104,16 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
 
 def test_workers_end_whose_parent_died_while_they_started(rig: Any) -> None:
     """9, 20: they would hold the port for ever."""
-    made = {"home": rig.folder / "short", "serving_port": unused_port(), "serving_workers": 2}
+    made = {
+        "home": rig.folder / "short",
+        "serving_port": unused_port(),
+        "serving_workers": 2,
+    }
     settings = rig.settings.model_copy(update=made)
     env = process_environment(settings)
-    with running([sys.executable, "-m", "serving"], rig.folder / "short.log", **env) as process:
+    with running(
+        [sys.executable, "-m", "serving"], rig.folder / "short.log", **env
+    ) as process:
         wait_until("workers", lambda: len(workers(process)) == 2)
         orphans = workers(process)
     _, alive = psutil.wait_procs(orphans, timeout=600)
@@ -110,7 +126,10 @@ def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
     rig: Any, served: Any
 ) -> None:
     """9: `gyre_model_info`; nobody is left to set it to 0."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.answers_as(client, served.first)
         wait_until("counts", lambda: "_model_info{" in client.get("/metrics").text)
         (killed,) = workers(process)
@@ -119,8 +138,14 @@ def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
         killed.kill()
         killed.wait()
         rig.answers_as(client, served.second)
-        held = [line for line in client.get("/metrics").text.splitlines() if "_model_info{" in line]
-        (production,) = [x for x in held if 'role="production"' in x and x.endswith(" 1.0")]
+        held = [
+            line
+            for line in client.get("/metrics").text.splitlines()
+            if "_model_info{" in line
+        ]
+        (production,) = [
+            x for x in held if 'role="production"' in x and x.endswith(" 1.0")
+        ]
         assert f'version="{served.second}"' in production
     rig.promote(served.first)
     rig.answers_as(served.client, served.first)

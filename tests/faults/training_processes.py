@@ -50,7 +50,9 @@ class Effects:
         self.count, self._dies = 0, dies
         send = requests.Session.send
 
-        def sent(session: requests.Session, request: Any, **how: Any) -> requests.Response:
+        def sent(
+            session: requests.Session, request: Any, **how: Any
+        ) -> requests.Response:
             answer = send(session, request, **how)
             if request.method != "GET" and "search" not in request.url:
                 self.one_more()
@@ -70,7 +72,11 @@ def training_processes() -> Iterator[Callable[..., list[Any]]]:
     """Run this program; what is yielded sends it jobs and returns its answer."""
     program = [commands_folder() / "python", "-m", "tests.faults.training_processes"]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
-    own = {name: value for name, value in os.environ.items() if not name.startswith("PROMETHEUS_")}
+    own = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("PROMETHEUS_")
+    }
     with subprocess.Popen(program, cwd=PROJECT, env=own, **pipes) as process:
 
         def run(*jobs: dict[str, Any]) -> list[Any]:
@@ -90,7 +96,9 @@ def carried_out(job: dict[str, Any], begin: Any) -> Any:
         match stage:
             case "open_run":
                 as_of = datetime.fromisoformat(job["as_of"])
-                opened = chain.open_run(settings, spec, as_of, key=job["key"], force=True, **named)
+                opened = chain.open_run(
+                    settings, spec, as_of, key=job["key"], force=True, **named
+                )
                 said = run_id = opened
             case "promote":
                 with Tracking(settings).on_record(run_id):  # as chain and DAG do
@@ -118,7 +126,10 @@ def run(jobs: list[dict[str, Any]], folder: Path) -> list[Any]:
         children.append((process, answer))
     for process, _ in children:
         os.waitpid(process, 0)
-    return [json.loads(answer.read_text()) if answer.exists() else None for _, answer in children]
+    return [
+        json.loads(answer.read_text()) if answer.exists() else None
+        for _, answer in children
+    ]
 
 
 if __name__ == "__main__":

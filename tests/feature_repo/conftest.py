@@ -46,14 +46,18 @@ class Snapshot:
         shutil.rmtree(self.folder, ignore_errors=True)  # of another module's fixture
         for folder in self.FOLDERS:
             if (settings.home / folder).exists():
-                shutil.copytree(settings.home / folder, self.folder / folder, symlinks=True)
+                shutil.copytree(
+                    settings.home / folder, self.folder / folder, symlinks=True
+                )
         with Redis(port=settings.redis_port) as redis:
             self.online = {key: redis.dump(key) for key in redis.scan_iter()}
 
     def restore(self) -> Settings:
         for folder in self.FOLDERS:
             shutil.rmtree(self.settings.home / folder, ignore_errors=True)
-        shutil.copytree(self.folder, self.settings.home, symlinks=True, dirs_exist_ok=True)
+        shutil.copytree(
+            self.folder, self.settings.home, symlinks=True, dirs_exist_ok=True
+        )
         with Redis(port=self.settings.redis_port) as redis:
             redis.flushall()
             for key, value in self.online.items():
@@ -66,7 +70,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Snapshot]:
     """An installation whose definitions have just been published."""
     settings = new_settings(tmp_path_factory.mktemp("published"))
     with redis_server(settings.redis_port, settings.home):
-        Redis(port=settings.redis_port).config_set("appendonly", "no")  # nor a wait for a disk
+        Redis(port=settings.redis_port).config_set(
+            "appendonly", "no"
+        )  # nor a wait for a disk
         feast_apply(settings)
         yield Snapshot(settings, "pristine")
 
@@ -111,7 +117,9 @@ def consuming(settings: Settings, dataset: Dataset) -> Iterator[Callable[..., No
     redis.close()
 
 
-def online_reader(settings: Settings, service: str, names: Iterable[str]) -> OnlineFeatures:
+def online_reader(
+    settings: Settings, service: str, names: Iterable[str]
+) -> OnlineFeatures:
     """Open a reader that waits for Redis, where serving's gives up after 50 ms."""
     return OnlineFeatures(settings, service, tuple(names), open_store(settings, 60))
 
@@ -146,10 +154,17 @@ class ProjectCopy:
         # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
         own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
         own |= child_environment(settings) | {"PYTHONPATH": str(self.folder)}
-        own |= {f"GYRE_SOURCES__{name.upper()}": str(path) for name, path in sources.items()}
+        own |= {
+            f"GYRE_SOURCES__{name.upper()}": str(path) for name, path in sources.items()
+        }
         command = [commands_folder() / "gyre", *arguments]
         return subprocess.run(
-            command, cwd=self.folder, env=own, capture_output=True, text=True, check=True
+            command,
+            cwd=self.folder,
+            env=own,
+            capture_output=True,
+            text=True,
+            check=True,
         ).stdout
 
 

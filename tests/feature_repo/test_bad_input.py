@@ -25,7 +25,9 @@ from tests.feature_repo.conftest import online_reader
 
 ORDERS = load_dataset("orders")
 SPEC = load_spec("customer_churn_model")
-LINE = re.compile(r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE)
+LINE = re.compile(
+    r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE
+)
 TABLE = LINE.findall((PROJECT / "docs" / "bad-input.md").read_text())
 NOON = AS_OF - timedelta(days=1)
 ZULU = "2099-11-19T12:00:00Z"
@@ -38,7 +40,10 @@ def orders(numbers, **columns):
         "number_of_cds": 1,
         "dollar_value": 10.0,
     }
-    rows = [{"order_id": number, "customer_id": number} | row | columns for number in numbers]
+    rows = [
+        {"order_id": number, "customer_id": number} | row | columns
+        for number in numbers
+    ]
     return pa.Table.from_pylist(rows, schema=ORDERS.schema)
 
 
@@ -68,7 +73,10 @@ def csv(*lines):
     """A CSV of lines behind order and customer, such as `TIME,1,10.5`."""
 
     def content(new):
-        texts = [f"{number},{number},{line}\n" for number, line in zip(new, lines, strict=False)]
+        texts = [
+            f"{number},{number},{line}\n"
+            for number, line in zip(new, lines, strict=False)
+        ]
         return ",".join(ORDERS.schema.names) + "\n" + "".join(texts)
 
     return content
@@ -99,21 +107,32 @@ def of_one_customer(new):
 
 GOOD = csv(f"{ZULU},1,10.5")
 CASES = {
-    "a renamed column": lambda new: orders(new).rename_columns({"number_of_cds": "cds"}),
+    "a renamed column": lambda new: orders(new).rename_columns(
+        {"number_of_cds": "cds"}
+    ),
     "a missing column": lambda new: orders(new).drop_columns(["customer_id"]),
-    "an extra column": lambda new: orders(new).append_column("coupon", pa.array(["X"] * len(new))),
+    "an extra column": lambda new: orders(new).append_column(
+        "coupon", pa.array(["X"] * len(new))
+    ),
     "amounts as text": lambda new: retyped(orders(new), dollar_value=pa.string()),
     "customers as text": lambda new: retyped(orders(new), customer_id=pa.string()),
     "every 4th amount negative": lambda new: pa.concat_tables(
-        [orders(new[::4], dollar_value=-1.0), *(orders(new[start::4]) for start in (1, 2, 3))]
+        [
+            orders(new[::4], dollar_value=-1.0),
+            *(orders(new[start::4]) for start in (1, 2, 3)),
+        ]
     ),
     "no customer on any of 100 rows": lambda new: orders(new, customer_id=None),
-    "times without a zone": lambda new: retyped(orders(new), order_ts=pa.timestamp("us")),
+    "times without a zone": lambda new: retyped(
+        orders(new), order_ts=pa.timestamp("us")
+    ),
     "CSV: times without an offset": csv("2099-11-19T12:00:00,1,10.5"),
     "CSV: days such as 03/04/2099": csv("03/04/2099,1,10.5"),
     "a second file of local times and text": two_files(
         orders,
-        lambda new: retyped(orders(new), order_ts=pa.timestamp("us"), customer_id=pa.string()),
+        lambda new: retyped(
+            orders(new), order_ts=pa.timestamp("us"), customer_id=pa.string()
+        ),
     ),
     "a second file with 1.5 CDs": two_files(
         orders,
@@ -122,19 +141,24 @@ CASES = {
         ),
     ),
     "a second file with CDs beyond int64": two_files(
-        orders, lambda new: retyped(orders(new), number_of_cds=pa.array([2**63], pa.uint64()))
+        orders,
+        lambda new: retyped(orders(new), number_of_cds=pa.array([2**63], pa.uint64())),
     ),
     "CSV folder: a second file with a time without an offset": two_files(
         GOOD, csv("2099-11-19T12:00:00,1,10.5")
     ),
-    "CSV folder: a second file with text for a number": two_files(GOOD, csv(f"{ZULU},1,ten")),
+    "CSV folder: a second file with text for a number": two_files(
+        GOOD, csv(f"{ZULU},1,ten")
+    ),
     "CSV: 1.5 CDs": csv(f"{ZULU},1.5,10.5"),
     "whole CDs as fractions (2.0)": lambda new: retyped(
         orders(new[:1]), number_of_cds=pa.float64()
     ),
     "a second file of compatible types": two_files(orders, lambda new: narrow(new[0])),
     "a first file of compatible types": two_files(lambda new: narrow(new[0]), orders),
-    "columns in another order": lambda new: orders(new[:1]).select(ORDERS.schema.names[::-1]),
+    "columns in another order": lambda new: orders(new[:1]).select(
+        ORDERS.schema.names[::-1]
+    ),
     "times of another zone": lambda new: retyped(
         orders(new[:1]), order_ts=pa.timestamp("us", "America/New_York")
     ),
@@ -155,7 +179,9 @@ CASES = {
     "parquet cut short": lambda new: parquet_bytes(orders(new))[:-100],
     "CSV of 0 bytes": lambda _: "",
     "CSV cut within a line": lambda new: GOOD(new)[:-3],  # 10.5 has become 10
-    "CSV, compressed and cut short": lambda new: gzip.compress(GOOD(new).encode())[:-20],
+    "CSV, compressed and cut short": lambda new: gzip.compress(GOOD(new).encode())[
+        :-20
+    ],
     "CSV cut at the end of a line": GOOD,
     "1,000 times the same order": lambda new: orders([new[0]] * 1_000),
     "the same order twice, with other content": lambda new: pa.concat_tables(
@@ -204,13 +230,18 @@ class Shop:
     def online(self, *customers):
         reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
         try:
-            return reader.read([{"customer_id": customer} for customer in customers], AS_OF)
+            return reader.read(
+                [{"customer_id": customer} for customer in customers], AS_OF
+            )
         finally:
             reader.close()
 
     def state(self):
         """Version and rows of the tables, the view that stands, and a customer online."""
-        tables = (raw_table(self.settings, ORDERS), quarantine_table(self.settings, ORDERS))
+        tables = (
+            raw_table(self.settings, ORDERS),
+            quarantine_table(self.settings, ORDERS),
+        )
         contents = [(table.version, table.read().num_rows) for table in tables]
         return *contents, view_files(self.settings, "customer_features"), self.online(1)
 
@@ -262,7 +293,9 @@ def test_what_is_set_aside_is_in_quarantine_with_its_rule_and_the_others_land(
     shop, quarantine, name, expected
 ):
     good_number, bad_number, *_ = numbers_of(name)
-    assert [row["rules"] for row in quarantine if str(bad_number) in row["row"]] == expected
+    assert [
+        row["rules"] for row in quarantine if str(bad_number) in row["row"]
+    ] == expected
     good, bad = shop.online(good_number, bad_number)
     assert (good["lifetime_orders"], bad) == (1, None)
 

@@ -75,7 +75,9 @@ def put(settings: Settings, *requests: bytes) -> None:
     asyncio.run(put_all())
 
 
-def test_the_lag_counts_what_is_not_acknowledged_from_the_oldest_on(settings: Settings) -> None:
+def test_the_lag_counts_what_is_not_acknowledged_from_the_oldest_on(
+    settings: Settings,
+) -> None:
     assert consumer_lags(settings) == {}
     with consumer(settings) as stream:
         assert consumer_lags(settings) == {"orders": (0, None)}
@@ -100,7 +102,9 @@ def test_a_consumer_that_reads_and_never_acknowledges_is_seen_by_its_lag(
         assert consumer_lags(settings)["orders"].seconds(NOW) > MAX_LAG_SECONDS
 
 
-def test_without_a_consumer_windows_that_end_wait_for_the_next_ingest(settings: Settings) -> None:
+def test_without_a_consumer_windows_that_end_wait_for_the_next_ingest(
+    settings: Settings,
+) -> None:
     problem = consumer_problem(settings)
     assert problem == (
         "no consumer reads the events; windows that end go online with the next ingest"
@@ -123,7 +127,9 @@ def test_a_stream_takes_no_more_bytes_than_it_may(
     large = [b" " * 100_000] * 9
     with consumer(settings) as stream:
         put(settings, *small, *large)
-        with pytest.raises(BrokerUnavailableError, match=r"orders: 29 requests \(1\.0 MB\) wait"):
+        with pytest.raises(
+            BrokerUnavailableError, match=r"orders: 29 requests \(1\.0 MB\) wait"
+        ):
             put(settings, large[0])
         put(settings, small[0])
         stream.acknowledge("orders", stream.read("orders"))
@@ -131,15 +137,23 @@ def test_a_stream_takes_no_more_bytes_than_it_may(
         assert consumer_lags(settings)["orders"].entries == 1
 
 
-def test_deliveries_are_counted_until_the_entry_is_acknowledged(settings: Settings) -> None:
+def test_deliveries_are_counted_until_the_entry_is_acknowledged(
+    settings: Settings,
+) -> None:
     """A restart of the consumer does not forget them."""
     for seconds in (0, 1):
         send(settings, NOW + timedelta(seconds=seconds))
     for count in (1, 2):
         with consumer(settings) as stream:
             entries = stream.read("orders")
-            assert [stream.deliveries("orders", entry) for entry in entries] == [count, count]
-            assert [stream.deliveries("orders", entry) for entry in entries] == [count, count]
+            assert [stream.deliveries("orders", entry) for entry in entries] == [
+                count,
+                count,
+            ]
+            assert [stream.deliveries("orders", entry) for entry in entries] == [
+                count,
+                count,
+            ]
     with consumer(settings) as stream:
         stream.acknowledge("orders", entries[:1])
         assert stream.read("orders") == entries[1:]
@@ -160,12 +174,15 @@ def test_a_consumer_may_wait_for_no_time_at_all(settings: Settings) -> None:
 def test_an_offset_other_than_utc_is_the_same_moment() -> None:
     text = "2026-11-20T04:30:00+05:30"
     event = SCHEMA.row_model()(order_id=1, at=datetime.fromisoformat(text))
-    rows = pa.Table.from_pylist([event.model_dump()], pa.schema({"at": pa.timestamp("us", "UTC")}))
+    rows = pa.Table.from_pylist(
+        [event.model_dump()], pa.schema({"at": pa.timestamp("us", "UTC")})
+    )
     assert rows["at"].to_pylist() == [datetime(2026, 11, 19, 23, tzinfo=UTC)]
 
 
 @pytest.mark.parametrize(
-    "at", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"]
+    "at",
+    ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:59-14:00", "0001-01-01T00:00:00Z"],
 )
 def test_an_event_of_the_first_or_the_last_year_is_refused(at: str) -> None:
     """Its moment in UTC may be none that Python has."""

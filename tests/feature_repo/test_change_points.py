@@ -18,7 +18,9 @@ TIME = pa.timestamp("us", tz="UTC")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 DAY = timedelta(days=1)
 TICK = timedelta(microseconds=1)
-COLUMNS = pa.schema({"customer_id": pa.int64(), "order_ts": TIME, "dollar_value": pa.float64()})
+COLUMNS = pa.schema(
+    {"customer_id": pa.int64(), "order_ts": TIME, "dollar_value": pa.float64()}
+)
 
 # Days and microseconds beside them, so that window edges, ties and same-day orders are common.
 moments = st.builds(

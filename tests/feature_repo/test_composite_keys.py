@@ -36,7 +36,11 @@ NAMES = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_
 DAY, MINUTE = timedelta(days=1), timedelta(minutes=1)
 TICK = timedelta(microseconds=1)
 STARTS = [datetime(2125 + n // 12, n % 12 + 1, 1, tzinfo=UTC) for n in range(36)]
-ARRIVALS = [datetime(2126, 1, 17, 9, tzinfo=UTC), STARTS[13], datetime(2126, 6, 30, tzinfo=UTC)]
+ARRIVALS = [
+    datetime(2126, 1, 17, 9, tzinfo=UTC),
+    STARTS[13],
+    datetime(2126, 6, 30, tzinfo=UTC),
+]
 CUSTOMERS = range(1, 31)
 
 
@@ -44,7 +48,9 @@ CUSTOMERS = range(1, 31)
 def spend():
     """The dataset as the tutorial puts it into place."""
     name = "feature_repo.datasets.spend"
-    found = importlib.util.spec_from_file_location(name, FOLDER / f"{name.replace('.', '/')}.py")
+    found = importlib.util.spec_from_file_location(
+        name, FOLDER / f"{name.replace('.', '/')}.py"
+    )
     sys.modules[name] = module = importlib.util.module_from_spec(found)
     found.loader.exec_module(module)
     yield module.SPEND
@@ -61,7 +67,9 @@ class Shop:
         self.service = PublishedService(settings, SERVICE)
 
     def land(self, orders, arrival):
-        rows = last_of_key(pa.Table.from_pylist(orders, self.dataset.schema), self.dataset.key)
+        rows = last_of_key(
+            pa.Table.from_pylist(orders, self.dataset.schema), self.dataset.key
+        )
         known_at = pa.array([arrival] * len(rows), pa.timestamp("us", "UTC"))
         rows = rows.append_column("ingested_at", known_at)
         self.raw.merge(rows, self.dataset.key, self.dataset.schema.names)
@@ -74,7 +82,9 @@ class Shop:
         return dict(zip(keys, found, strict=True))
 
     def offline(self, asked):
-        frame = pd.DataFrame([(*key, at) for key, at in asked], columns=[*KEY, "event_timestamp"])
+        frame = pd.DataFrame(
+            [(*key, at) for key, at in asked], columns=[*KEY, "event_timestamp"]
+        )
         rows = self.service.historical(frame).to_pylist()
         return {((row["customer_id"], row["basket"]), row["event_timestamp"]): (
             None if row["orders_12m"] is None else {name: row[name] for name in NAMES}
@@ -88,12 +98,17 @@ def order(number, customer, at, cds=1, cents=1_000):
 
 def mine(orders, key):
     kinds = {True: "single", False: "several"}
-    return [o for o in orders if (o["customer_id"], kinds[o["number_of_cds"] == 1]) == key]
+    return [
+        o for o in orders if (o["customer_id"], kinds[o["number_of_cds"] == 1]) == key
+    ]
 
 
 def brute_force(orders, key, at):
     """What is known of `key` at `at`: its newest month start's row, if that is not too old."""
-    first = [next(n for n, t in enumerate(STARTS) if t >= o["order_ts"]) for o in mine(orders, key)]
+    first = [
+        next(n for n, t in enumerate(STARTS) if t >= o["order_ts"])
+        for o in mine(orders, key)
+    ]
     for n in reversed([n for n, start in enumerate(STARTS) if start <= at]):
         ages = {i: n - of for i, of in enumerate(first) if 0 <= n - of <= 12}
         if ages:
@@ -121,13 +136,17 @@ def agree(orders, found):
         if (values is None) != (wanted is None) or any(
             not same(wanted[name], values[name]) for name in wanted or ()
         ):
-            differ.append(f"{key} at {at}: {values}, expected {wanted} of {mine(orders, key)}")
+            differ.append(
+                f"{key} at {at}: {values}, expected {wanted} of {mine(orders, key)}"
+            )
     assert not differ, "\n".join([f"{len(differ)} differences, such as", *differ[:3]])
 
 
 def some_time(chance):
     """Any time, and often the very start of a month or the tick beside it."""
-    at = chance.choice(STARTS[:18]) + chance.choice([0 * DAY, -TICK, TICK, 14 * DAY, 27 * DAY])
+    at = chance.choice(STARTS[:18]) + chance.choice(
+        [0 * DAY, -TICK, TICK, 14 * DAY, 27 * DAY]
+    )
     return min(max(at, STARTS[0]), ARRIVALS[-1])
 
 
@@ -151,10 +170,14 @@ def batches_of(chance):
 
 
 @any_seed(2)
-def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(template, spend, seed):
+def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(
+    template, spend, seed
+):
     chance = Random(seed)
     shop = Shop(template.restore(), spend)
-    keys = [(customer, kind) for customer in CUSTOMERS for kind in ("single", "several")]
+    keys = [
+        (customer, kind) for customer in CUSTOMERS for kind in ("single", "several")
+    ]
     standing = {}
     for batch, arrival in zip(batches_of(chance), ARRIVALS, strict=True):
         shop.land(batch, arrival)
@@ -162,12 +185,19 @@ def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(template, spen
         found = shop.online(keys, arrival)
         agree(standing.values(), {(key, arrival): found[key] for key in keys})
     orders = [*standing.values()]
-    moments = [some_time(chance) for _ in range(20)] + [start + 31 * DAY for start in STARTS[9:20]]
+    moments = [some_time(chance) for _ in range(20)] + [
+        start + 31 * DAY for start in STARTS[9:20]
+    ]
     asked = [(key, at) for key in keys for at in {*moments, *STARTS[:25]}]
     agree(orders, shop.offline(asked))
     snapshots = [*STARTS[3:12], datetime(2125, 8, 14, tzinfo=UTC)]
-    labelled = labels(open_raw(shop.raw), spend.labels["spend_90d"], snapshots).to_pylist()
-    told = {((r["customer_id"], r["basket"]), r["event_timestamp"]): r["label"] for r in labelled}
+    labelled = labels(
+        open_raw(shop.raw), spend.labels["spend_90d"], snapshots
+    ).to_pylist()
+    told = {
+        ((r["customer_id"], r["basket"]), r["event_timestamp"]): r["label"]
+        for r in labelled
+    }
     for key in keys:
         for at in STARTS[3:12]:
             row, age = brute_force(orders, key, at), timedelta(days=90)
@@ -200,8 +230,12 @@ def spent(shop, at):
     return [row and row["spend_12m"] for row in found]
 
 
-def test_an_event_that_changes_a_derived_key_makes_the_old_entity_unknown(shop, monkeypatch):
-    monkeypatch.setattr(validation, "EXPECTATIONS", FOLDER / "feature_repo" / "expectations")
+def test_an_event_that_changes_a_derived_key_makes_the_old_entity_unknown(
+    shop, monkeypatch
+):
+    monkeypatch.setattr(
+        validation, "EXPECTATIONS", FOLDER / "feature_repo" / "expectations"
+    )
     assert spent(shop, FEBRUARY) == [10.0, None, None, None]
     moment = FEBRUARY + DAY
     several = order(1, 1, NEW_YEAR + 9 * DAY, cds=3)
@@ -245,9 +279,13 @@ def test_one_text_names_one_entity():
     assert entity_text(both) == entity_text(dict(reversed(both.items())))
 
 
-def test_all_hashes_of_a_customer_are_found_whatever_basket_and_those_of_no_other(template, spend):
+def test_all_hashes_of_a_customer_are_found_whatever_basket_and_those_of_no_other(
+    template, spend
+):
     shop = Shop(template.restore(), spend)
-    shop.land([order(n, n % 5, STARTS[3], cds=1 + n % 2) for n in range(40)], ARRIVALS[0])
+    shop.land(
+        [order(n, n % 5, STARTS[3], cds=1 + n % 2) for n in range(40)], ARRIVALS[0]
+    )
     with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
         names = online.hashes_of("customer_id", 4)
         assert len(names) == 2

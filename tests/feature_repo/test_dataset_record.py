@@ -22,7 +22,9 @@ NEGATIVE = "expect_column_values_to_be_between(dollar_value)"
     ],
 )
 def test_what_is_too_old_is_said_with_since_when(watermark, newest, causes):
-    record = DatasetRecord("orders", watermark=watermark, newest=newest, silence=2 * DAY)
+    record = DatasetRecord(
+        "orders", watermark=watermark, newest=newest, silence=2 * DAY
+    )
     problems = record.problems(AS_OF)
     assert [cause for cause, _ in problems] == causes
     assert all(f"{cause} since 2099-11-" in text for cause, text in problems)
@@ -34,7 +36,9 @@ def test_before_the_first_ingest_nothing_is_known(tmp_path):
     assert record.problems(AS_OF) == []
 
 
-@pytest.mark.parametrize("text", ["{", '{"name": "visits"}', '{"dataset": "visits", "rows": 1}'])
+@pytest.mark.parametrize(
+    "text", ["{", '{"name": "visits"}', '{"dataset": "visits", "rows": 1}']
+)
 def test_a_broken_or_old_record_is_a_problem(tmp_path, text):
     settings = new_settings(tmp_path)
     file = record_file(settings, "visits")
@@ -46,11 +50,15 @@ def test_a_broken_or_old_record_is_a_problem(tmp_path, text):
     assert read_record(settings, "orders").problems(AS_OF) == []
 
 
-def test_an_ingest_leaves_ages_and_rules_and_who_reads_the_views(shop, as_of):  # noqa: F811
+def test_an_ingest_leaves_ages_and_rules_and_who_reads_the_views(shop, as_of):
     shop.has(order(1, 1, as_of - DAY), order(2, 1, as_of - 2 * DAY))
     shop.ingest(as_of)
     record = read_record(shop.settings, "orders")
-    assert (record.as_of, record.watermark, record.newest) == (as_of, as_of, as_of - DAY)
+    assert (record.as_of, record.watermark, record.newest) == (
+        as_of,
+        as_of,
+        as_of - DAY,
+    )
     assert list(record.services) == ["customer_churn_v1"]
     assert "expect_column_values_to_be_unique(order_id)" in record.delivery_rules
     assert "expect_column_mean_to_be_between(dollar_value)" in record.delivery_rules
@@ -59,7 +67,7 @@ def test_an_ingest_leaves_ages_and_rules_and_who_reads_the_views(shop, as_of):  
     assert len(record.problems(as_of + 3 * DAY)) == 2
 
 
-def test_rows_are_counted_by_the_day_of_their_event(shop, as_of):  # noqa: F811
+def test_rows_are_counted_by_the_day_of_their_event(shop, as_of):
     shop.has(
         order(1, 1, as_of - (DAYS + 1) * DAY),
         order(2, 1, as_of - DAY),
@@ -71,7 +79,9 @@ def test_rows_are_counted_by_the_day_of_their_event(shop, as_of):  # noqa: F811
     assert read_record(shop.settings, "orders").rows == {today - DAY: 2, today: 1}
 
 
-def test_rows_set_aside_are_counted_by_their_rules_if_they_are_of_the_same_days(shop, as_of):  # noqa: F811
+def test_rows_set_aside_are_counted_by_their_rules_if_they_are_of_the_same_days(
+    shop, as_of
+):
     good_rows = [order(number, number, as_of - DAY) for number in range(1, 40)]
     shop.has(
         *good_rows,
@@ -90,7 +100,7 @@ def test_rows_set_aside_are_counted_by_their_rules_if_they_are_of_the_same_days(
     }
 
 
-def test_a_stopped_batch_is_said_until_the_source_is_mended(shop, as_of):  # noqa: F811
+def test_a_stopped_batch_is_said_until_the_source_is_mended(shop, as_of):
     good_rows = [order(number, number, as_of - DAY) for number in range(1, 40)]
     bad_rows = [order(number, number, as_of - DAY, -1.0) for number in range(100, 150)]
     shop.has(*good_rows)

@@ -65,7 +65,9 @@ class Stack:
         self.client.set_registered_model_alias(MODEL, "production", "1")
 
     def online_rows(self):
-        reader = online_reader(self.settings, SERVICE, ["lifetime_orders", "lifetime_value"])
+        reader = online_reader(
+            self.settings, SERVICE, ["lifetime_orders", "lifetime_value"]
+        )
         return reader.read([{"customer_id": number} for number in range(1, 50)], AS_OF)
 
     def feast_apply(self, **variables):
@@ -78,7 +80,9 @@ class Stack:
             check=True,
             text=True,
         )
-        return [line for line in command.stderr.splitlines() if line.startswith("gyre: ")]
+        return [
+            line for line in command.stderr.splitlines() if line.startswith("gyre: ")
+        ]
 
 
 @pytest.fixture(scope="module")
@@ -161,7 +165,9 @@ def test_without_mlflow_the_same_view_goes_on_and_another_does_not(stack, caplog
     port = unused_port()
     stack.ingest(1, mlflow_port=port)
     assert "orders: definitions are not compared: MLflow does not answer" in caplog.text
-    (stack.settings.data / "features" / VIEW / "_delta_log").rename(stack.settings.home / "log")
+    (stack.settings.data / "features" / VIEW / "_delta_log").rename(
+        stack.settings.home / "log"
+    )
     with pytest.raises(RegistryError, match="MLflow does not answer"):
         stack.ingest(2, mlflow_port=port)
 
@@ -172,7 +178,9 @@ def test_feast_apply_says_what_the_next_ingest_refuses(stack):
     assert line.startswith("gyre: customer_features (total_orders_30d, ")
     assert f"changed: {TRAINED}: gyre ingest will refuse that" in line
     (line,) = stack.feast_apply(GYRE_MLFLOW_PORT=str(unused_port()))
-    assert line.startswith("gyre: what versions in a role were trained with is not known: MLflow")
+    assert line.startswith(
+        "gyre: what versions in a role were trained with is not known: MLflow"
+    )
 
 
 def test_how_long_values_hold_is_part_of_the_schema(stack):

@@ -33,7 +33,10 @@ def windows(*parts, derived=PER_ORDER):
 
 def every_function(rows):
     functions = ("count", "sum", "mean", "min", "max", "first", "last")
-    parts = [Window("dollar_value", function, DAYS_30, name=function) for function in functions]
+    parts = [
+        Window("dollar_value", function, DAYS_30, name=function)
+        for function in functions
+    ]
     return windows(*parts, derived={})(rows)
 
 
@@ -42,7 +45,9 @@ def by_hand(rows):
     rows = rows.distinct().drop("superseded", "number_of_cds", "order_id").distinct()
     total = rows.group_by("customer_id").agg(total=rows.dollar_value.sum())
     joined = rows.join(total, "customer_id")
-    shares = joined.select("customer_id", "order_ts", share=joined.dollar_value / joined.total)
+    shares = joined.select(
+        "customer_id", "order_ts", share=joined.dollar_value / joined.total
+    )
     level = ibis.cases((shares.share > 0.5, "most"), else_="some")
     large = shares.filter(shares.share > 0.9).mutate(level=ibis.literal("all"))
     return shares.mutate(level=level).union(large)
@@ -84,7 +89,9 @@ def test_the_order_of_windows_does_not_count():
             "customer_id", "order_ts", "doubled"
         ),
         lambda rows: (
-            doubled(rows).mutate(same=_.doubled).select("customer_id", "order_ts", doubled="same")
+            doubled(rows)
+            .mutate(same=_.doubled)
+            .select("customer_id", "order_ts", doubled="same")
         ),
     ],
 )
@@ -128,11 +135,11 @@ def test_constant_rows_count_by_their_content():
 
 
 def test_every_process_computes_the_same_hash():
-    code = (
-        "from tests.feature_repo import test_definition_hash as t; print(t.definition(t.by_hand))"
-    )
+    code = "from tests.feature_repo import test_definition_hash as t; print(t.definition(t.by_hand))"
     for seed in "123":
         environment = os.environ | {"PYTHONHASHSEED": seed}
         command = [sys.executable, "-c", code]
-        output = subprocess.check_output(command, cwd=PROJECT, env=environment, text=True)
+        output = subprocess.check_output(
+            command, cwd=PROJECT, env=environment, text=True
+        )
         assert output == f"{definition(by_hand)}\n"

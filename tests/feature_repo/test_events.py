@@ -59,7 +59,9 @@ class Shop:
         self.stream.declare(self.consumer.schema)
 
     def has(self, *orders):
-        pq.write_table(pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.source)
+        pq.write_table(
+            pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.source
+        )
 
     def sends(self, received, *orders):
         """Put events on the stream as serving does, at a time of the test's own."""
@@ -100,7 +102,9 @@ class Shop:
 
     def raw(self):
         rows = raw_table(self.settings, ORDERS).read().to_pylist()
-        return sorted((row["order_id"], row["customer_id"], row["dollar_value"]) for row in rows)
+        return sorted(
+            (row["order_id"], row["customer_id"], row["dollar_value"]) for row in rows
+        )
 
 
 FIRST = order(1, 1, AS_OF - 10 * DAY, 5.0)
@@ -112,7 +116,11 @@ def ingested(template, tmp_path_factory) -> Snapshot:
     settings = template.restore()
     source = tmp_path_factory.mktemp("source") / "orders.parquet"
     pq.write_table(pa.Table.from_pylist([FIRST], schema=ORDERS.schema), source)
-    ingest(settings.model_copy(update={"sources": {"orders": str(source)}}), "orders", AS_OF)
+    ingest(
+        settings.model_copy(update={"sources": {"orders": str(source)}}),
+        "orders",
+        AS_OF,
+    )
     return Snapshot(settings, "ingested")
 
 
@@ -129,7 +137,9 @@ def shop(ingested, tmp_path) -> Iterator[Shop]:
 def feature_rows(shop):
     files = view_files(shop.settings, "customer_features")
     rows = ibis.duckdb.connect().read_parquet(files).to_pyarrow()
-    return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
+    return rows.sort_by(
+        [("customer_id", "ascending"), ("event_timestamp", "ascending")]
+    )
 
 
 def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
@@ -208,7 +218,9 @@ def test_a_correction_moves_an_order_to_another_customer_and_to_an_earlier_day(s
     sent = order(2, 1, AS_OF, 2.0)
     shop.receives(AS_OF + MINUTE, sent)
     assert shop.spent(1) == 7.0
-    shop.receives(AS_OF + 2 * MINUTE, sent | {"customer_id": 9, "order_ts": AS_OF - 20 * DAY})
+    shop.receives(
+        AS_OF + 2 * MINUTE, sent | {"customer_id": 9, "order_ts": AS_OF - 20 * DAY}
+    )
     assert (shop.spent(1), shop.spent(9)) == (5.0, 2.0)
     shop.ingest(LATER)
     shop.receives(LATER + MINUTE, sent)
@@ -223,7 +235,10 @@ def test_an_event_that_breaks_a_rule_goes_to_quarantine_once(shop):
         assert shop.raw() == [(1, 1, 5.0), (4, 1, 2.0)]
         assert (shop.spent(1), shop.online(8)) == (7.0, None)
         assert shop.waiting() == 0
-    assert "expect_column_values_to_be_between(dollar_value)" in shop.set_aside()[0]["rules"]
+    assert (
+        "expect_column_values_to_be_between(dollar_value)"
+        in shop.set_aside()[0]["rules"]
+    )
 
 
 def test_bad_events_however_many_stop_nobody_elses_rows(shop):
@@ -244,7 +259,14 @@ def test_a_bad_correction_leaves_what_came_before_it(shop):
 
 
 def test_entries_that_are_no_events_go_to_quarantine_once_and_hold_up_nobody(shop):
-    texts = ["{", "", '[{"order_id": 1}]', '{"order_id": 1}', '[{"no": "column"}]', "[[]]"]
+    texts = [
+        "{",
+        "",
+        '[{"order_id": 1}]',
+        '{"order_id": 1}',
+        '[{"no": "column"}]',
+        "[[]]",
+    ]
     for n, text in enumerate(texts):
         shop.sends(AS_OF + (2 * n + 1) * MINUTE, order(10 + n, 1, AS_OF, 2.0))
         shop.puts(AS_OF + (2 * n + 2) * MINUTE, text)
@@ -253,12 +275,20 @@ def test_entries_that_are_no_events_go_to_quarantine_once_and_hold_up_nobody(sho
     aside = shop.set_aside()
     assert {json.loads(row["row"])["events"] for row in aside} == {*texts}
     assert len(aside) == len(texts)
-    assert all(row["rules"].startswith("cannot be processed: ValidationError") for row in aside)
-    assert shop.raw() == [(1, 1, 5.0), (3, 1, 3.0), *((10 + n, 1, 2.0) for n in range(6))]
+    assert all(
+        row["rules"].startswith("cannot be processed: ValidationError") for row in aside
+    )
+    assert shop.raw() == [
+        (1, 1, 5.0),
+        (3, 1, 3.0),
+        *((10 + n, 1, 2.0) for n in range(6)),
+    ]
     assert shop.waiting() == 0
 
 
-def test_an_entry_that_no_expression_can_take_is_set_aside_and_the_others_land(shop, monkeypatch):
+def test_an_entry_that_no_expression_can_take_is_set_aside_and_the_others_land(
+    shop, monkeypatch
+):
     """Beyond decimal(18, 6); the suite that is shipped would stop it before."""
     passed = Validation([], [], {}, {})
     monkeypatch.setattr(shop.consumer._rules, "validate", lambda *_: passed)
@@ -277,7 +307,9 @@ def test_an_expression_that_is_broken_sends_no_event_to_quarantine(shop, monkeyp
     """What is wrong with the code is tried again until somebody mends it."""
     shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
     with monkeypatch.context() as broken:
-        broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
+        broken.setitem(
+            ORDERS.views, "customer_features", lambda orders: orders.select("no_column")
+        )
         for _ in range(2):
             assert not shop.consumer.step()
     assert (shop.set_aside(), shop.waiting()) == ([], 1)
@@ -289,7 +321,9 @@ def test_a_batch_that_fails_again_and_again_is_set_aside_row_by_row(shop, monkey
     monkeypatch.setattr(consumer, "MAX_DELIVERIES", 2)
     shop.sends(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0), order(3, 1, AS_OF, 2.0))
     with monkeypatch.context() as broken:
-        broken.setitem(ORDERS.views, "customer_features", lambda orders: orders.select("no_column"))
+        broken.setitem(
+            ORDERS.views, "customer_features", lambda orders: orders.select("no_column")
+        )
         steps = [shop.consumer.step() for _ in range(3)]
     assert steps == [False, False, True]
     assert [json.loads(row["row"])["order_id"] for row in shop.set_aside()] == [2, 3]
@@ -309,7 +343,9 @@ def test_before_the_first_ingest_events_wait(applied, tmp_path):
     assert shop.spent(1) == 7.0
 
 
-def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_online(shop):
+def test_events_land_while_redis_has_lost_its_features_and_ingest_brings_them_online(
+    shop,
+):
     shop.redis.flushall()
     shop.stream.declare(shop.consumer.schema)
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
@@ -362,20 +398,31 @@ def test_a_batch_has_at_most_1000_rows_and_small_files_are_compacted(shop, monke
 
 
 def test_a_column_is_null_where_schema_and_suite_allow_it():
-    kinds = [pa.field("coupon", pa.string()), pa.field("gift", pa.bool_(), nullable=False)]
+    kinds = [
+        pa.field("coupon", pa.string()),
+        pa.field("gift", pa.bool_(), nullable=False),
+    ]
     dataset = replace(ORDERS, schema=pa.schema([*ORDERS.schema, *kinds]))
     model = event_schema(dataset, {"dollar_value"}).row_model()
-    sent = order(1, 1, AS_OF.isoformat()) | {"coupon": None, "gift": True, "number_of_cds": None}
+    sent = order(1, 1, AS_OF.isoformat()) | {
+        "coupon": None,
+        "gift": True,
+        "number_of_cds": None,
+    }
     assert model.model_validate_json(json.dumps(sent)).coupon is None
     for name in ("gift", "dollar_value", "order_id", "customer_id", "order_ts"):
         with pytest.raises(ValidationError, match=name):
             model.model_validate_json(json.dumps(sent | {name: None}))
     with pytest.raises(ValidationError, match="coupon"):
-        model.model_validate_json(json.dumps({k: v for k, v in sent.items() if k != "coupon"}))
+        model.model_validate_json(
+            json.dumps({k: v for k, v in sent.items() if k != "coupon"})
+        )
 
 
 def test_a_dataset_with_a_type_that_no_event_carries_says_so():
-    dataset = replace(ORDERS, schema=ORDERS.schema.append(pa.field("tags", pa.list_(pa.string()))))
+    dataset = replace(
+        ORDERS, schema=ORDERS.schema.append(pa.field("tags", pa.list_(pa.string())))
+    )
     with pytest.raises(DataError, match=r"orders.tags: expected .*, found list"):
         event_schema(dataset, set())
 

@@ -35,7 +35,9 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
     Redis(port=small.redis_port).flushall()
     write_feast_config(small)
     config = yaml.safe_load(feast_config_path(small).read_text())
-    config["materialization"]["online_write_batch_size"] = 300  # of a thousand customers
+    config["materialization"]["online_write_batch_size"] = (
+        300  # of a thousand customers
+    )
     feast_config_path(small).write_text(yaml.safe_dump(config))
     until = as_of.replace(hour=2)  # the rows of this day are of another one in Kolkata
     interval = ["1990-01-01T00:00:00", until.replace(tzinfo=None).isoformat()]
@@ -49,17 +51,25 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
     )
     assert command.returncode == 0, command.stderr
     service = PublishedService(small, SERVICE)
-    customers = pd.DataFrame({"customer_id": range(1, 1_001), "as_of": microseconds(until)})
-    offline = service.historical(customers.assign(event_timestamp=until)).sort_by("customer_id")
+    customers = pd.DataFrame(
+        {"customer_id": range(1, 1_001), "as_of": microseconds(until)}
+    )
+    offline = service.historical(customers.assign(event_timestamp=until)).sort_by(
+        "customer_id"
+    )
     rows = customers.to_dict("records")
-    online = open_store(small, 60).get_online_features(service.feast_service, rows).to_dict()
+    online = (
+        open_store(small, 60).get_online_features(service.feast_service, rows).to_dict()
+    )
     assert offline.num_rows == 1_000
     for name in service.features:
         assert online[name] == offline[name].to_pylist(), name
 
 
 def test_what_was_never_published_is_one_line_with_the_remedy(tmp_path):
-    with pytest.raises(DataError, match="not published: cd feature_repo && feast apply"):
+    with pytest.raises(
+        DataError, match="not published: cd feature_repo && feast apply"
+    ):
         open_store(new_settings(tmp_path))
 
 
@@ -71,7 +81,9 @@ def test_many_write_and_read_the_registry_at_once(applied, as_of):
     def record():
         store = open_store(applied)
         view = store.get_feature_view(VIEW)
-        store.registry.apply_materialization(view, store.project, as_of - timedelta(days=1), as_of)
+        store.registry.apply_materialization(
+            view, store.project, as_of - timedelta(days=1), as_of
+        )
 
     def read():
         assert PublishedService(applied, SERVICE).join_keys == {VIEW: ["customer_id"]}
@@ -91,5 +103,7 @@ def test_any_password_of_redis_passes_through_feasts_file(tmp_path, password):
         write_feast_config(settings)
         publish_beside(settings, ORDERS)
         store = feast.FeatureStore(fs_yaml_file=feast_config_path(settings))
-        values = store.get_online_features([f"{VIEW}:lifetime_orders"], [{"customer_id": 1}])
+        values = store.get_online_features(
+            [f"{VIEW}:lifetime_orders"], [{"customer_id": 1}]
+        )
         assert values.to_dict()["lifetime_orders"] == [None]

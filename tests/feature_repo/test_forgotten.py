@@ -10,7 +10,9 @@ from tests.conftest import new_settings
 
 
 @pytest.mark.parametrize("value", [4, -4, "4", "a-b.c", 'Zoë "Z" O\'Neil', "日本"])
-def test_rows_of_who_was_forgotten_are_kept_out_and_the_file_names_nobody(tmp_path, value):
+def test_rows_of_who_was_forgotten_are_kept_out_and_the_file_names_nobody(
+    tmp_path, value
+):
     settings = new_settings(tmp_path)
     other_value = type(value)(5)
     rows = pa.table({"customer_id": [value, other_value, None], "n": [1, 2, 3]})

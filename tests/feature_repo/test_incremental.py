@@ -43,7 +43,9 @@ def land(settings, batch, hour):
         for key, (customer, days, amount) in {key: rest for key, *rest in batch}.items()
     ]  # fmt: skip
     raw = raw_table(settings, ORDERS)
-    raw.merge(pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names)
+    raw.merge(
+        pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names
+    )
     return raw
 
 
@@ -51,7 +53,9 @@ def rows_of(settings):
     """All rows of a view, its files' own types included, in one order."""
     view_rows = ibis.duckdb.connect().read_parquet(view_files(settings, VIEW))
     rows = view_rows.drop("period").to_pyarrow()
-    return rows.sort_by([("customer_id", "ascending"), ("event_timestamp", "ascending")])
+    return rows.sort_by(
+        [("customer_id", "ascending"), ("event_timestamp", "ascending")]
+    )
 
 
 def rebuilt(settings, raw):
@@ -62,7 +66,9 @@ def rebuilt(settings, raw):
 
 
 @hypothesis_settings(
-    max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(batches, st.randoms(use_true_random=False))
 def test_any_batches_leave_what_their_rows_give_at_once_in_any_order(
@@ -122,11 +128,15 @@ def test_files_put_together_change_nothing(tmp_path):
     assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
-def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_full(tmp_path):
+def test_history_that_delta_has_dropped_and_tables_made_anew_are_computed_in_full(
+    tmp_path,
+):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
     raw = land(settings, [(1, 3, 5, 1.0)], 1)
-    raw._open().vacuum(retention_hours=0, enforce_retention_duration=False, dry_run=False)
+    raw._open().vacuum(
+        retention_hours=0, enforce_retention_duration=False, dry_run=False
+    )
     write_views(settings, ORDERS, raw)
     assert rows_of(settings).equals(rebuilt(settings, raw))
     raw.path.rename(raw.path.with_name("gone"))

@@ -51,7 +51,9 @@ class Shop:
         self.settings = settings.model_copy(update={"sources": {"orders": str(file)}})
 
     def has(self, *orders):
-        pq.write_table(pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.file)
+        pq.write_table(
+            pa.Table.from_pylist(list(orders), schema=ORDERS.schema), self.file
+        )
 
     def ingest(self, as_of, *, full=False):
         return ingest(self.settings, "orders", as_of, full=full)
@@ -59,7 +61,9 @@ class Shop:
     def online(self, as_of, *customers):
         reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
         try:
-            return reader.read([{"customer_id": customer} for customer in customers], as_of)
+            return reader.read(
+                [{"customer_id": customer} for customer in customers], as_of
+            )
         finally:
             reader.close()
 
@@ -75,7 +79,9 @@ def shop(applied, tmp_path):
     return Shop(applied, tmp_path / "orders.parquet")
 
 
-def test_orders_become_rows_and_online_values_and_twice_is_the_same_as_once(shop, as_of):
+def test_orders_become_rows_and_online_values_and_twice_is_the_same_as_once(
+    shop, as_of
+):
     shop.has(order(1, 1, as_of - 10 * DAY, 5.0), order(2, 1, as_of - 40 * DAY, 7.0))
     report = shop.ingest(as_of)
     assert (report.inserted, report.replaced, report.quarantined) == (2, 0, 0)
@@ -98,7 +104,9 @@ def test_orders_become_rows_and_online_values_and_twice_is_the_same_as_once(shop
     assert (repeated.inserted, repeated.table_version) == (0, report.table_version)
 
 
-def test_a_value_falls_when_its_order_leaves_the_window_and_nothing_else_happens(shop, as_of):
+def test_a_value_falls_when_its_order_leaves_the_window_and_nothing_else_happens(
+    shop, as_of
+):
     shop.has(order(1, 1, as_of - 29 * DAY, 5.0))
     shop.ingest(as_of)
     assert shop.online(as_of, 1)[0]["total_orders_30d"] == 1
@@ -148,7 +156,10 @@ def test_a_correction_replaces_and_reaches_the_online_store(corrected, as_of):
 def test_an_order_that_moves_leaves_nothing_of_it_online(corrected):
     _, _, online = corrected
     assert (online[11]["total_orders_30d"], online[11]["lifetime_value"]) == (1, 13.0)
-    assert (online[12]["lifetime_orders"], online[12]["days_since_last_order"]) == (1, 2)
+    assert (online[12]["lifetime_orders"], online[12]["days_since_last_order"]) == (
+        1,
+        2,
+    )
     assert online[13] is None
 
 
@@ -170,7 +181,9 @@ def test_a_late_row_reaches_the_online_store(shop, as_of):
     assert [row["total_orders_30d"] for row in values] == [2, 1]
 
 
-def test_rows_that_fail_alone_go_to_quarantine_once_and_stand_in_the_data_docs(shop, as_of):
+def test_rows_that_fail_alone_go_to_quarantine_once_and_stand_in_the_data_docs(
+    shop, as_of
+):
     good_rows = [order(number, number, as_of - DAY) for number in range(1, 40)]
     bad_rows = [
         order(50, 50, as_of - DAY, -1.0),
@@ -183,7 +196,9 @@ def test_rows_that_fail_alone_go_to_quarantine_once_and_stand_in_the_data_docs(s
     assert (report.inserted, report.quarantined) == (39, 4)
     page = (shop.settings.data_docs / "orders" / "index.html").read_text()
     assert "dollar_value" in page
-    rules = {json.loads(entry["row"])["order_id"]: entry["rules"] for entry in shop.aside()}
+    rules = {
+        json.loads(entry["row"])["order_id"]: entry["rules"] for entry in shop.aside()
+    }
     assert rules.keys() == {50, 51, 52, 53}
     assert "be_between(order_ts)" in rules[52]  # dated in the future
     shop.ingest(as_of + HOUR)
@@ -208,7 +223,9 @@ def test_an_emptied_online_store_is_noticed_and_filled_again(shop, as_of):
     assert shop.online(as_of, 1)[0]["lifetime_orders"] == 1
 
 
-def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, as_of, tmp_path):
+def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(
+    shop, as_of, tmp_path
+):
     port = unused_port()
     standby_port = unused_port()
     shop.settings = shop.settings.model_copy(update={"redis_port": port})
@@ -218,7 +235,10 @@ def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, 
     def commands():
         return {client["cmd"] for client in redis.client_list()}
 
-    with redis_server(standby_port, tmp_path / "after"), ThreadPoolExecutor(1) as thread:
+    with (
+        redis_server(standby_port, tmp_path / "after"),
+        ThreadPoolExecutor(1) as thread,
+    ):
         with redis_server(port, tmp_path / "before"):
             shop.has(order(1, 1, as_of - DAY))
             shop.ingest(as_of)
@@ -227,7 +247,9 @@ def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(shop, 
             shop.has(order(1, 1, as_of - DAY), order(2, 2, as_of))
             ingest_of_more = thread.submit(shop.ingest, as_of + DAY)
             wait_until("a held write", lambda: {"multi", "set", "exec"} & commands())
-        Redis(port=standby_port).config_set("port", port)  # there before the writer gives up
+        Redis(port=standby_port).config_set(
+            "port", port
+        )  # there before the writer gives up
         assert ingest_of_more.result(600).inserted == 1
         values = shop.online(as_of + DAY, 1, 2)
     assert [row["lifetime_orders"] for row in values] == [1, 1]
@@ -240,12 +262,16 @@ def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):
     assert shop.online(as_of, 1)[0]["lifetime_orders"] == 2
 
 
-def test_an_expression_that_is_taken_back_leaves_nothing_of_it_online(shop, as_of, monkeypatch):
+def test_an_expression_that_is_taken_back_leaves_nothing_of_it_online(
+    shop, as_of, monkeypatch
+):
     shop.has(order(1, 1, as_of - DAY, 5.0))
     shop.ingest(as_of)
     shipped = ORDERS.views[VIEW]
     with monkeypatch.context() as patch:
-        patch.setitem(ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(lifetime_value=9.0))
+        patch.setitem(
+            ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(lifetime_value=9.0)
+        )
         shop.ingest(as_of)
         assert shop.online(as_of, 1)[0]["lifetime_value"] == 9.0
     shop.ingest(as_of + DAY)

@@ -28,7 +28,9 @@ from feast.types import Float64, Int64, String
 
 from tests.s3 import s3_server
 
-pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:On demand feature view is an experimental"
+)
 OURS = "feature_repo.extensions.offline.AsofOfflineStore"
 TIME = pa.timestamp("us", tz="UTC")
 BEGIN = 1_750_000_000_000_000
@@ -36,7 +38,9 @@ DAY = 86_400_000_000
 MOMENTS = 40  # few, so that ties, exact hits and expiries to the microsecond are common
 FOREVER = timedelta(0)
 
-customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+customer = Entity(
+    name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
+)
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
 VIEWS = {"customers": [customer], "shops": [shop], "pairs": [customer, shop]}
 FEATURES = {"amount": Float64, "count": Int64, "name": String}
@@ -51,9 +55,15 @@ def feature_rows(rng, view, n, *, ties):
     rows = pa.table(
         {
             "customer_id": with_nulls(rng, rng.integers(0, 9, n), pa.int64()),
-            "shop_code": with_nulls(rng, rng.choice(["a", "a:1", "", "ü"], n), pa.string()),
-            "at": with_nulls(rng, BEGIN + rng.integers(0, MOMENTS, n) * DAY, TIME, share=0.05),
-            "created": pa.array(rng.permutation(n) * DAY, TIME),  # unique: ties have one answer
+            "shop_code": with_nulls(
+                rng, rng.choice(["a", "a:1", "", "ü"], n), pa.string()
+            ),
+            "at": with_nulls(
+                rng, BEGIN + rng.integers(0, MOMENTS, n) * DAY, TIME, share=0.05
+            ),
+            "created": pa.array(
+                rng.permutation(n) * DAY, TIME
+            ),  # unique: ties have one answer
             f"{view}_amount": with_nulls(rng, rng.random(n), pa.float64()),
             f"{view}_count": with_nulls(rng, rng.integers(0, 99, n), pa.int64()),
             f"{view}_name": with_nulls(rng, rng.choice(["x", "y", ""], n), pa.string()),
@@ -99,9 +109,13 @@ def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
         return {"sum": [None if None in row else sum(row) for row in rows]}
 
     objects["summed"] = on_demand_feature_view(
-        sources=[customers, request], schema=[Field(name="sum", dtype=Int64)], mode="python"
+        sources=[customers, request],
+        schema=[Field(name="sum", dtype=Int64)],
+        mode="python",
     )(summed)
-    referrer = customers.with_name("referrer").with_join_key_map({"customer_id": "referrer_id"})
+    referrer = customers.with_name("referrer").with_join_key_map(
+        {"customer_id": "referrer_id"}
+    )
     services = {
         "plain": [customers[["customers_count"]], objects["summed"]],
         "aliased": [referrer[["customers_name"]], objects["pairs"][["pairs_amount"]]],
@@ -160,7 +174,11 @@ def same_frames(stores, entities, features=REFS, *, asof=True, **options):
     """Compare the frames of both stores, which may order rows and columns as they like."""
     frames = []
     for store in stores:
-        requested = store.get_feature_service(features) if isinstance(features, str) else features
+        requested = (
+            store.get_feature_service(features)
+            if isinstance(features, str)
+            else features
+        )
         job = store.get_historical_features(
             entity_df=entities.copy(), features=requested, **options
         )
@@ -195,7 +213,9 @@ def test_a_time_to_live_may_be_days_and_hours(tmp_path):
         folder.mkdir()
         _, ours = both_stores(folder, np.random.default_rng(1), timedelta(hours=hours))
         entities = entity_rows(np.random.default_rng(9), 200)
-        frame = ours.get_historical_features(entity_df=entities, features=REFS[:1]).to_df()
+        frame = ours.get_historical_features(
+            entity_df=entities, features=REFS[:1]
+        ).to_df()
         counts.append(frame["customers_amount"].count())
     assert counts[0] <= counts[1] < counts[2]
 
@@ -216,7 +236,9 @@ def test_on_demand_views_are_the_stock_stores(tmp_path):
         (REFS, {"full_feature_names": True, "filter_by_created_timestamp": True}),
     ],
 )
-def test_other_frames_of_a_table_are_joined_by_feast(tmp_path, delta, features, options):
+def test_other_frames_of_a_table_are_joined_by_feast(
+    tmp_path, delta, features, options
+):
     rng = np.random.default_rng(3)
     stores = both_stores(tmp_path, rng, timedelta(days=5), delta=delta)
     same_frames(stores, entity_rows(rng, 200), features, asof=False, **options)
@@ -230,18 +252,24 @@ def test_columns_of_a_table_may_have_other_names_than_the_features(tmp_path):
 
 
 @pytest.mark.parametrize(("delta", "asof"), [((), False), (("customers",), True)])
-def test_views_of_parquet_files_are_joined_by_asof_only_beside_a_table(tmp_path, delta, asof):
+def test_views_of_parquet_files_are_joined_by_asof_only_beside_a_table(
+    tmp_path, delta, asof
+):
     rng = np.random.default_rng(5)
     stores = both_stores(tmp_path, rng, delta=delta)
     same_frames(stores, entity_rows(rng, 50), asof=asof)
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
-def test_an_open_store_reads_the_rows_of_the_newest_commit(tmp_path, monkeypatch, place):
+def test_an_open_store_reads_the_rows_of_the_newest_commit(
+    tmp_path, monkeypatch, place
+):
     with s3_server(tmp_path, monkeypatch) if place == "s3" else nullcontext():
         folder = "s3://gyre/views" if place == "s3" else str(tmp_path)
         pairs = definitions(folder, delta=VIEWS)["pairs"]
-        store = open_store(tmp_path, OURS, {"customer": customer, "shop": shop, "pairs": pairs})
+        store = open_store(
+            tmp_path, OURS, {"customer": customer, "shop": shop, "pairs": pairs}
+        )
         schema = feature_rows(np.random.default_rng(1), "pairs", 1, ties=True).schema
         keys = {"customer_id": 1, "shop_code": "a"}
         moment = pd.to_datetime(BEGIN + 99 * DAY, unit="us", utc=True)

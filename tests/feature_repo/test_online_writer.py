@@ -10,10 +10,26 @@ import pyarrow.parquet as pq
 import pytest
 from feast import Entity, FeatureStore, FeatureView, Field, FileSource, ValueType
 from feast.repo_config import RepoConfig
-from feast.types import Array, Bool, Bytes, Float32, Float64, Int32, Int64, String, UnixTimestamp
+from feast.types import (
+    Array,
+    Bool,
+    Bytes,
+    Float32,
+    Float64,
+    Int32,
+    Int64,
+    String,
+    UnixTimestamp,
+)
 from redis import Redis
 
-from feature_repo.online_writer import delete_rows, hash_names, key_values, scan_keys, write_rows
+from feature_repo.online_writer import (
+    delete_rows,
+    hash_names,
+    key_values,
+    scan_keys,
+    write_rows,
+)
 from tests.conftest import redis_server, unused_port
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -30,7 +46,9 @@ FIELDS = {
     "bytes": Bytes,
     "list": Array(Int64),
 }
-customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+customer = Entity(
+    name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
+)
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
 
 
@@ -49,19 +67,29 @@ def random_rows(seed):
 
     numbers = [0.0, -0.0, np.inf, np.nan, 5e-324]
     edges = [0, 1, -1, 127, 128, 2**31 - 1, -(2**31)]
-    large = [2**53 - 1, -(2**53) + 1, 2**35]  # beyond them Feast loses digits beside nulls
+    large = [
+        2**53 - 1,
+        -(2**53) + 1,
+        2**35,
+    ]  # beyond them Feast loses digits beside nulls
     microseconds = rng.integers(-(10**14), 2 * 10**15, ROWS)
-    microseconds[::7] -= microseconds[::7] % 1_000_000  # whole seconds have no nanoseconds
+    microseconds[::7] -= (
+        microseconds[::7] % 1_000_000
+    )  # whole seconds have no nanoseconds
     microseconds[:3] = (0, 5, -1)
     return pa.table(
         {
             "customer_id": pa.array(rng.permutation(ROWS) - ROWS // 2, pa.int64()),
-            "shop_code": [f"{'äß€'[number % 3]}{'x' * number}" for number in range(ROWS)],
+            "shop_code": [
+                f"{'äß€'[number % 3]}{'x' * number}" for number in range(ROWS)
+            ],
             "at": pa.array(microseconds, TIME),
             "int64": with_nulls(rng.choice(edges + large, ROWS), pa.int64()),
             "int32": pa.array(rng.choice(edges, ROWS), pa.int32()),
             "double": with_nulls(rng.choice(numbers, ROWS), pa.float64()),
-            "float": with_nulls(rng.choice([0.0, 1.5, -np.inf, np.nan], ROWS), pa.float32()),
+            "float": with_nulls(
+                rng.choice([0.0, 1.5, -np.inf, np.nan], ROWS), pa.float32()
+            ),
             "flag": with_nulls(rng.random(ROWS) < 0.5, pa.bool_()),
             "text": with_nulls(rng.choice(["", "ü", "x" * 300], ROWS), pa.string()),
             "bytes": with_nulls(rng.choice([b"\0", b"\xff" * 9], ROWS), pa.binary()),
@@ -76,9 +104,13 @@ class Stores:
 
     def __init__(self, folder, port, rows, entities):
         pq.write_table(rows, folder / "rows.parquet")
-        source = FileSource(name="rows", path=str(folder / "rows.parquet"), timestamp_field="at")
+        source = FileSource(
+            name="rows", path=str(folder / "rows.parquet"), timestamp_field="at"
+        )
         schema = [Field(name=name, dtype=dtype) for name, dtype in FIELDS.items()]
-        self.view = FeatureView(name="rows", entities=entities, schema=schema, source=source)
+        self.view = FeatureView(
+            name="rows", entities=entities, schema=schema, source=source
+        )
         self.stores = []
         self.redis = [Redis(port=port, db=database) for database in (0, 1)]
         for database in (0, 1):
@@ -107,7 +139,9 @@ class Stores:
 
     def delete(self, keys):
         with self.redis[1].pipeline(transaction=False) as pipe:
-            delete_rows(pipe, self.config, self.view, hash_names(self.config, self.view, keys))
+            delete_rows(
+                pipe, self.config, self.view, hash_names(self.config, self.view, keys)
+            )
             pipe.execute()
 
     def hashes(self, database):
@@ -117,7 +151,9 @@ class Stores:
 
 @pytest.mark.parametrize("entities", [[customer], [shop], [shop, customer]])
 @pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.nightly)])
-def test_random_rows_are_those_of_feasts_own_store_to_the_byte(port, tmp_path, entities, seed):
+def test_random_rows_are_those_of_feasts_own_store_to_the_byte(
+    port, tmp_path, entities, seed
+):
     rows = random_rows(seed)
     stores = Stores(tmp_path, port, rows, entities)
     stores.stores[0].materialize(BEGIN, END)
@@ -127,7 +163,9 @@ def test_random_rows_are_those_of_feasts_own_store_to_the_byte(port, tmp_path, e
     assert hashes == stores.hashes(0)
 
 
-def test_feasts_own_client_reads_what_was_written_and_nothing_after_it_was_deleted(port, tmp_path):
+def test_feasts_own_client_reads_what_was_written_and_nothing_after_it_was_deleted(
+    port, tmp_path
+):
     rows = random_rows(0)
     stores = Stores(tmp_path, port, rows, [shop, customer])
     stores.write(rows)
@@ -135,11 +173,15 @@ def test_feasts_own_client_reads_what_was_written_and_nothing_after_it_was_delet
     texts = rows["text"].to_pylist()
     keys = key_values(stores.view, rows)
     stores.delete(keys[1:2])
-    values = stores.stores[1].get_online_features(["rows:text", "rows:int64"], [first, second])
+    values = stores.stores[1].get_online_features(
+        ["rows:text", "rows:int64"], [first, second]
+    )
     assert values.to_dict()["text"] == [texts[0], None]
     names = {name for name, _ in scan_keys(stores.redis[1], stores.config, stores.view)}
     assert len(names) == ROWS - 1
-    assert {key for _, key in scan_keys(stores.redis[1], stores.config, stores.view)} == {
+    assert {
+        key for _, key in scan_keys(stores.redis[1], stores.config, stores.view)
+    } == {
         keys[0],
         *keys[2:],
     }

@@ -19,7 +19,9 @@ from feature_repo.store import open_store
 SERVICE = "customer_churn_v1"
 
 
-def test_online_is_offline_for_every_customer_whatever_the_online_store(small, as_of, tmp_path):
+def test_online_is_offline_for_every_customer_whatever_the_online_store(
+    small, as_of, tmp_path
+):
     with pytest.raises(DataError, match="gyre ingest orders"):
         parity(small, SERVICE, [as_of])
     ingest(small, "orders", as_of)
@@ -30,10 +32,14 @@ def test_online_is_offline_for_every_customer_whatever_the_online_store(small, a
     store.apply(view)
     moments = (as_of - timedelta(days=200), as_of)
     other_store = {"type": "sqlite", "path": str(tmp_path / "online.db")}
-    report = parity(small.model_copy(update={"online_store": other_store}), SERVICE, moments)
+    report = parity(
+        small.model_copy(update={"online_store": other_store}), SERVICE, moments
+    )
     assert (report.entities, report.features, report.differences) == (1_000, 10, ())
     assert "2 moments: 20000 values, 0 differences" in report.summary()
-    assert not (tmp_path / "online.db").exists(), "the installation's own store is only read"
+    assert not (tmp_path / "online.db").exists(), (
+        "the installation's own store is only read"
+    )
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")

@@ -27,7 +27,9 @@ from feature_repo.store import open_store
 from feature_repo.views import write_views
 
 pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+    ),
     pytest.mark.usefixtures("spark_ends_here"),
 ]
 ORDERS = load_dataset("orders")
@@ -44,7 +46,17 @@ BEGIN = (datetime(2126, 1, 1, tzinfo=UTC) - EPOCH) // TICK
 ARRIVALS = [BEGIN + days * DAY for days in (60, 170, 280, 400)]
 """When the batches land. Later than the last, windows empty by themselves."""
 LAST_BATCH = len(ARRIVALS) - 1
-EDGES = [-1, 0, 1, 30 * DAY - 1, 30 * DAY, 30 * DAY + 1, 90 * DAY - 1, 90 * DAY, 90 * DAY + 1]
+EDGES = [
+    -1,
+    0,
+    1,
+    30 * DAY - 1,
+    30 * DAY,
+    30 * DAY + 1,
+    90 * DAY - 1,
+    90 * DAY,
+    90 * DAY + 1,
+]
 STEPS = [0, 0, 1, HOUR, DAY // 2, DAY, *EDGES[3:], 28 * DAY, 91 * DAY, 150 * DAY]
 """From one order to the next: ties, bursts, days, edges of windows and files, longer than any."""
 CENTS = [0, 1, 10, 1_496, 128_601]
@@ -124,7 +136,9 @@ def land(raw, batch: list[Order], arrival: int) -> None:
     ]
     rows = last_of_key(pa.table(columns, ORDERS.schema), ORDERS.key)
     arrivals = pa.array([moment(arrival)] * len(rows), TIME)
-    raw.merge(rows.append_column("ingested_at", arrivals), ORDERS.key, ORDERS.schema.names)
+    raw.merge(
+        rows.append_column("ingested_at", arrivals), ORDERS.key, ORDERS.schema.names
+    )
 
 
 def historical(service: PublishedService, reads: list[tuple[int, int]]) -> pa.Table:
@@ -221,8 +235,12 @@ def test_what_happens_later_changes_nothing_before(template, engine, seed):
 
     landed = {order.number: order for order in orders}
     ahead = [order for order in landed.values() if order.at > now]
-    changes = [replace(order, cents=order.cents + 1, at=order.at + DAY) for order in ahead[::3]]
-    changes += [replace(order, customer=chance.choice(CUSTOMERS)) for order in ahead[1::3]]
+    changes = [
+        replace(order, cents=order.cents + 1, at=order.at + DAY) for order in ahead[::3]
+    ]
+    changes += [
+        replace(order, customer=chance.choice(CUSTOMERS)) for order in ahead[1::3]
+    ]
     changes += [Order(10**6 + customer, customer, now + 1, 1) for customer in CUSTOMERS]
     land(raw, changes, ARRIVALS[-1] + DAY)
     write_views(settings, ORDERS, raw)

@@ -43,7 +43,9 @@ def shop(postgres: str) -> Iterator[psycopg.Connection]:
             "CREATE TABLE orders (order_id bigint, customer_id integer, order_ts timestamptz,"
             " number_of_cds smallint, dollar_value numeric(10, 2))"
         )
-        connection.execute("SET TIME ZONE 'Asia/Kolkata'")  # the shop's own; an instant is one
+        connection.execute(
+            "SET TIME ZONE 'Asia/Kolkata'"
+        )  # the shop's own; an instant is one
         yield connection
 
 
@@ -68,7 +70,9 @@ def test_rows_come_in_the_dataset_s_types_and_only_the_later_ones(
     assert later["order_id"].to_pylist() == [2]
 
 
-def test_the_database_itself_leaves_out_what_is_older(shop, postgres, server_log, tmp_path):
+def test_the_database_itself_leaves_out_what_is_older(
+    shop, postgres, server_log, tmp_path
+):
     sources = {"orders": f"{postgres}#orders"}
     settings = new_settings(tmp_path).model_copy(update={"sources": sources})
     sell(shop, *((n, AS_OF - n * DAY) for n in range(1, 100)))

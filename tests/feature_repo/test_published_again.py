@@ -18,7 +18,9 @@ UNKNOWN = 999_999
 """A customer without an order."""
 
 
-def test_a_view_published_again_and_materialized_by_hand_has_no_values_of_before(small, as_of):
+def test_a_view_published_again_and_materialized_by_hand_has_no_values_of_before(
+    small, as_of
+):
     ingest(small, "orders", as_of)
     store = open_store(small, 60)
     shipped = store.get_feature_view("customer_features")

@@ -14,7 +14,7 @@ from feature_repo.quarantine import quarantine, quarantine_table, quarantined, r
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
 
 
-def test_a_row_is_listed_with_its_rule_and_lands_once_it_is_mended(shop, as_of):  # noqa: F811
+def test_a_row_is_listed_with_its_rule_and_lands_once_it_is_mended(shop, as_of):
     good_row = order(1, 7, as_of - 2 * DAY)
     shop.has(good_row, order(2, 7, as_of - DAY, -5.0))
     shop.ingest(as_of)
@@ -40,9 +40,14 @@ def mend(tmp_path, monkeypatch):
 
     def write():
         suite = json.loads((validation.EXPECTATIONS / "orders.json").read_text())
-        rules = [rule for rule in suite["expectations"] if "as_of" not in json.dumps(rule)]
+        rules = [
+            rule for rule in suite["expectations"] if "as_of" not in json.dumps(rule)
+        ]
         for rule in rules:
-            if rule["kwargs"].get("column") == "dollar_value" and "min_value" in rule["kwargs"]:
+            if (
+                rule["kwargs"].get("column") == "dollar_value"
+                and "min_value" in rule["kwargs"]
+            ):
                 rule["kwargs"]["min_value"] = -10
         (tmp_path / "orders.json").write_text(json.dumps({"expectations": rules}))
         monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
@@ -51,12 +56,16 @@ def mend(tmp_path, monkeypatch):
 
 
 def test_rows_of_a_mended_rule_are_released_and_stay_although_the_source_repeats_them(
-    shop,  # noqa: F811
+    shop,
     as_of,
     mend,
 ):
     moment = as_of - DAY + timedelta(microseconds=1)
-    shop.has(order(1, 7, as_of - 2 * DAY), order(2, 7, moment, -5.1), order(3, 8, moment, -50.0))
+    shop.has(
+        order(1, 7, as_of - 2 * DAY),
+        order(2, 7, moment, -5.1),
+        order(3, 8, moment, -50.0),
+    )
     shop.ingest(as_of)
     assert release(shop.settings, ORDERS, as_of + HOUR).released == 0
     mend()
@@ -65,18 +74,24 @@ def test_rows_of_a_mended_rule_are_released_and_stay_although_the_source_repeats
     (row,) = [row for row in shop.raw() if row["order_id"] == 2]
     assert (row["ingested_at"], row["order_ts"]) == (as_of + HOUR, moment)
     assert row["dollar_value"] == -5.1
-    assert [entry["row"]["order_id"] for entry in quarantined(shop.settings, ORDERS)] == [3]
+    assert [
+        entry["row"]["order_id"] for entry in quarantined(shop.settings, ORDERS)
+    ] == [3]
     later = shop.ingest(as_of + 2 * HOUR, full=True)
     assert (later.inserted, later.replaced, later.quarantined) == (0, 0, 0)
     assert shop.online(as_of + 2 * HOUR, 7)[0]["lifetime_value"] == pytest.approx(4.9)
 
 
 def test_a_row_whose_key_has_landed_meanwhile_is_shown_beside_it_and_changes_nothing(
-    shop,  # noqa: F811
+    shop,
     as_of,
     mend,
 ):
-    shop.has(order(1, 7, as_of - DAY), order(2, 7, as_of - DAY, -5.0), order(3, 8, as_of, -50.0))
+    shop.has(
+        order(1, 7, as_of - DAY),
+        order(2, 7, as_of - DAY, -5.0),
+        order(3, 8, as_of, -50.0),
+    )
     shop.ingest(as_of)
     shop.has(order(2, 7, as_of - DAY, 5.0))
     shop.ingest(as_of + HOUR)
@@ -99,9 +114,12 @@ def test_a_row_whose_key_has_landed_meanwhile_is_shown_beside_it_and_changes_not
     assert len(quarantined(shop.settings, ORDERS)) == 2
 
 
-def test_of_several_rows_of_a_key_the_newest_gets_in(shop, as_of, mend):  # noqa: F811
+def test_of_several_rows_of_a_key_the_newest_gets_in(shop, as_of, mend):
     for hours, amount in enumerate((10.0, -5.0, -6.0)):
-        shop.has(order(1, 7, as_of - 2 * DAY), order(2 if hours else 3, 7, as_of - DAY, amount))
+        shop.has(
+            order(1, 7, as_of - 2 * DAY),
+            order(2 if hours else 3, 7, as_of - DAY, amount),
+        )
         shop.ingest(as_of + hours * HOUR)
     mend()
     report = release(shop.settings, ORDERS, as_of + 3 * HOUR)
@@ -110,7 +128,7 @@ def test_of_several_rows_of_a_key_the_newest_gets_in(shop, as_of, mend):  # noqa
     assert (row["dollar_value"], stored_row["dollar_value"]) == (-5.0, -6.0)
 
 
-def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop, as_of):  # noqa: F811
+def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop, as_of):
     shop.has(order(1, 7, as_of - DAY), order(2, 7, as_of - DAY, -5.0))
     shop.ingest(as_of)
     texts = [

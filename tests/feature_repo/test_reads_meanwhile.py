@@ -34,7 +34,9 @@ def shop(applied, tmp_path):
 def orders_of(as_of, amount):
     """Two recent orders of each customer: what they spent is the same in every window."""
     return [
-        order(2 * n + k, n, as_of - (1 + 2 * k) * DAY, amount) for n in CUSTOMERS for k in range(2)
+        order(2 * n + k, n, as_of - (1 + 2 * k) * DAY, amount)
+        for n in CUSTOMERS
+        for k in range(2)
     ]
 
 
@@ -42,7 +44,9 @@ def written(settings, as_of, amount):
     """Land the orders and compute their views, as ingest does."""
     raw = raw_table(settings, ORDERS)
     rows = [each | {"ingested_at": as_of} for each in orders_of(as_of, amount)]
-    raw.merge(pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names)
+    raw.merge(
+        pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names
+    )
     write_views(settings, ORDERS, raw)
 
 
@@ -90,7 +94,9 @@ def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     rows = [{"customer_id": customer} for customer in CUSTOMERS]
 
     def by_feast():
-        found = plain.get_online_features([f"customer_features:{name}" for name in names], rows)
+        found = plain.get_online_features(
+            [f"customer_features:{name}" for name in names], rows
+        )
         columns = found.to_dict()
         for values in zip(*(columns[name] for name in names), strict=True):
             whole(*values)
@@ -116,14 +122,20 @@ def test_historical_reads_meanwhile_find_every_row(shop, as_of):
     shop.ingest(as_of)
     service = PublishedService(shop.settings, SPEC.feature_service)
     frame = pd.DataFrame(
-        {"customer_id": CUSTOMERS, "event_timestamp": as_of, "as_of": microseconds(as_of)}
+        {
+            "customer_id": CUSTOMERS,
+            "event_timestamp": as_of,
+            "as_of": microseconds(as_of),
+        }
     )
 
     def read():
         found = service.historical(frame).to_pylist()
         assert len(found) == len(CUSTOMERS)
         for each in found:
-            whole(each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"])
+            whole(
+                each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"]
+            )
 
     with looped(read) as (failed, counts):
         for turn in range(4):
@@ -133,7 +145,9 @@ def test_historical_reads_meanwhile_find_every_row(shop, as_of):
             assert not failed, failed
 
 
-def test_files_that_were_listed_can_be_read_after_the_view_was_written_anew(shop, as_of):
+def test_files_that_were_listed_can_be_read_after_the_view_was_written_anew(
+    shop, as_of
+):
     shop.has(*orders_of(as_of, 10.0))
     shop.ingest(as_of)
     listed = view_files(shop.settings, "customer_features")

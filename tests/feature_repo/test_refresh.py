@@ -52,7 +52,9 @@ def hashes(redis):
     return {name for name in redis.scan_iter() if name.endswith(b"gyre")}
 
 
-def test_an_event_that_the_source_takes_back_before_the_next_ingest_leaves_nothing(shop):  # noqa: F811
+def test_an_event_that_the_source_takes_back_before_the_next_ingest_leaves_nothing(
+    shop,
+):
     shop.receives(AS_OF + MINUTE, order(2, 9, AS_OF, 2.0))
     assert shop.spent(9) == 2.0
     assert shop.redis.zcard(AHEAD) == 1
@@ -63,7 +65,7 @@ def test_an_event_that_the_source_takes_back_before_the_next_ingest_leaves_nothi
     assert shop.redis.zcard(AHEAD) == 0
 
 
-def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # noqa: F811
+def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):
     """As if the raw rows of an event had been erased."""
     name = next(iter(hashes(shop.redis)))
     other = name.replace((1).to_bytes(8, "little"), (77).to_bytes(8, "little"))
@@ -75,7 +77,7 @@ def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):  # 
     assert hashes(shop.redis) == {name}
 
 
-def test_what_the_consumer_writes_during_a_refresh_stays(shop):  # noqa: F811
+def test_what_the_consumer_writes_during_a_refresh_stays(shop):
     """It stands on a later moment, at which more rows are due."""
     shop.receives(AS_OF + MINUTE, order(2, 77, AS_OF, 3.0), order(3, 1, AS_OF, 2.0))
     raw = raw_table(shop.settings, ORDERS)
@@ -84,7 +86,9 @@ def test_what_the_consumer_writes_during_a_refresh_stays(shop):  # noqa: F811
 
     def moment():
         """Called when the keys of before are taken."""
-        shop.redis.zadd(AHEAD, dict.fromkeys([json.dumps([1]), json.dumps([77])], raw.version))
+        shop.redis.zadd(
+            AHEAD, dict.fromkeys([json.dumps([1]), json.dumps([77])], raw.version)
+        )
         return before
 
     shop.redis.delete(STATE)
@@ -92,7 +96,7 @@ def test_what_the_consumer_writes_during_a_refresh_stays(shop):  # noqa: F811
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
 
 
-def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted(shop):  # noqa: F811
+def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted(shop):
     name = next(iter(hashes(shop.redis)))
     other = name.replace((1).to_bytes(8, "little"), (77).to_bytes(8, "little"))
     shop.redis.hset(other, mapping=shop.redis.hgetall(name))
@@ -100,14 +104,22 @@ def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted
     version = state_of(shop.redis).version
     shop.has(FIRST, order(2, 2, AS_OF, 2.0))
     shop.ingest(LATER)
-    assert (shop.spent(2), shop.spent(1), shop.spent(77)) == (2.0, None, 5.0)  # no change, no write
+    assert (shop.spent(2), shop.spent(1), shop.spent(77)) == (
+        2.0,
+        None,
+        5.0,
+    )  # no change, no write
     view_table(shop.settings, VIEW).purge()
-    shop.redis.set(STATE, json.dumps({"version": version, "time": LATER.isoformat(), "next": None}))
+    shop.redis.set(
+        STATE, json.dumps({"version": version, "time": LATER.isoformat(), "next": None})
+    )
     shop.ingest(LATER + HOUR)
     assert (shop.spent(2), shop.spent(1), shop.spent(77)) == (2.0, 5.0, None)
 
 
-def test_a_row_that_becomes_due_between_two_refreshes_goes_online_without_an_event(shop):  # noqa: F811
+def test_a_row_that_becomes_due_between_two_refreshes_goes_online_without_an_event(
+    shop,
+):
     """The only order leaves the window of 30 days."""
     shop.ingest(AS_OF + 19 * DAY)
     before = shop.online(1, AS_OF + 19 * DAY)
@@ -117,9 +129,14 @@ def test_a_row_that_becomes_due_between_two_refreshes_goes_online_without_an_eve
     assert (before["total_orders_90d"], after["total_orders_90d"]) == (1, 1)
 
 
-def test_after_a_materialisation_by_hand_the_next_ingest_makes_all_right(shop):  # noqa: F811
+def test_after_a_materialisation_by_hand_the_next_ingest_makes_all_right(shop):
     shop.receives(AS_OF + MINUTE, order(2, 1, AS_OF, 2.0))
-    command = ["feast", "materialize", "2000-01-01T00:00:00", (AS_OF - HOUR).isoformat()[:19]]
+    command = [
+        "feast",
+        "materialize",
+        "2000-01-01T00:00:00",
+        (AS_OF - HOUR).isoformat()[:19],
+    ]
     shop.redis.flushall()
     own = child_environment(shop.settings)
     subprocess.run(
@@ -141,7 +158,8 @@ def gyre(settings, *arguments):
     process = subprocess.Popen(
         [commands_folder() / "gyre", *arguments],
         cwd=PROJECT,
-        env=child_environment(settings) | {"GYRE_SOURCES__ORDERS": settings.sources["orders"]},
+        env=child_environment(settings)
+        | {"GYRE_SOURCES__ORDERS": settings.sources["orders"]},
         stdout=subprocess.DEVNULL,
     )
     try:
@@ -191,10 +209,13 @@ class BigShop:
 
 
 def test_a_refresh_that_is_killed_half_way_is_completed_by_the_next(applied, tmp_path):
-    shop = BigShop(applied, tmp_path / "source", 20_000)  # noqa: F811
+    shop = BigShop(applied, tmp_path / "source", 20_000)
     shop.ingest()
     shop.deliver(1)
-    with shop.redis.monitor() as monitor, gyre(shop.settings, "ingest", "orders") as process:
+    with (
+        shop.redis.monitor() as monitor,
+        gyre(shop.settings, "ingest", "orders") as process,
+    ):
         writes = 0
         for command in monitor.listen():
             writes += command["command"].startswith("HSET")
@@ -203,7 +224,9 @@ def test_a_refresh_that_is_killed_half_way_is_completed_by_the_next(applied, tmp
                 break
         assert process.wait() == -signal.SIGKILL
     assert state_of(shop.redis).next is not None
-    with closing(online_reader(shop.settings, SPEC.feature_service, SPEC.features)) as reader:
+    with closing(
+        online_reader(shop.settings, SPEC.feature_service, SPEC.features)
+    ) as reader:
         every = range(1, 20_001)
         assert set(shop.counts(reader, every)) == {1, 2}
         shop.ingest()
@@ -211,7 +234,7 @@ def test_a_refresh_that_is_killed_half_way_is_completed_by_the_next(applied, tmp
     assert state_of(shop.redis).next is None
 
 
-def values_never_go_back(shop):  # noqa: F811
+def values_never_go_back(shop):
     """Read some customers while events arrive and all customers are refreshed."""
     chance = Random(1)
     watched = chance.sample(range(1, shop.customers + 1), 20)
@@ -220,7 +243,9 @@ def values_never_go_back(shop):  # noqa: F811
     sent = dict.fromkeys(watched, 0)
     with (
         gyre(shop.settings, "consume"),
-        closing(online_reader(shop.settings, SPEC.feature_service, SPEC.features)) as reader,
+        closing(
+            online_reader(shop.settings, SPEC.feature_service, SPEC.features)
+        ) as reader,
         gyre(shop.settings, "ingest", "orders", "--full") as ingest,
     ):
         counts = shop.counts(reader, watched)
@@ -234,7 +259,9 @@ def values_never_go_back(shop):  # noqa: F811
                 sent[customer] += 1
                 number += 1
             newer_counts = shop.counts(reader, watched)
-            assert all(new >= old for old, new in zip(counts, newer_counts, strict=True)), (
+            assert all(
+                new >= old for old, new in zip(counts, newer_counts, strict=True)
+            ), (
                 counts,
                 newer_counts,
                 sent,
@@ -254,5 +281,7 @@ def test_no_value_goes_back_while_events_arrive_during_a_refresh(applied, tmp_pa
 
 @pytest.mark.nightly
 @pytest.mark.timeout(1_800)
-def test_no_value_goes_back_while_events_arrive_during_a_refresh_of_a_million(applied, tmp_path):
+def test_no_value_goes_back_while_events_arrive_during_a_refresh_of_a_million(
+    applied, tmp_path
+):
     values_never_go_back(BigShop(applied, tmp_path / "source", 1_000_000))

@@ -21,8 +21,12 @@ ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
 
 
-@pytest.mark.parametrize("start", [date(2000, 1, 1), date(2026, 11, 24), date(2100, 2, 28)])
-def test_at_least_120_and_less_than_127_days_of_the_demo_lie_ahead_of_its_start(tmp_path, start):
+@pytest.mark.parametrize(
+    "start", [date(2000, 1, 1), date(2026, 11, 24), date(2100, 2, 28)]
+)
+def test_at_least_120_and_less_than_127_days_of_the_demo_lie_ahead_of_its_start(
+    tmp_path, start
+):
     settings = new_settings(tmp_path).model_copy(update={"demo_start": start})
     newest = pc.max(pull(settings, ORDERS, AS_OF + 1_000 * DAY)["order_ts"]).as_py()
     assert 120 <= (newest.date() - start).days < 127
@@ -43,7 +47,9 @@ def test_the_dates_are_fixed_at_the_first_start(tmp_path):
 
 
 def with_source(folder, address):
-    return new_settings(folder / "home").model_copy(update={"sources": {"orders": str(address)}})
+    return new_settings(folder / "home").model_copy(
+        update={"sources": {"orders": str(address)}}
+    )
 
 
 def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
@@ -80,7 +86,12 @@ def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, addre
         save(folder / f"{days + 1}.parquet", days + 1)
     save(folder / ".3.parquet", 3)  # a hidden file is not read
     settings = with_source(tmp_path, folder / address)
-    assert sorted(pull(settings, ORDERS, AS_OF)["order_id"].to_pylist()) == [1, 2, 20, 21]
+    assert sorted(pull(settings, ORDERS, AS_OF)["order_id"].to_pylist()) == [
+        1,
+        2,
+        20,
+        21,
+    ]
     newer_rows = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY)
     assert sorted(newer_rows["order_id"].to_pylist()) == [1, 2]
 
@@ -88,7 +99,9 @@ def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, addre
 @pytest.mark.parametrize("name", ["shop", "none.parquet", "*.csv"])
 def test_what_names_no_file_is_said(tmp_path, name):
     (tmp_path / "shop").mkdir()
-    with pytest.raises(DataError, match="expected parquet files or CSV files, found none") as error:
+    with pytest.raises(
+        DataError, match="expected parquet files or CSV files, found none"
+    ) as error:
         pull(with_source(tmp_path, tmp_path / name), ORDERS, AS_OF)
     assert str(tmp_path / name) in str(error.value)
 
@@ -100,10 +113,14 @@ def test_a_source_that_does_not_answer_is_named_without_its_password(tmp_path):
     assert "secret" not in str(error.value)
 
 
-def test_a_dataset_without_a_source_is_told_the_line_and_the_file_to_add_it_to(tmp_path):
+def test_a_dataset_without_a_source_is_told_the_line_and_the_file_to_add_it_to(
+    tmp_path,
+):
     settings = new_settings(tmp_path)
     returns = replace(ORDERS, name="returns", shipped=None)
-    with pytest.raises(DataError, match="returns: no source; add the line GYRE_SOURCES__RETURNS=…"):
+    with pytest.raises(
+        DataError, match="returns: no source; add the line GYRE_SOURCES__RETURNS=…"
+    ):
         pull(settings, returns, AS_OF)
     shared = replace(returns, rows_of="orders")
     with pytest.raises(DataError, match="add the line GYRE_SOURCES__ORDERS=…") as error:

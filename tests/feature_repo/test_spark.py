@@ -32,7 +32,9 @@ from tests.preloaded import commands_folder
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
-    pytest.mark.filterwarnings("ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings(
+        "ignore:.*socket.socket:pytest.PytestUnraisableExceptionWarning"
+    ),
     pytest.mark.usefixtures("spark_ends_here"),
 ]
 ORDERS = load_dataset("orders")
@@ -66,22 +68,30 @@ def assert_same(one: pa.Table, other: pa.Table) -> None:
             assert one[name].equals(other[name]), name
 
 
-@pytest.mark.parametrize("customers", [1_000, pytest.param(23_570, marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "customers", [1_000, pytest.param(23_570, marks=pytest.mark.nightly)]
+)
 def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
     applied, some_orders, customers
 ):
-    sources = {"orders": f"{some_orders}"} if customers == 1_000 else {}  # or all that is shipped
+    sources = (
+        {"orders": f"{some_orders}"} if customers == 1_000 else {}
+    )  # or all that is shipped
     duckdb_settings = applied.model_copy(update={"sources": sources})
     settings = with_engine("spark", duckdb_settings)
     ingest(settings, "orders", AS_OF)
-    assert_same(rows_of(settings), rebuilt(duckdb_settings, raw_table(settings, ORDERS)))
+    assert_same(
+        rows_of(settings), rebuilt(duckdb_settings, raw_table(settings, ORDERS))
+    )
     report = parity(settings, "customer_churn_v1", [AS_OF])
     assert (report.entities, report.differences) == (customers, ())
 
 
 @pytest.mark.nightly
 @hypothesis_settings(
-    max_examples=4, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=4,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(test_windows.rows, st.lists(moments, min_size=1, max_size=4))
 def test_declared_windows_are_what_their_rows_say(spark, tmp_path, raw_rows, times):
@@ -96,7 +106,10 @@ def test_declared_windows_are_what_their_rows_say(spark, tmp_path, raw_rows, tim
 
 @pytest.mark.nightly
 def test_whole_numbers_beside_nulls_stay_whole(spark, tmp_path):
-    columns = {"n": pa.array([2**53 + 1, None], pa.int64()), "event_timestamp": [AS_OF] * 2}
+    columns = {
+        "n": pa.array([2**53 + 1, None], pa.int64()),
+        "event_timestamp": [AS_OF] * 2,
+    }
     folder = tmp_path / "rows"
     spark.write(ibis.memtable(pa.table(columns)), folder, None)
     assert sorted(pq.read_table(folder)["n"].to_pylist(), key=str) == [2**53 + 1, None]
@@ -108,7 +121,10 @@ def test_an_engine_goes_on_where_the_other_left(tmp_path):
     batches = [
         [(1, 1, 300, 1.0), (2, 2, 1, 1.0), (3, 3, 60, 0.1), (7, 3, 300, 0.1)],
         [(4, 1, 0, 14.96), (5, 4, 29, 0.1)],
-        [(2, 3, 90, 2.0), (6, 2, 27, 0.0)],  # moves an order to another customer and back in time
+        [
+            (2, 3, 90, 2.0),
+            (6, 2, 27, 0.0),
+        ],  # moves an order to another customer and back in time
     ]
     for hour, batch in enumerate(batches):
         raw = land(settings, batch, hour)
@@ -139,11 +155,18 @@ except DataError as exc:
 
 def test_a_missing_program_is_one_line_with_the_remedy(tmp_path):
     command = [commands_folder() / "python", "-c", START, "pyspark"]
-    process = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True)
+    process = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, text=True, check=True
+    )
     assert process.stdout == "GYRE_ENGINE=spark, but there is no pyspark: make spark\n"
     environment = {"PATH": "/nonexistent", "GYRE_HOME": str(tmp_path)}
     process = subprocess.run(
-        command[:-1], cwd=PROJECT, env=environment, capture_output=True, text=True, check=True
+        command[:-1],
+        cwd=PROJECT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     problem = "Spark did not start at local[1]; it needs Java 17 or 21, which"
     assert process.stdout.startswith(problem)
@@ -153,9 +176,17 @@ def test_a_missing_program_is_one_line_with_the_remedy(tmp_path):
 @pytest.mark.nightly
 def test_the_jvm_ends_with_its_process_even_a_killed_one():
     command = [sys.executable, "-W", "ignore", "-c", START]
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=PROJECT, env=environment, text=True, **pipes) as process:
+    environment = {
+        k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")
+    }
+    pipes = {
+        "stdin": subprocess.PIPE,
+        "stdout": subprocess.PIPE,
+        "stderr": subprocess.DEVNULL,
+    }
+    with subprocess.Popen(
+        command, cwd=PROJECT, env=environment, text=True, **pipes
+    ) as process:
         assert process.stdout.readline() == "started\n"
         children = psutil.Process(process.pid).children(recursive=True)
         (java,) = [child for child in children if child.name() == "java"]

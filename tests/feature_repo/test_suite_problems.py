@@ -21,9 +21,15 @@ CDS = {"column": "number_of_cds", "value_set": [1]}
 RULE = {"type": IN_SET, "kwargs": CDS}
 WRONG_RULES = [
     (RULE | {"type": f"{IN_SET}t"}, f"{IN_SET}t not found"),
-    (RULE | {"severity": "warn"}, "severity 'warn'. Must be one of: critical, warning, info"),
+    (
+        RULE | {"severity": "warn"},
+        "severity 'warn'. Must be one of: critical, warning, info",
+    ),
     (RULE | {"kwargs": CDS | {"mosty": 0.9}}, "mosty extra fields not permitted"),
-    (RULE | {"kwargs": CDS | {"mostly": 2}}, "mostly ensure this value is less than or equal to 1"),
+    (
+        RULE | {"kwargs": CDS | {"mostly": 2}},
+        "mostly ensure this value is less than or equal to 1",
+    ),
     (RULE | {"severitty": "warning"}, "unexpected keyword argument 'severitty'"),
     ({"type": IN_SET}, "missing 1 required positional argument: 'kwargs'"),
     ("a text", 'found "a text"'),
@@ -58,16 +64,23 @@ def test_every_rule_that_cannot_be_built_is_named(suite):
 @pytest.mark.parametrize("text", ['{"expectations": ', '{"expect": []}', "[]"])
 def test_a_suite_that_is_no_json_or_has_no_list_is_named(suite, text):
     suite(text)
-    with pytest.raises(DataError, match=r"expectations/orders\.json: expected Great Expectations'"):
+    with pytest.raises(
+        DataError, match=r"expectations/orders\.json: expected Great Expectations'"
+    ):
         DatasetRules(ORDERS)
 
 
-def test_an_ingest_with_a_wrong_suite_changes_nothing_and_says_so_in_a_line(applied, tmp_path):
+def test_an_ingest_with_a_wrong_suite_changes_nothing_and_says_so_in_a_line(
+    applied, tmp_path
+):
     project = ProjectCopy(tmp_path)
     project.edit("feature_repo/expectations/orders.json", '"expectations"', '"expect"')
     with pytest.raises(subprocess.CalledProcessError) as error:
         project.gyre(applied, "ingest", "orders")
-    assert "expectations/orders.json: expected Great Expectations' JSON" in error.value.stderr
+    assert (
+        "expectations/orders.json: expected Great Expectations' JSON"
+        in error.value.stderr
+    )
     assert "Traceback" not in error.value.stderr
     tables = (raw_table(applied, ORDERS), quarantine_table(applied, ORDERS))
     assert [table.version for table in tables] == [-1, -1]

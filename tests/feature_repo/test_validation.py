@@ -49,7 +49,10 @@ def table(*orders):
 def some_orders(count, bad_count):
     """Orders, some of which have a negative amount."""
     amounts = [-1.0] * bad_count + [1.0] * (count - bad_count)
-    orders = [order(number, number, AS_OF - DAY, amount) for number, amount in enumerate(amounts)]
+    orders = [
+        order(number, number, AS_OF - DAY, amount)
+        for number, amount in enumerate(amounts)
+    ]
     return table(*orders)
 
 
@@ -94,8 +97,13 @@ def test_a_warning_sets_nothing_aside_and_stops_nothing(suite, rule, bad_count):
 
 def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
     suite(UNIQUE, AMOUNT, AMOUNT | WARNING)
-    assert delivery_rules(ORDERS) == ["expect_column_values_to_be_unique(customer_id)", NAME]
-    rows = table(*(order(number, min(number, 5), AS_OF - DAY) for number in range(1, 10)))
+    assert delivery_rules(ORDERS) == [
+        "expect_column_values_to_be_unique(customer_id)",
+        NAME,
+    ]
+    rows = table(
+        *(order(number, min(number, 5), AS_OF - DAY) for number in range(1, 10))
+    )
     delivery, events = validations(rows)
     assert delivery.bad_rows == events.bad_rows == {}
     assert len(delivery.rejections) == 1
@@ -107,13 +115,20 @@ def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
     ("kwargs", "message"),
     [
         ({"column": "dollars", "min_value": 0}, r"\(dollars\): .*dollars"),
-        ({"column": "dollar_value", "min_value": {"$PARAMETER": "fresh_form"}}, "fresh_form"),
+        (
+            {"column": "dollar_value", "min_value": {"$PARAMETER": "fresh_form"}},
+            "fresh_form",
+        ),
     ],
 )
-def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(suite, for_events, kwargs, message):
+def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(
+    suite, for_events, kwargs, message
+):
     suite({"type": BETWEEN, "kwargs": kwargs})
     rules = DatasetRules(ORDERS, for_events=for_events)
-    with pytest.raises(BatchRejectedError, match=rf"expectations/orders\.json: .*{message}"):
+    with pytest.raises(
+        BatchRejectedError, match=rf"expectations/orders\.json: .*{message}"
+    ):
         rules.validate(some_orders(1, bad_count=0), AS_OF)
 
 
@@ -127,7 +142,10 @@ def test_the_data_docs_show_what_was_observed(suite):
 
 def test_an_event_may_lack_what_only_a_warning_asks_for(suite):
     never_null = {"type": validation.NOT_NULL, "kwargs": {"column": "order_id"}}
-    better_not = {"type": validation.NOT_NULL, "kwargs": {"column": "number_of_cds"}} | WARNING
+    better_not = {
+        "type": validation.NOT_NULL,
+        "kwargs": {"column": "number_of_cds"},
+    } | WARNING
     suite(never_null, better_not)
     assert DatasetRules(ORDERS, for_events=True).never_null == {"order_id"}
 
@@ -144,7 +162,9 @@ def test_an_unchanged_delivery_validates_nothing_even_if_it_has_nulls(suite, tmp
     assert not page.exists()
 
 
-def test_a_key_with_several_contents_in_one_delivery_is_said_and_the_last_counts(suite, tmp_path):
+def test_a_key_with_several_contents_in_one_delivery_is_said_and_the_last_counts(
+    suite, tmp_path
+):
     suite(AMOUNT)
     settings = new_settings(tmp_path)
     first_rows = [order(number, 1, AS_OF - DAY, 1.0) for number in range(5)]
@@ -164,10 +184,14 @@ def test_a_key_with_several_contents_in_one_delivery_is_said_and_the_last_counts
 def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, tmp_path):
     suite(AMOUNT)
     settings = new_settings(tmp_path)
-    sizes = replace(ORDERS, name="sizes", entity="number_of_cds", rows_of="orders", views={})
+    sizes = replace(
+        ORDERS, name="sizes", entity="number_of_cds", rows_of="orders", views={}
+    )
     rows = pull(settings, ORDERS, AS_OF)
     assert pull(settings, sizes, AS_OF).equals(rows)
     delivery = pa.concat_tables([rows.slice(0, 30), some_orders(1, bad_count=1)])
-    with pytest.raises(BatchRejectedError, match=r"sizes: the batch .* expectations/orders\.json"):
+    with pytest.raises(
+        BatchRejectedError, match=r"sizes: the batch .* expectations/orders\.json"
+    ):
         land(settings, sizes, delivery, AS_OF)
     assert land(settings, sizes, rows.slice(0, 30), AS_OF).inserted == 30

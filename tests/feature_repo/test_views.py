@@ -18,7 +18,9 @@ from tests.s3 import s3_server
 def hosts(tmp_path, monkeypatch):
     """Two hosts with one bucket, and nothing else in common."""
     with s3_server(tmp_path, monkeypatch):
-        yield [new_settings(tmp_path / str(n), data_url="s3://gyre/team") for n in range(2)]
+        yield [
+            new_settings(tmp_path / str(n), data_url="s3://gyre/team") for n in range(2)
+        ]
 
 
 def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
@@ -31,7 +33,9 @@ def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
     kept = fetched.keys() & {*view_files(reader, VIEW)}
     assert kept
     assert all(Path(name).stat().st_ino == fetched[name] for name in kept)
-    write_views(reader, ORDERS, land(reader, [(4, 2, 0, 1.0)], 2))  # a writer of another host
+    write_views(
+        reader, ORDERS, land(reader, [(4, 2, 0, 1.0)], 2)
+    )  # a writer of another host
     assert rows_of(writer).equals(rows_of(reader))
 
 
@@ -52,7 +56,9 @@ def test_an_expression_may_give_other_columns(tmp_path, monkeypatch):
     before = rows_of(settings)
     with monkeypatch.context() as edited:
         edited.setitem(
-            ORDERS.views, VIEW, lambda rows: shipped(rows).mutate(more=ibis.literal("text"))
+            ORDERS.views,
+            VIEW,
+            lambda rows: shipped(rows).mutate(more=ibis.literal("text")),
         )
         write_views(settings, ORDERS, raw)
         assert rows_of(settings)["more"].to_pylist() == ["text"] * 3

@@ -22,7 +22,7 @@ from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them
 )
 
 
-def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop):  # noqa: F811
+def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop):
     end = LATER + 10 * MINUTE
     shop.receives(LATER, order(2, 1, end - 30 * DAY))
     before = shop.online(1, end - MINUTE)
@@ -37,7 +37,7 @@ def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop):  # no
     assert (before["total_orders_30d"], after["total_orders_30d"]) == (2, 1)
 
 
-def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):  # noqa: F811
+def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):
     """One customer has a row in the view, one in the raw table alone."""
     month = STARTS[30]
     before = month - 30 * MINUTE

@@ -30,7 +30,9 @@ WINDOWS = [
     Window("paid", "sum", PERIODS[1], where=_.late, name="paid_late"),
     Window(_.paid * _.pieces, "sum", name="worth"),
 ]
-FEATURES = Windows("id", "at", WINDOWS, {"per_piece": _.worth / _.pieces_sum_30d.nullif(0)})
+FEATURES = Windows(
+    "id", "at", WINDOWS, {"per_piece": _.worth / _.pieces_sum_30d.nullif(0)}
+)
 rows = st.lists(
     st.fixed_dictionaries(
         {
@@ -80,7 +82,11 @@ def column_value(window: Window, row: Row) -> Any:
     if window.column is None:
         return 1
     if window.name == "worth":
-        return None if None in (row["paid"], row["pieces"]) else row["paid"] * row["pieces"]
+        return (
+            None
+            if None in (row["paid"], row["pieces"])
+            else row["paid"] * row["pieces"]
+        )
     if window.column == "at":
         return int((row["at"] - datetime(1970, 1, 1, tzinfo=UTC)) / TICK)
     return row[window.column]
@@ -88,8 +94,16 @@ def column_value(window: Window, row: Row) -> Any:
 
 def brute_force(window: Window, history: list[Row], at: datetime) -> Any:
     """The value at `at` from the rows of one entity."""
-    begin = datetime.min.replace(tzinfo=UTC) if window.period is None else at - window.period
-    dated = [(row["at"], column_value(window, row)) for row in history if begin < row["at"] <= at]
+    begin = (
+        datetime.min.replace(tzinfo=UTC)
+        if window.period is None
+        else at - window.period
+    )
+    dated = [
+        (row["at"], column_value(window, row))
+        for row in history
+        if begin < row["at"] <= at
+    ]
     dated = [(time, value) for time, value in dated if value is not None]
     values = [value for _time, value in dated]
     by_hand = {
@@ -101,7 +115,11 @@ def brute_force(window: Window, history: list[Row], at: datetime) -> Any:
         "first": lambda: min(dated)[1],
         "last": lambda: max(dated)[1],
     }
-    return by_hand[window.function]() if values or window.function in {"count", "sum"} else None
+    return (
+        by_hand[window.function]()
+        if values or window.function in {"count", "sum"}
+        else None
+    )
 
 
 @settings(max_examples=25, deadline=None)
@@ -111,9 +129,13 @@ def test_a_declared_window_is_what_its_rows_say_at_any_moment(raw_rows, times):
     assert_brute_force(view_rows, raw_rows, times)
 
 
-def assert_brute_force(view_rows: list[Row], raw_rows: list[Row], times: list[datetime]) -> None:
+def assert_brute_force(
+    view_rows: list[Row], raw_rows: list[Row], times: list[datetime]
+) -> None:
     view_rows.sort(key=lambda row: row["event_timestamp"])
-    ends = [row["at"] + (period or timedelta(0)) for row in raw_rows for period in PERIODS]
+    ends = [
+        row["at"] + (period or timedelta(0)) for row in raw_rows for period in PERIODS
+    ]
     edges = [end + tick for end in ends for tick in (-TICK, timedelta(0), TICK)]
     for entity in {row["id"] for row in raw_rows}:
         history = [row for row in raw_rows if row["id"] == entity]
@@ -130,7 +152,9 @@ def assert_brute_force(view_rows: list[Row], raw_rows: list[Row], times: list[da
 
 
 def test_names_types_and_tags_follow_from_the_declaration():
-    types = {name: str(kind) for name, kind in FEATURES(as_table([ROW])).schema().items()}
+    types = {
+        name: str(kind) for name, kind in FEATURES(as_table([ROW])).schema().items()
+    }
     expected = {
         "rows_count_43200s": "int64",
         "paid_sum_ever": "float64",
@@ -142,15 +166,21 @@ def test_names_types_and_tags_follow_from_the_declaration():
     }
     assert {name: types[name] for name in expected} == expected
     assert str(WINDOWS[-2]) == "sum(paid) over 30d where _.late"
-    assert customer_features_view.tags["total_spend_30d"] == "sum(dollar_value) over 30d"
-    published = {field.name: str(field.dtype) for field in customer_features_view.features}
+    assert (
+        customer_features_view.tags["total_spend_30d"] == "sum(dollar_value) over 30d"
+    )
+    published = {
+        field.name: str(field.dtype) for field in customer_features_view.features
+    }
     assert published["avg_order_value"] == "Float64"
     assert published["customer_segment"] == "String"
 
 
 def test_a_derived_feature_takes_the_place_of_a_window_of_its_name():
     count = Window(None, "count", name="orders")
-    view = Windows("id", "at", [count], {"orders": _.orders.cast("float64"), "twice": _.orders * 2})
+    view = Windows(
+        "id", "at", [count], {"orders": _.orders.cast("float64"), "twice": _.orders * 2}
+    )
     (row,) = view(as_table([ROW])).to_pyarrow().to_pylist()
     assert isinstance(row["orders"], float)
     assert (row["orders"], row["twice"]) == (1.0, 2)
@@ -159,7 +189,10 @@ def test_a_derived_feature_takes_the_place_of_a_window_of_its_name():
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (lambda: Window("paid", "sum", timedelta(days=-1)), "expected a period above 0, found -1"),
+        (
+            lambda: Window("paid", "sum", timedelta(days=-1)),
+            "expected a period above 0, found -1",
+        ),
         (lambda: Window("paid", "median"), "expected one of count, sum, mean, "),
         (lambda: Window("payed", "sum"), r"sum\(payed\) over ever: .*'payed' is not"),
         (lambda: Window("kind", "mean"), "expected a column of numbers, found string"),

@@ -32,8 +32,12 @@ def _of_debian(folder: Path) -> Path:
     """By apt, from the mirror that this machine uses."""
     if not shutil.which("apt-get"):
         pytest.skip("neither a kustomize 5 nor apt is here")
-    known = run(["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"])
-    mirrors = [line for line in known.splitlines() if line.rstrip("/").endswith("/debian")]
+    known = run(
+        ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages"]
+    )
+    mirrors = [
+        line for line in known.splitlines() if line.rstrip("/").endswith("/debian")
+    ]
     if not mirrors:
         pytest.skip("neither a kustomize 5 nor a mirror of Debian is here")
     for name in ("lists/partial", "archives/partial"):
@@ -46,7 +50,11 @@ def _of_debian(folder: Path) -> Path:
         "Dir::Cache": folder,
         "APT::Sandbox::User": "root",
     }
-    apt = ["apt-get", "--quiet=2", *(f"--option={name}={value}" for name, value in options.items())]
+    apt = [
+        "apt-get",
+        "--quiet=2",
+        *(f"--option={name}={value}" for name, value in options.items()),
+    ]
     run([*apt, "update"])
     run([*apt, "download", "kustomize"], cwd=folder)
     (package,) = folder.glob("kustomize_*.deb")

@@ -28,7 +28,9 @@ FOLDER, HERE = CLONE / "deploy" / "kubernetes", Path(__file__).parent
 RELEASES = ("1.29", "1.37")
 """Of Kubernetes: the oldest and the newest that the manifests are held against."""
 COMPOSE = yaml.safe_load(
-    re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (CLONE / "deploy" / "compose.yaml").read_text())
+    re.sub(
+        r"\$\{\w+:-([^}]*)\}", r"\1", (CLONE / "deploy" / "compose.yaml").read_text()
+    )
 )
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
@@ -117,7 +119,9 @@ def test_kubernetes_knows_every_field_of_each_object(document):
 
 
 def test_a_field_that_kubernetes_does_not_know_is_seen():
-    wrong = yaml.safe_load(yaml.safe_dump(next(e for e in ALL if e["kind"] == "StatefulSet")))
+    wrong = yaml.safe_load(
+        yaml.safe_dump(next(e for e in ALL if e["kind"] == "StatefulSet"))
+    )
     only(wrong["spec"]["template"]["spec"])["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
         known(wrong)
@@ -132,8 +136,13 @@ def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, over
         if document not in served:
             known(document)
     kinds = {(each["kind"], each["metadata"]["name"]) for each in built}
-    of_base = {(each["kind"], each["metadata"]["name"]) for each in documents("base/*", "mlflow/*")}
-    gone = {(kind, "serving") for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget")}
+    of_base = {
+        (each["kind"], each["metadata"]["name"])
+        for each in documents("base/*", "mlflow/*")
+    }
+    gone = {
+        (kind, "serving") for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget")
+    }
     gone |= {("StatefulSet", "serving")} if served else set()
     assert of_base - kinds == (set() if overlay == "overlays/production" else gone)
     spaces = {each["metadata"]["namespace"] for each in built}
@@ -147,8 +156,12 @@ def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, over
             for each in built
             if each["kind"] in PODS
         }
-        assert images == {f"registry.example.com/{n}:0.1.0" for n in ("gyre", "gyre-serving")}
-        (scaler,) = [each["spec"] for each in built if each["kind"] == "HorizontalPodAutoscaler"]
+        assert images == {
+            f"registry.example.com/{n}:0.1.0" for n in ("gyre", "gyre-serving")
+        }
+        (scaler,) = [
+            each["spec"] for each in built if each["kind"] == "HorizontalPodAutoscaler"
+        ]
         assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 12)
         airflow = yaml.safe_load((FOLDER / overlay / "airflow-values.yaml").read_text())
         assert ":".join(airflow.values()) == "registry.example.com/gyre:0.1.0"
@@ -156,7 +169,17 @@ def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, over
 
 @pytest.mark.parametrize(
     "name",
-    ["serving", "console", "consumer", "init", "mlflow", "postgres", "redis", "s3", "bucket"],
+    [
+        "serving",
+        "console",
+        "consumer",
+        "init",
+        "mlflow",
+        "postgres",
+        "redis",
+        "s3",
+        "bucket",
+    ],
 )
 def test_a_program_is_the_one_that_compose_runs(name):
     spec, service = specs()[name], SERVICES[SERVED.get(name, name)]
@@ -169,7 +192,10 @@ def test_a_program_is_the_one_that_compose_runs(name):
         line.rstrip() for line in command
     ]
     assert container.get("command") == entrypoint
-    mounts = {each["mountPath"] for each in container["volumeMounts"]} - {"/tmp", "/run/secrets"}
+    mounts = {each["mountPath"] for each in container["volumeMounts"]} - {
+        "/tmp",
+        "/run/secrets",
+    }
     volumes = {volume.split(":")[1] for volume in service.get("volumes", [])}
     assert mounts - {"/var/run/postgresql"} == (volumes if name != "bucket" else set())
     grace = service.get("stop_grace_period", "30s")
@@ -185,7 +211,9 @@ def test_a_program_is_the_one_that_compose_runs(name):
     env = {each["name"]: each["value"] for each in container.get("env", [])}
     if name in {"postgres", "redis", "s3"}:
         given = service.get("environment", {})
-        assert {key for key in env.keys() ^ given.keys() if key not in DIFFERENT} == set()
+        assert {
+            key for key in env.keys() ^ given.keys() if key not in DIFFERENT
+        } == set()
         assert given.items() <= env.items()
     else:
         assert container["envFrom"] == [{"configMapRef": {"name": "gyre"}}]
@@ -195,9 +223,13 @@ def test_a_program_is_the_one_that_compose_runs(name):
 def test_variables_are_those_of_compose():
     given = {name: str(value or "") for name, value in COMPOSE["x-environment"].items()}
     differing = {
-        name for name in given.keys() | SETTINGS.keys() if given.get(name) != SETTINGS.get(name)
+        name
+        for name in given.keys() | SETTINGS.keys()
+        if given.get(name) != SETTINGS.get(name)
     }
-    assert differing == {name for name in DIFFERENT if name.isupper() and name != "PGDATA"}
+    assert differing == {
+        name for name in DIFFERENT if name.isupper() and name != "PGDATA"
+    }
     assert all(isinstance(value, str) for value in SETTINGS.values())
 
 
@@ -215,9 +247,13 @@ def test_probes_and_services_ask_where_compose_does(name):
     (exposed,) = container["ports"]
     assert str(exposed["containerPort"]) == port
     probes = {
-        kind: container[f"{kind}Probe"]["httpGet"] for kind in ("startup", "readiness", "liveness")
+        kind: container[f"{kind}Probe"]["httpGet"]
+        for kind in ("startup", "readiness", "liveness")
     }
-    assert {probe["port"] for probe in probes.values()} <= {exposed.get("name"), int(port)}
+    assert {probe["port"] for probe in probes.values()} <= {
+        exposed.get("name"),
+        int(port),
+    }
     paths = {kind: probe["path"] for kind, probe in probes.items()}
     starts = "/health/ready" if program == "serving" else path
     assert paths == {"startup": starts, "readiness": path, "liveness": path}
@@ -249,7 +285,9 @@ def test_a_pod_may_do_nothing_that_it_need_not(name):
     pod, own = spec["securityContext"], container["securityContext"]
     assert pod["runAsNonRoot"] is True
     assert (
-        pod["runAsUser"] == pod["fsGroup"] == (999 if name in {"postgres", "redis", "s3"} else 1000)
+        pod["runAsUser"]
+        == pod["fsGroup"]
+        == (999 if name in {"postgres", "redis", "s3"} else 1000)
     )
     assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
     assert own == {
@@ -257,8 +295,12 @@ def test_a_pod_may_do_nothing_that_it_need_not(name):
         "readOnlyRootFilesystem": True,
         "capabilities": {"drop": ["ALL"]},
     }
-    if name != "airflow":  # of a tag that moves: Kubernetes would ask a registry each time
-        assert "/" in container["image"] or container["imagePullPolicy"] == "IfNotPresent"
+    if (
+        name != "airflow"
+    ):  # of a tag that moves: Kubernetes would ask a registry each time
+        assert (
+            "/" in container["image"] or container["imagePullPolicy"] == "IfNotPresent"
+        )
     assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
     assert "memory" in container["resources"]["limits"]
     mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
@@ -292,11 +334,16 @@ def test_every_secret_is_a_file_that_the_script_writes(tmp_path):
     assert secrets_of({"volumes": MLFLOW["extraVolumes"]}) <= written
 
 
-def test_settings_are_read_from_files_as_kubernetes_lays_them_out(tmp_path, monkeypatch):
+def test_settings_are_read_from_files_as_kubernetes_lays_them_out(
+    tmp_path, monkeypatch
+):
     """Each key is a link into a folder that is exchanged as a whole."""
     (tmp_path / "..2026_11_23").mkdir()
     (tmp_path / "..data").symlink_to("..2026_11_23")
-    for name, value in {"gyre_redis_url": "redis://of-a-secret", "aws_access_key_id": "k"}.items():
+    for name, value in {
+        "gyre_redis_url": "redis://of-a-secret",
+        "aws_access_key_id": "k",
+    }.items():
         (tmp_path / "..data" / name).write_text(f"{value}\n")
         (tmp_path / name).symlink_to(f"..data/{name}")
     monkeypatch.setenv("GYRE_SECRETS_DIR", str(tmp_path))
@@ -308,10 +355,17 @@ def test_settings_are_read_from_files_as_kubernetes_lays_them_out(tmp_path, monk
 
 def test_an_update_on_the_page_names_a_container_that_there_is():
     named = re.findall(r"(statefulset|deployment)/([a-z]+) ([a-z]+)=", PAGE)
-    assert {name for _, name, _ in named} == {"serving", "console", "consumer", "mlflow"}
+    assert {name for _, name, _ in named} == {
+        "serving",
+        "console",
+        "consumer",
+        "mlflow",
+    }
     for kind, name, container in named:
         (found,) = [
-            each for each in ALL if (each["kind"].lower(), each["metadata"]["name"]) == (kind, name)
+            each
+            for each in ALL
+            if (each["kind"].lower(), each["metadata"]["name"]) == (kind, name)
         ]
         assert only(found["spec"]["template"]["spec"])["name"] == container
 
@@ -336,15 +390,24 @@ POLICIES = [each["spec"] for each in ALL if each["kind"] == "NetworkPolicy"]
 def selects(selector, labels):
     found = selector.get("matchLabels", {}).items() <= labels.items()
     return found and all(
-        labels.get(each["key"]) in each["values"] for each in selector.get("matchExpressions", [])
+        labels.get(each["key"]) in each["values"]
+        for each in selector.get("matchExpressions", [])
     )
 
 
 def reaches(caller, target, port):
     """Whether a pod (or a namespace's proxy) may open a connection, as Kubernetes decides."""
-    namespace = {"proxy": PROXY, "prometheus": {"gyre/prometheus": "true"}, "stranger": {}}
-    on_target = [each for each in POLICIES if selects(each["podSelector"], LABELS[target])]
-    assert any("Ingress" in each["policyTypes"] for each in on_target), "nothing denies it"
+    namespace = {
+        "proxy": PROXY,
+        "prometheus": {"gyre/prometheus": "true"},
+        "stranger": {},
+    }
+    on_target = [
+        each for each in POLICIES if selects(each["podSelector"], LABELS[target])
+    ]
+    assert any("Ingress" in each["policyTypes"] for each in on_target), (
+        "nothing denies it"
+    )
     for rule in (rule for each in on_target for rule in each.get("ingress", [])):
         if port not in [each["port"] for each in rule["ports"]]:
             continue
@@ -397,17 +460,23 @@ WHO = {
 @pytest.mark.parametrize(("target", "port"), WHO)
 def test_who_reaches_a_program_is_written_down(target, port):
     callers = {*LABELS, "proxy", "prometheus", "stranger"}
-    assert {caller for caller in callers if reaches(caller, target, port)} == WHO[target, port]
+    assert {caller for caller in callers if reaches(caller, target, port)} == WHO[
+        target, port
+    ]
 
 
 def test_whatever_is_ours_reaches_outwards_by_a_rule_alone():
     ours = [
-        labels for labels in LABELS.values() if labels.get("app.kubernetes.io/part-of") == "gyre"
+        labels
+        for labels in LABELS.values()
+        if labels.get("app.kubernetes.io/part-of") == "gyre"
     ]
     assert len(ours) == len(LABELS)
     for labels in ours:
         on = [each for each in POLICIES if selects(each["podSelector"], labels)]
-        assert any("Egress" in each["policyTypes"] and not each.get("egress") for each in on)
+        assert any(
+            "Egress" in each["policyTypes"] and not each.get("egress") for each in on
+        )
     ports = {
         port["port"]
         for each in POLICIES
@@ -429,7 +498,9 @@ def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
     for name in ("envFrom", "image", "resources", "securityContext", "volumeMounts"):
         assert only(spec)[name] == only(serving)[name]
     assert secrets_of(spec) == secrets_of(serving)
-    (scaler,) = [each["spec"] for each in ALL if each["kind"] == "HorizontalPodAutoscaler"]
+    (scaler,) = [
+        each["spec"] for each in ALL if each["kind"] == "HorizontalPodAutoscaler"
+    ]
     assert [scaler["minReplicas"], scaler["maxReplicas"]] == [
         predictor["minReplicas"],
         predictor["maxReplicas"],
@@ -453,10 +524,14 @@ def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
         if "livenessProbe" in AIRFLOW[key]:
             asks = AIRFLOW[key]["livenessProbe"]["command"]
             assert ["CMD", *asks] == SERVICES[service]["healthcheck"]["test"]
-            assert AIRFLOW[key].get("startupProbe", {"command": asks})["command"] == asks
+            assert (
+                AIRFLOW[key].get("startupProbe", {"command": asks})["command"] == asks
+            )
     grace = AIRFLOW["workers"]["terminationGracePeriodSeconds"]
     assert f"{grace // 60}m" == SERVICES["worker"]["stop_grace_period"]
-    assert {*SERVICES["worker"]["secrets"]} - secrets_of(airflow_task()) <= DIFFERENT.keys()
+    assert {*SERVICES["worker"]["secrets"]} - secrets_of(
+        airflow_task()
+    ) <= DIFFERENT.keys()
     mounts = {each["mountPath"] for each in AIRFLOW["volumeMounts"]}
     (folder,) = mounts - {"/tmp", "/var/lib/gyre"}
     env = {each["name"]: each["value"] for each in yaml.safe_load(AIRFLOW["extraEnv"])}
@@ -474,7 +549,9 @@ def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
 
 
 def test_mlflows_chart_knows_every_value_and_its_secret_is_made_by_the_page(tmp_path):
-    jsonschema.validate(MLFLOW, json.loads((HERE / "mlflow-values.schema.json").read_text()))
+    jsonschema.validate(
+        MLFLOW, json.loads((HERE / "mlflow-values.schema.json").read_text())
+    )
     container = {
         "name": "mlflow",
         "env": MLFLOW["env"],
@@ -489,7 +566,10 @@ def test_mlflows_chart_knows_every_value_and_its_secret_is_made_by_the_page(tmp_
     } == {"name": "mlflow", "port": 5000}
     (made,) = re.findall(r"^sed .*mlflow_database_url$", PAGE, re.MULTILINE)
     (tmp_path / "deploy" / "secrets").mkdir(parents=True)
-    for given in ("postgresql://g:p@h/gyre\n", "postgresql://g:p@h/gyre?sslmode=verify-full\n"):
+    for given in (
+        "postgresql://g:p@h/gyre\n",
+        "postgresql://g:p@h/gyre?sslmode=verify-full\n",
+    ):
         (tmp_path / "deploy" / "secrets" / "gyre_database_url").write_text(given)
         run(["sh", "-c", made], cwd=tmp_path)
         written = (tmp_path / "deploy" / "secrets" / "mlflow_database_url").read_text()

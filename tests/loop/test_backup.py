@@ -35,7 +35,11 @@ def answers(stack):
 def answer(client, customer):
     """Ask again while Redis takes longer than its 50 ms, on a busy machine."""
     for _ in range(20):
-        found = client.post("/predict", json={"customer_id": customer}).raise_for_status().json()
+        found = (
+            client.post("/predict", json={"customer_id": customer})
+            .raise_for_status()
+            .json()
+        )
         if found["features_from"] == "online":
             break
     return found | {"request_id": None}
@@ -47,7 +51,9 @@ def decisions(stack):
 
 
 def orders(stack):
-    return raw_table(stack.settings, load_dataset("orders")).read()["order_id"].to_pylist()
+    return (
+        raw_table(stack.settings, load_dataset("orders")).read()["order_id"].to_pylist()
+    )
 
 
 def an_event_waits(stack):
@@ -61,7 +67,9 @@ def an_event_waits(stack):
 
 @pytest.mark.nightly
 def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
-    first, second = (Stack(new_settings(tmp_path / name / "home")) for name in ("first", "second"))
+    first, second = (
+        Stack(new_settings(tmp_path / name / "home")) for name in ("first", "second")
+    )
     folder, stop, refused = tmp_path / "backup", threading.Event(), []
     try:
         first.run("gyre", "up")
@@ -93,7 +101,10 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         second.run("gyre", "restore", str(folder))
         second.run("gyre", "up")
         restored = time.monotonic() - began
-        print(f"\nbackup {took:.1f} s, restore to the first prediction {restored:.1f} s")  # noqa: T201
+        figures = (
+            f"backup {took:.1f} s, restore to the first prediction {restored:.1f} s"
+        )
+        print(f"\n{figures}")  # noqa: T201
         assert took < at_most(60)
         assert restored < at_most(120)
         it_answers_decides_and_goes_on(second, before, ledger, decided)

@@ -25,7 +25,11 @@ pytestmark = pytest.mark.nightly
 def told(tmp_path_factory):
     """Settings of the demo's home once it is over, and what it said."""
     home = tmp_path_factory.mktemp("demo") / "home"
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("GYRE_", "PROMETHEUS_"))
+    }
     done = subprocess.run(
         [str(BIN / "gyre"), "demo", "--home", str(home)],
         env=own, capture_output=True, text=True, check=False, timeout=LIMIT,
@@ -55,7 +59,9 @@ def test_the_ledger_says_that_drift_brought_the_new_version_and_of_which_feature
         first, second = ledger.rows(MODEL)
     assert (first.to_version, second.from_version, second.to_version) == ("1", "1", "2")
     assert second.who == "airflow:asset_triggered"
-    assert re.match(r"drift of version 1, labels up to [\d-]+: .*\w+: PSI \d", second.why)
+    assert re.match(
+        r"drift of version 1, labels up to [\d-]+: .*\w+: PSI \d", second.why
+    )
     assert second.why in text
 
 
@@ -76,9 +82,14 @@ def test_a_folder_that_holds_a_stack_is_not_told_over(told):
         [str(BIN / "gyre"), "demo", "--home", str(told[0].home)],
         capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
-    assert (again.returncode != 0, "holds a stack already" in again.stderr) == (True, True)
+    assert (again.returncode != 0, "holds a stack already" in again.stderr) == (
+        True,
+        True,
+    )
     assert (told[0].home / "gyre.env").read_bytes() == before
 
 
 def test_nothing_of_it_is_left_running(told):
-    assert [process for process in members(told[0].home) if psutil.pid_exists(process.pid)] == []
+    assert [
+        process for process in members(told[0].home) if psutil.pid_exists(process.pid)
+    ] == []

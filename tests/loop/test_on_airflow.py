@@ -68,7 +68,9 @@ def with_more(folder: Path) -> Path:
         "stack",
         "training",
     ):
-        shutil.copytree(PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(
+            PROJECT / room, folder / room, ignore=shutil.ignore_patterns("__pycache__")
+        )
     shipped = (folder / "models" / f"{MODEL}.toml").read_text()
     more = {
         name: f"[promotion]\napproval = true\nwait_hours = {hours}"
@@ -78,25 +80,34 @@ def with_more(folder: Path) -> Path:
         spec = shipped.replace(f'name = "{MODEL}"', f'name = "{name}"', 1)
         (folder / "models" / f"{name}.toml").write_text(f"{spec}\n{lines}\n")
     torn = shipped.replace(f'name = "{MODEL}"', 'name = "torn"', 1)
-    (folder / "models" / "torn.toml").write_text(torn.replace("@weekly", "@fortnightly"))
+    (folder / "models" / "torn.toml").write_text(
+        torn.replace("@weekly", "@fortnightly")
+    )
     return folder
 
 
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     ports = {
-        name: free_port() for name in ("airflow_port", "mlflow_port", "redis_port", "serving_port")
+        name: free_port()
+        for name in ("airflow_port", "mlflow_port", "redis_port", "serving_port")
     }
     settings = load_settings(home=tmp_path_factory.mktemp("home"), **ports)
     for name in ("run", "logs"):
         (settings.home / name).mkdir()
     make_secrets(settings)
-    airflow, config = str(Path(sys.executable).parent / "airflow"), airflow_environment(settings)
+    airflow, config = (
+        str(Path(sys.executable).parent / "airflow"),
+        airflow_environment(settings),
+    )
     env = process_environment(settings) | config
     subprocess.run([airflow, "db", "migrate"], env=env, capture_output=True, check=True)
     project = with_more(tmp_path_factory.mktemp("project"))
     (settings.home / "project").symlink_to(project)
-    theirs = {"PYTHONPATH": str(project), "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags")}
+    theirs = {
+        "PYTHONPATH": str(project),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(project / "dags"),
+    }
     programs = [
         replace(program, environment={**program.environment, **theirs})
         for program in airflow_programs(settings)
@@ -141,10 +152,16 @@ def request(airflow, method, path, **more):
 def started_at_approval(airflow, model, run_id):
     """A run of `train_<MODEL>` as if every task up to `register` had done its work."""
     dag, run = f"train_{model}", "asks"
-    body = {"dag_run_id": run, "logical_date": None, "conf": {"reason": "drift of spend"}}
+    body = {
+        "dag_run_id": run,
+        "logical_date": None,
+        "conf": {"reason": "drift of spend"},
+    }
     tasks = f"/dags/{dag}/dagRuns/{run}/taskInstances"
     for name in (dag, f"monitor_{model}"):
-        parsed = partial(airflow._send, "PATCH", f"/dags/{name}", json={"is_paused": True})
+        parsed = partial(
+            airflow._send, "PATCH", f"/dags/{name}", json={"is_paused": True}
+        )
         wait_until(name, lambda asked=parsed: asked().is_success)
     request(airflow, "POST", f"/dags/{dag}/dagRuns", json=body)
     done = {"new_state": "success", "include_upstream": True}
@@ -164,7 +181,9 @@ def answer(airflow, dag, run, chosen, comment):
         return request(airflow, "GET", place)["state"] == "awaiting_input"
 
     wait_until("the question", asked)
-    with pytest.raises(StackError, match=f"{dag} waits for your answer: http://127.*/approval/req"):
+    with pytest.raises(
+        StackError, match=f"{dag} waits for your answer: http://127.*/approval/req"
+    ):
         airflow.follow(dag, run, lambda _: None)
     # The scheduler has yet to hear that the asking process has ended: told of it after an answer
     # of the same second, it takes the task for killed, and asks again.
@@ -172,7 +191,9 @@ def answer(airflow, dag, run, chosen, comment):
     found = request(airflow, "GET", f"{place}/-1/hitlDetails")
     body = {"chosen_options": [chosen], "params_input": {"comment": comment}}
     request(airflow, "PATCH", f"{place}/-1/hitlDetails", json=body)
-    wait_until("the answer", lambda: not asked())  # Airflow commits after it has answered
+    wait_until(
+        "the answer", lambda: not asked()
+    )  # Airflow commits after it has answered
     return found
 
 
@@ -181,32 +202,50 @@ def ended(airflow, dag, run):
     return note, {row["task_id"]: row["state"] for row in airflow.tasks(dag, run)}
 
 
-def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, settings):
+def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(
+    airflow, settings
+):
     with mlflow_server(settings):
         tracking, registry = Tracking(settings), Registry(settings)
         runs = {model: registered(settings, model) for model in (HASTY, APPROVED)}
-        dags = {model: started_at_approval(airflow, model, run) for model, run in runs.items()}
+        dags = {
+            model: started_at_approval(airflow, model, run)
+            for model, run in runs.items()
+        }
         dag, run = dags[APPROVED]
         found = answer(airflow, dag, run, "Reject", "too few rows")
-        asked = "Put version 2 of approved_model into production, in place of version 1?"
+        asked = (
+            "Put version 2 of approved_model into production, in place of version 1?"
+        )
         assert found["subject"] == asked
         card = f"runs/{runs[APPROVED]}/artifacts/model_card.html)"
         assert f"[Model card]({settings.mlflow_address}/#/experiments/" in found["body"]
         assert card in found["body"]
         said = "not approved: version 2: rejected by admin: too few rows"
         note, states = ended(airflow, dag, run)
-        assert (note, states["approval"], states["promote"]) == (said, "success", "skipped")
+        assert (note, states["approval"], states["promote"]) == (
+            said,
+            "success",
+            "skipped",
+        )
         mlflow_run = tracking.run(runs[APPROVED])
         assert (mlflow_run.status, mlflow_run.tags["outcome"]) == ("FINISHED", said)
         assert stages(settings, APPROVED)["2"] == "Staging"
         assert registry.production(APPROVED) == "1"
 
-        again = {"dag_run_id": run, "task_ids": ["approval"], "include_downstream": True}
+        again = {
+            "dag_run_id": run,
+            "task_ids": ["approval"],
+            "include_downstream": True,
+        }
         again |= {"dry_run": False, "only_failed": False}
         request(airflow, "POST", f"/dags/{dag}/clearTaskInstances", json=again)
         answer(airflow, dag, run, "Approve", "enough after all")
         note, states = ended(airflow, dag, run)
-        assert (note, states["promote"]) == ("version 2 is in production, in place of 1", "success")
+        assert (note, states["promote"]) == (
+            "version 2 is in production, in place of 1",
+            "success",
+        )
         with closing(Ledger(settings)) as ledger:
             row = ledger.rows(APPROVED)[-1]
         assert (row.to_version, row.who) == ("2", "airflow:admin")
@@ -222,7 +261,9 @@ def test_a_version_waits_for_a_person_who_may_say_no_or_yes_or_nothing(airflow, 
         assert registry.production(HASTY) == "1"
 
 
-def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(airflow, settings):
+def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(
+    airflow, settings
+):
     dag, extra = f"rollout_{CANARY}", {"as_of": "2026-05-01T00:00:00Z"}
     with mlflow_server(settings), closing(Ledger(settings)) as ledger:
         registry, api = Registry(settings), client(settings)
@@ -243,14 +284,22 @@ def test_a_rollout_looks_when_told_and_holds_with_its_reason_as_the_note(airflow
 def alerted(settings, subject, task):
     """The alert that `task` failed, None before it."""
     with closing(Records(settings)) as records:
-        rows = [row for row in records.alerts(subject) if row["cause"].startswith(f"{task} failed")]
+        rows = [
+            row
+            for row in records.alerts(subject)
+            if row["cause"].startswith(f"{task} failed")
+        ]
     assert len(rows) <= 1
     return rows[0] if rows else None
 
 
 def delivered(settings, task):
     lines = (settings.home / "logs" / "alerts.log").read_text().splitlines()
-    return [line for line in map(json.loads, lines) if line["cause"].startswith(f"{task} failed")]
+    return [
+        line
+        for line in map(json.loads, lines)
+        if line["cause"].startswith(f"{task} failed")
+    ]
 
 
 def test_a_task_that_failed_for_good_alerts_once(airflow, settings):
@@ -265,30 +314,43 @@ def test_a_task_that_failed_for_good_alerts_once(airflow, settings):
         # Airflow tells that a task has failed before it calls back.
         wait_until(
             "counted",
-            lambda n=count: (alerted(settings, MODEL, emit) or {"count": 0})["count"] == n,
+            lambda n=count: (
+                (alerted(settings, MODEL, emit) or {"count": 0})["count"] == n
+            ),
         )
     (told,) = delivered(settings, emit)
     assert "AirflowFailException: parameter as_of" in told["message"]
 
 
-def test_a_broken_spec_is_alerted_of_by_the_ingest_until_it_is_repaired(airflow, settings):
+def test_a_broken_spec_is_alerted_of_by_the_ingest_until_it_is_repaired(
+    airflow, settings
+):
     task, torn = "ingest.read_specs", settings.home / "project" / "models" / "torn.toml"
     airflow.pool("tables", 1)
-    with pytest.raises(StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"):
+    with pytest.raises(
+        StackError, match=r"task read_specs: .*torn\.toml: schedule: .*@fortn"
+    ):
         airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None)
     (told,) = delivered(settings, task)
-    assert (told["model"], "torn.toml: schedule: " in told["message"]) == ("ingest", True)
+    assert (told["model"], "torn.toml: schedule: " in told["message"]) == (
+        "ingest",
+        True,
+    )
     not_ingested = "ingest.ingest_orders"  # there is no Redis
     wait_until("of the dataset", lambda: alerted(settings, "orders", not_ingested))
     torn.unlink()
-    before = alerted(settings, "ingest", task)["count"]  # 2 where an hour began meanwhile
+    before = alerted(settings, "ingest", task)[
+        "count"
+    ]  # 2 where an hour began meanwhile
     with pytest.raises(StackError, match="failed: task ingest_orders: "):
         airflow.follow("ingest", airflow.trigger("ingest", {}), lambda _: None)
     assert alerted(settings, "ingest", task)["count"] == before
     assert len(delivered(settings, not_ingested)) == 1
 
 
-def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(airflow):
+def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(
+    airflow,
+):
     extra = {"as_of": "not a time", "reason": "drift of spend"}
 
     def emit(number: int) -> None:
@@ -298,5 +360,8 @@ def test_drift_reported_by_many_at_once_is_lost_for_no_cause_and_no_write_fails(
     with ThreadPoolExecutor(8) as pool:
         assert len(list(pool.map(emit, range(20)))) == 20
     # Events of one cause that come once its run exists start another: open_run ends those.
-    keys = [row["partition_key"] for row in wait_for_run(airflow, f"train_{MODEL}", "cause ", 2)]
+    keys = [
+        row["partition_key"]
+        for row in wait_for_run(airflow, f"train_{MODEL}", "cause ", 2)
+    ]
     assert set(keys) == {"cause 0", "cause 1"}

@@ -61,7 +61,9 @@ def predicted(settings):
     return answer.json()
 
 
-@pytest.mark.parametrize("place", ["S3", pytest.param("disk", marks=pytest.mark.nightly)])
+@pytest.mark.parametrize(
+    "place", ["S3", pytest.param("disk", marks=pytest.mark.nightly)]
+)
 def test_the_loop_goes_round(tmp_path, monkeypatch, place):
     deliver(tmp_path, datetime.now(UTC), demo_start=None)
     variables = ON_S3 if place == "S3" else {}
@@ -83,7 +85,9 @@ def test_the_loop_goes_round(tmp_path, monkeypatch, place):
         variables = process_environment(settings)
         command = [sys.executable, "-m", "serving"]
         stack.enter_context(running(command, tmp_path / "serving.log", **variables))
-        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/ready"))
+        wait_until(
+            "serving", lambda: answers(f"{settings.serving_address}/health/ready")
+        )
         assert predicted(settings)["model_version"] == "1"
         report = json.loads(gyre(settings, "monitor", MODEL, "--json"))
         assert report["verdict"]
@@ -91,7 +95,12 @@ def test_the_loop_goes_round(tmp_path, monkeypatch, place):
             on_s3(settings)
         forget = "forget", "orders", "--customer_id", "4"
         said = gyre(settings, *forget)
-        for held in ("raw/orders: 4", "features of orders: 12", "online values", "prediction"):
+        for held in (
+            "raw/orders: 4",
+            "features of orders: 12",
+            "online values",
+            "prediction",
+        ):
             assert held in said
         assert gyre(settings, *forget).startswith("nothing is found")
 

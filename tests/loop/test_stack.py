@@ -58,7 +58,9 @@ class Stack:
             [folder / command[0], *command[1:]], env=self.environment, cwd=cwd,
             capture_output=True, text=True, check=False, timeout=1500,
         )  # fmt: skip
-        assert done.returncode == code, f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        assert done.returncode == code, (
+            f"{command}: {done.returncode}\n{done.stdout}{done.stderr}"
+        )
         return done.stdout + done.stderr
 
     def ledger(self) -> list[dict[str, Any]]:
@@ -90,7 +92,8 @@ class Stack:
 
 
 @pytest.fixture(
-    scope="module", params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)]
+    scope="module",
+    params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)],
 )
 def stack(request, tmp_path_factory):
     """A stack whose databases are of either kind; `database` is the server of PostgreSQL."""
@@ -98,8 +101,12 @@ def stack(request, tmp_path_factory):
     with ExitStack() as opened:
         made = Stack(new_settings(folder / "home"))
         if request.param == "PostgreSQL":
-            made.database = opened.enter_context(postgres_server(folder / "postgres.log"))
-            made.environment["GYRE_DATABASE_URL"] = made.database.address.replace("s:", "sql:")
+            made.database = opened.enter_context(
+                postgres_server(folder / "postgres.log")
+            )
+            made.environment["GYRE_DATABASE_URL"] = made.database.address.replace(
+                "s:", "sql:"
+            )
         opened.callback(made.run, "gyre", "down")
         made.first = made.run("gyre", "up")
         yield made
@@ -117,7 +124,9 @@ def wait_for_run(airflow, dag, wanted, count=1):
 
     def are_there():
         rows = airflow.last_runs(dag, 50)
-        found[:] = [row for row in rows if (row["partition_key"] or "").startswith(wanted)]
+        found[:] = [
+            row for row in rows if (row["partition_key"] or "").startswith(wanted)
+        ]
         return len(found) >= count
 
     wait_until(f"{count} runs {wanted}", are_there)
@@ -132,10 +141,24 @@ def assert_one_each(runs):
 
 def test_up_ends_with_a_prediction_and_the_addresses(stack):
     assert re.search(r'"customer_id":\d+,"prediction":[01]\.0', stack.first)
-    for step in ("processes", "features", "ingest", f"model {MODEL}", f"prediction of {MODEL}"):
+    for step in (
+        "processes",
+        "features",
+        "ingest",
+        f"model {MODEL}",
+        f"prediction of {MODEL}",
+    ):
         assert re.search(rf"  {step}.*: [\d.]+ s", stack.first)
     assert f"  {MODEL}: version 1 is in production" in stack.first
-    for task in ("validate", "dataset", "train", "evaluate", "gate", "register", "promote"):
+    for task in (
+        "validate",
+        "dataset",
+        "train",
+        "evaluate",
+        "gate",
+        "register",
+        "promote",
+    ):
         assert re.search(rf"{task}: success, [\d.]+ s", stack.first)
     for address in (stack.settings.airflow_address, stack.settings.mlflow_address):
         assert address in stack.first
@@ -144,7 +167,10 @@ def test_up_ends_with_a_prediction_and_the_addresses(stack):
 def test_an_answer_has_every_field_and_an_unknown_customer_is_named(stack):
     answer = stack.predict()
     assert (answer.status_code, set(answer.json())) == (200, FIELDS)
-    assert (answer.json()["model_version"], answer.json()["logged"]) == (stack.production(), True)
+    assert (answer.json()["model_version"], answer.json()["logged"]) == (
+        stack.production(),
+        True,
+    )
     unknown = stack.predict(99_999_999)
     assert unknown.status_code == 404
     assert "99999999" in unknown.text
@@ -187,10 +213,14 @@ def test_the_promotion_the_hour_and_the_schedule_each_start_one_run(stack, airfl
     """A look at what `gyre up` promoted, one of the hour, and a training, about its moment."""
     monitor, training = f"monitor_{MODEL}", f"train_{MODEL}"
     assert_one_each(wait_for_run(airflow, monitor, "version 1"))
-    airflow.follow(f"hourly_{MODEL}", airflow.trigger(f"hourly_{MODEL}", {}), lambda _: None)
+    airflow.follow(
+        f"hourly_{MODEL}", airflow.trigger(f"hourly_{MODEL}", {}), lambda _: None
+    )
     assert_one_each(wait_for_run(airflow, monitor, "schedule "))
     told: list[str] = []
-    airflow.follow(f"schedule_{MODEL}", airflow.trigger(f"schedule_{MODEL}", {}), told.append)
+    airflow.follow(
+        f"schedule_{MODEL}", airflow.trigger(f"schedule_{MODEL}", {}), told.append
+    )
     assert told[0].strip().startswith("emit: success")
     runs = wait_for_run(airflow, training, "schedule ")
     assert_one_each(runs)
@@ -209,7 +239,9 @@ def test_a_failed_task_is_named_with_its_error_and_its_training_has_failed_in_ml
     conf = {"as_of": "2026-05-01T00:00:00", "reason": "try"}
     body = {"dag_run_id": run, "logical_date": None, "conf": conf}
     airflow._checked(airflow._send("POST", f"/dags/{dag}/dagRuns", json=body))
-    with pytest.raises(StackError, match=r"task validate: AirflowFailException: parameter as_of"):
+    with pytest.raises(
+        StackError, match=r"task validate: AirflowFailException: parameter as_of"
+    ):
         airflow.follow(dag, run, lambda _: None)
     wait_until("failed", lambda: tracking.run(run_id).status == "FAILED")
     airflow.note(dag, run, "n" * 2000)
@@ -280,7 +312,9 @@ def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
     total = re.search(r"all processes\s+(\d+)", text)
     assert total is not None
     assert 300 < int(total[1]) < 1800
-    assert re.search(rf"{MODEL} +\w+ +version {stack.production()}, since \d{{4}}-", text)
+    assert re.search(
+        rf"{MODEL} +\w+ +version {stack.production()}, since \d{{4}}-", text
+    )
     assert found["models"][MODEL]["version"] == stack.production()
     assert {check["name"] for check in found["checks"][MODEL]} >= {
         "production",
@@ -299,9 +333,13 @@ def test_after_its_database_was_restarted_the_stack_goes_on(stack):
     assert "GYRE_DATABASE_URL postgresql" in refused
     stack.database.start()
     stack.run("gyre", "train", MODEL, "--force", "--reason", "after the restart")
-    wait_until("it", lambda: stack.predict().json()["model_version"] == stack.production())
+    wait_until(
+        "it", lambda: stack.predict().json()["model_version"] == stack.production()
+    )
     airflow = f"{stack.settings.airflow_address}/api/v2/monitor/health"
-    wait_until("Airflow", lambda: '"unhealthy"' not in httpx.get(airflow, timeout=60).text)
+    wait_until(
+        "Airflow", lambda: '"unhealthy"' not in httpx.get(airflow, timeout=60).text
+    )
 
 
 @pytest.mark.nightly

@@ -58,10 +58,14 @@ def new_model(settings: Settings, versions: int) -> str:
     api.create_registered_model(name)
     run = api.create_run("0").info
     for _ in range(versions):
-        api.create_model_version(name, source=f"{run.artifact_uri}/model", run_id=run.run_id)
+        api.create_model_version(
+            name, source=f"{run.artifact_uri}/model", run_id=run.run_id
+        )
     return name
 
 
 def stages(settings: Settings, model: str) -> dict[str, str]:
     versions = client(settings).search_model_versions(f"name = '{model}'")
-    return {str(v.version): v.current_stage for v in versions if v.current_stage != "None"}
+    return {
+        str(v.version): v.current_stage for v in versions if v.current_stage != "None"
+    }

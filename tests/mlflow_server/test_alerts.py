@@ -45,7 +45,9 @@ class Mail(socketserver.StreamRequestHandler):
             verb = line[:4].upper().strip()
             if verb == b"DATA":
                 self.say("354 go on")
-                self.server.received.append(b"".join(iter(self.rfile.readline, b".\r\n")))
+                self.server.received.append(
+                    b"".join(iter(self.rfile.readline, b".\r\n"))
+                )
             self.say("221 bye" if verb == b"QUIT" else "250 fine")
             if verb == b"QUIT":
                 return
@@ -127,12 +129,17 @@ def test_what_many_see_at_once_one_delivers(tmp_path):
         with closing(Records(new_settings(tmp_path))) as records:
             return alert(settings, records, MODEL, CAUSE, MESSAGE, at)
 
-    with receiving(HTTPServer, Webhook) as (port, received), ThreadPoolExecutor(8) as pool:
+    with (
+        receiving(HTTPServer, Webhook) as (port, received),
+        ThreadPoolExecutor(8) as pool,
+    ):
         settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
         assert sorted(pool.map(see, range(8))) == [False] * 7 + [True]
     assert len(received) == 1
     with closing(Records(settings)) as records:
-        assert [(row["count"], row["delivered"]) for row in records.alerts(MODEL)] == [(8, True)]
+        assert [(row["count"], row["delivered"]) for row in records.alerts(MODEL)] == [
+            (8, True)
+        ]
 
 
 def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):
@@ -140,13 +147,17 @@ def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):
         receiving(HTTPServer, Webhook) as (web, posted),
         receiving(MailServer, Mail) as (mail, mailed),
     ):
-        address = f"mailto://127.0.0.1:{mail}/?from=gyre@test.example&to=team@test.example"
+        address = (
+            f"mailto://127.0.0.1:{mail}/?from=gyre@test.example&to=team@test.example"
+        )
         urls = f"json://127.0.0.1:{web} {address}&mode=insecure"
         assert seen(tmp_path, records, urls) == [True]
     letter = message_from_bytes(mailed[0])
     assert letter["To"] == "team@test.example"
     assert MODEL in str(letter["Subject"])
-    body = letter.get_payload(decode=True) or letter.get_payload(0).get_payload(decode=True)
+    body = letter.get_payload(decode=True) or letter.get_payload(0).get_payload(
+        decode=True
+    )
     assert MESSAGE.encode() in body
     assert len(posted) == 1
 
@@ -162,7 +173,9 @@ def test_without_an_address_alerts_are_lines_of_a_file(tmp_path, records):
 DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
 
 
-def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(tmp_path, records):
+def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(
+    tmp_path, records
+):
     settings = new_settings(tmp_path)
     assert alert(settings, records, MODEL, CAUSE, DRIFT, NOW)
     fields = {
@@ -175,11 +188,18 @@ def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(tmp_pat
     with receiving(HTTPServer, Webhook) as (port, received):
         settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
         alert(settings, records, MODEL, "another", DRIFT, NOW)
-    for part in ("feature: total_spend_30d", "psi_score: 0.31", "severity: significant", MESSAGE):
+    for part in (
+        "feature: total_spend_30d",
+        "psi_score: 0.31",
+        "severity: significant",
+        MESSAGE,
+    ):
         assert part in received[0]["message"]
 
 
-def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path, records):
+def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(
+    tmp_path, records
+):
     settings = new_settings(tmp_path)
     seen(tmp_path, records, "", 3)
     last = NOW + timedelta(hours=2)
@@ -191,21 +211,31 @@ def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path,
     assert [is_open(row, again) for row in rows] == [False, True]
 
 
-def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(tmp_path, records):
+def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(
+    tmp_path, records
+):
     port = unused_port()
     url = f"json://127.0.0.1:{port}"
     seen(tmp_path, records, url)
     note(records, MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
-    assert [row["cause"] for row in records.undelivered(MODEL)] == [CAUSE, "killed after"]
+    assert [row["cause"] for row in records.undelivered(MODEL)] == [
+        CAUSE,
+        "killed after",
+    ]
     settings = new_settings(tmp_path, alert_urls=url)
     assert deliver(settings, records, MODEL, NOW) == 0, "nobody is there"
-    with receiving(HTTPServer, Webhook, port) as (_, received), ThreadPoolExecutor(4) as pool:
+    with (
+        receiving(HTTPServer, Webhook, port) as (_, received),
+        ThreadPoolExecutor(4) as pool,
+    ):
         at = [NOW + timedelta(hours=2, milliseconds=n) for n in range(4)]
         went = pool.map(lambda each: deliver(settings, records, MODEL, each), at)
         assert sum(went) == 2
     assert len(received) == 2
     assert records.undelivered(MODEL) == []
-    assert {row["count"] for row in records.alerts(MODEL)} == {1}, "a try is no sighting"
+    assert {row["count"] for row in records.alerts(MODEL)} == {1}, (
+        "a try is no sighting"
+    )
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -213,7 +243,9 @@ def anywhere(request, tmp_path):
     """Settings of an empty database of either kind."""
     if request.param == "SQLite":
         return new_settings(tmp_path)
-    address = request.getfixturevalue("postgres").replace("postgres://", "postgresql+psycopg://")
+    address = request.getfixturevalue("postgres").replace(
+        "postgres://", "postgresql+psycopg://"
+    )
     engine = sql.create_engine(address)
     with engine.begin() as connection:
         connection.execute(DropSchema("gyre", cascade=True, if_exists=True))
@@ -226,14 +258,20 @@ def test_a_long_cause_is_one_alert_and_one_that_differs_at_its_end_is_another(an
     with closing(Records(anywhere)) as records:
         for cause in causes:
             assert alert(anywhere, records, MODEL, cause, MESSAGE, NOW)
-            assert not alert(anywhere, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=1))
+            assert not alert(
+                anywhere, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=1)
+            )
         rows = {row["cause"]: row for row in records.alerts(MODEL)}
         assert rows.keys() == set(causes), "as it was said, in full"
         note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=5))
-        assert deliver(anywhere, records, MODEL, NOW + timedelta(hours=5)) == 1, "it begins anew"
+        assert deliver(anywhere, records, MODEL, NOW + timedelta(hours=5)) == 1, (
+            "it begins anew"
+        )
 
 
-def test_of_eight_that_see_a_cause_for_the_first_time_at_once_each_counts_in_one_row(anywhere):
+def test_of_eight_that_see_a_cause_for_the_first_time_at_once_each_counts_in_one_row(
+    anywhere,
+):
     together = threading.Barrier(8)
 
     def look(_):

@@ -51,7 +51,9 @@ def test_a_kept_home_is_brought_to_this_release_with_every_row(kept):
     with closing(Ledger(kept)) as ledger, closing(Records(kept)) as records:
         rows = ledger.rows(MODEL)
         decisions = records.decisions(MODEL)
-        alerts = [row for subject in (MODEL, "orders") for row in records.alerts(subject)]
+        alerts = [
+            row for subject in (MODEL, "orders") for row in records.alerts(subject)
+        ]
         records.keep_details(MODEL, decisions[0].as_of, WindowDetails())
         assert len(records.details(MODEL, decisions[0].as_of)) == 1
     assert [(row.to_version, row.why, bool(row.applied_at)) for row in rows] == [
@@ -70,7 +72,9 @@ def test_a_kept_home_is_brought_to_this_release_with_every_row(kept):
 def test_of_processes_that_open_a_kept_home_at_once_one_migrates(kept):
     command = [commands_folder() / "python", "-c", OPEN, str(kept.home)]
     together = [
-        subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        subprocess.Popen(
+            command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        )
         for _ in range(4)
     ]
     for process in together:
@@ -85,10 +89,14 @@ def test_a_kept_home_has_the_tables_of_a_new_one(kept, tmp_path):
     for settings in (new, kept):
         engine = database(settings)
         with engine.connect() as connection:
-            found.append(produce_migrations(MigrationContext.configure(connection), MetaData()))
+            found.append(
+                produce_migrations(MigrationContext.configure(connection), MetaData())
+            )
         engine.dispose()
     assert "ix_decisions_model" in render_python_code(found[0].downgrade_ops)
-    assert render_python_code(found[1].downgrade_ops) == render_python_code(found[0].downgrade_ops)
+    assert render_python_code(found[1].downgrade_ops) == render_python_code(
+        found[0].downgrade_ops
+    )
 
 
 def test_tables_of_a_newer_release_are_refused_and_stay_as_they_are(kept):

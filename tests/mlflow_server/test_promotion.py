@@ -60,10 +60,14 @@ def test_other_roles_leave_production_and_stages_alone(
     assert [row.percent for row in ledger.rows(model)] == [100, 5, 25]
 
 
-def test_the_loser_is_told_who_won(registry: Registry, ledger: Ledger, model: str) -> None:
+def test_the_loser_is_told_who_won(
+    registry: Registry, ledger: Ledger, model: str
+) -> None:
     promote(registry, ledger, model, "1", **ANN)
     promote(registry, ledger, model, "2", who="bob", why="urgent")
-    with pytest.raises(PromotionRefusedError, match=r"version 2 \(by bob at 20.* UTC: urgent\)"):
+    with pytest.raises(
+        PromotionRefusedError, match=r"version 2 \(by bob at 20.* UTC: urgent\)"
+    ):
         promote(registry, ledger, model, "3", **ANN, replaces="1")
     with pytest.raises(PromotionRefusedError, match="not no version"):
         promote(registry, ledger, model, "3", **ANN, replaces=None)
@@ -89,8 +93,13 @@ def test_an_unknown_version_is_named_with_the_known_ones(
 def test_a_promotion_again_with_the_same_evidence_is_the_one_of_before(
     registry: Registry, ledger: Ledger, model: str
 ) -> None:
-    first = promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a")
-    assert promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a") == first
+    first = promote(
+        registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a"
+    )
+    assert (
+        promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a")
+        == first
+    )
     with pytest.raises(PromotionRefusedError, match=r"is version 1 .* not no version"):
         promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/b")
     assert ledger.rows(model) == [first]
@@ -100,11 +109,17 @@ def test_a_row_whose_version_was_deleted_never_takes_effect(
     settings: Settings, registry: Registry, ledger: Ledger, model: str
 ) -> None:
     promote(registry, ledger, model, "1", **ANN)
-    ledger.insert(LedgerRow(model, 2, "production", 100, "1", "2", "late", "", None, now()))
+    ledger.insert(
+        LedgerRow(model, 2, "production", 100, "1", "2", "late", "", None, now())
+    )
     client(settings).delete_model_version(model, "2")
     assert reconcile(registry, ledger, model)[1].applied_at is None
     promote(registry, ledger, model, "3", **ANN)
-    assert [row.applied_at is None for row in ledger.rows(model)] == [False, True, False]
+    assert [row.applied_at is None for row in ledger.rows(model)] == [
+        False,
+        True,
+        False,
+    ]
     assert registry.aliases(model) == {"production": "3", "previous": "1"}
 
 
@@ -144,7 +159,9 @@ def test_rollback_passes_over_a_version_deleted_meanwhile(
     assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "1"
 
 
-def roles(ledger: Ledger, model: str) -> list[tuple[str, int, str | None, str | None, str]]:
+def roles(
+    ledger: Ledger, model: str
+) -> list[tuple[str, int, str | None, str | None, str]]:
     return [
         (row.role, row.percent, row.from_version, row.to_version, row.who)
         for row in ledger.rows(model)
@@ -157,13 +174,17 @@ def test_a_role_is_ended_once_and_production_never(
 ) -> None:
     promote(registry, ledger, model, "1", **ANN)
     promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
-    with pytest.raises(PromotionRefusedError, match=r"challenger is version 2 .* not version 3"):
+    with pytest.raises(
+        PromotionRefusedError, match=r"challenger is version 2 .* not version 3"
+    ):
         release(registry, ledger, model, "challenger", **ANN, replaces="3")
     row = release(registry, ledger, model, "challenger", **ANN, evidence="{}")
     found = (row.from_version, row.to_version, row.percent, row.evidence)
     assert found == ("2", None, 0, "{}")
     assert registry.deployed(model) == Deployed({"production": "1"}, {})
-    with pytest.raises(PromotionRefusedError, match="no version is challenger, nothing"):
+    with pytest.raises(
+        PromotionRefusedError, match="no version is challenger, nothing"
+    ):
         release(registry, ledger, model, "challenger", **ANN)
     with pytest.raises(PromotionRefusedError, match="gyre rollback"):
         release(registry, ledger, model, "production", **ANN)
@@ -175,7 +196,9 @@ def test_an_ending_killed_on_the_way_is_carried_out_by_the_next_who_looks(
 ) -> None:
     promote(registry, ledger, model, "1", **ANN)
     promote(registry, ledger, model, "2", **ANN, role="shadow")
-    ledger.insert(LedgerRow(model, 3, "shadow", 0, "2", None, "ann", "enough", None, now()))
+    ledger.insert(
+        LedgerRow(model, 3, "shadow", 0, "2", None, "ann", "enough", None, now())
+    )
     assert registry.aliases(model)["shadow"] == "2"
     assert reconcile(registry, ledger, model)[2].applied_at
     assert registry.aliases(model) == {"production": "1"}
@@ -191,7 +214,9 @@ def test_a_challenger_ends_with_the_production_that_it_was_tried_against(
     rollback(registry, ledger, model, who="ann", why="harm")
     promote(registry, ledger, model, "4", **ANN, role="challenger", percent=5)
     registry.set_alias(model, "production", "5")
-    assert registry.deployed(model) == Deployed({"production": "5", "previous": "1"}, {})
+    assert registry.deployed(model) == Deployed(
+        {"production": "5", "previous": "1"}, {}
+    )
     assert [row for row in roles(ledger, model) if row[0] == "challenger"] == [
         ("challenger", 100, None, "2", "ann"), ("challenger", 0, "2", None, "gyre"),
         ("challenger", 5, None, "3", "ann"), ("challenger", 0, "3", None, "gyre"),
@@ -207,22 +232,36 @@ def test_a_shadow_ends_once_its_version_answers_and_outlives_a_change_of_product
     promote(registry, ledger, model, "1", **ANN)
     promote(registry, ledger, model, "3", **ANN, role="shadow")
     promote(registry, ledger, model, "2", **ANN)
-    assert registry.aliases(model) == {"production": "2", "previous": "1", "shadow": "3"}
+    assert registry.aliases(model) == {
+        "production": "2",
+        "previous": "1",
+        "shadow": "3",
+    }
     promote(registry, ledger, model, "3", **ANN, role="challenger", percent=5)
-    assert registry.aliases(model) == {"production": "2", "previous": "1", "challenger": "3"}
+    assert registry.aliases(model) == {
+        "production": "2",
+        "previous": "1",
+        "challenger": "3",
+    }
     assert roles(ledger, model)[-1] == ("shadow", 0, "3", None, "gyre")
 
 
 def test_a_role_beside_production_needs_one_and_a_version_has_one_role(
     registry: Registry, ledger: Ledger, model: str
 ) -> None:
-    with pytest.raises(PromotionRefusedError, match=f"compared with: gyre promote {model} 2"):
+    with pytest.raises(
+        PromotionRefusedError, match=f"compared with: gyre promote {model} 2"
+    ):
         promote(registry, ledger, model, "2", **ANN, role="shadow")
     promote(registry, ledger, model, "1", **ANN)
-    with pytest.raises(PromotionRefusedError, match="is in role production, and cannot be chall"):
+    with pytest.raises(
+        PromotionRefusedError, match="is in role production, and cannot be chall"
+    ):
         promote(registry, ledger, model, "1", **ANN, role="challenger", percent=5)
     promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
-    with pytest.raises(PromotionRefusedError, match="is in role challenger, and cannot be shadow"):
+    with pytest.raises(
+        PromotionRefusedError, match="is in role challenger, and cannot be shadow"
+    ):
         promote(registry, ledger, model, "2", **ANN, role="shadow")
     with pytest.raises(PromotionRefusedError, match="0 is gyre release"):
         promote(registry, ledger, model, "2", **ANN, role="challenger", percent=0)

@@ -17,8 +17,12 @@ FIRST = DecisionRow(
 DETAILS = WindowDetails(quantiles={"spend": (1.0, 2.0, 3.0, 4.0, 5.0)})
 
 
-def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row(tmp_path):
-    second = replace(FIRST, as_of=FIRST.as_of + timedelta(hours=1), action="retrain", rule="drift")
+def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row(
+    tmp_path,
+):
+    second = replace(
+        FIRST, as_of=FIRST.as_of + timedelta(hours=1), action="retrain", rule="drift"
+    )
     other = replace(FIRST, model="other")
     with closing(Records(new_settings(tmp_path))) as records:
         for row in (FIRST, other, second, second):
@@ -28,7 +32,9 @@ def test_decisions_come_back_oldest_first_and_one_decided_again_replaces_its_row
         assert records.decisions("other") == [other]
 
 
-def test_decisions_are_in_the_order_of_what_they_are_about_not_of_when_they_were_taken(tmp_path):
+def test_decisions_are_in_the_order_of_what_they_are_about_not_of_when_they_were_taken(
+    tmp_path,
+):
     earlier = replace(FIRST, as_of=FIRST.as_of - timedelta(microseconds=1))
     with closing(Records(new_settings(tmp_path))) as records:
         for row in (FIRST, earlier):
@@ -75,11 +81,18 @@ def test_of_each_span_comes_the_one_that_acted_else_a_bad_one_else_the_newest(tm
         assert chosen(hours=6) == [1, 6, 13]
         assert chosen(hours=6, notable=True) == [1, 2, 6]
         assert chosen(hours=24) == [1]
-        assert records.decisions_since("churn", day.replace(hour=12), 24)[0].as_of.hour == 13
+        assert (
+            records.decisions_since("churn", day.replace(hour=12), 24)[0].as_of.hour
+            == 13
+        )
         assert records.decisions_since("other", day, 24) == []
-        records.keep(replace(FIRST, as_of=day.replace(hour=20), verdict="bad", action="rollback"))
+        records.keep(
+            replace(FIRST, as_of=day.replace(hour=20), verdict="bad", action="rollback")
+        )
         assert chosen(hours=24) == [20]
-        assert chosen(hours=24, notable=True) == [1, 6, 20], "a rollback hides no retraining"
+        assert chosen(hours=24, notable=True) == [1, 6, 20], (
+            "a rollback hides no retraining"
+        )
 
 
 def test_details_of_some_moments_are_read_alone(tmp_path):

@@ -66,10 +66,14 @@ def trained() -> tuple[Pipeline, pd.DataFrame]:
     )
     churned = (frame.orders < 2).astype(int)
     parameters = {"n_estimators": 5, "max_depth": 3}
-    return build_pipeline("random_forest", parameters, FEATURES, 7).fit(frame, churned), frame
+    return build_pipeline("random_forest", parameters, FEATURES, 7).fit(
+        frame, churned
+    ), frame
 
 
-def registered(settings: Settings, name: str, run_id: str, folder: Path, **changes: Any) -> Version:
+def registered(
+    settings: Settings, name: str, run_id: str, folder: Path, **changes: Any
+) -> Version:
     pipeline, frame = trained()
     folder.mkdir(exist_ok=True)
     (folder / "serving.json").write_text(json.dumps({"model": name, "threshold": 0.5}))
@@ -90,7 +94,9 @@ def registered(settings: Settings, name: str, run_id: str, folder: Path, **chang
 
 @pytest.fixture
 def run_id(settings: Settings) -> str:
-    return Tracking(settings).start_or_find_run("registration", uuid.uuid4().hex, "run", {})
+    return Tracking(settings).start_or_find_run(
+        "registration", uuid.uuid4().hex, "run", {}
+    )
 
 
 @pytest.mark.timed
@@ -106,7 +112,10 @@ def test_a_registered_model_is_an_ordinary_mlflow_model(
     assert stages(settings, name) == {"1": "Staging"}
     assert version.tags["gyre.seed"] == "7"
     registry.download(version, tmp_path / "served")
-    assert {path.name for path in (tmp_path / "served").iterdir()} == {"model.onnx", "serving.json"}
+    assert {path.name for path in (tmp_path / "served").iterdir()} == {
+        "model.onnx",
+        "serving.json",
+    }
     assert wrong_files(tmp_path / "served", version.tags) == []
     assert json.loads((tmp_path / "served/serving.json").read_text())["model"] == name
 
@@ -118,7 +127,9 @@ def test_a_registered_model_is_an_ordinary_mlflow_model(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # stages are deprecated
             loaded = mlflow.pyfunc.load_model(address)
-        assert loaded.predict(frame)["score"].to_numpy() == pytest.approx(expected, abs=1e-6)
+        assert loaded.predict(frame)["score"].to_numpy() == pytest.approx(
+            expected, abs=1e-6
+        )
     types = [column.type.name for column in loaded.metadata.get_input_schema().inputs]
     assert types == ["long", "double", "string"]
     assert loaded.metadata.saved_input_example_info is not None
@@ -169,7 +180,13 @@ def test_killed_before_upload_or_version_the_next_try_makes_one(
     settings: Settings, registry: Registry, run_id: str, tmp_path: Path, at: str
 ) -> None:
     name, here = f"m{run_id[:12]}", __file__.rsplit("/", 1)[0]
-    place = [str(settings.home), str(settings.mlflow_port), name, run_id, str(tmp_path / "files")]
+    place = [
+        str(settings.home),
+        str(settings.mlflow_port),
+        name,
+        run_id,
+        str(tmp_path / "files"),
+    ]
     command = [commands_folder() / "python", "-c", KILLED, here, *place, at]
     died = subprocess.run(command, check=False)
     assert died.returncode == 128 + signal.SIGKILL
@@ -180,7 +197,9 @@ def test_killed_before_upload_or_version_the_next_try_makes_one(
     assert wrong_files(tmp_path / "served", version.tags) == []
     api = client(settings)
     experiment = api.get_run(run_id).info.experiment_id
-    assert len(api.search_logged_models([experiment], f"source_run_id = '{run_id}'")) == 1
+    assert (
+        len(api.search_logged_models([experiment], f"source_run_id = '{run_id}'")) == 1
+    )
 
 
 def test_a_run_that_does_not_exist_makes_no_version(

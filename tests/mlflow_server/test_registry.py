@@ -40,7 +40,9 @@ def test_versions_are_our_own_small_type(registry: Registry, model: str) -> None
 def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None:
     registry = Registry(Settings(home=tmp_path, mlflow_port=free_port))
     started = time.monotonic()
-    with pytest.raises(RegistryError, match="aliases of m: MLflow does not answer") as caught:
+    with pytest.raises(
+        RegistryError, match="aliases of m: MLflow does not answer"
+    ) as caught:
         registry.production("m")
     assert time.monotonic() - started < at_most(6)
     assert "\n" not in str(caught.value)
@@ -49,7 +51,9 @@ def test_mlflow_down_is_one_line_at_once(tmp_path: Path, free_port: int) -> None
 @pytest.mark.timed
 def test_mlflow_that_accepts_and_never_answers_is_given_up(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        registry = Registry(Settings(home=tmp_path, mlflow_port=silent.getsockname()[1]))
+        registry = Registry(
+            Settings(home=tmp_path, mlflow_port=silent.getsockname()[1])
+        )
         started = time.monotonic()
         with pytest.raises(RegistryError, match="MLflow does not answer"):
             registry.versions("m")
@@ -60,7 +64,9 @@ def test_a_sequence_is_taken_once(tmp_path: Path) -> None:
     row = LedgerRow("m", 1, "production", 100, None, "1", "ann", "", None, now())
     with closing(Ledger(Settings(home=tmp_path))) as ledger:
         ledger.insert(row)
-        with pytest.raises(RegistryError, match=r"promotion ledger: .* UNIQUE constraint"):
+        with pytest.raises(
+            RegistryError, match=r"promotion ledger: .* UNIQUE constraint"
+        ):
             ledger.insert(replace(row, who="bob"))
         assert ledger.rows("m") == [row]
         assert ledger.stamp(row) == ledger.rows("m")[0]

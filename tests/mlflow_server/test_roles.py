@@ -21,13 +21,17 @@ from mlflow_server.roles import (
 TIME = datetime(2026, 1, 1, tzinfo=UTC)
 
 
-def row(at: int, old: str | None, new: str | None, role: str = "production", **other: Any) -> Any:
+def row(
+    at: int, old: str | None, new: str | None, role: str = "production", **other: Any
+) -> Any:
     values = {"percent": 100 if new else 0, "who": "ann", "why": "", "evidence": None}
     change = {"from_version": old, "to_version": new, "time": TIME, "applied_at": TIME}
     return LedgerRow("m", at, role, **{**values, **change, **other})
 
 
-def deployed(production: str | None, traffic: str | None = None, **others: str) -> Deployed:
+def deployed(
+    production: str | None, traffic: str | None = None, **others: str
+) -> Deployed:
     aliases = ({"production": production} if production else {}) | others
     return Deployed(aliases, {TRAFFIC_TAG: traffic} if traffic else {})
 
@@ -42,7 +46,9 @@ TRIED = [*HISTORY, row(3, None, "3", "challenger", percent=5)]
      ("2:5.0", 0), (" 2:5", 0), ("2:5\n", 0), ("2:\u0665", 0), ("2", 0), (":", 0), ("", 0),
      ("2:5:5", 0), ("5", 0), ("2:five", 0)],
 )  # fmt: skip
-def test_traffic_counts_if_it_names_the_version_and_a_whole_percent(tag: str, percent: int) -> None:
+def test_traffic_counts_if_it_names_the_version_and_a_whole_percent(
+    tag: str, percent: int
+) -> None:
     assert deployed("1", tag, challenger="2").percent("challenger") == percent
     assert deployed("1", tag).percent("challenger") == 0
     assert deployed("1", challenger="2").percent("challenger") == 0
@@ -74,7 +80,12 @@ def test_what_the_ledger_does_not_explain(
 
 @pytest.mark.parametrize(
     ("found", "finishes"),
-    [(deployed("1"), True), (deployed("2"), True), (deployed("3"), False), (deployed(None), False)],
+    [
+        (deployed("1"), True),
+        (deployed("2"), True),
+        (deployed("3"), False),
+        (deployed(None), False),
+    ],
 )
 def test_a_row_without_a_stamp_is_finished_unless_somebody_moved_the_alias(
     found: Deployed, finishes: bool
@@ -111,7 +122,15 @@ SHADOWED = row(4, None, "4", "shadow")
         ([*TRIED, replace(SHADOWED, to_version="2")], ["shadow"]),
         ([*TRIED, replace(SHADOWED, to_version="3"), row(5, "2", "1")], ["challenger"]),
         ([*TRIED, SHADOWED, row(5, "2", "4")], ["challenger", "shadow"]),
-        ([*TRIED, SHADOWED, row(5, "4", None, "shadow"), row(6, "3", None, "challenger")], []),
+        (
+            [
+                *TRIED,
+                SHADOWED,
+                row(5, "4", None, "shadow"),
+                row(6, "3", None, "challenger"),
+            ],
+            [],
+        ),
     ],
 )
 def test_which_roles_are_over(rows: list[LedgerRow], over: list[str]) -> None:

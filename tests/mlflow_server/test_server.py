@@ -22,11 +22,18 @@ if TYPE_CHECKING:
 
 def test_it_is_one_process_that_listens_on_loopback(settings: Settings) -> None:
     children = psutil.Process(os.getpid()).children(recursive=True)
-    living = [p for p in children if p.status() != psutil.STATUS_ZOMBIE]  # of other tests
-    named = {"mlflow_server.app:app", str(settings.mlflow_port)}  # others have their own
+    living = [
+        p for p in children if p.status() != psutil.STATUS_ZOMBIE
+    ]  # of other tests
+    named = {
+        "mlflow_server.app:app",
+        str(settings.mlflow_port),
+    }  # others have their own
     (ours,) = [p for p in living if named <= {*p.cmdline()}]
     assert ours.children(recursive=True) == []
-    assert {c.laddr.ip for c in ours.net_connections() if c.status == "LISTEN"} == {"127.0.0.1"}
+    assert {c.laddr.ip for c in ours.net_connections() if c.status == "LISTEN"} == {
+        "127.0.0.1"
+    }
     megabytes = ours.memory_full_info().pss / 2**20
     assert megabytes < 300
 
@@ -38,12 +45,17 @@ def test_foreign_hosts_and_origins_are_refused(settings: Settings) -> None:
     for name, status in ((here, 200), ("evil.example", 403)):
         assert httpx.get(ask, headers={"host": name}).status_code == status
         origin = {"origin": f"http://{name}"}
-        assert httpx.post(make, json={"name": name}, headers=origin).status_code == status
+        assert (
+            httpx.post(make, json={"name": name}, headers=origin).status_code == status
+        )
     assert httpx.get(settings.mlflow_address).status_code == 200
 
 
 def test_database_and_artifacts_can_be_somebody_elses(tmp_path: Path) -> None:
-    urls = {"database_url": "postgresql://db/mlflow", "artifacts_url": "s3://bucket/models"}
+    urls = {
+        "database_url": "postgresql://db/mlflow",
+        "artifacts_url": "s3://bucket/models",
+    }
     told = server.environment(Settings(home=tmp_path, **urls))
     assert told["_MLFLOW_SERVER_FILE_STORE"] == told["_MLFLOW_SERVER_REGISTRY_STORE"]
     address = "postgresql+psycopg2://db/mlflow?options=-csearch_path%3Dmlflow"
@@ -53,8 +65,12 @@ def test_database_and_artifacts_can_be_somebody_elses(tmp_path: Path) -> None:
 
 
 @pytest.mark.nightly
-def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(tmp_path: Path) -> None:
-    values = yaml.safe_load((CLONE / "deploy" / "kubernetes" / "mlflow-values.yaml").read_text())
+def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(
+    tmp_path: Path,
+) -> None:
+    values = yaml.safe_load(
+        (CLONE / "deploy" / "kubernetes" / "mlflow-values.yaml").read_text()
+    )
     settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
     here = {"host": "127.0.0.1", "port": settings.mlflow_port}
     options = values["server"]["value_options"] | here
@@ -67,15 +83,21 @@ def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(tmp_p
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
     }
     settings.home.mkdir()
-    with running([str(BIN / "mlflow"), "server", *flags], tmp_path / "log", **env) as process:
+    with running(
+        [str(BIN / "mlflow"), "server", *flags], tmp_path / "log", **env
+    ) as process:
         wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"))
         model = new_model(settings, 1)
         url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"
         change = {"name": model, "alias": "production", "version": "1"}
-        answer = httpx.post(url, json=change, headers={"x-forwarded-user": "ann"}, timeout=60)
+        answer = httpx.post(
+            url, json=change, headers={"x-forwarded-user": "ann"}, timeout=60
+        )
         assert answer.status_code == httpx.codes.OK
         process.terminate()  # it passes that on to its server
         process.wait(600)
     ledger = Ledger(settings)
-    assert [(row.to_version, row.who) for row in ledger.rows(model)] == [("1", "mlflow-ui:ann")]
+    assert [(row.to_version, row.who) for row in ledger.rows(model)] == [
+        ("1", "mlflow-ui:ann")
+    ]
     ledger.close()

@@ -34,7 +34,9 @@ def experiment() -> str:
 
 def test_a_key_has_one_run(tracking: Tracking, experiment: str) -> None:
     assert tracking.runs(experiment) == []
-    run_id = tracking.start_or_find_run(experiment, "k", "monday", {"gyre.reason": "drift"})
+    run_id = tracking.start_or_find_run(
+        experiment, "k", "monday", {"gyre.reason": "drift"}
+    )
     assert tracking.start_or_find_run(experiment, "k", "monday", {}) == run_id
     other = tracking.start_or_find_run(
         experiment, "manual__2026-11-20T09:17:47.5+00:00", "tuesday", {}
@@ -44,7 +46,9 @@ def test_a_key_has_one_run(tracking: Tracking, experiment: str) -> None:
     assert (run.key, run.status, run.tags["gyre.reason"]) == ("k", "RUNNING", "drift")
 
 
-def test_a_failed_run_goes_on_and_a_finished_one_stays(tracking: Tracking, experiment: str) -> None:
+def test_a_failed_run_goes_on_and_a_finished_one_stays(
+    tracking: Tracking, experiment: str
+) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     tracking.finish(run_id, "FAILED")
     assert tracking.run(run_id).status == "FAILED"
@@ -72,7 +76,9 @@ def test_an_experiment_has_a_description_and_columns_that_compare_its_runs(
     assert columns[:2] == ["metrics.`log_loss`", "metrics.`trivial_log_loss`"]
     named = {f"metrics.`{of}{each}`" for of in ("", "champion_") for each in DESCRIBED}
     assert named <= set(columns)
-    assert pages.run(run_id).endswith(f"/#/experiments/{found.experiment_id}/runs/{run_id}")
+    assert pages.run(run_id).endswith(
+        f"/#/experiments/{found.experiment_id}/runs/{run_id}"
+    )
     run = tracking.run(run_id)
     assert run.tags["outcome"] == run.tags["mlflow.note.content"] == "refused: auc 0.5"
 
@@ -96,7 +102,10 @@ def test_what_is_logged_comes_back(
     tracking.log_artifact(run_id, tmp_path / "note.txt", "notes")
     folder = tmp_path / "back"
     assert tracking.download(run_id, "notes/note.txt", folder).read_text() == "hello"
-    assert tracking.download(run_id, "plots", folder).joinpath("roc.png").stat().st_size > 1000
+    assert (
+        tracking.download(run_id, "plots", folder).joinpath("roc.png").stat().st_size
+        > 1000
+    )
     assert tracking.download(run_id, "reports/gate.json", folder).is_file()
     with pytest.raises(RegistryError, match=r"artifact nothing\.json of run"):
         tracking.download(run_id, "nothing.json", folder)
@@ -107,7 +116,9 @@ def test_a_dataset_is_the_file_and_the_runs_input(
 ) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     file = tmp_path / "train.parquet"
-    pd.DataFrame({"orders": [1, 2], "spend": [0.5, None], "churned": [0, 1]}).to_parquet(file)
+    pd.DataFrame(
+        {"orders": [1, 2], "spend": [0.5, None], "churned": [0, 1]}
+    ).to_parquet(file)
     digest = hashlib.sha256(b"content").hexdigest()
     tracking.log_dataset(run_id, file, name="orders", digest=digest, target="churned")
     (found,) = client(settings).get_run(run_id).inputs.dataset_inputs

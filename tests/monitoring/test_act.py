@@ -18,7 +18,9 @@ from tests.conftest import new_settings
 MODEL, NOW = "customer_churn_model", datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
-def test_that_there_was_no_going_back_is_alerted_of_once_and_an_error_each_time(tmp_path):
+def test_that_there_was_no_going_back_is_alerted_of_once_and_an_error_each_time(
+    tmp_path,
+):
     settings = new_settings(tmp_path)  # whose MLflow is down
     inputs = Inputs(NOW, "2", ("ok",), (), "9 of 10 failed", "1", "harm of version 2",
                     answered=False, last_retraining=None, cooldown=timedelta(1),

@@ -103,8 +103,12 @@ def test_one_frame_holds_the_rows_of_separate_ones_and_a_model_scores_them(walke
     assert frame.equals(at(history.frame, plan.snapshots))
     pipeline = fit_pipeline(SPEC, SMALL, at(frame, plan.train))
     for month, scored in report.months.items():
-        rows = build_frame(beside, SPEC, ORDERS, [Snapshot(month, month)], history.end, version)
-        loss = log_loss(rows["label"].to_numpy(), pipeline_scores(pipeline, features(SPEC, rows)))
+        rows = build_frame(
+            beside, SPEC, ORDERS, [Snapshot(month, month)], history.end, version
+        )
+        loss = log_loss(
+            rows["label"].to_numpy(), pipeline_scores(pipeline, features(SPEC, rows))
+        )
         assert history.loss(plan.test[-1].start, month) == pytest.approx(loss, abs=1e-5)
         assert scored.rows == rows.num_rows
 
@@ -120,19 +124,32 @@ def test_the_report_adds_up_and_lies_in_its_folder_and_nothing_else_does(walked)
     frozen, weekly = by_name["frozen"], by_name["weekly"]
     assert (frozen.trainings, frozen.minus_frozen.value) == (1, 0)
     assert {step.serves for step in frozen.steps} == {history.newest(history.start)}
-    assert weekly.trainings == len({step.trained for step in weekly.steps if step.trained}) > 1
+    assert (
+        weekly.trainings
+        == len({step.trained for step in weekly.steps if step.trained})
+        > 1
+    )
     assert weekly.seconds == pytest.approx(
-        sum(history.model(step.trained).seconds for step in weekly.steps if step.trained)
+        sum(
+            history.model(step.trained).seconds for step in weekly.steps if step.trained
+        )
     )
     for result in report.results:
         losses = [history.loss(serving(result.steps, m), m) for m in report.months]
         assert result.metrics["log_loss"] == pytest.approx(np.mean(losses))
-        assert result.minus_frozen.low <= result.minus_frozen.value <= result.minus_frozen.high
+        assert (
+            result.minus_frozen.low
+            <= result.minus_frozen.value
+            <= result.minus_frozen.high
+        )
 
 
 @pytest.mark.parametrize(
     ("days", "error", "said"),
-    [(150, TrainingError, "nothing to train on"), (230, MonitoringError, "history too short")],
+    [
+        (150, TrainingError, "nothing to train on"),
+        (230, MonitoringError, "history too short"),
+    ],
 )
 def test_a_history_too_short_is_said(orders, tmp_path, days, error, said):
     rows, end = until(orders, timedelta(days=days))
@@ -144,15 +161,24 @@ def test_a_history_too_short_is_said(orders, tmp_path, days, error, said):
 
 def test_an_unknown_model_is_one_line():
     done = CliRunner().invoke(typer_app, ["backtest", "no_such_model"])
-    assert "no model 'no_such_model': models/ has customer_churn_model" in str(done.exception)
+    assert "no model 'no_such_model': models/ has customer_churn_model" in str(
+        done.exception
+    )
 
 
 def test_a_label_with_rows_of_its_own_is_walked_too(orders, tmp_path):
     """By the month, two of them a test: a window is a week's rows, outcomes are a month's."""
     label = Label(again_30d, horizon=timedelta(days=30), lateness=timedelta(days=2))
-    features_ = {n: kind for n, kind in SPEC.features.items() if n != "days_since_last_order"}
+    features_ = {
+        n: kind for n, kind in SPEC.features.items() if n != "days_since_last_order"
+    }
     snapshots = Snapshots(every="month", train=3, test=2, rows="label")
-    own = {"label": "again", "population": None, "snapshots": snapshots, "features": features_}
+    own = {
+        "label": "again",
+        "population": None,
+        "snapshots": snapshots,
+        "features": features_,
+    }
     spec = SPEC.model_copy(update=own)
     rows, end = until(orders, timedelta(days=330))
     ORDERS.labels["again"] = label

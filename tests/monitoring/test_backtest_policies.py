@@ -60,7 +60,11 @@ def test_a_schedule_trains_where_a_label_matured_since_and_only_there():
     assert weekly[:2] == [(datetime(2026, 5, 8, tzinfo=UTC), FEB), (WEEKS[9], MAR)]
     assert [step.rule for step in steps[1:5]] == ["nothing_new"] * 4
     # On 1 May those of 1 February are three days from known; the next month begins on 5 June.
-    assert trainings("monthly")[1] == [(WEEKS[9], MAR), (WEEKS[13], APR), (WEEKS[18], MAY)]
+    assert trainings("monthly")[1] == [
+        (WEEKS[9], MAR),
+        (WEEKS[13], APR),
+        (WEEKS[18], MAY),
+    ]
 
 
 def test_a_drift_waits_for_a_second_window_and_then_for_something_to_learn():
@@ -69,7 +73,9 @@ def test_a_drift_waits_for_a_second_window_and_then_for_something_to_learn():
         "first_bad_window", "parked", "parked", "parked", "drift",
     ]  # fmt: skip
     assert trained[0] == (WEEKS[5], FEB)
-    assert next(step.as_of for step in steps[1:] if step.action != "nothing") == WEEKS[2]
+    assert (
+        next(step.as_of for step in steps[1:] if step.action != "nothing") == WEEKS[2]
+    )
     # The new version's own windows count from its promotion on.
     assert [step.rule for step in steps[6:8]] == ["first_bad_window", "parked"]
     assert serving(steps, WEEKS[5] - timedelta(seconds=1)) == JAN
@@ -82,21 +88,35 @@ def test_a_refused_challenger_is_a_training_that_replaces_nobody_and_is_not_made
     assert trained == [(WEEKS[6], FEB)]
     assert world.asked == [(FEB, JAN)]
     assert steps[-1].serves == JAN
-    assert [step.rule for step in steps[6:10]] == ["drift", "answered", "answered", "ok"]
+    assert [step.rule for step in steps[6:10]] == [
+        "drift",
+        "answered",
+        "answered",
+        "ok",
+    ]
 
 
 def stepped(*trained: tuple[datetime, datetime]) -> tuple[Step, ...]:
     first = Step(START, "train", "first", "", JAN, JAN)
-    return (first, *(Step(at, "retrain", "drift", "", made, made) for at, made in trained))
+    return (
+        first,
+        *(Step(at, "retrain", "drift", "", made, made) for at, made in trained),
+    )
 
 
 @pytest.mark.parametrize(
     ("retrainings", "expected"),
     [
         ((), Alarms(0, 0, 0)),
-        (((WEEKS[5], FEB),), Alarms(1, 0, 0)),  # on March, which matures next: 0.60 against 0.65
+        (
+            ((WEEKS[5], FEB),),
+            Alarms(1, 0, 0),
+        ),  # on March, which matures next: 0.60 against 0.65
         (((WEEKS[9], MAR),), Alarms(1, 1, 0)),  # on April: 0.66 against 0.65
-        (((WEEKS[5], FEB), (WEEKS[9], MAR)), Alarms(2, 1, 0)),  # equal is no better: 0.66
+        (
+            ((WEEKS[5], FEB), (WEEKS[9], MAR)),
+            Alarms(2, 1, 0),
+        ),  # equal is no better: 0.66
         (((WEEKS[14], APR),), Alarms(1, 0, 1)),  # May is not known by the end
     ],
 )
@@ -110,5 +130,7 @@ def test_a_retraining_no_better_on_the_next_month_to_mature_was_a_false_alarm(
         APR: {JAN: 0.5, FEB: 0.5, MAR: 0.50, APR: 0.50},
     }
     known = {month: month + WAIT for month in losses}
-    found = alarms(stepped(*retrainings), known, lambda model, month: losses[model][month])
+    found = alarms(
+        stepped(*retrainings), known, lambda model, month: losses[model][month]
+    )
     assert found == expected

@@ -18,7 +18,11 @@ BAD = CheckResult("days", 9.0, 7.0, "bad", "9 days", "delivery", "days")
 
 def late_deliveries(run, reference):
     """As a team writes it."""
-    yield BAD if len(run.window.rows) > len(reference.rows) else CheckResult("days", 1.0, 7.0)
+    yield (
+        BAD
+        if len(run.window.rows) > len(reference.rows)
+        else CheckResult("days", 1.0, 7.0)
+    )
 
 
 def broken(_run, _reference):
@@ -28,8 +32,12 @@ def broken(_run, _reference):
 
 def run(rows=3, **limits):
     return SimpleNamespace(
-        spec=SimpleNamespace(monitoring=Monitoring(**limits), segment="plan", classes=()),
-        window=SimpleNamespace(rows=pd.DataFrame({"plan": ["a"] * rows, "score": [0.9] * rows})),
+        spec=SimpleNamespace(
+            monitoring=Monitoring(**limits), segment="plan", classes=()
+        ),
+        window=SimpleNamespace(
+            rows=pd.DataFrame({"plan": ["a"] * rows, "score": [0.9] * rows})
+        ),
         judged=(),
     )
 
@@ -45,7 +53,10 @@ REFERENCE = SimpleNamespace(
 def test_a_check_of_the_spec_is_one_of_the_run():
     own = f"{__name__}:late_deliveries"
     assert run_checks(run(checks=(own,)), REFERENCE, (), ()) == [BAD]
-    assert run_checks(run(checks=(own,)), "its run was deleted", (), ())[0].name == "reference"
+    assert (
+        run_checks(run(checks=(own,)), "its run was deleted", (), ())[0].name
+        == "reference"
+    )
 
 
 @pytest.mark.parametrize(
@@ -70,12 +81,16 @@ def test_one_of_ours_that_a_store_refuses_is_unknown():
 
     (found,) = run_checks(run(), REFERENCE, (freshness,), ())
     assert (found.status, found.kind) == ("unknown", "freshness")
-    assert found.remark == "freshness was not measured: no ingest of orders has ended yet"
+    assert (
+        found.remark == "freshness was not measured: no ingest of orders has ended yet"
+    )
 
 
 def test_what_is_only_monitored_is_a_remark():
     def calibration(_run, _reference):
-        yield CheckResult("ece", 0.2, 0.1, "bad", "calibration error 0.2", "calibration", "score")
+        yield CheckResult(
+            "ece", 0.2, 0.1, "bad", "calibration error 0.2", "calibration", "score"
+        )
 
     for only, status in (((), "bad"), (("calibration",), "remark")):
         found = run_checks(run(monitor_only=only), REFERENCE, (), (calibration,))

@@ -65,7 +65,9 @@ def test_killed_between_the_table_and_the_file_nothing_is_doubled(settings):
     content = [line(1), line(2)]
     write(settings, "predictions-1-1.jsonl", *content)
     collect(settings)
-    write(settings, "predictions-1-1.jsonl", *content, line(3))  # as if it had not been removed
+    write(
+        settings, "predictions-1-1.jsonl", *content, line(3)
+    )  # as if it had not been removed
     assert collect(settings).predictions == 1
     assert predictions(settings).read().num_rows == 3
 
@@ -88,7 +90,9 @@ def test_many_files_take_no_more_memory_than_one(settings):
 
 
 @pytest.mark.parametrize("at_once", [1, 10**6])
-def test_the_same_request_in_two_files_is_one_row_and_the_first_files(settings, at_once):
+def test_the_same_request_in_two_files_is_one_row_and_the_first_files(
+    settings, at_once
+):
     write(settings, "predictions-1-1.jsonl", line(1, probability=0.25), line(2))
     write(settings, "predictions-1-2.jsonl", line(1, probability=0.75), line(3))
     assert collect(settings, at_once=at_once).predictions == 3
@@ -96,7 +100,9 @@ def test_the_same_request_in_two_files_is_one_row_and_the_first_files(settings, 
     assert rows["probability"].to_pylist() == [0.25, 0.5, 0.5]
 
 
-def test_a_request_that_a_proxy_repeated_after_its_timeout_is_one_row_and_the_first(settings):
+def test_a_request_that_a_proxy_repeated_after_its_timeout_is_one_row_and_the_first(
+    settings,
+):
     """Its first replica was lost, and its log came later, or sooner."""
     for number, (minutes, probability) in enumerate([(2, 0.25), (1, 0.75), (3, 0.5)]):
         at = (NOW - timedelta(minutes=minutes)).isoformat()
@@ -119,7 +125,9 @@ def test_torn_and_foreign_lines_are_counted_and_stop_nothing(settings):
     assert (found.predictions, found.malformed) == (1, 6)
 
 
-def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_closed_one(settings):
+def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_closed_one(
+    settings,
+):
     kinds = ("predictions-1-1.jsonl", line(1)), ("feedback-1-1.jsonl", told("r1", 1.0))
     files = [write(settings, name, row, row[:30], end="") for name, row in kinds]
     with files[0].open("rb") as writer, files[1].open("rb") as other:
@@ -129,7 +137,9 @@ def test_a_last_line_without_its_end_is_none_yet_in_an_open_file_and_torn_in_a_c
         assert (found.predictions, found.outcomes, found.malformed) == (1, 1, 0)
     assert collect(settings).malformed == 2
     assert all(file.with_suffix(".malformed").exists() for file in files)
-    write(settings, "predictions-1-2.jsonl", line(2), end="")  # whole, and nothing more comes
+    write(
+        settings, "predictions-1-2.jsonl", line(2), end=""
+    )  # whole, and nothing more comes
     found = collect(settings)
     assert (found.predictions, found.malformed) == (1, 0)
 
@@ -144,14 +154,18 @@ def test_every_line_of_feedback_is_one_outcome_however_often_it_is_taken(setting
         assert [collect(settings).outcomes for _ in range(2)] == [3, 0]
     assert collect(settings).outcomes == 0
     assert not file.exists()
-    write(settings, "feedback-1-1.jsonl", *lines, odd, "{")  # as if it had not been removed
+    write(
+        settings, "feedback-1-1.jsonl", *lines, odd, "{"
+    )  # as if it had not been removed
     found = collect(settings)
     assert (found.outcomes, found.malformed) == (0, 2)
     assert "1e999" in file.with_suffix(".malformed").read_text()
     assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0, 1.0]
 
 
-def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(settings):
+def test_a_window_counts_the_last_prediction_of_each_member_and_says_what_it_left_out(
+    settings,
+):
     write(
         settings, "predictions-1-1.jsonl",
         line(1), line(2, entity=1), line(3), line(4, version="0"), line(5, in_population=False),
@@ -184,7 +198,12 @@ def test_the_score_of_a_window_is_the_probability_or_the_number_predicted(settin
 
 def test_a_feature_that_nobody_has_any_more_is_a_column_of_nulls(settings):
     nulls = dict.fromkeys(FEATURES)
-    write(settings, "predictions-1-1.jsonl", line(1, features=nulls), line(2, features=nulls))
+    write(
+        settings,
+        "predictions-1-1.jsonl",
+        line(1, features=nulls),
+        line(2, features=nulls),
+    )
     collect(settings)
     seen = window(predictions(settings), "m", "1", {"1"}, FEATURES, NOW)
     assert seen.rows["orders"].dtype == float
@@ -251,7 +270,9 @@ def test_a_number_no_float_can_hold_is_taken_to_the_nearest_and_stops_nothing(
     found = collect(settings)
     assert (found.predictions, found.malformed) == (1 + taken, 1 - taken)
     rows = predictions(settings).read().sort_by("request_id").to_pylist()[1:]
-    assert [row["numbers"] for row in rows] == ([[float(number), None]] if taken else [])
+    assert [row["numbers"] for row in rows] == (
+        [[float(number), None]] if taken else []
+    )
     assert [float(json.loads(row["features"])["orders"]) for row in rows] == (
         [float(number)] if taken else []
     )

@@ -38,14 +38,19 @@ def test_p_values_are_welchs_adjusted_as_holm_does():
     """His step-down, by hand: 4 times the smallest, 3 times the next, and none below the last."""
     before, now = outcomes(600, 11), outcomes(600, 12, wrong=("loyal",))
     found = rises(before, now, 100)
-    pairs = [(before, now), *((before.of_segment(s), now.of_segment(s)) for s in SEGMENTS)]
+    pairs = [
+        (before, now),
+        *((before.of_segment(s), now.of_segment(s)) for s in SEGMENTS),
+    ]
     single = [
         ttest_ind(*(losses(each.y, each.said) for each in (after, then)),
                   equal_var=False, alternative="greater").pvalue
         for then, after in pairs
     ]  # fmt: skip
     order = np.argsort(single)
-    by_hand = np.minimum(1, np.maximum.accumulate(np.array(single)[order] * (4, 3, 2, 1)))
+    by_hand = np.minimum(
+        1, np.maximum.accumulate(np.array(single)[order] * (4, 3, 2, 1))
+    )
     assert [found[place].p for place in order] == pytest.approx(list(by_hand))
 
 
@@ -62,7 +67,10 @@ def test_a_segment_whose_meaning_changed_is_named_and_no_other():
 @pytest.mark.nightly
 def test_where_nothing_changed_one_in_a_hundred_is_the_most_that_is_told():
     told = [
-        any(rise.p < 0.01 for rise in rises(outcomes(600, 2 * n), outcomes(600, 2 * n + 1), 100))
+        any(
+            rise.p < 0.01
+            for rise in rises(outcomes(600, 2 * n), outcomes(600, 2 * n + 1), 100)
+        )
         for n in range(150)
     ]
     assert sum(told) <= 0.01 * 150 + 3 * np.sqrt(0.01 * 150)

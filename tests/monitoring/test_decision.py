@@ -11,7 +11,12 @@ from hypothesis import strategies as st
 from pydantic import TypeAdapter
 
 from core.monitoring_spec import Monitoring
-from monitoring.checks.drift import judge_mean_score, judge_nulls, judge_psi, judge_unseen
+from monitoring.checks.drift import (
+    judge_mean_score,
+    judge_nulls,
+    judge_psi,
+    judge_unseen,
+)
 from monitoring.checks.guardrails import collapsed, failing
 from monitoring.checks.result import CheckResult
 from monitoring.checks.volume import collapse
@@ -32,10 +37,18 @@ LIMITS = Monitoring(monitor_only=("tenure",))
     [
         ({}, "retrain", "drift"),
         ({"verdicts": ()}, "nothing", "insufficient_data"),
-        ({"verdicts": ("bad", "bad", "insufficient_data")}, "nothing", "insufficient_data"),
+        (
+            {"verdicts": ("bad", "bad", "insufficient_data")},
+            "nothing",
+            "insufficient_data",
+        ),
         ({"verdicts": ("bad", "bad", "ok")}, "nothing", "ok"),
         ({"verdicts": ("bad",)}, "nothing", "first_bad_window"),
-        ({"verdicts": ("bad", "ok", "ok", "ok", "ok", "bad")}, "nothing", "first_bad_window"),
+        (
+            {"verdicts": ("bad", "ok", "ok", "ok", "ok", "bad")},
+            "nothing",
+            "first_bad_window",
+        ),
         ({"verdicts": ("bad", "ok", "ok", "ok", "bad")}, "retrain", "drift"),
         ({"answered": True}, "nothing", "answered"),
         ({"last_retraining": NOW - timedelta(hours=23)}, "nothing", "cooldown"),
@@ -43,13 +56,25 @@ LIMITS = Monitoring(monitor_only=("tenure",))
         ({"learnable": False}, "alert", "parked"),
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
-        ({"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)}, "rollback", "harm"),
+        (
+            {"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)},
+            "rollback",
+            "harm",
+        ),
         ({"last_promotion": NOW}, "retrain", "drift"),
         ({"last_promotion": LATER}, "nothing", "stale"),
         ({"last_promotion": LATER, "learnable": False}, "nothing", "stale"),
-        ({"last_promotion": LATER, "harm": "12 failed", "previous": "7"}, "nothing", "stale"),
+        (
+            {"last_promotion": LATER, "harm": "12 failed", "previous": "7"},
+            "nothing",
+            "stale",
+        ),
         ({"bad_windows": 3}, "nothing", "first_bad_window"),
-        ({"verdicts": ("bad", "ok", "bad"), "windows": 2}, "nothing", "first_bad_window"),
+        (
+            {"verdicts": ("bad", "ok", "bad"), "windows": 2},
+            "nothing",
+            "first_bad_window",
+        ),
     ],
 )
 def test_the_first_rule_that_fits_decides(change, action, rule):
@@ -71,8 +96,13 @@ def test_twenty_windows_of_one_drift_give_one_retraining():
     assert actions == ["nothing", "retrain", *["nothing"] * 18]
 
 
-@given(st.lists(st.sampled_from(["ok", "bad", "insufficient_data"]), max_size=12), st.booleans())
-def test_without_two_bad_windows_and_the_newest_bad_nothing_is_retrained(verdicts, learnable):
+@given(
+    st.lists(st.sampled_from(["ok", "bad", "insufficient_data"]), max_size=12),
+    st.booleans(),
+)
+def test_without_two_bad_windows_and_the_newest_bad_nothing_is_retrained(
+    verdicts, learnable
+):
     found = decide(replace(BAD, verdicts=tuple(verdicts), learnable=learnable))
     enough = verdicts[-5:].count("bad") >= 2 and verdicts[-1:] == ["bad"]
     assert (found.action == "retrain") is (enough and learnable)
@@ -101,7 +131,10 @@ WORSE = CheckResult("online_auc", 0.6, status="bad", remark="auc 0.60")
         ([CheckResult("reference", status="unknown"), WORSE], "insufficient_data"),
         ([CheckResult("nulls_orders", status="unknown")], "insufficient_data"),
         ([CheckResult("nulls_orders", status="unknown"), WORSE], "bad"),
-        ([CheckResult("skew", status="unknown"), CheckResult("x", status="alert")], "ok"),
+        (
+            [CheckResult("skew", status="unknown"), CheckResult("x", status="alert")],
+            "ok",
+        ),
     ],
 )
 def test_too_small_a_window_is_insufficient_data_and_never_ok(results, verdict):
@@ -116,8 +149,12 @@ def test_significant_drift_is_bad_moderate_a_remark_and_what_is_only_monitored_n
 
 
 def test_more_nulls_than_the_reference_has_are_bad():
-    assert said(judge_nulls(LIMITS, "orders", 0.0, 0.06, 500))[0] == ["orders: 6% null, 0% before"]
-    assert judge_nulls(LIMITS, "orders", 0.3, 0.38, 200).status == "ok"  # 2.5 standard errors
+    assert said(judge_nulls(LIMITS, "orders", 0.0, 0.06, 500))[0] == [
+        "orders: 6% null, 0% before"
+    ]
+    assert (
+        judge_nulls(LIMITS, "orders", 0.3, 0.38, 200).status == "ok"
+    )  # 2.5 standard errors
     assert judge_nulls(LIMITS, "orders", 0.3, 0.38, 500).status == "bad"
 
 
@@ -151,7 +188,9 @@ def test_a_column_of_few_values_is_as_a_window_of_few_entities():
         ("tenure", 1.0, "out_of_range", "remark"),
     ],
 )
-def test_values_that_the_reference_never_had_are_bad_or_worth_a_word(feature, share, kind, status):
+def test_values_that_the_reference_never_had_are_bad_or_worth_a_word(
+    feature, share, kind, status
+):
     found = judge_unseen(LIMITS, feature, share, kind, 500)
     assert found.status == status
     assert (found.remark == "") is (status == "ok")
@@ -180,7 +219,9 @@ def test_a_collapse_is_less_than_half_of_what_is_usual():
 
 
 def harm(scores, threshold, reference, failed, asked):
-    return failing(LIMITS, failed, asked) or collapsed(LIMITS, scores, threshold, reference)
+    return failing(LIMITS, failed, asked) or collapsed(
+        LIMITS, scores, threshold, reference
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,4 +269,6 @@ def test_numbers_have_no_sides_and_collapse_all_the_same():
 
 def test_one_score_for_everybody_is_harm_even_where_it_always_was_so():
     assert harm([0.7] * 200, 0.5, [0.7] * 200, 0, 0) == "every one of 200 scores is 0.7"
-    assert harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.7"  # no reference
+    assert (
+        harm([0.7] * 200, 0.5, [], 0, 0) == "every one of 200 scores is 0.7"
+    )  # no reference

@@ -60,9 +60,14 @@ def test_shares_are_whole_and_quantiles_are_of_numbers_alone(task):
     assert sum(each.was for each in found.scores) == pytest.approx(1, abs=1e-3)
     assert sum(each.now for each in found.scores) == pytest.approx(1, abs=1e-3)
     assert all(
-        one.high == two.low for one, two in zip(found.scores, found.scores[1:], strict=False)
+        one.high == two.low
+        for one, two in zip(found.scores, found.scores[1:], strict=False)
     )
-    assert set(found.quantiles) == set(found.reference_quantiles) == {"spend", "is_new", "score"}
+    assert (
+        set(found.quantiles)
+        == set(found.reference_quantiles)
+        == {"spend", "is_new", "score"}
+    )
     median = QUANTILES.index(0.5)
     assert found.reference_quantiles["spend"][median] == pytest.approx(50, abs=0.1)
     assert found.quantiles["spend"][median] == pytest.approx(60, abs=0.5)
@@ -77,7 +82,9 @@ def test_shares_are_whole_and_quantiles_are_of_numbers_alone(task):
         ("regression", {"rmse", "mae", "r2"}),
     ],
 )
-def test_a_metric_stands_in_its_interval_beside_what_it_was_and_the_best_constant(task, metrics):
+def test_a_metric_stands_in_its_interval_beside_what_it_was_and_the_best_constant(
+    task, metrics
+):
     made, reference = run(task)
     (found,) = window_details(made, reference).performance.values()
     assert not {"tp", "fp", "tn", "fn"} & set(found)
@@ -98,7 +105,9 @@ def test_the_interval_of_a_formula_is_about_as_wide_as_that_of_the_bootstrap():
     drawn = resampled(y, {"all": said}, None, 1)["all"]
     for name, (low, high) in found.items():
         bootstrap = interval((low + high) / 2, drawn[name])
-        assert high - low == pytest.approx(bootstrap.high - bootstrap.low, rel=0.15), name
+        assert high - low == pytest.approx(bootstrap.high - bootstrap.low, rel=0.15), (
+            name
+        )
 
 
 def test_calibration_counts_every_row_and_numbers_have_none():
@@ -114,7 +123,10 @@ def test_calibration_counts_every_row_and_numbers_have_none():
 def test_segments_are_of_what_answers_yes_or_no():
     found = window_details(*run("classification")).segments
     assert {name: rate.rows for name, rate in found.items()} == {"a": 1000, "b": 1000}
-    assert all(abs(rate.was - 0.5) < 0.1 and abs(rate.now - 0.5) < 0.1 for rate in found.values())
+    assert all(
+        abs(rate.was - 0.5) < 0.1 and abs(rate.now - 0.5) < 0.1
+        for rate in found.values()
+    )
     assert window_details(*run("multiclass")).segments == {}
 
 

@@ -38,7 +38,12 @@ def bad(results):
         (FULL, EMPTY, "bad", ["orders: 100% null, 0% before"]),
         (EMPTY, FULL, "insufficient_data", [WORDLESS]),
         (EMPTY, EMPTY, "ok", []),  # nothing has changed: score is compared
-        (FULL.iloc[:0], FULL, "insufficient_data", [WORDLESS, WORDLESS.replace("orders", "score")]),
+        (
+            FULL.iloc[:0],
+            FULL,
+            "insufficient_data",
+            [WORDLESS, WORDLESS.replace("orders", "score")],
+        ),
     ],
 )
 def test_a_column_without_values_is_named(tmp_path, reference, current, verdict, said):
@@ -48,7 +53,9 @@ def test_a_column_without_values_is_named(tmp_path, reference, current, verdict,
 
 
 @pytest.mark.parametrize("numbers", [[0.3, 0.1 + 0.2], [1e16, 1e16 + 2]])
-def test_numbers_that_evidently_cannot_show_are_judged_without_its_report(tmp_path, numbers):
+def test_numbers_that_evidently_cannot_show_are_judged_without_its_report(
+    tmp_path, numbers
+):
     near = FULL.assign(orders=numbers * 200)
     found = measure(LIMITS, near, near, tmp_path)
     (told,) = remarks(found)
@@ -62,7 +69,9 @@ def test_numbers_that_evidently_cannot_show_are_judged_without_its_report(tmp_pa
 def test_what_the_reference_never_had_is_counted(tmp_path):
     plans = FULL.assign(plan=pd.Series(["a", "b"] * 200, dtype=object))
     shown = plans["plan"].where(plans.index >= 40, "c")
-    moved = plans.assign(plan=shown, orders=plans["orders"] + 1, score=plans["score"] * 0.8)
+    moved = plans.assign(
+        plan=shown, orders=plans["orders"] + 1, score=plans["score"] * 0.8
+    )
     found = measure(LIMITS, plans, moved, tmp_path)
     by_name = values(found)
     assert by_name["unseen_plan"] == 0.1
@@ -75,7 +84,9 @@ def test_what_the_reference_never_had_is_counted(tmp_path):
     assert any(text.startswith("score: mean ") for text in bad(found))
 
 
-def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(tmp_path):
+def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(
+    tmp_path,
+):
     one = FULL.assign(plan=pd.Series(["a"] * 400, dtype=object))
     assert remarks(measure(LIMITS, one, one, tmp_path)) == []
     other = one.assign(plan=pd.Series(["b"] * 400, dtype=object))
@@ -85,7 +96,9 @@ def test_one_category_only_and_a_text_without_values_are_told_and_no_exception(t
     assert bad(measure(LIMITS, one, empty, tmp_path)) == ["plan: 100% null, 0% before"]
 
 
-def test_a_text_that_is_null_counts_as_null_though_a_model_is_given_a_word_for_it(tmp_path):
+def test_a_text_that_is_null_counts_as_null_though_a_model_is_given_a_word_for_it(
+    tmp_path,
+):
     def plans(nulls):
         return FULL.assign(plan=np.array(["a", "b"] * 200, object)).mask(
             np.arange(400)[:, None] < np.array([0, 0, nulls]), MISSING

@@ -49,7 +49,9 @@ def costs(random, size, share, rates, action=1.0, loss=10.0):
     ("size", "share", "truth"),
     [(400, 0.5, 0.0), (400, 0.5, -0.1), (2500, 0.05, 0.0), (1200, 0.1, 0.05)],
 )
-def test_the_interval_holds_the_truth_and_better_is_seldom_said_of_equals(size, share, truth):
+def test_the_interval_holds_the_truth_and_better_is_seldom_said_of_equals(
+    size, share, truth
+):
     random, runs, within, below, above = np.random.default_rng(11), 1000, 0, 0, 0
     for _ in range(runs):
         found = effect(*costs(random, size, share, (0.3, 0.3 + truth)))
@@ -66,16 +68,22 @@ def outcomes(random, size, share, rates):
     ours = random.random(size) < share
     y = (random.random(size) < np.where(ours, rates[1], rates[0])).astype(np.int64)
     p = np.clip(
-        np.where(ours, 0.5 + (y - 0.5) * 0.3, 0.5) + random.normal(0, 0.05, size), 0.01, 0.99
+        np.where(ours, 0.5 + (y - 0.5) * 0.3, 0.5) + random.normal(0, 0.05, size),
+        0.01,
+        0.99,
     )
-    return pd.DataFrame({"challenger": ours, "y": y, "p": p, "said": (p >= 0.5).astype(float)})
+    return pd.DataFrame(
+        {"challenger": ours, "y": y, "p": p, "said": (p >= 0.5).astype(float)}
+    )
 
 
 def test_it_says_better_worse_or_not_yet_known_in_a_sentence():
     random = np.random.default_rng(1)
     better = compare(SPEC, EXPERIMENT, outcomes(random, 4000, 0.3, (0.4, 0.3)))
     assert (better.conclusion, better.figure) == ("better", "cost")
-    assert better.sentence.startswith("better: version 2 against version 1: cost per entity 1.")
+    assert better.sentence.startswith(
+        "better: version 2 against version 1: cost per entity 1."
+    )
     assert better.effects["log_loss"].high < 0
     assert better.challenger.metrics["rate"] == pytest.approx(0.3, abs=0.04)
     assert better.effects["rate"].low < -0.1 < better.effects["rate"].high
@@ -127,7 +135,9 @@ def test_an_experiment_lasts_while_one_challenger_answers_one_percent_beside_one
         Experiment("2", "4", 10, at[10], None),
     ]
     assert experiments(ROWS[:2]) == experiments(ROWS[2:3]) == []
-    whole = row(5, "challenger", "2", "2", 4, 100)  # the last step of a rollout compares nothing
+    whole = row(
+        5, "challenger", "2", "2", 4, 100
+    )  # the last step of a rollout compares nothing
     assert experiments([*ROWS[:3], whole]) == [Experiment("1", "2", 5, at[2], at[4])]
 
 
@@ -136,7 +146,11 @@ def settings(tmp_path_factory):
     """The orders of AS_OF's past, and experiments of a week that began 130 days before."""
     made = new_settings(tmp_path_factory.mktemp("compared"))
     rows, table = pull(made, ORDERS, AS_OF), raw_table(made, ORDERS)
-    table.merge(rows.append_column("ingested_at", rows["order_ts"]), ORDERS.key, rows.column_names)
+    table.merge(
+        rows.append_column("ingested_at", rows["order_ts"]),
+        ORDERS.key,
+        rows.column_names,
+    )
     shift = AS_OF - 130 * DAY - START
     with closing(Ledger(made)) as ledger:
         for each in ROWS[:7]:
@@ -147,7 +161,10 @@ def settings(tmp_path_factory):
 def true_on(settings, day):
     label = ORDERS.labels[SPEC.label]
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
-    return {row["customer_id"]: row["label"] for row in labels(raw, label, [day]).to_pylist()}
+    return {
+        row["customer_id"]: row["label"]
+        for row in labels(raw, label, [day]).to_pylist()
+    }
 
 
 def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(settings):
@@ -168,7 +185,9 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     for n, customer in enumerate(customers):
         role, version = (("production", "1"), ("challenger", "2"))[n % 2]
         lines.append(answers(f"r{n}", customer, role, version))
-        lines.append(answers(f"again{n}", customer, role, version, hours=1, probability=0.1))
+        lines.append(
+            answers(f"again{n}", customer, role, version, hours=1, probability=0.1)
+        )
     lines.append(answers("other", customers[0], "challenger", "2", hours=2))
     lines.append(answers("shadow", customers[1], "shadow", "2"))
     lines.append(answers("nobody", None, "production", "1"))
@@ -191,8 +210,12 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     found = read_report(settings, SPEC, AS_OF)
     ours, theirs = found.comparison.challenger, found.comparison.production
     assert (theirs.outcomes, ours.outcomes) == (300, 300)
-    assert theirs.metrics["rate"] == pytest.approx(np.mean([true[c] for c in customers[::2]]))
-    assert ours.metrics["rate"] == pytest.approx(np.mean([true[c] for c in customers[1::2]]))
+    assert theirs.metrics["rate"] == pytest.approx(
+        np.mean([true[c] for c in customers[::2]])
+    )
+    assert ours.metrics["rate"] == pytest.approx(
+        np.mean([true[c] for c in customers[1::2]])
+    )
     assert found.left_out == {
         "answers without an entity": 1,
         "answers outside the population": 1,
@@ -201,15 +224,22 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     }
     assert found.comparison.conclusion == "not yet known"
     text = "\n".join(found.lines())
-    assert text.startswith(f"{SPEC.name}: not yet known: version 2 against version 1: cost per")
+    assert text.startswith(
+        f"{SPEC.name}: not yet known: version 2 against version 1: cost per"
+    )
     for part in (
         "challenger  version 2, 300 outcomes",
         "difference  log_loss",
         "each entity by its",
     ):
         assert part in text
-    document = json.loads(json.dumps(REPORTS.dump_python(found, mode="json"), allow_nan=False))
-    assert document["comparison"]["effects"]["cost"]["low"] == found.comparison.effects["cost"].low
+    document = json.loads(
+        json.dumps(REPORTS.dump_python(found, mode="json"), allow_nan=False)
+    )
+    assert (
+        document["comparison"]["effects"]["cost"]["low"]
+        == found.comparison.effects["cost"].low
+    )
     early = read_report(settings, SPEC, AS_OF - 100 * DAY)
     assert "0 and 0 outcomes" in early.sentence
     assert early.left_out["whose outcome is not known yet"] == 601

@@ -33,7 +33,7 @@ LIMIT = 0.01
 
 
 @pytest.fixture(scope="module")
-def rows(history):  # noqa: F811
+def rows(history):
     """Features and `score` of the newest snapshot that matured by AS_OF."""
     plan = plan_run(history, SPEC, ORDERS, AS_OF, 0)
     frame = build_frame(history, SPEC, ORDERS, [*plan.train, *plan.test], AS_OF, 0)
@@ -50,7 +50,9 @@ def moved(rows, column, share):
         values = window[column] + share * rows[column].std()
         if pd.api.types.is_integer_dtype(rows[column]):
             values = values.round()
-        return window.assign(**{column: values.clip(0, 1) if column == SCORE else values})
+        return window.assign(
+            **{column: values.clip(0, 1) if column == SCORE else values}
+        )
 
     return change
 
@@ -67,7 +69,13 @@ def doubled(column, category):
     return change
 
 
-def bad(rows, size, windows=100, limits=SPEC.monitoring, change=lambda window, _chance: window):
+def bad(
+    rows,
+    size,
+    windows=100,
+    limits=SPEC.monitoring,
+    change=lambda window, _chance: window,
+):
     """Share of windows of `size` that are told as significant; the same windows each time."""
     verdicts = []
     for seed in range(windows):
@@ -82,7 +90,9 @@ def outcomes(scores, size, chance, scrambled=0.0):
     true = chance.choice(scores, size)
     said = np.where(chance.random(size) < scrambled, chance.permutation(true), true)
     y = (chance.random(size) < true).astype(np.int64)
-    return measured("online", f"{size} outcomes", y, Scored(said, float(scores.mean())), SPEC)
+    return measured(
+        "online", f"{size} outcomes", y, Scored(said, float(scores.mean())), SPEC
+    )
 
 
 def told_as_worse(scores, size, draws, scrambled=0.0):
@@ -90,7 +100,9 @@ def told_as_worse(scores, size, draws, scrambled=0.0):
     chances = (np.random.default_rng([size, seed]) for seed in range(draws))
     seen = (outcomes(scores, size, chance, scrambled) for chance in chances)
     judged = ([*judge_performance(SPEC.monitoring, each, evaluated)] for each in seen)
-    return sum(any(each.status == "bad" for each in results) for results in judged) / draws
+    return (
+        sum(any(each.status == "bad" for each in results) for results in judged) / draws
+    )
 
 
 @pytest.mark.parametrize("size", [200, 500])
@@ -120,7 +132,9 @@ def test_what_changed_much_is_found(rows):
 @pytest.mark.nightly
 @pytest.mark.parametrize("rarer", [1, RARER])
 @pytest.mark.parametrize("size", SIZES)
-def test_outcomes_that_come_as_scored_are_worse_in_at_most_one_draw_of_a_hundred(rows, size, rarer):
+def test_outcomes_that_come_as_scored_are_worse_in_at_most_one_draw_of_a_hundred(
+    rows, size, rarer
+):
     share = told_as_worse(rows[SCORE].to_numpy() / rarer, size, 1_000)
     print(f"{size} outcomes, a {rarer}th of the ones: {share:.1%} worse")  # noqa: T201
     assert share <= LIMIT

@@ -13,7 +13,11 @@ from monitoring.collect import collect, join_outcomes
 from tests.conftest import new_settings
 
 SPEC = load_spec("customer_churn_model")
-CLASSES = {"classification": (), "regression": (), "multiclass": ("early", "on_time", "late")}
+CLASSES = {
+    "classification": (),
+    "regression": (),
+    "multiclass": ("early", "on_time", "late"),
+}
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 MINUTE = timedelta(minutes=1)
 
@@ -46,7 +50,9 @@ def write(settings, name, *rows):
 
 def settled(settings, model="m", minutes=60, task="classification"):
     collect(settings)
-    spec = SPEC.model_copy(update={"name": model, "task": task, "classes": CLASSES[task]})
+    spec = SPEC.model_copy(
+        update={"name": model, "task": task, "classes": CLASSES[task]}
+    )
     return join_outcomes(settings, spec, NOW + minutes * MINUTE)
 
 
@@ -87,7 +93,9 @@ def test_what_was_told_stays_known_when_its_file_is_gone(settings):
     assert settled(settings).known == {"a": 1.0}
 
 
-def test_what_is_told_of_another_model_or_later_than_the_look_is_no_matter_of_it(settings):
+def test_what_is_told_of_another_model_or_later_than_the_look_is_no_matter_of_it(
+    settings,
+):
     write(settings, "predictions-1-1.jsonl", asked("a"), asked("b", model="other"))
     write(settings, "feedback-1-1.jsonl", told("a", 1.0, 5), told("b", 1.0, 5), told("b", 0.0, 6),
           told("nobody", 1.0, 5))  # fmt: skip
@@ -101,7 +109,13 @@ def test_what_is_told_of_another_model_or_later_than_the_look_is_no_matter_of_it
 
 def test_a_class_is_0_or_1_and_a_number_is_any(settings):
     write(settings, "predictions-1-1.jsonl", asked("a"), asked("b"))
-    write(settings, "feedback-1-1.jsonl", told("a", 0.5, 1), told("a", 1.0, 2), told("b", -7.0, 1))
+    write(
+        settings,
+        "feedback-1-1.jsonl",
+        told("a", 0.5, 1),
+        told("a", 1.0, 2),
+        told("b", -7.0, 1),
+    )
     found = settled(settings)
     assert (found.known, found.left_out) == ({"a": 1.0}, {"neither 0 nor 1": 2})
     found = settled(settings, task="regression")
@@ -114,7 +128,9 @@ def test_of_nothing_nothing_is_known(settings):
     assert (found.known, found.left_out) == ({}, {})
 
 
-def test_an_outcome_of_many_classes_is_a_name_or_a_position_and_one_by_both_is_the_same(settings):
+def test_an_outcome_of_many_classes_is_a_name_or_a_position_and_one_by_both_is_the_same(
+    settings,
+):
     write(settings, "predictions-1-1.jsonl", *(asked(name) for name in "abcde"))
     write(
         settings, "feedback-1-1.jsonl",
@@ -123,6 +139,10 @@ def test_an_outcome_of_many_classes_is_a_name_or_a_position_and_one_by_both_is_t
     )  # fmt: skip
     found = settled(settings, task="multiclass")
     assert found.known == {"a": 2.0, "b": 1.0, "e": 0.0}
-    other, again, against = "no outcome of its task", "told again", "contradicting the first"
+    other, again, against = (
+        "no outcome of its task",
+        "told again",
+        "contradicting the first",
+    )
     assert found.left_out == {other: 3, again: 1, against: 1}
     assert settled(settings).left_out["neither 0 nor 1"] == 7

@@ -53,7 +53,11 @@ from training.dataset import load_frame
 from training.reproduce import reproduce
 
 SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
-FOREST = {"name": "f", "type": "random_forest", "parameters": {"n_estimators": 5, "max_depth": 4}}
+FOREST = {
+    "name": "f",
+    "type": "random_forest",
+    "parameters": {"n_estimators": 5, "max_depth": 4},
+}
 SMALL = SPEC.model_validate(SPEC.model_dump() | {"estimators": [FOREST]})
 ID = 987162587
 """Nothing else has it."""
@@ -97,10 +101,16 @@ class Home:
         own = raw_table(settings, ORDERS).read(where=pc.field("customer_id") == ID)
         moved = own["order_id"][0].as_py()
         with consuming(settings, ORDERS) as send:
-            send(AS_OF + timedelta(hours=1), order(10**9, OTHER, AS_OF), order(moved, OTHER, AS_OF))
+            send(
+                AS_OF + timedelta(hours=1),
+                order(10**9, OTHER, AS_OF),
+                order(moved, OTHER, AS_OF),
+            )
             send(AS_OF + timedelta(hours=2), order(10**9 + 1, ID, AS_OF, amount=-1.0))
         ingest(settings, "orders", AS_OF + timedelta(hours=3))
-        report = chain.train(settings, SMALL, AS_OF, key="k", reason="first", who="test")
+        report = chain.train(
+            settings, SMALL, AS_OF, key="k", reason="first", who="test"
+        )
         assert report.version == "1", report.outcome
         score_population(settings, SPEC, AS_OF)
         folder = settings.home / "serving" / "log"
@@ -116,9 +126,13 @@ class Home:
         return json.dumps(row) + "\n"
 
     def online(self, customer):
-        reader = OnlineFeatures(self.settings, SPEC.feature_service, tuple(SPEC.features))
+        reader = OnlineFeatures(
+            self.settings, SPEC.feature_service, tuple(SPEC.features)
+        )
         try:
-            return reader.read([{"customer_id": customer}], AS_OF + timedelta(hours=3))[0]
+            return reader.read([{"customer_id": customer}], AS_OF + timedelta(hours=3))[
+                0
+            ]
         finally:
             reader.close()
 
@@ -129,14 +143,19 @@ class Home:
         rows = pa.concat_tables(
             [pq.read_table(f) for f in view_files(settings, "customer_features")]
         )
-        registry, (frame, _) = Registry(settings), load_frame(Tracking(settings), self.run_id)
+        registry, (frame, _) = (
+            Registry(settings),
+            load_frame(Tracking(settings), self.run_id),
+        )
         return {
             "raw": raw.sort_by("order_id"),
             "features": rows.filter(other).sort_by(
                 [("customer_id", "ascending"), ("event_timestamp", "ascending")]
             ),
             "frame": frame.filter(other),
-            "scores": scores(settings).read(where=pc.field("entity") != str(ID)).sort_by("entity"),
+            "scores": scores(settings)
+            .read(where=pc.field("entity") != str(ID))
+            .sort_by("entity"),
             "answers": predictions(settings)
             .read(where=pc.field("entity") != str(ID))
             .sort_by("request_id"),
@@ -151,8 +170,12 @@ class Home:
 
     def mentions(self):
         """Files of the home, and keys of Redis, that hold the customer's id in any form."""
-        keys = {key: key + (self.redis.dump(key) or b"") for key in self.redis.scan_iter()}
-        found = [str(key) for key, held in keys.items() if TEXT in held or BINARY in held]
+        keys = {
+            key: key + (self.redis.dump(key) or b"") for key in self.redis.scan_iter()
+        }
+        found = [
+            str(key) for key, held in keys.items() if TEXT in held or BINARY in held
+        ]
         for path in self.settings.home.rglob("*"):
             if (
                 path.is_file()
@@ -161,7 +184,9 @@ class Home:
             ):
                 held = path.read_bytes()
                 if path.suffix == ".parquet":
-                    held += json.dumps(pq.read_table(path).to_pylist(), default=str).encode()
+                    held += json.dumps(
+                        pq.read_table(path).to_pylist(), default=str
+                    ).encode()
                 if TEXT in held or (BINARY in held and path.suffix != ".parquet"):
                     found.append(str(path.relative_to(self.settings.home)))
         return found
@@ -220,9 +245,21 @@ def test_without_a_key_of_another_or_of_nobody_nothing_is_changed(home):
             SettingsError,
             "expected customer_churn_model|expected orders --customer_id VALUE",
         ),
-        (("orders", "--customer_id", "x"), SettingsError, "expected a whole number, found 'x'"),
-        (("orders", "--customer_id", "1", "--customer_id", "2"), SettingsError, "whole number"),
-        (("nothing", "--customer_id", "1"), SettingsError, "found nothing --customer_id"),
+        (
+            ("orders", "--customer_id", "x"),
+            SettingsError,
+            "expected a whole number, found 'x'",
+        ),
+        (
+            ("orders", "--customer_id", "1", "--customer_id", "2"),
+            SettingsError,
+            "whole number",
+        ),
+        (
+            ("nothing", "--customer_id", "1"),
+            SettingsError,
+            "found nothing --customer_id",
+        ),
         ((SPEC.name, "--customer_id", "123456789"), DataError, "nothing was changed"),
     ):
         done = home.gyre("forget", *arguments)
@@ -233,7 +270,10 @@ def test_without_a_key_of_another_or_of_nobody_nothing_is_changed(home):
 
 
 def test_one_is_gone_from_every_place_and_all_others_are_as_before(home):
-    settings, log = home.settings, AppendLog(home.settings.home / "serving" / "log", "predictions")
+    settings, log = (
+        home.settings,
+        AppendLog(home.settings.home / "serving" / "log", "predictions"),
+    )
     log.open()
     log.write([line(2, OTHER), line(3, ID)])
     log.flush()
@@ -250,8 +290,21 @@ def test_one_is_gone_from_every_place_and_all_others_are_as_before(home):
         wait_until("the other's event", lambda: home.redis.xlen(STREAM) == 0)
     log.close()
     assert said.exit_code == 0, said.output + repr(said.exception)
-    places = "raw/orders", "features", "online values", "stream", "quarantine/orders", "scores"
-    for place in (*places, "training frames", "prediction log", "predictions", "outcomes"):
+    places = (
+        "raw/orders",
+        "features",
+        "online values",
+        "stream",
+        "quarantine/orders",
+        "scores",
+    )
+    for place in (
+        *places,
+        "training frames",
+        "prediction log",
+        "predictions",
+        "outcomes",
+    ):
         assert re.search(rf"^{place}.*: [1-9]", said.output, re.MULTILINE), place
     assert home.mentions() == []
     after = home.others()
@@ -277,7 +330,8 @@ def test_the_version_serves_as_reference_and_says_why_it_cannot_be_built_again(h
     version = Registry(home.settings).version(SPEC.name, "1")
     reference = load_reference(home.settings, SMALL, version)
     assert (
-        len(reference.rows) == int(Tracking(home.settings).run(home.run_id).params["test_rows"]) - 1
+        len(reference.rows)
+        == int(Tracking(home.settings).run(home.run_id).params["test_rows"]) - 1
     )
     with pytest.raises(RegistryError, match="rows of an entity were forgotten on 20"):
         reproduce(home.settings, SPEC.name, "1")
@@ -285,8 +339,15 @@ def test_the_version_serves_as_reference_and_says_why_it_cannot_be_built_again(h
 
 @pytest.mark.nightly
 def test_one_that_is_killed_anywhere_is_completed_by_the_next(home):
-    command = [Path(sys.executable).with_name("gyre"), "forget", SPEC.name, "--customer_id"]
-    environment = process_environment(home.settings) | {"GYRE_SOURCES__ORDERS": home.source}
+    command = [
+        Path(sys.executable).with_name("gyre"),
+        "forget",
+        SPEC.name,
+        "--customer_id",
+    ]
+    environment = process_environment(home.settings) | {
+        "GYRE_SOURCES__ORDERS": home.source
+    }
     search = Search(home.settings, Key("customer_id", OTHER))
     whole, killed = search.counts(), []
     held = "raw/orders", "features of orders", "online values of orders", "scores"
@@ -294,7 +355,9 @@ def test_one_that_is_killed_anywhere_is_completed_by_the_next(home):
     raw = raw_table(home.settings, ORDERS)
     before = raw.version
     with subprocess.Popen([*command, str(OTHER)], env=environment) as process:
-        wait_until("the first rows to go", lambda: raw.version > before, process=process)
+        wait_until(
+            "the first rows to go", lambda: raw.version > before, process=process
+        )
         process.kill()
     assert 0 < len(search.counts()) < len(whole)
     for seconds in range(1, 400):

@@ -14,7 +14,11 @@ from monitoring.forget import Key
 from tests.conftest import new_settings
 
 VALUES = (4, -4, "4", "a-b.c", 'Zoë "Z" O\'Neil', "back\\slash", "日本")
-OTHER_VALUES = {4: (40, 14, "4", 4.5), "4": (4, "40", "a4"), "a-b.c": ("a-bxc", "a-b.cd")}
+OTHER_VALUES = {
+    4: (40, 14, "4", 4.5),
+    "4": (4, "40", "a4"),
+    "a-b.c": ("a-bxc", "a-b.cd"),
+}
 
 
 def json_texts(row):
@@ -26,7 +30,9 @@ def json_texts(row):
 
 
 @pytest.mark.parametrize("value", VALUES)
-def test_a_value_is_found_in_json_however_it_is_written_and_no_other_is(tmp_path, value):
+def test_a_value_is_found_in_json_however_it_is_written_and_no_other_is(
+    tmp_path, value
+):
     key = Key("customer_id", value)
     texts = [
         *json_texts({"customer_id": value, "n": 1}),

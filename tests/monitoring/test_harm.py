@@ -22,7 +22,9 @@ BOUNDS = (0.001, 0.01, 0.1, 1.0)
 def counted(*numbers, failed=0, answered=0):
     """So many requests in each of BOUNDS."""
     so_far = [sum(numbers[: n + 1]) for n in range(len(numbers))]
-    return Counted(failed, so_far[-1], tuple(zip(BOUNDS, so_far, strict=False)), answered)
+    return Counted(
+        failed, so_far[-1], tuple(zip(BOUNDS, so_far, strict=False)), answered
+    )
 
 
 FAST = counted(1000, 50, 0, 0)
@@ -33,7 +35,11 @@ FAST = counted(1000, 50, 0, 0)
     [
         (counted(0, 0, 500, 0), FAST, True),
         (FAST, FAST, False),
-        (counted(1000, 0, 0, 100), FAST, False),  # a few large requests, most as fast as ever
+        (
+            counted(1000, 0, 0, 100),
+            FAST,
+            False,
+        ),  # a few large requests, most as fast as ever
         (counted(0, 500, 0, 0), FAST, False),  # a hundredth of a second more is nothing
         (counted(0, 0, 99, 0), FAST, False),
         (counted(0, 0, 500, 0), counted(99), False),
@@ -50,7 +56,9 @@ def test_slow_is_many_times_as_long_as_the_version_before(now, before, is_slow):
 def ledger(*changes):
     """Rows of (from, to, who)."""
     return [
-        LedgerRow("m", n + 1, "production", 100, *change[:2], change[2], "", None, NOW, NOW)
+        LedgerRow(
+            "m", n + 1, "production", 100, *change[:2], change[2], "", None, NOW, NOW
+        )
         for n, change in enumerate(changes)
     ]
 
@@ -106,7 +114,9 @@ def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
     def decided(hour, now):
         stored = COUNTS.dump_json({"production 1": {"a": now}}).decode()
         at = NOW.replace(hour=hour)
-        return DecisionRow("m", "1", at, "ok", "nothing", "ok", "", "", "{}", {}, stored)
+        return DecisionRow(
+            "m", "1", at, "ok", "nothing", "ok", "", "", "{}", {}, stored
+        )
 
     (promotion,) = ledger((None, "1", "ann"))
     rows = [
@@ -126,7 +136,9 @@ def test_what_was_counted_in_another_life_of_a_version_is_not_counted_again():
 
 
 def test_a_replica_that_begins_anew_hides_nothing_of_the_other():
-    earlier = {"production 1": {"a": counted(960, failed=0), "b": counted(960, failed=40)}}
+    earlier = {
+        "production 1": {"a": counted(960, failed=0), "b": counted(960, failed=40)}
+    }
     now = {"production 1": {"a": counted(2460, failed=35), "b": counted(600, failed=5)}}
     found = did("production 1", now, earlier)
     assert (found.failed, found.timed) == (40, 2100)

@@ -61,7 +61,9 @@ def test_what_is_still_there_or_comes_again_is_taken_once(settings):
 
 
 def test_lines_that_could_not_be_read_are_set_aside_in_the_inbox(settings):
-    sent = send(settings, "one/predictions-1-1-a.jsonl", line(1), "{torn", line(2, extra=1))
+    sent = send(
+        settings, "one/predictions-1-1-a.jsonl", line(1), "{torn", line(2, extra=1)
+    )
     found = collect(settings)
     assert (found.predictions, found.malformed) == (1, 2)
     assert left(settings) == ["predictions-1-1-a.malformed"]

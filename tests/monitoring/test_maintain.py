@@ -43,10 +43,15 @@ def logged(settings, days):
             "request_id": f"r{day}", "model": "m", "version": "1", "received": at, "as_of": at,
             "in_population": True, "features": "{}",
         }  # fmt: skip
-        predictions(settings).insert(pa.Table.from_pylist([row], PREDICTIONS), "request_id")
+        predictions(settings).insert(
+            pa.Table.from_pylist([row], PREDICTIONS), "request_id"
+        )
         told = {"request_id": f"r{day}", "actual": 1.0, "received": at}
         outcomes(settings).insert(pa.Table.from_pylist([told], OUTCOMES), "request_id")
-        scored = dict.fromkeys(SCORES.names, "x") | {"day": f"{at:%Y-%m-%d}", "as_of": at}
+        scored = dict.fromkeys(SCORES.names, "x") | {
+            "day": f"{at:%Y-%m-%d}",
+            "as_of": at,
+        }
         said = {"probability": 0.5, "prediction": 1.0, "probabilities": None}
         batch = pa.Table.from_pylist([scored | said], SCORES)
         scores(settings).replace(batch, PARTITION)
@@ -67,23 +72,34 @@ def test_what_is_past_its_time_goes(home):
         file(home, "serving/log/predictions-1-1.malformed", 401 * DAY),
     ]
     young = [file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY)]
-    gone_run = file(home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31 * DAY).parent
+    gone_run = file(
+        home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31 * DAY
+    ).parent
     new_run = home.home / "airflow/logs/dag_id=b/run_id=2"
     new_run.mkdir()
     os.utime(gone_run, ((NOW - 31 * DAY).timestamp(),) * 2)
     os.utime(new_run, ((NOW - DAY).timestamp(),) * 2)
     records = Records(home)
     for age in (0, 500):
-        records.keep(DecisionRow("m", "1", NOW - age * DAY, "ok", "nothing", "", "", "", "{}", {}))
+        records.keep(
+            DecisionRow(
+                "m", "1", NOW - age * DAY, "ok", "nothing", "", "", "", "{}", {}
+            )
+        )
     records.count_alert("m", "old", "w", NOW - 401 * DAY)
     records.count_alert("m", "young", "w", NOW - DAY)
     tracking, experiment = Tracking(home), f"{SPEC.experiment}_monitoring"
     run_id = tracking.start_or_find_run(experiment, "k", "k", {})
     report = file(home, "report.html", DAY, "<html/>")
     for age in (0, 89, 91, 200):
-        tracking.log_artifact(run_id, report, f"reports/{NOW - age * DAY:%Y-%m-%dT%H%M%S}")
+        tracking.log_artifact(
+            run_id, report, f"reports/{NOW - age * DAY:%Y-%m-%dT%H%M%S}"
+        )
     done = run(home)
-    gone = {name: done[name]["rows"] for name in ("predictions", "outcomes", "scores", "alerts")}
+    gone = {
+        name: done[name]["rows"]
+        for name in ("predictions", "outcomes", "scores", "alerts")
+    }
     assert gone == {"predictions": 2, "outcomes": 2, "scores": 2, "alerts": 1}
     assert done["drift reports"]["files"] == 2
     assert not any(path.exists() for path in old)
@@ -94,14 +110,19 @@ def test_what_is_past_its_time_goes(home):
     assert {"r0", "r399"} <= requests
     assert requests.isdisjoint({"r401", "r500"})
     left = tracking.artifacts(run_id, "reports")
-    assert {path[8:18] for path in left} == {f"{NOW - a * DAY:%Y-%m-%d}" for a in (0, 89)}
+    assert {path[8:18] for path in left} == {
+        f"{NOW - a * DAY:%Y-%m-%d}" for a in (0, 89)
+    }
     assert [row["cause"] for row in records.alerts("m")] == ["young"]
     records.close()
     assert all(part["rows"] == 0 for part in run(home).values())
 
 
 def run(settings):
-    env = {"GYRE_HOME": str(settings.home), "GYRE_MLFLOW_PORT": str(settings.mlflow_port)}
+    env = {
+        "GYRE_HOME": str(settings.home),
+        "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
+    }
     command = ["maintain", "--json", "--as-of", NOW.isoformat()]
     done = CliRunner().invoke(typer_app, command, env=env)
     assert done.exit_code == 0, done.output
@@ -126,7 +147,9 @@ def test_a_part_that_cannot_be_done_says_why_and_the_others_are(home):
     assert freed["predictions"].rows == 1
 
 
-def test_while_a_spec_is_broken_predictions_stay_as_its_model_may_need_them(home, tmp_path):
+def test_while_a_spec_is_broken_predictions_stay_as_its_model_may_need_them(
+    home, tmp_path
+):
     logged(home, (500,))
     left = predictions(home).read().num_rows
     rooms = (
@@ -142,7 +165,13 @@ def test_while_a_spec_is_broken_predictions_stay_as_its_model_may_need_them(home
     for room in rooms:
         shutil.copytree(PROJECT / room, tmp_path / room)
     (tmp_path / "models" / "torn.toml").write_text('name = "torn"\nseed =\n')
-    command = "from cli.main import app; app()", "maintain", "--as-of", NOW.isoformat(), "--json"
+    command = (
+        "from cli.main import app; app()",
+        "maintain",
+        "--as-of",
+        NOW.isoformat(),
+        "--json",
+    )
     done = subprocess.run(
         [commands_folder() / "python", "-c", *command], cwd=tmp_path, capture_output=True,
         text=True, check=False, env=process_environment(home) | {"PYTHONPATH": str(tmp_path)},

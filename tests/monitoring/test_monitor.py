@@ -107,7 +107,9 @@ def registered(settings):
     """Register a version that no training made; return its number."""
     client = Registry(settings)._client
     run = client.create_run("0").info
-    made = client.create_model_version(SPEC.name, f"{run.artifact_uri}/model", run.run_id)
+    made = client.create_model_version(
+        SPEC.name, f"{run.artifact_uri}/model", run.run_id
+    )
     return str(made.version)
 
 
@@ -127,11 +129,16 @@ def add_bad_input(settings, name, at):
     Registry(settings)._client.delete_model_version(SPEC.name, deleted)
     odd = [
         *(rows[n] | {"version": deleted if n % 2 else "99"} for n in range(60)),
-        *(rows[n] | {"features": dict(list(rows[n]["features"].items())[1:])} for n in range(20)),
+        *(
+            rows[n] | {"features": dict(list(rows[n]["features"].items())[1:])}
+            for n in range(20)
+        ),
         *(rows[n] | {"features": rows[n]["features"] | {"more": 1}} for n in range(20)),
     ]
     odd = [json.dumps(row | {"request_id": f"odd-{n}"}) for n, row in enumerate(odd)]
-    (folder / "predictions-2-odd.jsonl").write_text("\n".join([*odd, "{", "[]", odd[0][:40]]))
+    (folder / "predictions-2-odd.jsonl").write_text(
+        "\n".join([*odd, "{", "[]", odd[0][:40]])
+    )
 
     def told(row, minutes, *, truly=True):
         actual = float((row["probability"] >= SPEC.threshold) == truly)
@@ -163,12 +170,18 @@ def ledger_of(settings):
     return rows
 
 
-def test_a_version_is_watched_from_drift_to_harm_and_to_late_outcomes(settings, tmp_path):
+def test_a_version_is_watched_from_drift_to_harm_and_to_late_outcomes(
+    settings, tmp_path
+):
     drifted = the_loop_from_drift_to_a_better_version_and_back_from_harm(settings)
-    a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(settings, drifted)
+    a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(
+        settings, drifted
+    )
     figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path)
     a_version_without_a_reference_is_no_data_and_never_ok(settings)
-    a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(settings, tmp_path)
+    a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(
+        settings, tmp_path
+    )
 
 
 def the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
@@ -188,10 +201,15 @@ def the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
     what_pictures_show_is_kept_with_the_decision(settings, first)
     assert first.left_out["outside the population"] > 2_500
     assert not any("tenure" in finding for finding in first.findings)
-    assert (first.decision.action, first.decision.rule) == ("nothing", "first_bad_window")
+    assert (first.decision.action, first.decision.rule) == (
+        "nothing",
+        "first_bad_window",
+    )
     assert alerts(settings) == []
     second = monitor(settings, SPEC, AS_OF + HOUR)
-    bad_input_is_counted_and_not_used(second, malformed=0)  # counted once, then set aside
+    bad_input_is_counted_and_not_used(
+        second, malformed=0
+    )  # counted once, then set aside
     assert second.decision.action == "retrain"
     assert "lifetime_orders: PSI" in second.decision.reason
     assert second.cause == first.cause
@@ -232,7 +250,9 @@ def the_loop_from_drift_to_a_better_version_and_back_from_harm(settings):
 def bad_input_is_counted_and_not_used(report, malformed):
     assert report.left_out.items() >= BAD_INPUT.items()
     assert (report.outcomes_left_out, report.malformed) == (BAD_OUTCOMES, malformed)
-    assert report.figures["online_accuracy"] == 1.0  # by the 300 that count, which are all true
+    assert (
+        report.figures["online_accuracy"] == 1.0
+    )  # by the 300 that count, which are all true
 
 
 def what_pictures_show_is_kept_with_the_decision(settings, report):
@@ -241,9 +261,14 @@ def what_pictures_show_is_kept_with_the_decision(settings, report):
     assert [*kept] == [OLD + HOUR, AS_OF]  # as the decisions
     assert (kept[OLD + HOUR].scores, kept[OLD + HOUR].quantiles) == ((), {})
     found = kept[AS_OF]
-    numbers = {name for name, kind in SPEC.features.items() if kind in {"int64", "double"}}
+    numbers = {
+        name for name, kind in SPEC.features.items() if kind in {"int64", "double"}
+    }
     assert set(found.quantiles) == set(found.reference_quantiles) == {*numbers, "score"}
-    assert found.quantiles["lifetime_orders"] != found.reference_quantiles["lifetime_orders"]
+    assert (
+        found.quantiles["lifetime_orders"]
+        != found.reference_quantiles["lifetime_orders"]
+    )
     assert set(found.performance) == {"online", "backfilled"}
     for kind, metrics in found.performance.items():
         now = report.figures[f"{kind}_auc"]
@@ -252,7 +277,9 @@ def what_pictures_show_is_kept_with_the_decision(settings, report):
         assert metrics["auc"].was > metrics["auc"].baseline == 0.5
     rows = sum(each.rows for each in found.calibration["online"])
     assert rows == 300
-    segments = {f"positive_rate_{name}": rate.now for name, rate in found.segments.items()}
+    segments = {
+        f"positive_rate_{name}": rate.now for name, rate in found.segments.items()
+    }
     assert segments.items() <= report.figures.items()
 
 
@@ -261,7 +288,10 @@ def details_refused(settings):
     """The database takes decisions, and nothing that pictures show."""
     refuse = "CREATE TRIGGER refused BEFORE INSERT ON windows BEGIN SELECT RAISE(ABORT, 'no'); END"
     for statement in (refuse, "DROP TRIGGER refused"):
-        with closing(sqlite3.connect(settings.home / "ledger.db")) as database, database:
+        with (
+            closing(sqlite3.connect(settings.home / "ledger.db")) as database,
+            database,
+        ):
             database.execute(statement)
         if statement == refuse:
             yield
@@ -278,9 +308,14 @@ def one_that_dies_is_started_again(settings, report):
 def its_leading_finding_is_named(said, second):
     assert said["cause"] == second.cause
     assert said["message"] == f"bad: {second.decision.reason}; retrain"
-    psi = {name: value for name, value in second.figures.items() if name.startswith("psi_")}
+    psi = {
+        name: value for name, value in second.figures.items() if name.startswith("psi_")
+    }
     del psi["psi_customer_tenure_days"]  # shown, never acted on
-    assert (said["feature"], said["psi_score"]) == ("lifetime_orders", max(psi.values()))
+    assert (said["feature"], said["psi_score"]) == (
+        "lifetime_orders",
+        max(psi.values()),
+    )
     assert (said["drift_type"], said["severity"]) == ("data_drift", "significant")
     assert datetime.fromisoformat(said["detected_at"]) == second.as_of
 
@@ -295,22 +330,34 @@ def replayed(row) -> Inputs:
     return INPUTS.validate_json(row.inputs)
 
 
-def a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(settings, drifted):
+def a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(
+    settings, drifted
+):
     ledger, records, moment = Ledger(settings), Records(settings), AS_OF + HOUR
     change = ("production", 100, None, "1", "test", "harm", None)
     at = AS_OF + 31 * HOUR  # as if the last way back had been at this moment
-    ledger.insert(LedgerRow(SPEC.name, len(ledger.rows(SPEC.name)) + 1, *change, at, at))
+    ledger.insert(
+        LedgerRow(SPEC.name, len(ledger.rows(SPEC.name)) + 1, *change, at, at)
+    )
 
     def seen():
         tracking = Tracking(settings)
         runs = [vars(run) for run in tracking.runs(f"{SPEC.experiment}_monitoring")]
         decided = records.decisions(SPEC.name)
-        return decided, records.alerts(SPEC.name), alerts(settings), ledger.rows(SPEC.name), runs
+        return (
+            decided,
+            records.alerts(SPEC.name),
+            alerts(settings),
+            ledger.rows(SPEC.name),
+            runs,
+        )
 
     before = seen()
     assert [row.action for row in before[0] if row.as_of == moment] == ["retrain"]
     # Whatever the spec reads by now, the version is watched by its own features.
-    fewer = {name: kind for name, kind in SPEC.features.items() if name != "lifetime_orders"}
+    fewer = {
+        name: kind for name, kind in SPEC.features.items() if name != "lifetime_orders"
+    }
     back = monitor(settings, SPEC.model_copy(update={"features": fewer}), moment)
     assert (back.version, back.verdict) == ("1", "bad")
     assert (back.decision.action, back.decision.rule) == ("nothing", "stale")
@@ -327,9 +374,13 @@ def a_look_at_a_moment_before_the_newest_promotion_is_told_and_changes_nothing(s
 
 
 def test_the_reference_has_scores_as_the_log_has_them(settings):
-    found = load_reference(settings, SPEC, Registry(settings).version(SPEC.name, "1")).rows["score"]
+    found = load_reference(
+        settings, SPEC, Registry(settings).version(SPEC.name, "1")
+    ).rows["score"]
     assert found.nunique() > 100
-    assert (found == found.round(6)).all(), "deciles would lie between a window's scores"
+    assert (found == found.round(6)).all(), (
+        "deciles would lie between a window's scores"
+    )
 
 
 def figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
@@ -337,9 +388,13 @@ def figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
     runs = tracking.runs(f"{SPEC.experiment}_monitoring")
     first = next(run for run in runs if run.tags["version"] == "1")
     assert first.metrics["psi_lifetime_orders"] > 0
-    report = next(tracking.download(first.run_id, "reports", tmp_path).rglob("report.html"))
+    report = next(
+        tracking.download(first.run_id, "reports", tmp_path).rglob("report.html")
+    )
     assert report.stat().st_size > 100_000
-    latest = json.loads(tracking.download(first.run_id, "latest.json", tmp_path).read_text())
+    latest = json.loads(
+        tracking.download(first.run_id, "latest.json", tmp_path).read_text()
+    )
     assert latest["outcomes_left_out"] == BAD_OUTCOMES
     assert latest["malformed"] == 0
 
@@ -353,7 +408,9 @@ def a_version_without_a_reference_is_no_data_and_never_ok(settings):
     assert (found.verdict, found.decision.action) == ("insufficient_data", "nothing")
     assert any("no reference" in note for note in found.notes)
     silent = [each for each in alerts(settings) if "source is silent" in each["cause"]]
-    assert len(silent) == 1  # the demo's newest order is of AS_OF's midnight, 52 hours ago
+    assert (
+        len(silent) == 1
+    )  # the demo's newest order is of AS_OF's midnight, 52 hours ago
     assert silent[0]["message"] in found.notes
 
 
@@ -387,12 +444,20 @@ def tell(settings, name, requests, actual, at):
                     "received": at.isoformat()})
         for n in requests
     ]  # fmt: skip
-    (folder / f"feedback-{name}-{requests[0]}.jsonl").write_text("\n".join(lines) + "\n")
+    (folder / f"feedback-{name}-{requests[0]}.jsonl").write_text(
+        "\n".join(lines) + "\n"
+    )
 
 
-def a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(settings, tmp_path):
+def a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(
+    settings, tmp_path
+):
     """Row 19 of the faults: outcomes come late, and what came before may be no better."""
-    version, ledger, at = reversed_version(settings, tmp_path), Ledger(settings), OLD + 50 * HOUR
+    version, ledger, at = (
+        reversed_version(settings, tmp_path),
+        Ledger(settings),
+        OLD + 50 * HOUR,
+    )
     registry = Registry(settings)
 
     def promoted(each):
@@ -411,7 +476,9 @@ def a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(setti
     tell(settings, "late", inside[:200], coin, at + HOUR)
     nobody = monitor(settings, SPEC, at + 2 * HOUR)
     assert nobody.figures["online_f1"] < 0.7
-    assert nobody.decision.action == "nothing", "the version before is no better at a coin"
+    assert nobody.decision.action == "nothing", (
+        "the version before is no better at a coin"
+    )
 
     tell(settings, "late", inside[200:1200], likely, at + 2 * HOUR)
     worse = monitor(settings, SPEC, at + 3 * HOUR)
@@ -422,12 +489,18 @@ def a_worse_f1_goes_back_only_to_a_version_that_is_better_on_the_same_rows(setti
     assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
     assert last.why == worse.decision.reason
     (alert,) = (
-        each for each in alerts(settings) if each["cause"].startswith(f"harm of version {version} ")
+        each
+        for each in alerts(settings)
+        if each["cause"].startswith(f"harm of version {version} ")
     )
     assert alert["drift_type"] == "harm"
-    assert monitor(settings, SPEC, at + 4 * HOUR).decision.action != "rollback", "no ping-pong"
+    assert monitor(settings, SPEC, at + 4 * HOUR).decision.action != "rollback", (
+        "no ping-pong"
+    )
 
-    promoted(version)  # a person insists, and now labels that nobody had to tell have matured
+    promoted(
+        version
+    )  # a person insists, and now labels that nobody had to tell have matured
     assert monitor(settings, SPEC, AS_OF + 50 * HOUR).decision.reason.startswith(
         "backfilled, 2099-0"
     )

@@ -38,11 +38,13 @@ def answered(*rows):
                                           "entity": None if who is None else str(who)} | more
         for n, (who, at, more) in enumerate(rows)
     ]  # fmt: skip
-    return pa.Table.from_pylist(made, pa.schema([PREDICTIONS.field(name) for name in ANSWERS]))
+    return pa.Table.from_pylist(
+        made, pa.schema([PREDICTIONS.field(name) for name in ANSWERS])
+    )
 
 
 def test_what_the_raw_rows_say_of_the_day_and_nothing_where_its_own_moment_would_say_another(
-    shop,  # noqa: F811
+    shop,
 ):
     before = MIDNIGHT - 10 * DAY
     shop.has(
@@ -52,7 +54,11 @@ def test_what_the_raw_rows_say_of_the_day_and_nothing_where_its_own_moment_would
     )  # fmt: skip
     shop.ingest(AS_OF)
     asked = answered(
-        (1, MIDNIGHT + 15 * HOUR, {}),  # the order is why it was asked, and does not answer it
+        (
+            1,
+            MIDNIGHT + 15 * HOUR,
+            {},
+        ),  # the order is why it was asked, and does not answer it
         (1, MIDNIGHT + 13 * HOUR, {}),
         (2, MIDNIGHT + 15 * HOUR, {}),
         (3, MIDNIGHT + 15 * HOUR, {}),
@@ -66,7 +72,7 @@ def test_what_the_raw_rows_say_of_the_day_and_nothing_where_its_own_moment_would
     assert found == pytest.approx([1, 0, 1, 0, 1, np.nan, np.nan, 0], nan_ok=True)
 
 
-def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop):  # noqa: F811
+def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop):
     shop.has(order(1, 1, MIDNIGHT - 200 * DAY))
     shop.ingest(AS_OF)
     many = [(1, ASKED + n * timedelta(seconds=1), {}) for n in range(500)]
@@ -85,16 +91,24 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     by_id = {row["request_id"]: row["label"] for row in found.rows.to_pylist()}
     assert by_id["r499"] == 1.0
     assert "r0" not in by_id
-    assert measure_online(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF) is None
+    assert (
+        measure_online(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF)
+        is None
+    )
 
 
-def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):  # noqa: F811
+def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):
     """Who orders is asked about again: that answer has no outcome, and must not hide the others."""
     before, noon = MIDNIGHT - 10 * DAY, MIDNIGHT + 12 * HOUR
     who = range(1, 251)
-    shop.has(*(order(n, n, before) for n in who), *(order(500 + n, n, noon) for n in who[:100]))
+    shop.has(
+        *(order(n, n, before) for n in who),
+        *(order(500 + n, n, noon) for n in who[:100]),
+    )
     shop.ingest(AS_OF)
-    rows = answered(*((n, noon - 3 * HOUR, {}) for n in who), *((n, noon + HOUR, {}) for n in who))
+    rows = answered(
+        *((n, noon - 3 * HOUR, {}) for n in who), *((n, noon + HOUR, {}) for n in who)
+    )
     found = measure_online(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
     assert found is not None
     assert found.performance.rows == 250
@@ -134,10 +148,14 @@ def test_one_that_is_worse_is_found_by_each_metric_and_the_sooner_the_more_outco
 
 
 def test_a_metric_can_have_a_limit_whatever_it_was_and_others_than_the_usual_ones_one_too():
-    limits = Monitoring(metrics={"f1": {"at_least": 0.99}, "precision": {"worse": 0.05}})
+    limits = Monitoring(
+        metrics={"f1": {"at_least": 0.99}, "precision": {"worse": 0.05}}
+    )
     found = worse(drawn(2000), drawn(7000).metrics, limits)
     assert [each.feature for each in found] == ["f1"]
-    assert found[0].remark.endswith("(online, 2000 outcomes), at least 0.99 is expected")
+    assert found[0].remark.endswith(
+        "(online, 2000 outcomes), at least 0.99 is expected"
+    )
     found = worse(drawn(2000, 0.9), drawn(7000).metrics, limits)
     assert {each.feature for each in found} >= {"f1", "precision"}
 

@@ -19,7 +19,10 @@ def test_the_same_population_scores_zero():
 
 
 def test_a_worked_example_of_two_categories():
-    reference, current = pd.Series(["a"] * 80 + ["b"] * 20), pd.Series(["a"] * 50 + ["b"] * 50)
+    reference, current = (
+        pd.Series(["a"] * 80 + ["b"] * 20),
+        pd.Series(["a"] * 50 + ["b"] * 50),
+    )
     by_hand = (0.5 - 0.8) * np.log(0.5 / 0.8) + (0.5 - 0.2) * np.log(0.5 / 0.2)
     assert psi(reference, current) == pytest.approx(by_hand)
 
@@ -38,7 +41,9 @@ def test_ties_are_one_bin_and_a_constant_reference_sees_a_change():
     assert psi(zeros, zeros) == 0.0
     assert psi(pd.Series([3] * 100), pd.Series([3] * 100)) == 0.0
     assert psi(pd.Series([3] * 100), pd.Series([4] * 100)) > 1
-    assert psi(pd.Series([3] * 100), pd.Series([2] * 100)) == 0.0  # at or below the only cut
+    assert (
+        psi(pd.Series([3] * 100), pd.Series([2] * 100)) == 0.0
+    )  # at or below the only cut
 
 
 def test_values_out_of_the_references_range_count_in_the_end_bins():
@@ -61,7 +66,9 @@ def test_the_figure_in_evidentlys_report_is_the_figure_that_decides(tmp_path):
     })  # fmt: skip
     current = reference.assign(spend=reference["spend"] * 1.6).head(500)
     results = measure(Monitoring(), reference, current, tmp_path)
-    found = {each.feature: each.value for each in results if each.name.startswith("psi_")}
+    found = {
+        each.feature: each.value for each in results if each.name.startswith("psi_")
+    }
     report = pd.read_json(tmp_path / "report.json", typ="series")
     shown = {
         metric["config"]["column"]: metric["value"]
@@ -73,20 +80,28 @@ def test_the_figure_in_evidentlys_report_is_the_figure_that_decides(tmp_path):
     assert "<html" in (tmp_path / "report.html").read_text()[:2000].lower()
 
 
-@pytest.mark.parametrize(("categories", "zipf"), [(20, 0), (100, 0), (200, 1), (1000, 1)])
-def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(categories, zipf):
+@pytest.mark.parametrize(
+    ("categories", "zipf"), [(20, 0), (100, 0), (200, 1), (1000, 1)]
+)
+def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(
+    categories, zipf
+):
     share = 1.0 / np.arange(1, categories + 1) ** zipf
     drawn = np.random.default_rng(3)
 
     def window(entities, share):
-        return pd.Series(drawn.choice(categories, entities, p=share / share.sum()).astype(str))
+        return pd.Series(
+            drawn.choice(categories, entities, p=share / share.sum()).astype(str)
+        )
 
     reference = window(5000, share)
     for entities in (200, 500, 2000):
         quiet = [psi(reference, window(entities, share)) for _ in range(30)]
         assert max(quiet) < 0.25
     moved = np.where(np.arange(categories) < categories // 2, 2.0, 0.5)
-    assert psi(reference, window(500, share * (moved if not zipf else moved[::-1]))) > 0.1
+    assert (
+        psi(reference, window(500, share * (moved if not zipf else moved[::-1]))) > 0.1
+    )
 
 
 def test_a_rare_value_of_two_that_becomes_frequent_is_seen():

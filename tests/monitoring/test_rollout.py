@@ -38,15 +38,29 @@ class Serving:
         self.model, self.random, self.ids = model, np.random.default_rng(7), count()
         self.log = AppendLog(settings.home / "serving" / "log", "predictions")
         self.log.open()
-        self.failed, self.within = defaultdict(int), defaultdict(lambda: np.zeros(len(BOUNDS)))
+        self.failed, self.within = (
+            defaultdict(int),
+            defaultdict(lambda: np.zeros(len(BOUNDS))),
+        )
 
     def answers(
-        self, role, version, number, *, failed=0, seconds=0.0008, score=None, ids=None, ours=True
+        self,
+        role,
+        version,
+        number,
+        *,
+        failed=0,
+        seconds=0.0008,
+        score=None,
+        ids=None,
+        ours=True,
     ):
         """Return the ids of the requests; score: of all of them, else spread."""
         self.failed[role, version] += failed
         self.within[role, version] += number * (np.array(BOUNDS) >= seconds)
-        scores = self.random.beta(2, 3, number) if score is None else np.full(number, score)
+        scores = (
+            self.random.beta(2, 3, number) if score is None else np.full(number, score)
+        )
         ids, at = (
             ids or [f"{self.model}-{next(self.ids)}" for _ in range(number)],
             now().isoformat(),
@@ -154,7 +168,9 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
         world.serving.answers(role, "2", share - 99)
         assert world.look(minutes=5).action == "hold"
         said.append(world.look().summary)
-        again = world.look()  # what the step before has seen does not count for this one
+        again = (
+            world.look()
+        )  # what the step before has seen does not count for this one
         assert (again.action, again.evidence.challenger.answered) == ("hold", 0)
     for summary, percent in zip(said, (5, 25, 50, 100), strict=True):
         assert f"goes on to {percent} %: " in summary
@@ -164,25 +180,39 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     assert world.roles == {"production": "2", "previous": "1"}
     rows = [row for row in world.ledger.rows(world.model) if row.who == WHO]
     assert [row.percent for row in rows] == [5, 25, 50, 100, 100]
-    assert all(json.loads(row.evidence)["challenger"]["answered"] >= 100 for row in rows)
-    assert rows[-1].why.startswith("at 100 %: 120 answered beside 300, 0 failed beside 0, 95 %")
+    assert all(
+        json.loads(row.evidence)["challenger"]["answered"] >= 100 for row in rows
+    )
+    assert rows[-1].why.startswith(
+        "at 100 %: 120 answered beside 300, 0 failed beside 0, 95 %"
+    )
     assert world.look().action == "nothing"
     assert world.alerts() == []
 
 
-def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_again(world):
+def test_one_that_fails_is_out_with_a_reason_and_one_alert_and_may_be_tried_again(
+    world,
+):
     world.to(25)
     world.serving.answers("challenger", "2", 10, failed=8)
     stopped = world.look(minutes=0)
     assert (stopped.action, world.roles) == ("abort", {"production": "1"})
     row = world.last
-    assert (row.role, row.from_version, row.to_version, row.who) == ("challenger", "2", None, WHO)
+    assert (row.role, row.from_version, row.to_version, row.who) == (
+        "challenger",
+        "2",
+        None,
+        WHO,
+    )
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
     for _ in range(3):
         assert world.look().action == "nothing"
     assert "production 2" not in counts(world.settings, world.model)
     (message,) = world.alerts()
-    assert message == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
+    assert (
+        message
+        == f"rollout of version 2 stopped (ledger row {row.sequence}): {row.why}"
+    )
 
     promote(world.registry, world.ledger, world.model, "2", **ANN, role="shadow")
     world.to(25)  # what failed before is not held against it
@@ -193,11 +223,16 @@ def test_one_that_is_slow_and_one_whose_scores_collapse_are_out(world):
     world.to(5)
     world.serving.answers("production", "1", 300)
     world.serving.answers("challenger", "2", 150, seconds=0.02)
-    assert "is stopped: 95 % of predictions within 24.2 ms, at most 6.0 ms" in world.look().summary
+    assert (
+        "is stopped: 95 % of predictions within 24.2 ms, at most 6.0 ms"
+        in world.look().summary
+    )
     promote(world.registry, world.ledger, world.model, "3", **ANN, role="shadow")
     ids = world.serving.answers("production", "1", 300)
     world.serving.answers("shadow", "3", 300, score=0.7, ids=ids)
-    assert "as shadow is stopped: every one of 300 scores is 0.7" in world.look().summary
+    assert (
+        "as shadow is stopped: every one of 300 scores is 0.7" in world.look().summary
+    )
     stored = predictions(world.settings).read().to_pylist()
     assert {f"{one}/shadow" for one in ids} <= {row["request_id"] for row in stored}
     assert world.roles == {"production": "1"}
@@ -214,7 +249,9 @@ def test_what_was_killed_between_ledger_and_alert_is_told_by_the_next_look(world
 
 def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_look(world):
     change = ("challenger", 5, None, "2", WHO, "as shadow: …", None)
-    world.ledger.insert(LedgerRow(world.model, 3, *change, now()))  # all before it was killed
+    world.ledger.insert(
+        LedgerRow(world.model, 3, *change, now())
+    )  # all before it was killed
     assert world.roles == {"production": "1", "shadow": "2"}
     assert "2 at 5 % holds" in world.look().summary
     assert world.roles == {"production": "1", "challenger": "2"}
@@ -234,7 +271,15 @@ def test_it_waits_while_serving_is_silent_and_keeps_off_what_is_not_its_own(worl
     assert (held.action, "does not answer" in held.summary) == ("hold", True)
     direct = world.spec.model_copy(update={"rollout": Rollout()})
     assert roll_out(world.settings, direct, now()).action == "nothing"
-    promote(world.registry, world.ledger, world.model, "3", **ANN, role="challenger", percent=10)
+    promote(
+        world.registry,
+        world.ledger,
+        world.model,
+        "3",
+        **ANN,
+        role="challenger",
+        percent=10,
+    )
     theirs = world.look()
     assert (theirs.action, theirs.version) == ("hold", "3")
     assert "at 10 % holds: ann put it there" in theirs.summary

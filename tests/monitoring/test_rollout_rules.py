@@ -101,7 +101,9 @@ some = st.builds(
     st.integers(0, 500),
     st.integers(0, 50),
     st.none() | st.floats(0.0001, 1),
-    st.lists(st.floats(0, 1), min_size=101, max_size=101).map(lambda row: tuple(sorted(row))),
+    st.lists(st.floats(0, 1), min_size=101, max_size=101).map(
+        lambda row: tuple(sorted(row))
+    ),
 )
 
 
@@ -112,7 +114,9 @@ some = st.builds(
     some,
     st.none() | some,
 )
-def test_no_step_is_passed_below_the_least_requests_or_skipped(percent, minutes, us, them, before):
+def test_no_step_is_passed_below_the_least_requests_or_skipped(
+    percent, minutes, us, them, before
+):
     verdict = decide(POLICY, Evidence(percent, minutes, them, us, before))
     if verdict.action in {"advance", "done"}:
         compared = before if percent == 100 and before else them
@@ -128,14 +132,18 @@ def test_no_step_is_passed_below_the_least_requests_or_skipped(percent, minutes,
 
 @given(some, some)
 def test_distance_is_what_scipy_says_of_the_same_samples(one, other):
-    assert distance(one, other) == pytest.approx(ks_2samp(one.scores, other.scores).statistic)
+    assert distance(one, other) == pytest.approx(
+        ks_2samp(one.scores, other.scores).statistic
+    )
 
 
 def test_two_samples_of_one_distribution_are_never_surely_apart():
     random, aborted = np.random.default_rng(7), 0
     for _ in range(300):
         both = [
-            Variant(100, 0, 0.01, tuple(np.percentile(random.beta(2, 3, 100), range(101))))
+            Variant(
+                100, 0, 0.01, tuple(np.percentile(random.beta(2, 3, 100), range(101)))
+            )
             for _ in range(2)
         ]
         verdict = decide(Rollout(scores=0.05), Evidence(5, 60, *both))

@@ -39,7 +39,10 @@ BASKETS = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_las
 
 
 def contract(spec=SPEC, **changed):
-    of_spec = {name: getattr(spec, name) for name in ("entity_key", "feature_service", "features")}
+    of_spec = {
+        name: getattr(spec, name)
+        for name in ("entity_key", "feature_service", "features")
+    }
     return ServedModel(**of_spec | {"model": "m", "defaults": {}, "population": SPEC.population,
                                     "as_of": AS_OF.isoformat(), "lookup": UNREAD}
                        | changed)  # fmt: skip
@@ -49,8 +52,15 @@ class Asking:
     """What serving does of a request, without the model: read online, write down."""
 
     def __init__(self, settings, dataset=ORDERS, served=None):
-        self.settings, self.dataset, self.served = settings, dataset, served or contract()
-        self.log, self.count = AppendLog(settings.home / "serving" / "log", "predictions"), 0
+        self.settings, self.dataset, self.served = (
+            settings,
+            dataset,
+            served or contract(),
+        )
+        self.log, self.count = (
+            AppendLog(settings.home / "serving" / "log", "predictions"),
+            0,
+        )
         self.log.open()
 
     def ask(self, at, *keys):
@@ -73,7 +83,9 @@ class Asking:
 
     def told(self):
         """Remarks by incident."""
-        return {each.incident: each.remark for each in mismatches("1", self.vectors()[0])}
+        return {
+            each.incident: each.remark for each in mismatches("1", self.vectors()[0])
+        }
 
     def look(self):
         """How many values are of each outcome."""
@@ -81,7 +93,9 @@ class Asking:
 
     def vectors(self):
         collect(self.settings)
-        rows = predictions(self.settings).read(where=pc.field("features_from") == "online")
+        rows = predictions(self.settings).read(
+            where=pc.field("features_from") == "online"
+        )
         vectors = read(rows, self.served)
         self.unfit = len(rows) - len(vectors)
         audit = Audit(self.settings, [self.dataset], self.served, LIMITS)
@@ -89,7 +103,7 @@ class Asking:
 
 
 @pytest.fixture
-def asking(shop):  # noqa: F811
+def asking(shop):
     return Asking(shop.settings)
 
 
@@ -105,7 +119,7 @@ def first_orders():
     return [order(n, n, AS_OF - n * DAY, 5.0 + n) for n in range(1, 8)]
 
 
-def test_what_landed_later_is_stale_and_no_skew(shop, asking):  # noqa: F811
+def test_what_landed_later_is_stale_and_no_skew(shop, asking):
     orders = first_orders()
     shop.has(*orders)
     shop.ingest(AS_OF)
@@ -128,7 +142,7 @@ def test_what_landed_later_is_stale_and_no_skew(shop, asking):  # noqa: F811
     assert asking.look()["equal"] == found["equal"] + 50
 
 
-def test_a_window_that_ended_is_stale_for_two_seconds_and_then_mismatched(shop, asking):  # noqa: F811
+def test_a_window_that_ended_is_stale_for_two_seconds_and_then_mismatched(shop, asking):
     end = AS_OF + MINUTE  # of the 30 days' window
     shop.has(order(1, 1, end - 30 * DAY, 5.0), order(2, 2, AS_OF - DAY, 5.0))
     shop.ingest(AS_OF)
@@ -150,7 +164,7 @@ def planted(settings, number, **changed):
     redis.close()
 
 
-def test_a_planted_value_is_named_with_customer_and_feature(shop, asking):  # noqa: F811
+def test_a_planted_value_is_named_with_customer_and_feature(shop, asking):
     shop.has(*first_orders(), order(11, 1, AS_OF - 40 * DAY, 3.0))
     shop.ingest(AS_OF)
     planted(shop.settings, 3, of=1)
@@ -163,13 +177,16 @@ def test_a_planted_value_is_named_with_customer_and_feature(shop, asking):  # no
         f"skew of lifetime_orders: customer_id 3 at {at + MINUTE:%Y-%m-%d %H:%M:%S} UTC: "
         "online 2, offline 1; and 1 more"
     )
-    assert "online 'repeat', offline 'new'" in alerts["skew of version 1: customer_segment"]
+    assert (
+        "online 'repeat', offline 'new'"
+        in alerts["skew of version 1: customer_segment"]
+    )
     assert "skew of version 1: total_orders_30d" not in alerts  # 1 of both
     assert found["mismatched"] == 2 * len(alerts)
     assert all("customer_id 3 " in remark for remark in alerts.values())
 
 
-def test_entities_that_nobody_knows_and_rows_that_are_no_vectors(shop, asking):  # noqa: F811
+def test_entities_that_nobody_knows_and_rows_that_are_no_vectors(shop, asking):
     shop.has(*first_orders())
     shop.ingest(AS_OF)
     asking.ask(AS_OF, who(1))
@@ -191,7 +208,7 @@ def predictions_of(asking):
     return predictions(asking.settings).read().to_pylist()
 
 
-def test_an_event_and_its_correction_are_known_from_their_arrival(shop, asking):  # noqa: F811
+def test_an_event_and_its_correction_are_known_from_their_arrival(shop, asking):
     shop.has(*first_orders())
     shop.ingest(AS_OF)
     late = order(21, 1, AS_OF - 5 * HOUR, 3.0)
@@ -210,28 +227,39 @@ def test_an_event_and_its_correction_are_known_from_their_arrival(shop, asking):
     assert asking.told() == {}
 
 
-def test_a_key_of_two_columns_one_of_them_text(applied, spend):  # noqa: F811
+def test_a_key_of_two_columns_one_of_them_text(applied, spend):
     made = Baskets(applied, spend)
     month = AS_OF.replace(month=12, day=1, hour=0)
-    made.land([basket_order(n, n, AS_OF - n * DAY, cds=1 + n % 2) for n in range(1, 5)], month)
-    kinds = {name: "double" if "spend" in name or "value" in name else "int64" for name in BASKETS}
+    made.land(
+        [basket_order(n, n, AS_OF - n * DAY, cds=1 + n % 2) for n in range(1, 5)], month
+    )
+    kinds = {
+        name: "double" if "spend" in name or "value" in name else "int64"
+        for name in BASKETS
+    }
     served = contract(
         entity_key={"customer_id": "int64", "basket": "string"},
         feature_service="next_quarter_spend_v1", features=kinds | {"order_kind": "string"},
     )  # fmt: skip
     asking = Asking(applied, spend, served)
-    one, two = ({"customer_id": n, "basket": kind} for n, kind in ((1, "several"), (2, "single")))
+    one, two = (
+        {"customer_id": n, "basket": kind}
+        for n, kind in ((1, "several"), (2, "single"))
+    )
     asking.ask(month + HOUR / 2, one, two)
     assert classes(asking.look()) == {"equal": 14}
     made.land([basket_order(1, 1, AS_OF - DAY, cds=2, cents=7_700)], month + HOUR)
     assert classes(asking.look()) == {"equal": 11, "stale": 3}
     row = json.loads(predictions_of(asking)[0]["features"])
     asking.write(month + HOUR, entity_text(two), row | {"orders_3m": 8})
-    assert "customer_id 2, basket single" in asking.told()["skew of version 1: orders_3m"]
+    assert (
+        "customer_id 2, basket single" in asking.told()["skew of version 1: orders_3m"]
+    )
 
 
 @pytest.mark.parametrize(
-    "key", [{"customer_id": 4}, {"basket": "4"}, {"customer_id": -1, "basket": 'a, "b"'}]
+    "key",
+    [{"customer_id": 4}, {"basket": "4"}, {"customer_id": -1, "basket": 'a, "b"'}],
 )
 def test_an_entity_is_found_by_its_text(key):
     kinds = {name: "int64" if name == "customer_id" else "string" for name in key}
@@ -257,7 +285,10 @@ def test_of_many_vectors_the_newest_are_looked_at_and_the_same_sample_of_the_oth
 
 CART = RequestSource(
     name="cart",
-    schema=[Field(name="cart_value", dtype=Float64), Field(name="coupon", dtype=String)],
+    schema=[
+        Field(name="cart_value", dtype=Float64),
+        Field(name="coupon", dtype=String),
+    ],
 )
 
 
@@ -270,13 +301,15 @@ def cart_against_average(inputs):
     pairs = zip(inputs["cart_value"], inputs["avg_order_value"], strict=True)
     named = zip(inputs["coupon"], inputs["customer_segment"], strict=True)
     return {
-        "cart_above": [None if average is None else value - average for value, average in pairs],
+        "cart_above": [
+            None if average is None else value - average for value, average in pairs
+        ],
         "offer": [f"{coupon}:{segment}" for coupon, segment in named],
     }
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
-def test_features_of_request_data_are_computed_again_from_the_log(shop):  # noqa: F811
+def test_features_of_request_data_are_computed_again_from_the_log(shop):
     features = {"lifetime_value": "double", "cart_above": "double", "offer": "string"}
     parts = [customer_features_view[["lifetime_value"]], cart_against_average]
     service = FeatureService(name="carts", features=parts)

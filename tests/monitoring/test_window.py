@@ -79,7 +79,8 @@ def by_hand(rows):
 
 def fits(features):
     return all(
-        value is None or isinstance(value, str) == (KINDS[name] in {"string", "timestamp"})
+        value is None
+        or isinstance(value, str) == (KINDS[name] in {"string", "timestamp"})
         for name, value in features.items()
     )
 

@@ -50,7 +50,10 @@ def test_one_customer_who_asks_a_thousand_times_is_one_entity_by_the_last_answer
 
 
 def test_of_many_classes_a_window_names_what_was_said():
-    rows = [row(n, NOON) | {"prediction": n % 3, "probability": 0.4 + n / 100} for n in range(4)]
+    rows = [
+        row(n, NOON) | {"prediction": n % 3, "probability": 0.4 + n / 100}
+        for n in range(4)
+    ]
     found = seen(rows, classes=("early", "on_time", "late")).rows.sort_values("entity")
     assert found[PREDICTED].tolist() == ["early", "on_time", "late", "early"]
     assert found["score"].tolist() == pytest.approx([0.4, 0.41, 0.42, 0.43])
@@ -59,7 +62,9 @@ def test_of_many_classes_a_window_names_what_was_said():
 
 
 def test_an_empty_day_is_an_empty_window():
-    found = seen([row(4, NOON - timedelta(hours=25)), row(5, NOON + timedelta(seconds=1))])
+    found = seen(
+        [row(4, NOON - timedelta(hours=25)), row(5, NOON + timedelta(seconds=1))]
+    )
     assert (len(found.rows), found.left_out) == (0, {})
     assert {"orders", "plan", "score"} <= set(found.rows)
 
@@ -80,6 +85,8 @@ def test_a_feature_that_is_all_null_and_one_category_only_are_compared(tmp_path)
     nothing = [row(n, NOON - timedelta(minutes=1), orders=None) for n in range(300)]
     columns = ["orders", "plan", "score"]
     before, now = seen(rows).rows[columns], seen(nothing).rows[columns]
-    found = {each.name: each.value for each in measure(Monitoring(), before, now, tmp_path)}
+    found = {
+        each.name: each.value for each in measure(Monitoring(), before, now, tmp_path)
+    }
     assert [found[f"nulls_{name}"] for name in columns] == [1.0, 0.0, 0.0]
     assert found["psi_plan"] == 0.0

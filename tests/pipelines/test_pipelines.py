@@ -44,7 +44,9 @@ def copy(tmp_path_factory):
 
 def run(copy, command, tool):
     """Run it where the pipelines are, with DVC or KFP first; return what it said."""
-    subprocess.run(["make", "--silent", f".venv-{tool}/gyre.stamp"], cwd=CLONE, check=True)
+    subprocess.run(
+        ["make", "--silent", f".venv-{tool}/gyre.stamp"], cwd=CLONE, check=True
+    )
     path = f"{CLONE / f'.venv-{tool}' / 'bin'}:{copy.environment['PATH']}"
     environment = {"PATH": path, "GYRE_PROJECT": str(copy.folder)}
     return copy.run(f"cd deploy/pipelines && {command}", timeout=SECONDS, **environment)
@@ -78,12 +80,18 @@ def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
     assert json.loads((folder / "evaluation.json").read_text())["version"] == "1"
     assert "evaluation.challenger.log_loss" in run(copy, "dvc metrics show", "dvc")
     assert repro() == []
-    run(copy, "git add -A . && git -c user.name=a -c user.email=a@b commit -qm first", "dvc")
+    run(
+        copy,
+        "git add -A . && git -c user.name=a -c user.email=a@b commit -qm first",
+        "dvc",
+    )
 
     spec = copy.folder / "models" / f"{MODEL}.toml"
     spec.write_text(spec.read_text().replace("seed = ", "seed = 1"))
     assert repro() == STAGES[:1] + STAGES[3:]  # rows and features are as they were
-    assert json.loads((folder / "evaluation.json").read_text())["evaluation"]["champion"]
+    assert json.loads((folder / "evaluation.json").read_text())["evaluation"][
+        "champion"
+    ]
     assert "evaluation.challenger.log_loss" in run(copy, "dvc metrics diff", "dvc")
     assert repro() == []
 
@@ -91,7 +99,9 @@ def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
 @pytest.mark.nightly
 def test_kubeflow_compiles_the_same_stages_and_runs_them(copy):
     run(copy, "python kubeflow.py", "kubeflow")
-    pipeline = yaml.safe_load((copy.folder / "deploy" / "pipelines" / "kubeflow.yaml").read_text())
+    pipeline = yaml.safe_load(
+        (copy.folder / "deploy" / "pipelines" / "kubeflow.yaml").read_text()
+    )
     tasks = pipeline["root"]["dag"]["tasks"].values()
     names = pipeline["root"]["inputDefinitions"]["parameters"]
     commands = {}
@@ -107,8 +117,12 @@ def test_kubeflow_compiles_the_same_stages_and_runs_them(copy):
     assert after == [[], *([name] for name in [*pipeline["root"]["dag"]["tasks"]][:-1])]
 
     said = run(copy, f"python -c '{LOCAL}'", "kubeflow")
-    assert "Pipeline 'gyre' finished with status SUCCESS" in re.sub(r"\x1b\[\d*m", "", said)
-    outputs = map(json.loads, (f.read_text() for f in copy.folder.glob("outputs/*/*/*.json")))
+    assert "Pipeline 'gyre' finished with status SUCCESS" in re.sub(
+        r"\x1b\[\d*m", "", said
+    )
+    outputs = map(
+        json.loads, (f.read_text() for f in copy.folder.glob("outputs/*/*/*.json"))
+    )
     reports = [output["parameterValues"]["Output"] for output in outputs]
     assert len(reports) == len(STAGES)
     for word in (f"{MODEL}: ok", '"outcome"', '"challenger"', '"verdict"'):

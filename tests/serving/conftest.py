@@ -85,7 +85,9 @@ def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
         for name, kind in SPEC.features.items()
     ]
     nodes = [
-        helper.make_node("Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT),
+        helper.make_node(
+            "Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT
+        ),
         helper.make_node("Mul", ["days", "weight"], ["scaled"]),
         helper.make_node("Add", ["scaled", "bias"], ["sum"]),
         helper.make_node(score, ["sum"], [SCORE]),
@@ -95,7 +97,9 @@ def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
         [helper.make_tensor("weight", TensorProto.FLOAT, [1], [0.01]),
          helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias])],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
 
 
 @cache
@@ -164,7 +168,9 @@ class Rig:
         held = contract().model_copy(update={"model": name, **changed})
         (files / CONTRACT_FILE).write_text(held.model_dump_json())
         key = f"run {self.count} {bias} {score} {time.time_ns()}"
-        run_id = Tracking(self.settings).start_or_find_run("serving-tests", key, key, {})
+        run_id = Tracking(self.settings).start_or_find_run(
+            "serving-tests", key, key, {}
+        )
         frame = pd.DataFrame({k: pd.Series([v], dtype=PANDAS_TYPES[SPEC.features[k]])
                               for k, v in FEATURES.items()})  # fmt: skip
         with warnings.catch_warnings():
@@ -177,7 +183,9 @@ class Rig:
 
     def promote(self, version: str, name: str = SPEC.name) -> None:
         ledger = Ledger(self.settings)
-        promote(Registry(self.settings), ledger, name, version, who="test", why="because")
+        promote(
+            Registry(self.settings), ledger, name, version, who="test", why="because"
+        )
         ledger.close()
 
     @contextmanager
@@ -192,7 +200,9 @@ class Rig:
             running(command, log, **process_environment(settings)) as process,
             httpx.Client(base_url=settings.serving_address, timeout=60) as client,
         ):
-            wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
+            wait_until(
+                "serving", lambda: answers(f"{settings.serving_address}/health/live")
+            )
             yield client, process
 
     @contextmanager
@@ -213,7 +223,10 @@ class Rig:
 
     def home_beside(self, home: Path | None = None) -> Path:
         """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
-        own, home = self.settings.home, home or Path(mkdtemp(dir=self.folder, prefix="beside-"))
+        own, home = (
+            self.settings.home,
+            home or Path(mkdtemp(dir=self.folder, prefix="beside-")),
+        )
         (home / "serving").mkdir()
         self.copy_what_serves(home)
         for path in (*own.iterdir(), *(own / "serving").iterdir()):
@@ -241,9 +254,13 @@ class Rig:
     wait_until = staticmethod(wait_until)
 
     def known_to_be_ready(self, client: httpx.Client, seconds: float = 900) -> None:
-        wait_until("ready", lambda: client.get("/health/ready").status_code == 200, seconds)
+        wait_until(
+            "ready", lambda: client.get("/health/ready").status_code == 200, seconds
+        )
 
-    def answers_as(self, client: httpx.Client, version: str, seconds: float = 900) -> None:
+    def answers_as(
+        self, client: httpx.Client, version: str, seconds: float = 900
+    ) -> None:
         """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
         wait_until(
             f"version {version}",
@@ -269,8 +286,12 @@ class Rig:
     def predict_online(self, client: httpx.Client, key: int = KNOWN) -> httpx.Response:
         return self.online(lambda: self.predict(client, key))
 
-    def rows(self, kind: str = "predictions", home: Path | None = None) -> list[dict[str, Any]]:
-        files = sorted(((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl"))
+    def rows(
+        self, kind: str = "predictions", home: Path | None = None
+    ) -> list[dict[str, Any]]:
+        files = sorted(
+            ((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl")
+        )
         rows = [row for file in files for row in read_rows(file)[0]]
         return sorted(rows, key=lambda row: row["received"])
 
@@ -280,7 +301,9 @@ SERVER = pytest.StashKey["Served"]()
 
 
 @pytest.fixture(scope="session")
-def rig(pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
+def rig(
+    pytestconfig: pytest.Config, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Rig]:
     """Redis with the real features, and MLflow; nothing registered yet.
 
     A folder of tests that imports this fixture, and `served`, has them as fixtures of its own:
@@ -319,8 +342,13 @@ def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
         yield pytestconfig.stash[SERVER]
         return
     with rig.serving() as (client, process):
-        wait_until("Redis", lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"])
-        wait_until("MLflow asked", lambda: "registered" in client.get("/health/ready").text)
+        wait_until(
+            "Redis",
+            lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"],
+        )
+        wait_until(
+            "MLflow asked", lambda: "registered" in client.get("/health/ready").text
+        )
         empty = {path: client.get(path) for path in ("/health/live", "/health/ready")}
         empty["/predict"] = rig.predict(client)
         empty["/v1"] = client.get("/v1/models/churn-predictor")

@@ -82,7 +82,11 @@ def post(path: str, body: bytes) -> bytes:
 
 
 def load(
-    port: int, requests: Sequence[bytes], connections: int, seconds: float, rate: float = 0.0
+    port: int,
+    requests: Sequence[bytes],
+    connections: int,
+    seconds: float,
+    rate: float = 0.0,
 ) -> Load:
     """Send `requests` in turn for so long, as fast as they are answered or at `rate` a second."""
     gc.disable()  # a collection among so many connections would be measured as the server's

@@ -41,7 +41,9 @@ def generate(address: str, examples: int, seed: int, skip: str) -> Outcome:
     settings: dict[str, Any] = {
         "seed": seed,
         "cache": {"enabled": False},
-        "parameters": {"merge": False},  # true: `features` need not be complete, as the text says
+        "parameters": {
+            "merge": False
+        },  # true: `features` need not be complete, as the text says
         "generation": {"max-examples": examples, "database": "none", "no-shrink": True},
         "phases": {
             "coverage": {"enabled": seed == FIRST},
@@ -70,13 +72,17 @@ def generate(address: str, examples: int, seed: int, skip: str) -> Outcome:
 def count(event: ScenarioFinished, outcome: Outcome) -> None:
     recorder = event.recorder
     for interaction in recorder.interactions.values():
-        outcome.statuses[interaction.response.status_code if interaction.response else 0] += 1
+        outcome.statuses[
+            interaction.response.status_code if interaction.response else 0
+        ] += 1
     for checks in recorder.checks.values():
         for check in checks:
             if check.failure_info is not None:
                 failure = check.failure_info.failure
                 message = f"{failure.message}\n{check.failure_info.code_sample}"
-                outcome.problems.setdefault(f"{recorder.label}: {failure.title}", message)
+                outcome.problems.setdefault(
+                    f"{recorder.label}: {failure.title}", message
+                )
 
 
 def main(requests: int, address: str, skip: str) -> int:

@@ -50,7 +50,9 @@ def under_load(
     answers: list[Answered] = []
     began = threading.Event()
     command = [sys.executable, __file__, str(client.base_url), str(workers), str(pause)]
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as asking:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as asking:
 
         def listen() -> None:
             for line in asking.stdout or ():

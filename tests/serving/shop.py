@@ -11,7 +11,15 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from feast import Entity, FeatureService, FeatureView, Field, FileSource, RequestSource, ValueType
+from feast import (
+    Entity,
+    FeatureService,
+    FeatureView,
+    Field,
+    FileSource,
+    RequestSource,
+    ValueType,
+)
 from feast.on_demand_feature_view import on_demand_feature_view
 from feast.protos.feast.types.EntityKey_pb2 import EntityKey
 from feast.protos.feast.types.Value_pb2 import Value
@@ -39,21 +47,48 @@ TEXTS = ("", "a", "ü€😀", "x" * 127, "x" * 128, "x" * 20_000, "\x00", "0", 
 SIZES = (0, 1, -1, 127, 128, 2**31 - 1, -(2**31), 300, None, 7)
 RATIOS = (0.0, -0.0, 0.1, 1.5, float("inf"), 1e-45, 3.4e38, -7.0, None, 1.0)
 MEMBERS = (True, False, True, None, False, True, True, False, None, True)
-JOINED = (0, 1, -1, 1_700_000_000, -(2**63), 4_102_444_800, -2_208_988_800, 59, None, 3600)
+JOINED = (
+    0,
+    1,
+    -1,
+    1_700_000_000,
+    -(2**63),
+    4_102_444_800,
+    -2_208_988_800,
+    59,
+    None,
+    3600,
+)
 SHOPS = ("", "a", "ü€😀", "x" * 300)
 PLAIN = ("count", "amount", "name")
 TYPED = ("size", "ratio", "member", "joined")
-NAMES = (*PLAIN, *TYPED, "stock", "visits", "seen_days", "label", "twice", "since", "thrifty")
+NAMES = (
+    *PLAIN,
+    *TYPED,
+    "stock",
+    "visits",
+    "seen_days",
+    "label",
+    "twice",
+    "since",
+    "thrifty",
+)
 
-customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+customer = Entity(
+    name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
+)
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
 moment = RequestSource(name="moment", schema=[Field(name="as_of", dtype=Int64)])
 
 
 def view(name, /, *entities, ttl=timedelta(0), **fields):
-    source = FileSource(name=f"{name}_source", path="unused.parquet", timestamp_field="at")
+    source = FileSource(
+        name=f"{name}_source", path="unused.parquet", timestamp_field="at"
+    )
     schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
-    return FeatureView(name=name, entities=list(entities), schema=schema, source=source, ttl=ttl)
+    return FeatureView(
+        name=name, entities=list(entities), schema=schema, source=source, ttl=ttl
+    )
 
 
 PERSON = view(
@@ -72,7 +107,9 @@ def derived(inputs: dict[str, Any]) -> dict[str, Any]:
         inputs["name"][at] = name or "none"  # its own copy
     pairs = zip(inputs["as_of"], inputs["seen_us"], strict=True)
     return {
-        "seen_days": [None if seen is None else (now - seen) // day for now, seen in pairs],
+        "seen_days": [
+            None if seen is None else (now - seen) // day for now, seen in pairs
+        ],
         "label": [f"{name}!" for name in inputs["name"]],
         "twice": [None if amount is None else 2 * amount for amount in amounts],
         "since": inputs["joined"],
@@ -132,9 +169,13 @@ def offered(inputs: dict[str, Any]) -> dict[str, Any]:
         "third": [np.float32(rate / 3) for rate in inputs["rate"]],
         "bought": [not gift for gift in inputs["gift"]],
         "late": [due + timedelta(seconds=90.75) for due in inputs["due"]],
-        "above": [None if amount is None else value - amount for value, amount in pairs],
+        "above": [
+            None if amount is None else value - amount for value, amount in pairs
+        ],
         "offer": [f"{coupon}:{name}" for coupon, name in named],
-        "more": [None if count is None else items + now % 7 for items, count, now in counts],
+        "more": [
+            None if count is None else items + now % 7 for items, count, now in counts
+        ],
     }
 
 
@@ -161,7 +202,9 @@ OFFERED_BY_PANDAS = on_demand_feature_view(
 SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
     FeatureService(name="renamed", features=[PERSON[[*PLAIN]], SOLD]),
-    FeatureService(name="mixed", features=[PERSON[[*PLAIN, *TYPED]], LEVEL, VISIT, DERIVED]),
+    FeatureService(
+        name="mixed", features=[PERSON[[*PLAIN, *TYPED]], LEVEL, VISIT, DERIVED]
+    ),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
     FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
     FeatureService(name="failing", features=[PERSON[["count"]], FAILING]),
@@ -186,13 +229,20 @@ class Shop:
                 kind = f.dtype.to_value_type().name.lower()
                 found[f.name] = Value(**{f"{kind}_val": values[f.name]})
         online = self.store._get_provider().online_store
-        online.online_write_batch(self.store.config, view, [(key, found, at, None)], None)
+        online.online_write_batch(
+            self.store.config, view, [(key, found, at, None)], None
+        )
 
     def fill(self):
         self.redis.flushdb()
         for n in range(10):
             seen = None if n == 3 else int((NOON - n * DAY).timestamp() * 1e6)
-            person = {"count": INTS[n], "amount": DOUBLES[n], "name": TEXTS[n], "seen_us": seen}
+            person = {
+                "count": INTS[n],
+                "amount": DOUBLES[n],
+                "name": TEXTS[n],
+                "seen_us": seen,
+            }
             person |= {"size": SIZES[n], "ratio": RATIOS[n], "member": MEMBERS[n]}
             person |= {"joined": JOINED[n]}
             self.write(PERSON, {"customer_id": n - 4}, person)
@@ -212,7 +262,9 @@ class Shop:
         self.redis.set(state_key(self.store.project, view.name), json.dumps(state))
 
     def feast(self, service, names, keys, as_of):
-        reader = OnlineFeatures(self.settings, service, names, open_store(self.settings, 60))
+        reader = OnlineFeatures(
+            self.settings, service, names, open_store(self.settings, 60)
+        )
         pairs = zip(keys, as_of, strict=True)
         return [row for key, at in pairs for row in reader.read([key], at)]
 
@@ -230,7 +282,9 @@ class Shop:
         source = FeatureSource(settings, self.contract(service, names))
         try:
             await source.probe()
-            while str(source.problem).endswith((" ms", "opened")):  # this machine may be busy
+            while str(source.problem).endswith(
+                (" ms", "opened")
+            ):  # this machine may be busy
                 await asyncio.sleep(0.02)
                 await source.probe()
             yield source
@@ -240,7 +294,9 @@ class Shop:
     def hash_of(self, customer_id, service="plain"):
         view = self.contract(service).lookup.views[0]
         value = struct.pack("<IIq", 4, 8, customer_id)
-        return view.prefix + value + view.suffix, {f.name: f.field for f in view.features}
+        return view.prefix + value + view.suffix, {
+            f.name: f.field for f in view.features
+        }
 
 
 @pytest.fixture(scope="module")

@@ -85,7 +85,10 @@ def test_a_relative_path_is_refused_at_the_start() -> None:
 def test_a_token_costs_less_than_5_microseconds(tmp_path: Path) -> None:
     put(tmp_path / "tokens", OLD, NEW)
     access, sent = Access(tmp_path / "tokens"), bearer(NEW)
-    seconds = min(timeit.repeat(lambda: access.allows(sent), number=10_000, repeat=5)) / 10_000
+    seconds = (
+        min(timeit.repeat(lambda: access.allows(sent), number=10_000, repeat=5))
+        / 10_000
+    )
     assert seconds < at_most(5e-6)
 
 
@@ -106,7 +109,9 @@ def guarded(
             yield client, file
 
 
-def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: Any) -> None:
+def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(
+    guarded: Any,
+) -> None:
     client, _ = guarded
     for path, said in (
         ("/predict", "detail"), ("/explain", "detail"), ("/feedback", "detail"),
@@ -117,14 +122,25 @@ def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(guarded: An
     ):  # fmt: skip
         for method in ("GET", "POST"):
             answer = client.request(method, path, content=b"{" * 100)
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (
+                401,
+                "Bearer",
+            )
             assert "Bearer TOKEN" in answer.json()[said]
-    assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(OPEN, 200)
-    assert 'gyre_requests_total{model="",route="",status="401"} 22.0' in client.get("/metrics").text
+    assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(
+        OPEN, 200
+    )
+    assert (
+        'gyre_requests_total{model="",route="",status="401"} 22.0'
+        in client.get("/metrics").text
+    )
 
 
 def test_it_listens_on_every_address_and_asks_for_a_token_on_each(guarded: Any) -> None:
-    url, body = f"http://127.0.0.2:{guarded[0].base_url.port}/predict", {"customer_id": 4}
+    url, body = (
+        f"http://127.0.0.2:{guarded[0].base_url.port}/predict",
+        {"customer_id": 4},
+    )
     assert httpx.post(url, json=body).status_code == 401
     headers = {"authorization": f"Bearer {OLD}"}
     assert httpx.post(url, json=body, headers=headers).status_code == 200
@@ -149,7 +165,9 @@ def test_tokens_are_exchanged_and_removed_under_load(rig: Any, guarded: Any) -> 
 
     def ask(token: str) -> None:
         headers = {"authorization": f"Bearer {token}"}
-        with httpx.Client(base_url=client.base_url, headers=headers, timeout=600) as own:
+        with httpx.Client(
+            base_url=client.base_url, headers=headers, timeout=600
+        ) as own:
             while not stop.wait(0.002):
                 answer = own.post("/predict", json={"customer_id": 4})
                 statuses[token].append(answer.status_code)
@@ -173,7 +191,10 @@ def test_tokens_are_exchanged_and_removed_under_load(rig: Any, guarded: Any) -> 
         for thread in threads:
             thread.join()
     # Each exchange counts for every request after it: no token goes to and fro.
-    order = {token: [status for status, _ in groupby(each)] for token, each in statuses.items()}
+    order = {
+        token: [status for status, _ in groupby(each)]
+        for token, each in statuses.items()
+    }
     assert order == {OLD: [200, 401], NEW: [401, 200, 401], WRONG: [401]}
     log = (rig.folder / "serving.log").read_text()
     assert f"{file}: No such file or directory" in log

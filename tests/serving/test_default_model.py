@@ -19,7 +19,9 @@ CHURN = load_spec("customer_churn_model")
 OTHER = CHURN.model_copy(update={"name": "other_model", "served_as": ()})
 
 
-def asked(home: Any, default: str | None, specs: Any, *paths: str) -> list[tuple[int, str]]:
+def asked(
+    home: Any, default: str | None, specs: Any, *paths: str
+) -> list[tuple[int, str]]:
     """Answers of an application that asks no registry: no model is loaded."""
     settings = new_settings(home, default_model=default)
     repository = ModelRepository(settings, AppendLog(home, "predictions"))
@@ -28,15 +30,21 @@ def asked(home: Any, default: str | None, specs: Any, *paths: str) -> list[tuple
 
     async def ask() -> list[tuple[int, str]]:
         transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://here"
+        ) as client:
             found = [await client.post(path, json={"customer_id": 1}) for path in paths]
         return [(answer.status_code, answer.text) for answer in found]
 
     return asyncio.run(ask())
 
 
-@pytest.mark.parametrize(("default", "specs"), [(None, (CHURN,)), ("other_model", (CHURN, OTHER))])
-def test_the_only_model_or_the_one_that_is_set_answers_without_a_name(tmp_path, default, specs):
+@pytest.mark.parametrize(
+    ("default", "specs"), [(None, (CHURN,)), ("other_model", (CHURN, OTHER))]
+)
+def test_the_only_model_or_the_one_that_is_set_answers_without_a_name(
+    tmp_path, default, specs
+):
     ((status, text),) = asked(tmp_path, default, specs, "/predict")
     name = default or "customer_churn_model"
     assert status == 503
@@ -45,16 +53,25 @@ def test_the_only_model_or_the_one_that_is_set_answers_without_a_name(tmp_path, 
 
 @pytest.mark.parametrize("default", [None, "removed_model"])
 def test_with_several_and_none_set_each_answers_by_its_name(tmp_path, default):
-    paths = ("/predict", "/predict/batch", "/invocations", "/models/other_model/predict")
+    paths = (
+        "/predict",
+        "/predict/batch",
+        "/invocations",
+        "/models/other_model/predict",
+    )
     *unnamed, named = asked(tmp_path, default, (CHURN, OTHER), *paths)
     for status, text in unnamed:
         assert status == 404
-        assert "/models/customer_churn_model/predict, /models/other_model/predict" in text
+        assert (
+            "/models/customer_churn_model/predict, /models/other_model/predict" in text
+        )
         assert "GYRE_DEFAULT_MODEL" in text
     assert named[0] == 503
 
 
 def test_without_any_model_each_way_is_404(tmp_path):
-    for status, text in asked(tmp_path, None, (), "/predict", "/models/other_model/predict"):
+    for status, text in asked(
+        tmp_path, None, (), "/predict", "/models/other_model/predict"
+    ):
         assert status == 404
         assert "none" in text

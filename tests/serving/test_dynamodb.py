@@ -20,7 +20,14 @@ from feature_repo.feast_config import write_feast_config
 from feature_repo.source import pull
 from mlflow_server.registry import Registry
 from stack.environment import process_environment
-from tests.conftest import answers, mlflow_server, new_settings, redis_server, running, wait_until
+from tests.conftest import (
+    answers,
+    mlflow_server,
+    new_settings,
+    redis_server,
+    running,
+    wait_until,
+)
 from tests.s3 import s3_server
 
 if TYPE_CHECKING:
@@ -52,12 +59,16 @@ def write_orders(path: Path, rows: pa.Table) -> None:
 def tables() -> dict[str, int]:
     client = boto3.client("dynamodb")
     names = client.list_tables()["TableNames"]
-    return {name: client.scan(TableName=name, Select="COUNT")["Count"] for name in names}
+    return {
+        name: client.scan(TableName=name, Select="COUNT")["Count"] for name in names
+    }
 
 
 @pytest.fixture(scope="module")
 def environment():
-    subprocess.run(["make", "--silent", ".venv-dynamodb/gyre.stamp"], cwd=CLONE, check=True)
+    subprocess.run(
+        ["make", "--silent", ".venv-dynamodb/gyre.stamp"], cwd=CLONE, check=True
+    )
 
 
 @pytest.fixture
@@ -123,5 +134,7 @@ def test_predictions_are_answered_with_features_from_dynamodb(stack, tmp_path):
             wait_until("consumer", lambda: b"consuming" in log.read_bytes(), 120)
             assert client.post("/events/orders", json=event).status_code == 202
             expected = mine.num_rows + 2
-            wait_until("the event", lambda: features(KNOWN)["lifetime_orders"] == expected)
+            wait_until(
+                "the event", lambda: features(KNOWN)["lifetime_orders"] == expected
+            )
     assert set(tables().values()) == {entities}

@@ -44,7 +44,9 @@ def test_an_answer_has_every_field_of_the_design(rig: Any, served: Any) -> None:
 def test_an_unknown_customer_is_404_and_named_unless_features_are_given(
     rig: Any, served: Any, path: str
 ) -> None:
-    answer = rig.online(lambda: served.client.post(path, json={"customer_id": 99_999_999}))
+    answer = rig.online(
+        lambda: served.client.post(path, json={"customer_id": 99_999_999})
+    )
     assert answer.status_code == 404
     assert "customer_id 99999999" in answer.json()["detail"]
     body = {"customer_id": 99_999_999, "features": rig.features}
@@ -118,7 +120,9 @@ def test_a_wrong_feature_is_4xx_and_named(
     if protocol in {"plain", "merged", "batch"}:
         assert [error["loc"][-1] for error in answer.json()["detail"]] == [named]
     elif protocol == "mlflow" and isinstance(change[named], list | dict):
-        assert f"data.0.{(*rig.features, named).index(named)}" in said  # which column of the row
+        assert (
+            f"data.0.{(*rig.features, named).index(named)}" in said
+        )  # which column of the row
     else:
         assert named in said
 
@@ -163,11 +167,16 @@ def test_what_is_wrong_around_a_body_is_said_in_the_form_of_the_protocol(
         assert answer.status_code == 404
         assert set(strict(answer.text)) & {"detail", "error", "message"}
     if protocol == "mlflow":
-        assert client.post(NOBODY[protocol]).json()["error_code"] == "RESOURCE_DOES_NOT_EXIST"
+        assert (
+            client.post(NOBODY[protocol]).json()["error_code"]
+            == "RESOURCE_DOES_NOT_EXIST"
+        )
 
 
 @pytest.mark.parametrize("protocol", PATHS)
-def test_an_unknown_customer_is_404_in_every_protocol(rig: Any, served: Any, protocol: str) -> None:
+def test_an_unknown_customer_is_404_in_every_protocol(
+    rig: Any, served: Any, protocol: str
+) -> None:
     key = {"customer_id": 99_999_999}
     body: Any = {"plain": key, "merged": key, "batch": [key]}.get(protocol)
     body = body or body_of(rig, protocol, key)
@@ -182,13 +191,22 @@ def test_a_body_of_100_mb_is_413_before_it_is_sent(served: Any, protocol: str) -
     with socket.create_connection((url.host, url.port), timeout=600) as sent:
         head = f"POST {PATHS[protocol]} HTTP/1.1\r\nhost: gyre\r\ncontent-length: 100000000\r\n\r\n"
         sent.sendall(head.encode())
-        answer = sent.makefile("rb").read().decode()  # to its end: the connection is closed
+        answer = (
+            sent.makefile("rb").read().decode()
+        )  # to its end: the connection is closed
     assert answer.startswith("HTTP/1.1 413 ")
-    assert "over 1" in strict(answer.partition("\r\n\r\n")[2])[ERROR.get(protocol, "detail")]
+    assert (
+        "over 1"
+        in strict(answer.partition("\r\n\r\n")[2])[ERROR.get(protocol, "detail")]
+    )
 
 
 def test_missing_features_are_named_or_merged(rig: Any, served: Any) -> None:
-    some = {k: v for k, v in rig.features.items() if k not in {"avg_order_value", "lifetime_value"}}
+    some = {
+        k: v
+        for k, v in rig.features.items()
+        if k not in {"avg_order_value", "lifetime_value"}
+    }
     body = {"customer_id": 4, "features": some}
     answer = served.client.post("/predict", json=body)
     assert answer.status_code == 422
@@ -199,7 +217,8 @@ def test_missing_features_are_named_or_merged(rig: Any, served: Any) -> None:
     assert served.client.post("/predict?merge=perhaps", json=body).status_code == 422
     complete = {"customer_id": 99_999_999, "features": rig.features}
     assert (
-        served.client.post("/predict?merge=1", json=complete).json()["features_from"] == "request"
+        served.client.post("/predict?merge=1", json=complete).json()["features_from"]
+        == "request"
     )
 
 
@@ -213,7 +232,9 @@ def test_missing_features_are_named_or_merged(rig: Any, served: Any) -> None:
         (b" " * 1_000_001, 413), (b'{"customer_id": 9223372036854775807}', 404),
     ],
 )  # fmt: skip
-def test_a_body_that_is_no_request_is_4xx(served: Any, body: bytes, status: int) -> None:
+def test_a_body_that_is_no_request_is_4xx(
+    served: Any, body: bytes, status: int
+) -> None:
     answer = served.client.post("/predict", content=body)
     assert answer.status_code == status
     assert strict(answer.text)["detail"]
@@ -230,7 +251,9 @@ def test_a_body_without_end_is_cut_off_at_the_limit(served: Any, protocol: str) 
 
 
 def test_of_a_key_that_is_there_twice_the_last_counts(served: Any) -> None:
-    answer = served.client.post("/predict", content=b'{"customer_id": 99999999, "customer_id": 4}')
+    answer = served.client.post(
+        "/predict", content=b'{"customer_id": 99999999, "customer_id": 4}'
+    )
     assert (answer.status_code, answer.json()["customer_id"]) == (200, 4)
 
 
@@ -241,7 +264,9 @@ def test_too_much_to_do_is_429_with_the_time_to_wait(protocol: str) -> None:
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
     body = strict(bytes(answer.body).decode())
     assert body[ERROR.get(protocol, "detail")] == "1,000 requests wait"
-    assert body.get("error_code") == ("REQUEST_LIMIT_EXCEEDED" if protocol == "mlflow" else None)
+    assert body.get("error_code") == (
+        "REQUEST_LIMIT_EXCEEDED" if protocol == "mlflow" else None
+    )
 
 
 def test_batches_answer_in_order_and_have_a_limit(rig: Any, served: Any) -> None:
@@ -249,21 +274,39 @@ def test_batches_answer_in_order_and_have_a_limit(rig: Any, served: Any) -> None
     batch = [{"customer_id": 8}, row, {"customer_id": 4}]
     answer = rig.online(lambda: served.client.post("/predict/batch", json=batch))
     assert [a["customer_id"] for a in answer.json()] == [8, 99_999_999, 4]
-    assert [a["features_from"] for a in answer.json()] == ["online", "request", "online"]
+    assert [a["features_from"] for a in answer.json()] == [
+        "online",
+        "request",
+        "online",
+    ]
     many = served.client.post("/predict/batch", json=[{"customer_id": 4}] * 3_000)
     assert (many.status_code, len(many.json())) == (200, 3_000)
     assert (
-        served.client.post("/predict/batch", json=[{"customer_id": 4}] * 10_001).status_code == 422
+        served.client.post(
+            "/predict/batch", json=[{"customer_id": 4}] * 10_001
+        ).status_code
+        == 422
     )
-    wrong = served.client.post("/predict/batch", json=[{"customer_id": 4}, {"customer_id": "x"}])
+    wrong = served.client.post(
+        "/predict/batch", json=[{"customer_id": 4}, {"customer_id": "x"}]
+    )
     assert wrong.json()["detail"][0]["loc"] == ["body", 1, "customer_id"]
 
 
 def test_kserve_takes_keys_and_features(rig: Any, served: Any) -> None:
     for name in ("customer_churn_model", "churn-predictor"):
-        assert served.client.get(f"/v1/models/{name}").json() == {"name": name, "ready": True}
-        instances = [{"customer_id": 4}, rig.features, rig.features | {"customer_id": 7}]
-        answer = served.client.post(f"/v1/models/{name}:predict", json={"instances": instances})
+        assert served.client.get(f"/v1/models/{name}").json() == {
+            "name": name,
+            "ready": True,
+        }
+        instances = [
+            {"customer_id": 4},
+            rig.features,
+            rig.features | {"customer_id": 7},
+        ]
+        answer = served.client.post(
+            f"/v1/models/{name}:predict", json={"instances": instances}
+        )
         predictions = answer.json()["predictions"]
         assert [p["customer_id"] for p in predictions] == [4, None, 7]
         assert all(0 <= p["score"] <= 1 for p in predictions)
@@ -276,7 +319,11 @@ def test_kserve_takes_keys_and_features(rig: Any, served: Any) -> None:
 
 
 def test_an_unknown_model_is_404_and_says_what_there_is(served: Any) -> None:
-    for path in ("/models/x/predict", "/models/x/predict/batch", "/v1/models/x:predict"):
+    for path in (
+        "/models/x/predict",
+        "/models/x/predict/batch",
+        "/v1/models/x:predict",
+    ):
         answer = served.client.post(path, json={})
         assert answer.status_code == 404
         assert "customer_churn_model" in str(answer.json())
@@ -329,7 +376,9 @@ def test_docs_show_every_feature_with_its_type(rig: Any, served: Any) -> None:
         name: {types[kind], "null"} if name in nullable else {types[kind]}
         for name, kind in rig.spec.features.items()
     }
-    body = document["paths"]["/predict"]["post"]["requestBody"]["content"]["application/json"]
+    body = document["paths"]["/predict"]["post"]["requestBody"]["content"][
+        "application/json"
+    ]
     assert body["schema"]["$ref"].rpartition("/")[2] in schemas
     assert served.client.get("/docs").status_code == 200
 
@@ -345,14 +394,17 @@ def test_docs_group_each_protocol_and_say_a_sentence_of_each_route(served: Any) 
     protocols = {"Predictions", "KServe V1", "Open Inference (V2)", "MLflow"}
     assert tags == protocols | {"Events", "Feedback", "Health", "Server"}
     assert all(
-        operation["description"].endswith((".", "not.")) for operation in operations.values()
+        operation["description"].endswith((".", "not."))
+        for operation in operations.values()
     )
     for path in (*PATHS.values(), *NOBODY.values()):
         known = path.partition("?")[0].replace("nobody", "churn-predictor")
         assert ("post", known) in operations
     ids = [operation["operationId"] for operation in operations.values()]
     assert len(set(ids)) == len(ids)
-    key = document["components"]["schemas"]["CustomerChurnModelKey"]["properties"]["customer_id"]
+    key = document["components"]["schemas"]["CustomerChurnModelKey"]["properties"][
+        "customer_id"
+    ]
     assert (key["minimum"], key["maximum"]) == (-(2**63), 2**63 - 1)
 
 
@@ -363,7 +415,9 @@ def test_a_feature_that_was_null_in_training_may_be_null(rig: Any, served: Any) 
             continue
         answer = served.client.post(path, json=body_of(rig, protocol, row))
         assert answer.status_code == 200, answer.text
-    given = served.client.post("/predict", json={"customer_id": 4, "features": row}).json()
+    given = served.client.post(
+        "/predict", json={"customer_id": 4, "features": row}
+    ).json()
     assert given["features_from"] == "request"
     logged = next(r for r in rig.rows() if r["request_id"] == given["request_id"])
     assert logged["features"]["avg_order_value"] is None
@@ -372,7 +426,10 @@ def test_a_feature_that_was_null_in_training_may_be_null(rig: Any, served: Any) 
 
 def test_metrics_tell_what_serves(rig: Any, served: Any) -> None:
     rig.predict_online(served.client)
-    text, named = served.client.get("/metrics").text, f'model="{rig.spec.name}",role="production"'
+    text, named = (
+        served.client.get("/metrics").text,
+        f'model="{rig.spec.name}",role="production"',
+    )
     for line in (
         f'gyre_model_info{{{named},version="{served.first}"}} 1.0',
         'gyre_requests_total{model="customer_churn_model",route="/predict",status="200"}',
@@ -383,7 +440,9 @@ def test_metrics_tell_what_serves(rig: Any, served: Any) -> None:
         assert line in text
 
 
-def test_the_first_page_says_what_this_is_and_where_to_read_on(rig: Any, served: Any) -> None:
+def test_the_first_page_says_what_this_is_and_where_to_read_on(
+    rig: Any, served: Any
+) -> None:
     assert served.client.get("/").json() == {
         "name": "Gyre serving", "docs": "/docs", "console": f"{rig.settings.console_address}/",
     }  # fmt: skip
@@ -392,7 +451,8 @@ def test_the_first_page_says_what_this_is_and_where_to_read_on(rig: Any, served:
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3)
+        st.lists(inner, max_size=3)
+        | st.dictionaries(st.text(max_size=5), inner, max_size=3)
     ),
     max_leaves=5,
 )
@@ -408,11 +468,15 @@ bodies = json_values | st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=150,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
 @given(
     body=bodies,
-    path=st.sampled_from(["/predict", "/predict?merge=true", "/predict/batch", "/feedback"]),
+    path=st.sampled_from(
+        ["/predict", "/predict?merge=true", "/predict/batch", "/feedback"]
+    ),
 )
 def test_whatever_is_sent_the_answer_is_strict_json_and_no_5xx(
     served: Any, body: Any, path: str

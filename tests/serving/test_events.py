@@ -31,7 +31,9 @@ NEW = 900_000
 """Keys of orders and customers that the shipped file does not have begin here."""
 
 
-def order(number: int, customer: int, amount: float = 10.0, **changed: Any) -> dict[str, Any]:
+def order(
+    number: int, customer: int, amount: float = 10.0, **changed: Any
+) -> dict[str, Any]:
     return {"order_id": NEW + number, "customer_id": customer, "dollar_value": amount,
             "number_of_cds": 1, "order_ts": datetime.now(UTC).isoformat(), **changed}  # fmt: skip
 
@@ -39,7 +41,9 @@ def order(number: int, customer: int, amount: float = 10.0, **changed: Any) -> d
 def raw(rig: Rig) -> dict[int, float]:
     rows = raw_table(rig.settings, load_dataset("orders")).read().to_pylist()
     assert len(rows) == len({row["order_id"] for row in rows})
-    return {r["order_id"] - NEW: r["dollar_value"] for r in rows if r["order_id"] >= NEW}
+    return {
+        r["order_id"] - NEW: r["dollar_value"] for r in rows if r["order_id"] >= NEW
+    }
 
 
 def ingested(rig: Rig) -> Any:
@@ -83,7 +87,9 @@ def features(rig: Rig, served: Served) -> Any:
 
     def of(customer: int, name: str = "lifetime_orders") -> Any:
         answer = rig.predict_online(served.client, customer)
-        return None if answer.status_code == 404 else logged(rig, answer)["features"][name]
+        return (
+            None if answer.status_code == 404 else logged(rig, answer)["features"][name]
+        )
 
     return of
 
@@ -138,27 +144,40 @@ def test_the_first_order_of_a_customer_and_the_same_again_and_corrected(
         ingested(rig)
         assert raw(rig)[100] == 12.5
         assert features(customer, "lifetime_value") == 12.5
-    as_json_may_write_it = corrected | {"customer_id": float(customer), "dollar_value": 13}
+    as_json_may_write_it = corrected | {
+        "customer_id": float(customer),
+        "dollar_value": 13,
+    }
     accepts(served, as_json_may_write_it)
     soon(lambda: features(customer, "lifetime_value"), 13.0)
     assert features(customer) == 1
 
 
 @pytest.mark.usefixtures("consumer")
-def test_events_of_one_customer_at_the_same_time_all_count(served: Served, features: Any) -> None:
+def test_events_of_one_customer_at_the_same_time_all_count(
+    served: Served, features: Any
+) -> None:
     with ThreadPoolExecutor(20) as clients:
         rows = [order(200 + n, NEW + 1) for n in range(100)]
-        answers = [*clients.map(lambda row: served.client.post(URL, json=row).status_code, rows)]
+        answers = [
+            *clients.map(
+                lambda row: served.client.post(URL, json=row).status_code, rows
+            )
+        ]
     assert answers == [202] * 100
     soon(lambda: features(NEW + 1), 100)
 
 
 @pytest.mark.timed
 @pytest.mark.usefixtures("consumer")
-def test_an_ingest_under_way_holds_up_no_event(rig: Rig, served: Served, features: Any) -> None:
+def test_an_ingest_under_way_holds_up_no_event(
+    rig: Rig, served: Served, features: Any
+) -> None:
     seconds = []
     with ThreadPoolExecutor(1) as beside:
-        going = beside.submit(ingest, rig.settings, "orders", datetime.now(UTC), full=True)
+        going = beside.submit(
+            ingest, rig.settings, "orders", datetime.now(UTC), full=True
+        )
         number = 0
         while not going.done():
             number += 1
@@ -219,7 +238,9 @@ def test_the_edges_of_the_route(served: Served) -> None:
     )  # fmt: skip
     assert (
         "202"
-        in client.get("/openapi.json").json()["paths"]["/events/{dataset}"]["post"]["responses"]
+        in client.get("/openapi.json").json()["paths"]["/events/{dataset}"]["post"][
+            "responses"
+        ]
     )
     assert (
         'gyre_requests_total{model="",route="/events/{dataset}",status="413"}'
@@ -228,7 +249,9 @@ def test_the_edges_of_the_route(served: Served) -> None:
 
 
 @pytest.mark.usefixtures("consumer")
-def test_a_full_stream_is_503_and_nothing_is_acknowledged(rig: Rig, served: Served) -> None:
+def test_a_full_stream_is_503_and_nothing_is_acknowledged(
+    rig: Rig, served: Served
+) -> None:
     with Redis.from_url(rig.settings.redis_address) as redis:
         pipe = redis.pipeline()
         for _ in range(MAX_ENTRIES):

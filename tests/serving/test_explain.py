@@ -10,11 +10,24 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, SCORE, ServedModel, digest_tags
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ONNX_FILE,
+    SCORE,
+    ServedModel,
+    digest_tags,
+)
 from serving.features import FeatureSource
 from serving.model import LoadedModel, Origin, explain, open_version, score
 from tests.conftest import wait_until
-from tests.serving.conftest import FEATURES, KNOWN, ONNX_TYPES, SPEC, contract, tiny_onnx
+from tests.serving.conftest import (
+    FEATURES,
+    KNOWN,
+    ONNX_TYPES,
+    SPEC,
+    contract,
+    tiny_onnx,
+)
 from tests.serving.test_numbers import NUMBER, NUMBERS
 
 PATHS = ("/explain", f"/models/{SPEC.name}/explain", "/models/churn-predictor/explain")
@@ -39,13 +52,19 @@ def counted(client: Any, metric: str) -> float:
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_an_explanation_adds_up_to_what_predict_answers(rig: Any, served: Any, path: str) -> None:
+def test_an_explanation_adds_up_to_what_predict_answers(
+    rig: Any, served: Any, path: str
+) -> None:
     predicted = rig.predict_online(served.client).json()
     answer = ask(served.client, path)
     assert answer.status_code == 200, answer.text
     found = answer.json()
     why = {name: found.pop(name) for name in ("model", "expected", "contributions")}
-    left_out = {"request_id", "logged", "features_from"}  # a busy Redis is read from the cache
+    left_out = {
+        "request_id",
+        "logged",
+        "features_from",
+    }  # a busy Redis is read from the cache
     assert found.keys() == predicted.keys() - {"request_id", "logged"}
     assert {name: found[name] for name in predicted.keys() - left_out} == {
         name: predicted[name] for name in predicted.keys() - left_out
@@ -57,7 +76,9 @@ def test_an_explanation_adds_up_to_what_predict_answers(rig: Any, served: Any, p
     assert total == pytest.approx(found["probability"], abs=1e-5)
 
 
-def test_a_version_without_a_background_is_explained_against_its_defaults(served: Any) -> None:
+def test_a_version_without_a_background_is_explained_against_its_defaults(
+    served: Any,
+) -> None:
     given = FEATURES | {"days_since_last_order": 150, "lifetime_orders": 99}
     found = ask(served.client, features=given).json()
     base = chance(FEATURES["days_since_last_order"])
@@ -71,7 +92,11 @@ def test_a_version_without_a_background_is_explained_against_its_defaults(served
 
 
 def test_it_is_no_prediction_and_is_counted_as_a_request(rig: Any, served: Any) -> None:
-    metrics = ("gyre_predictions_total", "gyre_prediction_failures_total", "gyre_overloaded_total")
+    metrics = (
+        "gyre_predictions_total",
+        "gyre_prediction_failures_total",
+        "gyre_overloaded_total",
+    )
     before = [len(rig.rows()), *(counted(served.client, metric) for metric in metrics)]
     asked = f'gyre_requests_total{{model="{SPEC.name}",route="/explain",status="200"}}'
     requests = counted(served.client, asked)
@@ -81,12 +106,19 @@ def test_it_is_no_prediction_and_is_counted_as_a_request(rig: Any, served: Any) 
     assert counted(served.client, asked) == requests + 1
 
 
-def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(rig: Any, served: Any) -> None:
+def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(
+    rig: Any, served: Any
+) -> None:
     for status, said, path, body in (
         (404, "customer_id 99999999", "/explain", {"customer_id": 99_999_999}),
         (404, "nobody", "/models/nobody/explain", {}),
         (422, "shoe_size", "/explain", {"shoe_size": 44}),
-        (422, "lifetime_value", "/explain", {"features": FEATURES | {"lifetime_value": "much"}}),
+        (
+            422,
+            "lifetime_value",
+            "/explain",
+            {"features": FEATURES | {"lifetime_value": "much"}},
+        ),
         (422, "query.merge", "/explain?merge=perhaps", {}),
     ):
         answer = rig.online(lambda: ask(served.client, path, **body))  # noqa: B023
@@ -96,7 +128,9 @@ def test_what_cannot_be_explained_is_refused_as_predict_refuses_it(rig: Any, ser
     assert served.client.post("/explain", content=b" " * 2_000_000).status_code == 413
 
 
-def test_one_is_explained_at_a_time_and_predictions_go_on(rig: Any, served: Any) -> None:
+def test_one_is_explained_at_a_time_and_predictions_go_on(
+    rig: Any, served: Any
+) -> None:
     with ThreadPoolExecutor(16) as threads:
         answers = [*threads.map(lambda _: ask(served.client), range(200))]
         predictions = [*threads.map(lambda _: rig.predict(served.client), range(50))]
@@ -109,23 +143,32 @@ def test_one_is_explained_at_a_time_and_predictions_go_on(rig: Any, served: Any)
     assert ask(served.client).status_code == 200
 
 
-def test_a_challengers_answer_is_explained_where_it_answers(rig: Any, served: Any) -> None:
+def test_a_challengers_answer_is_explained_where_it_answers(
+    rig: Any, served: Any
+) -> None:
     from tests.serving.test_roles import end, give  # noqa: PLC0415  (not its fixtures)
 
     give(rig, served.second, "challenger")
-    wait_until("it", lambda: rig.predict(served.client).json()["model_version"] == served.second)
+    wait_until(
+        "it",
+        lambda: rig.predict(served.client).json()["model_version"] == served.second,
+    )
     found = ask(served.client).json()
     assert found["model_version"] == served.second
     base = chance(FEATURES["days_since_last_order"], 0.5)
     assert found["expected"] == pytest.approx(base, abs=2e-6)
     end(rig, "challenger")
-    wait_until("the end", lambda: ask(served.client).json()["model_version"] == served.first)
+    wait_until(
+        "the end", lambda: ask(served.client).json()["model_version"] == served.first
+    )
 
 
 def test_the_document_shows_it_with_an_example(served: Any) -> None:
     document = served.client.get("/openapi.json").json()
     assert {*PATHS} <= document["paths"].keys()
-    shown = document["components"]["schemas"]["CustomerChurnModelExplanation"]["properties"]
+    shown = document["components"]["schemas"]["CustomerChurnModelExplanation"][
+        "properties"
+    ]
     assert list(shown) == list(ask(served.client).json())
     (example,) = shown["contributions"]["examples"]
     assert example == {next(iter(SPEC.features)): {"value": 7, "contribution": 0.31}}
@@ -138,7 +181,9 @@ def three_classes() -> Any:
         for name, kind in SPEC.features.items()
     ]
     nodes = [
-        helper.make_node("Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT),
+        helper.make_node(
+            "Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT
+        ),
         helper.make_node("Unsqueeze", ["days", "last"], ["column"]),
         helper.make_node("MatMul", ["column", "weights"], ["sums"]),
         helper.make_node("Softmax", ["sums"], [SCORE]),
@@ -149,7 +194,9 @@ def three_classes() -> Any:
         [helper.make_tensor("weights", TensorProto.FLOAT, [1, 3], [0.01, 0, -0.01]),
          helper.make_tensor("last", TensorProto.INT64, [1], [1])],
     )  # fmt: skip
-    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(
+        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
 
 
 NAMES = ("late", "on_time", "early")

@@ -19,7 +19,9 @@ from tests.conftest import new_settings
 from tests.serving import shop
 from tests.serving.shop import DAY, NAMES, NOON, SERVICES, VIEWS
 
-pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:On demand feature view is an experimental"
+)
 TICK = timedelta(microseconds=1)
 KNOWN = {"customer_id": 1, "shop_code": "a"}
 PERSON = {
@@ -63,7 +65,9 @@ def store(tmp_path):
     )
     store = feast.FeatureStore(config=config)
     services = [SERVICES[1], SERVICES[2], SERVICES[5]]
-    store.apply([shop.customer, shop.shop, *VIEWS, shop.DERIVED, shop.OFFERED, *services])
+    store.apply(
+        [shop.customer, shop.shop, *VIEWS, shop.DERIVED, shop.OFFERED, *services]
+    )
     key = {"customer_id": Value(int64_val=1), "shop_code": Value(string_val="a")}
     for view, row in zip(VIEWS, STORED_ROWS, strict=True):
         joins = [join for join in key if join in view.join_keys]
@@ -81,7 +85,9 @@ async def opened(tmp_path, store, service="mixed", names=NAMES):
     return source
 
 
-def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(tmp_path, store):
+def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(
+    tmp_path, store
+):
     unknown = {"customer_id": 2, "shop_code": "b"}
 
     async def read():
@@ -98,7 +104,9 @@ def test_rows_are_those_of_the_store_and_nothing_older_than_its_time_to_live(tmp
     assert nobody == dict.fromkeys(NAMES) | {"label": "none!"}  # as the function has it
 
 
-def test_a_service_of_an_on_demand_view_alone_knows_up_to_when_it_is_online(tmp_path, store):
+def test_a_service_of_an_on_demand_view_alone_knows_up_to_when_it_is_online(
+    tmp_path, store
+):
     store.apply(feast.FeatureService(name="derived", features=[shop.DERIVED]))
     person = store.get_feature_view("person")
     store.registry.apply_materialization(person, "gyre", NOON - DAY, NOON)

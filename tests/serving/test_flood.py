@@ -41,7 +41,9 @@ def answering(*answers: bytes, slowly: float = 0.0) -> Iterator[int]:
         thread.join()
 
 
-def test_each_answer_is_counted_once_by_its_status_and_a_closed_connection_has_failed() -> None:
+def test_each_answer_is_counted_once_by_its_status_and_a_closed_connection_has_failed() -> (
+    None
+):
     with answering(CONSTANT, REFUSAL, CONSTANT) as port:
         result = load(port, [ASKED], 1, seconds=5)
     assert result.statuses in ([OK, 503, OK], [OK, 503, OK, NO_ANSWER])
@@ -55,7 +57,9 @@ def test_what_is_due_while_no_connection_is_free_waits_since_then() -> None:
     answered = len(result.durations)
     assert 1 <= answered <= 7
     assert result.statuses == [OK] * answered
-    assert result.ms(100) > 40 * answered  # each answer took 50, and all were due at once
+    assert (
+        result.ms(100) > 40 * answered
+    )  # each answer took 50, and all were due at once
 
 
 @pytest.mark.timed

@@ -25,9 +25,13 @@ def test_generated_requests_get_no_5xx_and_nothing_the_document_does_not_tell(
     url = served.client.base_url
     command = [sys.executable, "-m", "tests.serving.generated_requests", str(requests)]
     command += [f"http://{url.host}:{url.port}", SKIPPED]
-    done = subprocess.run(command, cwd=PROJECT, capture_output=True, check=False, text=True)
+    done = subprocess.run(
+        command, cwd=PROJECT, capture_output=True, check=False, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
-    statuses = {int(k): count for k, count in json.loads(done.stdout.splitlines()[-1]).items()}
+    statuses = {
+        int(k): count for k, count in json.loads(done.stdout.splitlines()[-1]).items()
+    }
     assert sum(statuses.values()) >= requests
     assert statuses[200] >= requests / 10
     assert all(200 <= status < 500 for status in statuses)

@@ -73,7 +73,9 @@ def holes(rig: Any) -> int:
     return HOLES
 
 
-def test_a_stored_null_is_as_in_training_a_text_of_its_own(rig: Any, served: Any) -> None:
+def test_a_stored_null_is_as_in_training_a_text_of_its_own(
+    rig: Any, served: Any
+) -> None:
     now = datetime.now(UTC)
     row = {
         "customer_id": HOLES + 1, "event_timestamp": now, "created": now,
@@ -94,8 +96,12 @@ def test_a_stored_null_is_not_a_number_for_doubles_and_the_spec_s_matter_otherwi
 ) -> None:
     row = {"customer_id": holes}
     filled = {**row, "features": {"days_since_last_order": 12}}
-    assert served.client.post("/predict", json=row).json()["features_from"] == "defaults"
-    merged = rig.online(lambda: served.client.post("/predict?merge=true", json=filled)).json()
+    assert (
+        served.client.post("/predict", json=row).json()["features_from"] == "defaults"
+    )
+    merged = rig.online(
+        lambda: served.client.post("/predict?merge=true", json=filled)
+    ).json()
     assert merged["features_from"] == "merged"
     logged = next(r for r in rig.rows() if r["request_id"] == merged["request_id"])
     assert logged["features"]["lifetime_value"] is None
@@ -113,11 +119,17 @@ def two_views(rig: Any, served: Any) -> Iterator[None]:
     second = {
         "name": "customer_value",
         "prefix": b"value " + view.prefix,
-        "features": tuple(feature for feature in view.features if feature.name in in_second),
+        "features": tuple(
+            feature for feature in view.features if feature.name in in_second
+        ),
     }
-    first = {"features": tuple(each for each in view.features if each.name not in in_second)}
+    first = {
+        "features": tuple(each for each in view.features if each.name not in in_second)
+    }
     views = (view.model_copy(update=first), view.model_copy(update=second))
-    version = rig.register(-0.5, lookup=lookup.model_copy(update={"views": views})).version
+    version = rig.register(
+        -0.5, lookup=lookup.model_copy(update={"views": views})
+    ).version
     name = views[1].prefix + struct.pack("<IIq", 4, 8, LATE) + view.suffix
     with Redis(port=rig.settings.redis_port) as redis:
         for feature in views[1].features:
@@ -136,11 +148,18 @@ def test_a_view_without_a_row_of_the_key_is_said_in_answer_log_and_refusal(
 ) -> None:
     answer = rig.predict_online(served.client, KNOWN).json()
     assert answer["features_from"] == "partly"
-    logged = next(row for row in rig.rows() if row["request_id"] == answer["request_id"])
-    assert (logged["features_from"], logged["features"]["lifetime_value"]) == ("partly", None)
+    logged = next(
+        row for row in rig.rows() if row["request_id"] == answer["request_id"]
+    )
+    assert (logged["features_from"], logged["features"]["lifetime_value"]) == (
+        "partly",
+        None,
+    )
     assert logged["features"]["lifetime_orders"] > 0
     figures = monitor(rig.settings, SPEC, datetime.now(UTC)).figures
-    assert figures["skew_mismatched"] == 2 * figures["skew_vectors"] > 0, "offline both have values"
+    assert figures["skew_mismatched"] == 2 * figures["skew_vectors"] > 0, (
+        "offline both have values"
+    )
     unknown = rig.predict_online(served.client, LATE + 1)
     assert (unknown.status_code, unknown.json()["detail"]) == (
         404, f"customer_id {LATE + 1} is not known to the feature store",

@@ -7,13 +7,20 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, ServedModel, digest_tags
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    ONNX_FILE,
+    ServedModel,
+    digest_tags,
+)
 from serving.errors import ModelRefusedError
 from serving.model import open_version, wrong
 from serving.schemas import feedback_schema
 from tests.serving.conftest import SPEC, contract, tiny_onnx
 
-NUMBERS = SPEC.model_copy(update={"task": "regression", "threshold": None, "costs": None})
+NUMBERS = SPEC.model_copy(
+    update={"task": "regression", "threshold": None, "costs": None}
+)
 NUMBER = contract().model_copy(update={"threshold": None})
 
 
@@ -22,7 +29,12 @@ NUMBER = contract().model_copy(update={"threshold": None})
     [
         (contract(), "Sigmoid", SPEC, None),
         (NUMBER, "Identity", NUMBERS, None),  # -88.88
-        (contract(), "Identity", SPEC, r"the defaults score \[-88\.\d+\], not a probability"),
+        (
+            contract(),
+            "Identity",
+            SPEC,
+            r"the defaults score \[-88\.\d+\], not a probability",
+        ),
         (NUMBER, "Log", NUMBERS, r"the defaults score \[nan\], not a finite number"),
         (NUMBER, "Identity", SPEC, "serving.json: it is of no classification"),
         (contract(), "Sigmoid", NUMBERS, "serving.json: it is of no regression"),
@@ -46,10 +58,15 @@ def test_any_finite_number_is_an_answer_and_only_a_share_is_a_probability() -> N
         (0.5, True, True), (-31.5, True, False), (7e30, True, False),
         (float("inf"), False, False), (float("nan"), False, False),
     ):  # fmt: skip
-        assert (not wrong(NUMBER, found), not wrong(contract(), found)) == (as_number, as_class)
+        assert (not wrong(NUMBER, found), not wrong(contract(), found)) == (
+            as_number,
+            as_class,
+        )
 
 
-@pytest.mark.parametrize("actual", ["0.5", "-7.25", "2", "1e999", '"1"', "true", "null"])
+@pytest.mark.parametrize(
+    "actual", ["0.5", "-7.25", "2", "1e999", '"1"', "true", "null"]
+)
 def test_what_came_true_is_0_or_1_unless_numbers_are_served_too(actual: str) -> None:
     line = f'{{"request_id": "a", "actual": {actual}}}'
     with pytest.raises(ValidationError):

@@ -17,12 +17,16 @@ if TYPE_CHECKING:
 NOW = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-def rows_in(folder: Path, kind: str = "predictions") -> tuple[list[dict[str, Any]], int]:
+def rows_in(
+    folder: Path, kind: str = "predictions"
+) -> tuple[list[dict[str, Any]], int]:
     found = [read_rows(path) for path in sorted(folder.glob(f"{kind}-*.jsonl"))]
     return [row for rows, _ in found for row in rows], sum(torn for _, torn in found)
 
 
-def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_path: Path) -> None:
+def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(
+    tmp_path: Path,
+) -> None:
     """The kernel's own limit on the size of a file stands for the full disk."""
     failures = LOG_FAILURES.labels("predictions")._value
     before_it = failures.get()
@@ -44,7 +48,9 @@ def test_a_file_that_takes_no_more_bytes_costs_the_row_and_tears_no_other(tmp_pa
     assert rows_in(tmp_path) == ([{"n": 1}, {"n": 4}], 1)
 
 
-def test_a_folder_that_cannot_be_written_is_a_failure_and_no_error(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_a_failure_and_no_error(
+    tmp_path: Path,
+) -> None:
     (tmp_path / "log").write_text("a file stands where the folder should")
     log = AppendLog(tmp_path / "log", "predictions")
     log.open()
@@ -56,14 +62,18 @@ def test_a_folder_that_cannot_be_written_is_a_failure_and_no_error(tmp_path: Pat
     log.close()
 
 
-def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(tmp_path: Path) -> None:
+def test_files_are_closed_at_their_size_and_only_the_open_one_is_locked(
+    tmp_path: Path,
+) -> None:
     log = AppendLog(tmp_path, "predictions", max_bytes=100)
     log.open()
     for n in range(30):
         assert log.write([{"n": n}])
     files = sorted(tmp_path.iterdir())
     assert len(files) > 2
-    assert [is_closed(path) for path in files] == [False] * len(files)  # to disk is for `flush`
+    assert [is_closed(path) for path in files] == [False] * len(
+        files
+    )  # to disk is for `flush`
     log.flush()
     assert [is_closed(path) for path in files] == [True] * len(files[:-1]) + [False]
     assert log.write([{"n": 30}])

@@ -38,7 +38,9 @@ def tensors(rig: Any, rows: list[dict[str, Any]], *, column: bool = False) -> li
 
 def of_keys(binary: bool = True) -> Any:
     keys = np.array(KEYS)
-    return triton.InferInput("customer_id", [3], "INT64").set_data_from_numpy(keys, binary)
+    return triton.InferInput("customer_id", [3], "INT64").set_data_from_numpy(
+        keys, binary
+    )
 
 
 def frame(rig: Any, rows: list[dict[str, Any]]) -> pd.DataFrame:
@@ -73,10 +75,16 @@ def test_a_triton_client_finds_out_what_to_send(
 
 
 @pytest.mark.parametrize("binary", [True, False])
-def test_a_triton_client_infers_by_key(rig: Any, served: Any, client: Any, binary: bool) -> None:
-    wanted = [triton.InferRequestedOutput(name, binary) for name in ("score", "request_id")]
+def test_a_triton_client_infers_by_key(
+    rig: Any, served: Any, client: Any, binary: bool
+) -> None:
+    wanted = [
+        triton.InferRequestedOutput(name, binary) for name in ("score", "request_id")
+    ]
     for outputs in (wanted, None):  # None: all of them, in binary
-        answer = client.infer(rig.spec.name, [of_keys(binary)], request_id="mine", outputs=outputs)
+        answer = client.infer(
+            rig.spec.name, [of_keys(binary)], request_id="mine", outputs=outputs
+        )
         said = answer.get_response()
         assert (said["id"], said["model_version"]) == ("mine", served.first)
         body = [{"customer_id": key} for key in KEYS]
@@ -89,7 +97,9 @@ def test_a_triton_client_infers_by_key(rig: Any, served: Any, client: Any, binar
     assert ids <= {row["request_id"] for row in rig.rows()}
 
 
-def test_a_triton_client_infers_a_batch_of_features(rig: Any, served: Any, client: Any) -> None:
+def test_a_triton_client_infers_a_batch_of_features(
+    rig: Any, served: Any, client: Any
+) -> None:
     rows = [rig.features | {"days_since_last_order": days, "customer_segment": name}
             for days, name in ((0, "new"), (50, "größer"), (100, ""))]  # fmt: skip
     plain = served.client.post(
@@ -106,10 +116,24 @@ def test_a_triton_client_is_told_what_is_wrong(rig: Any, client: Any) -> None:
     for model, version, inputs, status, said in (
         ("nobody", "", [of_keys()], "404", "there is customer_churn_model"),
         (rig.spec.name, "99", [of_keys()], "404", "version 99 does not answer"),
-        (rig.spec.name, "", tensors(rig, [rig.features])[1:], "400", "total_orders_30d"),
-        (rig.spec.name, "", [of_keys(), *tensors(rig, [rig.features])], "400", "shape [1]"),
+        (
+            rig.spec.name,
+            "",
+            tensors(rig, [rig.features])[1:],
+            "400",
+            "total_orders_30d",
+        ),
+        (
+            rig.spec.name,
+            "",
+            [of_keys(), *tensors(rig, [rig.features])],
+            "400",
+            "shape [1]",
+        ),
     ):
-        with pytest.raises(InferenceServerException, match=said.replace("[", r"\[")) as refused:
+        with pytest.raises(
+            InferenceServerException, match=said.replace("[", r"\[")
+        ) as refused:
             client.infer(model, inputs, model_version=version)
         assert refused.value.status() == status
 
@@ -121,12 +145,18 @@ def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(
     client = ScoringServerClient(url.host, url.port)
     client.ping()
     assert client.get_version() == mlflow.__version__
-    data = frame(rig, [rig.features | {"days_since_last_order": days} for days in (0, 50, 100)])
+    data = frame(
+        rig, [rig.features | {"days_since_last_order": days} for days in (0, 50, 100)]
+    )
     mlflow.set_tracking_uri(rig.settings.mlflow_address)
-    own = mlflow.pyfunc.load_model(f"models:/{rig.spec.name}/{served.first}").predict(data)
+    own = mlflow.pyfunc.load_model(f"models:/{rig.spec.name}/{served.first}").predict(
+        data
+    )
     answer = client.invoke(data).get_predictions()
     assert list(answer) == list(own)
-    np.testing.assert_allclose(answer["score"], own["score"].astype("float64"), atol=5e-7)
+    np.testing.assert_allclose(
+        answer["score"], own["score"].astype("float64"), atol=5e-7
+    )
     for key in KEYS:
         rig.predict_online(served.client, key)
     by_key = client.invoke(pd.DataFrame({"customer_id": KEYS}))
@@ -134,21 +164,34 @@ def test_mlflows_own_client_gets_what_mlflows_own_server_would_answer(
     assert {row["features_from"] for row in by_key["answers"]} <= {"online", "cache"}
 
 
-def test_mlflows_formats_and_every_protocol_give_one_score(rig: Any, served: Any) -> None:
-    rows = [rig.features, rig.features | {"days_since_last_order": 99.0}]  # as JSON has integers
+def test_mlflows_formats_and_every_protocol_give_one_score(
+    rig: Any, served: Any
+) -> None:
+    rows = [
+        rig.features,
+        rig.features | {"days_since_last_order": 99.0},
+    ]  # as JSON has integers
     columns, data = list(rows[0]), [list(row.values()) for row in rows]
     lists = {name: [row[name] for row in rows] for name in columns}
     one = served.client.post(
         "/predict/batch", json=[{"customer_id": 4, "features": r} for r in rows]
     )
     expected = [row["probability"] for row in one.json()]
-    v1 = served.client.post("/v1/models/churn-predictor:predict", json={"instances": rows})
+    v1 = served.client.post(
+        "/v1/models/churn-predictor:predict", json={"instances": rows}
+    )
     assert [row["score"] for row in v1.json()["predictions"]] == expected
     inputs = [{"name": name, "shape": [2], "data": lists[name], "datatype": DATATYPES[kind]}
               for name, kind in rig.spec.features.items()]  # fmt: skip
     path = f"/v2/models/churn-predictor/versions/{served.first}/infer"
-    asked = {"model_name": "churn-predictor", "inputs": inputs, "outputs": [{"name": "score"}]}
-    v2 = served.client.post(path, json=asked)  # with the name, as KServe's client sends it
+    asked = {
+        "model_name": "churn-predictor",
+        "inputs": inputs,
+        "outputs": [{"name": "score"}],
+    }
+    v2 = served.client.post(
+        path, json=asked
+    )  # with the name, as KServe's client sends it
     assert v2.json()["outputs"][0]["data"] == expected
     for body in (
         {"dataframe_split": {"index": [0, 1], "columns": columns, "data": data}},
@@ -163,7 +206,12 @@ def test_mlflows_formats_and_every_protocol_give_one_score(rig: Any, served: Any
 
 
 def tensor(**changed: Any) -> dict[str, Any]:
-    return {"name": "customer_id", "shape": [1], "datatype": "INT64", "data": [4]} | changed
+    return {
+        "name": "customer_id",
+        "shape": [1],
+        "datatype": "INT64",
+        "data": [4],
+    } | changed
 
 
 def binary(size: Any, **changed: Any) -> dict[str, Any]:
@@ -233,12 +281,24 @@ def test_a_length_of_json_that_is_none_is_400(served: Any, length: str) -> None:
     ("body", "said"),
     [
         ({}, "expected one of"),
-        ({"dataframe_records": [{"customer_id": 4}], "inputs": [{"customer_id": 4}]}, "one of"),
-        ({"dataframe_split": {"columns": ["customer_id"], "data": [[4, 4]]}}, "2 values for 1"),
-        ({"dataframe_split": {"columns": ["customer_id"] * 2, "data": [[4, 4]]}}, "twice"),
+        (
+            {"dataframe_records": [{"customer_id": 4}], "inputs": [{"customer_id": 4}]},
+            "one of",
+        ),
+        (
+            {"dataframe_split": {"columns": ["customer_id"], "data": [[4, 4]]}},
+            "2 values for 1",
+        ),
+        (
+            {"dataframe_split": {"columns": ["customer_id"] * 2, "data": [[4, 4]]}},
+            "twice",
+        ),
         ({"dataframe_split": {"columns": ["customer_id"], "data": []}}, "data"),
         ({"dataframe_split": {"columns": ["shoe_size"], "data": [[4]]}}, "shoe_size"),
-        ({"inputs": {"customer_id": [4], "lifetime_orders": [1, 2]}}, "different lengths"),
+        (
+            {"inputs": {"customer_id": [4], "lifetime_orders": [1, 2]}},
+            "different lengths",
+        ),
         ({"inputs": {}}, "inputs"),
         ({"inputs": []}, "inputs"),
         ({"instances": [[4]]}, "instances"),

@@ -52,7 +52,9 @@ from tests.serving.shop import (  # noqa: F401  (fixtures)
     template,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:On demand feature view is an experimental"
+)
 TICK = timedelta(microseconds=1)
 LOOPS = [asyncio.run, uvloop.run]
 
@@ -74,9 +76,13 @@ def rows_of(shop, service, names, keys):
 
 
 @pytest.mark.parametrize("run", LOOPS)
-def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa: F811
+def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):
     customers = [*range(-6, 9), 77, 2**63 - 1]
-    keys = [{"customer_id": n, "shop_code": code} for n in customers for code in (*SHOPS, "?")]
+    keys = [
+        {"customer_id": n, "shop_code": code}
+        for n in customers
+        for code in (*SHOPS, "?")
+    ]
     ages = (0 * TICK, DAY, DAY + TICK, -TICK)
     reads = [(key, NOON + age) for age in ages for key in keys]
     random.Random(1).shuffle(reads)
@@ -104,7 +110,7 @@ def test_rows_are_feasts_for_every_value_key_age_and_lack(stocked, run):  # noqa
     assert unreadable() == before
 
 
-def test_views_without_a_row_of_the_key_or_a_young_one_are_named(stocked):  # noqa: F811
+def test_views_without_a_row_of_the_key_or_a_young_one_are_named(stocked):
     keys = [{"customer_id": n, "shop_code": "a"} for n in (-4, -3, -2, 5000)]
 
     async def read(at):
@@ -120,13 +126,15 @@ def test_views_without_a_row_of_the_key_or_a_young_one_are_named(stocked):  # no
     assert uvloop.run(read(NOON + DAY + TICK)) == old
 
 
-def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):  # noqa: F811
+def test_an_unknown_entity_and_one_of_nulls_are_none_beside_one_that_is_known(stocked):
     rows = rows_of(stocked, "plain", PLAIN, people(-3, 5000, 77))
     assert rows == [{"count": 1, "amount": -0.0, "name": "a"}, None, None]
 
 
 @given(
-    st.integers(-(2**63), 2**63 - 1), st.text(max_size=300), st.text(st.characters(codec="ascii"))
+    st.integers(-(2**63), 2**63 - 1),
+    st.text(max_size=300),
+    st.text(st.characters(codec="ascii")),
 )
 def test_names_of_hashes_are_those_that_feast_makes(number, text, project):
     names = ("customer_id", "shop_code")
@@ -169,7 +177,10 @@ def test_values_are_what_was_written(kind, data):
 tags = st.sampled_from([bytes([tag]) for tag, *_ in DECODERS.values()] + [b"\x22", b""])
 
 
-@given(tags, st.binary(max_size=12) | st.integers(0, 3).map(lambda n: b"\xff" * 8 + bytes([n])))
+@given(
+    tags,
+    st.binary(max_size=12) | st.integers(0, 3).map(lambda n: b"\xff" * 8 + bytes([n])),
+)
 def test_whatever_bytes_are_stored_they_are_read_as_feast_does_or_not_at_all(tag, body):
     for kind, (field, _) in FIELDS.items():
         try:
@@ -187,9 +198,10 @@ def test_whatever_bytes_are_stored_they_are_read_as_feast_does_or_not_at_all(tag
 
 
 @pytest.mark.parametrize(
-    "raw", [Value(int32_val=7).SerializeToString(), b"\x20", b"\x29\0\0", b"\x20\x05\x20\x05"]
+    "raw",
+    [Value(int32_val=7).SerializeToString(), b"\x20", b"\x29\0\0", b"\x20\x05\x20\x05"],
 )
-def test_a_row_of_other_bytes_fails_alone_and_is_counted(stocked, raw):  # noqa: F811
+def test_a_row_of_other_bytes_fails_alone_and_is_counted(stocked, raw):
     name, fields = stocked.hash_of(-3)
     stocked.redis.hset(name, fields["count"], raw)
     before = unreadable()
@@ -198,16 +210,18 @@ def test_a_row_of_other_bytes_fails_alone_and_is_counted(stocked, raw):  # noqa:
     assert unreadable() == before + 1
 
 
-def test_a_row_that_a_function_fails_at_fails_alone(stocked):  # noqa: F811
+def test_a_row_that_a_function_fails_at_fails_alone(stocked):
     nobody = dict.fromkeys(("count", "amount", "name"))
     stocked.write(PERSON, {"customer_id": 88}, nobody | {"seen_us": 1})
-    first, failed, last = rows_of(stocked, "failing", ("count", "inverse"), people(-3, 88, -2))
+    first, failed, last = rows_of(
+        stocked, "failing", ("count", "inverse"), people(-3, 88, -2)
+    )
     assert first == {"count": 1, "inverse": 1.0}
     assert failed == {}
     assert last == {"count": 127, "inverse": 1 / 127}
 
 
-def test_an_absent_field_is_null_as_feast_has_it(stocked):  # noqa: F811
+def test_an_absent_field_is_null_as_feast_has_it(stocked):
     name, fields = stocked.hash_of(-3)
     stocked.redis.hdel(name, fields["count"])
     time = stocked.contract("plain", PLAIN).lookup.views[0].time
@@ -221,13 +235,24 @@ def test_an_absent_field_is_null_as_feast_has_it(stocked):  # noqa: F811
     ("changed", "why"),
     [
         ({"feast": "0.1.0"}, "is of Feast 0.1.0, here is .*: train again"),
-        ({"online_store": "sqlite"}, "is of online store sqlite, here is .*: train again"),
+        (
+            {"online_store": "sqlite"},
+            "is of online store sqlite, here is .*: train again",
+        ),
         ({"views": ()}, "the look-up specification lacks "),
-        ({"sha256": "0"}, "is not the function that this version was trained with: restore it"),
-        ({"function": "gone"}, "gone is not the function that this version was trained with"),
+        (
+            {"sha256": "0"},
+            "is not the function that this version was trained with: restore it",
+        ),
+        (
+            {"function": "gone"},
+            "gone is not the function that this version was trained with",
+        ),
     ],
 )
-def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, changed, why):
+def test_a_version_whose_specification_is_not_of_here_is_refused(
+    tmp_path, changed, why
+):
     lookup = contract().lookup.model_dump()
     for name, value in changed.items():
         if name in lookup:
@@ -258,18 +283,20 @@ def test_a_version_whose_specification_is_not_of_here_is_refused(tmp_path, chang
         ),
     ],
 )
-def test_what_no_specification_can_say_is_read_by_feast(stocked, service, key, row, reason):  # noqa: F811
+def test_what_no_specification_can_say_is_read_by_feast(
+    stocked, service, key, row, reason
+):
     names = tuple(row)
     assert stocked.contract(service, names).lookup.unsupported == reason
     assert rows_of(stocked, service, names, [key]) == [row]
 
 
-def test_a_service_that_is_not_published_has_no_specification(stocked):  # noqa: F811
+def test_a_service_that_is_not_published_has_no_specification(stocked):
     with pytest.raises(DataError, match=r"nobody does not exist .* feast apply"):
         look_up_specification(stocked.settings, "nobody")
 
 
-def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
+def test_a_redis_that_was_emptied_holds_no_features(stocked):
     async def read():
         async with stocked.source("plain", PLAIN) as source:
             known = await online(source, people(-3))
@@ -285,7 +312,7 @@ def test_a_redis_that_was_emptied_holds_no_features(stocked):  # noqa: F811
     assert (features(rows), origin) == ([known, None], "cache")
 
 
-def test_without_a_version_redis_is_pinged(stocked):  # noqa: F811
+def test_without_a_version_redis_is_pinged(stocked):
     async def probed(settings):
         source = FeatureSource(settings, None)
         await source.probe()
@@ -319,7 +346,15 @@ def test_a_function_is_loaded_without_what_only_its_module_knows():
 
 
 def test_a_worker_that_reads_imports_no_feast():
-    heavy = {"feast", "pandas", "ibis", "mlflow", "sqlalchemy", "pyarrow", "google.protobuf"}
+    heavy = {
+        "feast",
+        "pandas",
+        "ibis",
+        "mlflow",
+        "sqlalchemy",
+        "pyarrow",
+        "google.protobuf",
+    }
     code = f"import sys, serving.features; print({heavy} & set(sys.modules))"
     found = subprocess.check_output([sys.executable, "-c", code], cwd=PROJECT)
     assert found == b"set()\n"

@@ -40,7 +40,9 @@ from tests.serving.shop import (  # noqa: F401  (fixtures)
     template,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
+pytestmark = pytest.mark.filterwarnings(
+    "ignore:On demand feature view is an experimental"
+)
 NAMES = ("amount", "above", "offer", "more", "crates", "third", "bought", "late")
 FIELDS = {
     "cart_value": "double", "coupon": "string", "items": "int64", "boxes": "int32",
@@ -68,14 +70,31 @@ GIVEN = {"amount": 1.5, "above": 11.0, "offer": "ten:b", "more": 4, "crates": 2,
 
 
 def asked(*data):
-    return [{"customer_id": n} | each for n in (-4, -3, -2, -1, 5, 77, 5000) for each in data]
+    return [
+        {"customer_id": n} | each
+        for n in (-4, -3, -2, -1, 5, 77, 5000)
+        for each in data
+    ]
 
 
-def test_rows_are_feasts_for_every_request_data(stocked):  # noqa: F811
+def test_rows_are_feasts_for_every_request_data(stocked):
     keys = asked(
         READ,
-        READ | {"cart_value": -0.0, "coupon": "", "items": -(2**63), "boxes": -1, "gift": True},
-        READ | {"cart_value": 1e300, "coupon": "ü€😀\x00", "items": 2**62, "due": DUE - 9 * DAY},
+        READ
+        | {
+            "cart_value": -0.0,
+            "coupon": "",
+            "items": -(2**63),
+            "boxes": -1,
+            "gift": True,
+        },
+        READ
+        | {
+            "cart_value": 1e300,
+            "coupon": "ü€😀\x00",
+            "items": 2**62,
+            "due": DUE - 9 * DAY,
+        },
     )
     as_of = [NOON + n * DAY for n in range(len(keys))]
 
@@ -96,7 +115,7 @@ def test_rows_are_feasts_for_every_request_data(stocked):  # noqa: F811
     assert found[6]["offer"].startswith("ten:")
 
 
-def test_feasts_own_reader_takes_request_data_too(stocked):  # noqa: F811
+def test_feasts_own_reader_takes_request_data_too(stocked):
     async def read():
         async with stocked.source("halved", ("amount", "halved")) as source:
             return await online(source, [ROW | READ, ROW | READ | {"cart_value": 5.0}])
@@ -107,7 +126,7 @@ def test_feasts_own_reader_takes_request_data_too(stocked):  # noqa: F811
     assert uvloop.run(read()) == halves
 
 
-def test_the_last_known_features_are_those_of_the_same_request_data(stocked):  # noqa: F811
+def test_the_last_known_features_are_those_of_the_same_request_data(stocked):
     async def read():
         async with stocked.source("offered", NAMES) as source:
             row = ROW | READ
@@ -131,7 +150,9 @@ def test_the_last_known_features_are_those_of_the_same_request_data(stocked):  #
         ("cart_value", Int64, "expected one type of Int32, .*, String, found"),
     ],
 )
-def test_a_field_that_no_request_can_bring_is_refused_at_registration(stocked, name, dtype, why):  # noqa: F811
+def test_a_field_that_no_request_can_bring_is_refused_at_registration(
+    stocked, name, dtype, why
+):
     def bad(inputs):
         return {"bad": inputs["amount"]}
 
@@ -144,7 +165,9 @@ def test_a_field_that_no_request_can_bring_is_refused_at_registration(stocked, n
     )(bad)  # fmt: skip
     service = FeatureService(name=f"bad_{name}", features=[OFFERED, made])
     stocked.store.apply([made, service])
-    with pytest.raises(DataError, match=f"service bad_{name}: request data {name}: {why}"):
+    with pytest.raises(
+        DataError, match=f"service bad_{name}: request data {name}: {why}"
+    ):
         look_up_specification(stocked.settings, service.name)
 
 
@@ -156,11 +179,14 @@ def graph(features):
         helper.make_node("Sigmoid", ["number"], [SCORE]),
     ]
     inputs = [
-        helper.make_tensor_value_info(n, ONNX_TYPES[INPUTS[k]], [None]) for n, k in features.items()
+        helper.make_tensor_value_info(n, ONNX_TYPES[INPUTS[k]], [None])
+        for n, k in features.items()
     ]
     outputs = [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [None])]
     made = helper.make_graph(nodes, "first", inputs, outputs)
-    return helper.make_model(made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10)
+    return helper.make_model(
+        made, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
+    )
 
 
 async def loaded(shop, folder, version, service, names):
@@ -178,7 +204,9 @@ async def loaded(shop, folder, version, service, names):
     source = FeatureSource(shop.settings, contract)
     while source.problem is not None:
         await source.probe()
-    return LoadedModel(version, Origin(created=1, digests={}), contract, session, source)
+    return LoadedModel(
+        version, Origin(created=1, digests={}), contract, session, source
+    )
 
 
 @asynccontextmanager
@@ -189,12 +217,17 @@ async def serving(shop, home, **more):
     repository = ModelRepository(shop.settings, log)
     repository.update([CARTS])
     takes = await loaded(
-        shop, home, "1", "offered", ("above", *(name for name in NAMES if name != "above"))
+        shop,
+        home,
+        "1",
+        "offered",
+        ("above", *(name for name in NAMES if name != "above")),
     )
     plain = await loaded(shop, home, "2", "plain", ("amount",))
     known = {"takes": takes, "plain": plain}
     roles = {
-        role: known.get(name, name) for role, name in (more or {"production": "takes"}).items()
+        role: known.get(name, name)
+        for role, name in (more or {"production": "takes"}).items()
     }
     repository.find("carts").holder._swap(Roles(**roles))
     transport = httpx.ASGITransport(add_routes(FastAPI(), repository, None))
@@ -225,7 +258,12 @@ def body_of(protocol, row):
     if protocol == "v2":
         return {
             "inputs": [
-                {"name": name, "shape": [1], "data": [value], "datatype": DATATYPES[name]}
+                {
+                    "name": name,
+                    "shape": [1],
+                    "data": [value],
+                    "datatype": DATATYPES[name],
+                }
                 for name, value in row.items()
             ]
         }
@@ -237,7 +275,10 @@ def post(shop, home, *bodies, **roles):
 
     async def ask():
         async with serving(shop, home, **roles) as client:
-            return [await client.post(path, content=json.dumps(body)) for path, body in bodies]
+            return [
+                await client.post(path, content=json.dumps(body))
+                for path, body in bodies
+            ]
 
     return asyncio.run(ask())
 
@@ -246,12 +287,21 @@ def logged(shop, home):
     settings = shop.settings.model_copy(update={"home": home})
     collect(settings)
     rows = predictions(settings).read().sort_by("received").to_pylist()
-    return [row | {n: json.loads(row[n]) for n in ("request_data", "features")} for row in rows]
+    return [
+        row | {n: json.loads(row[n]) for n in ("request_data", "features")}
+        for row in rows
+    ]
 
 
-def test_every_protocol_takes_request_data_as_columns_of_the_row_and_logs_it(stocked, tmp_path):  # noqa: F811
-    answers = post(stocked, tmp_path, *((PATHS[each], body_of(each, ROW)) for each in PATHS))
-    assert [answer.status_code for answer in answers] == [200] * 6, [a.text for a in answers]
+def test_every_protocol_takes_request_data_as_columns_of_the_row_and_logs_it(
+    stocked, tmp_path
+):
+    answers = post(
+        stocked, tmp_path, *((PATHS[each], body_of(each, ROW)) for each in PATHS)
+    )
+    assert [answer.status_code for answer in answers] == [200] * 6, [
+        a.text for a in answers
+    ]
     rows = logged(stocked, tmp_path)
     assert len(rows) == 6
     assert {row["features_from"] for row in rows} <= {"online", "cache"}
@@ -271,12 +321,14 @@ WRONG = [
 ]  # fmt: skip
 
 
-def test_what_is_wrong_or_absent_is_4xx_and_named_in_every_protocol(stocked, tmp_path):  # noqa: F811
+def test_what_is_wrong_or_absent_is_4xx_and_named_in_every_protocol(stocked, tmp_path):
     rows = [(name, ROW | {name: value}) for name, value in WRONG]
     rows += [(name, {n: v for n, v in ROW.items() if n != name}) for name in DATA]
     cases = [(each, name, row) for each in PATHS for name, row in rows]
     answers = post(
-        stocked, tmp_path, *((PATHS[each], body_of(each, row)) for each, _, row in cases)
+        stocked,
+        tmp_path,
+        *((PATHS[each], body_of(each, row)) for each, _, row in cases),
     )
     for (protocol, name, row), answer in zip(cases, answers, strict=True):
         status = 400 if protocol in {"v1", "v2", "mlflow"} else 422
@@ -288,7 +340,7 @@ def test_what_is_wrong_or_absent_is_4xx_and_named_in_every_protocol(stocked, tmp
     assert logged(stocked, tmp_path) == []
 
 
-def test_with_every_feature_in_the_request_its_data_is_not_needed(stocked, tmp_path):  # noqa: F811
+def test_with_every_feature_in_the_request_its_data_is_not_needed(stocked, tmp_path):
     key, some = {"customer_id": -2}, {"amount": 1.5}
     whole = key | {"features": GIVEN}
     answers = post(
@@ -301,10 +353,13 @@ def test_with_every_feature_in_the_request_its_data_is_not_needed(stocked, tmp_p
     rows = logged(stocked, tmp_path)
     assert [row["features_from"] for row in rows] == ["request"] * 4 + ["merged"]
     assert [row["request_data"] for row in rows[:2]] == [{}, WRITTEN]
-    assert "boxes (int32), cart_value (double), coupon (string), due (times" in answers[-1].text
+    assert (
+        "boxes (int32), cart_value (double), coupon (string), due (times"
+        in answers[-1].text
+    )
 
 
-def test_the_document_has_the_fields_typed_and_required(stocked, tmp_path):  # noqa: F811
+def test_the_document_has_the_fields_typed_and_required(stocked, tmp_path):
     async def read():
         async with serving(stocked, tmp_path) as client:
             document = (await client.get("/openapi.json")).json()
@@ -323,7 +378,10 @@ def test_the_document_has_the_fields_typed_and_required(stocked, tmp_path):  # n
     assert set(schemas["CartsGiven"]["required"]) == {"customer_id", "features"}
     body = document["paths"]["/models/carts/predict"]["post"]["requestBody"]["content"]
     (shown,) = (each["schema"]["anyOf"] for each in body.values())
-    assert [each["$ref"].rpartition("/")[2] for each in shown] == ["CartsLookUp", "CartsGiven"]
+    assert [each["$ref"].rpartition("/")[2] for each in shown] == [
+        "CartsLookUp",
+        "CartsGiven",
+    ]
     inputs = {each["name"]: each["datatype"] for each in metadata["inputs"]}
     assert DATATYPES.items() <= inputs.items()
 
@@ -334,10 +392,14 @@ def test_a_model_without_request_data_has_the_bodies_it_had():
     assert [*schemas.request.model_fields] == ["customer_id", "features"]
 
 
-def test_clients_may_send_what_a_version_in_another_role_takes(stocked, tmp_path):  # noqa: F811
+def test_clients_may_send_what_a_version_in_another_role_takes(stocked, tmp_path):
     key = {"customer_id": -2}
     roles = {"production": "plain", "challenger": "takes", "percent": 100}
-    bodies = [("/predict", ROW), ("/predict", key), ("/predict", key | {"shoe_size": 44})]
+    bodies = [
+        ("/predict", ROW),
+        ("/predict", key),
+        ("/predict", key | {"shoe_size": 44}),
+    ]
     bodies += [("/predict/batch", [ROW, key])]
     answers = post(stocked, tmp_path, *bodies, **roles)
     assert [answer.status_code for answer in answers] == [200, 200, 422, 200]

@@ -18,11 +18,16 @@ from tests.conftest import new_settings, unused_port
 from tests.serving.conftest import SPEC
 
 BODY = b'{"customer_id": 4}'
-POST = b"POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-length: %d\r\n\r\n" % len(BODY) + BODY
+POST = (
+    b"POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-length: %d\r\n\r\n" % len(BODY)
+    + BODY
+)
 OTHER = SPEC.model_copy(update={"name": "other_model", "served_as": ()})
 
 
-@pytest.mark.parametrize("path", ["/predict", "/v1/models", "/health/live", "/nothing", "/docs"])
+@pytest.mark.parametrize(
+    "path", ["/predict", "/v1/models", "/health/live", "/nothing", "/docs"]
+)
 def test_every_answer_carries_the_request_id_of_the_client_or_a_new_one(
     served: Any, path: str
 ) -> None:
@@ -53,8 +58,14 @@ def test_a_request_that_a_proxy_repeats_keeps_the_ids_of_its_rows(
     monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
     with rig.serving(serving_port=unused_port()) as (client, _):
         rig.known_to_be_ready(client)
-        rows, header = [{"customer_id": each} for each in (4, 4, 5)], {"x-request-id": "of-nginx"}
-        twice = [client.post("/predict/batch", json=rows, headers=header).json() for _ in range(2)]
+        rows, header = (
+            [{"customer_id": each} for each in (4, 4, 5)],
+            {"x-request-id": "of-nginx"},
+        )
+        twice = [
+            client.post("/predict/batch", json=rows, headers=header).json()
+            for _ in range(2)
+        ]
     first, again = ([answer["request_id"] for answer in answers] for answers in twice)
     assert (first, len({*first})) == (again, 3)
     logged = [row["request_id"] for row in rig.rows()]
@@ -85,12 +96,19 @@ def test_requests_at_once_are_answered_each_with_its_own(rig: Any, served: Any) 
         assert str(key) in text
 
 
-def test_what_has_begun_is_answered_before_the_server_ends(rig: Any, served: Any) -> None:
+def test_what_has_begun_is_answered_before_the_server_ends(
+    rig: Any, served: Any
+) -> None:
     """SIGTERM with a hundred requests in its sockets: whole answers, or not a row and no byte."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, process):
+    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
+        client,
+        process,
+    ):
         rig.known_to_be_ready(client)
         port, before = client.base_url.port, len(rig.rows())
-        opened = [socket.create_connection(("127.0.0.1", port), 600) for _ in range(100)]
+        opened = [
+            socket.create_connection(("127.0.0.1", port), 600) for _ in range(100)
+        ]
         for sent in opened:
             sent.sendall(POST)
         select.select(opened, [], [])  # the first answer
@@ -130,7 +148,9 @@ def test_models_come_and_go_without_touching_the_others(tmp_path: Any) -> None:
     renamed = SPEC.model_copy(update={"served_as": ("leavers",)})
     assert repository.update([renamed, OTHER]) == []
     assert repository.find("leavers") is churn
-    with pytest.raises(NotFoundError, match="there is customer_churn_model, other_model"):
+    with pytest.raises(
+        NotFoundError, match="there is customer_churn_model, other_model"
+    ):
         repository.find("churn-predictor")
     by_shop = SPEC.model_copy(update={"entity_key": {"shop_id": "int64"}})
     assert repository.update([by_shop, OTHER]) == [churn.holder]

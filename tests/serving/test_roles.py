@@ -53,7 +53,9 @@ def ask_all(client: httpx.Client) -> dict[int, str]:
 @pytest.fixture(scope="module")
 def workers(rig: Any, served: Any) -> Iterator[httpx.Client]:
     """A server of two workers."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port(), serving_workers=2) as (
+    with rig.serving(
+        home=rig.home_beside(), serving_port=unused_port(), serving_workers=2
+    ) as (
         client,
         _,
     ):
@@ -81,11 +83,17 @@ def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
     first = ask_all(alone)
     chosen = {key for key, version in first.items() if version == served.second}
     assert set(first.values()) == {served.first, served.second}
-    assert 0.06 * len(first) < len(chosen) < 0.14 * len(first)  # four standard deviations
-    assert [ask_all(alone) == first for _ in range(4)] == [True] * 4  # whichever worker answers
+    assert (
+        0.06 * len(first) < len(chosen) < 0.14 * len(first)
+    )  # four standard deviations
+    assert [ask_all(alone) == first for _ in range(4)] == [
+        True
+    ] * 4  # whichever worker answers
     one = alone.post("/predict", json={"customer_id": min(chosen)}).json()
     assert one["model_version"] == served.second
-    given = alone.post("/predict", json={"customer_id": min(chosen), "features": rig.features})
+    given = alone.post(
+        "/predict", json={"customer_id": min(chosen), "features": rig.features}
+    )
     assert given.json()["model_version"] == served.second
     roles = Counter((row["role"], row["version"]) for row in rig.rows()[-len(first) :])
     assert set(roles) <= {("production", served.first), ("challenger", served.second)}
@@ -102,12 +110,18 @@ def test_a_shadow_scores_what_production_answers_and_answers_nobody(
     rig: Any, served: Any, alone: httpx.Client
 ) -> None:
     def ask(key: int) -> dict[str, Any]:
-        answer: dict[str, Any] = alone.post("/predict", json={"customer_id": key}).json()
+        answer: dict[str, Any] = alone.post(
+            "/predict", json={"customer_id": key}
+        ).json()
         return answer
 
     def shadowed(*customers: int) -> list[Any]:
         keys = {str(key) for key in customers}
-        return [row for row in rig.rows() if row["role"] == "shadow" and row["entity"] in keys]
+        return [
+            row
+            for row in rig.rows()
+            if row["role"] == "shadow" and row["entity"] in keys
+        ]
 
     def has_shadow() -> bool:
         """Whether the worker that answers has one: each follows by itself."""
@@ -131,10 +145,14 @@ def test_what_a_challenger_fails_at_is_answered_by_production_and_counted(
     """It gives a probability for the defaults, so it is loaded, and none for other customers."""
     version = rig.register(0, model=only_for_the_defaults(rig)).version
     give(rig, version, "challenger", 100)
-    failed = f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
+    failed = (
+        f'gyre_prediction_failures_total{{model="{rig.spec.name}",role="challenger",'
+    )
 
     def counted() -> list[str]:
-        return [x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)]
+        return [
+            x for x in alone.get("/metrics").text.splitlines() if x.startswith(failed)
+        ]
 
     # Either worker may have it first, and the connection is to one of them.
     wait_until("failures", lambda: ask_all(alone) and counted())
@@ -152,7 +170,9 @@ def only_for_the_defaults(rig: Any) -> Any:
     return made
 
 
-def test_the_way_back_takes_no_loading(rig: Any, served: Any, alone: httpx.Client) -> None:
+def test_the_way_back_takes_no_loading(
+    rig: Any, served: Any, alone: httpx.Client
+) -> None:
     """The version before is warm: no worker loads it again."""
 
     def lines(what: str) -> int:

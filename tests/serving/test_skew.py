@@ -17,10 +17,13 @@ if TYPE_CHECKING:
 ONE, OTHER = 5, 4
 
 
-def test_a_planted_value_is_alerted_of_with_customer_and_feature(rig: Rig, served: Served) -> None:
+def test_a_planted_value_is_alerted_of_with_customer_and_feature(
+    rig: Rig, served: Served
+) -> None:
     view = contract().lookup.views[0]
     one, other = (
-        view.prefix + struct.pack("<IIq", 4, 8, number) + view.suffix for number in (ONE, OTHER)
+        view.prefix + struct.pack("<IIq", 4, 8, number) + view.suffix
+        for number in (ONE, OTHER)
     )
     field = next(f.field for f in view.features if f.name == "lifetime_value")
     redis = Redis(port=rig.settings.redis_port)
@@ -41,7 +44,9 @@ def test_a_planted_value_is_alerted_of_with_customer_and_feature(rig: Rig, serve
     found = monitor(rig.settings, SPEC, datetime.now(UTC))
     given = {row["request_id"]: row["features"] for row in rig.rows()}
     value = given[answers[ONE]["request_id"]]["lifetime_value"]
-    (told,) = (note for note in found.notes if note.startswith("skew of lifetime_value: "))
+    (told,) = (
+        note for note in found.notes if note.startswith("skew of lifetime_value: ")
+    )
     assert told.startswith(f"skew of lifetime_value: customer_id {ONE} at ")
     assert f"online {value!r}, offline " in told
     assert not any(f"customer_id {OTHER} " in note for note in found.notes)

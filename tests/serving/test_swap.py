@@ -31,11 +31,15 @@ def test_promotions_swap_within_5_s_and_no_request_fails(rig: Any, served: Any) 
 
 
 def test_features_that_score_no_probability_are_422(rig: Any, served: Any) -> None:
-    version = rig.register(1.0, score="Log").version  # of the defaults log(0.12 + 1): served
+    version = rig.register(
+        1.0, score="Log"
+    ).version  # of the defaults log(0.12 + 1): served
     rig.promote(version)
     rig.answers_as(served.client, version)
     features = rig.features | {"days_since_last_order": -200}  # log(-2 + 1)
-    answer = served.client.post("/predict", json={"customer_id": 4, "features": features})
+    answer = served.client.post(
+        "/predict", json={"customer_id": 4, "features": features}
+    )
     assert (answer.status_code, "nan" in answer.json()["detail"]) == (422, True)
     rig.promote(served.first)
     rig.answers_as(served.client, served.first)
@@ -59,7 +63,9 @@ def test_versions_that_may_have_the_same_nulls_share_the_types_of_a_request(
     rig: Any, tmp_path: Any
 ) -> None:
     """Classes of pydantic are never freed: made anew, each swap would take 0.15 MB for ever."""
-    model = Deployment(ModelVersions(rig.settings, rig.spec), AppendLog(tmp_path, "predictions"))
+    model = Deployment(
+        ModelVersions(rig.settings, rig.spec), AppendLog(tmp_path, "predictions")
+    )
     session = ort.InferenceSession(tiny_onnx(0.0).SerializeToString())
     made = []
     for version, nullable in (("1", ("a",)), ("2", ("a",)), ("3", ())):

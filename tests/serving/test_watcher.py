@@ -37,7 +37,10 @@ def test_roles_are_aliases_and_others_are_nobodys_business() -> None:
                 "name": "churn",
                 "creation_timestamp": 1_700_000_000_000,
                 "aliases": [{"alias": a, "version": v} for a, v in aliases.items()],
-                "tags": [{"key": "challenger_traffic", "value": "4:25"}, {"key": "empty"}],
+                "tags": [
+                    {"key": "challenger_traffic", "value": "4:25"},
+                    {"key": "empty"},
+                ],
             },
             {"name": "new", "creation_timestamp": 1},
         ]
@@ -65,11 +68,15 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(models: Path, name: str, before: str = "", after: str = "") -> None:
     spec = SHIPPED.replace('"customer_churn_model"', f'"{name}"')
-    spec = spec.replace('"churn-predictor"', f'"{name}-predictor"').replace(before, after)
+    spec = spec.replace('"churn-predictor"', f'"{name}-predictor"').replace(
+        before, after
+    )
     (models / f"{name}.toml").write_text(spec)
 
 
-def test_specs_come_change_and_go_and_touch_no_other_model(models: Path, tmp_path: Path) -> None:
+def test_specs_come_change_and_go_and_touch_no_other_model(
+    models: Path, tmp_path: Path
+) -> None:
     """27: also where one of them is broken."""
     settings = new_settings(tmp_path / "home")
     repository = ModelRepository(settings, AppendLog(tmp_path, "predictions"))

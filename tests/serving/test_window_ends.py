@@ -25,7 +25,15 @@ import pytest
 
 from core.settings import CLONE
 from stack.environment import process_environment
-from tests.conftest import BIN, answers, at_most, new_settings, redis_server, running, wait_until
+from tests.conftest import (
+    BIN,
+    answers,
+    at_most,
+    new_settings,
+    redis_server,
+    running,
+    wait_until,
+)
 from tests.pages import read_page
 from tests.preloaded import commands_folder
 
@@ -78,13 +86,22 @@ class Shop:
 
     def write_project(self) -> None:
         """Write the files of the page, and the rows that it makes up."""
-        for name in ("models", "feature_repo/datasets", "feature_repo/expectations", "data"):
+        for name in (
+            "models",
+            "feature_repo/datasets",
+            "feature_repo/expectations",
+            "data",
+        ):
             (self.folder / name).mkdir(parents=True)
         self.settings.home.mkdir()
-        shutil.copy(CLONE / "feature_repo" / "feature_store.yaml", self.folder / "feature_repo")
+        shutil.copy(
+            CLONE / "feature_repo" / "feature_store.yaml", self.folder / "feature_repo"
+        )
         for name, content in PAGE.files.items():
             (self.folder / name).write_text(content)
-        rows_command = next(block for block in PAGE.commands if block.startswith("python"))
+        rows_command = next(
+            block for block in PAGE.commands if block.startswith("python")
+        )
         self.run("bash", "-euc", rows_command)
 
     def run(self, *command: str) -> None:
@@ -112,18 +129,26 @@ class Shop:
         log = self.folder / "consumer.log"
         log.touch()
         start = log.stat().st_size
-        with running([str(BIN / "gyre"), "consume"], log, **self.environment) as process:
-            wait_until("the consumer", lambda: b"consuming events" in log.read_bytes()[start:])
+        with running(
+            [str(BIN / "gyre"), "consume"], log, **self.environment
+        ) as process:
+            wait_until(
+                "the consumer", lambda: b"consuming events" in log.read_bytes()[start:]
+            )
             wait_until(
                 "serving to know of it",
                 lambda: (
-                    self.client.post("/events/page_views", content="no events").status_code
+                    self.client.post(
+                        "/events/page_views", content="no events"
+                    ).status_code
                     != httpx.codes.SERVICE_UNAVAILABLE
                 ),
             )
             yield process
 
-    def view(self, visitor: str, viewed_at: datetime, price: float | None = None) -> Row:
+    def view(
+        self, visitor: str, viewed_at: datetime, price: float | None = None
+    ) -> Row:
         """Make a page view that nobody has sent yet."""
         return {
             "view_id": f"test-{next(self._numbers)}",
@@ -157,13 +182,17 @@ class Shop:
     def next_end(self) -> datetime:
         """Return when the next window of five minutes or an hour ends."""
         now = datetime.now(UTC)
-        times = [row["viewed_at"] for rows in list(self.rows.values()) for row in list(rows)]
+        times = [
+            row["viewed_at"] for rows in list(self.rows.values()) for row in list(rows)
+        ]
         ends = [moment + period for moment in times for period in (FIVE_MINUTES, HOUR)]
         return min(end for end in ends if end > now)
 
     def predictions(self, visitors: Iterable[str]) -> list[Row]:
         """Ask for visitors in one request; return the log's rows of what Redis said."""
-        body = [{"visitor_id": visitor, "cart_value": CART_VALUE} for visitor in visitors]
+        body = [
+            {"visitor_id": visitor, "cart_value": CART_VALUE} for visitor in visitors
+        ]
         response = self.client.post("/models/leaving/predict/batch", json=body)
         late_or_unknown = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.NOT_FOUND}
         assert response.is_success or response.status_code in late_or_unknown
@@ -189,7 +218,9 @@ class Shop:
         lines = []
         for prediction in self.predictions(sorted(visitors)):
             rows = self.rows[prediction["entity"]]
-            expected = expected_features(rows, datetime.fromisoformat(prediction["as_of"]))
+            expected = expected_features(
+                rows, datetime.fromisoformat(prediction["as_of"])
+            )
             lines.append(f"{prediction}, expected {expected} of {rows}")
         return "\n".join(lines)
 
@@ -213,10 +244,14 @@ def expected_features(rows: Iterable[Row], moment: datetime) -> dict[str, Any]:
     """Compute the features of a visitor at a moment, with a cart, from all raw rows."""
     past_rows = [row for row in rows if row["viewed_at"] <= moment]
     past_rows.sort(key=lambda row: row["viewed_at"])
-    last_minutes = [row for row in past_rows if row["viewed_at"] > moment - FIVE_MINUTES]
+    last_minutes = [
+        row for row in past_rows if row["viewed_at"] > moment - FIVE_MINUTES
+    ]
     last_hour = [row for row in past_rows if row["viewed_at"] > moment - HOUR]
     recent_prices = [row["price"] for row in last_minutes if row["price"] is not None]
-    prices = [Decimal(str(row["price"])) for row in last_hour if row["price"] is not None]
+    prices = [
+        Decimal(str(row["price"])) for row in last_hour if row["price"] is not None
+    ]
     mean_price = float(sum(prices)) / len(prices) if prices else None
     return {
         "views_5m": len(last_minutes),
@@ -269,12 +304,16 @@ def shop(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
         yield shop
 
 
-def views_that_end(shop: Shop, visitor: str, start: datetime, chance: Random) -> list[Row]:
+def views_that_end(
+    shop: Shop, visitor: str, start: datetime, chance: Random
+) -> list[Row]:
     """Make page views that leave the windows in the seconds after a moment."""
     rows = []
     for period in (FIVE_MINUTES, FIVE_MINUTES, HOUR):
         moment = start + chance.uniform(0, 10) * SECOND
-        rows.append(shop.view(visitor, moment - period, round(chance.uniform(1, 99), 2)))
+        rows.append(
+            shop.view(visitor, moment - period, round(chance.uniform(1, 99), 2))
+        )
     return rows
 
 
@@ -333,7 +372,9 @@ def test_windows_that_end_while_the_consumer_is_stopped_are_right_after_its_star
     ends_of_stop = start + pause_seconds * SECOND
     sleep_until(ends_of_stop)
     assert shop.wrong_visitors(visitors)
-    shop.send(*(shop.view(visitor, datetime.now(UTC), 5.0) for visitor in visitors[:10]))
+    shop.send(
+        *(shop.view(visitor, datetime.now(UTC), 5.0) for visitor in visitors[:10])
+    )
     with shop.consuming():
         seconds = shop.seconds_until_right(visitors, datetime.now(UTC))
     print(f"\nright after a start: {seconds:.2f} s")  # noqa: T201

@@ -30,7 +30,9 @@ from tests.postgres import programs
 from tests.preloaded import commands_folder
 
 MODEL, NOW = "customer_churn_model", datetime(2026, 11, 20, 12, tzinfo=UTC)
-ROW = LedgerRow(MODEL, 1, "production", 100, None, "1", "shell:ann", "try", None, NOW, NOW)
+ROW = LedgerRow(
+    MODEL, 1, "production", 100, None, "1", "shell:ann", "try", None, NOW, NOW
+)
 SCHEMA = pa.schema({"n": pa.int64()})
 FEEDBACK = {"request_id": "a", "actual": 1, "received": NOW.isoformat()}
 SETTINGS = """GYRE_REDIS_PORT=7000
@@ -49,7 +51,9 @@ def fill(settings, rows=1):
     for name in ("mlflow/artifacts/1/uv.lock", "logs/serving.log"):
         (home / name).parent.mkdir(parents=True, exist_ok=True)
         (home / name).write_bytes(os.urandom(5000))
-    Table(settings, "raw/orders", SCHEMA).insert(pa.table({"n": [*range(rows)]}, SCHEMA), "n")
+    Table(settings, "raw/orders", SCHEMA).insert(
+        pa.table({"n": [*range(rows)]}, SCHEMA), "n"
+    )
     (home / "serving" / "log").mkdir()
     line = json.dumps(FEEDBACK) + "\n"
     (home / "serving" / "log" / "feedback-1.jsonl").write_text(line + line[:20])
@@ -106,7 +110,9 @@ def test_another_home_has_every_row_and_file(settings, made, elsewhere):
     assert [path.name for path in home.parent.iterdir()] == ["home"]
 
 
-def test_settings_of_the_one_stack_alone_and_what_is_not_whole_stay_behind(made, elsewhere):
+def test_settings_of_the_one_stack_alone_and_what_is_not_whole_stay_behind(
+    made, elsewhere
+):
     restore(elsewhere, made)
     assert (elsewhere.home / ENV_FILE).read_text() == "GYRE_SOURCES__ORDERS=/shop.csv\n"
     log = elsewhere.home / "serving" / "log" / "feedback-1.jsonl"
@@ -120,7 +126,9 @@ def test_its_owner_alone_can_read_it_and_no_path_of_the_home_is_in_it(settings, 
     for name in ("airflow/secrets.json", ENV_FILE):
         assert (made / name).stat().st_mode & 0o777 == 0o600
     files = [path for path in made.rglob("*") if path.is_file()]
-    assert not [path for path in files if str(settings.home).encode() in path.read_bytes()]
+    assert not [
+        path for path in files if str(settings.home).encode() in path.read_bytes()
+    ]
 
 
 def test_each_file_has_its_size_and_its_sum_as_sha256sum_prints_it(made):
@@ -128,14 +136,23 @@ def test_each_file_has_its_size_and_its_sum_as_sha256sum_prints_it(made):
     sums = "".join(f"{digest}  {name}\n" for name, (_, digest) in files.items())
     for text in (sums, (made / SEAL).read_text()):
         subprocess.run(
-            ["sha256sum", "--check", "--strict"], cwd=made, input=text.encode(), check=True
+            ["sha256sum", "--check", "--strict"],
+            cwd=made,
+            input=text.encode(),
+            check=True,
         )
-    assert all((made / name).stat().st_size == size for name, (size, _) in files.items())
+    assert all(
+        (made / name).stat().st_size == size for name, (size, _) in files.items()
+    )
 
 
 @pytest.mark.parametrize("how", ["altered", "cut short", "missing", "added"])
-def test_one_byte_altered_cut_or_missing_anywhere_is_refused(how, made, elsewhere, tmp_path):
-    files = sorted(path for path in made.rglob("*") if path.is_file() and path.stat().st_size)
+def test_one_byte_altered_cut_or_missing_anywhere_is_refused(
+    how, made, elsewhere, tmp_path
+):
+    files = sorted(
+        path for path in made.rglob("*") if path.is_file() and path.stat().st_size
+    )
     assert len(files) > 8
     for file in files:
         copy = shutil.copytree(made, tmp_path / "copy")
@@ -168,7 +185,9 @@ def test_one_of_an_older_release_is_taken(made, elsewhere):
     restore(elsewhere, made)
 
 
-def test_a_home_that_is_not_empty_is_refused_and_stays_as_it_is(settings, made, elsewhere):
+def test_a_home_that_is_not_empty_is_refused_and_stays_as_it_is(
+    settings, made, elsewhere
+):
     before = sorted(settings.home.rglob("*"))
     with pytest.raises(StackError, match="is not empty"):
         restore(settings, made)
@@ -195,7 +214,9 @@ def test_neither_a_folder_that_is_there_nor_one_that_holds_no_stack_is_touched(
 
 
 def test_one_that_fails_leaves_nothing(settings, tmp_path):
-    (settings.home / "mlflow" / "mlflow.db").write_bytes(b"this is no database at all" * 100)
+    (settings.home / "mlflow" / "mlflow.db").write_bytes(
+        b"this is no database at all" * 100
+    )
     with pytest.raises(StackError, match=r"mlflow\.db: file is not a database"):
         backup(settings, tmp_path / "backup")
     assert [path.name for path in tmp_path.iterdir()] == ["home"]
@@ -203,10 +224,14 @@ def test_one_that_fails_leaves_nothing(settings, tmp_path):
 
 
 @pytest.mark.skipif(os.getuid() != 0, reason="only root may mount a disk")
-def test_on_a_full_disk_both_say_so_in_one_line_and_leave_nothing(settings, made, tmp_path):
+def test_on_a_full_disk_both_say_so_in_one_line_and_leave_nothing(
+    settings, made, tmp_path
+):
     disk = tmp_path / "disk"
     disk.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=64k", "gyre", str(disk)], check=True)
+    subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=64k", "gyre", str(disk)], check=True
+    )
     try:
         for write in (
             lambda: backup(settings, disk / "backup"),
@@ -220,7 +245,9 @@ def test_on_a_full_disk_both_say_so_in_one_line_and_leave_nothing(settings, made
         subprocess.run(["umount", "--lazy", str(disk)], check=True)
 
 
-@pytest.mark.parametrize("name", ["maintain", "orders", "features/orders", "collect", "raw/orders"])
+@pytest.mark.parametrize(
+    "name", ["maintain", "orders", "features/orders", "collect", "raw/orders"]
+)
 def test_it_waits_for_each_writer_and_each_writer_for_it(name, settings, tmp_path):
     thread = threading.Thread(target=backup, args=(settings, tmp_path / "backup"))
     with one_writer(settings, name):
@@ -231,7 +258,9 @@ def test_it_waits_for_each_writer_and_each_writer_for_it(name, settings, tmp_pat
     assert checked(tmp_path / "backup").tables == {"raw/orders": 0}
 
 
-def test_while_all_is_written_to_each_backup_is_of_one_moment(settings, elsewhere, tmp_path):
+def test_while_all_is_written_to_each_backup_is_of_one_moment(
+    settings, elsewhere, tmp_path
+):
     """Table, ledger and log are written in turn; no backup has a later one without the earlier."""
     stop, table = threading.Event(), Table(settings, "raw/orders", SCHEMA)
     log = settings.home / "serving" / "log" / "feedback-2.jsonl"
@@ -281,7 +310,9 @@ def test_the_message_of_the_command_is_one_line(made, tmp_path):
     assert not home.parent.exists()
 
 
-def test_databases_of_postgresql_come_by_their_own_dump(request, tmp_path, elsewhere, monkeypatch):
+def test_databases_of_postgresql_come_by_their_own_dump(
+    request, tmp_path, elsewhere, monkeypatch
+):
     address = request.getfixturevalue("postgres")
     monkeypatch.setenv("PATH", f"{programs()}{os.pathsep}{os.environ['PATH']}")
     settings = new_settings(tmp_path / "home", database_url=address)
@@ -294,7 +325,9 @@ def test_databases_of_postgresql_come_by_their_own_dump(request, tmp_path, elsew
     refused(taken, folder, "pg_restore: .* already exists")
     with psycopg.connect(address, autocommit=True) as connection:
         connection.execute("CREATE DATABASE other")
-    other = elsewhere.model_copy(update={"database_url": f"{address.rpartition('/')[0]}/other"})
+    other = elsewhere.model_copy(
+        update={"database_url": f"{address.rpartition('/')[0]}/other"}
+    )
     restore(other, folder)
     with closing(Ledger(other)) as ledger:
         assert ledger.rows(MODEL) == [ROW]

@@ -36,7 +36,9 @@ def test_nothing_stands_in_the_way_here(tmp_path):
 
 
 @pytest.mark.timed
-def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_seconds(tmp_path):
+def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_seconds(
+    tmp_path,
+):
     env = os.environ | environment(tmp_path)
     with socket.create_server((LOOPBACK, 0)) as other:
         env["GYRE_MLFLOW_PORT"] = str(other.getsockname()[1])
@@ -47,13 +49,20 @@ def test_a_taken_port_is_named_with_its_holder_and_the_remedy_within_five_second
         )  # fmt: skip
     assert time.monotonic() - began < at_most(5)
     assert done.returncode == 1
-    for word in (env["GYRE_MLFLOW_PORT"], "mlflow", f"{os.getpid()} (", "set GYRE_MLFLOW_PORT"):
+    for word in (
+        env["GYRE_MLFLOW_PORT"],
+        "mlflow",
+        f"{os.getpid()} (",
+        "set GYRE_MLFLOW_PORT",
+    ):
         assert word in done.stderr
     assert not any(tmp_path.iterdir()), "nothing half-started stays"
 
 
 @pytest.mark.timed
-def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left(tmp_path):
+def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left(
+    tmp_path,
+):
     address = f"postgresql://gyre:secret@{LOOPBACK}:{unused_port()}/loop"
     env = os.environ | environment(tmp_path) | {"GYRE_DATABASE_URL": address}
     began = time.monotonic()
@@ -64,7 +73,10 @@ def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left
     assert time.monotonic() - began < at_most(10)
     assert done.returncode == 1
     shown = address.replace("secret", "***").replace("sql:", "sql+psycopg:")
-    assert f"GYRE_DATABASE_URL {shown}: the database refused: connection failed" in done.stderr
+    assert (
+        f"GYRE_DATABASE_URL {shown}: the database refused: connection failed"
+        in done.stderr
+    )
     assert "secret" not in done.stderr
     assert not any(tmp_path.iterdir())
 
@@ -78,14 +90,18 @@ def test_a_database_that_refuses_is_named_within_ten_seconds_and_nothing_is_left
         ("airflow_host", {}),
     ],
 )
-def test_a_program_that_asks_nobody_who_they_are_is_not_opened_to_others(tmp_path, host, guard):
+def test_a_program_that_asks_nobody_who_they_are_is_not_opened_to_others(
+    tmp_path, host, guard
+):
     if guard:
         expected = rf"^GYRE_{host.upper()}: .* set GYRE_{next(iter(guard)).upper()} too"
         with pytest.raises(SettingsError, match=expected):
             load_settings(home=tmp_path, **{host: "0.0.0.0"})
     assert load_settings(home=tmp_path, **{host: "127.0.0.2"})
     opened = load_settings(home=tmp_path, **{host: "0.0.0.0"}, **guard)
-    assert opened.serving_address == f"http://{LOOPBACK}:8000", "where our own processes ask"
+    assert opened.serving_address == f"http://{LOOPBACK}:8000", (
+        "where our own processes ask"
+    )
     with pytest.raises(SettingsError, match=f"^GYRE_{host.upper()}: .*'somewhere'"):
         load_settings(home=tmp_path, **{host: "somewhere"})
 
@@ -114,18 +130,26 @@ def test_one_port_given_twice_or_not_a_port_is_refused(tmp_path, monkeypatch):
         load_settings(home=tmp_path)
 
 
-def test_what_a_home_keeps_holds_wherever_its_variables_are_not_given(tmp_path, monkeypatch):
+def test_what_a_home_keeps_holds_wherever_its_variables_are_not_given(
+    tmp_path, monkeypatch
+):
     for name, port in environment(tmp_path).items():
         monkeypatch.setenv(name, port)
     monkeypatch.delenv("GYRE_MLFLOW_PORT")
     with socket.create_server((LOOPBACK, 0)) as other:
         taken = other.getsockname()[1]
-        (tmp_path / ENV_FILE).write_text(f"GYRE_MLFLOW_PORT={taken}\nGYRE_REDIS_PORT=7\n")
+        (tmp_path / ENV_FILE).write_text(
+            f"GYRE_MLFLOW_PORT={taken}\nGYRE_REDIS_PORT=7\n"
+        )
         settings = load_settings()
         assert f"port {taken} (mlflow) is taken" in problems(settings)[0]
     monkeypatch.setenv("GYRE_REDIS_PORT", "8")
     settings = load_settings(home=tmp_path)
-    assert (settings.mlflow_port, settings.redis_port, settings.home) == (taken, 8, tmp_path)
+    assert (settings.mlflow_port, settings.redis_port, settings.home) == (
+        taken,
+        8,
+        tmp_path,
+    )
     (tmp_path / ENV_FILE).write_text("GYRE_MLFLOW_PORT=many\n")
     with pytest.raises(SettingsError, match=r"GYRE_MLFLOW_PORT: .*'many'"):
         load_settings(home=tmp_path)
@@ -168,8 +192,15 @@ def test_the_locks_hold_hashes_and_no_addresses():
 def test_make_without_a_target_lists_the_targets():
     make = shutil.which("make")
     assert make
-    done = subprocess.run([make], cwd=PROJECT, capture_output=True, text=True, check=True)
-    assert {line.split()[0] for line in done.stdout.splitlines()} >= {"up", "down", "check", "test"}
+    done = subprocess.run(
+        [make], cwd=PROJECT, capture_output=True, text=True, check=True
+    )
+    assert {line.split()[0] for line in done.stdout.splitlines()} >= {
+        "up",
+        "down",
+        "check",
+        "test",
+    }
 
 
 def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_path):

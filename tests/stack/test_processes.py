@@ -41,7 +41,11 @@ from stack.programs import redis
 from stack.scheduler import end_leftover_workers
 from tests.conftest import wait_until
 
-SLEEP = [sys.executable, "-c", "import time; print('awake', flush=True); time.sleep(6000)"]
+SLEEP = [
+    sys.executable,
+    "-c",
+    "import time; print('awake', flush=True); time.sleep(6000)",
+]
 
 
 @pytest.fixture
@@ -69,7 +73,11 @@ def launch(settings: Settings, *programs: Program) -> None:
 
 
 def children(settings: Settings) -> list[psutil.Process]:
-    return [process for process in members(settings.home) if "awake" in str(process.cmdline())]
+    return [
+        process
+        for process in members(settings.home)
+        if "awake" in str(process.cmdline())
+    ]
 
 
 def spawn(**marks: str) -> subprocess.Popen[bytes]:
@@ -85,7 +93,9 @@ def shared(tmp_path_factory):
     settings = load_settings(home=tmp_path_factory.mktemp("shared") / "a home")
     for name in ("run", "logs"):
         (settings.home / name).mkdir(parents=True)
-    show = "import os, time; print(repr(os.environ['ODD']), flush=True); time.sleep(6000)"
+    show = (
+        "import os, time; print(repr(os.environ['ODD']), flush=True); time.sleep(6000)"
+    )
     held = "x = bytearray(b'x' * 50_000_000); print('awake', flush=True)"
     child = f"import time; sum(range(5_000_000)); {held}; time.sleep(6000)"
     work = "subprocess.run([sys.executable, '-c', 'sum(range(20_000_000))'])"
@@ -115,11 +125,16 @@ def test_cpu_and_memory_of_a_program_are_those_of_all_its_processes(shared):
     assert used["two"][0] > used["asleep"][0] + 0.1  # of one that has ended, too
 
 
-def test_of_those_that_read_what_changed_since_they_started_each_is_started_again(shared):
+def test_of_those_that_read_what_changed_since_they_started_each_is_started_again(
+    shared,
+):
     before = {name: state["pid"] for name, state in states(shared).items()}
     assert restart(shared, ["reader"], time.time() - 6000) == []
     assert restart(shared, ["reader"], time.time() + 6000) == ["reader"]
-    wait_until("the reader", lambda: states(shared)["reader"]["pid"] not in {before["reader"], 0})
+    wait_until(
+        "the reader",
+        lambda: states(shared)["reader"]["pid"] not in {before["reader"], 0},
+    )
     after = {name: state["pid"] for name, state in states(shared).items()}
     assert [name for name in after if after[name] != before[name]] == ["reader"]
 
@@ -142,9 +157,13 @@ def test_with_another_project_the_programs_are_others(settings, tmp_path):
 
 
 def test_one_that_ends_each_time_is_named_with_the_end_of_its_log(settings):
-    broken = Program("broken", [sys.executable, "-c", "raise SystemExit('no such thing')"], ready)
+    broken = Program(
+        "broken", [sys.executable, "-c", "raise SystemExit('no such thing')"], ready
+    )
     start(settings, render(settings, [broken]))
-    with pytest.raises(StackError, match=r"(?s)broken is not ready.*: it ends .*no such thing"):
+    with pytest.raises(
+        StackError, match=r"(?s)broken is not ready.*: it ends .*no such thing"
+    ):
         wait_ready(settings, [broken], lambda _: None)
 
 
@@ -172,7 +191,9 @@ def test_one_whose_log_grows_is_waited_for_longer_than_a_hung_one_and_named(sett
     start(settings, render(settings, [slow]))
     lines = []
     wait_ready(settings, [slow], lines.append, silence=8, notice=1)
-    assert any(re.fullmatch(r"  waiting for slow \(not yet\), \d+ s", line) for line in lines)
+    assert any(
+        re.fullmatch(r"  waiting for slow \(not yet\), \d+ s", line) for line in lines
+    )
     assert re.fullmatch(r"  slow: ready in [\d.]+ s", lines[-1])
 
 
@@ -193,13 +214,17 @@ def test_redis_keeps_the_mark_that_down_knows_it_by(settings):
     (settings.home / "redis").mkdir()
     launch(settings, redis(settings))
     pid = states(settings)["redis"]["pid"]
-    os.kill(int((settings.home / "run" / "supervisord.pid").read_text()), signal.SIGKILL)
+    os.kill(
+        int((settings.home / "run" / "supervisord.pid").read_text()), signal.SIGKILL
+    )
     assert pid in {process.pid for process in members(settings.home)}
     assert any("redis-server" in line for line in end_stack(settings))
     assert not psutil.pid_exists(pid)
 
 
-def test_down_spares_other_stacks_and_shells_that_merely_talk_to_this_one(settings, tmp_path):
+def test_down_spares_other_stacks_and_shells_that_merely_talk_to_this_one(
+    settings, tmp_path
+):
     shell = spawn(GYRE_HOME=str(settings.home))
     other = spawn(**{MARK: str(tmp_path / "other")})
     ours = spawn(**{MARK: str(settings.home)})
@@ -214,14 +239,19 @@ def test_down_spares_other_stacks_and_shells_that_merely_talk_to_this_one(settin
 
 
 def test_workers_that_outlived_their_scheduler_are_ended_and_others_stay(settings):
-    title = "import setproctitle, time; setproctitle.setproctitle({!r}); time.sleep(6000)"
+    title = (
+        "import setproctitle, time; setproctitle.setproctitle({!r}); time.sleep(6000)"
+    )
     env = os.environ | {MARK: str(settings.home), "SPT_NOENV": "1"}
     names = ("airflow worker -- LocalExecutor: x", "airflow api_server")
     worker, server = (
-        subprocess.Popen([sys.executable, "-c", title.format(name)], env=env) for name in names
+        subprocess.Popen([sys.executable, "-c", title.format(name)], env=env)
+        for name in names
     )
     try:
-        wait_until("title", lambda: "airflow" in psutil.Process(worker.pid).cmdline()[0])
+        wait_until(
+            "title", lambda: "airflow" in psutil.Process(worker.pid).cmdline()[0]
+        )
         end_leftover_workers(settings.home)
         assert worker.wait(timeout=600) is not None
         assert server.poll() is None
@@ -245,11 +275,18 @@ def test_children_find_the_stack_and_no_hindrance(settings):
     assert MARK not in env
 
 
-def test_what_the_user_sets_for_airflow_wins_but_for_its_database(settings, monkeypatch):
+def test_what_the_user_sets_for_airflow_wins_but_for_its_database(
+    settings, monkeypatch
+):
     make_secrets(settings)
-    ours, database = airflow_environment(settings), "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"
+    ours, database = (
+        airflow_environment(settings),
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN",
+    )
     monkeypatch.setenv("AIRFLOW__CORE__PARALLELISM", "16")
-    monkeypatch.setenv(database, "airflow-db-not-allowed:///")  # as Airflow tells its tasks
+    monkeypatch.setenv(
+        database, "airflow-db-not-allowed:///"
+    )  # as Airflow tells its tasks
     assert airflow_environment(settings) == ours | {"AIRFLOW__CORE__PARALLELISM": "16"}
     assert ours[database].startswith(f"sqlite:///{settings.home}")
 
@@ -284,7 +321,9 @@ def test_another_online_store_takes_the_place_of_redis_and_a_temporary_home_leav
 
 
 def test_sqlite_for_all_databases_in_one_is_refused_in_one_line(tmp_path):
-    with pytest.raises(SettingsError, match=r"^GYRE_DATABASE_URL: .*postgresql://.*$") as refused:
+    with pytest.raises(
+        SettingsError, match=r"^GYRE_DATABASE_URL: .*postgresql://.*$"
+    ) as refused:
         load_settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/all.db")
     assert "\n" not in str(refused.value)
     load_settings(home=tmp_path, database_url="postgresql+psycopg2://somewhere/gyre")

@@ -50,7 +50,9 @@ def without_coupon(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
 
 
 def with_nulls(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
-    return with_carts(orders, snapshots).mutate(coupon=ibis.literal("ten").nullif("ten"))
+    return with_carts(orders, snapshots).mutate(
+        coupon=ibis.literal("ten").nullif("ten")
+    )
 
 
 LABEL = ORDERS.labels["churned_90d"]
@@ -128,7 +130,9 @@ def cart_offer(inputs: dict[str, Any]) -> dict[str, Any]:
             None if changed is None else rate * (changed.year % 7)
             for rate, changed in zip(inputs["rate"], inputs["changed"], strict=True)
         ],
-        "above_average": [None if mean is None else float(value - mean) for value, mean in carts],
+        "above_average": [
+            None if mean is None else float(value - mean) for value, mean in carts
+        ],
         "offer": [f"{coupon}:{segment}" for coupon, segment in named],
         "bulk": [items * 12 for items in inputs["items"]],
     }
@@ -138,7 +142,14 @@ cart_v1 = FeatureService(
     name="cart_v1",
     features=[
         cart_customers[
-            ["lifetime_orders", "avg_order_value", "boxes", "mean32", "loyal", "changed"]
+            [
+                "lifetime_orders",
+                "avg_order_value",
+                "boxes",
+                "mean32",
+                "loyal",
+                "changed",
+            ]
         ],
         cart_offer,
     ],

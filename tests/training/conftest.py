@@ -25,17 +25,24 @@ if TYPE_CHECKING:
 
 ORDERS = load_dataset("orders")
 SHIPPED = load_spec("customer_churn_model")
-FEWER = {"random_forest": {"n_estimators": 20}, "hist_gradient_boosting": {"max_iter": 20}}
+FEWER = {
+    "random_forest": {"n_estimators": 20},
+    "hist_gradient_boosting": {"max_iter": 20},
+}
 SPEC = SHIPPED.model_copy(
     update={
         "estimators": tuple(
-            each.model_copy(update={"parameters": each.parameters | FEWER.get(each.name, {})})
+            each.model_copy(
+                update={"parameters": each.parameters | FEWER.get(each.name, {})}
+            )
             for each in SHIPPED.estimators
         )
     }
 )
 """The shipped spec with a fifth of its trees."""
-SMALL = SPEC.estimators[0].model_copy(update={"parameters": {"n_estimators": 5, "max_depth": 4}})
+SMALL = SPEC.estimators[0].model_copy(
+    update={"parameters": {"n_estimators": 5, "max_depth": 4}}
+)
 OLD = AS_OF - timedelta(days=180)
 """Then no fold has matured."""
 
@@ -46,7 +53,11 @@ def installation(home: Path, rows: pa.Table | None = None) -> Settings:
     feast_apply(settings)
     rows = pull(settings, ORDERS, AS_OF) if rows is None else rows
     table = raw_table(settings, ORDERS)
-    table.merge(rows.append_column("ingested_at", rows["order_ts"]), ORDERS.key, rows.column_names)
+    table.merge(
+        rows.append_column("ingested_at", rows["order_ts"]),
+        ORDERS.key,
+        rows.column_names,
+    )
     write_views(settings, ORDERS, table)
     return settings
 
@@ -59,7 +70,9 @@ def history(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 def train(
     settings: Settings, spec: ModelSpec, as_of: datetime, key: str, **more: Any
 ) -> chain.TrainReport:
-    return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more)
+    return chain.train(
+        settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more
+    )
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,14 @@ from monitoring.collect import join_outcomes, predictions
 from monitoring.experiment import Experiment, evaluate
 from monitoring.monitor import monitor
 from stack.environment import process_environment
-from tests.conftest import AS_OF, answers, mlflow_server, new_settings, running, wait_until
+from tests.conftest import (
+    AS_OF,
+    answers,
+    mlflow_server,
+    new_settings,
+    running,
+    wait_until,
+)
 from training import chain
 from training.artifacts import EVALUATION, PLOTS, PROOF, fetched, read
 from training.batch import score_population
@@ -59,7 +66,9 @@ def install(settings) -> None:
 
 
 def learn(settings) -> None:
-    weak = Training(function=SPEC.training.function, parameters={"leaves": [4], "trees": 2})
+    weak = Training(
+        function=SPEC.training.function, parameters={"leaves": [4], "trees": 2}
+    )
     old = SPEC.model_copy(update={"training": weak})
     made = [
         chain.train(settings, spec, as_of, key=key, reason=key, who="test", force=True)
@@ -86,31 +95,47 @@ def serve(settings) -> None:
     given, names = features(SPEC, rows).to_dict("records"), SPEC.classes
     actual = [names[position] for position in rows["label"].to_pylist()]
     keys = rows["courier"].to_pylist()
-    body = [{"courier": key, "features": row} for key, row in zip(keys, given, strict=True)]
+    body = [
+        {"courier": key, "features": row} for key, row in zip(keys, given, strict=True)
+    ]
     command, log = [sys.executable, "-m", "serving"], settings.home / "serving.log"
     with (
         running(command, log, **process_environment(settings)),
         httpx.Client(base_url=settings.serving_address, timeout=60) as client,
     ):
-        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
+        wait_until(
+            "serving", lambda: answers(f"{settings.serving_address}/health/live")
+        )
         path = f"/v1/models/{NAME}"
         wait_until("the model", lambda: client.get(path).status_code == 200)
         said["served"] = client.post("/predict", json=body[0]).json()
-        said["v1"] = client.post(f"{path}:predict", json={"instances": given[:2]}).json()
+        said["v1"] = client.post(
+            f"{path}:predict", json={"instances": given[:2]}
+        ).json()
         records = {"dataframe_records": given[:2]}
         said["mlflow"] = client.post("/invocations", json=records).json()
         kinds = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
         inputs = [
-            {"name": n, "shape": [2], "datatype": kinds[k], "data": [row[n] for row in given[:2]]}
+            {
+                "name": n,
+                "shape": [2],
+                "datatype": kinds[k],
+                "data": [row[n] for row in given[:2]],
+            }
             for n, k in SPEC.features.items()
         ]
         path = f"/v2/models/{NAME}"
-        said["v2"] = client.post(f"{path}/infer", json={"inputs": inputs}).json()["outputs"]
+        said["v2"] = client.post(f"{path}/infer", json={"inputs": inputs}).json()[
+            "outputs"
+        ]
         said["v2_outputs"] = client.get(path).json()["outputs"]
         answered = client.post("/predict/batch", json=body).json()
         said["schema"] = client.get("/openapi.json").json()["components"]["schemas"]
         told = [
-            {"request_id": answer["request_id"], "actual": names.index(name) if odd % 2 else name}
+            {
+                "request_id": answer["request_id"],
+                "actual": names.index(name) if odd % 2 else name,
+            }
             for odd, (answer, name) in enumerate(zip(answered, actual, strict=True))
         ]
         told[0]["actual"] = "lost"
@@ -123,7 +148,9 @@ def serve(settings) -> None:
         (details,) = records.details(NAME, found.as_of).values()
     said["details"] = DETAILS.dump_python(details, mode="json")
     stored = predictions(settings).read().to_pylist()
-    (first,) = (row for row in stored if row["request_id"] == said["served"]["request_id"])
+    (first,) = (
+        row for row in stored if row["request_id"] == said["served"]["request_id"]
+    )
     columns = ("prediction", "probability", "probabilities")
     said["logged"] = {name: first[name] for name in columns}
     known = join_outcomes(settings, SPEC, AS_OF).known
@@ -137,7 +164,9 @@ def look_back(settings) -> None:
 
 
 if __name__ == "__main__":
-    home = new_settings(Path(sys.argv[1]), sources={"parcels": sys.argv[2]}, default_model=NAME)
+    home = new_settings(
+        Path(sys.argv[1]), sources={"parcels": sys.argv[2]}, default_model=NAME
+    )
     with mlflow_server(home):
         install(home)
         learn(home)

@@ -28,16 +28,25 @@ def xgboost_on_scaled_columns(features, seed):
     """A pipeline: it is taken as it is. Its scaler sees float32, as ONNX does."""
     steps = [("columns", columns(features)), ("scaler", StandardScaler())]
     return Pipeline(
-        [*steps, ("estimator", XGBClassifier(n_estimators=30, n_jobs=1, random_state=seed))]
+        [
+            *steps,
+            ("estimator", XGBClassifier(n_estimators=30, n_jobs=1, random_state=seed)),
+        ]
     )
 
 
 def xgboost_behind_a_scaler(features):
     """Its scalers see float64, which ONNX scales with another last digit."""
     parts = {"int64": StandardScaler(), "double": StandardScaler(), "string": TEXTS}
-    names = {kind: [name for name in features if features[name] == kind] for kind in parts}
-    scaled = ColumnTransformer([(kind, parts[kind], names[kind]) for kind in parts if names[kind]])
-    return Pipeline([("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30, n_jobs=1))])
+    names = {
+        kind: [name for name in features if features[name] == kind] for kind in parts
+    }
+    scaled = ColumnTransformer(
+        [(kind, parts[kind], names[kind]) for kind in parts if names[kind]]
+    )
+    return Pipeline(
+        [("scaled", scaled), ("estimator", XGBClassifier(n_estimators=30, n_jobs=1))]
+    )
 
 
 class Sigmoid:
@@ -64,7 +73,9 @@ class Sigmoid:
         output = helper.make_tensor_value_info("both", TensorProto.FLOAT, [None, 2])
         value = np.float32(self.middle + self.wrong)
         known = {"middle": value, "one": np.float32(1)}
-        constants = [numpy_helper.from_array(np.asarray(v), n) for n, v in known.items()]
+        constants = [
+            numpy_helper.from_array(np.asarray(v), n) for n, v in known.items()
+        ]
         opsets = [helper.make_opsetid("", 18)]
         kind = TensorProto.INT64
         inputs = [helper.make_tensor_value_info(self.feature, kind, [None, 1])]
@@ -103,7 +114,9 @@ def fails():
 def train(frame, folds, parameters):
     """As many leaves as the folds say."""
     calls.append((frame, folds, parameters))
-    losses = {leaves: fold_loss(folds, parameters, leaves) for leaves in parameters["leaves"]}
+    losses = {
+        leaves: fold_loss(folds, parameters, leaves) for leaves in parameters["leaves"]
+    }
     best = min(losses, key=losses.__getitem__)
     model = fitted(frame, parameters, best)
     return model, {"leaves": best, "fold_loss": losses[best], "threshold": 0.25}
@@ -119,7 +132,9 @@ def fitted(frame, parameters, leaves):
 def fold_loss(folds, parameters, leaves):
     losses = [0.0]
     for rows, validation in folds:
-        answers = fitted(rows, parameters, leaves).predict_proba(validation.drop(columns="label"))
+        answers = fitted(rows, parameters, leaves).predict_proba(
+            validation.drop(columns="label")
+        )
         losses.append(log_loss(validation["label"], answers[:, 1]))
     return sum(losses)
 

@@ -78,7 +78,9 @@ def write(folder):
     columns["price"] = lambda chance, count: chance.integers(1, 900, count) / 4
     made, at = rows("purchase", 4_000, columns)
     order = ["purchase_id", "customer_id", "product_id", "bought_at", "price"]
-    pq.write_table(pa.table(made | {"bought_at": at}).select(order), folder / "purchases.parquet")
+    pq.write_table(
+        pa.table(made | {"bought_at": at}).select(order), folder / "purchases.parquet"
+    )
     columns = {"product_id": lambda chance, count: chance.integers(0, 25, count)}
     columns["minutes"] = lambda chance, count: chance.integers(1, 90, count) / 4
     made, at = rows("visit", 6_000, columns)
@@ -112,14 +114,19 @@ def learn(settings, folder, visits):
     said["caught_up"] = train(settings, now, key="2")
     said["nothing_new"] = train(settings, now, key="3")["outcome"]
     said["reproduced"] = [
-        reproduce(settings, NAME, said[run]["version"]).summary() for run in ("behind", "caught_up")
+        reproduce(settings, NAME, said[run]["version"]).summary()
+        for run in ("behind", "caught_up")
     ]
     frame, plan = load_frame(Tracking(settings), said["caught_up"]["run_id"])
     said["frame"] = [frame.num_rows, {n: frame[n].null_count for n in SPEC.features}]
     said["last_row"] = plan.test[-1].last.isoformat()
     snapshots = SPEC.snapshots.model_copy(update={"rows": "members"})
     population_ = Population(feature="purchases_30d", below=1000)
-    changes = {"label": "pair_again_10d", "snapshots": snapshots, "population": population_}
+    changes = {
+        "label": "pair_again_10d",
+        "snapshots": snapshots,
+        "population": population_,
+    }
     members = SPEC.model_copy(update={"name": "pairs", "experiment": "pairs"} | changes)
     said["members"] = train(settings, NOW, members, key="m")["version"]
     said["unlisted"] = refused(lambda: population(settings, members, NOW))
@@ -134,7 +141,10 @@ def compare(settings):
     views = service.join_keys
     said["views"] = views
     known = entities(settings, views, KEY)
-    said["entities"] = [len(known), *(len({each[name] for each in known}) for name in KEY)]
+    said["entities"] = [
+        len(known),
+        *(len({each[name] for each in known}) for name in KEY),
+    ]
     report = parity(settings, SPEC.feature_service, [BEHIND, NOW])
     said["parity"] = [report.entities * report.features, [*report.differences]]
     said["backtest"] = len(backtest(settings, SPEC, NOW).months)
@@ -179,13 +189,17 @@ def change(settings):
     views = visits.views["product_visits"]
     again = {"minutes_30d": (_.minutes_30d + 1)}
     visits.views["product_visits"] = replace(views, derived=again)
-    said["changed"] = refused(lambda: ingest(settings, "visits", NOW + timedelta(minutes=5)))
+    said["changed"] = refused(
+        lambda: ingest(settings, "visits", NOW + timedelta(minutes=5))
+    )
     visits.views["product_visits"] = views
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    sources = {name: str(folder / f"{name}.parquet") for name in ("purchases", "visits")}
+    sources = {
+        name: str(folder / f"{name}.parquet") for name in ("purchases", "visits")
+    }
     home = new_settings(folder / "home", sources=sources)
     late = write(folder)
     with mlflow_server(home), redis_server(home.redis_port, home.home):
@@ -197,6 +211,8 @@ if __name__ == "__main__":
         ingest(home, "purchases", NOW + timedelta(hours=5))
         said["one_is_late"] = look(home, NOW + timedelta(hours=5))
         records = service_records(home, SPEC.dataset, SPEC.feature_service)
-        said["freshness"] = {record.dataset: record.watermark.isoformat() for record in records}
+        said["freshness"] = {
+            record.dataset: record.watermark.isoformat() for record in records
+        }
         change(home)
     sys.stdout.write(json.dumps(said, default=str))

@@ -68,12 +68,18 @@ said = {}
 def install(settings) -> None:
     publish_beside(settings, SPEND)
     rows, table = pull(settings, SPEND, AS_OF), raw_table(settings, SPEND)
-    table.merge(rows.append_column("ingested_at", rows["order_ts"]), SPEND.key, rows.column_names)
+    table.merge(
+        rows.append_column("ingested_at", rows["order_ts"]),
+        SPEND.key,
+        rows.column_names,
+    )
     write_views(settings, SPEND, table)
 
 
 def train(settings, as_of, key, spec=SPEC):
-    return chain.train(settings, spec, as_of, key=key, reason=key, who="test", force=True)
+    return chain.train(
+        settings, spec, as_of, key=key, reason=key, who="test", force=True
+    )
 
 
 def learn(settings) -> None:
@@ -83,14 +89,18 @@ def learn(settings) -> None:
     run = tracking.run(new.run_id)
     said["trained"] = [to_jsonable_python(report) for report in (old, new)]
     said["run"] = {"params": run.params, "metrics": run.metrics}
-    said["trials"] = [trial.metrics for trial in tracking.runs(SPEC.experiment, new.run_id)]
+    said["trials"] = [
+        trial.metrics for trial in tracking.runs(SPEC.experiment, new.run_id)
+    ]
     said["evaluation"] = json.loads(read(tracking, new.run_id, EVALUATION))
     said["proof"] = json.loads(read(tracking, new.run_id, "proof.json"))
     said["card"] = read(tracking, new.run_id, CARD).decode()
     with fetched(tracking, new.run_id, PLOTS) as folder:
         said["plots"] = sorted(path.name for path in folder.iterdir())
     version = registry.version(NAME, new.version)
-    said["description"] = registry._client.get_model_version(NAME, version.version).description
+    said["description"] = registry._client.get_model_version(
+        NAME, version.version
+    ).description
     again = reproduce(settings, NAME, new.version)
     said["reproduced"] = [again.reproduced, again.summary()]
 
@@ -108,7 +118,9 @@ def serve(settings) -> None:
         running(command, log, **process_environment(settings), GYRE_DEFAULT_MODEL=NAME),
         httpx.Client(base_url=settings.serving_address, timeout=60) as client,
     ):
-        wait_until("serving", lambda: answers(f"{settings.serving_address}/health/live"))
+        wait_until(
+            "serving", lambda: answers(f"{settings.serving_address}/health/live")
+        )
         loaded = f"/v1/models/{NAME}"
         wait_until("the model", lambda: client.get(loaded).status_code == 200)
         said["served"] = [client.post("/predict", json=body[0]).json()]
@@ -123,7 +135,9 @@ def serve(settings) -> None:
         ]
         said["feedback"] = [
             client.post("/feedback", json=told[:1000]).json(),
-            client.post("/feedback", content='{"request_id": "a", "actual": 1e999}').status_code,
+            client.post(
+                "/feedback", content='{"request_id": "a", "actual": 1e999}'
+            ).status_code,
         ]
         predicted = np.array([answer["prediction"] for answer in answered])
         said["rmse_of_answers"] = float(np.sqrt(np.mean((predicted - actual) ** 2)))
@@ -132,9 +146,13 @@ def serve(settings) -> None:
         client.post("/feedback", json=worse)
     said["monitor"].append(look(settings, AS_OF + timedelta(hours=1)))
     stored = predictions(settings).read().to_pylist()
-    (first,) = (row for row in stored if row["request_id"] == said["served"][0]["request_id"])
+    (first,) = (
+        row for row in stored if row["request_id"] == said["served"][0]["request_id"]
+    )
     said["logged"] = {name: first[name] for name in ("probability", "prediction")}
-    old = measure_backfilled(settings, SPEC, "1", plan.test[-1].start - timedelta(days=1), AS_OF)
+    old = measure_backfilled(
+        settings, SPEC, "1", plan.test[-1].start - timedelta(days=1), AS_OF
+    )
     said["replay"] = asdict(old.performance)
 
 
@@ -144,7 +162,12 @@ def look(settings, as_of):
         (details,) = records.details(SPEC.name, as_of).values()
     kept = DETAILS.dump_python(details, mode="json")
     figures = found.figures
-    return {"notes": found.notes, "figures": figures, "verdict": found.verdict, "details": kept}
+    return {
+        "notes": found.notes,
+        "figures": figures,
+        "verdict": found.verdict,
+        "details": kept,
+    }
 
 
 def refuse(settings) -> None:
@@ -164,7 +187,10 @@ def refuse(settings) -> None:
     SPEND.labels["infinite"] = labelled(
         lambda t: t.mutate(label=(t.label > 200).ifelse(infinite, t.label))
     )
-    bad = {"n_estimators": 5, "learning_rate": -1.0}  # which XGBoost refuses when it is fitted
+    bad = {
+        "n_estimators": 5,
+        "learning_rate": -1.0,
+    }  # which XGBoost refuses when it is fitted
     wrong = Estimator(name="boosting", type="xgboost", parameters=bad)
     changes = {label: {"label": label} for label in ("text", "one", "infinite")}
     changes["parameters"] = {"estimators": (wrong,), "search": None}
@@ -179,7 +205,9 @@ def refuse(settings) -> None:
 
 
 if __name__ == "__main__":
-    home = new_settings(Path(sys.argv[1]), sources={"spend": sys.argv[2]}, default_model=NAME)
+    home = new_settings(
+        Path(sys.argv[1]), sources={"spend": sys.argv[2]}, default_model=NAME
+    )
     with mlflow_server(home):
         install(home)
         learn(home)

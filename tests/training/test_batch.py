@@ -35,11 +35,19 @@ def of(settings, model=SPEC.name):
 
 
 def days(settings):
-    found = of(settings).group_by(["day", "as_of", "version"]).aggregate([("entity", "count")])
-    return sorted((row["day"], row["as_of"], row["entity_count"]) for row in found.to_pylist())
+    found = (
+        of(settings)
+        .group_by(["day", "as_of", "version"])
+        .aggregate([("entity", "count")])
+    )
+    return sorted(
+        (row["day"], row["as_of"], row["entity_count"]) for row in found.to_pylist()
+    )
 
 
-def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answer(settings):
+def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answer(
+    settings,
+):
     report = score_population(settings, SPEC, AS_OF)
     rows = of(settings).filter(pc.field("as_of") == AS_OF).sort_by("entity").to_pylist()
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
@@ -49,9 +57,13 @@ def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answ
     assert sum(row["prediction"] for row in rows) > 0
 
     version = raw_table(settings, ORDERS).version
-    frame = build_frame(settings, SPEC, ORDERS, [Snapshot(AS_OF, AS_OF)], AS_OF, version)
+    frame = build_frame(
+        settings, SPEC, ORDERS, [Snapshot(AS_OF, AS_OF)], AS_OF, version
+    )
     scored = version_scores(settings, SPEC, "2", frame)
-    expected = dict(zip(frame["customer_id"].to_pylist(), scored.scores.tolist(), strict=True))
+    expected = dict(
+        zip(frame["customer_id"].to_pylist(), scored.scores.tolist(), strict=True)
+    )
     inputs = {row["customer_id"]: row for row in frame.to_pylist()}
     for row in rows:
         customer = int(row["entity"])
@@ -84,7 +96,9 @@ def test_a_day_replaces_itself_and_no_other_day_or_model(settings):
 def test_with_nothing_in_production_or_nobody_to_score_nothing_is_written(settings):
     nobody = SPEC.model_copy(update={"name": "unborn_model"})
     before = scores(settings).version
-    with pytest.raises(RegistryError, match=r"unborn_model: nothing is in production .*gyre train"):
+    with pytest.raises(
+        RegistryError, match=r"unborn_model: nothing is in production .*gyre train"
+    ):
         score_population(settings, nobody, AS_OF)
     with pytest.raises(DataError, match="nobody is in the population as of 2090"):
         score_population(settings, SPEC, AS_OF.replace(year=2090))

@@ -57,18 +57,24 @@ def served(settings, version):
     registry = Registry(settings)
     with TemporaryDirectory() as folder:
         registry.download(registry.version(SPEC.name, version), Path(folder))
-        return ServedModel.model_validate_json((Path(folder) / CONTRACT_FILE).read_bytes())
+        return ServedModel.model_validate_json(
+            (Path(folder) / CONTRACT_FILE).read_bytes()
+        )
 
 
 def stopped(settings, key):
     """The run of `key`, which failed and left version 2 in production."""
-    run = next(run for run in Tracking(settings).runs(SPEC.experiment) if run.key == key)
+    run = next(
+        run for run in Tracking(settings).runs(SPEC.experiment) if run.key == key
+    )
     assert run.status == "FAILED"
     assert Registry(settings).production(SPEC.name) == "2"
     return run
 
 
-def test_the_first_version_of_a_short_history_is_the_specs_first_estimator(tracked, first):
+def test_the_first_version_of_a_short_history_is_the_specs_first_estimator(
+    tracked, first
+):
     run = Tracking(tracked).run(first.run_id)
     assert first.version == "1"
     assert run.params["estimator"] == SPEC.estimators[0].name
@@ -76,7 +82,9 @@ def test_the_first_version_of_a_short_history_is_the_specs_first_estimator(track
     assert "champion_log_loss" not in run.metrics
 
 
-def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(tracked, second):
+def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(
+    tracked, second
+):
     run, ledger = Tracking(tracked).run(second.run_id), Ledger(tracked)
     names = {estimator.name for estimator in SPEC.estimators}
     assert {f"fold_log_loss_{name}" for name in names} <= set(run.metrics)
@@ -87,7 +95,10 @@ def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(t
     assert run.metrics["log_loss_minus_champion_upper"] <= 0.005 * champion
     assert Registry(tracked).production(SPEC.name) == "2"
     rows = ledger.rows(SPEC.name)
-    assert [(row.from_version, row.to_version) for row in rows] == [(None, "1"), ("1", "2")]
+    assert [(row.from_version, row.to_version) for row in rows] == [
+        (None, "1"),
+        ("1", "2"),
+    ]
     assert all(row.applied_at for row in rows)
     ledger.close()
 
@@ -95,13 +106,27 @@ def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(t
 def test_what_is_in_the_mlflow_ui(tracked, second):
     tracking = Tracking(tracked)
     run = tracking.run(second.run_id)
-    for metric in ("accuracy", "precision", "recall", "f1", "auc", "log_loss", "average_precision"):
+    for metric in (
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "auc",
+        "log_loss",
+        "average_precision",
+    ):
         assert np.isfinite(run.metrics[metric])
         assert f"trivial_{metric}" in run.metrics
         assert f"champion_{metric}" in run.metrics
     client = mlflow.MlflowClient(tracked.mlflow_address)
     plots = {item.path for item in client.list_artifacts(second.run_id, "plots")}
-    drawn = ("confusion_matrix", "roc", "precision_recall", "calibration", "feature_importance")
+    drawn = (
+        "confusion_matrix",
+        "roc",
+        "precision_recall",
+        "calibration",
+        "feature_importance",
+    )
     assert plots == {f"plots/{name}.png" for name in drawn}
     dataset = client.get_run(second.run_id).inputs.dataset_inputs[0].dataset
     frame, plan = load_frame(tracking, second.run_id)
@@ -123,8 +148,12 @@ def test_a_training_beside_the_champion_is_tables_for_a_pull_request(tracked, se
     ours, gap = evaluation.intervals["log_loss"], evaluation.differences["log_loss"]
     lines = page.splitlines()
     assert lines[0] == f"### {SPEC.name}: all {len(SPEC.gates) + 1} gates passed"
-    assert lines[2].startswith(f"Version 2, trained as of {AS_OF:%Y-%m-%dT%H:%M} UTC, tested on")
-    assert lines[4] == ("| metric | better | challenger | version 1 | difference | best constant |")
+    assert lines[2].startswith(
+        f"Version 2, trained as of {AS_OF:%Y-%m-%dT%H:%M} UTC, tested on"
+    )
+    assert lines[4] == (
+        "| metric | better | challenger | version 1 | difference | best constant |"
+    )
     row = next(line for line in lines if line.startswith("| log loss |"))
     assert row == (
         f"| log loss | less | {ours.value:.4f} [{ours.low:.4f}, {ours.high:.4f}] | "
@@ -133,14 +162,19 @@ def test_a_training_beside_the_champion_is_tables_for_a_pull_request(tracked, se
     )
     tables = [line for line in lines if line.startswith("|")]
     assert len(tables) == 2 + len(evaluation.intervals) + 2 + len(SPEC.gates) + 1
-    assert {line.count("|") for line in tables} == {7, 4}  # GitHub draws what has equal columns
+    assert {line.count("|") for line in tables} == {
+        7,
+        4,
+    }  # GitHub draws what has equal columns
 
 
 def test_the_tables_of_a_first_training_have_no_champion(tracked, first):
     alone = summary(tracked, SPEC, first.version).markdown()
     assert "Nothing was in production to compare with." in alone
     assert "| metric | better | challenger | best constant |" in alone
-    with pytest.raises(RegistryError, match="MLflow has no run of version 99: gyre train"):
+    with pytest.raises(
+        RegistryError, match="MLflow has no run of version 99: gyre train"
+    ):
         summary(tracked, SPEC, "99")
 
 
@@ -167,7 +201,10 @@ def test_a_refused_gate_says_why_and_the_champion_stays(tracked, second):
     spec = SPEC.model_copy(update={"estimators": weakest})
     report = train(tracked, spec, AS_OF, "refused")
     assert report.version is None
-    assert "refused: log_loss not_worse_than_champion: log_loss minus that of ver" in report.outcome
+    assert (
+        "refused: log_loss not_worse_than_champion: log_loss minus that of ver"
+        in report.outcome
+    )
     assert Registry(tracked).production(SPEC.name) == "2"
     run = Tracking(tracked).run(report.run_id)
     assert run.tags["gate"].startswith("refused")
@@ -184,15 +221,23 @@ def test_a_refused_gate_says_why_and_the_champion_stays(tracked, second):
 def test_the_threshold_is_chosen_on_the_newest_fold_and_served(tracked, first, second):
     tracking = Tracking(tracked)
     old, run = tracking.run(first.run_id), tracking.run(second.run_id)
-    assert (old.params["threshold"], old.params["threshold_by"]) == ("0.5", "the spec: no folds")
+    assert (old.params["threshold"], old.params["threshold_by"]) == (
+        "0.5",
+        "the spec: no folds",
+    )
     threshold = float(run.params["threshold"])
-    assert (served(tracked, "1").threshold, served(tracked, "2").threshold) == (0.5, threshold)
+    assert (served(tracked, "1").threshold, served(tracked, "2").threshold) == (
+        0.5,
+        threshold,
+    )
     frame, plan = load_frame(tracking, second.run_id)
     chosen = next(e for e in SPEC.estimators if e.name == run.params["estimator"])
     y, scores = fold_scores(SPEC, chosen, frame, plan.folds[-1])
     assert len(y) == at(frame, plan.folds[-1].validation).num_rows
     assert plan.folds[-1].validation[-1] < plan.test[0]
-    cost = {t: all_metrics(y, Scored(scores, t), SPEC.costs)["cost"] for t in THRESHOLDS}
+    cost = {
+        t: all_metrics(y, Scored(scores, t), SPEC.costs)["cost"] for t in THRESHOLDS
+    }
     assert cost[threshold] == pytest.approx(min(cost.values()))
     evaluation = load_evaluation(tracking, second.run_id)
     model = version_scores(tracked, SPEC, "2", at(frame, plan.test))
@@ -204,7 +249,11 @@ def test_what_is_measured_beside_the_metrics(tracked, second):
     found = load_evaluation(Tracking(tracked), second.run_id)
     for name, each in found.intervals.items():
         assert each.low < each.value == found.challenger[name] < each.high
-    assert set(found.differences) == set(found.intervals) > {"log_loss", "brier", "auc", "cost"}
+    assert (
+        set(found.differences)
+        == set(found.intervals)
+        > {"log_loss", "brier", "auc", "cost"}
+    )
     assert [segment.value for segment in found.segments] == ["loyal", "repeat"]
     assert sum(segment.rows for segment in found.segments) == found.rows
     selected = [segment.selected for segment in found.segments]
@@ -273,7 +322,9 @@ def test_what_people_wrote_is_text_on_the_page(tracked, second):
     assert "Refused by 1 of 3 gates" in card
 
 
-def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, second, tmp_path):
+def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
+    tracked, second, tmp_path
+):
     registry = Registry(tracked)
     registry.download(registry.version(SPEC.name, "2"), tmp_path)
     whole = (tmp_path / "serving.json").read_bytes()
@@ -283,13 +334,18 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(tracked, 
         contract.write_bytes(whole[:-1])
     spec = SPEC.model_copy(update={"estimators": (SMALL,)})
     try:
-        with pytest.raises(TrainingError, match=r"^customer_churn_model: refused: .*serving.json"):
+        with pytest.raises(
+            TrainingError, match=r"^customer_churn_model: refused: .*serving.json"
+        ):
             train(tracked, spec, OLD, "no champion")
     finally:
         for contract in contracts:
             contract.write_bytes(whole)
     run = stopped(tracked, "no champion")
-    assert "version 2 cannot be compared with: RegistryError: version 2" in run.tags["gate"]
+    assert (
+        "version 2 cannot be compared with: RegistryError: version 2"
+        in run.tags["gate"]
+    )
     gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
     assert {gate["rule"]: gate["passed"] for gate in gates} == {
         "better_than_trivial": True, "not_worse_than_champion": False, "onnx_proof": True,
@@ -313,22 +369,31 @@ def audited(tracked, second):
     return spec, train(tracked, spec, OLD, "audited")
 
 
-def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(tracked, audited):
+def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(
+    tracked, audited
+):
     """The monitor goes on to read what the version was made of."""
     spec, report = audited
-    assert "log_loss not_worse_than_champion: log_loss minus that of version 2" in report.outcome
+    assert (
+        "log_loss not_worse_than_champion: log_loss minus that of version 2"
+        in report.outcome
+    )
     frame, plan = load_frame(Tracking(tracked), report.run_id)
     asked = with_features(tracked, SPEC, at(frame, plan.test).select(
         [*SPEC.entity_key, "event_timestamp", "label"]))  # fmt: skip
     theirs = version_scores(tracked, SPEC, "2", asked)
     metrics = all_metrics(asked["label"].to_numpy(), theirs, SPEC.costs)
-    assert Tracking(tracked).run(report.run_id).metrics["champion_log_loss"] == metrics["log_loss"]
+    assert (
+        Tracking(tracked).run(report.run_id).metrics["champion_log_loss"]
+        == metrics["log_loss"]
+    )
     version = Registry(tracked).version(SPEC.name, "2")
     found, was = (load_reference(tracked, each, version) for each in (spec, SPEC))
     assert list(found.rows) == [*SPEC.features, "score"]
     assert found.rows.equals(was.rows)
     assert (
-        measure_backfilled(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF) is not None
+        measure_backfilled(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF)
+        is not None
     )
 
 
@@ -340,7 +405,9 @@ def test_fairness_over_an_audit_column_that_the_model_is_not_given(tracked, audi
     frame, plan = load_frame(tracking, report.run_id)
     test = at(frame, plan.test)
     with fetched(tracking, report.run_id, CANDIDATE) as folder:
-        contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+        contract = ServedModel.model_validate_json(
+            (folder / CONTRACT_FILE).read_bytes()
+        )
         scores = score(read_file(folder, contract), spec.inputs, features(spec, test))
     assert contract.features == spec.features
     rows = test.to_pandas().assign(said=np.round(scores, 6) >= contract.threshold)
@@ -351,7 +418,9 @@ def test_fairness_over_an_audit_column_that_the_model_is_not_given(tracked, audi
     assert {each.value for each in found.segments} == {"new", "repeat", "loyal"}
     assert found.figures["demographic_parity_difference"] == pytest.approx(parity)
     assert found.figures["equal_opportunity_difference"] == pytest.approx(opportunity)
-    assert found.figures["largest_gap"] == pytest.approx(max(parity, opportunity, alarms))
+    assert found.figures["largest_gap"] == pytest.approx(
+        max(parity, opportunity, alarms)
+    )
 
 
 def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, second):
@@ -359,10 +428,15 @@ def test_a_version_of_another_task_or_of_other_entities_is_no_champion(tracked, 
     gates = [{"metric": "rmse", "rule": "not_worse_than_champion"}]
     more = {"task": "regression", "threshold": None, "costs": None, "gates": gates}
     more |= {"estimators": ridge, "promotion": {"approval": True}}
-    report = train(tracked, ModelSpec.model_validate(SPEC.model_dump() | more), OLD, "numbers")
+    report = train(
+        tracked, ModelSpec.model_validate(SPEC.model_dump() | more), OLD, "numbers"
+    )
     assert f"gyre promote {SPEC.name} {report.version} --replaces 2 " in report.outcome
     card = read(Tracking(tracked), report.run_id, CARD).decode()
-    assert f"No champion to compare with: version 2 of {SPEC.name} is of no regression" in card
+    assert (
+        f"No champion to compare with: version 2 of {SPEC.name} is of no regression"
+        in card
+    )
     other = SPEC.model_copy(update={"entity_key": {"order_id": "int64"}})
     with pytest.raises(NoChampionError, match="is of customer_id, not of order_id"):
         version_scores(tracked, other, "2", pa.table({}))
@@ -375,7 +449,9 @@ def other(tracked, second, tmp_path_factory):
     Nobody orders again after the test snapshot.
     """
     rows = raw_table(tracked, ORDERS).read().select(ORDERS.schema.names)
-    test = datetime.fromisoformat(Tracking(tracked).run(second.run_id).params["test_snapshot"])
+    test = datetime.fromisoformat(
+        Tracking(tracked).run(second.run_id).params["test_snapshot"]
+    )
     before = pc.less_equal(rows["order_ts"], pa.scalar(test.replace(tzinfo=UTC)))
     early = rows.filter(before)
     settings = installation(tmp_path_factory.mktemp("other"), costing(early, 9.5))
@@ -388,7 +464,9 @@ def costing(orders, dollars):
     return orders.set_column(place, "dollar_value", same)
 
 
-def test_data_that_nothing_can_be_learnt_from_is_on_record_and_changes_nothing(tracked, other):
+def test_data_that_nothing_can_be_learnt_from_is_on_record_and_changes_nothing(
+    tracked, other
+):
     told = r"every label of the \d+ test rows is the same; avg_order_value has no two values"
     with pytest.raises(TrainingError, match=told):
         train(other, SPEC, AS_OF, "useless", force=True)
@@ -407,7 +485,11 @@ def label_that_is_stopped(orders, snapshots):
 @pytest.mark.parametrize(
     ("label", "error", "outcome"),
     [
-        (label_with_a_bug, AttributeError, "AttributeError: 'Table' object has no attribute"),
+        (
+            label_with_a_bug,
+            AttributeError,
+            "AttributeError: 'Table' object has no attribute",
+        ),
         (label_that_is_stopped, KeyboardInterrupt, "KeyboardInterrupt"),
     ],
 )
@@ -418,7 +500,9 @@ def test_whatever_ends_a_training_is_the_outcome_of_its_run_which_has_failed(
     ORDERS.labels[label.__name__] = replace(shipped, expression=label)
     try:
         with pytest.raises(error):
-            train(tracked, SPEC.model_copy(update={"label": label.__name__}), AS_OF, key)
+            train(
+                tracked, SPEC.model_copy(update={"label": label.__name__}), AS_OF, key
+            )
     finally:
         del ORDERS.labels[label.__name__]
     told = stopped(tracked, key).tags["outcome"]
@@ -431,7 +515,12 @@ def test_whatever_ends_a_training_is_the_outcome_of_its_run_which_has_failed(
     [
         ([0, 1], [0, 1], [1.0, 2.0], []),
         ([0, 1], [1, 1], [1.0, 2.0], ["every label of the 50 test rows is the same"]),
-        ([0, 0], [0, 1], [1.0, 2.0], ["every label of the 50 training rows is the same"]),
+        (
+            [0, 0],
+            [0, 1],
+            [1.0, 2.0],
+            ["every label of the 50 training rows is the same"],
+        ),
         ([0, 1], [0, 1], [2.0, 2.0], [ALIKE]),
         (
             [0, 1],
@@ -443,7 +532,9 @@ def test_whatever_ends_a_training_is_the_outcome_of_its_run_which_has_failed(
         ([0, 1], [0, 1], [1.0, -np.inf], ["lifetime_value is infinite in 50 rows"]),
     ],
 )
-def test_what_cannot_be_learnt_from_is_one_line(train_labels, test_labels, column, told):
+def test_what_cannot_be_learnt_from_is_one_line(
+    train_labels, test_labels, column, told
+):
     spec = SPEC.model_copy(update={"features": {"lifetime_value": "double"}})
     values = pa.array(column * 25, pa.float64())
     train_rows, test_rows = (
@@ -458,16 +549,30 @@ def test_a_whole_number_that_is_null_is_one_line():
     rows = pa.table({"lifetime_orders": [1, 2] * 25, "label": [0, 1] * 25})
     nulls = pa.table({"lifetime_orders": [1, None] * 25, "label": [0, 1] * 25})
     (line,) = unlearnable(spec, rows, nulls)
-    assert line.startswith("lifetime_orders is null in 25 rows, which an int64 cannot be: make it")
+    assert line.startswith(
+        "lifetime_orders is null in 25 rows, which an int64 cannot be: make it"
+    )
 
 
 @pytest.mark.parametrize(
     ("task", "labels", "problem"),
     [
         ("classification", [0, 2], "label churned_90d: expected 0 or 1, found 2"),
-        ("classification", [0, 1, None], "label churned_90d is null in 17 rows: leave these out"),
-        ("regression", [0.5, float("nan")], "expected a number up to 3.4e+38, found nan"),
-        ("regression", [0.5, float("-inf")], "expected a number up to 3.4e+38, found -inf"),
+        (
+            "classification",
+            [0, 1, None],
+            "label churned_90d is null in 17 rows: leave these out",
+        ),
+        (
+            "regression",
+            [0.5, float("nan")],
+            "expected a number up to 3.4e+38, found nan",
+        ),
+        (
+            "regression",
+            [0.5, float("-inf")],
+            "expected a number up to 3.4e+38, found -inf",
+        ),
     ],
 )
 def test_a_label_that_is_no_value_of_the_task_is_one_line(task, labels, problem):
@@ -509,7 +614,10 @@ def test_every_stage_twice_is_the_same_as_once(tracked, asking):
     tracking.log(run_id, tags={"as_of": "2026-01-01T00:00:00+00:00"})
     outcome = chain.promote(tracked, spec, run_id, report.version, who="t", reason="r")
     assert "not promoted" in outcome
-    assert chain.promote(tracked, spec, run_id, report.version, who="t", reason="r") == outcome
+    assert (
+        chain.promote(tracked, spec, run_id, report.version, who="t", reason="r")
+        == outcome
+    )
     tracking.log(run_id, tags={"as_of": OLD.isoformat(), "outcome": report.outcome})
     assert registry.production(SPEC.name) == "2"
 
@@ -538,13 +646,22 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
 
 def a_canary_begins_as_shadow(tracked, spec, report):
     canary = spec.model_copy(update={"rollout": Rollout(policy="canary")})
-    assert "--role shadow --reason" in wait_in_shell(tracked, canary, report.run_id, report.version)
+    assert "--role shadow --reason" in wait_in_shell(
+        tracked, canary, report.run_id, report.version
+    )
     asked, _ = ask(tracked, canary, report.run_id, report.version)
-    assert asked == f"Begin the rollout of version {report.version} of {SPEC.name} beside 2?"
+    assert (
+        asked
+        == f"Begin the rollout of version {report.version} of {SPEC.name} beside 2?"
+    )
     by = {"who": "ann", "reason": "good"}
-    said = [promote(tracked, canary, report.run_id, report.version, **by) for _ in range(2)]
+    said = [
+        promote(tracked, canary, report.run_id, report.version, **by) for _ in range(2)
+    ]
     assert said[0] == said[1] == Tracking(tracked).run(report.run_id).tags["outcome"]
-    assert said[0].startswith(f"version {report.version} is the shadow, the first step of its")
+    assert said[0].startswith(
+        f"version {report.version} is the shadow, the first step of its"
+    )
     registry = Registry(tracked)
     roles = {"production": "2", "previous": "1", "shadow": report.version}
     assert registry.aliases(SPEC.name) == roles
@@ -557,7 +674,11 @@ def a_canary_begins_as_shadow(tracked, spec, report):
 def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_finished(
     tracked, second
 ):
-    spec, cause, hour = SPEC.model_copy(update={"seed": 10}), "drift of y", timedelta(hours=1)
+    spec, cause, hour = (
+        SPEC.model_copy(update={"seed": 10}),
+        "drift of y",
+        timedelta(hours=1),
+    )
 
     def answered(hours: int, *decided: int) -> bool:
         times = [OLD + each * hour for each in decided]
@@ -565,12 +686,26 @@ def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_fi
 
     def opened(hours: int) -> str | None:
         return chain.open_run(
-            tracked, spec, OLD + hours * hour, key=f"y {hours}", reason="r", who="t", cause=cause
+            tracked,
+            spec,
+            OLD + hours * hour,
+            key=f"y {hours}",
+            reason="r",
+            who="t",
+            cause=cause,
         )
 
-    assert [answered(0), answered(12, 0), answered(13, 0)] == [False, True, False]  # none began
+    assert [answered(0), answered(12, 0), answered(13, 0)] == [
+        False,
+        True,
+        False,
+    ]  # none began
     assert opened(0) is not None
-    assert [answered(1, 0), answered(12, 0), answered(13, 0)] == [True, True, False]  # no end
+    assert [answered(1, 0), answered(12, 0), answered(13, 0)] == [
+        True,
+        True,
+        False,
+    ]  # no end
     assert opened(12) is None
     validate.fail_run(tracked, spec, "y 0")
     assert [answered(1, 0), answered(2, 0, 1)] == [False, True]
@@ -584,12 +719,18 @@ def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_fi
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"entity_key": {"customer": "int64"}}, r"entity_key: expected {'customer_id': 'int64'}"),
+        (
+            {"entity_key": {"customer": "int64"}},
+            r"entity_key: expected {'customer_id': 'int64'}",
+        ),
         (
             {"features": SPEC.features | {"nonsense": "int64"}},
             r"nonsense: expected one of cust",
         ),
-        ({"features": SPEC.features | {"lifetime_value": "int64"}}, r"value: expected double"),
+        (
+            {"features": SPEC.features | {"lifetime_value": "int64"}},
+            r"value: expected double",
+        ),
         ({"label": "nonsense"}, r"label: 'nonsense' is not of orders: churned_90d"),
     ],
 )

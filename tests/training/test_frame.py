@@ -41,27 +41,50 @@ def frame(sample, planned):
     [
         ("classification", [0.0, 1.0], None),
         ("regression", [0, -7], None),
-        ("classification", ["yes", "no"], "expected int64, as a classification has it, found str"),
-        ("classification", ["0", "1"], "expected int64, as a classification has it, found string"),
+        (
+            "classification",
+            ["yes", "no"],
+            "expected int64, as a classification has it, found str",
+        ),
+        (
+            "classification",
+            ["0", "1"],
+            "expected int64, as a classification has it, found string",
+        ),
         ("classification", [0.5, 1.0], "found double: Float value 0.50* was truncated"),
-        ("regression", ["many", "none"], "expected double, as a regression has it, found string"),
-        ("regression", ["1.5", "2.5"], "expected double, as a regression has it, found string"),
+        (
+            "regression",
+            ["many", "none"],
+            "expected double, as a regression has it, found string",
+        ),
+        (
+            "regression",
+            ["1.5", "2.5"],
+            "expected double, as a regression has it, found string",
+        ),
     ],
 )
 def test_labels_have_the_type_of_the_task_or_are_one_line(task, labels, told):
     spec, table = SPEC.model_copy(update={"task": task}), pa.table({"label": labels})
     if told is None:
         found = typed(spec, table)["label"]
-        assert found.type == {"classification": pa.int64(), "regression": pa.float64()}[task]
+        assert (
+            found.type
+            == {"classification": pa.int64(), "regression": pa.float64()}[task]
+        )
         assert found.to_pylist() == labels
     else:
-        with pytest.raises(TrainingError, match=rf"label churned_90d: .*{told}") as refused:
+        with pytest.raises(
+            TrainingError, match=rf"label churned_90d: .*{told}"
+        ) as refused:
             typed(spec, table)
         assert "\n" not in str(refused.value)
 
 
 def test_a_fold_of_one_class_is_one_line():
-    with pytest.raises(TrainingError, match="every label of 3 training rows is the same"):
+    with pytest.raises(
+        TrainingError, match="every label of 3 training rows is the same"
+    ):
         fit_pipeline(SPEC, SPEC.estimators[0], pa.table({"label": [1, 1, 1]}))
 
 
@@ -79,9 +102,13 @@ def flipped(rows, test):
             kept,
             pa.table(
                 {
-                    "order_id": pa.array(range(10**6, 10**6 + len(stayed_away)), pa.int64()),
+                    "order_id": pa.array(
+                        range(10**6, 10**6 + len(stayed_away)), pa.int64()
+                    ),
                     "customer_id": pa.array(stayed_away, pa.int64()),
-                    "order_ts": pa.array([test + timedelta(days=1)] * len(stayed_away), TIME),
+                    "order_ts": pa.array(
+                        [test + timedelta(days=1)] * len(stayed_away), TIME
+                    ),
                     "number_of_cds": pa.array([1] * len(stayed_away), pa.int64()),
                     "dollar_value": pa.array([9.99] * len(stayed_away), pa.float64()),
                 }
@@ -94,10 +121,14 @@ def test_flipping_every_label_of_the_test_horizon_changes_no_byte_of_the_trainin
     sample, planned, frame, tmp_path
 ):
     rows = raw_table(sample, ORDERS).read().select(ORDERS.schema.names)
-    other = frame_of(installation(tmp_path, flipped(rows, planned.test[0].start)), planned)
+    other = frame_of(
+        installation(tmp_path, flipped(rows, planned.test[0].start)), planned
+    )
     test, other_test = at(frame, planned.test), at(other, planned.test)
     assert pc.all(pc.not_equal(test["label"], other_test["label"])).as_py()
-    assert content_hash(at(frame, planned.train)) == content_hash(at(other, planned.train))
+    assert content_hash(at(frame, planned.train)) == content_hash(
+        at(other, planned.train)
+    )
     assert test.drop_columns("label").equals(other_test.drop_columns("label"))
     folds = {each for fold in planned.folds for each in (*fold.train, *fold.validation)}
     assert folds
@@ -105,16 +136,28 @@ def test_flipping_every_label_of_the_test_horizon_changes_no_byte_of_the_trainin
 
 
 def test_a_frame_is_one_row_per_member_and_snapshot_in_one_order(frame, planned):
-    assert frame.column_names == ["customer_id", "event_timestamp", *SPEC.features, "label"]
-    assert frame.num_rows == len(set(zip(*frame.select([0, 1]).to_pydict().values(), strict=True)))
+    assert frame.column_names == [
+        "customer_id",
+        "event_timestamp",
+        *SPEC.features,
+        "label",
+    ]
+    assert frame.num_rows == len(
+        set(zip(*frame.select([0, 1]).to_pydict().values(), strict=True))
+    )
     order = [("event_timestamp", "ascending"), ("customer_id", "ascending")]
     assert frame.equals(frame.sort_by(order))
     days = frame["days_since_last_order"]
-    assert (pc.min(days).as_py(), pc.max(days).as_py() < SPEC.population.below) == (0, True)
+    assert (pc.min(days).as_py(), pc.max(days).as_py() < SPEC.population.below) == (
+        0,
+        True,
+    )
     assert frame.drop_columns("label")["total_spend_30d"].null_count == 0
 
 
-def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(sample, planned, frame):
+def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(
+    sample, planned, frame
+):
     assert content_hash(frame_of(sample, planned)) == content_hash(frame)
     changed = frame.set_column(
         frame.schema.get_field_index("label"), "label",

@@ -15,8 +15,12 @@ from training.metrics import Interval, Scored
 
 SPEC = load_spec("customer_churn_model")
 TRIVIAL = BetterThanTrivial(metric="log_loss", rule="better_than_trivial")
-CHAMPION = AgainstChampion(metric="log_loss", rule="not_worse_than_champion", margin_percent=0.5)
-BETTER = AgainstChampion(metric="log_loss", rule="better_than_champion", margin_percent=2)
+CHAMPION = AgainstChampion(
+    metric="log_loss", rule="not_worse_than_champion", margin_percent=0.5
+)
+BETTER = AgainstChampion(
+    metric="log_loss", rule="better_than_champion", margin_percent=2
+)
 
 
 def evaluation(
@@ -51,7 +55,9 @@ def test_no_worse_than_the_champion_with_confidence(difference, passed):
 
 
 def test_where_more_is_better_the_lower_end_counts():
-    gate = AgainstChampion(metric="auc", rule="not_worse_than_champion", margin_percent=1)
+    gate = AgainstChampion(
+        metric="auc", rule="not_worse_than_champion", margin_percent=1
+    )
     for low, passed in ((-0.005, True), (-0.02, False)):
         found = evaluation(0.71, 0.5, 0.7, (0.01, low, 0.03), metric="auc")
         assert decide([gate], found)[0].passed is passed
@@ -90,8 +96,12 @@ def test_better_than_the_champion_by_nothing_is_not_better():
         ("at_most", 0.2999, False),
     ],
 )
-@pytest.mark.parametrize("metric", ["recall", "largest_gap", "model_mb", "latency_p99_ms"])
-def test_a_limit_holds_for_metrics_fairness_size_and_latency(metric, rule, value, passed):
+@pytest.mark.parametrize(
+    "metric", ["recall", "largest_gap", "model_mb", "latency_p99_ms"]
+)
+def test_a_limit_holds_for_metrics_fairness_size_and_latency(
+    metric, rule, value, passed
+):
     more = {} if metric == "recall" else {"figures": {metric: 0.3}}
     found = evaluation(ours=0.3 if metric == "recall" else 9.0, **more)
     found.challenger.update({"recall": 0.3} if metric == "recall" else {})
@@ -124,16 +134,25 @@ def test_a_gate_on_cost_asks_for_less_than_the_cheaper_of_nobody_and_everybody()
         # Acting costs 1, a loss 10, one in five is averted: (6 + 10 * 6 * 0.8) / 10 and so on.
         assert found.challenger["cost"] == pytest.approx(cost)
         assert found.figures["cost_nobody"] == pytest.approx(6.0)
-        assert found.trivial["cost"] == found.figures["cost_everybody"] == pytest.approx(5.8)
+        assert (
+            found.trivial["cost"]
+            == found.figures["cost_everybody"]
+            == pytest.approx(5.8)
+        )
         assert decide([gate], found)[0].passed is passed
 
 
 def test_the_best_constant_of_numbers_is_their_mean_and_for_mae_their_median():
-    spec = SPEC.model_copy(update={"task": "regression", "threshold": None, "costs": None})
+    spec = SPEC.model_copy(
+        update={"task": "regression", "threshold": None, "costs": None}
+    )
     y = np.array([0.0, 0.0, 0.0, 10.0])
     found = compare(spec, y, Scored(np.array([0.0, 1.0, 0.0, 8.0]), None), None, None)
     assert found.trivial["rmse"] == pytest.approx(np.std(y))
-    assert (found.trivial["mae"], found.trivial["r2"]) == (2.5, 0)  # around the mean it is 3.75
+    assert (found.trivial["mae"], found.trivial["r2"]) == (
+        2.5,
+        0,
+    )  # around the mean it is 3.75
     assert found.figures["uncertainty"] == pytest.approx(found.trivial["rmse"] ** 2)
     assert "cost_nobody" not in found.figures
     ours = {"rmse": (5 / 4) ** 0.5, "mae": 0.75, "r2": 1 - 5 / 75}
@@ -157,7 +176,9 @@ def test_without_a_champion_there_is_nothing_to_be_worse_than():
 
 
 def test_a_champion_that_cannot_be_compared_blocks():
-    for outcome in decide([CHAMPION, BETTER], evaluation(unavailable="digest is wrong"))[:2]:
+    for outcome in decide(
+        [CHAMPION, BETTER], evaluation(unavailable="digest is wrong")
+    )[:2]:
         assert not outcome.passed
         assert "digest is wrong" in outcome.text
 

@@ -45,7 +45,9 @@ WEEKLY = ModelSpec.model_validate(
     | {"name": "weekly", "experiment": "weekly"}
     | {"snapshots": {"every": "week", "train": 8, "test": 3}}
 )
-FEATURES = {n: kind for n, kind in SHIPPED["features"].items() if n != "days_since_last_order"}
+FEATURES = {
+    n: kind for n, kind in SHIPPED["features"].items() if n != "days_since_last_order"
+}
 AGAIN = ModelSpec.model_validate(
     SHIPPED
     | OWN
@@ -100,7 +102,9 @@ def test_weekly_snapshots_are_trained_evaluated_gated_and_built_again(settings, 
     assert plan.test[-1].start + 92 * DAYS <= AS_OF < plan.test[-1].start + 99 * DAYS
     assert plan.train[-1].start + 90 * DAYS <= plan.test[0].start
     tested = at(frame, plan.test)
-    assert sorted(set(tested["event_timestamp"].to_pylist())) == [e.start for e in plan.test]
+    assert sorted(set(tested["event_timestamp"].to_pylist())) == [
+        e.start for e in plan.test
+    ]
     evaluation = load_evaluation(Tracking(settings), weekly.run_id)
     assert evaluation.rows == tested.num_rows
     assert evaluation.challenger["log_loss"] < evaluation.trivial["log_loss"]
@@ -114,7 +118,9 @@ def test_weekly_snapshots_are_trained_evaluated_gated_and_built_again(settings, 
     assert again.reproduced, again.summary()
 
 
-def test_a_version_by_the_week_has_its_reference_and_is_backfilled_on_as_many(settings, weekly):
+def test_a_version_by_the_week_has_its_reference_and_is_backfilled_on_as_many(
+    settings, weekly
+):
     version = Registry(settings).version(WEEKLY.name, "1")
     _, plan = load_frame(Tracking(settings), weekly.run_id)
     reference = load_reference(settings, WEEKLY, version)
@@ -143,7 +149,9 @@ def test_a_label_with_rows_of_its_own_is_joined_at_the_time_of_each(settings, ag
         expected = placed.group_by(["customer_id", "order_ts"]).aggregate([]).num_rows
         assert at(frame, [snapshot]).num_rows == expected > 50
     last = pc.max(at(frame, plan.train)["event_timestamp"]).as_py()
-    assert last + LABEL.horizon <= pc.min(at(frame, plan.test)["event_timestamp"]).as_py()
+    assert (
+        last + LABEL.horizon <= pc.min(at(frame, plan.test)["event_timestamp"]).as_py()
+    )
     assert plan.test[-1].last + LABEL.horizon + LABEL.lateness <= AS_OF
     sample = at(frame, plan.test).slice(0, 300).to_pylist()
     orders = rows.select(["customer_id", "order_ts"]).to_pandas()
@@ -151,7 +159,9 @@ def test_a_label_with_rows_of_its_own_is_joined_at_the_time_of_each(settings, ag
     for row in sample:
         placed, now = by_customer[row["customer_id"]], row["event_timestamp"]
         assert row["lifetime_orders"] == sum(time <= now for time in placed)
-        assert row["total_orders_30d"] == sum(now - 30 * DAYS < time <= now for time in placed)
+        assert row["total_orders_30d"] == sum(
+            now - 30 * DAYS < time <= now for time in placed
+        )
         assert row["label"] == any(now < time <= now + 30 * DAYS for time in placed)
 
 
@@ -166,17 +176,23 @@ def test_it_is_evaluated_gated_and_built_again_without_a_population(settings, ag
     assert "Tested for" not in card
     built = reproduce(settings, AGAIN.name, "1")
     assert built.reproduced, built.summary()
-    with pytest.raises(DataError, match=r"again: expected \[population\], to say whom to score"):
+    with pytest.raises(
+        DataError, match=r"again: expected \[population\], to say whom to score"
+    ):
         score_population(settings, AGAIN, AS_OF)
 
 
-def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(settings, again):
+def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
+    settings, again
+):
     version = Registry(settings).version(AGAIN.name, "1")
     evaluation = load_evaluation(Tracking(settings), again.run_id)
     reference = load_reference(settings, AGAIN, version)
     assert len(reference.rows) == len(reference.population) == evaluation.rows
     assert measure_backfilled(settings, AGAIN, "1", reference.snapshot, AS_OF) is None
-    judged = measure_backfilled(settings, AGAIN, "1", reference.snapshot - 8 * WEEK, AS_OF)
+    judged = measure_backfilled(
+        settings, AGAIN, "1", reference.snapshot - 8 * WEEK, AS_OF
+    )
     assert judged.performance.rows == evaluation.rows
     assert judged.performance.metrics == pytest.approx(evaluation.challenger, abs=1e-6)
     old = AS_OF - 200 * DAYS
@@ -189,7 +205,9 @@ def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(set
 
 def test_what_a_training_will_see_is_said_before_it_begins(settings, again, caplog):
     with caplog.at_level(logging.INFO, logger="training.validate"):
-        run_id = open_run(settings, AGAIN, AS_OF, key="said", reason="said", who="test", force=True)
+        run_id = open_run(
+            settings, AGAIN, AS_OF, key="said", reason="said", who="test", force=True
+        )
     Tracking(settings).fail(run_id, "only opened")
     params = Tracking(settings).run(again.run_id).params
     rows = {name: f"{int(params[f'{name}_rows']):,}" for name in ("train", "test")}
@@ -197,7 +215,9 @@ def test_what_a_training_will_see_is_said_before_it_begins(settings, again, capl
     told = f"again: training on about {rows['train']} rows (20 by the week, {train}), "
     told += f"test on about {rows['test']} rows (8 by the week, {test})"
     assert told in caplog.messages
-    assert re.fullmatch(r"\d{4}-\d\d-\d\d to \d{4}-\d\d-\d\d", params["train_snapshots"])
+    assert re.fullmatch(
+        r"\d{4}-\d\d-\d\d to \d{4}-\d\d-\d\d", params["train_snapshots"]
+    )
 
 
 def changed(change):
@@ -225,7 +245,14 @@ def test_rows_that_cannot_be_a_labels_are_one_line(settings, label, error, told)
     spec = AGAIN.model_copy(update={"label": "odd"})
     try:
         with pytest.raises(error, match=told):
-            build_frame(settings, spec, ORDERS, [whole], AS_OF, raw_table(settings, ORDERS).version)
+            build_frame(
+                settings,
+                spec,
+                ORDERS,
+                [whole],
+                AS_OF,
+                raw_table(settings, ORDERS).version,
+            )
     finally:
         del ORDERS.labels["odd"]
 
@@ -245,7 +272,9 @@ def test_a_count_is_a_double_by_the_remedy_of_the_message(settings):
     frame = with_features(settings, AGAIN, early)
     name = "total_orders_30d"
     (line,) = (
-        line for line in unlearnable(AGAIN, frame, frame) if line.startswith(f"{name} is null")
+        line
+        for line in unlearnable(AGAIN, frame, frame)
+        if line.startswith(f"{name} is null")
     )
     remedy = re.search(r"derived=(\{.*?\})", line)[1]
     derived = WINDOWS.derived | eval(remedy, {"_": ibis._})
@@ -255,5 +284,7 @@ def test_a_count_is_a_double_by_the_remedy_of_the_message(settings):
     column = frame.schema.get_field_index(name)
     frame = frame.set_column(column, name, frame[name].cast(pa.float64()))
     assert not [
-        line for line in unlearnable(spec, frame, frame) if "is null" in line and name in line
+        line
+        for line in unlearnable(spec, frame, frame)
+        if "is null" in line and name in line
     ]

@@ -21,21 +21,32 @@ def test_code_is_that_of_every_model_and_of_its_own_datasets(tmp_path, monkeypat
     monkeypatch.setattr(lineage, "CLONE", tmp_path)
     datasets = tmp_path / "feature_repo" / "datasets"
     monkeypatch.setattr(user_code, "DATASETS", datasets)
-    own = {"orders.py": "A = 1", "spend.py": "from feature_repo.datasets.orders import A"}
+    own = {
+        "orders.py": "A = 1",
+        "spend.py": "from feature_repo.datasets.orders import A",
+    }
     places = {name: tmp_path / name for name in (*FILES, *OTHERS)}
     places |= {name: datasets / name for name in own}
     for name, path in places.items():
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(own.get(name) or (PROJECT / name).read_text())
     churn = load_spec("customer_churn_model")
-    models = {each: churn.model_copy(update={"dataset": each}) for each in ("orders", "spend")}
+    models = {
+        each: churn.model_copy(update={"dataset": each}) for each in ("orders", "spend")
+    }
 
     def changed(path):
         before = {name: lineage.code_hash(spec) for name, spec in models.items()}
         path.write_text(path.read_text() + "\n" if path.exists() else "")
-        return {name for name, spec in models.items() if lineage.code_hash(spec) != before[name]}
+        return {
+            name
+            for name, spec in models.items()
+            if lineage.code_hash(spec) != before[name]
+        }
 
     assert changed(datasets / "returns.py") == set()
     assert [changed(places[name]) for name in OTHERS] == [set()] * 3
     assert changed(places["spend.py"]) == {"spend"}
-    assert [changed(places[name]) for name in ("orders.py", *FILES)] == [{"orders", "spend"}] * 6
+    assert [changed(places[name]) for name in ("orders.py", *FILES)] == [
+        {"orders", "spend"}
+    ] * 6

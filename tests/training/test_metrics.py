@@ -55,10 +55,15 @@ def by_sklearn(y, p, threshold):
 
 def test_numbers_keep_six_digits_in_any_unit_and_one_is_rounded_as_many_are():
     random = np.random.default_rng(2)
-    scores = (random.normal(size=5000) * 10 ** random.uniform(-12, 12, 5000)).astype(np.float32)
+    scores = (random.normal(size=5000) * 10 ** random.uniform(-12, 12, 5000)).astype(
+        np.float32
+    )
     scores = scores.astype(float)
     assert np.abs(predict(scores, None) / scores - 1).max() <= 5e-6
-    assert predict(np.array([1.23456789e-7, -2345678.9]), None).tolist() == [1.23457e-7, -2345680]
+    assert predict(np.array([1.23456789e-7, -2345678.9]), None).tolist() == [
+        1.23457e-7,
+        -2345680,
+    ]
     for threshold in (None, 0.5):
         alone = [rounded([score], threshold).item() for score in scores]
         assert [rounded_one(score, threshold) for score in scores] == alone
@@ -99,7 +104,9 @@ def test_the_interval_of_a_mean_is_that_of_the_normal_and_the_same_for_a_seed():
     found = interval(0.7, samples)
     mean = np.mean(y == predict(p, 0.5))
     half = 1.96 * np.sqrt(mean * (1 - mean) / 2000)
-    assert (found.low, found.high) == pytest.approx((mean - half, mean + half), abs=0.1 * half)
+    assert (found.low, found.high) == pytest.approx(
+        (mean - half, mean + half), abs=0.1 * half
+    )
     again = resampled(y, {"a": Scored(p, 0.5)}, COSTS, 7)["a"]["accuracy"]
     assert interval(0.7, again) == found
     assert interval(0.7, np.array([np.nan, 1.0, 1.0])) == Interval(0.7, 1.0, 1.0)
@@ -134,7 +141,9 @@ def many(rows, classes, seed):
     p = np.round(random.dirichlet(np.full(classes, 0.7), rows) * 20 + 0.5)
     p /= p.sum(axis=1, keepdims=True)
     kept = max(1, classes - seed % 3)
-    return np.array([random.choice(kept, p=row[:kept] / row[:kept].sum()) for row in p]), p
+    return np.array(
+        [random.choice(kept, p=row[:kept] / row[:kept].sum()) for row in p]
+    ), p
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -193,7 +202,11 @@ def test_what_is_undefined_is_no_number():
     assert np.isfinite(same["rmse"])
     ones = all_metrics(np.array([1, 1]), Scored(np.array([0.2, 0.9]), 0.5), COSTS)
     assert np.isnan(ones["auc"])
-    assert (ones["recall"], ones["precision"], ones["average_precision"]) == (0.5, 1.0, 1.0)
+    assert (ones["recall"], ones["precision"], ones["average_precision"]) == (
+        0.5,
+        1.0,
+        1.0,
+    )
     zeros = all_metrics(np.array([0, 0]), Scored(np.array([0.2, 0.3]), 0.5), COSTS)
     assert np.isnan(zeros["auc"])
     assert np.isnan(zeros["average_precision"])
@@ -202,7 +215,10 @@ def test_what_is_undefined_is_no_number():
 
 def test_a_tie_at_the_threshold_falls_the_same_way_as_in_serving():
     assert predict(np.array([0.4999999, 0.5, 0.4999994]), 0.5).tolist() == [1, 1, 0]
-    assert predict(np.array([-31.4999999, 7e9]), None).tolist() == [-31.5, 7e9]  # a number stays
+    assert predict(np.array([-31.4999999, 7e9]), None).tolist() == [
+        -31.5,
+        7e9,
+    ]  # a number stays
 
 
 def test_log_loss_of_certainty_gone_wrong_is_finite():
@@ -211,7 +227,11 @@ def test_log_loss_of_certainty_gone_wrong_is_finite():
 
 @pytest.mark.parametrize(
     ("costs", "pays_from"),
-    [(COSTS, 0.5), (Costs(action=1, loss=10), 0.1), (Costs(action=3, loss=10, averted=0.5), 0.6)],
+    [
+        (COSTS, 0.5),
+        (Costs(action=1, loss=10), 0.1),
+        (Costs(action=3, loss=10, averted=0.5), 0.6),
+    ],
 )
 def test_acting_pays_from_where_what_it_averts_is_what_it_costs(costs, pays_from):
     y, p = some(200_000, digits=4)  # calibrated by construction
@@ -241,7 +261,9 @@ def test_the_parts_of_the_brier_score_are_the_whole_where_bins_are_of_one_score(
     y = (np.random.default_rng(2).random(500) < p).astype(np.int64)
     parts = calibration(y, p)
     brier = all_metrics(y, Scored(p, 0.5), COSTS)["brier"]
-    assert parts["reliability"] - parts["resolution"] + parts["uncertainty"] == pytest.approx(brier)
+    assert parts["reliability"] - parts["resolution"] + parts[
+        "uncertainty"
+    ] == pytest.approx(brier)
 
 
 def test_equal_scores_lie_in_one_bin_whatever_the_order_of_the_rows():
@@ -262,7 +284,9 @@ def test_calibration_and_segments_of_numbers_by_hand():
     assert parts == pytest.approx(
         {"ece": 1, "reliability": 1, "resolution": 825, "uncertainty": y.var()}
     )
-    error = all_metrics(y, Scored(p, None), None)["rmse"] ** 2  # 4 of it vary within a bin
+    error = (
+        all_metrics(y, Scored(p, None), None)["rmse"] ** 2
+    )  # 4 of it vary within a bin
     whole = parts["reliability"] - parts["resolution"] + parts["uncertainty"]
     assert whole == pytest.approx(error)
     column = pd.Series(["low"] * 10 + ["up"] * 10)

@@ -94,16 +94,22 @@ def test_each_short_name_scores_all_classes_in_onnx_as_it_was_fitted(kind, param
     )
     y = np.digitize(frame["delay"] + chance.normal(0, 2, 2000), [-2, 2])
     with threadpool_limits(1):
-        model = build_pipeline(kind, parameters, FEATURES, 7, "multiclass").fit(frame, y)
+        model = build_pipeline(kind, parameters, FEATURES, 7, "multiclass").fit(
+            frame, y
+        )
     onnx = export(model, FEATURES, 3)
     raw = ModelFile(onnx.SerializeToString(deterministic=True))
-    assert [dim.dim_value for dim in onnx.graph.output[0].type.tensor_type.shape.dim] == [0, 3]
+    assert [
+        dim.dim_value for dim in onnx.graph.output[0].type.tensor_type.shape.dim
+    ] == [0, 3]
     assert np.abs(score(raw, FEATURES, frame) - model.predict_proba(frame)).max() < 1e-5
     proof = prove(model, raw, frame, 7, features=FEATURES, threshold=None)
     assert (proof.passed, proof.flips) == (True, 0), proof.reasons
     if kind == "logistic_regression":
         model.fit(frame, (y + 1) % 3)
-        assert prove(model, raw, frame, 7, features=FEATURES, threshold=None).flips > 1000
+        assert (
+            prove(model, raw, frame, 7, features=FEATURES, threshold=None).flips > 1000
+        )
 
 
 def write_parcels(path):
@@ -111,7 +117,9 @@ def write_parcels(path):
     chance, days, couriers = np.random.default_rng(5), 120, 300
     habit = np.repeat(chance.normal(0, 4, couriers), days)
     start = np.datetime64(AS_OF.replace(tzinfo=None), "us") - np.timedelta64(days, "D")
-    seconds = chance.integers(0, 86_400, days * couriers) + 86_400 * np.tile(range(days), couriers)
+    seconds = chance.integers(0, 86_400, days * couriers) + 86_400 * np.tile(
+        range(days), couriers
+    )
     columns = {
         "parcel": np.arange(len(habit)),
         "courier": np.repeat(np.arange(couriers), days),
@@ -121,7 +129,9 @@ def write_parcels(path):
         "minutes_late": (habit + chance.normal(0, 6, len(habit))).round(2),
         "region": np.repeat(chance.choice(["north", "south"], couriers), days),
     }
-    pq.write_table(pa.table(columns).filter(pa.array(chance.random(len(habit)) < 0.6)), path)
+    pq.write_table(
+        pa.table(columns).filter(pa.array(chance.random(len(habit)) < 0.6)), path
+    )
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +143,11 @@ def said(tmp_path_factory):
     shutil.copy(CLONE / "feature_repo" / "feature_store.yaml", project / "feature_repo")
     write_parcels(source)
     # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("GYRE_", "PROMETHEUS_"))}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("GYRE_", "PROMETHEUS_"))
+    }
     done = subprocess.run(
         [commands_folder() / "python", "-m", "tests.training.delivery_chain",
          str(folder / "home"), str(source)],
@@ -148,7 +162,9 @@ def said(tmp_path_factory):
 def test_it_is_checked_trained_promoted_by_its_gates_and_built_again(said):
     findings, _ = said["check"]
     assert findings == []
-    assert any("found late" in line for line in said["check_other"]), said["check_other"]
+    assert any("found late" in line for line in said["check_other"]), said[
+        "check_other"
+    ]
     assert [report["version"] for report in said["trained"]] == ["1", "2"]
     assert said["trained"][1]["outcome"] == "version 2 is in production, in place of 1"
     metrics, proof = said["metrics"], said["proof"]
@@ -162,8 +178,12 @@ def test_it_is_checked_trained_promoted_by_its_gates_and_built_again(said):
     drawn = ["calibration.png", "confusion_matrix.png", "feature_importance.png"]
     assert said["plots"] == drawn
     words = re.sub(r"base64,[^\"]+", "", said["card"])
-    assert "the probability of each <code>next_14d</code>: early, on_time, late" in words
-    assert [w for w in ("threshold", "fairness", "AUC", "costs", "nan") if w in words] == []
+    assert (
+        "the probability of each <code>next_14d</code>: early, on_time, late" in words
+    )
+    assert [
+        w for w in ("threshold", "fairness", "AUC", "costs", "nan") if w in words
+    ] == []
 
 
 @pytest.mark.nightly
@@ -172,7 +192,10 @@ def test_every_protocol_answers_with_the_name_and_the_probability_of_each(said):
     assert list(answer["probabilities"]) == CLASSES
     assert sum(answer["probabilities"].values()) == pytest.approx(1, abs=2e-6)
     best = max(answer["probabilities"], key=answer["probabilities"].__getitem__)
-    assert (answer["prediction"], answer["probability"]) == (best, answer["probabilities"][best])
+    assert (answer["prediction"], answer["probability"]) == (
+        best,
+        answer["probabilities"][best],
+    )
     parts = [*answer["probabilities"].values()]
     assert logged == {
         "prediction": CLASSES.index(best), "probability": max(parts), "probabilities": parts
@@ -185,9 +208,17 @@ def test_every_protocol_answers_with_the_name_and_the_probability_of_each(said):
     assert said["mlflow"]["predictions"][0] == {"score": parts}
     outputs = {each["name"]: each for each in said["v2"]}
     assert (outputs["score"]["shape"], outputs["score"]["data"][:3]) == ([2, 3], parts)
-    assert (outputs["prediction"]["datatype"], outputs["prediction"]["data"][0]) == ("BYTES", best)
-    described = {each["name"]: (each["datatype"], each["shape"]) for each in said["v2_outputs"]}
-    assert (described["score"], described["prediction"]) == (("FP64", [-1, 3]), ("BYTES", [-1]))
+    assert (outputs["prediction"]["datatype"], outputs["prediction"]["data"][0]) == (
+        "BYTES",
+        best,
+    )
+    described = {
+        each["name"]: (each["datatype"], each["shape"]) for each in said["v2_outputs"]
+    }
+    assert (described["score"], described["prediction"]) == (
+        ("FP64", [-1, 3]),
+        ("BYTES", [-1]),
+    )
     row = said["batch_row"]
     assert said["batch"] >= 290
     assert row["prediction"] == int(np.argmax(row["probabilities"]))
@@ -202,16 +233,30 @@ def test_outcomes_are_names_or_positions_and_the_monitor_measures_by_them(said):
     assert said["monitor"]["left_out"] == {"no outcome of its task": 1}
     right = np.mean([a == b for a, b in zip(predicted[1:], actual[1:], strict=True)])
     assert figures["online_accuracy"] == pytest.approx(right)
-    assert figures["online_log_loss"] == pytest.approx(said["metrics"]["log_loss"], abs=0.02)
-    assert {"online_f1", "psi_score", "psi_predicted_class", "mean_score"} <= figures.keys()
+    assert figures["online_log_loss"] == pytest.approx(
+        said["metrics"]["log_loss"], abs=0.02
+    )
+    assert {
+        "online_f1",
+        "psi_score",
+        "psi_predicted_class",
+        "mean_score",
+    } <= figures.keys()
     rates = [figures[f"online_label_rate_{name}"] for name in CLASSES]
     assert sum(rates) == pytest.approx(1)
     assert not [note for note in said["monitor"]["notes"] if "not measured" in note]
     assert said["monitor"]["verdict"] == "ok"
     assert said["experiment"] == {"log_loss": pytest.approx(figures["online_log_loss"])}
     details = said["details"]
-    assert set(details["reference_quantiles"]) == {"parcels_28d", "delay_28d", "delay_7d", "score"}
-    assert details["performance"]["online"]["accuracy"]["now"] == pytest.approx(right, rel=1e-4)
+    assert set(details["reference_quantiles"]) == {
+        "parcels_28d",
+        "delay_28d",
+        "delay_7d",
+        "score",
+    }
+    assert details["performance"]["online"]["accuracy"]["now"] == pytest.approx(
+        right, rel=1e-4
+    )
     assert sum(each["rows"] for each in details["calibration"]["online"]) == rows - 1
     assert details["segments"] == {}
 

@@ -43,7 +43,9 @@ def by_factory(name):
 
 
 def train(settings, spec, key, as_of=AS_OF):
-    return chain.train(settings, spec, as_of, key=key, reason=key, who="test", force=True)
+    return chain.train(
+        settings, spec, as_of, key=key, reason=key, who="test", force=True
+    )
 
 
 @pytest.fixture(scope="module")
@@ -61,15 +63,27 @@ def test_training_code_sees_the_purged_rows_and_no_test_row(tracked, trained):
     assert set(rows.index.get_level_values(1)) == {each.start for each in plan.train}
     assert len(folds) == len(plan.folds) > 0
     for (before, validation), fold in zip(folds, plan.folds, strict=True):
-        assert set(before.index.get_level_values(1)) == {each.start for each in fold.train}
-        assert set(validation.index.get_level_values(1)) == {each.start for each in fold.validation}
+        assert set(before.index.get_level_values(1)) == {
+            each.start for each in fold.train
+        }
+        assert set(validation.index.get_level_values(1)) == {
+            each.start for each in fold.validation
+        }
         assert fold.validation[-1] < plan.test[0]
-    assert parameters == {"seed": spec.seed, "features": spec.features, "leaves": [3, 15]}
+    assert parameters == {
+        "seed": spec.seed,
+        "features": spec.features,
+        "leaves": [3, 15],
+    }
 
 
-def test_what_it_returns_is_registered_with_its_figures_and_built_again(tracked, trained):
+def test_what_it_returns_is_registered_with_its_figures_and_built_again(
+    tracked, trained
+):
     run = Tracking(tracked).run(trained.run_id)
-    assert trained.outcome == f"version {trained.version} is in production, the first one"
+    assert (
+        trained.outcome == f"version {trained.version} is in production, the first one"
+    )
     assert run.params["estimator"] == f"{OWN}:train"
     assert run.params["threshold"] == "0.25"
     assert run.params["chosen_by"] == "training code of its own"
@@ -88,10 +102,14 @@ def test_what_it_returns_is_registered_with_its_figures_and_built_again(tracked,
     assert json.loads(read(Tracking(tracked), trained.run_id, PROOF))["passed"]
 
 
-def test_a_model_that_onnx_scores_otherwise_is_refused_with_what_to_do(tracked, trained):
+def test_a_model_that_onnx_scores_otherwise_is_refused_with_what_to_do(
+    tracked, trained
+):
     report = train(tracked, by_factory("xgboost_behind_a_scaler"), "scaler", OLD)
     assert report.version is None
-    assert "what is served scores not as what was fitted: real: largest" in report.outcome
+    assert (
+        "what is served scores not as what was fitted: real: largest" in report.outcome
+    )
     assert report.outcome.endswith("docs/how-to/own-model.md")
     assert Registry(tracked).production(NAME) == trained.version
 
@@ -102,7 +120,10 @@ TRUSTED = ["xgboost.core.Booster", "xgboost.sklearn.XGBClassifier"]
 
 def native(name, trusted=()):
     serving = NATIVE | {"trusted_types": trusted}
-    own = {"estimators": [{"name": "mine", "type": f"{OWN}:{name}"}], "serving": serving}
+    own = {
+        "estimators": [{"name": "mine", "type": f"{OWN}:{name}"}],
+        "serving": serving,
+    }
     return spec_of(**own, gates=[{"metric": "auc", "rule": "at_least", "value": 0.5}])
 
 
@@ -110,7 +131,9 @@ def test_in_the_format_of_its_library_it_is_promoted_and_built_again(tracked, tr
     spec = native("xgboost_behind_a_scaler", TRUSTED)
     report = train(tracked, spec, "native")
     assert report.version is not None, report.outcome
-    served, _ = Registry(tracked).served(Registry(tracked).version(NAME, report.version))
+    served, _ = Registry(tracked).served(
+        Registry(tracked).version(NAME, report.version)
+    )
     assert served.loader == "mlflow.sklearn"
     proof = json.loads(read(Tracking(tracked), report.run_id, PROOF))
     assert (proof["passed"], proof["largest_difference"]) == (True, 0.0)
@@ -131,20 +154,34 @@ def opened(tracked):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (by_factory("Texts"), r"expected the classes 0 and 1 .*found the classes \['no', 'yes'\]"),
+        (
+            by_factory("Texts"),
+            r"expected the classes 0 and 1 .*found the classes \['no', 'yes'\]",
+        ),
         (by_factory("Unknown"), "ONNX export of Unknown: .*docs/how-to/own-model.md"),
-        (by_function("returns_no_figures"), "found a ColumnTransformer without predict_proba"),
-        (by_function("returns_a_regressor"), "object with predict_proba, found a StandardScaler"),
+        (
+            by_function("returns_no_figures"),
+            "found a ColumnTransformer without predict_proba",
+        ),
+        (
+            by_function("returns_a_regressor"),
+            "object with predict_proba, found a StandardScaler",
+        ),
         (
             native("xgboost_behind_a_scaler"),
             r"expected trusted_types = \['xgboost.core.Boo",
         ),
-        (native("Unwritable"), "no data format for Pipeline: TypeError: cannot pickle 'gener"),
+        (
+            native("Unwritable"),
+            "no data format for Pipeline: TypeError: cannot pickle 'gener",
+        ),
         (by_function("train"), r"own_model: \[training\] .*KeyError: 'leaves'"),
     ],
     ids=["texts", "unknown", "figures", "regressor", "types", "format", "parameters"],
 )
-def test_what_cannot_be_served_ends_the_training_with_one_line(tracked, opened, spec, message):
+def test_what_cannot_be_served_ends_the_training_with_one_line(
+    tracked, opened, spec, message
+):
     assert [*estimator_problems(spec)] == []
     with pytest.raises(TrainingError, match=message) as refused:
         chain.fit(tracked, spec, opened)

@@ -27,7 +27,9 @@ BOOSTING = {"n_estimators": 20, "learning_rate": 0.1}
 FOREST, *OTHERS = SPEC.estimators
 OTHERS += [
     Estimator(name="xgboost", type="xgboost", parameters=BOOSTING | {"max_depth": 4}),
-    Estimator(name="lightgbm", type="lightgbm", parameters=BOOSTING | {"num_leaves": 15}),
+    Estimator(
+        name="lightgbm", type="lightgbm", parameters=BOOSTING | {"num_leaves": 15}
+    ),
 ]
 
 
@@ -67,12 +69,16 @@ def differences(report) -> set[str]:
 )
 def test_every_estimator_is_the_same_to_the_byte(tracked, version_of, estimator):
     name, version = version_of(estimator)
-    before = sorted(path for path in tracked.home.rglob("*") if "mlflow" not in str(path))
+    before = sorted(
+        path for path in tracked.home.rglob("*") if "mlflow" not in str(path)
+    )
     report = reproduce(tracked, name, version)
     assert report.reproduced, report.summary()
     assert (differences(report), report.largest_difference) == (set(), 0)
     assert {"model.onnx", "serving.json"} < set(report.results)
-    assert sorted(p for p in tracked.home.rglob("*") if "mlflow" not in str(p)) == before
+    assert (
+        sorted(p for p in tracked.home.rglob("*") if "mlflow" not in str(p)) == before
+    )
 
 
 def test_the_threshold_that_was_chosen_on_a_fold_is_chosen_again(tracked, second):
@@ -87,22 +93,34 @@ def test_one_row_that_is_another_is_named_and_a_vacuumed_table_is_not_compared(
     at = rows.schema.get_field_index("dollar_value")
     values = rows["dollar_value"].to_pylist()
     values[0] = values[0] * 2 + 1
-    beside = installation(tmp_path, rows.set_column(at, "dollar_value", pa.array(values)))
+    beside = installation(
+        tmp_path, rows.set_column(at, "dollar_value", pa.array(values))
+    )
     beside = beside.model_copy(update={"mlflow_url": tracked.mlflow_address})
     report = reproduce(beside, SPEC.name, first.version)
     assert report.reproduced, "from the stored frame"
     assert differences(report) == {"rows of raw table orders, version 0"}
-    assert "without effect: rows of raw table orders, version 0: registered " in report.summary()
+    assert (
+        "without effect: rows of raw table orders, version 0: registered "
+        in report.summary()
+    )
     table = raw_table(beside, ORDERS)
     later = table.read().slice(0, 5).set_column(4, "dollar_value", pa.array([1.0] * 5))
     table.merge(later, ORDERS.key, ["dollar_value"])
-    DeltaTable(str(table.path)).vacuum(0, dry_run=False, enforce_retention_duration=False)
+    DeltaTable(str(table.path)).vacuum(
+        0, dry_run=False, enforce_retention_duration=False
+    )
     report = reproduce(beside, SPEC.name, first.version)
     assert report.reproduced
-    assert "not compared: table raw/orders: its version 0 cannot be read" in report.summary()
+    assert (
+        "not compared: table raw/orders: its version 0 cannot be read"
+        in report.summary()
+    )
 
 
-def test_an_estimator_that_is_another_is_a_difference_of_what_came_of_it(tracked, first):
+def test_an_estimator_that_is_another_is_a_difference_of_what_came_of_it(
+    tracked, first
+):
     name, version = SPEC.name, first.version
     run_id, api = Registry(tracked).version(name, version).run_id, client(tracked)
     stored = read(Tracking(tracked), run_id, ESTIMATOR)
@@ -143,7 +161,9 @@ def test_what_differs_is_named_and_alone_is_no_verdict(tracked, first):
         assert re.search(f"without effect: {part}: registered .*, now ", found.stdout)
     api.log_text(run_id, "{}", "spec.json")
     try:
-        with pytest.raises(RegistryError, match="stored spec is none that this code knows"):
+        with pytest.raises(
+            RegistryError, match="stored spec is none that this code knows"
+        ):
             reproduce(tracked, name, version)
     finally:
         api.log_text(run_id, stored.decode(), "spec.json")

@@ -63,14 +63,20 @@ def history(carts, tmp_path_factory):
     rows = pull(settings, ORDERS, AS_OF)
     rows = rows.filter(pc.less(rows["customer_id"], 1_000))
     table = raw_table(settings, carts)
-    table.merge(rows.append_column("ingested_at", rows["order_ts"]), ORDERS.key, rows.column_names)
+    table.merge(
+        rows.append_column("ingested_at", rows["order_ts"]),
+        ORDERS.key,
+        rows.column_names,
+    )
     write_views(settings, carts, table)
     return settings
 
 
 def frame_of(history, carts, label="with_carts"):
     spec = SPEC.model_copy(update={"label": label})
-    return build_frame(history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version)
+    return build_frame(
+        history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version
+    )
 
 
 def test_a_frame_has_features_of_the_request_data_in_the_labels_rows(history, carts):
@@ -89,13 +95,17 @@ def test_a_frame_has_features_of_the_request_data_in_the_labels_rows(history, ca
         assert row["due"] == row["event_timestamp"] + timedelta(seconds=1)
         assert row["late"] == (row["due"] if row["loyal"] else None)
         assert (row["changed"].microsecond, row["paid"]) == (0, not row["gift"])
-    again = with_features(history, SPEC, frame.select([c for c in columns if c not in FEATURES]))
+    again = with_features(
+        history, SPEC, frame.select([c for c in columns if c not in FEATURES])
+    )
     assert again.equals(frame)
 
 
 @pytest.mark.parametrize("label", ["churned_90d", "without_coupon", "with_nulls"])
 def test_label_rows_that_lack_request_data_are_one_line(history, carts, label):
-    name, kind = ("cart_value", "double") if label == "churned_90d" else ("coupon", "string")
+    name, kind = (
+        ("cart_value", "double") if label == "churned_90d" else ("coupon", "string")
+    )
     said = rf"label {label}: expected request data {name} \({kind}\) in each of its rows, found"
     with pytest.raises(TrainingError, match=said):
         frame_of(history, carts, label)
@@ -109,7 +119,9 @@ def test_scores_without_requests_are_refused(history, carts):
 
 
 def test_parity_of_every_feature_with_made_up_request_data(history, carts, monkeypatch):
-    monkeypatch.setattr("feature_repo.datasets._module_names", lambda: ["cart", "orders"])
+    monkeypatch.setattr(
+        "feature_repo.datasets._module_names", lambda: ["cart", "orders"]
+    )
     report = parity(history, "cart_v1", MOMENTS)
     assert report.differences == ()
     assert report.features == len(FEATURES)
@@ -120,10 +132,17 @@ def test_a_model_takes_every_type_as_one_of_three(history, carts):
     frame = frame_of(history, carts)
     inputs = features(SPEC, frame.filter(pc.is_valid(frame["loyal"])))
     late = inputs["late"].notna()
-    assert {str(kind) for kind in inputs.dtypes} <= {"int64", "float64", "object", "str"}
+    assert {str(kind) for kind in inputs.dtypes} <= {
+        "int64",
+        "float64",
+        "object",
+        "str",
+    }
     assert (inputs["changed"] % 1_000_000 == 0).all()
     assert set(inputs["loyal"]) == set(inputs["paid"]) == {0, 1}
-    assert (late == (inputs["loyal"] == 1)).all()  # null as of an int64: training refuses it
+    assert (
+        late == (inputs["loyal"] == 1)
+    ).all()  # null as of an int64: training refuses it
     assert SPEC.inputs["mean32"] == "double"
 
 
@@ -131,11 +150,15 @@ def test_audit_columns_stand_in_the_frame_and_are_no_inputs(history, carts):
     """One of the label's rows, one of the service."""
     features = {name: kind for name, kind in FEATURES.items() if name != "paid"}
     audit = {"region": "string", "paid": "bool"}
-    spec = SPEC.model_copy(update={"features": features, "audit": audit, "label": "with_carts"})
+    spec = SPEC.model_copy(
+        update={"features": features, "audit": audit, "label": "with_carts"}
+    )
     version = raw_table(history, carts).version
     frame = build_frame(history, spec, carts, SNAPSHOTS, AS_OF, version)
     assert mismatches(spec, carts, PublishedService(history, "cart_v1")) == []
-    assert frame.drop_columns([*audit]).equals(frame_of(history, carts).drop_columns("paid"))
+    assert frame.drop_columns([*audit]).equals(
+        frame_of(history, carts).drop_columns("paid")
+    )
     for row in frame.to_pylist():
         assert row["region"] == ("north" if row["customer_id"] % 3 == 0 else MISSING)
         assert row["paid"] == ("false" if row["gift"] else "true")
@@ -152,7 +175,9 @@ def test_audit_columns_stand_in_the_frame_and_are_no_inputs(history, carts):
 def test_an_audit_column_that_is_not_there_is_one_line(history, carts, audit, said):
     spec = SPEC.model_copy(update={"audit": audit})
     with pytest.raises(TrainingError, match=f"carts.toml: {said}"):
-        build_frame(history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version)
+        build_frame(
+            history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version
+        )
     wrong = SPEC.model_copy(update={"audit": {"gift": "string"}})
     assert mismatches(wrong, carts, PublishedService(history, "cart_v1")) == [
         "carts.toml: audit.gift: expected bool, found string"

@@ -16,7 +16,11 @@ from training.search import search
 TRIALS = 5
 NAME = "to_be_searched"
 SPEC = MODEL.model_copy(
-    update={"name": NAME, "experiment": NAME, "search": Search(trials=TRIALS, minutes=60)}
+    update={
+        "name": NAME,
+        "experiment": NAME,
+        "search": Search(trials=TRIALS, minutes=60),
+    }
 )
 BUDGET = SPEC.search
 
@@ -35,7 +39,9 @@ def searched(tracked) -> str:
     return run_id
 
 
-def test_each_trial_is_a_run_below_and_the_specs_own_parameters_come_first(tracked, searched):
+def test_each_trial_is_a_run_below_and_the_specs_own_parameters_come_first(
+    tracked, searched
+):
     tracking = Tracking(tracked)
     trials = tracking.runs(NAME, searched)[::-1]
     assert [run.status for run in trials] == ["FINISHED"] * TRIALS
@@ -46,7 +52,10 @@ def test_each_trial_is_a_run_below_and_the_specs_own_parameters_come_first(track
     best = min(trials, key=lambda run: run.metrics["fold_log_loss"])
     chosen = tracking.run(searched)
     assert chosen.params["estimator"] == best.params["estimator"]
-    assert chosen.params["chosen_by"] == f"search of {TRIALS} trials on forward folds, log loss"
+    assert (
+        chosen.params["chosen_by"]
+        == f"search of {TRIALS} trials on forward folds, log loss"
+    )
     name = f"fold_log_loss_{best.params['estimator']}"
     assert chosen.metrics[name] == best.metrics["fold_log_loss"]
     below_none = {run.run_id for run in tracking.runs(NAME)}
@@ -70,17 +79,27 @@ def test_a_search_that_was_killed_goes_on_where_it_was(tracked, searched):
     with pytest.raises(KeyboardInterrupt):
         search(tracking, SPEC, BUDGET, run_id, dies)
     begun = tracking.runs(NAME, run_id)
-    assert sorted(run.status for run in begun) == ["FAILED"] + ["FINISHED"] * (TRIALS - 1)
-    again = search(tracking, SPEC, BUDGET, run_id, lambda e: asked.append(e) or slope(e))
-    assert asked[TRIALS:] == asked[TRIALS - 1 : TRIALS]  # only the one that was not done
-    assert {run.run_id for run in tracking.runs(NAME, run_id)} == {run.run_id for run in begun}
+    assert sorted(run.status for run in begun) == ["FAILED"] + ["FINISHED"] * (
+        TRIALS - 1
+    )
+    again = search(
+        tracking, SPEC, BUDGET, run_id, lambda e: asked.append(e) or slope(e)
+    )
+    assert (
+        asked[TRIALS:] == asked[TRIALS - 1 : TRIALS]
+    )  # only the one that was not done
+    assert {run.run_id for run in tracking.runs(NAME, run_id)} == {
+        run.run_id for run in begun
+    }
     assert [estimator for _, estimator in again] == asked[:TRIALS]
 
 
 def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
     tracking = Tracking(tracked)
     run_id = tracking.start_or_find_run(NAME, "short", "short", {})
-    assert len(search(tracking, SPEC, Search(trials=50, minutes=1e-9), run_id, slope)) == 3
+    assert (
+        len(search(tracking, SPEC, Search(trials=50, minutes=1e-9), run_id, slope)) == 3
+    )
     run_id = tracking.start_or_find_run(NAME, "long", "long", {})
     found = search(tracking, SPEC, Search(trials=25, minutes=60), run_id, slope)
     assert len(found) == 25
@@ -91,9 +110,13 @@ def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
     assert min(found)[0] < 0.02  # towards the lower bound 0.01, from 0.05
 
 
-def test_without_folds_the_search_says_so_and_the_specs_first_is_trained(tracked, caplog):
+def test_without_folds_the_search_says_so_and_the_specs_first_is_trained(
+    tracked, caplog
+):
     caplog.set_level("INFO", "training")
-    run_id = chain.open_run(tracked, SPEC, OLD, key="short history", reason="r", who="t")
+    run_id = chain.open_run(
+        tracked, SPEC, OLD, key="short history", reason="r", who="t"
+    )
     chain.dataset(tracked, SPEC, run_id)
     chain.fit(tracked, SPEC, run_id)
     said = "random_forest by first of the spec: no folds; a search needs forward folds"
@@ -122,8 +145,11 @@ def test_a_bound_that_scikit_learn_refuses_is_named_before_a_run_begins(
     tracked, key, low, high, told
 ):
     own = {"parameters": {key: 1}, "space": {key: Range(low=low, high=high)}}
-    spec = SPEC.model_copy(update={"estimators": (SPEC.estimators[0].model_copy(update=own),)})
+    spec = SPEC.model_copy(
+        update={"estimators": (SPEC.estimators[0].model_copy(update=own),)}
+    )
     with pytest.raises(
-        SettingsError, match=rf"toml: estimators\.0\.space\.{key}: random_forest: The {told}"
+        SettingsError,
+        match=rf"toml: estimators\.0\.space\.{key}: random_forest: The {told}",
     ):
         chain.open_run(tracked, spec, AS_OF, key="refused", reason="r", who="t")

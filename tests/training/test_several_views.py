@@ -34,8 +34,16 @@ print(*check(Settings(), load_spec("rebuy"), datetime.now(UTC))[0], sep="\\n")
 
 def run(project, *command, home):
     # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
-    own = {k: v for k, v in os.environ.items() if not k.startswith(("PROMETHEUS_", "GYRE_"))}
-    own |= {"GYRE_PROJECT": str(project), "GYRE_HOME": str(home), "PYTHONPATH": str(CLONE)}
+    own = {
+        k: v
+        for k, v in os.environ.items()
+        if not k.startswith(("PROMETHEUS_", "GYRE_"))
+    }
+    own |= {
+        "GYRE_PROJECT": str(project),
+        "GYRE_HOME": str(home),
+        "PYTHONPATH": str(CLONE),
+    }
     done = subprocess.run(
         [commands_folder() / "python", *command], cwd=project, env=own, capture_output=True,
         text=True, check=False,
@@ -73,23 +81,36 @@ def test_what_does_not_fit_together_is_named_before_any_training(
     assert old in text
     changed = text.replace(old, new)
     if new is OUTSIDE:
-        changed = changed.replace("product_visits, interest", "product_visits, interest, outside")
+        changed = changed.replace(
+            "product_visits, interest", "product_visits, interest, outside"
+        )
     (project / file).write_text(changed)
     found = run(project, "-c", CHECK, home=tmp_path / "home").splitlines()
     assert [line for line in found if line.startswith(finding)], found
 
 
 @pytest.mark.nightly
-def test_features_of_two_datasets_and_two_entities_go_round_the_whole_loop(project, tmp_path):
+def test_features_of_two_datasets_and_two_entities_go_round_the_whole_loop(
+    project, tmp_path
+):
     work = tmp_path / "work"
     work.mkdir()
     said = json.loads(run(project, *CHAIN, str(work), home=tmp_path / "none"))
     # No training before both have rows; then the snapshots that both are known at.
-    assert said["no_rows"] == "TrainingError: purchases: no rows yet; run: gyre ingest purchases"
-    assert said["no_visits"] == "TrainingError: visits: no rows yet; run: gyre ingest visits"
+    assert (
+        said["no_rows"]
+        == "TrainingError: purchases: no rows yet; run: gyre ingest purchases"
+    )
+    assert (
+        said["no_visits"]
+        == "TrainingError: visits: no rows yet; run: gyre ingest visits"
+    )
     behind, caught_up = said["behind"], said["caught_up"]
     assert [behind["version"], caught_up["version"]] == ["1", "2"], (behind, caught_up)
-    ends = [datetime.fromisoformat(run["tags"]["planned_as_of"]) for run in (behind, caught_up)]
+    ends = [
+        datetime.fromisoformat(run["tags"]["planned_as_of"])
+        for run in (behind, caught_up)
+    ]
     assert (ends[1] - ends[0]).days == 49  # 60 behind, 10 of the label's horizon
     # Something new in either is something new; in neither, nothing.
     assert (said["waits"], said["comes"]) == (False, True)
@@ -100,11 +121,15 @@ def test_features_of_two_datasets_and_two_entities_go_round_the_whole_loop(proje
         assert len(set(tags)) == (1 if name == "purchases" else 2)
         lines = [text for text in said["reproduced"] if f"raw table {name}" in text]
         assert len(lines) == 2
-    assert all(": reproduced" in text for text in said["reproduced"]), said["reproduced"]
+    assert all(": reproduced" in text for text in said["reproduced"]), said[
+        "reproduced"
+    ]
     assert said["frame"][1] == dict.fromkeys(said["frame"][1], 0)
     # Whose members nobody can list: the label's rows are the population.
     assert said["members"] == "1"
-    assert said["unlisted"].startswith("NoRequestError: pairs: no view of rebuy_v1 has all of cus")
+    assert said["unlisted"].startswith(
+        "NoRequestError: pairs: no view of rebuy_v1 has all of cus"
+    )
     # Who reads what, and parity of every entity of every view.
     assert said["datasets"] == said["imported"] == ["purchases", "visits"]
     pairs, customers, products = said["entities"]
@@ -129,6 +154,8 @@ def judge_answers(said):
     assert "visits: features are not complete since" in late
     assert "purchases: features are not complete" not in late
     assert set(said["freshness"]) == {"purchases", "visits"}
-    changed = "DefinitionChangedError: product_visits (visits_7d, minutes_30d) changed: "
+    changed = (
+        "DefinitionChangedError: product_visits (visits_7d, minutes_30d) changed: "
+    )
     assert said["changed"].startswith(changed)
     assert "version 2 of rebuy (production) was trained" in said["changed"]

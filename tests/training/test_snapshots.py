@@ -54,9 +54,14 @@ def test_no_row_trains_whose_label_was_unknown_at_the_first_row_it_is_judged_by(
         within = {"day": 1, "week": 7, "month": 31}[snapshots.every] * timedelta(days=1)
         assert age + length < (snapshots.test + 3) * within + 2 * horizon + lateness
         return
-    judged = [(found.train, found.test), *((fold.train, fold.validation) for fold in found.folds)]
+    judged = [
+        (found.train, found.test),
+        *((fold.train, fold.validation) for fold in found.folds),
+    ]
     for train, later in judged:
-        assert all(row + horizon <= later[0].start for each in train for row in ends(each))
+        assert all(
+            row + horizon <= later[0].start for each in train for row in ends(each)
+        )
         assert 1 <= len(train) <= snapshots.train
         assert 1 <= len(later) <= snapshots.test
         assert [*train, *later] == sorted({*train, *later})
@@ -82,7 +87,10 @@ def test_snapshots_of_a_label_are_whole_and_leave_no_row_out(every, begins, leng
     assert [each.start for each in found] == [*edges[:-1]]
     assert [each.last + TICK for each in found] == [*edges[1:]]
     assert {edge.time() for edge in edges} <= {datetime.min.time()}
-    expected = {"week": lambda edge: edge.weekday() == 0, "month": lambda edge: edge.day == 1}
+    expected = {
+        "week": lambda edge: edge.weekday() == 0,
+        "month": lambda edge: edge.day == 1,
+    }
     assert all(map(expected.get(every, bool), edges))
     of_members = matured(Snapshots(every=every, train=1), first, last)
     assert of_members == tuple(Snapshot(edge, edge) for edge in edges)
@@ -96,7 +104,9 @@ def test_rows_are_of_a_snapshot_from_its_first_moment_to_its_last():
     assert at(frame, week[:1])["event_timestamp"].to_pylist() == times[1:3]
     assert at(frame, [week[6], week[1]])["event_timestamp"].to_pylist() == times[3:4]
     assert at(frame, week)["event_timestamp"].to_pylist() == times[1:4]
-    assert at(frame, [Snapshot(FIRST, FIRST)])["event_timestamp"].to_pylist() == times[1:2]
+    assert (
+        at(frame, [Snapshot(FIRST, FIRST)])["event_timestamp"].to_pylist() == times[1:2]
+    )
     assert at(frame, []).num_rows == 0
 
 
@@ -111,7 +121,9 @@ def test_several_test_snapshots_purge_against_the_oldest_of_them():
     weekly = Snapshots(every="week", train=2, test=4)
     found = plan(FIRST, datetime(2026, 11, 2, tzinfo=UTC), LABEL, weekly)
     assert dates(found.test) == "2026-07-06 to 2026-07-27"
-    assert dates(found.train) == "2026-03-30 to 2026-04-06"  # 7 April + 90 days is 6 July
+    assert (
+        dates(found.train) == "2026-03-30 to 2026-04-06"
+    )  # 7 April + 90 days is 6 July
     assert [dates(fold.validation) for fold in found.folds] == [
         "2026-01-19 to 2026-02-09",
         "2026-02-16 to 2026-03-09",
@@ -129,7 +141,10 @@ def test_a_short_history_has_no_folds():
     ("days", "message"),
     [
         (60, "begins on 2025-09-24 and the labels of a month need 92 days"),
-        (130, "nothing to train on as of 2026-02-01: no month ends 90 days before the test set"),
+        (
+            130,
+            "nothing to train on as of 2026-02-01: no month ends 90 days before the test set",
+        ),
     ],
 )
 def test_too_little_history_is_said(days, message):
@@ -155,5 +170,7 @@ def test_starts_exclude_the_first_event_and_include_the_end():
     assert starts("month", january, march) == (datetime(2026, 2, 1, tzinfo=UTC), march)
     assert starts("month", january.astimezone(ZoneInfo("UTC")), march)[1:] == (march,)
     assert len(starts("day", january, march)) == 59
-    mondays = starts("week", datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 19, tzinfo=UTC))
+    mondays = starts(
+        "week", datetime(2026, 1, 5, tzinfo=UTC), datetime(2026, 1, 19, tzinfo=UTC)
+    )
     assert [day.day for day in mondays] == [12, 19]

@@ -46,7 +46,9 @@ def said(tmp_path_factory):
     return json.loads(done.stdout)
 
 
-def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_gates(said):
+def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_gates(
+    said,
+):
     assert [report["version"] for report in said["trained"]] == ["1", "2"]
     assert said["trained"][1]["outcome"] == "version 2 is in production, in place of 1"
     metrics, params = said["run"]["metrics"], said["run"]["params"]
@@ -59,7 +61,15 @@ def test_a_model_of_numbers_is_chosen_by_rmse_and_replaces_the_old_one_by_its_ga
     assert metrics["rmse_minus_champion_upper"] < 0
     assert metrics["rmse_low"] < metrics["rmse"] < metrics["rmse_high"]
     measured = {name for name in metrics if "_" not in name}
-    assert measured == {"rmse", "mae", "r2", "ece", "reliability", "resolution", "uncertainty"}
+    assert measured == {
+        "rmse",
+        "mae",
+        "r2",
+        "ece",
+        "reliability",
+        "resolution",
+        "uncertainty",
+    }
 
 
 def test_its_proof_has_no_flips_and_its_version_can_be_built_again(said):
@@ -72,7 +82,11 @@ def test_its_proof_has_no_flips_and_its_version_can_be_built_again(said):
 
 def test_its_page_its_pictures_and_its_description_speak_of_numbers(said):
     card, found = said["card"], said["evaluation"]
-    drawn = {"calibration.png", "feature_importance.png", "predicted_against_actual.png"}
+    drawn = {
+        "calibration.png",
+        "feature_importance.png",
+        "predicted_against_actual.png",
+    }
     assert set(said["plots"]) == drawn
     assert card.count("data:image/png;base64,") == 3
     expected = (
@@ -101,14 +115,18 @@ def test_the_served_answer_is_the_number_and_has_no_probability(said):
     assert list(documented["NextQuarterSpendAnswer"]["properties"]) == fields
     assert "probability" in documented["CustomerChurnModelAnswer"]["properties"]
     assert said["logged"] == {"probability": None, "prediction": answer["prediction"]}
-    assert said["rmse_of_answers"] == pytest.approx(said["run"]["metrics"]["rmse"], rel=1e-6)
+    assert said["rmse_of_answers"] == pytest.approx(
+        said["run"]["metrics"]["rmse"], rel=1e-6
+    )
     assert said["feedback"] == [{"recorded": 1000, "logged": True}, 422]
 
 
 def test_the_monitor_judges_what_came_true_by_rmse_beyond_chance(said):
     by_chance, worse = said["monitor"]
     was = said["run"]["metrics"]["rmse"]
-    assert by_chance["figures"]["online_rmse"] > 1.05 * was  # of 1,000 rows with a heavy tail
+    assert (
+        by_chance["figures"]["online_rmse"] > 1.05 * was
+    )  # of 1,000 rows with a heavy tail
     assert not [note for note in by_chance["notes"] if "rmse" in note]
     assert [note for note in worse["notes"] if f", was {was:.3f}" in note]
     rmse = by_chance["details"]["performance"]["online"]["rmse"]
@@ -127,10 +145,15 @@ def test_the_monitor_judges_what_came_true_by_rmse_beyond_chance(said):
         ("text", "label text: expected double, as a regression has it, found string"),
         ("one", "training rows is the same; every label of the "),
         ("infinite", "label infinite: expected a number up to 3.4e+38, found inf"),
-        ("parameters", "estimator boosting: value -1 for Parameter learning_rate should be gre"),
+        (
+            "parameters",
+            "estimator boosting: value -1 for Parameter learning_rate should be gre",
+        ),
     ],
 )
-def test_what_cannot_be_learnt_is_one_line_and_the_outcome_of_a_failed_run(said, case, told):
+def test_what_cannot_be_learnt_is_one_line_and_the_outcome_of_a_failed_run(
+    said, case, told
+):
     line, status, outcome = said["refused"][case]
     assert told in line
     assert "\n" not in line

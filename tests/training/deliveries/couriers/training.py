@@ -11,7 +11,9 @@ from training.estimators import columns
 def train(frame, folds, parameters):
     losses = {}
     for leaves in parameters["leaves"]:
-        losses[leaves] = np.mean([fold_loss(*fold, parameters, leaves) for fold in folds] or [0.0])
+        losses[leaves] = np.mean(
+            [fold_loss(*fold, parameters, leaves) for fold in folds] or [0.0]
+        )
     best = min(losses, key=losses.__getitem__)
     return fitted(frame, parameters, best), {"leaves": best}
 

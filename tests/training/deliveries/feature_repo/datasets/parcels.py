@@ -26,7 +26,9 @@ FEATURES = Windows(
 
 def next_14d(parcels: ir.Table, snapshots: ir.Table) -> ir.Table:
     """How the parcels in (t, t + 14 d] come on average: early, on_time or late."""
-    paired = snapshots.cross_join(parcels.select("courier", "delivered_at", "minutes_late"))
+    paired = snapshots.cross_join(
+        parcels.select("courier", "delivered_at", "minutes_late")
+    )
     t, at = paired.event_timestamp, paired.delivered_at
     ahead = paired.filter((at > t) & (at <= t + ibis.interval(days=D14.days)))
     means = ahead.group_by("courier", "event_timestamp").agg(mean=_.minutes_late.mean())
@@ -51,7 +53,11 @@ PARCELS = Dataset(
     look_back=timedelta(days=7),
     silence=timedelta(hours=48),
     views={"courier_features": FEATURES},
-    labels={"next_14d": Label(next_14d, D14, timedelta(), unlabelled="no parcel in two weeks")},
+    labels={
+        "next_14d": Label(
+            next_14d, D14, timedelta(), unlabelled="no parcel in two weeks"
+        )
+    },
 )
 courier = Entity(name="courier", join_keys=["courier"], value_type=ValueType.INT64)
 courier_features = feature_view(PARCELS, "courier_features", [courier])

@@ -35,7 +35,9 @@ def pair_again_10d(purchases: ir.Table, snapshots: ir.Table) -> ir.Table:
     paired = snapshots.cross_join(purchases)
     at, bought = paired.event_timestamp, paired.bought_at
     counts = paired.group_by(*PAIR, "event_timestamp").agg(
-        before=((bought > at - ibis.interval(days=30)) & (bought <= at)).cast("int64").sum(),
+        before=((bought > at - ibis.interval(days=30)) & (bought <= at))
+        .cast("int64")
+        .sum(),
         after=((bought > at) & (bought <= at + TEN)).cast("int64").sum(),
     )
     known = counts.filter(counts.before > 0)
@@ -74,7 +76,9 @@ PURCHASES = Dataset(
         "pair_again_10d": Label(pair_again_10d, **WAIT),
     },
 )
-customer = Entity(name="customer", join_keys=["customer_id"], value_type=ValueType.INT64)
+customer = Entity(
+    name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
+)
 customer_purchases = feature_view(PURCHASES, "customer_purchases", [customer])
 
 
@@ -86,7 +90,11 @@ customer_purchases = feature_view(PURCHASES, "customer_purchases", [customer])
 def interest(inputs: dict[str, Any]) -> dict[str, Any]:
     """What the customer pays for each minute that others look at the product."""
     pairs = zip(inputs["mean_price"], inputs["minutes_30d"], strict=True)
-    return {"price_of_a_minute": [p / m if p is not None and m else None for p, m in pairs]}
+    return {
+        "price_of_a_minute": [p / m if p is not None and m else None for p, m in pairs]
+    }
 
 
-rebuy_v1 = FeatureService(name="rebuy_v1", features=[customer_purchases, product_visits, interest])
+rebuy_v1 = FeatureService(
+    name="rebuy_v1", features=[customer_purchases, product_visits, interest]
+)

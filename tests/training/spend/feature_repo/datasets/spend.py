@@ -41,7 +41,9 @@ def basket_spend(orders: ir.Table) -> ir.Table:
     counts, recent = seen.age < MONTHS, seen.age < RECENT
     rows = seen.group_by(
         *KEY,
-        event_timestamp=(seen["first"] + seen.age.as_interval("M")).cast("timestamp('UTC')"),
+        event_timestamp=(seen["first"] + seen.age.as_interval("M")).cast(
+            "timestamp('UTC')"
+        ),
     ).agg(
         created=seen.created.max(),
         orders_3m=recent.cast("int64").sum(),
@@ -58,10 +60,14 @@ def basket_spend(orders: ir.Table) -> ir.Table:
 
 def spend_90d(orders: ir.Table, snapshots: ir.Table) -> ir.Table:
     """USD in (t, t + 90 d] of each customer and basket with an order in (t - 12 months, t]."""
-    placed = orders.select("customer_id", "order_ts", "dollar_value", basket=_basket(orders))
+    placed = orders.select(
+        "customer_id", "order_ts", "dollar_value", basket=_basket(orders)
+    )
     paired = snapshots.cross_join(placed)
     at = paired.event_timestamp
-    known = (paired.order_ts > at - ibis.interval(months=MONTHS)) & (paired.order_ts <= at)
+    known = (paired.order_ts > at - ibis.interval(months=MONTHS)) & (
+        paired.order_ts <= at
+    )
     ahead = (paired.order_ts > at) & (paired.order_ts <= at + ibis.interval(days=90))
     spent = ahead.ifelse(paired.dollar_value.cast(DECIMAL), NOTHING)
     counted = paired.group_by(*KEY, "event_timestamp").agg(
@@ -84,7 +90,9 @@ SPEND = Dataset(
     silence=ORDERS.silence,
     views={"basket_spend": basket_spend},
     labels={
-        "spend_90d": Label(spend_90d, horizon=timedelta(days=90), lateness=timedelta(days=2)),
+        "spend_90d": Label(
+            spend_90d, horizon=timedelta(days=90), lateness=timedelta(days=2)
+        ),
     },
     shipped=ORDERS.shipped,
 )
@@ -99,4 +107,6 @@ basket_spend_view = feature_view(
     description="Orders and spend of one kind over 3 and 12 calendar months",
 )
 
-next_quarter_spend_v1 = FeatureService(name="next_quarter_spend_v1", features=[basket_spend_view])
+next_quarter_spend_v1 = FeatureService(
+    name="next_quarter_spend_v1", features=[basket_spend_view]
+)
