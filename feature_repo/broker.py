@@ -37,6 +37,8 @@ MAX_BYTES = 256_000_000
 MAX_LAG_SECONDS = 60.0
 """How long an entry may wait. Most wait for less than one second, and for some seconds while the
 consumer starts, compacts files or waits for a lock: after a minute somebody has to look."""
+LAST_ID = f"{2**63 - 1}-0"
+"""An id of an entry that no clock reaches."""
 READ_COUNT = 100
 """Entries that one call reads: each may hold 1,000 rows."""
 IDLE_AFTER = 3_000
@@ -206,6 +208,8 @@ class Stream:
             self._redis.xgroup_create(stream, GROUP, id="0", mkstream=True)
         self._redis.hset(SCHEMAS, schema.dataset, schema.model_dump_json())
         self._redis.xautoclaim(stream, GROUP, self._name, DEAD_AFTER, count=READ_COUNT)
+        # It returns nothing: Redis notes that this consumer lives, also before it reads entries.
+        self._fetch([schema.dataset], LAST_ID)
 
     def wait(self, datasets: Iterable[str], seconds: float) -> None:
         """Return when there is a new entry, which `read` returns too, or after some time.
@@ -216,9 +220,8 @@ class Stream:
 
         """
         milliseconds = int(1000 * seconds)
-        self._fetch(
-            datasets, ">", count=1, block=milliseconds or 1
-        )  # Redis takes 0 for ever
+        block = milliseconds or 1  # Redis takes 0 for ever
+        self._fetch(datasets, ">", count=1, block=block)
 
     def read(self, dataset: str) -> list[Entry]:
         """Return entries in order: those delivered and not acknowledged, else new ones."""

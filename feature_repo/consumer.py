@@ -63,16 +63,14 @@ def consume(settings: Settings) -> None:
         start = time.monotonic()
         try:
             for consumer in consumers:
-                stream.declare(
-                    consumer.schema
-                )  # always: one without its data has no group
+                # Always: a Redis that lost its data has no group.
+                stream.declare(consumer.schema)
             are_busy = [consumer.step() for consumer in consumers]
             if any(are_busy):
                 stop.wait(start + BATCH_SECONDS - time.monotonic())
             else:
-                stream.wait(
-                    names, min(consumer.idle_seconds() for consumer in consumers)
-                )
+                seconds = min(consumer.idle_seconds() for consumer in consumers)
+                stream.wait(names, seconds)
         except RedisError as exc:
             logger.warning("Redis: %s", exc)
             stop.wait(1)

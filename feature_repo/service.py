@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from feast.errors import FeastObjectNotFoundException
 from feast.utils import (
-    _get_feature_views_to_use,  # as Feast's own reads resolve a service
-)
+    _get_feature_views_to_use,
+)  # as Feast's own reads resolve a service
 
 from core.errors import DataError
 from core.settings import Settings

@@ -289,7 +289,8 @@ def _typed(kind: FeatureType, values: list[Any], count: int) -> list[Any]:
     if len(values) != count or {*map(type, values)} - types - {type(None)}:
         raise TypeError(f"not {count} values of {kind}")
     return [
-        None if value is None or value != value else convert(value) for value in values
+        None if value is None or value != value else convert(value)  # noqa: PLR0124
+        for value in values
     ]
 
 

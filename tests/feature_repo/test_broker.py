@@ -102,6 +102,13 @@ def test_a_consumer_that_reads_and_never_acknowledges_is_seen_by_its_lag(
         assert consumer_lags(settings)["orders"].seconds(NOW) > MAX_LAG_SECONDS
 
 
+def test_a_consumer_that_waits_for_the_first_ingest_is_seen(settings: Settings) -> None:
+    with consumer(settings) as stream:
+        assert consumer_problem(settings) is None
+        stream.wait(["orders"], 0)
+    assert consumer_problem(settings) is None
+
+
 def test_without_a_consumer_windows_that_end_wait_for_the_next_ingest(
     settings: Settings,
 ) -> None:

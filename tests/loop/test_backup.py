@@ -101,9 +101,10 @@ def test_a_stack_made_of_a_backup_goes_on_where_the_other_was(tmp_path):
         second.run("gyre", "restore", str(folder))
         second.run("gyre", "up")
         restored = time.monotonic() - began
-        print(
-            f"\nbackup {took:.1f} s, restore to the first prediction {restored:.1f} s"
+        figures = (
+            f"backup {took:.1f} s, restore to the first prediction {restored:.1f} s"
         )
+        print(f"\n{figures}")  # noqa: T201
         assert took < at_most(60)
         assert restored < at_most(120)
         it_answers_decides_and_goes_on(second, before, ledger, decided)

@@ -7,7 +7,7 @@ from core.settings import PROJECT
 from core.spec import load_spec
 from training import lineage
 
-FILES = ("training/gate.py", "feature_repo/store.py", "feature_repo/engines/spark.py",
+FILES = ("training/gate.py", "feature_repo/service.py", "feature_repo/engines/spark.py",
          "core/spec.py", "mlflow_server/pyfunc.py")  # fmt: skip
 OTHERS = ("training/summary.py", "feature_repo/broker.py", "feature_repo/parity.py")
 
