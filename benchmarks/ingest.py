@@ -182,7 +182,7 @@ def main(rows: int) -> None:
         promised(
             "features to the SQL by hand",
             ratio(rounds, "features", "by hand"),
-            1.3,
+            1.5,
             "x",
         )
         promised(

@@ -158,13 +158,12 @@ class ViewRefresh:
         self, difference: ViewDifference, changed_keys: ir.Table | None
     ) -> None:
         """Write the newest rows of changed keys (None: of all), and delete those without a row."""
-        for rows in difference.newest(changed_keys):
-            self._write(rows)
         stored_keys = changed_keys
         if stored_keys is None:
-            stored_keys = difference.key_table(
-                self._online.stored_keys(self._view.name)
-            )
+            names = self._online.stored_keys(self._view.name)
+            stored_keys = difference.key_table(names)
+        for rows in difference.newest(changed_keys):
+            self._write(rows)
         vanished = difference.vanished(stored_keys)
         for start in range(0, len(vanished), BATCH_ROWS):
             self._write(difference.no_rows, vanished[start : start + BATCH_ROWS])
