@@ -78,14 +78,13 @@ def write_view(settings: Settings) -> None:
 
     raw = raw_table(settings, ORDERS)
     raw.merge(raw.schema.empty_table(), ORDERS.key, ORDERS.schema.names)
-    folder = settings.home / "rows"
-    folder.mkdir(exist_ok=True)
-    engine = DuckDBEngine(settings.home / "spill")
+    view = view_table(settings, VIEW)
+    engine = DuckDBEngine(Path(tempfile.mkdtemp(dir=settings.home)))
     rows = engine.connection.read_parquet(settings.home / ROWS)
-    engine.write(rows, folder, None)
+    files = engine.write(rows, view, None)
     schema = rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
     notes = {"definition": 1, "raw": raw.version}
-    view_table(settings, VIEW).replace_files(folder, schema, "period", None, notes)
+    view.commit(files, schema, "period", None, notes)
 
 
 def entity_frame(rows: int, customers: int) -> pd.DataFrame:

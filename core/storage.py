@@ -116,7 +116,7 @@ class Table:
 
         within: SQL on columns; files that surely hold no such row are left out.
         """
-        return self._copies(self.names(version, within))
+        return self.copies(self.names(version, within))
 
     def noted(
         self, names: Sequence[str], version: int | None = None
@@ -136,7 +136,7 @@ class Table:
     def changed_files(
         self, since: int, version: int
     ) -> tuple[list[str], list[str]] | None:
-        """Files that came and files that went between two versions; None if no longer known."""
+        """Names of files that came and went between two versions; None if no longer known."""
         try:
             before, after = set(self.names(since)), set(self.names(version))
         except DeltaError:
@@ -144,7 +144,7 @@ class Table:
         came, went = sorted(after - before), sorted(before - after)
         if not all((self.path / name).exists() for name in went):
             return None
-        return self._copies(came), self._copies(went)
+        return came, went
 
     def read(
         self,
@@ -271,29 +271,6 @@ class Table:
                 storage_options=self._options,
             )
 
-    def replace_files(
-        self,
-        folder: Path,
-        schema: pa.Schema,
-        partition: str,
-        within: str | None,
-        notes: Mapping[str, int],
-    ) -> None:
-        """Put the parquet files below `folder` in place of some of the table's, in one commit.
-
-        Args:
-            folder: on this disk, with files such as `period=12/NAME.parquet`, of names that the
-                table does not have. The files are moved.
-            schema: see `commit`, as for what follows.
-            partition: the column that the folders' names hold, an integer.
-            within: which files go.
-            notes: numbers that `noted` returns from now on.
-
-        """
-        with self.writing():
-            files = self._take_in(folder)
-            self.commit(files, schema, partition, within, notes)
-
     def commit(
         self,
         files: Sequence[AddedFile],
@@ -359,8 +336,10 @@ class Table:
                 ),
             )
 
-    def _take_in(self, folder: Path) -> list[AddedFile]:
-        """Move the files below `folder` into the table's; no reader sees them yet.
+    def take_in(self, folder: Path) -> list[AddedFile]:
+        """Move files such as `period=12/NAME.parquet` into the table's folder, within `writing`.
+
+        No reader sees them before `commit`.
 
         Of files that go to S3, this host keeps copies.
         """
@@ -462,7 +441,15 @@ class Table:
         """Files of a version, below the table's folder."""
         return _file_names(self._open(version), within) if self.exists else []
 
-    def _copies(self, names: Sequence[str]) -> list[str]:
+    def stored_schema(self) -> pa.Schema:
+        """Return the columns of the newest version's files, without that of partitions."""
+        table = self._open()
+        schema = pa.schema(table.schema().to_arrow())
+        partitions = table.metadata().partition_columns
+        return pa.schema([field for field in schema if field.name not in partitions])
+
+    def copies(self, names: Sequence[str]) -> list[str]:
+        """Return the paths of files on this disk; of a table on S3 they are copied."""
         return _copies_of(self.path, names, self._settings.cache)
 
     def _holds_any(self, rows: pa.Table, key: Sequence[str]) -> bool:

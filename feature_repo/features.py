@@ -12,6 +12,7 @@ from core.errors import DataError
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset, Label, raw_schema
+from feature_repo.engines import read_files
 
 TIME = pa.timestamp("us", tz="UTC")
 
@@ -33,7 +34,7 @@ def open_raw(
 ) -> ir.Table:
     """Open a version of a raw table; `as_of` hides rows that became known only later."""
     connection = connection or ibis.duckdb.connect()
-    rows = connection.read_parquet(raw.files(version))
+    rows = read_files(connection, raw, raw.names(version))
     if as_of is None:
         return rows
     return rows.filter(rows.ingested_at <= ibis.literal(as_of))
@@ -51,12 +52,12 @@ def changed_rows(
         return None
     added_files, removed_files = files
     no_rows = open_raw(raw, new_version, connection=connection).limit(0)
-    added = connection.read_parquet(added_files) if added_files else no_rows
+    added = read_files(connection, raw, added_files) if added_files else no_rows
     added = added.select(raw.schema.names)
     if not removed_files:
         return added
     # A merge copies rows, and so does compaction: most removed rows are in the added files too.
-    removed = connection.read_parquet(removed_files)
+    removed = read_files(connection, raw, removed_files)
     removed = removed.select(raw.schema.names)
     new_rows = added.difference(removed, distinct=False)
     old_rows = removed.difference(added, distinct=False)

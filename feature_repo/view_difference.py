@@ -8,6 +8,7 @@ import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
 
+from feature_repo.engines import read_files
 from feature_repo.entities import key_rows
 from feature_repo.features import changed_rows
 from feature_repo.online_writer import KeyValues
@@ -125,7 +126,9 @@ class ViewDifference:
             return None
         added_files, removed_files = files
         changed_files = [*added_files, *removed_files]
-        rows = self._read(changed_files) if changed_files else self._rows.limit(0)
+        rows = self._rows.limit(0)
+        if changed_files:
+            rows = read_files(self._connection, self._view.table, changed_files)
         return rows.semi_join(changes, self._view.dataset.entity).select(self._keys)
 
     def _files_since(self, moment: datetime) -> list[str]:

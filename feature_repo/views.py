@@ -23,7 +23,7 @@ from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
-from feature_repo.engines import PERIOD, connected, open_engine
+from feature_repo.engines import PERIOD, connected, open_engine, read_files
 from feature_repo.features import changed_rows, open_raw, raw_table
 
 DEFINITION_DIGITS = 15
@@ -89,22 +89,27 @@ class ViewTable:
 
     def refresh(self) -> None:
         """Bring the rows to the newest version of the raw table, in one commit."""
-        old_state = self.state()
-        new_state = self.state_in_code()
-        if old_state == new_state:
-            return
+        with self.table.writing():  # a refresh that waited may find nothing to do
+            old_state = self.state()
+            new_state = self.state_in_code()
+            if old_state != new_state:
+                self._refresh(old_state, new_state)
+
+    def _refresh(self, old_state: ViewState | None, new_state: ViewState) -> None:
         scratch = self._settings.cache / f"{self.name}.refresh"
         shutil.rmtree(scratch, ignore_errors=True)  # left by a killed refresh
-        new_files = scratch / "rows"
-        new_files.mkdir(parents=True)
+        scratch.mkdir(parents=True)
         first_period = None
-        with closing(open_engine(self._settings, scratch / "spill")) as engine:
+        with closing(open_engine(self._settings, scratch)) as engine:
             connection = engine.connection
             raw_rows = open_raw(self.raw, new_state.raw, connection=connection)
             changes = None
             if old_state is not None and old_state.definition == new_state.definition:
                 changes = changed_rows(
-                    connection, self.raw, old_state.raw, new_state.raw
+                    connection=connection,
+                    raw=self.raw,
+                    old_version=old_state.raw,
+                    new_version=new_state.raw,
                 )
             if changes is None:
                 view_rows = self._expression(raw_rows)
@@ -112,15 +117,16 @@ class ViewTable:
                 changes = engine.temporary_table(changes)
                 first_period = self._first_period(changes)
                 view_rows = self._updated_rows(
-                    connection, raw_rows, changes, first_period
+                    connection=connection,
+                    raw_rows=raw_rows,
+                    changes=changes,
+                    first_period=first_period,
                 )
-            engine.write(view_rows, new_files, first_period)
-            columns = (
-                view_rows.schema().to_pyarrow().append(pa.field("period", pa.int64()))
-            )
-        self.table.replace_files(
-            new_files,
-            columns,
+            files = engine.write(view_rows, self.table, first_period)
+            columns = view_rows.schema().to_pyarrow()
+        self.table.commit(
+            files,
+            schema=columns.append(pa.field("period", pa.int64())),
             partition="period",
             within=None if first_period is None else f"period >= {first_period}",
             notes=new_state._asdict(),
@@ -140,10 +146,10 @@ class ViewTable:
         """Rows of changed entities computed anew, and those of all others from `first_period`."""
         entity = self.dataset.entity
         computed = self._expression(raw_rows.semi_join(changes, entity))
-        old_files = self.table.files(within=f"period >= {first_period}")
+        old_files = self.table.names(within=f"period >= {first_period}")
         if not old_files:
             return computed
-        old_rows = connection.read_parquet(old_files)
+        old_rows = read_files(connection, self.table, old_files)
         copied = old_rows.anti_join(changes, entity).select(computed.columns)
         return computed.union(copied.cast(computed.schema()))
 

@@ -1,11 +1,12 @@
 """Compute engines of feature views; `GYRE_ENGINE` chooses one.
 
-Both engines run the same Ibis expressions over the same parquet files and write the same rows.
+Both engines run the same Ibis expressions over the same tables and write the same rows. DuckDB
+reads copies on this disk; Spark's executors read and write a table's own files, also on S3.
 All else stays on DuckDB: batches, their validation, labels, training frames, and the features of
 an event's entities.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ import ibis.expr.types as ir
 from ibis.backends.sql.datatypes import DuckDBType
 
 from core.settings import Settings
+from core.storage import AddedFile, Table
 
 if TYPE_CHECKING:
     from feature_repo.engines.spark import SparkEngine
@@ -31,13 +33,14 @@ class DuckDBEngine:
     """Compute engine of one machine.
 
     Args:
-        spill: Folder for what exceeds DuckDB's memory.
+        folder: An empty folder for what exceeds DuckDB's memory, and for files being written.
 
     """
 
-    def __init__(self, spill: Path) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
         self.connection = ibis.duckdb.connect(
-            temp_directory=str(spill),
+            temp_directory=str(folder / "spill"),
             memory_limit=MEMORY_LIMIT,
             preserve_insertion_order=False,
         )
@@ -47,17 +50,21 @@ class DuckDBEngine:
         name = ibis.util.gen_name("temporary")
         return self.connection.create_table(name, rows, temp=True)
 
-    def write(self, rows: ir.Table, folder: Path, first_period: int | None) -> None:
-        """Write feature rows as parquet files below `folder/period=N/`.
+    def write(
+        self, rows: ir.Table, table: Table, first_period: int | None
+    ) -> list[AddedFile]:
+        """Write feature rows as parquet files of a table, which is to commit them.
 
         Column types are those that Ibis promises, and times are microseconds UTC.
 
         Args:
             rows: Feature rows.
-            folder: An existing folder.
+            table: The table of the view, within `writing`.
             first_period: Earliest period to write; None writes all of them.
 
         """
+        folder = self._folder / "rows"
+        folder.mkdir(parents=True)
         # DuckDB sums to wider types than Ibis promises.
         columns = [
             f'CAST("{name}" AS {DuckDBType.to_string(column_type)}) AS "{name}"'
@@ -73,28 +80,38 @@ class DuckDBEngine:
         self.connection.raw_sql(
             f"COPY ({selection} {source}) TO '{folder}' ({options})"
         )
+        return table.take_in(folder)
 
     def close(self) -> None:
         """Close the connection and drop its temporary tables."""
         self.connection.disconnect()
 
 
-def open_engine(settings: Settings, spill: Path) -> "DuckDBEngine | SparkEngine":
+def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine":
     """Open the engine that `settings` name.
 
     Args:
         settings: Settings of the installation.
-        spill: See `DuckDBEngine`.
+        folder: See `DuckDBEngine`.
 
     Raises:
         DataError: PySpark or Java is missing, or Spark does not start.
 
     """
     if settings.engine == "duckdb":
-        return DuckDBEngine(spill)
+        return DuckDBEngine(folder)
     from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (400 MB, a JVM)
 
     return SparkEngine(settings.spark_master)
+
+
+def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:
+    """Open some files of a table, one at least, with DuckDB or with Spark."""
+    if connection.name == "pyspark":
+        rows: ir.Table = connection.read_files(table, names)
+    else:
+        rows = connection.read_parquet(table.copies(names))
+    return rows
 
 
 @contextmanager

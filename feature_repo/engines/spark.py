@@ -1,39 +1,48 @@
-"""Spark: a second writer of feature views, on this host. No other module imports PySpark.
+"""Spark: computes feature views on its executors. No other module of the driver imports PySpark.
 
-Everything else is set in `spark-defaults.conf` of SPARK_CONF_DIR.
+Everything else is set in `spark-defaults.conf` of SPARK_CONF_DIR. Each worker's own environment
+says how S3 is reached (`AWS_*`). The executors read and write the tables' files, see `executors`.
 """
 
 import os
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow.parquet as pq
 from ibis.expr.operations import DatabaseTable
 
 from core.errors import DataError
+from core.storage import S3, AddedFile, Table
 from feature_repo.engines import PERIOD_MICROSECONDS
 
 try:
     from ibis.backends.pyspark import Backend
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
+
+    from feature_repo.engines import executors
+    from feature_repo.engines.job_errors import one_line_errors
 except ModuleNotFoundError as exc:
     raise DataError(
         f"GYRE_ENGINE=spark, but there is no {exc.name}: make spark"
     ) from exc
 
 OPTIONS = {
-    "spark.driver.bindAddress": "127.0.0.1",
-    "spark.driver.host": "127.0.0.1",
     "spark.log.level": "ERROR",
-    "spark.sql.parquet.outputTimestampType": "TIMESTAMP_MICROS",
+    "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS),
     "spark.sql.session.timeZone": "UTC",
-    "spark.sql.shuffle.partitions": str(os.cpu_count()),  # Spark's 200 is for clusters
-    "spark.ui.enabled": "false",
     "spark.ui.showConsoleProgress": "false",
 }
+LOCAL_OPTIONS = {
+    "spark.driver.bindAddress": "127.0.0.1",
+    "spark.driver.host": "127.0.0.1",
+    "spark.sql.shuffle.partitions": str(os.cpu_count()),  # Spark's 200 is for clusters
+    "spark.ui.enabled": "false",
+}
+"""Further options of a master on this machine."""
 
 
 class SparkEngine:
@@ -47,14 +56,21 @@ class SparkEngine:
     """
 
     def __init__(self, master: str) -> None:
+        options = dict(OPTIONS)
+        if master.startswith("local"):
+            options |= LOCAL_OPTIONS
+        # Spark plans the data source with the `python3` of PATH.
+        programs = str(Path(sys.executable).parent)
+        os.environ["PATH"] = os.pathsep.join((programs, os.environ.get("PATH", "")))
         builder = SparkSession.builder.master(master).appName("gyre")
         try:
-            self._session = builder.config(map=OPTIONS).getOrCreate()
+            self._session = builder.config(map=options).getOrCreate()
         except PySparkException as exc:
             remedy = "it needs Java 17 or 21, which `make spark` installs"
             raise DataError(
                 f"Spark did not start at {master}; {remedy}: {exc}"
             ) from exc
+        executors.register(self._session)
         self.connection = _Connection()
         self.connection.register_options()
         self.connection.do_connect(self._session)
@@ -63,30 +79,45 @@ class SparkEngine:
         """Return `rows`, which Spark computes wherever they are used."""
         return rows
 
-    def write(self, rows: ir.Table, folder: Path, first_period: int | None) -> None:
+    def write(
+        self, rows: ir.Table, table: Table, first_period: int | None
+    ) -> list[AddedFile]:
         name = ibis.util.gen_name("rows")
         self.connection.create_view(name, rows)
         period = f"unix_micros(event_timestamp) div {PERIOD_MICROSECONDS}"
         frame = self._session.table(name).selectExpr("*", f"{period} AS period")
         if first_period is not None:
             frame = frame.where(f"period >= {first_period}")
-        # Without the hint, each task writes a file of its own into each period.
-        frame = frame.hint("rebalance", "period")
-        frame.write.partitionBy("period").mode("append").parquet(str(folder))
+        table.path.mkdir(parents=True, exist_ok=True)
+        with one_line_errors():
+            files = executors.write_frame(frame, str(table.path), S3)
+        return [AddedFile(**file) for file in files]
 
     def close(self) -> None:
         """Leave the session to the next engine."""
 
 
 class _Connection(Backend):  # type: ignore[misc]
-    """Ibis's backend, where a list of files is one table and their times are instants."""
+    """Ibis's backend, whose executors read the files of tables."""
 
-    def read_parquet(self, path: list[str], /, **options: Any) -> ir.Table:
-        name = ibis.util.gen_name("parquet")
-        frame = SparkSession.active().read.parquet(*path, **options)
-        frame.createOrReplaceTempView(name)
-        schema = ibis.Schema.from_pyarrow(pq.read_schema(path[0]))
-        return DatabaseTable(name=name, schema=schema, source=self).to_expr()
+    def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
+        """Open some files of a table; times are instants."""
+        schema = table.stored_schema()
+        frame = executors.frame_of_files(
+            session=SparkSession.active(),
+            address=str(table.path),
+            files=names,
+            schema=schema,
+            storage_options=S3,
+        )
+        view = ibis.util.gen_name("files")
+        frame.createOrReplaceTempView(view)
+        columns = ibis.Schema.from_pyarrow(schema)
+        return DatabaseTable(name=view, schema=columns, source=self).to_expr()
+
+    def to_pyarrow(self, expr: ir.Expr, /, **options: Any) -> Any:
+        with one_line_errors():
+            return super().to_pyarrow(expr, **options)
 
     # Private: Ibis goes through pandas, where whole numbers beside nulls become nulls.
     def _register_in_memory_table(self, op: Any) -> None:

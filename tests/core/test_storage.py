@@ -90,9 +90,8 @@ def test_files_of_a_period_are_replaced_in_one_commit_that_says_the_span_of_thei
             BEGAN + period * DAY,
             BEGAN + period * DAY + micro,
         )
-    table.replace_files(
-        tmp_path / "rows", columns, "period", within=None, notes={"raw": 7}
-    )
+    files = table.take_in(tmp_path / "rows")
+    table.commit(files, columns, "period", within=None, notes={"raw": 7})
     first_version = table.version
     assert table.read().num_rows == 4
     assert (

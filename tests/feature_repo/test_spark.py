@@ -19,6 +19,7 @@ from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
 
 from core.settings import PROJECT, Settings
+from core.storage import Table
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.ingest import ingest, raw_table
@@ -54,6 +55,13 @@ def spark(tmp_path_factory):
     yield engine
     engine.connection.disconnect()
     gc.collect()  # here, where it is excused, not in some later test
+
+
+def written(engine, rows, folder):
+    """Return rows as an engine writes them."""
+    table = Table(new_settings(folder), ibis.util.gen_name("rows"), pa.schema([]))
+    files = engine.write(rows, table, None)
+    return pa.concat_tables(pq.read_table(table.path / file.path) for file in files)
 
 
 def assert_same(one: pa.Table, other: pa.Table) -> None:
@@ -95,12 +103,10 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
 )
 @given(test_windows.rows, st.lists(moments, min_size=1, max_size=4))
 def test_declared_windows_are_what_their_rows_say(spark, tmp_path, raw_rows, times):
-    file = str(tmp_path / "raw.parquet")
-    pq.write_table(test_windows.as_table(raw_rows).to_pyarrow(), file)
-    view = test_windows.FEATURES(spark.connection.read_parquet([file]))
-    folder = tmp_path / ibis.util.gen_name("rows")
-    spark.write(view, folder, None)
-    view_rows = pq.read_table(folder).to_pylist()
+    view = test_windows.FEATURES(
+        ibis.memtable(test_windows.as_table(raw_rows).to_pyarrow())
+    )
+    view_rows = written(spark, view, tmp_path).to_pylist()
     test_windows.assert_brute_force(view_rows, raw_rows, times)
 
 
@@ -110,9 +116,8 @@ def test_whole_numbers_beside_nulls_stay_whole(spark, tmp_path):
         "n": pa.array([2**53 + 1, None], pa.int64()),
         "event_timestamp": [AS_OF] * 2,
     }
-    folder = tmp_path / "rows"
-    spark.write(ibis.memtable(pa.table(columns)), folder, None)
-    assert sorted(pq.read_table(folder)["n"].to_pylist(), key=str) == [2**53 + 1, None]
+    rows = written(spark, ibis.memtable(pa.table(columns)), tmp_path)
+    assert sorted(rows["n"].to_pylist(), key=str) == [2**53 + 1, None]
 
 
 @pytest.mark.nightly
