@@ -466,14 +466,22 @@ class Table:
         )
 
     def _open(self, version: int | None = None) -> DeltaTable:
-        """Open a version (default: the newest). The newest once open reads only what is new."""
-        if version is not None:
-            return DeltaTable(str(self.path), version, self._options)
-        if self._newest is None:
-            self._newest = DeltaTable(str(self.path), storage_options=self._options)
-        else:
-            self._newest.update_incremental()
-        return self._newest
+        """Open a version (default: the newest). The newest once open reads only what is new.
+
+        Raises:
+            DataError: The table cannot be reached.
+
+        """
+        try:
+            if version is not None:
+                return DeltaTable(str(self.path), version, self._options)
+            if self._newest is None:
+                self._newest = DeltaTable(str(self.path), storage_options=self._options)
+            else:
+                self._newest.update_incremental()
+            return self._newest
+        except OSError as exc:
+            raise DataError(f"table {self.name}: {_short(exc)}") from exc
 
     @contextmanager
     def writing(self) -> Iterator[None]:
