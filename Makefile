@@ -58,7 +58,7 @@ containers: environment tools ## Build every image and run them, as root; podman
 # A network of its own for driver, master and S3, which goes with pytest, as all processes do.
 HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
 cluster: spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
-	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster tests/cluster
+	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
 nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
 	$(BIN)/pytest -m "nightly and not timed" --numprocesses=2 --no-loadscope-reorder
