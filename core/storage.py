@@ -479,9 +479,9 @@ class Table:
                 self._newest = DeltaTable(str(self.path), storage_options=self._options)
             else:
                 self._newest.update_incremental()
-            return self._newest
         except OSError as exc:
             raise DataError(f"table {self.name}: {_short(exc)}") from exc
+        return self._newest
 
     @contextmanager
     def writing(self) -> Iterator[None]:
