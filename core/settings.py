@@ -123,7 +123,7 @@ class Settings(BaseSettings):
     engine: Literal["duckdb", "spark"] = "duckdb"
     """What computes the rows of feature views; Spark is installed by `make spark`."""
     spark_master: str = "local[*]"
-    """The Spark master on this host that `GYRE_ENGINE=spark` asks."""
+    """The Spark master that `GYRE_ENGINE=spark` asks."""
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
     `logs/alerts.log` in GYRE_HOME."""
