@@ -75,8 +75,7 @@ class WindowEnds:
         if next_time is None or next_time > now:
             return False
         with self._online.lock():
-            self._bring_online(now)
-        return True
+            return self._bring_online(now)
 
     def _load(self, view: ViewTable, now: datetime) -> None:
         """Note what is due within the hour: after a refresh, and when half an hour has passed."""
@@ -84,9 +83,9 @@ class WindowEnds:
         if state is None or state.time is None:
             return
         since = state.time
-        loaded = self._online.redis.hget(self._loaded_key, view.name)
-        if loaded:
-            version, loaded_until = json.loads(loaded)
+        note = self._online.redis.hget(self._loaded_key, view.name)
+        if note:
+            version, loaded_until = json.loads(note)
             if version == state.version:
                 since = datetime.fromisoformat(loaded_until)
         if since > now + LOAD_AGAIN:
@@ -102,11 +101,14 @@ class WindowEnds:
             for batch in connection.to_pyarrow_batches(first, chunk_size=LOAD_ROWS):
                 scores = self._scores_of(view.name, pa.Table.from_batches([batch]))
                 self._online.redis.zadd(self._key, scores, lt=True)
-        loaded = json.dumps([state.version, until.isoformat()])
-        self._online.redis.hset(self._loaded_key, view.name, loaded)
+        note = json.dumps([state.version, until.isoformat()])
+        self._online.redis.hset(self._loaded_key, view.name, note)
 
-    def _bring_online(self, now: datetime) -> None:
-        """Write the values of keys that are due; the feature lock is held."""
+    def _bring_online(self, now: datetime) -> bool:
+        """Write the values of keys that are due, unless another consumer has; return whether.
+
+        The feature lock is held.
+        """
         redis = self._online.redis
         members = redis.zrange(
             self._key,
@@ -117,6 +119,8 @@ class WindowEnds:
             num=KEYS_AT_ONCE,
             withscores=True,
         )
+        if not members:
+            return False
         keys: dict[str, set[KeyValues]] = {view.name: set() for view in self._views}
         for member, _ in members:
             name, *key = json.loads(member)
@@ -147,6 +151,7 @@ class WindowEnds:
             if scores:
                 pipe.zadd(self._key, scores)
             pipe.execute()
+        return True
 
     def _stored_values(
         self,

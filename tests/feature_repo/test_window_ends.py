@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pyarrow as pa
+import pytest
 
 from feature_repo.features import raw_table
 from feature_repo.online_values import OnlineValues
@@ -35,6 +37,23 @@ def test_windows_of_an_event_that_another_consumer_took_end_in_time(shop):
         assert not other_consumer.step(end)
     after = shop.online(1, end)
     assert (before["total_orders_30d"], after["total_orders_30d"]) == (2, 1)
+
+
+def test_of_two_consumers_that_wait_for_one_end_one_brings_it_online(shop):
+    end = LATER + 10 * MINUTE
+    shop.receives(LATER, order(2, 1, end - 30 * DAY))
+    raw = raw_table(shop.settings, ORDERS)
+    with closing(OnlineValues(shop.settings, ORDERS, raw)) as online:
+        first, second = (WindowEnds(shop.settings, ORDERS, raw, online) for _ in "ab")
+        first.step(LATER)
+        with ThreadPoolExecutor() as threads:
+            with online.lock():
+                waiting_step = threads.submit(second.step, end)
+                with pytest.raises(TimeoutError):
+                    waiting_step.result(1)
+                assert first.step(end)
+            assert not waiting_step.result()
+    assert shop.online(1, end)["total_orders_30d"] == 1
 
 
 def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):
