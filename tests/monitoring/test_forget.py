@@ -29,6 +29,7 @@ from feature_repo.features import raw_table
 from feature_repo.forgotten import forgotten_file
 from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
+from feature_repo.online_state import ends_key
 from feature_repo.source import pull
 from feature_repo.views import view_files
 from mlflow_server.registry import Registry
@@ -108,6 +109,9 @@ class Home:
             )
             send(AS_OF + timedelta(hours=2), order(10**9 + 1, ID, AS_OF, amount=-1.0))
         ingest(settings, "orders", AS_OF + timedelta(hours=3))
+        # As the consumer notes a customer whose windows end soon.
+        member = json.dumps(["customer_features", ID])
+        self.redis.zadd(ends_key("gyre", "orders"), {member: AS_OF.timestamp() * 1e6})
         report = chain.train(
             settings, SMALL, AS_OF, key="k", reason="first", who="test"
         )
@@ -173,6 +177,8 @@ class Home:
         keys = {
             key: key + (self.redis.dump(key) or b"") for key in self.redis.scan_iter()
         }
+        for key in self.redis.scan_iter(_type="ZSET"):  # a dump of one is compressed
+            keys[key] = b" ".join(self.redis.zrange(key, 0, -1))
         found = [
             str(key) for key, held in keys.items() if TEXT in held or BINARY in held
         ]
