@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+import psutil
 import pytest
 from redis import Redis
 
@@ -115,15 +116,16 @@ def test_an_order_changes_what_the_next_prediction_is_made_of_within_a_second(
 
 
 @pytest.mark.timed
-@pytest.mark.usefixtures("consumer")
 def test_a_thousand_events_of_one_request_are_online_within_three_seconds(
-    served: Served, features: Any
+    served: Served, features: Any, consumer: Consumer
 ) -> None:
     sent = [order(2_000 + n, NEW + 10 + n % 50) for n in range(1_000)]
     start = time.perf_counter()
     accepts(served, sent, 1_000)
     soon(lambda: features(NEW + 59), 20)
     print(f"\n1,000 events online: {time.perf_counter() - start:.2f} s")  # noqa: T201
+    memory = psutil.Process(consumer.pid).memory_full_info().pss
+    print(f"the consumer's memory (PSS): {memory / 1e6:.0f} MB")  # noqa: T201
     assert time.perf_counter() - start < at_most(3)
 
 
