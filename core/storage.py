@@ -211,9 +211,8 @@ class Table:
         with self.writing():
             if self.exists and not rows.num_rows:
                 return {"inserted": 0, "replaced": 0}
-            if not self.exists or not self._holds_any(
-                rows, key
-            ):  # an append is three times faster
+            # An append is three times faster.
+            if not self.exists or not self._holds_any(rows, key):
                 self._append(rows)
                 return {"inserted": rows.num_rows, "replaced": 0}
             differs = " OR ".join(
@@ -303,27 +302,11 @@ class Table:
                     configuration=REPLACED,
                     storage_options=self._options,
                 )
-            actions: list[AddAction | RemoveAction] = []
-            if within is not None:
-                for name in self.names(within=within):
-                    value = name.partition("/")[0].partition("=")[2]
-                    removed = RemoveAction(
-                        path=name,
-                        data_change=True,
-                        deletion_timestamp=now,
-                        partition_values={partition: value},
-                    )
-                    actions.append(removed)
-            for file in files:
-                added = AddAction(
-                    path=file.path,
-                    size=file.size,
-                    partition_values={partition: str(file.partition)},
-                    modification_time=now,
-                    data_change=True,
-                    stats=_statistics(file),
-                )
-                actions.append(added)
+            removed_names = [] if within is None else self.names(within=within)
+            actions = [
+                *[_remove_action(name, partition, now) for name in removed_names],
+                *[_add_action(file, partition, now) for file in files],
+            ]
             self._open().create_write_transaction(
                 actions,
                 mode="overwrite" if within is None else "append",
@@ -502,6 +485,28 @@ class Table:
             raise DataError(f"table {self.name}: {_short(exc)}") from exc
 
 
+def _remove_action(name: str, partition: str, now: int) -> RemoveAction:
+    """Say that a file such as `period=12/NAME.parquet` goes; `now` is in milliseconds."""
+    value = name.partition("/")[0].partition("=")[2]
+    return RemoveAction(
+        path=name,
+        data_change=True,
+        deletion_timestamp=now,
+        partition_values={partition: value},
+    )
+
+
+def _add_action(file: AddedFile, partition: str, now: int) -> AddAction:
+    return AddAction(
+        path=file.path,
+        size=file.size,
+        partition_values={partition: str(file.partition)},
+        modification_time=now,
+        data_change=True,
+        stats=_statistics(file),
+    )
+
+
 def files_at(address: str, cache: Path) -> list[str]:
     """Return the parquet files of the newest version of the table at `address`, on this disk.
 
@@ -561,9 +566,8 @@ def _milliseconds(moment: datetime) -> str:
 
 def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
     """Files of a table, below its folder."""
-    uri = (
-        table.table_uri
-    )  # of a folder it is quoted; what comes behind it is as on disk
+    # Of a folder it is quoted; what comes behind it is as on disk.
+    uri = table.table_uri
     folder = urlsplit(uri).path if uri.startswith("file:") else uri
     files = table.file_uris(file_pruning_predicate=within)
     return [file.removeprefix(folder).lstrip("/") for file in files]

@@ -61,7 +61,9 @@ class SparkEngine:
             options |= LOCAL_OPTIONS
         # Spark plans the data source with the `python3` of PATH.
         programs = str(Path(sys.executable).parent)
-        os.environ["PATH"] = os.pathsep.join((programs, os.environ.get("PATH", "")))
+        path = os.environ.get("PATH", "")
+        if not path.startswith(programs):
+            os.environ["PATH"] = os.pathsep.join((programs, path))
         builder = SparkSession.builder.master(master).appName("gyre")
         try:
             self._session = builder.config(map=options).getOrCreate()
