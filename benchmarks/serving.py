@@ -45,12 +45,13 @@ if TYPE_CHECKING:
 
     from benchmarks.servers import Server
 
+# What one path has to reach, and its aim.
 TIMES = {
     "empty": {1: (0.9,), 16: (1.5,)},
     "MLServer ONNX": {
         1: (1.2, 3.5),
         16: (3.2, 8.0),
-    },  # what one path has to reach, and its aim
+    },
 }
 """How many times the requests/s of each our worker is to answer, by connections."""
 TREES = {
@@ -204,9 +205,8 @@ def main(seconds: float) -> None:
         tempfile.TemporaryDirectory(prefix="gyre-bench-") as name,
         ExitStack() as opened,
     ):
-        opened.callback(
-            os.sched_setaffinity, 0, servers.CORES
-        )  # other benchmarks follow
+        # Other benchmarks follow.
+        opened.callback(os.sched_setaffinity, 0, servers.CORES)
         opened.enter_context(servers.paused_stack())
         rig = servers.install(opened, Path(name))
         ours = servers.start_ours(opened, rig)

@@ -59,9 +59,8 @@ def describe(
         found = f"expected {', '.join(WRITTEN)}; found {', '.join(wrong)}"
         raise SettingsError(f"--from: {found}: leave it out, or rename or convert it")
     rows = rows.cast(pa.schema({name: kinds[name] for name in rows.column_names}))
-    rows = rows.group_by(rows.column_names).aggregate(
-        []
-    )  # the same row again says nothing
+    # The same row again says nothing.
+    rows = rows.group_by(rows.column_names).aggregate([])
     types = {field.name: str(field.type) for field in rows.schema}
     key, entity, time = _roles(rows, types, key, entity, time)
     events = rows.select([entity, time]).drop_null()

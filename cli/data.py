@@ -126,9 +126,8 @@ def forget(
     """
     log_to_stderr()
     option, _, value = "=".join(context.args).partition("=")
-    with working(
-        settings := load_settings(), f"forget {name}"
-    ):  # without the key: it is noted
+    # Without the key: it is noted.
+    with working(settings := load_settings(), f"forget {name}"):
         from monitoring import forget as places  # noqa: PLC0415
 
         key = places.named_key(name, option.removeprefix("--"), value)

@@ -39,9 +39,8 @@ def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
     made = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:
         lines = (" ".join(as_text(value).split()) for value in row)
-        cells = (
-            "".join(filter(str.isprintable, line)) for line in lines
-        )  # no signs for terminals
+        # No signs for terminals.
+        cells = ("".join(filter(str.isprintable, line)) for line in lines)
         made.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells))
     return made
 
@@ -82,10 +81,11 @@ def working(settings: Settings, name: str, console: Console = ERR) -> Iterator[N
     file, began = settings.home / "run" / "took.json", time.monotonic()
     known = json.loads(file.read_text()) if file.exists() else {}
     how: dict[str, Any] = {"console": console, "transient": True}
+    # Stdout may be a file.
     how |= {
         "redirect_stdout": False,
         "disable": not console.is_terminal,
-    }  # stdout may be a file
+    }
     with Progress(SpinnerColumn(), TextColumn(name), Clock(), **how) as bar:
         bar.add_task(name, total=None, usual=known.get(name))
         yield

@@ -139,9 +139,8 @@ def _production(
         raise StackError(
             f"not trained: {spec.dataset} has no rows, see ingest above; then: {then}"
         )
-    running = airflow.last_runs(
-        dag, state="running"
-    )  # such as one that waits for approval
+    # Such as one that waits for approval.
+    running = airflow.last_runs(dag, state="running")
     asked = {"as_of": as_of.isoformat()} if as_of else {}
     first = {"reason": "first version, by gyre up"} | asked
     run = running[0]["dag_run_id"] if running else airflow.trigger(dag, first)

@@ -65,9 +65,8 @@ def say(text: RenderableType, document: object, *, as_json: bool) -> None:
 def log_to_stderr() -> None:
     """Progress goes to stderr, so that stdout is the report alone."""
     logging.basicConfig(handlers=[Lines()], level=logging.WARNING, format="%(message)s")
-    logging.captureWarnings(
-        capture=True
-    )  # what libraries deprecate is no news for who trains
+    # What libraries deprecate is no news for who trains.
+    logging.captureWarnings(capture=True)
     for noisy in ("py.warnings", "great_expectations"):
         logging.getLogger(noisy).setLevel(logging.ERROR)
     for package in ("training", "feature_repo", "mlflow_server", "monitoring"):

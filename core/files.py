@@ -54,9 +54,8 @@ def reached(what: str) -> Iterator[None]:
         yield
     except Exception as exc:
         if isinstance(exc, OSError) or type(exc).__module__ == "obstore.exceptions":
-            first = (
-                exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
-            )  # of a folder
+            # Of a folder.
+            first = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
             line = " ".join(str(first).partition("Debug source:")[0].split())
             raise DataError(f"{what}: {line[:LONGEST]}") from exc
         raise
@@ -91,9 +90,8 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
 
     mode: permissions, as of the first byte; the umask takes from them.
     """
-    if not isinstance(
-        path, Path
-    ):  # on S3, where a file appears when all of it is there
+    # On S3, where a file appears when all of it is there.
+    if not isinstance(path, Path):
         path.fs.pipe_file(
             path.path, content.encode() if isinstance(content, str) else content
         )

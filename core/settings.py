@@ -329,9 +329,8 @@ def load_settings(**overrides: Any) -> Settings:
         home = home.expanduser().resolve()
         secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
         is_ours = secrets.is_dir() and os.access(secrets, os.R_OK | os.X_OK)
-        for file in secrets.glob(
-            "aws_*"
-        ):  # no library but boto3 reads keys from a file
+        # No library but boto3 reads keys from a file.
+        for file in secrets.glob("aws_*"):
             os.environ.setdefault(file.name.upper(), file.read_text().strip())
         if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
             os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
@@ -345,9 +344,8 @@ def load_settings(**overrides: Any) -> Settings:
         name = "GYRE_" + "__".join(
             str(part) for part in first["loc"]
         ).upper().removeprefix("GYRE_")
-        found = (
-            "" if "URL" in name else f" (found {first['input']!r})"
-        )  # it may hold a password
+        # It may hold a password.
+        found = "" if "URL" in name else f" (found {first['input']!r})"
         raise SettingsError(f"{name}: {first['msg']}{found}") from exc
 
 

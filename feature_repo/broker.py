@@ -176,9 +176,8 @@ class Intake:
         with _reached():
             async with self._redis.pipeline(transaction=False) as pipe:
                 pipe.xlen(stream)
-                pipe.memory_usage(
-                    stream, samples=0
-                )  # 0: of all entries, not of the first five
+                # 0: of all entries, not of the first five.
+                pipe.memory_usage(stream, samples=0)
                 count, memory = await pipe.execute()
             size = (memory or 0) + len(events)
             if count >= MAX_ENTRIES or size > MAX_BYTES:

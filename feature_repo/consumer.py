@@ -176,9 +176,8 @@ class EventConsumer:
     def _parse(self, entry: Entry) -> list[Row]:
         try:
             events = self._row_list.validate_json(entry.events)
-        except (
-            ValueError
-        ) as exc:  # not of serving, or of columns that the dataset had before
+        except ValueError as exc:
+            # Not of serving, or of columns that the dataset had before.
             text = json.dumps(
                 {"entry": entry.id, "events": entry.events.decode(errors="replace")}
             )
@@ -195,9 +194,8 @@ class EventConsumer:
         """
         rows = list(chain.from_iterable(batch.values()))
         try:
-            with (
-                self._online.lock()
-            ):  # `gyre forget` has had it before, or waits for it
+            # `gyre forget` has had it before, or waits for it.
+            with self._online.lock():
                 forgotten_keys = forgotten(self._settings)
                 self._land([row for row in rows if not forgotten_keys.has(row)])
         except RedisError:
@@ -228,9 +226,8 @@ class EventConsumer:
             row for number, row in enumerate(rows) if number not in broken_rules
         ]
         if good_rows:
-            with one_writer(
-                self._settings, self._raw.name
-            ):  # what is superseded is what stands
+            # What is superseded is what stands.
+            with one_writer(self._settings, self._raw.name):
                 values = self._merge(good_rows, now)
                 raw_version = self._raw.version
             self._online.write(values, raw_version)

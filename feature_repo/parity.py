@@ -153,9 +153,8 @@ def _redis_beside(settings: Settings) -> Iterator[Settings]:
     """Give settings of the same installation with an empty Redis of its own."""
     port = free_ports()["redis_port"]
     folders = (str(Path(sys.executable).parent), os.environ.get("PATH", ""))
-    environment = {
-        "PATH": os.pathsep.join(folders)
-    }  # the bundled one first, as the stack has it
+    # The bundled one first, as the stack has it.
+    environment = {"PATH": os.pathsep.join(folders)}
     command = ["redis-server", "--bind", LOOPBACK, "--port", str(port), "--save", ""]
     with subprocess.Popen(
         command, env=environment, stdout=subprocess.DEVNULL

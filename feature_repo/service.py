@@ -10,9 +10,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from feast.errors import FeastObjectNotFoundException
+
+# As Feast's own reads resolve a service.
 from feast.utils import (
     _get_feature_views_to_use,
-)  # as Feast's own reads resolve a service
+)
 
 from core.errors import DataError
 from core.settings import Settings

@@ -189,11 +189,10 @@ def _read_csv(path: str, dataset: Dataset | None) -> pa.Table:
             "If it is whole, end its last line"
         )
     names = dataset.schema.names if dataset else []
+    # Types are inferred from one block.
     rows = csv.read_csv(
         pa.BufferReader(content),
-        read_options=csv.ReadOptions(
-            block_size=1 << 30
-        ),  # types are inferred from one block
+        read_options=csv.ReadOptions(block_size=1 << 30),
         convert_options=csv.ConvertOptions(
             column_types=dict.fromkeys(names, pa.string()),
             null_values=[""],

@@ -66,7 +66,6 @@ def publish_beside(settings: Settings, *datasets: Dataset) -> None:
     config = RepoConfig(**feast_config(settings, WRITE_DEADLINE))
     store = feast.FeatureStore(config=config)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # that on-demand views are experimental
+        # That on-demand views are experimental.
+        warnings.simplefilter("ignore", RuntimeWarning)
         store.apply(objects)

@@ -270,15 +270,14 @@ def _put_together(
     parts: list[list[dict[str, Any]]], columns: list[str]
 ) -> list[dict[str, Any]]:
     """Complete the entities of each part by columns of the other parts."""
-    parts = sorted(
-        parts, key=lambda part: len(part[0])
-    )  # keys of several columns stay whole
-    entities: list[dict[str, Any]] = []
+    # Keys of several columns stay whole.
+    parts = sorted(parts, key=lambda part: len(part[0]))
+    rows: list[dict[str, Any]] = []
     for number in range(max(map(len, parts), default=0)):
         entity: dict[str, Any] = {}
         for part in parts:
             entity |= part[number % len(part)]
         if len(entity) < len(columns):
             return []
-        entities.append({name: entity[name] for name in columns})
-    return entities
+        rows.append({name: entity[name] for name in columns})
+    return rows

@@ -15,9 +15,8 @@ from core.settings import load_settings
 from mlflow_server.promotion import write_down
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
-if (
-    "_MLFLOW_SERVER_FILE_STORE" in os.environ
-):  # `mlflow server` only looks what its app is
+# `mlflow server` only looks what its app is.
+if "_MLFLOW_SERVER_FILE_STORE" in os.environ:
     initialize_backend_stores(
         *(os.environ[f"_MLFLOW_SERVER_{name}"] for name in STORES)
     )

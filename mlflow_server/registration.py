@@ -61,9 +61,8 @@ def register(
     if done := next(
         (each for each in registry.versions(model) if each.run_id == run_id), None
     ):
-        if (
-            done.version not in registry.aliases(model).values()
-        ):  # killed before the stage
+        # Killed before the stage.
+        if done.version not in registry.aliases(model).values():
             registry.set_stage(model, done.version, "Staging")
         return done
     columns = [
@@ -163,9 +162,8 @@ def _fill(
     )
     model = Model(logged.artifact_location, model_uuid=logged.model_id, **named)
     with warnings.catch_warnings(), tempfile.TemporaryDirectory() as name:
-        warnings.simplefilter(
-            "ignore", UserWarning
-        )  # about type hints of MLflow's own modules
+        # About type hints of MLflow's own modules.
+        warnings.simplefilter("ignore", UserWarning)
         _save(exported, Path(name, NAME), content | {"mlflow_model": model})
         api.log_model_artifacts(logged.model_id, f"{name}/{NAME}")
     api.finalize_logged_model(logged.model_id, LoggedModelStatus.READY)

@@ -99,9 +99,8 @@ def history(rows: Sequence[LedgerRow]) -> list[str]:
     for row in rows:
         if row.role != PRODUCTION or not row.applied_at or row.to_version is None:
             continue
-        if (
-            row.to_version in stack
-        ):  # gone back to: what came after it is no way back any more
+        # Gone back to: what came after it is no way back any more.
+        if row.to_version in stack:
             del stack[stack.index(row.to_version) + 1 :]
         else:
             stack.append(row.to_version)

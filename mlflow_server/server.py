@@ -33,10 +33,9 @@ def environment(settings: Settings) -> dict[str, str]:
     )
     # Private: `mlflow server` sets `_MLFLOW_…` for its own uvicorn. It ends when that
     # command leaves no process behind, or these have public names.
+    # Where the ledger is, for promotions made in MLflow's UI.
     return {
-        "GYRE_HOME": str(
-            settings.home
-        ),  # where the ledger is, for promotions made in MLflow's UI
+        "GYRE_HOME": str(settings.home),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
         **{name: address for name, address in addresses.items() if address},
         "_MLFLOW_SERVER_FILE_STORE": store,

@@ -37,10 +37,11 @@ from mlflow_server.pages import KEY_TAG
 PARENT_TAG = "mlflow.parentRunId"
 """MLflow's own: its UI shows the run below that one."""
 DIGEST_LENGTH = 36
+# The second is the description in MLflow's UI.
 OUTCOME = (
     "outcome",
     "mlflow.note.content",
-)  # the second is the description in MLflow's UI
+)
 EXPERIMENT = json.loads(
     Path(__file__).with_name("experiment_tags.json").read_text("utf-8")
 )
@@ -243,9 +244,8 @@ class Tracking:
         try:
             yield
         except BaseException as exc:
-            with suppress(
-                RegistryError
-            ):  # that MLflow does not answer may be the reason itself
+            # That MLflow does not answer may be the reason itself.
+            with suppress(RegistryError):
                 self.fail(run_id, in_one_line(exc))
             raise
 

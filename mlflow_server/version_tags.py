@@ -18,8 +18,7 @@ def packed(tags: Mapping[str, str]) -> dict[str, str]:
 def unpacked(kept: Mapping[str, str]) -> dict[str, str]:
     """Return what was packed; a tag by itself, as earlier versions have each, counts more."""
     tags = dict(kept)
-    with suppress(
-        TypeError, ValueError
-    ):  # somebody has edited it: no digests, so not served
+    # Somebody has edited it: no digests, so not served.
+    with suppress(TypeError, ValueError):
         tags = dict[str, str](json.loads(tags.pop(LINEAGE, "{}"))) | tags
     return tags

@@ -276,9 +276,8 @@ def _take(
     at_once: int,
 ) -> tuple[int, int]:
     """Take files into a table that holds one row of each `key`; count new rows and bad lines."""
-    closed = {
-        file for file in files if is_closed(file)
-    }  # before reading: nothing more comes
+    # Before reading: nothing more comes.
+    closed = {file for file in files if is_closed(file)}
     new = malformed = 0
     for some in _together([*files], at_once):
         inserted, bad = _insert(some, closed, form, table, key)

@@ -268,9 +268,8 @@ def effect(ours: "pd.Series[float]", theirs: "pd.Series[float]") -> Effect:
     if ours.var() == theirs.var() == 0:
         return Effect(difference, difference, difference)
     with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", RuntimeWarning
-        )  # that all values of one group are equal
+        # That all values of one group are equal.
+        warnings.simplefilter("ignore", RuntimeWarning)
         interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(
             1 - LEVEL
         )

@@ -134,9 +134,8 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         return rows
     with one_writer(settings, "backup"), one_writer(settings, "maintain"):
         keep_out(settings, key.column, key.value)
-        shutil.rmtree(
-            settings.home / "run" / ".backup.part", ignore_errors=True
-        )  # of a killed one
+        # Of a killed one.
+        shutil.rmtree(settings.home / "run" / ".backup.part", ignore_errors=True)
         rows |= Search(settings, key, delete=True).counts()
     if left := Search(settings, key).counts():
         remedy = "are serving and gyre consume well? Again, at the latest in 10 minutes"
@@ -167,9 +166,8 @@ class Search:
         rows, trainings = map(self._rows, datasets), map(self._trainings, models)
         answers = self._answers([spec.name for spec in models])
         if self.delete:
-            for page in self.settings.data_docs.glob(
-                "**/*.html"
-            ):  # made anew with the next batch
+            # Made anew with the next batch.
+            for page in self.settings.data_docs.glob("**/*.html"):
                 page.unlink()
         places = chain(*rows, *trainings, answers, *map(self._stream, datasets))
         return {place: count for place, count in places if count}
@@ -285,9 +283,8 @@ class Search:
             yield self._table(answered, where, "request_id")
             yield self._table(scores(self.settings), where, "day")
             for file, count in self._lines(line) if self.delete else ():
-                if (
-                    count and file.suffix == ".malformed"
-                ):  # its good lines are in the tables
+                # Its good lines are in the tables.
+                if count and file.suffix == ".malformed":
                     file.unlink()
 
     def _lines(self, line: bytes) -> list[tuple[UPath, int]]:

@@ -131,10 +131,11 @@ def decoder(kind: FeatureType) -> Callable[[bytes | None], Any]:
 
 def instant(raw: bytes) -> int:
     """Whole microseconds since the epoch in a serialised google.protobuf.Timestamp."""
+    # Seconds and nanoseconds, by tag; one that is 0 is left out.
     parts = {
         0x08: 0,
         0x10: 0,
-    }  # seconds and nanoseconds, by tag; one that is 0 is left out
+    }
     at = 0
     while at < len(raw):
         tag = raw[at]
@@ -327,9 +328,8 @@ class RedisReader:
             return None
         times: list[datetime] = []
         for state in states:
-            time = (
-                json.loads(state)["time"] if state else None
-            )  # null until all is online
+            # Null until all is online.
+            time = json.loads(state)["time"] if state else None
             if time is None:
                 raise FeaturesUnavailableError(
                     "Redis holds no features (any more): gyre ingest"

@@ -9,9 +9,8 @@ import os
 from prometheus_client import Counter, Gauge, Histogram, values
 
 if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
-    _PROCESS = (
-        os.getpid()
-    )  # never forked: asked at every count it is a tenth of an answer's time
+    # Never forked: asked at every count it is a tenth of an answer's time.
+    _PROCESS = os.getpid()
     values.ValueClass = values.MultiProcessValue(lambda: _PROCESS)  # type: ignore[no-untyped-call]
 
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)

@@ -76,9 +76,8 @@ class ModelVersions:
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
         self._assigned: RegisteredModel | None = None
-        REFUSED.labels(
-            spec.name
-        )  # there from the start: Prometheus sees no increase from nothing
+        # There from the start: Prometheus sees no increase from nothing.
+        REFUSED.labels(spec.name)
 
     @property
     def current(self) -> LoadedModel | None:
@@ -182,14 +181,12 @@ class ModelVersions:
             logger.warning(
                 "%s: the copy of version %s is no good: %s", name, version, reason
             )
-            self.refused[version] = Refusal(
-                reason, time.monotonic(), -math.inf
-            )  # due now
+            # Due now.
+            self.refused[version] = Refusal(reason, time.monotonic(), -math.inf)
             self.copies.remove(version)
             return None
-        await (
-            model.features.probe()
-        )  # one that is not open yet would answer with defaults
+        # One that is not open yet would answer with defaults.
+        await model.features.probe()
         self._loaded.append(model)
         logger.info("%s: version %s is loaded", name, version)
         return model
@@ -206,9 +203,8 @@ class ModelVersions:
         before, self.roles = self.roles, roles
         name, sources = self.spec.name, self.sources
         kept = [roles.production, roles.challenger, roles.shadow, roles.previous]
-        if (
-            roles.production is not None
-        ):  # aliases move one by one: it will be `previous`
+        # Aliases move one by one: it will be `previous`.
+        if roles.production is not None:
             kept.append(before.production)
         gone: list[FeatureSource | LoadedModel] = [
             m for m in self._loaded if m not in kept

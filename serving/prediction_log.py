@@ -64,9 +64,8 @@ class AppendLog:
             None  # since when rows wait to be on disk, monotonic
         )
         self.problem: str | None = None
-        LOG_FAILURES.labels(
-            kind
-        )  # there from the start: Prometheus sees no increase from nothing
+        # There from the start: Prometheus sees no increase from nothing.
+        LOG_FAILURES.labels(kind)
 
     def open(self) -> None:
         """Begin a file. If that fails, the one at hand takes rows as before."""
@@ -124,9 +123,8 @@ class AppendLog:
                 if is_old or not self._files:
                     self.open()
                 files, since, self._unsynced = [*self._files], self._unsynced, None
-            self._sync(
-                files, ended=len(files) - 1
-            )  # a slow disk does not hold up the answers
+            # A slow disk does not hold up the answers.
+            self._sync(files, ended=len(files) - 1)
         LOG_LAG.labels(self.kind).set(0 if since is None else time.monotonic() - since)
 
     def _is_asked(self) -> bool:

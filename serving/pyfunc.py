@@ -16,9 +16,8 @@ from mlflow_server.pyfunc import ModelFile
 
 def main(file: str, digest: str, how: str) -> None:
     model = ModelFile(Path(file).read_bytes(), **json.loads(how))
-    if (
-        hashlib.sha256(model.content).hexdigest() != digest
-    ):  # a worker looked at the first start
+    # A worker looked at the first start.
+    if hashlib.sha256(model.content).hexdigest() != digest:
         sys.exit(f"{file}: its sha256 is not {digest}, which was registered")
     with socket.socket(fileno=0) as worker, worker.makefile("rw") as lines:
         for line in lines:

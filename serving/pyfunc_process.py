@@ -20,10 +20,11 @@ from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
 
 START_SECONDS, ANSWER_SECONDS, RETRY_SECONDS = 60.0, 10.0, 10.0
+# More take longer for one row.
 ONE_THREAD = {
     "OMP_NUM_THREADS": "1",
     "LOKY_MAX_CPU_COUNT": "1",
-}  # more take longer for one row
+}
 logger = logging.getLogger(__name__)
 
 
@@ -86,9 +87,8 @@ class PyfuncProcess:
 
     def _start(self) -> None:
         ours, theirs = socket.socketpair()
-        with (
-            theirs
-        ):  # of a session of its own: it ends with the worker, by no signal to a group
+        # Of a session of its own: it ends with the worker, by no signal to a group.
+        with theirs:
             more = os.environ | ONE_THREAD
             self._child = subprocess.Popen(
                 self._command, stdin=theirs.fileno(), env=more, start_new_session=True

@@ -201,9 +201,8 @@ def _place(
 def _files(path: Path) -> Iterator[Path]:
     if path.is_file():
         yield path
-    for folder, _, names in os.walk(
-        path
-    ):  # of a folder that goes meanwhile it says nothing
+    # Of a folder that goes meanwhile it says nothing.
+    for folder, _, names in os.walk(path):
         yield from (Path(folder, name) for name in names)
 
 

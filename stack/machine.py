@@ -131,9 +131,8 @@ def _stranger(host: str, port: int, home: Path) -> str:
     listening = [
         c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
     ]
-    pids = {
-        each.pid for each in listening if each.laddr.port == port
-    }  # None: another user's
+    # None: another user's.
+    pids = {each.pid for each in listening if each.laddr.port == port}
     ours = members(home)
     holders = [
         process for process in psutil.process_iter(["name"]) if process.pid in pids

@@ -90,9 +90,8 @@ def _escaped(value: object) -> str:
 
 
 def _quoted(name: str, value: str) -> str:
-    if any(
-        bad in value for bad in ('"', " ;", " #", "\n")
-    ):  # the file's format has no way
+    # The file's format has no way.
+    if any(bad in value for bad in ('"', " ;", " #", "\n")):
         bad = "a quote, a line break, ' ;' or ' #' cannot be passed on"
         raise StackError(f"{name}: {bad}: {value!r}")
     return f'{name}="{_escaped(value)}"'
@@ -313,9 +312,8 @@ def members(home: Path) -> list[psutil.Process]:
     Their `info` has `name` and `cmdline`.
     """
     above = [psutil.Process(), *psutil.Process().parents()]
-    found = psutil.process_iter(
-        ["name", "cmdline", "environ"]
-    )  # None: gone, or somebody else's
+    # None: gone, or somebody else's.
+    found = psutil.process_iter(["name", "cmdline", "environ"])
     ours = [p for p in found if (p.info["environ"] or {}).get(MARK) == str(home)]
     return [process for process in ours if process not in above]
 

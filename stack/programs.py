@@ -98,10 +98,11 @@ def redis(settings: Settings) -> Program:
     command += [str(settings.home / "redis"), "--save", ""]
     # What serving acknowledged: a kill loses none of it, a power cut at most the last second.
     command += ["--appendonly", "yes", "--appendfsync", "everysec"]
+    # It would overwrite the environment that `down` reads.
     command += [
         "--set-proc-title",
         "no",
-    ]  # it would overwrite the environment that `down` reads
+    ]
     return Program("redis", command, partial(redis_problem, settings))
 
 
@@ -150,9 +151,8 @@ def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
             for name in restart(settings, READERS, changed):
                 say(f"  {name}: started again")
         else:
-            for line in end_stack(
-                settings
-            ):  # of a killed supervisor, or with other settings
+            # Of a killed supervisor, or with other settings.
+            for line in end_stack(settings):
                 say(f"  ended left-over {line}")
             _migrate(settings, say)
             start(settings, text)

@@ -207,9 +207,8 @@ def _rows(
         if of is dataset:
             share = 1 + rows.num_rows // SAMPLE
             known = pc.unique(rows[of.entity]).sort()[::share]
-        same = (
-            of.entity == dataset.entity
-        )  # of another entity all: rows name any of them
+        # Of another entity all: rows name any of them.
+        same = of.entity == dataset.entity
         return rows.filter(pc.is_in(rows[of.entity], known)) if same else rows
 
     with whole_history(settings, spec, as_of, sample) as (beside, until):
@@ -224,9 +223,8 @@ def _rows(
         yield from problems or _trials(spec, frame, at(frame, planned.train))
         lacking = without_label(beside, spec, planned, test).num_rows
         reason = dataset.labels[spec.label].unlabelled
-        coverage(
-            spec, lacking, test.num_rows + lacking, reason
-        )  # raises what is one more finding
+        # Raises what is one more finding.
+        coverage(spec, lacking, test.num_rows + lacking, reason)
 
 
 def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:

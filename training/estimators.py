@@ -151,9 +151,8 @@ def estimator_problems(spec: ModelSpec) -> Iterator[str]:
 def _check_values(estimator: Any) -> None:
     """Raise scikit-learn's ValueError for values that it would refuse at fit."""
     # Private: the one public way is to fit. It ends with a public one in scikit-learn.
-    if hasattr(
-        estimator, "_parameter_constraints"
-    ):  # only scikit-learn's own have them
+    # Only scikit-learn's own have them.
+    if hasattr(estimator, "_parameter_constraints"):
         estimator._validate_params()  # noqa: SLF001
 
 

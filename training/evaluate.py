@@ -278,9 +278,8 @@ def beeswarm(axes: Axes, rows: pd.DataFrame, moved: pd.DataFrame) -> None:
     names = [*moved.abs().mean().sort_values().index]
     for place, name in enumerate(names):
         bins = pd.Series(np.digitize(moved[name], edges))
-        nth = (
-            bins.groupby(bins).cumcount() + 1
-        )  # of the dots that would lie on each other
+        # Of the dots that would lie on each other.
+        nth = bins.groupby(bins).cumcount() + 1
         heights = place + (nth // 2) * (-1) ** nth * 0.8 / max(20, nth.max())
         ranks = rows[name].rank(pct=True)
         dots = axes.scatter(

@@ -315,9 +315,8 @@ def fairness(segments: Sequence[Segment]) -> dict[str, float]:
             "false_alarms": cells["fp"] / (cells["fp"] + cells["tn"]),
         }
     )
-    gaps = (shares.max() - shares.min()).fillna(
-        0.0
-    )  # a share of no rows does not count
+    # A share of no rows does not count.
+    gaps = (shares.max() - shares.min()).fillna(0.0)
     return {
         "demographic_parity_difference": float(gaps["parity"]),
         "equal_opportunity_difference": float(gaps["opportunity"]),

@@ -123,9 +123,8 @@ def _converted(model: Any, features: Mapping[str, InputType]) -> onnx.ModelProto
             _register(library)
     exact = _with_float32_thresholds(model)
     steps = [step for _, step in getattr(exact, "steps", ())]
-    scalers = [
-        step for step in steps if isinstance(step, StandardScaler)
-    ]  # of a float32 matrix
+    # Of a float32 matrix.
+    scalers = [step for step in steps if isinstance(step, StandardScaler)]
     options: dict[Any, Any] = {id(scaler): {"div": "div"} for scaler in scalers}
     if hasattr(model, "predict_proba"):
         options[type(_last(exact))] = {"zipmap": False}
@@ -226,9 +225,8 @@ def _with_columns(
     # Of probabilities the second column, of numbers the only one: the last.
     output = model.graph.output[-1].name
     constants: dict[str, Any] = {"/shape": [-1, 1]}
-    if (
-        len(model.graph.output) > 1
-    ):  # label and probabilities; ten shares of 0.1 are 1.0000001
+    # Label and probabilities; ten shares of 0.1 are 1.0000001.
+    if len(model.graph.output) > 1:
         nodes.append(helper.make_node("Clip", [output, "/low", "/high"], ["/clipped"]))
         output, constants = (
             "/clipped",

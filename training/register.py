@@ -100,9 +100,8 @@ def promote(
     """
     tracking, registry = Tracking(settings), Registry(settings)
     with closing(Ledger(settings)) as ledger:
-        rows = reconcile(
-            registry, ledger, spec.name
-        )  # finishes what a killed try began
+        # Finishes what a killed try began.
+        rows = reconcile(registry, ledger, spec.name)
         outcome = _settled(rows, tracking.run(run_id), version)
         if outcome is None:
             champion = load_evaluation(tracking, run_id).champion_version

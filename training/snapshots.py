@@ -56,10 +56,11 @@ class Plan:
 
 def starts(every: Every, after: datetime, until: datetime) -> tuple[datetime, ...]:
     """Days, Mondays or first days of months, 00:00 UTC, in (after, until]."""
+    # One object, or pandas refuses them.
     ends = (
         after.astimezone(UTC),
         until.astimezone(UTC),
-    )  # one object, or pandas refuses them
+    )
     days = pd.date_range(*ends, freq=FREQUENCIES[every], normalize=True)
     return tuple(day.to_pydatetime() for day in days if day > after)
 

@@ -256,9 +256,8 @@ def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
         pipeline = build_pipeline(
             estimator.type, estimator.parameters, spec.inputs, spec.seed, spec.task
         )
-        with threadpool_limits(
-            1
-        ):  # boosting's threads wait for each other on busy cores
+        # Boosting's threads wait for each other on busy cores.
+        with threadpool_limits(1):
             pipeline.fit(features(spec, rows), y)
     except Exception as exc:
         raise TrainingError(

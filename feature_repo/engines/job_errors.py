@@ -41,7 +41,6 @@ def _line(exc: PySparkException | Py4JJavaError) -> str:
         )
         return f"{place} has no Python package {package[1]}: {remedy}"
     lines = str(exc).strip().splitlines()
-    reason = (
-        lines[-1] if isinstance(exc, PythonException) else lines[0]
-    )  # its traceback's end
+    # Its traceback's end.
+    reason = lines[-1] if isinstance(exc, PythonException) else lines[0]
     return f"{place}: {reason[:LONGEST]}"

@@ -66,11 +66,10 @@ def compared(
     limits: Monitoring, reference: pd.DataFrame, current: pd.DataFrame
 ) -> list[CheckResult]:
     """What decides, over all rows, without Evidently's report."""
+    # One at a time: a copy of all would not fit beside them.
     return [
         result
-        for name in map(
-            str, reference
-        )  # one at a time: a copy of all would not fit beside them
+        for name in map(str, reference)
         for result in _compare_column(limits, name, reference[name], current[name])
     ]
 
@@ -221,9 +220,8 @@ def _by_category(
 ) -> list[Counts]:
     counted = (values.value_counts() for values in (reference, current))
     before, now = (counts.groupby(counts.index.astype(str)).sum() for counts in counted)
-    before = before.sort_index().sort_values(
-        ascending=False, kind="stable"
-    )  # ties by name
+    # Ties by name.
+    before = before.sort_index().sort_values(ascending=False, kind="stable")
     bins = np.arange(len(before))
     if len(before) > BINS:
         ahead = (before.cumsum() - before).to_numpy() / before.sum()
