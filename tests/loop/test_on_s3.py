@@ -1,5 +1,5 @@
 """Ingest, train, serve, monitor, forget by the commands, with tables, features, reports and
-MLflow's files on S3; and on disk, for how long it takes.
+MLflow's files on S3; and on disk.
 """
 
 from __future__ import annotations
