@@ -16,11 +16,11 @@ from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.online_state import (
     OnlineState,
-    connect_redis,
     read_state,
     replace_state,
     state_key,
 )
+from feature_repo.online_writer import connect_redis
 from feature_repo.store import WRITE_DEADLINE, open_store
 
 
@@ -54,7 +54,7 @@ def notice_materialization_by_hand(settings: Settings, dataset: Dataset) -> None
 def _connected(settings: Settings) -> Iterator[Any]:
     """Give a client of Redis; raise FeaturesUnavailableError where Redis does not answer."""
     try:
-        with closing(connect_redis(settings, WRITE_DEADLINE)) as redis:
+        with closing(connect_redis(settings.redis_address, WRITE_DEADLINE)) as redis:
             yield redis
     except RedisError as exc:
         raise FeaturesUnavailableError(f"Redis: {exc}") from exc

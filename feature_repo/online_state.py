@@ -6,17 +6,11 @@ by the version of the raw table that their values stand on. Each dataset has a s
 whose values change by themselves, see `window_ends`.
 """
 
-import json
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from pydantic import TypeAdapter
-from redis import Redis
-from redis.backoff import NoBackoff
-from redis.retry import Retry
-
-from core.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -58,11 +52,6 @@ def loaded_ends_key(project: str, dataset: str) -> str:
     return f"{ends_key(project, dataset)}:loaded"
 
 
-def key_text(key: tuple[Any, ...]) -> str:
-    """Return the values of join keys as a member of that set."""
-    return json.dumps(key)
-
-
 def read_state(redis: Any, key: str) -> OnlineState | None:
     """Read a view's state; None: Redis holds no values of the view."""
     text: bytes | None = redis.get(key)
@@ -82,13 +71,3 @@ def replace_state(
         return is_unchanged
 
     return bool(redis.transaction(replace, key, value_from_callable=True))
-
-
-def connect_redis(settings: Settings, timeout_seconds: float) -> Any:
-    """Return a client of Redis that tries no command again: a writer notices each failure."""
-    return Redis.from_url(
-        settings.redis_address,
-        socket_timeout=timeout_seconds,
-        socket_connect_timeout=timeout_seconds,
-        retry=Retry(NoBackoff(), 0),
-    )

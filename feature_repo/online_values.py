@@ -4,7 +4,7 @@ The value online is the newest row of an entity at or before now. Whoever writes
 feature lock: ingest for a batch, the event consumer for a micro-batch.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from datetime import UTC, datetime
 from typing import Any
@@ -23,15 +23,15 @@ from feature_repo.entities import ViewValues, compute_view, raw_rows
 from feature_repo.online_state import (
     OnlineState,
     ahead_key,
-    connect_redis,
-    key_text,
     read_state,
     state_key,
 )
 from feature_repo.online_writer import (
     KeyValues,
+    connect_redis,
     delete_rows,
     hash_names,
+    key_text,
     key_values,
     scan_keys,
     write_rows,
@@ -55,6 +55,9 @@ class OnlineValues:
         raw: The dataset's raw table.
         timeout_seconds: What Redis may take for one command.
 
+    Attributes:
+        is_redis: Whether the values are in Redis, not in another store of Feast.
+
     """
 
     def __init__(
@@ -65,12 +68,12 @@ class OnlineValues:
         timeout_seconds: float = REDIS_SECONDS,
     ) -> None:
         self.store = open_store(settings, timeout_seconds)
-        self.redis = connect_redis(settings, timeout_seconds)
+        self.redis = connect_redis(settings.redis_address, timeout_seconds)
         self.views = {name: self.store.get_feature_view(name) for name in dataset.views}
         self._settings = settings
         self._dataset = dataset
         self._raw = raw
-        self._is_redis = isinstance(
+        self.is_redis = isinstance(
             self.store.config.online_store, RedisOnlineStoreConfig
         )
 
@@ -154,9 +157,9 @@ class OnlineValues:
         try:
             with self.redis.pipeline(transaction=False) as pipe:
                 for view_values in values:
-                    self._add_values(pipe, view_values)
-                    if raw_version is not None:
+                    if raw_version is not None:  # before: see `write_encoded_rows`
                         self._add_keys(pipe, view_values, raw_version)
+                    self._add_values(pipe, view_values)
                 pipe.execute()
         except RedisError as exc:
             raise FeaturesUnavailableError(f"Redis: {exc}") from exc
@@ -175,21 +178,18 @@ class OnlineValues:
             if version is not None and version >= raw_version
         }
 
-    def stored_keys(self, view: str) -> list[KeyValues]:
-        """Return the keys of all entities that have values of any view with a view's join keys."""
-        if not self._is_redis:
-            return []
-        return [
-            keys
-            for _, keys in scan_keys(self.redis, self.store.config, self.views[view])
-        ]
+    def stored_keys(self, view: str) -> Iterator[KeyValues]:
+        """Yield the keys of all entities that have values of any view with a view's join keys."""
+        if self.is_redis:
+            for _, keys in scan_keys(self.redis, self.store.config, self.views[view]):
+                yield keys
 
     def hashes_of(self, column: str, value: int | str) -> set[bytes]:
         """Return the names of the hashes of entities that have a value in a key column."""
         names = set()
         for view in self.views.values():
             columns = sorted(view.join_keys)
-            if self._is_redis and column in columns:
+            if self.is_redis and column in columns:
                 position = columns.index(column)
                 for name, key in scan_keys(self.redis, self.store.config, view):
                     if key[position] == value:
@@ -202,7 +202,7 @@ class OnlineValues:
     def _add_values(self, pipe: Any, values: ViewValues) -> None:
         view = values.view
         config = self.store.config
-        if self._is_redis:
+        if self.is_redis:
             write_rows(pipe, config, view, values.rows)
             delete_rows(pipe, config, view, hash_names(config, view, values.deleted))
         else:

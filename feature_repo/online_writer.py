@@ -2,9 +2,14 @@
 
 A value is a serialised `feast.types.Value` in a field of the entity's hash; the field's name is a
 hash of view and feature. The event time of a view is one more field.
+
+All of this travels to Spark's executors by value, so it imports nothing of Gyre.
 """
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
@@ -16,11 +21,13 @@ from feast.infra.key_encoding_utils import (
     serialize_entity_key_prefix,
 )
 from feast.infra.online_stores.helpers import _mmh3, compute_versioned_name
-from feast.protos.feast.types.EntityKey_pb2 import EntityKey
-from feast.protos.feast.types.Value_pb2 import Value
+from feast.protos.feast.types import EntityKey_pb2, Value_pb2
 from feast.type_map import python_values_to_proto_values
 from feast.types import from_feast_to_pyarrow_type
 from google.protobuf.timestamp_pb2 import Timestamp
+from redis import Redis
+from redis.backoff import NoBackoff
+from redis.retry import Retry
 
 KeyValues = tuple[int | str, ...]
 """Values of a view's join keys, in the order of their sorted names."""
@@ -36,6 +43,31 @@ NO_TIME = -(2**63)
 """What Feast stores of a timestamp that is null."""
 SCAN_COUNT = 10_000
 """Keys that Redis looks at in one step of a scan."""
+BATCH_ROWS = 1_000
+"""Rows of one pipeline of a refresh."""
+ENCODED_ROWS = pa.schema({"key": pa.string(), "values": pa.list_(pa.binary())})
+"""A row's keys as `key_text`, and what HSET takes: a hash, then fields and values in turn."""
+
+
+def connect_redis(address: str, timeout_seconds: float) -> Any:
+    """Return a client of Redis that tries no command again: a writer notices each failure."""
+    return Redis.from_url(
+        address,
+        socket_timeout=timeout_seconds,
+        socket_connect_timeout=timeout_seconds,
+        retry=Retry(NoBackoff(), 0),
+    )
+
+
+def format_config(config: RepoConfig) -> RepoConfig:
+    """Return that part of Feast's configuration which the format depends on; no address is in it."""
+    versioning = config.registry.enable_online_feature_view_versioning
+    return RepoConfig(
+        project=config.project,
+        provider="local",
+        registry={"path": "", "enable_online_feature_view_versioning": versioning},
+        entity_key_serialization_version=config.entity_key_serialization_version,
+    )
 
 
 def write_rows(
@@ -50,14 +82,58 @@ def write_rows(
         rows: Join keys, event time and features.
 
     """
+    for values in _hash_values(config, view, rows):
+        pipe.execute_command("HSET", *values)
+
+
+def encode_rows(config: RepoConfig, view: FeatureView, rows: pa.Table) -> pa.Table:
+    """Return rows of a view as ENCODED_ROWS, for `write_encoded_rows`."""
+    keys = [key_text(key) for key in key_values(view, rows)]
+    values = list(_hash_values(config, view, rows))
+    return pa.table({"key": keys, "values": values}, ENCODED_ROWS)
+
+
+def write_encoded_rows(
+    address: str, timeout_seconds: float, ahead: str, rows: pa.Table
+) -> None:
+    """Write encoded rows, but those whose keys the event consumer wrote.
+
+    It is right without the feature lock, too: an executor may go on when the driver, which holds
+    it, is gone. A transaction begins anew where a key comes into the sorted set meanwhile.
+
+    Args:
+        address: Redis' address.
+        timeout_seconds: What Redis may take for a command.
+        ahead: Redis key of the sorted set of the keys that the consumer wrote.
+        rows: See ENCODED_ROWS.
+
+    """
+    with closing(connect_redis(address, timeout_seconds)) as redis:
+        for start in range(0, rows.num_rows, BATCH_ROWS):
+            batch = rows.slice(start, BATCH_ROWS)
+            redis.transaction(partial(_write_behind, ahead, batch), ahead)
+
+
+def _write_behind(ahead: str, rows: pa.Table, pipe: Any) -> None:
+    """Add commands to a transaction, which watches the sorted set, that write encoded rows."""
+    scores = pipe.zmscore(ahead, rows["key"].to_pylist())
+    pipe.multi()
+    for score, values in zip(scores, rows["values"].to_pylist(), strict=True):
+        if score is None:
+            pipe.execute_command("HSET", *values)
+
+
+def _hash_values(
+    config: RepoConfig, view: FeatureView, rows: pa.Table
+) -> Iterator[tuple[bytes, ...]]:
+    """Yield the name of each row's hash, followed by fields and values in turn."""
     names = [feature.name for feature in view.features]
     fields = hash_fields(config, view, names)
     columns: list[Iterable[bytes]] = [hash_names(config, view, key_values(view, rows))]
     columns += [fields[:1] * len(rows), _times(rows[view.batch_source.timestamp_field])]
     for feature, field in zip(view.features, fields[1:], strict=True):
         columns += [[field] * len(rows), _values(feature, rows[feature.name])]
-    for command in zip(*columns, strict=True):
-        pipe.execute_command("HSET", *command)
+    yield from zip(*columns, strict=True)
 
 
 def delete_rows(
@@ -79,12 +155,19 @@ def key_values(view: FeatureView, rows: pa.Table) -> list[KeyValues]:
     return list(zip(*columns, strict=True))
 
 
+def key_text(key: KeyValues) -> str:
+    """Return join keys as a member of the sorted sets of `online_state`."""
+    return json.dumps(key)
+
+
 def hash_names(
     config: RepoConfig, view: FeatureView, keys: Iterable[KeyValues]
 ) -> list[bytes]:
     """Return the names of the hashes of entities."""
     names = sorted(view.join_keys)
-    entity = EntityKey(join_keys=names, entity_values=[Value() for _ in names])
+    entity = EntityKey_pb2.EntityKey(
+        join_keys=names, entity_values=[Value_pb2.Value() for _ in names]
+    )
     suffix = config.project.encode()
     hashes = []
     for values in keys:
@@ -156,7 +239,7 @@ def _values(feature: Any, column: pa.ChunkedArray) -> list[bytes]:
         protos = python_values_to_proto_values(column.to_pylist(), kind)
         return [proto.SerializeToString() for proto in protos]
     field = value_field(kind)
-    proto = Value()
+    proto = Value_pb2.Value()
     texts = []
     for value in values:
         if value is None or value != value:  # noqa: PLR0124  (not a number)

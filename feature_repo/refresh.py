@@ -8,9 +8,12 @@ goes on. What the consumer writes meanwhile is newer, and stays. So no value eve
 
 import json
 import time
-from collections.abc import Callable, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from datetime import datetime
+from functools import partial
+from itertools import islice
+from typing import Any
 
 import ibis.expr.types as ir
 import pyarrow as pa
@@ -20,7 +23,7 @@ from core.errors import FeaturesUnavailableError
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import engine_connection
 from feature_repo.entities import ViewValues
 from feature_repo.online_state import (
     OnlineState,
@@ -29,12 +32,21 @@ from feature_repo.online_state import (
     state_key,
 )
 from feature_repo.online_values import OnlineValues
-from feature_repo.online_writer import KeyValues, key_values
-from feature_repo.view_difference import BATCH_ROWS, ViewDifference
+from feature_repo.online_writer import (
+    BATCH_ROWS,
+    KeyValues,
+    encode_rows,
+    format_config,
+    key_values,
+    write_encoded_rows,
+)
+from feature_repo.view_difference import ViewDifference
 from feature_repo.views import ViewTable, view_tables
 
 REDIS_SECONDS = 10.0
 """What Redis may take for a batch."""
+STORED_KEYS = 100_000
+"""Keys of Redis that are compared with a view's at a time."""
 TRIES = 5
 PAUSE_SECONDS = 2.0
 """Between two tries: a Redis that was restarted reads its file first."""
@@ -59,7 +71,7 @@ def refresh_online(
     """
     with closing(OnlineValues(settings, dataset, raw, REDIS_SECONDS)) as online:
         for view in view_tables(settings, dataset, raw):
-            _run_until_ended(ViewRefresh(view, online, clock), view.name)
+            _run_until_ended(ViewRefresh(settings, view, online, clock), view.name)
 
 
 def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
@@ -80,7 +92,10 @@ def _run_until_ended(refresh: "ViewRefresh", name: str) -> None:
 class ViewRefresh:
     """The refresh of one view's values online."""
 
-    def __init__(self, view: ViewTable, online: OnlineValues, clock: Clock) -> None:
+    def __init__(
+        self, settings: Settings, view: ViewTable, online: OnlineValues, clock: Clock
+    ) -> None:
+        self._settings = settings
         self._view = view
         self._online = online
         self._clock = clock
@@ -103,7 +118,7 @@ class ViewRefresh:
             moment = self._clock()
         if old is not None and old.time is not None:
             moment = max(moment, old.time)
-        with connected() as connection:
+        with engine_connection(self._settings) as connection:
             difference = ViewDifference(
                 connection=connection,
                 view=self._view,
@@ -115,7 +130,7 @@ class ViewRefresh:
             begun = _begun(old, version, is_whole=changed_keys is None)
             if not replace_state(redis, self._state_key, old, begun):
                 return False
-            self._write_difference(difference, changed_keys)
+            self._write_difference(connection, difference, changed_keys)
         if redis.info("server")["run_id"] != server:
             return False
         ended = OnlineState(version=version, time=moment)
@@ -155,31 +170,78 @@ class ViewRefresh:
         return difference.changed_keys(old_versions, old.time, taken_keys)
 
     def _write_difference(
-        self, difference: ViewDifference, changed_keys: ir.Table | None
+        self,
+        connection: Any,
+        difference: ViewDifference,
+        changed_keys: ir.Table | None,
     ) -> None:
         """Write the newest rows of changed keys (None: of all), and delete those without a row."""
-        stored_keys = changed_keys
-        if stored_keys is None:
-            names = self._online.stored_keys(self._view.name)
-            stored_keys = difference.key_table(names)
-        for rows in difference.newest(changed_keys):
-            self._write(rows)
-        vanished = difference.vanished(stored_keys)
-        for start in range(0, len(vanished), BATCH_ROWS):
-            self._write(difference.no_rows, vanished[start : start + BATCH_ROWS])
+        with self._waves(connection, difference.newest(changed_keys)) as waves:
+            for write_wave in waves:
+                with self._online.lock():
+                    write_wave()
+        for keys in self._stored_keys(difference, changed_keys):
+            for batch in _batches(connection, difference.vanished(keys)):
+                deleted = key_values(self._feast_view, batch)
+                with self._online.lock():
+                    self._write(difference.no_rows, deleted)
+
+    @contextmanager
+    def _waves(
+        self, connection: Any, rows: ir.Table
+    ) -> Iterator[Iterator[Callable[[], None]]]:
+        """Yield functions that write some of the rows each; the feature lock is to be held."""
+        if connection.name == "pyspark" and self._online.is_redis:
+            from feature_repo.engines.online_waves import online_waves  # noqa: PLC0415
+
+            config = format_config(self._online.store.config)
+            address = self._settings.redis_address
+            with online_waves(
+                connection=connection,
+                view=self._view.name,
+                rows=rows,
+                encode=partial(encode_rows, config, self._feast_view),
+                write=partial(
+                    write_encoded_rows, address, REDIS_SECONDS, self._ahead_key
+                ),
+            ) as waves:
+                yield waves
+        else:
+            batches = _batches(connection, rows)
+            yield (partial(self._write, batch) for batch in batches)
+
+    def _stored_keys(
+        self, difference: ViewDifference, changed_keys: ir.Table | None
+    ) -> Iterator[ir.Table]:
+        """Yield the changed keys (None: all that Redis holds), of which some may have no row."""
+        if changed_keys is not None:
+            yield changed_keys
+            return
+        stored_keys = self._online.stored_keys(self._view.name)
+        keys = list(islice(stored_keys, STORED_KEYS))
+        while keys:
+            yield difference.key_table(keys)
+            keys = list(islice(stored_keys, STORED_KEYS))
 
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
         """Write rows and delete keys, but those that the consumer wrote meanwhile."""
-        with self._online.lock():
-            if self._online.redis.exists(self._ahead_key):
-                row_keys = key_values(self._feast_view, rows)
-                keys_ahead = self._online.keys_ahead(
-                    self._view.name, [*row_keys, *deleted], 0
-                )
-                is_behind = [key not in keys_ahead for key in row_keys]
-                rows = rows.filter(pa.array(is_behind, pa.bool_()))
-                deleted = [key for key in deleted if key not in keys_ahead]
-            self._online.write([ViewValues(self._feast_view, rows, deleted)])
+        if self._online.redis.exists(self._ahead_key):
+            row_keys = key_values(self._feast_view, rows)
+            keys_ahead = self._online.keys_ahead(
+                self._view.name, [*row_keys, *deleted], 0
+            )
+            is_behind = [key not in keys_ahead for key in row_keys]
+            rows = rows.filter(pa.array(is_behind, pa.bool_()))
+            deleted = [key for key in deleted if key not in keys_ahead]
+        self._online.write([ViewValues(self._feast_view, rows, deleted)])
+
+
+def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
+    """Compute rows, and yield at most 1,000 at a time."""
+    for batch in connection.to_pyarrow_batches(rows, chunk_size=BATCH_ROWS):
+        table = pa.Table.from_batches([batch])
+        for start in range(0, table.num_rows, BATCH_ROWS):
+            yield table.slice(start, BATCH_ROWS)
 
 
 def _begun(old: OnlineState | None, version: int, *, is_whole: bool) -> OnlineState:

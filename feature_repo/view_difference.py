@@ -1,12 +1,11 @@
 """What is to be written online of a view: its newest rows, and which of them may differ."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from datetime import datetime
 from typing import Any
 
 import ibis
 import ibis.expr.types as ir
-import pyarrow as pa
 
 from feature_repo.engines import read_files
 from feature_repo.entities import key_rows
@@ -14,14 +13,12 @@ from feature_repo.features import changed_rows
 from feature_repo.online_writer import KeyValues
 from feature_repo.views import ViewTable, period_of
 
-BATCH_ROWS = 1_000
-
 
 class ViewDifference:
     """The rows of one version of a view at a moment, beside those of older versions.
 
     Args:
-        connection: DuckDB, of Ibis; temporary tables are made there.
+        connection: Of an engine; temporary tables are made there.
         view: The view's table.
         keys: Names of the view's join keys.
         version: The version of the view's table.
@@ -42,8 +39,8 @@ class ViewDifference:
         self._keys = keys
         self._version = version
         self._moment = ibis.literal(moment)
-        self._rows = self._read(view.table.files(version))
-        self.no_rows: pa.Table = self._rows.schema().to_pyarrow().empty_table()
+        self._rows = self._read(view.table.names(version))
+        self.no_rows = self._rows.schema().to_pyarrow().empty_table()
         self._latest = self._rows.limit(0)
 
     def changed_keys(
@@ -68,8 +65,8 @@ class ViewDifference:
             parts.append(keys)
         return self._hold(ibis.union(*parts, distinct=True))
 
-    def newest(self, keys: ir.Table | None) -> Iterator[pa.Table]:
-        """Yield the newest rows of keys (None: of all), ordered by key, at most 1,000 at a time."""
+    def newest(self, keys: ir.Table | None) -> ir.Table:
+        """Return the newest row of each of the keys (None: of all), by event_timestamp, created."""
         due = self._rows.filter(self._rows.event_timestamp <= self._moment)
         if keys is not None:
             due = due.semi_join(keys, self._keys)
@@ -79,28 +76,19 @@ class ViewDifference:
             self._latest.event_timestamp.min()
         ).as_py()
         if earliest is None:
-            return
+            return self._rows.limit(0)
         rows = self._read(self._files_since(earliest))
         newest = rows.semi_join(self._latest, [*self._keys, "event_timestamp"])
-        ordered = newest.order_by([*self._keys, "created"])
-        for batch in self._connection.to_pyarrow_batches(
-            ordered, chunk_size=BATCH_ROWS
-        ):
-            table = pa.Table.from_batches([batch])
-            for start in range(0, table.num_rows, BATCH_ROWS):
-                yield table.slice(start, BATCH_ROWS)
+        by_key = ibis.window(group_by=self._keys, order_by=ibis.desc("created"))
+        return newest.filter(ibis.row_number().over(by_key) == 0)
 
-    def vanished(self, keys: ir.Table) -> list[KeyValues]:
+    def vanished(self, keys: ir.Table) -> ir.Table:
         """Return those of the keys that have no row; call `newest` before."""
-        vanished = keys.anti_join(self._latest, self._keys).select(self._keys)
-        rows = self._connection.to_pyarrow(vanished).to_pylist()
-        return [tuple(row.values()) for row in rows]
+        return keys.anti_join(self._latest, self._keys).select(self._keys)
 
     def key_table(self, keys: Iterable[KeyValues]) -> ir.Table:
         """Return keys as a table."""
-        return self._hold(
-            ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys))
-        )
+        return ibis.memtable(key_rows(self.no_rows.schema, self._keys, keys))
 
     def _due_keys(self, since: datetime) -> ir.Table:
         """Return the keys with a row that became due since a moment."""
@@ -128,18 +116,17 @@ class ViewDifference:
         changed_files = [*added_files, *removed_files]
         rows = self._rows.limit(0)
         if changed_files:
-            rows = read_files(self._connection, self._view.table, changed_files)
+            rows = self._read(changed_files)
         return rows.semi_join(changes, self._view.dataset.entity).select(self._keys)
 
     def _files_since(self, moment: datetime) -> list[str]:
         """Return the files of the version with rows of the period of a moment, or later ones."""
-        return self._view.table.files(
+        return self._view.table.names(
             self._version, within=f"period >= {period_of(moment)}"
         )
 
     def _read(self, files: Sequence[str]) -> ir.Table:
-        rows: ir.Table = self._connection.read_parquet(files)
-        return rows
+        return read_files(self._connection, self._view.table, files)
 
     def _hold(self, rows: ir.Table) -> ir.Table:
         name = ibis.util.gen_name("keys")

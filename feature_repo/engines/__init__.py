@@ -7,7 +7,7 @@ an event's entities.
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 PERIOD = timedelta(days=28)
 """Feature rows are cut into periods of event time."""
 PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
+SCRATCH = "scratch"
+"""Folder below the tables for rows on their way from executors."""
 MEMORY_LIMIT = "4GB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
 
@@ -102,7 +104,26 @@ def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine
         return DuckDBEngine(folder)
     from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (400 MB, a JVM)
 
-    return SparkEngine(settings.spark_master)
+    return SparkEngine(settings.spark_master, settings.data / SCRATCH)
+
+
+@contextmanager
+def engine_connection(settings: Settings) -> Iterator[Any]:
+    """Connect to the engine that `settings` name, to read tables.
+
+    Raises:
+        DataError: See `open_engine`.
+
+    """
+    if settings.engine == "duckdb":
+        with connected() as connection:
+            yield connection
+    else:
+        from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415
+
+        scratch = settings.data / SCRATCH
+        with closing(SparkEngine(settings.spark_master, scratch)) as engine:
+            yield engine.connection
 
 
 def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:

@@ -7,7 +7,7 @@ nothing of Gyre, so it imports nothing of Gyre. Each worker's own environment sa
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from operator import itemgetter
 from typing import Any
@@ -25,6 +25,8 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 BATCH_ROWS = 131_072
 """Rows of an Arrow batch and of a row group: what an executor's Python holds at a time."""
+PIECE_ROWS = 25_000
+"""Most rows of a file of `write_pieces`."""
 SOURCE = "delta_files"
 ADDED_FILE = """path string, size long, partition long, rows long,
     earliest timestamp, latest timestamp"""
@@ -135,6 +137,72 @@ def write_frame(
 
     added_files = frame.mapInArrow(write, ADDED_FILE).toArrow()
     return list(added_files.to_pylist())
+
+
+def write_pieces(
+    frame: Any,
+    address: str,
+    storage_options: Mapping[str, str],
+    encode: Callable[[pa.Table], pa.Table] = lambda rows: rows,
+) -> list[dict[str, Any]]:
+    """Write a DataFrame's rows as small files below an address; executors do it.
+
+    Args:
+        frame: Any rows.
+        address: See `frame_of_files`.
+        storage_options: See `frame_of_files`.
+        encode: Makes of rows what is written, as many rows.
+
+    Returns:
+        Of each file its `path` below the address, and how many `rows` it has: PIECE_ROWS at most.
+
+    """
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        filesystem = _filesystem(address, storage_options)
+        for batch in batches:
+            for start in range(0, batch.num_rows, PIECE_ROWS):
+                rows = pa.Table.from_batches([batch.slice(start, PIECE_ROWS)])
+                path = f"{uuid4()}.parquet"
+                with filesystem.open_output_stream(path) as stream:
+                    pq.write_table(encode(rows), stream)
+                yield pa.RecordBatch.from_pylist([{"path": path, "rows": len(rows)}])
+
+    pieces = frame.mapInArrow(write, "path string, rows long").toArrow()
+    return list(pieces.to_pylist())
+
+
+def read_piece(address: str, path: str, storage_options: Mapping[str, str]) -> pa.Table:
+    """Read a file that `write_pieces` wrote."""
+    filesystem = _filesystem(address, storage_options)
+    with filesystem.open_input_file(path) as file:
+        return pq.read_table(file)
+
+
+def use_pieces(
+    session: Any,
+    address: str,
+    paths: Sequence[str],
+    storage_options: Mapping[str, str],
+    use: Callable[[pa.Table], str],
+) -> list[str]:
+    """Have executors read files that `write_pieces` wrote, and call `use` with the rows of each.
+
+    Returns:
+        What the calls return.
+
+    """
+
+    def use_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        for batch in batches:
+            for number in batch["id"].to_pylist():
+                rows = read_piece(address, paths[number], storage_options)
+                yield pa.RecordBatch.from_pydict({"text": [use(rows)]})
+
+    task_count = min(len(paths), session.sparkContext.defaultParallelism)
+    numbers = session.range(0, len(paths), numPartitions=task_count)
+    texts = numbers.mapInArrow(use_rows, "text string").toArrow()
+    return list(texts["text"].to_pylist())
 
 
 def written_files(

@@ -6,13 +6,17 @@ says how S3 is reached (`AWS_*`). The executors read and write the tables' files
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import ibis
 import ibis.expr.types as ir
+import pyarrow as pa
 from ibis.expr.operations import DatabaseTable
+from upath import UPath
 
 from core.errors import DataError
 from core.storage import S3, AddedFile, Table
@@ -52,10 +56,11 @@ class SparkEngine:
 
     Args:
         master: Address of the master, as Spark has it.
+        scratch: Folder that this process and the executors see, for rows on their way.
 
     """
 
-    def __init__(self, master: str) -> None:
+    def __init__(self, master: str, scratch: UPath) -> None:
         options = dict(OPTIONS)
         if master.startswith("local"):
             options |= LOCAL_OPTIONS
@@ -74,6 +79,7 @@ class SparkEngine:
             ) from exc
         executors.register(self._session)
         self.connection = _Connection()
+        self.connection.scratch = scratch
         self.connection.register_options()
         self.connection.do_connect(self._session)
 
@@ -84,10 +90,8 @@ class SparkEngine:
     def write(
         self, rows: ir.Table, table: Table, first_period: int | None
     ) -> list[AddedFile]:
-        name = ibis.util.gen_name("rows")
-        self.connection.create_view(name, rows)
         period = f"unix_micros(event_timestamp) div {PERIOD_MICROSECONDS}"
-        frame = self._session.table(name).selectExpr("*", f"{period} AS period")
+        frame = self.connection.frame(rows).selectExpr("*", f"{period} AS period")
         if first_period is not None:
             frame = frame.where(f"period >= {first_period}")
         table.path.mkdir(parents=True, exist_ok=True)
@@ -96,11 +100,19 @@ class SparkEngine:
         return [AddedFile(**file) for file in files]
 
     def close(self) -> None:
-        """Leave the session to the next engine."""
+        """Drop temporary tables; leave the session to the next engine."""
+        self._session.catalog.clearCache()
 
 
 class _Connection(Backend):  # type: ignore[misc]
-    """Ibis's backend, whose executors read the files of tables."""
+    """Ibis's backend, whose executors read the files of tables.
+
+    Attributes:
+        scratch: See `SparkEngine`.
+
+    """
+
+    scratch: UPath
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
         """Open some files of a table; times are instants."""
@@ -114,8 +126,45 @@ class _Connection(Backend):  # type: ignore[misc]
         )
         view = ibis.util.gen_name("files")
         frame.createOrReplaceTempView(view)
-        columns = ibis.Schema.from_pyarrow(schema)
-        return DatabaseTable(name=view, schema=columns, source=self).to_expr()
+        return self._view(view, ibis.Schema.from_pyarrow(schema))
+
+    def create_table(self, name: str, /, obj: ir.Table, **_options: Any) -> ir.Table:
+        """Have the executors keep rows, once computed, until the engine is closed."""
+        self.create_view(name, obj)
+        self._session.catalog.cacheTable(name)
+        return self._view(name, obj.schema())
+
+    def frame(self, rows: ir.Table) -> Any:
+        """Return rows as Spark's DataFrame."""
+        name = ibis.util.gen_name("rows")
+        self.create_view(name, rows)
+        return SparkSession.active().table(name)
+
+    def to_pyarrow_batches(
+        self, expr: ir.Table, /, *, chunk_size: int, **_options: Any
+    ) -> Iterator[pa.RecordBatch]:
+        """Compute rows on the executors; this process holds those of one file at a time."""
+        schema = expr.schema().to_pyarrow()
+        with self.scratch_folder(str(uuid4())) as folder:
+            with one_line_errors():
+                pieces = executors.write_pieces(self.frame(expr), folder, S3)
+            for piece in pieces:
+                rows = executors.read_piece(folder, piece["path"], S3)
+                yield from rows.cast(schema).to_batches(max_chunksize=chunk_size)
+
+    @contextmanager
+    def scratch_folder(self, name: str) -> Iterator[str]:
+        """Give the address of an empty folder, which goes in the end."""
+        folder = self.scratch / name
+        _remove(folder)
+        folder.mkdir(parents=True)
+        try:
+            yield str(folder)
+        finally:
+            _remove(folder)
+
+    def _view(self, name: str, schema: ibis.Schema) -> ir.Table:
+        return DatabaseTable(name=name, schema=schema, source=self).to_expr()
 
     def to_pyarrow(self, expr: ir.Expr, /, **options: Any) -> Any:
         with one_line_errors():
@@ -126,3 +175,9 @@ class _Connection(Backend):  # type: ignore[misc]
         rows = op.data.to_pyarrow(op.schema)
         frame = SparkSession.active().createDataFrame(rows)
         frame.createOrReplaceTempView(op.name)
+
+
+def _remove(folder: UPath) -> None:
+    """Remove a folder, if there is one."""
+    with suppress(FileNotFoundError):
+        folder.fs.rm(folder.path, recursive=True)

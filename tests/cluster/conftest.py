@@ -48,6 +48,12 @@ PACKAGES = (
         "tzdata",
         "typing_extensions.py",
     ),
+    # Of online values: Feast, what it imports, and Redis' client.
+    *("feast", "redis", "annotated_doc", "annotated_types", "anyio", "attr", "certifi"),
+    *("click", "colorama", "dill", "fastapi", "google", "gunicorn", "idna", "jinja2"),
+    *("jwt", "markupsafe", "mmh3", "packaging", "prometheus_client", "psutil"),
+    *("pydantic", "pydantic_core", "requests", "sqlalchemy", "starlette", "tqdm"),
+    *("typeguard", "typing_inspection", "urllib3", "uvicorn", "yaml"),
 )
 """All that the environment of an executor holds, of those that are installed here."""
 MASTER = "org.apache.spark.deploy.master.Master"

@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from random import Random
@@ -17,8 +19,11 @@ import pytest
 from redis import Redis
 
 from core.settings import PROJECT
+from feature_repo.entities import ViewValues
 from feature_repo.features import raw_table
 from feature_repo.online_state import STATE_JSON
+from feature_repo.online_values import OnlineValues
+from feature_repo.online_writer import encode_rows, write_encoded_rows
 from feature_repo.refresh import refresh_online
 from feature_repo.views import view_table, write_views
 from stack.environment import child_environment
@@ -32,6 +37,7 @@ from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them
     MINUTE,
     ORDERS,
     SPEC,
+    feature_rows,
     ingested,
     order,
     shop,
@@ -77,8 +83,8 @@ def test_a_key_that_the_consumer_wrote_and_no_row_explains_is_deleted(shop):
     assert hashes(shop.redis) == {name}
 
 
-def test_what_the_consumer_writes_during_a_refresh_stays(shop):
-    """It stands on a later moment, at which more rows are due."""
+def assert_consumer_values_stay(shop):
+    """They stand on a later moment, at which more rows are due."""
     shop.receives(AS_OF + MINUTE, order(2, 77, AS_OF, 3.0), order(3, 1, AS_OF, 2.0))
     raw = raw_table(shop.settings, ORDERS)
     write_views(shop.settings, ORDERS, raw)
@@ -94,6 +100,55 @@ def test_what_the_consumer_writes_during_a_refresh_stays(shop):
     shop.redis.delete(STATE)
     refresh_online(shop.settings, ORDERS, raw, moment)
     assert (shop.spent(1), shop.spent(77)) == (7.0, 3.0)
+
+
+def test_what_the_consumer_writes_during_a_refresh_stays(shop):
+    assert_consumer_values_stay(shop)
+
+
+def many_rows(shop, spent):
+    """Return rows of the view of 1,000 customers, who have spent as much."""
+    rows = feature_rows(shop).slice(0, 1)
+    rows = rows.take([0] * 1_000)
+    for name, values in {
+        "customer_id": range(1, 1_001),
+        "lifetime_value": [spent] * 1_000,
+    }.items():
+        position = rows.column_names.index(name)
+        column = pa.array(values, rows[name].type)
+        rows = rows.set_column(position, name, column)
+    return rows
+
+
+def test_an_executor_whose_driver_is_gone_overwrites_nothing_that_the_consumer_writes(
+    shop,
+):
+    """The feature lock is free, and the executor goes on."""
+    with closing(
+        OnlineValues(shop.settings, ORDERS, raw_table(shop.settings, ORDERS))
+    ) as online:
+        view = online.views[VIEW]
+        newer_rows = many_rows(shop, 2.0)
+        encoded_rows = encode_rows(online.store.config, view, many_rows(shop, 1.0))
+        is_over = threading.Event()
+
+        def executor():
+            while not is_over.is_set():
+                write_encoded_rows(shop.settings.redis_address, 10, AHEAD, encoded_rows)
+
+        with ThreadPoolExecutor() as threads:
+            job = threads.submit(executor)
+            for number in Random(1).sample(range(1_000), 1_000):
+                values = ViewValues(view, newer_rows.slice(number, 1))
+                online.write([values], 10**6)
+            is_over.set()
+            job.result()
+    with closing(
+        online_reader(shop.settings, SPEC.feature_service, SPEC.features)
+    ) as reader:
+        keys = [{"customer_id": customer} for customer in range(1, 1_001)]
+        rows = reader.read(keys, LATER)
+    assert {row["lifetime_value"] for row in rows} == {2.0}
 
 
 def test_values_of_a_version_that_is_gone_are_written_anew_and_strangers_deleted(shop):

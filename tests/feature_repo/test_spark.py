@@ -9,6 +9,7 @@ import gc
 import os
 import subprocess
 import sys
+from datetime import timedelta
 
 import ibis
 import psutil
@@ -17,6 +18,7 @@ import pyarrow.parquet as pq
 import pytest
 from hypothesis import HealthCheck, given
 from hypothesis import settings as hypothesis_settings
+from redis import Redis
 
 from core.settings import PROJECT, Settings
 from core.storage import Table
@@ -24,11 +26,14 @@ from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
+from feature_repo.refresh import refresh_online
 from feature_repo.views import view_files, write_views
 from tests.conftest import AS_OF, new_settings, wait_until
 from tests.feature_repo import test_windows
 from tests.feature_repo.test_change_points import moments, st
+from tests.feature_repo.test_events import ingested, shop  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
+from tests.feature_repo.test_refresh import STATE, assert_consumer_values_stay, hashes
 from tests.preloaded import commands_folder
 
 pytestmark = [
@@ -93,6 +98,41 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
     )
     report = parity(settings, "customer_churn_v1", [AS_OF])
     assert (report.entities, report.differences) == (customers, ())
+
+
+def refreshed(settings, batch, hour):
+    """Land rows; return all hashes with online values once they are brought online."""
+    raw = land(settings, batch, hour)
+    write_views(with_engine("duckdb", settings), ORDERS, raw)
+    refresh_online(settings, ORDERS, raw, lambda: AS_OF + timedelta(hours=hour))
+    with Redis.from_url(settings.redis_address) as redis:
+        return {name: redis.hgetall(name) for name in hashes(redis)}
+
+
+def test_executors_write_online_what_duckdb_writes_to_the_byte(template):
+    first_batch = [(key, key, key % 90, key / 4) for key in range(1, 40)]
+    later_batch = [(1, 2, 3, 14.96), (50, 50, 27, 0.1)]  # customer 1 has no order left
+    all_hashes = {}
+    for engine in ("duckdb", "spark"):
+        settings = with_engine(engine, template.restore())
+        first_hashes = refreshed(settings, first_batch, 0)
+        later_hashes = refreshed(settings, later_batch, 1)
+        assert len(first_hashes) == len(later_hashes) == 39
+        (vanished,) = first_hashes.keys() - later_hashes.keys()
+        with Redis.from_url(settings.redis_address) as redis:
+            redis.delete(STATE)
+            redis.hset(vanished, mapping=first_hashes[vanished])
+            redis.hset(next(iter(later_hashes)), mapping=first_hashes[vanished])
+        anew_hashes = refreshed(settings, later_batch, 2)
+        assert anew_hashes == later_hashes
+        all_hashes[engine] = [first_hashes, later_hashes, anew_hashes]
+        assert not [*(settings.data / "scratch").glob("**/*.parquet")]
+    assert all_hashes["spark"] == all_hashes["duckdb"]
+
+
+def test_executors_leave_alone_what_the_consumer_writes_meanwhile(shop):
+    shop.settings = with_engine("spark", shop.settings)
+    assert_consumer_values_stay(shop)
 
 
 @pytest.mark.nightly
