@@ -27,6 +27,7 @@ from feast.types import from_feast_to_pyarrow_type
 from google.protobuf.timestamp_pb2 import Timestamp
 from redis import Redis
 from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
 from redis.retry import Retry
 
 KeyValues = tuple[int | str, ...]
@@ -95,7 +96,7 @@ def encode_rows(config: RepoConfig, view: FeatureView, rows: pa.Table) -> pa.Tab
 
 def write_encoded_rows(
     address: str, timeout_seconds: float, ahead: str, rows: pa.Table
-) -> None:
+) -> str:
     """Write encoded rows, but those whose keys the event consumer wrote.
 
     It is right without the feature lock, too: an executor may go on when the driver, which holds
@@ -107,11 +108,18 @@ def write_encoded_rows(
         ahead: Redis key of the sorted set of the keys that the consumer wrote.
         rows: See ENCODED_ROWS.
 
+    Returns:
+        Why Redis did not take the rows; empty if it did.
+
     """
-    with closing(connect_redis(address, timeout_seconds)) as redis:
-        for start in range(0, rows.num_rows, BATCH_ROWS):
-            batch = rows.slice(start, BATCH_ROWS)
-            redis.transaction(partial(_write_behind, ahead, batch), ahead)
+    try:
+        with closing(connect_redis(address, timeout_seconds)) as redis:
+            for start in range(0, rows.num_rows, BATCH_ROWS):
+                batch = rows.slice(start, BATCH_ROWS)
+                redis.transaction(partial(_write_behind, ahead, batch), ahead)
+    except RedisError as exc:
+        return str(exc)
+    return ""
 
 
 def _write_behind(ahead: str, rows: pa.Table, pipe: Any) -> None:

@@ -9,7 +9,7 @@ goes on. What the consumer writes meanwhile is newer, and stays. So no value eve
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing
 from datetime import datetime
 from functools import partial
 from itertools import islice
@@ -176,39 +176,29 @@ class ViewRefresh:
         changed_keys: ir.Table | None,
     ) -> None:
         """Write the newest rows of changed keys (None: of all), and delete those without a row."""
-        with self._waves(connection, difference.newest(changed_keys)) as waves:
-            for write_wave in waves:
-                with self._online.lock():
-                    write_wave()
+        self._write_newest(connection, difference.newest(changed_keys))
         for keys in self._stored_keys(difference, changed_keys):
-            for batch in _batches(connection, difference.vanished(keys)):
-                deleted = key_values(self._feast_view, batch)
-                with self._online.lock():
-                    self._write(difference.no_rows, deleted)
+            for rows in _batches(connection, difference.vanished(keys)):
+                self._write(difference.no_rows, key_values(self._feast_view, rows))
 
-    @contextmanager
-    def _waves(
-        self, connection: Any, rows: ir.Table
-    ) -> Iterator[Iterator[Callable[[], None]]]:
-        """Yield functions that write some of the rows each; the feature lock is to be held."""
-        if connection.name == "pyspark" and self._online.is_redis:
-            from feature_repo.engines.online_waves import online_waves  # noqa: PLC0415
+    def _write_newest(self, connection: Any, rows: ir.Table) -> None:
+        """Write rows: the executors of Spark do it where the values are in Redis."""
+        if connection.name != "pyspark" or not self._online.is_redis:
+            for batch in _batches(connection, rows):
+                self._write(batch)
+            return
+        from feature_repo.engines.online_waves import write_waves  # noqa: PLC0415
 
-            config = format_config(self._online.store.config)
-            address = self._settings.redis_address
-            with online_waves(
-                connection=connection,
-                view=self._view.name,
-                rows=rows,
-                encode=partial(encode_rows, config, self._feast_view),
-                write=partial(
-                    write_encoded_rows, address, REDIS_SECONDS, self._ahead_key
-                ),
-            ) as waves:
-                yield waves
-        else:
-            batches = _batches(connection, rows)
-            yield (partial(self._write, batch) for batch in batches)
+        config = format_config(self._online.store.config)
+        address = self._settings.redis_address
+        write_waves(
+            connection=connection,
+            view=self._view.name,
+            rows=rows,
+            encode=partial(encode_rows, config, self._feast_view),
+            write=partial(write_encoded_rows, address, REDIS_SECONDS, self._ahead_key),
+            lock=self._online.lock,
+        )
 
     def _stored_keys(
         self, difference: ViewDifference, changed_keys: ir.Table | None
@@ -225,15 +215,16 @@ class ViewRefresh:
 
     def _write(self, rows: pa.Table, deleted: Sequence[KeyValues] = ()) -> None:
         """Write rows and delete keys, but those that the consumer wrote meanwhile."""
-        if self._online.redis.exists(self._ahead_key):
-            row_keys = key_values(self._feast_view, rows)
-            keys_ahead = self._online.keys_ahead(
-                self._view.name, [*row_keys, *deleted], 0
-            )
-            is_behind = [key not in keys_ahead for key in row_keys]
-            rows = rows.filter(pa.array(is_behind, pa.bool_()))
-            deleted = [key for key in deleted if key not in keys_ahead]
-        self._online.write([ViewValues(self._feast_view, rows, deleted)])
+        with self._online.lock():
+            if self._online.redis.exists(self._ahead_key):
+                row_keys = key_values(self._feast_view, rows)
+                keys_ahead = self._online.keys_ahead(
+                    self._view.name, [*row_keys, *deleted], 0
+                )
+                is_behind = [key not in keys_ahead for key in row_keys]
+                rows = rows.filter(pa.array(is_behind, pa.bool_()))
+                deleted = [key for key in deleted if key not in keys_ahead]
+            self._online.write([ViewValues(self._feast_view, rows, deleted)])
 
 
 def _batches(connection: Any, rows: ir.Table) -> Iterator[pa.Table]:
