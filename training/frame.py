@@ -20,7 +20,7 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW, PublishedService, as_stored
 from feature_repo.views import entities
@@ -47,7 +47,7 @@ def build_frame(
 
     Labels of entities outside the population are left out: serving says the same of them.
     """
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
     frame = with_features(settings, spec, labelled)
