@@ -20,7 +20,7 @@ from feature_repo.service import PublishedService
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
-from training.frame import TIME, extent, labelled_rows
+from training.frame import TIME, extent, labelled_rows, require_memory
 from training.lineage import FINGERPRINT, PLANNED_TAG, run_tags, table_tags
 from training.snapshots import Plan, plan
 
@@ -111,9 +111,9 @@ def _log_extent(
 ) -> None:
     with engine_connection(settings) as connection:
         rows = open_raw(table, version, as_of, connection)
-        log.info(
-            extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows))
-        )
+        labelled = labelled_rows(spec, dataset, planned.snapshots, rows)
+    log.info(extent(spec, planned, labelled))
+    require_memory(spec, labelled.num_rows)
 
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:

@@ -282,7 +282,8 @@ def _matured_labels(
     owner = dataset.entity
     with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-        known = typed(spec, labels(raw, dataset.labels[spec.label], sorted(days)))
+        label_rows = labels(raw, dataset.labels[spec.label], sorted(days))
+        known = typed(spec, label_rows.to_pyarrow())
         when = raw[dataset.event_time]
         within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
         key = within[owner].cast(spec.entity_key[owner])
