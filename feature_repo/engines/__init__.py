@@ -1,9 +1,9 @@
 """Compute engines of feature views; `GYRE_ENGINE` chooses one.
 
-Both engines run the same Ibis expressions over the same tables and write the same rows. DuckDB
-reads copies on this disk; Spark's executors read and write a table's own files, also on S3.
-All else stays on DuckDB: batches, their validation, labels, training frames, and the features of
-an event's entities.
+Both engines run the same Ibis expressions over the same tables: of views, labels, training frames
+and lists of entities. DuckDB reads copies on this disk; Spark's executors read and write a table's
+own files, also on S3. All else stays on DuckDB: batches, their validation, and the features of an
+event's entities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ibis
 import ibis.expr.types as ir
 from ibis.backends.sql.datatypes import DuckDBType
+from upath import UPath
 
 from core.settings import Settings
 from core.storage import AddedFile, Table
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 PERIOD = timedelta(days=28)
 """Feature rows are cut into periods of event time."""
 PERIOD_MICROSECONDS = PERIOD // timedelta(microseconds=1)
-SCRATCH = "scratch"
-"""Folder below the tables for rows on their way from executors."""
 MEMORY_LIMIT = "4GB"
 """Memory of DuckDB; beyond it, DuckDB spills to disk."""
 
@@ -102,9 +101,14 @@ def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine
     """
     if settings.engine == "duckdb":
         return DuckDBEngine(folder)
+    return spark_engine(settings.spark_master, settings.scratch)
+
+
+def spark_engine(master: str, scratch: UPath) -> "SparkEngine":
+    """Open Spark; see `SparkEngine`."""
     from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (400 MB, a JVM)
 
-    return SparkEngine(settings.spark_master, settings.data / SCRATCH)
+    return SparkEngine(master, scratch)
 
 
 @contextmanager
@@ -119,10 +123,8 @@ def engine_connection(settings: Settings) -> Iterator[Any]:
         with connected() as connection:
             yield connection
     else:
-        from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415
-
-        scratch = settings.data / SCRATCH
-        with closing(SparkEngine(settings.spark_master, scratch)) as engine:
+        engine = spark_engine(settings.spark_master, settings.scratch)
+        with closing(engine):
             yield engine.connection
 
 

@@ -25,8 +25,6 @@ from pyspark.sql.pandas.types import from_arrow_schema, to_arrow_schema
 
 BATCH_ROWS = 131_072
 """Rows of an Arrow batch and of a row group: what an executor's Python holds at a time."""
-PIECE_ROWS = 25_000
-"""Most rows of a file of `write_pieces`."""
 SOURCE = "delta_files"
 ADDED_FILE = """path string, size long, partition long, rows long,
     earliest timestamp, latest timestamp"""
@@ -139,69 +137,65 @@ def write_frame(
     return list(added_files.to_pylist())
 
 
-def write_pieces(
+def write_rows(
     frame: Any,
     address: str,
     storage_options: Mapping[str, str],
+    file_rows: int = BATCH_ROWS,
     encode: Callable[[pa.Table], pa.Table] = lambda rows: rows,
 ) -> list[dict[str, Any]]:
-    """Write a DataFrame's rows as small files below an address; executors do it.
+    """Write a DataFrame's rows as parquet files below an address; executors do it.
 
     Args:
         frame: Any rows.
         address: See `frame_of_files`.
         storage_options: See `frame_of_files`.
+        file_rows: Most rows of a file.
         encode: Makes of rows what is written, as many rows.
 
     Returns:
-        Of each file its `path` below the address, and how many `rows` it has: PIECE_ROWS at most.
+        Of each file its `path` below the address and how many `rows` it has, in the order of rows.
 
     """
 
     def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         filesystem = _filesystem(address, storage_options)
         for batch in batches:
-            for start in range(0, batch.num_rows, PIECE_ROWS):
-                rows = pa.Table.from_batches([batch.slice(start, PIECE_ROWS)])
+            for start in range(0, batch.num_rows, file_rows):
+                rows = pa.Table.from_batches([batch.slice(start, file_rows)])
                 path = f"{uuid4()}.parquet"
                 with filesystem.open_output_stream(path) as stream:
                     pq.write_table(encode(rows), stream)
                 yield pa.RecordBatch.from_pylist([{"path": path, "rows": len(rows)}])
 
-    pieces = frame.mapInArrow(write, "path string, rows long").toArrow()
-    return list(pieces.to_pylist())
+    files = frame.mapInArrow(write, "path string, rows long").toArrow()
+    return list(files.to_pylist())
 
 
-def read_piece(address: str, path: str, storage_options: Mapping[str, str]) -> pa.Table:
-    """Read a file that `write_pieces` wrote."""
-    filesystem = _filesystem(address, storage_options)
-    with filesystem.open_input_file(path) as file:
+def read_rows(address: str, path: str, storage_options: Mapping[str, str]) -> pa.Table:
+    """Read a file that `write_rows` wrote, in this process."""
+    with _filesystem(address, storage_options).open_input_file(path) as file:
         return pq.read_table(file)
 
 
-def use_pieces(
+def for_each_file(
     session: Any,
     address: str,
     paths: Sequence[str],
     storage_options: Mapping[str, str],
     use: Callable[[pa.Table], str],
 ) -> list[str]:
-    """Have executors read files that `write_pieces` wrote, and call `use` with the rows of each.
+    """Have executors read files that `write_rows` wrote; return what `use` returns for each."""
 
-    Returns:
-        What the calls return.
-
-    """
-
-    def use_rows(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    def use_files(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
         for batch in batches:
             for number in batch["id"].to_pylist():
-                rows = read_piece(address, paths[number], storage_options)
+                rows = read_rows(address, paths[number], storage_options)
                 yield pa.RecordBatch.from_pydict({"text": [use(rows)]})
 
     task_count = min(len(paths), session.sparkContext.defaultParallelism)
     numbers = session.range(0, len(paths), numPartitions=task_count)
-    texts = numbers.mapInArrow(use_rows, "text string").toArrow()
+    texts = numbers.mapInArrow(use_files, "text string").toArrow()
     return list(texts["text"].to_pylist())
 
 
@@ -232,32 +226,41 @@ def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBa
 
 
 def _write_file(
-    filesystem: PyFileSystem, period: int, parts: Iterator[pa.RecordBatch]
+    filesystem: PyFileSystem, period: int, parts: Iterable[pa.RecordBatch]
 ) -> dict[str, Any]:
     """Write the rows of one period as they come; return the fields of `ADDED_FILE`."""
     path = f"period={period}/{uuid4()}.parquet"
-    row_count = 0
+    row_counts = []
     spans = []
-    part = next(parts)
-    schema = part.schema
-    with filesystem.open_output_stream(path) as stream:
-        with pq.ParquetWriter(stream, schema) as writer:
-            while part is not None:
-                writer.write_batch(part)
-                row_count += part.num_rows
-                spans.append(pc.min_max(part["event_timestamp"]).as_py())
-                part = next(parts, None)
-        size = stream.tell()
-    earliest = min(span["min"] for span in spans)
-    latest = max(span["max"] for span in spans)
+
+    def described_parts() -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            row_counts.append(part.num_rows)
+            spans.append(pc.min_max(part["event_timestamp"]).as_py())
+            yield part
+
+    size = _write_batches(filesystem, path, described_parts())
     return {
         "path": path,
         "size": size,
         "partition": period,
-        "rows": row_count,
-        "earliest": earliest,
-        "latest": latest,
+        "rows": sum(row_counts),
+        "earliest": min(span["min"] for span in spans),
+        "latest": max(span["max"] for span in spans),
     }
+
+
+def _write_batches(
+    filesystem: PyFileSystem, path: str, batches: Iterator[pa.RecordBatch]
+) -> int:
+    """Write batches, one at least, as they come to a file; return its size in bytes."""
+    first_batch = next(batches)
+    with filesystem.open_output_stream(path) as stream:
+        with pq.ParquetWriter(stream, first_batch.schema) as writer:
+            writer.write_batch(first_batch)
+            for batch in batches:
+                writer.write_batch(batch)
+        return int(stream.tell())
 
 
 def _filesystem(address: str, storage_options: Mapping[str, str]) -> PyFileSystem:

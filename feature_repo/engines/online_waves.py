@@ -19,6 +19,8 @@ from feature_repo import online_writer
 from feature_repo.engines import executors
 from feature_repo.engines.job_errors import one_line_errors
 
+FILE_ROWS = 25_000
+"""Most rows of a file: an executor's part of a wave."""
 WAVE_ROWS = 100_000
 """Most rows of a wave: the event consumer waits for its end."""
 PAUSE_SECONDS = 0.1
@@ -50,11 +52,14 @@ def write_waves(
 
     """
     cloudpickle.register_pickle_by_value(online_writer)
-    with connection.scratch_folder(f"online/{view}") as folder, one_line_errors():
+    with connection.scratch_folder(f"online-{view}") as folder, one_line_errors():
         frame = connection.frame(rows)
-        for paths in _waves(executors.write_pieces(frame, folder, S3, encode)):
+        files = executors.write_rows(
+            frame, folder, S3, file_rows=FILE_ROWS, encode=encode
+        )
+        for paths in _waves(files):
             with lock():
-                replies = executors.use_pieces(
+                replies = executors.for_each_file(
                     session=frame.sparkSession,
                     address=folder,
                     paths=paths,
@@ -69,16 +74,16 @@ def write_waves(
             time.sleep(PAUSE_SECONDS)
 
 
-def _waves(pieces: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
+def _waves(files: Iterable[dict[str, Any]]) -> Iterator[list[str]]:
     """Put files together to waves; yield the paths of each."""
     paths: list[str] = []
     row_count = 0
-    for piece in pieces:
-        if row_count + piece["rows"] > WAVE_ROWS:
+    for file in files:
+        if row_count + file["rows"] > WAVE_ROWS:
             yield paths
             paths = []
             row_count = 0
-        paths.append(piece["path"])
-        row_count += piece["rows"]
+        paths.append(file["path"])
+        row_count += file["rows"]
     if paths:
         yield paths

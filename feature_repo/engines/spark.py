@@ -6,6 +6,7 @@ says how S3 is reached (`AWS_*`). The executors read and write the tables' files
 
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,7 @@ from feature_repo.engines import PERIOD_MICROSECONDS
 
 try:
     from ibis.backends.pyspark import Backend
+    from py4j.protocol import Py4JJavaError
     from pyspark.errors import PySparkException
     from pyspark.sql import SparkSession
 
@@ -47,6 +49,8 @@ LOCAL_OPTIONS = {
     "spark.ui.enabled": "false",
 }
 """Further options of a master on this machine."""
+WORKER_SECONDS = 300
+"""How long a first job waits for a worker."""
 
 
 class SparkEngine:
@@ -56,7 +60,11 @@ class SparkEngine:
 
     Args:
         master: Address of the master, as Spark has it.
-        scratch: Folder that this process and the executors see, for rows on their way.
+        scratch: Folder that this process and the executors see, for rows on their way from
+            these to that.
+
+    Raises:
+        DataError: Spark does not start, or no worker of the master is free.
 
     """
 
@@ -69,6 +77,7 @@ class SparkEngine:
         path = os.environ.get("PATH", "")
         if not path.startswith(programs):
             os.environ["PATH"] = os.pathsep.join((programs, path))
+        is_first = SparkSession.getActiveSession() is None
         builder = SparkSession.builder.master(master).appName("gyre")
         try:
             self._session = builder.config(map=options).getOrCreate()
@@ -77,6 +86,8 @@ class SparkEngine:
             raise DataError(
                 f"Spark did not start at {master}; {remedy}: {exc}"
             ) from exc
+        if is_first:
+            _wait_for_worker(self._session, master)
         executors.register(self._session)
         self.connection = _Connection()
         self.connection.scratch = scratch
@@ -116,10 +127,15 @@ class _Connection(Backend):  # type: ignore[misc]
 
     def read_files(self, table: Table, names: Sequence[str]) -> ir.Table:
         """Open some files of a table; times are instants."""
-        schema = table.stored_schema()
+        return self.read_table(str(table.path), names, table.stored_schema())
+
+    def read_table(
+        self, address: str, names: Sequence[str], schema: pa.Schema
+    ) -> ir.Table:
+        """Open some files of the table at an address, with columns of a schema."""
         frame = executors.frame_of_files(
             session=SparkSession.active(),
-            address=str(table.path),
+            address=address,
             files=names,
             schema=schema,
             storage_options=S3,
@@ -140,17 +156,26 @@ class _Connection(Backend):  # type: ignore[misc]
         self.create_view(name, rows)
         return SparkSession.active().table(name)
 
+    def to_pyarrow(self, expr: ir.Expr, /, **_options: Any) -> Any:
+        """Compute rows or a value on the executors."""
+        rows = expr.as_table()
+        batches = self.to_pyarrow_batches(rows)
+        table = pa.Table.from_batches(batches, rows.schema().to_pyarrow())
+        return expr.__pyarrow_result__(table)
+
     def to_pyarrow_batches(
-        self, expr: ir.Table, /, *, chunk_size: int, **_options: Any
+        self, expr: ir.Table, /, **_options: Any
     ) -> Iterator[pa.RecordBatch]:
-        """Compute rows on the executors; this process holds those of one file at a time."""
-        schema = expr.schema().to_pyarrow()
-        with self.scratch_folder(str(uuid4())) as folder:
-            with one_line_errors():
-                pieces = executors.write_pieces(self.frame(expr), folder, S3)
-            for piece in pieces:
-                rows = executors.read_piece(folder, piece["path"], S3)
-                yield from rows.cast(schema).to_batches(max_chunksize=chunk_size)
+        """Compute rows on the executors.
+
+        They write files, which this process reads one by one and removes: what passes through
+        Spark's driver would have to fit into its Java memory.
+        """
+        columns = expr.schema().to_pyarrow()
+        with self.scratch_folder(str(uuid4())) as folder, one_line_errors():
+            for file in executors.write_rows(self.frame(expr), folder, S3):
+                rows = executors.read_rows(folder, file["path"], S3)
+                yield from rows.cast(columns).to_batches()
 
     @contextmanager
     def scratch_folder(self, name: str) -> Iterator[str]:
@@ -166,10 +191,6 @@ class _Connection(Backend):  # type: ignore[misc]
     def _view(self, name: str, schema: ibis.Schema) -> ir.Table:
         return DatabaseTable(name=name, schema=schema, source=self).to_expr()
 
-    def to_pyarrow(self, expr: ir.Expr, /, **options: Any) -> Any:
-        with one_line_errors():
-            return super().to_pyarrow(expr, **options)
-
     # Private: Ibis goes through pandas, where whole numbers beside nulls become nulls.
     def _register_in_memory_table(self, op: Any) -> None:
         rows = op.data.to_pyarrow(op.schema)
@@ -181,3 +202,23 @@ def _remove(folder: UPath) -> None:
     """Remove a folder, if there is one."""
     with suppress(FileNotFoundError):
         folder.fs.rm(folder.path, recursive=True)
+
+
+def _wait_for_worker(session: SparkSession, master: str) -> None:
+    """Run a first job, which waits until a worker takes it; cancel it after a while.
+
+    Raises:
+        DataError: No worker took it.
+
+    """
+    timer = threading.Timer(WORKER_SECONDS, session.sparkContext.cancelAllJobs)
+    timer.start()
+    try:
+        session.range(1).count()
+    except (PySparkException, Py4JJavaError) as exc:
+        remedy = "start workers, or see on its page which applications hold them"
+        raise DataError(
+            f"no worker of {master} was free for {WORKER_SECONDS} s: {remedy}"
+        ) from exc
+    finally:
+        timer.cancel()

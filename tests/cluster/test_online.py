@@ -114,7 +114,7 @@ class Shop:
         assert executors_hashes == self.hashes(1)
 
     def scratch_files(self):
-        return [*(self.settings.data / "scratch").glob("**/*.parquet")]
+        return [*self.settings.scratch.glob("**/*.parquet")]
 
 
 @pytest.fixture(scope="module")

@@ -35,6 +35,9 @@ from tests.feature_repo.test_events import ingested, shop  # noqa: F401  (fixtur
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
 from tests.feature_repo.test_refresh import STATE, assert_consumer_values_stay, hashes
 from tests.preloaded import commands_folder
+from tests.training.conftest import SHIPPED
+from training.frame import build_frame, population
+from training.validate import plan_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
@@ -126,13 +129,33 @@ def test_executors_write_online_what_duckdb_writes_to_the_byte(template):
         anew_hashes = refreshed(settings, later_batch, 2)
         assert anew_hashes == later_hashes
         all_hashes[engine] = [first_hashes, later_hashes, anew_hashes]
-        assert not [*(settings.data / "scratch").glob("**/*.parquet")]
+        assert not [*settings.scratch.glob("**/*.parquet")]
     assert all_hashes["spark"] == all_hashes["duckdb"]
 
 
 def test_executors_leave_alone_what_the_consumer_writes_meanwhile(shop):
     shop.settings = with_engine("spark", shop.settings)
     assert_consumer_values_stay(shop)
+
+
+def test_a_training_frame_and_the_population_made_with_spark_are_those_of_duckdb(small):
+    ingest(small, "orders", AS_OF)
+    settings = with_engine("spark", small)
+    version = raw_table(small, ORDERS).version
+    plan = plan_run(small, SHIPPED, ORDERS, AS_OF, version)
+    snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.75})
+    spec = SHIPPED.model_copy(update={"snapshots": snapshots})
+    frame, spark_frame = [
+        build_frame(each, spec, ORDERS, plan.snapshots, AS_OF, version)
+        for each in (small, settings)
+    ]
+    assert frame.num_rows > 500
+    assert_same(spark_frame, frame)
+    moment = plan.test[-1].start
+    assert_same(
+        population(settings, SHIPPED, moment), population(small, SHIPPED, moment)
+    )
+    assert [*settings.scratch.glob("*")] == []
 
 
 @pytest.mark.nightly
