@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import sysconfig
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -51,7 +52,14 @@ PACKAGES = (
     # Of online values: Feast, what it imports, and Redis' client.
     *("feast", "redis", "annotated_doc", "annotated_types", "anyio", "attr", "certifi"),
     *("click", "colorama", "dill", "fastapi", "google", "gunicorn", "idna", "jinja2"),
-    *("jwt", "markupsafe", "mmh3", "packaging", "prometheus_client", "psutil"),
+    *(
+        "jwt",
+        "markupsafe",
+        f"mmh3{sysconfig.get_config_var('EXT_SUFFIX')}",
+        "packaging",
+        "prometheus_client",
+        "psutil",
+    ),
     *("pydantic", "pydantic_core", "requests", "sqlalchemy", "starlette", "tqdm"),
     *("typeguard", "typing_inspection", "urllib3", "uvicorn", "yaml"),
 )
