@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from ast import literal_eval
+from ipaddress import ip_address
 from typing import TYPE_CHECKING
 
 import pytest
@@ -76,14 +77,13 @@ def test_a_job_runs_on_the_workers_whose_keys_of_s3_it_does_not_carry(
     with container(MASTER, image, master, network=network):
         wait_until("the master", lambda: "New state: ALIVE" in logs(MASTER))
         with container(WORKER, image, worker, secrets, network=network):
-            driver = (
-                "--rm",
-                "--read-only",
-                f"--network={network}",
-                "--entrypoint=python",
-            )
+            driver = ["--rm", "--read-only", f"--network={network}"]
+            driver += ["--env=KUBERNETES_SERVICE_HOST=10.0.0.1", "--entrypoint=python"]
             printed = podman("run", *driver, image, "-c", JOB, ends=900)
     answer = literal_eval(printed.splitlines()[-1])
     assert answer["environment"] == {"user": 1000, "secret": SECRET}
     assert answer["options"]["spark.cores.max"] == "2"
+    assert ip_address(
+        answer["options"]["spark.driver.host"]
+    )  # no name, which only it knows
     assert SECRET not in f"{answer['options']}"
