@@ -15,7 +15,6 @@ from typing import Any, NamedTuple
 import ibis
 import ibis.expr.types as ir
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import DataError
 from core.settings import Settings
@@ -23,7 +22,12 @@ from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
-from feature_repo.engines import PERIOD, connected, open_engine, read_files
+from feature_repo.engines import (
+    PERIOD,
+    engine_connection,
+    open_engine,
+    read_files,
+)
 from feature_repo.features import changed_rows, open_raw, raw_table
 
 DEFINITION_DIGITS = 15
@@ -203,16 +207,15 @@ def unbuilt(
     Rows that came since are no reason: that the features are late is another figure.
     """
     remedy = f"run: gyre ingest {dataset.name}"
-    files = view_files(settings, view)
+    table = view_table(settings, view)
     raw = raw_table(settings, dataset)
-    if not files or not raw.exists:
+    if not table.names() or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {remedy}"
     if ViewTable(settings, dataset, raw, view).is_redefined():
         return (
             f"{view}: applied, not built (its rows are of another expression); {remedy}"
         )
-    columns = pq.read_schema(files[0]).names
-    missing_fields = sorted(set(fields) - set(columns))
+    missing_fields = sorted(set(fields) - set(table.stored_schema().names))
     if missing_fields:
         reason = f"its expression gives no {', '.join(missing_fields)}"
         return f"{view}: applied, not built ({reason}); add it to the expression, then {remedy}"
@@ -242,12 +245,13 @@ def entities(
     """
     columns = [*key]
     parts: dict[tuple[str, ...], list[ir.Table]] = {}
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         for view, join_keys in views.items():
-            files = view_files(settings, view)
+            table = view_table(settings, view)
+            names = table.names()
             view_key = tuple(name for name in columns if name in join_keys)
-            if files and view_key:
-                rows = connection.read_parquet(files)
+            if names and view_key:
+                rows = read_files(connection, table, names)
                 keyed_rows = rows.select(*view_key, time=rows.event_timestamp)
                 parts.setdefault(view_key, []).append(keyed_rows)
         keys = []

@@ -191,9 +191,8 @@ def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(
     asked = [(key, at) for key in keys for at in {*moments, *STARTS[:25]}]
     agree(orders, shop.offline(asked))
     snapshots = [*STARTS[3:12], datetime(2125, 8, 14, tzinfo=UTC)]
-    labelled = labels(
-        open_raw(shop.raw), spend.labels["spend_90d"], snapshots
-    ).to_pylist()
+    label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], snapshots)
+    labelled = label_rows.to_pyarrow().to_pylist()
     told = {
         ((r["customer_id"], r["basket"]), r["event_timestamp"]): r["label"]
         for r in labelled
