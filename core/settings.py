@@ -126,9 +126,6 @@ class Settings(BaseSettings):
     spark_master: str = "local[*]"
     """The Spark master that `GYRE_ENGINE=spark` asks, such as `spark://10.0.0.1:7077`. A cluster
     needs GYRE_DATA_URL."""
-    spark_master: str = "local[*]"
-    """The Spark master that `GYRE_ENGINE=spark` asks, such as `spark://10.0.0.1:7077`. A cluster
-    needs GYRE_DATA_URL."""
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
     `logs/alerts.log` in GYRE_HOME."""
