@@ -121,9 +121,11 @@ class Settings(BaseSettings):
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes feature views, labels and training frames; Spark is installed by `make spark`."""
+    """What computes feature views, labels and training frames; `make spark` installs
+    [Spark](../how-to/spark.md)."""
     spark_master: str = "local[*]"
-    """The Spark master that `GYRE_ENGINE=spark` asks."""
+    """The Spark master that `GYRE_ENGINE=spark` asks, such as `spark://10.0.0.1:7077`. A cluster
+    needs GYRE_DATA_URL."""
     alert_urls: str = ""
     """Apprise addresses (Slack, mail, a webhook …), separated by blanks. Default: the file
     `logs/alerts.log` in GYRE_HOME."""

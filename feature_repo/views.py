@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
 
 from core.errors import DataError
@@ -228,7 +229,7 @@ def entities(
     key: Iterable[str],
     until: datetime | None = None,
     limit: int | None = None,
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """Return entities with a row in one of some views, those with the newest row first.
 
     Args:
@@ -240,7 +241,7 @@ def entities(
         limit: At most so many entities of each set of keys.
 
     Returns:
-        One dict of the columns `key` for each entity; empty where a column is in no view's key.
+        The columns `key`; no rows where one of them is in no view's key.
 
     """
     columns = [*key]
@@ -261,8 +262,8 @@ def entities(
                 rows = rows.filter(rows["time"] <= ibis.literal(until))
             newest = rows.group_by(view_key).agg(time=rows["time"].max())
             ordered = newest.order_by(ibis.desc("time"), *view_key).select(view_key)
-            keys.append(connection.to_pyarrow(ordered.limit(limit)).to_pylist())
-    return _put_together([part for part in keys if part], columns)
+            keys.append(connection.to_pyarrow(ordered.limit(limit)))
+    return _put_together(keys, columns)
 
 
 def period_of(moment: datetime) -> int:
@@ -270,18 +271,16 @@ def period_of(moment: datetime) -> int:
     return (moment - BEGINNING) // PERIOD
 
 
-def _put_together(
-    parts: list[list[dict[str, Any]]], columns: list[str]
-) -> list[dict[str, Any]]:
+def _put_together(parts: list[pa.Table], columns: list[str]) -> pa.Table:
     """Complete the entities of each part by columns of the other parts."""
+    filled_parts = [part for part in parts if part.num_rows]
     # Keys of several columns stay whole.
-    parts = sorted(parts, key=lambda part: len(part[0]))
-    rows: list[dict[str, Any]] = []
-    for number in range(max(map(len, parts), default=0)):
-        entity: dict[str, Any] = {}
-        for part in parts:
-            entity |= part[number % len(part)]
-        if len(entity) < len(columns):
-            return []
-        rows.append({name: entity[name] for name in columns})
-    return rows
+    filled_parts.sort(key=lambda part: part.num_columns)
+    row_count = max((part.num_rows for part in filled_parts), default=0)
+    values: dict[str, pa.ChunkedArray] = {}
+    for part in filled_parts:
+        rows = part.take(np.arange(row_count) % part.num_rows)
+        values |= dict(zip(rows.column_names, rows.columns, strict=True))
+    if values.keys() < set(columns):
+        return pa.table({name: [] for name in columns})
+    return pa.table(values).select(columns)

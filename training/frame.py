@@ -156,16 +156,19 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
             f"{spec.name}: {why}: only requests are scored, no population"
         )
     known = entities(settings, views, spec.entity_key, moment)
-    if known:
-        rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
+    if known.num_rows:
+        moments = pa.repeat(pa.scalar(moment, TIME), known.num_rows)
+        no_labels = pa.repeat(pa.scalar(0), known.num_rows)
+        rows = known.append_column("event_timestamp", moments)
+        rows = rows.append_column("label", no_labels)
         plain = spec.model_copy(update={"audit": {}})
-        joined = with_features(settings, plain, pa.Table.from_pylist(rows))
+        joined = with_features(settings, plain, rows)
         members = in_population(spec, joined)
         if members.num_rows:
             return members.drop_columns("label")
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
     raise DataError(
-        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {len(known)} "
+        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {known.num_rows} "
         f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
         f"some have, or newer features: gyre ingest {spec.dataset}"
     )

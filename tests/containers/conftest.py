@@ -142,14 +142,16 @@ def _build(base: str, target: str, mounts: Mapping[str, str]) -> str:
 
 
 @contextmanager
-def container(name: str, image: str, *arguments: str) -> Iterator[None]:
-    """A container on the host's network, its root read-only; gone after the block."""
+def container(
+    name: str, image: str, *arguments: str, network: str = "host"
+) -> Iterator[None]:
+    """A container with a read-only root, by default on the host's network; gone after the block."""
     podman("rm", "--force", "--ignore", "--time=0", name)
     podman(
         "run",
         "--detach",
         "--read-only",
-        "--network=host",
+        f"--network={network}",
         f"--name={name}",
         *arguments,
         image,

@@ -11,8 +11,10 @@ import shutil
 import subprocess
 import sys
 import time
+from ast import literal_eval
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from datetime import UTC, datetime, timedelta
 from threading import Event
 
 import httpx
@@ -32,12 +34,19 @@ COMPOSE = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
 SERVICES = {
     name: each for name, each in COMPOSE["services"].items() if "profiles" not in each
 }
+SPARK = ("spark-master", "spark-worker")
 PORTS = ("SERVING_PORT", "CONSOLE_PORT", "MLFLOW_PORT", "AIRFLOW_PORT", "GRAFANA_PORT")
 PROJECT, MODEL, ANN = f"gyre-{CLONE_ID}", "customer_churn_model", ("ann", "a password")
 NETWORK = "172.29.48"
 REPLICAS = {"serving-a": f"{NETWORK}.11", "serving-b": f"{NETWORK}.12"}
 ALIAS = "ajax-api/2.0/mlflow/registered-models/alias"
 ASKED, CLIENTS = {"customer_id": 1}, 4
+JOBS = """
+import json
+from urllib.request import urlopen
+state = json.load(urlopen("http://127.0.0.1:8080/json/"))
+print([job["state"] for job in state["completedapps"]])
+"""
 
 
 class Team:
@@ -60,7 +69,7 @@ class Team:
         assert done.returncode == 0, f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
         return done.stdout
 
-    def compose(self, *arguments):
+    def compose(self, *arguments, **variables):
         command = [
             BIN / "podman-compose",
             "--in-pod=false",
@@ -69,7 +78,7 @@ class Team:
         ]
         done = subprocess.run(
             command, cwd=self.folder / "deploy", text=True, capture_output=True, check=False,
-            timeout=600,
+            timeout=600, env=os.environ | variables,
         )  # fmt: skip
         assert done.returncode == 0, done.stderr[-4000:]
 
@@ -140,7 +149,8 @@ def fulfilled(need):
 
 @pytest.fixture(scope="module")
 def team(build, stand_ins, tmp_path_factory):
-    images = {"GYRE_IMAGE": build("gyre"), "SERVING_IMAGE": build("serving")}
+    # What `gyre` holds, and Spark besides.
+    images = {"GYRE_IMAGE": build("spark"), "SERVING_IMAGE": build("serving")}
     team = Team(tmp_path_factory.mktemp("team"), images)
     team.shell(SECRETS)
     with (team.folder / "deploy" / ".env").open("a") as file:
@@ -149,10 +159,10 @@ def team(build, stand_ins, tmp_path_factory):
         team.up()
         yield team
     finally:
-        for name in SERVICES:  # pytest shows it where a test fails
+        for name in (*SERVICES, *SPARK):  # pytest shows it where a test fails
             said = subprocess.getoutput(f"podman logs --tail 40 {container(name)}")
             sys.stdout.write(f"== {name}\n{said}\n")
-        team.compose("down", "--volumes", "--timeout=2")
+        team.compose("--profile=spark", "down", "--volumes", "--timeout=2")
 
 
 @pytest.fixture(scope="module")
@@ -316,6 +326,24 @@ def test_a_wrong_setting_ends_a_container_within_ten_seconds(
     if variable.startswith("GYRE"):
         assert done.stderr.startswith(f"gyre: {variable} ")
     assert "wrong" not in done.stderr
+
+
+def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_spark(
+    team, trained
+):
+    for name in SPARK:
+        team.compose("--profile=spark", "up", "--detach", "--no-deps", name)
+        wait_until(name, lambda: fulfilled((SPARK[0], "service_healthy")))
+    worker = ("up", "--detach", "--no-deps", "--force-recreate", "worker")
+    team.compose(*worker, ENGINE="spark")
+    order = {"order_id": 900_001, "number_of_cds": 1, "dollar_value": 24.9} | ASKED
+    order["order_ts"] = (datetime.now(UTC) - timedelta(days=1)).isoformat()
+    with team.client() as client:
+        assert client.post("/events/orders", json=order).is_success
+    ingest, _ = TRAIN.split(f"run train_{MODEL}")
+    team.shell(ingest)
+    states = podman("exec", container("spark-master"), "python", "-c", JOBS)
+    assert {*literal_eval(states)} == {"FINISHED"}
 
 
 def test_all_replicas_and_counters_are_scraped(team):

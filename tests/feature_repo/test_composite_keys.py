@@ -265,9 +265,9 @@ def test_every_entity_is_found_by_its_rows(shop):
     views = dict.fromkeys(shop.dataset.views, KEY)
     two = {"customer_id": 3, "basket": "several"}
     one = {"customer_id": 1, "basket": "single"}
-    assert entities(shop.settings, views, KEY, FEBRUARY) == [one]
-    assert entities(shop.settings, views, KEY) == [two, one]
-    assert entities(shop.settings, views, ["shop_code"]) == []
+    assert entities(shop.settings, views, KEY, FEBRUARY).to_pylist() == [one]
+    assert entities(shop.settings, views, KEY).to_pylist() == [two, one]
+    assert entities(shop.settings, views, ["shop_code"]).num_rows == 0
 
 
 def test_one_text_names_one_entity():

@@ -35,6 +35,8 @@ COMPOSE = yaml.safe_load(
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
     "GYRE_SERVING_URL": "the headless Service stands for every replica there is",
+    "GYRE_ENGINE": "the folder `spark` sets it",
+    "GYRE_SPARK_MASTER": "the folder `spark` sets it",
     "GYRE_ALERT_URLS": "a key of the Secret, as a pod of a task keeps no file",
     "AIRFLOW__CORE__EXECUTOR": "a pod for each task, by Airflow's chart",
     "AIRFLOW__CELERY__BROKER_URL_CMD": "no Celery",
@@ -57,6 +59,8 @@ ALL = documents("base/*.yaml", "mlflow/*.yaml", "overlays/*/stores.yaml")
 AIRFLOW = yaml.safe_load((FOLDER / "airflow-values.yaml").read_text())
 MLFLOW = yaml.safe_load((FOLDER / "mlflow-values.yaml").read_text())
 KSERVE = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
+SPARK = yaml.safe_load((FOLDER / "spark" / "sparkcluster.yaml").read_text())
+SPARK_POLICIES = documents("spark/network.yaml")
 SETTINGS = next(each["data"] for each in ALL if each["kind"] == "ConfigMap")
 
 
@@ -112,7 +116,9 @@ def secrets_of(spec):
 
 
 @pytest.mark.parametrize(
-    "document", ALL, ids=lambda each: f"{each['kind']} {each['metadata']['name']}"
+    "document",
+    [*ALL, *SPARK_POLICIES],
+    ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
 )
 def test_kubernetes_knows_every_field_of_each_object(document):
     known(document)
@@ -128,12 +134,14 @@ def test_a_field_that_kubernetes_does_not_know_is_seen():
 
 
 @pytest.mark.nightly
-@pytest.mark.parametrize("overlay", ["overlays/dev", "overlays/production", "kserve"])
+@pytest.mark.parametrize(
+    "overlay", ["overlays/dev", "overlays/production", "kserve", "spark"]
+)
 def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, overlay):
     built = [*yaml.safe_load_all(run([*kustomize, FOLDER / overlay]))]
     served = [each for each in built if each["kind"] == "InferenceService"]
     for document in built:
-        if document not in served:
+        if document["kind"] not in {"InferenceService", "SparkCluster"}:
             known(document)
     kinds = {(each["kind"], each["metadata"]["name"]) for each in built}
     of_base = {
@@ -144,12 +152,18 @@ def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, over
         (kind, "serving") for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget")
     }
     gone |= {("StatefulSet", "serving")} if served else set()
-    assert of_base - kinds == (set() if overlay == "overlays/production" else gone)
+    is_whole = overlay in {"overlays/production", "spark"}
+    assert of_base - kinds == (set() if is_whole else gone)
     spaces = {each["metadata"]["namespace"] for each in built}
     assert spaces == {"gyre-dev" if overlay == "overlays/dev" else "gyre"}
     if overlay == "kserve":
         (predictor,) = [each["spec"]["predictor"] for each in served]
         assert only(predictor)["image"] == "registry.example.com/gyre-serving:0.1.0"
+    if overlay == "spark":
+        (settings,) = [each["data"] for each in built if each["kind"] == "ConfigMap"]
+        assert settings["GYRE_ENGINE"] == "spark"
+        name = SPARK["metadata"]["name"]
+        assert settings["GYRE_SPARK_MASTER"] == f"spark://{name}-master-svc:7077"
     if overlay == "overlays/production":
         images = {
             only(each["spec"]["template"]["spec"])["image"]
@@ -509,6 +523,81 @@ def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
     wrong["spec"]["predictor"]["minReplica"] = 1
     with pytest.raises(jsonschema.ValidationError):
         jsonschema.validate(wrong, schema)
+
+
+def spark_pod(role):
+    """The pod that the operator makes of a role; it adds the image."""
+    template = SPARK["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
+    spec = json.loads(json.dumps(template["spec"]))
+    only(spec)["image"] = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
+    return template["metadata"]["labels"], spec
+
+
+def test_sparks_operator_knows_every_field_and_starts_the_image_that_tasks_have():
+    schema = json.loads((HERE / "sparkcluster.schema.json").read_text())
+    jsonschema.validate(SPARK, schema)
+    lock = (CLONE / "spark.lock").read_text()
+    version = SPARK["spec"]["runtimeVersions"]["sparkVersion"]
+    assert f"\npyspark=={version} " in lock
+    tasks = yaml.safe_load((FOLDER / "spark" / "airflow-values.yaml").read_text())
+    image = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
+    assert ":".join(tasks.values()) == image
+    wrong = json.loads(json.dumps(SPARK))
+    wrong["spec"]["workerSpecs"] = wrong["spec"].pop("workerSpec")
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(wrong, schema)
+
+
+@pytest.mark.parametrize("role", ["master", "worker"])
+def test_a_pod_of_spark_may_do_nothing_that_it_need_not(role):
+    _, spec = spark_pod(role)
+    known(pod_of(spec))
+    container = only(spec)
+    console = specs()["console"]
+    for name in ("automountServiceAccountToken", "enableServiceLinks"):
+        assert spec[name] is console[name] is False
+    assert spec["securityContext"] == console["securityContext"]
+    assert container["securityContext"] == only(console)["securityContext"]
+    service = SERVICES[f"spark-{role}"]
+    assert secrets_of(spec) == {*service.get("secrets", ())}
+    variables = {each["name"]: each["value"] for each in container.get("env", [])}
+    of_compose = service.get("environment", {})
+    assert variables == {
+        name: str(value)
+        for name, value in of_compose.items()
+        if name.startswith("SPARK_")
+    }
+
+
+def test_spark_is_asked_at_the_ports_of_its_options_and_by_tasks_alone():
+    lines = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
+    options = dict(re.findall(r"^(spark\S+) (.*)$", lines, re.MULTILINE))
+    executor = int(options["spark.blockManager.port"])
+    policies = {each["metadata"]["name"]: each["spec"] for each in SPARK_POLICIES}
+    of_cluster, of_tasks = policies["spark"]["ingress"]
+    (to_driver,) = policies["spark-driver"]["ingress"]
+    (cluster,) = of_cluster["from"]
+    assert to_driver["from"] == [cluster]
+    name = SPARK["metadata"]["name"]
+    labels = {"spark.operator/spark-cluster-name": name}
+    assert cluster["podSelector"] == {"matchLabels": labels}
+    assert policies["spark"]["podSelector"] == cluster["podSelector"]
+    assert of_tasks["ports"] == [
+        {"port": 7077},
+        {"port": executor, "endPort": executor + 16},
+    ]
+    assert [port["port"] for port in to_driver["ports"]] == [
+        int(options["spark.driver.port"]),
+        int(options["spark.driver.blockManager.port"]),
+    ]
+    (task,) = of_tasks["from"]
+    callers = [name for name in LABELS if selects(task["podSelector"], LABELS[name])]
+    assert callers == ["worker"]
+    assert selects(policies["spark-driver"]["podSelector"], LABELS["worker"])
+    for role in ("master", "worker"):
+        labels, _ = spark_pod(role)
+        # What the policies `nobody` and `outwards` select.
+        assert labels == {"app.kubernetes.io/part-of": "gyre"}
 
 
 def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
