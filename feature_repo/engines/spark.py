@@ -81,10 +81,10 @@ class SparkEngine:
         builder = SparkSession.builder.master(master).appName("gyre")
         try:
             self._session = builder.config(map=options).getOrCreate()
-        except PySparkException as exc:
-            remedy = "it needs Java 17 or 21, which `make spark` installs"
+        except (PySparkException, Py4JJavaError) as exc:
+            remedy = "it needs Java 17 or 21 (make spark) and a master that answers"
             raise DataError(
-                f"Spark did not start at {master}; {remedy}: {exc}"
+                f"Spark did not start at {master}; {remedy}; Spark's lines say more"
             ) from exc
         if is_first:
             _wait_for_worker(self._session, master)

@@ -236,7 +236,7 @@ def test_a_missing_program_is_one_line_with_the_remedy(tmp_path):
         text=True,
         check=True,
     )
-    problem = "Spark did not start at local[1]; it needs Java 17 or 21, which"
+    problem = "Spark did not start at local[1]; it needs Java 17 or 21 (make spark)"
     assert process.stdout.startswith(problem)
     assert process.stdout.count("\n") == 1
 
