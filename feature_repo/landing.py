@@ -98,8 +98,8 @@ def land(
         if raw.exists:
             new_rows = _unseen_rows(dataset, raw, aside, new_rows, scratch.connection)
         new_rows = scratch.save("new", new_rows)
-        batch_count = ceil(_count(new_rows) / BATCH_ROWS)
-        if not batch_count:
+        row_count = _count(new_rows)
+        if not row_count:
             is_empty = not _count(delivered)
             text = f"{place(settings, dataset)} delivered no rows"
             return IngestReport(
@@ -113,16 +113,15 @@ def land(
             warnings = _validate(
                 settings=settings,
                 dataset=dataset,
-                batches=_batches(dataset, new_rows, batch_count),
+                batches=_batches(dataset, new_rows, row_count),
                 as_of=as_of,
                 bad_rows=bad_rows,
             )
         warnings += _contradictions(dataset, delivered, repeated_keys, new_rows)
         bad_positions = scratch.connection.read_parquet(bad_file)
         good_rows = new_rows.anti_join(bad_positions, "_position")
-        arrival = ibis.literal(as_of) if raw.exists else good_rows[dataset.event_time]
-        columns = {name: good_rows[name] for name in dataset.schema.names}
-        scratch.save("good", good_rows.select(**columns, ingested_at=arrival))
+        arrival = as_of if raw.exists else None
+        scratch.save("good", _arrived_rows(dataset, good_rows, arrival))
         # In this order: after a kill in between the good rows come alone, and not the bad ones.
         quarantine(aside, scratch.dataset("bad"))
         counts = raw.merge(
@@ -230,12 +229,13 @@ def _texts(rows: pa.StructArray) -> pa.Array:
     return pa.array([as_text(row) for row in rows.to_pylist()], pa.string())
 
 
-def _batches(dataset: Dataset, rows: ir.Table, batch_count: int) -> Iterator[pa.Table]:
+def _batches(dataset: Dataset, rows: ir.Table, row_count: int) -> Iterator[pa.Table]:
     """Cut rows by a hash of their key.
 
     Each batch is a sample of all rows, and rows of one key are together: a rule over many rows
     means for a batch what it means for all.
     """
+    batch_count = ceil(row_count / BATCH_ROWS)
     key_hash = ibis.struct({name: rows[name] for name in dataset.key}).hash()
     number = _has_key(dataset, rows).ifelse(key_hash, rows["_position"].hash())
     # Half of the hashes are negative, and so are their remainders.
@@ -283,6 +283,15 @@ def _validate(
         positions = batch["_position"].take(numbers)
         bad_rows.write_table(entries.append_column(POSITION, positions))
     return list(warnings.values())
+
+
+def _arrived_rows(
+    dataset: Dataset, rows: ir.Table, arrival: datetime | None
+) -> ir.Table:
+    """Return rows of the raw table that arrived at a moment; None: at their event time."""
+    event_times = rows[dataset.event_time]
+    arrivals = event_times if arrival is None else ibis.literal(arrival)
+    return rows.mutate(ingested_at=arrivals).drop("_position")
 
 
 def _contradictions(
