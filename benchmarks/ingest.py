@@ -8,7 +8,8 @@ orders, nine of ten of known customers, dated in the hour since the last ingest,
 the history's; validated, merged, features and Redis brought up to date. Features: `write_views`
 with no view there, beside the same windows in SQL by hand, copied to one parquet file: with sliding
 frames, as one would write it, where the features are running sums. Three rounds, each measurement
-in a process of its own; peak memory is with imports, seconds are without.
+in a process of its own; peak memory is with imports, seconds are without. First landing: pull,
+validation and raw table of all of the history, and of a tenth of it, one round each.
 """
 
 from __future__ import annotations
@@ -83,15 +84,19 @@ def at_home(home: str, port: str) -> Settings:
     return load_settings(home=home, sources=sources, redis_port=port, redis_url=None)
 
 
-def land(settings: Settings, file: Path, rows: int) -> None:
-    """Write `rows` orders to `file`, into the raw table and its features."""
-    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
-
+def write_history(file: Path, rows: int) -> None:
     copies = -(-rows // SHIPPED_ROWS)
     with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
         connection.execute(
             HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=file)
         )
+
+
+def land(settings: Settings, file: Path, rows: int) -> None:
+    """Write `rows` orders to `file`, into the raw table and its features."""
+    from feature_repo import ingest, views  # noqa: PLC0415  (heavy)
+
+    write_history(file, rows)
     dataset = ingest.load_dataset("orders")
     raw = ingest.raw_table(settings, dataset)
     orders = pq.read_table(file).cast(dataset.schema)
@@ -163,7 +168,32 @@ def ingest_new(home: str, port: str) -> dict[str, float]:
     return {"seconds": time.perf_counter() - began}
 
 
-PEERS = {"by hand": write_by_hand, "features": write_features, "ingest": ingest_new}
+def land_first(home: str, port: str) -> dict[str, float]:
+    """Land all rows of a source, with validation, where there are none yet."""
+    from feature_repo import ingest, landing, source  # noqa: PLC0415  (heavy)
+
+    settings, dataset = at_home(home, port), ingest.load_dataset("orders")
+    began = time.perf_counter()
+    landing.land(settings, dataset, source.pull(settings, dataset, AS_OF), AS_OF)
+    return {"seconds": time.perf_counter() - began}
+
+
+PEERS = {
+    "by hand": write_by_hand,
+    "features": write_features,
+    "ingest": ingest_new,
+    "first": land_first,
+}
+
+
+def measure_first_landing(folder: Path, rows: int) -> float:
+    """Return the peak memory of a first landing, in MB."""
+    source = folder / f"home-{rows}" / "source"
+    source.mkdir(parents=True)
+    write_history(source / "history.parquet", rows)
+    values = child("ingest", "first", source.parent, 1)
+    print(f"first landing of {rows:,}: {values['seconds']:.1f} s {values['mb']:.0f} MB")
+    return values["mb"]
 
 
 def main(rows: int) -> None:
@@ -187,6 +217,11 @@ def main(rows: int) -> None:
         )
         promised(
             "peak memory of features", median(rounds, "features", "mb"), 3500, "MB"
+        )
+        peak_of_tenth = measure_first_landing(Path(name), rows // 10)
+        peak = measure_first_landing(Path(name), rows)
+        promised(
+            "memory of a first landing to a tenth of it", peak / peak_of_tenth, 1.2, "x"
         )
 
 

@@ -17,8 +17,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
+import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 from deltalake import (
     CommitProperties,
@@ -55,6 +57,10 @@ LONGEST = 200
 """Characters of Delta's own words in a message of ours."""
 COLOURS = "\x1b\\[\\d+m|↳"
 """What deltalake puts into its messages for a terminal."""
+MEMORY_LIMIT = "250MB"
+"""Memory of DuckDB where it looks for keys; beyond it, DuckDB spills to disk."""
+WRITE_BATCH_ROWS = 8_192
+"""Delta reads about a hundred batches ahead of what it writes."""
 NEAR = timedelta(minutes=5)
 """Rows of one key have times at most this far apart: a request that a proxy repeats has two."""
 EVENT_TIME = "event_timestamp"
@@ -197,24 +203,36 @@ class Table:
 
     def merge(
         self,
-        rows: pa.Table,
+        rows: pa.Table | ds.Dataset,
         key: Sequence[str],
         content: Sequence[str],
         arrival: str | None = None,
     ) -> dict[str, int]:
         """Insert rows with a new key; replace those of a known key whose `content` differs.
 
-        arrival: a column of times; a row never replaces one that arrived after it.
-        Returns how many rows were inserted and how many replaced. Repeating it changes nothing.
+        It is one commit. Repeating it changes nothing.
+
+        Args:
+            rows: At most one row of each key. Columns that they lack are null, and columns that
+                the table lacks are left out. A dataset is read by batches.
+            key: Columns that identify a row.
+            content: Columns.
+            arrival: A column of times; a row never replaces one that arrived after it.
+
+        Returns:
+            How many rows were inserted and how many replaced.
+
         """
-        rows = _in_schema(rows, self.schema)
+        dataset = rows if isinstance(rows, ds.Dataset) else ds.dataset(rows)
+        row_count = dataset.count_rows()
+        reader = _reader_in_schema(dataset, self.schema)
         with self.writing():
-            if self.exists and not rows.num_rows:
+            if not row_count:
                 return {"inserted": 0, "replaced": 0}
             # An append is three times faster.
-            if not self.exists or not self._holds_any(rows, key):
-                self._append(rows)
-                return {"inserted": rows.num_rows, "replaced": 0}
+            if not self.exists or not self._holds_any(dataset, key):
+                self._append(reader)
+                return {"inserted": row_count, "replaced": 0}
             differs = " OR ".join(
                 f"(old.{name} IS DISTINCT FROM new.{name})" for name in content
             )
@@ -222,15 +240,14 @@ class Table:
                 differs = f"({differs}) AND new.{arrival} >= old.{arrival}"
             same_key = " AND ".join(f"old.{name} = new.{name}" for name in key)
             merger = self._open().merge(
-                rows, same_key, source_alias="new", target_alias="old"
+                reader, same_key, source_alias="new", target_alias="old"
             )
             merger = merger.when_matched_update_all(predicate=differs)
             metrics: dict[str, Any] = merger.when_not_matched_insert_all().execute()
-        inserted, replaced = (
-            metrics["num_target_rows_inserted"],
-            metrics["num_target_rows_updated"],
-        )
-        return {"inserted": inserted, "replaced": replaced}
+        return {
+            "inserted": metrics["num_target_rows_inserted"],
+            "replaced": metrics["num_target_rows_updated"],
+        }
 
     def insert(self, rows: pa.Table, key: str, beside: str | None = None) -> int:
         """Append rows whose key the table does not hold; return how many. Again changes nothing.
@@ -241,7 +258,7 @@ class Table:
         rows = rows.cast(self.schema)
         with self.writing():
             if self.exists and rows.num_rows:
-                near = _within_span(rows, beside, NEAR) if beside else None
+                near = _near(rows, beside) if beside else None
                 stored = (
                     self._open()
                     .to_pyarrow_dataset()
@@ -410,7 +427,7 @@ class Table:
         if self._settings.data_url:
             shutil.rmtree(self._settings.cache / self.path.path, ignore_errors=True)
 
-    def _append(self, rows: pa.Table) -> None:
+    def _append(self, rows: pa.Table | pa.RecordBatchReader) -> None:
         write_deltalake(
             str(self.path),
             rows,
@@ -418,6 +435,7 @@ class Table:
             schema_mode="merge",
             configuration=RETENTION,
             storage_options=self._options,
+            target_file_size=COMPACTED_BYTES,
         )
 
     def names(self, version: int | None = None, within: str | None = None) -> list[str]:
@@ -432,18 +450,21 @@ class Table:
         """Return the paths of files on this disk; of a table on S3 they are copied."""
         return _copies_of(self.path, names, self._settings.cache)
 
-    def _holds_any(self, rows: pa.Table, key: Sequence[str]) -> bool:
+    def _holds_any(self, rows: ds.Dataset, key: Sequence[str]) -> bool:
         """Whether the table has a row with the key of one of `rows`."""
-        is_text = pa.types.is_string(rows.schema.field(key[0]).type)
-        # The files know the span of their rows: most are not read. Of texts in another type.
-        near = None if is_text else _within_span(rows, key[0])
-        known = (
-            self._open().to_pyarrow_dataset().to_table(columns=list(key), filter=near)
-        )
-        known = known.cast(pa.schema([self.schema.field(name) for name in key]))
-        return bool(
-            rows.select(key).join(known, list(key), join_type="left semi").num_rows
-        )
+        files = self.files()
+        if not files:
+            return False
+        config: dict[str, Any] = {
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(self._settings.cache / f"{self.name}.spill"),
+        }
+        columns = ", ".join(f'"{name}"' for name in key)
+        with duckdb.connect(config=config) as connection:
+            new_keys = connection.from_arrow(rows).project(columns)
+            stored_rows = connection.read_parquet(files)
+            same_rows = stored_rows.join(new_keys, columns, how="semi").limit(1)
+            return same_rows.fetchone() is not None
 
     def _open(self, version: int | None = None) -> DeltaTable:
         """Open a version (default: the newest). The newest once open reads only what is new.
@@ -599,14 +620,24 @@ def _in_schema(rows: pa.Table, schema: pa.Schema) -> pa.Table:
     ).cast(schema)
 
 
-def _within_span(
-    rows: pa.Table, column: str, margin: timedelta | None = None
-) -> pc.Expression:
-    """Rows of the table whose `column` lies in the span of `rows`, or beside it by `margin`."""
-    low, high = pc.min_max(rows[column]).as_py().values()
-    if margin:
-        low, high = low - margin, high + margin
-    return (pc.field(column) >= low) & (pc.field(column) <= high)
+def _reader_in_schema(rows: ds.Dataset, schema: pa.Schema) -> pa.RecordBatchReader:
+    """Read rows by batches, with the columns of `schema`; those they lack are null."""
+    names = [name for name in schema.names if name in rows.schema.names]
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for batch in rows.to_batches(columns=names, batch_size=WRITE_BATCH_ROWS):
+            table = _in_schema(pa.Table.from_batches([batch]), schema)
+            yield from table.to_batches()
+
+    return pa.RecordBatchReader.from_batches(schema, batches())
+
+
+def _near(rows: pa.Table, column: str) -> pc.Expression:
+    """Rows of the table whose time in `column` lies in the span of `rows`, or NEAR to it."""
+    span = pc.min_max(rows[column]).as_py()
+    is_late_enough = pc.field(column) >= span["min"] - NEAR
+    is_early_enough = pc.field(column) <= span["max"] + NEAR
+    return is_late_enough & is_early_enough
 
 
 def _short(exc: Exception) -> str:

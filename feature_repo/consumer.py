@@ -34,7 +34,12 @@ from feature_repo.entities import VALUE_ERRORS, Row, ViewValues, key_of, raw_row
 from feature_repo.features import raw_table
 from feature_repo.forgotten import forgotten
 from feature_repo.online_values import OnlineValues
-from feature_repo.quarantine import as_json, quarantine, quarantine_table
+from feature_repo.quarantine import (
+    as_json,
+    quarantine,
+    quarantine_entries,
+    quarantine_table,
+)
 from feature_repo.validation import DatasetRules
 from feature_repo.window_ends import WindowEnds
 
@@ -221,7 +226,8 @@ class EventConsumer:
         broken_rows = as_json(
             self._source_rows([rows[number] for number in broken_rules])
         )
-        quarantine(self._quarantine, broken_rows, list(broken_rules.values()), now)
+        entries = quarantine_entries(broken_rows, list(broken_rules.values()), now)
+        quarantine(self._quarantine, entries)
         good_rows = [
             row for number, row in enumerate(rows) if number not in broken_rules
         ]
@@ -286,4 +292,5 @@ class EventConsumer:
         message = " ".join(str(exc).split())
         reason = f"cannot be processed: {type(exc).__name__}: {message}"
         logger.warning("%s: %d go to quarantine: %s", self.name, len(texts), reason)
-        quarantine(self._quarantine, texts, [reason] * len(texts), at)
+        entries = quarantine_entries(texts, [reason] * len(texts), at)
+        quarantine(self._quarantine, entries)

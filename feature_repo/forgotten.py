@@ -37,9 +37,9 @@ class Forgotten(BaseModel):
             if column in row
         )
 
-    def without(self, rows: pa.Table) -> pa.Table:
+    def without(self, rows: pa.RecordBatch) -> pa.RecordBatch:
         """Return the rows that are of none of them."""
-        for column in self.keys.keys() & set(rows.column_names):
+        for column in self.keys.keys() & set(rows.schema.names):
             values = rows[column].unique()
             is_forgotten = [self.has({column: value}) for value in values.to_pylist()]
             forgotten_values = values.filter(pa.array(is_forgotten, pa.bool_()))

@@ -107,10 +107,10 @@ def whole_history(
         publish_beside(history, label)
         service = PublishedService(history, spec.feature_service)
         for dataset in ({label.name: label} | service.datasets()).values():
-            rows = part(dataset, pull(settings, dataset, FAR_FUTURE))
+            rows = part(dataset, pull(settings, dataset, FAR_FUTURE).read_all())
             if dataset.source_name not in settings.sources:
                 as_of = pc.max(rows[dataset.event_time]).as_py()
-            report = land(history, dataset, rows, as_of)
+            report = land(history, dataset, rows.to_reader(), as_of)
             for warning in report.warnings:
                 logger.warning("%s: %s", dataset.name, warning)
             write_views(history, dataset, raw_table(history, dataset))

@@ -1,23 +1,50 @@
-"""Landing: rows of a delivery become rows of the raw table, or of quarantine."""
+"""Landing: rows of a delivery become rows of the raw table, or of quarantine.
 
+A delivery lies in parquet files of a scratch folder. DuckDB works on them within a memory limit,
+and Great Expectations judges one batch of rows after the other, so that memory does not grow with
+the delivery.
+"""
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
+from math import ceil
+from pathlib import Path
+from typing import Any
 
 import ibis
+import ibis.expr.types as ir
 import pyarrow as pa
-import pyarrow.compute as pc
+import pyarrow.dataset as ds
+import pyarrow.parquet as pq
 
 from core.errors import BatchRejectedError
 from core.files import replace_file
 from core.settings import Settings
 from core.storage import Table
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
-from feature_repo.entities import last_of_key
-from feature_repo.features import TIME, open_raw, raw_table
-from feature_repo.quarantine import as_json, quarantine, quarantine_table
+from feature_repo.engines import connected, read_files
+from feature_repo.features import open_raw, raw_table
+from feature_repo.quarantine import (
+    as_json,
+    as_text,
+    quarantine,
+    quarantine_entries,
+    quarantine_table,
+)
 from feature_repo.source import place
 from feature_repo.validation import DatasetRules, suite_file
+
+BATCH_ROWS = 500_000
+"""Rows that Great Expectations judges at a time, about: it holds them in memory."""
+MEMORY_LIMIT = "250MB"
+"""Memory of DuckDB; beyond it, DuckDB spills to disk."""
+POSITION = pa.field("_position", pa.int64())
+"""Column that numbers the rows of a delivery, from 0."""
+PARQUET = ds.ParquetFileFormat(pre_buffer=False)
+"""Reads a file row group by row group, not all of it ahead."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +68,13 @@ class IngestReport:
 def land(
     settings: Settings,
     dataset: Dataset,
-    delivery: pa.Table,
+    delivery: pa.RecordBatchReader,
     as_of: datetime,
 ) -> IngestReport:
     """Validate the new rows of a delivery; merge the good ones, set the bad ones aside.
 
-    Great Expectations' Data Docs of the new rows are in `settings.data_docs`.
+    Great Expectations' Data Docs are in `settings.data_docs`: of the batch that was rejected, else
+    of the first one with a warning, else of the first one.
 
     Args:
         settings: Of the installation whose tables get the rows.
@@ -56,89 +84,232 @@ def land(
 
     Raises:
         BatchRejectedError: A rule failed as a whole; nothing was changed.
+        DataError: The source cannot be read; nothing was changed.
 
     """
     raw = raw_table(settings, dataset)
     aside = quarantine_table(settings, dataset)
-    rows = _new_rows(dataset, raw, aside, last_of_key(delivery, dataset.key))
-    source = place(settings, dataset)
-    if not rows.num_rows:
-        warnings = () if delivery.num_rows else (f"{source} delivered no rows",)
-        return IngestReport(
-            dataset=dataset.name,
-            as_of=as_of,
-            table_version=raw.version,
-            warnings=warnings,
+    with _scratch(settings, dataset) as scratch:
+        delivered = scratch.save_delivery(delivery)
+        repeated_keys = scratch.save("repeated", _repeated_keys(dataset, delivered))
+        earlier_rows = _earlier_rows(dataset, delivered, repeated_keys)
+        earlier_rows = scratch.save("earlier", earlier_rows)
+        new_rows = delivered.anti_join(earlier_rows, "_position")
+        if raw.exists:
+            new_rows = _unseen_rows(dataset, raw, aside, new_rows, scratch.connection)
+        new_rows = scratch.save("new", new_rows)
+        row_count = _count(new_rows)
+        if not row_count:
+            is_empty = not _count(delivered)
+            text = f"{place(settings, dataset)} delivered no rows"
+            return IngestReport(
+                dataset=dataset.name,
+                as_of=as_of,
+                table_version=raw.version,
+                warnings=(text,) if is_empty else (),
+            )
+        bad_file = scratch.file("bad")
+        with pq.ParquetWriter(bad_file, aside.schema.append(POSITION)) as bad_rows:
+            warnings = _validate(
+                settings=settings,
+                dataset=dataset,
+                batches=_batches(dataset, new_rows, row_count),
+                as_of=as_of,
+                bad_rows=bad_rows,
+            )
+        warnings += _contradictions(dataset, delivered, repeated_keys, new_rows)
+        bad_positions = scratch.connection.read_parquet(bad_file)
+        good_rows = new_rows.anti_join(bad_positions, "_position")
+        arrival = as_of if raw.exists else None
+        scratch.save("good", _arrived_rows(dataset, good_rows, arrival))
+        # In this order: after a kill in between the good rows come alone, and not the bad ones.
+        quarantine(aside, scratch.dataset("bad"))
+        counts = raw.merge(
+            scratch.dataset("good"),
+            key=dataset.key,
+            content=dataset.schema.names,
+            arrival="ingested_at",
         )
-    validation = DatasetRules(dataset).validate(rows, as_of)
-    replace_file(settings.data_docs / dataset.name / "index.html", validation.page())
-    if validation.rejections:
-        head = f"{dataset.name}: the batch of {source} was stopped, nothing was changed"
-        text = (
-            f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
-        )
-        raise BatchRejectedError(text)
-    good_rows = validation.good(rows)
-    arrivals = good_rows[dataset.event_time]
-    if raw.exists:
-        arrivals = pa.repeat(pa.scalar(as_of, TIME), good_rows.num_rows)
-    counts = raw.merge(
-        good_rows.append_column("ingested_at", arrivals),
-        key=dataset.key,
-        content=dataset.schema.names,
-        arrival="ingested_at",
-    )
-    bad_rows = rows.take(pa.array(validation.bad_rows, pa.int64()))
-    quarantine(aside, as_json(bad_rows), list(validation.bad_rows.values()), as_of)
+        quarantined = pq.read_metadata(bad_file).num_rows
     return IngestReport(
         dataset=dataset.name,
         as_of=as_of,
         **counts,
-        quarantined=bad_rows.num_rows,
+        quarantined=quarantined,
         table_version=raw.version,
-        warnings=(*validation.warnings, *_contradictions(dataset, delivery, rows)),
+        warnings=tuple(warnings),
     )
 
 
-def _new_rows(
-    dataset: Dataset,
-    raw: Table,
-    aside: Table,
-    rows: pa.Table,
-) -> pa.Table:
+class _Scratch:
+    """Rows on their way: parquet files in a folder, which DuckDB reads and writes."""
+
+    def __init__(self, folder: Path, connection: Any) -> None:
+        self.connection = connection
+        self._folder = folder
+
+    def file(self, name: str) -> Path:
+        return self._folder / f"{name}.parquet"
+
+    def dataset(self, name: str) -> ds.Dataset:
+        return ds.dataset(self.file(name), format=PARQUET)
+
+    def save(self, name: str, rows: ir.Table) -> ir.Table:
+        """Compute rows once, into a file."""
+        self.connection.to_parquet(rows, self.file(name))
+        return self.connection.read_parquet(self.file(name))
+
+    def save_delivery(self, delivery: pa.RecordBatchReader) -> ir.Table:
+        """Write a delivery to a file; its rows get their position."""
+        file = self.file("delivered")
+        with pq.ParquetWriter(file, delivery.schema) as writer:
+            for batch in delivery:
+                writer.write_batch(batch)
+        rows = self.connection.read_parquet(file, file_row_number=True)
+        return rows.rename(_position="file_row_number")
+
+
+@contextmanager
+def _scratch(settings: Settings, dataset: Dataset) -> Iterator[_Scratch]:
+    folder = settings.cache / f"{dataset.name}.ingest"
+    shutil.rmtree(folder, ignore_errors=True)  # left by a killed ingest
+    folder.mkdir(parents=True)
+    spill = str(folder / "spill")
+    try:
+        with connected(memory_limit=MEMORY_LIMIT, temp_directory=spill) as connection:
+            yield _Scratch(folder, connection)
+    finally:
+        shutil.rmtree(folder)
+
+
+def _has_key(dataset: Dataset, rows: ir.Table) -> ir.BooleanValue:
+    return ibis.and_(*(rows[name].notnull() for name in dataset.key))
+
+
+def _repeated_keys(dataset: Dataset, delivered: ir.Table) -> ir.Table:
+    """Return the keys that several rows have, each with the position of the last one."""
+    rows = delivered.filter(_has_key(dataset, delivered))
+    keys = rows.group_by(dataset.key)
+    counts = keys.agg(_position=rows["_position"].max(), _copies=rows.count())
+    return counts.filter(counts["_copies"] > 1)
+
+
+def _earlier_rows(
+    dataset: Dataset, delivered: ir.Table, repeated_keys: ir.Table
+) -> ir.Table:
+    """Return the positions of rows that do not count, as a later one has their key."""
+    rows = delivered.semi_join(repeated_keys, dataset.key)
+    return rows.anti_join(repeated_keys, "_position").select("_position")
+
+
+def _unseen_rows(
+    dataset: Dataset, raw: Table, aside: Table, rows: ir.Table, connection: Any
+) -> ir.Table:
     """Return the rows whose content neither the table nor quarantine holds.
 
     These are new keys and corrections. A row that an event corrected was delivered before.
     """
-    if not raw.exists:
-        return rows
-    with connected() as connection:
-        delivered = ibis.memtable(rows)
-        stored = open_raw(raw, connection=connection)
-        stored_rows = stored.semi_join(delivered, dataset.key).select(
-            dataset.schema.names
-        )
-        # Nulls are the same in a difference of sets, and not in a join.
-        rows = connection.to_pyarrow(delivered.difference(stored_rows))
-        corrected_texts = connection.to_pyarrow(stored.superseded).drop_null()
-    texts = {*corrected_texts.to_pylist(), *aside.read()["row"].to_pylist()}
-    is_new = [text not in texts for text in as_json(rows)]
-    return rows.filter(pa.array(is_new, pa.bool_()))
+    names = dataset.schema.names
+    stored = open_raw(raw, connection=connection)
+    same_content = [rows[name].identical_to(stored[name]) for name in names]
+    rows = rows.anti_join(stored, same_content)
+    texts = stored.filter(stored.superseded.notnull()).select(_text="superseded")
+    aside_files = aside.names()
+    if aside_files:
+        entries = read_files(connection, aside, aside_files)
+        texts = texts.union(entries.select(_text="row"))
+    content = ibis.struct({name: rows[name] for name in names})
+    row_text = ibis.udf.scalar.pyarrow(
+        _texts, signature=((content.type(),), ibis.dtype("string"))
+    )
+    return rows.mutate(_text=row_text(content)).anti_join(texts, "_text").drop("_text")
+
+
+def _texts(rows: pa.StructArray) -> pa.Array:
+    return pa.array([as_text(row) for row in rows.to_pylist()], pa.string())
+
+
+def _batches(dataset: Dataset, rows: ir.Table, row_count: int) -> Iterator[pa.Table]:
+    """Cut rows by a hash of their key.
+
+    Each batch is a sample of all rows, and rows of one key are together: a rule over many rows
+    means for a batch what it means for all.
+    """
+    batch_count = ceil(row_count / BATCH_ROWS)
+    key_hash = ibis.struct({name: rows[name] for name in dataset.key}).hash()
+    number = _has_key(dataset, rows).ifelse(key_hash, rows["_position"].hash())
+    # Half of the hashes are negative, and so are their remainders.
+    rows = rows.mutate(_batch=(number % batch_count).abs())
+    for batch in range(batch_count):
+        batch_rows = rows.filter(rows["_batch"] == batch).order_by("_position")
+        table = batch_rows.drop("_batch").to_pyarrow()
+        if table.num_rows:
+            yield table
+
+
+def _validate(
+    settings: Settings,
+    dataset: Dataset,
+    batches: Iterator[pa.Table],
+    as_of: datetime,
+    bad_rows: pq.ParquetWriter,
+) -> list[str]:
+    """Validate batches of rows, write the bad rows with their positions, and return warnings.
+
+    Raises:
+        BatchRejectedError: See `land`.
+
+    """
+    rules = DatasetRules(dataset)
+    page = settings.data_docs / dataset.name / "index.html"
+    warnings: dict[str, str] = {}
+    for number, batch in enumerate(batches):
+        rows = batch.select(dataset.schema.names).cast(dataset.schema)
+        validation = rules.validate(rows, as_of)
+        is_first_warning = bool(validation.warnings) and not warnings
+        if number == 0 or validation.rejections or is_first_warning:
+            replace_file(page, validation.page())
+        if validation.rejections:
+            source = place(settings, dataset)
+            head = f"{dataset.name}: the batch of {source} was stopped, nothing was changed"
+            text = f"{head}: {'; '.join(validation.rejections)}. Rules: {suite_file(dataset)}"
+            raise BatchRejectedError(text)
+        for text in validation.warnings:
+            rule_name = text.partition(": ")[0]
+            warnings.setdefault(rule_name, text)
+        numbers = pa.array(validation.bad_rows, pa.int64())
+        rules_broken = list(validation.bad_rows.values())
+        entries = quarantine_entries(as_json(rows.take(numbers)), rules_broken, as_of)
+        positions = batch["_position"].take(numbers)
+        bad_rows.write_table(entries.append_column(POSITION, positions))
+    return list(warnings.values())
+
+
+def _arrived_rows(
+    dataset: Dataset, rows: ir.Table, arrival: datetime | None
+) -> ir.Table:
+    """Return rows of the raw table that arrived at a moment; None: at their event time."""
+    event_times = rows[dataset.event_time]
+    arrivals = event_times if arrival is None else ibis.literal(arrival)
+    return rows.mutate(ingested_at=arrivals).drop("_position")
 
 
 def _contradictions(
-    dataset: Dataset,
-    delivery: pa.Table,
-    new_rows: pa.Table,
+    dataset: Dataset, delivered: ir.Table, repeated_keys: ir.Table, new_rows: ir.Table
 ) -> list[str]:
     """Return a warning if a delivery holds new keys with several contents."""
     key = list(dataset.key)
-    contents = delivery.group_by(delivery.column_names).aggregate([])
-    content_counts = contents.group_by(key).aggregate([([], "count_all")])
-    repeated = content_counts.filter(pc.field("count_all") > 1).select(key)
-    keys = repeated.join(new_rows.select(key), key, join_type="left semi")
-    if not keys.num_rows:
+    new_keys = repeated_keys.semi_join(new_rows, key)
+    contents = delivered.semi_join(new_keys, key).drop("_position").distinct()
+    content_counts = contents.group_by(key).agg(_contents=contents.count())
+    keys = content_counts.filter(content_counts["_contents"] > 1).select(key)
+    key_count = _count(keys)
+    if not key_count:
         return []
-    text = f"keys with several contents in one delivery: {keys.num_rows}"
-    examples = keys.slice(0, 3).to_pylist()
+    text = f"keys with several contents in one delivery: {key_count}"
+    examples = keys.order_by(key).limit(3).to_pyarrow().to_pylist()
     return [f"{text}, such as {examples}; of each the last row counts"]
+
+
+def _count(rows: ir.Table) -> int:
+    return int(rows.count().to_pyarrow().as_py())

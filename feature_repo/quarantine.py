@@ -12,6 +12,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.dataset as ds
 from pyarrow.json import ParseOptions, read_json
 from sqlglot import column
 
@@ -49,20 +50,21 @@ def quarantine_table(settings: Settings, dataset: Dataset) -> Table:
     return Table(settings, f"quarantine/{dataset.name}", pa.schema(columns))
 
 
-def quarantine(
-    table: Table,
-    rows: Sequence[str],
-    rules: Sequence[str],
-    at: datetime,
-) -> None:
-    """Write rows (JSON) with the rules they broke, once: one that is there already stays."""
-    if rows:
-        columns = {
-            "quarantined_at": pa.array([at] * len(rows), TIME),
-            "rules": rules,
-            "row": rows,
-        }
-        table.merge(pa.table(columns), key=["row"], content=["rules"])
+def quarantine_entries(
+    rows: Sequence[str], rules: Sequence[str], at: datetime
+) -> pa.Table:
+    """Return rows (JSON), each with the rules that it broke, as entries of quarantine."""
+    columns = {
+        "quarantined_at": pa.array([at] * len(rows), TIME),
+        "rules": pa.array(rules, pa.string()),
+        "row": pa.array(rows, pa.string()),
+    }
+    return pa.table(columns)
+
+
+def quarantine(table: Table, entries: pa.Table | ds.Dataset) -> None:
+    """Write entries to quarantine, once: a row that is there already stays."""
+    table.merge(entries, key=["row"], content=["rules"])
 
 
 def quarantined(settings: Settings, dataset: Dataset) -> list[Row]:

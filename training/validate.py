@@ -4,9 +4,6 @@ import logging
 from collections.abc import Sequence
 from datetime import datetime, timedelta
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
 from core.errors import SettingsError, TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
@@ -20,7 +17,7 @@ from feature_repo.service import PublishedService
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
-from training.frame import TIME, extent, labelled_rows, require_memory
+from training.frame import extent, labelled_rows, require_memory
 from training.lineage import FINGERPRINT, PLANNED_TAG, run_tags, table_tags
 from training.snapshots import Plan, plan
 
@@ -205,18 +202,16 @@ def plan_run(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime, version: int
 ) -> Plan:
     """Plan the snapshots that raw version `version` allows at `as_of`."""
-    rows = raw_table(settings, dataset).read(
-        version, [dataset.event_time], _known(as_of)
-    )
-    first = pc.min(rows[dataset.event_time]).as_py()
+    raw = raw_table(settings, dataset)
+    first = None
+    if raw.exists:
+        with engine_connection(settings) as connection:
+            rows = open_raw(raw, version, as_of, connection)
+            first = rows[dataset.event_time].min().to_pyarrow().as_py()
     if first is None:
         none = f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}"
         raise TrainingError(f"{none}; run: gyre ingest {dataset.name}")
     return plan(first, as_of, dataset.labels[spec.label], spec.snapshots)
-
-
-def _known(as_of: datetime) -> pc.Expression:
-    return pc.field("ingested_at") <= pa.scalar(as_of, TIME)
 
 
 def mismatches(

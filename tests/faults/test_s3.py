@@ -44,7 +44,7 @@ def bucket(tmp_path, monkeypatch):
 
 def deliver(folder, as_of, **more):
     """Have the source hold the orders up to `as_of` of a quarter of the customers."""
-    rows = pull(new_settings(folder / "none", **more), ORDERS, as_of)
+    rows = pull(new_settings(folder / "none", **more), ORDERS, as_of).read_all()
     some = rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 3), 0))
     pq.write_table(some, source(folder))
 

@@ -57,7 +57,7 @@ TRIES = 100
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     home = tmp_path_factory.mktemp("scoring")
-    rows = pull(new_settings(home / "source"), ORDERS, AS_OF)
+    rows = pull(new_settings(home / "source"), ORDERS, AS_OF).read_all()
     made = installation(home, rows.filter(pc.less(rows["customer_id"], 2000)))
     with mlflow_server(made):
         report = chain.train(made, SPEC, AS_OF, key="first", reason="first", who="test")

@@ -54,7 +54,7 @@ def training(
 ) -> Iterator[tuple[Settings, Callable[..., list[Any]]]]:
     """Start stages in an installation of few customers that shares the MLflow of the others."""
     home = tmp_path_factory.mktemp("training")
-    rows = pull(new_settings(home / "source"), ORDERS, AS_OF)
+    rows = pull(new_settings(home / "source"), ORDERS, AS_OF).read_all()
     made = installation(home, rows.filter(pc.less(rows["customer_id"], 1000)))
     settings = made.model_copy(update={"mlflow_port": rig.settings.mlflow_port})
     place = {"settings": settings.model_dump(mode="json"), "as_of": AS_OF.isoformat()}

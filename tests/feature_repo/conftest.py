@@ -86,7 +86,7 @@ def applied(template: Snapshot) -> Settings:
 def some_orders(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A file of the shipped orders of a thousand customers."""
     settings = new_settings(tmp_path_factory.mktemp("orders"))
-    orders = pull(settings, load_dataset("orders"), AS_OF)
+    orders = pull(settings, load_dataset("orders"), AS_OF).read_all()
     file = settings.home / "orders.parquet"
     pq.write_table(orders.filter(pc.field("customer_id") <= 1_000), file)
     return file

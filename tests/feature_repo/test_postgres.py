@@ -60,13 +60,13 @@ def test_rows_come_in_the_dataset_s_types_and_only_the_later_ones(
 ):
     settings = new_settings(tmp_path, sources={"orders": f"{postgres}#orders"})
     sell(shop, (1, AS_OF - 30 * DAY), (2, AS_OF - 2 * DAY), (3, None))
-    found = pull(settings, ORDERS, AS_OF)
+    found = pull(settings, ORDERS, AS_OF).read_all()
     assert found.schema.remove_metadata() == ORDERS.schema
     assert found.sort_by("order_id")["order_ts"].to_pylist() == [
         AS_OF - 30 * DAY, AS_OF - 2 * DAY, None,
     ]  # fmt: skip
     assert found["dollar_value"].to_pylist() == [9.99] * 3
-    later = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY)
+    later = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).read_all()
     assert later["order_id"].to_pylist() == [2]
 
 
@@ -76,7 +76,7 @@ def test_the_database_itself_leaves_out_what_is_older(
     sources = {"orders": f"{postgres}#orders"}
     settings = new_settings(tmp_path).model_copy(update={"sources": sources})
     sell(shop, *((n, AS_OF - n * DAY) for n in range(1, 100)))
-    assert pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).num_rows == 6
+    assert pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).read_all().num_rows == 6
     asked = server_log.read_text().rpartition("SELECT")[2]
     assert "WHERE" in asked
 

@@ -10,7 +10,13 @@ from typer.testing import CliRunner
 
 from cli.main import typer_app
 from feature_repo import validation
-from feature_repo.quarantine import quarantine, quarantine_table, quarantined, release
+from feature_repo.quarantine import (
+    quarantine,
+    quarantine_entries,
+    quarantine_table,
+    quarantined,
+    release,
+)
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, shop  # noqa: F401  (a fixture)
 
 
@@ -137,7 +143,8 @@ def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop, as_of):
         json.dumps(dict.fromkeys(ORDERS.schema.names, "text")),
     ]
     table = quarantine_table(shop.settings, ORDERS)
-    quarantine(table, texts, ["cannot be processed"] * 3, as_of)
+    rules = ["cannot be processed"] * 3
+    quarantine(table, quarantine_entries(texts, rules, as_of))
     report = release(shop.settings, ORDERS, as_of + HOUR)
     assert (report.released, report.refused) == (0, 4)
     assert len(shop.aside()) == 4

@@ -28,22 +28,27 @@ def test_at_least_120_and_less_than_127_days_of_the_demo_lie_ahead_of_its_start(
     tmp_path, start
 ):
     settings = new_settings(tmp_path).model_copy(update={"demo_start": start})
-    newest = pc.max(pull(settings, ORDERS, AS_OF + 1_000 * DAY)["order_ts"]).as_py()
+    newest = pc.max(
+        pull(settings, ORDERS, AS_OF + 1_000 * DAY).read_all()["order_ts"]
+    ).as_py()
     assert 120 <= (newest.date() - start).days < 127
 
 
 def test_the_demo_delivers_what_is_due_and_new_orders_every_day(tmp_path):
     settings = new_settings(tmp_path)
-    counts = [pull(settings, ORDERS, AS_OF + days * DAY).num_rows for days in range(10)]
+    counts = [
+        pull(settings, ORDERS, AS_OF + days * DAY).read_all().num_rows
+        for days in range(10)
+    ]
     assert counts[0] > 60_000
     assert counts == sorted(set(counts))
-    assert pull(settings, ORDERS, AS_OF + 200 * DAY).num_rows == 69_659
+    assert pull(settings, ORDERS, AS_OF + 200 * DAY).read_all().num_rows == 69_659
 
 
 def test_the_dates_are_fixed_at_the_first_start(tmp_path):
-    first_rows = pull(new_settings(tmp_path), ORDERS, AS_OF)
+    first_rows = pull(new_settings(tmp_path), ORDERS, AS_OF).read_all()
     later = new_settings(tmp_path).model_copy(update={"demo_start": date(2027, 5, 5)})
-    assert pull(later, ORDERS, AS_OF).equals(first_rows)
+    assert pull(later, ORDERS, AS_OF).read_all().equals(first_rows)
 
 
 def with_source(folder, address):
@@ -57,8 +62,8 @@ def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
         shop.execute(f"CREATE TABLE orders AS SELECT * FROM '{ORDERS.shipped}' LIMIT 5")
         newest = shop.execute("SELECT max(order_ts) FROM orders").fetchone()[0]
     settings = with_source(tmp_path, f"duckdb://{tmp_path}/shop.db#orders")
-    assert pull(settings, ORDERS, AS_OF).num_rows == 5
-    assert pull(settings, ORDERS, AS_OF, since=newest).num_rows == 0
+    assert pull(settings, ORDERS, AS_OF).read_all().num_rows == 5
+    assert pull(settings, ORDERS, AS_OF, since=newest).read_all().num_rows == 0
 
 
 def save(file, days):
@@ -86,13 +91,13 @@ def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, addre
         save(folder / f"{days + 1}.parquet", days + 1)
     save(folder / ".3.parquet", 3)  # a hidden file is not read
     settings = with_source(tmp_path, folder / address)
-    assert sorted(pull(settings, ORDERS, AS_OF)["order_id"].to_pylist()) == [
+    assert sorted(pull(settings, ORDERS, AS_OF).read_all()["order_id"].to_pylist()) == [
         1,
         2,
         20,
         21,
     ]
-    newer_rows = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY)
+    newer_rows = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).read_all()
     assert sorted(newer_rows["order_id"].to_pylist()) == [1, 2]
 
 
@@ -102,14 +107,14 @@ def test_what_names_no_file_is_said(tmp_path, name):
     with pytest.raises(
         DataError, match="expected parquet files or CSV files, found none"
     ) as error:
-        pull(with_source(tmp_path, tmp_path / name), ORDERS, AS_OF)
+        pull(with_source(tmp_path, tmp_path / name), ORDERS, AS_OF).read_all()
     assert str(tmp_path / name) in str(error.value)
 
 
 def test_a_source_that_does_not_answer_is_named_without_its_password(tmp_path):
     settings = with_source(tmp_path, "postgres://reader:secret@127.0.0.1:1/shop#orders")
     with pytest.raises(DataError, match=r"127\.0\.0\.1:1/shop#orders") as error:
-        pull(settings, ORDERS, AS_OF)
+        pull(settings, ORDERS, AS_OF).read_all()
     assert "secret" not in str(error.value)
 
 
@@ -121,8 +126,8 @@ def test_a_dataset_without_a_source_is_told_the_line_and_the_file_to_add_it_to(
     with pytest.raises(
         DataError, match="returns: no source; add the line GYRE_SOURCES__RETURNS=…"
     ):
-        pull(settings, returns, AS_OF)
+        pull(settings, returns, AS_OF).read_all()
     shared = replace(returns, rows_of="orders")
     with pytest.raises(DataError, match="add the line GYRE_SOURCES__ORDERS=…") as error:
-        pull(settings, shared, AS_OF)
+        pull(settings, shared, AS_OF).read_all()
     assert str(error.value).endswith(f"to {tmp_path / 'gyre.env'}")

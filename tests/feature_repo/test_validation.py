@@ -9,10 +9,11 @@ import pyarrow as pa
 import pytest
 
 from core.errors import BatchRejectedError
-from feature_repo import validation
+from feature_repo import landing, validation
 from feature_repo.datasets import load_dataset
+from feature_repo.features import raw_table
 from feature_repo.landing import land
-from feature_repo.quarantine import quarantine_table
+from feature_repo.quarantine import quarantine_table, quarantined
 from feature_repo.source import pull
 from feature_repo.validation import DatasetRules, delivery_rules
 from tests.conftest import AS_OF, new_settings
@@ -155,9 +156,9 @@ def test_an_unchanged_delivery_validates_nothing_even_if_it_has_nulls(suite, tmp
     settings = new_settings(tmp_path)
     rows = table(order(1, 1, AS_OF - DAY, None, None), order(2, None, None))
     page = settings.data_docs / "orders" / "index.html"
-    assert land(settings, ORDERS, rows, AS_OF).inserted == 2
+    assert land(settings, ORDERS, rows.to_reader(), AS_OF).inserted == 2
     page.unlink()
-    report = land(settings, ORDERS, rows, AS_OF + HOUR)
+    report = land(settings, ORDERS, rows.to_reader(), AS_OF + HOUR)
     assert (report.inserted, report.replaced, report.table_version) == (0, 0, 0)
     assert not page.exists()
 
@@ -170,13 +171,13 @@ def test_a_key_with_several_contents_in_one_delivery_is_said_and_the_last_counts
     first_rows = [order(number, 1, AS_OF - DAY, 1.0) for number in range(5)]
     corrections = [order(number, 1, AS_OF - DAY, 2.0) for number in range(4)]
     rows = table(*first_rows, *corrections, first_rows[4])
-    report = land(settings, ORDERS, rows, AS_OF)
+    report = land(settings, ORDERS, rows.to_reader(), AS_OF)
     assert (report.inserted, report.quarantined) == (5, 0)
     (warning,) = report.warnings
     assert "keys with several contents in one delivery: 4, such as " in warning
     assert "of each the last row counts" in warning
     assert warning.count("order_id") == 3
-    report = land(settings, ORDERS, rows, AS_OF + HOUR)
+    report = land(settings, ORDERS, rows.to_reader(), AS_OF + HOUR)
     assert (report.replaced, report.warnings) == (0, ())
     assert not quarantine_table(settings, ORDERS).exists
 
@@ -187,11 +188,97 @@ def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, tmp_path):
     sizes = replace(
         ORDERS, name="sizes", entity="number_of_cds", rows_of="orders", views={}
     )
-    rows = pull(settings, ORDERS, AS_OF)
-    assert pull(settings, sizes, AS_OF).equals(rows)
+    rows = pull(settings, ORDERS, AS_OF).read_all()
+    assert pull(settings, sizes, AS_OF).read_all().equals(rows)
     delivery = pa.concat_tables([rows.slice(0, 30), some_orders(1, bad_count=1)])
     with pytest.raises(
         BatchRejectedError, match=r"sizes: the batch .* expectations/orders\.json"
     ):
-        land(settings, sizes, delivery, AS_OF)
-    assert land(settings, sizes, rows.slice(0, 30), AS_OF).inserted == 30
+        land(settings, sizes, delivery.to_reader(), AS_OF)
+    assert land(settings, sizes, rows.slice(0, 30).to_reader(), AS_OF).inserted == 30
+
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    monkeypatch.setattr(landing, "BATCH_ROWS", 10)
+
+
+def one_in_four_bad(count):
+    """Orders, every fourth with a negative amount."""
+    return [
+        order(number, number, AS_OF - DAY, 1.0 if number % 4 else -1.0)
+        for number in range(1, count + 1)
+    ]
+
+
+def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_commit(
+    suite, tmp_path, small_batches
+):
+    suite({"type": BETWEEN, "kwargs": AMOUNT["kwargs"] | {"mostly": 0.2}})
+    settings = new_settings(tmp_path)
+    rows = one_in_four_bad(100)
+    report = land(settings, ORDERS, table(*rows).to_reader(), AS_OF)
+    assert (report.inserted, report.quarantined, report.table_version) == (75, 25, 0)
+    landed = raw_table(settings, ORDERS).read().sort_by("order_id")
+    assert landed["order_id"].to_pylist() == [n for n in range(1, 101) if n % 4]
+    entries = quarantined(settings, ORDERS)
+    bad_numbers = sorted(entry["row"]["order_id"] for entry in entries)
+    assert bad_numbers == list(range(4, 101, 4))
+    again = land(settings, ORDERS, table(*rows).to_reader(), AS_OF + HOUR)
+    assert (again.inserted, again.quarantined, again.table_version) == (0, 0, 0)
+    assert list((settings.cache).iterdir()) == []
+
+
+@pytest.mark.parametrize("bad_number", range(1, 101, 9))
+def test_one_rejected_batch_of_many_changes_nothing_and_is_shown(
+    suite, tmp_path, small_batches, bad_number
+):
+    low = AMOUNT["kwargs"] | {"min_value": -2.0, "mostly": 0.9}
+    whole = {"column": "customer_id", "max_value": 1_000}
+    suite(
+        {"type": BETWEEN, "kwargs": low},
+        {"type": "expect_column_max_to_be_between", "kwargs": whole},
+    )
+    settings = new_settings(tmp_path)
+    first = order(1_000, 1, AS_OF - DAY)
+    land(settings, ORDERS, table(first).to_reader(), AS_OF)
+    rows = [order(number, number, AS_OF - DAY) for number in range(1, 101)]
+    rows[bad_number - 1]["customer_id"] = 123_456
+    rows[50]["dollar_value"] = -5.0
+    with pytest.raises(BatchRejectedError, match=r"expect_column_max.*123456"):
+        land(settings, ORDERS, table(*rows).to_reader(), AS_OF + HOUR)
+    raw = raw_table(settings, ORDERS)
+    assert (raw.version, raw.read().num_rows) == (0, 1)
+    assert not quarantine_table(settings, ORDERS).exists
+    page = settings.data_docs / "orders" / "index.html"
+    assert "123456" in page.read_text()
+
+
+def test_the_last_row_of_a_key_counts_whatever_batch_it_is_in(
+    suite, tmp_path, small_batches
+):
+    suite(AMOUNT)
+    settings = new_settings(tmp_path)
+    first_rows = [order(number, 1, AS_OF - DAY, 1.0) for number in range(100)]
+    corrections = [order(number, 1, AS_OF - DAY, 2.0) for number in range(0, 100, 3)]
+    report = land(settings, ORDERS, table(*first_rows, *corrections).to_reader(), AS_OF)
+    assert report.inserted == 100
+    assert "keys with several contents in one delivery: 34, such as" in report.summary()
+    landed = raw_table(settings, ORDERS).read()
+    amounts = dict(
+        zip(
+            *landed.select(["order_id", "dollar_value"]).to_pydict().values(),
+            strict=True,
+        )
+    )
+    assert amounts == {number: 1.0 if number % 3 else 2.0 for number in range(100)}
+
+
+def test_rows_without_a_key_are_spread_over_the_batches(suite, tmp_path, small_batches):
+    never_null = {"column": "order_id", "mostly": 0.5}
+    suite({"type": validation.NOT_NULL, "kwargs": never_null})
+    settings = new_settings(tmp_path)
+    numbers = [number if number % 5 else None for number in range(500)]
+    rows = [order(number, 1, AS_OF - DAY) for number in numbers]
+    report = land(settings, ORDERS, table(*rows).to_reader(), AS_OF)
+    assert (report.inserted, report.quarantined) == (400, 100)

@@ -42,7 +42,9 @@ MONTHS = timedelta(days=400)
 
 @pytest.fixture(scope="module")
 def orders(tmp_path_factory):
-    rows = pull(new_settings(tmp_path_factory.mktemp("shop")), ORDERS, FAR_FUTURE)
+    rows = pull(
+        new_settings(tmp_path_factory.mktemp("shop")), ORDERS, FAR_FUTURE
+    ).read_all()
     return rows.filter(pc.equal(pc.bit_wise_and(rows["customer_id"], 7), 0))
 
 

@@ -145,7 +145,7 @@ def test_an_experiment_lasts_while_one_challenger_answers_one_percent_beside_one
 def settings(tmp_path_factory):
     """The orders of AS_OF's past, and experiments of a week that began 130 days before."""
     made = new_settings(tmp_path_factory.mktemp("compared"))
-    rows, table = pull(made, ORDERS, AS_OF), raw_table(made, ORDERS)
+    rows, table = pull(made, ORDERS, AS_OF).read_all(), raw_table(made, ORDERS)
     table.merge(
         rows.append_column("ingested_at", rows["order_ts"]),
         ORDERS.key,

@@ -224,7 +224,7 @@ def beside(settings, log):
 def home(tmp_path_factory):
     made = new_settings(tmp_path_factory.mktemp("forgetful"))
     source = made.home / "source.parquet"
-    rows = pull(made, ORDERS, AS_OF)
+    rows = pull(made, ORDERS, AS_OF).read_all()
     few = [5, NEW, OTHER, *range(37, 24_000, 24)]
     rows = rows.filter(pc.field("customer_id").isin(few))
     ids = pc.if_else(pc.equal(rows["customer_id"], 5), ID, rows["customer_id"])

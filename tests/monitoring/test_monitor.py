@@ -53,7 +53,7 @@ TIME = pa.timestamp("us", tz="UTC")
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     home = tmp_path_factory.mktemp("watched")
-    rows = pull(new_settings(home), ORDERS, AS_OF)
+    rows = pull(new_settings(home), ORDERS, AS_OF).read_all()
     made = installation(home, rows.filter(pc.is_in(rows["customer_id"], CUSTOMERS)))
     record = DatasetRecord(
         dataset="orders",

@@ -75,7 +75,9 @@ def environment():
 def stack(environment, tmp_path, monkeypatch):
     """Settings of a home whose features go to DynamoDB; the file of its orders."""
     source, now = tmp_path / "orders.parquet", datetime.now(UTC)
-    rows = pull(new_settings(tmp_path / "demo", demo_start=None), ORDERS, now)
+    rows = pull(
+        new_settings(tmp_path / "demo", demo_start=None), ORDERS, now
+    ).read_all()
     write_orders(source, rows.filter(pc.field("customer_id") < 2000))
     monkeypatch.setenv("GYRE_ONLINE_STORE__TYPE", "dynamodb")
     monkeypatch.setenv("GYRE_ONLINE_STORE__REGION", "us-east-1")

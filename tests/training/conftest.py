@@ -51,7 +51,7 @@ def installation(home: Path, rows: pa.Table | None = None) -> Settings:
     """An installation that holds `rows` (default: what the demo delivers by AS_OF)."""
     settings = new_settings(home)
     feast_apply(settings)
-    rows = pull(settings, ORDERS, AS_OF) if rows is None else rows
+    rows = pull(settings, ORDERS, AS_OF).read_all() if rows is None else rows
     table = raw_table(settings, ORDERS)
     table.merge(
         rows.append_column("ingested_at", rows["order_ts"]),
@@ -79,7 +79,7 @@ def train(
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     """An installation with the orders of a fifth of the customers, of each cohort as many."""
     folder = tmp_path_factory.mktemp("sample")
-    rows = pull(new_settings(folder / "none"), ORDERS, AS_OF)
+    rows = pull(new_settings(folder / "none"), ORDERS, AS_OF).read_all()
     customers = rows["customer_id"].to_numpy()
     return installation(folder / "home", rows.filter(pa.array(customers % 5 == 0)))
 

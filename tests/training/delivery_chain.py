@@ -59,7 +59,7 @@ def install(settings) -> None:
     other = SPEC.model_copy(update={"classes": ("early", "on_time", "lost")})
     said["check_other"] = check(settings, other, AS_OF)[0]
     publish_beside(settings, PARCELS)
-    rows, raw = pull(settings, PARCELS, AS_OF), raw_table(settings, PARCELS)
+    rows, raw = pull(settings, PARCELS, AS_OF).read_all(), raw_table(settings, PARCELS)
     known = rows.append_column("ingested_at", rows["delivered_at"])
     raw.merge(known, PARCELS.key, rows.column_names)
     write_views(settings, PARCELS, raw)

@@ -67,7 +67,7 @@ said = {}
 
 def install(settings) -> None:
     publish_beside(settings, SPEND)
-    rows, table = pull(settings, SPEND, AS_OF), raw_table(settings, SPEND)
+    rows, table = pull(settings, SPEND, AS_OF).read_all(), raw_table(settings, SPEND)
     table.merge(
         rows.append_column("ingested_at", rows["order_ts"]),
         SPEND.key,

@@ -60,7 +60,7 @@ def carts():
 def history(carts, tmp_path_factory):
     settings = new_settings(tmp_path_factory.mktemp("carts"))
     publish_beside(settings, carts)
-    rows = pull(settings, ORDERS, AS_OF)
+    rows = pull(settings, ORDERS, AS_OF).read_all()
     rows = rows.filter(pc.less(rows["customer_id"], 1_000))
     table = raw_table(settings, carts)
     table.merge(

@@ -33,7 +33,7 @@ def said(tmp_path_factory):
         copy = shutil.copytree if (PROJECT / room).is_dir() else shutil.copy
         copy(PROJECT / room, project / room)
     shutil.copytree(THREE, project, dirs_exist_ok=True)
-    rows = pull(new_settings(folder / "none"), ORDERS, AS_OF)
+    rows = pull(new_settings(folder / "none"), ORDERS, AS_OF).read_all()
     pq.write_table(rows.filter(pc.less(rows["customer_id"], 3000)), source)
     command = [commands_folder() / "python", "-m", "tests.training.spend_chain"]
     # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
