@@ -84,7 +84,7 @@ class DemoRun:
         views = PublishedService(settings, self.spec.feature_service).join_keys
         self.entities = entities(
             settings, views, [*self.spec.entity_key], datetime.now(UTC)
-        )
+        ).to_pylist()
         self.began = time.monotonic()
 
     def run(self) -> bool:

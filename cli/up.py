@@ -168,7 +168,8 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
 
     url = f"{settings.serving_address}/models/{spec.name}/predict"
     views = PublishedService(settings, spec.feature_service).join_keys
-    newest = entities(settings, views, spec.entity_key, datetime.now(UTC), CANDIDATES)
+    now = datetime.now(UTC)
+    newest = entities(settings, views, spec.entity_key, now, CANDIDATES).to_pylist()
     problem, until = "no answer", time.monotonic() + LOAD_SECONDS
     while time.monotonic() < until:
         for entity in newest:

@@ -121,7 +121,7 @@ class Settings(BaseSettings):
     """The day (UTC) that the shipped orders are dated for: 120 days of them lie ahead of it.
     Default: the day of the first ingest. Kept in GYRE_HOME from then on."""
     engine: Literal["duckdb", "spark"] = "duckdb"
-    """What computes the rows of feature views; Spark is installed by `make spark`."""
+    """What computes feature views, labels and training frames; Spark is installed by `make spark`."""
     spark_master: str = "local[*]"
     """The Spark master that `GYRE_ENGINE=spark` asks."""
     alert_urls: str = ""
@@ -265,8 +265,11 @@ class Settings(BaseSettings):
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        # The secrets' folder is one where its processes find no such address either.
-        own = dict.fromkeys(SHARED) | {"home": home, "secrets_dir": home / "secrets"}
+        own: dict[str, Any] = dict.fromkeys(SHARED)
+        own["home"] = home
+        # One where its processes find no address of a database either.
+        own["secrets_dir"] = home / "secrets"
+        own["engine"] = "duckdb"  # a cluster does not see this disk
         return self.model_copy(update=own | more)
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
@@ -300,6 +303,11 @@ class Settings(BaseSettings):
     def cache(self) -> Path:
         """Copies of files on S3 that never change, and what is being computed."""
         return self.home / "cache"
+
+    @property
+    def scratch(self) -> UPath:
+        """Rows on their way from Spark's executors."""
+        return self.data / "scratch"
 
     @property
     def reports(self) -> UPath:

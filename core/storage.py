@@ -426,10 +426,7 @@ class Table:
 
     def stored_schema(self) -> pa.Schema:
         """Return the columns of the newest version's files, without that of partitions."""
-        table = self._open()
-        schema = pa.schema(table.schema().to_arrow())
-        partitions = table.metadata().partition_columns
-        return pa.schema([field for field in schema if field.name not in partitions])
+        return _columns_of_files(self._open())
 
     def copies(self, names: Sequence[str]) -> list[str]:
         """Return the paths of files on this disk; of a table on S3 they are copied."""
@@ -518,12 +515,22 @@ def files_at(address: str, cache: Path) -> list[str]:
         DataError: there is no table, or it cannot be reached.
 
     """
+    return _copies_of(location(address), names_at(address)[0], cache)
+
+
+def names_at(address: str) -> tuple[list[str], pa.Schema]:
+    """Return the files of the newest version of the table at `address`, and their columns.
+
+    Raises:
+        DataError: See `files_at`.
+
+    """
     options = S3 if "://" in address else None
     try:
-        names = _file_names(DeltaTable(address, storage_options=options))
+        table = DeltaTable(address, storage_options=options)
+        return _file_names(table), _columns_of_files(table)
     except (DeltaError, OSError) as exc:
         raise DataError(f"table {address}: {_short(exc)}") from exc
-    return _copies_of(location(address), names, cache)
 
 
 def _added_file(folder: Path, file: Path) -> AddedFile:
@@ -571,6 +578,13 @@ def _file_names(table: DeltaTable, within: str | None = None) -> list[str]:
     folder = urlsplit(uri).path if uri.startswith("file:") else uri
     files = table.file_uris(file_pruning_predicate=within)
     return [file.removeprefix(folder).lstrip("/") for file in files]
+
+
+def _columns_of_files(table: DeltaTable) -> pa.Schema:
+    """Return the columns of a table's files: those of partitions are not in them."""
+    schema = pa.schema(table.schema().to_arrow())
+    partitions = table.metadata().partition_columns
+    return pa.schema([field for field in schema if field.name not in partitions])
 
 
 def _copies_of(folder: UPath, names: Sequence[str], cache: Path) -> list[str]:

@@ -83,6 +83,9 @@ class Snapshots(Strict):
     train: int = Field(ge=1)  # how many of the newest that the label's gap allows
     test: int = Field(1, ge=1)  # how many; each forward fold is judged by as many
     rows: Literal["members", "label"] = "members"
+    sample: float = Field(
+        1, gt=0, le=1
+    )  # share of entities, where all do not fit in memory
 
 
 class Range(Strict):

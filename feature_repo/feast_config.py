@@ -27,6 +27,9 @@ def feast_config(settings: Settings, timeout: float) -> dict[str, Any]:
     registry_address = f"sqlite:///{registry_path(settings)}?timeout=30"
     config["registry"]["path"] = settings.schema_url("feast") or registry_address
     config["offline_store"]["cache"] = str(settings.cache)
+    if settings.engine == "spark":
+        config["offline_store"]["spark_master"] = settings.spark_master
+        config["offline_store"]["scratch"] = str(settings.scratch)
     if settings.online_store:
         options = settings.online_store.items()
         config["online_store"] = {name: yaml.safe_load(text) for name, text in options}

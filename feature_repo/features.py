@@ -70,7 +70,7 @@ def labels(
     snapshots: Sequence[datetime],
     *,
     own_rows: bool = False,
-) -> pa.Table:
+) -> ir.Table:
     """Compute a label at some snapshots.
 
     Args:
@@ -103,4 +103,4 @@ def labels(
     event_timestamp = rows.event_timestamp.cast("timestamp('UTC', 6)")
     rows = rows.mutate(event_timestamp=event_timestamp)
     keys = rows.drop("event_timestamp", "label").columns
-    return rows.order_by("event_timestamp", *keys).to_pyarrow()
+    return rows.order_by("event_timestamp", *keys)

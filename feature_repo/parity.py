@@ -15,7 +15,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import pyarrow as pa
 from redis import Redis
 from redis.backoff import ConstantBackoff
@@ -83,10 +82,10 @@ def parity(
     service = PublishedService(settings, service_name)
     datasets = service.datasets()
     entity_keys = entities(settings, service.join_keys, service.key_types)
-    if not entity_keys:
+    if not entity_keys.num_rows:
         commands = " and ".join(f"gyre ingest {name}" for name in datasets)
         raise DataError(f"{service_name}: no rows yet; run: {commands}")
-    frame = pd.DataFrame(entity_keys)
+    frame = entity_keys.to_pandas()
     for name, kind in service.request_data.items():
         frame[name] = REQUEST_VALUE.cast(ARROW[kind]).as_py()
     names = list(service.features)
@@ -105,7 +104,7 @@ def parity(
             differences += lines
     return ParityReport(
         service=service_name,
-        entities=len(entity_keys),
+        entities=entity_keys.num_rows,
         features=len(names),
         moments=tuple(sorted(moments)),
         differences=tuple(differences),

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 
 import ibis
 import ibis.expr.types as ir
+import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from core.errors import DataError
 from core.settings import Settings
@@ -23,7 +23,12 @@ from core.storage import Table
 from core.timestamps import BEGINNING
 from feature_repo.definition import Dataset
 from feature_repo.definition_hash import view_definition
-from feature_repo.engines import PERIOD, connected, open_engine, read_files
+from feature_repo.engines import (
+    PERIOD,
+    engine_connection,
+    open_engine,
+    read_files,
+)
 from feature_repo.features import changed_rows, open_raw, raw_table
 
 DEFINITION_DIGITS = 15
@@ -203,16 +208,15 @@ def unbuilt(
     Rows that came since are no reason: that the features are late is another figure.
     """
     remedy = f"run: gyre ingest {dataset.name}"
-    files = view_files(settings, view)
+    table = view_table(settings, view)
     raw = raw_table(settings, dataset)
-    if not files or not raw.exists:
+    if not table.names() or not raw.exists:
         return f"{view}: applied, not built (no rows yet); {remedy}"
     if ViewTable(settings, dataset, raw, view).is_redefined():
         return (
             f"{view}: applied, not built (its rows are of another expression); {remedy}"
         )
-    columns = pq.read_schema(files[0]).names
-    missing_fields = sorted(set(fields) - set(columns))
+    missing_fields = sorted(set(fields) - set(table.stored_schema().names))
     if missing_fields:
         reason = f"its expression gives no {', '.join(missing_fields)}"
         return f"{view}: applied, not built ({reason}); add it to the expression, then {remedy}"
@@ -225,7 +229,7 @@ def entities(
     key: Iterable[str],
     until: datetime | None = None,
     limit: int | None = None,
-) -> list[dict[str, Any]]:
+) -> pa.Table:
     """Return entities with a row in one of some views, those with the newest row first.
 
     Args:
@@ -237,17 +241,18 @@ def entities(
         limit: At most so many entities of each set of keys.
 
     Returns:
-        One dict of the columns `key` for each entity; empty where a column is in no view's key.
+        The columns `key`; no rows where one of them is in no view's key.
 
     """
     columns = [*key]
     parts: dict[tuple[str, ...], list[ir.Table]] = {}
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         for view, join_keys in views.items():
-            files = view_files(settings, view)
+            table = view_table(settings, view)
+            names = table.names()
             view_key = tuple(name for name in columns if name in join_keys)
-            if files and view_key:
-                rows = connection.read_parquet(files)
+            if names and view_key:
+                rows = read_files(connection, table, names)
                 keyed_rows = rows.select(*view_key, time=rows.event_timestamp)
                 parts.setdefault(view_key, []).append(keyed_rows)
         keys = []
@@ -257,8 +262,8 @@ def entities(
                 rows = rows.filter(rows["time"] <= ibis.literal(until))
             newest = rows.group_by(view_key).agg(time=rows["time"].max())
             ordered = newest.order_by(ibis.desc("time"), *view_key).select(view_key)
-            keys.append(connection.to_pyarrow(ordered.limit(limit)).to_pylist())
-    return _put_together([part for part in keys if part], columns)
+            keys.append(connection.to_pyarrow(ordered.limit(limit)))
+    return _put_together(keys, columns)
 
 
 def period_of(moment: datetime) -> int:
@@ -266,18 +271,16 @@ def period_of(moment: datetime) -> int:
     return (moment - BEGINNING) // PERIOD
 
 
-def _put_together(
-    parts: list[list[dict[str, Any]]], columns: list[str]
-) -> list[dict[str, Any]]:
+def _put_together(parts: list[pa.Table], columns: list[str]) -> pa.Table:
     """Complete the entities of each part by columns of the other parts."""
+    filled_parts = [part for part in parts if part.num_rows]
     # Keys of several columns stay whole.
-    parts = sorted(parts, key=lambda part: len(part[0]))
-    rows: list[dict[str, Any]] = []
-    for number in range(max(map(len, parts), default=0)):
-        entity: dict[str, Any] = {}
-        for part in parts:
-            entity |= part[number % len(part)]
-        if len(entity) < len(columns):
-            return []
-        rows.append({name: entity[name] for name in columns})
-    return rows
+    filled_parts.sort(key=lambda part: part.num_columns)
+    row_count = max((part.num_rows for part in filled_parts), default=0)
+    values: dict[str, pa.ChunkedArray] = {}
+    for part in filled_parts:
+        rows = part.take(np.arange(row_count) % part.num_rows)
+        values |= dict(zip(rows.column_names, rows.columns, strict=True))
+    if values.keys() < set(columns):
+        return pa.table({name: [] for name in columns})
+    return pa.table(values).select(columns)

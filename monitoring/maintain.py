@@ -27,6 +27,7 @@ JUDGED = timedelta(days=30)
 """How long a prediction stays, at least, once its outcome can be known."""
 AIRFLOW, REPORTS, ALERTS = timedelta(days=30), timedelta(days=90), timedelta(days=400)
 UNUSED = timedelta(days=7)
+ONE_DAY = timedelta(days=1)
 OLD_FILES = {
     "malformed lines set aside": ("serving/**/*.malformed", ALERTS),
     "Airflow's task logs": ("airflow/logs/**/*", AIRFLOW),
@@ -70,6 +71,7 @@ def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
     parts["drift reports"] = partial(_reports, Tracking(settings), as_of - REPORTS)
     for what, (pattern, age) in OLD_FILES.items():
         parts[what] = partial(_old_files, settings.home, pattern, as_of - age)
+    parts["rows that Spark left"] = partial(_scratch, settings, as_of - ONE_DAY)
     parts["alerts"] = partial(_records, settings, Records.forget_alerts, as_of)
     parts["decisions"] = partial(_records, settings, Records.forget_decisions, as_of)
     parts["Airflow's rows"] = partial(_airflow, settings, as_of)
@@ -118,6 +120,19 @@ def _old_files(home: Path, pattern: str, before: datetime) -> Cleanup:
         with suppress(OSError):  # not empty
             folder.rmdir()
     return Cleanup(files=len(files))
+
+
+def _scratch(settings: Settings, before: datetime) -> Cleanup:
+    """Rows of jobs whose process was killed: folders that nothing was written to since a moment."""
+    file_count = 0
+    for folder in settings.scratch.glob("*"):
+        paths = [*folder.glob("**/*")]
+        # S3 knows no time of a folder.
+        newest_time = max(path.stat().st_mtime for path in (folder, *paths))
+        if newest_time < before.timestamp():
+            folder.fs.rm(folder.path, recursive=True)
+            file_count += len(paths)
+    return Cleanup(files=file_count)
 
 
 def _reports(tracking: Tracking, before: datetime) -> Cleanup:

@@ -149,12 +149,14 @@ def answers(url: str) -> bool:
 
 
 @contextmanager
-def redis_server(port: int, folder: Path) -> Iterator[subprocess.Popen[bytes]]:
-    command = [str(BIN / "redis-server"), "--port", str(port), "--bind", "127.0.0.1"]
+def redis_server(
+    port: int, folder: Path, host: str = "127.0.0.1"
+) -> Iterator[subprocess.Popen[bytes]]:
+    command = [str(BIN / "redis-server"), "--port", str(port), "--bind", host]
     command += ["--dir", str(folder), "--save", "", "--appendonly", "yes"]
 
     def pong() -> bool:
-        ping = [str(BIN / "redis-cli"), "-p", str(port), "ping"]
+        ping = [str(BIN / "redis-cli"), "-h", host, "-p", str(port), "ping"]
         return b"PONG" in subprocess.run(ping, capture_output=True, check=False).stdout
 
     with running(command, folder / "redis.log") as process:

@@ -5,6 +5,7 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
+import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -17,7 +18,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
-from training.frame import at, build_frame, content_hash, population
+from training.frame import at, build_frame, content_hash, population, sampled
 from training.lineage import PLANNED_TAG
 from training.snapshots import Plan, dates
 from training.validate import plan_run
@@ -85,7 +86,8 @@ def without_label(
         parts = [population(settings, spec, each.start) for each in planned.test]
     except NoRequestError:
         return none
-    members, key = pa.concat_tables(parts), ["event_timestamp", *spec.entity_key]
+    members = sampled(spec, ibis.memtable(pa.concat_tables(parts))).to_pyarrow()
+    key = ["event_timestamp", *spec.entity_key]
     others = members.join(test.select(key), key, join_type="left anti")
     return others.sort_by([(name, "ascending") for name in key]).select(
         members.column_names

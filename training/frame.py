@@ -10,9 +10,11 @@ import logging
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 
+import ibis
 import ibis.expr.types as ir
 import numpy as np
 import pandas as pd
+import psutil
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -20,7 +22,7 @@ from core.errors import DataError, NoRequestError, TrainingError
 from core.settings import Settings
 from core.spec import MISSING, FeatureType, ModelSpec
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW, PublishedService, as_stored
 from feature_repo.views import entities
@@ -28,6 +30,9 @@ from training.snapshots import Plan, Snapshot, dates
 
 log = logging.getLogger(__name__)
 TIME = pa.timestamp("us", tz="UTC")
+VALUE_BYTES = 120
+"""Of a feature in a row, at the peak of a training: of 1M rows of 10 it takes 1.6 GB, the libraries
+0.4 GB of these (`python -m benchmarks.training`)."""
 LABELS = {
     "classification": pa.int64(),
     "regression": pa.float64(),
@@ -47,9 +52,10 @@ def build_frame(
 
     Labels of entities outside the population are left out: serving says the same of them.
     """
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), version, as_of, connection)
         labelled = labelled_rows(spec, dataset, snapshots, raw)
+    require_memory(spec, labelled.num_rows)
     frame = with_features(settings, spec, labelled)
     if frame.num_rows != labelled.num_rows:
         raise TrainingError(
@@ -74,7 +80,8 @@ def labelled_rows(
     key = [*spec.entity_key, "event_timestamp"]
     own_rows = spec.snapshots.rows == "label"
     label_rows = labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
-    rows = typed(spec, at(label_rows, snapshots))
+    label_table = sampled(spec, label_rows).to_pyarrow()
+    rows = typed(spec, at(label_table, snapshots))
     keys = rows.select(key).to_pandas()
     if (again := keys[keys.duplicated()]).size:
         found = (
@@ -84,6 +91,39 @@ def labelled_rows(
     return rows
 
 
+def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
+    """Return the rows of the entities in the spec's sample: the same ones on every engine."""
+    share = spec.snapshots.sample
+    if share == 1:
+        return rows
+    texts = [rows[name].cast("string") for name in spec.entity_key]
+    digest = ibis.literal("/").join(texts).hexdigest("md5")
+    return rows.filter(digest.substr(0, 8) < f"{int(share * 16**8):08x}")
+
+
+def memory_needed(spec: ModelSpec, row_count: int) -> int:
+    """Return the bytes that a training takes for a frame of so many rows."""
+    return row_count * len(spec.features) * VALUE_BYTES
+
+
+def require_memory(spec: ModelSpec, row_count: int) -> None:
+    """Refuse a frame that does not fit in the memory that is free.
+
+    Raises:
+        TrainingError: It does not.
+
+    """
+    needed = memory_needed(spec, row_count)
+    free = psutil.virtual_memory().available
+    if needed > free:
+        share = spec.snapshots.sample * free / needed / 2
+        raise TrainingError(
+            f"{spec.name}: a training on {row_count:,} rows takes about "
+            f"{needed / 1e9:.1f} GB, {free / 1e9:.1f} GB are free: train on a machine with "
+            f"more memory, or write sample = {share:.2g} in [snapshots] of {spec.name}.toml"
+        )
+
+
 def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> str:
     """Say what a training sees. share: of how many entities `labelled` holds one."""
     train, test = (
@@ -91,7 +131,9 @@ def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> s
         f"({len(part)} by the {spec.snapshots.every}, {dates(part)})"
         for part in (plan.train, plan.test)
     )
-    return f"{spec.name}: training on {train}, test on {test}"
+    megabytes = memory_needed(spec, share * labelled.num_rows) / 1e6
+    memory = f"about {megabytes:,.0f} MB of memory"
+    return f"{spec.name}: training on {train}, test on {test}; {memory}"
 
 
 def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Table:
@@ -114,16 +156,19 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
             f"{spec.name}: {why}: only requests are scored, no population"
         )
     known = entities(settings, views, spec.entity_key, moment)
-    if known:
-        rows = [key | {"event_timestamp": moment, "label": 0} for key in known]
+    if known.num_rows:
+        moments = pa.repeat(pa.scalar(moment, TIME), known.num_rows)
+        no_labels = pa.repeat(pa.scalar(0), known.num_rows)
+        rows = known.append_column("event_timestamp", moments)
+        rows = rows.append_column("label", no_labels)
         plain = spec.model_copy(update={"audit": {}})
-        joined = with_features(settings, plain, pa.Table.from_pylist(rows))
+        joined = with_features(settings, plain, rows)
         members = in_population(spec, joined)
         if members.num_rows:
             return members.drop_columns("label")
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
     raise DataError(
-        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {len(known)} "
+        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {known.num_rows} "
         f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
         f"some have, or newer features: gyre ingest {spec.dataset}"
     )

@@ -14,13 +14,13 @@ from core.storage import Table
 from feature_repo.dataset_record import read_record
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.engines import connected
+from feature_repo.engines import engine_connection
 from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
-from training.frame import TIME, extent, labelled_rows
+from training.frame import TIME, extent, labelled_rows, require_memory
 from training.lineage import FINGERPRINT, PLANNED_TAG, run_tags, table_tags
 from training.snapshots import Plan, plan
 
@@ -78,7 +78,7 @@ def open_run(
     run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
-        _log_extent(spec, planned, as_of, *tables[0])
+        _log_extent(settings, spec, planned, as_of, *tables[0])
     return run_id
 
 
@@ -101,6 +101,7 @@ def _pinned_tables(
 
 
 def _log_extent(
+    settings: Settings,
     spec: ModelSpec,
     planned: Plan,
     as_of: datetime,
@@ -108,11 +109,11 @@ def _log_extent(
     version: int,
     dataset: Dataset,
 ) -> None:
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         rows = open_raw(table, version, as_of, connection)
-        log.info(
-            extent(spec, planned, labelled_rows(spec, dataset, planned.snapshots, rows))
-        )
+        labelled = labelled_rows(spec, dataset, planned.snapshots, rows)
+    log.info(extent(spec, planned, labelled))
+    require_memory(spec, labelled.num_rows)
 
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:

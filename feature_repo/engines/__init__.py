@@ -1,9 +1,9 @@
 """Compute engines of feature views; `GYRE_ENGINE` chooses one.
 
-Both engines run the same Ibis expressions over the same tables and write the same rows. DuckDB
-reads copies on this disk; Spark's executors read and write a table's own files, also on S3.
-All else stays on DuckDB: batches, their validation, labels, training frames, and the features of
-an event's entities.
+Both engines run the same Ibis expressions over the same tables: of views, labels, training frames
+and lists of entities. DuckDB reads copies on this disk; Spark's executors read and write a table's
+own files, also on S3. All else stays on DuckDB: batches, their validation, and the features of an
+event's entities.
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import ibis
 import ibis.expr.types as ir
 from ibis.backends.sql.datatypes import DuckDBType
+from upath import UPath
 
 from core.settings import Settings
 from core.storage import AddedFile, Table
@@ -100,9 +101,29 @@ def open_engine(settings: Settings, folder: Path) -> "DuckDBEngine | SparkEngine
     """
     if settings.engine == "duckdb":
         return DuckDBEngine(folder)
+    return spark_engine(settings.spark_master, settings.scratch)
+
+
+def spark_engine(master: str, scratch: UPath) -> "SparkEngine":
+    """Open Spark; see `SparkEngine`."""
     from feature_repo.engines.spark import SparkEngine  # noqa: PLC0415  (400 MB, a JVM)
 
-    return SparkEngine(settings.spark_master)
+    return SparkEngine(master, scratch)
+
+
+@contextmanager
+def engine_connection(settings: Settings) -> Iterator[Any]:
+    """Connect to the engine that `settings` name, to read tables.
+
+    Raises:
+        DataError: See `open_engine`.
+
+    """
+    if settings.engine == "duckdb":
+        with connected() as connection:
+            yield connection
+    else:
+        yield spark_engine(settings.spark_master, settings.scratch).connection
 
 
 def read_files(connection: Any, table: Table, names: Sequence[str]) -> ir.Table:

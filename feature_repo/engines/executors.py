@@ -7,8 +7,8 @@ nothing of Gyre, so it imports nothing of Gyre. Each worker's own environment sa
 
 import json
 import sys
-from collections.abc import Iterable, Iterator, Mapping
-from itertools import groupby
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain, groupby
 from operator import itemgetter
 from typing import Any
 from uuid import uuid4
@@ -137,6 +137,37 @@ def write_frame(
     return list(added_files.to_pylist())
 
 
+def write_rows(
+    frame: Any, address: str, storage_options: Mapping[str, str]
+) -> list[str]:
+    """Write a DataFrame's rows as parquet files below an address; executors do it.
+
+    Args:
+        frame: Any rows.
+        address: See `frame_of_files`.
+        storage_options: See `frame_of_files`.
+
+    Returns:
+        Paths of the files below the address, in the order of the rows.
+
+    """
+
+    def write(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+        return _written_part(batches, address, storage_options)
+
+    paths = frame.mapInArrow(write, "path string").toArrow()
+    return list(paths["path"].to_pylist())
+
+
+def read_rows(
+    address: str, paths: Sequence[str], storage_options: Mapping[str, str]
+) -> pa.Table:
+    """Read files that `write_rows` wrote, one at least, in this process."""
+    filesystem = _filesystem(address, storage_options)
+    files = ds.dataset([*paths], format="parquet", filesystem=filesystem)
+    return files.to_table()
+
+
 def written_files(
     batches: Iterable[pa.RecordBatch], address: str, storage_options: Mapping[str, str]
 ) -> Iterator[pa.RecordBatch]:
@@ -164,32 +195,54 @@ def _parts(batches: Iterable[pa.RecordBatch]) -> Iterator[tuple[int, pa.RecordBa
 
 
 def _write_file(
-    filesystem: PyFileSystem, period: int, parts: Iterator[pa.RecordBatch]
+    filesystem: PyFileSystem, period: int, parts: Iterable[pa.RecordBatch]
 ) -> dict[str, Any]:
     """Write the rows of one period as they come; return the fields of `ADDED_FILE`."""
     path = f"period={period}/{uuid4()}.parquet"
-    row_count = 0
+    row_counts = []
     spans = []
-    part = next(parts)
-    schema = part.schema
-    with filesystem.open_output_stream(path) as stream:
-        with pq.ParquetWriter(stream, schema) as writer:
-            while part is not None:
-                writer.write_batch(part)
-                row_count += part.num_rows
-                spans.append(pc.min_max(part["event_timestamp"]).as_py())
-                part = next(parts, None)
-        size = stream.tell()
-    earliest = min(span["min"] for span in spans)
-    latest = max(span["max"] for span in spans)
+
+    def described_parts() -> Iterator[pa.RecordBatch]:
+        for part in parts:
+            row_counts.append(part.num_rows)
+            spans.append(pc.min_max(part["event_timestamp"]).as_py())
+            yield part
+
+    size = _write_batches(filesystem, path, described_parts())
     return {
         "path": path,
         "size": size,
         "partition": period,
-        "rows": row_count,
-        "earliest": earliest,
-        "latest": latest,
+        "rows": sum(row_counts),
+        "earliest": min(span["min"] for span in spans),
+        "latest": max(span["max"] for span in spans),
     }
+
+
+def _written_part(
+    batches: Iterator[pa.RecordBatch], address: str, storage_options: Mapping[str, str]
+) -> Iterator[pa.RecordBatch]:
+    """Write the rows of one task to a file, and yield its path; nothing without rows."""
+    first_batch = next(batches, None)
+    if first_batch is None:
+        return
+    filesystem = _filesystem(address, storage_options)
+    path = f"{uuid4()}.parquet"
+    _write_batches(filesystem, path, chain([first_batch], batches))
+    yield pa.RecordBatch.from_pydict({"path": [path]})
+
+
+def _write_batches(
+    filesystem: PyFileSystem, path: str, batches: Iterator[pa.RecordBatch]
+) -> int:
+    """Write batches, one at least, as they come to a file; return its size in bytes."""
+    first_batch = next(batches)
+    with filesystem.open_output_stream(path) as stream:
+        with pq.ParquetWriter(stream, first_batch.schema) as writer:
+            writer.write_batch(first_batch)
+            for batch in batches:
+                writer.write_batch(batch)
+        return int(stream.tell())
 
 
 def _filesystem(address: str, storage_options: Mapping[str, str]) -> PyFileSystem:

@@ -1,5 +1,7 @@
 """Offline store: Feast's DuckDB store, with an ASOF join for feature views that are Delta tables.
 
+With `spark_master`, Spark's executors join instead of DuckDB.
+
 Feast's own join pairs every earlier feature row with every entity row and keeps the newest pair,
 which is quadratic in rows per entity. It still joins views with an alias, a join key map or a
 field mapping, and frames with full feature names or cut by created time. The list of a table's
@@ -28,7 +30,9 @@ from feast.repo_config import RepoConfig
 from feast.transformation.python_transformation import PythonTransformation
 
 from core.errors import DataError
-from core.storage import files_at
+from core.files import location
+from core.storage import files_at, names_at
+from feature_repo.engines import spark_engine
 
 UTC_TIME = "timestamp('UTC')"
 EARLIEST = ibis.literal(datetime.min.replace(tzinfo=UTC))
@@ -41,11 +45,15 @@ class AsofOfflineStoreConfig(duckdb.DuckDBOfflineStoreConfig):  # type: ignore[m
 
     Args:
         cache: Folder for copies of files on S3.
+        spark_master: Address of Spark's master; empty: DuckDB joins.
+        scratch: Folder that Spark's executors see.
 
     """
 
     type: str = "feature_repo.extensions.offline.AsofOfflineStore"
     cache: str = ""
+    spark_master: str = ""
+    scratch: str = ""
 
 
 class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
@@ -77,10 +85,13 @@ class AsofOfflineStore(duckdb.DuckDBOfflineStore):  # type: ignore[misc]
         ibis.get_backend().raw_sql("SET asof_loop_join_threshold = 0")
         column_types = dict(options["entity_df"].dtypes)
         event_time = infer_event_timestamp_from_entity_df(column_types)
+        uses_spark = bool(config.offline_store.spark_master)
+        read = _read_on_spark if uses_spark else _read
+        join = _join_on_spark if uses_spark else _asof_join
         for view in feature_views:
-            rows = _read(config, view.batch_source)
+            rows = read(config, view.batch_source)
             view_rows = _view_rows(rows, view, options["feature_refs"])
-            job.table = _asof_join(job.table, event_time, view_rows, view)
+            job.table = join(job.table, event_time, view_rows, view)
         on_demand_views = job.on_demand_feature_views
         on_demand_views[:] = [_lazy(view) for view in on_demand_views]
         return job
@@ -144,6 +155,16 @@ def _read(config: RepoConfig, source: FileSource, _repository: str = "") -> ir.T
     return ibis.read_parquet(files)
 
 
+def _read_on_spark(config: RepoConfig, source: FileSource) -> ir.Table:
+    """Read a Delta table as it is now; executors do it. See `_read`."""
+    names, columns = names_at(source.path)
+    if not names:
+        raise DataError(f"{source.name}: no rows yet; run: gyre ingest")
+    options = config.offline_store
+    engine = spark_engine(options.spark_master, location(options.scratch))
+    return engine.connection.read_table(source.path, names, columns)
+
+
 def _view_rows(
     rows: ir.Table,
     view: Any,
@@ -187,14 +208,79 @@ def _asof_join(
     order = ibis.struct({"time": moment, "created": LATEST})
     left = entities.mutate(_order=order)
     joined = left.asof_join(rows, left["_order"] >= rows["_order"], keys)
-    features = rows.drop(*keys, "_time", "_order").columns
-    values = {name: joined[name] for name in features}
-    if view.ttl:
-        lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
-        is_alive = joined["_time"] + lifetime >= joined[event_time]
-        for name, value in values.items():
-            values[name] = is_alive.ifelse(value, None)
+    names = rows.drop(*keys, "_time", "_order").columns
+    values = {name: joined[name] for name in names}
+    values = _living(values, joined["_time"], joined[event_time], view)
     return joined.select(*entities.columns, **values)
+
+
+def _join_on_spark(
+    entities: ir.Table,
+    event_time: str,
+    rows: ir.Table,
+    view: Any,
+) -> ir.Table:
+    """Do what `_asof_join` does, on Spark's executors.
+
+    The entity rows stay here. Their keys and times go to Spark with a number, by which the
+    features come back.
+    """
+    keys = [column.name for column in view.entity_columns]
+    entity_rows = entities.to_pyarrow()
+    numbers = pa.array(range(entity_rows.num_rows), pa.int64())
+    key_rows = entity_rows.select([*keys, event_time])
+    questions = ibis.memtable(key_rows.append_column("_number", numbers))
+    answers = _last_features(questions, event_time, rows, view).to_pyarrow()
+    features = answers.sort_by("_number").drop_columns("_number")
+    for name in features.column_names:
+        entity_rows = entity_rows.append_column(name, features[name])
+    return ibis.memtable(entity_rows)
+
+
+def _last_features(
+    questions: ir.Table,
+    event_time: str,
+    rows: ir.Table,
+    view: Any,
+) -> ir.Table:
+    """Return the features of `_asof_join` and each question's `_number`.
+
+    Spark has no ASOF join: questions and rows of the view are put into one order of time.
+    """
+    keys = [column.name for column in view.entity_columns]
+    names = rows.drop(*keys, "_time", "_order").columns
+    feature_rows = rows.drop_null(keys).select(
+        *keys,
+        "_order",
+        _number=ibis.null("int64"),
+        _row=ibis.struct({name: rows[name] for name in ("_time", *names)}),
+    )
+    moment = questions[event_time].cast(UTC_TIME)
+    question_rows = questions.select(
+        *keys,
+        "_number",
+        _order=ibis.struct({"time": moment, "created": LATEST}),
+        _row=ibis.null(feature_rows["_row"].type()),
+    )
+    ordered_rows = feature_rows.union(question_rows.cast(feature_rows.schema()))
+    earlier = ibis.cumulative_window(group_by=keys, order_by="_order")
+    last_row = ordered_rows["_row"].last().over(earlier)
+    answers = ordered_rows.select("_number", "_order", _row=last_row)
+    answers = answers.filter(answers["_number"].notnull())
+    values = {name: answers["_row"][name] for name in names}
+    values = _living(values, answers["_row"]["_time"], answers["_order"]["time"], view)
+    return answers.select("_number", **values)
+
+
+def _living(
+    values: dict[str, ir.Value], time: ir.Value, moment: ir.Value, view: Any
+) -> dict[str, ir.Value]:
+    """Return values, null where a moment is past the view's time to live."""
+    if not view.ttl:
+        return values
+    lifetime = ibis.interval(microseconds=view.ttl // MICROSECOND)
+    is_alive = time + lifetime >= moment
+    return {name: is_alive.ifelse(value, None) for name, value in values.items()}
 
 
 class _Columns(UserDict[str, Any]):

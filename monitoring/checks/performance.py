@@ -24,7 +24,7 @@ from core.settings import Settings
 from core.spec import ModelSpec, entity_of
 from core.training_spec import LOWER_IS_BETTER
 from feature_repo.datasets import load_dataset
-from feature_repo.engines import connected
+from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
 from monitoring.checks.result import CheckResult, Status
@@ -280,9 +280,10 @@ def _matured_labels(
     if not days or spec.snapshots.rows == "label":
         return found
     owner = dataset.entity
-    with connected() as connection:
+    with engine_connection(settings) as connection:
         raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
-        known = typed(spec, labels(raw, dataset.labels[spec.label], sorted(days)))
+        label_rows = labels(raw, dataset.labels[spec.label], sorted(days))
+        known = typed(spec, label_rows.to_pyarrow())
         when = raw[dataset.event_time]
         within = raw.filter(when.between(min(days), pc.max(asked["at"]).as_py()))
         key = within[owner].cast(spec.entity_key[owner])

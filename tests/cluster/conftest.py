@@ -222,28 +222,40 @@ def cluster(whole_cluster: Cluster) -> Cluster:
     return whole_cluster
 
 
+OPTIONS = {
+    "spark.driver.host": HOST,
+    "spark.executor.cores": "1",
+    "spark.executor.memory": "700m",
+    "spark.cores.max": "2",  # a second application has as many
+    "spark.log.level": "ERROR",
+    "spark.ui.showConsoleProgress": "false",
+    "spark.sql.session.timeZone": "UTC",
+    "spark.sql.shuffle.partitions": "4",
+    # Small rows are spread, too.
+    "spark.sql.adaptive.coalescePartitions.enabled": "false",
+}
+"""Of Spark, for tests in this process and for commands."""
+
+
+def spark_defaults(folder: Path) -> Path:
+    """Write OPTIONS for commands; return the folder that SPARK_CONF_DIR is to name."""
+    lines = [f"{name} {value}" for name, value in OPTIONS.items()]
+    (folder / "spark-defaults.conf").write_text("\n".join(lines))
+    return folder
+
+
 def spark_session(master: str) -> Any:
     from pyspark.sql import SparkSession  # noqa: PLC0415
 
     from feature_repo.engines import executors  # noqa: PLC0415
 
-    options = {
-        "spark.driver.host": HOST,
-        "spark.executor.cores": "1",
-        "spark.executor.memory": "700m",
-        "spark.cores.max": "2",  # a second application has as many
-        "spark.log.level": "ERROR",
-        "spark.ui.showConsoleProgress": "false",
-        "spark.sql.session.timeZone": "UTC",
-        "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS),
-        "spark.sql.shuffle.partitions": "4",
-        # Small rows are spread, too.
-        "spark.sql.adaptive.coalescePartitions.enabled": "false",
+    batch_rows = {
+        "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS)
     }
     session = (
         SparkSession.builder.master(master)
         .appName("gyre")
-        .config(map=options)
+        .config(map=OPTIONS | batch_rows)
         .getOrCreate()
     )
     executors.register(session)

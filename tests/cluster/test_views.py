@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from datetime import timedelta
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from core.settings import PROJECT
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.views import view_table, write_views
-from tests.cluster.conftest import Cluster
+from tests.cluster.conftest import Cluster, spark_defaults
 from tests.conftest import AS_OF, new_settings
 
 pytestmark = [
@@ -70,3 +74,32 @@ def test_views_on_s3_are_computed_by_the_workers_as_duckdb_computes_them(
     assert view_table(settings, VIEW).version == 2
     assert view_rows(settings).equals(view_rows(plain_settings))
     assert first_files - {*view_table(settings, VIEW).names()}
+
+
+START = """
+import sys
+from upath import UPath
+from core.errors import DataError
+from feature_repo.engines import spark
+spark.WORKER_SECONDS = 5
+try:
+    spark.SparkEngine(sys.argv[1], UPath("scratch"))
+except DataError as exc:
+    print(exc)
+"""
+
+
+def test_a_cluster_without_a_free_worker_is_one_line_after_a_while(
+    cluster: Cluster, tmp_path
+):
+    cluster.kill_workers()
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", START, cluster.address],
+        cwd=PROJECT,
+        env=os.environ | {"SPARK_CONF_DIR": str(spark_defaults(tmp_path))},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    (line,) = process.stdout.splitlines()
+    assert line.startswith(f"no worker of {cluster.address} was free for 5 s: ")

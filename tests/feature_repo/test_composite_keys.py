@@ -191,9 +191,8 @@ def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(
     asked = [(key, at) for key in keys for at in {*moments, *STARTS[:25]}]
     agree(orders, shop.offline(asked))
     snapshots = [*STARTS[3:12], datetime(2125, 8, 14, tzinfo=UTC)]
-    labelled = labels(
-        open_raw(shop.raw), spend.labels["spend_90d"], snapshots
-    ).to_pylist()
+    label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], snapshots)
+    labelled = label_rows.to_pyarrow().to_pylist()
     told = {
         ((r["customer_id"], r["basket"]), r["event_timestamp"]): r["label"]
         for r in labelled
@@ -266,9 +265,9 @@ def test_every_entity_is_found_by_its_rows(shop):
     views = dict.fromkeys(shop.dataset.views, KEY)
     two = {"customer_id": 3, "basket": "several"}
     one = {"customer_id": 1, "basket": "single"}
-    assert entities(shop.settings, views, KEY, FEBRUARY) == [one]
-    assert entities(shop.settings, views, KEY) == [two, one]
-    assert entities(shop.settings, views, ["shop_code"]) == []
+    assert entities(shop.settings, views, KEY, FEBRUARY).to_pylist() == [one]
+    assert entities(shop.settings, views, KEY).to_pylist() == [two, one]
+    assert entities(shop.settings, views, ["shop_code"]).num_rows == 0
 
 
 def test_one_text_names_one_entity():

@@ -30,6 +30,9 @@ from tests.feature_repo import test_windows
 from tests.feature_repo.test_change_points import moments, st
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
 from tests.preloaded import commands_folder
+from tests.training.conftest import SHIPPED
+from training.frame import build_frame, population
+from training.validate import plan_run
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:On demand feature view is an experimental"),
@@ -93,6 +96,26 @@ def test_the_shipped_orders_ingested_with_spark_are_what_duckdb_makes_of_them(
     )
     report = parity(settings, "customer_churn_v1", [AS_OF])
     assert (report.entities, report.differences) == (customers, ())
+
+
+def test_a_training_frame_and_the_population_made_with_spark_are_those_of_duckdb(small):
+    ingest(small, "orders", AS_OF)
+    settings = with_engine("spark", small)
+    version = raw_table(small, ORDERS).version
+    plan = plan_run(small, SHIPPED, ORDERS, AS_OF, version)
+    snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.75})
+    spec = SHIPPED.model_copy(update={"snapshots": snapshots})
+    frame, spark_frame = [
+        build_frame(each, spec, ORDERS, plan.snapshots, AS_OF, version)
+        for each in (small, settings)
+    ]
+    assert frame.num_rows > 500
+    assert_same(spark_frame, frame)
+    moment = plan.test[-1].start
+    assert_same(
+        population(settings, SHIPPED, moment), population(small, SHIPPED, moment)
+    )
+    assert [*settings.scratch.glob("*")] == []
 
 
 @pytest.mark.nightly

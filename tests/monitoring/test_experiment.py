@@ -163,7 +163,7 @@ def true_on(settings, day):
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
     return {
         row["customer_id"]: row["label"]
-        for row in labels(raw, label, [day]).to_pylist()
+        for row in labels(raw, label, [day]).to_pyarrow().to_pylist()
     }
 
 

@@ -70,8 +70,13 @@ def test_what_is_past_its_time_goes(home):
     old = [
         file(home, "airflow/logs/dag_id=a/attempt=1.log", 31 * DAY),
         file(home, "serving/log/predictions-1-1.malformed", 401 * DAY),
+        file(home, "data/scratch/killed/a.parquet", 2 * DAY),
     ]
-    young = [file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY)]
+    os.utime(old[-1].parent, ((NOW - 2 * DAY).timestamp(),) * 2)
+    young = [
+        file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY),
+        file(home, "data/scratch/running/b.parquet", 0 * DAY),
+    ]
     gone_run = file(
         home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31 * DAY
     ).parent

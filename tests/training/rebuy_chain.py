@@ -140,7 +140,7 @@ def compare(settings):
     said["imported"] = dataset_names("purchases")
     views = service.join_keys
     said["views"] = views
-    known = entities(settings, views, KEY)
+    known = entities(settings, views, KEY).to_pylist()
     said["entities"] = [
         len(known),
         *(len({each[name] for each in known}) for name in KEY),

@@ -51,7 +51,8 @@ def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answ
     report = score_population(settings, SPEC, AS_OF)
     rows = of(settings).filter(pc.field("as_of") == AS_OF).sort_by("entity").to_pylist()
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
-    members = labels(raw, ORDERS.labels[SPEC.label], [AS_OF])["customer_id"].to_pylist()
+    label_rows = labels(raw, ORDERS.labels[SPEC.label], [AS_OF]).to_pyarrow()
+    members = label_rows["customer_id"].to_pylist()
     assert [row["entity"] for row in rows] == sorted(map(str, members))
     assert (report.rows, report.version) == (len(members), "2")
     assert sum(row["prediction"] for row in rows) > 0

@@ -13,6 +13,7 @@ from core.spec import load_spec
 from feature_repo.ingest import raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, installation
+from training.dataset import without_label
 from training.frame import at, build_frame, content_hash, typed
 from training.train import fit_pipeline
 from training.validate import plan_run
@@ -164,6 +165,28 @@ def test_the_same_world_gives_the_same_hash_and_one_changed_value_another(
         pa.chunked_array([[1 - frame["label"][0].as_py(), *frame["label"].to_pylist()[1:]]]),
     )  # fmt: skip
     assert content_hash(changed) != content_hash(frame)
+
+
+def test_a_sample_holds_the_same_entities_in_each_snapshot(sample, planned, frame):
+    snapshots = SPEC.snapshots.model_copy(update={"sample": 0.25})
+    spec = SPEC.model_copy(update={"snapshots": snapshots})
+    version = raw_table(sample, ORDERS).version
+    part = build_frame(sample, spec, ORDERS, planned.snapshots, AS_OF, version)
+    entities = part["customer_id"].unique()
+    rows_of_entities = frame.filter(pc.is_in(frame["customer_id"], entities))
+    assert part.equals(rows_of_entities)
+    share = len(entities) / len(frame["customer_id"].unique())
+    assert 0.15 < share < 0.35
+    unlabelled = without_label(sample, spec, planned, at(part, planned.test))
+    assert unlabelled.num_rows == 0
+
+
+def test_a_frame_that_does_not_fit_in_memory_is_refused_with_the_share_that_does(
+    monkeypatch, sample, planned
+):
+    monkeypatch.setattr("training.frame.VALUE_BYTES", 10**6)
+    with pytest.raises(TrainingError, match=r"GB are free: .* write sample = 0\.0\d+ "):
+        frame_of(sample, planned)
 
 
 def test_rows_known_only_after_as_of_are_not_seen(sample):
