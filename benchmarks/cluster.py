@@ -28,8 +28,8 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.measure import print_peer, promised
-from benchmarks.scale import land_orders, view_sizes
-from benchmarks.watch import watched
+from benchmarks.scale import frame_values, land_orders, view_sizes
+from benchmarks.watch import LIMIT_MB, watched
 from benchmarks.window_ends import load_page_views
 from core.settings import Settings, load_settings
 from tests.cluster.conftest import HOST, running_cluster
@@ -115,6 +115,11 @@ def write_features(home: str, name: str, engine: str) -> dict[str, float]:
     return {"seconds": seconds, **view_sizes(settings, dataset)}
 
 
+def build_frame(home: str, engine: str) -> dict[str, Any]:
+    """Measure the training frame of the shipped model by one engine."""
+    return frame_values(settings_of(home, engine))
+
+
 def compare(home: str, name: str) -> dict[str, float]:
     """Count the rows of an example's features that only one of both engines has."""
     from feature_repo.views import view_table  # noqa: PLC0415  (heavy)
@@ -149,23 +154,38 @@ def processor_seconds() -> float:
 
 
 ENGINES = ["spark", "duckdb"]
-PEERS = {"features": write_features, "compare": compare}
+PEERS = {"features": write_features, "frame": build_frame, "compare": compare}
 
 
-def say(rows: int, name: str, engine: str, values: dict[str, Any]) -> None:
+def say(rows: int, what: str, engine: str, values: dict[str, Any] | None) -> None:
     """Print a line of figures."""
-    texts = [f"{rows:>10,} {name:10}  {engine:6}", f"{values['seconds']:7.1f} s"]
+    if values is None:
+        print(f"{rows:>10,} {what:10}  {engine:6}  more than {LIMIT_MB:,} MB: ended")
+        return
+    texts = [f"{rows:>10,} {what:10}  {engine:6}", f"{values['seconds']:7.1f} s"]
     texts.append(f"processor {values['processor']:6.1f} s")
     texts.append(f"Python {values['mb']:5,.0f} MB")
     texts.append(f"JVM {values['java_mb']:5,.0f} MB")
     texts.append(f"PSS {values['pss_mb']:5,.0f} MB")
-    texts.append(f"{values['files']} files of {values['files_mb']:,.0f} MB")
+    if "files" in values:
+        texts.append(f"{values['files']} files of {values['files_mb']:,.0f} MB")
+    if "extent" in values:
+        texts.append(values["extent"])
     texts.append(f"load {values['load']:.1f}")
     print("  ".join(texts), flush=True)
 
 
-def measure(folder: Path, rows: int, name: str) -> float:
-    """Measure one example; return the peak PSS of Spark's driver in MB."""
+def measure(peer: str, home: Path, *arguments: str) -> dict[str, Any] | None:
+    """Measure a peer with the seconds of all processors; None if it passed the limit of memory."""
+    used = processor_seconds()
+    values = watched("cluster", peer, home, *arguments, folder=home)
+    if values is None:
+        return None
+    return values | {"processor": processor_seconds() - used}
+
+
+def measure_example(folder: Path, rows: int, name: str) -> float:
+    """Measure one example; return the peak PSS of Spark's driver in MB, of features."""
     home = folder / f"{name}-{rows}"
     home.mkdir()
     dataset = load_example(str(home), name)
@@ -176,13 +196,13 @@ def measure(folder: Path, rows: int, name: str) -> float:
             land_orders(settings, rows)
         else:
             land_page_views(settings, dataset, rows)
-        used = processor_seconds()
-        values = watched("cluster", "features", home, name, engine, folder=home)
-        assert values is not None
-        values["processor"] = processor_seconds() - used
+        values = measure("features", home, name, engine)
         say(rows, name, engine, values)
-        pss_mb = max(pss_mb, values["java_mb"] and values["pss_mb"])
-    values = watched("cluster", "compare", home, name, folder=home)
+        if values and engine == "spark":
+            pss_mb = values["pss_mb"]
+        if name == "orders":
+            say(rows, "frame", engine, measure("frame", home, engine))
+    values = measure("compare", home, name)
     assert values is not None
     what = f"{name}: of {values['rows']:,} rows of features differ"
     promised(what, values["differing_rows"], 0, "rows")
@@ -201,7 +221,7 @@ def main(sizes: list[int]) -> None:
         with running_cluster(folder) as cluster:
             cluster.restore()
             for example in ("orders", "page_views"):
-                peaks = [measure(folder, rows, example) for rows in sizes]
+                peaks = [measure_example(folder, rows, example) for rows in sizes]
                 what = f"{example}: driver's PSS at {sizes[-1]:,} to {sizes[0]:,} rows"
                 promised(what, peaks[-1] / peaks[0], 1.2, "x")
 
