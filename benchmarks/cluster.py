@@ -37,6 +37,7 @@ from tests.cluster.conftest import HOST, running_cluster
 if TYPE_CHECKING:
     from feature_repo.definition import Dataset
 
+ENGINES = ["spark", "duckdb"]
 SIZES = [1_000_000, 5_000_000]
 ROWS_AT_ONCE = 1_000_000
 DEFAULTS = f"""\
@@ -109,10 +110,12 @@ def write_features(home: str, name: str, engine: str) -> dict[str, float]:
     settings = settings_of(home, engine)
     dataset = load_example(home, name)
     raw = raw_table(settings, dataset)
-    began = time.perf_counter()
+    start = time.perf_counter()
     write_views(settings, dataset, raw)
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, **view_sizes(settings, dataset)}
+    return {
+        "seconds": time.perf_counter() - start,
+        **view_sizes(settings, dataset),
+    }
 
 
 def build_frame(home: str, engine: str) -> dict[str, Any]:
@@ -124,22 +127,21 @@ def compare(home: str, name: str) -> dict[str, float]:
     """Count the rows of an example's features that only one of both engines has."""
     from feature_repo.views import view_table  # noqa: PLC0415  (heavy)
 
-    began = time.perf_counter()
     rows = 0
     differing_rows = 0
+    config = {"memory_limit": "4GB", "temp_directory": home}
     for view in load_example(home, name).views:
-        tables = [view_table(settings_of(home, engine), view) for engine in ENGINES]
-        files = [table.files() for table in tables]
-        columns = ", ".join(tables[0].stored_schema().names)
-        config = {"memory_limit": "4GB", "temp_directory": home}
+        table = view_table(settings_of(home, "duckdb"), view)
+        other_table = view_table(settings_of(home, "spark"), view)
+        statement = DIFFERENCE.format(
+            columns=", ".join(table.stored_schema().names),
+            files=table.files(),
+            other_files=other_table.files(),
+        )
         with duckdb.connect(config=config) as connection:
-            rows += connection.read_parquet(files[0]).count("*").fetchone()[0]
-            statement = DIFFERENCE.format(
-                columns=columns, files=files[0], other_files=files[1]
-            )
+            rows += connection.read_parquet(table.files()).shape[0]
             differing_rows += connection.sql(statement).fetchone()[0]
-    seconds = time.perf_counter() - began
-    return {"seconds": seconds, "rows": rows, "differing_rows": differing_rows}
+    return {"rows": rows, "differing_rows": differing_rows}
 
 
 def processor_seconds() -> float:
@@ -153,16 +155,15 @@ def processor_seconds() -> float:
     return seconds
 
 
-ENGINES = ["spark", "duckdb"]
 PEERS = {"features": write_features, "frame": build_frame, "compare": compare}
 
 
-def say(rows: int, what: str, engine: str, values: dict[str, Any] | None) -> None:
+def say(rows: int, subject: str, engine: str, values: dict[str, Any] | None) -> None:
     """Print a line of figures."""
     if values is None:
-        print(f"{rows:>10,} {what:10}  {engine:6}  more than {LIMIT_MB:,} MB: ended")
+        print(f"{rows:>10,} {subject:10}  {engine:6}  more than {LIMIT_MB:,} MB: ended")
         return
-    texts = [f"{rows:>10,} {what:10}  {engine:6}", f"{values['seconds']:7.1f} s"]
+    texts = [f"{rows:>10,} {subject:10}  {engine:6}", f"{values['seconds']:7.1f} s"]
     texts.append(f"processor {values['processor']:6.1f} s")
     texts.append(f"Python {values['mb']:5,.0f} MB")
     texts.append(f"JVM {values['java_mb']:5,.0f} MB")
@@ -177,11 +178,12 @@ def say(rows: int, what: str, engine: str, values: dict[str, Any] | None) -> Non
 
 def measure(peer: str, home: Path, *arguments: str) -> dict[str, Any] | None:
     """Measure a peer with the seconds of all processors; None if it passed the limit of memory."""
-    used = processor_seconds()
+    start = processor_seconds()
     values = watched("cluster", peer, home, *arguments, folder=home)
     if values is None:
         return None
-    return values | {"processor": processor_seconds() - used}
+    values["processor"] = processor_seconds() - start
+    return values
 
 
 def measure_example(folder: Path, rows: int, name: str) -> float:
@@ -204,8 +206,8 @@ def measure_example(folder: Path, rows: int, name: str) -> float:
             say(rows, "frame", engine, measure("frame", home, engine))
     values = measure("compare", home, name)
     assert values is not None
-    what = f"{name}: of {values['rows']:,} rows of features differ"
-    promised(what, values["differing_rows"], 0, "rows")
+    subject = f"{name}: of {values['rows']:,} rows of features differ"
+    promised(subject, values["differing_rows"], 0, "rows")
     return pss_mb
 
 
@@ -222,8 +224,10 @@ def main(sizes: list[int]) -> None:
             cluster.restore()
             for example in ("orders", "page_views"):
                 peaks = [measure_example(folder, rows, example) for rows in sizes]
-                what = f"{example}: driver's PSS at {sizes[-1]:,} to {sizes[0]:,} rows"
-                promised(what, peaks[-1] / peaks[0], 1.2, "x")
+                span = f"{sizes[-1]:,} to {sizes[0]:,} rows"
+                promised(
+                    f"{example}: driver's PSS at {span}", peaks[-1] / peaks[0], 1.2, "x"
+                )
 
 
 if __name__ == "__main__":

@@ -79,12 +79,12 @@ def write_features(home: str) -> dict[str, float]:
     settings = load_settings(home=Path(home))
     dataset = ingest.load_dataset("orders")
     raw = ingest.raw_table(settings, dataset)
-    began = time.perf_counter()
-    used = time.process_time()
+    start = time.perf_counter()
+    processor_start = time.process_time()
     views.write_views(settings, dataset, raw)
     return {
-        "seconds": time.perf_counter() - began,
-        "processor": time.process_time() - used,
+        "seconds": time.perf_counter() - start,
+        "processor": time.process_time() - processor_start,
         **view_sizes(settings, dataset),
     }
 
@@ -105,8 +105,8 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     dataset = ingest.load_dataset(spec.dataset)
     version = ingest.raw_table(settings, dataset).version
     store.publish_beside(settings, dataset)
-    began = time.perf_counter()
-    used = time.process_time()
+    start = time.perf_counter()
+    processor_start = time.process_time()
     plan = validate.plan_run(settings, spec, dataset, AS_OF, version)
     try:
         rows = frame.build_frame(
@@ -121,8 +121,8 @@ def frame_values(settings: Settings) -> dict[str, Any]:
     except TrainingError as exc:  # its rows do not fit
         extent = str(exc)
     return {
-        "seconds": time.perf_counter() - began,
-        "processor": time.process_time() - used,
+        "seconds": time.perf_counter() - start,
+        "processor": time.process_time() - processor_start,
         "extent": extent,
     }
 
