@@ -105,7 +105,8 @@ def watched(
                 return None
         if process.returncode:
             errors.seek(0)
-            raise SystemExit(f"{command}: {errors.read().decode()}")
+            reason = f"exit status {process.returncode}: {errors.read().decode()}"
+            raise SystemExit(f"{command}: {reason}")
         output.seek(0)
         values = dict[str, Any](json.loads(output.read().splitlines()[-1]))
     peaks = {
