@@ -37,7 +37,7 @@ COPY (
   SELECT order_id + copy * orders AS order_id, customer_id + copy * customers AS customer_id,
     order_ts + (TIMESTAMPTZ '2026-11-19 00:00:00Z' - newest)
       + to_seconds(hash(order_id, copy) % 86400) AS order_ts, number_of_cds, dollar_value
-  FROM range({copies}) AS copies(copy), '{shipped}', top
+  FROM range({first_copy}, {end_copy}) AS copies(copy), '{shipped}', top
   ORDER BY copy, order_id LIMIT {rows}
 ) TO '{to}'"""
 # Some orders again, with keys of their own, in the hour that begins at `begin`.
@@ -88,7 +88,9 @@ def write_history(file: Path, rows: int) -> None:
     copies = -(-rows // SHIPPED_ROWS)
     with duckdb.connect(config={"memory_limit": "3GB"}) as connection:
         connection.execute(
-            HISTORY.format(shipped=SHIPPED, copies=copies, rows=rows, to=file)
+            HISTORY.format(
+                shipped=SHIPPED, first_copy=0, end_copy=copies, rows=rows, to=file
+            )
         )
 
 

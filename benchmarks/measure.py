@@ -42,9 +42,9 @@ def child(benchmark: str, peer: str, *arguments: object, **environment: str) -> 
     return dict[str, float](json.loads(done.stdout.splitlines()[-1]))
 
 
-def peak_mb() -> float:
-    """Peak resident memory of this process. Not getrusage, which inherits the parent's peak."""
-    peak = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+def peak_mb(process: int | str = "self") -> float:
+    """Peak resident memory of a process. Not getrusage, which inherits the parent's peak."""
+    peak = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{process}/status").read_text())
     return int(peak[1]) / 1024 if peak else float("nan")
 
 
@@ -87,11 +87,16 @@ def title(what: str) -> None:
 def start(main: Callable[[int], None], default: int, peers: Peers) -> None:
     """What `python -m` does: measure one peer where arguments name it, else all of them."""
     if sys.argv[2:]:
-        with redirect_stdout(sys.stderr):
-            values = peers[sys.argv[1]](*sys.argv[2:])
-        print(json.dumps(values | {"mb": peak_mb()}))
+        print_peer(peers)
     else:
         main(int(sys.argv[1]) if sys.argv[1:] else default)
+
+
+def print_peer(peers: Peers) -> None:
+    """Measure the peer that the arguments name; print its values."""
+    with redirect_stdout(sys.stderr):
+        values = peers[sys.argv[1]](*sys.argv[2:])
+    print(json.dumps(values | {"mb": peak_mb()}))
 
 
 @contextmanager

@@ -123,7 +123,9 @@ class Cluster:
         ]
         host = ExitStack()
         # What executors have of an environment is that of their worker.
-        process = host.enter_context(running(command, folder / "worker.log"))
+        # What they spill goes to a disk: their /tmp is memory.
+        log = folder / "worker.log"
+        process = host.enter_context(running(command, log, SPARK_LOCAL_DIRS="/media"))
         self._hosts[number] = host
         network = Path(f"/proc/{process.pid}/ns/net")
         wait_until(
@@ -187,22 +189,18 @@ def bridge() -> Iterator[None]:
         delete(BRIDGE)
 
 
-@pytest.fixture(scope="session")
-def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    for program in ("ip", "unshare", "java"):
-        if not shutil.which(program):
-            pytest.skip(f"needs {program}")
-    if subprocess.run(
-        [*NAMESPACES, "true"], check=False, capture_output=True
-    ).returncode:
-        pytest.skip("needs root, and a machine that lets root make network namespaces")
-    folder = tmp_path_factory.mktemp("cluster")
+@contextmanager
+def running_cluster(folder: Path) -> Iterator[Cluster]:
+    """Start S3 and a master; end them, and the workers that were started, with the block.
+
+    Args:
+        folder: Of the logs, and of the workers' own folders.
+
+    """
     with ExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         stack.enter_context(bridge())
         patch.setenv("PATH", f"{BIN}{os.pathsep}{os.environ['PATH']}")
-        # JVMs of minutes: what their second compiler wins, they do not live to see.
-        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
         s3 = stack.enter_context(s3_server(folder, patch, HOST))
         patch.setenv("AWS_SECRET_ACCESS_KEY", SECRET)
         patch.setenv("AWS_TIMEOUT", "60s")  # longer than S3 is stopped
@@ -213,6 +211,23 @@ def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]
         wait_until("the master", lambda: answers(f"{cluster.page}/json/"))
         stack.callback(cluster.kill_workers)
         yield cluster
+
+
+@pytest.fixture(scope="session")
+def whole_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    for program in ("ip", "unshare", "java"):
+        if not shutil.which(program):
+            pytest.skip(f"needs {program}")
+    if subprocess.run(
+        [*NAMESPACES, "true"], check=False, capture_output=True
+    ).returncode:
+        pytest.skip("needs root, and a machine that lets root make network namespaces")
+    folder = tmp_path_factory.mktemp("cluster")
+    with pytest.MonkeyPatch.context() as patch:
+        # JVMs of minutes: what their second compiler wins, they do not live to see.
+        patch.setenv("JDK_JAVA_OPTIONS", "-XX:TieredStopAtLevel=1")
+        with running_cluster(folder) as cluster:
+            yield cluster
 
 
 @pytest.fixture
