@@ -207,7 +207,7 @@ def main(rows: int) -> None:
             rounds = rounds_of(
                 ["ingest"], lambda peer: child("ingest", peer, home, port)
             )
-        promised(f"ingest of {NEW:,}", median(rounds, "ingest"), 9, "s")
+        promised(f"ingest of {NEW:,}", median(rounds, "ingest"), 8, "s")
         rounds = rounds_of(
             ["by hand", "features"], lambda peer: child("ingest", peer, home, 1)
         )
