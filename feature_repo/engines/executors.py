@@ -172,6 +172,20 @@ def write_rows(
     return list(files.to_pylist())
 
 
+def save_rows(
+    rows: pa.Table, address: str, storage_options: Mapping[str, str]
+) -> list[str]:
+    """Write rows of this process as files for `frame_of_files`; return their paths."""
+    filesystem = _filesystem(address, storage_options)
+    paths = []
+    for start in range(0, rows.num_rows, BATCH_ROWS):
+        path = f"{uuid4()}.parquet"
+        with filesystem.open_output_stream(path) as stream:
+            pq.write_table(rows.slice(start, BATCH_ROWS), stream)
+        paths.append(path)
+    return paths
+
+
 def read_rows(address: str, path: str, storage_options: Mapping[str, str]) -> pa.Table:
     """Read a file that `write_rows` wrote, in this process."""
     with _filesystem(address, storage_options).open_input_file(path) as file:

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from py4j.protocol import Py4JJavaError
+from py4j.protocol import Py4JError, Py4JJavaError
 from pyspark.errors import PySparkException, PythonException
 
 from core.errors import DataError
@@ -27,6 +27,9 @@ def one_line_errors() -> Iterator[None]:
         yield
     except (PySparkException, Py4JJavaError) as exc:
         raise DataError(_line(exc)) from exc
+    except (Py4JError, ConnectionError) as exc:
+        remedy = "a larger spark.driver.memory helps if it had too little"
+        raise DataError(f"the Java process of Spark's driver ended; {remedy}") from exc
 
 
 def _line(exc: PySparkException | Py4JJavaError) -> str:

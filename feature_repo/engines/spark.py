@@ -37,6 +37,8 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 OPTIONS = {
+    # Without, what Java has no memory for is waited for.
+    "spark.driver.defaultJavaOptions": "-XX:+ExitOnOutOfMemoryError",
     "spark.log.level": "ERROR",
     "spark.sql.execution.arrow.maxRecordsPerBatch": str(executors.BATCH_ROWS),
     "spark.sql.session.timeZone": "UTC",
@@ -176,6 +178,16 @@ class _Connection(Backend):  # type: ignore[misc]
             for file in executors.write_rows(self.frame(expr), folder, S3):
                 rows = executors.read_rows(folder, file["path"], S3)
                 yield from rows.cast(columns).to_batches()
+
+    @contextmanager
+    def opened(self, rows: pa.Table) -> Iterator[ir.Table]:
+        """Give rows of this process to the executors, as files, until the block ends.
+
+        `ibis.memtable` holds rows in the Java memory of Spark's driver.
+        """
+        with self.scratch_folder(str(uuid4())) as folder:
+            names = executors.save_rows(rows, folder, S3)
+            yield self.read_table(folder, names, rows.schema)
 
     @contextmanager
     def scratch_folder(self, name: str) -> Iterator[str]:

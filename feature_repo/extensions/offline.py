@@ -229,8 +229,9 @@ def _join_on_spark(
     entity_rows = entities.to_pyarrow()
     numbers = pa.array(range(entity_rows.num_rows), pa.int64())
     key_rows = entity_rows.select([*keys, event_time])
-    questions = ibis.memtable(key_rows.append_column("_number", numbers))
-    answers = _last_features(questions, event_time, rows, view).to_pyarrow()
+    numbered_rows = key_rows.append_column("_number", numbers)
+    with rows.get_backend().opened(numbered_rows) as questions:
+        answers = _last_features(questions, event_time, rows, view).to_pyarrow()
     features = answers.sort_by("_number").drop_columns("_number")
     for name in features.column_names:
         entity_rows = entity_rows.append_column(name, features[name])

@@ -260,3 +260,36 @@ def test_the_jvm_ends_with_its_process_even_a_killed_one():
         (java,) = [child for child in children if child.name() == "java"]
         process.kill()
     wait_until("end of the JVM", lambda: not java.is_running())
+
+
+ENDED = """
+import sys
+from pathlib import Path
+import ibis
+import psutil
+from core.errors import DataError
+from core.settings import Settings
+from feature_repo.engines import open_engine
+engine = open_engine(Settings(engine="spark", spark_master="local[1]"), Path("spill"))
+java = [child for child in psutil.Process().children(True) if child.name() == "java"]
+java[0].kill()
+java[0].wait()
+try:
+    engine.connection.to_pyarrow(ibis.range(3).unnest().as_table())
+except DataError as exc:
+    print(exc)
+"""
+
+
+@pytest.mark.nightly
+def test_a_jvm_that_ended_is_one_line(tmp_path):
+    process = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", ENDED],
+        cwd=PROJECT,
+        env=os.environ | {"GYRE_HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert process.stdout.startswith("the Java process of Spark's driver ended; ")
+    assert process.stdout.count("\n") == 1
