@@ -28,7 +28,7 @@ import pyarrow as pa
 import pytest
 
 from benchmarks.measure import print_peer, promised
-from benchmarks.scale import land_orders, view_sizes
+from benchmarks.scale import frame_values, land_orders, view_sizes
 from benchmarks.watch import LIMIT_MB, watched
 from benchmarks.window_ends import load_page_views
 from core.settings import Settings, load_settings
@@ -118,6 +118,11 @@ def write_features(home: str, name: str, engine: str) -> dict[str, float]:
     }
 
 
+def build_frame(home: str, engine: str) -> dict[str, Any]:
+    """Measure the training frame of the shipped model by one engine."""
+    return frame_values(settings_of(home, engine))
+
+
 def compare(home: str, name: str) -> dict[str, float]:
     """Count the rows of an example's features that only one of both engines has."""
     from feature_repo.views import view_table  # noqa: PLC0415  (heavy)
@@ -150,7 +155,7 @@ def processor_seconds() -> float:
     return seconds
 
 
-PEERS = {"features": write_features, "compare": compare}
+PEERS = {"features": write_features, "frame": build_frame, "compare": compare}
 
 
 def say(rows: int, subject: str, engine: str, values: dict[str, Any] | None) -> None:
@@ -163,7 +168,10 @@ def say(rows: int, subject: str, engine: str, values: dict[str, Any] | None) -> 
     texts.append(f"Python {values['mb']:5,.0f} MB")
     texts.append(f"JVM {values['java_mb']:5,.0f} MB")
     texts.append(f"PSS {values['pss_mb']:5,.0f} MB")
-    texts.append(f"{values['files']} files of {values['files_mb']:,.0f} MB")
+    if "files" in values:
+        texts.append(f"{values['files']} files of {values['files_mb']:,.0f} MB")
+    if "extent" in values:
+        texts.append(values["extent"])
     texts.append(f"load {values['load']:.1f}")
     print("  ".join(texts), flush=True)
 
@@ -194,6 +202,8 @@ def measure_example(folder: Path, rows: int, name: str) -> float:
         say(rows, name, engine, values)
         if values and engine == "spark":
             pss_mb = values["pss_mb"]
+        if name == "orders":
+            say(rows, "frame", engine, measure("frame", home, engine))
     values = measure("compare", home, name)
     assert values is not None
     subject = f"{name}: of {values['rows']:,} rows of features differ"
