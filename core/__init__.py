@@ -15,3 +15,10 @@ UNREPORTED = {
 """Each tool reads its own at import; Airflow's is in its configuration (environment.py)."""
 for _name, _value in UNREPORTED.items():
     os.environ.setdefault(_name, _value)
+
+# The stack's own programs are reached directly, whatever proxy this machine has.
+_direct = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+for _host in ("127.0.0.1", "localhost", "::1"):
+    if _host not in _direct.split(","):
+        _direct = f"{_direct},{_host}".lstrip(",")
+os.environ.update(NO_PROXY=_direct, no_proxy=_direct)

@@ -37,6 +37,10 @@ class RegistryError(GyreError):
     """MLflow cannot be reached, or holds no such model or version."""
 
 
+class ArtifactError(RegistryError):
+    """MLflow answers, and does not return a file of a version."""
+
+
 class NoChampionError(RegistryError):
     """Nothing is in production, or what is has another task or other entities."""
 

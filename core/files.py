@@ -1,24 +1,26 @@
 """Files, on disk or on S3, that others read while they are written anew."""
 
+import atexit
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import timedelta
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
 
-from filelock import FileLock
 from upath import UPath
 
 from core.errors import DataError
 
-AT_ONCE = 8
-"""Files that are fetched side by side."""
-LONGEST = 300
+FETCHING_THREADS = 8
+LONGEST_MESSAGE = 300
+END_SECONDS = 0.1
+"""How long a process that used S3 waits at its end."""
 RETRIES = {"max_retries": 3, "retry_timeout": timedelta(seconds=20)}
 
 
@@ -29,18 +31,25 @@ def location(address: str) -> UPath:
     from obstore.fsspec import register  # noqa: PLC0415  (0.1 s, and only of teams)
 
     register("s3")  # the library that Delta tables are reached by
+    _wait_at_end()
     return UPath(address, retry_config=RETRIES)
+
+
+@cache
+def _wait_at_end() -> None:
+    """Let obstore hand over its last result: a thread of it that does aborts an ending Python."""
+    atexit.register(time.sleep, END_SECONDS)
 
 
 def bucket_problem(address: str) -> str | None:
     """Say why an object cannot be written below `address` (`s3://…`); None if it can."""
     from obstore.store import from_url  # noqa: PLC0415
 
-    within: Any = {"timeout": "4s", "connect_timeout": "3s", "allow_http": True}
-    once: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
+    client: Any = {"timeout": "4s", "connect_timeout": "3s", "allow_http": True}
+    retries: Any = {"max_retries": 1, "retry_timeout": timedelta(seconds=4)}
     try:
         with reached(address):
-            store = from_url(address, client_options=within, retry_config=once)
+            store = from_url(address, client_options=client, retry_config=retries)
             store.put("gyre", b"written by gyre up\n")
     except DataError as exc:
         return str(exc)
@@ -48,32 +57,38 @@ def bucket_problem(address: str) -> str | None:
 
 
 @contextmanager
-def reached(what: str) -> Iterator[None]:
-    """Raise DataError, of `what`, where S3 or a disk refuses."""
+def reached(place: str) -> Iterator[None]:
+    """Raise DataError, which names the place, where S3 or a disk refuses."""
     try:
         yield
     except Exception as exc:
-        if isinstance(exc, OSError) or type(exc).__module__ == "obstore.exceptions":
-            # Of a folder.
-            first = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
-            line = " ".join(str(first).partition("Debug source:")[0].split())
-            raise DataError(f"{what}: {line[:LONGEST]}") from exc
-        raise
+        is_of_s3 = type(exc).__module__ == "obstore.exceptions"
+        if not isinstance(exc, OSError) and not is_of_s3:
+            raise
+        # Of a folder it has an error for each file.
+        error = exc.args[0][0][2] if isinstance(exc, shutil.Error) else exc
+        line = " ".join(str(error).partition("Debug source:")[0].split())
+        raise DataError(f"{place}: {line[:LONGEST_MESSAGE]}") from exc
 
 
 def local_copies(paths: Iterable[UPath], cache: Path) -> list[str]:
     """Return files on this disk: of S3 copies, fetched where they are missing; they never change.
 
-    cache: folder of the copies, each below the path that it has on S3.
+    Args:
+        paths: The files.
+        cache: Folder of the copies, each below the path that it has on S3.
+
+    Raises:
+        DataError: S3 or the disk refuses.
+
     """
-    paths = [*paths]
-    if all(isinstance(path, Path) for path in paths):
-        return [*map(str, paths)]
-    with ThreadPoolExecutor(AT_ONCE) as threads, reached("files of a table"):
-        return [*threads.map(partial(_local_copy, cache), paths)]
+    with ThreadPoolExecutor(FETCHING_THREADS) as threads, reached("files of a table"):
+        return list(threads.map(partial(_local_copy, cache), paths))
 
 
 def _local_copy(cache: Path, path: UPath) -> str:
+    if isinstance(path, Path):
+        return str(path)
     copy = cache / path.path
     try:
         os.utime(copy)  # those not used for days are removed
@@ -90,32 +105,25 @@ def replace_file(path: Path | UPath, content: str | bytes, mode: int = 0o666) ->
 
     mode: permissions, as of the first byte; the umask takes from them.
     """
-    # On S3, where a file appears when all of it is there.
-    if not isinstance(path, Path):
-        path.fs.pipe_file(
-            path.path, content.encode() if isinstance(content, str) else content
-        )
+    content_bytes = content.encode() if isinstance(content, str) else content
+    if not isinstance(path, Path):  # on S3, where a file appears as a whole
+        path.fs.pipe_file(path.path, content_bytes)
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_name(f".{path.name}.{os.uname().nodename}.{os.getpid()}.part")
     part.touch(mode)
-    part.write_bytes(content.encode() if isinstance(content, str) else content)
+    part.write_bytes(content_bytes)
     part.replace(path)
 
 
+def append_secrets(path: Path, lines: Iterable[str]) -> None:
+    """Add lines to a file, which only its owner reads from its first byte on if it is new."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch(0o600)
+    with path.open("a") as file:
+        file.writelines(f"\n{line}\n" for line in lines)
+
+
 def read_file(path: UPath) -> bytes:
-    """Return what a file holds: the library's own files complain where there is none."""
+    """Return what a file holds; `UPath.read_bytes` raises a confusing error without a file."""
     return bytes(path.fs.cat_file(path.path))
-
-
-def replace_folder(target: UPath, source: Path) -> None:
-    """Put a copy of `source` in place of what `target` holds; readers may meet a part of it."""
-    if isinstance(target, Path):
-        target.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{target}.lock"):
-            shutil.rmtree(target, ignore_errors=True)
-            shutil.copytree(source, target)
-        return
-    with suppress(FileNotFoundError):
-        target.fs.rm(target.path, recursive=True)
-    target.fs.put(f"{source}/", f"{target.path}/", recursive=True)

@@ -9,7 +9,8 @@ from pydantic import AfterValidator, BeforeValidator, Strict
 
 from core.timestamps import whole_second
 
-INT32_MAX, INT64_MAX = 2**31 - 1, 2**63 - 1
+INT32_MAX = 2**31 - 1
+INT64_MAX = 2**63 - 1
 
 
 def _whole(value: Any) -> Any:
@@ -33,4 +34,4 @@ Timestamp = Annotated[
 ]
 """ISO 8601 with an offset from UTC."""
 Float32 = AfterValidator(lambda value: c_float(value).value)
-"""Of a number whatever it is."""
+"""A number of any type, rounded to the nearest float32."""

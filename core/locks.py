@@ -20,31 +20,39 @@ _THREAD = threading.local()
 
 @contextmanager
 def one_writer(
-    settings: Settings, name: str, seconds: float | None = None
+    settings: Settings,
+    name: str,
+    seconds: float | None = None,
+    address: str | None = None,
 ) -> Iterator[None]:
     """Be the only writer of `name`, in `data`, until the block ends; a thread may ask again.
 
-    seconds: how long to wait for another, 60 by default.
+    seconds: how long to wait for another, 60 by default. address: of another PostgreSQL.
     By a lock of PostgreSQL where there is one, so of all hosts; else by a file, of this one.
 
     Raises:
-        DataError: another held it for `seconds`, or PostgreSQL does not answer.
+        DataError: another held it for `seconds`, PostgreSQL does not answer, or there can be no
+            file.
 
     """
     seconds = seconds or SECONDS
     busy = f"{name}: another writer held it for {seconds:.0f} s"
-    if settings.database_url:
-        with _database_lock(settings.database_url, name, seconds, busy):
+    address = address or settings.database_url
+    if address:
+        with _database_lock(address, name, seconds, busy):
             yield
         return
     path = settings.home / "data" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
-        with lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS):
-            yield
+        held = lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
     except Timeout as exc:
         raise DataError(busy) from exc
+    except OSError as exc:
+        raise DataError(f"{path}: no lock: {exc.strerror}") from exc
+    with held:
+        yield
 
 
 @contextmanager
@@ -71,7 +79,7 @@ def _database_lock(
         raise DataError(busy) from exc
     except psycopg.Error as exc:
         line = str(exc).splitlines()[0]
-        raise DataError(f"{name}: GYRE_DATABASE_URL refused its lock: {line}") from exc
+        raise DataError(f"{name}: PostgreSQL refused its lock: {line}") from exc
     held.add(name)
     try:
         with closing(connection):

@@ -1,14 +1,11 @@
 """What a model spec says of a version once it is trained: promotion, rollout, monitoring."""
 
-from collections.abc import Mapping
-from math import isfinite
 from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from core.training_spec import Metric, Strict
+from core.training_spec import LOWER_IS_BETTER, Metric, Strict
 
-PSI = "psi_"
 YEAR = 365 * 24
 """Hours."""
 
@@ -16,10 +13,10 @@ YEAR = 365 * 24
 class MetricLimit(Strict):
     """How bad a metric may be; at_least and at_most hold whatever it was at evaluation."""
 
-    worse: float | None = Field(
-        None, ge=0
-    )  # than when the version was evaluated, in points
-    worse_share: float | None = Field(None, ge=0)  # the same, as a share of what it was
+    worse: float | None = Field(None, ge=0)
+    """Than when the version was evaluated, in points."""
+    worse_share: float | None = Field(None, ge=0)
+    """The same, as a share of what it was."""
     at_least: float | None = None
     at_most: float | None = None
 
@@ -28,23 +25,32 @@ KINDS = frozenset(
     {
         "data_drift",
         "prediction_drift",
-        "nulls",
+        "missing",
         "new_categories",
         "out_of_range",
-        "positive_rate",
-        "label_rate",
-        "performance",
+        "performance_drift",
         "concept_drift",
-        "calibration",
+        "harm",
+        "skew",
+        "volume",
+        "freshness",
+        "serving",
     }
 )
-"""Of what a window can be bad at (monitoring/checks)."""
+"""What checks are about (monitoring/check.py)."""
 METRIC_LIMITS: dict[str, dict[str, float]] = {
-    **{name: {"worse": 0.05} for name in ("f1", "auc", "accuracy", "log_loss")},
+    "f1": {"worse": 0.05},
+    "auc": {"worse": 0.05},
+    "accuracy": {"worse": 0.05},
+    "log_loss": {"worse": 0.05},
     "rmse": {"worse_share": 0.05},
 }
 """Of the metrics that a spec does not name."""
 IMPORT_PATH = r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$"
+
+
+def _with_defaults(given: object) -> object:
+    return METRIC_LIMITS | given if isinstance(given, dict) else given
 
 
 class Monitoring(Strict):
@@ -53,102 +59,54 @@ class Monitoring(Strict):
     What is beyond a limit makes a window bad and may start a retraining. Shares are of 1.
     """
 
-    monitor_only: tuple[
-        str, ...
-    ] = ()  # features and KINDS that are shown and never acted on
-    checks: tuple[Annotated[str, Field(pattern=IMPORT_PATH)], ...] = ()  # a team's own
-
-    windows: int = Field(5, ge=1)  # that count for a decision: the newest
-    bad_windows: int = Field(
-        2, ge=1
-    )  # so many of them must be bad, the newest among them
-    cooldown_hours: float = Field(
-        24, ge=0, le=YEAR
-    )  # between retrainings that drift started
-
-    fewest: int = Field(200, ge=1)  # entities, values or outcomes; below, PSI is noise
-    fewest_for_remark: int = Field(
-        300, ge=1
-    )  # values from which a moderate PSI is worth a word
+    monitor_only: dict[str, str] = Field(default_factory=dict)
+    """What is shown and never acts, and why: a feature, a kind or a figure = "reason"."""
+    checks: tuple[Annotated[str, Field(pattern=IMPORT_PATH)], ...] = ()
+    """Checks of your own: functions as module:name."""
+    windows: int = Field(5, ge=1, le=100)
+    """The number of newest windows that count for a decision."""
+    bad_windows: int = Field(2, ge=1)
+    """The number of these that must be bad, the newest among them."""
+    cooldown_hours: float = Field(24, ge=0, le=YEAR)
+    """Between two retrainings that drift started."""
+    fewest: int = Field(200, ge=1)
+    """Entities, values or outcomes below which nothing is judged: PSI is noise then."""
     psi_moderate: float = Field(0.1, gt=0)
+    """PSI from which drift is noted."""
     psi_significant: float = Field(0.25, gt=0)
-    nulls: float = Field(
-        0.05, ge=0
-    )  # points of their share above the reference's, beyond chance
-    unseen: float = Field(
-        0.05, ge=0
-    )  # share of other categories, of numbers out of range
-    unseen_remark: float = Field(0.01, ge=0)
-    mean_score: float = Field(0.1, ge=0)
-    """Change of the mean score as a share of what it was, and of the standard deviation of scores
-    (of numbers around 0 the mean is no measure), and beyond chance."""
-    standard_errors: float = Field(
-        3.29, ge=0
-    )  # beyond chance: 3.29 are exceeded 1 in 1,000
-    label_rate: float | None = Field(
-        None, ge=0
-    )  # change of the mean label; None: only shown
-    positive_rate: float | None = Field(
-        None, ge=0
-    )  # change of a segment's, in points; as above
+    """PSI from which drift acts, where it is beyond the usual spread too."""
+    nulls: float = Field(0.05, gt=0)
+    """Rise of the share of missing values, in points, beyond chance."""
+    metrics: Annotated[dict[Metric, MetricLimit], BeforeValidator(_with_defaults)] = (
+        Field(default_factory=dict, validate_default=True)
+    )
+    """How much worse performance may be, by metric."""
+    failures: float = Field(0.05, gt=0, le=1)
+    """Share of failed rows from which a version goes back."""
+    freshness_hours: float = Field(2, gt=0, le=YEAR)
+    """Age of features from which an alert goes out: ingest is hourly, and may miss once."""
 
-    metrics: Annotated[
-        dict[Metric, MetricLimit],
-        BeforeValidator(
-            lambda given: METRIC_LIMITS | given if isinstance(given, dict) else given
-        ),
-    ] = Field(default_factory=dict, validate_default=True)
-    metric_errors: float = Field(3.0, ge=0)
-    """Standard errors by which classes must be worse: so that chance makes one of four metrics
-    worse in less than 1 of 100 runs (docs/monitoring.md)."""
-    concept_drift: float = Field(
-        0.05, ge=0
-    )  # rise of a segment's mean log loss, in points
-    concept_drift_share: float = Field(
-        0.1, ge=0
-    )  # of its mean squared error, as a share
-    significance: float = Field(0.01, gt=0, lt=1)
-    """The most that the adjusted p of concept drift may be, and that of a better version before."""
-    fewest_of_segment: int = Field(100, ge=2)
-    calibration: float = Field(
-        0.05, ge=0
-    )  # rise of the expected error, and beyond chance
-
-    failures: float = Field(0.05, gt=0, le=1)  # share from which a version goes back
-    fewest_requests: int = Field(100, ge=1)
-    collapse_chance: float = Field(0.001, gt=0, lt=1)
-    """A version goes back whose scores are all alike, if the reference makes that less likely."""
-    slower: float = Field(
-        3.0, ge=1
-    )  # times the version before, and `slower_seconds` longer
-    slower_seconds: float = Field(0.02, ge=0)
-    counted_hours: float = Field(
-        1, gt=0, le=YEAR
-    )  # of failures and latency, or since promotion
-
-    volume: float = Field(
-        0.5, ge=0, le=1
-    )  # share of the usual entities; below, a collapse
-    fewest_windows: int = Field(3, ge=1)  # earlier windows that say what is usual
-    freshness_hours: float = Field(
-        2, gt=0, le=YEAR
-    )  # ingest is hourly, and may miss once
-    stale_hours: float = Field(1, gt=0, le=YEAR)  # how long a row may take to be online
-    ahead_seconds: float = Field(60, ge=0)  # how far the clock of a sender may be ahead
-    skew_vectors: int = Field(
-        10_000, ge=2
-    )  # logged vectors of a run that are compared offline
-
-    def acted_on(self, figures: Mapping[str, float]) -> dict[str, float]:
-        """By feature, the PSI among the figures of a run that was measured and may act."""
-        psi = {
-            key.removeprefix(PSI): v
-            for key, v in figures.items()
-            if key.startswith(PSI)
-        }
-        return {
-            n: v for n, v in psi.items() if isfinite(v) and n not in self.monitor_only
-        }
+    @model_validator(mode="after")
+    def _check_limits(self) -> Self:
+        if self.bad_windows > self.windows:
+            raise ValueError(
+                f"bad_windows: expected at most windows ({self.windows}), "
+                f"found {self.bad_windows}: drift would never retrain"
+            )
+        if self.psi_moderate > self.psi_significant:
+            raise ValueError(
+                f"psi_moderate: expected at most psi_significant ({self.psi_significant:g}), "
+                f"found {self.psi_moderate:g}"
+            )
+        for metric, limit in self.metrics.items():
+            is_low_good = metric in LOWER_IS_BETTER
+            useless = limit.at_least if is_low_good else limit.at_most
+            if useless is not None:
+                wanted = "at_most" if is_low_good else "at_least"
+                raise ValueError(
+                    f"metrics.{metric}: expected {wanted}, found {useless:g}"
+                )
+        return self
 
 
 class Promotion(Strict):

@@ -12,5 +12,5 @@ def package_version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         lock = (CLONE / "requirements.lock").read_text()
-        found = re.search(rf"^{package}(?:\[\S+\])?==(\S+)", lock, re.MULTILINE)
-        return found[1] if found else "unknown"
+        pin = re.search(rf"^{package}(?:\[\S+\])?==(\S+)", lock, re.MULTILINE)
+        return pin[1] if pin else "unknown"

@@ -1,17 +1,23 @@
 """Settings: read once at the entrance, frozen, passed down."""
 
 import os
+import re
 import socket
 import sys
 from datetime import date
+from functools import partial
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Literal
+from random import SystemRandom
+from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
 from pydantic import (
+    AfterValidator,
     AliasChoices,
+    BeforeValidator,
     Field,
+    PositiveInt,
     ValidationError,
     ValidationInfo,
     field_validator,
@@ -34,9 +40,11 @@ ENV_FILE = "gyre.env"
 """In a stack's home: settings that always belong to it."""
 PORTS = ("serving", "console", "mlflow", "airflow", "redis")
 """What the stack's own processes listen on: settings `<name>_port`."""
+# Linux takes the ports of outgoing connections from 32768 on: a free port from there may
+# be taken before the program that it was chosen for listens.
+FREE_PORTS = range(15_000, 32_768)
 Page = Literal["serving", "console", "mlflow", "airflow"]
 """A program that people look at."""
-HTTP = ("http", "https")
 SHARED = (
     *("database_url", "ledger_url", "data_url", "artifacts_url"),
     *("redis_url", "mlflow_url", "airflow_url", "serving_url", "online_store"),
@@ -44,6 +52,34 @@ SHARED = (
 """Settings of what a temporary installation has by itself."""
 SCHEMAS = ("airflow", "feast", "gyre", "mlflow")
 """Of the database, where there is one."""
+AIRFLOW_USERS = re.compile(r"([\w.@+-]+:(viewer|user|op|admin)(,(?=.)|$))*")
+LAYOUT = "7"
+"""Layout of what is kept. A home, a database and a backup say theirs; another is refused."""
+KEEP_DAYS = {"predictions": 400, "outcomes": 400, "scores": 400}
+
+
+def _checked_url(schemes: tuple[str, ...], address: str) -> str:
+    """Return the address of a server or a bucket without a slash at its end.
+
+    Raises:
+        ValueError: The scheme is another one, a host or bucket is missing, or a port is no number.
+
+    """
+    url = urlsplit(address)
+    _ = url.port  # raises where it is no number
+    if url.scheme.partition("+")[0] not in schemes or not url.hostname:
+        raise ValueError(f"expected {'://…, '.join(schemes)}://…")
+    return address.rstrip("/")
+
+
+ServerUrl = Annotated[str, AfterValidator(partial(_checked_url, ("http", "https")))]
+RedisUrl = Annotated[str, AfterValidator(partial(_checked_url, ("redis", "rediss")))]
+BucketUrl = Annotated[str, AfterValidator(partial(_checked_url, ("s3",)))]
+DatabaseUrl = Annotated[
+    str, AfterValidator(partial(_checked_url, ("postgresql", "postgres")))
+]
+Port = Annotated[int, Field(ge=1, le=65535)]
+Host = Annotated[str, AfterValidator(lambda text: str(ip_address(text)))]
 
 
 class Settings(BaseSettings):
@@ -67,17 +103,17 @@ class Settings(BaseSettings):
     home: Path = PROJECT / ".gyre"
     """The state directory of one installation: data, databases, files, logs. Default: that of the
     project."""
-    serving_port: int = Field(8000, ge=1, le=65535)
+    serving_port: Port = 8000
     """Port of serving."""
-    console_port: int = Field(8001, ge=1, le=65535)
+    console_port: Port = 8001
     """Port of the console."""
-    mlflow_port: int = Field(5000, ge=1, le=65535)
+    mlflow_port: Port = 5000
     """Port of MLflow."""
-    airflow_port: int = Field(8080, ge=1, le=65535)
+    airflow_port: Port = 8080
     """Port of Airflow's API and pages."""
-    redis_port: int = Field(6379, ge=1, le=65535)
+    redis_port: Port = 6379
     """Port of Redis."""
-    redis_url: str | None = Field(
+    redis_url: RedisUrl | None = Field(
         None, validation_alias=AliasChoices("GYRE_REDIS_URL", "REDIS_URL")
     )
     """Address of a Redis that Gyre uses and does not start: a name or an IPv4 address. `REDIS_URL`
@@ -86,9 +122,9 @@ class Settings(BaseSettings):
     """Another online store of Feast's in place of Redis, as `online_store` of feature_store.yaml
     has it: `GYRE_ONLINE_STORE__TYPE=dynamodb`, `GYRE_ONLINE_STORE__REGION=…`. Events stay in Redis.
     """
-    mlflow_url: str | None = None
+    mlflow_url: ServerUrl | None = None
     """Address of an MLflow server that Gyre uses and does not start."""
-    airflow_url: str | None = None
+    airflow_url: ServerUrl | None = None
     """The same of Airflow."""
     serving_url: str | None = None
     """The same of serving; several replicas, separated by blanks, are monitored as one. A name with
@@ -100,14 +136,14 @@ class Settings(BaseSettings):
     """A folder where each file is a setting: `gyre_database_url` is read where the environment has
     no GYRE_DATABASE_URL. AWS's own variables are read there too (`aws_secret_access_key`), and the
     secrets of Airflow: `airflow_fernet`, `airflow_api`, `airflow_jwt`, `airflow_password`."""
-    database_url: str | None = None
+    database_url: DatabaseUrl | None = None
     """`postgresql://…` in place of SQLite files: each of Airflow, MLflow, Feast's registry and the
     ledger has a schema of its own there. Of one stack; a line of `gyre.env`, as every command needs
     it."""
-    ledger_url: str | None = None
+    ledger_url: DatabaseUrl | None = None
     """The same for the ledger alone, such as a team's, where another machine promotes into the
     team's MLflow. Default: GYRE_DATABASE_URL."""
-    data_url: str | None = None
+    data_url: BucketUrl | None = None
     """`s3://bucket/prefix` in place of GYRE_HOME for Delta tables and reports; each host keeps
     copies. Several hosts need GYRE_DATABASE_URL, which says who writes, and GYRE_HOME at the same
     path. AWS's own variables name endpoint and keys: AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID,
@@ -135,29 +171,36 @@ class Settings(BaseSettings):
     default_model: str | None = None
     """The model that serving answers with where a route names none, as `/predict` does. Default:
     the only one there is; with several, none, and `/predict` answers 404."""
-    keep_days: dict[str, int] = Field(default_factory=dict, validate_default=True)
+    keep_days: Annotated[
+        dict[Literal["predictions", "outcomes", "scores"], PositiveInt],
+        BeforeValidator(lambda days: KEEP_DAYS | days),
+    ] = Field(default_factory=dict, validate_default=True)
     """Days after which `gyre maintain` deletes rows of a table (`GYRE_KEEP_DAYS__PREDICTIONS`,
     `__OUTCOMES`, `__SCORES`). Default: 400 each."""
     serving_workers: int = Field(1, ge=1, le=64)
     """Processes that answer predictions; each takes a core and at most 150 MB."""
     serving_tokens_file: Path | None = None
-    """Absolute path of a file with one bearer token a line (`name:token` or `token`; `#` for
-    comments), read again when it changes. Only health, `/ping` and `/metrics` then answer without
-    one. Default: everybody is answered."""
+    """Absolute path of a file with one bearer token a line (`NAME:TOKEN` or `TOKEN`; `#` for
+    comments), read again when it changes. Only probes, `/metrics` and the page `/docs` then answer
+    without one. Default: everybody is answered."""
     behind_proxy: bool = False
     """Says that MLflow and the console are reached only through a proxy that asks people who they
     are, as they ask nobody themselves; and serving only through one that sets `X-Request-ID` to a
     value of its own, from which the `request_id` of a prediction is made."""
-    host: str = LOOPBACK
+    host: Host = LOOPBACK
     """IP address that serving listens on (`0.0.0.0`: all). One that others reach needs
     GYRE_SERVING_TOKENS_FILE."""
-    mlflow_host: str = LOOPBACK
+    mlflow_host: Host = LOOPBACK
     """The same of MLflow, with GYRE_BEHIND_PROXY. MLflow answers requests for `localhost` and
     private addresses; for other names list all, these included, in MLFLOW_SERVER_ALLOWED_HOSTS."""
-    console_host: str = LOOPBACK
+    console_host: Host = LOOPBACK
     """The same of the console, with GYRE_BEHIND_PROXY."""
-    airflow_host: str = LOOPBACK
+    airflow_host: Host = LOOPBACK
     """The same of Airflow's API and pages, which have a login."""
+    airflow_users: str = ""
+    """People who log in to Airflow, with their roles, such as `ann:admin,bob:viewer`; a role is
+    `viewer`, `user` (starts and approves runs), `op` or `admin`. Their passwords are in
+    `airflow/passwords.json` of GYRE_HOME. `admin` is Gyre's own user."""
 
     @field_validator("project")
     @classmethod
@@ -172,16 +215,6 @@ class Settings(BaseSettings):
                 raise ValueError(f"{text}; make one: gyre init DIR")
         return PROJECT
 
-    @field_validator("keep_days")
-    @classmethod
-    def _with_defaults(cls, value: dict[str, int]) -> dict[str, int]:
-        defaults = {"predictions": 400, "outcomes": 400, "scores": 400}
-        if value.keys() - defaults or any(days < 1 for days in value.values()):
-            raise ValueError(
-                f"expected whole days, at least 1, of {' or '.join(defaults)}"
-            )
-        return defaults | value
-
     @field_validator("serving_tokens_file")
     @classmethod
     def _absolute(cls, value: Path | None) -> Path | None:
@@ -191,47 +224,31 @@ class Settings(BaseSettings):
             )
         return value
 
-    @field_validator("host", "mlflow_host", "console_host", "airflow_host")
+    @field_validator("airflow_users")
     @classmethod
-    def _guarded(cls, value: str, info: ValidationInfo) -> str:
-        needed = {"host": "serving_tokens_file", "airflow_host": None}
-        guard = needed.get(str(info.field_name), "behind_proxy")
-        reached = not ip_address(value).is_loopback
-        if reached and guard and not info.data.get(guard):
-            why = "others would reach it, and it asks nobody who they are"
-            raise ValueError(f"{why}: set GYRE_{guard.upper()} too")
+    def _with_roles(cls, value: str) -> str:
+        if not AIRFLOW_USERS.fullmatch(value):
+            raise ValueError(
+                "expected NAME:ROLE,NAME:ROLE with a role of viewer, user, op or admin"
+            )
         return value
 
-    @field_validator("data_url", "artifacts_url")
+    @field_validator("host", "mlflow_host", "console_host")
     @classmethod
-    def _bucket(cls, value: str | None, info: ValidationInfo) -> str | None:
-        url = urlsplit(value or "s3://bucket")
-        if info.field_name == "data_url" and (url.scheme != "s3" or not url.netloc):
-            raise ValueError("expected s3://bucket/prefix")
-        return value and value.rstrip("/")
+    def _guarded(cls, value: str, info: ValidationInfo) -> str:
+        guard = "serving_tokens_file" if info.field_name == "host" else "behind_proxy"
+        if not ip_address(value).is_loopback and not info.data.get(guard):
+            text = "others would reach it, and it asks nobody who they are"
+            raise ValueError(f"{text}: set GYRE_{guard.upper()} too")
+        return value
 
-    @field_validator("redis_url", "mlflow_url", "airflow_url")
+    @field_validator("redis_url")
     @classmethod
-    def _of_a_server(cls, value: str | None, info: ValidationInfo) -> str | None:
-        kinds = {"redis_url": ("redis", "rediss")}.get(str(info.field_name), HTTP)
-        if value and not value.startswith(tuple(f"{kind}://" for kind in kinds)):
-            raise ValueError(f"expected {'://…, '.join(kinds)}://…")
-        url = urlsplit(value or "")
-        _ = url.port  # as below
-        if info.field_name == "redis_url" and ":" in (url.hostname or ""):
+    def _known_to_feast(cls, value: str | None) -> str | None:
+        if value and ":" in str(urlsplit(value).hostname):
             raise ValueError(
                 "expected a name or an IPv4 address, as Feast's store reads no IPv6"
             )
-        return value
-
-    @field_validator("database_url", "ledger_url")
-    @classmethod
-    def _postgres(cls, value: str | None) -> str | None:
-        if value is not None and not value.startswith("postgres"):
-            raise ValueError(
-                "expected a postgresql:// address; one SQLite file for all deadlocks"
-            )
-        _ = urlsplit(value or "").port  # a ValueError where it is none
         return value
 
     @property
@@ -245,6 +262,15 @@ class Settings(BaseSettings):
     @property
     def airflow_address(self) -> str:
         return self.airflow_url or self._address("airflow")
+
+    @property
+    def airflow_roles(self) -> dict[str, str]:
+        """Role of each name in `airflow_users`."""
+        roles: dict[str, str] = {}
+        for user in filter(None, self.airflow_users.split(",")):
+            name, _, role = user.partition(":")
+            roles[name] = role
+        return roles
 
     @property
     def serving_addresses(self) -> list[str]:
@@ -261,18 +287,19 @@ class Settings(BaseSettings):
     @property
     def ledger_address(self) -> str:
         """SQLAlchemy address of the promotion ledger."""
-        if address := self.ledger_url or self.database_url:
+        address = self.ledger_url or self.database_url
+        if address:
             return in_schema(address, "gyre")
         return f"sqlite:///{self.home / 'ledger.db'}"
 
     def beside(self, home: Path, **more: Any) -> "Settings":
         """The same for a temporary home, whose databases are files of its own."""
-        own: dict[str, Any] = dict.fromkeys(SHARED)
-        own["home"] = home
+        update: dict[str, Any] = dict.fromkeys(SHARED)
+        update["home"] = home
         # One where its processes find no address of a database either.
-        own["secrets_dir"] = home / "secrets"
-        own["engine"] = "duckdb"  # a cluster does not see this disk
-        return self.model_copy(update=own | more)
+        update["secrets_dir"] = home / "secrets"
+        update["engine"] = "duckdb"  # a cluster does not see this disk
+        return self.model_copy(update=update | more)
 
     def schema_url(self, schema: str, driver: str = "psycopg") -> str | None:
         """SQLAlchemy address of a schema of `database_url`; None where SQLite files are used."""
@@ -291,7 +318,8 @@ class Settings(BaseSettings):
         )
 
     def _address(self, name: str) -> str:
-        host, port = self.listens_on(name), getattr(self, f"{name}_port")
+        host = self.listens_on(name)
+        port = getattr(self, f"{name}_port")
         if ip_address(host).is_unspecified:
             host = "::1" if ":" in host else LOOPBACK
         return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
@@ -329,34 +357,41 @@ def load_settings(**overrides: Any) -> Settings:
     """Read the environment, then the home's `gyre.env`, once.
 
     Raises:
-        SettingsError: one line naming the variable and what was expected.
+        SettingsError: One line that names the variable or the file, and what was expected.
 
     """
+    named_home = overrides.get("home") or os.environ.get("GYRE_HOME")
+    home = Path(named_home or PROJECT / ".gyre").expanduser().resolve()
+    secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
+    is_readable = secrets.is_dir() and os.access(secrets, os.R_OK | os.X_OK)
+    sources: dict[str, Any] = {
+        "_env_file": home / ENV_FILE,
+        "_secrets_dir": secrets if is_readable else None,
+    }
     try:
-        home = Path(
-            overrides.get("home") or os.environ.get("GYRE_HOME") or PROJECT / ".gyre"
-        )
-        home = home.expanduser().resolve()
-        secrets = Path(os.environ.get("GYRE_SECRETS_DIR", "/run/secrets"))
-        is_ours = secrets.is_dir() and os.access(secrets, os.R_OK | os.X_OK)
-        # No library but boto3 reads keys from a file.
-        for file in secrets.glob("aws_*"):
-            os.environ.setdefault(file.name.upper(), file.read_text().strip())
-        if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
-            os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
-        read = {
-            "_env_file": home / ENV_FILE,
-            "_secrets_dir": secrets if is_ours else None,
-        }
-        return Settings(**(read | overrides | {"home": home}))
+        _read_aws_variables(secrets if is_readable else None)
+        return Settings(**(sources | overrides | {"home": home}))
     except ValidationError as exc:
-        first = exc.errors()[0]
-        name = "GYRE_" + "__".join(
-            str(part) for part in first["loc"]
-        ).upper().removeprefix("GYRE_")
-        # It may hold a password.
-        found = "" if "URL" in name else f" (found {first['input']!r})"
-        raise SettingsError(f"{name}: {first['msg']}{found}") from exc
+        raise SettingsError(_problem(exc)) from exc
+    except (OSError, ValueError) as exc:  # a file, or a variable that is not JSON
+        raise SettingsError(f"{home / ENV_FILE} or the environment: {exc}") from exc
+
+
+def _read_aws_variables(secrets: Path | None) -> None:
+    """Put AWS's own variables into the environment: no library but boto3 reads keys from a file."""
+    for file in secrets.glob("aws_*") if secrets else ():
+        os.environ.setdefault(file.name.upper(), file.read_text().strip())
+    if os.environ.get("AWS_ENDPOINT_URL", "").startswith("http://"):
+        os.environ["AWS_ALLOW_HTTP"] = "true"  # one variable says it
+
+
+def _problem(exc: ValidationError) -> str:
+    """Return the first problem with a setting in one line, without a value that may be secret."""
+    error = exc.errors()[0]
+    field = "__".join(str(part) for part in error["loc"]).upper()
+    name = f"GYRE_{field.removeprefix('GYRE_')}"
+    value = "" if "URL" in name else f" (found {error['input']!r})"
+    return f"{name}: {error['msg'].removeprefix('Value error, ')}{value}"
 
 
 def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
@@ -367,11 +402,15 @@ def in_schema(address: str, schema: str, driver: str = "psycopg") -> str:
 
 
 def free_ports() -> dict[str, int]:
-    """Settings of a stack of its own: ports nobody listens on, held together so that all differ."""
-    listeners = {f"{name}_port": socket.create_server((LOOPBACK, 0)) for name in PORTS}
-    ports = {
-        name: int(listener.getsockname()[1]) for name, listener in listeners.items()
-    }
-    for listener in listeners.values():
-        listener.close()
-    return ports
+    """Return settings of a stack of its own: different ports that nobody listens on."""
+    candidates = SystemRandom().sample(FREE_PORTS, k=len(FREE_PORTS))
+    free = filter(_is_free, candidates)
+    return {f"{name}_port": next(free) for name in PORTS}
+
+
+def _is_free(port: int) -> bool:
+    try:
+        socket.create_server((LOOPBACK, port)).close()
+    except OSError:
+        return False
+    return True

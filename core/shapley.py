@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 COALITIONS = 1024
 """All of ten features; of more features a sample."""
-NOISE = 1e-7
-"""Of the largest score: a contribution below it is float32's rounding, and 0."""
+ROUNDING = 1e-7
+"""Share of the largest score: a contribution below it is float32's rounding, and 0."""
 Columns: TypeAlias = Mapping[str, NDArray[Any]]
 
 
@@ -25,30 +25,49 @@ def shapley_values(
     background: Columns,
     most: int = COALITIONS,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return the background's mean score [K] and contributions [features, K]; the sum is the score.
+    """Return how much each feature moves a row's score away from the background's mean score.
 
-    row: columns [1]. background: columns [B] of the same names. score: of columns [N], in which no
-    row stands twice, the scores [N] or [N, K], or a list of these; called once. most: coalitions.
+    Args:
+        score: Returns the scores, [N] or [N, K] or a list of these, of columns [N], in which no
+            row stands twice. Called once.
+        row: Columns [1].
+        background: Columns [B] of the same names.
+        most: Number of coalitions.
+
+    Returns:
+        The background's mean score [K] and contributions [features, K]; the sum is the score.
+
     """
     members, weights = coalitions(len(row), most)
     differs = np.array([background[name] != row[name] for name in row]).T
+    # A row for each coalition of each background row: where the row's own value is put in place.
     replaced = (members & differs[:, None]).reshape(-1, len(row))
-    base = np.repeat(np.arange(len(differs), dtype=">u4"), len(members))
-    coded = np.hstack(
-        [np.packbits(replaced, axis=1), base.view(np.uint8).reshape(-1, 4)]
-    )
-    rows = coded.view(f"V{coded.shape[1]}").ravel()
-    _, first, place = np.unique(rows, return_index=True, return_inverse=True)
-    columns = {
-        name: np.where(
-            replaced[first, feature], row[name], background[name][base[first]]
-        )
-        for feature, name in enumerate(row)
-    }
+    base = np.repeat(np.arange(len(differs), dtype=np.uint32), len(members))
+    first, place = _distinct_rows(replaced, base)
+    columns = {}
+    for feature, name in enumerate(row):
+        own_values = replaced[first, feature]
+        columns[name] = np.where(own_values, row[name], background[name][base[first]])
     scores = np.asarray(score(columns), np.float64).reshape(len(first), -1)
     worth = scores[place].reshape(len(differs), len(members), -1).mean(axis=0)
-    found = weights.T @ worth
-    return worth[0], np.where(np.abs(found) > NOISE * np.abs(worth).max(), found, 0.0)
+    contributions = weights.T @ worth
+    is_rounding = np.abs(contributions) <= ROUNDING * np.abs(worth).max()
+    return worth[0], np.where(is_rounding, 0.0, contributions)
+
+
+def _distinct_rows(
+    replaced: NDArray[np.bool_], base: NDArray[np.uint32]
+) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+    """Return the place of each distinct row, and which of these each row is.
+
+    Rows are compared as bytes: one bit for each feature, then the number of the background row.
+    """
+    bits = np.packbits(replaced, axis=1)
+    numbers = base.view(np.uint8).reshape(len(base), -1)
+    rows = np.hstack([bits, numbers])
+    row_bytes = rows.view(f"V{rows.shape[1]}").ravel()
+    _, first, place = np.unique(row_bytes, return_index=True, return_inverse=True)
+    return first, place
 
 
 @lru_cache
@@ -60,20 +79,17 @@ def coalitions(
     Exact (Shapley 1953) where all are at most `most`; else those of random orders of joining and
     of their reverses (Strumbelj and Kononenko 2014; Mitchell and others 2022), the same each time.
     """
+    numbers = np.arange(features)
     if 2**features <= most:
-        members = (np.arange(2**features)[:, None] >> np.arange(features) & 1).astype(
-            bool
-        )
-        others = members.sum(axis=1, keepdims=True) - members
-        share = np.array(
-            [1 / (features * comb(features - 1, n)) for n in range(features)]
-        )
-        return members, np.where(members, 1, -1) * share[others]
-    orders = np.tile(np.arange(features), (max(1, most // (2 * (features + 1))), 1))
+        members = (np.arange(2**features)[:, None] >> numbers & 1).astype(bool)
+        other_members = members.sum(axis=1, keepdims=True) - members
+        counts = [features * comb(features - 1, size) for size in range(features)]
+        share = 1 / np.array(counts)
+        return members, np.where(members, 1, -1) * share[other_members]
+    orders = np.tile(numbers, (max(1, most // (2 * (features + 1))), 1))
     orders = np.random.default_rng(0).permuted(orders, axis=1)
     joins = np.concatenate([orders, features - 1 - orders])[:, None]
     step = np.arange(features + 1)[:, None]
+    members = (joins < step).reshape(-1, features)
     gains = np.equal(step, joins + 1) * 1.0 - np.equal(step, joins)
-    return (joins < step).reshape(-1, features), gains.reshape(-1, features) / len(
-        joins
-    )
+    return members, gains.reshape(-1, features) / len(joins)

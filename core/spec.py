@@ -6,9 +6,10 @@ Only pydantic is imported, so that DAGs are parsed and serving starts without th
 import json
 import re
 import tomllib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import (
     BeforeValidator,
@@ -51,6 +52,7 @@ INPUTS: dict[FeatureType, InputType] = {
     "string": "string",
 }
 """What a value of a type is to a model: a bool 0 or 1, a timestamp microseconds since 1970 UTC."""
+NUMBERS = frozenset({"int32", "int64", "float32", "double"})
 FLOAT32 = 3.4028234663852886e38
 """Models compute in float32: a larger number would be infinite inside."""
 KeyType = Literal["int64", "string"]
@@ -58,7 +60,7 @@ EntityKey = Annotated[
     dict[str, KeyType],
     Field(min_length=1),
     BeforeValidator(
-        lambda found: {found: "int64"} if isinstance(found, str) else found,
+        lambda key: {key: "int64"} if isinstance(key, str) else key,
         json_schema_input_type=str | dict[str, KeyType],
     ),
 ]
@@ -106,7 +108,6 @@ class ModelSpec(Strict):
     """Names, in the order of the model's probabilities; a multiclass has at least three."""
     name: str = Field(pattern=NAME)  # that of the file
     experiment: str  # of MLflow, which holds the runs
-    served_as: tuple[str, ...] = ()  # further names of the model in addresses
     dataset: str  # a module of feature_repo/datasets, which has the label
     entity_key: EntityKey  # the columns that name an entity; a name alone is an int64
     feature_service: str  # of Feast: the views that the features come from
@@ -159,76 +160,91 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
-        if problems := [
-            *self._of_another_task(),
-            *self._of_segments(),
-            *self._contradictions(),
-        ]:
+        problems = [
+            *self._problems_of_task(),
+            *self._problems_of_names(),
+            *self._problems_of_segments(),
+            *self._problems_of_estimators(),
+        ]
+        if problems:
             raise ValueError("\n".join(problems))
         return self
 
-    def _of_another_task(self) -> Iterator[str]:
-        for key in ("threshold", "costs"):
-            if (getattr(self, key) is None) == (self.task == "classification"):
-                what = "needs one" if self.task == "classification" else "has none"
-                yield f"{key}: a {self.task} {what}"
-        names = {name for name in self.classes if name}
+    def _problems_of_task(self) -> Iterator[str]:
+        """Keys that only one task has, and metrics that a task does not have."""
+        is_classification = self.task == "classification"
+        verb = "needs one" if is_classification else "has none"
+        if (self.threshold is None) == is_classification:
+            yield f"threshold: a {self.task} {verb}"
+        if (self.costs is None) == is_classification:
+            yield f"costs: a {self.task} {verb}"
+        class_names = ", ".join(self.classes) or "none"
+        is_named = all(self.classes) and len(set(self.classes)) == len(self.classes)
         if self.task != "multiclass" and self.classes:
-            yield f"classes: a {self.task} has none, found {[*self.classes]}"
-        elif self.task == "multiclass" and not 2 < len(names) == len(self.classes):  # noqa: PLR2004
-            yield f"classes: expected three or more different names, found {[*self.classes]}"
-        if bool(self.estimators) == bool(self.training):
-            found = "both" if self.training else "neither"
-            yield f"estimators: expected [[estimators]] or [training], found {found}"
-        known = ESTIMATORS[self.task]
-        for at, estimator in enumerate(self.estimators):
-            if estimator.type not in known and not re.match(FACTORY, estimator.type):
-                wrong = f"{estimator.type!r} is not of a {self.task}"
-                expected = (
-                    f"expected one of {', '.join(known)}, or package.module:factory"
-                )
-                yield f"estimators.{at}.type: {wrong}, {expected}"
-        for at, gate in enumerate(self.gates):
+            yield f"classes: a {self.task} has none, found {class_names}"
+        if self.task == "multiclass" and not (is_named and len(self.classes) > 2):  # noqa: PLR2004
+            expected = "expected three or more different names"
+            yield f"classes: {expected}, found {class_names}"
+        for number, gate in enumerate(self.gates):
             if gate.metric in OTHERS[self.task]:
-                yield f"gates.{at}.metric: a {self.task} has no {gate.metric}"
+                yield f"gates.{number}.metric: a {self.task} has no {gate.metric}"
 
-    def _of_segments(self) -> Iterator[str]:
-        if taken := set(self.audit) & {*OURS, *self.entity_key, *self.features}:
-            yield f"audit: {sorted(taken)}: a key, a feature or a frame's own column: rename it"
-        segments = {
-            *self.audit,
-            *(name for name, kind in self.features.items() if kind == "string"),
-        }
-        if self.segment is not None and self.segment not in segments:
-            yield f"segment: {self.segment!r} is not a string of [features], nor of audit"
-        if self.segment is None and (
-            asked := OF_SEGMENTS & {gate.metric for gate in self.gates}
-        ):
-            yield f"gates: {min(asked)} needs a segment, such as customer_segment"
-
-    def _contradictions(self) -> Iterator[str]:
-        if both := set(self.entity_key) & set(self.features):
-            yield f"entity_key: {sorted(both)} is in [features] too: give it a new name"
-        if taken := OURS & set(self.features):
-            yield f"features: {sorted(taken)}: frames have such a column: rename it"
+    def _problems_of_names(self) -> Iterator[str]:
+        """Columns that would share a name, and names of features that there are not."""
+        keys = set(self.entity_key)
+        features = set(self.features)
+        if keys & features:
+            names = _listed(keys & features)
+            yield f"entity_key: {names} is in [features] too: give it a new name"
+        if OURS & features:
+            names = _listed(OURS & features)
+            yield f"features: {names}: frames have such a column: rename it"
+        if (OURS | keys | features) & set(self.audit):
+            names = _listed((OURS | keys | features) & set(self.audit))
+            expected = "a key, a feature or a frame's own column"
+            yield f"audit: {names}: {expected}: rename it"
         if self.population is None and self.snapshots.rows == "members":
             yield 'population: expected one, or rows = "label" in [snapshots]'
-        member = self.population.feature if self.population else None
-        if member and self.features.get(member) in {
-            None,
-            "string",
-            "bool",
-            "timestamp",
-        }:
-            yield f"population.feature: {member!r} is not in [features] as a number"
-        if unknown := set(self.monitoring.monitor_only) - {*self.features, *KINDS}:
-            kinds = ", ".join(sorted(KINDS))
-            yield f"monitoring.monitor_only: {sorted(unknown)} is not in [features], nor of {kinds}"
+        if self.population:
+            feature = self.population.feature
+            if self.features.get(feature) not in NUMBERS:
+                yield f"population.feature: {feature!r} is not in [features] as a number"
+        for name in self.monitoring.monitor_only:
+            if name not in {*features, *KINDS, "score"} and "/" not in name:
+                yield (
+                    f"monitoring.monitor_only: {name!r} is not in [features], "
+                    f"nor of {_listed(KINDS)}, nor a figure such as missing/{name}"
+                )
+
+    def _problems_of_segments(self) -> Iterator[str]:
+        texts = [name for name, kind in self.features.items() if kind == "string"]
+        if self.segment and self.segment not in {*texts, *self.audit}:
+            yield f"segment: {self.segment!r} is not a string of [features], nor of audit"
+        of_segments = OF_SEGMENTS & {gate.metric for gate in self.gates}
+        if of_segments and not self.segment:
+            yield f"gates: {min(of_segments)} needs a segment, such as customer_segment"
+
+    def _problems_of_estimators(self) -> Iterator[str]:
+        if bool(self.estimators) == bool(self.training):
+            count = "both" if self.training else "neither"
+            yield f"estimators: expected [[estimators]] or [training], found {count}"
+        types = ESTIMATORS[self.task]
+        for number, estimator in enumerate(self.estimators):
+            if estimator.type not in types and not re.match(FACTORY, estimator.type):
+                expected = f"one of {', '.join(types)}, or package.module:factory"
+                yield (
+                    f"estimators.{number}.type: {estimator.type!r} is not of a "
+                    f"{self.task}, expected {expected}"
+                )
         names = [estimator.name for estimator in self.estimators]
         if len(set(names)) != len(names):
-            yield f"two estimators share a name: {names}"
+            yield f"estimators: two share a name: {', '.join(names)}"
         if self.search and not any(estimator.space for estimator in self.estimators):
             yield "search: expected a space = { … } with at least one of [[estimators]]"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
 
 
 def entity_text(key: Entity) -> str:
@@ -245,33 +261,34 @@ def entity_of(columns: Mapping[str, KeyType], text: str) -> Entity:
         ValueError: it is the text of no such entity.
 
     """
-    found = {next(iter(columns)): text} if len(columns) == 1 else json.loads(text)
-    if not isinstance(found, dict) or found.keys() != columns.keys():
+    values = {next(iter(columns)): text} if len(columns) == 1 else json.loads(text)
+    if not isinstance(values, dict) or values.keys() != columns.keys():
         raise ValueError(f"expected an entity of {', '.join(columns)}, found {text}")
-    return {
-        name: int(found[name]) if kind == "int64" else str(found[name])
-        for name, kind in columns.items()
-    }
+    types = {"int64": int, "string": str}
+    return {name: types[kind](values[name]) for name, kind in columns.items()}
 
 
 def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
     """Read `models/<name>.toml`.
 
     Raises:
-        SettingsError: a line with file, key and expectation for each key that is wrong.
+        SettingsError: A line with file, key and expectation for each key that is wrong.
 
     """
     path = folder / f"{name}.toml"
-    known = sorted(p.stem for p in folder.glob("*.toml"))
-    if name not in known:
+    names = [file.stem for file in folder.glob("*.toml")]
+    if name not in names:
         raise SettingsError(
-            f"no model {name!r}: {folder.name}/ has {', '.join(known) or 'none'}"
+            f"no model {name!r}: {folder.name}/ has {_listed(names) or 'none'}"
         )
     try:
-        content = tomllib.loads(path.read_text())
+        spec = ModelSpec.model_validate(tomllib.loads(path.read_text("utf-8")))
+    except ValidationError as exc:
+        lines = [line for error in exc.errors() for line in _problem_lines(error)]
+        text = "\n".join(f"{path.name}: {line}" for line in lines)
+        raise SettingsError(text) from exc
     except ValueError as exc:  # also of what is not UTF-8
         raise SettingsError(f"{path.name}: not TOML: {exc}") from exc
-    spec = _checked(path.name, content)
     if spec.name != name:
         raise SettingsError(
             f"{path.name}: name: expected the file's name, found {spec.name!r}"
@@ -281,12 +298,12 @@ def load_spec(name: str, folder: Path = MODELS) -> ModelSpec:
 
 def load_specs() -> tuple[ModelSpec, ...]:
     """Every model of MODELS that can be read, by name."""
-    return tuple(found for found in _read_all() if isinstance(found, ModelSpec))
+    return tuple(spec for spec in _read_all() if isinstance(spec, ModelSpec))
 
 
 def broken_specs() -> list[str]:
     """Say of each file of MODELS that is no spec which it is, its key and what was expected."""
-    return [str(found) for found in _read_all() if isinstance(found, SettingsError)]
+    return [str(error) for error in _read_all() if isinstance(error, SettingsError)]
 
 
 def _read_all() -> Iterator[ModelSpec | SettingsError]:
@@ -304,20 +321,26 @@ def default_spec(settings: Settings, specs: Sequence[ModelSpec]) -> ModelSpec | 
     return next((spec for spec in specs if spec.name == settings.default_model), None)
 
 
-def _checked(file: str, content: dict[str, Any]) -> ModelSpec:
-    try:
-        return ModelSpec.model_validate(content)
-    except ValidationError as exc:
-        lines = [f"{file}: {line}" for error in exc.errors() for line in _said(error)]
-        raise SettingsError("\n".join(lines)) from exc
-
-
-def _said(error: ErrorDetails) -> list[str]:
+def _problem_lines(error: ErrorDetails) -> list[str]:
+    """Say what is wrong with a spec: its key, what was expected and what was found."""
     key = ".".join(str(part) for part in error["loc"])
-    if (
-        error["type"] == "value_error"
-    ):  # of a validator above, which may name keys below this one
-        lines = str(error["ctx"]["error"]).split("\n")
-        return [f"{key}: {line}" if key else line for line in lines]
-    found = "" if error["type"] == "missing" else f" (found {error['input']!r})"
-    return [f"{key}: {error['msg']}{found}"]
+    value = error["input"]
+    text = repr(value) if isinstance(value, str) else json.dumps(value, default=str)
+    match error["type"]:
+        case "value_error":  # of a validator above, which may name keys below this one
+            lines = str(error["ctx"]["error"]).split("\n")
+            return [f"{key}: {line}" if key else line for line in lines]
+        case "missing":
+            return [f"{key}: {error['msg']}"]
+        case "extra_forbidden":
+            return [f"{key}: unknown key{_similar_key(str(error['loc'][-1]))}"]
+    return [f"{key}: {error['msg']} (found {text})"]
+
+
+def _similar_key(name: str) -> str:
+    """Name the key of a spec that somebody may have meant, if one is similar."""
+    schema = ModelSpec.model_json_schema()
+    models = [schema, *schema["$defs"].values()]
+    keys = [key for model in models for key in model.get("properties", ())]
+    matches = get_close_matches(name, keys, n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""

@@ -7,7 +7,6 @@ Delta flushes nothing to disk: what was written survives a killed process, not a
 """
 
 import json
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -25,7 +24,6 @@ import pyarrow.parquet as pq
 from deltalake import (
     CommitProperties,
     DeltaTable,
-    QueryBuilder,
     Schema,
     Transaction,
     write_deltalake,
@@ -38,9 +36,8 @@ from core.errors import DataError
 from core.files import local_copies, location, reached
 from core.locks import one_writer
 from core.settings import Settings
+from core.table_query import S3, query_table, short_text
 
-S3 = {"max_retries": "3", "retry_timeout": "20s", "connect_timeout": "5s"}
-"""Of deltalake; without, a bucket that is gone takes minutes to be said."""
 RETENTION = {
     "delta.deletedFileRetentionDuration": "interval 7 days",
     "delta.logRetentionDuration": "interval 7 days",
@@ -53,10 +50,6 @@ SMALL_BYTES = 1024 * 1024
 """Files below this size are compacted as they come; `gyre maintain` makes larger ones of them."""
 COMPACTED_BYTES = 32 * 1024 * 1024
 """Small, as a merge copies every file that it changes a row of."""
-LONGEST = 200
-"""Characters of Delta's own words in a message of ours."""
-COLOURS = "\x1b\\[\\d+m|↳"
-"""What deltalake puts into its messages for a terminal."""
 MEMORY_LIMIT = "250MB"
 """Memory of DuckDB where it looks for keys; beyond it, DuckDB spills to disk."""
 WRITE_BATCH_ROWS = 8_192
@@ -95,7 +88,9 @@ class Table:
     """
 
     def __init__(self, settings: Settings, name: str, schema: pa.Schema) -> None:
-        self._settings, self.name, self.schema = settings, name, schema
+        self._settings = settings
+        self.name = name
+        self.schema = schema
         self.path = settings.data / name
         self._options = S3 if settings.data_url else None
         self._newest: DeltaTable | None = None
@@ -144,13 +139,14 @@ class Table:
     ) -> tuple[list[str], list[str]] | None:
         """Names of files that came and went between two versions; None if no longer known."""
         try:
-            before, after = set(self.names(since)), set(self.names(version))
+            old_names = set(self.names(since))
+            new_names = set(self.names(version))
         except DeltaError:
             return None
-        came, went = sorted(after - before), sorted(before - after)
-        if not all((self.path / name).exists() for name in went):
+        removed_names = sorted(old_names - new_names)
+        if not all((self.path / name).exists() for name in removed_names):
             return None
-        return came, went
+        return sorted(new_names - old_names), removed_names
 
     def read(
         self,
@@ -158,40 +154,31 @@ class Table:
         columns: Sequence[str] | None = None,
         where: pc.Expression | None = None,
     ) -> pa.Table:
-        """Rows of a version (default: the newest); none of a table that does not exist.
+        """Return rows of a version (default: the newest); none of a table that does not exist.
 
-        columns, where: only these are read, of files that may hold such rows.
+        Args:
+            version: Number of the version.
+            columns: Only these are read.
+            where: Only such rows are read, of files that may hold them.
 
         Raises:
-            DataError: the version is not there, or files of it are gone (vacuumed).
+            DataError: The version is not there, or files of it are gone (vacuumed).
 
         """
-        schema = pa.schema(
-            [self.schema.field(name) for name in columns or self.schema.names]
-        )
+        fields = [self.schema.field(name) for name in columns or self.schema.names]
+        schema = pa.schema(fields)
         if not self.exists:
             return schema.empty_table()
         try:
             dataset = self._open(version).to_pyarrow_dataset()
-            stored = [name for name in schema.names if name in dataset.schema.names]
-            try:
-                # Four files ahead, as usual, took 750 MB to find no row in 10M; two take no longer.
-                return _in_schema(
-                    dataset.to_table(stored, where, fragment_readahead=2), schema
-                )
-            except (
-                pa.ArrowNotImplementedError
-            ):  # what delta-rs deletes from becomes string views
-                files = (
-                    each.to_table(dataset.schema)
-                    for each in dataset.get_fragments(where)
-                )
-                found = [rows.filter(where).select(stored) for rows in files]
-                return _in_schema(pa.concat_tables(found), schema)
+            names = [name for name in schema.names if name in dataset.schema.names]
+            return _in_schema(_rows_of(dataset, names, where), schema)
         except (DeltaError, OSError) as exc:
-            which = "newest version" if version is None else f"version {version}"
-            wrong = f"its {which} cannot be read, vacuumed or never here: {_short(exc)}"
-            raise DataError(f"table {self.name}: {wrong}") from exc
+            version_name = "newest version" if version is None else f"version {version}"
+            raise DataError(
+                f"table {self.name}: its {version_name} cannot be read, "
+                f"vacuumed or never here: {short_text(exc)}"
+            ) from exc
 
     def newest(self, column: str) -> datetime | None:
         """Return the largest time in `column`, to the millisecond: the files know it."""
@@ -264,8 +251,8 @@ class Table:
                     .to_pyarrow_dataset()
                     .to_table(columns=[key], filter=near)
                 )
-                known = pc.is_in(rows[key], stored[key].combine_chunks())
-                rows = rows.filter(pc.invert(known))
+                is_stored = pc.is_in(rows[key], stored[key].combine_chunks())
+                rows = rows.filter(pc.invert(is_stored))
             if rows.num_rows:
                 self._append(rows)
         return int(rows.num_rows)
@@ -390,12 +377,9 @@ class Table:
 
     def matching(self, where: str, column: str) -> list[Any]:
         """Values of `column` in the rows that the SQL condition holds for."""
-        if not self.exists:
-            return []
-        with self._reading():
-            rows = QueryBuilder().register("here", self._open())
-            query = f'SELECT "{column}" AS found FROM here WHERE {where}'  # noqa: S608  (ours)
-            return list(pa.table(rows.execute(query).read_all())["found"].to_pylist())
+        query = f'SELECT "{column}" AS value FROM here WHERE {where}'  # noqa: S608  (ours)
+        rows = query_table(self._settings, self.name, query)
+        return [row["value"] for row in rows]
 
     def erase(self, where: str, column: str | None = None) -> None:
         """Delete rows that the SQL condition holds for, or only what `column` says in them.
@@ -481,7 +465,7 @@ class Table:
             else:
                 self._newest.update_incremental()
         except OSError as exc:
-            raise DataError(f"table {self.name}: {_short(exc)}") from exc
+            raise DataError(f"table {self.name}: {short_text(exc)}") from exc
         return self._newest
 
     @contextmanager
@@ -500,7 +484,21 @@ class Table:
         try:
             yield
         except (DeltaError, OSError) as exc:
-            raise DataError(f"table {self.name}: {_short(exc)}") from exc
+            raise DataError(f"table {self.name}: {short_text(exc)}") from exc
+
+
+def _rows_of(
+    dataset: ds.Dataset, names: list[str], where: pc.Expression | None
+) -> pa.Table:
+    try:
+        # Four files ahead, as usual, took 750 MB to find no row in 10M; two take no longer.
+        return dataset.to_table(names, where, fragment_readahead=2)
+    except (
+        pa.ArrowNotImplementedError
+    ):  # delta-rs deletes rows from a file: string views
+        fragments = dataset.get_fragments(where)
+        tables = [fragment.to_table(dataset.schema) for fragment in fragments]
+        return pa.concat_tables(tables).filter(where).select(names)
 
 
 def _remove_action(name: str, partition: str, now: int) -> RemoveAction:
@@ -551,7 +549,7 @@ def names_at(address: str) -> tuple[list[str], pa.Schema]:
         table = DeltaTable(address, storage_options=options)
         return _file_names(table), _columns_of_files(table)
     except (DeltaError, OSError) as exc:
-        raise DataError(f"table {address}: {_short(exc)}") from exc
+        raise DataError(f"table {address}: {short_text(exc)}") from exc
 
 
 def _added_file(folder: Path, file: Path) -> AddedFile:
@@ -638,7 +636,3 @@ def _near(rows: pa.Table, column: str) -> pc.Expression:
     is_late_enough = pc.field(column) >= span["min"] - NEAR
     is_early_enough = pc.field(column) <= span["max"] + NEAR
     return is_late_enough & is_early_enough
-
-
-def _short(exc: Exception) -> str:
-    return " ".join(re.sub(COLOURS, "", str(exc)).split())[:LONGEST]

@@ -7,6 +7,7 @@ from pathlib import Path
 from tempfile import mkdtemp
 
 from core.errors import StackError
+from core.files import append_secrets
 from core.settings import ENV_FILE, Settings, free_ports
 
 
@@ -16,23 +17,23 @@ def temporary_installation(
 ) -> Iterator[Settings]:
     """Give `settings` for another home, on free ports that its `gyre.env` names; start nothing.
 
-    folder: the home, which stays as it is in the end. Default: a temporary folder with `purpose`
-    in its name, which is removed unless `keep`.
+    Args:
+        settings: Of the installation that is here.
+        purpose: Part of the name of a temporary folder.
+        folder: The home, which stays at the end. Default: a temporary folder.
+        keep: Leave a temporary folder, too.
 
     Raises:
-        StackError: the folder holds an installation already.
+        StackError: The folder holds an installation already.
 
     """
     if folder and (folder / "data").exists():
         raise StackError(f"{folder} holds a stack already: choose another folder")
-    home, ports = folder or Path(mkdtemp(prefix=f"gyre-{purpose}-")), free_ports()
+    home = folder or Path(mkdtemp(prefix=f"gyre-{purpose}-"))
+    ports = free_ports()
+    lines = [f"GYRE_{name.upper()}={port}" for name, port in ports.items()]
     try:
-        home.mkdir(parents=True, exist_ok=True)
-        with (home / ENV_FILE).open("a") as file:  # it may have other lines already
-            file.writelines(
-                f"\nGYRE_{name.upper()}={port}" for name, port in ports.items()
-            )
-            file.write("\n")
+        append_secrets(home / ENV_FILE, lines)  # it may have other lines already
         yield settings.beside(home.resolve(), **ports)
     finally:
         if folder is None and not keep:

@@ -1,33 +1,53 @@
-"""Bearer tokens of serving: a file with one a line, `token` or `name:token`, `#` for comments."""
+"""Bearer tokens of serving: a file with one a line.
+
+A line is `TOKEN` or `NAME:TOKEN`; `#` begins a comment. A token has no colon (RFC 6750, section 2.1).
+"""
+
+from pathlib import Path
 
 from core.errors import SettingsError
 from core.settings import Settings
 
 
-def tokens_of(text: bytes) -> list[bytes]:
-    lines = (line.strip() for line in text.splitlines())
-    tokens = (
-        line.rpartition(b":")[2].strip() for line in lines if not line.startswith(b"#")
-    )
-    return [token for token in tokens if token]
+def read_tokens(file: Path) -> tuple[list[bytes], str]:
+    """Read the tokens of a file.
+
+    Returns:
+        The tokens, and what is wrong with the file (empty: nothing). A line with two colons is
+        left out: where its token begins cannot be said.
+
+    """
+    try:
+        lines = file.read_bytes().splitlines()
+    except OSError as exc:
+        return [], str(exc.strerror)
+    tokens = []
+    problem = ""
+    for number, line in enumerate(lines, start=1):
+        content = line.strip()
+        if content.startswith(b"#"):
+            continue
+        name, _, token = content.rpartition(b":")
+        if b":" in name:
+            problem = f"line {number}: expected TOKEN or NAME:TOKEN, found two colons"
+        elif token.strip():
+            tokens.append(token.strip())
+    if not tokens:
+        problem = problem or "no token in it"
+    return tokens, problem
 
 
 def serving_headers(settings: Settings) -> dict[str, str]:
-    """Headers with which the stack itself asks its serving.
+    """Return the headers with which the stack itself asks its serving.
 
     Raises:
-        SettingsError: the file cannot be read or holds no token.
+        SettingsError: The file of tokens cannot be read, holds none, or a line that is none.
 
     """
     file = settings.serving_tokens_file
     if file is None:
         return {}
-    try:
-        tokens = tokens_of(file.read_bytes())
-    except OSError as exc:
-        raise SettingsError(
-            f"GYRE_SERVING_TOKENS_FILE: {file}: {exc.strerror}"
-        ) from exc
-    if not tokens:
-        raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: no token in it")
+    tokens, problem = read_tokens(file)
+    if problem:
+        raise SettingsError(f"GYRE_SERVING_TOKENS_FILE: {file}: {problem}")
     return {"authorization": f"Bearer {tokens[0].decode('ascii', 'replace')}"}

@@ -18,7 +18,7 @@ OfClasses = Literal[
 ]
 OfNumbers = Literal["rmse", "mae", "r2"]
 Metric = Literal[OfClasses, OfNumbers]
-"""What challenger, trivial baseline and champion are compared by (training/metrics.py)."""
+"""What challenger, baseline and champion are compared by (training/metrics.py)."""
 LOWER_IS_BETTER: frozenset[str] = frozenset(
     {"log_loss", "brier", "cost", "rmse", "mae"}
 )
@@ -120,12 +120,13 @@ class Estimator(Strict):
     @model_validator(mode="after")
     def _begins_within(self) -> Self:
         for key, bounds in self.space.items():
-            own = self.parameters.get(key)
-            if not isinstance(own, int | float) or not bounds.low <= own <= bounds.high:
-                expected = (
-                    f"a value of its own in parameters, {bounds.low} to {bounds.high}"
-                )
-                raise ValueError(f"space.{key}: expected {expected}, found {own!r}")
+            start = self.parameters.get(key, "none")
+            if isinstance(start, int | float) and bounds.low <= start <= bounds.high:
+                continue
+            raise ValueError(
+                f"space.{key}: expected a value of its own in parameters, "
+                f"{bounds.low} to {bounds.high}, found {start}"
+            )
         return self
 
 

@@ -10,11 +10,11 @@ from core.errors import GyreError, SettingsError
 from core.settings import PROJECT
 
 DATASETS = PROJECT / "feature_repo" / "datasets"
-IMPORTED = re.compile(
+IMPORT = re.compile(
     r"(?:from|import) (?:feature_repo\.datasets|\.)\S*(?: import (?:\([^)]*\)|.*))?"
 )
-LONGEST = 400
-"""Characters of the message."""
+"""An import of a dataset by another one."""
+LONGEST_MESSAGE = 400
 LIBRARIES = ("sklearn", "xgboost", "lightgbm")
 """Whose classes a spec may name."""
 
@@ -22,7 +22,11 @@ LIBRARIES = ("sklearn", "xgboost", "lightgbm")
 def load_object(path: str) -> Any:
     """Return what `package.module:name` names, in the project's folder or in one of LIBRARIES.
 
-    Elsewhere lineage would not see a change. SettingsError: it is elsewhere, or not to be had.
+    Elsewhere lineage would not see a change.
+
+    Raises:
+        SettingsError: It is elsewhere, or cannot be imported.
+
     """
     module, _, name = path.partition(":")
     library = module.partition(".")[0]
@@ -34,9 +38,9 @@ def load_object(path: str) -> Any:
     try:
         return getattr(import_module(module), name)
     except Exception as exc:  # whatever a person's module raises
-        said = " ".join(f"{path}: {type(exc).__name__}: {exc}".split())
-        extra = f"; it comes with gyre[{library}]" if library in LIBRARIES[1:] else ""
-        raise SettingsError(said + extra) from exc
+        line = " ".join(f"{path}: {type(exc).__name__}: {exc}".split())
+        extra = "; it comes with: make extras" if library in LIBRARIES[1:] else ""
+        raise SettingsError(line + extra) from exc
 
 
 def user_modules(path: str) -> list[Path]:
@@ -47,26 +51,25 @@ def user_modules(path: str) -> list[Path]:
 
 def dataset_modules(*names: str) -> list[Path]:
     """Files of these datasets, and of those of the folder that they import, in any order."""
-    found, rest = list[Path](), [*names]
-    while rest:
-        module = DATASETS / f"{rest.pop()}.py"
-        if module.exists() and module not in found:
-            found.append(module)
-            rest += re.findall(
-                r"\w+", " ".join(IMPORTED.findall(module.read_text("utf-8")))
-            )
-    return found
+    modules: list[Path] = []
+    remaining = list(names)
+    while remaining:
+        module = DATASETS / f"{remaining.pop()}.py"
+        if module.exists() and module not in modules:
+            modules.append(module)
+            imports = " ".join(IMPORT.findall(module.read_text("utf-8")))
+            remaining += re.findall(r"\w+", imports)
+    return modules
 
 
 def dataset_names(*names: str) -> list[str]:
     """These datasets and those they import: all whose views their services can read; no Feast."""
-    texts = {
-        module.stem: module.read_text("utf-8") for module in dataset_modules(*names)
-    }
-    # A module that only helps others does not say its own name.
-    return sorted(
-        {*names, *(n for n, text in texts.items() if re.search(f"[\"']{n}[\"']", text))}
-    )
+    dataset_names = set(names)
+    for module in dataset_modules(*names):
+        # A module that only helps others does not say its own name.
+        if re.search(f"[\"']{module.stem}[\"']", module.read_text("utf-8")):
+            dataset_names.add(module.stem)
+    return sorted(dataset_names)
 
 
 def in_one_line(exc: BaseException) -> str:
@@ -74,13 +77,13 @@ def in_one_line(exc: BaseException) -> str:
     if isinstance(exc, GyreError):
         return str(exc)
     traceback = TracebackException.from_exception(exc)
-    messages = [*traceback.format_exception_only()]
+    messages = list(traceback.format_exception_only())
     places = [(Path(frame.filename), frame.lineno) for frame in traceback.stack]
     if isinstance(exc, SyntaxError):  # its first lines say the place
         messages = messages[-1:]
         places.append((Path(exc.filename or ""), exc.lineno))
-    where = ""
+    prefix = ""
     for file, line in places:
         if file.parent == DATASETS and file.stem != "__init__":
-            where = f"{file.relative_to(PROJECT)}:{line}: "  # the innermost one
-    return where + " ".join(messages[0].split())[:LONGEST]
+            prefix = f"{file.relative_to(PROJECT)}:{line}: "  # the innermost one
+    return prefix + " ".join(messages[0].split())[:LONGEST_MESSAGE]

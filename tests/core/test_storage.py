@@ -12,6 +12,8 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from core.errors import DataError
+from core.locks import one_writer
 from core.storage import AddedFile, Table
 from tests.conftest import new_settings
 
@@ -129,3 +131,9 @@ def test_a_purge_waits_for_who_writes_files_that_no_commit_names_yet(tmp_path):
             table.commit([file], columns, "period", within=None, notes={})
         purge.result()
     assert table.read()["event_timestamp"].to_pylist() == [BEGAN]
+
+
+def test_where_no_file_can_be_there_is_no_lock_and_one_line_says_so(tmp_path):
+    (tmp_path / "data").write_text("no folder")
+    with pytest.raises(DataError, match=r"x\.lock: no lock: "):
+        one_writer(new_settings(tmp_path), "x").__enter__()

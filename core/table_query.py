@@ -1,0 +1,45 @@
+"""Rows of a Delta table by SQL, for processes that do without Arrow and DuckDB."""
+
+import re
+from typing import Any
+
+from core.errors import DataError
+from core.settings import Settings
+
+S3 = {"max_retries": "3", "retry_timeout": "20s", "connect_timeout": "5s"}
+"""Of deltalake; without, a bucket that is gone takes minutes to be said."""
+LONGEST = 200
+"""Characters of Delta's own words in a message of ours."""
+COLOURS = "\x1b\\[\\d+m|↳"
+"""What deltalake puts into its messages for a terminal."""
+
+
+def query_table(settings: Settings, name: str, query: str) -> list[dict[str, Any]]:
+    """Return the rows of an SQL query on the newest version of a table, called `here` in it.
+
+    Of a table that does not exist there are none.
+
+    Raises:
+        DataError: The table cannot be read.
+
+    """
+    # 40 MB, which the console takes only once somebody looks at it.
+    from deltalake import DeltaTable, QueryBuilder  # noqa: PLC0415
+    from deltalake.exceptions import DeltaError  # noqa: PLC0415
+
+    path = str(settings.data / name)
+    options = S3 if settings.data_url else None
+    try:
+        if not DeltaTable.is_deltatable(path, options):
+            return []
+        table = DeltaTable(path, storage_options=options)
+        rows = QueryBuilder().register("here", table).execute(query).read_all()
+    except (DeltaError, OSError) as exc:
+        raise DataError(f"table {name}: {short_text(exc)}") from exc
+    dicts: list[dict[str, Any]] = rows.to_struct_array().to_pylist()
+    return dicts
+
+
+def short_text(exc: Exception) -> str:
+    """Return the beginning of what Delta says, in one line."""
+    return " ".join(re.sub(COLOURS, "", str(exc)).split())[:LONGEST]
