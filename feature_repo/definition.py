@@ -43,6 +43,13 @@ class Label:
     lateness: timedelta
     unlabelled: str | None = None
 
+    def __post_init__(self) -> None:
+        if min(self.horizon, self.lateness) < timedelta(0):
+            raise ValueError(
+                "Label: expected horizon and lateness of 0 or more, found "
+                f"{self.horizon} and {self.lateness}"
+            )
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -16,7 +16,7 @@ from feature_repo.features import raw_table
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
 from feature_repo.views import redefined
-from mlflow_server.rest import Version, tag_version, versions_in_roles
+from mlflow_server.registry import Registry, Version
 
 log = logging.getLogger(__name__)
 ACCEPTED_TAG = "accepted_definition."
@@ -91,7 +91,7 @@ def announce_changes() -> None:
 
 def _versions(settings: Settings) -> list[tuple[str, Version]]:
     was_started = settings.mlflow_url is not None or (settings.home / "mlflow").exists()
-    return versions_in_roles(settings) if was_started else []
+    return Registry(settings).versions_in_roles() if was_started else []
 
 
 def _messages(settings: Settings, versions: list[tuple[str, Version]]) -> list[str]:
@@ -142,4 +142,4 @@ def _accept_changes(settings: Settings, version: Version, as_of: datetime) -> No
     note = f"at {as_of:%Y-%m-%d %H:%M} UTC by {getpass.getuser()}"
     service = _service(settings, version)
     for name, definition in _changed_definitions(service, version).items():
-        tag_version(settings, version, ACCEPTED_TAG + name, f"{definition} {note}")
+        Registry(settings).tag(version, ACCEPTED_TAG + name, f"{definition} {note}")

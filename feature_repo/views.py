@@ -169,11 +169,6 @@ def view_address(settings: Settings, view: str) -> str:
     return str(view_table(settings, view).path)
 
 
-def view_files(settings: Settings, view: str) -> list[str]:
-    """Return the parquet files of the newest version of a view, on this disk."""
-    return view_table(settings, view).files()
-
-
 def view_tables(settings: Settings, dataset: Dataset, raw: Table) -> list[ViewTable]:
     """Return the tables of all views of a dataset."""
     return [ViewTable(settings, dataset, raw, name) for name in dataset.views]

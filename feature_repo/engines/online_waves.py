@@ -14,7 +14,7 @@ import pyarrow as pa
 from pyspark import cloudpickle
 
 from core.errors import FeaturesUnavailableError
-from core.storage import S3
+from core.table_query import S3
 from feature_repo import online_writer
 from feature_repo.engines import executors
 from feature_repo.engines.job_errors import one_line_errors

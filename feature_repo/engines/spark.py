@@ -20,7 +20,8 @@ from ibis.expr.operations import DatabaseTable
 from upath import UPath
 
 from core.errors import DataError
-from core.storage import S3, AddedFile, Table
+from core.storage import AddedFile, Table
+from core.table_query import S3
 from feature_repo.engines import PERIOD_MICROSECONDS
 
 try:

@@ -19,7 +19,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from feature_repo.views import view_files
+from feature_repo.views import view_table
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import online_reader
 
@@ -243,7 +243,11 @@ class Shop:
             quarantine_table(self.settings, ORDERS),
         )
         contents = [(table.version, table.read().num_rows) for table in tables]
-        return *contents, view_files(self.settings, "customer_features"), self.online(1)
+        return (
+            *contents,
+            view_table(self.settings, "customer_features").files(),
+            self.online(1),
+        )
 
 
 @pytest.fixture(scope="module")

@@ -25,8 +25,9 @@ from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
 from feature_repo.validation import Validation
-from feature_repo.views import view_files
-from monitoring.forget import Key, forget
+from feature_repo.views import view_table
+from monitoring.forget import forget
+from monitoring.places import Key
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot, online_reader
 
@@ -135,7 +136,7 @@ def shop(ingested, tmp_path) -> Iterator[Shop]:
 
 
 def feature_rows(shop):
-    files = view_files(shop.settings, "customer_features")
+    files = view_table(shop.settings, "customer_features").files()
     rows = ibis.duckdb.connect().read_parquet(files).to_pyarrow()
     return rows.sort_by(
         [("customer_id", "ascending"), ("event_timestamp", "ascending")]

@@ -19,7 +19,7 @@ from core.locks import one_writer
 from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, raw_table
-from feature_repo.views import view_address, view_files, write_views
+from feature_repo.views import view_address, view_table, write_views
 from tests.conftest import AS_OF, new_settings
 
 ORDERS, SPEC = load_dataset("orders"), load_spec("customer_churn_model")
@@ -51,7 +51,7 @@ def land(settings, batch, hour):
 
 def rows_of(settings):
     """All rows of a view, its files' own types included, in one order."""
-    view_rows = ibis.duckdb.connect().read_parquet(view_files(settings, VIEW))
+    view_rows = ibis.duckdb.connect().read_parquet(view_table(settings, VIEW).files())
     rows = view_rows.drop("period").to_pyarrow()
     return rows.sort_by(
         [("customer_id", "ascending"), ("event_timestamp", "ascending")]
@@ -93,9 +93,9 @@ def test_any_batches_leave_what_their_rows_give_at_once_in_any_order(
 def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
-    before = {*view_files(settings, VIEW)}
+    before = {*view_table(settings, VIEW).files()}
     write_views(settings, ORDERS, land(settings, [(3, 1, 0, 1.0)], 1))
-    after = {*view_files(settings, VIEW)}
+    after = {*view_table(settings, VIEW).files()}
     kept = before & after
     assert 3 <= len(kept) < len(after)  # the order of 300 days ago and its expiries
 
@@ -103,7 +103,7 @@ def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
 def test_columns_in_another_order_are_the_same_view(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
-    before = {*view_files(settings, VIEW)}
+    before = {*view_table(settings, VIEW).files()}
 
     def reversed_columns(rows):
         values = ORDERS.views[VIEW](rows)
@@ -112,7 +112,7 @@ def test_columns_in_another_order_are_the_same_view(tmp_path):
     written_again = dataclasses.replace(ORDERS, views={VIEW: reversed_columns})
     raw = land(settings, [(3, 1, 0, 1.0)], 1)
     write_views(settings, written_again, raw)
-    assert before & {*view_files(settings, VIEW)}
+    assert before & {*view_table(settings, VIEW).files()}
     expected = rebuilt(settings, raw)
     assert rows_of(settings).select(expected.column_names).equals(expected)
 

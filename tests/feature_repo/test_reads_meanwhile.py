@@ -17,7 +17,7 @@ from feature_repo.features import raw_table
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
-from feature_repo.views import view_files, write_views
+from feature_repo.views import view_table, write_views
 from tests.conftest import wait_until
 from tests.feature_repo.conftest import online_reader
 from tests.feature_repo.test_ingest import DAY, Shop, order
@@ -150,7 +150,7 @@ def test_files_that_were_listed_can_be_read_after_the_view_was_written_anew(
 ):
     shop.has(*orders_of(as_of, 10.0))
     shop.ingest(as_of)
-    listed = view_files(shop.settings, "customer_features")
+    listed = view_table(shop.settings, "customer_features").files()
     written(shop.settings, as_of, 20.0)
-    assert listed != view_files(shop.settings, "customer_features")
+    assert listed != view_table(shop.settings, "customer_features").files()
     assert all(pq.read_schema(path) for path in listed)

@@ -27,7 +27,7 @@ from feature_repo.engines import open_engine
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
 from feature_repo.refresh import refresh_online
-from feature_repo.views import view_files, write_views
+from feature_repo.views import view_table, write_views
 from tests.conftest import AS_OF, new_settings, wait_until
 from tests.feature_repo import test_windows
 from tests.feature_repo.test_change_points import moments, st
@@ -196,10 +196,10 @@ def test_an_engine_goes_on_where_the_other_left(tmp_path):
     ]
     for hour, batch in enumerate(batches):
         raw = land(settings, batch, hour)
-        files_before = {*view_files(settings, VIEW)}
+        files_before = {*view_table(settings, VIEW).files()}
         engine = "duckdb" if hour == 1 else "spark"
         write_views(with_engine(engine, settings), ORDERS, raw)
-        files_after = view_files(settings, VIEW)
+        files_after = view_table(settings, VIEW).files()
         # What lies before the change is kept.
         assert files_before.isdisjoint(files_after) is (hour == 0)
         assert rows_of(settings).equals(rebuilt(settings, raw))

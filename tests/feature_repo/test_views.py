@@ -8,7 +8,7 @@ import ibis
 import pytest
 
 from core.errors import DataError
-from feature_repo.views import view_files, write_views
+from feature_repo.views import view_table, write_views
 from tests.conftest import new_settings
 from tests.feature_repo.test_incremental import ORDERS, VIEW, land, rows_of
 from tests.s3 import s3_server
@@ -27,10 +27,12 @@ def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
     writer, reader = hosts
     write_views(writer, ORDERS, land(writer, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
     assert rows_of(reader).equals(rows_of(writer))
-    fetched = {name: Path(name).stat().st_ino for name in view_files(reader, VIEW)}
+    fetched = {
+        name: Path(name).stat().st_ino for name in view_table(reader, VIEW).files()
+    }
     write_views(writer, ORDERS, land(writer, [(3, 1, 0, 1.0)], 1))
     assert rows_of(reader).equals(rows_of(writer))
-    kept = fetched.keys() & {*view_files(reader, VIEW)}
+    kept = fetched.keys() & {*view_table(reader, VIEW).files()}
     assert kept
     assert all(Path(name).stat().st_ino == fetched[name] for name in kept)
     write_views(
@@ -46,7 +48,7 @@ def test_rows_that_are_gone_on_s3_are_said(hosts):
         path.fs.rm(path.path, recursive=True)
     assert rows_of(writer).num_rows == 3  # by its own copies
     with pytest.raises(DataError, match=VIEW):
-        view_files(reader, VIEW)
+        view_table(reader, VIEW).files()
 
 
 def test_an_expression_may_give_other_columns(tmp_path, monkeypatch):
