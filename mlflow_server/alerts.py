@@ -3,21 +3,35 @@
 An incident is over once its cause was not seen for 3 hours; nobody is told of that.
 `GYRE_ALERT_URLS` holds Apprise addresses (Slack, PagerDuty, mail, a webhook: one URL each),
 separated by blanks. Without one, alerts are lines of GYRE_HOME/logs/alerts.log.
+`gyre maintain` deletes alerts that were not seen for 400 days.
 """
 
 import json
 import logging
 import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any, Literal
 
+import sqlalchemy as sql
 from pydantic import TypeAdapter
 
+from core.locks import one_writer
 from core.settings import Settings
-from mlflow_server.records import Records
+from mlflow_server.ledger import database, lock_tables, refused
 
 log = logging.getLogger(__name__)
+COLUMNS = ("sequence", "model", "cause", "message", "first", "last", "details", "count")
+ALERTS = sql.table(
+    "alerts", *map(sql.column, COLUMNS), sql.column("delivered", sql.Boolean)
+)
+"""One row per incident. details: a DriftAlert as JSON. Times are ISO 8601, UTC."""
+QUIET = timedelta(hours=3)
+"""An incident is over once its cause was not seen for so long: most are looked for every hour."""
+REFUSED = "refused"
+"""The `drift_type` of an alert that serving refuses a version."""
 FAILED = " failed: "
 """Separates task and error in the cause of an alert about a failed task."""
 LONGEST = 100
@@ -27,11 +41,18 @@ Severity = Literal["moderate", "significant", "critical"]
 
 @dataclass(frozen=True)
 class DriftAlert:
-    """What a monitor alerts of; `message` says all of it in words.
+    """What a monitor alerts of.
 
-    feature: the column that says most, `score`, or what else is watched, such as `entities`.
-    drift_type: such as data_drift, concept_drift, harm. psi_score: None where it is judged
-    otherwise. detected_at: aware UTC, the monitoring run that saw it.
+    Attributes:
+        feature: The column that says most, `score`, or what else is watched, such as `entities`.
+        drift_type: Such as data_drift, concept_drift, harm.
+        severity: How bad it is.
+        psi_score: None where it is judged otherwise.
+        detected_at: Aware UTC, the monitoring run that saw it.
+        message: All of it in words.
+        version: The version of the model that it is about. The incident is over once that version
+            is in no role; None: it is not.
+
     """
 
     feature: str
@@ -40,71 +61,122 @@ class DriftAlert:
     psi_score: float | None
     detected_at: datetime
     message: str
+    version: str | None = None
 
 
 DRIFT_ALERTS = TypeAdapter(DriftAlert)
 
 
-def alert(
-    settings: Settings,
-    records: Records,
-    model: str,
-    cause: str,
-    content: str | DriftAlert,
-    at: datetime,
-) -> bool:
-    """Deliver an alert unless that of this incident was; say whether one went out now."""
-    note(records, model, cause, content, at)
-    return deliver(settings, records, model, at) > 0
+class Alerts:
+    """Alerts about models and datasets, for several processes.
 
+    Raises:
+        RegistryError: The database does not answer.
 
-def note(
-    records: Records, model: str, cause: str, content: str | DriftAlert, at: datetime
-) -> None:
-    """Count the incident and tell nobody: the next `deliver` does."""
-    if isinstance(content, str):
-        records.count_alert(model, cause, content, at)
-    else:
-        details = DRIFT_ALERTS.dump_json(content).decode()
-        records.count_alert(model, cause, content.message, at, details)
-
-
-def deliver(settings: Settings, records: Records, model: str, at: datetime) -> int:
-    """Send what no address has taken yet, of `model`; return how many alerts went out.
-
-    One that takes it is enough: the others must not hear it again for the sake of a dead one.
     """
-    if not records.undelivered(model):
-        return 0
-    send, count = _send if settings.alert_urls else _write, 0
-    with records.exclusive():
-        for row in records.undelivered(model):
-            if send(settings, row, at):
-                records.alert_delivered(row["sequence"])
-                count += 1
-            else:
-                log.warning(
-                    "%s: alert not delivered, to be tried again: %s",
-                    model,
-                    row["cause"],
-                )
-    return count
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._engine = database(settings)
+
+    def alert(
+        self, subject: str, cause: str, content: str | DriftAlert, at: datetime
+    ) -> bool:
+        """Deliver an alert unless that of this incident was; say whether one went out now."""
+        self.note(subject, cause, content, at)
+        return self.deliver(subject, at) > 0
+
+    def alert_failure(self, subject: str, task: str, error: str, at: datetime) -> None:
+        """Alert of a failed task, once for each error; numbers in it may vary."""
+        start = re.sub(r"[0-9]+", "#", error)[:LONGEST]
+        self.alert(subject, f"{task}{FAILED}{start}", f"{task}{FAILED}{error}", at)
+
+    def note(
+        self, subject: str, cause: str, content: str | DriftAlert, at: datetime
+    ) -> None:
+        """Count the open incident of `cause`, or begin one; the next `deliver` tells of it."""
+        sighting = {"message": content, "details": None, "last": at.isoformat()}
+        if isinstance(content, DriftAlert):
+            sighting["message"] = content.message
+            sighting["details"] = DRIFT_ALERTS.dump_json(content).decode()
+        incident = {
+            "model": subject,
+            "cause": cause,
+            "count": 1,
+            "first": at.isoformat(),
+            "delivered": False,
+        }
+        same = sql.update(ALERTS).filter_by(model=subject, cause=cause)
+        ongoing = same.where(ALERTS.c.last >= (at - QUIET).isoformat())
+        again = ongoing.values(count=ALERTS.c.count + 1, **sighting)
+        with self._begin() as connection:
+            lock_tables(connection, "gyre.alerts")  # of two processes one begins it
+            if not connection.execute(again).rowcount:
+                connection.execute(sql.insert(ALERTS).values(incident | sighting))
+
+    def deliver(self, subject: str, at: datetime) -> int:
+        """Send what no address has taken yet; return how many alerts went out.
+
+        One address that takes an alert is enough: the others must not hear it again for the sake
+        of a dead one.
+        """
+        count = 0
+        if not self.rows(subject, delivered=False):
+            return count
+        send = _send if self._settings.alert_urls else _write
+        address = self._settings.ledger_url
+        with refused(), one_writer(self._settings, "alerts", address=address):
+            for row in self.rows(subject, delivered=False):
+                if send(self._settings, row, at):
+                    same = sql.update(ALERTS).filter_by(sequence=row["sequence"])
+                    count += self._execute(same.values(delivered=True))
+                else:
+                    text = "%s: alert not delivered, to be tried again: %s"
+                    log.warning(text, subject, row["cause"])
+        return count
+
+    def rows(self, subject: str, **values: Any) -> list[dict[str, Any]]:
+        """Return alerts about a model or a dataset, a row per incident, the newest last.
+
+        values: Only rows with these.
+        """
+        query = sql.select(ALERTS).filter_by(model=subject, **values)
+        with self._begin() as connection:
+            rows = connection.execute(query.order_by(ALERTS.c.first, ALERTS.c.sequence))
+            return [dict(row) for row in rows.mappings()]
+
+    def end_failures(self, dag: str) -> None:
+        """Delete the alerts about failed tasks of a DAG that has succeeded since."""
+        is_of_dag = ALERTS.c.cause.startswith(f"{dag}.", autoescape=True)
+        self._execute(sql.delete(ALERTS).where(is_of_dag))
+
+    def forget(self, before: datetime) -> int:
+        """Delete alerts last seen before a moment; return how many."""
+        return self._execute(
+            sql.delete(ALERTS).where(ALERTS.c.last < before.isoformat())
+        )
+
+    def close(self) -> None:
+        self._engine.dispose()
+
+    def _execute(self, statement: sql.Update | sql.Delete) -> int:
+        """Change rows; return how many."""
+        with self._begin() as connection:
+            return connection.execute(statement).rowcount
+
+    @contextmanager
+    def _begin(self) -> Iterator[sql.Connection]:
+        with refused("alerts"), self._engine.begin() as connection:
+            yield connection
 
 
-def alert_failure(
-    settings: Settings,
-    records: Records,
-    subject: str,
-    task: str,
-    error: str,
-    at: datetime,
-) -> None:
-    """Alert of a failed task, once for each error; numbers in it may vary."""
-    cause = f"{task}{FAILED}{re.sub(r'[0-9]+', '#', error)[:LONGEST]}"
-    alert(settings, records, subject, cause, f"{task}{FAILED}{error}", at)
+def is_open(alert: Mapping[str, Any], now: datetime) -> bool:
+    """Say whether an incident goes on."""
+    return datetime.fromisoformat(alert["last"]) >= now - QUIET
 
 
-def _write(settings: Settings, row: dict[str, Any], at: datetime) -> bool:
+def _write(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
+    """Append an alert to the file."""
     line = json.loads(row["details"] or "{}") | {"time": at.isoformat()}
     line |= {name: row[name] for name in ("model", "cause", "message")}
     path = settings.home / "logs" / "alerts.log"
@@ -114,15 +186,18 @@ def _write(settings: Settings, row: dict[str, Any], at: datetime) -> bool:
     return True
 
 
-def _send(settings: Settings, row: dict[str, Any], at: datetime) -> bool:
-    import apprise  # noqa: PLC0415  (0.7 s, and serving seldom has anything to tell)
+def _send(settings: Settings, row: Mapping[str, Any], at: datetime) -> bool:
+    """Send an alert to every address; say whether one has taken it."""
+    import apprise  # noqa: PLC0415  (0.7 s, and seldom is there anything to tell)
 
     details = json.loads(row["details"] or "{}")
+    details.pop("message", None)
     lines = [f"{row['message']} ({row['cause']}, {at:%Y-%m-%d %H:%M} UTC)"]
-    lines += [
-        f"{name}: {value}" for name, value in details.items() if name != "message"
+    lines += [f"{name}: {value}" for name, value in details.items()]
+    deliveries = [
+        apprise.Apprise(url).notify(
+            title=f"Gyre: {row['model']}", body="\n".join(lines)
+        )
+        for url in settings.alert_urls.split()
     ]
-    title, body = f"Gyre: {row['model']}", "\n".join(lines)
-    addresses = [apprise.Apprise(url) for url in settings.alert_urls.split()]
-    taken = [bool(address.notify(title=title, body=body)) for address in addresses]
-    return any(taken)  # only now: each address is to hear it
+    return any(deliveries)

@@ -1,6 +1,7 @@
 """What uvicorn serves: MLflow's application, its database made or checked before `/health` answers.
 
-An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer.
+An alias changed in MLflow's UI, or by any client of it, has its ledger row before the answer. A
+stage acts before MLflow sets it (mlflow_server/stages.py).
 """
 
 import logging
@@ -8,11 +9,23 @@ import os
 from http import HTTPStatus
 
 from flask import Response, request
+from google.protobuf.json_format import Parse, ParseError
+from mlflow.entities.model_registry.model_version_stages import get_canonical_stage
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE, RESOURCE_CONFLICT
+from mlflow.protos.model_registry_pb2 import TransitionModelVersionStage
 from mlflow.server import app as flask_app
-from mlflow.server.handlers import initialize_backend_stores
+from mlflow.server.handlers import (
+    catch_mlflow_exception,
+    get_handler,
+    initialize_backend_stores,
+)
 
+from core.errors import GyreError
 from core.settings import load_settings
+from mlflow_server.browser import preset_choices
 from mlflow_server.promotion import write_down
+from mlflow_server.stages import StageChange, change_stage
 
 STORES = ("FILE_STORE", "REGISTRY_STORE", "ARTIFACT_ROOT")
 # `mlflow server` only looks what its app is.
@@ -27,7 +40,9 @@ ALIAS_PATH = "/mlflow/registered-models/alias"
 USER_HEADERS = ("X-Forwarded-User", "X-Remote-User")
 """Where a proxy that asks people who they are says it."""
 SETTINGS = load_settings()
+SET_STAGE_IN_MLFLOW = get_handler(TransitionModelVersionStage)
 logger = logging.getLogger(__name__)
+flask_app.after_request(preset_choices)
 
 
 @flask_app.after_request  # type: ignore[untyped-decorator]  # MLflow does not type it
@@ -36,12 +51,42 @@ def record_alias(response: Response) -> Response:
     changes = request.method in {"POST", "DELETE"} and request.path.endswith(ALIAS_PATH)
     if not changes or response.status_code != HTTPStatus.OK:
         return response
-    asked = request.get_json(force=True)
-    users = [request.headers[name] for name in USER_HEADERS if name in request.headers]
-    version = str(asked["version"]) if request.method == "POST" else None
-    change = asked["name"], asked["alias"], version, ":".join(["mlflow-ui", *users[:1]])
+    body = request.get_json(force=True)
+    version = str(body["version"]) if request.method == "POST" else None
+    change = (body["name"], body["alias"], version, user_of_mlflow())
     try:
         write_down(SETTINGS, *change)
     except Exception:  # MLflow has the change; the next reconcile calls it out of band
         logger.exception("no ledger row yet of %s", change)
     return response
+
+
+@catch_mlflow_exception  # type: ignore[untyped-decorator]
+def set_stage() -> Response:
+    """Set a stage as MLflow does, once Gyre has promoted or refused what it means."""
+    body = TransitionModelVersionStage()
+    try:
+        Parse(request.get_data(), body, ignore_unknown_fields=True)
+        version = str(int(body.version))
+    except (ParseError, ValueError) as exc:
+        raise MlflowException(str(exc), INVALID_PARAMETER_VALUE) from exc
+    stage = get_canonical_stage(body.stage)
+    change = StageChange(body.name, version, stage, user_of_mlflow())
+    try:
+        answer: Response = change_stage(SETTINGS, change, SET_STAGE_IN_MLFLOW)
+    except GyreError as exc:
+        # MLflow's client repeats a request for minutes after a 5xx, and then hides its text.
+        raise MlflowException(str(exc), RESOURCE_CONFLICT) from exc
+    return answer
+
+
+def user_of_mlflow() -> str:
+    """Return `mlflow-ui:USER` if a proxy names the user, else `mlflow-ui`."""
+    for name in USER_HEADERS:
+        if name in request.headers:
+            return f"mlflow-ui:{request.headers[name]}"
+    return "mlflow-ui"
+
+
+# Both addresses of the call, `/api` and the UI's `/ajax-api`, lead to this view.
+flask_app.view_functions[SET_STAGE_IN_MLFLOW.__name__] = set_stage

@@ -1,4 +1,4 @@
-"""The one way to MLflow: a client with time limits, and its errors as ours."""
+"""MLflow's Python API with time limits, and its errors as ours."""
 
 from __future__ import annotations
 
@@ -21,8 +21,7 @@ LIMITS = {
 for _name, _value in LIMITS.items():
     os.environ.setdefault(_name, _value)
 
-from mlflow import MlflowClient  # noqa: E402  (after the variables it reads at import)
-from mlflow.exceptions import MlflowException  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402  (after what it reads at import)
 from mlflow.utils import plugins  # noqa: E402
 
 # At the first request MLflow loads every plugin that adds headers. Feast's imports the whole of
@@ -37,33 +36,16 @@ plugins.get_entry_points = _entry_points
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from core.settings import Settings
-
-MISSING = frozenset({"RESOURCE_DOES_NOT_EXIST", "NOT_FOUND"})
-EXISTS = frozenset({"RESOURCE_ALREADY_EXISTS"})
-GONE = frozenset({"ENDPOINT_NOT_FOUND", "NOT_IMPLEMENTED", "FEATURE_DISABLED"})
-"""What MLflow answers when it does no such thing (any more)."""
 LONGEST = 300
 
 
-def client(settings: Settings) -> MlflowClient:
-    """Client of the settings' server, for tracking and registry alike. Opens no connection."""
-    address = settings.mlflow_address
-    return MlflowClient(tracking_uri=address, registry_uri=address)
-
-
 @contextmanager
-def translated(what: str, unless: frozenset[str] = frozenset()) -> Iterator[None]:
-    """Raise any error of MLflow as RegistryError, in one line: `what` failed, and why.
-
-    unless: codes of answers that end the block and are no error.
-    """
+def translated(action: str) -> Iterator[None]:
+    """Raise any error of MLflow as RegistryError, in one line: `action` failed, and why."""
     try:
         yield
     except (MlflowException, OSError) as exc:  # requests' errors are OSErrors
-        if getattr(exc, "error_code", None) in unless:
-            return
         unreachable = isinstance(exc, OSError) or "API request to" in str(exc)
         reason = "MLflow does not answer (is it up?): " if unreachable else ""
         line = " ".join(str(exc).split())[:LONGEST]
-        raise RegistryError(f"{what}: {reason}{line}") from exc
+        raise RegistryError(f"{action}: {reason}{line}") from exc

@@ -1,18 +1,19 @@
 """The ledger: one SQL row per change of a role, unique on (model, sequence)."""
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import astuple, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import sqlalchemy as sql
-from filelock import FileLock, Timeout
+from pydantic import TypeAdapter
+from pydantic_core import ArgsKwargs
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateSchema
 
-from core.errors import RegistryError
+from core.errors import DataError, RegistryError
+from core.locks import one_writer
 from core.settings import SCHEMAS, Settings
 from mlflow_server.migrations import migrate
 
@@ -20,9 +21,19 @@ WAIT_SECONDS = 20
 """How long a writer waits for another; longer than a promotion takes with a slow MLflow."""
 CONNECT_SECONDS = 5
 LEDGER = "promotion ledger"
+Action = Literal[
+    "promote",
+    "rollback",
+    "automatic rollback",
+    "rollout",
+    "release",
+    "by hand",
+    "by stage",
+]
+"""Why a role changed: a command, the monitor, a step of a rollout, or somebody in MLflow."""
 COLUMNS = (
     *("model", "sequence", "role", "percent", "from", "to"),
-    *("who", "why", "evidence", "time", "applied_at"),
+    *("who", "why", "evidence", "time", "applied_at", "action"),
 )
 TABLE = sql.table("ledger", *map(sql.column, COLUMNS))
 """Its types, like those of all our tables, are in migrations/. Times are ISO 8601, UTC."""
@@ -34,6 +45,7 @@ class LedgerRow:
 
     percent: share of the requests that the version answers (a shadow: scores); 0 with no version.
     applied_at: when MLflow had the change. None: under way if the row is the newest, else void.
+    action: the word for it, on pages and in `gyre ledger`.
     """
 
     model: str
@@ -47,12 +59,16 @@ class LedgerRow:
     evidence: str | None
     time: datetime
     applied_at: datetime | None = None
+    action: Action = "promote"
 
     def as_json(self) -> dict[str, Any]:
         """Return the row under the names of its columns; times as ISO 8601, UTC."""
         values = dict(zip(COLUMNS, astuple(self), strict=True))
         applied_at = self.applied_at.isoformat() if self.applied_at else None
         return values | {"time": self.time.isoformat(), "applied_at": applied_at}
+
+
+ROW = TypeAdapter(LedgerRow)
 
 
 class Ledger:
@@ -64,37 +80,44 @@ class Ledger:
     """
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._engine = database(settings)
 
     def rows(self, model: str) -> list[LedgerRow]:
         """Every row of `model`, oldest first."""
         query = sql.select(TABLE).filter_by(model=model).order_by(TABLE.c.sequence)
         with refused(), self._engine.connect() as connection:
-            return [_row(*values) for values in connection.execute(query)]
+            # Pydantic makes times of texts.
+            return [
+                ROW.validate_python(ArgsKwargs(tuple(values)))
+                for values in connection.execute(query)
+            ]
 
     def insert(self, row: LedgerRow) -> None:
+        """Commit a new row."""
         with refused(), self._engine.begin() as connection:
             connection.execute(sql.insert(TABLE).values(row.as_json()))
 
     def stamp(self, row: LedgerRow) -> LedgerRow:
-        """Commit that the row is applied, and return it so."""
+        """Commit that the row is applied, and return it with the time."""
         applied = replace(row, applied_at=now())
-        same = sql.update(TABLE).filter_by(model=row.model, sequence=row.sequence)
+        update = sql.update(TABLE).filter_by(model=row.model, sequence=row.sequence)
         with refused(), self._engine.begin() as connection:
-            connection.execute(same.values(applied.as_json()))
+            connection.execute(update.values(applied.as_json()))
         return applied
 
-    def exclusive(self, model: str) -> AbstractContextManager[None]:
+    @contextmanager
+    def exclusive(self, model: str) -> Iterator[None]:
         """Be the only writer until the block ends: MLflow cannot compare and swap an alias."""
-        return one_at_a_time(self._engine, f"gyre.ledger.{model}", WAIT_SECONDS)
+        address = self._settings.ledger_url
+        with (
+            refused(),
+            one_writer(self._settings, f"ledger.{model}", WAIT_SECONDS, address),
+        ):
+            yield
 
     def close(self) -> None:
         self._engine.dispose()
-
-
-def _row(*values: Any) -> LedgerRow:
-    applied_at = datetime.fromisoformat(values[-1]) if values[-1] else None
-    return LedgerRow(*[*values[:-2], datetime.fromisoformat(values[-2]), applied_at])
 
 
 def now() -> datetime:
@@ -102,47 +125,38 @@ def now() -> datetime:
 
 
 def database(settings: Settings) -> sql.Engine:
-    """Open the database of ledger, decisions and alerts, its tables brought to this release.
+    """Open the database of ledger and alerts; in a new one, make the tables.
 
     In PostgreSQL the schemas too, those of Airflow, Feast and MLflow among them.
+
+    Raises:
+        RegistryError: The database does not answer, or has another layout.
+
     """
     is_server = not settings.ledger_address.startswith("sqlite")
-    waits = {"connect_timeout": CONNECT_SECONDS}
+    options = {"connect_timeout": CONNECT_SECONDS}
     if not is_server:
         settings.home.mkdir(parents=True, exist_ok=True)
-        waits = {"timeout": WAIT_SECONDS}
+        options = {"timeout": WAIT_SECONDS}
     engine = sql.create_engine(
-        settings.ledger_address, connect_args=waits, pool_pre_ping=True
+        settings.ledger_address, connect_args=options, pool_pre_ping=True
     )
-    variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
-    named = f"{variable} {engine.url.set(query={})}"  # without its password
-    with refused(named if is_server else LEDGER), engine.begin() as connection:
-        lock_tables(connection, "gyre.tables")  # of two processes one migrates
-        if is_server:
-            for schema in {*SCHEMAS} - {*sql.inspect(connection).get_schema_names()}:
-                connection.execute(CreateSchema(schema))
-        migrate(connection)
-    return engine
-
-
-@contextmanager
-def one_at_a_time(engine: sql.Engine, name: str, seconds: float = -1) -> Iterator[None]:
-    """Hold PostgreSQL's lock `name`, or a file's beside SQLite's; a dying process lets go."""
-    if engine.dialect.name != "sqlite":
-        with refused(), engine.begin() as connection:
-            if seconds > 0:
-                connection.exec_driver_sql(f"SET LOCAL lock_timeout = '{seconds}s'")
-            lock_tables(connection, name)
-            yield
-        return
-    file = Path(str(engine.url.database)).resolve().with_name(f"{name}.lock")
+    subject = LEDGER
+    if is_server:
+        variable = "GYRE_LEDGER_URL" if settings.ledger_url else "GYRE_DATABASE_URL"
+        subject = f"{variable} {engine.url.set(query={})}"  # without its password
     try:
-        with FileLock(file, timeout=seconds):
-            yield
-    except Timeout as exc:
-        raise RegistryError(
-            f"{name}: another has held {file} for {seconds} s: try again"
-        ) from exc
+        with refused(subject), engine.begin() as connection:
+            lock_tables(connection, "gyre.tables")  # of two processes one makes them
+            if is_server:
+                schemas = sql.inspect(connection).get_schema_names()
+                for schema in {*SCHEMAS}.difference(schemas):
+                    connection.execute(CreateSchema(schema))
+            migrate(connection)
+    except RegistryError:
+        engine.dispose()
+        raise
+    return engine
 
 
 def lock_tables(connection: sql.Connection, name: str) -> None:
@@ -156,10 +170,12 @@ def lock_tables(connection: sql.Connection, name: str) -> None:
 
 
 @contextmanager
-def refused(what: str = LEDGER) -> Iterator[None]:
-    """Raise what the database says as RegistryError, in one line, of `what` it is about."""
+def refused(subject: str = LEDGER) -> Iterator[None]:
+    """Raise errors of the database as RegistryError, in one line that begins with the subject."""
     try:
         yield
+    except DataError as exc:  # of a lock
+        raise RegistryError(f"{exc}: try again") from exc
     except SQLAlchemyError as exc:
         line = str(getattr(exc, "orig", None) or exc).splitlines()[0]
-        raise RegistryError(f"{what}: the database refused: {line}") from exc
+        raise RegistryError(f"{subject}: the database refused: {line}") from exc

@@ -6,15 +6,17 @@ Over MLflow's REST API: the console, whose process this is for, does without 150
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 
 from core.settings import Settings
+from mlflow_server.registry import Registry
 from mlflow_server.rest import call_mlflow
 
 KEY_TAG = "gyre.key"
 """What a run was started with (mlflow_server/tracking.py)."""
 CARD = "model_card.html"
+TRAINING_VIEW = "workflowType=machine_learning"
+"""Of MLflow's UI, whatever the browser showed last: the other view is of chat models."""
 NEWEST = 5
 """Versions that are shown beside those in a role, and monitoring runs whose reports are."""
 
@@ -30,114 +32,163 @@ class RunPage:
     ended: datetime | None
     tags: dict[str, str]
     metrics: Mapping[str, float] = field(default_factory=dict)
+    artifacts: str = ""
+    """Where its artifacts are, as MLflow names it."""
+
+
+@dataclass(frozen=True)
+class Document:
+    """A page that a run has among its artifacts.
+
+    Attributes:
+        version: The version of the model that it is about.
+        artifacts: Where the artifacts of its run are, as MLflow names it.
+        place: Path below that.
+        address: Its page in MLflow's UI.
+
+    """
+
+    version: str
+    artifacts: str
+    place: str
+    address: str
 
 
 @dataclass(frozen=True)
 class ModelPages:
-    """The newest versions and those in a role, with the run of each, None where it is deleted.
+    """What a person may read about a model.
 
-    card: address of the model card of production. monitoring: the newest run of the monitor.
-    reports: addresses of Evidently's, by their time (UTC, whole seconds).
+    Attributes:
+        versions: The newest and those in a role, the newest first; None where the run is deleted.
+        monitoring: The newest run of the monitor.
+        cards: Model cards by version, the oldest first.
+        reports: Evidently's reports by the moment of their window, the oldest first.
+
     """
 
     versions: Mapping[str, RunPage | None] = field(default_factory=dict)
-    card: str | None = None
     monitoring: RunPage | None = None
-    reports: Mapping[datetime, str] = field(default_factory=dict)
+    cards: Mapping[str, Document] = field(default_factory=dict)
+    reports: Mapping[datetime, Document] = field(default_factory=dict)
 
 
 class Pages:
     """Every method raises RegistryError, in one line, when MLflow does not answer or refuses."""
 
     def __init__(self, settings: Settings) -> None:
+        self._settings = settings
         self._link = settings.link("mlflow")
-        self._ask = partial(call_mlflow, settings)
-
-    def aliases(self, model: str) -> dict[str, str]:
-        """Versions by alias; empty for a model that does not exist."""
-        found = self._ask("registered-models/get", name=model)
-        aliases = found.get("registered_model", {}).get("aliases", ())
-        return {alias["alias"]: str(alias["version"]) for alias in aliases}
 
     def experiment(self, name: str) -> str:
-        """Address of the experiment's runs, in the columns of experiment_tags.json."""
+        """Address of the experiment's runs; of all experiments where it is none yet."""
         found = self._ask("experiments/get-by-name", experiment_name=name)
         where = f"{found['experiment']['experiment_id']}/runs" if found else ""
-        view = "viewStateShareKey=gyre&workflowType=machine_learning"
-        return f"{self._link}/#/experiments/{where}?{view}"
+        return f"{self._link}/#/experiments/{where}?{TRAINING_VIEW}"
 
     def run(self, run_id: str) -> str:
+        """Address of the run's page."""
         return self._page(self._ask("runs/get", run_id=run_id)["run"]).address
 
     def training(self, experiment: str) -> RunPage | None:
         """Return the newest training, None without any."""
-        return next(iter(self._newest(experiment, "tags.as_of LIKE '%'", 1)), None)
+        runs = self._newest(experiment, "tags.as_of LIKE '%'", 1)
+        return runs[0] if runs else None
 
     def pages(self, model: str, experiment: str) -> ModelPages:
-        aliases = self.aliases(model)
-        newest = {"filter": f"name='{model}'", "order_by": "version_number DESC"}
-        listed = self._ask(
-            "model-versions/search", None, max_results=f"{NEWEST}", **newest
+        """Return the newest versions, those in a role, and what monitoring has reported."""
+        versions = self._versions(model)
+        cards = {}
+        for number in sorted(versions, key=int):
+            run = versions[number]
+            if run:
+                cards[number] = _document(run, number, CARD)
+        key = f"tags.`{KEY_TAG}` LIKE '{model} version %'"
+        monitorings = self._newest(f"{experiment}_monitoring", key, NEWEST)
+        reports = {}
+        for run in monitorings:
+            for folder in self._artifacts(run, "reports"):
+                moment = datetime.fromisoformat(f"{folder}Z")
+                place = f"reports/{folder}/report.html"
+                reports[moment] = _document(run, run.tags.get("version", ""), place)
+        return ModelPages(
+            versions=versions,
+            monitoring=monitorings[0] if monitorings else None,
+            cards=cards,
+            reports=dict(sorted(reports.items())),
         )
-        run_ids = {
-            each["version"]: each.get("run_id")
-            for each in listed.get("model_versions", ())
-        }
-        for version in {*aliases.values()} - {*run_ids}:
-            found = self._ask("model-versions/get", name=model, version=version)
-            run_ids[version] = found.get("model_version", {}).get("run_id")
-        newest_first = sorted(run_ids, key=int, reverse=True)
-        versions = {version: self._run(run_ids[version]) for version in newest_first}
-        card = self._artifacts(versions.get(aliases.get("production", ""))).get(CARD)
-        where = f"tags.`{KEY_TAG}` LIKE '{model} version %'"
-        looks = self._newest(f"{experiment}_monitoring", where, NEWEST)
-        folders = {
-            at: to
-            for run in looks
-            for at, to in self._artifacts(run, "reports").items()
-        }
-        moments = {datetime.fromisoformat(f"{at}Z"): to for at, to in folders.items()}
-        reports = {at: f"{to}/report.html" for at, to in moments.items()}
-        return ModelPages(versions, card, looks[0] if looks else None, reports)
 
-    def _run(self, run_id: str | None) -> RunPage | None:
-        found = self._ask("runs/get", run_id=run_id) if run_id else {}
-        return self._page(found["run"]) if found else None
+    def _versions(self, model: str) -> dict[str, RunPage | None]:
+        """Return the run of each version that is shown, the newest version first."""
+        registry = Registry(self._settings)
+        answer = self._ask(
+            "model-versions/search",
+            filter=f"name = '{model}'",
+            order_by="version_number DESC",
+            max_results=f"{NEWEST}",
+        )
+        run_ids = {}
+        for version in answer.get("model_versions", []):
+            run_ids[str(version["version"])] = version.get("run_id", "")
+        for number in registry.aliases(model).values():
+            if number not in run_ids:
+                run_ids[number] = registry.version(model, number).run_id
+        pages = {}
+        for number in sorted(run_ids, key=int, reverse=True):
+            run_id = run_ids[number]
+            run = self._ask("runs/get", run_id=run_id).get("run") if run_id else None
+            pages[number] = self._page(run) if run else None
+        return pages
 
-    def _newest(self, experiment: str, where: str, count: int) -> list[RunPage]:
-        """Return the runs started last of those that MLflow's filter `where` lets through."""
-        found = self._ask("experiments/get-by-name", experiment_name=experiment)
-        if not found:
+    def _newest(self, experiment: str, condition: str, count: int) -> list[RunPage]:
+        """Return the runs started last of those that a filter of MLflow lets through."""
+        answer = self._ask("experiments/get-by-name", experiment_name=experiment)
+        if not answer:
             return []
         query = {
-            "experiment_ids": [found["experiment"]["experiment_id"]],
-            "filter": where,
+            "experiment_ids": [answer["experiment"]["experiment_id"]],
+            "filter": condition,
+            "max_results": count,
+            "order_by": ["attributes.start_time DESC"],
         }
-        newest = {"max_results": count, "order_by": ["attributes.start_time DESC"]}
-        runs = self._ask("runs/search", query | newest).get("runs", ())
-        return [self._page(run) for run in runs]
+        answer = self._ask("runs/search", query)
+        return [self._page(run) for run in answer.get("runs", [])]
 
-    def _artifacts(self, run: RunPage | None, folder: str = "") -> dict[str, str]:
-        """Return the addresses of what lies in the run's artifact folder, by name."""
-        found = (
-            self._ask("artifacts/list", run_id=run.run_id, path=folder) if run else {}
-        )
-        paths = [file["path"] for file in found.get("files", ())]
-        return {
-            p.rpartition("/")[2]: f"{run.address}/artifacts/{p}" for p in paths if run
-        }
+    def _artifacts(self, run: RunPage, folder: str) -> list[str]:
+        """Return the names of all in an artifact folder of the run."""
+        answer = self._ask("artifacts/list", run_id=run.run_id, path=folder)
+        return [file["path"].rpartition("/")[2] for file in answer.get("files", [])]
+
+    def _ask(
+        self, call: str, body: dict[str, Any] | None = None, **query: str
+    ) -> dict[str, Any]:
+        """Return MLflow's answer, empty where it has no such thing."""
+        return call_mlflow(self._settings, call, body, **query) or {}
 
     def _page(self, run: dict[str, Any]) -> RunPage:
         info = run["info"]
+        experiment = f"{self._link}/#/experiments/{info['experiment_id']}"
+        data = run["data"]
         return RunPage(
-            info["run_id"],
-            f"{self._link}/#/experiments/{info['experiment_id']}/runs/{info['run_id']}",
-            info["status"],
-            _time(info["start_time"]),
-            _time(info["end_time"]) if info.get("end_time") else None,
-            {tag["key"]: tag["value"] for tag in run["data"].get("tags", ())},
-            {each["key"]: each["value"] for each in run["data"].get("metrics", ())},
+            run_id=info["run_id"],
+            address=f"{experiment}/runs/{info['run_id']}",
+            status=info["status"],
+            started=_time(info["start_time"]),
+            ended=_time(info["end_time"]) if info.get("end_time") else None,
+            tags={tag["key"]: tag["value"] for tag in data.get("tags", [])},
+            metrics={
+                metric["key"]: metric["value"] for metric in data.get("metrics", [])
+            },
+            artifacts=info["artifact_uri"],
         )
+
+
+def _document(run: RunPage, version: str, place: str) -> Document:
+    return Document(
+        version=version,
+        artifacts=run.artifacts,
+        place=place,
+        address=f"{run.address}/artifacts/{place}?{TRAINING_VIEW}",
+    )
 
 
 def _time(milliseconds: int) -> datetime:

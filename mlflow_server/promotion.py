@@ -1,22 +1,31 @@
 """Promotions: one at a time, a row in the ledger first, then MLflow, then the row's stamp.
 
-Whoever dies on the way leaves a row without a stamp, the newest. The next `reconcile` finishes it,
-unless somebody else has moved the alias or deleted the version: then it stays without a stamp.
+A process that dies on the way leaves a row without a stamp, the newest. The next `reconcile`
+finishes it, unless somebody else has moved the alias or deleted the version: then it stays so.
 """
 
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from core.errors import PromotionRefusedError, RegistryError
 from core.settings import Settings
 from mlflow_server import roles
-from mlflow_server.ledger import Ledger, LedgerRow, now
+from mlflow_server.ledger import Action, Ledger, LedgerRow, now
 from mlflow_server.registry import Registry
 from mlflow_server.roles import CHALLENGER, PRODUCTION, ROLES, WHOLE, current
 
 UNSET = "*"
-"""The caller names no version to be replaced: the one there when the call starts."""
+"""Default of `replaces`: whatever is in the role when the call starts."""
+
+
+@dataclass(frozen=True)
+class ManualChange:
+    """An alias that somebody has just set in MLflow; version None: deleted."""
+
+    role: str
+    version: str | None
+    author: str
 
 
 def promote(
@@ -27,20 +36,34 @@ def promote(
     *,
     who: str,
     why: str,
+    action: Action = "promote",
     replaces: str | None = UNSET,
     role: str = PRODUCTION,
     percent: int = WHOLE,
     evidence: str | None = None,
 ) -> LedgerRow:
-    """Put `version` into `role` in place of `replaces` (None: of none); return the applied row.
+    """Put a version into a role, in place of another.
 
-    percent: share of the requests that a challenger answers; 100 in the other roles.
-    evidence: what it rests on, such as a run; the same again returns the row of the first time.
+    Args:
+        registry: MLflow's.
+        ledger: The promotion ledger.
+        model: Name of the registered model.
+        version: The one to put there; None ends the role.
+        who: Author, for the ledger.
+        why: Reason, for the ledger.
+        action: The ledger's word for the change.
+        replaces: The version expected there; None: none.
+        role: One of ROLES.
+        percent: Share of the requests that a challenger answers; 100 in the other roles.
+        evidence: The ground of the change, such as a run. The same again changes nothing.
+
+    Returns:
+        The applied row; with the same evidence as before, that of the first time.
 
     Raises:
-        PromotionRefusedError: role or percent is wrong, this version is there already, or another
+        PromotionRefusedError: Role or percent is wrong, this version is there already, or another
             by now: the message says who put it there.
-        RegistryError: no such version, or MLflow or the database do not answer. A row that was
+        RegistryError: No such version, or MLflow or the database do not answer. A row that was
             written by then is finished by the next `reconcile`.
 
     """
@@ -49,66 +72,93 @@ def promote(
         replaces = current(reconcile(registry, ledger, model), role)
     with ledger.exclusive(model):
         transaction = _Transaction(registry, ledger, model, ledger.rows(model))
-        rows = transaction.agree()
-        last, wanted = roles.last_applied(rows, role), (version, percent, evidence)
-        if (
-            last
-            and evidence
-            and wanted == (last.to_version, last.percent, last.evidence)
-        ):
+        transaction.agree()
+        row = transaction.new_row(
+            role=role,
+            percent=percent,
+            from_version=replaces,
+            to_version=version,
+            who=who,
+            why=why,
+            evidence=evidence,
+            action=action,
+        )
+        last = roles.last_applied(transaction.rows, role)
+        if last and evidence and _is_same(last, row):
             return last
-        change = (role, percent, replaces, version, who, why, evidence, now())
-        return transaction.apply(LedgerRow(model, len(rows) + 1, *change))
+        return transaction.apply(row)
+
+
+def _is_same(last: LedgerRow, row: LedgerRow) -> bool:
+    change = (row.to_version, row.percent, row.evidence)
+    return change == (last.to_version, last.percent, last.evidence)
 
 
 def release(
     registry: Registry, ledger: Ledger, model: str, role: str, **origin: Any
 ) -> LedgerRow:
     """End a challenger or shadow: its alias goes. origin: who, why and the like, as `promote`'s."""
-    return promote(registry, ledger, model, None, role=role, percent=0, **origin)
+    return promote(
+        registry,
+        ledger,
+        model,
+        None,
+        role=role,
+        percent=0,
+        action="release",
+        **origin,
+    )
 
 
 def rollback(
-    registry: Registry, ledger: Ledger, model: str, *, who: str, why: str
+    registry: Registry, ledger: Ledger, model: str, **origin: Any
 ) -> LedgerRow:
     """Go back to the version that was in production before; twice goes back further.
 
+    origin: who and why, as `promote`'s.
+
     Raises:
-        PromotionRefusedError: there is none, or somebody else changed production meanwhile.
+        PromotionRefusedError: There is none, or somebody else changed production meanwhile.
 
     """
     rows = reconcile(registry, ledger, model)
-    there, known = (
-        current(rows, PRODUCTION),
-        {each.version for each in registry.versions(model)},
+    production = current(rows, PRODUCTION)
+    registered = {version.version for version in registry.versions(model)}
+    for earlier in roles.ways_back(rows):
+        if earlier in registered:
+            return promote(
+                registry,
+                ledger,
+                model,
+                earlier,
+                action="rollback",
+                replaces=production,
+                **origin,
+            )
+    raise PromotionRefusedError(
+        f"{model}: nothing to go back to: no version was in production before {production}"
     )
-    before = next(
-        (version for version in roles.ways_back(rows) if version in known), None
-    )
-    if before is None:
-        raise PromotionRefusedError(
-            f"{model}: nothing to go back to: no version was in production before {there}"
-        )
-    return promote(registry, ledger, model, before, who=who, why=why, replaces=there)
 
 
 def reconcile(
     registry: Registry,
     ledger: Ledger,
     model: str,
-    by_hand: tuple[str, str | None, str] | None = None,
+    manual: ManualChange | None = None,
 ) -> list[LedgerRow]:
     """Make ledger and MLflow agree; return the ledger's rows, oldest first.
 
-    by_hand: role, version (None: none) and author of a change just made past Gyre. What no row
-    explains otherwise is written down as out of band.
+    manual: a change just made past Gyre. What no row explains otherwise is written down as out of
+    band.
     """
     with ledger.exclusive(model):
-        return _Transaction(registry, ledger, model, ledger.rows(model)).agree(by_hand)
+        transaction = _Transaction(registry, ledger, model, ledger.rows(model))
+        transaction.agree(manual)
+        return transaction.rows
 
 
 def write_down(
-    settings: Settings, model: str, role: str, version: str | None, who: str
+    settings: Settings, model: str, role: str, version: str | None, author: str
 ) -> None:
     """Give a change of an alias that was just made in MLflow its row, unless Gyre has made it.
 
@@ -119,21 +169,25 @@ def write_down(
     with closing(Ledger(settings)) as ledger:
         rows = [row for row in ledger.rows(model) if row.role == role]
         if not rows or rows[-1].to_version != version:
-            reconcile(Registry(settings), ledger, model, (role, version, who))
+            change = ManualChange(role, version, author)
+            reconcile(Registry(settings), ledger, model, change)
 
 
 @dataclass(frozen=True)
 class _Transaction:
-    """What happens under the lock of one model; `rows` are kept as the ledger has them."""
+    """The changes of one model under its lock; `rows` are kept as the ledger has them."""
 
     registry: Registry
     ledger: Ledger
     model: str
     rows: list[LedgerRow]
 
-    def agree(
-        self, by_hand: tuple[str, str | None, str] | None = None
-    ) -> list[LedgerRow]:
+    def new_row(self, **change: Any) -> LedgerRow:
+        """Return the next row; change: its values but for model, sequence and time."""
+        sequence = len(self.rows) + 1
+        return LedgerRow(model=self.model, sequence=sequence, time=now(), **change)
+
+    def agree(self, manual: ManualChange | None = None) -> None:
         """Finish the newest row, write down what no row explains, end roles that are over."""
         deployed = self.registry.deployed(self.model)
         if self.rows and roles.can_finish(self.rows[-1], deployed):
@@ -142,41 +196,54 @@ class _Transaction:
         for role in ROLES:
             if roles.explained(self.rows, deployed, role):
                 continue
-            version, percent = deployed.aliases.get(role), deployed.percent(role)
-            who, why = "out of band", f"{role} was changed outside Gyre"
-            if by_hand and by_hand[:2] == (role, version):
-                who, why = (
-                    by_hand[2],
-                    f"alias {role} {'set' if version else 'deleted'} in MLflow",
-                )
-            self.write(self.row(role, percent, version, who, why), move_alias=False)
+            version = deployed.aliases.get(role)
+            author = "out of band"
+            reason = f"{role} was changed outside Gyre"
+            if manual and manual.role == role and manual.version == version:
+                author = manual.author
+                reason = f"alias {role} {'set' if version else 'deleted'} in MLflow"
+            row = self.new_row(
+                role=role,
+                percent=deployed.percent(role),
+                from_version=current(self.rows, role),
+                to_version=version,
+                who=author,
+                why=reason,
+                evidence=None,
+                action="by hand",
+            )
+            self.write(row, move_alias=False)
         self.end_roles()
-        return self.rows
 
     def apply(self, row: LedgerRow) -> LedgerRow:
-        known = {each.version for each in self.registry.versions(self.model)}
-        roles.check_promotion(self.rows, known, row)
+        """Check a row, write it and make MLflow as it says; return it with its stamp."""
+        registered = {version.version for version in self.registry.versions(self.model)}
+        roles.check_promotion(self.rows, registered, row)
         self.write(row)
         self.end_roles()
-        if (applied := self.rows[row.sequence - 1]).applied_at is None:
-            raise RegistryError(
-                f"{self.model}: version {row.to_version} was deleted meanwhile"
-            )
+        applied = self.rows[row.sequence - 1]
+        if applied.applied_at is None:
+            problem = f"version {row.to_version} was deleted meanwhile"
+            raise RegistryError(f"{self.model}: {problem}")
         return applied
 
     def end_roles(self) -> None:
-        for last, why in roles.ended(self.rows):
-            self.write(self.row(last.role, 0, None, "gyre", why))
-
-    def row(
-        self, role: str, percent: int, version: str | None, who: str, why: str
-    ) -> LedgerRow:
-        place = (self.model, len(self.rows) + 1, role, percent)
-        return LedgerRow(
-            *place, current(self.rows, role), version, who, why, None, now()
-        )
+        """Release every role that is over."""
+        for last, reason in roles.ended_roles(self.rows):
+            row = self.new_row(
+                role=last.role,
+                percent=0,
+                from_version=last.to_version,
+                to_version=None,
+                who="gyre",
+                why=reason,
+                evidence=None,
+                action="release",
+            )
+            self.write(row)
 
     def write(self, row: LedgerRow, *, move_alias: bool = True) -> None:
+        """Commit the row, then finish it."""
         self.ledger.insert(row)
         self.rows.append(row)
         self.finish(move_alias=move_alias)
@@ -185,22 +252,16 @@ class _Transaction:
         """Make MLflow as the newest row says, and stamp it; doing it again changes nothing.
 
         The row stays without a stamp where MLflow has no such version. A challenger's traffic is
-        set first, so that who sees its alias sees how much it answers.
+        set first, so that a reader of its alias sees how much it answers.
         """
-        row, registry, model = self.rows[-1], self.registry, self.model
+        row = self.rows[-1]
         version = row.to_version
         if row.role == CHALLENGER:
-            registry.set_traffic(model, version, row.percent)
-        if move_alias and not registry.set_alias(model, row.role, version):
+            self.registry.set_traffic(self.model, version, row.percent)
+        if move_alias and not self.registry.set_alias(self.model, row.role, version):
             return
-        if row.role == PRODUCTION:
-            back = roles.ways_back([*self.rows[:-1], replace(row, applied_at=row.time)])
-            if not any(
-                registry.set_alias(model, roles.PREVIOUS, earlier) for earlier in back
-            ):
-                registry.set_alias(model, roles.PREVIOUS, None)
-            if version:
-                registry.set_stage(model, version, "Production")
-            elif row.from_version:
-                registry.set_stage(model, row.from_version, "Archived")
+        if row.role == PRODUCTION and version:
+            self.registry.set_stage(self.model, version, "Production")
+        elif row.role == PRODUCTION and row.from_version:
+            self.registry.set_stage(self.model, row.from_version, "Archived")
         self.rows[-1] = self.ledger.stamp(row)

@@ -15,9 +15,16 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from core.errors import TrainingError
+from core.errors import RegistryError, TrainingError
 from core.user_code import in_one_line
-from mlflow_server.served_model import MODEL_FILES, Loader, ServedModel
+from mlflow_server.registry import Registry, Version
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    MODEL_FILES,
+    Loader,
+    ServedModel,
+    wrong_files,
+)
 
 BOOSTERS = {"xgboost": "xgboost.core.Booster", "lightgbm": "lightgbm.basic.Booster"}
 TRUSTED = ("numpy.dtype", "skl2onnx.sklapi.cast_transformer.CastTransformer")
@@ -38,24 +45,21 @@ class ModelFile:
         """Write what was fitted as its library does, else as skops (TrainingError: neither can)."""
         library = type(fitted).__module__.partition(".")[0]
         if library == "xgboost":
-            return cls(
-                bytes(fitted.get_booster().save_raw("ubj")), "mlflow.xgboost", classes
-            )
+            content = bytes(fitted.get_booster().save_raw("ubj"))
+            return cls(content, "mlflow.xgboost", classes)
         if library == "lightgbm":
-            return cls(
-                fitted.booster_.model_to_string().encode(), "mlflow.lightgbm", classes
-            )
+            content = fitted.booster_.model_to_string().encode()
+            return cls(content, "mlflow.lightgbm", classes)
         import skops.io  # noqa: PLC0415  (and scikit-learn: readers of the registry do without)
 
         try:
             content = skops.io.dumps(fitted)
         except Exception as exc:
-            what = f"no data format for {type(fitted).__name__}"
-            raise TrainingError(f"{what}: {in_one_line(exc)}") from exc
-        if lacking := {*skops.io.get_untrusted_types(data=content)}.difference(
-            TRUSTED, trusted
-        ):
-            types = sorted(lacking.union(trusted))
+            problem = f"no data format for {type(fitted).__name__}"
+            raise TrainingError(f"{problem}: {in_one_line(exc)}") from exc
+        unknown_types = set(skops.io.get_untrusted_types(data=content))
+        if not unknown_types <= {*TRUSTED, *trusted}:
+            types = sorted(unknown_types.difference(TRUSTED).union(trusted))
             raise TrainingError(
                 f"[serving] expected trusted_types = {types}, found {[*trusted]}"
             )
@@ -67,12 +71,9 @@ class ModelFile:
 
     @property
     def method(self) -> str:
-        """Of the fitted model, whose answer pyfunc's `predict` gives."""
-        return (
-            "predict_proba"
-            if self.classes and self.loader == "mlflow.sklearn"
-            else "predict"
-        )
+        """Method of the fitted model that pyfunc's `predict` calls."""
+        has_probabilities = self.classes and self.loader == "mlflow.sklearn"
+        return "predict_proba" if has_probabilities else "predict"
 
     @property
     def skops(self) -> dict[str, Any]:
@@ -84,16 +85,18 @@ class ModelFile:
         import mlflow.pyfunc  # noqa: PLC0415  (readers of the registry do without)
         from mlflow.models import Model  # noqa: PLC0415
 
-        model, flavor, file = (
-            Model(),
-            self.loader.partition(".")[2],
-            MODEL_FILES[self.loader],
-        )
+        model = Model()
+        flavor = self.loader.partition(".")[2]
+        file = MODEL_FILES[self.loader]
         model.add_flavor(
             flavor, data=file, model_class=BOOSTERS.get(flavor), **self.skops
         )
-        named = {"model_path": file, "predict_fn": self.method}
-        mlflow.pyfunc.add_to_model(model, loader_module=self.loader, **named)
+        mlflow.pyfunc.add_to_model(
+            model,
+            loader_module=self.loader,
+            model_path=file,
+            predict_fn=self.method,
+        )
         with TemporaryDirectory(prefix="gyre-pyfunc-") as folder:
             self.write(Path(folder))
             model.save(str(Path(folder, "MLmodel")))
@@ -109,8 +112,35 @@ class ModelFile:
         return [scores if self.classes > 2 else scores.reshape(len(rows), -1)[:, -1]]  # noqa: PLR2004
 
 
+def read_version(
+    registry: Registry, version: Version, trusted: tuple[str, ...] = ()
+) -> tuple[ServedModel, ModelFile]:
+    """Return contract and model of a version, as registered.
+
+    Args:
+        registry: MLflow's.
+        version: The version to read.
+        trusted: Types that the project's spec trusts, to score with it.
+
+    Raises:
+        RegistryError: MLflow does not answer, or its files are not those registered.
+
+    """
+    with TemporaryDirectory(prefix="gyre-") as name:
+        folder = Path(name)
+        registry.download(version, folder)
+        damage = "; ".join(wrong_files(folder, version.tags))
+        if damage:
+            text = f"version {version.version} of {version.model} is damaged: {damage}"
+            raise RegistryError(text)
+        content = (folder / CONTRACT_FILE).read_bytes()
+        contract = ServedModel.model_validate_json(content)
+        return contract, read_file(folder, contract, trusted)
+
+
 def read_file(
     folder: Path, contract: ServedModel, trusted: tuple[str, ...] = ()
 ) -> ModelFile:
+    """Return the model file that a contract names, from a folder; unchecked."""
     content = (folder / contract.file).read_bytes()
     return ModelFile(content, contract.loader, contract.class_count, trusted)

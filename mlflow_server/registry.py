@@ -1,159 +1,175 @@
-"""MLflow's model registry, in our own small types. Decides nothing."""
+"""MLflow's model registry over its REST API: aliases, stages, tags, versions and their files."""
 
-import tempfile
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
-
-from mlflow.artifacts import download_artifacts
 
 from core.errors import RegistryError
 from core.settings import Settings
-from mlflow_server.connection import GONE, MISSING, client, translated
-from mlflow_server.pyfunc import ModelFile, read_file
-from mlflow_server.rest import Version
-from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, TRAFFIC_TAG, Deployed
-from mlflow_server.served_model import (
-    CONTRACT_FILE,
-    ServedModel,
-    served_files,
-    wrong_files,
-)
+from mlflow_server.rest import call_mlflow, read_artifact
+from mlflow_server.roles import PRODUCTION, ROLES, TRAFFIC_TAG, Deployed
+from mlflow_server.served_model import served_files, wrong_files
 from mlflow_server.version_tags import unpacked
 
-__all__ = ["CHALLENGER", "PRODUCTION", "SHADOW", "Registry", "Version"]
 FORGOTTEN_TAG = "forgotten"
-MOST = 100_000
-"""Versions asked for at once; MLflow's own bound is 200,000."""
+"""Of a version: the day on which rows of its training frame were forgotten."""
+MODELS_A_PAGE = "1000"
+VERSIONS_A_PAGE = "10000"
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version; `version` is MLflow's number as text."""
+
+    model: str
+    version: str
+    run_id: str
+    tags: dict[str, str]
 
 
 class Registry:
-    """Aliases, stages, versions and files of the registered models; threads may share it.
+    """Registered models and their versions; decides nothing. Threads may share it.
 
-    Every method raises RegistryError, in one line, when MLflow refuses or is silent for 5 s.
+    Raises:
+        RegistryError: From every method, in one line: MLflow does not answer, or refuses.
+
     """
 
     def __init__(self, settings: Settings) -> None:
-        self._address = settings.mlflow_address
-        self._client = client(settings)
+        self._settings = settings
+        self._call = partial(call_mlflow, settings)
+
+    def models(self) -> Iterator[dict[str, Any]]:
+        """Yield what MLflow says of each registered model, with aliases and tags."""
+        return self._pages("registered_models", max_results=MODELS_A_PAGE)
+
+    def deployed(self, model: str) -> Deployed:
+        """Aliases and tags of the model; empty for one that does not exist."""
+        # `registered-models/get` would load every version.
+        call = "registered-models/search"
+        answer = self._call(call, filter=f"name = '{model}'", max_results="1") or {}
+        for registered in answer.get("registered_models", []):
+            return deployed_of(registered)
+        return Deployed({}, {})
+
+    def aliases(self, model: str) -> dict[str, str]:
+        """Versions by alias; empty for a model that does not exist."""
+        return dict(self.deployed(model).aliases)
 
     def production(self, model: str) -> str | None:
         return self.aliases(model).get(PRODUCTION)
 
-    def aliases(self, model: str) -> Mapping[str, str]:
-        """Versions by alias; empty for a model that does not exist."""
-        return self.deployed(model).aliases
-
-    def deployed(self, model: str) -> Deployed:
-        """Aliases and tags of the model; empty for one that does not exist."""
-        with translated(f"aliases of {model}"):
-            found = self._client.search_registered_models(
-                f"name = '{model}'", max_results=1
-            )
-        if not found:
-            return Deployed({}, {})
-        aliases = {alias: str(version) for alias, version in found[0].aliases.items()}
-        return Deployed(aliases, dict(found[0].tags))
-
-    def version(self, model: str, version: str) -> Version:
-        with translated(f"version {version} of {model}"):
-            return _version(self._client.get_model_version(model, version))
-
     def versions(self, model: str) -> list[Version]:
         """Every version, oldest first; empty for a model that does not exist."""
-        with translated(f"versions of {model}"):
-            found = self._client.search_model_versions(
-                f"name = '{model}'", max_results=MOST
-            )
-        return sorted(map(_version, found), key=lambda version: int(version.version))
+        answers = self._pages(
+            "model_versions", filter=f"name = '{model}'", max_results=VERSIONS_A_PAGE
+        )
+        versions = [_version(answer) for answer in answers]
+        return sorted(versions, key=lambda version: int(version.version))
 
-    def download(
-        self, version: Version, folder: Path, places: Iterable[str] = ()
-    ) -> None:
-        """Put files into `folder`, by default the served ones; unverified, see `wrong_files`."""
-        places = places or served_files(version.tags).values()
-        what = f"files of version {version.version} of {version.model}"
-        with translated(what):
-            uri = self._client.get_model_version_download_uri(
-                version.model, version.version
-            )
-        self.download_from(uri, folder, what, places)
+    def version(self, model: str, number: str) -> Version:
+        """Return one version; RegistryError where there is none."""
+        answer = self._call("model-versions/get", name=model, version=number)
+        if answer is None:
+            raise RegistryError(f"{model} has no version {number}")
+        return _version(answer["model_version"])
 
-    def download_from(
-        self, uri: str, folder: Path, what: str, places: Iterable[str]
-    ) -> None:
-        """Put files of the logged model at `uri` into `folder`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        at = {"tracking_uri": self._address, "registry_uri": self._address}
-        with translated(what):
-            for place in places:
-                download_artifacts(
-                    artifact_uri=f"{uri}/{place}", dst_path=str(folder), **at
-                )
-
-    def served(
-        self, version: Version, trusted: tuple[str, ...] = ()
-    ) -> tuple[ServedModel, ModelFile]:
-        """Contract and model of `version`, as registered. trusted: the spec's, to score with it."""
-        with tempfile.TemporaryDirectory(prefix="gyre-") as name:
-            folder = Path(name)
-            self.download(version, folder)
-            if wrong := "; ".join(wrong_files(folder, version.tags)):
-                what = f"version {version.version} of {version.model}"
-                raise RegistryError(f"{what} is damaged: {wrong}")
-            contract = ServedModel.model_validate_json(
-                (folder / CONTRACT_FILE).read_bytes()
-            )
-            return contract, read_file(folder, contract, trusted)
-
-    def damage(self, model: str, version: str) -> str:
-        """Say which served files are not those registered; empty if all are."""
-        found = self.version(model, version)
-        with tempfile.TemporaryDirectory(prefix="gyre-") as name:
-            self.download(found, Path(name))
-            return "; ".join(wrong_files(Path(name), found.tags))
+    def versions_in_roles(self) -> list[tuple[str, Version]]:
+        """Return each role of each model that is taken, with the version."""
+        pairs = []
+        for registered in self.models():
+            for alias, number in deployed_of(registered).aliases.items():
+                if alias in ROLES:
+                    pairs.append((alias, self.version(registered["name"], number)))
+        return pairs
 
     def set_alias(self, model: str, role: str, version: str | None) -> bool:
         """Let the alias name `version` (None: delete it); False where there is no such version."""
-        what = f"alias {role} of {model}"
+        call = "registered-models/alias"
+        body = {"name": model, "alias": role}
         if version is None:
-            with translated(f"delete {what}"):
-                self._client.delete_registered_model_alias(model, role)
+            self._call(call, body, "DELETE")
             return True
-        with translated(f"set {what} to {version}", unless=MISSING):
-            self._client.set_registered_model_alias(model, role, version)
-            return True
-        return False
+        return self._call(call, body | {"version": version}) is not None
 
     def set_traffic(self, model: str, version: str | None, percent: int) -> None:
         """Let challenger `version` answer `percent` of the requests; 0 takes the tag off."""
-        with translated(f"traffic of challenger {version} of {model}"):
-            if percent:
-                self._client.set_registered_model_tag(
-                    model, TRAFFIC_TAG, f"{version}:{percent}"
-                )
-            else:
-                self._client.delete_registered_model_tag(model, TRAFFIC_TAG)
-
-    def mark_forgotten(self, version: Version, day: str) -> None:
-        """Note on which day rows of the version's training frame were forgotten."""
-        with translated(f"tag of version {version.version} of {version.model}"):
-            self._client.set_model_version_tag(
-                version.model, version.version, FORGOTTEN_TAG, day
-            )
+        body = {"name": model, "key": TRAFFIC_TAG}
+        if percent:
+            share = f"{version}:{percent}"
+            self._call("registered-models/set-tag", body | {"value": share})
+        else:
+            self._call("registered-models/delete-tag", body, "DELETE")
 
     def set_stage(self, model: str, version: str, stage: str) -> None:
-        """Write the stage if version and stages exist; what was in Production is Archived."""
-        what = f"stage {stage} for version {version}"
-        with warnings.catch_warnings(), translated(what, unless=GONE | MISSING):
-            warnings.simplefilter("ignore", FutureWarning)  # deprecated
-            self._client.transition_model_version_stage(
-                model, version, stage, archive_existing_versions=stage == "Production"
-            )
+        """Set the stage if there is such a version; what was in Production is Archived."""
+        body = {
+            "name": model,
+            "version": version,
+            "stage": stage,
+            "archive_existing_versions": stage == "Production",
+        }
+        self._call("model-versions/transition-stage", body)
+
+    def tag(self, version: Version, name: str, value: str) -> None:
+        """Set a tag beside those that the version was registered with."""
+        place = {"name": version.model, "version": version.version}
+        self._call("model-versions/set-tag", place | {"key": name, "value": value})
+
+    def download(self, version: Version, folder: Path) -> None:
+        """Put the files that a version is served by into `folder`; unchecked, see `wrong_files`.
+
+        Raises:
+            ArtifactError: MLflow does not return a file.
+
+        """
+        number = version.version
+        call = "model-versions/get-download-uri"
+        answer = self._call(call, name=version.model, version=number)
+        if answer is None:
+            raise RegistryError(f"{version.model} has no version {number}")
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, place in served_files(version.tags).items():
+            content = read_artifact(self._settings, answer["artifact_uri"], place)
+            (folder / name).write_bytes(content)
+
+    def damage(self, model: str, number: str) -> str:
+        """Say which served files are not those registered; empty if all are."""
+        version = self.version(model, number)
+        with TemporaryDirectory(prefix="gyre-") as name:
+            self.download(version, Path(name))
+            return "; ".join(wrong_files(Path(name), version.tags))
+
+    def _pages(self, kind: str, **query: str) -> Iterator[dict[str, Any]]:
+        """Yield all that MLflow's search has of a kind, over all pages of its answer."""
+        call = f"{kind.replace('_', '-')}/search"
+        while True:
+            answer = self._call(call, None, **query) or {}
+            yield from answer.get(kind, [])
+            if not answer.get("next_page_token"):
+                return
+            query["page_token"] = answer["next_page_token"]
 
 
-def _version(found: Any) -> Version:
+def deployed_of(registered: dict[str, Any]) -> Deployed:
+    """Return aliases and tags of a registered model, as MLflow's search has it."""
+    aliases = {
+        alias["alias"]: str(alias["version"]) for alias in registered.get("aliases", [])
+    }
+    return Deployed(aliases, _tags(registered))
+
+
+def _version(answer: dict[str, Any]) -> Version:
     return Version(
-        found.name, str(found.version), found.run_id or "", unpacked(found.tags)
+        model=answer["name"],
+        version=str(answer["version"]),
+        run_id=answer.get("run_id", ""),
+        tags=unpacked(_tags(answer)),
     )
+
+
+def _tags(answer: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag.get("value", "") for tag in answer.get("tags", [])}

@@ -1,90 +1,83 @@
 """MLflow's REST API by plain HTTP: MLflow takes 2 s to import, and 150 MB."""
 
-from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
 import httpx
 
-from core.errors import RegistryError
+from core.errors import ArtifactError, RegistryError
 from core.settings import Settings
-from mlflow_server.roles import ROLES
-from mlflow_server.version_tags import unpacked
 
 TIMEOUT_SECONDS = 5
+DOWNLOAD_SECONDS = 10
 TLS = httpx.create_ssl_context()
 """Of all calls: to make one takes 20 ms."""
-
-
-@dataclass(frozen=True)
-class Version:
-    """One registered version; `version` is MLflow's number as text."""
-
-    model: str
-    version: str
-    run_id: str
-    tags: dict[str, str]
 
 
 def call_mlflow(
     settings: Settings,
     call: str,
     body: dict[str, Any] | None = None,
+    method: str | None = None,
     **query: str,
-) -> dict[str, Any]:
-    """Return MLflow's answer, to a POST if there is a body; empty of what does not exist.
+) -> dict[str, Any] | None:
+    """Return MLflow's answer, None where it has no such model, version or run.
+
+    Args:
+        settings: Settings of the installation.
+        call: Path below `/api/2.0/mlflow/`.
+        body: JSON document, if the call has one.
+        method: POST with a body and GET without one, by default.
+        query: Parameters in the address.
 
     Raises:
         RegistryError: MLflow does not answer, or refuses.
 
     """
+    address = f"{settings.mlflow_address}/api/2.0/mlflow/{call}"
+    method = method or ("POST" if body else "GET")
+    answer = _send(method, address, TIMEOUT_SECONDS, json=body, params=query)
     try:
-        answer = httpx.request(
-            "POST" if body else "GET",
-            f"{settings.mlflow_address}/api/2.0/mlflow/{call}",
-            json=body,
-            params=query,
-            timeout=TIMEOUT_SECONDS,
-            verify=TLS,
-        )
-        if answer.status_code == HTTPStatus.NOT_FOUND and "error_code" in answer.json():
-            return {}
-        content: dict[str, Any] = answer.raise_for_status().json()
-    except (httpx.HTTPError, ValueError) as exc:
-        line = str(exc).partition("\n")[0]
-        raise RegistryError(
-            f"MLflow does not answer (is it up?): {call}: {line}"
-        ) from exc
+        content: dict[str, Any] = answer.json()
+    except ValueError as exc:
+        text = f"HTTP {answer.status_code} without JSON"
+        raise RegistryError(f"MLflow does not answer: {call}: {text}") from exc
+    if answer.status_code == HTTPStatus.NOT_FOUND and "error_code" in content:
+        return None
+    if answer.is_error:
+        message = " ".join(str(content.get("message", content)).split())
+        raise RegistryError(f"MLflow refuses {call}: {message}")
     return content
 
 
-def versions_in_roles(settings: Settings) -> list[tuple[str, Version]]:
-    """Return each role of each model that is taken, with the version."""
-    answer = call_mlflow(settings, "registered-models/search", max_results="1000")
-    pairs: list[tuple[str, Version]] = []
-    for model in answer.get("registered_models", []):
-        for alias in model.get("aliases", []):
-            role = alias["alias"]
-            if role in ROLES:
-                number = str(alias["version"])
-                version = _version(settings, model["name"], number)
-                pairs.append((role, version))
-    return pairs
+def read_artifact(settings: Settings, uri: str, place: str) -> bytes:
+    """Return a file below an artifact address, as MLflow's artifact proxy sends it.
+
+    Raises:
+        RegistryError: MLflow does not answer.
+        ArtifactError: MLflow has no such file, or its store does not answer.
+
+    """
+    proxy = f"{settings.mlflow_address}/api/2.0/mlflow-artifacts/artifacts"
+    address = f"{proxy}{httpx.URL(uri).path}/{place}"
+    answer = _send("GET", address, DOWNLOAD_SECONDS)
+    if answer.is_error:
+        text = f"MLflow answered {answer.status_code}: {answer.text[:200]}"
+        raise ArtifactError(f"{place}: {text} (its files are at {uri})")
+    return answer.content
 
 
-def _version(settings: Settings, model: str, number: str) -> Version:
-    answer = call_mlflow(settings, "model-versions/get", name=model, version=number)
-    version = answer.get("model_version", {})  # empty: it was deleted meanwhile
-    tags = {tag["key"]: tag["value"] for tag in version.get("tags", [])}
-    return Version(model, number, version.get("run_id", ""), unpacked(tags))
-
-
-def tag_version(settings: Settings, version: Version, name: str, value: str) -> None:
-    """Set a tag beside those that the version was registered with."""
-    body = {
-        "name": version.model,
-        "version": version.version,
-        "key": name,
-        "value": value,
-    }
-    call_mlflow(settings, "model-versions/set-tag", body)
+def _send(method: str, address: str, seconds: float, **content: Any) -> httpx.Response:
+    try:
+        return httpx.request(
+            method,
+            address,
+            timeout=seconds,
+            verify=TLS,
+            trust_env=False,  # MLflow is inside: no proxy leads there
+            **content,
+        )
+    except httpx.HTTPError as exc:
+        line = str(exc).partition("\n")[0]
+        problem = f"MLflow does not answer (is it up?): {address}: {line}"
+        raise RegistryError(problem) from exc

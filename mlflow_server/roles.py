@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
     from mlflow_server.ledger import LedgerRow
 
-PRODUCTION, CHALLENGER, SHADOW = "production", "challenger", "shadow"
+PRODUCTION = "production"
+CHALLENGER = "challenger"
+SHADOW = "shadow"
 ROLES = (PRODUCTION, CHALLENGER, SHADOW)
-PREVIOUS = "previous"
-"""Alias of the version that a rollback goes back to; it follows production, without rows."""
 TRAFFIC_TAG = "challenger_traffic"
 WHOLE = 100
 
@@ -38,18 +38,21 @@ class Deployed:
         A challenger's is 0 where the tag is absent, malformed or names another version.
         """
         version = self.aliases.get(role)
-        if version is None or role != CHALLENGER:
-            return WHOLE if version else 0
-        match = re.fullmatch(
-            r"([0-9]+):([1-9][0-9]?|100)", self.tags.get(TRAFFIC_TAG, "")
-        )
+        if version is None:
+            return 0
+        if role != CHALLENGER:
+            return WHOLE
+        tag = self.tags.get(TRAFFIC_TAG, "")
+        match = re.fullmatch(r"([0-9]+):([1-9][0-9]?|100)", tag)
         return int(match[2]) if match and match[1] == version else 0
 
 
 def last_applied(rows: Sequence[LedgerRow], role: str) -> LedgerRow | None:
     """Return the row that put into `role` what the ledger says is there."""
-    applied = (row for row in reversed(rows) if row.role == role and row.applied_at)
-    return next(applied, None)
+    for row in reversed(rows):
+        if row.role == role and row.applied_at:
+            return row
+    return None
 
 
 def current(rows: Sequence[LedgerRow], role: str) -> str | None:
@@ -61,8 +64,9 @@ def current(rows: Sequence[LedgerRow], role: str) -> str | None:
 def explained(rows: Sequence[LedgerRow], deployed: Deployed, role: str) -> bool:
     """Whether the ledger has what MLflow has in `role`: version and percent."""
     row = last_applied(rows, role)
-    written = (row.to_version, row.percent) if row else (None, 0)
-    return written == (deployed.aliases.get(role), deployed.percent(role))
+    percent = row.percent if row else 0
+    has_version = current(rows, role) == deployed.aliases.get(role)
+    return has_version and percent == deployed.percent(role)
 
 
 def can_finish(row: LedgerRow, deployed: Deployed) -> bool:
@@ -71,57 +75,62 @@ def can_finish(row: LedgerRow, deployed: Deployed) -> bool:
     return row.applied_at is None and alias in {row.from_version, row.to_version}
 
 
-def ended(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
+def ended_roles(rows: Sequence[LedgerRow]) -> list[tuple[LedgerRow, str]]:
     """Return the rows whose role is over, and why.
 
     A challenger ends once production changes, because it was tried against the version that was
     there; a shadow ends once its version answers.
     """
-    production, challenger, shadow = (last_applied(rows, role) for role in ROLES)
-    found, answering = [], [production, challenger]
+    ended_rows = []
+    production = last_applied(rows, PRODUCTION)
+    challenger = last_applied(rows, CHALLENGER)
+    shadow = last_applied(rows, SHADOW)
     if production and challenger and production.sequence > challenger.sequence:
-        answering = [production]
         if challenger.to_version:
-            there = named(production.to_version)
-            found.append((challenger, f"its trial is over: production is {there} now"))
+            answering = version_text(production.to_version)
+            reason = f"its trial is over: production is {answering} now"
+            ended_rows.append((challenger, reason))
+        challenger = None
     if shadow and shadow.to_version:
-        above = [
-            row.role for row in answering if row and row.to_version == shadow.to_version
-        ]
-        shown = named(shadow.to_version)
-        found += [(shadow, f"{shown} is in role {role} now") for role in above[-1:]]
-    return found
+        for row in (challenger, production):
+            if row and row.to_version == shadow.to_version:
+                reason = f"{version_text(shadow.to_version)} is in role {row.role} now"
+                return [*ended_rows, (shadow, reason)]
+    return ended_rows
 
 
 def history(rows: Sequence[LedgerRow]) -> list[str]:
-    """Versions that going back passes through, the current one last, none of them twice."""
+    """Versions that rollbacks pass through, the current one last, none of them twice.
+
+    Where a version comes back, those promoted after it are dropped.
+    """
     stack: list[str] = []
     for row in rows:
-        if row.role != PRODUCTION or not row.applied_at or row.to_version is None:
+        version = row.to_version
+        if row.role != PRODUCTION or not row.applied_at or version is None:
             continue
-        # Gone back to: what came after it is no way back any more.
-        if row.to_version in stack:
-            del stack[stack.index(row.to_version) + 1 :]
+        if version in stack:
+            del stack[stack.index(version) + 1 :]
         else:
-            stack.append(row.to_version)
+            stack.append(version)
     return stack
 
 
 def ways_back(rows: Sequence[LedgerRow]) -> list[str]:
     """Versions that a rollback may go to, the first choice first."""
-    return [
-        version
-        for version in reversed(history(rows))
-        if version != current(rows, PRODUCTION)
-    ]
+    production = current(rows, PRODUCTION)
+    return [version for version in reversed(history(rows)) if version != production]
 
 
 def check_role(role: str, percent: int, version: str | None) -> None:
-    """Refuse what can be no change of a role; version None ends it."""
-    fits = percent == (WHOLE if version else 0)
-    if role == CHALLENGER and version:
+    """Refuse a change that no role can have; version None ends the role."""
+    if version is None:
+        fits = role != PRODUCTION and percent == 0
+    elif role == CHALLENGER:
         fits = 1 <= percent <= WHOLE
-    if role not in ROLES or not fits or (role == PRODUCTION and version is None):
+    else:
+        fits = percent == WHOLE
+    if role not in ROLES or not fits:
         raise PromotionRefusedError(
             f"role must be one of {', '.join(ROLES)}, and percent 100, or of a challenger 1..100 "
             "(0 is gyre release; what is in production goes by gyre rollback, or when another is "
@@ -130,40 +139,64 @@ def check_role(role: str, percent: int, version: str | None) -> None:
 
 
 def check_promotion(
-    rows: Sequence[LedgerRow], versions: Collection[str], wanted: LedgerRow
+    rows: Sequence[LedgerRow], versions: Collection[str], row: LedgerRow
 ) -> None:
-    """Refuse a row that must not be written. `rows` agree with MLflow, which has `versions`."""
-    model, role, version = wanted.model, wanted.role, wanted.to_version
+    """Refuse a row that must not be written.
+
+    Args:
+        rows: Of the ledger; they agree with MLflow.
+        versions: All that MLflow has of the model.
+        row: The one to be written.
+
+    Raises:
+        RegistryError: There is no such version.
+        PromotionRefusedError: Another is in the role by now, or the version cannot be in it.
+
+    """
+    version = row.to_version
     if version is not None and version not in versions:
-        known = ", ".join(sorted(versions, key=int)) or "none"
-        raise RegistryError(f"{model} has no version {version}: known are {known}")
-    last, there = last_applied(rows, role), current(rows, role)
-    won = (
-        f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})"
-        if last
-        else ""
-    )
-    is_beside = version is not None and role != PRODUCTION
-    above = ROLES[: ROLES.index(role)] if is_beside else ()
-    taken = next((each for each in above if current(rows, each) == version), None)
-    if there != wanted.from_version:
-        problem = (
-            f"{role} is {named(there)}{won}, not {named(wanted.from_version)}, which "
+        numbers = ", ".join(sorted(versions, key=int)) or "none"
+        raise RegistryError(
+            f"{row.model} has no version {version}: known are {numbers}"
         )
-        problem += f"{named(version)} was to replace"
-    elif there is None and version is None:
-        problem = f"no version is {role}, nothing to release{won}"
-    elif last and (there, last.percent) == (version, wanted.percent):
-        problem = f"version {version} is already {role}{won}"
-    elif is_beside and current(rows, PRODUCTION) is None:
-        problem = f"nothing is in production for a {role} to be compared with: "
-        problem += f"gyre promote {model} {version}"
-    elif taken:
-        problem = f"version {version} is in role {taken}, and cannot be {role} as well"
-    else:
-        return
-    raise PromotionRefusedError(f"{model}: {problem}")
+    problem = _problem(rows, row)
+    if problem:
+        raise PromotionRefusedError(f"{row.model}: {problem}")
 
 
-def named(version: str | None) -> str:
+def _problem(rows: Sequence[LedgerRow], row: LedgerRow) -> str | None:
+    role = row.role
+    version = row.to_version
+    last = last_applied(rows, role)
+    present = current(rows, role)
+    author = ""
+    if last:
+        author = f" (by {last.who} at {last.time:%Y-%m-%d %H:%M:%S} UTC: {last.why})"
+    if present != row.from_version:
+        expected = version_text(row.from_version)
+        reason = f"not {expected}, which {version_text(version)} was to replace"
+        return f"{role} is {version_text(present)}{author}, {reason}"
+    if present is None and version is None:
+        return f"no version is {role}, nothing to release{author}"
+    if last and present == version and last.percent == row.percent:
+        return f"version {version} is already {role}{author}"
+    if version is None or role == PRODUCTION:
+        return None
+    return _problem_beside(rows, row)
+
+
+def _problem_beside(rows: Sequence[LedgerRow], row: LedgerRow) -> str | None:
+    """Say why a version cannot be challenger or shadow."""
+    role = row.role
+    version = row.to_version
+    if current(rows, PRODUCTION) is None:
+        remedy = f"gyre promote {row.model} {version}"
+        return f"nothing is in production for a {role} to be compared with: {remedy}"
+    for other in ROLES[: ROLES.index(role)]:
+        if current(rows, other) == version:
+            return f"version {version} is in role {other}, and cannot be {role} as well"
+    return None
+
+
+def version_text(version: str | None) -> str:
     return "no version" if version is None else f"version {version}"

@@ -9,8 +9,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict, Field
 
 from core.spec import (
@@ -20,7 +18,8 @@ from core.spec import (
     Population,
 )
 
-ONNX_FILE, SKOPS_FILE = "model.onnx", "model.skops"
+ONNX_FILE = "model.onnx"
+SKOPS_FILE = "model.skops"
 Loader = Literal["mlflow.onnx", "mlflow.sklearn", "mlflow.xgboost", "mlflow.lightgbm"]
 MODEL_FILES: dict[Loader, str] = {
     "mlflow.onnx": ONNX_FILE,
@@ -28,14 +27,15 @@ MODEL_FILES: dict[Loader, str] = {
     "mlflow.xgboost": "model.ubj",
     "mlflow.lightgbm": "model.lgb",
 }
-"""MLflow's loader modules that a version may name, and the file that each one reads: data only."""
+"""MLflow's loader modules that a version may name, and the file that each reads: data only."""
 CONTRACT_FILE = "serving.json"
 DIGEST_TAG = "sha256."
 SCORE = "score"
 """Name of the ONNX output: float32 [N], the probability of class 1 or the number predicted; of
 many classes [N, K], the probability of each."""
-SCORE_DIGITS, SCALE = 6, 1e6
-"""Digits of an answer, of its log line, and of what threshold and monitor compare them with."""
+SCORE_DIGITS = 6
+SCALE = 1e6
+"""Digits of an answer, of its log line, and of the scores that threshold and monitor compare."""
 
 
 class Frozen(BaseModel):
@@ -137,19 +137,11 @@ class ServedModel(Frozen):
         return len(self.classes) or (0 if self.threshold is None else 2)
 
 
-def rounded(scores: ArrayLike, threshold: float | None) -> NDArray[np.float64]:
-    """Scores as they are answered: of classes to 6 decimals, numbers to 6 significant digits.
-
-    A number may have any unit: in euros 0.0000001 is nothing, in millions of them a coin.
-    """
-    exact = np.asarray(scores, np.float64)
-    if threshold is None and exact.ndim == 1:
-        return np.array([rounded_one(score, threshold) for score in exact.tolist()])
-    return np.round(exact, SCORE_DIGITS)
-
-
 def rounded_one(score: float, threshold: float | None) -> float:
-    """As `rounded`, to the bit, in a tenth of the time; what is no number stays what it is."""
+    """Return a score as it is answered; NaN and infinity stay.
+
+    Of classes it has 6 decimals, a number 6 significant digits, as its decimals depend on its unit.
+    """
     if threshold is None:
         return float(f"{score:.{SCORE_DIGITS}g}")
     scaled = score * SCALE
@@ -163,22 +155,18 @@ def sha256(path: Path) -> str:
 
 def digest_tags(folder: Path) -> dict[str, str]:
     """Tags for the version whose served files lie in `folder`."""
-    names = (
-        name
-        for name in (*MODEL_FILES.values(), CONTRACT_FILE)
-        if (folder / name).is_file()
-    )
-    return {DIGEST_TAG + name: sha256(folder / name) for name in names}
+    tags = {}
+    for name in (*MODEL_FILES.values(), CONTRACT_FILE):
+        if (folder / name).is_file():
+            tags[DIGEST_TAG + name] = sha256(folder / name)
+    return tags
 
 
 def served_files(tags: Mapping[str, str]) -> dict[str, str]:
     """Files that a version with these tags is served by, and where they lie below its artifacts."""
-    models = [name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags] or [
-        ONNX_FILE
-    ]
-    return {name: name for name in models} | {
-        CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"
-    }
+    places = {name: name for name in MODEL_FILES.values() if DIGEST_TAG + name in tags}
+    places = places or {ONNX_FILE: ONNX_FILE}
+    return places | {CONTRACT_FILE: f"extra_files/{CONTRACT_FILE}"}
 
 
 def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
@@ -186,9 +174,8 @@ def wrong_files(folder: Path, tags: Mapping[str, str]) -> list[str]:
     wrong = []
     for name in served_files(tags):
         expected = tags.get(DIGEST_TAG + name, "no digest")
-        found = sha256(folder / name) if (folder / name).is_file() else "no file"
-        if found != expected:
-            wrong.append(
-                f"{name}: sha256 is {found[:12]}, registered was {expected[:12]}"
-            )
+        digest = sha256(folder / name) if (folder / name).is_file() else "no file"
+        if digest != expected:
+            text = f"sha256 is {digest[:12]}, registered was {expected[:12]}"
+            wrong.append(f"{name}: {text}")
     return wrong

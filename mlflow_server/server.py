@@ -4,9 +4,10 @@ That command stays in memory to wait for uvicorn (a further 0.22 GB), and leaves
 the port, when it is killed.
 """
 
+import os
 import sys
 
-from core.settings import Settings
+from core.settings import Settings, load_settings
 
 
 def command(settings: Settings) -> list[str]:
@@ -47,3 +48,13 @@ def environment(settings: Settings) -> dict[str, str]:
         "_MLFLOW_SGI_NAME": "uvicorn",
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # takes 2 GB with its consumers
     }
+
+
+def main() -> None:
+    """Become the server."""
+    settings = load_settings()
+    os.execve(sys.executable, command(settings), os.environ | environment(settings))  # noqa: S606  (no shell)
+
+
+if __name__ == "__main__":
+    main()

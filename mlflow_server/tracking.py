@@ -1,21 +1,18 @@
-"""MLflow's tracking: experiments, runs and what belongs to a run. Decides nothing.
+"""MLflow's tracking: experiments, runs, and the files of a run. Decides nothing.
 
 Everything goes through a client of its own, never the fluent "active run", so that stages in
 several processes and threads do not get into each other's runs.
 """
 
-import json
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
-from fnmatch import fnmatch
+from datetime import UTC, datetime
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import pandas as pd
+from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import (
     Dataset,
@@ -26,29 +23,26 @@ from mlflow.entities import (
     RunTag,
     ViewType,
 )
+from mlflow.entities import Run as MlflowRun
 from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 
 from core.errors import RegistryError
 from core.settings import Settings
 from core.user_code import in_one_line
-from mlflow_server.connection import EXISTS, client, translated
+from mlflow_server.connection import translated
 from mlflow_server.pages import KEY_TAG
 
 PARENT_TAG = "mlflow.parentRunId"
-"""MLflow's own: its UI shows the run below that one."""
-DIGEST_LENGTH = 36
-# The second is the description in MLflow's UI.
-OUTCOME = (
-    "outcome",
-    "mlflow.note.content",
-)
-EXPERIMENT = json.loads(
-    Path(__file__).with_name("experiment_tags.json").read_text("utf-8")
-)
-"""Tags: its kind, else the UI takes it for one about chat models; description; columns of runs."""
+"""MLflow's UI shows the run below the run that the tag names."""
+DESCRIPTION_TAG = "mlflow.note.content"
+OUTCOME_TAGS = ("outcome", DESCRIPTION_TAG)
+EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
+"""Without it MLflow's UI takes an experiment for one about chat models."""
 DATA_FOLDER = "data"
-LONGEST, MOST = 5_000, 50_000
-"""MLflow's own bounds: characters of a tag, runs asked for at once."""
+DIGEST_LENGTH = 36
+TAG_LENGTH = 5_000
+PAGE_SIZE = 100
+"""Runs in one answer of MLflow: each has about 20 kB, and an answer 5 s."""
 
 
 @dataclass(frozen=True)
@@ -63,12 +57,23 @@ class Run:
     tags: dict[str, str]
 
 
-class Tracking:
-    """Every method raises RegistryError, in one line, when MLflow does not answer or refuses."""
+class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
+    """MLflow's client, with runs that are found by a key.
+
+    Every method, MLflow's own too, raises RegistryError in one line when MLflow does not answer or
+    refuses.
+    """
 
     def __init__(self, settings: Settings) -> None:
-        self._client = client(settings)
-        self._address = settings.mlflow_address
+        address = settings.mlflow_address
+        super().__init__(tracking_uri=address, registry_uri=address)
+
+    def __getattribute__(self, name: str) -> Any:
+        # In the place of a method of ours around each one of MLflow's.
+        attribute = super().__getattribute__(name)
+        if name.startswith("_") or not callable(attribute):
+            return attribute
+        return translated(name.replace("_", " "))(attribute)
 
     def start_or_find_run(
         self,
@@ -77,42 +82,64 @@ class Tracking:
         name: str,
         tags: Mapping[str, str],
         parent: str | None = None,
+        about: str = "",
     ) -> str:
-        """Return the id of the run of `key`, started (below the run `parent`) if there is none.
+        """Return the id of the run of `key`, started if there is none.
 
-        One that did not finish goes on.
+        A run that did not finish goes on.
+
+        Args:
+            experiment: Its name; made if there is none.
+            key: What the run is found by.
+            name: What people see.
+            tags: Of a new run.
+            parent: Id of the run that a new run stands below.
+            about: Description of a new experiment, in Markdown.
+
         """
-        runs = [run for run in self.runs(experiment, parent) if run.key == key]
-        with translated(f"run {name} of {experiment}"):
-            if not runs:
-                own = {KEY_TAG: key} | ({PARENT_TAG: parent} if parent else {})
-                place = self._experiment(experiment)
-                run = self._client.create_run(
-                    place, tags={**tags, **own}, run_name=name
-                )
-                return str(run.info.run_id)
-            oldest = runs[-1]
-            if oldest.status != "FINISHED":
-                self._client.update_run(oldest.run_id, status="RUNNING")
-            return oldest.run_id
+        runs = self.runs(experiment, tag_equals(KEY_TAG, key))
+        if not runs:
+            run_tags = {**tags, KEY_TAG: key}
+            if parent:
+                run_tags[PARENT_TAG] = parent
+            experiment_id = self._experiment_id(experiment, about)
+            run = self.create_run(experiment_id, tags=run_tags, run_name=name)
+            return str(run.info.run_id)
+        oldest = runs[-1]
+        if oldest.status != "FINISHED":
+            self.update_run(oldest.run_id, status="RUNNING")
+        return oldest.run_id
 
-    def runs(self, experiment: str, parent: str | None = None) -> list[Run]:
-        """Every run under `parent` (default: under none), newest first; no experiment, no runs."""
-        # Not "IS NULL", which older servers do not know.
-        under = f"tags.`{PARENT_TAG}` = '{parent}'" if parent else ""
-        with translated(f"runs of {experiment}"):
-            known = self._client.get_experiment_by_name(experiment)
-            if known is None:
-                return []
-            order = ["attributes.start_time DESC"]
-            found = self._client.search_runs(
-                [known.experiment_id], under, 1, MOST, order
-            )
-        return [_run(run) for run in found if run.data.tags.get(PARENT_TAG) == parent]
+    def runs(
+        self, experiment: str, where: str = "", *, deleted: bool = False
+    ) -> list[Run]:
+        """Return runs of the experiment, newest first; none where there is no experiment.
+
+        Args:
+            experiment: Its name.
+            where: MLflow's filter, such as `tag_equals` gives.
+            deleted: Whether runs that somebody deleted in MLflow count.
+
+        """
+        entity = self.get_experiment_by_name(experiment)
+        if entity is None:
+            return []
+        query = {
+            "experiment_ids": [entity.experiment_id],
+            "filter_string": where,
+            "run_view_type": ViewType.ALL if deleted else ViewType.ACTIVE_ONLY,
+            "max_results": PAGE_SIZE,
+            "order_by": ["attributes.start_time DESC"],
+        }
+        page = self.search_runs(**query)
+        runs = [_run(run) for run in page]
+        while page.token:
+            page = self.search_runs(**query, page_token=page.token)
+            runs.extend(_run(run) for run in page)
+        return runs
 
     def run(self, run_id: str) -> Run:
-        with translated(f"run {run_id}"):
-            return _run(self._client.get_run(run_id))
+        return _run(self.get_run(run_id))
 
     def log(
         self,
@@ -122,34 +149,18 @@ class Tracking:
         metrics: Mapping[str, float] | None = None,
         tags: Mapping[str, str] | None = None,
         at: datetime | None = None,
+        step: int = 0,
     ) -> None:
         """Write values, metrics as of `at` (default: now); a parameter keeps its first value."""
-        now = int((at.timestamp() if at else time.time()) * 1000)
+        time = at or datetime.now(UTC)
+        milliseconds = int(time.timestamp() * 1000)
         points = [
-            Metric(name, float(value), now, 0)
+            Metric(name, float(value), milliseconds, step)
             for name, value in (metrics or {}).items()
         ]
         texts = [Param(name, str(value)) for name, value in (params or {}).items()]
         labels = [RunTag(name, value) for name, value in (tags or {}).items()]
-        with translated(f"values of run {run_id}"):
-            self._client.log_batch(run_id, points, texts, labels)
-
-    def log_json(self, run_id: str, content: Mapping[str, Any], path: str) -> None:
-        with translated(f"artifact {path} of run {run_id}"):
-            self._client.log_dict(run_id, dict(content), path)
-
-    def log_text(self, run_id: str, text: str, path: str) -> None:
-        with translated(f"artifact {path} of run {run_id}"):
-            self._client.log_text(run_id, text, path)
-
-    def log_artifact(self, run_id: str, file: Path, folder: str) -> None:
-        with translated(f"artifact {file.name} of run {run_id}"):
-            self._client.log_artifact(run_id, str(file), folder)
-
-    def log_artifacts(self, run_id: str, files: Path, folder: str) -> None:
-        """Store everything in the local folder `files` in the run's folder `folder`."""
-        with translated(f"artifacts {folder} of run {run_id}"):
-            self._client.log_artifacts(run_id, str(files), folder)
+        self.log_batch(run_id, points, texts, labels)
 
     def log_dataset(
         self, run_id: str, parquet: Path, *, name: str, digest: str, target: str
@@ -158,85 +169,34 @@ class Tracking:
 
         digest: the caller's hash of the content: MLflow's own covers the first 10,000 rows.
         """
-        self.log_artifact(run_id, parquet, DATA_FOLDER)
+        self.log_artifact(run_id, str(parquet), DATA_FOLDER)
         # The address that the UI itself links to: proxied artifact URIs have no resolver.
         path = f"path={DATA_FOLDER}/{parquet.name}&run_uuid={run_id}"
         dataset = from_pandas(
             pd.read_parquet(parquet),
-            source=f"{self._address}/get-artifact?{path}",
+            source=f"{self.tracking_uri}/get-artifact?{path}",
             targets=target,
             name=name,
             digest=digest[:DIGEST_LENGTH],
         )
         context = [InputTag("mlflow.data.context", "training")]
-        with translated(f"dataset {name} of run {run_id}"):
-            self._client.log_inputs(
-                run_id, [DatasetInput(Dataset(**dataset.to_dict()), context)]
-            )
-
-    def download(self, run_id: str, path: str, folder: Path) -> Path:
-        """Fetch the artifact (file or folder) `path` below `folder`; return where it is."""
-        folder.mkdir(parents=True, exist_ok=True)
-        with translated(f"artifact {path} of run {run_id}"):
-            return Path(self._client.download_artifacts(run_id, path, str(folder)))
-
-    def artifacts(self, run_id: str, folder: str) -> dict[str, int]:
-        """Paths of what lies in the artifact folder, with sizes in bytes (0 for a folder)."""
-        with translated(f"artifacts of run {run_id}"):
-            found = self._client.list_artifacts(run_id, folder)
-        return {each.path: each.file_size or 0 for each in found}
+        entity = Dataset(**dataset.to_dict())
+        self.log_inputs(run_id, [DatasetInput(entity, context)])
 
     def delete_artifacts(self, run_id: str, path: str) -> None:
         """Delete the artifact (file or folder) `path`, if it is there."""
-        with translated(f"artifact {path} of run {run_id}"):
-            place = self._client.get_run(run_id).info.artifact_uri
-            get_artifact_repository(place, self._address).delete_artifacts(path)
+        address = self.get_run(run_id).info.artifact_uri
+        get_artifact_repository(address, self.tracking_uri).delete_artifacts(path)
 
-    def rewrite(
+    def end(
         self,
-        experiment: str,
-        pattern: str,
-        change: Callable[[str, Path], int],
-        *,
-        store: bool,
-    ) -> int:
-        """Let `change` (run, file) edit copies of files of all runs.
-
-        pattern: of their paths. store: put back those it answers more than 0 for. Returns the sum.
-        """
-        folder, changed = pattern.rpartition("/")[0], 0
-        with (
-            translated(f"files of {experiment}"),
-            TemporaryDirectory(prefix="gyre-") as name,
-        ):
-            for run_id, address in self._places(experiment):
-                files = get_artifact_repository(address, self._address)
-                for path in (each.path for each in files.list_artifacts(folder)):
-                    if fnmatch(path, pattern):
-                        file = Path(files.download_artifacts(path, name))
-                        changed += (rows := change(run_id, file))
-                        if rows and store:
-                            files.log_artifact(str(file), folder)
-        return changed
-
-    def _places(self, experiment: str) -> Iterator[tuple[str, str]]:
-        """Run, and address of files, of each run, also of deleted ones."""
-        if known := self._client.get_experiment_by_name(experiment):
-            ids = [known.experiment_id]
-            for run in self._client.search_runs(ids, "", ViewType.ALL, MOST):
-                yield run.info.run_id, run.info.artifact_uri
-
-    def finish(self, run_id: str, status: Literal["FINISHED", "FAILED"]) -> None:
-        with translated(f"end of run {run_id}"):
-            self._client.set_terminated(run_id, status)
-
-    def end(self, run_id: str, outcome: str) -> None:
-        self.log(run_id, tags=dict.fromkeys(OUTCOME, outcome[:LONGEST]))
-        self.finish(run_id, "FINISHED")
-
-    def fail(self, run_id: str, why: str) -> None:
-        self.log(run_id, tags=dict.fromkeys(OUTCOME, why[:LONGEST]))
-        self.finish(run_id, "FAILED")
+        run_id: str,
+        outcome: str,
+        status: Literal["FINISHED", "FAILED"] = "FINISHED",
+    ) -> None:
+        """End the run; its outcome is a tag, and its description in MLflow's UI."""
+        self.log(run_id, tags=dict.fromkeys(OUTCOME_TAGS, outcome[:TAG_LENGTH]))
+        self.set_terminated(run_id, status)
 
     @contextmanager
     def on_record(self, run_id: str) -> Iterator[None]:
@@ -246,16 +206,28 @@ class Tracking:
         except BaseException as exc:
             # That MLflow does not answer may be the reason itself.
             with suppress(RegistryError):
-                self.fail(run_id, in_one_line(exc))
+                self.end(run_id, in_one_line(exc), "FAILED")
             raise
 
-    def _experiment(self, name: str) -> str:
-        with translated(f"experiment {name}", unless=EXISTS):
-            self._client.create_experiment(name, tags=EXPERIMENT)
-        return str(self._client.get_experiment_by_name(name).experiment_id)
+    def _experiment_id(self, name: str, about: str) -> str:
+        tags = EXPERIMENT_KIND | {DESCRIPTION_TAG: about}
+        with suppress(RegistryError):  # there is one already
+            self.create_experiment(name, tags=tags)
+        return str(self.get_experiment_by_name(name).experiment_id)
 
 
-def _run(found: Any) -> Run:
-    data = found.data
-    values = dict(data.params), dict(data.metrics), dict(data.tags)
-    return Run(found.info.run_id, data.tags.get(KEY_TAG), found.info.status, *values)
+def tag_equals(name: str, value: str) -> str:
+    """Return MLflow's filter of runs whose tag has the value."""
+    quote = '"' if "'" in value else "'"
+    return f"tags.`{name}` = {quote}{value}{quote}"
+
+
+def _run(run: MlflowRun) -> Run:
+    return Run(
+        run_id=run.info.run_id,
+        key=run.data.tags.get(KEY_TAG),
+        status=run.info.status,
+        params=run.data.params,
+        metrics=run.data.metrics,
+        tags=run.data.tags,
+    )

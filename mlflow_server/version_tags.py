@@ -9,16 +9,16 @@ IN_WORDS = {"as_of", "cause", "feature_service", "reason", "who"}
 
 
 def packed(tags: Mapping[str, str]) -> dict[str, str]:
-    hashes = {name: value for name, value in tags.items() if name not in IN_WORDS}
-    return {name: tags[name] for name in IN_WORDS & tags.keys()} | {
-        LINEAGE: json.dumps(hashes)
-    }
+    """Return the tags as MLflow is to keep them."""
+    words = {name: text for name, text in tags.items() if name in IN_WORDS}
+    hashes = {name: text for name, text in tags.items() if name not in IN_WORDS}
+    return words | {LINEAGE: json.dumps(hashes)}
 
 
-def unpacked(kept: Mapping[str, str]) -> dict[str, str]:
-    """Return what was packed; a tag by itself, as earlier versions have each, counts more."""
-    tags = dict(kept)
-    # Somebody has edited it: no digests, so not served.
+def unpacked(stored: Mapping[str, str]) -> dict[str, str]:
+    """Return the tags that were packed; a tag by itself counts more than one in the JSON."""
+    tags = dict(stored)
+    # Edited by hand, the JSON may be none: no digests, so the version is not served.
     with suppress(TypeError, ValueError):
-        tags = dict[str, str](json.loads(tags.pop(LINEAGE, "{}"))) | tags
+        tags = dict(json.loads(tags.pop(LINEAGE, "{}"))) | tags
     return tags

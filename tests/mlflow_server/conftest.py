@@ -6,9 +6,9 @@ import uuid
 from typing import TYPE_CHECKING
 
 import pytest
+from mlflow import MlflowClient
 
 from core.settings import Settings
-from mlflow_server.connection import client
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
 from tests.conftest import mlflow_server, unused_port
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 
-@pytest.fixture
-def free_port() -> int:
-    return unused_port()
+def client(settings: Settings) -> MlflowClient:
+    """MLflow's own client, as anybody has it."""
+    return MlflowClient(settings.mlflow_address, settings.mlflow_address)
 
 
 @pytest.fixture(scope="session")

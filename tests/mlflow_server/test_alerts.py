@@ -1,28 +1,34 @@
-"""Alerts through real receivers: a webhook and a mail server of the test's own."""
+"""Alerts through a real receiver: a webhook of the test's own."""
 
 from __future__ import annotations
 
 import json
-import socketserver
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
-from email import message_from_bytes
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 import sqlalchemy as sql
 from sqlalchemy.schema import DropSchema
 
-from mlflow_server.alerts import DriftAlert, alert, deliver, note
-from mlflow_server.records import QUIET, Records, is_open
+from mlflow_server.alerts import QUIET, Alerts, DriftAlert, is_open
 from tests.conftest import new_settings, unused_port
 from tests.feature_repo.test_postgres import postgres, server_log  # noqa: F401  (fixtures)
 
-MODEL, CAUSE = "customer_churn_model", "drift of version 1, labels up to 2026-08-01"
+MODEL, CAUSE = "customer_churn_model", f"skew of version 1: {'a_feature, ' * 100}"
 MESSAGE = "bad: total_spend_30d: PSI 0.31; retrain"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
+FIELDS = {
+    "feature": "total_spend_30d",
+    "drift_type": "data_drift",
+    "severity": "significant",
+    "psi_score": 0.31,
+    "detected_at": "2026-11-20T12:00:00Z",
+    "message": MESSAGE,
+}
 
 
 class Webhook(BaseHTTPRequestHandler):
@@ -36,206 +42,24 @@ class Webhook(BaseHTTPRequestHandler):
         pass
 
 
-class Mail(socketserver.StreamRequestHandler):
-    """As much of RFC 5321 as one mail takes."""
-
-    def handle(self):
-        self.say("220 test")
-        for line in self.rfile:
-            verb = line[:4].upper().strip()
-            if verb == b"DATA":
-                self.say("354 go on")
-                self.server.received.append(
-                    b"".join(iter(self.rfile.readline, b".\r\n"))
-                )
-            self.say("221 bye" if verb == b"QUIT" else "250 fine")
-            if verb == b"QUIT":
-                return
-
-    def say(self, text):
-        self.wfile.write(f"{text}\r\n".encode())
-
-
-class MailServer(socketserver.ThreadingTCPServer):
-    allow_reuse_address = True
-
-
 @contextmanager
-def receiving(kind, handler, port=0):
-    """Port and list of what arrived."""
+def receiving(port=0, kind=HTTPServer, handler=Webhook):
+    """Address and list of what arrived."""
     with kind(("127.0.0.1", port), handler) as server:
         server.received = []
         thread = threading.Thread(target=server.serve_forever, args=(0.05,))
         thread.start()
         try:
-            yield server.server_address[1], server.received
+            yield f"json://127.0.0.1:{server.server_port}", server.received
         finally:
             server.shutdown()
             thread.join()
 
 
-@pytest.fixture
-def records(tmp_path):
-    with closing(Records(new_settings(tmp_path))) as opened:
-        yield opened
-
-
-def seen(tmp_path, records, urls, times=1, cause=CAUSE):
-    settings = new_settings(tmp_path, alert_urls=urls)
-    return [
-        alert(settings, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=hour))
-        for hour in range(times)
-    ]
-
-
-def test_twenty_sightings_are_one_alert_with_a_count(tmp_path, records):
-    with receiving(HTTPServer, Webhook) as (port, received):
-        went_out = seen(tmp_path, records, f"json://127.0.0.1:{port}", 20)
-    assert went_out == [True] + [False] * 19
-    (sent,) = received
-    assert sent["title"] == f"Gyre: {MODEL}"
-    assert MESSAGE in sent["message"]
-    assert CAUSE in sent["message"]
-    (row,) = records.alerts(MODEL)
-    assert (row["count"], row["delivered"]) == (20, True)
-    assert row["first"] < row["last"]
-
-
-def test_another_cause_is_another_alert(tmp_path, records):
-    with receiving(HTTPServer, Webhook) as (port, received):
-        seen(tmp_path, records, f"json://127.0.0.1:{port}")
-        seen(tmp_path, records, f"json://127.0.0.1:{port}", cause="harm of version 2")
-    assert len(received) == 2
-
-
-def test_a_failed_delivery_is_tried_again_when_seen_again(tmp_path, records):
-    port = unused_port()
-    url = f"json://127.0.0.1:{port}"
-    assert seen(tmp_path, records, url, 2) == [False, False]
-    assert records.alerts(MODEL)[0]["delivered"] is False
-    with receiving(HTTPServer, Webhook, port) as (_, received):
-        assert seen(tmp_path, records, url, 2) == [True, False]
-    assert len(received) == 1
-    assert records.alerts(MODEL)[0]["count"] == 4
-
-
-def test_what_many_see_at_once_one_delivers(tmp_path):
-    """Each with a database connection of its own, and nothing made before."""
-    together = threading.Barrier(8)
-
-    def see(number):
-        together.wait(600)
-        at = NOW + timedelta(milliseconds=number)
-        with closing(Records(new_settings(tmp_path))) as records:
-            return alert(settings, records, MODEL, CAUSE, MESSAGE, at)
-
-    with (
-        receiving(HTTPServer, Webhook) as (port, received),
-        ThreadPoolExecutor(8) as pool,
-    ):
-        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
-        assert sorted(pool.map(see, range(8))) == [False] * 7 + [True]
-    assert len(received) == 1
-    with closing(Records(settings)) as records:
-        assert [(row["count"], row["delivered"]) for row in records.alerts(MODEL)] == [
-            (8, True)
-        ]
-
-
-def test_a_mail_and_a_webhook_get_the_same_alert(tmp_path, records):
-    with (
-        receiving(HTTPServer, Webhook) as (web, posted),
-        receiving(MailServer, Mail) as (mail, mailed),
-    ):
-        address = (
-            f"mailto://127.0.0.1:{mail}/?from=gyre@test.example&to=team@test.example"
-        )
-        urls = f"json://127.0.0.1:{web} {address}&mode=insecure"
-        assert seen(tmp_path, records, urls) == [True]
-    letter = message_from_bytes(mailed[0])
-    assert letter["To"] == "team@test.example"
-    assert MODEL in str(letter["Subject"])
-    body = letter.get_payload(decode=True) or letter.get_payload(0).get_payload(
-        decode=True
-    )
-    assert MESSAGE.encode() in body
-    assert len(posted) == 1
-
-
-def test_without_an_address_alerts_are_lines_of_a_file(tmp_path, records):
-    assert seen(tmp_path, records, "", 3) == [True, False, False]
-    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
-    assert json.loads(line) == {
-        "time": NOW.isoformat(), "model": MODEL, "cause": CAUSE, "message": MESSAGE,
-    }  # fmt: skip
-
-
-DRIFT = DriftAlert("total_spend_30d", "data_drift", "significant", 0.31, NOW, MESSAGE)
-
-
-def test_what_a_monitor_alerts_of_has_its_fields_in_row_file_and_message(
-    tmp_path, records
-):
-    settings = new_settings(tmp_path)
-    assert alert(settings, records, MODEL, CAUSE, DRIFT, NOW)
-    fields = {
-        "feature": "total_spend_30d", "drift_type": "data_drift", "severity": "significant",
-        "psi_score": 0.31, "detected_at": "2026-11-20T12:00:00Z", "message": MESSAGE,
-    }  # fmt: skip
-    assert json.loads(records.alerts(MODEL)[0]["details"]) == fields
-    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
-    assert json.loads(line).items() >= fields.items()
-    with receiving(HTTPServer, Webhook) as (port, received):
-        settings = new_settings(tmp_path, alert_urls=f"json://127.0.0.1:{port}")
-        alert(settings, records, MODEL, "another", DRIFT, NOW)
-    for part in (
-        "feature: total_spend_30d",
-        "psi_score: 0.31",
-        "severity: significant",
-        MESSAGE,
-    ):
-        assert part in received[0]["message"]
-
-
-def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(
-    tmp_path, records
-):
-    settings = new_settings(tmp_path)
-    seen(tmp_path, records, "", 3)
-    last = NOW + timedelta(hours=2)
-    assert not alert(settings, records, MODEL, CAUSE, MESSAGE, last + QUIET)
-    again = last + 2 * QUIET + timedelta(seconds=1)
-    assert alert(settings, records, MODEL, CAUSE, MESSAGE, again)
-    rows = records.alerts(MODEL)
-    assert [row["count"] for row in rows] == [4, 1]
-    assert [is_open(row, again) for row in rows] == [False, True]
-
-
-def test_what_was_not_delivered_is_shown_and_any_later_look_delivers_it_once(
-    tmp_path, records
-):
-    port = unused_port()
-    url = f"json://127.0.0.1:{port}"
-    seen(tmp_path, records, url)
-    note(records, MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
-    assert [row["cause"] for row in records.undelivered(MODEL)] == [
-        CAUSE,
-        "killed after",
-    ]
-    settings = new_settings(tmp_path, alert_urls=url)
-    assert deliver(settings, records, MODEL, NOW) == 0, "nobody is there"
-    with (
-        receiving(HTTPServer, Webhook, port) as (_, received),
-        ThreadPoolExecutor(4) as pool,
-    ):
-        at = [NOW + timedelta(hours=2, milliseconds=n) for n in range(4)]
-        went = pool.map(lambda each: deliver(settings, records, MODEL, each), at)
-        assert sum(went) == 2
-    assert len(received) == 2
-    assert records.undelivered(MODEL) == []
-    assert {row["count"] for row in records.alerts(MODEL)} == {1}, (
-        "a try is no sighting"
-    )
+@contextmanager
+def opened(folder, urls=""):
+    with closing(Alerts(new_settings(folder, alert_urls=urls))) as alerts:
+        yield alerts
 
 
 @pytest.fixture(params=["SQLite", "PostgreSQL"])
@@ -253,34 +77,85 @@ def anywhere(request, tmp_path):
     return new_settings(tmp_path, database_url=address)
 
 
-def test_a_long_cause_is_one_alert_and_one_that_differs_at_its_end_is_another(anywhere):
-    causes = [f"skew of version 1: {'a_feature, ' * 100}{end}" for end in ("a", "b")]
-    with closing(Records(anywhere)) as records:
-        for cause in causes:
-            assert alert(anywhere, records, MODEL, cause, MESSAGE, NOW)
-            assert not alert(
-                anywhere, records, MODEL, cause, MESSAGE, NOW + timedelta(hours=1)
-            )
-        rows = {row["cause"]: row for row in records.alerts(MODEL)}
-        assert rows.keys() == set(causes), "as it was said, in full"
-        note(records, MODEL, causes[0], DRIFT, NOW + timedelta(hours=5))
-        assert deliver(anywhere, records, MODEL, NOW + timedelta(hours=5)) == 1, (
-            "it begins anew"
-        )
+def test_twenty_sightings_are_one_alert_with_a_count(tmp_path):
+    with receiving() as (url, received), opened(tmp_path, url) as alerts:
+        for hour in range(20):
+            at = NOW + timedelta(hours=hour)
+            assert alerts.alert(MODEL, CAUSE, DRIFT, at) == (hour == 0)
+        (row,) = alerts.rows(MODEL)
+    assert (row["count"], row["delivered"]) == (20, True)
+    assert row["first"] < row["last"]
+    assert json.loads(row["details"]).items() >= FIELDS.items()
+    (sent,) = received
+    assert sent["title"] == f"Gyre: {MODEL}"
+    fields = [
+        f"{name}: {FIELDS[name]}" for name in ("feature", "psi_score", "severity")
+    ]
+    for part in (*fields, MESSAGE, CAUSE):
+        assert part in sent["message"]
 
 
-def test_of_eight_that_see_a_cause_for_the_first_time_at_once_each_counts_in_one_row(
-    anywhere,
-):
+def test_what_many_see_at_once_one_delivers_and_each_counts(anywhere):
+    """Each with a database connection of its own, and nothing made before."""
     together = threading.Barrier(8)
+    causes = [f"{CAUSE} of {end}" for end in "ab"]
 
-    def look(_):
-        with closing(Records(anywhere)) as records:
-            for n in range(15):
+    def see(_):
+        with closing(Alerts(settings)) as alerts:
+            went_out = []
+            for cause in causes:
                 together.wait(600)
-                records.count_alert(MODEL, f"cause {n}", MESSAGE, NOW)
+                went_out.append(alerts.alert(MODEL, cause, MESSAGE, NOW))
+            return went_out
 
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(look, range(8)))
-    with closing(Records(anywhere)) as records:
-        assert [row["count"] for row in records.alerts(MODEL)] == [8] * 15
+    with receiving() as (url, received), ThreadPoolExecutor(8) as pool:
+        settings = anywhere.model_copy(update={"alert_urls": url})
+        deliveries = [*pool.map(see, range(8))]
+    assert sum(map(sum, deliveries)) == len(received) == 2
+    with closing(Alerts(anywhere)) as alerts:
+        rows = {row["cause"]: row["count"] for row in alerts.rows(MODEL)}
+    assert rows == dict.fromkeys(causes, 8)
+
+
+def test_without_an_address_alerts_are_lines_of_a_file(tmp_path):
+    with opened(tmp_path) as alerts:
+        assert alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+        assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW)
+    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
+    incident = {"time": NOW.isoformat(), "model": MODEL, "cause": CAUSE}
+    assert json.loads(line).items() >= (FIELDS | incident).items()
+
+
+def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path):
+    again = NOW + 2 * QUIET + timedelta(seconds=1)
+    with opened(tmp_path) as alerts:
+        assert alerts.alert(MODEL, CAUSE, MESSAGE, NOW)
+        assert not alerts.alert(MODEL, CAUSE, MESSAGE, NOW + QUIET)
+        assert alerts.alert(MODEL, CAUSE, MESSAGE, again)
+        assert [row["count"] for row in alerts.rows(MODEL)] == [2, 1]
+        assert [is_open(row, again) for row in alerts.rows(MODEL)] == [False, True]
+
+
+def test_what_was_not_delivered_any_later_look_delivers_once(tmp_path):
+    port = unused_port()
+    with opened(tmp_path, f"json://127.0.0.1:{port}") as alerts:
+        assert not alerts.alert(MODEL, CAUSE, MESSAGE, NOW), "nobody is there"
+        alerts.note(MODEL, "killed after", DRIFT, NOW)  # and before it told anybody
+        undelivered = alerts.rows(MODEL, delivered=False)
+        assert [row["cause"] for row in undelivered] == [CAUSE, "killed after"]
+        with receiving(port) as (_, received), ThreadPoolExecutor(4) as pool:
+            assert sum(pool.map(lambda _: alerts.deliver(MODEL, NOW), range(4))) == 2
+        assert len(received) == 2
+        assert alerts.rows(MODEL, delivered=False) == []
+        counts = {row["count"] for row in alerts.rows(MODEL)}
+        assert counts == {1}, "a try is no sighting"
+
+
+def test_a_dag_that_succeeds_ends_the_alerts_about_its_failed_tasks_alone(tmp_path):
+    with closing(Alerts(new_settings(tmp_path))) as alerts:
+        for task in ("train_m.validate", "train_mm.validate", "train_m.gate"):
+            alerts.alert_failure("m", task, "no rows", NOW)
+        alerts.alert("m", "drift", "drifted", NOW)
+        alerts.end_failures("train_m")
+        causes = [row["cause"] for row in alerts.rows("m")]
+    assert causes == ["train_mm.validate failed: no rows", "drift"]

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from core.errors import PromotionRefusedError, RegistryError
-from mlflow_server.connection import client
+from mlflow_server import promotion
 from mlflow_server.ledger import LedgerRow, now
-from mlflow_server.promotion import promote, reconcile, release, rollback
 from mlflow_server.roles import Deployed
-from tests.mlflow_server.conftest import stages
+from tests.mlflow_server.conftest import client, stages
 
 if TYPE_CHECKING:
     from core.settings import Settings
@@ -19,267 +19,227 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Registry
 
 ANN = {"who": "ann", "why": "better"}
+CHALLENGER = {"role": "challenger", "percent": 5}
+SHADOW = {"role": "shadow"}
 
 
-def test_a_promotion_is_one_row_and_moves_alias_and_stage(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN, replaces=None)
-    row = promote(registry, ledger, model, "2", **ANN, evidence="runs:/abc/report.html")
-    assert registry.production(model) == "2"
-    assert registry.aliases(model) == {"production": "2", "previous": "1"}
-    assert stages(settings, model) == {"1": "Archived", "2": "Production"}
-    assert row == ledger.rows(model)[1]
+@dataclass
+class Roles:
+    """The roles of one model with five versions."""
+
+    settings: Settings
+    registry: Registry
+    ledger: Ledger
+    model: str
+
+    def promote(self, version: str, **more: Any) -> LedgerRow:
+        place = (self.registry, self.ledger, self.model)
+        return promotion.promote(*place, version, **ANN, **more)
+
+    def release(self, role: str, **more: Any) -> LedgerRow:
+        place = (self.registry, self.ledger, self.model)
+        return promotion.release(*place, role, **ANN, **more)
+
+    def rollback(self) -> str | None:
+        place = (self.registry, self.ledger, self.model)
+        return promotion.rollback(*place, **ANN).to_version
+
+    def reconcile(self) -> list[LedgerRow]:
+        return promotion.reconcile(self.registry, self.ledger, self.model)
+
+    def refuses(self, version: str, reason: str, **more: Any) -> None:
+        with pytest.raises(PromotionRefusedError, match=reason):
+            self.promote(version, **more)
+
+    @property
+    def aliases(self) -> dict[str, str]:
+        return self.registry.aliases(self.model)
+
+    @property
+    def stages(self) -> dict[str, str]:
+        return stages(self.settings, self.model)
+
+    @property
+    def rows(self) -> list[LedgerRow]:
+        return self.ledger.rows(self.model)
+
+    @property
+    def changes(self) -> list[tuple[str, int, str | None, str | None, str]]:
+        """Of the rows that are applied."""
+        return [
+            (row.role, row.percent, row.from_version, row.to_version, row.who)
+            for row in self.rows
+            if row.applied_at
+        ]
+
+
+@pytest.fixture
+def roles(settings: Settings, registry: Registry, ledger: Ledger, model: str) -> Roles:
+    return Roles(settings, registry, ledger, model)
+
+
+def test_a_promotion_is_one_row_and_moves_alias_and_stage(roles: Roles) -> None:
+    roles.promote("1", replaces=None)
+    row = roles.promote("2", evidence="runs:/abc/report.html")
+    assert roles.aliases == {"production": "2"}
+    assert roles.stages == {"1": "Archived", "2": "Production"}
+    assert row == roles.rows[1]
     shown = row.as_json()
     assert shown.pop("time").endswith("+00:00")
     assert shown.pop("applied_at").endswith("+00:00")
     assert shown == {
-        "model": model,
+        "model": roles.model,
         "sequence": 2,
         "role": "production",
         "percent": 100,
         "from": "1",
         "to": "2",
-        "who": "ann",
-        "why": "better",
         "evidence": "runs:/abc/report.html",
+        "action": "promote",
+        **ANN,
     }
-    assert reconcile(registry, ledger, model) == ledger.rows(model)
-    assert len(ledger.rows(model)) == 2
+    assert roles.reconcile() == roles.rows
+    assert len(roles.rows) == 2
 
 
-def test_other_roles_leave_production_and_stages_alone(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
+def test_a_row_says_what_was_done_and_one_version_is_in_stage_production(
+    roles: Roles,
 ) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=25)
-    assert registry.aliases(model) == {"production": "1", "challenger": "2"}
-    assert stages(settings, model) == {"1": "Production"}
-    assert registry.deployed(model).tags == {"challenger_traffic": "2:25"}
-    assert [row.percent for row in ledger.rows(model)] == [100, 5, 25]
+    api = client(roles.settings)
+    for change, action in (
+        (lambda: roles.promote("1"), "promote"),
+        (lambda: roles.promote("2"), "promote"),
+        (roles.rollback, "rollback"),
+        (lambda: roles.promote("2"), "promote"),  # back to a newer one
+        (lambda: roles.promote("3", **CHALLENGER, action="rollout"), "rollout"),
+        (lambda: roles.promote("3", action="rollout"), "release"),  # its challenge ends
+        (lambda: api.set_registered_model_alias(roles.model, "production", "4"), "by hand"),
+        (roles.rollback, "rollback"),
+    ):  # fmt: skip
+        change()
+        assert roles.rows[-1].action == action
+        answering = [v for v, stage in roles.stages.items() if stage == "Production"]
+        assert answering == [roles.aliases["production"]]
+    assert [row.action for row in roles.rows[4:7]] == ["rollout", "rollout", "release"]
 
 
-def test_the_loser_is_told_who_won(
-    registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", who="bob", why="urgent")
-    with pytest.raises(
-        PromotionRefusedError, match=r"version 2 \(by bob at 20.* UTC: urgent\)"
-    ):
-        promote(registry, ledger, model, "3", **ANN, replaces="1")
-    with pytest.raises(PromotionRefusedError, match="not no version"):
-        promote(registry, ledger, model, "3", **ANN, replaces=None)
-    with pytest.raises(PromotionRefusedError, match="version 2 is already production"):
-        promote(registry, ledger, model, "2", **ANN)
-    with pytest.raises(PromotionRefusedError, match="role must be one of"):
-        promote(registry, ledger, model, "2", **ANN, role="king")
-    with pytest.raises(PromotionRefusedError, match=r"1\.\.100 .*101"):
-        promote(registry, ledger, model, "2", **ANN, percent=101)
-    assert len(ledger.rows(model)) == 2
-
-
-def test_an_unknown_version_is_named_with_the_known_ones(
-    registry: Registry, ledger: Ledger, model: str
-) -> None:
+def test_the_loser_is_told_who_won(roles: Roles) -> None:
+    roles.promote("1")
+    roles.promote("2")
+    roles.refuses("3", r"version 2 \(by ann at 20.* UTC: better\)", replaces="1")
+    roles.refuses("3", "not no version", replaces=None)
+    roles.refuses("2", "version 2 is already production")
+    roles.refuses("2", "role must be one of", role="king")
+    roles.refuses("2", r"1\.\.100 .*101", percent=101)
     with pytest.raises(RegistryError, match=r"no version 77: known are 1, 2, 3, 4, 5"):
-        promote(registry, ledger, model, "77", **ANN)
-    with pytest.raises(RegistryError, match="known are none"):
-        promote(registry, ledger, "never_registered", "1", **ANN)
-    assert ledger.rows(model) == []
+        roles.promote("77")
+    assert len(roles.rows) == 2
 
 
 def test_a_promotion_again_with_the_same_evidence_is_the_one_of_before(
-    registry: Registry, ledger: Ledger, model: str
+    roles: Roles,
 ) -> None:
-    first = promote(
-        registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a"
-    )
-    assert (
-        promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/a")
-        == first
-    )
-    with pytest.raises(PromotionRefusedError, match=r"is version 1 .* not no version"):
-        promote(registry, ledger, model, "1", **ANN, replaces=None, evidence="runs:/b")
-    assert ledger.rows(model) == [first]
+    first = roles.promote("1", replaces=None, evidence="runs:/a")
+    assert roles.promote("1", replaces=None, evidence="runs:/a") == first
+    roles.refuses("1", r"is version 1 .* not no", replaces=None, evidence="runs:/b")
+    assert roles.rows == [first]
 
 
-def test_a_row_whose_version_was_deleted_never_takes_effect(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    ledger.insert(
-        LedgerRow(model, 2, "production", 100, "1", "2", "late", "", None, now())
-    )
-    client(settings).delete_model_version(model, "2")
-    assert reconcile(registry, ledger, model)[1].applied_at is None
-    promote(registry, ledger, model, "3", **ANN)
-    assert [row.applied_at is None for row in ledger.rows(model)] == [
-        False,
-        True,
-        False,
-    ]
-    assert registry.aliases(model) == {"production": "3", "previous": "1"}
+def test_a_row_whose_version_was_deleted_never_takes_effect(roles: Roles) -> None:
+    roles.promote("1")
+    late = ("production", 100, "1", "2", "late", "", None)
+    roles.ledger.insert(LedgerRow(roles.model, 2, *late, now()))
+    client(roles.settings).delete_model_version(roles.model, "2")
+    assert roles.reconcile()[1].applied_at is None
+    roles.promote("3")
+    assert [bool(row.applied_at) for row in roles.rows] == [True, False, True]
+    assert roles.aliases == {"production": "3"}
 
 
-def test_traffic_set_by_hand_is_out_of_band_and_stands(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
+def test_traffic_set_by_hand_is_out_of_band_and_stands(roles: Roles) -> None:
+    roles.promote("1")
+    roles.promote("2", **CHALLENGER)
     for value in ("2:50", "3:50", "2:many"):
-        client(settings).set_registered_model_tag(model, "challenger_traffic", value)
-        reconcile(registry, ledger, model)
-    shares = [(row.percent, row.who) for row in ledger.rows(model)[2:]]
+        client(roles.settings).set_registered_model_tag(
+            roles.model, "challenger_traffic", value
+        )
+        roles.reconcile()
+    shares = [(row.percent, row.who) for row in roles.rows[2:]]
     assert shares == [(50, "out of band"), (0, "out of band")]
-    assert registry.deployed(model).tags == {"challenger_traffic": "2:many"}
+    tags = roles.registry.deployed(roles.model).tags
+    assert tags == {"challenger_traffic": "2:many"}
 
 
-def test_rolling_back_twice_goes_further_back(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
+def test_rolling_back_twice_goes_further_back(roles: Roles) -> None:
     for version in "123":
-        promote(registry, ledger, model, version, **ANN)
-    assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "2"
-    assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "1"
+        roles.promote(version)
+    assert [roles.rollback(), roles.rollback()] == ["2", "1"]
     with pytest.raises(PromotionRefusedError, match="nothing to go back to"):
-        rollback(registry, ledger, model, who="ann", why="harm")
-    promote(registry, ledger, model, "4", **ANN)
-    assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "1"
-    assert stages(settings, model)["1"] == "Production"
+        roles.rollback()
+    for version in "453":
+        roles.promote(version)
+    client(roles.settings).delete_model_version(roles.model, "5")
+    assert [roles.rollback(), roles.rollback()] == ["4", "1"]
 
 
-def test_rollback_passes_over_a_version_deleted_meanwhile(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    for version in "123":
-        promote(registry, ledger, model, version, **ANN)
-    client(settings).delete_model_version(model, "2")
-    assert rollback(registry, ledger, model, who="ann", why="harm").to_version == "1"
-
-
-def roles(
-    ledger: Ledger, model: str
-) -> list[tuple[str, int, str | None, str | None, str]]:
-    return [
-        (row.role, row.percent, row.from_version, row.to_version, row.who)
-        for row in ledger.rows(model)
-        if row.applied_at
-    ]
-
-
-def test_a_role_is_ended_once_and_production_never(
-    registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
-    with pytest.raises(
-        PromotionRefusedError, match=r"challenger is version 2 .* not version 3"
+def test_a_role_is_ended_once_and_production_never(roles: Roles) -> None:
+    roles.promote("1")
+    roles.promote("2", **CHALLENGER)
+    for role, reason, more in (
+        ("challenger", "challenger is version 2 .* not version 3", {"replaces": "3"}),
+        ("shadow", "no version is shadow, nothing", {}),
+        ("production", "gyre rollback", {}),
     ):
-        release(registry, ledger, model, "challenger", **ANN, replaces="3")
-    row = release(registry, ledger, model, "challenger", **ANN, evidence="{}")
-    found = (row.from_version, row.to_version, row.percent, row.evidence)
-    assert found == ("2", None, 0, "{}")
-    assert registry.deployed(model) == Deployed({"production": "1"}, {})
-    with pytest.raises(
-        PromotionRefusedError, match="no version is challenger, nothing"
-    ):
-        release(registry, ledger, model, "challenger", **ANN)
-    with pytest.raises(PromotionRefusedError, match="gyre rollback"):
-        release(registry, ledger, model, "production", **ANN)
-    assert len(reconcile(registry, ledger, model)) == 3
-
-
-def test_an_ending_killed_on_the_way_is_carried_out_by_the_next_who_looks(
-    registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN, role="shadow")
-    ledger.insert(
-        LedgerRow(model, 3, "shadow", 0, "2", None, "ann", "enough", None, now())
-    )
-    assert registry.aliases(model)["shadow"] == "2"
-    assert reconcile(registry, ledger, model)[2].applied_at
-    assert registry.aliases(model) == {"production": "1"}
+        with pytest.raises(PromotionRefusedError, match=reason):
+            roles.release(role, **more)
+    row = roles.release("challenger", evidence="{}")
+    assert (row.percent, row.evidence, row.action) == (0, "{}", "release")
+    assert (row.from_version, row.to_version) == ("2", None)
+    deployed = roles.registry.deployed(roles.model)
+    assert deployed == Deployed({"production": "1"}, {})
+    assert len(roles.reconcile()) == 3
 
 
 def test_a_challenger_ends_with_the_production_that_it_was_tried_against(
-    registry: Registry, ledger: Ledger, model: str
+    roles: Roles,
 ) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=100)
-    promote(registry, ledger, model, "2", **ANN)  # it won
-    promote(registry, ledger, model, "3", **ANN, role="challenger", percent=5)
-    rollback(registry, ledger, model, who="ann", why="harm")
-    promote(registry, ledger, model, "4", **ANN, role="challenger", percent=5)
-    registry.set_alias(model, "production", "5")
-    assert registry.deployed(model) == Deployed(
-        {"production": "5", "previous": "1"}, {}
-    )
-    assert [row for row in roles(ledger, model) if row[0] == "challenger"] == [
+    roles.promote("1")
+    roles.promote("2", role="challenger", percent=100)
+    roles.promote("2")  # it won
+    roles.promote("3", **CHALLENGER)
+    roles.rollback()
+    roles.promote("4", **CHALLENGER)
+    roles.registry.set_alias(roles.model, "production", "5")
+    deployed = roles.registry.deployed(roles.model)
+    assert deployed == Deployed({"production": "5"}, {})
+    assert [change for change in roles.changes if change[0] == "challenger"] == [
         ("challenger", 100, None, "2", "ann"), ("challenger", 0, "2", None, "gyre"),
         ("challenger", 5, None, "3", "ann"), ("challenger", 0, "3", None, "gyre"),
         ("challenger", 5, None, "4", "ann"), ("challenger", 0, "4", None, "gyre"),
     ]  # fmt: skip
-    assert [row.sequence for row in ledger.rows(model)] == list(range(1, 11))
-    assert "production is version 1 now" in ledger.rows(model)[6].why
+    assert [row.sequence for row in roles.rows] == list(range(1, 11))
+    assert "production is version 1 now" in roles.rows[6].why
 
 
 def test_a_shadow_ends_once_its_version_answers_and_outlives_a_change_of_production(
-    registry: Registry, ledger: Ledger, model: str
+    roles: Roles,
 ) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    promote(registry, ledger, model, "3", **ANN, role="shadow")
-    promote(registry, ledger, model, "2", **ANN)
-    assert registry.aliases(model) == {
-        "production": "2",
-        "previous": "1",
-        "shadow": "3",
-    }
-    promote(registry, ledger, model, "3", **ANN, role="challenger", percent=5)
-    assert registry.aliases(model) == {
-        "production": "2",
-        "previous": "1",
-        "challenger": "3",
-    }
-    assert roles(ledger, model)[-1] == ("shadow", 0, "3", None, "gyre")
+    roles.promote("1")
+    roles.promote("3", **SHADOW)
+    roles.promote("2")
+    assert roles.aliases == {"production": "2", "shadow": "3"}
+    roles.promote("3", **CHALLENGER)
+    assert roles.aliases == {"production": "2", "challenger": "3"}
+    assert roles.changes[-1] == ("shadow", 0, "3", None, "gyre")
 
 
 def test_a_role_beside_production_needs_one_and_a_version_has_one_role(
-    registry: Registry, ledger: Ledger, model: str
+    roles: Roles,
 ) -> None:
-    with pytest.raises(
-        PromotionRefusedError, match=f"compared with: gyre promote {model} 2"
-    ):
-        promote(registry, ledger, model, "2", **ANN, role="shadow")
-    promote(registry, ledger, model, "1", **ANN)
-    with pytest.raises(
-        PromotionRefusedError, match="is in role production, and cannot be chall"
-    ):
-        promote(registry, ledger, model, "1", **ANN, role="challenger", percent=5)
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=5)
-    with pytest.raises(
-        PromotionRefusedError, match="is in role challenger, and cannot be shadow"
-    ):
-        promote(registry, ledger, model, "2", **ANN, role="shadow")
-    with pytest.raises(PromotionRefusedError, match="0 is gyre release"):
-        promote(registry, ledger, model, "2", **ANN, role="challenger", percent=0)
-    with pytest.raises(PromotionRefusedError, match="percent 100"):
-        promote(registry, ledger, model, "3", **ANN, role="shadow", percent=50)
-
-
-def test_roles_changed_by_hand_are_written_down_and_such_a_challenger_answers_nobody(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    promote(registry, ledger, model, "1", **ANN)
-    for role, version in (("challenger", "2"), ("shadow", "3")):
-        client(settings).set_registered_model_alias(model, role, version)
-    client(settings).delete_registered_model_alias(model, "shadow")
-    assert roles(ledger, model)[1:] == [
-        ("challenger", 0, None, "2", "mlflow-ui"),
-        ("shadow", 100, None, "3", "mlflow-ui"),
-        ("shadow", 0, "3", None, "mlflow-ui"),
-    ]
-    promote(registry, ledger, model, "2", **ANN, role="challenger", percent=10)
-    assert roles(ledger, model)[-1] == ("challenger", 10, "2", "2", "ann")
+    roles.refuses("2", f"compared with: gyre promote {roles.model} 2", **SHADOW)
+    roles.promote("1")
+    roles.refuses("1", "is in role production, and cannot be chall", **CHALLENGER)
+    roles.promote("2", **CHALLENGER)
+    roles.refuses("2", "is in role challenger, and cannot be shadow", **SHADOW)
+    roles.refuses("2", "0 is gyre release", role="challenger", percent=0)
+    roles.refuses("3", "percent 100", **SHADOW, percent=50)

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 import httpx
 import psutil
 import pytest
-import yaml
 
-from core.settings import CLONE, Settings
-from mlflow_server import server
+from core.settings import Settings
 from mlflow_server.ledger import Ledger
 from tests.conftest import BIN, answers, running, unused_port, wait_until
 from tests.mlflow_server.conftest import new_model
@@ -51,41 +49,22 @@ def test_foreign_hosts_and_origins_are_refused(settings: Settings) -> None:
     assert httpx.get(settings.mlflow_address).status_code == 200
 
 
-def test_database_and_artifacts_can_be_somebody_elses(tmp_path: Path) -> None:
-    urls = {
-        "database_url": "postgresql://db/mlflow",
-        "artifacts_url": "s3://bucket/models",
-    }
-    told = server.environment(Settings(home=tmp_path, **urls))
-    assert told["_MLFLOW_SERVER_FILE_STORE"] == told["_MLFLOW_SERVER_REGISTRY_STORE"]
-    address = "postgresql+psycopg2://db/mlflow?options=-csearch_path%3Dmlflow"
-    assert told["_MLFLOW_SERVER_FILE_STORE"] == address
-    assert told["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] == urls["artifacts_url"]
-    assert told["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] == "false"
-
-
 @pytest.mark.nightly
-def test_the_command_of_mlflows_chart_writes_a_role_changed_in_its_ui_down(
+def test_mlflows_own_command_writes_a_role_changed_in_its_ui_down(
     tmp_path: Path,
 ) -> None:
-    values = yaml.safe_load(
-        (CLONE / "deploy" / "kubernetes" / "mlflow-values.yaml").read_text()
-    )
     settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
-    here = {"host": "127.0.0.1", "port": settings.mlflow_port}
-    options = values["server"]["value_options"] | here
-    # As the chart does (charts/templates/_helpers.tpl).
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-    env = {each["name"]: each["value"] for each in values["env"]} | {
+    command = [str(BIN / "mlflow"), "server", "--app-name=gyre", "--workers=1"]
+    address = ["--host=127.0.0.1", f"--port={settings.mlflow_port}"]
+    env = {
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         "MLFLOW_BACKEND_STORE_URI": f"sqlite:///{tmp_path / 'mlflow.db'}",
         "MLFLOW_ARTIFACTS_DESTINATION": str(tmp_path / "artifacts"),
         "GYRE_HOME": str(settings.home),
         "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
     }
     settings.home.mkdir()
-    with running(
-        [str(BIN / "mlflow"), "server", *flags], tmp_path / "log", **env
-    ) as process:
+    with running([*command, *address], tmp_path / "log", **env) as process:
         wait_until("MLflow", lambda: answers(f"{settings.mlflow_address}/health"))
         model = new_model(settings, 1)
         url = f"{settings.mlflow_address}/api/2.0/mlflow/registered-models/alias"

@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import uuid
-from typing import TYPE_CHECKING
+from datetime import UTC, datetime
+from pathlib import Path
 
 import pandas as pd
 import pytest
 
 from core.errors import RegistryError
-from mlflow_server.connection import client
-from mlflow_server.pages import Pages
-from mlflow_server.tracking import Tracking
-from training.register import DESCRIBED
-
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from core.settings import Settings
+from core.settings import Settings
+from mlflow_server.tracking import DESCRIPTION_TAG, Tracking
+from tests.conftest import unused_port
 
 
 @pytest.fixture
@@ -34,102 +28,91 @@ def experiment() -> str:
 
 def test_a_key_has_one_run(tracking: Tracking, experiment: str) -> None:
     assert tracking.runs(experiment) == []
-    run_id = tracking.start_or_find_run(
-        experiment, "k", "monday", {"gyre.reason": "drift"}
-    )
+    run_id = tracking.start_or_find_run(experiment, "k", "monday", {"reason": "drift"})
     assert tracking.start_or_find_run(experiment, "k", "monday", {}) == run_id
-    other = tracking.start_or_find_run(
-        experiment, "manual__2026-11-20T09:17:47.5+00:00", "tuesday", {}
-    )
+    other = tracking.start_or_find_run(experiment, "Ann's", "tuesday", {})
+    assert tracking.start_or_find_run(experiment, "Ann's", "tuesday", {}) == other
     assert [run.run_id for run in tracking.runs(experiment)] == [other, run_id]
     run = tracking.run(run_id)
-    assert (run.key, run.status, run.tags["gyre.reason"]) == ("k", "RUNNING", "drift")
+    assert (run.key, run.status, run.tags["reason"]) == ("k", "RUNNING", "drift")
+
+
+def test_runs_are_read_to_the_end(tracking: Tracking, experiment: str) -> None:
+    first = tracking.start_or_find_run(experiment, "k", "first", {})
+    experiment_id = tracking.get_experiment_by_name(experiment).experiment_id
+    for _ in range(100):
+        tracking.create_run(experiment_id)
+    tracking.delete_run(first)
+    assert len(tracking.runs(experiment)) == 100
+    assert len(tracking.runs(experiment, deleted=True)) == 101
 
 
 def test_a_failed_run_goes_on_and_a_finished_one_stays(
     tracking: Tracking, experiment: str
 ) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
-    tracking.finish(run_id, "FAILED")
-    assert tracking.run(run_id).status == "FAILED"
+    with pytest.raises(ZeroDivisionError), tracking.on_record(run_id):
+        raise ZeroDivisionError("by nothing")
+    run = tracking.run(run_id)
+    assert (run.status, run.tags["outcome"]) == (
+        "FAILED",
+        "ZeroDivisionError: by nothing",
+    )
     tracking.start_or_find_run(experiment, "k", "run", {})
     assert tracking.run(run_id).status == "RUNNING"
-    tracking.finish(run_id, "FINISHED")
-    tracking.start_or_find_run(experiment, "k", "run", {})
-    assert tracking.run(run_id).status == "FINISHED"
-
-
-def test_an_experiment_has_a_description_and_columns_that_compare_its_runs(
-    tracking: Tracking, experiment: str, settings: Settings
-) -> None:
-    run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     tracking.end(run_id, "refused: auc 0.5")
-    api, pages = client(settings), Pages(settings)
-    found = api.get_experiment_by_name(experiment)
-    assert found.tags["mlflow.experimentKind"] == "custom_model_development"
-    assert "best constant" in found.tags["mlflow.note.content"]
-    place = f"/#/experiments/{found.experiment_id}/runs?viewStateShareKey=gyre&"
-    assert place in pages.experiment(experiment)
-    view = json.loads(found.tags["mlflow.sharedViewState.gyre"])
-    columns = view["selectedColumns"]
-    assert view["columnOrder"][-len(columns) :] == columns
-    assert columns[:2] == ["metrics.`log_loss`", "metrics.`trivial_log_loss`"]
-    named = {f"metrics.`{of}{each}`" for of in ("", "champion_") for each in DESCRIBED}
-    assert named <= set(columns)
-    assert pages.run(run_id).endswith(
-        f"/#/experiments/{found.experiment_id}/runs/{run_id}"
-    )
+    tracking.start_or_find_run(experiment, "k", "run", {})
     run = tracking.run(run_id)
-    assert run.tags["outcome"] == run.tags["mlflow.note.content"] == "refused: auc 0.5"
+    assert run.status == "FINISHED"
+    assert run.tags["outcome"] == run.tags[DESCRIPTION_TAG] == "refused: auc 0.5"
+
+
+def test_an_experiment_has_a_kind_and_a_description(
+    tracking: Tracking, experiment: str
+) -> None:
+    tracking.start_or_find_run(experiment, "k", "run", {}, about="trainings")
+    tags = tracking.get_experiment_by_name(experiment).tags
+    assert tags["mlflow.experimentKind"] == "custom_model_development"
+    assert tags[DESCRIPTION_TAG] == "trainings"
 
 
 def test_what_is_logged_comes_back(
-    tracking: Tracking, experiment: str, settings: Settings, tmp_path: Path
+    tracking: Tracking, experiment: str, tmp_path: Path
 ) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     tracking.log(run_id, params={f"p{n}": n for n in range(150)})
     tracking.log(run_id, params={"p1": 1})
-    tracking.log(run_id, metrics={"f1": 0.75, "auc": 0.5}, tags={"git": "abc"})
+    moment = datetime(2026, 11, 1, tzinfo=UTC)
+    metrics = {"test/f1": 0.75, "test/auc": 0.5}
+    tracking.log(run_id, metrics=metrics, tags={"git": "abc"}, at=moment, step=7)
     run = tracking.run(run_id)
     assert len(run.params) == 150
-    assert (run.metrics, run.tags["git"]) == ({"f1": 0.75, "auc": 0.5}, "abc")
+    assert (run.metrics, run.tags["git"]) == (metrics, "abc")
+    (point,) = tracking.get_metric_history(run_id, "test/f1")
+    assert (point.timestamp / 1000, point.step) == (moment.timestamp(), 7)
 
-    (tmp_path / "plots").mkdir()
-    (tmp_path / "plots" / "roc.png").write_bytes(bytes(1001))
-    tracking.log_artifacts(run_id, tmp_path / "plots", "plots")
-    tracking.log_json(run_id, {"a": [1]}, "reports/gate.json")
-    (tmp_path / "note.txt").write_text("hello")
-    tracking.log_artifact(run_id, tmp_path / "note.txt", "notes")
-    folder = tmp_path / "back"
-    assert tracking.download(run_id, "notes/note.txt", folder).read_text() == "hello"
-    assert (
-        tracking.download(run_id, "plots", folder).joinpath("roc.png").stat().st_size
-        > 1000
-    )
-    assert tracking.download(run_id, "reports/gate.json", folder).is_file()
-    with pytest.raises(RegistryError, match=r"artifact nothing\.json of run"):
-        tracking.download(run_id, "nothing.json", folder)
-
-
-def test_a_dataset_is_the_file_and_the_runs_input(
-    tracking: Tracking, experiment: str, settings: Settings, tmp_path: Path
-) -> None:
-    run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     file = tmp_path / "train.parquet"
-    pd.DataFrame(
-        {"orders": [1, 2], "spend": [0.5, None], "churned": [0, 1]}
-    ).to_parquet(file)
+    pd.DataFrame({"spend": [0.5, None], "churned": [0, 1]}).to_parquet(file)
     digest = hashlib.sha256(b"content").hexdigest()
     tracking.log_dataset(run_id, file, name="orders", digest=digest, target="churned")
-    (found,) = client(settings).get_run(run_id).inputs.dataset_inputs
-    assert (found.dataset.name, found.dataset.digest) == ("orders", digest[:36])
-    assert found.tags[0].value == "training"
-    back = tracking.download(run_id, "data/train.parquet", tmp_path / "back")
-    assert back.read_bytes() == file.read_bytes()
+    (source,) = tracking.get_run(run_id).inputs.dataset_inputs
+    assert (source.dataset.name, source.dataset.digest) == ("orders", digest[:36])
+    assert source.tags[0].value == "training"
+    back = tracking.download_artifacts(run_id, "data/train.parquet", tmp_path)
+    assert Path(back).read_bytes() == file.read_bytes()
+    tracking.delete_artifacts(run_id, "data/train.parquet")
+    assert tracking.list_artifacts(run_id, "data") == []
 
 
-def test_a_parameter_keeps_its_value(tracking: Tracking, experiment: str) -> None:
+def test_what_mlflow_refuses_is_one_line(
+    tracking: Tracking, experiment: str, tmp_path: Path
+) -> None:
     run_id = tracking.start_or_find_run(experiment, "k", "run", {})
     tracking.log(run_id, params={"depth": 8})
-    with pytest.raises(RegistryError, match=r"values of run .*depth"):
+    with pytest.raises(RegistryError, match=r"log batch: .*depth"):
         tracking.log(run_id, params={"depth": 9})
+    with pytest.raises(RegistryError, match=r"download artifacts: .*nothing\.json"):
+        tracking.download_artifacts(run_id, "nothing.json", tmp_path)
+    silent = Tracking(Settings(home=tmp_path, mlflow_port=unused_port()))
+    with pytest.raises(RegistryError, match=r"MLflow does not answer \(is it up\?\)"):
+        silent.runs(experiment)

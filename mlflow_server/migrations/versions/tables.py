@@ -1,9 +1,11 @@
-"""The tables of release 0.1.0. Those that homes made before there were revisions stay."""
+"""The tables of this layout."""
 
 import sqlalchemy as sql
 from alembic import op
 
-revision = "0001"
+from core.settings import LAYOUT
+
+revision = LAYOUT
 down_revision = None
 
 
@@ -23,20 +25,7 @@ def upgrade() -> None:
         sql.Column("evidence", sql.Text),
         sql.Column("time", sql.String(32), nullable=False),
         sql.Column("applied_at", sql.String(32)),
-        if_not_exists=True,
-    )
-    create_records()
-
-
-def create_records() -> None:
-    op.create_table(
-        "decisions",
-        sql.Column("sequence", sql.Integer, primary_key=True),
-        sql.Column("model", sql.String(64), nullable=False),
-        *texts("version", "as_of", "verdict", "action", "rule"),
-        *texts("reason", "cause", "inputs", "figures"),
-        sql.Column("counted", sql.Text),
-        if_not_exists=True,
+        sql.Column("action", sql.String(32), nullable=False),
     )
     op.create_table(
         "alerts",
@@ -46,14 +35,5 @@ def create_records() -> None:
         sql.Column("details", sql.Text),
         sql.Column("count", sql.Integer, nullable=False),
         sql.Column("delivered", sql.Boolean, nullable=False),
-        if_not_exists=True,
     )
-    op.create_table(
-        "windows",
-        sql.Column("model", sql.String(64), primary_key=True),
-        sql.Column("as_of", sql.String(32), primary_key=True),
-        sql.Column("details", sql.Text, nullable=False),
-        if_not_exists=True,
-    )
-    for table in ("decisions", "alerts"):
-        op.create_index(f"ix_{table}_model", table, ["model"], if_not_exists=True)
+    op.create_index("ix_alerts_model", "alerts", ["model"])
