@@ -11,7 +11,8 @@ from uvicorn.supervisors import Multiprocess
 from core.errors import GyreError
 from core.settings import Settings, load_settings
 from core.tokens import serving_headers
-from serving.worker import log_to_stdout, worker
+from serving.logs import log_to_stdout
+from serving.worker import worker
 
 
 def serve(settings: Settings) -> None:

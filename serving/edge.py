@@ -1,22 +1,27 @@
-"""Where HTTP meets the rest: bodies in, one table of statuses, strict JSON out."""
+"""HTTP's edge: bodies are read, statuses are chosen, answers and errors are written as JSON."""
 
+import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 from pydantic_core import to_json
 from starlette.exceptions import HTTPException
-from starlette.requests import ClientDisconnect, Request
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from core.errors import BrokerUnavailableError, FeaturesUnavailableError, GyreError
 from serving import errors
 
-SHOWN_ERRORS = 20
+T = TypeVar("T")
 JSON = "application/json"
-Headers = Mapping[str, str] | None
+HEADERS = "gyre.headers"
+"""Key of a request's scope: its headers by name, which the middleware puts there."""
+MAX_FIELD_ERRORS = 20
+INLINE_BYTES = 4_096
+"""Bodies up to here are read on the event loop; a larger one would hold up other requests."""
 STATUSES: dict[type[Exception], int] = {
     ClientDisconnect: 400,
     errors.NotFoundError: 404,
@@ -27,42 +32,27 @@ STATUSES: dict[type[Exception], int] = {
     FeaturesUnavailableError: 503,
     BrokerUnavailableError: 503,
 }
+"""An error that is not in this table is a defect, and answered with 500."""
+INVALID = 422
 logger = logging.getLogger(__name__)
 
 
-class FieldError(BaseModel):
-    type: str
-    loc: list[str | int]
-    msg: str
+ErrorForm = Callable[[int, Any], dict[str, Any]]
+"""Makes the body of an error of its status and its detail."""
 
 
-class Detail(BaseModel):
-    detail: str | list[FieldError]
+def write_detail(_status: int, detail: Any) -> dict[str, Any]:
+    """Write an error as FastAPI does."""
+    return {"detail": detail}
 
 
-class ErrorText(BaseModel):
-    error: str
+def write_text(_status: int, detail: Any) -> dict[str, Any]:
+    """Write an error as KServe V1 and Open Inference prescribe."""
+    return {"error": error_text(detail)}
 
 
-@dataclass(frozen=True)
-class ErrorForm:
-    """A protocol's errors: schema, what writes status and detail, status of what is invalid."""
-
-    shown: type[BaseModel] = Detail
-    write: Callable[[int, Any], dict[str, Any]] = lambda _, detail: {"detail": detail}
-    invalid: int = 422
-
-    @property
-    def responses(self) -> dict[int | str, dict[str, Any]]:
-        """For the routes that FastAPI documents."""
-        refused = {"model": self.shown, "description": "Refused: says what is wrong."}
-        return {"4XX": refused, 503: refused | {"description": "Not ready: says why."}}
-
-    def status(self, status: int) -> int:
-        return self.invalid if status == PLAIN.invalid else status
-
-
-def in_words(detail: Any) -> str:
+def error_text(detail: Any) -> str:
+    """Return the detail of an error, which may be a list of fields, as one text."""
     if isinstance(detail, str):
         return detail
     return "; ".join(
@@ -70,54 +60,84 @@ def in_words(detail: Any) -> str:
     )
 
 
-PLAIN = ErrorForm()
-KSERVE = ErrorForm(ErrorText, lambda _, detail: {"error": in_words(detail)}, 400)
-"""Of both its protocols."""
+ERROR_RESPONSES: dict[int | str, dict[str, Any]] = {
+    "4XX": {"description": "Refused; the body says why."},
+    503: {"description": "Not possible now; the body says why."},
+}
+"""The errors of a route, for its documentation."""
 
 
-def json_response(content: Any, status: int = 200, headers: Headers = None) -> Response:
-    return Response(
-        to_json(content, inf_nan_mode="null"), status, headers, media_type=JSON
-    )
+def json_response(content: Any, status: int = 200, headers: Any = None) -> Response:
+    body = json_bytes(content)
+    return Response(body, status, headers, media_type=JSON)
+
+
+def json_bytes(content: Any) -> bytes:
+    """Return strict JSON: a number that is not finite is null."""
+    return to_json(content, inf_nan_mode="null")
+
+
+async def send_json(send: Send, body: bytes) -> None:
+    """Answer 200 with a body of JSON, without the cost of a Response."""
+    headers = [
+        (b"content-type", b"application/json"),
+        (b"content-length", b"%d" % len(body)),
+    ]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def refusal(exc: Exception, form: ErrorForm) -> Response:
-    """Answer an error, naming what is wrong. What is not in the table is a defect."""
+    """Return the answer to a request that failed; it names what is wrong."""
     status = STATUSES.get(type(exc), 500)
-    headers: Headers = {"retry-after": "1"} if status in {429, 503} else None
     detail: Any = str(exc) if isinstance(exc, GyreError) else "internal error"
+    headers = {"retry-after": "1"} if status in {429, 503} else None
     if isinstance(exc, HTTPException):
-        status, detail, headers = exc.status_code, exc.detail, exc.headers
+        status = exc.status_code
+        detail = exc.detail
+        headers = exc.headers  # type: ignore[assignment]
     elif isinstance(exc, ValidationError):
-        fields = exc.errors(
-            include_url=False, include_context=False, include_input=False
-        )
-        detail = [
-            {**error, "loc": ["body", *error["loc"]]} for error in fields[:SHOWN_ERRORS]
-        ]
-    elif type(exc) not in STATUSES:  # a defect
+        detail = _field_errors(exc)
+    elif type(exc) not in STATUSES:
         logger.error("answered with 500", exc_info=exc)
-    return json_response(form.write(status, detail), form.status(status), headers)
+    if status == INVALID and form is not write_detail:
+        status = 400  # as the other protocols prescribe
+    return json_response(form(status, detail), status, headers)
 
 
-async def read_body(request: Request, limit: int, also: str | None = None) -> bytes:
-    """Read a body of JSON, or of the content type `also`; one that names none is JSON.
+def _field_errors(exc: ValidationError) -> list[dict[str, Any]]:
+    fields = exc.errors(include_url=False, include_context=False, include_input=False)
+    return [
+        {**field, "loc": ["body", *field["loc"]]} for field in fields[:MAX_FIELD_ERRORS]
+    ]
 
-    Raises HTTPException: 415, also for a form that a foreign page can send unasked; 413, before
-    anything is read of a body that says itself that it is over `limit` bytes.
+
+async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
+    """Read a body of JSON. One that names no content type is taken for JSON.
+
+    Raises:
+        HTTPException: 415: it is not JSON alone, or compressed. A form that a foreign page can send
+            without being asked is refused so, too. 413: it has more than `limit` bytes; nothing is
+            read of one that says so itself.
+        ClientDisconnect: The client went away.
+
     """
-    headers = dict(request.scope["headers"])
-    sent = headers.get(b"content-type", b"application/json").decode("latin-1")
-    kind = sent.partition(";")[0].strip().lower()
-    if kind not in {JSON, also}:
-        raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
+    headers = scope[HEADERS]
+    content_type = headers.get(b"content-type", b"application/json")
+    if content_type != b"application/json":
+        kind = content_type.decode("latin-1").partition(";")[0].strip().lower()
+        if kind != JSON:
+            raise HTTPException(415, f"content-type: expected {JSON}, found {kind!r}")
     if headers.get(b"content-encoding", b"identity").lower() != b"identity":
         raise HTTPException(415, "content-encoding: expected an uncompressed body")
+    # What Triton calls binary tensors.
+    if b"inference-header-content-length" in headers:
+        raise HTTPException(415, "expected tensors in JSON, such as binary_data=False")
     size = int(headers.get(b"content-length", 0))
     body = bytearray()
     more = True
     while more and size <= limit:
-        message = await request.receive()
+        message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientDisconnect
         body += message.get("body", b"")
@@ -127,3 +147,10 @@ async def read_body(request: Request, limit: int, also: str | None = None) -> by
         text = f"body: over {limit} bytes, the limit of this route"
         raise HTTPException(413, text, {"connection": "close"})
     return bytes(body)
+
+
+async def run_by_size(size: int, function: Callable[..., T], *args: Any) -> T:
+    """Call a function; in a thread if it works on more than INLINE_BYTES bytes."""
+    if size <= INLINE_BYTES:
+        return function(*args)
+    return await asyncio.to_thread(function, *args)

@@ -4,7 +4,9 @@ Each process counts in files of its own in the folder that `PROMETHEUS_MULTIPROC
 must be set before this is imported (`serving.__main__`).
 """
 
+import collections
 import os
+from functools import cache
 
 from prometheus_client import Counter, Gauge, Histogram, values
 
@@ -16,9 +18,6 @@ if "PROMETHEUS_MULTIPROC_DIR" in os.environ:
 BUCKETS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 
 REQUESTS = Counter("gyre_requests", "Requests answered.", ["model", "route", "status"])
-SECONDS = Histogram(
-    "gyre_request_seconds", "To the answer.", ["model", "route"], buckets=BUCKETS
-)
 VERSION = ["model", "version", "role"]
 PREDICTIONS = Counter("gyre_predictions", "Rows scored.", [*VERSION, "features_from"])
 FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", VERSION)
@@ -66,3 +65,22 @@ UNREADABLE_FEATURES = Counter(
     "gyre_unreadable_features",
     "Rows whose stored values are not of the types expected.",
 )
+_timer = cache(PREDICTION_SECONDS.labels)
+_counts = collections.Counter[tuple[Counter, tuple[str, ...]]]()
+
+
+def count(meter: Counter, *labels: str) -> None:
+    """Count in memory, until `hand_over`. A kill loses what was counted since."""
+    _counts[meter, labels] += 1
+
+
+def observe(model: str, version: str, role: str, seconds: float) -> None:
+    """Add the time of a request to `PREDICTION_SECONDS`."""
+    _timer(model, version, role).observe(seconds)
+
+
+def hand_over() -> None:
+    """Add what was counted to Prometheus's files: once a second, not at each answer."""
+    for (meter, labels), number in _counts.items():
+        meter.labels(*labels).inc(number)
+    _counts.clear()

@@ -3,91 +3,96 @@
 import asyncio
 import hashlib
 import logging
-import math
-import time
-from collections import ChainMap
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 from core.settings import Settings
 from core.spec import Entity, FeatureType, ModelSpec, entity_text
+from serving.copies import LocalCopies, Origin
 from serving.features import FeatureSource, settle
 from serving.metrics import MODEL_INFO, REFUSED, SWAPS
-from serving.model import (
-    LoadedModel,
-    LocalCopies,
-    Origin,
-    RegisteredModel,
-    open_version,
-)
+from serving.model import LoadedModel
+from serving.opening import open_version, reason_of
+from serving.registry import RegisteredModel
 
 CLOSE_SECONDS = 30.0
-SHORTEST_WAIT, LONGEST_WAIT = 10.0, 60.0
-_closing = set[asyncio.Task[None]]()
+NOTHING_HERE = "has no version in production here yet: train one, or wait for its copy"
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Roles:
-    """percent: of the entities, which the challenger answers. previous: for the way back."""
+    """Who answers.
+
+    Attributes:
+        production: Answers everybody else.
+        challenger: Answers `percent` of the entities.
+        shadow: Scores what production answers, and answers nobody.
+        percent: From 0 to 100.
+
+    """
 
     production: LoadedModel | None = None
     challenger: LoadedModel | None = None
     shadow: LoadedModel | None = None
-    previous: LoadedModel | None = None
     percent: int = 0
 
     def asks_challenger(self, key: Entity | None) -> bool:
         """Whether the challenger answers for `key`: for one version always the same entities."""
         if self.challenger is None or key is None:
             return False
-        salted = f"{self.challenger.contract.model}:{self.challenger.version}:{entity_text(key)}"
+        model = self.challenger.contract.model
+        salted = f"{model}:{self.challenger.version}:{entity_text(key)}"
         digest = hashlib.blake2b(salted.encode(), digest_size=8).digest()
         return int.from_bytes(digest) * 100 / 2**64 < self.percent
 
-
-@dataclass(frozen=True, slots=True)
-class Refusal:
-    """Why a version is not served; since when, and when last tried (monotonic seconds)."""
-
-    reason: str
-    since: float
-    tried: float
-
-    def is_due(self, now: float) -> bool:
-        """Whether to try again: after as long as it has failed, within 10 to 60 s."""
-        return now >= self.tried + min(
-            max(self.tried - self.since, SHORTEST_WAIT), LONGEST_WAIT
-        )
+    def by_name(self) -> dict[str, LoadedModel]:
+        """Return the model in each role that is taken."""
+        models = {
+            "production": self.production,
+            "challenger": self.challenger,
+            "shadow": self.shadow,
+        }
+        return {role: model for role, model in models.items() if model is not None}
 
 
 class ModelVersions:
-    """`roles` is replaced by one assignment, on the event loop."""
+    """Follows one model. `roles` is replaced by one assignment, on the event loop.
+
+    Attributes:
+        spec: Of this project, as it is now.
+        roles: Who answers.
+        request_data: What the versions take from a request beside the key. Of every version that
+            is loaded, so that clients can change before a version does.
+        refused: Why versions in a role are not served, by version.
+        copies: What this machine keeps of the model.
+
+    """
 
     def __init__(self, settings: Settings, spec: ModelSpec) -> None:
         self.spec = spec
         self.roles = Roles()
         self.request_data: dict[str, FeatureType] = {}
-        """Of every version that is kept, so that clients can change before a version does."""
-        self.waiting: str | None = None
-        self.refused: dict[str, Refusal] = {}
+        self.refused: dict[str, str] = {}
         self.copies = LocalCopies(settings, spec.name)
-        self._settings, self.proxied = settings, settings.behind_proxy
+        self._settings = settings
         self._idle_source = FeatureSource(settings, None)
         self._loaded: list[LoadedModel] = []
+        self._closing = set[asyncio.Task[None]]()
         self._assigned: RegisteredModel | None = None
         # There from the start: Prometheus sees no increase from nothing.
         REFUSED.labels(spec.name)
 
     @property
     def current(self) -> LoadedModel | None:
+        """The version in production."""
         return self.roles.production
 
     @property
     def sources(self) -> list[FeatureSource]:
-        return [*dict.fromkeys(model.features for model in self._loaded)] or [
-            self._idle_source
-        ]
+        """Where the loaded versions look up; without one, what only pings the store."""
+        sources = [*dict.fromkeys(model.features for model in self._loaded)]
+        return sources or [self._idle_source]
 
     @property
     def features(self) -> FeatureSource:
@@ -97,142 +102,166 @@ class ModelVersions:
     @property
     def problem(self) -> str | None:
         """Why no prediction can be made now."""
-        return self.state if self.current is None or self.current.problem else None
+        is_answering = self.current is not None and self.current.session.problem is None
+        return None if is_answering else self.state
 
     @property
     def state(self) -> str:
         """What answers, or why nothing does; and what was refused."""
-        answers = None
-        if self.current:
-            answers = (
-                f"version {self.current.version} {self.current.problem or 'answers'}"
-            )
-        refused = [
-            f"version {n} is refused: {why.reason}" for n, why in self.refused.items()
-        ]
-        parts = (answers, self.waiting, *refused)
-        return "; ".join(filter(None, parts)) or f"{self.spec.name} is being loaded"
+        sentences: list[str] = []
+        if self.current is not None:
+            problem = self.current.session.problem or "answers"
+            sentences.append(f"version {self.current.version} {problem}")
+        for version, reason in self.refused.items():
+            sentences.append(f"version {version} is refused: {reason}")
+        return "; ".join(sentences) or f"{self.spec.name} {NOTHING_HERE}"
 
-    async def assign(self, registered: RegisteredModel | None) -> bool:
-        """Have the versions that MLflow names answer; True: one of them is to be fetched first."""
-        self.waiting = None
-        if registered is None or "production" not in registered.versions:
-            what = "registered" if registered is None else "in production"
-            self.waiting = f"nothing {what} yet for {self.spec.name}: train one"
+    async def follow(self, registered: RegisteredModel | None) -> list[str]:
+        """Give the roles to the versions that MLflow names.
+
+        Args:
+            registered: What MLflow says of the model; None: it knows none of this name.
+
+        Returns:
+            Versions in a role that have no good copy here, production first.
+
+        """
         if registered is None or registered == self._assigned:
-            return False
+            return []
         models: dict[str, LoadedModel | None] = {}
+        missing: list[str] = []
         for role, version in registered.versions.items():
             models[role] = await self._load(version, registered.created)
-        missing = {
-            version for role, version in registered.versions.items() if not models[role]
-        }
-        if self.current is None and not models.get("production"):
+            if models[role] is None:
+                missing.append(version)
+        production = models.get("production")
+        if production is None:
             await self.start_without_registry()
-        models["production"] = models.get("production") or self.current
-        roles = Roles(**models, percent=registered.percent)
-        if roles != self.roles:
-            self._swap(roles)
+            models["production"] = self.current
+        else:
+            self.copies.note_production(production.version)
+        self._swap(Roles(**models, percent=registered.percent))
+        # The version before, too, so that the way back takes no time.
+        recent_models = [
+            await self._load(version, registered.created)
+            for version in self.copies.production()
+        ]
+        self._keep([*self.roles.by_name().values(), *recent_models])
+        self._note_refusals(missing)
         self._assigned = None if missing else registered
-        self.refused = {
-            n: refusal for n, refusal in self.refused.items() if n in missing
-        }
-        now = time.monotonic()
-        return any(
-            n not in self.refused or self.refused[n].is_due(now) for n in missing
-        )
-
-    def refuse(self, reasons: Mapping[str, str]) -> None:
-        """Note why a fetch refused versions; tell of each reason once."""
-        now = time.monotonic()
-        for version, reason in reasons.items():
-            refusal = self.refused.get(version)
-            if refusal is None or refusal.reason != reason:
-                refusal = Refusal(reason, now, now)
-                REFUSED.labels(self.spec.name).inc()
-                logger.error(
-                    "%s: version %s is refused: %s", self.spec.name, version, reason
-                )
-            self.refused[version] = replace(refusal, tried=now)
+        return missing
 
     async def start_without_registry(self) -> None:
-        """Where nothing answers yet: answer by the newest complete copy that holds."""
-        for version in self.copies.newest() if self.current is None else ():
-            if model := await self._load(version):
+        """Where nothing answers yet: answer by the version last in production, or the one before."""
+        for version in self.copies.production():
+            model = None if self.current else await self._load(version)
+            if model is not None:
                 self._swap(Roles(production=model))
-                self.waiting = None
-                return
-
-    async def _load(
-        self, version: str, created: int | None = None
-    ) -> LoadedModel | None:
-        """Return the version, tried; None: no copy here holds, of the model made at `created`."""
-        name = self.spec.name
-        origin = self.copies.origin(version)
-        if origin is None or created not in {None, origin.created}:
-            return None
-        for model in self._loaded:
-            if (model.version, model.origin) == (version, origin):
-                return model
-        try:
-            model = await asyncio.to_thread(self._open, version, origin)
-        except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
-            reason = " ".join(f"{type(exc).__name__}: {exc}".split())
-            logger.warning(
-                "%s: the copy of version %s is no good: %s", name, version, reason
-            )
-            # Due now.
-            self.refused[version] = Refusal(reason, time.monotonic(), -math.inf)
-            self.copies.remove(version)
-            return None
-        # One that is not open yet would answer with defaults.
-        await model.features.probe()
-        self._loaded.append(model)
-        logger.info("%s: version %s is loaded", name, version)
-        return model
-
-    def _open(self, version: str, origin: Origin) -> LoadedModel:
-        files, store = self.copies.path(version), self.copies.online_store
-        contract, session = open_version(files, origin.digests, self.spec, store)
-        new = FeatureSource(self._settings, contract)
-        shared = (source for source in self.sources if source.asked == new.asked)
-        return LoadedModel(version, origin, contract, session, next(shared, new))
-
-    def _swap(self, roles: Roles) -> None:
-        """Give the roles to what is loaded, and forget what has none."""
-        before, self.roles = self.roles, roles
-        name, sources = self.spec.name, self.sources
-        kept = [roles.production, roles.challenger, roles.shadow, roles.previous]
-        # Aliases move one by one: it will be `previous`.
-        if roles.production is not None:
-            kept.append(before.production)
-        gone: list[FeatureSource | LoadedModel] = [
-            m for m in self._loaded if m not in kept
-        ]
-        self._loaded = [model for model in self._loaded if model in kept]
-        self.request_data = dict(
-            ChainMap(*(m.contract.lookup.request_data for m in kept if m))
-        )
-        for each in (*gone, *{*sources}.difference(self.sources)):
-            task = asyncio.create_task(_close(each))
-            _closing.add(task)
-            task.add_done_callback(_closing.discard)
-        for held, value in ((before, 0), (roles, 1)):
-            for role in ("production", "challenger", "shadow"):
-                if model := getattr(held, role):
-                    MODEL_INFO.labels(name, model.version, role).set(value)
-        if self.current is not None and self.current is not before.production:
-            SWAPS.labels(name).inc()
-            self.copies.mark_production(self.current.version)
-            logger.info("%s: version %s answers", name, self.current.version)
-        settle()
 
     def close(self) -> None:
         """Forget all versions; answers that have begun still end."""
         self._swap(Roles())
+        self._keep([])
+
+    async def _load(
+        self, version: str, created: int | None = None
+    ) -> LoadedModel | None:
+        """Load the copy of a version, if there is a good one.
+
+        Args:
+            version: Its number.
+            created: When MLflow says that the model was registered; None: it was not asked.
+
+        """
+        origin = self.copies.origin(version)
+        if origin is None or created not in {None, origin.created}:
+            return None
+        for model in self._loaded:
+            if model.version == version and model.origin == origin:
+                return model
+        try:
+            model = await asyncio.to_thread(self._open, version, origin)
+        except Exception as exc:  # noqa: BLE001  (whatever it is, the version is not served)
+            self._refuse(version, reason_of(exc))
+            self.copies.remove(version)
+            return None
+        # One that is not open yet would answer with defaults.
+        await model.features.probe()
+        self._keep([*self._loaded, model])
+        logger.info("%s: version %s is loaded", self.spec.name, version)
+        return model
+
+    def _open(self, version: str, origin: Origin) -> LoadedModel:
+        contract, session = open_version(
+            folder=self.copies.folder / version,
+            digests=origin.digests,
+            spec=self.spec,
+            online_store=self._settings.online_store,
+        )
+        features = FeatureSource(self._settings, contract)
+        for source in self.sources:
+            if source.identity == features.identity:
+                features = source
+        return LoadedModel(version, origin, contract, session, features)
+
+    def _note_refusals(self, missing: list[str]) -> None:
+        """Say why versions are missing; forget refusals of all others."""
+        self.copies.keep_refusals(missing)
+        for version in self.refused.keys() - missing:
+            del self.refused[version]
+        for version in missing:
+            refusal = self.copies.refusal(version)
+            if refusal is not None:
+                self._refuse(version, refusal.reason)
+
+    def _refuse(self, version: str, reason: str) -> None:
+        """Say why a version is not served, each reason once."""
+        if self.refused.get(version) == reason:
+            return
+        self.refused[version] = reason
+        REFUSED.labels(self.spec.name).inc()
+        text = "%s: version %s is refused: %s"
+        logger.error(text, self.spec.name, version, reason)
+
+    def _swap(self, roles: Roles) -> None:
+        """Give the roles to versions that are loaded."""
+        if roles == self.roles:
+            return
+        roles_before = self.roles
+        self.roles = roles
+        for role, model in roles_before.by_name().items():
+            MODEL_INFO.labels(self.spec.name, model.version, role).set(0)
+        for role, model in roles.by_name().items():
+            MODEL_INFO.labels(self.spec.name, model.version, role).set(1)
+        production = roles.production
+        if production is not None and production is not roles_before.production:
+            SWAPS.labels(self.spec.name).inc()
+            logger.info("%s: version %s answers", self.spec.name, production.version)
+        settle()
+
+    def _keep(self, models: Iterable[LoadedModel | None]) -> None:
+        """Keep some versions, production first, and close the others."""
+        sources = self.sources
+        models_before = self._loaded
+        self._loaded = [*dict.fromkeys(model for model in models if model is not None)]
+        unused_models = [model for model in models_before if model not in self._loaded]
+        unused_sources = [source for source in sources if source not in self.sources]
+        if unused_models or unused_sources:
+            work = _close(unused_models, unused_sources)
+            task = asyncio.create_task(work)
+            self._closing.add(task)
+            task.add_done_callback(self._closing.discard)
+        self.request_data = {}
+        for model in reversed(self._loaded):
+            self.request_data |= model.contract.lookup.request_data
 
 
-async def _close(each: FeatureSource | LoadedModel) -> None:
-    """Close it once no answer comes from there any more."""
+async def _close(
+    models: Iterable[LoadedModel], sources: Iterable[FeatureSource]
+) -> None:
+    """Close them once no answer comes from there any more."""
     await asyncio.sleep(CLOSE_SECONDS)
-    await each.close()
+    for model in models:
+        model.session.close()
+    for source in sources:
+        await source.close()

@@ -1,11 +1,10 @@
-"""The OpenAPI document of routes that read their bodies themselves, from the same pydantic models.
+"""The documentation: FastAPI's OpenAPI document, with the routes that FastAPI does not run.
 
-FastAPI documents its own routes. Its document is made of floats, in which the bounds of an int64
-are no whole numbers; what is added here is not.
+Scoring, feedback and events read their bodies themselves. They are described by their types.
 """
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,99 +12,141 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 from pydantic import TypeAdapter
 
-from serving.edge import JSON, PLAIN, ErrorForm
+from core.spec import FeatureType, ModelSpec
+from serving.edge import ERROR_RESPONSES, JSON, json_bytes
+from serving.repository import Deployment
 
-WHY = {
-    401: "Tokens are set, and none of them was sent.",
-    404: "No stored view knows the entity, or there is no such model or version.",
-    413: "The body is too large.",
-    415: "The body is not JSON.",
-    422: "The field that is wrong is named.",
-    429: "Too many requests wait: try again after `Retry-After` seconds.",
-    503: "No model; features are missing and the spec says refuse; the broker is away or full.",
+EXAMPLES: dict[FeatureType, Any] = {
+    "int32": 1,
+    "int64": 1,
+    "float32": 1.0,
+    "double": 1.0,
+    "bool": True,
+    "timestamp": "2026-01-01T00:00:00Z",
+    "string": "a",
 }
+PARAMETER = re.compile(r"{(\w+)}")
+OBJECT = TypeAdapter(dict[str, Any])
+
+
+@dataclass(frozen=True)
+class Document:
+    """What is sent, an example that is accepted as it stands, and what is answered."""
+
+    body: TypeAdapter[Any]
+    example: Any
+    answer: TypeAdapter[Any] = OBJECT
 
 
 @dataclass(frozen=True)
 class Operation:
-    """A POST route. binary: a content type that is read and answered besides JSON."""
+    """A POST route to describe.
+
+    Attributes:
+        path: Of the route, with at most one parameter.
+        names: What the parameter may be.
+        tag: Groups it with others.
+        function: Its name and its docstring say what the route does.
+        document: Bodies.
+        status: Of an answer.
+
+    """
 
     path: str
+    names: Sequence[str]
     tag: str
-    summary: str
-    description: str
-    body: Any
-    answer: Any
-    form: ErrorForm = PLAIN
-    parameters: tuple[Mapping[str, Any], ...] = ()
-    binary: str | None = None
+    function: Callable[..., Any]
+    document: Document
     status: int = 200
 
 
-def add_document(
-    app: FastAPI, operations: Callable[[], Iterable[Operation]], *, guarded: bool
-) -> None:
-    """Show FastAPI's routes and `operations`, made anew at each request. guarded: by tokens."""
+def write_document(
+    app: FastAPI,
+    specs: Sequence[ModelSpec],
+    operations: Sequence[Operation],
+    *,
+    guarded: bool,
+) -> bytes:
+    """Write the document of an application.
 
-    def openapi() -> dict[str, Any]:
-        document = get_openapi(title=app.title, version=app.version, routes=app.routes)
-        paths, schemas = _written([*operations()])
-        document["paths"] = paths | document["paths"]
-        components = document["components"]
-        components["schemas"] |= schemas
-        if guarded:
-            components["securitySchemes"] = {
-                "bearer": {"type": "http", "scheme": "bearer"}
-            }
-            for methods in document["paths"].values():
-                for operation in methods.values():
-                    operation["security"] = [{"bearer": []}]
-        return document
+    Args:
+        app: It describes its own routes.
+        specs: Of the models that are served.
+        operations: Further routes.
+        guarded: Whether tokens are asked for.
 
-    app.openapi = openapi  # type: ignore[method-assign]
-
-
-def _written(operations: list[Operation]) -> tuple[dict[str, Any], dict[str, Any]]:
-    kinds = {
-        kind
-        for each in operations
-        for kind in (each.body, each.answer, each.form.shown)
-    }
-    found, definitions = TypeAdapter.json_schemas(
-        [(kind, "validation", TypeAdapter(kind)) for kind in kinds],
-        ref_template="#/components/schemas/{model}",
+    """
+    document = get_openapi(
+        title=", ".join(spec.name for spec in specs) or "Gyre",
+        version=app.version,
+        description="\n\n".join(_description(spec) for spec in specs),
+        routes=app.routes,
     )
-    schemas = {kind: {"schema": schema} for (kind, _), schema in found.items()}
-    paths = {each.path: {"post": _operation(each, schemas)} for each in operations}
-    return paths, definitions.get("$defs", {})
+    components = document.setdefault("components", {})
+    schemas = components.setdefault("schemas", {})
+    paths: dict[str, Any] = {}
+    for operation in operations:
+        paths[operation.path] = {"post": _describe(operation, schemas)}
+    document["paths"] = paths | document["paths"]
+    if guarded:
+        components["securitySchemes"] = {"bearer": {"type": "http", "scheme": "bearer"}}
+        document["security"] = [{"bearer": []}]
+    return json_bytes(document)
 
 
-def _operation(
-    operation: Operation, schemas: Mapping[Any, dict[str, Any]]
-) -> dict[str, Any]:
-    binary = {"schema": {"type": "string", "format": "binary"}}
-    more = {operation.binary: binary} if operation.binary else {}
-    answer = {JSON: schemas[operation.answer]} | more
-    error = {JSON: schemas[operation.form.shown]}
-    responses = {
-        str(operation.status): {"description": "The answer.", "content": answer}
+def _description(spec: ModelSpec) -> str:
+    """Say what a model is."""
+    key = ", ".join(f"`{name}` ({kind})" for name, kind in spec.entity_key.items())
+    features = ", ".join(f"`{name}` ({kind})" for name, kind in spec.features.items())
+    kind = f"{spec.task} of {', '.join(spec.classes)}" if spec.classes else spec.task
+    return (
+        f"**{spec.name}** predicts `{spec.label}` of `{spec.dataset}` ({kind}).\n\n"
+        f"- Key: {key}\n- Features: {features}"
+    )
+
+
+def _describe(operation: Operation, schemas: dict[str, Any]) -> dict[str, Any]:
+    """Return an operation of the document; add the schemas that it refers to."""
+    document = operation.document
+    body = {
+        "schema": _schema(document.body, schemas),
+        "examples": {"example": {"value": document.example}},
     }
-    for status, why in WHY.items():
-        own = str(operation.form.status(status))
-        responses[own] = {"description": why, "content": error}
-    in_path = [
-        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-        for name in re.findall(r"{(\w+)}", operation.path)
+    answer = {"schema": _schema(document.answer, schemas)}
+    success = {"description": "Done.", "content": {JSON: answer}}
+    responses = {operation.status: success, **ERROR_RESPONSES}
+    name_schema: dict[str, Any] = {"type": "string"}
+    if operation.names:
+        name_schema["enum"] = operation.names
+    parameters = [
+        {"name": name, "in": "path", "required": True, "schema": name_schema}
+        for name in PARAMETER.findall(operation.path)
     ]
+    function = operation.function
     return {
         "tags": [operation.tag],
-        "summary": operation.summary,
-        "description": operation.description,
-        "operationId": "post" + re.sub(r"\W", "_", operation.path),
-        "parameters": [*in_path, *operation.parameters],
-        "requestBody": {
-            "required": True,
-            "content": {JSON: schemas[operation.body]} | more,
-        },
+        "summary": function.__name__.replace("_", " ").capitalize(),
+        "description": function.__doc__,
+        "operationId": operation.path,
+        "parameters": parameters,
+        "requestBody": {"required": True, "content": {JSON: body}},
         "responses": responses,
     }
+
+
+def _schema(kind: TypeAdapter[Any], schemas: dict[str, Any]) -> dict[str, Any]:
+    schema = kind.json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= schema.pop("$defs", {})
+    return schema
+
+
+def example_features(model: Deployment) -> dict[str, Any]:
+    """Return features that the version that answers can score: what it takes for missing ones."""
+    current = model.current
+    defaults = current.contract.defaults if current else {}
+    example = {}
+    for name, kind in model.spec.features.items():
+        example[name] = EXAMPLES[kind]
+        if kind not in {"bool", "timestamp"}:  # which a version keeps as numbers
+            example[name] = defaults.get(name, EXAMPLES[kind])
+    return example

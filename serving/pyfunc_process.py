@@ -1,11 +1,7 @@
-"""A worker's side of `serving.pyfunc`: the process of one version, used as an ONNX session is."""
+"""A worker's side of `serving.pyfunc`: a session that scores in a process of its own."""
 
-import json
 import logging
-import os
-import socket
-import subprocess
-import sys
+import multiprocessing
 import threading
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -18,35 +14,38 @@ from numpy.typing import NDArray
 from mlflow_server.served_model import ServedModel
 from serving.errors import ModelFailedError, NoModelError
 from serving.metrics import PYFUNC_PROCESSES
+from serving.pyfunc import answer_worker
 
-START_SECONDS, ANSWER_SECONDS, RETRY_SECONDS = 60.0, 10.0, 10.0
-# More take longer for one row.
-ONE_THREAD = {
-    "OMP_NUM_THREADS": "1",
-    "LOKY_MAX_CPU_COUNT": "1",
-}
+START_SECONDS = 60.0
+ANSWER_SECONDS = 10.0
+RETRY_SECONDS = 10.0
+SPAWN = multiprocessing.get_context("spawn")
 logger = logging.getLogger(__name__)
 
 
-class PyfuncProcess:
-    """Started again whenever it ends, until `close`.
+class PyfuncSession:
+    """Its process is started again whenever it ends, until `close`.
 
-    problem: why it cannot score. thread: where to call `run`, as no event loop must wait for it.
+    Attributes:
+        problem: Why it cannot score.
+        thread: Where the process is started and asked, as no event loop must wait for it.
+
     """
 
     def __init__(
-        self, folder: Path, contract: ServedModel, digest: str, trusted: Sequence[str]
+        self, file: Path, contract: ServedModel, digest: str, trusted: Sequence[str]
     ) -> None:
-        how = {"loader": contract.loader, "classes": contract.class_count}
-        arguments = (
-            str(folder / contract.file),
-            digest,
-            json.dumps({**how, "trusted": trusted}),
-        )
-        self._command = (sys.executable, "-m", "serving.pyfunc", *arguments)
-        self._name = f"version {folder.name} of {contract.model}"
-        self._first_row = {name: [value] for name, value in contract.defaults.items()}
-        self._running = PYFUNC_PROCESSES.labels(contract.model, folder.name)
+        options = {
+            "loader": contract.loader,
+            "classes": contract.class_count,
+            "trusted": tuple(trusted),
+        }
+        self._arguments = (file, digest, options)
+        self._name = f"version {file.parent.name} of {contract.model}"
+        self._defaults = {}
+        for name, value in contract.defaults.items():
+            self._defaults[name] = np.array([value])
+        self._is_running = PYFUNC_PROCESSES.labels(contract.model, file.parent.name)
         self._closed = threading.Event()
         self.problem: str | None = None
         self.thread = ThreadPoolExecutor(1)
@@ -56,68 +55,71 @@ class PyfuncProcess:
     def run(
         self, _outputs: Sequence[str], columns: Mapping[str, Any]
     ) -> list[NDArray[np.float64]]:
-        """Score [N]. NoModelError: it is away, or is killed as it gives no answer in time."""
-        if self.problem:
+        """Score the rows in `columns`.
+
+        Raises:
+            ModelFailedError: The model cannot score them.
+            NoModelError: The process is away, or is killed as it does not answer in time.
+
+        """
+        if self.problem is not None:
             raise NoModelError(f"{self._name} {self.problem}")
-        child = self._child
-        try:
-            return [
-                self._ask({name: column.tolist() for name, column in columns.items()})
-            ]
-        except (OSError, EOFError) as exc:
-            child.kill()
-            raise NoModelError(
-                f"{self._name} cannot score: its process: {exc!r}"
-            ) from exc
+        return [self._ask(columns, ANSWER_SECONDS)]
 
     def close(self) -> None:
+        """End the process, once it has answered what it was asked."""
         self._closed.set()
-        self._child.kill()
+        self.thread.submit(lambda: self._process.kill())  # noqa: PLW0108  (that of then)
         self.thread.shutdown(wait=False)
 
-    def _ask(self, columns: Mapping[str, list[Any]]) -> NDArray[np.float64]:
-        lines = self._lines
-        lines.write(json.dumps(columns) + "\n")
-        lines.flush()
-        if not (line := lines.readline()):
-            raise EOFError("it ended")
-        if isinstance(answer := json.loads(line), str):
+    def _ask(self, columns: Mapping[str, Any], seconds: float) -> NDArray[np.float64]:
+        """Return the scores of the process, which is killed if it does not answer in time."""
+        # A process that hangs holds up `send`, too, where there are many rows.
+        deadline = threading.Timer(seconds, self._process.kill)
+        deadline.start()
+        try:
+            self._connection.send(dict(columns))
+            answer = self._connection.recv()
+        except (EOFError, OSError) as exc:
+            text = f"{self._name} cannot score: its process: {exc!r}"
+            raise NoModelError(text) from exc
+        finally:
+            deadline.cancel()
+        if isinstance(answer, str):
             raise ModelFailedError(answer)
-        return np.array(answer)
+        scores: NDArray[np.float64] = answer
+        return scores
 
     def _start(self) -> None:
-        ours, theirs = socket.socketpair()
-        # Of a session of its own: it ends with the worker, by no signal to a group.
-        with theirs:
-            more = os.environ | ONE_THREAD
-            self._child = subprocess.Popen(
-                self._command, stdin=theirs.fileno(), env=more, start_new_session=True
-            )
-        self._lines = ours.makefile("rw")
-        ours.settimeout(START_SECONDS)
+        """Start a process and have it score the defaults."""
+        self._connection, other_end = SPAWN.Pipe()
+        self._process = SPAWN.Process(
+            target=answer_worker, args=(other_end, *self._arguments), daemon=True
+        )
+        self._process.start()
+        other_end.close()  # so that an ended process is the end of what is received
         try:
-            self._ask(self._first_row)
+            self._ask(self._defaults, START_SECONDS)
         except BaseException:
-            self._child.kill()
+            self._process.kill()
             raise
-        ours.settimeout(ANSWER_SECONDS)
-        self._running.set(1)
+        self._is_running.set(1)
         self.problem = None
-        if self._closed.is_set():
-            self._child.kill()
 
     def _keep(self) -> None:
+        """Start the process again each time that it has ended."""
         while True:
-            ended = self._child.wait()
+            self._process.join()
+            code = self._process.exitcode
             self.problem = (
-                f"cannot score: its process ended ({ended}), another one is starting"
+                f"cannot score: its process ended ({code}), another one is starting"
             )
-            self._running.set(0)
+            self._is_running.set(0)
             if self._closed.is_set():
                 return
             logger.warning("%s %s", self._name, self.problem)
             try:
-                self._start()
+                self.thread.submit(self._start).result()
             except Exception:
                 logger.exception("%s: its process does not start", self._name)
                 self._closed.wait(RETRY_SECONDS)

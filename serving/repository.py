@@ -1,6 +1,7 @@
-"""What a worker serves now, as models come and go: each by its name and other names."""
+"""What a worker serves now, as models come and go: each by its name."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from core.settings import Settings
 from core.spec import ModelSpec, default_spec
@@ -11,98 +12,111 @@ from serving.schemas import Schemas, build_schemas
 from serving.scorer import Scorer
 
 
-class Deployment:
-    def __init__(self, holder: ModelVersions, log: AppendLog) -> None:
-        self.holder = holder
-        self.scorer = Scorer(holder, log)
+class Deployment(ModelVersions):
+    """One model as clients see it: its versions, and what answers by them.
+
+    Attributes:
+        scorer: What answers.
+
+    """
+
+    def __init__(self, settings: Settings, spec: ModelSpec, log: AppendLog) -> None:
+        super().__init__(settings, spec)
+        self.scorer = Scorer(self, log)
         self._schemas: Schemas
-        self._made_for: object = None
-
-    @property
-    def spec(self) -> ModelSpec:
-        return self.holder.spec
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        return (self.spec.name, *self.spec.served_as)
+        self._schema_parts: object = None
 
     @property
     def schemas(self) -> Schemas:
-        """Made anew only where they change: pydantic's classes stay in memory for ever."""
-        current = self.holder.current
-        nullable = current.contract.nullable if current else ()
-        needed = current.contract.lookup.request_data if current else {}
-        made_for = (nullable, self.holder.request_data, needed)
-        if made_for != self._made_for:
-            self._schemas = build_schemas(self.spec, *made_for)
-            self._made_for = made_for
+        """Made anew only where they change: pydantic's types stay in memory for ever."""
+        nullable = self.current.contract.nullable if self.current else ()
+        parts = (nullable, self.request_data)
+        if parts != self._schema_parts:
+            self._schemas = build_schemas(self.spec, *parts)
+            self._schema_parts = parts
         return self._schemas
 
 
 class ModelRepository:
-    """Used on one event loop. default: who answers where no model is named."""
+    """All models of a worker, used on one event loop.
+
+    Attributes:
+        models: Each by its name.
+        default: Who answers where no model is named.
+
+    """
 
     def __init__(self, settings: Settings, log: AppendLog) -> None:
+        self.models: dict[str, Deployment] = {}
         self.default: Deployment | None = None
-        self._settings, self._log = settings, log
-        self._deployments: dict[str, Deployment] = {}
-        self._by_name: dict[str, Deployment] = {}
+        self._settings = settings
+        self._log = log
 
     def __iter__(self) -> Iterator[Deployment]:
-        return iter(self._deployments.values())
+        return iter(self.models.values())
 
-    @property
-    def holders(self) -> dict[str, ModelVersions]:
-        return {name: model.holder for name, model in self._deployments.items()}
-
-    def update(self, specs: Sequence[ModelSpec]) -> list[ModelVersions]:
-        """Serve exactly `specs`; what goes is returned. Whose versions still fit answers on."""
-        gone = self._deployments
-        self._deployments = {}
+    def update(self, specs: Sequence[ModelSpec]) -> None:
+        """Serve exactly `specs`. A model whose versions still fit answers on."""
+        models_before = self.models
+        self.models = {}
         for spec in specs:
-            if spec.name in gone and _versions_fit(gone[spec.name].spec, spec):
-                model = gone.pop(spec.name)
-                model.holder.spec = spec
+            model = models_before.get(spec.name)
+            if model is not None and _loaded_parts(model.spec) == _loaded_parts(spec):
+                del models_before[spec.name]
+                model.spec = spec
             else:
-                model = Deployment(ModelVersions(self._settings, spec), self._log)
-            self._deployments[spec.name] = model
-        self._by_name = {name: model for model in self for name in model.names}
+                model = Deployment(self._settings, spec, self._log)
+            self.models[spec.name] = model
+        for model in models_before.values():
+            model.close()
         default = default_spec(self._settings, specs)
-        self.default = self._deployments[default.name] if default else None
-        return [model.holder for model in gone.values()]
+        self.default = self.models[default.name] if default else None
 
     def find(self, name: str | None) -> Deployment:
-        """Return the model called `name`, or the default one (NotFoundError: none)."""
-        found = self.default if name is None else self._by_name.get(name)
-        if found is not None:
-            return found
+        """Return the model called `name`, or the default one.
+
+        Raises:
+            NotFoundError: There is none.
+
+        """
         if name is not None:
-            there = ", ".join(self._deployments) or "none"
-            raise NotFoundError(f"no model {name!r}: there is {there}")
-        paths = ", ".join(f"/models/{model}/predict" for model in self._deployments)
-        there = f"there is {paths}" if paths else "none is served"
+            if name in self.models:
+                return self.models[name]
+            names = ", ".join(self.models) or "none"
+            raise NotFoundError(f"no model {name!r}: there is {names}")
+        if self.default is not None:
+            return self.default
+        paths = ", ".join(f"/models/{name}/predict" for name in self.models)
+        remedy = f"there is {paths}" if paths else "none is served"
         raise NotFoundError(
-            f"no model is the default one (GYRE_DEFAULT_MODEL): {there}"
+            f"no model is the default one (GYRE_DEFAULT_MODEL): {remedy}"
         )
 
     def first(self) -> Deployment:
-        """Return the default model; without one, any that has a version (NotFoundError: none)."""
-        best = max(
-            self, key=lambda model: model.holder.current is not None, default=None
-        )
-        return self.default or best or self.find(None)
+        """Return the default model; without one, any, rather one that has a version.
+
+        Raises:
+            NotFoundError: There is none.
+
+        """
+        models = sorted(self, key=lambda model: model.current is None)
+        if self.default is None and models:
+            return models[0]
+        return self.find(None)
 
     async def ended(self) -> None:
+        """Wait for the answers that are under way."""
         for model in self:
             await model.scorer.ended()
 
     async def close(self) -> None:
+        """Close the connections of all versions."""
         for model in self:
-            for source in model.holder.sources:
+            for source in model.sources:
                 await source.close()
 
 
-def _versions_fit(before: ModelSpec, after: ModelSpec) -> bool:
-    """Whether what is loaded of `before` can answer for `after`."""
-    parts = ("entity_key", "task", "classes", "feature_service", "features")
-    return all(getattr(before, part) == getattr(after, part) for part in parts)
+def _loaded_parts(spec: ModelSpec) -> dict[str, Any]:
+    """Return what versions that are loaded depend on."""
+    parts = {"entity_key", "task", "classes", "feature_service", "features"}
+    return spec.model_dump(include=parts)

@@ -1,11 +1,12 @@
-"""What clients may send and what they get, built from a spec. Strict: no type is guessed."""
+"""What clients send and get, as types that a spec says. Strict: no value is converted to a type."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, NotRequired
 
 from annotated_types import Len
-from pydantic import BaseModel, ConfigDict, FailFast, Field, TypeAdapter, create_model
+from pydantic import ConfigDict, FailFast, Field, TypeAdapter, with_config
+from typing_extensions import TypedDict
 
 from core.json_types import Float32, Int32, Int64, Timestamp
 from core.spec import FLOAT32, FeatureType, ModelSpec
@@ -14,6 +15,7 @@ MAX_ROWS = 10_000
 Double = Annotated[
     float, Field(strict=True, allow_inf_nan=False, ge=-FLOAT32, le=FLOAT32)
 ]
+Number = Annotated[float, Field(strict=True, allow_inf_nan=False)]
 Text = Annotated[str, Field(strict=True)]
 TYPES: dict[FeatureType, Any] = {
     "int32": Int32,
@@ -25,146 +27,80 @@ TYPES: dict[FeatureType, Any] = {
     "string": Text,
 }
 FORBID = ConfigDict(extra="forbid", protected_namespaces=())
-ANSWER: dict[str, Any] = {
-    "prediction": float,
-    "probability": float,
-    "model_version": str,
-    "request_id": str,
-    "features_from": Literal[
-        "request", "online", "partly", "merged", "cache", "defaults"
-    ],
-    "in_population": bool,
-    "logged": bool,
-}
-"""Of an answer, behind the key."""
 
 
-class Contribution(BaseModel):
-    value: bool | float | str | None
-    contribution: float
+class Prediction(TypedDict):
+    """Fields of an answer, behind the key, for the documentation.
 
+    A number has no probability. Of many classes there is the probability of each.
+    """
 
-class Feedback(BaseModel):
-    """Of any prediction, where numbers are predicted too: a line of feedback names no model."""
-
-    model_config = FORBID
-    request_id: Annotated[str, Field(strict=True, pattern=r"^[0-9A-Za-z-]{1,64}$")]
-    actual: Annotated[float, Field(strict=True, allow_inf_nan=False)]
-
-
-class ClassFeedback(Feedback):
-    actual: Annotated[float, Field(strict=True, ge=0, le=1, multiple_of=1)]
-
-
-class NameFeedback(Feedback):
-    """Of any prediction, where there are models of many classes: also a class's name."""
-
-    actual: Annotated[float, Field(strict=True, allow_inf_nan=False)] | Text  # type: ignore[assignment]
+    prediction: float | str
+    probability: NotRequired[float]
+    model_version: str
+    request_id: str
+    features_from: Literal["request", "online", "partly", "cache", "defaults"]
+    in_population: bool
+    logged: bool
+    probabilities: NotRequired[dict[str, float]]
 
 
 @dataclass(frozen=True)
 class Schemas:
-    """one, many: what reads a body, by whether it is to be merged: then with any features, else all
-    or none. flat: rows with the key, the features or both by name. The rest is for /docs.
+    """What clients send to one model.
+
+    Attributes:
+        row: Reads a row of Gyre's protocol: the key, request data, and all `features` or none.
+        rows: Reads a list of these.
+        records: Reads a list of rows that have the key, the features or both side by side.
+
     """
 
-    one: dict[bool, type[BaseModel]]
-    many: dict[bool, TypeAdapter[Any]]
-    flat: TypeAdapter[Any]
-    request: Any
-    instance: Any
-    answer: Any
-    explained: Any
-    scored: Any
+    row: TypeAdapter[dict[str, Any]]
+    rows: TypeAdapter[list[dict[str, Any]]]
+    records: TypeAdapter[list[dict[str, Any]]]
 
 
-def rows_of(item: Any) -> Any:
-    return Annotated[list[item], Len(1, MAX_ROWS)]
+def object_type(
+    name: str, required: Mapping[str, Any], optional: Mapping[str, Any]
+) -> Any:
+    """Return the type of a JSON object that has these fields and no others."""
+    fields = dict(required)
+    for field, kind in optional.items():
+        fields[field] = NotRequired[kind]
+    made: Any = TypedDict(name, fields)  # type: ignore[misc]
+    return with_config(FORBID)(made)
 
 
-def fast(rows: Any) -> Any:
-    """The first bad row ends the check. Has no hash: not for /docs."""
-    return Annotated[rows, FailFast()]
+def read_rows(row: Any) -> TypeAdapter[Any]:
+    """Return what reads 1 to MAX_ROWS rows of a type. The first bad one ends the check."""
+    return TypeAdapter(Annotated[list[row], Len(1, MAX_ROWS), FailFast()])
 
 
-def feedback_schema(specs: Sequence[ModelSpec]) -> type[Feedback]:
-    if any(spec.classes for spec in specs):
-        return NameFeedback
-    classes = all(spec.task == "classification" for spec in specs)
-    return ClassFeedback if classes else Feedback
+def field_types(fields: Mapping[str, FeatureType]) -> dict[str, Any]:
+    return {name: TYPES[kind] for name, kind in fields.items()}
 
 
 def build_schemas(
     spec: ModelSpec,
     nullable: Collection[str],
-    data: Mapping[str, FeatureType],
-    needed: Collection[str],
+    request_data: Mapping[str, FeatureType],
 ) -> Schemas:
-    """nullable: features that may be null, as they were in training.
+    """Make what reads the bodies of a model.
 
-    data: types of the request data; needed: of it where features are looked up.
+    Args:
+        spec: Of the model.
+        nullable: Features that may be null, as they were in training.
+        request_data: Fields beside the key, of every version that is kept. A version may need
+            fewer of them: what is absent is found when features are looked up.
+
     """
-    title = "".join(part.capitalize() for part in spec.name.split("_"))
-
-    def make(name: str, fields: dict[str, Any]) -> type[BaseModel]:
-        return create_model(title + name, __config__=FORBID, **fields)
-
-    key, every, given = _typed(spec.entity_key), _typed(spec.features), _typed(data)
-    every |= {name: kind | None for name, kind in every.items() if name in nullable}
-    any_data = _optional(given)
-    all_data = any_data | {name: kind for name, kind in given.items() if name in needed}
-    whole, some = make("Features", every), make("SomeFeatures", _optional(every))
-    one = {
-        False: make("Request", key | any_data | {"features": (whole, None)}),
-        True: make("MergeRequest", key | any_data | {"features": (some, None)}),
-    }
-    shown: Any = one[False]
-    if all_data != any_data:
-        shown = make("LookUp", key | all_data | {"features": (whole, None)})
-        shown |= make("Given", key | any_data | {"features": whole})
-    flat = make("Instance", _optional(key) | any_data | _optional(every))
-    answer, scored = _answered(spec)
-    return Schemas(
-        one=one,
-        many={merge: TypeAdapter(fast(rows_of(row))) for merge, row in one.items()},
-        flat=TypeAdapter(fast(rows_of(flat))),
-        request=shown,
-        instance=make("Key", key | all_data)
-        | make("Row", _optional(key) | any_data | every),
-        answer=make("Answer", key | answer),
-        explained=make("Explanation", key | _explained(spec, answer)),
-        scored=make(
-            "Score", {name: kind | None for name, kind in key.items()} | scored
-        ),
-    )
-
-
-def _explained(spec: ModelSpec, answer: Mapping[str, Any]) -> dict[str, Any]:
-    example = {next(iter(spec.features)): {"value": 7, "contribution": 0.31}}
-    parts = (dict[str, Contribution], Field(examples=[example]))
-    said = {
-        name: kind
-        for name, kind in answer.items()
-        if name not in {"request_id", "logged"}
-    }
-    return said | {"model": str, "expected": float, "contributions": parts}
-
-
-def _typed(fields: Mapping[str, FeatureType]) -> dict[str, Any]:
-    return {name: TYPES[kind] for name, kind in fields.items()}
-
-
-def _optional(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: (kind, None) for name, kind in fields.items()}
-
-
-def _answered(spec: ModelSpec) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Return what follows the key in an answer, and in a score of the other protocols."""
-    # A number that is predicted has no probability.
-    number = {name: kind for name, kind in ANSWER.items() if name != "probability"}
-    if spec.task == "regression":
-        return number, {"score": float} | number
-    if spec.task == "classification":
-        return ANSWER, {"score": float} | number
-    classes = {"prediction": str, "probabilities": dict[str, float]}
-    return ANSWER | classes, {"score": list[float]} | number | {"prediction": str}
+    key = field_types(spec.entity_key)
+    data = field_types(request_data)
+    features = field_types(spec.features)
+    for name in nullable:
+        features[name] |= None
+    all_features = object_type("Features", features, {})
+    row = object_type("Row", key, {**data, "features": all_features})
+    record = object_type("Record", {}, {**key, **data, **features})
+    return Schemas(row=TypeAdapter(row), rows=read_rows(row), records=read_rows(record))

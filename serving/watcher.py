@@ -1,110 +1,160 @@
 """Follows MLflow's registry in a worker: which versions answer, and in which role.
 
-What has no copy here yet is fetched by a child process (`serving.fetch`); what has one is loaded in
-a thread, and swapped in whole. Anything wrong keeps the version that answers.
+A version that has no copy here is fetched by a child process (`serving.fetch`). One that has a copy
+is loaded in a thread and swapped in whole. Anything wrong keeps the version that answers.
 """
 
 import asyncio
-import json
 import logging
-import random
+import multiprocessing
+import os
+import signal
 import sys
-from subprocess import PIPE
+from collections.abc import Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
 
-import httpx
+import psutil
 
+from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import MODELS, broken_specs, load_specs
-from serving.model import SEARCH, registered_models
+from serving.copies import LocalCopies, Origin
+from serving.model_versions import ModelVersions
+from serving.registry import read_origin, read_registry
 from serving.repository import ModelRepository
 
 POLL_SECONDS = 2.0
-ANSWER_SECONDS = 1.0  # of MLflow, to a poll
-FETCH_SECONDS = (
-    300.0  # of a child, waiting for that of another worker included; then it is killed
-)
+ANSWER_SECONDS = 1.0
+"""Of MLflow, to a poll."""
+NO_ANSWER = f"MLflow does not answer (is it up?) within {ANSWER_SECONDS:g} s"
+FETCH_SECONDS = 300.0
+"""Of a child, waiting for that of another worker included; then it is killed."""
+RETRY_SECONDS = 10.0
+"""Until the next fetch, after one that failed."""
+CRASHES = {
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGILL,
+    signal.SIGSEGV,
+}
+"""How a child ends that its version's file has ended."""
 logger = logging.getLogger(__name__)
 
 
 class RegistryWatcher:
+    """Polls MLflow, for all models.
+
+    Attributes:
+        problem: Why MLflow does not answer.
+        server_start: When the server of this worker started, aware UTC.
+
+    """
+
     def __init__(self, settings: Settings, repository: ModelRepository) -> None:
         self.problem: str | None = "not asked yet"
+        self.server_start = _server_start()
+        self._settings = settings
         self._repository = repository
-        self._client = httpx.AsyncClient(
-            base_url=settings.mlflow_address, timeout=ANSWER_SECONDS, trust_env=False
-        )
         self._fetch: asyncio.Task[None] | None = None
         self._spec_files: dict[str, int] = {}
 
     async def run(self) -> None:
         """Poll until cancelled; at once when a fetch ends, as its versions are here then."""
         while True:
-            wait = POLL_SECONDS * random.uniform(0.9, 1.1)  # noqa: S311  (not all workers at once)
             if self._fetch is None or self._fetch.done():
-                await asyncio.sleep(wait)
+                await asyncio.sleep(POLL_SECONDS)
             else:
-                await asyncio.wait([self._fetch], timeout=wait)
+                await asyncio.wait([self._fetch], timeout=POLL_SECONDS)
             await self.poll()
 
     async def poll(self) -> None:
+        """Follow the specs and the registry as they are now. Never raises."""
         try:
             await self._read_specs()
-            await self._assign()
+            await self._follow()
         except Exception:  # start-up never fails for a model's sake
             logger.exception("a poll of the registry failed")
 
+    async def close(self) -> None:
+        """End the child process."""
+        if self._fetch is not None:
+            self._fetch.cancel()
+            await asyncio.wait([self._fetch])
+
     async def _read_specs(self) -> None:
         """Serve the specs of models/ as they are now; a broken one is named and left out."""
-        spec_files = {
-            path.name: path.stat().st_mtime_ns for path in MODELS.glob("*.toml")
-        }
+        spec_files = {}
+        for path in MODELS.glob("*.toml"):
+            spec_files[path.name] = path.stat().st_mtime_ns
         if spec_files == self._spec_files:
             return
         specs = await asyncio.to_thread(load_specs)
         for problem in await asyncio.to_thread(broken_specs):
             logger.error("a model is not served: %s", problem)
-        for removed in self._repository.update(specs):
-            removed.close()
+        self._repository.update(specs)
         self._spec_files = spec_files
 
-    async def _assign(self) -> None:
-        models = [*self._repository.holders.values()]
+    async def _follow(self) -> None:
         try:
             async with asyncio.timeout(ANSWER_SECONDS):
-                answer = await self._client.get(SEARCH)
-            registered = registered_models(answer.raise_for_status().json())
+                registered = await asyncio.to_thread(read_registry, self._settings)
             self.problem = None
-        except (httpx.HTTPError, TimeoutError, ValueError, KeyError) as exc:
-            reason = f"{type(exc).__name__}: {exc}".rstrip(": ")
-            self.problem = f"MLflow does not answer (is it up?): {reason}"
-            for model in models:
+            for name, model in self._repository.models.items():
+                missing = await model.follow(registered.get(name))
+                if missing and (self._fetch is None or self._fetch.done()):
+                    await self._fetch_due(model, registered[name].created, missing)
+        except (RegistryError, TimeoutError) as exc:
+            self.problem = str(exc) or NO_ANSWER
+            for model in self._repository:
                 await model.start_without_registry()
-            return
-        missing = [
-            await model.assign(registered.get(model.spec.name)) for model in models
-        ]
-        if any(missing) and (self._fetch is None or self._fetch.done()):
-            self._fetch = asyncio.create_task(self._fetch_versions())
 
-    async def _fetch_versions(self) -> None:
-        """Have the child process fetch what is missing; note which versions it refused."""
-        command = (sys.executable, "-m", "serving.fetch")
-        child = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+    async def _fetch_due(
+        self, model: ModelVersions, created: int, versions: Sequence[str]
+    ) -> None:
+        """Begin to fetch one of some versions: a refused one waits."""
+        for version in versions:
+            origin = await asyncio.to_thread(
+                read_origin, self._settings, model.spec.name, version, created
+            )
+            refusal = model.copies.refusal(version)
+            now = datetime.now(UTC)
+            if refusal is None or refusal.is_due(origin, self.server_start, now):
+                fetch = self._fetch_version(model.copies, version, origin)
+                self._fetch = asyncio.create_task(fetch)
+                return
+
+    async def _fetch_version(
+        self, copies: LocalCopies, version: str, origin: Origin
+    ) -> None:
+        """Have the child process fetch a version; it is refused if that crashes."""
+        environment = dict(os.environ)
+        # It counts nothing: its files would stay.
+        environment.pop("PROMETHEUS_MULTIPROC_DIR", None)
+        child = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "serving.fetch", copies.folder.name, version),
+            env=environment,
+        )
         try:
-            printed, _ = await asyncio.wait_for(child.communicate(), FETCH_SECONDS)
-            refused = json.loads(printed)
-            for name, model in self._repository.holders.items():
-                model.refuse(refused.get(name, {}))
-        except (TimeoutError, ValueError) as exc:  # the next one may end well
-            logger.warning("a fetch failed (exit code %s): %r", child.returncode, exc)
-            await asyncio.sleep(POLL_SECONDS)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(child.wait(), FETCH_SECONDS)
         finally:
             if child.returncode is None:
                 child.kill()
                 await child.wait()
+        exit_code = child.returncode or 0
+        if -exit_code in CRASHES:
+            name = signal.Signals(-exit_code).name
+            reason = f"the process that tried it crashed ({name})"
+            await asyncio.to_thread(copies.refuse, version, origin, reason)
+        elif exit_code != 0:
+            logger.warning("a fetch failed (exit code %s), see above", exit_code)
+            await asyncio.sleep(RETRY_SECONDS)
 
-    async def close(self) -> None:
-        if self._fetch is not None:
-            self._fetch.cancel()
-            await asyncio.wait([self._fetch])
-        await self._client.aclose()
+
+def _server_start() -> datetime:
+    """Return when the process that starts the workers was started, aware UTC."""
+    server = multiprocessing.parent_process()
+    process = psutil.Process(server.pid if server is not None else None)
+    return datetime.fromtimestamp(process.create_time(), UTC)

@@ -1,153 +1,153 @@
-"""A protocol is one file here: bodies to rows, answers and errors to its form, its GET routes.
+"""What all protocols share. One is a module here: bytes to rows, and answers to bytes.
 
-A fifth is a module with a `PROTOCOL`, listed in serving/app.py.
+Its routes are served once serving/app.py lists them.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
-from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from serving.edge import ErrorForm, read_body
+from serving.edge import read_body, run_by_size, send_json
 from serving.errors import InvalidRequestError, NoModelError
-from serving.openapi import Operation
+from serving.openapi import Document
 from serving.repository import Deployment, ModelRepository
-from serving.schemas import Schemas
-from serving.scorer import Answer, PredictionRow, Scorer
+from serving.rows import Answer, Row
+from serving.scorer import Scorer
 
 BATCH_LIMIT = 10_000_000
 """Bytes of a body with many rows."""
-INLINE_BYTES = 4_096
-"""Bodies up to here are read on the event loop; a larger one would hold up the others."""
 
-Rows = Sequence[PredictionRow]
+Rows = Sequence[Row]
 Answers = Sequence[Answer]
-Parsed = tuple[Rows, Callable[[Answers], Response]]
-"""The rows that a body asks for, and what makes a response of their answers."""
+Reading = tuple[Rows, Callable[[Answers], bytes]]
+"""The rows that a body asks for, and what makes the body of the answer."""
 
 
 @dataclass(frozen=True)
-class PredictRoute:
-    """How a protocol scores. A path without `{name}` is the default model's."""
+class ScoringRoute:
+    """A way to score rows.
 
+    Attributes:
+        tag: The protocol's name in the documentation.
+        paths: One without `{name}` is of the default model.
+        read: Reads a body. It raises ValidationError or InvalidRequestError.
+        document: Returns the bodies of a model; its name and docstring are the documentation's.
+        limit: Bytes of a body.
+        answer: Answers rows, which arrived at a moment (UTC).
+
+    """
+
+    tag: str
     paths: tuple[str, ...]
-    read: Callable[[Deployment, bytes, Request], Parsed]
-    operation: Callable[[str, Schemas], Operation]
+    read: Callable[[Deployment, bytes], Reading]
+    document: Callable[[Deployment], Document]
     limit: int = BATCH_LIMIT
-    answer: Callable[[Scorer, Rows, datetime], Awaitable[list[Answer]]] = Scorer.predict
-    binary: str | None = None
+    answer: Callable[[Scorer, Rows, datetime], Awaitable[Answers]] = Scorer.predict
 
 
-@dataclass(frozen=True)
-class Protocol:
-    """owns: whether errors of a path have its form. add_info: adds its GET routes."""
+class ScoringEndpoint:
+    """Answers a scoring route. Its errors are the middleware's to answer."""
 
-    form: ErrorForm
-    owns: Callable[[str], bool]
-    predict: tuple[PredictRoute, ...]
-    add_info: Callable[[APIRouter, ModelRepository], None] = (
-        lambda _router, _repository: None
-    )
-
-
-class PredictEndpoint:
-    """The way of a scoring request. Plain ASGI; its errors are the middleware's to answer."""
-
-    def __init__(self, repository: ModelRepository, route: PredictRoute) -> None:
+    def __init__(self, repository: ModelRepository, route: ScoringRoute) -> None:
         self._repository = repository
         self._route = route
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        received = datetime.now(UTC)
         if scope["method"] != "POST":
             raise HTTPException(405, headers={"Allow": "POST"})
-        request = Request(scope, receive)
         route = self._route
-        model = self._repository.find(request.path_params.get("name"))
+        name = scope.get("path_params", {}).get("name")
+        model = self._repository.find(name)
         scope["model"] = model.spec.name
-        model.scorer.admit()
-        body = await read_body(request, route.limit, route.binary)
-        if len(body) <= INLINE_BYTES:
-            rows, write = route.read(model, body, request)
-            response = write(await route.answer(model.scorer, rows, received))
-        else:
-            rows, write = await asyncio.to_thread(route.read, model, body, request)
+        with model.scorer.admitted():
+            body = await read_body(scope, receive, route.limit)
+            received = datetime.now(UTC)
+            rows, write = await run_by_size(len(body), route.read, model, body)
             answers = await route.answer(model.scorer, rows, received)
-            response = await asyncio.to_thread(write, answers)
-        await response(scope, receive, send)
+            content = await run_by_size(len(body), write, answers)
+        await send_json(send, content)
 
 
 def version_of(model: Deployment) -> str:
-    """Version that answers (NoModelError: none does yet)."""
-    if model.holder.current is None or model.holder.problem:
-        raise NoModelError(model.holder.state)
-    return model.holder.current.version
+    """Return the version that answers; raise NoModelError if none does."""
+    current = model.current
+    if current is None or model.problem:
+        raise NoModelError(model.state)
+    return current.version
 
 
-def rows_from(model: Deployment, records: Sequence[Any]) -> list[PredictionRow]:
-    """Records with the key, the features or both by name (ValidationError, InvalidRequestError)."""
-    names, fields = model.spec.entity_key, model.holder.request_data
+def row_from(
+    model: Deployment, fields: Mapping[str, Any], features: Mapping[str, Any]
+) -> Row:
+    """Return a row to score, of the fields beside its features: key and request data."""
+    key = _part(fields, model.spec.entity_key)
+    data = _part(fields, model.request_data)
+    return Row(key or None, features, data)
+
+
+def _part(fields: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    return {name: fields[name] for name in names if name in fields}
+
+
+def rows_from(model: Deployment, records: Any) -> list[Row]:
+    """Return the rows of records that have the key, the features or both side by side.
+
+    Raises:
+        ValidationError, InvalidRequestError: A record is none; its position and field are named.
+
+    """
     rows = []
-    for position, record in enumerate(model.schemas.flat.validate_python(records)):
-        given = record.model_dump(exclude_unset=True)
-        key = {name: given.pop(name) for name in names if name in given}
-        data = (
-            {name: given.pop(name) for name in fields if name in given}
-            if fields
-            else {}
-        )
-        if len(key) < len(names) and (key or not given):
-            missing = ", ".join(name for name in names if name not in key)
-            what = f"{missing} is missing" if key else f"neither {missing} nor features"
-            raise InvalidRequestError(f"body.{position}: {what}")
-        rows.append(PredictionRow(key or None, given, request_data=data))
+    for position, record in enumerate(model.schemas.records.validate_python(records)):
+        row = row_from(model, record, _part(record, model.spec.features))
+        missing = [name for name in model.spec.entity_key if name not in record]
+        if missing and (row.key or not row.given):
+            text = f"body.{position}: {', '.join(missing)} is missing"
+            raise InvalidRequestError(text)
+        rows.append(row)
     return rows
 
 
-def shown(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
-    """Answers as clients read them, each behind the key it was asked with (null: none)."""
-    found = []
+def shown(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
+    """Return answers as clients read them, each behind its key (null: none was given)."""
+    classes = model.spec.classes
+    no_key = dict.fromkeys(model.spec.entity_key)
+    contents = []
     for row, answer in zip(rows, answers, strict=True):
-        said = {
-            **(row.key or dict.fromkeys(model.spec.entity_key)),
-            "prediction": answer["prediction"],
-            "probability": answer["probability"],
-            "model_version": answer["version"],
-            "request_id": answer["request_id"],
-            "features_from": answer["features_from"],
-            "in_population": answer["in_population"],
-            "logged": answer["logged"],
+        line = answer.line
+        content = {
+            **(row.key or no_key),
+            "prediction": line["prediction"],
+            "probability": line["probability"],
+            "model_version": line["version"],
+            "request_id": line["request_id"],
+            "features_from": line["features_from"],
+            "in_population": line["in_population"],
+            "logged": answer.logged,
         }
-        if said["probability"] is None:  # a number is predicted
-            del said["probability"]
-        if classes := model.spec.classes:
-            said["prediction"] = classes[int(answer["prediction"])]
-            said["probabilities"] = dict(
-                zip(classes, answer["probabilities"], strict=True)
-            )
-        if why := answer.get("why"):  # it is explained, and no prediction
-            del said["request_id"], said["logged"]
-            said |= why
-        found.append(said)
-    return found
+        if content["probability"] is None:  # a number is predicted
+            del content["probability"]
+        if classes:
+            probabilities = zip(classes, line["probabilities"], strict=True)
+            content["prediction"] = classes[int(line["prediction"])]
+            content["probabilities"] = dict(probabilities)
+        contents.append(content)
+    return contents
 
 
-def scored(model: Deployment, rows: Rows, answers: Answers) -> list[Answer]:
-    """`shown`, with the model's own `score` for probabilities: that of 1, those of many classes in
-    order, or the number predicted.
+def scored(model: Deployment, rows: Rows, answers: Answers) -> list[dict[str, Any]]:
+    """Return answers with the model's own `score` in place of probabilities.
+
+    It is the probability of 1, the list of those of many classes, or the number predicted.
     """
-    found = []
-    for row in shown(model, rows, answers):
-        score, every = (
-            row.pop("probability", row["prediction"]),
-            row.pop("probabilities", {}),
-        )
-        found.append({"score": [*every.values()] or score, **row})
-    return found
+    contents = []
+    for content in shown(model, rows, answers):
+        probabilities = content.pop("probabilities", None)
+        score = content.pop("probability", content["prediction"])
+        if probabilities is not None:
+            score = list(probabilities.values())
+        contents.append({"score": score, **content})
+    return contents

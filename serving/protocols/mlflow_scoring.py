@@ -1,35 +1,22 @@
-"""MLflow's scoring protocol, as `mlflow models serve` answers it.
+"""MLflow's scoring protocol: `dataframe_records` and `dataframe_split`.
 
 Source: mlflow/pyfunc/scoring_server/__init__.py of MLflow 3.17, and
 https://mlflow.org/docs/latest/ml/deployment/deploy-model-locally/#api-spec
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Generic, TypeVar
+from typing import Annotated, Any
 
-from fastapi import APIRouter
-from pydantic import BaseModel, ConfigDict, Field, JsonValue
-from starlette.requests import Request
-from starlette.responses import PlainTextResponse, Response
+from annotated_types import Len
+from pydantic import BaseModel, TypeAdapter
 
-from core.packages import package_version
-from serving.edge import ErrorForm, in_words, json_response
+from serving.edge import error_text, json_bytes
 from serving.errors import InvalidRequestError
-from serving.openapi import Operation
-from serving.protocols import (
-    Parsed,
-    PredictRoute,
-    Protocol,
-    rows_from,
-    scored,
-    version_of,
-)
-from serving.repository import Deployment, ModelRepository
-from serving.schemas import FORBID, MAX_ROWS, Schemas
-from serving.scorer import Answer
+from serving.openapi import Document, example_features
+from serving.protocols import Answers, Reading, ScoringRoute, rows_from, scored
+from serving.repository import Deployment
+from serving.schemas import FORBID, MAX_ROWS
 
 TAG = "MLflow"
-MLFLOW_VERSION = package_version("mlflow")
 CODES = {
     401: "UNAUTHENTICATED",
     404: "RESOURCE_DOES_NOT_EXIST",
@@ -37,123 +24,66 @@ CODES = {
     500: "INTERNAL_ERROR",
     503: "TEMPORARILY_UNAVAILABLE",
 }
-FORMATS = ("dataframe_split", "dataframe_records", "instances", "inputs")
-ONE_OF: list[JsonValue] = [{"required": [name]} for name in FORMATS]
-Cell = int | float | str | bool | None
-Record = Mapping[str, Cell]
-Rows = Annotated[list[Record], Field(min_length=1, max_length=MAX_ROWS)]
-Answered = TypeVar("Answered")
-
-
-class MlflowError(BaseModel):
-    error_code: str
-    message: str
+FORMATS = "dataframe_records or dataframe_split"
+Many = Len(1, MAX_ROWS)
 
 
 def write_error(status: int, detail: Any) -> dict[str, str]:
-    return {"error_code": CODES.get(status, "BAD_REQUEST"), "message": in_words(detail)}
-
-
-ERRORS = ErrorForm(MlflowError, write_error, 400)
-
-
-class Score(BaseModel):
-    score: float | list[float]
-
-
-class Invoked(BaseModel, Generic[Answered]):
-    predictions: list[Score]
-    answers: list[Answered]
+    """Write an error as MLflow's own server does."""
+    code = CODES.get(status, "BAD_REQUEST")
+    return {"error_code": code, "message": error_text(detail)}
 
 
 class Split(BaseModel):
+    """Rows as pandas' `to_dict(orient="split")` gives them."""
+
     model_config = FORBID
-    columns: Annotated[list[str], Field(min_length=1)]
-    data: Annotated[list[list[Cell]], Field(min_length=1, max_length=MAX_ROWS)]
+    columns: list[str]
+    data: Annotated[list[list[Any]], Many]
     index: list[Any] | None = None
 
-    def records(self) -> list[Record]:
-        where, width = "body.dataframe_split", len(self.columns)
-        if len(set(self.columns)) < width:
-            raise InvalidRequestError(f"{where}.columns: a name is there twice")
-        for position, row in enumerate(self.data):
-            if len(row) != width:
-                text = f"{len(row)} values for {width} columns"
-                raise InvalidRequestError(f"{where}.data.{position}: {text}")
-        return [dict(zip(self.columns, row, strict=True)) for row in self.data]
+    def records(self) -> list[dict[str, Any]]:
+        count = len(self.columns)
+        problem = "" if len(set(self.columns)) == count else "columns: a name is twice"
+        for position, values in enumerate(self.data):
+            if len(values) != count:
+                problem = f"data.{position}: {len(values)} values for {count} columns"
+        if problem:
+            raise InvalidRequestError(f"body.dataframe_split.{problem}")
+        return [dict(zip(self.columns, values, strict=True)) for values in self.data]
 
 
 class Invocation(BaseModel):
-    """Exactly one of the formats. `params` are for models that have some: these have none."""
+    """A frame in one of two formats. `params` are for models that have some: these have none."""
 
-    model_config = ConfigDict(extra="forbid", json_schema_extra={"oneOf": ONE_OF})
-    dataframe_split: Split = Field(default=None)  # type: ignore[assignment]
-    dataframe_records: Rows = []
-    instances: Rows = []
-    inputs: Rows | Mapping[str, list[Cell]] | Record = []
-    params: dict[str, Any] | None = None
-
-    def records(self) -> Sequence[Record]:
-        given = [name for name in FORMATS if name in self.model_fields_set]
-        if len(given) != 1:
-            raise InvalidRequestError(
-                f"body: expected one of {', '.join(FORMATS)}, found {given}"
-            )
-        found: Split | Rows | Mapping[str, Any] = getattr(self, given[0])
-        if isinstance(found, Split):
-            return found.records()
-        if not isinstance(found, Mapping):
-            return found
-        # Columns by name; single values are one row.
-        columns = [
-            value if isinstance(value, list) else [value] for value in found.values()
-        ]
-        if len({len(column) for column in columns}) != 1:
-            raise InvalidRequestError("body.inputs: the columns have different lengths")
-        return [
-            dict(zip(found, row, strict=True)) for row in zip(*columns, strict=True)
-        ]
+    model_config = FORBID
+    dataframe_records: Annotated[list[dict[str, Any]], Many] | None = None
+    dataframe_split: Split | None = None
+    params: None = None
 
 
-def read(model: Deployment, body: bytes, _request: Request) -> Parsed:
-    rows = rows_from(model, Invocation.model_validate_json(body, strict=True).records())
+BODY = TypeAdapter(Invocation)
 
-    def write(answers: Sequence[Answer]) -> Response:
-        found = scored(model, rows, answers)
-        scores = [{"score": row["score"]} for row in found]
-        return json_response({"predictions": scores, "answers": found})
+
+def read(model: Deployment, body: bytes) -> Reading:
+    invocation = BODY.validate_json(body)
+    records = invocation.dataframe_records
+    split = invocation.dataframe_split
+    if (records is None) == (split is None):
+        raise InvalidRequestError(f"body: expected one of {FORMATS}")
+    rows = rows_from(model, split.records() if split else records)
+
+    def write(answers: Answers) -> bytes:
+        contents = scored(model, rows, answers)
+        scores = [{"score": content["score"]} for content in contents]
+        return json_bytes({"predictions": scores, "answers": contents})
 
     return rows, write
 
 
-def operation(path: str, schemas: Schemas) -> Operation:
-    text = "Score a frame in any of MLflow's formats, as `mlflow models serve` does."
-    answer = Invoked[schemas.scored]  # type: ignore[name-defined]
-    return Operation(path, TAG, "Score", text, Invocation, answer, ERRORS)
+def score(model: Deployment) -> Document:
+    """Score a frame, as `mlflow models serve` does."""
+    return Document(BODY, {"dataframe_records": [example_features(model)]})
 
 
-def add_info(router: APIRouter, repository: ModelRepository) -> None:
-    shared: Any = {"tags": [TAG], "responses": ERRORS.responses}
-    shared["response_class"] = PlainTextResponse
-
-    @router.get("/ping", summary="A version answers", **shared)
-    @router.get("/health", summary="A version answers", **shared)
-    async def ping() -> Response:
-        """Answer as soon as a version of the default model does; 503 until then."""
-        version_of(repository.first())
-        return PlainTextResponse("\n")
-
-    @router.get("/version", summary="MLflow's version", **shared)
-    async def mlflow_version() -> Response:
-        """Name the version of MLflow, as its own scoring server does."""
-        return PlainTextResponse(MLFLOW_VERSION)
-
-
-ROUTE = PredictRoute(("/invocations", "/models/{name}/invocations"), read, operation)
-OWN = ("/ping", "/health", "/version")
-PROTOCOL = Protocol(
-    ERRORS,
-    lambda path: path in OWN or path.endswith("/invocations"),
-    (ROUTE,),
-    add_info,
-)
+ROUTE = ScoringRoute(TAG, ("/invocations", "/models/{name}/invocations"), read, score)

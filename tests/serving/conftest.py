@@ -50,7 +50,7 @@ from tests.conftest import (
 from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Sequence
 
     from core.settings import Settings
 
@@ -66,6 +66,14 @@ ONNX_TYPES = {
     "double": TensorProto.DOUBLE,
     "string": TensorProto.STRING,
 }
+FEATURE_TYPES = {name: ONNX_TYPES[kind] for name, kind in SPEC.features.items()}
+DATATYPES = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
+TENSOR_TYPES = {
+    "customer_id": "INT64", "cart_value": "FP64", "coupon": "BYTES", "items": "INT64",
+    "boxes": "INT32", "rate": "FP32", "gift": "BOOL", "due": "BYTES",
+}  # fmt: skip
+"""Of Open Inference, of the key, and of the request data of test_request_data.py."""
+TENSOR_TYPES |= {name: DATATYPES[kind] for name, kind in SPEC.features.items()}
 INGEST = """
 from datetime import UTC, datetime
 from feature_repo.ingest import ingest
@@ -78,28 +86,38 @@ NOT_READ = re.compile('"(cache|defaults)"')
 PANDAS_TYPES = {"int64": "int64", "double": "float64", "string": "object"}
 
 
+def onnx_graph(
+    nodes: list[onnx.NodeProto],
+    inputs: dict[str, int],
+    weights: Sequence[onnx.TensorProto] = (),
+    classes: Sequence[int] = (),
+) -> onnx.ModelProto:
+    """Graph with inputs of those types, each [N], and a float32 score [N, *classes]."""
+    input_infos = [
+        helper.make_tensor_value_info(name, kind, [None])
+        for name, kind in inputs.items()
+    ]
+    shape = [None, *classes]
+    score_info = helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, shape)
+    graph = helper.make_graph(nodes, "tiny", input_infos, [score_info], weights)
+    opset = helper.make_opsetid("", 18)
+    return helper.make_model(graph, opset_imports=[opset], ir_version=10)
+
+
 def tiny_onnx(bias: float, score: str = "Sigmoid") -> onnx.ModelProto:
     """Graph of score = sigmoid(0.01 · days_since_last_order + bias), as float32 [N]."""
-    inputs = [
-        helper.make_tensor_value_info(name, ONNX_TYPES[kind], [None])
-        for name, kind in SPEC.features.items()
-    ]
+    days = "days_since_last_order"
     nodes = [
-        helper.make_node(
-            "Cast", ["days_since_last_order"], ["days"], to=TensorProto.FLOAT
-        ),
+        helper.make_node("Cast", [days], ["days"], to=TensorProto.FLOAT),
         helper.make_node("Mul", ["days", "weight"], ["scaled"]),
         helper.make_node("Add", ["scaled", "bias"], ["sum"]),
         helper.make_node(score, ["sum"], [SCORE]),
     ]
-    graph = helper.make_graph(
-        nodes, "tiny", inputs, [helper.make_tensor_value_info(SCORE, TensorProto.FLOAT, [None])],
-        [helper.make_tensor("weight", TensorProto.FLOAT, [1], [0.01]),
-         helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias])],
-    )  # fmt: skip
-    return helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10
-    )
+    weights = [
+        helper.make_tensor("weight", TensorProto.FLOAT, [1], [0.01]),
+        helper.make_tensor("bias", TensorProto.FLOAT, [1], [bias]),
+    ]
+    return onnx_graph(nodes, FEATURE_TYPES, weights)
 
 
 @cache
@@ -120,13 +138,31 @@ def contract() -> ServedModel:
 
 def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
     """Rows of one file of a log, and how many torn lines were skipped."""
-    rows, torn = [], 0
+    rows = []
+    torn = 0
     for line in filter(None, path.read_bytes().split(b"\n")):
         try:
             rows.append(json.loads(line))
         except ValueError:
             torn += 1
     return rows, torn
+
+
+def body_of(protocol: str, row: dict[str, Any]) -> Any:
+    """A row of features, or of a key with request data, in the form of a protocol."""
+    if protocol == "v1":
+        return {"instances": [row]}
+    if protocol == "mlflow":
+        return {"dataframe_split": {"columns": [*row], "data": [[*row.values()]]}}
+    if protocol == "v2":
+        tensors = []
+        for name, value in row.items():
+            tensor = {"name": name, "datatype": TENSOR_TYPES.get(name, "INT64")}
+            tensors.append(tensor | {"shape": [1], "data": [value]})
+        return {"inputs": tensors}
+    if "customer_id" not in row:
+        row = {"customer_id": KNOWN, "features": row}
+    return [row] if protocol == "batch" else row
 
 
 @dataclass
@@ -165,27 +201,25 @@ class Rig:
         self.count += 1
         files = self.folder / f"extra-{self.count}"
         files.mkdir()
-        held = contract().model_copy(update={"model": name, **changed})
-        (files / CONTRACT_FILE).write_text(held.model_dump_json())
+        served = contract().model_copy(update={"model": name, **changed})
+        (files / CONTRACT_FILE).write_text(served.model_dump_json())
         key = f"run {self.count} {bias} {score} {time.time_ns()}"
-        run_id = Tracking(self.settings).start_or_find_run(
-            "serving-tests", key, key, {}
-        )
-        frame = pd.DataFrame({k: pd.Series([v], dtype=PANDAS_TYPES[SPEC.features[k]])
-                              for k, v in FEATURES.items()})  # fmt: skip
+        tracking = Tracking(self.settings)
+        run_id = tracking.start_or_find_run("serving-tests", key, key, {})
+        types = {name: PANDAS_TYPES[kind] for name, kind in SPEC.features.items()}
+        frame = pd.DataFrame([FEATURES]).astype(types)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's hints on integer columns and pip
             return register(
                 self.settings, model=name, run_id=run_id, exported=file,
-                extra_files=files, input_example=frame,
+                files=files, input_example=frame,
                 tags={}, description="tiny", requirements=["onnxruntime"],
             )  # fmt: skip
 
     def promote(self, version: str, name: str = SPEC.name) -> None:
+        registry = Registry(self.settings)
         ledger = Ledger(self.settings)
-        promote(
-            Registry(self.settings), ledger, name, version, who="test", why="because"
-        )
+        promote(registry, ledger, name, version, who="test", why="because")
         ledger.close()
 
     @contextmanager
@@ -208,11 +242,12 @@ class Rig:
     @contextmanager
     def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
         """`gyre consume`, reading."""
-        command, log = [str(BIN / "gyre"), "consume"], self.folder / "consumer.log"
+        command = [str(BIN / "gyre"), "consume"]
+        log = self.folder / "consumer.log"
         log.touch()
-        before = log.stat().st_size
+        start = log.stat().st_size
         with running(command, log, **process_environment(self.settings)) as process:
-            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[before:])
+            wait_until("consumer", lambda: b"consuming" in log.read_bytes()[start:])
             wait_until("its reads", lambda: consumer_problem(self.settings) is None)
             yield process
 
@@ -223,29 +258,25 @@ class Rig:
 
     def home_beside(self, home: Path | None = None) -> Path:
         """Make a home for one more server: data, ledger and logs are these, the rest a copy."""
-        own, home = (
-            self.settings.home,
-            home or Path(mkdtemp(dir=self.folder, prefix="beside-")),
-        )
+        home = home or Path(mkdtemp(dir=self.folder, prefix="beside-"))
         (home / "serving").mkdir()
         self.copy_what_serves(home)
-        for path in (*own.iterdir(), *(own / "serving").iterdir()):
-            here = home / path.relative_to(own)
-            if not here.exists() and path.name not in {"lock", "fetch.lock", "run"}:
-                here.symlink_to(path)
+        shared_home = self.settings.home
+        for path in (*shared_home.iterdir(), *(shared_home / "serving").iterdir()):
+            link = home / path.relative_to(shared_home)
+            if not link.exists() and path.name not in {"lock", "fetch.lock", "run"}:
+                link.symlink_to(path)
         return home
 
-    def fill_features(self) -> None:
-        """`feast apply`, then the real ingest of the shipped orders.
+    def ingest(self) -> None:
+        """Ingest the shipped orders.
 
-        MLflow may start meanwhile, so it is not asked which versions the features would change.
+        MLflow is not started yet, or answers: what has begun to start fails an ingest.
         """
-        feast_apply(self.settings)
-        own = {"GYRE_CHANGE_LIVE_FEATURES": "true"}
         done = subprocess.run(
             [commands_folder() / "python", "-c", INGEST],
             cwd=PROJECT,
-            env=process_environment(self.settings) | own,
+            env=process_environment(self.settings),
             capture_output=True,
             check=False,
         )
@@ -262,10 +293,11 @@ class Rig:
         self, client: httpx.Client, version: str, seconds: float = 900
     ) -> None:
         """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
-        wait_until(
-            f"version {version}",
-            lambda: self.predict(client).json().get("model_version") == version, seconds,
-        )  # fmt: skip
+
+        def is_there() -> bool:
+            return self.predict(client).json().get("model_version") == version
+
+        wait_until(f"version {version}", is_there, seconds)
 
     @staticmethod
     def predict(client: httpx.Client, key: int = KNOWN) -> httpx.Response:
@@ -289,11 +321,24 @@ class Rig:
     def rows(
         self, kind: str = "predictions", home: Path | None = None
     ) -> list[dict[str, Any]]:
-        files = sorted(
-            ((home or self.settings.home) / "serving" / "log").glob(f"{kind}-*.jsonl")
-        )
+        folder = (home or self.settings.home) / "serving" / "log"
+        files = sorted(folder.glob(f"{kind}-*.jsonl"))
         rows = [row for file in files for row in read_rows(file)[0]]
         return sorted(rows, key=lambda row: row["received"])
+
+    def row_of(self, answer: httpx.Response) -> dict[str, Any]:
+        """Return the row of the log of an answer."""
+        request_id = answer.json()["request_id"].encode()
+        folder = self.settings.home / "serving" / "log"
+        files = sorted(
+            folder.glob("predictions-*.jsonl"), key=lambda file: file.stat().st_mtime_ns
+        )
+        for file in reversed(files):
+            for line in file.read_bytes().splitlines():
+                if request_id in line:
+                    row: dict[str, Any] = json.loads(line)
+                    return row
+        raise AssertionError(f"{answer.text} is not in the log")
 
 
 SERVERS = pytest.StashKey[Rig]()
@@ -314,14 +359,15 @@ def rig(
         return
     folder = tmp_path_factory.mktemp("serving")
     settings = new_settings(folder / "home", demo_start=None)
-    with ExitStack() as opened, ThreadPoolExecutor() as beside:
-        made = Rig(settings, folder, opened)
-        made.start_redis()
-        filled = beside.submit(made.fill_features)
-        made.start_mlflow()
-        filled.result()
-        pytestconfig.stash[SERVERS] = made
-        yield made
+    with ExitStack() as opened, ThreadPoolExecutor() as threads:
+        rig = Rig(settings, folder, opened)
+        rig.start_redis()
+        applying = threads.submit(feast_apply, settings)
+        rig.start_mlflow()
+        applying.result()
+        rig.ingest()
+        pytestconfig.stash[SERVERS] = rig
+        yield rig
 
 
 @dataclass
@@ -342,19 +388,21 @@ def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
         yield pytestconfig.stash[SERVER]
         return
     with rig.serving() as (client, process):
-        wait_until(
-            "Redis",
-            lambda: client.get("/health/ready").json()["resources"]["redis"]["ok"],
-        )
-        wait_until(
-            "MLflow asked", lambda: "registered" in client.get("/health/ready").text
-        )
-        empty = {path: client.get(path) for path in ("/health/live", "/health/ready")}
+
+        def is_started() -> bool:
+            status = client.get("/status")
+            resources = status.json()["resources"]
+            return resources["redis"]["ok"] and resources["mlflow"]["ok"]
+
+        wait_until("Redis and MLflow asked", is_started)
+        paths = ("/health/live", "/health/ready", "/status")
+        empty = {path: client.get(path) for path in paths}
         empty["/predict"] = rig.predict(client)
-        empty["/v1"] = client.get("/v1/models/churn-predictor")
-        first, second = rig.register(-1.0).version, rig.register(0.5).version
+        empty["/v1"] = client.get("/v1/models/customer_churn_model")
+        first = rig.register(-1.0).version
+        second = rig.register(0.5).version
         rig.promote(first)
         rig.known_to_be_ready(client)
-        made = Served(client, process, empty, first, second)
-        pytestconfig.stash[SERVER] = made
-        yield made
+        server = Served(client, process, empty, first, second)
+        pytestconfig.stash[SERVER] = server
+        yield server

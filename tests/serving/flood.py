@@ -30,7 +30,9 @@ import uvloop
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-OK, REFUSED, NO_ANSWER = 200, 429, 0
+OK = 200
+REFUSED = 429
+NO_ANSWER = 0
 LENGTH = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 REFUSED_SECONDS = 1.0
 """How long who is refused waits before it asks again; the server says so in Retry-After."""
@@ -66,7 +68,7 @@ class Load:
 
     def durations_of(self, status: int) -> list[float]:
         pairs = zip(self.statuses, self.durations, strict=True)
-        return [duration for each, duration in pairs if each == status]
+        return [duration for answered, duration in pairs if answered == status]
 
 
 def flood(port: int, connections: int, seconds: float) -> Load:
@@ -110,18 +112,23 @@ class Generator:
             await loop.create_connection(lambda: Connection(self), "127.0.0.1", port)
             for _ in range(connections)
         ]
-        begin, used = time.perf_counter(), time.process_time()
+        begin = time.perf_counter()
+        used_before = time.process_time()
         if self.rate:
             await self._open_loop(begin)
         else:
             while self.free:
                 self.free.popleft().send(time.perf_counter())
             await asyncio.sleep(self.load.seconds)
-        self.load.busy = (time.process_time() - used) / (time.perf_counter() - begin)
+        used = time.process_time() - used_before
+        self.load.busy = used / (time.perf_counter() - begin)
         self.over = True
         until = time.perf_counter() + PATIENCE
-        while any(each.due for _, each in opened) and time.perf_counter() < until:  # noqa: ASYNC110
+        connections = [connection for _, connection in opened]
+        while any(connection.due for connection in connections):
             await asyncio.sleep(0.01)  # an event would cost each answer
+            if time.perf_counter() > until:
+                break
         for transport, connection in opened:
             connection.due = 0.0
             transport.abort()
@@ -129,8 +136,9 @@ class Generator:
         return self.load
 
     async def _open_loop(self, begin: float) -> None:
-        draw, seconds = np.random.default_rng(1), self.load.seconds
-        gaps = draw.exponential(1 / self.rate, int(self.rate * seconds * 1.1) + 100)
+        seconds = self.load.seconds
+        count = int(self.rate * seconds * 1.1) + 100
+        gaps = np.random.default_rng(1).exponential(1 / self.rate, count)
         for due in (begin + gaps.cumsum()).tolist():
             while time.perf_counter() < due or not self.free:
                 if time.perf_counter() > begin + seconds:
@@ -186,6 +194,6 @@ class Connection(asyncio.Protocol):
 
 
 if __name__ == "__main__":
-    asked = [post("".join(sys.argv[4:]) or "/predict", b'{"customer_id": 4}')]
-    result = load(int(sys.argv[1]), asked, int(sys.argv[2]), float(sys.argv[3]))
+    requests = [post("".join(sys.argv[4:]) or "/predict", b'{"customer_id": 4}')]
+    result = load(int(sys.argv[1]), requests, int(sys.argv[2]), float(sys.argv[3]))
     sys.stdout.write(json.dumps(asdict(result)))

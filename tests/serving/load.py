@@ -74,19 +74,22 @@ def under_load(
 
 def ask(address: str, workers: int, pause: float) -> None:
     """Write each answer as a line; until the input ends."""
-    stop, writing = threading.Event(), threading.Lock()
+    stop = threading.Event()
+    writing = threading.Lock()
 
     def load() -> None:
-        with httpx.Client(base_url=address, timeout=60) as own:
+        with httpx.Client(base_url=address, timeout=60) as client:
             status = 200
             while status != FAILED and not stop.is_set():
-                asked = time.monotonic()
+                start = time.monotonic()
                 try:
-                    answer = own.post("/predict", json={"customer_id": 4})
-                    status, body = answer.status_code, answer.json()
+                    answer = client.post("/predict", json={"customer_id": 4})
+                    status = answer.status_code
+                    body = answer.json()
                 except httpx.HTTPError as exc:
-                    status, body = FAILED, {"error": str(exc)}
-                line = json.dumps([asked, time.monotonic(), status, body])
+                    status = FAILED
+                    body = {"error": str(exc)}
+                line = json.dumps([start, time.monotonic(), status, body])
                 with writing:
                     sys.stdout.write(f"{line}\n")
                     sys.stdout.flush()

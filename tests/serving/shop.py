@@ -78,19 +78,26 @@ customer = Entity(
     name="customer", join_keys=["customer_id"], value_type=ValueType.INT64
 )
 shop = Entity(name="shop", join_keys=["shop_code"], value_type=ValueType.STRING)
-moment = RequestSource(name="moment", schema=[Field(name="as_of", dtype=Int64)])
 
 
 def view(name, /, *entities, ttl=timedelta(0), **fields):
     source = FileSource(
         name=f"{name}_source", path="unused.parquet", timestamp_field="at"
     )
-    schema = [Field(name=field, dtype=dtype) for field, dtype in fields.items()]
     return FeatureView(
-        name=name, entities=list(entities), schema=schema, source=source, ttl=ttl
+        name=name,
+        entities=list(entities),
+        schema=schema(**fields),
+        source=source,
+        ttl=ttl,
     )
 
 
+def schema(**fields):
+    return [Field(name=name, dtype=dtype) for name, dtype in fields.items()]
+
+
+moment = RequestSource(name="moment", schema=schema(as_of=Int64))
 PERSON = view(
     "person", customer, count=Int64, amount=Float64, name=String, seen_us=Int64, size=Int32,
     ratio=Float32, member=Bool, joined=UnixTimestamp,
@@ -121,39 +128,23 @@ def failing(inputs: dict[str, Any]) -> dict[str, Any]:
     return {"inverse": [1 / count for count in inputs["count"]]}
 
 
-def by_pandas(inputs):
-    return inputs[["amount"]].rename(columns={"amount": "thrice"}) * 3
-
-
 DERIVED = on_demand_feature_view(
     sources=[PERSON, moment],
-    schema=[
-        Field(name="seen_days", dtype=Int64),
-        Field(name="label", dtype=String),
-        Field(name="twice", dtype=Float64),
-        Field(name="since", dtype=UnixTimestamp),
-        Field(name="thrifty", dtype=Bool),
-    ],
+    schema=schema(
+        seen_days=Int64, label=String, twice=Float64, since=UnixTimestamp, thrifty=Bool
+    ),
     mode="python",
 )(derived)
-BY_PANDAS = on_demand_feature_view(
-    sources=[PERSON], schema=[Field(name="thrice", dtype=Float64)], mode="pandas"
-)(by_pandas)
 FAILING = on_demand_feature_view(
-    sources=[PERSON], schema=[Field(name="inverse", dtype=Float64)], mode="python"
+    sources=[PERSON], schema=schema(inverse=Float64), mode="python"
 )(failing)
 CART = RequestSource(
     name="cart",
-    schema=[
-        Field(name="cart_value", dtype=Float64),
-        Field(name="coupon", dtype=String),
-        Field(name="items", dtype=Int64),
-        Field(name="boxes", dtype=Int32),
-        Field(name="rate", dtype=Float32),
-        Field(name="gift", dtype=Bool),
-        Field(name="due", dtype=UnixTimestamp),
-    ],
-)
+    schema=schema(
+        cart_value=Float64, coupon=String, items=Int64, boxes=Int32, rate=Float32, gift=Bool,
+        due=UnixTimestamp,
+    ),
+)  # fmt: skip
 
 
 def offered(inputs: dict[str, Any]) -> dict[str, Any]:
@@ -185,19 +176,14 @@ def offered_by_pandas(inputs):
 
 OFFERED = on_demand_feature_view(
     sources=[PERSON, CART, moment],
-    schema=[
-        Field(name="above", dtype=Float64),
-        Field(name="offer", dtype=String),
-        Field(name="more", dtype=Int64),
-        Field(name="crates", dtype=Int32),
-        Field(name="third", dtype=Float32),
-        Field(name="bought", dtype=Bool),
-        Field(name="late", dtype=UnixTimestamp),
-    ],
+    schema=schema(
+        above=Float64, offer=String, more=Int64, crates=Int32, third=Float32, bought=Bool,
+        late=UnixTimestamp,
+    ),
     mode="python",
-)(offered)
+)(offered)  # fmt: skip
 OFFERED_BY_PANDAS = on_demand_feature_view(
-    sources=[PERSON, CART], schema=[Field(name="halved", dtype=Float64)], mode="pandas"
+    sources=[PERSON, CART], schema=schema(halved=Float64), mode="pandas"
 )(offered_by_pandas)
 SOLD = LEVEL.with_name("of_seller").with_join_key_map({"customer_id": "seller_id"})
 SERVICES = (
@@ -206,7 +192,6 @@ SERVICES = (
         name="mixed", features=[PERSON[[*PLAIN, *TYPED]], LEVEL, VISIT, DERIVED]
     ),
     FeatureService(name="plain", features=[PERSON[[*PLAIN]]]),
-    FeatureService(name="pandas", features=[PERSON, BY_PANDAS]),
     FeatureService(name="failing", features=[PERSON[["count"]], FAILING]),
     FeatureService(name="offered", features=[PERSON[["amount"]], OFFERED]),
     FeatureService(name="halved", features=[PERSON[["amount"]], OFFERED_BY_PANDAS]),
@@ -220,40 +205,37 @@ class Shop:
     redis: Redis
 
     def write(self, view, keys, values, at=NOON):
-        protos = {k: Value(**{"string_val" if isinstance(v, str) else "int64_val": v})
-                  for k, v in keys.items()}  # fmt: skip
+        protos = {
+            name: Value(string_val=key)
+            if isinstance(key, str)
+            else Value(int64_val=key)
+            for name, key in keys.items()
+        }
         key = EntityKey(join_keys=[*protos], entity_values=[*protos.values()])
-        found = {f.name: Value() for f in view.features}
-        for f in view.features:
-            if values.get(f.name) is not None:
-                kind = f.dtype.to_value_type().name.lower()
-                found[f.name] = Value(**{f"{kind}_val": values[f.name]})
+        row = {}
+        for feature in view.features:
+            kind = feature.dtype.to_value_type().name.lower()
+            value = values.get(feature.name)
+            row[feature.name] = Value(**{f"{kind}_val": value})
         online = self.store._get_provider().online_store
-        online.online_write_batch(
-            self.store.config, view, [(key, found, at, None)], None
-        )
+        online.online_write_batch(self.store.config, view, [(key, row, at, None)], None)
 
     def fill(self):
         self.redis.flushdb()
         for n in range(10):
             seen = None if n == 3 else int((NOON - n * DAY).timestamp() * 1e6)
             person = {
-                "count": INTS[n],
-                "amount": DOUBLES[n],
-                "name": TEXTS[n],
-                "seen_us": seen,
-            }
-            person |= {"size": SIZES[n], "ratio": RATIOS[n], "member": MEMBERS[n]}
-            person |= {"joined": JOINED[n]}
+                "count": INTS[n], "amount": DOUBLES[n], "name": TEXTS[n], "seen_us": seen,
+                "size": SIZES[n], "ratio": RATIOS[n], "member": MEMBERS[n], "joined": JOINED[n],
+            }  # fmt: skip
             self.write(PERSON, {"customer_id": n - 4}, person)
             self.write(LEVEL, {"customer_id": n - 3}, {"stock": n})
             for at, code in enumerate(SHOPS):
                 keys = {"shop_code": code, "customer_id": n - 2}
                 self.write(VISIT, keys, {"visits": n * 100 + at})
-        nobody = dict.fromkeys(("count", "amount", "name", "seen_us"))
-        self.write(PERSON, {"customer_id": 77}, nobody)
-        for each in VIEWS:
-            self.say_online(each, NOON)
+        self.write(PERSON, {"customer_id": 77}, {})
+        for view in VIEWS:
+            self.say_online(view, NOON)
 
     def say_online(self, view, time):
         """Write the state of a view; time: None while a first fill goes on."""
@@ -282,9 +264,8 @@ class Shop:
         source = FeatureSource(settings, self.contract(service, names))
         try:
             await source.probe()
-            while str(source.problem).endswith(
-                (" ms", "opened")
-            ):  # this machine may be busy
+            # This machine may be busy.
+            while str(source.problem).endswith((" ms", "opened")):
                 await asyncio.sleep(0.02)
                 await source.probe()
             yield source
@@ -306,7 +287,7 @@ def template(tmp_path_factory):
     with redis_server(settings.redis_port, settings.home):
         publish_beside(settings, ORDERS)
         store = open_store(settings, 5)
-        on_demand = [DERIVED, BY_PANDAS, FAILING, OFFERED, OFFERED_BY_PANDAS]
+        on_demand = [DERIVED, FAILING, OFFERED, OFFERED_BY_PANDAS]
         store.apply([customer, shop, *VIEWS, *on_demand, *SERVICES])
         redis = Redis(port=settings.redis_port)
         yield Shop(settings, store, redis)
@@ -328,13 +309,18 @@ def features(rows):
     return [row and row.features for row in rows]
 
 
-async def online(source, keys, as_of=NOON):
-    """Features that are not from the cache; as above. as_of: one for all, or of each."""
-    moments = as_of if isinstance(as_of, list) else [as_of] * len(keys)
+async def online_rows(source, keys, moments):
+    """Rows that are not from the cache."""
     for _ in range(200):
         rows, origin = await source.read(keys, moments)
         if origin == "online":
-            return features(rows)
+            return rows
         await asyncio.sleep(0.02)
         await source.probe()
     raise AssertionError(source.problem)
+
+
+async def online(source, keys, as_of=NOON):
+    """Features that are not from the cache; as above. as_of: one for all, or of each."""
+    moments = as_of if isinstance(as_of, list) else [as_of] * len(keys)
+    return features(await online_rows(source, keys, moments))

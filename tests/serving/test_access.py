@@ -6,7 +6,6 @@ import logging
 import shutil
 import threading
 import time
-import timeit
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
@@ -16,23 +15,26 @@ import pytest
 from core.errors import SettingsError
 from core.settings import load_settings
 from core.tokens import serving_headers
-from serving.middleware import LOOK_SECONDS, OPEN, Access
+from serving.middleware import OPEN_PATHS, READ_SECONDS, Access
 from tests.conftest import at_most, unused_port, wait_until
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-OLD, NEW, WRONG = "old-0123456789", "new-0123456789", "new-0123456788"
-SEEN = at_most(LOOK_SECONDS + 0.5)
-"""Seconds after which an exchange holds, the way to the server included."""
+OLD = "old-0123456789"
+NEW = "new-0123456789"
+WRONG = "new-0123456788"
+HEADERS = {"authorization": f"Bearer {OLD}"}
+SEEN_SECONDS = at_most(READ_SECONDS + 0.5)
+"""After which an exchange holds, the way to the server included."""
 
 
-def put(file: Path, *lines: str) -> float:
-    """Exchange the file as a whole, as a secret store does; when that was done."""
-    beside = file.with_suffix(".new")
-    beside.write_text("\n".join(lines))
-    beside.replace(file)
+def write(file: Path, *lines: str) -> float:
+    """Exchange the file as a whole, as a secret store does; return when that was done."""
+    new_file = file.with_suffix(".new")
+    new_file.write_text("\n".join(lines))
+    new_file.replace(file)
     return time.monotonic()
 
 
@@ -42,17 +44,28 @@ def bearer(token: str) -> bytes:
 
 def test_a_file_may_hold_several_tokens_and_whose_they_are(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
-    put(file, "# of the shop", f"shop:{OLD}", "", f"  {NEW}  ")
+    write(file, "# of the shop", f"shop:{OLD}", "", f"  {NEW}  ", "# a:b:c")
+    access = Access(file)
+    for header in (bearer(OLD), bearer(NEW), b"bearer " + NEW.encode()):
+        assert access.allows(header)
+    for header in (b"", bearer(WRONG), bearer(""), b"Basic " + NEW.encode(), NEW.encode(),
+                   bearer(f"shop:{OLD}"), b"Bearer \xff", bearer("# of the shop")):  # fmt: skip
+        assert not access.allows(header)
+    assert serving_headers(load_settings(serving_tokens_file=file)) == HEADERS
+
+
+def test_a_token_with_a_colon_is_refused_by_its_line_and_not_shortened(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = tmp_path / "tokens"
+    write(file, OLD, f"shop:cut:{NEW}")
     access = Access(file)
     assert access.allows(bearer(OLD))
-    assert access.allows(bearer(NEW))
-    assert access.allows(b"bearer " + NEW.encode())
-    for sent in (b"", bearer(WRONG), bearer(""), b"Basic " + NEW.encode(), NEW.encode(),
-                 bearer(f"shop:{OLD}"), b"Bearer \xff", bearer("# of the shop")):  # fmt: skip
-        assert not access.allows(sent)
-    assert serving_headers(load_settings(serving_tokens_file=file)) == {
-        "authorization": f"Bearer {OLD}"
-    }
+    assert not access.allows(bearer(NEW))
+    reason = "line 2: expected TOKEN or NAME:TOKEN, found two colons"
+    assert caplog.messages == [f"{file}: {reason}: 1 tokens are valid"]
+    with pytest.raises(SettingsError, match=reason):
+        serving_headers(load_settings(serving_tokens_file=file))
 
 
 def test_a_file_that_is_no_use_refuses_everything_and_is_said_once(
@@ -60,18 +73,20 @@ def test_a_file_that_is_no_use_refuses_everything_and_is_said_once(
 ) -> None:
     file = tmp_path / "tokens"
     access = Access(file)
+
+    def allows(token: str) -> bool:
+        access._next_read = 0.0
+        return access.allows(bearer(token))
+
     with caplog.at_level(logging.WARNING, "serving.middleware"):
-        for make, problem in ((lambda: None, "No such file"), (file.touch, "no token")):
-            make()
-            access._look_at = 0.0
-            for _ in range(3):
-                assert not access.allows(bearer(""))
-                access._look_at = 0.0
+        for problem in ("No such file", "no token"):
+            assert not any([allows(""), allows(OLD), allows("")])
             assert problem in caplog.messages[-1]
             with pytest.raises(SettingsError, match=problem):
                 serving_headers(load_settings(serving_tokens_file=file))
-        put(file, OLD)
-        assert access.allows(bearer(OLD))
+            file.touch()
+        write(file, OLD)
+        assert allows(OLD)
     assert len(caplog.messages) == 3
     assert OLD not in caplog.text
 
@@ -79,17 +94,6 @@ def test_a_file_that_is_no_use_refuses_everything_and_is_said_once(
 def test_a_relative_path_is_refused_at_the_start() -> None:
     with pytest.raises(SettingsError, match=r"GYRE_SERVING_TOKENS_FILE: .*absolute"):
         load_settings(serving_tokens_file="tokens")
-
-
-@pytest.mark.timed
-def test_a_token_costs_less_than_5_microseconds(tmp_path: Path) -> None:
-    put(tmp_path / "tokens", OLD, NEW)
-    access, sent = Access(tmp_path / "tokens"), bearer(NEW)
-    seconds = (
-        min(timeit.repeat(lambda: access.allows(sent), number=10_000, repeat=5))
-        / 10_000
-    )
-    assert seconds < at_most(5e-6)
 
 
 @pytest.fixture(scope="module")
@@ -100,7 +104,7 @@ def guarded(
     home = tmp_path_factory.mktemp("guarded")
     shutil.copytree(rig.settings.home / "feast", home / "feast")
     file = home / "tokens"
-    put(file, OLD)
+    write(file, OLD)
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("GYRE_SERVING_TOKENS_FILE", str(file))
         environment.setenv("GYRE_HOST", "0.0.0.0")
@@ -113,48 +117,60 @@ def test_each_protocol_says_401_in_its_form_and_probes_need_no_token(
     guarded: Any,
 ) -> None:
     client, _ = guarded
-    for path, said in (
-        ("/predict", "detail"), ("/explain", "detail"), ("/feedback", "detail"),
-        ("/events/orders", "detail"),
-        ("/v1/models/churn-predictor:predict", "error"), ("/invocations", "message"),
-        ("/v2/models/churn-predictor/infer", "error"), ("/nothing", "detail"), ("/docs", "detail"),
-        ("/", "detail"), ("/openapi.json", "detail"),
+    for path, field in (
+        ("/predict", "detail"), ("/feedback", "detail"), ("/events/orders", "detail"),
+        ("/", "detail"), ("/status", "detail"), ("/nothing", "detail"),
+        ("/v1/models/customer_churn_model:predict", "error"), ("/invocations", "message"),
+        ("/v2/models/customer_churn_model/infer", "error"), ("/static-offline-docs", "detail"),
     ):  # fmt: skip
         for method in ("GET", "POST"):
             answer = client.request(method, path, content=b"{" * 100)
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (
-                401,
-                "Bearer",
-            )
-            assert "Bearer TOKEN" in answer.json()[said]
-    assert {path: client.get(path).status_code for path in OPEN} == dict.fromkeys(
-        OPEN, 200
-    )
-    assert (
-        'gyre_requests_total{model="",route="",status="401"} 22.0'
-        in client.get("/metrics").text
-    )
+            assert answer.status_code == 401
+            assert answer.headers["www-authenticate"] == "Bearer"
+            assert "Bearer TOKEN" in answer.json()[field]
+    for path in OPEN_PATHS:
+        assert client.get(path).status_code == 200
+    refusals = 'gyre_requests_total{model="",route="/predict",status="401"} 2.0'
+    assert refusals in client.get("/metrics").text
+
+
+def test_readiness_names_what_is_not_well_and_tells_a_stranger_no_more(
+    rig: Any, guarded: Any, tmp_path: Path
+) -> None:
+    client, _ = guarded
+    assert client.get("/health/ready").json() == {"ready": True, "not_well": []}
+    names = ("serving_port", "redis_port", "mlflow_port")
+    ports = {name: unused_port() for name in names}
+    with rig.serving(home=tmp_path, **ports) as (lost, _):
+        for path in OPEN_PATHS - {"/openapi.json", "/metrics"}:
+            assert "127.0.0.1" not in lost.get(path).text
+        for path in ("/health/ready", "/v2/health/ready", "/ping"):
+            assert lost.get(path).status_code == 503
+        not_well = lost.get("/health/ready").json()["not_well"]
+        assert not_well == [f"model {rig.spec.name}", "redis", "mlflow"]
+        assert "127.0.0.1" in lost.get("/status", headers=HEADERS).text
 
 
 def test_it_listens_on_every_address_and_asks_for_a_token_on_each(guarded: Any) -> None:
-    url, body = (
-        f"http://127.0.0.2:{guarded[0].base_url.port}/predict",
-        {"customer_id": 4},
-    )
+    url = f"http://127.0.0.2:{guarded[0].base_url.port}/predict"
+    body = {"customer_id": 4}
     assert httpx.post(url, json=body).status_code == 401
-    headers = {"authorization": f"Bearer {OLD}"}
-    assert httpx.post(url, json=body, headers=headers).status_code == 200
+    assert httpx.post(url, json=body, headers=HEADERS).status_code == 200
 
 
-def test_kserve_answers_who_carries_a_token(guarded: Any) -> None:
+def test_the_page_of_the_documentation_opens_without_a_token_and_asks_for_one(
+    guarded: Any,
+) -> None:
     client, _ = guarded
-    headers = {"authorization": f"Bearer {OLD}"}
-    path, body = "/v1/models/churn-predictor", {"instances": [{"customer_id": 4}]}
-    assert client.get(path, headers=headers).json()["ready"] is True
-    answer = client.post(f"{path}:predict", json=body, headers=headers)
-    assert answer.json()["predictions"][0]["customer_id"] == 4
-    document = client.get("/openapi.json", headers=headers).json()
-    assert document["paths"]["/predict"]["post"]["security"] == [{"bearer": []}]
+    page = client.get("/docs").text
+    assets = {text for text in page.split('"') if text.startswith("/static-offline-")}
+    assert "/static-offline-docs/swagger-ui-bundle.js" in assets
+    for asset in assets:
+        assert client.get(asset).status_code == 200
+    document = client.get("/openapi.json").json()
+    assert document["security"] == [{"bearer": []}]
+    scheme = document["components"]["securitySchemes"]["bearer"]
+    assert scheme == {"type": "http", "scheme": "bearer"}
 
 
 @pytest.mark.timed
@@ -165,37 +181,35 @@ def test_tokens_are_exchanged_and_removed_under_load(rig: Any, guarded: Any) -> 
 
     def ask(token: str) -> None:
         headers = {"authorization": f"Bearer {token}"}
-        with httpx.Client(
-            base_url=client.base_url, headers=headers, timeout=600
-        ) as own:
+        url = client.base_url
+        with httpx.Client(base_url=url, headers=headers, timeout=600) as own_client:
             while not stop.wait(0.002):
-                answer = own.post("/predict", json={"customer_id": 4})
+                answer = own_client.post("/predict", json={"customer_id": 4})
                 statuses[token].append(answer.status_code)
 
-    def seen(token: str, status: int, since: float) -> None:
+    def wait_for(token: str, status: int, since: float) -> None:
         """Wait until `token` is answered so, and hold that to the time since an exchange."""
         wait_until(f"{status}", lambda: statuses[token][-1:] == [status])
-        assert time.monotonic() - since < SEEN
+        assert time.monotonic() - since < SEEN_SECONDS
 
     threads = [threading.Thread(target=ask, args=(token,)) for token in statuses]
     for thread in threads:
         thread.start()
     try:
         wait_until("answers", lambda: all(statuses.values()))
-        seen(NEW, 200, put(file, OLD, f"shop:{NEW}"))
-        seen(OLD, 401, put(file, NEW))
+        wait_for(NEW, 200, write(file, OLD, f"shop:{NEW}"))
+        wait_for(OLD, 401, write(file, NEW))
         file.unlink()
-        seen(NEW, 401, time.monotonic())
+        wait_for(NEW, 401, time.monotonic())
     finally:
         stop.set()
         for thread in threads:
             thread.join()
     # Each exchange counts for every request after it: no token goes to and fro.
-    order = {
-        token: [status for status, _ in groupby(each)]
-        for token, each in statuses.items()
-    }
-    assert order == {OLD: [200, 401], NEW: [401, 200, 401], WRONG: [401]}
+    orders = {}
+    for token, answers in statuses.items():
+        orders[token] = [status for status, _ in groupby(answers)]
+    assert orders == {OLD: [200, 401], NEW: [401, 200, 401], WRONG: [401]}
     log = (rig.folder / "serving.log").read_text()
     assert f"{file}: No such file or directory" in log
     assert OLD not in log

@@ -16,23 +16,24 @@ from serving.repository import ModelRepository
 from tests.conftest import new_settings
 
 CHURN = load_spec("customer_churn_model")
-OTHER = CHURN.model_copy(update={"name": "other_model", "served_as": ()})
+OTHER = CHURN.model_copy(update={"name": "other_model"})
+
+
+def opened(home: Any, default: str | None, specs: Any) -> httpx.AsyncClient:
+    """A client of an application that asks no registry: no model is loaded."""
+    settings = new_settings(home, default_model=default)
+    repository = ModelRepository(settings, AppendLog(home, "predictions"))
+    repository.update(specs)
+    app = add_routes(FastAPI(), settings, repository)
+    transport = httpx.ASGITransport(app)
+    return httpx.AsyncClient(transport=transport, base_url="http://here")
 
 
 def asked(
     home: Any, default: str | None, specs: Any, *paths: str
 ) -> list[tuple[int, str]]:
-    """Answers of an application that asks no registry: no model is loaded."""
-    settings = new_settings(home, default_model=default)
-    repository = ModelRepository(settings, AppendLog(home, "predictions"))
-    repository.update(specs)
-    app = add_routes(FastAPI(), repository, None)
-
     async def ask() -> list[tuple[int, str]]:
-        transport = httpx.ASGITransport(app)
-        async with httpx.AsyncClient(
-            transport=transport, base_url="http://here"
-        ) as client:
+        async with opened(home, default, specs) as client:
             found = [await client.post(path, json={"customer_id": 1}) for path in paths]
         return [(answer.status_code, answer.text) for answer in found]
 
@@ -75,3 +76,21 @@ def test_without_any_model_each_way_is_404(tmp_path):
     ):
         assert status == 404
         assert "none" in text
+
+
+def test_the_document_has_each_route_once_by_the_default_model(tmp_path):
+    by_shop = OTHER.model_copy(update={"entity_key": {"shop_id": "int64"}})
+
+    async def read() -> Any:
+        async with opened(tmp_path, "other_model", (CHURN, by_shop)) as client:
+            return (await client.get("/openapi.json")).json()
+
+    document = asyncio.run(read())
+    assert document["info"]["title"] == "customer_churn_model, other_model"
+    scoring = document["paths"]["/models/{name}/predict"]["post"]
+    (parameter,) = scoring["parameters"]
+    assert parameter["schema"]["enum"] == ["other_model", "customer_churn_model"]
+    content = scoring["requestBody"]["content"]["application/json"]
+    assert "shop_id" in content["schema"]["properties"]
+    assert "shop_id" in content["examples"]["example"]["value"]
+    assert "/models/other_model/predict" not in document["paths"]

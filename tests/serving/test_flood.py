@@ -7,9 +7,6 @@ import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-import pytest
-
-from tests.conftest import at_most
 from tests.serving.flood import NO_ANSWER, OK, load, post
 
 if TYPE_CHECKING:
@@ -57,13 +54,5 @@ def test_what_is_due_while_no_connection_is_free_waits_since_then() -> None:
     answered = len(result.durations)
     assert 1 <= answered <= 7
     assert result.statuses == [OK] * answered
-    assert (
-        result.ms(100) > 40 * answered
-    )  # each answer took 50, and all were due at once
-
-
-@pytest.mark.timed
-def test_requests_at_a_rate_are_sent_at_that_rate() -> None:
-    with answering(*[CONSTANT] * 200) as port:
-        result = load(port, [ASKED], 1, seconds=1, rate=100)
-    assert 100 / at_most(1.25) <= len(result.statuses) <= 120
+    # Each answer took 50 ms, and all were due at once.
+    assert result.ms(100) > 40 * answered

@@ -1,79 +1,37 @@
-"""Around a request: its id, its count, its place in the queue, and the models it may name."""
+"""Around a request: its id, its count and its place in the queue."""
 
 from __future__ import annotations
 
 import json
-import re
 import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pytest
+from serving.scorer import MAX_REQUESTS
+from tests.conftest import unused_port, wait_until
+from tests.serving.test_edges import PATHS, error_of
 
-from serving.errors import NotFoundError
-from serving.prediction_log import AppendLog
-from serving.repository import ModelRepository
-from tests.conftest import new_settings, unused_port
-from tests.serving.conftest import SPEC
+if TYPE_CHECKING:
+    import httpx
 
 BODY = b'{"customer_id": 4}'
 POST = (
     b"POST /predict HTTP/1.1\r\nhost: gyre\r\ncontent-length: %d\r\n\r\n" % len(BODY)
     + BODY
 )
-OTHER = SPEC.model_copy(update={"name": "other_model", "served_as": ()})
 
 
-@pytest.mark.parametrize(
-    "path", ["/predict", "/v1/models", "/health/live", "/nothing", "/docs"]
-)
-def test_every_answer_carries_the_request_id_of_the_client_or_a_new_one(
-    served: Any, path: str
-) -> None:
-    def ask(*ids: bytes) -> str:
-        headers = [(b"x-request-id", each) for each in ids]
-        answer = served.client.post(path, content=BODY, headers=headers)
-        return str(answer.headers["x-request-id"])
-
-    assert ask(b"shop/42:a-b_c.d") == "shop/42:a-b_c.d"
-    for unsafe in (b"", b"a b", b"a" * 129, b'x"y', "ä".encode()):
-        assert re.fullmatch("[0-9a-f]{32}", ask(unsafe))
-    assert ask() != ask()
-
-
-def test_the_id_of_a_request_is_not_that_of_its_rows(rig: Any, served: Any) -> None:
-    """Two requests may bring one id; what a row is called by feedback is unique."""
-    answers = [
-        served.client.post("/predict", content=BODY, headers={"x-request-id": "mine"})
-        for _ in range(2)
-    ]
-    assert {answer.headers["x-request-id"] for answer in answers} == {"mine"}
-    assert len({answer.json()["request_id"] for answer in answers}) == 2
-
-
-def test_a_request_that_a_proxy_repeats_keeps_the_ids_of_its_rows(
-    rig: Any, served: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("GYRE_BEHIND_PROXY", "true")
-    with rig.serving(serving_port=unused_port()) as (client, _):
-        rig.known_to_be_ready(client)
-        rows, header = (
-            [{"customer_id": each} for each in (4, 4, 5)],
-            {"x-request-id": "of-nginx"},
-        )
-        twice = [
-            client.post("/predict/batch", json=rows, headers=header).json()
-            for _ in range(2)
-        ]
-    first, again = ([answer["request_id"] for answer in answers] for answers in twice)
-    assert (first, len({*first})) == (again, 3)
-    logged = [row["request_id"] for row in rig.rows()]
-    assert [logged.count(each) for each in first] == [2, 2, 2]
+def connection(client: httpx.Client, request: bytes) -> socket.socket:
+    """A connection on which a request was sent."""
+    url = client.base_url
+    opened = socket.create_connection((url.host, url.port), timeout=600)
+    opened.sendall(request)
+    return opened
 
 
 def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
-    served.client.post("/models/churn-predictor/predict", content=BODY)
+    served.client.post("/models/customer_churn_model/predict", content=BODY)
     served.client.get("/v1/models/nobody")
     served.client.get("/nothing-of-that-name")
     text = served.client.get("/metrics").text
@@ -82,6 +40,32 @@ def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> N
         'model="",route="/v1/models/{name}",status="404"', 'model="",route="",status="404"',
     ):  # fmt: skip
         assert f"gyre_requests_total{{{labels}}}" in text
+
+
+def test_uploads_that_have_begun_count_and_what_is_too_much_is_429_in_each_form(
+    rig: Any, served: Any
+) -> None:
+    """Uploads are refused beyond the limit, so that memory holds them."""
+    head = b"POST /predict/batch HTTP/1.1\r\nhost: gyre\r\ncontent-length: 9\r\n\r\n"
+    uploads = [connection(served.client, head) for _ in range(MAX_REQUESTS)]
+
+    def is_full() -> bool:
+        if rig.predict(served.client).status_code == 429:
+            return True
+        # The request took the place of an upload that was not read yet.
+        uploads.append(connection(served.client, head))
+        return False
+
+    wait_until("429", is_full)
+    codes = {"mlflow": "REQUEST_LIMIT_EXCEEDED"}
+    for protocol, path in PATHS.items():
+        refused = served.client.post(path, json={})
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert "requests" in error_of(refused, protocol)
+        assert refused.json().get("error_code") == codes.get(protocol)
+    for upload in uploads:
+        upload.close()
+    wait_until("200", lambda: rig.predict(served.client).status_code == 200)
 
 
 def test_requests_at_once_are_answered_each_with_its_own(rig: Any, served: Any) -> None:
@@ -100,27 +84,21 @@ def test_what_has_begun_is_answered_before_the_server_ends(
     rig: Any, served: Any
 ) -> None:
     """SIGTERM with a hundred requests in its sockets: whole answers, or not a row and no byte."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
-        client,
-        process,
-    ):
+    server = rig.serving(home=rig.home_beside(), serving_port=unused_port())
+    with server as (client, process):
         rig.known_to_be_ready(client)
-        port, before = client.base_url.port, len(rig.rows())
-        opened = [
-            socket.create_connection(("127.0.0.1", port), 600) for _ in range(100)
-        ]
-        for sent in opened:
-            sent.sendall(POST)
-        select.select(opened, [], [])  # the first answer
+        rows = len(rig.rows())
+        connections = [connection(client, POST) for _ in range(100)]
+        select.select(connections, [], [])  # the first answer
         process.terminate()
-        answers = [answer for sent in opened if (answer := read_to_end(sent))]
+        answers = [answer for answer in map(read_to_end, connections) if answer]
         assert process.wait(600) == 0
     for answer in answers:
         head, _, body = answer.partition(b"\r\n\r\n")
         assert head.startswith(b"HTTP/1.1 200")
         assert json.loads(body)["customer_id"] == 4
     assert answers
-    assert len(rig.rows()) - before == len(answers)
+    assert len(rig.rows()) - rows == len(answers)
 
 
 def read_to_end(opened: socket.socket) -> bytes:
@@ -128,36 +106,16 @@ def read_to_end(opened: socket.socket) -> bytes:
     received = b""
     with opened:
         try:
-            while part := opened.recv(65_536):
+            part = opened.recv(65_536)
+            while part:
                 received += part
+                part = opened.recv(65_536)
         except ConnectionResetError:
             assert received == b""
     return received
 
 
-def test_models_come_and_go_without_touching_the_others(tmp_path: Any) -> None:
-    log = AppendLog(tmp_path, "predictions")
-    repository = ModelRepository(new_settings(tmp_path), log)
-    assert repository.update([SPEC]) == []
-    churn = repository.find("churn-predictor")
-    assert repository.find(None) is churn
-    assert repository.update([SPEC, OTHER]) == []
-    assert repository.find("customer_churn_model") is churn
-    with pytest.raises(NotFoundError, match="GYRE_DEFAULT_MODEL"):
-        repository.find(None)
-    renamed = SPEC.model_copy(update={"served_as": ("leavers",)})
-    assert repository.update([renamed, OTHER]) == []
-    assert repository.find("leavers") is churn
-    with pytest.raises(
-        NotFoundError, match="there is customer_churn_model, other_model"
-    ):
-        repository.find("churn-predictor")
-    by_shop = SPEC.model_copy(update={"entity_key": {"shop_id": "int64"}})
-    assert repository.update([by_shop, OTHER]) == [churn.holder]
-    assert repository.find("churn-predictor") is not churn
-    other = repository.find("other_model")
-    assert repository.update([by_shop]) == [other.holder]
-    assert [*repository.holders] == ["customer_churn_model"]
-    repository.update([])
-    with pytest.raises(NotFoundError, match="none is served"):
-        repository.find(None)
+def test_a_request_for_no_path_is_answered(served: Any) -> None:
+    request = b"OPTIONS * HTTP/1.1\r\nhost: gyre\r\nconnection: close\r\n\r\n"
+    answer = read_to_end(connection(served.client, request))
+    assert answer.startswith(b"HTTP/1.1 404 ")

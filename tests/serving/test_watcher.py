@@ -1,55 +1,71 @@
-"""What the registry watcher makes of MLflow's answer, and when a fetch is tried again."""
+"""Which models and specs a worker follows, and when a refused version is tried again."""
 
 from __future__ import annotations
 
 import asyncio
-from typing import TYPE_CHECKING
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from core.spec import MODELS
-from serving.model import RegisteredModel, registered_models
-from serving.model_versions import LONGEST_WAIT, SHORTEST_WAIT, Refusal
+from serving.copies import Origin, Refusal
 from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 from tests.conftest import new_settings
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
-def test_a_refused_version_is_tried_ever_more_rarely() -> None:
-    tried, waits = 0.0, []
-    for _ in range(6):
-        refusal = Refusal("gone", 0.0, tried)
-        wait = next(w for w in range(100) if refusal.is_due(tried + w))
-        waits.append(wait)
-        tried += wait
-    assert waits == [SHORTEST_WAIT, 10, 20, 40, LONGEST_WAIT, LONGEST_WAIT]
+NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
+ORIGIN = Origin(created=1, digests={"sha256.model.onnx": "a"})
+OTHER = Origin(created=1, digests={"sha256.model.onnx": "b"})
 
 
-def test_roles_are_aliases_and_others_are_nobodys_business() -> None:
-    aliases = {"production": "3", "previous": "2", "challenger": "4", "team-blue": "1"}
-    answer = {
-        "registered_models": [
-            {
-                "name": "churn",
-                "creation_timestamp": 1_700_000_000_000,
-                "aliases": [{"alias": a, "version": v} for a, v in aliases.items()],
-                "tags": [
-                    {"key": "challenger_traffic", "value": "4:25"},
-                    {"key": "empty"},
-                ],
-            },
-            {"name": "new", "creation_timestamp": 1},
-        ]
-    }
-    roles = {"production": "3", "previous": "2", "challenger": "4"}
-    assert registered_models(answer) == {
-        "churn": RegisteredModel(1_700_000_000_000, roles, 25),
-        "new": RegisteredModel(1, {}, 0),
-    }
+@pytest.mark.parametrize(
+    ("minutes", "origin", "hours_since_start", "is_due"),
+    [
+        (9, ORIGIN, 3, False),
+        (10, ORIGIN, 3, True),
+        (1, OTHER, 3, True),
+        (1, ORIGIN, 0, True),
+    ],
+)
+def test_a_refused_version_is_tried_again_when_something_may_have_changed(
+    minutes: float, origin: Origin, hours_since_start: int, is_due: bool
+) -> None:
+    refusal = Refusal(reason="bad", origin=ORIGIN, time=NOW)
+    later = NOW + timedelta(minutes=minutes)
+    server_start = later - timedelta(hours=hours_since_start)
+    assert refusal.is_due(origin, server_start, later) == is_due
+
+
+@pytest.fixture
+def many_models(rig: Any) -> Iterator[None]:
+    """A page full of other registered models, whose names come first."""
+    database = rig.settings.home / "mlflow" / "mlflow.db"
+    rows = [(f"aaa_{number}", 0, 0) for number in range(1_001)]
+    with closing(sqlite3.connect(database, timeout=60)) as connection:
+        into = "registered_models (name, creation_time, last_updated_time)"
+        connection.executemany(f"INSERT INTO {into} VALUES (?, ?, ?)", rows)
+        connection.commit()
+        yield
+        connection.execute("DELETE FROM registered_models WHERE name LIKE 'aaa_%'")
+        connection.commit()
+
+
+@pytest.mark.usefixtures("many_models")
+def test_a_model_on_the_second_page_of_mlflow_is_followed(
+    rig: Any, served: Any
+) -> None:
+    for version in (served.second, served.first):
+        rig.promote(version)
+        rig.answers_as(served.client, version)
 
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
@@ -68,9 +84,7 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def write(models: Path, name: str, before: str = "", after: str = "") -> None:
     spec = SHIPPED.replace('"customer_churn_model"', f'"{name}"')
-    spec = spec.replace('"churn-predictor"', f'"{name}-predictor"').replace(
-        before, after
-    )
+    spec = spec.replace(before, after)
     (models / f"{name}.toml").write_text(spec)
 
 
@@ -97,6 +111,9 @@ def test_specs_come_change_and_go_and_touch_no_other_model(
         await watcher.poll()
         assert repository.find("second") is second
         assert second.spec.seed == 8
+        write(models, "second", '"customer_id"', '"shop_id"')
+        await watcher.poll()
+        assert repository.find("second") is not second
         (models / "second.toml").unlink()
         await watcher.poll()
         assert [*repository] == [first]

@@ -10,10 +10,10 @@ import csv
 import json
 import shutil
 import subprocess
-import sys
 import threading
 import time
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from itertools import count
@@ -25,24 +25,13 @@ import pytest
 
 from core.settings import CLONE
 from stack.environment import process_environment
-from tests.conftest import (
-    BIN,
-    answers,
-    at_most,
-    new_settings,
-    redis_server,
-    running,
-    wait_until,
-)
+from tests.conftest import at_most, new_settings
 from tests.pages import read_page
 from tests.preloaded import commands_folder
+from tests.serving.conftest import Rig
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
-    from pathlib import Path
-
-    from core.settings import Settings
-    from tests.serving.conftest import Rig
 
     Row = dict[str, Any]
 
@@ -69,89 +58,22 @@ HOUR = timedelta(hours=1)
 CART_VALUE = 45.0
 
 
+@dataclass
 class Shop:
     """A web shop with serving, Redis and a source of its own."""
 
-    def __init__(self, folder: Path, mlflow_port: int) -> None:
-        self.folder = folder
-        self.settings: Settings = new_settings(
-            folder / ".gyre", demo_start=None, mlflow_port=mlflow_port
-        )
-        project = {"GYRE_PROJECT": str(folder)}
-        self.environment = process_environment(self.settings) | project
-        self.client = httpx.Client(base_url=self.settings.serving_address, timeout=60)
-        self.rows: dict[str, list[Row]] = {}
-        self._numbers = count()
-        self._log_position = 0
-
-    def write_project(self) -> None:
-        """Write the files of the page, and the rows that it makes up."""
-        for name in (
-            "models",
-            "feature_repo/datasets",
-            "feature_repo/expectations",
-            "data",
-        ):
-            (self.folder / name).mkdir(parents=True)
-        self.settings.home.mkdir()
-        shutil.copy(
-            CLONE / "feature_repo" / "feature_store.yaml", self.folder / "feature_repo"
-        )
-        for name, content in PAGE.files.items():
-            (self.folder / name).write_text(content)
-        rows_command = next(
-            block for block in PAGE.commands if block.startswith("python")
-        )
-        self.run("bash", "-euc", rows_command)
-
-    def run(self, *command: str) -> None:
-        done = subprocess.run(
-            command,
-            cwd=self.folder,
-            env=self.environment,
-            capture_output=True,
-            check=False,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr[-3000:]
-
-    @contextmanager
-    def serving(self) -> Iterator[None]:
-        log = self.folder / "serving.log"
-        with running([sys.executable, "-m", "serving"], log, **self.environment):
-            ready = f"{self.settings.serving_address}/health/ready"
-            wait_until("serving", lambda: answers(ready))
-            yield
-
-    @contextmanager
-    def consuming(self) -> Iterator[subprocess.Popen[bytes]]:
-        """`gyre consume`, reading."""
-        log = self.folder / "consumer.log"
-        log.touch()
-        start = log.stat().st_size
-        with running(
-            [str(BIN / "gyre"), "consume"], log, **self.environment
-        ) as process:
-            wait_until(
-                "the consumer", lambda: b"consuming events" in log.read_bytes()[start:]
-            )
-            wait_until(
-                "serving to know of it",
-                lambda: (
-                    self.client.post(
-                        "/events/page_views", content="no events"
-                    ).status_code
-                    != httpx.codes.SERVICE_UNAVAILABLE
-                ),
-            )
-            yield process
+    rig: Rig
+    client: httpx.Client
+    rows: dict[str, list[Row]] = field(default_factory=dict)
+    numbers: Iterator[int] = field(default_factory=count)
+    row_count: int = 0
 
     def view(
         self, visitor: str, viewed_at: datetime, price: float | None = None
     ) -> Row:
         """Make a page view that nobody has sent yet."""
         return {
-            "view_id": f"test-{next(self._numbers)}",
+            "view_id": f"test-{next(self.numbers)}",
             "visitor_id": visitor,
             "viewed_at": viewed_at,
             "page": "home" if price is None else "product",
@@ -170,37 +92,33 @@ class Shop:
         """Have the source deliver rows."""
         for row in rows:
             self.rows.setdefault(row["visitor_id"], []).append(row)
-        with (self.folder / "data" / "page_views.csv").open("a") as file:
+        with (self.rig.folder / "data" / "page_views.csv").open("a") as file:
             writer = csv.writer(file, lineterminator="\n")
             for row in rows:
                 texts = row | {"viewed_at": row["viewed_at"].isoformat()}
                 writer.writerow(texts.values())
 
     def ingest(self) -> None:
-        self.run(str(commands_folder() / "gyre"), "ingest", "page_views", "--full")
+        command = (str(commands_folder() / "gyre"), "ingest", "page_views", "--full")
+        run(self.rig, *command)
 
     def next_end(self) -> datetime:
         """Return when the next window of five minutes or an hour ends."""
         now = datetime.now(UTC)
-        times = [
-            row["viewed_at"] for rows in list(self.rows.values()) for row in list(rows)
-        ]
+        all_rows = [row for rows in list(self.rows.values()) for row in list(rows)]
+        times = [row["viewed_at"] for row in all_rows]
         ends = [moment + period for moment in times for period in (FIVE_MINUTES, HOUR)]
         return min(end for end in ends if end > now)
 
     def predictions(self, visitors: Iterable[str]) -> list[Row]:
         """Ask for visitors in one request; return the log's rows of what Redis said."""
-        body = [
-            {"visitor_id": visitor, "cart_value": CART_VALUE} for visitor in visitors
-        ]
+        body = [{"visitor_id": name, "cart_value": CART_VALUE} for name in visitors]
         response = self.client.post("/models/leaving/predict/batch", json=body)
         late_or_unknown = {httpx.codes.SERVICE_UNAVAILABLE, httpx.codes.NOT_FOUND}
         assert response.is_success or response.status_code in late_or_unknown
-        log = next((self.settings.home / "serving" / "log").glob("predictions-*.jsonl"))
-        with log.open("rb") as file:
-            file.seek(self._log_position)
-            rows = [json.loads(line) for line in file]
-            self._log_position = file.tell()
+        all_rows = self.rig.rows()
+        rows = all_rows[self.row_count :]
+        self.row_count = len(all_rows)
         return [row for row in rows if row["features_from"] == "online"]
 
     def wrong_visitors(self, visitors: Iterable[str]) -> set[str]:
@@ -213,17 +131,6 @@ class Shop:
                 wrong_visitors.discard(visitor)
         return wrong_visitors
 
-    def differences(self, visitors: Iterable[str]) -> str:
-        """Say what some predictions are made of, and what the raw rows say."""
-        lines = []
-        for prediction in self.predictions(sorted(visitors)):
-            rows = self.rows[prediction["entity"]]
-            expected = expected_features(
-                rows, datetime.fromisoformat(prediction["as_of"])
-            )
-            lines.append(f"{prediction}, expected {expected} of {rows}")
-        return "\n".join(lines)
-
     def seconds_until_right(self, visitors: Iterable[str], since: datetime) -> float:
         """Wait until each visitor's prediction was right once; return the seconds since then."""
         wrong_visitors = set(visitors)
@@ -235,7 +142,7 @@ class Shop:
 
         end = since + timedelta(seconds=at_most(10))
         while not are_right():
-            assert datetime.now(UTC) < end, self.differences(wrong_visitors)
+            assert datetime.now(UTC) < end, f"{wrong_visitors} are wrong"
             time.sleep(0.02)
         return (datetime.now(UTC) - since).total_seconds()
 
@@ -291,17 +198,51 @@ def sleep_until(moment: datetime) -> None:
     time.sleep(max((moment - datetime.now(UTC)).total_seconds(), 0))
 
 
+def run(rig: Rig, *command: str) -> None:
+    done = subprocess.run(
+        command,
+        cwd=rig.folder,
+        env=process_environment(rig.settings),
+        capture_output=True,
+        check=False,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+
+
+def write_project(rig: Rig) -> None:
+    """Write the files of the page, and the rows that it makes up."""
+    for name in (
+        "models",
+        "feature_repo/datasets",
+        "feature_repo/expectations",
+        "data",
+    ):
+        (rig.folder / name).mkdir(parents=True)
+    rig.settings.home.mkdir()
+    config = CLONE / "feature_repo" / "feature_store.yaml"
+    shutil.copy(config, rig.folder / "feature_repo")
+    for name, content in PAGE.files.items():
+        (rig.folder / name).write_text(content)
+    rows_command = next(block for block in PAGE.commands if block.startswith("python"))
+    run(rig, "bash", "-euc", rows_command)
+
+
 @pytest.fixture(scope="module")
 def shop(rig: Rig, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shop]:
     """A shop whose model is in production."""
-    shop = Shop(tmp_path_factory.mktemp("page-views"), rig.settings.mlflow_port)
-    with ExitStack() as opened:
-        shop.write_project()
-        opened.enter_context(redis_server(shop.settings.redis_port, shop.folder))
-        shop.run(str(commands_folder() / "python"), "-c", TRAIN)
-        opened.enter_context(shop.serving())
-        opened.enter_context(shop.client)
-        yield shop
+    folder = tmp_path_factory.mktemp("page-views")
+    mlflow_port = rig.settings.mlflow_port
+    settings = new_settings(folder / ".gyre", demo_start=None, mlflow_port=mlflow_port)
+    with ExitStack() as opened, pytest.MonkeyPatch.context() as environment:
+        environment.setenv("GYRE_PROJECT", str(folder))
+        own_rig = Rig(settings, folder, opened)
+        write_project(own_rig)
+        own_rig.start_redis()
+        run(own_rig, str(commands_folder() / "python"), "-c", TRAIN)
+        client, _ = opened.enter_context(own_rig.serving())
+        own_rig.known_to_be_ready(client)
+        yield Shop(own_rig, client)
 
 
 def views_that_end(
@@ -331,7 +272,7 @@ def test_predictions_are_right_after_20_ends_while_events_arrive_and_ingest_runs
         moment = datetime.now(UTC) - age_seconds * SECOND
         shop.send(shop.view(chance.choice(busy_visitors), moment, 10.0))
 
-    with shop.consuming():
+    with shop.rig.consuming():
         start = datetime.now(UTC) + 4 * SECOND
         rows = []
         for visitor in (*quiet_visitors, *busy_visitors):
@@ -360,7 +301,7 @@ def test_windows_that_end_while_the_consumer_is_stopped_are_right_after_its_star
 ) -> None:
     chance = Random(2)
     visitors = [f"waiting-{pause_seconds}-{number}" for number in range(30)]
-    with shop.consuming() as consumer:
+    with shop.rig.consuming() as consumer:
         start = datetime.now(UTC) + 3 * SECOND
         rows = []
         for visitor in visitors:
@@ -375,7 +316,7 @@ def test_windows_that_end_while_the_consumer_is_stopped_are_right_after_its_star
     shop.send(
         *(shop.view(visitor, datetime.now(UTC), 5.0) for visitor in visitors[:10])
     )
-    with shop.consuming():
+    with shop.rig.consuming():
         seconds = shop.seconds_until_right(visitors, datetime.now(UTC))
     print(f"\nright after a start: {seconds:.2f} s")  # noqa: T201
     assert seconds < at_most(3)

@@ -1,0 +1,155 @@
+"""Which features a row is scored by: those of its request, those stored, or the defaults."""
+
+import math
+from collections.abc import Sequence
+
+from core.errors import FeaturesUnavailableError
+from core.spec import MISSING, Entity
+from mlflow_server.served_model import LookupSpecification
+from serving.errors import InvalidRequestError, NotFoundError
+from serving.lookup import StoredRow
+from serving.model import LoadedModel
+from serving.rows import Features, ReceivedRow, Row, Values
+
+NULLS = {"float32": math.nan, "double": math.nan, "string": MISSING}
+"""What a null is to a model, as in training; of another type it is a missing feature."""
+Completed = Features | Exception
+"""Features of a row, or why it has none."""
+
+
+async def complete(
+    model: LoadedModel, rows: Sequence[ReceivedRow], *, refuse: bool
+) -> list[Completed]:
+    """Find the features of rows.
+
+    Args:
+        model: The version that takes them.
+        rows: Rows of one or several requests.
+        refuse: Whether a missing feature is an error. If not, its default replaces it.
+
+    Returns:
+        What was found, in the order of the rows.
+
+    """
+    given = [_given_features(model, received.row, refuse=refuse) for received in rows]
+    to_look_up = [
+        received
+        for received, features in zip(rows, given, strict=True)
+        if features is None
+    ]
+    if not to_look_up:
+        return [features for features in given if features is not None]
+    request_data = model.contract.lookup.request_data
+    keys: list[Entity] = []
+    for received in to_look_up:
+        row = received.row
+        own_data = {name: row.request_data[name] for name in request_data}
+        keys.append({**(row.key or {}), **own_data})
+    moments = [received.received for received in to_look_up]
+    stored_rows, origin = await model.features.read(keys, moments)
+    stored = (
+        _stored_features(model, received.row, stored_row, origin, refuse=refuse)
+        for received, stored_row in zip(to_look_up, stored_rows, strict=True)
+    )
+    return [next(stored) if features is None else features for features in given]
+
+
+def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed | None:
+    """Return the features that a request gives; None: they are to be looked up."""
+    contract = model.contract
+    if row.given or row.key is None:
+        missing = [name for name in contract.features if name not in row.given]
+        if missing:
+            text = f"version {model.version} needs {', '.join(missing)}"
+            return InvalidRequestError(f"features: {text}")
+        return _filled(model, row.given, "request", refuse=refuse)
+    request_data = contract.lookup.request_data
+    missing = sorted(request_data.keys() - row.request_data.keys())
+    if missing:
+        names = ", ".join(f"{name} ({request_data[name]})" for name in missing)
+        text = f"version {model.version} needs it beside the key, found none"
+        return InvalidRequestError(f"{names}: {text}")
+    return None
+
+
+def _stored_features(
+    model: LoadedModel,
+    row: Row,
+    stored: StoredRow | None,
+    origin: str,
+    *,
+    refuse: bool,
+) -> Completed:
+    """Return the stored features of a row.
+
+    Args:
+        model: The version that takes them.
+        row: What was asked.
+        stored: None: the store knows no such entity, or the cache remembers none.
+        origin: "online" or "cache".
+        refuse: Whether a missing feature is an error.
+
+    Returns:
+        The features, or why there are none.
+
+    """
+    key = row.key or {}
+    if stored is None:
+        if origin == "online":
+            text = f"{_key_text(key)} is not known to the feature store"
+            return NotFoundError(text)
+        return _filled(model, {}, origin, refuse=refuse)
+    if origin == "online" and stored.absent_views:
+        origin = "partly"
+    if stored.features and None not in stored.features.values():
+        return Features(stored.features, origin)
+    reason = _reason(model.contract.lookup, key, stored)
+    return _filled(model, stored.features, origin, refuse=refuse, reason=reason)
+
+
+def _filled(
+    model: LoadedModel, values: Values, origin: str, *, refuse: bool, reason: str = ""
+) -> Completed:
+    """Fill what is null: a double and a text as in training, anything else by its default.
+
+    Args:
+        model: The version that takes the features.
+        values: Features by name, null or not; none where nothing could be read.
+        origin: Where they are from; "defaults" replaces it where a default is filled in.
+        refuse: Whether to refuse rather than to fill in a default.
+        reason: Why stored features are null.
+
+    Returns:
+        The features, or why there are none.
+
+    """
+    filled = {}
+    for name, kind in model.contract.features.items():
+        value = values.get(name)
+        if value is None and name in values:
+            value = NULLS.get(kind)
+        if value is None:
+            if refuse:
+                problem = model.features.problem or reason or f"{name} is null"
+                text = f"no features for a prediction: {problem}"
+                return FeaturesUnavailableError(text)
+            value = model.contract.defaults[name]
+            origin = "defaults"
+        filled[name] = value
+    return Features(filled, origin)
+
+
+def _reason(lookup: LookupSpecification, key: Entity, stored: StoredRow) -> str:
+    """Say why stored features are null: which views have no row of which key."""
+    if not stored.features:
+        return "the stored values cannot be read"
+    sentences = []
+    for view in lookup.views:
+        if view.name in stored.absent_views:
+            own_key = {column: key[column] for column in view.keys}
+            sentences.append(f"view {view.name} has no row of {_key_text(own_key)}")
+    return "; ".join(sentences)
+
+
+def _key_text(key: Entity) -> str:
+    return ", ".join(f"{column} {value}" for column, value in key.items())

@@ -1,0 +1,131 @@
+"""What this machine keeps of a model: copies of versions, the last production, refusals."""
+
+import logging
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Literal, TypeVar
+
+from core.files import replace_file
+from core.settings import Settings
+from mlflow_server.served_model import Frozen
+
+Role = Literal["production", "challenger", "shadow"]
+ORIGIN_FILE = "origin.json"
+PRODUCTION_FILE = "production"
+REFUSED = ".refused"
+REFUSED_TIME = timedelta(minutes=10)
+"""How long a version is not tried again, unless something changes."""
+T = TypeVar("T", bound=Frozen)
+logger = logging.getLogger(__name__)
+
+
+class Origin(Frozen):
+    """What MLflow says of a version: two of one number differ, if the model was made anew.
+
+    Attributes:
+        created: When the model was registered, in milliseconds since 1970.
+        digests: SHA-256 of each file, by its tag.
+
+    """
+
+    created: int
+    digests: dict[str, str]
+
+
+class Refusal(Frozen):
+    """Why a version is not served.
+
+    Attributes:
+        reason: In words.
+        origin: What was refused.
+        time: When, aware UTC.
+
+    """
+
+    reason: str
+    origin: Origin
+    time: datetime
+
+    def is_due(self, origin: Origin, server_start: datetime, now: datetime) -> bool:
+        """Whether the version is to be tried again.
+
+        Something has changed where MLflow says something else of the version, and where the server
+        started since, as it may be another release.
+        """
+        has_changed = self.origin != origin or self.time < server_start
+        return has_changed or now >= self.time + REFUSED_TIME
+
+
+class LocalCopies:
+    """The folder `GYRE_HOME/serving/models/MODEL/`, which several processes use at once.
+
+    `serving.fetch` renames copies, `VERSION/`, into place.
+    """
+
+    def __init__(self, settings: Settings, model: str) -> None:
+        self.folder = settings.home / "serving" / "models" / model
+
+    def origin(self, version: str) -> Origin | None:
+        """Return where the copy of `version` is from; None: there is no complete copy."""
+        return _read(self.folder / version / ORIGIN_FILE, Origin)
+
+    def refusal(self, version: str) -> Refusal | None:
+        """Return why a version was refused; None: it was not."""
+        return _read(self.folder / f"{version}{REFUSED}", Refusal)
+
+    def refuse(self, version: str, origin: Origin, reason: str) -> None:
+        """Have no process try a version again soon."""
+        refusal = Refusal(reason=reason, origin=origin, time=datetime.now(UTC))
+        file = self.folder / f"{version}{REFUSED}"
+        replace_file(file, refusal.model_dump_json().encode())
+
+    def keep_refusals(self, versions: Collection[str]) -> None:
+        """Forget the refusals of other versions: in a role again, they are tried."""
+        for file in self.folder.glob(f"*{REFUSED}"):
+            if file.stem not in versions:
+                file.unlink(missing_ok=True)
+
+    def production(self) -> list[str]:
+        """Return what a start without MLflow may serve: the version last in production first."""
+        try:
+            return (self.folder / PRODUCTION_FILE).read_text().split()
+        except (OSError, ValueError):
+            return []
+
+    def note_production(self, version: str) -> None:
+        """Have the next start without MLflow serve `version`, else the one before it."""
+        versions = [version, *self.production()[:1]]
+        if version in versions[1:]:
+            return
+        content = "\n".join(versions).encode()
+        file = self.folder / PRODUCTION_FILE
+        try:
+            replace_file(file, content)
+        except OSError as exc:
+            logger.warning("%s is written in place: %s", file, exc)
+            # A full disk has room for no second file.
+            with suppress(OSError), file.open("r+b") as production:
+                production.write(content)
+                production.truncate()
+
+    def remove(self, version: str) -> None:
+        """Remove the copy of a version."""
+        shutil.rmtree(self.folder / version, ignore_errors=True)
+
+    def keep_only(self, versions: Collection[str]) -> None:
+        """Remove other copies, and what a fetch that was killed left, but no production."""
+        kept_names = {*versions, *self.production()}
+        for path in self.folder.glob("*/"):
+            if path.name not in kept_names:
+                self.remove(path.name)
+
+
+def _read(file: Path, kind: type[T]) -> T | None:
+    """Return what a file holds; None: there is none that can be read."""
+    try:
+        return kind.model_validate_json(file.read_bytes())
+    except (OSError, ValueError):
+        return None

@@ -1,0 +1,71 @@
+"""What each feature contributes to a score: Shapley values against rows of the training frame."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from core.shapley import COALITIONS, Columns, shapley_values
+from mlflow_server.served_model import SCORE, rounded_one
+from serving.model import LoadedModel, columns
+
+PROCESS_ROWS = 128
+"""Rows that a version's own process scores at once for an explanation, and its coalitions."""
+
+
+def explain(
+    model: LoadedModel, features: Mapping[str, Any], prediction: float
+) -> dict[str, Any]:
+    """Say what each feature contributes to the score of a row, of many classes the predicted one's.
+
+    Scores thousands of rows, in parts that a prediction can wait for.
+
+    Args:
+        model: The version that answered.
+        features: The row.
+        prediction: What it was answered.
+
+    Returns:
+        `model`; `expected`, the mean score of the background; `contributions`, largest first. The
+        last two add up to the score.
+
+    """
+    contract = model.contract
+    part_rows = COALITIONS if model.session.thread is None else PROCESS_ROWS
+    background = columns(contract, contract.background or [contract.defaults])
+    means, contributions = shapley_values(
+        partial(_score_parts, model, part_rows),
+        columns(contract, [features]),
+        background,
+        part_rows,
+    )
+    column = int(prediction) if contract.classes else 0
+    scale = 0.5 if contract.classes else contract.threshold
+    parts = {}
+    order = np.argsort(-np.abs(contributions[:, column]), kind="stable")
+    names = [*contract.features]
+    for position in order.tolist():
+        name = names[position]
+        contribution = rounded_one(float(contributions[position, column]), scale)
+        parts[name] = {"value": features[name], "contribution": contribution}
+    return {
+        "model": contract.model,
+        "expected": rounded_one(float(means[column]), scale),
+        "contributions": parts,
+    }
+
+
+def _score_parts(model: LoadedModel, part_rows: int, rows: Columns) -> NDArray[Any]:
+    """Score rows, a part at a time, where the version scores."""
+    row_count = len(next(iter(rows.values())))
+    scores: list[Any] = []
+    for start in range(0, row_count, part_rows):
+        part = {}
+        for name, column in rows.items():
+            part[name] = column[start : start + part_rows]
+        run = partial(model.session.run, [SCORE], part)
+        thread = model.session.thread
+        scores += run() if thread is None else thread.submit(run).result()
+    return np.concatenate(scores)

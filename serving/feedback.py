@@ -1,0 +1,66 @@
+"""`POST /feedback`: what came true of predictions, as lines of the log.
+
+Any outcome of any prediction is taken; monitoring/collect.py judges what does not fit.
+"""
+
+from datetime import UTC, datetime
+from typing import Annotated, Any
+
+from annotated_types import Len
+from pydantic import Field, TypeAdapter, with_config
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from typing_extensions import TypedDict
+
+from serving.edge import json_response, read_body, run_by_size
+from serving.openapi import Document, Operation
+from serving.prediction_log import AppendLog
+from serving.protocols import BATCH_LIMIT
+from serving.schemas import FORBID, MAX_ROWS, Number, Text, read_rows
+
+PATH = "/feedback"
+PredictionId = Annotated[
+    str, Field(strict=True, pattern=r"^[0-9A-Za-z._:/+=@-]{1,137}$")
+]
+"""At most 128 characters of a proxy's id, a hyphen and 8 digits."""
+
+
+@with_config(FORBID)
+class Outcome(TypedDict):
+    """What came true of a prediction: 0 or 1, a number, or a class by its name or position."""
+
+    request_id: PredictionId
+    actual: Number | Text
+
+
+OUTCOME = TypeAdapter(Outcome)
+OUTCOMES = read_rows(Outcome)
+
+
+def feedback_route(log: AppendLog) -> Route:
+    """Return the route that writes outcomes into the log."""
+
+    async def record(request: Request) -> Response:
+        body = await read_body(request.scope, request.receive, BATCH_LIMIT)
+        return json_response(await run_by_size(len(body), record_outcomes, log, body))
+
+    return Route(PATH, record, methods=["POST"])
+
+
+def record_outcomes(log: AppendLog, body: bytes) -> dict[str, Any]:
+    """Take the outcome of one prediction, or a list of them, by request id."""
+    received = datetime.now(UTC).isoformat()
+    is_list = body.lstrip()[:1] == b"["
+    outcomes = (
+        OUTCOMES.validate_json(body) if is_list else [OUTCOME.validate_json(body)]
+    )
+    rows = [{**outcome, "received": received} for outcome in outcomes]
+    return {"recorded": len(rows), "logged": log.write(rows)}
+
+
+DOCUMENT = Document(
+    body=TypeAdapter(Outcome | Annotated[list[Outcome], Len(1, MAX_ROWS)]),
+    example={"request_id": "0123456789abcdef0123456789abcdef", "actual": 1},
+)
+OPERATION = Operation(PATH, (), "Feedback", record_outcomes, DOCUMENT)

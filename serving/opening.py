@@ -1,0 +1,124 @@
+"""From a version's files to a session: bytes checked, contract compared, defaults scored."""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+import yaml
+
+from core.packages import package_version
+from core.settings import PROJECT
+from core.spec import ModelSpec
+from mlflow_server.served_model import (
+    CONTRACT_FILE,
+    DIGEST_TAG,
+    ServedModel,
+    wrong_files,
+)
+from serving.errors import ModelRefusedError
+from serving.lookup import RowReader
+from serving.model import OnnxSession, Session, score, wrong
+from serving.pyfunc_process import PyfuncSession
+
+ONNX = "mlflow.onnx"
+MAX_REASON = 500
+WHOLE_IMAGE = "the image serving-full"
+
+
+def open_version(
+    folder: Path,
+    digests: Mapping[str, str],
+    spec: ModelSpec,
+    online_store: Mapping[str, str] | None = None,
+) -> tuple[ServedModel, Session]:
+    """Check the digests of the files in `folder`, then parse, compare and warm up the model.
+
+    Args:
+        folder: Holds the files of the version.
+        digests: SHA-256 of each file, by its tag.
+        spec: The model's, of this project.
+        online_store: The setting, where it is not that of feature_store.yaml.
+
+    Raises:
+        ModelRefusedError: The version does not fit its digests, this project or this image.
+        DataError: Its features cannot be looked up.
+        Exception: Whatever onnxruntime and pydantic raise.
+
+    """
+    file_problems = wrong_files(folder, digests)
+    if file_problems:
+        raise ModelRefusedError("; ".join(file_problems))
+    contract = ServedModel.model_validate_json((folder / CONTRACT_FILE).read_bytes())
+    store_type = (online_store or {}).get("type")
+    problem = _model_problem(contract, spec) or _look_up_problem(contract, store_type)
+    if problem:
+        raise ModelRefusedError(f"{CONTRACT_FILE}: {problem}")
+    session = _open_session(folder, contract, digests, spec)
+    try:
+        _check_defaults(session, contract)
+    except BaseException:
+        session.close()
+        raise
+    return contract, session
+
+
+def reason_of(exc: Exception) -> str:
+    """Return the class and the text of an error in one line, cut where it is long."""
+    return " ".join(f"{type(exc).__name__}: {exc}".split())[:MAX_REASON]
+
+
+def _open_session(
+    folder: Path, contract: ServedModel, digests: Mapping[str, str], spec: ModelSpec
+) -> Session:
+    file = folder / contract.file
+    if contract.loader == ONNX:
+        return OnnxSession(file)
+    if find_spec("mlflow") is None:
+        raise ModelRefusedError(f"a model of {contract.loader} needs {WHOLE_IMAGE}")
+    return PyfuncSession(
+        file=file,
+        contract=contract,
+        digest=digests[DIGEST_TAG + contract.file],
+        trusted=spec.serving.trusted_types,
+    )
+
+
+def _check_defaults(session: Session, contract: ServedModel) -> None:
+    """Refuse a session that scores the defaults wrongly."""
+    scores = score(session, contract, [contract.defaults])
+    problem = wrong(contract, scores[0]) if len(scores) == 1 else "not one score"
+    if problem:
+        text = f"the defaults score {scores}, {problem}"
+        raise ModelRefusedError(f"{contract.file}: {text}")
+
+
+def _model_problem(contract: ServedModel, spec: ModelSpec) -> str | None:
+    """Say why the contract is not of the model of `spec`."""
+    spec_key = (spec.name, spec.entity_key)
+    contract_key = (contract.model, contract.entity_key)
+    if contract_key != spec_key:
+        return f"model and entity are {contract_key}, not {spec_key}"
+    spec_task = (spec.classes, spec.threshold is not None)
+    contract_task = (contract.classes, contract.threshold is not None)
+    if contract_task != spec_task:
+        task = " ".join([spec.task, *spec.classes])
+        return f"it is of no {task}, as {spec.name} is"
+    return None
+
+
+def _look_up_problem(contract: ServedModel, online_store: str | None) -> str | None:
+    """Say why the features cannot be looked up here, in a store of a type."""
+    lookup = contract.lookup
+    if online_store is None:
+        file = PROJECT / "feature_repo" / "feature_store.yaml"
+        online_store = yaml.safe_load(file.read_bytes())["online_store"]["type"]
+    feast_version = package_version("feast")
+    if (lookup.feast, lookup.online_store) != (feast_version, online_store):
+        store_text = f"here is {feast_version} with {online_store}: train again"
+        written = f"Feast {lookup.feast} with {lookup.online_store}"
+        return f"its look-up specification is of {written}, {store_text}"
+    if lookup.unsupported is not None and find_spec("feast") is None:
+        return f"Feast's own reader ({lookup.unsupported}) needs {WHOLE_IMAGE}"
+    if lookup.unsupported is None:
+        RowReader(lookup, tuple(contract.features))
+    return None

@@ -1,0 +1,48 @@
+"""GET routes by which clients of KServe, Open Inference and MLflow find out what there is."""
+
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import PlainTextResponse
+
+from core.packages import package_version
+from serving.edge import ERROR_RESPONSES
+from serving.protocols import kserve_v1, mlflow_scoring, open_inference, version_of
+from serving.repository import ModelRepository
+
+MLFLOW_VERSION = package_version("mlflow")
+
+
+def add_metadata(router: APIRouter, repository: ModelRepository) -> None:
+    """Add the routes of all protocols."""
+    kserve: Any = {"tags": [kserve_v1.TAG], "responses": ERROR_RESPONSES}
+    inference: Any = {"tags": [open_inference.TAG], "responses": ERROR_RESPONSES}
+
+    @router.get("/v1/models", **kserve)
+    async def list_models() -> dict[str, list[str]]:
+        """Name every model."""
+        return {"models": [*repository.models]}
+
+    @router.get("/v1/models/{name}", **kserve)
+    @router.get("/v2/models/{name}/ready", **inference)
+    async def model_ready(name: str) -> dict[str, Any]:
+        """Say that a version of the model answers; 503 until one does."""
+        version_of(repository.find(name))
+        return {"name": name, "ready": True}
+
+    @router.get("/v2", **inference)
+    async def server() -> dict[str, Any]:
+        """Name this server; it has no extensions."""
+        return {"name": "gyre", "version": "1", "extensions": []}
+
+    @router.get("/v2/models/{name}", **inference)
+    async def metadata(name: str) -> dict[str, Any]:
+        """Name the tensors that the model takes and gives."""
+        model = repository.find(name)
+        versions = [version_of(model)]
+        return {"name": name, "versions": versions, **open_inference.tensors(model)}
+
+    @router.get("/version", tags=[mlflow_scoring.TAG], response_class=PlainTextResponse)
+    async def mlflow_version() -> str:
+        """Name the version of MLflow, as its own scoring server does."""
+        return MLFLOW_VERSION

@@ -1,0 +1,106 @@
+"""One connection to Redis: micro-batches of look-ups, one after another, each with a deadline."""
+
+import asyncio
+import json
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from hiredis import HiredisError
+
+from core.errors import FeaturesUnavailableError
+from mlflow_server.served_model import LookupSpecification
+from serving.lookup import Keys, Moments, RowReader, Rows
+from serving.redis_connection import Command, RedisConnection, open_connection
+
+OPENING_SECONDS = 0.5
+READ_SECONDS = 0.05
+"""Deadline of a read."""
+KEY_SECONDS = 0.000_01
+"""So much more for each key."""
+
+
+class RedisReader:
+    """Reads rows over a connection of its own, which `probe` opens.
+
+    Whatever ends a batch early ends the connection too, and fails who waits.
+    """
+
+    def __init__(
+        self, address: str, lookup: LookupSpecification, features: Sequence[str]
+    ) -> None:
+        self._rows = RowReader(lookup, features)
+        state_keys = sorted({view.state for view in lookup.views})
+        self._ping = ("MGET", *state_keys) if state_keys else ("PING",)
+        self._address = address
+        self._connection: RedisConnection | None = None
+        self._turn = asyncio.Lock()
+        self._closed = False
+
+    async def read(self, keys: Keys, moments: Moments) -> Rows:
+        """Return the rows of keys.
+
+        Args:
+            keys: Entities, with what on-demand functions take from the request.
+            moments: Of each key the time (aware UTC) that clock-dependent features are about.
+
+        Raises:
+            FeaturesUnavailableError: Redis does not answer in time.
+
+        """
+        commands = self._rows.commands(keys)
+        replies = await self._ask(commands, READ_SECONDS + KEY_SECONDS * len(keys))
+        return self._rows.rows(replies, keys, moments)
+
+    async def probe(self) -> datetime | None:
+        """Open the connection if need be, and read up to when (aware UTC) features are online.
+
+        Raises:
+            FeaturesUnavailableError: Redis does not answer, or has no features.
+
+        """
+        if self._connection is None:
+            await self._ask((), OPENING_SECONDS)
+        (states,) = await self._ask([self._ping], READ_SECONDS)
+        if not isinstance(states, list):
+            return None
+        times: list[datetime] = []
+        for state in states:
+            # Null until all is online.
+            time = json.loads(state)["time"] if state else None
+            if time is None:
+                text = "Redis holds no features (any more): gyre ingest"
+                raise FeaturesUnavailableError(text)
+            times.append(datetime.fromisoformat(time))
+        return min(times)
+
+    async def close(self) -> None:
+        """Let the batches under way end; nothing is opened any more."""
+        self._closed = True
+        async with self._turn:
+            self._disconnect()
+
+    async def _ask(self, commands: Sequence[Command], seconds: float) -> list[Any]:
+        """Return the replies to commands. To ask nothing opens the connection."""
+        async with self._turn:
+            if self._connection is None and (commands or self._closed):
+                raise FeaturesUnavailableError("Redis: not connected")
+            try:
+                if self._connection is None:
+                    self._connection = await open_connection(self._address, seconds)
+                if not commands:
+                    return []
+                return await self._connection.ask(commands, seconds)
+            except BaseException as exc:
+                self._disconnect()
+                if isinstance(exc, HiredisError | OSError):
+                    reason = f"{exc}"
+                    if isinstance(exc, TimeoutError):
+                        reason = f"no answer within {seconds * 1000:.0f} ms"
+                    raise FeaturesUnavailableError(f"Redis: {reason}") from exc
+                raise
+
+    def _disconnect(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None

@@ -1,0 +1,69 @@
+"""A row on its way to its answer: what is asked, its features, its result, the answer."""
+
+from collections.abc import Mapping
+from datetime import datetime
+from typing import Any, NamedTuple
+
+from core.spec import Entity
+
+Values = Mapping[str, Any]
+Line = dict[str, Any]
+"""A line of the prediction log, as serving/prediction_log.py says."""
+
+
+class Row(NamedTuple):
+    """What a request wants scored.
+
+    Attributes:
+        key: The entity; None: the request gives the features alone.
+        given: Features by name, which replace the look-up.
+        request_data: What on-demand features take from the request beside the key.
+
+    """
+
+    key: Entity | None
+    given: Values
+    request_data: Values
+
+
+class ReceivedRow(NamedTuple):
+    """A row of a request that arrived at `received` (aware UTC)."""
+
+    row: Row
+    request_id: str
+    received: datetime
+
+
+class Features(NamedTuple):
+    """Features that a model takes, each by its name, and where they are from."""
+
+    values: Values
+    origin: str
+
+
+class Result(NamedTuple):
+    """What became of a row.
+
+    Attributes:
+        line: Its line of the log; None: the row was refused, which no model is to blame for.
+        error: Why it has no prediction; None: it has one.
+
+    """
+
+    line: Line | None
+    error: Exception | None = None
+
+
+class Answer(NamedTuple):
+    """A prediction.
+
+    Attributes:
+        line: Its line of the log.
+        logged: Whether that line is on file.
+        explanation: What each feature contributes, where that was asked.
+
+    """
+
+    line: Line
+    logged: bool
+    explanation: Mapping[str, Any] = {}
