@@ -7,22 +7,30 @@ from pathlib import Path
 
 from mlflow_server.tracking import Tracking
 
-FRAME, PLAN = "frame.parquet", "plan.json"
+FRAME = "frame.parquet"
+PLAN = "plan.json"
 UNLABELLED = "unlabelled.parquet"
 """Members of the population at the test snapshots that have no label."""
+REFERENCE = "reference.parquet"
+"""Rows of the evaluation, scored: what windows are compared with."""
 CANDIDATE = "candidate"
 """Folder of the trained model's files, before it is a registered version."""
 PIPELINE_FILE = "pipeline.skops"
-SPEC, ESTIMATOR = "spec.json", "estimator.json"
-"""The model spec as it was for this run, and which of its estimators was fitted."""
-PROOF, EVALUATION, GATES, PLOTS = "proof.json", "evaluation.json", "gates.json", "plots"
+SPEC = "spec.json"
+"""The model spec as it was for this run."""
+ESTIMATOR = "estimator.json"
+"""Which of its estimators was fitted."""
+PROOF = "proof.json"
+EVALUATION = "evaluation.json"
+GATES = "gates.json"
+PLOTS = "plots"
 
 
 @contextmanager
 def fetched(tracking: Tracking, run_id: str, path: str) -> Iterator[Path]:
     """The run's artifact `path` (file or folder), on disk for as long as the block lasts."""
     with tempfile.TemporaryDirectory(prefix="gyre-") as folder:
-        yield tracking.download(run_id, path, Path(folder))
+        yield Path(tracking.download_artifacts(run_id, path, folder))
 
 
 def read(tracking: Tracking, run_id: str, path: str) -> bytes:

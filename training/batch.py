@@ -15,6 +15,7 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.spec import ModelSpec, entity_text
 from core.storage import Table
+from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from training.evaluate import as_trained, version_scores
 from training.frame import TIME, population
@@ -64,6 +65,10 @@ def score_population(
     """Score every member of the population at `as_of`, with features as they were then.
 
     The version's own features and threshold count, whatever the spec says by now.
+
+    Raises:
+        NoChampionError: Nothing is in production.
+
     """
     registry = Registry(settings)
     version = registry.production(spec.name)
@@ -71,29 +76,30 @@ def score_population(
         raise NoChampionError(
             f"{spec.name}: nothing is in production to score with; run: gyre train {spec.name}"
         )
-    own = as_trained(spec, registry.served(registry.version(spec.name, version))[0])
-    frame = population(settings, own, as_of)
-    scored = version_scores(settings, own, version, frame)
-    answers, count = scored.rounded(), frame.num_rows
-    predictions, unknown = predict(scored.scores, scored.threshold), [None] * count
+    contract, _ = read_version(registry, registry.version(spec.name, version))
+    version_spec = as_trained(spec, contract)
+    frame = population(settings, version_spec, as_of)
+    scored = version_scores(settings, version_spec, version, frame)
+    row_count = frame.num_rows
+    rounded = scored.rounded()
+    keys = frame.select([*version_spec.entity_key]).to_pylist()
+    features = frame.select([*version_spec.features]).to_pylist()
+    no_values = [None] * row_count
     columns: dict[str, Any] = {
-        "model": [spec.name] * count,
-        "day": [f"{as_of:%Y-%m-%d}"] * count,
-        "entity": [
-            entity_text(key) for key in frame.select([*own.entity_key]).to_pylist()
-        ],
-        "version": [version] * count,
-        "as_of": [as_of] * count,
-        "probability": unknown if scored.task == "regression" else answers.top,
-        "prediction": predictions.astype(float),
-        "probabilities": answers.scores.tolist()
-        if scored.task == "multiclass"
-        else unknown,
+        "model": [spec.name] * row_count,
+        "day": [f"{as_of:%Y-%m-%d}"] * row_count,
+        "entity": [entity_text(key) for key in keys],
+        "version": [version] * row_count,
+        "as_of": [as_of] * row_count,
+        "probability": no_values,
+        "prediction": predict(scored.scores, scored.threshold).astype(float),
+        "probabilities": no_values,
         # As serving logs them: JSON has no nan.
-        "features": [
-            to_json(row, inf_nan_mode="null").decode()
-            for row in frame.select([*own.features]).to_pylist()
-        ],
+        "features": [to_json(row, inf_nan_mode="null").decode() for row in features],
     }
+    if scored.task != "regression":
+        columns["probability"] = rounded.top
+    if scored.task == "multiclass":
+        columns["probabilities"] = rounded.scores.tolist()
     scores(settings).replace(pa.table(columns, schema=SCORES), PARTITION)
-    return BatchReport(spec.name, as_of, version, count)
+    return BatchReport(spec.name, as_of, version, row_count)

@@ -1,17 +1,13 @@
-"""The stages in order, in one process; dags/train.py runs the same functions as tasks."""
+"""A whole training in one process; dags/train.py runs the same stages as tasks."""
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.tracking import Tracking
-from training.dataset import dataset
-from training.evaluate import evaluate
-from training.gate import gate
-from training.register import promote, register, wait_in_shell
-from training.train import fit
+from training.register import promote, wait_in_shell
+from training.stages import STAGES
 from training.validate import NOTHING_NEW, open_run
 
 
@@ -31,23 +27,35 @@ def train(
     spec: ModelSpec,
     as_of: datetime,
     *,
+    key: str,
     reason: str,
     who: str,
-    **origin: Any,
+    cause: str | None = None,
+    force: bool = False,
 ) -> TrainReport:
-    """Run the whole chain in this process. reason, who, origin: as `open_run` takes them.
+    """Train, evaluate, gate, register and promote; arguments are those of `open_run`.
 
     Whatever ends it on its way is the outcome of its MLflow run, which has failed.
     """
-    run_id = open_run(settings, spec, as_of, reason=reason, who=who, **origin)
+    run_id = open_run(
+        settings,
+        spec,
+        as_of,
+        key=key,
+        reason=reason,
+        who=who,
+        cause=cause,
+        force=force,
+    )
     if run_id is None:
         return TrainReport(spec.name, as_of, None, None, NOTHING_NEW)
     with Tracking(settings).on_record(run_id):
-        for stage in (dataset, fit, evaluate):
-            stage(settings, spec, run_id)
-        if refused := gate(settings, spec, run_id):
-            return TrainReport(spec.name, as_of, run_id, None, f"refused: {refused}")
-        version = register(settings, spec, run_id)
+        for stage in STAGES:
+            result = stage.run(settings, spec, run_id)
+            if stage.is_gate and result:
+                refusal = f"refused: {result}"
+                return TrainReport(spec.name, as_of, run_id, None, refusal)
+        version = str(result)
         if spec.promotion.approval:
             outcome = wait_in_shell(settings, spec, run_id, version)
         else:

@@ -5,7 +5,7 @@ A check is a generator of findings, a line each; what a user's expression raises
 
 import logging
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,22 +16,27 @@ import ibis.expr.types as ir
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from core.errors import DataError, TrainingError
+from core.errors import DataError, RegistryError, TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names, in_one_line
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
-from feature_repo.features import raw_table
+from feature_repo.features import labels, raw_table
 from feature_repo.ingest import whole_history
 from feature_repo.service import TYPES, PublishedService
 from feature_repo.source import place, require_source
 from feature_repo.store import defined, publish_beside
 from feature_repo.validation import suite_file, suite_problems, suite_rules
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label
 from training.estimators import estimator_problems
 from training.frame import TIME, at, build_frame, extent, features
+from training.gate import load_evaluation
+from training.leaks import leak_remarks
 from training.onnx_export import REMEDY, exported, prove
+from training.snapshots import Snapshot
 from training.train import fit_pipeline
 from training.validate import mismatches, plan_run
 
@@ -46,6 +51,8 @@ def check(
     """Return all findings, and one line on whether rows of the source were looked at."""
     file = f"{spec.name}.toml"
     findings = [*estimator_problems(spec)]
+    for line in wide_features(settings, spec):
+        log.warning(line)
     try:
         dataset = load_dataset(spec.dataset)
     except Exception as exc:  # noqa: BLE001  (whatever the module raises)
@@ -59,25 +66,47 @@ def check(
         f"{module}: service {spec.feature_service}": _service(settings, spec, dataset),
     }
     datasets = [load_dataset(name) for name in dataset_names(spec.dataset)]
-    for each in datasets:
-        file = f"feature_repo/datasets/{each.name}.py"
-        checks[file] = _names(each)
-        checks[f"feature_repo/{suite_file(each)}"] = _suite(each)
-        for view in defined(each.name, "FeatureView"):
-            if view.name in each.views:
-                checks[f"{file}: view {view.name}"] = _view(each, view)
-    of_files = [
-        line for where, lines in checks.items() for line in _findings(where, lines)
-    ]
-    if of_files:
-        return findings + of_files, "rows: not checked before the files fit together"
+    for used_dataset in datasets:
+        file = f"feature_repo/datasets/{used_dataset.name}.py"
+        checks[file] = _names(used_dataset)
+        checks[f"feature_repo/{suite_file(used_dataset)}"] = _suite(used_dataset)
+        for view in defined(used_dataset.name, "FeatureView"):
+            if view.name in used_dataset.views:
+                checks[f"{file}: view {view.name}"] = _view(used_dataset, view)
+    file_findings: list[str] = []
+    for place_of_file, lines in checks.items():
+        file_findings += _findings(place_of_file, lines)
+    if file_findings:
+        remark = "rows: not checked before the files fit together"
+        return findings + file_findings, remark
     try:
-        for each in datasets:
-            require_source(settings, each)
+        for used_dataset in datasets:
+            require_source(settings, used_dataset)
     except DataError as exc:
         return findings, f"rows: not checked, {exc}"
     findings += _findings(f"{module}: rows", _rows(settings, spec, dataset, as_of))
     return findings, f"rows: a sample of {place(settings, dataset)}"
+
+
+def wide_features(settings: Settings, spec: ModelSpec) -> list[str]:
+    """Name the features of the newest version that move more on a normal day than the limit.
+
+    None where MLflow does not answer or has no version.
+    """
+    try:
+        versions = Registry(settings).versions(spec.name)
+        run_ids = [version.run_id for version in versions]
+        evaluations = [load_evaluation(Tracking(settings), run) for run in run_ids[-1:]]
+    except RegistryError:
+        return []
+    limit = spec.monitoring.psi_significant
+    return [
+        f"{spec.name}.toml: {name}: normal {evaluation.spread.basis} have a PSI of "
+        f"{value:.2f}, the limit is {limit:g}: less than that is no drift of it. To show it "
+        f'and never act on it: [monitoring.monitor_only] {name} = "why"'
+        for evaluation in evaluations
+        for name, value in evaluation.spread.wide_features(spec.monitoring).items()
+    ]
 
 
 def _findings(where: str, lines: Iterator[str]) -> list[str]:
@@ -96,20 +125,21 @@ def _placed(where: str, line: str) -> str:
 
 def _names(dataset: Dataset) -> Iterator[str]:
     """Columns of the schema and feature views that the dataset names."""
-    named = {"entity": dataset.entity, "event_time": dataset.event_time}
-    named |= {f"key {name}": name for name in dataset.key}
-    yield from _columns(dataset, named)
+    columns = {"entity": dataset.entity, "event_time": dataset.event_time}
+    columns |= {f"key {name}": name for name in dataset.key}
+    yield from _columns(dataset, columns)
     views = {view.name for view in defined(dataset.name, "FeatureView")}
     views = {name for name in views if dataset_of(name) in (None, dataset)}
     if views != set(dataset.views):
         yield f"views: expected its feature views, {sorted(views)}, found {sorted(dataset.views)}"
 
 
-def _columns(dataset: Dataset, named: Mapping[str, str]) -> Iterator[str]:
-    columns = dataset.schema.names
-    for where, name in named.items():
-        if name not in columns:
-            yield f"{where}: expected a column of the schema, {columns}, found {name!r}"
+def _columns(dataset: Dataset, columns: Mapping[str, str]) -> Iterator[str]:
+    schema_columns = dataset.schema.names
+    for place_of_name, name in columns.items():
+        if name not in schema_columns:
+            expected = f"expected a column of the schema, {schema_columns}"
+            yield f"{place_of_name}: {expected}, found {name!r}"
 
 
 def _suite(dataset: Dataset) -> Iterator[str]:
@@ -136,24 +166,20 @@ def _view(dataset: Dataset, view: Any) -> Iterator[str]:
     )
     declared = {name: None for name in times if name}
     declared |= {field.name: TYPES.get(str(field.dtype)) for field in fields}
-    yield from _given(dataset.views[view.name](_raw(dataset)), declared)
+    yield from _missing_columns(dataset.views[view.name](_raw(dataset)), declared)
 
 
 def _label(spec: ModelSpec, dataset: Dataset) -> Iterator[str]:
-    if spec.label in dataset.labels:  # else `mismatches` says it
-        snapshots = ibis.table(
-            {"event_timestamp": "timestamp('UTC')"}, name="snapshots"
-        )
-        given = (
-            [_raw(dataset)]
-            if spec.snapshots.rows == "label"
-            else [_raw(dataset), snapshots]
-        )
-        rows = dataset.labels[spec.label].expression(*given)
-        label = "class" if spec.classes else "double"
-        yield from _given(
-            rows, spec.entity_key | {"event_timestamp": None, "label": label}
-        )
+    if spec.label not in dataset.labels:  # `mismatches` says it
+        return
+    tables = [_raw(dataset)]
+    if spec.snapshots.rows == "members":
+        moments = {"event_timestamp": "timestamp('UTC')"}
+        tables.append(ibis.table(moments, name="snapshots"))
+    rows = dataset.labels[spec.label].expression(*tables)
+    label_kind = "class" if spec.classes else "double"
+    columns = spec.entity_key | {"event_timestamp": None, "label": label_kind}
+    yield from _missing_columns(rows, columns)
 
 
 def _raw(dataset: Dataset) -> ir.Table:
@@ -161,7 +187,9 @@ def _raw(dataset: Dataset) -> ir.Table:
     return ibis.table(ibis.Schema.from_pyarrow(schema), name=dataset.name)
 
 
-def _given(rows: ir.Table, declared: Mapping[str, str | None]) -> Iterator[str]:
+def _missing_columns(
+    rows: ir.Table, declared: Mapping[str, str | None]
+) -> Iterator[str]:
     """Say which of the declared columns an expression does not give in their type."""
     for name, kind in declared.items():
         if name not in rows.columns:
@@ -190,9 +218,9 @@ def _service(settings: Settings, spec: ModelSpec, dataset: Dataset) -> Iterator[
         yield f"{spec.name}.toml: feature_service: {expected}, found {spec.feature_service!r}"
         return
     with TemporaryDirectory(prefix="gyre-check-") as home:
-        beside = settings.beside(Path(home))
-        publish_beside(beside, dataset)
-        service = PublishedService(beside, spec.feature_service)
+        temporary_settings = settings.beside(Path(home))
+        publish_beside(temporary_settings, dataset)
+        service = PublishedService(temporary_settings, spec.feature_service)
         yield from mismatches(spec, dataset, service)
 
 
@@ -200,46 +228,95 @@ def _rows(
     settings: Settings, spec: ModelSpec, dataset: Dataset, as_of: datetime
 ) -> Iterator[str]:
     """Rows hold schema and suite, and a training can learn from what is made of them."""
-    share, known = 1, pa.array([])
+    share = 1
+    sampled_entities = pa.array([])
+    all_rows = pa.table({})
 
-    def sample(of: Dataset, rows: pa.Table) -> pa.Table:
-        nonlocal share, known
-        if of is dataset:
+    def sample(source: Dataset, rows: pa.Table) -> pa.Table:
+        nonlocal share, sampled_entities, all_rows
+        if source is dataset:
+            all_rows = rows
             share = 1 + rows.num_rows // SAMPLE
-            known = pc.unique(rows[of.entity]).sort()[::share]
-        # Of another entity all: rows name any of them.
-        same = of.entity == dataset.entity
-        return rows.filter(pc.is_in(rows[of.entity], known)) if same else rows
+            sampled_entities = pc.unique(rows[source.entity]).sort()[::share]
+        if source.entity != dataset.entity:  # rows name any entity of another kind
+            return rows
+        return rows.filter(pc.is_in(rows[source.entity], sampled_entities))
 
-    with whole_history(settings, spec, as_of, sample) as (beside, until):
-        version = raw_table(beside, dataset).version
-        planned = plan_run(beside, spec, dataset, until, version)
+    with whole_history(settings, spec, as_of, sample) as (history, until):
+        version = raw_table(history, dataset).version
+        planned = plan_run(history, spec, dataset, until, version)
+        findings = [*label_problems(spec, dataset, all_rows, planned.test)]
+        yield from findings
+        if findings:
+            return
         used = (*planned.train, *planned.test)
-        frame = build_frame(beside, spec, dataset, used, until, version)
+        frame = build_frame(history, spec, dataset, used, until, version)
         log.info(extent(spec, planned, frame, share))
+        train = at(frame, planned.train)
         test = at(frame, planned.test)
         fewest = FEWEST if share == 1 else 1
-        problems = unlearnable(spec, at(frame, planned.train), test, fewest)
-        yield from problems or _trials(spec, frame, at(frame, planned.train))
-        lacking = without_label(beside, spec, planned, test).num_rows
+        problems = unlearnable(spec, train, test, fewest)
+        yield from problems or _trials(spec, frame, train)
+        if not problems:
+            for remark in leak_remarks(spec, train, {}):
+                log.warning("%s.toml: %s", spec.name, remark)
+        unlabelled = without_label(history, spec, planned, test).num_rows
         reason = dataset.labels[spec.label].unlabelled
         # Raises what is one more finding.
-        coverage(spec, lacking, test.num_rows + lacking, reason)
+        coverage(spec, unlabelled, test.num_rows + unlabelled, reason)
+
+
+def label_problems(
+    spec: ModelSpec, dataset: Dataset, rows: pa.Table, test: Sequence[Snapshot]
+) -> Iterator[str]:
+    """An entity has one label at a time, and no row after its horizon changes it."""
+    label = dataset.labels[spec.label]
+    times = rows[dataset.event_time]
+    moments = sorted({time for part in test for time in (part.start, part.last)})
+    horizon_end = pa.scalar(moments[-1] + label.horizon, TIME)
+    known_rows = rows.filter(pc.less_equal(times, horizon_end))
+    tables = []
+    for part in (rows, known_rows):
+        raw = part.append_column("ingested_at", part[dataset.event_time])
+        own_rows = spec.snapshots.rows == "label"
+        label_rows = labels(ibis.memtable(raw), label, moments, own_rows=own_rows)
+        key = [*spec.entity_key, "event_timestamp"]
+        tables.append(label_rows.select(*key, "label"))
+    final_labels = tables[0].to_pyarrow().to_pandas()
+    known_labels = tables[1].to_pyarrow().to_pandas()
+    repeated = final_labels[final_labels.duplicated(key)]
+    if len(repeated):
+        first = ", ".join(map(str, repeated[key].iloc[0]))
+        yield (
+            f"label {spec.label}: expected one row for each {', '.join(key)}, found "
+            f"{len(repeated)} more, such as of {first}"
+        )
+    both = final_labels.merge(known_labels, how="left", indicator=True)
+    changed_count = int((both["_merge"] == "left_only").sum())
+    if changed_count:
+        yield (
+            f"label {spec.label}: expected labels that are known after their horizon of "
+            f"{label.horizon}, found {changed_count} of {len(final_labels)} that change with later rows"
+        )
 
 
 def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
     """Fit each estimator on the rows `train`; say what keeps it from being served."""
-    for number, each in enumerate(spec.estimators):
-        where = f"{spec.name}.toml: estimators.{number}"
+    for position, estimator in enumerate(spec.estimators):
+        place = f"{spec.name}.toml: estimators.{position}"
         try:
-            model = fit_pipeline(spec, each, train)
+            model = fit_pipeline(spec, estimator, train)
             served = exported(model, spec)
         except TrainingError as exc:
-            yield f"{where}: {exc}"
+            yield f"{place}: {exc}"
             continue
-        rows, types = features(spec, frame), spec.inputs
         proof = prove(
-            model, served, rows, spec.seed, features=types, threshold=spec.threshold
+            model,
+            served,
+            features(spec, frame),
+            spec.seed,
+            features=spec.inputs,
+            threshold=spec.threshold,
         )
-        for found in proof.reasons[:1]:
-            yield f"{where}: {each.name}: what is served scores otherwise: {found}; {REMEDY}"
+        for reason in proof.reasons[:1]:
+            yield f"{place}: {estimator.name}: what is served scores otherwise: {reason}; {REMEDY}"

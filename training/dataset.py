@@ -1,4 +1,8 @@
-"""Stage 2: the training frame, in MLflow as the run's dataset."""
+"""Stage 2, dataset: the training frame, in MLflow as the run's dataset.
+
+The frame is built of what the run's tags pin. Members of the test snapshots without a label are
+stored beside it; too many of them, or a frame that nothing can be learnt from, end the run.
+"""
 
 import logging
 import tempfile
@@ -18,7 +22,14 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
-from training.frame import at, build_frame, content_hash, population, sampled
+from training.frame import (
+    at,
+    build_frame,
+    content_hash,
+    extent,
+    population,
+    sampled,
+)
 from training.lineage import PLANNED_TAG
 from training.snapshots import Plan, dates
 from training.validate import plan_run
@@ -32,157 +43,182 @@ TOLERATED = 0.05
 
 
 def dataset(settings: Settings, spec: ModelSpec, run_id: str) -> None:
-    """Build the frame that the run needs from what its tags name, and store it with its plan."""
-    tracking, source = Tracking(settings), load_dataset(spec.dataset)
+    """Build the frame that the run needs from what its tags name, and store it with its plan.
+
+    Raises:
+        TrainingError: Nothing can be learnt from it, or too many members have no label.
+
+    """
+    tracking = Tracking(settings)
     tags = tracking.run(run_id).tags
-    as_of, until = (
-        datetime.fromisoformat(tags[name]) for name in ("as_of", PLANNED_TAG)
-    )
+    as_of = datetime.fromisoformat(tags["as_of"])
+    planned_as_of = datetime.fromisoformat(tags[PLANNED_TAG])
+    source = load_dataset(spec.dataset)
     version = table_versions(tags)[spec.dataset]
-    planned = plan_run(settings, spec, source, until, version)
+    planned = plan_run(settings, spec, source, planned_as_of, version)
     frame = build_frame(settings, spec, source, planned.snapshots, as_of, version)
-    train, test = at(frame, planned.train), at(frame, planned.test)
+    log.info(extent(spec, planned, frame))
+    train = at(frame, planned.train)
+    test = at(frame, planned.test)
     unlabelled = without_label(settings, spec, planned, test)
-    members = test.num_rows + unlabelled.num_rows
-    reason = source.labels[spec.label].unlabelled
-    if text := coverage(spec, unlabelled.num_rows, members, reason):
-        log.warning("%s: %s", spec.name, text)
-    if useless := unlearnable(spec, train, test):
-        raise TrainingError(f"{spec.name}: {'; '.join(useless)}")
+    member_count = test.num_rows + unlabelled.num_rows
+    stated_reason = source.labels[spec.label].unlabelled
+    remark = coverage(spec, unlabelled.num_rows, member_count, stated_reason)
+    if remark:
+        log.warning("%s: %s", spec.name, remark)
+    problems = unlearnable(spec, train, test)
+    if problems:
+        raise TrainingError(f"{spec.name}: {'; '.join(problems)}")
     digest = content_hash(train)
-    tracking.log_json(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
+    tracking.log_dict(run_id, PLANS.dump_python(planned, mode="json"), PLAN)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        pq.write_table(frame, folder / FRAME)
-        pq.write_table(unlabelled, folder / UNLABELLED)
-        tracking.log_artifact(run_id, folder / UNLABELLED, DATA_FOLDER)
+        frame_file = Path(name, FRAME)
+        unlabelled_file = Path(name, UNLABELLED)
+        pq.write_table(frame, frame_file)
+        pq.write_table(unlabelled, unlabelled_file)
+        tracking.log_artifact(run_id, str(unlabelled_file), DATA_FOLDER)
         tracking.log_dataset(
-            run_id, folder / FRAME, name=spec.label, digest=digest, target="label"
+            run_id, frame_file, name=spec.label, digest=digest, target="label"
         )
     params = {
         "train_snapshots": dates(planned.train),
         "test_snapshot": dates(planned.test),
         "train_rows": train.num_rows,
         "test_rows": test.num_rows,
-        "test_members": members,
+        "test_members": member_count,
     }
-    tracking.log(
-        run_id, tags={"frame_sha256": digest, "unlabelled": text}, params=params
-    )
+    tags = {"frame_sha256": digest, "unlabelled": remark}
+    tracking.log(run_id, tags=tags, params=params)
 
 
 def without_label(
     settings: Settings, spec: ModelSpec, planned: Plan, test: pa.Table
 ) -> pa.Table:
-    """Members of the population with no row in the frame `test`.
+    """Return the members of the population with no row in the frame `test`.
 
     None where the rows that the label gives are the population: its own, and where nothing else
     lists it.
     """
-    none = test.drop_columns("label").slice(0, 0)
+    nobody = test.drop_columns("label").slice(0, 0)
     if spec.snapshots.rows == "label":
-        return none
+        return nobody
     try:
-        parts = [population(settings, spec, each.start) for each in planned.test]
+        parts = [population(settings, spec, part.start) for part in planned.test]
     except NoRequestError:
-        return none
+        return nobody
     members = sampled(spec, ibis.memtable(pa.concat_tables(parts))).to_pyarrow()
     key = ["event_timestamp", *spec.entity_key]
-    others = members.join(test.select(key), key, join_type="left anti")
-    return others.sort_by([(name, "ascending") for name in key]).select(
-        members.column_names
-    )
+    unlabelled = members.join(test.select(key), key, join_type="left anti")
+    unlabelled = unlabelled.sort_by([(name, "ascending") for name in key])
+    return unlabelled.select(members.column_names)
 
 
 def coverage(spec: ModelSpec, unlabelled: int, members: int, reason: str | None) -> str:
-    """Say how many members have no label; empty if all have one. reason: why, as the label says.
+    """Return a sentence on how many members have no label; empty if all have one.
+
+    Args:
+        spec: The model.
+        unlabelled: Members without a label.
+        members: All of them.
+        reason: Why some have none, as the label says.
 
     Raises:
-        TrainingError: they are too many, and no reason is stated.
+        TrainingError: They are too many, and no reason is stated.
 
     """
     if not unlabelled:
         return ""
-    stated = f" ({reason})" if reason else ""
-    text = f"{unlabelled:,} of {members:,} members of the population have no {spec.label}{stated}"
-    if not reason and unlabelled > TOLERATED * members:
+    sentence = (
+        f"{unlabelled:,} of {members:,} members of the population have no {spec.label}"
+    )
+    if reason:
+        return f"{sentence} ({reason})"
+    if unlabelled > TOLERATED * members:
         raise TrainingError(
-            f"label {spec.label}: {text}. Expected a label for each member, a narrower "
+            f"label {spec.label}: {sentence}. Expected a label for each member, a narrower "
             f'[population], or a stated reason: Label(unlabelled="…") in {spec.dataset}.py'
         )
-    return text
+    return sentence
 
 
 def unlearnable(
     spec: ModelSpec, train: pa.Table, test: pa.Table, fewest: int = FEWEST
 ) -> list[str]:
-    """One line for each thing that makes training or its evaluation say nothing."""
+    """Return a line for each thing that makes training or its evaluation say nothing."""
     lines = []
     for name, rows, key in (("training", train, "train"), ("test", test, "test")):
         if rows.num_rows < fewest:
-            found = f"expected at least {fewest} {name} rows, found {rows.num_rows}"
-            lines.append(f"{found}; more: {key} of [snapshots] in {spec.name}.toml")
-        if not _differ(rows["label"]):
+            lines.append(
+                f"expected at least {fewest} {name} rows, found {rows.num_rows}; "
+                f"more: {key} of [snapshots] in {spec.name}.toml"
+            )
+        if not _has_two_values(rows["label"]):
             lines.append(f"every label of the {rows.num_rows} {name} rows is the same")
-    labels = train["label"].unique().to_pylist()
-    if absent := [name for at, name in enumerate(spec.classes) if at not in labels]:
+    positions = train["label"].unique().to_pylist()
+    absent = [
+        name for position, name in enumerate(spec.classes) if position not in positions
+    ]
+    if absent:
         lines.append(
             f"no label of the {train.num_rows} training rows is {', '.join(absent)}"
         )
-    both = pa.concat_tables([train, test], promote_options="permissive")
-    lines += _label_problems(spec, both["label"])
+    rows = pa.concat_tables([train, test], promote_options="permissive")
+    lines += _label_problems(spec, rows["label"])
     for feature, kind in spec.features.items():
-        if not _differ(train[feature]):
+        if not _has_two_values(train[feature]):
             lines.append(
                 f"{feature} has no two values in the {train.num_rows} training rows"
             )
-        if INPUTS[kind] == "int64" and (nulls := both[feature].null_count):
+        nulls = rows[feature].null_count
+        if INPUTS[kind] == "int64" and nulls:
             cast = f'derived={{"{feature}": _.{feature}.cast("float64")}}'
             lines.append(
                 f"{feature} is null in {nulls} rows, which an {kind} cannot be: make it a double "
                 f"in the spec and in its view (of Windows: {cast}), fill it in the view, or label "
                 "no row before its entity's first"
             )
-        if INPUTS[kind] == "double" and (
-            infinite := pc.sum(pc.is_inf(both[feature])).as_py()
-        ):
-            lines.append(f"{feature} is infinite in {infinite} rows")
+        if INPUTS[kind] == "double":
+            infinite = pc.sum(pc.is_inf(rows[feature])).as_py()
+            if infinite:
+                lines.append(f"{feature} is infinite in {infinite} rows")
     return lines
 
 
 def _label_problems(spec: ModelSpec, labels: pa.ChunkedArray) -> list[str]:
-    """Say which labels are no value of the task."""
+    """Return which labels are no value of the task."""
     lines = []
     if labels.null_count:
         lines.append(
             f"label {spec.label} is null in {labels.null_count} rows: leave these out"
         )
+    if spec.classes:
+        return lines
     expected = "0 or 1"
     is_value = pc.is_in(labels, pa.array([0, 1], labels.type))
     if spec.task == "regression":
         expected = f"a number up to {FLOAT32:.1e}"
         is_value = pc.less_equal(pc.abs(labels), FLOAT32)
     wrong_labels = labels.filter(pc.invert(is_value)).drop_null()
-    if len(wrong_labels) and not spec.classes:
+    if len(wrong_labels):
         lines.append(
             f"label {spec.label}: expected {expected}, found {wrong_labels[0]}"
         )
     return lines
 
 
-def _differ(values: pa.ChunkedArray) -> bool:
-    """Whether there are two values; nulls do not count."""
+def _has_two_values(values: pa.ChunkedArray) -> bool:
+    """Return whether there are two values; nulls do not count."""
     return bool(pc.count_distinct(values).as_py() > 1)
 
 
 def load_frame(tracking: Tracking, run_id: str) -> tuple[pa.Table, Plan]:
-    """Fetch the frame and plan that `dataset` stored."""
+    """Return the frame and plan that `dataset` stored."""
     with fetched(tracking, run_id, f"{DATA_FOLDER}/{FRAME}") as file:
         frame = pq.read_table(file)
     return frame, PLANS.validate_json(read(tracking, run_id, PLAN))
 
 
 def load_unlabelled(tracking: Tracking, run_id: str) -> pa.Table:
-    """Fetch the members of the test snapshots' population without a label; no column `label`."""
+    """Return the members of the test snapshots' population without a label; no column `label`."""
     with fetched(tracking, run_id, f"{DATA_FOLDER}/{UNLABELLED}") as file:
         return pq.read_table(file)

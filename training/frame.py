@@ -33,7 +33,7 @@ TIME = pa.timestamp("us", tz="UTC")
 VALUE_BYTES = 120
 """Of a feature in a row, at the peak of a training: of 1M rows of 10 it takes 1.6 GB, the libraries
 0.4 GB of these (`python -m benchmarks.training`)."""
-LABELS = {
+LABEL_TYPES = {
     "classification": pa.int64(),
     "regression": pa.float64(),
     "multiclass": pa.int64(),
@@ -61,33 +61,42 @@ def build_frame(
         raise TrainingError(
             f"the point-in-time join gave {frame.num_rows} rows for {labelled.num_rows} labels"
         )
-    inside = in_population(spec, frame)
-    if outside := frame.num_rows - inside.num_rows:
-        share = f"{outside} of {frame.num_rows} labels"
+    members = in_population(spec, frame)
+    outside_count = frame.num_rows - members.num_rows
+    if outside_count:
         log.warning(
-            "%s: %s of entities outside [population] are left out", spec.name, share
+            "%s: %d of %d labels of entities outside [population] are left out",
+            spec.name,
+            outside_count,
+            frame.num_rows,
         )
-    return inside
+    return members
 
 
 def labelled_rows(
     spec: ModelSpec, dataset: Dataset, snapshots: Sequence[Snapshot], raw: ir.Table
 ) -> pa.Table:
-    """Join keys, event_timestamp, label, and whatever else the label's expression gives."""
-    moments = sorted(
-        {moment for each in snapshots for moment in (each.start, each.last)}
-    )
-    key = [*spec.entity_key, "event_timestamp"]
+    """Return keys, event_timestamp, label, and whatever else the label's expression gives.
+
+    Raises:
+        TrainingError: An entity has two labels at one time, or a label is no value of the task.
+
+    """
+    moments = sorted({time for part in snapshots for time in (part.start, part.last)})
+    label = dataset.labels[spec.label]
     own_rows = spec.snapshots.rows == "label"
-    label_rows = labels(raw, dataset.labels[spec.label], moments, own_rows=own_rows)
+    label_rows = labels(raw, label, moments, own_rows=own_rows)
     label_table = sampled(spec, label_rows).to_pyarrow()
     rows = typed(spec, at(label_table, snapshots))
+    key = [*spec.entity_key, "event_timestamp"]
     keys = rows.select(key).to_pandas()
-    if (again := keys[keys.duplicated()]).size:
-        found = (
-            f"{', '.join(key)}, found several of {', '.join(map(str, again.iloc[0]))}"
+    repeated_keys = keys[keys.duplicated()]
+    if repeated_keys.size:
+        values = ", ".join(map(str, repeated_keys.iloc[0]))
+        raise TrainingError(
+            f"label {spec.label}: expected one row for each {', '.join(key)}, "
+            f"found several of {values}"
         )
-        raise TrainingError(f"label {spec.label}: expected one row for each {found}")
     return rows
 
 
@@ -96,9 +105,10 @@ def sampled(spec: ModelSpec, rows: ir.Table) -> ir.Table:
     share = spec.snapshots.sample
     if share == 1:
         return rows
-    texts = [rows[name].cast("string") for name in spec.entity_key]
-    digest = ibis.literal("/").join(texts).hexdigest("md5")
-    return rows.filter(digest.substr(0, 8) < f"{int(share * 16**8):08x}")
+    key_texts = [rows[name].cast("string") for name in spec.entity_key]
+    digest = ibis.literal("/").join(key_texts).hexdigest("md5")
+    limit = f"{int(share * 16**8):08x}"
+    return rows.filter(digest.substr(0, 8) < limit)
 
 
 def memory_needed(spec: ModelSpec, row_count: int) -> int:
@@ -125,57 +135,82 @@ def require_memory(spec: ModelSpec, row_count: int) -> None:
 
 
 def extent(spec: ModelSpec, plan: Plan, labelled: pa.Table, share: int = 1) -> str:
-    """Say what a training sees. share: of how many entities `labelled` holds one."""
-    train, test = (
-        f"about {share * at(labelled, part).num_rows:,} rows "
-        f"({len(part)} by the {spec.snapshots.every}, {dates(part)})"
-        for part in (plan.train, plan.test)
-    )
+    """Return how much a training sees, in a sentence.
+
+    Args:
+        spec: The model.
+        plan: Of the training.
+        labelled: Rows of its snapshots.
+        share: Of how many entities `labelled` holds one.
+
+    """
+    train = _extent_of(spec, plan.train, labelled, share)
+    test = _extent_of(spec, plan.test, labelled, share)
     megabytes = memory_needed(spec, share * labelled.num_rows) / 1e6
-    memory = f"about {megabytes:,.0f} MB of memory"
-    return f"{spec.name}: training on {train}, test on {test}; {memory}"
+    return (
+        f"{spec.name}: training on {train}, test on {test}; "
+        f"about {megabytes:,.0f} MB of memory"
+    )
+
+
+def _extent_of(
+    spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, share: int
+) -> str:
+    row_count = share * at(labelled, snapshots).num_rows
+    period = f"{len(snapshots)} by the {spec.snapshots.every}, {dates(snapshots)}"
+    return f"about {row_count:,} rows ({period})"
 
 
 def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Table:
-    """Members of the population at `moment`, at least one: a frame without `label`."""
+    """Return the members of the population at `moment`: a frame without `label`.
+
+    Raises:
+        NoRequestError: Only a request says whom to score.
+        DataError: The spec has no population, or nobody is in it.
+
+    """
+    service = PublishedService(settings, spec.feature_service)
+    key = spec.entity_key
+    views = {
+        name: keys for name, keys in service.join_keys.items() if {*key} <= {*keys}
+    }
+    reason = ""
+    if service.request_data:
+        fields = ", ".join(service.request_data)
+        reason = f"its features need {fields} of a request"
+    elif not views:
+        reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
+    if reason:
+        raise NoRequestError(
+            f"{spec.name}: {reason}: only requests are scored, no population"
+        )
     if spec.population is None:
         raise DataError(
             f"{spec.name}: expected [population], to say whom to score, found none: ask "
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
-    service = PublishedService(settings, spec.feature_service)
-    if fields := service.request_data:
-        needs = f"its features need {', '.join(fields)} of a request"
-        raise NoRequestError(
-            f"{spec.name}: {needs}: only requests are scored, no population"
-        )
-    keys, joins = spec.entity_key.keys(), service.join_keys
-    if not (views := {name: key for name, key in joins.items() if keys <= {*key}}):
-        why = f"no view of {spec.feature_service} has all of {', '.join(keys)}"
-        raise NoRequestError(
-            f"{spec.name}: {why}: only requests are scored, no population"
-        )
-    known = entities(settings, views, spec.entity_key, moment)
-    if known.num_rows:
-        moments = pa.repeat(pa.scalar(moment, TIME), known.num_rows)
-        no_labels = pa.repeat(pa.scalar(0), known.num_rows)
-        rows = known.append_column("event_timestamp", moments)
+    known_entities = entities(settings, views, key, moment)
+    entity_count = known_entities.num_rows
+    if entity_count:
+        moments = pa.repeat(pa.scalar(moment, TIME), entity_count)
+        no_labels = pa.repeat(pa.scalar(0), entity_count)
+        rows = known_entities.append_column("event_timestamp", moments)
         rows = rows.append_column("label", no_labels)
-        plain = spec.model_copy(update={"audit": {}})
-        joined = with_features(settings, plain, rows)
-        members = in_population(spec, joined)
+        without_audit = spec.model_copy(update={"audit": {}})
+        frame = with_features(settings, without_audit, rows)
+        members = in_population(spec, frame)
         if members.num_rows:
             return members.drop_columns("label")
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
     raise DataError(
-        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {known.num_rows} "
+        f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {entity_count} "
         f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
         f"some have, or newer features: gyre ingest {spec.dataset}"
     )
 
 
 def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
-    """Rows of a frame whose entity is a member of the population, if there is one; no null is."""
+    """Return the rows of a frame whose entity is a member; a null is none."""
     if spec.population is None:
         return frame
     value = pc.field(spec.population.feature)
@@ -183,79 +218,95 @@ def in_population(spec: ModelSpec, frame: pa.Table) -> pa.Table:
 
 
 def typed(spec: ModelSpec, labelled: pa.Table) -> pa.Table:
-    """Labels in the type of the task; TrainingError for text, or if their values would change.
+    """Return the rows with labels in the type of the task.
 
-    Of many classes the position of each, which is told by its name or itself.
+    Of many classes a label is the position of a class, which the rows give by its name or itself.
+
+    Raises:
+        TrainingError: A label is text, or its value would change.
+
     """
-    found, wanted = labelled["label"], LABELS[spec.task]
-    said = f"label {spec.label}: expected {wanted}, as a {spec.task} has it, found {found.type}"
-    text = pa.types.is_string(found.type) or pa.types.is_large_string(found.type)
-    if text and not spec.classes:
-        raise TrainingError(said)  # not even text that could be read as a number
-    place = labelled.schema.get_field_index("label")
+    column = labelled["label"]
+    wanted_type = LABEL_TYPES[spec.task]
+    problem = (
+        f"label {spec.label}: expected {wanted_type}, as a {spec.task} has it, "
+        f"found {column.type}"
+    )
+    is_text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    if is_text and not spec.classes:
+        raise TrainingError(problem)  # not even text that could be read as a number
     try:
         if spec.classes:
-            known = pa.array(
-                spec.classes if text else range(len(spec.classes)), found.type
-            )
-            found = _positions(spec, found, known)
-        return labelled.set_column(place, "label", found.cast(wanted))
+            names = spec.classes if is_text else range(len(spec.classes))
+            column = _positions(spec, column, pa.array(names, column.type))
+        place = labelled.schema.get_field_index("label")
+        return labelled.set_column(place, "label", column.cast(wanted_type))
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as exc:
-        raise TrainingError(f"{said}: {exc}") from exc
+        raise TrainingError(f"{problem}: {exc}") from exc
 
 
 def _positions(
-    spec: ModelSpec, found: pa.ChunkedArray, known: pa.Array
+    spec: ModelSpec, column: pa.ChunkedArray, classes: pa.Array
 ) -> pa.ChunkedArray:
-    others = found.filter(pc.invert(pc.is_in(found, known))).drop_null()
-    if len(others):
-        names = f"{', '.join(spec.classes)} (classes in {spec.name}.toml)"
+    is_class = pc.is_in(column, classes)
+    other_values = column.filter(pc.invert(is_class)).drop_null()
+    if len(other_values):
         raise TrainingError(
-            f"label {spec.label}: expected {names}, or 0 to {len(known) - 1}, found {others[0]}"
+            f"label {spec.label}: expected {', '.join(spec.classes)} (classes in "
+            f"{spec.name}.toml), or 0 to {len(classes) - 1}, found {other_values[0]}"
         )
-    return pc.index_in(found, known)
+    return pc.index_in(column, classes)
 
 
 def with_features(settings: Settings, spec: ModelSpec, labelled: pa.Table) -> pa.Table:
     """Join the features as they were at each row's event_timestamp: a frame.
 
-    TrainingError: a row of `labelled` lacks request data, or `labelled` an audit column; all its
-    columns reach Feast.
+    All columns of `labelled` reach Feast.
+
+    Raises:
+        TrainingError: A row of `labelled` lacks request data, or `labelled` an audit column.
+
     """
     service = PublishedService(settings, spec.feature_service)
-    fields = service.request_data
-    for name, kind in fields.items():
+    for name, kind in service.request_data.items():
         place = labelled.schema.get_field_index(name)
         if place < 0 or labelled[name].null_count:
-            expected = f"expected request data {name} ({kind}) in each of its rows"
-            raise TrainingError(f"label {spec.label}: {expected}, found none")
-        labelled = labelled.set_column(place, name, as_stored(labelled[name], kind))
-    given = service.features.keys() | fields.keys()
-    for name in spec.audit.keys() - given:
-        place, wanted = labelled.schema.get_field_index(name), ARROW[spec.audit[name]]
-        found = "no such column" if place < 0 else labelled[name].type
-        if found != wanted:
-            said = f"expected {wanted} of {spec.feature_service} or {spec.label}'s rows"
             raise TrainingError(
-                f"{spec.name}.toml: audit.{name}: {said}, found {found}"
+                f"label {spec.label}: expected request data {name} ({kind}) in each of "
+                "its rows, found none"
+            )
+        labelled = labelled.set_column(place, name, as_stored(labelled[name], kind))
+    served_columns = service.features.keys() | service.request_data.keys()
+    for name in spec.audit.keys() - served_columns:
+        place = labelled.schema.get_field_index(name)
+        column_type = "no such column" if place < 0 else labelled[name].type
+        wanted_type = ARROW[spec.audit[name]]
+        if column_type != wanted_type:
+            raise TrainingError(
+                f"{spec.name}.toml: audit.{name}: expected {wanted_type} of "
+                f"{spec.feature_service} or {spec.label}'s rows, found {column_type}"
             )
         labelled = labelled.set_column(place, name, labelled[name].cast(pa.string()))
-    entities = labelled.to_pandas()
-    entities["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
-    return canonical(spec, service.historical(entities), fields)
+    entity_rows = labelled.to_pandas()
+    entity_rows["as_of"] = labelled["event_timestamp"].cast(pa.int64()).to_numpy()
+    return canonical(spec, service.historical(entity_rows), service.request_data)
 
 
 def canonical(
     spec: ModelSpec, table: pa.Table, fields: Mapping[str, FeatureType]
 ) -> pa.Table:
-    """Columns, types and order of a frame; audit columns as text, missing strings filled.
+    """Return columns, types and order of a frame; audit columns as text, missing strings filled.
 
-    fields: its request data.
+    Args:
+        spec: The model.
+        table: Rows with all columns of a frame.
+        fields: Types of its request data.
+
     """
     types = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
     types["event_timestamp"] = TIME
     types |= {name: ARROW[kind] for name, kind in spec.features.items()}
-    types["label"] = LABELS[spec.task]
+    types["label"] = LABEL_TYPES[spec.task]
     types |= dict.fromkeys(spec.audit, pa.string())
     types |= {name: ARROW[kind] for name, kind in fields.items()}
     columns = {name: table[name].cast(kind) for name, kind in types.items()}
@@ -267,16 +318,18 @@ def canonical(
 
 
 def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
-    """Rows of these snapshots: more have begun by then than are over."""
-    ends = [each.start for each in snapshots], [each.last for each in snapshots]
-    starts, lasts = (pa.chunked_array([sorted(each)], TIME).to_numpy() for each in ends)
+    """Return the rows of these snapshots, which do not overlap."""
+    ordered = sorted(snapshots)
+    starts = pa.chunked_array([[part.start for part in ordered]], TIME).to_numpy()
+    lasts = pa.chunked_array([[part.last for part in ordered]], TIME).to_numpy()
     times = frame["event_timestamp"].to_numpy()
-    begun, over = np.searchsorted(starts, times, "right"), np.searchsorted(lasts, times)
-    return frame.filter(pa.array(begun > over))
+    begun_count = np.searchsorted(starts, times, side="right")
+    ended_count = np.searchsorted(lasts, times, side="left")
+    return frame.filter(pa.array(begun_count > ended_count))
 
 
 def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
-    """The model's input: the spec's features in order, of the types of `inputs`."""
+    """Return the model's input: the spec's features in order, of the types of `inputs`."""
     columns = {
         name: frame[name].cast(ARROW[kind]) for name, kind in spec.inputs.items()
     }
@@ -285,7 +338,7 @@ def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:
 
 
 def content_hash(frame: pa.Table) -> str:
-    """SHA-256 over column names, types and every value, in the frame's order."""
+    """Return the SHA-256 over column names, types and every value, in the frame's order."""
     sink = pa.BufferOutputStream()
     whole = frame.replace_schema_metadata(None).combine_chunks()
     with pa.ipc.new_stream(sink, whole.schema) as stream:

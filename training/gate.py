@@ -1,5 +1,9 @@
-"""Stage 5: may the challenger be promoted? `decide` is pure; its outcomes are stored first."""
+"""Stage 5, gate: may the challenger be promoted?
 
+`decide` is pure; outcomes and model card are stored before anything is refused.
+"""
+
+import logging
 from base64 import b64encode
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
@@ -24,7 +28,9 @@ from mlflow_server.tracking import Run, Tracking
 from training.artifacts import EVALUATION, GATES, PLOTS, fetched, read
 from training.lineage import lineage
 from training.metrics import Interval, Segment
+from training.psi import UsualSpread
 
+log = logging.getLogger(__name__)
 PAGE: jinja2.Template = jinja2.Template(
     Path(__file__).with_name(CARD).read_text("utf-8"),
     autoescape=True,
@@ -36,18 +42,31 @@ PAGE: jinja2.Template = jinja2.Template(
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Metrics by name on the rows of the newest matured snapshots.
+    """What `evaluate` measured on the rows of the newest matured snapshots.
 
-    champion_version: what is in production. differences: challenger minus champion, on the same
-    resamples. unavailable: why the champion could not be scored; gates that ask for it then refuse.
-    no_champion: why what is in production is none. figures: of the challenger alone: calibration,
-    fairness, size, latency. unproved: why what is served scores otherwise. contributions: by
-    feature, the mean of their sizes, the largest first.
+    Attributes:
+        rows: How many.
+        challenger: Its metrics by name.
+        baseline: For each metric the best constant's.
+        champion_version: What is in production.
+        champion: Its metrics; empty if there is none to compare with.
+        differences: Challenger minus champion, on the same resamples.
+        unavailable: Why the champion could not be scored; gates that ask for it then refuse.
+        threshold: Of the challenger.
+        intervals: Of its metrics.
+        figures: Of the challenger alone: calibration, fairness, size, latency.
+        segments: Its metrics by value of the spec's segment.
+        unproved: Why what is served scores otherwise than what was fitted.
+        no_champion: Why what is in production is no champion.
+        contributions: By feature the mean size of its contributions, the largest first.
+        spread: How far normal windows lie from the rows.
+        remarks: What looks as if the model knew its label.
+
     """
 
     rows: int
     challenger: dict[str, float]
-    trivial: dict[str, float]
+    baseline: dict[str, float]
     champion_version: str | None
     champion: dict[str, float]
     differences: dict[str, Interval]
@@ -59,11 +78,13 @@ class Evaluation:
     unproved: str = ""
     no_champion: str = ""
     contributions: dict[str, float] = field(default_factory=dict)
+    spread: UsualSpread = field(default_factory=UsualSpread)
+    remarks: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """One gate and what it said."""
+    """One gate and what it says."""
 
     rule: str
     metric: str
@@ -75,39 +96,50 @@ EVALUATIONS = TypeAdapter(Evaluation)
 
 
 def load_evaluation(tracking: Tracking, run_id: str) -> Evaluation:
-    """Fetch what `evaluate` stored."""
+    """Return what `evaluate` stored."""
     return EVALUATIONS.validate_json(read(tracking, run_id, EVALUATION))
 
 
 def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
-    """Judge the run's evaluation by the spec's gates, store the outcome, return why it is refused.
+    """Judge the run's evaluation by the spec's gates, store outcomes and model card.
 
-    None: every gate is passed. TrainingError: the champion could not be compared with.
+    Returns:
+        Why the challenger is refused; None: every gate is passed.
+
+    Raises:
+        TrainingError: The champion could not be compared with.
+
     """
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, run_id)
     outcomes = decide(spec.gates, evaluation)
-    refused = "; ".join(
-        f"{o.metric} {o.rule}: {o.text}" for o in outcomes if not o.passed
-    )
-    tracking.log_json(
-        run_id, {"gates": [asdict(outcome) for outcome in outcomes]}, GATES
-    )
-    tracking.log(run_id, tags={"gate": f"refused: {refused}" if refused else "passed"})
+    for remark in evaluation.remarks:
+        log.warning("%s: %s", spec.name, remark)
+    reasons = [
+        f"{outcome.metric} {outcome.rule}: {outcome.text}"
+        for outcome in outcomes
+        if not outcome.passed
+    ]
+    refusal = "; ".join(reasons)
+    stored = {"gates": [asdict(outcome) for outcome in outcomes]}
+    tracking.log_dict(run_id, stored, GATES)
+    verdict = f"refused: {refusal}" if refusal else "passed"
+    tracking.log(run_id, tags={"gate": verdict})
     with fetched(tracking, run_id, PLOTS) as plots:
         card = model_card(spec, tracking.run(run_id), evaluation, outcomes, plots)
     tracking.log_text(run_id, card, CARD)
-    if refused and evaluation.unavailable:
-        raise TrainingError(f"{spec.name}: refused: {refused}")
-    if refused:
-        tracking.end(run_id, f"refused: {refused}")
-    return refused or None
+    if refusal and evaluation.unavailable:
+        raise TrainingError(f"{spec.name}: {verdict}")
+    if refusal:
+        tracking.end(run_id, verdict)
+    return refusal or None
 
 
 def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]:
     """Apply each gate, then the one without a name: what is served scores as what was fitted.
 
-    A gate that compares with a champion passes where there is none. NaN fails every gate.
+    A gate that compares with a champion passes where there is none. NaN fails every gate. A remark
+    is an outcome that passes.
     """
     outcomes = []
     for gate in gates:
@@ -115,42 +147,42 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
             case Limit():
                 passed, text = _limit(gate, evaluation)
             case BetterThanTrivial():
-                passed, text = _better_than_trivial(gate, evaluation)
+                passed, text = _better_than_baseline(gate, evaluation)
             case AgainstChampion():
                 passed, text = _against_champion(gate, evaluation)
         outcomes.append(Outcome(gate.rule, gate.metric, passed, text))
-    unproved = evaluation.unproved
-    text = f"not as what was fitted: {unproved}" if unproved else "as what was fitted"
-    return (
-        *outcomes,
-        Outcome("onnx_proof", "onnx", not unproved, f"what is served scores {text}"),
-    )
+    remarks = [
+        Outcome("remark", "label", passed=True, text=remark)
+        for remark in evaluation.remarks
+    ]
+    text = "what is served scores as what was fitted"
+    if evaluation.unproved:
+        text = f"what is served scores not as what was fitted: {evaluation.unproved}"
+    proof = Outcome("onnx_proof", "onnx", not evaluation.unproved, text)
+    return (*outcomes, *remarks, proof)
 
 
 def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
-    ours = (evaluation.figures | evaluation.challenger)[gate.metric]
-    passed = ours >= gate.value if gate.rule == "at_least" else ours <= gate.value
-    return (
-        passed,
-        f"{gate.metric} is {ours:.4g}, allowed is {gate.rule} {gate.value:.4g}",
-    )
+    value = (evaluation.figures | evaluation.challenger)[gate.metric]
+    passed = value >= gate.value if gate.rule == "at_least" else value <= gate.value
+    text = f"{gate.metric} is {value:.4g}, allowed is {gate.rule} {gate.value:.4g}"
+    return passed, text
 
 
-def _better_than_trivial(
+def _better_than_baseline(
     gate: BetterThanTrivial, evaluation: Evaluation
 ) -> tuple[bool, str]:
-    ours, trivial = evaluation.challenger[gate.metric], evaluation.trivial[gate.metric]
-    better = ours < trivial if gate.metric in LOWER_IS_BETTER else ours > trivial
-    whose = (
-        "acting on nobody or everybody"
-        if gate.metric == "cost"
-        else "the best constant"
-    )
-    verdict = "better" if better else "not better"
-    return (
-        better,
-        f"{gate.metric} {ours:.4f} is {verdict} than {trivial:.4f} of {whose}",
-    )
+    value = evaluation.challenger[gate.metric]
+    baseline = evaluation.baseline[gate.metric]
+    is_better = value > baseline
+    if gate.metric in LOWER_IS_BETTER:
+        is_better = value < baseline
+    constant = "the best constant"
+    if gate.metric == "cost":
+        constant = "acting on nobody or everybody"
+    verdict = "better" if is_better else "not better"
+    text = f"{gate.metric} {value:.4f} is {verdict} than {baseline:.4f} of {constant}"
+    return is_better, text
 
 
 def _against_champion(
@@ -166,18 +198,19 @@ def _against_champion(
     difference = evaluation.differences[gate.metric]
     # Signed so that positive means the challenger is worse.
     sign = 1 if gate.metric in LOWER_IS_BETTER else -1
-    worse, worst = (
-        sign * difference.value,
-        max(sign * difference.low, sign * difference.high),
-    )
+    loss = sign * difference.value
+    largest_loss = max(sign * difference.low, sign * difference.high)
     margin = gate.margin_percent / 100 * abs(evaluation.champion[gate.metric])
     if gate.rule == "better_than_champion":
-        passed, limit = worse < 0 and -worse >= margin, f"asked is {margin:.4f} better"
+        passed = loss < 0 and -loss >= margin
+        limit = f"asked is {margin:.4f} better"
     else:
-        passed = worse <= 0 and worst <= margin
+        passed = loss <= 0 and largest_loss <= margin
         limit = f"allowed is no worse, and at worst {margin:.4f} worse"
-    text = f"{gate.metric} minus that of {champion} is {difference.value:+.4f} "
-    text += f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+    text = (
+        f"{gate.metric} minus that of {champion} is {difference.value:+.4f} "
+        f"[{difference.low:+.4f}, {difference.high:+.4f}]"
+    )
     return passed, text if passed else f"{text}; {limit}"
 
 
@@ -188,16 +221,18 @@ def model_card(
     outcomes: Sequence[Outcome],
     plots: Path,
 ) -> str:
-    """HTML of the run's model; `plots` is the folder of the run's figures."""
+    """Return HTML on the run's model; `plots` is the folder of the run's figures."""
+    pictures = {}
+    for file in plots.iterdir():
+        pictures[file.stem] = b64encode(file.read_bytes()).decode()
     return PAGE.render(
         spec=spec,
         run=run,
         evaluation=evaluation,
         outcomes=outcomes,
-        pictures={
-            file.stem: b64encode(file.read_bytes()).decode() for file in plots.iterdir()
-        },
+        pictures=pictures,
         lower_is_better=LOWER_IS_BETTER,
         lineage=lineage(run),
         tables=table_versions(run.tags),
+        wide_features=evaluation.spread.wide_features(spec.monitoring),
     )

@@ -2,137 +2,148 @@
 
 import hashlib
 import subprocess
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from datetime import datetime
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 from core.settings import CLONE, PROJECT
 from core.spec import ModelSpec
 from core.storage import Table
 from core.user_code import dataset_modules, user_modules
-from feature_repo.definition import TABLE_TAG, Dataset
+from feature_repo.definition import TABLE_TAG
 from feature_repo.definition_hash import DEFINITION_TAG
 from mlflow_server.tracking import Run
-from training.frame import content_hash
 
 CODE = (
-    "core/*spec.py",
-    "feature_repo/engines/*.py",
+    "core/spec.py",
+    "core/training_spec.py",
+    "feature_repo/engines/__init__.py",
+    "feature_repo/engines/spark.py",
     "feature_repo/extensions/offline.py",
     "feature_repo/features.py",
+    "feature_repo/lookup_writer.py",
     "feature_repo/service.py",
+    "feature_repo/views.py",
     "mlflow_server/pyfunc.py",
     "mlflow_server/served_model.py",
     "training/dataset.py",
     "training/estimators.py",
-    "training/evaluate.py",
     "training/frame.py",
-    "training/gate.py",
     "training/metrics.py",
     "training/onnx_export.py",
     "training/search.py",
     "training/snapshots.py",
     "training/train.py",
-    "training/validate.py",
 )
-"""What decides which model a run gives. Views and on-demand functions count by definitions."""
-FINGERPRINT, PLANNED_TAG = "gyre.fingerprint", "planned_as_of"
-OF_RUN = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
+"""What makes a frame and writes the files of a model. Definitions of features count by their own
+hashes."""
+WITHOUT_EFFECT: Any = {
+    "monitoring": True,
+    "promotion": True,
+    "rollout": True,
+    "schedule": True,
+    "serving": {"missing_features"},
+}
+"""Keys of a spec that change neither a model nor whether it passes its gates."""
+FINGERPRINT = "gyre.fingerprint"
+PLANNED_TAG = "planned_as_of"
+OUTCOME_PREFIXES = ("mlflow.", "gyre.", "gate", "outcome", "unlabelled", "version")
 """Beginnings of tags that say what became of a run; all others say what it was made of."""
 
 
 def lineage(run: Run) -> dict[str, str]:
-    """What a run and its version were made of, by tag."""
-    tags = sorted(run.tags.items())
+    """Return what a run and its version were made of, by tag."""
     return {
-        name: value for name, value in tags if value and not name.startswith(OF_RUN)
+        name: value
+        for name, value in sorted(run.tags.items())
+        if value and not name.startswith(OUTCOME_PREFIXES)
     }
 
 
-def run_tags(
-    spec: ModelSpec, newest: datetime, definitions: Mapping[str, str]
-) -> dict[str, str]:
-    """Say what a run learns from and with what; runs that would learn the same share FINGERPRINT.
+def input_tags(spec: ModelSpec, definitions: Mapping[str, str]) -> dict[str, str]:
+    """Return code, packages, spec and feature definitions as they are here and now.
 
-    newest: the test snapshot. definitions: of the feature service, by name.
+    Args:
+        spec: The model.
+        definitions: Of its feature service, by name.
+
     """
-    tags = code_tags(spec) | {
-        "feature_service": spec.feature_service,
+    changes = _git(PROJECT, "status", "--porcelain")
+    lock_file = CLONE / "requirements.lock"
+    tags = {
+        "git_commit": _git(PROJECT, "rev-parse", "HEAD") or "unknown",
+        "git_clean": "unknown" if changes is None else str(not changes).lower(),
+        "gyre_commit": _git(CLONE, "rev-parse", "HEAD") or f"release {version('gyre')}",
+        "lock_sha256": hashlib.sha256(lock_file.read_bytes()).hexdigest(),
+        "code_sha256": code_hash(spec),
         "spec_sha256": _sha256(spec.model_dump_json()),
+        "feature_service": spec.feature_service,
         "seed": str(spec.seed),
     }
-    parts = [tags["spec_sha256"], newest.isoformat(), tags["code_sha256"]]
-    for name, definition in sorted(definitions.items()):
+    for name, definition in definitions.items():
         tags[DEFINITION_TAG + name] = definition
+    return tags
+
+
+def fingerprint(
+    spec: ModelSpec, newest_snapshot: datetime, definitions: Mapping[str, str]
+) -> str:
+    """Return a hash that runs share which would learn the same."""
+    parts = [
+        spec.model_dump_json(exclude=WITHOUT_EFFECT),
+        newest_snapshot.isoformat(),
+        code_hash(spec),
+    ]
+    for name, definition in sorted(definitions.items()):
         parts.append(f"{name} {definition}")
-    return tags | {FINGERPRINT: _sha256("\n".join(parts))}
-
-
-def code_tags(spec: ModelSpec) -> dict[str, str]:
-    """Commits of project and Gyre, whether the project was clean, and hashes of lock and code."""
-    changed = _git(PROJECT, "status", "--porcelain")
-    return {
-        "git_commit": _git(PROJECT, "rev-parse", "HEAD") or "unknown",
-        "git_clean": "unknown" if changed is None else str(not changed).lower(),
-        "gyre_commit": _git(CLONE, "rev-parse", "HEAD") or f"release {version('gyre')}",
-        "lock_sha256": _hash([CLONE / "requirements.lock"]),
-        "code_sha256": code_hash(spec),
-    }
+    return _sha256("\n".join(parts))
 
 
 def code_hash(spec: ModelSpec) -> str:
-    """SHA-256 of every module that decides what the model becomes; of datasets, of its own.
+    """Return the SHA-256 of CODE and of the user's modules that the model is made by.
 
-    Of a project beside the clone all its packages and modules count: a dataset may use any.
+    Of a project beside the clone all packages and modules count: a dataset may use any.
     """
-    modules = {path for pattern in CODE for path in CLONE.glob(pattern)}
+    files = {path for pattern in CODE for path in CLONE.glob(pattern)}
     if PROJECT != CLONE:
-        modules.update(PROJECT.glob("*.py"))
-        packages = (path.parent for path in PROJECT.glob("*/__init__.py"))
-        modules.update(path for package in packages for path in package.rglob("*.py"))
-    paths = [each.type for each in spec.estimators]
-    paths += [spec.training.function] if spec.training else []
-    modules.update(file for path in paths for file in user_modules(path))
-    modules.update(dataset_modules(spec.dataset))
-    return _hash(modules)
+        files.update(PROJECT.glob("*.py"))
+        for package in PROJECT.glob("*/__init__.py"):
+            files.update(package.parent.rglob("*.py"))
+    factories = [estimator.type for estimator in spec.estimators]
+    if spec.training:
+        factories.append(spec.training.function)
+    for factory in factories:
+        files.update(user_modules(factory))
+    files.update(dataset_modules(spec.dataset))
+    contents = {}
+    for path in files:
+        root = PROJECT if path.is_relative_to(PROJECT) else CLONE
+        contents[path.relative_to(root).as_posix()] = path.read_bytes()
+    digest = hashlib.sha256()
+    for name in sorted(contents):
+        digest.update(name.encode() + b"\0" + contents[name])
+    return digest.hexdigest()
 
 
-def table_tags(table: Table, version: int, dataset: Dataset) -> dict[str, str]:
-    """Name the raw table, its version and the rows of that version, in whichever files they lie."""
-    name = f"{TABLE_TAG}{dataset.name}"
-    rows = table.read(version).sort_by(
-        [(column, "ascending") for column in dataset.key]
-    )
-    return {
-        name: str(version),
-        f"{name}.id": table.identity,
-        f"{name}.sha256": content_hash(rows),
-    }
+def table_tags(name: str, table: Table, table_version: int) -> dict[str, str]:
+    """Pin a version of the raw table of dataset `name`."""
+    tag = TABLE_TAG + name
+    return {tag: str(table_version), f"{tag}.id": table.identity}
 
 
 def _sha256(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _hash(paths: Iterable[Path]) -> str:
-    digest = hashlib.sha256()
-    roots = (
-        (PROJECT if path.is_relative_to(PROJECT) else CLONE, path) for path in paths
-    )
-    for name, path in sorted(
-        (path.relative_to(root).as_posix(), path) for root, path in roots
-    ):
-        digest.update(name.encode() + b"\0" + path.read_bytes())
-    return digest.hexdigest()
-
-
 def _git(folder: Path, *arguments: str) -> str | None:
+    """Return what git prints; None where Gyre or a project came without its history."""
     command = ["git", "-C", str(folder), *arguments]
     try:
-        done = subprocess.run(
+        process = subprocess.run(
             command, capture_output=True, text=True, check=True, timeout=10
         )
     except (OSError, subprocess.SubprocessError):
-        return None  # installed without its history
-    return done.stdout.strip()
+        return None
+    return process.stdout.strip()

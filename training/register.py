@@ -6,9 +6,9 @@ up nor causes a retraining.
 """
 
 from collections.abc import Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from datetime import datetime
-from importlib.metadata import distributions
+from importlib import metadata
 from typing import Any
 
 import pandas as pd
@@ -22,7 +22,8 @@ from mlflow_server.promotion import promote as put_into_role
 from mlflow_server.promotion import reconcile
 from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.registration import register as register_version
-from mlflow_server.registry import PRODUCTION, SHADOW, Registry
+from mlflow_server.registry import Registry
+from mlflow_server.roles import PRODUCTION, SHADOW
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Run, Tracking
 from training.artifacts import CANDIDATE, fetched
@@ -41,45 +42,44 @@ def register(settings: Settings, spec: ModelSpec, run_id: str) -> str:
     tracking = Tracking(settings)
     run = tracking.run(run_id)
     with fetched(tracking, run_id, CANDIDATE) as candidate:
-        served = ServedModel.model_validate_json(
-            (candidate / CONTRACT_FILE).read_bytes()
-        )
-        model = read_file(candidate, served, spec.serving.trusted_types)
-        (candidate / served.file).unlink()  # what stays goes with the version as it is
-        version = register_version(
+        content = (candidate / CONTRACT_FILE).read_bytes()
+        contract = ServedModel.model_validate_json(content)
+        model = read_file(candidate, contract, spec.serving.trusted_types)
+        registered = register_version(
             settings,
             model=spec.name,
             run_id=run_id,
             exported=model,
-            extra_files=candidate,
-            input_example=pd.DataFrame([served.defaults], columns=[*served.features]),
+            files=candidate,
+            input_example=pd.DataFrame([contract.defaults], columns=[*spec.features]),
             tags=lineage(run),
             description=_description(run),
             requirements=_requirements(model),
         )
-    tracking.log(run_id, tags={"version": version.version})
-    return version.version
+    tracking.log(run_id, tags={"version": registered.version})
+    return registered.version
 
 
 def _requirements(model: ModelFile) -> list[str]:
-    wanted = {
-        "mlflow",
-        *(("onnxruntime",) if model.loader == "mlflow.onnx" else NATIVE),
-    }
-    here = {each.name: each.version for each in distributions() if each.name in wanted}
-    return [f"{name}=={version}" for name, version in here.items()]
+    packages = ["onnxruntime"] if model.loader == "mlflow.onnx" else NATIVE
+    requirements = []
+    for package in ("mlflow", *packages):
+        with suppress(metadata.PackageNotFoundError):
+            requirements.append(f"{package}=={metadata.version(package)}")
+    return requirements
 
 
 def _description(run: Run) -> str:
-    metrics = ", ".join(
-        f"{name.replace('_', ' ')} {run.metrics[name]:.4f} ({run.metrics[f'trivial_{name}']:.4f})"
-        for name in DESCRIBED
-        if name in run.metrics
-    )
+    metrics = []
+    for name in DESCRIBED:
+        if f"test/{name}" in run.metrics:
+            value = run.metrics[f"test/{name}"]
+            baseline = run.metrics[f"baseline/{name}"]
+            metrics.append(f"{name.replace('_', ' ')} {value:.4f} ({baseline:.4f})")
     return (
         f"As of {run.tags['as_of'][:10]}: tested on {int(run.params['test_rows']):,} rows at "
-        f"{run.params['test_snapshot']}, in brackets the best constant: {metrics}. More: "
-        f"{CARD} of its run. Reason: {run.tags['reason']}."
+        f"{run.params['test_snapshot']}, in brackets the best constant: {', '.join(metrics)}. "
+        f"More: {CARD} of its run. Reason: {run.tags['reason']}."
     )
 
 
@@ -94,41 +94,56 @@ def promote(
 ) -> str:
     """Put the version into production in place of the champion it was compared with.
 
-    With a canary it becomes the shadow; the first version of all goes into production.
-    Returns one line on what was done. A run whose `as_of` is older than the newest promotion never
-    promotes. Repeated after a kill it finds its own promotion done.
+    With a canary it becomes the shadow; the first version of all goes into production. A run whose
+    `as_of` is older than the newest promotion never promotes. Repeated after a kill it finds its
+    own promotion done.
+
+    Returns:
+        One line on what was done.
+
+    Raises:
+        PromotionRefusedError: Production is no longer the champion.
+
     """
-    tracking, registry = Tracking(settings), Registry(settings)
+    tracking = Tracking(settings)
+    registry = Registry(settings)
     with closing(Ledger(settings)) as ledger:
         # Finishes what a killed try began.
         rows = reconcile(registry, ledger, spec.name)
         outcome = _settled(rows, tracking.run(run_id), version)
         if outcome is None:
             champion = load_evaluation(tracking, run_id).champion_version
-            where: dict[str, Any] = {"replaces": champion}
+            role: dict[str, Any] = {"replaces": champion}
             if _begins_rollout(spec, champion):
-                if (current := registry.production(spec.name)) != champion:
+                role = {"role": SHADOW, "action": "rollout"}
+                current = registry.production(spec.name)
+                if current != champion:
                     raise PromotionRefusedError(
                         f"{spec.name}: production is version {current}, and version {version} was "
                         f"compared with version {champion}"
                     )
-                where = {"role": SHADOW}
-            where |= {"who": who, "why": reason, "evidence": f"runs:/{run_id}"}
-            outcome = _promoted(
-                put_into_role(registry, ledger, spec.name, version, **where)
+            row = put_into_role(
+                registry,
+                ledger,
+                spec.name,
+                version,
+                who=who,
+                why=reason,
+                evidence=f"runs:/{run_id}",
+                **role,
             )
+            outcome = _promoted(row)
     tracking.end(run_id, outcome)
     return outcome
-
-
-def _begins_rollout(spec: ModelSpec, champion: str | None) -> bool:
-    return champion is not None and spec.rollout.policy == "canary"
 
 
 def settled(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> str | None:
-    """Say why no promotion is to come: it was done, or the run's `as_of` is too old; else None."""
+    """Return why no promotion is to come; None: one is.
+
+    It was done, or the run's `as_of` is too old.
+    """
     with closing(Ledger(settings)) as ledger:
         rows = reconcile(Registry(settings), ledger, spec.name)
     return _settled(rows, Tracking(settings).run(run_id), version)
@@ -136,8 +151,9 @@ def settled(
 
 def _settled(rows: Sequence[LedgerRow], run: Run, version: str) -> str | None:
     applied = [row for row in rows if row.applied_at]
-    if own := [row for row in applied if row.evidence == f"runs:/{run.run_id}"]:
-        return _promoted(own[-1])
+    for row in reversed(applied):
+        if row.evidence == f"runs:/{run.run_id}":
+            return _promoted(row)
     promotions = [row for row in applied if row.role == PRODUCTION]
     if any(row.to_version == version for row in promotions):
         return f"version {version} was put into production before"
@@ -162,15 +178,17 @@ def _promoted(row: LedgerRow) -> str:
     return f"version {row.to_version} is in production, {before}"
 
 
+def _begins_rollout(spec: ModelSpec, champion: str | None) -> bool:
+    return champion is not None and spec.rollout.policy == "canary"
+
+
 def ask(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> tuple[str, str]:
     """Leave word in the run that the version waits; return subject and Markdown of the question."""
     tracking = Tracking(settings)
-    champion, tags = (
-        load_evaluation(tracking, run_id).champion_version,
-        tracking.run(run_id).tags,
-    )
+    champion = load_evaluation(tracking, run_id).champion_version
+    tags = tracking.run(run_id).tags
     tracking.end(run_id, f"version {version} is registered and waits for approval")
     place = f"in place of version {champion}" if champion else "as the first one"
     subject = f"Put version {version} of {spec.name} into production, {place}?"
@@ -179,12 +197,12 @@ def ask(
             f"Begin the rollout of version {version} of {spec.name} beside {champion}?"
         )
     card = f"{Pages(settings).run(run_id)}/artifacts/{CARD}"
-    lines = [
+    paragraphs = [
         f"Trained as of {tags['as_of']}; it passed every gate. The reason given:",
         f"    {' '.join(tags['reason'].split())}",  # as code: it is anybody's, and no Markdown
         f"[Model card]({card}): its metrics beside those of the champion",
     ]
-    return subject, "\n\n".join(lines)
+    return subject, "\n\n".join(paragraphs)
 
 
 def wait_in_shell(

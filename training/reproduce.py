@@ -1,10 +1,9 @@
 """Build a registered version again from the frame and the estimator of its run, and compare.
 
 The installation is only read. The code and packages that fit and export are those that are here
-now; the raw rows behind the frame are compared by hash, if the table still has that version.
+now.
 """
 
-import hashlib
 import logging
 import tempfile
 from dataclasses import asdict, dataclass
@@ -12,26 +11,22 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 from pydantic import ValidationError
 
-from core.errors import DataError, RegistryError
+from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.training_spec import Estimator
-from feature_repo.datasets import load_dataset
-from feature_repo.definition import TABLE_TAG, table_versions
-from feature_repo.definition_hash import DEFINITION_TAG
-from feature_repo.features import raw_table
 from feature_repo.service import PublishedService
-from mlflow_server.pyfunc import read_file
-from mlflow_server.registry import FORGOTTEN_TAG, Registry, Version
-from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags, rounded
+from mlflow_server.pyfunc import read_file, read_version
+from mlflow_server.registry import FORGOTTEN_TAG, Registry
+from mlflow_server.served_model import DIGEST_TAG, SKOPS_FILE, digest_tags
 from mlflow_server.tracking import Tracking
 from training.artifacts import ESTIMATOR, SPEC, read
 from training.dataset import load_frame
 from training.frame import at, content_hash, features
-from training.lineage import code_tags, table_tags
+from training.lineage import input_tags
+from training.metrics import rounded
 from training.onnx_export import score
 from training.snapshots import dates
 from training.train import train_model, with_usable_folds, write_model
@@ -39,6 +34,7 @@ from training.train import train_model, with_usable_folds, write_model
 log = logging.getLogger(__name__)
 SHOWN = 12
 """Characters of a hash in a difference."""
+COMMIT_TAGS = ("git_commit", "git_clean", "gyre_commit")
 BY_CHANCE = (
     "nothing it was made of differs: the machine, or an estimator left to chance"
 )
@@ -46,10 +42,15 @@ BY_CHANCE = (
 
 @dataclass(frozen=True)
 class Reproduction:
-    """What a version was made of (`inputs`) and what came of it (`results`), each compared.
+    """A version beside what is built of its run's frame now.
 
-    By name the difference between what was registered and what is here now; empty where there is
-    none. largest_difference: of two scores of one stored evaluation row.
+    Attributes:
+        model: Its name.
+        version: Of the model.
+        inputs: Tags of lineage that differ: what was registered, and what is here.
+        results: Scores and served files: the difference, empty where there is none.
+        largest_difference: Of two scores of one row of the stored test set.
+
     """
 
     model: str
@@ -63,22 +64,16 @@ class Reproduction:
         return not any(self.results.values())
 
     def summary(self) -> str:
-        """Verdict, what differs, what is the same, and what came of it."""
-        verdict, why = "reproduced", "without effect"
-        if not self.reproduced:
-            verdict, why = "not reproduced", "because"
+        """Return verdict, differing tags, and what came of it."""
+        verdict = "reproduced" if self.reproduced else "not reproduced"
+        cause = "without effect" if self.reproduced else "because"
         lines = [f"{self.model} version {self.version}: {verdict}"]
-        lines += [
-            f"  {why}: {name}: {found}" for name, found in self.inputs.items() if found
-        ]
-        if not self.reproduced and len(lines) == 1:
-            lines.append(f"  {why}: {BY_CHANCE}")
-        lines += [
-            f"  {name}: the same" for name, found in self.inputs.items() if not found
-        ]
-        lines += [
-            f"  → {name}: {found or 'the same'}" for name, found in self.results.items()
-        ]
+        for name, difference in self.inputs.items():
+            lines.append(f"  {cause}: {name}: {difference}")
+        if not self.reproduced and not self.inputs:
+            lines.append(f"  {cause}: {BY_CHANCE}")
+        for name, difference in self.results.items():
+            lines.append(f"  → {name}: {difference or 'the same'}")
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, Any]:
@@ -88,109 +83,77 @@ class Reproduction:
 def reproduce(settings: Settings, model: str, version: str) -> Reproduction:
     """Build `version` again in a temporary folder and compare.
 
-    Reproduced: the same answers to the stored evaluation rows, and the same bytes of both served
-    files, but of skops, which writes others each time.
+    Reproduced: the same answers to the stored test rows, and the same bytes of both served files,
+    but of skops, which writes others each time.
+
+    Raises:
+        RegistryError: An entity of its rows was forgotten, or its stored spec is no spec any more.
+
     """
-    registered, tracking = (
-        Registry(settings).version(model, version),
-        Tracking(settings),
-    )
-    if day := registered.tags.get(FORGOTTEN_TAG):
-        why = f"rows of an entity were forgotten on {day}"
-        raise RegistryError(f"version {version} of {model} cannot be reproduced: {why}")
-    stored = read(tracking, registered.run_id, SPEC)
+    registry = Registry(settings)
+    tracking = Tracking(settings)
+    registered = registry.version(model, version)
+    run_id = registered.run_id
+    if FORGOTTEN_TAG in registered.tags:
+        day = registered.tags[FORGOTTEN_TAG]
+        raise RegistryError(
+            f"version {version} of {model} cannot be reproduced: rows of an entity were "
+            f"forgotten on {day}"
+        )
     try:
-        spec = ModelSpec.model_validate_json(stored)
+        spec = ModelSpec.model_validate_json(read(tracking, run_id, SPEC))
     except ValidationError as exc:
-        reason = (
-            f"its stored spec is none that this code knows: {exc.errors()[0]['msg']}"
-        )
-        raise RegistryError(f"version {version} of {model}: {reason}") from exc
-    frame, plan = load_frame(tracking, registered.run_id)
-    train = at(frame, plan.train)
-    inputs = _inputs(settings, registered, spec, stored, content_hash(train))
-    estimator = Estimator.model_validate_json(
-        read(tracking, registered.run_id, ESTIMATOR)
-    )
+        raise RegistryError(
+            f"version {version} of {model}: its stored spec is none that this code knows: "
+            f"{exc.errors()[0]['msg']}"
+        ) from exc
+    frame, plan = load_frame(tracking, run_id)
+    train_rows = at(frame, plan.train)
+    test_rows = at(frame, plan.test)
+    definitions = PublishedService(settings, spec.feature_service).definitions()
+    tags_now = input_tags(spec, definitions) | {
+        "frame_sha256": content_hash(train_rows)
+    }
+    inputs = _differences(registered.tags, tags_now)
+    if "code_sha256" not in inputs:  # another commit of the same code
+        for tag in COMMIT_TAGS:
+            inputs.pop(tag, None)
+
+    estimator = Estimator.model_validate_json(read(tracking, run_id, ESTIMATOR))
     log.info("%s on %s", estimator.name, dates(plan.train))
-    made, threshold, _ = train_model(
-        spec, estimator, frame, with_usable_folds(frame, plan)
-    )
-    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
-        place = Path(name)
-        write_model(
-            settings, spec, made, train, threshold, registered.tags["as_of"], place
-        )
-        results, gap = _results(settings, registered, spec, at(frame, plan.test), place)
-    return Reproduction(model, version, inputs, results, gap)
-
-
-def _results(
-    settings: Settings,
-    registered: Version,
-    spec: ModelSpec,
-    test: pa.Table,
-    place: Path,
-) -> tuple[dict[str, str], float]:
-    """Compare scores and files of the model in `place`; return the largest difference, too."""
+    plan = with_usable_folds(frame, plan)
+    fitted, threshold, _ = train_model(spec, estimator, frame, plan)
     trusted = spec.serving.trusted_types
-    contract, model = Registry(settings).served(registered, trusted)
-    models = (model, read_file(place, contract, trusted))
-    then, now = (score(each, spec.inputs, features(spec, test)) for each in models)
-    gap = float(np.abs(then - now).max())
-    before, after = (rounded(scores, contract.threshold) for scores in (then, now))
-    found = "" if np.array_equal(before, after) else f"largest difference {gap:.3g}"
-    results = {f"predictions of {test.num_rows:,} rows": found}
-    for tag, digest in digest_tags(place).items():
-        if tag != DIGEST_TAG + SKOPS_FILE:
-            results[tag.removeprefix(DIGEST_TAG)] = _difference(registered, tag, digest)
-    return results, gap
+    contract, registered_model = read_version(registry, registered, trusted)
+    with tempfile.TemporaryDirectory(prefix="gyre-reproduce-") as name:
+        folder = Path(name)
+        as_of = registered.tags["as_of"]
+        write_model(settings, spec, fitted, train_rows, threshold, as_of, folder)
+        rebuilt_model = read_file(folder, contract, trusted)
+        digests = digest_tags(folder)
 
-
-def _inputs(
-    settings: Settings, registered: Version, spec: ModelSpec, stored: bytes, frame: str
-) -> dict[str, str]:
-    """Compare what the version names with what is here. stored: its spec. frame: the rows' hash."""
-    tags, here = registered.tags, code_tags(spec)
-    commit = tags.get("git_commit", "unknown")[:SHOWN]
-    unclean = (
-        ""
-        if tags.get("git_clean") == "true"
-        else ", with changes that were not committed"
+    test_inputs = features(spec, test_rows)
+    scores = score(registered_model, spec.inputs, test_inputs)
+    new_scores = score(rebuilt_model, spec.inputs, test_inputs)
+    largest = float(np.abs(scores - new_scores).max())
+    is_same = np.array_equal(
+        rounded(scores, contract.threshold), rounded(new_scores, contract.threshold)
     )
-    named = {
-        f"code (commit {commit}{unclean})": ("code_sha256", here["code_sha256"]),
-        "requirements.lock": ("lock_sha256", here["lock_sha256"]),
-        SPEC: ("spec_sha256", hashlib.sha256(stored).hexdigest()),
-        "training frame": ("frame_sha256", frame),
-    }
-    service = PublishedService(settings, spec.feature_service)
-    for name, definition in service.definitions().items():
-        named[f"definition of {name}"] = (DEFINITION_TAG + name, definition)
-    inputs = {
-        name: _difference(registered, tag, now) for name, (tag, now) in named.items()
-    }
-    for name, table_version in table_versions(tags).items():
-        rows = f"rows of raw table {name}, version {table_version}"
-        inputs[rows] = _difference_of_rows(settings, registered, name, table_version)
-    return inputs
+    difference = "" if is_same else f"largest difference {largest:.3g}"
+    results = {f"predictions of {test_rows.num_rows:,} rows": difference}
+    changed_files = _differences(registered.tags, digests)
+    for tag in digests:
+        if tag != DIGEST_TAG + SKOPS_FILE:
+            results[tag.removeprefix(DIGEST_TAG)] = changed_files.get(tag, "")
+    return Reproduction(model, version, inputs, results, largest)
 
 
-def _difference_of_rows(
-    settings: Settings, registered: Version, name: str, table_version: int
-) -> str:
-    """Compare the rows of the raw table's version with those that the frame was made of."""
-    tag = f"{TABLE_TAG}{name}.sha256"
-    try:
-        table = raw_table(settings, dataset := load_dataset(name))
-        if not table.exists:
-            return f"not compared: {table.path} is no table"
-        here = table_tags(table, table_version, dataset)
-    except DataError as exc:
-        return f"not compared: {exc}"
-    return _difference(registered, tag, here[tag])
-
-
-def _difference(registered: Version, tag: str, here: str) -> str:
-    then = registered.tags.get(tag, "none")
-    return "" if then == here else f"registered {then[:SHOWN]}, now {here[:SHOWN]}"
+def _differences(registered: dict[str, str], here: dict[str, str]) -> dict[str, str]:
+    """Return by tag what was registered and what is here, where they differ."""
+    differences = {}
+    for tag, value in here.items():
+        old_value = registered.get(tag, "none")
+        if old_value != value:
+            text = f"registered {old_value[:SHOWN]}, now {value[:SHOWN]}"
+            differences[tag] = text
+    return differences

@@ -1,9 +1,10 @@
 """A search for parameters: Optuna over the spec's estimators and their spaces, on forward folds.
 
 Each trial is a run below the training run. The first ones are the spec's own parameters, so that a
-search finds nothing worse than them. Only who searches imports this.
+search finds nothing worse than them. Only a spec with [search] imports this.
 """
 
+import hashlib
 import json
 import logging
 import time
@@ -28,53 +29,63 @@ def search(
 ) -> list[tuple[float, Estimator]]:
     """Try estimators until the budget is spent; return each trial's loss and estimator, in order.
 
-    The spec's own parameters are tried whatever the budget. A repeated search goes on where a
-    killed one was: the seed makes both ask for the same trials, whose runs have finished.
+    The spec's own parameters are tried whatever the budget. The seed makes a repeated search ask
+    for the same trials, whose runs it finds.
     """
+    trials: list[tuple[float, Estimator]] = []
+
+    def objective(trial: optuna.Trial) -> float:
+        estimator = _suggested(trial, spec)
+        name = f"trial {trial.number + 1} {estimator.name}"
+        loss = _logged_loss(tracking, spec, run_id, name, estimator, loss_of)
+        trials.append((loss, estimator))
+        return loss
+
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.seed))
     for estimator in spec.estimators:
-        own = {
-            f"{estimator.name}.{key}": estimator.parameters[key]
-            for key in estimator.space
-        }
-        study.enqueue_trial({"estimator": estimator.name, **own})
-    losses = {
-        run.key: run.metrics[f"fold_{spec.loss}"]
-        for run in tracking.runs(spec.experiment, run_id)
-        if run.status == "FINISHED"
-    }
-    trials: list[tuple[float, Estimator]] = []
-    enqueued, end = len(spec.estimators), time.monotonic() + budget.minutes * 60
-    while len(trials) < enqueued or (
-        len(trials) < budget.trials and time.monotonic() < end
-    ):
-        trial = study.ask()
-        estimator = _suggested(trial, spec)
-        params = {"estimator": estimator.name, **estimator.parameters}
-        name = f"trial {trial.number + 1} {estimator.name}"
-        key = f"{run_id} {name} {json.dumps(params, sort_keys=True)}"
-        if key not in losses:
-            nested = tracking.start_or_find_run(spec.experiment, key, name, {}, run_id)
-            with tracking.on_record(nested):
-                losses[key] = loss_of(estimator)
-            tracking.log(
-                nested, metrics={f"fold_{spec.loss}": losses[key]}, params=params
-            )
-            tracking.finish(nested, "FINISHED")
-        study.tell(trial, losses[key])
-        trials.append((losses[key], estimator))
-        log.info("%s: %.4f  %s", name, losses[key], trial.params)
+        first_trial: dict[str, Any] = {"estimator": estimator.name}
+        for key in estimator.space:
+            first_trial[f"{estimator.name}.{key}"] = estimator.parameters[key]
+        study.enqueue_trial(first_trial)
+    end = time.monotonic() + budget.minutes * 60
+    study.optimize(objective, n_trials=len(spec.estimators))
+    remaining_trials = budget.trials - len(trials)
+    remaining_seconds = end - time.monotonic()
+    if remaining_trials > 0 and remaining_seconds > 0:
+        study.optimize(objective, n_trials=remaining_trials, timeout=remaining_seconds)
     return trials
+
+
+def _logged_loss(
+    tracking: Tracking,
+    spec: ModelSpec,
+    parent: str,
+    name: str,
+    estimator: Estimator,
+    loss_of: Callable[[Estimator], float],
+) -> float:
+    """Return an estimator's loss, written to a run of its own below the training run."""
+    params = {"estimator": estimator.name, **estimator.parameters}
+    # Hashed: a filter of MLflow takes no text with both kinds of quotes.
+    digest = hashlib.sha256(json.dumps(params, sort_keys=True).encode()).hexdigest()
+    key = f"{parent} {name} {digest}"
+    trial_run = tracking.start_or_find_run(spec.experiment, key, name, {}, parent)
+    with tracking.on_record(trial_run):
+        loss = loss_of(estimator)
+    tracking.log(trial_run, metrics={f"fold/{spec.loss}": loss}, params=params)
+    tracking.set_terminated(trial_run)
+    log.info("%s: %.4f  %s", name, loss, estimator.parameters)
+    return loss
 
 
 def _suggested(trial: optuna.Trial, spec: ModelSpec) -> Estimator:
     estimators = {estimator.name: estimator for estimator in spec.estimators}
-    own = estimators[trial.suggest_categorical("estimator", list(estimators))]
-    tried = {
-        key: _value(trial, f"{own.name}.{key}", each) for key, each in own.space.items()
-    }
-    return own.model_copy(update={"parameters": own.parameters | tried})
+    estimator = estimators[trial.suggest_categorical("estimator", list(estimators))]
+    parameters = dict(estimator.parameters)
+    for key, bounds in estimator.space.items():
+        parameters[key] = _value(trial, f"{estimator.name}.{key}", bounds)
+    return estimator.model_copy(update={"parameters": parameters})
 
 
 def _value(trial: optuna.Trial, name: str, bounds: Range) -> Any:

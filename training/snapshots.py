@@ -18,7 +18,8 @@ from feature_repo.definition import Label
 FOLDS = 3
 """Newest forward folds that choose an estimator; more cost time and speak of older customers."""
 FREQUENCIES = {"day": "D", "week": "W-MON", "month": "MS"}
-TICK, DAY = timedelta(microseconds=1), timedelta(days=1)
+TICK = timedelta(microseconds=1)
+DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True, order=True)
@@ -48,67 +49,81 @@ class Plan:
     @property
     def snapshots(self) -> tuple[Snapshot, ...]:
         """Every snapshot the run needs rows of, oldest first."""
-        of_folds = {
-            each for fold in self.folds for each in (*fold.train, *fold.validation)
-        }
-        return tuple(sorted({*self.test, *self.train, *of_folds}))
+        snapshots = {*self.test, *self.train}
+        for fold in self.folds:
+            snapshots.update(fold.train, fold.validation)
+        return tuple(sorted(snapshots))
 
 
 def starts(every: Every, after: datetime, until: datetime) -> tuple[datetime, ...]:
-    """Days, Mondays or first days of months, 00:00 UTC, in (after, until]."""
-    # One object, or pandas refuses them.
-    ends = (
+    """Return days, Mondays or first days of months, 00:00 UTC, in (after, until]."""
+    # With one time zone object for both, or pandas refuses them.
+    days = pd.date_range(
         after.astimezone(UTC),
         until.astimezone(UTC),
+        freq=FREQUENCIES[every],
+        normalize=True,
     )
-    days = pd.date_range(*ends, freq=FREQUENCIES[every], normalize=True)
     return tuple(day.to_pydatetime() for day in days if day > after)
 
 
 def matured(
     snapshots: Snapshots, after: datetime, until: datetime
 ) -> tuple[Snapshot, ...]:
-    """Snapshots that begin after `after`, with their last row at or before `until`."""
+    """Return snapshots that begin after `after`, with their last row at or before `until`."""
     if snapshots.rows == "label":
         edges = starts(snapshots.every, after, until + TICK)
         return tuple(Snapshot(start, end - TICK) for start, end in pairwise(edges))
-    return tuple(Snapshot(at, at) for at in starts(snapshots.every, after, until))
+    moments = starts(snapshots.every, after, until)
+    return tuple(Snapshot(moment, moment) for moment in moments)
 
 
 def plan(
     first_event: datetime, as_of: datetime, label: Label, snapshots: Snapshots
 ) -> Plan:
-    """Choose test, training and fold snapshots for a run at `as_of`."""
-    size, tests, wait = snapshots.train, snapshots.test, label.horizon + label.lateness
-    known = matured(snapshots, first_event, as_of - wait)
-    if not known:
+    """Choose test, training and fold snapshots for a run at `as_of`.
+
+    Raises:
+        TrainingError: Too little history has matured.
+
+    """
+    wait = label.horizon + label.lateness
+    matured_snapshots = matured(snapshots, first_event, as_of - wait)
+    if not matured_snapshots:
         raise TrainingError(
             f"no label has matured as of {as_of:%Y-%m-%d}: the data begins on "
             f"{first_event:%Y-%m-%d} and the labels of a {snapshots.every} need {wait / DAY:g} days"
         )
-
-    def known_at(later: Sequence[Snapshot]) -> tuple[Snapshot, ...]:
-        before = (each for each in known if each < later[0])
-        return tuple(
-            each for each in before if each.last + label.horizon <= later[0].start
-        )
-
-    test = known[-tests:]
-    train = known_at(test)
+    test_count = snapshots.test
+    test = matured_snapshots[-test_count:]
+    train = _trainable(matured_snapshots, test[0], label)
     if not train:
         raise TrainingError(
             f"nothing to train on as of {as_of:%Y-%m-%d}: no {snapshots.every} ends "
             f"{label.horizon / DAY:g} days before the test set, {dates(test)}"
         )
-    ends = range(len(train), 0, -tests)[:FOLDS]
-    judged = [train[max(end - tests, 0) : end] for end in reversed(ends)]
-    folds = tuple(
-        Fold(before[-size:], each) for each in judged if (before := known_at(each))
+    folds: list[Fold] = []
+    for end in range(len(train), 0, -test_count)[:FOLDS]:
+        validation = train[max(end - test_count, 0) : end]
+        fold_train = _trainable(matured_snapshots, validation[0], label)
+        if fold_train:
+            folds.insert(0, Fold(fold_train[-snapshots.train :], validation))
+    return Plan(test, train[-snapshots.train :], tuple(folds))
+
+
+def _trainable(
+    matured_snapshots: Sequence[Snapshot], judged: Snapshot, label: Label
+) -> tuple[Snapshot, ...]:
+    """Return the snapshots whose labels were known when `judged` began."""
+    return tuple(
+        snapshot
+        for snapshot in matured_snapshots
+        if snapshot < judged and snapshot.last + label.horizon <= judged.start
     )
-    return Plan(test, train[-size:], folds)
 
 
 def dates(snapshots: Sequence[Snapshot]) -> str:
-    """Days on which the first and the last of them begin."""
-    first, last = (f"{each.start:%Y-%m-%d}" for each in (snapshots[0], snapshots[-1]))
+    """Return the days on which the first and the last of them begin."""
+    first = f"{snapshots[0].start:%Y-%m-%d}"
+    last = f"{snapshots[-1].start:%Y-%m-%d}"
     return first if first == last else f"{first} to {last}"

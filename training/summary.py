@@ -10,7 +10,7 @@ from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.training_spec import LOWER_IS_BETTER
-from mlflow_server.tracking import Tracking
+from mlflow_server.tracking import Tracking, tag_equals
 from training.artifacts import GATES, read
 from training.gate import Evaluation, Outcome, load_evaluation
 
@@ -40,13 +40,23 @@ def summary(settings: Settings, spec: ModelSpec, version: str | None = None) -> 
 
     RegistryError: MLflow does not answer, or has no such run.
     """
-    tracking, name = Tracking(settings), spec.name
-    for run in tracking.runs(spec.experiment):
-        its = run.tags.get("version")
-        if "gate" in run.tags and version in {None, its}:
-            evaluation = load_evaluation(tracking, run.run_id)
-            gates = OUTCOMES.validate_json(read(tracking, run.run_id, GATES))["gates"]
-            when = run.tags["as_of"], run.params["test_snapshot"]
-            return Summary(name, run.run_id, *when, its, evaluation, gates)
-    which = f"run of version {version}" if version else "run that its gates have judged"
-    raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
+    tracking = Tracking(settings)
+    name = spec.name
+    judged = tag_equals("version", version) if version else "tags.gate LIKE '%'"
+    runs = tracking.runs(spec.experiment, judged)
+    if not runs:
+        which = (
+            f"run of version {version}" if version else "run that its gates have judged"
+        )
+        raise RegistryError(f"{name}: MLflow has no {which}: gyre train {name}")
+    newest = runs[0]
+    outcomes = OUTCOMES.validate_json(read(tracking, newest.run_id, GATES))
+    return Summary(
+        model=name,
+        run_id=newest.run_id,
+        as_of=newest.tags["as_of"],
+        test_snapshot=newest.params["test_snapshot"],
+        version=newest.tags.get("version"),
+        evaluation=load_evaluation(tracking, newest.run_id),
+        gates=outcomes["gates"],
+    )

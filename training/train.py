@@ -1,10 +1,12 @@
-"""Stage 3: choose an estimator on forward folds, fit it, export it as what will be served.
+"""Stage 3, train: choose an estimator, fit it, write what will be served, prove that it is the same.
 
-Or let `[training] function` choose and fit; what is around it stays the same.
+An estimator is chosen by its loss on forward folds, a threshold by the costs on the newest fold. Or
+`[training] function` chooses and fits; what is around it stays the same.
 """
 
 import logging
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -44,7 +46,7 @@ BACKGROUND = 20
 def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
     """Fit the best estimator on the training snapshots; store the model's files in the run.
 
-    What is served is compared with what was fitted here; a gate refuses one that differs.
+    A gate refuses a model whose proof failed.
     """
     tracking = Tracking(settings)
     run = tracking.run(run_id)
@@ -52,67 +54,197 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         return
     frame, plan = load_frame(tracking, run_id)
     plan = with_usable_folds(frame, plan)
-    chosen, losses, how = choose(tracking, spec, run_id, frame, plan)
-    means = "".join(f"; {name} {loss:.4f}" for name, loss in losses.items())
-    log.info("%s by %s%s", chosen.name, how, means)
-    params = {"estimator": chosen.name, "chosen_by": how, "seed": spec.seed}
-    params |= {
-        f"{chosen.type}.{key}": value for key, value in chosen.parameters.items()
-    }
+    chosen, losses, chosen_by = choose(tracking, spec, run_id, frame, plan)
+    mean_losses = [f"{name} {loss:.4f}" for name, loss in losses.items()]
+    log.info("chosen: %s", "; ".join([chosen.name, chosen_by, *mean_losses]))
     model, threshold, figures = train_model(spec, chosen, frame, plan)
+    with tempfile.TemporaryDirectory() as name:
+        train_rows = at(frame, plan.train)
+        as_of = run.tags["as_of"]
+        folder = Path(name)
+        served = write_model(
+            settings, spec, model, train_rows, threshold, as_of, folder
+        )
+        tracking.log_artifacts(run_id, name, CANDIDATE)
+    proof = prove(
+        model,
+        served,
+        features(spec, frame),
+        spec.seed,
+        features=spec.inputs,
+        threshold=threshold,
+    )
+    tracking.log_dict(run_id, asdict(proof) | {"passed": proof.passed}, PROOF)
+    tracking.log_dict(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
+    params = {"estimator": chosen.name, "chosen_by": chosen_by, "seed": spec.seed}
+    for name, value in chosen.parameters.items():
+        params[f"{chosen.type}.{name}"] = value
     if threshold is not None:
         by_cost = "cost on the newest fold" if plan.folds else "the spec: no folds"
         params["threshold"] = threshold
         params["threshold_by"] = (
             "its figures, or the spec" if spec.training else by_cost
         )
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        train = at(frame, plan.train)
-        as_of = run.tags["as_of"]
-        served = write_model(settings, spec, model, train, threshold, as_of, folder)
-        tracking.log_artifacts(run_id, folder, CANDIDATE)
-    every, types = features(spec, frame), spec.inputs
-    proof = prove(model, served, every, spec.seed, features=types, threshold=threshold)
-    tracking.log_json(run_id, asdict(proof) | {"passed": proof.passed}, PROOF)
-    tracking.log_json(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
-    losses = {f"fold_{spec.loss}_{name}": loss for name, loss in losses.items()}
-    tracking.log(run_id, metrics=losses | figures, params=params)
+    metrics = {f"fold/{spec.loss}_{name}": loss for name, loss in losses.items()}
+    tracking.log(run_id, metrics=metrics | figures, params=params)
+
+
+def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
+    """Leave out folds with no rows to judge by, or without a label that all training rows have."""
+    labels = at(frame, plan.train)["label"]
+    fewest_labels = 2
+    if labels.type == "int64":  # each class
+        fewest_labels = max(2, pc.count_distinct(labels).as_py())
+    folds = []
+    for fold in plan.folds:
+        label_count = pc.count_distinct(at(frame, fold.train)["label"]).as_py()
+        if at(frame, fold.validation).num_rows and label_count >= fewest_labels:
+            folds.append(fold)
+    return replace(plan, folds=tuple(folds))
+
+
+def choose(
+    tracking: Tracking, spec: ModelSpec, run_id: str, frame: pa.Table, plan: Plan
+) -> tuple[Estimator, dict[str, float], str]:
+    """Return the estimator to fit, the mean loss of each one's best, and how it was chosen."""
+    if spec.training:
+        function = spec.training.function
+        parameters = spec.training.parameters
+        chosen = Estimator(name=function, type=function, parameters=parameters)
+        return chosen, {}, "training code of its own"
+    if not plan.folds:
+        remark = "; a search needs forward folds" if spec.search else ""
+        return spec.estimators[0], {}, f"first of the spec: no folds{remark}"
+    chosen_by = f"forward folds, {spec.loss.replace('_', ' ')}"
+    if spec.search:
+        from training.search import search  # Optuna takes 0.5 s
+
+        loss_of = partial(fold_loss, spec, frame=frame, plan=plan)
+        trials = search(tracking, spec, spec.search, run_id, loss_of)
+        chosen_by = f"search of {len(trials)} trials on {chosen_by}"
+    else:
+        trials = []
+        for estimator in spec.estimators:
+            trials.append((fold_loss(spec, estimator, frame, plan), estimator))
+    trials.sort(key=lambda trial: trial[0])
+    best_losses: dict[str, float] = {}
+    for loss, estimator in trials:
+        best_losses.setdefault(estimator.name, loss)
+    return trials[0][1], best_losses, chosen_by
+
+
+def fold_loss(
+    spec: ModelSpec, estimator: Estimator, frame: pa.Table, plan: Plan
+) -> float:
+    """Return the mean of the task's loss on the validation snapshots of the forward folds."""
+    losses = []
+    for fold in plan.folds:
+        y, scores = fold_scores(spec, estimator, frame, fold)
+        losses.append(LOSSES[spec.loss](y, scores))
+    return float(np.mean(losses))
+
+
+def fold_scores(
+    spec: ModelSpec, estimator: Estimator, frame: pa.Table, fold: Fold
+) -> tuple[Labels, Scores]:
+    """Return labels and scores of the fold's validation rows, fitted on its training rows."""
+    pipeline = fit_pipeline(spec, estimator, at(frame, fold.train))
+    rows = at(frame, fold.validation)
+    return rows["label"].to_numpy(), pipeline_scores(pipeline, features(spec, rows))
 
 
 def train_model(
     spec: ModelSpec, chosen: Estimator, frame: pa.Table, plan: Plan
 ) -> tuple[Any, float | None, dict[str, float]]:
-    """Fit on the training snapshots; return the model, its threshold, and figures of own code.
+    """Fit on the training snapshots.
 
     `[training] function` takes a frame (features in order, and label; its index has the keys and
     event_timestamp), of each forward fold two such frames, for training and for validation, and
     the spec's parameters with its seed and features. It returns a model over a frame of features,
     and figures by name, of which `threshold` is served with in place of the spec's.
+
+    Returns:
+        The fitted model, its threshold, and the figures of `[training] function`.
+
     """
     if not spec.training:
         threshold = choose_threshold(spec, chosen, frame, plan)
         return fit_pipeline(spec, chosen, at(frame, plan.train)), threshold, {}
-
-    def rows(*snapshots: Snapshot) -> pd.DataFrame:
-        found = at(frame, snapshots)
-        keys = found.select([*spec.entity_key, "event_timestamp"]).to_pandas()
-        rows = features(spec, found).assign(label=found["label"].to_numpy())
-        return rows.set_index([keys[name] for name in keys])
-
-    folds = [(rows(*fold.train), rows(*fold.validation)) for fold in plan.folds]
+    train_rows = _labelled_features(spec, frame, plan.train)
+    folds = []
+    for fold in plan.folds:
+        fold_rows = _labelled_features(spec, frame, fold.train)
+        folds.append((fold_rows, _labelled_features(spec, frame, fold.validation)))
+    parameters = {"seed": spec.seed, "features": spec.inputs, **chosen.parameters}
     try:
         function = load_object(chosen.type)
-        parameters = {"seed": spec.seed, "features": spec.inputs, **chosen.parameters}
-        model, figures = function(rows(*plan.train), folds, parameters)
+        model, figures = function(train_rows, folds, parameters)
         require(model, ANSWERS[spec.task])
-        figures = {f"training_{name}": float(value) for name, value in figures.items()}
+        metrics = {f"training/{name}": float(value) for name, value in figures.items()}
     except Exception as exc:
         raise TrainingError(
             f"{spec.name}: [training] {chosen.type}: {reason(exc)}"
         ) from exc
-    threshold = spec.threshold and figures.get("training_threshold", spec.threshold)
-    return model, threshold, figures
+    threshold = spec.threshold and metrics.get("training/threshold", spec.threshold)
+    return model, threshold, metrics
+
+
+def _labelled_features(
+    spec: ModelSpec, frame: pa.Table, snapshots: Sequence[Snapshot]
+) -> pd.DataFrame:
+    rows = at(frame, snapshots)
+    keys = rows.select([*spec.entity_key, "event_timestamp"]).to_pandas()
+    labelled = features(spec, rows).assign(label=rows["label"].to_numpy())
+    return labelled.set_index([keys[name] for name in keys])
+
+
+def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
+    """Fit an estimator behind its preprocessing on the rows of a frame.
+
+    Raises:
+        TrainingError: All labels are the same, or the estimator refuses them.
+
+    """
+    y = rows["label"].to_numpy()
+    if len(np.unique(y)) <= 1:  # of a fold: the whole frame has been looked at
+        raise TrainingError(
+            f"{spec.name}: every label of {len(y)} training rows is the same"
+        )
+    try:
+        pipeline = build_pipeline(
+            estimator.type, estimator.parameters, spec.inputs, spec.seed, spec.task
+        )
+        # Boosting's threads wait for each other on busy cores.
+        with threadpool_limits(1):
+            pipeline.fit(features(spec, rows), y)
+    except Exception as exc:
+        raise TrainingError(
+            f"{spec.name}: estimator {estimator.name}: {reason(exc)}"
+        ) from exc
+    return pipeline
+
+
+def choose_threshold(
+    spec: ModelSpec, chosen: Estimator, frame: pa.Table, plan: Plan
+) -> float | None:
+    """Return the cheapest threshold on the newest fold's validation rows.
+
+    Without folds that of the spec; None where none is needed.
+    """
+    if not plan.folds or spec.threshold is None or spec.costs is None:
+        return spec.threshold
+    y, scores = fold_scores(spec, chosen, frame, plan.folds[-1])
+    return cheapest_threshold(y, scores, spec.costs, spec.threshold)
+
+
+def cheapest_threshold(y: Labels, p: Scores, costs: Costs, default: float) -> float:
+    """Return the threshold with the smallest cost; of equals the nearest to `default`."""
+    tp = np.array([predict(p[y == 1], threshold).sum() for threshold in THRESHOLDS])
+    fp = np.array([predict(p[y == 0], threshold).sum() for threshold in THRESHOLDS])
+    total_costs = cost(costs, tp, fp, np.sum(y == 1) - tp)
+    is_cheapest = np.isclose(total_costs, total_costs.min(), rtol=1e-12, atol=0)
+    cheapest = THRESHOLDS[is_cheapest]
+    return float(cheapest[np.argmin(np.abs(cheapest - default))])
 
 
 def write_model(
@@ -131,22 +263,18 @@ def write_model(
         log.warning("%s: no %s: %s", spec.name, PIPELINE_FILE, reason(exc))
     served = exported(model, spec)
     rows = features(spec, train)
-    background = min(BACKGROUND, len(rows))
+    background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)
+    is_missing = (rows.isna() | (rows == MISSING)).any()
+    defaults = {name: _default(rows[name], kind) for name, kind in spec.inputs.items()}
     contract = ServedModel(
         model=spec.name,
         loader=served.write(folder),
         entity_key=spec.entity_key,
         feature_service=spec.feature_service,
         features=spec.features,
-        defaults={
-            name: _default(rows[name], kind) for name, kind in spec.inputs.items()
-        },
-        background=tuple(
-            rows.sample(background, random_state=spec.seed).to_dict("records")
-        ),
-        nullable=tuple(
-            n for n in spec.features if (rows[n].isna() | (rows[n] == MISSING)).any()
-        ),
+        defaults=defaults,
+        background=tuple(background.to_dict("records")),
+        nullable=tuple(name for name in spec.features if is_missing[name]),
         population=spec.population,
         threshold=threshold,
         classes=spec.classes,
@@ -161,106 +289,3 @@ def _default(column: "pd.Series[Any]", kind: str) -> int | float | str:
     if kind == "string":
         return str(column.mode()[0])
     return int(column.median()) if kind == "int64" else float(column.median())
-
-
-def with_usable_folds(frame: pa.Table, plan: Plan) -> Plan:
-    """Without folds that have nobody to judge by, or nothing to tell apart: of classes, each."""
-    labels = at(frame, plan.train)["label"]
-    fewest = max(2, pc.count_distinct(labels).as_py()) if labels.type == "int64" else 2
-    usable = (
-        fold
-        for fold in plan.folds
-        if at(frame, fold.validation).num_rows
-        and pc.count_distinct(at(frame, fold.train)["label"]).as_py() >= fewest
-    )
-    return replace(plan, folds=tuple(usable))
-
-
-def choose(
-    tracking: Tracking, spec: ModelSpec, run_id: str, frame: pa.Table, plan: Plan
-) -> tuple[Estimator, dict[str, float], str]:
-    """Return the estimator to fit, the mean loss of each one's best, and how it was chosen."""
-    if own := spec.training:
-        chosen = Estimator(
-            name=own.function, type=own.function, parameters=own.parameters
-        )
-        return chosen, {}, "training code of its own"
-    loss_name = spec.loss.replace("_", " ")
-    if not plan.folds:
-        needed = "; a search needs forward folds" if spec.search else ""
-        return spec.estimators[0], {}, f"first of the spec: no folds{needed}"
-    if spec.search:
-        from training.search import search
-
-        loss_of = partial(fold_loss, spec, frame=frame, plan=plan)
-        trials = search(tracking, spec, spec.search, run_id, loss_of)
-        how = f"search of {len(trials)} trials on forward folds, {loss_name}"
-    else:
-        trials = [
-            (fold_loss(spec, each, frame, plan), each) for each in spec.estimators
-        ]
-        how = f"forward folds, {loss_name}"
-    best: dict[str, float] = {}
-    for loss, each in trials:
-        best[each.name] = min(loss, best.get(each.name, loss))
-    return min(trials, key=lambda trial: trial[0])[1], best, how
-
-
-def choose_threshold(
-    spec: ModelSpec, chosen: Estimator, frame: pa.Table, plan: Plan
-) -> float | None:
-    """The cheapest threshold on the newest fold's validation rows; without folds the spec's.
-
-    None where none is needed.
-    """
-    if not plan.folds or spec.threshold is None or spec.costs is None:
-        return spec.threshold
-    validation = fold_scores(spec, chosen, frame, plan.folds[-1])
-    return cheapest_threshold(*validation, spec.costs, spec.threshold)
-
-
-def cheapest_threshold(y: Labels, p: Scores, costs: Costs, otherwise: float) -> float:
-    """The threshold with the smallest cost on these rows; of equals the nearest to `otherwise`."""
-    tp = np.array([predict(p[y == 1], at).sum() for at in THRESHOLDS])
-    fp = np.array([predict(p[y == 0], at).sum() for at in THRESHOLDS])
-    spent = cost(costs, tp, fp, np.sum(y == 1) - tp)
-    cheapest = THRESHOLDS[np.isclose(spent, spent.min(), rtol=1e-12, atol=0)]
-    return float(cheapest[np.argmin(np.abs(cheapest - otherwise))])
-
-
-def fold_loss(
-    spec: ModelSpec, estimator: Estimator, frame: pa.Table, plan: Plan
-) -> float:
-    """Mean of the task's loss on the validation snapshots of the forward folds."""
-    folds = [fold_scores(spec, estimator, frame, fold) for fold in plan.folds]
-    return float(np.mean([LOSSES[spec.loss](y, scores) for y, scores in folds]))
-
-
-def fold_scores(
-    spec: ModelSpec, estimator: Estimator, frame: pa.Table, fold: Fold
-) -> tuple[Labels, Scores]:
-    """Labels and scores of the fold's validation rows, fitted on its training rows."""
-    pipeline = fit_pipeline(spec, estimator, at(frame, fold.train))
-    rows = at(frame, fold.validation)
-    return rows["label"].to_numpy(), pipeline_scores(pipeline, features(spec, rows))
-
-
-def fit_pipeline(spec: ModelSpec, estimator: Estimator, rows: pa.Table) -> Any:
-    """Fit on the rows of a frame."""
-    y = rows["label"].to_numpy()
-    if len(np.unique(y)) < 2:  # noqa: PLR2004  (of a fold: the whole frame has been looked at)
-        raise TrainingError(
-            f"{spec.name}: every label of {len(y)} training rows is the same"
-        )
-    try:
-        pipeline = build_pipeline(
-            estimator.type, estimator.parameters, spec.inputs, spec.seed, spec.task
-        )
-        # Boosting's threads wait for each other on busy cores.
-        with threadpool_limits(1):
-            pipeline.fit(features(spec, rows), y)
-    except Exception as exc:
-        raise TrainingError(
-            f"{spec.name}: estimator {estimator.name}: {reason(exc)}"
-        ) from exc
-    return pipeline

@@ -1,24 +1,35 @@
-"""Stage 1: is there something to learn from, and something new?"""
+"""Stage 1, validate: is there something to learn from, and something new?
+
+Another run may answer the same cause; spec and feature service must fit together; the snapshots of
+the run are planned; a run that learnt the same ends it. Else its MLflow run starts, with tags that
+name everything that it will be made of.
+"""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping
 from datetime import datetime, timedelta
 
 from core.errors import SettingsError, TrainingError
 from core.settings import Settings
 from core.spec import ModelSpec
-from core.storage import Table
+from core.timestamps import BEGINNING
 from feature_repo.dataset_record import read_record
 from feature_repo.datasets import dataset_of, load_dataset
 from feature_repo.definition import Dataset
 from feature_repo.engines import engine_connection
 from feature_repo.features import open_raw, raw_table
 from feature_repo.service import PublishedService
-from mlflow_server.tracking import Run, Tracking
+from mlflow_server.pages import KEY_TAG
+from mlflow_server.tracking import Run, Tracking, tag_equals
 from training.artifacts import SPEC
 from training.estimators import estimator_problems
-from training.frame import extent, labelled_rows, require_memory
-from training.lineage import FINGERPRINT, PLANNED_TAG, run_tags, table_tags
+from training.lineage import (
+    FINGERPRINT,
+    PLANNED_TAG,
+    fingerprint,
+    input_tags,
+    table_tags,
+)
 from training.snapshots import Plan, plan
 
 log = logging.getLogger(__name__)
@@ -26,6 +37,12 @@ RUN_NAME_LIMIT = 250
 """Of MLflow's table; SQLite does not hold to it, Postgres does."""
 LONGEST = timedelta(hours=12)
 """A run that goes on for longer has died: all tries of its tasks (dags/train.py) take less."""
+ABOUT_EXPERIMENT = (
+    "A run is a training. Its metrics on the test rows (`test/`) stand beside those of the best "
+    "constant (`baseline/`) and of the version then in production (`champion/`); its artifact "
+    "`model_card.html` says more."
+)
+"""What MLflow's page of the experiment says above its runs."""
 NOTHING_NEW = (
     "nothing new to learn: no snapshot matured since an earlier run, and spec, code and feature "
     "definitions are unchanged"
@@ -43,157 +60,134 @@ def open_run(
     cause: str | None = None,
     force: bool = False,
 ) -> str | None:
-    """Validate what a run at `as_of` would learn from, and start its MLflow run; return its id.
+    """Start the MLflow run of a training at `as_of`, and return its id.
 
-    key: the same key gives the same run. cause: what the run answers, such as a drift. None: there
-    is nothing to do, as another run answers the cause or learnt the same.
+    Args:
+        settings: Of the installation.
+        spec: The model.
+        as_of: What the run may know.
+        key: The same key gives the same run.
+        reason: Why it is trained, for people.
+        who: Who asked for it.
+        cause: What the run answers, such as a drift.
+        force: Whether to train with nothing new to learn.
+
+    Returns:
+        None if there is nothing to do: another run answers the cause or learnt the same.
+
+    Raises:
+        SettingsError: The spec does not fit dataset or feature service.
+        TrainingError: There is nothing to learn from.
+
     """
-    dataset, tracking = load_dataset(spec.dataset), Tracking(settings)
+    tracking = Tracking(settings)
+    if cause and _is_answered(tracking, spec, cause, key, as_of):
+        return None
+    dataset = load_dataset(spec.dataset)
     service = PublishedService(settings, spec.feature_service)
-    others = [run for run in tracking.runs(spec.experiment) if run.key != key]
-    if cause and _answered(others, cause, as_of):
+    definitions = service.definitions()
+    problems = [*mismatches(spec, dataset, service), *estimator_problems(spec)]
+    if problems:
+        raise SettingsError("\n".join(problems))
+    table_version = raw_table(settings, dataset).version
+    until = planned_until(settings, spec, as_of)
+    planned = plan_run(settings, spec, dataset, until, table_version)
+    inputs = fingerprint(spec, planned.test[-1].start, definitions)
+    same_runs = _finished_runs(tracking, spec, inputs)
+    if not force and any(run.key != key for run in same_runs):
         return None
-    _refuse_mismatches(spec, dataset, service)
-    until, tables = (
-        planned_until(settings, spec, as_of),
-        _pinned_tables(settings, dataset, service),
-    )
-    planned = plan_run(settings, spec, dataset, until, tables[0][1])
-    tags = run_tags(spec, planned.test[-1].start, service.definitions())
-    if not force and _seen(others, tags[FINGERPRINT]):
-        return None
-    tags |= {
-        "as_of": as_of.isoformat(),
-        "reason": reason,
-        "who": who,
-        "cause": cause or "",
-    }
+    tags = input_tags(spec, definitions)
+    tags[FINGERPRINT] = inputs
+    tags["as_of"] = as_of.isoformat()
     tags[PLANNED_TAG] = until.isoformat()
-    for pinned in tables:
-        tags |= table_tags(*pinned)
+    tags["reason"] = reason
+    tags["who"] = who
+    tags["cause"] = cause or ""
+    for read_dataset in (service.datasets() | {dataset.name: dataset}).values():
+        table = raw_table(settings, read_dataset)
+        is_own = read_dataset.name == dataset.name
+        pinned_version = table_version if is_own else table.version
+        tags |= table_tags(read_dataset.name, table, pinned_version)
     name = f"{as_of:%Y-%m-%d} {reason}"[:RUN_NAME_LIMIT]
-    run_id = tracking.start_or_find_run(spec.experiment, key, name, tags)
+    run_id = tracking.start_or_find_run(
+        spec.experiment, key, name, tags, about=ABOUT_EXPERIMENT
+    )
     with tracking.on_record(run_id):
         tracking.log_text(run_id, spec.model_dump_json(), SPEC)
-        _log_extent(settings, spec, planned, as_of, *tables[0])
     return run_id
 
 
-def _refuse_mismatches(
-    spec: ModelSpec, dataset: Dataset, service: PublishedService
-) -> None:
-    if problems := [*mismatches(spec, dataset, service), *estimator_problems(spec)]:
-        raise SettingsError("\n".join(problems))
+def _is_answered(
+    tracking: Tracking, spec: ModelSpec, cause: str, key: str, as_of: datetime
+) -> bool:
+    """Return whether another run of a cause has finished, or may still do so."""
+    for run in tracking.runs(spec.experiment, tag_equals("cause", cause)):
+        is_alive = as_of - moment_of(run) <= LONGEST
+        may_answer = run.status == "FINISHED" or (run.status == "RUNNING" and is_alive)
+        if run.key != key and may_answer:
+            return True
+    return False
 
 
-def _pinned_tables(
-    settings: Settings, dataset: Dataset, service: PublishedService
-) -> list[tuple[Table, int, Dataset]]:
-    """Return the raw table and its version now of each dataset; the label's comes first."""
-    datasets = {dataset.name: dataset} | service.datasets()
-    return [
-        (raw := raw_table(settings, each), raw.version, each)
-        for each in datasets.values()
-    ]
-
-
-def _log_extent(
-    settings: Settings,
-    spec: ModelSpec,
-    planned: Plan,
-    as_of: datetime,
-    table: Table,
-    version: int,
-    dataset: Dataset,
-) -> None:
-    with engine_connection(settings) as connection:
-        rows = open_raw(table, version, as_of, connection)
-        labelled = labelled_rows(spec, dataset, planned.snapshots, rows)
-    log.info(extent(spec, planned, labelled))
-    require_memory(spec, labelled.num_rows)
+def _finished_runs(tracking: Tracking, spec: ModelSpec, inputs: str) -> list[Run]:
+    """Return the runs that finished and learnt what a run with this fingerprint would learn."""
+    is_same = tag_equals(FINGERPRINT, inputs)
+    return tracking.runs(spec.experiment, f"{is_same} AND status = 'FINISHED'")
 
 
 def learnable(settings: Settings, spec: ModelSpec, as_of: datetime) -> bool:
-    """Whether a run at `as_of` would see anything that no finished run has seen."""
-    definitions = PublishedService(settings, spec.feature_service).definitions()
-    tags = run_tags(spec, newest_snapshot(settings, spec, as_of), definitions)
-    return not _seen(Tracking(settings).runs(spec.experiment), tags[FINGERPRINT])
-
-
-def newest_snapshot(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
-    """The newest snapshot whose labels are known at `as_of`."""
+    """Return whether a run at `as_of` would see anything that no finished run has seen."""
     dataset = load_dataset(spec.dataset)
-    version = raw_table(settings, dataset).version
-    as_of = planned_until(settings, spec, as_of)
-    return plan_run(settings, spec, dataset, as_of, version).test[-1].start
+    definitions = PublishedService(settings, spec.feature_service).definitions()
+    until = planned_until(settings, spec, as_of)
+    table_version = raw_table(settings, dataset).version
+    planned = plan_run(settings, spec, dataset, until, table_version)
+    inputs = fingerprint(spec, planned.test[-1].start, definitions)
+    return not _finished_runs(Tracking(settings), spec, inputs)
 
 
-def answered(
-    settings: Settings,
-    spec: ModelSpec,
-    cause: str,
-    decided: Sequence[datetime],
-    as_of: datetime,
-) -> bool:
-    """Whether a retraining of `cause` has finished, or is on its way at `as_of`.
-
-    decided: when retrainings of it were. One without an MLflow run is on its way for 12 hours.
-    """
-    runs = Tracking(settings).runs(spec.experiment)
-    begun = {run.tags["as_of"] for run in runs if run.tags.get("cause") == cause}
-    coming = (
-        at for at in decided if at.isoformat() not in begun and as_of - at <= LONGEST
-    )
-    return any(coming) or _answered(runs, cause, as_of)
+def moment_of(run: Run) -> datetime:
+    """Return the `as_of` of a training; it answers what was decided up to then."""
+    as_of = run.tags.get("as_of")
+    return datetime.fromisoformat(as_of) if as_of else BEGINNING
 
 
 def fail_run(settings: Settings, spec: ModelSpec, key: str) -> None:
     """End the run of `key`, should it still go on, as failed: it answers its cause no more."""
     tracking = Tracking(settings)
-    for run in tracking.runs(spec.experiment):
-        if run.key == key and run.status == "RUNNING":
-            tracking.fail(
-                run.run_id, f"a task was ended from outside: see the logs of {key}"
-            )
-
-
-def _seen(runs: Sequence[Run], fingerprint: str) -> bool:
-    finished = (run for run in runs if run.status == "FINISHED")
-    return any(run.tags.get(FINGERPRINT) == fingerprint for run in finished)
-
-
-def _answered(runs: Sequence[Run], cause: str, as_of: datetime) -> bool:
-    for run in runs:
-        if run.tags.get("cause") == cause:
-            late = as_of - datetime.fromisoformat(run.tags["as_of"]) > LONGEST
-            if run.status == "FINISHED" or (run.status == "RUNNING" and not late):
-                return True
-    return False
+    outcome = f"a task was ended from outside: see the logs of {key}"
+    for run in tracking.runs(spec.experiment, tag_equals(KEY_TAG, key)):
+        if run.status == "RUNNING":
+            tracking.end(run.run_id, outcome, "FAILED")
 
 
 def planned_until(settings: Settings, spec: ModelSpec, as_of: datetime) -> datetime:
     """Return the moment to plan for: snapshots wait until each dataset of their features is known.
 
-    It is known up to its last ingest or, where that is later, its newest arrival. Raises a
-    TrainingError where one has no rows.
+    It is known up to its last ingest or, where that is later, its newest arrival.
+
+    Raises:
+        TrainingError: A dataset has no rows.
+
     """
     service = PublishedService(settings, spec.feature_service)
     label = load_dataset(spec.dataset).labels[spec.label]
     until = as_of
-    for each in service.datasets().values():
-        arrival = raw_table(settings, each).newest("ingested_at")
+    for name, dataset in service.datasets().items():
+        arrival = raw_table(settings, dataset).newest("ingested_at")
         if arrival is None:
-            raise TrainingError(
-                f"{each.name}: no rows yet; run: gyre ingest {each.name}"
-            )
-        known = max(arrival, read_record(settings, each.name).watermark or arrival)
-        if (end := known + label.horizon + label.lateness) < until:
-            until, text = end, f"{each.name} is known up to {known:%Y-%m-%d %H:%M} UTC"
+            raise TrainingError(f"{name}: no rows yet; run: gyre ingest {name}")
+        watermark = read_record(settings, name).watermark or arrival
+        complete_until = max(arrival, watermark)
+        last_moment = complete_until + label.horizon + label.lateness
+        if last_moment < until:
+            until = last_moment
             log.warning(
-                "%s: %s, later snapshots wait: gyre ingest %s",
+                "%s: %s is known up to %s UTC, later snapshots wait: gyre ingest %s",
                 spec.name,
-                text,
-                each.name,
+                name,
+                f"{complete_until:%Y-%m-%d %H:%M}",
+                name,
             )
     return until
 
@@ -203,24 +197,27 @@ def plan_run(
 ) -> Plan:
     """Plan the snapshots that raw version `version` allows at `as_of`."""
     raw = raw_table(settings, dataset)
-    first = None
+    first_event = None
     if raw.exists:
         with engine_connection(settings) as connection:
             rows = open_raw(raw, version, as_of, connection)
-            first = rows[dataset.event_time].min().to_pyarrow().as_py()
-    if first is None:
-        none = f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}"
-        raise TrainingError(f"{none}; run: gyre ingest {dataset.name}")
-    return plan(first, as_of, dataset.labels[spec.label], spec.snapshots)
+            first_event = rows[dataset.event_time].min().to_pyarrow().as_py()
+    if first_event is None:
+        raise TrainingError(
+            f"{dataset.name}: no row was known as of {as_of:%Y-%m-%d}; "
+            f"run: gyre ingest {dataset.name}"
+        )
+    return plan(first_event, as_of, dataset.labels[spec.label], spec.snapshots)
 
 
 def mismatches(
     spec: ModelSpec, dataset: Dataset, service: PublishedService
 ) -> list[str]:
-    """One line for each key of the spec that asks for what dataset or Feast do not have."""
-    lines, published = list[str](), service.features
-    # DataError for request data that no request can bring.
-    given = published | service.request_data
+    """Return a line for each key of the spec that asks for what dataset or Feast do not have."""
+    lines: list[str] = []
+    published: Mapping[str, str] = service.features
+    # Raises for request data that no request can bring.
+    available = {**published, **service.request_data}
     if spec.label not in dataset.labels:
         lines.append(
             f"label: {spec.label!r} is not of {dataset.name}: {', '.join(dataset.labels)}"
@@ -232,8 +229,8 @@ def mismatches(
         elif published[name] != kind:
             lines.append(f"features.{name}: expected {published[name]}, found {kind}")
     for name, kind in spec.audit.items():  # else a column of the label's rows
-        if given.get(name, kind) != kind:
-            lines.append(f"audit.{name}: expected {given[name]}, found {kind}")
+        if available.get(name, kind) != kind:
+            lines.append(f"audit.{name}: expected {available[name]}, found {kind}")
     if service.key_types != spec.entity_key:
         lines.append(
             f"entity_key: expected {service.key_types}, found {spec.entity_key}"

@@ -15,6 +15,7 @@ from feature_repo.source import pull
 from feature_repo.views import write_views
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from training import chain
+from training.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -100,3 +101,12 @@ def first(tracked: Settings) -> chain.TrainReport:
 def second(tracked: Settings, first: chain.TrainReport) -> chain.TrainReport:
     """The version of today, in production in place of the first."""
     return train(tracked, SPEC, AS_OF, "second")
+
+
+def run_stages(settings: Settings, spec: ModelSpec, run_id: str, *names: str) -> Any:
+    """Run stages of a training; return what the last one returns."""
+    stages = {stage.name: stage for stage in STAGES}
+    result = None
+    for name in names:
+        result = stages[name].run(settings, spec, run_id)
+    return result

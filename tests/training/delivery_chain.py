@@ -1,4 +1,4 @@
-"""Inside a project with a multiclass model: from parcels to what monitor and backtest say.
+"""Inside a project with a multiclass model: from parcels to what monitor says.
 
 Prints one JSON object; test_multiclass.py runs it, and judges what it says.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
@@ -22,11 +21,8 @@ from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from feature_repo.views import write_views
 from mlflow_server.pages import CARD
-from mlflow_server.records import Records
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from mlflow_server.window_details import DETAILS
-from monitoring.backtest.evaluation import backtest, table
 from monitoring.collect import join_outcomes, predictions
 from monitoring.experiment import Experiment, evaluate
 from monitoring.monitor import monitor
@@ -130,7 +126,6 @@ def serve(settings) -> None:
         ]
         said["v2_outputs"] = client.get(path).json()["outputs"]
         answered = client.post("/predict/batch", json=body).json()
-        said["schema"] = client.get("/openapi.json").json()["components"]["schemas"]
         told = [
             {
                 "request_id": answer["request_id"],
@@ -142,11 +137,8 @@ def serve(settings) -> None:
         said["feedback"] = client.post("/feedback", json=told).json()
         said["predicted"] = [[each["prediction"] for each in answered], actual]
         found = monitor(settings, SPEC, datetime.now(UTC))
-    said["monitor"] = {"figures": found.figures, "notes": found.notes, "verdict": found.verdict,
+    said["monitor"] = {"figures": found.figures, "words": found.words, "verdict": found.verdict,
                        "left_out": found.outcomes_left_out}  # fmt: skip
-    with closing(Records(settings)) as records:
-        (details,) = records.details(NAME, found.as_of).values()
-    said["details"] = DETAILS.dump_python(details, mode="json")
     stored = predictions(settings).read().to_pylist()
     (first,) = (
         row for row in stored if row["request_id"] == said["served"]["request_id"]
@@ -156,11 +148,7 @@ def serve(settings) -> None:
     known = join_outcomes(settings, SPEC, AS_OF).known
     own = Experiment("2", "1", 50, AS_OF - timedelta(days=100_000), None)
     report = evaluate(settings, SPEC, own, known, AS_OF)
-    said["experiment"] = report.comparison.production.metrics
-
-
-def look_back(settings) -> None:
-    said["backtest"] = table(backtest(settings, SPEC, AS_OF))
+    said["experiment"] = report.means["production"]
 
 
 if __name__ == "__main__":
@@ -171,5 +159,4 @@ if __name__ == "__main__":
         install(home)
         learn(home)
         serve(home)
-    look_back(home)
     sys.stdout.write(json.dumps(said))

@@ -29,7 +29,6 @@ from feature_repo.parity import parity
 from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.tracking import Tracking
-from monitoring.backtest.evaluation import backtest
 from monitoring.monitor import monitor
 from stack.environment import process_environment
 from tests.conftest import (
@@ -147,7 +146,6 @@ def compare(settings):
     ]
     report = parity(settings, SPEC.feature_service, [BEHIND, NOW])
     said["parity"] = [report.entities * report.features, [*report.differences]]
-    said["backtest"] = len(backtest(settings, SPEC, NOW).months)
     said["check"] = check(settings, SPEC, NOW)
 
 
@@ -180,7 +178,7 @@ def serve(settings):
 def look(settings, as_of):
     found = monitor(settings, SPEC, as_of)
     figures = {n: v for n, v in found.figures.items() if n.startswith("skew")}
-    return {"remarks": found.notes, "skew": figures}
+    return {"words": [result.words for result in found.results], "skew": figures}
 
 
 def change(settings):

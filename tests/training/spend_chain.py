@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import json
 import sys
-from contextlib import closing
-from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 
@@ -27,13 +25,12 @@ from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from feature_repo.views import write_views
 from mlflow_server.pages import CARD
-from mlflow_server.records import Records
 from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
-from mlflow_server.window_details import DETAILS
-from monitoring.checks.performance import measure_backfilled
+from mlflow_server.tracking import PARENT_TAG, Tracking, tag_equals
+from monitoring.checks.performance import measure
 from monitoring.collect import predictions
 from monitoring.monitor import monitor
+from monitoring.outcomes import backfilled_outcomes
 from stack.environment import process_environment
 from tests.conftest import (
     AS_OF,
@@ -43,6 +40,7 @@ from tests.conftest import (
     running,
     wait_until,
 )
+from tests.mlflow_server.conftest import client
 from training import chain
 from training.artifacts import EVALUATION, PLOTS, fetched, read
 from training.dataset import load_frame
@@ -90,7 +88,8 @@ def learn(settings) -> None:
     said["trained"] = [to_jsonable_python(report) for report in (old, new)]
     said["run"] = {"params": run.params, "metrics": run.metrics}
     said["trials"] = [
-        trial.metrics for trial in tracking.runs(SPEC.experiment, new.run_id)
+        trial.metrics
+        for trial in tracking.runs(SPEC.experiment, tag_equals(PARENT_TAG, new.run_id))
     ]
     said["evaluation"] = json.loads(read(tracking, new.run_id, EVALUATION))
     said["proof"] = json.loads(read(tracking, new.run_id, "proof.json"))
@@ -98,9 +97,9 @@ def learn(settings) -> None:
     with fetched(tracking, new.run_id, PLOTS) as folder:
         said["plots"] = sorted(path.name for path in folder.iterdir())
     version = registry.version(NAME, new.version)
-    said["description"] = registry._client.get_model_version(
-        NAME, version.version
-    ).description
+    said["description"] = (
+        client(settings).get_model_version(NAME, version.version).description
+    )
     again = reproduce(settings, NAME, new.version)
     said["reproduced"] = [again.reproduced, again.summary()]
 
@@ -128,7 +127,6 @@ def serve(settings) -> None:
         kserve = client.post(f"/v1/models/{NAME}:predict", json=instances)
         said["kserve"] = kserve.json()["predictions"]
         answered = client.post("/predict/batch", json=body).json()
-        said["schema"] = client.get("/openapi.json").json()["components"]["schemas"]
         told = [
             {"request_id": answer["request_id"], "actual": value}
             for answer, value in zip(answered, actual, strict=True)
@@ -150,23 +148,17 @@ def serve(settings) -> None:
         row for row in stored if row["request_id"] == said["served"][0]["request_id"]
     )
     said["logged"] = {name: first[name] for name in ("probability", "prediction")}
-    old = measure_backfilled(
-        settings, SPEC, "1", plan.test[-1].start - timedelta(days=1), AS_OF
-    )
-    said["replay"] = asdict(old.performance)
+    before = plan.test[-1].start - timedelta(days=1)
+    old = backfilled_outcomes(settings, SPEC, "1", before, AS_OF)
+    said["replay"] = {each.metric: each.value for each in measure(SPEC, old, {})}
 
 
 def look(settings, as_of):
     found = monitor(settings, SPEC, as_of)
-    with closing(Records(settings)) as records:
-        (details,) = records.details(SPEC.name, as_of).values()
-    kept = DETAILS.dump_python(details, mode="json")
-    figures = found.figures
     return {
-        "notes": found.notes,
-        "figures": figures,
+        "bad": [result.words for result in found.results if result.status == "bad"],
+        "figures": found.figures,
         "verdict": found.verdict,
-        "details": kept,
     }
 
 

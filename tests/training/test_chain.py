@@ -33,11 +33,18 @@ from mlflow_server.pyfunc import read_file
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from monitoring.checks.performance import measure_backfilled
-from monitoring.run import load_reference
+from monitoring.outcomes import backfilled_outcomes
 from tests.conftest import AS_OF
 from tests.mlflow_server.conftest import stages
-from tests.training.conftest import OLD, ORDERS, SMALL, SPEC, installation, train
+from tests.training.conftest import (
+    OLD,
+    ORDERS,
+    SMALL,
+    SPEC,
+    installation,
+    run_stages,
+    train,
+)
 from training import chain, validate
 from training.artifacts import CANDIDATE, GATES, PLOTS, fetched, read
 from training.dataset import load_frame, unlearnable
@@ -46,6 +53,7 @@ from training.frame import at, content_hash, features, with_features
 from training.gate import decide, load_evaluation, model_card
 from training.metrics import Scored, all_metrics
 from training.onnx_export import score
+from training.reference import load_reference
 from training.register import ask, promote, settled, wait_in_shell
 from training.summary import summary
 from training.train import THRESHOLDS, fold_scores
@@ -79,7 +87,7 @@ def test_the_first_version_of_a_short_history_is_the_specs_first_estimator(
     assert first.version == "1"
     assert run.params["estimator"] == SPEC.estimators[0].name
     assert run.params["chosen_by"] == "first of the spec: no folds"
-    assert "champion_log_loss" not in run.metrics
+    assert "champion/log_loss" not in run.metrics
 
 
 def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(
@@ -87,12 +95,12 @@ def test_a_fresh_model_is_chosen_by_folds_and_replaces_the_old_one_by_its_gate(
 ):
     run, ledger = Tracking(tracked).run(second.run_id), Ledger(tracked)
     names = {estimator.name for estimator in SPEC.estimators}
-    assert {f"fold_log_loss_{name}" for name in names} <= set(run.metrics)
-    best = min(names, key=lambda name: run.metrics[f"fold_log_loss_{name}"])
+    assert {f"fold/log_loss_{name}" for name in names} <= set(run.metrics)
+    best = min(names, key=lambda name: run.metrics[f"fold/log_loss_{name}"])
     assert run.params["estimator"] == best
-    ours, champion = run.metrics["log_loss"], run.metrics["champion_log_loss"]
-    assert ours < min(champion, run.metrics["trivial_log_loss"])
-    assert run.metrics["log_loss_minus_champion_upper"] <= 0.005 * champion
+    ours, champion = run.metrics["test/log_loss"], run.metrics["champion/log_loss"]
+    assert ours < min(champion, run.metrics["baseline/log_loss"])
+    assert run.metrics["minus_champion/log_loss_upper"] <= 0.005 * champion
     assert Registry(tracked).production(SPEC.name) == "2"
     rows = ledger.rows(SPEC.name)
     assert [(row.from_version, row.to_version) for row in rows] == [
@@ -115,9 +123,9 @@ def test_what_is_in_the_mlflow_ui(tracked, second):
         "log_loss",
         "average_precision",
     ):
-        assert np.isfinite(run.metrics[metric])
-        assert f"trivial_{metric}" in run.metrics
-        assert f"champion_{metric}" in run.metrics
+        assert np.isfinite(run.metrics[f"test/{metric}"])
+        assert f"baseline/{metric}" in run.metrics
+        assert f"champion/{metric}" in run.metrics
     client = mlflow.MlflowClient(tracked.mlflow_address)
     plots = {item.path for item in client.list_artifacts(second.run_id, "plots")}
     drawn = (
@@ -158,7 +166,7 @@ def test_a_training_beside_the_champion_is_tables_for_a_pull_request(tracked, se
     assert row == (
         f"| log loss | less | {ours.value:.4f} [{ours.low:.4f}, {ours.high:.4f}] | "
         f"{evaluation.champion['log_loss']:.4f} | {gap.value:+.4f} [{gap.low:+.4f}, "
-        f"{gap.high:+.4f}] | {evaluation.trivial['log_loss']:.4f} |"
+        f"{gap.high:+.4f}] | {evaluation.baseline['log_loss']:.4f} |"
     )
     tables = [line for line in lines if line.startswith("|")]
     assert len(tables) == 2 + len(evaluation.intervals) + 2 + len(SPEC.gates) + 1
@@ -264,7 +272,7 @@ def test_what_is_measured_beside_the_metrics(tracked, second):
     file = read(Tracking(tracked), second.run_id, f"{CANDIDATE}/model.onnx")
     assert found.figures["model_mb"] == len(file) / 1e6
     assert found.figures["ece"] < 0.1
-    assert found.challenger["cost"] < found.trivial["cost"]
+    assert found.challenger["cost"] < found.baseline["cost"]
 
 
 def test_one_page_tells_what_the_model_is(tracked, second):
@@ -384,17 +392,14 @@ def test_a_spec_that_loses_a_feature_is_compared_with_the_version_that_has_it(
     theirs = version_scores(tracked, SPEC, "2", asked)
     metrics = all_metrics(asked["label"].to_numpy(), theirs, SPEC.costs)
     assert (
-        Tracking(tracked).run(report.run_id).metrics["champion_log_loss"]
+        Tracking(tracked).run(report.run_id).metrics["champion/log_loss"]
         == metrics["log_loss"]
     )
     version = Registry(tracked).version(SPEC.name, "2")
-    found, was = (load_reference(tracked, each, version) for each in (spec, SPEC))
-    assert list(found.rows) == [*SPEC.features, "score"]
-    assert found.rows.equals(was.rows)
-    assert (
-        measure_backfilled(tracked, spec, "2", was.snapshot - timedelta(days=40), AS_OF)
-        is not None
-    )
+    reference = load_reference(tracked, version)
+    assert {*SPEC.features, "score", "label"} <= {*reference.rows}
+    before = reference.snapshot - timedelta(days=40)
+    assert backfilled_outcomes(tracked, spec, "2", before, AS_OF) is not None
 
 
 def test_fairness_over_an_audit_column_that_the_model_is_not_given(tracked, audited):
@@ -605,9 +610,8 @@ def test_every_stage_twice_is_the_same_as_once(tracked, asking):
     versions = registry.versions(SPEC.name)
     again = chain.open_run(tracked, spec, OLD, key="asks", reason="r", who="t")
     assert again == run_id
-    for stage in (chain.dataset, chain.fit, chain.evaluate, chain.gate):
-        stage(tracked, spec, run_id)
-    assert chain.register(tracked, spec, run_id) == report.version
+    run_stages(tracked, spec, run_id, "dataset", "train", "evaluate", "gate")
+    assert run_stages(tracked, spec, run_id, "register") == report.version
     assert registry.versions(SPEC.name) == versions
     # As if it had been about a moment before the newest promotion, which was made by today's clock.
     tracking = Tracking(tracked)
@@ -663,57 +667,39 @@ def a_canary_begins_as_shadow(tracked, spec, report):
         f"version {report.version} is the shadow, the first step of its"
     )
     registry = Registry(tracked)
-    roles = {"production": "2", "previous": "1", "shadow": report.version}
+    roles = {"production": "2", "shadow": report.version}
     assert registry.aliases(SPEC.name) == roles
     with closing(Ledger(tracked)) as ledger:
         row = ledger.rows(SPEC.name)[-1]
         assert (row.role, row.evidence) == ("shadow", f"runs:/{report.run_id}")
+        assert row.action == "rollout"
         release(registry, ledger, SPEC.name, "shadow", who="ann", why="enough")
 
 
-def test_a_cause_is_answered_while_a_retraining_is_on_its_way_or_once_one_has_finished(
+def test_a_cause_is_answered_while_a_retraining_goes_on_or_once_one_has_finished(
     tracked, second
 ):
-    spec, cause, hour = (
-        SPEC.model_copy(update={"seed": 10}),
-        "drift of y",
-        timedelta(hours=1),
-    )
-
-    def answered(hours: int, *decided: int) -> bool:
-        times = [OLD + each * hour for each in decided]
-        return validate.answered(tracked, spec, cause, times, OLD + hours * hour)
+    spec = SPEC.model_copy(update={"seed": 10})
 
     def opened(hours: int) -> str | None:
         return chain.open_run(
             tracked,
             spec,
-            OLD + hours * hour,
+            OLD + timedelta(hours=hours),
             key=f"y {hours}",
             reason="r",
             who="t",
-            cause=cause,
+            cause="drift of y",
         )
 
-    assert [answered(0), answered(12, 0), answered(13, 0)] == [
-        False,
-        True,
-        False,
-    ]  # none began
     assert opened(0) is not None
-    assert [answered(1, 0), answered(12, 0), answered(13, 0)] == [
-        True,
-        True,
-        False,
-    ]  # no end
     assert opened(12) is None
     validate.fail_run(tracked, spec, "y 0")
-    assert [answered(1, 0), answered(2, 0, 1)] == [False, True]
     run_id = opened(13)
     assert run_id is not None
-    Tracking(tracked).finish(run_id, "FINISHED")
+    Tracking(tracked).set_terminated(run_id)
     validate.fail_run(tracked, spec, "y 13")  # too late: it has finished
-    assert answered(1000, 0, 1, 13)
+    assert opened(14) is None
 
 
 @pytest.mark.parametrize(
@@ -756,4 +742,4 @@ def test_an_event_dated_ahead_of_the_clock_keeps_no_training_from_its_start(othe
     finally:
         table.merge(row, ORDERS.key, row.column_names)
     assert run_id is not None
-    Tracking(other).fail(run_id, "only begun")
+    Tracking(other).end(run_id, "only begun", "FAILED")

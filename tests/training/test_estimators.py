@@ -8,7 +8,7 @@ import pytest
 from sklearn.pipeline import Pipeline
 
 from core.spec import load_spec
-from core.training_spec import Estimator, Range, Training
+from core.training_spec import Estimator, Training
 from training.estimators import build_pipeline, estimator_problems
 from training.lineage import code_hash
 
@@ -91,11 +91,6 @@ def problems(*estimators, **more):
             {"depth": 4},
             r"parameters out of .*max_depth.*, found \['depth'\]; others",
         ),
-        (
-            "sklearn.ensemble:ExtraTreesClassifier",
-            {"max_depth": -1},
-            "The 'max_depth' parameter",
-        ),
     ],
 )
 def test_what_cannot_be_trained_is_one_line_with_its_key(kind, parameters, message):
@@ -105,17 +100,6 @@ def test_what_cannot_be_trained_is_one_line_with_its_key(kind, parameters, messa
         rf"customer_churn_model\.toml: estimators\.1: mine: .*{message}", line
     )
     assert "\n" not in line
-
-
-def test_a_bound_that_a_factory_refuses_is_named_with_its_space():
-    space = {
-        "max_depth": Range(low=1, high=9),
-        "max_features": Range(low=0.5, high=1.5),
-    }
-    own = {"max_depth": 2, "max_features": 0.5}
-    kind = "sklearn.ensemble:ExtraTreesClassifier"
-    (line,) = problems(Estimator(name="mine", type=kind, parameters=own, space=space))
-    assert "estimators.0.space.max_features: mine: The 'max_features' parameter" in line
 
 
 @pytest.mark.parametrize(

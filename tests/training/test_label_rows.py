@@ -20,16 +20,17 @@ from feature_repo.features import raw_table
 from mlflow_server.pages import CARD
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.checks.performance import actuals, measure_backfilled
-from monitoring.run import load_reference
+from monitoring.checks.performance import measure
+from monitoring.outcomes import actuals, backfilled_outcomes
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS
 from training import chain
 from training.artifacts import read
 from training.batch import score_population
-from training.dataset import load_frame, unlearnable
+from training.dataset import dataset, load_frame, unlearnable
 from training.frame import TIME, at, build_frame, with_features
 from training.gate import load_evaluation
+from training.reference import load_reference
 from training.reproduce import reproduce
 from training.snapshots import Snapshot
 from training.validate import open_run
@@ -107,7 +108,7 @@ def test_weekly_snapshots_are_trained_evaluated_gated_and_built_again(settings, 
     ]
     evaluation = load_evaluation(Tracking(settings), weekly.run_id)
     assert evaluation.rows == tested.num_rows
-    assert evaluation.challenger["log_loss"] < evaluation.trivial["log_loss"]
+    assert evaluation.challenger["log_loss"] < evaluation.baseline["log_loss"]
     run = Tracking(settings).run(weekly.run_id)
     assert run.params["test_members"] == str(tested.num_rows)  # at each of the three
     card = read(Tracking(settings), weekly.run_id, CARD).decode()
@@ -123,14 +124,15 @@ def test_a_version_by_the_week_has_its_reference_and_is_backfilled_on_as_many(
 ):
     version = Registry(settings).version(WEEKLY.name, "1")
     _, plan = load_frame(Tracking(settings), weekly.run_id)
-    reference = load_reference(settings, WEEKLY, version)
+    reference = load_reference(settings, version)
     evaluation = load_evaluation(Tracking(settings), weekly.run_id)
-    assert len(reference.rows) == len(reference.population) == evaluation.rows
+    assert len(reference.rows) == evaluation.rows
     assert reference.snapshot == plan.test[-1].start
     newest = reference.snapshot
-    assert measure_backfilled(settings, WEEKLY, "1", newest, AS_OF) is None
-    judged = measure_backfilled(settings, WEEKLY, "1", newest - 5 * WEEK, AS_OF)
-    assert judged.performance.metrics["log_loss"] == pytest.approx(
+    assert backfilled_outcomes(settings, WEEKLY, "1", newest, AS_OF) is None
+    judged = backfilled_outcomes(settings, WEEKLY, "1", newest - 5 * WEEK, AS_OF)
+    metrics = {each.metric: each.value for each in measure(WEEKLY, judged, {})}
+    assert metrics["log_loss"] == pytest.approx(
         evaluation.challenger["log_loss"], abs=1e-6
     )
 
@@ -168,7 +170,7 @@ def test_a_label_with_rows_of_its_own_is_joined_at_the_time_of_each(settings, ag
 def test_it_is_evaluated_gated_and_built_again_without_a_population(settings, again):
     tracking = Tracking(settings)
     evaluation = load_evaluation(tracking, again.run_id)
-    assert evaluation.challenger["log_loss"] < evaluation.trivial["log_loss"]
+    assert evaluation.challenger["log_loss"] < evaluation.baseline["log_loss"]
     run = tracking.run(again.run_id)
     assert run.params["test_rows"] == run.params["test_members"] == str(evaluation.rows)
     card = read(tracking, again.run_id, CARD).decode()
@@ -187,14 +189,16 @@ def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
 ):
     version = Registry(settings).version(AGAIN.name, "1")
     evaluation = load_evaluation(Tracking(settings), again.run_id)
-    reference = load_reference(settings, AGAIN, version)
-    assert len(reference.rows) == len(reference.population) == evaluation.rows
-    assert measure_backfilled(settings, AGAIN, "1", reference.snapshot, AS_OF) is None
-    judged = measure_backfilled(
+    reference = load_reference(settings, version)
+    assert len(reference.rows) == evaluation.rows
+    assert backfilled_outcomes(settings, AGAIN, "1", reference.snapshot, AS_OF) is None
+    judged = backfilled_outcomes(
         settings, AGAIN, "1", reference.snapshot - 8 * WEEK, AS_OF
     )
-    assert judged.performance.rows == evaluation.rows
-    assert judged.performance.metrics == pytest.approx(evaluation.challenger, abs=1e-6)
+    assert judged.rows.num_rows == evaluation.rows
+    metrics = {each.metric: each.value for each in measure(AGAIN, judged, {})}
+    for name in ("auc", "log_loss", "f1"):
+        assert metrics[name] == pytest.approx(evaluation.challenger[name], abs=1e-6)
     old = AS_OF - 200 * DAYS
     asked = {"request_id": ["a", "b"], "entity": ["4", "4"]}
     answered = pa.table(asked | {"as_of": pa.array([old, old], TIME)})
@@ -204,11 +208,12 @@ def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
 
 
 def test_what_a_training_will_see_is_said_before_it_begins(settings, again, caplog):
-    with caplog.at_level(logging.INFO, logger="training.validate"):
-        run_id = open_run(
-            settings, AGAIN, AS_OF, key="said", reason="said", who="test", force=True
-        )
-    Tracking(settings).fail(run_id, "only opened")
+    run_id = open_run(
+        settings, AGAIN, AS_OF, key="said", reason="said", who="test", force=True
+    )
+    with caplog.at_level(logging.INFO, logger="training.dataset"):
+        dataset(settings, AGAIN, run_id)
+    Tracking(settings).end(run_id, "only opened", "FAILED")
     params = Tracking(settings).run(again.run_id).params
     rows = {name: f"{int(params[f'{name}_rows']):,}" for name in ("train", "test")}
     train, test = params["train_snapshots"], params["test_snapshot"]

@@ -37,7 +37,7 @@ FEATURES = {"parcels": "int64", "delay": "double", "region": "string"}
     [
         ({"classes": ["early", "late"]}, "classes: expected three or more different names, found"),
         ({"classes": ["early", "late", "late"]}, "classes: expected three or more different"),
-        ({"task": "regression"}, r"classes: a regression has none, found \['early', 'on_time'"),
+        ({"task": "regression"}, r"classes: a regression has none, found early, on_time"),
         ({"threshold": 0.5}, "threshold: a multiclass has none"),
         ({"costs": {"action": 1, "loss": 2}}, "costs: a multiclass has none"),
         *(
@@ -168,10 +168,11 @@ def test_it_is_checked_trained_promoted_by_its_gates_and_built_again(said):
     assert [report["version"] for report in said["trained"]] == ["1", "2"]
     assert said["trained"][1]["outcome"] == "version 2 is in production, in place of 1"
     metrics, proof = said["metrics"], said["proof"]
-    assert metrics["log_loss"] < metrics["trivial_log_loss"] < np.log(3) + 0.01
-    assert metrics["f1"] > metrics["trivial_f1"] > 0
-    assert metrics["training_leaves"] in {4, 8}
-    assert {"auc", "cost", "largest_gap", "threshold"}.isdisjoint(metrics)
+    assert metrics["test/log_loss"] < metrics["baseline/log_loss"] < np.log(3) + 0.01
+    assert metrics["test/f1"] > metrics["baseline/f1"] > 0
+    assert metrics["training/leaves"] in {4, 8}
+    unfit = {"test/auc", "test/cost", "test/largest_gap", "test/threshold"}
+    assert unfit.isdisjoint(metrics)
     assert (proof["passed"], proof["flips"]) == (True, 0)
     same, summary = said["reproduced"]
     assert same, summary
@@ -200,8 +201,6 @@ def test_every_protocol_answers_with_the_name_and_the_probability_of_each(said):
     assert logged == {
         "prediction": CLASSES.index(best), "probability": max(parts), "probabilities": parts
     }  # fmt: skip
-    documented = said["schema"]["DeliveryAnswer"]["properties"]
-    assert list(documented) == list(answer)
     for row in (said["v1"]["predictions"][0], said["mlflow"]["answers"][0]):
         assert (row["score"], row["prediction"]) == (parts, best)
         assert "probabilities" not in row
@@ -232,37 +231,15 @@ def test_outcomes_are_names_or_positions_and_the_monitor_measures_by_them(said):
     assert said["feedback"] == {"recorded": rows, "logged": True}
     assert said["monitor"]["left_out"] == {"no outcome of its task": 1}
     right = np.mean([a == b for a, b in zip(predicted[1:], actual[1:], strict=True)])
-    assert figures["online_accuracy"] == pytest.approx(right)
-    assert figures["online_log_loss"] == pytest.approx(
-        said["metrics"]["log_loss"], abs=0.02
+    assert figures["online/accuracy"] == pytest.approx(right)
+    assert figures["online/log_loss"] == pytest.approx(
+        said["metrics"]["test/log_loss"], abs=0.02
     )
     assert {
-        "online_f1",
-        "psi_score",
-        "psi_predicted_class",
-        "mean_score",
+        "online/f1",
+        "psi/score",
+        "psi/predicted_class",
+        "mean/score",
     } <= figures.keys()
-    rates = [figures[f"online_label_rate_{name}"] for name in CLASSES]
-    assert sum(rates) == pytest.approx(1)
-    assert not [note for note in said["monitor"]["notes"] if "not measured" in note]
-    assert said["monitor"]["verdict"] == "ok"
-    assert said["experiment"] == {"log_loss": pytest.approx(figures["online_log_loss"])}
-    details = said["details"]
-    assert set(details["reference_quantiles"]) == {
-        "parcels_28d",
-        "delay_28d",
-        "delay_7d",
-        "score",
-    }
-    assert details["performance"]["online"]["accuracy"]["now"] == pytest.approx(
-        right, rel=1e-4
-    )
-    assert sum(each["rows"] for each in details["calibration"]["online"]) == rows - 1
-    assert details["segments"] == {}
-
-
-@pytest.mark.nightly
-def test_its_history_is_walked(said):
-    head, _, *lines = said["backtest"].splitlines()
-    assert head.startswith("| policy | trainings | seconds | log loss (")
-    assert lines[0].startswith("| frozen |")
+    assert said["monitor"]["verdict"] == "ok", said["monitor"]["words"]
+    assert said["experiment"] == {"log_loss": pytest.approx(figures["online/log_loss"])}

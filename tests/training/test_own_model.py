@@ -9,11 +9,12 @@ import pytest
 
 from core.errors import TrainingError
 from core.spec import ModelSpec, load_spec
+from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
 from tests.training import factories
-from tests.training.conftest import OLD
+from tests.training.conftest import OLD, run_stages
 from training import chain
 from training.artifacts import PROOF, read
 from training.dataset import load_frame
@@ -87,8 +88,8 @@ def test_what_it_returns_is_registered_with_its_figures_and_built_again(
     assert run.params["estimator"] == f"{OWN}:train"
     assert run.params["threshold"] == "0.25"
     assert run.params["chosen_by"] == "training code of its own"
-    assert run.metrics["training_leaves"] in {3, 15}
-    assert run.metrics["log_loss"] < run.metrics["trivial_log_loss"]
+    assert run.metrics["training/leaves"] in {3, 15}
+    assert run.metrics["test/log_loss"] < run.metrics["baseline/log_loss"]
     spec = by_function("train", leaves=[3, 15])
     frame, plan = load_frame(Tracking(tracked), trained.run_id)
     rows = at(frame, plan.test)
@@ -131,9 +132,8 @@ def test_in_the_format_of_its_library_it_is_promoted_and_built_again(tracked, tr
     spec = native("xgboost_behind_a_scaler", TRUSTED)
     report = train(tracked, spec, "native")
     assert report.version is not None, report.outcome
-    served, _ = Registry(tracked).served(
-        Registry(tracked).version(NAME, report.version)
-    )
+    registry = Registry(tracked)
+    served, _ = read_version(registry, registry.version(NAME, report.version))
     assert served.loader == "mlflow.sklearn"
     proof = json.loads(read(Tracking(tracked), report.run_id, PROOF))
     assert (proof["passed"], proof["largest_difference"]) == (True, 0.0)
@@ -147,7 +147,7 @@ def opened(tracked):
     """A run with its frame."""
     spec = by_factory("Texts")
     run_id = chain.open_run(tracked, spec, OLD, key="opened", reason="r", who="t")
-    chain.dataset(tracked, spec, run_id)
+    run_stages(tracked, spec, run_id, "dataset")
     return run_id
 
 
@@ -184,5 +184,5 @@ def test_what_cannot_be_served_ends_the_training_with_one_line(
 ):
     assert [*estimator_problems(spec)] == []
     with pytest.raises(TrainingError, match=message) as refused:
-        chain.fit(tracked, spec, opened)
+        run_stages(tracked, spec, opened, "train")
     assert "\n" not in str(refused.value)

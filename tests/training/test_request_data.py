@@ -113,8 +113,9 @@ def test_label_rows_that_lack_request_data_are_one_line(history, carts, label):
 
 def test_scores_without_requests_are_refused(history, carts):
     said = "carts: its features need cart_value, coupon, items, rate, gift, due of a request: only"
-    with pytest.raises(NoRequestError, match=said):
-        population(history, SPEC, AS_OF)
+    for spec in (SPEC, SPEC.model_copy(update={"population": None})):
+        with pytest.raises(NoRequestError, match=said):
+            population(history, spec, AS_OF)
     assert mismatches(SPEC, carts, PublishedService(history, "cart_v1")) == []
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 
 from core.errors import SettingsError
-from core.training_spec import Range, Search
-from mlflow_server.tracking import Tracking
+from core.training_spec import Search
+from mlflow_server.tracking import PARENT_TAG, Tracking, tag_equals
 from tests.conftest import AS_OF
-from tests.training.conftest import OLD
+from tests.training.conftest import OLD, run_stages
 from tests.training.conftest import SPEC as MODEL
 from training import chain
 from training.search import search
@@ -34,8 +34,7 @@ def slope(estimator) -> float:
 def searched(tracked) -> str:
     """A run whose estimator was searched for on the real folds."""
     run_id = chain.open_run(tracked, SPEC, AS_OF, key="searched", reason="r", who="t")
-    chain.dataset(tracked, SPEC, run_id)
-    chain.fit(tracked, SPEC, run_id)
+    run_stages(tracked, SPEC, run_id, "dataset", "train")
     return run_id
 
 
@@ -43,55 +42,45 @@ def test_each_trial_is_a_run_below_and_the_specs_own_parameters_come_first(
     tracked, searched
 ):
     tracking = Tracking(tracked)
-    trials = tracking.runs(NAME, searched)[::-1]
+    trials = tracking.runs(NAME, tag_equals(PARENT_TAG, searched))[::-1]
     assert [run.status for run in trials] == ["FINISHED"] * TRIALS
     own = [{"estimator": e.name} | {k: str(v) for k, v in e.parameters.items()}
            for e in SPEC.estimators]  # fmt: skip
     assert [run.params for run in trials[:3]] == own
     assert all(run.params not in own for run in trials[3:])
-    best = min(trials, key=lambda run: run.metrics["fold_log_loss"])
+    best = min(trials, key=lambda run: run.metrics["fold/log_loss"])
     chosen = tracking.run(searched)
     assert chosen.params["estimator"] == best.params["estimator"]
     assert (
         chosen.params["chosen_by"]
         == f"search of {TRIALS} trials on forward folds, log loss"
     )
-    name = f"fold_log_loss_{best.params['estimator']}"
-    assert chosen.metrics[name] == best.metrics["fold_log_loss"]
-    below_none = {run.run_id for run in tracking.runs(NAME)}
-    assert searched in below_none
-    assert below_none.isdisjoint(run.run_id for run in trials)
+    name = f"fold/log_loss_{best.params['estimator']}"
+    assert chosen.metrics[name] == best.metrics["fold/log_loss"]
 
 
-def test_a_search_that_was_killed_goes_on_where_it_was(tracked, searched):
+def test_a_search_that_was_killed_and_repeated_tries_the_same(tracked, searched):
     tracking = Tracking(tracked)
-    before, asked = tracking.runs(NAME, searched), []
-    chain.fit(tracked, SPEC, searched)
-    assert tracking.runs(NAME, searched) == before
+    runs = tracking.runs(NAME, tag_equals(PARENT_TAG, searched))
+    run_stages(tracked, SPEC, searched, "train")
+    assert tracking.runs(NAME, tag_equals(PARENT_TAG, searched)) == runs
+    tried = []
 
     def dies(estimator) -> float:
-        asked.append(estimator)
-        if len(asked) == TRIALS:
+        tried.append(estimator)
+        if len(tried) == TRIALS:
             raise KeyboardInterrupt
         return slope(estimator)
 
     run_id = tracking.start_or_find_run(NAME, "killed", "killed", {})
     with pytest.raises(KeyboardInterrupt):
         search(tracking, SPEC, BUDGET, run_id, dies)
-    begun = tracking.runs(NAME, run_id)
-    assert sorted(run.status for run in begun) == ["FAILED"] + ["FINISHED"] * (
-        TRIALS - 1
-    )
-    again = search(
-        tracking, SPEC, BUDGET, run_id, lambda e: asked.append(e) or slope(e)
-    )
-    assert (
-        asked[TRIALS:] == asked[TRIALS - 1 : TRIALS]
-    )  # only the one that was not done
-    assert {run.run_id for run in tracking.runs(NAME, run_id)} == {
-        run.run_id for run in begun
-    }
-    assert [estimator for _, estimator in again] == asked[:TRIALS]
+    statuses = [r.status for r in tracking.runs(NAME, tag_equals(PARENT_TAG, run_id))]
+    assert sorted(statuses) == ["FAILED"] + ["FINISHED"] * (TRIALS - 1)
+    trials = search(tracking, SPEC, BUDGET, run_id, slope)
+    assert [estimator for _, estimator in trials] == tried
+    statuses = [r.status for r in tracking.runs(NAME, tag_equals(PARENT_TAG, run_id))]
+    assert statuses == ["FINISHED"] * TRIALS
 
 
 def test_a_search_ends_with_its_minutes_and_stays_within_its_spaces(tracked):
@@ -117,39 +106,17 @@ def test_without_folds_the_search_says_so_and_the_specs_first_is_trained(
     run_id = chain.open_run(
         tracked, SPEC, OLD, key="short history", reason="r", who="t"
     )
-    chain.dataset(tracked, SPEC, run_id)
-    chain.fit(tracked, SPEC, run_id)
-    said = "random_forest by first of the spec: no folds; a search needs forward folds"
+    run_stages(tracked, SPEC, run_id, "dataset", "train")
+    said = "chosen: random_forest; first of the spec: no folds; a search needs forward folds"
     assert said in caplog.messages
-    assert Tracking(tracked).runs(NAME, run_id) == []
+    assert Tracking(tracked).runs(NAME, tag_equals(PARENT_TAG, run_id)) == []
 
 
 def test_a_space_that_is_no_parameter_is_named_before_a_run_begins(tracked):
     forest = SPEC.estimators[0]
     wrong = forest.model_copy(update={"space": {"depth": forest.space["max_depth"]}})
     spec = SPEC.model_copy(update={"estimators": (wrong,), "experiment": "never begun"})
-    expected = r"to_be_searched\.toml: estimators\.0\.space\.depth: .* out of .*max_depth.*'depth'"
+    expected = r"to_be_searched\.toml: estimators\.0: .* out of .*max_depth.*'depth'"
     with pytest.raises(SettingsError, match=expected):
         chain.open_run(tracked, spec, AS_OF, key="wrong", reason="r", who="t")
     assert Tracking(tracked).runs("never begun") == []
-
-
-@pytest.mark.parametrize(
-    ("key", "low", "high", "told"),
-    [
-        ("min_samples_leaf", 0, 50, r"'min_samples_leaf' .* Got 0 instead"),
-        ("max_features", 0.5, 1.5, r"'max_features' .* Got 1\.5 instead"),
-    ],
-)
-def test_a_bound_that_scikit_learn_refuses_is_named_before_a_run_begins(
-    tracked, key, low, high, told
-):
-    own = {"parameters": {key: 1}, "space": {key: Range(low=low, high=high)}}
-    spec = SPEC.model_copy(
-        update={"estimators": (SPEC.estimators[0].model_copy(update=own),)}
-    )
-    with pytest.raises(
-        SettingsError,
-        match=rf"toml: estimators\.0\.space\.{key}: random_forest: The {told}",
-    ):
-        chain.open_run(tracked, spec, AS_OF, key="refused", reason="r", who="t")

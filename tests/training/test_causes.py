@@ -1,0 +1,84 @@
+"""What a training that Airflow starts is about; decisions are the monitor's, runs are real."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from datetime import timedelta
+
+import pytest
+
+from mlflow_server.ledger import Ledger
+from mlflow_server.promotion import promote
+from mlflow_server.registry import Registry
+from mlflow_server.tracking import Tracking
+from monitoring.causes import TrainingCause, open_decisions, training_cause
+from monitoring.decision_log import DecisionRow, store_decision
+from tests.mlflow_server.conftest import client
+from tests.training.conftest import OLD, SPEC
+from training.validate import fail_run, open_run
+
+HOUR = timedelta(hours=1)
+CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})
+
+
+@pytest.fixture
+def decided(tracked):
+    """Decisions to retrain, an hour and two hours after OLD."""
+    for hours in (1, 2):
+        row = DecisionRow(
+            model=CAUSED.name,
+            version="1",
+            as_of=OLD + hours * HOUR,
+            verdict="bad",
+            action="retrain",
+            rule="drift",
+            reason="PSI 0.3",
+            cause=f"drift {hours}",
+            words="bad: PSI 0.3",
+            inputs="{}",
+            entities=900,
+        )
+        store_decision(tracked, row)
+
+
+def at(hours):
+    return f"decided {OLD + hours * HOUR:%Y-%m-%d %H:%M:%S}"
+
+
+def opened(settings, key, hours, *, force=False):
+    return open_run(
+        settings, CAUSED, OLD + hours * HOUR, key=key, reason="r", who="t", force=force
+    )
+
+
+def test_a_training_is_about_every_decision_that_none_has_answered(tracked, decided):
+    start = OLD + 3 * HOUR
+    both = TrainingCause(
+        OLD + 2 * HOUR, "drift 1: PSI 0.3; drift 2: PSI 0.3", f"drift 2, {at(2)}"
+    )
+    first = TrainingCause(OLD + HOUR, "drift 1: PSI 0.3", f"drift 1, {at(1)}")
+    assert training_cause(tracked, CAUSED, start, None) == both
+    assert training_cause(tracked, CAUSED, start, OLD + HOUR) == first
+
+    assert opened(tracked, "earlier", 1) is not None
+    (row,) = open_decisions(tracked, CAUSED, start)
+    assert row.cause == "drift 2"
+    run_id = opened(tracked, "finished", 1, force=True)
+    assert run_id is not None
+    Tracking(tracked).set_terminated(run_id)
+    assert open_decisions(tracked, CAUSED, start) == [], "that run has learnt it all"
+
+    assert opened(tracked, "answers", 2, force=True) is not None
+    fail_run(tracked, CAUSED, "answers")  # the cooldown repeats it
+    assert training_cause(tracked, CAUSED, start, None) == TrainingCause(start)
+
+
+def test_a_training_is_never_older_than_the_newest_promotion(tracked):
+    api, start = client(tracked), OLD - timedelta(days=40_000)
+    run = api.create_run("0").info
+    api.create_registered_model(CAUSED.name)
+    api.create_model_version(CAUSED.name, f"{run.artifact_uri}/model", run.run_id)
+    with closing(Ledger(tracked)) as ledger:
+        row = promote(Registry(tracked), ledger, CAUSED.name, "1", who="t", why="r")
+    assert training_cause(tracked, CAUSED, start, None) == TrainingCause(row.time)
+    assert training_cause(tracked, CAUSED, start, start) == TrainingCause(start)

@@ -1,0 +1,157 @@
+"""PSI against figures worked out by hand and known shifts; how far normal windows lie apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from core.monitoring_spec import Monitoring
+from training.psi import UsualSpread, psi, usual_spread
+
+RANDOM = np.random.default_rng(5)
+NO_ROWS = pd.DataFrame({"event_timestamp": pd.to_datetime([], utc=True)})
+
+
+def days(count, rows=300, step=0.0):
+    """As many rows a day of a number that moves by `step` a day, each of another entity."""
+    number = np.concatenate(
+        [RANDOM.normal(step * day, 1, rows) for day in range(count)]
+    )
+    start = pd.Timestamp("2026-11-01", tz="UTC")
+    day_of_row = np.repeat(np.arange(count), rows)
+    return pd.DataFrame(
+        {
+            "trip": np.arange(count * rows),
+            "event_timestamp": start + pd.to_timedelta(day_of_row, unit="D"),
+            "delay": number,
+        }
+    )
+
+
+def test_the_same_population_scores_zero():
+    values = pd.Series(RANDOM.normal(size=1000))
+    assert psi(values, values.sample(frac=1.0, random_state=1)) == 0.0
+
+
+def test_a_worked_example_of_two_categories():
+    reference = pd.Series(["a"] * 80 + ["b"] * 20)
+    current = pd.Series(["a"] * 50 + ["b"] * 50)
+    by_hand = (0.5 - 0.8) * np.log(0.5 / 0.8) + (0.5 - 0.2) * np.log(0.5 / 0.2)
+    assert psi(reference, current) == pytest.approx(by_hand)
+
+
+def test_a_rare_value_of_two_numbers_that_becomes_frequent_is_seen():
+    before = pd.Series([1] * 95 + [0] * 5)
+    now = pd.Series([1.0] * 60 + [0.0] * 40)
+    by_hand = (0.6 - 0.95) * np.log(0.6 / 0.95) + (0.4 - 0.05) * np.log(0.4 / 0.05)
+    assert psi(before, now) == pytest.approx(by_hand)
+
+
+@pytest.mark.parametrize(
+    ("shift", "low", "high"), [(0.1, 0, 0.05), (0.5, 0.2, 0.3), (1.0, 0.9, 1.2)]
+)
+def test_a_shift_of_a_normal_is_close_to_its_square(shift, low, high):
+    """For a small shift of s standard deviations PSI tends to s squared."""
+    reference = pd.Series(RANDOM.normal(size=50_000))
+    assert low <= psi(reference, pd.Series(RANDOM.normal(shift, size=50_000))) <= high
+
+
+def test_ties_are_one_bin_and_a_constant_reference_sees_a_change():
+    zeros = pd.Series([0] * 90 + list(range(1, 11)))
+    threes = pd.Series([3] * 100)
+    assert psi(zeros, zeros) == 0.0
+    assert psi(threes, pd.Series([4] * 100)) > 1
+    assert psi(threes, pd.Series([2] * 100)) == 0.0  # at or below the only cut
+
+
+@pytest.mark.parametrize("outlier", [1e12, -1e12])
+def test_values_out_of_the_references_range_count_in_the_end_bins(outlier):
+    assert psi(pd.Series(np.arange(1000.0)), pd.Series([outlier] * 1000)) > 5
+
+
+def test_a_new_category_counts_and_nulls_do_not():
+    reference = pd.Series(["a", "b"] * 50)
+    assert psi(reference, pd.Series(["c"] * 100)) > 5
+    assert psi(reference, pd.Series(["a", "b", None] * 50)) == 0.0
+    assert np.isnan(psi(reference, pd.Series([None, None], dtype=object)))
+
+
+@pytest.mark.parametrize(
+    ("categories", "zipf"), [(20, 0), (100, 0), (200, 1), (1000, 1)]
+)
+def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(
+    categories, zipf
+):
+    share = 1.0 / np.arange(1, categories + 1) ** zipf
+    drawn = np.random.default_rng(3)
+
+    def window(entities, share):
+        chosen = drawn.choice(categories, entities, p=share / share.sum())
+        return pd.Series(chosen.astype(str))
+
+    reference = window(5000, share)
+    for entities in (200, 500, 2000):
+        quiet = [psi(reference, window(entities, share)) for _ in range(30)]
+        assert max(quiet) < 0.25
+    factor = np.where(np.arange(categories) < categories // 2, 2.0, 0.5)
+    mix = share * (factor[::-1] if zipf else factor)
+    assert psi(reference, window(500, mix)) > 0.1
+
+
+def test_the_spread_is_the_largest_psi_of_a_day_against_the_other_days():
+    reference = days(5, step=0.3).assign(score=0.5)
+    reference.loc[reference.index[:300], "score"] = 0.8
+    spread = usual_spread(reference, NO_ROWS, ["trip"])
+    number = reference["delay"]
+    by_hand = [
+        psi(
+            number[reference.index // 300 != day], number[reference.index // 300 == day]
+        )
+        for day in range(5)
+    ]
+    assert spread.basis == "windows"
+    assert spread.psi["delay"] == pytest.approx(max(by_hand))
+    assert spread.mean_score == pytest.approx(0.3)
+
+
+def test_of_an_entity_the_last_row_of_a_day_counts_as_in_a_window():
+    reference = days(3)
+    earlier = reference.assign(delay=1000.0)
+    rows = pd.concat([earlier, reference], ignore_index=True)
+    number = rows["delay"]
+    day_of_row = rows["trip"] // 300
+    by_hand = [
+        psi(number[day_of_row != day], reference["delay"][day_of_row[:900] == day])
+        for day in range(3)
+    ]
+    spread = usual_spread(rows, NO_ROWS, ["trip"])
+    assert spread.psi["delay"] == pytest.approx(max(by_hand))
+
+
+def test_where_the_reference_is_one_moment_the_newest_snapshots_are_compared():
+    frame = days(6, step=0.5)
+    moment = frame[-300:].assign(score=0.5)
+    spread = usual_spread(moment, frame, ["trip"])
+    older = usual_spread(moment, frame[600:], ["trip"])
+    assert spread.basis == "snapshots"
+    assert spread.psi == older.psi  # the newest four count
+    assert "score" not in spread.psi
+    steps = [psi(frame["delay"][at : at + 300], frame["delay"][at + 300 : at + 600])
+             for at in (600, 900, 1200)]  # fmt: skip
+    assert spread.psi["delay"] == pytest.approx(min(steps))
+    assert usual_spread(moment, frame[-600:], ["trip"]) == UsualSpread("none")
+
+
+def test_slices_and_columns_of_few_values_say_nothing():
+    few = days(5, rows=150, step=3.0)
+    assert usual_spread(few, few, ["trip"]) == UsualSpread("none")
+    sparse = days(5, rows=300, step=3.0)
+    sparse.loc[sparse.index % 2 == 0, "delay"] = np.nan
+    assert usual_spread(sparse, sparse, ["trip"]).psi == {"delay": 0.0}
+
+
+def test_a_feature_whose_normal_days_lie_beyond_the_limit_is_named():
+    spread = UsualSpread("windows", {"a": 0.3, "b": 0.2, "c": 2.0, "score": 1.0})
+    limits = Monitoring(monitor_only={"c": "moves slowly"})
+    assert spread.wide_features(limits) == {"a": 0.3}

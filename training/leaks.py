@@ -1,0 +1,46 @@
+"""Remarks on features that may know the label: what looks too good to be true."""
+
+from collections.abc import Iterator, Mapping
+
+import pandas as pd
+import pyarrow as pa
+from sklearn.tree import DecisionTreeClassifier, DecisionTreeRegressor
+
+from core.spec import ModelSpec
+from training.frame import features
+
+SUSPICIOUS = 0.98
+"""AUC, R², or the share of what the most frequent class gets wrong, that is put right."""
+LEAVES = 4
+
+
+def leak_remarks(
+    spec: ModelSpec, rows: pa.Table, metrics: Mapping[str, float]
+) -> Iterator[str]:
+    """Yield a line for each feature that all but decides the label by itself, and one for the AUC.
+
+    Args:
+        spec: The model.
+        rows: Labelled rows of a frame.
+        metrics: Of the model on them; may be empty.
+
+    """
+    y = rows["label"].to_numpy()
+    advice = "is it known before the label is?"
+    share_wrong = 1 - pd.Series(y).value_counts(normalize=True).max()
+    for name, column in features(spec, rows).items():
+        values = column
+        if spec.inputs[str(name)] == "string":
+            values = pd.Series(pd.factorize(column)[0])
+        matrix = values.to_frame()
+        if spec.task == "regression":
+            tree = DecisionTreeRegressor(max_leaf_nodes=LEAVES, random_state=0)
+            decided = tree.fit(matrix, y).score(matrix, y)
+        else:
+            tree = DecisionTreeClassifier(max_leaf_nodes=LEAVES, random_state=0)
+            accuracy = tree.fit(matrix, y).score(matrix, y)
+            decided = 1 - (1 - accuracy) / share_wrong if share_wrong else 0
+        if decided >= SUSPICIOUS:
+            yield f"{name} alone all but decides {spec.label}: {advice}"
+    if metrics.get("auc", 0) >= SUSPICIOUS:
+        yield f"AUC {metrics['auc']:.4f} is near 1: a feature may know {spec.label}"

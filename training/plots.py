@@ -1,0 +1,110 @@
+"""Figures of an evaluation: PNG files that the model card shows."""
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from functools import partial
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from sklearn.calibration import CalibrationDisplay
+from sklearn.metrics import (
+    ConfusionMatrixDisplay,
+    PrecisionRecallDisplay,
+    PredictionErrorDisplay,
+    RocCurveDisplay,
+)
+
+from core.spec import ModelSpec
+from training.metrics import Labels, Scored, bins, predict, top_class
+
+draw_calibration = partial(
+    CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"
+)
+DRAWN_ROWS = 2000
+
+
+def draw(
+    folder: Path,
+    title: str,
+    spec: ModelSpec,
+    y: Labels,
+    models: Mapping[str, Scored],
+    contributions: Mapping[str, float],
+) -> None:
+    """Write the figures of the task.
+
+    Args:
+        folder: Where to.
+        title: Which rows they show.
+        spec: The model.
+        y: Labels of these rows.
+        models: Scores of the challenger, then of the champion if there is one, by name.
+        contributions: Mean size of what each feature contributes to a score, the largest first.
+
+    """
+    axes_named = partial(_axes, folder, title)
+    challenger = next(iter(models.values()))
+    answers = predict(challenger.scores, challenger.threshold)
+    with axes_named("feature_importance") as axes:
+        axes.barh([*contributions], [*contributions.values()])
+        axes.invert_yaxis()
+        axes.set(xlabel="mean size of the contribution to the score")
+    if spec.task == "regression":
+        _draw_numbers(axes_named, y, answers, models)
+        return
+    with axes_named("calibration") as axes:
+        for name, model in models.items():
+            draw_calibration(*top_class(y, model), name=name, ax=axes)
+    if spec.task == "classification":
+        with axes_named("roc") as axes:
+            for name, model in models.items():
+                RocCurveDisplay.from_predictions(y, model.scores, name=name, ax=axes)
+        with axes_named("precision_recall") as axes:
+            for name, model in models.items():
+                PrecisionRecallDisplay.from_predictions(
+                    y, model.scores, name=name, ax=axes
+                )
+    with axes_named("confusion_matrix") as axes:
+        classes = spec.classes or ("0", "1")
+        ConfusionMatrixDisplay.from_predictions(
+            y,
+            answers,
+            labels=range(len(classes)),
+            display_labels=classes,
+            colorbar=False,
+            ax=axes,
+        )
+
+
+def _draw_numbers(
+    axes_named: Callable[[str], AbstractContextManager[Axes]],
+    y: Labels,
+    answers: Labels,
+    models: Mapping[str, Scored],
+) -> None:
+    with axes_named("predicted_against_actual") as axes:
+        PredictionErrorDisplay.from_predictions(
+            y,
+            answers,
+            kind="actual_vs_predicted",
+            subsample=DRAWN_ROWS,
+            random_state=0,
+            ax=axes,
+        )
+    with axes_named("calibration") as axes:
+        for name, model in models.items():
+            _, mean_scores, mean_labels = bins(y, model.scores)
+            axes.plot(mean_scores, mean_labels, "s-", label=name)
+        axes.axline((0, 0), slope=1, linestyle=":", color="black", label="calibrated")
+        axes.set(xlabel="mean prediction of each tenth of the rows")
+        axes.set(ylabel="mean label")
+        axes.legend()
+
+
+@contextmanager
+def _axes(folder: Path, title: str, name: str) -> Iterator[Axes]:
+    figure = Figure(figsize=(6, 5), layout="constrained")
+    figure.suptitle(f"{name.replace('_', ' ')} · {title}", fontsize=10)
+    yield figure.subplots()
+    figure.savefig(folder / f"{name}.png")

@@ -1,0 +1,207 @@
+"""Population stability index (PSI): how far a column of a window lies from the reference."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Literal, TypeAlias
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from core.monitoring_spec import Monitoring
+from core.spec import MISSING
+
+Counts: TypeAlias = NDArray[np.int64]
+DECILES = np.linspace(0.1, 0.9, 9)
+CATEGORY_BINS = 10
+"""As many as of deciles: with more, a small window's PSI would be chance's."""
+SMALLEST_SHARE = 1e-4
+"""Stands for an empty bin, whose logarithm is not finite."""
+FEWEST_VALUES = 200
+"""Of a slice; below, its PSI is noise."""
+FEWEST_SLICES = 3
+NEWEST_SNAPSHOTS = 4
+"""Snapshots of the training frame that are compared where the reference is one moment."""
+SCORE = "score"
+TIME = "event_timestamp"
+
+
+@dataclass(frozen=True)
+class UsualSpread:
+    """How far a normal window lies from the reference.
+
+    Attributes:
+        basis: What was compared: `windows` of 24 hours of the reference, each with the others; the
+            newest `snapshots` of the training frame, each with the one before; or none: there are
+            too few.
+        psi: By column the largest PSI of a window, or the smallest of the snapshots.
+        mean_score: The largest distance of a window's mean score from the others'.
+
+    """
+
+    basis: Literal["windows", "snapshots", "none"] = "none"
+    psi: dict[str, float] = field(default_factory=dict)
+    mean_score: float = 0.0
+
+    def wide_features(self, limits: Monitoring) -> dict[str, float]:
+        """Return features whose limit is their spread and not the spec's, with the spread."""
+        return {
+            name: value
+            for name, value in self.psi.items()
+            if value > limits.psi_significant
+            and name != SCORE
+            and name not in limits.monitor_only
+        }
+
+
+def psi(reference: "pd.Series[Any]", current: "pd.Series[Any]") -> float:
+    """Population stability index of `current`.
+
+    The sum over bins of (current share - reference share) times the logarithm of their ratio
+    (Siddiqi, Credit Risk Scorecards, 2006). Nulls are left out: their share is another figure.
+
+    Args:
+        reference: Values that the model was evaluated on.
+        current: Values of the window.
+
+    Returns:
+        0 if both are distributed alike. From 0.1 a shift is commonly called moderate, from 0.25
+        significant. Nan if one of the columns has no value.
+
+    """
+    reference_values = reference.dropna()
+    current_values = current.dropna()
+    if reference_values.empty or current_values.empty:
+        return math.nan
+    if pd.api.types.is_numeric_dtype(reference):
+        reference_counts, current_counts = _counts_by_decile(
+            reference_values.to_numpy(float), current_values.to_numpy(float)
+        )
+    else:
+        reference_counts, current_counts = _counts_by_category(
+            reference_values.astype(str), current_values.astype(str)
+        )
+    reference_shares = _shares(reference_counts)
+    current_shares = _shares(current_counts)
+    difference = current_shares - reference_shares
+    return float(np.sum(difference * np.log(current_shares / reference_shares)))
+
+
+def usual_spread(
+    reference: pd.DataFrame, frame: pd.DataFrame, entity: Sequence[str]
+) -> UsualSpread:
+    """Measure how far a normal window lies from the reference.
+
+    Windows are the 24 hours of a day (UTC). Where the reference has fewer than three, the newest
+    snapshots of the training frame stand in: of these the smallest step counts, as they may lie
+    months apart, and what truly changed between two of them must not hide later drift.
+
+    Args:
+        reference: Compared columns, `event_timestamp` and the keys of the evaluated rows.
+        frame: The same of the training frame's newest snapshots; without `score`.
+        entity: The keys. Of an entity the last row of a slice counts, as in a window.
+
+    """
+    reference_days = _days(reference)
+    if len(reference_days) >= FEWEST_SLICES:
+        figures = _largest_distances(reference, reference_days, entity)
+        return UsualSpread("windows", *figures)
+    snapshots = _days(frame)[-NEWEST_SNAPSHOTS:]
+    if len(snapshots) >= FEWEST_SLICES:
+        columns = frame.drop(columns=[TIME, *entity])
+        days = frame[TIME].dt.floor("D")
+        return UsualSpread("snapshots", _smallest_steps(columns, days, snapshots))
+    return UsualSpread()
+
+
+def with_nulls(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return `rows` with None for the word that a model is given in place of a null text."""
+    texts = rows.select_dtypes("object")
+    return rows.assign(**texts.mask(texts == MISSING, None))
+
+
+def _days(rows: pd.DataFrame) -> list[pd.Timestamp]:
+    """Days of enough rows, oldest first."""
+    row_counts = rows[TIME].dt.floor("D").value_counts()
+    return sorted(row_counts[row_counts >= FEWEST_VALUES].index)
+
+
+def _largest_distances(
+    rows: pd.DataFrame, days: Sequence[pd.Timestamp], entity: Sequence[str]
+) -> tuple[dict[str, float], float]:
+    """Return the largest PSI of a day by column, and the largest change of the mean score."""
+    day_of_row = rows[TIME].dt.floor("D")
+    columns = rows.columns.difference([TIME, *entity]).map(str)
+    largest_psi = dict.fromkeys(columns, 0.0)
+    largest_change = 0.0
+    for day in days:
+        window = rows[day_of_row == day].drop_duplicates([*entity], keep="last")
+        others = rows[(day_of_row != day) & day_of_row.isin(days)]
+        for name in columns:
+            if window[name].count() >= FEWEST_VALUES:
+                distance = psi(others[name], window[name])
+                largest_psi[name] = max(largest_psi[name], distance)
+        if SCORE in columns and len(window) >= FEWEST_VALUES:
+            change = abs(window[SCORE].mean() - others[SCORE].mean())
+            largest_change = max(largest_change, float(change))
+    return largest_psi, largest_change
+
+
+def _smallest_steps(
+    columns: pd.DataFrame, days: "pd.Series[Any]", snapshots: Sequence[pd.Timestamp]
+) -> dict[str, float]:
+    """Return by column the smallest PSI of a snapshot against the one before."""
+    rows = [columns[days == snapshot] for snapshot in snapshots]
+    smallest = dict.fromkeys(map(str, columns), 0.0)
+    for name in smallest:
+        values = [snapshot[name].dropna() for snapshot in rows]
+        if min(map(len, values)) >= FEWEST_VALUES:
+            steps = [psi(before, after) for before, after in pairwise(values)]
+            smallest[name] = min(steps)
+    return smallest
+
+
+def _counts_by_decile(
+    reference: NDArray[np.float64], current: NDArray[np.float64]
+) -> tuple[Counts, Counts]:
+    """Count values between the reference's deciles; of two values each has a bin.
+
+    Equal deciles are one cut. The end bins are open. A value that equals a cut is below it.
+    """
+    ends = [reference.min(), reference.max()]
+    has_two_values = np.isin(reference, ends).all()
+    cuts = np.unique(ends if has_two_values else np.quantile(reference, DECILES))
+    bin_count = len(cuts) + 1
+    reference_counts = np.bincount(np.searchsorted(cuts, reference), None, bin_count)
+    current_counts = np.bincount(np.searchsorted(cuts, current), None, bin_count)
+    return reference_counts, current_counts
+
+
+def _counts_by_category(
+    reference: "pd.Series[str]", current: "pd.Series[str]"
+) -> tuple[Counts, Counts]:
+    """Count categories, what the reference has not in a bin of its own.
+
+    Of more than ten, the most frequent first, those that together make a tenth of the reference
+    share a bin. What it has not is then with the rarest: some is to be expected.
+    """
+    row_counts = reference.value_counts().sort_index()
+    row_counts = row_counts.sort_values(ascending=False, kind="stable")
+    bins = pd.Series(np.arange(len(row_counts)), row_counts.index)
+    new_bin = len(bins)
+    if len(bins) > CATEGORY_BINS:
+        share_before = (row_counts.cumsum() - row_counts) / len(reference)
+        bins = (CATEGORY_BINS * share_before).astype(np.int64)
+        new_bin = CATEGORY_BINS - 1
+    reference_bins = reference.map(bins)
+    current_bins = current.map(bins).fillna(new_bin).astype(np.int64)
+    reference_counts = np.bincount(reference_bins, None, new_bin + 1)
+    current_counts = np.bincount(current_bins, None, new_bin + 1)
+    return reference_counts, current_counts
+
+
+def _shares(counts: Counts) -> NDArray[np.float64]:
+    shares: NDArray[np.float64] = counts / counts.sum()
+    return shares.clip(min=SMALLEST_SHARE)

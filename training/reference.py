@@ -1,0 +1,132 @@
+"""The reference of a version: the rows that it was evaluated on, with what it says of them.
+
+Windows of its predictions are compared with these. The evaluation stores them; a monitoring run
+reads them and scores nothing.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from core.settings import Settings
+from core.spec import FeatureType, ModelSpec
+from core.training_spec import Task
+from mlflow_server.registry import Version
+from mlflow_server.tracking import DATA_FOLDER, Tracking
+from training.artifacts import PLAN, REFERENCE, SPEC, fetched, read
+from training.dataset import PLANS
+from training.frame import features
+from training.gate import load_evaluation
+from training.metrics import Scored, predict
+from training.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
+
+PREDICTED_CLASS = "predicted_class"
+LABEL = "label"
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What windows of a version are compared with.
+
+    Attributes:
+        rows: Members of the evaluated snapshots, with or without a label: the compared features,
+            `score`, of many classes `predicted_class`, and `label` (nan: none).
+        features: Types of all features of the version; the spec's may be others by now.
+        snapshot: Beginning of the newest evaluated snapshot.
+        threshold: That of the version; None of numbers and of many classes.
+        task: Classification, regression or multiclass.
+        evaluated: Metrics of the version on the rows with a label.
+        spread: How far a normal window lies from the rows.
+
+    """
+
+    rows: pd.DataFrame
+    features: dict[str, FeatureType]
+    snapshot: datetime
+    threshold: float | None
+    task: Task
+    evaluated: dict[str, float]
+    spread: UsualSpread
+
+
+def evaluated_members(
+    spec: ModelSpec, rows: pa.Table, unlabelled: pa.Table
+) -> pa.Table:
+    """Return keys, time, features and label of the frame `rows`, then of the `unlabelled`."""
+    columns = [*spec.entity_key, TIME, *spec.features]
+    no_labels = pa.nulls(unlabelled.num_rows, rows.schema.field(LABEL).type)
+    others = unlabelled.select(columns).append_column(LABEL, no_labels)
+    return pa.concat_tables([rows.select([*columns, LABEL]), others])
+
+
+def with_scores(spec: ModelSpec, members: pa.Table, scored: Scored) -> pa.Table:
+    """Add what a window has of each row: `score`, and of many classes `predicted_class`."""
+    table = members.append_column(SCORE, pa.array(scored.rounded().top))
+    if spec.classes:
+        positions = predict(scored.scores, None)
+        names = np.array(spec.classes, object)[positions]
+        table = table.append_column(PREDICTED_CLASS, pa.array(names, pa.string()))
+    return table
+
+
+def store_reference(tracking: Tracking, run_id: str, reference: pa.Table) -> None:
+    """Store it where `gyre forget` finds the rows of an entity."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / REFERENCE
+        pq.write_table(reference, file)
+        tracking.log_artifact(run_id, str(file), DATA_FOLDER)
+
+
+def measure_spread(
+    spec: ModelSpec, reference: pa.Table, snapshots: pa.Table
+) -> UsualSpread:
+    """Return the usual spread. snapshots: rows of the newest snapshots of the training frame."""
+    keys = [*spec.entity_key]
+    reference_rows = _compared_columns(spec, reference, [SCORE, PREDICTED_CLASS])
+    frame_rows = _compared_columns(spec, snapshots, [])
+    for rows, table in ((reference_rows, reference), (frame_rows, snapshots)):
+        rows[[*keys, TIME]] = table.select([*keys, TIME]).to_pandas()
+    return usual_spread(reference_rows, frame_rows, keys)
+
+
+def load_reference(settings: Settings, version: Version) -> Reference:
+    """Read what the training run of `version` stored.
+
+    Raises:
+        RegistryError: MLflow does not answer, or the run stored no reference.
+
+    """
+    tracking = Tracking(settings)
+    run_id = version.run_id
+    with fetched(tracking, run_id, f"{DATA_FOLDER}/{REFERENCE}") as file:
+        table = pq.read_table(file)
+    spec = ModelSpec.model_validate_json(read(tracking, run_id, SPEC))
+    plan = PLANS.validate_json(read(tracking, run_id, PLAN))
+    evaluation = load_evaluation(tracking, run_id)
+    return Reference(
+        rows=_compared_columns(spec, table, [SCORE, PREDICTED_CLASS, LABEL]),
+        features=spec.features,
+        snapshot=plan.test[-1].start,
+        threshold=evaluation.threshold,
+        task=spec.task,
+        evaluated=evaluation.challenger,
+        spread=evaluation.spread,
+    )
+
+
+def _compared_columns(
+    spec: ModelSpec, table: pa.Table, other_columns: list[str]
+) -> pd.DataFrame:
+    """Return the features but timestamps, which always move on, and the others that it has."""
+    kinds = {name: kind for name, kind in spec.features.items() if kind != "timestamp"}
+    rows = with_nulls(features(spec.model_copy(update={"features": kinds}), table))
+    for name in other_columns:
+        if name in table.column_names:
+            rows[name] = table[name].to_pandas()
+    return rows
