@@ -1,54 +1,71 @@
-"""Every check of a monitoring run, and what they say: each is a function of run and reference."""
+"""Every check of a monitoring run: each is a function of run and reference."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
 
-from core.errors import GyreError
 from core.user_code import in_one_line
-from monitoring.checks.concept import (
-    calibration,
-    concept_drift,
-    label_rate,
-    positive_rate,
-)
-from monitoring.checks.drift import drift
-from monitoring.checks.guardrails import (
-    collapsed_scores,
-    failures,
-    latency,
-    previous_is_better,
-)
-from monitoring.checks.performance import performance
-from monitoring.checks.result import CheckResult
+from monitoring.check import CheckResult
+from monitoring.checks.performance import MeasuredMetric
+from monitoring.checks.report import report_results
+from monitoring.checks.serving import collapsed_scores, previous_is_better, serving
 from monitoring.checks.skew import skew
 from monitoring.checks.volume import entities, freshness, volume
-from monitoring.run import MonitoringRun, Reference
+from monitoring.decision import REFERENCE
+from monitoring.run import MonitoringRun
+from training.reference import Reference
 
 log = logging.getLogger(__name__)
 Check = Callable[[Any, Any], Iterable[CheckResult]]
 """A MonitoringRun and its Reference → results."""
+PERFORMANCE = "performance_drift"
+
+
+def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResult]:
+    """Say why performance is not known, as far as it is not; the report judges the rest."""
+    for reason in run.unmeasured:
+        yield CheckResult(
+            name="performance",
+            kind=PERFORMANCE,
+            status="unknown",
+            words=f"performance was not measured: {reason}",
+        )
+    if not run.judged and not run.unmeasured:
+        yield CheckResult(
+            name="performance",
+            kind=PERFORMANCE,
+            status="note",
+            words="performance is not known yet: no snapshot has matured since the "
+            "evaluation, and too few outcomes of predictions are known",
+        )
+
+
+def report(run: MonitoringRun, reference: Reference) -> Iterable[CheckResult]:
+    """Have Evidently compare the window with the reference, and performance with its limits."""
+    limits = run.spec.monitoring
+    rows = run.window.rows
+    if len(rows) < limits.fewest:  # performance alone
+        rows = rows[:0]
+    metrics: list[MeasuredMetric] = []
+    for judged in run.judged:
+        metrics += judged.metrics
+    if rows.empty and not metrics:
+        return []
+    return report_results(limits, reference, rows, metrics, run.folder)
+
+
 CHECKS: tuple[Check, ...] = (
     entities,
     volume,
-    skew,
     freshness,
-    failures,
+    skew,
+    serving,
     collapsed_scores,
-    latency,
 )
 """The reference may be None."""
-COMPARISONS: tuple[Check, ...] = (
-    performance,
-    concept_drift,
-    calibration,
-    drift,
-    positive_rate,
-    label_rate,
-    previous_is_better,
-)
+COMPARISONS: tuple[Check, ...] = (report, performance, previous_is_better)
 
 
 def run_checks(
@@ -57,44 +74,114 @@ def run_checks(
     checks: Sequence[Check] = CHECKS,
     comparisons: Sequence[Check] = COMPARISONS,
 ) -> list[CheckResult]:
-    """Return what every check says; one that fails says why, and keeps no other from it.
+    """Return what every check finds; one that fails is unknown, and keeps no other from it.
 
-    reference: or why there is none.
+    Args:
+        run: What the checks look at.
+        reference: What the version is compared with, or why there is none.
+        checks: Those that do without a reference.
+        comparisons: Those that need one.
+
     """
     limits = run.spec.monitoring
-    if isinstance(reference, str):
-        text = f"no reference: {reference}"
-        results = [CheckResult("reference", status="unknown", remark=text)]
-        results += (result for check in checks for result in _results(check, run, None))
+    results: list[CheckResult] = []
+    if isinstance(reference, Reference):
+        for check in (*checks, *comparisons):
+            results += _results(check.__name__, check, run, reference)
+        for path in limits.checks:
+            results += _own_results(path, run, reference)
     else:
-        every: tuple[Check | str, ...] = (*checks, *comparisons, *limits.checks)
-        results = [
-            result for check in every for result in _results(check, run, reference)
-        ]
+        for check in checks:
+            results += _results(check.__name__, check, run, None)
+        missing = CheckResult(
+            name=REFERENCE,
+            kind=REFERENCE,
+            status="unknown",
+            words=f"there is no reference: {reference}",
+            remedy=f"gyre train {run.spec.name} --force",
+        )
+        results.append(missing)
+    passive = limits.monitor_only
+    named_results = name_performance(results, passive)
+    return [_completed(result, run) for result in named_results]
+
+
+def name_performance(
+    results: Sequence[CheckResult], passive: Mapping[str, str]
+) -> list[CheckResult]:
+    """Call performance that falls while no feature drifts concept drift.
+
+    Args:
+        results: What the checks found.
+        passive: What never acts, such as a feature that always drifts, and why.
+
+    """
+    has_drift = any(
+        result.kind == "data_drift"
+        and result.status == "bad"
+        and _reason_of_passivity(result, passive) is None
+        for result in results
+    )
+    if has_drift:
+        return [*results]
     return [
-        replace(result, status="remark")
-        if result.status == "bad" and result.kind in limits.monitor_only
+        replace(result, kind="concept_drift")
+        if result.kind == PERFORMANCE and result.status == "bad"
         else result
         for result in results
     ]
 
 
-def _results(
-    check: Check | str, run: MonitoringRun, reference: Reference | None
+def _completed(result: CheckResult, run: MonitoringRun) -> CheckResult:
+    """Add the page that shows a result, the incident that it is, and why it does not act."""
+    link = result.link or f"/status/{run.spec.name}#checks"
+    incident = result.incident
+    if result.status == "unknown" and not incident:
+        incident = f"{result.name} of version {run.version} is unknown"
+    reason = _reason_of_passivity(result, run.spec.monitoring.monitor_only)
+    return replace(
+        result,
+        link=link,
+        incident=incident,
+        acts=reason is None,
+        reason=reason or "",
+    )
+
+
+def _reason_of_passivity(result: CheckResult, passive: Mapping[str, str]) -> str | None:
+    """Return why a result never acts; None if it does."""
+    for name in (result.feature, result.kind, result.name):
+        if name in passive:
+            return passive[name]
+    return None
+
+
+def _own_results(
+    path: str, run: MonitoringRun, reference: Reference
 ) -> list[CheckResult]:
-    """check: one of ours, or a team's own by its path, of which any error is a remark."""
-    name = check if isinstance(check, str) else check.__name__
-    expected = Exception if isinstance(check, str) else GyreError
+    """Return what a team's own check finds."""
     try:
-        function: Check = resolve_name(check) if isinstance(check, str) else check
-        results = [*function(run, reference)]
-        figures = (
-            None if each.value is None else float(each.value) for each in results
-        )
-        return [
-            replace(each, value=f) for each, f in zip(results, figures, strict=True)
-        ]
-    except expected as exc:
-        log.warning("check %s", name, exc_info=True)
-        text = f"{name} was not measured: {in_one_line(exc)}"
-        return [CheckResult(name, status="unknown", remark=text, kind=name)]
+        check: Check = resolve_name(path)
+    except (AttributeError, ImportError) as exc:
+        return [_unknown(path, exc)]
+    return _results(path, check, run, reference)
+
+
+def _results(
+    name: str, check: Check, run: MonitoringRun, reference: Reference | None
+) -> list[CheckResult]:
+    try:
+        return [*check(run, reference)]
+    except Exception as exc:
+        log.exception("check %s", name)
+        return [_unknown(name, exc)]
+
+
+def _unknown(name: str, exc: Exception) -> CheckResult:
+    return CheckResult(
+        name=name,
+        kind=name,
+        status="unknown",
+        words=f"{name} was not measured: {in_one_line(exc)}",
+        remedy="the log of the monitoring run has the traceback",
+    )

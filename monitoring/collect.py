@@ -1,19 +1,35 @@
-"""What serving logged becomes tables, `predictions` and `outcomes`: each row exactly once."""
+"""What serving logged becomes tables, `predictions` and `outcomes`: each row exactly once.
+
+The table `predictions` has rows that were answered and rows that a version failed. `answered_rows`
+reads the first alone, and so does who looks at scores, features or outcomes.
+"""
 
 import fcntl
 import json
+import re
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
-from itertools import accumulate, groupby
 from pathlib import Path
-from typing import Annotated, Any
+from tempfile import TemporaryDirectory
+from typing import Annotated, Any, Self
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, BaseModel, ConfigDict, Field, ValidationError
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
 from upath import UPath
 
 from core.files import local_copies, reached, replace_file
@@ -24,11 +40,15 @@ from core.storage import Table
 from mlflow_server.roles import SHADOW
 
 TIME = pa.timestamp("us", tz="UTC")
-COMPACT = (",", ":")
-AT_ONCE = 64 * 1024 * 1024
-"""Bytes of files in memory together; a million rows in ten files took 4 GB at once."""
+BYTES_AT_ONCE = 64 * 1024 * 1024
+"""Size of files in memory together; a million rows in ten files took 4 GB at once."""
+QUERY_MEMORY = "600MB"
+"""What DuckDB may hold of the log; beyond it, it spills to a temporary folder."""
 Int64 = Annotated[int, Field(ge=-(2**63), lt=2**63)]
 """A larger one is read as a number with a fraction, and one too large for that is malformed."""
+JsonText = Annotated[
+    dict[str, bool | Int64 | float | str | None], AfterValidator(json.dumps)
+]
 PREDICTIONS = pa.schema(
     {
         "request_id": pa.string(),
@@ -45,24 +65,32 @@ PREDICTIONS = pa.schema(
         "prediction": pa.float64(),
         "probabilities": pa.list_(pa.float64()),
         "in_population": pa.bool_(),
-        "names": pa.string(),
-        "numbers": pa.list_(pa.float64()),
-        "texts": pa.list_(pa.string()),
+        "error": pa.string(),
+        "seconds": pa.float64(),
     }
 )
-"""Entity as text, request data and features as JSON: one table for models of any shape. A shadow's
-row has the request's id with `/shadow` behind it.
+"""Entity as text, request data and features as JSON: one table for models of any shape.
 
-names, numbers, texts: the features once more, for who reads millions (JSON takes three times as
-long): their names in order, as a JSON list, and at each one's place its number or its text.
+request_id: of a row that was answered the request's own, which feedback names; a shadow's answer
+has `/shadow` behind it, a failure `/ROLE/error`. error: why the version failed the row, null if it
+was answered. seconds: from receipt of the request's body to the write of its log line, null but of
+a request's first row.
 """
-SPREAD = ("names", "numbers", "texts")
 ANSWERS = [
     name
     for name in PREDICTIONS.names
-    if name not in ("request_data", "features", *SPREAD)
+    if name not in ("request_data", "features", "error", "seconds")
 ]
 """Columns that say what was answered, without what from: the smaller part."""
+NO_FILES = pa.schema(
+    [*PREDICTIONS, ("file_index", pa.int64()), ("file_row_number", pa.int64())]
+).empty_table()
+"""What DuckDB reads where the table has no files."""
+LOGGED = """
+CREATE TEMP VIEW logged AS
+SELECT *, (file_index::BIGINT << 32) + file_row_number AS place
+FROM (SELECT *, file_index, file_row_number FROM {source})
+WHERE model = getvariable('model') AND {span}"""
 OUTCOMES = pa.schema(
     {
         "line": pa.string(),
@@ -76,53 +104,57 @@ OUTCOMES = pa.schema(
 
 
 class LogLine(BaseModel):
+    """A line of a log: see serving/prediction_log.py."""
+
     model_config = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     request_id: str
     received: AwareDatetime
 
     def row(self) -> dict[str, Any]:
-        return self.model_dump()
+        """Return the line as a row of its table."""
+        return dict(self)
 
 
 class Feedback(LogLine):
+    """What came true of a request: a number, or the name of a class."""
+
     actual: float | str
 
     def row(self) -> dict[str, Any]:
-        name = isinstance(self.actual, str)
-        own = (
-            {"actual": None, "actual_class": self.actual}
-            if name
-            else {"actual_class": None}
-        )
-        return self.model_dump() | own
+        if isinstance(self.actual, str):
+            return dict(self) | {"actual": None, "actual_class": self.actual}
+        return dict(self)
 
 
 class Prediction(LogLine):
-    """The fields are explained in serving/prediction_log.py."""
+    """A row that was answered, or that a version failed."""
 
     model: str
     version: str
     role: str
     as_of: AwareDatetime
-    entity: int | str | None
-    request_data: dict[str, bool | Int64 | float | str] = {}
-    features: dict[str, bool | Int64 | float | str | None]
+    entity: Annotated[str, Field(coerce_numbers_to_str=True)] | None
+    request_data: JsonText = Field({}, validate_default=True)
+    features: JsonText
     features_from: str
     probability: float | None
-    prediction: float
+    prediction: float | None
     probabilities: list[float] | None = None
     in_population: bool
+    error: str | None = None
+    seconds: float | None = None
 
-    def row(self) -> dict[str, Any]:
-        shadow = f"/{SHADOW}" if self.role == SHADOW else ""
-        return self.model_dump() | {
-            "request_id": f"{self.request_id}{shadow}",
-            "entity": None if self.entity is None else str(self.entity),
-            "request_data": json.dumps(self.request_data),
-            "features": json.dumps(self.features),
-            **spread_out(self.features),
-        }
+    @model_validator(mode="after")
+    def _set_row_id(self) -> Self:
+        """Give each row of a request an id: the one that its client was answered with keeps it."""
+        if (self.prediction is None) == (self.error is None):
+            raise ValueError("expected either a prediction or an error")
+        if self.error is not None:
+            self.request_id += f"/{self.role}/error"
+        elif self.role == SHADOW:
+            self.request_id += f"/{SHADOW}"
+        return self
 
 
 @dataclass(frozen=True)
@@ -136,10 +168,14 @@ class Collected:
 
 @dataclass(frozen=True)
 class KnownOutcomes:
-    """known: the actual of each request that has one. left_out: lines that do not count, by why.
+    """What came true, by request.
 
-    Of several lines for one request the first received stands; the others are "told again" or
-    "contradicting the first". A line names no model: one of an unknown request is every model's.
+    Attributes:
+        known: The actual of each request that has one. Of several lines for one request the first
+            received stands.
+        left_out: How many lines do not count, by why. A line names no model: one of an unknown
+            request is every model's.
+
     """
 
     known: dict[str, float]
@@ -154,93 +190,142 @@ def outcomes(settings: Settings) -> Table:
     return Table(settings, "outcomes", OUTCOMES)
 
 
-def collect(settings: Settings, at_once: int = AT_ONCE) -> Collected:
+def answered_rows(
+    settings: Settings,
+    where: pc.Expression,
+    columns: Sequence[str] | None = None,
+) -> pa.Table:
+    """Read rows of `predictions` that were answered.
+
+    Args:
+        settings: Say where the table is.
+        where: Only these rows.
+        columns: Only these columns; all by default.
+
+    """
+    is_answered = pc.field("error").is_null()
+    return predictions(settings).read(columns=columns, where=where & is_answered)
+
+
+@contextmanager
+def query_log(
+    table: Table, model: str, since: datetime, until: datetime
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open DuckDB on rows of `predictions`, answered or failed, however many there are.
+
+    Args:
+        table: The table `predictions`.
+        model: Only rows of this model.
+        since: Only rows received after it.
+        until: Only rows received up to it.
+
+    Yields:
+        A connection with the view `logged`. Its column `place` rises as the rows came.
+
+    """
+    span = f"received > '{since}' AND received <= '{until}'"
+    files = table.files(within=span)
+    with (
+        TemporaryDirectory(prefix="gyre-log-") as spill_folder,
+        duckdb.connect(
+            config={"memory_limit": QUERY_MEMORY, "temp_directory": spill_folder}
+        ) as connection,
+    ):
+        connection.execute("SET TimeZone = 'UTC'")
+        connection.execute("SET VARIABLE files = $1", [files])
+        connection.execute("SET VARIABLE model = $1", [model])
+        connection.register("no_files", NO_FILES)
+        source = "read_parquet(getvariable('files'))" if files else "no_files"
+        connection.execute(LOGGED.format(source=source, span=span))
+        yield connection
+
+
+def request_of_row(row_id: str) -> str:
+    """Return the id of the request that a row is of."""
+    return re.sub(rf"(/{SHADOW}|/\w+/error)$", "", row_id)
+
+
+def collect(settings: Settings, bytes_at_once: int = BYTES_AT_ONCE) -> Collected:
     """Take every final line of the logs into the tables; taking one again changes nothing.
 
     A file is removed once it is closed and taken, or set aside as `.malformed` if a line of it
-    could not be read. at_once: bytes of files that are taken together, about.
+    could not be read.
+
+    Args:
+        settings: Of the installation.
+        bytes_at_once: About how many bytes of files are taken together.
 
     Raises:
-        DataError: another process held the lock of the logs or of a table for a minute, or the
+        DataError: Another process held the lock of the logs or of a table for a minute, or the
             inbox does not answer.
 
     """
     # One at a time: two would remove one file.
     with one_writer(settings, "collect"), reached("the prediction log"):
-        files = _files(settings, "predictions")
-        answered, torn = _take(
-            files, Prediction, predictions(settings), "request_id", at_once
+        prediction_count, malformed_predictions = _take(
+            files=_files(settings, "predictions"),
+            form=Prediction,
+            table=predictions(settings),
+            key="request_id",
+            bytes_at_once=bytes_at_once,
         )
-        files = _files(settings, "feedback")
-        told, malformed = _take(files, Feedback, outcomes(settings), "line", at_once)
-    return Collected(answered, told, torn + malformed)
+        outcome_count, malformed_outcomes = _take(
+            files=_files(settings, "feedback"),
+            form=Feedback,
+            table=outcomes(settings),
+            key="line",
+            bytes_at_once=bytes_at_once,
+        )
+    malformed = malformed_predictions + malformed_outcomes
+    return Collected(prediction_count, outcome_count, malformed)
 
 
 def join_outcomes(
     settings: Settings, spec: ModelSpec, until: datetime
 ) -> KnownOutcomes:
-    """Join what was told up to `until` with what the model answered; a class by its position."""
-    told = (
-        outcomes(settings).read(where=pc.field("received") <= until).sort_by("received")
-    )
+    """Join what was told up to `until` with what the model answered; a class by its position.
+
+    A request that the model failed is an unknown one.
+    """
+    is_in_time = pc.field("received") <= until
+    feedback = outcomes(settings).read(where=is_in_time).sort_by("received")
     # Of the requests that lines name alone: there may be millions of predictions.
-    named = pc.field("request_id").isin(told["request_id"].unique())
-    asked = predictions(settings).read(
-        columns=["request_id", "model", "received"], where=named
-    )
-    asked = asked.rename_columns(["request_id", "model", "asked"])
-    lines = told.to_pandas().merge(asked.to_pandas(), how="left", on="request_id")
+    is_named = pc.field("request_id").isin(feedback["request_id"].unique())
+    answers = answered_rows(settings, is_named, ["request_id", "model", "received"])
+    answers = answers.rename_columns(["request_id", "model", "answered_at"])
+    lines = feedback.to_pandas().merge(answers.to_pandas(), how="left", on="request_id")
     lines = lines[lines["model"].isna() | (lines["model"] == spec.name)]
-    names = {name: float(position) for position, name in enumerate(spec.classes)}
-    lines["actual"] = lines["actual"].fillna(
-        lines["actual_class"].map(names).astype(float)
-    )
-    actual = lines["actual"]
-    fits = (
-        actual.notna()
-        if spec.task == "regression"
-        else actual.isin(range(len(names) or 2))
-    )
-    unknown, early = lines["model"].isna(), lines["received"] < lines["asked"]
-    odd = ~unknown & ~early & ~fits
-    fitting = lines[~unknown & ~early & ~odd]
-    first = fitting.drop_duplicates("request_id")
-    known = dict(zip(first["request_id"], first["actual"], strict=True))
-    later = fitting.drop(first.index)
-    against = later["actual"] != later["request_id"].map(known)
-    counts = {
-        "of an unknown request": unknown.sum(),
-        "dated before the prediction": early.sum(),
-        "neither 0 nor 1"
-        if spec.task == "classification"
-        else "no outcome of its task": odd.sum(),
-        "told again": (~against).sum(),
-        "contradicting the first": against.sum(),
+    positions = {name: float(position) for position, name in enumerate(spec.classes)}
+    class_positions = lines["actual_class"].map(positions).astype(float)
+    lines["actual"] = lines["actual"].fillna(class_positions)
+    is_of_task = lines["actual"].isin(range(len(spec.classes) or 2))
+    if spec.task == "regression":
+        is_of_task = lines["actual"].notna()
+    is_binary = spec.task == "classification"
+    reasons = {
+        "of an unknown request": lines["model"].isna(),
+        "dated before the prediction": lines["received"] < lines["answered_at"],
+        "neither 0 nor 1" if is_binary else "no outcome of its task": ~is_of_task,
     }
-    return KnownOutcomes(
-        known, {why: int(count) for why, count in counts.items() if count}
-    )
+    reason = np.select([*reasons.values()], [*reasons], "")
+    usable_lines = lines[reason == ""]
+    first_lines = usable_lines.drop_duplicates("request_id")
+    actuals = dict(zip(first_lines["request_id"], first_lines["actual"], strict=True))
+    later_lines = usable_lines.drop(first_lines.index)
+    repeats = later_lines["actual"] == later_lines["request_id"].map(actuals)
+    later_reason = np.where(repeats, "told again", "contradicting the first")
+    left_out = Counter([*reason[reason != ""].tolist(), *later_reason.tolist()])
+    return KnownOutcomes(actuals, dict(left_out))
 
 
-def logged_scores(spec: ModelSpec, answered: pa.Table) -> NDArray[np.float64]:
-    """Scores of rows of `predictions`: [N], of many classes [N, K]; nan of another task."""
+def logged_scores(spec: ModelSpec, answers: pa.Table) -> NDArray[np.float64]:
+    """Return scores of rows of `predictions`: [N], of many classes [N, K]; nan of another task."""
     if not spec.classes:
         name = "prediction" if spec.task == "regression" else "probability"
-        return np.asarray(answered[name].to_numpy(), np.float64)
-    unknown = [np.nan] * len(spec.classes)
-    rows = [row or unknown for row in answered["probabilities"].to_pylist()]
-    return np.array(rows, np.float64).reshape(-1, len(unknown))
-
-
-def spread_out(features: Mapping[str, int | float | str | None]) -> dict[str, Any]:
-    """The columns `names`, `numbers` (float64: of an integer the nearest) and `texts` of a row."""
-    names = sorted(features)
-    values = [features[name] for name in names]
-    return {
-        "names": json.dumps(names, separators=COMPACT),
-        "numbers": [float(v) if isinstance(v, int | float) else None for v in values],
-        "texts": [value if isinstance(value, str) else None for value in values],
-    }
+        return np.asarray(answers[name].to_numpy(), np.float64)
+    no_scores = [np.nan] * len(spec.classes)
+    rows = [row or no_scores for row in answers["probabilities"].to_pylist()]
+    return np.array(rows, np.float64).reshape(-1, len(spec.classes))
 
 
 def is_closed(file: Path) -> bool:
@@ -253,19 +338,14 @@ def is_closed(file: Path) -> bool:
     return True
 
 
-def final_lines(content: bytes, *, closed: bool) -> list[bytes]:
-    """Lines that will not change any more: all that end in a newline; in a closed file the rest."""
-    *lines, unfinished = content.split(b"\n")
-    return [line for line in (*lines, unfinished if closed else b"") if line]
-
-
 def _files(settings: Settings, kind: str) -> dict[Path, Path | UPath]:
     """Files of a log on this disk, each with what it is a copy of: in the inbox, else itself."""
     if not settings.data_url:
-        found = sorted((settings.home / "serving" / "log").glob(f"{kind}-*.jsonl"))
-        return {file: file for file in found}
-    sent = sorted((settings.data / "inbox").glob(f"*/{kind}-*.jsonl"))
-    return dict(zip(map(Path, local_copies(sent, settings.cache)), sent, strict=True))
+        paths = sorted((settings.home / "serving" / "log").glob(f"{kind}-*.jsonl"))
+        return {path: path for path in paths}
+    inbox_paths = sorted((settings.data / "inbox").glob(f"*/{kind}-*.jsonl"))
+    copies = map(Path, local_copies(inbox_paths, settings.cache))
+    return dict(zip(copies, inbox_paths, strict=True))
 
 
 def _take(
@@ -273,66 +353,70 @@ def _take(
     form: type[LogLine],
     table: Table,
     key: str,
-    at_once: int,
+    bytes_at_once: int,
 ) -> tuple[int, int]:
-    """Take files into a table that holds one row of each `key`; count new rows and bad lines."""
+    """Take files into a table that holds one row of each `key`.
+
+    Returns:
+        How many rows were new, and how many lines could not be read.
+
+    """
     # Before reading: nothing more comes.
-    closed = {file for file in files if is_closed(file)}
-    new = malformed = 0
-    for some in _together([*files], at_once):
-        inserted, bad = _insert(some, closed, form, table, key)
-        new += inserted
-        malformed += sum(bad.values())
-        for file in closed.intersection(some):
-            if bad[file]:
-                replace_file(files[file].with_suffix(".malformed"), file.read_bytes())
-            files[file].unlink(missing_ok=True)
+    closed_files = {file for file in files if is_closed(file)}
+    new_count = 0
+    malformed_count = 0
+    for group in _groups([*files], bytes_at_once):
+        rows: dict[str, dict[str, Any]] = {}
+        malformed = dict.fromkeys(group, 0)
+        for file in group:
+            file_rows, malformed[file] = _rows(file, form, closed_files)
+            for row in file_rows:
+                rows.setdefault(row[key], row)  # the first of a request
+        if rows:
+            row_table = pa.Table.from_pylist([*rows.values()], schema=table.schema)
+            # What has the same key was received at about the same time.
+            new_count += table.insert(row_table, key, beside="received")
+        malformed_count += sum(malformed.values())
+        for file in closed_files.intersection(group):
+            origin = files[file]
+            if malformed[file]:
+                replace_file(origin.with_suffix(".malformed"), file.read_bytes())
+            origin.unlink(missing_ok=True)
             file.unlink(missing_ok=True)
-    return new, malformed
+    return new_count, malformed_count
 
 
-def _insert(
-    files: Sequence[Path],
-    closed: Collection[Path],
-    form: type[LogLine],
-    table: Table,
-    key: str,
-) -> tuple[int, dict[Path, int]]:
-    """Insert the rows of files; return how many were new, and how many lines of each were none."""
-    rows: dict[str, dict[str, Any]] = {}
-    malformed: dict[Path, int] = {}
-    for file in files:
-        lines, bad = _rows(file, form, closed=file in closed)
-        malformed[file] = bad
-        for row in lines:
-            rows.setdefault(row[key], row)  # the first of a request
-    if not rows:
-        return 0, malformed
-    found = pa.Table.from_pylist([*rows.values()], schema=table.schema)
-    # What has the same key was received at about the same time.
-    return table.insert(found, key, beside="received"), malformed
-
-
-def _together(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
+def _groups(files: Sequence[Path], size: int) -> Iterator[list[Path]]:
     """Files in their order, about as many at a time as have `size` bytes together."""
-    sizes = accumulate(file.stat().st_size for file in files)
-    for _, some in groupby(
-        zip(files, sizes, strict=True), lambda pair: pair[1] // size
-    ):
-        yield [file for file, _ in some]
+    group: list[Path] = []
+    group_size = 0
+    for file in files:
+        group.append(file)
+        group_size += file.stat().st_size
+        if group_size >= size:
+            yield group
+            group = []
+            group_size = 0
+    yield group
 
 
 def _rows(
-    file: Path, form: type[LogLine], *, closed: bool
+    file: Path, form: type[LogLine], closed_files: Collection[Path]
 ) -> tuple[list[dict[str, Any]], int]:
-    """Rows, a request's as often as it was written; and how many lines were none."""
+    """Return rows, a request's as often as it was written; and how many lines were none.
+
+    A line that ends in a newline is final. In a closed file the rest is a line too.
+    """
+    *lines, rest = file.read_bytes().split(b"\n")
+    if file in closed_files:
+        lines.append(rest)
     rows: list[dict[str, Any]] = []
-    malformed = 0
-    for number, line in enumerate(final_lines(file.read_bytes(), closed=closed)):
+    malformed_count = 0
+    for number, line in enumerate(filter(None, lines)):
         try:
-            rows.append(
-                form.model_validate_json(line).row() | {"line": f"{file.stem}:{number}"}
-            )
+            row = form.model_validate_json(line).row()
         except ValidationError:
-            malformed += 1
-    return rows, malformed
+            malformed_count += 1
+        else:
+            rows.append(row | {"line": f"{file.stem}:{number}"})
+    return rows, malformed_count

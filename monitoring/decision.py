@@ -5,16 +5,16 @@ Read top to bottom, the first rule that fits decides:
     stale                as_of lies before the newest promotion          nothing
     harm                 failing, slow, collapsed, the one before better roll back
     insufficient_data    the newest window has too few entities          nothing
+    unknown              something could not be measured                 nothing
     ok                   no actionable drift, performance holds          nothing
     first_bad_window     fewer than 2 bad of the last 5 windows *        nothing
-    answered             a retraining for this cause goes on or is over  nothing
-    cooldown             one was decided too short a time ago            nothing
-    parked               nothing new to learn until a label matures      alert
+    cooldown             a retraining was decided too short a time ago   nothing
     drift                none of these                                   retrain
 
 (* the numbers are those of the spec's [monitoring])
 
-An alert goes out with every action but nothing, once per cause. A stale run is not stored.
+An alert goes out with every action but nothing, and for each thing that is unknown, once per
+incident. A stale run is not stored. Whether there is anything new to learn, training finds out.
 """
 
 from __future__ import annotations
@@ -28,23 +28,36 @@ from pydantic import TypeAdapter
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from monitoring.checks.result import CheckResult
+    from monitoring.check import CheckResult
 
 STALE = "stale"
-Verdict = Literal["ok", "bad", "insufficient_data"]
+ENTITIES = "volume/entities"
+"""The figure that says how many entities a window has; its limit is how many it needs."""
+REFERENCE = "reference"
+"""The name of the result that says why there is no reference."""
+ALERT_ONLY = frozenset({"freshness", "serving", "skew", "volume"})
+"""Kinds of checks that are alerted of and never part of a verdict."""
+Verdict = Literal["ok", "bad", "unknown", "insufficient_data"]
 Action = Literal["nothing", "alert", "retrain", "rollback"]
 
 
 @dataclass(frozen=True)
 class Inputs:
-    """Everything a decision depends on. Times are UTC.
+    """Everything that a decision depends on. Times are UTC.
 
-    verdicts: of this version's windows since its promotion up to `as_of`, oldest first.
-    findings: what made the newest window bad, such as `total_spend_30d: PSI 0.31`.
-    harm: why the version does harm. previous: the version to go back to.
-    cause: names what a retraining would answer; the same until a new label matures.
-    answered: whether a retraining for this cause is on its way or has finished.
-    learnable: whether a training now would see anything that no earlier one saw.
+    Attributes:
+        as_of: The moment of the run.
+        version: The version in production.
+        verdicts: Of the version's windows since its promotion up to `as_of`, oldest first.
+        findings: What made the newest window bad or unknown, such as `total_spend_30d: PSI 0.31`.
+        harm: Why the version does harm; None if it does none.
+        previous: The version to go back to.
+        last_retraining: When a retraining was last decided.
+        last_promotion: When the version came into production.
+        cooldown: The least time between two retrainings.
+        windows: The number of newest windows that count.
+        bad_windows: The number of these that must be bad.
+
     """
 
     as_of: datetime
@@ -53,75 +66,134 @@ class Inputs:
     findings: tuple[str, ...]
     harm: str | None
     previous: str | None
-    cause: str
-    answered: bool
     last_retraining: datetime | None
+    last_promotion: datetime | None
     cooldown: timedelta
-    learnable: bool
-    last_promotion: datetime | None = None
-    windows: int = 5
-    bad_windows: int = 2
-
-    @property
-    def newest_verdicts(self) -> tuple[Verdict, ...]:
-        return self.verdicts[-self.windows :]
+    windows: int
+    bad_windows: int
 
 
 INPUTS = TypeAdapter(Inputs)
+LIMITS = ("cooldown", "windows", "bad_windows")
+"""The inputs that the spec gives; the others were seen."""
 
 
 @dataclass(frozen=True)
 class Decision:
+    """What follows, the rule that says so, and why in words."""
+
     action: Action
     rule: str
     reason: str
 
 
 def judge(results: Sequence[CheckResult]) -> Verdict:
-    """Say how a window is; one too small, or without a reference, is neither ok nor bad."""
-    unknown = {result.name for result in results if result.status == "unknown"}
-    if unknown & {"entities", "reference"}:
+    """Return the verdict on a window from what its checks found."""
+    judged = [
+        result for result in results if result.acts and result.kind not in ALERT_ONLY
+    ]
+    unknown = [result.name for result in judged if result.status == "unknown"]
+    if REFERENCE in unknown or has_too_few_entities(results):
         return "insufficient_data"
-    if any(result.status == "bad" for result in results):
+    if any(result.status == "bad" for result in judged):
         return "bad"
-    lacks_a_column = any(name.startswith("nulls_") for name in unknown)
-    return "insufficient_data" if lacks_a_column else "ok"
+    return "unknown" if unknown else "ok"
 
 
-def decide(seen: Inputs) -> Decision:  # noqa: PLR0911  (a rule, a return)
+def has_too_few_entities(results: Sequence[CheckResult]) -> bool:
+    """Say whether a window is too small for a verdict."""
+    for result in results:
+        if result.name == ENTITIES:
+            return (result.value or 0) < (result.limit or 0)
+    return False
+
+
+def find_reasons(verdict: Verdict, results: Sequence[CheckResult]) -> list[str]:
+    """Return the words of the results that a verdict follows from."""
+    statuses = {"bad": "bad", "unknown": "unknown", "insufficient_data": "unknown"}
+    status = statuses.get(verdict)
+    return [
+        result.words
+        for result in results
+        if result.status == status and result.acts and result.kind not in ALERT_ONLY
+    ]
+
+
+def describe(verdict: Verdict, results: Sequence[CheckResult]) -> str:
+    """Say a verdict in one sentence, the same for console, command, run note and alert."""
+    reasons = find_reasons(verdict, results)
+    if verdict == "insufficient_data" and not reasons:
+        reasons = [result.words for result in results if result.name == ENTITIES]
+    if verdict == "ok":
+        reasons = _good_news(results)
+    passive_count = sum(
+        result.status in {"bad", "harmful"} and not result.acts for result in results
+    )
+    if passive_count:
+        reasons.append(f"monitor-only findings: {passive_count}")
+    return f"{verdict.replace('_', ' ')}: {'; '.join(reasons)}"
+
+
+def _good_news(results: Sequence[CheckResult]) -> list[str]:
+    news: list[str] = []
+    drifts = [
+        result
+        for result in results
+        if result.name.startswith("psi/") and result.acts and result.value is not None
+    ]
+    if drifts:
+        largest = max(drifts, key=lambda result: result.value or 0.0)
+        news.append(
+            f"no feature drifts (largest PSI {largest.value:.2f}, {largest.feature})"
+        )
+    judged = [
+        result
+        for result in results
+        if result.name.startswith(("online/", "backfilled/")) and result.limit
+    ]
+    if judged:
+        news.append(f"performance holds: {judged[0].words}")
+    else:
+        news.append("performance is not known yet")
+    return news
+
+
+def decide(seen: Inputs) -> Decision:
     """Apply the rules above; the first that fits decides."""
-    newest = seen.verdicts[-1] if seen.verdicts else "insufficient_data"
-    bad = seen.newest_verdicts.count("bad")
-    found = ", ".join(seen.findings)
     if seen.last_promotion and seen.as_of < seen.last_promotion:
-        promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S}"
-        return Decision(
-            "nothing", STALE, f"older than the newest promotion, of {promoted} UTC"
-        )
+        promoted = f"{seen.last_promotion:%Y-%m-%d %H:%M:%S} UTC"
+        reason = f"older than the newest promotion, of {promoted}"
+        return Decision("nothing", STALE, reason)
     if seen.harm is not None:
-        if seen.previous is None:
-            return Decision(
-                "alert", "harm", f"{seen.harm}; there is no version to go back to"
-            )
-        return Decision("rollback", "harm", seen.harm)
-    if newest == "insufficient_data":
-        return Decision("nothing", newest, found or "too few entities for a verdict")
-    if newest == "ok":
-        return Decision("nothing", newest, "no actionable drift, performance holds")
-    if bad < seen.bad_windows:
-        why = f"{found}; {bad} bad of the last {seen.windows}"
-        return Decision("nothing", "first_bad_window", why)
-    if seen.answered:
-        return Decision(
-            "nothing", "answered", f"{found}; a retraining was started: {seen.cause}"
+        return _decide_on_harm(seen.harm, seen.previous)
+    verdict = seen.verdicts[-1]
+    findings = "; ".join(seen.findings)
+    if verdict == "insufficient_data":
+        reason = findings or "too few entities for a verdict"
+        return Decision("nothing", verdict, reason)
+    if verdict == "unknown":
+        return Decision("nothing", verdict, findings)
+    if verdict == "ok":
+        return Decision("nothing", verdict, "no actionable drift, performance holds")
+    return _decide_on_bad_window(seen, findings)
+
+
+def _decide_on_harm(harm: str, previous: str | None) -> Decision:
+    if previous is None:
+        return Decision("alert", "harm", f"{harm}; there is no version to go back to")
+    return Decision("rollback", "harm", harm)
+
+
+def _decide_on_bad_window(seen: Inputs, findings: str) -> Decision:
+    bad_count = seen.verdicts[-seen.windows :].count("bad")
+    if bad_count < seen.bad_windows:
+        reason = (
+            f"{findings}; {bad_count} of the last {seen.windows} windows bad, "
+            f"a retraining needs {seen.bad_windows}"
         )
+        return Decision("nothing", "first_bad_window", reason)
     if seen.last_retraining and seen.as_of < seen.last_retraining + seen.cooldown:
         until = seen.last_retraining + seen.cooldown
-        return Decision(
-            "nothing", "cooldown", f"{found}; cooling down to {until:%Y-%m-%d %H:%M}"
-        )
-    if not seen.learnable:
-        return Decision(
-            "alert", "parked", f"{found}; nothing new to learn until a label matures"
-        )
-    return Decision("retrain", "drift", found)
+        reason = f"{findings}; the cooldown ends at {until:%Y-%m-%d %H:%M} UTC"
+        return Decision("nothing", "cooldown", reason)
+    return Decision("retrain", "drift", findings)

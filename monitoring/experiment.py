@@ -6,42 +6,39 @@ version gives that, so the two groups differ by nothing else. An interval holds 
 """
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import datetime
-from itertools import chain
-from math import isfinite
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import TypeAdapter
 from scipy.stats import ttest_ind
 
 from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.registry import CHALLENGER, PRODUCTION
-from mlflow_server.roles import last_applied
-from monitoring.checks.performance import actuals
+from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, last_applied
 from monitoring.collect import (
     ANSWERS,
+    answered_rows,
     collect,
     join_outcomes,
     logged_scores,
     predictions,
 )
+from monitoring.harm import Variant, harm, measure_variants, rollout_limits
+from monitoring.outcomes import actuals
 from training.metrics import Scored, losses
 
 Conclusion = Literal["better", "worse", "not yet known"]
-FEWEST = 100
-"""Outcomes of each version below which nothing is concluded: means are not yet normal."""
+FEWEST_OUTCOMES = 100
+"""Of each version, below which nothing is concluded: means are not yet normal."""
 LEVEL = 0.05
-EVERYBODY = 100
 UNITS = {
     "cost": "cost per entity",
     "log_loss": "log loss",
@@ -51,22 +48,22 @@ UNITS = {
 
 @dataclass(frozen=True)
 class Experiment:
-    """ended: None while it goes on. percent: of the entities, that the challenger answers."""
+    """A stretch of the ledger.
+
+    Attributes:
+        production: The version in production.
+        challenger: The version beside it.
+        percent: Of the entities, that the challenger answers.
+        start: When it began.
+        end: None while it goes on.
+
+    """
 
     production: str
     challenger: str
     percent: int
-    began: datetime
-    ended: datetime | None
-
-
-@dataclass(frozen=True)
-class Variant:
-    """metrics: those that are defined here; `rate` is the mean of what came true."""
-
-    version: str
-    outcomes: int
-    metrics: dict[str, float]
+    start: datetime
+    end: datetime | None
 
 
 @dataclass(frozen=True)
@@ -78,72 +75,52 @@ class Effect:
     high: float
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """effects: by figure, of which `figure` decides; of all but `rate` less is better."""
-
-    production: Variant
-    challenger: Variant
-    figure: str
-    effects: dict[str, Effect]
-    conclusion: Conclusion
-
-    @property
-    def sentence(self) -> str:
-        ours, theirs = self.challenger, self.production
-        versions = f"{self.conclusion}: version {ours.version} against version {theirs.version}"
-        counts = f"{ours.outcomes:,} and {theirs.outcomes:,} outcomes"
-        if min(ours.outcomes, theirs.outcomes) < FEWEST:
-            counts = f"{counts}; {FEWEST} of each are the least"
-        if self.figure not in self.effects:
-            return f"{versions}: {counts}"
-        decisive = self.effects[self.figure]
-        shift = decisive.difference
-        return (
-            f"{versions}: {UNITS[self.figure]} {abs(shift):.3g} "
-            f"{'lower' if shift < 0 else 'higher'} "
-            f"(95 %: {decisive.low:+.3g} to {decisive.high:+.3g}), {counts}"
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ExperimentReport:
-    """An experiment as of `as_of`. left_out: answers and entities that do not count, by why."""
+    """An experiment, and what is concluded of it.
+
+    Attributes:
+        model: Name of the model.
+        as_of: What was logged and known by then.
+        experiment: What is compared.
+        figure: The figure that decides. Of all figures but `rate` less is better.
+        outcomes: Entities whose outcome is known, by role.
+        means: Mean of each figure, by role; `rate` is that of what came true.
+        effects: By figure; none where a version has fewer than two outcomes.
+        conclusion: Of the challenger.
+        harm: What harm the challenger does by failures, latency or scores; None: none is known.
+        left_out: Answers and entities that do not count, by why.
+
+    """
 
     model: str
     as_of: datetime
     experiment: Experiment
-    comparison: Comparison
-    left_out: dict[str, int]
+    figure: str
+    outcomes: dict[str, int]
+    means: dict[str, dict[str, float]]
+    effects: dict[str, Effect]
+    conclusion: Conclusion
+    harm: str | None = None
+    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
-        return f"{self.model}: {self.comparison.sentence}"
-
-    def lines(self) -> Iterator[str]:
-        yield self.sentence
-        of, found = self.experiment, self.comparison
-        until = f"to {of.ended:%Y-%m-%d %H:%M} UTC" if of.ended else "and goes on"
-        yield (
-            f"  {of.began:%Y-%m-%d %H:%M} UTC {until}, {of.percent} % to the challenger; each "
-            "entity by its first answer, if that was to the population and its outcome is known"
+        """Say the conclusion in one sentence."""
+        challenger = self.experiment.challenger
+        versions = f"version {challenger} against version {self.experiment.production}"
+        outcomes = (
+            f"{self.outcomes[CHALLENGER]:,} and {self.outcomes[PRODUCTION]:,} outcomes"
         )
-        for role, one in (
-            (PRODUCTION, found.production),
-            (CHALLENGER, found.challenger),
-        ):
-            metrics = "".join(
-                f", {name} {value:.4f}" for name, value in one.metrics.items()
-            )
-            yield f"  {role:<10}  version {one.version}, {one.outcomes:,} outcomes{metrics}"
-        for name, effect in found.effects.items():
-            interval = f"(95 %: {effect.low:+.4f} to {effect.high:+.4f})"
-            yield f"  difference  {name} {effect.difference:+.4f} {interval}"
-        for why, count in sorted(self.left_out.items()):
-            yield f"  {count:,} {why}"
-
-
-REPORTS = TypeAdapter(ExperimentReport)
+        if min(self.outcomes.values()) < FEWEST_OUTCOMES:
+            outcomes = f"{outcomes}; {FEWEST_OUTCOMES} of each are the least"
+        text = f"{self.model}: {self.conclusion}: {versions}: "
+        if self.figure in self.effects:
+            effect = self.effects[self.figure]
+            direction = "lower" if effect.difference < 0 else "higher"
+            text += f"{UNITS[self.figure]} {abs(effect.difference):.3g} {direction} "
+            text += f"(95 %: {effect.low:+.3g} to {effect.high:+.3g}), "
+        return text + outcomes
 
 
 def read_report(
@@ -152,149 +129,195 @@ def read_report(
     """Compare in the newest experiment that has outcomes; or the newest.
 
     Raises:
-        MonitoringError: there was none.
-        RegistryError, DataError: a store that it needs does not answer.
+        MonitoringError: There was none.
+        RegistryError, DataError: A store that it needs does not answer.
 
     """
     with closing(Ledger(settings)) as ledger:
-        found = experiments(
-            [row for row in ledger.rows(spec.name) if row.time <= as_of]
-        )
-    if not found:
+        rows = [row for row in ledger.rows(spec.name) if row.time <= as_of]
+    stretches = experiments(rows)
+    if not stretches:
         raise MonitoringError(
             f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
             f"gyre promote {spec.name} VERSION --role challenger --percent 10 --reason …"
         )
     collect(settings)
-    known = join_outcomes(settings, spec, as_of).known
-    newest = evaluate(settings, spec, found[-1], known, as_of)
-    older = (
-        evaluate(settings, spec, each, known, as_of) for each in reversed(found[:-1])
+    known_outcomes = join_outcomes(settings, spec, as_of).known
+    reports = (
+        evaluate(settings, spec, experiment, known_outcomes, as_of)
+        for experiment in reversed(stretches)
     )
-    with_outcomes = (each for each in chain([newest], older) if each.comparison.effects)
-    return next(with_outcomes, newest)
+    newest = next(reports)
+    if newest.effects:
+        return newest
+    return next((report for report in reports if report.effects), newest)
 
 
 def experiments(rows: Sequence[LedgerRow]) -> list[Experiment]:
-    """Every experiment of a ledger, oldest first."""
-    found: list[Experiment] = []
-    for place, row in enumerate(rows):
+    """Return every experiment of a ledger, oldest first."""
+    stretches: list[Experiment] = []
+    for position, row in enumerate(rows):
         if not row.applied_at or row.role not in {PRODUCTION, CHALLENGER}:
             continue
-        if found and found[-1].ended is None:
-            found[-1] = replace(found[-1], ended=row.time)
-        before = last_applied(rows[:place], PRODUCTION)
+        if stretches and stretches[-1].end is None:
+            stretches[-1] = replace(stretches[-1], end=row.time)
+        before = last_applied(rows[:position], PRODUCTION)
         production = before.to_version if before else None
-        beside = row.role == CHALLENGER and row.percent < EVERYBODY
-        if beside and production and row.to_version:
-            found.append(
-                Experiment(production, row.to_version, row.percent, row.time, None)
+        is_trial = row.role == CHALLENGER and row.percent < WHOLE
+        if is_trial and production and row.to_version:
+            stretches.append(
+                Experiment(
+                    production=production,
+                    challenger=row.to_version,
+                    percent=row.percent,
+                    start=row.time,
+                    end=None,
+                )
             )
-    return found
+    return stretches
 
 
 def evaluate(
     settings: Settings,
     spec: ModelSpec,
     experiment: Experiment,
-    known: Mapping[str, float],
+    known_outcomes: Mapping[str, float],
     as_of: datetime,
 ) -> ExperimentReport:
-    """known: actuals by request; raw data outranks them."""
-    until = min(as_of, experiment.ended or as_of)
-    received, role, version = (
-        pc.field(name) for name in ("received", "role", "version")
-    )
-    either = (role == CHALLENGER) & (version == experiment.challenger)
-    either |= (role == PRODUCTION) & (version == experiment.production)
-    within = (pc.field("model") == spec.name) & (received >= experiment.began) & either
-    answered = predictions(settings).read(
-        columns=ANSWERS, where=within & (received <= until)
-    )
-    rows = answered.to_pandas()
-    nameless, inside = rows["entity"].isna(), rows["in_population"].astype(bool)
-    counted = rows[inside & ~nameless].sort_values("received", kind="stable")
+    """Compare in one experiment.
+
+    Args:
+        settings: Of the installation.
+        spec: Of the model.
+        experiment: What is compared.
+        known_outcomes: Actuals by request; raw data outranks them.
+        as_of: What was logged and known by then.
+
+    """
+    until = min(as_of, experiment.end or as_of)
+    received = pc.field("received")
+    role = pc.field("role")
+    version = pc.field("version")
+    is_challengers = (role == CHALLENGER) & (version == experiment.challenger)
+    is_productions = (role == PRODUCTION) & (version == experiment.production)
+    is_within = (received >= experiment.start) & (received <= until)
+    is_own = (pc.field("model") == spec.name) & (is_challengers | is_productions)
+    answers = answered_rows(settings, is_own & is_within, ANSWERS)
+    rows = answers.to_pandas()
+    is_nameless = rows["entity"].isna()
+    is_member = rows["in_population"].astype(bool)
+    counted = rows[is_member & ~is_nameless].sort_values("received", kind="stable")
     first = counted.drop_duplicates("entity")
-    table = pa.Table.from_pandas(first, answered.schema, preserve_index=False)
-    labels = actuals(settings, spec, table, known, as_of)
-    matured = ~np.isnan(labels)
+    table = pa.Table.from_pandas(first, answers.schema, preserve_index=False)
+    labels = actuals(settings, spec, table, known_outcomes, as_of)
+    is_known = ~np.isnan(labels)
     by_version = counted.drop_duplicates(["entity", "role"])
-    left_out = {
-        "answers without an entity": int(nameless.sum()),
-        "answers outside the population": int((~inside & ~nameless).sum()),
+    counts = {
+        "answers without an entity": int(is_nameless.sum()),
+        "answers outside the population": int((~is_member & ~is_nameless).sum()),
         "answered by the other version later": len(by_version) - len(first),
-        "whose outcome is not known yet": int((~matured).sum()),
+        "whose outcome is not known yet": int((~is_known).sum()),
     }
-    scores = logged_scores(spec, table).tolist()
-    columns = {"y": labels, "p": scores, "said": first["prediction"]}
-    entities = pd.DataFrame({"challenger": first["role"] == CHALLENGER, **columns})[
-        matured
-    ]
-    comparison = compare(spec, experiment, entities)
-    left_out = {why: count for why, count in left_out.items() if count}
-    return ExperimentReport(spec.name, as_of, experiment, comparison, left_out)
+    entities = pd.DataFrame(
+        {
+            "role": first["role"],
+            "label": labels,
+            "score": logged_scores(spec, table).tolist(),
+            "prediction": first["prediction"],
+        }
+    )
+    report = compare(spec, experiment, entities[is_known], as_of)
+    variants = measure_variants(
+        predictions(settings), spec.name, experiment.start, until
+    )
+    return replace(
+        report,
+        harm=harm(
+            variants.get((CHALLENGER, experiment.challenger), Variant()),
+            variants.get((PRODUCTION, experiment.production), Variant()),
+            rollout_limits(spec.rollout),
+            PRODUCTION,
+        ),
+        left_out={reason: count for reason, count in counts.items() if count},
+    )
 
 
 def compare(
-    spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame
-) -> Comparison:
+    spec: ModelSpec, experiment: Experiment, entities: pd.DataFrame, as_of: datetime
+) -> ExperimentReport:
     """Judge by the business figure: the cost where the spec has costs, else the loss.
 
-    entities: a row each. challenger: whether it answered; y: what came true; p: the probability or
-    the number answered, of many classes the list of theirs; said: 0 or 1, or that number.
+    The cost is that of acting on who was predicted 1, and of who came true as 1. It is what the
+    experiment shows and not what was assumed (`averted`), provided that who was predicted 1 was
+    acted on.
 
-    cost: of acting on who was said to be 1, and of who came true as 1; what the experiment shows
-    and not what was assumed (`averted`), provided that who was said to be 1 was acted on.
+    Args:
+        spec: Of the model.
+        experiment: What is compared.
+        entities: A row of each. role: of the version that answered; label: what came true; score:
+            the probability or the number, of many classes the list of theirs; prediction: 0 or 1,
+            or the number.
+        as_of: What was known by then.
+
     """
-    is_ours, figures = entities["challenger"], _figures(spec, entities)
-    ours, theirs = figures[is_ours], figures[~is_ours]
-    decisive, fewer = figures.columns[0], min(len(ours), len(theirs))
-    effects = dict[str, Effect]()
+    figures = _figures(spec, entities)
+    decisive = str(figures.columns[0])
+    is_challengers = entities["role"] == CHALLENGER
+    groups = {CHALLENGER: figures[is_challengers], PRODUCTION: figures[~is_challengers]}
+    fewest = min(len(group) for group in groups.values())
+    effects: dict[str, Effect] = {}
+    if fewest > 1:
+        for name in map(str, figures):
+            effects[name] = estimate_effect(
+                groups[CHALLENGER][name], groups[PRODUCTION][name]
+            )
     conclusion: Conclusion = "not yet known"
-    if fewer > 1:
-        effects = {name: effect(ours[name], theirs[name]) for name in map(str, figures)}
-    if fewer >= FEWEST and not effects[decisive].low <= 0 <= effects[decisive].high:
-        conclusion = "better" if effects[decisive].high < 0 else "worse"
-    variants = (
-        _variant(experiment.production, theirs),
-        _variant(experiment.challenger, ours),
+    if fewest >= FEWEST_OUTCOMES and effects[decisive].high < 0:
+        conclusion = "better"
+    if fewest >= FEWEST_OUTCOMES and effects[decisive].low > 0:
+        conclusion = "worse"
+    return ExperimentReport(
+        model=spec.name,
+        as_of=as_of,
+        experiment=experiment,
+        figure=decisive,
+        outcomes={role: len(group) for role, group in groups.items()},
+        means={role: _means(group) for role, group in groups.items()},
+        effects=effects,
+        conclusion=conclusion,
     )
-    return Comparison(*variants, decisive, effects, conclusion)
 
 
-def effect(ours: "pd.Series[float]", theirs: "pd.Series[float]") -> Effect:
-    """Difference of the means of two groups of at least two values each; Welch's interval."""
-    difference = float(ours.mean() - theirs.mean())
-    if ours.var() == theirs.var() == 0:
+def estimate_effect(
+    challenger: "pd.Series[float]", production: "pd.Series[float]"
+) -> Effect:
+    """Return the difference of the means of two groups of at least two values; Welch's interval."""
+    difference = float(challenger.mean() - production.mean())
+    if challenger.var() == production.var() == 0:
         return Effect(difference, difference, difference)
     with warnings.catch_warnings():
         # That all values of one group are equal.
         warnings.simplefilter("ignore", RuntimeWarning)
-        interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(
-            1 - LEVEL
-        )
+        test = ttest_ind(challenger, production, equal_var=False)
+        interval = test.confidence_interval(1 - LEVEL)
     return Effect(difference, float(interval.low), float(interval.high))
 
 
 def _figures(spec: ModelSpec, entities: pd.DataFrame) -> pd.DataFrame:
     """One value per entity of each figure, the decisive one first; positions have no rate."""
-    y, scored = (
-        entities["y"].to_numpy(),
-        Scored(np.array(entities["p"].tolist()), spec.threshold),
-    )
-    name = "squared_error" if spec.task == "regression" else "log_loss"
-    figures = pd.DataFrame(
-        {name: losses(y, scored), "rate": entities["y"]}, entities.index
-    )
+    labels = entities["label"]
+    scored = Scored(np.array(entities["score"].tolist()), spec.threshold)
+    loss = "squared_error" if spec.task == "regression" else "log_loss"
+    figures = pd.DataFrame({loss: losses(labels.to_numpy(), scored)}, entities.index)
     if spec.classes:
-        return figures[[name]]
+        return figures
+    figures["rate"] = labels
     if spec.costs:
-        cost = spec.costs.action * entities["said"] + spec.costs.loss * entities["y"]
+        cost = spec.costs.action * entities["prediction"] + spec.costs.loss * labels
         figures.insert(0, "cost", cost)
     return figures
 
 
-def _variant(version: str, figures: pd.DataFrame) -> Variant:
-    metrics = {str(name): float(value) for name, value in figures.mean().items()}
-    known = {name: value for name, value in metrics.items() if isfinite(value)}
-    return Variant(version, len(figures), known)
+def _means(figures: pd.DataFrame) -> dict[str, float]:
+    means = figures.mean().dropna()
+    return {str(name): float(value) for name, value in means.items()}

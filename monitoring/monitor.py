@@ -1,14 +1,14 @@
 """`monitor_<MODEL>`: what was logged becomes a verdict, and the verdict a decision.
 
-Done here are the way back, alerts, and figures in MLflow. Who calls starts a
-retraining (in Airflow by an Asset event): this process may not be Airflow's.
+Done here are the way back, alerts, and figures in MLflow. The caller starts a retraining (in
+Airflow by an Asset event): this process may not be Airflow's.
 """
 
 import logging
 import re
 from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import replace
+from contextlib import ExitStack, closing
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime, timedelta
 from math import isfinite
 from pathlib import Path
@@ -16,32 +16,102 @@ from tempfile import TemporaryDirectory
 
 from pydantic import TypeAdapter
 
-from core.errors import DataError, GyreError, RegistryError, TrainingError
-from core.monitoring_spec import PSI
+from core.errors import DataError, GyreError, RegistryError
+from core.locks import one_writer
 from core.settings import Settings
 from core.spec import ModelSpec
-from mlflow_server.alerts import DriftAlert, deliver, note
+from mlflow_server.alerts import Alerts, DriftAlert, is_open
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, reconcile
-from mlflow_server.records import DecisionRow, Records, is_open
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from monitoring.check import CheckResult
 from monitoring.check_list import run_checks
-from monitoring.checks.result import REPORTS, CheckResult, MonitorReport
 from monitoring.collect import collect
-from monitoring.decision import INPUTS, STALE, Decision, Inputs, Verdict, decide, judge
-from monitoring.details import window_details
-from monitoring.past import WHO
-from monitoring.run import MonitoringRun, Reference, prepare
-from monitoring.serving_status import COUNTS
-from training.validate import answered, learnable, newest_snapshot
+from monitoring.decision import (
+    INPUTS,
+    STALE,
+    Decision,
+    Inputs,
+    Verdict,
+    decide,
+    describe,
+    find_reasons,
+    judge,
+)
+from monitoring.decision_log import DecisionRow, store_checks, store_decision
+from monitoring.past import COUNTS, WHO, load_past
+from monitoring.run import MonitoringRun, prepare
 
 log = logging.getLogger(__name__)
+ABOUT_EXPERIMENT = (
+    "A run is a version of the model, and its metrics are those of each monitoring run of the "
+    "version; Evidently's reports are its artifacts. `psi/` is the drift of each feature, "
+    "`online/` and `backfilled/` are metrics on outcomes that came since."
+)
+"""What MLflow's page of the experiment says above its runs."""
 VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
-SHOWN = {"remark", "alert", "bad", "unknown"}
-"""Status of results whose remark is shown, if it is no finding."""
+NOT_STORED = "decisions cannot be stored"
+CHECKS_NOT_STORED = "what the checks found cannot be stored"
 NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
 """MLflow refuses such a character in the name of a metric; a segment's value may have any."""
+
+
+@dataclass(frozen=True)
+class MonitorReport:
+    """One monitoring run of one model.
+
+    Attributes:
+        model: Its name.
+        as_of: The moment, aware UTC.
+        version: The version in production; None if there is none.
+        verdict: See monitoring/decision.py.
+        words: The verdict in one sentence.
+        decision: What follows.
+        cause: Names the incident, and what a retraining answers.
+        entities: Of the window.
+        results: What the checks found.
+        left_out: Predictions of the window that do not count, by why.
+        outcomes_left_out: Lines of feedback that do not count, by why.
+        malformed: Lines of the logs that are no rows.
+
+    """
+
+    model: str
+    as_of: datetime
+    version: str | None
+    verdict: Verdict
+    words: str
+    decision: Decision
+    cause: str = ""
+    entities: int = 0
+    results: tuple[CheckResult, ...] = ()
+    left_out: dict[str, int] = field(default_factory=dict)
+    outcomes_left_out: dict[str, int] = field(default_factory=dict)
+    malformed: int = 0
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """The value of each check that has one, by its name."""
+        return {
+            result.name: result.value
+            for result in self.results
+            if result.value is not None and isfinite(result.value)
+        }
+
+    def summary(self) -> str:
+        """Say in one line what was seen and what follows."""
+        return (
+            f"{self.model} version {self.version}: {self.words}; "
+            f"{self.decision.action} ({self.decision.rule})"
+        )
+
+    def retraining_reason(self) -> str:
+        """Say what a retraining would answer and why, for run and ledger."""
+        return f"{self.cause}: {self.decision.reason}"
+
+
+REPORTS = TypeAdapter(MonitorReport)
 
 
 def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorReport:
@@ -50,75 +120,104 @@ def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorRepo
     Where `as_of` is older than the newest promotion, the report is returned and nothing else done.
 
     Raises:
-        RegistryError, DataError: a store that it needs does not answer.
+        RegistryError, DataError: A store that it needs does not answer.
 
     """
-    collected, registry = collect(settings), Registry(settings)
+    collected = collect(settings)
+    registry = Registry(settings)
     with closing(Ledger(settings)) as ledger:
         reconcile(registry, ledger, spec.name)
     version = registry.production(spec.name)
     if version is None:
-        with closing(Records(settings)) as records:
-            deliver(settings, records, spec.name, as_of)
-        decision = Decision("nothing", "insufficient_data", "nothing is in production")
-        return MonitorReport(spec.name, as_of, None, "insufficient_data", decision)
+        with closing(Alerts(settings)) as alerts:
+            alerts.deliver(spec.name, as_of)
+        reason = "nothing is in production"
+        return MonitorReport(
+            model=spec.name,
+            as_of=as_of,
+            version=None,
+            verdict="insufficient_data",
+            words=reason,
+            decision=Decision("nothing", "insufficient_data", reason),
+        )
     with TemporaryDirectory(prefix="gyre-monitor-") as name:
         folder = Path(name)
         run, reference = prepare(settings, spec, version, as_of, folder)
         results = run_checks(run, reference)
-        inputs = _decision_inputs(run, results)
-        report = _report(run, inputs, results, collected.malformed)
+        report = conclude(run, results, collected.malformed)
         if report.decision.rule != STALE:
-            _keep(run, report, inputs)
-            try:
-                # First: no report is worth a harmful version's next minute.
-                act(settings, report, results, inputs)
-            finally:
-                _keep_details(run, reference)
             _publish(settings, spec, report, folder)
     return report
 
 
-def _decision_inputs(run: MonitoringRun, results: list[CheckResult]) -> Inputs:
-    """What is decided on; that nothing can be learnt becomes one more result."""
-    spec, past, verdict = run.spec, run.past, judge(results)
-    harm = next(
-        (result.remark for result in results if result.status == "harmful"), None
-    )
-    incident, new = f"drift of version {run.version}", False
-    try:
-        # A newly matured snapshot makes it another incident.
-        newest = newest_snapshot(run.settings, spec, run.as_of)
-        incident = f"{incident}, labels up to {newest:%Y-%m-%d}"
-        new = learnable(run.settings, spec, run.as_of)
-    except (
-        DataError,
-        TrainingError,
-    ) as exc:  # no reason to do harm meanwhile, or to be silent
-        text = f"nothing can be learnt: {exc}"
-        results.append(CheckResult("learnable", status="remark", remark=text))
-    if harm:  # of the same version, put back since, it is another incident
-        row = past.promotion.sequence if past.promotion else 0
-        incident = f"harm of version {run.version} (ledger row {row})"
-    of_incident = [row.as_of for row in past.retrained if row.cause == incident]
-    bad = [result.remark for result in results if result.status == "bad"]
-    limits = spec.monitoring
+def conclude(
+    run: MonitoringRun, results: Sequence[CheckResult], malformed: int
+) -> MonitorReport:
+    """Decide, act and store the decision.
+
+    From reading the last decisions to storing this one it is one step under the model's lock: of
+    two runs at once one retrains. A harmful version goes back whatever cannot be read or stored.
+
+    Raises:
+        DataError: The decision could not be stored; that is alerted of.
+        RegistryError, PromotionRefusedError: There was no going back; that is alerted of, too.
+
+    """
+    settings = run.settings
+    model = run.spec.name
+    problem: GyreError | None = None
+    with closing(Alerts(settings)) as alerts:
+        with ExitStack() as step:
+            try:
+                step.enter_context(one_writer(settings, f"monitor_{model}"))
+            except DataError as exc:
+                problem = exc
+            past = load_past(settings, run.spec, run.version, run.as_of)
+            run = replace(run, past=past)
+            problem = problem or past.problem
+            inputs = decision_inputs(run, results)
+            if problem and inputs.harm is None:
+                raise problem
+            report = _report(run, inputs, results, malformed)
+            if report.decision.rule == STALE:
+                return report
+            # First: nothing stored is worth a harmful version's next minute.
+            problem = act(settings, alerts, report, inputs.previous) or problem
+            try:
+                store_decision(settings, _decision_row(run, report, inputs))
+            except DataError as exc:
+                alerts.note(model, NOT_STORED, f"{NOT_STORED}: {exc}", run.as_of)
+                problem = problem or exc
+        alerts.deliver(model, run.as_of)
+        try:
+            store_checks(settings, model, run.as_of, results)
+        except DataError as exc:
+            text = f"{CHECKS_NOT_STORED}: {exc}"
+            alerts.note(model, CHECKS_NOT_STORED, text, run.as_of)
+    if problem:
+        raise problem
+    return report
+
+
+def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Inputs:
+    """Return everything that the decision depends on."""
+    past = run.past
+    limits = run.spec.monitoring
+    verdict = judge(results)
+    harm = [
+        result.words for result in results if result.status == "harmful" and result.acts
+    ]
+    earlier = [VERDICTS.validate_python(row.verdict) for row in past.own]
     return Inputs(
         as_of=run.as_of,
         version=run.version,
-        verdicts=(
-            *(VERDICTS.validate_python(row.verdict) for row in past.own),
-            verdict,
-        ),
-        findings=tuple(bad) if verdict == "bad" else (),
-        harm=harm,
+        verdicts=(*earlier, verdict),
+        findings=tuple(find_reasons(verdict, results)),
+        harm=harm[0] if harm else None,
         previous=past.previous,
-        cause=incident,
-        answered=answered(run.settings, spec, incident, of_incident, run.as_of),
-        last_retraining=past.retrained[-1].as_of if past.retrained else None,
-        cooldown=timedelta(hours=limits.cooldown_hours),
-        learnable=new,
+        last_retraining=past.last_retraining,
         last_promotion=past.promotion.time if past.promotion else None,
+        cooldown=timedelta(hours=limits.cooldown_hours),
         windows=limits.windows,
         bad_windows=limits.bad_windows,
     )
@@ -127,131 +226,134 @@ def _decision_inputs(run: MonitoringRun, results: list[CheckResult]) -> Inputs:
 def _report(
     run: MonitoringRun, inputs: Inputs, results: Sequence[CheckResult], malformed: int
 ) -> MonitorReport:
-    remarks = (result.remark for result in results if result.status in SHOWN)
+    decision = decide(inputs)
+    verdict = inputs.verdicts[-1]
+    cause = f"drift of version {run.version}"
+    if (
+        inputs.harm is not None
+    ):  # of the same version, put back since, it is another incident
+        row = run.past.promotion.sequence if run.past.promotion else 0
+        cause = f"harm of version {run.version} (ledger row {row})"
     return MonitorReport(
         model=run.spec.name,
         as_of=run.as_of,
         version=run.version,
-        verdict=inputs.verdicts[-1],
-        decision=decide(inputs),
-        cause=inputs.cause,
+        verdict=verdict,
+        words=describe(verdict, results),
+        decision=decision,
+        cause=cause,
         entities=len(run.window.rows),
-        findings=inputs.findings,
-        notes=tuple(text for text in remarks if text and text not in inputs.findings),
-        figures={
-            each.name: float(each.value) for each in results if each.value is not None
-        },
+        results=tuple(results),
         left_out=run.window.left_out,
         outcomes_left_out=run.outcomes.left_out,
         malformed=malformed,
     )
 
 
-def _keep(run: MonitoringRun, report: MonitorReport, inputs: Inputs) -> None:
-    counted = None if run.counters is None else COUNTS.dump_json(run.counters).decode()
-    why = (
-        report.decision.action,
-        report.decision.rule,
-        report.decision.reason,
-        report.cause,
+def _decision_row(
+    run: MonitoringRun, report: MonitorReport, inputs: Inputs
+) -> DecisionRow:
+    counts = run.serving
+    return DecisionRow(
+        model=report.model,
+        version=run.version,
+        as_of=report.as_of,
+        verdict=report.verdict,
+        words=report.words,
+        cause=report.cause,
+        inputs=INPUTS.dump_json(inputs).decode(),
+        entities=report.entities,
+        serving=None if counts is None else COUNTS.dump_json(counts).decode(),
+        **asdict(report.decision),
     )
-    stored = (INPUTS.dump_json(inputs).decode(), report.figures, counted)
-    row = DecisionRow(
-        report.model, run.version, report.as_of, report.verdict, *why, *stored
-    )
-    with closing(Records(run.settings)) as records:
-        records.keep(row)
-
-
-def _keep_details(run: MonitoringRun, reference: Reference | str) -> None:
-    """Store what pictures show; whatever fails here, decision and way back stand."""
-    if isinstance(reference, str):
-        return
-    try:
-        details = window_details(run, reference)
-        with closing(Records(run.settings)) as records:
-            records.keep_details(run.spec.name, run.as_of, details)
-    except Exception:
-        log.warning(
-            "no pictures of %s as of %s", run.spec.name, run.as_of, exc_info=True
-        )
 
 
 def act(
-    settings: Settings,
-    report: MonitorReport,
-    results: Sequence[CheckResult],
-    inputs: Inputs,
-) -> None:
-    """Go back where the version does harm; alert once per incident.
+    settings: Settings, alerts: Alerts, report: MonitorReport, previous: str | None
+) -> GyreError | None:
+    """Note alerts, one per incident, and go back where the version does harm.
 
-    Alerts are stored first and delivered last: no receiver is worth a harmful version's next
+    Alerts are stored before and delivered after: no receiver is worth a harmful version's next
     minute, and what could not be delivered earlier is tried again.
 
-    Raises:
-        RegistryError, PromotionRefusedError: there was no going back; that is alerted of, too.
+    Returns:
+        Why there was no going back; that is alerted of, too.
 
     """
-    at, name, rule = report.as_of, report.model, report.decision.rule
-    went_wrong: GyreError | None = None
-    with closing(Records(settings)) as records:
-        known = {row["cause"] for row in records.alerts(name) if is_open(row, at)}
-        # An incident of its own: the drift itself was alerted of before.
-        incident = f"parked: {report.cause}" if rule == "parked" else report.cause
-        again = report.verdict == "bad" and incident in known
-        if report.decision.action != "nothing" or rule == "answered" or again:
-            details = _drift_alert(report, results)
-            note(records, name, incident, details, at)
-            if report.decision.action == "rollback":
-                went_wrong = _go_back(settings, report, str(inputs.previous))
-            if went_wrong:
-                message = f"{details.message}, which failed: {went_wrong}"
-                note(records, name, incident, replace(details, message=message), at)
-        for each in (result for result in results if result.status == "alert"):
-            what = DriftAlert(
-                each.feature, each.kind, "significant", None, at, each.remark
-            )
-            note(records, name, each.incident, what, at)
-        deliver(settings, records, name, at)
-    if went_wrong:
-        raise went_wrong
+    at = report.as_of
+    model = report.model
+    problem: GyreError | None = None
+    incident = report.cause
+    open_causes = {row["cause"] for row in alerts.rows(model) if is_open(row, at)}
+    goes_on = report.verdict == "bad" and incident in open_causes
+    if report.decision.action != "nothing" or goes_on:
+        content = _decision_alert(report)
+        alerts.note(model, incident, content, at)
+        if report.decision.action == "rollback":
+            problem = _go_back(settings, report, str(previous))
+        if problem:
+            message = f"{content.message}, which failed: {problem}"
+            alerts.note(model, incident, replace(content, message=message), at)
+    for result in report.results:
+        if result.acts and result.status in {"alert", "unknown"}:
+            alerts.note(model, result.incident, _check_alert(report, result), at)
+    return problem
 
 
-def _drift_alert(report: MonitorReport, results: Sequence[CheckResult]) -> DriftAlert:
-    """Name the result that says most, and say what is done."""
-    decision, at = report.decision, report.as_of
-    message = f"{report.verdict}: {decision.reason}; {decision.action}"
-    if decision.rule == "harm":
-        return DriftAlert("predictions", "harm", "critical", None, at, message)
-    bad = [result for result in results if result.status == "bad"]
-    if report.verdict != "bad" or not bad:
-        return DriftAlert("score", "data_drift", "significant", None, at, message)
-    psi = {
-        result.feature: result.value for result in bad if result.name.startswith(PSI)
-    }
-    most = max(bad, key=lambda result: psi.get(result.feature) or 0)
+def _check_alert(report: MonitorReport, result: CheckResult) -> DriftAlert:
+    remedy = f". {result.remedy}" if result.remedy else ""
     return DriftAlert(
-        most.feature, most.kind, "significant", psi.get(most.feature), at, message
+        feature=result.feature or result.name,
+        drift_type=result.kind,
+        severity="significant",
+        psi_score=None,
+        detected_at=report.as_of,
+        message=f"{result.words}{remedy}",
+        version=report.version,
+    )
+
+
+def _decision_alert(report: MonitorReport) -> DriftAlert:
+    """Name the result that is furthest beyond its limit, and say what is done."""
+    decision = report.decision
+    message = f"{report.verdict}: {decision.reason}; {decision.action}"
+    bad = [
+        result for result in report.results if result.status == "bad" and result.acts
+    ]
+    bad.sort(key=lambda result: (result.value or 0.0) / (result.limit or 1.0))
+    is_harm = decision.rule == "harm"
+    worst = None if is_harm or not bad else bad[-1]
+    is_psi = worst is not None and worst.name.startswith("psi/")
+    return DriftAlert(
+        feature=worst.feature if worst else "predictions",
+        drift_type=worst.kind if worst else "harm",
+        severity="critical" if is_harm else "significant",
+        psi_score=worst.value if worst and is_psi else None,
+        detected_at=report.as_of,
+        message=message,
+        version=None if is_harm else report.version,
     )
 
 
 def _go_back(
-    settings: Settings, report: MonitorReport, before: str
+    settings: Settings, report: MonitorReport, previous: str
 ) -> GyreError | None:
     """Put the version before into production if its files are as registered; or return why not."""
-    registry, name = Registry(settings), report.model
+    registry = Registry(settings)
+    model = report.model
     try:
-        if wrong := registry.damage(name, before):
-            raise RegistryError(f"{name} version {before} is damaged: {wrong}")
+        damage = registry.damage(model, previous)
+        if damage:
+            raise RegistryError(f"{model} version {previous} is damaged: {damage}")
         with closing(Ledger(settings)) as ledger:
-            why = report.decision.reason
             promote(
                 registry,
                 ledger,
-                name,
-                before,
+                model,
+                previous,
                 who=WHO,
-                why=why,
+                why=report.decision.reason,
+                action="automatic rollback",
                 replaces=report.version,
             )
     except GyreError as exc:
@@ -263,21 +365,32 @@ def _publish(
     settings: Settings, spec: ModelSpec, report: MonitorReport, folder: Path
 ) -> None:
     """Figures as metric series of the version's monitoring run; the report when news or daily."""
-    tracking, experiment = Tracking(settings), f"{spec.experiment}_monitoring"
+    tracking = Tracking(settings)
+    experiment = f"{spec.experiment}_monitoring"
     key = f"{spec.name} version {report.version}"
+    tags = {"version": str(report.version)}
     run_id = tracking.start_or_find_run(
-        experiment, key, key, {"version": str(report.version)}
+        experiment, key, key, tags, about=ABOUT_EXPERIMENT
     )
-    figures = {
+    metrics = {
         NOT_IN_A_NAME.sub("_", name): value for name, value in report.figures.items()
     }
-    finite = {name: value for name, value in figures.items() if isfinite(value)}
+    # A step makes MLflow draw a line; without one it draws the last value.
+    run = tracking.get_run(run_id)
+    started = run.info.start_time / 1000
+    hours = round((report.as_of.timestamp() - started) / 3600)
     tracking.log(
-        run_id, metrics=finite, tags={"verdict": report.verdict}, at=report.as_of
+        run_id,
+        metrics=metrics,
+        tags={"verdict": report.verdict, "words": report.words},
+        at=report.as_of,
+        step=hours,
     )
-    tracking.log_json(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
+    tracking.log_dict(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
-    if tracking.run(run_id).tags.get("reported") != stamp:
+    if run.data.tags.get("reported") != stamp:
         reports = f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"
-        tracking.log_artifacts(run_id, folder, reports)
+        tracking.log_artifacts(run_id, str(folder), reports)
         tracking.log(run_id, tags={"reported": stamp})
+    # Until the next monitoring run, which writes into the same run of MLflow.
+    tracking.set_terminated(run_id)

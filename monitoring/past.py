@@ -3,26 +3,39 @@
 from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
+from pydantic import TypeAdapter
+
+from core.errors import DataError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.timestamps import BEGINNING
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.registry import PRODUCTION, Version
-from mlflow_server.roles import last_applied, ways_back
-from monitoring.serving_status import COUNTS, Counted, Counters, did
+from mlflow_server.registry import Registry
+from mlflow_server.roles import PRODUCTION, last_applied, ways_back
+from monitoring.decision_log import DecisionRow, newest_decisions
+from monitoring.serving_status import ServingCounts
 
+COUNTS = TypeAdapter(dict[str, ServingCounts])
+"""What each replica had counted, in a decision's row."""
 WHO = "monitor"
 """Who, in the ledger."""
 
 
 @dataclass(frozen=True)
 class Past:
-    """decisions: the newest of the model before `as_of`. promotion: of what is in production.
+    """What was before a monitoring run.
 
-    previous: the version to go back to. retrained: decisions to retrain.
+    Attributes:
+        version: The version in production.
+        as_of: The moment of the run.
+        promotion: The ledger's row that put the version into production.
+        previous: The version to go back to.
+        decisions: The newest of the model before `as_of`, oldest first.
+        last_retraining: When a retraining was last decided.
+        problem: Why decisions cannot be read; there are none then.
+
     """
 
     version: str
@@ -30,59 +43,78 @@ class Past:
     promotion: LedgerRow | None
     previous: str | None
     decisions: list[DecisionRow]
-    retrained: list[DecisionRow]
+    last_retraining: datetime | None
+    problem: DataError | None = None
+
+    @property
+    def began(self) -> datetime:
+        """When the version came into production."""
+        return self.promotion.time if self.promotion else BEGINNING
 
     @property
     def own(self) -> list[DecisionRow]:
-        """Those of this version since its promotion."""
-        since = self.promotion.time if self.promotion else BEGINNING
+        """Decisions on this version since its promotion, oldest first."""
         return [
             row
             for row in self.decisions
-            if row.version == self.version and row.as_of >= since
+            if row.version == self.version and row.as_of >= self.began
         ]
 
-    def counted(self, now: Counters, hours: float) -> Counted:
-        """What the version in production did of what serving has counted up to now.
-
-        hours: of at least so long, or since the promotion; runs may follow fast.
-        """
-        key = f"{PRODUCTION} {self.version}"
-        began = self.promotion.time if self.promotion else BEGINNING
-        latest = max(self.as_of - timedelta(hours=hours), began)
-        before = [
-            row.counted for row in self.decisions if row.counted and row.as_of <= latest
-        ]
-        then = COUNTS.validate_json(before[-1]) if before else {}
-        return did(key, now, then)
+    @property
+    def serving(self) -> dict[str, ServingCounts] | None:
+        """What serving had counted at the last run, by replica; None if that is unknown."""
+        if not self.decisions or self.decisions[-1].serving is None:
+            return None
+        return COUNTS.validate_json(self.decisions[-1].serving)
 
 
 def load_past(
-    settings: Settings,
-    spec: ModelSpec,
-    version: str,
-    registered: Sequence[Version],
-    as_of: datetime,
+    settings: Settings, spec: ModelSpec, version: str, as_of: datetime
 ) -> Past:
-    """registered: every version that MLflow has. Raises RegistryError: a store does not answer."""
-    with closing(Ledger(settings)) as ledger, closing(Records(settings)) as records:
-        rows = ledger.rows(spec.name)
-        decisions = [row for row in records.decisions(spec.name) if row.as_of < as_of]
-        retrained = [
-            row
-            for row in records.decisions(spec.name, action="retrain")
-            if row.as_of != as_of
-        ]
-    back_to = previous(rows, {each.version for each in registered})
-    promotion = last_applied(rows, PRODUCTION)
-    return Past(version, as_of, promotion, back_to, decisions, retrained)
+    """Read what is known by now.
 
+    Raises:
+        RegistryError: MLflow or the ledger does not answer.
 
-def previous(rows: Sequence[LedgerRow], there: Collection[str]) -> str | None:
-    """The version before that in production, of those that are `there`.
-
-    None that a monitor has gone back from.
     """
-    promotions = (row for row in rows if row.role == PRODUCTION and row.applied_at)
-    harmful = {row.from_version for row in promotions if row.who == WHO}
-    return next((each for each in ways_back(rows) if each in {*there} - harmful), None)
+    with closing(Ledger(settings)) as ledger:
+        rows = ledger.rows(spec.name)
+    registered = {row.version for row in Registry(settings).versions(spec.name)}
+    decisions: list[DecisionRow] = []
+    retrainings: list[DecisionRow] = []
+    problem: DataError | None = None
+    try:
+        decisions = newest_decisions(settings, spec.name)
+        retrainings = newest_decisions(settings, spec.name, action="retrain")
+    except DataError as exc:
+        problem = exc
+    times = [row.as_of for row in retrainings if row.as_of != as_of]
+    return Past(
+        version=version,
+        as_of=as_of,
+        promotion=last_applied(rows, PRODUCTION),
+        previous=previous_version(rows, registered),
+        decisions=[row for row in decisions if row.as_of < as_of],
+        last_retraining=max(times, default=None),
+        problem=problem,
+    )
+
+
+def previous_version(
+    rows: Sequence[LedgerRow], registered: Collection[str]
+) -> str | None:
+    """Return the registered version that was in production before that of today.
+
+    A version that a monitor has gone back from is none.
+    """
+    harmful = {
+        row.from_version
+        for row in rows
+        if row.role == PRODUCTION
+        and row.applied_at
+        and row.action == "automatic rollback"
+    }
+    for version in ways_back(rows):
+        if version in registered and version not in harmful:
+            return version
+    return None

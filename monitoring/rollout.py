@@ -6,79 +6,71 @@ before had measured. So a run that was killed is repeated, and a second one chan
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import datetime, timedelta
-from functools import partial
-from math import sqrt
 from typing import Any, Literal
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 from pydantic import TypeAdapter
-from scipy.stats import ks_2samp
 
 from core.errors import PromotionRefusedError
 from core.locks import one_writer
 from core.monitoring_spec import Rollout
 from core.settings import Settings
 from core.spec import ModelSpec
-from mlflow_server.alerts import alert
+from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
-from mlflow_server.records import Records
-from mlflow_server.registry import CHALLENGER, PRODUCTION, SHADOW, Registry
-from mlflow_server.roles import last_applied
+from mlflow_server.registry import Registry
+from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, last_applied
 from monitoring.collect import collect, predictions
-from monitoring.serving_status import Counters, counts, did
+from monitoring.harm import (
+    Variant,
+    distance,
+    harm,
+    measure_variants,
+    milliseconds,
+    rollout_limits,
+)
 
 Action = Literal["hold", "advance", "abort", "done"]
-WHO = "rollout"
-"""Who, in the ledger: a challenger that anybody else put there is theirs to move."""
-DOES = {"hold": "holds", "advance": "goes on to {} %", "abort": "is stopped"}
-DOES |= {"done": "goes into production"}
-WHOLE, SLOW = 100, 0.95
-JITTER = 0.005
-"""Seconds that do not count as slower, whatever the ratio."""
-SURELY = 1.63
-"""Of the two-sample Kolmogorov-Smirnov distance at 1 % (Smirnov 1948, Ann. Math. Statist. 19)."""
-
-
-@dataclass(frozen=True)
-class Variant:
-    """What one version did since the step began, for the label's population.
-
-    seconds: 95th percentile, None if unknown. scores: their percentiles 0 to 100, or empty.
-    """
-
-    answered: int
-    failed: int
-    seconds: float | None
-    scores: tuple[float, ...]
+AUTHOR = "rollout"
+"""Of rows in the ledger: a challenger that anybody else put there is theirs to move."""
+EFFECTS = {
+    "hold": "holds",
+    "advance": "goes on to {} %",
+    "abort": "is stopped",
+    "done": "goes into production",
+}
+ALERT_DAYS = 30
+"""Age up to which a stopped rollout is alerted of; alerts are kept for longer."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """Everything a verdict depends on, beside the spec's [rollout]; stored with the step it led to.
+    """Everything a step depends on, beside the spec's [rollout]; stored in the ledger.
 
-    percent: the challenger's; 0: it is a shadow. before: production in the step before, which
-    stands for it where the challenger answers everybody. counted: serving's counters by
-    "role version", from which the next step counts.
+    Attributes:
+        percent: What the challenger answers; 0: it is a shadow.
+        minutes: How long the step has lasted.
+        production: What production did in the step.
+        challenger: What the challenger did, or the shadow.
+        previous_production: Production in the step before. It is compared where the challenger
+            answers everybody.
+
     """
 
     percent: int
     minutes: float
     production: Variant
     challenger: Variant
-    before: Variant | None = None
-    counted: Counters = field(default_factory=dict)
+    previous_production: Variant | None = None
 
 
 EVIDENCE = TypeAdapter(Evidence)
 
 
 @dataclass(frozen=True)
-class Verdict:
+class RolloutStep:
     """What to do, and why in words; percent: what the challenger answers from then on."""
 
     action: Action
@@ -88,7 +80,7 @@ class Verdict:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """One run. action: that of the verdict, or nothing; version None: none is on its way."""
+    """One run. action: that of the step, or nothing; version None: none is on its way."""
 
     model: str
     as_of: datetime
@@ -98,96 +90,90 @@ class RolloutReport:
     evidence: Evidence | None = None
 
 
-def decide(policy: Rollout, evidence: Evidence) -> Verdict:
-    """Abort what does harm; hold while too little is known; else advance to the next step."""
-    ours, theirs = evidence.challenger, evidence.production
-    if evidence.percent == WHOLE and evidence.before:
-        theirs = evidence.before
-    if why := _wrong(policy, ours, theirs):
-        return Verdict("abort", 0, why)
-    hold = partial(Verdict, "hold", evidence.percent)
-    for name, variant in (("it", ours), ("production", theirs)):
-        if variant.answered < policy.requests:
-            return hold(
-                f"{name} has answered {variant.answered} of {policy.requests} requests"
-            )
-        if variant.seconds is None:
-            return hold(f"nothing is known of how long {name} takes")
-    if evidence.minutes < policy.minutes:
-        return hold(f"{evidence.minutes:.0f} of {policy.minutes:g} minutes have passed")
-    if (apart := distance(ours, theirs)) > policy.scores:
-        why = f"scores {apart:.2f} from production's, {policy.scores:g} is allowed"
-        return hold(f"{why}: too few to say")
-    reason = (
-        f"{ours.answered} answered beside {theirs.answered}, {ours.failed} failed beside "
-        f"{theirs.failed}, 95 % within {_ms(ours.seconds)} beside {_ms(theirs.seconds)}, "
-        f"scores {apart:.2f} apart"
-    )
-    following = next((step for step in policy.steps if step > evidence.percent), None)
-    return (
-        Verdict("advance", following, reason)
-        if following
-        else Verdict("done", WHOLE, reason)
-    )
-
-
-def _wrong(policy: Rollout, ours: Variant, theirs: Variant) -> str | None:
-    """Say what rules the version out. Failures do as soon as no further request can mend them."""
-    asked, beside = (
-        max(each.answered + each.failed, policy.requests) for each in (ours, theirs)
-    )
-    allowed = theirs.failed / beside + policy.errors
-    if ours.failed > allowed * asked:
-        failed = f"{ours.failed} of {ours.answered + ours.failed} predictions failed"
-        return f"{failed}, at most {allowed:.1%} is allowed"
-    if min(ours.answered, theirs.answered) < policy.requests:
-        return None
-    if ours.seconds and theirs.seconds:
-        most = max(policy.latency * theirs.seconds, theirs.seconds + JITTER)
-        if ours.seconds > most:
-            return f"95 % of predictions within {_ms(ours.seconds)}, at most {_ms(most)} is allowed"
-    if ours.scores[0] == ours.scores[-1] != theirs.scores[-1]:
-        return f"every one of {ours.answered} scores is {ours.scores[0]:.6g}"
-    apart, noise = (
-        distance(ours, theirs),
-        SURELY * sqrt(1 / ours.answered + 1 / theirs.answered),
-    )
-    if apart - noise > policy.scores:
-        return f"its scores are {apart:.2f} from production's, {policy.scores:g} is allowed"
-    return None
-
-
-def distance(one: Variant, other: Variant) -> float:
-    """Largest difference between the shares of both below any one score, to a hundredth."""
-    return float(ks_2samp(one.scores, other.scores, method="asymp").statistic)
-
-
-def _ms(seconds: float | None) -> str:
-    return f"{(seconds or 0) * 1000:.1f} ms"
-
-
 @dataclass(frozen=True)
-class Step:
-    """A version on its way. row: of the ledger, that put it there; production: the version."""
+class Candidate:
+    """A version on its way into production.
+
+    Attributes:
+        row: The row of the ledger that put it into its role.
+        version: Its number.
+        percent: What it answers; 0: it is a shadow.
+        production: The version in production.
+        start: When the step began.
+
+    """
 
     row: LedgerRow
     version: str
     percent: int
-    place: str
     production: str
-    began: datetime
+    start: datetime
+
+    @property
+    def place(self) -> str:
+        return f"at {self.percent} %" if self.percent else "as shadow"
 
 
-def under_way(rows: Sequence[LedgerRow]) -> Step | None:
+def judge_step(policy: Rollout, evidence: Evidence) -> RolloutStep:
+    """Abort what does harm; hold while too little is known; else advance to the next step."""
+    challenger = evidence.challenger
+    production = evidence.production
+    if evidence.percent == WHOLE and evidence.previous_production:
+        production = evidence.previous_production
+    problem = harm(challenger, production, rollout_limits(policy), PRODUCTION)
+    if problem:
+        return RolloutStep("abort", 0, problem)
+    missing = _missing_evidence(policy, evidence.minutes, challenger, production)
+    if missing:
+        return RolloutStep("hold", evidence.percent, missing)
+    score_distance = distance(challenger.scores, production.scores)
+    if score_distance > policy.scores:
+        reason = (
+            f"scores {score_distance:.2f} from those of production, {policy.scores:g} is "
+            "allowed: too few to say"
+        )
+        return RolloutStep("hold", evidence.percent, reason)
+    reason = (
+        f"{challenger.failed_rows} of {challenger.rows} rows failed beside "
+        f"{production.failed_rows} of {production.rows}, 95 % of requests within "
+        f"{milliseconds(challenger.seconds['p95'])} beside "
+        f"{milliseconds(production.seconds['p95'])}, scores {score_distance:.2f} apart"
+    )
+    next_steps = [step for step in policy.steps if step > evidence.percent]
+    if next_steps:
+        return RolloutStep("advance", next_steps[0], reason)
+    return RolloutStep("done", WHOLE, reason)
+
+
+def _missing_evidence(
+    policy: Rollout, minutes: float, challenger: Variant, production: Variant
+) -> str | None:
+    """Say what is not known yet. Rows and requests count apart: a request may have many rows."""
+    fewest = policy.requests
+    for name, variant in (("it", challenger), ("production", production)):
+        if variant.scored_rows < fewest:
+            count = f"{variant.scored_rows} of {fewest} rows"
+            return f"{name} has answered {count} of the population"
+        if variant.requests < fewest:
+            return f"{name} has answered {variant.requests} of {fewest} requests"
+    if minutes < policy.minutes:
+        return f"{minutes:.0f} of {policy.minutes:g} minutes have passed"
+    return None
+
+
+def find_candidate(rows: Sequence[LedgerRow]) -> Candidate | None:
     """Return the challenger, else the shadow; None without one. `rows` agree with MLflow."""
     production = last_applied(rows, PRODUCTION)
     for role in (CHALLENGER, SHADOW):
         row = last_applied(rows, role)
         if production and row and row.to_version is not None:
-            percent = row.percent if role == CHALLENGER else 0
-            place = f"at {percent} %" if percent else "as shadow"
-            began, beside = max(row.time, production.time), str(production.to_version)
-            return Step(row, row.to_version, percent, place, beside, began)
+            return Candidate(
+                row=row,
+                version=row.to_version,
+                percent=row.percent if role == CHALLENGER else 0,
+                production=str(production.to_version),
+                start=max(row.time, production.time),
+            )
     return None
 
 
@@ -195,128 +181,122 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
     """Judge the step at hand by what was logged up to `as_of`; go on, stop, or wait for more.
 
     Raises:
-        RegistryError, DataError: a store that it needs does not answer.
+        RegistryError, DataError: A store that it needs does not answer.
 
     """
-    if spec.rollout.policy == "direct":
-        why = f"{spec.name}: versions go into production at once: [rollout] is direct"
-        return RolloutReport(spec.name, as_of, None, "nothing", why)
     registry = Registry(settings)
     with (
         one_writer(settings, f"rollout_{spec.name}"),
         closing(Ledger(settings)) as ledger,
-        closing(Records(settings)) as records,
+        closing(Alerts(settings)) as alerts,
     ):
         rows = reconcile(registry, ledger, spec.name)
-        step = under_way(rows)
-        if step:
-            verdict, evidence = _judge(settings, spec, step, rows, as_of)
+        candidate = find_candidate(rows)
+        if spec.rollout.policy == "direct" or candidate is None:
+            summary = _idle_summary(spec, candidate)
+            report = RolloutReport(spec.name, as_of, None, "nothing", summary)
+        else:
+            step, evidence = _judge(settings, spec, candidate, as_of)
             try:
                 if evidence:
-                    _take(registry, ledger, step, verdict, evidence)
+                    _take(registry, ledger, candidate, step, evidence)
             except PromotionRefusedError as exc:  # a person was quicker
-                verdict = Verdict("hold", step.percent, str(exc))
-            does = DOES[verdict.action].format(verdict.percent)
-            why = f"{spec.name} version {step.version} {step.place} {does}: {verdict.reason}"
+                step = RolloutStep("hold", candidate.percent, str(exc))
+            effect = EFFECTS[step.action].format(step.percent)
+            version = f"{spec.name} version {candidate.version} {candidate.place}"
             report = RolloutReport(
-                spec.name, as_of, step.version, verdict.action, why, evidence
+                model=spec.name,
+                as_of=as_of,
+                version=candidate.version,
+                action=step.action,
+                summary=f"{version} {effect}: {step.reason}",
+                evidence=evidence,
             )
-        else:
-            why = f"{spec.name}: no version is on its way into production"
-            report = RolloutReport(spec.name, as_of, None, "nothing", why)
-        _alert(settings, records, ledger.rows(spec.name), as_of)
+        _alert(alerts, ledger.rows(spec.name), as_of)
     return report
+
+
+def _idle_summary(spec: ModelSpec, candidate: Candidate | None) -> str:
+    """Say why nothing is done; a version that is left on its way is named."""
+    if spec.rollout.policy == "canary":
+        return f"{spec.name}: no version is on its way into production"
+    summary = f"{spec.name}: versions go into production at once: [rollout] is direct"
+    if candidate is None:
+        return summary
+    version = candidate.version
+    remedy = (
+        f"gyre promote {spec.name} {version} --reason …, or "
+        f"gyre release {spec.name} --role {candidate.row.role} --reason …"
+    )
+    return f"{summary}; version {version} stays {candidate.place}: {remedy}"
 
 
 def _judge(
     settings: Settings,
     spec: ModelSpec,
-    step: Step,
-    rows: Sequence[LedgerRow],
+    candidate: Candidate,
     as_of: datetime,
-) -> tuple[Verdict, Evidence | None]:
-    row, model = step.row, spec.name
-    if row.role == CHALLENGER and row.who != WHO:
-        why = f"{row.who} put it there and moves it on, or ends it by gyre release"
-        return Verdict("hold", step.percent, why), None
-    now = counts(settings, model)
-    if now is None:
-        why = f"serving at {' and '.join(settings.serving_addresses)} does not answer"
-        return Verdict("hold", step.percent, why), None
+) -> tuple[RolloutStep, Evidence | None]:
+    """Return the step, and what it depends on; None: nothing was measured."""
+    row = candidate.row
+    if row.role == CHALLENGER and row.who != AUTHOR:
+        reason = f"{row.who} put it there and moves it on, or ends it by gyre release"
+        return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
-    since = (pc.field("received") > step.began) & (pc.field("received") <= as_of)
-    counts_in = (pc.field("model") == model) & pc.field("in_population")
-    answered = predictions(settings).read(where=since & counts_in)
-    stored = [each.evidence for each in rows if each.who == WHO and each.evidence]
-    earlier = EVIDENCE.validate_json(stored[-1]).counted if stored else {}
-    before = row.evidence if row.role == CHALLENGER else None
+    variants = measure_variants(
+        predictions(settings), spec.name, candidate.start, as_of
+    )
+    earlier = row.evidence if row.role == CHALLENGER else None
     evidence = Evidence(
-        percent=step.percent,
-        minutes=(as_of - step.began) / timedelta(minutes=1),
-        production=_measure(answered, PRODUCTION, step.production, now, earlier),
-        challenger=_measure(answered, row.role, step.version, now, earlier),
-        before=EVIDENCE.validate_json(before).production if before else None,
-        counted=now,
+        percent=candidate.percent,
+        minutes=(as_of - candidate.start) / timedelta(minutes=1),
+        production=variants.get((PRODUCTION, candidate.production), Variant()),
+        challenger=variants.get((row.role, candidate.version), Variant()),
+        previous_production=(
+            EVIDENCE.validate_json(earlier).production if earlier else None
+        ),
     )
-    return decide(spec.rollout, evidence), evidence
-
-
-def _measure(
-    answered: pa.Table,
-    role: str,
-    version: str,
-    now: Counters,
-    earlier: Counters,
-) -> Variant:
-    """earlier: serving's counters when a row of the ledger last took them down."""
-    own = answered.filter((pc.field("role") == role) & (pc.field("version") == version))
-    scores = pc.coalesce(own["probability"], own["prediction"]).to_numpy()
-    shape = (
-        np.percentile(scores, range(101), method="inverted_cdf") if len(scores) else []
-    )
-    key = f"{role} {version}"
-    counted = did(key, now, earlier)
-    failed = counted.failed
-    if key not in earlier and role == PRODUCTION and counted.timed:
-        # It has counted since long before this step: its share, of as many as the step has.
-        failed = round(failed * own.num_rows / counted.timed)
-    return Variant(
-        own.num_rows, failed, counted.quantile(SLOW), tuple(map(float, shape))
-    )
+    return judge_step(spec.rollout, evidence), evidence
 
 
 def _take(
-    registry: Registry, ledger: Ledger, step: Step, verdict: Verdict, evidence: Evidence
+    registry: Registry,
+    ledger: Ledger,
+    candidate: Candidate,
+    step: RolloutStep,
+    evidence: Evidence,
 ) -> None:
-    """Carry the verdict out: one ledger row, or none."""
-    model, version = step.row.model, step.version
+    """Carry a step out: one ledger row, or none."""
+    role = candidate.row.role
+    model = candidate.row.model
+    version = candidate.version
     change: dict[str, Any] = {
-        "who": WHO,
-        "why": f"{step.place}: {verdict.reason}",
+        "who": AUTHOR,
+        "why": f"{candidate.place}: {step.reason}",
         "evidence": EVIDENCE.dump_json(evidence).decode(),
     }
-    if verdict.action == "advance":
-        replaces = version if step.row.role == CHALLENGER else None
-        change |= {"role": CHALLENGER, "percent": verdict.percent, "replaces": replaces}
-        promote(registry, ledger, model, version, **change)
-    elif verdict.action == "done":
-        promote(registry, ledger, model, version, **change, replaces=step.production)
-    elif verdict.action == "abort":
-        release(registry, ledger, model, step.row.role, **change, replaces=version)
+    if step.action == "abort":
+        release(registry, ledger, model, role, **change, replaces=version)
+        return
+    if step.action == "advance":
+        change["role"] = CHALLENGER
+        change["percent"] = step.percent
+        change["replaces"] = version if role == CHALLENGER else None
+    elif step.action == "done":
+        change["replaces"] = candidate.production
+    else:
+        return
+    promote(registry, ledger, model, version, action="rollout", **change)
 
 
-def _alert(
-    settings: Settings, records: Records, rows: Sequence[LedgerRow], as_of: datetime
-) -> None:
+def _alert(alerts: Alerts, rows: Sequence[LedgerRow], as_of: datetime) -> None:
     """Alert once of the newest rollout that was stopped; also after a kill before the alert."""
-    for row in [row for row in rows if row.who == WHO and row.to_version is None][-1:]:
+    oldest = as_of - timedelta(days=ALERT_DAYS)
+    stopped = [row for row in rows if row.who == AUTHOR and row.to_version is None]
+    for row in stopped[-1:]:
         incident = (
             f"rollout of version {row.from_version} stopped (ledger row {row.sequence})"
         )
-        known = [
-            each for each in records.alerts(row.model) if each["cause"] == incident
-        ]
-        if not any(each["delivered"] for each in known):
-            alert(
-                settings, records, row.model, incident, f"{incident}: {row.why}", as_of
-            )
+        is_told = alerts.rows(row.model, cause=incident, delivered=True)
+        if row.time >= oldest and not is_told:
+            alerts.alert(row.model, incident, f"{incident}: {row.why}", as_of)

@@ -1,60 +1,54 @@
 """One monitoring run: everything that its checks look at, read once."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-import pandas as pd
-import pyarrow as pa
+import httpx
 
 from core.errors import GyreError
 from core.settings import Settings
-from core.spec import FeatureType, ModelSpec
-from mlflow_server.registry import Registry, Version
-from mlflow_server.tracking import Tracking
-from monitoring.checks.performance import (
-    Judged,
-    judgeable,
-    measure_backfilled,
-    measure_online,
+from core.spec import ModelSpec
+from core.user_code import in_one_line
+from mlflow_server.registry import Registry
+from monitoring.checks.performance import Judged, measure
+from monitoring.collect import (
+    ANSWERS,
+    KnownOutcomes,
+    answered_rows,
+    join_outcomes,
+    predictions,
 )
-from monitoring.collect import ANSWERS, KnownOutcomes, join_outcomes, predictions
+from monitoring.outcomes import (
+    Outcomes,
+    backfilled_outcomes,
+    is_judgeable,
+    online_outcomes,
+)
 from monitoring.past import Past, load_past
-from monitoring.serving_status import Counters, counts
-from monitoring.window import Window, compared_features, window, with_scores
-from training.dataset import load_frame, load_unlabelled
-from training.evaluate import as_trained, version_scores
-from training.frame import at
-from training.gate import load_evaluation
-from training.metrics import Labels, Scored
-
-
-@dataclass(frozen=True)
-class Reference:
-    """What a version is compared with: the snapshots it was evaluated on, `snapshot` the newest.
-
-    rows: the version's features and `score`; evaluated: metrics on them; y: what came true of each;
-    population: `rows`, then those of members without a label, which windows are compared with.
-    features: the types of the version's features; the spec's may be others by now. said: of `rows`;
-    its threshold is the one that the version serves with.
-    """
-
-    rows: pd.DataFrame
-    features: dict[str, FeatureType]
-    snapshot: datetime
-    evaluated: dict[str, float]
-    said: Scored
-    y: Labels
-    population: pd.DataFrame
+from monitoring.serving_status import ServingCounts, read_statuses, serving_counts
+from monitoring.window import Window, window
+from training.reference import Reference, load_reference
 
 
 @dataclass(frozen=True)
 class MonitoringRun:
-    """The version in production as of a moment (UTC).
+    """What is known of the version in production as of a moment.
 
-    window: last predictions of 24 hours. outcomes: what came true. judged: performance on them, and
-    on a newer snapshot; unmeasured: why one of these is not known. counters: by "role version" what
-    serving counted; None where it does not answer. folder: where Evidently's reports go.
+    Attributes:
+        settings: Of the installation.
+        spec: Of the model.
+        version: The version in production.
+        as_of: The moment, aware UTC.
+        past: Ledger and decisions before it.
+        window: The last prediction of each entity in 24 hours.
+        outcomes: What feedback says.
+        serving: What each replica of serving has counted; None where one does not answer.
+        folder: Where Evidently's reports go.
+        judged: Predictions whose outcome is known, backfilled and online, and metrics on them.
+        unmeasured: Why one of these could not be read.
+
     """
 
     settings: Settings
@@ -64,88 +58,99 @@ class MonitoringRun:
     past: Past
     window: Window
     outcomes: KnownOutcomes
-    counters: Counters | None
+    serving: dict[str, ServingCounts] | None
     folder: Path
     judged: tuple[Judged, ...] = ()
     unmeasured: tuple[str, ...] = ()
-
-    @property
-    def backfilled(self) -> Judged | None:
-        return next(
-            (j for j in self.judged if j.performance.kind == "backfilled"), None
-        )
 
 
 def prepare(
     settings: Settings, spec: ModelSpec, version: str, as_of: datetime, folder: Path
 ) -> tuple[MonitoringRun, Reference | str]:
-    """Read what the checks need; and the reference, or why there is none.
+    """Read what the checks need.
+
+    Returns:
+        The run, and the version's reference or why there is none.
 
     Raises:
-        RegistryError, DataError: a store that it needs does not answer.
+        RegistryError, DataError: A store that it needs does not answer.
 
     """
     registry = Registry(settings)
-    versions = registry.versions(spec.name)
     reference: Reference | str
     try:
-        reference = load_reference(settings, spec, registry.version(spec.name, version))
+        reference = load_reference(settings, registry.version(spec.name, version))
         features = reference.features  # whatever the spec says by now
     except GyreError as exc:
-        reference, features = str(exc), spec.features
-    names = {each.version for each in versions}
-    of_version = spec.name, version, names, features, as_of, spec.classes
-    asked = window(predictions(settings), *of_version)
+        reference = str(exc)
+        features = spec.features
     outcomes = join_outcomes(settings, spec, as_of)
-    past = load_past(settings, spec, version, versions, as_of)
-    counters = counts(settings, spec.name)
-    run = MonitoringRun(
-        settings, spec, version, as_of, past, asked, outcomes, counters, folder
-    )
+    judged: list[Judged] = []
+    unmeasured: list[str] = []
     if isinstance(reference, Reference):
-        run = _with_performance(run, reference)
+        readers = _outcome_readers(settings, spec, version, as_of, reference, outcomes)
+        for read in readers:
+            # What cannot be read must not keep a harmful version.
+            try:
+                rows = read()
+                if rows:
+                    metrics = tuple(measure(spec, rows, reference.evaluated))
+                    judged.append(Judged(rows, metrics))
+            except Exception as exc:  # noqa: BLE001
+                unmeasured.append(in_one_line(exc))
+    run = MonitoringRun(
+        settings=settings,
+        spec=spec,
+        version=version,
+        as_of=as_of,
+        past=load_past(settings, spec, version, as_of),
+        window=window(
+            table=predictions(settings),
+            model=spec.name,
+            version=version,
+            registered={row.version for row in registry.versions(spec.name)},
+            features=features,
+            until=as_of,
+            classes=spec.classes,
+        ),
+        outcomes=outcomes,
+        serving=_serving_counts(settings),
+        folder=folder,
+        judged=tuple(judged),
+        unmeasured=tuple(unmeasured),
+    )
     return run, reference
 
 
-def load_reference(settings: Settings, spec: ModelSpec, version: Version) -> Reference:
-    """Read what the version's own training run stored; RegistryError if it is not there."""
-    tracking = Tracking(settings)
-    frame, plan = load_frame(tracking, version.run_id)
-    rows, newest = at(frame, plan.test), plan.test[-1].start
-    unlabelled = load_unlabelled(tracking, version.run_id)
-    own = as_trained(spec, Registry(settings).served(version)[0])
-    members = pa.concat_tables([rows.select(unlabelled.column_names), unlabelled])
-    scored = version_scores(settings, own, version.version, members)
-    evaluated = load_evaluation(tracking, version.run_id).challenger
-    population = with_scores(compared_features(own, members), scored, spec.classes)
-    y = rows["label"].to_numpy()
-    said = scored.rounded().of(slice(len(y)))
-    return Reference(
-        population[: len(y)], own.features, newest, evaluated, said, y, population
-    )
-
-
-def _with_performance(run: MonitoringRun, reference: Reference) -> MonitoringRun:
-    """Measure it, or note why it cannot be: that must not keep a harmful version."""
-    settings, spec, as_of, known = run.settings, run.spec, run.as_of, run.outcomes.known
-
-    def backfilled() -> Judged | None:
-        return measure_backfilled(
-            settings, spec, run.version, reference.snapshot, as_of
+def _outcome_readers(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    as_of: datetime,
+    reference: Reference,
+    outcomes: KnownOutcomes,
+) -> list[Callable[[], Outcomes | None]]:
+    def backfilled() -> Outcomes | None:
+        return backfilled_outcomes(
+            settings, spec, version, evaluated_on=reference.snapshot, as_of=as_of
         )
 
-    def online() -> Judged | None:
-        where = judgeable(spec, run.version, known, as_of)
-        answered = predictions(settings).read(columns=ANSWERS, where=where)
-        return measure_online(
-            settings, spec, answered, known, reference.said.threshold, as_of
+    def online() -> Outcomes | None:
+        chosen = is_judgeable(spec, version, outcomes.known, as_of)
+        return online_outcomes(
+            settings,
+            spec,
+            answers=answered_rows(settings, chosen, ANSWERS),
+            feedback=outcomes.known,
+            threshold=reference.threshold,
+            as_of=as_of,
         )
 
-    judged, unmeasured = [], []
-    for measure in (backfilled, online):
-        try:
-            judged.append(measure())
-        except GyreError as exc:
-            unmeasured.append(str(exc))
-    found = tuple(each for each in judged if each is not None)
-    return replace(run, judged=found, unmeasured=tuple(unmeasured))
+    return [backfilled, online]
+
+
+def _serving_counts(settings: Settings) -> dict[str, ServingCounts] | None:
+    try:
+        return serving_counts(read_statuses(settings))
+    except (httpx.HTTPError, ValueError):
+        return None

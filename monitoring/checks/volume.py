@@ -3,73 +3,86 @@
 from collections.abc import Iterator
 from datetime import timedelta
 
-from core.monitoring_spec import Monitoring
 from feature_repo.dataset_record import service_records
-from monitoring.checks.result import CheckResult
+from monitoring.check import CheckResult
+from monitoring.decision import ENTITIES
 from monitoring.past import Past
-from monitoring.run import MonitoringRun, Reference
+from monitoring.run import MonitoringRun
 from monitoring.window import LENGTH
+from training.reference import Reference
 
-ENTITIES, USUAL = "entities", "usual"
-"""Figures: entities of the window, and how many are usual."""
+USUAL = "volume/usual"
+COLLAPSED_SHARE = 0.5
+"""Share of the usual entities below which an alert goes out."""
+FEWEST_WINDOWS = 3
+"""Earlier windows that say what is usual."""
 
 
 def entities(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     """Say whether the window is large enough for a verdict."""
-    rows, fewest = len(run.window.rows), run.spec.monitoring.fewest
-    yield CheckResult(ENTITIES, rows, fewest, "ok" if rows >= fewest else "unknown")
+    count = len(run.window.rows)
+    fewest = run.spec.monitoring.fewest
+    yield CheckResult(
+        name=ENTITIES,
+        kind="volume",
+        status="ok" if count >= fewest else "note",
+        value=count,
+        limit=fewest,
+        words=f"{count:,} entities in 24 hours, a verdict needs {fewest:,}",
+    )
 
 
 def volume(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
-    limits, asked = run.spec.monitoring, float(len(run.window.rows))
-    usual = usual_entities(limits, run.past)
+    """Alert of far fewer entities than usual."""
+    usual = usual_entities(run.past)
     if usual is None:
         return
-    yield CheckResult(USUAL, usual)
-    if collapse(limits, asked, usual):
-        incident = f"too few predictions of version {run.version}"
-        remark = f"{incident}: {asked:.0f} entities in 24 hours, {usual:.0f} are usual"
-        limit = limits.volume * usual
-        yield CheckResult(
-            "volume", asked, limit, "alert", remark, "volume", ENTITIES, incident
-        )
+    count = len(run.window.rows)
+    has_collapsed = (
+        usual >= run.spec.monitoring.fewest and count < COLLAPSED_SHARE * usual
+    )
+    incident = f"too few predictions of version {run.version}"
+    yield CheckResult(
+        name=USUAL,
+        kind="volume",
+        status="alert" if has_collapsed else "ok",
+        value=usual,
+        words=f"{count:,} entities in 24 hours, {usual:,.0f} are usual",
+        remedy="Ask who calls the model; gyre status says whether serving answers"
+        if has_collapsed
+        else "",
+        incident=incident,
+    )
 
 
 def freshness(
     run: MonitoringRun, _reference: Reference | None
 ) -> Iterator[CheckResult]:
-    """Say what is not materialised, too old, or silent at the source."""
+    """Alert of features that are not materialised, too old, or silent at the source."""
     age_limit = timedelta(hours=run.spec.monitoring.freshness_hours)
-    for record in service_records(
-        run.settings, run.spec.dataset, run.spec.feature_service
-    ):
+    records = service_records(run.settings, run.spec.dataset, run.spec.feature_service)
+    for record in records:
         for incident, text in record.problems(run.as_of, age_limit):
             yield CheckResult(
-                name=f"freshness: {incident}",
-                status="alert",
-                remark=text,
+                name=f"freshness/{record.dataset}",
                 kind="freshness",
+                status="alert",
+                words=text,
+                remedy=f"gyre ingest {record.dataset}",
+                link=f"/data/{record.dataset}",
                 feature=record.dataset,
                 incident=incident,
             )
 
 
-def collapse(limits: Monitoring, asked: float, usual: float | None) -> bool:
-    """Whether far fewer entities asked in a window than `usual`, as far as that is known."""
-    return (
-        usual is not None and usual >= limits.fewest and asked < limits.volume * usual
-    )
+def usual_entities(past: Past) -> float | None:
+    """Return the mean entity count of earlier windows that share no hour with this one.
 
-
-def usual_entities(limits: Monitoring, past: Past) -> float | None:
-    """Mean entity count of earlier windows that share no hour with this one; None below so few.
-
-    While traffic has collapsed, the baseline from before the collapse stays.
+    None: too few are known. Windows after a collapse do not lower it: the largest windows count.
     """
-    for row in past.own[-1:]:
-        if collapse(limits, row.figures[ENTITIES], row.figures.get(USUAL)):
-            return row.figures[USUAL]
-    before = [
-        row.figures[ENTITIES] for row in past.own if row.as_of <= past.as_of - LENGTH
-    ]
-    return sum(before) / len(before) if len(before) >= limits.fewest_windows else None
+    counts = [row.entities for row in past.own if row.as_of <= past.as_of - LENGTH]
+    if len(counts) < FEWEST_WINDOWS:
+        return None
+    usual = sum(counts) / len(counts)
+    normal = [count for count in counts if count >= COLLAPSED_SHARE * usual]
+    return sum(normal) / len(normal)

@@ -5,50 +5,55 @@ Endpoints are plain functions, which run in threads: a slow source holds up nobo
 
 import sys
 import threading
-from collections.abc import AsyncIterator, Iterable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Mapping
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from mimetypes import guess_type
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 import uvicorn
 from croniter import croniter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import HTMLResponse, PlainTextResponse, Response
 from starlette.routing import Route
-from upath import UPath
 
 from core.errors import DataError, GyreError
 from core.files import reached, read_file
+from core.packages import package_version
 from core.settings import Settings, load_settings
-from core.spec import ModelSpec, broken_specs, load_specs
+from core.spec import ModelSpec
 from core.user_code import dataset_names
-from feature_repo.broker import consumer_lags, consumer_problem
 from feature_repo.dataset_record import read_record
-from mlflow_server.roles import PRODUCTION
-from monitoring.console.advice import problems
+from mlflow_server.pages import Document
+from mlflow_server.rest import read_artifact
+from mlflow_server.roles import PRODUCTION, ROLES
+from monitoring.console.alerts import watch
 from monitoring.console.cached_reader import CachedReader, read_all
-from monitoring.console.charts import Axis, Span, axis, placed
-from monitoring.console.checks import Check, of_events, of_model, of_server
-from monitoring.console.event_alerts import watch
-from monitoring.console.history import SPANS, change
+from monitoring.console.checks import STATES, problems, state, worst_state
+from monitoring.console.history import SPANS, Span, panels_of, picture_of
+from monitoring.console.loop import Loop
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.status import (
-    ModelReaders,
-    ModelStatus,
-    since_the_last_run,
-    stores_of,
-)
-from monitoring.serving_status import read_serving
 from stack.processes import usage
 
-SHARED = "serving and its resources"
+T = TypeVar("T")
 DEFAULT_DAYS = 30
+PAGE_POLICY = (
+    "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-src 'self'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
+)
+DOCUMENT_POLICY = (
+    "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; "
+    "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; frame-ancestors 'self'"
+)
+"""Of what was made of data: its scripts run in an origin of their own and reach no address."""
+NOT_FOUND = 404
+BAD_GATEWAY = 502
 
 
 def next_runs(spec: ModelSpec, now: datetime) -> dict[str, datetime]:
@@ -60,23 +65,26 @@ def next_runs(spec: ModelSpec, now: datetime) -> dict[str, datetime]:
     }
 
 
-LOADER = jinja2.FileSystemLoader(Path(__file__).with_name("templates"))
-STRICT = jinja2.Environment(
-    loader=LOADER,
+TEMPLATES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
     undefined=jinja2.StrictUndefined,
     trim_blocks=True,
     lstrip_blocks=True,
 )
-STRICT.globals |= {
+TEMPLATES.globals |= {
     "days": SPANS,
-    "fromisoformat": datetime.fromisoformat,
+    "states": STATES,
     "production": PRODUCTION,
-}
-for function in (Axis, axis, placed, change, timedelta, next_runs, since_the_last_run):
-    STRICT.globals[function.__name__] = function
-TEMPLATES = {
-    page: STRICT.get_template(f"{page}.html") for page in ("index", "model", "data")
+    "roles": ROLES,
+    "gyre_version": package_version("gyre"),
+    "fromisoformat": datetime.fromisoformat,
+    "timedelta": timedelta,
+    "next_runs": next_runs,
+    "state": state,
+    "worst_state": worst_state,
+    "panels_of": panels_of,
+    "picture_of": picture_of,
 }
 
 
@@ -85,194 +93,216 @@ class Console:
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
-        self._serving = CachedReader(partial(read_serving, settings))
-        self._consumer = CachedReader(partial(consumer_problem, settings))
-        self._lags = CachedReader(partial(consumer_lags, settings))
+        self._loop = Loop(settings)
         self._programs = CachedReader(partial(usage, settings))
-        self._broken_specs = CachedReader(broken_specs, 10)
-        specs = [*load_specs()]
-        stores = stores_of(settings)
-        self._models: dict[str, ModelReaders] = {}
-        for spec in specs:
-            self._models[spec.name] = ModelReaders(
-                settings, spec, self._serving, stores
-            )
-        self._datasets: dict[str, dict[str, CachedReader[Any]]] = {}
-        for name in dataset_names(*(spec.dataset for spec in specs)):
-            self._datasets[name] = {
-                "record": CachedReader(partial(read_record, settings, name)),
-                "docs": CachedReader(partial(_docs, settings.data_docs, name)),
-            }
+        self._records = {}
+        datasets = [model.spec.dataset for model in self._loop.models.values()]
+        for name in dataset_names(*datasets):
+            self._records[name] = CachedReader(partial(read_record, settings, name))
 
-    def front(self, request: Request) -> Response:
+    def start(self, request: Request) -> Response:
         """Show what is wrong, and every check."""
-        now, statuses = self._read(
-            self._models,
-            self._consumer,
-            self._lags,
-            self._broken_specs,
-        )
-        groups: dict[str, list[Check]] = {}
-        for status in statuses:
-            groups[status.spec.name] = [*of_model(status, now)]
-        groups[SHARED] = [
-            *of_server(self._serving.reading),
-            *of_events(self._consumer.reading, self._lags.reading, now),
-        ]
-        return self._page(
-            "index",
-            request,
-            now,
-            groups=groups,
-            statuses=statuses,
-            broken=self._broken_specs.reading.value or (),
-        )
+        loop = self._loop.read()
+        return self._page("index.html", request, snapshot=loop, checks=loop.checks)
 
     def model(self, request: Request) -> Response:
         """Show one model."""
         name = request.path_params["name"]
-        if name not in self._models:
-            return _unknown_name("model", name, self._models)
-        model = self._models[name]
-        span = _span(request, datetime.now(UTC))
-        history = model.histories[(span.until - span.since).days]
-        now, statuses = self._read([name], model.pages, history)
-        status = statuses[0]
-        checks = [*of_model(status, now)]
+        readers = _known(self._loop.models, name, "model")
+        span = _span(request)
+        history = readers.histories[(span.until - span.since).days]
+        loop = self._loop.read([name], readers.pages, history)
         return self._page(
-            "model",
+            "model.html",
             request,
-            now,
-            pages=model.pages.reading,
+            snapshot=loop,
+            status=loop.models[name],
+            card=loop.cards[name],
+            pages=readers.pages.reading,
             history=history.reading,
-            status=status,
-            groups={name: checks},
+            wanted=request.query_params.get("check"),
+            checks={name: loop.checks[name]},
         )
 
     def data(self, request: Request) -> Response:
         """Show one dataset."""
         name = request.path_params["name"]
-        if name not in self._datasets:
-            return _unknown_name("dataset", name, self._datasets)
-        readers = self._datasets[name]
-        read_all(readers.values())
-        readings = {source: reader.reading for source, reader in readers.items()}
+        reader = _known(self._records, name, "dataset")
+        read_all([reader])
+        record = reader.reading
+        return self._page("data.html", request, name=name, record=record)
+
+    def validation(self, request: Request) -> Response:
+        """Show the Data Docs of a dataset in a frame."""
+        name = request.path_params["name"]
+        _known(self._records, name, "dataset")
         return self._page(
-            "data",
+            "frame.html",
             request,
-            datetime.now(UTC),
-            name=name,
-            **readings,
+            title=f"Validation of {name}",
+            back=f"/data/{name}",
+            source=f"/data-docs/{name}/index.html",
+            links={},
         )
+
+    def framed(self, kind: str, request: Request) -> Response:
+        """Show a document of a model in a frame, with those before and after it."""
+        name = request.path_params["name"]
+        key = request.path_params["key"]
+        documents = self._documents(kind, name)
+        document = _known(documents, key, kind)
+        keys = [*documents]
+        place = keys.index(key)
+        links = {}
+        if place:
+            links["previous"] = f"/{kind}/{name}/{keys[place - 1]}"
+        if key != keys[-1]:
+            links["next"] = f"/{kind}/{name}/{keys[place + 1]}"
+        links["open in MLflow"] = document.address
+        subject = "model card" if kind == "card" else f"window up to {key}Z"
+        return self._page(
+            "frame.html",
+            request,
+            title=f"{name}, version {document.version}: {subject}",
+            back=f"/status/{name}",
+            source=f"{request.url.path}/document",
+            links=links,
+        )
+
+    def document(self, kind: str, request: Request) -> Response:
+        """Return a model card or Evidently's report as it was stored."""
+        documents = self._documents(kind, request.path_params["name"])
+        document = _known(documents, request.path_params["key"], kind)
+        try:
+            content = read_artifact(self._settings, document.artifacts, document.place)
+        except GyreError as exc:
+            raise HTTPException(BAD_GATEWAY, f"{exc}") from exc
+        return _sandboxed(content, "text/html")
+
+    def _documents(self, kind: str, name: str) -> Mapping[str, Document]:
+        """Return the model cards by version, or the reports by the moment of their window."""
+        reader = _known(self._loop.models, name, "model").pages
+        read_all([reader])
+        pages = reader.reading.value
+        if pages is None:
+            raise HTTPException(BAD_GATEWAY, reader.reading.why)
+        if kind == "card":
+            return pages.cards
+        return {
+            f"{moment:%Y-%m-%dT%H:%M:%S}": document
+            for moment, document in pages.reports.items()
+        }
+
+    def data_docs(self, request: Request) -> Response:
+        """Return a page of the Data Docs, and nothing beside them."""
+        path = PurePosixPath(request.path_params["path"])
+        if ".." in path.parts or path.is_absolute():
+            raise HTTPException(NOT_FOUND)
+        try:
+            with reached("data docs"):
+                content = read_file(self._settings.data_docs / path)
+        except DataError as exc:
+            raise HTTPException(NOT_FOUND, "no such page is written") from exc
+        media_type, _ = guess_type(path.name)
+        return _sandboxed(content, media_type)
 
     def metrics(self, _request: Request) -> Response:
         """Return the figures of the loop, for Prometheus."""
-        readers = [dataset["record"] for dataset in self._datasets.values()]
-        now, statuses = self._read(
-            self._models,
-            self._programs,
-            self._lags,
-            *readers,
-        )
-        values = [reader.reading.value for reader in readers]
-        records = [record for record in values if record]
+        loop = self._loop.read(None, self._programs, *self._records.values())
+        values = [reader.reading.value for reader in self._records.values()]
         text = loop_metrics(
-            statuses=statuses,
-            now=now,
-            records=records,
-            programs=self._programs.reading.value,
-            lags=self._lags.reading.value,
+            loop,
+            records=[record for record in values if record],
+            programs=self._programs.reading.value or {},
         )
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    def _read(
-        self, names: Iterable[str], *readers: CachedReader[Any]
-    ) -> tuple[datetime, list[ModelStatus]]:
-        """Read serving, models by name, and other sources; return when, and what is known."""
-        models = [self._models[name] for name in names]
-        all_readers = [self._serving, *readers]
-        for model in models:
-            all_readers += model.all
-        read_all(all_readers)
-        return datetime.now(UTC), [model.status() for model in models]
+    def missing(self, request: Request, exc: Exception) -> Response:
+        """Show why there is no such page, and the way back."""
+        code = exc.status_code if isinstance(exc, HTTPException) else 500
+        detail = exc.detail if isinstance(exc, HTTPException) else ""
+        return self._page("missing.html", request, code=code, detail=detail)
 
     def _page(
-        self, page: str, request: Request, now: datetime, **values: Any
+        self,
+        template: str,
+        request: Request,
+        code: int = 200,
+        checks: Mapping[str, Any] | None = None,
+        **values: Any,
     ) -> Response:
         """Return a page of these values, and of those that every page has."""
-        values["settings"] = self._settings
-        values["now"] = now
-        values["span"] = _span(request, now)
-        values["models"] = [*self._models]
-        values["datasets"] = [*self._datasets]
-        values["problems"] = problems(values.get("groups", {}))
-        text = TEMPLATES[page].render(values)
-        return HTMLResponse(text)
+        span = _span(request)
+        text = TEMPLATES.get_template(template).render(
+            settings=self._settings,
+            code=code,
+            now=span.until,
+            span=span,
+            models=[*self._loop.models],
+            datasets=[*self._records],
+            checks=checks,
+            problems=problems(checks or {}),
+            **values,
+        )
+        headers = {"Content-Security-Policy": PAGE_POLICY}
+        return HTMLResponse(text, code, headers)
 
 
 def create_app(settings: Settings) -> Starlette:
-    """Return the console's application, which also alerts of events that wait."""
+    """Return the console's application, which also alerts."""
     console = Console(settings)
-    routes = [
-        Route("/", console.front),
-        Route("/status/{name}", console.model),
-        Route("/data/{name}", console.data),
-        Route("/metrics", console.metrics),
-    ]
-    routes.append(Route("/health/live", _live))
-    routes.append(Route("/data-docs/{path:path}", partial(_file, settings.data_docs)))
 
     @asynccontextmanager
     async def lifespan(_app: Starlette) -> AsyncIterator[None]:
         stopped = threading.Event()
-        thread = threading.Thread(
-            target=watch,
-            args=(settings, stopped),
-            daemon=True,
-        )
-        thread.start()
+        threading.Thread(target=watch, args=(settings, stopped), daemon=True).start()
         yield
         stopped.set()
 
-    return Starlette(routes=routes, lifespan=lifespan)
+    routes = [
+        Route("/", console.start),
+        Route("/status/{name}", console.model),
+        Route("/data/{name}", console.data),
+        Route("/validation/{name}", console.validation),
+        Route("/data-docs/{path:path}", console.data_docs),
+        Route("/metrics", console.metrics),
+        Route("/health/live", lambda _request: PlainTextResponse("live\n")),
+    ]
+    for kind in ("report", "card"):
+        page = f"/{kind}/{{name}}/{{key}}"
+        routes.append(Route(page, partial(console.framed, kind)))
+        routes.append(Route(f"{page}/document", partial(console.document, kind)))
+    return Starlette(
+        routes=routes,
+        lifespan=lifespan,
+        exception_handlers={HTTPException: console.missing},
+    )
 
 
-def _live(_request: Request) -> Response:
-    """Say that the process answers."""
-    return PlainTextResponse("live\n")
+def _known(values: Mapping[str, T], key: str, kind: str) -> T:
+    """Return a value by its key; without one there is no such page."""
+    if key not in values:
+        names = ", ".join(values) or "none"
+        raise HTTPException(NOT_FOUND, f"no {kind} {key!r}: known are {names}")
+    return values[key]
 
 
-def _span(request: Request, now: datetime) -> Span:
-    """Return the time that a page shows."""
+def _sandboxed(content: bytes, media_type: str | None) -> Response:
+    headers = {
+        "Content-Security-Policy": DOCUMENT_POLICY,
+        "X-Content-Type-Options": "nosniff",
+    }
+    return Response(content, media_type=media_type, headers=headers)
+
+
+def _span(request: Request) -> Span:
+    """Return the time that a page shows, up to now."""
     days = DEFAULT_DAYS
     for choice in SPANS:
         if request.query_params.get("days") == str(choice):
             days = choice
-    since = now - timedelta(days=days)
-    return Span(since, now)
-
-
-def _unknown_name(kind: str, name: str, names: Iterable[str]) -> Response:
-    expected = ", ".join(names)
-    return PlainTextResponse(f"no {kind} {name!r}: known are {expected}\n", 404)
-
-
-def _docs(docs: UPath, dataset: str) -> PurePosixPath | None:
-    """Address of the dataset's Data Docs, below their folder; their own index is empty offline."""
-    with reached("data docs"):
-        page = PurePosixPath(dataset) / "index.html"
-        return page if (docs / page).exists() else None
-
-
-def _file(docs: UPath, request: Request) -> Response:
-    """Return a page of the Data Docs, and nothing beside them."""
-    path = PurePosixPath(request.path_params["path"])
-    with suppress(DataError), reached("data docs"):
-        if ".." not in path.parts and not path.is_absolute():
-            content = read_file(docs / path)
-            media_type, _ = guess_type(path.name)
-            return Response(content, media_type=media_type)
-    return PlainTextResponse("no such page\n", 404)
+    now = datetime.now(UTC)
+    return Span(now - timedelta(days=days), now)
 
 
 if __name__ == "__main__":

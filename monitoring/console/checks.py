@@ -1,7 +1,6 @@
-"""Whether the loop is healthy, and why: pure functions of what is known."""
+"""Whether the loop is healthy, why not, and what to do: pure functions of what is known."""
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -9,65 +8,89 @@ from feature_repo.broker import MAX_LAG_SECONDS, ConsumerLag
 from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.alerts import FAILED
 from mlflow_server.pages import RunPage
-from mlflow_server.records import DecisionRow, ModelRows
+from mlflow_server.roles import PRODUCTION, ROLES, version_text
+from monitoring.check import CheckResult, Status
 from monitoring.console.cached_reader import Reading
-from monitoring.console.status import ModelStatus
-from monitoring.serving_status import ServingStatus
+from monitoring.console.status import (
+    ModelRows,
+    ModelStatus,
+    ServingStatuses,
+    alert_details,
+    refusal_cause,
+)
 
 HOUR = timedelta(hours=1)
 MONITORING_LATE = 3 * HOUR
 """Monitoring runs are hourly: two missed."""
-LOG_LAG_SECONDS = 30.0
 REFUSED_FOR = 24 * HOUR
-"""A training that its gates refused is worth a look for so long: a weekly one may well be."""
+"""A training that its gates refused needs attention for so long: a weekly one may well be."""
+EVENTS_WAIT = "events wait"
+"""The cause of an alert about events."""
+STATES = ("attention", "unknown", "ok")
+"""What pages and `gyre status` say of a check, the worst first."""
+URGENT = ("serving", "harm", "version", "database", "events", "features", "verdict")
+"""Kinds of problems that are shown before all others, in this order."""
+INGEST_RUNS = "airflow/dags/ingest/runs"
+HEALTH = "serving/health/ready"
+KINDS = {"redis": "events", "mlflow": "mlflow"}
+"""Of resources of serving; others are of kind serving."""
 
 
-@dataclass(frozen=True)
-class Check:
-    """One line of a page.
+def state(result: CheckResult) -> str:
+    """Return which of STATES a check is in."""
+    if result.status in {"ok", "note"}:
+        return "ok"
+    return "unknown" if result.status == "unknown" else "attention"
 
-    Attributes:
-        name: What is checked.
-        ok: None where it is not known.
-        remark: Why, in words.
-        at: When it was so, UTC.
-        since: Since when it has been so, UTC, where that is known.
+
+def worst_state(results: Iterable[CheckResult]) -> str:
+    """Return the worst of the states of some checks."""
+    states = [state(result) for result in results]
+    return min(states, key=STATES.index, default="ok")
+
+
+def problems(
+    groups: Mapping[str, Sequence[CheckResult]],
+) -> list[tuple[CheckResult, list[str]]]:
+    """Return what is not ok, the most urgent first: checks of one remedy once, with its subjects.
+
+    Args:
+        groups: Checks by the model, or whatever else they are about.
 
     """
+    found: dict[str, tuple[CheckResult, list[str]]] = {}
+    for subject, results in groups.items():
+        for result in results:
+            if state(result) != "ok":
+                key = result.remedy or result.words
+                _, subjects = found.setdefault(key, (result, []))
+                if subject not in subjects:
+                    subjects.append(subject)
+    return sorted(found.values(), key=lambda problem: _urgency(problem[0]))
 
-    name: str
-    ok: bool | None
-    remark: str
-    at: datetime | None = None
-    since: datetime | None = None
+
+def _urgency(result: CheckResult) -> tuple[int, int]:
+    place = URGENT.index(result.kind) if result.kind in URGENT else len(URGENT)
+    return place, STATES.index(state(result))
 
 
-def of_server(reading: Reading[ServingStatus]) -> Iterator[Check]:
-    """Judge serving, its resources, and its logs."""
-    status = reading.value
-    if status is None:
-        yield _unknown("serving", reading)
+def of_server(reading: Reading[ServingStatuses]) -> Iterator[CheckResult]:
+    """Judge serving and its resources: those of the first replica that is not ready, if any."""
+    if reading.value is None:
+        yield _silent("serving", reading, "serving")
         return
-    is_ready = status.ready["ready"]
-    yield Check(
-        name="serving",
-        ok=is_ready,
-        remark="ready" if is_ready else "not ready",
-        at=reading.at,
-    )
-    for name, resource in status.ready["resources"].items():
-        yield Check(
+    status = min(reading.value.values(), key=lambda status: bool(status["ready"]))
+    resources = {"serving": {"ok": status["ready"], "detail": "predictions"}}
+    for name, resource in (resources | status["resources"]).items():
+        program = name if name in KINDS else "serving"
+        is_ok = resource["ok"]
+        yield CheckResult(
             name=name,
-            ok=resource["ok"],
-            remark=resource["detail"],
-            at=reading.at,
-        )
-    for log, seconds in status.sums("gyre_log_lag_seconds", "log").items():
-        yield Check(
-            name=f"{log} on disk",
-            ok=seconds <= LOG_LAG_SECONDS,
-            remark=f"rows waited {seconds:.1f} s at most",
-            at=reading.at,
+            kind=KINDS.get(name, "serving"),
+            status="ok" if is_ok else "alert",
+            words=f"{name}: {'' if is_ok else 'not ready: '}{resource['detail']}",
+            remedy=_restart(program),
+            link=HEALTH,
         )
 
 
@@ -75,7 +98,7 @@ def of_events(
     consumer: Reading[str | None],
     lags: Reading[Mapping[str, ConsumerLag]],
     now: datetime,
-) -> Iterator[Check]:
+) -> Iterator[CheckResult]:
     """Judge whether a consumer reads the events, and whether it processes those of each dataset.
 
     Args:
@@ -84,26 +107,31 @@ def of_events(
         now: Aware UTC.
 
     """
-    if consumer.at is None:
-        yield _unknown("consumer", consumer)
-    else:
-        yield Check(
-            name="consumer",
-            ok=not consumer.value,
-            remark=consumer.value or "reads the events",
-            at=consumer.at,
-        )
-    if lags.value is None:
-        yield _unknown("events", lags)
+    if lags.value is None or consumer.at is None:
+        unknown = lags if lags.value is None else consumer
+        yield _silent("redis", unknown, "events")
         return
+    yield CheckResult(
+        name="consumer",
+        kind="events",
+        status="alert" if consumer.value else "ok",
+        words=f"Events are not processed: {consumer.value}"
+        if consumer.value
+        else "a consumer reads the events",
+        remedy=f"{_restart('consumer')} No event is lost: they wait in Redis.",
+        link="/#checks",
+    )
     for dataset, lag in lags.value.items():
-        problem = late_events(dataset, lag, now)
-        yield Check(
+        late = late_events(dataset, lag, now)
+        yield CheckResult(
             name="events",
-            ok=not problem,
-            remark=problem or f"{dataset}: requests that wait: {lag.entries}",
-            at=lags.at,
-            since=lag.oldest if problem else None,
+            kind="events",
+            status="alert" if late else "ok",
+            words=late or f"{dataset}: requests that wait: {lag.entries}",
+            remedy="`gyre logs consumer` says what fails; it is tried again. If nothing was "
+            f"ingested yet: `gyre ingest {dataset}`. No event is lost; where too many wait, new "
+            "ones are refused.",
+            link="/#checks",
         )
 
 
@@ -118,199 +146,227 @@ def late_events(dataset: str, lag: ConsumerLag, now: datetime) -> str | None:
     )
 
 
-def of_model(status: ModelStatus, now: datetime) -> Iterator[Check]:
+def of_model(status: ModelStatus, now: datetime) -> Iterator[CheckResult]:
     """Judge one model; a source that does not answer is a check of its own."""
-    sources: dict[str, Reading[Any]] = {
-        "versions in serving": status.serving,
-        "aliases in MLflow": status.aliases,
-        "ledger, verdicts, alerts": status.rows,
-        "last training": status.runs,
-        "features": status.freshness,
-    }
-    for name, reading in sources.items():
+    model = status.spec.name
+    if status.serving.value is None:
+        yield _silent("serving", status.serving, "serving")
+    for reading in (status.aliases, status.runs):
         if reading.at is None:
-            yield _unknown(name, reading)
+            yield _silent("mlflow", reading, "mlflow")
+    if status.rows.value is None:
+        yield _silent("the database", status.rows, "database")
+    if status.freshness.value is None:
+        yield _silent("ingest", status.freshness, "features")
     yield from _roles(status)
     if status.rows.value:
-        yield from _monitoring(status.rows.value, status.rows.at, now)
-        yield from _alerts(status.rows.value, status.rows.at, now)
+        yield from _monitoring(model, status.rows.value, now)
+        yield from _alerts(status, status.rows.value, now)
     if status.runs.at:
-        yield _training(status.runs.value, status.runs.at, now)
-    if status.freshness.value:
-        yield _features(status.freshness.value, status.freshness.at, now)
+        yield _training(model, status.runs.value, now)
+    for record in status.freshness.value or ():
+        yield _features(record, now)
 
 
-def _unknown(name: str, reading: Reading[Any]) -> Check:
-    return Check(name, None, f"unknown: {reading.why}")
+def _restart(program: str) -> str:
+    return f"`gyre up` starts what has ended; `gyre logs {program}` says why it ended."
 
 
-def _features(
-    records: list[DatasetRecord], at: datetime | None, now: datetime
-) -> Check:
-    problems: list[str] = []
-    remarks: list[str] = []
-    for record in records:
-        problems += [text for _, text in record.problems(now)]
-        end = f"complete up to {_time(record.watermark)}, newest event {_time(record.newest)}"
-        remarks.append(
-            f"{record.dataset} {end}" if record.watermark else _not_ingested(record)
-        )
-    is_complete = all(record.watermark for record in records) or None
-    return Check(
-        "features", not problems and is_complete, "; ".join(problems or remarks), at
+def _silent(program: str, reading: Reading[Any], kind: str) -> CheckResult:
+    """Say that a program does not answer, and why."""
+    remedy = _restart(program)
+    if kind in {"database", "features"}:
+        remedy = "`gyre status` says what has ended; is the disk full?"
+    return CheckResult(
+        name=program,
+        kind=kind,
+        status="unknown",
+        words=f"{program}: {reading.why}",
+        remedy=remedy,
+        link=HEALTH if kind == "serving" else "/#checks",
     )
 
 
-def _not_ingested(record: DatasetRecord) -> str:
-    return (
-        f"{record.dataset}: nothing is ingested yet; run: gyre ingest {record.dataset}"
+def _features(record: DatasetRecord, now: datetime) -> CheckResult:
+    name = record.dataset
+    faults = [text for _, text in record.problems(now)]
+    status: Status = "alert" if faults else "ok"
+    words = (
+        f"{name} complete up to {_time(record.watermark)}, newest event "
+        f"{_time(record.newest)}"
+    )
+    if record.watermark is None and not faults:
+        status = "unknown"
+        words = f"{name}: nothing is ingested yet"
+    return CheckResult(
+        name="features",
+        kind="features" if faults else "waiting",
+        status=status,
+        words="; ".join(faults) or words,
+        remedy="Open the failed or missing run of DAG ingest, or run "
+        f"`gyre ingest {name}`. If the source is silent, ask who delivers it; `silence` of "
+        "the dataset says how long it may be.",
+        link=INGEST_RUNS,
     )
 
 
-def _roles(status: ModelStatus) -> Iterator[Check]:
+def _roles(status: ModelStatus) -> Iterator[CheckResult]:
     """Compare who says which version is in a role: production, and others that are taken."""
-    serving = status.serving.value
-    aliases = status.aliases.value
+    model = status.spec.name
     rows = status.rows.value
-    for role in ("production", "challenger", "shadow"):
-        ledger_row = rows.newest(role) if rows else None
+    refused_versions = status.refused_versions()
+    for role in ROLES:
+        row = rows.newest(role) if rows else None
         versions: dict[str, str | None] = {}
-        if serving:
-            versions["workers"] = (
-                " and ".join(serving.versions(status.spec.name, role)) or None
-            )
-        if aliases is not None:
-            versions["MLflow's alias"] = aliases.get(role)
+        if status.serving.value:
+            versions["workers"] = " and ".join(status.served_versions(role)) or None
+        if status.aliases.value is not None:
+            versions["MLflow's alias"] = status.aliases.value.get(role)
         if rows:
-            versions["ledger"] = ledger_row.to_version if ledger_row else None
-        distinct_versions = {*versions.values()}
-        version = next(iter(distinct_versions), None)
-        if len(distinct_versions) > 1:
-            remarks = [
-                f"{source}: {_version(name)}" for source, name in versions.items()
+            versions["ledger"] = row.to_version if row else None
+        is_missing = role == PRODUCTION and None in versions.values()
+        if len({*versions.values()}) > 1 or is_missing:
+            parts = [f"{source}: {version_text(v)}" for source, v in versions.items()]
+            refused = [
+                f"Serving refuses version {version}: {reason}"
+                for version, reason in refused_versions.items()
             ]
-            yield Check(
+            remedy = f"`gyre ledger {model}` makes ledger and MLflow agree."
+            if refused:
+                remedy = (
+                    f"Stay with the version before: `gyre rollback {model} --reason …`"
+                )
+            elif is_missing:
+                remedy = f"`gyre promote {model} VERSION --reason …`"
+            yield CheckResult(
                 name=role,
-                ok=False,
-                remark="; ".join(remarks + _refusals(status)),
-                since=ledger_row.time if ledger_row else None,
+                kind="version",
+                status="alert",
+                words="; ".join([*refused, f"{role}: {', '.join(parts)}"]),
+                remedy=remedy,
+                link=f"/status/{model}#ledger",
             )
-        elif version or (versions and role == "production"):
-            remark = _version(version)
-            if ledger_row:
-                remark += f" since {_time(ledger_row.time)}, by {ledger_row.who}: {ledger_row.why}"
-            yield Check(
-                name=role,
-                ok=bool(version) if serving else None,
-                remark=remark,
-            )
+        elif any(versions.values()):
+            words = version_text(next(iter(versions.values())))
+            if row:
+                words += f" since {_time(row.time)}, by {row.who}: {row.why}"
+            yield CheckResult(name=role, kind="version", words=words)
 
 
-def _refusals(status: ModelStatus) -> list[str]:
-    """Return what serving refuses, and why."""
-    if status.serving.value is None:
-        return []
-    resources = status.serving.value.ready["resources"]
-    resource = resources.get(f"model {status.spec.name}", {})
-    sentences: list[str] = resource.get("detail", "").split("; ")
-    return sentences[1:]
-
-
-def _monitoring(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Check]:
+def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckResult]:
+    """Judge whether runs are in time, and pass on what the newest one says."""
     decision = rows.decisions[-1] if rows.decisions else None
-    promotion = rows.newest("production")
-    times = []
-    if decision:
-        times.append(decision.as_of)
+    promotion = rows.newest(PRODUCTION)
+    moments = [decision.as_of] if decision else []
     if promotion:
-        times.append(promotion.time)
-    since = max(times, default=None)
-    remark = _time(decision.as_of) if decision else "none yet"
-    ok = True if decision else None
-    if since and now - since > MONITORING_LATE:
-        ok = False
-        remark += f"; at most {MONITORING_LATE / HOUR:.0f} h are expected"
-    yield Check(
+        moments.append(promotion.time)
+    is_late = bool(moments) and now - max(moments) > MONITORING_LATE
+    status: Status = "ok" if decision else "unknown"
+    remedy = f"It runs every hour. At once: `gyre monitor {model}`"
+    yield CheckResult(
         name="last monitoring run",
-        ok=ok,
-        remark=remark,
-        at=at,
-        since=since,
+        kind="features" if is_late else "waiting",
+        status="alert" if is_late else status,
+        words=f"last monitoring run of {model}: {_time(decision.as_of if decision else None)}; "
+        f"at most {MONITORING_LATE / HOUR:.0f} h ago is expected",
+        remedy=remedy,
+        link=f"airflow/dags/monitor_{model}/runs",
     )
-    if decision:
-        production = promotion.to_version if promotion else decision.version
-        yield _verdict(decision, production, rows)
-
-
-def _verdict(decision: DecisionRow, production: str | None, rows: ModelRows) -> Check:
-    remark = (
-        f"version {decision.version}: {decision.verdict}; {decision.action} ({decision.rule}): "
-        f"{decision.reason}"
-    )
-    ok = {"ok": True, "bad": False}.get(decision.verdict)
-    if decision.version != production:
-        ok = None
-        remark = f"none yet of {_version(production)}; {remark}"
-    since = decision.as_of
-    for earlier in reversed(rows.decisions):
-        if earlier.verdict != decision.verdict:
-            break
-        since = earlier.as_of
-    return Check(
-        name="verdict",
-        ok=ok,
-        remark=remark,
-        at=decision.as_of,
-        since=since,
-    )
-
-
-def _alerts(rows: ModelRows, at: datetime | None, now: datetime) -> Iterator[Check]:
-    """Name each that is open, and each that nobody has heard."""
-    open_alerts = rows.open_alerts(now)
-    named_alerts = [
-        alert for alert in rows.alerts if alert in open_alerts or not alert["delivered"]
-    ]
-    for alert in named_alerts:
-        remark = alert["message"]
-        if FAILED not in alert["cause"]:  # else the message says it in full
-            remark = f"{alert['cause']} ({alert['count']} times): {remark}"
-        if alert not in open_alerts:
-            remark = f"not delivered: {remark}"
-        elif not alert["delivered"]:
-            remark = f"{remark}; not delivered yet"
-        yield Check(
-            name="alerts",
-            ok=False,
-            remark=remark,
-            at=at,
-            since=datetime.fromisoformat(alert["first"]),
+    if decision is None:
+        return
+    words = decision.words or decision.reason
+    is_current = promotion is None or promotion.to_version == decision.version
+    if not is_current or decision.verdict not in {"ok", "bad"}:
+        yield CheckResult(
+            name="verdict",
+            kind="waiting",
+            status="unknown",
+            words=f"no verdict on what is in production; version {decision.version}: {words}",
+            remedy=remedy,
+            link=f"/status/{model}#verdicts",
         )
-    if not named_alerts:
-        yield Check("alerts", ok=True, remark="none open, none undelivered", at=at)
+        return
+    results = [result for result in rows.results if result.acts]
+    bad = [result for result in results if result.status in {"bad", "harmful"}]
+    remedy = bad[0].remedy if bad else ""
+    yield CheckResult(
+        name="verdict",
+        kind="verdict",
+        status="ok" if decision.verdict == "ok" else "bad",
+        words=f"version {decision.version}: {words}",
+        remedy=remedy or f"See which check is bad: `gyre decide {model} --explain`",
+        link=bad[0].link if bad else f"/status/{model}#history",
+    )
+    yield from results
 
 
-def _training(run: RunPage | None, at: datetime | None, now: datetime) -> Check:
+def _alerts(
+    status: ModelStatus, rows: ModelRows, now: datetime
+) -> Iterator[CheckResult]:
+    """Name each that is open and not a check already, and each that nobody has heard."""
+    model = status.spec.name
+    checked_causes = {EVENTS_WAIT, *(result.incident for result in rows.results)}
+    checked_causes |= {*map(refusal_cause, status.refused_versions())}
+    if rows.decisions and rows.decisions[-1].verdict == "bad":
+        checked_causes.add(rows.decisions[-1].cause)
+    open_alerts = rows.open_alerts(now)
+    count = 0
+    for alert in rows.alerts:
+        is_open = alert in open_alerts and alert["cause"] not in checked_causes
+        if not is_open and alert["delivered"]:
+            continue
+        count += 1
+        task, failed, _ = alert["cause"].partition(FAILED)
+        dag, _, _ = task.partition(".")
+        details = alert_details(alert)
+        remedy = f"See what followed: `gyre decide {model} --explain`"
+        if failed:
+            remedy = "Read the log of the red task; clear it once it is mended."
+        words = (
+            f"{alert['message']} (since {alert['first'][:16]}, {alert['count']} times)"
+        )
+        if not alert["delivered"]:
+            words = f"not delivered: {words}"
+            remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
+        yield CheckResult(
+            name="alerts",
+            kind=details.drift_type if details else dag,
+            status="alert",
+            words=words,
+            remedy=remedy,
+            link=f"airflow/dags/{dag}/runs" if failed else f"/status/{model}#heard",
+        )
+    if not count:
+        yield CheckResult(name="alerts", kind="alerts", words="none other")
+
+
+def _training(model: str, run: RunPage | None, now: datetime) -> CheckResult:
     if run is None:
-        return Check("last training", ok=None, remark="none yet", at=at)
-    outcome = (
-        run.tags.get("outcome") or run.tags.get("gate") or "nothing is written down yet"
-    )
+        return CheckResult(
+            name="last training",
+            kind="waiting",
+            status="unknown",
+            words="no training yet",
+            remedy=f"`gyre train {model}`",
+            link=f"airflow/dags/train_{model}/runs",
+        )
+    outcome = run.tags.get("outcome") or run.tags.get("gate") or "no outcome yet"
     end = f"ended {_time(run.ended)}" if run.ended else "goes on"
-    ok = run.status not in {"FAILED", "KILLED"}
-    if run.ended and outcome.startswith("refused") and now - run.ended < REFUSED_FOR:
-        ok = False
-    return Check(
+    is_recent = now - (run.ended or now) < REFUSED_FOR
+    is_refused = outcome.startswith("refused") and is_recent
+    has_failed = run.status in {"FAILED", "KILLED"}
+    remedy = "Production is as before. The model card says which gate and by how much."
+    if has_failed:
+        remedy = f"Open its run. Once it is mended: `gyre train {model}`"
+    return CheckResult(
         name="last training",
-        ok=ok,
-        remark=f"{run.status.lower()}, {end}, for {run.tags.get('reason')}: {outcome}",
-        at=at,
-        since=run.ended,
+        kind="training",
+        status="alert" if has_failed or is_refused else "ok",
+        words=f"training of {model} for {run.tags.get('reason')}: {run.status.lower()}, {end}: "
+        f"{outcome}",
+        remedy=remedy,
+        link=run.address,
     )
-
-
-def _version(version: str | None) -> str:
-    return f"version {version}" if version else "no version"
 
 
 def _time(at: datetime | None) -> str:

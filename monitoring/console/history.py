@@ -1,105 +1,189 @@
-"""A model's monitoring runs as pictures show them, and what its changes of versions were."""
+"""The history of each check, and where a picture has what; templates/words.html draws it."""
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from bisect import bisect_right
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from datetime import datetime, timedelta
-from itertools import pairwise
-from math import isfinite
+from datetime import UTC, datetime, timedelta
+from math import inf, isfinite
+from typing import NamedTuple
 
-from mlflow_server.ledger import LedgerRow
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.roles import PRODUCTION
-from mlflow_server.window_details import WindowDetails
-from monitoring.console.charts import Point
-from monitoring.serving_status import COUNTS, Counters, did
+from core.settings import Settings
+from monitoring.check import CheckResult
+from monitoring.decision_log import newest_decisions, sampled_decisions, stored_checks
 
 SPANS = {7: 1, 30: 6, 365: 24}
 """Days that a page can show, and of how many hours it then shows one monitoring run."""
+WORST = ("harmful", "bad", "alert", "unknown", "note", "ok")
+"""States of a check, the worst first."""
+ACTING = "Acted on, the worst first"
+TRAFFIC = "Traffic"
+PASSIVE = "Shown, never acted on"
+HEADINGS = (ACTING, TRAFFIC, PASSIVE)
+TRAFFIC_NAMES = ("serving/", "volume/")
+"""How the names of checks of traffic begin."""
+MAX_DRAWN = 12
+"""Acting checks that are drawn; of others a page draws the one that it is asked for."""
+AT_ONCE = 30
+"""Runs whose checks are read at once: of a year they take 100 MB."""
+BOTTOM = 102
+TOP = 8
+"""Pixels of a picture between which its values lie; templates/words.html draws 120."""
 
-DRAWN = ("psi_", "online_", "backfilled_", "entities")
-"""How figures that are drawn begin."""
+
+class Point(NamedTuple):
+    """What is drawn of one result."""
+
+    value: float
+    limit: float | None
+    status: str
+
+
+@dataclass
+class Series:
+    """One check over time.
+
+    Attributes:
+        newest: The newest result.
+        points: By the moment of their monitoring run, oldest first.
+
+    """
+
+    newest: CheckResult
+    points: dict[datetime, Point]
+
+    def badness(self) -> tuple[int, float]:
+        """Return what sorts the worst first: the state, then how far the value is from its limit.
+
+        A limit may be the most or the least: a value that is bad lies beyond it, another is nearer
+        to it the worse it is.
+        """
+        value = self.newest.value
+        limit = self.newest.limit
+        state = WORST.index(self.newest.status)
+        if value is None or limit is None:
+            return state, inf
+        distance = abs(value - limit) / (abs(limit) or 1)
+        is_beyond = state < WORST.index("unknown")
+        return state, -distance if is_beyond else distance
+
+
+def read_history(settings: Settings, model: str, days: int, hours: int) -> list[Series]:
+    """Read the checks of a run of each `hours` of some days, and of the newest.
+
+    Returns:
+        The worst first.
+
+    Raises:
+        DataError: A table cannot be read.
+
+    """
+    since = datetime.now(UTC) - timedelta(days=days)
+    rows = sampled_decisions(settings, model, since, hours)
+    rows += newest_decisions(settings, model, 1)
+    moments = sorted({row.as_of for row in rows})
+    series: dict[str, Series] = {}
+    for start in range(0, len(moments), AT_ONCE):
+        some = moments[start : start + AT_ONCE]
+        for moment, results in sorted(stored_checks(settings, model, some).items()):
+            for result in results:
+                if result.value is not None and isfinite(result.value):
+                    point = Point(result.value, result.limit, result.status)
+                    one = series.setdefault(result.name, Series(result, {}))
+                    one.newest = result
+                    one.points[moment] = point
+    return sorted(series.values(), key=Series.badness)
+
+
+def panels_of(series: Iterable[Series], wanted: str | None) -> dict[str, list[Series]]:
+    """Return what to draw by heading, the worst first; of a check that is `wanted` that alone."""
+    panels: dict[str, list[Series]] = {heading: [] for heading in HEADINGS}
+    for one in series:
+        result = one.newest
+        is_ok = result.status == "ok"
+        heading = ACTING
+        if not result.acts:
+            heading = PASSIVE
+        elif is_ok and result.name.startswith(TRAFFIC_NAMES):
+            heading = TRAFFIC
+        is_drawn = not is_ok or result.limit is not None or heading == TRAFFIC
+        if result.name == wanted if wanted else is_drawn:
+            panels[heading].append(one)
+    del panels[ACTING][MAX_DRAWN:]
+    return panels
 
 
 @dataclass(frozen=True)
-class History:
-    """figures: points by name, as decisions have them (psi_…, online_…), the largest now first.
+class Span:
+    """The time that a page shows, aware UTC."""
 
-    traffic: points by what `traffic` says. newest: details of the run at `at`, None: not known.
+    since: datetime
+    until: datetime
+
+    def place(self, moment: datetime) -> float:
+        """Return where a moment is, in percent of the width; what came before is at the edge."""
+        share = (moment - self.since) / (self.until - self.since)
+        return round(1 + 98 * max(share, 0.0), 1)
+
+    def days(self, count: int) -> list[datetime]:
+        """Return midnights to name below a picture, `count` at most."""
+        midnight = self.until.replace(hour=0, minute=0, second=0, microsecond=0)
+        step = timedelta(days=-((self.until - self.since).days // -count))
+        midnights = [midnight - number * step for number in reversed(range(count))]
+        return [moment for moment in midnights if moment > self.since]
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A result in a picture: `x` in percent of the width, `y` and `limit` in pixels."""
+
+    x: float
+    y: float
+    limit: float | None
+    status: str
+    text: str
+    report: datetime | None
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A series as it is drawn; the values at the ends of its scale by their pixels."""
+
+    marks: list[Mark]
+    ticks: dict[int, float]
+
+
+def picture_of(one: Series, span: Span, reports: Collection[datetime]) -> Picture:
+    """Place the results of a series. Not in a template, where it takes five times as long.
+
+    Args:
+        one: The series.
+        span: The time that is shown.
+        reports: Moments of Evidently's reports: a result leads to the newest since the one before.
+
     """
-
-    figures: Mapping[str, Sequence[Point]]
-    traffic: Mapping[str, Sequence[Point]]
-    newest: WindowDetails | None
-    at: datetime | None
-
-
-def read_history(records: Records, model: str, since: datetime, hours: int) -> History:
-    rows, newest = (
-        records.decisions_since(model, since, hours),
-        records.decisions(model, 1),
-    )
-    rows += [row for row in newest if rows and row.as_of > rows[-1].as_of]
-    moments = [row.as_of for row in (*rows, *newest)]
-    details = records.details(model, min(moments, default=since), moments)
-    at = newest[0].as_of if newest else None
-    return History(
-        _figures(rows, details), _traffic(rows), details.get(at) if at else None, at
-    )
-
-
-def traffic(
-    key: str, now: Counters, earlier: Counters, time: timedelta
-) -> dict[str, float]:
-    """Return what "role version" did between two readings of serving's counters, if anything."""
-    new = did(key, now, earlier)
-    rows, slow = new.answered + new.failed, new.quantile(0.99)
-    shown = {"requests a minute": new.timed / max(time / timedelta(minutes=1), 1)}
-    shown |= {} if slow is None else {"p99 in ms": slow * 1000}
-    return shown | ({"failed, %": 100 * new.failed / rows} if rows else {})
-
-
-def _figures(
-    rows: Sequence[DecisionRow], details: Mapping[datetime, WindowDetails]
-) -> dict[str, list[Point]]:
-    points = defaultdict[str, list[Point]](list)
-    for row in rows:
-        text, own = _text(row), details.get(row.as_of, WindowDetails())
-        measured = {
-            f"{k}_{m}": v for k, by in own.performance.items() for m, v in by.items()
-        }
-        for name, value in row.figures.items():
-            if name.startswith(DRAWN) and isfinite(value):
-                found = measured.get(name)
-                interval = (found.low, found.high) if found else (None, None)
-                points[name].append(Point(row.as_of, value, text, *interval))
-    return dict(sorted(points.items(), key=lambda each: -each[1][-1].value))
-
-
-def _traffic(rows: Sequence[DecisionRow]) -> dict[str, list[Point]]:
-    counted = [(row, COUNTS.validate_json(row.counted)) for row in rows if row.counted]
-    points = defaultdict[str, list[Point]](list)
-    for (before, earlier), (row, now) in pairwise(counted):
-        key, time = f"{PRODUCTION} {row.version}", row.as_of - before.as_of
-        for name, value in traffic(key, now, earlier, time).items():
-            points[name].append(Point(row.as_of, value, _text(row)))
-    return points
-
-
-def _text(row: DecisionRow) -> str:
-    return f"{row.as_of:%Y-%m-%d %H:%M} UTC, version {row.version}: {row.verdict}"
-
-
-def change(rows: Sequence[LedgerRow], row: LedgerRow) -> str:
-    """Say in a word what a row of the ledger did; `rows` are all of its model."""
-    if not row.applied_at:
-        return "not applied"
-    if row.who == "out of band":
-        return row.who
-    if row.who.startswith("mlflow-ui"):
-        return "by hand in MLflow"
-    if row.role != PRODUCTION:
-        return "rollout" if row.to_version else "ended"
-    before = (each for each in rows if each.sequence < row.sequence and each.applied_at)
-    there = {each.to_version for each in before if each.role == PRODUCTION}
-    return "rollback" if row.to_version in there else "promotion"
+    numbers = []
+    for point in one.points.values():
+        numbers += [point.value, point.limit]
+    values = [number for number in numbers if number is not None]
+    low = min(values)
+    high = max(values)
+    if low < high / 2:
+        low = min(low, 0.0)
+    pixels = (BOTTOM - TOP) / ((high - low) or 1.0)
+    times = sorted(reports)
+    marks: list[Mark] = []
+    previous = span.since
+    for moment, (value, limit, status) in one.points.items():
+        count = bisect_right(times, moment)
+        newest = times[count - 1] if count else span.since
+        mark = Mark(
+            x=span.place(moment),
+            y=round(BOTTOM - pixels * (value - low), 1),
+            limit=None if limit is None else round(BOTTOM - pixels * (limit - low), 1),
+            status=status,
+            text=f"{moment:%Y-%m-%d %H:%M} UTC: {value:.4g}, {status}",
+            report=newest if newest > previous else None,
+        )
+        marks.append(mark)
+        previous = moment
+    return Picture(marks=marks, ticks={TOP: high, BOTTOM: low})

@@ -1,6 +1,6 @@
-"""What is known of a model. This process imports neither Feast nor MLflow."""
+"""What is known of the loop. This process imports neither Feast nor MLflow."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -11,100 +11,196 @@ from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_repo.dataset_record import DatasetRecord, service_records
-from mlflow_server.ledger import Ledger
+from mlflow_server.alerts import DRIFT_ALERTS, Alerts, DriftAlert, is_open
+from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.pages import ModelPages, Pages, RunPage
-from mlflow_server.records import ModelRows, Records, model_rows
+from mlflow_server.registry import Registry
+from mlflow_server.roles import ROLES, last_applied
+from monitoring.check import CheckResult
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
-from monitoring.console.history import SPANS, History, read_history, traffic
-from monitoring.serving_status import COUNTS, ServingStatus, counters_of
+from monitoring.console.history import SPANS, Series, read_history
+from monitoring.decision_log import (
+    DecisionRow,
+    newest_decisions,
+    notable_decisions,
+    stored_checks,
+)
 
 FOR_EVER = 1e9
-"""Seconds."""
+PAGES_SECONDS = 30
+"""How long an answer is good enough: of the database's tables, and of MLflow's runs."""
+SHOWN_DECISIONS = 24
+YEAR = timedelta(days=365)
+Alert = Mapping[str, Any]
+"""A row of the table of alerts."""
+Stores = CachedReader[tuple[Ledger, Alerts]]
+ServingStatuses = Mapping[str, Mapping[str, Any]]
+"""The answer of /status of each replica, by its address."""
+
+
+def alert_details(alert: Alert) -> DriftAlert | None:
+    """Return what an alert says of a model, None where it is about something else."""
+    text = alert["details"]
+    return DRIFT_ALERTS.validate_json(text) if text else None
+
+
+@dataclass(frozen=True)
+class ModelRows:
+    """What ledger, decisions and alerts say of a model, oldest first.
+
+    Attributes:
+        ledger: All rows.
+        decisions: The newest.
+        alerts: Of the model and of its datasets.
+        results: Of the newest monitoring run.
+        notable: Of each day of a year in which a decision acted or was bad, one of each action.
+
+    """
+
+    ledger: Sequence[LedgerRow]
+    decisions: Sequence[DecisionRow]
+    alerts: Sequence[Alert]
+    results: Sequence[CheckResult] = ()
+    notable: Sequence[DecisionRow] = ()
+
+    def newest(self, role: str) -> LedgerRow | None:
+        """Return the row that put into `role` what the ledger says is there."""
+        return last_applied(self.ledger, role)
+
+    def last_moments(self) -> dict[str, datetime]:
+        """Return when each action was last decided, within a year."""
+        rows = sorted([*self.notable, *self.decisions], key=lambda row: row.as_of)
+        return {row.action: row.as_of for row in rows}
+
+    def open_alerts(self, now: datetime) -> list[Alert]:
+        """Return alerts seen of late; one about a version is over with the version's role."""
+        rows = [self.newest(role) for role in ROLES]
+        versions = {row.to_version for row in rows if row}
+        alerts: list[Alert] = []
+        for alert in self.alerts:
+            details = alert_details(alert)
+            version = details.version if details else None
+            if is_open(alert, now) and (version is None or version in versions):
+                alerts.append(alert)
+        return alerts
 
 
 @dataclass(frozen=True)
 class ModelStatus:
+    """What each source says of a model.
+
+    Attributes:
+        spec: The model.
+        serving: Each replica's own words.
+        aliases: Versions by role, as MLflow has them.
+        freshness: Records of the datasets that the model reads.
+        rows: See `ModelRows`.
+        runs: The newest training.
+
+    """
+
     spec: ModelSpec
-    serving: Reading[ServingStatus]
+    serving: Reading[ServingStatuses]
     aliases: Reading[Mapping[str, str]]
     freshness: Reading[list[DatasetRecord]]
     rows: Reading[ModelRows]
     runs: Reading[RunPage | None]
 
+    def replicas(self) -> Iterator[Mapping[str, Any]]:
+        """Yield what each replica of serving says of the model."""
+        for status in (self.serving.value or {}).values():
+            model = status["models"].get(self.spec.name)
+            if model is not None:
+                yield model
 
-def since_the_last_run(
-    status: ModelStatus, role: str, version: str, now: datetime
-) -> dict[str, float] | str:
-    """Return what a version did since the last monitoring run, or why that is unknown."""
-    serving, rows = status.serving.value, status.rows.value
-    if serving is None or rows is None:
-        return status.serving.why if serving is None else status.rows.why
-    if not rows.decisions or not (counted := rows.decisions[-1].counted):
-        return "no monitoring run has asked serving yet"
-    then, counters = (
-        rows.decisions[-1].as_of,
-        counters_of(serving.replicas, status.spec.name),
-    )
-    return traffic(
-        f"{role} {version}", counters, COUNTS.validate_json(counted), now - then
-    )
+    def served_versions(self, role: str) -> list[str]:
+        """Return the versions that replicas have in a role; two while one of them loads."""
+        versions = {replica["versions"].get(role) for replica in self.replicas()}
+        return sorted(version for version in versions if version)
 
-
-Stores = CachedReader[tuple[Ledger, Records]]
+    def refused_versions(self) -> dict[str, str]:
+        """Return why replicas refuse versions, by version."""
+        reasons: dict[str, str] = {}
+        for replica in self.replicas():
+            reasons |= replica["refused"]
+        return reasons
 
 
-def stores_of(settings: Settings) -> Stores:
-    """Return a reader that opens ledger and records once, for all models: databases count."""
-    return CachedReader(lambda: (Ledger(settings), Records(settings)), FOR_EVER)
+def refusal_cause(version: str) -> str:
+    """Return the cause of the alert that serving refuses a version."""
+    return f"version {version} is refused"
 
 
-def opened(stores: Stores) -> tuple[Ledger, Records]:
-    """Wait for them; raise a RegistryError where the database cannot be reached by then."""
-    stores.begin().join(PATIENCE)
-    if stores.reading.value is None:
-        raise RegistryError(stores.reading.why)
-    return stores.reading.value
+def open_stores(settings: Settings) -> Stores:
+    """Return a reader that opens ledger and alerts once, for all models: databases count."""
+    return CachedReader(lambda: (Ledger(settings), Alerts(settings)), FOR_EVER)
 
 
 class ModelReaders:
-    """A cached reader for each source of one model; `all` are in the order of `ModelStatus`.
+    """A cached reader for each source of one model.
 
-    pages, histories (by days): what its own page shows beside them.
+    Attributes:
+        spec: The model.
+        sources: What every page asks, by the fields of `ModelStatus`.
+        pages: What MLflow has for a person to read.
+        histories: Checks over time, by days.
+
     """
 
     def __init__(
         self,
         settings: Settings,
         spec: ModelSpec,
-        serving: CachedReader[Any],
-        stores: Stores | None = None,
+        serving: CachedReader[ServingStatuses],
+        stores: Stores,
     ) -> None:
-        self.spec, pages, name = spec, Pages(settings), spec.name
-        stores, datasets = stores or stores_of(settings), dataset_names(spec.dataset)
-        self.all: tuple[CachedReader[Any], ...] = (
-            serving,
-            CachedReader(lambda: pages.aliases(name)),
-            CachedReader(
-                lambda: service_records(settings, spec.dataset, spec.feature_service)
-            ),
-            CachedReader(lambda: model_rows(*opened(stores), name, datasets)),
-            CachedReader(lambda: pages.training(spec.experiment), seconds=30),
+        """Read nothing yet; `serving` and `stores` are shared by all models."""
+        name = spec.name
+        pages = Pages(settings)
+        training = partial(pages.training, spec.experiment)
+        freshness = partial(
+            service_records, settings, spec.dataset, spec.feature_service
         )
-        self.pages: CachedReader[ModelPages]
-        self.pages = CachedReader(
-            lambda: pages.pages(name, spec.experiment), seconds=30
-        )
-
-        self.histories: dict[int, CachedReader[History]]
-        self.histories = {
-            days: CachedReader(partial(_history, stores, name, days), 30)
-            for days in SPANS
+        self.spec = spec
+        self.sources: dict[str, CachedReader[Any]] = {
+            "serving": serving,
+            "aliases": CachedReader(partial(Registry(settings).aliases, name)),
+            "freshness": CachedReader(freshness),
+            "rows": CachedReader(partial(_model_rows, settings, stores, spec)),
+            "runs": CachedReader(training, PAGES_SECONDS),
         }
+        self.pages: CachedReader[ModelPages] = CachedReader(
+            partial(pages.pages, name, spec.experiment), PAGES_SECONDS
+        )
+        self.histories: dict[int, CachedReader[list[Series]]] = {}
+        for days, hours in SPANS.items():
+            read = partial(read_history, settings, name, days, hours)
+            self.histories[days] = CachedReader(read, PAGES_SECONDS)
 
     def status(self) -> ModelStatus:
-        return ModelStatus(self.spec, *(reader.reading for reader in self.all))
+        """Return what was last read."""
+        readings = {name: reader.reading for name, reader in self.sources.items()}
+        return ModelStatus(self.spec, **readings)
 
 
-def _history(stores: Stores, model: str, days: int) -> History:
-    since = datetime.now(UTC) - timedelta(days=days)
-    return read_history(opened(stores)[1], model, since, SPANS[days])
+def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRows:
+    stores.begin().join(PATIENCE)
+    if stores.reading.value is None:
+        raise RegistryError(stores.reading.why)
+    ledger, alerts = stores.reading.value
+    model = spec.name
+    alert_rows: list[Alert] = []
+    for subject in (*dataset_names(spec.dataset), model):
+        alert_rows += alerts.rows(subject)
+    decisions = newest_decisions(settings, model, SHOWN_DECISIONS)
+    results: list[CheckResult] = []
+    if decisions:
+        newest = decisions[-1].as_of
+        results = stored_checks(settings, model, [newest]).get(newest, [])
+    return ModelRows(
+        ledger=ledger.rows(model),
+        decisions=decisions,
+        alerts=alert_rows,
+        results=results,
+        notable=notable_decisions(settings, model, datetime.now(UTC) - YEAR),
+    )

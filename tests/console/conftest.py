@@ -12,12 +12,14 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import pytest
 
-from mlflow_server.records import DecisionRow, Records
+from mlflow_server.alerts import Alerts
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from mlflow_server.window_details import WindowDetails
+from monitoring.check import CheckResult
+from monitoring.decision_log import store_checks, store_decision
 from stack.environment import process_environment
 from tests.conftest import answers, running, wait_until
+from tests.console.year import decision_row
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 
 if TYPE_CHECKING:
@@ -62,51 +64,82 @@ class Console:
         return self.page(model)
 
 
-FEATURES = {
-    "total_orders_30d": 0.31,
-    "lifetime_orders": 0.02,
-    "customer_tenure_days": 7.7,
-}
-
-DETAILS = WindowDetails(
-    quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5), "lifetime_orders": (1.0, 2.0, 3.0, 4.0, 5.0)},
-    reference_quantiles={"score": (0.0, 0.1, 0.2, 0.3, 0.4),
-                         "lifetime_orders": (0.0, 1.0, 2.0, 3.0, 4.0)},
-)  # fmt: skip
+RESULTS = [
+    CheckResult(
+        name="psi/total_orders_30d",
+        kind="data_drift",
+        status="bad",
+        value=0.31,
+        limit=0.25,
+        words="total_orders_30d drifts: PSI 0.31",
+        remedy="A retraining starts by itself.",
+    ),
+    CheckResult(
+        name="psi/customer_tenure_days",
+        kind="data_drift",
+        status="note",
+        value=7.7,
+        limit=0.25,
+        acts=False,
+        reason="grows by a day each day",
+    ),
+    CheckResult(name="serving/requests_per_minute", kind="serving", value=60.0),
+    CheckResult(name="mean/score", kind="prediction_drift", value=0.4, limit=0.5),
+    CheckResult(
+        name="online/log_loss", kind="performance_drift", value=0.61, limit=0.7
+    ),
+    CheckResult(name="missing/lifetime_value", kind="missing", value=0.0, limit=0.05),
+    CheckResult(name="volume/entities", kind="volume", value=512.0),
+    CheckResult(name="serving/p99_ms", kind="serving", value=9.5),
+]
+SCRIPT = """<script>
+document.title = "acted";
+try { parent.document.title = "acted" } catch {}
+try { if (top !== self) top.location = "/metrics" } catch {}
+fetch("/metrics").catch(() => {});
+</script>"""
+"""Of a category of a data set: it tries to act on whoever shows it."""
 
 
 @pytest.fixture(scope="session")
 def looked(rig: Any, served: Any) -> datetime:
     """Rows as the monitor keeps them: a retraining, an alert nobody heard; a training, a report."""
     now = datetime.now(UTC)
-    figures = {f"psi_{name}": value for name, value in FEATURES.items()}
-    figures |= {"entities": 512.0, "backfilled_auc": 0.69, "online_log_loss": 0.61}
-    of = (rig.spec.name, served.first)
-    with closing(Records(rig.settings)) as records:
-        for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),
-                                       (4, "bad", "nothing")):  # fmt: skip
-            at, why = now - timedelta(hours=hours), "total_orders_30d: PSI 0.31"
-            row = DecisionRow(
-                *of, at, verdict, action, "drift", why, "cause", "{}", figures
-            )
-            records.keep(row)
-        records.keep_details(rig.spec.name, at, DETAILS)
-        records.count_alert(rig.spec.name, "cause", "bad: said to <nobody>", now)
-    tracking, tags = (
-        Tracking(rig.settings),
-        {"as_of": now.isoformat(), "reason": "drift"},
-    )
-    tracking.finish(
-        tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags), "FINISHED"
-    )
-    key = f"{rig.spec.name} version {served.first}"
+    name = rig.spec.name
+    for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),
+                                   (4, "bad", "nothing")):  # fmt: skip
+        at = now - timedelta(hours=hours)
+        row = decision_row(
+            model=name,
+            version=served.first,
+            as_of=at,
+            verdict=verdict,
+            action=action,
+            rule="drift",
+            words="total_orders_30d drifts, all else holds",
+        )
+        store_decision(rig.settings, row)
+        store_checks(rig.settings, name, at, RESULTS)
+    with closing(Alerts(rig.settings)) as alerts:
+        alerts.note(name, "cause", "bad: said to <nobody>", now)
+    tracking = Tracking(rig.settings)
+    tags = {"as_of": now.isoformat(), "reason": "drift"}
+    training = tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags)
+    tracking.set_terminated(training)
+    key = f"{name} version {served.first}"
     run_id = tracking.start_or_find_run(
-        f"{rig.spec.experiment}_monitoring", key, key, {}
+        f"{rig.spec.experiment}_monitoring", key, key, {"version": served.first}
     )
-    report = f"reports/{now - timedelta(hours=4):%Y-%m-%dT%H%M%S}/report.html"
-    tracking.log_text(run_id, "Evidently's", report)
-    version = Registry(rig.settings).version(rig.spec.name, served.first)
-    tracking.log_text(version.run_id, "of the version", "model_card.html")
+    for hours in (7, 4):
+        moment = now - timedelta(hours=hours)
+        report = f"reports/{moment:%Y-%m-%dT%H%M%S}/report.html"
+        tracking.log_text(run_id, f"Evidently's {SCRIPT}", report)
+    for number in (served.first, served.second):
+        version = Registry(rig.settings).version(name, number)
+        tracking.log_text(
+            version.run_id, f"of version {number} {SCRIPT}", "model_card.html"
+        )
+        tracking.log(version.run_id, metrics={"test/auc": 0.71, "baseline/auc": 0.5})
     return now
 
 

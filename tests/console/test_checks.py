@@ -9,34 +9,61 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
-from prometheus_client.samples import Sample
 
 from core.spec import load_spec
 from feature_repo.broker import ConsumerLag
 from feature_repo.dataset_record import DatasetRecord
+from mlflow_server.alerts import DRIFT_ALERTS, DriftAlert
 from mlflow_server.ledger import LedgerRow
 from mlflow_server.pages import RunPage
-from mlflow_server.records import DecisionRow, ModelRows
-from mlflow_server.window_details import WindowDetails
+from monitoring.check import CheckResult
 from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading, read_all
-from monitoring.console.checks import Check, of_events, of_model, of_server
+from monitoring.console.checks import of_events, of_model, of_server, problems, state
+from monitoring.console.loop import LoopStatus, card_of
 from monitoring.console.loop_metrics import loop_metrics
-from monitoring.console.status import ModelStatus
-from monitoring.serving_status import ServingStatus
+from monitoring.console.status import ModelRows, ModelStatus
 from tests.conftest import at_most, wait_until
+from tests.console.year import decision_row
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 HOUR = timedelta(hours=1)
 SPEC = load_spec("customer_churn_model")
 LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
                    NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
-DECISION = DecisionRow(SPEC.name, "2", NOW - HOUR, "ok", "nothing", "ok", "performance holds", "",
-                       "{}", {"psi_score": 0.02, "psi_lifetime_value": float("nan")})  # fmt: skip
+DECISION = decision_row(
+    model=SPEC.name,
+    version="2",
+    as_of=NOW - HOUR,
+    words="ok: f1 0.74 holds the 0.76 of evaluation",
+)
+BAD = replace(DECISION, verdict="bad", words="bad: spend drifts", cause="drift of 2")
+DRIFT = CheckResult(
+    name="psi/spend",
+    kind="data_drift",
+    status="bad",
+    value=0.31,
+    limit=0.25,
+    words="spend drifts: PSI 0.31",
+    remedy="A retraining starts by itself.",
+    link="/status/m#history",
+)
+SKEW = CheckResult(
+    name="skew/share",
+    kind="skew",
+    status="alert",
+    value=0.4,
+    limit=0.1,
+    words="40 % of the vectors differ",
+    remedy="`gyre parity m` compares all.",
+    incident="skew of version 2",
+)
+SHOWN = replace(DRIFT, name="psi/tenure", acts=False, reason="grows by a day each day")
+RESULTS = (replace(DRIFT, status="ok"), SHOWN)
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
-         "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True}  # fmt: skip
+         "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True,
+         "details": None}  # fmt: skip
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
-
 REFUSED = replace(RUN, tags=RUN.tags | {"outcome": "refused: auc at_least: 0.61"})
 
 
@@ -44,15 +71,18 @@ def seen(value: Any) -> Reading[Any]:
     return Reading(value, NOW)
 
 
-def workers(*versions: str, role: str = "production") -> Reading[ServingStatus]:
-    labels = [
-        {"model": SPEC.name, "role": role, "version": version} for version in versions
-    ]
-    samples = [Sample("gyre_model_info", each, 1.0) for each in labels]
-    return seen(ServingStatus({"ready": True, "resources": {}}, samples))
+def replica(version: str | None, **fields: Any) -> dict[str, Any]:
+    """What a replica of serving says of itself."""
+    versions = {"production": version} if version else {}
+    model = {"versions": versions, "refused": {}, "watermark": None} | fields
+    return {"ready": True, "resources": {}, "models": {SPEC.name: model}}
 
 
-ROWS = ModelRows([LEDGER], [DECISION], {"nothing": DECISION.as_of}, [])
+def workers(*versions: str | None, **fields: Any) -> Reading[Any]:
+    return seen({name: replica(name, **fields) for name in versions})
+
+
+ROWS = ModelRows([LEDGER], [DECISION], [], RESULTS)
 FRESH = DatasetRecord("orders", NOW - HOUR, watermark=NOW - HOUR, newest=NOW - 40 * HOUR,
                       silence=48 * HOUR)  # fmt: skip
 WELL = ModelStatus(
@@ -62,7 +92,7 @@ WELL = ModelStatus(
 SILENT = ModelStatus(SPEC, *[Reading[Any](why="it does not answer") for _ in range(5)])
 
 
-def checked(status: ModelStatus) -> dict[str, Check]:
+def checked(status: ModelStatus) -> dict[str, CheckResult]:
     return {check.name: check for check in of_model(status, NOW)}
 
 
@@ -70,48 +100,53 @@ def rows(**changed: Any) -> ModelStatus:
     return replace(WELL, rows=seen(replace(ROWS, **changed)))
 
 
+def loop_of(*statuses: ModelStatus, **changed: Any) -> LoopStatus:
+    models = {status.spec.name: status for status in statuses}
+    values = {
+        "models": models,
+        "checks": {},
+        "cards": {},
+        "lags": {},
+        "broken_specs": (),
+    }
+    return LoopStatus(now=NOW, is_ready=True, **values | changed)
+
+
 def test_a_healthy_loop_is_all_well() -> None:
     found = checked(WELL)
-    assert {check.ok for check in found.values()} == {True}, found
-    assert (
-        found["production"].remark
-        == "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
+    assert {state(check) for check in found.values()} == {"ok"}, found
+    assert found["production"].words == (
+        "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
     )
-    assert {
+    names = {
         "last monitoring run",
         "verdict",
         "last training",
         "features",
         "alerts",
-    } < set(found)
-
-
-def test_sources_that_disagree_are_all_shown() -> None:
-    status = replace(WELL, aliases=seen({"production": "3"}), serving=workers("1", "2"))
-    found = checked(status)["production"]
-    assert (found.ok, found.remark) == (
-        False, "workers: version 1 and 2; MLflow's alias: version 3; ledger: version 2"
-    )  # fmt: skip
-
-
-def test_a_version_that_serving_refuses_is_named_with_why() -> None:
-    does = "version 2 answers; version 3 is refused: ModelRefusedError: other inputs"
-    serving = workers("2")
-    serving.value.ready["resources"][f"model {SPEC.name}"] = {
-        "ok": True,
-        "detail": does,
+        "psi/spend",
     }
-    found = checked(replace(WELL, aliases=seen({"production": "3"}), serving=serving))
-    assert found["production"].remark == (
-        "workers: version 2; MLflow's alias: version 3; ledger: version 2; "
-        "version 3 is refused: ModelRefusedError: other inputs"
+    assert names < set(found)
+    assert "psi/tenure" not in found
+    assert problems({SPEC.name: [*found.values()]}) == []
+
+
+def test_sources_that_disagree_and_what_serving_refuses_are_named() -> None:
+    refused = {"3": "ModelRefusedError: other inputs"}
+    serving = workers("1", "2", refused=refused)
+    status = replace(WELL, aliases=seen({"production": "3"}), serving=serving)
+    found = checked(status)["production"]
+    assert (found.status, found.words) == (
+        "alert",
+        (
+            "Serving refuses version 3: ModelRefusedError: other inputs; production: "
+            "workers: version 1 and 2, MLflow's alias: version 3, ledger: version 2"
+        ),
     )
-
-
-def test_a_failed_task_is_said_once() -> None:
-    failed = "ingest.ingest_orders failed: DataError: orders: no file"
-    alert = ALERT | {"cause": f"{failed} #", "message": f"{failed} 7"}
-    assert checked(rows(alerts=[alert]))["alerts"].remark == f"{failed} 7"
+    assert f"gyre rollback {SPEC.name}" in found.remedy
+    alert = ALERT | {"cause": "version 3 is refused"}
+    status = replace(status, rows=seen(replace(ROWS, alerts=[alert])))
+    assert checked(status)["alerts"].status == "ok"  # it is said already
 
 
 def test_a_challenger_that_no_worker_holds_is_shown() -> None:
@@ -120,104 +155,128 @@ def test_a_challenger_that_no_worker_holds_is_shown() -> None:
     begun = rows(ledger=[LEDGER, row])
     begun = replace(begun, aliases=seen({"production": "2", "challenger": "3"}))
     found = checked(begun)["challenger"]
-    assert (found.ok, found.remark) == (
-        False, "workers: no version; MLflow's alias: version 3; ledger: version 3"
-    )  # fmt: skip
+    assert (found.status, found.words) == (
+        "alert",
+        "challenger: workers: no version, MLflow's alias: version 3, ledger: version 3",
+    )
 
 
 def test_what_does_not_answer_is_unknown_and_says_why() -> None:
-    found = checked(SILENT)
-    assert {check.ok for check in found.values()} == {None}
-    assert [check.remark for check in found.values()] == [
-        "unknown: it does not answer"
-    ] * 5
-    (serving,) = of_server(Reading(why="it does not answer"))
-    assert (serving.ok, serving.remark) == (None, "unknown: it does not answer")
+    found = [*of_model(SILENT, NOW), *of_server(SILENT.serving)]
+    found += of_events(SILENT.serving, SILENT.serving, NOW)
+    assert {check.status for check in found} == {"unknown"}
+    assert all("it does not answer" in check.words for check in found)
+    listed = problems({SPEC.name: found, "other": found})
+    assert [check.name for check, _ in listed] == [
+        "serving", "the database", "redis", "mlflow",
+    ]  # fmt: skip
+    assert {len(subjects) for _, subjects in listed} == {2}
 
 
-@pytest.mark.parametrize(
-    ("cause", "ends"),
-    [
-        ("drift of version {}, labels up to 2026-08-01", True),
-        ("parked: drift of version {}, labels up to 2026-08-01", True),
-        ("skew of version {}: avg_order_value", True),
-        ("too few predictions of version {}", True),
-        ("version {} is refused", True),
-        ("harm of version {} (ledger row 2)", False),
-        ("rollout of version {} stopped (ledger row 2)", False),
-    ],
-)
-def test_what_befell_a_version_is_over_once_it_is_in_no_role(
-    cause: str, ends: Any
+@pytest.mark.parametrize("version", ["1", "2", "12", None])
+def test_an_alert_about_a_version_is_over_once_that_is_in_no_role(
+    version: str | None,
 ) -> None:
-    """All but what took it out of its role."""
-    for version, ok in (("2", False), ("1", ends), ("12", ends)):
-        found = checked(rows(alerts=[ALERT | {"cause": cause.format(version)}]))[
-            "alerts"
-        ]
-        assert (found.ok, cause.format(version) in found.remark) == (ok, not ok)
-    shadow = replace(LEDGER, sequence=2, role="shadow", to_version="1")
-    tried = rows(alerts=[ALERT | {"cause": cause.format("1")}], ledger=[LEDGER, shadow])
-    assert checked(tried)["alerts"].ok is False
+    content = DriftAlert(
+        "spend", "data_drift", "significant", 0.3, NOW, "drifts", version
+    )
+    details = DRIFT_ALERTS.dump_json(content).decode()
+    alert = ALERT | {"details": details}
+    expected = "alert" if version in {"2", None} else "ok"
+    assert checked(rows(alerts=[alert]))["alerts"].status == expected
+    shadow = replace(LEDGER, sequence=2, role="shadow", to_version=version)
+    tried = rows(alerts=[alert], ledger=[LEDGER, shadow])
+    assert checked(tried)["alerts"].status == "alert"
 
 
-def test_without_serving_nobody_knows_what_is_in_production() -> None:
-    found = checked(replace(WELL, serving=SILENT.serving))["production"]
-    assert (found.ok, found.remark[:9]) == (None, "version 2")
+def test_a_bad_window_is_one_problem_with_the_verdict_in_words() -> None:
+    alert = ALERT | {"cause": "drift of 2"}
+    status = rows(decisions=[BAD], results=[DRIFT, SHOWN, SKEW], alerts=[alert])
+    listed = problems({SPEC.name: [*of_model(status, NOW)]})
+    assert [(check.words, check.remedy) for check, _ in listed] == [
+        ("version 2: bad: spend drifts", DRIFT.remedy),
+        (SKEW.words, SKEW.remedy),
+    ]
+
+
+def test_harm_comes_before_everything_but_serving() -> None:
+    content = DriftAlert(
+        "predictions", "harm", "critical", None, NOW, "60 of 110 failed"
+    )
+    harm = ALERT | {
+        "details": DRIFT_ALERTS.dump_json(content).decode(),
+        "message": "60 of 110",
+    }
+    status = rows(decisions=[BAD], results=[DRIFT], alerts=[harm])
+    silent = replace(status, serving=SILENT.serving)
+    listed = problems({SPEC.name: [*of_model(silent, NOW)]})
+    assert [check.kind for check, _ in listed] == ["serving", "harm", "verdict"]
 
 
 @pytest.mark.parametrize(
-    ("status", "what", "ok", "said"),
+    ("status", "what", "found_state", "words"),
     [
         (rows(decisions=[replace(DECISION, as_of=NOW - 4 * HOUR)]), "last monitoring run",
-         False, "2026-11-20 08:00:00 UTC; at most 3 h"),
-        (rows(decisions=[]), "last monitoring run", False, "none yet"),
-        (rows(decisions=[], ledger=[replace(LEDGER, time=NOW - HOUR)]),
-         "last monitoring run", None, "none yet"),
-        (rows(decisions=[replace(DECISION, verdict="bad", reason="auc 0.6")]), "verdict", False,
-         "version 2: bad; nothing (ok): auc 0.6"),
-        (rows(decisions=[replace(DECISION, verdict="insufficient_data")]), "verdict", None, "data"),
-        (rows(decisions=[replace(DECISION, version="1")]), "verdict", None,
-         "none yet of version 2; version 1: ok"),
-        (rows(ledger=[]), "production", False, "ledger: no version"),
-        (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", False,
-         "failed, ended 2026-11-20 04:00:00 UTC, for weekly: version 2 promoted"),
-        (replace(WELL, runs=seen(REFUSED)), "last training", False,
-         "for weekly: refused: auc"),
-        (replace(WELL, runs=seen(None)), "last training", None, "none yet"),
-        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=NOW - 3 * HOUR)])),
-         "features", False, "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
-        (replace(WELL, freshness=seen([FRESH, replace(FRESH, newest=NOW - 49 * HOUR)])),
-         "features", False, "source is silent since 2026-11-18 11:00 UTC: 49 h, at most 48 h"),
-        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=None)])),
-         "features", None, "orders: nothing is ingested yet; run: gyre ingest orders"),
-        (replace(WELL, freshness=seen([FRESH, replace(FRESH, watermark=None, faults=["broken"])])),
-         "features", False, "broken"),
-        (rows(alerts=[ALERT]), "alerts", False, "drift <of> 2 (3 times): bad bad"),
-        (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}"}]), "alerts", True, "none open"),
+         "attention", "2026-11-20 08:00:00 UTC; at most 3 h"),
+        (rows(decisions=[], ledger=[replace(LEDGER, time=NOW - HOUR)], results=()),
+         "last monitoring run", "unknown", "never"),
+        (rows(decisions=[BAD]), "verdict", "attention", "version 2: bad: spend drifts"),
+        (rows(decisions=[replace(DECISION, verdict="unknown")]), "verdict", "unknown", "version 2"),
+        (rows(decisions=[replace(DECISION, version="1")]), "verdict", "unknown",
+         "no verdict on what is in production; version 1: ok"),
+        (rows(results=[SKEW]), "skew/share", "attention", "40 %"),
+        (rows(ledger=[]), "production", "attention", "ledger: no version"),
+        (replace(WELL, serving=workers(None)), "production", "attention", "workers: no version"),
+        (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", "attention",
+         "failed, ended 2026-11-20 04:00:00 UTC: version 2 promoted"),
+        (replace(WELL, runs=seen(REFUSED)), "last training", "attention", "refused: auc"),
+        (replace(WELL, runs=seen(None)), "last training", "unknown", "no training yet"),
+        (replace(WELL, freshness=seen([replace(FRESH, watermark=NOW - 3 * HOUR)])),
+         "features", "attention", "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
+        (replace(WELL, freshness=seen([replace(FRESH, newest=NOW - 49 * HOUR)])),
+         "features", "attention", "source is silent since 2026-11-18 11:00 UTC: 49 h"),
+        (replace(WELL, freshness=seen([replace(FRESH, watermark=None)])),
+         "features", "unknown", "orders: nothing is ingested yet"),
+        (replace(WELL, freshness=seen([replace(FRESH, watermark=None, faults=["broken"])])),
+         "features", "attention", "broken"),
+        (rows(alerts=[ALERT]), "alerts", "attention", "bad bad"),
+        (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}"}]), "alerts", "ok", "none other"),
         (rows(alerts=[ALERT | {"last": f"{NOW - 4 * HOUR}", "delivered": False}]), "alerts",
-         False, "not delivered: drift <of> 2"),
+         "attention", "not delivered: bad"),
+        (rows(alerts=[ALERT | {"cause": "ingest.ingest_orders failed: no file #",
+                               "message": "ingest.ingest_orders failed: no file 7"}]), "alerts",
+         "attention", "no file 7 (since"),
     ],
 )  # fmt: skip
-def test_each_check_says_what_is_wrong(
-    status: ModelStatus, what: str, ok: bool | None, said: str
+def test_each_check_says_what_is_wrong_and_what_to_do(
+    status: ModelStatus, what: str, found_state: str, words: str
 ) -> None:
     found = checked(status)
-    assert (found[what].ok, said in found[what].remark) == (ok, True), found[what]
-    others = {each.name for each in found.values() if each.ok is not True}
+    assert (state(found[what]), words in found[what].words) == (found_state, True), (
+        found[what]
+    )
+    assert (
+        found_state == "ok"
+        or (found[what].remedy and found[what].link)
+        or what == "skew/share"
+    )
+    others = {name for name, check in found.items() if state(check) != "ok"}
     assert others - {what} == set()
 
 
-def test_a_log_that_waits_for_the_disk_is_not_healthy() -> None:
-    ready = {"ready": True, "resources": {"redis": {"ok": True, "detail": "answers"}}}
-    lags = {"predictions": 31.0, "feedback": 0.0}
-    samples = [
-        Sample("gyre_log_lag_seconds", {"log": log}, lag) for log, lag in lags.items()
-    ]
-    found = of_server(seen(ServingStatus(ready, samples)))
-    assert {check.name: check.ok for check in found} == {
-        "serving": True, "redis": True, "predictions on disk": False, "feedback on disk": True,
+def test_a_resource_of_serving_that_is_not_well_is_named() -> None:
+    resources = {
+        "redis": {"ok": False, "detail": "refused"},
+        "predictions log": {"ok": True, "detail": "is written"},
+    }
+    status = replica("2") | {"ready": False, "resources": resources}
+    found = {
+        check.name: check for check in of_server(seen({"a": replica("2"), "b": status}))
+    }
+    assert {name: check.status for name, check in found.items()} == {
+        "serving": "alert", "redis": "alert", "predictions log": "ok",
     }  # fmt: skip
+    assert "gyre logs redis" in found["redis"].remedy
 
 
 def test_a_consumer_that_reads_and_processes_nothing_is_not_healthy() -> None:
@@ -227,61 +286,75 @@ def test_a_consumer_that_reads_and_processes_nothing_is_not_healthy() -> None:
         "carts": ConsumerLag(0, None),
     }
     consumer, *checks = of_events(seen(None), seen(lags), NOW)
-    assert (consumer.ok, consumer.remark) == (True, "reads the events")
-    assert [check.ok for check in checks] == [False, True, True]
+    assert consumer.status == "ok"
+    assert [check.status for check in checks] == ["alert", "ok", "ok"]
     late = "orders: a request has waited for the consumer for 61 s, at most 60 s are expected"
-    assert checks[0].remark == f"{late}; requests that wait: 3"
-    assert checks[0].since == NOW - timedelta(seconds=61)
-    assert checks[1].remark == "visits: requests that wait: 2"
-    samples = loop_metrics([], NOW, lags=lags).decode()
+    assert checks[0].words == f"{late}; requests that wait: 3"
+    (dead, *_) = of_events(seen("no consumer reads"), seen(lags), NOW)
+    assert (dead.status, "gyre logs consumer" in dead.remedy) == ("alert", True)
+    samples = loop_metrics(loop_of(lags=lags)).decode()
     assert 'gyre_consumer_lag_seconds{dataset="orders"} 61.0' in samples
     assert 'gyre_consumer_lag_entries{dataset="orders"} 3.0' in samples
     assert 'gyre_consumer_lag_seconds{dataset="carts"} 0.0' in samples
 
 
-def test_without_redis_nothing_is_known_of_events() -> None:
-    away = Reading[Any](why="Redis: it does not answer")
-    for check in of_events(away, away, NOW):
-        assert (check.ok, check.remark) == (None, "unknown: Redis: it does not answer")
-
-
-def test_what_is_unknown_has_no_sample_and_what_is_not_a_number_is_none() -> None:
-    told, model = loop_metrics([WELL], NOW).decode(), f'model="{SPEC.name}"'
-    assert f'gyre_drift_psi{{feature="lifetime_value",{model}}} NaN' in told
-    assert f"gyre_alerts_undelivered{{{model}}} 0.0" in told
-    assert (
-        f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0' in told
-    )
-    assert f'gyre_source_silence_seconds{{dataset="orders",{model}}} 144000.0' in told
-    assert "quantile" not in told  # the window was too small
-    silent = loop_metrics([SILENT], NOW).decode()
-    assert [x for x in silent.splitlines() if x[0] != "#"] == [
+def test_what_is_unknown_has_no_sample_and_a_limit_is_one_that_acts() -> None:
+    status = rows(decisions=[BAD], results=[DRIFT, SHOWN, replace(SKEW, value=None)])
+    text = loop_metrics(loop_of(status)).decode()
+    model = f'model="{SPEC.name}"'
+    for line in (
+        f'gyre_check_value{{check="psi/spend",{model}}} 0.31',
+        f'gyre_check_value{{check="psi/tenure",{model}}} 0.31',
+        f'gyre_check_limit{{check="psi/spend",{model}}} 0.25',
+        f'gyre_check_status{{check="psi/spend",{model},status="bad"}} 1.0',
+        f'gyre_check_status{{check="skew/share",{model},status="alert"}} 1.0',
+        f"gyre_alerts_undelivered{{{model}}} 0.0",
+        f'gyre_production_version{{{model},told_by="ledger",version="2"}} 1.0',
+    ):
+        assert line in text
+    for metric, check in (
+        ("value", "skew/share"),
+        ("limit", "psi/tenure"),
+        ("status", "psi/tenure"),
+    ):
+        assert f'gyre_check_{metric}{{check="{check}"' not in text
+    silent = loop_metrics(loop_of(SILENT)).decode()
+    assert [line for line in silent.splitlines() if line[0] != "#"] == [
         f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
     ]
 
 
-def test_quantiles_of_the_newest_window_stand_beside_those_of_the_reference() -> None:
-    details = WindowDetails(quantiles={"score": (0.1, 0.2, 0.3, 0.4, 0.5)},
-                            reference_quantiles={"score": (0.0, 0.1, 0.2, 0.3, 0.4)})  # fmt: skip
-    told = loop_metrics([rows(details=details)], NOW).decode()
-    labels = f'{{feature="score",model="{SPEC.name}",quantile="0.95"}}'
-    assert f"gyre_window_quantile{labels} 0.5" in told
-    assert f"gyre_reference_quantile{labels} 0.4" in told
-
-
-def test_data_quality_is_a_share_of_rows_and_unknown_without_any() -> None:
+def test_data_quality_is_a_share_of_rows_and_programs_have_cpu_and_memory() -> None:
+    text = loop_metrics(loop_of(), [FRESH]).decode()
+    assert 'gyre_source_silence_seconds{dataset="orders"} 144000.0' in text
     stopped = DatasetRecord("orders", NOW, rows={NOW.date(): 95}, quarantined={"rule": 5},
                             passed=False)  # fmt: skip
-    told = loop_metrics([], NOW, [stopped, DatasetRecord("visits")]).decode()
-    assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in told
-    assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in told
-    assert "visits" not in told
+    records = [stopped, DatasetRecord("visits")]
+    text = loop_metrics(loop_of(), records, {"serving": (12.5, 2**20)}).decode()
+    assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in text
+    assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in text
+    assert "visits" not in text
+    assert 'gyre_cpu_seconds_total{program="serving"} 12.5' in text
+    assert 'gyre_memory_bytes{program="serving"} 1.048576e+06' in text
 
 
-def test_cpu_and_memory_are_those_of_each_program() -> None:
-    told = loop_metrics([], NOW, (), {"serving": (12.5, 2**20)}).decode()
-    assert 'gyre_cpu_seconds_total{program="serving"} 12.5' in told
-    assert 'gyre_memory_bytes{program="serving"} 1.048576e+06' in told
+def test_a_card_says_what_is_known_and_nothing_else() -> None:
+    traffic = [
+        CheckResult(name=f"serving/{name}", kind="serving", value=value)
+        for name, value in (
+            ("requests_per_minute", 60.0),
+            ("p99_ms", 9.0),
+            ("failures", 0.01),
+        )
+    ]
+    status = rows(results=traffic, alerts=[ALERT])
+    card = card_of(status, [*of_model(status, NOW)], NOW)
+    assert (card.state, card.version, card.since) == ("attention", "2", NOW - 30 * HOUR)
+    assert (card.requests_per_minute, card.p99_ms, card.failed_share) == (60, 9, 0.01)
+    assert (card.verdict, card.open_alerts) == (DECISION.words, 1)
+    assert card.complete_up_to == NOW - HOUR
+    silent = card_of(SILENT, [*of_model(SILENT, NOW)], NOW)
+    assert {*vars(silent).values()} == {"unknown", None}
 
 
 @pytest.mark.timed

@@ -1,9 +1,7 @@
-"""What pictures are drawn of: points of monitoring runs, scales, what a row of the ledger did."""
+"""What is drawn of checks: which ones, in which order, and where a point is."""
 
 from __future__ import annotations
 
-from contextlib import closing
-from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING
 
@@ -12,14 +10,24 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from core.spec import load_spec
-from mlflow_server.ledger import LedgerRow
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.window_details import MeasuredMetric, WindowDetails
+from monitoring.check import CheckResult
 from monitoring.console.__main__ import next_runs
-from monitoring.console.charts import Axis, Point, Span, axis, placed
-from monitoring.console.history import change, read_history, traffic
-from monitoring.serving_status import COUNTS, Counted
+from monitoring.console.history import (
+    ACTING,
+    BOTTOM,
+    PASSIVE,
+    TOP,
+    TRAFFIC,
+    Point,
+    Series,
+    Span,
+    panels_of,
+    picture_of,
+    read_history,
+)
+from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import new_settings
+from tests.console.year import decision_row
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -29,103 +37,86 @@ HOUR = timedelta(hours=1)
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
 
 
-@given(st.lists(NUMBERS, min_size=1, max_size=9))
-def test_an_axis_has_room_for_every_value_and_a_few_round_ticks(
-    values: list[float],
+def result(
+    name: str, value: float | None, limit: float | None = 0.25, **more: object
+) -> CheckResult:
+    return CheckResult(name=name, kind="data_drift", value=value, limit=limit, **more)  # type: ignore[arg-type]
+
+
+def series(*values: float, limit: float | None = None) -> Series:
+    points = {
+        NOW - (len(values) - n) * HOUR: Point(value, limit, "ok")
+        for n, value in enumerate(values)
+    }
+    return Series(newest=result("psi/spend", values[-1], limit), points=points)
+
+
+@given(st.lists(NUMBERS, min_size=1, max_size=9), NUMBERS | st.none())
+def test_a_picture_has_room_for_every_value_and_its_limit(
+    values: list[float], limit: float | None
 ) -> None:
-    scale = axis([*values, None, float("nan")], 100, 0)
-    assert all(0 <= scale.at(value) <= 100 for value in values)
-    assert 2 <= len(scale.ticks) <= 8
-    assert all(
-        scale.low <= tick <= scale.high * (1 + 1e-9) for tick in scale.ticks if tick > 0
-    )
-
-
-def test_an_axis_without_values_can_be_drawn() -> None:
-    assert axis([], 0, 100).at(0.0) == 0
-    assert axis([0.5, 0.5], 0, 100).at(0.5) == 50
+    span = Span(NOW - 24 * HOUR, NOW)
+    drawn = picture_of(series(*values, limit=limit), span, {})
+    pixels = [mark.y for mark in drawn.marks]
+    pixels += [mark.limit for mark in drawn.marks if mark.limit is not None]
+    assert all(TOP <= pixel <= BOTTOM for pixel in pixels)
+    heights = [pixel for _, pixel in sorted(zip(values, pixels, strict=False))]
+    assert heights == sorted(heights, reverse=True)
 
 
 def test_a_span_names_midnights_and_keeps_what_came_before_at_its_edge() -> None:
     span = Span(NOW - 30 * 24 * HOUR, NOW)
-    assert [f"{day:%d}" for day in span.days] == ["26", "31", "05", "10", "15", "20"]
-    assert (span.at(NOW), span.at(span.since), span.at(span.since - HOUR)) == (99, 1, 1)
+    assert [f"{day:%d}" for day in span.days(6)] == ["26", "31", "05", "10", "15", "20"]
+    week = Span(NOW - 7 * 24 * HOUR, NOW)
+    assert [f"{day:%d}" for day in week.days(3)] == ["14", "17", "20"]
+    places = [span.place(moment) for moment in (NOW, span.since, span.since - HOUR)]
+    assert places == [99, 1, 1]
 
 
 def test_a_point_opens_the_newest_report_since_the_one_before() -> None:
-    points = [Point(NOW - n * HOUR, 0.1 * n, "ok") for n in (6, 4, 2)]
-    reports = {NOW - n * HOUR: f"report {n}" for n in (5, 4.5, 2)}
-    found = placed(points, Span(NOW - 8 * HOUR, NOW), Axis(0, 1, 100, 0), reports)
-    assert [report for *_, report in found] == [None, "report 4.5", "report 2"]
+    reports = [NOW - n * HOUR for n in (2.5, 2.2, 1)]
+    drawn = picture_of(series(0.1, 0.2, 0.3), Span(NOW - 8 * HOUR, NOW), reports)
+    assert [mark.report for mark in drawn.marks] == [None, reports[1], reports[2]]
 
 
-def test_traffic_is_what_came_between_two_readings_and_leaves_out_what_is_unknown() -> (
-    None
-):
-    earlier = {"production 2": {"a": Counted(1, 100, ((0.1, 50), (0.2, 100)), 99)}}
-    now = {"production 2": {"a": Counted(3, 160, ((0.1, 110), (0.2, 160)), 155)}}
-    found = traffic("production 2", now, earlier, timedelta(minutes=30))
-    assert found["requests a minute"] == 2
-    assert found["failed, %"] == pytest.approx(100 * 2 / 58)
-    assert found["p99 in ms"] == pytest.approx(99, abs=1)
-    assert traffic("production 3", now, earlier, HOUR) == {"requests a minute": 0}
-
-
-def test_figures_are_the_worst_first_with_intervals_where_these_are_known(
+def test_the_worst_acting_check_is_first_and_those_that_never_act_are_apart(
     tmp_path: Path,
 ) -> None:
-    counted = [Counted(0, 60 * n, ((0.1, 60 * n),), 60 * n) for n in range(3)]
-    texts = [
-        COUNTS.dump_json({"production 1": {"a": each}}).decode() for each in counted
+    settings = new_settings(tmp_path)
+    newest = [
+        result("psi/near", 0.2),
+        result("psi/far", 0.01),
+        result("ks/far", 0.5, None),
+        result("online/auc", 0.6, 0.65, status="bad"),
+        result("psi/worst", 0.5, status="bad"),
+        result("serving/p99_ms", 9.0, None),
+        result("serving/failures", 0.2, 0.05, status="harmful"),
+        result("psi/tenure", 8.3, status="note", acts=False, reason="grows each day"),
+        result("missing/none", None),
     ]
-    figures = {"psi_low": 0.1, "psi_high": 0.3, "online_auc": 0.7, "mean_score": 0.4}
-    details = WindowDetails(
-        performance={"online": {"auc": MeasuredMetric(0.7, 0.6, 0.8)}}
-    )
-    with closing(Records(new_settings(tmp_path))) as records:
-        for n, text in enumerate([*texts, None]):
-            row = DecisionRow("churn", "1", NOW + n * HOUR, "ok", "nothing", "ok", "", "", "{}",
-                              figures | {"psi_unknown": float("nan")}, text)  # fmt: skip
-            records.keep(row)
-        records.keep_details("churn", NOW + HOUR, details)
-        found = read_history(records, "churn", NOW, 1)
-        assert read_history(records, "other", NOW, 1).newest is None
-    assert [name for name in found.figures if name.startswith("psi_")] == [
-        "psi_high",
-        "psi_low",
-    ]
-    auc = found.figures["online_auc"]
-    assert [(point.low, point.high) for point in auc] == [
-        (None, None),
-        (0.6, 0.8),
-    ] + 2 * [(None, None)]
-    assert [point.value for point in found.traffic["requests a minute"]] == [1, 1]
-    assert (found.newest, found.at) == (None, NOW + 3 * HOUR)
+    for hours in (3, 2, 1):
+        at = NOW - hours * HOUR
+        row = decision_row(model="churn", version="1", as_of=at)
+        store_decision(settings, row)
+        store_checks(settings, "churn", at, newest if hours == 1 else newest[:1])
+    found = read_history(settings, "churn", 9_000, 1)
+    assert read_history(settings, "other", 9_000, 1) == []
+    near = next(one for one in found if one.newest.name == "psi/near")
+    assert [*near.points] == [NOW - hours * HOUR for hours in (3, 2, 1)]
 
+    def drawn(wanted: str | None) -> dict[str, list[str]]:
+        panels = panels_of(found, wanted)
+        return {
+            heading: [one.newest.name for one in some]
+            for heading, some in panels.items()
+        }
 
-ROW = LedgerRow(
-    "churn", 1, "production", 100, None, "1", "ann", "first", None, NOW, NOW
-)
-ROWS = [
-    ROW,
-    replace(ROW, sequence=2, from_version="1", to_version="2"),
-    replace(ROW, sequence=3, from_version="2", to_version="1", who="monitor"),
-    replace(ROW, sequence=4, from_version="1", to_version="3", who="out of band"),
-    replace(ROW, sequence=5, from_version="3", to_version="4", who="mlflow-ui:ann"),
-    replace(ROW, sequence=6, role="challenger", percent=5, to_version="5"),
-    replace(
-        ROW, sequence=7, role="challenger", percent=0, from_version="5", to_version=None
-    ),
-    replace(ROW, sequence=8, from_version="4", to_version="6", applied_at=None),
-    replace(ROW, sequence=9, from_version="4", to_version="6"),
-]
-
-
-def test_changes_are_told_apart() -> None:
-    assert [change(ROWS, row) for row in ROWS] == [
-        "promotion", "promotion", "rollback", "out of band", "by hand in MLflow", "rollout",
-        "ended", "not applied", "promotion",
-    ]  # fmt: skip
+    assert drawn(None) == {
+        ACTING: ["serving/failures", "psi/worst", "online/auc", "psi/near", "psi/far"],
+        TRAFFIC: ["serving/p99_ms"],
+        PASSIVE: ["psi/tenure"],
+    }
+    assert drawn("ks/far") == {ACTING: ["ks/far"], TRAFFIC: [], PASSIVE: []}
 
 
 @pytest.mark.parametrize(

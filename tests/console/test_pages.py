@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 import sqlite3
 import time
 from contextlib import closing
@@ -11,7 +12,8 @@ from typing import Any
 import psutil
 import pytest
 
-from feature_repo.dataset_record import read_record
+from core.packages import package_version
+from docs.browser import NAMES, browser
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
@@ -26,54 +28,123 @@ HEAVY = {
 def test_the_first_page_names_the_model_and_what_is_wrong(
     rig: Any, served: Any, console: Any, looked: Any
 ) -> None:
-    console.page_with("bad: said to &lt;nobody&gt;; not delivered yet")
+    console.page_with("not delivered: bad: said to &lt;nobody&gt;")
     page = console.page_with(f"version {served.first} since")
-    assert "<title>Gyre: The loop needs a look: " in page
-    assert f'<article><h3><a href="/status/{rig.spec.name}">{rig.spec.name}</a>' in page
+    name = rig.spec.name
+    assert "<title>Gyre: The loop needs attention: " in page
+    assert f'<article><h3><a href="/status/{name}">{name}</a>' in page
     assert "by test: because" in page
-    assert "bad: said to &lt;nobody&gt;; not delivered yet" in page
-    assert "drift): total_orders_30d: PSI 0.31" in page
-    assert read_record(rig.settings, "orders").watermark is not None
+    # The verdict in words, with the remedy of the check that is bad.
+    assert f"version {served.first}: total_orders_30d drifts, all else holds" in page
+    assert "A retraining starts by itself." in page
+    assert "60 a minute, p99 9.5 ms" in page
     assert "model customer_churn_model" in page  # as a worker says it
+    assert f"<strong>Gyre</strong> {package_version('gyre')}" in page
     assert "<script" not in page
-    answer = console.client.get("/")
-    assert answer.headers["content-type"] == "text/html; charset=utf-8"
+    assert console.client.get("/").headers["content-type"] == "text/html; charset=utf-8"
 
 
-def test_the_page_of_a_model_has_its_rows_runs_and_requests(
+def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     rig: Any, served: Any, console: Any, looked: Any
 ) -> None:
-    for _ in range(3):
-        assert rig.predict(served.client).status_code == 200
     name = rig.spec.name
-    said = "requests since serving began with 200"
-    wait_until("its counts", lambda: said in console.page(name))
-    wait_until("its runs", lambda: "its monitoring</a>" in console.page(name))
-    page = console.page(name)
+    page = console.page_with("newest report</a>", name)
+    page = console.page_with("Acted on, the worst first", name)
     assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
-    assert "mean time to answer /predict" in page
     assert page.count('<td class="verdict">') == 3
-    assert "customer_tenure_days" in page.split("shown, never acted on")[0]
-    assert re.search(
-        r"""report\.html" aria-label="[^"]*; click: Evidently's report">""", page
+    acting, passive = page.split("<h3>Acted on")[1].split("<h3>Shown, never acted on")
+    first = re.search(r"\?check=([^#]*)#history", acting)
+    assert first is not None
+    assert first[1] == "psi/total_orders_30d"
+    assert "grows by a day each day" in passive
+    assert re.search(rf'/report/{name}/[^"]*" aria-label="[^"]*: Evidently', page)
+    versions = page.split('<section aria-labelledby="versions">')[1]
+    assert (
+        f'<a href="/card/{name}/{served.second}">version {served.second}</a>'
+        in versions
     )
-    versions = page.split('<section aria-labelledby="versions">')[1].split(
-        "</section>"
-    )[0]
-    assert f">version {served.second}</a>" in versions
     assert "<strong>production</strong>" in versions
-    assert "no interval is known of" in page  # nothing has kept details of these runs
-    assert "no monitoring run has stored it yet" in page
-    assert "bad: said to &lt;nobody&gt;" in page
+    assert "0.71 <small>(0.5)</small>" in versions
     assert '<td class="who">test</td>' in page
-    for link in ('model_card.html">model card</a>', 'report.html">report</a>',
-                 '">its monitoring</a>', '">last training</a>',
-                 f'/#/models/{name}">MLflow</a>'):  # fmt: skip
+    for link in ("report</a>", '">its monitoring in MLflow</a>',
+                 '">last training in MLflow</a>', f'/#/models/{name}">MLflow</a>'):  # fmt: skip
         assert link in page
     assert "<script" not in page
     assert "<nobody>" not in page
-    unknown = console.client.get("/status/nothing")
-    assert (unknown.status_code, name in unknown.text) == (404, True)
+    one = console.client.get(
+        f"/status/{name}", params={"check": "missing/lifetime_value"}
+    )
+    assert one.text.count("<figure>") == 1
+
+
+def test_what_is_not_there_is_a_page_with_a_way_back(rig: Any, console: Any) -> None:
+    for path, text in (
+        ("/nothing", "No such page"),
+        ("/status/nothing", rig.spec.name),
+        ("/data/nothing", "orders"),
+        (f"/card/{rig.spec.name}/99", "no card"),
+    ):
+        # At first nothing is known of the cards.
+        wait_until(text, lambda: text in console.client.get(path).text)  # noqa: B023
+        answer = console.client.get(path)
+        assert (answer.status_code, text in answer.text) == (404, True), path
+        assert '<a href="/">Back to all models</a>' in answer.text
+
+
+def documents(rig: Any, served: Any, console: Any) -> dict[str, str]:
+    """Each page that shows a document, by the text of the document."""
+    name = rig.spec.name
+    page = console.page_with("newest report</a>", name)
+    report = re.search(rf'"(/report/{name}/[^"]*)">newest report', page)
+    assert report is not None
+    return {
+        f"of version {served.second}": f"/card/{name}/{served.second}",
+        "Evidently": report[1],
+        "Successful Expectations": "/validation/orders",
+    }
+
+
+def test_documents_are_shown_in_a_frame_and_cannot_act_on_the_console(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    for text, path in documents(rig, served, console).items():
+        page = console.client.get(path).text
+        frame = re.search(r'<iframe sandbox="allow-scripts" src="([^"]*)"', page)
+        assert frame is not None
+        document = console.client.get(frame[1])
+        assert text in document.text
+        policy = document.headers["content-security-policy"]
+        assert policy.startswith("sandbox allow-scripts; default-src 'none'")
+        assert "http" not in policy
+        if "validation" not in path:
+            assert ">previous</a>" in page or ">next</a>" in page
+            assert ">open in MLflow</a>" in page
+
+
+@pytest.mark.skipif(
+    not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
+)
+def test_a_script_in_a_document_does_not_reach_the_console(
+    rig: Any, served: Any, console: Any, looked: Any
+) -> None:
+    base = str(console.client.base_url)
+    with browser() as chromium:
+        for path in documents(rig, served, console).values():
+            chromium.open(f"{base}{path}", 1280)
+            expression = {"expression": "document.title + ' ' + location.pathname"}
+            found = chromium.do("Runtime.evaluate", **expression)["result"]["value"]
+            assert found.startswith("Gyre: ")
+            assert found.endswith(path)
+        chromium.open(f"{base}/card/{rig.spec.name}/{served.second}/document", 1280)
+        expression = {"expression": "document.title + ' ' + origin"}
+        found = chromium.do("Runtime.evaluate", **expression)["result"]["value"]
+        assert found == "acted null"  # the script runs, in an origin of its own
+        assert not [url for url in chromium.requests if url.endswith("/metrics")]
+        assert not [
+            url
+            for url in chromium.requests
+            if not url.startswith((base, "about:", "data:"))
+        ]
 
 
 def test_a_version_that_answers_a_share_is_shown_beside_production(
@@ -88,22 +159,15 @@ def test_a_version_that_answers_a_share_is_shown_beside_production(
         page = console.page(name)
         release(registry, ledger, name, "challenger", who="ann", why="over")
     assert "ann: as a trial" in page
-    assert f"gyre compare {name} says who is better" in page
+    assert f"<code>gyre compare {name}</code> says who is better" in page
     wait_until("its end", lambda: "No rollout is on its way" in console.page(name))
-    assert '<th scope="row">ended</th>' in console.page(name)
+    assert '<th scope="row">release</th>' in console.page(name)
 
 
-def test_data_docs_are_linked_and_nothing_beside_them_is_shown(
-    rig: Any, console: Any
-) -> None:
+def test_nothing_beside_the_data_docs_is_shown(rig: Any, console: Any) -> None:
     folder = rig.settings.data_docs
     (folder.parent / "secret.json").write_text("{}")
-    address = "/data-docs/orders/index.html"  # of the rig's own ingest
-    assert (
-        f'href="{address}">Data Docs of orders'
-        in console.client.get("/data/orders").text
-    )
-    assert "Successful Expectations" in console.client.get(address).text
+    assert 'href="/validation/orders"' in console.client.get("/data/orders").text
     for path in (
         "../secret.json",
         "%2e%2e/secret.json",
@@ -116,21 +180,22 @@ def test_data_docs_are_linked_and_nothing_beside_them_is_shown(
 def test_metrics_tell_of_the_loop_and_not_of_requests(
     rig: Any, console: Any, looked: Any
 ) -> None:
+    model = f'model="{rig.spec.name}"'
     lines = (
-        f'gyre_drift_psi{{feature="total_orders_30d",model="{rig.spec.name}"}} 0.31',
-        f'gyre_alerts_undelivered{{model="{rig.spec.name}"}} 1.0',
+        f'gyre_check_value{{check="psi/total_orders_30d",{model}}} 0.31',
+        f'gyre_check_status{{check="psi/total_orders_30d",{model},status="bad"}} 1.0',
+        f"gyre_alerts_undelivered{{{model}}} 1.0",
         'gyre_source_silence_seconds{dataset="orders"',
         'gyre_data_validation_passed{dataset="orders"} 1.0',
-        f'gyre_window_quantile{{feature="score",model="{rig.spec.name}",quantile="0.05"}} 0.1',
     )
 
-    def told() -> str:
+    def text() -> str:
         return str(console.client.get("/metrics").text)
 
     wait_until(
-        "what is known of the loop", lambda: all(line in told() for line in lines)
+        "what is known of the loop", lambda: all(line in text() for line in lines)
     )
-    assert "gyre_requests" not in told()
+    assert "gyre_requests" not in text()
 
 
 def test_it_is_small_and_imports_none_of_the_heavy_tools(
@@ -152,4 +217,4 @@ def test_a_database_that_is_locked_is_unknown_and_nobody_waits(
         console.page(name)
         assert time.monotonic() - began < at_most(3)
         held.execute("ROLLBACK")
-    wait_until("rows", lambda: "ledger, verdicts, alerts" not in console.page(name))
+    wait_until("rows", lambda: "the database: " not in console.page(name))

@@ -15,14 +15,15 @@ import pytest
 from redis import Redis
 
 from feature_repo.broker import EventSchema, Stream
+from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.records import DecisionRow, Records
 from mlflow_server.tracking import Tracking
-from monitoring.console.advice import problems
-from monitoring.console.checks import Check
+from monitoring.check import CheckResult
+from monitoring.console.checks import problems
+from monitoring.decision_log import store_checks, store_decision
 from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
-from tests.console.year import fill_dataset
+from tests.console.year import decision_row, fill_dataset
 from tests.faults.test_broken_model import other_inputs
 from tests.faults.test_console import console
 
@@ -37,9 +38,9 @@ if TYPE_CHECKING:
 NAME = "customer_churn_model"
 IMPATIENT = """
 import runpy
-from monitoring.console import event_alerts
+from monitoring.console import alerts
 
-event_alerts.WATCH_SECONDS = 0.1
+alerts.EVENTS_SECONDS = 0.1
 runpy.run_module("monitoring.console", run_name="__main__")
 """
 
@@ -68,19 +69,20 @@ class Night:
         with closing(Ledger(self.settings)) as ledger:
             ledger.insert(row)
 
-    def decided(
-        self, version: str, verdict: str, action: str, rule: str, reason: str
-    ) -> None:
-        row = DecisionRow(
-            NAME, version, self.now, verdict, action, rule, reason, "", "{}", {}
+    def decided(self, version: str, verdict: str, action: str, words: str) -> None:
+        row = decision_row(
+            model=NAME,
+            version=version,
+            as_of=self.now,
+            verdict=verdict,
+            action=action,
+            words=words,
         )
-        with closing(Records(self.settings)) as records:
-            records.keep(row)
+        store_decision(self.settings, row)
 
-    def alerted(self, cause: str, message: str) -> None:
-        with closing(Records(self.settings)) as records:
-            records.count_alert(NAME, cause, message, self.now - timedelta(hours=1))
-            records.alert_delivered(1)
+    def alerted(self, cause: str, content: str | DriftAlert) -> None:
+        with closing(Alerts(self.settings)) as alerts:
+            alerts.alert(NAME, cause, content, self.now - timedelta(hours=1))
 
 
 @pytest.fixture(scope="module")
@@ -99,18 +101,34 @@ def night(
         own = rig.settings.model_copy(update={"home": tmp_path})
         made = Night(rig, own, served.first, consumer, undo)
         made.promoted(1, None, served.first, "test", "because")
-        made.decided(served.first, "ok", "nothing", "ok", "no actionable drift")
+        made.decided(served.first, "ok", "nothing", "no feature drifts")
         fill_dataset(own, "orders", made.now)
         yield made
 
 
 def drifts(night: Night) -> None:
-    why = "total_orders_30d: PSI 0.43"
-    night.decided(night.version, "bad", "retrain", "drift", why)
-    night.alerted(
-        f"drift of version {night.version}, labels up to 2026-08-01",
-        f"bad: {why}; retrain",
+    drift = CheckResult(
+        name="psi/total_orders_30d",
+        kind="data_drift",
+        status="bad",
+        value=0.43,
+        limit=0.25,
+        words="total_orders_30d: PSI 0.43, at most 0.25",
+        remedy="A retraining starts by itself.",
+        link=f"/status/{NAME}?check=psi/total_orders_30d#history",
     )
+    row = decision_row(
+        model=NAME,
+        version=night.version,
+        as_of=night.now,
+        verdict="bad",
+        action="retrain",
+        words=f"bad: {drift.words}; retrain",
+        cause=f"drift of version {night.version}",
+    )
+    store_decision(night.settings, row)
+    store_checks(night.settings, NAME, row.as_of, [drift])
+    night.alerted(row.cause, row.words)
 
 
 def stands_still(night: Night) -> None:
@@ -130,7 +148,7 @@ def is_refused(night: Night) -> None:
     night.undo.callback(rig.promote, night.version)
     rig.promote(version)
     night.promoted(2, night.version, version, "ann", "it looks good")
-    why = f"version {version} is refused: ModelRefusedError: model.onnx: inputs are"
+    why = f"version {version} is refused: ValueError: Required inputs"
     night.alerted(
         f"version {version} is refused", f"version {night.version} answers; {why}"
     )
@@ -146,7 +164,7 @@ def fails_its_gates(night: Night) -> None:
         key = f"{night.now}"
         return tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
 
-    night.undo.callback(lambda: tracking.finish(begun(), "FINISHED"))
+    night.undo.callback(lambda: tracking.set_terminated(begun()))
     tracking.end(
         begun(), "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61"
     )
@@ -155,38 +173,32 @@ def fails_its_gates(night: Night) -> None:
 def harms(night: Night) -> None:
     why = "60 of 110 predictions failed"
     night.promoted(2, night.version, "9", "airflow", "weekly")
-    night.decided("9", "bad", "rollback", "harm", why)
+    night.decided("9", "bad", "rollback", why)
     night.promoted(3, "9", night.version, "monitor", why)
-    night.alerted("harm of version 9 (ledger row 2)", f"bad: {why}; rollback")
+    message = f"version 9 did harm and was taken back: {why}"
+    content = DriftAlert("predictions", "harm", "critical", None, night.now, message)
+    night.alerted("harm of version 9 (ledger row 2)", content)
 
 
 SAID = {
-    harms: (
-        "Version 9 did harm and was taken back",
-        "60 of 110 predictions failed",
-        "#ledger",
-    ),
-    is_refused: ("Serving refuses version ", "model.onnx: inputs are", "gyre rollback"),
+    harms: ("version 9 did harm and was taken back", "60 of 110", "gyre decide"),
+    is_refused: ("Serving refuses version ", "Required inputs", "gyre rollback"),
     stands_still: (
-        "Ingest of orders stands still",
+        "features are not complete",
         "6 h, at most 2 h",
         "/dags/ingest/runs",
     ),
-    drifts: ("Drift: ", "total_orders_30d: PSI 0.43", f"/status/{NAME}#psi"),
-    fails_its_gates: (
-        "was refused by its gates",
-        "log_loss better_than_trivial",
-        "#versions",
+    drifts: (
+        "total_orders_30d: PSI 0.43",
+        "A retraining starts",
+        "check=psi/total_orders_30d",
     ),
-    fails: (
-        "Events of late wait",
-        "a request has waited for the consumer",
-        "gyre logs consumer",
-    ),
+    fails_its_gates: ("refused: log_loss", "better_than_trivial", "model card"),
+    fails: ("late: a request has waited", "No event is lost", "gyre logs consumer"),
     # Last: the consumer stays dead.
     dies: (
         "Events are not processed",
-        "windows that end go online with",
+        "windows that end go online",
         "gyre logs consumer",
     ),
 }
@@ -229,7 +241,7 @@ def problem_list(page: str) -> list[str]:
 def test_the_start_page_names_the_fault_first_and_says_what_to_do(
     night: Night, fault: Callable[[Night], None]
 ) -> None:
-    young = "is too young, or asked too little, for a verdict"
+    young = ("no training yet", "no verdict on what is in production")
 
     def is_named() -> bool:
         """Whether it is all that the page tells: what is slow to answer is unknown meanwhile."""
@@ -237,8 +249,8 @@ def test_the_start_page_names_the_fault_first_and_says_what_to_do(
         first, *others = problem_list(page) or [""]
         return (
             all(said in first for said in (*SAID[fault], 'class="do"'))
-            and "<title>Gyre: The loop needs a look: 1 thing to do</title>" in page
-            and all(young in other for other in others)
+            and "<title>Gyre: The loop needs attention: 1 thing to do</title>" in page
+            and all(any(words in other for words in young) for other in others)
         )
 
     fault(night)
@@ -253,8 +265,8 @@ def test_events_that_wait_are_alerted_of_once_while_they_wait(night: Night) -> N
     log = settings.home / "logs" / "alerts.log"
 
     def times_seen() -> int:
-        with closing(Records(settings)) as records:
-            return sum(alert["count"] for alert in records.alerts("late"))
+        with closing(Alerts(settings)) as alerts:
+            return sum(alert["count"] for alert in alerts.rows("late"))
 
     with (
         late_events(settings),
@@ -272,7 +284,7 @@ def test_events_that_wait_are_alerted_of_once_while_they_wait(night: Night) -> N
 
 
 def test_of_several_faults_the_worst_is_first(night: Night) -> None:
-    faults = (harms, dies, stands_still, drifts)
+    faults = (harms, dies, stands_still)
 
     def are_first() -> bool:
         found = problem_list(client.get("/").text)
@@ -286,16 +298,12 @@ def test_of_several_faults_the_worst_is_first(night: Night) -> None:
         wait_until("word of all", are_first)
 
 
-def test_one_cause_of_several_models_is_one_problem_and_a_healthy_loop_has_none() -> (
-    None
-):
-    late = Check(
-        "features", ok=False, remark="orders: features are not complete since …"
+def test_one_cause_of_several_models_is_one_problem() -> None:
+    late = CheckResult(
+        name="features", kind="features", status="alert", words="old", remedy="ingest"
     )
-    healthy = Check("alerts", ok=True, remark="none open")
-    (found,) = problems({"one": [late, healthy], "two": [late]})
-    assert found.subjects == ["one", "two"]
-    assert found.what == "Ingest of orders stands still: features grow old"
+    healthy = CheckResult(name="alerts", kind="alerts")
+    other = replace(late, remedy="another")
+    found = problems({"one": [late, healthy], "two": [late, other]})
+    assert found == [(late, ["one", "two"]), (other, ["two"])]
     assert problems({"one": [healthy]}) == []
-    (other,) = problems({"one": [replace(late, name="of nobody", remark="new")]})
-    assert (other.what, other.to) == ("of nobody of one", "/status/one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -21,8 +22,8 @@ import yaml
 from core.settings import PROJECT
 from feature_repo.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
-from mlflow_server.records import Records
-from stack.processes import Program, end_stack, render, start
+from mlflow_server.alerts import Alerts
+from stack.processes import Program, end_stack, start, start_supervisor
 from tests.conftest import running, unused_port, wait_until
 
 SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"
@@ -96,8 +97,9 @@ def supervised(rig: Any) -> Any:
     """A supervisor of the rig's home, with a program that does nothing."""
     for name in ("run", "logs"):
         (rig.settings.home / name).mkdir(exist_ok=True)
-    asleep = Program("asleep", ["sleep", "600"], lambda: None)
-    start(rig.settings, render(rig.settings, [asleep]))
+    asleep = Program("asleep", "sleep 600", lambda _: None)
+    start_supervisor(rig.settings, [asleep], os.environ)
+    start(rig.settings, [asleep])
     yield
     end_stack(rig.settings)
 
@@ -191,11 +193,9 @@ def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
     rig: Any, prometheus: Prometheus, looked: datetime
 ) -> None:
     with closing(
-        Records(rig.settings)
-    ) as records:  # what was refused before has told the others
-        records.count_alert(
-            rig.spec.name, "unheard", "said to nobody", datetime.now(UTC)
-        )
+        Alerts(rig.settings)
+    ) as alerts:  # what was refused before has told the others
+        alerts.note(rig.spec.name, "unheard", "said to nobody", datetime.now(UTC))
 
     def states(*of: str) -> dict[str, str]:
         groups = [
@@ -205,7 +205,7 @@ def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
             rule["name"]: rule["state"] for group in groups for rule in group["rules"]
         }
 
-    begun = {"GyreDrift": "firing", "GyreVerdictBad": "pending",
+    begun = {"GyreCheckBad": "firing", "GyreVerdictBad": "pending",
              "GyreAlertsUndelivered": "pending"}  # fmt: skip
 
     def are_begun() -> bool:
@@ -215,8 +215,8 @@ def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
         } == begun
 
     def drifted() -> list[str]:
-        found = prometheus.ask("ALERTS{alertname='GyreDrift'}")
-        return [json.loads(labels)["feature"] for labels in found]
+        found = prometheus.ask("ALERTS{alertname='GyreCheckBad'}")
+        return [json.loads(labels)["check"] for labels in found]
 
     def last() -> list[float]:
         return [
@@ -228,7 +228,7 @@ def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
     # A scrape that took too long ends each of these until the next.
     wait_until("the rules", are_begun)
     wait_until(
-        "drift", lambda: drifted() == ["total_orders_30d"]
+        "drift", lambda: drifted() == ["psi/total_orders_30d"]
     )  # tenure is only shown
     decided = (looked - timedelta(hours=7)).timestamp()
     wait_until("the decision", lambda: last() == [pytest.approx(decided)])

@@ -9,37 +9,33 @@ import json
 import math
 import sys
 from contextlib import closing
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import sqlalchemy as sql
 
 from core.files import replace_file
 from core.settings import Settings
 from core.spec import ModelSpec, load_specs
+from core.storage import Table
 from feature_repo.dataset_record import DAYS, RECORD, DatasetRecord, record_file
+from mlflow_server.alerts import ALERTS, Alerts
 from mlflow_server.ledger import TABLE, Ledger, LedgerRow
-from mlflow_server.records import ALERTS, DECISIONS, WINDOWS, Records
-from mlflow_server.window_details import (
-    DETAILS,
-    Bin,
-    CalibrationBin,
-    MeasuredMetric,
-    SegmentRate,
-    WindowDetails,
-)
-from monitoring.serving_status import COUNTS, Counted
+from monitoring.check import CheckResult
+from monitoring.decision_log import RESULTS, DecisionRow
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
 HOURS = 365 * 24
 WEEK = 7 * 24
-BOUNDS = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5)
 DRIFTED = range(20, 30)
 """Hours before now in which the newest drift was seen."""
 METRICS = {"log_loss": 0.55, "auc": 0.72, "f1": 0.61, "accuracy": 0.69}
+LIMIT = 0.25
 
 
 def version_at(hour: int) -> int:
@@ -54,75 +50,106 @@ def psi(hour: int, place: int) -> float:
     )
 
 
-def counted(hour: int) -> str:
-    hours = (HOURS - hour) % (2 * WEEK)
-    timed = 3600 * hours + 900 * hours % 700
-    within = tuple(
-        (bound, timed * min(1.0, 0.5 + n / 10)) for n, bound in enumerate(BOUNDS)
-    )
-    did = Counted(timed // 1000, timed, within, timed)
-    counters = {f"production {version_at(hour)}": {"http://127.0.0.1:8000": did}}
-    return COUNTS.dump_json(counters).decode()
-
-
-def decision(spec: ModelSpec, now: datetime, hour: int) -> dict[str, Any]:
-    figures = {
-        f"psi_{name}": psi(hour, place) for place, name in enumerate(spec.features)
-    }
-    figures |= {"psi_score": psi(hour, 9), "entities": 500 + 40 * math.sin(hour / 24)}
-    worst = max(figures[f"psi_{name}"] for name in spec.features)
+def results(spec: ModelSpec, hour: int) -> list[CheckResult]:
+    """What a monitoring run finds, about as many figures as a real one."""
+    found = []
+    for place, feature in enumerate(spec.features):
+        value = psi(hour, place)
+        is_bad = value > LIMIT
+        reason = spec.monitoring.monitor_only
+        acts = feature not in reason
+        found.append(
+            CheckResult(
+                name=f"psi/{feature}",
+                kind="data_drift",
+                status="bad" if is_bad and acts else "note" if is_bad else "ok",
+                value=value,
+                limit=LIMIT,
+                words=f"{feature} drifts: PSI {value:.2f}, limit {LIMIT}",
+                remedy=f"A retraining starts by itself: `gyre decide {spec.name} --explain`",
+                link=f"/status/{spec.name}#history",
+                feature=feature,
+                acts=acts,
+                reason="" if acts else "grows by a day each day",
+            )
+        )
+        for kind, limit in (("ks", None), ("missing", 0.05)):
+            found.append(
+                CheckResult(
+                    name=f"{kind}/{feature}",
+                    kind=kind,
+                    value=round(value / 10, 4),
+                    limit=limit,
+                    words=f"{feature}: {kind} {value / 10:.3f}",
+                )
+            )
     for name, value in METRICS.items():
-        figures |= {f"online_{name}": value, f"backfilled_{name}": value + 0.01}
-    bad = worst > spec.monitoring.psi_significant
-    first = psi(hour + 1, 0) < spec.monitoring.psi_significant
-    action = "retrain" if bad and first else "nothing"
-    why = (
-        f"{next(iter(spec.features))}: PSI {worst:.2f}"
-        if bad
-        else "no actionable drift"
-    )
-    return {
-        "model": spec.name,
-        "version": f"{version_at(hour)}",
-        "as_of": (now - timedelta(hours=hour)).isoformat(),
-        "verdict": "bad" if bad else "ok",
-        "action": action,
-        "rule": "drift" if action == "retrain" else "answered" if bad else "ok",
-        "reason": why,
-        "cause": f"drift of version {version_at(hour)}",
-        "inputs": json.dumps({"verdicts": ["ok"] * 100, "findings": [why]}),
-        "figures": json.dumps(figures),
-        "counted": counted(hour),
+        wave = 0.02 * math.sin(hour / 50)
+        found += [
+            CheckResult(
+                name=f"{group}/{name}",
+                kind="performance_drift",
+                value=round(value + wave, 4),
+                limit=value + (0.05 if name == "log_loss" else -0.05),
+                words=f"{name} {value + wave:.3f} holds",
+            )
+            for group in ("online", "backfilled")
+        ]
+    figures = {
+        "serving/requests_per_minute": 60 + 40 * math.sin(hour / 12),
+        "serving/p50_ms": 2 + math.sin(hour / 9),
+        "serving/p99_ms": 9 + 4 * math.sin(hour / 9),
+        "volume/entities": 500 + 40 * math.sin(hour / 24),
     }
+    for name, value in figures.items():
+        found.append(
+            CheckResult(name=name, kind="serving", value=round(value, 2), words=name)
+        )
+    failures = CheckResult(
+        name="serving/failures",
+        kind="serving",
+        value=0.001,
+        limit=0.05,
+        words="0.1 % failed",
+    )
+    return [*found, failures]
 
 
-def details(hour: int) -> WindowDetails:
-    bins = [
-        Bin(n / 20, (n + 1) / 20, 0.1 * math.exp(-(((n - 8) / 5) ** 2)),
-            0.1 * math.exp(-(((n - 9) / 4) ** 2))) for n in range(20)
-    ]  # fmt: skip
-    measured = {
-        name: MeasuredMetric(value + 0.02 * math.sin(hour / 50), value - 0.05, value + 0.05,
-                             value - 0.01, value + 0.1) for name, value in METRICS.items()
-    }  # fmt: skip
-    calibration = tuple(
-        CalibrationBin(n / 10 + 0.05, n / 11 + 0.05, 50) for n in range(10)
-    )
-    reference = tuple(
-        CalibrationBin(n / 10 + 0.05, n / 10 + 0.04, 90) for n in range(10)
-    )
-    quantiles = {f"feature_{n}": (1.0, 2.0, 3.0, 4.0, 5.0) for n in range(9)}
-    return WindowDetails(
-        scores=tuple(bins),
-        quantiles=quantiles,
-        reference_quantiles=quantiles,
-        performance={"online": measured, "backfilled": measured},
-        calibration={"online": calibration, "reference": reference},
-        segments={
-            "new": SegmentRate(0.30, 0.42, 90),
-            "repeat": SegmentRate(0.25, 0.27, 250),
-            "loyal": SegmentRate(0.10, 0.08, 160),
-        },
+def decision_row(**values: Any) -> DecisionRow:
+    """A decision; what is not given is that of a good window."""
+    usual = {
+        "verdict": "ok",
+        "action": "nothing",
+        "rule": "ok",
+        "reason": "no actionable drift",
+        "cause": "",
+        "words": "",
+        "inputs": "{}",
+        "entities": 900,
+    }
+    return DecisionRow(**usual | values)
+
+
+def decision(spec: ModelSpec, now: datetime, hour: int) -> DecisionRow:
+    worst = max(psi(hour, place) for place in range(len(spec.features)))
+    bad = worst > LIMIT
+    action = "retrain" if bad and psi(hour + 1, 0) < LIMIT else "nothing"
+    why = f"{next(iter(spec.features))}: PSI {worst:.2f}"
+    return decision_row(
+        model=spec.name,
+        version=f"{version_at(hour)}",
+        as_of=now - timedelta(hours=hour),
+        verdict="bad" if bad else "ok",
+        action=action,
+        rule="drift" if action == "retrain" else "answered" if bad else "ok",
+        reason=why if bad else "no actionable drift",
+        cause=f"drift of version {version_at(hour)}",
+        words=f"bad: {why}, limit 0.25"
+        if bad
+        else "ok: no feature drifts, f1 0.61 holds",
+        inputs=json.dumps({"verdicts": ["ok"] * 100, "findings": [why]}),
+        entities=500,
+        serving="{}",
     )
 
 
@@ -146,7 +173,7 @@ def alert(
 def alerts(spec: ModelSpec, now: datetime) -> Iterator[dict[str, Any]]:
     for weeks in range(1, 52, 6):
         first = now - timedelta(weeks=weeks)
-        cause = f"drift of version {version_at(weeks * WEEK)}, labels up to 2026-08-01"
+        cause = f"drift of version {version_at(weeks * WEEK)}"
         message = "bad: total_orders_30d: PSI 0.43; retrain"
         yield alert(spec.name, cause, message, first, first + timedelta(hours=9))
 
@@ -155,18 +182,36 @@ def fill(
     settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS
 ) -> None:
     """Leave `hours` hourly monitoring runs of `spec` up to `now`, and what belongs to them."""
-    with closing(Records(settings)) as records, records._engine.begin() as connection:
-        rows = [decision(spec, now, hour) for hour in range(hours, 0, -1)]
-        connection.execute(sql.insert(DECISIONS), rows)
-        texts = [DETAILS.dump_json(details(hour)).decode() for hour in range(50)]
-        windows = [{"model": spec.name, "as_of": row["as_of"], "details": texts[n % 50]}
-                   for n, row in enumerate(rows)]  # fmt: skip
-        connection.execute(sql.insert(WINDOWS), windows)
+    fill_decisions(settings, spec, now, hours)
+    with closing(Alerts(settings)) as opened, opened._engine.begin() as connection:
         connection.execute(sql.insert(ALERTS), [*alerts(spec, now)])
     with closing(Ledger(settings)) as ledger, ledger._engine.begin() as connection:
         promoted = [row.as_json() for row in ledger_rows(spec, now)]
         connection.execute(sql.insert(TABLE), promoted)
     fill_dataset(settings, spec.dataset, now)
+
+
+def fill_decisions(
+    settings: Settings, spec: ModelSpec, now: datetime, hours: int
+) -> None:
+    """Write both tables at once: a commit for each run would take an hour."""
+    rows = []
+    checks = []
+    for hour in range(hours, 0, -1):
+        values = asdict(decision(spec, now, hour))
+        texts = {
+            name: value if isinstance(value, str | datetime) else json.dumps(value)
+            for name, value in values.items()
+        }
+        rows.append(texts)
+        text = RESULTS.dump_json(results(spec, hour)).decode()
+        place = {"model": spec.name, "as_of": values["as_of"]}
+        checks.append(place | {"results": text})
+    for name, stored in (("decisions", rows), ("checks", checks)):
+        time = {"as_of": pa.timestamp("us", tz="UTC")}
+        schema = pa.schema(dict.fromkeys(stored[0], pa.string()) | time)
+        table = Table(settings, name, schema)
+        table.merge(pa.Table.from_pylist(stored, schema), ["model", "as_of"], ["model"])
 
 
 def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd
@@ -9,98 +10,100 @@ import pytest
 
 from core.errors import DataError
 from core.monitoring_spec import Monitoring
-from monitoring.check_list import run_checks
-from monitoring.checks.concept import label_rate, positive_rate
-from monitoring.checks.result import CheckResult
+from monitoring.check import CheckResult
+from monitoring.check_list import name_performance, run_checks
+from training.reference import Reference, UsualSpread
 
-BAD = CheckResult("days", 9.0, 7.0, "bad", "9 days", "delivery", "days")
+BAD = CheckResult(
+    name="delivery/days",
+    kind="delivery",
+    status="bad",
+    value=9.0,
+    limit=7.0,
+    words="9 days to deliver",
+    feature="days",
+    link="/status/churn#checks",
+)
+SPREAD = UsualSpread("none", {})
 
 
 def late_deliveries(run, reference):
     """As a team writes it."""
-    yield (
-        BAD
-        if len(run.window.rows) > len(reference.rows)
-        else CheckResult("days", 1.0, 7.0)
-    )
+    if len(run.window.rows) > len(reference.rows):
+        yield replace(BAD, link="")
 
 
 def broken(_run, _reference):
-    yield CheckResult("said", 1.0)
+    yield replace(BAD, name="delivery/first")
     raise ZeroDivisionError("no deliveries")
 
 
-def run(rows=3, **limits):
+def run(**limits):
     return SimpleNamespace(
-        spec=SimpleNamespace(
-            monitoring=Monitoring(**limits), segment="plan", classes=()
-        ),
-        window=SimpleNamespace(
-            rows=pd.DataFrame({"plan": ["a"] * rows, "score": [0.9] * rows})
-        ),
-        judged=(),
+        version="3",
+        spec=SimpleNamespace(name="churn", monitoring=Monitoring(**limits)),
+        window=SimpleNamespace(rows=pd.DataFrame({"plan": ["a"] * 3})),
     )
 
 
-REFERENCE = SimpleNamespace(
-    rows=pd.DataFrame({"plan": ["a"], "score": [0.1]}),
-    population=pd.DataFrame({"plan": ["a", "a", "b"], "score": [0.1, 0.7, 0.2]}),
-    said=SimpleNamespace(threshold=0.5),
-    y=[0, 1],
-)
+@pytest.fixture
+def reference():
+    return Reference(
+        rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,
+        task="classification", evaluated={}, spread=SPREAD,
+    )  # fmt: skip
 
 
-def test_a_check_of_the_spec_is_one_of_the_run():
-    own = f"{__name__}:late_deliveries"
-    assert run_checks(run(checks=(own,)), REFERENCE, (), ()) == [BAD]
-    assert (
-        run_checks(run(checks=(own,)), "its run was deleted", (), ())[0].name
-        == "reference"
-    )
+def test_a_check_of_the_spec_is_one_of_the_run(reference):
+    own = run(checks=(f"{__name__}:late_deliveries",))
+    assert run_checks(own, reference, (), ()) == [BAD]
+    (missing,) = run_checks(own, "its run was deleted", (), ())
+    assert (missing.name, missing.status) == ("reference", "unknown")
+    assert missing.words == "there is no reference: its run was deleted"
 
 
 @pytest.mark.parametrize(
-    ("path", "said"),
+    ("path", "why"),
     [
         (f"{__name__}:broken", "no deliveries"),
         (f"{__name__}:missing", "missing"),
         ("not_there.checks:any", "not_there"),
     ],
 )
-def test_a_check_that_cannot_be_made_says_why_and_keeps_no_other_from_it(path, said):
+def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why, reference):
     after = f"{__name__}:late_deliveries"
-    first, second = run_checks(run(checks=(path, after)), REFERENCE, (), ())
+    first, second = run_checks(run(checks=(path, after)), reference, (), ())
     assert (first.status, second) == ("unknown", BAD)
-    assert first.remark.startswith(f"{path} was not measured: ")
-    assert said in first.remark
+    assert first.words.startswith(f"{path} was not measured: ")
+    assert why in first.words
 
 
-def test_one_of_ours_that_a_store_refuses_is_unknown():
+@pytest.mark.parametrize("error", [DataError("no ingest"), KeyError("no ingest")])
+def test_one_of_ours_that_fails_is_unknown(error, reference):
     def freshness(_run, _reference):
-        raise DataError("no ingest of orders has ended yet")
+        raise error
 
-    (found,) = run_checks(run(), REFERENCE, (freshness,), ())
+    (found,) = run_checks(run(), reference, (freshness,), ())
     assert (found.status, found.kind) == ("unknown", "freshness")
-    assert (
-        found.remark == "freshness was not measured: no ingest of orders has ended yet"
-    )
+    assert "no ingest" in found.words
 
 
-def test_what_is_only_monitored_is_a_remark():
-    def calibration(_run, _reference):
-        yield CheckResult(
-            "ece", 0.2, 0.1, "bad", "calibration error 0.2", "calibration", "score"
-        )
+@pytest.mark.parametrize("name", ["days", "delivery", "delivery/days"])
+def test_what_is_only_monitored_keeps_its_status_and_does_not_act(name, reference):
+    def own(_run, _reference):
+        yield BAD
 
-    for only, status in (((), "bad"), (("calibration",), "remark")):
-        found = run_checks(run(monitor_only=only), REFERENCE, (), (calibration,))
-        assert [each.status for each in found] == [status]
+    (found,) = run_checks(run(monitor_only={name: "a strike"}), reference, (own,), ())
+    assert found == replace(BAD, acts=False, reason="a strike")
 
 
-def test_rates_are_shown_and_judged_where_the_spec_has_a_limit():
-    (shown,) = positive_rate(run(200), REFERENCE)
-    assert (shown.name, shown.value, shown.status) == ("positive_rate_a", 1.0, "ok")
-    (bad,) = positive_rate(run(200, positive_rate=0.2), REFERENCE)
-    assert (bad.status, bad.remark) == ("bad", "positive rate of a: 1.000, was 0.500")
-    assert list(positive_rate(run(99, positive_rate=0.2), REFERENCE)) == []
-    assert list(label_rate(run(), REFERENCE)) == []
+def test_performance_that_falls_without_drift_is_concept_drift():
+    worse = replace(BAD, name="online/f1", kind="performance_drift")
+    drift = replace(BAD, name="psi/days", kind="data_drift")
+    assert [each.kind for each in name_performance([worse], {})] == ["concept_drift"]
+    kinds = [each.kind for each in name_performance([worse, drift], {})]
+    assert kinds == ["performance_drift", "data_drift"]
+    tenure = replace(drift, feature="tenure")
+    passive = {"tenure": "grows by a day each day"}
+    kinds = [each.kind for each in name_performance([worse, tenure], passive)]
+    assert kinds == ["concept_drift", "data_drift"]

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 
 import numpy as np
 import pandas as pd
 import pytest
+from pydantic_core import to_jsonable_python
 
+from cli.watch import experiment_lines
 from core.errors import MonitoringError
 from core.spec import load_spec
 from feature_repo.features import labels, open_raw
@@ -18,31 +20,31 @@ from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.experiment import (
-    REPORTS,
     Experiment,
     compare,
-    effect,
+    estimate_effect,
     experiments,
     read_report,
 )
-from serving.prediction_log import AppendLog
 from tests.conftest import AS_OF, new_settings
+from tests.monitoring.log import FAILURE, answer, feedback, write
 from tests.training.conftest import ORDERS
 
 SPEC = load_spec("customer_churn_model")
 SPEND = SPEC.model_copy(update={"task": "regression", "costs": None, "threshold": None})
 DAY = timedelta(days=1)
+HOUR = timedelta(hours=1)
 START = datetime(2026, 6, 1, tzinfo=UTC)
 EXPERIMENT = Experiment("1", "2", 50, START, None)
 
 
-def costs(random, size, share, rates, action=1.0, loss=10.0):
+def costs(random, size, share, rates):
     """Realised costs of the challenger's and of production's entities; `rates` come true as 1."""
-    ours = random.random(size) < share
-    y = random.random(size) < np.where(ours, rates[1], rates[0])
-    said = random.random(size) < 0.4
-    values = action * said + loss * y
-    return pd.Series(values[ours]), pd.Series(values[~ours])
+    is_challengers = random.random(size) < share
+    actual = random.random(size) < np.where(is_challengers, rates[1], rates[0])
+    acted_on = random.random(size) < 0.4
+    values = acted_on + 10.0 * actual
+    return pd.Series(values[is_challengers]), pd.Series(values[~is_challengers])
 
 
 @pytest.mark.parametrize(
@@ -52,60 +54,66 @@ def costs(random, size, share, rates, action=1.0, loss=10.0):
 def test_the_interval_holds_the_truth_and_better_is_seldom_said_of_equals(
     size, share, truth
 ):
-    random, runs, within, below, above = np.random.default_rng(11), 1000, 0, 0, 0
-    for _ in range(runs):
-        found = effect(*costs(random, size, share, (0.3, 0.3 + truth)))
-        below += found.high < 10 * truth
-        above += found.low > 10 * truth
-        within += found.low <= 10 * truth <= found.high
-    assert 0.93 <= within / runs <= 0.97
-    assert below / runs <= 0.04  # 2.5 % and three standard errors
-    assert above / runs <= 0.04
+    random = np.random.default_rng(11)
+    effects = [
+        estimate_effect(*costs(random, size, share, (0.3, 0.3 + truth)))
+        for _ in range(1000)
+    ]
+    below = sum(effect.high < 10 * truth for effect in effects)
+    above = sum(effect.low > 10 * truth for effect in effects)
+    assert 30 <= below + above <= 70
+    assert max(below, above) <= 40  # 2.5 % and three standard errors
 
 
 def outcomes(random, size, share, rates):
     """Calibrated scores, the challenger's sharper."""
-    ours = random.random(size) < share
-    y = (random.random(size) < np.where(ours, rates[1], rates[0])).astype(np.int64)
-    p = np.clip(
-        np.where(ours, 0.5 + (y - 0.5) * 0.3, 0.5) + random.normal(0, 0.05, size),
-        0.01,
-        0.99,
-    )
+    is_challengers = random.random(size) < share
+    rate = np.where(is_challengers, rates[1], rates[0])
+    label = (random.random(size) < rate).astype(np.int64)
+    mean = np.where(is_challengers, 0.5 + (label - 0.5) * 0.3, 0.5)
+    score = np.clip(mean + random.normal(0, 0.05, size), 0.01, 0.99)
     return pd.DataFrame(
-        {"challenger": ours, "y": y, "p": p, "said": (p >= 0.5).astype(float)}
+        {
+            "role": np.where(is_challengers, "challenger", "production"),
+            "label": label,
+            "score": score,
+            "prediction": (score >= 0.5).astype(float),
+        }
     )
+
+
+def compared(entities, spec=SPEC):
+    return compare(spec, EXPERIMENT, entities, START)
 
 
 def test_it_says_better_worse_or_not_yet_known_in_a_sentence():
     random = np.random.default_rng(1)
-    better = compare(SPEC, EXPERIMENT, outcomes(random, 4000, 0.3, (0.4, 0.3)))
+    better = compared(outcomes(random, 4000, 0.3, (0.4, 0.3)))
     assert (better.conclusion, better.figure) == ("better", "cost")
-    assert better.sentence.startswith(
-        "better: version 2 against version 1: cost per entity 1."
-    )
+    beginning = f"{SPEC.name}: better: version 2 against version 1: cost per entity 1."
+    assert better.sentence.startswith(beginning)
     assert better.effects["log_loss"].high < 0
-    assert better.challenger.metrics["rate"] == pytest.approx(0.3, abs=0.04)
+    assert better.means["challenger"]["rate"] == pytest.approx(0.3, abs=0.04)
     assert better.effects["rate"].low < -0.1 < better.effects["rate"].high
-    worse = compare(SPEC, EXPERIMENT, outcomes(random, 4000, 0.3, (0.3, 0.4)))
-    assert (worse.conclusion, " higher (95 %: +" in worse.sentence) == ("worse", True)
-    undecided = compare(SPEC, EXPERIMENT, outcomes(random, 500, 0.5, (0.3, 0.28)))
+    worse = compared(outcomes(random, 4000, 0.3, (0.3, 0.4)))
+    assert worse.conclusion == "worse"
+    assert " higher (95 %: +" in worse.sentence
+    undecided = compared(outcomes(random, 500, 0.5, (0.3, 0.28)))
     assert undecided.conclusion == "not yet known"
-    few = compare(SPEC, EXPERIMENT, outcomes(random, 150, 0.5, (0.9, 0.1)))
+    few = compared(outcomes(random, 150, 0.5, (0.9, 0.1)))
     assert few.effects["cost"].high < 0  # sure, were it not for so few
     assert few.conclusion == "not yet known"
     assert few.sentence.endswith("outcomes; 100 of each are the least")
-    none = compare(SPEC, EXPERIMENT, outcomes(random, 0, 0.5, (0.3, 0.3)))
-    assert none.sentence.endswith("0 and 0 outcomes; 100 of each are the least")
-    numbers = outcomes(random, 4000, 0.5, (0.3, 0.3)).assign(y=random.normal(size=4000))
-    assert compare(SPEND, EXPERIMENT, numbers).figure == "squared_error"
+    numbers = outcomes(random, 4000, 0.5, (0.3, 0.3))
+    numbers["label"] = random.normal(size=4000)
+    assert compared(numbers, SPEND).figure == "squared_error"
 
 
-def test_where_one_version_answered_everybody_nothing_is_concluded():
-    everybody = outcomes(np.random.default_rng(2), 400, 1.0, (0.3, 0.3))
-    found = compare(SPEC, EXPERIMENT, everybody)
-    assert (found.conclusion, found.effects) == ("not yet known", {})
-    assert found.sentence.endswith("400 and 0 outcomes; 100 of each are the least")
+@pytest.mark.parametrize(("size", "counts"), [(400, "400 and 0"), (0, "0 and 0")])
+def test_where_one_version_has_no_outcome_nothing_is_concluded(size, counts):
+    report = compared(outcomes(np.random.default_rng(2), size, 1.0, (0.3, 0.3)))
+    assert (report.conclusion, report.effects) == ("not yet known", {})
+    assert report.sentence.endswith(f"{counts} outcomes; 100 of each are the least")
 
 
 def row(at, role, old, new, days, percent=100, *, applied=True):
@@ -144,21 +152,21 @@ def test_an_experiment_lasts_while_one_challenger_answers_one_percent_beside_one
 @pytest.fixture(scope="module")
 def settings(tmp_path_factory):
     """The orders of AS_OF's past, and experiments of a week that began 130 days before."""
-    made = new_settings(tmp_path_factory.mktemp("compared"))
-    rows, table = pull(made, ORDERS, AS_OF).read_all(), raw_table(made, ORDERS)
-    table.merge(
+    settings = new_settings(tmp_path_factory.mktemp("compared"))
+    rows = pull(settings, ORDERS, AS_OF).read_all()
+    raw_table(settings, ORDERS).merge(
         rows.append_column("ingested_at", rows["order_ts"]),
         ORDERS.key,
         rows.column_names,
     )
     shift = AS_OF - 130 * DAY - START
-    with closing(Ledger(made)) as ledger:
-        for each in ROWS[:7]:
-            ledger.insert(replace(each, time=each.time + shift))
-    return made
+    with closing(Ledger(settings)) as ledger:
+        for line in ROWS[:7]:
+            ledger.insert(replace(line, time=line.time + shift))
+    return settings
 
 
-def true_on(settings, day):
+def actual_labels(settings, day):
     label = ORDERS.labels[SPEC.label]
     raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
     return {
@@ -169,77 +177,66 @@ def true_on(settings, day):
 
 def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(settings):
     day = (AS_OF - 125 * DAY).replace(hour=0)
-    at, true = day + timedelta(hours=5), true_on(settings, day)
-    customers = sorted(true)[:600]
-    folder, lines = settings.home / "serving" / "log", []
+    noon = day + 5 * HOUR
+    actual = actual_labels(settings, day)
+    customers = sorted(actual)[:600]
+    versions = {"production": "1", "challenger": "2", "shadow": "2"}
 
-    def answers(request, entity, role, version, hours=0, **change):
-        moment = (at + timedelta(hours=hours)).isoformat()
-        return {
-            "request_id": request, "model": SPEC.name, "version": version, "role": role,
-            "received": moment, "as_of": moment, "entity": entity, "features": {},
-            "features_from": "online", "probability": 0.6, "prediction": 1.0,
-            "in_population": True,
-        } | change  # fmt: skip
+    def line(request, entity, role, received=noon, **change):
+        own = {"model": SPEC.name, "role": role, "version": versions[role]}
+        values = {"entity": entity, "probability": 0.6} | own | change
+        return answer(request, received, **values)
 
-    for n, customer in enumerate(customers):
-        role, version = (("production", "1"), ("challenger", "2"))[n % 2]
-        lines.append(answers(f"r{n}", customer, role, version))
-        lines.append(
-            answers(f"again{n}", customer, role, version, hours=1, probability=0.1)
-        )
-    lines.append(answers("other", customers[0], "challenger", "2", hours=2))
-    lines.append(answers("shadow", customers[1], "shadow", "2"))
-    lines.append(answers("nobody", None, "production", "1"))
-    lines.append(answers("outside", 10**6, "production", "1", in_population=False))
-    lines.append(answers("unknown", 10**6 + 1, "production", "1"))
-    lines.append(answers("told", 10**6 + 2, "challenger", "2", hours=-24))
-    lines.append(answers("earlier", 10**6 + 3, "challenger", "2", hours=-24 * 6))
-    log = AppendLog(folder, "predictions")
-    log.open()
-    assert log.write(lines)
-    log.close()
-    late = (AS_OF - DAY).isoformat()
-    told = [{"request_id": "told", "actual": 1.0, "received": late}]
-    told += [
-        {"request_id": f"r{n}", "actual": 1.0 - true[customer], "received": late}
-        for n, customer in enumerate(customers)
+    lines = []
+    for number, customer in enumerate(customers):
+        role = ("production", "challenger")[number % 2]
+        lines.append(line(f"r{number}", customer, role))
+        later = line(f"again{number}", customer, role, noon + HOUR, probability=0.1)
+        lines.append(later)
+    failed = line("failed", customers[0], "challenger", noon - HOUR, **FAILURE)
+    lines += [
+        line("other", customers[0], "challenger", noon + 2 * HOUR),
+        line("shadow", customers[1], "shadow"),
+        line("nobody", None, "production"),
+        line("outside", 10**6, "production", in_population=False),
+        line("unknown", 10**6 + 1, "production"),
+        line("told", 10**6 + 2, "challenger", noon - DAY),
+        line("earlier", 10**6 + 3, "challenger", noon - 6 * DAY),
+        failed,
+        *[failed | {"request_id": f"failed {number}"} for number in range(20)],
     ]
-    (folder / "feedback-1-1.jsonl").write_text("\n".join(map(json.dumps, told)) + "\n")
+    write(settings, "predictions-1-1.jsonl", *lines)
+    late = AS_OF - DAY
+    contradictions = [
+        feedback(f"r{number}", 1.0 - actual[customer], late)
+        for number, customer in enumerate(customers)
+    ]
+    told = feedback("told", 1.0, late)
+    write(settings, "feedback-1-1.jsonl", told, *contradictions)
 
-    found = read_report(settings, SPEC, AS_OF)
-    ours, theirs = found.comparison.challenger, found.comparison.production
-    assert (theirs.outcomes, ours.outcomes) == (300, 300)
-    assert theirs.metrics["rate"] == pytest.approx(
-        np.mean([true[c] for c in customers[::2]])
-    )
-    assert ours.metrics["rate"] == pytest.approx(
-        np.mean([true[c] for c in customers[1::2]])
-    )
-    assert found.left_out == {
+    report = read_report(settings, SPEC, AS_OF)
+    assert report.outcomes == {"production": 300, "challenger": 300}
+    for first, role in enumerate(("production", "challenger")):
+        rate = np.mean([actual[customer] for customer in customers[first::2]])
+        assert report.means[role]["rate"] == pytest.approx(rate)
+    assert report.left_out == {
         "answers without an entity": 1,
         "answers outside the population": 1,
         "answered by the other version later": 1,
         "whose outcome is not known yet": 1,
     }
-    assert found.comparison.conclusion == "not yet known"
-    text = "\n".join(found.lines())
-    assert text.startswith(
-        f"{SPEC.name}: not yet known: version 2 against version 1: cost per"
-    )
+    assert report.conclusion == "not yet known"
+    assert report.harm.startswith("21 of 622 predictions failed")
+    text = "\n".join(experiment_lines(report))
+    assert text.startswith(report.sentence)
     for part in (
         "challenger  version 2, 300 outcomes",
         "difference  log_loss",
         "each entity by its",
+        "harm        21 of 622",
     ):
         assert part in text
-    document = json.loads(
-        json.dumps(REPORTS.dump_python(found, mode="json"), allow_nan=False)
-    )
-    assert (
-        document["comparison"]["effects"]["cost"]["low"]
-        == found.comparison.effects["cost"].low
-    )
+    json.dumps(to_jsonable_python(asdict(report)), allow_nan=False)
     early = read_report(settings, SPEC, AS_OF - 100 * DAY)
     assert "0 and 0 outcomes" in early.sentence
     assert early.left_out["whose outcome is not known yet"] == 601

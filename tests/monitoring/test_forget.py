@@ -31,12 +31,13 @@ from feature_repo.ingest import ingest
 from feature_repo.online import OnlineFeatures
 from feature_repo.online_state import ends_key
 from feature_repo.source import pull
-from feature_repo.views import view_files
+from feature_repo.views import view_table
+from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.collect import collect, outcomes, predictions
-from monitoring.forget import Key, Search
-from monitoring.run import load_reference
+from monitoring.forget import count_rows
+from monitoring.places import Key
 from serving.prediction_log import AppendLog
 from stack.environment import process_environment
 from tests.conftest import (
@@ -53,7 +54,8 @@ from training.batch import score_population, scores
 from training.dataset import load_frame
 from training.reproduce import reproduce
 
-SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
+SPEC = load_spec("customer_churn_model")
+ORDERS = load_dataset("orders")
 FOREST = {
     "name": "f",
     "type": "random_forest",
@@ -62,8 +64,25 @@ FOREST = {
 SMALL = SPEC.model_validate(SPEC.model_dump() | {"estimators": [FOREST]})
 ID = 987162587
 """Nothing else has it."""
-OTHER, NEW, TEXT, BINARY = 21, 13, str(ID).encode(), struct.pack("<q", ID)
+OTHER = 21
+NEW = 13
+TEXT = str(ID).encode()
+BINARY = struct.pack("<q", ID)
+SOURCE = "source.parquet"
 STREAM = "gyre:events:orders"
+KNOWN_KEYS = "expected orders --customer_id VALUE or customer_churn_model --customer_id"
+PLACES_WITH_ROWS = [
+    "raw rows",
+    "features",
+    "online values",
+    "rows in quarantine",
+    "requests of events",
+    "training frames",
+    "prediction log",
+    "outcomes",
+    "predictions",
+    "scores",
+]
 
 
 def order(number, customer, at, amount=10.0):
@@ -117,6 +136,12 @@ class Home:
         )
         assert report.version == "1", report.outcome
         score_population(settings, SPEC, AS_OF)
+        tracking = Tracking(settings)
+        name = f"{SPEC.experiment}_monitoring"
+        self.monitoring_run = tracking.start_or_find_run(name, "k", "k", {})
+        tracking.log_text(
+            self.monitoring_run, str(ID), f"reports/{AS_OF:%Y-%m-%dT%H%M%S}/report.html"
+        )
         folder = settings.home / "serving" / "log"
         folder.mkdir(parents=True)
         torn = json.dumps(line(1, ID), default=str, separators=(",", ":"))
@@ -142,30 +167,26 @@ class Home:
 
     def others(self):
         """What others have: tables, features, answers of the model to frames."""
-        settings, other = self.settings, pc.field("customer_id") != ID
-        raw = raw_table(settings, ORDERS).read(where=other).drop_columns("superseded")
-        rows = pa.concat_tables(
-            [pq.read_table(f) for f in view_files(settings, "customer_features")]
-        )
-        registry, (frame, _) = (
-            Registry(settings),
-            load_frame(Tracking(settings), self.run_id),
-        )
+        settings = self.settings
+        is_other = pc.field("customer_id") != ID
+        is_about_other = pc.field("entity") != str(ID)
+        raw = raw_table(settings, ORDERS).read(where=is_other)
+        files = view_table(settings, "customer_features").files()
+        rows = pa.concat_tables([pq.read_table(file) for file in files])
+        order = [("customer_id", "ascending"), ("event_timestamp", "ascending")]
+        frame, _ = load_frame(Tracking(settings), self.run_id)
+        answers = predictions(settings).read(where=is_about_other)
+        registry = Registry(settings)
+        _, model = read_version(registry, registry.version(SPEC.name, "1"))
         return {
-            "raw": raw.sort_by("order_id"),
-            "features": rows.filter(other).sort_by(
-                [("customer_id", "ascending"), ("event_timestamp", "ascending")]
-            ),
-            "frame": frame.filter(other),
-            "scores": scores(settings)
-            .read(where=pc.field("entity") != str(ID))
-            .sort_by("entity"),
-            "answers": predictions(settings)
-            .read(where=pc.field("entity") != str(ID))
-            .sort_by("request_id"),
+            "raw": raw.drop_columns("superseded").sort_by("order_id"),
+            "features": rows.filter(is_other).sort_by(order),
+            "frame": frame.filter(is_other),
+            "scores": scores(settings).read(where=is_about_other).sort_by("entity"),
+            "answers": answers.sort_by("request_id"),
             "outcomes": outcomes(settings).read(where=pc.field("request_id") == "r2"),
             "online": self.online(OTHER),
-            "model": registry.served(registry.version(SPEC.name, "1"))[1].content,
+            "model": model.content,
         }
 
     @property
@@ -174,28 +195,22 @@ class Home:
 
     def mentions(self):
         """Files of the home, and keys of Redis, that hold the customer's id in any form."""
-        keys = {
-            key: key + (self.redis.dump(key) or b"") for key in self.redis.scan_iter()
-        }
+        contents = {}
+        for key in self.redis.scan_iter():
+            contents[str(key)] = key + (self.redis.dump(key) or b"")
         for key in self.redis.scan_iter(_type="ZSET"):  # a dump of one is compressed
-            keys[key] = b" ".join(self.redis.zrange(key, 0, -1))
-        found = [
-            str(key) for key, held in keys.items() if TEXT in held or BINARY in held
-        ]
+            contents[str(key)] = b" ".join(self.redis.zrange(key, 0, -1))
         for path in self.settings.home.rglob("*"):
-            if (
-                path.is_file()
-                and not path.is_symlink()
-                and path != self.settings.home / "source.parquet"
-            ):
-                held = path.read_bytes()
+            if path.is_file() and not path.is_symlink() and path.name != SOURCE:
+                contents[str(path)] = path.read_bytes()
                 if path.suffix == ".parquet":
-                    held += json.dumps(
-                        pq.read_table(path).to_pylist(), default=str
-                    ).encode()
-                if TEXT in held or (BINARY in held and path.suffix != ".parquet"):
-                    found.append(str(path.relative_to(self.settings.home)))
-        return found
+                    rows = pq.read_table(path).to_pylist()
+                    contents[str(path)] = json.dumps(rows, default=str).encode()
+        return [
+            name
+            for name, content in contents.items()
+            if TEXT in content or BINARY in content
+        ]
 
 
 @contextmanager
@@ -223,7 +238,7 @@ def beside(settings, log):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     made = new_settings(tmp_path_factory.mktemp("forgetful"))
-    source = made.home / "source.parquet"
+    source = made.home / SOURCE
     rows = pull(made, ORDERS, AS_OF).read_all()
     few = [5, NEW, OTHER, *range(37, 24_000, 24)]
     rows = rows.filter(pc.field("customer_id").isin(few))
@@ -238,50 +253,39 @@ def home(tmp_path_factory):
         yield home
 
 
-def test_without_a_key_of_another_or_of_nobody_nothing_is_changed(home):
-    before = raw_table(home.settings, ORDERS).version
-    for arguments, kind, said in (
-        (
-            ("orders",),
-            SettingsError,
-            "expected customer_churn_model|expected orders --customer_id VALUE",
-        ),
-        (
-            ("orders", "--order_id", "1"),
-            SettingsError,
-            "expected customer_churn_model|expected orders --customer_id VALUE",
-        ),
-        (
-            ("orders", "--customer_id", "x"),
-            SettingsError,
-            "expected a whole number, found 'x'",
-        ),
-        (
-            ("orders", "--customer_id", "1", "--customer_id", "2"),
-            SettingsError,
-            "whole number",
-        ),
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        (("orders",), SettingsError, KNOWN_KEYS),
+        (("orders", "--order_id", "1"), SettingsError, KNOWN_KEYS),
         (
             ("nothing", "--customer_id", "1"),
             SettingsError,
             "found nothing --customer_id",
         ),
+        (("orders", "--customer_id", "x"), SettingsError, "a whole number, found 'x'"),
         ((SPEC.name, "--customer_id", "123456789"), DataError, "nothing was changed"),
-    ):
-        done = home.gyre("forget", *arguments)
-        assert (type(done.exception), done.exit_code) == (kind, 1), done.output
-        assert re.search(said, str(done.exception))
-    assert raw_table(home.settings, ORDERS).version == before
+    ],
+)
+def test_without_a_key_of_another_or_of_nobody_nothing_is_changed(
+    home, arguments, error, message
+):
+    version = raw_table(home.settings, ORDERS).version
+    ended = home.gyre("forget", *arguments)
+    assert (type(ended.exception), ended.exit_code) == (error, 1), ended.output
+    assert re.search(message, str(ended.exception))
+    assert raw_table(home.settings, ORDERS).version == version
     assert not (home.settings.data / "forgotten.json").exists()
 
 
 def test_one_is_gone_from_every_place_and_all_others_are_as_before(home):
-    settings, log = (
-        home.settings,
-        AppendLog(home.settings.home / "serving" / "log", "predictions"),
-    )
+    settings = home.settings
+    log_folder = settings.home / "serving" / "log"
+    log = AppendLog(log_folder, "predictions")
     log.open()
-    log.write([line(2, OTHER), line(3, ID)])
+    failure = {"probability": None, "prediction": None, "error": "ValueError: no tree"}
+    log.write([line(2, OTHER), line(3, ID), line(4, ID) | failure])
+    (log_folder / "feedback-1-2.jsonl").write_text(home.told("r4"))
     log.flush()
     collect(settings)
     home.redis.xadd(STREAM, {"events": json.dumps([
@@ -292,27 +296,18 @@ def test_one_is_gone_from_every_place_and_all_others_are_as_before(home):
     counted = home.gyre("forget", SPEC.name, "--customer_id", str(ID), "--dry-run")
     assert "training frames" in counted.output
     with beside(settings, log):
-        said = home.gyre("forget", SPEC.name, "--customer_id", str(ID))
+        ended = home.gyre("forget", SPEC.name, "--customer_id", str(ID))
         wait_until("the other's event", lambda: home.redis.xlen(STREAM) == 0)
     log.close()
-    assert said.exit_code == 0, said.output + repr(said.exception)
-    places = (
-        "raw/orders",
-        "features",
-        "online values",
-        "stream",
-        "quarantine/orders",
-        "scores",
+    assert ended.exit_code == 0, ended.output + repr(ended.exception)
+    places_with_rows = re.findall(
+        r"^([a-z ]+): [1-9]\d* rows$", ended.output, re.MULTILINE
     )
-    for place in (
-        *places,
-        "training frames",
-        "prediction log",
-        "predictions",
-        "outcomes",
-    ):
-        assert re.search(rf"^{place}.*: [1-9]", said.output, re.MULTILINE), place
+    assert places_with_rows == PLACES_WITH_ROWS
+    assert not [*settings.data_docs.glob("**/*.html")]
+    assert not Tracking(settings).list_artifacts(home.monitoring_run, "reports")
     assert home.mentions() == []
+    assert set(outcomes(settings).read()["request_id"].to_pylist()) == {"r2"}
     after = home.others()
     new = after["raw"].filter(pc.field("order_id") != 10**9 + 3)
     assert [*after["raw"]["order_id"]].count(pa.scalar(10**9 + 3)) == 1
@@ -332,48 +327,35 @@ def test_asked_again_nothing_is_found_also_after_the_source_delivered_it_again(h
     assert again.output.startswith("nothing is found\nout of reach:\n  backups")
 
 
-def test_the_version_serves_as_reference_and_says_why_it_cannot_be_built_again(home):
-    version = Registry(home.settings).version(SPEC.name, "1")
-    reference = load_reference(home.settings, SMALL, version)
-    assert (
-        len(reference.rows)
-        == int(Tracking(home.settings).run(home.run_id).params["test_rows"]) - 1
-    )
+def test_the_version_says_why_it_cannot_be_built_again(home):
     with pytest.raises(RegistryError, match="rows of an entity were forgotten on 20"):
         reproduce(home.settings, SPEC.name, "1")
 
 
 @pytest.mark.nightly
 def test_one_that_is_killed_anywhere_is_completed_by_the_next(home):
-    command = [
-        Path(sys.executable).with_name("gyre"),
-        "forget",
-        SPEC.name,
-        "--customer_id",
-    ]
+    gyre = Path(sys.executable).with_name("gyre")
+    command = [gyre, "forget", SPEC.name, "--customer_id", str(OTHER)]
     environment = process_environment(home.settings) | {
         "GYRE_SOURCES__ORDERS": home.source
     }
-    search = Search(home.settings, Key("customer_id", OTHER))
-    whole, killed = search.counts(), []
-    held = "raw/orders", "features of orders", "online values of orders", "scores"
-    assert {*held, "training frames of customer_churn_model"} <= whole.keys()
+    key = Key("customer_id", OTHER)
+    counts = count_rows(home.settings, key)
+    assert {"raw rows", "features", "online values", "scores", "training frames"} <= {
+        *counts
+    }
     raw = raw_table(home.settings, ORDERS)
-    before = raw.version
-    with subprocess.Popen([*command, str(OTHER)], env=environment) as process:
-        wait_until(
-            "the first rows to go", lambda: raw.version > before, process=process
-        )
+    version = raw.version
+    with subprocess.Popen(command, env=environment) as process:
+        wait_until("rows to go", lambda: raw.version > version, process=process)
         process.kill()
-    assert 0 < len(search.counts()) < len(whole)
-    for seconds in range(1, 400):
-        with subprocess.Popen([*command, str(OTHER)], env=environment) as process:
+    assert 0 < len(count_rows(home.settings, key)) < len(counts)
+    for seconds in range(2, 200, 2):
+        with subprocess.Popen(command, env=environment) as process:
             try:
-                if process.wait(seconds / 2) == 0:
+                if process.wait(seconds) == 0:
                     break
             except subprocess.TimeoutExpired:
                 process.kill()
-        killed.append(len(search.counts()))
-    assert process.returncode == 0, killed
-    assert search.counts() == {}
-    assert home.gyre("forget", SPEC.name, "--customer_id", str(OTHER)).exit_code == 0
+    assert process.returncode == 0
+    assert count_rows(home.settings, key) == {}

@@ -10,7 +10,7 @@ import pytest
 from pydantic_core import to_json
 
 from core.storage import Table
-from monitoring.forget import Key
+from monitoring.places import Key
 from tests.conftest import new_settings
 
 VALUES = (4, -4, "4", "a-b.c", 'Zoë "Z" O\'Neil', "back\\slash", "日本")

@@ -8,24 +8,27 @@ import shutil
 import subprocess
 from datetime import UTC, datetime, timedelta
 
+import boto3
 import pyarrow as pa
 import pytest
-from typer.testing import CliRunner
 
-from cli.main import typer_app
 from core.settings import PROJECT
 from core.spec import load_spec
-from mlflow_server.records import DecisionRow, Records
+from core.storage import Table
+from mlflow_server.alerts import Alerts
 from mlflow_server.tracking import Tracking
 from monitoring.collect import OUTCOMES, PREDICTIONS, outcomes, predictions
 from monitoring.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
 from tests.preloaded import commands_folder
+from tests.s3 import BUCKET, s3_server
 from training.batch import PARTITION, SCORES, scores
 
-NOW, DAY = datetime(2026, 11, 20, 12, tzinfo=UTC), timedelta(days=1)
+NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+DAY = timedelta(days=1)
 SPEC = load_spec("customer_churn_model")
+RUN_COLUMNS = pa.schema({"model": pa.string(), "as_of": pa.timestamp("us", tz="UTC")})
 
 
 @pytest.fixture(scope="module")
@@ -35,165 +38,172 @@ def home(tmp_path_factory):
         yield settings
 
 
-def logged(settings, days):
-    """A prediction and its outcome of each of the days ago."""
-    for day in days:
-        at = NOW - day * DAY
-        row = dict.fromkeys(PREDICTIONS.names) | {
-            "request_id": f"r{day}", "model": "m", "version": "1", "received": at, "as_of": at,
-            "in_population": True, "features": "{}",
-        }  # fmt: skip
-        predictions(settings).insert(
-            pa.Table.from_pylist([row], PREDICTIONS), "request_id"
-        )
-        told = {"request_id": f"r{day}", "actual": 1.0, "received": at}
-        outcomes(settings).insert(pa.Table.from_pylist([told], OUTCOMES), "request_id")
-        scored = dict.fromkeys(SCORES.names, "x") | {
-            "day": f"{at:%Y-%m-%d}",
-            "as_of": at,
+def store_rows(settings, ages):
+    """Store a row of each age in days in every table of rows with an age."""
+    for age in ages:
+        moment = NOW - age * DAY
+        answer = dict.fromkeys(PREDICTIONS.names) | {
+            "request_id": f"r{age}",
+            "model": "m",
+            "received": moment,
         }
-        said = {"probability": 0.5, "prediction": 1.0, "probabilities": None}
-        batch = pa.Table.from_pylist([scored | said], SCORES)
-        scores(settings).replace(batch, PARTITION)
+        outcome = {"request_id": f"r{age}", "actual": 1.0, "received": moment}
+        score = dict.fromkeys(SCORES.names) | dict.fromkeys(PARTITION, f"{age}")
+        score["as_of"] = moment
+        answers = pa.Table.from_pylist([answer], PREDICTIONS)
+        predictions(settings).insert(answers, "request_id")
+        told = pa.Table.from_pylist([outcome], OUTCOMES)
+        outcomes(settings).insert(told, "request_id")
+        scores(settings).replace(pa.Table.from_pylist([score], SCORES), PARTITION)
+        run = pa.Table.from_pylist([{"model": "m", "as_of": moment}], RUN_COLUMNS)
+        for name in ("decisions", "checks"):
+            Table(settings, name, RUN_COLUMNS).insert(run, "as_of")
 
 
-def file(settings, name, age, text="x"):
+def kept_requests(settings):
+    return set(predictions(settings).read()["request_id"].to_pylist())
+
+
+def store_file(settings, name, age):
     path = settings.home / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
-    os.utime(path, ((NOW - age).timestamp(),) * 2)
+    path.write_text("x")
+    set_age(path, age)
     return path
 
 
+def set_age(path, age):
+    moment = (NOW - age * DAY).timestamp()
+    os.utime(path, (moment, moment))
+
+
+def clean(settings, **environment):
+    """Run the command; return its exit code and what it says of each place."""
+    ended = subprocess.run(
+        [commands_folder() / "gyre", "maintain", "--json", "--as-of", NOW.isoformat()],
+        capture_output=True,
+        check=False,
+        env=process_environment(settings) | environment,
+    )
+    assert ended.stdout, ended.stderr
+    return ended.returncode, {part["what"]: part for part in json.loads(ended.stdout)}
+
+
 def test_what_is_past_its_time_goes(home):
-    logged(home, (0, 399, 401, 500))
-    old = [
-        file(home, "airflow/logs/dag_id=a/attempt=1.log", 31 * DAY),
-        file(home, "serving/log/predictions-1-1.malformed", 401 * DAY),
-        file(home, "data/scratch/killed/a.parquet", 2 * DAY),
+    store_rows(home, (0, 399, 401, 500))
+    old_files = [
+        store_file(home, "airflow/logs/dag_id=a/attempt=1.log", 31),
+        store_file(home, "serving/log/predictions-1-1.malformed", 401),
+        store_file(home, "data/scratch/killed/a.parquet", 2),
+        store_file(home, "reports/data_docs/gone/index.html", 91),
+        store_file(home, "cache/bucket/a.parquet", 8),
     ]
-    os.utime(old[-1].parent, ((NOW - 2 * DAY).timestamp(),) * 2)
-    young = [
-        file(home, "airflow/logs/dag_id=a/attempt=2.log", 29 * DAY),
-        file(home, "data/scratch/running/b.parquet", 0 * DAY),
+    young_files = [
+        store_file(home, "airflow/logs/dag_id=a/attempt=2.log", 29),
+        store_file(home, "data/scratch/running/b.parquet", 0),
+        store_file(home, "reports/data_docs/orders/index.html", 89),
     ]
-    gone_run = file(
-        home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31 * DAY
-    ).parent
-    new_run = home.home / "airflow/logs/dag_id=b/run_id=2"
-    new_run.mkdir()
-    os.utime(gone_run, ((NOW - 31 * DAY).timestamp(),) * 2)
-    os.utime(new_run, ((NOW - DAY).timestamp(),) * 2)
-    records = Records(home)
-    for age in (0, 500):
-        records.keep(
-            DecisionRow(
-                "m", "1", NOW - age * DAY, "ok", "nothing", "", "", "", "{}", {}
-            )
-        )
-    records.count_alert("m", "old", "w", NOW - 401 * DAY)
-    records.count_alert("m", "young", "w", NOW - DAY)
-    tracking, experiment = Tracking(home), f"{SPEC.experiment}_monitoring"
-    run_id = tracking.start_or_find_run(experiment, "k", "k", {})
-    report = file(home, "report.html", DAY, "<html/>")
+    log = store_file(home, "airflow/logs/dag_id=b/run_id=1/attempt=1.log", 31)
+    set_age(log.parent, 31)
+    new_folder = home.home / "airflow/logs/dag_id=b/run_id=2"
+    new_folder.mkdir()
+    set_age(new_folder, 1)
+    alerts = Alerts(home)
+    alerts.note("m", "old", "w", NOW - 401 * DAY)
+    alerts.note("m", "young", "w", NOW - DAY)
+    tracking = Tracking(home)
+    run_id = tracking.start_or_find_run(f"{SPEC.experiment}_monitoring", "k", "k", {})
     for age in (0, 89, 91, 200):
-        tracking.log_artifact(
-            run_id, report, f"reports/{NOW - age * DAY:%Y-%m-%dT%H%M%S}"
-        )
-    done = run(home)
-    gone = {
-        name: done[name]["rows"]
-        for name in ("predictions", "outcomes", "scores", "alerts")
-    }
-    assert gone == {"predictions": 2, "outcomes": 2, "scores": 2, "alerts": 1}
-    assert done["drift reports"]["files"] == 2
-    assert not any(path.exists() for path in old)
-    assert all(path.exists() for path in young)
-    assert (gone_run.exists(), new_run.exists()) == (False, True)
-    assert done["decisions"]["rows"] == 1
-    requests = set(predictions(home).read()["request_id"].to_pylist())
-    assert {"r0", "r399"} <= requests
-    assert requests.isdisjoint({"r401", "r500"})
-    left = tracking.artifacts(run_id, "reports")
-    assert {path[8:18] for path in left} == {
-        f"{NOW - a * DAY:%Y-%m-%d}" for a in (0, 89)
-    }
-    assert [row["cause"] for row in records.alerts("m")] == ["young"]
-    records.close()
-    assert all(part["rows"] == 0 for part in run(home).values())
+        folder = f"reports/{NOW - age * DAY:%Y-%m-%dT%H%M%S}"
+        tracking.log_artifact(run_id, str(young_files[0]), folder)
+    code, cleanups = clean(home)
+    assert code == 0, cleanups
+    for name in ("predictions", "outcomes", "scores", "decisions", "checks"):
+        assert cleanups[name]["rows"] == 2, name
+    assert cleanups["alerts"]["rows"] == 1
+    assert cleanups["drift reports"]["files"] == 2
+    assert not any(path.exists() for path in old_files)
+    assert all(path.exists() for path in young_files)
+    assert not log.parent.exists()
+    assert new_folder.exists()
+    assert kept_requests(home) == {"r0", "r399"}
+    folders = {item.path[8:18] for item in tracking.list_artifacts(run_id, "reports")}
+    assert folders == {f"{NOW - age * DAY:%Y-%m-%d}" for age in (0, 89)}
+    assert [row["cause"] for row in alerts.rows("m")] == ["young"]
+    alerts.close()
+    assert all(part.rows == 0 for part in maintain(home, NOW))
 
 
-def run(settings):
-    env = {
-        "GYRE_HOME": str(settings.home),
-        "GYRE_MLFLOW_PORT": str(settings.mlflow_port),
-    }
-    command = ["maintain", "--json", "--as-of", NOW.isoformat()]
-    done = CliRunner().invoke(typer_app, command, env=env)
-    assert done.exit_code == 0, done.output
-    return {part["what"]: part for part in json.loads(done.stdout)}
-
-
-def test_without_mlflow_tables_are_freed_all_the_same(tmp_path):
+def test_a_part_that_cannot_be_done_says_why_and_the_others_are(tmp_path):
+    """MLflow does not answer, and a table is torn."""
     settings = new_settings(tmp_path)
-    logged(settings, (500,))
-    freed = {part.what: part for part in maintain(settings, NOW)}
-    assert freed["predictions"].rows == 1
-    assert "does not answer" in freed["drift reports"].problem
+    store_rows(settings, (600,))
+    torn = settings.data / "raw" / "broken" / "_delta_log"
+    torn.mkdir(parents=True)
+    (torn / f"{0:020}.json").write_text("{")
+    cleanups = {part.what: part for part in maintain(settings, NOW)}
+    assert "does not answer" in cleanups["drift reports"].problem
+    assert "table raw/broken: " in cleanups["raw/broken"].problem
+    for name in ("predictions", "outcomes", "scores", "decisions"):
+        assert cleanups[name].rows == 1, name
 
 
-def test_a_part_that_cannot_be_done_says_why_and_the_others_are(home):
-    logged(home, (600,))
-    broken = home.data / "raw" / "broken" / "_delta_log"
-    broken.mkdir(parents=True)
-    (broken / f"{0:020}.json").write_text("{")
-    freed = {part.what: part for part in maintain(home, NOW)}
-    assert "table raw/broken: " in freed["raw/broken"].problem
-    assert freed["predictions"].rows == 1
-
-
-def test_while_a_spec_is_broken_predictions_stay_as_its_model_may_need_them(
-    home, tmp_path
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (("seed = ", "seed =\n# "), "customer_churn_model.toml: not TOML"),
+        (
+            ('label = "', 'label = "no_'),
+            "customer_churn_model: orders has no label no_",
+        ),
+    ],
+)
+def test_while_nobody_knows_how_long_labels_take_predictions_stay(
+    tmp_path, change, problem
 ):
-    logged(home, (500,))
-    left = predictions(home).read().num_rows
-    rooms = (
-        "cli",
-        "feature_repo",
-        "mlflow_server",
-        "models",
-        "monitoring",
-        "core",
-        "stack",
-        "training",
-    )
-    for room in rooms:
-        shutil.copytree(PROJECT / room, tmp_path / room)
-    (tmp_path / "models" / "torn.toml").write_text('name = "torn"\nseed =\n')
-    command = (
-        "from cli.main import app; app()",
-        "maintain",
-        "--as-of",
-        NOW.isoformat(),
-        "--json",
-    )
-    done = subprocess.run(
-        [commands_folder() / "python", "-c", *command], cwd=tmp_path, capture_output=True,
-        text=True, check=False, env=process_environment(home) | {"PYTHONPATH": str(tmp_path)},
-    )  # fmt: skip
-    assert done.returncode == 1, done.stderr
-    freed = {part["what"]: part for part in json.loads(done.stdout)}
-    said = freed["predictions"]["problem"]
-    assert "a spec cannot be read: torn.toml: not TOML" in said
-    assert predictions(home).read().num_rows == left
-    assert (freed["outcomes"]["problem"], freed["outcomes"]["rows"]) == (None, 1)
+    settings = new_settings(tmp_path / "home")
+    store_rows(settings, (500,))
+    for folder in ("models", "feature_repo"):
+        shutil.copytree(PROJECT / folder, tmp_path / folder)
+    file = tmp_path / "models" / f"{SPEC.name}.toml"
+    text = file.read_text()
+    assert change[0] in text
+    file.write_text(text.replace(*change, 1))
+    code, cleanups = clean(settings, GYRE_PROJECT=str(tmp_path))
+    assert code == 1
+    assert problem in cleanups["predictions"]["problem"]
+    assert kept_requests(settings) == {"r500"}
+    assert cleanups["outcomes"]["rows"] == 1
+    assert cleanups["Airflow's rows"]["problem"] is None
 
 
-def test_a_prediction_stays_until_it_can_be_judged_whatever_is_asked_for(home):
-    logged(home, (0, 100, 121, 123))  # labels take 92 days
-    asked = home.model_copy(update={"keep_days": home.keep_days | {"predictions": 30}})
-    (freed,) = (part for part in maintain(asked, NOW) if part.what == "predictions")
-    assert "kept for 122 days, not 30" in freed.line()
-    left = set(predictions(home).read()["request_id"].to_pylist())
-    assert {"r0", "r100", "r121"} <= left
-    assert "r123" not in left
+def test_a_prediction_stays_until_it_can_be_judged_whatever_is_asked_for(tmp_path):
+    settings = new_settings(tmp_path)
+    store_rows(settings, (0, 121, 123))  # labels take 92 days
+    short = settings.model_copy(update={"keep_days": {"predictions": 30}})
+    lines = [part.line() for part in maintain(short, NOW)]
+    assert any("kept for 122 days, not 30" in line for line in lines)
+    assert kept_requests(settings) == {"r0", "r121"}
+
+
+def test_files_on_s3_go_by_their_age_too(tmp_path, monkeypatch):
+    with s3_server(tmp_path, monkeypatch):
+        settings = new_settings(tmp_path / "home", data_url=f"s3://{BUCKET}/team/data")
+        client = boto3.client("s3")
+        names = (
+            "reports/data_docs/orders/index.html",
+            "inbox/replica/predictions-1.malformed",
+            "scratch/job/a.parquet",
+        )
+        for name in names:
+            client.put_object(Bucket=BUCKET, Key=f"team/data/{name}", Body=b"x")
+        young = maintain(settings, datetime.now(UTC))
+        assert sum(part.files for part in young) == 0
+        old = {
+            part.what: part
+            for part in maintain(settings, datetime.now(UTC) + 401 * DAY)
+        }
+        assert old["Data Docs"].files == 1
+        assert old["malformed lines of replicas"].files == 1
+        assert old["rows that Spark left"].files == 1
+        assert "Contents" not in client.list_objects_v2(Bucket=BUCKET)

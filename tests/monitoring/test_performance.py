@@ -8,16 +8,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.monitoring_spec import Monitoring
+from core.monitoring_spec import MetricLimit, Monitoring
 from core.spec import load_spec
-from monitoring.checks.performance import (
-    actuals,
-    judge_performance,
-    judgeable,
-    measure_online,
-    measured,
-)
+from monitoring.checks.performance import bad_from, measure
 from monitoring.collect import ANSWERS, PREDICTIONS
+from monitoring.outcomes import (
+    Outcomes,
+    actuals,
+    is_judgeable,
+    online_outcomes,
+)
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, template  # noqa: F401  (fixtures)
 from tests.feature_repo.test_ingest import DAY, order, shop  # noqa: F401  (a fixture)
@@ -85,14 +85,14 @@ def test_one_answer_of_an_entity_and_day_counts_and_none_that_says_nothing(shop)
     rows = answered(*many, *more)
     told = {f"r{n}": float(n % 3 > 0) for n in range(rows.num_rows)}
     told["r499"] = 1.0  # the last of the first customer
-    found = measure_online(shop.settings, SPEC, rows, told, 0.5, AS_OF)
+    found = online_outcomes(shop.settings, SPEC, rows, told, 0.5, AS_OF)
     assert found is not None
-    assert found.performance.rows == 1 + 150 + 60
+    assert found.rows.num_rows == 1 + 150 + 60
     by_id = {row["request_id"]: row["label"] for row in found.rows.to_pylist()}
     assert by_id["r499"] == 1.0
     assert "r0" not in by_id
     assert (
-        measure_online(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF)
+        online_outcomes(shop.settings, SPEC, rows.slice(0, 600), told, 0.5, AS_OF)
         is None
     )
 
@@ -109,55 +109,94 @@ def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):
     rows = answered(
         *((n, noon - 3 * HOUR, {}) for n in who), *((n, noon + HOUR, {}) for n in who)
     )
-    found = measure_online(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
+    found = online_outcomes(shop.settings, SPEC, rows, {}, 0.5, AS_OF)
     assert found is not None
-    assert found.performance.rows == 250
+    assert found.rows.num_rows == 250
     assert found.rows["label"].to_pylist().count(0) == 100
     last = {row["entity"]: row["as_of"] for row in found.rows.to_pylist()}
     assert {last[f"{n}"] for n in who[:100]} == {noon - 3 * HOUR}
     assert {last[f"{n}"] for n in who[100:]} == {noon + HOUR}
 
 
-def worse(performance, evaluated, limits=SPEC.monitoring):
-    results = judge_performance(limits, performance, evaluated)
-    return [each for each in results if each.status == "bad"]
+def drawn(rows, share=0.0, random=TRUE):
+    """Outcomes of a version that is right about every chance, but for a share of the rows."""
+    p = random.beta(2, 1.6, rows)
+    y = (random.random(rows) < p).astype(np.int64)
+    scores = np.where(random.random(rows) < share, random.permutation(p), p)
+    return Outcomes("online", "here", pa.table({"label": y}), Scored(scores, 0.5))
 
 
-def drawn(rows, share=0.0):
-    """What a version says that is right about every chance, but for a share of the rows."""
-    p = TRUE.beta(2, 1.6, rows)
-    y = (TRUE.random(rows) < p).astype(np.int64)
-    said = np.where(TRUE.random(rows) < share, TRUE.permutation(p), p)
-    return measured("online", f"{rows} outcomes", y, Scored(said, 0.5), SPEC)
+def worse(outcomes, evaluated, limits=SPEC.monitoring):
+    spec = SPEC.model_copy(update={"monitoring": limits})
+    bad = []
+    for metric in measure(spec, outcomes, evaluated):
+        if metric.limit is not None:
+            sign = 1 if metric.lower_is_better else -1
+            if sign * (metric.value - metric.limit) > 0:
+                bad.append(metric.metric)
+    return bad
 
 
-@pytest.mark.parametrize("rows", [200, 500])
-def test_a_version_that_is_as_good_as_ever_is_not_told_as_worse_by_chance(rows):
-    evaluated = drawn(7000).metrics
-    assert sum(bool(worse(drawn(rows), evaluated)) for _ in range(200)) <= 2
+@pytest.fixture(scope="module")
+def evaluated():
+    return {each.metric: each.value for each in measure(SPEC, drawn(7000), {})}
 
 
-def test_one_that_is_worse_is_found_by_each_metric_and_the_sooner_the_more_outcomes_there_are():
-    evaluated = drawn(7000).metrics
-    found = [each.feature for each in worse(drawn(2000, 0.5), evaluated)]
-    assert found == ["f1", "auc", "accuracy", "log_loss"]
-    shares = [sum(bool(worse(drawn(n, 0.3), evaluated)) for _ in range(20)) / 20
-              for n in (200, 1000)]  # fmt: skip
+@pytest.mark.parametrize("rows", [200, pytest.param(500, marks=pytest.mark.nightly)])
+def test_a_version_that_is_as_good_as_ever_is_not_called_worse_by_chance(
+    rows, evaluated
+):
+    random = np.random.default_rng(rows)
+    draws = [drawn(rows, random=random) for _ in range(60)]
+    assert sum(bool(worse(outcomes, evaluated)) for outcomes in draws) <= 1
+
+
+def test_one_that_is_worse_is_found_the_sooner_the_more_outcomes_there_are(evaluated):
+    bad = worse(drawn(2000, 0.5), evaluated)
+    assert {*bad} == {"f1", "auc", "accuracy", "log_loss"}
+    shares = []
+    for rows in (200, 1000):
+        count = sum(bool(worse(drawn(rows, 0.3), evaluated)) for _ in range(20))
+        shares.append(count / 20)
     assert shares[0] < 0.5
     assert shares[1] > 0.8
 
 
-def test_a_metric_can_have_a_limit_whatever_it_was_and_others_than_the_usual_ones_one_too():
+def test_a_metric_can_have_a_limit_whatever_it_was(evaluated):
     limits = Monitoring(
         metrics={"f1": {"at_least": 0.99}, "precision": {"worse": 0.05}}
     )
-    found = worse(drawn(2000), drawn(7000).metrics, limits)
-    assert [each.feature for each in found] == ["f1"]
-    assert found[0].remark.endswith(
-        "(online, 2000 outcomes), at least 0.99 is expected"
+    assert worse(drawn(2000), evaluated, limits) == ["f1"]
+    assert {*worse(drawn(2000, 0.9), evaluated, limits)} >= {"f1", "precision"}
+
+
+@pytest.mark.parametrize(
+    ("metric", "limit", "error", "expected"),
+    [
+        ("auc", {"worse": 0.05}, 0.01, 0.65),
+        ("auc", {"worse": 0.05}, 0.02, 0.64),
+        ("log_loss", {"worse": 0.05}, 0.01, 0.75),
+        ("rmse", {"worse_share": 0.1}, 0.01, 0.77),
+        ("auc", {"at_least": 0.66, "worse": 0.05}, 0.01, 0.66),
+        ("rmse", {"at_most": 0.9}, 0.01, 0.9),
+        ("auc", {}, 0.01, None),
+    ],
+)
+def test_a_metric_is_bad_beyond_its_limit_and_beyond_chance(
+    metric, limit, error, expected
+):
+    found = bad_from(metric, MetricLimit(**limit), old_value=0.7, error=error)
+    assert found == (expected and pytest.approx(expected))
+
+
+def test_calibration_and_rates_are_shown_without_a_limit():
+    figures = {each.name: each for each in measure(SPEC, drawn(2000), {})}
+    rows = drawn(2000)
+    assert figures["online/ece"].value < 0.05
+    assert figures["online/label_rate"].value == pytest.approx(
+        rows.labels.mean(), abs=0.05
     )
-    found = worse(drawn(2000, 0.9), drawn(7000).metrics, limits)
-    assert {each.feature for each in found} >= {"f1", "precision"}
+    assert all(figures[f"online/{name}"].limit is None for name in ("ece", "auc"))
 
 
 def test_of_millions_of_predictions_those_are_read_that_can_be_judged():
@@ -166,7 +205,7 @@ def test_of_millions_of_predictions_those_are_read_that_can_be_judged():
         (1, ASKED, {}), (2, AS_OF - 30 * DAY, {}), (3, AS_OF - 30 * DAY, {}), (4, AS_OF, late),
         (5, ASKED, {"version": "2"}), (6, ASKED, {"model": "other"}),
     )  # fmt: skip
-    found = rows.filter(judgeable(SPEC, "1", {"r2": 1.0, "r5": 0.0}, AS_OF))
+    found = rows.filter(is_judgeable(SPEC, "1", {"r2": 1.0, "r5": 0.0}, AS_OF))
     assert found["request_id"].to_pylist() == ["r0", "r2", "r3"]
-    untold = rows.filter(judgeable(SPEC, "1", {}, AS_OF))
+    untold = rows.filter(is_judgeable(SPEC, "1", {}, AS_OF))
     assert untold["request_id"].to_pylist() == ["r0", "r3"]

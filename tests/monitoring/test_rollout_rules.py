@@ -11,156 +11,190 @@ from hypothesis import strategies as st
 from scipy.stats import ks_2samp
 
 from core.monitoring_spec import Rollout
-from monitoring.rollout import Evidence, Variant, decide, distance
-from monitoring.serving_status import Counted
+from monitoring.harm import QUANTILES, Variant, distance
+from monitoring.rollout import Evidence, judge_step
 
 POLICY = Rollout(policy="canary")
 SPREAD = tuple(np.linspace(0, 1, 101).tolist())
-ONE = Variant(1000, 0, 0.010, SPREAD)
-PASSED = Evidence(5, 60.0, ONE, ONE)
-NOBODY = Variant(0, 0, None, ())
+SAME = (0.7,) * 101
 
 
-def moved(by: float) -> tuple[float, ...]:
+def variant(seconds=0.010, **change):
+    good = Variant(
+        rows=1000,
+        requests=1000,
+        seconds=dict.fromkeys(QUANTILES, seconds),
+        scored_rows=1000,
+        scores=SPREAD,
+    )
+    return replace(good, **change)
+
+
+GOOD = variant()
+PASSED = Evidence(5, 60.0, GOOD, GOOD)
+LAST = replace(PASSED, percent=100, production=Variant())
+
+
+def moved(by):
     return tuple(score + by for score in SPREAD)
 
 
-def ours(**change) -> Evidence:
-    return replace(PASSED, challenger=replace(ONE, **change))
+def challenger(seconds=0.010, **change):
+    return replace(PASSED, challenger=variant(seconds, **change))
 
 
-def theirs(**change) -> Evidence:
-    return replace(PASSED, production=replace(ONE, **change))
+def production(seconds=0.010, **change):
+    return replace(PASSED, production=variant(seconds, **change))
 
 
 @pytest.mark.parametrize(
-    ("seen", "action", "percent", "reason"),
+    ("evidence", "action", "percent", "reason"),
     [
-        (PASSED, "advance", 25, "1000 answered beside 1000, 0 failed beside 0, 95 % within 10.0"),
+        (PASSED, "advance", 25, "0 of 1000 rows failed beside 0 of 1000, 95 % of req"),
         (replace(PASSED, percent=0), "advance", 5, "scores 0.00 apart"),
         (replace(PASSED, percent=25), "advance", 50, ""),
         (replace(PASSED, percent=50), "advance", 100, ""),
         (replace(PASSED, percent=10), "advance", 25, ""),  # the steps were others then
-        (replace(PASSED, percent=100, production=NOBODY, before=ONE), "done", 100, ""),
-        (replace(PASSED, percent=100, production=NOBODY), "hold", 100, "production has answered 0"),
-        # too little is known
-        (replace(PASSED, challenger=NOBODY), "hold", 5, "it has answered 0 of 100 requests"),
-        (ours(answered=99), "hold", 5, "it has answered 99 of 100 requests"),
-        (ours(answered=100), "advance", 25, ""),
-        (theirs(answered=99), "hold", 5, "production has answered 99 of 100 requests"),
-        (ours(seconds=None), "hold", 5, "nothing is known of how long it takes"),
-        (theirs(seconds=None), "hold", 5, "nothing is known of how long production takes"),
+        # where it answers everybody, production of the step before stands for production
+        (replace(LAST, previous_production=GOOD), "done", 100, ""),
+        (LAST, "hold", 100, "production has answered 0"),
+        (
+            replace(LAST, previous_production=GOOD, challenger=variant(0.021)),
+            "abort",
+            0,
+            "21.0 ms",
+        ),
+        # too little is known, of rows or of requests
+        (
+            replace(PASSED, challenger=Variant()),
+            "hold",
+            5,
+            "it has answered 0 of 100 rows",
+        ),
+        (challenger(scored_rows=99), "hold", 5, "it has answered 99 of 100 rows"),
+        (challenger(scored_rows=100), "advance", 25, ""),
+        (challenger(requests=99), "hold", 5, "it has answered 99 of 100 requests"),
+        (
+            production(scored_rows=99),
+            "hold",
+            5,
+            "production has answered 99 of 100 rows",
+        ),
+        (
+            production(requests=2),
+            "hold",
+            5,
+            "production has answered 2 of 100 requests",
+        ),
         (replace(PASSED, minutes=9.9), "hold", 5, "10 of 10 minutes"),
         (replace(PASSED, minutes=-5.0), "hold", 5, "minutes"),
         (replace(PASSED, minutes=10.0), "advance", 25, ""),
         # failures: more than 2 points above production's, as soon as nothing can mend them
-        (ours(answered=980, failed=20), "advance", 25, "20 failed beside 0"),
-        (ours(answered=979, failed=21), "abort", 0, "21 of 1000 predictions failed, at most 2.0%"),
-        (ours(answered=0, failed=2), "hold", 5, "it has answered 0"),
-        (ours(answered=0, failed=3), "abort", 0, "3 of 3 predictions failed"),
-        (replace(ours(answered=900, failed=100), production=replace(ONE, answered=900, failed=100)),
-         "advance", 25, "100 failed beside 100"),
+        (challenger(failed_rows=20), "advance", 25, "20 of 1000 rows failed"),
+        (
+            challenger(failed_rows=21),
+            "abort",
+            0,
+            "21 of 1000 predictions failed, at most",
+        ),
+        (replace(PASSED, challenger=Variant(rows=2, failed_rows=2)), "hold", 5, ""),
+        (
+            replace(PASSED, challenger=Variant(rows=3, failed_rows=3)),
+            "abort",
+            0,
+            "3 of 3",
+        ),
+        (
+            replace(challenger(failed_rows=100), production=variant(failed_rows=100)),
+            "advance",
+            25,
+            "",
+        ),
         # latency
-        (ours(seconds=0.020), "advance", 25, "95 % within 20.0 ms beside 10.0 ms"),
-        (ours(seconds=0.021), "abort", 0, "95 % of predictions within 21.0 ms, at most 20.0 ms"),
-        (replace(ours(seconds=0.0055), production=replace(ONE, seconds=0.001)), "advance", 25, ""),
-        (replace(ours(seconds=0.0065), production=replace(ONE, seconds=0.001)),
-         "abort", 0, "6.0 ms"),
-        (ours(answered=99, seconds=1.0), "hold", 5, ""),
+        (challenger(0.020), "advance", 25, "within 20.0 ms beside 10.0 ms"),
+        (
+            challenger(0.021),
+            "abort",
+            0,
+            "95 % of requests within 21.0 ms, at most 20.0 ms",
+        ),
+        (replace(challenger(0.0055), production=variant(0.001)), "advance", 25, ""),
+        (replace(challenger(0.0065), production=variant(0.001)), "abort", 0, "6.0 ms"),
+        (challenger(1.0, requests=99), "hold", 5, ""),
         # scores
-        (ours(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
-        (ours(scores=moved(0.605)), "abort", 0, "its scores are 0.60 from production's, 0.5 is"),
-        (ours(scores=moved(0.605), answered=100), "hold", 5, "too few to say"),
-        (ours(scores=moved(0.905), answered=100), "abort", 0, "0.90 from"),
-        (ours(scores=(0.7,) * 101), "abort", 0, "every one of 1000 scores is 0.7"),
-        (ours(scores=(0.7,) * 101, answered=99), "hold", 5, ""),
-        (replace(ours(scores=(0.7,) * 101), production=replace(ONE, scores=(0.7,) * 101)),
-         "advance", 25, ""),
-        # where it answers everybody, production of the step before stands for production
-        (replace(ours(seconds=0.021), percent=100, production=NOBODY, before=ONE),
-         "abort", 0, "21.0 ms"),
+        (challenger(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
+        (challenger(scores=moved(0.605)), "abort", 0, "0.60 from those of production"),
+        (challenger(scores=moved(0.605), scored_rows=100), "hold", 5, "too few to say"),
+        (challenger(scores=moved(0.905), scored_rows=100), "abort", 0, "0.90 from"),
+        (challenger(scores=SAME), "abort", 0, "every one of 1000 scores is 0.7"),
+        (challenger(scores=SAME, scored_rows=99), "hold", 5, ""),
     ],
-)  # fmt: skip
-def test_the_first_rule_that_fits_decides(seen, action, percent, reason):
-    verdict = decide(POLICY, seen)
-    assert (verdict.action, verdict.percent) == (action, percent)
-    assert reason in verdict.reason
+)
+def test_the_first_rule_that_fits_decides(evidence, action, percent, reason):
+    step = judge_step(POLICY, evidence)
+    assert (step.action, step.percent) == (action, percent)
+    assert reason in step.reason
 
 
 def test_the_limits_are_the_specs():
-    assert decide(Rollout(steps=(50,)), replace(PASSED, percent=50)).action == "done"
-    assert decide(Rollout(errors=0), ours(failed=1)).action == "abort"
-    assert decide(Rollout(latency=1), ours(seconds=0.016)).action == "abort"
-    assert decide(Rollout(scores=0.01), ours(scores=moved(0.305))).action == "abort"
-    assert decide(Rollout(requests=1001), PASSED).action == "hold"
-    assert decide(Rollout(minutes=61), PASSED).action == "hold"
+    last = replace(PASSED, percent=50)
+    assert judge_step(Rollout(steps=(50,)), last).action == "done"
+    assert judge_step(Rollout(errors=0), challenger(failed_rows=1)).action == "abort"
+    assert judge_step(Rollout(latency=1), challenger(0.016)).action == "abort"
+    far = challenger(scores=moved(0.305))
+    assert judge_step(Rollout(scores=0.01), far).action == "abort"
+    assert judge_step(Rollout(requests=1001), PASSED).action == "hold"
+    assert judge_step(Rollout(minutes=61), PASSED).action == "hold"
 
 
-some = st.builds(
+SCORES = st.lists(st.floats(0, 1), min_size=101, max_size=101)
+SOME = st.builds(
     Variant,
-    st.integers(0, 500),
-    st.integers(0, 50),
-    st.none() | st.floats(0.0001, 1),
-    st.lists(st.floats(0, 1), min_size=101, max_size=101).map(
-        lambda row: tuple(sorted(row))
-    ),
+    rows=st.integers(50, 500),
+    failed_rows=st.integers(0, 50),
+    requests=st.integers(0, 500),
+    seconds=st.floats(0.0001, 1).map(lambda value: dict.fromkeys(QUANTILES, value)),
+    scored_rows=st.integers(0, 500),
+    scores=st.floats(0, 1).map(moved),
 )
 
 
 @given(
-    st.sampled_from([0, 5, 25, 50, 100]),
-    st.floats(0, 1e6),
-    some,
-    some,
-    st.none() | some,
+    percent=st.sampled_from([0, 5, 25, 50, 100]),
+    minutes=st.floats(0, 1e6),
+    one=SOME,
+    other=SOME,
+    previous=st.none() | SOME,
 )
-def test_no_step_is_passed_below_the_least_requests_or_skipped(
-    percent, minutes, us, them, before
+def test_no_step_is_passed_below_the_least_or_skipped(
+    percent, minutes, one, other, previous
 ):
-    verdict = decide(POLICY, Evidence(percent, minutes, them, us, before))
-    if verdict.action in {"advance", "done"}:
-        compared = before if percent == 100 and before else them
-        assert min(us.answered, compared.answered) >= 100
+    evidence = Evidence(percent, minutes, other, one, previous)
+    step = judge_step(POLICY, evidence)
+    if step.action in {"advance", "done"}:
+        compared = previous if percent == 100 and previous else other
+        assert min(one.scored_rows, compared.scored_rows) >= 100
+        assert min(one.requests, compared.requests) >= 100
         assert minutes >= POLICY.minutes
-        assert distance(us, compared) <= POLICY.scores
+        assert distance(one.scores, compared.scores) <= POLICY.scores
     steps = (0, *POLICY.steps)
-    if verdict.action == "advance":
-        assert steps.index(verdict.percent) == steps.index(percent) + 1
-    if verdict.action == "done":
+    if step.action == "advance":
+        assert steps.index(step.percent) == steps.index(percent) + 1
+    if step.action == "done":
         assert percent == 100
 
 
-@given(some, some)
+@given(SCORES, SCORES)
 def test_distance_is_what_scipy_says_of_the_same_samples(one, other):
-    assert distance(one, other) == pytest.approx(
-        ks_2samp(one.scores, other.scores).statistic
-    )
+    assert distance(one, other) == pytest.approx(ks_2samp(one, other).statistic)
 
 
 def test_two_samples_of_one_distribution_are_never_surely_apart():
-    random, aborted = np.random.default_rng(7), 0
+    random = np.random.default_rng(7)
+    aborted = 0
     for _ in range(300):
-        both = [
-            Variant(
-                100, 0, 0.01, tuple(np.percentile(random.beta(2, 3, 100), range(101)))
-            )
-            for _ in range(2)
-        ]
-        verdict = decide(Rollout(scores=0.05), Evidence(5, 60, *both))
-        aborted += verdict.action == "abort"
+        draws = [np.percentile(random.beta(2, 3, 100), range(101)) for _ in range(2)]
+        both = [variant(scored_rows=100, scores=tuple(draw)) for draw in draws]
+        step = judge_step(Rollout(scores=0.05), Evidence(5, 60, *both))
+        aborted += step.action == "abort"
     assert aborted <= 6
-
-
-def test_counters_are_read_since_a_moment_and_from_zero_where_serving_began_anew():
-    def counted(failed, one, two, every):
-        return Counted(failed, every, ((0.001, one), (0.002, two)))
-
-    earlier, later = counted(2, 10, 20, 20), counted(5, 10, 30, 40)
-    assert later.since(earlier) == counted(3, 0, 10, 20)
-    assert later.since(Counted()) == later
-    assert counted(0, 1, 2, 3).since(earlier) == counted(0, 1, 2, 3)
-    assert counted(0, 50, 100, 100).quantile(0.95) == pytest.approx(0.0019)
-    assert counted(0, 100, 100, 100).quantile(0.5) == pytest.approx(0.0005)
-    assert counted(0, 50, 90, 100).quantile(0.95) == 0.002  # beyond the last bound
-    assert counted(0, 0, 0, 0).quantile(0.95) is None
-    assert Counted().quantile(0.95) is None

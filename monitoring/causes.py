@@ -1,0 +1,80 @@
+"""Why a run of Airflow starts: read when it starts, as events may be merged or never come."""
+
+from contextlib import closing
+from dataclasses import dataclass
+from datetime import datetime
+
+from core.settings import Settings
+from core.spec import ModelSpec
+from core.timestamps import BEGINNING
+from mlflow_server.ledger import Ledger
+from mlflow_server.roles import PRODUCTION, last_applied
+from mlflow_server.tracking import Tracking
+from monitoring.decision_log import DecisionRow, newest_decisions
+from training.validate import learnable, moment_of
+
+
+@dataclass(frozen=True)
+class TrainingCause:
+    """What a training is about.
+
+    Attributes:
+        as_of: The moment that it trains as of.
+        reason: Why, by all decisions that it answers.
+        name: Names the newest of them; a training of that name answers it.
+
+    """
+
+    as_of: datetime
+    reason: str | None = None
+    name: str | None = None
+
+
+def training_cause(
+    settings: Settings, spec: ModelSpec, start: datetime, wanted_moment: datetime | None
+) -> TrainingCause:
+    """Return what a training that started at `start` is about.
+
+    Args:
+        settings: Where decisions, trainings and the ledger are.
+        spec: The model.
+        start: When the run started.
+        wanted_moment: The moment that somebody asked for; else it is that of the newest decision
+            without an answer, else `start`, and never before the newest promotion: an older run
+            does not promote.
+
+    """
+    decisions = open_decisions(settings, spec, wanted_moment or start)
+    if not decisions:
+        return TrainingCause(
+            wanted_moment or moment_since_promotion(settings, spec.name, start)
+        )
+    newest = decisions[-1]
+    moment = wanted_moment or moment_since_promotion(settings, spec.name, newest.as_of)
+    reason = "; ".join(f"{row.cause}: {row.reason}" for row in decisions)
+    name = f"{newest.cause}, decided {newest.as_of:%Y-%m-%d %H:%M:%S}"
+    return TrainingCause(moment, reason, name)
+
+
+def open_decisions(
+    settings: Settings, spec: ModelSpec, as_of: datetime
+) -> list[DecisionRow]:
+    """Return the decisions to retrain up to `as_of` that no training has answered, oldest first.
+
+    A training answers what was decided up to its own moment, however it ends; the cooldown decides
+    when a failed one is repeated. Where nothing is new, another training has learnt it all.
+    """
+    decisions = newest_decisions(settings, spec.name, action="retrain")
+    runs = Tracking(settings).runs(spec.experiment)
+    trained_until = max(map(moment_of, runs), default=BEGINNING)
+    causes = [row for row in decisions if trained_until < row.as_of <= as_of]
+    if causes and not learnable(settings, spec, as_of):
+        return []
+    return causes
+
+
+def moment_since_promotion(settings: Settings, model: str, start: datetime) -> datetime:
+    """Return `start`, or the newest promotion where that is later, as by another clock."""
+    with closing(Ledger(settings)) as ledger:
+        row = last_applied(ledger.rows(model), PRODUCTION)
+    return max(start, row.time) if row else start

@@ -1,0 +1,93 @@
+"""Evidently's report of a monitoring run. Its tests decide: nothing here computes a figure."""
+
+import logging
+import warnings
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from core.monitoring_spec import Monitoring
+from monitoring.check import CheckResult
+from monitoring.checks.performance import MeasuredMetric
+from training.psi import with_nulls
+from training.reference import LABEL, Reference
+
+MOST_ROWS = 200_000
+"""Rows of a sample of fixed seed, of the window as of the reference."""
+log = logging.getLogger(__name__)
+
+
+def report_results(
+    limits: Monitoring,
+    reference: Reference,
+    window: pd.DataFrame,
+    metrics: Sequence[MeasuredMetric],
+    folder: Path,
+) -> list[CheckResult]:
+    """Run Evidently's report and read what its tests say.
+
+    A metric that raises is left out and is unknown. Without a report all is unknown.
+
+    Args:
+        limits: Of the spec.
+        reference: What the window is compared with.
+        window: The reference's columns but `label`, a row for each entity.
+        metrics: Performance on matured rows.
+        folder: Where `report.html` and `report.json` are written.
+
+    """
+    try:
+        with warnings.catch_warnings():
+            # Evidently's own, on libraries that it uses.
+            warnings.simplefilter("ignore")
+            return _run(limits, reference, window, metrics, folder)
+    except Exception as exc:  # whatever it is, the other checks go on
+        log.warning("Evidently made no report", exc_info=True)
+        unknown = CheckResult(
+            name="report",
+            kind="report",
+            status="unknown",
+            words=f"Evidently made no report: {type(exc).__name__}",
+            remedy="The log of the monitoring run has the traceback.",
+        )
+        return [unknown]
+
+
+def _run(
+    limits: Monitoring,
+    reference: Reference,
+    window: pd.DataFrame,
+    metrics: Sequence[MeasuredMetric],
+    folder: Path,
+) -> list[CheckResult]:
+    from monitoring.checks import report_metrics  # noqa: PLC0415  (5 s; may not be importable)
+
+    reference_sample = _sample(reference.rows).drop(columns=LABEL)
+    window_sample = _sample(window)[[*reference_sample]]
+    sampled_reference = replace(reference, rows=reference_sample)
+    lines = report_metrics.report_lines(
+        limits, sampled_reference, window_sample, metrics
+    )
+    samples = report_metrics.Samples(
+        reference=reference_sample,
+        window=window_sample,
+        reference_rows=len(reference.rows),
+        window_rows=len(window),
+    )
+    snapshot, lines = report_metrics.run_report(lines, samples)
+    snapshot.save_html(str(folder / "report.html"))
+    snapshot.save_json(str(folder / "report.json"))
+    return [report_metrics.check_result(line, snapshot) for line in lines]
+
+
+def _sample(rows: pd.DataFrame) -> pd.DataFrame:
+    """Return at most so many rows, as they may be written into a page."""
+    if len(rows) > MOST_ROWS:
+        # A Generator, as a RandomState would draw them by shuffling all.
+        rows = rows.sample(MOST_ROWS, random_state=np.random.default_rng(0))
+    # Evidently puts categories into a script of its page as they are.
+    texts = with_nulls(rows).select_dtypes("object").replace("<", "(", regex=True)
+    return rows.assign(**texts)

@@ -1,0 +1,420 @@
+"""The metrics of Evidently's report, each with the tests that decide.
+
+Importing this module imports Evidently, which takes 5 s.
+"""
+
+import logging
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import pandas as pd
+from evidently import ColumnType, DataDefinition, Dataset, Report
+from evidently.core.metric_types import (
+    CountValue,
+    Metric,
+    SingleValue,
+    SingleValueCalculation,
+    SingleValueMetric,
+)
+from evidently.core.report import Context, Snapshot
+from evidently.core.tests import GenericTest
+from evidently.legacy.calculations.stattests import StatTest, register_stattest
+from evidently.legacy.tests.base_test import TestStatus
+from evidently.metrics import (
+    InListValueCount,
+    MeanValue,
+    MissingValueCount,
+    OutRangeValueCount,
+    RowCount,
+    ValueDrift,
+)
+from evidently.tests import gte, lt, lte
+
+from core.monitoring_spec import Monitoring
+from monitoring.check import CheckResult, Status
+from monitoring.checks.performance import MeasuredMetric
+from training.psi import SCORE, UsualSpread, psi
+from training.reference import PREDICTED_CLASS, Reference
+
+log = logging.getLogger(__name__)
+PSI_METHOD = "psi_reference_deciles"
+FEWEST_FOR_MODERATE = 300
+"""Values from which a moderate PSI is worth a note."""
+UNSEEN_SHARE = 0.05
+UNSEEN_SHARE_NOTED = 0.01
+MEAN_SCORE_CHANGE = 0.1
+"""A share of the mean score, or of the scores' standard deviation: of numbers around 0 the mean is
+no measure."""
+STANDARD_ERRORS = 3.29
+"""They are exceeded by chance 1 in 1,000 times."""
+STATUSES: dict[TestStatus, Status] = {
+    TestStatus.ERROR: "unknown",
+    TestStatus.FAIL: "bad",
+    TestStatus.WARNING: "note",
+    TestStatus.SUCCESS: "ok",
+}
+"""What follows from the tests of a metric: the first that one of them has. A test that is not
+critical warns."""
+REMEDIES = {
+    "data_drift": "See in the report what moved. If it is no news, as of a feature that grows "
+    "with the calendar, name the feature in [monitoring.monitor_only].",
+    "prediction_drift": "See in the report which scores moved, and which features with them.",
+    "missing": "Look at the newest rows of the source: who delivers them?",
+    "new_categories": "If they are meant, train on rows that have them.",
+    "out_of_range": "If the unit is as before, train on rows that have such values.",
+    "performance_drift": "Train on the newer outcomes.",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """What a report is made of: samples, and how many rows they are drawn from."""
+
+    reference: pd.DataFrame
+    window: pd.DataFrame
+    reference_rows: int
+    window_rows: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportLine:
+    """A metric of the report, and what its result means.
+
+    Attributes:
+        name: Of the check's result, as are kind and feature.
+        kind: See `name`.
+        feature: See `name`.
+        metric: With the tests that decide. Without tests it is shown alone.
+        words: Says the figure in a sentence.
+        unknown: Why the figure is not known; empty where it is.
+
+    """
+
+    name: str
+    kind: str
+    feature: str
+    metric: Metric
+    words: Callable[[float], str]
+    unknown: str = ""
+
+
+class GivenValue(SingleValueMetric):  # type: ignore[misc]  # Evidently has no types
+    """A figure that is computed elsewhere."""
+
+    title: str
+    value: float
+
+
+class GivenValueCalculation(SingleValueCalculation[GivenValue]):  # type: ignore[misc]
+    def calculate(self, context: Context, *datasets: Dataset | None) -> SingleValue:  # noqa: ARG002
+        return self.result(self.metric.value)
+
+    def display_name(self) -> str:
+        return str(self.metric.title)
+
+
+@dataclass(frozen=True)
+class Column:
+    """A column of the window beside the reference's; makes its lines of the report."""
+
+    name: str
+    reference: pd.Series
+    window: pd.Series
+    limits: Monitoring
+    spread: UsualSpread
+
+    @property
+    def value_count(self) -> int:
+        """How many values the one with fewer has."""
+        return int(min(self.reference.count(), self.window.count()))
+
+    @property
+    def enough(self) -> bool:
+        """Whether its tests are critical: a few values say nothing for sure."""
+        return self.value_count >= self.limits.fewest
+
+    @property
+    def is_number(self) -> bool:
+        return bool(pd.api.types.is_numeric_dtype(self.reference))
+
+    @property
+    def drift_kind(self) -> str:
+        predictions = (SCORE, PREDICTED_CLASS)
+        return "prediction_drift" if self.name in predictions else "data_drift"
+
+    def lines(self) -> list[ReportLine]:
+        if not self.value_count:  # Evidently's drift raises on a column without any
+            return [self.missing()]
+        shares = self.out_of_range if self.is_number else self.new_categories
+        last_line = self.mean if self.name == SCORE else shares
+        return [self.missing(), self.drift(), self.p_value(), last_line()]
+
+    def line(
+        self, group: str, kind: str, metric: Metric, words: Callable[[float], str]
+    ) -> ReportLine:
+        return ReportLine(
+            name=f"{group}/{self.name}",
+            kind=kind,
+            feature=self.name,
+            metric=metric,
+            words=lambda value: f"{self.name}: {words(value)}",
+        )
+
+    def missing(self) -> ReportLine:
+        row_count = len(self.window)
+        share = float(self.reference.isna().mean())
+        most = min(share + max(self.limits.nulls, by_chance(share, row_count)), 1.0)
+        test = lt(most, is_critical=row_count >= self.limits.fewest)
+        line = self.line(
+            "missing",
+            "missing",
+            MissingValueCount(
+                column=self.name, tests=[], share_tests=[test] if share < 1 else []
+            ),
+            lambda value: (
+                f"{value:.0%} missing, {share:.0%} in the reference; "
+                f"from {most:.0%} it counts"
+            ),
+        )
+        if share == 1:
+            reason = f"{self.name}: the reference has no value of it"
+            return replace(line, unknown=reason)
+        return line
+
+    def drift(self) -> ReportLine:
+        usual = self.spread.psi.get(self.name, 0.0)
+        significant = max(self.limits.psi_significant, usual)
+        tests = [lt(significant, is_critical=self.enough)]
+        if self.value_count >= FEWEST_FOR_MODERATE:
+            moderate = max(self.limits.psi_moderate, usual)
+            tests = [lt(moderate, is_critical=False), *tests]
+        meaning = f"from {significant:.2f} it counts as drift"
+        if usual > self.limits.psi_significant:
+            meaning = f"normal windows reach {usual:.2f}, more counts as drift"
+        if not self.enough:
+            meaning = f"of {self.value_count} values, too few to judge"
+        return self.line(
+            "psi",
+            self.drift_kind,
+            ValueDrift(
+                column=self.name, method=PSI_METHOD, threshold=significant, tests=tests
+            ),
+            lambda value: f"PSI {value:.2f}, {meaning}",
+        )
+
+    def p_value(self) -> ReportLine:
+        """Return that of a textbook test: of many rows each difference is significant."""
+        group = "ks" if self.is_number else "chi2"
+        method = "ks" if self.is_number else "chisquare"
+        return self.line(
+            group,
+            self.drift_kind,
+            # Without `tests` Evidently adds one of its own, p < 0.05.
+            ValueDrift(column=self.name, method=method, threshold=0.0, tests=[]),
+            lambda value: f"p = {value:.3g} ({method}), shown alone",
+        )
+
+    def mean(self) -> ReportLine:
+        """Return the mean, whose change is judged in both directions."""
+        mean = float(self.reference.mean())
+        deviation = float(self.reference.std(ddof=0))
+        # Standard error of the difference (Welch, Biometrika 34, 1947).
+        error = math.hypot(
+            _standard_error(self.reference), _standard_error(self.window)
+        )
+        allowed = max(
+            MEAN_SCORE_CHANGE * max(abs(mean), deviation),
+            STANDARD_ERRORS * error,
+            self.spread.mean_score,
+        )
+        low = gte(mean - allowed, is_critical=self.enough)
+        high = lte(mean + allowed, is_critical=self.enough)
+        return self.line(
+            "mean",
+            self.drift_kind,
+            MeanValue(column=self.name, tests=[low, high]),
+            lambda value: (
+                f"mean {value:.3g}, {mean:.3g} in the reference; "
+                f"a change of more than {allowed:.2g} counts"
+            ),
+        )
+
+    def out_of_range(self) -> ReportLine:
+        metric = OutRangeValueCount(
+            column=self.name,
+            left=float(self.reference.min()),
+            right=float(self.reference.max()),
+            tests=[],
+            share_tests=self.unseen_tests(usual_share=0.0),
+        )
+        return self.line(
+            "unseen",
+            "out_of_range",
+            metric,
+            lambda value: f"{value:.1%} out of the reference's range",
+        )
+
+    def new_categories(self) -> ReportLine:
+        row_counts = self.reference.value_counts()
+        new = set(self.window.dropna()) - {*row_counts.index}
+        # As many are new as there were of one row each (Good, Biometrika 40, 1953).
+        usual_share = float((row_counts == 1).sum() / row_counts.sum())
+        metric = InListValueCount(
+            column=self.name,
+            values=sorted(new),
+            tests=[],
+            share_tests=self.unseen_tests(usual_share),
+        )
+        return self.line(
+            "unseen",
+            "new_categories",
+            metric,
+            lambda value: f"{value:.1%} of categories that the reference has not",
+        )
+
+    def unseen_tests(self, usual_share: float) -> list[GenericTest]:
+        chance = by_chance(usual_share, self.value_count)
+        noted = usual_share + max(UNSEEN_SHARE_NOTED, chance)
+        most = usual_share + max(UNSEEN_SHARE, chance)
+        return [lt(noted, is_critical=False), lt(most, is_critical=self.enough)]
+
+
+def _standard_error(values: pd.Series) -> float:
+    return float(values.std(ddof=0)) / math.sqrt(values.count())
+
+
+def by_chance(share: float, row_count: int) -> float:
+    """Return how far from `share` that of so many rows is by chance alone."""
+    return STANDARD_ERRORS * math.sqrt(share * (1 - share) / row_count)
+
+
+def report_lines(
+    limits: Monitoring,
+    reference: Reference,
+    window: pd.DataFrame,
+    metrics: Sequence[MeasuredMetric],
+) -> list[ReportLine]:
+    """Return the metrics of the report with their tests: limits are known before it runs."""
+    lines = [performance_line(measured) for measured in metrics]
+    if window.empty or reference.rows.empty:
+        return lines
+    for name in map(str, window):
+        column = Column(
+            name, reference.rows[name], window[name], limits, reference.spread
+        )
+        lines += column.lines()
+    return lines
+
+
+def performance_line(measured: MeasuredMetric) -> ReportLine:
+    better = lte if measured.lower_is_better else gte
+    tests = [] if measured.limit is None else [better(measured.limit)]
+    interval = f"95 % interval {measured.low:.3f} to {measured.high:.3f}"
+    title = f"{measured.name} of {measured.rows:,} rows, {interval}"
+    return ReportLine(
+        name=measured.name,
+        kind="performance_drift",
+        feature=measured.metric,
+        metric=GivenValue(title=title, value=measured.value, tests=tests),
+        words=lambda _value: measured.words,
+    )
+
+
+def run_report(
+    lines: Sequence[ReportLine], samples: Samples
+) -> tuple[Snapshot, list[ReportLine]]:
+    """Run one report of all lines, once more without those that raise.
+
+    Returns:
+        Evidently's snapshot, and the lines: those that are not in it are unknown.
+
+    """
+    try:
+        return _snapshot(lines, samples), [*lines]
+    except Exception:
+        log.warning("Evidently's report ended with an error", exc_info=True)
+    tried = [_try(line, samples) for line in lines]
+    return _snapshot([line for line in tried if not line.unknown], samples), tried
+
+
+def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
+    """Read a line's figure, limit and status from the report and its tests."""
+    if line.unknown:
+        return CheckResult(
+            name=line.name,
+            kind=line.kind,
+            status="unknown",
+            words=line.unknown,
+            remedy="The log of the monitoring run says more.",
+            feature=line.feature,
+        )
+    result = snapshot.metric_results[line.metric.metric_id]
+    figure = result.share if isinstance(result, CountValue) else result
+    value = float(figure.value)
+    test_statuses = {test.status for test in result.tests} or {TestStatus.SUCCESS}
+    status = next(STATUSES[each] for each in STATUSES if each in test_statuses)
+    failed = [test for test in result.tests if test.status == TestStatus.FAIL]
+    deciding = [*failed, *reversed(result.tests)]
+    return CheckResult(
+        name=line.name,
+        kind=line.kind,
+        status=status,
+        value=value if math.isfinite(value) else None,
+        limit=deciding[0].test_config["threshold"] if deciding else None,
+        words=line.words(value),
+        remedy="" if status == "ok" else REMEDIES[line.kind],
+        feature=line.feature,
+    )
+
+
+def _try(line: ReportLine, samples: Samples) -> ReportLine:
+    """Report the line alone: the error of a report does not say which metric raised it."""
+    try:
+        _snapshot([line], samples)
+    except Exception as exc:  # noqa: BLE001  (whatever a metric raises)
+        reason = f"{line.feature}: Evidently cannot measure it: {type(exc).__name__}"
+        return replace(line, unknown=reason)
+    return line
+
+
+def _snapshot(lines: Sequence[ReportLine], samples: Samples) -> Snapshot:
+    window = samples.window
+    texts = [name for name in window if not pd.api.types.is_numeric_dtype(window[name])]
+    numbers = [name for name in window if name not in texts]
+    definition = DataDefinition(numerical_columns=numbers, categorical_columns=texts)
+    report = Report(
+        [
+            GivenValue(title="Rows of the whole window", value=samples.window_rows),
+            GivenValue(
+                title="Rows of the whole reference", value=samples.reference_rows
+            ),
+            RowCount(tests=[]),
+            *[line.metric for line in lines],
+        ]
+    )
+    return report.run(
+        current_data=Dataset.from_pandas(window, data_definition=definition),
+        reference_data=Dataset.from_pandas(
+            samples.reference, data_definition=definition
+        ),
+    )
+
+
+def _psi_test(
+    reference: pd.Series, current: pd.Series, _type: ColumnType, threshold: float
+) -> tuple[float, bool]:
+    value = psi(reference, current)
+    return value, value >= threshold
+
+
+# Evidently's own PSI has bins of equal width, which are blind to heavy tails.
+register_stattest(
+    StatTest(
+        name=PSI_METHOD,
+        display_name="PSI over reference deciles",
+        allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
+        default_threshold=0.25,
+    ),
+    _psi_test,
+)

@@ -1,0 +1,274 @@
+"""What serving did: failures, latency, refusals, collapsed scores, and a better version before.
+
+A version that does harm goes back. What is unknown is no harm.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+
+import pandas as pd
+from scipy.stats import ttest_rel
+
+from core.monitoring_spec import Monitoring
+from core.training_spec import LOWER_IS_BETTER, Costs
+from mlflow_server.roles import PRODUCTION
+from monitoring.check import CheckResult, Status
+from monitoring.collect import predictions
+from monitoring.harm import (
+    HarmLimits,
+    Variant,
+    collapse,
+    collapsed_classes,
+    failure_harm,
+    latency_harm,
+    measure_variants,
+)
+from monitoring.run import MonitoringRun
+from monitoring.serving_status import ServingCounts
+from monitoring.window import LENGTH
+from training.evaluate import version_scores
+from training.metrics import Labels, Scored, all_metrics, losses
+from training.psi import SCORE
+from training.reference import PREDICTED_CLASS, Reference
+
+SPAN = timedelta(hours=1)
+"""Of the rows that are judged, or since the promotion; runs may follow fast."""
+FEWEST = 100
+"""Rows below which no share of failures is judged, and requests below which no latency is."""
+SLOWER = 3.0
+"""Times the version before, and SLOWER_SECONDS longer."""
+SLOWER_SECONDS = 0.02
+REFUSED_REQUESTS = 100
+"""Requests since the last run of which somebody is told, if as many were refused."""
+SIGNIFICANCE = 0.01
+"""The most that p may be where the version before is called better."""
+
+
+def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
+    """Judge what the log says of the version in production, beside the version before."""
+    table = predictions(run.settings)
+    start = run.as_of - SPAN
+    previous = Variant()
+    promotion = run.past.promotion
+    if promotion:
+        start = max(start, promotion.time)
+        # A large request lasts longer, so the hours of a whole day are compared.
+        before = measure_variants(
+            table, run.spec.name, promotion.time - LENGTH, promotion.time
+        )
+        previous = before.get((PRODUCTION, run.past.previous or ""), previous)
+    measured = measure_variants(table, run.spec.name, start, run.as_of)
+    current = measured.get((PRODUCTION, run.version), Variant())
+    minutes = (run.as_of - start) / timedelta(minutes=1)
+    gap = log_gap(run.serving, run.past.serving)
+    yield from judge_serving(run.spec.monitoring, current, previous, minutes, gap)
+    yield from judge_refusals(run.serving, run.past.serving)
+
+
+def judge_serving(
+    monitoring: Monitoring,
+    current: Variant,
+    previous: Variant,
+    minutes: float,
+    gap: str | None,
+) -> Iterator[CheckResult]:
+    """Judge failures by row and latency by request.
+
+    Args:
+        monitoring: The spec's limits.
+        current: What the version in production did.
+        previous: What the version before did.
+        minutes: How long `current` is of.
+        gap: Why the log may lack rows of that time.
+
+    """
+    limits = HarmLimits(
+        failures=monitoring.failures,
+        latency=SLOWER,
+        latency_seconds=SLOWER_SECONDS,
+        # Both: a few large requests lengthen the tail alone.
+        quantiles=("p50", "p95"),
+        distance=None,
+        fewest=FEWEST,
+    )
+    share = current.failed_rows / current.rows if current.rows else None
+    failures = failure_harm(current, previous, limits)
+    yield _harm_result("serving/failures", share, failures, gap, monitoring.failures)
+    for name, seconds in current.seconds.items():
+        figure = f"serving/{name}_ms"
+        if name == "p95":
+            slowness = latency_harm(current, previous, limits)
+            yield _harm_result(figure, seconds * 1000, slowness, gap)
+        else:
+            yield CheckResult(name=figure, kind="serving", value=seconds * 1000)
+    yield CheckResult(
+        name="serving/requests_per_minute",
+        kind="serving",
+        value=current.requests / max(minutes, 1),
+    )
+
+
+def log_gap(
+    counts: Mapping[str, ServingCounts] | None,
+    earlier: Mapping[str, ServingCounts] | None,
+) -> str | None:
+    """Say why the log may lack rows since the last run, by what serving counted now and then."""
+    if counts is None:
+        return "serving does not answer: whether all of its answers are logged is not known"
+    new_counts = _new_counts(counts, earlier or {})
+    if new_counts is None:
+        return "serving started again: what it could not log before is not known"
+    if new_counts.not_logged:
+        return f"{new_counts.not_logged} predictions could not be logged"
+    return None
+
+
+def collapsed_scores(
+    run: MonitoringRun, reference: Reference | None
+) -> Iterator[CheckResult]:
+    """Judge whether the scores of the window are all one, or all on one side."""
+    rows = run.window.rows
+    if len(rows) < run.spec.monitoring.fewest:
+        return
+    threshold = run.spec.threshold
+    usual_rows = pd.DataFrame({SCORE: []})
+    if reference:
+        threshold = reference.threshold
+        usual_rows = reference.rows
+    problem = collapse(rows[SCORE], usual_rows[SCORE], len(rows), threshold)
+    if not problem and PREDICTED_CLASS in rows and PREDICTED_CLASS in usual_rows:
+        problem = collapsed_classes(rows[PREDICTED_CLASS], usual_rows[PREDICTED_CLASS])
+    yield _harm_result("serving/collapsed", float(problem is not None), problem)
+
+
+def previous_is_better(
+    run: MonitoringRun, _reference: Reference
+) -> Iterator[CheckResult]:
+    """Compare with the version before on matured rows on which this one is too bad.
+
+    If both are, the world has changed, and learning is the answer.
+    """
+    previous = run.past.previous
+    for judged in run.judged:
+        outcomes = judged.outcomes
+        bad_metrics = [metric.metric for metric in judged.metrics if metric.is_bad]
+        if outcomes.kind != "backfilled" or not previous or not bad_metrics:
+            continue
+        better = surely_better(
+            y=outcomes.labels,
+            other=version_scores(run.settings, run.spec, previous, outcomes.rows),
+            current=outcomes.scored,
+            metrics=bad_metrics,
+            costs=run.spec.costs,
+        )
+        problem = None
+        if better:
+            problem = f"version {previous} is better on {outcomes.about}: {better}"
+        yield _harm_result(
+            "serving/previous_is_better", float(better is not None), problem
+        )
+
+
+def surely_better(
+    y: Labels,
+    other: Scored,
+    current: Scored,
+    metrics: Sequence[str],
+    costs: Costs | None,
+) -> str | None:
+    """Say by how much another version is better by each metric, if it surely is by its loss.
+
+    Args:
+        y: What came true.
+        other: The scores of the other version.
+        current: The scores of the version in production, of the same rows.
+        metrics: Names of metrics.
+        costs: Of the spec.
+
+    """
+    test = ttest_rel(losses(y, other), losses(y, current), alternative="less")
+    if not test.pvalue < SIGNIFICANCE:
+        return None
+    current_metrics = all_metrics(y, current, costs)
+    other_metrics = all_metrics(y, other, costs)
+    sentences = []
+    for name in metrics:
+        gain = other_metrics[name] - current_metrics[name]
+        if name in LOWER_IS_BETTER:
+            gain = -gain
+        if not gain > 0:
+            return None
+        sentences.append(
+            f"{name} {other_metrics[name]:.3f} beside {current_metrics[name]:.3f}"
+        )
+    return ", ".join(sentences)
+
+
+def _harm_result(
+    name: str,
+    value: float | None,
+    problem: str | None,
+    gap: str | None = None,
+    limit: float | None = None,
+) -> CheckResult:
+    """Return a result that is unknown with a gap in the log, and harmful with a problem."""
+    status: Status = "harmful" if problem else "ok"
+    if gap:
+        return CheckResult(
+            name=name,
+            kind="serving",
+            status="unknown",
+            value=value,
+            limit=limit,
+            words=f"failures and latency are not known: {gap}",
+            remedy="gyre status",
+            incident="failures and latency are not known",
+        )
+    return CheckResult(
+        name=name,
+        kind="harm",
+        status=status,
+        value=value,
+        limit=limit,
+        words=problem or "",
+    )
+
+
+def judge_refusals(
+    counts: Mapping[str, ServingCounts] | None,
+    earlier: Mapping[str, ServingCounts] | None,
+) -> Iterator[CheckResult]:
+    """Count requests that serving refused since the last run."""
+    new_counts = _new_counts(counts or {}, earlier or {})
+    if counts is None or new_counts is None:
+        return
+    refused = new_counts.refused
+    status: Status = "note" if refused else "ok"
+    if refused >= REFUSED_REQUESTS:
+        status = "alert"
+    yield CheckResult(
+        name="serving/refused",
+        kind="serving",
+        status=status,
+        value=refused,
+        limit=REFUSED_REQUESTS,
+        words=f"serving refused {refused} requests (429, 503)" if refused else "",
+        remedy="gyre status" if refused else "",
+        incident="serving refuses requests",
+    )
+
+
+def _new_counts(
+    counts: Mapping[str, ServingCounts], earlier: Mapping[str, ServingCounts]
+) -> ServingCounts | None:
+    """Sum what replicas counted since the last run; None where one of them has begun anew."""
+    not_logged = 0
+    refused = 0
+    for replica in counts.keys() | earlier.keys():
+        now = counts.get(replica, ServingCounts(0, 0))
+        then = earlier.get(replica, ServingCounts(0, 0))
+        if now.not_logged < then.not_logged or now.refused < then.refused:
+            return None
+        not_logged += now.not_logged - then.not_logged
+        refused += now.refused - then.refused
+    return ServingCounts(not_logged, refused)

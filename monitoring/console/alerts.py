@@ -1,0 +1,81 @@
+"""Alerts of what nobody else looks after: the console looks, whoever reads its pages."""
+
+import logging
+import threading
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+
+import httpx
+
+from core.settings import Settings
+from feature_repo.broker import consumer_lags
+from mlflow_server.alerts import REFUSED, Alerts, DriftAlert
+from mlflow_server.roles import PRODUCTION, version_text
+from monitoring.console.checks import EVENTS_WAIT, late_events
+from monitoring.console.status import refusal_cause
+from monitoring.serving_status import read_status, replicas_of
+
+EVENTS_SECONDS = 60.0
+REFUSALS_SECONDS = 10.0
+logger = logging.getLogger(__name__)
+
+
+def alert_of_late_events(settings: Settings, now: datetime) -> None:
+    """Alert of each dataset whose events wait for too long, once per incident.
+
+    Raises:
+        BrokerUnavailableError: Redis does not answer.
+        RegistryError: The database of alerts does not answer.
+
+    """
+    for dataset, lag in consumer_lags(settings).items():
+        problem = late_events(dataset, lag, now)
+        if problem:
+            with closing(Alerts(settings)) as alerts:
+                alerts.alert(dataset, EVENTS_WAIT, problem, now)
+
+
+def alert_of_refusals(settings: Settings, now: datetime) -> None:
+    """Alert of each version that a replica of serving refuses, once per incident.
+
+    A replica that does not answer hides no other.
+
+    Raises:
+        RegistryError: The database of alerts does not answer.
+
+    """
+    for replica, address in replicas_of(settings).items():
+        try:
+            status = read_status(settings, address)
+        except (httpx.HTTPError, ValueError) as exc:
+            logger.info("%s does not say what it refuses: %s", replica, exc)
+            continue
+        for model, fields in status["models"].items():
+            production = fields["versions"].get(PRODUCTION)
+            for version, reason in fields["refused"].items():
+                cause = refusal_cause(version)
+                content = DriftAlert(
+                    feature=PRODUCTION,
+                    drift_type=REFUSED,
+                    severity="significant",
+                    psi_score=None,
+                    detected_at=now,
+                    message=f"{version_text(production)} answers; {cause}: {reason}",
+                    version=version,
+                )
+                with closing(Alerts(settings)) as alerts:
+                    alerts.alert(model, cause, content, now)
+
+
+def watch(settings: Settings, stopped: threading.Event) -> None:
+    """Look after refused versions and, less often, events until `stopped` is set."""
+    next_events = datetime.now(UTC)
+    while not stopped.wait(min(REFUSALS_SECONDS, EVENTS_SECONDS)):
+        now = datetime.now(UTC)
+        try:
+            alert_of_refusals(settings, now)
+            if now >= next_events:
+                alert_of_late_events(settings, now)
+                next_events = now + timedelta(seconds=EVENTS_SECONDS)
+        except Exception as exc:  # noqa: BLE001  (Redis, or the database: it is tried again)
+            logger.warning("nobody can be alerted: %s", exc)

@@ -1,0 +1,160 @@
+"""The whole loop at one moment, as the start page and `gyre status` show it."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from core.settings import Settings
+from core.spec import broken_specs, load_specs
+from feature_repo.broker import ConsumerLag, consumer_lags, consumer_problem
+from mlflow_server.roles import PRODUCTION
+from monitoring.check import CheckResult
+from monitoring.console.cached_reader import CachedReader, read_all
+from monitoring.console.checks import (
+    STATES,
+    of_events,
+    of_model,
+    of_server,
+    worst_state,
+)
+from monitoring.console.status import (
+    ModelReaders,
+    ModelStatus,
+    ServingStatuses,
+    open_stores,
+)
+from monitoring.serving_status import read_statuses
+
+SHARED = "serving and its resources"
+BROKEN_SPECS_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Card:
+    """What is shown first of a model; None is what is not known.
+
+    Attributes:
+        state: The worst of its checks: attention, unknown or ok.
+        version: In production.
+        since: When that came into production, aware UTC.
+        verdict: The newest, in words.
+        verdict_at: The moment that it is about.
+        requests_per_minute: In its window.
+        p99_ms: Time to an answer there, in milliseconds.
+        failed_share: Of the predictions there.
+        complete_up_to: Up to when all features are online.
+        open_alerts: How many.
+
+    """
+
+    state: str
+    version: str | None = None
+    since: datetime | None = None
+    verdict: str | None = None
+    verdict_at: datetime | None = None
+    requests_per_minute: float | None = None
+    p99_ms: float | None = None
+    failed_share: float | None = None
+    complete_up_to: datetime | None = None
+    open_alerts: int | None = None
+
+
+def card_of(status: ModelStatus, checks: Sequence[CheckResult], now: datetime) -> Card:
+    """Return the card of a model with these checks."""
+    records = status.freshness.value or ()
+    watermarks = [record.watermark for record in records if record.watermark]
+    state = worst_state(checks)
+    complete_up_to = min(watermarks, default=None)
+    rows = status.rows.value
+    if rows is None:
+        return Card(state, complete_up_to=complete_up_to)
+    promotion = rows.newest(PRODUCTION)
+    decision = rows.decisions[-1] if rows.decisions else None
+    values = {result.name: result.value for result in rows.results}
+    return Card(
+        state=state,
+        version=promotion.to_version if promotion else None,
+        since=promotion.time if promotion else None,
+        verdict=decision.words or decision.verdict if decision else None,
+        verdict_at=decision.as_of if decision else None,
+        requests_per_minute=values.get("serving/requests_per_minute"),
+        p99_ms=values.get("serving/p99_ms"),
+        failed_share=values.get("serving/failures"),
+        complete_up_to=complete_up_to,
+        open_alerts=len(rows.open_alerts(now)),
+    )
+
+
+@dataclass(frozen=True)
+class LoopStatus:
+    """What is known now.
+
+    Attributes:
+        now: When, aware UTC.
+        is_ready: Whether serving answers predictions.
+        models: What each source says of each model, by name.
+        checks: By the model, and those of serving under `SHARED`.
+        cards: By the model, the worst first.
+        lags: Of the consumer, by dataset.
+        broken_specs: Files of models that are no specs, and why.
+
+    """
+
+    now: datetime
+    is_ready: bool
+    models: Mapping[str, ModelStatus]
+    checks: Mapping[str, Sequence[CheckResult]]
+    cards: Mapping[str, Card]
+    lags: Mapping[str, ConsumerLag]
+    broken_specs: Sequence[str]
+
+
+class Loop:
+    """Readers of everything, which live as long as the process."""
+
+    def __init__(self, settings: Settings) -> None:
+        """Read the specs, and nothing else yet."""
+        self._serving: CachedReader[ServingStatuses]
+        self._serving = CachedReader(partial(read_statuses, settings))
+        self._consumer = CachedReader(partial(consumer_problem, settings))
+        self._lags = CachedReader(partial(consumer_lags, settings))
+        self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
+        self._shared = (self._serving, self._consumer, self._lags, self._broken_specs)
+        stores = open_stores(settings)
+        self.models: dict[str, ModelReaders] = {}
+        for spec in load_specs():
+            readers = ModelReaders(settings, spec, self._serving, stores)
+            self.models[spec.name] = readers
+
+    def read(
+        self, names: Iterable[str] | None = None, *more: CachedReader[Any]
+    ) -> LoopStatus:
+        """Read models by name, None: all, and other sources, at once."""
+        readers: list[CachedReader[Any]] = [*self._shared, *more]
+        chosen = [self.models[name] for name in names or self.models]
+        for model in chosen:
+            readers += model.sources.values()
+        read_all(readers)
+        now = datetime.now(UTC)
+        statuses = {model.spec.name: model.status() for model in chosen}
+        checks = {name: [*of_model(status, now)] for name, status in statuses.items()}
+        cards = {
+            name: card_of(status, checks[name], now)
+            for name, status in statuses.items()
+        }
+        shared = of_events(self._consumer.reading, self._lags.reading, now)
+        checks[SHARED] = [*of_server(self._serving.reading), *shared]
+        replicas = (self._serving.reading.value or {}).values()
+        return LoopStatus(
+            now=now,
+            is_ready=bool(replicas) and all(status["ready"] for status in replicas),
+            models=statuses,
+            checks=checks,
+            cards=dict(
+                sorted(cards.items(), key=lambda item: STATES.index(item[1].state))
+            ),
+            lags=self._lags.reading.value or {},
+            broken_specs=self._broken_specs.reading.value or (),
+        )

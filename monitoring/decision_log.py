@@ -1,0 +1,189 @@
+"""What monitoring runs decided and saw: the tables `decisions` and `checks`.
+
+Each has one row for each moment that a model was monitored as of. `gyre maintain` deletes rows of
+more than 400 days.
+"""
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from pydantic import TypeAdapter
+
+from core.settings import Settings
+from core.table_query import query_table
+from monitoring.check import CheckResult
+
+DECISIONS = "decisions"
+CHECKS = "checks"
+RESULTS = TypeAdapter(list[CheckResult])
+MAX_FILES = 50
+"""A table of more files is compacted, as each run of a model adds one."""
+
+
+@dataclass(frozen=True)
+class DecisionRow:
+    """One decision.
+
+    Attributes:
+        model: Its name.
+        version: The version in production.
+        as_of: The moment, aware UTC.
+        verdict: See monitoring/decision.py.
+        action: What followed.
+        rule: Which rule said so.
+        reason: Why, in words.
+        cause: Names what a retraining answers.
+        words: The verdict in one sentence.
+        inputs: Everything that the decision depended on, as JSON.
+        entities: Of the window.
+        serving: What serving had counted, by replica, as JSON; None if unknown.
+
+    """
+
+    model: str
+    version: str
+    as_of: datetime
+    verdict: str
+    action: str
+    rule: str
+    reason: str
+    cause: str
+    words: str
+    inputs: str
+    entities: int
+    serving: str | None = None
+
+
+def newest_decisions(
+    settings: Settings, model: str, limit: int = 100, action: str | None = None
+) -> list[DecisionRow]:
+    """Return the decisions on the newest moments, oldest first.
+
+    Args:
+        settings: Say where the tables are.
+        model: Name of a model.
+        limit: How many at most.
+        action: Only decisions of this action.
+
+    Raises:
+        DataError: The table cannot be read.
+
+    """
+    condition = f" AND action = '{action}'" if action else ""
+    rows = query_table(
+        settings,
+        DECISIONS,
+        f"SELECT * FROM here WHERE model = '{model}'{condition} "  # noqa: S608  (ours)
+        f"ORDER BY as_of DESC LIMIT {limit}",
+    )
+    return [DecisionRow(**row) for row in reversed(rows)]
+
+
+def sampled_decisions(
+    settings: Settings, model: str, since: datetime, hours: int
+) -> list[DecisionRow]:
+    """Return a decision for each `hours` of a day, oldest first, without `inputs`.
+
+    It is the newest that acted, else the newest bad one, else the newest.
+    """
+    span = f"date_bin(INTERVAL '{hours} hours', as_of)"
+    order = "action = 'nothing', verdict != 'bad'"
+    return _decisions_since(settings, model, since, span, order)
+
+
+def notable_decisions(
+    settings: Settings, model: str, since: datetime
+) -> list[DecisionRow]:
+    """Return decisions that acted or were bad, without `inputs`: the newest of a day and action."""
+    span = "date_bin(INTERVAL '24 hours', as_of), action"
+    condition = "(action != 'nothing' OR verdict = 'bad')"
+    return _decisions_since(settings, model, since, span, "true", condition)
+
+
+def _decisions_since(
+    settings: Settings,
+    model: str,
+    since: datetime,
+    span: str,
+    order: str,
+    condition: str = "true",
+) -> list[DecisionRow]:
+    """Return the first decision of each span in an order, then the newest, oldest first."""
+    rows = query_table(
+        settings,
+        DECISIONS,
+        f"SELECT DISTINCT ON ({span}) *, '' AS inputs FROM "  # noqa: S608  (ours)
+        f"(SELECT * EXCEPT (inputs) FROM here WHERE model = '{model}' "
+        f"AND as_of >= '{since.isoformat()}' AND {condition}) "
+        f"ORDER BY {span}, {order}, as_of DESC",
+    )
+    decisions = [DecisionRow(**row) for row in rows]
+    return sorted(decisions, key=lambda decision: decision.as_of)
+
+
+def store_decision(settings: Settings, row: DecisionRow) -> None:
+    """Store a decision in place of what an earlier try decided as of the same moment.
+
+    Raises:
+        DataError: The table cannot be written.
+
+    """
+    _store(settings, DECISIONS, asdict(row))
+
+
+def store_checks(
+    settings: Settings, model: str, as_of: datetime, results: Sequence[CheckResult]
+) -> None:
+    """Store what a run found in place of what an earlier try found as of the same moment.
+
+    Raises:
+        DataError: The table cannot be written.
+
+    """
+    text = RESULTS.dump_json([*results]).decode()
+    _store(settings, CHECKS, {"model": model, "as_of": as_of, "results": text})
+
+
+def stored_checks(
+    settings: Settings, model: str, moments: Iterable[datetime]
+) -> dict[datetime, list[CheckResult]]:
+    """Return what the runs as of these moments found, where it is stored.
+
+    Raises:
+        DataError: The table cannot be read.
+
+    """
+    literals = ", ".join(f"'{moment.isoformat()}'" for moment in moments)
+    if not literals:
+        return {}
+    rows = query_table(
+        settings,
+        CHECKS,
+        "SELECT as_of, results FROM here "  # noqa: S608  (ours)
+        f"WHERE model = '{model}' AND as_of IN ({literals})",
+    )
+    return {row["as_of"]: RESULTS.validate_json(row["results"]) for row in rows}
+
+
+def _store(settings: Settings, name: str, row: dict[str, Any]) -> None:
+    """Put a row in place of the one of its model and moment."""
+    # Heavy, and the console only reads.
+    import pyarrow as pa  # noqa: PLC0415
+
+    from core.storage import Table  # noqa: PLC0415
+
+    columns = dict.fromkeys(row, pa.string())
+    columns["as_of"] = pa.timestamp("us", tz="UTC")
+    if "entities" in columns:
+        columns["entities"] = pa.int64()
+    schema = pa.schema(columns)
+    table = Table(settings, name, schema)
+    table.merge(
+        rows=pa.Table.from_pylist([row], schema),
+        key=["model", "as_of"],
+        content=[*row],
+    )
+    if len(table.names()) > MAX_FILES:
+        table.compact()

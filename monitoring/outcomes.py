@@ -1,0 +1,232 @@
+"""Rows whose outcome is known by now, and what a version says of them.
+
+online: its logged predictions whose outcome is known. backfilled: the version scored on the newest
+snapshots that matured after those it was evaluated on, as many.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from core.settings import Settings
+from core.spec import ModelSpec, entity_of
+from feature_repo.datasets import load_dataset
+from feature_repo.engines import engine_connection
+from feature_repo.features import labels, open_raw, raw_table
+from feature_repo.service import ARROW
+from monitoring.collect import logged_scores
+from training.evaluate import version_scores
+from training.frame import TIME, build_frame, typed
+from training.metrics import Labels, Scored
+from training.snapshots import dates, matured
+
+DAY = "event_timestamp"
+"""The column of a label's moment; here it is the beginning of a day."""
+
+
+@dataclass(frozen=True)
+class Outcomes:
+    """Rows whose outcome is known, and what a version says of them.
+
+    Attributes:
+        kind: online or backfilled.
+        about: Which rows, in words.
+        rows: Of a frame, or of `predictions`; column `label`.
+        scored: The version's scores, in the order of `rows`.
+
+    """
+
+    kind: str
+    about: str
+    rows: pa.Table
+    scored: Scored
+
+    @property
+    def labels(self) -> Labels:
+        """What came true of each row."""
+        values: Labels = self.rows["label"].to_numpy()
+        return values
+
+
+def backfilled_outcomes(
+    settings: Settings,
+    spec: ModelSpec,
+    version: str,
+    evaluated_on: datetime,
+    as_of: datetime,
+) -> Outcomes | None:
+    """Score the newest snapshots that matured after `evaluated_on`; None if there are none."""
+    dataset = load_dataset(spec.dataset)
+    label = dataset.labels[spec.label]
+    known_until = as_of - label.horizon - label.lateness
+    newest = matured(spec.snapshots, evaluated_on, known_until)[-spec.snapshots.test :]
+    if not newest:
+        return None
+    table_version = raw_table(settings, dataset).version
+    rows = build_frame(settings, spec, dataset, newest, as_of, table_version)
+    if not _is_telling(spec, rows):
+        return None
+    scored = version_scores(settings, spec, version, rows)
+    return Outcomes("backfilled", dates(newest), rows, scored)
+
+
+def online_outcomes(
+    settings: Settings,
+    spec: ModelSpec,
+    answers: pa.Table,
+    feedback: Mapping[str, float],
+    threshold: float | None,
+    as_of: datetime,
+) -> Outcomes | None:
+    """Join answers with what came true of them; None if that is known of too few.
+
+    Of an entity the last answer of a day counts, without an entity each; nothing that was answered
+    from defaults or outside the population.
+
+    Args:
+        settings: Where raw data is.
+        spec: The model.
+        answers: Rows of `predictions` that `is_judgeable` chose.
+        feedback: Actuals by request; raw data outranks them.
+        threshold: Of the version.
+        as_of: Outcomes known by then.
+
+    """
+    usual = pc.field("in_population") & (pc.field("features_from") != "defaults")
+    answers = answers.filter(usual).sort_by("received")
+    label = pa.array(
+        actuals(settings, spec, answers, feedback, as_of), from_pandas=True
+    )
+    rows = answers.append_column("label", label).filter(pc.is_valid(label))
+    day = pc.floor_temporal(rows["as_of"], unit="day")
+    keys = pd.DataFrame({"entity": rows["entity"].to_pandas(), "day": day.to_pandas()})
+    is_last = keys["entity"].isna() | ~keys.duplicated(keep="last")
+    rows = rows.filter(pa.array(is_last, pa.bool_()))
+    if not _is_telling(spec, rows):
+        return None
+    scored = Scored(logged_scores(spec, rows), threshold)
+    return Outcomes("online", f"{rows.num_rows} outcomes", rows, scored)
+
+
+def is_judgeable(
+    spec: ModelSpec, version: str, feedback: Mapping[str, float], as_of: datetime
+) -> pc.Expression:
+    """Choose rows of `predictions` by `version` whose label has matured or that feedback names."""
+    is_own = (pc.field("model") == spec.name) & (pc.field("version") == version)
+    is_matured = pc.field("as_of") <= _latest(spec, as_of)
+    if not feedback:  # then files that are too young need not be opened
+        return is_own & is_matured
+    is_named = pc.field("request_id").isin(pa.array([*feedback], pa.string()))
+    return is_own & (is_matured | is_named)
+
+
+def actuals(
+    settings: Settings,
+    spec: ModelSpec,
+    answers: pa.Table,
+    feedback: Mapping[str, float],
+    as_of: datetime,
+) -> NDArray[np.float64]:
+    """Return what came true of each answer; nan: it is not known yet.
+
+    Args:
+        settings: Where raw data is.
+        spec: The model.
+        answers: Rows of `predictions`.
+        feedback: Actuals by request; raw data outranks them.
+        as_of: Outcomes known by then.
+
+    """
+    requests = answers["request_id"].to_pandas()
+    from_feedback = pd.Series(feedback, dtype=float).reindex(requests).to_numpy()
+    from_raw_data = _matured_labels(settings, spec, answers, as_of)
+    return np.where(np.isnan(from_raw_data), from_feedback, from_raw_data)
+
+
+def _is_telling(spec: ModelSpec, rows: pa.Table) -> bool:
+    """Say whether there are enough rows, and more than one outcome."""
+    is_enough = rows.num_rows >= spec.monitoring.fewest
+    return is_enough and bool(pc.count_distinct(rows["label"]).as_py() > 1)
+
+
+def _matured_labels(
+    settings: Settings, spec: ModelSpec, answers: pa.Table, as_of: datetime
+) -> NDArray[np.float64]:
+    """Return the label of each answer by its entity and its day (UTC); nan before it has matured.
+
+    Labels are defined per entity and day. An answer given after another event of the entity on that
+    day has no label. Which of a label's own rows an answer was about nobody knows: feedback says
+    what came true.
+    """
+    day_values = np.full(answers.num_rows, np.nan)
+    if spec.snapshots.rows == "label":
+        return day_values
+    questions = pd.DataFrame(
+        {
+            "place": range(answers.num_rows),
+            "entity": answers["entity"].to_pandas(),
+            "at": answers["as_of"].to_pandas(),
+        }
+    )
+    questions = questions[questions["at"] <= _latest(spec, as_of).as_py()]
+    keys = _entity_keys(spec, questions["entity"].dropna().unique())
+    questions = questions.merge(keys, on="entity")
+    if questions.empty:
+        return day_values
+    questions[DAY] = questions["at"].dt.floor("D")
+    day_labels, first_events = _labels_and_events(settings, spec, questions, as_of)
+    questions = questions.merge(day_labels, on=[*spec.entity_key, DAY])
+    owner = load_dataset(spec.dataset).entity
+    questions = questions.merge(first_events, on=[owner, DAY], how="left")
+    is_first = questions["time"].isna() | (questions["time"] > questions["at"])
+    questions = questions[is_first]
+    day_values[questions["place"].to_numpy()] = questions["label"].to_numpy()
+    return day_values
+
+
+def _labels_and_events(
+    settings: Settings, spec: ModelSpec, answers: pd.DataFrame, as_of: datetime
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Return the labels of the days of answers, and each entity's first event after a day began."""
+    dataset = load_dataset(spec.dataset)
+    owner = dataset.entity
+    days = [day.to_pydatetime() for day in sorted(answers[DAY].unique())]
+    last = answers["at"].max().to_pydatetime()
+    with engine_connection(settings) as connection:
+        raw = open_raw(raw_table(settings, dataset), as_of=as_of, connection=connection)
+        label_rows = labels(raw, dataset.labels[spec.label], days)
+        day_labels = typed(spec, label_rows.to_pyarrow()).to_pandas()
+        time = raw[dataset.event_time]
+        within = raw.filter(time.between(days[0], last))
+        key = within[owner].cast(spec.entity_key[owner])
+        events = within.select(**{owner: key}, time=time).to_pyarrow()
+    event_rows = events.set_column(1, "time", events["time"].cast(TIME)).to_pandas()
+    event_rows[DAY] = event_rows["time"].dt.floor("D")
+    event_rows = event_rows[event_rows["time"] > event_rows[DAY]]
+    first_events = event_rows.groupby([owner, DAY], as_index=False)["time"].min()
+    return day_labels[[*spec.entity_key, DAY, "label"]], first_events
+
+
+def _latest(spec: ModelSpec, as_of: datetime) -> pa.Scalar:
+    """Return the last moment whose label is known at `as_of`."""
+    label = load_dataset(spec.dataset).labels[spec.label]
+    return pa.scalar(as_of - label.horizon - label.lateness, TIME)
+
+
+def _entity_keys(spec: ModelSpec, entities: Sequence[str]) -> pd.DataFrame:
+    """Return the key columns of each `entity` that is one of the spec's."""
+    rows = []
+    for text in entities:
+        with suppress(TypeError, ValueError):
+            rows.append({"entity": text, **entity_of(spec.entity_key, text)})
+    kinds = {name: ARROW[kind] for name, kind in spec.entity_key.items()}
+    schema = pa.schema(kinds | {"entity": pa.string()})
+    keys: pd.DataFrame = pa.Table.from_pylist(rows, schema).to_pandas()
+    return keys
