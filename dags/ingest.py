@@ -1,48 +1,32 @@
 """`ingest`: every hour, what is due of each dataset becomes tables and features."""
 
-import logging
-from typing import Any
+from airflow.sdk import Asset, task
 
-from airflow.sdk import DAG, Asset, task
-from airflow.sdk.exceptions import AirflowFailException
-
+from core.errors import SettingsError
+from core.settings import load_settings
 from core.spec import broken_specs, load_specs
 from core.user_code import dataset_names
-from dags.run import ONE_RUN, WRITERS, current, task_defaults
+from dags.run import WRITERS, current_run, new_dag, task_defaults
 
-FEATURES = Asset("features")
+with new_dag("ingest", __doc__, "@hourly"):
 
-with DAG(
-    dag_id="ingest",
-    description=__doc__.splitlines()[0].partition(": ")[2],
-    doc_md=__doc__,
-    schedule="@hourly",
-    **ONE_RUN,
-    tags=["gyre"],
-    default_args=task_defaults("ingest"),
-):
-
-    @task
+    @task(task_display_name="Read the specs")
     def read_specs() -> None:
         """Fail, and so alert, while a model's file is wrong: that model has no DAGs."""
-        if broken := broken_specs():
-            raise AirflowFailException("; ".join(broken))
+        problems = broken_specs()
+        if problems:
+            raise SettingsError("; ".join(problems))
 
-    @task(pool=WRITERS, outlets=[FEATURES])
-    def ingest(dataset: str, *, outlet_events: Any = None) -> str:
+    @task(pool=WRITERS, outlets=[Asset("features")])
+    def ingest(dataset: str) -> str:
         from feature_repo.ingest import ingest as run  # noqa: PLC0415  (heavy)
 
-        settings, cause = current()
-        outlet_events[FEATURES].extra = {
-            "as_of": cause.as_of.isoformat(),
-            "dataset": dataset,
-        }
-        summary = run(settings, dataset, cause.as_of).summary()
-        logging.getLogger(__name__).info(summary)
-        return summary
+        return run(load_settings(), dataset, current_run().as_of).summary()
 
     read_specs()
     for _dataset in dataset_names(*(spec.dataset for spec in load_specs())):
-        ingest.override(task_id=f"ingest_{_dataset}", **task_defaults(_dataset))(
-            _dataset
-        )
+        ingest.override(
+            task_id=f"ingest_{_dataset}",
+            task_display_name=f"Ingest {_dataset}",
+            **task_defaults(_dataset),
+        )(_dataset)

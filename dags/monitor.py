@@ -1,50 +1,46 @@
 """`monitor_<MODEL>`: what serving logged becomes a verdict, and the verdict a decision.
 
-It starts on `look/<MODEL>`, which the small DAG `hourly_<MODEL>` emits, on the Asset
-`promoted/<MODEL>`, and by hand. A decision to retrain becomes the Asset event `drift/<MODEL>`, its
-partition key the cause; without one `retrain` is skipped. Rolling back and alerting are done by
-then: the run's note says so.
+It starts every hour, by hand, and on the Asset `promoted/<MODEL>`. While a decision to retrain has
+no answer, `retrain` emits the Asset `drift/<MODEL>`; else it is skipped. Rolling back and alerting
+are done by then: the run's note says so.
 """
 
-from typing import Any
+from airflow.providers.standard.operators.empty import EmptyOperator
+from airflow.sdk import Asset, task
 
-from airflow.sdk import Asset, get_current_context, task
-
-from core.spec import ModelSpec, load_spec
-from dags.run import current, for_each_model, model_dag, note, send, trigger_dag
+from core.spec import ModelSpec
+from dags.run import (
+    clock_or_signal,
+    current_run,
+    for_each_model,
+    model_dag,
+    note,
+    task_inputs,
+)
 
 
 def monitor_dag(spec: ModelSpec) -> None:
-    trigger_dag("hourly", "monitor", "look", spec.name, "@hourly")
-    with model_dag("monitor", spec, __doc__, ["look", "promoted"]):
-        seen: Any = monitor(spec.name)
-        seen >> retrain.override(outlets=[Asset(f"drift/{spec.name}")])(spec.name)
+    schedule = clock_or_signal("@hourly", f"promoted/{spec.name}")
+    with model_dag("monitor", spec, __doc__, schedule):
+        monitor() >> EmptyOperator(
+            task_id="retrain",
+            task_display_name="Signal a retraining",
+            outlets=[Asset(f"drift/{spec.name}")],
+        )
 
 
-@task.short_circuit
-def monitor(model: str) -> bool:
-    """Go on if a retraining was decided, with the report's summary as the run's note."""
-    from monitoring.monitor import monitor as look  # noqa: PLC0415  (heavy)
+@task.short_circuit(task_display_name="Check and decide")
+def monitor() -> bool:
+    """Go on if a retraining is to start, with the report's summary as the run's note."""
+    from monitoring.causes import moment_since_promotion, open_decisions  # noqa: PLC0415
+    from monitoring.monitor import monitor as check  # noqa: PLC0415  (heavy)
 
-    settings, cause = current()
-    report = look(settings, load_spec(model), cause.as_of)
-    context: Any = get_current_context()
-    context["ti"].xcom_push("cause", report.cause)
-    context["ti"].xcom_push("reason", report.retraining_reason())
-    note(settings, report.summary())
-    return report.decision.action == "retrain"
-
-
-@task
-def retrain(model: str, *, outlet_events: Any = None) -> None:
-    """Start `train_<MODEL>`, once per cause."""
-    _, cause = current()
-    context: Any = get_current_context()
-    why, reason = (
-        context["ti"].xcom_pull("monitor", key=key) for key in ("cause", "reason")
-    )
-    extra = {"as_of": cause.as_of.isoformat(), "reason": reason, "cause": why}
-    send(outlet_events, f"drift/{model}", why, extra)
+    settings, spec = task_inputs()
+    run = current_run()
+    as_of = run.wanted_moment or moment_since_promotion(settings, spec.name, run.start)
+    report = check(settings, spec, as_of)
+    note(report.summary())
+    return bool(open_decisions(settings, spec, as_of))
 
 
 for_each_model(monitor_dag)

@@ -7,8 +7,15 @@ from airflow.sdk import task
 from airflow.sdk.exceptions import AirflowSkipException
 
 from core.errors import NoChampionError, NoRequestError
-from core.spec import ModelSpec, load_spec
-from dags.run import WRITERS, current, for_each_model, model_dag, note
+from core.spec import ModelSpec
+from dags.run import (
+    WRITERS,
+    current_run,
+    for_each_model,
+    model_dag,
+    note,
+    task_inputs,
+)
 
 NIGHTLY = "15 0 * * *"
 """After the ingest of midnight, which completes the day."""
@@ -18,20 +25,19 @@ def score_dag(spec: ModelSpec) -> None:
     if spec.population is None:  # nobody to list: it answers requests alone
         return
     with model_dag("score", spec, __doc__, NIGHTLY):
-        score(spec.name)
+        score()
 
 
-@task(pool=WRITERS)
-def score(model: str) -> str:
+@task(pool=WRITERS, task_display_name="Score the population")
+def score() -> str:
     """Score the population, with the report as the run's note; skipped where that cannot be."""
     from training.batch import score_population  # noqa: PLC0415  (heavy)
 
-    settings, cause = current()
     try:
-        report = score_population(settings, load_spec(model), cause.as_of)
+        report = score_population(*task_inputs(), current_run().as_of)
     except (NoChampionError, NoRequestError) as exc:
         raise AirflowSkipException(str(exc)) from exc
-    note(settings, report.summary())
+    note(report.summary())
     return report.summary()
 
 

@@ -1,135 +1,152 @@
 """`train_<MODEL>`: raw tables to a promoted version; one DAG for each file in models/.
 
-It starts on the Asset `drift/<MODEL>` (one run for each partition key, the cause), by hand, or on
-`due/<MODEL>`, which the small DAG `schedule_<MODEL>` emits on the spec's schedule. What a task does
-is in training/, a file each; a task's result is an id, never data.
+It starts on the spec's schedule, by hand, and on the Asset `drift/<MODEL>`. When it starts it reads
+which decisions to retrain no run has answered: its reason and its moment are theirs. The stages are
+listed in training/stages.py, a file each; a task's result is an id, never data.
 """
 
-from functools import partial
-from pkgutil import resolve_name
+from datetime import timedelta
 from typing import Any
 
-from airflow.sdk import Asset, task
+from airflow.sdk import Asset, Param, chain, get_current_context, task
 
 from core.settings import load_settings
 from core.spec import ModelSpec, load_spec
-from dags.approval import FORM, Approval, answered
-from dags.run import current, for_each_model, model_dag, note, send, trigger_dag
+from dags.approval import APPROVAL_FORM, Approval, answer_of
+from dags.run import (
+    FORM,
+    clock_or_signal,
+    current_run,
+    for_each_model,
+    model_dag,
+    note,
+    task_inputs,
+)
+from stack.airflow_api import promotion_asset
+from training.stages import STAGES
 
-STAGES = {
-    "dataset": "training.dataset:dataset",
-    "train": "training.train:fit",
-    "evaluate": "training.evaluate:evaluate",
-    "register": "training.register:register",
+MLFLOW_RUN = "{{ ti.xcom_pull('validate') }}"
+VERSION = "{{ ti.xcom_pull('register') }}"
+"""Templates: an argument that is a task's output would draw an edge to every task."""
+TRAIN_FORM = FORM | {
+    "reason": Param(None, type=["null", "string"], description="Why, for the ledger."),
+    "force": Param(
+        default=False, type="boolean", description="Also with nothing new to learn."
+    ),
 }
 
 
 def train_dag(spec: ModelSpec) -> None:
-    trigger_dag("schedule", "train", "due", spec.name, spec.schedule)
-    fails = {"on_failure_callback": partial(failed, spec.name)}
-    with model_dag("train", spec, __doc__, ["drift", "due"], minutes=30, **fails):
-        mlflow_run: Any = validate(spec.name)
-        tasks: dict[str, Any] = {
-            name: stage.override(task_id=name)(function, spec.name, mlflow_run)
-            for name, function in STAGES.items()
-        }
-        passed, version = gate(spec.name, mlflow_run), tasks["register"]
-        tasks["dataset"] >> tasks["train"] >> tasks["evaluate"] >> passed >> version
-        approval: Any = None
+    schedule = clock_or_signal(spec.schedule, f"drift/{spec.name}")
+    dag = model_dag(
+        "train",
+        spec,
+        __doc__,
+        schedule,
+        params=TRAIN_FORM,
+        on_failure_callback=fail_mlflow_run,
+    )
+    with dag:
+        steps: list[Any] = [validate()]
+        for stage in STAGES:
+            task_of_stage = run_gate if stage.is_gate else run_stage
+            named_task = task_of_stage.override(
+                task_id=stage.name, task_display_name=stage.title
+            )
+            steps.append(named_task(stage.name, MLFLOW_RUN))
         if spec.promotion.approval:
-            asked = {"spec": spec, "mlflow_run": mlflow_run, "version": version}
-            approval = Approval(task_id="approval", params=FORM, **asked).output
-        put = promote.override(outlets=[Asset(told_after(spec))])
-        put(spec.name, mlflow_run, version, approval)
+            question = Approval(
+                task_id="approval",
+                task_display_name="Ask for approval",
+                subject=f"Put a version of {spec.name} into production?",
+                defaults=Approval.REJECT,
+                response_timeout=timedelta(hours=spec.promotion.wait_hours),
+                params=APPROVAL_FORM,
+            )
+            steps.append(question)
+        signal = promote.override(outlets=[Asset(promotion_asset(spec))])
+        chain(*steps, signal(MLFLOW_RUN, VERSION))
 
 
-def told_after(spec: ModelSpec) -> str:
-    """Name the Asset of who looks next: of a canary `rollout_<MODEL>`; nothing is promoted yet."""
-    return f"{'rollout' if spec.rollout.policy == 'canary' else 'promoted'}/{spec.name}"
-
-
-def failed(model: str, context: Any) -> None:
+def fail_mlflow_run(context: Any) -> None:
     """Mark the MLflow run as failed once Airflow has given up: another may answer its cause."""
     from training.validate import fail_run  # noqa: PLC0415  (heavy)
 
-    key = f"{context['dag'].dag_id}/{context['run_id']}"
-    fail_run(load_settings(), load_spec(model), key)
+    dag_id = context["dag"].dag_id
+    spec = load_spec(dag_id.partition("_")[2])
+    fail_run(load_settings(), spec, f"{dag_id}/{context['run_id']}")
 
 
-@task
-def stage(function: str, model: str, mlflow_run: str) -> Any:
-    """Run one stage of training, imported here: each one's libraries cost seconds."""
-    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
-
-    settings = current()[0]
-    with Tracking(settings).on_record(mlflow_run):
-        return resolve_name(function)(settings, load_spec(model), mlflow_run)
-
-
-@task.short_circuit
-def validate(model: str) -> str | None:
+@task.short_circuit(task_display_name="Is there anything new to learn?")
+def validate() -> str | None:
     """Return the MLflow run to fill, or nothing (the rest is skipped): nothing new to learn."""
-    from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415  (heavy)
+    from monitoring.causes import training_cause  # noqa: PLC0415  (heavy)
+    from training.validate import NOTHING_NEW, open_run  # noqa: PLC0415
 
-    settings, cause = current()
-    origin: dict[str, Any] = {
-        "key": cause.key,
-        "reason": cause.reason,
-        "who": cause.who,
-    }
+    settings, spec = task_inputs()
+    run = current_run()
+    cause = training_cause(settings, spec, run.start, run.wanted_moment)
     mlflow_run = open_run(
-        settings, load_spec(model), cause.as_of, **origin, cause=cause.event
+        settings,
+        spec,
+        cause.as_of,
+        key=run.key,
+        reason=run.form["reason"] or cause.reason or "started in Airflow",
+        who=run.actor,
+        cause=cause.name,
+        force=run.form["force"],
     )
     if mlflow_run is None:
-        answered = (
-            f"; or a run answers it already: {cause.event}" if cause.event else ""
-        )
-        note(
-            settings,
-            f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC){answered}",
-        )
+        note(f"{NOTHING_NEW} (as of {cause.as_of:%Y-%m-%d %H:%M} UTC)")
     return mlflow_run
 
 
-@task.short_circuit
-def gate(model: str, mlflow_run: str) -> bool:
-    """Go on to `register`, or end green with the reason as the run's note."""
-    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
-    from training.gate import gate as judge  # noqa: PLC0415
+@task
+def run_stage(name: str, mlflow_run: str) -> Any:
+    """Run one stage of training."""
+    return _result_of(name, mlflow_run)
 
-    settings, _ = current()
-    with Tracking(settings).on_record(mlflow_run):
-        refusal = judge(settings, load_spec(model), mlflow_run)
+
+@task.short_circuit
+def run_gate(name: str, mlflow_run: str) -> bool:
+    """Go on to `register`, or end green with the reason as the run's note."""
+    refusal = _result_of(name, mlflow_run)
     if refusal:
-        note(settings, f"refused: {refusal}", mlflow_run)
+        note(f"refused: {refusal}", mlflow_run)
     return refusal is None
 
 
-@task
-def promote(
-    model: str,
-    mlflow_run: str,
-    version: str,
-    approval: Any = None,
-    *,
-    outlet_events: Any = None,
-) -> str:
+def _result_of(name: str, mlflow_run: str) -> Any:
+    from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
+
+    settings, spec = task_inputs()
+    (stage,) = (stage for stage in STAGES if stage.name == name)
+    with Tracking(settings).on_record(mlflow_run):
+        return stage.run(settings, spec, mlflow_run)
+
+
+@task(task_display_name="Promote")
+def promote(mlflow_run: str, version: str) -> str:
     """Put the version into production or on its way; an approval's is in its giver's name."""
     from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
     from training.register import promote as put_into_production  # noqa: PLC0415
 
-    settings, cause = current()
-    spec, who, reason = load_spec(model), cause.who, cause.reason
+    settings, spec = task_inputs()
+    context: Any = get_current_context()
+    tracking = Tracking(settings)
+    tags = tracking.run(mlflow_run).tags
+    actor = tags["who"]
+    reason = tags["reason"]
+    approval = context["ti"].xcom_pull("approval") if spec.promotion.approval else None
     if approval:
-        name, comment = answered(approval)
-        who, reason = f"airflow:{name}", f"{reason}; {comment}" if comment else reason
-    with Tracking(settings).on_record(mlflow_run):
-        origin = {"who": who, "reason": reason}
-        outcome = put_into_production(settings, spec, mlflow_run, version, **origin)
-    # Not "as_of": who looks at a version after its promotion looks at now.
-    extra = {"version": version, "trained_as_of": cause.as_of.isoformat()}
-    send(outlet_events, told_after(spec), f"version {version}", extra)
-    note(settings, outcome, mlflow_run)
+        name, comment = answer_of(approval)
+        actor = f"airflow:{name}"
+        reason = f"{reason}; {comment}" if comment else reason
+    with tracking.on_record(mlflow_run):
+        outcome = put_into_production(
+            settings, spec, mlflow_run, version, who=actor, reason=reason
+        )
+    note(outcome, mlflow_run)
     return outcome
 
 

@@ -1,0 +1,46 @@
+# ruff: noqa: INP001  (Airflow loads it as a file)
+"""What stands before Airflow's API: one write at a time on SQLite, and health without a triggerer.
+
+On SQLite two writes at once freeze the API, then fail: the audit log commits on the API's event
+loop while a thread holds the database's write lock, so a longer timeout makes it worse. Reads are
+not held up. With Postgres this does nothing.
+
+No task of Gyre's defers, so no triggerer runs (160 MB), which Airflow's home page would show in red.
+"""
+
+import asyncio
+from typing import Any
+
+from airflow.api.common.airflow_health import get_airflow_health
+from airflow.configuration import conf
+from airflow.plugins_manager import AirflowPlugin
+from starlette.responses import JSONResponse
+
+IS_SQLITE = conf.get("database", "sql_alchemy_conn").startswith("sqlite")
+READS = {"GET", "HEAD", "OPTIONS"}
+HEALTH = "/api/v2/monitor/health"
+
+
+class ApiMiddleware:
+    """Pure ASGI: a request that may write waits for the one before it, where that is needed."""
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+        self.lock = asyncio.Lock()
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope.get("path") == HEALTH:
+            health = await asyncio.to_thread(get_airflow_health)
+            # None: none ever ran. One that ran is told as it is.
+            health["triggerer"]["status"] = health["triggerer"]["status"] or "healthy"
+            await JSONResponse(health)(scope, receive, send)
+        elif IS_SQLITE and scope.get("method", "GET") not in READS:
+            async with self.lock:
+                await self.app(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
+class ApiMiddlewarePlugin(AirflowPlugin):
+    name = "api_middleware"
+    fastapi_root_middlewares = [{"middleware": ApiMiddleware}]  # noqa: RUF012  (as Airflow has it)
