@@ -8,19 +8,35 @@ import httpx
 
 from core.errors import StackError
 from core.settings import Settings
+from core.spec import ModelSpec
 from stack.environment import LOGIN, load_secrets
 
 FINAL = {"success", "failed", "skipped", "upstream_failed", "removed"}
-NOTE_LIMIT, LINKS = 1000, " · "
-"""Characters of a note; what stands before its links, as Airflow shows the first line at once."""
+NOTE_LIMIT = 1000
+"""Characters of a note."""
+LINKS = " · "
+"""What stands before the links of a note, as Airflow shows its first line at once."""
 PARSE_SECONDS = 300.0
+
+
+def promotion_asset(spec: ModelSpec) -> str:
+    """Name the Asset of a promotion: of a canary that of its rollout; nothing is promoted yet."""
+    kind = "rollout" if spec.rollout.policy == "canary" else "promoted"
+    return f"{kind}/{spec.name}"
+
+
+class AirflowTimeoutError(StackError):
+    """Airflow has not answered within the time of a request."""
 
 
 class AirflowApi:
     """One login, one request at a time. Every failure is a StackError with one clear line."""
 
     def __init__(self, settings: Settings, timeout: float = 30.0) -> None:
-        self._http = httpx.Client(base_url=settings.airflow_address, timeout=timeout)
+        self._http = httpx.Client(
+            base_url=settings.airflow_address,
+            timeout=timeout,
+        )
         self._login = {
             "username": LOGIN,
             "password": load_secrets(settings)["password"],
@@ -62,6 +78,8 @@ class AirflowApi:
     ) -> dict[str, Any]:
         """Wait for the end, saying each task's state and seconds; return the run, no links noted.
 
+        An Airflow that is too busy to answer in time is asked again.
+
         Raises:
             StackError: a task failed (with its error), waits for a person, or `limit` s passed.
 
@@ -69,9 +87,16 @@ class AirflowApi:
         until = time.monotonic() + limit
         reported = set[str]()
         while True:
-            row, tasks = self.run(dag, run), self.tasks(dag, run)
+            try:
+                row = self.run(dag, run)
+                tasks = self.tasks(dag, run)
+            except AirflowTimeoutError:
+                if time.monotonic() > until:
+                    raise
+                continue
             for task in tasks:
-                name, state = task["task_id"], task["state"]
+                name = task["task_id"]
+                state = task["state"]
                 if state in FINAL and name not in reported:
                     reported.add(name)
                     say(f"    {name}: {state}, {task['duration'] or 0:.1f} s")
@@ -81,9 +106,8 @@ class AirflowApi:
                         f"{dag} waits for your answer: {page}/required_actions"
                     )
             if row["state"] == "success":
-                return row | {
-                    "note": (row["note"] or "").partition(f"{LINKS}[")[0] or None
-                }
+                note = (row["note"] or "").partition(f"{LINKS}[")[0]
+                return row | {"note": note or None}
             if row["state"] == "failed":
                 raise StackError(f"{dag} failed: {self._error(dag, run, tasks)}")
             if time.monotonic() > until:
@@ -107,14 +131,13 @@ class AirflowApi:
         body = {"note": text[: NOTE_LIMIT - len(end)] + end}
         self._checked(self._send("PATCH", f"/dags/{dag}/dagRuns/{run}", json=body))
 
-    def emit(self, asset: str, key: str, extra: dict[str, Any]) -> None:
-        """Emit the Asset named `asset`; what listens to it starts, once per partition key."""
-        assets = self._get("/assets", limit=1000)["assets"]
-        number = next((row["id"] for row in assets if row["name"] == asset), None)
-        if number is None:
+    def emit(self, asset: str) -> None:
+        """Emit the Asset named `asset`: what listens to it starts, now or after its active run."""
+        page = self._get("/assets", name_pattern=asset)
+        ids = [row["id"] for row in page["assets"] if row["name"] == asset]
+        if not ids:
             raise StackError(f"Airflow knows no asset {asset}")
-        body = {"asset_id": number, "partition_key": key, "extra": extra}
-        self._checked(self._send("POST", "/assets/events", json=body))
+        self._checked(self._send("POST", "/assets/events", json={"asset_id": ids[0]}))
 
     def pool(self, name: str, slots: int) -> None:
         """Make the pool unless it is there."""
@@ -133,9 +156,10 @@ class AirflowApi:
                 self._http.headers["Authorization"] = f"Bearer {token['access_token']}"
             return self._http.request(method, f"/api/v2{path}", **more)
         except httpx.HTTPError as exc:
-            raise StackError(
-                f"Airflow at {self._http.base_url} does not answer: {exc}"
-            ) from exc
+            is_timeout = isinstance(exc, httpx.TimeoutException)
+            error = AirflowTimeoutError if is_timeout else StackError
+            problem = f"Airflow at {self._http.base_url} does not answer: {exc}"
+            raise error(problem) from exc
 
     @staticmethod
     def _checked(answer: httpx.Response) -> dict[str, Any]:

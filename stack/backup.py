@@ -1,65 +1,58 @@
-"""`gyre backup`, `gyre restore`: a stack's home as a folder that another can be made of.
+"""`gyre backup`, `gyre restore`: the home of a stack as a folder that another can be made of.
 
-Writers of tables, features and roles, and maintenance, wait while databases dump themselves and all
-other files get a second name in `run/backup`; only then these are copied. A hard link is enough for
-that: no file is changed in place but those of GROWING, of which every beginning is whole.
+Writers of tables, features and roles wait while the databases dump themselves and every other file
+gets a second name, a hard link, in `run/backup`. The links are copied after that. A link is enough:
+files are written anew under another name, except those of APPENDED, which are copied at once.
 """
 
 import os
-import re
 import shutil
 import sqlite3
 import subprocess
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
-from datetime import UTC, datetime
-from hashlib import file_digest, sha256
-from importlib.metadata import version
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
-from pydantic import AwareDatetime, BaseModel
+from dotenv import dotenv_values, unset_key
 
 from core.errors import StackError
 from core.files import reached
 from core.locks import one_writer
-from core.settings import ENV_FILE, PORTS, SCHEMAS, SHARED, Settings
+from core.settings import ENV_FILE, LAYOUT, PORTS, SCHEMAS, SHARED, Settings
 from core.spec import load_specs
-from core.storage import Table
 from mlflow_server.ledger import Ledger
-from stack.machine import LAYOUT, LAYOUT_FILE
+from stack.machine import LAYOUT_FILE
 
-MANIFEST, SEAL, POSTGRES = "manifest.json", "manifest.json.sha256", "postgres.dump"
-TOOLS = ("gyre", "apache-airflow", "feast", "mlflow")
-RELEASES = {name: version(name) for name in TOOLS} | {"layout": LAYOUT}
-"""What reads the files of a backup; one of a newer is refused."""
+SUMS = "SHA256SUMS"
+"""Sums of all other files, for `sha256sum -c`."""
+POSTGRES = "postgres.dump"
 SQLITE = ("ledger.db", "mlflow/mlflow.db", "airflow/airflow.db", "feast/registry.db")
-LINKED = ("data", "reports", "mlflow/artifacts", "airflow/secrets.json")
-GROWING = ("redis/appendonly.aof", "redis/appendonlydir", "serving/log")
-OWN = "|".join((*SHARED, *(f"{name}_port" for name in PORTS)))
-PLACE = re.compile(rf"\s*(export\s+)?(GYRE_)?({OWN})(__|\b)", re.IGNORECASE)
-"""A line of ENV_FILE that says where a part of one stack is: another has its own."""
+LINKED = ("data", "reports", "mlflow/artifacts", "airflow/secrets.json", LAYOUT_FILE)
+APPENDED = ("redis", "serving/log")
+PLACES = {*SHARED, *(f"{name}_port" for name in PORTS)}
+"""Settings that say where the parts of one stack are: another stack has its own."""
 SECONDS = 300.0
 """How long to wait for a writer, such as an ingest."""
 
 
-class Manifest(BaseModel):
-    """tables: versions. files: bytes and SHA-256 of each."""
+@dataclass(frozen=True)
+class Backup:
+    """A folder that a stack can be made of."""
 
-    releases: dict[str, str] = RELEASES
-    time: AwareDatetime
-    tables: dict[str, int]
-    files: dict[str, tuple[int, str]]
+    folder: Path
+    files: int
+    size: int
+    """Bytes of all files."""
 
 
-def backup(settings: Settings, target: Path) -> Manifest:
+def backup(settings: Settings, target: Path) -> Backup:
     """Write the home of `settings`, whose stack may run, to the new folder `target`.
 
     Raises:
-        StackError: the folder is there, the home is none, or a database cannot be dumped.
-        DataError: a writer held its lock for 5 minutes, or the folder cannot be written.
+        StackError: The folder is there, the home is none, or a database cannot be dumped.
+        DataError: A writer held its lock for 5 minutes, or the folder cannot be written.
 
     """
     home = settings.home
@@ -73,74 +66,58 @@ def backup(settings: Settings, target: Path) -> Manifest:
         _part(target) as part,
     ):
         with _part(home / "run" / "backup") as staged:
-            with _writers_held(settings) as tables:
-                now = datetime.now(UTC)
+            with _writers_held(settings):
                 _stage(settings, staged)
             shutil.copytree(staged, part, dirs_exist_ok=True)
-        manifest = Manifest(time=now, tables=tables, files=_described(part))
-        text = manifest.model_dump_json(indent=1)
-        (part / MANIFEST).write_text(text)
-        (part / SEAL).write_text(_seal(text))
+        sums = _run(part, "find", ".", "-type", "f", "-exec", "sha256sum", "{}", "+")
+        (part / SUMS).write_text(sums)
         part.rename(target)
-    return manifest
+    return _described(target)
 
 
-def restore(settings: Settings, source: Path) -> Manifest:
+def restore(settings: Settings, source: Path) -> Backup:
     """Make the home of `settings`, which must be empty, of a backup.
 
     Raises:
-        StackError: it is not, or the backup is cut short, altered or of a newer release, and
-            nothing was written; or PostgreSQL refused its dump, and nothing is left.
-        DataError: a file cannot be read or written.
+        StackError: The home is not empty, or the backup is cut short, altered, of another layout or
+            of other databases, and nothing was written; or PostgreSQL refused its dump, and nothing
+            is left.
+        DataError: A file cannot be read or written.
 
     """
     home = settings.home
     if home.exists() and (not home.is_dir() or any(home.iterdir())):
         raise StackError(f"{home} is not empty: set GYRE_HOME to a new folder")
     with reached(str(source)):
-        manifest = checked(source)
-        if (POSTGRES in manifest.files) != bool(settings.database_url):
-            kind = (
-                "PostgreSQL: set" if POSTGRES in manifest.files else "SQLite: leave out"
-            )
-            raise StackError(f"{source}: its databases are of {kind} GYRE_DATABASE_URL")
+        check(settings, source)
         with _part(home) as part:
             shutil.copytree(source, part, dirs_exist_ok=True)
             if settings.database_url:
-                _postgres(
-                    settings, "pg_restore", "--single-transaction", str(part / POSTGRES)
-                )
-            for name in (MANIFEST, SEAL, POSTGRES):
+                dump = str(part / POSTGRES)
+                _postgres(settings, "pg_restore", "--single-transaction", dump)
+            for name in (SUMS, POSTGRES):
                 (part / name).unlink(missing_ok=True)
             part.rename(home)
-    return manifest
+    return _described(source)
 
 
-def checked(source: Path) -> Manifest:
+def check(settings: Settings, source: Path) -> None:
     """Read all of a backup; a StackError says in one line why it cannot be restored."""
+    if not (source / SUMS).exists():
+        raise StackError(f"{source}: no backup: it has no {SUMS}")
+    layout = (source / LAYOUT_FILE).read_text().strip()
+    if layout != LAYOUT:
+        raise StackError(
+            f"{source}: has layout {layout}, this release needs layout {LAYOUT}: "
+            "restore it with the release that made it"
+        )
     try:
-        text = (source / MANIFEST).read_text()
-        manifest = Manifest.model_validate_json(text)
-        is_sealed = (source / SEAL).read_text() == _seal(text)
-    except (OSError, ValueError):
-        is_sealed = False
-    if not is_sealed:
-        raise StackError(
-            f"{source}: no whole backup: {MANIFEST} is missing, altered or of another"
-        )
-    for name, release in manifest.releases.items():
-        if _numbers(release) > _numbers(ours := RELEASES.get(name, "")):
-            newer = f"{name} {release}, and this is {ours}"
-            raise StackError(
-                f"{source}: of a newer release: {newer}: restore it with that one"
-            )
-    if wrong := {
-        name for name, _ in _described(source).items() ^ manifest.files.items()
-    }:
-        raise StackError(
-            f"{source}: cut short or altered: {min(wrong)}: take another copy"
-        )
-    return manifest
+        _run(source, "sha256sum", "--check", "--strict", "--quiet", SUMS)
+    except StackError as exc:
+        raise StackError(f"{source}: cut short or altered: {exc}") from exc
+    if (source / POSTGRES).exists() != bool(settings.database_url):
+        kind = "SQLite: leave out" if settings.database_url else "PostgreSQL: set"
+        raise StackError(f"{source}: its databases are of {kind} GYRE_DATABASE_URL")
 
 
 @contextmanager
@@ -156,63 +133,85 @@ def _part(path: Path) -> Iterator[Path]:
 
 
 @contextmanager
-def _writers_held(settings: Settings) -> Iterator[dict[str, int]]:
-    """Hold whoever writes what a backup has, the outermost lock first; give tables' versions."""
+def _writers_held(settings: Settings) -> Iterator[None]:
+    """Hold every lock of what a backup has, the outermost first."""
     logs = sorted(settings.data.glob("**/_delta_log"))
-    names = [log.parent.relative_to(settings.data).as_posix() for log in logs]
-    datasets = [name.removeprefix("raw/") for name in names if name.startswith("raw/")]
-    turns = [f"features/{name}" for name in datasets]
-    with closing(Ledger(settings)) as ledger, ExitStack() as held:
-        for name in ("maintain", *datasets, *turns, "collect", *names):
-            held.enter_context(one_writer(settings, name, SECONDS))
+    tables = [log.parent.relative_to(settings.data).as_posix() for log in logs]
+    datasets = [name.removeprefix("raw/") for name in tables if name.startswith("raw/")]
+    features = [f"features/{name}" for name in datasets]
+    with closing(Ledger(settings)) as ledger, ExitStack() as locks:
+        for name in ("maintain", *datasets, *features, "collect", *tables):
+            locks.enter_context(one_writer(settings, name, SECONDS))
         for spec in load_specs():
-            held.enter_context(ledger.exclusive(spec.name))
-        yield {name: Table(settings, name, pa.schema([])).version for name in names}
+            locks.enter_context(ledger.exclusive(spec.name))
+        yield
 
 
 def _stage(settings: Settings, staged: Path) -> None:
-    """Put files below `staged`."""
+    """Put everything that a backup has below `staged`."""
     home = settings.home
     if settings.database_url:
         schemas = [f"--schema={name}" for name in SCHEMAS]
-        _postgres(settings, "pg_dump", "-Fc", "-f", str(staged / POSTGRES), *schemas)
+        dump = str(staged / POSTGRES)
+        _postgres(settings, "pg_dump", "-Fc", "-f", dump, *schemas)
     else:
-        _place(home, staged, SQLITE, _dump)
-    _place(home, staged, (*LINKED, LAYOUT_FILE), _link)
-    _place(home, staged, GROWING, _copy)
+        for name in SQLITE:
+            _put(home, staged, name, _dump)
+    for name in LINKED:
+        _put(home, staged, name, _link)
+    for name in APPENDED:
+        _put(home, staged, name, _copy)
     if (home / ENV_FILE).exists():
-        lines = (home / ENV_FILE).read_text().splitlines(keepends=True)
-        (staged / ENV_FILE).touch(0o600)
-        (staged / ENV_FILE).write_text(
-            "".join(line for line in lines if not PLACE.match(line))
-        )
+        copy = staged / ENV_FILE
+        shutil.copy2(home / ENV_FILE, copy)
+        copy.chmod(0o600)
+        for variable in dotenv_values(copy):
+            setting = variable.lower().removeprefix("gyre_").partition("__")[0]
+            if setting in PLACES:
+                unset_key(copy, variable)
 
 
-def _place(
-    home: Path, staged: Path, names: Iterable[str], put: Callable[..., None]
+def _put(
+    home: Path, staged: Path, name: str, put: Callable[[Path, Path], None]
 ) -> None:
-    for path in (path for name in names for path in _files(home / name)):
-        copy = staged / path.relative_to(home)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        with suppress(FileNotFoundError):  # a page that is written anew
-            put(path, copy)
+    """Put a file, or all files of a folder, below `staged`; again if some came or went meanwhile.
+
+    Redis replaces the files of its log while it rewrites them, serving renames full ones of its own.
+    """
+    is_settled = False
+    while not is_settled:
+        target = staged / name
+        shutil.rmtree(target, ignore_errors=True)
+        target.unlink(missing_ok=True)
+        before = _names(home, name)
+        for file in before:
+            copy = staged / file
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):  # it went
+                put(home / file, copy)
+        is_settled = _names(home, name) == before
 
 
-def _files(path: Path) -> Iterator[Path]:
-    if path.is_file():
-        yield path
-    # Of a folder that goes meanwhile it says nothing.
-    for folder, _, names in os.walk(path):
-        yield from (Path(folder, name) for name in names)
+def _names(folder: Path, below: str = "") -> set[str]:
+    """Return the files below a folder, without those that a rewriting Redis has not finished."""
+    root = folder / below
+    if root.is_file():
+        return {below}
+    files = [path for path in root.rglob("*") if path.is_file()]
+    return {
+        file.relative_to(folder).as_posix()
+        for file in files
+        if not file.name.startswith("temp-rewriteaof")
+    }
 
 
 def _dump(database: Path, copy: Path) -> None:
     try:
         with (
             closing(sqlite3.connect(database)) as source,
-            closing(sqlite3.connect(copy)) as made,
+            closing(sqlite3.connect(copy)) as target,
         ):
-            source.backup(made)
+            source.backup(target)
     except sqlite3.Error as exc:
         raise StackError(f"{database}: {exc}") from exc
 
@@ -225,7 +224,7 @@ def _link(file: Path, copy: Path) -> None:
 
 
 def _copy(file: Path, copy: Path) -> None:
-    """Of serving's log, which may end within a line, whole lines."""
+    """Copy what there is of a file; of serving's log whole lines."""
     shutil.copyfile(file, copy)
     if file.suffix == ".jsonl":
         os.truncate(copy, copy.read_bytes().rfind(b"\n") + 1)
@@ -233,33 +232,32 @@ def _copy(file: Path, copy: Path) -> None:
 
 def _postgres(settings: Settings, program: str, *options: str) -> None:
     """Run pg_dump or pg_restore on the settings' database; no password is in its arguments."""
-    known: Any = conninfo_to_dict(
-        f"postgresql://{str(settings.database_url).partition('://')[2]}"
+    from psycopg.conninfo import conninfo_to_dict, make_conninfo  # noqa: PLC0415
+
+    address = str(settings.database_url).partition("://")[2]
+    parameters: Any = conninfo_to_dict(f"postgresql://{address}")
+    password = parameters.pop("password", os.environ.get("PGPASSWORD", ""))
+    database = f"--dbname={make_conninfo(**parameters)}"
+    _run(None, program, database, "--no-owner", *options, PGPASSWORD=password)
+
+
+def _run(folder: Path | None, *command: str, **environment: str) -> str:
+    """Return the output of a command; a StackError has its errors in one line."""
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env=os.environ | {"LC_ALL": "C"} | environment,
+        capture_output=True,
+        text=True,
+        check=False,
     )
-    secret = {"PGPASSWORD": known.pop("password", os.environ.get("PGPASSWORD", ""))}
-    command = [program, f"--dbname={make_conninfo(**known)}", "--no-owner", *options]
-    done = subprocess.run(
-        command, env=os.environ | secret, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise StackError(f"{program}: {' '.join(done.stderr.split())[-300:]}")
+    if result.returncode:
+        errors = " ".join((result.stdout + result.stderr).split())
+        raise StackError(f"{command[0]}: {errors[-300:]}")
+    return result.stdout
 
 
-def _described(folder: Path) -> dict[str, tuple[int, str]]:
-    found = {}
-    for path in _files(folder):
-        with path.open("rb") as file:
-            digest = file_digest(file, "sha256").hexdigest()
-        found[path.relative_to(folder).as_posix()] = path.stat().st_size, digest
-    return {
-        name: known for name, known in found.items() if name not in {MANIFEST, SEAL}
-    }
-
-
-def _seal(text: str) -> str:
-    """What `sha256sum` prints of MANIFEST."""
-    return f"{sha256(text.encode()).hexdigest()}  {MANIFEST}\n"
-
-
-def _numbers(release: str) -> list[int]:
-    return [int(number) for number in re.findall(r"\d+", release)]
+def _described(folder: Path) -> Backup:
+    names = _names(folder)
+    size = sum((folder / name).stat().st_size for name in names)
+    return Backup(folder=folder, files=len(names), size=size)

@@ -1,10 +1,12 @@
 """What the stack's processes find in their environment: one place that knows every tool's names."""
 
 import base64
+import hmac
 import json
 import os
 import secrets
 import sys
+from hashlib import sha256
 from pathlib import Path
 
 from core import UNREPORTED
@@ -15,6 +17,8 @@ from feature_repo.feast_config import feast_config_path
 
 MARK = "GYRE_STACK"
 """The stack's home, in the environment of what its supervisor starts; no shell exports it."""
+SOCKET = "GYRE_STACK_SOCKET"
+"""Where the supervisor listens; the same."""
 LOGIN = "admin"
 SECRETS = ("fernet", "api", "jwt", "password")
 HINDERING = {
@@ -36,9 +40,7 @@ AIRFLOW = {
     "CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
     "CORE__MIN_SERIALIZED_DAG_UPDATE_INTERVAL": "1",
     "CORE__AUTH_MANAGER": SIMPLE,
-    "CORE__SIMPLE_AUTH_MANAGER_USERS": f"{LOGIN}:admin",
     "API__WORKERS": "1",
-    "API__INSTANCE_NAME": "Gyre (runs without a triggerer)",
     "WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
     "WORKERS__EXECUTION_API_TIMEOUT": "30",
     "SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.5",
@@ -57,40 +59,37 @@ OURS = ("AIRFLOW__DATABASE__", "AIRFLOW__API__HOST", "AIRFLOW__API__PORT")
 def child_environment(settings: Settings) -> dict[str, str]:
     """Return what any process or shell needs to work with this stack; no secrets of ours."""
     home = settings.home
-    inherited = {
-        name: value for name, value in os.environ.items() if name.startswith("GYRE_")
-    }
-    inherited.pop(MARK, None)
     # Not of a temporary installation: GYRE_REDIS_URL, GYRE_ONLINE_STORE__TYPE and their like.
     unset = {f"GYRE_{name.upper()}" for name in SHARED if not getattr(settings, name)}
-    inherited = {
-        name: v for name, v in inherited.items() if name.split("__")[0] not in unset
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name.startswith("GYRE_")
+        and not name.startswith(MARK)
+        and name.split("__")[0] not in unset
     }
     if settings.project != CLONE:
-        inherited["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
-    ports = {
-        f"GYRE_{name.upper()}_PORT": str(getattr(settings, f"{name}_port"))
-        for name in PORTS
-    }
-    return (
-        inherited
-        | {
-            "GYRE_HOME": str(home),
-            "GYRE_SECRETS_DIR": str(settings.secrets_dir),
-            **ports,
-            "GYRE_SERVING_WORKERS": str(settings.serving_workers),
-            "FEAST_FS_YAML_FILE_PATH": str(feast_config_path(settings)),
-            "MLFLOW_TRACKING_URI": settings.mlflow_address,
-            "AIRFLOW_HOME": str(home / "airflow"),
-            "MPLCONFIGDIR": str(home / "matplotlib"),
-            "MPLBACKEND": "agg",
-            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}",
-            "HOME": os.environ.get("HOME") or str(home),
-            **UNREPORTED,
-            "GIT_PYTHON_REFRESH": "quiet",
-            "SPT_NOENV": "1",  # process titles must not overwrite the environment that `down` reads
-        }
-    )
+        environment["GYRE_PROJECT"] = str(settings.project)  # wherever the process runs
+    for name in PORTS:
+        port = getattr(settings, f"{name}_port")
+        environment[f"GYRE_{name.upper()}_PORT"] = str(port)
+    programs = Path(sys.executable).parent
+    path = os.environ.get("PATH", os.defpath)
+    environment |= UNREPORTED
+    environment["GYRE_HOME"] = str(home)
+    environment["GYRE_SECRETS_DIR"] = str(settings.secrets_dir)
+    environment["GYRE_SERVING_WORKERS"] = str(settings.serving_workers)
+    environment["FEAST_FS_YAML_FILE_PATH"] = str(feast_config_path(settings))
+    environment["MLFLOW_TRACKING_URI"] = settings.mlflow_address
+    environment["AIRFLOW_HOME"] = str(home / "airflow")
+    environment["MPLCONFIGDIR"] = str(home / "matplotlib")
+    environment["MPLBACKEND"] = "agg"
+    environment["PATH"] = f"{programs}{os.pathsep}{path}"
+    environment["HOME"] = os.environ.get("HOME") or str(home)
+    environment["GIT_PYTHON_REFRESH"] = "quiet"
+    # A process's title would overwrite the environment that `gyre down` reads.
+    environment["SPT_NOENV"] = "1"
+    return environment
 
 
 def process_environment(settings: Settings) -> dict[str, str]:
@@ -105,14 +104,17 @@ def process_environment(settings: Settings) -> dict[str, str]:
 
 
 def airflow_environment(settings: Settings) -> dict[str, str]:
-    """Airflow's configuration, with its secrets. What the user has set wins, but for OURS.
+    """Return Airflow's configuration, with its secrets.
 
-    Gyre's own settings have those; and Airflow tells its tasks a database that leads nowhere.
+    AIRFLOW__* variables of the user override it, except database, host and port: Gyre's own
+    settings have these, and Airflow gives its tasks a database that leads nowhere.
     """
-    folder, key = settings.home / "airflow", load_secrets(settings)
+    folder = settings.home / "airflow"
+    key = load_secrets(settings)
     shared = settings.schema_url("airflow")
     options = AIRFLOW | {
         "CORE__FERNET_KEY": key["fernet"],
+        "CORE__SIMPLE_AUTH_MANAGER_USERS": _users(settings),
         "CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(folder / "passwords.json"),
         "CORE__EXECUTION_API_SERVER_URL": f"{settings.airflow_address}/execution/",
         "API__HOST": settings.airflow_host,
@@ -125,22 +127,38 @@ def airflow_environment(settings: Settings) -> dict[str, str]:
     }
     if shared:
         options["DATABASE__SQL_ALCHEMY_CONN_ASYNC"] = shared
-    ours = {f"AIRFLOW__{name}": value for name, value in options.items()}
-    for name in [name for name in ours if not name.startswith(OURS)]:
+    variables = {f"AIRFLOW__{name}": value for name, value in options.items()}
+    for name in [name for name in variables if not name.startswith(OURS)]:
         if {f"{name}_CMD", f"{name}_SECRET"} & os.environ.keys():
-            del ours[name]  # Airflow would prefer it
+            del variables[name]  # Airflow would prefer it
         elif name in os.environ:
-            ours[name] = os.environ[name]
-    return ours
+            variables[name] = os.environ[name]
+    return variables
+
+
+def _users(settings: Settings) -> str:
+    roles = settings.airflow_roles | {LOGIN: "admin"}
+    return ",".join(f"{name}:{role}" for name, role in roles.items())
+
+
+def _passwords(settings: Settings, password: str) -> dict[str, str]:
+    """Return the password of each user of Airflow.
+
+    All follow from `password`, Gyre's own, so that each container of a team has the same ones.
+    """
+    passwords = {
+        name: hmac.new(password.encode(), name.encode(), sha256).hexdigest()[:16]
+        for name in settings.airflow_roles
+    }
+    return passwords | {LOGIN: password}
 
 
 def load_secrets(settings: Settings) -> dict[str, str]:
     """Return the stack's secrets; a StackError says that it was never started."""
-    given = {name: settings.secrets_dir / f"airflow_{name}" for name in SECRETS}
-    if os.access(settings.secrets_dir, os.X_OK) and all(
-        map(Path.exists, given.values())
-    ):
-        return {name: file.read_text().strip() for name, file in given.items()}
+    folder = settings.secrets_dir
+    files = {name: folder / f"airflow_{name}" for name in SECRETS}
+    if os.access(folder, os.X_OK) and all(file.exists() for file in files.values()):
+        return {name: file.read_text().strip() for name, file in files.items()}
     try:
         return dict[str, str](json.loads(_secrets(settings).read_text()))
     except FileNotFoundError as exc:
@@ -160,7 +178,7 @@ def make_secrets(settings: Settings) -> None:
             "password": secrets.token_urlsafe(12),
         }
         replace_file(path, json.dumps(content), mode=0o600)
-    passwords = json.dumps({LOGIN: content["password"]})
+    passwords = json.dumps(_passwords(settings, content["password"]))
     replace_file(path.with_name("passwords.json"), passwords, mode=0o600)
 
 

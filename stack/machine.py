@@ -4,13 +4,12 @@ import os
 import shutil
 import socket
 from contextlib import suppress
+from importlib.util import find_spec
 from pathlib import Path
-
-import psutil
 
 from core.errors import RegistryError
 from core.files import bucket_problem, replace_file
-from core.settings import PORTS, Settings
+from core.settings import LAYOUT, PORTS, Settings
 from feature_repo.broker import redis_problem
 from feature_repo.feast_config import write_feast_config
 from mlflow_server.ledger import database
@@ -19,9 +18,15 @@ from stack.processes import members
 
 LAYOUT_FILE = "layout"
 """In a stack's home: which layout it has; `gyre up` writes it into a new one."""
-LAYOUT = "4"
 FOLDERS = ("run", "logs", "redis", "mlflow", "airflow", "feast", "serving", "data")
 HOME_BYTES = 10**9
+EXTRAS = {
+    "database_url": "psycopg",
+    "ledger_url": "psycopg",
+    "data_url": "obstore",
+    "artifacts_url": "boto3",
+}
+"""Settings, and a module that each of them needs."""
 
 
 def problems(settings: Settings) -> list[str]:
@@ -43,6 +48,7 @@ def prepare(settings: Settings) -> None:
 
 
 def layout_problems(home: Path) -> list[str]:
+    """Say so if a home that is used has another layout than this release."""
     file = home / LAYOUT_FILE
     layout = file.read_text().strip() if file.exists() else "1"
     is_used = (home / "airflow" / "secrets.json").exists()
@@ -52,67 +58,66 @@ def layout_problems(home: Path) -> list[str]:
     return [f"{home} has layout {layout}, this release needs layout {LAYOUT}: {remedy}"]
 
 
-def disk_problems(home: Path, needed: int = HOME_BYTES) -> list[str]:
-    """needed: bytes that must be free."""
+def disk_problems(home: Path, least: int = HOME_BYTES) -> list[str]:
+    """Say so if the home cannot be written, or if fewer than `least` bytes are free."""
     remedy = "set GYRE_HOME to another folder"
     folder = next(path for path in (home, *home.parents) if path.exists())
     if not os.access(folder, os.W_OK | os.X_OK) or not folder.is_dir():
         return [f"{folder} cannot be written: {remedy}"]
     free = shutil.disk_usage(folder).free
-    if free >= needed:
+    if free >= least:
         return []
-    sizes = f"{free / 1e9:.1f} GB free, {needed / 1e9:.1f} GB are needed"
+    sizes = f"{free / 1e9:.1f} GB free, {least / 1e9:.1f} GB are needed"
     return [f"{folder} has {sizes}: free some, or {remedy}"]
 
 
 def connection_problems(settings: Settings) -> list[str]:
     """Databases, Redis and buckets that are not to be had, by their settings."""
-    found = database_problems(settings) + bucket_problems(settings)
-    if settings.redis_url and (problem := redis_problem(settings)):
-        found.append(f"GYRE_REDIS_URL {problem}")
-    return found
-
-
-def database_problems(settings: Settings) -> list[str]:
-    try:
-        if settings.database_url or settings.ledger_url:
+    lines = [
+        f"GYRE_{setting.upper()} needs the package {module}: make extras"
+        for setting, module in EXTRAS.items()
+        if getattr(settings, setting) and not find_spec(module)
+    ]
+    if lines:
+        return lines
+    if settings.database_url or settings.ledger_url:
+        try:
             database(settings).dispose()
-    except RegistryError as exc:
-        return [str(exc)]
-    return []
-
-
-def bucket_problems(settings: Settings) -> list[str]:
-    """Say of each setting that names a bucket why nothing can be written there."""
-    urls = {
-        "GYRE_DATA_URL": settings.data_url,
-        "GYRE_ARTIFACTS_URL": settings.artifacts_url,
-    }
-    buckets = {
-        name: url for name, url in urls.items() if url and url.startswith("s3://")
-    }
-    found = {name: bucket_problem(url) for name, url in buckets.items()}
-    return [f"{name} {problem}" for name, problem in found.items() if problem]
+        except RegistryError as exc:
+            lines.append(str(exc))
+    for name in ("data_url", "artifacts_url"):
+        url = getattr(settings, name) or ""
+        problem = bucket_problem(url) if url.startswith("s3://") else None
+        if problem:
+            lines.append(f"GYRE_{name.upper()} {problem}")
+    problem = redis_problem(settings) if settings.redis_url else None
+    if problem:
+        lines.append(f"GYRE_REDIS_URL {problem}")
+    return lines
 
 
 def port_problems(settings: Settings) -> list[str]:
-    """Ports that our processes will listen on: given twice, or held by somebody else."""
-    lines, variables = list[str](), dict[int, str]()
+    """Ports for our processes: given twice, or held by somebody else."""
+    lines = []
+    variables: dict[int, str] = {}
+    is_up = bool(members(settings.home))
     for name in PORTS:
         if getattr(settings, f"{name}_url", None):
             continue  # somebody else's: used, not started
-        port, variable = getattr(settings, f"{name}_port"), f"GYRE_{name.upper()}_PORT"
+        port = getattr(settings, f"{name}_port")
+        variable = f"GYRE_{name.upper()}_PORT"
         host = settings.listens_on(name)
         if port in variables:
             both = f"{variable} and {variables[port]} are both {port}"
             lines.append(f"{both}: give one another port")
         elif not _is_free(host, 0):
-            lines.append(
-                f"{host} is no address of this machine: {name} cannot listen on it"
+            address = f"{host} is no address of this machine"
+            lines.append(f"{address}: {name} cannot listen on it")
+        elif not is_up and not _is_free(host, port):
+            remedy = (
+                f"stop the program that listens there, or set {variable} to a free port"
             )
-        elif holder := _stranger(host, port, settings.home):
-            remedy = f"stop it, or set {variable} to a free port"
-            lines.append(f"port {port} ({name}) is taken by process {holder}: {remedy}")
+            lines.append(f"port {port} ({name}) is taken: {remedy}")
         variables.setdefault(port, variable)
     return lines
 
@@ -122,20 +127,3 @@ def _is_free(host: str, port: int) -> bool:
     with suppress(OSError), socket.create_server((host, port), family=family):
         return True
     return False
-
-
-def _stranger(host: str, port: int, home: Path) -> str:
-    """Return who but the stack of `home` holds the port; an empty text if nobody."""
-    if _is_free(host, port):
-        return ""
-    listening = [
-        c for c in psutil.net_connections("tcp") if c.status == psutil.CONN_LISTEN
-    ]
-    # None: another user's.
-    pids = {each.pid for each in listening if each.laddr.port == port}
-    ours = members(home)
-    holders = [
-        process for process in psutil.process_iter(["name"]) if process.pid in pids
-    ]
-    strangers = [f"{p.pid} ({p.info['name']})" for p in holders if p not in ours]
-    return ", ".join(strangers) or ("" if holders else "unknown")

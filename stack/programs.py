@@ -1,11 +1,14 @@
-"""The processes of this stack: which there are, when each is ready, and how all are started."""
+"""The programs of a stack: which there are, when each is ready, and how they are started."""
 
+import json
 import os
+import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from hashlib import sha256
 from importlib.metadata import version
@@ -14,117 +17,57 @@ from pathlib import Path
 import httpx
 
 from core.errors import StackError
-from core.settings import CLONE, LOOPBACK, PORTS, PROJECT, Settings
+from core.settings import CLONE, PROJECT, Page, Settings
 from core.spec import MODELS
 from feature_repo.broker import consumer_problem, redis_problem
-from mlflow_server import server
 from stack.environment import airflow_environment, process_environment
 from stack.machine import connection_problems, layout_problems, prepare
 from stack.processes import (
     Program,
+    configuration,
     end_stack,
     last_lines,
-    render,
-    restart,
     start,
+    start_supervisor,
     states,
+    stop_older,
     wait_ready,
 )
 
-STORES = ("redis", "mlflow")
-"""What `feast apply` asks; the other processes get ready meanwhile."""
-SERVING, CONSOLE = ("host", "serving_tokens_file"), ("console_host", "behind_proxy")
 INIT = "init"
-WORKER = ["airflow", "celery", "worker", "--skip-serve-logs"]
+TASK = "task"
+"""One task of Airflow in a pod of its own: the executor appends the command."""
+WORKER = "airflow celery worker --skip-serve-logs"
 """Where Airflow's executor is Celery's; as many as wanted, that share the folder of logs."""
 WRITERS = ("tables", "1", "one task at a time writes tables")
 """The pool that every task writing Delta tables runs in."""
-TASK = "task"
-"""One task of Airflow in a pod of its own: the executor appends the command."""
-READERS = ("console", "consumer", "dag-processor")
-"""They read models/ and datasets when they start: what came since is seen by the next `up`."""
+REDIS = (
+    "redis-server --bind 127.0.0.1 --port %(ENV_GYRE_REDIS_PORT)s"
+    " --dir '%(ENV_GYRE_HOME)s/redis' --save ''"
+    # A kill loses nothing that serving acknowledged, a power cut at most the last second.
+    " --appendonly yes --appendfsync everysec"
+    # A title would overwrite the environment that `gyre down` reads.
+    " --set-proc-title no"
+)
 
 
-def programs(settings: Settings) -> list[Program]:
-    """Return what is to be started; parts whose address is given are somebody else's."""
-    given = {name for name in PORTS if getattr(settings, f"{name}_url", None)}
-    own = [] if "redis" in given else [redis(settings)]
-    if "airflow" in given:
-        given |= {program.name for program in airflow_programs(settings)}
-    return own + [each for each in own_programs(settings) if each.name not in given]
+def _answers(page: Page, path: str, component: str = "") -> Callable[..., str | None]:
+    return partial(_http_problem, page, path, component)
 
 
-def own_programs(settings: Settings) -> list[Program]:
-    """Return Gyre's and its tools' programs."""
-    alive = partial(answers, f"{settings.mlflow_address}/health")
-    serves = partial(answers, f"{settings.serving_address}/health/live")
-    shows = partial(answers, f"{settings.console_address}/health/live")
-    console = [sys.executable, "-m", "monitoring.console"]
-    return [
-        Program(
-            "mlflow", server.command(settings), alive, server.environment(settings)
-        ),
-        *airflow_programs(settings),
-        # Named here, so that `gyre up` sees a change.
-        Program(
-            "serving",
-            [sys.executable, "-m", "serving"],
-            serves,
-            _given(settings, SERVING),
-        ),
-        Program("consumer", ["gyre", "consume"], partial(consumer_problem, settings)),
-        Program("console", console, shows, _given(settings, CONSOLE)),
-    ]
+def _http_problem(
+    page: Page, path: str, component: str, settings: Settings
+) -> str | None:
+    """Return None if a program answers with a 2xx status, else the problem.
 
+    Args:
+        page: The program.
+        path: Of its address.
+        component: Of Airflow, which the answer must call healthy.
+        settings: Of the stack.
 
-def _given(settings: Settings, names: Sequence[str]) -> dict[str, str]:
-    """Return these settings as variables, but for those that are not set."""
-    values = {f"GYRE_{name.upper()}": getattr(settings, name) for name in names}
-    return {
-        name: str(value) for name, value in values.items() if value not in {None, False}
-    }
-
-
-def redis(settings: Settings) -> Program:
-    """Return this environment's redis-server, or the system's: the first in the PATH we give."""
-    command = [
-        "redis-server",
-        "--bind",
-        LOOPBACK,
-        "--port",
-        str(settings.redis_port),
-        "--dir",
-    ]
-    command += [str(settings.home / "redis"), "--save", ""]
-    # What serving acknowledged: a kill loses none of it, a power cut at most the last second.
-    command += ["--appendonly", "yes", "--appendfsync", "everysec"]
-    # It would overwrite the environment that `down` reads.
-    command += [
-        "--set-proc-title",
-        "no",
-    ]
-    return Program("redis", command, partial(redis_problem, settings))
-
-
-def airflow_programs(settings: Settings) -> list[Program]:
-    health = partial(answers, f"{settings.airflow_address}/api/v2/monitor/health")
-    return [
-        Program(
-            name, command, partial(health, component), airflow_environment(settings)
-        )
-        for name, component, command in (
-            ("airflow-api", "metadatabase", ["airflow", "api-server"]),
-            ("scheduler", "scheduler", [sys.executable, "-m", "stack.scheduler"]),
-            ("dag-processor", "dag_processor", ["airflow", "dag-processor"]),
-        )
-    ]
-
-
-def answers(url: str, component: str | None = None) -> str | None:
-    """Return None if `url` answers with a 2xx status, else the problem.
-
-    component: of Airflow, which its answer must call healthy.
     """
+    url = getattr(settings, f"{page}_address") + path
     try:
         answer = httpx.get(url, timeout=3).raise_for_status()
         state = answer.json()[component]["status"] if component else "healthy"
@@ -133,60 +76,159 @@ def answers(url: str, component: str | None = None) -> str | None:
     return None if state == "healthy" else f"{component} is {state}"
 
 
-def start_programs(settings: Settings, say: Callable[[str], None]) -> None:
+_airflow = partial(_answers, "airflow", "/api/v2/monitor/health")
+MLFLOW_SERVER = Program(
+    name="mlflow",
+    command="python -m mlflow_server.server",
+    problem=_answers("mlflow", "/health"),
+    part="mlflow",
+)
+REDIS_SERVER = Program(name="redis", command=REDIS, problem=redis_problem, part="redis")
+AIRFLOW_API = Program(
+    name="airflow-api",
+    command="airflow api-server",
+    problem=_airflow("metadatabase"),
+    part="airflow",
+)
+SCHEDULER = Program(
+    name="scheduler",
+    command="python -m stack.scheduler",
+    problem=_airflow("scheduler"),
+    part="airflow",
+)
+DAG_PROCESSOR = Program(
+    name="dag-processor",
+    command="airflow dag-processor",
+    problem=_airflow("dag_processor"),
+    part="airflow",
+    reads_project=True,
+)
+SERVING = Program(
+    name="serving",
+    command="python -m serving",
+    problem=_answers("serving", "/health/live"),
+    part="serving",
+)
+CONSUMER = Program(
+    name="consumer",
+    command="gyre consume",
+    problem=consumer_problem,
+    reads_project=True,
+)
+CONSOLE = Program(
+    name="console",
+    command="python -m monitoring.console",
+    problem=_answers("console", "/health/live"),
+    reads_project=True,
+)
+SLOWEST = (MLFLOW_SERVER,)
+NEEDED_BY_INGEST = (REDIS_SERVER, AIRFLOW_API, SCHEDULER, DAG_PROCESSOR, SERVING)
+OTHERS = (CONSUMER, CONSOLE)
+PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *OTHERS)
+
+
+def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
+    """Return those to start; a part whose address is given is somebody else's."""
+    return [
+        program
+        for program in programs
+        if not getattr(settings, f"{program.part}_url", None)
+    ]
+
+
+@contextmanager
+def started(settings: Settings, say: Callable[[str], None]) -> Iterator[None]:
     """Have all programs run as they are configured now, and the feature definitions published.
 
+    In the block an ingest can run, while MLflow, the consumer and the console may still start.
+    After the block every program is ready.
+
+    Args:
+        settings: Of the stack, whose home is prepared.
+        say: Takes lines about what is done.
+
     Raises:
-        StackError: a program or a tool failed; what this call started is ended again.
+        StackError: A program or a tool failed. Processes that this call started are ended again.
 
     """
-    wanted = programs(settings)
-    text, file = render(settings, wanted), settings.home / "run" / "supervisord.conf"
-    is_up = states(settings) is not None and file.read_text() == text
+    of_ingest = own(settings, NEEDED_BY_INGEST)
+    file = settings.home / "run" / "started"
+    configured = _configured(settings)
+    was_up = states(settings) is not None and _text(file) == configured
     try:
-        if is_up:
-            changed = max(
-                path.stat().st_mtime for path in (MODELS, *MODELS.glob("*.toml"))
-            )
-            for name in restart(settings, READERS, changed):
-                say(f"  {name}: started again")
+        if was_up:
+            _stop_outdated(settings)
         else:
             # Of a killed supervisor, or with other settings.
             for line in end_stack(settings):
                 say(f"  ended left-over {line}")
-            _migrate(settings, say)
-            start(settings, text)
-        wait_ready(
-            settings, [program for program in wanted if program.name in STORES], say
-        )
-        _publish(settings, say)
-        wait_ready(
-            settings, [program for program in wanted if program.name not in STORES], say
-        )
+            start_supervisor(settings, own(settings, PROGRAMS), _environment(settings))
+            file.write_text(configured)
+        start(settings, own(settings, SLOWEST))
+        with ThreadPoolExecutor() as pool:
+            publication = pool.submit(_publish, settings, say)
+            if not settings.airflow_url:
+                _migrate(settings, say)
+            start(settings, of_ingest)
+            publication.result()
+        wait_ready(settings, of_ingest, say)
+        start(settings, own(settings, OTHERS))
+        yield
+        wait_ready(settings, own(settings, (*SLOWEST, *OTHERS)), say)
     except BaseException:  # also Ctrl-C: nothing half-started stays
-        if not is_up:
+        if not was_up:
             end_stack(settings)
         raise
 
 
-def run(settings: Settings, name: str, command: Sequence[str] = ()) -> None:
+def _configured(settings: Settings) -> str:
+    """Return a digest of everything that the programs read when they start."""
+    texts = (
+        settings.model_dump_json(),
+        json.dumps(airflow_environment(settings), sort_keys=True),
+        configuration(PROGRAMS),
+    )
+    return sha256("\n".join(texts).encode()).hexdigest()
+
+
+def _text(file: Path) -> str:
+    return file.read_text() if file.exists() else ""
+
+
+def _environment(settings: Settings) -> dict[str, str]:
+    return process_environment(settings) | airflow_environment(settings)
+
+
+def _stop_outdated(settings: Settings) -> None:
+    """Stop the programs that started before the newest change in models/."""
+    files = (MODELS, *MODELS.glob("*.toml"))
+    changed = max(path.stat().st_mtime for path in files)
+    readers = [program for program in PROGRAMS if program.reads_project]
+    stop_older(settings, own(settings, readers), changed)
+
+
+def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
     """Become the program `name`; `init` does once what the others need.
 
-    command: what TASK runs with the options of this stack's Airflow; no other program has one.
+    Args:
+        settings: Of the stack.
+        name: Of PROGRAMS, or `worker`, `task`, `init`.
+        arguments: The command that `task` runs; no other program has one.
 
     Raises:
-        StackError: there is none such, or a database, a Redis or a bucket is not to be had.
+        StackError: There is none such, or a database, a Redis or a bucket is not to be had.
 
     """
-    if found := layout_problems(settings.home) + connection_problems(settings):
-        raise StackError("\n".join(found))
+    problems = layout_problems(settings.home) + connection_problems(settings)
+    if problems:
+        raise StackError("\n".join(problems))
     prepare(settings)
-    known = {program.name: program for program in own_programs(settings)}
-    known["worker"] = replace(known["scheduler"], command=WORKER)
-    known[TASK] = replace(known["scheduler"], command=[*command])
-    if name not in {*known, INIT}:
-        raise StackError(f"expected {INIT}, {', '.join(known)}; found {name}")
-    if bool(command) != (name == TASK):
+    commands = {program.name: program.command for program in PROGRAMS}
+    commands["worker"] = WORKER
+    commands[TASK] = shlex.join(arguments)
+    if name not in {*commands, INIT}:
+        raise StackError(f"expected {INIT}, {', '.join(commands)}; found {name}")
+    if bool(arguments) != (name == TASK):
         raise StackError(f"a command is for {TASK} alone: gyre run {TASK} -- COMMAND")
     if name == INIT:
         _migrate(settings, print)
@@ -194,19 +236,20 @@ def run(settings: Settings, name: str, command: Sequence[str] = ()) -> None:
         _publish(settings, print)
         return
     os.chdir(CLONE)
-    program = known[name]
-    environment = process_environment(settings) | dict(program.environment)
-    os.execvpe(program.command[0], program.command, environment)  # noqa: S606  (no shell)
+    command = shlex.split(commands[name])
+    os.execvpe(command[0], command, _environment(settings))  # noqa: S606  (no shell)
 
 
 def _migrate(settings: Settings, say: Callable[[str], None]) -> None:
-    stamp, now = settings.home / "airflow" / "migrated", version("apache-airflow")
-    if settings.database_url:
-        now += f" {sha256(settings.database_url.encode()).hexdigest()}"
-    if not stamp.exists() or stamp.read_text() != now:
-        say("  airflow db migrate")
+    """Make or upgrade the tables of Airflow, once for each release and database."""
+    file = settings.home / "airflow" / "migrated"
+    database = sha256(str(settings.database_url).encode()).hexdigest()
+    state = f"{version('apache-airflow')} {database}"
+    if _text(file) != state:
+        began = time.monotonic()
         _run_tool(settings, "airflow", "db", "migrate")
-        stamp.write_text(now)
+        file.write_text(state)
+        say(f"  airflow db migrate: {time.monotonic() - began:.1f} s")
 
 
 def _publish(settings: Settings, say: Callable[[str], None]) -> None:
@@ -229,14 +272,15 @@ def _publish(settings: Settings, say: Callable[[str], None]) -> None:
 def _run_tool(settings: Settings, tool: str, *arguments: str) -> None:
     """Run a tool's own command beside the feature definitions, its output in logs/<tool>.log."""
     with (settings.home / "logs" / f"{tool}.log").open("a") as log:
-        done = subprocess.run(
+        result = subprocess.run(
             [Path(sys.executable).parent / tool, *arguments],
             cwd=PROJECT / "feature_repo",
-            env=process_environment(settings) | airflow_environment(settings),
+            env=_environment(settings),
             stdout=log,
             stderr=log,
             check=False,
         )
-    if done.returncode:
-        command, tail = " ".join((tool, *arguments)), last_lines(settings, tool)
-        raise StackError(f"{command} failed ({done.returncode}):\n{tail}")
+    if result.returncode:
+        command = " ".join((tool, *arguments))
+        lines = last_lines(settings, tool)
+        raise StackError(f"{command} failed ({result.returncode}):\n{lines}")

@@ -4,31 +4,25 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
-import sys
 import time
-import uuid
-from functools import partial
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from threading import Thread
 
-import httpx
 import psutil
 import pytest
 import yaml
 
 from core.errors import SettingsError, StackError
 from core.settings import CLONE, load_settings
-from monitoring.serving_status import read_serving
 from stack.environment import (
     airflow_environment,
     child_environment,
     load_secrets,
     make_secrets,
 )
-from stack.programs import programs, run
+from stack.machine import prepare
+from stack.processes import end_stack, states
+from stack.programs import PROGRAMS, own, run, started
 from tests.conftest import (
     BIN,
     answers,
@@ -91,18 +85,6 @@ def test_given_secrets_of_airflow_are_used_and_written_down_nowhere_but_for_its_
     assert json.loads(only.read_text()) == {"admin": "p"}
 
 
-def test_a_command_that_the_user_sets_for_airflow_wins_but_for_its_database(
-    tmp_path, monkeypatch
-):
-    settings = new_settings(tmp_path)
-    make_secrets(settings)
-    before = airflow_environment(settings)
-    monkeypatch.setenv("AIRFLOW__CORE__FERNET_KEY_CMD", "cat key")
-    monkeypatch.setenv("AIRFLOW__DATABASE__SQL_ALCHEMY_CONN_CMD", "cat address")
-    changed = before.items() ^ airflow_environment(settings).items()
-    assert {name for name, _ in changed} == {"AIRFLOW__CORE__FERNET_KEY"}
-
-
 def test_what_is_elsewhere_is_not_started_and_is_where_people_are_sent(tmp_path):
     urls = {
         f"{name}_url": f"http://{name}" for name in ("mlflow", "airflow", "serving")
@@ -111,7 +93,8 @@ def test_what_is_elsewhere_is_not_started_and_is_where_people_are_sent(tmp_path)
         tmp_path, **urls, redis_url="redis://r", links={"mlflow": "https://m"}
     )
     make_secrets(settings)
-    assert [program.name for program in programs(settings)] == ["consumer", "console"]
+    names = [program.name for program in own(settings, PROGRAMS)]
+    assert names == ["consumer", "console"]
     assert (settings.link("mlflow"), settings.link("airflow")) == (
         "https://m",
         "http://airflow",
@@ -123,12 +106,36 @@ def test_what_is_elsewhere_is_not_started_and_is_where_people_are_sent(tmp_path)
         load_settings(home=tmp_path, links={"redis": "r"})
 
 
-def test_a_program_that_there_is_none_of_is_refused_with_those_there_are(tmp_path):
-    settings = new_settings(tmp_path)
-    with pytest.raises(
-        StackError, match=r"expected init, mlflow, airflow-api, .* found nothing"
-    ):
-        run(settings, "nothing")
+def test_with_airflow_elsewhere_a_second_start_changes_nothing_and_new_settings_count(
+    tmp_path, monkeypatch
+):
+    port = unused_port()
+    urls = {name: f"http://127.0.0.1:{unused_port()}" for name in ("MLFLOW", "AIRFLOW")}
+    urls |= {"SERVING": urls["MLFLOW"], "REDIS": f"redis://127.0.0.1:{port}"}
+    for name, url in urls.items():
+        monkeypatch.setenv(f"GYRE_{name}_URL", url)
+    monkeypatch.setenv("GYRE_CONSOLE_PORT", str(unused_port()))
+    settings = load_settings(home=tmp_path / "home")
+    lines = []
+
+    def pids():
+        with started(settings, lines.append):
+            pass
+        rows = states(settings)
+        assert set(rows) == {"consumer", "console"}
+        return {row["pid"] for row in rows.values()}
+
+    with redis_server(port, tmp_path):
+        prepare(settings)
+        try:
+            first = pids()
+            assert pids() == first
+            monkeypatch.setenv("GYRE_ALERT_URLS", "json://127.0.0.1")
+            settings = load_settings(home=tmp_path / "home")
+            assert pids().isdisjoint(first)
+        finally:
+            end_stack(settings)
+    assert any(line.startswith("  consumer: ready in") for line in lines)
 
 
 def test_a_program_becomes_the_process_that_was_started_and_ends_by_sigterm(tmp_path):
@@ -184,63 +191,13 @@ def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path
     )
 
 
-def test_a_pod_of_a_task_asks_airflow_for_that_task(tmp_path):
-    asked = []
-
-    class Airflow(BaseHTTPRequestHandler):
-        """Airflow's API, as far as it says that the task is somebody else's by now."""
-
-        def do_PATCH(self):
-            asked.append(self.path)
-            self.send_response(409)
-            self.end_headers()
-            self.wfile.write(
-                b'{"detail": {"reason": "invalid_state", "message": "running"}}'
-            )
-
-        def log_message(self, *_):
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Airflow)
-    Thread(target=server.serve_forever, daemon=True).start()
-    task = {
-        "task_id": "ingest",
-        "dag_id": "ingest",
-        "run_id": "manual",
-        "try_number": 1,
-    }
-    task |= {"id": str(uuid.uuid4()), "dag_version_id": str(uuid.uuid4())}
-    task |= {"pool_slots": 1, "priority_weight": 1, "queue": "default"}
-    workload = {
-        "type": "ExecuteTask",
-        "token": "t",
-        "ti": task,
-        "log_path": "attempt=1.log",
-    }
-    workload |= {"dag_rel_path": "ingest.py", "bundle_info": {"name": "dags-folder"}}
-    # As the provider does (pod_generator.workload_to_command_args).
-    command = [
-        "python",
-        "-m",
-        "airflow.sdk.execution_time.execute_workload",
-        "--json-string",
-    ]
-    url = f"http://127.0.0.1:{server.server_port}"
-    env = os.environ | {"GYRE_HOME": str(tmp_path / "home"), "GYRE_AIRFLOW_URL": url}
-    done = subprocess.run(
-        [*TASK, *command, json.dumps(workload)],
-        env=env,
-        capture_output=True,
-        check=False,
-    )
-    server.shutdown()
-    server.server_close()
-    assert asked == [f"/execution/task-instances/{task['id']}/run"], done.stdout
-    assert done.returncode
-
-
-def test_a_command_is_of_a_task_alone(tmp_path):
+def test_a_program_of_another_name_and_a_command_of_another_program_are_refused(
+    tmp_path,
+):
     settings = new_settings(tmp_path)
+    expected = r"expected init, mlflow, redis, airflow-api, .* found nothing"
+    with pytest.raises(StackError, match=expected):
+        run(settings, "nothing")
     for name, command in (("task", []), ("mlflow", ["true"])):
         with pytest.raises(StackError, match="gyre run task -- COMMAND"):
             run(settings, name, command)
@@ -267,102 +224,3 @@ def test_a_redis_that_refuses_is_named_within_ten_seconds_without_its_password(
     )
     assert "secret" not in done.stderr
     assert not any(tmp_path.iterdir())
-
-
-@pytest.fixture
-def replicas():
-    """Servers that answer as serving does: a replica's readiness, and one row or two."""
-    servers = []
-
-    def start(*readiness, port=0):
-        for rows, ready in enumerate(readiness, 1):
-            address = f"127.0.0.{rows if port else 1}", port
-            server = HTTPServer(address, partial(Replica, rows, ready))
-            Thread(target=server.serve_forever, daemon=True).start()
-            servers.append(server)
-        return [f"http://127.0.0.1:{server.server_port}" for server in servers]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
-class Replica(BaseHTTPRequestHandler):
-    def __init__(self, rows, ready, *args):
-        self.rows, self.ready = rows, ready
-        super().__init__(*args)
-
-    def do_GET(self):
-        text = json.dumps(self.ready)
-        if self.path == "/metrics":
-            text = "# TYPE gyre_predictions counter\n"
-            text += f'gyre_predictions_total{{model="m"}} {self.rows}\n'
-        self.send_response(200)
-        self.end_headers()
-        self.wfile.write(text.encode())
-
-    def log_message(self, *_):
-        pass
-
-
-def test_replicas_are_read_as_one_and_one_that_is_not_ready_is_not_hidden(
-    tmp_path, replicas
-):
-    addresses = replicas({"ready": True}, {"ready": False, "why": "no version"})
-    settings = new_settings(tmp_path, serving_url=" ".join(addresses))
-    found = read_serving(settings)
-    assert found.ready == {"ready": False, "why": "no version"}
-    assert found.sums("gyre_predictions_total", "model") == {"m": 3.0}
-    dead = new_settings(
-        tmp_path, serving_url=f"{addresses[0]} http://127.0.0.1:{unused_port()}"
-    )
-    with pytest.raises(httpx.HTTPError):
-        read_serving(dead)
-
-
-def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, replicas):
-    """What a headless Service is: here a namespace with an /etc/hosts of its own has the name."""
-    port = unused_port()
-    replicas({"ready": True}, {"ready": False, "why": "no version"}, port=port)
-    named = {"two": ["127.0.0.1", "127.0.0.2"], "one": ["127.0.0.1"]}
-    lines = [
-        f"{address} {name}\n" for name, found in named.items() for address in found
-    ]
-    (tmp_path / "hosts").write_text("".join(lines))
-    inside = [
-        shutil.which("unshare") or pytest.skip("no unshare"),
-        "--map-root-user",
-        "--mount",
-    ]
-    mount = f"mount --bind {tmp_path / 'hosts'} /etc/hosts"
-    if subprocess.run(
-        [*inside, "sh", "-c", mount], capture_output=True, check=False
-    ).returncode:
-        pytest.skip("this machine lets nobody make a mount namespace")
-    read = "from core.settings import load_settings as settings; from monitoring.serving_status "
-    read += "import read_serving; s = read_serving(settings()); "
-    read += "print(sorted(s.replicas), s.ready['ready'], len(s.samples))"
-    command = [
-        *inside,
-        "sh",
-        "-c",
-        f'{mount} && exec "$@"',
-        "sh",
-        sys.executable,
-        "-c",
-        read,
-    ]
-
-    def found(name):
-        env = os.environ | {
-            "GYRE_HOME": str(tmp_path),
-            "GYRE_SERVING_URL": f"http://{name}:{port}",
-        }
-        return subprocess.run(
-            command, env=env, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    each = [f"at http://127.0.0.{n}:{port}" for n in (1, 2)]
-    assert found("two") == f"{[f'http://two:{port} {one}' for one in each]} False 2"
-    assert found("one") == f"{[f'http://one:{port} {each[0]}']} True 1"
