@@ -1,13 +1,15 @@
-"""What the columns of a source are for: as somebody says, else by their types, names and values."""
+"""What a source's columns are for, as somebody says, and what the templates write of them."""
 
 import re
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from rich.prompt import Prompt
 
+from cli.terminal import ERR
 from core.errors import SettingsError
 from core.spec import OURS
 from feature_repo.source import TIME_WORDS, type_of
@@ -20,126 +22,145 @@ WRITTEN = {
     "string": ("pa.string()", "str"),
 }
 """A column's type → how a dataset writes it, and its name in a suite of expectations."""
-IDENTIFIER = re.compile(
-    r"(?i:(^|_)(id|uuid|key|code|ref|no|nr|num|number))$|[a-z](Id|ID|No)$"
-    r"|^(?i:account|card|client|customer|device|machine|member|patient|sensor|user|vehicle)$"
-)
-"""Names that say who or which, more likely than how much."""
 TAKEN = OURS | {"at", "created", "days", "event_us", "events"}
 """Columns of the expressions in templates/dataset.py.jinja."""
-WANTED = {
-    "--time": TIME_WORDS,
-    "--entity": "whole numbers or text that rows share, under a name such as customer_id",
-    "--key": "whole numbers or text that no two rows share, or several columns",
+MOST_AMOUNTS = 4
+LARGEST_AMOUNT = 1e12
+"""What decimal(18, 6) holds."""
+ROLES = {
+    "--key": ("column that no two rows share", tuple(WRITTEN)),
+    "--entity": ("column that says whose a row is", ("int64", "string")),
+    "--time": (f"column with {TIME_WORDS}", ("timestamp[us, tz=UTC]",)),
+    "--outcome": ("column that the model learns", ("int64", "double", "bool")),
 }
-Types = Mapping[str, str]
-FEW_NULLS = 0.05
-BIGGEST, MOST = 1e12, 4
-"""Of the columns that are added up: what decimal(18, 6) holds, and how many."""
-OFTEN = np.timedelta64(12, "D")
-"""Where most events follow another one sooner, silence of 30 days is rare, and 7 are asked."""
+"""Option → the column that it names, and the types of such a column."""
+
+
+def in_types(rows: pa.Table) -> pa.Table:
+    """Return the rows in the types that a dataset can give to their columns, each row once.
+
+    Raises:
+        SettingsError: A column has another type, or a name that Gyre gives to one of its own.
+
+    """
+    kinds = {field.name: type_of(field.type) for field in rows.schema}
+    kinds |= {"ingested_at": None}
+    wrong = [
+        f"{field.name} ({field.type})" for field in rows.schema if not kinds[field.name]
+    ]
+    if wrong:
+        raise SettingsError(
+            f"--from: expected {', '.join(WRITTEN)}; found {', '.join(wrong)}: "
+            "leave it out, or rename or convert it"
+        )
+    rows = rows.cast(pa.schema({name: kinds[name] for name in rows.column_names}))
+    return rows.group_by(rows.column_names).aggregate([])
+
+
+def choose(rows: pa.Table, option: str, name: str | None) -> str:
+    """Return the column that an option names; without one ask for it at a terminal.
+
+    Raises:
+        SettingsError: The option cannot mean this column, or there is nobody to ask.
+
+    """
+    role, types = ROLES[option]
+    names = [field.name for field in rows.schema if str(field.type) in types]
+    if option == "--entity":
+        names = [column for column in names if _is_plain(column)]
+    if not name:
+        return ask(option, role, names)
+    if name not in names:
+        raise SettingsError(
+            f"{option}: expected a {role}: {', '.join(names) or 'none'}; found {name}"
+        )
+    return name
+
+
+def ask(option: str, question: str, choices: Sequence[str]) -> str:
+    """Ask at a terminal for one of several words that an option can name.
+
+    Raises:
+        SettingsError: There is no word, or no terminal.
+
+    """
+    if not choices or not sys.stdin.isatty():
+        raise SettingsError(
+            f"{option}: expected a {question}: {', '.join(choices) or 'none'}"
+        )
+    return Prompt.ask(f"{option}: {question}", choices=list(choices), console=ERR)
 
 
 def describe(
     rows: pa.Table,
-    key: Sequence[str] = (),
-    entity: str | None = None,
-    time: str | None = None,
+    key: Sequence[str],
+    entity: str,
+    time: str,
+    outcome: str | None = None,
+    days: int = 30,
 ) -> dict[str, Any]:
-    """Return the variables of the templates that a source decides; key, entity, time: as said.
+    """Return the variables of the templates.
+
+    Args:
+        rows: All rows of the source, as `in_types` returns them.
+        key: Columns that tell rows apart.
+        entity: Column that says whose a row is.
+        time: Column that says when it happened.
+        outcome: Column that the model learns for each row; None: it learns which entity will have
+            no row within `days`.
+        days: How far the label looks ahead.
 
     Raises:
-        SettingsError: a column that cannot be meant, or several that could be, by option.
+        SettingsError: Rows share a key.
 
     """
-    kinds = {field.name: type_of(field.type) for field in rows.schema} | {
-        "ingested_at": None
-    }
-    if wrong := [f"{f.name} ({f.type})" for f in rows.schema if not kinds[f.name]]:
-        found = f"expected {', '.join(WRITTEN)}; found {', '.join(wrong)}"
-        raise SettingsError(f"--from: {found}: leave it out, or rename or convert it")
-    rows = rows.cast(pa.schema({name: kinds[name] for name in rows.column_names}))
-    # The same row again says nothing.
-    rows = rows.group_by(rows.column_names).aggregate([])
+    repeated_count = rows.num_rows - rows.group_by(list(key)).aggregate([]).num_rows
+    if repeated_count:
+        raise SettingsError(
+            f"--key: {repeated_count} of {rows.num_rows} rows share {', '.join(key)} "
+            "with another row: name all columns that tell rows apart"
+        )
+    limit = None
+    if outcome and not pa.types.is_boolean(rows[outcome].type):
+        limit = pc.mean(rows[outcome]).as_py()
     types = {field.name: str(field.type) for field in rows.schema}
-    key, entity, time = _roles(rows, types, key, entity, time)
-    events = rows.select([entity, time]).drop_null()
-    events = events.sort_by([(entity, "ascending"), (time, "ascending")])
-    owners, times = (column.to_numpy() for column in events.columns)
-    gaps = np.diff(times)[owners[1:] == owners[:-1]]
-    span = pc.min_max(rows[time]).as_py()
-    quantities = [
-        n for n in types if n not in {*key, entity} and _is_quantity(n, rows[n])
+    roles = {*key, entity, time, outcome}
+    amounts = [
+        name for name in types if name not in roles and _is_amount(name, rows[name])
     ]
+    without_null = [name for name in types if not rows[name].null_count]
+    span = pc.min_max(rows[time]).as_py()
     return {
         "columns": {name: WRITTEN[kind] for name, kind in types.items()},
-        "key": key,
+        "key": tuple(key),
         "entity": entity,
         "is_number": types[entity] == "int64",
         "time": time,
-        "filled": [
-            n for n in types if n in {*key, entity, time} or not rows[n].null_count
-        ],
-        "amounts": quantities[:MOST],
-        "horizon": 7 if gaps.size and np.median(gaps) < OFTEN else 30,
+        "outcome": outcome,
+        "limit": limit,
+        "label": _label_name(outcome) if outcome else f"silent_{days}d",
+        "filled": sorted({*key, entity, time, *without_null}, key=list(types).index),
+        "amounts": amounts[:MOST_AMOUNTS],
+        "horizon": days,
         "first_year": min(1990, span["min"].year),
         "last": span["max"],
     }
 
 
-def _roles(
-    rows: pa.Table,
-    types: Types,
-    key: Sequence[str],
-    entity: str | None,
-    time: str | None,
-) -> tuple[tuple[str, ...], str, str]:
-    full = [
-        name for name in types if rows[name].null_count <= FEW_NULLS * rows.num_rows
-    ]
-    time = _one(
-        types, "--time", time, [n for n in full if types[n].startswith("timestamp")]
-    )
-    ids = [name for name in full if types[name] in {"int64", "string"}]
-    alone = [name for name in ids if not _repeated(rows, [name])]
-    shared = [name for name in ids if name not in alone and _is_plain(name)]
-    entity = _one(types, "--entity", entity, shared)
-    if not key and not alone and not _repeated(rows, [entity, time]):
-        key = (entity, time)
-    key = [_one(types, "--key", name, full) for name in key] or [
-        _one(types, "--key", None, alone)
-    ]
-    if repeated := _repeated(rows, key):
-        text = f"{repeated} of {rows.num_rows} rows share {', '.join(key)} with another row"
-        raise SettingsError(f"--key: {text}: name all columns that tell rows apart")
-    return tuple(key), entity, time
-
-
-def _one(types: Types, option: str, name: str | None, possible: Sequence[str]) -> str:
-    """Return `name` if it is possible; where nobody says one, the only one that is likely."""
-    likely = [*filter(IDENTIFIER.search, possible)] or possible
-    if name is None and len(likely) == 1:
-        return likely[0]
-    if name is not None and name in possible:
-        return name
-    found = name or ", ".join(f"{column} ({kind})" for column, kind in types.items())
-    which = f": say {option} with one of {', '.join(likely)}" if likely else ""
-    raise SettingsError(f"{option}: expected {WANTED[option]}; found {found}{which}")
+def _label_name(outcome: str) -> str:
+    """Return a name of a Python function, such as `arr_delay_label`."""
+    return re.sub(r"\W+", "_", outcome).strip("_").lower() + "_label"
 
 
 def _is_plain(name: str) -> bool:
     """Whether features and requests can have this name."""
-    return (
-        name not in TAKEN and re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name) is not None
-    )
+    is_word = re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", name)
+    return name not in TAKEN and is_word is not None
 
 
-def _is_quantity(name: str, values: pa.ChunkedArray) -> bool:
-    if str(values.type) not in {"int64", "double"} or IDENTIFIER.search(name):
+def _is_amount(name: str, values: pa.ChunkedArray) -> bool:
+    """Whether a column can be added up exactly."""
+    if str(values.type) not in {"int64", "double"} or not _is_plain(name):
         return False
-    return _is_plain(name) and 0 < (pc.max(pc.abs(values)).as_py() or 0) < BIGGEST
-
-
-def _repeated(rows: pa.Table, names: Sequence[str]) -> int:
-    """How many rows have the values of another one in columns `names`."""
-    return int(rows.num_rows - rows.group_by(list(names)).aggregate([]).num_rows)
+    largest = pc.max(pc.abs(values)).as_py()
+    return largest is not None and 0 < largest < LARGEST_AMOUNT

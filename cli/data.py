@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from cli.terminal import table, working
+from cli.terminal import progress, table
 from cli.verbs import AsJson, AsOf, begin, log_to_stderr, moment, say
 from core.settings import SHARED, load_settings
 
@@ -26,8 +26,9 @@ def ingest(
 ) -> None:
     """Bring a dataset up to date: pull, validate, merge, features, online values."""
     log_to_stderr()
-    time, settings = moment(as_of), load_settings()
-    with working(settings, f"ingest {dataset}{' --full' if full else ''}"):
+    time = moment(as_of)
+    settings = load_settings()
+    with progress(f"ingest {dataset}"):
         from feature_repo.ingest import ingest as run  # noqa: PLC0415  (Feast takes 3 s to import)
 
         report = run(settings, dataset, time, full=full)
@@ -45,8 +46,9 @@ def consume() -> None:
 def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Free what is past its time: rows, files, logs, reports; exit code 1 if a part could not."""
     log_to_stderr()
-    time, settings = moment(as_of), load_settings()
-    with working(settings, "maintain"):
+    time = moment(as_of)
+    settings = load_settings()
+    with progress("maintain"):
         from monitoring.maintain import maintain as clean_up  # noqa: PLC0415
 
         parts = clean_up(settings, time)
@@ -60,15 +62,15 @@ def backup(
     as_json: AsJson = False,
 ) -> None:
     """Write all that the stack holds to a new folder, while it runs; secrets are in it."""
-    with working(settings := load_settings(), "backup"):
+    settings = load_settings()
+    with progress("backup"):
         from stack.backup import backup as write  # noqa: PLC0415  (seconds)
 
-        manifest = write(settings, target.resolve())
-    size = sum(size for size, _ in manifest.files.values()) / 1e6
+        report = write(settings, target.resolve())
     places = [f"GYRE_{name.upper()}" for name in SHARED[1:] if getattr(settings, name)]
-    elsewhere = f"; not what is at {', '.join(places)}" if places else ""
-    text = f"{target}: {len(manifest.files):,} files, {size:,.1f} MB, secrets too{elsewhere}"
-    say(text, manifest, as_json=as_json)
+    exception = f"; not what is at {', '.join(places)}" if places else ""
+    size = f"{report.files:,} files, {report.size / 1e6:,.1f} MB"
+    say(f"{target}: {size}, secrets too{exception}", report, as_json=as_json)
 
 
 def restore(
@@ -77,16 +79,13 @@ def restore(
     as_json: AsJson = False,
 ) -> None:
     """Make GYRE_HOME, which must be empty, of a backup; then: gyre up."""
-    with working(settings := load_settings(), "restore"):
+    settings = load_settings()
+    with progress("restore"):
         from stack.backup import restore as read  # noqa: PLC0415  (seconds)
 
-        manifest = read(settings, source.resolve())
-    moment = f"{manifest.time:%Y-%m-%d %H:%M:%S} UTC"
-    say(
-        f"{settings.home} is as it was at {moment}; now: gyre up",
-        manifest,
-        as_json=as_json,
-    )
+        report = read(settings, source.resolve())
+    text = f"{settings.home} is made of {source}; now: gyre up"
+    say(text, report, as_json=as_json)
 
 
 def parity(
@@ -101,7 +100,7 @@ def parity(
     At the newest beginnings of a day, week or month, as the spec's snapshots have it.
     """
     settings, spec, time = begin(model, as_of)
-    with working(settings, f"parity {model}"):
+    with progress(f"parity {model}"):
         from feature_repo.parity import parity as compare  # noqa: PLC0415
         from training.snapshots import starts  # noqa: PLC0415
 
@@ -126,16 +125,16 @@ def forget(
     """
     log_to_stderr()
     option, _, value = "=".join(context.args).partition("=")
-    # Without the key: it is noted.
-    with working(settings := load_settings(), f"forget {name}"):
+    settings = load_settings()
+    with progress(f"forget {name}"):
         from monitoring import forget as places  # noqa: PLC0415
 
         key = places.named_key(name, option.removeprefix("--"), value)
-        rows = places.forget(settings, key, dry_run=dry_run)
-    lines = [f"{place}: {count:,} rows" for place, count in rows.items()] or [
-        "nothing is found"
-    ]
-    say("\n".join((*lines, places.OUT_OF_REACH)), rows, as_json=as_json)
+        row_counts = places.forget(settings, key, dry_run=dry_run)
+    lines = [f"{place}: {count:,} rows" for place, count in row_counts.items()]
+    if not lines:
+        lines = ["nothing is found"]
+    say("\n".join([*lines, places.OUT_OF_REACH]), row_counts, as_json=as_json)
 
 
 @quarantine.command("list")
@@ -149,11 +148,9 @@ def list_quarantined(
     from feature_repo.quarantine import quarantined  # noqa: PLC0415
 
     rows = quarantined(load_settings(), load_dataset(dataset))
-    lines = ((row["quarantined_at"], row["rules"], row["row"]) for row in rows)
-    found = table(("since", "rules it broke", "row"), lines)
-    say(
-        found if rows else f"{dataset}: nothing is in quarantine", rows, as_json=as_json
-    )
+    lines = [(row["quarantined_at"], row["rules"], row["row"]) for row in rows]
+    text = table(("since", "rules it broke", "row"), lines)
+    say(text if rows else f"{dataset}: quarantine is empty", rows, as_json=as_json)
 
 
 @quarantine.command("release")
@@ -168,7 +165,7 @@ def release_quarantined(
     """
     log_to_stderr()
     settings = load_settings()
-    with working(settings, f"quarantine release {dataset}"):
+    with progress(f"quarantine release {dataset}"):
         from feature_repo.datasets import load_dataset  # noqa: PLC0415  (Feast takes 3 s to import)
         from feature_repo.quarantine import as_text, release  # noqa: PLC0415
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx
 
-from cli.terminal import OUT, tell, working
+from cli.terminal import OUT, progress, tell
 from core.errors import MonitoringError
 from core.settings import Settings, load_settings
 from core.spec import load_spec
@@ -24,9 +24,10 @@ from core.temporary import temporary_installation
 from core.tokens import serving_headers
 from feature_repo.service import PublishedService
 from feature_repo.views import entities
+from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
-from mlflow_server.records import DecisionRow, Records
-from mlflow_server.tracking import Tracking
+from mlflow_server.tracking import Tracking, tag_equals
+from monitoring.decision_log import DecisionRow, newest_decisions
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
 from stack.processes import end_stack
@@ -35,175 +36,182 @@ from training.artifacts import GATES, read
 EXAMPLE = "customer_churn_model"
 AGE = timedelta(days=180)
 UP_SECONDS = 400
-CHUNK, TRIES = 1_000, 5
+MONITOR_SECONDS = 120
+EVENT_SECONDS = 60
+"""Time for a training to start, and for its version to be served."""
+BATCH_ROWS = 1_000
+TRIES = 5
 MONITORING_RUNS = 3
 """The rule for a retraining asks for 2 bad windows of 5."""
 
 
 def demo(home: Path | None, *, keep: bool) -> bool:
-    """Run the demo in `home` or a temporary folder; say whether it ended as it should.
+    """Run the demo in a home or a temporary folder; say whether it ended as it should.
 
     Its stack has free ports and is ended again unless `keep`.
     """
     # Not with the gyre.env of the installation that is here.
     base = load_settings(home=home) if home else Settings()
     first = (datetime.now(UTC) - AGE).isoformat()
-    up = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
+    command = [str(Path(sys.executable).parent / "gyre"), "up", "--as-of", first]
     with temporary_installation(base, "demo", home, keep=keep) as settings:
+        environment = process_environment(settings)
         try:
-            subprocess.run(
-                up, env=process_environment(settings), check=True, timeout=UP_SECONDS
-            )
-            with (
-                AirflowApi(settings) as airflow,
-                closing(Records(settings)) as records,
-                working(base, "demo", OUT),
-            ):
-                closed = DemoRun(settings, airflow, records).run()
+            subprocess.run(command, env=environment, check=True, timeout=UP_SECONDS)
+            with AirflowApi(settings) as airflow, progress("demo", OUT):
+                is_closed = DemoRun(settings, airflow).run()
         finally:
             if not keep:
                 end_stack(settings)
         if keep:
-            then = f"to end it: GYRE_HOME={settings.home} gyre down"
-            tell(f"It stays up, see {settings.console_address}/ ; {then}")
-    return closed
+            command_line = f"GYRE_HOME={settings.home} gyre down"
+            tell(
+                f"It stays up, see {settings.console_address}/; to end it: {command_line}"
+            )
+    return is_closed
 
 
 class DemoRun:
     """Once round the loop of a running stack. Each line has the seconds since it began."""
 
-    def __init__(
-        self, settings: Settings, airflow: AirflowApi, records: Records
-    ) -> None:
-        self.settings = settings
-        self.airflow = airflow
-        self.records = records
-        self.spec = load_spec(settings.default_model or EXAMPLE)
-        self.monitor_dag = f"monitor_{self.spec.name}"
-        self.train_dag = f"train_{self.spec.name}"
-        views = PublishedService(settings, self.spec.feature_service).join_keys
-        self.entities = entities(
-            settings, views, [*self.spec.entity_key], datetime.now(UTC)
-        ).to_pylist()
-        self.began = time.monotonic()
+    def __init__(self, settings: Settings, airflow: AirflowApi) -> None:
+        self._settings = settings
+        self._airflow = airflow
+        self._spec = load_spec(EXAMPLE)
+        self._monitor_dag = f"monitor_{EXAMPLE}"
+        self._train_dag = f"train_{EXAMPLE}"
+        views = PublishedService(settings, self._spec.feature_service).join_keys
+        keys = list(self._spec.entity_key)
+        rows = entities(settings, views, keys, datetime.now(UTC))
+        self._entities = rows.to_pylist()
+        self._began = time.monotonic()
 
     def run(self) -> bool:
         """Say whether a new version answers and the monitor has nothing against it."""
-        old = self.predict_all()["model_version"]
-        cause = self.monitor_until_retraining().cause
-        for alert in self.records.alerts(self.spec.name):
-            self.say(f"alert: {alert['message']} ({alert['cause']})")
-        started = self.follow_training(cause)
-        self.wait("a new version", lambda: self.served_version() != old, 30)
+        old_version = self._predict_all()["model_version"]
+        decision = self._monitor_until_retraining()
+        with closing(Alerts(self._settings)) as alerts:
+            for alert in alerts.rows(EXAMPLE):
+                self._say(f"alert: {alert['message']} ({alert['cause']})")
+        training = self._follow_training(decision.cause)
+        _wait_for("a new version", lambda: self._served_version() != old_version)
         served = datetime.now(UTC)
-        answer = self.predict_all()
-        new = answer["model_version"]
-        decision = self.monitor()
-        verdict = self.verdict_before(started)
-        self.say(f"an answer now: {json.dumps(answer)}")
-        self.say(
-            f"verdict to training started: {(started - verdict).total_seconds():.1f} s"
+        answer = self._predict_all()
+        last_decision = self._monitor()
+        verdict = self._time_of(decision)
+        started = datetime.fromisoformat(training["start_date"])
+        self._say(f"an answer now: {json.dumps(answer)}")
+        for event, moment in (
+            ("training started", started),
+            ("new version serving", served),
+        ):
+            self._say(f"verdict to {event}: {(moment - verdict).total_seconds():.1f} s")
+        new_version = answer["model_version"]
+        self._say(
+            f"version {old_version} at first, version {new_version} now: "
+            f"{last_decision.verdict}"
         )
-        self.say(
-            f"verdict to new version serving: {(served - verdict).total_seconds():.1f} s"
-        )
-        self.say(f"version {old} at first, version {new} now: {decision.verdict}")
-        return new != old and (decision.verdict, decision.action) == ("ok", "nothing")
+        is_well = last_decision.verdict == "ok" and last_decision.action == "nothing"
+        return new_version != old_version and is_well
 
-    def say(self, text: str) -> None:
-        tell(f"[{time.monotonic() - self.began:6.1f} s] {text}")
+    def _say(self, text: str) -> None:
+        tell(f"[{time.monotonic() - self._began:6.1f} s] {text}")
 
-    def predict_all(self) -> dict[str, Any]:
+    def _predict_all(self) -> dict[str, Any]:
         """Ask for every entity there is; return the answer for one of the population."""
         answers: list[dict[str, Any]] = []
-        for start in range(0, len(self.entities), CHUNK):
-            answers += self.predict(self.entities[start : start + CHUNK])
-        self.say(
-            f"{len(answers)} predictions, by version {answers[-1]['model_version']}"
-        )
-        return next(
-            (row for row in reversed(answers) if row["in_population"]), answers[-1]
-        )
+        for start in range(0, len(self._entities), BATCH_ROWS):
+            answers += self._predict(self._entities[start : start + BATCH_ROWS])
+        version = answers[-1]["model_version"]
+        self._say(f"{len(answers)} predictions, by version {version}")
+        members = [answer for answer in answers if answer["in_population"]]
+        return members[-1] if members else answers[-1]
 
-    def predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    def _predict(self, keys: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """Ask, again where features came too late: monitoring leaves out answers from defaults."""
-        url = f"{self.settings.serving_address}/models/{self.spec.name}/predict/batch"
-        headers = serving_headers(self.settings)
         for _ in range(TRIES):
-            response = httpx.post(url, json=keys, headers=headers, timeout=60)
-            answers = list[dict[str, Any]](response.raise_for_status().json())
+            response = httpx.post(
+                f"{self._settings.serving_address}/models/{EXAMPLE}/predict/batch",
+                json=keys,
+                headers=serving_headers(self._settings),
+                timeout=60,
+                trust_env=False,
+            )
+            answers: list[dict[str, Any]] = response.raise_for_status().json()
             if all(answer["features_from"] == "online" for answer in answers):
                 break
             time.sleep(1)
         return answers
 
-    def served_version(self) -> str:
-        return str(self.predict(self.entities[:1])[0]["model_version"])
+    def _served_version(self) -> str:
+        return str(self._predict(self._entities[:1])[0]["model_version"])
 
-    def monitor_until_retraining(self) -> DecisionRow:
+    def _signalled_training(self) -> dict[str, Any] | None:
+        """Return the newest training that a drift started, None before it runs."""
+        runs = self._airflow.last_runs(self._train_dag, run_type="asset_triggered")
+        return next((run for run in runs if run["start_date"]), None)
+
+    def _monitor_until_retraining(self) -> DecisionRow:
         """Monitor until a run, perhaps the hourly one between, has decided to retrain."""
         for _ in range(MONITORING_RUNS):
-            last = self.monitor()
-            if decisions := self.records.decisions(self.spec.name, action="retrain"):
+            last = self._monitor()
+            decisions = newest_decisions(self._settings, EXAMPLE, action="retrain")
+            if decisions:
                 return decisions[-1]
         raise MonitoringError(
             f"no retraining was decided; the last: {last.rule}: {last.reason}"
         )
 
-    def monitor(self) -> DecisionRow:
+    def _monitor(self) -> DecisionRow:
         """Run the monitor in Airflow and return what it decided."""
-        run_id = self.airflow.trigger(self.monitor_dag, {})
-        run = self.airflow.follow(self.monitor_dag, run_id, tell, 120)
-        as_of = datetime.fromisoformat(run["run_after"])
-        decisions = self.records.decisions(self.spec.name)
-        decision = next(row for row in decisions if row.as_of == as_of)
-        self.say(f"{self.monitor_dag}: {run['note']}")
-        self.say(
-            ", ".join(f"{name} {value:.4g}" for name, value in decision.figures.items())
+        dag = self._monitor_dag
+        run = self._airflow.follow(
+            dag, self._airflow.trigger(dag, {}), tell, MONITOR_SECONDS
         )
+        as_of = datetime.fromisoformat(run["start_date"])
+        decisions = newest_decisions(self._settings, EXAMPLE)
+        decision = next(row for row in decisions if row.as_of == as_of)
+        self._say(f"{dag}: {run['note']}")
+        self._say(decision.words)
         return decision
 
-    def follow_training(self, cause: str) -> datetime:
-        """Follow the training of `cause` to its end and say what came of it; return its start."""
-        run = self.wait("training", lambda: self.training_of(cause), 60)
-        self.say(f"training {run['dag_run_id']}, its cause: {cause}")
-        outcome = self.airflow.follow(self.train_dag, run["dag_run_id"], tell)["note"]
-        tracking = Tracking(self.settings)
-        trained = tracking.runs(self.spec.experiment)
-        run_id = next(each.run_id for each in trained if each.tags["cause"] == cause)
-        for gate in json.loads(read(tracking, run_id, GATES))["gates"]:
-            self.say(
-                f"gate {'passed' if gate['passed'] else 'REFUSED'}: {gate['text']}"
-            )
-        self.say(f"training ended: {outcome}")
-        with closing(Ledger(self.settings)) as ledger:
-            last = ledger.rows(self.spec.name)[-1]
-        change = f"{last.from_version} → {last.to_version}"
-        self.say(f"ledger {last.sequence}: {change} by {last.who}: {last.why}")
-        return datetime.fromisoformat(run["start_date"])
+    def _time_of(self, decision: DecisionRow) -> datetime:
+        """Return when the task ended that took a decision."""
+        dag = self._monitor_dag
+        for run in self._airflow.last_runs(dag, 10):
+            if datetime.fromisoformat(run["start_date"]) == decision.as_of:
+                for task in self._airflow.tasks(dag, run["dag_run_id"]):
+                    if task["task_id"] == "monitor":
+                        return datetime.fromisoformat(task["end_date"])
+        return decision.as_of
 
-    def training_of(self, cause: str) -> dict[str, Any] | None:
-        runs = self.airflow.last_runs(self.train_dag, 10)
-        return next(
-            (r for r in runs if r["partition_key"] == cause and r["start_date"]), None
-        )
+    def _follow_training(self, cause: str) -> dict[str, Any]:
+        """Follow the training of a cause to its end, say what came of it, and return its run."""
+        training: dict[str, Any]
+        training = _wait_for("a training", self._signalled_training)
+        run_id = training["dag_run_id"]
+        self._say(f"training {run_id}, its cause: {cause}")
+        outcome = self._airflow.follow(self._train_dag, run_id, tell)["note"]
+        tracking = Tracking(self._settings)
+        trained = tracking.runs(self._spec.experiment, tag_equals("cause", cause))
+        for gate in json.loads(read(tracking, trained[0].run_id, GATES))["gates"]:
+            verdict = "passed" if gate["passed"] else "REFUSED"
+            self._say(f"gate {verdict}: {gate['text']}")
+        self._say(f"training ended: {outcome}")
+        with closing(Ledger(self._settings)) as ledger:
+            row = ledger.rows(EXAMPLE)[-1]
+        change = f"{row.from_version} → {row.to_version}"
+        self._say(f"ledger {row.sequence}: {change} by {row.who}: {row.why}")
+        return training
 
-    def verdict_before(self, moment: datetime) -> datetime:
-        """When the last task of the monitor before `moment` ended."""
-        dag = self.monitor_dag
-        runs = [run["dag_run_id"] for run in self.airflow.last_runs(dag, 10)]
-        tasks = [task for run in runs for task in self.airflow.tasks(dag, run)]
-        ended = [
-            task for task in tasks if task["task_id"] == "monitor" and task["end_date"]
-        ]
-        ends = [datetime.fromisoformat(task["end_date"]) for task in ended]
-        return max(end for end in ends if end < moment)
 
-    def wait(self, what: str, ask: Callable[[], Any], limit: float) -> Any:
-        """Ask until the answer is a true value; raise MonitoringError after `limit` s."""
-        until = time.monotonic() + limit
-        while not (answer := ask()):
-            if time.monotonic() > until:
-                raise MonitoringError(f"{what}: not within {limit:.0f} s")
-            time.sleep(0.2)
-        return answer
+def _wait_for(event: str, ask: Callable[[], Any]) -> Any:
+    """Ask until the answer is a true value; raise MonitoringError where none comes in time."""
+    deadline = time.monotonic() + EVENT_SECONDS
+    while True:
+        answer = ask()
+        if answer:
+            return answer
+        if time.monotonic() > deadline:
+            raise MonitoringError(f"{event}: not within {EVENT_SECONDS} s")
+        time.sleep(0.2)

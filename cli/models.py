@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import uuid
 from contextlib import closing, contextmanager
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cli.terminal import table, working
-from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, who
+from cli.terminal import progress, table
+from cli.verbs import AsJson, AsOf, Reason, begin, log_to_stderr, say, signal, who
 from core.errors import PromotionRefusedError, RegistryError, SettingsError
 from core.settings import load_settings
 from core.spec import load_spec
+from mlflow_server.roles import CHALLENGER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -42,12 +43,15 @@ def train(
     """
     settings, spec, time = begin(model, as_of)
     key = f"shell-{uuid.uuid4().hex[:12]}"
-    with working(settings, f"train {model}"):
-        from training.chain import train as run  # noqa: PLC0415  (heavy)
+    with progress(f"train {model}"):
+        from stack.airflow_api import promotion_asset  # noqa: PLC0415  (heavy)
+        from training.chain import train as run  # noqa: PLC0415
 
         report = run(
             settings, spec, time, key=key, reason=reason, who=who(), force=force
         )
+    if report.version:
+        signal(settings, promotion_asset(spec))
     say(f"{model}: {report.outcome}", report, as_json=as_json)
 
 
@@ -63,8 +67,8 @@ def evaluation(
     settings, spec, _ = begin(model, None)
     from training.summary import summary  # noqa: PLC0415  (heavy)
 
-    found = summary(settings, spec, version)
-    say(found.markdown(), found, as_json=as_json)
+    report = summary(settings, spec, version)
+    say(report.markdown(), report, as_json=as_json)
 
 
 def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
@@ -73,7 +77,8 @@ def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
     The spec is the version's own; a raw table, lock file, code or spec that changed is named.
     """
     log_to_stderr()
-    with working(settings := load_settings(), f"reproduce {model}"):
+    settings = load_settings()
+    with progress(f"reproduce {model}"):
         from training.reproduce import reproduce as build_again  # noqa: PLC0415  (heavy)
 
         report = build_again(settings, model, version)
@@ -87,7 +92,7 @@ def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
     """
     settings, spec, time = begin(model, as_of)
-    with working(settings, f"score {model}"):
+    with progress(f"score {model}"):
         from training.batch import score_population  # noqa: PLC0415  (heavy)
 
         report = score_population(settings, spec, time)
@@ -111,26 +116,32 @@ def promote(
     A challenger answers --percent of the entities, the same ones each time; a shadow scores
     every request and answers none. Both end by gyre release, and a challenger with production.
     """
-    if role == "challenger" and percent is None:
+    if role == CHALLENGER and percent is None:
         raise SettingsError(
-            "--percent: how many entities of a hundred? Such as --percent 10"
+            "--percent: expected how many entities of a hundred, such as --percent 10"
         )
     from mlflow_server import promotion  # noqa: PLC0415
 
     expected = None if replaces == "none" else replaces or promotion.UNSET
     with _opened(model) as (registry, ledger):
-        if wrong := registry.damage(model, version):
+        damage = registry.damage(model, version)
+        if damage:
             raise PromotionRefusedError(
-                f"{model}: version {version} is damaged: {wrong}"
+                f"{model}: version {version} is damaged: {damage}"
             )
-        where: dict[str, Any] = {
-            "role": role,
-            "replaces": expected,
-            "percent": percent or 100,
-        }
         row = promotion.promote(
-            registry, ledger, model, version, who=who(), why=reason, **where
+            registry,
+            ledger,
+            model,
+            version,
+            who=who(),
+            why=reason,
+            role=role,
+            replaces=expected,
+            percent=percent or 100,
         )
+    if role == "production":
+        signal(load_settings(), f"promoted/{model}")
     say(_table(row), row.as_json(), as_json=as_json)
 
 
@@ -158,6 +169,7 @@ def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
 
     with _opened(model) as (registry, ledger):
         row = promotion.rollback(registry, ledger, model, who=who(), why=reason)
+    signal(load_settings(), f"promoted/{model}")
     say(_table(row), row.as_json(), as_json=as_json)
 
 
@@ -171,11 +183,8 @@ def ledger(model: str, *, as_json: AsJson = False) -> None:
         except RegistryError as exc:
             typer.echo(f"changes outside Gyre may be missing: {exc}", err=True)
             rows = ledger.rows(model)
-    say(
-        _table(*rows) if rows else f"{model}: nothing was ever promoted",
-        [row.as_json() for row in rows],
-        as_json=as_json,
-    )
+    text = _table(*rows) if rows else f"{model}: no version was ever promoted"
+    say(text, [row.as_json() for row in rows], as_json=as_json)
 
 
 @contextmanager
@@ -190,11 +199,14 @@ def _opened(model: str) -> Iterator[tuple[Registry, Ledger]]:
 
 
 def _table(*rows: LedgerRow) -> Table:
-    lines = ((row.sequence, row.time, *_change(row), row.who, row.why) for row in rows)
-    return table(("", "time", "role", "change", "by", "why"), lines)
-
-
-def _change(row: LedgerRow) -> tuple[str, str]:
-    change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
-    share = f" {row.percent} %" if row.role == "challenger" and row.to_version else ""
-    return f"{row.role}{share}", change if row.applied_at else f"{change}, not applied"
+    lines = []
+    for row in rows:
+        share = f" {row.percent} %" if row.role == CHALLENGER and row.to_version else ""
+        change = f"{row.from_version or 'none'} → {row.to_version or 'none'}"
+        if not row.applied_at:
+            change += ", not applied"
+        role = f"{row.role}{share}"
+        lines.append(
+            (row.sequence, row.time, row.action, role, change, row.who, row.why)
+        )
+    return table(("", "time", "action", "role", "change", "by", "why"), lines)

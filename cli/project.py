@@ -13,7 +13,14 @@ from cli.use_case import TEMPLATES, write_use_case
 from core.errors import SettingsError
 from core.settings import CLONE
 
-STORE, ROWS = "feature_repo/feature_store.yaml", "data/orders.parquet"
+STORE = "feature_repo/feature_store.yaml"
+ROWS = "data/orders.parquet"
+NEXT = """wrote a project to {folder}; next:
+  cd {folder}
+  git init && git add . && git commit -m "Begin"  # lineage names the commit
+  export GYRE_PROJECT="$PWD"  # in each shell; state is in .gyre of it, or GYRE_HOME
+  gyre check
+  gyre up"""
 
 
 def init(
@@ -30,11 +37,11 @@ def init(
             f"{folder}: expected a new or an empty folder; nothing was written"
         )
     if not package.isidentifier() or keyword.iskeyword(package) or find_spec(package):
-        expected = (
-            "expected a name that a new Python package can have, such as shop_models"
+        expected = "expected a name that a new Python package can have"
+        raise SettingsError(
+            f"{folder}: {expected}, such as shop_models; nothing was written"
         )
-        raise SettingsError(f"{folder}: {expected}; nothing was written")
-    from cli.columns import describe  # noqa: PLC0415  (heavy)
+    from cli.columns import describe, in_types  # noqa: PLC0415  (heavy)
     from feature_repo.source import read  # noqa: PLC0415
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -44,14 +51,14 @@ def init(
         (part / "package").rename(part / package)
         (part / "data").mkdir()
         shutil.copy(CLONE / "data" / "cdnow_orders.parquet", part / ROWS)
-        write_use_case(part, "orders", describe(read(str(part / ROWS))), shipped=ROWS)
+        columns = describe(
+            in_types(read(str(part / ROWS))),
+            key=["order_id"],
+            entity="customer_id",
+            time="order_ts",
+        )
+        write_use_case(part, "orders", columns, shipped=ROWS)
         shutil.copy(CLONE / STORE, part / STORE)
         for path in part.iterdir():
             path.rename(folder / path.name)
-    typer.echo(
-        f"wrote a project to {folder}; next:\n"
-        f"  cd {folder}\n"
-        '  export GYRE_PROJECT="$PWD"  # in each shell; state is in .gyre of it, or GYRE_HOME\n'
-        "  gyre check\n"
-        "  gyre up"
-    )
+    typer.echo(NEXT.format(folder=folder))

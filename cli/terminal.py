@@ -3,28 +3,28 @@
 import json
 import logging
 import sys
-import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
-from datetime import datetime
-from typing import Any
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
 
 from rich.console import Console, RenderableType
-from rich.progress import Progress, ProgressColumn, SpinnerColumn, Task, TextColumn
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from core.files import replace_file
-from core.settings import Settings
-
-OUT, ERR = (
-    Console(stderr=e, markup=False, highlight=False, emoji=False) for e in (False, True)
-)
-WIDE = 10_000  # characters, off a terminal: a row is one line
-STYLES = {"ok": "green", "unknown": "yellow"} | dict.fromkeys(
-    ("look", "bad", "fatal"), "bold red"
-)
-SHORT = 2.0  # seconds; what takes less says nothing of the next time
+OUT = Console(markup=False, highlight=False, emoji=False)
+ERR = Console(markup=False, highlight=False, emoji=False, stderr=True)
+PIPE_WIDTH = 10_000
+"""Characters of a line off a terminal: a row is one line."""
+STYLES = {
+    "ok": "green",
+    "unknown": "yellow",
+    "attention": "bold red",
+    "bad": "bold red",
+    "fatal": "bold red",
+}
+MINUTE = 60
+HOUR = 60 * MINUTE
+DAY = 24 * HOUR
 
 
 def tell(line: str, console: Console = OUT) -> None:
@@ -33,62 +33,76 @@ def tell(line: str, console: Console = OUT) -> None:
 
 
 def table(head: Sequence[str], rows: Iterable[Iterable[object]]) -> Table:
-    columns = (
-        Column(name, overflow="fold", no_wrap=not n) for n, name in enumerate(head)
-    )
-    made = Table(*columns, box=None, pad_edge=False, header_style="dim")
+    """Return a table of values; those of the first column are not broken into lines."""
+    columns = [Column(name, overflow="fold") for name in head]
+    columns[0].no_wrap = True
+    text_table = Table(*columns, box=None, pad_edge=False, header_style="dim")
     for row in rows:
-        lines = (" ".join(as_text(value).split()) for value in row)
-        # No signs for terminals.
-        cells = ("".join(filter(str.isprintable, line)) for line in lines)
-        made.add_row(*(Text(cell, STYLES.get(cell, "")) for cell in cells))
-    return made
+        text_table.add_row(*[_cell(value) for value in row])
+    return text_table
+
+
+def _cell(value: object) -> Text:
+    """Return a value in one line, without signs that a terminal obeys."""
+    line = " ".join(as_text(value).split())
+    text = "".join(sign for sign in line if sign.isprintable())
+    return Text(text, STYLES.get(text, ""))
 
 
 def as_text(value: object) -> str:
+    """Return a value as a person writes it."""
+    if value is None:
+        return "-"
     if isinstance(value, datetime):
         return f"{value:%Y-%m-%d %H:%M:%S}Z"
-    return "-" if value is None else f"{value}"
+    if isinstance(value, list | tuple):
+        return ", ".join(as_text(part) for part in value)
+    if isinstance(value, bool | dict):
+        return json.dumps(value, ensure_ascii=False, default=str)
+    return str(value)
 
 
-def show(what: RenderableType) -> None:
-    if not OUT.is_terminal:
-        OUT.width = WIDE
+def age(moment: datetime, now: datetime | None = None) -> str:
+    """Return how long ago a moment was, such as `3 min ago`."""
+    seconds = ((now or datetime.now(UTC)) - moment).total_seconds()
+    if seconds < MINUTE:
+        return "just now"
+    if seconds < HOUR:
+        return f"{seconds // MINUTE:.0f} min ago"
+    if seconds < 2 * DAY:
+        return f"{seconds // HOUR:.0f} h ago"
+    return f"{seconds // DAY:.0f} days ago"
+
+
+def show(renderable: RenderableType) -> None:
+    """Print a table or text; off a terminal without blanks at the ends of lines."""
+    if OUT.is_terminal:
+        OUT.print(renderable)
+        return
+    OUT.width = PIPE_WIDTH
     with OUT.capture() as capture:
-        OUT.print(what)
+        OUT.print(renderable)
     sys.stdout.writelines(f"{line.rstrip()}\n" for line in capture.get().splitlines())
 
 
-class Lines(logging.Handler):
+class ErrorLines(logging.Handler):
     """Prints what is logged on stderr, above the progress."""
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Print a record."""
         tell(self.format(record), ERR)
 
 
-class Clock(ProgressColumn):
-    """Seconds so far, and those left if it takes as long as the last time."""
-
-    def render(self, task: Task) -> Text:
-        so_far, usual = task.elapsed or 0.0, task.fields["usual"]
-        left = f", about {max(usual - so_far, 0):.0f} s left" if usual else ""
-        return Text(f"{so_far:.0f} s{left}")
-
-
-@contextmanager
-def working(settings: Settings, name: str, console: Console = ERR) -> Iterator[None]:
-    """Show on a terminal that `name` goes on, and for how long; remember how long it took."""
-    file, began = settings.home / "run" / "took.json", time.monotonic()
-    known = json.loads(file.read_text()) if file.exists() else {}
-    how: dict[str, Any] = {"console": console, "transient": True}
-    # Stdout may be a file.
-    how |= {
-        "redirect_stdout": False,
-        "disable": not console.is_terminal,
-    }
-    with Progress(SpinnerColumn(), TextColumn(name), Clock(), **how) as bar:
-        bar.add_task(name, total=None, usual=known.get(name))
-        yield
-    if (took := time.monotonic() - began) > SHORT and file.parent.exists():
-        with suppress(OSError):
-            replace_file(file, json.dumps(known | {name: round(took, 1)}))
+def progress(name: str, console: Console = ERR) -> Progress:
+    """Show on a terminal, until the block ends, that `name` goes on and for how long."""
+    bar = Progress(
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        TimeElapsedColumn(),
+        console=console,
+        transient=True,
+        redirect_stdout=False,  # it may be a file
+        disable=not console.is_terminal,
+    )
+    bar.add_task(name, total=None)
+    return bar

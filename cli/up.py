@@ -8,20 +8,22 @@ from datetime import UTC, datetime, timedelta
 import httpx
 from filelock import FileLock
 
-from cli.terminal import OUT, tell, working
+from cli.terminal import OUT, progress, tell
 from core.errors import RegistryError, StackError
 from core.settings import Settings
 from core.spec import ModelSpec, broken_specs, load_specs
 from core.tokens import serving_headers
 from mlflow_server.pages import Pages
+from mlflow_server.registry import Registry
+from monitoring.serving_status import read_statuses
 from stack.airflow_api import AirflowApi
 from stack.environment import LOGIN, load_secrets
 from stack.machine import prepare
-from stack.programs import WRITERS, start_programs
+from stack.programs import WRITERS, started
 
 FRESH = timedelta(hours=1)
 LOAD_SECONDS = 150.0
-"""What serving may take to load what has just been promoted."""
+"""Time for serving to load a version that has just been promoted."""
 CANDIDATES = 20
 """Entities with the newest features; the first in the population gets the first prediction."""
 
@@ -29,10 +31,13 @@ CANDIDATES = 20
 def up(settings: Settings, as_of: datetime | None = None) -> None:
     """Bring the stack of `settings.home` to where it serves; change nothing that is already there.
 
-    as_of: what the first version is trained as of, now if absent; ingest is always as of now.
+    Args:
+        settings: Of the stack.
+        as_of: The moment that the first version is trained as of, now if absent. Ingest is always
+            as of now.
 
     Raises:
-        StackError: what failed; processes that this call started are ended again if one of them
+        StackError: What failed. Processes that this call started are ended again if one of them
             did not get ready.
 
     """
@@ -42,24 +47,25 @@ def up(settings: Settings, as_of: datetime | None = None) -> None:
     (settings.home / "run").mkdir(parents=True, exist_ok=True)
     with FileLock(settings.home / "run" / "up.lock"):
         prepare(settings)
-        with _step(settings, "processes and features"):
-            start_programs(settings, tell)
-        with AirflowApi(settings) as airflow:
+        tell("processes and features …")
+        with started(settings, tell), AirflowApi(settings) as airflow:
+            tell(f"  processes and features: {time.monotonic() - began:.1f} s")
             airflow.pool(WRITERS[0], 1)
-            with _step(settings, "ingest"):
+            with _step("ingest"):
                 _ingest(settings, airflow)
+        with AirflowApi(settings) as airflow:
             outcomes = _models(settings, airflow, as_of)
-    left_out = (f"left out: {problem}" for problem in broken_specs())
-    lines = (f"ready in {time.monotonic() - began:.0f} s", *left_out, *outcomes)
-    tell("\n  ".join(lines))
+    left_out = [f"left out: {problem}" for problem in broken_specs()]
+    seconds = time.monotonic() - began
+    tell("\n  ".join([f"ready in {seconds:.0f} s", *left_out, *outcomes]))
     _addresses(settings)
 
 
 @contextmanager
-def _step(settings: Settings, name: str) -> Iterator[None]:
+def _step(name: str) -> Iterator[None]:
     tell(f"{name} …")
     began = time.monotonic()
-    with working(settings, f"up: {name}", OUT):
+    with progress(f"up: {name}", OUT):
         yield
     tell(f"  {name}: {time.monotonic() - began:.1f} s")
 
@@ -85,8 +91,8 @@ def _has_rows(settings: Settings, spec: ModelSpec) -> bool:
 def _are_features_online(settings: Settings) -> bool:
     """Whether serving has found them in Redis; it has not yet just after its start."""
     with suppress(httpx.HTTPError):
-        ready = httpx.get(f"{settings.serving_address}/health/ready", timeout=5).json()
-        return bool(ready["resources"]["redis"]["ok"])
+        for status in read_statuses(settings).values():
+            return bool(status["resources"]["redis"]["ok"])
     return False
 
 
@@ -96,29 +102,28 @@ def _models(
     """Have every model answer; say of each which version does, or why none and what to do.
 
     Raises:
-        StackError: none does.
+        StackError: None does.
 
     """
-    answering, without = list[str](), list[str]()
+    answering: list[str] = []
+    silent: list[str] = []
     for spec in load_specs():
         try:
-            with _step(settings, f"model {spec.name}"):
-                current = _production(settings, airflow, spec, as_of)
+            with _step(f"model {spec.name}"):
+                version = _production(settings, airflow, spec, as_of)
                 _reconcile(settings, spec.name)
-            with _step(settings, f"prediction of {spec.name}"):
+            with _step(f"prediction of {spec.name}"):
                 _predict(settings, spec)
             runs = Pages(settings).experiment(spec.experiment)
-            answering.append(
-                f"{spec.name}: version {current} is in production; runs: {runs}"
-            )
+            line = f"{spec.name}: version {version} is in production; runs: {runs}"
+            answering.append(line)
         except (StackError, RegistryError) as exc:
-            without.append(f"{spec.name}: {exc}")
+            silent.append(f"{spec.name}: {exc}")
     if not answering:
         _addresses(settings)
-        raise StackError(
-            "\n".join([*without, "no model answers; the stack stays up: gyre status"])
-        )
-    return answering + without
+        then = "no model answers; the stack stays up: gyre status"
+        raise StackError("\n".join([*silent, then]))
+    return answering + silent
 
 
 def _production(
@@ -127,13 +132,16 @@ def _production(
     """Return the version in production, a first one if there is none.
 
     Raises:
-        StackError: it has no rows, or its training failed or promoted nothing.
+        StackError: It has no rows, or its training failed or promoted nothing.
         RegistryError: MLflow does not answer.
 
     """
-    pages, name, dag = Pages(settings), spec.name, f"train_{spec.name}"
-    if current := pages.aliases(name).get("production"):
-        return current
+    registry = Registry(settings)
+    name = spec.name
+    dag = f"train_{name}"
+    version = registry.production(name)
+    if version:
+        return version
     if not _has_rows(settings, spec):
         then = f"gyre ingest {spec.dataset}; gyre train {name}"
         raise StackError(
@@ -141,12 +149,17 @@ def _production(
         )
     # Such as one that waits for approval.
     running = airflow.last_runs(dag, state="running")
-    asked = {"as_of": as_of.isoformat()} if as_of else {}
-    first = {"reason": "first version, by gyre up"} | asked
-    run = running[0]["dag_run_id"] if running else airflow.trigger(dag, first)
+    if running:
+        run = running[0]["dag_run_id"]
+    else:
+        parameters = {"reason": "first version, by gyre up"}
+        if as_of:
+            parameters["as_of"] = as_of.isoformat()
+        run = airflow.trigger(dag, parameters)
     note = airflow.follow(dag, run, tell)["note"]
-    if current := pages.aliases(name).get("production"):
-        return current
+    version = registry.production(name)
+    if version:
+        return version
     why = note or "see its run in Airflow"
     raise StackError(f"{dag} promoted nothing: {why}. Again: gyre train {name}")
 
@@ -155,32 +168,32 @@ def _reconcile(settings: Settings, model: str) -> None:
     """Finish a promotion that died with the stack, and write down what was changed past Gyre."""
     from mlflow_server.ledger import Ledger  # noqa: PLC0415  (seconds)
     from mlflow_server.promotion import reconcile  # noqa: PLC0415
-    from mlflow_server.registry import Registry  # noqa: PLC0415
 
     with closing(Ledger(settings)) as ledger:
         reconcile(Registry(settings), ledger, model)
 
 
 def _predict(settings: Settings, spec: ModelSpec) -> None:
-    """Ask for a real entity until the version just promoted answers, or names request data."""
+    """Ask for a real entity until the version in production answers.
+
+    A version that needs request data names it beside the key: no stored entity has that.
+    """
     from feature_repo.service import PublishedService  # noqa: PLC0415  (seconds)
     from feature_repo.views import entities  # noqa: PLC0415
 
-    url = f"{settings.serving_address}/models/{spec.name}/predict"
     views = PublishedService(settings, spec.feature_service).join_keys
     now = datetime.now(UTC)
     newest = entities(settings, views, spec.entity_key, now, CANDIDATES).to_pylist()
-    problem, until = "no answer", time.monotonic() + LOAD_SECONDS
-    while time.monotonic() < until:
+    problem = "no answer"
+    deadline = time.monotonic() + LOAD_SECONDS
+    while time.monotonic() < deadline:
         for entity in newest:
             with suppress(httpx.HTTPError):
-                answer = httpx.post(
-                    url, json=entity, headers=serving_headers(settings), timeout=5
-                )
-                asks_for_more = answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY
-                if asks_for_more or (
-                    answer.is_success and answer.json()["in_population"]
-                ):
+                answer = _answer(settings, spec, entity)
+                if answer.status_code == httpx.codes.UNPROCESSABLE_ENTITY:
+                    tell(f"    {more_fields(settings, answer)}")
+                    return
+                if answer.is_success and answer.json()["in_population"]:
                     tell(f"    {answer.text}")
                     return
                 problem = answer.text[:200]
@@ -191,12 +204,30 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
     )
 
 
-def _addresses(settings: Settings) -> None:
-    serving, login = (
-        settings.serving_address,
-        f"{LOGIN} / {load_secrets(settings)['password']}",
+def _answer(
+    settings: Settings, spec: ModelSpec, entity: dict[str, object]
+) -> httpx.Response:
+    return httpx.post(
+        f"{settings.serving_address}/models/{spec.name}/predict",
+        json=entity,
+        headers=serving_headers(settings),
+        timeout=5,
+        trust_env=False,
     )
+
+
+def more_fields(settings: Settings, answer: httpx.Response) -> str:
+    """Return what a request needs beside the key, as serving says it."""
+    detail = str(answer.json()["detail"]).removesuffix(", found none")
+    page = f"{settings.serving_address}/docs"
+    return f"ready; a request needs more than the key, try it at {page}: {detail}"
+
+
+def _addresses(settings: Settings) -> None:
+    login = f"{LOGIN} / {load_secrets(settings)['password']}"
+    docs = f"{settings.serving_address}/docs"
+    console = f"{settings.console_address}/"
     tell(f"Airflow   {settings.airflow_address:<32}{login}")
     tell(f"MLflow    {settings.mlflow_address}")
-    tell(f"Console   {settings.console_address + '/':<32}is the loop healthy, and why")
-    tell(f"Serving   {serving + '/docs':<32}try requests")
+    tell(f"Console   {console:<32}is the loop healthy, and why: gyre open console")
+    tell(f"Serving   {docs:<32}try requests: gyre open docs")

@@ -6,14 +6,16 @@ import logging
 import re
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
-from cli.terminal import working
+from cli.terminal import progress
 from cli.verbs import log_to_stderr
 from core.errors import SettingsError
+from core.files import append_secrets
 from core.settings import ENV_FILE, PROJECT, load_settings
 from core.spec import MODELS, NAME, ModelSpec, load_spec
 
@@ -24,18 +26,19 @@ FILES = {
     "expectations.json": "feature_repo/expectations/{}.json",
 }
 """Template → its place in the project."""
-LONGEST = 30
-"""Characters of a name: lines of the files stay within 100."""
-FROM_HELP = (
+LONGEST_NAME = 30
+"""Characters: lines of the files stay within 100."""
+OLD = timedelta(days=30)
+SOURCE_HELP = (
     "Files, a folder of them, a glob, or an Ibis address#table: rows of the source."
 )
-ROWS = {
+EXAMPLE_ROWS = {
     "event_id": [1, 2],
     "entity_id": [1, 1],
     "event_ts": [datetime(2026, 1, day, tzinfo=UTC) for day in (1, 31)],
     "amount": [1.0, 2.0],
 }
-"""What a source has that nobody named."""
+"""Rows of a use case whose source is not there yet."""
 NEXT = """next:
   gyre check {name}
   (eval "$(gyre env)"; cd {project}/feature_repo && feast apply)
@@ -44,11 +47,18 @@ NEXT = """next:
   gyre up  # where a stack runs: its DAGs, routes and monitor"""
 
 
+class LabelKind(StrEnum):
+    """What a model learns: silence of an entity, or an outcome of each event."""
+
+    silence = "silence"
+    event = "event"
+
+
 def new(
     name: str,
-    source: Annotated[str | None, typer.Option("--from", help=FROM_HELP)] = None,
+    source: Annotated[str | None, typer.Option("--from", help=SOURCE_HELP)] = None,
     key: Annotated[
-        list[str] | None, typer.Option(help="Column that tells rows apart.")
+        list[str] | None, typer.Option(help="Column that tells rows apart; repeatable.")
     ] = None,
     entity: Annotated[
         str | None, typer.Option(help="Column that says whose a row is.")
@@ -56,46 +66,89 @@ def new(
     time: Annotated[
         str | None, typer.Option(help="Column that says when it happened.")
     ] = None,
+    label: Annotated[
+        LabelKind | None,
+        typer.Option(
+            help="An entity without events; or an event's outcome, a row each."
+        ),
+    ] = None,
+    outcome: Annotated[
+        str | None, typer.Option(help="Column that --label event learns.")
+    ] = None,
+    days: Annotated[
+        int, typer.Option(min=1, help="How far --label silence looks ahead.")
+    ] = 30,
 ) -> None:
     """Write the three files of a use case that work as they are; edit them to yours.
 
-    They are for the rows of --from. Key, entity and time are guessed and printed, or as you say.
+    They are for the rows of --from; what no option says is asked for on a terminal.
     Without --from a row has event_id and entity_id (int64), event_ts (UTC) and amount (float64).
     """
-    settings, places = load_settings(), _new_files(name)
+    log_to_stderr()
+    settings = load_settings()
+    places = _new_files(name)
     import pyarrow as pa  # noqa: PLC0415  (heavy, as what follows)
 
-    from cli.columns import describe  # noqa: PLC0415
+    from cli.columns import ask, choose, describe, in_types  # noqa: PLC0415
     from feature_repo.source import read  # noqa: PLC0415
 
-    if source and "://" not in source:
-        source = str(Path(source).resolve())
-    found = describe(
-        read(source) if source else pa.table(ROWS), key or (), entity, time
-    )
-    write_use_case(PROJECT, name, found)
-    typer.echo("\n".join(f"wrote {place}" for place in places))
-    file, variable = settings.home / ENV_FILE, f"GYRE_SOURCES__{name.upper()}"
-    if source:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.touch(0o600)  # an address may hold a password
-        with file.open("a") as lines:
-            lines.write(f"\n{variable}={source}\n")
-        roles = f"key {', '.join(found['key'])}, entity {found['entity']}, time {found['time']}"
-        typer.echo(
-            f"wrote {variable} to {file}\n"
-            f"taken for: {roles} (else say --key, --entity, --time)\n"
-            f"added up: {', '.join(found['amounts']) or 'no column'}"
+    if source is None:
+        rows = pa.table(EXAMPLE_ROWS)
+        columns = describe(rows, ["event_id"], "entity_id", "event_ts", days=days)
+    else:
+        if "://" not in source:
+            source = str(Path(source).resolve())
+        rows = in_types(read(source))
+        label = label or LabelKind(ask("--label", "kind of label", list(LabelKind)))
+        is_of_events = label == LabelKind.event
+        if outcome and not is_of_events:
+            raise SettingsError("--outcome: expected --label event beside it")
+        columns = describe(
+            rows,
+            key=[choose(rows, "--key", column) for column in key or [""]],
+            entity=choose(rows, "--entity", entity),
+            time=choose(rows, "--time", time),
+            outcome=choose(rows, "--outcome", outcome) if is_of_events else None,
+            days=days,
         )
+    write_use_case(PROJECT, name, columns)
+    for place in places:
+        typer.echo(f"wrote {place}")
+    _name_source(settings.home / ENV_FILE, name, source)
+    for line in _summary(columns):
+        typer.echo(line)
+    as_of = ""
+    if source and datetime.now(UTC) - columns["last"] > OLD:
+        as_of = f" --as-of {columns['last']:%Y-%m-%dT%H:%MZ}  # the newest row"
+    typer.echo(NEXT.format(name=name, project=PROJECT, as_of=as_of))
+
+
+def _name_source(file: Path, name: str, source: str | None) -> None:
+    """Write where the rows come from, or say how to."""
+    variable = f"GYRE_SOURCES__{name.upper()}"
+    if source:
+        append_secrets(file, [f"{variable}={source}"])  # it may hold a password
+        typer.echo(f"wrote {variable} to {file}")
     else:  # Airflow's tasks read the file as well
         typer.echo(
             f"first: echo '{variable}=…' >> {file}  # files, or an Ibis address#table"
         )
-    is_old = source and datetime.now(UTC) - found["last"] > timedelta(days=30)
-    as_of = (
-        f" --as-of {found['last']:%Y-%m-%dT%H:%MZ}  # the newest row" if is_old else ""
-    )
-    typer.echo(NEXT.format(name=name, project=PROJECT, as_of=as_of))
+
+
+def _summary(columns: Mapping[str, Any]) -> list[str]:
+    """Say what the files take the columns for."""
+    label = f"an entity has no row within {columns['horizon']} days"
+    if columns["outcome"]:
+        limit = columns["limit"]
+        condition = "is true" if limit is None else f"is above its mean, {limit:.6g}"
+        label = f"{columns['outcome']} {condition}; a row for each event"
+    return [
+        f"key: {', '.join(columns['key'])}",
+        f"entity: {columns['entity']}",
+        f"time: {columns['time']}",
+        f"label {columns['label']}: {label}",
+        f"added up: {', '.join(columns['amounts']) or 'none'}",
+    ]
 
 
 def _new_files(name: str) -> list[str]:
@@ -103,19 +156,21 @@ def _new_files(name: str) -> list[str]:
     is_name = (
         re.fullmatch(NAME, name) and "__" not in name and not keyword.iskeyword(name)
     )
-    if not is_name or len(name) > LONGEST:
-        expected = (
-            f"up to {LONGEST} small letters, digits and single _, such as web_visits"
+    if not is_name or len(name) > LONGEST_NAME:
+        raise SettingsError(
+            f"{name!r}: expected up to {LONGEST_NAME} small letters, digits and single _, "
+            "such as web_visits"
         )
-        raise SettingsError(f"{name!r}: expected {expected}")
     places = [place.format(name) for place in FILES.values()]
-    if existing := [place for place in places if (PROJECT / place).exists()]:
+    existing = [place for place in places if (PROJECT / place).exists()]
+    if existing:
         raise SettingsError(
             f"{', '.join(existing)}: there already, nothing was written"
         )
     from feature_repo.datasets import dataset_of  # noqa: PLC0415  (heavy)
 
-    if owner := dataset_of(f"{name}_features"):
+    owner = dataset_of(f"{name}_features")
+    if owner:
         raise SettingsError(
             f"{name!r}: {owner.name} has a view {name}_features; take another name"
         )
@@ -170,9 +225,11 @@ def _check(name: str) -> int:
     try:
         spec = load_spec(name)
     except SettingsError as exc:
-        findings, rows = str(exc).splitlines(), "its other files: not checked"
+        findings = str(exc).splitlines()
+        rows = "its other files: not checked"
     else:
-        with working(settings := load_settings(), f"check {name}"):
+        settings = load_settings()
+        with progress(f"check {name}"):
             from training.check import check as check_files  # noqa: PLC0415  (heavy)
 
             findings, rows = check_files(settings, spec, datetime.now(tz=UTC))

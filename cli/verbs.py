@@ -1,16 +1,16 @@
 """What the verbs share: how a time is given, who is asking, how a report is printed."""
 
 import getpass
-import json
 import logging
 from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
-from pydantic_core import to_jsonable_python
+from pydantic_core import to_json
 from rich.console import RenderableType
 
-from cli.terminal import Lines, show
+from cli.terminal import ErrorLines, show
+from core.errors import StackError
 from core.settings import Settings, load_settings
 from core.spec import ModelSpec, load_spec
 from core.timestamps import parse_timestamp
@@ -36,13 +36,14 @@ def moment(text: str | None, option: str = "--as-of") -> datetime:
     """Return the aware UTC time that an option names, now if it names none.
 
     Raises:
-        SettingsError: not ISO 8601, without an offset, or in the future.
+        SettingsError: It is not ISO 8601, has no offset, or lies in the future.
 
     """
     return datetime.now(tz=UTC) if text is None else parse_timestamp(text, option)
 
 
 def begin(model: str, as_of: str | None) -> tuple[Settings, ModelSpec, datetime]:
+    """Return what a verb about a model needs, and send its log to stderr."""
     log_to_stderr()
     return load_settings(), load_spec(model), moment(as_of)
 
@@ -52,22 +53,35 @@ def who() -> str:
     return f"shell:{getpass.getuser()}"
 
 
+def signal(settings: Settings, asset: str) -> None:
+    """Emit an Asset of Airflow's; without Airflow warn that its DAG starts by the clock alone."""
+    from stack.airflow_api import AirflowApi  # noqa: PLC0415  (0.1 s)
+
+    try:
+        with AirflowApi(settings, timeout=5) as airflow:
+            airflow.emit(asset)
+    except StackError as exc:
+        typer.echo(f"Airflow does not hear of it before its next hour: {exc}", err=True)
+
+
 def say(text: RenderableType, document: object, *, as_json: bool) -> None:
-    """Print a report's text or table, or `document` as JSON."""
-    if as_json or isinstance(text, str):
-        typer.echo(
-            json.dumps(to_jsonable_python(document), indent=2) if as_json else text
-        )
+    """Print a report's text or table, or `document` as JSON, in which NaN is null."""
+    if as_json:
+        typer.echo(to_json(document, indent=2, inf_nan_mode="null"))
+    elif isinstance(text, str):
+        typer.echo(text)
     else:
         show(text)
 
 
 def log_to_stderr() -> None:
-    """Progress goes to stderr, so that stdout is the report alone."""
-    logging.basicConfig(handlers=[Lines()], level=logging.WARNING, format="%(message)s")
+    """Send what is logged to stderr, so that stdout is the report alone."""
+    logging.basicConfig(
+        handlers=[ErrorLines()], level=logging.WARNING, format="%(message)s"
+    )
     # What libraries deprecate is no news for who trains.
     logging.captureWarnings(capture=True)
-    for noisy in ("py.warnings", "great_expectations"):
-        logging.getLogger(noisy).setLevel(logging.ERROR)
+    for library in ("py.warnings", "great_expectations"):
+        logging.getLogger(library).setLevel(logging.ERROR)
     for package in ("training", "feature_repo", "mlflow_server", "monitoring"):
         logging.getLogger(package).setLevel(logging.INFO)

@@ -1,34 +1,39 @@
-"""`gyre monitor`, `compare`, `decide`, `backtest`: how well a model does."""
+"""`gyre monitor`, `compare`, `decide`: how well a model does."""
+
+from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import asdict, astuple
-from typing import Annotated
+from datetime import datetime
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from cli.terminal import working
-from cli.verbs import AsJson, AsOf, begin, moment, say
+from cli.terminal import progress
+from cli.verbs import AsJson, AsOf, begin, say
 from core.errors import MonitoringError, StackError
-from core.settings import Settings, load_settings
+from core.settings import load_settings
 from core.spec import load_spec
-from monitoring.checks.result import MonitorReport
-from stack.airflow_api import AirflowApi
 
-SINCE = "When the first model is trained; as early as can be if absent."
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from core.settings import Settings
+    from monitoring.experiment import ExperimentReport
+    from monitoring.monitor import MonitorReport
 
 
 def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     """Monitor the version in production; alert, go back or start a retraining as decided."""
     settings, spec, time = begin(model, as_of)
-    with working(settings, f"monitor {model}"):
+    with progress(f"monitor {model}"):
         from monitoring.monitor import monitor as run  # noqa: PLC0415  (heavy)
 
         report = run(settings, spec, time)
-    lines = list(_lines(report))
+    lines = [*report_lines(report)]
     if report.decision.action == "retrain":
-        lines.append(_retrain(settings, report))
+        lines.append(start_retraining(settings, report))
     say("\n".join(lines), report, as_json=as_json)
 
 
@@ -40,12 +45,12 @@ def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
     below 100 stood.
     """
     settings, spec, time = begin(model, as_of)
-    with working(settings, f"compare {model}"):
+    with progress(f"compare {model}"):
         from monitoring.experiment import read_report  # noqa: PLC0415  (heavy)
 
         report = read_report(settings, spec, time)
     document = asdict(report) | {"sentence": report.sentence}
-    say("\n".join(report.lines()), document, as_json=as_json)
+    say("\n".join(experiment_lines(report)), document, as_json=as_json)
 
 
 def decide(
@@ -57,78 +62,107 @@ def decide(
     as_json: AsJson = False,
 ) -> None:
     """Show the last decision; with --explain what it depended on, decided once more."""
-    settings, name = load_settings(), load_spec(model).name
-    from mlflow_server.records import Records  # noqa: PLC0415
-    from monitoring.decision import INPUTS  # noqa: PLC0415
-    from monitoring.decision import decide as again  # noqa: PLC0415
+    settings = load_settings()
+    name = load_spec(model).name
+    from monitoring.decision import INPUTS, LIMITS  # noqa: PLC0415
+    from monitoring.decision import decide as decide_again  # noqa: PLC0415
+    from monitoring.decision_log import newest_decisions  # noqa: PLC0415
 
     if not settings.home.exists():
         raise MonitoringError(f"{settings.home} holds no stack yet: make up")
-    with closing(Records(settings)) as records:
-        rows = records.decisions(name, 1)
+    rows = newest_decisions(settings, name, 1)
     if not rows:
         raise MonitoringError(
             f"{name}: nothing was decided yet; run: gyre monitor {name}"
         )
     row = rows[0]
-    now = again(INPUTS.validate_json(row.inputs))
-    agrees = astuple(now) == (row.action, row.rule, row.reason)
-    inputs = json.loads(row.inputs)
-    head = f"{row.as_of:%Y-%m-%d %H:%M:%S}Z  {name} version {row.version}: {row.action}"
-    lines = [head, f"rule: {row.rule}", f"reason: {row.reason}"]
+    inputs = INPUTS.validate_json(row.inputs)
+    again = decide_again(inputs)
+    agrees = astuple(again) == (row.action, row.rule, row.reason)
+    lines = [
+        f"{row.as_of:%Y-%m-%d %H:%M:%S}Z  {name} version {row.version}: {row.action}",
+        f"verdict: {row.words}",
+        f"rule: {row.rule}",
+        f"reason: {row.reason}",
+    ]
     if explain:
-        same = "decided again from these inputs: the same"
-        other = (
-            f"decided again by today's rules: {now.action} by {now.rule}: {now.reason}"
-        )
-        lines += ["inputs:", *(f"  {key}: {value}" for key, value in inputs.items())]
-        lines.append(same if agrees else other)
-    document = asdict(row) | {"inputs": inputs, "agrees": agrees}
-    del document["counted"]  # as serving has it, for the next monitoring run
+        seen = {k: v for k, v in asdict(inputs).items() if k not in LIMITS}
+        limits = {k: v for k, v in asdict(inputs).items() if k in LIMITS}
+        lines += ["seen:", *_input_lines(seen), "limits:", *_input_lines(limits)]
+        if agrees:
+            lines.append("decided again from these inputs: the same")
+        else:
+            lines.append(
+                f"decided again by today's rules: {again.action} by {again.rule}: "
+                f"{again.reason}"
+            )
+    document = asdict(row) | {"inputs": json.loads(row.inputs), "agrees": agrees}
+    del document["serving"]  # for the next monitoring run
     say("\n".join(lines), document, as_json=as_json)
 
 
-def backtest(
-    model: str,
-    since: Annotated[str | None, typer.Option(help=SINCE)] = None,
-    *,
-    as_json: AsJson = False,
-) -> None:
-    """Walk retraining policies through the real history: what each would have cost and gained.
-
-    Nothing of the stack needs to run and nothing of it is changed; table, plot and JSON lie in
-    GYRE_HOME/backtest/MODEL/ then. Of the shipped orders those that lie ahead are used too.
-    """
-    settings, spec, now = begin(model, None)
-    start = None if since is None else moment(since, "--since")
-    with working(settings, f"backtest {model}"):
-        from monitoring.backtest import evaluation  # noqa: PLC0415  (heavy)
-
-        report = evaluation.backtest(settings, spec, now, start)
-        folder = evaluation.write(settings, report)
-    say(f"{evaluation.summary(report)}\n{folder}/backtest.png", report, as_json=as_json)
+def _input_lines(inputs: dict[str, Any]) -> Iterator[str]:
+    """Show inputs of a decision in words."""
+    for name, value in inputs.items():
+        text = "none" if value in (None, ()) else f"{value}"
+        if isinstance(value, tuple) and value:
+            text = ", ".join(value)
+        if isinstance(value, datetime):
+            text = f"{value:%Y-%m-%d %H:%M:%S} UTC"
+        yield f"  {name.replace('_', ' ')}: {text}"
 
 
-def _lines(report: MonitorReport) -> Iterator[str]:
+def experiment_lines(report: ExperimentReport) -> Iterator[str]:
+    yield report.sentence
+    experiment = report.experiment
+    end = f"to {experiment.end:%Y-%m-%d %H:%M} UTC" if experiment.end else "and goes on"
+    yield (
+        f"  {experiment.start:%Y-%m-%d %H:%M} UTC {end}, {experiment.percent} % to the challenger; "
+        "each entity by its first answer, if that was to the population and its outcome is known"
+    )
+    versions = {
+        "production": experiment.production,
+        "challenger": experiment.challenger,
+    }
+    for role, version in versions.items():
+        means = "".join(
+            f", {name} {value:.4f}" for name, value in report.means[role].items()
+        )
+        count = report.outcomes[role]
+        yield f"  {role:<10}  version {version}, {count:,} outcomes{means}"
+    for name, effect in report.effects.items():
+        interval = f"(95 %: {effect.low:+.4f} to {effect.high:+.4f})"
+        yield f"  difference  {name} {effect.difference:+.4f} {interval}"
+    if report.harm:
+        yield f"  harm        {report.harm}"
+    for reason, count in sorted(report.left_out.items()):
+        yield f"  {count:,} {reason}"
+
+
+def report_lines(report: MonitorReport) -> Iterator[str]:
+    """Show what a monitoring run saw, and what follows."""
     yield report.summary()
+    for result in report.results:
+        if result.status == "ok":
+            continue
+        passive = "" if result.acts else f" (monitor only: {result.reason})"
+        yield f"  {result.status}: {result.words}{passive}"
     for why, count in sorted(report.left_out.items()):
         yield f"  left out: {count} {why}"
     for why, count in sorted(report.outcomes_left_out.items()):
         yield f"  left out: {count} outcomes {why}"
     if report.malformed:
         yield f"  left out: {report.malformed} malformed lines"
-    for note in report.notes:
-        yield f"  note: {note}"
 
 
-def _retrain(settings: Settings, report: MonitorReport) -> str:
+def start_retraining(settings: Settings, report: MonitorReport) -> str:
     """Start it in Airflow, as its own monitor does: the decision stands, and is not taken twice."""
-    reason = report.retraining_reason()
-    extra = {"as_of": report.as_of.isoformat(), "reason": reason, "cause": report.cause}
+    from stack.airflow_api import AirflowApi  # noqa: PLC0415  (imports Redis)
+
     try:
         with AirflowApi(settings) as airflow:
-            airflow.emit(f"drift/{report.model}", report.cause, extra)
+            airflow.emit(f"drift/{report.model}")
     except StackError as exc:
-        command = f"gyre train {report.model} --reason {reason!r}"
+        command = f"gyre train {report.model} --reason {report.retraining_reason()!r}"
         return f"  no retraining was started: {exc}; run: {command}"
     return f"  train_{report.model} starts in Airflow: {report.cause}"

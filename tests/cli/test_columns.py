@@ -1,9 +1,10 @@
-"""What `gyre new --from` takes the columns of a source for, and what it says when in doubt."""
+"""What `gyre new --from` takes the columns of a source for, and the use case that it writes."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
 import tomllib
 from datetime import UTC, datetime, timedelta
 
@@ -15,14 +16,16 @@ import pytest
 from feast import Entity, FeatureService
 from feast.base_feature_view import BaseFeatureView
 
-from cli.columns import describe
+from cli.columns import choose, describe, in_types
 from cli.use_case import FILES, write_use_case
 from core.errors import DataError, SettingsError
+from core.settings import PROJECT
 from core.spec import ModelSpec
-from feature_repo.datasets import orders
 from feature_repo.source import read
+from tests.conftest import BIN
 
-DAY, TICK = timedelta(days=1), timedelta(microseconds=1)
+DAY = timedelta(days=1)
+TICK = timedelta(microseconds=1)
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 ROWS = {
     "order_id": range(8),
@@ -33,132 +36,102 @@ ROWS = {
     "city": ["Bern", "Bern", None, None, "Chur", "Bern", "Bern", "Chur"],
     "is_gift": [True, False] * 4,
 }
+ROLES = {"key": ["order_id"], "entity": "customer_id", "time": "ordered_at"}
 
 
 def table(*without, **columns):
     kept = {name: values for name, values in ROWS.items() if name not in without}
-    return pa.table(
-        {name: pa.array(values) for name, values in (kept | columns).items()}
-    )
+    return pa.table(kept | columns)
 
 
-def roles(found):
-    return found["key"], found["entity"], found["time"]
-
-
-def test_types_names_and_values_say_what_columns_are():
-    found = describe(table())
-    assert roles(found) == (("order_id",), "customer_id", "ordered_at")
-    assert (found["amounts"], found["horizon"]) == (["pieces", "price"], 30)
-    assert found["filled"] == [name for name in ROWS if name != "city"]
-    assert found["columns"]["is_gift"] == ("pa.bool_()", "bool")
-    assert found["columns"]["ordered_at"] == (
-        'pa.timestamp("us", tz="UTC")',
-        "Timestamp",
-    )
-
-
-def test_a_text_that_rows_share_is_the_entity_and_with_the_time_the_key():
-    found = describe(
-        table("order_id", "customer_id", "city", "pieces", who=list("aabbccab"))
-    )
-    assert roles(found) == (("who", "ordered_at"), "who", "ordered_at")
-    assert found["is_number"] is False
-
-
-def test_one_can_say_otherwise():
-    found = describe(
-        table(shop_id=[1, 2] * 4), ["order_id", "pieces"], "shop_id", "ordered_at"
-    )
-    assert roles(found) == (("order_id", "pieces"), "shop_id", "ordered_at")
-    assert found["amounts"] == ["price"]
-
-
-def test_where_events_come_often_the_label_looks_seven_days_ahead():
-    times = [BEGIN + n * 5 * DAY for n in range(8)]
-    assert describe(table(customer_id=[1, 2] * 4, ordered_at=times))["horizon"] == 7
-
-
-def test_the_same_row_twice_leaves_its_key_a_key():
-    assert describe(pa.concat_tables([table(), table()[:2]]))["key"] == ("order_id",)
+def test_columns_are_what_the_options_say():
+    columns = describe(in_types(table()), **ROLES)
+    assert columns["amounts"] == ["pieces", "price"]
+    assert columns["filled"] == [name for name in ROWS if name != "city"]
+    assert columns["columns"]["is_gift"] == ("pa.bool_()", "bool")
+    assert (columns["label"], columns["last"]) == ("silent_30d", BEGIN + 130 * DAY)
 
 
 def test_what_cannot_be_added_up_exactly_is_left_out():
-    odd = {
-        "huge": [1e13] * 8, "none": [0] * 8, "gap": [float("inf"), *[1.0] * 7], "days": range(8),
-        "Unit Price": [1.5] * 8, "zip_code": [8001] * 8,
-    }  # fmt: skip
-    assert describe(table(**odd), entity="customer_id")["amounts"] == [
-        "pieces",
-        "price",
-    ]
+    odd_columns = {
+        "huge": [1e13] * 8,
+        "zero": [0] * 8,
+        "gap": [float("inf"), *[1.0] * 7],
+        "days": range(8),
+        "Unit Price": [1.5] * 8,
+    }
+    columns = describe(in_types(table(**odd_columns)), **ROLES)
+    assert columns["amounts"] == ["pieces", "price"]
+
+
+def test_the_same_row_twice_leaves_its_key_a_key():
+    rows = in_types(pa.concat_tables([table(), table()[:2]]))
+    assert describe(rows, **ROLES)["key"] == ("order_id",)
+    with pytest.raises(
+        SettingsError, match="--key: 5 of 8 rows share customer_id with"
+    ):
+        describe(rows, **ROLES | {"key": ["customer_id"]})
 
 
 @pytest.mark.parametrize(
-    ("rows", "said", "message"),
+    ("option", "name", "message"),
     [
-        (table("ordered_at"), {}, r"--time: expected a day .*; found order_id \(int64\), customer"),
-        (table(paid_at=ROWS["ordered_at"]), {},
-         r"--time: .*: say --time with one of ordered_at, paid_at$"),
-        (table(shop_id=[1, 2] * 4), {}, r"--entity: .*: say --entity with one of customer_id, sh"),
-        (table(ref=range(8)), {}, r"--key: .*: say --key with one of order_id, ref$"),
-        (table("customer_id", "city", "pieces"), {}, "--entity: expected whole numbers or text"),
-        (table("order_id", customer_id=[1] * 8, ordered_at=[BEGIN] * 8), {},
-         "--key: expected whole numbers or text that no two rows share"),
-        (table(), {"key": ["customer_id"]}, "--key: 5 of 8 rows share customer_id with another"),
-        (table(), {"key": ["order"]}, "--key: expected .*; found order: say --key with one of ord"),
-        (table(), {"entity": "price"}, "--entity: expected .*; found price: say --entity with one"),
-        (table(), {"time": "price"}, "--time: expected .*; found price: say --time with one of or"),
-        (table(at=[BEGIN.replace(tzinfo=None)] * 8), {},
-         r"--from: expected int64, .*; found at \(timestamp\[us\]\): leave it out, or"),
-        (table(tags=[["a"]] * 8), {}, r"--from: .*found tags \(list<"),
-        (table(ingested_at=ROWS["ordered_at"]), {}, r"--from: .*; found ingested_at \("),
-        (table()[:0], {}, "--entity: expected"),
+        ("--time", "price", "expected a column with a day .*: ordered_at; found price"),
+        ("--entity", "price", "expected a .*: order_id, customer_id, .*; found price"),
+        ("--key", "order", "expected a .*: order_id, .*; found order"),
+        ("--outcome", "city", "expected a .*: order_id, .* is_gift; found city"),
+        ("--time", None, "--time: expected a column with a day .*: ordered_at$"),
     ],
-)  # fmt: skip
-def test_what_is_unclear_or_impossible_names_option_and_columns(rows, said, message):
+)
+def test_an_option_names_the_columns_that_it_can_mean(option, name, message):
     with pytest.raises(SettingsError, match=message):
-        describe(rows, **said)
+        choose(in_types(table()), option, name)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"at": [BEGIN.replace(tzinfo=None)] * 8}, r"found at \(timestamp\[us\]\): le"),
+        ({"tags": [["a"]] * 8}, r"found tags \(list<"),
+        ({"ingested_at": ROWS["ordered_at"]}, r"found ingested_at \("),
+    ],
+)
+def test_a_column_that_no_dataset_can_have_is_named(columns, message):
+    with pytest.raises(SettingsError, match=f"--from: expected int64, .*; {message}"):
+        in_types(table(**columns))
 
 
 def test_files_and_tables_are_read_alike(tmp_path):
-    csv = "id,user,at,on,amount,empty,hour,local\n"
-    csv += "1,a,2026-01-02T10:00:00Z,2026-01-02,1,,10:30,2026-01-02 10:00:00\n"
-    csv += "2,a,2026-01-03T10:00:00+01:00,2026-01-03,2.5,,11:30,2026-01-03 10:00:00\n"
+    csv = "id,user,at,on,amount,empty\n"
+    csv += "1,a,2026-01-02T10:00:00Z,2026-01-02,1,\n"
+    csv += "2,a,2026-01-03T10:00:00+01:00,2026-01-03,2.5,\n"
     (tmp_path / "csv").mkdir()
     for name in ("a", "b"):
         (tmp_path / "csv" / f"{name}.csv").write_text(csv)
-    found = read(str(tmp_path / "csv"))
-    expected = (
-        "int64",
-        "string",
-        "timestamp[us, tz=UTC]",
-        "timestamp[us, tz=UTC]",
-        "double",
-    )
-    assert [str(kind) for kind in found.schema.types] == [
-        *expected,
-        "string",
-        "string",
-        "string",
-    ]
-    assert found.num_rows == 4
+    rows = read(str(tmp_path / "csv"))
+    time = "timestamp[us, tz=UTC]"
+    types = ["int64", "string", time, time, "double", "string"]
+    assert [str(kind) for kind in rows.schema.types] == types
+    assert rows.num_rows == 4
     pq.write_table(table(), tmp_path / "rows.parquet")
     with duckdb.connect(tmp_path / "rows.duckdb") as connection:
         connection.execute(f"CREATE TABLE orders AS FROM '{tmp_path}/rows.parquet'")
-    for address in (
-        tmp_path / "rows.parquet",
-        f"duckdb://{tmp_path}/rows.duckdb#orders",
-    ):
-        assert roles(describe(read(str(address)))) == roles(describe(table()))
+    expected = describe(in_types(table()), **ROLES)
+    for address in ("rows.parquet", "rows.duckdb#orders"):
+        scheme = "duckdb://" if "#" in address else ""
+        rows = in_types(read(f"{scheme}{tmp_path}/{address}"))
+        assert describe(rows, **ROLES) == expected
 
 
 @pytest.mark.parametrize(
     ("name", "message"),
-    [("none.csv", "none.csv: expected parquet files or"), ("torn.parquet", "torn.parquet: "),
-     ("empty.csv", "empty.csv: the last line has no end"),
-     ("folder", "folder: .*expected parquet files or")],
-)  # fmt: skip
+    [
+        ("none.csv", "none.csv: expected parquet files or"),
+        ("torn.parquet", "torn.parquet: "),
+        ("empty.csv", "empty.csv: the last line has no end"),
+        ("folder", "folder: .*expected parquet files or"),
+    ],
+)
 def test_what_cannot_be_read_is_named(tmp_path, name, message):
     (tmp_path / "folder").mkdir()
     for file in ("torn.parquet", "empty.csv"):
@@ -168,98 +141,118 @@ def test_what_cannot_be_read_is_named(tmp_path, name, message):
 
 
 @pytest.fixture
-def module(tmp_path, monkeypatch):
-    """The dataset that the templates write for ROWS."""
+def write(tmp_path, monkeypatch):
+    """Return a function that writes a use case of ROWS and imports its dataset."""
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
-    write_use_case(tmp_path, "sales", describe(table()))
-    path = tmp_path / FILES["dataset.py"].format("sales")
-    spec = importlib.util.spec_from_file_location("sales", path)
-    found = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(found)
-    return found
+
+    def written(name, outcome=None):
+        write_use_case(
+            tmp_path, name, describe(in_types(table()), **ROLES, outcome=outcome)
+        )
+        path = tmp_path / FILES["dataset.py"].format(name)
+        spec = importlib.util.spec_from_file_location(name, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        return module
+
+    return written
 
 
-def test_features_are_those_of_brute_force_at_every_edge(module):
+def test_features_are_those_of_brute_force_at_every_edge(write):
+    module = write("sales")
     ibis.get_backend().raw_sql("SET TimeZone = 'UTC'")
     raw = table().append_column("ingested_at", table()["ordered_at"])
-    rows = (
-        module.DATASET.views["sales_features"](ibis.memtable(raw))
-        .to_pyarrow()
-        .to_pylist()
-    )
-    events = table().to_pylist()
-    compared = 0
+    view = module.DATASET.views["sales_features"](ibis.memtable(raw))
+    rows = sorted(view.to_pyarrow().to_pylist(), key=lambda row: row["event_timestamp"])
+    orders = table().to_pylist()
     edges = [
         days * DAY + tick for days in (0, 7, 30) for tick in (-TICK, 0 * TICK, TICK)
     ]
-    for at in (event["ordered_at"] + edge for event in events for edge in edges):
-        for entity in (1, 2, 3):
-            past = [
-                e
-                for e in events
-                if e["customer_id"] == entity and e["ordered_at"] <= at
-            ]
-            known = [
-                r
-                for r in rows
-                if r["customer_id"] == entity and r["event_timestamp"] <= at
-            ]
+    for entity in (1, 2, 3):
+        own_rows = [row for row in rows if row["customer_id"] == entity]
+        own_orders = [order for order in orders if order["customer_id"] == entity]
+        for at in [order["ordered_at"] + edge for order in orders for edge in edges]:
+            past = [order for order in own_orders if order["ordered_at"] <= at]
+            known = [row for row in own_rows if row["event_timestamp"] <= at]
             assert bool(past) == bool(known)
-            if not past:
-                continue
-            newest = max(known, key=lambda row: row["event_timestamp"])
             for window, period in module.PERIODS.items():
-                held = [
-                    e for e in past if period is None or e["ordered_at"] > at - period
-                ]
-                assert newest[f"events_{window}"] == len(held)
-                for amount in ("pieces", "price"):
-                    assert newest[f"{amount}_{window}"] == sum(e[amount] for e in held)
-            compared += 1
-    assert compared > 100
+                since = at - (period or 1000 * DAY)
+                counted = [order for order in past if order["ordered_at"] > since]
+                if known:
+                    assert known[-1][f"events_{window}"] == len(counted)
+                    total = sum(order["price"] for order in counted)
+                    assert known[-1][f"price_{window}"] == total
 
 
-def test_every_feast_object_has_an_owner_a_description_and_tags(module):
+@pytest.mark.parametrize("outcome", [None, "is_gift", "price"])
+def test_what_is_written_passes_the_linter_of_the_project(write, tmp_path, outcome):
+    write("sales", outcome)
+    file = tmp_path / FILES["dataset.py"].format("sales")
+    place = PROJECT / FILES["dataset.py"].format("sales")
+    for command in (["check"], ["format", "--check"]):
+        done = subprocess.run(
+            [BIN / "ruff", *command, "--no-cache", "--stdin-filename", place, "-"],
+            input=file.read_text(),
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        assert done.returncode == 0, done.stdout
+
+
+def test_every_feast_object_has_an_owner_a_description_and_tags(write):
     kinds = (Entity, BaseFeatureView, FeatureService)
-    for each in (module, orders):
-        objects = [value for value in vars(each).values() if isinstance(value, kinds)]
-        assert len(objects) == 4
-        for found in objects:
-            assert found.owner, found.name
-            assert found.description, found.name
-            assert found.tags["dataset"] in {"orders", "sales"}, found.name
+    values = vars(write("sales")).values()
+    feast_objects = [value for value in values if isinstance(value, kinds)]
+    assert len(feast_objects) == 4
+    for feast_object in feast_objects:
+        assert feast_object.owner
+        assert feast_object.description
+        assert feast_object.tags["dataset"] == "sales"
 
 
-def test_the_label_is_of_those_active_and_looks_thirty_days_ahead(module):
-    snapshots = ibis.memtable(
-        pa.table({"event_timestamp": [BEGIN + days * DAY for days in (21, 32, 40)]})
-    )
-    found = module.DATASET.labels["silent_30d"].expression(
-        ibis.memtable(table()), snapshots
-    )
-    labels = {((r["event_timestamp"] - BEGIN).days, r["customer_id"]): r["label"]
-              for r in found.to_pyarrow().to_pylist()}  # fmt: skip
-    at_32 = {(32, 1): 1, (32, 2): 0, (32, 3): 1}
-    assert labels == {(21, 1): 1, (21, 2): 1, (21, 3): 1, **at_32, (40, 1): 1}
+def labels(label, *tables):
+    rows = label.expression(*[ibis.memtable(rows) for rows in tables]).to_pyarrow()
+    return {
+        (row["event_timestamp"] - BEGIN, row["customer_id"]): row["label"]
+        for row in rows.to_pylist()
+    }
 
 
-def test_spec_and_rules_fit_the_columns(module, tmp_path):
-    spec = tomllib.loads((tmp_path / "models" / "sales.toml").read_text())
-    assert ModelSpec.model_validate(spec).entity_key == {"customer_id": "int64"}
-    assert [*spec["features"]] == [
-        *(
-            f"{what}_{window}"
-            for window in module.PERIODS
-            for what in ("events", "pieces", "price")
-        ),
-        "days_since_last_event",
-    ]
-    rules = json.loads(
-        (tmp_path / FILES["expectations.json"].format("sales")).read_text()
-    )
-    never_null = [
-        r["kwargs"]["column"]
-        for r in rules["expectations"]
-        if "not_be_null" in r["type"]
-    ]
-    assert never_null == [name for name in ROWS if name != "city"]
+def test_the_label_of_silence_is_of_those_active_and_looks_thirty_days_ahead(write):
+    times = [BEGIN + days * DAY for days in (21, 32, 40)]
+    snapshots = pa.table({"event_timestamp": times})
+    label = write("sales").DATASET.labels["silent_30d"]
+    at_21 = {(21 * DAY, 1): 1, (21 * DAY, 2): 1, (21 * DAY, 3): 1}
+    at_32 = {(32 * DAY, 1): 1, (32 * DAY, 2): 0, (32 * DAY, 3): 1}
+    assert labels(label, table(), snapshots) == at_21 | at_32 | {(40 * DAY, 1): 1}
+
+
+@pytest.mark.parametrize(
+    ("outcome", "expected"), [("is_gift", [0, 1, 0, 0, 0]), ("price", [0, 1, 1, 1, 0])]
+)
+def test_the_label_of_an_event_is_its_outcome_just_before_it(write, outcome, expected):
+    module = write("gifts", outcome)
+    days = (20, 120, 60, 130, 100)  # the first event of a customer has no features
+    keys = zip(days, (1, 1, 2, 2, 3), strict=True)
+    rows = {(day * DAY - TICK, key) for day, key in keys}
+    (label,) = module.DATASET.labels.values()
+    values = labels(label, table())
+    assert values.keys() == rows
+    assert sorted(values.values()) == sorted(expected)
+    assert f"{outcome}_ever" not in {window.name for window in module.TOTALS}
+
+
+def test_specs_and_rules_fit_the_columns(write, tmp_path):
+    for name, outcome in (("sales", None), ("gifts", "is_gift")):
+        write(name, outcome)
+        text = (tmp_path / FILES["model.toml"].format(name)).read_text()
+        spec = ModelSpec.model_validate(tomllib.loads(text))
+        assert spec.entity_key == {"customer_id": "int64"}
+        assert spec.snapshots.rows == ("label" if outcome else "members")
+        file = tmp_path / FILES["expectations.json"].format(name)
+        rules = json.loads(file.read_text())["expectations"]
+        filled = [
+            rule["kwargs"]["column"] for rule in rules if "not_be_null" in rule["type"]
+        ]
+        assert filled == [column for column in ROWS if column != "city"]

@@ -8,16 +8,16 @@ from datetime import datetime
 
 import pytest
 
-from core.spec import load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.feast_config import write_feast_config
 from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.run import load_reference
 from tests.cli.clone import Copy, few_orders
 from tests.conftest import mlflow_server, new_settings, redis_server
 from tests.preloaded import commands_folder
+from training.artifacts import read
+from training.reference import load_reference
 
 MODEL, DATASET = "customer_churn_model", "feature_repo/datasets/orders.py"
 SPEC_FILE = f"models/{MODEL}.toml"
@@ -114,24 +114,18 @@ def test_a_label_that_some_members_lack_is_refused_without_a_reason(trained):
 
 def test_training_scoring_and_monitor_speak_of_the_same_members(trained):
     settings = trained.settings
-    spec = load_spec(MODEL)
-    tracking, version = Tracking(settings), Registry(settings).version(MODEL, "1")
+    tracking = Tracking(settings)
+    version = Registry(settings).version(MODEL, "1")
     run = tracking.run(version.run_id)
-    reference = load_reference(settings, spec, version)
+    reference = load_reference(settings, version)
     members = population(settings, reference.snapshot)
     labelled = sum(customer % 3 != 0 for customer in members)
-    assert len(reference.population) == len(members) == int(run.params["test_members"])
-    assert (
-        len(reference.rows)
-        == len(reference.y)
-        == labelled
-        == int(run.params["test_rows"])
-    )
+    assert len(reference.rows) == len(members) == int(run.params["test_members"])
+    label_count = reference.rows["label"].notna().sum()
+    assert label_count == labelled == int(run.params["test_rows"])
     text = f"{len(members) - labelled:,} of {len(members):,} members of the population have no"
     assert run.tags["unlabelled"].startswith(text)
-    card = tracking.download(
-        version.run_id, "model_card.html", settings.home / "card"
-    ).read_text()
+    card = read(tracking, version.run_id, "model_card.html").decode()
     assert text in card
     scored = json.loads(trained.run(f"gyre score {MODEL} --json 2> score.log"))
     moment = datetime.fromisoformat(scored["as_of"])

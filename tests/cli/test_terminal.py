@@ -11,21 +11,19 @@ import struct
 import subprocess
 import termios
 from contextlib import closing
-from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from dataclasses import asdict, replace
 
 import pytest
-from prometheus_client.samples import Sample
 from rich.console import Console
 
-from cli.status import card, shown
+from cli.status import shown
 from core.settings import PROJECT
 from mlflow_server.ledger import Ledger
-from monitoring.console.cached_reader import Reading
-from monitoring.serving_status import COUNTS, Counted, ServingStatus
+from monitoring.console.checks import of_model
+from monitoring.console.loop import card_of
 from stack.environment import child_environment
 from tests.conftest import new_settings
-from tests.console.test_checks import DECISION, LEDGER, NOW, SILENT, WELL, rows
+from tests.console.test_checks import DECISION, LEDGER, NOW, SILENT, rows
 from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
@@ -33,9 +31,8 @@ WHY = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " *
 ESCAPE = "\x1b["
 PROGRESS = """
 import sys, time
-from cli.terminal import tell, working, ERR
-from core.settings import load_settings
-with working(load_settings(), "train it"):
+from cli.terminal import tell, progress, ERR
+with progress("train it"):
     tell("a fold is done", ERR)
     time.sleep(float(sys.argv[1]))
 print("outcome")
@@ -108,9 +105,9 @@ def python():
 def test_a_row_of_a_table_is_one_plain_line_in_a_pipe(ledger, gyre):
     done = piped(ledger, gyre, "ledger", MODEL)
     head, line = done.stdout.splitlines()
-    assert head.split() == ["time", "role", "change", "by", "why"]
+    assert head.split() == ["time", "action", "role", "change", "by", "why"]
     assert re.fullmatch(
-        r"1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  production  none → 1  ann  because .* on and on",
+        r"1  \d{4}-\d\d-\d\d \d\d:\d\d:\d\dZ  promote  production  none → 1  ann  because .* on and on",
         line,
     )
     assert "\x1b" not in done.stdout
@@ -130,22 +127,11 @@ def test_json_is_as_before(ledger, gyre):
     assert (row["to"], row["who"], row["why"]) == ("1", "ann", WHY)
 
 
-def test_progress_says_the_seconds_left_once_it_knows_what_the_last_time_took(
-    settings, python
-):
-    took = settings.home / "run" / "took.json"
-    took.parent.mkdir()
-    first = on_terminal(settings, python, "-c", PROGRESS, "2.2")
-    assert re.search(r"train it +\d+ s", first)
-    assert "left" not in first
-    assert json.loads(took.read_text())["train it"] >= 2.2
-    known = json.dumps({"train it": 900.0})
-    took.write_text(known)
-    second = on_terminal(settings, python, "-c", PROGRESS, "0.1")
-    assert re.search(r"about (900|8\d\d) s left", second)
-    assert "a fold is done\r\n" in second
-    assert second.replace(f"{ESCAPE}?25h", "").rstrip().endswith("outcome")
-    assert took.read_text() == known, "what is short says nothing of the next time"
+def test_progress_says_how_long_it_goes_on_and_vanishes(settings, python):
+    text = on_terminal(settings, python, "-c", PROGRESS, "1.2")
+    assert re.search(r"train it 0:00:01", re.sub(rf"{ESCAPE}[0-9;]*m", "", text))
+    assert "a fold is done\r\n" in text
+    assert text.replace(f"{ESCAPE}?25h", "").rstrip().endswith("outcome")
 
 
 def test_off_a_terminal_progress_is_its_lines_alone(settings, python):
@@ -185,58 +171,48 @@ def test_logs_follows_what_is_written_then(settings, gyre):
         process.terminate()
 
 
-def text_of(models, checks=None) -> list[str]:
-    status = {"models": models, "checks": checks or {}, "broken_specs": [], "processes": [],
-              "pss_mib": 7}  # fmt: skip
+def text_of(**changed: object) -> list[str]:
+    status = {
+        "models": {},
+        "problems": [],
+        "broken_specs": [],
+        "processes": [],
+        "pss_mib": 7,
+    }
     console = Console(width=300, color_system=None)
     with console.capture() as found:
-        console.print(shown(status))
+        console.print(shown(status | changed))
     return [line.rstrip() for line in found.get().splitlines()]
 
 
-def test_a_card_has_the_rates_since_the_last_monitoring_run():
-    before = {"production 2": {"a": Counted(1, 100, ((0.01, 100.0), (0.1, 100.0)), 99)}}
-    now = {("failures_total", None): 4, ("s_total", None): 216, ("_seconds_bucket", "0.01"): 210,
-           ("_seconds_bucket", "0.1"): 220, ("_seconds_bucket", "+Inf"): 220}  # fmt: skip
-    of = {"model": MODEL, "role": "production", "version": "2"}
-    samples = [
-        Sample(f"gyre_prediction{'_' * (name == 'failures_total')}{name}",
-               of | ({"le": le} if le else {}), float(n))
-        for (name, le), n in now.items()
-    ]  # fmt: skip
-    decision = replace(DECISION, counted=COUNTS.dump_json(before).decode())
-    serving = Reading(ServingStatus({}, samples, {"a": samples}), NOW)
-    found = card(replace(rows(decisions=[decision]), serving=serving), NOW)
-    assert found["requests_a_minute"] == 2.0  # 120 in an hour
-    assert 10 < found["p99_ms"] < 100
-    assert found["error_percent"] == 2.5  # 3 of 120 rows
-    since = NOW - timedelta(hours=30)
-    expected = {"version": "2", "verdict": "ok", "open_alerts": 0, "since": since}
-    assert expected.items() <= found.items()
+def test_status_has_the_cards_of_the_console_with_the_verdict_in_words():
+    status = rows()
+    card = card_of(status, [*of_model(status, NOW)], NOW)
+    line = text_of(models={MODEL: asdict(card)})[1]
+    assert line.split()[:3] == [MODEL, "ok", "2"]
+    assert line.endswith(DECISION.words)
+    silent = card_of(SILENT, [*of_model(SILENT, NOW)], NOW)
+    line = text_of(models={MODEL: asdict(silent)})[1]
+    assert line.split() == [MODEL, "unknown", *["-"] * 7]
 
 
-def test_a_card_of_what_is_not_known_says_so():
-    assert set(card(SILENT, NOW).values()) == {None}
-    cards = {MODEL: {"state": "unknown", **card(SILENT, NOW)}}
-    line = text_of(cards)[1]
-    assert line.split()[:4] == [MODEL, "unknown", "version", "-,"]
-    assert "requests a minute -, p99 ms -, error percent -, verdict -" in line
-    assert card(WELL, NOW)["requests_a_minute"] is None
-
-
-def test_status_says_first_what_is_wrong():
-    checks = {
-        "other": [{"name": "features", "ok": None, "remark": "unknown: no answer"}],
-        MODEL: [
-            {"name": "verdict", "ok": True, "remark": "ok"},
-            {"name": "alerts", "ok": False, "remark": "drift"},
-        ],
+def test_status_says_first_what_is_wrong_and_what_to_do():
+    problem = {
+        "state": "attention",
+        "of": [MODEL, "other"],
+        "words": "drift",
+        "remedy": "wait",
     }
-    cards = {MODEL: {"state": "look", "since": datetime(2026, 11, 3, 4, 5, tzinfo=UTC)}}
-    lines = text_of(cards, checks)
-    assert [line.split()[:3] for line in lines[1:3]] == [
-        ["look", MODEL, "alerts"], ["unknown", "other", "features"],
-    ]  # fmt: skip
-    assert lines[5].split() == [MODEL, "look", "since", "2026-11-03", "04:05:00Z"]
-    assert "no supervisor is running here: make up" in lines[8]
-    assert lines[9].split() == ["all", "processes", "7", "MiB"]
+    lines = text_of(problems=[problem], broken_specs=["broken.toml: no label"])
+    assert lines[1].split() == [
+        "attention",
+        "models",
+        "left",
+        "out",
+        "broken.toml:",
+        "no",
+        "label",
+    ]
+    assert lines[2].split() == ["attention", f"{MODEL},", "other", "drift", "wait"]
+    assert "no supervisor is running here: make up" in lines[5]
+    assert lines[6].split() == ["all", "processes", "7", "MiB"]

@@ -5,25 +5,35 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from cli.watch import _lines, _retrain
-from mlflow_server.records import DecisionRow, Records
-from monitoring.checks.result import MonitorReport
+from cli.watch import report_lines, start_retraining
+from monitoring.check import CheckResult
 from monitoring.decision import INPUTS, Decision, Inputs, decide
+from monitoring.decision_log import DecisionRow, store_decision
+from monitoring.monitor import MonitorReport
 from stack.environment import child_environment
 from tests.conftest import mlflow_server, new_settings
 from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-CAUSE = "drift of version 1, labels up to 2026-08-01"
+CAUSE = "drift of version 1"
+WORDS = "bad: total_spend_30d: PSI 0.31"
+PSI = CheckResult(
+    name="psi/score",
+    kind="prediction_drift",
+    status="note",
+    value=0.12,
+    words="score: PSI 0.12",
+)
 SEEN = Inputs(
     as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("total_spend_30d: PSI 0.31",),
-    harm=None, previous=None, cause=CAUSE, answered=False, last_retraining=None,
-    cooldown=timedelta(hours=24), learnable=True,
+    harm=None, previous=None, last_retraining=None, last_promotion=NOW - timedelta(days=2),
+    cooldown=timedelta(hours=24), windows=5, bad_windows=2,
 )  # fmt: skip
 
 
@@ -43,21 +53,20 @@ def gyre(settings, *arguments: str, code: int = 0) -> str:
 
 
 def keep(settings, decision: Decision) -> None:
-    records = Records(settings)
-    records.keep(
+    store_decision(
+        settings,
         DecisionRow(
             MODEL, SEEN.version, NOW, "bad", decision.action, decision.rule, decision.reason,
-            CAUSE, INPUTS.dump_json(SEEN).decode(), {"psi_total_spend_30d": 0.31},
+            CAUSE, WORDS, INPUTS.dump_json(SEEN).decode(), 900,
         )
     )  # fmt: skip
-    records.close()
 
 
 def report(**more) -> MonitorReport:
     values = {
         "model": MODEL, "as_of": NOW, "version": "1", "verdict": "bad", "decision": decide(SEEN),
-        "cause": CAUSE, "entities": 900, "findings": SEEN.findings, "notes": ("score: PSI 0.12",),
-        "figures": {}, "left_out": {"outside the population": 7}, "malformed": 2,
+        "words": WORDS, "cause": CAUSE, "entities": 900, "results": (PSI,),
+        "left_out": {"outside the population": 7}, "malformed": 2,
         "outcomes_left_out": {"told again": 3},
     }  # fmt: skip
     return MonitorReport(**(values | more))
@@ -73,11 +82,14 @@ def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
         "the same",
     ):
         assert part in text
-    assert "learnable" not in gyre(settings, "decide", MODEL)
+    assert "  verdicts: bad, bad\n" in text
+    assert "  last promotion: 2026-11-18 12:00:00 UTC\n" in text
+    assert "limits:\n  cooldown: 1 day, 0:00:00\n  windows: 5" in text
+    assert "windows" not in gyre(settings, "decide", MODEL)
     found = json.loads(gyre(settings, "decide", MODEL, "--explain", "--json"))
     assert (found["rule"], found["agrees"], found["cause"]) == ("drift", True, CAUSE)
     assert found["inputs"]["verdicts"] == ["bad", "bad"]
-    assert found["figures"] == {"psi_total_spend_30d": 0.31}
+    assert found["words"] == WORDS
 
 
 def test_a_decision_that_todays_rules_would_not_take_is_said_to_differ(settings):
@@ -96,17 +108,20 @@ def test_without_a_decision_there_is_a_word_on_what_to_do(settings):
 
 
 def test_the_report_counts_what_was_left_out_and_says_its_notes():
-    assert list(_lines(report())) == [
-        f"{MODEL} version 1: bad on 900 entities; retrain (drift): total_spend_30d: PSI 0.31",
+    psi = replace(PSI, name="psi/tenure", status="bad", words="tenure: PSI 8.00",
+                  acts=False, reason="grows")  # fmt: skip
+    assert [*report_lines(report(results=(PSI, psi)))] == [
+        f"{MODEL} version 1: {WORDS}; retrain (drift)",
+        "  note: score: PSI 0.12",
+        "  bad: tenure: PSI 8.00 (monitor only: grows)",
         "  left out: 7 outside the population",
         "  left out: 3 outcomes told again",
         "  left out: 2 malformed lines",
-        "  note: score: PSI 0.12",
     ]
 
 
 def test_a_retraining_decided_without_airflow_names_the_command_instead(settings):
-    line = _retrain(settings, report())
+    line = start_retraining(settings, report())
     assert "no retraining was started" in line
     assert f"gyre train {MODEL} --reason '{CAUSE}: total_spend_30d: PSI 0.31'" in line
 
@@ -117,7 +132,7 @@ def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error
     with mlflow_server(settings, commands_folder() / "python"):
         text = gyre(settings, "monitor", MODEL)
         found = json.loads(gyre(settings, "monitor", MODEL, "--json"))
-    assert "insufficient_data on 0 entities; nothing" in text
+    assert "nothing is in production; nothing (insufficient_data)" in text
     assert found["decision"]["action"] == "nothing"
 
 

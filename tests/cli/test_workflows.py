@@ -89,13 +89,6 @@ def test_gitlab_and_jenkins_call_what_github_calls():
     )
 
 
-@pytest.mark.parametrize(
-    "path", [GITLAB, JENKINS, *WORKFLOWS], ids=lambda path: path.name
-)
-def test_no_file_is_longer_than_a_page(path):
-    assert len(path.read_text().splitlines()) <= 90
-
-
 def test_gitlabs_file_is_one_by_its_published_schema():
     content = yaml.safe_load(GITLAB.read_text())
     jsonschema.validate(content, schema := json.loads(SCHEMA.read_text()))

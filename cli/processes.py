@@ -1,0 +1,124 @@
+"""`gyre up`, `down`, `status`, `open`, `logs`, `env`, `demo`, `run`: the processes of a stack."""
+
+import os
+import shlex
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from cli.terminal import progress
+from cli.verbs import AsJson, AsOf, moment, say
+from core.errors import StackError
+from core.settings import Page, load_settings
+
+COMMAND_HELP = (
+    "After `--`: what `gyre run task` becomes, a task of Airflow in a pod of its own."
+)
+
+
+def up(as_of: AsOf = None) -> None:
+    """Start the stack, ingest, train the first version (as of --as-of), predict."""
+    settings = load_settings()
+    first_as_of = None if as_of is None else moment(as_of)
+    from stack.machine import problems  # noqa: PLC0415
+
+    lines = problems(settings)
+    if lines:
+        raise StackError("\n".join(lines))
+    from cli.up import up as bring_up  # noqa: PLC0415  (seconds)
+
+    bring_up(settings, first_as_of)
+
+
+def down() -> None:
+    """End every process of the stack, and only those."""
+    from stack.processes import end_stack  # noqa: PLC0415
+
+    with progress("down"):
+        processes = end_stack(load_settings())
+    for process in processes:
+        typer.echo(f"ended {process}")
+    count = f"{len(processes)} processes ended"
+    typer.echo(count if processes else "nothing was running")
+
+
+def status(*, as_json: AsJson = False) -> None:
+    """Say what is up, what serves, how fresh; exit code 1 unless all runs and serving is ready."""
+    settings = load_settings()
+    with progress("status"):
+        from cli.status import read_status, shown  # noqa: PLC0415
+
+        document = read_status(settings)
+    say(shown(document), document, as_json=as_json)
+    if not as_json:
+        typer.echo(f"console: {settings.link('console')}/")
+    raise typer.Exit(0 if document["up"] else 1)
+
+
+def open_page(
+    page: Annotated[
+        Literal["console", "mlflow", "airflow", "docs"],
+        typer.Argument(help="docs: serving's routes, to try them."),
+    ],
+) -> None:
+    """Open a page of the stack in the browser, and print its address."""
+    program: Page = "serving" if page == "docs" else page
+    path = "docs" if page == "docs" else ""
+    address = f"{load_settings().link(program)}/{path}"
+    typer.echo(address)
+    typer.launch(address)
+
+
+def logs(
+    program: str,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on as it grows.")
+    ] = False,
+) -> None:
+    """Print the newest lines of a program's log."""
+    folder = load_settings().home / "logs"
+    files = {file.stem: str(file) for file in folder.glob("*.log")}
+    if program not in files:
+        expected = ", ".join(sorted(files)) or "a stack that was started"
+        raise StackError(f"{program}: expected {expected}")
+    options = ["-n40", "-F"] if follow else ["-n40"]
+    os.execvp("tail", ["tail", *options, files[program]])  # noqa: S606
+
+
+def env() -> None:
+    """Print what a shell needs to talk to this stack: eval "$(gyre env)"."""
+    from feature_repo.feast_config import write_feast_config  # noqa: PLC0415
+    from stack.environment import child_environment  # noqa: PLC0415
+
+    settings = load_settings()
+    write_feast_config(settings)
+    for name, value in sorted(child_environment(settings).items()):
+        if name != "HOME":
+            typer.echo(f"export {name}={shlex.quote(value)}")
+
+
+def demo(
+    home: Annotated[
+        Path | None, typer.Option(help="Its folder. A temporary one if absent.")
+    ] = None,
+    *,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Leave the stack running.")
+    ] = False,
+) -> None:
+    """Close the loop on real history: drift in, a better version answering out."""
+    from cli.demo import demo as run_demo  # noqa: PLC0415  (heavy)
+
+    raise typer.Exit(0 if run_demo(home, keep=keep) else 1)
+
+
+def run(
+    program: str,
+    command: Annotated[list[str] | None, typer.Argument(help=COMMAND_HELP)] = None,
+) -> None:
+    """Become one program of a stack, as in a container; `gyre run init` first prepares for all."""
+    from stack.programs import run as become  # noqa: PLC0415
+
+    become(load_settings(), program, command or [])

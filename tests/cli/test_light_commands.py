@@ -1,0 +1,79 @@
+"""Commands that people wait for: REST and SQL only, without what trains and monitors."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+from core.settings import PROJECT
+from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
+from stack.environment import process_environment
+from tests.conftest import mlflow_server, new_settings
+from tests.mlflow_server.conftest import client
+
+MODEL = "customer_churn_model"
+HEAVY = (
+    "mlflow",
+    "pandas",
+    "scipy",
+    "feast",
+    "pyarrow",
+    "duckdb",
+    "evidently",
+)
+RUN = """
+import json, sys
+from cli.main import app
+sys.argv = ["gyre", *sys.argv[1:]]
+try:
+    app()
+except SystemExit as end:
+    print(json.dumps([end.code, sorted(sys.modules)]), file=sys.stderr)
+"""
+MOST_MODULES = 1_000
+
+
+def run(settings, *arguments):
+    """Return exit code and names of the modules that a command has imported."""
+    command = [sys.executable, "-c", RUN, *arguments]
+    environment = process_environment(settings)
+    done = subprocess.run(
+        command, env=environment, cwd=PROJECT, capture_output=True, check=False
+    )
+    code, modules = json.loads(done.stderr.splitlines()[-1])
+    assert code == 0, done.stderr
+    return modules
+
+
+def register(settings, folder):
+    """Register the model's next version, with files that are those registered."""
+    api = client(settings)
+    for name in (ONNX_FILE, CONTRACT_FILE):
+        (folder / name).write_text("any bytes")
+    info = api.create_run("0").info
+    api.log_artifact(info.run_id, str(folder / ONNX_FILE), "model")
+    api.log_artifact(info.run_id, str(folder / CONTRACT_FILE), "model/extra_files")
+    source = f"{info.artifact_uri}/model"
+    tags = digest_tags(folder)
+    api.create_model_version(MODEL, source, info.run_id, tags)
+
+
+def test_promotions_and_help_import_nothing_that_trains(tmp_path):
+    settings = new_settings(tmp_path / "home")
+    with mlflow_server(settings):
+        client(settings).create_registered_model(MODEL)
+        register(settings, tmp_path)
+        register(settings, tmp_path)
+        why = ("--reason", "better")
+        for arguments in (
+            ("--help",),
+            ("promote", MODEL, "1", *why),
+            ("promote", MODEL, "2", *why),
+            ("rollback", MODEL, *why),
+            ("ledger", MODEL),
+        ):
+            modules = run(settings, *arguments)
+            heavy = {name.partition(".")[0] for name in modules}.intersection(HEAVY)
+            assert not heavy, arguments
+            assert len(modules) < MOST_MODULES, arguments
