@@ -31,7 +31,7 @@ random 64 | write airflow_jwt
 random 16 | write airflow_password
 printf 'first:%s\n' "$(random 24)" | write serving_tokens
 
-# Addresses of Apprise for alerts, on Kubernetes. Empty: lines of a file, which goes with the pod of a task.
+# Addresses of Apprise that alerts go to, separated by blanks. Empty: alerts are lines of a file in GYRE_HOME.
 test -e gyre_alert_urls || { : > gyre_alert_urls; chmod 644 gyre_alert_urls; }
 
 # Signed by itself: put your own certificate and key in their place.

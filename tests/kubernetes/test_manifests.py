@@ -12,7 +12,6 @@ import re
 import shlex
 import shutil
 import subprocess
-from itertools import chain
 from pathlib import Path
 
 import jsonschema
@@ -20,332 +19,246 @@ import kubernetes_validate
 import pytest
 import yaml
 
-from core.settings import CLONE, in_schema, load_settings
+from core.settings import CLONE, load_settings
 from tests.kubernetes.conftest import run
-
-PAGE = (CLONE / "docs" / "how-to" / "kubernetes.md").read_text()
-FOLDER, HERE = CLONE / "deploy" / "kubernetes", Path(__file__).parent
-RELEASES = ("1.29", "1.37")
-"""Of Kubernetes: the oldest and the newest that the manifests are held against."""
-COMPOSE = yaml.safe_load(
-    re.sub(
-        r"\$\{\w+:-([^}]*)\}", r"\1", (CLONE / "deploy" / "compose.yaml").read_text()
-    )
+from tests.kubernetes.manifests import (
+    FOLDER,
+    base,
+    container_of,
+    page_files,
+    pod_of,
+    read_compose,
+    read_documents,
+    secrets_of,
+    task_pod,
+    validate,
 )
+
+HERE = Path(__file__).parent
+COMPOSE = read_compose()
 SERVICES = COMPOSE["services"]
 DIFFERENT = {
     "GYRE_SERVING_URL": "the headless Service stands for every replica there is",
     "GYRE_ENGINE": "the folder `spark` sets it",
     "GYRE_SPARK_MASTER": "the folder `spark` sets it",
-    "GYRE_ALERT_URLS": "a key of the Secret, as a pod of a task keeps no file",
     "AIRFLOW__CORE__EXECUTOR": "a pod for each task, by Airflow's chart",
     "AIRFLOW__CELERY__BROKER_URL_CMD": "no Celery",
     "AIRFLOW__CELERY__WORKER_CONCURRENCY": "no Celery",
-    "airflow_broker_url": "no Celery",
-    "PGDATA": "a volume's own folder may hold lost+found",
-    "/health/ready": "a replica has started when it can predict; an update waits for that",
 }
-SERVED = {"serving": "serving-a"}
+BROKER = "airflow_broker_url"
+"""Of Celery, so no pod has it."""
+PROGRAMS = ("serving", "console", "consumer", "init", "mlflow")
+SERVED = {"serving": "serving-a", "kserve": "serving-a"}
 PODS = {"Deployment", "StatefulSet", "Job"}
-
-
-def documents(*paths):
-    files = chain.from_iterable(sorted(FOLDER.glob(path)) for path in paths)
-    every = (each for file in files for each in yaml.safe_load_all(file.read_text()))
-    return [each for each in every if each["kind"] != "Kustomization"]
-
-
-ALL = documents("base/*.yaml", "mlflow/*.yaml", "overlays/*/stores.yaml")
-AIRFLOW = yaml.safe_load((FOLDER / "airflow-values.yaml").read_text())
-MLFLOW = yaml.safe_load((FOLDER / "mlflow-values.yaml").read_text())
-KSERVE = yaml.safe_load((FOLDER / "kserve" / "inferenceservice.yaml").read_text())
-SPARK = yaml.safe_load((FOLDER / "spark" / "sparkcluster.yaml").read_text())
-SPARK_POLICIES = documents("spark/network.yaml")
-SETTINGS = next(each["data"] for each in ALL if each["kind"] == "ConfigMap")
-
-
-def known(document):
-    for release in RELEASES:
-        kubernetes_validate.validate(document, release, strict=True)
-
-
-def pod_of(spec, name="pod"):
-    return {"apiVersion": "v1", "kind": "Pod", "metadata": {"name": name}, "spec": spec}
-
-
-def airflow_task():
-    """The pod that the chart and the executor make for a task."""
-    contexts, workers = AIRFLOW["securityContexts"], AIRFLOW["workers"]
-    container = {
-        "name": "base",
-        "image": AIRFLOW["defaultAirflowRepository"],
-        "command": workers["kubernetes"]["command"],
-        "env": yaml.safe_load(AIRFLOW["extraEnv"]),
-        "envFrom": yaml.safe_load(AIRFLOW["extraEnvFrom"]),
-        "volumeMounts": AIRFLOW["volumeMounts"],
-        "securityContext": contexts["containers"],
-        "resources": workers["resources"],
-    }
-    return {
-        "containers": [container],
-        "volumes": AIRFLOW["volumes"],
-        "securityContext": contexts["pod"],
-        "terminationGracePeriodSeconds": workers["terminationGracePeriodSeconds"],
-    }
-
-
-def specs():
-    """Every pod, by the name of its program."""
-    found = {
-        each["metadata"]["name"]: each["spec"]["template"]["spec"]
-        for each in ALL
-        if each["kind"] in PODS
-    }
-    return found | {"kserve": KSERVE["spec"]["predictor"], "airflow": airflow_task()}
-
-
-def only(spec):
-    (container,) = spec["containers"]
-    return container
-
-
-def secrets_of(spec):
-    given = [each["secret"] for each in spec["volumes"] if "secret" in each]
-    assert {secret["secretName"] for secret in given} <= {"gyre"}
-    return {item["key"] for secret in given for item in secret["items"]}
+BASE = base()
+OBJECTS = {(each["kind"], each["metadata"]["name"]): each for each in BASE}
+SETTINGS = OBJECTS["ConfigMap", "gyre"]["data"]
+SERVING = OBJECTS["StatefulSet", "serving"]["spec"]
+SCALER = OBJECTS["HorizontalPodAutoscaler", "serving"]["spec"]
+(AIRFLOW,) = read_documents("airflow-values.yaml")
+(SPARK,) = read_documents("spark/sparkcluster.yaml")
+SPARK_POLICIES = read_documents("spark/network.yaml")
+KSERVE_FILES = page_files("kserve.md")
+KSERVE = yaml.safe_load(KSERVE_FILES[0])
+PREDICTOR = KSERVE["spec"]["predictor"]
+SPECS = {
+    each["metadata"]["name"]: each["spec"]["template"]["spec"]
+    for each in BASE
+    if each["kind"] in PODS
+} | {"kserve": PREDICTOR, "airflow": task_pod(AIRFLOW)}
+PAGE = (CLONE / "docs" / "how-to" / "kubernetes.md").read_text()
 
 
 @pytest.mark.parametrize(
     "document",
-    [*ALL, *SPARK_POLICIES],
+    [*BASE, *SPARK_POLICIES],
     ids=lambda each: f"{each['kind']} {each['metadata']['name']}",
 )
 def test_kubernetes_knows_every_field_of_each_object(document):
-    known(document)
+    validate(document)
 
 
 def test_a_field_that_kubernetes_does_not_know_is_seen():
-    wrong = yaml.safe_load(
-        yaml.safe_dump(next(e for e in ALL if e["kind"] == "StatefulSet"))
-    )
-    only(wrong["spec"]["template"]["spec"])["readynessProbe"] = {}
+    wrong = pod_of(json.loads(json.dumps(SPECS["serving"])))
+    container_of(wrong["spec"])["readynessProbe"] = {}
     with pytest.raises(kubernetes_validate.ValidationError):
-        known(wrong)
+        validate(wrong)
 
 
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "overlay", ["overlays/dev", "overlays/production", "kserve", "spark"]
-)
-def test_an_overlay_is_built_and_kubernetes_knows_what_comes_out(kustomize, overlay):
-    built = [*yaml.safe_load_all(run([*kustomize, FOLDER / overlay]))]
-    served = [each for each in built if each["kind"] == "InferenceService"]
-    for document in built:
-        if document["kind"] not in {"InferenceService", "SparkCluster"}:
-            known(document)
-    kinds = {(each["kind"], each["metadata"]["name"]) for each in built}
-    of_base = {
-        (each["kind"], each["metadata"]["name"])
-        for each in documents("base/*", "mlflow/*")
-    }
-    gone = {
-        (kind, "serving") for kind in ("HorizontalPodAutoscaler", "PodDisruptionBudget")
-    }
-    gone |= {("StatefulSet", "serving")} if served else set()
-    is_whole = overlay in {"overlays/production", "spark"}
-    assert of_base - kinds == (set() if is_whole else gone)
-    spaces = {each["metadata"]["namespace"] for each in built}
-    assert spaces == {"gyre-dev" if overlay == "overlays/dev" else "gyre"}
-    if overlay == "kserve":
-        (predictor,) = [each["spec"]["predictor"] for each in served]
-        assert only(predictor)["image"] == "registry.example.com/gyre-serving:0.1.0"
-    if overlay == "spark":
-        (settings,) = [each["data"] for each in built if each["kind"] == "ConfigMap"]
-        assert settings["GYRE_ENGINE"] == "spark"
-        name = SPARK["metadata"]["name"]
-        assert settings["GYRE_SPARK_MASTER"] == f"spark://{name}-master-svc:7077"
-    if overlay == "overlays/production":
-        images = {
-            only(each["spec"]["template"]["spec"])["image"]
-            for each in built
-            if each["kind"] in PODS
-        }
-        assert images == {
-            f"registry.example.com/{n}:0.1.0" for n in ("gyre", "gyre-serving")
-        }
-        (scaler,) = [
-            each["spec"] for each in built if each["kind"] == "HorizontalPodAutoscaler"
-        ]
-        assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 12)
-        airflow = yaml.safe_load((FOLDER / overlay / "airflow-values.yaml").read_text())
-        assert ":".join(airflow.values()) == "registry.example.com/gyre:0.1.0"
+@pytest.fixture
+def build(kustomize, tmp_path):
+    """Builds an overlay of a copy, which has the files of the page on KServe."""
+    copy = tmp_path / "kubernetes"
+    shutil.copytree(FOLDER, copy)
+    (copy / "kserve").mkdir()
+    for name, text in zip(
+        ("inferenceservice", "kustomization"), KSERVE_FILES, strict=True
+    ):
+        (copy / "kserve" / f"{name}.yaml").write_text(text)
+
+    def build(overlay):
+        documents = [*yaml.safe_load_all(run([*kustomize, copy / overlay]))]
+        for document in documents:
+            if document["kind"] not in {"InferenceService", "SparkCluster"}:
+                validate(document)
+            assert document["metadata"]["namespace"] == "gyre"
+        return {(each["kind"], each["metadata"]["name"]): each for each in documents}
+
+    return build
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "serving",
-        "console",
-        "consumer",
-        "init",
-        "mlflow",
-        "postgres",
-        "redis",
-        "s3",
-        "bucket",
-    ],
-)
+def pod_specs(objects):
+    pods = {key: each for key, each in objects.items() if key[0] in PODS}
+    return {name: each["spec"]["template"]["spec"] for (_, name), each in pods.items()}
+
+
+def test_the_overlay_production_is_built(build):
+    built = build("production")
+    assert built.keys() == OBJECTS.keys()
+    specs = pod_specs(built)
+    for name, spec in specs.items():
+        assert secrets_of(spec) == secrets_of(SPECS[name])
+    images = {container_of(spec)["image"] for spec in specs.values()}
+    registry = "registry.example.com"
+    assert images == {f"{registry}/gyre:0.1.0", f"{registry}/gyre-serving:0.1.0"}
+    (airflow,) = read_documents("production/airflow-values.yaml")
+    assert ":".join(airflow.values()) == f"{registry}/gyre:0.1.0"
+    scaler = built["HorizontalPodAutoscaler", "serving"]["spec"]
+    assert (scaler["minReplicas"], scaler["maxReplicas"]) == (3, 12)
+
+
+def test_the_overlay_spark_is_built(build):
+    built = build("spark")
+    assert OBJECTS.keys() <= built.keys()
+    settings = built["ConfigMap", "gyre"]["data"]
+    assert settings["GYRE_ENGINE"] == "spark"
+    name = SPARK["metadata"]["name"]
+    assert settings["GYRE_SPARK_MASTER"] == f"spark://{name}-master-svc:7077"
+
+
+def test_the_overlay_of_the_page_on_kserve_is_built(build):
+    built = build("kserve")
+    replaced = ("StatefulSet", "HorizontalPodAutoscaler", "PodDisruptionBudget")
+    assert OBJECTS.keys() - built.keys() == {(kind, "serving") for kind in replaced}
+    predictor = built["InferenceService", "gyre-serving"]["spec"]["predictor"]
+    image = container_of(predictor)["image"]
+    assert image == "registry.example.com/gyre-serving:0.1.0"
+
+
+@pytest.mark.parametrize("name", PROGRAMS)
 def test_a_program_is_the_one_that_compose_runs(name):
-    spec, service = specs()[name], SERVICES[SERVED.get(name, name)]
-    container = only(spec)
+    spec = SPECS[name]
+    container = container_of(spec)
+    service = SERVICES[SERVED.get(name, name)]
     assert container["image"] == service["image"]
-    command, entrypoint = service.get("command", ""), service.get("entrypoint")
-    if isinstance(command, str):
-        command = shlex.split(command)
-    assert [line.rstrip() for line in container.get("args", [])] == [
-        line.rstrip() for line in command
-    ]
-    assert container.get("command") == entrypoint
-    mounts = {each["mountPath"] for each in container["volumeMounts"]} - {
-        "/tmp",
-        "/run/secrets",
-    }
-    volumes = {volume.split(":")[1] for volume in service.get("volumes", [])}
-    assert mounts - {"/var/run/postgresql"} == (volumes if name != "bucket" else set())
+    assert container.get("args", []) == shlex.split(service.get("command", ""))
+    mounts = {each["mountPath"] for each in container["volumeMounts"]}
+    volumes = {volume.split(":")[1] for volume in service["volumes"]}
+    assert mounts == volumes | {"/tmp", "/run/secrets"}
     grace = service.get("stop_grace_period", "30s")
-    assert spec.get("terminationGracePeriodSeconds", 30) == int(grace.removesuffix("s"))
-    if name == "bucket":  # the template of all programs gives it more than it needs
-        assert secrets_of(spec) < {*service["secrets"]}
-    else:
-        assert {*service["secrets"]} - secrets_of(spec) <= DIFFERENT.keys()
-        given_by_compose = {*service["secrets"]} | {
-            name.lower() for name in service.get("environment", ())
-        }
-        assert secrets_of(spec) <= given_by_compose
-    env = {each["name"]: each["value"] for each in container.get("env", [])}
-    if name in {"postgres", "redis", "s3"}:
-        given = service.get("environment", {})
-        assert {
-            key for key in env.keys() ^ given.keys() if key not in DIFFERENT
-        } == set()
-        assert given.items() <= env.items()
-    else:
-        assert container["envFrom"] == [{"configMapRef": {"name": "gyre"}}]
-        assert env == {}
+    assert f"{spec['terminationGracePeriodSeconds']}s" == grace
+    assert secrets_of(spec) == {*service["secrets"]} - {BROKER}
+    assert container["envFrom"] == [{"configMapRef": {"name": "gyre"}}]
+    assert "env" not in container
 
 
 def test_variables_are_those_of_compose():
-    given = {name: str(value or "") for name, value in COMPOSE["x-environment"].items()}
-    differing = {
-        name
-        for name in given.keys() | SETTINGS.keys()
-        if given.get(name) != SETTINGS.get(name)
+    compose = {
+        name: "" if value is None else str(value)
+        for name, value in COMPOSE["x-environment"].items()
     }
-    assert differing == {
-        name for name in DIFFERENT if name.isupper() and name != "PGDATA"
-    }
-    assert all(isinstance(value, str) for value in SETTINGS.values())
-
-
-def asked(service):
-    """Port and path that a health check of compose asks."""
-    test = shlex.join(service["healthcheck"]["test"])
-    return re.search(r"127\.0\.0\.1:(\d+)(/[a-z/]*)", test).groups()
+    (production,) = read_documents("production/kustomization.yaml")
+    patch = yaml.safe_load(production["patches"][0]["patch"])
+    cluster = patch["data"]
+    assert SETTINGS.keys().isdisjoint(cluster)
+    assert compose.keys() - SETTINGS.keys() - cluster.keys() <= DIFFERENT.keys()
+    for name, value in SETTINGS.items():
+        assert compose[name] == value or name in DIFFERENT
+    assert cluster.keys() <= compose.keys()
+    assert {type(value) for value in (SETTINGS | cluster).values()} == {str}
 
 
 @pytest.mark.parametrize("name", ["serving", "kserve", "console", "mlflow"])
 def test_probes_and_services_ask_where_compose_does(name):
-    program = "serving" if name == "kserve" else name
-    container = only(specs()[name])
-    port, path = asked(SERVICES[SERVED.get(program, program)])
+    check = shlex.join(SERVICES[SERVED.get(name, name)]["healthcheck"]["test"])
+    port, path = re.search(r"127\.0\.0\.1:(\d+)(/[a-z/]*)", check).groups()
+    container = container_of(SPECS[name])
     (exposed,) = container["ports"]
     assert str(exposed["containerPort"]) == port
-    probes = {
-        kind: container[f"{kind}Probe"]["httpGet"]
-        for kind in ("startup", "readiness", "liveness")
-    }
-    assert {probe["port"] for probe in probes.values()} <= {
-        exposed.get("name"),
-        int(port),
-    }
-    paths = {kind: probe["path"] for kind, probe in probes.items()}
-    starts = "/health/ready" if program == "serving" else path
-    assert paths == {"startup": starts, "readiness": path, "liveness": path}
-    for each in ALL:
-        if (
-            each["kind"] == "Service"
-            and each["spec"]["selector"].get("app.kubernetes.io/name") == name
-        ):
-            (shown,) = each["spec"]["ports"]
-            assert (str(shown["port"]), shown["targetPort"]) == (port, exposed["name"])
+    # A replica has started when it can predict: an update waits for that.
+    start = "/health/ready" if name in SERVED else path
+    paths = {"startup": start, "readiness": path, "liveness": path}
+    for kind, expected in paths.items():
+        probe = container[f"{kind}Probe"]["httpGet"]
+        assert probe["path"] == expected
+        assert probe["port"] in {exposed.get("name"), int(port)}
+    service = OBJECTS.get(("Service", name))
+    if service is not None:
+        (shown,) = service["spec"]["ports"]
+        assert (str(shown["port"]), shown["targetPort"]) == (port, exposed["name"])
 
 
-def test_every_address_in_the_settings_is_a_service_with_that_port():
-    services = {
-        each["metadata"]["name"]: each["spec"]["ports"][0]["port"]
-        for each in ALL
-        if each["kind"] == "Service"
-    }
-    inner = [SETTINGS[f"GYRE_{name}_URL"] for name in ("MLFLOW", "AIRFLOW", "SERVING")]
-    for url in [*inner, SETTINGS["AWS_ENDPOINT_URL"]]:
-        host, port = re.fullmatch(r"http://([a-z0-9-]+):(\d+)", url).groups()
-        assert services[host] == int(port)
+@pytest.mark.parametrize("name", ["MLFLOW", "AIRFLOW", "SERVING"])
+def test_every_address_in_the_settings_is_a_service_with_that_port(name):
+    url = SETTINGS[f"GYRE_{name}_URL"]
+    host, port = re.fullmatch(r"http://([a-z0-9-]+):(\d+)", url).groups()
+    (exposed,) = OBJECTS["Service", host]["spec"]["ports"]
+    assert exposed["port"] == int(port)
 
 
-@pytest.mark.parametrize("name", specs())
-def test_a_pod_may_do_nothing_that_it_need_not(name):
-    spec = specs()[name]
-    container = only(spec)
-    pod, own = spec["securityContext"], container["securityContext"]
-    assert pod["runAsNonRoot"] is True
-    assert (
-        pod["runAsUser"]
-        == pod["fsGroup"]
-        == (999 if name in {"postgres", "redis", "s3"} else 1000)
-    )
-    assert pod["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert own == {
-        "allowPrivilegeEscalation": False,
-        "readOnlyRootFilesystem": True,
-        "capabilities": {"drop": ["ALL"]},
-    }
-    if (
-        name != "airflow"
-    ):  # of a tag that moves: Kubernetes would ask a registry each time
-        assert (
-            "/" in container["image"] or container["imagePullPolicy"] == "IfNotPresent"
-        )
+RESTRICTED_POD = {
+    "runAsNonRoot": True,
+    "runAsUser": 1000,
+    "runAsGroup": 1000,
+    "fsGroup": 1000,
+    "seccompProfile": {"type": "RuntimeDefault"},
+}
+RESTRICTED_CONTAINER = {
+    "allowPrivilegeEscalation": False,
+    "readOnlyRootFilesystem": True,
+    "capabilities": {"drop": ["ALL"]},
+}
+
+
+def check_restricted(spec):
+    container = container_of(spec)
+    assert spec["securityContext"] == RESTRICTED_POD
+    assert container["securityContext"] == RESTRICTED_CONTAINER
     assert {"cpu", "memory"} <= container["resources"]["requests"].keys()
     assert "memory" in container["resources"]["limits"]
-    mounted = {each["mountPath"]: each["name"] for each in container["volumeMounts"]}
-    assert {"/tmp"} < mounted.keys()
+    assert "/tmp" in {each["mountPath"] for each in container["volumeMounts"]}
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_a_pod_may_do_nothing_that_it_need_not(name):
+    spec = SPECS[name]
+    check_restricted(spec)
     if name != "airflow":  # its scheduler starts pods; the chart gives it a token
+        # Of a tag that moves Kubernetes would ask a registry each time.
+        assert container_of(spec)["imagePullPolicy"] == "IfNotPresent"
         assert spec["automountServiceAccountToken"] is False
         assert spec["enableServiceLinks"] is False
 
 
 def test_the_log_of_serving_outlives_its_pod():
-    (serving,) = [
-        each["spec"]
-        for each in ALL
-        if each["kind"] == "StatefulSet" and each["metadata"]["name"] == "serving"
-    ]
-    (claim,) = serving["volumeClaimTemplates"]
-    mounts = {
-        each["mountPath"]: each["name"]
-        for each in only(serving["template"]["spec"])["volumeMounts"]
-    }
-    assert mounts["/var/lib/gyre"] == claim["metadata"]["name"]
-    assert {*serving["persistentVolumeClaimRetentionPolicy"].values()} == {"Retain"}
-    assert "replicas" not in serving, "the autoscaler's, which an apply would undo"
+    (claim,) = SERVING["volumeClaimTemplates"]
+    mounts = container_of(SPECS["serving"])["volumeMounts"]
+    (home,) = [each for each in mounts if each["mountPath"] == "/var/lib/gyre"]
+    assert home["name"] == claim["metadata"]["name"]
+    assert {*SERVING["persistentVolumeClaimRetentionPolicy"].values()} == {"Retain"}
+    assert "replicas" not in SERVING, "the autoscaler's, which an apply would undo"
 
 
-def test_every_secret_is_a_file_that_the_script_writes(tmp_path):
-    shutil.copy(CLONE / "deploy" / "secrets.sh", tmp_path)
-    subprocess.run(["sh", "secrets.sh"], cwd=tmp_path, check=True, capture_output=True)
-    written = {file.name for file in (tmp_path / "secrets").iterdir()}
-    assert set.union(*map(secrets_of, specs().values())) <= written
-    assert secrets_of({"volumes": MLFLOW["extraVolumes"]}) <= written
+def test_every_secret_is_a_file_that_the_page_writes(tmp_path):
+    (tmp_path / "deploy").mkdir()
+    shutil.copy(CLONE / "deploy" / "secrets.sh", tmp_path / "deploy")
+    (block,) = re.findall(r"^```sh\n(mkdir [^`]*)```", PAGE, re.MULTILINE)
+    command = ["bash", "-euc", block]
+    subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
+    written = {file.name for file in (tmp_path / "deploy" / "secrets").iterdir()}
+    assert set.union(*map(secrets_of, SPECS.values())) <= written
+    database_url = tmp_path / "deploy" / "secrets" / "gyre_database_url"
+    assert "USER:PASSWORD@HOST" in database_url.read_text()
 
 
 def test_settings_are_read_from_files_as_kubernetes_lays_them_out(
@@ -354,10 +267,8 @@ def test_settings_are_read_from_files_as_kubernetes_lays_them_out(
     """Each key is a link into a folder that is exchanged as a whole."""
     (tmp_path / "..2026_11_23").mkdir()
     (tmp_path / "..data").symlink_to("..2026_11_23")
-    for name, value in {
-        "gyre_redis_url": "redis://of-a-secret",
-        "aws_access_key_id": "k",
-    }.items():
+    files = {"gyre_redis_url": "redis://of-a-secret", "aws_access_key_id": "k"}
+    for name, value in files.items():
         (tmp_path / "..data" / name).write_text(f"{value}\n")
         (tmp_path / name).symlink_to(f"..data/{name}")
     monkeypatch.setenv("GYRE_SECRETS_DIR", str(tmp_path))
@@ -368,298 +279,91 @@ def test_settings_are_read_from_files_as_kubernetes_lays_them_out(
 
 
 def test_an_update_on_the_page_names_a_container_that_there_is():
-    named = re.findall(r"(statefulset|deployment)/([a-z]+) ([a-z]+)=", PAGE)
-    assert {name for _, name, _ in named} == {
-        "serving",
-        "console",
-        "consumer",
-        "mlflow",
-    }
-    for kind, name, container in named:
-        (found,) = [
-            each
-            for each in ALL
-            if (each["kind"].lower(), each["metadata"]["name"]) == (kind, name)
-        ]
-        assert only(found["spec"]["template"]["spec"])["name"] == container
-
-
-PROXY = {"gyre/proxy": "true"}
-LABELS = {
-    each["metadata"]["name"]: each["spec"]["template"]["metadata"]["labels"]
-    for each in ALL
-    if each["kind"] in PODS
-} | {
-    name: {
-        "app.kubernetes.io/part-of": "gyre",
-        "tier": "airflow",
-        "component": name,
-        "release": "airflow",
-    }
-    for name in ("api-server", "scheduler", "dag-processor", "worker")
-}
-POLICIES = [each["spec"] for each in ALL if each["kind"] == "NetworkPolicy"]
-
-
-def selects(selector, labels):
-    found = selector.get("matchLabels", {}).items() <= labels.items()
-    return found and all(
-        labels.get(each["key"]) in each["values"]
-        for each in selector.get("matchExpressions", [])
-    )
-
-
-def reaches(caller, target, port):
-    """Whether a pod (or a namespace's proxy) may open a connection, as Kubernetes decides."""
-    namespace = {
-        "proxy": PROXY,
-        "prometheus": {"gyre/prometheus": "true"},
-        "stranger": {},
-    }
-    on_target = [
-        each for each in POLICIES if selects(each["podSelector"], LABELS[target])
-    ]
-    assert any("Ingress" in each["policyTypes"] for each in on_target), (
-        "nothing denies it"
-    )
-    for rule in (rule for each in on_target for rule in each.get("ingress", [])):
-        if port not in [each["port"] for each in rule["ports"]]:
-            continue
-        for peer in rule["from"]:
-            if caller in namespace:
-                if "namespaceSelector" in peer and selects(
-                    peer["namespaceSelector"], namespace[caller]
-                ):
-                    return True
-            elif "podSelector" in peer and selects(peer["podSelector"], LABELS[caller]):
-                return True
-    return False
-
-
-WHO = {
-    ("serving", 8000): {
-        "proxy",
-        "prometheus",
-        "console",
-        "worker",
-        "scheduler",
-        "dag-processor",
-        "api-server",
-    },
-    ("console", 8001): {"proxy", "prometheus"},
-    ("mlflow", 5000): {
-        "proxy",
-        "serving",
-        "console",
-        "consumer",
-        "init",
-        "worker",
-        "scheduler",
-        "dag-processor",
-        "api-server",
-    },
-    ("api-server", 8080): {
-        "proxy",
-        "console",
-        "worker",
-        "scheduler",
-        "dag-processor",
-        "api-server",
-    },
-    ("scheduler", 8793): set(),
-    ("consumer", 8000): set(),
-}
-
-
-@pytest.mark.parametrize(("target", "port"), WHO)
-def test_who_reaches_a_program_is_written_down(target, port):
-    callers = {*LABELS, "proxy", "prometheus", "stranger"}
-    assert {caller for caller in callers if reaches(caller, target, port)} == WHO[
-        target, port
-    ]
-
-
-def test_whatever_is_ours_reaches_outwards_by_a_rule_alone():
-    ours = [
-        labels
-        for labels in LABELS.values()
-        if labels.get("app.kubernetes.io/part-of") == "gyre"
-    ]
-    assert len(ours) == len(LABELS)
-    for labels in ours:
-        on = [each for each in POLICIES if selects(each["podSelector"], labels)]
-        assert any(
-            "Egress" in each["policyTypes"] and not each.get("egress") for each in on
-        )
-    ports = {
-        port["port"]
-        for each in POLICIES
-        for rule in each.get("egress", [])
-        for port in rule.get("ports", [])
-    }
-    assert ports == {53, 5353, 5432, 6379, 443, 6443}
+    updates = re.findall(r"(statefulset|deployment)/([a-z]+) ([a-z]+)=", PAGE)
+    assert {name for _, name, _ in updates} == {*PROGRAMS} - {"init"}
+    kinds = {"statefulset": "StatefulSet", "deployment": "Deployment"}
+    for kind, name, container in updates:
+        pod = OBJECTS[kinds[kind], name]["spec"]["template"]["spec"]
+        assert container_of(pod)["name"] == container
 
 
 def test_kserve_knows_every_field_and_serves_as_the_statefulset_does():
     schema = json.loads((HERE / "inferenceservice.schema.json").read_text())
     jsonschema.validate(KSERVE, schema)
-    predictor = KSERVE["spec"]["predictor"]
-    assert 1 <= predictor["minReplicas"] < predictor["maxReplicas"]
-    scaling = {"minReplicas", "maxReplicas", "scaleMetric", "scaleTarget"}
-    spec = {name: value for name, value in predictor.items() if name not in scaling}
-    known(pod_of(spec))
-    serving = specs()["serving"]
-    for name in ("envFrom", "image", "resources", "securityContext", "volumeMounts"):
-        assert only(spec)[name] == only(serving)[name]
+    bounds = ("minReplicas", "maxReplicas")
+    scaling = {*bounds, "scaleMetric", "scaleTarget"}
+    spec = {name: value for name, value in PREDICTOR.items() if name not in scaling}
+    validate(pod_of(spec))
+    serving = SPECS["serving"]
+    for name in ("envFrom", "image", "resources", "volumeMounts"):
+        in_pod = sorted(container_of(spec)[name], key=str)
+        assert in_pod == sorted(container_of(serving)[name], key=str)
     assert secrets_of(spec) == secrets_of(serving)
-    (scaler,) = [
-        each["spec"] for each in ALL if each["kind"] == "HorizontalPodAutoscaler"
-    ]
-    assert [scaler["minReplicas"], scaler["maxReplicas"]] == [
-        predictor["minReplicas"],
-        predictor["maxReplicas"],
-    ]
-    wrong = json.loads(json.dumps(KSERVE))
-    wrong["spec"]["predictor"]["minReplica"] = 1
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, schema)
+    for name in bounds:
+        assert PREDICTOR[name] == SCALER[name]
 
 
 def spark_pod(role):
-    """The pod that the operator makes of a role; it adds the image."""
+    """Return the pod that the operator makes of a role; it adds the image."""
     template = SPARK["spec"][f"{role}Spec"]["statefulSetSpec"]["template"]
     spec = json.loads(json.dumps(template["spec"]))
-    only(spec)["image"] = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
-    return template["metadata"]["labels"], spec
+    image = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
+    container_of(spec)["image"] = image
+    return spec
 
 
 def test_sparks_operator_knows_every_field_and_starts_the_image_that_tasks_have():
     schema = json.loads((HERE / "sparkcluster.schema.json").read_text())
     jsonschema.validate(SPARK, schema)
-    lock = (CLONE / "spark.lock").read_text()
     version = SPARK["spec"]["runtimeVersions"]["sparkVersion"]
-    assert f"\npyspark=={version} " in lock
-    tasks = yaml.safe_load((FOLDER / "spark" / "airflow-values.yaml").read_text())
-    image = SPARK["spec"]["sparkConf"]["spark.kubernetes.container.image"]
+    assert f"\npyspark=={version} " in (CLONE / "spark.lock").read_text()
+    (tasks,) = read_documents("spark/airflow-values.yaml")
+    image = container_of(spark_pod("master"))["image"]
     assert ":".join(tasks.values()) == image
-    wrong = json.loads(json.dumps(SPARK))
-    wrong["spec"]["workerSpecs"] = wrong["spec"].pop("workerSpec")
-    with pytest.raises(jsonschema.ValidationError):
-        jsonschema.validate(wrong, schema)
 
 
 @pytest.mark.parametrize("role", ["master", "worker"])
 def test_a_pod_of_spark_may_do_nothing_that_it_need_not(role):
-    _, spec = spark_pod(role)
-    known(pod_of(spec))
-    container = only(spec)
-    console = specs()["console"]
-    for name in ("automountServiceAccountToken", "enableServiceLinks"):
-        assert spec[name] is console[name] is False
-    assert spec["securityContext"] == console["securityContext"]
-    assert container["securityContext"] == only(console)["securityContext"]
+    spec = spark_pod(role)
+    validate(pod_of(spec))
+    check_restricted(spec)
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
     service = SERVICES[f"spark-{role}"]
     assert secrets_of(spec) == {*service.get("secrets", ())}
-    variables = {each["name"]: each["value"] for each in container.get("env", [])}
+    env = container_of(spec).get("env", [])
+    variables = {each["name"]: each["value"] for each in env}
     of_compose = service.get("environment", {})
-    assert variables == {
-        name: str(value)
-        for name, value in of_compose.items()
-        if name.startswith("SPARK_")
-    }
-
-
-def test_spark_is_asked_at_the_ports_of_its_options_and_by_tasks_alone():
-    lines = (CLONE / "deploy" / "spark" / "spark-defaults.conf").read_text()
-    options = dict(re.findall(r"^(spark\S+) (.*)$", lines, re.MULTILINE))
-    executor = int(options["spark.blockManager.port"])
-    policies = {each["metadata"]["name"]: each["spec"] for each in SPARK_POLICIES}
-    of_cluster, of_tasks = policies["spark"]["ingress"]
-    (to_driver,) = policies["spark-driver"]["ingress"]
-    (cluster,) = of_cluster["from"]
-    assert to_driver["from"] == [cluster]
-    name = SPARK["metadata"]["name"]
-    labels = {"spark.operator/spark-cluster-name": name}
-    assert cluster["podSelector"] == {"matchLabels": labels}
-    assert policies["spark"]["podSelector"] == cluster["podSelector"]
-    assert of_tasks["ports"] == [
-        {"port": 7077},
-        {"port": executor, "endPort": executor + 16},
-    ]
-    assert [port["port"] for port in to_driver["ports"]] == [
-        int(options["spark.driver.port"]),
-        int(options["spark.driver.blockManager.port"]),
-    ]
-    (task,) = of_tasks["from"]
-    callers = [name for name in LABELS if selects(task["podSelector"], LABELS[name])]
-    assert callers == ["worker"]
-    assert selects(policies["spark-driver"]["podSelector"], LABELS["worker"])
-    for role in ("master", "worker"):
-        labels, _ = spark_pod(role)
-        # What the policies `nobody` and `outwards` select.
-        assert labels == {"app.kubernetes.io/part-of": "gyre"}
+    names = [name for name in of_compose if name.startswith("SPARK_")]
+    assert variables == {name: str(of_compose[name]) for name in names}
 
 
 def test_airflows_chart_knows_every_value_and_runs_the_programs_of_compose():
     schema = json.loads((HERE / "airflow-values.schema.json").read_text())
     jsonschema.validate(AIRFLOW, schema)
-    known(pod_of(airflow_task()))
-    for key, service in {
+    task = SPECS["airflow"]
+    validate(pod_of(task))
+    programs = {
         "apiServer": "airflow-api",
         "scheduler": "scheduler",
         "dagProcessor": "dag-processor",
-    }.items():
-        assert AIRFLOW[key]["args"] == shlex.split(SERVICES[service]["command"])
-        if "livenessProbe" in AIRFLOW[key]:
-            asks = AIRFLOW[key]["livenessProbe"]["command"]
-            assert ["CMD", *asks] == SERVICES[service]["healthcheck"]["test"]
-            assert (
-                AIRFLOW[key].get("startupProbe", {"command": asks})["command"] == asks
-            )
-    grace = AIRFLOW["workers"]["terminationGracePeriodSeconds"]
+    }
+    for key, name in programs.items():
+        program = AIRFLOW[key]
+        service = SERVICES[name]
+        assert program["args"] == shlex.split(service["command"])
+        for probe in ("livenessProbe", "startupProbe"):
+            command = program.get(probe, {}).get("command")
+            if command is not None:
+                assert ["CMD", *command] == service["healthcheck"]["test"]
+    grace = task["terminationGracePeriodSeconds"]
     assert f"{grace // 60}m" == SERVICES["worker"]["stop_grace_period"]
-    assert {*SERVICES["worker"]["secrets"]} - secrets_of(
-        airflow_task()
-    ) <= DIFFERENT.keys()
+    assert secrets_of(task) == secrets_of(SPECS["console"])
     mounts = {each["mountPath"] for each in AIRFLOW["volumeMounts"]}
     (folder,) = mounts - {"/tmp", "/var/lib/gyre"}
-    env = {each["name"]: each["value"] for each in yaml.safe_load(AIRFLOW["extraEnv"])}
+    env = {each["name"]: each["value"] for each in container_of(task)["env"]}
     assert env["GYRE_SECRETS_DIR"] == folder
     assert env["GYRE_SERVING_TOKENS_FILE"] == f"{folder}/serving_tokens"
     lock = (CLONE / "deploy" / "gyre.lock").read_text()
     assert f"apache-airflow=={AIRFLOW['airflowVersion']} " in lock
     assert "apache-airflow-providers-cncf-kubernetes==" in lock
-    (service,) = [
-        each["spec"]
-        for each in ALL
-        if each["kind"] == "Service" and each["metadata"]["name"] == "airflow-api"
-    ]
-    assert selects({"matchLabels": service["selector"]}, LABELS["api-server"])
-
-
-def test_mlflows_chart_knows_every_value_and_its_secret_is_made_by_the_page(tmp_path):
-    jsonschema.validate(
-        MLFLOW, json.loads((HERE / "mlflow-values.schema.json").read_text())
-    )
-    container = {
-        "name": "mlflow",
-        "env": MLFLOW["env"],
-        "envFrom": MLFLOW["envFrom"],
-        "volumeMounts": MLFLOW["extraVolumeMounts"],
-        "resources": MLFLOW["resources"],
-    }
-    known(pod_of({"containers": [container], "volumes": MLFLOW["extraVolumes"]}))
-    assert {
-        "name": MLFLOW["fullnameOverride"],
-        "port": MLFLOW["server"]["value_options"]["port"],
-    } == {"name": "mlflow", "port": 5000}
-    (made,) = re.findall(r"^sed .*mlflow_database_url$", PAGE, re.MULTILINE)
-    (tmp_path / "deploy" / "secrets").mkdir(parents=True)
-    for given in (
-        "postgresql://g:p@h/gyre\n",
-        "postgresql://g:p@h/gyre?sslmode=verify-full\n",
-    ):
-        (tmp_path / "deploy" / "secrets" / "gyre_database_url").write_text(given)
-        run(["sh", "-c", made], cwd=tmp_path)
-        written = (tmp_path / "deploy" / "secrets" / "mlflow_database_url").read_text()
-        assert written == in_schema(given.strip(), "mlflow", "psycopg2")

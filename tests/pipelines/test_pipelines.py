@@ -1,10 +1,9 @@
-"""The stages as a DVC and as a Kubeflow pipeline: the same commands, run by their own tools."""
+"""docs/how-to/pipelines.md: its files for DVC and Kubeflow, run by these tools as it says."""
 
 from __future__ import annotations
 
 import json
 import re
-import subprocess
 
 import pytest
 import yaml
@@ -16,14 +15,19 @@ from tests.cli.clone import Copy
 from tests.conftest import mlflow_server, new_settings, redis_server
 from tests.preloaded import commands_folder
 
-FOLDER = CLONE / "deploy" / "pipelines"
+PAGE = (CLONE / "docs" / "how-to" / "pipelines.md").read_text()
+(DVC_FILE,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+(KUBEFLOW_FILE,) = re.findall(r"^```python\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
+DVC, KUBEFLOW = re.findall(r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 MODEL = "customer_churn_model"
-LOCAL = """
+IN_DVC = 'export PATH="$PWD/.venv-dvc/bin:$PATH"; cd pipelines; '
+RUN_LOCALLY = """
+cd pipelines
+../.venv-kubeflow/bin/python -c '
 from kfp import local
 from kubeflow import loop
-
-local.init(local.SubprocessRunner(use_venv=False), pipeline_root="../../outputs")
-loop()
+local.init(local.SubprocessRunner(use_venv=False), pipeline_root="../outputs")
+loop()'
 """
 SECONDS = 1700
 STAGES = ["check", "publish", "ingest", "train", "evaluate", "score", "monitor"]
@@ -31,98 +35,84 @@ STAGES = ["check", "publish", "ingest", "train", "evaluate", "score", "monitor"]
 
 @pytest.fixture(scope="module")
 def copy(tmp_path_factory):
-    """The project under a Git of its own, beside MLflow and Redis."""
+    """The project with the page's files, under a Git of its own, beside MLflow and Redis."""
     folder = tmp_path_factory.mktemp("copies")
     settings = new_settings(folder / ".gyre", demo_start=None)
-    made = Copy(folder, settings)
-    made.run("git init -q")
+    project = Copy(folder, settings)
+    project.environment["GYRE_PROJECT"] = str(folder)
+    project.run("git init -q")
+    (folder / "pipelines").mkdir()
+    (folder / "pipelines" / "dvc.yaml").write_text(DVC_FILE)
+    (folder / "pipelines" / "kubeflow.py").write_text(KUBEFLOW_FILE)
     mlflow = mlflow_server(settings, commands_folder() / "python")
     with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
-        yield made
-
-
-def run(copy, command, tool):
-    """Run it where the pipelines are, with DVC or KFP first; return what it said."""
-    subprocess.run(
-        ["make", "--silent", f".venv-{tool}/gyre.stamp"], cwd=CLONE, check=True
-    )
-    path = f"{CLONE / f'.venv-{tool}' / 'bin'}:{copy.environment['PATH']}"
-    environment = {"PATH": path, "GYRE_PROJECT": str(copy.folder)}
-    return copy.run(f"cd deploy/pipelines && {command}", timeout=SECONDS, **environment)
+        yield project
 
 
 def dvc_commands():
-    pipeline = yaml.safe_load((FOLDER / "dvc.yaml").read_text())
-    names = {name: text for each in pipeline["vars"] for name, text in each.items()}
-    found = {}
-    for name, stage in pipeline["stages"].items():
-        command = re.sub(r"\$\{(\w+)\}", lambda part: names[part[1]], stage["cmd"])
-        found[name] = re.sub(r" > \S+$", "", command).replace("../../", "")
-    return found
+    pipeline = yaml.safe_load(DVC_FILE)
+    (names,) = pipeline["vars"]
+    commands = {}
+    for stage, content in pipeline["stages"].items():
+        command = re.sub(r"\$\{(\w+)\}", lambda part: names[part[1]], content["cmd"])
+        commands[stage] = re.sub(r" > \S+$", "", command).replace("../", "")
+    return commands
 
 
-def test_no_pipeline_is_longer_than_a_page():
-    files = (FOLDER / "dvc.yaml", FOLDER / "kubeflow.py")
-    assert all(len(file.read_text().splitlines()) <= 90 for file in files)
+def stages_run(output):
+    return re.findall(r"^Running stage '(\w+)'", output, re.MULTILINE)
+
+
+def test_the_page_has_every_stage():
     assert [*dvc_commands()] == STAGES
 
 
 @pytest.mark.nightly
 def test_dvc_runs_what_changed_and_what_follows_from_it(copy):
-    def repro():
-        said = run(copy, "dvc repro", "dvc")
-        return re.findall(r"^Running stage '(\w+)'", said, re.MULTILINE)
-
-    assert repro() == STAGES
-    folder, registry = copy.folder / "deploy" / "pipelines", Registry(copy.settings)
-    assert registry.production(MODEL) == "1"
-    assert json.loads((folder / "evaluation.json").read_text())["version"] == "1"
-    assert "evaluation.challenger.log_loss" in run(copy, "dvc metrics show", "dvc")
-    assert repro() == []
-    run(
-        copy,
-        "git add -A . && git -c user.name=a -c user.email=a@b commit -qm first",
-        "dvc",
-    )
+    output = copy.run(DVC, timeout=SECONDS)
+    assert stages_run(output) == STAGES
+    assert "evaluation.challenger.log_loss" in output
+    assert Registry(copy.settings).production(MODEL) == "1"
+    evaluation = copy.folder / "pipelines" / "evaluation.json"
+    assert json.loads(evaluation.read_text())["version"] == "1"
+    repeat = f"{IN_DVC} dvc repro"
+    assert stages_run(copy.run(repeat)) == []
+    copy.run("git add -A . && git -c user.name=a -c user.email=a@b commit -qm first")
 
     spec = copy.folder / "models" / f"{MODEL}.toml"
     spec.write_text(spec.read_text().replace("seed = ", "seed = 1"))
-    assert repro() == STAGES[:1] + STAGES[3:]  # rows and features are as they were
-    assert json.loads((folder / "evaluation.json").read_text())["evaluation"][
-        "champion"
-    ]
-    assert "evaluation.challenger.log_loss" in run(copy, "dvc metrics diff", "dvc")
-    assert repro() == []
+    output = copy.run(repeat, timeout=SECONDS)
+    # Rows and features are as they were.
+    assert stages_run(output) == STAGES[:1] + STAGES[3:]
+    assert json.loads(evaluation.read_text())["evaluation"]["champion"]
+    difference = copy.run(f"{IN_DVC} dvc metrics diff")
+    assert "evaluation.challenger.log_loss" in difference
+    assert stages_run(copy.run(repeat)) == []
 
 
 @pytest.mark.nightly
 def test_kubeflow_compiles_the_same_stages_and_runs_them(copy):
-    run(copy, "python kubeflow.py", "kubeflow")
-    pipeline = yaml.safe_load(
-        (copy.folder / "deploy" / "pipelines" / "kubeflow.yaml").read_text()
-    )
-    tasks = pipeline["root"]["dag"]["tasks"].values()
-    names = pipeline["root"]["inputDefinitions"]["parameters"]
+    copy.run(KUBEFLOW, timeout=SECONDS)
+    file = copy.folder / "pipelines" / "kubeflow.yaml"
+    pipeline = yaml.safe_load(file.read_text())["root"]
+    tasks = pipeline["dag"]["tasks"]
     commands = {}
-    for task in tasks:
+    for task in tasks.values():
         text = task["inputs"]["parameters"]["command"]["runtimeValue"]["constant"]
-        for name, parameter in names.items():
+        for name, parameter in pipeline["inputDefinitions"]["parameters"].items():
             channel = f"{{{{$.inputs.parameters['pipelinechannel--{name}']}}}}"
             text = text.replace(channel, parameter["defaultValue"])
-        here = text.replace('"${GYRE_PROJECT:-.}/feature_repo"', "feature_repo")
-        commands[task["taskInfo"]["name"]] = here
+        text = text.replace('"${GYRE_PROJECT:-.}/feature_repo"', "feature_repo")
+        commands[task["taskInfo"]["name"]] = text
     assert commands == dvc_commands()
-    after = [task.get("dependentTasks", []) for task in tasks]
-    assert after == [[], *([name] for name in [*pipeline["root"]["dag"]["tasks"]][:-1])]
+    predecessors = [task.get("dependentTasks", []) for task in tasks.values()]
+    assert predecessors == [[], *([name] for name in [*tasks][:-1])]
 
-    said = run(copy, f"python -c '{LOCAL}'", "kubeflow")
-    assert "Pipeline 'gyre' finished with status SUCCESS" in re.sub(
-        r"\x1b\[\d*m", "", said
-    )
-    outputs = map(
-        json.loads, (f.read_text() for f in copy.folder.glob("outputs/*/*/*.json"))
-    )
+    output = copy.run(RUN_LOCALLY, timeout=SECONDS)
+    assert "finished with status SUCCESS" in re.sub(r"\x1b\[\d*m", "", output)
+    files = [*copy.folder.glob("outputs/*/*/*.json")]
+    outputs = [json.loads(file.read_text()) for file in files]
     reports = [output["parameterValues"]["Output"] for output in outputs]
     assert len(reports) == len(STAGES)
     for word in (f"{MODEL}: ok", '"outcome"', '"challenger"', '"verdict"'):

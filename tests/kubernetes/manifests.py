@@ -1,0 +1,104 @@
+"""What the files of deploy/kubernetes say, and what deploy/compose.yaml runs."""
+
+from __future__ import annotations
+
+import copy
+import re
+from typing import Any
+
+import kubernetes_validate
+import yaml
+
+from core.settings import CLONE
+
+FOLDER = CLONE / "deploy" / "kubernetes"
+RELEASES = ("1.29", "1.37")
+"""Of Kubernetes: the oldest and the newest that the manifests are held against."""
+
+
+def read_documents(path: str) -> list[Any]:
+    return [*yaml.safe_load_all((FOLDER / path).read_text())]
+
+
+def read_compose() -> Any:
+    """Return deploy/compose.yaml with the defaults of its variables."""
+    text = (CLONE / "deploy" / "compose.yaml").read_text()
+    return yaml.safe_load(re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", text))
+
+
+def page_files(page: str) -> list[str]:
+    """Return the YAML files that stand on a page of docs/how-to."""
+    text = (CLONE / "docs" / "how-to" / page).read_text()
+    return re.findall(r"^```yaml\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def with_secrets(document: Any) -> Any:
+    """Return an object of the base as kustomize's component `secrets` makes it."""
+    (component,) = read_documents("secrets/kustomization.yaml")
+    patched = copy.deepcopy(document)
+    name = document["metadata"]["name"]
+    for patch in component["patches"]:
+        target = patch["target"]
+        is_kind = re.fullmatch(target["kind"], document["kind"])
+        if is_kind and target.get("name", name) == name:
+            for operation in yaml.safe_load(patch["patch"]):
+                _append(patched, operation["path"], operation["value"])
+    return patched
+
+
+def _append(document: Any, path: str, value: Any) -> None:
+    """Append to the list at the path of an operation of JSON patch, which ends with `/-`."""
+    place = document
+    for key in path.removeprefix("/").removesuffix("/-").split("/"):
+        place = place[int(key) if key.isdigit() else key]
+    place.append(value)
+
+
+def base() -> list[Any]:
+    (kustomization,) = read_documents("base/kustomization.yaml")
+    files = [read_documents(f"base/{name}") for name in kustomization["resources"]]
+    return [with_secrets(document) for documents in files for document in documents]
+
+
+def validate(document: Any) -> None:
+    """Raise where Kubernetes does not know a field."""
+    for release in RELEASES:
+        kubernetes_validate.validate(document, release, strict=True)
+
+
+def pod_of(spec: Any) -> Any:
+    metadata = {"name": "pod"}
+    return {"apiVersion": "v1", "kind": "Pod", "metadata": metadata, "spec": spec}
+
+
+def container_of(spec: Any) -> Any:
+    (container,) = spec["containers"]
+    return container
+
+
+def secrets_of(spec: Any) -> set[str]:
+    """Return the keys of the Secret `gyre` that a pod has as files."""
+    secrets = [volume["secret"] for volume in spec["volumes"] if "secret" in volume]
+    assert {secret["secretName"] for secret in secrets} <= {"gyre"}
+    return {item["key"] for secret in secrets for item in secret["items"]}
+
+
+def task_pod(values: Any) -> Any:
+    """Return the pod that Airflow's chart and its executor make for a task."""
+    workers = values["workers"]
+    container = {
+        "name": "base",
+        "image": values["defaultAirflowRepository"],
+        "command": workers["kubernetes"]["command"],
+        "env": yaml.safe_load(values["extraEnv"]),
+        "envFrom": yaml.safe_load(values["extraEnvFrom"]),
+        "volumeMounts": values["volumeMounts"],
+        "securityContext": values["securityContexts"]["containers"],
+        "resources": workers["resources"],
+    }
+    return {
+        "containers": [container],
+        "volumes": values["volumes"],
+        "securityContext": values["securityContexts"]["pod"],
+        "terminationGracePeriodSeconds": workers["terminationGracePeriodSeconds"],
+    }
