@@ -7,7 +7,7 @@ import gc
 from fastapi import FastAPI
 
 from core.spec import load_spec
-from serving.schemas import build_schemas
+from serving.schemas import field_types, object_type
 
 
 def create_app() -> FastAPI:
@@ -16,9 +16,10 @@ def create_app() -> FastAPI:
     async def empty(row: object) -> dict[str, float]:  # noqa: ARG001
         return {"probability": 0.5}
 
-    empty.__annotations__["row"] = build_schemas(
-        load_spec("customer_churn_model"), (), {}, ()
-    ).request
+    spec = load_spec("customer_churn_model")
+    features = object_type("Features", field_types(spec.features), {})
+    key = field_types(spec.entity_key)
+    empty.__annotations__["row"] = object_type("Row", key, {"features": features})
     app.post("/predict")(empty)
     gc.collect()
     gc.freeze()  # as a worker does

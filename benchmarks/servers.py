@@ -21,9 +21,18 @@ from typing import TYPE_CHECKING
 import psutil
 
 from core.settings import PROJECT, load_settings
+from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from stack.processes import members
-from tests.conftest import BIN, answers, new_settings, running, unused_port, wait_until
+from tests.conftest import (
+    BIN,
+    answers,
+    feast_apply,
+    new_settings,
+    running,
+    unused_port,
+    wait_until,
+)
 from tests.serving.conftest import SPEC, Rig
 from tests.serving.flood import post
 
@@ -92,7 +101,8 @@ def install(opened: ExitStack, folder: Path) -> Rig:
     rig = Rig(new_settings(folder / "home", demo_start=None), folder, opened)
     with on_first_core():
         rig.start_redis()
-    rig.fill_features()
+    feast_apply(rig.settings)
+    rig.ingest()
     rig.start_mlflow()
     train(rig, SPEC)
     return rig
@@ -162,7 +172,7 @@ def start_mlserver(opened: ExitStack, rig: Rig) -> Server:
     """MLServer, with the version in production; peers/settings.json says how."""
     registry, port = Registry(rig.settings), unused_port()
     version = registry.version(SPEC.name, registry.production(SPEC.name) or "")
-    contract, model = registry.served(version)
+    contract, model = read_version(registry, version)
     model.write(rig.folder)
     environment = {
         "MLSERVER_HTTP_PORT": str(port),

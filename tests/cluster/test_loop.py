@@ -106,10 +106,11 @@ def test_rows_become_a_served_prediction_that_is_monitored(shop, tmp_path):
     for ingest in ingests:
         output, errors = ingest.communicate(timeout=900)
         if ingest.returncode:
-            failures.append(output + errors)
+            failures.append(f"{ingest.returncode}: {output}{errors}")
     # The second waits for the first, or says that it holds the lock.
     assert len(failures) < 2, failures
-    assert all("another writer held it" in failure for failure in failures)
+    for failure in failures:
+        assert "another writer held it" in failure
     assert "in production" in shop.run("train", MODEL)
     serving = running(
         [sys.executable, "-m", "serving"],

@@ -25,7 +25,7 @@ from feature_repo.online_state import STATE_JSON
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import hash_fields, hash_names
 from feature_repo.refresh import ViewRefresh, refresh_online
-from feature_repo.views import view_files, view_tables, write_views
+from feature_repo.views import view_table, view_tables, write_views
 from tests.cluster.conftest import HOST
 from tests.conftest import (
     AS_OF,
@@ -175,7 +175,9 @@ class Consumer:
 
     def run(self, is_over):
         """Write until an event, and see that what was written before is as it was written."""
-        row = pq.read_table(view_files(self._shop.settings, VIEW)[0]).slice(0, 1)
+        row = pq.read_table(view_table(self._shop.settings, VIEW).files()[0]).slice(
+            0, 1
+        )
         row = row.drop_columns(["period"]) if "period" in row.column_names else row
         with closing(
             OnlineValues(self._shop.settings, DATASET, self._shop.raw)

@@ -34,7 +34,7 @@ CHANGES = [
         "Field(5, ge",
         "Field(6, ge",
         "spec",
-        "| whole number ≥ 1 | `6` |",
+        "| whole number ≥ 1, ≤ 100 | `6` |",
     ),
     (
         "core/training_spec.py",
@@ -44,7 +44,7 @@ CHANGES = [
         "of not acting on one row |",
     ),
     (
-        "serving/app.py",
+        "serving/status.py",
         '"/health/live"',
         '"/health/alive"',
         "routes",

@@ -10,11 +10,10 @@ import httpx
 import pytest
 from mlflow import MlflowClient
 
-from mlflow_server.connection import client
 from mlflow_server.promotion import promote, reconcile, rollback
 from mlflow_server.registry import Registry
 from tests.conftest import at_most, wait_until
-from tests.mlflow_server.conftest import stages
+from tests.mlflow_server.conftest import client, stages
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
@@ -79,11 +78,11 @@ def test_a_broken_version_promoted_by_hand_is_refused_like_any_other(
     in_ui(rig.settings, model, version)
     assert ledger.rows(model)[-1].to_version == version
     said = f"version {version} is refused: ModelRefusedError"
-    rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
+    rig.wait_until(said, lambda: said in served.client.get("/status").text)
     assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(served.first)
     rig.wait_until(
-        "no refusal", lambda: "refused" not in served.client.get("/health/ready").text
+        "no refusal", lambda: "is refused:" not in served.client.get("/status").text
     )
 
 
@@ -117,7 +116,7 @@ def test_an_alias_moved_by_hand_is_written_down_with_who_the_proxy_names(
         in_ui(settings, model, version, **headers)
         assert change(ledger.rows(model)[-1]) == ("production", before, version, who)
         before = version
-    assert registry.aliases(model) == {"production": "5", "previous": "4"}
+    assert registry.aliases(model) == {"production": "5"}
     assert stages(settings, model)["5"] == "Production"
     in_ui(settings, model, None)
     assert change(ledger.rows(model)[-1]) == ("production", "5", None, UI)
@@ -139,16 +138,6 @@ def test_what_mlflow_refuses_and_what_is_no_role_is_not_in_the_ledger(
     assert ledger.rows("never_registered") == []
 
 
-def test_a_stage_set_by_hand_is_no_promotion(
-    settings: Settings, registry: Registry, ledger: Ledger, model: str
-) -> None:
-    """8: stages are written for those who read them; the alias is what counts."""
-    promote(registry, ledger, model, "1", **ANN)
-    registry.set_stage(model, "2", "Production")
-    assert len(reconcile(registry, ledger, model)) == 1
-    assert registry.aliases(model) == {"production": "1"}
-
-
 def test_what_somebody_elses_mlflow_changes_is_out_of_band_at_the_next_reconcile(
     settings: Settings, registry: Registry, ledger: Ledger, model: str
 ) -> None:
@@ -164,7 +153,7 @@ def test_what_somebody_elses_mlflow_changes_is_out_of_band_at_the_next_reconcile
         "2",
         "out of band",
     )
-    assert registry.aliases(model) == {"production": "2", "previous": "1"}
+    assert registry.aliases(model) == {"production": "2"}
 
 
 class Interrupted(Registry):
@@ -191,7 +180,7 @@ def test_a_hand_that_moves_the_alias_during_a_promotion_is_the_row_after_it(
     interrupted.hand.join()
     rows = [change(row) for row in ledger.rows(model)[1:]]
     assert rows == [("production", "1", "2", "ann"), ("production", "2", "4", UI)]
-    assert registry.aliases(model) == {"production": "4", "previous": "2"}
+    assert registry.aliases(model) == {"production": "4"}
 
 
 @pytest.mark.nightly  # MLflow waits for 20 s

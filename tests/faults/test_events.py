@@ -11,21 +11,37 @@ import pytest
 from redis import Redis
 
 from feature_repo.datasets import load_dataset
+from feature_repo.features import raw_table
 from feature_repo.quarantine import quarantine_table
 from tests.conftest import at_most, unused_port
-from tests.serving.test_events import (  # noqa: F401  (a fixture among them)
-    NEW,
-    STREAM,
-    URL,
-    accepts,
-    features,
-    order,
-    raw,
-    soon,
-)
+from tests.serving.test_events import NEW, URL, accepts, order, soon
 
 if TYPE_CHECKING:
     from tests.serving.conftest import Rig, Served
+
+
+def raw(rig: Rig) -> dict[int, float]:
+    """Return the values of the new orders in the raw table, by number."""
+    rows = raw_table(rig.settings, load_dataset("orders")).read().to_pylist()
+    assert len(rows) == len({row["order_id"] for row in rows})
+    return {
+        row["order_id"] - NEW: row["dollar_value"]
+        for row in rows
+        if row["order_id"] >= NEW
+    }
+
+
+@pytest.fixture
+def features(rig: Rig, served: Served) -> Any:
+    """Return a feature that the server scores a customer with; None: it knows no such customer."""
+
+    def feature(customer: int, name: str = "lifetime_orders") -> Any:
+        answer = rig.predict_online(served.client, customer)
+        if answer.status_code == 404:
+            return None
+        return rig.row_of(answer)["features"][name]
+
+    return feature
 
 
 @pytest.mark.timed
@@ -41,7 +57,7 @@ def test_events_are_refused_or_land_once_whatever_dies(
         )
         a_redis_that_hangs_is_503_within_seconds(rig, served, features)
         with Redis.from_url(rig.settings.redis_address) as redis:
-            redis.xadd(STREAM, {"events": "poison"})
+            redis.xadd("gyre:events:orders", {"events": "poison"})
         soon(lambda: poisonous(rig), 1)
     with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
         client,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from typing import Any
 
 import psutil
@@ -55,5 +56,27 @@ def test_a_fetch_that_dies_or_hangs_costs_no_prediction(rig: Any, served: Any) -
         assert {answer.status for answer in answers} == {200}
         (worker,) = workers(process)
         assert worker.is_running()
+    rig.promote(served.first)
+    rig.answers_as(served.client, served.first)
+
+
+def test_a_version_that_crashes_its_fetch_is_refused_and_not_tried_again(
+    rig: Any, served: Any
+) -> None:
+    version = rig.register(0.4).version
+    rig.promote(version)
+    rig.wait_until("a fetch", lambda: fetches(served.process))
+    for child in fetches(served.process):
+        os.kill(child.pid, signal.SIGSEGV)
+
+    def refused() -> dict[str, str]:
+        models = served.client.get("/status").json()["models"]
+        reasons: dict[str, str] = models[rig.spec.name]["refused"]
+        return reasons
+
+    rig.wait_until("a refusal", lambda: "SIGSEGV" in refused().get(version, ""))
+    time.sleep(3)
+    assert not fetches(served.process)
+    assert rig.predict(served.client).json()["model_version"] == served.first
     rig.promote(served.first)
     rig.answers_as(served.client, served.first)

@@ -71,9 +71,9 @@ def test_on_a_full_disk_what_is_loaded_is_promoted_and_what_does_not_fit_is_refu
         third = rig.register(1.0, model=too_large()).version
         rig.promote(third)
         said = f"version {third} is refused: "
-        wait_until(said, lambda: said in client.get("/health/ready").text)
-        assert "No space left on device" in client.get("/health/ready").text
-        assert "is it up" not in client.get("/health/ready").text
+        wait_until(said, lambda: said in client.get("/status").text)
+        assert "No space left on device" in client.get("/status").text
+        assert "is it up" not in client.get("/status").text
         (killed,) = workers(process)
         killed.kill()
         killed.wait()

@@ -19,7 +19,7 @@ import pytest
 from onnx import TensorProto, helper
 
 from mlflow_server.ledger import Ledger
-from mlflow_server.records import Records
+from monitoring.decision_log import newest_decisions
 from monitoring.monitor import monitor
 from tests.conftest import at_most, wait_until
 from tests.serving.conftest import tiny_onnx
@@ -31,7 +31,8 @@ if TYPE_CHECKING:
 
     from mlflow_server.ledger import LedgerRow
 
-ENOUGH, SLOW_SECONDS = 110, 0.03
+ENOUGH = 110
+SLOW_SECONDS = 0.03
 
 
 def fails_for_some() -> onnx.ModelProto:
@@ -43,8 +44,9 @@ def fails_for_some() -> onnx.ModelProto:
 
 def takes_its_time() -> onnx.ModelProto:
     """Multiplies large matrices before it answers as any other."""
-    made = tiny_onnx(-1.0)
-    made.graph.node[-1].input[0] = "late"
+    model = tiny_onnx(-1.0)
+    graph = model.graph
+    graph.node[-1].input[0] = "late"
     value = helper.make_tensor("value", TensorProto.FLOAT, [1], [1e-3])
     for node in (
         helper.make_node("ConstantOfShape", ["shape"], ["matrix"], value=value),
@@ -56,44 +58,41 @@ def takes_its_time() -> onnx.ModelProto:
         helper.make_node("Mul", ["peak", "nothing"], ["zero"]),
         helper.make_node("Add", ["sum", "zero"], ["late"]),
     ):
-        made.graph.node.insert(len(made.graph.node) - 1, node)
-    sizes = [slow_size()] * 2
-    made.graph.initializer.append(
-        helper.make_tensor("shape", TensorProto.INT64, [2], sizes)
-    )
-    made.graph.initializer.append(
-        helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0])
-    )
-    return made
+        graph.node.insert(len(graph.node) - 1, node)
+    shape = helper.make_tensor("shape", TensorProto.INT64, [2], [slow_size()] * 2)
+    nothing = helper.make_tensor("nothing", TensorProto.FLOAT, [], [0.0])
+    graph.initializer.extend([shape, nothing])
+    return model
 
 
 def slow_size() -> int:
     """Rows of a matrix whose product with itself takes at least SLOW_SECONDS on this machine."""
-    size, took = 500, 0.0
-    while took < SLOW_SECONDS:
+    size = 500
+    seconds = 0.0
+    while seconds < SLOW_SECONDS:
         size += size // 4
         matrix = np.full((size, size), 1e-3, np.float32)
-        began = time.monotonic()
+        start = time.monotonic()
         _ = matrix @ matrix
-        took = time.monotonic() - began
+        seconds = time.monotonic() - start
     return size
 
 
 def ask(client: httpx.Client) -> list[bool]:
     """Whether each of so many customers got an answer."""
-    bodies = [{"customer_id": 1 + n} for n in range(ENOUGH)]
+    bodies = [{"customer_id": 1 + number} for number in range(ENOUGH)]
     return [client.post("/predict", json=body).is_success for body in bodies]
 
 
 @pytest.mark.timed
 @pytest.mark.parametrize(
-    ("model", "says"),
+    ("model", "words"),
     [
-        (fails_for_some, "{failed} of {asked} predictions failed"),
+        (fails_for_some, "{failed} of {asked} predictions failed, at most 5.0% is"),
         # It is held against the time of others, which a busy machine lengthens.
         pytest.param(
             takes_its_time,
-            "predictions are slow: half within ",
+            "predictions are slow: 50 % of requests within ",
             marks=pytest.mark.nightly,
         ),
     ],
@@ -102,7 +101,7 @@ def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_
     rig: Any,
     served: Any,
     model: Callable[[], onnx.ModelProto],
-    says: str,
+    words: str,
 ) -> None:
     """19."""
     assert all(ask(served.client))
@@ -110,55 +109,50 @@ def test_a_version_that_fails_or_is_slow_goes_back_within_ten_seconds_and_stays_
     rig.promote(version)
     wait_until(
         f"version {version}",
-        lambda: f"version {version} answers" in served.client.get("/health/ready").text,
+        lambda: f"version {version} answers" in served.client.get("/status").text,
     )
-    answered = ask(served.client)
-    assert all(answered) is (model is takes_its_time)
+    answers = ask(served.client)
+    assert all(answers) is (model is takes_its_time)
 
-    with ThreadPoolExecutor(1) as beside:
-        look = beside.submit(monitor, rig.settings, rig.spec, datetime.now(UTC))
-        wait_until("a verdict", lambda: decided(rig) == (version, "rollback", "harm"))
+    with ThreadPoolExecutor(1) as executor:
+        run = executor.submit(monitor, rig.settings, rig.spec, datetime.now(UTC))
+        wait_until("a verdict", lambda: last_decision(rig)[1:] == ("rollback", "harm"))
         verdict = time.monotonic()
         rig.answers_as(served.client, served.first)
-        took = time.monotonic() - verdict
-        found = look.result()
-    assert took <= at_most(10)
-    assert (found.version, found.decision.action) == (version, "rollback")
-    failed = answered.count(False)
-    assert found.decision.reason.startswith(says.format(failed=failed, asked=ENOUGH))
-    last = ledger(rig)[-1]
-    assert (last.from_version, last.to_version, last.who) == (
-        version,
-        served.first,
-        "monitor",
-    )
-    assert last.why == found.decision.reason
-    assert last.applied_at
-    (alert,) = told(rig, version)
+        seconds = time.monotonic() - verdict
+        report = run.result()
+    assert seconds <= at_most(10)
+    assert (report.version, report.decision.action) == (version, "rollback")
+    failed = answers.count(False)
+    beginning = words.format(failed=failed, asked=ENOUGH)
+    assert report.decision.reason.startswith(beginning)
+    row = ledger_rows(rig)[-1]
+    assert (row.from_version, row.to_version) == (version, served.first)
+    assert (row.who, row.action) == ("monitor", "automatic rollback")
+    assert row.why == report.decision.reason
+    assert row.applied_at
+    (alert,) = harm_alerts(rig, version)
     assert (alert["drift_type"], alert["severity"]) == ("harm", "critical")
 
-    before = ledger(rig)
+    rows = ledger_rows(rig)
     again = monitor(rig.settings, rig.spec, datetime.now(UTC))
     assert (again.version, again.decision.action) == (served.first, "nothing")
-    assert ledger(rig) == before, "ping-pong"
-    assert len(told(rig, version)) == 1
+    assert ledger_rows(rig) == rows, "ping-pong"
+    assert len(harm_alerts(rig, version)) == 1
 
 
-def decided(rig: Any) -> tuple[str, str, str] | None:
-    with closing(Records(rig.settings)) as records:
-        rows = records.decisions(rig.spec.name, 1)
-    return (rows[0].version, rows[0].action, rows[0].rule) if rows else None
+def last_decision(rig: Any) -> tuple[str, str, str]:
+    rows = newest_decisions(rig.settings, rig.spec.name, 1)
+    return (rows[0].version, rows[0].action, rows[0].rule) if rows else ("", "", "")
 
 
-def ledger(rig: Any) -> list[LedgerRow]:
+def ledger_rows(rig: Any) -> list[LedgerRow]:
     with closing(Ledger(rig.settings)) as opened:
         return opened.rows(rig.spec.name)
 
 
-def told(rig: Any, version: str) -> list[dict[str, Any]]:
+def harm_alerts(rig: Any, version: str) -> list[dict[str, Any]]:
     lines = (rig.settings.home / "logs" / "alerts.log").read_text().splitlines()
-    return [
-        row
-        for row in map(json.loads, lines)
-        if row["cause"].startswith(f"harm of version {version} ")
-    ]
+    alerts = [json.loads(line) for line in lines]
+    beginning = f"harm of version {version} "
+    return [alert for alert in alerts if alert["cause"].startswith(beginning)]

@@ -10,20 +10,23 @@ import pytest
 
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
+from serving.copies import LocalCopies
 from stack.environment import process_environment
 from tests.conftest import at_most, unused_port
 from tests.faults.conftest import broken
 from tests.preloaded import commands_folder
 from tests.serving.load import under_load
+from tests.serving.test_roles import end, give
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     import httpx
 
 
 def asks_mlflow(client: httpx.Client) -> dict[str, Any]:
-    resource: dict[str, Any] = client.get("/health/ready").json()["resources"]["mlflow"]
+    resource: dict[str, Any] = client.get("/status").json()["resources"]["mlflow"]
     return resource
 
 
@@ -63,6 +66,32 @@ def a_cold_restart_serves_the_verified_local_copy(rig: Any, served: Any) -> None
         process.terminate()
         process.wait(600)
     assert "Application shutdown complete" in (rig.folder / "serving.log").read_text()
+
+
+def test_a_start_without_mlflow_serves_production_or_nothing_but_no_version_on_trial(
+    rig: Any, served: Any, tmp_path: Path
+) -> None:
+    """2: a challenger that was fetched later than production is not proven."""
+    trial = rig.register(0.25).version
+    give(rig, trial, "challenger", 1)
+    copies = LocalCopies(rig.settings, rig.spec.name)
+    rig.wait_until("its copy", lambda: copies.origin(trial))
+    rig.copy_what_serves(tmp_path)
+    end(rig, "challenger")
+    away = {"home": tmp_path, "mlflow_port": unused_port()}
+    with rig.serving(serving_port=unused_port(), **away) as (client, _):
+        rig.known_to_be_ready(client)
+        assert rig.predict(client).json()["model_version"] == served.first
+    here = LocalCopies(
+        rig.settings.model_copy(update={"home": tmp_path}), rig.spec.name
+    )
+    here.keep_only({trial})
+    for version in here.production():
+        here.remove(version)
+    assert here.origin(trial)
+    with rig.serving(serving_port=unused_port(), **away) as (client, _):
+        rig.wait_until("word of it", lambda: not asks_mlflow(client)["ok"])
+        assert rig.predict(client).status_code == 503
 
 
 @pytest.fixture

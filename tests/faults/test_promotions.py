@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from core.settings import Settings
-    from mlflow_server.ledger import Ledger
+    from mlflow_server.ledger import Ledger, LedgerRow
     from mlflow_server.registry import Registry
 
 ANN = {"who": "ann", "why": "better"}
@@ -65,120 +66,107 @@ def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
     rig.answers_as(served.client, served.first)
 
 
-def test_of_four_processes_at_once_exactly_one_wins(
+@dataclass
+class Contest:
+    """A model whose version 1 is in production; `run` promotes from processes of their own."""
+
+    run: Callable[..., dict[str, Any]]
+    settings: Settings
+    registry: Registry
+    ledger: Ledger
+    model: str
+
+    def promote(self, version: str) -> None:
+        promote(self.registry, self.ledger, self.model, version, **ANN)
+
+    def dies(self, version: str, when: str = "before") -> None:
+        """Let a process be killed around the change of the alias."""
+        ended = self.run(self.model, [version], dies=when)
+        assert ended[version][1] == -signal.SIGKILL
+
+    def reconcile(self) -> list[LedgerRow]:
+        return reconcile(self.registry, self.ledger, self.model)
+
+    @property
+    def rows(self) -> list[LedgerRow]:
+        return self.ledger.rows(self.model)
+
+    @property
+    def in_production(self) -> tuple[str | None, list[str]]:
+        """The version with the alias, and all with the stage."""
+        versions = stages(self.settings, self.model).items()
+        with_stage = [version for version, stage in versions if stage == "Production"]
+        return self.registry.production(self.model), with_stage
+
+
+@pytest.fixture
+def contest(
     promoting: Callable[..., dict[str, Any]],
     settings: Settings,
     registry: Registry,
     ledger: Ledger,
-    model: str,
-) -> None:
-    """6: four at once; the others are told who won, the ledger has no gap."""
+) -> Contest:
+    model = new_model(settings, 9)
     promote(registry, ledger, model, "1", **ANN)
-    ended = promoting(model, ["2", "3", "4", "5"])
-    said = [word for word, _ in ended.values()]
-    (winner,) = [
-        version for version, word in zip("2345", said, strict=True) if word == "won"
-    ]
-    assert (
-        sum(f"version {winner} (by process {winner}" in word for word in said) == 3
-    ), said
-    assert registry.production(model) == winner
-    rows = ledger.rows(model)
-    assert [(r.sequence, r.to_version) for r in rows] == [(1, "1"), (2, winner)]
-    assert all(row.applied_at for row in rows)
-    assert stages(settings, model) == {"1": "Archived", winner: "Production"}
+    return Contest(promoting, settings, registry, ledger, model)
 
 
-@pytest.mark.nightly
-def test_of_eight_processes_at_once_exactly_one_wins_two_hundred_times(
-    promoting: Callable[..., dict[str, Any]],
-    settings: Settings,
-    registry: Registry,
-    ledger: Ledger,
+@pytest.mark.parametrize(
+    ("processes", "rounds"),
+    [(4, 1), pytest.param(8, 200, marks=pytest.mark.nightly)],
+)
+def test_of_processes_at_once_exactly_one_wins(
+    contest: Contest, processes: int, rounds: int
 ) -> None:
-    """6: one winner a round, earlier rows as they were, ledger, alias and stage agree."""
-    model, versions = new_model(settings, 9), [str(number) for number in range(1, 10)]
-    promote(registry, ledger, model, "1", **ANN)
-    for _ in range(200):
-        before = ledger.rows(model)
+    """6: the others are told who won; rows before it stay; ledger, alias and stage agree."""
+    for _ in range(rounds):
+        before = contest.rows
         current = before[-1].to_version
-        ended = promoting(
-            model, [v for v in versions if v != current], replaces=current
-        )
-        (winner,) = [version for version, (word, _) in ended.items() if word == "won"]
-        told = [word for version, (word, _) in ended.items() if version != winner]
-        assert all(f"version {winner} (by process {winner}" in word for word in told), (
-            told
-        )
-        *earlier, last = ledger.rows(model)
+        versions = [f"{number}" for number in range(1, 10) if f"{number}" != current]
+        versions = versions[:processes]
+        ended = contest.run(contest.model, versions, replaces=current)
+        said = {version: word for version, (word, _) in ended.items()}
+        (winner,) = [version for version, word in said.items() if word == "won"]
+        del said[winner]
+        told = f"version {winner} (by process {winner}"
+        assert all(told in word for word in said.values()), said
+        *earlier, last = contest.rows
         assert earlier == before
         assert last.sequence == len(before) + 1
         assert (last.from_version, last.to_version) == (current, winner)
         assert last.applied_at
-        assert registry.production(model) == winner
-        assert stages(settings, model)[winner] == "Production"
+        assert contest.in_production == (winner, [winner])
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_around_the_alias_is_made_good(
-    promoting: Callable[..., dict[str, Any]],
-    settings: Settings,
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-    when: str,
-) -> None:
+def test_a_kill_around_the_alias_is_made_good(contest: Contest, when: str) -> None:
     """7: SIGKILL between ledger row and alias, and between alias and stage."""
-    promote(registry, ledger, model, "1", **ANN)
-    assert promoting(model, ["2"], dies=when)["2"][1] == -signal.SIGKILL
-    assert registry.production(model) == ("1" if when == "before" else "2")
-    assert stages(settings, model) == {"1": "Production"}
-    assert [bool(row.applied_at) for row in ledger.rows(model)] == [True, False]
-    rows = reconcile(registry, ledger, model)
+    contest.dies("2", when)
+    assert contest.in_production == ("1" if when == "before" else "2", ["1"])
+    assert [bool(row.applied_at) for row in contest.rows] == [True, False]
+    rows = contest.reconcile()
     assert (rows[1].who, len(rows)) == ("process 2", 2)
     assert rows[1].applied_at
-    assert registry.aliases(model) == {"production": "2", "previous": "1"}
-    assert stages(settings, model) == {"1": "Archived", "2": "Production"}
-    assert reconcile(registry, ledger, model) == rows
+    assert contest.in_production == ("2", ["2"])
+    assert contest.reconcile() == rows
 
 
-def test_a_dead_promotion_blocks_nobody(
-    promoting: Callable[..., dict[str, Any]],
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-) -> None:
-    """7: whoever promotes next finishes it first."""
-    promote(registry, ledger, model, "1", **ANN)
-    assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
-    promote(registry, ledger, model, "3", **ANN)
-    assert [
-        (r.from_version, r.to_version) for r in ledger.rows(model) if r.applied_at
-    ] == [
-        (None, "1"),
-        ("1", "2"),
-        ("2", "3"),
-    ]
+def test_a_dead_promotion_blocks_nobody(contest: Contest) -> None:
+    """7: the next promotion finishes it first."""
+    contest.dies("2")
+    contest.promote("3")
+    applied = [row.to_version for row in contest.rows if row.applied_at]
+    assert applied == ["1", "2", "3"]
 
 
-def test_a_hand_beats_a_dead_promotion(
-    promoting: Callable[..., dict[str, Any]],
-    registry: Registry,
-    ledger: Ledger,
-    model: str,
-) -> None:
+def test_a_hand_beats_a_dead_promotion(contest: Contest) -> None:
     """7, 8: what a person did meanwhile stays."""
-    promote(registry, ledger, model, "1", **ANN)
-    assert promoting(model, ["2"], dies="before")["2"][1] == -signal.SIGKILL
-    registry.set_alias(model, "production", "4")
-    rows = reconcile(registry, ledger, model)
-    assert [
-        (r.from_version, r.to_version, r.who, bool(r.applied_at)) for r in rows[1:]
-    ] == [
-        ("1", "2", "process 2", False),
-        ("1", "4", "mlflow-ui", True),
-    ]
-    assert registry.production(model) == "4"
+    contest.dies("2")
+    contest.registry.set_alias(contest.model, "production", "4")
+    rows = contest.reconcile()
+    changes = [(row.to_version, row.who, bool(row.applied_at)) for row in rows[1:]]
+    assert changes == [("2", "process 2", False), ("4", "mlflow-ui", True)]
+    assert contest.in_production == ("4", ["4"])
 
 
 def test_gyre_ledger_finishes_what_a_killed_process_left_behind(

@@ -3,33 +3,80 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import mlflow
 import numpy as np
 import pandas as pd
+import psutil
 import pytest
 
 from core.settings import PROJECT
 from mlflow_server.pyfunc import ModelFile
-from mlflow_server.served_model import rounded
-from tests.conftest import unused_port
+from mlflow_server.served_model import CONTRACT_FILE, digest_tags
+from serving.model import columns
+from serving.opening import open_version
+from tests.conftest import unused_port, wait_until
 from tests.faults.conftest import standing_still, workers
 from tests.faults.test_artifacts import alter, stored
-from tests.serving.conftest import SPEC
+from tests.faults.test_fetch import command_of
+from tests.serving.conftest import SPEC, contract
 from tests.training.factories import xgboost_behind_a_scaler
+from training.metrics import rounded
 from training.onnx_export import export, prove
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
 
-    import psutil
-
 TRUSTED = ("xgboost.core.Booster", "xgboost.sklearn.XGBClassifier")
 BESIDE = "model_beside"
 """An ONNX model of the same server."""
+
+
+def opened(folder: Path, fitted: Any, **changed: Any) -> Any:
+    """Contract and session of a version whose files are in `folder`."""
+    ModelFile.native(fitted, TRUSTED, classes=2).write(folder)
+    loader = "mlflow.sklearn"
+    held = contract().model_copy(update={"loader": loader, **changed})
+    (folder / CONTRACT_FILE).write_text(held.model_dump_json())
+    trusting = SPEC.serving.model_copy(update={"trusted_types": TRUSTED})
+    spec = SPEC.model_copy(update={"serving": trusting})
+    return open_version(folder, digest_tags(folder), spec)
+
+
+def test_rows_of_two_threads_are_not_mixed_up(tmp_path: Path, fitted: Any) -> None:
+    """One exchange with the process at a time, in the session's own thread."""
+    frame, _ = customers(100)
+    expected = fitted.predict_proba(frame)[:, 1]
+    held, session = opened(tmp_path, fitted)
+
+    def scores(row: int) -> list[float]:
+        one = columns(held, frame.iloc[[row]].to_dict("records"))
+        answers = [session.thread.submit(session.run, (), one) for _ in range(20)]
+        return [float(answer.result()[0][0]) for answer in answers]
+
+    with closing(session), ThreadPoolExecutor(4) as threads:
+        found = [*threads.map(scores, range(len(frame)))]
+    assert found == [[float(score)] * 20 for score in expected]
+
+
+def test_a_version_that_fails_its_first_row_leaves_no_process(
+    tmp_path: Path, fitted: Any
+) -> None:
+    before = {child.pid for child in psutil.Process().children()}
+    features = {**SPEC.features, "no_default": "int64"}
+    by_feast = contract().lookup.model_copy(update={"unsupported": "for the test"})
+    with pytest.raises(KeyError, match="no_default"):
+        opened(tmp_path, fitted, features=features, lookup=by_feast)
+
+    def left() -> list[str]:
+        children = [c for c in psutil.Process().children() if c.pid not in before]
+        lines = [" ".join(command_of(child)) for child in children]
+        return [line for line in lines if "tracker" not in line and line]
+
+    wait_until("its end", lambda: left() == [])
 
 
 def customers(rows: int = 2_000) -> tuple[pd.DataFrame, np.ndarray]:
@@ -57,7 +104,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "feature_repo").symlink_to(PROJECT / "feature_repo")
     (folder / "models").mkdir()
     spec = (PROJECT / "models" / f"{SPEC.name}.toml").read_text()
-    beside = spec.replace(SPEC.name, BESIDE).replace('["churn-predictor"]', "[]")
+    beside = spec.replace(SPEC.name, BESIDE)
     (folder / "models" / f"{BESIDE}.toml").write_text(beside)
     native = f'missing_features = "defaults"\nformat = "native"\ntrusted_types = {[*TRUSTED]}'
     spec = spec.replace('missing_features = "defaults"', native)
@@ -68,7 +115,7 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def child_of(process: Any) -> psutil.Process:
     """The one process that scores for the one worker."""
     (worker,) = workers(process)
-    found = [c for c in worker.children() if "serving.pyfunc" in c.cmdline()]
+    found = [c for c in worker.children() if "spawn_main" in " ".join(c.cmdline())]
     assert len(found) == 1, found
     return found[0]
 
@@ -151,7 +198,7 @@ def test_of_a_version_that_onnx_cannot_score_what_is_altered_or_not_trusted_is_r
     assert (proof.passed, proof.largest_difference) == (True, 0.0)
     with serving_native(rig, native, project) as (client, process, home, version):
         said = f"version {version} is refused: ModelFailedError: UntrustedTypesFoundException"
-        rig.wait_until(said, lambda: said in served.client.get("/health/ready").text)
+        rig.wait_until(said, lambda: said in served.client.get("/status").text)
         mlflow.set_tracking_uri(rig.settings.mlflow_address)
         anywhere = mlflow.pyfunc.load_model(f"models:/{SPEC.name}/{version}")
         assert np.array_equal(anywhere.predict(frame), fitted.predict_proba(frame))
@@ -216,7 +263,7 @@ def check_that_an_altered_copy_is_refused(
     log = rig.folder / "serving.log"
     rig.wait_until("a refusal", lambda: f"{file}: its sha256 is not" in log.read_text())
     assert predict(client).status_code == 503
-    ready = client.get("/health/ready").json()["resources"][f"model {SPEC.name}"]
+    ready = client.get("/status").json()["resources"][f"model {SPEC.name}"]
     assert ready["ok"] is False
     assert f"version {version} cannot score: its process ended" in ready["detail"]
     file.write_bytes(whole)
@@ -232,7 +279,7 @@ def check_that_other_versions_are_refused(
     altered = rig.register(0, model=native, loader=native.loader).version
     alter(stored(rig, "model.skops"))
     for said in refusals:
-        rig.wait_until(said, lambda s=said: s in client.get("/health/ready").text)
+        rig.wait_until(said, lambda s=said: s in client.get("/status").text)
     rig.promote(altered)
     said = f"version {altered} is refused: ModelRefusedError: model.skops: sha256 is"
-    rig.wait_until(said, lambda: said in client.get("/health/ready").text)
+    rig.wait_until(said, lambda: said in client.get("/status").text)

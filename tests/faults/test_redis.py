@@ -69,7 +69,7 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
             assert took < at_most(LONGEST)
             left = at_most(2) - time.monotonic() + began
             rig.wait_until("not ready", lambda: not is_ready(client), left)
-            redis = client.get("/health/ready").json()["resources"]["redis"]
+            redis = client.get("/status").json()["resources"]["redis"]
             assert (redis["ok"], "Redis" in redis["detail"]) == (False, True)
             body = [{"customer_id": 4}, {"customer_id": unknown}]
             batch = client.post("/predict/batch", json=body).json()

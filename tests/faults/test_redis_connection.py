@@ -17,7 +17,7 @@ from redis import Redis
 
 from core.errors import FeaturesUnavailableError
 from mlflow_server.served_model import LookupSpecification, StoredView
-from serving.lookup import RedisReader
+from serving.redis_reader import RedisReader
 from tests.conftest import at_most, redis_server, unused_port
 from tests.serving.shop import NOON, PLAIN, features, online, people, stocked, template  # noqa: F401
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,7 +20,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.source import pull
-from feature_repo.views import view_files
+from feature_repo.views import view_table
 from mlflow_server.registry import Registry
 from tests.conftest import (
     AS_OF,
@@ -66,7 +68,7 @@ def state(settings):
     """Rows of the raw table, and of the view's files by content."""
     raw = raw_table(settings, ORDERS).read(columns=ORDERS.schema.names)
     columns = ["customer_id", "event_timestamp", "total_orders_30d", "lifetime_value"]
-    view = pq.read_table(view_files(settings, VIEW), columns=columns)
+    view = pq.read_table(view_table(settings, VIEW).files(), columns=columns)
     return raw.sort_by("order_id"), view.sort_by(
         [(name, "ascending") for name in columns]
     )
@@ -134,3 +136,16 @@ def test_in_a_training_run(bucket, tmp_path):
         client.create_bucket(Bucket="gyre")
         assert run().version == "1"
         assert Registry(settings).aliases(SPEC.name)["production"] == "1"
+
+
+READ_AND_END = """
+from core.files import location
+file = location("s3://gyre/nothing")
+assert not file.exists()
+"""
+
+
+@pytest.mark.nightly
+def test_a_process_that_ends_right_after_s3_answered_is_not_aborted(bucket):
+    command = [sys.executable, "-c", READ_AND_END]
+    assert {subprocess.run(command, check=False).returncode for _ in range(60)} == {0}

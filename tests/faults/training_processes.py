@@ -22,6 +22,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import httpx
 import requests
 import sqlalchemy as sql
 
@@ -31,6 +32,7 @@ from feature_repo.datasets import load_dataset
 from mlflow_server.tracking import Tracking
 from tests.preloaded import commands_folder
 from training import chain
+from training.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -48,18 +50,18 @@ class Effects:
 
     def __init__(self, dies: int | None) -> None:
         self.count, self._dies = 0, dies
-        send = requests.Session.send
+        for http in (requests.Session, httpx.Client):  # MLflow's client, and ours
+            http.send = self._counted(http.send)
+        sql.event.listen(sql.Engine, "commit", lambda _: self.one_more())
 
-        def sent(
-            session: requests.Session, request: Any, **how: Any
-        ) -> requests.Response:
-            answer = send(session, request, **how)
-            if request.method != "GET" and "search" not in request.url:
+    def _counted(self, send: Callable[..., Any]) -> Callable[..., Any]:
+        def sent(http: Any, request: Any, **how: Any) -> Any:
+            answer = send(http, request, **how)
+            if request.method != "GET" and "search" not in str(request.url):
                 self.one_more()
             return answer
 
-        requests.Session.send = sent
-        sql.event.listen(sql.Engine, "commit", lambda _: self.one_more())
+        return sent
 
     def one_more(self) -> None:
         self.count += 1
@@ -91,6 +93,7 @@ def carried_out(job: dict[str, Any], begin: Any) -> Any:
     settings, spec = Settings.model_validate(job["settings"]), ModelSpec(**job["spec"])
     run_id, version, said = job["run_id"], job["version"], None
     named = {"reason": f"test {job['key']}", "who": job["key"]}
+    stages = {stage.name: stage for stage in STAGES}
     for stage in job["stages"]:
         begin.wait(WAIT)
         match stage:
@@ -104,7 +107,7 @@ def carried_out(job: dict[str, Any], begin: Any) -> Any:
                 with Tracking(settings).on_record(run_id):  # as chain and DAG do
                     said = chain.promote(settings, spec, run_id, version, **named)
             case _:
-                said = getattr(chain, stage)(settings, spec, run_id)
+                said = stages[stage].run(settings, spec, run_id)
                 version = said if stage == "register" else version
     return said
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from contextlib import closing
 from datetime import UTC, datetime
 
 import httpx
@@ -14,8 +13,8 @@ import pytest
 from core.settings import ENV_FILE
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
-from mlflow_server.records import Records
 from monitoring.collect import predictions
+from monitoring.decision_log import newest_decisions
 from stack.processes import states
 from tests.conftest import at_most, new_settings, wait_until
 from tests.loop.test_stack import MODEL, Stack
@@ -46,8 +45,7 @@ def answer(client, customer):
 
 
 def decisions(stack):
-    with closing(Records(stack.settings)) as records:
-        return records.decisions(MODEL)
+    return newest_decisions(stack.settings, MODEL)
 
 
 def orders(stack):

@@ -11,8 +11,9 @@ import psutil
 import pytest
 
 from core.settings import Settings
+from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
-from mlflow_server.records import Records
+from monitoring.decision_log import newest_decisions
 from stack.processes import members
 from tests.conftest import BIN
 
@@ -67,9 +68,9 @@ def test_the_ledger_says_that_drift_brought_the_new_version_and_of_which_feature
 
 def test_one_retraining_was_decided_and_one_alert_went_out(told):
     settings, _ = told
-    with closing(Records(settings)) as records:
-        decided = [row for row in records.decisions(MODEL) if row.action == "retrain"]
-        (alert,) = records.alerts(MODEL)
+    decided = newest_decisions(settings, MODEL, action="retrain")
+    with closing(Alerts(settings)) as alerts:
+        (alert,) = alerts.rows(MODEL)
     assert len(decided) == 1
     assert (alert["cause"], alert["delivered"]) == (decided[0].cause, True)
     lines = (settings.home / "logs" / "alerts.log").read_text().splitlines()

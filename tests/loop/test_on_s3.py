@@ -96,8 +96,8 @@ def test_the_loop_goes_round(tmp_path, monkeypatch, place):
         forget = "forget", "orders", "--customer_id", "4"
         said = gyre(settings, *forget)
         for held in (
-            "raw/orders: 4",
-            "features of orders: 12",
+            "raw rows: 4",
+            "features: 12",
             "online values",
             "prediction",
         ):
