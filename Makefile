@@ -1,13 +1,15 @@
-# `make` prints this list. Every target makes the environment first where it needs it.
+# `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
-.PHONY: help up down status demo check test faults image containers cluster nightly bench docs spark lock
-.PHONY: pipelines environment python tools
+.PHONY: help install up down status demo check test faults image containers cluster nightly bench docs extras spark
+.PHONY: lock environment python tools
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
+DEV := .venv/dev.stamp
 SITE := .venv-docs/gyre.stamp
-# `make spark` adds spark.lock; from then on it is held to as well.
-LOCKS := requirements.lock$(if $(wildcard .venv/lib/*/site-packages/pyspark), spark.lock)
+# What a target has added to the environment stays in it, at the versions of its lock file.
+added = $(if $(wildcard .venv/lib/*/site-packages/$(1)), $(2).lock)
+LOCKS := requirements.lock$(call added,boto3,extras)$(call added,pytest,dev)$(call added,pyspark,spark)
 export VIRTUAL_ENV := $(CURDIR)/.venv
 # Compiling all that is imported takes each process longer than the import.
 unexport PYTHONDONTWRITEBYTECODE
@@ -20,7 +22,9 @@ APT := $(SUDO) apt-get
 help: ## Print this list.
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
 
-up: environment ## From nothing to a served prediction; again: nothing changes.
+install: python $(STAMP) ## Install what a stack needs to run; nothing is started.
+
+up: install ## From nothing to a served prediction; again: nothing changes.
 	@$(BIN)/gyre up
 
 down: ## End every process of this stack.
@@ -30,7 +34,7 @@ status: ## What is up, what serves, how fresh, memory.
 	@test -x $(BIN)/gyre || { echo 'nothing is installed yet: make up'; exit 1; }
 	@$(BIN)/gyre status
 
-demo: environment ## The loop closing on real history, on a stack of its own.
+demo: install ## The loop closing on real history, on a stack of its own.
 	@$(BIN)/gyre demo
 
 check: environment ## Lint, format, types, which package may import what, and generated pages.
@@ -40,7 +44,7 @@ check: environment ## Lint, format, types, which package may import what, and ge
 	$(BIN)/lint-imports
 	$(BIN)/python -m docs.generate --check
 
-test: spark ## All tests but those of the whole loop and of the faults.
+test: environment spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
 	$(BIN)/pytest -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
@@ -57,10 +61,10 @@ containers: environment tools ## Build every image and run them, as root; podman
 
 # A network of its own for driver, master and S3, which goes with pytest, as all processes do.
 HOST := unshare --net --mount --pid --fork --kill-child --mount-proc
-cluster: spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
+cluster: environment spark ## Spark's master and two workers on hosts of their own, tables on S3, as root.
 	$(SUDO) $$($(SUDO) $(HOST) true && echo $(HOST)) $(BIN)/pytest -m cluster -W ignore::pytest.PytestUnraisableExceptionWarning tests/cluster
 
-nightly: spark pipelines .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
+nightly: environment spark .venv-dynamodb/gyre.stamp ## What the targets above leave out: Spark variants, seeds, faults of the whole loop; a cluster, all containers.
 	$(BIN)/pytest -m "nightly and not timed" --numprocesses=2 --no-loadscope-reorder
 	@# Promises in seconds, one test at a time.
 	TEST_TIMES=promised $(BIN)/pytest -m timed
@@ -80,31 +84,24 @@ docs: environment $(SITE) ## Write docs/reference/ from the code, build site/htm
 	@$(BIN)/python -m docs.generate
 	@$(BIN)/python -m docs.site
 
-pipelines: .venv-dvc/gyre.stamp .venv-kubeflow/gyre.stamp ## Have DVC and KFP; compile deploy/pipelines/kubeflow.yaml.
-	@.venv-kubeflow/bin/python deploy/pipelines/kubeflow.py
-
 # Environments of their own: what the checks and the stack run on stays as it is.
-define ENVIRONMENT
-@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
-@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
-@touch $@
-endef
-
 $(SITE): docs/requirements.lock | environment
-	$(ENVIRONMENT)
+	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
+	@$(BIN)/uv pip sync --quiet --python $(@D) --require-hashes $<
+	@touch $@
 
 # That of the tests, with an older boto3.
-.venv-dynamodb/gyre.stamp: requirements.lock deploy/dynamodb.lock pyproject.toml | environment
+.venv-dynamodb/gyre.stamp: requirements.lock extras.lock dev.lock deploy/dynamodb.lock pyproject.toml | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
-	@for lock in requirements.lock deploy/dynamodb.lock; do \
+	@for lock in requirements.lock extras.lock dev.lock deploy/dynamodb.lock; do \
 	  $(BIN)/uv pip install --quiet --python $(@D) --require-hashes --requirements $$lock || exit 1; done
 	@$(BIN)/uv pip install --quiet --python $(@D) --no-deps --no-build-isolation --editable .
 	@touch $@
 
-.venv-%/gyre.stamp: deploy/pipelines/requirements-%.lock | environment
-	$(ENVIRONMENT)
+extras: install ## Add clients of PostgreSQL and S3, XGBoost and LightGBM (extras.lock, 110 MB).
+	@$(BIN)/uv pip install --quiet --require-hashes --requirements extras.lock
 
-spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
+spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, for GYRE_ENGINE=spark.
 	@command -v java > /dev/null || { $(APT) update --quiet=2 \
 	  && $(APT) install --yes --no-install-recommends openjdk-17-jre-headless; } \
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
@@ -113,31 +110,37 @@ spark: environment ## Add PySpark (spark.lock, 400 MB), and Java if there is non
 LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
   --python-version 3.11 --upgrade --quiet
 lock: environment ## Resolve pyproject.toml anew; write every lock file.
-	$(BIN)/$(LOCK) pyproject.toml --extra dev -o requirements.lock
+	$(BIN)/$(LOCK) pyproject.toml --group install --excludes excluded.txt -o requirements.lock
+	$(BIN)/$(LOCK) --group extras --constraints requirements.lock -o extras.lock
+	$(BIN)/$(LOCK) --group dev --constraints requirements.lock --constraints extras.lock -o dev.lock
 	$(BIN)/$(LOCK) --group spark --constraints requirements.lock -o spark.lock
 	$(BIN)/$(LOCK) --group docs -o docs/requirements.lock
 	@# With the versions of requirements.lock but for boto3, of which it wants an older one.
-	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock | grep -v ^boto | $(BIN)/$(LOCK) \
+	sed -n 's/^\([a-z0-9].*==.*[^ ]\) \\$$/\1/p' requirements.lock extras.lock dev.lock | grep -v ^boto | $(BIN)/$(LOCK) \
 	  --group dynamodb --constraints /dev/stdin -o deploy/dynamodb.lock
-	$(BIN)/$(LOCK) --group dvc -o deploy/pipelines/requirements-dvc.lock
-	$(BIN)/$(LOCK) --group kubeflow -o deploy/pipelines/requirements-kubeflow.lock
 	$(BIN)/$(LOCK) --group serving --constraints requirements.lock -o deploy/serving.lock
-	$(BIN)/$(LOCK) pyproject.toml --extra lightgbm --extra xgboost --extra celery --extra kubernetes \
-	  --constraints requirements.lock -o deploy/gyre.lock
+	$(BIN)/$(LOCK) pyproject.toml --group extras --extra celery --extra kubernetes \
+	  --constraints requirements.lock --constraints extras.lock -o deploy/gyre.lock
 
-environment: python $(STAMP)
+environment: install $(DEV)
+
+$(DEV): dev.lock extras.lock $(STAMP)
+	@echo '  packages of dev.lock extras.lock'
+	@$(BIN)/uv pip install --quiet --require-hashes --requirements dev.lock --requirements extras.lock
+	@touch $@
 
 # What is installed is exactly the lock files, each file checked against its hash.
 $(STAMP): $(LOCKS) pyproject.toml | python
 	@test -x $(BIN)/uv || { echo '  python environment, and uv by its hash'; \
 	  $(PYTHON) -m venv --clear .venv && sed -n '/^uv==/,/# via/p' requirements.lock \
-	  | $(BIN)/python -m pip install --quiet --require-hashes --requirement /dev/stdin; }
+	  | $(BIN)/python -m pip install --quiet --require-hashes --requirement /dev/stdin \
+	  && $(BIN)/uv pip uninstall --quiet pip; }
 	@echo '  packages of $(LOCKS), downloads included'
 	@$(BIN)/uv pip sync --require-hashes $(LOCKS)
 	@$(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 
-# Python of a version that everything here runs on, and 4 GB for an environment not made yet; that
+# Python of a version that everything here runs on, and 3 GB for an environment not made yet; that
 # of another Python is made anew.
 python:
 	@$(PYTHON) -c 'import sys; found = sys.version.split()[0]; \
@@ -145,5 +148,5 @@ python:
 	  sys.exit(0 if (3, 11) <= sys.version_info[:2] <= (3, 13) else needed)'
 	@test ! -e .venv || test "$$($(BIN)/python -V 2>&1)" = "$$($(PYTHON) -V)" || rm -rf .venv
 	@test -e $(STAMP) || $(PYTHON) -c 'import shutil, sys; free = shutil.disk_usage(".").free / 1e9; \
-	  needed = f"$(CURDIR) has {free:.1f} GB free, 4.0 GB are needed: free some, or clone elsewhere"; \
-	  sys.exit(0 if free > 4 else needed)'
+	  needed = f"$(CURDIR) has {free:.1f} GB free, 3.0 GB are needed: free some, or clone elsewhere"; \
+	  sys.exit(0 if free > 3 else needed)'

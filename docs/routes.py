@@ -4,26 +4,34 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import re
 from collections import defaultdict
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
+import httpx
+
 from core.settings import Settings
-from core.spec import load_specs
 from serving.app import create_app
-from serving.openapi import WHY
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 NOBODY = "127.0.0.1:9"
 """Where neither MLflow nor Redis answers."""
+STATUS_TEXTS = {
+    401: "Tokens are set, and none of them was sent.",
+    404: "No stored view knows the entity, or there is no such model.",
+    413: "The body is too large.",
+    415: "The body is not JSON.",
+    422: "The field that is wrong is named.",
+    429: "Too many requests wait: try again after `Retry-After` seconds.",
+    503: "No model; features are missing and the spec says refuse; the broker is away or full.",
+}
 HEAD = """# Routes of serving
 
 They are those of the OpenAPI document, which serving shows at `/docs`. Fields are those of the
-shipped model. `{name}` is the name of a model, or one of its `served_as`.
+shipped model. `{name}` is the name of a model.
 [Serving](../serving.md) says how the protocols differ. Bodies and answers are JSON.
 
 An answer other than 200 or 202 says why. Instead of 422, KServe, Open Inference and MLflow say 400.
@@ -39,7 +47,9 @@ def routes() -> str:
         logging.CRITICAL
     )  # the worker says that it finds no MLflow and no Redis
     document = asyncio.run(_document())
-    page = HEAD + "".join(f"| {status} | {why} |\n" for status, why in WHY.items())
+    page = HEAD + "".join(
+        f"| {status} | {why} |\n" for status, why in STATUS_TEXTS.items()
+    )
     tags = defaultdict[str, dict[tuple[str, ...], list[str]]](lambda: defaultdict(list))
     for route, operation in _operations(document):
         body = _fields(document, operation.get("requestBody", {}))
@@ -61,21 +71,21 @@ async def _document() -> dict[str, Any]:
         own = ("data_url", "default_model", "serving_tokens_file")
         settings: dict[str, Any] = dict.fromkeys(own)
         settings |= {"mlflow_url": f"http://{NOBODY}", "redis_url": f"redis://{NOBODY}"}
-        app = create_app(Settings(home=Path(home), **settings)).app
-        async with app.router.lifespan_context(app):
-            return app.openapi()
+        app = create_app(Settings(home=Path(home), **settings))
+        transport = httpx.ASGITransport(app)
+        async with (
+            app.app.router.lifespan_context(app.app),
+            httpx.AsyncClient(transport=transport, base_url="http://serving") as client,
+        ):
+            document: dict[str, Any] = (await client.get("/openapi.json")).json()
+        return document
 
 
 def _operations(document: Mapping[str, Any]) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Yield each method and path with its operation; of a model's names the first one alone."""
-    first = {spec.name for spec in load_specs()}
-    others = {name for spec in load_specs() for name in spec.served_as}
+    """Yield each method and path with its operation."""
     for path, methods in document["paths"].items():
-        parts = re.split("([/:])", path)
-        if others.isdisjoint(parts):
-            general = "".join("{name}" if part in first else part for part in parts)
-            for method, operation in methods.items():
-                yield f"{method.upper()} {general}", operation
+        for method, operation in methods.items():
+            yield f"{method.upper()} {path}", operation
 
 
 def _fields(document: Mapping[str, Any], part: Mapping[str, Any]) -> str:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import io
 import sys
-import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +20,7 @@ from core.settings import CLONE, load_settings
 from core.spec import load_specs
 from docs.browser import HIGHEST, PHONE, browser
 from mlflow_server.pages import Pages
+from mlflow_server.registry import Registry
 from stack.airflow_api import AirflowApi
 from stack.environment import LOGIN, load_secrets
 
@@ -36,10 +36,6 @@ TOP = 700
 LARGEST = 150_000
 """Bytes of a picture; it gets fewer colours until it is no larger."""
 COLOURS = (256, 128, 64, 32, 16)
-OVERLAYS = """document.querySelectorAll(
-  '[data-component-id="mlflow.assistant.chat_panel.close"], [role=dialog] button[aria-label^=Close]'
-).forEach(button => button.click())"""
-"""What MLflow lays over a page whose reader is new."""
 
 
 def pages(settings: Settings) -> Iterator[tuple[str, str]]:
@@ -51,14 +47,16 @@ def pages(settings: Settings) -> Iterator[tuple[str, str]]:
     yield "console-data", f"{console}/data/{spec.dataset}"
     yield "serving-docs", f"{settings.link('serving')}/docs"
     mlflow = Pages(settings)
-    version = mlflow.aliases(spec.name)["production"]
+    version = Registry(settings).production(spec.name)
     models = f"{settings.link('mlflow')}/#/models/{spec.name}/versions/{version}"
     yield "mlflow-version", models
     yield "mlflow-experiment", mlflow.experiment(spec.experiment)
     reports = mlflow.pages(spec.name, spec.experiment).reports
     if reports:
-        yield "evidently-report", reports[max(reports)]
-    yield "data-docs", f"{console}/data-docs/{spec.dataset}/index.html"
+        moment = f"{max(reports):%Y-%m-%dT%H:%M:%S}"
+        yield "evidently-report", f"{console}/report/{spec.name}/{moment}"
+    yield "model-card", f"{console}/card/{spec.name}/{version}"
+    yield "data-docs", f"{console}/validation/{spec.dataset}"
     with AirflowApi(settings) as api:
         dag = f"train_{spec.name}"
         (run,) = api.last_runs(dag)
@@ -124,8 +122,6 @@ def main() -> None:
             settings, chosen.names, chosen.fault
         ):
             chromium.open(address, WIDTHS[device], dark=chosen.dark)
-            chromium.do("Runtime.evaluate", expression=OVERLAYS)
-            time.sleep(1)
             path = chosen.to / f"{name}-{device}.png"
             path.write_bytes(small(chromium.picture(), height))
             sys.stdout.write(f"{path}: {path.stat().st_size // 1000} kB, {address}\n")
