@@ -37,11 +37,12 @@ status: ## What is up, what serves, how fresh, memory.
 demo: install ## The loop closing on real history, on a stack of its own.
 	@$(BIN)/gyre demo
 
-check: environment ## Lint, format, types, which package may import what, and generated pages.
+check: environment ## Lint, format, types, density, which package may import what, and generated pages.
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tests.density
 	$(BIN)/python -m docs.generate --check
 
 test: environment spark ## All tests but those of the whole loop and of the faults.
