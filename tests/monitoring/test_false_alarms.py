@@ -233,11 +233,12 @@ def test_planted_changes_are_found_as_the_docs_say(reference, rows, size):
 
 @pytest.mark.nightly
 @pytest.mark.parametrize("rarer", [1, RARER])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("size", [200, 1_000])
 def test_outcomes_that_come_as_scored_are_worse_in_at_most_one_draw_of_a_hundred(
     rows, size, rarer
 ):
-    share = told_as_worse(rows[SCORE].to_numpy() / rarer, size, 1_000)
+    # A draw takes 2 s: 200 bootstrap resamples of every metric.
+    share = told_as_worse(rows[SCORE].to_numpy() / rarer, size, 100)
     print(f"{size} outcomes, a {rarer}th of the ones: {share:.1%} worse")  # noqa: T201
     assert share <= LIMIT
 
