@@ -11,9 +11,10 @@ import httpx
 
 from core.settings import Settings
 from core.tokens import serving_headers
-from mlflow_server.rest import TLS
 
 TIMEOUT_SECONDS = 5
+TLS = httpx.create_ssl_context()
+"""Of all calls: to make one takes 20 ms."""
 
 
 @dataclass(frozen=True)
