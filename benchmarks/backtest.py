@@ -48,9 +48,10 @@ from training.metrics import (
     interval,
     resampled,
 )
-from training.onnx_export import exported, score
+from training.onnx_export import exported
 from training.psi import SCORE, psi, with_nulls
 from training.reference import PREDICTED_CLASS, measure_spread, with_scores
+from training.scoring import score
 from training.snapshots import Snapshot, dates, matured, plan
 from training.train import choose, train_model, with_usable_folds
 

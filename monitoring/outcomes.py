@@ -22,9 +22,9 @@ from feature_repo.engines import engine_connection
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.service import ARROW
 from monitoring.collect import logged_scores
-from training.evaluate import version_scores
 from training.frame import TIME, build_frame, typed
 from training.metrics import Labels, Scored
+from training.scoring import version_scores
 from training.snapshots import dates, matured
 
 DAY = "event_timestamp"

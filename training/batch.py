@@ -17,9 +17,9 @@ from core.spec import ModelSpec, entity_text
 from core.storage import Table
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
-from training.evaluate import as_trained, version_scores
 from training.frame import TIME, population
 from training.metrics import predict
+from training.scoring import as_trained, version_scores
 
 SCORES = pa.schema(
     {

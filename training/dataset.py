@@ -13,7 +13,6 @@ import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter
 
 from core.errors import NoRequestError, TrainingError
 from core.settings import Settings
@@ -31,11 +30,10 @@ from training.frame import (
     sampled,
 )
 from training.lineage import PLANNED_TAG
-from training.snapshots import Plan, dates
+from training.snapshots import PLANS, Plan, dates
 from training.validate import plan_run
 
 log = logging.getLogger(__name__)
-PLANS = TypeAdapter(Plan)
 FEWEST = 50
 """Rows: below, every interval of a metric is so wide that gates let chance decide."""
 TOLERATED = 0.05

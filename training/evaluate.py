@@ -19,13 +19,13 @@ from core.errors import NoChampionError
 from core.settings import Settings
 from core.shapley import shapley_values
 from core.spec import ModelSpec
-from mlflow_server.pyfunc import ModelFile, read_file, read_version
+from mlflow_server.pyfunc import ModelFile, read_file
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE, SCORE, ServedModel
 from mlflow_server.tracking import Tracking
 from training.artifacts import CANDIDATE, EVALUATION, PLOTS, PROOF, fetched, read
 from training.dataset import load_frame, load_unlabelled
-from training.frame import at, features, with_features
+from training.frame import at, features
 from training.gate import EVALUATIONS, Evaluation
 from training.leaks import leak_remarks
 from training.metrics import (
@@ -43,7 +43,7 @@ from training.metrics import (
     resampled,
     top_class,
 )
-from training.onnx_export import REMEDY, columns, latency_p99_ms, open_session, score
+from training.onnx_export import REMEDY
 from training.plots import draw
 from training.psi import NEWEST_SNAPSHOTS
 from training.reference import (
@@ -51,6 +51,13 @@ from training.reference import (
     measure_spread,
     store_reference,
     with_scores,
+)
+from training.scoring import (
+    columns,
+    latency_p99_ms,
+    open_session,
+    score,
+    version_scores,
 )
 from training.snapshots import dates
 
@@ -150,52 +157,6 @@ def _champion(
     except Exception as exc:  # noqa: BLE001  (whatever it is, the gate says it and refuses)
         text = " ".join(str(exc).split())[:300]
         return None, {"unavailable": f"{type(exc).__name__}: {text}"}
-
-
-def version_scores(
-    settings: Settings, spec: ModelSpec, version: str, rows: pa.Table
-) -> Scored:
-    """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
-
-    Raises:
-        NoChampionError: It is of another task or of other entities, or takes other request data.
-
-    """
-    registry = Registry(settings)
-    registered = registry.version(spec.name, version)
-    contract, model = read_version(registry, registered, spec.serving.trusted_types)
-    problem = ""
-    request_data = contract.lookup.request_data
-    is_other_task = (contract.threshold is None) != (spec.threshold is None)
-    version_spec = as_trained(spec, contract)
-    is_same_service = version_spec.feature_service == spec.feature_service
-    has_columns = is_same_service and contract.features.items() <= spec.features.items()
-    if is_other_task or contract.classes != spec.classes:
-        problem = f"is of no {' '.join([spec.task, *spec.classes])}"
-    elif contract.entity_key != spec.entity_key:
-        their_key = ", ".join(contract.entity_key)
-        problem = f"is of {their_key}, not of {', '.join(spec.entity_key)}"
-    elif not has_columns and not request_data.keys() <= {*rows.column_names}:
-        problem = f"takes request data {[*request_data]}"
-    if problem:
-        raise NoChampionError(f"version {version} of {spec.name} {problem}")
-    if not has_columns:
-        keys = [*spec.entity_key, "event_timestamp", "label", *request_data]
-        rows = with_features(settings, version_spec, rows.select(keys))
-    inputs = features(version_spec, rows)
-    return Scored(score(model, version_spec.inputs, inputs), contract.threshold)
-
-
-def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
-    """Return the spec with what `version` reads, and for whom it is defined."""
-    return spec.model_copy(
-        update={
-            "features": version.features,
-            "feature_service": version.feature_service,
-            "population": version.population,
-            "audit": {},
-        }
-    )
 
 
 def compare(

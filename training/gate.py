@@ -18,7 +18,7 @@ from core.spec import ModelSpec
 from core.training_spec import (
     LOWER_IS_BETTER,
     AgainstChampion,
-    BetterThanTrivial,
+    BetterThanBaseline,
     Gate,
     Limit,
 )
@@ -146,7 +146,7 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
         match gate:
             case Limit():
                 passed, text = _limit(gate, evaluation)
-            case BetterThanTrivial():
+            case BetterThanBaseline():
                 passed, text = _better_than_baseline(gate, evaluation)
             case AgainstChampion():
                 passed, text = _against_champion(gate, evaluation)
@@ -170,7 +170,7 @@ def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
 
 
 def _better_than_baseline(
-    gate: BetterThanTrivial, evaluation: Evaluation
+    gate: BetterThanBaseline, evaluation: Evaluation
 ) -> tuple[bool, str]:
     value = evaluation.challenger[gate.metric]
     baseline = evaluation.baseline[gate.metric]

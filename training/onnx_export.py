@@ -1,7 +1,6 @@
 """The export of fitted models to what is served, and the check that both score the same."""
 
 import sys
-import time
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-import onnxruntime
 import pandas as pd
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
@@ -35,12 +33,13 @@ from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import SCORE
 from training.estimators import reason
 from training.metrics import predict
+from training.scoring import score
 
 OPSETS = {"": 18, "ai.onnx.ml": 3}
 TYPES: dict[str, Any] = {
-    "int64": (Int64TensorType, TensorProto.INT64, np.int64),
-    "double": (DoubleTensorType, TensorProto.DOUBLE, np.float64),
-    "string": (StringTensorType, TensorProto.STRING, np.object_),
+    "int64": (Int64TensorType, TensorProto.INT64),
+    "double": (DoubleTensorType, TensorProto.DOUBLE),
+    "string": (StringTensorType, TensorProto.STRING),
 }
 BOOSTING = {
     "xgboost": ("XGBoost", "convert_xgboost", "XGBClassifier", "XGBRegressor"),
@@ -48,7 +47,6 @@ BOOSTING = {
 }
 """Library → module and function of onnxmltools' converter; the library's two classes."""
 REMEDY = "what converts exactly, and what [serving] format = 'native' does: docs/how-to/own-model.md"
-TIMED_ROWS = 1000
 PERMUTED_ROWS = 50_000
 MISSING_SHARE = 0.01
 MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}
@@ -244,48 +242,6 @@ class Proof:
     @property
     def passed(self) -> bool:
         return not self.reasons
-
-
-def score(
-    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
-) -> NDArray[np.float64]:
-    """Return what a served model says: float64 [N], of many classes [N, K]."""
-    session = open_session(model)
-    scores: NDArray[np.float64] = session.run([SCORE], columns(inputs, rows))[0]
-    return scores.astype(np.float64)
-
-
-def latency_p99_ms(
-    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
-) -> float:
-    """Return the time of one row in one thread: 99th percentile of up to 1,000 rows."""
-    session = open_session(model)
-    feed = columns(inputs, rows)
-    durations = []
-    for position in range(min(len(rows), TIMED_ROWS)):
-        row = {name: column[position : position + 1] for name, column in feed.items()}
-        start = time.perf_counter()
-        session.run([SCORE], row)
-        durations.append(time.perf_counter() - start)
-    return float(np.percentile(durations, 99)) * 1000
-
-
-def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
-    if model.loader != "mlflow.onnx":
-        return model
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.inter_op_num_threads = 1
-    return onnxruntime.InferenceSession(
-        model.content, options, providers=["CPUExecutionProvider"]
-    )
-
-
-def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
-    """Return what is fed to a session: one array per input, in its type."""
-    return {
-        name: rows[name].to_numpy(dtype=TYPES[kind][2]) for name, kind in inputs.items()
-    }
 
 
 def prove(

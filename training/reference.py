@@ -20,11 +20,11 @@ from core.training_spec import Task
 from mlflow_server.registry import Version
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import PLAN, REFERENCE, SPEC, fetched, read
-from training.dataset import PLANS
 from training.frame import features
 from training.gate import load_evaluation
 from training.metrics import Scored, predict
 from training.psi import SCORE, TIME, UsualSpread, usual_spread, with_nulls
+from training.snapshots import PLANS
 
 PREDICTED_CLASS = "predicted_class"
 LABEL = "label"

@@ -27,7 +27,7 @@ from training.dataset import load_frame
 from training.frame import at, content_hash, features
 from training.lineage import input_tags
 from training.metrics import rounded
-from training.onnx_export import score
+from training.scoring import score
 from training.snapshots import dates
 from training.train import train_model, with_usable_folds, write_model
 

@@ -10,6 +10,7 @@ from datetime import UTC, datetime, timedelta
 from itertools import pairwise
 
 import pandas as pd
+from pydantic import TypeAdapter
 
 from core.errors import TrainingError
 from core.training_spec import Every, Snapshots
@@ -53,6 +54,9 @@ class Plan:
         for fold in self.folds:
             snapshots.update(fold.train, fold.validation)
         return tuple(sorted(snapshots))
+
+
+PLANS = TypeAdapter(Plan)
 
 
 def starts(every: Every, after: datetime, until: datetime) -> tuple[datetime, ...]:

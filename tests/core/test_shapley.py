@@ -16,7 +16,8 @@ from threadpoolctl import threadpool_limits
 
 from core.shapley import COALITIONS, coalitions, shapley_values
 from training.estimators import build_pipeline
-from training.onnx_export import columns, export
+from training.onnx_export import export
+from training.scoring import columns
 
 if TYPE_CHECKING:
     from collections.abc import Callable

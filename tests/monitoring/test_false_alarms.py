@@ -25,9 +25,10 @@ from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, history  # noqa: F401  (a fixture)
 from training.frame import at, build_frame, features
 from training.metrics import Scored, rounded
-from training.onnx_export import exported, score
+from training.onnx_export import exported
 from training.psi import NEWEST_SNAPSHOTS, SCORE, UsualSpread, psi, usual_spread
 from training.reference import Reference
+from training.scoring import score
 from training.train import fit_pipeline
 from training.validate import plan_run
 

@@ -49,9 +49,9 @@ from training.artifacts import (
     read,
 )
 from training.artifacts import SPEC as SPEC_FILE
-from training.evaluate import version_scores
 from training.frame import features, with_features
 from training.reference import load_reference
+from training.scoring import version_scores
 
 FOREST = Estimator(
     name="forest", type="random_forest", parameters={"n_estimators": 10, "max_depth": 6}

@@ -17,8 +17,8 @@ from tests.conftest import AS_OF
 from tests.preloaded import commands_folder
 from tests.training.conftest import ORDERS, SPEC
 from training.batch import score_population, scores
-from training.evaluate import version_scores
 from training.frame import build_frame
+from training.scoring import version_scores
 from training.snapshots import Snapshot
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)

@@ -48,13 +48,12 @@ from tests.training.conftest import (
 from training import chain, validate
 from training.artifacts import CANDIDATE, GATES, PLOTS, fetched, read
 from training.dataset import load_frame, unlearnable
-from training.evaluate import version_scores
 from training.frame import at, content_hash, features, with_features
 from training.gate import decide, load_evaluation, model_card
 from training.metrics import Scored, all_metrics
-from training.onnx_export import score
 from training.reference import load_reference
 from training.register import ask, promote, settled, wait_in_shell
+from training.scoring import score, version_scores
 from training.summary import summary
 from training.train import THRESHOLDS, fold_scores
 
@@ -282,7 +281,7 @@ def test_one_page_tells_what_the_model_is(tracked, second):
         load_evaluation(Tracking(tracked), second.run_id),
     )
     expected = (
-        "All 3 gates passed", "better than trivial", "not worse than champion", "onnx proof",
+        "All 3 gates passed", "better than baseline", "not worse than champion", "onnx proof",
         "version 1", "loyal", "equal opportunity difference", "prevents 20 % of those losses",
         f"<strong>{found.threshold:.2f}</strong>", f"[{found.intervals['auc'].low:.4f}, ",
         run.params["test_snapshot"], run.params["train_snapshots"], f"{found.rows:,} rows",
@@ -356,7 +355,7 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
     )
     gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
     assert {gate["rule"]: gate["passed"] for gate in gates} == {
-        "better_than_trivial": True, "not_worse_than_champion": False, "onnx_proof": True,
+        "better_than_baseline": True, "not_worse_than_champion": False, "onnx_proof": True,
     }  # fmt: skip
 
 

@@ -8,13 +8,15 @@ from pydantic import TypeAdapter
 from sklearn.metrics import log_loss as sklearn_log_loss
 
 from core.spec import load_spec
-from core.training_spec import AgainstChampion, BetterThanTrivial, Gate, Limit
+from core.training_spec import AgainstChampion, BetterThanBaseline, Gate, Limit
 from training.evaluate import compare
 from training.gate import Evaluation, decide
 from training.metrics import Interval, Scored
 
 SPEC = load_spec("customer_churn_model")
-TRIVIAL = BetterThanTrivial(metric="log_loss", rule="better_than_trivial")
+BETTER_THAN_BASELINE = BetterThanBaseline(
+    metric="log_loss", rule="better_than_baseline"
+)
 CHAMPION = AgainstChampion(
     metric="log_loss", rule="not_worse_than_champion", margin_percent=0.5
 )
@@ -24,19 +26,19 @@ BETTER = AgainstChampion(
 
 
 def evaluation(
-    ours=0.6, trivial=0.67, champion=0.62, difference=(-0.02, -0.03, -0.01),
+    ours=0.6, baseline=0.67, champion=0.62, difference=(-0.02, -0.03, -0.01),
     metric="log_loss", **more,
 ):  # fmt: skip
     known = {"champion_version": "1", "champion": {metric: champion}} | more
     return Evaluation(
-        rows=100, challenger={metric: ours}, baseline={metric: trivial},
+        rows=100, challenger={metric: ours}, baseline={metric: baseline},
         differences={metric: Interval(*difference)}, **known,
     )  # fmt: skip
 
 
 def test_better_than_the_best_constant_passes_and_equal_does_not():
-    assert decide([TRIVIAL], evaluation())[0].passed
-    assert not decide([TRIVIAL], evaluation(ours=0.67))[0].passed
+    assert decide([BETTER_THAN_BASELINE], evaluation())[0].passed
+    assert not decide([BETTER_THAN_BASELINE], evaluation(ours=0.67))[0].passed
 
 
 @pytest.mark.parametrize(
@@ -111,7 +113,7 @@ def test_a_limit_holds_for_metrics_fairness_size_and_latency(
 
 
 def test_what_is_no_number_passes_no_gate():
-    gates = [TRIVIAL, CHAMPION, BETTER] + [
+    gates = [BETTER_THAN_BASELINE, CHAMPION, BETTER] + [
         Limit(metric="log_loss", rule=rule, value=0) for rule in ("at_least", "at_most")
     ]
     nan = float("nan")
@@ -121,14 +123,16 @@ def test_what_is_no_number_passes_no_gate():
 
 def test_onnx_that_scores_otherwise_is_refused_whatever_the_spec_asks():
     assert [o.rule for o in decide([], evaluation()) if o.passed] == ["onnx_proof"]
-    refused = decide([TRIVIAL], evaluation(unproved="real: largest difference 0.3"))[-1]
+    refused = decide(
+        [BETTER_THAN_BASELINE], evaluation(unproved="real: largest difference 0.3")
+    )[-1]
     assert not refused.passed
     assert "largest difference 0.3" in refused.text
 
 
 def test_a_gate_on_cost_asks_for_less_than_the_cheaper_of_nobody_and_everybody():
     y = np.array([1] * 6 + [0] * 4)
-    gate = BetterThanTrivial(metric="cost", rule="better_than_trivial")
+    gate = BetterThanBaseline(metric="cost", rule="better_than_baseline")
     for p, cost, passed in ((y * 0.9, 5.4, True), (np.full(10, 0.9), 5.8, False)):
         found = compare(SPEC, y, Scored(p, 0.5), None, None)
         # Acting costs 1, a loss 10, one in five is averted: (6 + 10 * 6 * 0.8) / 10 and so on.
@@ -154,14 +158,14 @@ def test_the_best_constant_of_numbers_is_their_mean_and_for_mae_their_median():
     ours = {"rmse": (5 / 4) ** 0.5, "mae": 0.75, "r2": 1 - 5 / 75}
     assert found.challenger == pytest.approx(ours)
     for metric in ours:
-        gate = BetterThanTrivial(metric=metric, rule="better_than_trivial")
+        gate = BetterThanBaseline(metric=metric, rule="better_than_baseline")
         assert decide([gate], found)[0].passed
 
 
 def test_each_rule_of_a_file_becomes_its_own_gate():
     read = TypeAdapter(list[Gate]).validate_python
-    assert read([gate.model_dump() for gate in (TRIVIAL, CHAMPION, BETTER)]) == [
-        TRIVIAL, CHAMPION, BETTER,
+    assert read([gate.model_dump() for gate in (BETTER_THAN_BASELINE, CHAMPION, BETTER)]) == [
+        BETTER_THAN_BASELINE, CHAMPION, BETTER,
     ]  # fmt: skip
     assert read([{"metric": "model_mb", "rule": "at_most", "value": 5}])[0].value == 5
 

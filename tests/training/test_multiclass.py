@@ -24,7 +24,8 @@ from tests.conftest import AS_OF
 from tests.preloaded import commands_folder
 from training.estimators import build_pipeline
 from training.frame import typed
-from training.onnx_export import export, prove, score
+from training.onnx_export import export, prove
+from training.scoring import score
 
 HERE = Path(__file__).with_name("deliveries")
 CLASSES = ["early", "on_time", "late"]

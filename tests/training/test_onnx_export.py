@@ -20,7 +20,8 @@ from core.settings import CLONE
 from mlflow_server.pyfunc import ModelFile
 from tests.preloaded import commands_folder
 from training.estimators import build_pipeline
-from training.onnx_export import Proof, export, prove, score
+from training.onnx_export import Proof, export, prove
+from training.scoring import score
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

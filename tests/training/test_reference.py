@@ -13,10 +13,10 @@ from tests.training.conftest import SPEC
 from training.artifacts import read
 from training.check import wide_features
 from training.dataset import load_frame
-from training.evaluate import version_scores
 from training.frame import at, features
 from training.gate import load_evaluation
 from training.reference import load_reference
+from training.scoring import version_scores
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,116 @@
+"""Scores of what is served: of a model's file, or of a version of the registry on other rows."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pandas as pd
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from core.errors import NoChampionError
+from core.settings import Settings
+from core.spec import InputType, ModelSpec
+from mlflow_server.pyfunc import ModelFile, read_version
+from mlflow_server.registry import Registry
+from mlflow_server.served_model import SCORE, ServedModel
+from training.frame import features, with_features
+from training.metrics import Scored
+
+TIMED_ROWS = 1000
+INPUT_TYPES: dict[str, Any] = {
+    "int64": np.int64,
+    "double": np.float64,
+    "string": np.object_,
+}
+
+
+def score(
+    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
+) -> NDArray[np.float64]:
+    """Return what a served model says: float64 [N], of many classes [N, K]."""
+    session = open_session(model)
+    scores: NDArray[np.float64] = session.run([SCORE], columns(inputs, rows))[0]
+    return scores.astype(np.float64)
+
+
+def latency_p99_ms(
+    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
+) -> float:
+    """Return the time of one row in one thread: 99th percentile of up to 1,000 rows."""
+    session = open_session(model)
+    feed = columns(inputs, rows)
+    durations = []
+    for position in range(min(len(rows), TIMED_ROWS)):
+        row = {name: column[position : position + 1] for name, column in feed.items()}
+        start = time.perf_counter()
+        session.run([SCORE], row)
+        durations.append(time.perf_counter() - start)
+    return float(np.percentile(durations, 99)) * 1000
+
+
+def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:
+    if model.loader != "mlflow.onnx":
+        return model
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.inter_op_num_threads = 1
+    return onnxruntime.InferenceSession(
+        model.content, options, providers=["CPUExecutionProvider"]
+    )
+
+
+def columns(inputs: Mapping[str, InputType], rows: pd.DataFrame) -> dict[str, Any]:
+    """Return what is fed to a session: one array per input, in its type."""
+    return {
+        name: rows[name].to_numpy(dtype=INPUT_TYPES[kind])
+        for name, kind in inputs.items()
+    }
+
+
+def version_scores(
+    settings: Settings, spec: ModelSpec, version: str, rows: pa.Table
+) -> Scored:
+    """Score `rows` (a frame) with `version` through its own features, in the order of `rows`.
+
+    Raises:
+        NoChampionError: It is of another task or of other entities, or takes other request data.
+
+    """
+    registry = Registry(settings)
+    registered = registry.version(spec.name, version)
+    contract, model = read_version(registry, registered, spec.serving.trusted_types)
+    problem = ""
+    request_data = contract.lookup.request_data
+    is_other_task = (contract.threshold is None) != (spec.threshold is None)
+    version_spec = as_trained(spec, contract)
+    is_same_service = version_spec.feature_service == spec.feature_service
+    has_columns = is_same_service and contract.features.items() <= spec.features.items()
+    if is_other_task or contract.classes != spec.classes:
+        problem = f"is of no {' '.join([spec.task, *spec.classes])}"
+    elif contract.entity_key != spec.entity_key:
+        their_key = ", ".join(contract.entity_key)
+        problem = f"is of {their_key}, not of {', '.join(spec.entity_key)}"
+    elif not has_columns and not request_data.keys() <= {*rows.column_names}:
+        problem = f"takes request data {[*request_data]}"
+    if problem:
+        raise NoChampionError(f"version {version} of {spec.name} {problem}")
+    if not has_columns:
+        keys = [*spec.entity_key, "event_timestamp", "label", *request_data]
+        rows = with_features(settings, version_spec, rows.select(keys))
+    inputs = features(version_spec, rows)
+    return Scored(score(model, version_spec.inputs, inputs), contract.threshold)
+
+
+def as_trained(spec: ModelSpec, version: ServedModel) -> ModelSpec:
+    """Return the spec with what `version` reads, and for whom it is defined."""
+    return spec.model_copy(
+        update={
+            "features": version.features,
+            "feature_service": version.feature_service,
+            "population": version.population,
+            "audit": {},
+        }
+    )
