@@ -166,7 +166,7 @@ class Limit(Strict):
     value: float = Field(allow_inf_nan=False)
 
 
-class BetterThanTrivial(Strict):
+class BetterThanBaseline(Strict):
     """Better than the best constant of those very rows.
 
     Their prevalence, of many classes that of each; their mean for `rmse` and `r2`, their median for
@@ -174,7 +174,7 @@ class BetterThanTrivial(Strict):
     """
 
     metric: Metric
-    rule: Literal["better_than_trivial"]
+    rule: Literal["better_than_baseline"]
 
 
 class AgainstChampion(Strict):
@@ -192,5 +192,5 @@ class AgainstChampion(Strict):
 
 # One rule a challenger must pass. That ONNX scores as scikit-learn does is asked without a gate.
 Gate = Annotated[
-    Limit | BetterThanTrivial | AgainstChampion, Field(discriminator="rule")
+    Limit | BetterThanBaseline | AgainstChampion, Field(discriminator="rule")
 ]

@@ -61,7 +61,7 @@ OF_SPEC = [
     (FOREST, instead_of_it(*REFUSED), *REFUSED.values()),
     ('feature = "days_', 'feature = "dys_', r"{}.toml: population.feature: 'dys_since.*not in"),
     ("loss = 10", "loss = -1", r"{}.toml: costs.loss: Input should be greater than 0 \(found -1\)"),
-    ('metric = "log_loss"', 'metric = "logloss"', "{}.toml: gates.0.better_than_trivial.metric: "),
+    ('metric = "log_loss"', 'metric = "logloss"', "{}.toml: gates.0.better_than_baseline.metric: "),
     ("seed = 7", "seed = ", r"{}.toml: not TOML: .*line "),
     ("events_30d =", "events_3d =", "{}.toml: .*events_3d: expected one of plain_v1: events_7d, "),
     ('amount_30d = "double"', 'amount_30d = "int64"', "{}.toml: .*: expected double, found int64"),

@@ -166,7 +166,7 @@ def fails_its_gates(night: Night) -> None:
 
     night.undo.callback(lambda: tracking.set_terminated(begun()))
     tracking.end(
-        begun(), "refused: log_loss better_than_trivial: 0.69, the constant's is 0.61"
+        begun(), "refused: log_loss better_than_baseline: 0.69, the constant's is 0.61"
     )
 
 
@@ -193,7 +193,7 @@ SAID = {
         "A retraining starts",
         "check=psi/total_orders_30d",
     ),
-    fails_its_gates: ("refused: log_loss", "better_than_trivial", "model card"),
+    fails_its_gates: ("refused: log_loss", "better_than_baseline", "model card"),
     fails: ("late: a request has waited", "No event is lost", "gyre logs consumer"),
     # Last: the consumer stays dead.
     dies: (

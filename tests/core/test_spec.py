@@ -45,12 +45,12 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
             r"estimators\.0\.type: 'forest' is not of a class.* xgboost, lightgbm, or package",
         ),
         (
-            'rule = "better_than_trivial"',
+            'rule = "better_than_baseline"',
             'rule = "good"',
             r"gates\.0: .*'good'.*'at_least'",
         ),
         (
-            'rule = "better_than_trivial"\n',
+            'rule = "better_than_baseline"\n',
             "",
             r"gates\.0: Unable to extract tag .*'rule'",
         ),
@@ -65,12 +65,12 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
             r"gates\.1\.\w+\.margin: unknown key; did you mean margin_percent",
         ),
         (
-            'rule = "better_than_trivial"',
+            'rule = "better_than_baseline"',
             'rule = "at_most"',
             r"gates\.0\.at_most\.value: Field req",
         ),
         (
-            'rule = "better_than_trivial"',
+            'rule = "better_than_baseline"',
             f'{LIMIT}\nvalue = "x"',
             r"gates\.0\.at_most\.value: Inp",
         ),
