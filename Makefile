@@ -1,7 +1,7 @@
 # `make` prints this list. Every target first installs the packages that it needs.
 .DEFAULT_GOAL := help
 .PHONY: help install up down status demo check test faults image containers cluster nightly bench docs extras spark
-.PHONY: lock environment python tools
+.PHONY: audit lock environment python tools
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/gyre.stamp
@@ -107,6 +107,11 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 	  && $(APT) install --yes --no-install-recommends openjdk-17-jre-headless; } \
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
+
+audit: install ## List the known vulnerabilities of the lock files.
+	@for lock in requirements.lock extras.lock dev.lock spark.lock; do \
+	  echo $$lock; $(BIN)/uv tool run pip-audit==2.10.1 --disable-pip --require-hashes --requirement $$lock || failed=1; \
+	  done; exit $${failed:-0}
 
 LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
   --python-version 3.11 --upgrade --quiet
