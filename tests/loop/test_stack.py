@@ -292,7 +292,9 @@ def test_status_says_what_is_up_what_serves_and_how_much_memory_it_takes(stack):
     total = re.search(r"all processes\s+(\d+)", text)
     assert total is not None
     assert 300 < int(total[1]) < 1800
-    assert re.search(rf"{MODEL} +\w+ +{stack.production()} +(just now|\d+ \w+ ago)", text)
+    assert re.search(
+        rf"{MODEL} +\w+ +{stack.production()} +(just now|\d+ \w+ ago)", text
+    )
     assert found["models"][MODEL]["version"] == stack.production()
     assert {check["name"] for check in found["checks"][MODEL]} >= {
         "production",
