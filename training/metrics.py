@@ -262,16 +262,20 @@ def _differ(y: Labels, weights: Scores) -> bool:
 
 
 def resampled(
-    y: Labels, models: Mapping[str, Scored], costs: Costs | None, seed: int
+    y: Labels,
+    models: Mapping[str, Scored],
+    costs: Costs | None,
+    seed: int,
+    count: int = RESAMPLES,
 ) -> dict[str, dict[str, Scores]]:
     """Return model → metric → its values in bootstrap resamples of the rows.
 
-    All models are measured on the same resamples, so that their differences are paired.
+    All models are measured on the same `count` resamples, so that their differences are paired.
     """
     random = np.random.default_rng(seed)
     row_count = len(y)
     draws: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    for _ in range(RESAMPLES):
+    for _ in range(count):
         rows = random.integers(0, row_count, row_count)
         weights = np.bincount(rows, minlength=row_count).astype(float)
         for name, model in models.items():

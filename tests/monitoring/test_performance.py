@@ -147,8 +147,8 @@ def test_a_version_that_is_as_good_as_ever_is_not_called_worse_by_chance(
     rows, evaluated
 ):
     random = np.random.default_rng(rows)
-    draws = [drawn(rows, random=random) for _ in range(60)]
-    assert sum(bool(worse(outcomes, evaluated)) for outcomes in draws) <= 1
+    draws = [drawn(rows, random=random) for _ in range(20)]
+    assert not any(worse(outcomes, evaluated) for outcomes in draws)
 
 
 def test_one_that_is_worse_is_found_the_sooner_the_more_outcomes_there_are(evaluated):
@@ -156,8 +156,8 @@ def test_one_that_is_worse_is_found_the_sooner_the_more_outcomes_there_are(evalu
     assert {*bad} == {"f1", "auc", "accuracy", "log_loss"}
     shares = []
     for rows in (200, 1000):
-        count = sum(bool(worse(drawn(rows, 0.3), evaluated)) for _ in range(20))
-        shares.append(count / 20)
+        count = sum(bool(worse(drawn(rows, 0.3), evaluated)) for _ in range(10))
+        shares.append(count / 10)
     assert shares[0] < 0.5
     assert shares[1] > 0.8
 
