@@ -22,7 +22,7 @@ OPEN = "; {0}.InferenceSession(sys.stdin.buffer.read(), providers=['CPUExecution
 @pytest.mark.parametrize(
     "program",
     ["import sys, serving.model" + OPEN.format("serving.model.ort"),
-     "import sys, training.onnx_export" + OPEN.format("training.onnx_export.onnxruntime")],
+     "import sys, training.scoring" + OPEN.format("training.scoring.onnxruntime")],
 )  # fmt: skip
 def test_onnx_runtime_keeps_no_record_of_a_session(
     tmp_path: Path, program: str
