@@ -108,9 +108,9 @@ spark: install ## Add PySpark (spark.lock, 400 MB), and Java if there is none, f
 	  || { echo 'no Java: install a JRE of version 17 or 21, then again: make spark'; exit 1; }
 	@$(BIN)/uv pip install --quiet --require-hashes --requirements spark.lock
 
-audit: install ## List the known vulnerabilities of the lock files.
+audit: install ## List the known vulnerabilities of the lock files, asked of PyPI.
 	@for lock in requirements.lock extras.lock dev.lock spark.lock; do \
-	  echo $$lock; $(BIN)/uv tool run pip-audit==2.10.1 --disable-pip --require-hashes --requirement $$lock || failed=1; \
+	  echo $$lock; $(BIN)/uv tool run pip-audit==2.10.1 --strict --disable-pip --require-hashes --requirement $$lock || failed=1; \
 	  done; exit $${failed:-0}
 
 LOCK := uv pip compile --generate-hashes --no-emit-index-url --no-emit-find-links --universal \
