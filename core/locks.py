@@ -46,12 +46,12 @@ def one_writer(
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(path, is_singleton=True)
-        held = lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
+        acquired_lock = lock.acquire(timeout=seconds, poll_interval=POLL_SECONDS)
     except Timeout as exc:
         raise DataError(busy) from exc
     except OSError as exc:
         raise DataError(f"{path}: no lock: {exc.strerror}") from exc
-    with held:
+    with acquired_lock:
         yield
 
 
@@ -62,8 +62,8 @@ def _database_lock(
     """Hold a lock that PostgreSQL frees as soon as this process, or its host, is gone."""
     import psycopg  # noqa: PLC0415  (only of teams)
 
-    held: set[str] = _THREAD.__dict__.setdefault("held", set())
-    if name in held:
+    held_names: set[str] = _THREAD.__dict__.setdefault("held_names", set())
+    if name in held_names:
         yield
         return
     url = f"postgresql://{address.partition('://')[2]}"
@@ -80,9 +80,9 @@ def _database_lock(
     except psycopg.Error as exc:
         line = str(exc).splitlines()[0]
         raise DataError(f"{name}: PostgreSQL refused its lock: {line}") from exc
-    held.add(name)
+    held_names.add(name)
     try:
         with closing(connection):
             yield
     finally:
-        held.discard(name)
+        held_names.discard(name)

@@ -81,9 +81,9 @@ class Pages:
 
     def experiment(self, name: str) -> str:
         """Address of the experiment's runs; of all experiments where it is none yet."""
-        found = self._ask("experiments/get-by-name", experiment_name=name)
-        where = f"{found['experiment']['experiment_id']}/runs" if found else ""
-        return f"{self._link}/#/experiments/{where}?{TRAINING_VIEW}"
+        answer = self._ask("experiments/get-by-name", experiment_name=name)
+        place = f"{answer['experiment']['experiment_id']}/runs" if answer else ""
+        return f"{self._link}/#/experiments/{place}?{TRAINING_VIEW}"
 
     def run(self, run_id: str) -> str:
         """Address of the run's page."""

@@ -11,8 +11,9 @@ from core.settings import Settings
 
 TIMEOUT_SECONDS = 5
 DOWNLOAD_SECONDS = 10
-CONNECTIONS = urllib3.PoolManager(maxsize=16)
-"""Kept open between calls. No proxy of the environment is used: MLflow is inside."""
+CONNECTIONS = urllib3.PoolManager(maxsize=16, headers={"connection": "close"})
+"""Each call has a new connection: a proxy may have dropped an older one without a word. No proxy of
+the environment is used, as MLflow is inside."""
 
 
 def call_mlflow(

@@ -22,8 +22,8 @@ from training.metrics import (
 
 SAMPLE_ROWS = 20_000
 """Rows that are resampled; the error of more rows is reckoned from it."""
-RESAMPLES = 100
-"""Of the bootstrap: a standard error is known to 7 % by them, and each takes 8 ms."""
+ERROR_RESAMPLES = 100
+"""Bootstrap resamples of a standard error, which they give to about 7 %."""
 SURELY = 3.0
 """Standard errors by which a metric must be worse: so that chance makes one of four metrics worse
 in less than 1 of 100 runs (docs/monitoring.md)."""
@@ -174,7 +174,7 @@ def _standard_errors(y: Labels, scored: Scored, spec: ModelSpec) -> dict[str, fl
     random = np.random.default_rng(spec.seed)
     sample = random.permutation(row_count)[:sample_count]
     models = {"version": scored.of(sample)}
-    draws = resampled(y[sample], models, spec.costs, spec.seed, count=RESAMPLES)
+    draws = resampled(y[sample], models, spec.costs, spec.seed, count=ERROR_RESAMPLES)
     scale = sqrt(sample_count / row_count)
     return {
         metric: float(np.nanstd(values)) * scale
