@@ -279,7 +279,7 @@ def test_settings_are_read_from_files_as_kubernetes_lays_them_out(
 
 
 def test_an_update_on_the_page_names_a_container_that_there_is():
-    updates = re.findall(r"(statefulset|deployment)/([a-z]+) ([a-z]+)=", PAGE)
+    updates = re.findall(r"(statefulset|deployment)/([a-z]+)\s+([a-z]+)=", PAGE)
     assert {name for _, name, _ in updates} == {*PROGRAMS} - {"init"}
     kinds = {"statefulset": "StatefulSet", "deployment": "Deployment"}
     for kind, name, container in updates:
