@@ -30,7 +30,7 @@ PAGES, HTML = SITE / "pages", SITE / "html"
 ZENSICAL = CLONE / ".venv-docs" / "bin" / "zensical"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
 """The file of a link such as `[text](file.md#section)`."""
-SHOWN = {".md", ".png", ".css", ".yml"}
+SHOWN = {".md", ".png", ".svg", ".css", ".yml"}
 """Files of docs/ that are part of the site."""
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
 STYLE_URL = re.compile(r"""(?:url\(|@import)\s*["']?((?:https?:)?//[^"')]+)""")
