@@ -1,4 +1,4 @@
-"""What a request brings beside the key for on-demand functions: read, checked, logged, shown."""
+"""Values of a request for on-demand functions: read, checked, logged and documented."""
 
 from __future__ import annotations
 
@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 import uvloop
 from fastapi import FastAPI
-from feast import FeatureService, Field, RequestSource
-from feast.on_demand_feature_view import on_demand_feature_view
+from feast import FeatureService, RequestSource
 from feast.types import Bytes, Float64, Int64
 from onnx import TensorProto, helper
 
@@ -37,8 +36,10 @@ from tests.serving.shop import (  # noqa: F401  (fixtures)
     OFFERED,
     PERSON,
     features,
+    on_demand,
     online,
     people,
+    schema,
     stocked,
     template,
 )
@@ -50,30 +51,46 @@ FIELDS = {
     "cart_value": "double", "coupon": "string", "items": "int64", "boxes": "int32",
     "rate": "float32", "gift": "bool", "due": "timestamp",
 }  # fmt: skip
-KINDS = {"amount": "double", "above": "double", "offer": "string", "more": "int64",
-         "crates": "int32", "third": "float32", "bought": "bool", "late": "timestamp"}  # fmt: skip
+KINDS = {
+    "above": "double", "amount": "double", "offer": "string", "more": "int64", "crates": "int32",
+    "third": "float32", "bought": "bool", "late": "timestamp", "since": "timestamp",
+}  # fmt: skip
 NAMES = tuple(KINDS)
 CARTS = SPEC.model_copy(
     update={
-        "name": "carts", "feature_service": "offered", "segment": None,
-        "features": KINDS, "population": Population(feature="amount", below=1_000),
+        "name": "carts", "feature_service": "offered", "segment": None, "features": KINDS,
+        "population": Population(feature="amount", below=1_000),
     }
 )  # fmt: skip
-DEFAULTS = {"amount": 1.0, "above": 2.0, "offer": "a", "more": 3, "crates": 1, "third": 0.5,
-            "bought": 1, "late": 1_700_000_000_000_000}  # fmt: skip
-DATA = {"cart_value": 12.5, "coupon": "ten", "items": 2, "boxes": 5, "rate": 0.1, "gift": False,
-        "due": "2026-11-20T13:00:00.5+01:00"}  # fmt: skip
+DEFAULTS = {
+    "amount": 1.0, "above": 2.0, "offer": "a", "more": 3, "crates": 1, "third": 0.5, "bought": 1,
+    "late": 1_700_000_000_000_000, "since": 1_700_000_000_000_000,
+}  # fmt: skip
+DATA = {
+    "cart_value": 12.5, "coupon": "ten", "items": 2, "boxes": 5, "rate": 0.1, "gift": False,
+    "due": "2026-11-20T13:00:00.5+01:00",
+}  # fmt: skip
 KEY = {"customer_id": -2}
 ROW = KEY | DATA
 READ = DATA | {"rate": float(np.float32(0.1)), "due": NOON}
 """As functions see it."""
 LOGGED = READ | {"due": "2026-11-20T12:00:00Z"}
-GIVEN = {"amount": 1.5, "above": 11.0, "offer": "ten:b", "more": 4, "crates": 2, "third": 0.25,
-         "bought": True, "late": "2026-11-20T12:01:30Z"}  # fmt: skip
-PATHS = {
-    "plain": "/predict", "batch": "/models/carts/predict/batch",
-    "v1": "/v1/models/carts:predict", "v2": "/v2/models/carts/infer", "mlflow": "/invocations",
+GIVEN = {
+    "amount": 1.5, "above": 11.0, "offer": "ten!", "more": 4, "crates": 2, "third": 0.25,
+    "bought": True, "late": "2026-11-20T12:01:30Z", "since": "2026-11-20T12:01:30Z",
 }  # fmt: skip
+PATHS = {
+    "plain": "/predict", "batch": "/models/carts/predict/batch", "v1": "/v1/models/carts:predict",
+    "v2": "/v2/models/carts/infer", "mlflow": "/invocations",
+}  # fmt: skip
+
+
+def read_online(shop, service, names, keys, moments=NOON):
+    async def read():
+        async with shop.source(service, names) as source:
+            return await online(source, keys, moments)
+
+    return uvloop.run(read())
 
 
 def test_rows_are_feasts_for_every_request_data(stocked):
@@ -84,19 +101,16 @@ def test_rows_are_feasts_for_every_request_data(stocked):
         READ | small | {"gift": True},
         READ | large | {"due": NOON - 9 * DAY},
     )
-    customers = people(-4, -3, -2, -1, 5, 77, 5000)
+    customers = people(-4, -3, -2, 5, 77, 5000)
     keys = [customer | data for customer in customers for data in requests]
-    as_of = [NOON + n * DAY for n in range(len(keys))]
-
-    async def read():
-        async with stocked.source("offered", NAMES) as source:
-            return await online(source, keys, as_of)
-
+    moments = [NOON + n * DAY for n in range(len(keys))]
     lookup = stocked.contract("offered", NAMES).lookup
     assert (lookup.unsupported, lookup.request_data) == (None, FIELDS)
-    rows = uvloop.run(read())
-    expected = stocked.feast("offered", NAMES, keys, as_of)
-    expected[-3:] = [None] * 3  # of nobody Feast says what the request alone says
+    rows = read_online(stocked, "offered", NAMES, keys, moments)
+    expected = stocked.feast("offered", NAMES, keys, moments)
+    expected[-3:] = [
+        None
+    ] * 3  # of an unknown customer Feast returns what the request has
     assert repr(rows) == repr(expected)
     row = rows[6]
     assert row["above"] == 12.5 - 1.5
@@ -104,29 +118,24 @@ def test_rows_are_feasts_for_every_request_data(stocked):
     assert row["late"] == NOON + timedelta(seconds=90)
 
 
-def test_a_function_that_is_not_plain_is_fed_by_feast(stocked):
+def test_a_function_of_pandas_is_called_by_feast_whose_last_rows_count_while_redis_hangs(
+    stocked,
+):
     names = ("amount", "halved")
+    row = KEY | READ
 
     async def read():
         async with stocked.source("halved", names) as source:
-            return await online(source, [KEY | READ])
+            assert await online(source, [row]) == [{"amount": 1.5, "halved": 6.25}]
+            stocked.redis.client_pause(2_000)
+            rows, origin = await source.read([row, row | {"items": 3}], [NOON, NOON])
+            assert source.problem == "Feast: no answer within 0.5 s"
+            return features(rows), origin
 
     lookup = stocked.contract("halved", names).lookup
     assert "offered_by_pandas is no plain function" in lookup.unsupported
-    assert lookup.request_data == FIELDS
-    assert uvloop.run(read()) == [{"amount": 1.5, "halved": 6.25}]
-
-
-def test_the_last_known_features_are_those_of_the_same_request_data(stocked):
-    async def read():
-        async with stocked.source("offered", NAMES) as source:
-            row = KEY | READ
-            known = await online(source, [row])
-            source.problem = "down"
-            return known, await source.read([row, row | {"items": 3}], [NOON, NOON])
-
-    (known,), (rows, origin) = uvloop.run(read())
-    assert (features(rows), origin) == ([known, None], "cache")
+    # The row of other request data is not known.
+    assert uvloop.run(read()) == ([{"amount": 1.5, "halved": 6.25}, None], "cache")
 
 
 @pytest.mark.parametrize(
@@ -137,17 +146,14 @@ def test_the_last_known_features_are_those_of_the_same_request_data(stocked):
         ("cart_value", Int64, "expected one type of Int32, .*, String, found"),
     ],
 )
-def test_a_field_that_no_request_can_bring_is_refused_at_registration(
+def test_a_field_that_no_request_can_have_is_refused_at_registration(
     stocked, name, dtype, reason
 ):
     def bad(inputs):
         return {"bad": inputs["amount"]}
 
-    source = RequestSource(name=f"of_{name}", schema=[Field(name=name, dtype=dtype)])
-    view = on_demand_feature_view(
-        name=f"bad_{name}", sources=[PERSON, source], mode="python",
-        schema=[Field(name="bad", dtype=Float64)],
-    )(bad)  # fmt: skip
+    source = RequestSource(name=f"of_{name}", schema=schema(**{name: dtype}))
+    view = on_demand(bad, PERSON, source, bad=Float64)
     service = FeatureService(name=f"bad_{name}", features=[OFFERED, view])
     stocked.store.apply([view, service])
     message = f"service bad_{name}: request data {name}: {reason}"
@@ -155,13 +161,14 @@ def test_a_field_that_no_request_can_bring_is_refused_at_registration(
         look_up_specification(stocked.settings, service.name)
 
 
-async def loaded(shop, folder, version, service, names):
-    """A version as a worker loads it; its score is the sigmoid of its first feature."""
+async def load_version(shop, folder, version, service, names):
+    """Load a version as a worker does; its score is the sigmoid of its first feature."""
     kinds = {name: KINDS[name] for name in names}
-    contract = shop.contract(service, names).model_copy(
-        update={"model": "carts", "features": kinds, "defaults": DEFAULTS, "threshold": 0.5,
-                "population": CARTS.population}
-    )  # fmt: skip
+    changes = {
+        "model": "carts", "features": kinds, "defaults": DEFAULTS, "threshold": 0.5,
+        "population": CARTS.population,
+    }  # fmt: skip
+    contract = shop.contract(service, names).model_copy(update=changes)
     nodes = [
         helper.make_node("Cast", [names[0]], ["number"], to=TensorProto.FLOAT),
         helper.make_node("Sigmoid", ["number"], [SCORE]),
@@ -175,22 +182,25 @@ async def loaded(shop, folder, version, service, names):
     source = FeatureSource(shop.settings, contract)
     while source.problem is not None:
         await source.probe()
-    origin = Origin(created=1, digests={})
-    return LoadedModel(version, origin, contract, session, source)
+    return LoadedModel(
+        version, Origin(created=1, digests={}), contract, session, source
+    )
 
 
 @asynccontextmanager
-async def serving(shop, home, trial=False):
-    """A client of the application. trial: the version that takes request data is a challenger."""
+async def serving(shop, home, *, is_on_trial=False):
+    """A client of the application.
+
+    is_on_trial: the version that takes request data is a challenger of one that takes none.
+    """
     log = AppendLog(home / "serving" / "log", "predictions")
     log.open()
     repository = ModelRepository(shop.settings, log)
     repository.update([CARTS])
-    names = ("above", *(name for name in NAMES if name != "above"))
-    takes_data = await loaded(shop, home, "1", "offered", names)
-    plain = await loaded(shop, home, "2", "plain", ("amount",))
+    takes_data = await load_version(shop, home, "1", "offered", NAMES)
+    plain = await load_version(shop, home, "2", "plain", ("amount",))
     roles = Roles(production=takes_data)
-    if trial:
+    if is_on_trial:
         roles = Roles(production=plain, challenger=takes_data, percent=100)
     model = repository.find("carts")
     model._swap(roles)
@@ -199,16 +209,16 @@ async def serving(shop, home, trial=False):
     async with httpx.AsyncClient(transport=transport, base_url="http://here") as client:
         yield client
     await repository.ended()
-    for model in (takes_data, plain):
-        await model.features.close()
+    for version in (takes_data, plain):
+        await version.features.close()
     log.close()
 
 
-def post(shop, home, *requests, trial=False):
-    """Answers of one application: (path, body) each."""
+def post(shop, home, *requests, is_on_trial=False):
+    """Return the application's answers to pairs of path and body."""
 
     async def ask():
-        async with serving(shop, home, trial) as client:
+        async with serving(shop, home, is_on_trial=is_on_trial) as client:
             return [
                 await client.post(path, content=json.dumps(body))
                 for path, body in requests
@@ -227,20 +237,21 @@ def logged(shop, home):
     return rows
 
 
-def test_every_protocol_takes_request_data_as_columns_of_the_row_and_logs_it(
-    stocked, tmp_path
-):
+def test_every_protocol_takes_request_data_as_columns_and_logs_it(stocked, tmp_path):
     requests = [(path, body_of(protocol, ROW)) for protocol, path in PATHS.items()]
+    with_features = KEY | {"features": GIVEN}
+    # With every feature in the request its data is not needed.
+    requests += [("/predict", with_features), ("/predict", with_features | DATA)]
     answers = post(stocked, tmp_path, *requests)
-    assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.status_code for answer in answers] == [200] * 7
     rows = logged(stocked, tmp_path)
-    assert len(rows) == 5
-    for row in rows:
-        assert row["request_data"] == LOGGED
+    assert [row["request_data"] for row in rows] == [LOGGED] * 5 + [{}, LOGGED]
+    for row in rows[:5]:
         assert row["entity"] == "-2"
         assert row["features"]["above"] == 11.0
         assert row["features"]["late"] == "2026-11-20T12:01:30Z"
     assert len({row["probability"] for row in rows}) == 1
+    assert [row["features_from"] for row in rows[5:]] == ["request", "request"]
 
 
 WRONG = [
@@ -250,14 +261,16 @@ WRONG = [
 ]  # fmt: skip
 
 
-def test_what_is_wrong_or_absent_is_4xx_and_named_in_every_protocol(stocked, tmp_path):
+def test_wrong_or_absent_request_data_is_4xx_and_named_in_every_protocol(
+    stocked, tmp_path
+):
     rows = [(name, ROW | {name: value}) for name, value in WRONG]
     rows += [(name, {n: v for n, v in ROW.items() if n != name}) for name in DATA]
     cases = [(protocol, name, row) for protocol in PATHS for name, row in rows]
     requests = [(PATHS[protocol], body_of(protocol, row)) for protocol, _, row in cases]
     answers = post(stocked, tmp_path, *requests)
     for (protocol, name, row), answer in zip(cases, answers, strict=True):
-        status = 400 if protocol in {"v1", "v2", "mlflow"} else 422
+        status = 422 if protocol in {"plain", "batch"} else 400
         assert answer.status_code == status, (protocol, row, answer.text)
         assert name in answer.text
         if name not in row:
@@ -266,46 +279,23 @@ def test_what_is_wrong_or_absent_is_4xx_and_named_in_every_protocol(stocked, tmp
     assert logged(stocked, tmp_path) == []
 
 
-def test_with_every_feature_in_the_request_its_data_is_not_needed(stocked, tmp_path):
-    features_and_key = KEY | {"features": GIVEN}
-    answers = post(
-        stocked, tmp_path, ("/predict", features_and_key), ("/predict", features_and_key | DATA),
-        (PATHS["v1"], {"instances": [KEY | GIVEN, GIVEN | DATA]}),
-    )  # fmt: skip
-    assert [answer.status_code for answer in answers] == [200, 200, 200]
-    rows = logged(stocked, tmp_path)
-    assert [row["features_from"] for row in rows] == ["request"] * 4
-    assert [row["request_data"] for row in rows[:2]] == [{}, LOGGED]
-
-
-def test_the_document_has_the_fields_typed(stocked, tmp_path):
+def test_the_document_has_the_types_of_request_data(stocked, tmp_path):
     async def read():
         async with serving(stocked, tmp_path) as client:
             document = (await client.get("/openapi.json")).json()
-            metadata = (await client.get("/v2/models/carts")).json()
             body = document["paths"]["/models/{name}/predict"]["post"]["requestBody"]
             content = body["content"]["application/json"]
             example = content["examples"]["example"]["value"]
             assert (await client.post("/predict", json=example)).status_code == 200
-            return metadata, content["schema"]
+            return content["schema"]["properties"]
 
-    metadata, schema = asyncio.run(read())
-    kinds = {field: schema["properties"][field]["type"] for field in FIELDS}
-    numbers = dict.fromkeys(("cart_value", "rate"), "number")
-    whole = dict.fromkeys(("items", "boxes"), "integer")
-    texts = dict.fromkeys(("coupon", "due"), "string")
-    assert kinds == numbers | whole | texts | {"gift": "boolean"}
-    inputs = {each["name"]: each["datatype"] for each in metadata["inputs"]}
-    tensors = body_of("v2", ROW)["inputs"]
-    expected = {tensor["name"]: tensor["datatype"] for tensor in tensors}
-    assert expected.items() <= inputs.items()
+    properties = asyncio.run(read())
+    assert {name: properties[name]["type"] for name in FIELDS} == {
+        "cart_value": "number", "coupon": "string", "items": "integer", "boxes": "integer",
+        "rate": "number", "gift": "boolean", "due": "string",
+    }  # fmt: skip
 
 
-def test_clients_may_send_what_a_version_in_another_role_takes(stocked, tmp_path):
-    requests = [
-        ("/predict/batch", [ROW, KEY]),
-        ("/predict", KEY | {"shoe_size": 44}),
-    ]
-    batch, refused = post(stocked, tmp_path, *requests, trial=True)
+def test_clients_may_send_the_request_data_of_a_challenger(stocked, tmp_path):
+    (batch,) = post(stocked, tmp_path, ("/predict/batch", [ROW, KEY]), is_on_trial=True)
     assert [row["model_version"] for row in batch.json()] == ["1", "2"]
-    assert refused.status_code == 422
