@@ -406,3 +406,10 @@ def served(pytestconfig: pytest.Config, rig: Rig) -> Iterator[Served]:
         server = Served(client, process, empty, first, second)
         pytestconfig.stash[SERVER] = server
         yield server
+
+
+@pytest.fixture(scope="session")
+def consumer(rig: Rig, served: Served) -> Iterator[subprocess.Popen[bytes]]:
+    """The consumer of the server's events."""
+    with rig.consuming() as process:
+        yield process
