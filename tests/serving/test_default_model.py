@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-from typing import Any
 
 import httpx
 import pytest
@@ -16,81 +15,55 @@ from serving.repository import ModelRepository
 from tests.conftest import new_settings
 
 CHURN = load_spec("customer_churn_model")
-OTHER = CHURN.model_copy(update={"name": "other_model"})
+OTHER = CHURN.model_copy(
+    update={"name": "other_model", "entity_key": {"shop_id": "int64"}}
+)
+BOTH = "/models/customer_churn_model/predict, /models/other_model/predict"
 
 
-def opened(home: Any, default: str | None, specs: Any) -> httpx.AsyncClient:
-    """A client of an application that asks no registry: no model is loaded."""
+def ask(home, default, specs, method, path):
+    """Ask an application that has no version yet."""
     settings = new_settings(home, default_model=default)
     repository = ModelRepository(settings, AppendLog(home, "predictions"))
     repository.update(specs)
     app = add_routes(FastAPI(), settings, repository)
-    transport = httpx.ASGITransport(app)
-    return httpx.AsyncClient(transport=transport, base_url="http://here")
 
+    async def send():
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://here"
+        ) as client:
+            return await client.request(method, path, json={"customer_id": 1})
 
-def asked(
-    home: Any, default: str | None, specs: Any, *paths: str
-) -> list[tuple[int, str]]:
-    async def ask() -> list[tuple[int, str]]:
-        async with opened(home, default, specs) as client:
-            found = [await client.post(path, json={"customer_id": 1}) for path in paths]
-        return [(answer.status_code, answer.text) for answer in found]
-
-    return asyncio.run(ask())
+    return asyncio.run(send())
 
 
 @pytest.mark.parametrize(
-    ("default", "specs"), [(None, (CHURN,)), ("other_model", (CHURN, OTHER))]
-)
-def test_the_only_model_or_the_one_that_is_set_answers_without_a_name(
-    tmp_path, default, specs
+    ("default", "specs", "path", "status", "reason"),
+    [
+        (None, (CHURN,), "/predict", 503, "customer_churn_model"),
+        ("customer_churn_model", (CHURN, OTHER), "/predict", 503, "customer_churn_model"),
+        (None, (CHURN, OTHER), "/models/customer_churn_model/predict", 503, "customer_churn_model"),
+        (None, (CHURN, OTHER), "/predict", 404, BOTH),
+        (None, (CHURN, OTHER), "/predict/batch", 404, "GYRE_DEFAULT_MODEL"),
+        ("removed_model", (CHURN, OTHER), "/invocations", 404, BOTH),
+        (None, (), "/predict", 404, "none"),
+    ],
+)  # fmt: skip
+def test_the_only_model_or_the_default_answers_where_no_name_is_given(
+    tmp_path, default, specs, path, status, reason
 ):
-    ((status, text),) = asked(tmp_path, default, specs, "/predict")
-    name = default or "customer_churn_model"
-    assert status == 503
-    assert name in text
+    answer = ask(tmp_path, default, specs, "POST", path)
+    assert answer.status_code == status
+    assert reason in answer.text
 
 
-@pytest.mark.parametrize("default", [None, "removed_model"])
-def test_with_several_and_none_set_each_answers_by_its_name(tmp_path, default):
-    paths = (
-        "/predict",
-        "/predict/batch",
-        "/invocations",
-        "/models/other_model/predict",
-    )
-    *unnamed, named = asked(tmp_path, default, (CHURN, OTHER), *paths)
-    for status, text in unnamed:
-        assert status == 404
-        assert (
-            "/models/customer_churn_model/predict, /models/other_model/predict" in text
-        )
-        assert "GYRE_DEFAULT_MODEL" in text
-    assert named[0] == 503
-
-
-def test_without_any_model_each_way_is_404(tmp_path):
-    for status, text in asked(
-        tmp_path, None, (), "/predict", "/models/other_model/predict"
-    ):
-        assert status == 404
-        assert "none" in text
-
-
-def test_the_document_has_each_route_once_by_the_default_model(tmp_path):
-    by_shop = OTHER.model_copy(update={"entity_key": {"shop_id": "int64"}})
-
-    async def read() -> Any:
-        async with opened(tmp_path, "other_model", (CHURN, by_shop)) as client:
-            return (await client.get("/openapi.json")).json()
-
-    document = asyncio.run(read())
-    assert document["info"]["title"] == "customer_churn_model, other_model"
+def test_the_document_has_each_route_once_with_the_default_models_fields(tmp_path):
+    answer = ask(tmp_path, "other_model", (CHURN, OTHER), "GET", "/openapi.json")
+    document = answer.json()
     scoring = document["paths"]["/models/{name}/predict"]["post"]
     (parameter,) = scoring["parameters"]
     assert parameter["schema"]["enum"] == ["other_model", "customer_churn_model"]
     content = scoring["requestBody"]["content"]["application/json"]
-    assert "shop_id" in content["schema"]["properties"]
     assert "shop_id" in content["examples"]["example"]["value"]
     assert "/models/other_model/predict" not in document["paths"]

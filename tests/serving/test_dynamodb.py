@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING
 
 import boto3
 import httpx
@@ -29,9 +28,6 @@ from tests.conftest import (
 )
 from tests.s3 import s3_server
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
 pytestmark = pytest.mark.nightly
 BIN = CLONE / ".venv-dynamodb" / "bin"
 """Where aiobotocore is, which Feast's store imports, with the older boto3 that it wants."""
@@ -39,7 +35,7 @@ MODEL = "customer_churn_model"
 KNOWN = 4
 
 
-def run(settings, *command: str, folder: Path = CLONE) -> str:
+def run(settings, *command, folder=CLONE):
     done = subprocess.run(
         [str(BIN / command[0]), *command[1:]],
         cwd=folder,
@@ -52,7 +48,7 @@ def run(settings, *command: str, folder: Path = CLONE) -> str:
     return done.stdout
 
 
-def tables() -> dict[str, int]:
+def tables():
     client = boto3.client("dynamodb")
     names = client.list_tables()["TableNames"]
     return {
@@ -103,7 +99,7 @@ def test_predictions_are_answered_with_features_from_dynamodb(stack, tmp_path):
         httpx.Client(base_url=settings.serving_address, timeout=60) as client,
     ):
 
-        def features(customer: int) -> dict:
+        def features(customer):
             answer = client.post("/explain", json={"customer_id": customer}).json()
             assert answer["features_from"] == "online"
             return {

@@ -1,4 +1,4 @@
-"""Around a request: its id, its count and its place in the queue."""
+"""Many requests at once, their metrics, and the end of the server."""
 
 from __future__ import annotations
 
@@ -6,14 +6,10 @@ import json
 import select
 import socket
 from concurrent.futures import ThreadPoolExecutor
-from typing import TYPE_CHECKING, Any
 
 from serving.scorer import MAX_REQUESTS
 from tests.conftest import unused_port, wait_until
 from tests.serving.test_edges import PATHS, error_of
-
-if TYPE_CHECKING:
-    import httpx
 
 BODY = b'{"customer_id": 4}'
 POST = (
@@ -22,7 +18,7 @@ POST = (
 )
 
 
-def connection(client: httpx.Client, request: bytes) -> socket.socket:
+def connection(client, request):
     """A connection on which a request was sent."""
     url = client.base_url
     opened = socket.create_connection((url.host, url.port), timeout=600)
@@ -30,26 +26,30 @@ def connection(client: httpx.Client, request: bytes) -> socket.socket:
     return opened
 
 
-def test_every_request_is_counted_by_the_template_of_its_route(served: Any) -> None:
-    served.client.post("/models/customer_churn_model/predict", content=BODY)
+def test_metrics_name_version_route_and_status(rig, served):
+    rig.predict_online(served.client)
     served.client.get("/v1/models/nobody")
     served.client.get("/nothing-of-that-name")
     text = served.client.get("/metrics").text
-    for labels in (
-        'model="customer_churn_model",route="/models/{name}/predict",status="200"',
-        'model="",route="/v1/models/{name}",status="404"', 'model="",route="",status="404"',
-    ):  # fmt: skip
-        assert f"gyre_requests_total{{{labels}}}" in text
+    model = f'model="{rig.spec.name}"'
+    for line in (
+        f'gyre_model_info{{{model},role="production",version="{served.first}"}} 1.0',
+        f'gyre_requests_total{{{model},route="/predict",status="200"}}',
+        'gyre_requests_total{model="",route="/v1/models/{name}",status="404"}',
+        'gyre_requests_total{model="",route="",status="404"}',
+        "gyre_feature_watermark_age_seconds{",
+        'gyre_predictions_total{features_from="online"',
+        "gyre_prediction_seconds_bucket{",
+    ):
+        assert line in text
 
 
-def test_uploads_that_have_begun_count_and_what_is_too_much_is_429_in_each_form(
-    rig: Any, served: Any
-) -> None:
+def test_too_many_requests_are_429_in_each_form_and_begun_uploads_count(rig, served):
     """Uploads are refused beyond the limit, so that memory holds them."""
     head = b"POST /predict/batch HTTP/1.1\r\nhost: gyre\r\ncontent-length: 9\r\n\r\n"
     uploads = [connection(served.client, head) for _ in range(MAX_REQUESTS)]
 
-    def is_full() -> bool:
+    def is_full():
         if rig.predict(served.client).status_code == 429:
             return True
         # The request took the place of an upload that was not read yet.
@@ -68,8 +68,8 @@ def test_uploads_that_have_begun_count_and_what_is_too_much_is_429_in_each_form(
     wait_until("200", lambda: rig.predict(served.client).status_code == 200)
 
 
-def test_requests_at_once_are_answered_each_with_its_own(rig: Any, served: Any) -> None:
-    def ask(key: int) -> tuple[int, int, str]:
+def test_requests_at_once_get_their_own_answers(rig, served):
+    def ask(key):
         answer = rig.predict_online(served.client, key)
         return key, answer.status_code, answer.text
 
@@ -80,9 +80,7 @@ def test_requests_at_once_are_answered_each_with_its_own(rig: Any, served: Any) 
         assert str(key) in text
 
 
-def test_what_has_begun_is_answered_before_the_server_ends(
-    rig: Any, served: Any
-) -> None:
+def test_requests_that_have_begun_are_answered_before_the_server_ends(rig, served):
     """SIGTERM with a hundred requests in its sockets: whole answers, or not a row and no byte."""
     server = rig.serving(home=rig.home_beside(), serving_port=unused_port())
     with server as (client, process):
@@ -101,7 +99,7 @@ def test_what_has_begun_is_answered_before_the_server_ends(
     assert len(rig.rows()) - rows == len(answers)
 
 
-def read_to_end(opened: socket.socket) -> bytes:
+def read_to_end(opened):
     """Read an answer; none of a request that waited yet unread, which the system resets."""
     received = b""
     with opened:
@@ -113,9 +111,3 @@ def read_to_end(opened: socket.socket) -> bytes:
         except ConnectionResetError:
             assert received == b""
     return received
-
-
-def test_a_request_for_no_path_is_answered(served: Any) -> None:
-    request = b"OPTIONS * HTTP/1.1\r\nhost: gyre\r\nconnection: close\r\n\r\n"
-    answer = read_to_end(connection(served.client, request))
-    assert answer.startswith(b"HTTP/1.1 404 ")

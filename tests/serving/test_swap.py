@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
@@ -12,7 +11,7 @@ from tests.serving.load import under_load
 
 
 @pytest.mark.timed
-def test_promotions_swap_within_5_s_and_no_request_fails(rig: Any, served: Any) -> None:
+def test_promotions_swap_within_5_s_and_no_request_fails(rig, served):
     with under_load(served.client) as answers:
         for version in (served.second, served.first, served.second, served.first):
             rig.promote(version)
@@ -25,9 +24,9 @@ def test_promotions_swap_within_5_s_and_no_request_fails(rig: Any, served: Any) 
 
 
 def test_a_version_may_have_no_population_and_no_probability_for_some_features(
-    rig: Any, served: Any
-) -> None:
-    def ask(days: int) -> Any:
+    rig, served
+):
+    def ask(days):
         features = rig.features | {"days_since_last_order": days}
         body = {"customer_id": 4, "features": features}
         return served.client.post("/predict", json=body)

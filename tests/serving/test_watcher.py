@@ -1,4 +1,4 @@
-"""Which models and specs a worker follows, and when a refused version is tried again."""
+"""Models and specs that a worker follows, and when a refused version is tried again."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import sqlite3
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -16,11 +15,6 @@ from serving.prediction_log import AppendLog
 from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 from tests.conftest import new_settings
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from pathlib import Path
-
 
 NOW = datetime(2026, 11, 1, 12, tzinfo=UTC)
 ORIGIN = Origin(created=1, digests={"sha256.model.onnx": "a"})
@@ -37,8 +31,8 @@ OTHER = Origin(created=1, digests={"sha256.model.onnx": "b"})
     ],
 )
 def test_a_refused_version_is_tried_again_when_something_may_have_changed(
-    minutes: float, origin: Origin, hours_since_start: int, is_due: bool
-) -> None:
+    minutes, origin, hours_since_start, is_due
+):
     refusal = Refusal(reason="bad", origin=ORIGIN, time=NOW)
     later = NOW + timedelta(minutes=minutes)
     server_start = later - timedelta(hours=hours_since_start)
@@ -46,8 +40,8 @@ def test_a_refused_version_is_tried_again_when_something_may_have_changed(
 
 
 @pytest.fixture
-def many_models(rig: Any) -> Iterator[None]:
-    """A page full of other registered models, whose names come first."""
+def many_models(rig):
+    """More registered models than a page of MLflow's holds, whose names come first."""
     database = rig.settings.home / "mlflow" / "mlflow.db"
     rows = [(f"aaa_{number}", 0, 0) for number in range(1_001)]
     with closing(sqlite3.connect(database, timeout=60)) as connection:
@@ -60,9 +54,7 @@ def many_models(rig: Any) -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("many_models")
-def test_a_model_on_the_second_page_of_mlflow_is_followed(
-    rig: Any, served: Any
-) -> None:
+def test_a_model_on_the_second_page_of_mlflow_is_followed(rig, served):
     for version in (served.second, served.first):
         rig.promote(version)
         rig.answers_as(served.client, version)
@@ -72,7 +64,7 @@ SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
 
 
 @pytest.fixture
-def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def models(tmp_path, monkeypatch):
     """A folder of specs in place of models/."""
     folder = tmp_path / "models"
     folder.mkdir()
@@ -82,20 +74,19 @@ def models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return folder
 
 
-def write(models: Path, name: str, before: str = "", after: str = "") -> None:
+def write(models, name, before="", after=""):
     spec = SHIPPED.replace('"customer_churn_model"', f'"{name}"')
     spec = spec.replace(before, after)
     (models / f"{name}.toml").write_text(spec)
 
 
-def test_specs_come_change_and_go_and_touch_no_other_model(
-    models: Path, tmp_path: Path
-) -> None:
-    """27: also where one of them is broken."""
+def test_an_added_changed_removed_or_broken_spec_touches_no_other_model(
+    models, tmp_path
+):
     settings = new_settings(tmp_path / "home")
     repository = ModelRepository(settings, AppendLog(tmp_path, "predictions"))
 
-    async def follow() -> None:
+    async def follow():
         watcher = RegistryWatcher(settings, repository)
         write(models, "first")
         await watcher.poll()
