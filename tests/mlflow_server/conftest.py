@@ -25,9 +25,10 @@ def client(settings: Settings) -> MlflowClient:
 @pytest.fixture(scope="session")
 def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A server that all tests of one worker share (tests/conftest.py)."""
-    made = Settings(home=tmp_path_factory.mktemp("gyre"), mlflow_port=unused_port())
-    with mlflow_server(made):
-        yield made
+    home = tmp_path_factory.mktemp("gyre")
+    settings = Settings(home=home, mlflow_port=unused_port())
+    with mlflow_server(settings):
+        yield settings
 
 
 @pytest.fixture(scope="session")
@@ -42,9 +43,9 @@ def registry(settings: Settings) -> Registry:
 
 @pytest.fixture(scope="session")
 def ledger(settings: Settings) -> Iterator[Ledger]:
-    made = Ledger(settings)
-    yield made
-    made.close()
+    ledger = Ledger(settings)
+    yield ledger
+    ledger.close()
 
 
 @pytest.fixture
@@ -54,7 +55,8 @@ def model(settings: Settings) -> str:
 
 
 def new_model(settings: Settings, versions: int) -> str:
-    name, api = f"m{uuid.uuid4().hex[:12]}", client(settings)
+    name = f"m{uuid.uuid4().hex[:12]}"
+    api = client(settings)
     api.create_registered_model(name)
     run = api.create_run("0").info
     for _ in range(versions):

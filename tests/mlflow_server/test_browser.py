@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from typing import TYPE_CHECKING
 
 import httpx
 import pytest
@@ -12,15 +11,12 @@ from docs.browser import NAMES, browser
 from mlflow_server.browser import FIRST_CHOICES
 from mlflow_server.tracking import Tracking
 
-if TYPE_CHECKING:
-    from core.settings import Settings
-
 WIDTH = 1440
 IN_FRONT = '[role=dialog], [data-component-id="mlflow.assistant.chat_panel.close"]'
 """A box over the page, or the chat panel."""
 
 
-def test_mlflow_reads_the_choices_that_its_page_presets(settings: Settings) -> None:
+def test_mlflow_reads_the_choices_that_its_page_presets(settings):
     page = httpx.get(settings.mlflow_address).text
     preset, _, own_scripts = page.partition('src="')
     address = own_scripts.partition('"')[0]
@@ -34,9 +30,7 @@ def test_mlflow_reads_the_choices_that_its_page_presets(settings: Settings) -> N
 @pytest.mark.skipif(
     not any(map(shutil.which, NAMES)), reason="Chromium is not installed"
 )
-def test_an_experiment_opens_on_its_runs_with_nothing_in_front(
-    settings: Settings,
-) -> None:
+def test_an_experiment_opens_on_its_runs_with_nothing_in_front(settings):
     tracking = Tracking(settings)
     run_id = tracking.start_or_find_run("trainings", "k", "monday's", {})
     experiment_id = tracking.get_run(run_id).info.experiment_id

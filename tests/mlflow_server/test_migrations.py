@@ -14,7 +14,9 @@ from tests.conftest import at_most, new_settings
 from tests.postgres import postgres_server
 
 
-@pytest.fixture(params=["SQLite", "PostgreSQL"])
+@pytest.fixture(
+    params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)]
+)
 def settings(request, tmp_path):
     if request.param == "SQLite":
         yield new_settings(tmp_path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 import httpx
 import psutil
@@ -14,45 +13,33 @@ from mlflow_server.ledger import Ledger
 from tests.conftest import BIN, answers, running, unused_port, wait_until
 from tests.mlflow_server.conftest import new_model
 
-if TYPE_CHECKING:
-    from pathlib import Path
 
-
-def test_it_is_one_process_that_listens_on_loopback(settings: Settings) -> None:
+def test_it_is_one_process_that_listens_on_loopback(settings):
+    arguments = {"mlflow_server.app:app", str(settings.mlflow_port)}
     children = psutil.Process(os.getpid()).children(recursive=True)
-    living = [
-        p for p in children if p.status() != psutil.STATUS_ZOMBIE
-    ]  # of other tests
-    named = {
-        "mlflow_server.app:app",
-        str(settings.mlflow_port),
-    }  # others have their own
-    (ours,) = [p for p in living if named <= {*p.cmdline()}]
+    living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
+    (ours,) = [child for child in living if arguments <= {*child.cmdline()}]
     assert ours.children(recursive=True) == []
-    assert {c.laddr.ip for c in ours.net_connections() if c.status == "LISTEN"} == {
-        "127.0.0.1"
-    }
+    connections = ours.net_connections()
+    assert {c.laddr.ip for c in connections if c.status == "LISTEN"} == {"127.0.0.1"}
     megabytes = ours.memory_full_info().pss / 2**20
     assert megabytes < 300
 
 
-def test_foreign_hosts_and_origins_are_refused(settings: Settings) -> None:
+def test_foreign_hosts_and_origins_are_refused(settings):
     ask = f"{settings.mlflow_address}/api/2.0/mlflow/experiments/get?experiment_id=0"
     make = f"{settings.mlflow_address}/api/2.0/mlflow/experiments/create"
     here = f"localhost:{settings.mlflow_port}"
     for name, status in ((here, 200), ("evil.example", 403)):
         assert httpx.get(ask, headers={"host": name}).status_code == status
         origin = {"origin": f"http://{name}"}
-        assert (
-            httpx.post(make, json={"name": name}, headers=origin).status_code == status
-        )
+        answer = httpx.post(make, json={"name": name}, headers=origin)
+        assert answer.status_code == status
     assert httpx.get(settings.mlflow_address).status_code == 200
 
 
 @pytest.mark.nightly
-def test_mlflows_own_command_writes_a_role_changed_in_its_ui_down(
-    tmp_path: Path,
-) -> None:
+def test_mlflows_own_command_writes_a_role_changed_in_its_ui_down(tmp_path):
     settings = Settings(home=tmp_path / "home", mlflow_port=unused_port())
     command = [str(BIN / "mlflow"), "server", "--app-name=gyre", "--workers=1"]
     address = ["--host=127.0.0.1", f"--port={settings.mlflow_port}"]
