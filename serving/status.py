@@ -20,6 +20,8 @@ from serving.repository import ModelRepository
 from serving.watcher import RegistryWatcher
 
 TURNED_AWAY = ("429", "503")
+PROBES = ("/ready", "/ping")
+"""How the routes end that are asked whether the server is ready: their 503 refuses nobody."""
 
 
 def add_status(
@@ -148,6 +150,7 @@ def _failures() -> dict[str, dict[str, float]]:
                 failures[sample.labels["log"]] += sample.value
             elif sample.name == "gyre_requests_total":
                 http_status = sample.labels["status"]
-                if http_status in refusals:
+                is_probe = sample.labels["route"].endswith(PROBES)
+                if http_status in refusals and not is_probe:
                     refusals[http_status] += sample.value
     return {"log_failures": failures, "requests_refused": refusals}

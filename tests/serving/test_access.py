@@ -122,6 +122,9 @@ def test_a_server_without_its_stores_shows_addresses_and_counts_only_with_a_toke
     names = ("serving_port", "redis_port", "mlflow_port")
     ports = {name: unused_port() for name in names}
     with rig.serving(home=tmp_path, serving_workers=2, **ports) as (client, _):
+        # Probes, which refuse nobody.
+        for path in ("/health/ready", "/v2/health/ready", "/ping"):
+            assert client.get(path).status_code == 503
         for _ in range(20):
             # A new connection may reach the other worker.
             headers = HEADERS | {"connection": "close"}
@@ -135,8 +138,6 @@ def test_a_server_without_its_stores_shows_addresses_and_counts_only_with_a_toke
         wait_until("the counts", lambda: counts() == {"429": 0, "503": 20})
         for path in OPEN_PATHS - {"/openapi.json", "/metrics"}:
             assert "127.0.0.1" not in client.get(path).text
-        for path in ("/health/ready", "/v2/health/ready", "/ping"):
-            assert client.get(path).status_code == 503
         not_well = client.get("/health/ready").json()["not_well"]
         assert not_well == [f"model {rig.spec.name}", "redis", "mlflow"]
         assert "127.0.0.1" in client.get("/status", headers=HEADERS).text
