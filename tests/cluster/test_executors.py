@@ -160,22 +160,6 @@ def stopped_after_files(cluster, shop, count):
         cluster.s3.send_signal(signal.SIGCONT)
 
 
-def test_executors_read_what_duckdb_reads(spark, shop):
-    shop.raw.merge(orders(20_000, 20_000), ["order_id"], ["cents"])
-    shop.raw.erase("order_id < 100")
-    shop.raw.erase("order_id < 200", "note")
-    assert_same_rows(shop.read(spark).toArrow(), shop.raw.read())
-
-
-def test_columns_that_nobody_asks_for_are_not_read_and_those_that_files_lack_are_null(
-    spark, shop
-):
-    columns = pa.schema({"cents": pa.int64(), "voucher": pa.string()})
-    rows = shop.read(spark, columns).toArrow()
-    assert rows.column_names == ["cents", "voucher"]
-    assert rows["voucher"].null_count == rows.num_rows == 20_000
-
-
 def test_executors_write_what_duckdb_computes_and_the_driver_commits_it_once(
     spark, shop
 ):
@@ -263,10 +247,10 @@ def test_a_driver_killed_while_executors_write_changes_nothing_and_its_files_go(
     assert_same_rows(shop.stored(), rows)
 
 
-@pytest.mark.parametrize("package", ["deltalake", "pyarrow"])
 def test_a_worker_that_lacks_a_package_is_one_line_that_names_both(
-    spark, cluster, shop, package
+    spark, cluster, shop
 ):
+    package = "deltalake"
     cluster.kill_workers()
     packages = tuple(name for name in PACKAGES if name != package)
     address = cluster.start_worker(1, packages)

@@ -16,7 +16,6 @@ import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
-from core.errors import FeaturesUnavailableError
 from core.settings import PROJECT
 from feature_repo.datasets import load_dataset
 from feature_repo.entities import ViewValues
@@ -24,8 +23,8 @@ from feature_repo.features import raw_table
 from feature_repo.online_state import STATE_JSON
 from feature_repo.online_values import OnlineValues
 from feature_repo.online_writer import hash_fields, hash_names
-from feature_repo.refresh import ViewRefresh, refresh_online
-from feature_repo.views import view_table, view_tables, write_views
+from feature_repo.refresh import refresh_online
+from feature_repo.views import view_table, write_views
 from tests.cluster.conftest import HOST
 from tests.conftest import (
     AS_OF,
@@ -271,18 +270,3 @@ def test_what_a_killed_driver_left_half_written_the_next_refresh_completes(
     shop.refresh_with_duckdb()
     shop.assert_same_hashes(CUSTOMERS)
     assert not shop.scratch_files()
-
-
-def test_a_redis_that_workers_do_not_reach_is_said(shop, tmp_path):
-    """It listens on the driver's own host alone."""
-    port = unused_port()
-    address = f"redis://127.0.0.1:{port}/0"
-    settings = shop.settings.model_copy(update={"redis_url": address})
-    with (
-        redis_server(port, tmp_path),
-        closing(OnlineValues(settings, DATASET, shop.raw)) as online,
-    ):
-        view = view_tables(settings, DATASET, shop.raw)[0]
-        refresh = ViewRefresh(settings, view, online, moment)
-        with pytest.raises(FeaturesUnavailableError, match="from a worker of Spark"):
-            refresh.run()

@@ -27,7 +27,7 @@ from tests.containers.conftest import CLONE_ID, podman
 
 pytestmark = pytest.mark.containers
 PAGE = (CLONE / "docs" / "deploy.md").read_text()
-IMAGES, SECRETS, START, TRAIN, PREDICT = re.findall(
+_, SECRETS, _, TRAIN, PREDICT = re.findall(
     r"^```sh\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL
 )
 COMPOSE = yaml.safe_load((CLONE / "deploy" / "compose.yaml").read_text())
@@ -182,13 +182,6 @@ def is_answering(address, version):
     with suppress(httpx.HTTPError):
         return versions(address) == [version]
     return False
-
-
-def test_the_page_begins_and_starts_as_here():
-    assert [line.split()[:2] for line in IMAGES.splitlines()] == [
-        ["docker", "build"]
-    ] * 2
-    assert START == "docker compose --file deploy/compose.yaml up --detach --wait\n"
 
 
 def test_the_first_version_is_trained_by_celery_workers_and_predicts_through_nginx(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import subprocess
 
@@ -30,15 +29,3 @@ def test_every_secret_is_written_by_the_script_and_given_to_a_container(tmp_path
     assert {secret["file"] for secret in COMPOSE["secrets"].values()} == written
     given = [secret for service in SERVICES for secret in service.get("secrets", ())]
     assert {*given} == COMPOSE["secrets"].keys()
-
-
-def test_the_dashboard_asks_the_data_source_that_grafana_is_given():
-    (file,) = (DEPLOY / "grafana" / "dashboards").glob("*.json")
-    dashboard = json.loads(file.read_text())
-    panels = [panel for panel in dashboard["panels"] if panel["type"] != "row"]
-    lists = (panels, dashboard["templating"]["list"], dashboard["annotations"]["list"])
-    asked = [entry["datasource"]["uid"] for entries in lists for entry in entries]
-    for place in ("compose.yml", "provisioning/datasources/prometheus.yml"):
-        config = yaml.safe_load((DEPLOY / "grafana" / place).read_text())
-        (source,) = config["datasources"]
-        assert {*asked} == {source["uid"]}

@@ -85,15 +85,6 @@ def test_who_reaches_a_program_is_written_down(target, port):
     assert callers_of(target, port) == CALLERS[target, port]
 
 
-def test_airflows_api_is_the_service_of_the_settings():
-    (service,) = [
-        each["spec"]
-        for each in BASE
-        if (each["kind"], each["metadata"]["name"]) == ("Service", "airflow-api")
-    ]
-    assert selects({"matchLabels": service["selector"]}, LABELS["api-server"])
-
-
 @pytest.mark.parametrize("pod", sorted(LABELS))
 def test_a_pod_reaches_stores_anywhere_and_mail_where_it_sends_alerts(pod):
     rules = [
