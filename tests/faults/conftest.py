@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import psutil
 import pytest
 
-from tests.conftest import wait_until
+from tests.conftest import unused_port, wait_until
 from tests.faults.promoting_processes import promoting_processes
 from tests.mlflow_server.conftest import ledger, model, registry  # noqa: F401  (fixtures)
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
@@ -16,6 +16,9 @@ from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 if TYPE_CHECKING:
     import subprocess
     from collections.abc import Callable, Iterator
+    from contextlib import AbstractContextManager
+
+    import httpx
 
     from core.settings import Settings
     from tests.serving.conftest import Rig
@@ -25,6 +28,14 @@ if TYPE_CHECKING:
 def settings(rig: Rig) -> Settings:
     """Of the one MLflow and the one ledger that all these tests share."""
     return rig.settings
+
+
+def second_server(
+    rig: Rig, **changed: Any
+) -> AbstractContextManager[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+    """Serve from a home of its own; a client of the server and its process."""
+    home = rig.home_beside()
+    return rig.serving(home=home, serving_port=unused_port(), **changed)
 
 
 def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
@@ -37,13 +48,13 @@ def workers(process: subprocess.Popen[bytes]) -> list[psutil.Process]:
 def standing_still(process: subprocess.Popen[bytes]) -> Iterator[None]:
     """A server that does nothing until the block ends, but for a fetch that has begun."""
     stopped = [psutil.Process(process.pid), *workers(process)]
-    for each in stopped:
-        each.suspend()
+    for server in stopped:
+        server.suspend()
     try:
         yield
     finally:
-        for each in stopped:
-            each.resume()
+        for server in stopped:
+            server.resume()
 
 
 @contextmanager

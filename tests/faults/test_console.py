@@ -6,7 +6,6 @@ import sys
 import time
 from contextlib import closing, contextmanager
 from html import unescape
-from typing import TYPE_CHECKING, Any
 
 import httpx
 import pytest
@@ -18,19 +17,13 @@ from tests.conftest import answers, at_most, running, unused_port, wait_until
 from tests.faults.conftest import broken, standing_still
 from tests.serving.load import under_load
 
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-
 ANSWERED = 2
 """Seconds within which a page answers whatever its sources do."""
 pytestmark = pytest.mark.timed
 
 
 @contextmanager
-def console(
-    rig: Any, **changed: Any
-) -> Iterator[tuple[httpx.Client, subprocess.Popen[bytes]]]:
+def console(rig, **changed):
     settings = rig.settings.model_copy(
         update={"console_port": unused_port(), **changed}
     )
@@ -55,14 +48,12 @@ def page(client: httpx.Client, path: str = "/") -> str:
     return unescape(answer.text)
 
 
-def shows(client: httpx.Client, said: str, path: str = "/") -> None:
-    """Wait for it: a source may need more than its second on a busy machine."""
-    wait_until(said, lambda: said in page(client, path))
+def shows(client: httpx.Client, text: str, path: str = "/") -> None:
+    """Wait for a text: a source may need more than its second on a busy machine."""
+    wait_until(text, lambda: text in page(client, path))
 
 
-def test_predictions_do_not_notice_that_the_console_is_killed(
-    rig: Any, served: Any
-) -> None:
+def test_predictions_do_not_notice_that_the_console_is_killed(rig, served):
     """26: SIGKILL while its pages are asked for."""
     with under_load(served.client) as predictions:
         with console(rig) as (client, process):
@@ -81,37 +72,18 @@ def lacks_mlflow(text: str) -> bool:
     return "mlflow: no answer" in text or "MLflow does not answer" in text
 
 
-def shows_what_the_ledger_says(rig: Any, client: httpx.Client) -> None:
+def test_sources_that_hang_are_unknown_and_shown_once_they_are_back(rig, served):
+    """26: before the console asked them, and later; predictions go on without MLflow."""
     with closing(Ledger(rig.settings)) as ledger:
-        last = last_applied(ledger.rows(rig.spec.name), "production")
-    for path in ("/", f"/status/{rig.spec.name}"):
-        shows(client, f"by {last.who}: {last.why}", path)
-    shows(client, "gyre_last_promotion_timestamp_seconds{", "/metrics")
-
-
-def test_without_mlflow_and_serving_the_pages_say_what_is_unknown_and_why(
-    rig: Any, served: Any
-) -> None:
-    """26: nobody listens there."""
-    gone = {"mlflow_port": unused_port(), "serving_port": unused_port()}
-    with console(rig, **gone) as (client, _):
-        shows(client, "serving: [Errno 111] Connection refused")
-        for path in ("/", f"/status/{rig.spec.name}"):
-            shows(client, "MLflow does not answer", path)
-        shows_what_the_ledger_says(rig, client)
-
-
-def test_sources_that_hang_are_unknown_and_shown_once_they_are_back(
-    rig: Any, served: Any
-) -> None:
-    """26: before they were ever asked, and later; predictions go on without MLflow."""
+        row = last_applied(ledger.rows(rig.spec.name), "production")
     with console(rig) as (client, _):
         with broken(rig, "mlflow", "hangs"):
             with standing_still(served.process):
                 assert page(client).count(": no answer within 1 s") >= 2
             with under_load(served.client) as predictions:
                 wait_until("serving again", lambda: "serving: no" not in page(client))
-                shows_what_the_ledger_says(rig, client)
+                for path in ("/", f"/status/{rig.spec.name}"):
+                    shows(client, f"by {row.who}: {row.why}", path)
             assert {answer.status for answer in predictions} == {200}
         wait_until("MLflow again", lambda: not lacks_mlflow(page(client)))
         with broken(rig, "mlflow", "hangs"):
