@@ -50,24 +50,25 @@ def promoting_processes(settings: Settings) -> Iterator[Callable[..., dict[str, 
     place = {"home": str(settings.home), "mlflow_port": settings.mlflow_port}
     with subprocess.Popen(program, cwd=PROJECT, **pipes) as process:
 
-        def job(
+        def run_job(
             model: str,
             versions: list[str],
             *,
             replaces: str = "1",
             dies: Literal["before", "after"] | None = None,
         ) -> dict[str, Any]:
-            what = {
+            job = {
+                "settings": place,
                 "model": model,
                 "versions": versions,
                 "replaces": replaces,
                 "dies": dies,
             }
-            process.stdin.write(json.dumps({"settings": place, **what}) + "\n")
+            process.stdin.write(json.dumps(job) + "\n")
             process.stdin.flush()
             return json.loads(process.stdout.readline())
 
-        yield job
+        yield run_job
 
 
 def attempt(job: dict[str, Any], version: str, begin: Any) -> str:
@@ -78,33 +79,30 @@ def attempt(job: dict[str, Any], version: str, begin: Any) -> str:
         registry.dies = job["dies"]
     ledger = Ledger(settings)
     begin.wait(READY_SECONDS)
-    named = {"who": f"process {version}", "why": "race", "replaces": job["replaces"]}
+    reasons = {"who": f"process {version}", "why": "race", "replaces": job["replaces"]}
     try:
-        promote(registry, ledger, job["model"], version, **named)
+        promote(registry, ledger, job["model"], version, **reasons)
     except PromotionRefusedError as exc:
         return str(exc)
     return "won"
 
 
 def run(job: dict[str, Any], folder: Path) -> dict[str, tuple[str, int]]:
-    begin, children = (
-        multiprocessing.get_context("fork").Barrier(len(job["versions"])),
-        {},
-    )
+    begin = multiprocessing.get_context("fork").Barrier(len(job["versions"]))
+    processes = {}
     for version in job["versions"]:
         process = os.fork()
         if not process:
-            (folder / version).write_text("never said anything")
+            (folder / version).write_text("no answer")
             (folder / version).write_text(attempt(job, version, begin))
             os._exit(0)
-        children[version] = process
-    ended = {
-        version: os.waitpid(process, 0)[1] for version, process in children.items()
-    }
-    return {
-        version: ((folder / version).read_text(), os.waitstatus_to_exitcode(status))
-        for version, status in ended.items()
-    }
+        processes[version] = process
+    ended = {}
+    for version, process in processes.items():
+        _, status = os.waitpid(process, 0)
+        code = os.waitstatus_to_exitcode(status)
+        ended[version] = ((folder / version).read_text(), code)
+    return ended
 
 
 if __name__ == "__main__":

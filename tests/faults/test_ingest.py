@@ -20,12 +20,13 @@ from tests.feature_repo.test_incremental import DAY, HOUR, ORDERS, rebuilt, rows
 from tests.preloaded import commands_folder
 
 SPEC = load_spec("customer_churn_model")
+HOURS = 6
 
 
 def online(settings: Settings, customers, as_of):
     reader = OnlineFeatures(settings, SPEC.feature_service, tuple(SPEC.features))
     try:
-        return reader.read([{"customer_id": each} for each in customers], as_of)
+        return reader.read([{"customer_id": customer} for customer in customers], as_of)
     finally:
         reader.close()
 
@@ -66,62 +67,69 @@ for line in sys.stdin:
 """
 
 
-def test_killed_at_any_step_and_tried_again_nothing_is_doubled_or_lost(
+def deliver(file, hour, chance):
+    """Add late and new rows to the source, and correct some; return all rows by their key."""
+    known = pq.read_table(file).to_pylist() if file.exists() else []
+    corrected = [row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]]
+    days = 6 if hour else 200
+    new = [
+        {
+            "order_id": hour * 100 + number,
+            "customer_id": chance.randint(1, 20),
+            "order_ts": AS_OF + hour * HOUR - chance.randint(0, days) * DAY,
+            "number_of_cds": 1,
+            "dollar_value": float(number),
+        }
+        for number in range(30)
+    ]
+    rows = {row["order_id"]: row for row in [*known, *corrected, *new]}
+    pq.write_table(pa.Table.from_pylist([*rows.values()], schema=ORDERS.schema), file)
+    return rows
+
+
+def test_an_ingest_killed_at_any_step_and_run_again_gives_the_same_result(
     applied, tmp_path
 ):
-    """Late rows and corrections too, online values included, as if nothing had happened."""
-    chance, source = random.Random(7), tmp_path / "source"
-    source.mkdir()
+    """Late rows and corrections too, online values included."""
+    chance = random.Random(7)
+    source = tmp_path / "orders.parquet"
     settings = applied.model_copy(update={"sources": {"orders": str(source)}})
-    here = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-    ingests = subprocess.Popen(
-        [commands_folder() / "python", "-c", INGEST], cwd=PROJECT, env=here, text=True,
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    killed, steps = 0, 10**9
-    for hour in range(6):
-        as_of, file = AS_OF + hour * HOUR, source / "orders.parquet"
-        known = pq.read_table(file).to_pylist() if file.exists() else []
-        changed = [
-            row | {"dollar_value": row["dollar_value"] + 1} for row in known[::9]
-        ]
-        more = [{"order_id": hour * 100 + n, "customer_id": chance.randint(1, 20),
-                 "order_ts": as_of - chance.randint(0, 6 if hour else 200) * DAY,
-                 "number_of_cds": 1, "dollar_value": float(n)} for n in range(30)]  # fmt: skip
-        rows = {row["order_id"]: row for row in [*known, *changed, *more]}
-        pq.write_table(
-            pa.Table.from_pylist(list(rows.values()), schema=ORDERS.schema), file
-        )
-        given = [settings.model_dump(mode="json"), as_of.isoformat(), steps]
-        ingests.stdin.write(json.dumps(given) + "\n")
-        ingests.stdin.flush()
-        end = ingests.stdout.readline().strip()
-        if not hour:
-            total = steps - int(end)
-        killed += end == "killed"
-        steps = total * (hour + 1) // 6
-    ingests.communicate()
-    assert killed >= 4
+    variables = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    command = [commands_folder() / "python", "-c", INGEST]
+    kills = 0
+    last_step = 10**9
+    with subprocess.Popen(command, cwd=PROJECT, env=variables, **pipes) as ingests:
+        for hour in range(HOURS):
+            as_of = AS_OF + hour * HOUR
+            rows = deliver(source, hour, chance)
+            arguments = [settings.model_dump(mode="json"), as_of.isoformat(), last_step]
+            ingests.stdin.write(json.dumps(arguments) + "\n")
+            ingests.stdin.flush()
+            end = ingests.stdout.readline().strip()
+            if not hour:
+                step_count = last_step - int(end)
+            kills += end == "killed"
+            last_step = step_count * (hour + 1) // HOURS
+    assert kills >= HOURS - 2
     ingest(settings, "orders", as_of, full=True)
     raw = raw_table(settings, ORDERS)
-    landed = (
-        raw.read()
-        .drop_columns(["ingested_at", "superseded"])
-        .sort_by("order_id")
-        .to_pylist()
-    )
-    assert landed == sorted(rows.values(), key=lambda row: row["order_id"])
-    found = rows_of(settings)
-    assert found.equals(rebuilt(settings, raw))
+    columns = raw.read().drop_columns(["ingested_at", "superseded"])
+    assert columns.sort_by("order_id").to_pylist() == [
+        rows[key] for key in sorted(rows)
+    ]
+    features = rows_of(settings)
+    assert features.equals(rebuilt(settings, raw))
     newest = {
         row["customer_id"]: row
-        for row in found.to_pylist()
+        for row in features.to_pylist()
         if row["event_timestamp"] <= as_of
     }
-    served = online(settings, sorted(newest), as_of)
-    for row, values in zip(
-        (newest[key] for key in sorted(newest)), served, strict=True
+    customers = sorted(newest)
+    for customer, values in zip(
+        customers, online(settings, customers, as_of), strict=True
     ):
+        row = newest[customer]
         assert values == values | {
             name: row[name] for name in values.keys() & row.keys()
         }

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import signal
-import subprocess
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
 from mlflow_server.promotion import promote, reconcile
-from stack.environment import process_environment
 from tests.mlflow_server.conftest import new_model, stages
-from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -23,47 +19,6 @@ if TYPE_CHECKING:
     from mlflow_server.registry import Registry
 
 ANN = {"who": "ann", "why": "better"}
-REFUSED = 3
-"""Exit code of `gyre` for a promotion that came too late."""
-
-
-def test_of_two_gyre_promote_at_once_one_wins_and_the_other_is_told(
-    rig: Any, served: Any, registry: Registry, ledger: Ledger
-) -> None:
-    """6: two shells, the same version to be replaced; the winner is served."""
-    model, third = rig.spec.name, rig.register(0.7).version
-    before, started = ledger.rows(model), {}
-    for version in (served.second, third):
-        command = [
-            commands_folder() / "gyre",
-            "promote",
-            model,
-            version,
-            "--replaces",
-            served.first,
-        ]
-        started[version] = subprocess.Popen(
-            [*command, "--reason", f"for {version}"], env=process_environment(rig.settings),
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        )  # fmt: skip
-    said = {
-        version: process.communicate(timeout=600)
-        for version, process in started.items()
-    }
-    codes = {version: process.returncode for version, process in started.items()}
-    assert sorted(codes.values()) == [0, REFUSED], said
-    winner, loser = sorted(codes, key=lambda version: codes[version])
-    assert f"version {winner} (by shell:" in said[loser][1]
-    assert f"for {winner})" in said[loser][1]
-    rows = ledger.rows(model)
-    assert rows[:-1] == before
-    assert [row.sequence for row in rows] == list(range(1, len(rows) + 1))
-    assert (rows[-1].from_version, rows[-1].to_version) == (served.first, winner)
-    assert rows[-1].applied_at
-    assert registry.production(model) == winner
-    rig.answers_as(served.client, winner)
-    rig.promote(served.first)
-    rig.answers_as(served.client, served.first)
 
 
 @dataclass
@@ -75,9 +30,6 @@ class Contest:
     registry: Registry
     ledger: Ledger
     model: str
-
-    def promote(self, version: str) -> None:
-        promote(self.registry, self.ledger, self.model, version, **ANN)
 
     def dies(self, version: str, when: str = "before") -> None:
         """Let a process be killed around the change of the alias."""
@@ -101,11 +53,11 @@ class Contest:
 
 @pytest.fixture
 def contest(
-    promoting: Callable[..., dict[str, Any]],
-    settings: Settings,
-    registry: Registry,
-    ledger: Ledger,
-) -> Contest:
+    promoting,
+    settings,
+    registry,
+    ledger,
+):
     model = new_model(settings, 9)
     promote(registry, ledger, model, "1", **ANN)
     return Contest(promoting, settings, registry, ledger, model)
@@ -115,21 +67,18 @@ def contest(
     ("processes", "rounds"),
     [(4, 1), pytest.param(8, 200, marks=pytest.mark.nightly)],
 )
-def test_of_processes_at_once_exactly_one_wins(
-    contest: Contest, processes: int, rounds: int
-) -> None:
+def test_of_processes_that_promote_at_once_exactly_one_wins(contest, processes, rounds):
     """6: the others are told who won; rows before it stay; ledger, alias and stage agree."""
     for _ in range(rounds):
         before = contest.rows
         current = before[-1].to_version
         versions = [f"{number}" for number in range(1, 10) if f"{number}" != current]
-        versions = versions[:processes]
-        ended = contest.run(contest.model, versions, replaces=current)
-        said = {version: word for version, (word, _) in ended.items()}
-        (winner,) = [version for version, word in said.items() if word == "won"]
-        del said[winner]
-        told = f"version {winner} (by process {winner}"
-        assert all(told in word for word in said.values()), said
+        ended = contest.run(contest.model, versions[:processes], replaces=current)
+        answers = {version: answer for version, (answer, _) in ended.items()}
+        (winner,) = [version for version, answer in answers.items() if answer == "won"]
+        del answers[winner]
+        refusal = f"version {winner} (by process {winner}"
+        assert all(refusal in answer for answer in answers.values()), answers
         *earlier, last = contest.rows
         assert earlier == before
         assert last.sequence == len(before) + 1
@@ -139,7 +88,7 @@ def test_of_processes_at_once_exactly_one_wins(
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-def test_a_kill_around_the_alias_is_made_good(contest: Contest, when: str) -> None:
+def test_a_promotion_killed_before_or_after_the_alias_is_completed_later(contest, when):
     """7: SIGKILL between ledger row and alias, and between alias and stage."""
     contest.dies("2", when)
     assert contest.in_production == ("1" if when == "before" else "2", ["1"])
@@ -151,40 +100,19 @@ def test_a_kill_around_the_alias_is_made_good(contest: Contest, when: str) -> No
     assert contest.reconcile() == rows
 
 
-def test_a_dead_promotion_blocks_nobody(contest: Contest) -> None:
-    """7: the next promotion finishes it first."""
+def test_the_next_promotion_completes_a_killed_one_first(contest):
+    """7."""
     contest.dies("2")
-    contest.promote("3")
+    promote(contest.registry, contest.ledger, contest.model, "3", **ANN)
     applied = [row.to_version for row in contest.rows if row.applied_at]
     assert applied == ["1", "2", "3"]
 
 
-def test_a_hand_beats_a_dead_promotion(contest: Contest) -> None:
-    """7, 8: what a person did meanwhile stays."""
+def test_a_change_by_hand_after_a_killed_promotion_stays(contest):
+    """7, 8."""
     contest.dies("2")
     contest.registry.set_alias(contest.model, "production", "4")
     rows = contest.reconcile()
     changes = [(row.to_version, row.who, bool(row.applied_at)) for row in rows[1:]]
     assert changes == [("2", "process 2", False), ("4", "mlflow-ui", True)]
     assert contest.in_production == ("4", ["4"])
-
-
-def test_gyre_ledger_finishes_what_a_killed_process_left_behind(
-    promoting: Callable[..., dict[str, Any]], rig: Any, served: Any, ledger: Ledger
-) -> None:
-    """7: killed between ledger row and alias; the next command makes them agree, and it serves."""
-    model, before = rig.spec.name, len(ledger.rows(rig.spec.name))
-    ended = promoting(model, [served.second], replaces=served.first, dies="before")
-    assert ended[served.second][1] == -signal.SIGKILL
-    command = [commands_folder() / "gyre", "ledger", model, "--json"]
-    environment = process_environment(rig.settings)
-    said = subprocess.run(
-        command, env=environment, capture_output=True, check=True
-    ).stdout
-    assert json.loads(said)[-1]["applied_at"]
-    rig.answers_as(served.client, served.second)
-    (row,) = ledger.rows(model)[before:]
-    found = (row.from_version, row.to_version, row.who)
-    assert found == (served.first, served.second, f"process {served.second}")
-    rig.promote(served.first)
-    rig.answers_as(served.client, served.first)
