@@ -6,7 +6,6 @@ import asyncio
 import gc
 import statistics
 import time
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,22 +13,19 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import uvloop
 
+from core.settings import PROJECT
 from serving.features import FeatureSource
-from tests.conftest import at_most, unused_port
-from tests.faults.conftest import broken, workers
-from tests.serving.conftest import contract
+from tests.conftest import at_most
+from tests.faults.conftest import broken, second_server
+from tests.serving.conftest import SPEC, contract
 from tests.serving.load import under_load
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
-
     import httpx
 
-REFUSING = str(Path(__file__).with_name("refusing_server.py"))
 NEVER_ASKED = {"killed": (555, 777), "hangs": (556, 778)}
 LONGEST, MEDIAN = 0.25, 0.12
 """Seconds: 50 ms and scoring, and the machine may be busy."""
-HOWS = pytest.mark.parametrize("how", ["killed", "hangs"])
 
 
 def timed(client: httpx.Client, key: int) -> tuple[float, httpx.Response]:
@@ -45,7 +41,7 @@ def is_ready(client: httpx.Client) -> bool:
     return client.get("/health/ready").status_code == 200
 
 
-def is_read_again(rig: Any, client: httpx.Client, key: int) -> None:
+def is_read_again(rig, client, key):
     """Wait for an answer made of what Redis says: it may take longer than its 50 ms."""
     rig.wait_until(
         f"{key} online",
@@ -54,12 +50,13 @@ def is_read_again(rig: Any, client: httpx.Client, key: int) -> None:
 
 
 @pytest.mark.timed
-@HOWS
+@pytest.mark.parametrize("how", ["killed", "hangs"])
 def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
-    rig: Any, served: Any, how: str
-) -> None:
+    rig, served, how
+):
     """1: deadline, `features_from` in answer and log, readiness there and back."""
-    client, (unknown, _) = served.client, NEVER_ASKED[how]
+    client = served.client
+    unknown, _ = NEVER_ASKED[how]
     with under_load(client) as answers:
         rig.wait_until("requests", lambda: len(answers) > 20)
         with broken(rig, "redis", how):
@@ -92,19 +89,26 @@ def test_answers_keep_coming_from_the_last_values_then_the_defaults_and_say_so(
     assert (row["features_from"], row["features"]) == ("defaults", rig.features)
 
 
+@pytest.fixture
+def refusing_project(tmp_path, monkeypatch):
+    """A project whose spec says `refuse`, of the servers that the test starts."""
+    (tmp_path / "feature_repo").symlink_to(PROJECT / "feature_repo")
+    (tmp_path / "models").mkdir()
+    file = Path("models") / f"{SPEC.name}.toml"
+    text = (PROJECT / file).read_text()
+    refusing_text = text.replace('features = "defaults"', 'features = "refuse"')
+    assert refusing_text != text
+    (tmp_path / file).write_text(refusing_text)
+    monkeypatch.setenv("GYRE_PROJECT", str(tmp_path))
+
+
 @pytest.mark.timed
+@pytest.mark.usefixtures("refusing_project")
 def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
-    rig: Any, served: Any
-) -> None:
-    """1: `refuse`, also by a worker started later; known values and given features still answer."""
-    with rig.serving(REFUSING, home=rig.home_beside(), serving_port=unused_port()) as (
-        client,
-        process,
-    ):
-        rig.known_to_be_ready(client)
-        (first,) = workers(process)
-        first.kill()
-        first.wait()
+    rig, served
+):
+    """1: known values and given features still answer."""
+    with second_server(rig) as (client, _):
         rig.known_to_be_ready(client)
         is_read_again(rig, client, 4)
         for how, (_, unknown) in NEVER_ASKED.items():
@@ -114,7 +118,7 @@ def test_where_the_spec_says_refuse_what_is_not_known_is_503_with_retry_after(
             is_read_again(rig, client, unknown)
 
 
-def what_is_not_known_is_refused(rig: Any, client: httpx.Client, unknown: int) -> None:
+def what_is_not_known_is_refused(rig, client, unknown):
     began = time.monotonic()
     for _ in range(20):
         took, refused = timed(client, unknown)
@@ -128,56 +132,31 @@ def what_is_not_known_is_refused(rig: Any, client: httpx.Client, unknown: int) -
     rig.wait_until("not ready", lambda: not is_ready(client), left)
 
 
-@asynccontextmanager
-async def opened(rig: Any, **changed: float) -> AsyncIterator[FeatureSource]:
-    """What a worker reads through, in this process; it knows customer 4."""
-    source = FeatureSource(rig.settings, contract(), **changed)
-    await online(source)
-    yield source
-    await source.close()
+async def read(source: FeatureSource) -> tuple[list[Any], str]:
+    return await source.read([{"customer_id": 4}], [datetime.now(UTC)])
 
 
-async def online(source: FeatureSource) -> None:
+async def read_online(source: FeatureSource) -> None:
     """Read from Redis, which may take longer than its 50 ms."""
     while (await read(source))[1] != "online":
         await asyncio.sleep(0.02)
         await source.probe()
 
 
-async def read(source: FeatureSource) -> tuple[list[Any], str]:
-    return await source.read([{"customer_id": 4}], [datetime.now(UTC)])
-
-
-@HOWS
-def test_the_last_known_values_are_given_up_at_their_age(rig: Any, how: str) -> None:
+def test_the_last_known_values_are_given_up_at_their_age(rig):
     """1: the bound on the age of what is known, 300 s and here 10 ms."""
 
-    async def check() -> None:
-        async with opened(rig) as source, opened(rig, cache_seconds=0.01) as forgetful:
-            with broken(rig, "redis", how):
-                (row,), origin = await read(source)
-                assert (row is None, origin) == (False, "cache")
-                await asyncio.sleep(0.02)
-                assert await read(forgetful) == ([None], "cache")
-            await online(source)
-
-    uvloop.run(check())
-
-
-@HOWS
-def test_one_late_answer_is_no_outage_and_a_second_one_is(rig: Any, how: str) -> None:
-    """1: a failed read opens the circuit and has Redis pinged; readiness turns when that fails."""
-
-    async def check() -> None:
-        async with opened(rig) as source:
-            with broken(rig, "redis", how):
-                await read(source)
-                assert "Redis" in str(source.problem)
-                assert source.down is None
-                while source.down is None:  # noqa: ASYNC110  (nothing tells of it)
-                    await asyncio.sleep(0.02)
-                assert source.down == source.problem
-            await online(source)
-            assert (source.down, source.problem) == (None, None)
+    async def check():
+        source = FeatureSource(rig.settings, contract())
+        forgetful = FeatureSource(rig.settings, contract(), cache_seconds=0.01)
+        await read_online(source)
+        await read_online(forgetful)
+        with broken(rig, "redis", "hangs"):
+            (row,), origin = await read(source)
+            assert (row is None, origin) == (False, "cache")
+            await asyncio.sleep(0.02)
+            assert await read(forgetful) == ([None], "cache")
+        await source.close()
+        await forgetful.close()
 
     uvloop.run(check())
