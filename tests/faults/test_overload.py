@@ -3,24 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
 
 import pytest
 
 from serving.scorer import MAX_REQUESTS
-from tests.conftest import at_most, unused_port
+from tests.conftest import at_most
+from tests.faults.conftest import second_server
 from tests.serving.flood import REFUSED, flood
 
 TOO_MANY = 3 * MAX_REQUESTS
-BEARABLE, ROUNDS, SECONDS = 64, 6, 2.0
+BEARABLE = 64
+ROUNDS = 6
+SECONDS = 2.0
 
 
 @pytest.mark.timed
-def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(
-    rig: Any, served: Any
-) -> None:
+def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(rig, served):
     """11: all are answered or refused, the refused are counted."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, _):
+    with second_server(rig) as (client, _):
         rig.known_to_be_ready(client)
         overloaded = flood(client.base_url.port, TOO_MANY, SECONDS)
         assert set(overloaded.statuses) == {200, 429}
@@ -35,14 +35,13 @@ def test_who_is_too_many_is_refused_at_once_and_the_next_one_answered(
 
 
 @pytest.mark.nightly
-def test_under_three_times_what_it_bears_the_best_throughput_goes_on(
-    rig: Any, served: Any
-) -> None:
+def test_under_three_times_what_it_bears_the_best_throughput_goes_on(rig, served):
     """11: the two loads take turns: what else the machine does falls on both."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (client, _):
+    with second_server(rig) as (client, _):
         rig.known_to_be_ready(client)
         port = client.base_url.port
-        best, overloaded = Counter[int](), Counter[int]()
+        best = Counter[int]()
+        overloaded = Counter[int]()
         for _round in range(ROUNDS):
             best.update(flood(port, BEARABLE, SECONDS).statuses)
             overloaded.update(flood(port, TOO_MANY, SECONDS).statuses)

@@ -3,31 +3,28 @@
 from __future__ import annotations
 
 import time
-from typing import Any
 
 import pytest
 
-from tests.conftest import unused_port, wait_until
-from tests.faults.conftest import workers
+from tests.conftest import wait_until
+from tests.faults.conftest import second_server, workers
 from tests.serving.load import under_load
 
-PROMOTIONS, APART = 60, 8.0
+PROMOTIONS = 60
+APART = 8.0
 SWAPPED = 5.0
 """Seconds within which a promotion is served, and for which the version before may answer on."""
-WARM, FLAT = 0.2, 0.05
+WARM = 0.2
+FLAT = 0.05
 """Share of the time that memory may grow in, and by which it may move afterwards."""
 
 
 @pytest.mark.nightly
-def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(
-    rig: Any, served: Any
-) -> None:
+def test_sixty_promotions_under_load_fail_no_request_and_memory_stays_flat(rig, served):
     """5: each answer is of the version in production, or of the one before for 5 s."""
-    turns, memory = list[tuple[str, float, float]](), list[int]()
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
-        client,
-        process,
-    ):
+    turns = []
+    memory = []
+    with second_server(rig) as (client, process):
         rig.answers_as(client, served.first)
         (worker,) = workers(process)
         with under_load(client) as answers:

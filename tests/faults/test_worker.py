@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import fcntl
-import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psutil
 
-from stack.environment import process_environment
-from tests.conftest import running, unused_port, wait_until
-from tests.faults.conftest import workers
+from tests.conftest import unused_port, wait_until
+from tests.faults.conftest import second_server, workers
 from tests.serving.load import FAILED, Answered, under_load
 
 if TYPE_CHECKING:
@@ -28,18 +26,15 @@ def failures(answers: list[Answered]) -> int:
 def counted(client: httpx.Client) -> float:
     """Predictions of all workers, those that are gone included."""
     lines = client.get("/metrics").text.splitlines()
-    found = (line for line in lines if line.startswith("gyre_predictions_total{"))
-    return sum(float(line.split()[-1]) for line in found)
+    counters = [line for line in lines if line.startswith("gyre_predictions_total{")]
+    return sum(float(counter.split()[-1]) for counter in counters)
 
 
 def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
-    rig: Any, served: Any
-) -> None:
+    rig, served
+):
     """9: SIGKILL under load; another worker takes its place at the same port and logs on."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
-        client,
-        process,
-    ):
+    with second_server(rig) as (client, process):
         rig.known_to_be_ready(client)
         (killed,) = workers(process)
         with under_load(client, CONNECTIONS, pause=0) as answers:
@@ -73,10 +68,11 @@ def test_a_killed_worker_fails_what_was_in_flight_and_loses_no_acknowledged_row(
 
 
 def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
-    rig: Any, served: Any
-) -> None:
+    rig, served
+):
     """9, 20: the process that started them gets SIGKILL; the next counts from nothing."""
-    home, port = rig.home_beside(), unused_port()
+    home = rig.home_beside()
+    port = unused_port()
     with rig.serving(home=home, serving_port=port, serving_workers=2) as (
         client,
         process,
@@ -99,52 +95,3 @@ def test_workers_end_with_their_parent_so_that_the_next_finds_the_port_free(
         process.terminate()
         assert process.wait(600) == 0
     assert not counts.exists()
-
-
-def test_workers_end_whose_parent_died_while_they_started(rig: Any) -> None:
-    """9, 20: they would hold the port for ever."""
-    made = {
-        "home": rig.folder / "short",
-        "serving_port": unused_port(),
-        "serving_workers": 2,
-    }
-    settings = rig.settings.model_copy(update=made)
-    env = process_environment(settings)
-    with running(
-        [sys.executable, "-m", "serving"], rig.folder / "short.log", **env
-    ) as process:
-        wait_until("workers", lambda: len(workers(process)) == 2)
-        orphans = workers(process)
-    _, alive = psutil.wait_procs(orphans, timeout=600)
-    for orphan in alive:
-        orphan.kill()
-    assert alive == []
-
-
-def test_what_a_worker_held_that_was_killed_in_a_promotion_is_held_no_more(
-    rig: Any, served: Any
-) -> None:
-    """9: `gyre_model_info`; nobody is left to set it to 0."""
-    with rig.serving(home=rig.home_beside(), serving_port=unused_port()) as (
-        client,
-        process,
-    ):
-        rig.answers_as(client, served.first)
-        wait_until("counts", lambda: "_model_info{" in client.get("/metrics").text)
-        (killed,) = workers(process)
-        killed.suspend()
-        rig.promote(served.second)
-        killed.kill()
-        killed.wait()
-        rig.answers_as(client, served.second)
-        held = [
-            line
-            for line in client.get("/metrics").text.splitlines()
-            if "_model_info{" in line
-        ]
-        (production,) = [
-            x for x in held if 'role="production"' in x and x.endswith(" 1.0")
-        ]
-        assert f'version="{served.second}"' in production
-    rig.promote(served.first)
-    rig.answers_as(served.client, served.first)
