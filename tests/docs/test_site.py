@@ -32,7 +32,8 @@ def site(tmp_path_factory):
 
 
 def test_every_page_is_there_and_so_is_the_code_that_pages_name(site):
-    html, docs = site.folder / "site" / "html", PROJECT / "docs"
+    html = site.folder / "site" / "html"
+    docs = PROJECT / "docs"
     pages = [path.relative_to(docs) for path in docs.rglob("*.md")]
     names = [page.with_name(page.name.replace("README", "index")) for page in pages]
     assert not [

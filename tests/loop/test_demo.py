@@ -14,7 +14,7 @@ from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
 from monitoring.decision_log import newest_decisions
 from stack.processes import members
-from tests.conftest import BIN
+from tests.conftest import BIN, wait_until
 
 MODEL = "customer_churn_model"
 
@@ -57,7 +57,7 @@ def test_after_drift_one_retraining_brings_a_better_version_that_answers(tmp_pat
     with closing(Alerts(settings)) as alerts:
         (alert,) = alerts.rows(MODEL)
     assert (alert["cause"], alert["delivered"]) == (decision.cause, True)
-    assert members(settings.home) == []
+    wait_until("the end of all", lambda: not members(settings.home))
 
     again = run_demo(settings.home)
     assert again.returncode != 0

@@ -185,7 +185,7 @@ def tags_of_training(airflow, settings, run):
     wait_for_validation(airflow, run)
     end_run(airflow, run)
     runs = Tracking(settings).runs(load_spec(MODEL).experiment)
-    return next(each.tags for each in runs if each.key == f"{TRAIN}/{run}")
+    return next(entry.tags for entry in runs if entry.key == f"{TRAIN}/{run}")
 
 
 def started_by_events(airflow, dag):
@@ -369,7 +369,10 @@ def test_a_person_rejects_a_version_and_approves_it_later(airflow, settings):
 
 def test_a_version_that_nobody_answers_for_in_time_is_not_promoted(airflow, settings):
     start_at_approval(airflow, settings, HASTY)
-    note, states = end_of(airflow, f"train_{HASTY}", "asks")
+    dag = f"train_{HASTY}"
+    task = f"/dags/{dag}/dagRuns/asks/taskInstances/approval"
+    wait_until("its end", lambda: request(airflow, "GET", task)["state"] == "success")
+    note, states = end_of(airflow, dag, "asks")
     assert note == "not approved: version 2: nobody answered within 0.0005 h"
     assert (states["approval"], states["promote"]) == ("success", "skipped")
     assert Registry(settings).production(HASTY) == "1"

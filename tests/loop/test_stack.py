@@ -158,7 +158,9 @@ def test_a_promotion_starts_a_monitoring_run(stack):
 def test_a_failed_task_is_named_with_its_error_and_its_training_has_failed_in_mlflow_too(
     stack,
 ):
-    dag, run, tracking = f"train_{MODEL}", "dies", Tracking(stack.settings)
+    dag = f"train_{MODEL}"
+    run = "dies"
+    tracking = Tracking(stack.settings)
     experiment = load_spec(MODEL).experiment
     run_id = tracking.start_or_find_run(experiment, f"{dag}/{run}", run, {})
     conf = {"as_of": "2026-05-01T00:00:00", "reason": "try"}
