@@ -14,30 +14,21 @@ from core.packages import package_version
 PROJECT = Path(__file__).resolve().parents[2]
 
 
-def packages() -> set[str]:
-    return {path.parent.name for path in PROJECT.glob("*/__init__.py")}
-
-
 def test_every_package_is_in_the_contracts_and_is_installed():
     contracts = configparser.ConfigParser()
     contracts.read(PROJECT / ".importlinter")
-    assert set(contracts["importlinter"]["root_packages"].split()) == packages()
-    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())
-    assert {
-        name.split(".")[0] for name in project["tool"]["setuptools"]["packages"]
-    } == packages()
-    assert set(project["tool"]["mypy"]["packages"]) == packages() | {"docs"}
+    project = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]
+    packages = {path.parent.name for path in PROJECT.glob("*/__init__.py")}
+    assert set(contracts["importlinter"]["root_packages"].split()) == packages
+    installed = project["setuptools"]["packages"]
+    assert {name.split(".")[0] for name in installed} == packages
+    assert set(project["mypy"]["packages"]) == packages | {"docs"}
 
 
 def locked(file: str) -> set[tuple[str, str]]:
     """Name and version of each package; there may be one for each version of Python."""
-    return {
-        *re.findall(
-            r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)",
-            (PROJECT / file).read_text(),
-            re.MULTILINE,
-        )
-    }
+    line = r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)"
+    return {*re.findall(line, (PROJECT / file).read_text(), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("image", ["serving", "gyre"])
@@ -60,16 +51,6 @@ def test_locks_that_add_packages_leave_versions_as_they_are() -> None:
     lines = (PROJECT / "excluded.txt").read_text().splitlines()
     assert names.isdisjoint(line for line in lines if not line.startswith("#"))
     assert len(names) <= 230  # with those of other systems and Pythons
-
-
-def test_the_image_serving_has_what_its_group_names() -> None:
-    groups = tomllib.loads((PROJECT / "pyproject.toml").read_text())[
-        "dependency-groups"
-    ]
-    shipped = {name for name, _ in locked("deploy/serving.lock")}
-    assert {name.partition("[")[0] for name in groups["serving"]} <= shipped, (
-        "make lock"
-    )
 
 
 def test_the_version_of_an_absent_package_is_that_of_the_lock() -> None:
