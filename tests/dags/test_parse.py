@@ -88,82 +88,63 @@ def read(home, project):
 
 @pytest.fixture(scope="module")
 def bag(tmp_path_factory):
-    return read(tmp_path_factory.mktemp("airflow"), PROJECT)
-
-
-@pytest.fixture(scope="module")
-def more(tmp_path_factory):
-    """The same with further models, some of them broken, and a file that fails for one of them."""
-    project = tmp_path_factory.mktemp("more")
+    """The shipped files with further models, some broken, and a file that fails for one of them."""
+    project = tmp_path_factory.mktemp("project")
     for room in ("dags", "models", "core", "stack"):
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(PROJECT / room, project / room, ignore=ignored)
-    shipped = (project / "models" / "customer_churn_model.toml").read_text()
+    shipped = (project / "models" / f"{MODEL}.toml").read_text()
     population = shipped[shipped.index("[population]") : shipped.index("[snapshots]")]
+    two_minutes_ago = f'"{NOW - timedelta(minutes=2):%M %H * * %w}"'
+    estimators = "[[estimators]]"
     for name, before, after in (
         ("fortnightly", '"@weekly"', '"@fortnightly"'),
         ("torn", "seed = 7", "seed ="),
         ("unbuilt", "seed = 7", "seed = 8"),
-        (
-            "of_events",
-            f"{population}[snapshots]",
-            '[snapshots]\nrows = "label"',
-        ),  # nobody to score
-        ("due", '"@weekly"', f'"{NOW - timedelta(minutes=2):%M %H * * %w}"'),
-        (
-            "approved",
-            "[[estimators]]",
-            "[promotion]\napproval = true\n\n[[estimators]]",
-        ),
-        ("canary", "[[estimators]]", '[rollout]\npolicy = "canary"\n\n[[estimators]]'),
+        # Nobody to score.
+        ("of_events", f"{population}[snapshots]", '[snapshots]\nrows = "label"'),
+        ("due", '"@weekly"', two_minutes_ago),
+        ("approved", estimators, f"[promotion]\napproval = true\n\n{estimators}"),
+        ("canary", estimators, f'[rollout]\npolicy = "canary"\n\n{estimators}'),
     ):
-        spec = shipped.replace("customer_churn_model", name).replace(before, after, 1)
+        spec = shipped.replace(MODEL, name).replace(before, after, 1)
         (project / "models" / f"{name}.toml").write_text(spec)
     (project / "dags" / "own.py").write_text(OWN_DAG)
     score = project / "dags" / "score.py"
-    fails = "def score_dag(spec: ModelSpec) -> None:\n    1 / (spec.seed - 8)\n"
-    score.write_text(
-        score.read_text().replace("def score_dag(spec: ModelSpec) -> None:\n", fails, 1)
-    )
+    line = "def score_dag(spec: ModelSpec) -> None:\n"
+    text = score.read_text()
+    assert line in text
+    score.write_text(text.replace(line, f"{line}    1 / (spec.seed - 8)\n", 1))
     return read(tmp_path_factory.mktemp("airflow"), project)
 
 
 def test_every_file_is_read_without_an_error_and_nothing_heavy_is_imported(bag):
     assert bag["errors"] == {}
     assert HEAVY & set(bag["modules"]) == set()
-    models = [spec.name for spec in load_specs()]
+
+
+def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(bag):
+    models = [*(spec.name for spec in load_specs()), "due", "canary", "approved"]
     expected = {f"{kind}_{name}" for name in models for kind in KINDS}
-    assert set(bag["dags"]) == {"ingest", "maintain"} | expected
+    for name in ("unbuilt", "of_events"):
+        expected |= {f"train_{name}", f"monitor_{name}"}
+    expected |= {"rollout_canary", "own", "ingest", "maintain"}
+    assert set(bag["dags"]) == expected
 
 
-def test_a_broken_spec_and_a_dag_that_cannot_be_built_cost_no_other_model_its_dags(
-    bag, more
-):
-    assert more["errors"] == {}
-    expected = {
-        f"{kind}_{name}" for name in ("due", "canary", "approved") for kind in KINDS
-    }
-    expected |= {
-        f"{kind}_{name}" for name in ("unbuilt", "of_events") for kind in KINDS[:-1]
-    }
-    expected |= {"rollout_canary", "own"}
-    assert set(more["dags"]) == set(bag["dags"]) | expected
-
-
-def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(more):
-    first = more["dags"]["train_due"]["first_run"]
+def test_a_schedule_that_was_due_before_a_model_came_does_not_train_it(bag):
+    first = bag["dags"]["train_due"]["first_run"]
     assert datetime.fromisoformat(first) > NOW + timedelta(days=6)
 
 
-def test_every_dag_runs_once_at_a_time_and_never_for_the_past(bag):
-    for dag in bag["dags"].values():
-        assert (dag["start_date"], dag["catchup"], dag["at_once"]) == (None, False, 1)
-
-
-def test_failures_are_told_of_until_the_dag_succeeds_whatever_dag_it_is(more):
-    for dag in more["dags"].values():
+def test_every_dag_alerts_of_failures_and_ours_run_once_at_a_time_and_not_for_the_past(
+    bag,
+):
+    for name, dag in bag["dags"].items():
         assert dag["alerts"] is True
         assert dag["ends_alerts"] is True
+        runs = (dag["start_date"], dag["catchup"], dag["at_once"])
+        assert runs == (None, False, 1) or name == "own"
 
 
 def test_training_goes_through_every_stage_in_order(bag):
@@ -173,12 +154,15 @@ def test_training_goes_through_every_stage_in_order(bag):
     assert dag["tasks"] == dict(zip(order, following, strict=True))
     assert dag["form"] == ["as_of", "force", "reason"]
     assert dag["on_failure"]
-    assert 0 < dag["longest"] < LONGEST.total_seconds(), "one that goes on has died"
+    assert 0 < dag["longest"] < LONGEST.total_seconds(), (
+        "a training that takes longer has died"
+    )
 
 
-def test_what_happens_starts_what_follows_beside_the_clock(more):
-    dags = more["dags"]
-    train, monitor = dags[f"train_{MODEL}"], dags[f"monitor_{MODEL}"]
+def test_an_event_starts_the_dag_that_follows_it_before_its_schedule(bag):
+    dags = bag["dags"]
+    train = dags[f"train_{MODEL}"]
+    monitor = dags[f"monitor_{MODEL}"]
     assert train["starts_by"] == f"drift/{MODEL}"
     assert train["outlets"]["promote"] == [f"promoted/{MODEL}"]
     assert monitor["starts_by"] == f"promoted/{MODEL}"
@@ -198,8 +182,9 @@ def test_what_happens_starts_what_follows_beside_the_clock(more):
     assert step - datetime.now(UTC) < timedelta(minutes=6)
 
 
-def test_what_writes_tables_writes_alone(bag):
-    ingest, score = bag["dags"]["ingest"], bag["dags"][f"score_{MODEL}"]
+def test_tasks_that_write_tables_run_one_at_a_time(bag):
+    ingest = bag["dags"]["ingest"]
+    score = bag["dags"][f"score_{MODEL}"]
     assert ingest["tasks"] == {"read_specs": [], "ingest_orders": []}
     assert ingest["outlets"]["ingest_orders"] == ["features"]
     assert ingest["pools"]["ingest_orders"] == "tables"
