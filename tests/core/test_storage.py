@@ -17,43 +17,38 @@ from core.locks import one_writer
 from core.storage import AddedFile, Table
 from tests.conftest import new_settings
 
-SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
-
-SCHEMA = pa.schema({"id": pa.string(), "received": pa.timestamp("us", tz="UTC")})
-BEGAN, DAY = datetime(2026, 11, 20, tzinfo=UTC), timedelta(days=1)
 TIME = pa.timestamp("us", tz="UTC")
-MILLI = timedelta(milliseconds=1)
+SCHEMA = pa.schema({"id": pa.string(), "received": TIME})
+SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
+VIEW_SCHEMA = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
+BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
+DAY = timedelta(days=1)
+MILLISECOND = timedelta(milliseconds=1)
+MICROSECOND = timedelta(microseconds=1)
 
 
-def rows(*at):
-    return pa.table([[f"{each}" for each in at], list(at)], SCHEMA)
+def rows(*times):
+    return pa.table([[f"{time}" for time in times], list(times)], SCHEMA)
 
 
-def test_a_row_again_is_known_by_its_time_to_the_microsecond(tmp_path):
+def test_a_repeated_row_is_known_by_its_time_and_files_of_other_times_are_not_read(
+    tmp_path,
+):
     table = Table(new_settings(tmp_path), "table", SCHEMA)
-    for micro in (0, 1, 499, 500, 501, 999, 1_001, 999_999):
-        row = rows(BEGAN + timedelta(microseconds=micro))
-        assert [table.insert(row, "id", beside="received") for _ in range(2)] == [1, 0]
+    times = [BEGAN + micro * MICROSECOND for micro in (0, 1, 500, 999, 1_001, 999_999)]
+    for time in (*times, BEGAN + DAY):
+        counts = [table.insert(rows(time), "id", beside="received") for _ in range(2)]
+        assert counts == [1, 0]
     assert table.insert(rows(), "id", beside="received") == 0
-
-
-def test_what_is_of_another_time_is_not_read(tmp_path):
-    table = Table(new_settings(tmp_path), "table", SCHEMA)
-    for day in range(3):
-        table.insert(rows(BEGAN + day * DAY), "id", beside="received")
-    for file in map(
-        Path, table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'")
-    ):
-        file.unlink()
-    assert (
-        table.insert(rows(BEGAN + DAY, BEGAN + 3 * DAY), "id", beside="received") == 1
-    )
+    for file in table.files(within=f"received < '{(BEGAN + DAY).isoformat()}'"):
+        Path(file).unlink()
+    new_rows = rows(BEGAN + DAY, BEGAN + 3 * DAY)
+    assert table.insert(new_rows, "id", beside="received") == 1
 
 
 def test_files_are_found_whatever_the_folder_is_called(tmp_path):
-    table = Table(
-        new_settings(tmp_path / "my home, 100 % größer"), "table", SCHEMA_OF_DAYS
-    )
+    settings = new_settings(tmp_path / "my home, 100 % größer")
+    table = Table(settings, "table", SCHEMA_OF_DAYS)
     for day in ("a b", "1 %/2"):
         table.replace(pa.table({"day": [day], "n": [1]}, SCHEMA_OF_DAYS), ["day"])
     files = table.files(within="n = 1")
@@ -62,7 +57,7 @@ def test_files_are_found_whatever_the_folder_is_called(tmp_path):
     assert table.files(within="n = 2") == []
 
 
-def written(folder, period, *times):
+def write_file(folder, period, *times):
     """Write a file of a period, as an engine does."""
     path = folder / f"period={period}" / f"{uuid4()}.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -70,70 +65,60 @@ def written(folder, period, *times):
     return path
 
 
-def written_file(table, time, period):
-    """Write a file into the folder of a table, as a commit wants it described."""
-    path = written(Path(str(table.path)), period, time)
-    name = path.relative_to(str(table.path)).as_posix()
-    return AddedFile(
-        name, path.stat().st_size, period, rows=1, earliest=time, latest=time
-    )
+def add_file(table, time, period):
+    """Write a file into the folder of a table; return it as a commit describes it."""
+    folder = Path(str(table.path))
+    path = write_file(folder, period, time)
+    name = path.relative_to(folder).as_posix()
+    size = path.stat().st_size
+    return AddedFile(name, size, period, rows=1, earliest=time, latest=time)
 
 
-def test_files_of_a_period_are_replaced_in_one_commit_that_says_the_span_of_their_times(
+def test_files_of_a_period_are_replaced_in_one_commit_with_the_span_of_their_times(
     tmp_path,
 ):
     table = Table(new_settings(tmp_path), "view", pa.schema({"event_timestamp": TIME}))
-    columns = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
-    micro = timedelta(microseconds=1)
     for period in (1, 2):
-        written(
-            tmp_path / "rows",
-            period,
-            BEGAN + period * DAY,
-            BEGAN + period * DAY + micro,
-        )
+        time = BEGAN + period * DAY
+        write_file(tmp_path / "rows", period, time, time + MICROSECOND)
     files = table.take_in(tmp_path / "rows")
-    table.commit(files, columns, "period", within=None, notes={"raw": 7})
-    first_version = table.version
+    table.commit(files, VIEW_SCHEMA, "period", within=None, notes={"raw": 7})
+    version = table.version
     assert table.read().num_rows == 4
-    assert (
-        BEGAN + 2 * DAY + micro
-        <= table.newest("event_timestamp")
-        <= BEGAN + 2 * DAY + MILLI
-    )
+    newest = table.newest("event_timestamp")
+    assert MICROSECOND <= newest - (BEGAN + 2 * DAY) <= MILLISECOND
 
-    file = written_file(table, BEGAN + 3 * DAY, period=2)
-    assert (
-        table.read().num_rows == 4
-    )  # a file that no commit names is no part of the table
-    table.commit([file], columns, "period", within="period >= 2", notes={"raw": 8})
-    assert table.version == first_version + 1
+    file = add_file(table, BEGAN + 3 * DAY, period=2)
+    # A file that no commit names is no part of the table.
+    assert table.read().num_rows == 4
+    table.commit([file], VIEW_SCHEMA, "period", within="period >= 2", notes={"raw": 8})
+    assert table.version == version + 1
     times = table.read()["event_timestamp"].to_pylist()
-    assert sorted(times) == [BEGAN + DAY, BEGAN + DAY + micro, BEGAN + 3 * DAY]
+    assert sorted(times) == [BEGAN + DAY, BEGAN + DAY + MICROSECOND, BEGAN + 3 * DAY]
     assert table.noted(["raw"]) == {"raw": 8}
-    near = pc.field("event_timestamp") >= BEGAN + 3 * DAY
     for old_file in table.files(within="period = 1"):
         Path(old_file).unlink()
-    assert table.read(where=near).num_rows == 1  # files of other times are not opened
+    # Files of other times are not opened.
+    newer_rows = pc.field("event_timestamp") >= BEGAN + 3 * DAY
+    assert table.read(where=newer_rows).num_rows == 1
 
 
-def test_a_purge_waits_for_who_writes_files_that_no_commit_names_yet(tmp_path):
+def test_a_purge_waits_for_writers_of_files_that_no_commit_names_yet(tmp_path):
     settings = new_settings(tmp_path)
     table = Table(settings, "view", pa.schema({"event_timestamp": TIME}))
-    columns = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
-    table.commit([], columns, "period", within=None, notes={})
+    table.commit([], VIEW_SCHEMA, "period", within=None, notes={})
     with ThreadPoolExecutor() as threads:
         with table.writing():
-            file = written_file(table, BEGAN, period=1)
+            file = add_file(table, BEGAN, period=1)
             purge = threads.submit(Table(settings, "view", table.schema).purge)
             with pytest.raises(TimeoutError):
-                purge.result(timeout=1)
-            table.commit([file], columns, "period", within=None, notes={})
+                purge.result(timeout=0.5)
+            table.commit([file], VIEW_SCHEMA, "period", within=None, notes={})
         purge.result()
     assert table.read()["event_timestamp"].to_pylist() == [BEGAN]
 
 
-def test_where_no_file_can_be_there_is_no_lock_and_one_line_says_so(tmp_path):
+def test_a_home_where_no_file_can_be_written_is_one_line(tmp_path):
     (tmp_path / "data").write_text("no folder")
     with pytest.raises(DataError, match=r"x\.lock: no lock: "):
         one_writer(new_settings(tmp_path), "x").__enter__()

@@ -1,13 +1,10 @@
-"""A table that is written to all the time stays small and loses only rows past their time."""
+"""A table that is written to all the time stays small and loses only expired rows."""
 
 from __future__ import annotations
 
 import re
 import shutil
-import signal
-import subprocess
 import threading
-import time
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
@@ -17,14 +14,14 @@ import pytest
 from deltalake import DeltaTable
 
 from core.errors import DataError
-from core.settings import PROJECT
 from core.storage import RETENTION, Table
 from tests.conftest import new_settings
-from tests.preloaded import commands_folder
 
-BEGAN, DAY = datetime(2026, 1, 1, tzinfo=UTC), timedelta(days=1)
+BEGAN = datetime(2026, 1, 1, tzinfo=UTC)
+DAY = timedelta(days=1)
 TIME = pa.timestamp("us", tz="UTC")
 SCHEMA = pa.schema({"id": pa.string(), "value": pa.int64(), "received": TIME})
+COMMITS = 20
 
 
 def rows(numbers, at=BEGAN, value=0):
@@ -32,24 +29,27 @@ def rows(numbers, at=BEGAN, value=0):
     return pa.table(columns, SCHEMA)
 
 
-def files(table):
+def ids(table):
+    return set(table.read()["id"].to_pylist())
+
+
+def file_counts(table):
     """How many files of data and of the log there are."""
-    log = len([*(table.path / "_delta_log").iterdir()])
-    return len([*table.path.glob("*.parquet")]), log
+    log_files = [*(table.path / "_delta_log").iterdir()]
+    return len([*table.path.glob("*.parquet")]), len(log_files)
 
 
-def no_version_is_kept(table):
-    DeltaTable(table.path).alter.set_table_properties(
-        dict.fromkeys(RETENTION, "interval 0 days")
-    )
+def keep_no_version(table):
+    no_time = dict.fromkeys(RETENTION, "interval 0 days")
+    DeltaTable(table.path).alter.set_table_properties(no_time)
 
 
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    """A table of sixty commits that corrected a row each."""
+    """A table whose commits each corrected a row."""
     table = Table(new_settings(tmp_path_factory.mktemp("written")), "worn", SCHEMA)
-    for n in range(60):
-        table.merge(rows([n, 100], value=n), ["id"], ["value"])
+    for number in range(COMMITS):
+        table.merge(rows([number, 100], value=number), ["id"], ["value"])
     return table
 
 
@@ -61,118 +61,72 @@ def worn(written, tmp_path):
     return table
 
 
-def test_every_version_of_the_last_week_stays_readable(worn):
-    versions = {n: worn.read(n).sort_by("id") for n in (*range(0, 60, 7), 59)}
+def test_versions_of_the_last_week_stay_readable_and_files_of_older_ones_are_deleted(
+    worn,
+):
+    versions = {number: worn.read(number).sort_by("id") for number in range(COMMITS)}
     worn.clean_up(None, BEGAN)
-    for n, version in versions.items():
-        assert worn.read(n).sort_by("id").equals(version)
-
-
-def test_files_and_log_of_older_versions_go_and_the_rows_stay(worn):
-    newest = worn.read().sort_by("id")
-    no_version_is_kept(worn)
-    _, gone = worn.clean_up(None, BEGAN)
-    assert gone == 59  # each commit wrote the one file anew
-    data, log = files(worn)
-    assert (data, log <= 4) == (1, True)
-    assert worn.read().sort_by("id").equals(newest)
+    for number, version in versions.items():
+        assert worn.read(number).sort_by("id").equals(version)
+    keep_no_version(worn)
+    _, deleted_count = worn.clean_up(None, BEGAN)
+    assert deleted_count == COMMITS - 1  # each commit wrote the one file anew
+    data_count, log_count = file_counts(worn)
+    assert data_count == 1
+    assert log_count <= 4
+    assert worn.read().sort_by("id").equals(versions[COMMITS - 1])
     with pytest.raises(
         DataError, match="version 5 cannot be read, vacuumed or never here"
     ):
         worn.read(5)
 
 
-def test_rows_past_their_time_are_deleted_alone(tmp_path):
+def test_only_expired_rows_are_deleted_and_the_others_are_found_by_a_text(tmp_path):
     table = Table(new_settings(tmp_path), "predictions", SCHEMA)
-    for day in range(10):
-        table.insert(rows([day], BEGAN + day * DAY), "id", beside="received")
-    past = "received", BEGAN + 4 * DAY
-    assert table.clean_up(*past)[0] == 4
-    assert set(table.read()["id"].to_pylist()) == {f"r{day}" for day in range(4, 10)}
-    assert table.clean_up(*past)[0] == 0
+    for day in range(0, 10, 2):
+        table.insert(rows([day, day + 1], BEGAN + day * DAY), "id", beside="received")
+    assert table.clean_up("received", BEGAN + 4 * DAY)[0] == 4
+    assert ids(table) == {f"r{number}" for number in range(4, 10)}
+    assert table.clean_up("received", BEGAN + 4 * DAY)[0] == 0
+    assert table.read(columns=["value"], where=pc.field("id") == "r5").num_rows == 1
+    two_rows = pc.field("id").isin(["r1", "r7"])
+    assert table.read(where=two_rows)["id"].to_pylist() == ["r7"]
 
 
-KILLED = """
-import signal, sys
-from datetime import UTC, datetime
-from core.settings import load_settings
-from core.storage import Table
-table = Table(load_settings(home=sys.argv[1]), sys.argv[2], None)
-signal.setitimer(signal.ITIMER_PROF, float(sys.argv[3]))  # SIGPROF ends it
-table.clean_up(None, datetime.now(UTC))
-"""
-
-
-def test_killed_anywhere_it_goes_on_the_next_time(worn, tmp_path):
-    newest = worn.read()
-    no_version_is_kept(worn)
-    ended = set()
-    for nth in range(8):
-        copy = Table(new_settings(tmp_path), f"copy{nth}", SCHEMA)
-        shutil.copytree(worn.path, copy.path)
-        cpu_seconds = 0.001 + 0.02 * nth
-        command = [commands_folder() / "python", "-c", KILLED, tmp_path, copy.name]
-        done = subprocess.run([*command, str(cpu_seconds)], cwd=PROJECT, check=False)
-        ended.add(done.returncode)
-        copy.insert(rows([1000]), "id")  # whoever writes next finds a table
-        copy.clean_up(None, BEGAN)
-        assert copy.read().num_rows == newest.num_rows + 1
-        assert files(copy)[0] == 1
-    killed = 128 + signal.SIGPROF
-    assert killed in ended
-    assert ended <= {0, killed}
-
-
-def test_it_stands_beside_writers_and_loses_none_of_their_rows(worn):
-    no_version_is_kept(worn)
-    stop, wrote = threading.Event(), []
+def test_a_clean_up_meanwhile_loses_no_row_of_a_writer(worn):
+    keep_no_version(worn)
+    numbers = range(2000, 2006)
 
     def write():
-        while not stop.is_set():
-            wrote.append(f"r{2000 + len(wrote)}")
-            worn.insert(rows([1999 + len(wrote)]), "id")
+        for number in numbers:
+            worn.insert(rows([number]), "id")
 
     writer = threading.Thread(target=write)
     writer.start()
-    while len(wrote) < 6:
+    while writer.is_alive():
         worn.clean_up(None, BEGAN)
-        time.sleep(0.05)  # for the lock, who waits looks twenty times a second
-    stop.set()
-    writer.join()
-    found = set(worn.read()["id"].to_pylist())
-    assert found == {f"r{n}" for n in (*range(60), 100)} | set(wrote)
+        writer.join(0.05)
+    assert ids(worn) == {f"r{number}" for number in (*range(COMMITS), 100, *numbers)}
 
 
-def test_rows_are_found_by_a_text_after_others_were_deleted(tmp_path):
-    table = Table(new_settings(tmp_path), "aged", SCHEMA)
-    table.insert(pa.concat_tables([rows([1]), rows([2, 3], BEGAN + 9 * DAY)]), "id")
-    assert table.clean_up("received", BEGAN + DAY)[0] == 1
-    assert table.read(columns=["value"], where=pc.field("id") == "r2").num_rows == 1
-    assert table.read(where=pc.field("id").isin(["r1", "r3"]))["id"].to_pylist() == [
-        "r3"
-    ]
-
-
-def test_what_is_purged_is_in_no_file_and_later_changes_can_be_told(worn):
-    mine = "id = 'r7'"
-    assert worn.matching(mine, "value") == [7]
-    worn.erase(mine)
-    kept, held = (
-        worn.version,
-        list[str](),
-    )  # as features stand, which are computed before
+def test_what_is_purged_is_in_no_file_and_later_changes_are_known(worn):
+    condition = "id = 'r7'"
+    assert worn.matching(condition, "value") == [7]
+    worn.erase(condition)
+    version = worn.version
     worn.purge()
-    assert worn.changed_files(kept, worn.version) == ([], [])
+    assert worn.changed_files(version, worn.version) == ([], [])
+    texts = []
     for path in worn.path.rglob("*"):
         if path.is_file():
-            held.append(path.read_text("latin-1"))
-            if path.suffix == ".parquet":
-                held.append(str(pq.read_table(path).to_pylist()))
-    assert not [text for text in held if re.search(r"\br7\b", text)]
-    assert worn.matching(mine, "value") == []
-    assert worn.read().num_rows == 60
+            texts.append(path.read_text("latin-1"))
+        if path.suffix == ".parquet":
+            texts.append(str(pq.read_table(path).to_pylist()))
+    assert not [text for text in texts if re.search(r"\br7\b", text)]
+    assert worn.matching(condition, "value") == []
+    assert worn.read().num_rows == COMMITS
     with pytest.raises(DataError, match="vacuumed or never here"):
         worn.read(3)
     worn.merge(rows([61]), ["id"], ["value"])
-    came, went = worn.changed_files(kept, worn.version)
-    assert (len(came), went) == (1, [])
+    new_files, old_files = worn.changed_files(version, worn.version)
+    assert (len(new_files), old_files) == (1, [])
