@@ -52,18 +52,15 @@ def with_nulls(rng, values, type_, share=0.1):
 
 
 def feature_rows(rng, view, n, *, ties):
+    shops = rng.choice(["a", "a:1", "", "ü"], n)
+    moments = BEGIN + rng.integers(0, MOMENTS, n) * DAY
     rows = pa.table(
         {
             "customer_id": with_nulls(rng, rng.integers(0, 9, n), pa.int64()),
-            "shop_code": with_nulls(
-                rng, rng.choice(["a", "a:1", "", "ü"], n), pa.string()
-            ),
-            "at": with_nulls(
-                rng, BEGIN + rng.integers(0, MOMENTS, n) * DAY, TIME, share=0.05
-            ),
-            "created": pa.array(
-                rng.permutation(n) * DAY, TIME
-            ),  # unique: ties have one answer
+            "shop_code": with_nulls(rng, shops, pa.string()),
+            "at": with_nulls(rng, moments, TIME, share=0.05),
+            # Unique: ties have one answer.
+            "created": pa.array(rng.permutation(n) * DAY, TIME),
             f"{view}_amount": with_nulls(rng, rng.random(n), pa.float64()),
             f"{view}_count": with_nulls(rng, rng.integers(0, 99, n), pa.int64()),
             f"{view}_name": with_nulls(rng, rng.choice(["x", "y", ""], n), pa.string()),
@@ -93,7 +90,7 @@ def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
         schema = []
         for feature, dtype in FEATURES.items():
             column = f"{view}_{feature}"
-            name = mapping.get(column, column) if mapping else column
+            name = (mapping or {}).get(column, column)
             schema.append(Field(name=name, dtype=dtype))
         objects[view] = FeatureView(
             name=view, entities=entities, ttl=ttl, schema=schema, source=source
@@ -174,13 +171,11 @@ def same_frames(stores, entities, features=REFS, *, asof=True, **options):
     """Compare the frames of both stores, which may order rows and columns as they like."""
     frames = []
     for store in stores:
-        requested = (
-            store.get_feature_service(features)
-            if isinstance(features, str)
-            else features
-        )
+        is_service = isinstance(features, str)
         job = store.get_historical_features(
-            entity_df=entities.copy(), features=requested, **options
+            entity_df=entities.copy(),
+            features=store.get_feature_service(features) if is_service else features,
+            **options,
         )
         table = job.to_arrow()
         table = table.select(sorted(table.column_names))
@@ -193,11 +188,20 @@ def same_frames(stores, entities, features=REFS, *, asof=True, **options):
 
 
 @pytest.mark.parametrize(
-    "seed", [0, *(pytest.param(seed, marks=pytest.mark.nightly) for seed in (1, 2, 3))]
+    ("created", "ttl", "seed"),
+    [
+        (True, FOREVER, 0),
+        (False, timedelta(days=3), 0),
+        (True, timedelta(hours=23), 0),
+        *(
+            pytest.param(created, ttl, seed, marks=pytest.mark.nightly)
+            for created in (True, False)
+            for ttl in (FOREVER, timedelta(days=3), timedelta(hours=23))
+            for seed in (1, 2, 3)
+        ),
+    ],
 )
-@pytest.mark.parametrize("created", [True, False])
-@pytest.mark.parametrize("ttl", [FOREVER, timedelta(days=3), timedelta(hours=23)])
-def test_random_frames_are_the_stock_stores(tmp_path, seed, created, ttl):
+def test_random_frames_are_those_of_the_stock_store(tmp_path, created, ttl, seed):
     rng = np.random.default_rng([seed, created])
     stores = both_stores(tmp_path, rng, ttl, created=created)
     rows = same_frames(stores, entity_rows(rng, 400))
@@ -205,59 +209,34 @@ def test_random_frames_are_the_stock_stores(tmp_path, seed, created, ttl):
     assert 0.1 < share < 0.95  # both outcomes are common
 
 
-def test_a_time_to_live_may_be_days_and_hours(tmp_path):
-    """The stock store fails on it."""
-    counts = []
-    for hours in (24, 36, 48):
-        folder = tmp_path / str(hours)
-        folder.mkdir()
-        _, ours = both_stores(folder, np.random.default_rng(1), timedelta(hours=hours))
-        entities = entity_rows(np.random.default_rng(9), 200)
-        frame = ours.get_historical_features(
-            entity_df=entities, features=REFS[:1]
-        ).to_df()
-        counts.append(frame["customers_amount"].count())
-    assert counts[0] <= counts[1] < counts[2]
+FULL_NAMES = {"full_feature_names": True}
+BY_CREATED = FULL_NAMES | {"filter_by_created_timestamp": True}
+RENAMED = {"pairs_count": "pieces"}
 
 
-def test_on_demand_views_are_the_stock_stores(tmp_path):
-    rng = np.random.default_rng(7)
-    stores = both_stores(tmp_path, rng, timedelta(days=5))
-    rows = same_frames(stores, entity_rows(rng, 300), "plain")
-    assert any(row["sum"] is not None for row in rows)
-
-
-@pytest.mark.parametrize("delta", [VIEWS, ("customers", "pairs")])
 @pytest.mark.parametrize(
-    ("features", "options"),
+    ("features", "options", "delta", "mapping", "asof"),
     [
-        ("aliased", {}),
-        ("plain", {"full_feature_names": True}),
-        (REFS, {"full_feature_names": True, "filter_by_created_timestamp": True}),
+        ("plain", {}, VIEWS, None, True),
+        ("plain", FULL_NAMES, VIEWS, None, False),
+        ("aliased", {}, VIEWS, None, False),
+        ("aliased", {}, ("customers", "pairs"), None, False),
+        (REFS, BY_CREATED, VIEWS, None, False),
+        (REFS, {}, ("customers",), None, True),
+        (REFS, {}, (), None, False),
+        (["pairs:pieces"], {}, VIEWS, RENAMED, False),
     ],
 )
-def test_other_frames_of_a_table_are_joined_by_feast(
-    tmp_path, delta, features, options
+def test_frames_of_other_services_views_and_options_are_those_of_the_stock_store(
+    tmp_path, features, options, delta, mapping, asof
 ):
     rng = np.random.default_rng(3)
-    stores = both_stores(tmp_path, rng, timedelta(days=5), delta=delta)
-    same_frames(stores, entity_rows(rng, 200), features, asof=False, **options)
-
-
-def test_columns_of_a_table_may_have_other_names_than_the_features(tmp_path):
-    rng = np.random.default_rng(4)
-    stores = both_stores(tmp_path, rng, mapping={"pairs_count": "pieces"})
-    rows = same_frames(stores, entity_rows(rng, 200), ["pairs:pieces"], asof=False)
-    assert any(row["pieces"] is not None for row in rows)
-
-
-@pytest.mark.parametrize(("delta", "asof"), [((), False), (("customers",), True)])
-def test_views_of_parquet_files_are_joined_by_asof_only_beside_a_table(
-    tmp_path, delta, asof
-):
-    rng = np.random.default_rng(5)
-    stores = both_stores(tmp_path, rng, delta=delta)
-    same_frames(stores, entity_rows(rng, 50), asof=asof)
+    ttl = timedelta(days=5)
+    stores = both_stores(tmp_path, rng, ttl, delta=delta, mapping=mapping)
+    entities = entity_rows(rng, 200)
+    rows = same_frames(stores, entities, features, asof=asof, **options)
+    for name in rows[0].keys() - {*entities.columns}:
+        assert any(row[name] is not None for row in rows)
 
 
 @pytest.mark.parametrize("place", ["disk", "s3"])
