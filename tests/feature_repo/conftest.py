@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-import os
 import shutil
-import subprocess
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +13,13 @@ import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
-from core.settings import PROJECT
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
 from feature_repo.store import open_store
-from stack.environment import child_environment
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
-from tests.preloaded import commands_folder
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -122,50 +117,6 @@ def online_reader(
 ) -> OnlineFeatures:
     """Open a reader that waits for Redis, where serving's gives up after 50 ms."""
     return OnlineFeatures(settings, service, tuple(names), open_store(settings, 60))
-
-
-class ProjectCopy:
-    """The project's code in a folder of its own, whose files a test edits as a user does."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        rooms = (
-            "cli",
-            "feature_repo",
-            "mlflow_server",
-            "models",
-            "monitoring",
-            "serving",
-            "core",
-            "stack",
-            "training",
-            "data",
-        )
-        for room in rooms:
-            shutil.copytree(PROJECT / room, folder / room)
-
-    def edit(self, file: str, old: str, new: str) -> None:
-        text = (self.folder / file).read_text()
-        assert old in text
-        (self.folder / file).write_text(text.replace(old, new, 1))
-
-    def gyre(self, settings: Settings, *arguments: str, **sources: Path) -> str:
-        """What a command says; fails as `subprocess.run` with `check` does."""
-        # Feast, once imported by a test, turns on Prometheus's multi-process mode for all children.
-        own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-        own |= child_environment(settings) | {"PYTHONPATH": str(self.folder)}
-        own |= {
-            f"GYRE_SOURCES__{name.upper()}": str(path) for name, path in sources.items()
-        }
-        command = [commands_folder() / "gyre", *arguments]
-        return subprocess.run(
-            command,
-            cwd=self.folder,
-            env=own,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
 
 
 @pytest.fixture
