@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import ibis
 import pyarrow as pa
@@ -14,9 +13,10 @@ from ibis import _
 
 from feature_repo.datasets.orders import customer_features_view
 from feature_repo.windows import Window, Windows
-from tests.feature_repo.test_change_points import TICK, TIME, moments
 
-Row = dict[str, Any]
+TIME = pa.timestamp("us", tz="UTC")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+TICK = timedelta(microseconds=1)
 PERIODS = (timedelta(hours=12), timedelta(days=30), None)
 FUNCTIONS = ("sum", "mean", "min", "max", "first", "last")
 WINDOWS = [
@@ -32,6 +32,12 @@ WINDOWS = [
 ]
 FEATURES = Windows(
     "id", "at", WINDOWS, {"per_piece": _.worth / _.pieces_sum_30d.nullif(0)}
+)
+# Days and microseconds next to them, so that window edges, ties and same-day orders are common.
+moments = st.builds(
+    lambda day, tick: BEGIN + timedelta(days=day) + tick * TICK,
+    st.integers(0, 240),
+    st.sampled_from([0, 0, 0, 1, -1, 43_200_000_000]),
 )
 rows = st.lists(
     st.fixed_dictionaries(
@@ -58,11 +64,9 @@ SCHEMA = pa.schema(
         "ingested_at": TIME,
     }
 )
-
-
-ROW: Row = {
+ROW = {
     "id": 1,
-    "at": datetime(2026, 1, 1, tzinfo=UTC),
+    "at": BEGIN,
     "paid": 1.0,
     "pieces": 1,
     "kind": "a",
@@ -70,12 +74,12 @@ ROW: Row = {
 }
 
 
-def as_table(raw_rows: list[Row]) -> ibis.Table:
+def as_table(raw_rows):
     rows_with_arrival = [row | {"ingested_at": row["at"]} for row in raw_rows]
     return ibis.memtable(pa.Table.from_pylist(rows_with_arrival, schema=SCHEMA))
 
 
-def column_value(window: Window, row: Row) -> Any:
+def column_value(window, row):
     """What a row adds to a window; None if it does not count."""
     if window.where is not None and not row["late"]:
         return None
@@ -92,46 +96,40 @@ def column_value(window: Window, row: Row) -> Any:
     return row[window.column]
 
 
-def brute_force(window: Window, history: list[Row], at: datetime) -> Any:
+def brute_force(window, history, at):
     """The value at `at` from the rows of one entity."""
-    begin = (
-        datetime.min.replace(tzinfo=UTC)
-        if window.period is None
-        else at - window.period
-    )
-    dated = [
-        (row["at"], column_value(window, row))
-        for row in history
-        if begin < row["at"] <= at
-    ]
-    dated = [(time, value) for time, value in dated if value is not None]
+    period = window.period or timedelta(days=10_000)
+    dated = []
+    for row in history:
+        value = column_value(window, row)
+        if at - period < row["at"] <= at and value is not None:
+            dated.append((row["at"], value))
     values = [value for _time, value in dated]
+    if window.function == "count":
+        return len(values)
+    if window.function == "sum":
+        return sum(values)
+    if not values:
+        return None
+    if window.function == "mean":
+        return sum(values) / len(values)
     by_hand = {
-        "count": lambda: len(values),
-        "sum": lambda: sum(values),
-        "mean": lambda: sum(values) / len(values),
-        "min": lambda: min(values),
-        "max": lambda: max(values),
-        "first": lambda: min(dated)[1],
-        "last": lambda: max(dated)[1],
+        "min": min(values),
+        "max": max(values),
+        "first": min(dated)[1],
+        "last": max(dated)[1],
     }
-    return (
-        by_hand[window.function]()
-        if values or window.function in {"count", "sum"}
-        else None
-    )
+    return by_hand[window.function]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(rows, st.lists(moments, min_size=1, max_size=4))
 def test_a_declared_window_is_what_its_rows_say_at_any_moment(raw_rows, times):
     view_rows = FEATURES(as_table(raw_rows)).to_pyarrow().to_pylist()
     assert_brute_force(view_rows, raw_rows, times)
 
 
-def assert_brute_force(
-    view_rows: list[Row], raw_rows: list[Row], times: list[datetime]
-) -> None:
+def assert_brute_force(view_rows, raw_rows, times):
     view_rows.sort(key=lambda row: row["event_timestamp"])
     ends = [
         row["at"] + (period or timedelta(0)) for row in raw_rows for period in PERIODS
@@ -166,45 +164,20 @@ def test_names_types_and_tags_follow_from_the_declaration():
     }
     assert {name: types[name] for name in expected} == expected
     assert str(WINDOWS[-2]) == "sum(paid) over 30d where _.late"
+    assert Window(None, "count").name == "rows_count_ever"
     assert (
         customer_features_view.tags["total_spend_30d"] == "sum(dollar_value) over 30d"
     )
-    published = {
-        field.name: str(field.dtype) for field in customer_features_view.features
-    }
-    assert published["avg_order_value"] == "Float64"
-    assert published["customer_segment"] == "String"
-
-
-def test_a_derived_feature_takes_the_place_of_a_window_of_its_name():
-    count = Window(None, "count", name="orders")
-    view = Windows(
-        "id", "at", [count], {"orders": _.orders.cast("float64"), "twice": _.orders * 2}
-    )
-    (row,) = view(as_table([ROW])).to_pyarrow().to_pylist()
-    assert isinstance(row["orders"], float)
-    assert (row["orders"], row["twice"]) == (1.0, 2)
 
 
 @pytest.mark.parametrize(
     ("window", "message"),
     [
-        (
-            lambda: Window("paid", "sum", timedelta(days=-1)),
-            "expected a period above 0, found -1",
-        ),
-        (lambda: Window("paid", "median"), "expected one of count, sum, mean, "),
-        (lambda: Window("payed", "sum"), r"sum\(payed\) over ever: .*'payed' is not"),
         (lambda: Window("kind", "mean"), "expected a column of numbers, found string"),
         (lambda: Window("paid", "sum", where=_.early), "has no attribute 'early'"),
+        (lambda: Window(None, "sum"), "window rows_sum_ever: sum needs a column"),
     ],
 )
-def test_a_window_that_cannot_be_is_one_line_that_names_it(window, message):
+def test_a_window_that_cannot_be_computed_is_one_line_that_names_it(window, message):
     with pytest.raises(ValueError, match=message):
         Windows("id", "at", [window()])(as_table([ROW]))
-
-
-def test_a_window_without_a_column_only_counts():
-    with pytest.raises(ValueError, match="window rows_sum_ever: sum needs a column"):
-        Window(None, "sum")
-    assert Window(None, "count").name == "rows_count_ever"
