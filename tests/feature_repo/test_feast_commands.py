@@ -93,17 +93,19 @@ def test_many_write_and_read_the_registry_at_once(applied, as_of):
             call.result()
 
 
-@pytest.mark.parametrize("password", ["a,b=c", "1e5", "true", "$HOME", "\"ü'\\"])
-def test_any_password_of_redis_passes_through_feasts_file(tmp_path, password):
+def test_any_password_of_redis_passes_through_feasts_file(tmp_path):
     settings = new_settings(tmp_path)
     with redis_server(settings.redis_port, tmp_path):
-        Redis(port=settings.redis_port).config_set("requirepass", password)
-        address = f"redis://:{quote(password)}@127.0.0.1:{settings.redis_port}/1"
-        settings = settings.model_copy(update={"redis_url": address})
-        write_feast_config(settings)
-        publish_beside(settings, ORDERS)
-        store = feast.FeatureStore(fs_yaml_file=feast_config_path(settings))
-        values = store.get_online_features(
-            [f"{VIEW}:lifetime_orders"], [{"customer_id": 1}]
-        )
-        assert values.to_dict()["lifetime_orders"] == [None]
+        redis = Redis(port=settings.redis_port)
+        for password in ("1e5", "true", "a,b=c$HOME\"ü'\\"):
+            redis.config_set("requirepass", password)
+            redis.auth(password)
+            address = f"redis://:{quote(password)}@127.0.0.1:{settings.redis_port}/1"
+            settings = settings.model_copy(update={"redis_url": address})
+            write_feast_config(settings)
+            publish_beside(settings, ORDERS)
+            store = feast.FeatureStore(fs_yaml_file=feast_config_path(settings))
+            values = store.get_online_features(
+                [f"{VIEW}:lifetime_orders"], [{"customer_id": 1}]
+            )
+            assert values.to_dict()["lifetime_orders"] == [None]

@@ -7,28 +7,19 @@ from contextlib import contextmanager
 
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
-import pytest
 
-from core.spec import load_spec
 from core.timestamps import microseconds
-from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
-from feature_repo.views import view_table, write_views
+from feature_repo.views import write_views
 from tests.conftest import wait_until
 from tests.feature_repo.conftest import online_reader
-from tests.feature_repo.test_ingest import DAY, Shop, order
+from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401  (a fixture)
 
-SPEC, ORDERS = load_spec("customer_churn_model"), load_dataset("orders")
-CUSTOMERS = [*range(1, 41)]
-
-
-@pytest.fixture
-def shop(applied, tmp_path):
-    return Shop(applied, tmp_path / "orders.parquet")
+CUSTOMERS = range(1, 41)
+NAMES = ("total_spend_30d", "total_spend_90d", "lifetime_value")
 
 
 def orders_of(as_of, amount):
@@ -43,114 +34,80 @@ def orders_of(as_of, amount):
 def written(settings, as_of, amount):
     """Land the orders and compute their views, as ingest does."""
     raw = raw_table(settings, ORDERS)
-    rows = [each | {"ingested_at": as_of} for each in orders_of(as_of, amount)]
-    raw.merge(
-        pa.Table.from_pylist(rows, schema=raw.schema), ORDERS.key, ORDERS.schema.names
-    )
+    orders = [row | {"ingested_at": as_of} for row in orders_of(as_of, amount)]
+    rows = pa.Table.from_pylist(orders, schema=raw.schema)
+    raw.merge(rows, ORDERS.key, ORDERS.schema.names)
     write_views(settings, ORDERS, raw)
 
 
 @contextmanager
-def looped(*reads):
+def repeated(*reads):
     """Call each of `reads` again and again in a thread of its own; yield what they raised, and how
     often each was called.
     """
-    stop, failed, counts = threading.Event(), [], [0] * len(reads)
+    is_over = threading.Event()
+    failures = []
+    counts = [0] * len(reads)
 
-    def loop(n):
+    def repeat(number):
         try:
-            while not stop.is_set():
-                reads[n]()
-                counts[n] += 1
+            while not is_over.is_set():
+                reads[number]()
+                counts[number] += 1
         except BaseException as exc:  # noqa: BLE001
-            failed.append(exc)
+            failures.append(exc)
 
-    threads = [threading.Thread(target=loop, args=(n,)) for n in range(len(reads))]
+    threads = [threading.Thread(target=repeat, args=(n,)) for n in range(len(reads))]
     for thread in threads:
         thread.start()
     try:
-        yield failed, counts
-        wait_until("enough reads", lambda: failed or min(counts) >= 5)
+        yield failures, counts
+        wait_until("enough reads", lambda: failures or min(counts) >= 5)
     finally:
-        stop.set()
+        is_over.set()
         for thread in threads:
             thread.join()
-    if failed:
-        raise failed[0]
+    if failures:
+        raise failures[0]
 
 
-def whole(spend_30d, spend_90d, lifetime):
-    """One customer's values are all of one materialisation."""
-    assert spend_30d == spend_90d == lifetime
-    assert spend_30d in {20.0, 40.0}
+def assert_of_one_refresh(rows):
+    """All values of a customer are of one refresh."""
+    assert len(rows) == len(CUSTOMERS)
+    for row in rows:
+        spend = {row[name] for name in NAMES}
+        assert spend in ({20.0}, {40.0})
 
 
-def test_online_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
+def test_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
     shop.has(*orders_of(as_of, 10.0))
     shop.ingest(as_of)
-    names = ["total_spend_30d", "total_spend_90d", "lifetime_value"]
-    plain = open_store(shop.settings, 60)
-    reader = online_reader(shop.settings, SPEC.feature_service, names)
-    rows = [{"customer_id": customer} for customer in CUSTOMERS]
+    raw = raw_table(shop.settings, ORDERS)
+    store = open_store(shop.settings, 60)
+    service = PublishedService(shop.settings, SPEC.feature_service)
+    reader = online_reader(shop.settings, SPEC.feature_service, NAMES)
+    keys = [{"customer_id": customer} for customer in CUSTOMERS]
+    moments = {"event_timestamp": as_of, "as_of": microseconds(as_of)}
+    entities = pd.DataFrame(keys).assign(**moments)
 
-    def by_feast():
-        found = plain.get_online_features(
-            [f"customer_features:{name}" for name in names], rows
-        )
-        columns = found.to_dict()
-        for values in zip(*(columns[name] for name in names), strict=True):
-            whole(*values)
+    def read_by_feast():
+        features = [f"customer_features:{name}" for name in NAMES]
+        columns = store.get_online_features(features, keys).to_dict()
+        assert_of_one_refresh(pa.table(columns).to_pylist())
 
-    def by_us():
-        for found in reader.read([{"customer_id": each} for each in CUSTOMERS], as_of):
-            whole(*found.values())
-
-    def watermark():  # what the probe asks beside the reads
+    def read_online():
+        assert_of_one_refresh(reader.read(keys, as_of))
         assert reader.probe() is not None
 
-    with looped(by_feast, by_us, watermark) as (failed, _):
+    def read_historical():
+        assert_of_one_refresh(service.historical(entities).to_pylist())
+
+    reads = (read_by_feast, read_online, read_historical)
+    with repeated(*reads) as (failures, counts):
         for turn in range(4):
             written(shop.settings, as_of, 10.0 * (1 + turn % 2))
-            raw = raw_table(shop.settings, ORDERS)
             refresh_online(shop.settings, ORDERS, raw, clock=lambda: as_of)
-            assert not failed, failed
+            begun = counts[2]  # a read may outlive one switch, not two
+            wait_until("a read", lambda: failures or counts[2] > begun)  # noqa: B023
+            assert not failures, failures
     reader.close()
-
-
-def test_historical_reads_meanwhile_find_every_row(shop, as_of):
-    shop.has(*orders_of(as_of, 10.0))
-    shop.ingest(as_of)
-    service = PublishedService(shop.settings, SPEC.feature_service)
-    frame = pd.DataFrame(
-        {
-            "customer_id": CUSTOMERS,
-            "event_timestamp": as_of,
-            "as_of": microseconds(as_of),
-        }
-    )
-
-    def read():
-        found = service.historical(frame).to_pylist()
-        assert len(found) == len(CUSTOMERS)
-        for each in found:
-            whole(
-                each["total_spend_30d"], each["total_spend_90d"], each["lifetime_value"]
-            )
-
-    with looped(read) as (failed, counts):
-        for turn in range(4):
-            written(shop.settings, as_of, 10.0 * (1 + turn % 2))
-            begun = counts[0]  # a read may outlive one switch, not two
-            wait_until("a read", lambda: failed or counts[0] > begun)  # noqa: B023
-            assert not failed, failed
-
-
-def test_files_that_were_listed_can_be_read_after_the_view_was_written_anew(
-    shop, as_of
-):
-    shop.has(*orders_of(as_of, 10.0))
-    shop.ingest(as_of)
-    listed = view_table(shop.settings, "customer_features").files()
-    written(shop.settings, as_of, 20.0)
-    assert listed != view_table(shop.settings, "customer_features").files()
-    assert all(pq.read_schema(path) for path in listed)

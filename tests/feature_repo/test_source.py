@@ -1,4 +1,4 @@
-"""Where rows come from: the demo's dates, other sources, and what is said when there is none."""
+"""Where rows come from: the demo, other sources, and the errors of a missing one."""
 
 from __future__ import annotations
 
@@ -21,40 +21,29 @@ ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
 
 
-@pytest.mark.parametrize(
-    "start", [date(2000, 1, 1), date(2026, 11, 24), date(2100, 2, 28)]
-)
+@pytest.mark.parametrize("start", [date(2000, 1, 1), date(2100, 2, 28)])
 def test_at_least_120_and_less_than_127_days_of_the_demo_lie_ahead_of_its_start(
     tmp_path, start
 ):
-    settings = new_settings(tmp_path).model_copy(update={"demo_start": start})
-    newest = pc.max(
-        pull(settings, ORDERS, AS_OF + 1_000 * DAY).read_all()["order_ts"]
-    ).as_py()
+    settings = new_settings(tmp_path, demo_start=start)
+    rows = pull(settings, ORDERS, AS_OF + 1_000 * DAY).read_all()
+    newest = pc.max(rows["order_ts"]).as_py()
     assert 120 <= (newest.date() - start).days < 127
 
 
-def test_the_demo_delivers_what_is_due_and_new_orders_every_day(tmp_path):
+def test_the_demo_delivers_what_is_due_by_the_dates_of_its_first_start(tmp_path):
     settings = new_settings(tmp_path)
-    counts = [
-        pull(settings, ORDERS, AS_OF + days * DAY).read_all().num_rows
-        for days in range(10)
-    ]
-    assert counts[0] > 60_000
-    assert counts == sorted(set(counts))
-    assert pull(settings, ORDERS, AS_OF + 200 * DAY).read_all().num_rows == 69_659
-
-
-def test_the_dates_are_fixed_at_the_first_start(tmp_path):
-    first_rows = pull(new_settings(tmp_path), ORDERS, AS_OF).read_all()
-    later = new_settings(tmp_path).model_copy(update={"demo_start": date(2027, 5, 5)})
-    assert pull(later, ORDERS, AS_OF).read_all().equals(first_rows)
+    first_rows = pull(settings, ORDERS, AS_OF).read_all()
+    next_rows = pull(settings, ORDERS, AS_OF + DAY).read_all()
+    all_rows = pull(settings, ORDERS, AS_OF + 200 * DAY).read_all()
+    assert 60_000 < first_rows.num_rows < next_rows.num_rows < all_rows.num_rows
+    assert all_rows.num_rows == 69_659
+    restarted = settings.model_copy(update={"demo_start": date(2027, 5, 5)})
+    assert pull(restarted, ORDERS, AS_OF).read_all().equals(first_rows)
 
 
 def with_source(folder, address):
-    return new_settings(folder / "home").model_copy(
-        update={"sources": {"orders": str(address)}}
-    )
+    return new_settings(folder / "home", sources={"orders": str(address)})
 
 
 def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
@@ -83,7 +72,7 @@ def save(file, days):
         pq.write_table(table, file)
 
 
-@pytest.mark.parametrize("address", ["", "*.*", "**/*.*"])
+@pytest.mark.parametrize("address", ["", "**/*.*"])
 def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, address):
     folder = tmp_path / "shop"
     for days in (1, 20):
@@ -91,18 +80,13 @@ def test_a_folder_or_a_glob_is_a_source_of_parquet_and_csv_files(tmp_path, addre
         save(folder / f"{days + 1}.parquet", days + 1)
     save(folder / ".3.parquet", 3)  # a hidden file is not read
     settings = with_source(tmp_path, folder / address)
-    assert sorted(pull(settings, ORDERS, AS_OF).read_all()["order_id"].to_pylist()) == [
-        1,
-        2,
-        20,
-        21,
-    ]
-    newer_rows = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).read_all()
-    assert sorted(newer_rows["order_id"].to_pylist()) == [1, 2]
+    for since, numbers in ((None, [1, 2, 20, 21]), (AS_OF - 7 * DAY, [1, 2])):
+        rows = pull(settings, ORDERS, AS_OF, since=since).read_all()
+        assert sorted(rows["order_id"].to_pylist()) == numbers
 
 
-@pytest.mark.parametrize("name", ["shop", "none.parquet", "*.csv"])
-def test_what_names_no_file_is_said(tmp_path, name):
+@pytest.mark.parametrize("name", ["shop", "none.parquet"])
+def test_a_source_without_a_file_is_named(tmp_path, name):
     (tmp_path / "shop").mkdir()
     with pytest.raises(
         DataError, match="expected parquet files or CSV files, found none"
@@ -118,7 +102,7 @@ def test_a_source_that_does_not_answer_is_named_without_its_password(tmp_path):
     assert "secret" not in str(error.value)
 
 
-def test_a_dataset_without_a_source_is_told_the_line_and_the_file_to_add_it_to(
+def test_an_error_of_a_missing_source_has_the_line_to_add_and_its_file(
     tmp_path,
 ):
     settings = new_settings(tmp_path)

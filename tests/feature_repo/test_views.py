@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import ibis
 import pytest
 
 from core.errors import DataError
@@ -39,33 +38,6 @@ def test_another_host_reads_the_new_version_and_fetches_what_is_new(hosts):
         reader, ORDERS, land(reader, [(4, 2, 0, 1.0)], 2)
     )  # a writer of another host
     assert rows_of(writer).equals(rows_of(reader))
-
-
-def test_rows_that_are_gone_on_s3_are_said(hosts):
-    writer, reader = hosts
-    write_views(writer, ORDERS, land(writer, [(1, 1, 9, 1.0)], 0))
-    for path in (writer.data / "features" / VIEW).glob("period=*"):
-        path.fs.rm(path.path, recursive=True)
-    assert rows_of(writer).num_rows == 3  # by its own copies
-    with pytest.raises(DataError, match=VIEW):
-        view_table(reader, VIEW).files()
-
-
-def test_an_expression_may_give_other_columns(tmp_path, monkeypatch):
-    settings = new_settings(tmp_path)
-    raw, shipped = land(settings, [(1, 1, 9, 1.0)], 0), ORDERS.views[VIEW]
-    write_views(settings, ORDERS, raw)
-    before = rows_of(settings)
-    with monkeypatch.context() as edited:
-        edited.setitem(
-            ORDERS.views,
-            VIEW,
-            lambda rows: shipped(rows).mutate(more=ibis.literal("text")),
-        )
-        write_views(settings, ORDERS, raw)
-        assert rows_of(settings)["more"].to_pylist() == ["text"] * 3
-    write_views(settings, ORDERS, raw)
-    assert rows_of(settings).equals(before)
 
 
 def test_a_refresh_that_is_not_committed_is_not_seen(tmp_path, monkeypatch):
