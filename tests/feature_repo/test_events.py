@@ -164,7 +164,6 @@ def test_an_event_corrects_a_row_of_the_source_until_the_source_changes_it(shop)
     shop.receives(LATER + MINUTE, FIRST | {"dollar_value": 60.0})
     for hours, source_amount, amount in (
         (1, 5.0, 60.0),
-        (2, 5.0, 60.0),
         (3, 70.0, 70.0),
         (4, 5.0, 5.0),
     ):

@@ -9,7 +9,7 @@ from feature_repo.forgotten import forgotten, forgotten_file, keep_out
 from tests.conftest import new_settings
 
 
-@pytest.mark.parametrize("value", [4, -4, "4", "a-b.c", 'Zoë "Z" O\'Neil', "日本"])
+@pytest.mark.parametrize("value", [-4, "4", 'Zoë "Z" O\'Neil'])
 def test_rows_of_who_was_forgotten_are_kept_out_and_the_file_names_nobody(
     tmp_path, value
 ):

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from redis import Redis
 
 from core.errors import DataError
 from core.spec import load_spec
@@ -18,7 +16,6 @@ from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
-from tests.conftest import redis_server, unused_port, wait_until
 from tests.feature_repo.conftest import online_reader
 
 if TYPE_CHECKING:
@@ -162,37 +159,6 @@ def test_bad_rows_go_to_quarantine_once_and_are_shown_in_the_data_docs(shop, as_
     assert len(shop.aside()) == 4
     assert rules.keys() == {50, 51, 52, 53}
     assert "be_between(order_ts)" in rules[52]  # dated in the future
-
-
-def test_a_redis_that_loses_everything_while_it_is_filled_is_filled_again(
-    shop, as_of, tmp_path
-):
-    port = unused_port()
-    standby_port = unused_port()
-    shop.settings = shop.settings.model_copy(update={"redis_port": port})
-    for folder in ("before", "after"):
-        (tmp_path / folder).mkdir()
-
-    def commands():
-        return {client["cmd"] for client in redis.client_list()}
-
-    with (
-        redis_server(standby_port, tmp_path / "after"),
-        ThreadPoolExecutor(1) as thread,
-    ):
-        with redis_server(port, tmp_path / "before"):
-            shop.has(order(1, 1, as_of - DAY))
-            shop.ingest(as_of)
-            redis = Redis(port=port)
-            redis.client_pause(300_000, all=False)  # holds writes, not reads
-            shop.has(order(1, 1, as_of - DAY), order(2, 2, as_of))
-            ingest_of_more = thread.submit(shop.ingest, as_of + DAY)
-            wait_until("a held write", lambda: {"multi", "set", "exec"} & commands())
-        # It is there before the writer gives up.
-        Redis(port=standby_port).config_set("port", port)
-        assert ingest_of_more.result(600).inserted == 1
-        values = shop.online(as_of + DAY, 1, 2)
-    assert [row["lifetime_orders"] for row in values] == [1, 1]
 
 
 def test_an_older_as_of_never_turns_the_online_store_back(shop, as_of):
