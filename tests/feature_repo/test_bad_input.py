@@ -14,17 +14,11 @@ import pytest
 
 from core.errors import DataError
 from core.settings import PROJECT
-from core.spec import load_spec
-from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
-from feature_repo.ingest import ingest
-from feature_repo.quarantine import quarantine_table
 from feature_repo.views import view_table
 from tests.conftest import AS_OF
-from tests.feature_repo.conftest import online_reader
+from tests.feature_repo.test_ingest import ORDERS, VIEW, Shop, order
 
-ORDERS = load_dataset("orders")
-SPEC = load_spec("customer_churn_model")
 LINE = re.compile(
     r"^\| ([^|]+) \| (stopped|set aside|accepted) \| (`[^|]+`) \|$", re.MULTILINE
 )
@@ -35,15 +29,7 @@ ZULU = "2099-11-19T12:00:00Z"
 
 def orders(numbers, **columns):
     """An order of a customer each, with other values in some columns."""
-    row = {
-        "order_ts": NOON,
-        "number_of_cds": 1,
-        "dollar_value": 10.0,
-    }
-    rows = [
-        {"order_id": number, "customer_id": number} | row | columns
-        for number in numbers
-    ]
+    rows = [order(number, number, NOON) | columns for number in numbers]
     return pa.Table.from_pylist(rows, schema=ORDERS.schema)
 
 
@@ -197,7 +183,7 @@ def numbers_of(name):
     return range(start, start + 100)
 
 
-class Shop:
+class FolderShop(Shop):
     """An installation with orders; case after case arrives, each in a file of its own."""
 
     def __init__(self, settings, folder):
@@ -206,8 +192,9 @@ class Shop:
 
     def deliver(self, name, content):
         source = self.save(name.replace("/", "-"), content)
-        settings = self.settings.model_copy(update={"sources": {"orders": str(source)}})
-        return ingest(settings, "orders", AS_OF, full=True)
+        sources = {"orders": str(source)}
+        self.settings = self.settings.model_copy(update={"sources": sources})
+        return self.ingest(AS_OF, full=True)
 
     def save(self, name, content):
         """Write rows as parquet, text as a CSV, bytes as either; or a folder of them."""
@@ -227,32 +214,15 @@ class Shop:
         file.write_bytes(content)
         return file
 
-    def online(self, *customers):
-        reader = online_reader(self.settings, SPEC.feature_service, SPEC.features)
-        try:
-            return reader.read(
-                [{"customer_id": customer} for customer in customers], AS_OF
-            )
-        finally:
-            reader.close()
-
     def state(self):
-        """Version and rows of the tables, the view that stands, and a customer online."""
-        tables = (
-            raw_table(self.settings, ORDERS),
-            quarantine_table(self.settings, ORDERS),
-        )
-        contents = [(table.version, table.read().num_rows) for table in tables]
-        return (
-            *contents,
-            view_table(self.settings, "customer_features").files(),
-            self.online(1),
-        )
+        """Rows of the tables, the files of the view, and a customer online."""
+        files = view_table(self.settings, VIEW).files()
+        return self.raw(), self.aside(), files, self.online(AS_OF, 1)
 
 
 @pytest.fixture(scope="module")
 def shop(template, tmp_path_factory):
-    shop = Shop(template.restore(), tmp_path_factory.mktemp("source"))
+    shop = FolderShop(template.restore(), tmp_path_factory.mktemp("source"))
     shop.deliver("first", orders([1, 2, 3]))
     return shop
 
@@ -264,10 +234,10 @@ def quarantine(shop):
     rows = pa.concat_tables([CASES[name](numbers_of(name)) for name in names])
     report = shop.deliver("bad rows", rows)
     assert (report.inserted, report.quarantined) == (len(names), len(names))
-    return quarantine_table(shop.settings, ORDERS).read().to_pylist()
+    return shop.aside()
 
 
-def test_the_documented_cases_are_those_tested():
+def test_every_case_of_the_documentation_is_tested():
     assert [name for name, *_ in TABLE] == list(CASES)
 
 
@@ -300,7 +270,7 @@ def test_what_is_set_aside_is_in_quarantine_with_its_rule_and_the_others_land(
     assert [
         row["rules"] for row in quarantine if str(bad_number) in row["row"]
     ] == expected
-    good, bad = shop.online(good_number, bad_number)
+    good, bad = shop.online(AS_OF, good_number, bad_number)
     assert (good["lifetime_orders"], bad) == (1, None)
 
 
@@ -317,6 +287,6 @@ def test_what_is_accepted_lands(shop, name, expected):
     if "zone" in name or "offset" in name:
         assert set(landed["order_ts"].to_pylist()) == {NOON}
     if landed.num_rows:
-        (values,) = shop.online(numbers[0])
+        (values,) = shop.online(AS_OF, numbers[0])
         own_rows = landed.filter(pc.field("customer_id") == numbers[0])
         assert values["lifetime_orders"] == own_rows.num_rows
