@@ -104,8 +104,8 @@ def test_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
 
     reads = (read_by_feast, read_online, read_historical)
     with repeated(*reads) as (failures, counts):
-        for turn in range(4):
-            written(shop.settings, as_of, 10.0 * (1 + turn % 2))
+        for amount in (20.0, 10.0):
+            written(shop.settings, as_of, amount)
             refresh_online(shop.settings, ORDERS, raw, clock=lambda: as_of)
             begun = counts[2]  # a read may outlive one switch, not two
             wait_until("a read", lambda: failures or counts[2] > begun)  # noqa: B023
