@@ -39,10 +39,16 @@ GROUPS = {
     "tests/faults": "faults",
 }
 """Folders whose tests share servers that take long to start: one worker has all of a group."""
+UNGROUPED = {
+    f"tests/faults/test_{name}.py"
+    for name in ("s3", "score", "ingest", "landing", "redis_connection")
+}
+"""Files of these folders that need none of the servers."""
 LONGEST = (
     "serving",
     "faults",
     "training",
+    "tests/feature_repo/test_spark.py",
     "tests/loop/test_stack.py",
     "tests/cli/test_same_values.py",
     "tests/monitoring/test_monitor.py",
@@ -64,6 +70,8 @@ def pytest_configure() -> None:
 def group(nodeid: str) -> str:
     """Return the group of a test, or its file."""
     file = nodeid.partition("::")[0]
+    if file in UNGROUPED:
+        return file
     return GROUPS.get(file.rpartition("/")[0], file)
 
 

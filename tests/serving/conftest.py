@@ -292,7 +292,7 @@ class Rig:
     def answers_as(
         self, client: httpx.Client, version: str, seconds: float = 900
     ) -> None:
-        """Wait for `version`. That 5 s do, test_swap.py and tests/loop/test_stack.py show."""
+        """Wait for `version`. That 5 s do, test_swap.py shows."""
 
         def is_there() -> bool:
             return self.predict(client).json().get("model_version") == version
