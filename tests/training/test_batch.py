@@ -3,25 +3,23 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 from datetime import timedelta
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from core.errors import DataError, RegistryError
 from feature_repo.features import labels, open_raw, raw_table
-from stack.environment import child_environment
 from tests.conftest import AS_OF
-from tests.preloaded import commands_folder
 from tests.training.conftest import ORDERS, SPEC
 from training.batch import score_population, scores
 from training.frame import build_frame
 from training.scoring import version_scores
 from training.snapshots import Snapshot
 
-HOUR, DAY = timedelta(hours=1), timedelta(days=1)
+HOUR = timedelta(hours=1)
+DAY = timedelta(days=1)
 
 
 @pytest.fixture(scope="module")
@@ -30,87 +28,58 @@ def settings(tracked, second):
     return tracked
 
 
-def of(settings, model=SPEC.name):
+def scores_of(settings, model=SPEC.name):
     return scores(settings).read(where=pc.field("model") == model)
 
 
-def days(settings):
-    found = (
-        of(settings)
-        .group_by(["day", "as_of", "version"])
-        .aggregate([("entity", "count")])
-    )
-    return sorted(
-        (row["day"], row["as_of"], row["entity_count"]) for row in found.to_pylist()
-    )
-
-
-def test_everybody_the_label_is_defined_for_is_scored_once_as_serving_would_answer(
-    settings,
-):
+def test_every_member_is_scored_once_as_serving_would_answer(settings):
     report = score_population(settings, SPEC, AS_OF)
-    rows = of(settings).filter(pc.field("as_of") == AS_OF).sort_by("entity").to_pylist()
-    raw = open_raw(raw_table(settings, ORDERS), as_of=AS_OF)
-    label_rows = labels(raw, ORDERS.labels[SPEC.label], [AS_OF]).to_pyarrow()
-    members = label_rows["customer_id"].to_pylist()
-    assert [row["entity"] for row in rows] == sorted(map(str, members))
-    assert (report.rows, report.version) == (len(members), "2")
-    assert sum(row["prediction"] for row in rows) > 0
-
-    version = raw_table(settings, ORDERS).version
-    frame = build_frame(
-        settings, SPEC, ORDERS, [Snapshot(AS_OF, AS_OF)], AS_OF, version
-    )
+    table = raw_table(settings, ORDERS)
+    label = ORDERS.labels[SPEC.label]
+    members = labels(open_raw(table, as_of=AS_OF), label, [AS_OF]).to_pyarrow()
+    assert (report.rows, report.version) == (members.num_rows, "2")
+    moment = [Snapshot(AS_OF, AS_OF)]
+    frame = build_frame(settings, SPEC, ORDERS, moment, AS_OF, table.version)
     scored = version_scores(settings, SPEC, "2", frame)
-    expected = dict(
-        zip(frame["customer_id"].to_pylist(), scored.scores.tolist(), strict=True)
-    )
-    inputs = {row["customer_id"]: row for row in frame.to_pylist()}
-    for row in rows:
-        customer = int(row["entity"])
-        assert row["probability"] == round(expected[customer], 6)
+    rows = scores_of(settings).filter(pc.field("as_of") == AS_OF)
+    by_entity = {row["entity"]: row for row in rows.to_pylist()}
+    assert len(by_entity) == rows.num_rows == frame.num_rows == members.num_rows
+    for inputs, score in zip(frame.to_pylist(), scored.scores.tolist(), strict=True):
+        row = by_entity[str(inputs["customer_id"])]
+        assert row["probability"] == round(score, 6)
         assert row["prediction"] == (row["probability"] >= scored.threshold)
-        features = json.loads(row["features"])
-        assert features == {name: inputs[customer][name] for name in SPEC.features}
+        features = {name: inputs[name] for name in SPEC.features}
+        assert json.loads(row["features"]) == features
         assert 0 <= features[SPEC.population.feature] < SPEC.population.below
 
 
 def test_a_day_replaces_itself_and_no_other_day_or_model(settings):
+    def counts(model=SPEC.name):
+        rows = scores_of(settings, model).group_by(["day", "as_of"])
+        days = rows.aggregate([("entity", "count")]).to_pylist()
+        return {row["day"]: (row["as_of"], row["entity_count"]) for row in days}
+
     score_population(settings, SPEC, AS_OF)
-    ((day, _, count),) = days(settings)
+    ((day, count),) = counts().items()
     score_population(settings, SPEC, AS_OF)
-    assert days(settings) == [(day, AS_OF, count)]
+    assert counts() == {day: count}
+    other = scores_of(settings).replace_schema_metadata(None)
+    names = pa.array(["other_model"] * other.num_rows)
+    scores(settings).replace(other.set_column(0, "model", names), ("model", "day"))
     score_population(settings, SPEC, AS_OF - DAY)
-    other = of(settings).replace_schema_metadata(None)
-    beside = other.set_column(
-        0, "model", pc.replace_substring(other["model"], SPEC.name, "other_model")
-    )
-    last = beside.filter(pc.field("day") == day)
-    scores(settings).replace(last, ("model", "day"))
     score_population(settings, SPEC, AS_OF + HOUR)
-    (before, _, _), (after, moment, again) = days(settings)
-    assert (before, after, moment) == ("2099-11-19", "2099-11-20", AS_OF + HOUR)
-    assert again == count
-    assert of(settings, "other_model").num_rows == count
+    _, entities = count
+    assert counts().keys() == {"2099-11-19", "2099-11-20"}
+    assert counts()[day] == (AS_OF + HOUR, entities)
+    assert counts("other_model") == {day: count}
 
 
 def test_with_nothing_in_production_or_nobody_to_score_nothing_is_written(settings):
-    nobody = SPEC.model_copy(update={"name": "unborn_model"})
-    before = scores(settings).version
-    with pytest.raises(
-        RegistryError, match=r"unborn_model: nothing is in production .*gyre train"
-    ):
-        score_population(settings, nobody, AS_OF)
+    unknown = SPEC.model_copy(update={"name": "unborn_model"})
+    version = scores(settings).version
+    message = r"unborn_model: nothing is in production .*gyre train"
+    with pytest.raises(RegistryError, match=message):
+        score_population(settings, unknown, AS_OF)
     with pytest.raises(DataError, match="nobody is in the population as of 2090"):
         score_population(settings, SPEC, AS_OF.replace(year=2090))
-    assert scores(settings).version == before
-
-
-def test_the_shell_names_the_models_there_are(settings):
-    own = {k: v for k, v in os.environ.items() if not k.startswith("PROMETHEUS_")}
-    done = subprocess.run(
-        [commands_folder() / "gyre", "score", "nope"], env=own | child_environment(settings),
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert (done.returncode, done.stdout) == (2, "")
-    assert "no model 'nope': models/ has customer_churn_model" in done.stderr
+    assert scores(settings).version == version
