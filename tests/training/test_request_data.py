@@ -29,19 +29,17 @@ SHIPPED = load_spec("customer_churn_model")
 FEATURES = {
     "lifetime_orders": "int64", "avg_order_value": "double", "above_average": "double",
     "offer": "string", "bulk": "int64", "boxes": "int32", "mean32": "float32", "loyal": "bool",
-    "changed": "timestamp", "paid": "bool", "late": "timestamp", "eased": "double",
+    "changed": "timestamp", "late": "timestamp",
 }  # fmt: skip
 SPEC = SHIPPED.model_copy(
     update={"name": "carts", "dataset": "cart", "feature_service": "cart_v1",
             "label": "with_carts", "features": FEATURES, "segment": None,
+            "audit": {"region": "string", "paid": "bool"},
             "population": Population(feature="lifetime_orders", below=10_000)}
 )  # fmt: skip
-FIELDS = {
-    "cart_value": "double", "coupon": "string", "items": "int64", "rate": "float32",
-    "gift": "bool", "due": "timestamp",
-}  # fmt: skip
+REQUEST_DATA = ["cart_value", "coupon", "items", "gift", "due"]
 MOMENTS = [datetime(2099, 3, 1, tzinfo=UTC), datetime(2099, 6, 1, tzinfo=UTC)]
-SNAPSHOTS = [Snapshot(each, each) for each in MOMENTS]
+SNAPSHOTS = [Snapshot(moment, moment) for moment in MOMENTS]
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +47,10 @@ def carts():
     """The dataset as a team puts it into place."""
     name = "feature_repo.datasets.cart"
     file = PROJECT / "tests" / "training" / "cart.py"
-    found = importlib.util.spec_from_file_location(name, file)
-    sys.modules[name] = module = importlib.util.module_from_spec(found)
-    found.loader.exec_module(module)
+    spec = importlib.util.spec_from_file_location(name, file)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
     yield module.CARTS
     del sys.modules[name]
 
@@ -63,123 +62,94 @@ def history(carts, tmp_path_factory):
     rows = pull(settings, ORDERS, AS_OF).read_all()
     rows = rows.filter(pc.less(rows["customer_id"], 1_000))
     table = raw_table(settings, carts)
-    table.merge(
-        rows.append_column("ingested_at", rows["order_ts"]),
-        ORDERS.key,
-        rows.column_names,
-    )
+    rows = rows.append_column("ingested_at", rows["order_ts"])
+    table.merge(rows, ORDERS.key, ORDERS.schema.names)
     write_views(settings, carts, table)
     return settings
 
 
-def frame_of(history, carts, label="with_carts"):
-    spec = SPEC.model_copy(update={"label": label})
-    return build_frame(
-        history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version
-    )
+def frame_of(history, carts, **changes):
+    spec = SPEC.model_copy(update=changes)
+    version = raw_table(history, carts).version
+    return build_frame(history, spec, carts, SNAPSHOTS, AS_OF, version)
 
 
-def test_a_frame_has_features_of_the_request_data_in_the_labels_rows(history, carts):
+def test_a_frame_has_features_of_the_request_data_in_the_rows_of_the_label(
+    history, carts
+):
     frame = frame_of(history, carts)
-    columns = ["customer_id", "event_timestamp", *FEATURES, "label", *FIELDS]
-    assert frame.column_names == columns
+    columns = ["customer_id", "event_timestamp", *FEATURES, "label", *REQUEST_DATA]
+    assert frame.drop_columns([*SPEC.audit]).column_names == columns
     assert frame.num_rows > 100
     for row in frame.to_pylist():
-        assert row["cart_value"] == (row["customer_id"] % 97 + 1) / 4
+        customer = row["customer_id"]
+        assert row["cart_value"] == (customer % 97 + 1) / 4
         assert row["above_average"] == row["cart_value"] - row["avg_order_value"]
-        assert row["offer"].startswith("ten:" if row["customer_id"] % 2 == 0 else ":")
-        assert row["bulk"] == row["customer_id"] % 5 * 12
+        assert row["offer"].startswith("ten:" if customer % 2 == 0 else ":")
+        assert row["bulk"] == customer % 5 * 12
         assert row["boxes"] == row["lifetime_orders"]
         assert row["mean32"] == np.float32(row["avg_order_value"])
         assert row["loyal"] == (None if row["boxes"] == 2 else row["boxes"] > 3)
         assert row["due"] == row["event_timestamp"] + timedelta(seconds=1)
         assert row["late"] == (row["due"] if row["loyal"] else None)
-        assert (row["changed"].microsecond, row["paid"]) == (0, not row["gift"])
-    again = with_features(
-        history, SPEC, frame.select([c for c in columns if c not in FEATURES])
-    )
-    assert again.equals(frame)
+        assert row["changed"].microsecond == 0
+        # Audit columns: one of the label's rows, one of the service.
+        assert row["region"] == ("north" if customer % 3 == 0 else MISSING)
+        assert row["paid"] == ("false" if row["gift"] else "true")
+    assert not {*SPEC.audit} & {*SPEC.inputs}
+    plain = SPEC.model_copy(update={"audit": {}})
+    frame = frame_of(history, carts, audit={})
+    labelled = frame.drop_columns([*FEATURES])
+    assert with_features(history, plain, labelled).equals(frame)
 
 
-@pytest.mark.parametrize("label", ["churned_90d", "without_coupon", "with_nulls"])
-def test_label_rows_that_lack_request_data_are_one_line(history, carts, label):
-    name, kind = (
-        ("cart_value", "double") if label == "churned_90d" else ("coupon", "string")
-    )
-    said = rf"label {label}: expected request data {name} \({kind}\) in each of its rows, found"
-    with pytest.raises(TrainingError, match=said):
-        frame_of(history, carts, label)
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"label": "churned_90d"},
+         r"label churned_90d: expected request data cart_value \(double\) in each of its rows, f"),
+        ({"label": "with_nulls"},
+         r"label with_nulls: expected request data coupon \(string\) in each of its rows, found"),
+        ({"audit": {"nowhere": "string"}},
+         r"carts.toml: audit.nowhere: expected string of cart_v1 or .*, found no such"),
+        ({"audit": {"region": "int64"}},
+         r"carts.toml: audit.region: expected int64 of .*, found string"),
+    ],
+)  # fmt: skip
+def test_a_column_that_the_rows_of_a_label_lack_is_one_line(
+    history, carts, changes, message
+):
+    with pytest.raises(TrainingError, match=message):
+        frame_of(history, carts, **changes)
 
 
 def test_scores_without_requests_are_refused(history, carts):
-    said = "carts: its features need cart_value, coupon, items, rate, gift, due of a request: only"
+    message = f"carts: its features need {', '.join(REQUEST_DATA)} of a request: only"
     for spec in (SPEC, SPEC.model_copy(update={"population": None})):
-        with pytest.raises(NoRequestError, match=said):
+        with pytest.raises(NoRequestError, match=message):
             population(history, spec, AS_OF)
-    assert mismatches(SPEC, carts, PublishedService(history, "cart_v1")) == []
+    service = PublishedService(history, "cart_v1")
+    assert mismatches(SPEC, carts, service) == []
+    wrong = SPEC.model_copy(update={"audit": {"gift": "string"}})
+    line = "carts.toml: audit.gift: expected bool, found string"
+    assert mismatches(wrong, carts, service) == [line]
 
 
 def test_parity_of_every_feature_with_made_up_request_data(history, carts, monkeypatch):
-    monkeypatch.setattr(
-        "feature_repo.datasets._module_names", lambda: ["cart", "orders"]
-    )
+    names = ["cart", "orders"]
+    monkeypatch.setattr("feature_repo.datasets._module_names", lambda: names)
     report = parity(history, "cart_v1", MOMENTS)
     assert report.differences == ()
-    assert report.features == len(FEATURES)
+    assert report.features == len(FEATURES) + 1  # and the audit column `paid`
     assert report.entities > 100
 
 
 def test_a_model_takes_every_type_as_one_of_three(history, carts):
     frame = frame_of(history, carts)
     inputs = features(SPEC, frame.filter(pc.is_valid(frame["loyal"])))
-    late = inputs["late"].notna()
-    assert {str(kind) for kind in inputs.dtypes} <= {
-        "int64",
-        "float64",
-        "object",
-        "str",
-    }
+    kinds = {str(kind) for kind in inputs.dtypes}
+    assert kinds <= {"int64", "float64", "object", "str"}
     assert (inputs["changed"] % 1_000_000 == 0).all()
-    assert set(inputs["loyal"]) == set(inputs["paid"]) == {0, 1}
-    assert (
-        late == (inputs["loyal"] == 1)
-    ).all()  # null as of an int64: training refuses it
+    assert set(inputs["loyal"]) == {0, 1}
+    assert (inputs["late"].notna() == (inputs["loyal"] == 1)).all()
     assert SPEC.inputs["mean32"] == "double"
-
-
-def test_audit_columns_stand_in_the_frame_and_are_no_inputs(history, carts):
-    """One of the label's rows, one of the service."""
-    features = {name: kind for name, kind in FEATURES.items() if name != "paid"}
-    audit = {"region": "string", "paid": "bool"}
-    spec = SPEC.model_copy(
-        update={"features": features, "audit": audit, "label": "with_carts"}
-    )
-    version = raw_table(history, carts).version
-    frame = build_frame(history, spec, carts, SNAPSHOTS, AS_OF, version)
-    assert mismatches(spec, carts, PublishedService(history, "cart_v1")) == []
-    assert frame.drop_columns([*audit]).equals(
-        frame_of(history, carts).drop_columns("paid")
-    )
-    for row in frame.to_pylist():
-        assert row["region"] == ("north" if row["customer_id"] % 3 == 0 else MISSING)
-        assert row["paid"] == ("false" if row["gift"] else "true")
-    assert not {*audit} & {*spec.inputs}
-
-
-@pytest.mark.parametrize(
-    ("audit", "said"),
-    [
-        ({"nowhere": "string"}, "audit.nowhere: expected string of cart_v1 or .*, found no such"),
-        ({"region": "int64"}, "audit.region: expected int64 of .*, found string"),
-    ],
-)  # fmt: skip
-def test_an_audit_column_that_is_not_there_is_one_line(history, carts, audit, said):
-    spec = SPEC.model_copy(update={"audit": audit})
-    with pytest.raises(TrainingError, match=f"carts.toml: {said}"):
-        build_frame(
-            history, spec, carts, SNAPSHOTS, AS_OF, raw_table(history, carts).version
-        )
-    wrong = SPEC.model_copy(update={"audit": {"gift": "string"}})
-    assert mismatches(wrong, carts, PublishedService(history, "cart_v1")) == [
-        "carts.toml: audit.gift: expected bool, found string"
-    ]
