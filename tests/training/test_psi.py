@@ -1,4 +1,4 @@
-"""PSI against figures worked out by hand and known shifts; how far normal windows lie apart."""
+"""PSI compared with figures by hand and known shifts; how far normal windows lie apart."""
 
 from __future__ import annotations
 
@@ -29,71 +29,51 @@ def days(count, rows=300, step=0.0):
     )
 
 
-def test_the_same_population_scores_zero():
-    values = pd.Series(RANDOM.normal(size=1000))
-    assert psi(values, values.sample(frac=1.0, random_state=1)) == 0.0
-
-
-def test_a_worked_example_of_two_categories():
-    reference = pd.Series(["a"] * 80 + ["b"] * 20)
-    current = pd.Series(["a"] * 50 + ["b"] * 50)
+@pytest.mark.parametrize("values", [("a", "b"), (1, 0)])
+def test_a_worked_example_of_two_values(values):
+    reference = pd.Series([values[0]] * 80 + [values[1]] * 20)
+    current = pd.Series([values[0]] * 50 + [values[1]] * 50)
     by_hand = (0.5 - 0.8) * np.log(0.5 / 0.8) + (0.5 - 0.2) * np.log(0.5 / 0.2)
     assert psi(reference, current) == pytest.approx(by_hand)
-
-
-def test_a_rare_value_of_two_numbers_that_becomes_frequent_is_seen():
-    before = pd.Series([1] * 95 + [0] * 5)
-    now = pd.Series([1.0] * 60 + [0.0] * 40)
-    by_hand = (0.6 - 0.95) * np.log(0.6 / 0.95) + (0.4 - 0.05) * np.log(0.4 / 0.05)
-    assert psi(before, now) == pytest.approx(by_hand)
 
 
 @pytest.mark.parametrize(
     ("shift", "low", "high"), [(0.1, 0, 0.05), (0.5, 0.2, 0.3), (1.0, 0.9, 1.2)]
 )
-def test_a_shift_of_a_normal_is_close_to_its_square(shift, low, high):
+def test_a_shift_of_a_normal_distribution_is_close_to_its_square(shift, low, high):
     """For a small shift of s standard deviations PSI tends to s squared."""
     reference = pd.Series(RANDOM.normal(size=50_000))
     assert low <= psi(reference, pd.Series(RANDOM.normal(shift, size=50_000))) <= high
+    assert psi(reference, reference.sample(frac=1.0, random_state=1)) == 0.0
 
 
-def test_ties_are_one_bin_and_a_constant_reference_sees_a_change():
+def test_a_constant_reference_an_outlier_and_a_new_category_are_changes():
     zeros = pd.Series([0] * 90 + list(range(1, 11)))
-    threes = pd.Series([3] * 100)
     assert psi(zeros, zeros) == 0.0
-    assert psi(threes, pd.Series([4] * 100)) > 1
-    assert psi(threes, pd.Series([2] * 100)) == 0.0  # at or below the only cut
-
-
-@pytest.mark.parametrize("outlier", [1e12, -1e12])
-def test_values_out_of_the_references_range_count_in_the_end_bins(outlier):
-    assert psi(pd.Series(np.arange(1000.0)), pd.Series([outlier] * 1000)) > 5
-
-
-def test_a_new_category_counts_and_nulls_do_not():
+    assert psi(pd.Series([3] * 100), pd.Series([4] * 100)) > 1
+    for outlier in (1e12, -1e12):
+        assert psi(pd.Series(np.arange(1000.0)), pd.Series([outlier] * 1000)) > 5
     reference = pd.Series(["a", "b"] * 50)
     assert psi(reference, pd.Series(["c"] * 100)) > 5
-    assert psi(reference, pd.Series(["a", "b", None] * 50)) == 0.0
+    assert psi(reference, pd.Series(["a", "b", None] * 50)) == 0.0  # nulls do not count
     assert np.isnan(psi(reference, pd.Series([None, None], dtype=object)))
 
 
-@pytest.mark.parametrize(
-    ("categories", "zipf"), [(20, 0), (100, 0), (200, 1), (1000, 1)]
-)
+@pytest.mark.parametrize(("categories", "zipf"), [(20, 0), (200, 1), (1000, 1)])
 def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(
     categories, zipf
 ):
     share = 1.0 / np.arange(1, categories + 1) ** zipf
-    drawn = np.random.default_rng(3)
+    random = np.random.default_rng(3)
 
     def window(entities, share):
-        chosen = drawn.choice(categories, entities, p=share / share.sum())
+        chosen = random.choice(categories, entities, p=share / share.sum())
         return pd.Series(chosen.astype(str))
 
     reference = window(5000, share)
-    for entities in (200, 500, 2000):
-        quiet = [psi(reference, window(entities, share)) for _ in range(30)]
-        assert max(quiet) < 0.25
+    for entities in (200, 2000):
+        distances = [psi(reference, window(entities, share)) for _ in range(10)]
+        assert max(distances) < 0.25
     factor = np.where(np.arange(categories) < categories // 2, 2.0, 0.5)
     mix = share * (factor[::-1] if zipf else factor)
     assert psi(reference, window(500, mix)) > 0.1
@@ -102,31 +82,18 @@ def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(
 def test_the_spread_is_the_largest_psi_of_a_day_against_the_other_days():
     reference = days(5, step=0.3).assign(score=0.5)
     reference.loc[reference.index[:300], "score"] = 0.8
-    spread = usual_spread(reference, NO_ROWS, ["trip"])
-    number = reference["delay"]
-    by_hand = [
-        psi(
-            number[reference.index // 300 != day], number[reference.index // 300 == day]
-        )
-        for day in range(5)
-    ]
-    assert spread.basis == "windows"
-    assert spread.psi["delay"] == pytest.approx(max(by_hand))
-    assert spread.mean_score == pytest.approx(0.3)
-
-
-def test_of_an_entity_the_last_row_of_a_day_counts_as_in_a_window():
-    reference = days(3)
+    # Of an entity the last row of a day counts, as in a window.
     earlier = reference.assign(delay=1000.0)
     rows = pd.concat([earlier, reference], ignore_index=True)
-    number = rows["delay"]
-    day_of_row = rows["trip"] // 300
-    by_hand = [
-        psi(number[day_of_row != day], reference["delay"][day_of_row[:900] == day])
-        for day in range(3)
-    ]
     spread = usual_spread(rows, NO_ROWS, ["trip"])
-    assert spread.psi["delay"] == pytest.approx(max(by_hand))
+    day_of_row = rows["trip"] // 300
+    distances = []
+    for day in range(5):
+        current = reference["delay"][reference["trip"] // 300 == day]
+        distances.append(psi(rows["delay"][day_of_row != day], current))
+    assert spread.basis == "windows"
+    assert spread.psi["delay"] == pytest.approx(max(distances))
+    assert spread.mean_score == pytest.approx(0.3)
 
 
 def test_where_the_reference_is_one_moment_the_newest_snapshots_are_compared():
@@ -136,14 +103,13 @@ def test_where_the_reference_is_one_moment_the_newest_snapshots_are_compared():
     older = usual_spread(moment, frame[600:], ["trip"])
     assert spread.basis == "snapshots"
     assert spread.psi == older.psi  # the newest four count
-    assert "score" not in spread.psi
     steps = [psi(frame["delay"][at : at + 300], frame["delay"][at + 300 : at + 600])
              for at in (600, 900, 1200)]  # fmt: skip
-    assert spread.psi["delay"] == pytest.approx(min(steps))
+    assert spread.psi == {"delay": pytest.approx(min(steps))}
     assert usual_spread(moment, frame[-600:], ["trip"]) == UsualSpread("none")
 
 
-def test_slices_and_columns_of_few_values_say_nothing():
+def test_few_rows_or_values_have_no_spread():
     few = days(5, rows=150, step=3.0)
     assert usual_spread(few, few, ["trip"]) == UsualSpread("none")
     sparse = days(5, rows=300, step=3.0)
