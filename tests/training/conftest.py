@@ -14,6 +14,7 @@ from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from feature_repo.views import write_views
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
+from tests.preloaded import commands_folder
 from training import chain
 from training.stages import STAGES
 
@@ -23,27 +24,29 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from core.settings import Settings
+    from core.training_spec import Estimator
 
 ORDERS = load_dataset("orders")
 SHIPPED = load_spec("customer_churn_model")
-FEWER = {
-    "random_forest": {"n_estimators": 20},
-    "hist_gradient_boosting": {"max_iter": 20},
-}
-SPEC = SHIPPED.model_copy(
-    update={
-        "estimators": tuple(
-            each.model_copy(
-                update={"parameters": each.parameters | FEWER.get(each.name, {})}
-            )
-            for each in SHIPPED.estimators
-        )
-    }
+SMALL = SHIPPED.estimators[0].model_copy(
+    update={"parameters": {"n_estimators": 5, "max_depth": 4}, "space": {}}
 )
-"""The shipped spec with a fifth of its trees."""
-SMALL = SPEC.estimators[0].model_copy(
-    update={"parameters": {"n_estimators": 5, "max_depth": 4}}
-)
+
+
+def changed(**changes: Any) -> ModelSpec:
+    """The shipped spec with one small estimator, and changes."""
+    return SHIPPED.model_copy(update={"estimators": (SMALL,), **changes})
+
+
+def with_fewer_trees(estimator: Estimator) -> Estimator:
+    """A tenth of its trees."""
+    parameters = dict(estimator.parameters)
+    for name in {"n_estimators", "max_iter"} & parameters.keys():
+        parameters[name] //= 10
+    return estimator.model_copy(update={"parameters": parameters})
+
+
+SPEC = changed(estimators=tuple(map(with_fewer_trees, SHIPPED.estimators)))
 OLD = AS_OF - timedelta(days=180)
 """Then no fold has matured."""
 
@@ -78,16 +81,16 @@ def train(
 
 @pytest.fixture(scope="session")
 def sample(tmp_path_factory: pytest.TempPathFactory) -> Settings:
-    """An installation with the orders of a fifth of the customers, of each cohort as many."""
+    """An installation with the orders of a tenth of the customers, of each cohort as many."""
     folder = tmp_path_factory.mktemp("sample")
     rows = pull(new_settings(folder / "none"), ORDERS, AS_OF).read_all()
     customers = rows["customer_id"].to_numpy()
-    return installation(folder / "home", rows.filter(pa.array(customers % 5 == 0)))
+    return installation(folder / "home", rows.filter(pa.array(customers % 10 == 0)))
 
 
 @pytest.fixture(scope="session")
 def tracked(sample: Settings) -> Iterator[Settings]:
-    with mlflow_server(sample):
+    with mlflow_server(sample, commands_folder() / "python"):
         yield sample
 
 

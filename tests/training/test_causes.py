@@ -22,7 +22,7 @@ CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})
 
 
 @pytest.fixture
-def decided(tracked):
+def decisions(tracked):
     """Decisions to retrain, an hour and two hours after OLD."""
     for hours in (1, 2):
         row = DecisionRow(
@@ -41,40 +41,41 @@ def decided(tracked):
         store_decision(tracked, row)
 
 
-def at(hours):
-    return f"decided {OLD + hours * HOUR:%Y-%m-%d %H:%M:%S}"
+def cause_after(hours, reason):
+    time = OLD + hours * HOUR
+    words = f"drift {hours}, decided {time:%Y-%m-%d %H:%M:%S}"
+    return TrainingCause(time, reason, words)
 
 
-def opened(settings, key, hours, *, force=False):
-    return open_run(
-        settings, CAUSED, OLD + hours * HOUR, key=key, reason="r", who="t", force=force
-    )
+def start_run(settings, key, hours):
+    as_of = OLD + hours * HOUR
+    arguments = {"key": key, "reason": "r", "who": "t", "force": True}
+    return open_run(settings, CAUSED, as_of, **arguments)
 
 
-def test_a_training_is_about_every_decision_that_none_has_answered(tracked, decided):
+def test_a_training_is_about_every_decision_that_no_training_has_answered(
+    tracked, decisions
+):
     start = OLD + 3 * HOUR
-    both = TrainingCause(
-        OLD + 2 * HOUR, "drift 1: PSI 0.3; drift 2: PSI 0.3", f"drift 2, {at(2)}"
-    )
-    first = TrainingCause(OLD + HOUR, "drift 1: PSI 0.3", f"drift 1, {at(1)}")
-    assert training_cause(tracked, CAUSED, start, None) == both
-    assert training_cause(tracked, CAUSED, start, OLD + HOUR) == first
+    expected = cause_after(2, "drift 1: PSI 0.3; drift 2: PSI 0.3")
+    assert training_cause(tracked, CAUSED, start, None) == expected
+    expected = cause_after(1, "drift 1: PSI 0.3")
+    assert training_cause(tracked, CAUSED, start, OLD + HOUR) == expected
 
-    assert opened(tracked, "earlier", 1) is not None
+    start_run(tracked, "earlier", 1)
     (row,) = open_decisions(tracked, CAUSED, start)
     assert row.cause == "drift 2"
-    run_id = opened(tracked, "finished", 1, force=True)
-    assert run_id is not None
-    Tracking(tracked).set_terminated(run_id)
+    Tracking(tracked).set_terminated(start_run(tracked, "finished", 1))
     assert open_decisions(tracked, CAUSED, start) == [], "that run has learnt it all"
 
-    assert opened(tracked, "answers", 2, force=True) is not None
-    fail_run(tracked, CAUSED, "answers")  # the cooldown repeats it
+    start_run(tracked, "later", 2)
+    fail_run(tracked, CAUSED, "later")  # the cooldown repeats it
     assert training_cause(tracked, CAUSED, start, None) == TrainingCause(start)
 
 
 def test_a_training_is_never_older_than_the_newest_promotion(tracked):
-    api, start = client(tracked), OLD - timedelta(days=40_000)
+    api = client(tracked)
+    start = OLD - timedelta(days=40_000)
     run = api.create_run("0").info
     api.create_registered_model(CAUSED.name)
     api.create_model_version(CAUSED.name, f"{run.artifact_uri}/model", run.run_id)
