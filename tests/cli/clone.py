@@ -15,6 +15,30 @@ from tests.conftest import BIN
 from tests.preloaded import commands_folder
 
 
+def outer_environment():
+    """The environment of a shell that belongs to no stack."""
+    hindering = ("GYRE_", "PROMETHEUS_")
+    outer = {k: v for k, v in os.environ.items() if not k.startswith(hindering)}
+    return outer | {"PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}"}
+
+
+def finished(command, folder, environment, code=0, timeout=900):
+    """Return the finished process of a shell's command, and require its exit code."""
+    done = subprocess.run(
+        ["bash", "-euc", command], cwd=folder, env=environment, capture_output=True, text=True,
+        check=False, timeout=timeout,
+    )  # fmt: skip
+    output = f"{done.stdout[-2000:]}{done.stderr[-4000:]}"
+    assert done.returncode == code, f"{command}\n{output}"
+    return done
+
+
+def run(*arguments):
+    """Return what a command of the shell prints, errors last; arguments are of `finished`."""
+    done = finished(*arguments)
+    return done.stdout + done.stderr
+
+
 class Copy:
     """The project as git has it, in a folder of its own; the packages are this environment's."""
 
@@ -28,39 +52,23 @@ class Copy:
             if (PROJECT / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, folder / name)
-        own = {
-            k: v
-            for k, v in os.environ.items()
-            if not k.startswith(("GYRE_", "PROMETHEUS_"))
-        }
-        self.environment = own | child_environment(settings) | {
-            "PYTHONPATH": str(folder),
-            "PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}",
-        }  # fmt: skip
-        self.before = self.content()
+        outer = outer_environment()
+        paths = {"PATH": outer["PATH"], "PYTHONPATH": str(folder)}
+        self.environment = outer | child_environment(settings) | paths
 
     def run(self, command, code=0, timeout=900, **more):
-        done = subprocess.run(
-            ["bash", "-euc", command], cwd=self.folder, env=self.environment | more,
-            capture_output=True, text=True, check=False, timeout=timeout,
-        )  # fmt: skip
-        assert done.returncode == code, (
-            f"{command}\n{done.stdout[-2000:]}{done.stderr[-4000:]}"
-        )
-        return done.stdout + done.stderr
-
-    def content(self):
-        skipped = {".gyre", "__pycache__"}
-        return {
-            str(path.relative_to(self.folder)): path.read_bytes()
-            for path in self.folder.rglob("*")
-            if path.is_file()
-            and not skipped & set(path.parts)
-            and path.suffix != ".log"
-        }
+        environment = self.environment | more
+        return run(command, self.folder, environment, code, timeout)
 
 
-def few_orders(folder):
-    """Leave an eighth of the customers of the shipped orders below `folder`."""
-    file = folder / "data" / "cdnow_orders.parquet"
-    pq.write_table(pq.read_table(file, filters=pc.field("customer_id") < 3000), file)
+def few_orders(file):
+    """Leave a fifteenth of the customers in a file of the shipped orders."""
+    pq.write_table(pq.read_table(file, filters=pc.field("customer_id") < 1500), file)
+
+
+def fewer_trees(file):
+    """Leave a tenth of the trees in a spec."""
+    text = file.read_text()
+    for name in ("n_estimators", "max_iter"):
+        text = text.replace(f"{name} = 100,", f"{name} = 10,")
+    file.write_text(text)
