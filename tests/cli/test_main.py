@@ -8,14 +8,14 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
 from cli.main import app, typer_app
-from cli.terminal import age, table
+from cli.terminal import table
 from cli.use_case import new
 from cli.verbs import say
 from core.errors import SettingsError
@@ -32,8 +32,7 @@ def home(tmp_path, monkeypatch):
     return tmp_path
 
 
-def run(monkeypatch, *arguments):
-    """Return the exit code of a command."""
+def exit_code(monkeypatch, *arguments):
     monkeypatch.setattr("sys.argv", ["gyre", *arguments])
     with pytest.raises(SystemExit) as end:
         app()
@@ -41,15 +40,13 @@ def run(monkeypatch, *arguments):
 
 
 def test_help_has_the_verbs_in_groups():
-    text = CliRunner().invoke(typer_app, ["--help"], terminal_width=200).output
+    runner = CliRunner()
+    text = runner.invoke(typer_app, ["--help"], terminal_width=200).output
     places = [text.index(f"─ {panel} ─") for panel in PANELS]
     assert places == sorted(places)
     assert places[0] < text.index("│ status") < places[1]
-    assert re.search(r"^gyre \d+\.\d+\.\d+$", version_text())
-
-
-def version_text():
-    return CliRunner().invoke(typer_app, ["--version"]).output.strip()
+    version = runner.invoke(typer_app, ["--version"]).output.strip()
+    assert re.fullmatch(r"gyre \d+\.\d+\.\d+", version)
 
 
 def test_pages_are_opened_where_people_reach_them(tmp_path):
@@ -61,28 +58,25 @@ def test_pages_are_opened_where_people_reach_them(tmp_path):
         "GYRE_LINKS__CONSOLE": "https://gyre.example",
         "PATH": f"{tmp_path}:{os.environ['PATH']}",
     }
-    addresses = ["https://gyre.example/", "http://127.0.0.1:8000/docs"]
-    for page in ("console", "docs"):
-        command = [commands_folder() / "gyre", "open", page]
-        done = subprocess.run(command, env=environment, capture_output=True, check=True)
-        assert done.stdout.decode().strip() in addresses
+    command = [commands_folder() / "gyre", "open", "console"]
+    subprocess.run(command, env=environment, check=True)
     opened = tmp_path / "opened"
-    wait_until("both", lambda: sorted(opened.read_text().split()) == sorted(addresses))
+    address = "https://gyre.example/\n"
+    wait_until("a page", lambda: opened.exists() and opened.read_text() == address)
 
 
 def test_an_error_is_one_line_even_inside_settings(home, monkeypatch, capsys):
     monkeypatch.setenv("GYRE_SOURCES", "no JSON")
-    assert run(monkeypatch, "logs", "serving") == 2
-    assert re.fullmatch(
-        r"gyre: .*gyre\.env .* \"sources\" .*\n", capsys.readouterr().err
-    )
+    assert exit_code(monkeypatch, "logs", "serving") == 2
+    line = r"gyre: .*gyre\.env .* \"sources\" .*\n"
+    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_the_traceback_of_another_error_is_in_a_log(home, monkeypatch, capsys):
     (home / "logs").mkdir()
     (home / "logs" / "torn.log").touch()
     monkeypatch.setenv("PATH", "")
-    assert run(monkeypatch, "logs", "torn") == 1
+    assert exit_code(monkeypatch, "logs", "torn") == 1
     log = home / "logs" / "errors.log"
     assert capsys.readouterr().err.endswith(f"traceback: {log}\n")
     assert "FileNotFoundError" in log.read_text()
@@ -105,23 +99,8 @@ def test_a_table_has_no_value_as_python_prints_it():
     with console.capture() as capture:
         console.print(table([""] * len(values), [values]))
     line = capture.get().splitlines()[-1]
-    assert line.split("  ")[:2] == ["-", "true"]
-    assert "a, b" in line
-    assert '{"x": null}' in line
-    assert "2026-11-20 12:00:00Z  [31mred" in line
-
-
-@pytest.mark.parametrize(
-    ("past", "text"),
-    [
-        (timedelta(seconds=20), "just now"),
-        (timedelta(minutes=3, seconds=59), "3 min ago"),
-        (timedelta(hours=47), "47 h ago"),
-        (timedelta(days=3), "3 days ago"),
-    ],
-)
-def test_an_age_is_in_the_largest_unit(past, text):
-    assert age(NOW - past, NOW) == text
+    expected = r'-  true  a, b +{"x": null}  2026-11-20 12:00:00Z  \[31mred'
+    assert re.match(expected, line.strip())
 
 
 def test_new_asks_nobody_off_a_terminal_and_writes_nothing(home, tmp_path):
@@ -135,10 +114,7 @@ def test_new_asks_nobody_off_a_terminal_and_writes_nothing(home, tmp_path):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        *[
-            (name, "expected up to 30 small letters")
-            for name in ("Web", "a__b", "../x")
-        ],
+        ("../x", "expected up to 30 small letters"),
         ("customer", "orders has a view customer_features"),
     ],
 )
