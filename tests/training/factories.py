@@ -99,14 +99,6 @@ class Unknown(DecisionTreeClassifier):
     """A subclass, which no converter knows."""
 
 
-class Unwritable(DecisionTreeClassifier):
-    """Keeps what no data format has."""
-
-    def fit(self, matrix, y):
-        self.steps_to_come = (step for step in "abc")
-        return super().fit(matrix, y)
-
-
 def fails():
     raise KeyError("a table of mine")
 
@@ -141,10 +133,6 @@ def fold_loss(folds, parameters, leaves):
 
 def returns_no_figures(frame, folds, parameters):
     return fitted(frame, parameters, 4)
-
-
-def returns_a_regressor(frame, folds, parameters):
-    return StandardScaler(), {}
 
 
 def takes_two(frame, folds):
