@@ -1,6 +1,6 @@
-"""Inside a project with a multiclass model: from parcels to what monitor says.
+"""Inside a project with a multiclass model: from parcels to the verdict of the monitor.
 
-Prints one JSON object; test_multiclass.py runs it, and judges what it says.
+Prints one JSON object; test_multiclass.py runs it and checks what it holds.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from feature_repo.views import write_views
 from mlflow_server.pages import CARD
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
-from monitoring.collect import join_outcomes, predictions
-from monitoring.experiment import Experiment, evaluate
+from monitoring.collect import predictions
 from monitoring.monitor import monitor
 from stack.environment import process_environment
 from tests.conftest import (
@@ -36,7 +35,7 @@ from tests.conftest import (
     wait_until,
 )
 from training import chain
-from training.artifacts import EVALUATION, PLOTS, PROOF, fetched, read
+from training.artifacts import PROOF, read
 from training.batch import score_population
 from training.batch import scores as batch_scores
 from training.check import check
@@ -45,118 +44,92 @@ from training.frame import at, features
 from training.reproduce import reproduce
 
 NAME = "delivery"
-SPEC, PARCELS = load_spec(NAME), load_dataset("parcels")
+SPEC = load_spec(NAME)
+PARCELS = load_dataset("parcels")
 OLD = AS_OF - timedelta(days=21)
-said = {}
+results = {}
 
 
 def install(settings) -> None:
-    said["check"] = check(settings, SPEC, AS_OF)
-    other = SPEC.model_copy(update={"classes": ("early", "on_time", "lost")})
-    said["check_other"] = check(settings, other, AS_OF)[0]
+    results["check"], _ = check(settings, SPEC, AS_OF)
     publish_beside(settings, PARCELS)
-    rows, raw = pull(settings, PARCELS, AS_OF).read_all(), raw_table(settings, PARCELS)
-    known = rows.append_column("ingested_at", rows["delivered_at"])
-    raw.merge(known, PARCELS.key, rows.column_names)
-    write_views(settings, PARCELS, raw)
+    rows = pull(settings, PARCELS, AS_OF).read_all()
+    table = raw_table(settings, PARCELS)
+    rows = rows.append_column("ingested_at", rows["delivered_at"])
+    table.merge(rows, PARCELS.key, PARCELS.schema.names)
+    write_views(settings, PARCELS, table)
 
 
-def learn(settings) -> None:
-    weak = Training(
-        function=SPEC.training.function, parameters={"leaves": [4], "trees": 2}
-    )
-    old = SPEC.model_copy(update={"training": weak})
-    made = [
-        chain.train(settings, spec, as_of, key=key, reason=key, who="test", force=True)
-        for key, spec, as_of in (("old", old, OLD), ("new", SPEC, AS_OF))
-    ]
-    run_id, tracking, registry = made[1].run_id, Tracking(settings), Registry(settings)
-    said["trained"] = [to_jsonable_python(report) for report in made]
-    said["metrics"] = tracking.run(run_id).metrics
-    said["evaluation"] = json.loads(read(tracking, run_id, EVALUATION))
-    said["proof"] = json.loads(read(tracking, run_id, PROOF))
-    said["card"] = read(tracking, run_id, CARD).decode()
-    with fetched(tracking, run_id, PLOTS) as folder:
-        said["plots"] = sorted(path.name for path in folder.iterdir())
-    again = reproduce(settings, NAME, registry.production(NAME))
-    said["reproduced"] = [again.reproduced, again.summary()]
-    said["batch"] = score_population(settings, SPEC, AS_OF).rows
-    said["batch_row"] = batch_scores(settings).read().drop(["as_of"]).to_pylist()[0]
+def train(settings, spec, as_of, key):
+    return chain.train(settings, spec, as_of, key=key, reason=key, who="test")
 
 
-def serve(settings) -> None:
-    """Ask the real server for everybody of the test snapshot, and tell it what came true."""
-    frame, plan = load_frame(Tracking(settings), said["trained"][1]["run_id"])
+def learn(settings) -> str:
+    """Train an old and a new version; return the run of the new one."""
+    parameters = {"leaves": [4], "trees": 2}
+    weak = Training(function=SPEC.training.function, parameters=parameters)
+    old = train(settings, SPEC.model_copy(update={"training": weak}), OLD, "old")
+    new = train(settings, SPEC, AS_OF, "new")
+    tracking = Tracking(settings)
+    run_id = new.run_id
+    results["trained"] = [to_jsonable_python(report) for report in (old, new)]
+    results["metrics"] = tracking.run(run_id).metrics
+    results["proof"] = json.loads(read(tracking, run_id, PROOF))
+    results["card"] = read(tracking, run_id, CARD).decode()
+    report = reproduce(settings, NAME, Registry(settings).production(NAME))
+    results["reproduced"] = [report.reproduced, report.summary()]
+    results["batch"] = score_population(settings, SPEC, AS_OF).rows
+    columns = ["prediction", "probability", "probabilities"]
+    results["batch_row"] = batch_scores(settings).read(columns=columns).to_pylist()[0]
+    return run_id
+
+
+def serve(settings, run_id) -> None:
+    """Ask the server for every courier of the test snapshot, and report what came true."""
+    frame, plan = load_frame(Tracking(settings), run_id)
     rows = at(frame, plan.test)
-    given, names = features(SPEC, rows).to_dict("records"), SPEC.classes
-    actual = [names[position] for position in rows["label"].to_pylist()]
-    keys = rows["courier"].to_pylist()
-    body = [
-        {"courier": key, "features": row} for key, row in zip(keys, given, strict=True)
-    ]
-    command, log = [sys.executable, "-m", "serving"], settings.home / "serving.log"
+    instances = features(SPEC, rows).to_dict("records")
+    outcomes = [SPEC.classes[position] for position in rows["label"].to_pylist()]
+    pairs = zip(rows["courier"].to_pylist(), instances, strict=True)
+    body = [{"courier": key, "features": instance} for key, instance in pairs]
+    address = settings.serving_address
+    log = settings.home / "serving.log"
+    command = [sys.executable, "-m", "serving"]
     with (
         running(command, log, **process_environment(settings)),
-        httpx.Client(base_url=settings.serving_address, timeout=60) as client,
+        httpx.Client(base_url=address, timeout=60) as client,
     ):
-        wait_until(
-            "serving", lambda: answers(f"{settings.serving_address}/health/live")
-        )
+        wait_until("serving", lambda: answers(f"{address}/health/live"))
         path = f"/v1/models/{NAME}"
         wait_until("the model", lambda: client.get(path).status_code == 200)
-        said["served"] = client.post("/predict", json=body[0]).json()
-        said["v1"] = client.post(
-            f"{path}:predict", json={"instances": given[:2]}
-        ).json()
-        records = {"dataframe_records": given[:2]}
-        said["mlflow"] = client.post("/invocations", json=records).json()
-        kinds = {"int64": "INT64", "double": "FP64", "string": "BYTES"}
-        inputs = [
-            {
-                "name": n,
-                "shape": [2],
-                "datatype": kinds[k],
-                "data": [row[n] for row in given[:2]],
-            }
-            for n, k in SPEC.features.items()
+        results["served"] = client.post("/predict", json=body[0]).json()
+        kserve = client.post(f"{path}:predict", json={"instances": instances[:2]})
+        results["kserve"] = kserve.json()["predictions"]
+        predicted = client.post("/predict/batch", json=body).json()
+        feedback = [
+            {"request_id": answer["request_id"], "actual": outcome}
+            for answer, outcome in zip(predicted, outcomes, strict=True)
         ]
-        path = f"/v2/models/{NAME}"
-        said["v2"] = client.post(f"{path}/infer", json={"inputs": inputs}).json()[
-            "outputs"
-        ]
-        said["v2_outputs"] = client.get(path).json()["outputs"]
-        answered = client.post("/predict/batch", json=body).json()
-        told = [
-            {
-                "request_id": answer["request_id"],
-                "actual": names.index(name) if odd % 2 else name,
-            }
-            for odd, (answer, name) in enumerate(zip(answered, actual, strict=True))
-        ]
-        told[0]["actual"] = "lost"
-        said["feedback"] = client.post("/feedback", json=told).json()
-        said["predicted"] = [[each["prediction"] for each in answered], actual]
-        found = monitor(settings, SPEC, datetime.now(UTC))
-    said["monitor"] = {"figures": found.figures, "words": found.words, "verdict": found.verdict,
-                       "left_out": found.outcomes_left_out}  # fmt: skip
+        feedback[0]["actual"] = "lost"
+        feedback[1]["actual"] = SPEC.classes.index(outcomes[1])
+        results["feedback"] = client.post("/feedback", json=feedback).json()
+        report = monitor(settings, SPEC, datetime.now(UTC))
+    results["predicted"] = [answer["prediction"] for answer in predicted]
+    results["outcomes"] = outcomes
+    results["figures"] = report.figures
+    results["verdict"] = [report.verdict, report.words]
+    results["left_out"] = report.outcomes_left_out
     stored = predictions(settings).read().to_pylist()
-    (first,) = (
-        row for row in stored if row["request_id"] == said["served"]["request_id"]
-    )
+    request_id = results["served"]["request_id"]
+    (row,) = (row for row in stored if row["request_id"] == request_id)
     columns = ("prediction", "probability", "probabilities")
-    said["logged"] = {name: first[name] for name in columns}
-    known = join_outcomes(settings, SPEC, AS_OF).known
-    own = Experiment("2", "1", 50, AS_OF - timedelta(days=100_000), None)
-    report = evaluate(settings, SPEC, own, known, AS_OF)
-    said["experiment"] = report.means["production"]
+    results["logged"] = {name: row[name] for name in columns}
 
 
 if __name__ == "__main__":
-    home = new_settings(
-        Path(sys.argv[1]), sources={"parcels": sys.argv[2]}, default_model=NAME
-    )
+    sources = {"parcels": sys.argv[2]}
+    home = new_settings(Path(sys.argv[1]), sources=sources, default_model=NAME)
     with mlflow_server(home):
         install(home)
-        learn(home)
-        serve(home)
-    sys.stdout.write(json.dumps(said))
+        serve(home, learn(home))
+    sys.stdout.write(json.dumps(results))
