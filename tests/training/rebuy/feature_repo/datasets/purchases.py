@@ -30,21 +30,6 @@ def again_10d(purchases: ir.Table) -> ir.Table:
     )
 
 
-def pair_again_10d(purchases: ir.Table, snapshots: ir.Table) -> ir.Table:
-    """The same of each pair with a purchase in the 30 days before a snapshot."""
-    paired = snapshots.cross_join(purchases)
-    at, bought = paired.event_timestamp, paired.bought_at
-    counts = paired.group_by(*PAIR, "event_timestamp").agg(
-        before=((bought > at - ibis.interval(days=30)) & (bought <= at))
-        .cast("int64")
-        .sum(),
-        after=((bought > at) & (bought <= at + TEN)).cast("int64").sum(),
-    )
-    known = counts.filter(counts.before > 0)
-    return known.select(*PAIR, "event_timestamp", label=(known.after > 0).cast("int64"))
-
-
-WAIT = {"horizon": timedelta(days=10), "lateness": timedelta(hours=1)}
 PURCHASES = Dataset(
     name="purchases",
     schema=pa.schema(
@@ -72,8 +57,9 @@ PURCHASES = Dataset(
         )
     },
     labels={
-        "again_10d": Label(again_10d, **WAIT),
-        "pair_again_10d": Label(pair_again_10d, **WAIT),
+        "again_10d": Label(
+            again_10d, horizon=timedelta(days=10), lateness=timedelta(hours=1)
+        )
     },
 )
 customer = Entity(
