@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from core.training_spec import Estimator
+from core.training_spec import Estimator, Limit
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.mlflow_server.conftest import client
@@ -44,7 +44,8 @@ def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
 )
 def test_every_estimator_is_the_same_to_the_byte(tracked, kind):
     name = f"again_{kind}"
-    changes = {"name": name, "experiment": name, "gates": ()}
+    gate = Limit(metric="model_mb", rule="at_most", value=50)
+    changes = {"name": name, "experiment": name, "gates": (gate,)}
     estimators = (Estimator(name=kind, type=kind),)
     spec = SPEC.model_copy(update=changes | {"estimators": estimators})
     report = train(tracked, spec, OLD, kind)
