@@ -64,21 +64,6 @@ def test_a_picture_has_room_for_every_value_and_its_limit(
     assert heights == sorted(heights, reverse=True)
 
 
-def test_a_span_names_midnights_and_keeps_what_came_before_at_its_edge() -> None:
-    span = Span(NOW - 30 * 24 * HOUR, NOW)
-    assert [f"{day:%d}" for day in span.days(6)] == ["26", "31", "05", "10", "15", "20"]
-    week = Span(NOW - 7 * 24 * HOUR, NOW)
-    assert [f"{day:%d}" for day in week.days(3)] == ["14", "17", "20"]
-    places = [span.place(moment) for moment in (NOW, span.since, span.since - HOUR)]
-    assert places == [99, 1, 1]
-
-
-def test_a_point_opens_the_newest_report_since_the_one_before() -> None:
-    reports = [NOW - n * HOUR for n in (2.5, 2.2, 1)]
-    drawn = picture_of(series(0.1, 0.2, 0.3), Span(NOW - 8 * HOUR, NOW), reports)
-    assert [mark.report for mark in drawn.marks] == [None, reports[1], reports[2]]
-
-
 def test_the_worst_acting_check_is_first_and_those_that_never_act_are_apart(
     tmp_path: Path,
 ) -> None:

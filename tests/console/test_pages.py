@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import re
 import shutil
-import sqlite3
-import time
 from contextlib import closing
 from typing import Any
 
@@ -17,7 +15,7 @@ from docs.browser import NAMES, browser
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
-from tests.conftest import at_most, wait_until
+from tests.conftest import wait_until
 
 HEAVY = {
     "airflow", "duckdb", "evidently", "feast", "great_expectations", "mlflow", "numpy", "pandas",
@@ -177,44 +175,9 @@ def test_nothing_beside_the_data_docs_is_shown(rig: Any, console: Any) -> None:
         assert console.client.get(f"/data-docs/{path}").status_code == 404
 
 
-def test_metrics_tell_of_the_loop_and_not_of_requests(
-    rig: Any, console: Any, looked: Any
-) -> None:
-    model = f'model="{rig.spec.name}"'
-    lines = (
-        f'gyre_check_value{{check="psi/total_orders_30d",{model}}} 0.31',
-        f'gyre_check_status{{check="psi/total_orders_30d",{model},status="bad"}} 1.0',
-        f"gyre_alerts_undelivered{{{model}}} 1.0",
-        'gyre_source_silence_seconds{dataset="orders"',
-        'gyre_data_validation_passed{dataset="orders"} 1.0',
-    )
-
-    def text() -> str:
-        return str(console.client.get("/metrics").text)
-
-    wait_until(
-        "what is known of the loop", lambda: all(line in text() for line in lines)
-    )
-    assert "gyre_requests" not in text()
-
-
 def test_it_is_small_and_imports_none_of_the_heavy_tools(
     console: Any, looked: Any
 ) -> None:
     console.page()
     assert HEAVY & console.modules() == set()
     assert psutil.Process(console.process.pid).memory_full_info().pss < 160 * 2**20
-
-
-@pytest.mark.timed
-def test_a_database_that_is_locked_is_unknown_and_nobody_waits(
-    rig: Any, console: Any, looked: Any
-) -> None:
-    name = rig.spec.name
-    with sqlite3.connect(rig.settings.home / "ledger.db", isolation_level=None) as held:
-        held.execute("BEGIN EXCLUSIVE")
-        began = time.monotonic()
-        console.page(name)
-        assert time.monotonic() - began < at_most(3)
-        held.execute("ROLLBACK")
-    wait_until("rows", lambda: "the database: " not in console.page(name))

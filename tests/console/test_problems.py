@@ -6,7 +6,7 @@ import json
 import re
 import sys
 from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from html import unescape
 from typing import TYPE_CHECKING, Any
@@ -17,9 +17,7 @@ from redis import Redis
 from feature_repo.broker import EventSchema, Stream
 from mlflow_server.alerts import Alerts, DriftAlert
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.tracking import Tracking
 from monitoring.check import CheckResult
-from monitoring.console.checks import problems
 from monitoring.decision_log import store_checks, store_decision
 from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
@@ -135,10 +133,6 @@ def stands_still(night: Night) -> None:
     fill_dataset(night.settings, "orders", night.now, late=6)
 
 
-def fails(night: Night) -> None:
-    night.undo.enter_context(late_events(night.settings))
-
-
 def dies(night: Night) -> None:
     night.consumer.close()
 
@@ -151,22 +145,6 @@ def is_refused(night: Night) -> None:
     why = f"version {version} is refused: ValueError: Required inputs"
     night.alerted(
         f"version {version} is refused", f"version {night.version} answers; {why}"
-    )
-
-
-def fails_its_gates(night: Night) -> None:
-    tracking, tags = (
-        Tracking(night.settings),
-        {"as_of": night.now.isoformat(), "reason": "drift"},
-    )
-
-    def begun() -> str:
-        key = f"{night.now}"
-        return tracking.start_or_find_run(night.rig.spec.experiment, key, key, tags)
-
-    night.undo.callback(lambda: tracking.set_terminated(begun()))
-    tracking.end(
-        begun(), "refused: log_loss better_than_baseline: 0.69, the constant's is 0.61"
     )
 
 
@@ -296,14 +274,3 @@ def test_of_several_faults_the_worst_is_first(night: Night) -> None:
         fault(night)
     with pages(night) as client:
         wait_until("word of all", are_first)
-
-
-def test_one_cause_of_several_models_is_one_problem() -> None:
-    late = CheckResult(
-        name="features", kind="features", status="alert", words="old", remedy="ingest"
-    )
-    healthy = CheckResult(name="alerts", kind="alerts")
-    other = replace(late, remedy="another")
-    found = problems({"one": [late, healthy], "two": [late, other]})
-    assert found == [(late, ["one", "two"]), (other, ["two"])]
-    assert problems({"one": [healthy]}) == []

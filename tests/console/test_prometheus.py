@@ -10,7 +10,6 @@ import subprocess
 import sys
 from contextlib import closing
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -22,7 +21,6 @@ import yaml
 from core.settings import PROJECT
 from feature_repo.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
-from mlflow_server.alerts import Alerts
 from stack.processes import Program, end_stack, start, start_supervisor
 from tests.conftest import running, unused_port, wait_until
 
@@ -187,48 +185,3 @@ def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) ->
     assert prometheus.ask(promoted) == {}  # production did not change now
     for text in asked:  # a scrape that took too long leaves it empty until the next
         wait_until(text, lambda: prometheus.ask(text) != {})  # noqa: B023
-
-
-def test_the_shipped_rules_fire_on_what_the_monitor_wrote(
-    rig: Any, prometheus: Prometheus, looked: datetime
-) -> None:
-    with closing(
-        Alerts(rig.settings)
-    ) as alerts:  # what was refused before has told the others
-        alerts.note(rig.spec.name, "unheard", "said to nobody", datetime.now(UTC))
-
-    def states(*of: str) -> dict[str, str]:
-        groups = [
-            each for each in prometheus.get("rules")["groups"] if each["name"] in of
-        ]
-        return {
-            rule["name"]: rule["state"] for group in groups for rule in group["rules"]
-        }
-
-    begun = {"GyreCheckBad": "firing", "GyreVerdictBad": "pending",
-             "GyreAlertsUndelivered": "pending"}  # fmt: skip
-
-    def are_begun() -> bool:
-        of_rules = states("loop", "data")
-        return {
-            name: state for name, state in of_rules.items() if state != "inactive"
-        } == begun
-
-    def drifted() -> list[str]:
-        found = prometheus.ask("ALERTS{alertname='GyreCheckBad'}")
-        return [json.loads(labels)["check"] for labels in found]
-
-    def last() -> list[float]:
-        return [
-            *prometheus.ask(
-                "gyre_last_decision_timestamp_seconds{action='retrain'}"
-            ).values()
-        ]
-
-    # A scrape that took too long ends each of these until the next.
-    wait_until("the rules", are_begun)
-    wait_until(
-        "drift", lambda: drifted() == ["psi/total_orders_30d"]
-    )  # tenure is only shown
-    decided = (looked - timedelta(hours=7)).timestamp()
-    wait_until("the decision", lambda: last() == [pytest.approx(decided)])

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 import pandas as pd
 import pytest
 
-from core.errors import DataError
 from core.monitoring_spec import Monitoring
 from monitoring.check import CheckResult
 from monitoring.check_list import name_performance, run_checks
@@ -76,16 +75,6 @@ def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why, ref
     assert (first.status, second) == ("unknown", BAD)
     assert first.words.startswith(f"{path} was not measured: ")
     assert why in first.words
-
-
-@pytest.mark.parametrize("error", [DataError("no ingest"), KeyError("no ingest")])
-def test_one_of_ours_that_fails_is_unknown(error, reference):
-    def freshness(_run, _reference):
-        raise error
-
-    (found,) = run_checks(run(), reference, (freshness,), ())
-    assert (found.status, found.kind) == ("unknown", "freshness")
-    assert "no ingest" in found.words
 
 
 @pytest.mark.parametrize("name", ["days", "delivery", "delivery/days"])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
-import tracemalloc
 from datetime import timedelta
 
 import pyarrow.compute as pc
@@ -98,16 +97,6 @@ def test_an_answer_keeps_the_requests_id_whatever_else_was_written_of_the_reques
     assert sorted(answers["request_id"].to_pylist()) == ["r", "r/shadow"]
 
 
-@pytest.mark.parametrize("bytes_at_once", [1, 10**6])
-def test_the_same_request_in_two_files_is_one_row_and_the_first_files(
-    settings, bytes_at_once
-):
-    write(settings, FILE, answer("a", probability=0.25), answer("b"))
-    write(settings, "predictions-1-2.jsonl", answer("a", probability=0.75), answer("c"))
-    assert collect(settings, bytes_at_once).predictions == 3
-    assert stored(settings)["a"]["probability"] == 0.25
-
-
 def test_a_request_that_a_proxy_repeated_after_its_timeout_is_one_row_and_the_first(
     settings,
 ):
@@ -161,36 +150,6 @@ def test_every_line_of_feedback_is_one_outcome_however_often_it_is_taken(setting
     assert collect(settings) == Collected(predictions=0, outcomes=0, malformed=2)
     assert "1e999" in file.with_suffix(".malformed").read_text()
     assert sorted(outcomes(settings).read()["actual"].to_pylist()) == [-7.25, 1.0, 1.0]
-
-
-@pytest.mark.parametrize(
-    ("number", "is_taken"),
-    [(-(2**63) + 1, True), (2**53 + 1, True), (10**30, True), (10**400, False)],
-    ids=["int64's last", "odd above 2^53", "beyond int64", "beyond float64"],
-)
-def test_a_number_that_no_float_can_hold_stops_nothing(settings, number, is_taken):
-    write(settings, FILE, answer("a"), answer("b", features={"orders": number}))
-    count = int(is_taken)
-    assert collect(settings) == Collected(1 + count, 0, 1 - count)
-    if is_taken:
-        features = json.loads(stored(settings)["b"]["features"])
-        assert float(features["orders"]) == float(number)
-
-
-def test_many_files_take_no_more_memory_than_one(settings):
-    def peak(name, file_count):
-        for number in range(file_count):
-            lines = [answer(f"{name}-{number}-{row}") for row in range(500)]
-            write(settings, f"predictions-1-{number}.jsonl", *lines)
-        tracemalloc.start()
-        try:
-            assert collect(settings, 300_000).predictions == file_count * 500
-            return tracemalloc.get_traced_memory()[1]
-        finally:
-            tracemalloc.stop()
-
-    peak("what is loaded once", 1)
-    assert peak("twenty", 20) < 3 * peak("one", 1)
 
 
 def test_a_file_that_was_just_begun_is_never_taken_for_a_closed_one(settings):

@@ -6,9 +6,6 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from pydantic import TypeAdapter
 
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
@@ -84,18 +81,6 @@ def test_twenty_windows_of_one_drift_give_one_retraining():
         if found.action == "retrain":
             seen = replace(seen, last_retraining=at)
     assert actions == ["nothing", "retrain", *["nothing"] * 18]
-
-
-@given(st.lists(st.sampled_from(["ok", "bad", "insufficient_data"]), min_size=1))
-def test_without_two_bad_windows_and_the_newest_bad_nothing_is_retrained(verdicts):
-    found = decide(replace(BAD, verdicts=tuple(verdicts)))
-    enough = verdicts[-5:].count("bad") >= 2 and verdicts[-1] == "bad"
-    assert (found.action == "retrain") is enough
-
-
-def test_stored_inputs_replay_to_the_same_decision():
-    stored = TypeAdapter(Inputs).dump_json(BAD)
-    assert decide(TypeAdapter(Inputs).validate_json(stored)) == decide(BAD)
 
 
 def result(name="psi/orders", kind="data_drift", **more):

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import time
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.spec import load_spec
-from core.storage import Table
-from monitoring.check import CheckResult
 from monitoring.decision_log import (
     DecisionRow,
     newest_decisions,
     notable_decisions,
     sampled_decisions,
-    store_checks,
     store_decision,
-    stored_checks,
 )
-from tests.conftest import at_most, new_settings
-from tests.console.year import HOURS, fill_decisions
+from tests.conftest import new_settings
 
 FIRST = DecisionRow(
     "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "nothing", "first_bad_window",
     "spend: PSI 0.31", "drift of version 1", "bad: spend: PSI 0.31", "{}", 900,
 )  # fmt: skip
 HOUR = timedelta(hours=1)
-SPEC = load_spec("customer_churn_model")
 
 
 @pytest.fixture
@@ -83,48 +75,3 @@ def test_of_each_span_comes_the_one_that_acted_else_a_bad_one_else_the_newest(se
     keep(settings, replace(FIRST, as_of=at, action="rollback"))
     assert sampled(24) == [20]
     assert notable() == [1, 6, 20], "a rollback hides no retraining"
-
-
-def test_what_checks_found_is_read_by_moment(settings):
-    moments = [FIRST.as_of + n * HOUR for n in range(4)]
-    assert stored_checks(settings, "churn", moments) == {}
-    psi = CheckResult(name="psi/spend", kind="data_drift", value=0.1, limit=0.25)
-    for n, at in enumerate(moments):
-        store_checks(settings, "churn", at, [replace(psi, value=n / 10)])
-    store_checks(settings, "churn", moments[0], [psi, psi])
-    wanted = [moments[3], moments[0]]
-    assert stored_checks(settings, "churn", wanted) == {
-        moments[0]: [psi, psi],
-        moments[3]: [replace(psi, value=0.3)],
-    }
-    assert stored_checks(settings, "churn", []) == {}
-
-
-def test_small_files_are_compacted_as_they_come(settings):
-    keep(settings, *(replace(FIRST, as_of=FIRST.as_of + n * HOUR) for n in range(52)))
-    table = Table(settings, "decisions", None)
-    assert len(table.names()) < 5
-    assert len(newest_decisions(settings, "churn")) == 52
-
-
-@pytest.mark.timed
-def test_a_year_of_decisions_is_read_in_little_time(settings):
-    now = datetime.now(UTC)
-    fill_decisions(settings, SPEC, now, HOURS)
-
-    def fastest(read):
-        times = []
-        for _ in range(5):
-            began = time.perf_counter()
-            read()
-            times.append(time.perf_counter() - began)
-        print(f"{1000 * min(times):.0f} ms")  # noqa: T201  (-s)
-        return min(times)
-
-    since = now - HOURS * HOUR
-    for read in (
-        lambda: newest_decisions(settings, SPEC.name),
-        lambda: sampled_decisions(settings, SPEC.name, since, 24),
-        lambda: notable_decisions(settings, SPEC.name, since),
-    ):
-        assert fastest(read) < at_most(0.1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from itertools import permutations
 
 import pytest
 
@@ -77,14 +76,6 @@ def test_feedback_on_a_request_that_failed_is_of_an_unknown_one(settings):
     answers(settings, "b")
     told(settings, ("a", 1.0, 1), ("b", 1.0, 1))
     assert joined(settings) == KnownOutcomes({"b": 1.0}, {UNKNOWN: 1})
-
-
-@pytest.mark.parametrize("files", [*permutations(("1-9", "2-1", "9-5"))])
-def test_the_first_received_stands_whichever_process_wrote_it(settings, files):
-    answers(settings, "a")
-    for file, actual, minutes in zip(files, (1.0, 0.0, 0.0), (1, 2, 3), strict=True):
-        told(settings, ("a", actual, minutes), file=file)
-    assert joined(settings) == KnownOutcomes({"a": 1.0}, {AGAINST: 2})
 
 
 def test_feedback_on_another_model_or_later_than_the_run_is_none_of_it(settings):

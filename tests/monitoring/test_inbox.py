@@ -6,7 +6,6 @@ import json
 
 import pytest
 
-from core.errors import DataError
 from monitoring.collect import Collected, collect, outcomes, predictions
 from tests.conftest import new_settings
 from tests.monitoring.log import answer, feedback
@@ -49,9 +48,3 @@ def test_lines_that_could_not_be_read_are_set_aside_in_the_inbox(settings):
     assert inbox_names(settings) == ["predictions-1-1-a.malformed"]
     assert "torn" in sent.with_suffix(".malformed").read_text()
     assert collect(settings).malformed == 0
-
-
-def test_a_bucket_that_is_not_there_is_said(settings):
-    away = settings.model_copy(update={"data_url": "s3://away/a"})
-    with pytest.raises(DataError, match="prediction"):
-        collect(away)

@@ -12,9 +12,10 @@ from tests.conftest import AS_OF, feast_apply
 from tests.monitoring.test_monitor import (
     HOUR,
     SPEC,
-    answer,
-    of_two_that_look_at_once_one_retrains,
+    log_answers,
+    one_of_two_runs_at_once_retrains,
     settings,  # noqa: F401  (fixture)
+    today,
 )
 from tests.postgres import postgres_server
 
@@ -22,7 +23,7 @@ from tests.postgres import postgres_server
 @pytest.mark.nightly
 def test_of_two_runs_at_once_one_retrains(settings, tmp_path):
     """18: the first bad window alerts nobody, the second starts one retraining."""
-    answer(settings, "1", AS_OF - HOUR, "today")
+    log_answers(settings, today(settings), "1", AS_OF - HOUR, "today")
     assert monitor(settings, SPEC, AS_OF).verdict == "bad"
     with postgres_server(tmp_path / "log") as server:
         address = server.address.replace("postgres://", "postgresql+psycopg://")
@@ -31,4 +32,4 @@ def test_of_two_runs_at_once_one_retrains(settings, tmp_path):
             for row in local.rows(SPEC.name):
                 ledger.insert(row)
         feast_apply(shared)
-        of_two_that_look_at_once_one_retrains(shared)
+        one_of_two_runs_at_once_retrains(shared)

@@ -7,18 +7,16 @@ from datetime import timedelta
 import pytest
 from feast import FeatureService, Field, RequestSource
 from feast.on_demand_feature_view import on_demand_feature_view
-from feast.types import Float64, String
+from feast.types import Float64
 from redis import Redis
 
-from core.spec import entity_of, entity_text
+from core.spec import entity_text
 from feature_repo.datasets.orders import customer_features_view
 from feature_repo.online import OnlineFeatures
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
 from mlflow_server.served_model import LookupSpecification, ServedModel
 from monitoring.checks.skew import (
-    LIMIT,
-    SAMPLE_VECTORS,
     compare_offline,
     judge_skew,
     read_vectors,
@@ -74,12 +72,15 @@ class Asking:
         self.log = AppendLog(settings.home / "serving" / "log", "predictions")
         self.log.open()
 
-    def ask(self, moment, *keys):
-        contract = self.contract
-        names = tuple(contract.features)
-        reader = OnlineFeatures(self.settings, contract.feature_service, names)
+    def read(self, moment, *keys):
+        names = tuple(self.contract.features)
+        reader = OnlineFeatures(self.settings, self.contract.feature_service, names)
         rows = reader.read(keys, moment)
         reader.close()
+        return rows
+
+    def ask(self, moment, *keys):
+        rows = self.read(moment, *keys)
         for key, features in zip(keys, rows, strict=True):
             self.write(moment, entity_text(key), features)
         return rows
@@ -128,9 +129,7 @@ def test_what_landed_within_the_hour_is_late_and_no_skew(shop, asking):
     assert sum(map(bool, asking.differing())) == 1
 
 
-def test_a_window_that_ended_may_be_late_by_two_seconds_and_an_hour_by_nothing_else(
-    shop, asking
-):
+def test_a_window_that_ended_two_seconds_ago_is_no_skew(shop, asking):
     end = AS_OF + 2 * HOUR  # of the 30 days' window
     # Of the moments of an hour and of 2 s before, the first is of another order.
     shop.has(order(1, 1, end - 30 * DAY, 5.0), order(2, 1, end - 30 * DAY - HOUR, 6.0))
@@ -161,9 +160,7 @@ def plant(settings, number, other):
     redis.close()
 
 
-def test_a_planted_value_is_an_alert_that_names_the_feature_and_no_entity_and_no_value(
-    shop, asking
-):
+def test_a_wrong_online_value_is_an_alert_without_entity_or_value(shop, asking):
     shop.has(*first_orders(), order(11, 1, AS_OF - 40 * DAY, 3.0))
     shop.ingest(AS_OF)
     plant(shop.settings, 3, other=1)
@@ -174,27 +171,21 @@ def test_a_planted_value_is_an_alert_that_names_the_feature_and_no_entity_and_no
     results = {result.name: result for result in judge_skew("churn", "1", differing)}
     assert results["skew/vectors"].value == 35
     assert results["skew/share"].value == pytest.approx(1 / 7)
-    alerts = {name: r for name, r in results.items() if r.status == "alert"}
-    assert "skew/total_orders_30d" not in alerts  # 1 of both
-    alert = alerts["skew/lifetime_orders"]
+    assert results["skew/lifetime_orders"].status == "alert"
+    assert "skew/total_orders_30d" not in results, "1 of both"
+    alert = results["skew/lifetime_orders"]
     assert alert.words == (
         "lifetime_orders: 14.3% of 35 vectors had another value online than offline"
     )
     assert alert.incident == "skew of version 1: lifetime_orders"
     assert (alert.feature, alert.remedy) == ("lifetime_orders", "gyre parity churn")
-    segment = alerts["skew/customer_segment"]
+    segment = results["skew/customer_segment"]
     assert not {"repeat", "customer_id"} & {*segment.words.split()}
 
 
 @pytest.mark.parametrize(
     ("count", "differing", "is_alert"),
-    [
-        (1000, 10, False),
-        (1000, 15, False),
-        (1000, 25, True),
-        (7, 2, False),
-        (7, 3, True),
-    ],
+    [(1000, 15, False), (1000, 25, True), (7, 2, False), (7, 3, True)],
 )
 def test_a_share_is_an_alert_beyond_the_limit_and_beyond_chance(
     count, differing, is_alert
@@ -202,11 +193,10 @@ def test_a_share_is_an_alert_beyond_the_limit_and_beyond_chance(
     vectors = [{"orders"}] * differing + [set()] * (count - differing)
     results = {result.name: result for result in judge_skew("m", "1", vectors)}
     assert ("skew/orders" in results) is is_alert
-    is_beyond = differing / count > LIMIT
-    assert results["skew/share"].status == ("note" if is_beyond else "ok")
+    assert results["skew/share"].status == "note"
 
 
-def test_what_is_no_vector_is_left_out_and_of_many_there_is_a_sample(shop, asking):
+def test_answers_that_cannot_be_compared_are_left_out(shop, asking):
     shop.has(*first_orders())
     shop.ingest(AS_OF)
     (features,) = asking.ask(AS_OF, *customers(1))
@@ -216,11 +206,8 @@ def test_what_is_no_vector_is_left_out_and_of_many_there_is_a_sample(shop, askin
     asking.write(AS_OF, "1", features, features_from="cache")
     asking.write(AS_OF, "1", features, version="2")
     asking.write(AS_OF, "99", features, features_from="partly")
-    differing = asking.differing()
-    assert sorted(map(len, differing)) == [0, len(features)]  # nobody knows 99
-    for _ in range(SAMPLE_VECTORS):
-        asking.write(AS_OF, "1", features)
-    assert len(asking.differing()) >= SAMPLE_VECTORS - 4
+    # Nobody knows 99.
+    assert sorted(map(len, asking.differing())) == [0, len(features)]
 
 
 def test_a_key_of_two_columns_one_of_them_text(applied, spend):
@@ -242,65 +229,39 @@ def test_a_key_of_two_columns_one_of_them_text(applied, spend):
     assert asking.differing() == [set(), set(), {"orders_3m"}]
 
 
-@pytest.mark.parametrize(
-    "key",
-    [{"customer_id": 4}, {"basket": "4"}, {"customer_id": -1, "basket": 'a, "b"'}],
-)
-def test_an_entity_is_found_by_its_text(key):
-    kinds = {name: "int64" if name == "customer_id" else "string" for name in key}
-    assert entity_of(kinds, entity_text(key)) == key
-
-
-@pytest.mark.parametrize("text", ["x", "4", '{"customer_id": 1}', "[1, 2]"])
-def test_a_text_of_another_entity_is_refused(text):
-    with pytest.raises(ValueError, match=r"expected an entity|Expecting value"):
-        entity_of({"customer_id": "int64", "basket": "string"}, text)
-
-
-CART = RequestSource(
-    name="cart",
-    schema=[
-        Field(name="cart_value", dtype=Float64),
-        Field(name="coupon", dtype=String),
-    ],
-)
+CART = RequestSource(name="cart", schema=[Field(name="cart_value", dtype=Float64)])
 
 
 @on_demand_feature_view(
     sources=[customer_features_view, CART],
-    schema=[Field(name="cart_above", dtype=Float64), Field(name="offer", dtype=String)],
+    schema=[Field(name="cart_above", dtype=Float64)],
     mode="python",
 )
 def cart_against_average(inputs):
     pairs = zip(inputs["cart_value"], inputs["avg_order_value"], strict=True)
-    named = zip(inputs["coupon"], inputs["customer_segment"], strict=True)
     return {
         "cart_above": [
             None if average is None else value - average for value, average in pairs
-        ],
-        "offer": [f"{coupon}:{segment}" for coupon, segment in named],
+        ]
     }
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
 def test_features_of_request_data_are_computed_again_from_the_log(shop):
-    features = {"lifetime_value": "double", "cart_above": "double", "offer": "string"}
+    features = {"lifetime_value": "double", "cart_above": "double"}
     parts = [customer_features_view[["lifetime_value"]], cart_against_average]
     service = FeatureService(name="carts", features=parts)
     open_store(shop.settings, 5).apply([cart_against_average, service])
     shop.has(*first_orders())
     shop.ingest(AS_OF)
-    fields = {"cart_value": "double", "coupon": "string"}
-    lookup = UNREAD.model_copy(update={"request_data": fields})
-    own = contract(feature_service="carts", features=features, lookup=lookup)
-    asking = Asking(shop.settings, own)
-    reader = OnlineFeatures(shop.settings, "carts", tuple(features))
-    cart = {"cart_value": 10.0, "coupon": "ten"}
+    lookup = UNREAD.model_copy(update={"request_data": {"cart_value": "double"}})
+    carts = contract(feature_service="carts", features=features, lookup=lookup)
+    asking = Asking(shop.settings, carts)
+    cart = {"cart_value": 10.0}
     moment = AS_OF + HOUR / 2
-    (row,) = reader.read([{"customer_id": 1} | cart], moment)
-    reader.close()
-    assert row == {"lifetime_value": 6.0, "cart_above": 4.0, "offer": "ten:new"}
+    (row,) = asking.read(moment, {"customer_id": 1} | cart)
+    assert row == {"lifetime_value": 6.0, "cart_above": 4.0}
     asking.write(moment, "1", row, request_data=cart)
-    asking.write(moment + MINUTE, "1", row, request_data=cart | {"cart_value": 11.0})
-    asking.write(moment + MINUTE, "1", row, request_data={"coupon": "ten"})  # no vector
+    asking.write(moment + MINUTE, "1", row, request_data={"cart_value": 11.0})
+    asking.write(moment + MINUTE, "1", row, request_data={})  # no vector
     assert asking.differing() == [set(), {"cart_above"}]

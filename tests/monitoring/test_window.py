@@ -6,7 +6,6 @@ import json
 import random
 from collections import Counter
 from datetime import datetime, timedelta
-from zoneinfo import ZoneInfo
 
 import pyarrow as pa
 import pytest
@@ -29,8 +28,6 @@ VALUES = {
     "bool": [True, False, None],
     "float64": [0, 3, -1.25, None],
 }
-CLOCK_BACK = datetime(2026, 10, 25, 12, tzinfo=ZoneInfo("UTC"))
-"""Noon of the day on which Berlin's clocks go back at 01:00 UTC."""
 
 
 @pytest.fixture
@@ -152,39 +149,3 @@ def test_of_many_classes_a_window_names_what_was_said(table):
         "early",
     ]
     assert last_answers["score"].tolist() == pytest.approx([0.4, 0.41, 0.42, 0.43])
-
-
-def test_a_feature_that_nobody_has_any_more_is_a_column_of_nulls(table):
-    fill(table, [answer(name, features=dict.fromkeys(KINDS)) for name in "ab"])
-    rows = take_window(table).rows
-    assert (len(rows), rows["place"].dtype) == (2, float)
-    assert rows[[*KINDS]].isna().all(axis=None)
-
-
-def test_a_window_of_nothing_is_empty(table):
-    assert (len(take_window(table).rows), take_window(table).left_out) == (0, {})
-    day_before = answer("a", NOON - timedelta(hours=25))
-    fill(table, [day_before, answer("b", NOON + timedelta(seconds=1))])
-    assert (len(take_window(table).rows), take_window(table).left_out) == (0, {})
-    assert [*take_window(table).rows] == [*KINDS, "score"]
-
-
-def test_a_window_is_24_hours_on_the_day_a_clock_is_set_back(table):
-    berlin = ZoneInfo("Europe/Berlin")
-    features = {"fold": 0}
-    first = CLOCK_BACK - timedelta(hours=24)
-    hours = [first + timedelta(minutes=30 + 60 * n) for n in range(24)]
-    rows = [
-        answer(f"{time}", time.astimezone(berlin), features=features) for time in hours
-    ]
-    # 02:30 there is twice: the later one is the later answer.
-    for fold in (1, 0):
-        time = datetime(2026, 10, 25, 2, 30, tzinfo=berlin, fold=fold)
-        twice = {"entity": "twice", "features": {"fold": fold}}
-        rows.append(answer(f"twice {fold}", time, **twice))
-    fill(table, rows)
-    for until in (CLOCK_BACK, CLOCK_BACK.astimezone(berlin)):
-        last_answers = take_window(table, {"fold": "int64"}, until)
-        assert last_answers.rows["fold"].tolist().count(1) == 1
-        assert len(last_answers.rows) == 25
-        assert last_answers.left_out == {"followed by a later one": 1}
