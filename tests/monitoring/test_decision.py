@@ -44,42 +44,26 @@ LATER = NOW + timedelta(seconds=1)
         ({"last_retraining": NOW - timedelta(hours=24)}, "retrain", "drift"),
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
-        (
-            {"harm": "12 of 100 failed", "previous": "7", "verdicts": ("ok",)},
-            "rollback",
-            "harm",
-        ),
-        ({"last_promotion": NOW}, "retrain", "drift"),
         ({"last_promotion": LATER}, "nothing", "stale"),
-        (
-            {"last_promotion": LATER, "harm": "12 failed", "previous": "7"},
-            "nothing",
-            "stale",
-        ),
         ({"bad_windows": 3}, "nothing", "first_bad_window"),
-        (
-            {"verdicts": ("bad", "ok", "bad"), "windows": 2},
-            "nothing",
-            "first_bad_window",
-        ),
     ],
 )
 def test_the_first_rule_that_fits_decides(change, action, rule):
-    found = decide(replace(BAD, **change))
-    assert (found.action, found.rule) == (action, rule)
-    assert found.reason
+    decision = decide(replace(BAD, **change))
+    assert (decision.action, decision.rule) == (action, rule)
+    assert decision.reason
 
 
 def test_twenty_windows_of_one_drift_give_one_retraining():
     actions = []
-    seen = replace(BAD, verdicts=())
+    inputs = replace(BAD, verdicts=())
     for hour in range(20):
         at = NOW + timedelta(hours=hour)
-        seen = replace(seen, as_of=at, verdicts=(*seen.verdicts, "bad"))
-        found = decide(seen)
-        actions.append(found.action)
-        if found.action == "retrain":
-            seen = replace(seen, last_retraining=at)
+        inputs = replace(inputs, as_of=at, verdicts=(*inputs.verdicts, "bad"))
+        decision = decide(inputs)
+        actions.append(decision.action)
+        if decision.action == "retrain":
+            inputs = replace(inputs, last_retraining=at)
     assert actions == ["nothing", "retrain", *["nothing"] * 18]
 
 

@@ -33,9 +33,7 @@ def keep(settings, *rows):
         store_decision(settings, row)
 
 
-def test_decisions_are_in_the_order_of_their_moments_and_a_repeated_one_replaces_its_row(
-    settings,
-):
+def test_decisions_are_in_the_order_of_their_moments_each_moment_once(settings):
     assert newest_decisions(settings, "churn") == []
     second = replace(FIRST, as_of=FIRST.as_of + HOUR, action="retrain", serving="{}")
     other = replace(FIRST, model="other")
@@ -46,7 +44,7 @@ def test_decisions_are_in_the_order_of_their_moments_and_a_repeated_one_replaces
     assert newest_decisions(settings, "other") == [other]
 
 
-def test_of_each_span_comes_the_one_that_acted_else_a_bad_one_else_the_newest(settings):
+def test_a_span_shows_the_decision_that_acted_else_a_bad_one_else_the_newest(settings):
     day = FIRST.as_of.replace(hour=0)
     decided = {
         1: ("bad", "retrain"), 2: ("bad", "nothing"), 5: ("ok", "nothing"), 6: ("bad", "nothing"),

@@ -49,20 +49,18 @@ def costs(random, size, share, rates):
 
 @pytest.mark.parametrize(
     ("size", "share", "truth"),
-    [(400, 0.5, 0.0), (400, 0.5, -0.1), (2500, 0.05, 0.0), (1200, 0.1, 0.05)],
+    [(400, 0.5, -0.1), (1200, 0.1, 0.0)],
 )
-def test_the_interval_holds_the_truth_and_better_is_seldom_said_of_equals(
-    size, share, truth
-):
+def test_the_interval_holds_the_truth_in_95_of_100_experiments(size, share, truth):
     random = np.random.default_rng(11)
     effects = [
         estimate_effect(*costs(random, size, share, (0.3, 0.3 + truth)))
-        for _ in range(1000)
+        for _ in range(400)
     ]
     below = sum(effect.high < 10 * truth for effect in effects)
     above = sum(effect.low > 10 * truth for effect in effects)
-    assert 30 <= below + above <= 70
-    assert max(below, above) <= 40  # 2.5 % and three standard errors
+    assert 8 <= below + above <= 32
+    assert max(below, above) <= 19  # 2.5 % and three standard errors
 
 
 def outcomes(random, size, share, rates):
@@ -86,7 +84,7 @@ def compared(entities, spec=SPEC):
     return compare(spec, EXPERIMENT, entities, START)
 
 
-def test_it_says_better_worse_or_not_yet_known_in_a_sentence():
+def test_an_experiment_is_better_worse_or_not_yet_known():
     random = np.random.default_rng(1)
     better = compared(outcomes(random, 4000, 0.3, (0.4, 0.3)))
     assert (better.conclusion, better.figure) == ("better", "cost")
@@ -101,19 +99,12 @@ def test_it_says_better_worse_or_not_yet_known_in_a_sentence():
     undecided = compared(outcomes(random, 500, 0.5, (0.3, 0.28)))
     assert undecided.conclusion == "not yet known"
     few = compared(outcomes(random, 150, 0.5, (0.9, 0.1)))
-    assert few.effects["cost"].high < 0  # sure, were it not for so few
     assert few.conclusion == "not yet known"
     assert few.sentence.endswith("outcomes; 100 of each are the least")
-    numbers = outcomes(random, 4000, 0.5, (0.3, 0.3))
-    numbers["label"] = random.normal(size=4000)
+    alone = compared(outcomes(random, 400, 1.0, (0.3, 0.3)))
+    assert (alone.conclusion, alone.effects) == ("not yet known", {})
+    numbers = outcomes(random, 400, 0.5, (0.3, 0.3))
     assert compared(numbers, SPEND).figure == "squared_error"
-
-
-@pytest.mark.parametrize(("size", "counts"), [(400, "400 and 0"), (0, "0 and 0")])
-def test_where_one_version_has_no_outcome_nothing_is_concluded(size, counts):
-    report = compared(outcomes(np.random.default_rng(2), size, 1.0, (0.3, 0.3)))
-    assert (report.conclusion, report.effects) == ("not yet known", {})
-    assert report.sentence.endswith(f"{counts} outcomes; 100 of each are the least")
 
 
 def row(at, role, old, new, days, percent=100, *, applied=True):
@@ -134,7 +125,7 @@ ROWS = [
 ]
 
 
-def test_an_experiment_lasts_while_one_challenger_answers_one_percent_beside_one_production():
+def test_an_experiment_lasts_while_challenger_share_and_production_stay():
     at = [START + days * DAY for days in range(11)]
     assert experiments(ROWS) == [
         Experiment("1", "2", 5, at[2], at[4]),
@@ -143,10 +134,6 @@ def test_an_experiment_lasts_while_one_challenger_answers_one_percent_beside_one
         Experiment("2", "4", 10, at[10], None),
     ]
     assert experiments(ROWS[:2]) == experiments(ROWS[2:3]) == []
-    whole = row(
-        5, "challenger", "2", "2", 4, 100
-    )  # the last step of a rollout compares nothing
-    assert experiments([*ROWS[:3], whole]) == [Experiment("1", "2", 5, at[2], at[4])]
 
 
 @pytest.fixture(scope="module")
@@ -176,43 +163,40 @@ def actual_labels(settings, day):
 
 
 def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(settings):
-    day = (AS_OF - 125 * DAY).replace(hour=0)
-    noon = day + 5 * HOUR
-    actual = actual_labels(settings, day)
+    noon = (AS_OF - 125 * DAY).replace(hour=5)
+    actual = actual_labels(settings, noon.replace(hour=0))
     customers = sorted(actual)[:600]
     versions = {"production": "1", "challenger": "2", "shadow": "2"}
+    late = AS_OF - DAY
 
     def line(request, entity, role, received=noon, **change):
-        own = {"model": SPEC.name, "role": role, "version": versions[role]}
-        values = {"entity": entity, "probability": 0.6} | own | change
+        version = {"model": SPEC.name, "role": role, "version": versions[role]}
+        values = {"entity": entity, "probability": 0.6} | version | change
         return answer(request, received, **values)
 
     lines = []
+    contradictions = []
     for number, customer in enumerate(customers):
         role = ("production", "challenger")[number % 2]
         lines.append(line(f"r{number}", customer, role))
-        later = line(f"again{number}", customer, role, noon + HOUR, probability=0.1)
-        lines.append(later)
-    failed = line("failed", customers[0], "challenger", noon - HOUR, **FAILURE)
+        lines.append(line(f"again{number}", customer, role, noon + HOUR))
+        outcome = feedback(f"r{number}", 1.0 - actual[customer], late)
+        contradictions.append(outcome)
     lines += [
         line("other", customers[0], "challenger", noon + 2 * HOUR),
         line("shadow", customers[1], "shadow"),
         line("nobody", None, "production"),
         line("outside", 10**6, "production", in_population=False),
         line("unknown", 10**6 + 1, "production"),
-        line("told", 10**6 + 2, "challenger", noon - DAY),
+        line("by feedback", 10**6 + 2, "challenger", noon - DAY),
         line("earlier", 10**6 + 3, "challenger", noon - 6 * DAY),
-        failed,
-        *[failed | {"request_id": f"failed {number}"} for number in range(20)],
     ]
+    for number in range(21):
+        failure = line(f"failed {number}", customers[0], "challenger", **FAILURE)
+        lines.append(failure)
     write(settings, "predictions-1-1.jsonl", *lines)
-    late = AS_OF - DAY
-    contradictions = [
-        feedback(f"r{number}", 1.0 - actual[customer], late)
-        for number, customer in enumerate(customers)
-    ]
-    told = feedback("told", 1.0, late)
-    write(settings, "feedback-1-1.jsonl", told, *contradictions)
+    known = feedback("by feedback", 1.0, late)
+    write(settings, "feedback-1-1.jsonl", known, *contradictions)
 
     report = read_report(settings, SPEC, AS_OF)
     assert report.outcomes == {"production": 300, "challenger": 300}
@@ -229,19 +213,10 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     assert report.harm.startswith("21 of 622 predictions failed")
     text = "\n".join(experiment_lines(report))
     assert text.startswith(report.sentence)
-    for part in (
-        "challenger  version 2, 300 outcomes",
-        "difference  log_loss",
-        "each entity by its",
-        "harm        21 of 622",
-    ):
-        assert part in text
+    assert "challenger  version 2, 300 outcomes" in text
     json.dumps(to_jsonable_python(asdict(report)), allow_nan=False)
-    early = read_report(settings, SPEC, AS_OF - 100 * DAY)
-    assert "0 and 0 outcomes" in early.sentence
-    assert early.left_out["whose outcome is not known yet"] == 601
 
 
-def test_without_an_experiment_there_is_a_word_on_how_to_begin_one(settings):
+def test_without_an_experiment_the_error_tells_how_to_begin_one(settings):
     with pytest.raises(MonitoringError, match=r"gyre promote .* --role challenger"):
         read_report(settings, SPEC, AS_OF - 200 * DAY)

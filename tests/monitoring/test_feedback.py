@@ -1,4 +1,4 @@
-"""Outcomes that nobody asked for, told twice, or told otherwise: counted by name, never used."""
+"""Outcomes that nobody asked for, repeated or contradicted: counted by name, never used."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def answers(settings, *names, **change):
     collect(settings)
 
 
-def told(settings, *lines, file="1-1"):
+def add_feedback(settings, *lines, file="1-1"):
     """Lines of request, actual, and minutes after the answer."""
     rows = [
         feedback(name, actual, NOON + timedelta(minutes=minutes))
@@ -45,9 +45,9 @@ def joined(settings, model="m", minutes=60, task="classification"):
     return join_outcomes(settings, spec, NOON + timedelta(minutes=minutes))
 
 
-def test_each_line_of_feedback_is_used_or_counted_by_name_again_in_every_run(settings):
+def test_each_line_of_feedback_is_used_or_counted_with_a_reason(settings):
     answers(settings, *"abcde")
-    told(
+    add_feedback(
         settings,
         ("a", 1.0, 1),
         ("b", 1.0, 1),
@@ -69,47 +69,55 @@ def test_each_line_of_feedback_is_used_or_counted_by_name_again_in_every_run(set
     assert [joined(settings) for _ in range(2)] == [expected, expected]
 
 
-def test_feedback_on_a_request_that_failed_is_of_an_unknown_one(settings):
+def test_feedback_on_a_request_that_failed_is_left_out(settings):
     """Of the second a challenger failed, and production answered."""
     answers(settings, "a", **FAILURE)
     answers(settings, "b", role="challenger", **FAILURE)
     answers(settings, "b")
-    told(settings, ("a", 1.0, 1), ("b", 1.0, 1))
+    add_feedback(settings, ("a", 1.0, 1), ("b", 1.0, 1))
     assert joined(settings) == KnownOutcomes({"b": 1.0}, {UNKNOWN: 1})
 
 
-def test_feedback_on_another_model_or_later_than_the_run_is_none_of_it(settings):
+def test_feedback_on_another_model_or_after_the_run_does_not_count(settings):
     answers(settings, "a")
     answers(settings, "b", model="other")
-    told(settings, ("a", 1.0, 5), ("b", 1.0, 5), ("b", 0.0, 6), ("nobody", 1.0, 5))
+    add_feedback(
+        settings, ("a", 1.0, 5), ("b", 1.0, 5), ("b", 0.0, 6), ("nobody", 1.0, 5)
+    )
     assert joined(settings, minutes=1) == KnownOutcomes({}, {})
     assert joined(settings) == KnownOutcomes({"a": 1.0}, {UNKNOWN: 1})
     assert joined(settings, "other").left_out == {UNKNOWN: 1, AGAINST: 1}
 
 
-def test_a_class_is_0_or_1_and_a_number_is_any(settings):
-    answers(settings, "a", "b")
-    told(settings, ("a", 0.5, 1), ("a", 1.0, 2), ("b", -7.0, 1))
-    assert joined(settings) == KnownOutcomes({"a": 1.0}, {"neither 0 nor 1": 2})
-    numbers = joined(settings, task="regression")
-    assert numbers == KnownOutcomes({"a": 0.5, "b": -7.0}, {AGAINST: 1})
-
-
-def test_an_outcome_of_many_classes_is_a_name_or_a_position(settings):
+@pytest.mark.parametrize(
+    ("task", "known", "left_out"),
+    [
+        ("classification", {"a": 1.0, "b": 1.0}, {"neither 0 nor 1": 5}),
+        (
+            "multiclass",
+            {"a": 1.0, "b": 2.0, "e": 0.0},
+            {"no outcome of its task": 3, AGAINST: 1},
+        ),
+    ],
+)
+def test_an_outcome_is_a_value_of_the_models_task(settings, task, known, left_out):
     answers(settings, *"abcde")
-    told(
+    add_feedback(
         settings,
-        ("a", "late", 1),
-        ("a", 2, 2),
-        ("b", 1, 1),
-        ("b", "late", 2),
+        ("a", 1.0, 1),
+        ("b", "late", 1),
+        ("b", 1, 2),
         ("c", "lost", 1),
         ("d", 3, 1),
         ("e", 0.5, 1),
         ("e", "early", 2),
     )
-    assert joined(settings, task="multiclass") == KnownOutcomes(
-        known={"a": 2.0, "b": 1.0, "e": 0.0},
-        left_out={"no outcome of its task": 3, AGAIN: 1, AGAINST: 1},
-    )
-    assert joined(settings).left_out["neither 0 nor 1"] == 7
+    outcomes = joined(settings, task=task)
+    assert outcomes == KnownOutcomes(known, left_out)
+
+
+def test_an_outcome_of_a_regression_is_any_number(settings):
+    answers(settings, "a", "b")
+    add_feedback(settings, ("a", 0.5, 1), ("a", 1.0, 2), ("b", -7.0, 1))
+    numbers = joined(settings, task="regression")
+    assert numbers == KnownOutcomes({"a": 0.5, "b": -7.0}, {AGAINST: 1})

@@ -119,7 +119,7 @@ def test_requests_that_serving_refused_since_the_last_run_are_an_alert(refused, 
     assert (result.status, result.value) == (status, refused)
 
 
-def test_the_log_says_rows_requests_seconds_and_scores_of_each_role(tmp_path):
+def test_rows_requests_seconds_and_scores_of_each_role_are_measured(tmp_path):
     settings = new_settings(tmp_path)
     lines = [answer(f"r{n}", probability=n / 100) for n in range(101)]
     lines += [answer(f"outside {n}", in_population=False) for n in range(9)]
@@ -171,7 +171,7 @@ def test_one_class_alone_is_a_collapse_too():
     assert collapsed_classes(["late"] * 200, ["late"] * 100) is None
 
 
-def test_the_version_before_is_better_if_it_is_by_every_metric_and_surely_by_its_loss():
+def test_the_version_before_is_better_if_every_metric_surely_is():
     random = np.random.default_rng(5)
     y = random.integers(0, 2, 500)
     good = Scored(
@@ -217,7 +217,7 @@ FIRST_TWO = [(None, "1", "ann"), ("1", "2", "ann")]
         ([*FIRST_TWO, ("2", "3", "ann")], "13", "1"),  # past one that was deleted
     ],
 )
-def test_the_monitor_goes_back_to_none_that_it_has_gone_back_from(
+def test_a_rollback_skips_versions_that_were_rolled_back_before(
     changes, registered, expected
 ):
     assert previous_version(ledger(*changes), registered) == expected

@@ -62,8 +62,8 @@ def results(tmp_path):
 
     def run(reference, window, *, metrics=(), spread=None):
         reference = reference_of(reference, spread)
-        found = report_results(LIMITS, reference, window, metrics, tmp_path)
-        return {result.name: result for result in found}
+        checks = report_results(LIMITS, reference, window, metrics, tmp_path)
+        return {result.name: result for result in checks}
 
     return run
 
@@ -73,16 +73,18 @@ def of_status(results, status):
 
 
 def test_a_column_is_compared_in_each_way(results):
-    found = results(FULL, FULL, metrics=[measured(0.71, 0.65), measured(0.7, None)])
+    by_name = results(FULL, FULL, metrics=[measured(0.71, 0.65), measured(0.7, None)])
     features = {"orders": "ks", "plan": "chi2", "score": "ks"}
     expected = {"online/f1", "mean/score", "unseen/orders", "unseen/plan"}
     for name, test in features.items():
         expected |= {f"psi/{name}", f"missing/{name}", f"{test}/{name}"}
-    assert found.keys() == expected
-    assert of_status(found, "ok") == expected
-    assert found["ks/orders"].limit is None
-    assert found["psi/score"].kind == found["mean/score"].kind == "prediction_drift"
-    assert found["psi/orders"].words == "orders: PSI 0.00, from 0.25 it counts as drift"
+    assert by_name.keys() == expected
+    assert of_status(by_name, "ok") == expected
+    assert by_name["ks/orders"].limit is None
+    assert by_name["psi/score"].kind == by_name["mean/score"].kind == "prediction_drift"
+    assert (
+        by_name["psi/orders"].words == "orders: PSI 0.00, from 0.25 it counts as drift"
+    )
 
 
 def test_results_are_the_figures_and_tests_of_the_report(results, tmp_path):
@@ -164,11 +166,11 @@ def test_a_word_for_a_missing_text_counts_as_missing(results):
 @pytest.mark.parametrize("size", [0, 100])
 def test_few_values_are_worth_a_note_and_never_bad(results, size):
     moved = FULL.assign(orders=FULL["orders"] + 9, score=FULL["score"] * 0.1)
-    found = results(FULL, moved.head(size))
-    assert of_status(found, "bad") == set()
+    by_name = results(FULL, moved.head(size))
+    assert of_status(by_name, "bad") == set()
     if size:
-        assert "psi/orders" in of_status(found, "note")
-        assert found["psi/orders"].words.endswith("of 100 values, too few to judge")
+        assert "psi/orders" in of_status(by_name, "note")
+        assert by_name["psi/orders"].words.endswith("of 100 values, too few to judge")
 
 
 def test_a_metric_that_raises_is_unknown_and_the_others_are_measured(results, tmp_path):
@@ -193,8 +195,8 @@ def test_predicted_numbers_and_classes_are_compared(results):
 def test_a_category_is_text_and_never_part_of_the_page(results, tmp_path):
     plans = np.where(FULL["plan"] == "a", "</script><script>alert(1)</script>", "<b>")
     rows = FULL.assign(plan=plans.astype(object))
-    found = results(rows, rows.assign(plan="<script>"))
-    assert of_status(found, "bad") == {"psi/plan", "unseen/plan"}
+    by_name = results(rows, rows.assign(plan="<script>"))
+    assert of_status(by_name, "bad") == {"psi/plan", "unseen/plan"}
     page = (tmp_path / "report.html").read_text()
     assert "script>alert(1)" in page
     assert "<script>alert(1)" not in page
@@ -213,18 +215,18 @@ def test_new_categories_are_those_beyond_what_the_reference_makes_likely(results
 
     reference = rows(5000)
     assert of_status(results(reference, rows(2000)), "bad") == set()
-    found = results(reference, rows(1800, more=200))
-    assert "unseen/postcode" in of_status(found, "bad")
+    by_name = results(reference, rows(1800, more=200))
+    assert "unseen/postcode" in of_status(by_name, "bad")
 
 
 def test_the_whole_window_is_counted_and_a_sample_is_compared(results, tmp_path):
     many = FULL.sample(200_300, replace=True, random_state=1)
-    found = results(many, many)
+    by_name = results(many, many)
     report = json.loads((tmp_path / "report.json").read_text())
     values = {metric["metric_name"]: metric["value"] for metric in report["metrics"]}
     assert values["RowCount()"] == 200_000
     assert 200_300 in values.values()
-    assert of_status(found, "bad") == set()
+    assert of_status(by_name, "bad") == set()
 
 
 def trips():

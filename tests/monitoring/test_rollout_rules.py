@@ -42,6 +42,10 @@ def challenger(seconds=0.010, **change):
     return replace(PASSED, challenger=variant(seconds, **change))
 
 
+def slower(evidence, seconds, **change):
+    return replace(evidence, challenger=variant(seconds), **change)
+
+
 def production(seconds=0.010, **change):
     return replace(PASSED, production=variant(seconds, **change))
 
@@ -50,83 +54,36 @@ def production(seconds=0.010, **change):
     ("evidence", "action", "percent", "reason"),
     [
         (PASSED, "advance", 25, "0 of 1000 rows failed beside 0 of 1000, 95 % of req"),
-        (replace(PASSED, percent=0), "advance", 5, "scores 0.00 apart"),
-        (replace(PASSED, percent=25), "advance", 50, ""),
-        (replace(PASSED, percent=50), "advance", 100, ""),
         (replace(PASSED, percent=10), "advance", 25, ""),  # the steps were others then
-        # where it answers everybody, production of the step before stands for production
+        # Where it answers everybody, production of the step before stands for production.
         (replace(LAST, previous_production=GOOD), "done", 100, ""),
         (LAST, "hold", 100, "production has answered 0"),
-        (
-            replace(LAST, previous_production=GOOD, challenger=variant(0.021)),
-            "abort",
-            0,
-            "21.0 ms",
-        ),
-        # too little is known, of rows or of requests
-        (
-            replace(PASSED, challenger=Variant()),
-            "hold",
-            5,
-            "it has answered 0 of 100 rows",
-        ),
+        (slower(LAST, 0.021, previous_production=GOOD), "abort", 0, "21.0 ms"),
+        # Too little is known.
         (challenger(scored_rows=99), "hold", 5, "it has answered 99 of 100 rows"),
-        (challenger(scored_rows=100), "advance", 25, ""),
         (challenger(requests=99), "hold", 5, "it has answered 99 of 100 requests"),
-        (
-            production(scored_rows=99),
-            "hold",
-            5,
-            "production has answered 99 of 100 rows",
-        ),
-        (
-            production(requests=2),
-            "hold",
-            5,
-            "production has answered 2 of 100 requests",
-        ),
+        (production(scored_rows=99), "hold", 5, "production has answered 99 of 100"),
+        (production(requests=2), "hold", 5, "production has answered 2 of 100 req"),
         (replace(PASSED, minutes=9.9), "hold", 5, "10 of 10 minutes"),
-        (replace(PASSED, minutes=-5.0), "hold", 5, "minutes"),
-        (replace(PASSED, minutes=10.0), "advance", 25, ""),
-        # failures: more than 2 points above production's, as soon as nothing can mend them
+        # Failures: more than 2 points above production's, as soon as nothing can mend them.
         (challenger(failed_rows=20), "advance", 25, "20 of 1000 rows failed"),
-        (
-            challenger(failed_rows=21),
-            "abort",
-            0,
-            "21 of 1000 predictions failed, at most",
-        ),
+        (challenger(failed_rows=21), "abort", 0, "21 of 1000 predictions failed, at"),
         (replace(PASSED, challenger=Variant(rows=2, failed_rows=2)), "hold", 5, ""),
         (
             replace(PASSED, challenger=Variant(rows=3, failed_rows=3)),
             "abort",
             0,
-            "3 of 3",
+            "3 of",
         ),
-        (
-            replace(challenger(failed_rows=100), production=variant(failed_rows=100)),
-            "advance",
-            25,
-            "",
-        ),
-        # latency
+        # Latency.
         (challenger(0.020), "advance", 25, "within 20.0 ms beside 10.0 ms"),
-        (
-            challenger(0.021),
-            "abort",
-            0,
-            "95 % of requests within 21.0 ms, at most 20.0 ms",
-        ),
-        (replace(challenger(0.0055), production=variant(0.001)), "advance", 25, ""),
-        (replace(challenger(0.0065), production=variant(0.001)), "abort", 0, "6.0 ms"),
-        (challenger(1.0, requests=99), "hold", 5, ""),
-        # scores
+        (challenger(0.021), "abort", 0, "requests within 21.0 ms, at most 20.0 ms"),
+        (slower(production(0.001), 0.0055), "advance", 25, ""),
+        # Scores.
         (challenger(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
         (challenger(scores=moved(0.605)), "abort", 0, "0.60 from those of production"),
         (challenger(scores=moved(0.605), scored_rows=100), "hold", 5, "too few to say"),
-        (challenger(scores=moved(0.905), scored_rows=100), "abort", 0, "0.90 from"),
         (challenger(scores=SAME), "abort", 0, "every one of 1000 scores is 0.7"),
-        (challenger(scores=SAME, scored_rows=99), "hold", 5, ""),
     ],
 )
 def test_the_first_rule_that_fits_decides(evidence, action, percent, reason):
@@ -185,9 +142,9 @@ def test_no_step_is_passed_below_the_least_or_skipped(
 def test_two_samples_of_one_distribution_are_never_surely_apart():
     random = np.random.default_rng(7)
     aborted = 0
-    for _ in range(300):
+    for _ in range(100):
         draws = [np.percentile(random.beta(2, 3, 100), range(101)) for _ in range(2)]
         both = [variant(scored_rows=100, scores=tuple(draw)) for draw in draws]
         step = judge_step(Rollout(scores=0.05), Evidence(5, 60, *both))
         aborted += step.action == "abort"
-    assert aborted <= 6
+    assert aborted <= 2

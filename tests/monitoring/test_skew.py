@@ -1,4 +1,4 @@
-"""Skew, made for real: ingest, Feast, Redis, its reader and the prediction log."""
+"""Real skew: ingest, Feast, Redis, its reader and the prediction log."""
 
 from __future__ import annotations
 
@@ -218,8 +218,8 @@ def test_a_key_of_two_columns_one_of_them_text(applied, spend):
     )
     service = "next_quarter_spend_v1"
     key = {"customer_id": "int64", "basket": "string"}
-    own = contract(entity_key=key, feature_service=service, features=BASKETS)
-    asking = Asking(applied, own)
+    baskets = contract(entity_key=key, feature_service=service, features=BASKETS)
+    asking = Asking(applied, baskets)
     asking.end = month + 2 * HOUR
     one = {"customer_id": 1, "basket": "several"}
     two = {"customer_id": 2, "basket": "single"}
