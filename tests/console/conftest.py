@@ -2,14 +2,9 @@
 
 from __future__ import annotations
 
-import signal
-import sys
 from contextlib import closing
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
 
-import httpx
 import pytest
 
 from mlflow_server.alerts import Alerts
@@ -17,48 +12,22 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from monitoring.check import CheckResult
 from monitoring.decision_log import store_checks, store_decision
-from stack.environment import process_environment
-from tests.conftest import answers, running, wait_until
+from tests.conftest import wait_until
 from tests.console.year import decision_row
+from tests.faults.test_console import console as start_console
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 
-if TYPE_CHECKING:
-    import subprocess
-    from collections.abc import Iterator
-    from pathlib import Path
 
-# What was imported is written to a file when the process is asked by SIGUSR1.
-PROGRAM = """
-import runpy, signal, sys
-from pathlib import Path
-
-out = Path(sys.argv.pop())
-signal.signal(signal.SIGUSR1, lambda *_: out.write_text(" ".join(sys.modules)))
-runpy.run_module("monitoring.console", run_name="__main__", alter_sys=True)
-"""
-
-
-@dataclass
 class Console:
-    client: httpx.Client
-    process: subprocess.Popen[bytes]
-    written: Path
+    def __init__(self, client):
+        self.client = client
 
-    def modules(self) -> set[str]:
-        self.written.unlink(missing_ok=True)
-        self.process.send_signal(signal.SIGUSR1)
-        wait_until(
-            "its modules",
-            lambda: self.written.exists() and bool(self.written.read_text()),
-        )
-        return set(self.written.read_text().split())
-
-    def page(self, model: str = "") -> str:
+    def page(self, model=""):
         answer = self.client.get(f"/status/{model}" if model else "/")
         assert answer.status_code == 200, answer.text
         return answer.text
 
-    def page_with(self, text: str, model: str = "") -> str:
+    def page_with(self, text, model=""):
         """The page once `text` is on it: of what is slow to answer it says that it is unknown."""
         wait_until(text, lambda: text in self.page(model))
         return self.page(model)
@@ -102,7 +71,7 @@ fetch("/metrics").catch(() => {});
 
 
 @pytest.fixture(scope="session")
-def looked(rig: Any, served: Any) -> datetime:
+def monitored(rig, served):
     """Rows as the monitor keeps them: a retraining, an alert nobody heard; a training, a report."""
     now = datetime.now(UTC)
     name = rig.spec.name
@@ -144,16 +113,7 @@ def looked(rig: Any, served: Any) -> datetime:
 
 
 @pytest.fixture(scope="session")
-def console(rig: Any, served: Any) -> Iterator[Console]:
-    settings, written = rig.settings, rig.folder / "modules"
-    command = [sys.executable, "-c", PROGRAM, str(written)]
-    with (
-        running(
-            command, rig.folder / "console.log", **process_environment(settings)
-        ) as process,
-        httpx.Client(base_url=settings.console_address, timeout=300) as client,
-    ):
-        wait_until(
-            "console", lambda: answers(f"{settings.console_address}/health/live")
-        )
-        yield Console(client, process, written)
+def console(rig, served):
+    port = rig.settings.console_port
+    with start_console(rig, console_port=port) as (client, _):
+        yield Console(client)

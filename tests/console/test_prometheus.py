@@ -12,7 +12,6 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 import httpx
 import pytest
@@ -30,10 +29,11 @@ KEPT = Path(sys.prefix) / "debian"
 
 
 @pytest.fixture(scope="module")
-def bin_folder() -> Path:
+def bin_folder():
     """Prometheus of the system, else of Debian's package, unpacked and never installed."""
-    if found := shutil.which("promtool"):
-        return Path(found).parent
+    promtool_path = shutil.which("promtool")
+    if promtool_path:
+        return Path(promtool_path).parent
     if not KEPT.exists():
         with TemporaryDirectory(dir=KEPT.parent) as name:
             fetch = "apt-get download prometheus || { apt-get update && apt-get download prometheus; }"
@@ -43,15 +43,15 @@ def bin_folder() -> Path:
                 text=True, timeout=900, check=False,
             )  # fmt: skip
             if done.returncode:
-                said = done.stderr.strip().splitlines()[-3:]
+                errors = done.stderr.strip().splitlines()[-3:]
                 pytest.fail(
-                    f"no Prometheus: apt-get install prometheus, then again: {said}"
+                    f"no Prometheus: apt-get install prometheus, then again: {errors}"
                 )
             (Path(name) / "here").rename(KEPT)
     return KEPT / "usr" / "bin"
 
 
-def promtool(folder: Path, *words: str) -> None:
+def promtool(folder, *words):
     done = subprocess.run(
         [folder / "promtool", *words],
         cwd=SHIPPED,
@@ -63,8 +63,8 @@ def promtool(folder: Path, *words: str) -> None:
 
 
 def test_configuration_and_rules_hold_and_fire_when_they_should(
-    bin_folder: Path,
-) -> None:
+    bin_folder,
+):
     promtool(bin_folder, "check", "config", "--lint-fatal", "prometheus.yml")
     promtool(bin_folder, "test", "rules", "alerts_test.yml")
     rules = {rule["alert"] for group in _rules() for rule in group["rules"]}
@@ -72,7 +72,7 @@ def test_configuration_and_rules_hold_and_fire_when_they_should(
     assert {name for name in rules if f'alertname="{name}"' not in tried} == set()
 
 
-def _rules() -> Any:
+def _rules():
     return yaml.safe_load((SHIPPED / "alerts.yml").read_text())["groups"]
 
 
@@ -80,18 +80,21 @@ def _rules() -> Any:
 class Prometheus:
     client: httpx.Client
 
-    def get(self, path: str, **query: str) -> Any:
+    def get(self, path, **query):
         answer = self.client.get(f"/api/v1/{path}", params=query).json()
         assert answer["status"] == "success", (query, answer)
         return answer["data"]
 
-    def ask(self, query: str) -> dict[str, float]:
-        found = self.get("query", query=query)["result"]
-        return {json.dumps(each["metric"]): float(each["value"][1]) for each in found}
+    def ask(self, query):
+        samples = self.get("query", query=query)["result"]
+        return {
+            json.dumps(sample["metric"]): float(sample["value"][1])
+            for sample in samples
+        }
 
 
 @pytest.fixture(scope="module")
-def supervised(rig: Any) -> Any:
+def supervised(rig):
     """A supervisor of the rig's home, with a program that does nothing."""
     for name in ("run", "logs"):
         (rig.settings.home / name).mkdir(exist_ok=True)
@@ -104,14 +107,14 @@ def supervised(rig: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def prometheus(
-    rig: Any,
-    served: Any,
-    console: Any,
-    looked: Any,
-    supervised: Any,
-    bin_folder: Path,
-    tmp_path_factory: Any,
-) -> Any:
+    rig,
+    served,
+    console,
+    monitored,
+    supervised,
+    bin_folder,
+    tmp_path_factory,
+):
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
     folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
     with closing(Stream(rig.settings, "test")) as stream:
@@ -139,49 +142,50 @@ def prometheus(
         running(command, folder / "log"),
         httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
     ):
-        made = Prometheus(client)
+        server = Prometheus(client)
         wait_until("Prometheus", lambda: _is_up(client))
         for _ in range(3):
             rig.predict(served.client)
-        wait_until("scrapes", lambda: bool(made.ask("rate(gyre_requests_total[1m])")))
+        wait_until("scrapes", lambda: bool(server.ask("rate(gyre_requests_total[1m])")))
         trained = "gyre_last_training_timestamp_seconds{status='FINISHED'}"
-        wait_until("what MLflow says of runs", lambda: bool(made.ask(trained)))
-        wait_until("work", lambda: bool(made.ask("rate(gyre_cpu_seconds_total[1m])")))
-        yield made
+        wait_until("what MLflow says of runs", lambda: bool(server.ask(trained)))
+        wait_until("work", lambda: bool(server.ask("rate(gyre_cpu_seconds_total[1m])")))
+        yield server
 
 
-def _is_up(client: httpx.Client) -> bool:
+def _is_up(client):
     try:
         return client.get("/-/ready").is_success
     except httpx.TransportError:
         return False
 
 
-def _expressions() -> list[str]:
+def _expressions():
     """Of every panel and annotation, as Grafana asks them."""
     (file,) = DASHBOARDS.glob("dashboards/*.json")
-    found = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', file.read_text())
-    asked = [json.loads(text) for text in found]
+    strings = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', file.read_text())
+    queries = [json.loads(text) for text in strings]
     return [
-        text.replace("$model", ".*").replace("$__rate_interval", "1m") for text in asked
+        text.replace("$model", ".*").replace("$__rate_interval", "1m")
+        for text in queries
     ]
 
 
-def test_every_metric_that_rules_and_dashboard_name_is_exported(
-    prometheus: Prometheus,
-) -> None:
+def test_every_metric_of_a_rule_exists_and_every_panel_shows_something(
+    prometheus,
+):
+    queries = _expressions()
     rules = [rule["expr"] for group in _rules() for rule in group["rules"]]
-    named = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *_expressions()])))
-    wait_until(
-        "all of them", lambda: named <= {*prometheus.get("label/__name__/values")}
-    )
+    metrics = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *queries])))
 
+    def are_exported():
+        return metrics <= {*prometheus.get("label/__name__/values")}
 
-def test_every_panel_of_the_dashboard_shows_something(prometheus: Prometheus) -> None:
-    asked = _expressions()
-    assert len(asked) > 20
-    (promoted,) = (text for text in asked if "changes(gyre_last_promotion" in text)
-    asked.remove(promoted)  # an annotation
-    assert prometheus.ask(promoted) == {}  # production did not change now
-    for text in asked:  # a scrape that took too long leaves it empty until the next
-        wait_until(text, lambda: prometheus.ask(text) != {})  # noqa: B023
+    wait_until("all metrics", are_exported)
+    assert len(queries) > 20
+    for query in queries:
+        if "changes(gyre_last_promotion" in query:  # an annotation
+            assert prometheus.ask(query) == {}, "production did not change now"
+            continue
+        # A scrape that took too long leaves it empty until the next.
+        wait_until(query, lambda: prometheus.ask(query) != {})  # noqa: B023

@@ -12,23 +12,19 @@ from contextlib import closing
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 import sqlalchemy as sql
 
 from core.files import replace_file
 from core.settings import Settings
-from core.spec import ModelSpec, load_specs
+from core.spec import load_specs
 from core.storage import Table
 from feature_repo.dataset_record import DAYS, RECORD, DatasetRecord, record_file
 from mlflow_server.alerts import ALERTS, Alerts
 from mlflow_server.ledger import TABLE, Ledger, LedgerRow
 from monitoring.check import CheckResult
 from monitoring.decision_log import RESULTS, DecisionRow
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
 
 HOURS = 365 * 24
 WEEK = 7 * 24
@@ -38,84 +34,65 @@ METRICS = {"log_loss": 0.55, "auc": 0.72, "f1": 0.61, "accuracy": 0.69}
 LIMIT = 0.25
 
 
-def version_at(hour: int) -> int:
+def version_at(hour):
     """A version a fortnight, `hour` hours before now."""
     return 1 + (HOURS - hour) // (2 * WEEK)
 
 
-def psi(hour: int, place: int) -> float:
+def psi(hour, place):
     drifts = 0.4 if hour in DRIFTED or hour % (6 * WEEK) < 30 and hour > WEEK else 0.0  # noqa: RUF021
     return round(
         0.03 + 0.02 * math.sin(hour / 17 + place) + (drifts if place < 2 else 0), 4
     )
 
 
-def results(spec: ModelSpec, hour: int) -> list[CheckResult]:
+def results(spec, hour):
     """What a monitoring run finds, about as many figures as a real one."""
-    found = []
+    checks = []
     for place, feature in enumerate(spec.features):
         value = psi(hour, place)
-        is_bad = value > LIMIT
-        reason = spec.monitoring.monitor_only
-        acts = feature not in reason
-        found.append(
-            CheckResult(
-                name=f"psi/{feature}",
-                kind="data_drift",
-                status="bad" if is_bad and acts else "note" if is_bad else "ok",
-                value=value,
-                limit=LIMIT,
-                words=f"{feature} drifts: PSI {value:.2f}, limit {LIMIT}",
-                remedy=f"A retraining starts by itself: `gyre decide {spec.name} --explain`",
-                link=f"/status/{spec.name}#history",
-                feature=feature,
-                acts=acts,
-                reason="" if acts else "grows by a day each day",
-            )
+        reason = spec.monitoring.monitor_only.get(feature, "")
+        drift = CheckResult(
+            name=f"psi/{feature}",
+            kind="data_drift",
+            status="ok" if value <= LIMIT else "note" if reason else "bad",
+            value=value,
+            limit=LIMIT,
+            words=f"{feature} drifts: PSI {value:.2f}, limit {LIMIT}",
+            remedy=f"A retraining starts by itself: `gyre decide {spec.name} --explain`",
+            link=f"/status/{spec.name}#history",
+            feature=feature,
+            acts=not reason,
+            reason=reason,
         )
-        for kind, limit in (("ks", None), ("missing", 0.05)):
-            found.append(
-                CheckResult(
-                    name=f"{kind}/{feature}",
-                    kind=kind,
-                    value=round(value / 10, 4),
-                    limit=limit,
-                    words=f"{feature}: {kind} {value / 10:.3f}",
-                )
-            )
-    for name, value in METRICS.items():
-        wave = 0.02 * math.sin(hour / 50)
-        found += [
-            CheckResult(
-                name=f"{group}/{name}",
-                kind="performance_drift",
-                value=round(value + wave, 4),
-                limit=value + (0.05 if name == "log_loss" else -0.05),
-                words=f"{name} {value + wave:.3f} holds",
-            )
-            for group in ("online", "backfilled")
-        ]
-    figures = {
-        "serving/requests_per_minute": 60 + 40 * math.sin(hour / 12),
-        "serving/p50_ms": 2 + math.sin(hour / 9),
-        "serving/p99_ms": 9 + 4 * math.sin(hour / 9),
-        "volume/entities": 500 + 40 * math.sin(hour / 24),
-    }
-    for name, value in figures.items():
-        found.append(
-            CheckResult(name=name, kind="serving", value=round(value, 2), words=name)
-        )
-    failures = CheckResult(
-        name="serving/failures",
-        kind="serving",
-        value=0.001,
-        limit=0.05,
-        words="0.1 % failed",
+        checks.append(drift)
+        checks.append(figure(f"ks/{feature}", "ks", value / 10))
+        checks.append(figure(f"missing/{feature}", "missing", value / 10, 0.05))
+    for name, usual in METRICS.items():
+        value = usual + 0.02 * math.sin(hour / 50)
+        limit = usual + (0.05 if name == "log_loss" else -0.05)
+        for group in ("online", "backfilled"):
+            metric = figure(f"{group}/{name}", "performance_drift", value, limit)
+            checks.append(metric)
+    wave = math.sin(hour / 12)
+    checks += [
+        figure("serving/requests_per_minute", "serving", 60 + 40 * wave),
+        figure("serving/p50_ms", "serving", 2 + wave),
+        figure("serving/p99_ms", "serving", 9 + 4 * wave),
+        figure("volume/entities", "volume", 500 + 40 * wave),
+        figure("serving/failures", "serving", 0.001, 0.05),
+    ]
+    return checks
+
+
+def figure(name, kind, value, limit=None):
+    words = f"{name} is {value:.3f}"
+    return CheckResult(
+        name=name, kind=kind, value=round(value, 4), limit=limit, words=words
     )
-    return [*found, failures]
 
 
-def decision_row(**values: Any) -> DecisionRow:
+def decision_row(**values):
     """A decision; what is not given is that of a good window."""
     usual = {
         "verdict": "ok",
@@ -130,7 +107,7 @@ def decision_row(**values: Any) -> DecisionRow:
     return DecisionRow(**usual | values)
 
 
-def decision(spec: ModelSpec, now: datetime, hour: int) -> DecisionRow:
+def decision(spec, now, hour):
     worst = max(psi(hour, place) for place in range(len(spec.features)))
     bad = worst > LIMIT
     action = "retrain" if bad and psi(hour + 1, 0) < LIMIT else "nothing"
@@ -153,34 +130,31 @@ def decision(spec: ModelSpec, now: datetime, hour: int) -> DecisionRow:
     )
 
 
-def ledger_rows(spec: ModelSpec, now: datetime) -> Iterator[LedgerRow]:
+def ledger_rows(spec, now):
     for version in range(1, version_at(1) + 1):
         at = now - timedelta(hours=HOURS - (version - 1) * 2 * WEEK)
-        who = "out of band" if version % 9 == 0 else "airflow:asset_triggered"
         before = f"{version - 1}" if version > 1 else None
         why = "drift: total_orders_30d: PSI 0.43"
-        yield LedgerRow(spec.name, version, "production", 100, before, f"{version}", who, why,
-                        "runs:/0", at, at)  # fmt: skip
+        yield LedgerRow(spec.name, version, "production", 100, before, f"{version}",
+                        "airflow:asset_triggered", why, "runs:/0", at, at)  # fmt: skip
 
 
-def alert(
-    subject: str, cause: str, message: str, first: datetime, last: datetime
-) -> Any:
-    return {"model": subject, "cause": cause, "message": message, "first": first.isoformat(),
-            "last": last.isoformat(), "details": None, "count": 3, "delivered": True}  # fmt: skip
-
-
-def alerts(spec: ModelSpec, now: datetime) -> Iterator[dict[str, Any]]:
+def alerts(spec, now):
     for weeks in range(1, 52, 6):
         first = now - timedelta(weeks=weeks)
-        cause = f"drift of version {version_at(weeks * WEEK)}"
-        message = "bad: total_orders_30d: PSI 0.43; retrain"
-        yield alert(spec.name, cause, message, first, first + timedelta(hours=9))
+        yield {
+            "model": spec.name,
+            "cause": f"drift of version {version_at(weeks * WEEK)}",
+            "message": "bad: total_orders_30d: PSI 0.43; retrain",
+            "first": first.isoformat(),
+            "last": (first + timedelta(hours=9)).isoformat(),
+            "details": None,
+            "count": 3,
+            "delivered": True,
+        }
 
 
-def fill(
-    settings: Settings, spec: ModelSpec, now: datetime, hours: int = HOURS
-) -> None:
+def fill(settings, spec, now, hours=HOURS):
     """Leave `hours` hourly monitoring runs of `spec` up to `now`, and what belongs to them."""
     fill_decisions(settings, spec, now, hours)
     with closing(Alerts(settings)) as opened, opened._engine.begin() as connection:
@@ -191,9 +165,7 @@ def fill(
     fill_dataset(settings, spec.dataset, now)
 
 
-def fill_decisions(
-    settings: Settings, spec: ModelSpec, now: datetime, hours: int
-) -> None:
+def fill_decisions(settings, spec, now, hours):
     """Write both tables at once: a commit for each run would take an hour."""
     rows = []
     checks = []
@@ -214,7 +186,7 @@ def fill_decisions(
         table.merge(pa.Table.from_pylist(stored, schema), ["model", "as_of"], ["model"])
 
 
-def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) -> None:
+def fill_dataset(settings, name, now, late=0):
     """Leave what an ingest does; its features are complete up to `late` hours ago."""
     watermark = now - timedelta(hours=late)
     days = {
@@ -242,5 +214,5 @@ def fill_dataset(settings: Settings, name: str, now: datetime, late: int = 0) ->
 
 if __name__ == "__main__":
     HOME = Settings(home=Path(sys.argv[1]).resolve())
-    for each in load_specs():
-        fill(HOME, each, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
+    for spec in load_specs():
+        fill(HOME, spec, datetime.now(UTC).replace(minute=0, second=0, microsecond=0))
