@@ -35,8 +35,8 @@ def history(tmp_path_factory):
     file = home / "orders.parquet"
     pq.write_table(orders.filter(pc.and_(is_early, is_eighth)), file)
     settings = new_settings(home / "home", sources={"orders": str(file)})
-    with whole_history(settings, SPEC, end) as (beside, last):
-        yield History(beside, SPEC, last)
+    with whole_history(settings, SPEC, end) as (folder, last):
+        yield History(folder, SPEC, last)
 
 
 def test_every_policy_has_a_row_and_is_compared_with_the_frozen_model(history):

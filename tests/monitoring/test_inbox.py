@@ -28,7 +28,7 @@ def inbox_names(settings):
     return sorted(file.name for file in (settings.data / "inbox").glob("*/*"))
 
 
-def test_files_of_all_replicas_are_taken_once_and_go(settings):
+def test_files_of_all_replicas_are_read_once_and_deleted(settings):
     """A replica that did not hear that its file was taken sends it again."""
     assert collect(settings).predictions == 0  # there is no inbox yet
     for expected in (Collected(3, 2, 0), Collected(0, 0, 0)):
