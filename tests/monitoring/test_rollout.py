@@ -7,7 +7,6 @@ from contextlib import closing
 from datetime import timedelta
 from itertools import count
 
-import numpy as np
 import pytest
 
 from core.monitoring_spec import Rollout
@@ -26,30 +25,30 @@ SPEC = load_spec("customer_churn_model")
 ANN = {"who": "ann", "why": "try"}
 
 
-class Serving:
-    """Writes the log of a server that answers by role."""
+@pytest.fixture(scope="module")
+def settings(tmp_path_factory):
+    home = new_settings(tmp_path_factory.mktemp("rolled"))
+    with mlflow_server(home):
+        yield home
 
-    def __init__(self, settings, model):
-        self.model = model
-        self.random = np.random.default_rng(7)
+
+class World:
+    """A model with version 1 in production and 2 as shadow, and the log of their answers."""
+
+    def __init__(self, settings, spec):
+        self.settings = settings
+        self.spec = spec
+        self.model = spec.name
+        self.registry = Registry(settings)
+        self.ledger = Ledger(settings)
         self.ids = count()
         self.log = AppendLog(settings.home / "serving" / "log", "predictions")
         self.log.open()
+        promote(self.registry, self.ledger, self.model, "1", **ANN)
+        promote(self.registry, self.ledger, self.model, "2", **ANN, role="shadow")
 
-    def answers(
-        self,
-        role,
-        version,
-        number,
-        *,
-        failed=0,
-        seconds=0.0008,
-        score=None,
-        rows_per_request=1,
-        is_member=True,
-    ):
-        """Answer so many rows of which the last ones fail; score: of all of them, else spread."""
-        scores = self.random.beta(2, 3, number)
+    def answers(self, role, version, number, failed=0, *, is_member=True):
+        """Log so many rows, of which the last ones failed."""
         lines = []
         for position in range(number):
             line = answer(
@@ -58,54 +57,29 @@ class Serving:
                 model=self.model,
                 role=role,
                 version=version,
-                probability=round(float(scores[position]), 6)
-                if score is None
-                else score,
+                probability=position / number,
+                seconds=0.0008,
                 in_population=is_member,
             )
             if position >= number - failed:
                 line |= FAILURE
-            if position % rows_per_request == 0:
-                line["seconds"] = seconds
             lines.append(line)
         assert self.log.write(lines)
 
-
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
-    made = new_settings(tmp_path_factory.mktemp("rolled"))
-    with mlflow_server(made):
-        yield made
-
-
-class World:
-    """A model with version 1 in production and 2 as shadow, behind a serving of its own."""
-
-    def __init__(self, settings, spec):
-        self.settings, self.spec, self.model = settings, spec, spec.name
-        self.registry, self.ledger = Registry(settings), Ledger(settings)
-        self.serving = Serving(settings, self.model)
-        promote(self.registry, self.ledger, self.model, "1", **ANN)
-        promote(self.registry, self.ledger, self.model, "2", **ANN, role="shadow")
-
-    def look(self, minutes=11.0):
+    def run(self, minutes=11.0):
         return roll_out(self.settings, self.spec, now() + timedelta(minutes=minutes))
 
     @property
     def roles(self):
         return self.registry.aliases(self.model)
 
-    @property
-    def last(self):
-        return self.ledger.rows(self.model)[-1]
-
     def to(self, percent):
         """Good answers until the challenger has `percent`."""
         role = "shadow"
         for _ in range((5, 25, 50, 100).index(percent) + 1):
-            self.serving.answers("production", "1", 300)
-            self.serving.answers(role, "2", 150)
-            assert self.look().action == "advance"
+            self.answers("production", "1", 300)
+            self.answers(role, "2", 150)
+            assert self.run().action == "advance"
             role = "challenger"
         assert self.roles == {"production": "1", "challenger": "2"}
 
@@ -120,31 +94,25 @@ def world(settings):
     rollout = Rollout(policy="canary")
     world = World(settings, SPEC.model_copy(update={"name": name, "rollout": rollout}))
     yield world
-    world.serving.log.close()
+    world.log.close()
     world.ledger.close()
 
 
 def test_a_version_goes_from_shadow_through_every_step_into_production(world):
-    summaries = []
-    for role, number in (
-        ("shadow", 300),
-        *[("challenger", n) for n in (100, 100, 150)],
-    ):
-        world.serving.answers("production", "1", 300)
-        world.serving.answers(role, "2", 99)
-        world.serving.answers(role, "2", 50, is_member=False)
-        assert [world.look().action for _ in range(2)] == ["hold", "hold"]
-        assert "it has answered 99 of 100 rows" in world.look().summary
-        world.serving.answers(role, "2", number - 99)
-        assert world.look(minutes=5).action == "hold"
-        summaries.append(world.look().summary)
+    role = "shadow"
+    for percent in (5, 25, 50, 100):
+        world.answers("production", "1", 300)
+        world.answers(role, "2", 99)
+        world.answers(role, "2", 50, is_member=False)
+        assert "it has answered 99 of 100 rows" in world.run().summary
+        world.answers(role, "2", 1)
+        assert world.run(minutes=5).action == "hold"
+        assert f"goes on to {percent} %: " in world.run().summary
         # What the step before has seen does not count for this one.
-        again = world.look()
-        assert (again.action, again.evidence.challenger.rows) == ("hold", 0)
-    for summary, percent in zip(summaries, (5, 25, 50, 100), strict=True):
-        assert f"goes on to {percent} %: " in summary
-    world.serving.answers("challenger", "2", 120)
-    done = world.look()
+        assert world.run().evidence.challenger.rows == 0
+        role = "challenger"
+    world.answers("challenger", "2", 120)
+    done = world.run()
     assert (done.action, done.version) == ("done", "2")
     assert world.roles == {"production": "2"}
     rows = [row for row in world.ledger.rows(world.model) if row.who == AUTHOR]
@@ -152,7 +120,7 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     assert {row.action for row in rows} == {"rollout"}
     assert json.loads(rows[-1].evidence)["challenger"]["rows"] == 120
     assert rows[-1].why.startswith("at 100 %: 0 of 120 rows failed beside 0 of 300, 95")
-    assert world.look().action == "nothing"
+    assert world.run().action == "nothing"
     assert world.alerts() == []
 
 
@@ -160,14 +128,14 @@ def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_agai
     world,
 ):
     world.to(25)
-    world.serving.answers("challenger", "2", 18, failed=8)
-    stopped = world.look(minutes=0)
+    world.answers("challenger", "2", 18, failed=8)
+    stopped = world.run(minutes=0)
     assert (stopped.action, world.roles) == ("abort", {"production": "1"})
-    row = world.last
+    row = world.ledger.rows(world.model)[-1]
     assert (row.role, row.from_version, row.to_version) == ("challenger", "2", None)
     assert (row.who, row.action) == (AUTHOR, "release")
     assert row.why == "at 25 %: 8 of 18 predictions failed, at most 2.0% is allowed"
-    assert [world.look().action for _ in range(3)] == ["nothing"] * 3
+    assert [world.run().action for _ in range(3)] == ["nothing"] * 3
     (message,) = world.alerts()
     incident = f"rollout of version 2 stopped (ledger row {row.sequence})"
     assert message == f"{incident}: {row.why}"
@@ -177,15 +145,13 @@ def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_agai
     assert len(world.alerts()) == 1
 
 
-def test_a_stop_that_was_killed_before_its_alert_is_alerted_by_the_next_run(
-    world,
-):
+def test_a_stop_that_was_killed_before_its_alert_is_alerted_by_the_next_run(world):
     by = {"who": AUTHOR, "why": "as shadow: 3 of 3 predictions failed"}
     release(world.registry, world.ledger, world.model, "shadow", **by)
     # Its alert was deleted since, as all of 400 days ago are.
-    assert world.look(minutes=401 * 24 * 60).action == "nothing"
+    assert world.run(minutes=401 * 24 * 60).action == "nothing"
     assert world.alerts() == []
-    assert [world.look().action for _ in range(2)] == ["nothing", "nothing"]
+    assert [world.run().action for _ in range(2)] == ["nothing", "nothing"]
     assert len(world.alerts()) == 1
 
 
@@ -194,7 +160,7 @@ def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_run(world):
     # All before it was killed.
     world.ledger.insert(LedgerRow(world.model, 3, *change, now()))
     assert world.roles == {"production": "1", "shadow": "2"}
-    assert "2 at 5 % holds" in world.look().summary
+    assert "2 at 5 % holds" in world.run().summary
     assert world.roles == {"production": "1", "challenger": "2"}
     rows = world.ledger.rows(world.model)[2:]
     ends = [("challenger", "2"), ("shadow", None)]
@@ -203,24 +169,24 @@ def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_run(world):
 
 
 def test_a_challenger_that_a_person_promoted_is_left_alone(world):
-    world.serving.answers("production", "1", 300)
-    world.serving.answers("shadow", "2", 300)
+    world.answers("production", "1", 300)
+    world.answers("shadow", "2", 300)
     direct = world.spec.model_copy(update={"rollout": Rollout()})
     left = roll_out(world.settings, direct, now())
     assert left.action == "nothing"
     assert "direct; version 2 stays as shadow: gyre promote" in left.summary
     change = {"role": "challenger", "percent": 10}
     promote(world.registry, world.ledger, world.model, "3", **ANN, **change)
-    theirs = world.look()
+    theirs = world.run()
     assert (theirs.action, theirs.version) == ("hold", "3")
     assert "at 10 % holds: ann put it there" in theirs.summary
     release(world.registry, world.ledger, world.model, "challenger", **ANN)
-    assert world.look().action == "advance"
+    assert world.run().action == "advance"
 
 
 def test_a_rollout_is_over_when_production_changes_and_begins_anew_as_shadow(world):
     world.to(50)
     promote(world.registry, world.ledger, world.model, "3", **ANN)
-    assert world.look().action == "nothing"
+    assert world.run().action == "nothing"
     assert world.roles == {"production": "3"}
     assert world.alerts() == []
