@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import socket
 import sys
 import time
@@ -13,7 +12,6 @@ import httpx
 import psutil
 import pytest
 
-from core.settings import PROJECT
 from core.spec import load_spec
 from stack.environment import process_environment
 from tests.conftest import answers, at_most, new_settings, running, wait_until
@@ -26,15 +24,14 @@ MEMORY_MIB = 160
 """What the console allocates; the pages of libraries (100 MiB) are shared with other processes."""
 WITHIN = 2.0
 """Seconds within which a page answers, whatever is missing."""
-LONGEST = f"{'churn_of_the_northern_stores_in_autumn':.30}"
 
 
 @contextmanager
-def console(home, project=PROJECT, **more):
+def console(home, **more):
     """A console alone: nothing else of its stack runs. The client, and the process's id."""
     settings = new_settings(home, demo_start=None, **more)
-    environment = process_environment(settings) | {"GYRE_PROJECT": str(project)}
-    environment |= {f"GYRE_{name.upper()}": value for name, value in more.items()}
+    changed = {f"GYRE_{name.upper()}": value for name, value in more.items()}
+    environment = process_environment(settings) | changed
     command = [sys.executable, "-m", "monitoring.console"]
     with (
         running(command, home.parent / "console.log", **environment) as process,
@@ -119,42 +116,3 @@ def test_a_database_that_accepts_and_never_answers_is_unknown_within_two_seconds
                 if path.startswith(("/?", "/status")):
                     assert "the database: " in text
                 assert "secret" not in text
-
-
-@pytest.fixture
-def fifty(tmp_path):
-    """A project of fifty models, one of them of the longest name."""
-    project = tmp_path / "project"
-    for part in ("feature_repo/datasets", "feature_repo/expectations"):
-        shutil.copytree(PROJECT / part, project / part)
-    shutil.copy(
-        PROJECT / "feature_repo" / "feature_store.yaml", project / "feature_repo"
-    )
-    (project / "models").mkdir()
-    text = (PROJECT / "models" / f"{SPEC.name}.toml").read_text()
-    for name in (LONGEST, *(f"model_{n}" for n in range(49))):
-        spec_text = text.replace(f'"{SPEC.name}"', f'"{name}"')
-        (project / "models" / f"{name}.toml").write_text(spec_text)
-    return project
-
-
-@pytest.mark.nightly
-@pytest.mark.timed
-def test_fifty_models_are_on_one_page(fifty, tmp_path):
-    settings = new_settings(tmp_path / "home")
-    for name in (LONGEST, "model_0"):
-        fill(
-            settings,
-            SPEC.model_copy(update={"name": name}),
-            datetime.now(UTC),
-            hours=200,
-        )
-    with console(settings.home, fifty) as (client, pid):
-        for path in ("/", f"/status/{LONGEST}", "/metrics", "/"):
-            text, took = timed(client, path)
-            memory = allocated_mib(pid)
-            print(f"{path}: {1000 * took:.0f} ms, {memory:.0f} MiB")  # noqa: T201
-            assert took < at_most(WITHIN), path
-            assert memory < MEMORY_MIB
-        assert text.count("<article>") == 50
-        assert LONGEST in text
