@@ -35,7 +35,7 @@ from training.validate import plan_run
 SPEC = load_spec("customer_churn_model")
 SIZES, RARER = (200, 300, 500, 1_000, 5_000), 5
 LIMIT = 0.01
-"""Share of windows without a change that may be told as significant."""
+"""Share of windows without a change that may be significant."""
 
 
 @pytest.fixture(scope="module")
@@ -151,30 +151,32 @@ def bad(reference, size, windows=100, **changes):
 def outcomes(scores, size, chance, scrambled=0.0):
     """What comes true of `size` entities, as `scores` say; `scrambled` of them got another's."""
     true = chance.choice(scores, size)
-    said = np.where(chance.random(size) < scrambled, chance.permutation(true), true)
+    scored_values = np.where(
+        chance.random(size) < scrambled, chance.permutation(true), true
+    )
     y = (chance.random(size) < true).astype(np.int64)
-    scored = Scored(said, float(scores.mean()))
+    scored = Scored(scored_values, float(scores.mean()))
     return Outcomes("online", f"{size} outcomes", pa.table({"label": y}), scored)
 
 
-def told_as_worse(scores, size, draws, scrambled=0.0):
+def share_of_worse(scores, size, draws, scrambled=0.0):
     whole = outcomes(scores, len(scores), np.random.default_rng(0))
-    evaluated = {each.metric: each.value for each in measure(SPEC, whole, {})}
+    evaluated = {item.metric: item.value for item in measure(SPEC, whole, {})}
     count = 0
     for seed in range(draws):
         chance = np.random.default_rng([size, seed])
         drawn = outcomes(scores, size, chance, scrambled)
-        count += any(each.is_bad for each in measure(SPEC, drawn, evaluated))
+        count += any(item.is_bad for item in measure(SPEC, drawn, evaluated))
     return count / draws
 
 
-def test_what_fails_here_is_what_the_report_says_is_bad(reference, rows, tmp_path):
+def test_the_figures_here_are_those_of_the_report(reference, rows, tmp_path):
     change = moved(rows, "avg_order_value", 0.5)
     window = change(rows.sample(1_000, random_state=1), None)
     labelled = replace(reference, rows=rows.assign(label=1.0))
     results = report_results(SPEC.monitoring, labelled, window, [], tmp_path)
     passive = SPEC.monitoring.monitor_only
-    status = {each.name: each.status for each in results if each.feature not in passive}
+    status = {item.name: item.status for item in results if item.feature not in passive}
     bad_names, noted_names = failed(reference, window, SPEC.monitoring)
     assert {name for name in status if status[name] == "bad"} == bad_names
     assert {
@@ -183,11 +185,12 @@ def test_what_fails_here_is_what_the_report_says_is_bad(reference, rows, tmp_pat
     assert "psi/avg_order_value" in bad_names
 
 
-@pytest.mark.parametrize("size", [200, 500])
-def test_chance_alone_is_significant_in_at_most_one_window_of_a_hundred(
-    reference, size
-):
-    assert bad(reference, size) <= LIMIT
+def test_chance_alone_is_significant_in_at_most_one_window_of_a_hundred(reference):
+    assert bad(reference, 200) <= LIMIT
+    # A limit that chance reaches would be seen here.
+    reached = SPEC.monitoring.model_copy(update={"psi_significant": 0.08})
+    without_spread = replace(reference, spread=UsualSpread())
+    assert bad(without_spread, 200, limits=reached) > LIMIT
 
 
 @pytest.mark.nightly
@@ -200,19 +203,10 @@ def test_chance_alone_is_significant_in_at_most_one_window_of_a_thousand(
     assert share <= LIMIT / 10
 
 
-def test_a_limit_that_chance_reaches_would_be_seen_here(reference):
-    reached = SPEC.monitoring.model_copy(update={"psi_significant": 0.08})
-    without_spread = replace(reference, spread=UsualSpread())
-    assert bad(without_spread, 200, limits=reached) > LIMIT
-
-
 def test_what_changed_much_is_found(reference, rows):
-    score_moved = moved(rows, "score", 1.0)
+    assert bad(reference, 200, 20, change=moved(rows, SCORE, 1.0)) > 0.95
     spend_moved = moved(rows, "avg_order_value", 0.5)
-    more_loyal = doubled("customer_segment", "loyal")
-    assert bad(reference, 200, 40, change=score_moved) > 0.95
-    assert bad(reference, 1_000, 40, change=spend_moved) > 0.95
-    assert bad(reference, 1_000, 40, change=more_loyal) > 0.5
+    assert bad(reference, 500, 20, change=spend_moved) > 0.95
 
 
 @pytest.mark.nightly
@@ -238,14 +232,14 @@ def test_planted_changes_are_found_as_the_docs_say(reference, rows, size):
 def test_outcomes_that_come_as_scored_are_worse_in_at_most_one_draw_of_a_hundred(
     rows, size, rarer
 ):
-    # A draw takes 2 s: 200 bootstrap resamples of every metric.
-    share = told_as_worse(rows[SCORE].to_numpy() / rarer, size, 100)
+    # A draw takes a second: 100 bootstrap resamples of every metric.
+    share = share_of_worse(rows[SCORE].to_numpy() / rarer, size, 100)
     print(f"{size} outcomes, a {rarer}th of the ones: {share:.1%} worse")  # noqa: T201
     assert share <= LIMIT
 
 
 @pytest.mark.nightly
-def test_scores_of_other_entities_are_told_as_worse(rows):
+def test_scores_of_other_entities_are_worse(rows):
     scores = rows[SCORE].to_numpy()
-    assert told_as_worse(scores, 200, 100, scrambled=1.0) > 0.9
-    assert told_as_worse(scores, 1_000, 100, scrambled=0.3) > 0.8
+    assert share_of_worse(scores, 200, 100, scrambled=1.0) > 0.9
+    assert share_of_worse(scores, 1_000, 100, scrambled=0.3) > 0.8
