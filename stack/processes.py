@@ -160,25 +160,6 @@ def _supervisor(settings: Settings) -> ServerProxy:
     return ServerProxy("http://supervisor", SupervisorTransport(serverurl=address))
 
 
-def usage(settings: Settings) -> dict[str, tuple[float, int]]:
-    """Return CPU seconds and bytes of memory by program, of all its processes.
-
-    CPU of ended ones too; memory is the proportional set size: what they share counts once.
-    """
-    used = {}
-    for name, row in (states(settings) or {}).items():
-        seconds = 0.0
-        memory = 0
-        with suppress(psutil.NoSuchProcess):
-            program = psutil.Process(row["pid"] or -1)
-            for process in (program, *program.children(recursive=True)):
-                with suppress(psutil.NoSuchProcess):  # ended meanwhile
-                    seconds += sum(process.cpu_times()[:4])
-                    memory += process.memory_full_info().pss
-            used[name] = (seconds, memory)
-    return used
-
-
 def wait_ready(
     settings: Settings,
     programs: Iterable[Program],

@@ -15,7 +15,6 @@ from typing import Any, TypeVar
 
 import jinja2
 import uvicorn
-from croniter import croniter
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -27,7 +26,6 @@ from core.errors import DataError, GyreError
 from core.files import reached, read_file
 from core.packages import package_version
 from core.settings import Settings, load_settings
-from core.spec import ModelSpec
 from core.user_code import dataset_names
 from feature_repo.dataset_record import read_record
 from mlflow_server.pages import Document
@@ -36,13 +34,11 @@ from mlflow_server.roles import PRODUCTION, ROLES
 from monitoring.console.alerts import watch
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import STATES, problems, state, worst_state
-from monitoring.console.history import SPANS, Span, panels_of, picture_of
+from monitoring.console.history import DAYS, Span, panels_of, picture_of
 from monitoring.console.loop import Loop
 from monitoring.console.loop_metrics import loop_metrics
-from stack.processes import usage
 
 T = TypeVar("T")
-DEFAULT_DAYS = 30
 PAGE_POLICY = (
     "default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-src 'self'; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'self'"
@@ -56,15 +52,6 @@ NOT_FOUND = 404
 BAD_GATEWAY = 502
 
 
-def next_runs(spec: ModelSpec, now: datetime) -> dict[str, datetime]:
-    """When Airflow starts what (dags/monitor.py, dags/train.py)."""
-    schedule = {"@quarterly": "0 0 1 */3 *"}.get(spec.schedule, spec.schedule)
-    return {
-        "monitoring": croniter("@hourly", now).get_next(datetime),
-        "training": croniter(schedule, now).get_next(datetime),
-    }
-
-
 TEMPLATES = jinja2.Environment(
     loader=jinja2.FileSystemLoader(Path(__file__).with_name("templates")),
     autoescape=True,
@@ -73,14 +60,12 @@ TEMPLATES = jinja2.Environment(
     lstrip_blocks=True,
 )
 TEMPLATES.globals |= {
-    "days": SPANS,
     "states": STATES,
     "production": PRODUCTION,
     "roles": ROLES,
     "gyre_version": package_version("gyre"),
     "fromisoformat": datetime.fromisoformat,
     "timedelta": timedelta,
-    "next_runs": next_runs,
     "state": state,
     "worst_state": worst_state,
     "panels_of": panels_of,
@@ -94,32 +79,28 @@ class Console:
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._loop = Loop(settings)
-        self._programs = CachedReader(partial(usage, settings))
         self._records = {}
         datasets = [model.spec.dataset for model in self._loop.models.values()]
         for name in dataset_names(*datasets):
             self._records[name] = CachedReader(partial(read_record, settings, name))
 
-    def start(self, request: Request) -> Response:
+    def start(self, _request: Request) -> Response:
         """Show what is wrong, and every check."""
         loop = self._loop.read()
-        return self._page("index.html", request, snapshot=loop, checks=loop.checks)
+        return self._page("index.html", snapshot=loop, checks=loop.checks)
 
     def model(self, request: Request) -> Response:
         """Show one model."""
         name = request.path_params["name"]
         readers = _known(self._loop.models, name, "model")
-        span = _span(request)
-        history = readers.histories[(span.until - span.since).days]
-        loop = self._loop.read([name], readers.pages, history)
+        loop = self._loop.read([name], readers.pages, readers.history)
         return self._page(
             "model.html",
-            request,
             snapshot=loop,
             status=loop.models[name],
             card=loop.cards[name],
             pages=readers.pages.reading,
-            history=history.reading,
+            history=readers.history.reading,
             wanted=request.query_params.get("check"),
             checks={name: loop.checks[name]},
         )
@@ -130,7 +111,7 @@ class Console:
         reader = _known(self._records, name, "dataset")
         read_all([reader])
         record = reader.reading
-        return self._page("data.html", request, name=name, record=record)
+        return self._page("data.html", name=name, record=record)
 
     def validation(self, request: Request) -> Response:
         """Show the Data Docs of a dataset in a frame."""
@@ -138,7 +119,6 @@ class Console:
         _known(self._records, name, "dataset")
         return self._page(
             "frame.html",
-            request,
             title=f"Validation of {name}",
             back=f"/data/{name}",
             source=f"/data-docs/{name}/index.html",
@@ -162,7 +142,6 @@ class Console:
         subject = "model card" if kind == "card" else f"window up to {key}Z"
         return self._page(
             "frame.html",
-            request,
             title=f"{name}, version {document.version}: {subject}",
             back=f"/status/{name}",
             source=f"{request.url.path}/document",
@@ -208,36 +187,31 @@ class Console:
 
     def metrics(self, _request: Request) -> Response:
         """Return the figures of the loop, for Prometheus."""
-        loop = self._loop.read(None, self._programs, *self._records.values())
+        loop = self._loop.read(None, *self._records.values())
         values = [reader.reading.value for reader in self._records.values()]
-        text = loop_metrics(
-            loop,
-            records=[record for record in values if record],
-            programs=self._programs.reading.value or {},
-        )
+        text = loop_metrics(loop, [record for record in values if record])
         return Response(text, media_type=CONTENT_TYPE_LATEST)
 
-    def missing(self, request: Request, exc: Exception) -> Response:
+    def missing(self, _request: Request, exc: Exception) -> Response:
         """Show why there is no such page, and the way back."""
         code = exc.status_code if isinstance(exc, HTTPException) else 500
         detail = exc.detail if isinstance(exc, HTTPException) else ""
-        return self._page("missing.html", request, code=code, detail=detail)
+        return self._page("missing.html", code=code, detail=detail)
 
     def _page(
         self,
         template: str,
-        request: Request,
         code: int = 200,
         checks: Mapping[str, Any] | None = None,
         **values: Any,
     ) -> Response:
         """Return a page of these values, and of those that every page has."""
-        span = _span(request)
+        now = datetime.now(UTC)
         text = TEMPLATES.get_template(template).render(
             settings=self._settings,
             code=code,
-            now=span.until,
-            span=span,
+            now=now,
+            span=Span(now - timedelta(days=DAYS), now),
             models=[*self._loop.models],
             datasets=[*self._records],
             checks=checks,
@@ -293,16 +267,6 @@ def _sandboxed(content: bytes, media_type: str | None) -> Response:
         "X-Content-Type-Options": "nosniff",
     }
     return Response(content, media_type=media_type, headers=headers)
-
-
-def _span(request: Request) -> Span:
-    """Return the time that a page shows, up to now."""
-    days = DEFAULT_DAYS
-    for choice in SPANS:
-        if request.query_params.get("days") == str(choice):
-            days = choice
-    now = datetime.now(UTC)
-    return Span(now - timedelta(days=days), now)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 import logging
 import threading
 from contextlib import closing
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 
 import httpx
 
@@ -15,8 +15,8 @@ from monitoring.console.checks import EVENTS_WAIT, late_events
 from monitoring.console.status import refusal_cause
 from monitoring.serving_status import read_status, replicas_of
 
-EVENTS_SECONDS = 60.0
-REFUSALS_SECONDS = 10.0
+SECONDS = 10.0
+"""Between two looks."""
 logger = logging.getLogger(__name__)
 
 
@@ -68,14 +68,11 @@ def alert_of_refusals(settings: Settings, now: datetime) -> None:
 
 
 def watch(settings: Settings, stopped: threading.Event) -> None:
-    """Look after refused versions and, less often, events until `stopped` is set."""
-    next_events = datetime.now(UTC)
-    while not stopped.wait(min(REFUSALS_SECONDS, EVENTS_SECONDS)):
+    """Look after refused versions and events until `stopped` is set."""
+    while not stopped.wait(SECONDS):
         now = datetime.now(UTC)
         try:
             alert_of_refusals(settings, now)
-            if now >= next_events:
-                alert_of_late_events(settings, now)
-                next_events = now + timedelta(seconds=EVENTS_SECONDS)
+            alert_of_late_events(settings, now)
         except Exception as exc:  # noqa: BLE001  (Redis, or the database: it is tried again)
             logger.warning("nobody can be alerted: %s", exc)

@@ -1,18 +1,19 @@
 """The history of each check, and where a picture has what; templates/words.html draws it."""
 
-from bisect import bisect_right
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from math import inf, isfinite
+from math import inf
 from typing import NamedTuple
 
 from core.settings import Settings
 from monitoring.check import CheckResult
 from monitoring.decision_log import newest_decisions, sampled_decisions, stored_checks
 
-SPANS = {7: 1, 30: 6, 365: 24}
-"""Days that a page can show, and of how many hours it then shows one monitoring run."""
+DAYS = 30
+"""Days that a page shows."""
+HOURS = 6
+"""Hours of which it shows one monitoring run."""
 WORST = ("harmful", "bad", "alert", "unknown", "note", "ok")
 """States of a check, the worst first."""
 ACTING = "Acted on, the worst first"
@@ -67,8 +68,8 @@ class Series:
         return state, -distance if is_beyond else distance
 
 
-def read_history(settings: Settings, model: str, days: int, hours: int) -> list[Series]:
-    """Read the checks of a run of each `hours` of some days, and of the newest.
+def read_history(settings: Settings, model: str) -> list[Series]:
+    """Read the checks of a run of each HOURS of the last DAYS, and of the newest.
 
     Returns:
         The worst first.
@@ -77,8 +78,8 @@ def read_history(settings: Settings, model: str, days: int, hours: int) -> list[
         DataError: A table cannot be read.
 
     """
-    since = datetime.now(UTC) - timedelta(days=days)
-    rows = sampled_decisions(settings, model, since, hours)
+    since = datetime.now(UTC) - timedelta(days=DAYS)
+    rows = sampled_decisions(settings, model, since, HOURS)
     rows += newest_decisions(settings, model, 1)
     moments = sorted({row.as_of for row in rows})
     series: dict[str, Series] = {}
@@ -86,7 +87,7 @@ def read_history(settings: Settings, model: str, days: int, hours: int) -> list[
         some = moments[start : start + AT_ONCE]
         for moment, results in sorted(stored_checks(settings, model, some).items()):
             for result in results:
-                if result.value is not None and isfinite(result.value):
+                if result.value is not None:
                     point = Point(result.value, result.limit, result.status)
                     one = series.setdefault(result.name, Series(result, {}))
                     one.newest = result
@@ -141,7 +142,6 @@ class Mark:
     limit: float | None
     status: str
     text: str
-    report: datetime | None
 
 
 @dataclass(frozen=True)
@@ -152,15 +152,8 @@ class Picture:
     ticks: dict[int, float]
 
 
-def picture_of(one: Series, span: Span, reports: Collection[datetime]) -> Picture:
-    """Place the results of a series. Not in a template, where it takes five times as long.
-
-    Args:
-        one: The series.
-        span: The time that is shown.
-        reports: Moments of Evidently's reports: a result leads to the newest since the one before.
-
-    """
+def picture_of(one: Series, span: Span) -> Picture:
+    """Place the results of a series. Not in a template, where it takes five times as long."""
     numbers = []
     for point in one.points.values():
         numbers += [point.value, point.limit]
@@ -170,20 +163,14 @@ def picture_of(one: Series, span: Span, reports: Collection[datetime]) -> Pictur
     if low < high / 2:
         low = min(low, 0.0)
     pixels = (BOTTOM - TOP) / ((high - low) or 1.0)
-    times = sorted(reports)
     marks: list[Mark] = []
-    previous = span.since
     for moment, (value, limit, status) in one.points.items():
-        count = bisect_right(times, moment)
-        newest = times[count - 1] if count else span.since
         mark = Mark(
             x=span.place(moment),
             y=round(BOTTOM - pixels * (value - low), 1),
             limit=None if limit is None else round(BOTTOM - pixels * (limit - low), 1),
             status=status,
             text=f"{moment:%Y-%m-%d %H:%M} UTC: {value:.4g}, {status}",
-            report=newest if newest > previous else None,
         )
         marks.append(mark)
-        previous = moment
     return Picture(marks=marks, ticks={TOP: high, BOTTOM: low})

@@ -3,12 +3,14 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 from core.settings import Settings
 from core.spec import broken_specs, load_specs
 from feature_repo.broker import ConsumerLag, consumer_lags, consumer_problem
+from mlflow_server.alerts import Alerts
+from mlflow_server.ledger import Ledger
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import CachedReader, read_all
@@ -23,7 +25,6 @@ from monitoring.console.status import (
     ModelReaders,
     ModelStatus,
     ServingStatuses,
-    open_stores,
 )
 from monitoring.serving_status import read_statuses
 
@@ -44,7 +45,6 @@ class Card:
         requests_per_minute: In its window.
         p99_ms: Time to an answer there, in milliseconds.
         failed_share: Of the predictions there.
-        complete_up_to: Up to when all features are online.
         open_alerts: How many.
 
     """
@@ -57,19 +57,15 @@ class Card:
     requests_per_minute: float | None = None
     p99_ms: float | None = None
     failed_share: float | None = None
-    complete_up_to: datetime | None = None
     open_alerts: int | None = None
 
 
 def card_of(status: ModelStatus, checks: Sequence[CheckResult], now: datetime) -> Card:
     """Return the card of a model with these checks."""
-    records = status.freshness.value or ()
-    watermarks = [record.watermark for record in records if record.watermark]
     state = worst_state(checks)
-    complete_up_to = min(watermarks, default=None)
     rows = status.rows.value
     if rows is None:
-        return Card(state, complete_up_to=complete_up_to)
+        return Card(state)
     promotion = rows.newest(PRODUCTION)
     decision = rows.decisions[-1] if rows.decisions else None
     values = {result.name: result.value for result in rows.results}
@@ -82,7 +78,6 @@ def card_of(status: ModelStatus, checks: Sequence[CheckResult], now: datetime) -
         requests_per_minute=values.get("serving/requests_per_minute"),
         p99_ms=values.get("serving/p99_ms"),
         failed_share=values.get("serving/failures"),
-        complete_up_to=complete_up_to,
         open_alerts=len(rows.open_alerts(now)),
     )
 
@@ -122,7 +117,7 @@ class Loop:
         self._lags = CachedReader(partial(consumer_lags, settings))
         self._broken_specs = CachedReader(broken_specs, BROKEN_SPECS_SECONDS)
         self._shared = (self._serving, self._consumer, self._lags, self._broken_specs)
-        stores = open_stores(settings)
+        stores = cache(lambda: (Ledger(settings), Alerts(settings)))
         self.models: dict[str, ModelReaders] = {}
         for spec in load_specs():
             readers = ModelReaders(settings, spec, self._serving, stores)

@@ -3,11 +3,11 @@
 Times are seconds since 1970. What is not known has no sample: it is never 0.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from functools import partial
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, generate_latest
+from prometheus_client import CollectorRegistry, Gauge, generate_latest
 
 from feature_repo.dataset_record import FEATURE_AGE_LIMIT, DatasetRecord
 from mlflow_server.roles import PRODUCTION
@@ -21,9 +21,7 @@ METRICS = {
     "check_limit": "The value from which a check acts; none where it does not act.",
     "check_status": "1 for the status of a check that acts and is not ok.",
     "check_value": "The figure of a check in the newest monitoring run.",
-    "consumer_lag_entries": "Requests of events that the consumer has not processed.",
-    "consumer_lag_seconds": "Age of the oldest such request; 0: none waits.",
-    "cpu_seconds_total": "CPU time of a program of the supervisor, with all its processes.",
+    "consumer_lag_seconds": "Age of the oldest request of events that waits for the consumer; 0: none.",
     "data_quality_ratio": "Share of a dataset's rows of the last 60 days that were not set aside.",
     "data_validation_passed": "0: the last batch broke a rule as a whole and was stopped.",
     "feature_age_promise_seconds": "The most that gyre_feature_watermark_age_seconds may be.",
@@ -31,7 +29,6 @@ METRICS = {
     "last_monitoring_run_timestamp_seconds": "The moment that the newest monitoring run is as of.",
     "last_promotion_timestamp_seconds": "When a version came into production.",
     "last_training_timestamp_seconds": "When the newest training started.",
-    "memory_bytes": "Memory of such a program; what its processes share counts once.",
     "observed_timestamp_seconds": "When a source (database, mlflow, features) was read.",
     "production_version": "1 for the version in production, told by mlflow or the ledger.",
     "source_silence_promise_seconds": "How long a dataset may have no new event.",
@@ -41,19 +38,8 @@ METRICS = {
 """Without `gyre_`."""
 
 
-def loop_metrics(
-    loop: LoopStatus,
-    records: Sequence[DatasetRecord] = (),
-    programs: Mapping[str, tuple[float, int]] | None = None,
-) -> bytes:
-    """Return all samples in Prometheus's text format.
-
-    Args:
-        loop: What is known.
-        records: Of datasets.
-        programs: CPU seconds and bytes of memory, by program.
-
-    """
+def loop_metrics(loop: LoopStatus, records: Sequence[DatasetRecord] = ()) -> bytes:
+    """Return all samples of the loop and of its datasets in Prometheus's text format."""
     registry = CollectorRegistry()
     gauges: dict[str, Gauge] = {}
 
@@ -75,17 +61,7 @@ def loop_metrics(
     for record in records:
         _add_dataset(partial(add, dataset=record.dataset), record, loop.now)
     for dataset, lag in loop.lags.items():
-        add("consumer_lag_entries", lag.entries, dataset=dataset)
         add("consumer_lag_seconds", lag.seconds(loop.now), dataset=dataset)
-    cpu_seconds = Counter(
-        name="gyre_cpu_seconds_total",
-        documentation=METRICS["cpu_seconds_total"],
-        labelnames=["program"],
-        registry=registry,
-    )
-    for program, (seconds, memory) in (programs or {}).items():
-        cpu_seconds.labels(program).inc(seconds)
-        add("memory_bytes", memory, program=program)
     return generate_latest(registry)
 
 

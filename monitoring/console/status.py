@@ -1,12 +1,11 @@
 """What is known of the loop. This process imports neither Feast nor MLflow."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any
 
-from core.errors import RegistryError
 from core.settings import Settings
 from core.spec import ModelSpec
 from core.user_code import dataset_names
@@ -17,8 +16,8 @@ from mlflow_server.pages import ModelPages, Pages, RunPage
 from mlflow_server.registry import Registry
 from mlflow_server.roles import ROLES, last_applied
 from monitoring.check import CheckResult
-from monitoring.console.cached_reader import PATIENCE, CachedReader, Reading
-from monitoring.console.history import SPANS, Series, read_history
+from monitoring.console.cached_reader import CachedReader, Reading
+from monitoring.console.history import Series, read_history
 from monitoring.decision_log import (
     DecisionRow,
     newest_decisions,
@@ -26,14 +25,14 @@ from monitoring.decision_log import (
     stored_checks,
 )
 
-FOR_EVER = 1e9
 PAGES_SECONDS = 30
 """How long an answer is good enough: of the database's tables, and of MLflow's runs."""
 SHOWN_DECISIONS = 24
 YEAR = timedelta(days=365)
 Alert = Mapping[str, Any]
 """A row of the table of alerts."""
-Stores = CachedReader[tuple[Ledger, Alerts]]
+Stores = Callable[[], tuple[Ledger, Alerts]]
+"""Opens both once, for all models: connections count."""
 ServingStatuses = Mapping[str, Mapping[str, Any]]
 """The answer of /status of each replica, by its address."""
 
@@ -131,11 +130,6 @@ def refusal_cause(version: str) -> str:
     return f"version {version} is refused"
 
 
-def open_stores(settings: Settings) -> Stores:
-    """Return a reader that opens ledger and alerts once, for all models: databases count."""
-    return CachedReader(lambda: (Ledger(settings), Alerts(settings)), FOR_EVER)
-
-
 class ModelReaders:
     """A cached reader for each source of one model.
 
@@ -143,7 +137,7 @@ class ModelReaders:
         spec: The model.
         sources: What every page asks, by the fields of `ModelStatus`.
         pages: What MLflow has for a person to read.
-        histories: Checks over time, by days.
+        history: Checks over time.
 
     """
 
@@ -172,10 +166,9 @@ class ModelReaders:
         self.pages: CachedReader[ModelPages] = CachedReader(
             partial(pages.pages, name, spec.experiment), PAGES_SECONDS
         )
-        self.histories: dict[int, CachedReader[list[Series]]] = {}
-        for days, hours in SPANS.items():
-            read = partial(read_history, settings, name, days, hours)
-            self.histories[days] = CachedReader(read, PAGES_SECONDS)
+        self.history: CachedReader[list[Series]] = CachedReader(
+            partial(read_history, settings, name), PAGES_SECONDS
+        )
 
     def status(self) -> ModelStatus:
         """Return what was last read."""
@@ -184,10 +177,7 @@ class ModelReaders:
 
 
 def _model_rows(settings: Settings, stores: Stores, spec: ModelSpec) -> ModelRows:
-    stores.begin().join(PATIENCE)
-    if stores.reading.value is None:
-        raise RegistryError(stores.reading.why)
-    ledger, alerts = stores.reading.value
+    ledger, alerts = stores()
     model = spec.name
     alert_rows: list[Alert] = []
     for subject in (*dataset_names(spec.dataset), model):

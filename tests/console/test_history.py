@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from core.spec import load_spec
 from monitoring.check import CheckResult
-from monitoring.console.__main__ import next_runs
 from monitoring.console.history import (
     ACTING,
     BOTTOM,
+    HOURS,
     PASSIVE,
     TOP,
     TRAFFIC,
@@ -28,8 +26,9 @@ from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import new_settings
 from tests.console.year import decision_row
 
-NOW = datetime(2026, 11, 20, 12, 30, tzinfo=UTC)
+NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0) - timedelta(hours=1)
 HOUR = timedelta(hours=1)
+SPAN = timedelta(hours=HOURS)
 NUMBERS = st.floats(-1e6, 1e6).map(lambda value: round(value, 3))
 
 
@@ -48,7 +47,7 @@ def series(*values, limit=None):
 @given(st.lists(NUMBERS, min_size=1, max_size=9), NUMBERS | st.none())
 def test_a_picture_has_room_for_every_value_and_its_limit(values, limit):
     span = Span(NOW - 24 * HOUR, NOW)
-    drawn = picture_of(series(*values, limit=limit), span, {})
+    drawn = picture_of(series(*values, limit=limit), span)
     pixels = [mark.y for mark in drawn.marks]
     pixels += [mark.limit for mark in drawn.marks if mark.limit is not None]
     assert all(TOP <= pixel <= BOTTOM for pixel in pixels)
@@ -69,15 +68,15 @@ def test_the_worst_acting_check_is_first(tmp_path):
         result("psi/tenure", 8.3, status="note", acts=False, reason="grows each day"),
         result("missing/none", None),
     ]
-    for hours in (3, 2, 1):
-        at = NOW - hours * HOUR
+    for spans in (3, 2, 1):
+        at = NOW - spans * SPAN
         row = decision_row(model="churn", version="1", as_of=at)
         store_decision(settings, row)
-        store_checks(settings, "churn", at, newest if hours == 1 else newest[:1])
-    histories = read_history(settings, "churn", 9_000, 1)
-    assert read_history(settings, "other", 9_000, 1) == []
+        store_checks(settings, "churn", at, newest if spans == 1 else newest[:1])
+    histories = read_history(settings, "churn")
+    assert read_history(settings, "other") == []
     near = next(history for history in histories if history.newest.name == "psi/near")
-    assert [*near.points] == [NOW - hours * HOUR for hours in (3, 2, 1)]
+    assert [*near.points] == [NOW - spans * SPAN for spans in (3, 2, 1)]
 
     def drawn(wanted):
         panels = panels_of(histories, wanted)
@@ -92,15 +91,3 @@ def test_the_worst_acting_check_is_first(tmp_path):
         PASSIVE: ["psi/tenure"],
     }
     assert drawn("ks/far") == {ACTING: ["ks/far"], TRAFFIC: [], PASSIVE: []}
-
-
-@pytest.mark.parametrize(
-    ("schedule", "training"),
-    [("@weekly", "2026-11-22 00:00"), ("15 3 * * *", "2026-11-21 03:15")],
-)  # fmt: skip
-def test_the_next_runs_are_those_of_airflow(schedule, training):
-    spec = load_spec("customer_churn_model").model_copy(update={"schedule": schedule})
-    runs = next_runs(spec, NOW)
-    assert {name: f"{at:%Y-%m-%d %H:%M}" for name, at in runs.items()} == {
-        "monitoring": "2026-11-20 13:00", "training": training,
-    }  # fmt: skip

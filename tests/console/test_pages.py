@@ -45,7 +45,7 @@ def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     assert first is not None
     assert first[1] == "psi/total_orders_30d"
     assert "grows by a day each day" in passive
-    assert re.search(rf'/report/{name}/[^"]*" aria-label="[^"]*: Evidently', page)
+    assert re.search(rf'<a href="/report/{name}/[^"]*">report</a>', page)
     versions = page.split('<section aria-labelledby="versions">')[1]
     assert (
         f'<a href="/card/{name}/{served.second}">version {served.second}</a>'
