@@ -5,21 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, astuple
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+from pydantic_core import to_json
 
 from cli.terminal import progress
-from cli.verbs import AsJson, AsOf, begin, say
-from core.errors import MonitoringError, StackError
+from cli.verbs import AsJson, AsOf, begin, say, signal
+from core.errors import MonitoringError
 from core.settings import load_settings
 from core.spec import load_spec
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from core.settings import Settings
     from monitoring.experiment import ExperimentReport
     from monitoring.monitor import MonitorReport
 
@@ -31,10 +30,9 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
         from monitoring.monitor import monitor as run  # noqa: PLC0415  (heavy)
 
         report = run(settings, spec, time)
-    lines = [*report_lines(report)]
+    say("\n".join(report_lines(report)), report, as_json=as_json)
     if report.decision.action == "retrain":
-        lines.append(start_retraining(settings, report))
-    say("\n".join(lines), report, as_json=as_json)
+        signal(settings, f"drift/{model}")
 
 
 def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
@@ -64,7 +62,7 @@ def decide(
     """Show the last decision; with --explain what it depended on, decided once more."""
     settings = load_settings()
     name = load_spec(model).name
-    from monitoring.decision import INPUTS, LIMITS  # noqa: PLC0415
+    from monitoring.decision import INPUTS  # noqa: PLC0415
     from monitoring.decision import decide as decide_again  # noqa: PLC0415
     from monitoring.decision_log import newest_decisions  # noqa: PLC0415
 
@@ -86,9 +84,7 @@ def decide(
         f"reason: {row.reason}",
     ]
     if explain:
-        seen = {k: v for k, v in asdict(inputs).items() if k not in LIMITS}
-        limits = {k: v for k, v in asdict(inputs).items() if k in LIMITS}
-        lines += ["seen:", *_input_lines(seen), "limits:", *_input_lines(limits)]
+        lines.append(f"decided on: {to_json(inputs, indent=2).decode()}")
         if agrees:
             lines.append("decided again from these inputs: the same")
         else:
@@ -99,17 +95,6 @@ def decide(
     document = asdict(row) | {"inputs": json.loads(row.inputs), "agrees": agrees}
     del document["serving"]  # for the next monitoring run
     say("\n".join(lines), document, as_json=as_json)
-
-
-def _input_lines(inputs: dict[str, Any]) -> Iterator[str]:
-    """Show inputs of a decision in words."""
-    for name, value in inputs.items():
-        text = "none" if value in (None, ()) else f"{value}"
-        if isinstance(value, tuple) and value:
-            text = ", ".join(value)
-        if isinstance(value, datetime):
-            text = f"{value:%Y-%m-%d %H:%M:%S} UTC"
-        yield f"  {name.replace('_', ' ')}: {text}"
 
 
 def experiment_lines(report: ExperimentReport) -> Iterator[str]:
@@ -135,8 +120,6 @@ def experiment_lines(report: ExperimentReport) -> Iterator[str]:
         yield f"  difference  {name} {effect.difference:+.4f} {interval}"
     if report.harm:
         yield f"  harm        {report.harm}"
-    for reason, count in sorted(report.left_out.items()):
-        yield f"  {count:,} {reason}"
 
 
 def report_lines(report: MonitorReport) -> Iterator[str]:
@@ -153,16 +136,3 @@ def report_lines(report: MonitorReport) -> Iterator[str]:
         yield f"  left out: {count} outcomes {why}"
     if report.malformed:
         yield f"  left out: {report.malformed} malformed lines"
-
-
-def start_retraining(settings: Settings, report: MonitorReport) -> str:
-    """Start it in Airflow, as its own monitor does: the decision stands, and is not taken twice."""
-    from stack.airflow_api import AirflowApi  # noqa: PLC0415  (imports Redis)
-
-    try:
-        with AirflowApi(settings) as airflow:
-            airflow.emit(f"drift/{report.model}")
-    except StackError as exc:
-        command = f"gyre train {report.model} --reason {report.retraining_reason()!r}"
-        return f"  no retraining was started: {exc}; run: {command}"
-    return f"  train_{report.model} starts in Airflow: {report.cause}"

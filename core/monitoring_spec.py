@@ -4,21 +4,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from core.training_spec import LOWER_IS_BETTER, Metric, Strict
+from core.training_spec import Metric, Strict
 
 YEAR = 365 * 24
 """Hours."""
 
 
 class MetricLimit(Strict):
-    """How bad a metric may be; at_least and at_most hold whatever it was at evaluation."""
+    """How much worse a metric may be; the sum of both counts, and it must be beyond chance."""
 
-    worse: float | None = Field(None, ge=0)
+    worse: float = Field(0, ge=0)
     """Than when the version was evaluated, in points."""
-    worse_share: float | None = Field(None, ge=0)
+    worse_share: float = Field(0, ge=0)
     """The same, as a share of what it was."""
-    at_least: float | None = None
-    at_most: float | None = None
 
 
 KINDS = frozenset(
@@ -98,14 +96,6 @@ class Monitoring(Strict):
                 f"psi_moderate: expected at most psi_significant ({self.psi_significant:g}), "
                 f"found {self.psi_moderate:g}"
             )
-        for metric, limit in self.metrics.items():
-            is_low_good = metric in LOWER_IS_BETTER
-            useless = limit.at_least if is_low_good else limit.at_most
-            if useless is not None:
-                wanted = "at_most" if is_low_good else "at_least"
-                raise ValueError(
-                    f"metrics.{metric}: expected {wanted}, found {useless:g}"
-                )
         return self
 
 

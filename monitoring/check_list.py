@@ -6,7 +6,7 @@ from dataclasses import replace
 from pkgutil import resolve_name
 from typing import Any
 
-from core.user_code import in_one_line
+from core.errors import GyreError
 from monitoring.check import CheckResult
 from monitoring.checks.performance import MeasuredMetric
 from monitoring.checks.report import report_results
@@ -85,14 +85,11 @@ def run_checks(
     """
     limits = run.spec.monitoring
     results: list[CheckResult] = []
-    if isinstance(reference, Reference):
-        for check in (*checks, *comparisons):
-            results += _results(check.__name__, check, run, reference)
-        for path in limits.checks:
-            results += _own_results(path, run, reference)
+    known_reference = reference if isinstance(reference, Reference) else None
+    chosen: list[Check | str] = [*checks]
+    if known_reference:
+        chosen += [*comparisons, *limits.checks]
     else:
-        for check in checks:
-            results += _results(check.__name__, check, run, None)
         missing = CheckResult(
             name=REFERENCE,
             kind=REFERENCE,
@@ -101,6 +98,8 @@ def run_checks(
             remedy=f"gyre train {run.spec.name} --force",
         )
         results.append(missing)
+    for check in chosen:
+        results += _results(check, run, known_reference)
     passive = limits.monitor_only
     named_results = name_performance(results, passive)
     return [_completed(result, run) for result in named_results]
@@ -156,32 +155,24 @@ def _reason_of_passivity(result: CheckResult, passive: Mapping[str, str]) -> str
     return None
 
 
-def _own_results(
-    path: str, run: MonitoringRun, reference: Reference
-) -> list[CheckResult]:
-    """Return what a team's own check finds."""
-    try:
-        check: Check = resolve_name(path)
-    except (AttributeError, ImportError) as exc:
-        return [_unknown(path, exc)]
-    return _results(path, check, run, reference)
-
-
 def _results(
-    name: str, check: Check, run: MonitoringRun, reference: Reference | None
+    check: Check | str, run: MonitoringRun, reference: Reference | None
 ) -> list[CheckResult]:
+    """Return what a check finds; a team's own is given by its import path."""
+    name = check if isinstance(check, str) else check.__name__
     try:
-        return [*check(run, reference)]
+        function: Check = resolve_name(check) if isinstance(check, str) else check
+        return [*function(run, reference)]
     except Exception as exc:
         log.exception("check %s", name)
-        return [_unknown(name, exc)]
-
-
-def _unknown(name: str, exc: Exception) -> CheckResult:
-    return CheckResult(
-        name=name,
-        kind=name,
-        status="unknown",
-        words=f"{name} was not measured: {in_one_line(exc)}",
-        remedy="the log of the monitoring run has the traceback",
-    )
+        # Another library's message may quote a value.
+        is_plain = isinstance(exc, GyreError | ImportError)
+        reason = str(exc) if is_plain else type(exc).__name__
+        unknown = CheckResult(
+            name=name,
+            kind=name,
+            status="unknown",
+            words=f"{name} was not measured: {reason}",
+            remedy="the log of the monitoring run has the traceback",
+        )
+        return [unknown]

@@ -209,12 +209,12 @@ def answered_rows(
 
 @contextmanager
 def query_log(
-    table: Table, model: str, since: datetime, until: datetime
+    settings: Settings, model: str, since: datetime, until: datetime
 ) -> Iterator[duckdb.DuckDBPyConnection]:
     """Open DuckDB on rows of `predictions`, answered or failed, however many there are.
 
     Args:
-        table: The table `predictions`.
+        settings: Say where the table is.
         model: Only rows of this model.
         since: Only rows received after it.
         until: Only rows received up to it.
@@ -224,7 +224,7 @@ def query_log(
 
     """
     span = f"received > '{since}' AND received <= '{until}'"
-    files = table.files(within=span)
+    files = predictions(settings).files(within=span)
     with (
         TemporaryDirectory(prefix="gyre-log-") as spill_folder,
         duckdb.connect(

@@ -74,8 +74,6 @@ class Inputs:
 
 
 INPUTS = TypeAdapter(Inputs)
-LIMITS = ("cooldown", "windows", "bad_windows")
-"""The inputs that the spec gives; the others were seen."""
 
 
 @dataclass(frozen=True)

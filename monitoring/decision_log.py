@@ -14,6 +14,7 @@ from pydantic import TypeAdapter
 from core.settings import Settings
 from core.table_query import query_table
 from monitoring.check import CheckResult
+from monitoring.decision import Verdict
 
 DECISIONS = "decisions"
 CHECKS = "checks"
@@ -45,7 +46,7 @@ class DecisionRow:
     model: str
     version: str
     as_of: datetime
-    verdict: str
+    verdict: Verdict
     action: str
     rule: str
     reason: str
@@ -88,38 +89,37 @@ def sampled_decisions(
 
     It is the newest that acted, else the newest bad one, else the newest.
     """
-    span = f"date_bin(INTERVAL '{hours} hours', as_of)"
-    order = "action = 'nothing', verdict != 'bad'"
-    return _decisions_since(settings, model, since, span, order)
+    query = f"""
+        SELECT DISTINCT ON (span) * EXCEPT (span), '' AS inputs
+        FROM (
+            SELECT * EXCEPT (inputs), date_bin(INTERVAL '{hours} hours', as_of) AS span
+            FROM here
+            WHERE model = '{model}' AND as_of >= '{since.isoformat()}'
+        )
+        ORDER BY span, action = 'nothing', verdict != 'bad', as_of DESC
+    """  # noqa: S608  (ours)
+    return _queried_decisions(settings, query)
 
 
 def notable_decisions(
     settings: Settings, model: str, since: datetime
 ) -> list[DecisionRow]:
     """Return decisions that acted or were bad, without `inputs`: the newest of a day and action."""
-    span = "date_bin(INTERVAL '24 hours', as_of), action"
-    condition = "(action != 'nothing' OR verdict = 'bad')"
-    return _decisions_since(settings, model, since, span, "true", condition)
+    query = f"""
+        SELECT DISTINCT ON (day, action) * EXCEPT (day), '' AS inputs
+        FROM (
+            SELECT * EXCEPT (inputs), date_bin(INTERVAL '24 hours', as_of) AS day
+            FROM here
+            WHERE model = '{model}' AND as_of >= '{since.isoformat()}'
+                AND (action != 'nothing' OR verdict = 'bad')
+        )
+        ORDER BY day, action, as_of DESC
+    """  # noqa: S608  (ours)
+    return _queried_decisions(settings, query)
 
 
-def _decisions_since(
-    settings: Settings,
-    model: str,
-    since: datetime,
-    span: str,
-    order: str,
-    condition: str = "true",
-) -> list[DecisionRow]:
-    """Return the first decision of each span in an order, then the newest, oldest first."""
-    rows = query_table(
-        settings,
-        DECISIONS,
-        f"SELECT DISTINCT ON ({span}) *, '' AS inputs FROM "  # noqa: S608  (ours)
-        f"(SELECT * EXCEPT (inputs) FROM here WHERE model = '{model}' "
-        f"AND as_of >= '{since.isoformat()}' AND {condition}) "
-        f"ORDER BY {span}, {order}, as_of DESC",
-    )
-    decisions = [DecisionRow(**row) for row in rows]
+def _queried_decisions(settings: Settings, query: str) -> list[DecisionRow]:
+    decisions = [DecisionRow(**row) for row in query_table(settings, DECISIONS, query)]
     return sorted(decisions, key=lambda decision: decision.as_of)
 
 

@@ -8,7 +8,7 @@ version gives that, so the two groups differ by nothing else. An interval holds 
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Literal
 
@@ -22,14 +22,13 @@ from core.errors import MonitoringError
 from core.settings import Settings
 from core.spec import ModelSpec
 from mlflow_server.ledger import Ledger, LedgerRow
-from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE, last_applied
+from mlflow_server.roles import CHALLENGER, PRODUCTION, WHOLE
 from monitoring.collect import (
     ANSWERS,
     answered_rows,
     collect,
     join_outcomes,
     logged_scores,
-    predictions,
 )
 from monitoring.harm import Variant, harm, measure_variants, rollout_limits
 from monitoring.outcomes import actuals
@@ -89,7 +88,6 @@ class ExperimentReport:
         effects: By figure; none where a version has fewer than two outcomes.
         conclusion: Of the challenger.
         harm: What harm the challenger does by failures, latency or scores; None: none is known.
-        left_out: Answers and entities that do not count, by why.
 
     """
 
@@ -102,7 +100,6 @@ class ExperimentReport:
     effects: dict[str, Effect]
     conclusion: Conclusion
     harm: str | None = None
-    left_out: dict[str, int] = field(default_factory=dict)
 
     @property
     def sentence(self) -> str:
@@ -126,7 +123,7 @@ class ExperimentReport:
 def read_report(
     settings: Settings, spec: ModelSpec, as_of: datetime
 ) -> ExperimentReport:
-    """Compare in the newest experiment that has outcomes; or the newest.
+    """Compare in the newest experiment.
 
     Raises:
         MonitoringError: There was none.
@@ -135,46 +132,37 @@ def read_report(
     """
     with closing(Ledger(settings)) as ledger:
         rows = [row for row in ledger.rows(spec.name) if row.time <= as_of]
-    stretches = experiments(rows)
-    if not stretches:
+    experiment = newest_experiment(rows)
+    if experiment is None:
         raise MonitoringError(
             f"{spec.name}: no version was ever a challenger, so there is nothing to compare; run: "
             f"gyre promote {spec.name} VERSION --role challenger --percent 10 --reason …"
         )
     collect(settings)
     known_outcomes = join_outcomes(settings, spec, as_of).known
-    reports = (
-        evaluate(settings, spec, experiment, known_outcomes, as_of)
-        for experiment in reversed(stretches)
-    )
-    newest = next(reports)
-    if newest.effects:
-        return newest
-    return next((report for report in reports if report.effects), newest)
+    return evaluate(settings, spec, experiment, known_outcomes, as_of)
 
 
-def experiments(rows: Sequence[LedgerRow]) -> list[Experiment]:
-    """Return every experiment of a ledger, oldest first."""
-    stretches: list[Experiment] = []
-    for position, row in enumerate(rows):
+def newest_experiment(rows: Sequence[LedgerRow]) -> Experiment | None:
+    """Return the newest experiment of a ledger; None if there was none."""
+    experiment: Experiment | None = None
+    production: str | None = None
+    for row in rows:
         if not row.applied_at or row.role not in {PRODUCTION, CHALLENGER}:
             continue
-        if stretches and stretches[-1].end is None:
-            stretches[-1] = replace(stretches[-1], end=row.time)
-        before = last_applied(rows[:position], PRODUCTION)
-        production = before.to_version if before else None
-        is_trial = row.role == CHALLENGER and row.percent < WHOLE
-        if is_trial and production and row.to_version:
-            stretches.append(
-                Experiment(
-                    production=production,
-                    challenger=row.to_version,
-                    percent=row.percent,
-                    start=row.time,
-                    end=None,
-                )
+        if experiment and experiment.end is None:
+            experiment = replace(experiment, end=row.time)
+        if row.role == PRODUCTION:
+            production = row.to_version
+        elif production and row.to_version and row.percent < WHOLE:
+            experiment = Experiment(
+                production=production,
+                challenger=row.to_version,
+                percent=row.percent,
+                start=row.time,
+                end=None,
             )
-    return stretches
+    return experiment
 
 
 def evaluate(
@@ -202,34 +190,21 @@ def evaluate(
     is_productions = (role == PRODUCTION) & (version == experiment.production)
     is_within = (received >= experiment.start) & (received <= until)
     is_own = (pc.field("model") == spec.name) & (is_challengers | is_productions)
-    answers = answered_rows(settings, is_own & is_within, ANSWERS)
-    rows = answers.to_pandas()
-    is_nameless = rows["entity"].isna()
-    is_member = rows["in_population"].astype(bool)
-    counted = rows[is_member & ~is_nameless].sort_values("received", kind="stable")
-    first = counted.drop_duplicates("entity")
+    is_counted = pc.field("in_population") & pc.field("entity").is_valid()
+    answers = answered_rows(settings, is_own & is_within & is_counted, ANSWERS)
+    rows = answers.to_pandas().sort_values("received", kind="stable")
+    first = rows.drop_duplicates("entity")
     table = pa.Table.from_pandas(first, answers.schema, preserve_index=False)
-    labels = actuals(settings, spec, table, known_outcomes, as_of)
-    is_known = ~np.isnan(labels)
-    by_version = counted.drop_duplicates(["entity", "role"])
-    counts = {
-        "answers without an entity": int(is_nameless.sum()),
-        "answers outside the population": int((~is_member & ~is_nameless).sum()),
-        "answered by the other version later": len(by_version) - len(first),
-        "whose outcome is not known yet": int((~is_known).sum()),
-    }
     entities = pd.DataFrame(
         {
             "role": first["role"],
-            "label": labels,
+            "label": actuals(settings, spec, table, known_outcomes, as_of),
             "score": logged_scores(spec, table).tolist(),
             "prediction": first["prediction"],
         }
     )
-    report = compare(spec, experiment, entities[is_known], as_of)
-    variants = measure_variants(
-        predictions(settings), spec.name, experiment.start, until
-    )
+    report = compare(spec, experiment, entities.dropna(subset="label"), as_of)
+    variants = measure_variants(settings, spec.name, experiment.start, until)
     return replace(
         report,
         harm=harm(
@@ -238,7 +213,6 @@ def evaluate(
             rollout_limits(spec.rollout),
             PRODUCTION,
         ),
-        left_out={reason: count for reason, count in counts.items() if count},
     )
 
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from scipy.stats import ks_2samp
 
 from core.monitoring_spec import Rollout
-from core.storage import Table
+from core.settings import Settings
 from monitoring.collect import query_log
 
 QUANTILES = {"p50": 0.5, "p95": 0.95, "p99": 0.99}
@@ -91,19 +91,19 @@ def rollout_limits(policy: Rollout) -> HarmLimits:
 
 
 def measure_variants(
-    table: Table, model: str, since: datetime, until: datetime
+    settings: Settings, model: str, since: datetime, until: datetime
 ) -> dict[tuple[str, str], Variant]:
     """Measure by role and version what was logged in a span.
 
     Args:
-        table: The table `predictions`.
+        settings: Of the installation.
         model: Name of the model.
         since: Start of the span, which is not in it.
         until: End of the span.
 
     """
     variants = {}
-    with query_log(table, model, since, until) as connection:
+    with query_log(settings, model, since, until) as connection:
         for measured in connection.execute(MEASURE).to_arrow_table().to_pylist():
             key = (measured.pop("role"), measured.pop("version"))
             measured["seconds"] = _by_name(measured["seconds"])

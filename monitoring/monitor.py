@@ -14,8 +14,6 @@ from math import isfinite
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from pydantic import TypeAdapter
-
 from core.errors import DataError, GyreError, RegistryError
 from core.locks import one_writer
 from core.settings import Settings
@@ -50,7 +48,6 @@ ABOUT_EXPERIMENT = (
     "`online/` and `backfilled/` are metrics on outcomes that came since."
 )
 """What MLflow's page of the experiment says above its runs."""
-VERDICTS: TypeAdapter[Verdict] = TypeAdapter(Verdict)
 NOT_STORED = "decisions cannot be stored"
 CHECKS_NOT_STORED = "what the checks found cannot be stored"
 NOT_IN_A_NAME = re.compile(r"[^\w./ -]")
@@ -105,13 +102,6 @@ class MonitorReport:
             f"{self.model} version {self.version}: {self.words}; "
             f"{self.decision.action} ({self.decision.rule})"
         )
-
-    def retraining_reason(self) -> str:
-        """Say what a retraining would answer and why, for run and ledger."""
-        return f"{self.cause}: {self.decision.reason}"
-
-
-REPORTS = TypeAdapter(MonitorReport)
 
 
 def monitor(settings: Settings, spec: ModelSpec, as_of: datetime) -> MonitorReport:
@@ -207,7 +197,7 @@ def decision_inputs(run: MonitoringRun, results: Sequence[CheckResult]) -> Input
     harm = [
         result.words for result in results if result.status == "harmful" and result.acts
     ]
-    earlier = [VERDICTS.validate_python(row.verdict) for row in past.own]
+    earlier = [row.verdict for row in past.own]
     return Inputs(
         as_of=run.as_of,
         version=run.version,
@@ -386,7 +376,6 @@ def _publish(
         at=report.as_of,
         step=hours,
     )
-    tracking.log_dict(run_id, REPORTS.dump_python(report, mode="json"), "latest.json")
     stamp = f"{report.verdict} {report.as_of:%Y-%m-%d}"
     if run.data.tags.get("reported") != stamp:
         reports = f"reports/{report.as_of:%Y-%m-%dT%H%M%S}"

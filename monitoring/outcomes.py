@@ -168,26 +168,30 @@ def _matured_labels(
     day_values = np.full(answers.num_rows, np.nan)
     if spec.snapshots.rows == "label":
         return day_values
-    questions = pd.DataFrame(
+    known_answers = pd.DataFrame(
         {
             "place": range(answers.num_rows),
             "entity": answers["entity"].to_pandas(),
             "at": answers["as_of"].to_pandas(),
         }
     )
-    questions = questions[questions["at"] <= _latest(spec, as_of).as_py()]
-    keys = _entity_keys(spec, questions["entity"].dropna().unique())
-    questions = questions.merge(keys, on="entity")
-    if questions.empty:
+    matured_answers = known_answers[known_answers["at"] <= _latest(spec, as_of).as_py()]
+    keys = _entity_keys(spec, matured_answers["entity"].dropna().unique())
+    answers_with_keys = matured_answers.merge(keys, on="entity")
+    if answers_with_keys.empty:
         return day_values
-    questions[DAY] = questions["at"].dt.floor("D")
-    day_labels, first_events = _labels_and_events(settings, spec, questions, as_of)
-    questions = questions.merge(day_labels, on=[*spec.entity_key, DAY])
+    answers_with_keys[DAY] = answers_with_keys["at"].dt.floor("D")
+    day_labels, first_events = _labels_and_events(
+        settings, spec, answers_with_keys, as_of
+    )
+    labelled_answers = answers_with_keys.merge(day_labels, on=[*spec.entity_key, DAY])
     owner = load_dataset(spec.dataset).entity
-    questions = questions.merge(first_events, on=[owner, DAY], how="left")
-    is_first = questions["time"].isna() | (questions["time"] > questions["at"])
-    questions = questions[is_first]
-    day_values[questions["place"].to_numpy()] = questions["label"].to_numpy()
+    dated_answers = labelled_answers.merge(first_events, on=[owner, DAY], how="left")
+    has_no_event = dated_answers["time"].isna()
+    is_before_event = dated_answers["time"] > dated_answers["at"]
+    certain_answers = dated_answers[has_no_event | is_before_event]
+    places = certain_answers["place"].to_numpy()
+    day_values[places] = certain_answers["label"].to_numpy()
     return day_values
 
 

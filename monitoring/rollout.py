@@ -22,7 +22,7 @@ from mlflow_server.ledger import Ledger, LedgerRow
 from mlflow_server.promotion import promote, reconcile, release
 from mlflow_server.registry import Registry
 from mlflow_server.roles import CHALLENGER, PRODUCTION, SHADOW, WHOLE, last_applied
-from monitoring.collect import collect, predictions
+from monitoring.collect import collect
 from monitoring.harm import (
     Variant,
     distance,
@@ -41,8 +41,6 @@ EFFECTS = {
     "abort": "is stopped",
     "done": "goes into production",
 }
-ALERT_DAYS = 30
-"""Age up to which a stopped rollout is alerted of; alerts are kept for longer."""
 
 
 @dataclass(frozen=True)
@@ -192,11 +190,18 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
     ):
         rows = reconcile(registry, ledger, spec.name)
         candidate = find_candidate(rows)
-        if spec.rollout.policy == "direct" or candidate is None:
-            summary = _idle_summary(spec, candidate)
+        if candidate is None:
+            summary = f"{spec.name}: no version is on its way into production"
             report = RolloutReport(spec.name, as_of, None, "nothing", summary)
         else:
             step, evidence = _judge(settings, spec, candidate, as_of)
+            if step.action == "abort":
+                # Before the step: a kill between both must not silence it.
+                rollout = f"rollout of version {candidate.version}"
+                row_number = candidate.row.sequence
+                incident = f"{rollout} stopped (ledger row {row_number})"
+                text = f"{incident}: {step.reason}"
+                alerts.note(spec.name, incident, text, as_of)
             try:
                 if evidence:
                     _take(registry, ledger, candidate, step, evidence)
@@ -212,23 +217,8 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
                 summary=f"{version} {effect}: {step.reason}",
                 evidence=evidence,
             )
-        _alert(alerts, ledger.rows(spec.name), as_of)
+        alerts.deliver(spec.name, as_of)
     return report
-
-
-def _idle_summary(spec: ModelSpec, candidate: Candidate | None) -> str:
-    """Say why nothing is done; a version that is left on its way is named."""
-    if spec.rollout.policy == "canary":
-        return f"{spec.name}: no version is on its way into production"
-    summary = f"{spec.name}: versions go into production at once: [rollout] is direct"
-    if candidate is None:
-        return summary
-    version = candidate.version
-    remedy = (
-        f"gyre promote {spec.name} {version} --reason …, or "
-        f"gyre release {spec.name} --role {candidate.row.role} --reason …"
-    )
-    return f"{summary}; version {version} stays {candidate.place}: {remedy}"
 
 
 def _judge(
@@ -243,9 +233,7 @@ def _judge(
         reason = f"{row.who} put it there and moves it on, or ends it by gyre release"
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
-    variants = measure_variants(
-        predictions(settings), spec.name, candidate.start, as_of
-    )
+    variants = measure_variants(settings, spec.name, candidate.start, as_of)
     earlier = row.evidence if row.role == CHALLENGER else None
     evidence = Evidence(
         percent=candidate.percent,
@@ -287,16 +275,3 @@ def _take(
     else:
         return
     promote(registry, ledger, model, version, action="rollout", **change)
-
-
-def _alert(alerts: Alerts, rows: Sequence[LedgerRow], as_of: datetime) -> None:
-    """Alert once of the newest rollout that was stopped; also after a kill before the alert."""
-    oldest = as_of - timedelta(days=ALERT_DAYS)
-    stopped = [row for row in rows if row.who == AUTHOR and row.to_version is None]
-    for row in stopped[-1:]:
-        incident = (
-            f"rollout of version {row.from_version} stopped (ledger row {row.sequence})"
-        )
-        is_told = alerts.rows(row.model, cause=incident, delivered=True)
-        if row.time >= oldest and not is_told:
-            alerts.alert(row.model, incident, f"{incident}: {row.why}", as_of)

@@ -18,7 +18,6 @@ from monitoring.collect import (
     KnownOutcomes,
     answered_rows,
     join_outcomes,
-    predictions,
 )
 from monitoring.outcomes import (
     Outcomes,
@@ -105,10 +104,9 @@ def prepare(
         as_of=as_of,
         past=load_past(settings, spec, version, as_of),
         window=window(
-            table=predictions(settings),
+            settings=settings,
             model=spec.name,
             version=version,
-            registered={row.version for row in registry.versions(spec.name)},
             features=features,
             until=as_of,
             classes=spec.classes,

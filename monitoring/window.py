@@ -1,7 +1,7 @@
 """A window: the last prediction of each entity in 24 hours, and what was left out."""
 
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 
@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 
-from core.storage import Table
+from core.settings import Settings
 from monitoring.collect import query_log
 from training.psi import SCORE
 from training.reference import PREDICTED_CLASS
@@ -23,7 +23,6 @@ OTHER_FEATURES = "with other features"
 REASONS = """
 CREATE TEMP VIEW answers AS
 SELECT *, CASE
-    WHEN NOT list_contains(getvariable('registered'), version) THEN 'of an unknown version'
     WHEN version <> getvariable('version') THEN 'of another version'
     WHEN NOT in_population THEN 'outside the population'
     WHEN entity IS NULL THEN 'without an entity'
@@ -60,10 +59,9 @@ class Window:
 
 
 def window(
-    table: Table,
+    settings: Settings,
     model: str,
     version: str,
-    registered: Collection[str],
     features: Mapping[str, str],
     until: datetime,
     classes: Sequence[str] = (),
@@ -71,10 +69,9 @@ def window(
     """Take what a version answered in 24 hours.
 
     Args:
-        table: The table `predictions`.
+        settings: Of the installation.
         model: Name of the model.
         version: The version.
-        registered: All versions of the model.
         features: Types of the version's features, by name.
         until: End of the window.
         classes: Names of the classes, where there are more than two.
@@ -84,9 +81,8 @@ def window(
         name: "VARCHAR" if kind in TEXTS else "DOUBLE"
         for name, kind in features.items()
     }
-    with query_log(table, model, until - LENGTH, until) as connection:
+    with query_log(settings, model, until - LENGTH, until) as connection:
         connection.execute("SET VARIABLE version = $1", [version])
-        connection.execute("SET VARIABLE registered = $1", [[*registered]])
         connection.execute("SET VARIABLE types = $1", [json.dumps(kinds)])
         connection.execute(REASONS)
         rows, misfit_count = _last_answers(connection)

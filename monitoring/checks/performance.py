@@ -132,26 +132,20 @@ def measure(
 def bad_from(
     metric: str, limit: MetricLimit, old_value: float, error: float
 ) -> float | None:
-    """Return the value from which a metric is bad; None where its limit names none.
+    """Return the value from which a metric is bad; None where it was not evaluated.
 
     Args:
         metric: Its name.
-        limit: How bad it may be.
+        limit: How much worse it may be.
         old_value: Its value at evaluation; nan if there is none.
         error: Its standard error now.
 
     """
+    if isnan(old_value):
+        return None
     sign = 1.0 if metric in LOWER_IS_BETTER else -1.0
-    absolute = limit.at_most if sign > 0 else limit.at_least
-    allowed = limit.worse
-    if limit.worse_share is not None:
-        allowed = (allowed or 0.0) + limit.worse_share * abs(old_value)
-    if allowed is None or isnan(old_value):
-        return absolute
-    relative = old_value + sign * max(allowed, SURELY * error)
-    if absolute is None:
-        return relative
-    return min(relative, absolute) if sign > 0 else max(relative, absolute)
+    allowed = limit.worse + limit.worse_share * abs(old_value)
+    return old_value + sign * max(allowed, SURELY * error)
 
 
 def _shown_figures(outcomes: Outcomes, values: Mapping[str, float]) -> dict[str, float]:

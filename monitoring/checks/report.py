@@ -1,6 +1,5 @@
 """Evidently's report of a monitoring run. Its tests decide: nothing here computes a figure."""
 
-import logging
 import warnings
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +16,6 @@ from training.reference import LABEL, Reference
 
 MOST_ROWS = 200_000
 """Rows of a sample of fixed seed, of the window as of the reference."""
-log = logging.getLogger(__name__)
 
 
 def report_results(
@@ -29,7 +27,7 @@ def report_results(
 ) -> list[CheckResult]:
     """Run Evidently's report and read what its tests say.
 
-    A metric that raises is left out and is unknown. Without a report all is unknown.
+    A metric that raises is left out and is unknown.
 
     Args:
         limits: Of the spec.
@@ -39,30 +37,6 @@ def report_results(
         folder: Where `report.html` and `report.json` are written.
 
     """
-    try:
-        with warnings.catch_warnings():
-            # Evidently's own, on libraries that it uses.
-            warnings.simplefilter("ignore")
-            return _run(limits, reference, window, metrics, folder)
-    except Exception as exc:  # whatever it is, the other checks go on
-        log.warning("Evidently made no report", exc_info=True)
-        unknown = CheckResult(
-            name="report",
-            kind="report",
-            status="unknown",
-            words=f"Evidently made no report: {type(exc).__name__}",
-            remedy="The log of the monitoring run has the traceback.",
-        )
-        return [unknown]
-
-
-def _run(
-    limits: Monitoring,
-    reference: Reference,
-    window: pd.DataFrame,
-    metrics: Sequence[MeasuredMetric],
-    folder: Path,
-) -> list[CheckResult]:
     from monitoring.checks import report_metrics  # noqa: PLC0415  (5 s; may not be importable)
 
     reference_sample = _sample(reference.rows).drop(columns=LABEL)
@@ -77,9 +51,12 @@ def _run(
         reference_rows=len(reference.rows),
         window_rows=len(window),
     )
-    snapshot, lines = report_metrics.run_report(lines, samples)
-    snapshot.save_html(str(folder / "report.html"))
-    snapshot.save_json(str(folder / "report.json"))
+    with warnings.catch_warnings():
+        # Evidently's own, on libraries that it uses.
+        warnings.simplefilter("ignore")
+        snapshot, lines = report_metrics.run_report(lines, samples)
+        snapshot.save_html(str(folder / "report.html"))
+        snapshot.save_json(str(folder / "report.json"))
     return [report_metrics.check_result(line, snapshot) for line in lines]
 
 

@@ -352,16 +352,21 @@ def check_result(line: ReportLine, snapshot: Snapshot) -> CheckResult:
     result = snapshot.metric_results[line.metric.metric_id]
     figure = result.share if isinstance(result, CountValue) else result
     value = float(figure.value)
-    test_statuses = {test.status for test in result.tests} or {TestStatus.SUCCESS}
-    status = next(STATUSES[each] for each in STATUSES if each in test_statuses)
+    test_statuses = {test.status for test in result.tests}
+    status: Status = "ok"
+    for test_status, meaning in STATUSES.items():  # the worst first
+        if test_status in test_statuses:
+            status = meaning
+            break
+    # The limit that failed, else the farthest.
     failed = [test for test in result.tests if test.status == TestStatus.FAIL]
-    deciding = [*failed, *reversed(result.tests)]
+    limit_tests = failed or result.tests[-1:]
     return CheckResult(
         name=line.name,
         kind=line.kind,
         status=status,
         value=value if math.isfinite(value) else None,
-        limit=deciding[0].test_config["threshold"] if deciding else None,
+        limit=limit_tests[0].test_config["threshold"] if limit_tests else None,
         words=line.words(value),
         remedy="" if status == "ok" else REMEDIES[line.kind],
         feature=line.feature,

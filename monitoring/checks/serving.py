@@ -13,7 +13,6 @@ from core.monitoring_spec import Monitoring
 from core.training_spec import LOWER_IS_BETTER, Costs
 from mlflow_server.roles import PRODUCTION
 from monitoring.check import CheckResult, Status
-from monitoring.collect import predictions
 from monitoring.harm import (
     HarmLimits,
     Variant,
@@ -46,18 +45,18 @@ SIGNIFICANCE = 0.01
 
 def serving(run: MonitoringRun, _reference: Reference | None) -> Iterator[CheckResult]:
     """Judge what the log says of the version in production, beside the version before."""
-    table = predictions(run.settings)
     start = run.as_of - SPAN
     previous = Variant()
     promotion = run.past.promotion
     if promotion:
         start = max(start, promotion.time)
         # A large request lasts longer, so the hours of a whole day are compared.
+        day_before = promotion.time - LENGTH
         before = measure_variants(
-            table, run.spec.name, promotion.time - LENGTH, promotion.time
+            run.settings, run.spec.name, day_before, promotion.time
         )
         previous = before.get((PRODUCTION, run.past.previous or ""), previous)
-    measured = measure_variants(table, run.spec.name, start, run.as_of)
+    measured = measure_variants(run.settings, run.spec.name, start, run.as_of)
     current = measured.get((PRODUCTION, run.version), Variant())
     minutes = (run.as_of - start) / timedelta(minutes=1)
     gap = log_gap(run.serving, run.past.serving)

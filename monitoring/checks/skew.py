@@ -24,7 +24,7 @@ from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import ServedModel
 from monitoring.check import CheckResult
-from monitoring.collect import predictions, query_log
+from monitoring.collect import query_log
 from monitoring.run import MonitoringRun
 from monitoring.window import LENGTH
 from training.reference import Reference
@@ -75,8 +75,7 @@ def sample_rows(
     settings: Settings, model: str, version: str, until: datetime
 ) -> list[dict[str, Any]]:
     """Return up to SAMPLE_VECTORS rows of 24 hours whose features were looked up."""
-    table = predictions(settings)
-    with query_log(table, model, until - LENGTH, until) as connection:
+    with query_log(settings, model, until - LENGTH, until) as connection:
         rows: list[dict[str, Any]]
         rows = connection.execute(SAMPLE, [version]).to_arrow_table().to_pylist()
         return rows

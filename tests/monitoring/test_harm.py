@@ -16,7 +16,7 @@ from monitoring.checks.serving import (
     log_gap,
     surely_better,
 )
-from monitoring.collect import collect, predictions
+from monitoring.collect import collect
 from monitoring.harm import (
     Variant,
     collapse,
@@ -132,7 +132,7 @@ def test_rows_requests_seconds_and_scores_of_each_role_are_measured(tmp_path):
     write(settings, "predictions-1-1.jsonl", *lines)
     collect(settings)
     start = NOON - timedelta(hours=1)
-    variants = measure_variants(predictions(settings), "m", start, NOON)
+    variants = measure_variants(settings, "m", start, NOON)
     assert {*variants} == {("production", "1"), ("challenger", "2")}
     production = variants["production", "1"]
     assert (production.rows, production.failed_rows) == (113, 3)
@@ -143,7 +143,7 @@ def test_rows_requests_seconds_and_scores_of_each_role_are_measured(tmp_path):
     assert variants["challenger", "2"] == Variant(
         rows=1, scored_rows=1, scores=(0.5,) * 101
     )
-    assert measure_variants(predictions(settings), "x", start, NOON) == {}
+    assert measure_variants(settings, "x", start, NOON) == {}
 
 
 @pytest.mark.parametrize(

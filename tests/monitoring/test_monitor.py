@@ -180,12 +180,12 @@ def two_drifted_windows_start_one_retraining(settings, frame):
     }
     log_outcomes(settings, "today", is_likely, AS_OF - HOUR / 2)
     log_outcomes(settings, "unknown", {0: 1.0}, AS_OF - HOUR / 2)
-    unknown_version = lines[usable[0]] | {"version": "99", "request_id": "odd"}
-    log.write(settings, "predictions-2-odd.jsonl", unknown_version, "{")
+    other_version = lines[usable[0]] | {"version": "99", "request_id": "odd"}
+    log.write(settings, "predictions-2-odd.jsonl", other_version, "{")
 
     first = monitor(settings, SPEC, AS_OF)
     assert first.verdict == "bad"
-    assert first.left_out["of an unknown version"] == 1
+    assert first.left_out["of another version"] >= 1
     assert first.left_out["outside the population"] > 1_000
     assert first.outcomes_left_out == {"of an unknown request": 1}
     assert first.malformed == 1
