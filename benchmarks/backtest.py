@@ -40,7 +40,6 @@ from training.evaluate import compare
 from training.frame import at, build_frame, features
 from training.gate import decide as decide_gates
 from training.metrics import (
-    LOSSES,
     Scored,
     Scores,
     all_metrics,
@@ -145,8 +144,8 @@ class History:
 
     def loss(self, name: datetime, snapshot: datetime) -> float:
         rows = self.rows(snapshot)
-        scores = self.score(name, rows).scores
-        return LOSSES[self.spec.loss](rows["label"].to_numpy(), scores)
+        labels = rows["label"].to_numpy()
+        return all_metrics(labels, self.score(name, rows), None)[self.spec.loss]
 
     def passes_gates(self, challenger: datetime, champion: datetime) -> bool:
         rows = self.tested(challenger)

@@ -26,12 +26,10 @@ from feature_repo.service import PublishedService
 from feature_repo.views import entities
 from mlflow_server.alerts import Alerts
 from mlflow_server.ledger import Ledger
-from mlflow_server.tracking import Tracking, tag_equals
 from monitoring.decision_log import DecisionRow, newest_decisions
 from stack.airflow_api import AirflowApi
 from stack.environment import process_environment
 from stack.processes import end_stack
-from training.artifacts import GATES, read
 
 EXAMPLE = "customer_churn_model"
 AGE = timedelta(days=180)
@@ -192,11 +190,6 @@ class DemoRun:
         run_id = training["dag_run_id"]
         self._say(f"training {run_id}, its cause: {cause}")
         outcome = self._airflow.follow(self._train_dag, run_id, tell)["note"]
-        tracking = Tracking(self._settings)
-        trained = tracking.runs(self._spec.experiment, tag_equals("cause", cause))
-        for gate in json.loads(read(tracking, trained[0].run_id, GATES))["gates"]:
-            verdict = "passed" if gate["passed"] else "REFUSED"
-            self._say(f"gate {verdict}: {gate['text']}")
         self._say(f"training ended: {outcome}")
         with closing(Ledger(self._settings)) as ledger:
             row = ledger.rows(EXAMPLE)[-1]

@@ -26,7 +26,7 @@ OfSegments = Literal[
     "demographic_parity_difference", "equal_opportunity_difference", "largest_gap"
 ]
 OF_SEGMENTS: frozenset[str] = frozenset(get_args(OfSegments))
-Figure = Literal[OfSegments, "ece", "model_mb", "latency_p99_ms", "onnx_difference"]
+Figure = Literal[OfSegments, "ece", "onnx_difference"]
 """What is measured of the challenger alone."""
 OTHERS: dict[Task, tuple[str, ...]] = {
     "classification": get_args(OfNumbers),

@@ -89,23 +89,25 @@ def check(
 
 
 def wide_features(settings: Settings, spec: ModelSpec) -> list[str]:
-    """Name the features of the newest version that move more on a normal day than the limit.
+    """Name the features of production's version that move more on a normal day than the limit.
 
-    None where MLflow does not answer or has no version.
+    None where MLflow does not answer or nothing is in production.
     """
+    registry = Registry(settings)
     try:
-        versions = Registry(settings).versions(spec.name)
-        run_ids = [version.run_id for version in versions]
-        evaluations = [load_evaluation(Tracking(settings), run) for run in run_ids[-1:]]
+        version = registry.production(spec.name)
+        if version is None:
+            return []
+        run_id = registry.version(spec.name, version).run_id
+        spread = load_evaluation(Tracking(settings), run_id).spread
     except RegistryError:
         return []
     limit = spec.monitoring.psi_significant
     return [
-        f"{spec.name}.toml: {name}: normal {evaluation.spread.basis} have a PSI of "
+        f"{spec.name}.toml: {name}: normal {spread.basis} have a PSI of "
         f"{value:.2f}, the limit is {limit:g}: less than that is no drift of it. To show it "
         f'and never act on it: [monitoring.monitor_only] {name} = "why"'
-        for evaluation in evaluations
-        for name, value in evaluation.spread.wide_features(spec.monitoring).items()
+        for name, value in spread.wide_features(spec.monitoring).items()
     ]
 
 

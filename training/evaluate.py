@@ -39,7 +39,6 @@ from training.metrics import (
     calibration,
     fairness,
     interval,
-    policy_costs,
     resampled,
     top_class,
 )
@@ -54,7 +53,6 @@ from training.reference import (
 )
 from training.scoring import (
     columns,
-    latency_p99_ms,
     open_session,
     score,
     version_scores,
@@ -93,8 +91,6 @@ def evaluate(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         segments = by_segment(column, y, challenger, spec.costs)
     proof = json.loads(read(tracking, run_id, PROOF))
     figures = evaluation.figures | {
-        "model_mb": len(model.content) / 1e6,
-        "latency_p99_ms": latency_p99_ms(model, spec.inputs, inputs),
         "onnx_difference": proof["largest_difference"],
     }
     if spec.task == "classification":
@@ -184,9 +180,6 @@ def compare(
             difference = metrics[name] - champion_metrics[name]
             paired_samples = challenger_samples - samples["champion"][name]
             differences[name] = interval(difference, paired_samples)
-    figures = calibration(*top_class(y, challenger))
-    if spec.costs:
-        figures |= policy_costs(y, spec.costs)
     return Evaluation(
         rows=len(y),
         threshold=challenger.threshold,
@@ -196,7 +189,7 @@ def compare(
         champion_version=version,
         champion=champion_metrics,
         differences=differences,
-        figures=figures,
+        figures=calibration(*top_class(y, challenger)),
     )
 
 
@@ -211,9 +204,6 @@ def run_metrics(evaluation: Evaluation) -> dict[str, float]:
     for group, values in groups.items():
         for name, value in values.items():
             metrics[f"{group}/{name}"] = value
-    for name, bounds in evaluation.intervals.items():
-        metrics[f"interval/{name}_low"] = bounds.low
-        metrics[f"interval/{name}_high"] = bounds.high
     for name, difference in evaluation.differences.items():
         metrics[f"minus_champion/{name}"] = difference.value
         metrics[f"minus_champion/{name}_upper"] = difference.high

@@ -12,7 +12,6 @@ from datetime import datetime
 
 import ibis
 import ibis.expr.types as ir
-import numpy as np
 import pandas as pd
 import psutil
 import pyarrow as pa
@@ -319,13 +318,13 @@ def canonical(
 
 def at(frame: pa.Table, snapshots: Sequence[Snapshot]) -> pa.Table:
     """Return the rows of these snapshots, which do not overlap."""
-    ordered = sorted(snapshots)
-    starts = pa.chunked_array([[part.start for part in ordered]], TIME).to_numpy()
-    lasts = pa.chunked_array([[part.last for part in ordered]], TIME).to_numpy()
-    times = frame["event_timestamp"].to_numpy()
-    begun_count = np.searchsorted(starts, times, side="right")
-    ended_count = np.searchsorted(lasts, times, side="left")
-    return frame.filter(pa.array(begun_count > ended_count))
+    times = frame["event_timestamp"]
+    is_inside = pa.repeat(pa.scalar(value=False), frame.num_rows)
+    for snapshot in snapshots:
+        has_begun = pc.greater_equal(times, pa.scalar(snapshot.start, TIME))
+        has_not_ended = pc.less_equal(times, pa.scalar(snapshot.last, TIME))
+        is_inside = pc.or_(is_inside, pc.and_(has_begun, has_not_ended))
+    return frame.filter(is_inside)
 
 
 def features(spec: ModelSpec, frame: pa.Table) -> pd.DataFrame:

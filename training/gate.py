@@ -54,7 +54,7 @@ class Evaluation:
         unavailable: Why the champion could not be scored; gates that ask for it then refuse.
         threshold: Of the challenger.
         intervals: Of its metrics.
-        figures: Of the challenger alone: calibration, fairness, size, latency.
+        figures: Of the challenger alone: calibration, fairness, agreement of the export.
         segments: Its metrics by value of the spec's segment.
         unproved: Why what is served scores otherwise than what was fitted.
         no_champion: Why what is in production is no champion.

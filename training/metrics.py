@@ -9,7 +9,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -102,22 +102,6 @@ def losses(y: Labels, model: Scored) -> Scores:
     return -np.where(y == 1, np.log(clipped), np.log1p(-clipped))
 
 
-def log_loss(y: Labels, p: Scores) -> float:
-    """Return the mean log loss of probabilities [N] or [N, K]."""
-    return float(np.mean(losses(y, Scored(p, 0.5))))
-
-
-def rmse(y: Labels, p: Scores) -> float:
-    return float(root_mean_squared_error(y, p))
-
-
-LOSSES: dict[str, Callable[[Labels, Scores], float]] = {
-    "log_loss": log_loss,
-    "rmse": rmse,
-}
-"""By the name that a spec's task has for its loss."""
-
-
 def predict(p: Scores, threshold: float | None) -> Labels:
     """Return the answers: classes (of many their positions), or numbers without a threshold."""
     answers = rounded(p, threshold)
@@ -130,15 +114,6 @@ def predict(p: Scores, threshold: float | None) -> Labels:
 def cost(costs: Costs, tp: Any, fp: Any, fn: Any) -> Any:
     """Return the cost of acting on the predicted 1s, and of the losses that remain."""
     return costs.action * (tp + fp) + costs.loss * (fn + (1 - costs.averted) * tp)
-
-
-def policy_costs(y: Labels, costs: Costs) -> dict[str, float]:
-    """Return the cost per row without a model: of acting on nobody, and on everybody."""
-    ones = float(np.mean(y))
-    return {
-        "cost_nobody": float(cost(costs, 0, 0, ones)),
-        "cost_everybody": float(cost(costs, ones, 1 - ones, 0)),
-    }
 
 
 def best_constant(y: Labels, model: Scored, costs: Costs | None) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """Figures of an evaluation: PNG files that the model card shows."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from sklearn.metrics import (
 )
 
 from core.spec import ModelSpec
-from training.metrics import Labels, Scored, bins, predict, top_class
+from training.metrics import Labels, Scored, predict, top_class
 
 draw_calibration = partial(
     CalibrationDisplay.from_predictions, n_bins=10, strategy="quantile"
@@ -51,7 +51,15 @@ def draw(
         axes.invert_yaxis()
         axes.set(xlabel="mean size of the contribution to the score")
     if spec.task == "regression":
-        _draw_numbers(axes_named, y, answers, models)
+        with axes_named("predicted_against_actual") as axes:
+            PredictionErrorDisplay.from_predictions(
+                y,
+                answers,
+                kind="actual_vs_predicted",
+                subsample=DRAWN_ROWS,
+                random_state=0,
+                ax=axes,
+            )
         return
     with axes_named("calibration") as axes:
         for name, model in models.items():
@@ -75,31 +83,6 @@ def draw(
             colorbar=False,
             ax=axes,
         )
-
-
-def _draw_numbers(
-    axes_named: Callable[[str], AbstractContextManager[Axes]],
-    y: Labels,
-    answers: Labels,
-    models: Mapping[str, Scored],
-) -> None:
-    with axes_named("predicted_against_actual") as axes:
-        PredictionErrorDisplay.from_predictions(
-            y,
-            answers,
-            kind="actual_vs_predicted",
-            subsample=DRAWN_ROWS,
-            random_state=0,
-            ax=axes,
-        )
-    with axes_named("calibration") as axes:
-        for name, model in models.items():
-            _, mean_scores, mean_labels = bins(y, model.scores)
-            axes.plot(mean_scores, mean_labels, "s-", label=name)
-        axes.axline((0, 0), slope=1, linestyle=":", color="black", label="calibrated")
-        axes.set(xlabel="mean prediction of each tenth of the rows")
-        axes.set(ylabel="mean label")
-        axes.legend()
 
 
 @contextmanager

@@ -189,16 +189,17 @@ def _counts_by_category(
     """
     row_counts = reference.value_counts().sort_index()
     row_counts = row_counts.sort_values(ascending=False, kind="stable")
-    bins = pd.Series(np.arange(len(row_counts)), row_counts.index)
-    new_bin = len(bins)
-    if len(bins) > CATEGORY_BINS:
+    if len(row_counts) > CATEGORY_BINS:
         share_before = (row_counts.cumsum() - row_counts) / len(reference)
-        bins = (CATEGORY_BINS * share_before).astype(np.int64)
-        new_bin = CATEGORY_BINS - 1
-    reference_bins = reference.map(bins)
-    current_bins = current.map(bins).fillna(new_bin).astype(np.int64)
-    reference_counts = np.bincount(reference_bins, None, new_bin + 1)
-    current_counts = np.bincount(current_bins, None, new_bin + 1)
+        bin_of_category = (CATEGORY_BINS * share_before).astype(np.int64)
+        bin_of_others = CATEGORY_BINS - 1
+    else:
+        bin_of_category = pd.Series(np.arange(len(row_counts)), row_counts.index)
+        bin_of_others = len(row_counts)
+    reference_bins = reference.map(bin_of_category)
+    current_bins = current.map(bin_of_category).fillna(bin_of_others).astype(np.int64)
+    reference_counts = np.bincount(reference_bins, None, bin_of_others + 1)
+    current_counts = np.bincount(current_bins, None, bin_of_others + 1)
     return reference_counts, current_counts
 
 

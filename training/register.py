@@ -8,8 +8,8 @@ up nor causes a retraining.
 from collections.abc import Sequence
 from contextlib import closing, suppress
 from datetime import datetime
+from functools import partial
 from importlib import metadata
-from typing import Any
 
 import pandas as pd
 
@@ -113,16 +113,8 @@ def promote(
         outcome = _settled(rows, tracking.run(run_id), version)
         if outcome is None:
             champion = load_evaluation(tracking, run_id).champion_version
-            role: dict[str, Any] = {"replaces": champion}
-            if _begins_rollout(spec, champion):
-                role = {"role": SHADOW, "action": "rollout"}
-                current = registry.production(spec.name)
-                if current != champion:
-                    raise PromotionRefusedError(
-                        f"{spec.name}: production is version {current}, and version {version} was "
-                        f"compared with version {champion}"
-                    )
-            row = put_into_role(
+            put = partial(
+                put_into_role,
                 registry,
                 ledger,
                 spec.name,
@@ -130,8 +122,17 @@ def promote(
                 who=who,
                 why=reason,
                 evidence=f"runs:/{run_id}",
-                **role,
             )
+            if _begins_rollout(spec, champion):
+                current = registry.production(spec.name)
+                if current != champion:
+                    raise PromotionRefusedError(
+                        f"{spec.name}: production is version {current}, and version {version} was "
+                        f"compared with version {champion}"
+                    )
+                row = put(role=SHADOW, action="rollout")
+            else:
+                row = put(replaces=champion)
             outcome = _promoted(row)
     tracking.end(run_id, outcome)
     return outcome

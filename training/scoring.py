@@ -1,6 +1,5 @@
 """Scores of what is served: of a model's file, or of a version of the registry on other rows."""
 
-import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,7 +18,6 @@ from mlflow_server.served_model import SCORE, ServedModel
 from training.frame import features, with_features
 from training.metrics import Scored
 
-TIMED_ROWS = 1000
 INPUT_TYPES: dict[str, Any] = {
     "int64": np.int64,
     "double": np.float64,
@@ -34,21 +32,6 @@ def score(
     session = open_session(model)
     scores: NDArray[np.float64] = session.run([SCORE], columns(inputs, rows))[0]
     return scores.astype(np.float64)
-
-
-def latency_p99_ms(
-    model: ModelFile, inputs: Mapping[str, InputType], rows: pd.DataFrame
-) -> float:
-    """Return the time of one row in one thread: 99th percentile of up to 1,000 rows."""
-    session = open_session(model)
-    feed = columns(inputs, rows)
-    durations = []
-    for position in range(min(len(rows), TIMED_ROWS)):
-        row = {name: column[position : position + 1] for name, column in feed.items()}
-        start = time.perf_counter()
-        session.run([SCORE], row)
-        durations.append(time.perf_counter() - start)
-    return float(np.percentile(durations, 99)) * 1000
 
 
 def open_session(model: ModelFile) -> onnxruntime.InferenceSession | ModelFile:

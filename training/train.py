@@ -16,7 +16,6 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-import skops.io
 from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
@@ -28,11 +27,11 @@ from feature_repo.lookup_writer import look_up_specification
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.served_model import CONTRACT_FILE, ServedModel
 from mlflow_server.tracking import Tracking
-from training.artifacts import CANDIDATE, ESTIMATOR, PIPELINE_FILE, PROOF
+from training.artifacts import CANDIDATE, ESTIMATOR, PROOF
 from training.dataset import load_frame
 from training.estimators import ANSWERS, build_pipeline, reason, require
 from training.frame import at, features
-from training.metrics import LOSSES, Labels, Scores, cost, predict
+from training.metrics import Labels, Scored, Scores, all_metrics, cost, predict
 from training.onnx_export import exported, pipeline_scores, prove
 from training.snapshots import Fold, Plan, Snapshot
 
@@ -74,7 +73,7 @@ def fit(settings: Settings, spec: ModelSpec, run_id: str) -> None:
         features=spec.inputs,
         threshold=threshold,
     )
-    tracking.log_dict(run_id, asdict(proof) | {"passed": proof.passed}, PROOF)
+    tracking.log_dict(run_id, asdict(proof), PROOF)
     tracking.log_dict(run_id, chosen.model_dump(mode="json"), ESTIMATOR)
     params = {"estimator": chosen.name, "chosen_by": chosen_by, "seed": spec.seed}
     for name, value in chosen.parameters.items():
@@ -140,7 +139,8 @@ def fold_loss(
     losses = []
     for fold in plan.folds:
         y, scores = fold_scores(spec, estimator, frame, fold)
-        losses.append(LOSSES[spec.loss](y, scores))
+        metrics = all_metrics(y, Scored(scores, spec.threshold), costs=None)
+        losses.append(metrics[spec.loss])
     return float(np.mean(losses))
 
 
@@ -256,11 +256,7 @@ def write_model(
     as_of: str,
     folder: Path,
 ) -> ModelFile:
-    """Write what was fitted on the rows `train`: as skops, as served, the contract."""
-    try:
-        skops.io.dump(model, folder / PIPELINE_FILE)
-    except Exception as exc:  # noqa: BLE001  (for people to look at: it is not served)
-        log.warning("%s: no %s: %s", spec.name, PIPELINE_FILE, reason(exc))
+    """Write what was fitted on the rows `train`: what is served, and the contract."""
     served = exported(model, spec)
     rows = features(spec, train)
     background = rows.sample(min(BACKGROUND, len(rows)), random_state=spec.seed)

@@ -108,7 +108,7 @@ def state(settings: Settings) -> dict[str, Any]:
     return {
         "status": run.status,
         "params": run.params,
-        "metrics": {k: v for k, v in run.metrics.items() if k != "test/latency_p99_ms"},
+        "metrics": run.metrics,
         "tags": run.tags,
         "files": files_of(api, run.run_id),
         "datasets": [entry.dataset.digest for entry in inputs],

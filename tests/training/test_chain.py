@@ -156,7 +156,7 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
     assert metrics == pytest.approx(evaluation.challenger)
 
 
-def test_an_evaluation_has_intervals_segments_fairness_and_latency(tracked, second):
+def test_an_evaluation_has_intervals_segments_and_fairness(tracked, second):
     evaluation = load_evaluation(Tracking(tracked), second.run_id)
     for name, interval in evaluation.intervals.items():
         assert interval.low < evaluation.challenger[name] < interval.high
@@ -164,8 +164,6 @@ def test_an_evaluation_has_intervals_segments_fairness_and_latency(tracked, seco
     assert sum(segment.rows for segment in evaluation.segments) == evaluation.rows
     figures = evaluation.figures
     assert figures["demographic_parity_difference"] > 0
-    assert figures["latency_p99_ms"] > 0
-    assert figures["model_mb"] > 0
     assert figures["onnx_difference"] < 1e-5
     assert evaluation.challenger["cost"] < evaluation.baseline["cost"]
 
@@ -328,7 +326,7 @@ def test_too_few_rows_are_one_line():
 @pytest.fixture(scope="module")
 def asking(tracked, second):
     """A spec whose versions need approval, and its run."""
-    gate = Limit(metric="model_mb", rule="at_most", value=50)
+    gate = Limit(metric="log_loss", rule="at_most", value=50)
     spec = changed(promotion=Promotion(approval=True), gates=(gate,))
     return spec, train(tracked, spec, OLD, "asks")
 

@@ -91,11 +91,11 @@ def test_the_served_file_scores_every_class_as_it_was_fitted(kind, parameters):
     scores = score(file, FEATURES, frame)
     assert np.abs(scores - pipeline.predict_proba(frame)).max() < 1e-5
     proof = prove(pipeline, file, frame, 7, features=FEATURES, threshold=None)
-    assert (proof.passed, proof.flips) == (True, 0), proof.reasons
+    assert proof.reasons == ()
     if kind == "logistic_regression":
         pipeline.fit(frame, (y + 1) % 3)
         proof = prove(pipeline, file, frame, 7, features=FEATURES, threshold=None)
-        assert proof.flips > 1000
+        assert "flips" in proof.reasons[0]
 
 
 def write_parcels(path):
@@ -149,7 +149,7 @@ def test_a_model_of_classes_is_checked_trained_promoted_and_built_again(results)
     assert metrics["test/f1"] > metrics["baseline/f1"] > 0
     assert metrics["training/leaves"] in {4, 8}
     assert {"test/auc", "test/cost", "test/threshold"}.isdisjoint(metrics)
-    assert (results["proof"]["passed"], results["proof"]["flips"]) == (True, 0)
+    assert results["proof"]["reasons"] == []
     is_reproduced, summary = results["reproduced"]
     assert is_reproduced, summary
     words = "the probability of each <code>next_14d</code>: early, on_time, late"

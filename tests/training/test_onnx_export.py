@@ -97,8 +97,7 @@ def test_scores_are_equal_on_real_and_permuted_rows(kind):
     pipeline, frame = fitted(kind)
     model = export(pipeline, FEATURES)
     proof = proof_of(pipeline, model, frame)
-    assert proof.passed, proof.reasons
-    assert proof.rows == {"real": ROWS, "permuted": 50_000}
+    assert proof.reasons == ()
     session = ort.InferenceSession(model.SerializeToString())
     inputs = {column.name: column.type for column in session.get_inputs()}
     assert inputs == {name: f"tensor({kind})" for name, kind in FEATURES.items()}
@@ -111,9 +110,7 @@ def test_scores_are_equal_on_real_and_permuted_rows(kind):
 def test_numbers_are_equal_on_every_kind_of_row_in_any_unit(kind, unit):
     pipeline, frame = fitted(kind, unit)
     proof = proof_of(pipeline, export(pipeline, FEATURES), frame, threshold=None)
-    assert proof.passed, proof.reasons
-    assert proof.flips is None
-    assert set(proof.rows) == {"real", "permuted"}
+    assert proof.reasons == ()
 
 
 @pytest.mark.parametrize(
@@ -148,24 +145,23 @@ def test_a_file_that_was_altered_or_exported_wrong_fails_the_proof():
     thresholds = tree_attributes(model)["nodes_values"].floats
     position = next(i for i, value in enumerate(thresholds) if value > 1)
     thresholds[position] -= 1
-    assert not proof_of(pipeline, model, frame).passed
-    assert not prove(
-        pipeline, ModelFile(b"not a model"), frame, 7, features=FEATURES
-    ).passed
+    assert proof_of(pipeline, model, frame).reasons
+    no_model = ModelFile(b"not a model")
+    assert prove(pipeline, no_model, frame, 7, features=FEATURES).reasons
 
     pipeline, frame = fitted("random_forest", 1e6)
     model = export(pipeline, FEATURES)
     weights = tree_attributes(model)["target_weights"].floats
     for position, weight in enumerate(weights):
         weights[position] = weight * (1 + 5e-5)
-    assert not proof_of(pipeline, model, frame, threshold=None).passed
+    assert proof_of(pipeline, model, frame, threshold=None).reasons
 
     poisson = {"loss": "poisson", "max_iter": 5}  # a link that the converter forgets
     kind = "hist_gradient_boosting"
     pipeline = build_pipeline(kind, poisson, FEATURES, 7, "regression")
     pipeline.fit(frame, spending(frame))
     model = export(pipeline, FEATURES)
-    assert not proof_of(pipeline, model, frame, threshold=None).passed
+    assert proof_of(pipeline, model, frame, threshold=None).reasons
 
 
 @pytest.mark.parametrize("trees", [10, 18])
@@ -176,7 +172,7 @@ def test_shares_that_float32_sums_to_more_than_one_are_a_probability(trees):
     model = export(pipeline.fit(frame, frame.spend >= 100), features)
     scores = score(ModelFile(model.SerializeToString()), features, frame)
     assert (scores.min(), scores.max()) == (0, 1)
-    assert proof_of(pipeline, model, frame, features=features).passed
+    assert not proof_of(pipeline, model, frame, features=features).reasons
 
 
 def test_what_cannot_be_exported_is_refused_by_name():
@@ -222,4 +218,4 @@ def test_a_model_of_a_factory_passes_if_its_onnx_scores_the_same(
     model = build_pipeline(f"{FACTORIES}:{factory}", parameters, FEATURES, 7)
     model.fit(frame, churned)
     proof = proof_of(model, export(model, FEATURES), frame)
-    assert proof.passed is passed, proof.reasons
+    assert (proof.reasons == ()) is passed

@@ -44,7 +44,7 @@ def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
 )
 def test_every_estimator_is_the_same_to_the_byte(tracked, kind):
     name = f"again_{kind}"
-    gate = Limit(metric="model_mb", rule="at_most", value=50)
+    gate = Limit(metric="log_loss", rule="at_most", value=50)
     changes = {"name": name, "experiment": name, "gates": (gate,)}
     estimators = (Estimator(name=kind, type=kind),)
     spec = SPEC.model_copy(update=changes | {"estimators": estimators})
