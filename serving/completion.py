@@ -31,27 +31,30 @@ async def complete(
         What was found, in the order of the rows.
 
     """
-    given = [_given_features(model, received.row, refuse=refuse) for received in rows]
-    to_look_up = [
-        received
-        for received, features in zip(rows, given, strict=True)
-        if features is None
-    ]
-    if not to_look_up:
-        return [features for features in given if features is not None]
-    request_data = model.contract.lookup.request_data
-    keys: list[Entity] = []
-    for received in to_look_up:
-        row = received.row
-        own_data = {name: row.request_data[name] for name in request_data}
-        keys.append({**(row.key or {}), **own_data})
-    moments = [received.received for received in to_look_up]
-    stored_rows, origin = await model.features.read(keys, moments)
-    stored = (
-        _stored_features(model, received.row, stored_row, origin, refuse=refuse)
-        for received, stored_row in zip(to_look_up, stored_rows, strict=True)
-    )
-    return [next(stored) if features is None else features for features in given]
+    features: dict[int, Completed] = {}
+    open_positions = []
+    for position, received in enumerate(rows):
+        given = _given_features(model, received.row, refuse=refuse)
+        if given is None:
+            open_positions.append(position)
+        else:
+            features[position] = given
+    if open_positions:
+        request_data = model.contract.lookup.request_data
+        keys: list[Entity] = []
+        moments = []
+        for position in open_positions:
+            row = rows[position].row
+            own_data = {name: row.request_data[name] for name in request_data}
+            keys.append({**(row.key or {}), **own_data})
+            moments.append(rows[position].received)
+        stored_rows, origin = await model.features.read(keys, moments)
+        for position, stored in zip(open_positions, stored_rows, strict=True):
+            row = rows[position].row
+            features[position] = _stored_features(
+                model, row, stored, origin, refuse=refuse
+            )
+    return [features[position] for position in range(len(rows))]
 
 
 def _given_features(model: LoadedModel, row: Row, *, refuse: bool) -> Completed | None:

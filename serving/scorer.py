@@ -9,7 +9,7 @@ import logging
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
-from itertools import compress, islice
+from itertools import islice
 from typing import Any, NamedTuple
 
 from serving.completion import complete
@@ -215,24 +215,27 @@ class Scorer:
             raise NoModelError(self._versions.state)
         if roles.challenger is None:
             return await self._score("production", roles.production, rows), []
-        asks_challenger = [roles.asks_challenger(row.row.key) for row in rows]
-        trial_rows = [*compress(rows, asks_challenger)]
-        trials = iter(await self._score("challenger", roles.challenger, trial_rows))
         # By position: a proxy may give two requests one id.
-        results = [next(trials) if is_trial else None for is_trial in asks_challenger]
-        failures: list[Line] = []
-        other_rows: list[ReceivedRow] = []
-        for row, result in zip(rows, results, strict=True):
-            if result is None or result.error is not None:
-                other_rows.append(row)
-            if result is not None and result.error is not None and result.line:
-                failures.append(result.line)
-        others = iter(await self._score("production", roles.production, other_rows))
-        answered = [
-            next(others) if result is None or result.error is not None else result
-            for result in results
+        trial_positions = [
+            position
+            for position, row in enumerate(rows)
+            if roles.asks_challenger(row.row.key)
         ]
-        return answered, failures
+        trial_rows = [rows[position] for position in trial_positions]
+        trials = await self._score("challenger", roles.challenger, trial_rows)
+        results: dict[int, Result] = {}
+        failures: list[Line] = []
+        for position, trial in zip(trial_positions, trials, strict=True):
+            if trial.error is None:
+                results[position] = trial
+            elif trial.line:
+                failures.append(trial.line)
+        positions = range(len(rows))
+        open_positions = [position for position in positions if position not in results]
+        open_rows = [rows[position] for position in open_positions]
+        answers = await self._score("production", roles.production, open_rows)
+        results.update(zip(open_positions, answers, strict=True))
+        return [results[position] for position in positions], failures
 
     async def _score(
         self, role: Role, model: LoadedModel, rows: Sequence[ReceivedRow]
