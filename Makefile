@@ -47,7 +47,7 @@ check: environment ## Lint, format, types, density, which package may import wha
 
 test: environment spark ## All tests but those of the whole loop and of the faults.
 	@# One more than there are cores: tests wait for processes a fifth of their time.
-	$(BIN)/pytest -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
+	$(BIN)/pytest --cov -m "not nightly and not containers and not cluster" --ignore=tests/faults --ignore=tests/loop \
 	  --numprocesses=$$(($$(nproc) + 1)) --maxprocesses=4 --no-loadscope-reorder
 
 faults: environment ## The whole loop, then the faults of a bad day, made for real.

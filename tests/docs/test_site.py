@@ -63,6 +63,7 @@ def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site):
     assert {urlsplit(url).netloc for url in urls} == {address}
 
 
+@pytest.mark.nightly
 def test_what_leads_nowhere_or_loads_from_another_host_is_named(site):
     wrong = {
         "[a](../serving/nowhere.py)": "leads nowhere: ../serving/nowhere.py",

@@ -297,6 +297,7 @@ def test_predictions_are_right_soon_after_a_window_ends_during_events_and_ingest
     assert max(seconds) < at_most(2)
 
 
+@pytest.mark.nightly
 @pytest.mark.timed
 def test_windows_that_end_while_no_consumer_runs_are_right_after_its_start(shop):
     random = Random(2)
