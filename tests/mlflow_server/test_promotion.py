@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import pytest
 
 from core.errors import PromotionRefusedError, RegistryError
+from core.settings import Settings
 from mlflow_server import promotion
-from mlflow_server.ledger import LedgerRow, now
+from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.roles import Deployed
 from tests.mlflow_server.conftest import client, stages
 
 if TYPE_CHECKING:
-    from core.settings import Settings
-    from mlflow_server.ledger import Ledger
     from mlflow_server.registry import Registry
 
 ANN = {"who": "ann", "why": "better"}
@@ -123,6 +123,21 @@ def test_a_repeated_promotion_with_the_same_evidence_is_the_first_one(roles):
     assert roles.promote("1", replaces=None, evidence="runs:/a") == first
     roles.refuses("1", r"is version 1 .* not no", replaces=None, evidence="runs:/b")
     assert roles.rows == [first]
+
+
+def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_path):
+    other = Settings(home=tmp_path, mlflow_port=roles.settings.mlflow_port)
+    roles.promote("1")
+    promotion.write_down(other, roles.model, "production", "1", "eve")
+    promotion.write_down(other, roles.model, "no role", "1", "eve")
+    with closing(Ledger(other)) as ledger:
+        (row,) = ledger.rows(roles.model)
+        assert (row.who, row.action) == ("eve", "by hand")
+        assert row.why == "alias production set in MLflow"
+        roles.promote("2")
+        *_, row = promotion.reconcile(roles.registry, ledger, roles.model)
+        assert (row.from_version, row.to_version) == ("1", "2")
+        assert row.who == "out of band"
 
 
 def test_a_row_whose_version_was_deleted_never_takes_effect(roles):
