@@ -27,7 +27,7 @@ OfSegments = Literal[
 ]
 OF_SEGMENTS: frozenset[str] = frozenset(get_args(OfSegments))
 Figure = Literal[OfSegments, "ece", "onnx_difference"]
-"""What is measured of the challenger alone."""
+"""Measured for the challenger only: baseline and champion have no such value."""
 OTHERS: dict[Task, tuple[str, ...]] = {
     "classification": get_args(OfNumbers),
     "regression": (*get_args(OfClasses), *OF_SEGMENTS),
@@ -159,7 +159,7 @@ class Costs(Strict):
 
 
 class Limit(Strict):
-    """at_least, at_most: the challenger's `metric` on the newest matured snapshot, and `value`."""
+    """Compares the challenger's `metric` on the newest matured snapshot with `value`."""
 
     metric: Metric | Figure
     rule: Literal["at_least", "at_most"]
@@ -167,10 +167,10 @@ class Limit(Strict):
 
 
 class BetterThanBaseline(Strict):
-    """Better than the best constant of those very rows.
+    """The challenger must be better than the best constant answer on the same rows.
 
-    Their prevalence, of many classes that of each; their mean for `rmse` and `r2`, their median for
-    `mae`. For `cost`: the cheaper of acting on nobody and on everybody.
+    For classes this is their shares, or always the same class. For numbers it is the mean or the
+    median. For `cost`: the cheaper of acting on nobody and on everybody.
     """
 
     metric: Metric

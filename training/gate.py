@@ -136,7 +136,7 @@ def gate(settings: Settings, spec: ModelSpec, run_id: str) -> str | None:
 
 
 def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]:
-    """Apply each gate, then the one without a name: what is served scores as what was fitted.
+    """Apply each gate of the spec, then check that the served file scores as the fitted model.
 
     A gate that compares with a champion passes where there is none. NaN fails every gate. A remark
     is an outcome that passes.

@@ -34,7 +34,7 @@ Labels: TypeAlias = NDArray[np.int64] | NDArray[np.float64]
 Scores: TypeAlias = NDArray[np.float64]
 RESAMPLES = 200
 SMALLEST_PROBABILITY = np.finfo(np.float32).eps
-"""Log loss takes a probability for no smaller, as scikit-learn does for float32."""
+"""Log loss replaces smaller probabilities by this one, as scikit-learn does for float32."""
 CELLS = ("tn", "fp", "fn", "tp")
 BINS = 10
 
