@@ -11,7 +11,7 @@ YEAR = 365 * 24
 
 
 class MetricLimit(Strict):
-    """How much worse a metric may be; the sum of both counts, and it must be beyond chance."""
+    """How much worse a metric may be than at evaluation: the sum of both, beyond chance."""
 
     worse: float = Field(0, ge=0)
     """Than when the version was evaluated, in points."""

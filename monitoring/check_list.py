@@ -86,9 +86,9 @@ def run_checks(
     limits = run.spec.monitoring
     results: list[CheckResult] = []
     known_reference = reference if isinstance(reference, Reference) else None
-    chosen: list[Check | str] = [*checks]
+    chosen_checks: list[Check | str] = [*checks]
     if known_reference:
-        chosen += [*comparisons, *limits.checks]
+        chosen_checks += [*comparisons, *limits.checks]
     else:
         missing = CheckResult(
             name=REFERENCE,
@@ -98,7 +98,7 @@ def run_checks(
             remedy=f"gyre train {run.spec.name} --force",
         )
         results.append(missing)
-    for check in chosen:
+    for check in chosen_checks:
         results += _results(check, run, known_reference)
     passive = limits.monitor_only
     named_results = name_performance(results, passive)
