@@ -30,6 +30,8 @@ PAGES, HTML = SITE / "pages", SITE / "html"
 ZENSICAL = CLONE / ".venv-docs" / "bin" / "zensical"
 LINK = re.compile(r"(?<=\]\()(?!\w+:|#)[^)#\s]+")
 """The file of a link such as `[text](file.md#section)`."""
+TOP_PAGES = [CLONE / "CHANGELOG.md", CLONE / "CONTRIBUTING.md"]
+"""Pages of the site that stand beside docs/."""
 SHOWN = {".md", ".png", ".svg", ".css", ".yml"}
 """Files of docs/ that are part of the site."""
 NO_SEARCH = "---\nsearch:\n  exclude: true\n---\n"
@@ -46,11 +48,11 @@ LAZY = {"mermaid", "glightbox"}
 
 
 def write_pages() -> None:
-    """Copy the pages of docs/ and CHANGELOG.md; add a page for each file that they name."""
+    """Copy the pages of docs/ and TOP_PAGES; add a page for each file that they name."""
     shutil.rmtree(SITE, ignore_errors=True)
     named = dict[Path, None]()
     pages = [path for path in sorted(DOCS.rglob("*")) if path.suffix in SHOWN]
-    for path in [*pages, CLONE / "CHANGELOG.md"]:
+    for path in [*pages, *TOP_PAGES]:
         target = _place(path)
         target.parent.mkdir(parents=True, exist_ok=True)
         if path.suffix != ".md":
@@ -66,7 +68,7 @@ def write_pages() -> None:
 
 def _place(path: Path) -> Path:
     """Return where a file or folder of the clone is a page."""
-    if path == CLONE / "CHANGELOG.md":
+    if path in TOP_PAGES:
         return PAGES / path.name
     own = path.is_relative_to(DOCS)
     place = (
