@@ -1,4 +1,8 @@
-"""Metrics of a model, and their bootstrap. All but rows' own losses are scikit-learn's.
+"""Metrics of a model, and their bootstrap.
+
+They are those of scikit-learn. Shares of a confusion matrix, and areas under the two curves of its
+thresholds, are computed here: a bootstrap measures 400 times, and scikit-learn checks its input anew
+in each of its functions.
 
 | task           | y [N]                  | scores                        | answer                   |
 |----------------|------------------------|-------------------------------|--------------------------|
@@ -17,13 +21,9 @@ import numpy as np
 import pandas as pd
 from numpy.typing import ArrayLike, NDArray
 from sklearn.metrics import (
-    accuracy_score,
-    auc,
-    average_precision_score,
+    confusion_matrix_at_thresholds,
     mean_absolute_error,
-    precision_recall_fscore_support,
     r2_score,
-    roc_curve,
     root_mean_squared_error,
 )
 
@@ -198,35 +198,40 @@ def _metrics_of_classes(y: Labels, model: Scored, weights: Scores) -> dict[str, 
     )
     cells = class_count * labels + predict(model.scores, model.threshold)
     counts = np.bincount(cells, weights=weights, minlength=class_count**2)
-    (filled_cells,) = np.nonzero(counts)  # macro-averages leave absent classes out
-    actual, predicted = np.divmod(filled_cells, class_count)
-    cell_weights = counts[filled_cells]
-    precision, recall, f1, _ = precision_recall_fscore_support(
-        actual,
-        predicted,
-        sample_weight=cell_weights,
-        average="binary" if is_binary else "macro",
-        zero_division=0,
-    )
+    matrix = counts.reshape(class_count, class_count).astype(float)
+    hits = matrix.diagonal()
+    actual = matrix.sum(axis=1)
+    predicted = matrix.sum(axis=0)
+    # Macro-averages leave absent classes out.
+    averaged = np.array([False, True]) if is_binary else actual + predicted > 0
     metrics = {
         "log_loss": np.average(losses(y, model), weights=weights),
         "brier": np.average(squared_errors, weights=weights),
-        "accuracy": accuracy_score(actual, predicted, sample_weight=cell_weights),
-        "precision": precision,
-        "recall": recall,
-        "f1": f1,
+        "accuracy": hits.sum() / weights.sum(),
+        "precision": _shares(hits, predicted)[averaged].mean(),
+        "recall": _shares(hits, actual)[averaged].mean(),
+        "f1": _shares(2 * hits, actual + predicted)[averaged].mean(),
     }
     return metrics | dict(zip(CELLS, counts, strict=True)) if is_binary else metrics
+
+
+def _shares(parts: Scores, totals: Scores) -> Scores:
+    """Return parts / totals; 0 where a total is 0."""
+    return np.divide(parts, totals, out=np.zeros(len(parts)), where=totals > 0)
 
 
 def _metrics_of_ranking(y: Labels, p: Scores, weights: Scores) -> dict[str, float]:
     if not _differ(y, weights):
         return {"auc": np.nan, "average_precision": np.nan}
-    # As `roc_auc_score` does, in a third of its time.
-    false_shares, true_shares, _ = roc_curve(y, p, sample_weight=weights)
+    _, false_alarms, _, hits, _ = confusion_matrix_at_thresholds(
+        y, p, sample_weight=weights
+    )
+    recall = np.append(0, hits / hits[-1])
+    fall_out = np.append(0, false_alarms / false_alarms[-1])
+    precision = _shares(hits, hits + false_alarms)
     return {
-        "auc": auc(false_shares, true_shares),
-        "average_precision": average_precision_score(y, p, sample_weight=weights),
+        "auc": np.trapezoid(recall, fall_out),
+        "average_precision": np.diff(recall) @ precision,
     }
 
 
@@ -250,11 +255,18 @@ def resampled(
     random = np.random.default_rng(seed)
     row_count = len(y)
     draws: dict[str, list[dict[str, float]]] = {name: [] for name in models}
+    # Scores in order are sorted again in a tenth of the time.
+    orders = {name: np.argsort(model.top) for name, model in models.items()}
+    sorted_labels = {name: y[order] for name, order in orders.items()}
+    sorted_models = {name: model.of(orders[name]) for name, model in models.items()}
     for _ in range(count):
         rows = random.integers(0, row_count, row_count)
         weights = np.bincount(rows, minlength=row_count).astype(float)
-        for name, model in models.items():
-            draws[name].append(all_metrics(y, model, costs, weights))
+        for name, order in orders.items():
+            metrics = all_metrics(
+                sorted_labels[name], sorted_models[name], costs, weights[order]
+            )
+            draws[name].append(metrics)
     samples = {}
     for name, draw in draws.items():
         table = pd.DataFrame(draw)
