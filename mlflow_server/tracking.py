@@ -4,6 +4,7 @@ Everything goes through a client of its own, never the fluent "active run", so t
 several processes and threads do not get into each other's runs.
 """
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import pandas as pd
+import pyarrow.parquet as pq
 from mlflow import MlflowClient
 from mlflow.data.pandas_dataset import from_pandas
 from mlflow.entities import (
@@ -41,6 +42,8 @@ EXPERIMENT_KIND = {"mlflow.experimentKind": "custom_model_development"}
 DATA_FOLDER = "data"
 DIGEST_LENGTH = 36
 TAG_LENGTH = 5_000
+SCHEMA_ROWS = 1_000
+"""MLflow infers the schema of a dataset from these rows, value by value."""
 PAGE_SIZE = 100
 """Runs in one answer of MLflow: each has about 20 kB, and an answer 5 s."""
 
@@ -172,15 +175,22 @@ class Tracking(MlflowClient):  # type: ignore[misc]  # MLflow has no types
         self.log_artifact(run_id, str(parquet), DATA_FOLDER)
         # The address that the UI itself links to: proxied artifact URIs have no resolver.
         path = f"path={DATA_FOLDER}/{parquet.name}&run_uuid={run_id}"
+        file = pq.ParquetFile(parquet)
+        head = next(file.iter_batches(SCHEMA_ROWS)).to_pandas()
         dataset = from_pandas(
-            pd.read_parquet(parquet),
+            head,
             source=f"{self.tracking_uri}/get-artifact?{path}",
             targets=target,
             name=name,
             digest=digest[:DIGEST_LENGTH],
         )
         context = [InputTag("mlflow.data.context", "training")]
-        entity = Dataset(**dataset.to_dict())
+        row_count = file.metadata.num_rows
+        profile = {
+            "num_rows": row_count,
+            "num_elements": row_count * file.metadata.num_columns,
+        }
+        entity = Dataset(**dataset.to_dict() | {"profile": json.dumps(profile)})
         self.log_inputs(run_id, [DatasetInput(entity, context)])
 
     def delete_artifacts(self, run_id: str, path: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import uuid
 from datetime import UTC, datetime
 from pathlib import Path
@@ -76,12 +77,17 @@ def test_parameters_metrics_and_files_are_read_as_they_were_logged(
     assert (point.timestamp / 1000, point.step) == (moment.timestamp(), 7)
 
     file = tmp_path / "train.parquet"
-    pd.DataFrame({"spend": [0.5, None], "churned": [0, 1]}).to_parquet(file)
+    rows = pd.DataFrame({"spend": [0.5, None] * 1_000, "churned": [0, 1] * 1_000})
+    rows.to_parquet(file)
     digest = hashlib.sha256(b"content").hexdigest()
     tracking.log_dataset(run_id, file, name="orders", digest=digest, target="churned")
     (source,) = tracking.get_run(run_id).inputs.dataset_inputs
     assert (source.dataset.name, source.dataset.digest) == ("orders", digest[:36])
     assert source.tags[0].value == "training"
+    assert json.loads(source.dataset.profile) == {
+        "num_rows": 2_000,
+        "num_elements": 4_000,
+    }
     back = tracking.download_artifacts(run_id, "data/train.parquet", tmp_path)
     assert Path(back).read_bytes() == file.read_bytes()
     tracking.delete_artifacts(run_id, "data/train.parquet")
