@@ -26,8 +26,8 @@ from core.settings import PROJECT, Settings
 from core.training_spec import (
     ESTIMATORS,
     FACTORY,
+    METRICS_OF_OTHER_TASKS,
     OF_SEGMENTS,
-    OTHERS,
     Costs,
     Estimator,
     Gate,
@@ -186,7 +186,7 @@ class ModelSpec(Strict):
             expected = "expected three or more different names"
             yield f"classes: {expected}, found {class_names}"
         for number, gate in enumerate(self.gates):
-            if gate.metric in OTHERS[self.task]:
+            if gate.metric in METRICS_OF_OTHER_TASKS[self.task]:
                 yield f"gates.{number}.metric: a {self.task} has no {gate.metric}"
 
     def _problems_of_names(self) -> Iterator[str]:

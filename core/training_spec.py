@@ -28,7 +28,7 @@ OfSegments = Literal[
 OF_SEGMENTS: frozenset[str] = frozenset(get_args(OfSegments))
 Figure = Literal[OfSegments, "ece", "onnx_difference"]
 """Measured for the challenger only: baseline and champion have no such value."""
-OTHERS: dict[Task, tuple[str, ...]] = {
+METRICS_OF_OTHER_TASKS: dict[Task, tuple[str, ...]] = {
     "classification": get_args(OfNumbers),
     "regression": (*get_args(OfClasses), *OF_SEGMENTS),
     "multiclass": (

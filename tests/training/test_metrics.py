@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pandas as pd
 import pytest
 from sklearn import metrics as sk
 
-from core.training_spec import LOWER_IS_BETTER, Costs
+from core.training_spec import (
+    LOWER_IS_BETTER,
+    METRICS_OF_OTHER_TASKS,
+    Costs,
+    Metric,
+)
 from mlflow_server.served_model import rounded_one
 from training.metrics import (
     CELLS,
@@ -136,7 +143,7 @@ def test_the_best_constant_of_many_classes_is_their_shares_or_one_class():
     assert best["accuracy"] == pytest.approx(shares.max())
 
 
-@pytest.mark.parametrize(
+of_each_task = pytest.mark.parametrize(
     ("rows", "threshold", "costs"),
     [
         (some_rows(100), 0.4, COSTS),
@@ -145,6 +152,17 @@ def test_the_best_constant_of_many_classes_is_their_shares_or_one_class():
     ],
     ids=["two classes", "many classes", "numbers"],
 )
+
+
+@of_each_task
+def test_a_spec_may_name_each_metric_that_is_computed(rows, threshold, costs):
+    y, scores = rows
+    model = Scored(scores, threshold)
+    names = {*get_args(Metric)} - {*METRICS_OF_OTHER_TASKS[model.task]}
+    assert all_metrics(y, model, costs).keys() - {*CELLS} == names
+
+
+@of_each_task
 def test_the_bootstrap_is_that_of_rows_drawn_one_by_one(rows, threshold, costs):
     y, scores = rows
     models = {"a": Scored(scores, threshold), "b": Scored(scores * 0.5, threshold)}
