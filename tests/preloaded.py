@@ -73,6 +73,8 @@ LIBRARIES = (
     "upath.implementations.local",
     "uvicorn",
 )
+FOLDER = "TEST_COMMANDS"
+"""Variable that tells a process where the programs are."""
 NAMES = ("gyre", "feast", "python")
 CLIENT = """#!{python} -ISE
 import json, os, socket, sys
@@ -91,8 +93,10 @@ sys.exit(code[0] if code else 1)
 def commands_folder() -> Path:
     """Return the folder of the programs; their server is one for all workers of a test run.
 
-    It ends with the run, however that ends.
+    It ends with the run, however that ends. What a test starts has the same one.
     """
+    if FOLDER in os.environ:
+        return Path(os.environ[FOLDER])
     run = os.getppid() if "PYTEST_XDIST_WORKER" in os.environ else os.getpid()
     since = psutil.Process(run).create_time()  # numbers of processes come again
     folder = Path(tempfile.gettempdir()) / f"gyre-commands-{run}-{since}"
@@ -101,6 +105,7 @@ def commands_folder() -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (folder / "python").exists():
             start(folder, run)
+    os.environ[FOLDER] = str(folder)
     return folder
 
 

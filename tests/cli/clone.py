@@ -17,9 +17,10 @@ from tests.preloaded import commands_folder
 
 def outer_environment():
     """The environment of a shell that belongs to no stack."""
+    path = f"{commands_folder()}:{BIN}:{os.environ['PATH']}"
     hindering = ("GYRE_", "PROMETHEUS_")
     outer = {k: v for k, v in os.environ.items() if not k.startswith(hindering)}
-    return outer | {"PATH": f"{commands_folder()}:{BIN}:{os.environ['PATH']}"}
+    return outer | {"PATH": path}
 
 
 def finished(command, folder, environment, code=0, timeout=900):

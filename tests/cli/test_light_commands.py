@@ -11,7 +11,6 @@ from mlflow_server.served_model import CONTRACT_FILE, ONNX_FILE, digest_tags
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import client
-from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 HEAVY = {"mlflow", "pandas", "scipy", "feast", "pyarrow", "duckdb", "evidently"}
@@ -41,7 +40,7 @@ def register(settings, folder):
 
 def test_promotions_and_help_import_nothing_that_trains(tmp_path):
     settings = new_settings(tmp_path / "home")
-    with mlflow_server(settings, commands_folder() / "python"):
+    with mlflow_server(settings):
         client(settings).create_registered_model(MODEL)
         register(settings, tmp_path)
         register(settings, tmp_path)

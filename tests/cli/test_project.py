@@ -23,7 +23,6 @@ from tests.conftest import (
     wait_until,
 )
 from tests.dags.test_parse import READ
-from tests.preloaded import commands_folder
 
 NEW = (
     "gyre new visits --from ../visits.csv --label silence "
@@ -87,7 +86,7 @@ def project(tmp_path_factory):
     settings = new_settings(folder / ".gyre", demo_start=None)
     environment = outer | child_environment(settings) | {"GYRE_PROJECT": str(folder)}
     environment["PATH"] = outer["PATH"]
-    mlflow = mlflow_server(settings, commands_folder() / "python")
+    mlflow = mlflow_server(settings)
     with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
         yield folder, settings, environment

@@ -15,7 +15,6 @@ from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.cli.clone import Copy, few_orders, fewer_trees
 from tests.conftest import mlflow_server, new_settings, redis_server
-from tests.preloaded import commands_folder
 from training.artifacts import read
 from training.reference import load_reference
 
@@ -59,7 +58,7 @@ def trained(tmp_path_factory):
     """A project of few customers and one estimator, with a version in production."""
     folder = tmp_path_factory.mktemp("copy")
     settings = new_settings(folder / ".gyre", demo_start=None)
-    mlflow = mlflow_server(settings, commands_folder() / "python")
+    mlflow = mlflow_server(settings)
     with mlflow, redis_server(settings.redis_port, settings.home):
         project = Project(folder, settings)
         few_orders(folder / "data" / "cdnow_orders.parquet")

@@ -63,7 +63,7 @@ class Reader:
 
     def start(self, opened):
         settings = self.settings
-        opened.enter_context(mlflow_server(settings, commands_folder() / "python"))
+        opened.enter_context(mlflow_server(settings))
         opened.enter_context(redis_server(settings.redis_port, settings.home))
         log = settings.home / "serving.log"
         command = [sys.executable, "-m", "serving"]

@@ -17,7 +17,6 @@ from monitoring.monitor import MonitorReport
 from stack.environment import child_environment
 from tests.cli.clone import finished, outer_environment
 from tests.conftest import mlflow_server, new_settings
-from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
@@ -120,6 +119,6 @@ def test_the_report_counts_what_was_left_out_and_has_its_notes():
 def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error(
     settings,
 ):
-    with mlflow_server(settings, commands_folder() / "python"):
+    with mlflow_server(settings):
         text = gyre(settings, f"monitor {MODEL}")
     assert "nothing is in production; nothing (insufficient_data)" in text

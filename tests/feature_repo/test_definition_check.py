@@ -91,7 +91,7 @@ def snapshot(tmp_path_factory, some_orders):
     settings = new_settings(home, sources={"orders": str(some_orders)})
     with (
         redis_server(settings.redis_port, settings.home),
-        mlflow_server(settings, commands_folder() / "python"),
+        mlflow_server(settings),
     ):
         Redis(port=settings.redis_port).config_set("appendonly", "no")
         feast_apply(settings)

@@ -13,7 +13,6 @@ from feature_repo.feast_config import write_feast_config
 from mlflow_server.registry import Registry
 from tests.cli.clone import Copy
 from tests.conftest import mlflow_server, new_settings, redis_server
-from tests.preloaded import commands_folder
 
 PAGE = (CLONE / "docs" / "how-to" / "pipelines.md").read_text()
 (DVC_FILE,) = re.findall(r"^```yaml\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
@@ -44,7 +43,7 @@ def copy(tmp_path_factory):
     (folder / "pipelines").mkdir()
     (folder / "pipelines" / "dvc.yaml").write_text(DVC_FILE)
     (folder / "pipelines" / "kubeflow.py").write_text(KUBEFLOW_FILE)
-    mlflow = mlflow_server(settings, commands_folder() / "python")
+    mlflow = mlflow_server(settings)
     with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
         yield project

@@ -184,7 +184,8 @@ class Rig:
         self.redis = self.opened.enter_context(running)
 
     def start_mlflow(self) -> None:
-        self.mlflow = self.opened.enter_context(mlflow_server(self.settings))
+        stoppable = mlflow_server(self.settings, BIN / "python")
+        self.mlflow = self.opened.enter_context(stoppable)
 
     def register(
         self,

@@ -14,7 +14,6 @@ from feature_repo.ingest import raw_table
 from feature_repo.source import pull
 from feature_repo.views import write_views
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
-from tests.preloaded import commands_folder
 from training import chain
 from training.stages import STAGES
 
@@ -90,7 +89,7 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Settings:
 
 @pytest.fixture(scope="session")
 def tracked(sample: Settings) -> Iterator[Settings]:
-    with mlflow_server(sample, commands_folder() / "python"):
+    with mlflow_server(sample):
         yield sample
 
 
