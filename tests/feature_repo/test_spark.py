@@ -1,7 +1,4 @@
-"""Spark writes the view rows that DuckDB writes. One JVM for all.
-
-The shipped orders run always, what is made up runs nightly.
-"""
+"""Spark writes the view rows and online values that DuckDB writes. One JVM for all."""
 
 from __future__ import annotations
 
@@ -85,6 +82,7 @@ def recent(small, tmp_path):
     return small.model_copy(update={"sources": sources})
 
 
+@pytest.mark.nightly
 def test_rows_frame_and_population_of_the_shipped_orders_are_those_of_duckdb(recent):
     settings = with_engine("spark", recent)
     ingest(settings, "orders", AS_OF)

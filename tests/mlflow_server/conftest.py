@@ -11,7 +11,7 @@ from mlflow import MlflowClient
 from core.settings import Settings
 from mlflow_server.ledger import Ledger
 from mlflow_server.registry import Registry
-from tests.conftest import mlflow_server, unused_port
+from tests.conftest import BIN, mlflow_server, unused_port
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +27,7 @@ def mlflow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Settings]:
     """A server that all tests of one worker share (tests/conftest.py)."""
     home = tmp_path_factory.mktemp("gyre")
     settings = Settings(home=home, mlflow_port=unused_port())
-    with mlflow_server(settings):
+    with mlflow_server(settings, BIN / "python"):
         yield settings
 
 

@@ -136,11 +136,13 @@ def contract() -> ServedModel:
     )  # fmt: skip
 
 
-def read_rows(path: Path) -> tuple[list[dict[str, Any]], int]:
-    """Rows of one file of a log, and how many torn lines were skipped."""
+def read_rows(path: Path, text: str = "") -> tuple[list[dict[str, Any]], int]:
+    """Rows of one file of a log that have the text, and how many torn lines were skipped."""
     rows = []
     torn = 0
     for line in filter(None, path.read_bytes().split(b"\n")):
+        if text.encode() not in line:
+            continue
         try:
             rows.append(json.loads(line))
         except ValueError:
@@ -320,11 +322,12 @@ class Rig:
         return self.online(lambda: self.predict(client, key))
 
     def rows(
-        self, kind: str = "predictions", home: Path | None = None
+        self, kind: str = "predictions", home: Path | None = None, text: str = ""
     ) -> list[dict[str, Any]]:
+        """Return rows of the log, those whose line has the text."""
         folder = (home or self.settings.home) / "serving" / "log"
         files = sorted(folder.glob(f"{kind}-*.jsonl"))
-        rows = [row for file in files for row in read_rows(file)[0]]
+        rows = [row for file in files for row in read_rows(file, text)[0]]
         return sorted(rows, key=lambda row: row["received"])
 
     def row_of(self, answer: httpx.Response) -> dict[str, Any]:

@@ -89,7 +89,7 @@ def test_a_challenger_answers_its_share_of_the_customers_always_the_same_ones(
 
 def test_a_shadow_scores_the_requests_that_production_answers(rig, served, workers):
     def shadow_rows():
-        rows = [row for row in rig.rows() if row["role"] == "shadow"]
+        rows = rig.rows(text='"role":"shadow"')
         return {row["request_id"]: row for row in rows}
 
     def has_shadow():

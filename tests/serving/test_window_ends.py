@@ -55,7 +55,7 @@ SECOND = timedelta(seconds=1)
 FIVE_MINUTES = timedelta(minutes=5)
 HOUR = timedelta(hours=1)
 CART_VALUE = 45.0
-ENDS = 20 if PROMISED else 5
+ENDS = 20 if PROMISED else 2
 
 
 @dataclass

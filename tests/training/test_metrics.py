@@ -18,7 +18,6 @@ from core.training_spec import (
 from mlflow_server.served_model import rounded_one
 from training.metrics import (
     CELLS,
-    RESAMPLES,
     Interval,
     Scored,
     all_metrics,
@@ -166,7 +165,7 @@ def test_a_spec_may_name_each_metric_that_is_computed(rows, threshold, costs):
 def test_the_bootstrap_is_that_of_rows_drawn_one_by_one(rows, threshold, costs):
     y, scores = rows
     models = {"a": Scored(scores, threshold), "b": Scored(scores * 0.5, threshold)}
-    samples = resampled(y, models, costs, seed=7)
+    samples = resampled(y, models, costs, seed=7, count=5)
     random = np.random.default_rng(7)
     for resample in range(5):
         drawn = random.integers(0, len(y), len(y))
@@ -174,7 +173,6 @@ def test_the_bootstrap_is_that_of_rows_drawn_one_by_one(rows, threshold, costs):
             expected = all_metrics(y[drawn], model.of(drawn), costs)
             values = {metric: samples[name][metric][resample] for metric in expected}
             assert values == pytest.approx(expected)
-    assert {len(values) for values in samples["a"].values()} == {RESAMPLES}
     assert interval(0.7, np.array([np.nan, 1.0, 1.0])) == Interval(0.7, 1.0, 1.0)
 
 
