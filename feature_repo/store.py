@@ -15,6 +15,8 @@ from feature_repo.definition import Dataset
 from feature_repo.feast_config import feast_config, registry_path
 from feature_repo.views import view_address
 
+# Feast, once imported, shows the deprecations of all libraries, which are not a user's.
+warnings.simplefilter("ignore", DeprecationWarning)
 KINDS = ("Entity", "FeatureView", "OnDemandFeatureView", "FeatureService")
 """Classes of Feast's objects that a dataset module defines."""
 WRITE_DEADLINE = 10.0
