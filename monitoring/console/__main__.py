@@ -34,8 +34,8 @@ from mlflow_server.roles import PRODUCTION, ROLES
 from monitoring.console.alerts import watch
 from monitoring.console.cached_reader import CachedReader, read_all
 from monitoring.console.checks import STATES, problems, state, worst_state
-from monitoring.console.history import DAYS, Span, panels_of, picture_of
-from monitoring.console.loop import Loop
+from monitoring.console.history import panels_of, picture_of, shown_span
+from monitoring.console.loop import Loop, LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 
 T = TypeVar("T")
@@ -203,15 +203,18 @@ class Console:
         template: str,
         code: int = 200,
         checks: Mapping[str, Any] | None = None,
+        snapshot: LoopStatus | None = None,
         **values: Any,
     ) -> Response:
         """Return a page of these values, and of those that every page has."""
         now = datetime.now(UTC)
+        promotions = snapshot.ledger_times() if snapshot else []
         text = TEMPLATES.get_template(template).render(
             settings=self._settings,
             code=code,
             now=now,
-            span=Span(now - timedelta(days=DAYS), now),
+            snapshot=snapshot,
+            span=shown_span(promotions, now),
             models=[*self._loop.models],
             datasets=[*self._records],
             checks=checks,

@@ -125,12 +125,28 @@ class Span:
         share = (moment - self.since) / (self.until - self.since)
         return round(1 + 98 * max(share, 0.0), 1)
 
-    def days(self, count: int) -> list[datetime]:
-        """Return midnights to name below a picture, `count` at most."""
+    def ticks(self, count: int) -> dict[datetime, str]:
+        """Return what to write below a picture: `count` days at most, or hours of the first days."""
+        length = self.until - self.since
+        if length < timedelta(days=2):
+            step = length / count
+            moments = [self.since + step * (number + 0.5) for number in range(count)]
+            return {moment: f"{moment:%H:%M}" for moment in moments}
         midnight = self.until.replace(hour=0, minute=0, second=0, microsecond=0)
-        step = timedelta(days=-((self.until - self.since).days // -count))
+        step = timedelta(days=-(length.days // -count))
         midnights = [midnight - number * step for number in reversed(range(count))]
-        return [moment for moment in midnights if moment > self.since]
+        return {
+            moment: f"{moment:%b} {moment.day}"
+            for moment in midnights
+            if moment > self.since
+        }
+
+
+def shown_span(promotions: Iterable[datetime], now: datetime) -> Span:
+    """Return the last DAYS, or the time since the first promotion where that is shorter."""
+    since = now - timedelta(days=DAYS)
+    first = min(promotions, default=since) - timedelta(minutes=1)
+    return Span(max(since, first), now)
 
 
 @dataclass(frozen=True)

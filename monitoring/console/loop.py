@@ -105,6 +105,11 @@ class LoopStatus:
     lags: Mapping[str, ConsumerLag]
     broken_specs: Sequence[str]
 
+    def ledger_times(self) -> list[datetime]:
+        """Return when each version was promoted."""
+        rows = [status.rows.value for status in self.models.values()]
+        return [row.time for one in rows if one for row in one.ledger]
+
 
 class Loop:
     """Readers of everything, which live as long as the process."""
