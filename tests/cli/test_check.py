@@ -71,7 +71,6 @@ OF_MODULE = [
      "{}: label silent_30d: label: expected double, found string"),
     ("\nPERIODS", "\ndef b(:\nPERIODS", r"{}:\d+: SyntaxError: "),
 ]  # fmt: skip
-BROKEN = f"module_{len(OF_MODULE) - 1}"
 OF_SUITE = [
     ('{"column": "amount", "type_"', '{"column": "amont", "type_"', "{}: .*expected a .*'amont'"),
     ("{\n", "{,\n", "expectations/suite_1.json: expected Great .*: Expecting prop"),
@@ -176,15 +175,6 @@ def test_a_model_without_a_typo_has_no_finding_and_its_rows_are_counted(lines, p
     pattern = r"^good: .* about (\d+) rows \(3 by the month, .* about (\d+) rows"
     (counts,) = re.findall(pattern, log, re.MULTILINE)
     assert all(100 < int(count) < 900 for count in counts)  # of 300 entities
-
-
-def test_a_module_that_cannot_be_imported_is_its_file_and_line_in_a_shell_too(
-    project, lines
-):
-    output = project.run(f"gyre ingest {BROKEN}", 1)
-    line = rf"^gyre: {MODULE.format(BROKEN)}:\d+: SyntaxError: "
-    assert re.search(line, output, re.MULTILINE)
-    assert "Traceback" not in output
 
 
 @pytest.mark.timed

@@ -17,7 +17,6 @@ from cli.use_case import FILES, write_use_case
 from core.errors import SettingsError
 from core.settings import PROJECT
 from core.spec import ModelSpec
-from feature_repo.source import read
 from tests.conftest import BIN
 
 DAY = timedelta(days=1)
@@ -37,20 +36,6 @@ ROLES = {"key": ["order_id"], "entity": "customer_id", "time": "ordered_at"}
 
 def table(**columns):
     return pa.table(ROWS | columns)
-
-
-def test_columns_are_what_the_options_name_and_what_cannot_be_added_up_is_left_out():
-    odd_columns = {
-        "huge": [1e13] * 8,
-        "zero": [0] * 8,
-        "gap": [float("inf"), *[1.0] * 7],
-        "Unit Price": [1.5] * 8,
-    }
-    columns = describe(in_types(table(**odd_columns)), **ROLES)
-    assert columns["amounts"] == ["pieces", "price"]
-    assert "city" not in columns["filled"]
-    assert columns["columns"]["is_gift"] == ("pa.bool_()", "bool")
-    assert (columns["label"], columns["last"]) == ("silent_30d", BEGIN + 130 * DAY)
 
 
 def test_the_same_row_twice_leaves_its_key_a_key():
@@ -84,18 +69,6 @@ def test_an_option_names_the_columns_that_it_can_mean(option, name, message):
 def test_a_column_that_no_dataset_can_have_is_named(columns, message):
     with pytest.raises(SettingsError, match=f"--from: expected int64, .*; {message}"):
         in_types(table(**columns))
-
-
-def test_times_numbers_and_days_of_a_csv_have_their_types(tmp_path):
-    file = tmp_path / "rows.csv"
-    file.write_text(
-        "id,user,at,on,amount,empty\n"
-        "1,a,2026-01-02T10:00:00Z,2026-01-02,1,\n"
-        "2,a,2026-01-03T10:00:00+01:00,2026-01-03,2.5,\n"
-    )
-    time = "timestamp[us, tz=UTC]"
-    types = ["int64", "string", time, time, "double", "string"]
-    assert [str(kind) for kind in read(str(file)).schema.types] == types
 
 
 @pytest.fixture

@@ -1,28 +1,23 @@
-"""The frame of the `gyre` command: help, version, pages, errors and JSON."""
+"""The frame of the `gyre` command: version, pages and JSON."""
 
 from __future__ import annotations
 
 import json
 import math
 import os
-import re
 import subprocess
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import pytest
-from rich.console import Console
-from typer.testing import CliRunner
 
-from cli.main import app, typer_app
-from cli.terminal import table
+from cli.main import app
 from cli.use_case import new
 from cli.verbs import say
 from core.errors import SettingsError
 from tests.conftest import wait_until
 from tests.preloaded import commands_folder
 
-PANELS = ("Every day", "Models", "Data", "Operate", "Write your own")
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 
 
@@ -39,16 +34,6 @@ def exit_code(monkeypatch, *arguments):
     return end.value.code
 
 
-def test_help_has_the_verbs_in_groups():
-    runner = CliRunner()
-    text = runner.invoke(typer_app, ["--help"], terminal_width=200).output
-    places = [text.index(f"─ {panel} ─") for panel in PANELS]
-    assert places == sorted(places)
-    assert places[0] < text.index("│ status") < places[1]
-    version = runner.invoke(typer_app, ["--version"]).output.strip()
-    assert re.fullmatch(r"gyre \d+\.\d+\.\d+", version)
-
-
 def test_pages_are_opened_where_people_reach_them(tmp_path):
     browser = tmp_path / "xdg-open"
     browser.write_text(f'#!/bin/sh\necho "$1" >> {tmp_path}/opened\n')
@@ -63,13 +48,6 @@ def test_pages_are_opened_where_people_reach_them(tmp_path):
     opened = tmp_path / "opened"
     address = "https://gyre.example/\n"
     wait_until("a page", lambda: opened.exists() and opened.read_text() == address)
-
-
-def test_an_error_is_one_line_even_inside_settings(home, monkeypatch, capsys):
-    monkeypatch.setenv("GYRE_SOURCES", "no JSON")
-    assert exit_code(monkeypatch, "logs", "serving") == 2
-    line = r"gyre: .*gyre\.env .* \"sources\" .*\n"
-    assert re.fullmatch(line, capsys.readouterr().err)
 
 
 def test_the_traceback_of_another_error_is_in_a_log(home, monkeypatch, capsys):
@@ -91,16 +69,6 @@ def test_json_is_strict_json(capsys):
     say("", Report(psi=math.nan, as_of=NOW), as_json=True)
     document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
     assert document == {"psi": None, "as_of": "2026-11-20T12:00:00Z"}
-
-
-def test_a_table_has_no_value_as_python_prints_it():
-    values = (None, True, ["a", "b"], {"x": None}, NOW, "\x1b[31mred")
-    console = Console(width=200, color_system=None)
-    with console.capture() as capture:
-        console.print(table([""] * len(values), [values]))
-    line = capture.get().splitlines()[-1]
-    expected = r'-  true  a, b +{"x": null}  2026-11-20 12:00:00Z  \[31mred'
-    assert re.match(expected, line.strip())
 
 
 def test_new_asks_nobody_off_a_terminal_and_writes_nothing(home, tmp_path):

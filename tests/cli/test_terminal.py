@@ -1,4 +1,4 @@
-"""Tables, progress, logs and status, on a terminal of a certain width and off one."""
+"""Tables and logs, on a terminal of a certain width and off one."""
 
 from __future__ import annotations
 
@@ -11,32 +11,20 @@ import struct
 import subprocess
 import termios
 from contextlib import closing
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
-from rich.console import Console
 
-from cli.status import shown
 from core.settings import PROJECT
 from mlflow_server.ledger import Ledger
-from monitoring.console.checks import of_model
-from monitoring.console.loop import card_of
 from stack.environment import child_environment
 from tests.conftest import new_settings
-from tests.console.test_checks import DECISION, LEDGER, NOW, rows
+from tests.console.test_checks import LEDGER
 from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 REASON = "because the \x1b[31mdrift\x1b[0m of\nits features " + "goes on and on " * 12
 ESCAPE = "\x1b["
-PROGRESS = """
-import sys, time
-from cli.terminal import tell, progress, ERR
-with progress("train it"):
-    tell("a fold is done", ERR)
-    time.sleep(float(sys.argv[1]))
-print("outcome")
-"""
 
 
 @pytest.fixture
@@ -57,20 +45,20 @@ def environment(settings) -> dict[str, str]:
     return outer | child_environment(settings) | {"TERM": "xterm-256color"}
 
 
-def piped(settings, *arguments: str, program: str = "gyre"):
+def piped(settings, *arguments: str):
     return subprocess.run(
-        [commands_folder() / program, *arguments], env=environment(settings), cwd=PROJECT,
+        [commands_folder() / "gyre", *arguments], env=environment(settings), cwd=PROJECT,
         capture_output=True, text=True, check=False, timeout=600,
     )  # fmt: skip
 
 
-def on_terminal(settings, *arguments: str, program: str = "gyre", columns: int = 80):
+def on_terminal(settings, *arguments: str, columns: int = 80):
     """What a terminal so wide gets from the command; with "ledger" no warnings."""
     reader, writer = pty.openpty()
     fcntl.ioctl(writer, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     errors = subprocess.DEVNULL if "ledger" in arguments else writer
     process = subprocess.Popen(
-        [commands_folder() / program, *arguments], env=environment(settings), cwd=PROJECT,
+        [commands_folder() / "gyre", *arguments], env=environment(settings), cwd=PROJECT,
         stdin=writer, stdout=writer, stderr=errors,
     )  # fmt: skip
     os.close(writer)
@@ -104,15 +92,6 @@ def test_a_table_is_plain_lines_in_a_pipe_and_fits_a_terminal(ledger):
     assert (row["to"], row["who"], row["why"]) == ("1", "ann", REASON)
 
 
-def test_progress_counts_seconds_on_a_terminal_and_is_plain_lines_off_it(settings):
-    text = on_terminal(settings, "-c", PROGRESS, "1.2", program="python")
-    assert re.search(r"train it 0:00:01", re.sub(rf"{ESCAPE}[0-9;]*m", "", text))
-    assert "a fold is done\r\n" in text
-    assert text.replace(f"{ESCAPE}?25h", "").rstrip().endswith("outcome")
-    done = piped(settings, "-c", PROGRESS, "0.1", program="python")
-    assert (done.stdout, done.stderr) == ("outcome\n", "a fold is done\n")
-
-
 def test_logs_prints_the_newest_lines_follows_them_and_names_the_programs(settings):
     folder = settings.home / "logs"
     folder.mkdir()
@@ -133,25 +112,3 @@ def test_logs_prints_the_newest_lines_follows_them_and_names_the_programs(settin
             more.write("after\n")
         assert process.stdout.readline() == "after\n"
         process.terminate()
-
-
-def test_status_has_the_problem_with_its_remedy_first_and_the_card_of_each_model():
-    card = card_of(rows(), [*of_model(rows(), NOW)], NOW)
-    problem = {"state": "attention", "of": [MODEL, "other"]}
-    status = {
-        "models": {MODEL: asdict(card)},
-        "problems": [problem | {"words": "drift", "remedy": "wait"}],
-        "broken_specs": ["broken.toml: no label"],
-        "processes": [],
-        "pss_mib": 7,
-    }
-    console = Console(width=300, color_system=None)
-    with console.capture() as capture:
-        console.print(shown(status))
-    lines = [" ".join(line.split()) for line in capture.get().splitlines()]
-    assert lines[1] == "attention models left out broken.toml: no label"
-    assert lines[2] == f"attention {MODEL}, other drift wait"
-    (line,) = (line for line in lines if line.startswith(f"{MODEL} "))
-    assert line.startswith(f"{MODEL} ok 2 ")
-    assert line.endswith(DECISION.words)
-    assert any("no supervisor is running here: make up" in line for line in lines)

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from core.spec import load_spec
-from feature_repo.broker import ConsumerLag
 from feature_repo.dataset_record import DatasetRecord
 from mlflow_server.alerts import DRIFT_ALERTS, DriftAlert
 from mlflow_server.ledger import LedgerRow
@@ -174,30 +173,6 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
     assert checked(tried)["alerts"].status == "alert"
 
 
-def test_a_bad_window_is_one_problem_with_the_verdict_in_words():
-    alert = ALERT | {"cause": "drift of 2"}
-    status = rows(decisions=[BAD], results=[DRIFT, SHOWN, SKEW], alerts=[alert])
-    listed = problems({SPEC.name: [*of_model(status, NOW)]})
-    assert [(check.words, check.remedy) for check, _ in listed] == [
-        ("version 2: bad: spend drifts", DRIFT.remedy),
-        (SKEW.words, SKEW.remedy),
-    ]
-
-
-def test_harm_comes_before_everything_but_serving():
-    content = DriftAlert(
-        "predictions", "harm", "critical", None, NOW, "60 of 110 failed"
-    )
-    harm = ALERT | {
-        "details": DRIFT_ALERTS.dump_json(content).decode(),
-        "message": "60 of 110",
-    }
-    status = rows(decisions=[BAD], results=[DRIFT], alerts=[harm])
-    silent = replace(status, serving=SILENT.serving)
-    listed = problems({SPEC.name: [*of_model(silent, NOW)]})
-    assert [check.kind for check, _ in listed] == ["serving", "harm", "verdict"]
-
-
 @pytest.mark.parametrize(
     ("status", "name", "expected", "words"),
     [
@@ -247,22 +222,6 @@ def test_a_resource_of_serving_that_is_not_well_is_named():
     assert "gyre logs redis" in checks["redis"].remedy
 
 
-def test_a_consumer_that_processes_nothing_is_not_healthy():
-    lags = {
-        "orders": ConsumerLag(3, NOW - timedelta(seconds=61)),
-        "visits": ConsumerLag(2, NOW - timedelta(seconds=60)),
-    }
-    consumer, *checks = of_events(seen(None), seen(lags), NOW)
-    assert consumer.status == "ok"
-    assert [check.status for check in checks] == ["alert", "ok"]
-    late = "orders: a request has waited for the consumer for 61 s, at most 60 s are expected"
-    assert checks[0].words == f"{late}; requests that wait: 3"
-    (dead, *_) = of_events(seen("no consumer reads"), seen(lags), NOW)
-    assert (dead.status, "gyre logs consumer" in dead.remedy) == ("alert", True)
-    samples = loop_metrics(loop_of(lags=lags)).decode()
-    assert 'gyre_consumer_lag_seconds{dataset="orders"} 61.0' in samples
-
-
 def test_metrics_have_no_sample_of_what_is_unknown():
     status = rows(decisions=[BAD], results=[DRIFT, SHOWN, replace(SKEW, value=None)])
     text = loop_metrics(loop_of(status)).decode()
@@ -283,12 +242,3 @@ def test_metrics_have_no_sample_of_what_is_unknown():
     assert [line for line in silent.splitlines() if line[0] != "#"] == [
         f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
     ]
-
-
-def test_data_quality_is_the_share_of_rows_that_pass():
-    record = DatasetRecord("orders", NOW, rows={NOW.date(): 95}, quarantined={"rule": 5},
-                           passed=False)  # fmt: skip
-    text = loop_metrics(loop_of(), [record, DatasetRecord("visits")]).decode()
-    assert 'gyre_data_quality_ratio{dataset="orders"} 0.95' in text
-    assert 'gyre_data_validation_passed{dataset="orders"} 0.0' in text
-    assert "visits" not in text

@@ -22,7 +22,6 @@ from monitoring.decision_log import store_checks, store_decision
 from stack.environment import process_environment
 from tests.conftest import running, unused_port, wait_until
 from tests.console.year import decision_row, fill_dataset
-from tests.faults.test_broken_model import other_inputs
 from tests.faults.test_console import console
 
 if TYPE_CHECKING:
@@ -128,17 +127,6 @@ def dies(night):
     night.consumer.close()
 
 
-def is_refused(night):
-    rig, version = night.rig, night.rig.register(1.0, model=other_inputs()).version
-    night.undo.callback(rig.promote, night.version)
-    rig.promote(version)
-    night.promoted(2, night.version, version, "ann", "it looks good")
-    why = f"version {version} is refused: ValueError: Required inputs"
-    night.alerted(
-        f"version {version} is refused", f"version {night.version} answers; {why}"
-    )
-
-
 def harms(night):
     why = "60 of 110 predictions failed"
     night.promoted(2, night.version, "9", "airflow", "weekly")
@@ -149,7 +137,6 @@ def harms(night):
     night.alerted("harm of version 9 (ledger row 2)", content)
 
 
-REFUSED = ("Serving refuses version ", "Required inputs", "gyre rollback")
 FAULTS = {
     harms: ("version 9 did harm and was taken back", "60 of 110", "gyre decide"),
     dies: ("Events are not processed", "windows that end", "gyre logs consumer"),
@@ -194,24 +181,6 @@ def problem_list(page):
 
 def has_words(item, words):
     return all(text in item for text in (*words, 'class="do"'))
-
-
-def test_the_start_page_names_one_fault_first_and_says_what_to_do(night):
-    young = ("no training yet", "no verdict on what is in production")
-
-    def is_named():
-        """Whether nothing else is listed: what is slow to answer is unknown meanwhile."""
-        page = client.get("/").text
-        first, *others = problem_list(page) or [""]
-        return (
-            has_words(first, REFUSED)
-            and "<title>Gyre: The loop needs attention: 1 thing to do</title>" in page
-            and all(any(word in other for word in young) for other in others)
-        )
-
-    is_refused(night)
-    with pages(night) as client:
-        wait_until("the fault", is_named)
 
 
 def test_events_that_wait_are_one_alert(night):

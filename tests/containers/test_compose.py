@@ -265,62 +265,6 @@ def test_predictions_go_on_while_a_replica_is_killed(team, trained):
     assert len(set(ids)) == len(ids)
 
 
-def test_postgresql_starts_again_and_everything_goes_on(team, trained):
-    podman("restart", "--time=5", container("postgres"))
-    with team.client() as client:
-        assert client.post("/predict", json=ASKED).status_code == 200
-    wait_until("PostgreSQL", lambda: fulfilled(("postgres", "service_healthy")))
-    again = TRAIN.replace("run ingest\n", "").replace(
-        f"train_{MODEL}", f"monitor_{MODEL}"
-    )
-    team.shell(again)
-    assert "mlflow-ui:ann" in team.gyre("ledger", MODEL)
-
-
-@pytest.mark.parametrize(
-    ("variable", "value", "said"),
-    [
-        (
-            "GYRE_DATABASE_URL",
-            "postgresql://gyre:wrong@postgres/gyre",
-            "gyre:***@postgres/gyre",
-        ),
-        (
-            "GYRE_REDIS_URL",
-            "redis://:wrong@redis:6379/0",
-            "redis:6379/0: invalid username",
-        ),
-        ("AWS_ENDPOINT_URL", "http://s3:1", "gyre: GYRE_DATA_URL s3://gyre/data: "),
-    ],
-)
-def test_a_wrong_setting_ends_a_container_within_ten_seconds(
-    team, variable, value, said
-):
-    began = time.monotonic()
-    given = COMPOSE["x-environment"] | {"GYRE_DATA_URL": "s3://gyre/data"}
-    given |= {
-        "AWS_REGION": "us-east-1",
-        "AWS_ENDPOINT_URL": "http://s3:8333",
-        variable: value,
-    }
-    variables = [f"--env={n}={v}" for n, v in given.items() if "$" not in str(v)]
-    files = [
-        f"--volume={f}:/run/secrets/{f.name}:ro"
-        for f in team.folder.glob("deploy/secrets/*")
-    ]
-    done = subprocess.run(
-        ["podman", "run", "--rm", f"--network={PROJECT}_default", *files, *variables,
-         team.settings["GYRE_IMAGE"], "run", "worker"],
-        text=True, capture_output=True, check=False, timeout=600,
-    )  # fmt: skip
-    assert time.monotonic() - began < at_most(10)
-    assert done.returncode == 1
-    assert said in done.stderr
-    if variable.startswith("GYRE"):
-        assert done.stderr.startswith(f"gyre: {variable} ")
-    assert "wrong" not in done.stderr
-
-
 def test_a_task_of_airflow_has_features_computed_by_the_workers_of_the_profile_spark(
     team, trained
 ):

@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 
-from core.packages import package_version
-
 PROJECT = Path(__file__).resolve().parents[2]
 
 
@@ -51,8 +49,3 @@ def test_locks_that_add_packages_leave_versions_as_they_are() -> None:
     lines = (PROJECT / "excluded.txt").read_text().splitlines()
     assert names.isdisjoint(line for line in lines if not line.startswith("#"))
     assert len(names) <= 230  # with those of other systems and Pythons
-
-
-def test_the_version_of_an_absent_package_is_that_of_the_lock() -> None:
-    assert package_version("feast") == dict(locked("requirements.lock"))["feast"]
-    assert package_version("celery") == "unknown"

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from threadpoolctl import threadpool_limits
 
-from core.shapley import COALITIONS, coalitions, shapley_values
+from core.shapley import COALITIONS, shapley_values
 from training.estimators import build_pipeline
 from training.onnx_export import export
 from training.scoring import columns
@@ -107,10 +107,8 @@ def of(matrix):
     return {f"f{place}": column for place, column in enumerate(np.atleast_2d(matrix).T)}
 
 
-@pytest.mark.parametrize("features", [10, 600])
-def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(
-    features,
-):
+def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too():
+    features = 600
     chance = np.random.default_rng(1)
     calls = []
     weights, row = chance.normal(size=(2, features))
@@ -125,27 +123,9 @@ def test_a_row_is_scored_once_and_contributions_of_many_features_add_up_too(
     (scored,) = calls
     # The row itself is scored five times.
     assert len(scored) - len(np.unique(scored, axis=0)) == 4
-    coalition_count = COALITIONS // 4 if features == 10 else COALITIONS
-    assert len(scored) <= 5 * max(coalition_count, 2 * features)
+    assert len(scored) <= 5 * max(COALITIONS, 2 * features)
     assert mean + values.sum() == pytest.approx(row @ weights)
     exact = weights * (row - background.mean(axis=0))  # in whatever order they join
     np.testing.assert_allclose(values[:, 0], exact, atol=1e-6)
     same_mean, same_values = shapley_values(score, of(row), of(background))
     assert (same_mean, same_values.tolist()) == (mean, values.tolist())
-
-
-def test_a_sample_of_coalitions_is_near_to_all_of_them():
-    chance = np.random.default_rng(1)
-    pairs = chance.normal(size=(10, 10))
-
-    def score(rows):
-        values = np.column_stack([*rows.values()])
-        return np.tanh((values @ pairs * values).sum(axis=1) / 10)
-
-    row = of(chance.normal(size=10))
-    background = of(chance.normal(size=(20, 10)))
-    _, exact = shapley_values(score, row, background)
-    for most, gap in ((128, 0.12), (512, 0.06)):
-        _, values = shapley_values(score, row, background, most)
-        assert np.abs(values - exact).max() < gap
-        assert len(coalitions(10, most)[0]) <= most

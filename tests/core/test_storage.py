@@ -8,12 +8,9 @@ from pathlib import Path
 from uuid import uuid4
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from core.errors import DataError
-from core.locks import one_writer
 from core.storage import AddedFile, Table
 from tests.conftest import new_settings
 
@@ -23,7 +20,6 @@ SCHEMA_OF_DAYS = pa.schema({"day": pa.string(), "n": pa.int64()})
 VIEW_SCHEMA = pa.schema({"event_timestamp": TIME, "period": pa.int64()})
 BEGAN = datetime(2026, 11, 20, tzinfo=UTC)
 DAY = timedelta(days=1)
-MILLISECOND = timedelta(milliseconds=1)
 MICROSECOND = timedelta(microseconds=1)
 
 
@@ -74,35 +70,6 @@ def add_file(table, time, period):
     return AddedFile(name, size, period, rows=1, earliest=time, latest=time)
 
 
-def test_files_of_a_period_are_replaced_in_one_commit_with_the_span_of_their_times(
-    tmp_path,
-):
-    table = Table(new_settings(tmp_path), "view", pa.schema({"event_timestamp": TIME}))
-    for period in (1, 2):
-        time = BEGAN + period * DAY
-        write_file(tmp_path / "rows", period, time, time + MICROSECOND)
-    files = table.take_in(tmp_path / "rows")
-    table.commit(files, VIEW_SCHEMA, "period", within=None, notes={"raw": 7})
-    version = table.version
-    assert table.read().num_rows == 4
-    newest = table.newest("event_timestamp")
-    assert MICROSECOND <= newest - (BEGAN + 2 * DAY) <= MILLISECOND
-
-    file = add_file(table, BEGAN + 3 * DAY, period=2)
-    # A file that no commit names is no part of the table.
-    assert table.read().num_rows == 4
-    table.commit([file], VIEW_SCHEMA, "period", within="period >= 2", notes={"raw": 8})
-    assert table.version == version + 1
-    times = table.read()["event_timestamp"].to_pylist()
-    assert sorted(times) == [BEGAN + DAY, BEGAN + DAY + MICROSECOND, BEGAN + 3 * DAY]
-    assert table.noted(["raw"]) == {"raw": 8}
-    for old_file in table.files(within="period = 1"):
-        Path(old_file).unlink()
-    # Files of other times are not opened.
-    newer_rows = pc.field("event_timestamp") >= BEGAN + 3 * DAY
-    assert table.read(where=newer_rows).num_rows == 1
-
-
 def test_a_purge_waits_for_writers_of_files_that_no_commit_names_yet(tmp_path):
     settings = new_settings(tmp_path)
     table = Table(settings, "view", pa.schema({"event_timestamp": TIME}))
@@ -116,9 +83,3 @@ def test_a_purge_waits_for_writers_of_files_that_no_commit_names_yet(tmp_path):
             table.commit([file], VIEW_SCHEMA, "period", within=None, notes={})
         purge.result()
     assert table.read()["event_timestamp"].to_pylist() == [BEGAN]
-
-
-def test_a_home_where_no_file_can_be_written_is_one_line(tmp_path):
-    (tmp_path / "data").write_text("no folder")
-    with pytest.raises(DataError, match=r"x\.lock: no lock: "):
-        one_writer(new_settings(tmp_path), "x").__enter__()

@@ -61,22 +61,3 @@ def test_a_browser_asks_no_other_host_and_a_phone_shows_the_whole_width(site):
             assert size["width"] == PHONE
     urls = [url for url in chromium.requests if not url.startswith("data:")]
     assert {urlsplit(url).netloc for url in urls} == {address}
-
-
-@pytest.mark.nightly
-def test_what_leads_nowhere_or_loads_from_another_host_is_named(site):
-    wrong = {
-        "[a](../serving/nowhere.py)": "leads nowhere: ../serving/nowhere.py",
-        "[a](nowhere.png)": "leads nowhere: nowhere.png",
-        "![a](https://example.org/a.png)": "loads from another host: https://example.org/a.png",
-        '<p class="mermaid">a</p>': "class mermaid loads a script",
-    }
-    page = site.folder / "docs" / "wrong.md"
-    page.write_text("\n\n".join(["# Wrong", *wrong]))
-    output = site.run(BUILD, 1)
-    for problem in wrong.values():
-        assert f"wrong.html: {problem}\n" in output
-    page.write_text("# Wrong\n\n[a](nowhere.md)\n\n[b](serving.md#nowhere)\n")
-    output = site.run(BUILD, 1)
-    assert "page does not exist" in output
-    assert "anchor does not exist" in output

@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
-from mlflow import MlflowClient
 
 from mlflow_server.promotion import promote, reconcile, rollback
 from mlflow_server.registry import Registry
@@ -92,37 +91,6 @@ def test_an_alias_moved_by_hand_is_entered_with_the_user_that_the_proxy_names(
     assert "Production" not in stages(settings, model).values()
     assert len(reconcile(registry, ledger, model)) == 6
     assert rollback(registry, ledger, model, who="ann", why="oops").to_version == "2"
-
-
-def test_what_mlflow_refuses_and_what_is_no_role_is_not_in_the_ledger(
-    settings, registry, ledger, model
-):
-    """8: no such version, no such model, another alias, the same version again."""
-    promote(registry, ledger, model, "1", **ANN)
-    assert in_ui(settings, model, "77").status_code == 404
-    assert in_ui(settings, "never_registered", "1").status_code == 404
-    assert in_ui(settings, model, "2", "candidate").status_code == 200
-    assert in_ui(settings, model, "1").status_code == 200
-    assert [row.who for row in ledger.rows(model)] == ["ann"]
-    assert ledger.rows("never_registered") == []
-
-
-def test_what_somebody_elses_mlflow_changes_is_out_of_band_at_the_next_reconcile(
-    settings, registry, ledger, model
-):
-    """8: MLflow's own store on the same database knows nothing of a ledger."""
-    promote(registry, ledger, model, "1", **ANN)
-    database = f"sqlite:///{settings.home / 'mlflow' / 'mlflow.db'}"
-    foreign = MlflowClient(tracking_uri=database, registry_uri=database)
-    foreign.set_registered_model_alias(model, "production", "2")
-    assert len(ledger.rows(model)) == 1
-    assert change(reconcile(registry, ledger, model)[1]) == (
-        "production",
-        "1",
-        "2",
-        "out of band",
-    )
-    assert registry.aliases(model) == {"production": "2"}
 
 
 class Interrupted(Registry):

@@ -100,14 +100,6 @@ def test_a_promotion_killed_before_or_after_the_alias_is_completed_later(contest
     assert contest.reconcile() == rows
 
 
-def test_the_next_promotion_completes_a_killed_one_first(contest):
-    """7."""
-    contest.dies("2")
-    promote(contest.registry, contest.ledger, contest.model, "3", **ANN)
-    applied = [row.to_version for row in contest.rows if row.applied_at]
-    assert applied == ["1", "2", "3"]
-
-
 def test_a_change_by_hand_after_a_killed_promotion_stays(contest):
     """7, 8."""
     contest.dies("2")

@@ -189,21 +189,6 @@ def test_a_late_answer_is_given_up_and_given_to_nobody(stocked):
     uvloop.run(read())
 
 
-def test_a_long_batch_on_a_slow_line_is_read_whole(stocked):
-    keys = [*people(*range(-4, 0)), *people(*range(1_000, 10_991))]
-
-    async def read():
-        async with through(Slow(stocked.settings.redis_port), stocked) as source:
-            began = time.monotonic()
-            rows = await online(source, keys)
-            assert time.monotonic() - began > 0.2  # far past the deadline of one read
-            return rows
-
-    rows = uvloop.run(read())
-    assert [row["count"] for row in rows[:4]] == [0, 1, 127, 128]
-    assert rows[4:] == [None] * 9_991
-
-
 @pytest.fixture(scope="module")
 def guarded(tmp_path_factory):
     """A Redis with passwords, and a certificate for its address."""

@@ -8,29 +8,25 @@ from contextlib import contextmanager
 from datetime import timedelta
 from functools import partial
 
-import boto3
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from core.errors import DataError, RegistryError
+from core.errors import DataError
 from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.source import pull
 from feature_repo.views import view_table
-from mlflow_server.registry import Registry
 from tests.conftest import (
     AS_OF,
     feast_apply,
-    mlflow_server,
     new_settings,
     redis_server,
     wait_until,
 )
 from tests.s3 import s3_server
 from tests.training.conftest import SHIPPED, SMALL
-from training.chain import train
 
 ORDERS = load_dataset("orders")
 VIEW = "customer_features"
@@ -117,21 +113,3 @@ def test_readers_see_the_old_or_the_new_state_when_s3_stops_during_an_ingest(
         ingest(on_disk, "orders", as_of)
         for rows, expected in zip(after, state(on_disk), strict=True):
             assert rows.equals(expected)
-
-
-def test_a_training_without_a_bucket_is_repeated_once_it_is_there(bucket, tmp_path):
-    """25."""
-    client = boto3.client("s3")
-    deliver(tmp_path, AS_OF)
-    with (
-        installed(tmp_path / "home", artifacts_url="s3://gyre/a") as settings,
-        mlflow_server(settings),
-    ):
-        ingest(settings, "orders", AS_OF)
-        reasons = {"reason": "because", "who": "test", "key": "k"}
-        client.delete_bucket(Bucket="gyre")
-        with pytest.raises(RegistryError, match="MLflow"):
-            train(settings, SPEC, AS_OF, **reasons)
-        client.create_bucket(Bucket="gyre")
-        assert train(settings, SPEC, AS_OF, **reasons).version == "1"
-        assert Registry(settings).aliases(SPEC.name)["production"] == "1"

@@ -12,7 +12,6 @@ import pyarrow as pa
 import pytest
 
 from core.settings import PROJECT
-from feature_repo import validation
 from feature_repo.entities import last_of_key
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.ingest import catch_up
@@ -21,8 +20,8 @@ from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
 from feature_repo.views import entities
-from tests.feature_repo.conftest import consuming, online_reader
-from tests.feature_repo.test_ingest import DAY, HOUR, order
+from tests.feature_repo.conftest import online_reader
+from tests.feature_repo.test_ingest import DAY, order
 
 FOLDER = PROJECT / "tests" / "training" / "spend"
 KEY = ("customer_id", "basket")
@@ -132,27 +131,6 @@ def shop(applied, spend):
     shop = Shop(applied, spend)
     shop.land([order(1, 1, JANUARY + 9 * DAY)], FEBRUARY)
     return shop
-
-
-def test_an_event_that_changes_a_derived_key_makes_the_old_entity_unknown(
-    shop, monkeypatch
-):
-    expectations = FOLDER / "feature_repo" / "expectations"
-    monkeypatch.setattr(validation, "EXPECTATIONS", expectations)
-    assert shop.spent(FEBRUARY) == [10.0, None, None, None]
-    moment = FEBRUARY + DAY
-    several_cds = order(1, 1, JANUARY + 9 * DAY, cds=3)
-    other_customer = several_cds | {"customer_id": 2, "dollar_value": 20.0}
-    with consuming(shop.settings, shop.dataset) as send:
-        send(moment, several_cds)
-        assert shop.spent(moment) == [None, 10.0, None, None]
-        send(moment + HOUR, other_customer | {"dollar_value": 1e30})  # breaks a rule
-        send(moment + 2 * HOUR, other_customer)
-    assert shop.spent(moment + DAY) == [None, None, None, 20.0]
-    shop.land([other_customer], moment + DAY)
-    assert shop.spent(moment + DAY) == [None, None, None, 20.0]
-    shop.land([order(1, 2, JANUARY + 9 * DAY, 30.0)], moment + DAY)
-    assert shop.spent(moment + DAY) == [None, None, 30.0, None]
 
 
 def test_a_monthly_row_is_unknown_when_it_is_more_than_31_days_old(shop):

@@ -5,31 +5,11 @@ from __future__ import annotations
 import pytest
 
 from core.errors import BatchRejectedError
-from feature_repo.dataset_record import DAYS, DatasetRecord, read_record, record_file
+from feature_repo.dataset_record import DAYS, read_record, record_file
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_ingest import DAY, HOUR, order, shop  # noqa: F401  (a fixture)
 
 NEGATIVE = "expect_column_values_to_be_between(dollar_value)"
-
-
-@pytest.mark.parametrize(
-    ("watermark", "newest", "causes"),
-    [
-        (None, None, []),
-        (AS_OF - HOUR, AS_OF - 47 * HOUR, []),
-        (AS_OF - 3 * HOUR, AS_OF, ["orders: features are not complete"]),
-        (AS_OF, AS_OF - 49 * HOUR, ["orders: source is silent"]),
-    ],
-)
-def test_features_and_sources_that_are_too_old_are_problems_since_a_time(
-    watermark, newest, causes
-):
-    record = DatasetRecord(
-        "orders", watermark=watermark, newest=newest, silence=2 * DAY
-    )
-    problems = record.problems(AS_OF)
-    assert [cause for cause, _ in problems] == causes
-    assert all(f"{cause} since 2099-11-" in text for cause, text in problems)
 
 
 @pytest.mark.parametrize("text", ["{", '{"name": "visits"}'])

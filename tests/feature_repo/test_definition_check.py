@@ -107,13 +107,6 @@ def stack(snapshot):
         stack.client.delete_registered_model(model.name)
 
 
-def test_versions_trained_with_the_present_definitions_stop_no_ingest(stack):
-    stack.register()
-    for hours in (1, 2):
-        assert stack.ingest(hours).as_of == AS_OF + hours * HOUR
-    assert stack.feast_apply() == []
-
-
 @pytest.mark.parametrize(
     ("name", "view"),
     [

@@ -51,10 +51,6 @@ def by_hand(rows):
     return shares.mutate(level=level).union(large)
 
 
-def doubled(rows):
-    return rows.select("customer_id", "order_ts", doubled=rows.dollar_value * 2)
-
-
 def definition(expression, *unread):
     dataset = replace(ORDERS, views={"view": expression})
     return view_definition(dataset, "view", frozenset(unread))
@@ -74,26 +70,12 @@ def test_the_installed_ibis_and_sqlglot_write_what_they_wrote_before():
     assert [definition(expression) for expression in expressions] == HASHES
 
 
-def test_another_way_to_write_the_same_query_does_not_count():
-    def in_two_steps(rows):
-        values = rows.mutate(same=_.dollar_value * 2, unread=1)
-        return values.select("order_ts", "customer_id", doubled="same")
-
-    assert definition(in_two_steps) == definition(doubled)
-
-
 @pytest.mark.parametrize(
     "other",
     [
         windows(replace(COUNT, period=DAYS_90), SPEND),
-        windows(replace(COUNT, column="dollar_value"), SPEND),
-        windows(replace(COUNT, name="number"), SPEND, derived={}),
-        windows(COUNT, replace(SPEND, function="max")),
         windows(COUNT, replace(SPEND, where=_.number_of_cds > 2)),
-        windows(COUNT, replace(SPEND, where=None)),
-        windows(COUNT, SPEND, MEAN),
         windows(COUNT, SPEND, derived={"per_order": _.spend / (_.orders + 1)}),
-        windows(COUNT, SPEND, derived={}),
     ],
 )
 def test_another_meaning_has_another_hash(other):
@@ -104,14 +86,3 @@ def test_a_feature_that_nobody_reads_does_not_count():
     view = windows(COUNT, SPEND, MEAN)
     assert definition(view, "mean") == definition(windows(COUNT, SPEND))
     assert definition(view, "orders") != definition(windows(COUNT, SPEND))
-
-
-def test_constant_rows_count_by_their_content():
-    def coded(code):
-        codes = {"number_of_cds": [1, 2], "code": [code, 0]}
-        return lambda rows: rows.join(ibis.memtable(codes), "number_of_cds").select(
-            "order_id", "code"
-        )
-
-    assert definition(coded(5)) == definition(coded(5))
-    assert definition(coded(5)) != definition(coded(6))

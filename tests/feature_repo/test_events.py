@@ -5,26 +5,17 @@ from __future__ import annotations
 import json
 import shutil
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
-import ibis
-import pyarrow as pa
 import pytest
-from pydantic import ValidationError
 from redis import Redis
 
-from core.errors import DataError
 from feature_repo import consumer
-from feature_repo.broker import Stream, event_schema
+from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
-from feature_repo.features import raw_table
-from feature_repo.validation import Validation
-from feature_repo.views import view_table
-from monitoring.forget import forget
-from monitoring.places import Key
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import Snapshot
+from tests.feature_repo.test_incremental import rows_of
 from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, VIEW, Shop, order
 
 if TYPE_CHECKING:
@@ -50,9 +41,7 @@ class EventShop(Shop):
 
     def sends(self, received, *orders):
         """Put events on the stream as serving does, at a time of the test's own."""
-        self.puts(received, json.dumps(orders, default=lambda at: at.isoformat()))
-
-    def puts(self, received, text):
+        text = json.dumps(orders, default=lambda at: at.isoformat())
         milliseconds = int(received.timestamp() * 1000)
         self.redis.xadd("gyre:events:orders", {"events": text}, id=f"{milliseconds}-1")
 
@@ -103,14 +92,6 @@ def shop(ingested, tmp_path) -> Iterator[EventShop]:
     shop.redis.close()
 
 
-def feature_rows(shop):
-    files = view_table(shop.settings, VIEW).files()
-    rows = ibis.duckdb.connect().read_parquet(files).to_pyarrow()
-    return rows.sort_by(
-        [("customer_id", "ascending"), ("event_timestamp", "ascending")]
-    )
-
-
 def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
     orders = [order(n, n % 3 + 1, AS_OF - n * DAY, n + 0.25) for n in range(2, 40)]
     shop.receives(LATER - MINUTE, *orders[:20])
@@ -118,14 +99,14 @@ def test_events_give_the_feature_rows_that_the_source_would_have_given(shop):
     values = shop.online(LATER, 1, 2, 3)
     report = shop.ingest(LATER)
     assert (report.inserted, report.replaced) == (0, 0)
-    rows = feature_rows(shop).drop_columns("created")
+    rows = rows_of(shop.settings).drop_columns("created")
     assert shop.online(LATER, 1, 2, 3) == values
     shutil.rmtree(shop.settings.data)
     shop.has(FIRST)
     shop.ingest(AS_OF)
     shop.has(FIRST, *orders)
     shop.ingest(LATER, full=True)
-    assert feature_rows(shop).drop_columns("created").equals(rows)
+    assert rows_of(shop.settings).drop_columns("created").equals(rows)
 
 
 def test_of_one_key_the_newest_arrival_wins_in_whatever_batches_they_come(shop):
@@ -211,36 +192,6 @@ def test_events_that_break_a_rule_go_to_quarantine_once_and_stop_no_other_row(sh
     assert shop.orders() == [(1, 1, 5.0), (3, 3, 3.0), (4, 1, 2.0)]
 
 
-def test_entries_that_are_no_events_go_to_quarantine_once_and_the_others_land(shop):
-    texts = ["{", "", '[{"order_id": 1}]', '{"order_id": 1}', "[[]]"]
-    for number, text in enumerate(texts, 2):
-        shop.sends(AS_OF + 2 * number * MINUTE, order(number, 1, AS_OF, 2.0))
-        shop.puts(AS_OF + (2 * number + 1) * MINUTE, text)
-    shop.consumes()
-    entries = shop.aside()
-    assert sorted(json.loads(row["row"])["events"] for row in entries) == sorted(texts)
-    beginning = "cannot be processed: ValidationError"
-    assert all(row["rules"].startswith(beginning) for row in entries)
-    assert shop.orders()[1:] == [(number, 1, 2.0) for number in range(2, 7)]
-    assert shop.waiting() == 0
-
-
-def test_an_event_that_no_expression_can_take_is_set_aside_and_the_others_land(
-    shop, monkeypatch
-):
-    """Beyond decimal(18, 6); the suite that is shipped would stop it before."""
-    passed = Validation([], [], {}, {})
-    monkeypatch.setattr(shop.consumer._rules, "validate", lambda *_: passed)
-    for number, amount in ((2, 2.0), (3, 1e30), (4, 2.0)):
-        shop.sends(AS_OF + number * MINUTE, order(number, number, AS_OF, amount))
-    shop.consumes()
-    assert [shop.spent(number) for number in (2, 3, 4)] == [2.0, None, 2.0]
-    (entry,) = shop.aside()
-    assert json.loads(entry["row"])["order_id"] == 3
-    assert entry["rules"].startswith("cannot be processed: ConversionException")
-    assert (len(shop.raw()), shop.waiting()) == (3, 0)
-
-
 @contextmanager
 def broken_expression(monkeypatch):
     with monkeypatch.context() as patch:
@@ -285,47 +236,3 @@ def test_events_land_after_redis_lost_its_features_and_ingest_brings_them_online
     assert shop.redis.keys("gyre:online:*") == []
     shop.ingest(LATER)
     assert shop.spent(1) == 7.0
-
-
-def test_a_batch_has_at_most_1000_rows_and_small_files_are_compacted(shop, monkeypatch):
-    monkeypatch.setattr(consumer, "COMPACT_AFTER", 3)
-    for part in range(3):
-        numbers = range(100 + 600 * part, 700 + 600 * part)
-        orders = [order(number, number % 7 + 2, AS_OF, 1.0) for number in numbers]
-        shop.sends(AS_OF + (part + 1) * MINUTE, *orders)
-    assert shop.consumer.step()
-    assert len(shop.raw()) < 1_001
-    shop.consumes()
-    assert len(raw_table(shop.settings, ORDERS).files()) == 1
-    assert len(shop.raw()) == 1 + 1_800
-    spent = shop.spent(3)
-    shop.ingest(LATER)
-    assert shop.spent(3) == spent
-
-
-def test_an_event_has_the_types_of_the_schema_and_nulls_where_rules_allow_them():
-    columns = [
-        pa.field("coupon", pa.string()),
-        pa.field("gift", pa.bool_(), nullable=False),
-    ]
-    dataset = replace(ORDERS, schema=pa.schema([*ORDERS.schema, *columns]))
-    model = event_schema(dataset, {"dollar_value"}).row_model()
-    event = order(1, 1, AS_OF.isoformat(), cds=None) | {"coupon": None, "gift": True}
-    assert model.model_validate_json(json.dumps(event)).coupon is None
-    for name in ("gift", "dollar_value", "order_id", "customer_id", "order_ts"):
-        with pytest.raises(ValidationError, match=name):
-            model.model_validate_json(json.dumps(event | {name: None}))
-    del event["coupon"]
-    with pytest.raises(ValidationError, match="coupon"):
-        model.model_validate_json(json.dumps(event))
-    tags = pa.field("tags", pa.list_(pa.string()))
-    dataset = replace(ORDERS, schema=ORDERS.schema.append(tags))
-    with pytest.raises(DataError, match=r"orders.tags: expected .*, found list"):
-        event_schema(dataset, set())
-
-
-def test_the_only_customer_cannot_be_forgotten(shop):
-    """Features would be computed from nothing."""
-    with pytest.raises(DataError, match="nobody else has rows"):
-        forget(shop.settings, Key("customer_id", 1))
-    assert shop.spent(1) == 5.0

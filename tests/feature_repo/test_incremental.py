@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 
 import ibis
 import pyarrow as pa
-import pytest
 
-from core.errors import DataError
-from core.locks import one_writer
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import ingest, raw_table
+from feature_repo.ingest import raw_table
 from feature_repo.views import view_address, view_table, write_views
 from tests.conftest import AS_OF, new_settings
 
@@ -78,16 +74,6 @@ def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
             assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
-def test_only_periods_from_the_earliest_change_on_are_written(tmp_path):
-    settings = new_settings(tmp_path)
-    write_views(settings, ORDERS, land(settings, [(1, 1, 300, 1.0), (2, 2, 1, 1.0)], 0))
-    before = {*view_table(settings, VIEW).files()}
-    write_views(settings, ORDERS, land(settings, [(3, 1, 0, 1.0)], 1))
-    after = {*view_table(settings, VIEW).files()}
-    kept = before & after
-    assert 3 <= len(kept) < len(after)  # the order of 300 days ago and its expiries
-
-
 def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_path):
     settings = new_settings(tmp_path)
     write_views(settings, ORDERS, land(settings, [(1, 1, 9, 1.0), (2, 2, 9, 1.0)], 0))
@@ -105,14 +91,3 @@ def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_p
         raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)
     write_views(settings, ORDERS, raw)
     assert set(rows_of(settings)["customer_id"].to_pylist()) == {7}
-
-
-def test_a_second_ingest_waits_and_ends_with_a_line_after_a_while(
-    tmp_path, monkeypatch
-):
-    settings = new_settings(tmp_path)
-    monkeypatch.setattr("core.locks.SECONDS", 0.2)
-    with one_writer(settings, "orders"), ThreadPoolExecutor() as other:
-        second = other.submit(ingest, settings, "orders", AS_OF)
-        with pytest.raises(DataError, match="orders: another writer"):
-            second.result()

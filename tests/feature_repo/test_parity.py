@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from datetime import timedelta
 from time import time_ns
 
@@ -13,7 +12,7 @@ from feast.types import Int64
 
 from core.errors import DataError
 from feature_repo.ingest import ingest
-from feature_repo.parity import parity, same
+from feature_repo.parity import parity
 from feature_repo.store import open_store
 
 SERVICE = "customer_churn_v1"
@@ -64,19 +63,3 @@ def test_a_feature_that_is_another_one_at_each_call_is_named(small, as_of):
     line = report.summary().splitlines()[1]
     assert "'customer_id': " in line
     assert f" instant: offline {before // 10**12}" in line
-
-
-@pytest.mark.parametrize(
-    ("offline", "online", "equal"),
-    [
-        (1.0, 1.0 + 1e-10, True),
-        (1.0, 1.0 + 1e-8, False),
-        (math.nan, math.nan, True),
-        (math.nan, 0.0, False),
-        (None, 0, False),
-        (3, 4, False),
-        ("new", "new", True),
-    ],
-)
-def test_what_counts_as_the_same(offline, online, equal):
-    assert same(offline, online) is equal

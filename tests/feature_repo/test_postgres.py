@@ -9,8 +9,6 @@ import pytest
 
 from feature_repo.datasets import load_dataset
 from feature_repo.ingest import ingest, raw_table
-from feature_repo.source import pull
-from tests.conftest import AS_OF, new_settings
 from tests.postgres import postgres_server
 
 ORDERS = load_dataset("orders")
@@ -19,14 +17,9 @@ HOUR = timedelta(hours=1)
 
 
 @pytest.fixture(scope="module")
-def server_log(tmp_path_factory):
-    return tmp_path_factory.mktemp("postgres") / "log"
-
-
-@pytest.fixture(scope="module")
-def postgres(server_log):
+def postgres(tmp_path_factory):
     """Address of an empty database."""
-    with postgres_server(server_log) as server:
+    with postgres_server(tmp_path_factory.mktemp("postgres") / "log") as server:
         yield server.address
 
 
@@ -46,21 +39,6 @@ def sell(shop, *orders):
     for number, at in orders:
         row = (number, number % 5 + 1, at)
         shop.execute("INSERT INTO orders VALUES (%s, %s, %s, 1, 9.99)", row)
-
-
-def test_rows_have_the_types_of_the_dataset_and_the_database_leaves_out_older_ones(
-    shop, postgres, server_log, tmp_path
-):
-    settings = new_settings(tmp_path, sources={"orders": f"{postgres}#orders"})
-    sell(shop, (1, AS_OF - 30 * DAY), (2, AS_OF - 2 * DAY), (3, None))
-    rows = pull(settings, ORDERS, AS_OF).read_all()
-    assert rows.schema.remove_metadata() == ORDERS.schema
-    times = rows.sort_by("order_id")["order_ts"].to_pylist()
-    assert times == [AS_OF - 30 * DAY, AS_OF - 2 * DAY, None]
-    assert rows["dollar_value"].to_pylist() == [9.99] * 3
-    newer_rows = pull(settings, ORDERS, AS_OF, since=AS_OF - 7 * DAY).read_all()
-    assert newer_rows["order_id"].to_pylist() == [2]
-    assert "WHERE" in server_log.read_text().rpartition("SELECT")[2]
 
 
 def test_ingest_reads_the_newest_rows_and_all_of_them_once_a_day_or_when_asked(

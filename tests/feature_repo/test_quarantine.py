@@ -6,9 +6,7 @@ import json
 from datetime import timedelta
 
 import pytest
-from typer.testing import CliRunner
 
-from cli.main import typer_app
 from feature_repo import validation
 from feature_repo.quarantine import (
     quarantine,
@@ -82,36 +80,6 @@ def test_rows_of_a_corrected_rule_are_released_and_stay_although_the_source_repe
     later = shop.ingest(as_of + 3 * HOUR, full=True)
     assert (later.inserted, later.replaced, later.quarantined) == (0, 0, 0)
     assert shop.online(as_of + 3 * HOUR, 7)[0]["lifetime_value"] == 4.5
-
-
-def test_a_row_whose_key_has_landed_meanwhile_is_shown_with_it_and_changes_nothing(
-    shop, as_of, correct_rules
-):
-    shop.has(
-        order(1, 7, as_of - DAY),
-        order(2, 7, as_of - DAY, -5.0),
-        order(3, 8, as_of, -50.0),
-    )
-    shop.ingest(as_of)
-    shop.has(order(2, 7, as_of - DAY, 5.0))
-    shop.ingest(as_of + HOUR)
-    rows = shop.raw()
-    correct_rules()
-    environment = {"GYRE_HOME": str(shop.settings.home)}
-    run = CliRunner().invoke(typer_app, ["quarantine", "release"], env=environment)
-    assert run.exit_code == 0, run.output
-    *counts, row_line, stored_line = run.stdout.splitlines()
-    assert counts == [
-        "orders: 0 rows released; now: gyre ingest orders",
-        "1 rows stay, as they break a rule or have other columns than orders",
-        "1 rows stay, as the dataset has a row of their key",
-    ]
-    assert row_line.startswith("in quarantine: ")
-    assert '"dollar_value": -5.0' in row_line
-    assert stored_line.startswith("in the dataset: ")
-    assert '"dollar_value": 5.0' in stored_line
-    assert shop.raw() == rows
-    assert len(quarantined(shop.settings, ORDERS)) == 2
 
 
 def test_what_is_no_row_of_the_dataset_stays_and_is_counted(shop, as_of):

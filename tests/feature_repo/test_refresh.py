@@ -112,16 +112,6 @@ def test_values_of_a_version_that_is_gone_are_written_again_and_others_deleted(s
     assert [shop.spent(customer) for customer in (1, 2, 77)] == [5.0, 2.0, None]
 
 
-def test_a_row_that_becomes_due_between_two_refreshes_goes_online_without_an_event(
-    shop,
-):
-    """The only order leaves the window of 30 days."""
-    for days, count in ((19, 1), (21, 0)):
-        shop.ingest(AS_OF + days * DAY)
-        values = shop.values(1, AS_OF + days * DAY)
-        assert (values["total_orders_30d"], values["total_orders_90d"]) == (count, 1)
-
-
 @contextmanager
 def gyre(settings, *arguments):
     """A `gyre` command in a process of its own, that is killed with the block."""

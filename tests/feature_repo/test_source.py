@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import date, timedelta
 
-import duckdb
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
@@ -19,16 +16,6 @@ from tests.conftest import AS_OF, new_settings
 
 ORDERS = load_dataset("orders")
 DAY = timedelta(days=1)
-
-
-@pytest.mark.parametrize("start", [date(2000, 1, 1), date(2100, 2, 28)])
-def test_at_least_120_and_less_than_127_days_of_the_demo_lie_ahead_of_its_start(
-    tmp_path, start
-):
-    settings = new_settings(tmp_path, demo_start=start)
-    rows = pull(settings, ORDERS, AS_OF + 1_000 * DAY).read_all()
-    newest = pc.max(rows["order_ts"]).as_py()
-    assert 120 <= (newest.date() - start).days < 127
 
 
 def test_the_demo_delivers_what_is_due_by_the_dates_of_its_first_start(tmp_path):
@@ -44,15 +31,6 @@ def test_the_demo_delivers_what_is_due_by_the_dates_of_its_first_start(tmp_path)
 
 def with_source(folder, address):
     return new_settings(folder / "home", sources={"orders": str(address)})
-
-
-def test_an_ibis_address_with_a_table_is_a_source(tmp_path):
-    with duckdb.connect(str(tmp_path / "shop.db")) as shop:
-        shop.execute(f"CREATE TABLE orders AS SELECT * FROM '{ORDERS.shipped}' LIMIT 5")
-        newest = shop.execute("SELECT max(order_ts) FROM orders").fetchone()[0]
-    settings = with_source(tmp_path, f"duckdb://{tmp_path}/shop.db#orders")
-    assert pull(settings, ORDERS, AS_OF).read_all().num_rows == 5
-    assert pull(settings, ORDERS, AS_OF, since=newest).read_all().num_rows == 0
 
 
 def save(file, days):
@@ -100,18 +78,3 @@ def test_a_source_that_does_not_answer_is_named_without_its_password(tmp_path):
     with pytest.raises(DataError, match=r"127\.0\.0\.1:1/shop#orders") as error:
         pull(settings, ORDERS, AS_OF).read_all()
     assert "secret" not in str(error.value)
-
-
-def test_an_error_of_a_missing_source_has_the_line_to_add_and_its_file(
-    tmp_path,
-):
-    settings = new_settings(tmp_path)
-    returns = replace(ORDERS, name="returns", shipped=None)
-    with pytest.raises(
-        DataError, match="returns: no source; add the line GYRE_SOURCES__RETURNS=…"
-    ):
-        pull(settings, returns, AS_OF).read_all()
-    shared = replace(returns, rows_of="orders")
-    with pytest.raises(DataError, match="add the line GYRE_SOURCES__ORDERS=…") as error:
-        pull(settings, shared, AS_OF).read_all()
-    assert str(error.value).endswith(f"to {tmp_path / 'gyre.env'}")

@@ -7,25 +7,19 @@ import os
 import subprocess
 from datetime import timedelta
 
-import ibis
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given
-from hypothesis import settings as hypothesis_settings
-from hypothesis import strategies as st
 from redis import Redis
 
 from core.settings import PROJECT, Settings
-from core.storage import Table
 from feature_repo.datasets import load_dataset
 from feature_repo.engines import open_engine
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
 from feature_repo.refresh import refresh_online
-from feature_repo.views import view_table, write_views
+from feature_repo.views import write_views
 from tests.conftest import AS_OF, new_settings
-from tests.feature_repo import test_windows
 from tests.feature_repo.test_events import ingested, shop  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
 from tests.feature_repo.test_refresh import assert_consumer_values_stay, hashes
@@ -42,7 +36,6 @@ pytestmark = [
     pytest.mark.usefixtures("spark_ends_here"),
 ]
 ORDERS = load_dataset("orders")
-VIEW = "customer_features"
 
 
 def with_engine(engine: str, settings: Settings) -> Settings:
@@ -150,56 +143,6 @@ def test_executors_write_online_what_duckdb_writes_to_the_byte(template, batches
 def test_executors_leave_alone_what_the_consumer_writes_meanwhile(shop):
     shop.settings = with_engine("spark", shop.settings)
     assert_consumer_values_stay(shop)
-
-
-def written(engine, rows, folder):
-    """Return rows as an engine writes them."""
-    table = Table(new_settings(folder), ibis.util.gen_name("rows"), pa.schema([]))
-    files = engine.write(rows, table, None)
-    return pa.concat_tables(pq.read_table(table.path / file.path) for file in files)
-
-
-@pytest.mark.nightly
-def test_whole_numbers_in_a_column_with_nulls_stay_whole(spark, tmp_path):
-    numbers = pa.array([2**53 + 1, None], pa.int64())
-    rows = pa.table({"n": numbers, "event_timestamp": [AS_OF] * 2})
-    spark_rows = written(spark, ibis.memtable(rows), tmp_path)
-    assert sorted(spark_rows["n"].to_pylist(), key=str) == [2**53 + 1, None]
-
-
-@pytest.mark.nightly
-@hypothesis_settings(
-    max_examples=4,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
-@given(test_windows.rows, st.lists(test_windows.moments, min_size=1, max_size=4))
-def test_declared_windows_are_what_their_rows_say(spark, tmp_path, raw_rows, times):
-    view = test_windows.FEATURES(
-        ibis.memtable(test_windows.as_table(raw_rows).to_pyarrow())
-    )
-    view_rows = written(spark, view, tmp_path).to_pylist()
-    test_windows.assert_brute_force(view_rows, raw_rows, times)
-
-
-@pytest.mark.nightly
-def test_an_engine_goes_on_where_the_other_left(tmp_path):
-    settings = new_settings(tmp_path)
-    batches = [
-        [(1, 1, 300, 1.0), (2, 2, 1, 1.0), (3, 3, 60, 0.1), (7, 3, 300, 0.1)],
-        [(4, 1, 0, 14.96), (5, 4, 29, 0.1)],
-        # An order moves to another customer and back in time.
-        [(2, 3, 90, 2.0), (6, 2, 27, 0.0)],
-    ]
-    for hour, batch in enumerate(batches):
-        raw = land(settings, batch, hour)
-        files_before = {*view_table(settings, VIEW).files()}
-        engine = "duckdb" if hour == 1 else "spark"
-        write_views(with_engine(engine, settings), ORDERS, raw)
-        files_after = view_table(settings, VIEW).files()
-        # What lies before the change is kept.
-        assert files_before.isdisjoint(files_after) is (hour == 0)
-        assert rows_of(settings).equals(rebuilt(settings, raw))
 
 
 START = """

@@ -1,4 +1,4 @@
-"""Declared windows against brute force from the rows themselves, and what they refuse."""
+"""Declared windows against brute force from the rows themselves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ibis import _
 
-from feature_repo.datasets.orders import customer_features_view
 from feature_repo.windows import Window, Windows
 
 TIME = pa.timestamp("us", tz="UTC")
@@ -64,14 +63,6 @@ SCHEMA = pa.schema(
         "ingested_at": TIME,
     }
 )
-ROW = {
-    "id": 1,
-    "at": BEGIN,
-    "paid": 1.0,
-    "pieces": 1,
-    "kind": "a",
-    "late": True,
-}
 
 
 def as_table(raw_rows):
@@ -147,37 +138,3 @@ def assert_brute_force(view_rows, raw_rows, times):
                 if isinstance(expected, float):
                     expected = pytest.approx(expected, rel=1e-9, abs=1e-9)
                 assert past[-1][window.name] == expected, (window.name, at)
-
-
-def test_names_types_and_tags_follow_from_the_declaration():
-    types = {
-        name: str(kind) for name, kind in FEATURES(as_table([ROW])).schema().items()
-    }
-    expected = {
-        "rows_count_43200s": "int64",
-        "paid_sum_ever": "float64",
-        "late_mean_30d": "float64",
-        "pieces_sum_30d": "int64",
-        "at_max_30d": "int64",
-        "kind_last_30d": "string",
-        "per_piece": "float64",
-    }
-    assert {name: types[name] for name in expected} == expected
-    assert str(WINDOWS[-2]) == "sum(paid) over 30d where _.late"
-    assert Window(None, "count").name == "rows_count_ever"
-    assert (
-        customer_features_view.tags["total_spend_30d"] == "sum(dollar_value) over 30d"
-    )
-
-
-@pytest.mark.parametrize(
-    ("window", "message"),
-    [
-        (lambda: Window("kind", "mean"), "expected a column of numbers, found string"),
-        (lambda: Window("paid", "sum", where=_.early), "has no attribute 'early'"),
-        (lambda: Window(None, "sum"), "window rows_sum_ever: sum needs a column"),
-    ],
-)
-def test_a_window_that_cannot_be_computed_is_one_line_that_names_it(window, message):
-    with pytest.raises(ValueError, match=message):
-        Windows("id", "at", [window()])(as_table([ROW]))

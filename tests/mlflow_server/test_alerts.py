@@ -104,15 +104,6 @@ def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(se
     assert counts == dict.fromkeys(causes, 8)
 
 
-def test_without_an_address_alerts_are_lines_of_a_file(tmp_path):
-    with opened(tmp_path) as alerts:
-        assert alerts.alert(MODEL, CAUSE, DRIFT, NOW)
-        assert not alerts.alert(MODEL, CAUSE, DRIFT, NOW)
-    (line,) = (tmp_path / "logs" / "alerts.log").read_text().splitlines()
-    incident = {"time": NOW.isoformat(), "model": MODEL, "cause": CAUSE}
-    assert json.loads(line).items() >= (FIELDS | incident).items()
-
-
 def test_a_cause_that_was_not_seen_for_three_hours_is_another_incident(tmp_path):
     later = NOW + 2 * QUIET + timedelta(seconds=1)
     with opened(tmp_path) as alerts:

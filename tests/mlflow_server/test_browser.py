@@ -4,26 +4,14 @@ from __future__ import annotations
 
 import shutil
 
-import httpx
 import pytest
 
 from docs.browser import NAMES, browser
-from mlflow_server.browser import FIRST_CHOICES
 from mlflow_server.tracking import Tracking
 
 WIDTH = 1440
 IN_FRONT = '[role=dialog], [data-component-id="mlflow.assistant.chat_panel.close"]'
 """A box over the page, or the chat panel."""
-
-
-def test_mlflow_reads_the_choices_that_its_page_presets(settings):
-    page = httpx.get(settings.mlflow_address).text
-    preset, _, own_scripts = page.partition('src="')
-    address = own_scripts.partition('"')[0]
-    script = httpx.get(f"{settings.mlflow_address}/{address}").text
-    for choice in FIRST_CHOICES:
-        assert choice in preset
-        assert f'"{choice.removesuffix("_v1")}"' in script
 
 
 @pytest.mark.nightly

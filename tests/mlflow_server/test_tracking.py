@@ -25,17 +25,6 @@ def experiment():
     return f"experiment {uuid.uuid4().hex[:8]}"
 
 
-def test_a_key_has_one_run(tracking, experiment):
-    assert tracking.runs(experiment) == []
-    run_id = tracking.start_or_find_run(experiment, "k", "monday", {"reason": "drift"})
-    assert tracking.start_or_find_run(experiment, "k", "monday", {}) == run_id
-    other = tracking.start_or_find_run(experiment, "Ann's", "tuesday", {})
-    assert tracking.start_or_find_run(experiment, "Ann's", "tuesday", {}) == other
-    assert [run.run_id for run in tracking.runs(experiment)] == [other, run_id]
-    run = tracking.run(run_id)
-    assert (run.key, run.status, run.tags["reason"]) == ("k", "RUNNING", "drift")
-
-
 def test_runs_are_read_to_the_end(tracking, experiment):
     first = tracking.start_or_find_run(experiment, "k", "first", {})
     experiment_id = tracking.get_experiment_by_name(experiment).experiment_id
@@ -44,21 +33,6 @@ def test_runs_are_read_to_the_end(tracking, experiment):
     tracking.delete_run(first)
     assert len(tracking.runs(experiment)) == 100
     assert len(tracking.runs(experiment, deleted=True)) == 101
-
-
-def test_a_failed_run_goes_on_and_a_finished_one_stays(tracking, experiment):
-    run_id = tracking.start_or_find_run(experiment, "k", "run", {})
-    with pytest.raises(ZeroDivisionError), tracking.on_record(run_id):
-        raise ZeroDivisionError("by nothing")
-    run = tracking.run(run_id)
-    outcome = "ZeroDivisionError: by nothing"
-    assert (run.status, run.tags["outcome"]) == ("FAILED", outcome)
-    tracking.start_or_find_run(experiment, "k", "run", {})
-    assert tracking.run(run_id).status == "RUNNING"
-    tracking.end(run_id, "refused: auc 0.5")
-    tracking.start_or_find_run(experiment, "k", "run", {})
-    run = tracking.run(run_id)
-    assert (run.status, run.tags["outcome"]) == ("FINISHED", "refused: auc 0.5")
 
 
 def test_parameters_metrics_and_files_are_read_as_they_were_logged(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import json
 import threading
-from datetime import timedelta
 
 import pyarrow.compute as pc
 import pytest
@@ -19,7 +18,7 @@ from monitoring.collect import (
 )
 from serving.prediction_log import AppendLog
 from tests.conftest import new_settings
-from tests.monitoring.log import FAILURE, NOON, answer, write
+from tests.monitoring.log import FAILURE, answer, write
 
 FILE = "predictions-1-1.jsonl"
 
@@ -92,15 +91,6 @@ def test_answer_and_failures_of_one_request_are_rows_of_their_own(settings):
     assert {request_of_row(name) for name in probabilities} == {"r"}
     answers = answered_rows(settings, pc.field("model") == "m")
     assert sorted(answers["request_id"].to_pylist()) == ["r", "r/shadow"]
-
-
-def test_a_request_that_a_proxy_repeated_is_the_row_of_the_first(settings):
-    """Its first replica was lost, and its log came later, or sooner."""
-    for minutes, probability in [(2, 0.25), (1, 0.75), (3, 0.5)]:
-        received = NOON - timedelta(minutes=minutes)
-        write(settings, FILE, answer("a", received, probability=probability))
-        collect(settings)
-    assert stored(settings)["a"]["probability"] == 0.25
 
 
 def test_lines_that_cannot_be_read_are_set_aside_and_counted_once(settings):

@@ -9,7 +9,7 @@ import pytest
 from core.spec import load_spec
 from monitoring.collect import KnownOutcomes, collect, join_outcomes
 from tests.conftest import new_settings
-from tests.monitoring.log import FAILURE, NOON, answer, feedback, write
+from tests.monitoring.log import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")
 CLASSES = {"multiclass": ("early", "on_time", "late")}
@@ -69,15 +69,6 @@ def test_each_line_of_feedback_is_used_or_counted_with_a_reason(settings):
     assert [joined(settings) for _ in range(2)] == [expected, expected]
 
 
-def test_feedback_on_a_request_that_failed_is_left_out(settings):
-    """Of the second a challenger failed, and production answered."""
-    answers(settings, "a", **FAILURE)
-    answers(settings, "b", role="challenger", **FAILURE)
-    answers(settings, "b")
-    add_feedback(settings, ("a", 1.0, 1), ("b", 1.0, 1))
-    assert joined(settings) == KnownOutcomes({"b": 1.0}, {UNKNOWN: 1})
-
-
 def test_feedback_on_another_model_or_after_the_run_does_not_count(settings):
     answers(settings, "a")
     answers(settings, "b", model="other")
@@ -114,10 +105,3 @@ def test_an_outcome_is_a_value_of_the_models_task(settings, task, known, left_ou
     )
     outcomes = joined(settings, task=task)
     assert outcomes == KnownOutcomes(known, left_out)
-
-
-def test_an_outcome_of_a_regression_is_any_number(settings):
-    answers(settings, "a", "b")
-    add_feedback(settings, ("a", 0.5, 1), ("a", 1.0, 2), ("b", -7.0, 1))
-    numbers = joined(settings, task="regression")
-    assert numbers == KnownOutcomes({"a": 0.5, "b": -7.0}, {AGAINST: 1})

@@ -14,7 +14,6 @@ from monitoring.checks.serving import (
     judge_refusals,
     judge_serving,
     log_gap,
-    surely_better,
 )
 from monitoring.collect import collect
 from monitoring.harm import (
@@ -27,7 +26,6 @@ from monitoring.past import previous_version
 from monitoring.serving_status import ServingCounts
 from tests.conftest import new_settings
 from tests.monitoring.log import FAILURE, NOON, answer, write
-from training.metrics import Scored
 
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SPREAD = tuple(np.linspace(0, 1, 101).tolist())
@@ -169,19 +167,6 @@ def test_one_class_alone_is_a_collapse_too():
     assert collapsed_classes(["late"] * 200, usual) == words
     assert collapsed_classes(["late"] * 199 + ["early"], usual) is None
     assert collapsed_classes(["late"] * 200, ["late"] * 100) is None
-
-
-def test_the_version_before_is_better_if_every_metric_surely_is():
-    random = np.random.default_rng(5)
-    y = random.integers(0, 2, 500)
-    good = Scored(
-        np.clip(0.5 + (y - 0.5) * 0.6 + random.normal(0, 0.1, 500), 0, 1), 0.5
-    )
-    poor = Scored(random.random(500), 0.5)
-    better = surely_better(y, good, poor, ["f1", "log_loss"], None)
-    assert better.startswith("f1 0.9")
-    assert surely_better(y, poor, good, ["f1"], None) is None
-    assert surely_better(y, good, poor, ["f1", "fp"], None) is None, "fp is no better"
 
 
 def ledger(*changes):

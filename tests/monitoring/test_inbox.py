@@ -40,11 +40,3 @@ def test_files_of_all_replicas_are_read_once_and_deleted(settings):
     assert [path for path in settings.cache.rglob("*") if path.is_file()] == []
     assert predictions(settings).read().num_rows == 3
     assert outcomes(settings).read().num_rows == 2
-
-
-def test_lines_that_could_not_be_read_are_set_aside_in_the_inbox(settings):
-    sent = send(settings, "one/predictions-1-1-a.jsonl", answer("a"), "torn")
-    assert collect(settings) == Collected(predictions=1, outcomes=0, malformed=1)
-    assert inbox_names(settings) == ["predictions-1-1-a.malformed"]
-    assert "torn" in sent.with_suffix(".malformed").read_text()
-    assert collect(settings).malformed == 0

@@ -65,30 +65,6 @@ def test_raw_rows_give_the_outcome_of_a_day_and_feedback_gives_the_others(shop):
     assert labels == pytest.approx([1, 0, 1, 0, 1, np.nan, np.nan, 0], nan_ok=True)
 
 
-def test_one_answer_of_an_entity_and_day_counts_and_none_from_defaults(shop):
-    shop.has(order(1, 1, MIDNIGHT - 200 * DAY))
-    shop.ingest(AS_OF)
-    rows = answered(
-        *((1, ASKED + n * timedelta(seconds=1), {}) for n in range(500)),
-        *((entity, ASKED, {}) for entity in range(100, 250)),
-        *((None, ASKED, {}) for _ in range(60)),
-        *((entity, ASKED, {"features_from": "defaults"}) for entity in range(300, 400)),
-        *((entity, ASKED, {"in_population": False}) for entity in range(400, 500)),
-    )
-    labels = {f"r{n}": float(n % 3 > 0) for n in range(rows.num_rows)}
-    labels["r499"] = 1.0  # the last of the first customer
-
-    def online(answers):
-        return online_outcomes(shop.settings, SPEC, answers, labels, 0.5, AS_OF)
-
-    counted = online(rows).rows
-    assert counted.num_rows == 1 + 150 + 60
-    by_id = {row["request_id"]: row["label"] for row in counted.to_pylist()}
-    assert by_id["r499"] == 1.0
-    assert "r0" not in by_id
-    assert online(rows.slice(0, 600)) is None, "of too few entities"
-
-
 def test_of_a_day_the_last_answer_whose_outcome_is_known_counts(shop):
     """Who orders is asked about again: that answer has no outcome, and must not hide the others."""
     noon = MIDNIGHT + 12 * HOUR

@@ -26,9 +26,6 @@ from monitoring.collect import collect
 from serving.prediction_log import AppendLog
 from tests.conftest import AS_OF
 from tests.feature_repo.conftest import applied, consuming, template  # noqa: F401  (fixtures)
-from tests.feature_repo.test_composite_keys import Shop as Baskets
-from tests.feature_repo.test_composite_keys import order as basket_order
-from tests.feature_repo.test_composite_keys import spend  # noqa: F401
 from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401
 from tests.monitoring.log import answer
 
@@ -36,15 +33,6 @@ UNREAD = LookupSpecification(feast="", online_store="")
 HOUR = timedelta(hours=1)
 MINUTE = timedelta(minutes=1)
 SECOND = timedelta(seconds=1)
-BASKETS = {
-    "orders_3m": "int64",
-    "spend_3m": "double",
-    "orders_12m": "int64",
-    "spend_12m": "double",
-    "months_since_last_order": "int64",
-    "avg_order_value": "double",
-    "order_kind": "string",
-}
 
 
 def contract(**changed):
@@ -208,25 +196,6 @@ def test_answers_that_cannot_be_compared_are_left_out(shop, asking):
     asking.write(AS_OF, "99", features, features_from="partly")
     # Nobody knows 99.
     assert sorted(map(len, asking.differing())) == [0, len(features)]
-
-
-def test_a_key_of_two_columns_one_of_them_text(applied, spend):
-    shop = Baskets(applied, spend)
-    month = AS_OF.replace(month=12, day=1, hour=0)
-    shop.land(
-        [basket_order(n, n, AS_OF - n * DAY, cds=1 + n % 2) for n in range(1, 5)], month
-    )
-    service = "next_quarter_spend_v1"
-    key = {"customer_id": "int64", "basket": "string"}
-    baskets = contract(entity_key=key, feature_service=service, features=BASKETS)
-    asking = Asking(applied, baskets)
-    asking.end = month + 2 * HOUR
-    one = {"customer_id": 1, "basket": "several"}
-    two = {"customer_id": 2, "basket": "single"}
-    _, features = asking.ask(month + HOUR / 2, one, two)
-    assert asking.differing() == [set(), set()]
-    asking.write(month + HOUR, entity_text(two), features | {"orders_3m": 8})
-    assert asking.differing() == [set(), set(), {"orders_3m"}]
 
 
 CART = RequestSource(name="cart", schema=[Field(name="cart_value", dtype=Float64)])

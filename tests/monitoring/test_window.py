@@ -11,7 +11,7 @@ import pytest
 from monitoring.collect import PREDICTIONS, predictions
 from monitoring.window import window
 from tests.conftest import new_settings
-from tests.monitoring.log import FAILURE, NOON, answer
+from tests.monitoring.log import NOON, answer
 
 KINDS = {
     "orders": "int64",
@@ -92,15 +92,3 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
     is_null = frame["score"] == 1.0
     assert frame.loc[is_null, [*KINDS]].isna().all(axis=None)
     assert frame.loc[~is_null, [*KINDS]].to_dict("records") == [FEATURES] * 3
-
-
-def test_a_window_of_many_classes_names_the_predicted_class(settings):
-    rows = [
-        answer(f"{n}", prediction=n % 3, probability=0.4 + n / 100, features={"a": n})
-        for n in range(4)
-    ]
-    fill(settings, [*rows, answer("failed", NOON, **FAILURE)])
-    classes = ("early", "on_time", "late")
-    frame = take_window(settings, {"a": "int64"}, classes).rows.sort_values("a")
-    assert [*frame["predicted_class"]] == ["early", "on_time", "late", "early"]
-    assert [*frame["score"]] == pytest.approx([0.4, 0.41, 0.42, 0.43])

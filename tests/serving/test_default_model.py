@@ -56,14 +56,3 @@ def test_the_only_model_or_the_default_answers_where_no_name_is_given(
     answer = ask(tmp_path, default, specs, "POST", path)
     assert answer.status_code == status
     assert reason in answer.text
-
-
-def test_the_document_has_each_route_once_with_the_default_models_fields(tmp_path):
-    answer = ask(tmp_path, "other_model", (CHURN, OTHER), "GET", "/openapi.json")
-    document = answer.json()
-    scoring = document["paths"]["/models/{name}/predict"]["post"]
-    (parameter,) = scoring["parameters"]
-    assert parameter["schema"]["enum"] == ["other_model", "customer_churn_model"]
-    content = scoring["requestBody"]["content"]["application/json"]
-    assert "shop_id" in content["examples"]["example"]["value"]
-    assert "/models/other_model/predict" not in document["paths"]

@@ -172,23 +172,6 @@ def test_a_body_over_the_limit_is_413_before_it_is_read(served, protocol):
     assert served.client.post(path, content=endless()).status_code == 413
 
 
-def test_batches_answer_in_order_and_have_a_limit(rig, served):
-    def send(rows):
-        return served.client.post("/predict/batch", json=rows)
-
-    row = {"customer_id": NOBODY, "features": rig.features}
-    batch = [{"customer_id": 8}, row, {"customer_id": 4}]
-    answers = rig.online(lambda: send(batch)).json()
-    assert [answer["customer_id"] for answer in answers] == [8, NOBODY, 4]
-    origins = [answer["features_from"] for answer in answers]
-    assert origins == ["online", "request", "online"]
-    large = send([{"customer_id": 4}] * 3_000)
-    assert (large.status_code, len(large.json())) == (200, 3_000)
-    assert send([{"customer_id": 4}] * 10_001).status_code == 422
-    wrong = send([{"customer_id": 4}, {"customer_id": "x"}])
-    assert wrong.json()["detail"][0]["loc"] == ["body", 1, "customer_id"]
-
-
 def test_a_feature_that_was_null_in_training_may_be_null(rig, served):
     row = rig.features | {"avg_order_value": None, "customer_segment": None}
     for protocol, path in PATHS.items():

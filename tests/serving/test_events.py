@@ -87,19 +87,6 @@ def test_a_thousand_events_of_new_customers_are_online_within_three_seconds(
     assert seconds < at_most(3)
 
 
-def test_events_of_one_customer_at_the_same_time_all_count(served, features):
-    """JSON may write a whole number with a point."""
-
-    def send(number):
-        event = order(number, NEW + 1) | {"customer_id": NEW + 1.0}
-        return served.client.post(URL, json=event).status_code
-
-    with ThreadPoolExecutor(20) as clients:
-        statuses = [*clients.map(send, range(200, 300))]
-    assert statuses == [202] * 100
-    soon(lambda: features(NEW + 1), 100)
-
-
 @pytest.mark.timed
 def test_events_are_online_soon_while_an_ingest_runs(rig, served, features):
     seconds = []

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import resource
 import threading
-from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from monitoring.collect import is_closed
 from serving.prediction_log import AppendLog
 from tests.serving.conftest import read_rows
 
@@ -65,24 +63,3 @@ def test_while_a_large_batch_is_written_other_rows_are_written_too(log, tmp_path
     assert [row for row in rows if "n" in row] == single_rows
     between = rows[rows.index(batch[0]) : rows.index(batch[-1])]
     assert any("n" in row for row in between)
-
-
-def test_rows_of_several_threads_are_written_once_while_files_are_replaced(
-    log, tmp_path
-):
-    def write(writer):
-        for n in range(500):
-            assert log.write([{"row": (writer, n)}])
-
-    with ThreadPoolExecutor() as threads:
-        writing = [threads.submit(write, writer) for writer in range(3)]
-        while not all(future.done() for future in writing):
-            log.open()
-    for future in writing:
-        future.result()
-    log.close()
-    rows, torn = rows_in(tmp_path)
-    assert torn == 0
-    expected = [[writer, n] for writer in range(3) for n in range(500)]
-    assert sorted(row["row"] for row in rows) == expected
-    assert all(is_closed(path) for path in tmp_path.iterdir())

@@ -9,9 +9,6 @@ from random import Random
 import pytest
 import uvloop
 from feast.protos.feast.types.Value_pb2 import Value
-from feast.type_map import feast_value_type_to_python_type
-from hypothesis import given
-from hypothesis import strategies as st
 
 from core.errors import DataError
 from mlflow_server.served_model import (
@@ -21,7 +18,6 @@ from mlflow_server.served_model import (
     digest_tags,
 )
 from serving.errors import ModelRefusedError
-from serving.lookup import VALUE_FIELDS, decoder
 from serving.opening import open_version
 from tests.serving.conftest import SPEC, contract, tiny_onnx
 from tests.serving.shop import (  # noqa: F401  (fixtures)
@@ -86,36 +82,6 @@ def test_rows_are_feasts_for_every_value_key_age_and_absence(stocked):
     for name in NAMES:
         values = {repr(row[name]) for row in rows if row}
         assert len(values) > 2
-
-
-FIELDS = {
-    "int32": ("int32_val", st.integers(-(2**31), 2**31 - 1)),
-    "int64": ("int64_val", st.integers(-(2**63), 2**63 - 1)),
-    "float32": ("float_val", st.floats(width=32)),
-    "double": ("double_val", st.floats()),
-    "bool": ("bool_val", st.booleans()),
-    "timestamp": (
-        "unix_timestamp_val",
-        st.integers(-62135596800, 253402300799) | st.just(-(2**63)),
-    ),
-    "string": ("string_val", st.text(max_size=20_000)),
-}
-
-
-@pytest.mark.parametrize("kind", VALUE_FIELDS)
-@given(data=st.data())
-def test_any_value_of_a_type_is_read_as_feast_reads_it(kind, data):
-    name, values = FIELDS[kind]
-    proto = Value(**{name: data.draw(values)})
-    value = decoder(kind)(proto.SerializeToString())
-    assert repr(value) == repr(feast_value_type_to_python_type(proto))
-
-
-def test_a_field_that_redis_lacks_is_null(stocked):
-    stocked.redis.hdel(*stocked.field_of(-3, "count"))
-    expected = stocked.feast("plain", PLAIN, people(-3), [NOON])
-    assert expected == [{"count": None, "amount": -0.0, "name": "a"}]
-    assert rows_of(stocked, "plain", PLAIN, people(-3)) == expected
 
 
 @pytest.mark.parametrize(

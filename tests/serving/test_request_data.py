@@ -279,23 +279,6 @@ def test_wrong_or_absent_request_data_is_4xx_and_named_in_every_protocol(
     assert logged(stocked, tmp_path) == []
 
 
-def test_the_document_has_the_types_of_request_data(stocked, tmp_path):
-    async def read():
-        async with serving(stocked, tmp_path) as client:
-            document = (await client.get("/openapi.json")).json()
-            body = document["paths"]["/models/{name}/predict"]["post"]["requestBody"]
-            content = body["content"]["application/json"]
-            example = content["examples"]["example"]["value"]
-            assert (await client.post("/predict", json=example)).status_code == 200
-            return content["schema"]["properties"]
-
-    properties = asyncio.run(read())
-    assert {name: properties[name]["type"] for name in FIELDS} == {
-        "cart_value": "number", "coupon": "string", "items": "integer", "boxes": "integer",
-        "rate": "number", "gift": "boolean", "due": "string",
-    }  # fmt: skip
-
-
 def test_clients_may_send_the_request_data_of_a_challenger(stocked, tmp_path):
     (batch,) = post(stocked, tmp_path, ("/predict/batch", [ROW, KEY]), is_on_trial=True)
     assert [row["model_version"] for row in batch.json()] == ["1", "2"]

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sqlite3
-from contextlib import closing
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -37,27 +35,6 @@ def test_a_refused_version_is_tried_again_when_something_may_have_changed(
     later = NOW + timedelta(minutes=minutes)
     server_start = later - timedelta(hours=hours_since_start)
     assert refusal.is_due(origin, server_start, later) == is_due
-
-
-@pytest.fixture
-def many_models(rig):
-    """More registered models than a page of MLflow's holds, whose names come first."""
-    database = rig.settings.home / "mlflow" / "mlflow.db"
-    rows = [(f"aaa_{number}", 0, 0) for number in range(1_001)]
-    with closing(sqlite3.connect(database, timeout=60)) as connection:
-        into = "registered_models (name, creation_time, last_updated_time)"
-        connection.executemany(f"INSERT INTO {into} VALUES (?, ?, ?)", rows)
-        connection.commit()
-        yield
-        connection.execute("DELETE FROM registered_models WHERE name LIKE 'aaa_%'")
-        connection.commit()
-
-
-@pytest.mark.usefixtures("many_models")
-def test_a_model_on_the_second_page_of_mlflow_is_followed(rig, served):
-    for version in (served.second, served.first):
-        rig.promote(version)
-        rig.answers_as(served.client, version)
 
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()

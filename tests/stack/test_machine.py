@@ -17,10 +17,8 @@ from stack.machine import (
     LAYOUT_FILE,
     disk_problems,
     layout_problems,
-    port_problems,
-    problems,
 )
-from tests.conftest import BIN, at_most, new_settings, unused_port
+from tests.conftest import BIN, at_most, unused_port
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -58,19 +56,6 @@ def test_a_database_that_refuses_is_named_without_its_password(tmp_path):
     shown = address.replace("secret", "***").replace("sql:", "sql+psycopg:")
     assert f"GYRE_DATABASE_URL {shown}: the database refused: " in problem
     assert "secret" not in problem
-
-
-def test_an_address_or_port_that_no_program_can_listen_on_is_named(tmp_path):
-    assert problems(new_settings(tmp_path, airflow_host="0.0.0.0")) == []
-    foreign = new_settings(tmp_path, airflow_host="192.0.2.1")
-    expected = "192.0.2.1 is no address of this machine: airflow cannot listen on it"
-    assert port_problems(foreign) == [expected]
-    settings = new_settings(tmp_path)
-    twice = settings.model_copy(update={"mlflow_port": settings.redis_port})
-    (problem,) = port_problems(twice)
-    assert "GYRE_REDIS_PORT and GYRE_MLFLOW_PORT are both" in problem
-    elsewhere = twice.model_copy(update={"redis_url": "redis://elsewhere"})
-    assert port_problems(elsewhere) == []
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -12,12 +11,10 @@ import time
 import psutil
 import pytest
 
-from core.errors import SettingsError, StackError
+from core.errors import StackError
 from core.settings import load_settings
 from stack.environment import (
     MARK,
-    airflow_environment,
-    make_secrets,
     process_environment,
 )
 from stack.processes import (
@@ -106,22 +103,6 @@ def test_a_program_that_always_ends_is_named_with_the_end_of_its_log(settings):
         wait_ready(settings, [broken], lambda _: None)
 
 
-def test_a_program_that_is_not_ready_in_time_is_named_with_the_remedy_and_its_log(
-    settings,
-):
-    lines = []
-    hung = sleeper("hung", lambda _: "no answer")
-    launch(settings, hung)
-    log = settings.home / "logs" / "hung.log"
-    wait_until("its line", lambda: log.exists() and "awake" in log.read_text())
-    expected = r"(?s)hung is not ready .*after \d+ s; to wait on: gyre up.*awake"
-    with pytest.raises(StackError, match=expected):
-        wait_ready(settings, [hung], lines.append, seconds=3, notice=1)
-    assert re.fullmatch(r"  waiting for hung, \d+ s", lines[-1])
-    wait_ready(settings, [sleeper("hung")], lines.append)
-    assert re.fullmatch(r"  hung: ready in [\d.]+ s", lines[-1])
-
-
 def test_down_ends_its_own_processes_and_neither_other_stacks_nor_shells(
     settings, tmp_path
 ):
@@ -156,28 +137,3 @@ def test_airflows_workers_without_their_scheduler_are_ended(settings):
         for process in processes:
             process.kill()
             process.wait()
-
-
-def test_a_users_settings_of_airflow_count_but_for_its_database(settings, monkeypatch):
-    make_secrets(settings)
-    shipped = airflow_environment(settings)
-    assert shipped["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"].startswith(
-        f"sqlite:///{settings.home}"
-    )
-    for name, value in {
-        "CORE__PARALLELISM": "16",
-        "CORE__FERNET_KEY_CMD": "cat key",
-        # As Airflow tells its tasks.
-        "DATABASE__SQL_ALCHEMY_CONN": "airflow-db-not-allowed:///",
-        "DATABASE__SQL_ALCHEMY_CONN_CMD": "cat address",
-    }.items():
-        monkeypatch.setenv(f"AIRFLOW__{name}", value)
-    del shipped["AIRFLOW__CORE__FERNET_KEY"]  # Airflow would prefer it to the command
-    assert airflow_environment(settings) == shipped | {
-        "AIRFLOW__CORE__PARALLELISM": "16"
-    }
-
-
-def test_one_sqlite_file_for_all_databases_is_refused(tmp_path):
-    with pytest.raises(SettingsError, match=r"^GYRE_DATABASE_URL: .*postgresql://"):
-        load_settings(home=tmp_path, database_url=f"sqlite:///{tmp_path}/all.db")

@@ -20,9 +20,7 @@ from stack.environment import (
     load_secrets,
     make_secrets,
 )
-from stack.machine import prepare
-from stack.processes import end_stack, states
-from stack.programs import PROGRAMS, own, run, started
+from stack.programs import PROGRAMS, own
 from tests.conftest import (
     BIN,
     answers,
@@ -93,37 +91,6 @@ def test_programs_that_run_elsewhere_are_not_started_here(tmp_path):
     assert airflow_environment(settings)["AIRFLOW__API__BASE_URL"] == "http://airflow"
 
 
-@pytest.mark.nightly
-def test_new_settings_restart_the_programs_that_do_not_run_elsewhere(
-    tmp_path, monkeypatch
-):
-    redis_port = unused_port()
-    elsewhere = f"http://127.0.0.1:{unused_port()}"
-    for name in ("MLFLOW", "AIRFLOW", "SERVING"):
-        monkeypatch.setenv(f"GYRE_{name}_URL", elsewhere)
-    monkeypatch.setenv("GYRE_REDIS_URL", f"redis://127.0.0.1:{redis_port}")
-    monkeypatch.setenv("GYRE_CONSOLE_PORT", str(unused_port()))
-    settings = load_settings(home=tmp_path / "home")
-    lines = []
-
-    def process_ids(settings):
-        with started(settings, lines.append):
-            rows = states(settings)
-        assert set(rows) == {"consumer", "console"}
-        return {row["pid"] for row in rows.values()}
-
-    with redis_server(redis_port, tmp_path):
-        prepare(settings)
-        try:
-            first = process_ids(settings)
-            monkeypatch.setenv("GYRE_ALERT_URLS", "json://127.0.0.1")
-            changed_settings = load_settings(home=tmp_path / "home")
-            assert process_ids(changed_settings).isdisjoint(first)
-        finally:
-            end_stack(settings)
-    assert any(line.startswith("  consumer: ready in") for line in lines)
-
-
 def test_run_becomes_the_program_and_ends_by_sigterm(tmp_path):
     redis_port = unused_port()
     port = unused_port()
@@ -169,12 +136,6 @@ def test_a_pod_of_a_task_has_gyres_options_and_those_of_the_charts_file(tmp_path
     }
     output = subprocess.check_output([*TASK, "python", "-c", code], env=env, text=True)
     assert output.split() == ["KubernetesExecutor", str(CLONE / "dags"), "chart"]
-
-
-def test_an_unknown_program_is_refused_with_the_known_ones(tmp_path):
-    expected = r"expected init, mlflow, redis, airflow-api, .* found nothing"
-    with pytest.raises(StackError, match=expected):
-        run(new_settings(tmp_path), "nothing")
 
 
 @pytest.mark.timed

@@ -9,7 +9,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from core.errors import DataError, RegistryError
 from feature_repo.features import labels, open_raw, raw_table
 from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SPEC
@@ -72,14 +71,3 @@ def test_a_day_replaces_itself_and_no_other_day_or_model(settings):
     assert counts().keys() == {"2099-11-19", "2099-11-20"}
     assert counts()[day] == (AS_OF + HOUR, entities)
     assert counts("other_model") == {day: count}
-
-
-def test_with_nothing_in_production_or_nobody_to_score_nothing_is_written(settings):
-    unknown = SPEC.model_copy(update={"name": "unborn_model"})
-    version = scores(settings).version
-    message = r"unborn_model: nothing is in production .*gyre train"
-    with pytest.raises(RegistryError, match=message):
-        score_population(settings, unknown, AS_OF)
-    with pytest.raises(DataError, match="nobody is in the population as of 2090"):
-        score_population(settings, SPEC, AS_OF.replace(year=2090))
-    assert scores(settings).version == version

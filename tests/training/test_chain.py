@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.errors import NoChampionError, RegistryError, TrainingError
+from core.errors import RegistryError, TrainingError
 from core.monitoring_spec import Promotion, Rollout
 from core.training_spec import Limit
 from feature_repo.features import raw_table
@@ -113,20 +113,6 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_a_training_with_a_champion_is_tables_for_a_pull_request(tracked, second):
-    lines = summary(tracked, SPEC, second.version).markdown().splitlines()
-    evaluation = load_evaluation(Tracking(tracked), second.run_id)
-    metric = evaluation.intervals["log_loss"]
-    difference = evaluation.differences["log_loss"]
-    assert lines[0] == f"### {SPEC.name}: all {len(SPEC.gates) + 1} gates passed"
-    row = (
-        f"| log loss | less | {metric.value:.4f} [{metric.low:.4f}, {metric.high:.4f}] | "
-        f"{evaluation.champion['log_loss']:.4f} | {difference.value:+.4f} [{difference.low:+.4f}, "
-        f"{difference.high:+.4f}] | {evaluation.baseline['log_loss']:.4f} |"
-    )
-    assert row in lines
-
-
 def test_with_nothing_new_to_learn_no_run_starts(tracked, second):
     runs = Tracking(tracked).runs(SPEC.experiment)
     report = train(tracked, SPEC, AS_OF + timedelta(hours=1), "again")
@@ -154,18 +140,6 @@ def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
     metrics = all_metrics(rows["label"].to_numpy(), scored, SPEC.costs)
     evaluation = load_evaluation(Tracking(tracked), second.run_id)
     assert metrics == pytest.approx(evaluation.challenger)
-
-
-def test_an_evaluation_has_intervals_segments_and_fairness(tracked, second):
-    evaluation = load_evaluation(Tracking(tracked), second.run_id)
-    for name, interval in evaluation.intervals.items():
-        assert interval.low < evaluation.challenger[name] < interval.high
-    assert [segment.value for segment in evaluation.segments] == ["loyal", "repeat"]
-    assert sum(segment.rows for segment in evaluation.segments) == evaluation.rows
-    figures = evaluation.figures
-    assert figures["demographic_parity_difference"] > 0
-    assert figures["onnx_difference"] < 1e-5
-    assert evaluation.challenger["cost"] < evaluation.baseline["cost"]
 
 
 def test_the_model_card_has_gates_figures_lineage_and_what_moves_the_score(
@@ -253,12 +227,6 @@ def test_a_refused_version_says_why_and_is_compared_with_a_champion_of_more_feat
     assert run.metrics["champion/log_loss"] == metrics["log_loss"]
     segments = load_evaluation(tracking, report.run_id).segments
     assert {segment.value for segment in segments} == {"new", "repeat", "loyal"}
-
-
-def test_a_version_of_other_entities_is_no_champion(tracked, second):
-    spec = changed(entity_key={"order_id": "int64"})
-    with pytest.raises(NoChampionError, match="is of customer_id, not of order_id"):
-        version_scores(tracked, spec, "2", pa.table({}))
 
 
 def label_with_a_bug(orders, snapshots):

@@ -36,17 +36,6 @@ def frame(sample, planned):
     return frame_of(sample, planned)
 
 
-def test_labels_get_the_type_of_the_task():
-    for task, values, kind in (
-        ("classification", [0.0, 1.0], pa.int64()),
-        ("regression", [0, -7], pa.float64()),
-    ):
-        spec = SPEC.model_copy(update={"task": task})
-        labels = typed(spec, pa.table({"label": values}))["label"]
-        assert labels.type == kind
-        assert labels.to_pylist() == values
-
-
 @pytest.mark.parametrize(
     ("task", "values", "message"),
     [

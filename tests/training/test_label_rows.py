@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from datetime import timedelta
 
 import ibis
@@ -11,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
-from core.errors import DataError, TrainingError
+from core.errors import DataError
 from core.training_spec import Snapshots
 from feature_repo.definition import Label
 from feature_repo.features import raw_table
@@ -23,11 +22,10 @@ from tests.conftest import AS_OF
 from tests.training.conftest import ORDERS, SHIPPED, changed, train
 from training.batch import score_population
 from training.dataset import load_frame
-from training.frame import TIME, at, build_frame
+from training.frame import TIME, at
 from training.gate import load_evaluation
 from training.reference import load_reference
 from training.reproduce import reproduce
-from training.snapshots import Snapshot
 
 WEEK = timedelta(weeks=1)
 DAY = timedelta(days=1)
@@ -58,20 +56,14 @@ def again_30d(orders):
     return placed.mutate(label=soon.fill_null(False).cast("int64"))
 
 
-def every_row_twice(orders):
-    return again_30d(orders).union(again_30d(orders))
-
-
 LABEL = Label(again_30d, horizon=30 * DAY, lateness=2 * DAY)
 
 
 @pytest.fixture(scope="module")
 def settings(tracked):
     ORDERS.labels["again_30d"] = LABEL
-    ORDERS.labels["twice"] = replace(LABEL, expression=every_row_twice)
     yield tracked
     del ORDERS.labels["again_30d"]
-    del ORDERS.labels["twice"]
 
 
 @pytest.fixture(scope="module")
@@ -133,14 +125,3 @@ def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
     answers = pa.table(ids | {"as_of": pa.array([AS_OF - 200 * DAY] * 2, TIME)})
     labels = actuals(settings, SPEC, answers, {"a": 1.0}, AS_OF)
     assert np.isnan(labels).tolist() == [False, True]
-
-
-def test_two_labels_of_an_entity_at_one_time_are_one_line(settings):
-    spec = SPEC.model_copy(update={"label": "twice"})
-    snapshots = [Snapshot(AS_OF - 420 * DAY, AS_OF - 40 * DAY)]
-    version = raw_table(settings, ORDERS).version
-    message = (
-        r"label twice: expected one row for each customer_id, event_timestamp, found"
-    )
-    with pytest.raises(TrainingError, match=message):
-        build_frame(settings, spec, ORDERS, snapshots, AS_OF, version)

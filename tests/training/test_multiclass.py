@@ -49,12 +49,6 @@ def test_what_a_spec_cannot_ask_of_many_classes_is_one_line(changes, message):
         ModelSpec.model_validate(SPEC.model_dump(exclude_unset=True) | changes)
 
 
-@pytest.mark.parametrize("values", [["late", "early", None], [2, 0, None]])
-def test_a_label_is_the_name_of_a_class_or_its_position(values):
-    labels = typed(SPEC, pa.table({"label": values}))["label"]
-    assert labels.to_pylist() == [2, 0, None]
-
-
 @pytest.mark.parametrize("value", ["lost", 3, -1])
 def test_a_label_of_no_class_is_one_line_with_file_and_key(value):
     expected = r"early, on_time, late \(classes in delivery.toml\), or 0 to 2"

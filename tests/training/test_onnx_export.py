@@ -164,17 +164,6 @@ def test_a_file_that_was_altered_or_exported_wrong_fails_the_proof():
     assert proof_of(pipeline, model, frame, threshold=None).reasons
 
 
-@pytest.mark.parametrize("trees", [10, 18])
-def test_shares_that_float32_sums_to_more_than_one_are_a_probability(trees):
-    frame = pd.DataFrame({"spend": np.arange(200.0)})
-    features = {"spend": "double"}
-    pipeline = build_pipeline("random_forest", {"n_estimators": trees}, features, 7)
-    model = export(pipeline.fit(frame, frame.spend >= 100), features)
-    scores = score(ModelFile(model.SerializeToString()), features, frame)
-    assert (scores.min(), scores.max()) == (0, 1)
-    assert not proof_of(pipeline, model, frame, features=features).reasons
-
-
 def test_what_cannot_be_exported_is_refused_by_name():
     frame, churned = customers(200)
     labels = np.where(churned == 1, 2, 0)

@@ -5,13 +5,10 @@ from __future__ import annotations
 import json
 import re
 
-import pytest
-
-from core.training_spec import Estimator, Limit
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.mlflow_server.conftest import client
-from tests.training.conftest import OLD, SPEC, train
+from tests.training.conftest import SPEC
 from training.artifacts import ESTIMATOR, read
 from training.reproduce import reproduce
 
@@ -36,22 +33,6 @@ def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
         assert report.largest_difference == 0
         assert {"model.onnx", "serving.json"} < set(report.results)
     assert files(tracked) == before
-
-
-@pytest.mark.nightly
-@pytest.mark.parametrize(
-    "kind", ["hist_gradient_boosting", "logistic_regression", "xgboost", "lightgbm"]
-)
-def test_every_estimator_is_the_same_to_the_byte(tracked, kind):
-    name = f"again_{kind}"
-    gate = Limit(metric="log_loss", rule="at_most", value=50)
-    changes = {"name": name, "experiment": name, "gates": (gate,)}
-    estimators = (Estimator(name=kind, type=kind),)
-    spec = SPEC.model_copy(update=changes | {"estimators": estimators})
-    report = train(tracked, spec, OLD, kind)
-    rebuilt = reproduce(tracked, name, report.version)
-    assert rebuilt.reproduced, rebuilt.summary()
-    assert differences(rebuilt) == set()
 
 
 def test_an_estimator_that_is_another_is_a_difference_of_the_results(tracked, first):

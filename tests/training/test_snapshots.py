@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from core.errors import TrainingError
 from core.training_spec import Snapshots
 from feature_repo.definition import Label
-from training.frame import TIME, at
-from training.snapshots import FOLDS, Fold, Plan, Snapshot, dates, matured, plan, starts
+from training.frame import TIME
+from training.snapshots import FOLDS, Fold, Plan, Snapshot, matured, plan, starts
 from training.train import with_usable_folds
 
 HORIZON = timedelta(days=90)
@@ -97,38 +97,6 @@ def test_snapshots_of_a_label_are_whole_periods_and_leave_no_row_out(
         assert {edge.day for edge in edges} <= {1}
     of_members = matured(Snapshots(every=every, train=1), first, last)
     assert of_members == tuple(Snapshot(edge, edge) for edge in edges)
-
-
-def test_rows_are_of_a_snapshot_from_its_first_moment_to_its_last():
-    days = [Snapshot(FIRST + n * DAY, FIRST + (n + 1) * DAY - TICK) for n in range(7)]
-    times = [FIRST - TICK, FIRST, FIRST + DAY - TICK, FIRST + DAY, FIRST + 7 * DAY]
-    frame = pa.table({"event_timestamp": pa.array(times, TIME)})
-    for snapshots, expected in (
-        (days[:1], times[1:3]),
-        ([days[6], days[1]], times[3:4]),
-        ([Snapshot(FIRST, FIRST)], times[1:2]),
-        ([], []),
-    ):
-        assert at(frame, snapshots)["event_timestamp"].to_pylist() == expected
-
-
-def test_the_test_snapshot_is_the_newest_matured_one():
-    november = datetime(2026, 11, 1, tzinfo=UTC)  # 1 August + 92 days
-    assert plan(FIRST, november, LABEL, MONTHLY).test == (moment(1, 8),)
-    assert plan(FIRST, november - HOUR, LABEL, MONTHLY).test == (moment(1, 7),)
-
-
-def test_several_test_snapshots_keep_the_gap_to_the_oldest_of_them():
-    weekly = Snapshots(every="week", train=2, test=4)
-    planned = plan(FIRST, datetime(2026, 11, 2, tzinfo=UTC), LABEL, weekly)
-    assert dates(planned.test) == "2026-07-06 to 2026-07-27"
-    # 7 April + 90 days is 6 July.
-    assert dates(planned.train) == "2026-03-30 to 2026-04-06"
-    assert [dates(fold.validation) for fold in planned.folds] == [
-        "2026-01-19 to 2026-02-09",
-        "2026-02-16 to 2026-03-09",
-        "2026-03-16 to 2026-04-06",
-    ]
 
 
 @pytest.mark.parametrize(
