@@ -306,7 +306,8 @@ def _check_alert(report: MonitorReport, result: CheckResult) -> DriftAlert:
 def _decision_alert(report: MonitorReport) -> DriftAlert:
     """Name the result that is furthest beyond its limit, and say what is done."""
     decision = report.decision
-    message = f"{report.verdict}: {decision.reason}; {decision.action}"
+    verdict = report.verdict.replace("_", " ")
+    message = f"{verdict}: {decision.reason}; {decision.action}"
     bad = [
         result for result in report.results if result.status == "bad" and result.acts
     ]

@@ -322,9 +322,8 @@ def _alerts(
         remedy = f"See what followed: `gyre decide {model} --explain`"
         if failed:
             remedy = "Read the log of the red task; clear it once it is mended."
-        words = (
-            f"{alert['message']} (since {alert['first'][:16]}, {alert['count']} times)"
-        )
+        first = _time(datetime.fromisoformat(alert["first"]))
+        words = f"{alert['message']} (since {first}; seen: {alert['count']})"
         if not alert["delivered"]:
             words = f"not delivered: {words}"
             remedy = "Compare the addresses in GYRE_ALERT_URLS with the receivers'."
