@@ -194,7 +194,8 @@ def _reading(file: str) -> Iterator[None]:
         yield
     except Exception as exc:  # every reader fails in its own way
         without_password = file.rpartition("@")[2]
-        text = " ".join(str(exc).split())
+        message, _, _ = str(exc).partition("\nLINE ")  # DuckDB's own query
+        text = " ".join(message.split())
         raise DataError(f"nothing was changed: {without_password}: {text}") from exc
 
 
