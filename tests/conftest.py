@@ -68,9 +68,9 @@ MEASURED = {
     "tests/training/test_chain.py",
     "tests/training/test_gate.py",
 }
-"""Files during which coverage is measured: it makes the others take up to 1.6 times as long."""
+"""Files during which coverage is measured: tracing makes a test take longer."""
 NO_CERTIFICATES = SSLContext(PROTOCOL_TLS_CLIENT)
-"""For what is asked often by http: reading the system's certificates takes 20 ms."""
+"""For what is asked often by http: reading the system's certificates takes longer than the answer."""
 PROMISED = os.environ.get("TEST_TIMES") == "promised"
 
 

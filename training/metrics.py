@@ -255,7 +255,7 @@ def resampled(
     random = np.random.default_rng(seed)
     row_count = len(y)
     draws: dict[str, list[dict[str, float]]] = {name: [] for name in models}
-    # Scores in order are sorted again in a tenth of the time.
+    # Scores that are in order are sorted again sooner.
     orders = {name: np.argsort(model.top) for name, model in models.items()}
     sorted_labels = {name: y[order] for name, order in orders.items()}
     sorted_models = {name: model.of(orders[name]) for name, model in models.items()}

@@ -208,7 +208,7 @@ class Console:
     ) -> Response:
         """Return a page of these values, and of those that every page has."""
         now = datetime.now(UTC)
-        promotions = snapshot.ledger_times() if snapshot else []
+        promotions = snapshot.promotion_times() if snapshot else []
         text = TEMPLATES.get_template(template).render(
             settings=self._settings,
             code=code,

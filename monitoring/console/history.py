@@ -126,7 +126,7 @@ class Span:
         return round(1 + 98 * max(share, 0.0), 1)
 
     def ticks(self, count: int) -> dict[datetime, str]:
-        """Return what to write below a picture: `count` days at most, or hours of the first days."""
+        """Return the labels below a picture: at most `count` days, of under two days the times."""
         length = self.until - self.since
         if length < timedelta(days=2):
             step = length / count

@@ -105,10 +105,13 @@ class LoopStatus:
     lags: Mapping[str, ConsumerLag]
     broken_specs: Sequence[str]
 
-    def ledger_times(self) -> list[datetime]:
-        """Return when each version was promoted."""
-        rows = [status.rows.value for status in self.models.values()]
-        return [row.time for one in rows if one for row in one.ledger]
+    def promotion_times(self) -> list[datetime]:
+        """Return when a version of any model was given a role."""
+        times: list[datetime] = []
+        for status in self.models.values():
+            if status.rows.value:
+                times += [row.time for row in status.rows.value.ledger]
+        return times
 
 
 class Loop:
