@@ -95,7 +95,7 @@ $(SITE): docs/requirements.lock | environment
 .venv-dynamodb/gyre.stamp: requirements.lock extras.lock dev.lock deploy/dynamodb.lock pyproject.toml | environment
 	@$(BIN)/uv venv --quiet --clear --python $(BIN)/python $(@D)
 	@for lock in requirements.lock extras.lock dev.lock deploy/dynamodb.lock; do \
-	  $(BIN)/uv pip install --quiet --python $(@D) --require-hashes --requirements $$lock || exit 1; done
+	  $(BIN)/uv pip install --quiet --python $(@D) --no-deps --require-hashes --requirements $$lock || exit 1; done
 	@$(BIN)/uv pip install --quiet --python $(@D) --no-deps --no-build-isolation --editable .
 	@touch $@
 
