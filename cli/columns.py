@@ -29,7 +29,7 @@ LARGEST_AMOUNT = 1e12
 """What decimal(18, 6) holds."""
 ROLES = {
     "--key": ("column that no two rows share", tuple(WRITTEN)),
-    "--entity": ("column that says whose a row is", ("int64", "string")),
+    "--entity": ("column of the entity's key", ("int64", "string")),
     "--time": (f"column with {TIME_WORDS}", ("timestamp[us, tz=UTC]",)),
     "--outcome": ("column that the model learns", ("int64", "double", "bool")),
 }
@@ -104,7 +104,7 @@ def describe(
     Args:
         rows: All rows of the source, as `in_types` returns them.
         key: Columns that tell rows apart.
-        entity: Column that says whose a row is.
+        entity: Column of the entity's key.
         time: Column that says when it happened.
         outcome: Column that the model learns for each row; None: it learns which entity will have
             no row within `days`.

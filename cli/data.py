@@ -44,7 +44,7 @@ def consume() -> None:
 
 
 def maintain(as_of: AsOf = None, *, as_json: AsJson = False) -> None:
-    """Free what is past its time: rows, files, logs, reports; exit code 1 if a part could not."""
+    """Delete expired rows, files, logs and reports; exit code 1 if a part failed."""
     log_to_stderr()
     time = moment(as_of)
     settings = load_settings()
@@ -78,26 +78,26 @@ def restore(
     *,
     as_json: AsJson = False,
 ) -> None:
-    """Make GYRE_HOME, which must be empty, of a backup; then: gyre up."""
+    """Restore a backup into GYRE_HOME, which must be empty; then: gyre up."""
     settings = load_settings()
     with progress("restore"):
         from stack.backup import restore as read  # noqa: PLC0415  (seconds)
 
         report = read(settings, source.resolve())
-    text = f"{settings.home} is made of {source}; now: gyre up"
+    text = f"{settings.home} is restored from {source}; now: gyre up"
     say(text, report, as_json=as_json)
 
 
 def parity(
     model: str,
     as_of: AsOf = None,
-    moments: Annotated[int, typer.Option(min=1, help="At how many of them.")] = 12,
+    moments: Annotated[int, typer.Option(min=1, help="Number of moments.")] = 12,
     *,
     as_json: AsJson = False,
 ) -> None:
     """Compare a model's features offline and online, every entity; exit code 1 if any differ.
 
-    At the newest beginnings of a day, week or month, as the spec's snapshots have it.
+    At the newest starts of a day, week or month, as in the spec's [snapshots].
     """
     settings, spec, time = begin(model, as_of)
     with progress(f"parity {model}"):
@@ -121,7 +121,7 @@ def forget(
 ) -> None:
     """Take out every row of one entity, named by its key, such as --customer_id 4; keep it out.
 
-    Of every dataset and model that knows the key. Exit code 1: nothing has it, or again later.
+    Searches every dataset and model with the key. Exit code 1: no row found, or rows remain.
     """
     log_to_stderr()
     option, _, value = "=".join(context.args).partition("=")

@@ -87,7 +87,7 @@ def reproduce(model: str, version: str, *, as_json: AsJson = False) -> None:
 
 
 def score(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
-    """Score the label's whole population with the version in production; again is the same.
+    """Score the label's population with the version in production; a second run replaces the first.
 
     A partition of GYRE_HOME/data/scores, a Delta table; score_MODEL does it nightly in Airflow.
     """
@@ -161,9 +161,9 @@ def release(
 
 
 def rollback(model: str, reason: Reason, *, as_json: AsJson = False) -> None:
-    """Go back to the version that was in production before; again goes back further.
+    """Go back to the version that was in production before; a second call goes back further.
 
-    A challenger ends with it: everybody is answered by the version that is gone back to.
+    It also ends a challenger: the restored version answers every entity.
     """
     from mlflow_server import promotion  # noqa: PLC0415
 

@@ -44,7 +44,7 @@ def down() -> None:
 
 
 def status(*, as_json: AsJson = False) -> None:
-    """Say what is up, what serves, how fresh; exit code 1 unless all runs and serving is ready."""
+    """Show problems, models and processes; exit code 1 unless all runs and serving is ready."""
     settings = load_settings()
     with progress("status"):
         from cli.status import read_status, shown  # noqa: PLC0415
@@ -74,14 +74,14 @@ def logs(
     program: str,
     *,
     follow: Annotated[
-        bool, typer.Option("--follow", "-f", help="Go on as it grows.")
+        bool, typer.Option("--follow", "-f", help="Print new lines as they come.")
     ] = False,
 ) -> None:
     """Print the newest lines of a program's log."""
     folder = load_settings().home / "logs"
     files = {file.stem: str(file) for file in folder.glob("*.log")}
     if program not in files:
-        expected = ", ".join(sorted(files)) or "a stack that was started"
+        expected = ", ".join(sorted(files)) or "a started stack"
         raise StackError(f"{program}: expected {expected}")
     options = ["-n40", "-F"] if follow else ["-n40"]
     os.execvp("tail", ["tail", *options, files[program]])  # noqa: S606
@@ -108,7 +108,7 @@ def demo(
         bool, typer.Option("--keep", help="Leave the stack running.")
     ] = False,
 ) -> None:
-    """Close the loop on real history: drift in, a better version answering out."""
+    """Show the loop on real history: drift, a training, a better version that answers."""
     from cli.demo import demo as run_demo  # noqa: PLC0415  (heavy)
 
     raise typer.Exit(0 if run_demo(home, keep=keep) else 1)
@@ -118,7 +118,7 @@ def run(
     program: str,
     command: Annotated[list[str] | None, typer.Argument(help=COMMAND_HELP)] = None,
 ) -> None:
-    """Become one program of a stack, as in a container; `gyre run init` first prepares for all."""
+    """Run one program of a stack, as in a container, after `gyre run init`."""
     from stack.programs import run as become  # noqa: PLC0415
 
     become(load_settings(), program, command or [])

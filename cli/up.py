@@ -200,7 +200,7 @@ def _predict(settings: Settings, spec: ModelSpec) -> None:
         time.sleep(0.5)
     asked = f"the {len(newest)} entities with the newest features"
     raise StackError(
-        f"no prediction for one of the population among {asked}: {problem}"
+        f"no member of the population got a prediction among {asked}: {problem}"
     )
 
 
@@ -220,7 +220,7 @@ def more_fields(settings: Settings, answer: httpx.Response) -> str:
     """Return what a request needs beside the key, as serving says it."""
     detail = str(answer.json()["detail"]).removesuffix(", found none")
     page = f"{settings.serving_address}/docs"
-    return f"ready; a request needs more than the key, try it at {page}: {detail}"
+    return f"ready; a request needs more than the key, try one at {page}: {detail}"
 
 
 def _addresses(settings: Settings) -> None:

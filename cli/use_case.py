@@ -61,7 +61,7 @@ def new(
         list[str] | None, typer.Option(help="Column that tells rows apart; repeatable.")
     ] = None,
     entity: Annotated[
-        str | None, typer.Option(help="Column that says whose a row is.")
+        str | None, typer.Option(help="Column of the entity's key.")
     ] = None,
     time: Annotated[
         str | None, typer.Option(help="Column that says when it happened.")
@@ -69,19 +69,19 @@ def new(
     label: Annotated[
         LabelKind | None,
         typer.Option(
-            help="An entity without events; or an event's outcome, a row each."
+            help="An entity has no event for a while, or each event has an outcome."
         ),
     ] = None,
     outcome: Annotated[
         str | None, typer.Option(help="Column that --label event learns.")
     ] = None,
     days: Annotated[
-        int, typer.Option(min=1, help="How far --label silence looks ahead.")
+        int, typer.Option(min=1, help="Days that --label silence covers.")
     ] = 30,
 ) -> None:
     """Write the three files of a use case that work as they are; edit them to yours.
 
-    They are for the rows of --from; what no option says is asked for on a terminal.
+    They fit the rows of --from; a terminal asks for missing options.
     Without --from a row has event_id and entity_id (int64), event_ts (UTC) and amount (float64).
     """
     log_to_stderr()
@@ -206,7 +206,7 @@ def check(
         bool, typer.Option("--schema", help="The JSON Schema of a spec.")
     ] = False,
 ) -> None:
-    """Hold a model's three files against each other, Feast and a sample of rows; needs no stack.
+    """Compare a model's three files with each other, Feast and sample rows; needs no stack.
 
     A line for each finding; exit code 1 if there is one.
     """

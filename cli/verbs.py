@@ -18,7 +18,7 @@ from core.timestamps import parse_timestamp
 
 def _not_empty(text: str) -> str:
     if not text.strip():
-        raise typer.BadParameter("say why: it stands in the ledger for ever")
+        raise typer.BadParameter("give a reason: the ledger keeps it")
     return text.strip()
 
 
@@ -28,7 +28,8 @@ AsJson = Annotated[
     bool, typer.Option("--json", help="One JSON document instead of lines.")
 ]
 Reason = Annotated[
-    str, typer.Option("--reason", callback=_not_empty, help="Why; kept for ever.")
+    str,
+    typer.Option("--reason", callback=_not_empty, help="Reason, kept in the ledger."),
 ]
 
 
@@ -61,7 +62,9 @@ def signal(settings: Settings, asset: str) -> None:
         with AirflowApi(settings, timeout=5) as airflow:
             airflow.emit(asset)
     except StackError as exc:
-        typer.echo(f"Airflow does not hear of it before its next hour: {exc}", err=True)
+        typer.echo(
+            f"Airflow got no event; its DAG starts by the clock: {exc}", err=True
+        )
 
 
 def say(text: RenderableType, document: object, *, as_json: bool) -> None:

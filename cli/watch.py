@@ -36,7 +36,7 @@ def monitor(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
 
 
 def compare(model: str, as_of: AsOf = None, *, as_json: AsJson = False) -> None:
-    """Production against challenger by what came true: better, worse, or not yet known.
+    """Compare challenger and production on known outcomes: better, worse, or not yet known.
 
     Outcomes are those of raw data once its labels have matured, before that of feedback. Each
     entity counts once, for the version that answered it first while the challenger's newest percent
@@ -100,10 +100,10 @@ def decide(
 def experiment_lines(report: ExperimentReport) -> Iterator[str]:
     yield report.sentence
     experiment = report.experiment
-    end = f"to {experiment.end:%Y-%m-%d %H:%M} UTC" if experiment.end else "and goes on"
+    end = f"to {experiment.end:%Y-%m-%d %H:%M} UTC" if experiment.end else "until now"
     yield (
         f"  {experiment.start:%Y-%m-%d %H:%M} UTC {end}, {experiment.percent} % to the challenger; "
-        "each entity by its first answer, if that was to the population and its outcome is known"
+        "entities of the population with a known outcome, each by its first answer"
     )
     versions = {
         "production": experiment.production,

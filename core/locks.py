@@ -14,7 +14,7 @@ POLL_SECONDS = 0.005
 """Of a file's lock, which events wait for."""
 CONNECT_SECONDS = 5
 GONE = "SET tcp_keepalives_idle = 15; SET tcp_keepalives_interval = 5; SET tcp_keepalives_count = 3"
-"""After half a minute a host that is lost holds no lock."""
+"""PostgreSQL frees the lock of a host that is lost after half a minute."""
 _THREAD = threading.local()
 
 

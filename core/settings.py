@@ -238,7 +238,7 @@ class Settings(BaseSettings):
     def _guarded(cls, value: str, info: ValidationInfo) -> str:
         guard = "serving_tokens_file" if info.field_name == "host" else "behind_proxy"
         if not ip_address(value).is_loopback and not info.data.get(guard):
-            text = "others would reach it, and it asks nobody who they are"
+            text = "other hosts would reach it without a login"
             raise ValueError(f"{text}: set GYRE_{guard.upper()} too")
         return value
 

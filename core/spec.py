@@ -127,7 +127,7 @@ class ModelSpec(Strict):
         min_length=1
     )  # the inputs of the model, in order
     population: Population | None = None
-    """None where the label gives the rows: whoever asks is answered like one of them."""
+    """Absent if the label gives the rows: every entity is then answered."""
     snapshots: Snapshots
     serving: Serving
     monitoring: Monitoring = Monitoring()

@@ -109,7 +109,7 @@ class Table:
 
     @property
     def identity(self) -> str:
-        """What tells this table from one made anew at its place."""
+        """Id of the table; a table made later at its place has another."""
         return str(self._open().metadata().id)
 
     def files(self, version: int | None = None, within: str | None = None) -> list[str]:
@@ -393,9 +393,9 @@ class Table:
                 self._open().delete(where)
 
     def purge(self) -> None:
-        """Remove older versions: their files and what the log says of them. Who reads one fails.
+        """Remove older versions: their files and log entries. Their readers fail.
 
-        What changes from now on can still be told (`changed_files`).
+        Later changes stay known (`changed_files`).
         """
         with self.writing():
             now = self._open()

@@ -76,7 +76,8 @@ class Snapshots(Strict):
     """How the calendar cuts training rows; the newest matured snapshots are the test set.
 
     rows: members: a snapshot is the beginning of a day, week or month, when each member of the
-    population is a row. label: it is all of it, with the rows that the label's expression gives.
+    population is a row. label: a snapshot is that whole period, with the rows of the label's
+    expression.
     """
 
     every: Every

@@ -1,4 +1,4 @@
-"""Alerts about Airflow's tasks: one that fails for good is told of, whatever DAG it is of.
+"""Alerts about Airflow's tasks that fail after their last try, in every DAG.
 
 Airflow applies the two policies to each DAG that it reads (pyproject.toml, `airflow.policy`). A task
 or a DAG with a callback of its own keeps that.

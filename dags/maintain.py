@@ -1,4 +1,4 @@
-"""`maintain`: every night, what is past its time goes; what lineage names stays."""
+"""`maintain`: deletes expired rows and files every night; files that a lineage names stay."""
 
 from airflow.sdk import task
 

@@ -1,4 +1,4 @@
-"""`rollout_<MODEL>`: a version on its way into production, a step at a time.
+"""`rollout_<MODEL>`: the rollout of a version, a step at a time.
 
 For specs with `[rollout] policy = "canary"`. A run judges one step (monitoring/rollout.py): every
 five minutes, by hand, and on the Asset `rollout/<MODEL>`, when `train_<MODEL>` has put a version

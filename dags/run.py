@@ -34,7 +34,7 @@ FORM = {
         None,
         type=["null", "string"],
         format="date-time",
-        description="The moment it is about (UTC); empty: its cause's, else its start.",
+        description="Time of the run (UTC). Default: that of its cause, else its start.",
     )
 }
 """What the trigger form of every DAG asks for."""

@@ -127,7 +127,7 @@ def _result_of(name: str, mlflow_run: str) -> Any:
 
 @task(task_display_name="Promote")
 def promote(mlflow_run: str, version: str) -> str:
-    """Put the version into production or on its way; an approval's is in its giver's name."""
+    """Promote the version or begin its rollout; an approved one in the name of its approver."""
     from mlflow_server.tracking import Tracking  # noqa: PLC0415  (heavy)
     from training.register import promote as put_into_production  # noqa: PLC0415
 

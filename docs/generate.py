@@ -36,7 +36,7 @@ REPEATED = re.compile(
 SETTINGS_HEAD = """# Settings
 
 Environment variables, or lines of `GYRE_HOME/gyre.env` such as `GYRE_MLFLOW_PORT=5001`. A variable
-of the environment wins. The processes of a running stack read the file alone. Tests run every
+of the environment wins. A running stack keeps the environment of its `gyre up`. Tests run every
 setting but one whose text says that it is not tested.
 
 | variable | default | meaning |

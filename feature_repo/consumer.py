@@ -4,7 +4,7 @@ A micro-batch is what waits, at most 1,000 rows, begun no sooner than 200 ms aft
 Its rows are validated by the rules of single rows, merged by key, brought online and acknowledged
 last: a consumer that dies on the way gets the same entries again, and they change nothing.
 
-Of a key the newest arrival wins. An event arrives when the broker has it, a row of the source at
+The newest arrival of a key wins. An event arrives when the broker has it, a row of the source at
 the ingest that first sees it.
 """
 
@@ -260,7 +260,7 @@ class EventConsumer:
         values: list[ViewValues] = []
         problem = self._online.problem()
         if problem:
-            logger.warning("%s: events are in the table alone: %s", self.name, problem)
+            logger.warning("%s: events are not online yet: %s", self.name, problem)
         else:
             known_rows = self._raw_rows(list(rows_by_key.values()))
             former_rows = pa.concat_tables([stored_rows, self._raw_rows(rows)])

@@ -23,7 +23,7 @@ ACCEPTED_TAG = "accepted_definition."
 """Beginning of the tags of a version that say which change an explicit word let in."""
 REMEDY = (
     "Publish the change under new names (view and feature service) and train with them, or take "
-    "the version out of its role. To change what it is served: "
+    "the version out of its role. To change its served values: "
     "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest"
 )
 
@@ -61,7 +61,7 @@ def check_definitions(settings: Settings, dataset: Dataset, as_of: datetime) -> 
     messages = _messages(settings, versions)
     if messages:
         raise DefinitionChangedError(
-            f"{'; '.join(messages)}. The values that it is served stay as they are. "
+            f"{'; '.join(messages)}. Its served values stay unchanged. "
             f"{REMEDY} {dataset.name}"
         )
 
@@ -84,7 +84,7 @@ def announce_changes() -> None:
             f"{message}: gyre ingest will refuse that. {REMEDY}" for message in messages
         ]
     except Exception as exc:  # noqa: BLE001  (what is applied is right all the same)
-        lines = [f"what versions in a role were trained with is not known: {exc}"]
+        lines = [f"the definitions of versions in a role are not known: {exc}"]
     for line in lines:
         print(f"gyre: {line}", file=sys.stderr)  # noqa: T201
 

@@ -308,7 +308,7 @@ def _contradictions(
         return []
     text = f"keys with several contents in one delivery: {key_count}"
     examples = keys.order_by(key).limit(3).to_pyarrow().to_pylist()
-    return [f"{text}, such as {examples}; of each the last row counts"]
+    return [f"{text}, such as {examples}; the last row of each counts"]
 
 
 def _count(rows: ir.Table) -> int:

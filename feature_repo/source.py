@@ -260,8 +260,8 @@ class _LineEndCheck:
             self._last_byte = block[-1:].to_pybytes()
         elif self._last_byte not in (b"\n", b"\r"):
             raise DataError(
-                "the last line has no end: is it still written, or was it cut short? "
-                "If it is whole, end its last line"
+                "the last line has no end: the file is incomplete, or still being written. "
+                "If it is complete, add a line end"
             )
         return block
 

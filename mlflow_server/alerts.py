@@ -94,7 +94,7 @@ class Alerts:
     def note(
         self, subject: str, cause: str, content: str | DriftAlert, at: datetime
     ) -> None:
-        """Count the open incident of `cause`, or begin one; the next `deliver` tells of it."""
+        """Count the open incident of `cause`, or begin one; the next `deliver` sends it."""
         sighting = {"message": content, "details": None, "last": at.isoformat()}
         if isinstance(content, DriftAlert):
             sighting["message"] = content.message

@@ -132,9 +132,8 @@ def check_role(role: str, percent: int, version: str | None) -> None:
         fits = percent == WHOLE
     if role not in ROLES or not fits:
         raise PromotionRefusedError(
-            f"role must be one of {', '.join(ROLES)}, and percent 100, or of a challenger 1..100 "
-            "(0 is gyre release; what is in production goes by gyre rollback, or when another is "
-            f"promoted): found {role!r}, {percent!r}"
+            f"role must be one of {', '.join(ROLES)}, and percent 100 (of a challenger 1 to 100), "
+            f"found {role!r}, {percent!r}. To end a role: gyre release; in production: gyre rollback"
         )
 
 

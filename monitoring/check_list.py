@@ -24,7 +24,7 @@ PERFORMANCE = "performance_drift"
 
 
 def performance(run: MonitoringRun, _reference: Reference) -> Iterator[CheckResult]:
-    """Say why performance is not known, as far as it is not; the report judges the rest."""
+    """Say why a part of performance is not known; the report judges the known part."""
     for reason in run.unmeasured:
         yield CheckResult(
             name="performance",
@@ -108,7 +108,7 @@ def run_checks(
 def name_performance(
     results: Sequence[CheckResult], passive: Mapping[str, str]
 ) -> list[CheckResult]:
-    """Call performance that falls while no feature drifts concept drift.
+    """Rename a fall of performance to concept drift if no feature drifts.
 
     Args:
         results: What the checks found.

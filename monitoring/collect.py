@@ -313,7 +313,7 @@ def join_outcomes(
     actuals = dict(zip(first_lines["request_id"], first_lines["actual"], strict=True))
     later_lines = usable_lines.drop(first_lines.index)
     repeats = later_lines["actual"] == later_lines["request_id"].map(actuals)
-    later_reason = np.where(repeats, "told again", "contradicting the first")
+    later_reason = np.where(repeats, "repeated", "contradicting the first")
     left_out = Counter([*reason[reason != ""].tolist(), *later_reason.tolist()])
     return KnownOutcomes(actuals, dict(left_out))
 

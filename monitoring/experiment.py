@@ -110,7 +110,7 @@ class ExperimentReport:
             f"{self.outcomes[CHALLENGER]:,} and {self.outcomes[PRODUCTION]:,} outcomes"
         )
         if min(self.outcomes.values()) < FEWEST_OUTCOMES:
-            outcomes = f"{outcomes}; {FEWEST_OUTCOMES} of each are the least"
+            outcomes = f"{outcomes}; at least {FEWEST_OUTCOMES} of each are needed"
         text = f"{self.model}: {self.conclusion}: {versions}: "
         if self.figure in self.effects:
             effect = self.effects[self.figure]

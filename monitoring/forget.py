@@ -43,7 +43,7 @@ def named_key(name: str, column: str, text: str) -> Key:
     datasets, problems = load_datasets()
     problems += broken_specs()
     if problems:
-        raise SettingsError(f"whose rows they have is not known: {'; '.join(problems)}")
+        raise SettingsError(f"their keys are not known: {'; '.join(problems)}")
     types = {}
     for dataset in datasets:
         column_type = dataset.schema.field(dataset.entity).type
@@ -84,7 +84,7 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
     """
     rows = count_rows(settings, key)
     if not rows and not forgotten(settings).has({key.column: key.value}):
-        raise DataError(f"nothing has {key.column} {key.value}: nothing was changed")
+        raise DataError(f"no row has {key.column} {key.value}: nothing was changed")
     if dry_run:
         return rows
     problems = []
@@ -105,7 +105,7 @@ def forget(settings: Settings, key: Key, *, dry_run: bool = False) -> dict[str, 
         rows_left = count_rows(settings, key)
         problems = [f"{name}: {count} rows" for name, count in rows_left.items()]
     if problems:
-        remedy = "are serving and gyre consume well? Run it again"
+        remedy = "check that serving and gyre consume run, then repeat it"
         raise DataError(f"not forgotten yet: {'; '.join(problems)}: {remedy}")
     return rows
 

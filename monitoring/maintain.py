@@ -29,7 +29,7 @@ class Cleanup:
 
 
 def maintain(settings: Settings, as_of: datetime) -> list[Cleanup]:
-    """Free what is past its time at `as_of`; a part that cannot be done says why.
+    """Delete rows and files that have expired at `as_of`; a part that fails says why.
 
     Raises:
         DataError: Another maintenance, or a backup, goes on.
@@ -66,7 +66,9 @@ def _clean(place: Place, settings: Settings, as_of: datetime) -> Cleanup | None:
         if place.name == "predictions":
             least_age = judged_age(load_specs())
             if age < least_age:
-                note = f"kept for {least_age.days} days, not {age.days}: 30 more than labels take"
+                note = (
+                    f"kept for {least_age.days} days, not {age.days}: labels need them"
+                )
                 age = least_age
         rows, files = place.clean(settings, as_of - age)
     except Exception as exc:  # noqa: BLE001  (see above)

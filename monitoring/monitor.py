@@ -263,8 +263,7 @@ def act(
 ) -> GyreError | None:
     """Note alerts, one per incident, and go back where the version does harm.
 
-    Alerts are stored before and delivered after: no receiver is worth a harmful version's next
-    minute, and what could not be delivered earlier is tried again.
+    Alerts are stored before the rollback and delivered after it, so that no receiver delays it.
 
     Returns:
         Why there was no going back; that is alerted of, too.
@@ -282,7 +281,7 @@ def act(
         if report.decision.action == "rollback":
             problem = _go_back(settings, report, str(previous))
         if problem:
-            message = f"{content.message}, which failed: {problem}"
+            message = f"{content.message}; the rollback failed: {problem}"
             alerts.note(model, incident, replace(content, message=message), at)
     for result in report.results:
         if result.acts and result.status in {"alert", "unknown"}:

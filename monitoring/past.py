@@ -105,7 +105,7 @@ def previous_version(
 ) -> str | None:
     """Return the registered version that was in production before that of today.
 
-    A version that a monitor has gone back from is none.
+    A version that a monitor rolled back is left out.
     """
     harmful = {
         row.from_version

@@ -1,4 +1,4 @@
-"""`rollout_<MODEL>`: judge the version on its way into production, and take one step of it.
+"""`rollout_<MODEL>`: judge the version in a rollout, and take one step.
 
 The ledger is the only state: its rows say since when a version is in which role, and what the step
 before had measured. So a run that was killed is repeated, and a second one changes nothing.
@@ -78,7 +78,7 @@ class RolloutStep:
 
 @dataclass(frozen=True)
 class RolloutReport:
-    """One run. action: that of the step, or nothing; version None: none is on its way."""
+    """One run. action: that of the step, or nothing; version None: no rollout is in progress."""
 
     model: str
     as_of: datetime
@@ -90,7 +90,7 @@ class RolloutReport:
 
 @dataclass(frozen=True)
 class Candidate:
-    """A version on its way into production.
+    """A version in a rollout.
 
     Attributes:
         row: The row of the ledger that put it into its role.
@@ -191,7 +191,7 @@ def roll_out(settings: Settings, spec: ModelSpec, as_of: datetime) -> RolloutRep
         rows = reconcile(registry, ledger, spec.name)
         candidate = find_candidate(rows)
         if candidate is None:
-            summary = f"{spec.name}: no version is on its way into production"
+            summary = f"{spec.name}: no rollout is in progress"
             report = RolloutReport(spec.name, as_of, None, "nothing", summary)
         else:
             step, evidence = _judge(settings, spec, candidate, as_of)
@@ -230,7 +230,9 @@ def _judge(
     """Return the step, and what it depends on; None: nothing was measured."""
     row = candidate.row
     if row.role == CHALLENGER and row.who != AUTHOR:
-        reason = f"{row.who} put it there and moves it on, or ends it by gyre release"
+        reason = (
+            f"{row.who} set this challenger: promote it, or end it with gyre release"
+        )
         return RolloutStep("hold", candidate.percent, reason), None
     collect(settings)
     variants = measure_variants(settings, spec.name, candidate.start, as_of)

@@ -88,7 +88,7 @@ def window(
         rows, misfit_count = _last_answers(connection)
         left_out = dict(connection.execute(COUNTS).fetchall())
     last_count = len(rows) + misfit_count
-    left_out["followed by a later one"] = left_out.pop(None, 0) - last_count
+    left_out["replaced by a later prediction"] = left_out.pop(None, 0) - last_count
     left_out[OTHER_FEATURES] = misfit_count
     left_out = {reason: count for reason, count in left_out.items() if count}
     # By the same name: a column is freed as it is converted only where nothing else holds it.

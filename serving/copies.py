@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Origin(Frozen):
-    """What MLflow says of a version: two of one number differ, if the model was made anew.
+    """Identity of a version in MLflow. A model that was made anew uses its numbers again.
 
     Attributes:
         created: When the model was registered, in milliseconds since 1970.

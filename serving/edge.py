@@ -116,9 +116,8 @@ async def read_body(scope: Scope, receive: Receive, limit: int) -> bytes:
     """Read a body of JSON. One that names no content type is taken for JSON.
 
     Raises:
-        HTTPException: 415: it is not JSON alone, or compressed. A form that a foreign page can send
-            without being asked is refused so, too. 413: it has more than `limit` bytes; nothing is
-            read of one that says so itself.
+        HTTPException: 415: it is not JSON alone, or compressed. This also refuses forms that other
+            sites send. 413: it has more than `limit` bytes; nothing is read if its length says so.
         ClientDisconnect: The client went away.
 
     """

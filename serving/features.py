@@ -19,16 +19,16 @@ CACHE_ENTITIES = 50_000
 PART = 500
 """Keys read at once, with a deadline of their own, and a second try where there are several."""
 GC_THRESHOLDS = (50_000, 20, 100)
-"""Rare collections: an answer leaves no cycles behind."""
+"""Collections are rare, because an answer creates no cycles."""
 NOTHING = LookupSpecification(feast="", online_store="")
 logger = logging.getLogger(__name__)
 
 
 class FeatureSource:
-    """One version's features, read through a circuit that `probe`, called every second, closes.
+    """One version's features, read through a circuit breaker.
 
-    A failed read opens it, or its deadline would hold up every request in turn; a ping is sent at
-    once.
+    A failed read opens it, and a ping is sent at once: else each request would wait for its
+    deadline. `probe`, called every second, closes it.
 
     Attributes:
         problem: Why nothing is read now; None: features are read.
@@ -159,7 +159,7 @@ class FeatureSource:
 
 
 def settle() -> None:
-    """Hide what is in memory now from the collector, which would stop the answers for 0.1 s."""
+    """Exempt the objects of now from garbage collection, which would pause answers for 0.1 s."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(*GC_THRESHOLDS)

@@ -59,7 +59,7 @@ class Inbox:
             INBOX_FAILURES.inc()
             if not self._is_refusing:
                 logger.exception(
-                    "GYRE_DATA_URL takes no files of the log: they stay here"
+                    "GYRE_DATA_URL takes no files of the log: they stay in GYRE_HOME"
                 )
             self._is_refusing = True
             return False

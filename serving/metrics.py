@@ -22,11 +22,14 @@ VERSION = ["model", "version", "role"]
 PREDICTIONS = Counter("gyre_predictions", "Rows scored.", [*VERSION, "features_from"])
 FAILURES = Counter("gyre_prediction_failures", "Predictions that failed.", VERSION)
 PREDICTION_SECONDS = Histogram(
-    "gyre_prediction_seconds", "Arrival to rows on file.", VERSION, buckets=BUCKETS
+    "gyre_prediction_seconds",
+    "Seconds from arrival to the log.",
+    VERSION,
+    buckets=BUCKETS,
 )
 OVERLOADED = Counter("gyre_overloaded", "Requests turned away because too many wait.")
 SHADOW_DROPPED = Counter(
-    "gyre_shadow_dropped", "Rows that no shadow had time for.", ["model"]
+    "gyre_shadow_dropped", "Rows that the shadow skipped.", ["model"]
 )
 WATERMARK_AGE = Gauge(
     "gyre_feature_watermark_age_seconds",
@@ -36,9 +39,7 @@ WATERMARK_AGE = Gauge(
 )
 EVENTS = Counter("gyre_events", "Events put on the stream.", ["dataset"])
 LOG_FAILURES = Counter("gyre_log_failures", "Rows that could not be written.", ["log"])
-INBOX_FAILURES = Counter(
-    "gyre_inbox_failures", "Times that a file of the log was not taken."
-)
+INBOX_FAILURES = Counter("gyre_inbox_failures", "Failed transfers of log files to S3.")
 MODEL_INFO = Gauge(
     "gyre_model_info",
     "1 for the version in a role, 0 once it left.",
@@ -48,7 +49,7 @@ MODEL_INFO = Gauge(
 SWAPS = Counter("gyre_model_swaps", "Changes of the version that answers.", ["model"])
 LOG_LAG = Gauge(
     "gyre_log_lag_seconds",
-    "Longest wait to be on disk.",
+    "Longest wait for the disk, in seconds.",
     ["log"],
     multiprocess_mode="livemax",
 )

@@ -102,7 +102,7 @@ def _model_problem(contract: ServedModel, spec: ModelSpec) -> str | None:
     contract_task = (contract.classes, contract.threshold is not None)
     if contract_task != spec_task:
         task = " ".join([spec.task, *spec.classes])
-        return f"it is of no {task}, as {spec.name} is"
+        return f"its task is not {task}, the task of {spec.name}"
     return None
 
 
@@ -114,9 +114,9 @@ def _look_up_problem(contract: ServedModel, online_store: str | None) -> str | N
         online_store = yaml.safe_load(file.read_bytes())["online_store"]["type"]
     feast_version = package_version("feast")
     if (lookup.feast, lookup.online_store) != (feast_version, online_store):
-        store_text = f"here is {feast_version} with {online_store}: train again"
-        written = f"Feast {lookup.feast} with {lookup.online_store}"
-        return f"its look-up specification is of {written}, {store_text}"
+        found = f"Feast {feast_version} with {online_store}"
+        needed = f"Feast {lookup.feast} with {lookup.online_store}"
+        return f"its look-up specification needs {needed}, found {found}: train again"
     if lookup.unsupported is not None and find_spec("feast") is None:
         return f"Feast's own reader ({lookup.unsupported}) needs {WHOLE_IMAGE}"
     if lookup.unsupported is None:

@@ -1,7 +1,7 @@
 """What was answered, what failed and what came true: append-only files of JSON lines.
 
 One process writes `predictions-<pid>-<start>-<random>.jsonl` and `feedback-….jsonl` (`start`:
-microseconds since 1970; no other replica, ever, has the name) in `GYRE_HOME/serving/log`. A line of
+microseconds since 1970; the name is unique over all replicas) in `GYRE_HOME/serving/log`. A line of
 predictions, all times ISO 8601 UTC:
     request_id, model, version; role: the alias it answered as; received: when the request arrived;
     as_of: the moment its features are asked for; entity: as core.spec.entity_text has it (null:
@@ -11,7 +11,7 @@ predictions, all times ISO 8601 UTC:
     position of the most probable one, probability: its own, and probabilities: of each;
     in_population: whether the label is defined for this row;
     seconds: of a request's first row alone, from receipt of its body to the write of this line;
-    error: of a row that the version failed alone, one line of text. Such a row has neither
+    error: one line of text, only in a row that the version failed. Such a row has neither
     prediction nor probability; its features are {} and features_from is "" where there were none.
 A line of feedback: request_id, actual (a number, or a class's name), received.
 

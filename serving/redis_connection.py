@@ -74,12 +74,12 @@ class RedisConnection(asyncio.Protocol):
             self._fail(exc)
             return
         if self._answered is None or len(self._replies) > self._reply_count:
-            self._fail(ConnectionError("it answers what was not asked"))
+            self._fail(ConnectionError("sent a reply without a request"))
         elif len(self._replies) == self._reply_count and not self._answered.done():
             self._answered.set_result(self._replies)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._fail(exc or ConnectionError("it closed the connection"))
+        self._fail(exc or ConnectionError("closed the connection"))
 
     def _fail(self, exc: Exception) -> None:
         self._problem = exc

@@ -45,7 +45,7 @@ class Result(NamedTuple):
     """What became of a row.
 
     Attributes:
-        line: Its line of the log; None: the row was refused, which no model is to blame for.
+        line: Its line of the log; None: the row was refused, which is no failure of the model.
         error: Why it has no prediction; None: it has one.
 
     """

@@ -74,7 +74,7 @@ def _result(
     row_score = rounded_score(contract, exact_score)
     problem = wrong(contract, row_score)
     if problem:
-        text = f"version {model.version} scores them {row_score}, {problem}"
+        text = f"version {model.version} gives the score {row_score}, {problem}"
         if features.origin == "request":
             return Result(line=None, error=InvalidRequestError(f"features: {text}"))
         error = ModelFailedError(f"features: {text}")

@@ -54,7 +54,7 @@ def layout_problems(home: Path) -> list[str]:
     is_used = (home / "airflow" / "secrets.json").exists()
     if not is_used or layout == LAYOUT:
         return []
-    remedy = "set GYRE_HOME to a new folder, or go on with the release that made it"
+    remedy = "set GYRE_HOME to a new folder, or use the release that made the home"
     return [f"{home} has layout {layout}, this release needs layout {LAYOUT}: {remedy}"]
 
 
@@ -72,7 +72,7 @@ def disk_problems(home: Path, least: int = HOME_BYTES) -> list[str]:
 
 
 def connection_problems(settings: Settings) -> list[str]:
-    """Databases, Redis and buckets that are not to be had, by their settings."""
+    """Databases, Redis and buckets that cannot be reached, by their settings."""
     lines = [
         f"GYRE_{setting.upper()} needs the package {module}: make extras"
         for setting, module in EXTRAS.items()

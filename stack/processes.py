@@ -200,7 +200,7 @@ def wait_ready(
             if row["statename"] == "FATAL" or len(pids[program.name]) > MOST_STARTS:
                 raise _not_ready(settings, program, problem, "it ends each time")
             if waited > seconds:
-                reason = f"after {waited:.0f} s; to wait on: gyre up"
+                reason = f"after {waited:.0f} s; to wait longer: gyre up"
                 raise _not_ready(settings, program, problem, reason)
         waiting = [program for program in waiting if program.name in problems]
         if waiting and time.monotonic() >= next_notice:

@@ -128,7 +128,7 @@ PROGRAMS = (*SLOWEST, *NEEDED_BY_INGEST, *OTHERS)
 
 
 def own(settings: Settings, programs: Sequence[Program]) -> list[Program]:
-    """Return those to start; a part whose address is given is somebody else's."""
+    """Return those to start: all but the parts whose address is given."""
     return [
         program
         for program in programs
@@ -216,7 +216,7 @@ def run(settings: Settings, name: str, arguments: Sequence[str] = ()) -> None:
         arguments: The command that `task` runs; no other program has one.
 
     Raises:
-        StackError: There is none such, or a database, a Redis or a bucket is not to be had.
+        StackError: There is none such, or a database, a Redis or a bucket cannot be reached.
 
     """
     problems = layout_problems(settings.home) + connection_problems(settings)

@@ -33,7 +33,7 @@ from mlflow_server.tracking import Tracking
 from training.dataset import FEWEST, coverage, unlearnable, without_label
 from training.estimators import estimator_problems
 from training.frame import TIME, at, build_frame, extent, features
-from training.gate import load_evaluation
+from training.gate import UNPROVED, load_evaluation
 from training.leaks import leak_remarks
 from training.onnx_export import REMEDY, exported, prove
 from training.snapshots import Snapshot
@@ -104,9 +104,9 @@ def wide_features(settings: Settings, spec: ModelSpec) -> list[str]:
         return []
     limit = spec.monitoring.psi_significant
     return [
-        f"{spec.name}.toml: {name}: normal {spread.basis} have a PSI of "
-        f"{value:.2f}, the limit is {limit:g}: less than that is no drift of it. To show it "
-        f'and never act on it: [monitoring.monitor_only] {name} = "why"'
+        f"{spec.name}.toml: {name}: normal {spread.basis} have a PSI of {value:.2f}, the limit "
+        f"is {limit:g}: only a PSI above both is drift. To exclude the feature: "
+        f'[monitoring.monitor_only] {name} = "why"'
         for name, value in spread.wide_features(spec.monitoring).items()
     ]
 
@@ -321,4 +321,4 @@ def _trials(spec: ModelSpec, frame: pa.Table, train: pa.Table) -> Iterator[str]:
             threshold=spec.threshold,
         )
         for reason in proof.reasons[:1]:
-            yield f"{place}: {estimator.name}: what is served scores otherwise: {reason}; {REMEDY}"
+            yield f"{place}: {estimator.name}: {UNPROVED}: {reason}; {REMEDY}"

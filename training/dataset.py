@@ -165,7 +165,7 @@ def unlearnable(
     for feature, kind in spec.features.items():
         if not _has_two_values(train[feature]):
             lines.append(
-                f"{feature} has no two values in the {train.num_rows} training rows"
+                f"{feature} has only one value in the {train.num_rows} training rows"
             )
         nulls = rows[feature].null_count
         if INPUTS[kind] == "int64" and nulls:

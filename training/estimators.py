@@ -37,7 +37,7 @@ ANSWERS = {
 """Method of a fitted model that gives its scores, by task."""
 LINEAR = {"logistic_regression", "ridge"}
 NULL_AWARE = ("HistGradientBoosting", "LGBM", "XGB")
-"""Beginnings of the names of classes that learn from a null that it is one."""
+"""Beginnings of the names of classes that take nulls as missing values."""
 
 
 def build_pipeline(

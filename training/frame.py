@@ -156,8 +156,8 @@ def _extent_of(
     spec: ModelSpec, snapshots: Sequence[Snapshot], labelled: pa.Table, share: int
 ) -> str:
     row_count = share * at(labelled, snapshots).num_rows
-    period = f"{len(snapshots)} by the {spec.snapshots.every}, {dates(snapshots)}"
-    return f"about {row_count:,} rows ({period})"
+    period = f"by the {spec.snapshots.every}: {len(snapshots)}, {dates(snapshots)}"
+    return f"about {row_count:,} rows (snapshots {period})"
 
 
 def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Table:
@@ -181,7 +181,7 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
         reason = f"no view of {spec.feature_service} has all of {', '.join(key)}"
     if reason:
         raise NoRequestError(
-            f"{spec.name}: {reason}: only requests are scored, no population"
+            f"{spec.name}: {reason}: a population cannot be scored without requests"
         )
     if spec.population is None:
         raise DataError(
@@ -203,8 +203,8 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
     bounds = f"{spec.population.feature} from 0 to below {spec.population.below}"
     raise DataError(
         f"{spec.name}: nobody is in the population as of {moment:%Y-%m-%d}: of {entity_count} "
-        f"entities none has {bounds}. Expected values of [population] in {spec.name}.toml that "
-        f"some have, or newer features: gyre ingest {spec.dataset}"
+        f"entities none has {bounds}. Expected a [population] in {spec.name}.toml that "
+        f"entities meet, or newer features: gyre ingest {spec.dataset}"
     )
 
 

@@ -39,6 +39,8 @@ PAGE: jinja2.Template = jinja2.Template(
     lstrip_blocks=True,
 )
 
+UNPROVED = "the served file scores differently from the fitted model"
+
 
 @dataclass(frozen=True)
 class Evaluation:
@@ -56,8 +58,8 @@ class Evaluation:
         intervals: Of its metrics.
         figures: Of the challenger alone: calibration, fairness, agreement of the export.
         segments: Its metrics by value of the spec's segment.
-        unproved: Why what is served scores otherwise than what was fitted.
-        no_champion: Why what is in production is no champion.
+        unproved: Why the served file failed the comparison with the fitted model.
+        no_champion: Why the version in production cannot be the champion.
         contributions: By feature the mean size of its contributions, the largest first.
         spread: How far normal windows lie from the rows.
         remarks: What looks as if the model knew its label.
@@ -155,9 +157,9 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
         Outcome("remark", "label", passed=True, text=remark)
         for remark in evaluation.remarks
     ]
-    text = "what is served scores as what was fitted"
+    text = "the served file scores as the fitted model"
     if evaluation.unproved:
-        text = f"what is served scores not as what was fitted: {evaluation.unproved}"
+        text = f"{UNPROVED}: {evaluation.unproved}"
     proof = Outcome("onnx_proof", "onnx", not evaluation.unproved, text)
     return (*outcomes, *remarks, proof)
 
@@ -165,7 +167,7 @@ def decide(gates: Sequence[Gate], evaluation: Evaluation) -> tuple[Outcome, ...]
 def _limit(gate: Limit, evaluation: Evaluation) -> tuple[bool, str]:
     value = (evaluation.figures | evaluation.challenger)[gate.metric]
     passed = value >= gate.value if gate.rule == "at_least" else value <= gate.value
-    text = f"{gate.metric} is {value:.4g}, allowed is {gate.rule} {gate.value:.4g}"
+    text = f"{gate.metric} is {value:.4g}, required: {gate.rule} {gate.value:.4g}"
     return passed, text
 
 
@@ -203,10 +205,12 @@ def _against_champion(
     margin = gate.margin_percent / 100 * abs(evaluation.champion[gate.metric])
     if gate.rule == "better_than_champion":
         passed = loss < 0 and -loss >= margin
-        limit = f"asked is {margin:.4f} better"
+        limit = f"required: at least {margin:.4f} better"
     else:
         passed = loss <= 0 and largest_loss <= margin
-        limit = f"allowed is no worse, and at worst {margin:.4f} worse"
+        limit = (
+            f"required: not worse, and the interval ends at {margin:.4f} worse at most"
+        )
     text = (
         f"{gate.metric} minus that of {champion} is {difference.value:+.4f} "
         f"[{difference.low:+.4f}, {difference.high:+.4f}]"

@@ -10,14 +10,14 @@ from core.spec import ModelSpec
 from training.frame import features
 
 SUSPICIOUS = 0.98
-"""AUC, R², or the share of what the most frequent class gets wrong, that is put right."""
+"""AUC, R², or the share of the most frequent class's errors that a feature corrects."""
 LEAVES = 4
 
 
 def leak_remarks(
     spec: ModelSpec, rows: pa.Table, metrics: Mapping[str, float]
 ) -> Iterator[str]:
-    """Yield a line for each feature that all but decides the label by itself, and one for the AUC.
+    """Yield a line for each feature that almost determines the label, and one for the AUC.
 
     Args:
         spec: The model.
@@ -26,7 +26,7 @@ def leak_remarks(
 
     """
     y = rows["label"].to_numpy()
-    advice = "is it known before the label is?"
+    advice = "is it known before the label?"
     share_wrong = 1 - pd.Series(y).value_counts(normalize=True).max()
     for name, column in features(spec, rows).items():
         values = column
@@ -41,6 +41,6 @@ def leak_remarks(
             accuracy = tree.fit(matrix, y).score(matrix, y)
             decided = 1 - (1 - accuracy) / share_wrong if share_wrong else 0
         if decided >= SUSPICIOUS:
-            yield f"{name} alone all but decides {spec.label}: {advice}"
+            yield f"{name} alone almost determines {spec.label}: {advice}"
     if metrics.get("auc", 0) >= SUSPICIOUS:
         yield f"AUC {metrics['auc']:.4f} is near 1: a feature may know {spec.label}"

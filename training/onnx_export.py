@@ -46,7 +46,7 @@ BOOSTING = {
     "lightgbm": ("LightGbm", "convert_lightgbm", "LGBMClassifier", "LGBMRegressor"),
 }
 """Library → module and function of onnxmltools' converter; the library's two classes."""
-REMEDY = "what converts exactly, and what [serving] format = 'native' does: docs/how-to/own-model.md"
+REMEDY = "exact conversions, and [serving] format = 'native': docs/how-to/own-model.md"
 PERMUTED_ROWS = 50_000
 MISSING_SHARE = 0.01
 MISSING: dict[InputType, Any] = {"double": np.nan, "string": "never seen"}

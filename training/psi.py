@@ -182,10 +182,11 @@ def _counts_by_decile(
 def _counts_by_category(
     reference: "pd.Series[str]", current: "pd.Series[str]"
 ) -> tuple[Counts, Counts]:
-    """Count categories, what the reference has not in a bin of its own.
+    """Count categories. Those that the reference lacks are in a bin of their own.
 
-    Of more than ten, the most frequent first, those that together make a tenth of the reference
-    share a bin. What it has not is then with the rarest: some is to be expected.
+    More than ten categories are sorted by frequency, and those that together make a tenth of the
+    reference share a bin. Categories that it lacks are then in the bin of the rarest: some are to be
+    expected.
     """
     row_counts = reference.value_counts().sort_index()
     row_counts = row_counts.sort_values(ascending=False, kind="stable")

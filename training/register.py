@@ -186,7 +186,7 @@ def _begins_rollout(spec: ModelSpec, champion: str | None) -> bool:
 def ask(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> tuple[str, str]:
-    """Leave word in the run that the version waits; return subject and Markdown of the question."""
+    """Note in the run that the version waits; return subject and Markdown of the question."""
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version
     tags = tracking.run(run_id).tags
@@ -209,7 +209,7 @@ def ask(
 def wait_in_shell(
     settings: Settings, spec: ModelSpec, run_id: str, version: str
 ) -> str:
-    """Leave word as `ask` does; return one line on how to approve where there is no Airflow."""
+    """Note it in the run as `ask` does; return one line on how to approve without Airflow."""
     tracking = Tracking(settings)
     champion = load_evaluation(tracking, run_id).champion_version
     replaces = f"--replaces {champion or 'none'}"
@@ -223,7 +223,7 @@ def wait_in_shell(
 
 
 def not_approved(settings: Settings, run_id: str, version: str, why: str) -> str:
-    """Leave word in the run that the version stays as it is; return the outcome."""
+    """Note in the run that the version keeps its role; return the outcome."""
     outcome = f"not approved: version {version}: {why}"
     Tracking(settings).end(run_id, outcome)
     return outcome

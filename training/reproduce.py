@@ -35,9 +35,7 @@ log = logging.getLogger(__name__)
 SHOWN = 12
 """Characters of a hash in a difference."""
 COMMIT_TAGS = ("git_commit", "git_clean", "gyre_commit")
-BY_CHANCE = (
-    "nothing it was made of differs: the machine, or an estimator left to chance"
-)
+BY_CHANCE = "all inputs are equal: another machine, or an estimator without a seed"
 
 
 @dataclass(frozen=True)

@@ -72,7 +72,7 @@ def version_scores(
     is_same_service = version_spec.feature_service == spec.feature_service
     has_columns = is_same_service and contract.features.items() <= spec.features.items()
     if is_other_task or contract.classes != spec.classes:
-        problem = f"is of no {' '.join([spec.task, *spec.classes])}"
+        problem = f"has another task than {' '.join([spec.task, *spec.classes])}"
     elif contract.entity_key != spec.entity_key:
         their_key = ", ".join(contract.entity_key)
         problem = f"is of {their_key}, not of {', '.join(spec.entity_key)}"

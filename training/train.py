@@ -161,7 +161,7 @@ def train_model(
     `[training] function` takes a frame (features in order, and label; its index has the keys and
     event_timestamp), of each forward fold two such frames, for training and for validation, and
     the spec's parameters with its seed and features. It returns a model over a frame of features,
-    and figures by name, of which `threshold` is served with in place of the spec's.
+    and figures by name; a figure `threshold` replaces the threshold of the spec.
 
     Returns:
         The fitted model, its threshold, and the figures of `[training] function`.

@@ -20,7 +20,7 @@ def migrate(connection: Connection) -> None:
         if layout != LAYOUT:
             raise RegistryError(
                 f"the database has layout {layout}, this release needs layout {LAYOUT}: "
-                "name a new database, or go on with the release that made it"
+                "name a new database, or use the release that made it"
             )
         return
     from alembic import command, config  # noqa: PLC0415  (0.4 s, once in a database)

@@ -57,12 +57,12 @@ STATUSES: dict[TestStatus, Status] = {
 """What follows from the tests of a metric: the first that one of them has. A test that is not
 critical warns."""
 REMEDIES = {
-    "data_drift": "See in the report what moved. If it is no news, as of a feature that grows "
-    "with the calendar, name the feature in [monitoring.monitor_only].",
-    "prediction_drift": "See in the report which scores moved, and which features with them.",
+    "data_drift": "The report shows the change. If it is expected, as in a feature that grows "
+    "with time, name the feature in [monitoring.monitor_only].",
+    "prediction_drift": "The report shows which scores moved, and which features with them.",
     "missing": "Look at the newest rows of the source: who delivers them?",
-    "new_categories": "If they are meant, train on rows that have them.",
-    "out_of_range": "If the unit is as before, train on rows that have such values.",
+    "new_categories": "If the categories are right, train on rows that have them.",
+    "out_of_range": "If the unit is unchanged, train on rows that have such values.",
     "performance_drift": "Train on the newer outcomes.",
 }
 
@@ -174,11 +174,11 @@ class Column:
             ),
             lambda value: (
                 f"{value:.0%} missing, {share:.0%} in the reference; "
-                f"from {most:.0%} it counts"
+                f"bad from {most:.0%}"
             ),
         )
         if share == 1:
-            reason = f"{self.name}: the reference has no value of it"
+            reason = f"{self.name}: the reference has no value"
             return replace(line, unknown=reason)
         return line
 
@@ -189,9 +189,9 @@ class Column:
         if self.value_count >= FEWEST_FOR_MODERATE:
             moderate = max(self.limits.psi_moderate, usual)
             tests = [lt(moderate, is_critical=False), *tests]
-        meaning = f"from {significant:.2f} it counts as drift"
+        meaning = f"drift from {significant:.2f}"
         if usual > self.limits.psi_significant:
-            meaning = f"normal windows reach {usual:.2f}, more counts as drift"
+            meaning = f"normal windows reach {usual:.2f}, a larger PSI is drift"
         if not self.enough:
             meaning = f"of {self.value_count} values, too few to judge"
         return self.line(
@@ -270,7 +270,7 @@ class Column:
             "unseen",
             "new_categories",
             metric,
-            lambda value: f"{value:.1%} of categories that the reference has not",
+            lambda value: f"{value:.1%} of categories that are not in the reference",
         )
 
     def unseen_tests(self, usual_share: float) -> list[GenericTest]:

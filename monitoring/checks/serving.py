@@ -113,10 +113,10 @@ def log_gap(
 ) -> str | None:
     """Say why the log may lack rows since the last run, by what serving counted now and then."""
     if counts is None:
-        return "serving does not answer: whether all of its answers are logged is not known"
+        return "serving does not answer: predictions missing from the log cannot be counted"
     new_counts = _new_counts(counts, earlier or {})
     if new_counts is None:
-        return "serving started again: what it could not log before is not known"
+        return "serving restarted: its earlier count of predictions missing from the log is lost"
     if new_counts.not_logged:
         return f"{new_counts.not_logged} predictions could not be logged"
     return None
@@ -145,7 +145,7 @@ def previous_is_better(
 ) -> Iterator[CheckResult]:
     """Compare with the version before on matured rows on which this one is too bad.
 
-    If both are, the world has changed, and learning is the answer.
+    If both are too bad, the data has changed: only a training helps.
     """
     previous = run.past.previous
     for judged in run.judged:

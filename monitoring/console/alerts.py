@@ -1,4 +1,4 @@
-"""Alerts of what nobody else looks after: the console looks, whoever reads its pages."""
+"""Alerts that only the console raises: late events and refused versions."""
 
 import logging
 import threading

@@ -281,7 +281,7 @@ def _monitoring(model: str, rows: ModelRows, now: datetime) -> Iterator[CheckRes
             name="verdict",
             kind="waiting",
             status="unknown",
-            words=f"no verdict on what is in production; version {decision.version}: {words}",
+            words=f"no verdict on the version in production; version {decision.version}: {words}",
             remedy=remedy,
             link=f"/status/{model}#verdicts",
         )
@@ -319,9 +319,11 @@ def _alerts(
         task, failed, _ = alert["cause"].partition(FAILED)
         dag, _, _ = task.partition(".")
         details = alert_details(alert)
-        remedy = f"See what followed: `gyre decide {model} --explain`"
+        remedy = f"For the decision: `gyre decide {model} --explain`"
         if failed:
-            remedy = "Read the log of the red task; clear it once it is mended."
+            remedy = (
+                "Read the log of the failed task; fix the cause, then clear the task."
+            )
         first = _time(datetime.fromisoformat(alert["first"]))
         words = f"{alert['message']} (since {first}; seen: {alert['count']})"
         if not alert["delivered"]:
@@ -354,9 +356,9 @@ def _training(model: str, run: RunPage | None, now: datetime) -> CheckResult:
     is_recent = now - (run.ended or now) < REFUSED_FOR
     is_refused = outcome.startswith("refused") and is_recent
     has_failed = run.status in {"FAILED", "KILLED"}
-    remedy = "Production is as before. The model card says which gate and by how much."
+    remedy = "Production is unchanged. The model card names the gate."
     if has_failed:
-        remedy = f"Open its run. Once it is mended: `gyre train {model}`"
+        remedy = f"Open its run. After the fix: `gyre train {model}`"
     return CheckResult(
         name="last training",
         kind="training",

@@ -34,7 +34,7 @@ REFUSED = {
 FIT_ONLY = {
     f'type = "{FACTORIES}:Texts"': r"{}.toml: estimators.0: .* 0 and 1 .*\['no', 'yes'\]",
     f'type = "{FACTORIES}:xgboost_behind_a_scaler"':
-        r"{}.toml: estimators.1: .*served scores otherwise: real: largest .*own-model\.md",
+        r"{}.toml: estimators.1: .*served file scores differently .*: real: largest .*own-model\.md",
 }  # fmt: skip
 """Refused once a sample of the rows is fitted."""
 
@@ -172,7 +172,9 @@ def test_a_model_without_a_typo_has_no_finding_and_its_rows_are_counted(lines, p
     with_findings = [line for line in lines if re.search(r": findings: \d+;", line)]
     assert len(with_findings) == len(PLANTED)
     log = (folder / "err.log").read_text()
-    pattern = r"^good: .* about (\d+) rows \(3 by the month, .* about (\d+) rows"
+    pattern = (
+        r"^good: .* about (\d+) rows \(snapshots by the month: 3, .* about (\d+) rows"
+    )
     (counts,) = re.findall(pattern, log, re.MULTILINE)
     assert all(100 < int(count) < 900 for count in counts)  # of 300 entities
 

@@ -182,7 +182,7 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
          "last monitoring run", "unknown", "never"),
         (rows(decisions=[BAD]), "verdict", "attention", "version 2: bad: spend drifts"),
         (rows(decisions=[replace(DECISION, version="1")]), "verdict", "unknown",
-         "no verdict on what is in production; version 1: ok"),
+         "no verdict on the version in production; version 1: ok"),
         (rows(ledger=[]), "production", "attention", "ledger: no version"),
         (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", "attention",
          "failed, ended 2026-11-20 04:00:00 UTC: version 2 promoted"),

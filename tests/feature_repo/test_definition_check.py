@@ -160,7 +160,7 @@ def test_feast_apply_reports_what_the_next_ingest_refuses(stack):
     assert f"changed: {TRAINED}: gyre ingest will refuse that" in line
     (line,) = stack.feast_apply(GYRE_MLFLOW_PORT=str(unused_port()))
     assert line.startswith(
-        "gyre: what versions in a role were trained with is not known: MLflow"
+        "gyre: the definitions of versions in a role are not known: MLflow"
     )
 
 

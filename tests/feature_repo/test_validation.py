@@ -161,7 +161,7 @@ def test_of_a_key_with_several_contents_the_last_row_counts_whatever_its_batch(
     assert (report.inserted, report.quarantined) == (100, 0)
     (warning,) = report.warnings
     assert "keys with several contents in one delivery: 34, such as " in warning
-    assert "of each the last row counts" in warning
+    assert "the last row of each counts" in warning
     landed = raw_table(settings, ORDERS).read().sort_by("order_id")
     expected = [1.0 if number % 3 else 2.0 for number in range(100)]
     assert landed["dollar_value"].to_pylist() == expected

@@ -53,7 +53,7 @@ def test_a_rollback_that_fails_is_one_alert_and_an_error_each_time(
             alerts.deliver(MODEL, at)
         (row,) = alerts.rows(MODEL)
     (line,) = (settings.home / "logs" / "alerts.log").read_text().splitlines()
-    assert "which failed: " in json.loads(line)["message"]
+    assert "the rollback failed: " in json.loads(line)["message"]
     assert (row["count"], row["delivered"]) == (4, True)
 
 

@@ -100,7 +100,7 @@ def test_an_experiment_is_better_worse_or_not_yet_known():
     assert undecided.conclusion == "not yet known"
     few = compared(outcomes(random, 150, 0.5, (0.9, 0.1)))
     assert few.conclusion == "not yet known"
-    assert few.sentence.endswith("outcomes; 100 of each are the least")
+    assert few.sentence.endswith("outcomes; at least 100 of each are needed")
     alone = compared(outcomes(random, 400, 1.0, (0.3, 0.3)))
     assert (alone.conclusion, alone.effects) == ("not yet known", {})
     numbers = outcomes(random, 400, 0.5, (0.3, 0.3))

@@ -13,7 +13,7 @@ from tests.monitoring.log import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")
 CLASSES = {"multiclass": ("early", "on_time", "late")}
-AGAIN = "told again"
+AGAIN = "repeated"
 AGAINST = "contradicting the first"
 UNKNOWN = "of an unknown request"
 

@@ -82,9 +82,7 @@ def test_a_column_is_compared_in_each_way(results):
     assert of_status(by_name, "ok") == expected
     assert by_name["ks/orders"].limit is None
     assert by_name["psi/score"].kind == by_name["mean/score"].kind == "prediction_drift"
-    assert (
-        by_name["psi/orders"].words == "orders: PSI 0.00, from 0.25 it counts as drift"
-    )
+    assert by_name["psi/orders"].words == "orders: PSI 0.00, drift from 0.25"
 
 
 def test_results_are_the_figures_and_tests_of_the_report(results, tmp_path):
@@ -164,7 +162,7 @@ def test_a_word_for_a_missing_text_counts_as_missing(results):
     by_name = results(plans(40), plans(76))
     assert of_status(by_name, "bad") == {"missing/plan"}
     assert by_name["missing/plan"].words == (
-        "plan: 19% missing, 10% in the reference; from 15% it counts"
+        "plan: 19% missing, 10% in the reference; bad from 15%"
     )
 
 

@@ -175,7 +175,7 @@ def test_a_challenger_that_a_person_promoted_is_left_alone(world):
     promote(world.registry, world.ledger, world.model, "3", **ANN, **change)
     theirs = world.run()
     assert (theirs.action, theirs.version) == ("hold", "3")
-    assert "at 10 % holds: ann put it there" in theirs.summary
+    assert "at 10 % holds: ann set this challenger" in theirs.summary
     release(world.registry, world.ledger, world.model, "challenger", **ANN)
     assert world.run().action == "advance"
 

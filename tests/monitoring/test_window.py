@@ -77,7 +77,7 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
         fill(settings, part)
     answers = take_window(settings, KINDS)
     assert answers.left_out == {
-        "followed by a later one": 1,
+        "replaced by a later prediction": 1,
         "of another version": 1,
         "outside the population": 1,
         "without an entity": 1,

@@ -24,8 +24,8 @@ NUMBER = contract().model_copy(update={"threshold": None})
     [
         (contract(), "Identity", SPEC, r"the defaults score \[-88\.\d+\], not a prob"),
         (NUMBER, "Log", NUMBERS, r"the defaults score \[nan\], not a finite number"),
-        (NUMBER, "Identity", SPEC, "serving.json: it is of no classification"),
-        (contract(), "Sigmoid", NUMBERS, "serving.json: it is of no regression"),
+        (NUMBER, "Identity", SPEC, "serving.json: its task is not classification"),
+        (contract(), "Sigmoid", NUMBERS, "serving.json: its task is not regression"),
     ],
 )
 def test_a_version_that_does_not_answer_as_its_task_wants_is_refused(

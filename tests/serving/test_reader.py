@@ -107,8 +107,8 @@ def test_a_row_that_an_on_demand_function_fails_at_fails_alone(stocked):
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
-        ({"feast": "0.1.0"}, "is of Feast 0.1.0 with redis, here is .*: train again"),
-        ({"online_store": "sqlite"}, "is of Feast .* with sqlite, here is .*"),
+        ({"feast": "0.1.0"}, "needs Feast 0.1.0 with redis, found .*: train again"),
+        ({"online_store": "sqlite"}, "needs Feast .* with sqlite, found .*"),
         ({"views": ()}, "the look-up specification lacks "),
         ({"sha256": "0"}, "is not the function that this version was trained with"),
     ],

@@ -37,7 +37,7 @@ from training.scoring import version_scores
 from training.summary import summary
 from training.train import THRESHOLDS, fold_scores
 
-ALIKE = "lifetime_value has no two values in the 50 training rows"
+ALIKE = "lifetime_value has only one value in the 50 training rows"
 
 
 def contract_of(settings, version):

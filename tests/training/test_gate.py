@@ -94,7 +94,7 @@ def test_a_limit_holds_for_metrics_and_figures(rule, value, passed):
         gate = Limit(metric=metric, rule=rule, value=value)
         outcome, _ = decide([gate], measured)
         assert outcome.passed is passed
-        assert f"{metric} is 0.3, allowed is {rule}" in outcome.text
+        assert f"{metric} is 0.3, required: {rule}" in outcome.text
 
 
 def test_what_is_no_number_passes_no_gate():

@@ -29,6 +29,6 @@ def test_a_feature_that_decides_the_label_and_an_auc_near_one_are_named(task):
     )
     spec = SHIPPED.model_copy(update={"task": task, "features": FEATURES})
     (remark,) = leak_remarks(spec, rows, {"auc": 0.7})
-    assert remark.startswith("leak alone all but decides churned_90d")
+    assert remark.startswith("leak alone almost determines churned_90d")
     remarks = [*leak_remarks(spec, rows, {"auc": 0.99})]
     assert any(remark.startswith("AUC 0.9900 is near 1") for remark in remarks)

@@ -107,7 +107,7 @@ def test_a_model_that_onnx_scores_otherwise_is_refused_with_the_remedy(
 ):
     report = train(tracked, by_factory("xgboost_behind_a_scaler"), OLD, "scaler")
     assert report.version is None
-    reason = "what is served scores not as what was fitted: real: largest"
+    reason = "the served file scores differently from the fitted model: real: largest"
     assert reason in report.outcome
     assert report.outcome.endswith("docs/how-to/own-model.md")
     assert Registry(tracked).production(NAME) == trained.version
