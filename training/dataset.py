@@ -9,7 +9,6 @@ import tempfile
 from datetime import datetime
 from pathlib import Path
 
-import ibis
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -21,14 +20,7 @@ from feature_repo.datasets import load_dataset
 from feature_repo.definition import table_versions
 from mlflow_server.tracking import DATA_FOLDER, Tracking
 from training.artifacts import FRAME, PLAN, UNLABELLED, fetched, read
-from training.frame import (
-    at,
-    build_frame,
-    content_hash,
-    extent,
-    population,
-    sampled,
-)
+from training.frame import at, build_frame, content_hash, extent, population
 from training.lineage import PLANNED_TAG
 from training.snapshots import PLANS, Plan, dates
 from training.validate import plan_run
@@ -101,10 +93,12 @@ def without_label(
     if spec.snapshots.rows == "label":
         return nobody
     try:
-        parts = [population(settings, spec, part.start) for part in planned.test]
+        parts = [
+            population(settings, spec, part.start, whole=False) for part in planned.test
+        ]
     except NoRequestError:
         return nobody
-    members = sampled(spec, ibis.memtable(pa.concat_tables(parts))).to_pyarrow()
+    members = pa.concat_tables(parts)
     key = ["event_timestamp", *spec.entity_key]
     unlabelled = members.join(test.select(key), key, join_type="left anti")
     unlabelled = unlabelled.sort_by([(name, "ascending") for name in key])

@@ -160,8 +160,16 @@ def _extent_of(
     return f"about {row_count:,} rows (snapshots {period})"
 
 
-def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Table:
+def population(
+    settings: Settings, spec: ModelSpec, moment: datetime, *, whole: bool = True
+) -> pa.Table:
     """Return the members of the population at `moment`: a frame without `label`.
+
+    Args:
+        settings: Of the installation.
+        spec: The model.
+        moment: Aware UTC.
+        whole: All members, not only those in the spec's sample.
 
     Raises:
         NoRequestError: Only a request says whom to score.
@@ -189,6 +197,8 @@ def population(settings: Settings, spec: ModelSpec, moment: datetime) -> pa.Tabl
             f"/predict/batch for the rows you have, or add it to {spec.name}.toml and train"
         )
     known_entities = entities(settings, views, key, moment)
+    if not whole:
+        known_entities = sampled(spec, ibis.memtable(known_entities)).to_pyarrow()
     entity_count = known_entities.num_rows
     if entity_count:
         moments = pa.repeat(pa.scalar(moment, TIME), entity_count)
