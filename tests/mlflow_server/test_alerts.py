@@ -1,7 +1,5 @@
 """Alerts through a real receiver: a webhook of the test's own."""
 
-from __future__ import annotations
-
 import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -9,11 +7,8 @@ from contextlib import closing, contextmanager
 from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
-import pytest
-
 from mlflow_server.alerts import QUIET, Alerts, DriftAlert, is_open
 from tests.conftest import new_settings, unused_port
-from tests.postgres import postgres_server
 
 MODEL = "customer_churn_model"
 CAUSE = f"skew of version 1: {'a_feature, ' * 100}"
@@ -70,19 +65,9 @@ def test_twenty_sightings_are_one_alert_with_a_count(tmp_path):
         assert part in sent["message"]
 
 
-@pytest.fixture(
-    params=["SQLite", pytest.param("PostgreSQL", marks=pytest.mark.nightly)]
-)
-def settings(request, tmp_path):
-    """Settings of an empty database."""
-    if request.param == "SQLite":
-        yield new_settings(tmp_path)
-    else:
-        with postgres_server(tmp_path / "log") as server:
-            yield new_settings(tmp_path, database_url=server.address)
-
-
-def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(settings):
+def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(
+    empty_database,
+):
     """Each with a database connection of its own, and no table exists before."""
     together = threading.Barrier(8)
     causes = [f"{CAUSE} of {end}" for end in "ab"]
@@ -96,10 +81,10 @@ def test_of_eight_processes_that_see_an_incident_one_delivers_and_each_counts(se
         return deliveries
 
     with receiving() as (url, received), ThreadPoolExecutor(8) as pool:
-        with_url = settings.model_copy(update={"alert_urls": url})
+        with_url = empty_database.model_copy(update={"alert_urls": url})
         deliveries = [*pool.map(see, [with_url] * 8)]
     assert sum(deliveries) == len(received) == 2
-    with closing(Alerts(settings)) as alerts:
+    with closing(Alerts(empty_database)) as alerts:
         counts = {row["cause"]: row["count"] for row in alerts.rows(MODEL)}
     assert counts == dict.fromkeys(causes, 8)
 

@@ -1,7 +1,5 @@
 """MLflow's pages in a browser that opens them for the first time."""
 
-from __future__ import annotations
-
 import shutil
 
 import pytest

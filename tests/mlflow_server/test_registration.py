@@ -1,7 +1,5 @@
 """A run's model becomes one version, which any MLflow client can load."""
 
-from __future__ import annotations
-
 import logging
 import uuid
 import warnings

@@ -1,7 +1,5 @@
 """The registry of an MLflow with many models, and of one that does not answer."""
 
-from __future__ import annotations
-
 import socket
 import sqlite3
 import time

@@ -1,7 +1,5 @@
 """What serving's workers read of roles, without MLflow and without a database."""
 
-from __future__ import annotations
-
 import pytest
 
 from mlflow_server.roles import TRAFFIC_TAG, Deployed

@@ -1,8 +1,6 @@
 """How the server is started: one process, on loopback, for browsers of this machine only."""
 
-from __future__ import annotations
-
-import os
+from contextlib import closing
 
 import httpx
 import psutil
@@ -16,14 +14,13 @@ from tests.mlflow_server.conftest import new_model
 
 def test_it_is_one_process_that_listens_on_loopback(settings):
     arguments = {"mlflow_server.app:app", str(settings.mlflow_port)}
-    children = psutil.Process(os.getpid()).children(recursive=True)
+    children = psutil.Process().children(recursive=True)
     living = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
     (ours,) = [child for child in living if arguments <= {*child.cmdline()}]
     assert ours.children(recursive=True) == []
     connections = ours.net_connections()
     assert {c.laddr.ip for c in connections if c.status == "LISTEN"} == {"127.0.0.1"}
-    megabytes = ours.memory_full_info().pss / 2**20
-    assert megabytes < 300
+    assert ours.memory_full_info().pss < 300 * 2**20
 
 
 def test_foreign_hosts_and_origins_are_refused(settings):
@@ -62,8 +59,6 @@ def test_mlflows_own_command_writes_a_role_changed_in_its_ui_down(tmp_path):
         assert answer.status_code == httpx.codes.OK
         process.terminate()  # it passes that on to its server
         process.wait(600)
-    ledger = Ledger(settings)
-    assert [(row.to_version, row.who) for row in ledger.rows(model)] == [
-        ("1", "mlflow-ui:ann")
-    ]
-    ledger.close()
+    with closing(Ledger(settings)) as ledger:
+        (row,) = ledger.rows(model)
+    assert (row.to_version, row.who) == ("1", "mlflow-ui:ann")

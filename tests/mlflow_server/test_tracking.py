@@ -1,7 +1,5 @@
 """Runs, and what belongs to them, on the real server."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import uuid
