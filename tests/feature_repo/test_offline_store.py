@@ -1,7 +1,5 @@
 """Training frames of the ASOF store on Delta tables against Feast's own DuckDB store on parquet."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import numpy as np
@@ -49,9 +47,12 @@ def with_nulls(rng, values, type_, share=0.1):
 
 
 def feature_rows(rng, view, n, *, ties):
+    """Rows of a view. Without a created time a tie has no right answer, so no view may have one."""
     shops = rng.choice(["a", "a:1", "", "ü"], n)
     moments = BEGIN + rng.integers(0, MOMENTS, n) * DAY
-    rows = pa.table(
+    if not ties:
+        moments = BEGIN + rng.permutation(n) * (MOMENTS * DAY // n)
+    return pa.table(
         {
             "customer_id": with_nulls(rng, rng.integers(0, 9, n), pa.int64()),
             "shop_code": with_nulls(rng, shops, pa.string()),
@@ -63,16 +64,9 @@ def feature_rows(rng, view, n, *, ties):
             f"{view}_name": with_nulls(rng, rng.choice(["x", "y", ""], n), pa.string()),
         }
     )
-    if ties:
-        return rows
-    # Without a created time a tie has no right answer, so no view may have one.
-    frame = rows.to_pandas(types_mapper=pd.ArrowDtype)
-    for key in ("customer_id", "shop_code"):
-        frame = frame.drop_duplicates([key, "at"])
-    return pa.Table.from_pandas(frame, preserve_index=False).cast(rows.schema)
 
 
-def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
+def definitions(folder, ttl, *, delta, created=True, mapping=None):
     """Feast objects by name. delta: views that are Delta tables; all others are parquet files."""
     objects = {"customer": customer, "shop": shop}
     for view, entities in VIEWS.items():
@@ -87,8 +81,7 @@ def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
         schema = []
         for feature, dtype in FEATURES.items():
             column = f"{view}_{feature}"
-            name = (mapping or {}).get(column, column)
-            schema.append(Field(name=name, dtype=dtype))
+            schema.append(Field(name=(mapping or {}).get(column, column), dtype=dtype))
         objects[view] = FeatureView(
             name=view, entities=entities, ttl=ttl, schema=schema, source=source
         )
@@ -110,12 +103,10 @@ def definitions(folder, ttl=FOREVER, *, delta, created=True, mapping=None):
     referrer = customers.with_name("referrer").with_join_key_map(
         {"customer_id": "referrer_id"}
     )
-    services = {
-        "plain": [customers[["customers_count"]], objects["summed"]],
-        "aliased": [referrer[["customers_name"]], objects["pairs"][["pairs_amount"]]],
-    }
-    for name, features in services.items():
-        objects[name] = FeatureService(name=name, features=features)
+    plain = [customers[["customers_count"]], objects["summed"]]
+    aliased = [referrer[["customers_name"]], objects["pairs"][["pairs_amount"]]]
+    objects["plain"] = FeatureService(name="plain", features=plain)
+    objects["aliased"] = FeatureService(name="aliased", features=aliased)
     return objects
 
 
@@ -134,7 +125,7 @@ def open_store(folder, kind, objects):
     return store
 
 
-def both_stores(folder, rng, ttl=FOREVER, *, delta=VIEWS, **options):
+def both_stores(folder, rng, ttl, *, delta=VIEWS, **options):
     """Feast's store on parquet, and ours on Delta tables of the same rows."""
     for view in VIEWS:
         rows = feature_rows(rng, view, 300, ties=options.get("created", True))
@@ -200,8 +191,7 @@ def test_random_frames_are_those_of_the_stock_store(tmp_path, created, ttl):
     assert 0.1 < share < 0.95  # both outcomes are common
 
 
-FULL_NAMES = {"full_feature_names": True}
-BY_CREATED = FULL_NAMES | {"filter_by_created_timestamp": True}
+BY_CREATED = {"full_feature_names": True, "filter_by_created_timestamp": True}
 RENAMED = {"pairs_count": "pieces"}
 
 
