@@ -1,19 +1,14 @@
 """Spark writes the view rows and online values that DuckDB writes. One JVM for all."""
 
-from __future__ import annotations
-
 import gc
 import os
 import subprocess
-from datetime import timedelta
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
-from core.settings import PROJECT, Settings
-from feature_repo.datasets import load_dataset
+from core.settings import PROJECT
 from feature_repo.engines import open_engine
 from feature_repo.ingest import ingest, raw_table
 from feature_repo.parity import parity, same
@@ -22,6 +17,7 @@ from feature_repo.views import write_views
 from tests.conftest import AS_OF, new_settings
 from tests.feature_repo.test_events import ingested, shop  # noqa: F401  (fixtures)
 from tests.feature_repo.test_incremental import land, rebuilt, rows_of
+from tests.feature_repo.test_ingest import HOUR, ORDERS
 from tests.feature_repo.test_refresh import assert_consumer_values_stay, hashes
 from tests.preloaded import commands_folder
 from tests.training.conftest import SHIPPED
@@ -35,10 +31,9 @@ pytestmark = [
     ),
     pytest.mark.usefixtures("spark_ends_here"),
 ]
-ORDERS = load_dataset("orders")
 
 
-def with_engine(engine: str, settings: Settings) -> Settings:
+def with_engine(engine, settings):
     return settings.model_copy(update={"engine": engine, "spark_master": "local[2]"})
 
 
@@ -53,7 +48,7 @@ def spark(tmp_path_factory):
     gc.collect()  # here, where it is excused, not in some later test
 
 
-def assert_same(one: pa.Table, other: pa.Table) -> None:
+def assert_same(one, other):
     """Schemas, whole numbers and strings are equal, floats within 1e-9 of each other."""
     assert one.schema.remove_metadata() == other.schema.remove_metadata()
     assert one.num_rows == other.num_rows > 0
@@ -65,52 +60,37 @@ def assert_same(one: pa.Table, other: pa.Table) -> None:
             assert one[name].equals(other[name]), name
 
 
-@pytest.fixture
-def recent(small, tmp_path):
-    """An installation whose shop has the orders of the last nine months."""
-    is_recent = ("order_ts", ">=", AS_OF - timedelta(days=270))
-    orders = pq.read_table(small.sources["orders"], filters=[is_recent])
-    pq.write_table(orders, tmp_path / "orders.parquet")
-    sources = {"orders": str(tmp_path / "orders.parquet")}
-    return small.model_copy(update={"sources": sources})
-
-
 @pytest.mark.nightly
-def test_rows_frame_and_population_of_the_shipped_orders_are_those_of_duckdb(recent):
-    settings = with_engine("spark", recent)
+def test_all_shipped_orders_give_the_rows_values_frame_and_population_of_duckdb(
+    applied,
+):
+    settings = with_engine("spark", applied)
     ingest(settings, "orders", AS_OF)
-    raw = raw_table(recent, ORDERS)
-    assert_same(rows_of(recent), rebuilt(recent, raw))
-    plan = plan_run(recent, SHIPPED, ORDERS, AS_OF, raw.version)
+    raw = raw_table(applied, ORDERS)
+    assert_same(rows_of(applied), rebuilt(applied, raw))
+    report = parity(settings, "customer_churn_v1", [AS_OF])
+    assert (report.entities, report.differences) == (23_570, ())
+    plan = plan_run(applied, SHIPPED, ORDERS, AS_OF, raw.version)
     snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.75})
     spec = SHIPPED.model_copy(update={"snapshots": snapshots})
     frame, spark_frame = [
         build_frame(installation, spec, ORDERS, plan.snapshots, AS_OF, raw.version)
-        for installation in (recent, settings)
+        for installation in (applied, settings)
     ]
     assert frame.num_rows > 100
     assert_same(spark_frame, frame)
     moment = plan.test[-1].start
     assert_same(
-        population(settings, SHIPPED, moment), population(recent, SHIPPED, moment)
+        population(settings, SHIPPED, moment), population(applied, SHIPPED, moment)
     )
     assert [*settings.scratch.glob("*")] == []
-
-
-@pytest.mark.nightly
-def test_all_shipped_orders_are_the_same_online_and_offline(applied):
-    settings = with_engine("spark", applied)
-    ingest(settings, "orders", AS_OF)
-    assert_same(rows_of(settings), rebuilt(applied, raw_table(settings, ORDERS)))
-    report = parity(settings, "customer_churn_v1", [AS_OF])
-    assert (report.entities, report.differences) == (23_570, ())
 
 
 def refreshed(settings, batch, hour):
     """Land rows; return all hashes with online values once they are brought online."""
     raw = land(settings, batch, hour)
     write_views(with_engine("duckdb", settings), ORDERS, raw)
-    refresh_online(settings, ORDERS, raw, lambda: AS_OF + timedelta(hours=hour))
+    refresh_online(settings, ORDERS, raw, lambda: AS_OF + hour * HOUR)
     with Redis.from_url(settings.redis_address) as redis:
         return {name: redis.hgetall(name) for name in hashes(redis)}
 
@@ -145,6 +125,7 @@ def test_executors_leave_alone_what_the_consumer_writes_meanwhile(shop):
     assert_consumer_values_stay(shop)
 
 
+PATH = os.environ["PATH"]
 START = """
 import sys
 from pathlib import Path
@@ -169,11 +150,7 @@ except DataError as exc:
 @pytest.mark.parametrize(
     ("missing", "path", "line"),
     [
-        (
-            ["pyspark"],
-            os.environ["PATH"],
-            "GYRE_ENGINE=spark, but there is no pyspark: make spark",
-        ),
+        (["pyspark"], PATH, "GYRE_ENGINE=spark, but there is no pyspark: make spark"),
         (
             [],
             "/nonexistent",
@@ -181,7 +158,7 @@ except DataError as exc:
         ),
         pytest.param(
             [],
-            os.environ["PATH"],
+            PATH,
             "the Java process of Spark's driver ended; ",
             marks=pytest.mark.nightly,
         ),
