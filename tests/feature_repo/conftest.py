@@ -1,33 +1,33 @@
 """An installation with Redis and published definitions, empty again for each test."""
 
-from __future__ import annotations
-
 import gc
 import json
 import shutil
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from redis import Redis
 
+from core.settings import Settings
+from core.storage import Table
+from feature_repo import validation
 from feature_repo.broker import Stream
 from feature_repo.consumer import EventConsumer
 from feature_repo.datasets import load_dataset
+from feature_repo.definition import Dataset
+from feature_repo.entities import last_of_key
+from feature_repo.features import raw_table
 from feature_repo.online import OnlineFeatures
 from feature_repo.source import pull
 from feature_repo.store import open_store
 from tests.conftest import AS_OF, feast_apply, new_settings, redis_server
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
-    from datetime import datetime
-    from pathlib import Path
-
-    from core.settings import Settings
-    from feature_repo.definition import Dataset
 
 
 class Snapshot:
@@ -93,23 +93,66 @@ def small(applied: Settings, some_orders: Path) -> Settings:
     return applied.model_copy(update={"sources": {"orders": str(some_orders)}})
 
 
+@pytest.fixture
+def suite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """A function that gives the orders a suite of some rules, or one of any text."""
+
+    def write(*rules: Any, text: str = "") -> None:
+        text = text or json.dumps({"name": "orders", "expectations": rules})
+        (tmp_path / "orders.json").write_text(text)
+        monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
+
+    return write
+
+
+def land_orders(
+    settings: Settings,
+    dataset: Dataset,
+    orders: Iterable[dict[str, Any]],
+    arrival: datetime,
+) -> Table:
+    """Merge orders into the raw table as ingest does; of one key the last counts."""
+    raw = raw_table(settings, dataset)
+    rows = [order | {"ingested_at": arrival} for order in orders]
+    new_rows = last_of_key(pa.Table.from_pylist(rows, raw.schema), dataset.key)
+    raw.merge(new_rows, dataset.key, dataset.schema.names)
+    return raw
+
+
+class Events:
+    """A stream of events, and its consumer in this process."""
+
+    def __init__(self, settings: Settings, dataset: Dataset) -> None:
+        self.redis = Redis.from_url(settings.redis_address)
+        self.stream = Stream(settings, "test")
+        self.consumer = EventConsumer(settings, dataset, self.stream)
+        self.stream.declare(self.consumer.schema)
+
+    def sends(self, received: datetime, *rows: dict[str, Any]) -> None:
+        """Put events on the stream as serving does, at a time of the test's own."""
+        text = json.dumps(rows, default=lambda at: at.isoformat())
+        name = f"gyre:events:{self.consumer.schema.dataset}"
+        entry_id = f"{int(received.timestamp() * 1000)}-1"
+        self.redis.xadd(name, {"events": text}, id=entry_id)
+
+    def consumes(self) -> None:
+        while self.consumer.step():
+            pass
+
+    def receives(self, received: datetime, *rows: dict[str, Any]) -> None:
+        self.sends(received, *rows)
+        self.consumes()
+
+    def close(self) -> None:
+        self.stream.close()
+        self.redis.close()
+
+
 @contextmanager
 def consuming(settings: Settings, dataset: Dataset) -> Iterator[Callable[..., None]]:
     """Yield what puts rows on the stream at a time of the test's own, and consumes them."""
-    redis, stream = Redis.from_url(settings.redis_address), Stream(settings, "test")
-    consumer = EventConsumer(settings, dataset, stream)
-    stream.declare(consumer.schema)
-
-    def send(moment: datetime, *rows: dict[str, Any]) -> None:
-        text = json.dumps(rows, default=lambda at: at.isoformat())
-        name = f"gyre:events:{dataset.name}"
-        redis.xadd(name, {"events": text}, id=f"{int(moment.timestamp() * 1000)}-1")
-        while consumer.step():
-            pass
-
-    yield send
-    stream.close()
-    redis.close()
+    with closing(Events(settings, dataset)) as events:
+        yield events.receives
 
 
 def online_reader(
@@ -117,11 +160,6 @@ def online_reader(
 ) -> OnlineFeatures:
     """Open a reader that waits for Redis, where serving's gives up after 50 ms."""
     return OnlineFeatures(settings, service, tuple(names), open_store(settings, 60))
-
-
-@pytest.fixture
-def as_of() -> datetime:
-    return AS_OF
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """The label of the shipped model."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 import ibis

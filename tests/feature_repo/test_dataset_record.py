@@ -1,7 +1,5 @@
 """The record that an ingest leaves: ages, counts, the last validation, and what is wrong."""
 
-from __future__ import annotations
-
 import pytest
 
 from core.errors import BatchRejectedError
@@ -12,35 +10,33 @@ from tests.feature_repo.test_ingest import DAY, HOUR, order, shop  # noqa: F401 
 NEGATIVE = "expect_column_values_to_be_between(dollar_value)"
 
 
-@pytest.mark.parametrize("text", ["{", '{"name": "visits"}'])
-def test_a_broken_record_is_a_problem_and_a_missing_one_is_none(tmp_path, text):
+def test_a_broken_record_is_a_problem_and_a_missing_one_is_none(tmp_path):
     settings = new_settings(tmp_path)
     file = record_file(settings, "visits")
     file.parent.mkdir(parents=True)
-    file.write_text(text)
+    file.write_text('{"name": "visits"}')
     ((cause, problem),) = read_record(settings, "visits").problems(AS_OF)
     assert cause == problem
     assert "visits: its record cannot be read; run: gyre ingest visits" in problem
     assert read_record(settings, "orders").problems(AS_OF) == []
 
 
-def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop, as_of):
-    good_rows = [order(number, number, as_of - DAY) for number in range(1, 40)]
+def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop):
     shop.has(
-        *good_rows,
-        order(48, 1, as_of - (DAYS + 1) * DAY),
-        order(49, 1, as_of - HOUR),
-        order(50, 50, as_of - DAY, -1.0),
-        order(51, 51, as_of - 2 * DAY, -2.0),
+        *[order(number, number, AS_OF - DAY) for number in range(1, 40)],
+        order(48, 1, AS_OF - (DAYS + 1) * DAY),
+        order(49, 1, AS_OF - HOUR),
+        order(50, 50, AS_OF - DAY, -1.0),
+        order(51, 51, AS_OF - 2 * DAY, -2.0),
         order(52, 52, None),
-        order(53, 53, as_of + 100 * DAY),
-        order(54, 54, as_of - 400 * DAY, -1.0),
+        order(53, 53, AS_OF + 100 * DAY),
+        order(54, 54, AS_OF - 400 * DAY, -1.0),
     )
-    assert shop.ingest(as_of).quarantined == 5
+    assert shop.ingest(AS_OF).quarantined == 5
     record = read_record(shop.settings, "orders")
     ages = (record.as_of, record.watermark, record.newest)
-    assert ages == (as_of, as_of, as_of - HOUR)
-    assert record.rows == {as_of.date() - DAY: 39, as_of.date(): 1}
+    assert ages == (AS_OF, AS_OF, AS_OF - HOUR)
+    assert record.rows == {AS_OF.date() - DAY: 39, AS_OF.date(): 1}
     assert record.quarantined == {
         NEGATIVE: 2,
         "expect_column_values_to_not_be_null(order_ts)": 1,
@@ -50,27 +46,27 @@ def test_an_ingest_records_ages_rules_services_and_rows_by_their_days(shop, as_o
     assert "expect_column_values_to_be_unique(order_id)" in record.delivery_rules
     assert "expect_column_mean_to_be_between(dollar_value)" in record.delivery_rules
     assert NEGATIVE not in record.delivery_rules
-    assert record.problems(as_of) == []
-    assert len(record.problems(as_of + 3 * DAY)) == 2
+    assert record.problems(AS_OF) == []
+    assert len(record.problems(AS_OF + 3 * DAY)) == 2
 
 
-def test_a_stopped_batch_is_recorded_until_the_source_is_repaired(shop, as_of):
-    good_rows = [order(number, number, as_of - DAY) for number in range(1, 40)]
-    bad_rows = [order(number, number, as_of - DAY, -1.0) for number in range(100, 150)]
-    shop.has(*good_rows)
-    shop.ingest(as_of)
+def test_a_stopped_batch_is_recorded_until_the_source_is_repaired(shop):
+    good_row = order(1, 1, AS_OF - DAY)
+    shop.has(good_row)
+    shop.ingest(AS_OF)
     assert read_record(shop.settings, "orders").passed
 
-    shop.has(*good_rows, *bad_rows)
+    bad_rows = [order(number, number, AS_OF - DAY, -1.0) for number in range(100, 150)]
+    shop.has(good_row, *bad_rows)
     with pytest.raises(BatchRejectedError):
-        shop.ingest(as_of + HOUR)
+        shop.ingest(AS_OF + HOUR)
     record = read_record(shop.settings, "orders")
-    assert (record.as_of, record.watermark) == (as_of + HOUR, as_of)
+    assert (record.as_of, record.watermark) == (AS_OF + HOUR, AS_OF)
     assert not record.passed
     assert NEGATIVE in record.remark
-    assert sum(record.rows.values()) == 39
+    assert sum(record.rows.values()) == 1
 
-    shop.has(*good_rows)
-    shop.ingest(as_of + 2 * HOUR)
+    shop.has(good_row)
+    shop.ingest(AS_OF + 2 * HOUR)
     record = read_record(shop.settings, "orders")
     assert (record.passed, record.remark) == (True, "")

@@ -1,7 +1,5 @@
 """A dataset's module that is wrong is named, and no other dataset is touched by it."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

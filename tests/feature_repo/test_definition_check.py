@@ -1,7 +1,5 @@
 """Before anything is written online, ingest asks what versions in a role were trained with."""
 
-from __future__ import annotations
-
 import subprocess
 from datetime import timedelta
 
@@ -27,24 +25,23 @@ from tests.conftest import (
     redis_server,
     unused_port,
 )
-from tests.feature_repo.conftest import Snapshot, online_reader
+from tests.feature_repo.conftest import Snapshot
+from tests.feature_repo.test_ingest import HOUR, VIEW, Shop
 from tests.preloaded import commands_folder
 
 MODEL = "customer_churn_model"
 SERVICE = "customer_churn_v1"
-VIEW = "customer_features"
 FUNCTION = "customer_recency"
 SCHEMA = f"service.{SERVICE}"
-HOUR = timedelta(hours=1)
 OTHER_HASH = "0123456789abcdef"
 TRAINED = f"version 1 of {MODEL} (production) was trained with another definition"
 
 
-class Stack:
+class Stack(Shop):
     """An installation with Redis and MLflow, in which a version needs no training."""
 
     def __init__(self, settings):
-        self.settings = settings
+        super().__init__(settings, settings.sources["orders"])
         self.client = MlflowClient(settings.mlflow_address, settings.mlflow_address)
 
     def ingest(self, hours, **changed_settings):
@@ -63,12 +60,6 @@ class Stack:
         run = self.client.create_run("0").info
         self.client.create_model_version(MODEL, run.artifact_uri, run.run_id, tags)
         self.client.set_registered_model_alias(MODEL, "production", "1")
-
-    def online_rows(self):
-        reader = online_reader(
-            self.settings, SERVICE, ["lifetime_orders", "lifetime_value"]
-        )
-        return reader.read([{"customer_id": number} for number in range(1, 50)], AS_OF)
 
     def feast_apply(self, **variables):
         """Return the lines that `feast apply` adds for Gyre."""
@@ -117,12 +108,12 @@ def stack(snapshot):
 )
 def test_another_definition_is_refused_and_the_features_become_late(stack, name, view):
     stack.register(**{name: OTHER_HASH})
-    before = stack.online_rows()
+    before = stack.online(AS_OF, *range(1, 50))
     with pytest.raises(DefinitionChangedError) as refusal:
         stack.ingest(1)
     assert f"{view} changed: {TRAINED}." in str(refusal.value)
     assert "GYRE_CHANGE_LIVE_FEATURES=true gyre ingest orders" in str(refusal.value)
-    assert stack.online_rows() == before
+    assert stack.online(AS_OF, *range(1, 50)) == before
     record = read_record(stack.settings, "orders")
     assert record.problems(AS_OF + 2 * HOUR) == []
     ((cause, _),) = record.problems(AS_OF + 3 * HOUR)

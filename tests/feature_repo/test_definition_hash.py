@@ -3,8 +3,6 @@
 Python hashes texts otherwise in each process, so HASHES hold for every one of them.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 
@@ -30,10 +28,9 @@ def windows(*parts, derived=PER_ORDER):
 
 
 def every_function(rows):
-    functions = ("count", "sum", "mean", "min", "max", "first", "last")
     parts = [
         Window("dollar_value", function, DAYS_30, name=function)
-        for function in functions
+        for function in ("count", "sum", "mean", "min", "max", "first", "last")
     ]
     return windows(*parts, derived={})(rows)
 

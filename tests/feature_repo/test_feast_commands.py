@@ -1,7 +1,5 @@
 """Feast as people use it: its commands, its registry, its file with this stack's addresses."""
 
-from __future__ import annotations
-
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
@@ -22,7 +20,7 @@ from feature_repo.ingest import ingest
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store, publish_beside
 from stack.environment import process_environment
-from tests.conftest import new_settings, redis_server
+from tests.conftest import AS_OF, new_settings, redis_server
 from tests.preloaded import commands_folder
 
 ORDERS = load_dataset("orders")
@@ -30,8 +28,8 @@ SERVICE = "customer_churn_v1"
 VIEW = "customer_features"
 
 
-def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_of):
-    ingest(small, "orders", as_of - timedelta(days=1))
+def test_feast_materialize_brings_online_what_the_offline_join_gives(small):
+    ingest(small, "orders", AS_OF - timedelta(days=1))
     Redis(port=small.redis_port).flushall()
     write_feast_config(small)
     config = yaml.safe_load(feast_config_path(small).read_text())
@@ -39,7 +37,7 @@ def test_feast_materialize_brings_online_what_the_offline_join_gives(small, as_o
         300  # of a thousand customers
     )
     feast_config_path(small).write_text(yaml.safe_dump(config))
-    until = as_of.replace(hour=2)  # the rows of this day are of another one in Kolkata
+    until = AS_OF.replace(hour=2)  # the rows of this day are of another one in Kolkata
     interval = ["1990-01-01T00:00:00", until.replace(tzinfo=None).isoformat()]
     command = subprocess.run(
         [commands_folder() / "feast", "materialize", *interval],
@@ -74,7 +72,7 @@ def test_what_was_never_published_is_one_line_with_the_remedy(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
-def test_many_write_and_read_the_registry_at_once(applied, as_of):
+def test_many_write_and_read_the_registry_at_once(applied):
     def publish():
         publish_beside(applied, ORDERS)
 
@@ -82,7 +80,7 @@ def test_many_write_and_read_the_registry_at_once(applied, as_of):
         store = open_store(applied)
         view = store.get_feature_view(VIEW)
         store.registry.apply_materialization(
-            view, store.project, as_of - timedelta(days=1), as_of
+            view, store.project, AS_OF - timedelta(days=1), AS_OF
         )
 
     def read():

@@ -1,41 +1,22 @@
 """Features kept up to date are those of the full computation."""
 
-from __future__ import annotations
-
 import shutil
-from datetime import timedelta
 
 import ibis
-import pyarrow as pa
 
-from feature_repo.datasets import load_dataset
-from feature_repo.ingest import raw_table
 from feature_repo.views import view_address, view_table, write_views
 from tests.conftest import AS_OF, new_settings
-
-ORDERS = load_dataset("orders")
-VIEW = "customer_features"
-DAY = timedelta(days=1)
-HOUR = timedelta(hours=1)
+from tests.feature_repo.conftest import land_orders
+from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, VIEW, order
 
 
 def land(settings, batch, hour):
     """Merge rows (key, customer, days ago, amount); of one key the last stays."""
-    rows = {
-        key: {
-            "order_id": key,
-            "customer_id": customer,
-            "order_ts": AS_OF - days * DAY,
-            "number_of_cds": 1,
-            "dollar_value": amount,
-            "ingested_at": AS_OF + hour * HOUR,
-        }
+    orders = [
+        order(key, customer, AS_OF - days * DAY, amount)
         for key, customer, days, amount in batch
-    }
-    raw = raw_table(settings, ORDERS)
-    batch_rows = pa.Table.from_pylist([*rows.values()], schema=raw.schema)
-    raw.merge(batch_rows, ORDERS.key, ORDERS.schema.names)
-    return raw
+    ]
+    return land_orders(settings, ORDERS, orders, AS_OF + hour * HOUR)
 
 
 def rows_of(settings):
@@ -54,6 +35,11 @@ def rebuilt(settings, raw):
     return rows_of(elsewhere)
 
 
+def assert_written_as_rebuilt(settings, raw):
+    write_views(settings, ORDERS, raw)
+    assert rows_of(settings).equals(rebuilt(settings, raw))
+
+
 def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
     """Corrections and late rows, several batches at once, a batch again, files put together."""
     settings = new_settings(tmp_path)
@@ -70,8 +56,7 @@ def test_batches_one_by_one_leave_the_rows_of_all_at_once(tmp_path):
         if hour == 3:
             raw._open().optimize.compact()
         if hour != 2:
-            write_views(settings, ORDERS, raw)
-            assert rows_of(settings).equals(rebuilt(settings, raw))
+            assert_written_as_rebuilt(settings, raw)
 
 
 def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_path):
@@ -81,11 +66,9 @@ def test_a_view_is_computed_in_full_where_history_or_its_own_rows_are_gone(tmp_p
     raw._open().vacuum(
         retention_hours=0, enforce_retention_duration=False, dry_run=False
     )
-    write_views(settings, ORDERS, raw)
-    assert rows_of(settings).equals(rebuilt(settings, raw))
+    assert_written_as_rebuilt(settings, raw)
     shutil.rmtree(view_address(settings, VIEW))
-    write_views(settings, ORDERS, raw)
-    assert rows_of(settings).equals(rebuilt(settings, raw))
+    assert_written_as_rebuilt(settings, raw)
     raw.path.rename(raw.path.with_name("gone"))
     for hour in range(2):
         raw = land(settings, [(7 + hour, 7, 3, 1.0)], hour)

@@ -1,7 +1,5 @@
 """Parity on real orders, and that it would notice a difference."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 from time import time_ns
 
@@ -14,22 +12,23 @@ from core.errors import DataError
 from feature_repo.ingest import ingest
 from feature_repo.parity import parity
 from feature_repo.store import open_store
+from tests.conftest import AS_OF
 
 SERVICE = "customer_churn_v1"
 
 
 def test_online_is_offline_for_every_customer_whatever_the_online_store(
-    small, as_of, tmp_path
+    small, tmp_path
 ):
     with pytest.raises(DataError, match="gyre ingest orders"):
-        parity(small, SERVICE, [as_of])
-    ingest(small, "orders", as_of)
+        parity(small, SERVICE, [AS_OF])
+    ingest(small, "orders", AS_OF)
     # With a time to live, for which the store's clock must be the moment's.
     store = open_store(small, 60)
     view = store.get_feature_view("customer_features")
     view.ttl = timedelta(days=30)
     store.apply(view)
-    moments = (as_of - timedelta(days=200), as_of)
+    moments = (AS_OF - timedelta(days=200), AS_OF)
     other_store = {"type": "sqlite", "path": str(tmp_path / "online.db")}
     report = parity(
         small.model_copy(update={"online_store": other_store}), SERVICE, moments
@@ -42,8 +41,8 @@ def test_online_is_offline_for_every_customer_whatever_the_online_store(
 
 
 @pytest.mark.filterwarnings("ignore:On demand feature view is an experimental")
-def test_a_feature_that_is_another_one_at_each_call_is_named(small, as_of):
-    ingest(small, "orders", as_of)
+def test_a_feature_that_is_another_one_at_each_call_is_named(small):
+    ingest(small, "orders", AS_OF)
     store = open_store(small, 60)
 
     def restless(inputs):
@@ -58,7 +57,7 @@ def test_a_feature_that_is_another_one_at_each_call_is_named(small, as_of):
     )(restless)
     store.apply([view, FeatureService(name="restless", features=[view])])
     before = time_ns()
-    report = parity(small, "restless", [as_of])
+    report = parity(small, "restless", [AS_OF])
     assert (report.entities, len(report.differences)) == (1_000, 1_000)
     line = report.summary().splitlines()[1]
     assert "'customer_id': " in line

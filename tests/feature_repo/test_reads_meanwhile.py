@@ -1,74 +1,66 @@
 """Who reads while features are written finds the old values or the new ones, nothing else."""
 
-from __future__ import annotations
-
 import threading
-from contextlib import contextmanager
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, contextmanager
 
 import pandas as pd
 import pyarrow as pa
 
 from core.timestamps import microseconds
-from feature_repo.features import raw_table
 from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import open_store
 from feature_repo.views import write_views
-from tests.conftest import wait_until
-from tests.feature_repo.conftest import online_reader
+from tests.conftest import AS_OF, wait_until
+from tests.feature_repo.conftest import land_orders, online_reader
 from tests.feature_repo.test_ingest import DAY, ORDERS, SPEC, order, shop  # noqa: F401  (a fixture)
 
 CUSTOMERS = range(1, 41)
 NAMES = ("total_spend_30d", "total_spend_90d", "lifetime_value")
 
 
-def orders_of(as_of, amount):
+def orders_of(amount):
     """Two recent orders of each customer: what they spent is the same in every window."""
     return [
-        order(2 * n + k, n, as_of - (1 + 2 * k) * DAY, amount)
+        order(2 * n + k, n, AS_OF - (1 + 2 * k) * DAY, amount)
         for n in CUSTOMERS
         for k in range(2)
     ]
 
 
-def written(settings, as_of, amount):
-    """Land the orders and compute their views, as ingest does."""
-    raw = raw_table(settings, ORDERS)
-    orders = [row | {"ingested_at": as_of} for row in orders_of(as_of, amount)]
-    rows = pa.Table.from_pylist(orders, schema=raw.schema)
-    raw.merge(rows, ORDERS.key, ORDERS.schema.names)
-    write_views(settings, ORDERS, raw)
-
-
 @contextmanager
 def repeated(*reads):
-    """Call each of `reads` again and again in a thread of its own; yield what they raised, and how
-    often each was called.
+    """Call each of `reads` again and again in a thread of its own; raise what one raises.
+
+    Yield what waits until each was called so many times more.
     """
     is_over = threading.Event()
-    failures = []
-    counts = [0] * len(reads)
+    counts = Counter()
 
-    def repeat(number):
+    def repeat(read):
+        while not is_over.is_set():
+            read()
+            counts[read] += 1
+
+    with ThreadPoolExecutor() as threads:
+        readers = [threads.submit(repeat, read) for read in reads]
+
+        def wait_for(count):
+            goals = counts + Counter(dict.fromkeys(reads, count))
+
+            def have_read():
+                return counts >= goals or any(reader.done() for reader in readers)
+
+            wait_until("reads", have_read)
+
         try:
-            while not is_over.is_set():
-                reads[number]()
-                counts[number] += 1
-        except BaseException as exc:  # noqa: BLE001
-            failures.append(exc)
-
-    threads = [threading.Thread(target=repeat, args=(n,)) for n in range(len(reads))]
-    for thread in threads:
-        thread.start()
-    try:
-        yield failures, counts
-        wait_until("enough reads", lambda: failures or min(counts) >= 5)
-    finally:
-        is_over.set()
-        for thread in threads:
-            thread.join()
-    if failures:
-        raise failures[0]
+            yield wait_for
+        finally:
+            is_over.set()
+        for reader in readers:
+            reader.result()
 
 
 def assert_of_one_refresh(rows):
@@ -79,16 +71,15 @@ def assert_of_one_refresh(rows):
         assert spend in ({20.0}, {40.0})
 
 
-def test_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
-    shop.has(*orders_of(as_of, 10.0))
-    shop.ingest(as_of)
-    raw = raw_table(shop.settings, ORDERS)
+def test_reads_meet_no_error_no_null_and_no_mixture(shop):
+    shop.has(*orders_of(10.0))
+    shop.ingest(AS_OF)
     store = open_store(shop.settings, 60)
     service = PublishedService(shop.settings, SPEC.feature_service)
-    reader = online_reader(shop.settings, SPEC.feature_service, NAMES)
     keys = [{"customer_id": customer} for customer in CUSTOMERS]
-    moments = {"event_timestamp": as_of, "as_of": microseconds(as_of)}
+    moments = {"event_timestamp": AS_OF, "as_of": microseconds(AS_OF)}
     entities = pd.DataFrame(keys).assign(**moments)
+    reader = online_reader(shop.settings, SPEC.feature_service, NAMES)
 
     def read_by_feast():
         features = [f"customer_features:{name}" for name in NAMES]
@@ -96,18 +87,17 @@ def test_reads_meet_no_error_no_null_and_no_mixture(shop, as_of):
         assert_of_one_refresh(pa.table(columns).to_pylist())
 
     def read_online():
-        assert_of_one_refresh(reader.read(keys, as_of))
+        assert_of_one_refresh(reader.read(keys, AS_OF))
         assert reader.probe() is not None
 
     def read_historical():
         assert_of_one_refresh(service.historical(entities).to_pylist())
 
     reads = (read_by_feast, read_online, read_historical)
-    with repeated(*reads) as (failures, counts):
+    with closing(reader), repeated(*reads) as wait_for:
         for amount in (20.0, 10.0):
-            written(shop.settings, as_of, amount)
-            refresh_online(shop.settings, ORDERS, raw, clock=lambda: as_of)
-            begun = counts[2]  # a read may outlive one switch, not two
-            wait_until("a read", lambda: failures or counts[2] > begun)  # noqa: B023
-            assert not failures, failures
-    reader.close()
+            raw = land_orders(shop.settings, ORDERS, orders_of(amount), AS_OF)
+            write_views(shop.settings, ORDERS, raw)
+            refresh_online(shop.settings, ORDERS, raw, clock=lambda: AS_OF)
+            wait_for(1)  # a read may outlive one switch, not two
+        wait_for(3)

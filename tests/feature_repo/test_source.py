@@ -1,21 +1,15 @@
 """Where rows come from: the demo, other sources, and the errors of a missing one."""
 
-from __future__ import annotations
+from datetime import date
 
-from datetime import date, timedelta
-
-import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from pyarrow import csv
 
 from core.errors import DataError
-from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
 from tests.conftest import AS_OF, new_settings
-
-ORDERS = load_dataset("orders")
-DAY = timedelta(days=1)
+from tests.feature_repo.test_ingest import DAY, ORDERS, order, order_table
 
 
 def test_the_demo_delivers_what_is_due_by_the_dates_of_its_first_start(tmp_path):
@@ -35,15 +29,8 @@ def with_source(folder, address):
 
 def save(file, days):
     """Write a file with one order, as old as its number says."""
-    row = {
-        "order_id": days,
-        "customer_id": 1,
-        "order_ts": AS_OF - days * DAY,
-        "number_of_cds": 1,
-        "dollar_value": 1.0,
-    }
     file.parent.mkdir(exist_ok=True)
-    table = pa.Table.from_pylist([row], schema=ORDERS.schema)
+    table = order_table(order(days, 1, AS_OF - days * DAY))
     if file.suffix == ".csv":
         csv.write_csv(table, file)
     else:

@@ -1,21 +1,15 @@
 """A suite that Great Expectations cannot read stops the ingest, and each rule at fault is named."""
 
-from __future__ import annotations
-
-import json
-
 import pytest
 
 from core.errors import DataError
-from feature_repo import validation
-from feature_repo.datasets import load_dataset
 from feature_repo.features import raw_table
 from feature_repo.ingest import ingest
 from feature_repo.quarantine import quarantine_table
 from feature_repo.validation import DatasetRules, suite_problems
 from tests.conftest import AS_OF, new_settings
+from tests.feature_repo.test_ingest import ORDERS
 
-ORDERS = load_dataset("orders")
 IN_SET = "expect_column_values_to_be_in_set"
 CDS = {"column": "number_of_cds", "value_set": [1]}
 RULE = {"type": IN_SET, "kwargs": CDS}
@@ -26,22 +20,14 @@ WRONG_RULES = [
 ]
 
 
-@pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """A function that puts a text in place of the orders' suite."""
-    monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
-    return (tmp_path / "orders.json").write_text
-
-
 def test_every_rule_that_cannot_be_built_is_named(suite):
-    rules = [RULE, *(rule for rule, _ in WRONG_RULES)]
-    suite(json.dumps({"name": "orders", "expectations": rules}))
+    suite(RULE, *[rule for rule, _ in WRONG_RULES])
     problems = suite_problems(ORDERS)
     assert len(problems) == len(WRONG_RULES)
-    for number, (_, expected) in enumerate(WRONG_RULES, 2):
-        problem = problems[number - 2]
-        assert problem.startswith(f"expectations/orders.json: rule {number}: ")
-        assert expected in problem
+    for number, (_, expected) in enumerate(WRONG_RULES):
+        place = f"expectations/orders.json: rule {number + 2}: "
+        assert problems[number].startswith(place)
+        assert expected in problems[number]
     with pytest.raises(DataError) as error:
         DatasetRules(ORDERS)
     assert all(problem in str(error.value) for problem in problems)
@@ -51,7 +37,7 @@ def test_every_rule_that_cannot_be_built_is_named(suite):
 def test_an_ingest_with_a_suite_that_cannot_be_read_is_one_line_and_changes_nothing(
     suite, tmp_path, text
 ):
-    suite(text)
+    suite(text=text)
     settings = new_settings(tmp_path / "home")
     with pytest.raises(DataError) as error:
         ingest(settings, "orders", AS_OF)

@@ -1,32 +1,33 @@
 """What happens to a row that breaks a rule, whether an ingest or an event brings it."""
 
-from __future__ import annotations
-
-import json
 from dataclasses import replace
 
 import pyarrow as pa
 import pytest
 
 from core.errors import BatchRejectedError
-from feature_repo import landing, validation
+from feature_repo import landing
 from feature_repo.features import raw_table
 from feature_repo.landing import land
 from feature_repo.quarantine import quarantine_table, quarantined
 from feature_repo.source import pull
-from feature_repo.validation import DatasetRules, delivery_rules
+from feature_repo.validation import NOT_NULL, DatasetRules, delivery_rules
 from tests.conftest import AS_OF, new_settings
-from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order
+from tests.feature_repo.test_ingest import DAY, HOUR, ORDERS, order, order_table
 
-BETWEEN = "expect_column_values_to_be_between"
-AMOUNT = {"type": BETWEEN, "kwargs": {"column": "dollar_value", "min_value": 0}}
-MOSTLY = {"type": BETWEEN, "kwargs": AMOUNT["kwargs"] | {"mostly": 0.9}}
-UNIQUE = {
-    "type": "expect_column_values_to_be_unique",
-    "kwargs": {"column": "customer_id", "mostly": 0.5},
-}
+
+def rule(expectation, column, **limits):
+    return {"type": expectation, "kwargs": {"column": column, **limits}}
+
+
+def between(column, **limits):
+    return rule("expect_column_values_to_be_between", column, **limits)
+
+
+AMOUNT = between("dollar_value", min_value=0)
+MOSTLY = between("dollar_value", min_value=0, mostly=0.9)
 WARNING = {"severity": "warning"}
-NAME = f"{BETWEEN}(dollar_value)"
+NAME = "expect_column_values_to_be_between(dollar_value)"
 
 
 @pytest.fixture
@@ -35,24 +36,8 @@ def settings(tmp_path):
 
 
 @pytest.fixture
-def suite(tmp_path, monkeypatch):
-    """A function that gives the orders a suite of some rules."""
-    monkeypatch.setattr(validation, "EXPECTATIONS", tmp_path)
-
-    def write(*rules):
-        text = json.dumps({"name": "orders", "expectations": rules})
-        (tmp_path / "orders.json").write_text(text)
-
-    return write
-
-
-@pytest.fixture
 def small_batches(monkeypatch):
     monkeypatch.setattr(landing, "BATCH_ROWS", 10)
-
-
-def table(*orders):
-    return pa.Table.from_pylist(list(orders), schema=ORDERS.schema)
 
 
 def deliver(settings, rows, as_of=AS_OF):
@@ -66,7 +51,7 @@ def some_orders(count, bad_count):
         order(number, number, AS_OF - DAY, amount)
         for number, amount in enumerate(amounts)
     ]
-    return table(*orders)
+    return order_table(*orders)
 
 
 def validations(rows):
@@ -77,45 +62,33 @@ def validations(rows):
     ]
 
 
-def test_a_few_bad_rows_are_set_aside_in_a_delivery_and_in_events(suite):
-    suite(MOSTLY)
-    rows = some_orders(100, bad_count=3)
-    for report in validations(rows):
-        assert report.bad_rows == {0: NAME, 1: NAME, 2: NAME}
-        assert report.good(rows).num_rows == 97
-        assert report.rejections == []
-
-
-@pytest.mark.parametrize(("rule", "bad_count"), [(MOSTLY, 30), (AMOUNT, 1)])
-def test_a_rule_that_fails_as_a_whole_stops_a_delivery_and_sets_events_aside(
-    suite, rule, bad_count
-):
-    suite(rule)
-    delivery, events = validations(some_orders(100, bad_count))
-    (rejection,) = delivery.rejections
-    assert rejection.startswith(f"{NAME}: {bad_count} rows, such as [-1.0")
-    assert len(events.bad_rows) == bad_count
-
-
 @pytest.mark.parametrize(
-    ("rule", "bad_count", "warning_count"),
+    ("suite_rule", "bad_count", "failures"),
     [(MOSTLY, 3, 0), (MOSTLY, 30, 1), (AMOUNT, 1, 1)],
 )
-def test_a_warning_sets_nothing_aside_and_stops_nothing(
-    suite, rule, bad_count, warning_count
+def test_bad_rows_are_set_aside_and_a_rule_that_fails_as_a_whole_stops_a_delivery(
+    suite, suite_rule, bad_count, failures
 ):
-    suite(rule | WARNING)
-    delivery, events = validations(some_orders(100, bad_count))
+    rows = some_orders(100, bad_count)
+    suite(suite_rule)
+    for report in validations(rows):
+        assert report.bad_rows == dict.fromkeys(range(bad_count), NAME)
+        assert report.good(rows).num_rows == 100 - bad_count
+        assert len(report.rejections) == failures
+        text = f"{NAME}: {bad_count} rows, such as [-1.0"
+        assert all(line.startswith(text) for line in report.rejections)
+    suite(suite_rule | WARNING)
+    delivery, events = validations(rows)
     assert delivery.bad_rows == events.bad_rows == {}
     assert delivery.rejections == events.rejections == []
-    assert len(delivery.warnings) == warning_count
+    assert len(delivery.warnings) == failures
 
 
 def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
-    suite(UNIQUE, AMOUNT, AMOUNT | WARNING)
-    unique_rule = "expect_column_values_to_be_unique(customer_id)"
-    assert delivery_rules(ORDERS) == [unique_rule, NAME]
-    delivery, events = validations(table(*[order(1, 1, AS_OF - DAY)] * 3))
+    unique = "expect_column_values_to_be_unique"
+    suite(rule(unique, "customer_id", mostly=0.5), AMOUNT, AMOUNT | WARNING)
+    assert delivery_rules(ORDERS) == [f"{unique}(customer_id)", NAME]
+    delivery, events = validations(order_table(*[order(1, 1, AS_OF - DAY)] * 3))
     assert delivery.bad_rows == events.bad_rows == {}
     assert len(delivery.rejections) == 1
     assert events.rejections == []
@@ -123,19 +96,16 @@ def test_a_rule_over_many_rows_judges_deliveries_alone(suite):
 
 @pytest.mark.parametrize("for_events", [False, True])
 @pytest.mark.parametrize(
-    ("kwargs", "message"),
+    ("column", "minimum", "message"),
     [
-        ({"column": "dollars", "min_value": 0}, r"\(dollars\): .*dollars"),
-        (
-            {"column": "dollar_value", "min_value": {"$PARAMETER": "fresh_form"}},
-            "fresh_form",
-        ),
+        ("dollars", 0, r"\(dollars\): .*dollars"),
+        ("dollar_value", {"$PARAMETER": "fresh_form"}, "fresh_form"),
     ],
 )
 def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(
-    suite, for_events, kwargs, message
+    suite, for_events, column, minimum, message
 ):
-    suite({"type": BETWEEN, "kwargs": kwargs})
+    suite(between(column, min_value=minimum))
     rules = DatasetRules(ORDERS, for_events=for_events)
     with pytest.raises(
         BatchRejectedError, match=rf"expectations/orders\.json: .*{message}"
@@ -144,9 +114,7 @@ def test_a_rule_that_cannot_be_evaluated_lets_nothing_in(
 
 
 def test_an_event_may_lack_what_only_a_warning_asks_for(suite):
-    never_null = {"type": validation.NOT_NULL, "kwargs": {"column": "order_id"}}
-    warned_of = {"type": validation.NOT_NULL, "kwargs": {"column": "number_of_cds"}}
-    suite(never_null, warned_of | WARNING)
+    suite(rule(NOT_NULL, "order_id"), rule(NOT_NULL, "number_of_cds") | WARNING)
     assert DatasetRules(ORDERS, for_events=True).never_null == {"order_id"}
 
 
@@ -156,7 +124,7 @@ def test_of_a_key_with_several_contents_the_last_row_counts_whatever_its_batch(
     suite(AMOUNT)
     first_rows = [order(number, 1, AS_OF - DAY, 1.0) for number in range(100)]
     corrections = [order(number, 1, AS_OF - DAY, 2.0) for number in range(0, 100, 3)]
-    rows = table(*first_rows, *corrections, first_rows[1])
+    rows = order_table(*first_rows, *corrections, first_rows[1])
     report = deliver(settings, rows)
     assert (report.inserted, report.quarantined) == (100, 0)
     (warning,) = report.warnings
@@ -187,17 +155,16 @@ def test_a_second_dataset_has_the_rows_and_rules_of_the_first(suite, settings):
 def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_commit(
     suite, settings, small_batches
 ):
-    key_rule = {"column": "order_id", "mostly": 0.5}
     suite(
-        {"type": BETWEEN, "kwargs": AMOUNT["kwargs"] | {"mostly": 0.2}},
-        {"type": validation.NOT_NULL, "kwargs": key_rule},
+        between("dollar_value", min_value=0, mostly=0.2),
+        rule(NOT_NULL, "order_id", mostly=0.5),
     )
     orders = [order(number, number, AS_OF - DAY) for number in range(1, 101)]
     for row in orders[3::4]:
         row["dollar_value"] = -1.0
     for row in orders[4::5]:
         row["order_id"] = None
-    report = deliver(settings, table(*orders))
+    report = deliver(settings, order_table(*orders))
     assert (report.inserted, report.quarantined, report.table_version) == (60, 40, 0)
     landed = raw_table(settings, ORDERS).read().sort_by("order_id")
     good_numbers = [n for n in range(1, 101) if n % 4 and n % 5]
@@ -206,7 +173,7 @@ def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_com
     bad_customers = {row["customer_id"] for row in bad_rows}
     assert bad_customers.isdisjoint(good_numbers)
     assert len(bad_customers) == len(bad_rows) == 40
-    report = deliver(settings, table(*orders), AS_OF + HOUR)
+    report = deliver(settings, order_table(*orders), AS_OF + HOUR)
     assert (report.inserted, report.quarantined, report.table_version) == (0, 0, 0)
     assert list(settings.cache.iterdir()) == []
 
@@ -214,18 +181,16 @@ def test_bad_rows_of_all_batches_are_set_aside_and_the_good_ones_land_in_one_com
 def test_one_rejected_batch_of_many_changes_nothing_and_is_shown(
     suite, settings, small_batches
 ):
-    low = AMOUNT["kwargs"] | {"min_value": -2.0, "mostly": 0.9}
-    whole = {"column": "customer_id", "max_value": 1_000}
     suite(
-        {"type": BETWEEN, "kwargs": low},
-        {"type": "expect_column_max_to_be_between", "kwargs": whole},
+        between("dollar_value", min_value=-2.0, mostly=0.9),
+        rule("expect_column_max_to_be_between", "customer_id", max_value=1_000),
     )
-    deliver(settings, table(order(1_000, 1, AS_OF - DAY)))
+    deliver(settings, order_table(order(1_000, 1, AS_OF - DAY)))
     orders = [order(number, number, AS_OF - DAY) for number in range(1, 101)]
     orders[45]["customer_id"] = 123_456
     orders[50]["dollar_value"] = -5.0
     with pytest.raises(BatchRejectedError, match=r"expect_column_max.*123456"):
-        deliver(settings, table(*orders), AS_OF + HOUR)
+        deliver(settings, order_table(*orders), AS_OF + HOUR)
     raw = raw_table(settings, ORDERS)
     assert (raw.version, raw.read().num_rows) == (0, 1)
     assert not quarantine_table(settings, ORDERS).exists

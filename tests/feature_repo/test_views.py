@@ -1,7 +1,5 @@
 """A view is a table: its rows change in one commit, on disk and on S3."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pytest

@@ -1,16 +1,14 @@
 """Which consumer brings values online at the end of a window, and of which keys."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
-import pyarrow as pa
 import pytest
 
 from feature_repo.features import raw_table
 from feature_repo.online_values import OnlineValues
 from feature_repo.window_ends import WindowEnds
+from tests.feature_repo.conftest import land_orders
 from tests.feature_repo.test_composite_keys import STARTS, spend  # noqa: F401
 from tests.feature_repo.test_composite_keys import Shop as MonthlyShop
 from tests.feature_repo.test_events import (  # noqa: F401  (fixtures among them)
@@ -52,9 +50,8 @@ def test_windows_of_a_key_of_two_columns_end_in_time(template, spend):
     before = month - 30 * MINUTE
     shop = MonthlyShop(template.restore(), spend)
     shop.land([order(1, 1, STARTS[29] - DAY), order(2, 1, STARTS[29] + DAY)], before)
-    raw_order = order(3, 2, STARTS[29] + DAY, cds=2) | {"ingested_at": before}
-    raw_rows = pa.Table.from_pylist([raw_order], shop.raw.schema)
-    shop.raw.merge(raw_rows, spend.key, spend.schema.names)
+    raw_order = order(3, 2, STARTS[29] + DAY, cds=2)
+    land_orders(shop.settings, spend, [raw_order], before)
     with closing(OnlineValues(shop.settings, spend, shop.raw)) as online:
         ends = WindowEnds(shop.settings, spend, shop.raw, online)
         values = online.compute_entities([2], before)
