@@ -1,18 +1,15 @@
 """The second use case's features: keys of two columns, one derived; monthly rows that expire."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
+from operator import itemgetter
 
 import pandas as pd
-import pyarrow as pa
 import pytest
 
 from core.settings import PROJECT
-from feature_repo.entities import last_of_key
 from feature_repo.features import labels, open_raw, raw_table
 from feature_repo.ingest import catch_up
 from feature_repo.online_values import OnlineValues
@@ -20,7 +17,7 @@ from feature_repo.refresh import refresh_online
 from feature_repo.service import PublishedService
 from feature_repo.store import publish_beside
 from feature_repo.views import entities
-from tests.feature_repo.conftest import online_reader
+from tests.feature_repo.conftest import land_orders, online_reader
 from tests.feature_repo.test_ingest import DAY, order
 
 FOLDER = PROJECT / "tests" / "training" / "spend"
@@ -28,6 +25,8 @@ KEY = ("customer_id", "basket")
 SERVICE = "next_quarter_spend_v1"
 NAMES = ("orders_3m", "spend_3m", "orders_12m", "spend_12m", "months_since_last_order",
          "avg_order_value", "order_kind")  # fmt: skip
+key_of = itemgetter(*KEY)
+values_of = itemgetter(*NAMES)
 TICK = timedelta(microseconds=1)
 STARTS = [datetime(2125 + n // 12, n % 12 + 1, 1, tzinfo=UTC) for n in range(36)]
 JANUARY, FEBRUARY, MARCH, APRIL = STARTS[12:16]
@@ -59,11 +58,7 @@ class Shop:
         self.service = PublishedService(settings, SERVICE)
 
     def land(self, orders, arrival):
-        rows = pa.Table.from_pylist(orders, self.dataset.schema)
-        rows = last_of_key(rows, self.dataset.key)
-        known_at = pa.array([arrival] * len(rows), pa.timestamp("us", "UTC"))
-        rows = rows.append_column("ingested_at", known_at)
-        self.raw.merge(rows, self.dataset.key, self.dataset.schema.names)
+        land_orders(self.settings, self.dataset, orders, arrival)
         catch_up(self.settings, self.dataset, self.raw, arrival)
 
     def online(self, keys, at):
@@ -71,15 +66,12 @@ class Shop:
         reader = online_reader(self.settings, SERVICE, NAMES)
         rows = reader.read([dict(zip(KEY, key, strict=True)) for key in keys], at)
         reader.close()
-        return [row and tuple(row[name] for name in NAMES) for row in rows]
+        return [row and values_of(row) for row in rows]
 
     def offline(self, keys, at):
         frame = pd.DataFrame(keys, columns=[*KEY]).assign(event_timestamp=at)
         rows = self.service.historical(frame).to_pylist()
-        values = {
-            (row["customer_id"], row["basket"]): tuple(row[name] for name in NAMES)
-            for row in rows
-        }
+        values = {key_of(row): values_of(row) for row in rows}
         nothing = (None,) * len(NAMES)
         return [None if values[key] == nothing else values[key] for key in keys]
 
@@ -119,8 +111,7 @@ def test_rows_of_two_keys_are_the_same_online_offline_and_by_hand(applied, spend
         assert shop.offline([(1, "several")], moment) == [values], moment
     label_rows = labels(open_raw(shop.raw), spend.labels["spend_90d"], [FEBRUARY])
     label_values = {
-        (row["customer_id"], row["basket"]): row["label"]
-        for row in label_rows.to_pyarrow().to_pylist()
+        key_of(row): row["label"] for row in label_rows.to_pyarrow().to_pylist()
     }
     assert label_values == {(1, "several"): 0.0, (2, "single"): 5.0}
 
@@ -149,7 +140,7 @@ def test_entities_are_found_by_their_rows_and_hashes_by_a_part_of_the_key(shop):
         (None, [*first_keys, (3, "several")]),
     ):
         rows = entities(shop.settings, views, KEY, moment).to_pylist()
-        assert sorted((row["customer_id"], row["basket"]) for row in rows) == keys
+        assert sorted(map(key_of, rows)) == keys
     assert entities(shop.settings, views, ["shop_code"]).num_rows == 0
     with closing(OnlineValues(shop.settings, shop.dataset, shop.raw)) as online:
         names = online.hashes_of("customer_id", 1)
