@@ -15,9 +15,10 @@ CHALLENGER = {"role": "challenger", "percent": 5}
 SHADOW = {"role": "shadow"}
 
 
-def test_a_promotion_is_one_row_and_moves_alias_and_stage(roles):
+def test_a_promotion_is_one_row_moves_alias_and_stage_and_can_be_repeated(roles):
     roles.promote("1", replaces=None)
-    row = roles.promote("2", evidence="runs:/abc/report.html")
+    change = {"replaces": "1", "evidence": "runs:/abc/report.html"}
+    row = roles.promote("2", **change)
     assert roles.aliases == {"production": "2"}
     assert roles.stages == {"1": "Archived", "2": "Production"}
     assert row == roles.rows[1]
@@ -35,6 +36,10 @@ def test_a_promotion_is_one_row_and_moves_alias_and_stage(roles):
         "action": "promote",
         **ANN,
     }
+    assert roles.promote("2", **change) == row
+    roles.refuses(
+        "2", "is version 2 .* not version 1", replaces="1", evidence="runs:/b"
+    )
     assert roles.reconcile() == roles.rows
     assert len(roles.rows) == 2
 
@@ -69,13 +74,6 @@ def test_a_refused_promotion_names_the_version_that_won_and_the_expected_values(
     with pytest.raises(RegistryError, match=r"no version 77: known are 1, 2, 3, 4, 5"):
         roles.promote("77")
     assert len(roles.rows) == 2
-
-
-def test_a_repeated_promotion_with_the_same_evidence_is_the_first_one(roles):
-    first = roles.promote("1", replaces=None, evidence="runs:/a")
-    assert roles.promote("1", replaces=None, evidence="runs:/a") == first
-    roles.refuses("1", r"is version 1 .* not no", replaces=None, evidence="runs:/b")
-    assert roles.rows == [first]
 
 
 def test_a_change_that_no_row_explains_is_entered_with_its_author(roles, tmp_path):
