@@ -10,20 +10,18 @@ import pytest
 
 from core.spec import ModelSpec, load_spec
 from feature_repo.datasets import load_dataset
-from feature_repo.ingest import raw_table
 from feature_repo.source import pull
-from feature_repo.views import write_views
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
-from training import chain
+from tests.training.chains import store, train
 from training.stages import STAGES
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from datetime import datetime
     from pathlib import Path
 
     from core.settings import Settings
     from core.training_spec import Estimator
+    from training import chain
 
 ORDERS = load_dataset("orders")
 SHIPPED = load_spec("customer_churn_model")
@@ -55,27 +53,13 @@ def installation(home: Path, rows: pa.Table | None = None) -> Settings:
     settings = new_settings(home)
     feast_apply(settings)
     rows = pull(settings, ORDERS, AS_OF).read_all() if rows is None else rows
-    table = raw_table(settings, ORDERS)
-    table.merge(
-        rows.append_column("ingested_at", rows["order_ts"]),
-        ORDERS.key,
-        rows.column_names,
-    )
-    write_views(settings, ORDERS, table)
+    store(settings, ORDERS, rows)
     return settings
 
 
 @pytest.fixture(scope="session")
 def history(tmp_path_factory: pytest.TempPathFactory) -> Settings:
     return installation(tmp_path_factory.mktemp("history"))
-
-
-def train(
-    settings: Settings, spec: ModelSpec, as_of: datetime, key: str, **more: Any
-) -> chain.TrainReport:
-    return chain.train(
-        settings, spec, as_of, key=key, reason=f"test {key}", who="test", **more
-    )
 
 
 @pytest.fixture(scope="session")

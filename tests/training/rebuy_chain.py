@@ -1,19 +1,18 @@
 """Inside a project whose service reads views of two datasets, each of an entity of its own.
 
-From rows to the verdict of the monitor. Prints one JSON object, which test_several_views.py checks.
+From rows to the verdict of the monitor, each checked as it comes; test_several_views.py runs it.
 """
 
 from __future__ import annotations
 
-import json
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import httpx
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from core.errors import GyreError
 from core.spec import load_spec
@@ -22,27 +21,16 @@ from feature_repo.parity import parity
 from feature_repo.service import PublishedService
 from mlflow_server.tracking import Tracking
 from monitoring.monitor import monitor
-from stack.environment import process_environment
-from tests.conftest import (
-    answers,
-    feast_apply,
-    mlflow_server,
-    new_settings,
-    redis_server,
-    running,
-    wait_until,
-)
-from training import chain
+from tests.conftest import feast_apply, mlflow_server, redis_server, wait_until
+from tests.training.chains import client, settings_of, train
 from training.check import check
 from training.reproduce import reproduce
 from training.validate import learnable
 
-NAME = "rebuy"
 NOW = datetime.now(UTC)
 BEHIND = NOW - timedelta(days=60)
-SPEC = load_spec(NAME)
+SPEC = load_spec("rebuy")
 CHANCE = np.random.default_rng(5)
-results = {}
 
 
 def times(count):
@@ -82,91 +70,85 @@ def write(folder):
     return visits
 
 
-def train(settings, as_of, key):
-    """The report of a training, and the tags of its run."""
-    report = chain.train(settings, SPEC, as_of, key=key, reason="a", who="test")
-    tags = Tracking(settings).run(report.run_id).tags if report.run_id else {}
-    names = ("planned_as_of", "table.raw.purchases", "table.raw.visits")
-    chosen_tags = {name: tags.get(name) for name in names}
-    return {"version": report.version, "outcome": report.outcome} | chosen_tags
-
-
-def refusal(settings):
-    try:
-        train(settings, NOW, "0")
-    except GyreError as exc:
-        return str(exc)
-    return None
-
-
 def learn(settings, folder, visits):
-    """Train while visits are behind, once they are not, and once more."""
-    results["no_rows"] = refusal(settings)
-    ingest(settings, "purchases", NOW)
-    results["no_visits"] = refusal(settings)
-    ingest(settings, "visits", BEHIND)
-    results["behind"] = train(settings, NOW, "1")
-    results["learnable"] = [learnable(settings, SPEC, NOW)]
+    """Train once both have rows, on what is known at both, and lineage pins both."""
+    for name, as_of in (("purchases", NOW), ("visits", BEHIND)):
+        line = f"^{name}: no rows yet; run: gyre ingest {name}$"
+        with pytest.raises(GyreError, match=line):
+            train(settings, SPEC, NOW, "early")
+        ingest(settings, name, as_of)
+    behind = train(settings, SPEC, NOW, "behind")
+    assert behind.version == "1", behind.outcome
+    assert not learnable(settings, SPEC, NOW)
     pq.write_table(visits, folder / "visits.parquet")
     ingest(settings, "visits", NOW)
-    results["learnable"].append(learnable(settings, SPEC, NOW))
+    assert learnable(settings, SPEC, NOW)
     now = datetime.now(UTC)  # after the first promotion
-    results["caught_up"] = train(settings, now, "2")
-    results["nothing_new"] = train(settings, now, "3")["outcome"]
-    results["reproduced"] = [
-        reproduce(settings, NAME, version).summary() for version in ("1", "2")
-    ]
+    caught_up = train(settings, SPEC, now, "caught up")
+    assert caught_up.version == "2", caught_up.outcome
+    again = train(settings, SPEC, now, "again")
+    assert again.outcome.startswith("nothing new to learn")
+    tracking = Tracking(settings)
+    old_tags = tracking.run(behind.run_id).tags
+    new_tags = tracking.run(caught_up.run_id).tags
+    old_end = datetime.fromisoformat(old_tags["planned_as_of"])
+    new_end = datetime.fromisoformat(new_tags["planned_as_of"])
+    assert (new_end - old_end).days == 49  # 60 behind, 10 of the label's horizon
+    assert old_tags["table.raw.purchases"] == new_tags["table.raw.purchases"]
+    assert old_tags["table.raw.visits"] != new_tags["table.raw.visits"]
+    for version in ("1", "2"):
+        report = reproduce(settings, SPEC.name, version)
+        assert report.reproduced, report.summary()
 
 
 def compare(settings):
     service = PublishedService(settings, SPEC.feature_service)
-    results["datasets"] = sorted(service.datasets())
+    assert sorted(service.datasets()) == ["purchases", "visits"]
     report = parity(settings, SPEC.feature_service, [BEHIND, NOW])
-    results["parity"] = [report.entities, report.features, [*report.differences]]
-    results["check"], _ = check(settings, SPEC, NOW)
+    assert report.entities > 100, report
+    assert report.features == 5, report
+    assert not report.differences, report
+    lines, _ = check(settings, SPEC, NOW)
+    assert lines == []
 
 
 def serve(settings):
     """Ask for pairs that nobody bought yet, for an unknown product, and for an unknown pair."""
     keys = [{"customer_id": n % 100, "product_id": n % 20} for n in range(200)]
-    unknown = {"customer_id": 999, "product_id": 999}
-    log = settings.home / "serving.log"
-    address = settings.serving_address
-    with (
-        running(
-            [sys.executable, "-m", "serving"], log, **process_environment(settings)
-        ),
-        httpx.Client(base_url=address, timeout=60) as client,
-    ):
-        wait_until("serving", lambda: answers(f"{address}/health/live"))
-        path = "/predict"
+    unknown_product = keys[0] | {"product_id": 999}
+    unknown_pair = {"customer_id": 999, "product_id": 999}
+    with client(settings, SPEC) as http:
         wait_until(
-            "the model", lambda: client.post(path, json=keys[0]).status_code == 200
+            "an answer",
+            lambda: http.post("/predict", json=keys[0]).status_code == 200,
         )
-        results["answers"] = client.post("/predict/batch", json=keys).json()
-        unknown_product = keys[0] | {"product_id": 999}
-        results["unknown_product"] = client.post(path, json=unknown_product).json()
-        results["unknown_pair"] = client.post(path, json=unknown).status_code
+        answers = http.post("/predict/batch", json=keys).json()
+        assert {answer["features_from"] for answer in answers} == {"online"}, answers
+        assert {answer["model_version"] for answer in answers} == {"2"}
+        answer = http.post("/predict", json=unknown_product).json()
+        assert answer["features_from"] == "defaults", answer
+        assert http.post("/predict", json=unknown_pair).status_code == 404
 
 
-def verdict(settings, as_of):
-    report = monitor(settings, SPEC, as_of)
-    skew = {n: v for n, v in report.figures.items() if n.startswith("skew")}
-    return {"words": [result.words for result in report.results], "skew": skew}
+def judge(settings):
+    """Monitor what was answered, and again when purchases alone are ingested."""
+    report = monitor(settings, SPEC, datetime.now(UTC))
+    assert report.figures["skew/vectors"] > 150, report.figures
+    assert report.figures["skew/share"] == 0, report.results
+    later = NOW + timedelta(hours=5)
+    ingest(settings, "purchases", later)
+    words = " ".join(result.words for result in monitor(settings, SPEC, later).results)
+    assert "visits: features are not complete since" in words, words
+    assert "purchases: features are not complete" not in words, words
 
 
 if __name__ == "__main__":
     folder = Path(sys.argv[1])
-    names = ("purchases", "visits")
-    sources = {name: str(folder / f"{name}.parquet") for name in names}
-    home = new_settings(folder / "home", sources=sources)
+    home = settings_of("purchases", "visits")
     visits = write(folder)
     with mlflow_server(home), redis_server(home.redis_port, home.home):
         feast_apply(home)
         learn(home, folder, visits)
         compare(home)
         serve(home)
-        results["monitor"] = verdict(home, datetime.now(UTC))
-        ingest(home, "purchases", NOW + timedelta(hours=5))
-        results["one_is_late"] = verdict(home, NOW + timedelta(hours=5))
-    sys.stdout.write(json.dumps(results))
+        judge(home)

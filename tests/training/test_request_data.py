@@ -18,8 +18,8 @@ from feature_repo.parity import parity
 from feature_repo.service import PublishedService
 from feature_repo.source import pull
 from feature_repo.store import publish_beside
-from feature_repo.views import write_views
 from tests.conftest import AS_OF, new_settings
+from tests.training.chains import store
 from tests.training.conftest import ORDERS
 from training.frame import build_frame, features, population, with_features
 from training.snapshots import Snapshot
@@ -60,11 +60,7 @@ def history(carts, tmp_path_factory):
     settings = new_settings(tmp_path_factory.mktemp("carts"))
     publish_beside(settings, carts)
     rows = pull(settings, ORDERS, AS_OF).read_all()
-    rows = rows.filter(pc.less(rows["customer_id"], 1_000))
-    table = raw_table(settings, carts)
-    rows = rows.append_column("ingested_at", rows["order_ts"])
-    table.merge(rows, ORDERS.key, ORDERS.schema.names)
-    write_views(settings, carts, table)
+    store(settings, carts, rows.filter(pc.less(rows["customer_id"], 1_000)))
     return settings
 
 
