@@ -1,7 +1,5 @@
 """The contracts of `make check` know every package, so a new one cannot escape them."""
 
-from __future__ import annotations
-
 import configparser
 import re
 import tomllib
@@ -23,14 +21,14 @@ def test_every_package_is_in_the_contracts_and_is_installed():
     assert set(project["mypy"]["packages"]) == packages | {"docs"}
 
 
-def locked(file: str) -> set[tuple[str, str]]:
+def locked(file):
     """Name and version of each package; there may be one for each version of Python."""
     line = r"^([a-z0-9-]+)(?:\[.*?\])?==(\S+)"
     return {*re.findall(line, (PROJECT / file).read_text(), re.MULTILINE)}
 
 
 @pytest.mark.parametrize("image", ["serving", "gyre"])
-def test_an_image_has_the_versions_that_are_tested(image: str) -> None:
+def test_an_image_has_the_versions_that_are_tested(image):
     tested = locked("requirements.lock") | locked("extras.lock") | locked("dev.lock")
     known = {name for name, _ in tested}
     extra = locked(f"deploy/{image}.lock") - tested
@@ -40,7 +38,7 @@ def test_an_image_has_the_versions_that_are_tested(image: str) -> None:
     )
 
 
-def test_locks_that_add_packages_leave_versions_as_they_are() -> None:
+def test_locks_that_add_packages_leave_versions_as_they_are():
     base = locked("requirements.lock")
     names = {name for name, _ in base}
     for file in ("extras.lock", "dev.lock", "spark.lock"):

@@ -1,7 +1,5 @@
 """Tables, feature files and reports on S3: what a folder promises holds there too."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys
@@ -22,21 +20,9 @@ SCHEMA = pa.schema(
 AT = datetime(2026, 11, 20, tzinfo=UTC)
 
 
-@pytest.fixture
-def bucket(tmp_path, monkeypatch):
-    with s3_server(tmp_path, monkeypatch):
-        yield
-
-
 def rows(*numbers):
-    return pa.table(
-        [[f"r{n}" for n in numbers], [*numbers], [AT] * len(numbers)], SCHEMA
-    )
-
-
-def hosts(folder, **more):
-    url = f"s3://gyre/a/{folder.name}"
-    return [new_settings(folder / f"host {n}", data_url=url, **more) for n in (1, 2)]
+    columns = [[f"r{n}" for n in numbers], [*numbers], [AT] * len(numbers)]
+    return pa.table(columns, SCHEMA)
 
 
 WRITER = """
@@ -61,9 +47,16 @@ def start_writer(settings, first):
 
 
 @pytest.mark.nightly
-def test_two_hosts_that_write_at_once_lose_nothing_and_double_nothing(bucket, tmp_path):
-    with postgres_server(tmp_path / "postgres.log") as postgres:
-        first, second = hosts(tmp_path, database_url=postgres.address)
+def test_two_hosts_that_write_at_once_lose_nothing_and_double_nothing(
+    tmp_path, monkeypatch
+):
+    with (
+        s3_server(tmp_path, monkeypatch),
+        postgres_server(tmp_path / "postgres.log") as postgres,
+    ):
+        places = {"data_url": "s3://gyre/a", "database_url": postgres.address}
+        first = new_settings(tmp_path / "first", **places)
+        second = new_settings(tmp_path / "second", **places)
         writers = [start_writer(first, 100), start_writer(second, 200)]
         assert [writer.wait(600) for writer in writers] == [0, 0]
         numbers = Table(first, "raw/t", SCHEMA).read()["n"].to_pylist()

@@ -1,7 +1,5 @@
 """Contributions of features to a score, against their definition, on real ONNX models."""
 
-from __future__ import annotations
-
 from functools import cache
 from itertools import permutations
 
@@ -18,33 +16,27 @@ from training.estimators import build_pipeline
 from training.onnx_export import export
 from training.scoring import columns
 
-FEATURES = {
-    "visits": "int64",
-    "spend": "double",
-    "region": "string",
-    "age": "double",
-}
+FEATURES = {"visits": "int64", "spend": "double", "region": "string", "age": "double"}
 REGIONS = ("north", "south", "east")
 
 
-def customers(rows):
+def customers():
     chance = np.random.default_rng(3)
-    spend = chance.normal(0, 2, rows).round(1)
+    spend = chance.normal(0, 2, 400).round(1)
     spend[::7] = np.nan
-    return pd.DataFrame(
-        {
-            "visits": chance.integers(0, 6, rows),
-            "spend": spend,
-            "region": chance.choice(REGIONS, rows),
-            "age": chance.normal(0, 2, rows).round(1),
-        }
-    )
+    columns = {
+        "visits": chance.integers(0, 6, 400),
+        "spend": spend,
+        "region": chance.choice(REGIONS, 400),
+        "age": chance.normal(0, 2, 400).round(1),
+    }
+    return pd.DataFrame(columns)
 
 
 @cache
 def scorer(kind, classes):
     """A real model with a step before it, as it is served: columns [N] to scores [N] or [N, K]."""
-    frame = customers(400)
+    frame = customers()
     push = frame["visits"] * frame["age"] + np.where(frame["region"] == "north", 2, 0)
     label = pd.qcut(push, classes, labels=False) if classes else push
     task = ("regression", "", "classification", "multiclass")[classes]

@@ -1,7 +1,5 @@
 """A model is a file: every shipped one loads, and a bad one is one line with file, key, remedy."""
 
-from __future__ import annotations
-
 import pytest
 
 from core.errors import SettingsError
@@ -10,7 +8,9 @@ from core.spec import MODELS, load_spec, load_specs
 from feature_repo.feast_config import feast_connection
 
 SHIPPED = (MODELS / "customer_churn_model.toml").read_text()
-SPEND = (PROJECT / "tests/training/spend/models/next_quarter_spend.toml").read_text()
+USE_CASES = PROJECT / "tests" / "training"
+SPEND = (USE_CASES / "spend/models/next_quarter_spend.toml").read_text()
+DELIVERY = (USE_CASES / "deliveries/models/delivery.toml").read_text()
 COSTS = SHIPPED[SHIPPED.index("[costs]") : SHIPPED.index("[features]")]
 TRAINING = '[training]\nfunction = "shop.training:train"'
 RULE = 'rule = "better_than_baseline"'
@@ -28,7 +28,9 @@ def test_every_shipped_model_loads_under_the_name_of_its_file():
     ]
 
 
-FILES = {"customer_churn_model": SHIPPED, "next_quarter_spend": SPEND}
+FILES = {
+    "customer_churn_model": SHIPPED, "next_quarter_spend": SPEND, "delivery": DELIVERY
+}  # fmt: skip
 WRONG_CHURN = [
     ('= "customer_id"', '= { customer_id = "long" }', r"entity_key\.customer_id: Input should"),
     ('= "customer_id"', '= { lifetime_value = "int64" }', "entity_key: .* in .features. too"),
@@ -52,11 +54,16 @@ WRONG_CHURN = [
 ]  # fmt: skip
 WRONG_SPEND = [
     ("seed = 7", "seed = 7\nthreshold = 0.5", "threshold: a regression has none"),
+    ("seed = 7", 'seed = 7\nclasses = ["a", "b"]', "classes: a regression has none, found a, b"),
     ("[features]", f"{COSTS}\n[features]", "costs: a regression has none"),
     ("[serving]", f"{TRAINING}\n[serving]", "estimators: expected .*, found both"),
     ("[serving]", '[training]\nfunction = "fit"\n[serving]', r"training\.function: String sho"),
     ('metric = "rmse"', 'metric = "largest_gap"', r"gates\.0\..*metric: .*largest_gap"),
     ("[serving]", "[search]\ntrials = 4\n[serving]", "search: expected a space"),
+]  # fmt: skip
+WRONG_DELIVERY = [
+    ('"on_time", ', "", "classes: expected three or more different names, found early, late"),
+    ('"on_time", ', '"late", ', "classes: expected three or more different names, found early"),
 ]  # fmt: skip
 
 
@@ -65,6 +72,7 @@ WRONG_SPEND = [
     [
         *(("customer_churn_model", *change) for change in WRONG_CHURN),
         *(("next_quarter_spend", *change) for change in WRONG_SPEND),
+        *(("delivery", *change) for change in WRONG_DELIVERY),
     ],
 )
 def test_a_wrong_model_is_one_line_with_file_and_key(

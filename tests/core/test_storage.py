@@ -1,7 +1,5 @@
 """A row is appended once, and what decides that is read no wider than needed."""
 
-from __future__ import annotations
-
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -53,19 +51,12 @@ def test_files_are_found_whatever_the_folder_is_called(tmp_path):
     assert table.files(within="n = 2") == []
 
 
-def write_file(folder, period, *times):
-    """Write a file of a period, as an engine does."""
-    path = folder / f"period={period}" / f"{uuid4()}.parquet"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(pa.table({"event_timestamp": pa.array(times, TIME)}), path)
-    return path
-
-
 def add_file(table, time, period):
-    """Write a file into the folder of a table; return it as a commit describes it."""
-    folder = Path(str(table.path))
-    path = write_file(folder, period, time)
-    name = path.relative_to(folder).as_posix()
+    """Write a file of a period, as an engine does; return it as a commit describes it."""
+    name = f"period={period}/{uuid4()}.parquet"
+    path = Path(str(table.path / name))
+    path.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"event_timestamp": pa.array([time], TIME)}), path)
     size = path.stat().st_size
     return AddedFile(name, size, period, rows=1, earliest=time, latest=time)
 

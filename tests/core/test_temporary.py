@@ -1,7 +1,5 @@
 """A second installation next to the one that is here."""
 
-from __future__ import annotations
-
 import pytest
 
 from core.errors import StackError

@@ -1,7 +1,5 @@
 """No tool reports to its makers what it is used for."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 
