@@ -1,48 +1,23 @@
-"""A model of many classes: its labels, its export, and its loop in a project of its own."""
-
-from __future__ import annotations
+"""A model of many classes: its labels, and its loop in a project of its own."""
 
 import json
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
-from threadpoolctl import threadpool_limits
 
 from core.errors import TrainingError
-from core.spec import ModelSpec, load_spec
-from mlflow_server.pyfunc import ModelFile
+from core.spec import load_spec
 from tests.conftest import AS_OF
 from tests.training.chains import in_project, own_project
-from training.estimators import build_pipeline
 from training.frame import typed
-from training.onnx_export import export, prove
-from training.scoring import score
 
 DELIVERIES = Path(__file__).with_name("deliveries")
 CLASSES = ["early", "on_time", "late"]
 SPEC = load_spec("delivery", DELIVERIES / "models")
-FEATURES = {"parcels": "int64", "delay": "double", "region": "string"}
-
-
-@pytest.mark.parametrize(
-    ("changes", "message"),
-    [
-        ({"classes": ["early", "late"]}, "classes: expected three or more different names, found"),
-        ({"classes": ["early", "late", "late"]}, "classes: expected three or more different"),
-        ({"task": "regression"}, r"classes: a regression has none, found early, on_time"),
-        ({"threshold": 0.5}, "threshold: a multiclass has none"),
-        ({"costs": {"action": 1, "loss": 2}}, "costs: a multiclass has none"),
-        ({"gates": [{"metric": "auc", "rule": "at_least", "value": 0}]},
-         "gates.0.metric: a multiclass has no auc"),
-    ],
-)  # fmt: skip
-def test_what_a_spec_cannot_ask_of_many_classes_is_one_line(changes, message):
-    with pytest.raises(ValueError, match=message):
-        ModelSpec.model_validate(SPEC.model_dump(exclude_unset=True) | changes)
 
 
 @pytest.mark.parametrize("value", ["lost", 3, -1])
@@ -53,41 +28,6 @@ def test_a_label_of_no_class_is_one_line_with_file_and_key(value):
         typed(SPEC, pa.table({"label": [value]}))
 
 
-@pytest.mark.parametrize(
-    ("kind", "parameters"),
-    [
-        ("logistic_regression", {}),
-        ("hist_gradient_boosting", {"max_iter": 10}),
-        ("random_forest", {"n_estimators": 10}),
-        ("xgboost", {"n_estimators": 10}),
-        ("lightgbm", {"n_estimators": 10}),
-    ],
-)
-def test_the_served_file_scores_every_class_as_it_was_fitted(kind, parameters):
-    random = np.random.default_rng(3)
-    frame = pd.DataFrame(
-        {
-            "parcels": random.integers(0, 30, 2000),
-            "delay": random.normal(0, 4, 2000).round(2),
-            "region": random.choice(["north", "south"], 2000),
-        }
-    )
-    y = np.digitize(frame["delay"] + random.normal(0, 2, 2000), [-2, 2])
-    with threadpool_limits(1):
-        pipeline = build_pipeline(kind, parameters, FEATURES, 7, "multiclass")
-        pipeline.fit(frame, y)
-    onnx = export(pipeline, FEATURES, 3)
-    file = ModelFile(onnx.SerializeToString(deterministic=True))
-    scores = score(file, FEATURES, frame)
-    assert np.abs(scores - pipeline.predict_proba(frame)).max() < 1e-5
-    proof = prove(pipeline, file, frame, 7, features=FEATURES, threshold=None)
-    assert proof.reasons == ()
-    if kind == "logistic_regression":
-        pipeline.fit(frame, (y + 1) % 3)
-        proof = prove(pipeline, file, frame, 7, features=FEATURES, threshold=None)
-        assert "flips" in proof.reasons[0]
-
-
 def write_parcels(path):
     """300 couriers, each with a usual delay, some parcels a week for 120 days."""
     random = np.random.default_rng(5)
@@ -95,19 +35,18 @@ def write_parcels(path):
     couriers = 300
     count = days * couriers
     delay = np.repeat(random.normal(0, 4, couriers), days)
-    start = np.datetime64(AS_OF.replace(tzinfo=None), "us") - np.timedelta64(days, "D")
     seconds = random.integers(0, 86_400, count)
     seconds += 86_400 * np.tile(np.arange(days), couriers)
-    times = start + seconds.astype("timedelta64[s]")
+    start = AS_OF - timedelta(days=days)
     columns = {
         "parcel": np.arange(count),
         "courier": np.repeat(np.arange(couriers), days),
-        "delivered_at": pa.array(times, pa.timestamp("us", tz="UTC")),
+        "delivered_at": start + pd.to_timedelta(seconds, "s"),
         "minutes_late": (delay + random.normal(0, 6, count)).round(2),
         "region": np.repeat(random.choice(["north", "south"], couriers), days),
     }
-    is_delivered = pa.array(random.random(count) < 0.6)
-    pq.write_table(pa.table(columns).filter(is_delivered), path)
+    rows = pd.DataFrame(columns)[random.random(count) < 0.6]
+    rows.to_parquet(path, index=False, coerce_timestamps="us")
 
 
 @pytest.fixture(scope="module")

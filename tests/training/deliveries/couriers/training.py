@@ -20,7 +20,8 @@ def train(frame, folds, parameters):
 
 def fold_loss(rows, validation, parameters, leaves):
     probabilities = fitted(rows, parameters, leaves).predict_proba(validation)
-    return log_loss(validation["label"], probabilities, labels=[0, 1, 2])
+    classes = [*range(probabilities.shape[1])]
+    return log_loss(validation["label"], probabilities, labels=classes)
 
 
 def fitted(frame, parameters, leaves):
