@@ -1,32 +1,28 @@
 """The training frame: no byte of it knows what happens inside the test horizon."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from core.errors import TrainingError
-from core.spec import load_spec
 from feature_repo.ingest import raw_table
 from tests.conftest import AS_OF
-from tests.training.conftest import ORDERS, installation
+from tests.training.conftest import ORDERS, SHIPPED, installation
 from training.dataset import without_label
-from training.frame import TIME, at, build_frame, content_hash, typed
+from training.frame import at, build_frame, content_hash, typed
 from training.train import fit_pipeline
 from training.validate import plan_run
-
-SPEC = load_spec("customer_churn_model")
 
 
 @pytest.fixture(scope="module")
 def planned(sample):
-    return plan_run(sample, SPEC, ORDERS, AS_OF, raw_table(sample, ORDERS).version)
+    return plan_run(sample, SHIPPED, ORDERS, AS_OF, raw_table(sample, ORDERS).version)
 
 
-def frame_of(settings, planned, spec=SPEC):
+def frame_of(settings, planned, spec=SHIPPED):
     version = raw_table(settings, ORDERS).version
     return build_frame(settings, spec, ORDERS, planned.snapshots, AS_OF, version)
 
@@ -45,7 +41,7 @@ def frame(sample, planned):
     ],
 )
 def test_labels_of_another_type_are_one_line(task, values, message):
-    spec = SPEC.model_copy(update={"task": task})
+    spec = SHIPPED.model_copy(update={"task": task})
     with pytest.raises(TrainingError, match=rf"^label churned_90d: .*{message}.*$"):
         typed(spec, pa.table({"label": values}))
 
@@ -53,30 +49,21 @@ def test_labels_of_another_type_are_one_line(task, values, message):
 def test_a_fold_of_one_class_is_one_line():
     message = "every label of 3 training rows is the same"
     with pytest.raises(TrainingError, match=message):
-        fit_pipeline(SPEC, SPEC.estimators[0], pa.table({"label": [1, 1, 1]}))
+        fit_pipeline(SHIPPED, SHIPPED.estimators[0], pa.table({"label": [1, 1, 1]}))
 
 
 def with_opposite_labels(orders, snapshot):
     """The orders in a world where every customer of the snapshot does the opposite."""
+    rows = orders.to_pandas()
     horizon_end = snapshot + timedelta(days=90)
-    is_later = pc.and_(
-        pc.greater(orders["order_ts"], pa.scalar(snapshot, TIME)),
-        pc.less_equal(orders["order_ts"], pa.scalar(horizon_end, TIME)),
+    is_later = (rows["order_ts"] > snapshot) & (rows["order_ts"] <= horizon_end)
+    returned = rows["customer_id"][is_later]
+    others = rows[~rows["customer_id"].isin(returned)].drop_duplicates("customer_id")
+    new_orders = others.assign(
+        order_id=10**6 + others["customer_id"], order_ts=snapshot + timedelta(days=1)
     )
-    returned = {*orders.filter(is_later)["customer_id"].to_pylist()}
-    stayed_away = sorted({*orders["customer_id"].to_pylist()} - returned)
-    new_orders = [
-        {
-            "order_id": 10**6 + customer,
-            "customer_id": customer,
-            "order_ts": snapshot + timedelta(days=1),
-            "number_of_cds": 1,
-            "dollar_value": 9.99,
-        }
-        for customer in stayed_away
-    ]
-    rest = orders.filter(pc.invert(is_later))
-    return pa.concat_tables([rest, pa.Table.from_pylist(new_orders, rest.schema)])
+    opposite = pd.concat([rows[~is_later], new_orders])
+    return pa.Table.from_pandas(opposite, orders.schema, preserve_index=False)
 
 
 def test_opposite_labels_in_the_test_horizon_change_no_byte_of_the_training_frame(
@@ -100,13 +87,13 @@ def test_a_frame_has_one_row_for_each_member_and_snapshot_in_one_order(
     sample, planned, frame
 ):
     key = ["customer_id", "event_timestamp"]
-    assert frame.column_names == [*key, *SPEC.features, "label"]
+    assert frame.column_names == [*key, *SHIPPED.features, "label"]
     assert frame.group_by(key).aggregate([]).num_rows == frame.num_rows
     order = [("event_timestamp", "ascending"), ("customer_id", "ascending")]
     assert frame.equals(frame.sort_by(order))
-    days = frame[SPEC.population.feature]
+    days = frame[SHIPPED.population.feature]
     assert pc.min(days).as_py() == 0
-    assert pc.max(days).as_py() < SPEC.population.below
+    assert pc.max(days).as_py() < SHIPPED.population.below
     assert content_hash(frame_of(sample, planned)) == content_hash(frame)
     labels = [1 - frame["label"][0].as_py(), *frame["label"].to_pylist()[1:]]
     position = frame.schema.get_field_index("label")
@@ -115,8 +102,8 @@ def test_a_frame_has_one_row_for_each_member_and_snapshot_in_one_order(
 
 
 def test_a_sample_has_the_same_entities_in_each_snapshot(sample, planned, frame):
-    snapshots = SPEC.snapshots.model_copy(update={"sample": 0.25})
-    spec = SPEC.model_copy(update={"snapshots": snapshots})
+    snapshots = SHIPPED.snapshots.model_copy(update={"sample": 0.25})
+    spec = SHIPPED.model_copy(update={"snapshots": snapshots})
     part = frame_of(sample, planned, spec)
     entities = part["customer_id"].unique()
     assert part.equals(frame.filter(pc.is_in(frame["customer_id"], entities)))

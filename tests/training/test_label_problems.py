@@ -1,7 +1,5 @@
 """What `gyre check` finds in the label of all rows: repeated keys, and rows that come too late."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from datetime import timedelta
 
@@ -15,6 +13,7 @@ from tests.training.conftest import ORDERS, SHIPPED
 from training.check import label_problems
 from training.snapshots import plan
 
+DAY = timedelta(days=1)
 LABEL = ORDERS.labels[SHIPPED.label]
 
 
@@ -30,7 +29,7 @@ def test_repeated_labels_and_labels_that_later_rows_change_are_named(tmp_path):
     planned = plan(first_event, AS_OF, LABEL, SHIPPED.snapshots)
     for changes, message in (
         ({}, None),
-        ({"horizon": timedelta(days=10)}, "expected labels that are known after"),
+        ({"horizon": 10 * DAY}, "expected labels that are known after"),
         ({"expression": every_label_twice}, "expected one row for each customer_id"),
     ):
         label = replace(LABEL, **changes)
@@ -40,9 +39,7 @@ def test_repeated_labels_and_labels_that_later_rows_change_are_named(tmp_path):
         assert all(f"label churned_90d: {message}" in line for line in lines)
 
 
-@pytest.mark.parametrize("name", ["horizon", "lateness"])
-def test_a_negative_time_is_refused_when_the_file_is_read(name):
-    times = {"horizon": timedelta(days=2), "lateness": timedelta(0)}
-    times[name] = timedelta(days=-2)
-    with pytest.raises(ValueError, match="of 0 or more, found"):
-        Label(LABEL.expression, **times)
+def test_a_negative_time_is_refused_when_the_file_is_read():
+    for times in ((-DAY, DAY), (DAY, -DAY)):
+        with pytest.raises(ValueError, match="of 0 or more, found"):
+            Label(LABEL.expression, *times)

@@ -1,16 +1,13 @@
 """A feature that decides the label is named; an honest one is not."""
 
-from __future__ import annotations
-
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from core.spec import load_spec
+from tests.training.conftest import SHIPPED
 from training.leaks import leak_remarks
 
 FEATURES = {"honest": "double", "word": "string", "leak": "double"}
-SHIPPED = load_spec("customer_churn_model")
 
 
 @pytest.mark.parametrize("task", ["classification", "multiclass", "regression"])

@@ -1,7 +1,5 @@
 """Which edits of code and spec are news to a model."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime
 
 import pytest
@@ -9,10 +7,9 @@ import pytest
 from core import user_code
 from core.monitoring_spec import Promotion
 from core.settings import PROJECT
-from core.spec import load_spec
+from tests.training.conftest import SHIPPED
 from training import lineage
 
-CHURN = load_spec("customer_churn_model")
 BOTH = {"orders", "spend"}
 NEWS = {
     "core/training_spec.py": BOTH,
@@ -44,7 +41,7 @@ def test_an_edit_is_news_to_the_models_that_the_file_makes(tmp_path, monkeypatch
         path.write_text("A = 1\n")
     imported = "from feature_repo.datasets.orders import A\n"
     (datasets / "spend.py").write_text(imported)
-    models = {name: CHURN.model_copy(update={"dataset": name}) for name in BOTH}
+    models = {name: SHIPPED.model_copy(update={"dataset": name}) for name in BOTH}
     for file, expected in NEWS.items():
         before = {name: lineage.code_hash(spec) for name, spec in models.items()}
         path = tmp_path / file
@@ -60,14 +57,16 @@ def test_an_edit_is_news_to_the_models_that_the_file_makes(tmp_path, monkeypatch
 @pytest.mark.parametrize(
     ("change", "is_news"),
     [
-        ({"seed": CHURN.seed + 1}, True),
-        ({"gates": CHURN.gates[:1]}, True),
+        ({"seed": SHIPPED.seed + 1}, True),
+        ({"gates": SHIPPED.gates[:1]}, True),
         ({"schedule": "@yearly"}, False),
         ({"promotion": Promotion(approval=True)}, False),
     ],
 )
 def test_a_key_that_cannot_change_a_model_is_no_news(change, is_news):
     newest = datetime(2026, 11, 1, tzinfo=UTC)
-    before = lineage.fingerprint(CHURN, newest, {"view": "a"})
-    after = lineage.fingerprint(CHURN.model_copy(update=change), newest, {"view": "a"})
+    before = lineage.fingerprint(SHIPPED, newest, {"view": "a"})
+    after = lineage.fingerprint(
+        SHIPPED.model_copy(update=change), newest, {"view": "a"}
+    )
     assert (before != after) is is_news

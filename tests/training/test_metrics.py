@@ -1,7 +1,5 @@
 """Metrics compared with scikit-learn's, with their definitions, and with figures by hand."""
 
-from __future__ import annotations
-
 from typing import get_args
 
 import numpy as np
@@ -35,7 +33,7 @@ from training.train import cheapest_threshold
 COSTS = Costs(action=1, loss=10, averted=0.2)
 
 
-def some_rows(count: int, digits: int = 2):
+def some_rows(count, digits=2):
     """Labels and scores that say something about them, with many ties."""
     random = np.random.default_rng(1)
     p = np.round(random.beta(2, 1.5, count), digits)
@@ -43,7 +41,7 @@ def some_rows(count: int, digits: int = 2):
     return y, p
 
 
-def rows_of_classes(count: int, classes: int, seed: int):
+def rows_of_classes(count, classes, seed):
     """Labels of many classes, some of which may be absent, and probabilities with ties."""
     random = np.random.default_rng(seed)
     p = np.round(random.dirichlet(np.full(classes, 0.7), count) * 20 + 0.5)
@@ -53,7 +51,7 @@ def rows_of_classes(count: int, classes: int, seed: int):
     return np.array(y), p
 
 
-def rows_of_numbers(count: int):
+def rows_of_numbers(count):
     random = np.random.default_rng(3)
     y = random.lognormal(3, 1, count) * (random.random(count) < 0.3)
     return y, y * 0.5 + random.normal(size=count)
@@ -70,6 +68,16 @@ def test_numbers_keep_six_digits_in_any_unit_and_one_is_rounded_as_many_are():
     assert rounded([0.49999951, 1e-7], 0.5).tolist() == [0.5, 0.0]
 
 
+def metrics_of_answers(y, answers, average):
+    options = {"average": average, "zero_division": 0}
+    return {
+        "accuracy": sk.accuracy_score(y, answers),
+        "precision": sk.precision_score(y, answers, **options),
+        "recall": sk.recall_score(y, answers, **options),
+        "f1": sk.f1_score(y, answers, **options),
+    }
+
+
 @pytest.mark.parametrize("threshold", [0.01, 0.37, 0.99])
 @pytest.mark.parametrize("digits", [1, 6])
 def test_every_metric_of_two_classes_is_that_of_scikit_learn(threshold, digits):
@@ -81,14 +89,11 @@ def test_every_metric_of_two_classes_is_that_of_scikit_learn(threshold, digits):
         "brier": sk.brier_score_loss(y, p),
         "auc": sk.roc_auc_score(y, p),
         "average_precision": sk.average_precision_score(y, p),
-        "accuracy": sk.accuracy_score(y, answers),
-        "precision": sk.precision_score(y, answers, zero_division=0),
-        "recall": sk.recall_score(y, answers, zero_division=0),
-        "f1": sk.f1_score(y, answers, zero_division=0),
         # Acting on tp + fp; of the losses, one in five of those acted on is averted.
         "cost": (tp + fp + 10 * (fn + 0.8 * tp)) / 400,
     }
     expected |= {"tn": tn, "fp": fp, "fn": fn, "tp": tp}
+    expected |= metrics_of_answers(y, answers, "binary")
     metrics = all_metrics(y, Scored(p, threshold), COSTS)
     assert metrics == pytest.approx(expected, abs=1e-6)
 
@@ -97,29 +102,20 @@ def test_every_metric_of_two_classes_is_that_of_scikit_learn(threshold, digits):
 def test_every_metric_of_many_classes_is_that_of_scikit_learn(seed):
     classes = 3 + seed % 4
     y, p = rows_of_classes((4, 40, 400)[seed % 3], classes, seed)
-    answers = p.argmax(axis=1)
-    macro = {"average": "macro", "zero_division": 0}
-    expected = {
-        "log_loss": sk.log_loss(y, p, labels=[*range(classes)]),
-        "brier": sk.brier_score_loss(y, p, labels=[*range(classes)]),
-        "accuracy": sk.accuracy_score(y, answers),
-        "precision": sk.precision_score(y, answers, **macro),
-        "recall": sk.recall_score(y, answers, **macro),
-        "f1": sk.f1_score(y, answers, **macro),
-    }
+    expected = metrics_of_answers(y, p.argmax(axis=1), "macro")
+    expected["log_loss"] = sk.log_loss(y, p, labels=[*range(classes)])
+    expected["brier"] = sk.brier_score_loss(y, p, labels=[*range(classes)])
     assert all_metrics(y, Scored(p, None), None) == pytest.approx(expected)
 
 
 def test_metrics_of_numbers_are_those_of_scikit_learn():
     y, p = rows_of_numbers(200)
-    metrics = all_metrics(y, Scored(p, None), None)
-    assert metrics == pytest.approx(
-        {
-            "rmse": sk.root_mean_squared_error(y, p),
-            "mae": sk.mean_absolute_error(y, p),
-            "r2": sk.r2_score(y, p),
-        }
-    )
+    expected = {
+        "rmse": sk.root_mean_squared_error(y, p),
+        "mae": sk.mean_absolute_error(y, p),
+        "r2": sk.r2_score(y, p),
+    }
+    assert all_metrics(y, Scored(p, None), None) == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("share", [0.05, 0.4, 0.8])

@@ -1,31 +1,13 @@
 """PSI compared with figures by hand and known shifts; how far normal windows lie apart."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 import pytest
 
 from training.psi import psi, usual_spread
 
-RANDOM = np.random.default_rng(5)
 NO_ROWS = pd.DataFrame({"event_timestamp": pd.to_datetime([], utc=True)})
-
-
-def days(count, rows=300, step=0.0):
-    """As many rows a day of a number that moves by `step` a day, each of another entity."""
-    number = np.concatenate(
-        [RANDOM.normal(step * day, 1, rows) for day in range(count)]
-    )
-    start = pd.Timestamp("2026-11-01", tz="UTC")
-    day_of_row = np.repeat(np.arange(count), rows)
-    return pd.DataFrame(
-        {
-            "trip": np.arange(count * rows),
-            "event_timestamp": start + pd.to_timedelta(day_of_row, unit="D"),
-            "delay": number,
-        }
-    )
+DAYS = pd.date_range("2026-11-01", periods=5, tz="UTC")
 
 
 @pytest.mark.parametrize("values", [("a", "b"), (1, 0)])
@@ -69,17 +51,23 @@ def test_many_categories_do_not_drift_by_chance_and_a_change_of_mix_is_seen(
 
 
 def test_the_spread_is_the_largest_psi_of_a_day_against_the_other_days():
-    reference = days(5, step=0.3).assign(score=0.5)
-    reference.loc[reference.index[:300], "score"] = 0.8
+    day = np.repeat(np.arange(5), 300)
+    reference = pd.DataFrame(
+        {
+            "trip": np.arange(1500),
+            "event_timestamp": DAYS[day],
+            "delay": np.random.default_rng(5).normal(0.3 * day),
+            "score": np.where(day == 0, 0.8, 0.5),
+        }
+    )
     # Of an entity the last row of a day counts, as in a window.
     earlier = reference.assign(delay=1000.0)
     rows = pd.concat([earlier, reference], ignore_index=True)
     spread = usual_spread(rows, NO_ROWS, ["trip"])
-    day_of_row = rows["trip"] // 300
     distances = []
-    for day in range(5):
-        current = reference["delay"][reference["trip"] // 300 == day]
-        distances.append(psi(rows["delay"][day_of_row != day], current))
+    for number in range(5):
+        others = rows["delay"][rows["trip"] // 300 != number]
+        distances.append(psi(others, reference["delay"][day == number]))
     assert spread.basis == "windows"
     assert spread.psi["delay"] == pytest.approx(max(distances))
     assert spread.mean_score == pytest.approx(0.3)

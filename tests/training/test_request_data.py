@@ -1,7 +1,5 @@
 """Request data offline: columns of the label's rows, in frame and parity."""
 
-from __future__ import annotations
-
 import importlib.util
 import sys
 from datetime import UTC, datetime, timedelta
@@ -12,7 +10,7 @@ import pytest
 
 from core.errors import NoRequestError, TrainingError
 from core.settings import PROJECT
-from core.spec import MISSING, Population, load_spec
+from core.spec import MISSING, Population
 from feature_repo.features import raw_table
 from feature_repo.parity import parity
 from feature_repo.service import PublishedService
@@ -20,12 +18,11 @@ from feature_repo.source import pull
 from feature_repo.store import publish_beside
 from tests.conftest import AS_OF, new_settings
 from tests.training.chains import store
-from tests.training.conftest import ORDERS
+from tests.training.conftest import ORDERS, SHIPPED
 from training.frame import build_frame, features, population, with_features
 from training.snapshots import Snapshot
 from training.validate import mismatches
 
-SHIPPED = load_spec("customer_churn_model")
 FEATURES = {
     "lifetime_orders": "int64", "avg_order_value": "double", "above_average": "double",
     "offer": "string", "bulk": "int64", "boxes": "int32", "mean32": "float32", "loyal": "bool",

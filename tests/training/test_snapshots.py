@@ -1,7 +1,5 @@
 """Which snapshots train, test and choose: the gap between them holds everywhere."""
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 import pyarrow as pa
