@@ -1,7 +1,5 @@
 """What the chains share: each is a program that goes through the loop inside its own project."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys
@@ -65,6 +63,11 @@ def store(settings, dataset, rows):
 
 def train(settings, spec, as_of, key):
     return chain.train(settings, spec, as_of, key=key, reason=f"test {key}", who="test")
+
+
+def open_run(settings, spec, as_of, key, **more):
+    arguments = {"key": key, "reason": f"test {key}", "who": "test"}
+    return chain.open_run(settings, spec, as_of, **arguments, **more)
 
 
 def learn(settings, spec, weak_spec, weak_as_of):

@@ -11,9 +11,10 @@ import pytest
 from core.spec import ModelSpec, load_spec
 from feature_repo.datasets import load_dataset
 from feature_repo.source import pull
+from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF, feast_apply, mlflow_server, new_settings
 from tests.training.chains import store, train
-from training.stages import STAGES
+from training.gate import Evaluation, load_evaluation
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -78,6 +79,11 @@ def tracked(sample: Settings) -> Iterator[Settings]:
 
 
 @pytest.fixture(scope="session")
+def tracking(tracked: Settings) -> Tracking:
+    return Tracking(tracked)
+
+
+@pytest.fixture(scope="session")
 def first(tracked: Settings) -> chain.TrainReport:
     """The version of 180 days ago, trained where nothing was registered yet."""
     return train(tracked, SPEC, OLD, "first")
@@ -89,10 +95,6 @@ def second(tracked: Settings, first: chain.TrainReport) -> chain.TrainReport:
     return train(tracked, SPEC, AS_OF, "second")
 
 
-def run_stages(settings: Settings, spec: ModelSpec, run_id: str, *names: str) -> Any:
-    """Run stages of a training; return what the last one returns."""
-    stages = {stage.name: stage for stage in STAGES}
-    result = None
-    for name in names:
-        result = stages[name].run(settings, spec, run_id)
-    return result
+@pytest.fixture(scope="session")
+def evaluation(tracking: Tracking, second: chain.TrainReport) -> Evaluation:
+    return load_evaluation(tracking, second.run_id)

@@ -3,8 +3,6 @@
 test_multiclass.py runs it and checks what it prints.
 """
 
-from __future__ import annotations
-
 from datetime import UTC, datetime, timedelta
 
 from core.spec import load_spec

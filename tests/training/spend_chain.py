@@ -3,8 +3,6 @@
 test_spend.py runs it and checks what it prints.
 """
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 

@@ -1,7 +1,5 @@
 """Batch scores of the real history: who is scored, with what, and how often."""
 
-from __future__ import annotations
-
 import json
 from datetime import timedelta
 

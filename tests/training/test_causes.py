@@ -1,7 +1,5 @@
 """What a training that Airflow starts is about; decisions are the monitor's, runs are real."""
 
-from __future__ import annotations
-
 from contextlib import closing
 from datetime import timedelta
 
@@ -10,12 +8,12 @@ import pytest
 from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
 from monitoring.causes import TrainingCause, open_decisions, training_cause
 from monitoring.decision_log import DecisionRow, store_decision
 from tests.mlflow_server.conftest import client
+from tests.training.chains import open_run
 from tests.training.conftest import OLD, SPEC
-from training.validate import fail_run, open_run
+from training.validate import fail_run
 
 HOUR = timedelta(hours=1)
 CAUSED = SPEC.model_copy(update={"name": "caused", "experiment": "caused"})
@@ -48,13 +46,11 @@ def cause_after(hours, reason):
 
 
 def start_run(settings, key, hours):
-    as_of = OLD + hours * HOUR
-    arguments = {"key": key, "reason": "r", "who": "t", "force": True}
-    return open_run(settings, CAUSED, as_of, **arguments)
+    return open_run(settings, CAUSED, OLD + hours * HOUR, key, force=True)
 
 
 def test_a_training_is_about_every_decision_that_no_training_has_answered(
-    tracked, decisions
+    tracked, tracking, decisions
 ):
     start = OLD + 3 * HOUR
     expected = cause_after(2, "drift 1: PSI 0.3; drift 2: PSI 0.3")
@@ -65,7 +61,7 @@ def test_a_training_is_about_every_decision_that_no_training_has_answered(
     start_run(tracked, "earlier", 1)
     (row,) = open_decisions(tracked, CAUSED, start)
     assert row.cause == "drift 2"
-    Tracking(tracked).set_terminated(start_run(tracked, "finished", 1))
+    tracking.set_terminated(start_run(tracked, "finished", 1))
     assert open_decisions(tracked, CAUSED, start) == [], "that run has learnt it all"
 
     start_run(tracked, "later", 2)

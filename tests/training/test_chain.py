@@ -1,7 +1,5 @@
 """The stages in order, with real MLflow: from orders to a version in production."""
 
-from __future__ import annotations
-
 import json
 import re
 from contextlib import closing
@@ -24,9 +22,10 @@ from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
 from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
-from tests.mlflow_server.conftest import stages
+from tests.mlflow_server.conftest import client, stages
+from tests.training.chains import open_run
 from tests.training.conftest import OLD, ORDERS, SPEC, changed, train
-from training import chain, validate
+from training import validate
 from training.artifacts import GATES, PLOTS, fetched, read
 from training.dataset import load_frame, unlearnable
 from training.frame import at, content_hash, features, with_features
@@ -37,12 +36,12 @@ from training.scoring import version_scores
 from training.summary import summary
 from training.train import THRESHOLDS, fold_scores
 
-ALIKE = "lifetime_value has only one value in the 50 training rows"
+ONE_FEATURE = {"lifetime_value": "double"}
 
 
-def contract_of(settings, version):
-    registry = Registry(settings)
-    return read_version(registry, registry.version(SPEC.name, version))[0]
+@pytest.fixture(scope="module")
+def run(tracking, second):
+    return tracking.run(second.run_id)
 
 
 def failed_run(settings, key):
@@ -55,9 +54,9 @@ def failed_run(settings, key):
 
 
 def test_the_first_version_of_a_short_history_is_the_first_estimator_of_the_spec(
-    tracked, first
+    tracked, tracking, first
 ):
-    run = Tracking(tracked).run(first.run_id)
+    run = tracking.run(first.run_id)
     assert first.version == "1"
     assert run.params["estimator"] == SPEC.estimators[0].name
     assert run.params["chosen_by"] == "first of the spec: no folds"
@@ -70,9 +69,8 @@ def test_the_first_version_of_a_short_history_is_the_first_estimator_of_the_spec
 
 
 def test_a_new_model_is_chosen_by_folds_and_replaces_the_old_one_after_its_gates(
-    tracked, second
+    tracked, run
 ):
-    run = Tracking(tracked).run(second.run_id)
     losses = {
         estimator.name: run.metrics[f"fold/log_loss_{estimator.name}"]
         for estimator in SPEC.estimators
@@ -90,14 +88,14 @@ def test_a_new_model_is_chosen_by_folds_and_replaces_the_old_one_after_its_gates
 
 
 def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
-    tracked, second
+    tracked, tracking, second
 ):
-    client = mlflow.MlflowClient(tracked.mlflow_address)
-    plots = {item.path for item in client.list_artifacts(second.run_id, "plots")}
+    api = client(tracked)
+    plots = {item.path for item in api.list_artifacts(second.run_id, "plots")}
     assert {"plots/confusion_matrix.png", "plots/calibration.png"} < plots
-    frame, plan = load_frame(Tracking(tracked), second.run_id)
+    frame, plan = load_frame(tracking, second.run_id)
     digest = content_hash(at(frame, plan.train))
-    dataset = client.get_run(second.run_id).inputs.dataset_inputs[0].dataset
+    dataset = api.get_run(second.run_id).inputs.dataset_inputs[0].dataset
     assert dataset.digest == digest[:36]
     tags = Registry(tracked).version(SPEC.name, second.version).tags
     assert tags["frame_sha256"] == digest
@@ -108,46 +106,44 @@ def test_mlflow_shows_plots_data_lineage_and_a_model_that_every_client_can_load(
     assert lineage <= set(tags)
     mlflow.set_tracking_uri(tracked.mlflow_address)
     model = mlflow.pyfunc.load_model(f"models:/{SPEC.name}@production")
-    scores = np.asarray(model.predict(features(SPEC, at(frame, plan.test)))["score"])
-    expected = version_scores(tracked, SPEC, "2", at(frame, plan.test)).scores
+    tested = at(frame, plan.test)
+    scores = np.asarray(model.predict(features(SPEC, tested))["score"])
+    expected = version_scores(tracked, SPEC, "2", tested).scores
     assert scores == pytest.approx(expected, abs=1e-6)
 
 
-def test_with_nothing_new_to_learn_no_run_starts(tracked, second):
-    runs = Tracking(tracked).runs(SPEC.experiment)
+def test_with_nothing_new_to_learn_no_run_starts(tracked, tracking, second):
+    runs = tracking.runs(SPEC.experiment)
     report = train(tracked, SPEC, AS_OF + timedelta(hours=1), "again")
     assert (report.run_id, report.version) == (None, None)
     assert "nothing new to learn" in report.outcome
-    assert Tracking(tracked).runs(SPEC.experiment) == runs
+    assert tracking.runs(SPEC.experiment) == runs
 
 
 def test_the_threshold_is_the_cheapest_on_the_newest_fold_and_is_served(
-    tracked, second
+    tracked, tracking, second, run, evaluation
 ):
-    run = Tracking(tracked).run(second.run_id)
-    threshold = contract_of(tracked, "2").threshold
-    assert float(run.params["threshold"]) == threshold
-    frame, plan = load_frame(Tracking(tracked), second.run_id)
+    registry = Registry(tracked)
+    contract, _ = read_version(registry, registry.version(SPEC.name, "2"))
+    assert float(run.params["threshold"]) == contract.threshold
+    frame, plan = load_frame(tracking, second.run_id)
     (chosen,) = (e for e in SPEC.estimators if e.name == run.params["estimator"])
     y, scores = fold_scores(SPEC, chosen, frame, plan.folds[-1])
     costs = {
         value: all_metrics(y, Scored(scores, value), SPEC.costs)["cost"]
         for value in THRESHOLDS
     }
-    assert costs[threshold] == pytest.approx(min(costs.values()))
+    assert costs[contract.threshold] == pytest.approx(min(costs.values()))
     rows = at(frame, plan.test)
     scored = version_scores(tracked, SPEC, "2", rows)
     metrics = all_metrics(rows["label"].to_numpy(), scored, SPEC.costs)
-    evaluation = load_evaluation(Tracking(tracked), second.run_id)
     assert metrics == pytest.approx(evaluation.challenger)
 
 
 def test_the_model_card_has_gates_figures_lineage_and_what_moves_the_score(
-    tracked, second
+    tracking, run, evaluation
 ):
-    card = read(Tracking(tracked), second.run_id, CARD).decode()
-    run = Tracking(tracked).run(second.run_id)
-    evaluation = load_evaluation(Tracking(tracked), second.run_id)
+    card = read(tracking, run.run_id, CARD).decode()
     assert {*evaluation.contributions} == {*SPEC.features}
     name, contribution = next(iter(evaluation.contributions.items()))
     expected = (
@@ -162,12 +158,9 @@ def test_the_model_card_has_gates_figures_lineage_and_what_moves_the_score(
     assert re.findall(r"(?:src|href)=\"(?!data:)|https?://|url\(", card) == []
 
 
-def test_what_people_wrote_is_text_on_the_model_card(tracked, second):
-    tracking = Tracking(tracked)
-    run = tracking.run(second.run_id)
+def test_what_people_wrote_is_text_on_the_model_card(tracking, run, evaluation):
     run = replace(run, tags=run.tags | {"reason": "<script>alert(1)</script>"})
-    evaluation = load_evaluation(tracking, second.run_id)
-    with fetched(tracking, second.run_id, PLOTS) as plots:
+    with fetched(tracking, run.run_id, PLOTS) as plots:
         gates = decide(SPEC.gates, evaluation)
         card = model_card(SPEC, run, evaluation, gates, plots)
     assert "&lt;script&gt;" in card
@@ -175,7 +168,7 @@ def test_what_people_wrote_is_text_on_the_model_card(tracked, second):
 
 
 def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
-    tracked, second, tmp_path
+    tracked, tracking, second, tmp_path
 ):
     registry = Registry(tracked)
     registry.download(registry.version(SPEC.name, "2"), tmp_path)
@@ -192,14 +185,14 @@ def test_a_champion_that_cannot_be_loaded_stops_the_training_and_stays(
             contract.write_bytes(content)
     run = failed_run(tracked, "no champion")
     assert "version 2 cannot be compared with: RegistryError" in run.tags["gate"]
-    gates = json.loads(read(Tracking(tracked), run.run_id, GATES))["gates"]
+    gates = json.loads(read(tracking, run.run_id, GATES))["gates"]
     passed = {gate["rule"]: gate["passed"] for gate in gates}
     assert not passed["not_worse_than_champion"]
     assert passed["onnx_proof"]
 
 
 def test_a_refused_version_says_why_and_is_compared_with_a_champion_of_more_features(
-    tracked, second
+    tracked, tracking, second
 ):
     """The feature that it loses is an audit column, which fairness is measured over."""
     column = "customer_segment"
@@ -212,7 +205,6 @@ def test_a_refused_version_says_why_and_is_compared_with_a_champion_of_more_feat
     assert reason in report.outcome
     assert "; largest_gap at_most" in report.outcome
     assert Registry(tracked).production(SPEC.name) == "2"
-    tracking = Tracking(tracked)
     run = tracking.run(report.run_id)
     assert run.tags["gate"].startswith("refused")
     assert run.status == "FINISHED"
@@ -259,36 +251,33 @@ def test_whatever_ends_a_training_is_the_outcome_of_its_failed_run(
     assert "\n" not in run.tags["outcome"]
 
 
-@pytest.mark.parametrize(
-    ("task", "labels", "values", "lines"),
-    [
-        ("classification", [0, 1], [1.0, 2.0], []),
-        ("classification", [0, 0], [1.0, 2.0],
-         [f"every label of the 50 {rows} rows is the same" for rows in ("training", "test")]),
-        ("classification", [0, 1], [2.0, 2.0], [ALIKE]),
-        ("classification", [0, 1], [None, 2.0], [ALIKE]),
-        ("classification", [0, 1], [1.0, -np.inf], ["lifetime_value is infinite in 50 rows"]),
-        ("classification", [0, 2], [1.0, 2.0], ["label churned_90d: expected 0 or 1, found 2"]),
-        ("classification", [0, 1, None, 0, 1], [1.0, 2.0, 3.0, 4.0, 5.0],
-         ["label churned_90d is null in 20 rows: leave these out"]),
-        ("regression", [0.5, float("nan")], [1.0, 2.0],
-         ["label churned_90d: expected a number up to 3.4e+38, found nan"]),
-    ],
-)  # fmt: skip
-def test_rows_that_nothing_can_be_learnt_from_are_one_line(task, labels, values, lines):
-    features = {"lifetime_value": "double"}
-    spec = SPEC.model_copy(update={"task": task, "features": features})
+def problems(values, labels, task="classification", left_out=0):
+    """What cannot be learnt from 50 rows, of which the test lacks some."""
+    spec = SPEC.model_copy(update={"task": task, "features": ONE_FEATURE})
     count = 50 // len(labels)
-    columns = {"lifetime_value": pa.array(values * count, pa.float64())}
-    rows = pa.table(columns | {"label": labels * count})
-    assert unlearnable(spec, rows, rows) == lines
+    column = pa.array(values * count, pa.float64())
+    rows = pa.table({"lifetime_value": column, "label": labels * count})
+    return unlearnable(spec, rows, rows.slice(left_out))
 
 
-def test_too_few_rows_are_one_line():
-    spec = SPEC.model_copy(update={"features": {"lifetime_value": "double"}})
-    rows = pa.table({"lifetime_value": [1.0, 2.0] * 25, "label": [0, 1] * 25})
+def test_rows_that_nothing_can_be_learnt_from_are_one_line():
+    assert problems([1.0, 2.0], [0, 1]) == []
+    same = "every label of the 50 {} rows is the same"
+    lines = [same.format("training"), same.format("test")]
+    assert problems([1.0, 2.0], [0, 0]) == lines
+    for value in (2.0, None):
+        line = "lifetime_value has only one value in the 50 training rows"
+        assert problems([value, 2.0], [0, 1]) == [line]
+    line = "lifetime_value is infinite in 50 rows"
+    assert problems([1.0, -np.inf], [0, 1]) == [line]
+    line = "label churned_90d: expected 0 or 1, found 2"
+    assert problems([1.0, 2.0], [0, 2]) == [line]
+    line = "label churned_90d is null in 20 rows: leave these out"
+    assert problems([1.0, 2.0, 3.0, 4.0, 5.0], [0, 1, None, 0, 1]) == [line]
+    line = "label churned_90d: expected a number up to 3.4e+38, found nan"
+    assert problems([1.0, 2.0], [0.5, float("nan")], "regression") == [line]
     line = "expected at least 50 test rows, found 49; more: test of [snapshots] in "
-    assert unlearnable(spec, rows, rows.slice(1)) == [f"{line}{spec.name}.toml"]
+    assert problems([1.0, 2.0], [0, 1], left_out=1) == [f"{line}{SPEC.name}.toml"]
 
 
 @pytest.fixture(scope="module")
@@ -300,7 +289,7 @@ def asking(tracked, second):
 
 
 def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
-    tracked, second, asking
+    tracked, tracking, second, asking
 ):
     spec, report = asking
     assert report.outcome.startswith(
@@ -309,10 +298,10 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
     )
     assert stages(tracked, SPEC.name)[report.version] == "Staging"
     assert Registry(tracked).production(SPEC.name) == "2"
-    run = Tracking(tracked).run(report.run_id)
+    run = tracking.run(report.run_id)
     assert (run.status, run.tags["outcome"]) == ("FINISHED", report.outcome)
     reason = {"reason": "late\n\n[Model card](https://example.org)"}
-    Tracking(tracked).log(report.run_id, tags=reason)
+    tracking.log(report.run_id, tags=reason)
     _, body = ask(tracked, spec, report.run_id, report.version)
     assert "\n\n    late [Model card](https://example.org)\n\n" in body  # as code
     assert settled(tracked, spec, report.run_id, report.version) is None
@@ -320,9 +309,10 @@ def test_a_version_that_needs_approval_is_registered_and_says_how_to_give_it(
     assert outcome == "version 2 is in production, in place of 1"
 
 
-def test_a_version_older_than_the_newest_promotion_is_not_promoted(tracked, asking):
+def test_a_version_older_than_the_newest_promotion_is_not_promoted(
+    tracked, tracking, asking
+):
     spec, report = asking
-    tracking = Tracking(tracked)
     tracking.log(report.run_id, tags={"as_of": "2026-01-01T00:00:00+00:00"})
     try:
         outcome = promote(
@@ -358,26 +348,25 @@ def test_a_canary_starts_as_shadow(tracked, asking):
 
 
 def test_a_cause_is_answered_by_a_retraining_that_goes_on_or_has_finished(
-    tracked, second
+    tracked, tracking, second
 ):
     spec = SPEC.model_copy(update={"seed": 10})
 
-    def open_run(hours: int) -> str | None:
+    def answer(hours):
         as_of = OLD + timedelta(hours=hours)
-        arguments = {"reason": "r", "who": "t", "cause": "drift of y"}
-        return chain.open_run(tracked, spec, as_of, key=f"y {hours}", **arguments)
+        return open_run(tracked, spec, as_of, f"y {hours}", cause="drift of y")
 
-    assert open_run(0) is not None
-    assert open_run(12) is None
+    assert answer(0) is not None
+    assert answer(12) is None
     validate.fail_run(tracked, spec, "y 0")
-    run_id = open_run(13)
+    run_id = answer(13)
     assert run_id is not None
-    Tracking(tracked).set_terminated(run_id)
+    tracking.set_terminated(run_id)
     validate.fail_run(tracked, spec, "y 13")  # too late: it has finished
-    assert open_run(14) is None
+    assert answer(14) is None
 
 
-def test_an_event_dated_after_now_stops_no_training(tracked, second):
+def test_an_event_dated_after_now_stops_no_training(tracked, tracking, second):
     table = raw_table(tracked, ORDERS)
     row = table.read().slice(5, 1)
     later = {"order_ts": AS_OF + timedelta(seconds=30), "ingested_at": AS_OF}
@@ -385,8 +374,8 @@ def test_an_event_dated_after_now_stops_no_training(tracked, second):
     table.merge(event, ORDERS.key, row.column_names)
     spec = SPEC.model_copy(update={"seed": 500})
     try:
-        run_id = chain.open_run(tracked, spec, AS_OF, key="later", reason="r", who="t")
+        run_id = open_run(tracked, spec, AS_OF, "later")
     finally:
         table.merge(row, ORDERS.key, row.column_names)
     assert run_id is not None
-    Tracking(tracked).end(run_id, "only begun", "FAILED")
+    tracking.end(run_id, "only begun", "FAILED")

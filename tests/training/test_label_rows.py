@@ -1,7 +1,5 @@
 """A label with rows of its own, by the week: from orders to production."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import ibis
@@ -15,7 +13,6 @@ from core.training_spec import Snapshots
 from feature_repo.definition import Label
 from feature_repo.features import raw_table
 from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
 from monitoring.checks.performance import measure
 from monitoring.outcomes import actuals, backfilled_outcomes
 from tests.conftest import AS_OF
@@ -68,25 +65,28 @@ def settings(tracked):
 
 @pytest.fixture(scope="module")
 def again(settings):
-    return train(settings, SPEC, AS_OF, "again")
+    report = train(settings, SPEC, AS_OF, "again")
+    assert report.version == "1", report.outcome
+    return report
 
 
-def test_rows_of_a_label_get_the_features_of_their_time(settings, again):
-    assert again.version == "1", again.outcome
-    frame, plan = load_frame(Tracking(settings), again.run_id)
-    orders = raw_table(settings, ORDERS).read().select(["customer_id", "order_ts"])
+@pytest.fixture(scope="module")
+def evaluation(tracking, again):
+    return load_evaluation(tracking, again.run_id)
+
+
+def test_rows_of_a_label_get_the_features_of_their_time(settings, tracking, again):
+    frame, plan = load_frame(tracking, again.run_id)
+    orders = raw_table(settings, ORDERS).read().to_pandas()
     week = plan.test[-1]
-    begin = pa.scalar(week.start, TIME)
-    is_in_week = pc.and_(
-        pc.greater_equal(orders["order_ts"], begin),
-        pc.less(orders["order_ts"], pa.scalar(week.start + WEEK, TIME)),
-    )
-    expected = orders.filter(is_in_week).group_by(["customer_id", "order_ts"])
-    assert at(frame, [week]).num_rows == expected.aggregate([]).num_rows > 20
+    end = week.start + WEEK
+    is_in_week = orders["order_ts"].between(week.start, end, inclusive="left")
+    expected = orders[is_in_week].drop_duplicates(["customer_id", "order_ts"])
+    assert at(frame, [week]).num_rows == len(expected) > 20
     last_trained = pc.max(at(frame, plan.train)["event_timestamp"]).as_py()
     tested = at(frame, plan.test)
     assert last_trained + LABEL.horizon <= pc.min(tested["event_timestamp"]).as_py()
-    by_customer = orders.to_pandas().groupby("customer_id")["order_ts"].apply(list)
+    by_customer = orders.groupby("customer_id")["order_ts"].apply(list)
     for row in tested.slice(0, 300).to_pylist():
         now = row["event_timestamp"]
         ages = [now - time for time in by_customer[row["customer_id"]]]
@@ -96,9 +96,8 @@ def test_rows_of_a_label_get_the_features_of_their_time(settings, again):
 
 
 def test_a_model_without_population_is_evaluated_and_built_again_but_scores_nobody(
-    settings, again
+    settings, evaluation
 ):
-    evaluation = load_evaluation(Tracking(settings), again.run_id)
     assert evaluation.challenger["log_loss"] < evaluation.baseline["log_loss"]
     report = reproduce(settings, SPEC.name, "1")
     assert report.reproduced, report.summary()
@@ -108,11 +107,9 @@ def test_a_model_without_population_is_evaluated_and_built_again_but_scores_nobo
 
 
 def test_the_monitor_compares_with_its_rows_and_takes_outcomes_from_feedback(
-    settings, again
+    settings, evaluation
 ):
-    version = Registry(settings).version(SPEC.name, "1")
-    evaluation = load_evaluation(Tracking(settings), again.run_id)
-    reference = load_reference(settings, version)
+    reference = load_reference(settings, Registry(settings).version(SPEC.name, "1"))
     assert len(reference.rows) == evaluation.rows
     snapshot = reference.snapshot
     assert backfilled_outcomes(settings, SPEC, "1", snapshot, AS_OF) is None

@@ -1,7 +1,5 @@
 """Estimators and training code of a user, through the whole chain on the real history."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np
@@ -11,17 +9,17 @@ from core.errors import TrainingError
 from core.spec import ModelSpec, load_spec
 from mlflow_server.pyfunc import read_version
 from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
 from tests.conftest import AS_OF
 from tests.training import factories
-from tests.training.conftest import OLD, run_stages, train
-from training import chain
+from tests.training.chains import open_run
+from tests.training.conftest import OLD, train
 from training.artifacts import PROOF, read
-from training.dataset import load_frame
+from training.dataset import dataset, load_frame
 from training.estimators import estimator_problems
 from training.frame import at, features
 from training.reproduce import reproduce
 from training.scoring import version_scores
+from training.train import fit
 
 NAME = "own_model"
 FACTORIES = "tests.training.factories"
@@ -33,7 +31,7 @@ FEW = {"feature": "days_since_last_order", "below": 15}
 TRUSTED = ["xgboost.core.Booster", "xgboost.sklearn.XGBClassifier"]
 
 
-def spec_of(**changes) -> ModelSpec:
+def spec_of(**changes):
     names = {"name": NAME, "experiment": NAME, "gates": [GATE], "population": FEW}
     return ModelSpec.model_validate(SHIPPED | names | changes)
 
@@ -63,8 +61,8 @@ def trained(tracked):
     return train(tracked, SPEC, AS_OF, "own training")
 
 
-def test_training_code_gets_the_rows_before_the_gap_and_no_test_row(tracked, trained):
-    _, plan = load_frame(Tracking(tracked), trained.run_id)
+def test_training_code_gets_the_rows_before_the_gap_and_no_test_row(tracking, trained):
+    _, plan = load_frame(tracking, trained.run_id)
     rows, folds, parameters = factories.calls[0]
     assert rows.columns.tolist() == [*SPEC.features, "label"]
     assert rows.index.names == ["customer_id", "event_timestamp"]
@@ -83,15 +81,15 @@ def test_training_code_gets_the_rows_before_the_gap_and_no_test_row(tracked, tra
 
 
 def test_what_training_code_returns_is_registered_with_its_figures_and_built_again(
-    tracked, trained
+    tracked, tracking, trained
 ):
     assert trained.outcome.endswith("is in production, the first one")
-    run = Tracking(tracked).run(trained.run_id)
+    run = tracking.run(trained.run_id)
     assert run.params["estimator"] == f"{FACTORIES}:train"
     assert run.params["chosen_by"] == "training code of its own"
     assert run.metrics["training/leaves"] in {3, 15}
     assert run.metrics["test/log_loss"] < run.metrics["baseline/log_loss"]
-    frame, plan = load_frame(Tracking(tracked), trained.run_id)
+    frame, plan = load_frame(tracking, trained.run_id)
     rows = at(frame, plan.test)
     served = version_scores(tracked, SPEC, trained.version, rows)
     model, _ = factories.train(*factories.calls[0])
@@ -114,14 +112,14 @@ def test_a_model_that_onnx_scores_otherwise_is_refused_with_the_remedy(
 
 
 def test_in_the_format_of_its_library_it_is_registered_and_built_again(
-    tracked, trained
+    tracked, tracking, trained
 ):
     report = train(tracked, in_native_format(*TRUSTED), OLD, "native")
     assert report.version is not None, report.outcome
     registry = Registry(tracked)
     served, _ = read_version(registry, registry.version(NAME, report.version))
     assert served.loader == "mlflow.sklearn"
-    proof = json.loads(read(Tracking(tracked), report.run_id, PROOF))
+    proof = json.loads(read(tracking, report.run_id, PROOF))
     assert (proof["reasons"], proof["largest_difference"]) == ([], 0.0)
     rebuilt = reproduce(tracked, NAME, report.version)
     assert rebuilt.reproduced, rebuilt.summary()
@@ -130,26 +128,25 @@ def test_in_the_format_of_its_library_it_is_registered_and_built_again(
 @pytest.fixture(scope="module")
 def run_id(tracked):
     """A run with its frame."""
-    spec = by_factory("Texts")
-    run_id = chain.open_run(tracked, spec, OLD, key="opened", reason="r", who="t")
-    run_stages(tracked, spec, run_id, "dataset")
+    spec = by_function("returns_no_figures")
+    run_id = open_run(tracked, spec, OLD, "opened")
+    dataset(tracked, spec, run_id)
     return run_id
 
 
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        (by_factory("Texts"), r"expected the classes 0 and 1 .*found the classes \['no', 'yes'\]"),
         (by_function("returns_no_figures"), "found a ColumnTransformer without predict_proba"),
         (in_native_format(), r"expected trusted_types = \['xgboost.core.Boo"),
         (by_function("train"), r"own_model: \[training\] .*KeyError: 'leaves'"),
     ],
-    ids=["texts", "figures", "types", "parameters"],
+    ids=["figures", "types", "parameters"],
 )  # fmt: skip
 def test_what_cannot_be_served_ends_the_training_with_one_line(
     tracked, run_id, spec, message
 ):
     assert [*estimator_problems(spec)] == []
     with pytest.raises(TrainingError, match=message) as refused:
-        run_stages(tracked, spec, run_id, "train")
+        fit(tracked, spec, run_id)
     assert "\n" not in str(refused.value)

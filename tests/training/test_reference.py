@@ -1,19 +1,15 @@
 """What training stores of its evaluation for windows to be compared with."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 
 from mlflow_server.pages import CARD
 from mlflow_server.registry import Registry
-from mlflow_server.tracking import Tracking
 from tests.training.conftest import SPEC
 from training.artifacts import read
 from training.check import wide_features
 from training.dataset import load_frame
 from training.frame import at, features
-from training.gate import load_evaluation
 from training.reference import load_reference
 from training.scoring import version_scores
 
@@ -24,9 +20,9 @@ def reference(tracked, second):
 
 
 def test_a_reference_is_the_evaluated_rows_as_training_scored_them(
-    tracked, second, reference
+    tracked, tracking, second, reference, evaluation
 ):
-    frame, plan = load_frame(Tracking(tracked), second.run_id)
+    frame, plan = load_frame(tracking, second.run_id)
     tested = at(frame, plan.test)
     scored = version_scores(tracked, SPEC, second.version, tested).rounded()
     rows = reference.rows
@@ -34,19 +30,18 @@ def test_a_reference_is_the_evaluated_rows_as_training_scored_them(
     assert rows[[*SPEC.features]].equals(features(SPEC, tested))
     assert np.array_equal(rows["score"], scored.scores)
     assert np.array_equal(rows["label"], tested["label"])
-    evaluation = load_evaluation(Tracking(tracked), second.run_id)
     assert reference.evaluated == evaluation.challenger
     assert reference.threshold == evaluation.threshold == scored.threshold
     assert reference.snapshot == plan.test[-1].start
 
 
 def test_features_that_move_much_from_snapshot_to_snapshot_are_named_by_check(
-    tracked, second, reference
+    tracked, tracking, second, reference
 ):
     spread = reference.spread
     assert spread.basis == "snapshots"
     assert spread.psi.keys() == SPEC.features.keys()
-    card = read(Tracking(tracked), second.run_id, CARD).decode()
+    card = read(tracking, second.run_id, CARD).decode()
     assert "newest snapshots of the training frame" in card
     monitoring = SPEC.monitoring.model_copy(update={"monitor_only": ()})
     lines = wide_features(tracked, SPEC.model_copy(update={"monitoring": monitoring}))

@@ -1,7 +1,5 @@
 """A version is built again from what its run stored: the same, or the reason why not."""
 
-from __future__ import annotations
-
 import json
 import re
 
@@ -13,9 +11,21 @@ from training.artifacts import ESTIMATOR, read
 from training.reproduce import reproduce
 
 
-def differences(report) -> set[str]:
+def differences(report):
     changed_results = {name for name, text in report.results.items() if text}
     return {*report.inputs} | changed_results
+
+
+def reproduced_from(settings, trained, file, changes):
+    """Build a version again while a JSON file of its run has other values."""
+    api = client(settings)
+    stored = read(Tracking(settings), trained.run_id, file).decode()
+    other = json.dumps(json.loads(stored) | changes)
+    api.log_text(trained.run_id, other, file)
+    try:
+        return reproduce(settings, SPEC.name, trained.version)
+    finally:
+        api.log_text(trained.run_id, stored, file)
 
 
 def files(settings):
@@ -36,16 +46,9 @@ def test_a_version_is_the_same_to_the_byte_and_nothing_else_is_written(
 
 
 def test_an_estimator_that_is_another_is_a_difference_of_the_results(tracked, first):
-    run_id = first.run_id
-    api = client(tracked)
-    stored = read(Tracking(tracked), run_id, ESTIMATOR)
-    other = json.loads(stored)
-    other["parameters"] |= {"n_estimators": 5}
-    api.log_text(run_id, json.dumps(other), ESTIMATOR)
-    try:
-        report = reproduce(tracked, SPEC.name, first.version)
-    finally:
-        api.log_text(run_id, stored.decode(), ESTIMATOR)
+    parameters = SPEC.estimators[0].parameters | {"n_estimators": 5}
+    changes = {"parameters": parameters}
+    report = reproduced_from(tracked, first, ESTIMATOR, changes)
     assert not report.reproduced
     assert "model.onnx" in differences(report)
     assert report.largest_difference > 0
@@ -60,13 +63,10 @@ def test_inputs_that_differ_are_named_and_alone_do_not_refuse_a_version(tracked,
     hashes = ("lock_sha256", "code_sha256")
     for tag in hashes:
         api.set_model_version_tag(SPEC.name, version, tag, "0" * 64)
-    stored = read(Tracking(tracked), first.run_id, "spec.json")
-    spec = SPEC.model_copy(update={"schedule": "@daily"})
     try:
-        api.log_text(first.run_id, spec.model_dump_json(), "spec.json")
-        report = reproduce(tracked, SPEC.name, version)
+        changes = {"schedule": "@daily"}
+        report = reproduced_from(tracked, first, "spec.json", changes)
     finally:
-        api.log_text(first.run_id, stored.decode(), "spec.json")
         for tag in hashes:
             api.set_model_version_tag(SPEC.name, version, tag, tags[tag])
     assert report.reproduced

@@ -1,7 +1,5 @@
 """One service of two datasets and two entities: trained, served, compared, built again."""
 
-from __future__ import annotations
-
 from shlex import quote
 
 import pytest

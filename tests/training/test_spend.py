@@ -1,7 +1,5 @@
 """Another use case is three files: next-quarter spend, a number, in a copy of the project."""
 
-from __future__ import annotations
-
 import json
 import re
 

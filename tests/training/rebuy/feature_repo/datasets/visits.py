@@ -1,7 +1,5 @@
 """Visits of products' pages."""
 
-from __future__ import annotations
-
 from datetime import timedelta
 
 import pyarrow as pa
