@@ -17,13 +17,13 @@ BAD = CheckResult(
     name="delivery/days",
     kind="delivery",
     status="bad",
-    value=9.0,
-    limit=7.0,
-    words="9 days to deliver",
     feature="days",
     link="/status/churn#checks",
 )
-SPREAD = UsualSpread("none", {})
+REFERENCE = Reference(
+    rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,
+    task="classification", evaluated={}, spread=UsualSpread(),
+)  # fmt: skip
 
 
 def late_deliveries(run, reference):
@@ -45,17 +45,9 @@ def run(**limits):
     )
 
 
-@pytest.fixture
-def reference():
-    return Reference(
-        rows=pd.DataFrame({"plan": ["a"]}), features={}, snapshot=None, threshold=0.5,
-        task="classification", evaluated={}, spread=SPREAD,
-    )  # fmt: skip
-
-
-def test_a_check_of_the_spec_is_one_of_the_run(reference):
+def test_a_check_of_the_spec_is_one_of_the_run():
     spec_run = run(checks=(f"{__name__}:late_deliveries",))
-    assert run_checks(spec_run, reference, (), ()) == [BAD]
+    assert run_checks(spec_run, REFERENCE, (), ()) == [BAD]
     (missing,) = run_checks(spec_run, "its run was deleted", (), ())
     assert (missing.name, missing.status) == ("reference", "unknown")
     assert missing.words == "there is no reference: its run was deleted"
@@ -68,22 +60,20 @@ def test_a_check_of_the_spec_is_one_of_the_run(reference):
         ("not_there.checks:any", "not_there"),
     ],
 )
-def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why, reference):
+def test_a_check_that_fails_is_unknown_and_keeps_no_other_from_it(path, why):
     after = f"{__name__}:late_deliveries"
-    first, second = run_checks(run(checks=(path, after)), reference, (), ())
+    first, second = run_checks(run(checks=(path, after)), REFERENCE, (), ())
     assert (first.status, second) == ("unknown", BAD)
     assert first.words.startswith(f"{path} was not measured: ")
     assert why in first.words
 
 
 @pytest.mark.parametrize("name", ["days", "delivery"])
-def test_what_is_only_monitored_keeps_its_status_and_does_not_act(name, reference):
-    def delivery(_run, _reference):
-        yield BAD
-
-    (result,) = run_checks(
-        run(monitor_only={name: "a strike"}), reference, (delivery,), ()
+def test_what_is_only_monitored_keeps_its_status_and_does_not_act(name):
+    passive = run(
+        monitor_only={name: "a strike"}, checks=(f"{__name__}:late_deliveries",)
     )
+    (result,) = run_checks(passive, REFERENCE, (), ())
     assert result == replace(BAD, acts=False, reason="a strike")
 
 

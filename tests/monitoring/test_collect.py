@@ -1,31 +1,30 @@
-"""Log files become tables, each row once, whatever is torn, repeated or killed on the way."""
+"""Files of the log, and of replicas on S3, become tables: each row once, also if torn or sent twice."""
 
 from __future__ import annotations
 
 import fcntl
 import json
 import threading
+from dataclasses import replace
 
 import pyarrow.compute as pc
-import pytest
 
 from monitoring.collect import (
     Collected,
     answered_rows,
     collect,
+    outcomes,
     predictions,
     request_of_row,
 )
 from serving.prediction_log import AppendLog
 from tests.conftest import new_settings
-from tests.monitoring.log import FAILURE, answer, write
+from tests.monitoring.log import FAILURE, answer, feedback, write
+from tests.s3 import s3_server
 
 FILE = "predictions-1-1.jsonl"
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return new_settings(tmp_path)
+READ_BEFORE = Collected(predictions=0, outcomes=0, malformed=0)
+ONE_ROW = replace(READ_BEFORE, predictions=1)
 
 
 def stored(settings):
@@ -34,63 +33,54 @@ def stored(settings):
     return {row["request_id"]: row for row in rows}
 
 
-def locked(file):
-    """Hold the lock of a writer until the file is closed."""
-    writer = file.open("rb")
-    fcntl.flock(writer, fcntl.LOCK_EX)
-    return writer
-
-
-def test_a_closed_log_file_is_read_and_deleted_and_an_open_one_stays(settings):
+def test_a_file_is_read_at_once_and_its_torn_end_is_malformed_once_it_is_closed(
+    settings,
+):
     closed = write(settings, FILE, answer("a"), answer("b"))
-    still = write(settings, "predictions-copy.jsonl", answer("c"))
-    with locked(still):
-        assert collect(settings).predictions == 3
+    torn = json.dumps(answer("c"))[:30]
+    still = write(settings, "predictions-copy.jsonl", answer("c"), torn, end="")
+    with still.open("rb") as writer:
+        fcntl.flock(writer, fcntl.LOCK_EX)
+        assert collect(settings) == replace(READ_BEFORE, predictions=3)
         assert (closed.exists(), still.exists()) == (False, True)
-        assert collect(settings).predictions == 0
-    assert collect(settings).predictions == 0
+        assert collect(settings) == READ_BEFORE
+    assert collect(settings) == replace(READ_BEFORE, malformed=1)
     assert not still.exists()
-    assert {*stored(settings)} == {"a", "b", "c"}
+    write(settings, FILE, answer("d"), end="")  # whole, and nothing more comes
+    assert collect(settings) == ONE_ROW
+    assert {*stored(settings)} == {"a", "b", "c", "d"}
 
 
-def test_a_file_that_is_read_twice_gives_each_row_once(settings):
-    failures = [answer(name, **FAILURE, seconds=0.25) for name in "cd"]
-    lines = [answer("a"), answer("b"), *failures]
-    write(settings, FILE, *lines)
-    collect(settings)
-    write(settings, FILE, *lines, answer("e"))  # as if it had not been removed
-    assert collect(settings) == Collected(predictions=1, outcomes=0, malformed=0)
-    assert len(stored(settings)) == 5
-    failed = stored(settings)["c/production/error"]
-    assert (failed["error"], failed["seconds"]) == (FAILURE["error"], 0.25)
-    assert list((settings.home / "serving" / "log").iterdir()) == []
-
-
-def test_answer_and_failures_of_one_request_are_rows_of_their_own(settings):
+def test_answer_and_failures_of_a_request_are_rows_once_though_read_twice(settings):
     """A challenger failed, production answered, a shadow scored and failed it; a proxy asked
     twice."""
-    write(
-        settings,
-        FILE,
+    lines = [
         answer("r", role="challenger", **FAILURE),
-        answer("r", **FAILURE),
+        answer("r", **FAILURE, seconds=0.25),
         answer("r"),
         answer("r"),
         answer("r", role="shadow", probability=0.75),
         answer("r", role="shadow", **FAILURE),
-    )
+    ]
+    write(settings, FILE, *lines)
     assert collect(settings).predictions == 5
-    probabilities = {name: row["probability"] for name, row in stored(settings).items()}
-    assert probabilities == {
+    write(settings, FILE, *lines, answer("e"))  # as if it had not been removed
+    assert collect(settings) == ONE_ROW
+    assert list((settings.home / "serving" / "log").iterdir()) == []
+    rows = stored(settings)
+    assert {name: row["probability"] for name, row in rows.items()} == {
+        "e": 0.5,
         "r": 0.5,
         "r/challenger/error": None,
         "r/production/error": None,
         "r/shadow": 0.75,
         "r/shadow/error": None,
     }
-    assert {request_of_row(name) for name in probabilities} == {"r"}
+    failed = rows["r/production/error"]
+    assert (failed["error"], failed["seconds"]) == (FAILURE["error"], 0.25)
+    assert {request_of_row(name) for name in rows} == {"e", "r"}
     answers = answered_rows(settings, pc.field("model") == "m")
-    assert sorted(answers["request_id"].to_pylist()) == ["r", "r/shadow"]
+    assert sorted(answers["request_id"].to_pylist()) == ["e", "r", "r/shadow"]
 
 
 def test_lines_that_cannot_be_read_are_set_aside_and_counted_once(settings):
@@ -106,20 +96,10 @@ def test_lines_that_cannot_be_read_are_set_aside_and_counted_once(settings):
         answer("e", error="and an answer"),
         json.dumps(answer("f")).replace("+00:00", ""),
     )
-    assert collect(settings) == Collected(predictions=1, outcomes=0, malformed=7)
+    assert collect(settings) == replace(ONE_ROW, malformed=7)
     assert not file.exists()
     assert "extra" in file.with_suffix(".malformed").read_text()
     assert collect(settings).malformed == 0
-
-
-def test_an_incomplete_last_line_is_malformed_once_its_file_is_closed(settings):
-    torn = json.dumps(answer("b"))[:30]
-    file = write(settings, FILE, answer("a"), torn, end="")
-    with locked(file):
-        assert collect(settings) == Collected(predictions=1, outcomes=0, malformed=0)
-    assert collect(settings) == Collected(predictions=0, outcomes=0, malformed=1)
-    write(settings, FILE, answer("c"), end="")  # whole, and nothing more comes
-    assert collect(settings) == Collected(predictions=1, outcomes=0, malformed=0)
 
 
 def test_no_row_is_lost_while_the_writer_begins_new_files(settings):
@@ -142,3 +122,24 @@ def test_no_row_is_lost_while_the_writer_begins_new_files(settings):
     writer.join()
     collect(settings)
     assert {*stored(settings)} == {f"w{number}" for number in range(total)}
+
+
+def test_files_of_all_replicas_are_read_once_and_deleted(tmp_path, monkeypatch):
+    """A replica that did not hear that its file was taken sends it again."""
+    with s3_server(tmp_path, monkeypatch):
+        settings = new_settings(tmp_path / "home", data_url="s3://gyre/a/b")
+        assert collect(settings).predictions == 0  # there is no inbox yet
+        inbox = settings.data / "inbox"
+        sent = {
+            "one/predictions-1-1-a.jsonl": [answer("a"), answer("b")],
+            "other/predictions-1-1-b.jsonl": [answer("c"), answer("a")],
+            "other/feedback-1-1-c.jsonl": [feedback("a", 1.0)] * 2,
+        }
+        for expected in (replace(READ_BEFORE, predictions=3, outcomes=2), READ_BEFORE):
+            for name, lines in sent.items():
+                (inbox / name).write_text("\n".join(map(json.dumps, lines)) + "\n")
+            assert collect(settings) == expected
+            assert [*inbox.glob("*/*")] == []
+        assert [path for path in settings.cache.rglob("*") if path.is_file()] == []
+        assert len(stored(settings)) == 3
+        assert outcomes(settings).read().num_rows == 2

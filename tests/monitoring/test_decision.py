@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import pytest
 
 from monitoring.check import CheckResult
 from monitoring.checks.volume import usual_entities
 from monitoring.decision import Inputs, decide, describe, judge
-from monitoring.decision_log import DecisionRow
 from monitoring.past import Past
+from tests.console.year import decision_row
+from tests.monitoring.log import NOON
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
+HOUR = timedelta(hours=1)
 BAD = Inputs(
-    as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("lifetime_orders: PSI 0.41",),
+    as_of=NOON, version="1", verdicts=("bad", "bad"), findings=("lifetime_orders: PSI 0.41",),
     harm=None, previous=None, last_retraining=None, last_promotion=None,
-    cooldown=timedelta(hours=24), windows=5, bad_windows=2,
+    cooldown=24 * HOUR, windows=5, bad_windows=2,
 )  # fmt: skip
-LATER = NOW + timedelta(seconds=1)
 
 
 @pytest.mark.parametrize(
@@ -40,11 +40,11 @@ LATER = NOW + timedelta(seconds=1)
             "first_bad_window",
         ),
         ({"verdicts": ("bad", "ok", "ok", "ok", "bad")}, "retrain", "drift"),
-        ({"last_retraining": NOW - timedelta(hours=23)}, "nothing", "cooldown"),
-        ({"last_retraining": NOW - timedelta(hours=24)}, "retrain", "drift"),
+        ({"last_retraining": NOON - 23 * HOUR}, "nothing", "cooldown"),
+        ({"last_retraining": NOON - 24 * HOUR}, "retrain", "drift"),
         ({"harm": "every score is 0.5", "previous": "7"}, "rollback", "harm"),
         ({"harm": "every score is 0.5"}, "alert", "harm"),
-        ({"last_promotion": LATER}, "nothing", "stale"),
+        ({"last_promotion": NOON + timedelta(seconds=1)}, "nothing", "stale"),
         ({"bad_windows": 3}, "nothing", "first_bad_window"),
     ],
 )
@@ -58,7 +58,7 @@ def test_twenty_windows_of_one_drift_give_one_retraining():
     actions = []
     inputs = replace(BAD, verdicts=())
     for hour in range(20):
-        at = NOW + timedelta(hours=hour)
+        at = NOON + hour * HOUR
         inputs = replace(inputs, as_of=at, verdicts=(*inputs.verdicts, "bad"))
         decision = decide(inputs)
         actions.append(decision.action)
@@ -99,11 +99,7 @@ def test_a_verdict_is_one_sentence():
     psi = result(value=0.12, feature="orders")
     passive = result("psi/tenure", status="bad", value=8.0, acts=False)
     performance = result(
-        "online/f1",
-        "performance_drift",
-        value=0.7,
-        limit=0.6,
-        words="f1 0.70, was 0.71",
+        "online/f1", "performance_drift", limit=0.6, words="f1 0.70, was 0.71"
     )
     assert describe("ok", [psi, passive, performance]) == (
         "ok: no feature drifts (largest PSI 0.12, orders); "
@@ -119,19 +115,13 @@ def test_a_verdict_is_one_sentence():
 def test_entities_are_usual_as_before_a_collapse():
     def past(*counts):
         rows = [
-            decision_row(as_of=NOW - timedelta(hours=30 + n), entities=count)
+            decision_row(
+                model="m", version="1", as_of=NOON - (30 + n) * HOUR, entities=count
+            )
             for n, count in enumerate(counts)
         ]
-        return Past("1", NOW, None, None, rows, None)
+        return Past("1", NOON, None, None, rows, None)
 
     assert usual_entities(past(1000, 1000)) is None
     assert usual_entities(past(1000, 900, 1100)) == 1000
     assert usual_entities(past(1000, 1000, 1000, 10, 20)) == 1000
-
-
-def decision_row(**more):
-    values = {
-        "model": "churn", "version": "1", "as_of": NOW, "verdict": "ok", "action": "nothing",
-        "rule": "ok", "reason": "", "cause": "", "words": "", "inputs": "{}", "entities": 0,
-    }  # fmt: skip
-    return DecisionRow(**values | more)

@@ -3,29 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
-
-import pytest
+from datetime import timedelta
 
 from monitoring.decision_log import (
-    DecisionRow,
     newest_decisions,
     notable_decisions,
     sampled_decisions,
     store_decision,
 )
-from tests.conftest import new_settings
+from tests.console.year import decision_row
+from tests.monitoring.log import NOON
 
-FIRST = DecisionRow(
-    "churn", "1", datetime(2026, 11, 20, 12, tzinfo=UTC), "bad", "nothing", "first_bad_window",
-    "spend: PSI 0.31", "drift of version 1", "bad: spend: PSI 0.31", "{}", 900,
+FIRST = decision_row(
+    model="churn", version="1", as_of=NOON, verdict="bad", cause="drift of version 1",
+    words="bad: spend: PSI 0.31",
 )  # fmt: skip
-HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return new_settings(tmp_path)
 
 
 def keep(settings, *rows):
@@ -35,7 +27,9 @@ def keep(settings, *rows):
 
 def test_decisions_are_in_the_order_of_their_moments_each_moment_once(settings):
     assert newest_decisions(settings, "churn") == []
-    second = replace(FIRST, as_of=FIRST.as_of + HOUR, action="retrain", serving="{}")
+    second = replace(
+        FIRST, as_of=NOON + timedelta(hours=1), action="retrain", serving="{}"
+    )
     other = replace(FIRST, model="other")
     keep(settings, second, FIRST, other, replace(FIRST, version="2"), FIRST)
     assert newest_decisions(settings, "churn") == [FIRST, second]
@@ -45,7 +39,7 @@ def test_decisions_are_in_the_order_of_their_moments_each_moment_once(settings):
 
 
 def test_a_span_shows_the_decision_that_acted_else_a_bad_one_else_the_newest(settings):
-    day = FIRST.as_of.replace(hour=0)
+    day = NOON.replace(hour=0)
     decided = {
         1: ("bad", "retrain"), 2: ("bad", "nothing"), 5: ("ok", "nothing"), 6: ("bad", "nothing"),
         11: ("ok", "nothing"), 12: ("ok", "nothing"), 13: ("insufficient_data", "nothing"),

@@ -22,11 +22,10 @@ from mlflow_server.ledger import Ledger, LedgerRow
 from monitoring.experiment import (
     Experiment,
     compare,
-    estimate_effect,
     newest_experiment,
     read_report,
 )
-from tests.conftest import AS_OF, new_settings
+from tests.conftest import AS_OF
 from tests.monitoring.log import FAILURE, answer, feedback, write
 from tests.training.conftest import ORDERS
 
@@ -35,42 +34,16 @@ SPEND = SPEC.model_copy(update={"task": "regression", "costs": None, "threshold"
 DAY = timedelta(days=1)
 HOUR = timedelta(hours=1)
 START = datetime(2026, 6, 1, tzinfo=UTC)
-EXPERIMENT = Experiment("1", "2", 50, START, None)
 
 
-def costs(random, size, share, rates):
-    """Realised costs of the challenger's and of production's entities; `rates` come true as 1."""
-    is_challengers = random.random(size) < share
-    actual = random.random(size) < np.where(is_challengers, rates[1], rates[0])
-    acted_on = random.random(size) < 0.4
-    values = acted_on + 10.0 * actual
-    return pd.Series(values[is_challengers]), pd.Series(values[~is_challengers])
-
-
-@pytest.mark.parametrize(
-    ("size", "share", "truth"),
-    [(400, 0.5, -0.1), (1200, 0.1, 0.0)],
-)
-def test_the_interval_holds_the_truth_in_95_of_100_experiments(size, share, truth):
-    random = np.random.default_rng(11)
-    effects = [
-        estimate_effect(*costs(random, size, share, (0.3, 0.3 + truth)))
-        for _ in range(400)
-    ]
-    below = sum(effect.high < 10 * truth for effect in effects)
-    above = sum(effect.low > 10 * truth for effect in effects)
-    assert 8 <= below + above <= 32
-    assert max(below, above) <= 19  # 2.5 % and three standard errors
-
-
-def outcomes(random, size, share, rates):
-    """Calibrated scores, the challenger's sharper."""
+def compared(random, size, share, rates, spec=SPEC):
+    """Of calibrated scores, the challenger's sharper."""
     is_challengers = random.random(size) < share
     rate = np.where(is_challengers, rates[1], rates[0])
     label = (random.random(size) < rate).astype(np.int64)
     mean = np.where(is_challengers, 0.5 + (label - 0.5) * 0.3, 0.5)
     score = np.clip(mean + random.normal(0, 0.05, size), 0.01, 0.99)
-    return pd.DataFrame(
+    entities = pd.DataFrame(
         {
             "role": np.where(is_challengers, "challenger", "production"),
             "label": label,
@@ -78,38 +51,49 @@ def outcomes(random, size, share, rates):
             "prediction": (score >= 0.5).astype(float),
         }
     )
+    return compare(spec, Experiment("1", "2", 50, START, None), entities, START)
 
 
-def compared(entities, spec=SPEC):
-    return compare(spec, EXPERIMENT, entities, START)
+@pytest.mark.parametrize(
+    ("size", "share", "truth"), [(400, 0.5, -0.1), (1200, 0.1, 0.0)]
+)
+def test_the_interval_holds_the_truth_in_95_of_100_experiments(size, share, truth):
+    random = np.random.default_rng(11)
+    reports = [compared(random, size, share, (0.3, 0.3 + truth)) for _ in range(400)]
+    effects = [report.effects["rate"] for report in reports]
+    below = sum(effect.high < truth for effect in effects)
+    above = sum(effect.low > truth for effect in effects)
+    assert 8 <= below + above <= 32
+    assert max(below, above) <= 19  # 2.5 % and three standard errors
 
 
 def test_an_experiment_is_better_worse_or_not_yet_known():
     random = np.random.default_rng(1)
-    better = compared(outcomes(random, 4000, 0.3, (0.4, 0.3)))
+    better = compared(random, 4000, 0.3, (0.4, 0.3))
     assert (better.conclusion, better.figure) == ("better", "cost")
     beginning = f"{SPEC.name}: better: version 2 against version 1: cost per entity 1."
     assert better.sentence.startswith(beginning)
     assert better.effects["log_loss"].high < 0
     assert better.means["challenger"]["rate"] == pytest.approx(0.3, abs=0.04)
     assert better.effects["rate"].low < -0.1 < better.effects["rate"].high
-    worse = compared(outcomes(random, 4000, 0.3, (0.3, 0.4)))
+    worse = compared(random, 4000, 0.3, (0.3, 0.4))
     assert worse.conclusion == "worse"
     assert " higher (95 %: +" in worse.sentence
-    undecided = compared(outcomes(random, 500, 0.5, (0.3, 0.28)))
+    undecided = compared(random, 500, 0.5, (0.3, 0.28))
     assert undecided.conclusion == "not yet known"
-    few = compared(outcomes(random, 150, 0.5, (0.9, 0.1)))
+    few = compared(random, 150, 0.5, (0.9, 0.1))
     assert few.conclusion == "not yet known"
     assert few.sentence.endswith("outcomes; at least 100 of each are needed")
-    alone = compared(outcomes(random, 400, 1.0, (0.3, 0.3)))
+    alone = compared(random, 400, 1.0, (0.3, 0.3))
     assert (alone.conclusion, alone.effects) == ("not yet known", {})
-    numbers = outcomes(random, 400, 0.5, (0.3, 0.3))
-    assert compared(numbers, SPEND).figure == "squared_error"
+    numbers = compared(random, 400, 0.5, (0.3, 0.3), SPEND)
+    assert numbers.figure == "squared_error"
 
 
 def row(at, role, old, new, days, percent=100, *, applied=True):
-    change, time = (role, percent, old, new, "ann", "try", None), START + days * DAY
-    return LedgerRow(SPEC.name, at, *change, time, time if applied else None)
+    time = START + days * DAY
+    return LedgerRow(SPEC.name, at, role, percent, old, new, "ann", "try", None, time,
+                     time if applied else None)  # fmt: skip
 
 
 ROWS = [
@@ -135,16 +119,12 @@ def test_an_experiment_lasts_while_challenger_share_and_production_stay():
     assert newest_experiment(ROWS[2:3]) is None
 
 
-@pytest.fixture(scope="module")
-def settings(tmp_path_factory):
+@pytest.fixture
+def settings(settings):
     """The orders of AS_OF's past, and experiments of a week that began 130 days before."""
-    settings = new_settings(tmp_path_factory.mktemp("compared"))
     rows = pull(settings, ORDERS, AS_OF).read_all()
-    raw_table(settings, ORDERS).merge(
-        rows.append_column("ingested_at", rows["order_ts"]),
-        ORDERS.key,
-        rows.column_names,
-    )
+    rows = rows.append_column("ingested_at", rows["order_ts"])
+    raw_table(settings, ORDERS).merge(rows, ORDERS.key, rows.column_names)
     shift = AS_OF - 130 * DAY - START
     with closing(Ledger(settings)) as ledger:
         for line in ROWS[:7]:
@@ -173,15 +153,7 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
         values = {"entity": entity, "probability": 0.6} | version | change
         return answer(request, received, **values)
 
-    lines = []
-    contradictions = []
-    for number, customer in enumerate(customers):
-        role = ("production", "challenger")[number % 2]
-        lines.append(line(f"r{number}", customer, role))
-        lines.append(line(f"again{number}", customer, role, noon + HOUR))
-        outcome = feedback(f"r{number}", 1.0 - actual[customer], late)
-        contradictions.append(outcome)
-    lines += [
+    lines = [
         line("other", customers[0], "challenger", noon + 2 * HOUR),
         line("shadow", customers[1], "shadow"),
         line("nobody", None, "production"),
@@ -190,12 +162,18 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
         line("by feedback", 10**6 + 2, "challenger", noon - DAY),
         line("earlier", 10**6 + 3, "challenger", noon - 6 * DAY),
     ]
-    for number in range(21):
-        failure = line(f"failed {number}", customers[0], "challenger", **FAILURE)
-        lines.append(failure)
+    outcomes = [feedback("by feedback", 1.0, late)]
+    for number, customer in enumerate(customers):
+        role = ("production", "challenger")[number % 2]
+        lines.append(line(f"r{number}", customer, role))
+        lines.append(line(f"again{number}", customer, role, noon + HOUR))
+        outcomes.append(feedback(f"r{number}", 1.0 - actual[customer], late))
+    lines += [
+        line(f"failed {number}", customers[0], "challenger", **FAILURE)
+        for number in range(21)
+    ]
     write(settings, "predictions-1-1.jsonl", *lines)
-    known = feedback("by feedback", 1.0, late)
-    write(settings, "feedback-1-1.jsonl", known, *contradictions)
+    write(settings, "feedback-1-1.jsonl", *outcomes)
 
     report = read_report(settings, SPEC, AS_OF)
     assert report.outcomes == {"production": 300, "challenger": 300}
@@ -209,7 +187,6 @@ def test_outcomes_of_raw_data_outrank_feedback_and_each_entity_counts_once(setti
     assert "challenger  version 2, 300 outcomes" in text
     json.dumps(to_jsonable_python(asdict(report)), allow_nan=False)
 
-
-def test_without_an_experiment_the_error_tells_how_to_begin_one(settings):
+    # Before any experiment: how to begin one.
     with pytest.raises(MonitoringError, match=r"gyre promote .* --role challenger"):
         read_report(settings, SPEC, AS_OF - 200 * DAY)

@@ -8,7 +8,6 @@ import pytest
 
 from core.spec import load_spec
 from monitoring.collect import KnownOutcomes, collect, join_outcomes
-from tests.conftest import new_settings
 from tests.monitoring.log import NOON, answer, feedback, write
 
 SPEC = load_spec("customer_churn_model")
@@ -18,24 +17,19 @@ AGAINST = "contradicting the first"
 UNKNOWN = "of an unknown request"
 
 
-@pytest.fixture
-def settings(tmp_path):
-    return new_settings(tmp_path)
-
-
 def answers(settings, *names, **change):
     lines = [answer(name, **change) for name in names]
     write(settings, "predictions-1-1.jsonl", *lines)
     collect(settings)
 
 
-def add_feedback(settings, *lines, file="1-1"):
+def add_feedback(settings, *lines):
     """Lines of request, actual, and minutes after the answer."""
     rows = [
         feedback(name, actual, NOON + timedelta(minutes=minutes))
         for name, actual, minutes in lines
     ]
-    write(settings, f"feedback-{file}.jsonl", *rows)
+    write(settings, "feedback-1-1.jsonl", *rows)
     collect(settings)
 
 

@@ -3,38 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 
 import numpy as np
 import pytest
 
 from core.monitoring_spec import Monitoring
 from mlflow_server.ledger import LedgerRow
-from monitoring.checks.serving import (
-    judge_refusals,
-    judge_serving,
-    log_gap,
-)
+from monitoring.checks.serving import judge_refusals, judge_serving, log_gap
 from monitoring.collect import collect
-from monitoring.harm import (
-    Variant,
-    collapse,
-    collapsed_classes,
-    measure_variants,
-)
+from monitoring.harm import Variant, collapse, collapsed_classes, measure_variants
 from monitoring.past import previous_version
 from monitoring.serving_status import ServingCounts
-from tests.conftest import new_settings
 from tests.monitoring.log import FAILURE, NOON, answer, write
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 SPREAD = tuple(np.linspace(0, 1, 101).tolist())
 FAST = Variant(
-    rows=1000,
-    requests=1000,
-    seconds={"p50": 0.01, "p95": 0.02, "p99": 0.03},
-    scored_rows=1000,
-    scores=SPREAD,
+    rows=1000, requests=1000, seconds={"p50": 0.01, "p95": 0.02, "p99": 0.03}
 )
 SLOW = {"p50": 0.1, "p95": 0.2, "p99": 0.3}
 
@@ -87,19 +72,16 @@ def test_failed_rows_are_harm_beyond_those_of_the_version_before(
 
 
 @pytest.mark.parametrize(
-    ("now", "then", "reason"),
+    ("counts", "reason"),
     [
-        ((3, 1), (3, 1), None),
-        ((4, 1), (3, 1), "1 predictions could"),
-        ((2, 1), (3, 1), "started again"),
-        (None, (3, 1), "does not answer"),
+        ({"a": ServingCounts(3, 1)}, None),
+        ({"a": ServingCounts(4, 1)}, "1 predictions could"),
+        ({"a": ServingCounts(2, 1)}, "started again"),
+        (None, "does not answer"),
     ],
 )
-def test_answers_that_were_not_logged_make_failures_and_latency_unknown(
-    now, then, reason
-):
-    counts = now and {"a": ServingCounts(*now)}
-    gap = log_gap(counts, {"a": ServingCounts(*then)})
+def test_answers_that_were_not_logged_make_failures_and_latency_unknown(counts, reason):
+    gap = log_gap(counts, {"a": ServingCounts(3, 1)})
     assert (gap is None) is (reason is None)
     assert reason is None or reason in gap
     figures = results(replace(FAST, failed_rows=900, seconds=SLOW), gap=gap)
@@ -117,19 +99,21 @@ def test_requests_that_serving_refused_since_the_last_run_are_an_alert(refused, 
     assert (result.status, result.value) == (status, refused)
 
 
-def test_rows_requests_seconds_and_scores_of_each_role_are_measured(tmp_path):
-    settings = new_settings(tmp_path)
+def test_rows_requests_seconds_and_scores_of_each_role_are_measured(settings):
     lines = [answer(f"r{n}", probability=n / 100) for n in range(101)]
     lines += [answer(f"outside {n}", in_population=False) for n in range(9)]
     lines += [answer(f"failed {n}", **FAILURE) for n in range(3)]
     for n, line in enumerate(lines[:100]):
         line["seconds"] = n / 1000
-    lines += [answer("trial", role="challenger", version="2")]
-    lines += [answer("late", NOON + timedelta(seconds=1)), answer("other", model="n")]
-    lines += [answer("early", NOON - timedelta(hours=1))]
+    start = NOON - timedelta(hours=1)
+    lines += [
+        answer("trial", role="challenger", version="2"),
+        answer("other", model="n"),
+        answer("early", start),
+        answer("late", NOON + timedelta(seconds=1)),
+    ]
     write(settings, "predictions-1-1.jsonl", *lines)
     collect(settings)
-    start = NOON - timedelta(hours=1)
     variants = measure_variants(settings, "m", start, NOON)
     assert {*variants} == {("production", "1"), ("challenger", "2")}
     production = variants["production", "1"]
@@ -169,40 +153,27 @@ def test_one_class_alone_is_a_collapse_too():
     assert collapsed_classes(["late"] * 200, ["late"] * 100) is None
 
 
-def ledger(*changes):
-    """Rows of (from, to, who)."""
-    rows = []
-    for before, version, who in changes:
-        action = "automatic rollback" if who == "monitor" else "promote"
-        change = ("production", 100, before, version, who, "", None, NOW, NOW, action)
-        rows.append(LedgerRow("m", len(rows) + 1, *change))
-    return rows
-
-
-FIRST_TWO = [(None, "1", "ann"), ("1", "2", "ann")]
-
-
 @pytest.mark.parametrize(
     ("changes", "registered", "expected"),
     [
-        (FIRST_TWO[:1], "12", None),
-        (FIRST_TWO, "12", "1"),
-        ([*FIRST_TWO, ("2", "1", "monitor")], "12", None),
+        (["ann 1"], "12", None),
+        (["ann 1", "ann 2"], "12", "1"),
+        (["ann 1", "ann 2", "monitor 1"], "12", None),
         # Somebody puts the harmful one back, then a third comes: it is passed over.
-        (
-            [
-                *FIRST_TWO,
-                ("2", "1", "monitor"),
-                ("1", "2", "ann"),
-                ("2", "3", "ann"),
-            ],
-            "123",
-            "1",
-        ),
-        ([*FIRST_TWO, ("2", "3", "ann")], "13", "1"),  # past one that was deleted
+        (["ann 1", "ann 2", "monitor 1", "ann 2", "ann 3"], "123", "1"),
+        (["ann 1", "ann 2", "ann 3"], "13", "1"),  # past one that was deleted
     ],
 )
 def test_a_rollback_skips_versions_that_were_rolled_back_before(
     changes, registered, expected
 ):
-    assert previous_version(ledger(*changes), registered) == expected
+    rows = []
+    before = None
+    for number, change in enumerate(changes, 1):
+        who, version = change.split()
+        action = "automatic rollback" if who == "monitor" else "promote"
+        row = LedgerRow("m", number, "production", 100, before, version, who, "", None,
+                        NOON, NOON, action)  # fmt: skip
+        rows.append(row)
+        before = version
+    assert previous_version(rows, registered) == expected

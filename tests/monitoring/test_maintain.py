@@ -14,26 +14,25 @@ import pytest
 
 from core.settings import PROJECT
 from core.spec import load_spec
-from core.storage import Table
 from mlflow_server.alerts import Alerts
 from mlflow_server.tracking import Tracking
-from monitoring.collect import OUTCOMES, PREDICTIONS, outcomes, predictions
+from monitoring.collect import collect, predictions
+from monitoring.decision_log import store_checks, store_decision
 from monitoring.maintain import maintain
 from stack.environment import process_environment
 from tests.conftest import mlflow_server, new_settings
+from tests.console.year import decision_row
+from tests.monitoring.log import NOON, answer, feedback, write
 from tests.preloaded import commands_folder
 from tests.s3 import BUCKET, s3_server
 from training.batch import PARTITION, SCORES, scores
 
-NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 DAY = timedelta(days=1)
 SPEC = load_spec("customer_churn_model")
-RUN_COLUMNS = pa.schema({"model": pa.string(), "as_of": pa.timestamp("us", tz="UTC")})
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    settings = new_settings(tmp_path_factory.mktemp("kept"))
+@pytest.fixture
+def home(settings):
     with mlflow_server(settings):
         yield settings
 
@@ -41,23 +40,16 @@ def home(tmp_path_factory):
 def store_rows(settings, ages):
     """Store a row of each age in days in every table of rows with an age."""
     for age in ages:
-        moment = NOW - age * DAY
-        answer = dict.fromkeys(PREDICTIONS.names) | {
-            "request_id": f"r{age}",
-            "model": "m",
-            "received": moment,
-        }
-        outcome = {"request_id": f"r{age}", "actual": 1.0, "received": moment}
+        moment = NOON - age * DAY
+        write(settings, "predictions-1-1.jsonl", answer(f"r{age}", moment))
+        write(settings, "feedback-1-1.jsonl", feedback(f"r{age}", 1.0, moment))
+        collect(settings)
         score = dict.fromkeys(SCORES.names) | dict.fromkeys(PARTITION, f"{age}")
         score["as_of"] = moment
-        answers = pa.Table.from_pylist([answer], PREDICTIONS)
-        predictions(settings).insert(answers, "request_id")
-        rows = pa.Table.from_pylist([outcome], OUTCOMES)
-        outcomes(settings).insert(rows, "request_id")
         scores(settings).replace(pa.Table.from_pylist([score], SCORES), PARTITION)
-        run = pa.Table.from_pylist([{"model": "m", "as_of": moment}], RUN_COLUMNS)
-        for name in ("decisions", "checks"):
-            Table(settings, name, RUN_COLUMNS).insert(run, "as_of")
+        row = decision_row(model="m", version="1", as_of=moment)
+        store_decision(settings, row)
+        store_checks(settings, "m", moment, [])
 
 
 def kept_requests(settings):
@@ -68,7 +60,7 @@ def store_file(settings, name, age):
     path = settings.home / name
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("x")
-    moment = (NOW - age * DAY).timestamp()
+    moment = (NOON - age * DAY).timestamp()
     os.utime(path, (moment, moment))
     return path
 
@@ -76,7 +68,7 @@ def store_file(settings, name, age):
 def clean(settings, **environment):
     """Run the command; return its exit code and what it reports of each place."""
     ended = subprocess.run(
-        [commands_folder() / "gyre", "maintain", "--json", "--as-of", NOW.isoformat()],
+        [commands_folder() / "gyre", "maintain", "--json", "--as-of", NOON.isoformat()],
         capture_output=True,
         check=False,
         env=process_environment(settings) | environment,
@@ -100,62 +92,59 @@ def test_what_is_older_than_its_retention_is_deleted(home):
         store_file(home, "reports/data_docs/orders/index.html", 89),
     ]
     alerts = Alerts(home)
-    alerts.note("m", "old", "w", NOW - 401 * DAY)
-    alerts.note("m", "young", "w", NOW - DAY)
+    for age in (1, 401):
+        alerts.note("m", f"{age} days ago", "w", NOON - age * DAY)
     tracking = Tracking(home)
     run_id = tracking.start_or_find_run(f"{SPEC.experiment}_monitoring", "k", "k", {})
     for age in (0, 89, 91):
-        folder = f"reports/{NOW - age * DAY:%Y-%m-%dT%H%M%S}"
+        folder = f"reports/{NOON - age * DAY:%Y-%m-%dT%H%M%S}"
         tracking.log_artifact(run_id, str(young_files[0]), folder)
     code, cleanups = clean(home)
     assert code == 0, cleanups
-    for name in ("predictions", "outcomes", "scores", "decisions", "checks"):
+    for name in ("predictions", "outcomes", "scores", "decisions", "checks", "alerts"):
         assert cleanups[name]["rows"] == 1, name
-    assert cleanups["alerts"]["rows"] == 1
     assert cleanups["drift reports"]["files"] == 1
     assert not any(path.exists() for path in old_files)
     assert all(path.exists() for path in young_files)
     assert kept_requests(home) == {"r0", "r399"}
     folders = {item.path[8:18] for item in tracking.list_artifacts(run_id, "reports")}
-    assert folders == {f"{NOW - age * DAY:%Y-%m-%d}" for age in (0, 89)}
-    assert [row["cause"] for row in alerts.rows("m")] == ["young"]
+    assert folders == {f"{NOON - age * DAY:%Y-%m-%d}" for age in (0, 89)}
+    assert [row["cause"] for row in alerts.rows("m")] == ["1 days ago"]
     alerts.close()
-    assert all(part.rows == 0 for part in maintain(home, NOW))
+    assert all(part.rows == 0 for part in maintain(home, NOON))
 
 
-def test_a_part_that_fails_is_named_and_the_others_are_cleaned(tmp_path):
+def test_a_part_that_fails_is_named_and_the_others_are_cleaned(settings):
     """MLflow does not answer, and a table is torn."""
-    settings = new_settings(tmp_path)
     store_rows(settings, (600,))
     torn = settings.data / "raw" / "broken" / "_delta_log"
     torn.mkdir(parents=True)
     (torn / f"{0:020}.json").write_text("{")
-    cleanups = {part.what: part for part in maintain(settings, NOW)}
+    cleanups = {part.what: part for part in maintain(settings, NOON)}
     assert "does not answer" in cleanups["drift reports"].problem
     assert "table raw/broken: " in cleanups["raw/broken"].problem
     for name in ("predictions", "outcomes", "scores", "decisions"):
         assert cleanups[name].rows == 1, name
 
 
-def test_predictions_stay_while_a_broken_spec_hides_how_long_labels_take(tmp_path):
-    settings = new_settings(tmp_path / "home")
+def test_predictions_stay_while_a_broken_spec_hides_how_long_labels_take(
+    settings, tmp_path
+):
     store_rows(settings, (500,))
     for folder in ("models", "feature_repo"):
         shutil.copytree(PROJECT / folder, tmp_path / folder)
     (tmp_path / "models" / f"{SPEC.name}.toml").write_text("seed =")
     code, cleanups = clean(settings, GYRE_PROJECT=str(tmp_path))
     assert code == 1
-    problem = f"{SPEC.name}.toml: not TOML"
-    assert problem in cleanups["predictions"]["problem"]
+    assert f"{SPEC.name}.toml: not TOML" in cleanups["predictions"]["problem"]
     assert kept_requests(settings) == {"r500"}
     assert cleanups["outcomes"]["rows"] == 1
 
 
-def test_a_prediction_stays_until_its_label_is_known(tmp_path):
-    settings = new_settings(tmp_path)
+def test_a_prediction_stays_until_its_label_is_known(settings):
     store_rows(settings, (0, 121, 123))  # labels take 92 days
     short = settings.model_copy(update={"keep_days": {"predictions": 30}})
-    lines = [part.line() for part in maintain(short, NOW)]
+    lines = [part.line() for part in maintain(short, NOON)]
     assert any("kept for 122 days, not 30" in line for line in lines)
     assert kept_requests(settings) == {"r0", "r121"}
 
@@ -171,13 +160,13 @@ def test_files_on_s3_go_by_their_age_too(tmp_path, monkeypatch):
         )
         for name in names:
             client.put_object(Bucket=BUCKET, Key=f"team/data/{name}", Body=b"x")
-        young = maintain(settings, datetime.now(UTC))
-        assert sum(part.files for part in young) == 0
-        old = {
-            part.what: part
-            for part in maintain(settings, datetime.now(UTC) + 401 * DAY)
-        }
-        assert old["Data Docs"].files == 1
-        assert old["malformed lines of replicas"].files == 1
-        assert old["rows that Spark left"].files == 1
+        now = datetime.now(UTC)
+        assert not any(part.files for part in maintain(settings, now))
+        files = {part.what: part.files for part in maintain(settings, now + 401 * DAY)}
+        for place in (
+            "Data Docs",
+            "malformed lines of replicas",
+            "rows that Spark left",
+        ):
+            assert files[place] == 1, place
         assert "Contents" not in client.list_objects_v2(Bucket=BUCKET)

@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import json
-from datetime import datetime, timedelta
+from datetime import timedelta
 
-import pyarrow as pa
-import pytest
-
-from monitoring.collect import PREDICTIONS, predictions
+from monitoring.collect import collect
 from monitoring.window import window
-from tests.conftest import new_settings
-from tests.monitoring.log import NOON, answer
+from tests.monitoring.log import NOON, answer, write
 
 KINDS = {
     "orders": "int64",
@@ -29,26 +24,6 @@ FEATURES = {
 }
 NULLS = dict.fromkeys(KINDS)
 HOUR = timedelta(hours=1)
-
-
-@pytest.fixture
-def settings(tmp_path):
-    return new_settings(tmp_path)
-
-
-def fill(settings, rows):
-    stored = []
-    for row in rows:
-        times = {
-            name: datetime.fromisoformat(row[name]) for name in ("received", "as_of")
-        }
-        stored.append(row | times | {"features": json.dumps(row["features"])})
-    rows = pa.Table.from_pylist(stored, PREDICTIONS)
-    predictions(settings).insert(rows, "request_id")
-
-
-def take_window(settings, kinds, classes=()):
-    return window(settings, "m", "1", kinds, NOON, classes)
 
 
 def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason(
@@ -74,8 +49,9 @@ def test_the_last_answer_of_each_entity_counts_and_others_are_left_out_by_reason
         row("wrong type", features=FEATURES | {'a spend\'s "most"': "x"}),
     ]
     for part in (rows[::2], rows[1::2]):
-        fill(settings, part)
-    answers = take_window(settings, KINDS)
+        write(settings, "predictions-1-1.jsonl", *part)
+        collect(settings)
+    answers = window(settings, "m", "1", KINDS, NOON, ())
     assert answers.left_out == {
         "replaced by a later prediction": 1,
         "of another version": 1,

@@ -1,0 +1,12 @@
+"""An empty installation for each test."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.conftest import new_settings
+
+
+@pytest.fixture
+def settings(tmp_path):
+    return new_settings(tmp_path)
