@@ -16,10 +16,9 @@ from mlflow_server.ledger import Ledger, LedgerRow, now
 from mlflow_server.promotion import promote, release
 from mlflow_server.registry import Registry
 from monitoring.rollout import AUTHOR, roll_out
-from serving.prediction_log import AppendLog
 from tests.conftest import mlflow_server, new_settings
 from tests.mlflow_server.conftest import new_model
-from tests.monitoring.log import FAILURE, answer
+from tests.monitoring.log import FAILURE, answer, write
 
 SPEC = load_spec("customer_churn_model")
 ANN = {"who": "ann", "why": "try"}
@@ -42,12 +41,13 @@ class World:
         self.registry = Registry(settings)
         self.ledger = Ledger(settings)
         self.ids = count()
-        self.log = AppendLog(settings.home / "serving" / "log", "predictions")
-        self.log.open()
-        promote(self.registry, self.ledger, self.model, "1", **ANN)
-        promote(self.registry, self.ledger, self.model, "2", **ANN, role="shadow")
+        self.promote("1")
+        self.promote("2", role="shadow")
 
-    def answers(self, role, version, number, failed=0, *, is_member=True):
+    def promote(self, version, **change):
+        promote(self.registry, self.ledger, self.model, version, **ANN, **change)
+
+    def answers(self, role, version, number, failed=0, **change):
         """Log so many rows, of which the last ones failed."""
         lines = []
         for position in range(number):
@@ -59,12 +59,12 @@ class World:
                 version=version,
                 probability=position / number,
                 seconds=0.0008,
-                in_population=is_member,
+                **change,
             )
             if position >= number - failed:
                 line |= FAILURE
             lines.append(line)
-        assert self.log.write(lines)
+        write(self.settings, f"predictions-1-{next(self.ids)}.jsonl", *lines)
 
     def run(self, minutes=11.0):
         return roll_out(self.settings, self.spec, now() + timedelta(minutes=minutes))
@@ -73,14 +73,12 @@ class World:
     def roles(self):
         return self.registry.aliases(self.model)
 
-    def to(self, percent):
-        """Good answers until the challenger has `percent`."""
-        role = "shadow"
-        for _ in range((5, 25, 50, 100).index(percent) + 1):
+    def to_25_percent(self):
+        """Good answers until the challenger has 25 percent."""
+        for role in ("shadow", "challenger"):
             self.answers("production", "1", 300)
             self.answers(role, "2", 150)
             assert self.run().action == "advance"
-            role = "challenger"
         assert self.roles == {"production": "1", "challenger": "2"}
 
     def alerts(self):
@@ -92,11 +90,9 @@ class World:
 
 @pytest.fixture
 def world(settings):
-    name = new_model(settings, 3)
-    rollout = Rollout(policy="canary")
-    world = World(settings, SPEC.model_copy(update={"name": name, "rollout": rollout}))
+    change = {"name": new_model(settings, 3), "rollout": Rollout(policy="canary")}
+    world = World(settings, SPEC.model_copy(update=change))
     yield world
-    world.log.close()
     world.ledger.close()
 
 
@@ -105,7 +101,7 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
     for percent in (5, 25, 50, 100):
         world.answers("production", "1", 300)
         world.answers(role, "2", 99)
-        world.answers(role, "2", 50, is_member=False)
+        world.answers(role, "2", 50, in_population=False)
         assert "it has answered 99 of 100 rows" in world.run().summary
         world.answers(role, "2", 1)
         assert world.run(minutes=5).action == "hold"
@@ -129,7 +125,7 @@ def test_a_version_goes_from_shadow_through_every_step_into_production(world):
 def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_again(
     world,
 ):
-    world.to(25)
+    world.to_25_percent()
     world.answers("challenger", "2", 18, failed=8)
     stopped = world.run(minutes=0)
     assert (stopped.action, world.roles) == ("abort", {"production": "1"})
@@ -142,25 +138,21 @@ def test_a_challenger_that_fails_is_stopped_with_one_alert_and_may_be_tried_agai
     incident = f"rollout of version 2 stopped (ledger row {step.sequence})"
     assert message == f"{incident}: {row.why.removeprefix('at 25 %: ')}"
 
-    promote(world.registry, world.ledger, world.model, "2", **ANN, role="shadow")
-    world.to(25)  # what failed before is not held against it
+    world.promote("2", role="shadow")
+    world.to_25_percent()  # what failed before is not held against it
     assert len(world.alerts()) == 1
 
 
-def test_an_alert_that_a_killed_run_did_not_deliver_is_delivered_by_the_next(world):
+def test_what_a_killed_run_began_is_completed_once_by_the_next(world):
+    """It had noted an alert, and the row of a step."""
     with closing(Alerts(world.settings)) as alerts:
         alerts.note(world.model, "rollout of version 2 stopped", "it fails", now())
+    row = LedgerRow(world.model, 3, "challenger", 5, None, "2", AUTHOR, "", None, now())
+    world.ledger.insert(row)
     assert world.alerts() == []
-    assert world.run().action == "hold"
-    assert world.alerts() == ["it fails"]
-
-
-def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_run(world):
-    change = ("challenger", 5, None, "2", AUTHOR, "as shadow: …", None)
-    # All before it was killed.
-    world.ledger.insert(LedgerRow(world.model, 3, *change, now()))
     assert world.roles == {"production": "1", "shadow": "2"}
     assert "2 at 5 % holds" in world.run().summary
+    assert world.alerts() == ["it fails"]
     assert world.roles == {"production": "1", "challenger": "2"}
     rows = world.ledger.rows(world.model)[2:]
     ends = [("challenger", "2"), ("shadow", None)]
@@ -168,21 +160,16 @@ def test_a_step_killed_on_its_way_is_carried_out_once_by_the_next_run(world):
     assert all(row.applied_at for row in rows)
 
 
-def test_a_challenger_that_a_person_promoted_is_left_alone(world):
+def test_a_rollout_waits_for_a_persons_challenger_and_ends_with_a_new_production(world):
     world.answers("production", "1", 300)
     world.answers("shadow", "2", 300)
-    change = {"role": "challenger", "percent": 10}
-    promote(world.registry, world.ledger, world.model, "3", **ANN, **change)
+    world.promote("3", role="challenger", percent=10)
     theirs = world.run()
     assert (theirs.action, theirs.version) == ("hold", "3")
     assert "at 10 % holds: ann set this challenger" in theirs.summary
     release(world.registry, world.ledger, world.model, "challenger", **ANN)
     assert world.run().action == "advance"
-
-
-def test_a_rollout_is_over_when_production_changes_and_begins_anew_as_shadow(world):
-    world.to(50)
-    promote(world.registry, world.ledger, world.model, "3", **ANN)
+    world.promote("3")
     assert world.run().action == "nothing"
     assert world.roles == {"production": "3"}
     assert world.alerts() == []

@@ -17,31 +17,28 @@ SAME = (0.7,) * 101
 
 
 def variant(seconds=0.010, **change):
-    good = Variant(
-        rows=1000,
-        requests=1000,
-        seconds=dict.fromkeys(QUANTILES, seconds),
-        scored_rows=1000,
-        scores=SPREAD,
-    )
-    return replace(good, **change)
+    good = {
+        "rows": 1000,
+        "requests": 1000,
+        "seconds": dict.fromkeys(QUANTILES, seconds),
+        "scored_rows": 1000,
+        "scores": SPREAD,
+    }
+    return Variant(**good | change)
 
 
 GOOD = variant()
 PASSED = Evidence(5, 60.0, GOOD, GOOD)
 LAST = replace(PASSED, percent=100, production=Variant())
+TOOK_OVER = replace(LAST, previous_production=GOOD)
 
 
 def moved(by):
     return tuple(score + by for score in SPREAD)
 
 
-def challenger(seconds=0.010, **change):
-    return replace(PASSED, challenger=variant(seconds, **change))
-
-
-def slower(evidence, seconds, **change):
-    return replace(evidence, challenger=variant(seconds), **change)
+def challenger(seconds=0.010, evidence=PASSED, **change):
+    return replace(evidence, challenger=variant(seconds, **change))
 
 
 def production(seconds=0.010, **change):
@@ -54,9 +51,9 @@ def production(seconds=0.010, **change):
         (PASSED, "advance", 25, "0 of 1000 rows failed beside 0 of 1000, 95 % of req"),
         (replace(PASSED, percent=10), "advance", 25, ""),  # the steps were others then
         # Where it answers everybody, production of the step before stands for production.
-        (replace(LAST, previous_production=GOOD), "done", 100, ""),
+        (TOOK_OVER, "done", 100, ""),
         (LAST, "hold", 100, "production has answered 0"),
-        (slower(LAST, 0.021, previous_production=GOOD), "abort", 0, "21.0 ms"),
+        (challenger(0.021, TOOK_OVER), "abort", 0, "21.0 ms"),
         # Too little is known.
         (challenger(scored_rows=99), "hold", 5, "it has answered 99 of 100 rows"),
         (challenger(requests=99), "hold", 5, "it has answered 99 of 100 requests"),
@@ -76,7 +73,7 @@ def production(seconds=0.010, **change):
         # Latency.
         (challenger(0.020), "advance", 25, "within 20.0 ms beside 10.0 ms"),
         (challenger(0.021), "abort", 0, "requests within 21.0 ms, at most 20.0 ms"),
-        (slower(production(0.001), 0.0055), "advance", 25, ""),
+        (challenger(0.0055, production(0.001)), "advance", 25, ""),
         # Scores.
         (challenger(scores=moved(0.405)), "advance", 25, "scores 0.41 apart"),
         (challenger(scores=moved(0.605)), "abort", 0, "0.60 from those of production"),
@@ -92,10 +89,13 @@ def test_the_first_rule_that_fits_decides(evidence, action, percent, reason):
 
 def test_the_limits_are_the_specs():
     last = replace(PASSED, percent=50)
-    assert judge_step(Rollout(steps=(50,)), last).action == "done"
-    assert judge_step(Rollout(errors=0), challenger(failed_rows=1)).action == "abort"
-    assert judge_step(Rollout(latency=1), challenger(0.016)).action == "abort"
     far = challenger(scores=moved(0.305))
-    assert judge_step(Rollout(scores=0.01), far).action == "abort"
-    assert judge_step(Rollout(requests=1001), PASSED).action == "hold"
-    assert judge_step(Rollout(minutes=61), PASSED).action == "hold"
+    for policy, evidence, action in (
+        (Rollout(steps=(50,)), last, "done"),
+        (Rollout(errors=0), challenger(failed_rows=1), "abort"),
+        (Rollout(latency=1), challenger(0.016), "abort"),
+        (Rollout(scores=0.01), far, "abort"),
+        (Rollout(requests=1001), PASSED, "hold"),
+        (Rollout(minutes=61), PASSED, "hold"),
+    ):
+        assert judge_step(policy, evidence).action == action, policy

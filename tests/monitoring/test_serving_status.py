@@ -6,7 +6,7 @@ import json
 import os
 import subprocess
 import sys
-from functools import partial
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
 
@@ -23,56 +23,42 @@ print(*read_statuses(load_settings()), sep="\\n")
 """
 
 
-@pytest.fixture
-def replicas():
-    """Servers that answer as serving does: what a replica says of itself."""
-    servers = []
-
-    def start(*statuses, port=0):
-        for number, status in enumerate(statuses, 1):
-            address = (f"127.0.0.{number if port else 1}", port)
-            server = HTTPServer(address, partial(Replica, status))
-            Thread(target=server.serve_forever, daemon=True).start()
-            servers.append(server)
-        return [f"http://127.0.0.1:{server.server_port}" for server in servers]
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
-
-
 class Replica(BaseHTTPRequestHandler):
-    def __init__(self, status, *args):
-        self.status = status
-        super().__init__(*args)
-
     def do_GET(self):
         self.send_response(200)
         self.end_headers()
-        self.wfile.write(json.dumps(self.status).encode())
+        self.wfile.write(
+            json.dumps({"address": self.server.server_address[0]}).encode()
+        )
 
     def log_message(self, *_):
         pass
 
 
-def test_the_status_of_every_replica_is_read(tmp_path, replicas):
-    addresses = replicas({"ready": True}, {"ready": False, "why": "no version"})
-    settings = new_settings(tmp_path, serving_url=" ".join(addresses))
-    statuses = [*read_statuses(settings).values()]
-    assert {"ready": False, "why": "no version"} in statuses
-    assert len(statuses) == 2
-    dead = new_settings(
-        tmp_path, serving_url=f"{addresses[0]} http://127.0.0.1:{unused_port()}"
-    )
-    with pytest.raises(httpx.HTTPError):
-        read_statuses(dead)
-
-
-def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, replicas):
-    """What a headless Service is: here a namespace with an /etc/hosts of its own has the name."""
+@pytest.fixture
+def port():
+    """Of two replicas, 127.0.0.1 and 127.0.0.2, which answer as serving does."""
     port = unused_port()
-    replicas({"ready": True}, {"ready": False}, port=port)
+    with ExitStack() as opened:
+        for host in ("127.0.0.1", "127.0.0.2"):
+            server = opened.enter_context(HTTPServer((host, port), Replica))
+            Thread(target=server.serve_forever, daemon=True).start()
+            opened.callback(server.shutdown)
+        yield port
+
+
+def test_the_status_of_every_replica_is_read(tmp_path, port):
+    addresses = [f"http://127.0.0.{number}:{port}" for number in (1, 2)]
+    settings = new_settings(tmp_path, serving_url=" ".join(addresses))
+    statuses = read_statuses(settings).values()
+    assert {status["address"] for status in statuses} == {"127.0.0.1", "127.0.0.2"}
+    dead = f"{addresses[0]} http://127.0.0.1:{unused_port()}"
+    with pytest.raises(httpx.HTTPError):
+        read_statuses(new_settings(tmp_path, serving_url=dead))
+
+
+def test_a_name_with_several_addresses_stands_for_as_many_replicas(tmp_path, port):
+    """What a headless Service is: here a namespace with an /etc/hosts of its own has the name."""
     hosts = tmp_path / "hosts"
     hosts.write_text("127.0.0.1 two\n127.0.0.2 two\n")
     script = f"mount --bind {hosts} /etc/hosts && exec {sys.executable} -c '{READ}'"
