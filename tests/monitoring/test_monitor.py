@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import closing, contextmanager
+from dataclasses import replace
 from datetime import datetime, timedelta
 from multiprocessing import get_context
 from pathlib import Path
@@ -14,40 +15,29 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from onnx import TensorProto, helper
 
 from core.errors import DataError
-from core.files import replace_file
-from core.spec import load_spec
 from core.training_spec import Estimator
-from feature_repo.dataset_record import RECORD, DatasetRecord, record_file
-from feature_repo.features import raw_table
 from feature_repo.source import pull
 from mlflow_server.alerts import Alerts
-from mlflow_server.ledger import Ledger, LedgerRow
+from mlflow_server.ledger import Ledger
 from mlflow_server.promotion import promote
 from mlflow_server.pyfunc import ModelFile
 from mlflow_server.registration import register
 from mlflow_server.registry import Registry
 from mlflow_server.served_model import CONTRACT_FILE
 from mlflow_server.tracking import Tracking
-from monitoring.decision import INPUTS, Inputs, decide
+from monitoring.decision import INPUTS, decide
 from monitoring.decision_log import newest_decisions, stored_checks
 from monitoring.monitor import monitor
 from tests.conftest import AS_OF, mlflow_server, new_settings
+from tests.console.year import fill_dataset
 from tests.mlflow_server.conftest import client
 from tests.monitoring import log
 from tests.serving.conftest import tiny_onnx
-from tests.training.conftest import ORDERS, installation
+from tests.training.conftest import ORDERS, SHIPPED, installation
 from training import chain
-from training.artifacts import (
-    EVALUATION,
-    FRAME,
-    PLAN,
-    REFERENCE,
-    UNLABELLED,
-    fetched,
-)
+from training.artifacts import EVALUATION, PLAN
 from training.artifacts import SPEC as SPEC_FILE
 from training.frame import features, with_features
 from training.scoring import version_scores
@@ -57,13 +47,11 @@ FOREST = Estimator(
     type="random_forest",
     parameters={"n_estimators": 20, "max_depth": 5, "min_samples_leaf": 20},
 )
-CHURN = load_spec("customer_churn_model")
-LIMITS = CHURN.monitoring.model_copy(update={"cooldown_hours": 3})
-SPEC = CHURN.model_copy(update={"estimators": (FOREST,), "monitoring": LIMITS})
+LIMITS = SHIPPED.monitoring.model_copy(update={"cooldown_hours": 3})
+SPEC = SHIPPED.model_copy(update={"estimators": (FOREST,), "monitoring": LIMITS})
 CUSTOMERS = pa.array(range(8, 23571, 8), pa.int64())
 """Every eighth."""
 OLD, HOUR = AS_OF - timedelta(days=180), timedelta(hours=1)
-TIME = pa.timestamp("us", tz="UTC")
 
 
 @pytest.fixture(scope="module")
@@ -71,14 +59,7 @@ def settings(tmp_path_factory):
     home = tmp_path_factory.mktemp("watched")
     rows = pull(new_settings(home), ORDERS, AS_OF).read_all()
     settings = installation(home, rows.filter(pc.is_in(rows["customer_id"], CUSTOMERS)))
-    record = DatasetRecord(
-        dataset="orders",
-        as_of=AS_OF,
-        newest=raw_table(settings, ORDERS).newest(ORDERS.event_time),
-        silence=ORDERS.silence,
-        services=[SPEC.feature_service],
-    )
-    replace_file(record_file(settings, "orders"), RECORD.dump_json(record))
+    fill_dataset(settings, "orders", AS_OF, late=12)
     with mlflow_server(settings):
         train(settings, OLD, "first")
         yield settings
@@ -92,9 +73,14 @@ def train(settings, as_of, key):
 
 def today(settings):
     """Features of every customer as of AS_OF, as the online store would give them."""
-    moments = pa.array([AS_OF] * len(CUSTOMERS), TIME)
-    labelled = pa.table({"customer_id": CUSTOMERS, "event_timestamp": moments,
-                         "label": pa.array([0] * len(CUSTOMERS), pa.int64())})  # fmt: skip
+    count = len(CUSTOMERS)
+    labelled = pa.table(
+        {
+            "customer_id": CUSTOMERS,
+            "event_timestamp": pa.array([AS_OF] * count, pa.timestamp("us", tz="UTC")),
+            "label": pa.array([0] * count),
+        }
+    )
     return with_features(settings, SPEC, labelled)
 
 
@@ -127,30 +113,17 @@ def log_outcomes(settings, name, outcomes, at):
     log.write(settings, f"feedback-1-{name}.jsonl", *lines)
 
 
-def registered(settings):
-    """Register a version that no training created; return its number."""
-    api = client(settings)
-    run = api.create_run("0").info
-    version = api.create_model_version(
-        SPEC.name, f"{run.artifact_uri}/model", run.run_id
-    )
-    return str(version.version)
-
-
 def promoted(settings, version):
     with closing(Ledger(settings)) as ledger:
         registry = Registry(settings)
         promote(registry, ledger, SPEC.name, version, who="test", why="by hand")
 
 
-def alerts(settings):
+def alerts(settings, cause=""):
+    """What went out, of causes with this text."""
     path = settings.home / "logs" / "alerts.log"
     lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
-
-
-def drift_alerts(settings):
-    return [line for line in alerts(settings) if line["cause"].startswith("drift of")]
+    return [line for line in map(json.loads, lines) if cause in line["cause"]]
 
 
 def ledger_rows(settings):
@@ -192,18 +165,17 @@ def two_drifted_windows_start_one_retraining(settings, frame):
     assert first.figures["online/accuracy"] == 1.0
     assert first.entities > 500
     assert "tenure" not in first.words
-    assert (first.decision.action, first.decision.rule) == (
-        "nothing",
-        "first_bad_window",
-    )
-    assert drift_alerts(settings) == []
+    assert first.decision.action == "nothing"
+    assert first.decision.rule == "first_bad_window"
+    assert alerts(settings, "drift of") == []
     results_are_stored(settings, first)
     second = one_of_two_runs_at_once_retrains(settings)
     assert second.malformed == 0, "the torn line is counted once"
     assert "lifetime_orders: PSI" in second.decision.reason
     the_alert_names_the_worst_finding(settings, second)
     rows = newest_decisions(settings, SPEC.name)
-    assert all(decide(stored_inputs(row)).action == row.action for row in rows)
+    for row in rows:
+        assert decide(INPUTS.validate_json(row.inputs)).action == row.action
     return second
 
 
@@ -233,7 +205,7 @@ def results_are_stored(settings, report):
 
 
 def the_alert_names_the_worst_finding(settings, report):
-    (alert,) = drift_alerts(settings)
+    (alert,) = alerts(settings, "drift of")
     assert alert["cause"] == "drift of version 1"
     assert alert["message"] == f"bad: {report.decision.reason}; retrain"
     psi = {
@@ -249,10 +221,6 @@ def the_alert_names_the_worst_finding(settings, report):
     assert counts["drift of version 1"] == 2
 
 
-def stored_inputs(row) -> Inputs:
-    return INPUTS.validate_json(row.inputs)
-
-
 def a_version_of_today_is_ok_until_it_harms_and_is_rolled_back(settings, frame):
     version = train(settings, AS_OF + 5 * HOUR, "drift")
     log_answers(settings, frame, version, AS_OF + 7 * HOUR, "new")
@@ -260,7 +228,8 @@ def a_version_of_today_is_ok_until_it_harms_and_is_rolled_back(settings, frame):
     assert (calm.version, calm.verdict) == (version, "ok")
     assert calm.decision.action == "nothing"
     row = newest_decisions(settings, SPEC.name)[-1]
-    assert stored_inputs(row).verdicts == ("ok",), "windows before it do not count"
+    inputs = INPUTS.validate_json(row.inputs)
+    assert inputs.verdicts == ("ok",), "windows before it do not count"
     (tenure,) = (r for r in calm.results if r.name == "psi/customer_tenure_days")
     assert (tenure.status, tenure.acts) == ("bad", False)
     assert "monitor-only findings: " in calm.words
@@ -275,9 +244,8 @@ def a_version_of_today_is_ok_until_it_harms_and_is_rolled_back(settings, frame):
     assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
     assert "every one of" in last.why
     assert Registry(settings).production(SPEC.name) == "1"
-    causes = [line["cause"] for line in alerts(settings)]
-    assert len([cause for cause in causes if "harm" in cause]) == 1
-    assert "decisions cannot be stored" in causes
+    assert len(alerts(settings, "harm")) == 1
+    assert alerts(settings, "decisions cannot be stored")
 
 
 @contextmanager
@@ -295,11 +263,13 @@ def tables_refused(settings):
 
 
 def a_run_for_a_moment_before_the_newest_promotion_changes_nothing(settings, drifted):
-    change = ("production", 100, None, "1", "test", "harm", None)
+    newest = ledger_rows(settings)[-1]
     promotion = AS_OF + 31 * HOUR
-    sequence = len(ledger_rows(settings)) + 1
+    later = replace(
+        newest, sequence=newest.sequence + 1, time=promotion, applied_at=promotion
+    )
     with closing(Ledger(settings)) as ledger:
-        ledger.insert(LedgerRow(SPEC.name, sequence, *change, promotion, promotion))
+        ledger.insert(later)
 
     def state():
         tracking = Tracking(settings)
@@ -309,9 +279,8 @@ def a_run_for_a_moment_before_the_newest_promotion_changes_nothing(settings, dri
 
     before = state()
     # Whatever the spec reads by now, the version is watched by its own features.
-    fewer = {
-        name: kind for name, kind in SPEC.features.items() if name != "lifetime_orders"
-    }
+    fewer = dict(SPEC.features)
+    del fewer["lifetime_orders"]
     changed_spec = SPEC.model_copy(update={"features": fewer})
     stale = monitor(settings, changed_spec, drifted.as_of)
     assert (stale.version, stale.verdict) == ("1", "bad")
@@ -332,13 +301,16 @@ def figures_are_metric_series_and_the_report_an_artifact(settings, tmp_path):
 
 
 def a_version_without_a_reference_is_no_data_and_never_ok(settings):
-    promoted(settings, registered(settings))
+    api = client(settings)
+    run = api.create_run("0").info
+    source = f"{run.artifact_uri}/model"
+    version = api.create_model_version(SPEC.name, source, run.run_id)
+    promoted(settings, str(version.version))
     report = monitor(settings, SPEC, AS_OF + 40 * HOUR)
     assert (report.verdict, report.decision.action) == ("insufficient_data", "nothing")
     assert "there is no reference" in report.words
-    # The demo's newest order is of AS_OF's midnight, 52 hours ago.
-    causes = [line["cause"] for line in alerts(settings)]
-    assert len([cause for cause in causes if "source is silent" in cause]) == 1
+    # The newest order is of AS_OF's midnight, 52 hours ago.
+    assert len(alerts(settings, "source is silent")) == 1
 
 
 def reversed_version(settings, frame, folder):
@@ -347,16 +319,14 @@ def reversed_version(settings, frame, folder):
     tracking = Tracking(settings)
     first = registry.version(SPEC.name, "1")
     run_id = tracking.start_or_find_run("by hand", "reversed", "reversed", {})
-    data = [(f"data/{name}", "data") for name in (FRAME, UNLABELLED, REFERENCE)]
-    for path, place in (*data, (PLAN, None), (EVALUATION, None), (SPEC_FILE, None)):
-        with fetched(tracking, first.run_id, path) as file:
-            tracking.log_artifact(run_id, file, place)
+    for name in ("first", "extra", "run"):
+        (folder / name).mkdir()
+    for path in ("data", PLAN, EVALUATION, SPEC_FILE):
+        tracking.download_artifacts(first.run_id, path, str(folder / "run"))
+    tracking.log_artifacts(run_id, str(folder / "run"))
     registry.download(first, folder / "first")
-    (folder / "extra").mkdir()
     (folder / "first" / CONTRACT_FILE).rename(folder / "extra" / CONTRACT_FILE)
-    model = tiny_onnx(0.8)
-    (weight,) = (part for part in model.graph.initializer if part.name == "weight")
-    weight.CopyFrom(helper.make_tensor("weight", TensorProto.FLOAT, [1], [-0.01]))
+    model = tiny_onnx(1.2, "Reciprocal")
     return register(
         settings, model=SPEC.name, run_id=run_id, files=folder / "extra",
         exported=ModelFile(model.SerializeToString()),
@@ -390,6 +360,5 @@ def a_worse_f1_goes_back_to_a_version_that_is_better_on_the_same_rows(
     last = ledger_rows(settings)[-1]
     assert (last.from_version, last.to_version, last.who) == (version, "1", "monitor")
     assert last.why == matured.decision.reason
-    cause = f"harm of version {version} "
-    (alert,) = (line for line in alerts(settings) if line["cause"].startswith(cause))
+    (alert,) = alerts(settings, f"harm of version {version} ")
     assert alert["drift_type"] == "harm"
