@@ -13,7 +13,7 @@ from mlflow_server.tracking import Tracking
 from monitoring.check import CheckResult
 from monitoring.decision_log import store_checks, store_decision
 from tests.conftest import wait_until
-from tests.console.year import decision_row
+from tests.console.year import decision_row, figure
 from tests.faults.test_console import console as start_console
 from tests.serving.conftest import rig, served  # noqa: F401  (fixtures)
 
@@ -52,14 +52,12 @@ RESULTS = [
         acts=False,
         reason="grows by a day each day",
     ),
-    CheckResult(name="serving/requests_per_minute", kind="serving", value=60.0),
-    CheckResult(name="mean/score", kind="prediction_drift", value=0.4, limit=0.5),
-    CheckResult(
-        name="online/log_loss", kind="performance_drift", value=0.61, limit=0.7
-    ),
-    CheckResult(name="missing/lifetime_value", kind="missing", value=0.0, limit=0.05),
-    CheckResult(name="volume/entities", kind="volume", value=512.0),
-    CheckResult(name="serving/p99_ms", kind="serving", value=9.5),
+    figure("serving/requests_per_minute", "serving", 60.0),
+    figure("mean/score", "prediction_drift", 0.4, 0.5),
+    figure("online/log_loss", "performance_drift", 0.61, 0.7),
+    figure("missing/lifetime_value", "missing", 0.0, 0.05),
+    figure("volume/entities", "volume", 512.0),
+    figure("serving/p99_ms", "serving", 9.5),
 ]
 SCRIPT = """<script>
 document.title = "acted";
@@ -75,8 +73,8 @@ def monitored(rig, served):
     """Rows as the monitor keeps them: a retraining, an alert nobody heard; a training, a report."""
     now = datetime.now(UTC)
     name = rig.spec.name
-    for hours, verdict, action in ((8, "ok", "nothing"), (7, "bad", "retrain"),
-                                   (4, "bad", "nothing")):  # fmt: skip
+    decided = {8: ("ok", "nothing"), 7: ("bad", "retrain"), 4: ("bad", "nothing")}
+    for hours, (verdict, action) in decided.items():
         at = now - timedelta(hours=hours)
         row = decision_row(
             model=name,
@@ -96,13 +94,11 @@ def monitored(rig, served):
     training = tracking.start_or_find_run(rig.spec.experiment, "k", "k", tags)
     tracking.set_terminated(training)
     key = f"{name} version {served.first}"
-    run_id = tracking.start_or_find_run(
-        f"{rig.spec.experiment}_monitoring", key, key, {"version": served.first}
-    )
+    experiment = f"{rig.spec.experiment}_monitoring"
+    run_id = tracking.start_or_find_run(experiment, key, key, {"version": served.first})
     for hours in (7, 4):
-        moment = now - timedelta(hours=hours)
-        report = f"reports/{moment:%Y-%m-%dT%H%M%S}/report.html"
-        tracking.log_text(run_id, f"Evidently's {SCRIPT}", report)
+        report = f"{now - timedelta(hours=hours):%Y-%m-%dT%H%M%S}/report.html"
+        tracking.log_text(run_id, f"Evidently's {SCRIPT}", f"reports/{report}")
     for number in (served.first, served.second):
         version = Registry(rig.settings).version(name, number)
         tracking.log_text(

@@ -1,4 +1,4 @@
-"""What the console says of the loop, and of what it could not ask."""
+"""What the console says of the loop, and of what it could not ask; the time that pictures show."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from mlflow_server.pages import RunPage
 from monitoring.check import CheckResult
 from monitoring.console.cached_reader import Reading
 from monitoring.console.checks import of_events, of_model, of_server, problems, state
+from monitoring.console.history import shown_span
 from monitoring.console.loop import LoopStatus
 from monitoring.console.loop_metrics import loop_metrics
 from monitoring.console.status import ModelRows, ModelStatus
@@ -27,41 +28,18 @@ SPEC = load_spec("customer_churn_model")
 LEDGER = LedgerRow(SPEC.name, 1, "production", 100, None, "2", "ann", "first", None,
                    NOW - 30 * HOUR, NOW - 30 * HOUR)  # fmt: skip
 DECISION = decision_row(
-    model=SPEC.name,
-    version="2",
-    as_of=NOW - HOUR,
-    words="ok: f1 0.74 holds the 0.76 of evaluation",
+    model=SPEC.name, version="2", as_of=NOW - HOUR, words="ok: f1 0.74"
 )
-BAD = replace(DECISION, verdict="bad", words="bad: spend drifts", cause="drift of 2")
 DRIFT = CheckResult(
-    name="psi/spend",
-    kind="data_drift",
-    status="bad",
-    value=0.31,
-    limit=0.25,
-    words="spend drifts: PSI 0.31",
-    remedy="A retraining starts by itself.",
-    link="/status/m#history",
-)
-SKEW = CheckResult(
-    name="skew/share",
-    kind="skew",
-    status="alert",
-    value=0.4,
-    limit=0.1,
-    words="40 % of the vectors differ",
-    remedy="`gyre parity m` compares all.",
-    incident="skew of version 2",
+    name="psi/spend", kind="data_drift", status="bad", value=0.31, limit=0.25
 )
 SHOWN = replace(DRIFT, name="psi/tenure", acts=False, reason="grows by a day each day")
-RESULTS = (replace(DRIFT, status="ok"), SHOWN)
 ALERT = {"model": SPEC.name, "cause": "drift <of> 2", "message": "bad " * 100, "count": 3,
          "first": f"{NOW - 2 * HOUR}", "last": f"{NOW - HOUR}", "delivered": True,
          "details": None}  # fmt: skip
-PAST = ALERT | {"last": f"{NOW - 4 * HOUR}"}
+PAST = f"{NOW - 4 * HOUR}"
 RUN = RunPage("r", "http://mlflow/#/experiments/1/runs/r", "FINISHED", NOW - 9 * HOUR,
               NOW - 8 * HOUR, {"reason": "weekly", "outcome": "version 2 promoted"})  # fmt: skip
-REFUSED = replace(RUN, tags=RUN.tags | {"outcome": "refused: auc at_least: 0.61"})
 
 
 def seen(value):
@@ -79,7 +57,7 @@ def workers(*versions, **fields):
     return seen({name: replica(name, **fields) for name in versions})
 
 
-ROWS = ModelRows([LEDGER], [DECISION], [], RESULTS)
+ROWS = ModelRows([LEDGER], [DECISION], [], [replace(DRIFT, status="ok"), SHOWN])
 FRESH = DatasetRecord("orders", NOW - HOUR, watermark=NOW - HOUR, newest=NOW - 40 * HOUR,
                       silence=48 * HOUR)  # fmt: skip
 WELL = ModelStatus(
@@ -101,16 +79,16 @@ def fresh(**changed):
     return replace(WELL, freshness=seen([replace(FRESH, **changed)]))
 
 
-def loop_of(*statuses, **changed):
-    models = {status.spec.name: status for status in statuses}
-    values = {
-        "models": models,
-        "checks": {},
-        "cards": {},
-        "lags": {},
-        "broken_specs": (),
-    }
-    return LoopStatus(now=NOW, is_ready=True, **values | changed)
+def decided(**changed):
+    return rows(decisions=[replace(DECISION, **changed)])
+
+
+def alerted(ledger=(LEDGER,), **changed):
+    return rows(alerts=[ALERT | changed], ledger=ledger)
+
+
+def trained(**changed):
+    return replace(WELL, runs=seen(replace(RUN, **changed)))
 
 
 def test_a_healthy_loop_has_no_problem():
@@ -119,16 +97,10 @@ def test_a_healthy_loop_has_no_problem():
     assert checks["production"].words == (
         "version 2 since 2026-11-19 06:00:00 UTC, by ann: first"
     )
-    names = {
-        "last monitoring run",
-        "verdict",
-        "last training",
-        "features",
-        "alerts",
-        "psi/spend",
-    }
-    assert names < set(checks)
-    assert "psi/tenure" not in checks
+    assert checks.keys() == {
+        "production", "last monitoring run", "verdict", "last training", "features",
+        "alerts", "psi/spend",
+    }  # fmt: skip
     assert problems({SPEC.name: [*checks.values()]}) == []
 
 
@@ -136,15 +108,13 @@ def test_sources_that_disagree_and_what_serving_refuses_are_named():
     refused = {"3": "ModelRefusedError: other inputs"}
     serving = workers("1", "2", refused=refused)
     status = replace(WELL, aliases=seen({"production": "3"}), serving=serving)
-    checks = checked(status)["production"]
-    assert (checks.status, checks.words) == (
-        "alert",
-        (
-            "Serving refuses version 3: ModelRefusedError: other inputs; production: "
-            "workers: version 1 and 2, MLflow's alias: version 3, ledger: version 2"
-        ),
+    check = checked(status)["production"]
+    assert check.status == "alert"
+    assert check.words == (
+        "Serving refuses version 3: ModelRefusedError: other inputs; production: "
+        "workers: version 1 and 2, MLflow's alias: version 3, ledger: version 2"
     )
-    assert f"gyre rollback {SPEC.name}" in checks.remedy
+    assert f"gyre rollback {SPEC.name}" in check.remedy
 
 
 def test_what_does_not_answer_is_unknown_and_says_why():
@@ -165,37 +135,37 @@ def test_an_alert_is_over_once_its_version_is_in_no_role(version):
         "spend", "data_drift", "significant", 0.3, NOW, "drifts", version
     )
     details = DRIFT_ALERTS.dump_json(content).decode()
-    alert = ALERT | {"details": details}
-    expected = "alert" if version in {"2", None} else "ok"
-    assert checked(rows(alerts=[alert]))["alerts"].status == expected
+    expected = "ok" if version == "1" else "alert"
+    assert checked(alerted(details=details))["alerts"].status == expected
     shadow = replace(LEDGER, sequence=2, role="shadow", to_version=version)
-    tried = rows(alerts=[alert], ledger=[LEDGER, shadow])
+    tried = alerted([LEDGER, shadow], details=details)
     assert checked(tried)["alerts"].status == "alert"
 
 
 @pytest.mark.parametrize(
     ("status", "name", "expected", "words"),
     [
-        (rows(decisions=[replace(DECISION, as_of=NOW - 4 * HOUR)]), "last monitoring run",
+        (decided(as_of=NOW - 4 * HOUR), "last monitoring run",
          "attention", "2026-11-20 08:00:00 UTC; at most 3 h"),
         (rows(decisions=[], ledger=[replace(LEDGER, time=NOW - HOUR)], results=()),
          "last monitoring run", "unknown", "never"),
-        (rows(decisions=[BAD]), "verdict", "attention", "version 2: bad: spend drifts"),
-        (rows(decisions=[replace(DECISION, version="1")]), "verdict", "unknown",
+        (decided(verdict="bad", words="bad: spend drifts"), "verdict", "attention",
+         "version 2: bad: spend drifts"),
+        (decided(version="1"), "verdict", "unknown",
          "no verdict on the version in production; version 1: ok"),
         (rows(ledger=[]), "production", "attention", "ledger: no version"),
-        (replace(WELL, runs=seen(replace(RUN, status="FAILED"))), "last training", "attention",
+        (trained(status="FAILED"), "last training", "attention",
          "failed, ended 2026-11-20 04:00:00 UTC: version 2 promoted"),
-        (replace(WELL, runs=seen(REFUSED)), "last training", "attention", "refused: auc"),
+        (trained(tags={"outcome": "refused: auc"}), "last training", "attention", "refused: auc"),
         (fresh(watermark=NOW - 3 * HOUR), "features", "attention",
          "not complete since 2026-11-20 09:00 UTC: 3 h, at most 2 h"),
         (fresh(newest=NOW - 49 * HOUR), "features", "attention",
          "source is silent since 2026-11-18 11:00 UTC: 49 h"),
         (fresh(watermark=None), "features", "unknown", "orders: nothing is ingested yet"),
         (fresh(watermark=None, faults=["broken"]), "features", "attention", "broken"),
-        (rows(alerts=[ALERT]), "alerts", "attention", "bad bad"),
-        (rows(alerts=[PAST]), "alerts", "ok", "none other"),
-        (rows(alerts=[PAST | {"delivered": False}]), "alerts", "attention", "not delivered: bad"),
+        (alerted(), "alerts", "attention", "bad bad"),
+        (alerted(last=PAST), "alerts", "ok", "none other"),
+        (alerted(last=PAST, delivered=False), "alerts", "attention", "not delivered: bad"),
     ],
 )  # fmt: skip
 def test_each_check_says_what_is_wrong_and_what_to_do(status, name, expected, words):
@@ -213,18 +183,22 @@ def test_a_resource_of_serving_that_is_not_well_is_named():
         "predictions log": {"ok": True, "detail": "is written"},
     }
     status = replica("2") | {"ready": False, "resources": resources}
-    checks = {
-        check.name: check for check in of_server(seen({"a": replica("2"), "b": status}))
-    }
-    assert {name: check.status for name, check in checks.items()} == {
-        "serving": "alert", "redis": "alert", "predictions log": "ok",
-    }  # fmt: skip
-    assert "gyre logs redis" in checks["redis"].remedy
+    serving, redis, log = of_server(seen({"a": replica("2"), "b": status}))
+    assert (serving.name, serving.status) == ("serving", "alert")
+    assert (redis.name, redis.status) == ("redis", "alert")
+    assert (log.name, log.status) == ("predictions log", "ok")
+    assert "gyre logs redis" in redis.remedy
+
+
+def metrics_of(status):
+    loop = LoopStatus(now=NOW, is_ready=True, models={SPEC.name: status}, checks={},
+                      cards={}, lags={}, broken_specs=())  # fmt: skip
+    return loop_metrics(loop).decode()
 
 
 def test_metrics_have_no_sample_of_what_is_unknown():
-    status = rows(decisions=[BAD], results=[DRIFT, SHOWN, replace(SKEW, value=None)])
-    text = loop_metrics(loop_of(status)).decode()
+    skew = CheckResult(name="skew/share", kind="skew", status="alert", limit=0.1)
+    text = metrics_of(rows(results=[DRIFT, SHOWN, skew]))
     model = f'model="{SPEC.name}"'
     for line in (
         f'gyre_check_value{{check="psi/spend",{model}}} 0.31',
@@ -238,7 +212,28 @@ def test_metrics_have_no_sample_of_what_is_unknown():
         assert line in text
     for sample in ('value{check="skew/share"', 'limit{check="psi/tenure"'):
         assert f"gyre_check_{sample}" not in text
-    silent = loop_metrics(loop_of(SILENT)).decode()
-    assert [line for line in silent.splitlines() if line[0] != "#"] == [
+    silent = metrics_of(SILENT).splitlines()
+    assert [line for line in silent if line[0] != "#"] == [
         f"gyre_feature_age_promise_seconds{{{model}}} 7200.0"
     ]
+
+
+@pytest.mark.parametrize(
+    ("age", "shown", "words"),
+    [
+        (timedelta(minutes=31), timedelta(minutes=32), ["11:44", "12:00"]),
+        (timedelta(days=20), timedelta(days=20, minutes=1), ["Nov 10", "Nov 20"]),
+        (timedelta(days=400), timedelta(days=30), ["Nov 5", "Nov 20"]),
+    ],
+)
+def test_pictures_show_the_time_since_the_first_promotion_up_to_thirty_days(
+    age, shown, words
+):
+    now = NOW + timedelta(minutes=8)
+    span = shown_span([now - age, now], now)
+    assert span.until - span.since == shown
+    ticks = span.ticks(2)
+    assert [*ticks.values()] == words
+    places = [span.place(moment) for moment in ticks]
+    assert all(1 < place < 99 for place in places)
+    assert shown_span([], now).since == now - timedelta(days=30)

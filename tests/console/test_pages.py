@@ -36,14 +36,13 @@ def test_the_page_of_a_model_has_its_checks_rows_and_runs(
     rig, served, console, monitored
 ):
     name = rig.spec.name
-    page = console.page_with("newest report</a>", name)
+    console.page_with("newest report</a>", name)
     page = console.page_with("Acted on, the worst first", name)
     assert f'<th scope="row">production</th><td>version {served.first}</td>' in page
     assert page.count('<td class="verdict">') == 3
     acting, passive = page.split("<h3>Acted on")[1].split("<h3>Shown, never acted on")
-    first = re.search(r"\?check=([^#]*)#history", acting)
-    assert first is not None
-    assert first[1] == "psi/total_orders_30d"
+    first, *_ = re.findall(r"\?check=([^#]*)#history", acting)
+    assert first == "psi/total_orders_30d"
     assert "grows by a day each day" in passive
     assert re.search(rf'<a href="/report/{name}/[^"]*">report</a>', page)
     versions = page.split('<section aria-labelledby="versions">')[1]
@@ -83,11 +82,10 @@ def documents(rig, served, console):
     """Each page that shows a document, by the text of the document."""
     name = rig.spec.name
     page = console.page_with("newest report</a>", name)
-    report = re.search(rf'"(/report/{name}/[^"]*)">newest report', page)
-    assert report is not None
+    (report,) = re.findall(rf'"(/report/{name}/[^"]*)">newest report', page)
     return {
         f"of version {served.second}": f"/card/{name}/{served.second}",
-        "Evidently": report[1],
+        "Evidently": report,
         "Successful Expectations": "/validation/orders",
     }
 
@@ -97,9 +95,8 @@ def test_documents_are_shown_in_a_frame_and_cannot_act_on_the_console(
 ):
     for text, path in documents(rig, served, console).items():
         page = console.client.get(path).text
-        frame = re.search(r'<iframe sandbox="allow-scripts" src="([^"]*)"', page)
-        assert frame is not None
-        document = console.client.get(frame[1])
+        (frame,) = re.findall(r'<iframe sandbox="allow-scripts" src="([^"]*)"', page)
+        document = console.client.get(frame)
         assert text in document.text
         policy = document.headers["content-security-policy"]
         assert policy.startswith("sandbox allow-scripts; default-src 'none'")
@@ -116,23 +113,23 @@ def test_a_script_in_a_document_does_not_reach_the_console(
     rig, served, console, monitored
 ):
     base = str(console.client.base_url)
+
+    def shown(path, expression):
+        chromium.open(f"{base}{path}", 1280)
+        answer = chromium.do("Runtime.evaluate", expression=expression)
+        return answer["result"]["value"]
+
     with browser() as chromium:
         for path in documents(rig, served, console).values():
-            chromium.open(f"{base}{path}", 1280)
-            expression = {"expression": "document.title + ' ' + location.pathname"}
-            shown = chromium.do("Runtime.evaluate", **expression)["result"]["value"]
-            assert shown.startswith("Gyre: ")
-            assert shown.endswith(path)
-        chromium.open(f"{base}/card/{rig.spec.name}/{served.second}/document", 1280)
-        expression = {"expression": "document.title + ' ' + origin"}
-        shown = chromium.do("Runtime.evaluate", **expression)["result"]["value"]
-        assert shown == "acted null"  # the script runs, in an origin of its own
-        assert not [url for url in chromium.requests if url.endswith("/metrics")]
-        assert not [
-            url
-            for url in chromium.requests
-            if not url.startswith((base, "about:", "data:"))
-        ]
+            page = shown(path, "document.title + ' ' + location.pathname")
+            assert page.startswith("Gyre: ")
+            assert page.endswith(path)
+        document = f"/card/{rig.spec.name}/{served.second}/document"
+        # The script runs, in an origin of its own.
+        assert shown(document, "document.title + ' ' + origin") == "acted null"
+        for url in chromium.requests:
+            assert url.startswith((base, "about:", "data:"))
+            assert not url.endswith("/metrics")
 
 
 def test_a_version_that_answers_a_share_is_shown_beside_production(

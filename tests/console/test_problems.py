@@ -45,7 +45,6 @@ class Night:
     settings: Settings
     version: str
     consumer: ExitStack
-    undo: ExitStack
 
     @property
     def now(self):
@@ -59,16 +58,10 @@ class Night:
         with closing(Ledger(self.settings)) as ledger:
             ledger.insert(row)
 
-    def decided(self, version, verdict, action, words):
-        row = decision_row(
-            model=NAME,
-            version=version,
-            as_of=self.now,
-            verdict=verdict,
-            action=action,
-            words=words,
-        )
+    def decided(self, version, **values):
+        row = decision_row(model=NAME, version=version, as_of=self.now, **values)
         store_decision(self.settings, row)
+        return row
 
     def alerted(self, cause, content):
         with closing(Alerts(self.settings)) as alerts:
@@ -85,13 +78,12 @@ def consumer(rig, served):
 
 @pytest.fixture
 def night(rig, served, consumer, tmp_path):
-    with ExitStack() as undo:
-        settings = rig.settings.model_copy(update={"home": tmp_path})
-        night = Night(rig, settings, served.first, consumer, undo)
-        night.promoted(1, None, served.first, "test", "because")
-        night.decided(served.first, "ok", "nothing", "no feature drifts")
-        fill_dataset(settings, "orders", night.now)
-        yield night
+    settings = rig.settings.model_copy(update={"home": tmp_path})
+    night = Night(rig, settings, served.first, consumer)
+    night.promoted(1, None, served.first, "test", "because")
+    night.decided(served.first)
+    fill_dataset(settings, "orders", night.now)
+    return night
 
 
 def drifts(night):
@@ -99,22 +91,14 @@ def drifts(night):
         name="psi/total_orders_30d",
         kind="data_drift",
         status="bad",
-        value=0.43,
-        limit=0.25,
         words="total_orders_30d: PSI 0.43, at most 0.25",
         remedy="A retraining starts by itself.",
         link=f"/status/{NAME}?check=psi/total_orders_30d#history",
     )
-    row = decision_row(
-        model=NAME,
-        version=night.version,
-        as_of=night.now,
-        verdict="bad",
-        action="retrain",
-        words=f"bad: {drift.words}; retrain",
-        cause=f"drift of version {night.version}",
+    cause = f"drift of version {night.version}"
+    row = night.decided(
+        night.version, verdict="bad", words=f"bad: {drift.words}", cause=cause
     )
-    store_decision(night.settings, row)
     store_checks(night.settings, NAME, row.as_of, [drift])
     night.alerted(row.cause, row.words)
 
@@ -130,7 +114,7 @@ def dies(night):
 def harms(night):
     why = "60 of 110 predictions failed"
     night.promoted(2, night.version, "9", "airflow", "weekly")
-    night.decided("9", "bad", "rollback", why)
+    night.decided("9", verdict="bad", action="rollback", words=why)
     night.promoted(3, "9", night.version, "monitor", why)
     message = f"version 9 did harm and was taken back: {why}"
     content = DriftAlert("predictions", "harm", "critical", None, night.now, message)
@@ -163,24 +147,8 @@ def late_events(settings):
         redis.hdel("gyre:events", "late")
 
 
-@contextmanager
-def pages(night):
-    with console(night.rig, home=night.settings.home, console_port=unused_port()) as (
-        client,
-        _,
-    ):
-        client.timeout = 300
-        yield client
-
-
-def problem_list(page):
-    return [
-        unescape(item) for item in re.findall(r"<li.*?</li>", page, flags=re.DOTALL)
-    ]
-
-
 def has_words(item, words):
-    return all(text in item for text in (*words, 'class="do"'))
+    return all(text in unescape(item) for text in (*words, 'class="do"'))
 
 
 def test_events_that_wait_are_one_alert(night):
@@ -212,12 +180,12 @@ def test_of_several_faults_the_worst_is_first(night):
     """The last of this file: the consumer stays dead."""
 
     def are_listed():
-        listed = problem_list(client.get("/").text)
+        listed = re.findall(r"<li.*?</li>", client.get("/").text, flags=re.DOTALL)
         return len(listed) >= len(FAULTS) and all(
             map(has_words, listed, FAULTS.values())
         )
 
     for fault in FAULTS:
         fault(night)
-    with pages(night) as client:
+    with console(night.rig, home=night.settings.home) as (client, _):
         wait_until("all faults", are_listed)

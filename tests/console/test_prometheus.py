@@ -21,9 +21,9 @@ from core.settings import PROJECT
 from feature_repo.broker import Stream, event_schema
 from feature_repo.datasets import load_dataset
 from stack.processes import Program, end_stack, start, start_supervisor
-from tests.conftest import running, unused_port, wait_until
+from tests.conftest import answers, running, unused_port, wait_until
 
-SHIPPED, DASHBOARDS = PROJECT / "deploy" / "prometheus", PROJECT / "deploy" / "grafana"
+SHIPPED = PROJECT / "deploy" / "prometheus"
 KEPT = Path(sys.prefix) / "debian"
 """Where the package lies once fetched: it goes with the environment."""
 
@@ -51,22 +51,14 @@ def bin_folder():
     return KEPT / "usr" / "bin"
 
 
-def promtool(folder, *words):
-    done = subprocess.run(
-        [folder / "promtool", *words],
-        cwd=SHIPPED,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_configuration_and_rules_hold_and_fire_when_they_should(
-    bin_folder,
-):
-    promtool(bin_folder, "check", "config", "--lint-fatal", "prometheus.yml")
-    promtool(bin_folder, "test", "rules", "alerts_test.yml")
+def test_configuration_and_rules_hold_and_fire_when_they_should(bin_folder):
+    for words in (
+        ["check", "config", "--lint-fatal", "prometheus.yml"],
+        ["test", "rules", "alerts_test.yml"],
+    ):
+        command = [bin_folder / "promtool", *words]
+        # What does not hold is in the report of the test.
+        subprocess.run(command, cwd=SHIPPED, check=True)
     rules = {rule["alert"] for group in _rules() for rule in group["rules"]}
     tried = (SHIPPED / "alerts_test.yml").read_text()
     assert {name for name in rules if f'alertname="{name}"' not in tried} == set()
@@ -107,43 +99,35 @@ def supervised(rig):
 
 @pytest.fixture(scope="module")
 def prometheus(
-    rig,
-    served,
-    console,
-    monitored,
-    supervised,
-    bin_folder,
-    tmp_path_factory,
+    rig, served, console, monitored, supervised, bin_folder, tmp_path_factory
 ):
     """A real one with the shipped configuration, but for the addresses and how often it looks."""
-    folder, port = tmp_path_factory.mktemp("prometheus"), unused_port()
+    folder = tmp_path_factory.mktemp("prometheus")
+    port = unused_port()
     with closing(Stream(rig.settings, "test")) as stream:
         stream.declare(event_schema(load_dataset("orders"), set()))
     config = yaml.safe_load((SHIPPED / "prometheus.yml").read_text())
     config["global"] = dict.fromkeys(("scrape_interval", "evaluation_interval"), "2s")
     (scrape,) = config["scrape_configs"]
+    (targets,) = scrape["static_configs"]
+    assert targets["targets"] == ["127.0.0.1:8000", "127.0.0.1:8001"]
     ports = (rig.settings.serving_port, rig.settings.console_port)
-    assert scrape["static_configs"][0]["targets"] == [
-        "127.0.0.1:8000",
-        "127.0.0.1:8001",
-    ]
-    scrape["static_configs"][0]["targets"] = [f"127.0.0.1:{port}" for port in ports]
+    targets["targets"] = [f"127.0.0.1:{own_port}" for own_port in ports]
     (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
     shutil.copy(SHIPPED / "alerts.yml", folder)
     command = [
         str(bin_folder / "prometheus"),
         f"--config.file={folder / 'prometheus.yml'}",
-    ]
-    command += [
         f"--storage.tsdb.path={folder / 'data'}",
         f"--web.listen-address=127.0.0.1:{port}",
     ]
+    address = f"http://127.0.0.1:{port}"
     with (
         running(command, folder / "log"),
-        httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=60) as client,
+        httpx.Client(base_url=address, timeout=60) as client,
     ):
         server = Prometheus(client)
-        wait_until("Prometheus", lambda: _is_up(client))
+        wait_until("Prometheus", lambda: answers(f"{address}/-/ready"))
         for _ in range(3):
             rig.predict(served.client)
         wait_until("scrapes", lambda: bool(server.ask("rate(gyre_requests_total[1m])")))
@@ -152,16 +136,9 @@ def prometheus(
         yield server
 
 
-def _is_up(client):
-    try:
-        return client.get("/-/ready").is_success
-    except httpx.TransportError:
-        return False
-
-
 def _expressions():
     """Of every panel and annotation, as Grafana asks them."""
-    (file,) = DASHBOARDS.glob("dashboards/*.json")
+    (file,) = PROJECT.glob("deploy/grafana/dashboards/*.json")
     strings = re.findall(r'"expr": ("(?:[^"\\]|\\.)*")', file.read_text())
     queries = [json.loads(text) for text in strings]
     return [
@@ -170,9 +147,7 @@ def _expressions():
     ]
 
 
-def test_every_metric_of_a_rule_exists_and_every_panel_shows_something(
-    prometheus,
-):
+def test_every_metric_of_a_rule_exists_and_every_panel_shows_something(prometheus):
     queries = _expressions()
     rules = [rule["expr"] for group in _rules() for rule in group["rules"]]
     metrics = set(re.findall(r"\bgyre_\w+", "\n".join([*rules, *queries])))
