@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+from datetime import UTC, datetime, timedelta
 
+import httpx
+import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from core.settings import PROJECT
 from stack.environment import child_environment
-from tests.conftest import BIN
+from tests.conftest import BIN, wait_until
 from tests.preloaded import commands_folder
 
 
@@ -21,6 +24,12 @@ def outer_environment():
     hindering = ("GYRE_", "PROMETHEUS_")
     outer = {k: v for k, v in os.environ.items() if not k.startswith(hindering)}
     return outer | {"PATH": path}
+
+
+def stack_environment(settings):
+    """The environment of a shell of a stack."""
+    outer = outer_environment()
+    return outer | child_environment(settings) | {"PATH": outer["PATH"]}
 
 
 def finished(command, folder, environment, code=0, timeout=900):
@@ -40,6 +49,24 @@ def run(*arguments):
     return done.stdout + done.stderr
 
 
+def gyre(settings, arguments, code=0):
+    """Return the finished process of a command of Gyre."""
+    return finished(f"gyre {arguments}", PROJECT, stack_environment(settings), code)
+
+
+def online_answer(url, body):
+    """Return the first answer that is of online features: on a busy machine a look-up is late."""
+    answers = []
+
+    def is_online():
+        response = httpx.post(url, json=body, timeout=60)
+        answers.append(response.json())
+        return response.is_success and answers[-1]["features_from"] == "online"
+
+    wait_until("an answer", is_online)
+    return answers[-1]
+
+
 class Copy:
     """The project as git has it, in a folder of its own; the packages are this environment's."""
 
@@ -53,13 +80,24 @@ class Copy:
             if (PROJECT / name).exists():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copy(PROJECT / name, folder / name)
-        outer = outer_environment()
-        paths = {"PATH": outer["PATH"], "PYTHONPATH": str(folder)}
-        self.environment = outer | child_environment(settings) | paths
+        self.environment = stack_environment(settings) | {"PYTHONPATH": str(folder)}
 
     def run(self, command, code=0, timeout=900, **more):
         environment = self.environment | more
         return run(command, self.folder, environment, code, timeout)
+
+
+def events():
+    """Number, entity, time and amount of events in 400 days; half of 300 entities are rare."""
+    random = np.random.default_rng(7)
+    start = datetime.now(UTC) - timedelta(days=400)
+    rows = []
+    for entity in range(300):
+        days = random.exponential(8 if entity % 2 else 45, 80).cumsum()
+        for day in days[days < 400]:
+            amount = random.integers(1, 100) / 4
+            rows.append((len(rows), entity, start + timedelta(days=day), amount))
+    return rows
 
 
 def few_orders(file):

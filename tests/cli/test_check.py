@@ -8,12 +8,11 @@ import re
 import time
 from shutil import rmtree
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from tests.cli.clone import Copy, fewer_trees
+from tests.cli.clone import Copy, events, fewer_trees
 from tests.conftest import BIN, at_most, new_settings
 
 TOML = "models/{}.toml"
@@ -21,12 +20,12 @@ MODULE = "feature_repo/datasets/{}.py"
 SUITE = "feature_repo/expectations/{}.json"
 FACTORIES = "tests.training.factories"
 FOREST = (
-    'type = "random_forest"\n'
+    'name = "random_forest"\ntype = "random_forest"\n'
     "parameters = { n_estimators = 10, max_depth = 8, min_samples_leaf = 20 }"
 )
 REFUSED = {
     'type = "shop.models:forest"':
-        "{}.toml: estimators.0: random_forest: shop.models:forest: .* of sklearn, .* no shop/",
+        "{}.toml: estimators.0: more_0: shop.models:forest: .* of sklearn, .* no shop/",
     f'type = "{FACTORIES}:fails"': "{}.toml: estimators.1: .*KeyError: 'a table of mine'",
     'type = "lightgbm"\nparameters = { leaves = 4 }':
         r"{}.toml: estimators.2: .* out of .*num_leaves.*\['leaves'\]; .* 'lightgbm:LGBMClassif",
@@ -41,12 +40,10 @@ FIT_ONLY = {
 
 def instead(estimators):
     """The place of the forest in a spec, taken by several estimators."""
-    first, *more = estimators
     tables = [
-        f'\n\n[[estimators]]\nname = "more_{number}"\n{lines}'
-        for number, lines in enumerate(more, 1)
+        f'name = "more_{number}"\n{lines}' for number, lines in enumerate(estimators)
     ]
-    return "".join([first, *tables])
+    return "\n\n[[estimators]]\n".join(tables)
 
 
 OF_SPEC = [
@@ -99,27 +96,7 @@ PLANTED = [
     for number, typo in enumerate(typos)
 ]
 NEW = "from cli.use_case import new\nfor name in {}: new(name)"
-
-
-def write_events(path):
-    """Events of 300 entities in 400 days, half of which are silent often."""
-    random = np.random.default_rng(7)
-    entities = []
-    seconds = []
-    for entity in range(300):
-        days = random.exponential(8 if entity % 2 else 45, 80).cumsum()
-        days = days[days < 400]
-        entities += [entity] * len(days)
-        seconds += [*(days * 86_400).astype(int)]
-    start = np.datetime64("now", "s") - np.timedelta64(400, "D")
-    times = start + np.array(seconds, "timedelta64[s]")
-    columns = {
-        "event_id": np.arange(len(entities)),
-        "entity_id": entities,
-        "event_ts": pa.array(times, pa.timestamp("us", "UTC")),
-        "amount": random.integers(1, 100, len(entities)) / 4,
-    }
-    pq.write_table(pa.table(columns), path)
+COLUMNS = ("event_id", "entity_id", "event_ts", "amount")
 
 
 @pytest.fixture(scope="module")
@@ -127,10 +104,12 @@ def project(tmp_path_factory):
     folder = tmp_path_factory.mktemp("check")
     copy = Copy(folder, new_settings(folder / ".gyre"))
     (folder / "models" / "customer_churn_model.toml").unlink()
-    write_events(folder / "v.parquet")
+    rows = pa.Table.from_arrays([*map(pa.array, zip(*events(), strict=True))], COLUMNS)
+    pq.write_table(rows, folder / "v.parquet")
     names = [name for kind, name, *_ in PLANTED if kind not in SPEC_OF]
-    copy.run('python -c "$NEW"', NEW=NEW.format([*names, "good", "plain"]))
-    for name in (*names, "good", "plain"):
+    names += ["good", "plain"]
+    copy.run('python -c "$NEW"', NEW=NEW.format(names))
+    for name in names:
         fewer_trees(folder / TOML.format(name))
     for kind, name, file, before, after, *_ in PLANTED:
         path = folder / file.format(name)
@@ -148,8 +127,8 @@ def project(tmp_path_factory):
 def lines(project):
     """What `gyre check` prints about all models at once."""
     names = [name for kind, name, *_ in PLANTED if kind == "rows"] + ["good"]
-    source = str(project.folder / "v.parquet")
-    sources = {f"GYRE_SOURCES__{name.upper()}": source for name in names}
+    source = project.folder / "v.parquet"
+    sources = {f"GYRE_SOURCES__{name.upper()}": f"{source}" for name in names}
     return project.run("gyre check 2> err.log", 1, **sources).splitlines()
 
 

@@ -11,7 +11,6 @@ from datetime import UTC, datetime
 
 import pytest
 
-from cli.main import app
 from cli.use_case import new
 from cli.verbs import say
 from core.errors import SettingsError
@@ -25,13 +24,6 @@ NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
 def home(tmp_path, monkeypatch):
     monkeypatch.setenv("GYRE_HOME", str(tmp_path))
     return tmp_path
-
-
-def exit_code(monkeypatch, *arguments):
-    monkeypatch.setattr("sys.argv", ["gyre", *arguments])
-    with pytest.raises(SystemExit) as end:
-        app()
-    return end.value.code
 
 
 def test_pages_are_opened_where_people_reach_them(tmp_path):
@@ -50,13 +42,18 @@ def test_pages_are_opened_where_people_reach_them(tmp_path):
     wait_until("a page", lambda: opened.exists() and opened.read_text() == address)
 
 
-def test_the_traceback_of_another_error_is_in_a_log(home, monkeypatch, capsys):
-    (home / "logs").mkdir()
-    (home / "logs" / "torn.log").touch()
-    monkeypatch.setenv("PATH", "")
-    assert exit_code(monkeypatch, "logs", "torn") == 1
-    log = home / "logs" / "errors.log"
-    assert capsys.readouterr().err.endswith(f"traceback: {log}\n")
+def test_the_traceback_of_another_error_is_in_a_log(tmp_path):
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    (folder / "torn.log").touch()
+    environment = {"GYRE_HOME": str(tmp_path), "PATH": ""}
+    command = [commands_folder() / "gyre", "logs", "torn"]
+    done = subprocess.run(
+        command, env=environment, stderr=subprocess.PIPE, text=True, check=False
+    )
+    assert done.returncode == 1
+    log = folder / "errors.log"
+    assert done.stderr.endswith(f"traceback: {log}\n")
     assert "FileNotFoundError" in log.read_text()
 
 

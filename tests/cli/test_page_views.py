@@ -20,10 +20,9 @@ def start_consumer(reader, opened):
     wait_until("the consumer", lambda: b"consuming events" in log.read_bytes())
 
 
-@pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
-    """What each command of the page prints."""
-    reader = Reader(tmp_path_factory.mktemp("page"), "shop")
+def page_outputs(folder):
+    """Return what each command of the page prints."""
+    reader = Reader(folder, "shop")
     texts = []
     is_started = False
     with ExitStack() as opened:
@@ -37,11 +36,12 @@ def outputs(tmp_path_factory):
                 is_started = True
             if command.startswith("python"):
                 reader.write_files(PAGE)
-        yield texts
+    return texts
 
 
 @pytest.mark.nightly
-def test_the_page_shows_a_window_that_ends_without_an_event(outputs):
+def test_a_window_ends_without_an_event_and_its_model_comes_into_production(tmp_path):
+    outputs = page_outputs(tmp_path)
     explanations = [json.loads(text) for text in outputs if '"contributions"' in text]
     before, after = (
         {name: part["value"] for name, part in explanation["contributions"].items()}
@@ -50,12 +50,6 @@ def test_the_page_shows_a_window_that_ends_without_an_event(outputs):
     names = ("views_5m", "products_5m", "last_price_5m", "views_1h", "mean_price_1h")
     assert [before[name] for name in names] == [3, 3, 40.0, 3, 30.0]
     assert [after[name] for name in names] == [0, 0, None, 3, 30.0]
-
-
-@pytest.mark.nightly
-def test_the_page_ends_with_a_version_in_production_and_no_difference_of_parity(
-    outputs,
-):
     text = "".join(outputs)
     assert "leaving: version 1 is in production" in text
     assert " 0 differences" in text

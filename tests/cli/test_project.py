@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import json
 import sys
-from functools import partial
 
 import httpx
-import numpy as np
 import pytest
 
 from core.settings import CLONE
 from feature_repo.feast_config import write_feast_config
-from stack.environment import child_environment
-from tests.cli.clone import few_orders, fewer_trees, outer_environment, run
+from tests.cli.clone import (
+    events,
+    few_orders,
+    fewer_trees,
+    online_answer,
+    outer_environment,
+    run,
+    stack_environment,
+)
 from tests.conftest import (
     answers,
     mlflow_server,
@@ -51,19 +56,11 @@ CODE = "from core.spec import load_spec; from training.lineage import code_hash 
 CODE += "print(h(load_spec('visits')))"
 
 
-def write_visits(path):
-    """A CSV of 300 visitors over 400 days, half of whom stay away for long."""
-    random = np.random.default_rng(7)
-    start = np.datetime64("now", "s") - np.timedelta64(400, "D")
-    lines = []
-    for number in range(300):
-        days = random.exponential(8 if number % 2 else 45, 80).cumsum()
-        for time in start + (days[days < 400] * 86_400).astype("timedelta64[s]"):
-            minutes = random.integers(1, 100) / 4
-            page = random.choice(["home", "shop", ""])
-            lines.append(f"{len(lines)},v-{number:03},{time}Z,{minutes},{page}\n")
-    path.write_text("visit_no,visitor_id,seen_at,minutes,page\n" + "".join(lines))
-    return len(lines)
+PAGES = ("home", "shop", "")
+VISITS = [
+    f"{number},v-{visitor:03},{time.isoformat()},{minutes},{PAGES[number % 3]}\n"
+    for number, visitor, time, minutes in events()
+]
 
 
 @pytest.fixture(scope="module")
@@ -84,8 +81,7 @@ def project(tmp_path_factory):
     git = "git init -q . && git add . && git -c user.name=a -c user.email=a@b commit -qm first"
     run(git, folder, outer)
     settings = new_settings(folder / ".gyre", demo_start=None)
-    environment = outer | child_environment(settings) | {"GYRE_PROJECT": str(folder)}
-    environment["PATH"] = outer["PATH"]
+    environment = stack_environment(settings) | {"GYRE_PROJECT": str(folder)}
     mlflow = mlflow_server(settings)
     with mlflow, redis_server(settings.redis_port, settings.home):
         write_feast_config(settings)
@@ -96,8 +92,9 @@ def project(tmp_path_factory):
 def outputs(project):
     """What each command prints, on the way from a CSV to versions of both models."""
     folder, _, environment = project
-    outputs = {"rows": write_visits(folder.parent / "visits.csv")}
-    outputs["new"] = run(NEW, folder, environment)
+    header = "visit_no,visitor_id,seen_at,minutes,page\n"
+    (folder.parent / "visits.csv").write_text("".join([header, *VISITS]))
+    outputs = {"new": run(NEW, folder, environment)}
     fewer_trees(folder / "models" / "visits.toml")
     run("cd feature_repo && feast apply", folder, environment)
     learn = environment | {"LEARN": LEARN}
@@ -119,7 +116,7 @@ def test_a_csv_becomes_three_files_and_a_source(outputs, project):
 def test_both_models_are_trained_and_lineage_names_the_project(outputs, project):
     folder, _, environment = project
     lines = outputs["learn"].splitlines()
-    assert f"{outputs['rows']} new" in outputs["learn"]
+    assert f"{len(VISITS)} new" in outputs["learn"]
     for model in ("orders", "visits"):
         assert f"{model}: version 1 is in production, the first one" in lines
     (line,) = (line for line in lines if line.startswith("[{"))
@@ -138,21 +135,13 @@ def test_serving_answers_for_both(outputs, project):
     _, settings, environment = project
     address = settings.serving_address
     keys = {"orders": {"customer_id": 1449}, "visits": {"visitor_id": "v-007"}}
-    latest = {}
-
-    def is_online(model):
-        url = f"{address}/models/{model}/predict"
-        answer = httpx.post(url, json=keys[model], timeout=60)
-        latest[model] = answer.json()
-        return answer.is_success and latest[model]["features_from"] == "online"
-
     log = settings.home / "serving.log"
     with running([sys.executable, "-m", "serving"], log, **environment):
         wait_until("serving", lambda: answers(f"{address}/health/live"))
-        for model in keys:
-            wait_until(model, partial(is_online, model))
-            assert latest[model]["model_version"] == "1"
-            assert 0 <= latest[model]["probability"] <= 1
+        for model, key in keys.items():
+            answer = online_answer(f"{address}/models/{model}/predict", key)
+            assert answer["model_version"] == "1"
+            assert 0 <= answer["probability"] <= 1
         assert "customer_churn" not in httpx.get(f"{address}/openapi.json").text
 
 
@@ -173,15 +162,9 @@ def test_an_empty_folder_is_filled_once_and_holds_the_home(tmp_path):
     folder.mkdir()
     environment = outer_environment() | {"GYRE_PROJECT": str(folder)}
     run("gyre init .", folder, environment)
-    names = sorted(path.name for path in folder.iterdir())
-    assert names == [
-        ".gitignore",
-        "README.md",
-        "data",
-        "feature_repo",
-        "models",
-        "team_a",
-    ]
+    names = {path.name for path in folder.iterdir()}
+    folders = {"data", "feature_repo", "models", "team_a"}
+    assert names == folders | {".gitignore", "README.md"}
     output = run("gyre env", tmp_path, environment | {"GYRE_PROJECT": "team_a"})
     assert f"export GYRE_PROJECT={folder}\n" in output
     assert f"export GYRE_HOME={folder}/.gyre\n" in output

@@ -10,7 +10,7 @@ import httpx
 import pytest
 
 from stack.environment import child_environment
-from tests.cli.clone import finished, outer_environment
+from tests.cli.clone import finished, online_answer, outer_environment
 from tests.conftest import (
     answers,
     mlflow_server,
@@ -28,6 +28,7 @@ UP = "gyre up\n"
 LATER = PAGE.commands.index("gyre parity late_flight\n")
 """From here on commands are left to the nightly run."""
 SAVE = '\n{ export -p; echo cd "$PWD"; } > '
+PREDICT = "/models/late_flight/predict"
 KEY = {"tailnum": "N042"}
 REQUEST = KEY | {"distance_km": 1860.1, "hour": 18}
 
@@ -42,12 +43,13 @@ class Reader:
         self.settings = new_settings(self.project / ".gyre", demo_start=None)
         self.state = folder / "shell"
         self.state.touch()
-        ports = child_environment(self.settings).items()
-        self.environment = outer_environment() | {
-            name: value for name, value in ports if name.endswith("_PORT")
+        ports = {
+            name: value
+            for name, value in child_environment(self.settings).items()
+            if name.endswith("_PORT")
         }
         # On a busy machine a look-up may be late.
-        self.environment["CURL_HOME"] = str(folder)
+        self.environment = outer_environment() | ports | {"CURL_HOME": str(folder)}
         options = "retry = 100\nretry-delay = 1\nretry-all-errors\n"
         (folder / ".curlrc").write_text(options)
 
@@ -66,33 +68,19 @@ class Reader:
         opened.enter_context(mlflow_server(settings))
         opened.enter_context(redis_server(settings.redis_port, settings.home))
         log = settings.home / "serving.log"
-        command = [sys.executable, "-m", "serving"]
-        opened.enter_context(self.running(command, log))
-        address = f"{settings.serving_address}/health/live"
-        wait_until("serving", lambda: answers(address))
+        opened.enter_context(self.running([sys.executable, "-m", "serving"], log))
+        wait_until("serving", lambda: answers(self.url("/health/live")))
 
     def running(self, command, log):
-        names = {
-            "GYRE_PROJECT": str(self.project),
-            "GYRE_HOME": str(self.settings.home),
-        }
-        environment = self.environment | child_environment(self.settings) | names
+        environment = self.environment | child_environment(self.settings)
+        environment["GYRE_PROJECT"] = str(self.project)
         return running(command, log, **environment)
 
-    def ask(self, body, path="/models/late_flight/predict"):
-        url = f"{self.settings.serving_address}{path}"
-        return httpx.post(url, json=body, timeout=60)
+    def url(self, path=PREDICT):
+        return f"{self.settings.serving_address}{path}"
 
-    def answer(self, **changes):
-        """Ask until the look-up of features was in time."""
-        answers = [self.ask(REQUEST | changes)]
-
-        def is_online():
-            answers.append(self.ask(REQUEST | changes))
-            return answers[-1].json().get("features_from") == "online"
-
-        wait_until("an answer", is_online)
-        return answers[-1].json()
+    def ask(self, body, path=PREDICT):
+        return httpx.post(self.url(path), json=body, timeout=60)
 
     def files(self):
         paths = (path.relative_to(self.project) for path in self.project.rglob("*.*"))
@@ -141,8 +129,9 @@ def test_it_ends_with_a_prediction_of_request_and_stored_features(outputs, reade
     texts = [text for text in outputs.values() if str(text).startswith('{"tailnum"')]
     (answer,) = (json.loads(text) for text in texts)
     assert answer.items() >= (KEY | {"model_version": "1"}).items()
-    early = reader.answer(hour=7)["probability"]
-    assert 0 < early < reader.answer(hour=19)["probability"] < 1  # delays add up
+    early = online_answer(reader.url(), REQUEST | {"hour": 7})["probability"]
+    late = online_answer(reader.url(), REQUEST | {"hour": 19})["probability"]
+    assert 0 < early < late < 1  # delays add up
     path = "/v1/models/late_flight:predict"
     kserve = reader.ask({"instances": [REQUEST]}, path).json()
     assert kserve["predictions"][0]["score"] == answer["probability"]

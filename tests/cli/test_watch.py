@@ -7,17 +7,13 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from core.settings import PROJECT
-from monitoring.decision import INPUTS, Decision, Inputs, decide
+from monitoring.decision import INPUTS, Inputs, decide
 from monitoring.decision_log import DecisionRow, store_decision
-from stack.environment import child_environment
-from tests.cli.clone import finished, outer_environment
+from tests.cli.clone import gyre
 from tests.conftest import mlflow_server, new_settings
 
 MODEL = "customer_churn_model"
 NOW = datetime(2026, 11, 20, 12, tzinfo=UTC)
-CAUSE = "drift of version 1"
-WORDS = "bad: total_spend_30d: PSI 0.31"
 INPUT = Inputs(
     as_of=NOW, version="1", verdicts=("bad", "bad"), findings=("total_spend_30d: PSI 0.31",),
     harm=None, previous=None, last_retraining=None, last_promotion=NOW - timedelta(days=2),
@@ -30,26 +26,15 @@ def settings(tmp_path):
     return new_settings(tmp_path)
 
 
-def gyre(settings, arguments: str, code: int = 0) -> str:
-    outer = outer_environment()
-    environment = outer | child_environment(settings) | {"PATH": outer["PATH"]}
-    done = finished(f"gyre {arguments}", PROJECT, environment, code)
-    return done.stderr if code else done.stdout
-
-
-def store(settings, decision: Decision) -> None:
-    store_decision(
-        settings,
-        DecisionRow(
-            MODEL, INPUT.version, NOW, "bad", decision.action, decision.rule, decision.reason,
-            CAUSE, WORDS, INPUTS.dump_json(INPUT).decode(), 900,
-        )
-    )  # fmt: skip
-
-
 def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
-    store(settings, decide(INPUT))
-    text = gyre(settings, f"decide {MODEL} --explain")
+    decision = decide(INPUT)
+    row = DecisionRow(
+        MODEL, "1", NOW, "bad", decision.action, decision.rule, decision.reason,
+        "drift of version 1", "bad: total_spend_30d: PSI 0.31",
+        INPUTS.dump_json(INPUT).decode(), 900,
+    )  # fmt: skip
+    store_decision(settings, row)
+    text = gyre(settings, f"decide {MODEL} --explain").stdout
     for part in (
         "version 1: retrain",
         "rule: drift",
@@ -59,7 +44,7 @@ def test_the_last_decision_is_explained_by_its_inputs_and_taken_again(settings):
         '"cooldown": "P1D"',
     ):
         assert part in text
-    document = json.loads(gyre(settings, f"decide {MODEL} --explain --json"))
+    document = json.loads(gyre(settings, f"decide {MODEL} --explain --json").stdout)
     assert (document["rule"], document["agrees"]) == ("drift", True)
     assert document["inputs"]["verdicts"] == ["bad", "bad"]
 
@@ -68,5 +53,5 @@ def test_monitoring_with_nothing_in_production_is_insufficient_data_and_no_error
     settings,
 ):
     with mlflow_server(settings):
-        text = gyre(settings, f"monitor {MODEL}")
+        text = gyre(settings, f"monitor {MODEL}").stdout
     assert "nothing is in production; nothing (insufficient_data)" in text
